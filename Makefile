@@ -1,0 +1,57 @@
+# loraplex, one verb each. On the machine: make and Python 3.11 or newer. Everything else goes into .venv, from the lock
+# files; each stamp says that one of the two sets is in there, so that the demo does not wait for the tests' oracles.
+#
+#   PYTHON=python3.12          the Python that makes .venv
+#   TORCH_EXTRA_INDEX_URL=...  one more index to find torch in. Without it Linux gets the default index's CUDA build, of
+#                              several GB; the PyTorch project's index of CPU wheels has a small one (see Dockerfile).
+
+PYTHON ?= python3
+TORCH_EXTRA_INDEX_URL ?=
+
+BIN := .venv/bin
+# Twice quiet: only errors.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check
+
+help:  ## list the verbs
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
+
+setup: .venv/dev.stamp  ## make .venv for the service and the tests; does nothing when it is current
+
+demo: .venv/run.stamp  ## the whole story on real data, in a minute or two
+	@$(BIN)/python demo/demo.py
+
+serve: .venv/run.stamp  ## start the service on 127.0.0.1:8000
+	@$(BIN)/loraplex serve
+
+test: .venv/dev.stamp  ## run the tests
+	@$(BIN)/python -m pytest
+
+check: .venv/dev.stamp  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Also made again when the Python that it points to has gone.
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "loraplex needs Python 3.11 or newer, and there is no $(PYTHON): install it, or name one with 'make PYTHON=...'." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "loraplex needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1): name a newer one with 'make PYTHON=...'." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) comes without venv: install it (on Debian and Ubuntu the package python3-venv), then run make again." >&2; exit 1; }
+	@$(PYTHON) -m venv --clear .venv
+
+# A stamp is touched last, so an interrupted install runs again. (ensurepip: for a venv interrupted before it got pip.)
+# What the service needs is compiled here: where Python may not write beside its packages, every process would compile
+# torch again. The oracles are compiled as they are imported, which is seldom all of them.
+.venv/run.stamp: requirements.lock pyproject.toml $(BIN)/python
+	@echo "setting up .venv to run the service: about a minute the first time (more where torch has to be downloaded)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@$(INSTALL) $(if $(TORCH_EXTRA_INDEX_URL),--extra-index-url $(TORCH_EXTRA_INDEX_URL)) -r requirements.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/dev.stamp: requirements-dev.lock .venv/run.stamp
+	@echo "setting up .venv for the tests and checks: another minute the first time"
+	@$(INSTALL) --no-compile -r requirements-dev.lock
+	@touch $@

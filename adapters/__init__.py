@@ -1,0 +1,1 @@
+"""LoRA adapters on one frozen linear layer: the domain, free of any web framework."""

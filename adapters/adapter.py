@@ -1,0 +1,184 @@
+"""One version of one adapter: its factors, and the bytes that they are stored and compared as."""
+
+# I in_features · O out_features · R rank
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from adapters.base_layer import BaseLayer
+from adapters.errors import BlobCorrupt, NotFinite, OutOfRange, RankTooLarge, WrongShape
+
+FORMAT = 1
+MAX_ALPHA = 1e6
+_METADATA_KEY = "loraplex"
+
+
+def digest_of(content: bytes) -> str:
+    """`sha256:` and the 64 hex digits of `content`."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def scaling_of(alpha: float, rank: int, *, rslora: bool) -> float:
+    """s = alpha / r (Hu et al. 2021, section 4.1), or alpha / √r (rsLoRA: Kalajdzievski 2023, theorem 3.2)."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """`ΔW = s·A·B` and, where there is one, `s·bias`: `y = x·Wᵀ + b + s·((x·Bᵀ)·Aᵀ + bias)`.
+
+    a_OR: (O, R), b_RI: (R, I), bias_O: (O,) or None: contiguous float32 on the CPU, or on the base's device
+    in its dtype after `to`. Alpha is finite, |alpha| ≤ 1e6.
+    """
+
+    a_OR: Tensor
+    b_RI: Tensor
+    bias_O: Tensor | None
+    alpha: float
+    rslora: bool = False
+    feature_space: str | None = None
+
+    @property
+    def rank(self) -> int:
+        """R, at least 1; it may be above min(O, I)."""
+        return self.b_RI.shape[0]
+
+    @property
+    def scaling(self) -> float:
+        """s, the factor in front of the low-rank term."""
+        return scaling_of(self.alpha, self.rank, rslora=self.rslora)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the factors take while they are resident."""
+        tensors = [self.a_OR, self.b_RI] + ([] if self.bias_O is None else [self.bias_O])
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @cached_property
+    def canonical_bytes(self) -> bytes:
+        """The safetensors file that this adapter is stored as: equal adapters have equal bytes.
+
+        One metadata entry holds everything apart from the tensors that changes the answer or its meaning.
+        """
+        about: dict[str, object] = {"alpha": float(self.alpha), "format": FORMAT, "rslora": self.rslora}
+        if self.feature_space is not None:
+            about["feature_space"] = self.feature_space
+        tensors = {"A": self.a_OR, "B": self.b_RI}
+        if self.bias_O is not None:
+            tensors["bias"] = self.bias_O
+        metadata = {_METADATA_KEY: json.dumps(about, separators=(",", ":"), sort_keys=True)}
+        return save_tensors(tensors, metadata=metadata)
+
+    @cached_property
+    def digest(self) -> str:
+        """`sha256:` + hex of the canonical bytes."""
+        return digest_of(self.canonical_bytes)
+
+    def relative_norm(self, base: BaseLayer) -> float | None:
+        """‖ΔW‖_F / ‖W‖_F; None where W is all zeros.
+
+        From the factors alone: A = Q₁R₁ and Bᵀ = Q₂R₂ give ‖A·B‖ = ‖R₁·R₂ᵀ‖, in float64.
+        """
+        if base.weight_norm == 0:
+            return None
+        r1 = torch.linalg.qr(self.a_OR.double(), mode="r").R
+        r2 = torch.linalg.qr(self.b_RI.double().T, mode="r").R
+        return abs(self.scaling) * float(torch.linalg.matrix_norm(r1 @ r2.T)) / base.weight_norm
+
+    def to(self, base: BaseLayer) -> "Adapter":
+        """This adapter on the base's device, in the dtype that the base is held in."""
+        if base.weight_OI.device == self.a_OR.device and base.weight_OI.dtype == self.a_OR.dtype:
+            return self
+        a_OR, b_RI = self.a_OR.to(base.weight_OI), self.b_RI.to(base.weight_OI)
+        bias_O = None if self.bias_O is None else self.bias_O.to(base.weight_OI)
+        return Adapter(a_OR, b_RI, bias_O, self.alpha, self.rslora, self.feature_space)
+
+
+def from_canonical_bytes(content: bytes) -> Adapter:
+    """The adapter that was stored as `content`; raises `BlobCorrupt` where it is not such a file."""
+    try:
+        tensors = load_tensors(content)
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        about = json.loads(header["__metadata__"][_METADATA_KEY])
+        return Adapter(
+            tensors["A"],
+            tensors["B"],
+            tensors.get("bias"),
+            about["alpha"],
+            about["rslora"],
+            about.get("feature_space"),
+        )
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BlobCorrupt(f"a stored adapter cannot be read: {error}") from None
+
+
+def check_alpha(alpha: float, *, field: str = "alpha") -> float:
+    """`alpha` as a float; raises `NotFinite` or `OutOfRange` past ±1e6."""
+    if not abs(alpha) < math.inf:
+        raise NotFinite(f"{field} is not finite", field=field, given=alpha, expected="a finite number")
+    if abs(alpha) > MAX_ALPHA:
+        raise OutOfRange(
+            f"{field} is out of range",
+            field=field,
+            given=alpha,
+            expected=f"a number from -{MAX_ALPHA:g} to {MAX_ALPHA:g}",
+        )
+    return float(alpha)
+
+
+def check_factors(
+    a_OR: Tensor,
+    b_RI: Tensor,
+    bias_O: Tensor | None,
+    base: BaseLayer,
+    *,
+    max_rank: int,
+    names: tuple[str, str, str],
+) -> None:
+    """That the factors fit each other and the base; raises `WrongShape` or `RankTooLarge`.
+
+    `names` are what the caller calls A, B and bias. Where swapping A and B would cure the shapes, the message
+    says so.
+    """
+    a_name, b_name, bias_name = names
+    O, I = base.out_features, base.in_features
+    a_shape, b_shape = tuple(a_OR.shape), tuple(b_RI.shape)
+    fits = len(a_shape) == len(b_shape) == 2 and a_shape == (O, b_shape[0]) and b_shape[1] == I
+    if not fits:
+        swapped = len(a_shape) == len(b_shape) == 2 and b_shape == (O, a_shape[0]) and a_shape[1] == I
+        hint = f"; {a_name} and {b_name} look swapped: exchange them" if swapped else ""
+        culprit, shape, expected = (
+            (a_name, a_shape, f"({O}, r)")
+            if len(a_shape) != 2 or a_shape[0] != O
+            else (b_name, b_shape, f"({a_shape[1]}, {I})")
+        )
+        raise WrongShape(
+            f"{culprit} has shape {shape}, expected {expected}: for this base layer {a_name} is ({O}, r) and "
+            f"{b_name} is (r, {I}){hint}",
+            field=culprit,
+            given=str(shape),
+            expected=expected,
+        )
+    if b_shape[0] > max_rank:
+        raise RankTooLarge(
+            f"{b_name} has rank {b_shape[0]}, at most {max_rank} is accepted",
+            field=b_name,
+            given=b_shape[0],
+            expected=f"a rank of at most {max_rank}",
+        )
+    if bias_O is not None and tuple(bias_O.shape) != (O,):
+        raise WrongShape(
+            f"{bias_name} has shape {tuple(bias_O.shape)}, expected ({O},)",
+            field=bias_name,
+            given=str(tuple(bias_O.shape)),
+            expected=f"({O},)",
+        )

@@ -1,0 +1,109 @@
+"""Immutable files, durable once `write` has returned.
+
+A blob's name is random and says nothing; it is written once, never changed, and belongs to one publish or one
+job. A blob that no row refers to is what a crash between the file and the row left, and `sweep` removes it.
+"""
+
+import errno
+import fcntl
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from adapters.errors import BlobCorrupt, StorageFull
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class BlobStore:
+    """The blobs in one folder, which is made where it is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "blobs"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for made in (folder.parent, folder):
+            sync_folder(made)
+        self._lock_file = folder / "publish.lock"
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Hold this from before a blob is written until the row that refers to it is committed.
+
+        Otherwise another process that starts in between would sweep the blob away: it has no row yet.
+        """
+        with self._lock_file.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
+
+    def write(self, content: bytes) -> str:
+        """Store `content` and return its name; on disk, through power loss, before this returns.
+
+        Raises `StorageFull`, leaving nothing behind.
+        """
+        name = uuid.uuid4().hex
+        temporary = self._folder / f"{name}.tmp"
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self._folder / name)
+            sync_folder(self._folder)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno in _FULL:
+                raise StorageFull(f"the disk is full: {len(content)} bytes could not be stored") from None
+            raise
+        return name
+
+    def read(self, name: str, *, offset: int = 0, length: int = -1) -> bytes:
+        """`length` bytes from `offset` on (all, where it is -1); raises `BlobCorrupt` where they are not there."""
+        try:
+            with self.path(name).open("rb") as file:
+                file.seek(offset)
+                content = file.read(length)
+        except FileNotFoundError:
+            raise BlobCorrupt(f"the file of a stored adapter or data set is missing: {name}") from None
+        if length >= 0 and len(content) != length:
+            raise BlobCorrupt(f"the file {name} ends before byte {offset + length}")
+        return content
+
+    def path(self, name: str) -> Path:
+        """Where a blob lies."""
+        return self._folder / name
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove blobs whose rows are gone. What is removed already, or was never there, is passed over."""
+        for name in names:
+            self.path(name).unlink(missing_ok=True)
+
+    def sweep(self, referenced: Iterable[str]) -> int:
+        """Remove every file that is not in `referenced`; returns how many. Call it under `sweeping`."""
+        kept = set(referenced)
+        doomed = [path for path in self._folder.iterdir() if path.name not in kept]
+        for path in doomed:
+            with suppress(FileNotFoundError):
+                path.unlink()
+        return len(doomed)
+
+    @contextmanager
+    def sweeping(self) -> Iterator[bool]:
+        """Yields whether nobody is publishing and nobody can begin to before this ends."""
+        with self._lock_file.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable: an fsync of a file does not cover the name that leads to it."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

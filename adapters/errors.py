@@ -1,0 +1,354 @@
+"""Everything that can go wrong, drawn once.
+
+    LoraplexError
+    ├── InvalidInput
+    │   ├── NotJson · DuplicateKey · MissingField · UnknownField · IgnoredField
+    │   ├── WrongType · OutOfRange · WrongShape · NotFinite · RankTooLarge
+    │   ├── InvalidName · InvalidReference · InvalidCursor · InvalidCombination
+    │   ├── InvalidUpload
+    │   │   └── InvalidSafetensors · InvalidArchive · PeftUnsupported
+    │   └── OutputNotFinite
+    ├── NotFound
+    │   └── AdapterNotFound · VersionNotFound · AliasNotFound · AdapterNotLive · JobNotFound
+    ├── Conflict
+    │   └── BaseMismatch · FeatureSpaceMismatch · JobEnded
+    ├── PreconditionFailed
+    ├── QueueFull
+    ├── CatalogBusy
+    ├── StorageFull
+    ├── BlobCorrupt
+    ├── TrainingFailed
+    │   └── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
+    ├── ClaimLost
+    └── BaseNotLoadable
+
+The first line of each docstring is the error's title, wherever it is shown; `code` is its stable name.
+Which HTTP status a code gets is the web layer's business.
+"""
+
+import json
+from typing import ClassVar
+
+_SHOWN = 100
+
+
+class LoraplexError(Exception):
+    """Something went wrong"""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        field: str | None = None,
+        row: int | None = None,
+        given: object = None,
+        expected: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+        self.row = row
+        self.given = given
+        self.expected = expected
+
+    def members(self) -> dict[str, object]:
+        """The members of a problem (RFC 9457) that this error has, less its status: ready for JSON."""
+        members: dict[str, object] = {
+            "type": f"urn:loraplex:{self.code}",
+            "title": (type(self).__doc__ or "").partition("\n")[0],
+            "detail": self.detail,
+            "code": self.code,
+            "field": self.field,
+            "row": self.row,
+            "given": None if self.given is None else shown(self.given),
+            "expected": self.expected,
+        }
+        return {name: value for name, value in members.items() if value is not None}
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: JSON text, a string without its quotes, at most 100 characters."""
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, int) and abs(value) >= 10**_SHOWN:
+        text = "an integer of more than 100 digits"
+    else:
+        try:
+            text = json.dumps(value, default=str)
+        except (ValueError, RecursionError):
+            text = type(value).__name__
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+class InvalidInput(LoraplexError):
+    """The request has a value that cannot be used"""
+
+    code = "invalid_input"
+
+
+class NotJson(InvalidInput):
+    """The text is not JSON"""
+
+    code = "not_json"
+
+
+class DuplicateKey(InvalidInput):
+    """A JSON object has the same key twice"""
+
+    code = "duplicate_key"
+
+
+class MissingField(InvalidInput):
+    """A field that is needed was left out"""
+
+    code = "missing_field"
+
+
+class UnknownField(InvalidInput):
+    """A field is not one that is known here"""
+
+    code = "unknown_field"
+
+
+class IgnoredField(InvalidInput):
+    """A field was given that the chosen method would ignore"""
+
+    code = "ignored_field"
+
+
+class WrongType(InvalidInput):
+    """A value is of the wrong type"""
+
+    code = "wrong_type"
+
+
+class OutOfRange(InvalidInput):
+    """A value is outside its bounds"""
+
+    code = "out_of_range"
+
+
+class WrongShape(InvalidInput):
+    """An array has the wrong shape"""
+
+    code = "wrong_shape"
+
+
+class NotFinite(InvalidInput):
+    """A number is not finite as float32"""
+
+    code = "not_finite"
+
+
+class RankTooLarge(InvalidInput):
+    """The rank is above what this service accepts"""
+
+    code = "rank_too_large"
+
+
+class InvalidName(InvalidInput):
+    """A name does not follow the rule for names"""
+
+    code = "invalid_name"
+
+
+class InvalidReference(InvalidInput):
+    """A reference to an adapter is malformed"""
+
+    code = "invalid_reference"
+
+
+class InvalidCursor(InvalidInput):
+    """A cursor was not issued by this service for this list"""
+
+    code = "invalid_cursor"
+
+
+class InvalidCombination(InvalidInput):
+    """Two values are fine alone and cannot be used together"""
+
+    code = "invalid_combination"
+
+
+class InvalidUpload(InvalidInput):
+    """An uploaded adapter cannot be read"""
+
+    code = "invalid_upload"
+
+
+class InvalidSafetensors(InvalidUpload):
+    """A safetensors file is malformed or outside its limits"""
+
+    code = "invalid_safetensors"
+
+
+class InvalidArchive(InvalidUpload):
+    """A zip archive is malformed, unsafe or outside its limits"""
+
+    code = "invalid_archive"
+
+
+class PeftUnsupported(InvalidUpload):
+    """A PEFT adapter uses a feature that cannot be served exactly"""
+
+    code = "peft_unsupported"
+
+
+class OutputNotFinite(InvalidInput):
+    """The layer's answer to a row is not finite"""
+
+    code = "output_not_finite"
+
+
+class NotFound(LoraplexError):
+    """Nothing has that name"""
+
+    code = "not_found"
+
+
+class AdapterNotFound(NotFound):
+    """There is no adapter of that name"""
+
+    code = "adapter_not_found"
+
+
+class VersionNotFound(NotFound):
+    """The adapter has no such version"""
+
+    code = "version_not_found"
+
+
+class AliasNotFound(NotFound):
+    """The adapter has no such alias"""
+
+    code = "alias_not_found"
+
+
+class AdapterNotLive(NotFound):
+    """The adapter has versions, and none of them is live"""
+
+    code = "adapter_not_live"
+
+
+class JobNotFound(NotFound):
+    """There is no job of that id"""
+
+    code = "job_not_found"
+
+
+class Conflict(LoraplexError):
+    """The request does not fit the state of what it names"""
+
+    code = "conflict"
+
+
+class BaseMismatch(Conflict):
+    """The adapter was made for another base layer"""
+
+    code = "base_mismatch"
+
+
+class FeatureSpaceMismatch(Conflict):
+    """The inputs come from another encoder than the one that is served"""
+
+    code = "feature_space_mismatch"
+
+
+class JobEnded(Conflict):
+    """The job has ended already"""
+
+    code = "job_ended"
+
+
+class PreconditionFailed(LoraplexError):
+    """A condition in the request's headers does not hold"""
+
+    code = "precondition_failed"
+
+
+class QueueFull(LoraplexError):
+    """The queue of jobs is full"""
+
+    code = "queue_full"
+
+
+class CatalogBusy(LoraplexError):
+    """The catalogue is locked by another process"""
+
+    code = "catalog_busy"
+
+
+class StorageFull(LoraplexError):
+    """The disk is full; nothing was stored"""
+
+    code = "storage_full"
+
+
+class BlobCorrupt(LoraplexError):
+    """A stored file is missing or no longer has the bytes that were stored"""
+
+    code = "blob_corrupt"
+
+
+class TrainingFailed(LoraplexError):
+    """The training did not end in an adapter"""
+
+    code = "training_failed"
+
+
+class Diverged(TrainingFailed):
+    """The loss or the factors stopped being finite"""
+
+    code = "diverged"
+
+    def __init__(self, detail: str, *, step: int) -> None:
+        super().__init__(detail, expected="a finite loss; try a lower learning_rate")
+        self.step = step
+
+    def members(self) -> dict[str, object]:
+        """As for every error, and the step."""
+        return super().members() | {"step": self.step}
+
+
+class WorkerDied(TrainingFailed):
+    """The process that trained died on three attempts"""
+
+    code = "worker_died"
+
+
+class AdapterDeleted(TrainingFailed):
+    """The adapter was deleted after the job was queued"""
+
+    code = "adapter_deleted"
+
+
+class BaseChanged(TrainingFailed):
+    """The base layer is no longer the one that the job was queued for"""
+
+    code = "base_changed"
+
+
+class OutOfMemory(TrainingFailed):
+    """The training needs more memory than there is"""
+
+    code = "out_of_memory"
+
+
+class FitFailed(TrainingFailed):
+    """The training stopped on an error of its own"""
+
+    code = "fit_failed"
+
+
+class ClaimLost(LoraplexError):
+    """The job is no longer this trainer's: it was cancelled, or its lease ran out"""
+
+    code = "claim_lost"
+
+
+class BaseNotLoadable(LoraplexError):
+    """The base layer cannot be loaded"""
+
+    code = "base_not_loadable"

@@ -1,0 +1,106 @@
+"""PEFT's two files in one zip archive: read with every limit checked first, written the same each time."""
+
+import stat
+import zipfile
+import zlib
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import PurePosixPath
+
+from adapters.errors import InvalidArchive
+from adapters.peft_format import CONFIG_FILE, TENSOR_FILE
+
+_IGNORED = "README.md"
+_WANTED = (CONFIG_FILE, TENSOR_FILE)
+_MAX_ENTRIES = 8
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest time that zip can say: archives of the same adapter are the same bytes."""
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """A zip of `files` at its root, uncompressed: factors are noise to a compressor."""
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, date_time=_EPOCH)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, files[name])
+    return buffer.getvalue()
+
+
+def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
+    """PEFT's two files from a zip that has them at its root or in one folder.
+
+    Nothing is written to disk, and no entry unpacks past `max_bytes`. Raises `InvalidArchive`, naming the entry.
+    """
+    try:
+        with zipfile.ZipFile(BytesIO(content)) as archive:
+            entries = archive.infolist()
+            if len(entries) > _MAX_ENTRIES:
+                raise InvalidArchive(
+                    f"the zip has {len(entries)} entries",
+                    given=f"{len(entries)} entries",
+                    expected=f"at most {_MAX_ENTRIES}",
+                )
+            chosen = _choose(entries)
+            return {name: _read(archive, entry, max_bytes) for name, entry in chosen.items()}
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        ValueError,
+    ) as error:
+        raise InvalidArchive(f"the body is not a readable zip archive: {error}", expected="a zip archive") from None
+
+
+def _choose(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    chosen: dict[str, zipfile.ZipInfo] = {}
+    folders = set()
+    for entry in entries:
+        path = PurePosixPath(entry.filename)
+        _check_path(entry, path)
+        if entry.is_dir():
+            continue
+        folders.add(path.parent)
+        if path.name == _IGNORED:
+            continue
+        if path.name not in _WANTED or len(path.parts) > 2:
+            raise _refused(entry, f"is not one of {', '.join(_WANTED)}")
+        if path.name in chosen:
+            raise _refused(entry, "is there twice")
+        chosen[path.name] = entry
+    if len(folders) > 1:
+        raise InvalidArchive("the zip has files in several folders", expected="both files at the root or in one folder")
+    for name in _WANTED:
+        if name not in chosen:
+            raise InvalidArchive(f"the zip has no {name}", field=name, expected=", ".join(_WANTED))
+    return chosen
+
+
+def _check_path(entry: zipfile.ZipInfo, path: PurePosixPath) -> None:
+    name = entry.orig_filename
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name:
+        raise _refused(entry, "has an unsafe path")
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise _refused(entry, "is a link")
+    if entry.flag_bits & 1:
+        raise _refused(entry, "is encrypted")
+
+
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, max_bytes: int) -> bytes:
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _refused(entry, "is compressed by another method than deflate")
+    if entry.file_size > max_bytes:
+        raise _refused(entry, f"unpacks to {entry.file_size} bytes, more than {max_bytes}")
+    with archive.open(entry) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise _refused(entry, f"unpacks to more than {max_bytes} bytes")
+    return content
+
+
+def _refused(entry: zipfile.ZipInfo, why: str) -> InvalidArchive:
+    return InvalidArchive(f"the zip entry {entry.orig_filename[:80]!r} {why}", field="body", given=entry.orig_filename)

@@ -1,0 +1,54 @@
+"""Which adapters are in memory."""
+
+import threading
+from collections import OrderedDict
+
+from adapters.adapter import Adapter, digest_of, from_canonical_bytes
+from adapters.base_layer import BaseLayer
+from adapters.blobs import BlobStore
+from adapters.errors import BlobCorrupt
+from adapters.versions import Version
+
+
+class Residency:
+    """Adapters on the base's device under a budget of bytes, the least recently used leaving first.
+
+    They are kept by digest: they never change, and two names with the same bytes share one. An adapter that
+    leaves stays whole for the request that holds it.
+    """
+
+    def __init__(self, base: BaseLayer, blobs: BlobStore, *, budget_bytes: int) -> None:
+        self._base = base
+        self._blobs = blobs
+        self._budget = budget_bytes
+        self._resident: OrderedDict[str, Adapter] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, version: Version) -> Adapter:
+        """The adapter of a version, read and checked against its digest where it is not resident.
+
+        Raises `BlobCorrupt`.
+        """
+        with self._lock:
+            adapter = self._resident.get(version.digest)
+            if adapter is not None:
+                self._resident.move_to_end(version.digest)
+                return adapter
+        adapter = read_adapter(version, self._blobs).to(self._base)
+        with self._lock:
+            if version.digest not in self._resident:
+                self._resident[version.digest] = adapter
+                self._bytes += adapter.memory_bytes
+            while self._bytes > self._budget and self._resident:
+                _, evicted = self._resident.popitem(last=False)
+                self._bytes -= evicted.memory_bytes
+        return adapter
+
+
+def read_adapter(version: Version, blobs: BlobStore) -> Adapter:
+    """A version's adapter from its blob; raises `BlobCorrupt` where the bytes are not those of its digest."""
+    content = blobs.read(version.file, offset=version.offset, length=version.bytes)
+    if digest_of(content) != version.digest:
+        raise BlobCorrupt(f"the stored bytes of {version.adapter}@{version.version} are not those that were published")
+    return from_canonical_bytes(content)

@@ -1,0 +1,41 @@
+"""JSON read exactly: UTF-8 only, a key twice is an error, and nothing is guessed."""
+
+import json
+
+from adapters.errors import DuplicateKey, NotJson
+
+_LONGEST_INTEGER = 400
+"""Digits: more are past float64 anyway, and Python refuses to convert past 4,300."""
+
+
+def parse(text: bytes, *, what: str = "the body") -> object:
+    """Objects, lists, strings, ints, floats, bools and None, as the standard library reads them.
+
+    `NaN`, `Infinity` and numbers too large for float64 come out as non-finite floats, so that the caller can
+    refuse them by the name of their field. Raises `NotJson` and `DuplicateKey`.
+    """
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_int=_integer)
+    except UnicodeDecodeError as error:
+        raise NotJson(f"{what} is not UTF-8 text at byte {error.start}", expected="JSON in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise NotJson(
+            f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", expected="JSON"
+        ) from None
+    except RecursionError:
+        raise NotJson(f"{what} is nested too deeply", expected="JSON nested a few levels deep") from None
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise DuplicateKey(f"the key {key!r} stands twice in one object", field=key)
+            seen.add(key)
+    return result

@@ -1,0 +1,89 @@
+"""A trainer's hold on the process that fits."""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+Frame = dict[str, Any]
+
+
+class FitterDied(Exception):
+    """The process ended, or was killed, before it had answered."""
+
+
+class Fitter:
+    """One child process that has torch and the base layer loaded, and fits what it is sent.
+
+    It serves job after job, so that a small one does not pay for the start; after a kill it is started anew.
+    """
+
+    def __init__(self, base_arguments: Mapping[str, str]) -> None:
+        self._base_arguments = json.dumps(dict(base_arguments))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+
+    def start(self) -> None:
+        """Start the process, unless it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self.kill()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "adapters.training.fit_process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._frames = queue.SimpleQueue()
+        threading.Thread(target=_read_frames, args=(self._process, self._frames), daemon=True).start()
+        self._send(self._base_arguments)
+
+    def begin(self, request: Mapping[str, Any]) -> None:
+        """Have it fit; its frames come from `next_frame`. Raises `FitterDied`."""
+        self.start()
+        self._send(json.dumps(dict(request)))
+
+    def next_frame(self, seconds: float) -> Frame | None:
+        """The next frame, or None where none came in time. Raises `FitterDied`."""
+        try:
+            frame = self._frames.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if frame is None:
+            raise FitterDied
+        return frame
+
+    def kill(self) -> None:
+        """End the process at once, whatever it does."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process = None
+
+    def _send(self, line: str) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise FitterDied from None
+
+
+def _read_frames(process: "subprocess.Popen[bytes]", frames: "queue.SimpleQueue[Frame | None]") -> None:
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            frame = json.loads(line)
+            if "bytes" in frame:
+                frame["content"] = process.stdout.read(frame["bytes"])
+            frames.put(frame)
+    except ValueError:
+        pass  # killed in the middle of a line, or the pipe was closed under us
+    frames.put(None)

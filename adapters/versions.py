@@ -1,0 +1,95 @@
+"""What the catalogue knows of an adapter and of its versions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from adapters.adapter import Adapter, scaling_of
+from adapters.base_layer import BaseLayer
+from adapters.errors import BaseMismatch, FeatureSpaceMismatch
+
+
+class Source(StrEnum):
+    """Where a version came from."""
+
+    UPLOAD = "upload"
+    """A client sent the factors."""
+    JOB = "job"
+    """A training job made them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One immutable version of an adapter."""
+
+    adapter: str
+    version: int
+    digest: str
+    rank: int
+    alpha: float
+    rslora: bool
+    base: str
+    """Fingerprint of the base layer that it was made for."""
+    feature_space: str | None
+    created_at: str
+    source: Source
+    job: str | None
+    module: str | None
+    """Path of the module in the PEFT files that it was uploaded as."""
+    metrics: Mapping[str, object] | None
+    relative_norm: float | None
+    file: str
+    """The blob that holds its canonical bytes, from `offset` on, `bytes` long."""
+    offset: int
+    bytes: int
+
+    @property
+    def scaling(self) -> float:
+        """s, the factor in front of the low-rank term."""
+        return scaling_of(self.alpha, self.rank, rslora=self.rslora)
+
+    def check_answers_on(self, base: BaseLayer, feature_space: str | None) -> None:
+        """Raises `BaseMismatch` or `FeatureSpaceMismatch` where it cannot be served here.
+
+        A version that was made under no feature space makes no claim about its encoder, and passes.
+        """
+        who = f"{self.adapter}@{self.version}"
+        if self.base != base.fingerprint:
+            raise BaseMismatch(
+                f"{who} was made for the base layer {self.base}, this service has {base.fingerprint}",
+                field="adapter",
+                given=self.base,
+                expected=base.fingerprint,
+            )
+        if self.feature_space is not None and self.feature_space != feature_space:
+            raise FeatureSpaceMismatch(
+                f"{who} is for the feature space {self.feature_space!r}, this service has {feature_space!r}",
+                field="adapter",
+                given=self.feature_space,
+                expected=feature_space,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSummary:
+    """A name, its aliases and how many versions it has."""
+
+    name: str
+    created_at: str
+    aliases: Mapping[str, int]
+    live: Version | None
+    versions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """One adapter on its way into the catalogue."""
+
+    name: str
+    adapter: Adapter
+    base: BaseLayer
+    source: Source
+    module: str | None = None
+    job: str | None = None
+    metrics: Mapping[str, object] | None = None
+    moves_live: bool = True

@@ -1,0 +1,1 @@
+"""The service: FastAPI, the supervisor, the command line."""

@@ -1,0 +1,75 @@
+"""Request bodies: their type, their bytes, their JSON."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from adapters.errors import WrongType
+from adapters.strict_json import parse
+from app.edge import too_large
+from app.problems import UnsupportedMediaType, from_validation
+
+JSON = "application/json"
+BINARY = bytes
+"""What a body that is not JSON is documented as."""
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def content_type(request: Request, *accepted: str) -> str:
+    """The body's type, without parameters; raises `UnsupportedMediaType` where it is none of `accepted`."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given not in accepted:
+        raise UnsupportedMediaType(
+            f"the content type is {given or 'missing'}; this call takes {', '.join(accepted)}",
+            field="Content-Type",
+            given=given,
+            expected=", ".join(accepted),
+        )
+    return given
+
+
+async def read_json(request: Request, *, max_bytes: int | None = None, hint: str = "") -> bytes:
+    """The bytes of a JSON body; raises `UnsupportedMediaType`, and `BodyTooLarge` past `max_bytes`."""
+    content_type(request, JSON)
+    if max_bytes is None:
+        return await request.body()
+    if int(request.headers.get("content-length", "0")) > max_bytes:
+        raise too_large(max_bytes, hint=hint)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large(max_bytes, hint=hint)
+    return bytes(body)
+
+
+def parse_object(body: bytes) -> dict[str, object]:
+    """A JSON object; raises `NotJson`, `DuplicateKey` or `WrongType`."""
+    value = parse(body)
+    if not isinstance(value, dict):
+        raise WrongType("the body must be a JSON object", field="body", given=value, expected="an object")
+    return value
+
+
+def read_as(model: type[Model], value: dict[str, object], *, within: str = "") -> Model:
+    """`value` as `model` describes it, nothing coerced; raises `InvalidInput` for the first thing wrong.
+
+    `within` is the field that `value` came from, where it is not the whole body.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise from_validation(error.errors(include_url=False, include_context=False)[0], within=within) from None
+
+
+def documented(bodies: Mapping[str, Any]) -> dict[str, Any]:
+    """For the OpenAPI page: the bodies that a call takes, by content type. The call reads them itself."""
+    content = {
+        kind: {
+            "schema": {"type": "string", "format": "binary"} if model is BINARY else TypeAdapter(model).json_schema()
+        }
+        for kind, model in bodies.items()
+    }
+    return {"requestBody": {"required": True, "content": content}}

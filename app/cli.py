@@ -1,0 +1,74 @@
+"""`loraplex serve` and `loraplex trainer`."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.settings import Settings, SettingsError, load_settings
+
+cli = typer.Typer(
+    help="One frozen base layer, thousands of named LoRA adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+_EXIT_SETTINGS = 78
+
+Base = Annotated[str | None, typer.Option(help=str(Settings.model_fields["base"].description))]
+DataDir = Annotated[Path | None, typer.Option(help=str(Settings.model_fields["data_dir"].description))]
+
+
+def _option(name: str) -> Any:
+    return typer.Option(help=Settings.model_fields[name].description)
+
+
+@cli.command()
+def serve(
+    base: Base = None,
+    data_dir: DataDir = None,
+    host: Annotated[str | None, _option("host")] = None,
+    port: Annotated[int | None, _option("port")] = None,
+    workers: Annotated[int | None, _option("workers")] = None,
+    trainers: Annotated[int | None, _option("trainers")] = None,
+) -> None:
+    """Answer requests and train, until SIGTERM. Every other setting is an environment variable."""
+    from app.supervisor import serve as run  # torch stays out of this process
+
+    given = {
+        "base": base,
+        "data_dir": data_dir,
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "trainers": trainers,
+    }
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        sys.exit(run(load_settings(given)))
+    except SettingsError as error:
+        _refuse(error)
+
+
+@cli.command()
+def trainer(base: Base = None, data_dir: DataDir = None) -> None:
+    """Only train, until SIGTERM: for a service that runs `serve --trainers 0` on the same data folder."""
+    from app.supervisor import stop_on_signals
+    from app.trainer import run_trainer  # imports torch
+
+    try:
+        run_trainer(load_settings({"base": base, "data_dir": data_dir}), stop_on_signals())
+    except SettingsError as error:
+        _refuse(error)
+
+
+def _refuse(error: SettingsError) -> None:
+    print(f"loraplex: {error}", file=sys.stderr)
+    sys.exit(_EXIT_SETTINGS)
+
+
+def main() -> None:
+    """The console script."""
+    cli()

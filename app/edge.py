@@ -1,0 +1,67 @@
+"""One ASGI callable around everything: request id, body limit, last-resort error."""
+
+import logging
+import re
+import uuid
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.problems import BodyTooLarge, InternalError, problem
+
+REQUEST_ID = b"x-request-id"
+_CLIENTS_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+log = logging.getLogger(__name__)
+
+
+class Edge:
+    """Passes requests on to `app`, none of which sends more bytes than `max_body_bytes`.
+
+    A client's own `X-Request-Id` is kept where it is 1 to 64 characters of A-Z a-z 0-9 . _ -; each answer has one.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        theirs = headers.get(REQUEST_ID, b"")
+        request_id = theirs if _CLIENTS_ID.fullmatch(theirs) else uuid.uuid4().hex.encode()
+        started = False
+        read = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (REQUEST_ID, request_id)]
+            await send(message)
+
+        async def receive_bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            if message["type"] == "http.request":
+                read += len(message.get("body", b""))
+                if read > self._max_body_bytes:
+                    raise too_large(self._max_body_bytes)
+            return message
+
+        try:
+            if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
+                await problem(too_large(self._max_body_bytes))(scope, receive, send_with_id)
+                return
+            await self._app(scope, receive_bounded, send_with_id)
+        except Exception:
+            log.exception("request %s: %s %s failed", request_id.decode(), scope["method"], scope["path"])
+            if not started:
+                answer = problem(InternalError(f"the service failed on this request; its id is {request_id.decode()}"))
+                await answer(scope, receive, send_with_id)
+
+
+def too_large(limit: int, *, hint: str = "") -> BodyTooLarge:
+    """The error for a body of more than `limit` bytes."""
+    return BodyTooLarge(f"the body has more than {limit} bytes{hint}", field="body", expected=f"at most {limit} bytes")

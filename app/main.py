@@ -1,0 +1,26 @@
+"""The application: wiring only."""
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from app import problems
+from app.edge import Edge
+from app.routes import adapters, base, health, jobs, predict
+from app.service import Service
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The ASGI application that answers for `service`."""
+    app = FastAPI(
+        title="loraplex",
+        summary="One frozen base layer, thousands of named LoRA adapters.",
+        version=version("loraplex-server"),
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    problems.install(app)
+    for resource in (predict, adapters, jobs, base, health):
+        app.include_router(resource.router)
+    return Edge(app, max_body_bytes=service.settings.max_body_bytes)

@@ -1,0 +1,208 @@
+"""Errors as answers: one table from an error's code to its status, and one shape for every body."""
+
+import errno
+import json
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from adapters.errors import (
+    InvalidInput,
+    LoraplexError,
+    MissingField,
+    NotFinite,
+    OutOfRange,
+    StorageFull,
+    UnknownField,
+    WrongType,
+)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
+
+
+class BodyTooLarge(LoraplexError):
+    """The body has more bytes than are accepted"""
+
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(LoraplexError):
+    """The body's content type is missing or not one that this call takes"""
+
+    code = "unsupported_media_type"
+
+
+class RouteNotFound(LoraplexError):
+    """There is nothing at this path"""
+
+    code = "route_not_found"
+
+
+class MethodNotAllowed(LoraplexError):
+    """This path does not take that method"""
+
+    code = "method_not_allowed"
+
+
+class NotReady(LoraplexError):
+    """The service is starting or stopping"""
+
+    code = "not_ready"
+
+
+class InternalError(LoraplexError):
+    """Something went wrong in the service"""
+
+    code = "internal_error"
+
+
+STATUS: Mapping[str, int] = {
+    "not_json": 400,
+    "adapter_not_found": 404,
+    "adapter_not_live": 404,
+    "alias_not_found": 404,
+    "job_not_found": 404,
+    "not_found": 404,
+    "route_not_found": 404,
+    "version_not_found": 404,
+    "method_not_allowed": 405,
+    "base_mismatch": 409,
+    "conflict": 409,
+    "feature_space_mismatch": 409,
+    "job_ended": 409,
+    "precondition_failed": 412,
+    "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "duplicate_key": 422,
+    "ignored_field": 422,
+    "invalid_archive": 422,
+    "invalid_combination": 422,
+    "invalid_cursor": 422,
+    "invalid_input": 422,
+    "invalid_name": 422,
+    "invalid_reference": 422,
+    "invalid_safetensors": 422,
+    "invalid_upload": 422,
+    "missing_field": 422,
+    "not_finite": 422,
+    "out_of_range": 422,
+    "output_not_finite": 422,
+    "peft_unsupported": 422,
+    "rank_too_large": 422,
+    "unknown_field": 422,
+    "wrong_shape": 422,
+    "wrong_type": 422,
+    "queue_full": 429,
+    "blob_corrupt": 500,
+    "error": 500,
+    "internal_error": 500,
+    "catalog_busy": 503,
+    "not_ready": 503,
+    "storage_full": 507,
+}
+"""Every code that an answer can have. Codes that only a job can end in are in `JOB_CODES`."""
+
+JOB_CODES = frozenset(
+    {
+        "adapter_deleted",
+        "base_changed",
+        "base_not_loadable",
+        "claim_lost",
+        "diverged",
+        "fit_failed",
+        "out_of_memory",
+        "training_failed",
+        "worker_died",
+    }
+)
+"""Codes of what goes wrong outside a request: in a job's `error`, or at start."""
+
+
+def problem(error: LoraplexError) -> Response:
+    """The answer to a request that ended in `error`."""
+    status = STATUS[error.code]
+    headers = {}
+    if status in (429, 503):
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if status == 413:
+        # The rest of the body is not read: the connection cannot be used again.
+        headers["Connection"] = "close"
+    # ASCII, so that a lone surrogate in what the client sent cannot break the answer.
+    body = json.dumps(error.members() | {"status": status}, ensure_ascii=True, allow_nan=False)
+    return Response(body, status, headers, MEDIA_TYPE)
+
+
+def from_validation(error: ErrorDetails, *, within: str = "") -> LoraplexError:
+    """What pydantic found, in this service's terms."""
+    field = ".".join([within, *map(str, error["loc"])] if within else map(str, error["loc"]))
+    kind, given = error["type"], error.get("input")
+    if kind == "missing":
+        return MissingField(f"{field} is missing", field=field, expected=f"a field {field}")
+    if kind == "extra_forbidden":
+        return UnknownField(
+            f"{field} is not a field of this call", field=field, given=field, expected="no other fields"
+        )
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    detail = f"{field}: {message}"
+    if kind == "finite_number" or (isinstance(given, float) and not abs(given) < float("inf")):
+        return NotFinite(f"{field} is not a finite number", field=field, given=given, expected="a finite number")
+    bounded = ("greater_than", "less_than", "too_long", "too_short", "literal_error", "enum")
+    out_of_range = any(word in kind for word in bounded)
+    chosen: type[InvalidInput] = OutOfRange if out_of_range else WrongType
+    return chosen(detail, field=field, given="null" if given is None else given, expected=message)
+
+
+def install(app: FastAPI) -> None:
+    """Let every error that a route or the framework raises be answered as a problem."""
+
+    async def ours(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, LoraplexError)
+        return problem(error)
+
+    async def frameworks(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        answer = problem(_from_framework(error))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    async def validation(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first: ErrorDetails = error.errors()[0]
+        first["loc"] = first["loc"][1:]  # ("query", "limit") → limit: a field's name alone
+        return problem(from_validation(first))
+
+    async def disk(_request: Request, error: Exception) -> Response:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return problem(StorageFull("the disk is full: a temporary file could not be written"))
+        raise error
+
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=400)  # nobody is left to read it
+
+    async def unexpected(_request: Request, _error: Exception) -> Response:
+        return problem(InternalError("the service failed on this request; its log says why"))
+
+    app.add_exception_handler(LoraplexError, ours)
+    app.add_exception_handler(RequestValidationError, validation)
+    app.add_exception_handler(OSError, disk)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, unexpected)
+    app.add_exception_handler(HTTPException, frameworks)
+
+
+def _from_framework(error: HTTPException) -> LoraplexError:
+    known: dict[int, tuple[type[LoraplexError], str]] = {
+        404: (RouteNotFound, "there is nothing at this path"),
+        405: (MethodNotAllowed, "this path does not take that method"),
+        413: (BodyTooLarge, "the body is too large"),
+        415: (UnsupportedMediaType, "the content type is not one that this call takes"),
+    }
+    kind, detail = known.get(error.status_code, (InvalidInput, str(error.detail)))
+    return kind(detail)

@@ -1,0 +1,140 @@
+"""`/adapters`: train, upload, show, roll back, download, delete."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from adapters.errors import WrongType
+from adapters.names import LIVE, MAX_VERSION, Reference, check_name, check_prefix
+from adapters.peft_archive import pack
+from adapters.peft_format import DEFAULT_MODULE, check_module, write_peft
+from adapters.residency import read_adapter
+from adapters.versions import Publication, Source
+from app.bodies import BINARY, JSON, documented, parse_object, read_as, read_json
+from app.conditions import etag, precondition
+from app.dependencies import ServiceOf, same_feature_space
+from app.paging import Page, QueryInteger, page_of, read_cursor
+from app.schemas import (
+    AdapterBody,
+    AdapterPage,
+    FactorsUpload,
+    JobWithHistory,
+    LiveRequest,
+    PeftUpload,
+    TrainRequest,
+    VersionBody,
+    VersionPage,
+)
+from app.training import queue_training
+from app.uploads import MULTIPART, ZIP, read_upload
+
+router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(same_feature_space)])
+
+
+class AdapterQuery(Page):
+    """Which adapters."""
+
+    prefix: str = Field("", description="Only names that begin with this.")
+
+
+class DownloadQuery(BaseModel):
+    """What to download, and under which module path."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: QueryInteger | None = Field(None, ge=1)
+    module: str | None = Field(None, description="Path of the linear layer in the model that loads it.")
+
+
+@router.post("", status_code=202, openapi_extra=documented({JSON: TrainRequest}))
+async def train_adapter(request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
+    """Train an adapter in the background; the answer is the job to poll."""
+    body = await read_json(request)
+    job = await run_in_threadpool(queue_training, service, body)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return JobWithHistory.of(job)
+
+
+@router.put("/{name}", openapi_extra=documented({JSON: FactorsUpload | PeftUpload, MULTIPART: BINARY, ZIP: BINARY}))
+async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> VersionBody:
+    """Upload an adapter as PEFT files, as a zip of them, or as JSON: a new version (201), or the live one where it
+    has the same bytes already (200)."""
+    check_name(name)
+    condition = precondition(request)
+    adapter, module = await read_upload(request, service)
+    publication = Publication(name=name, adapter=adapter, base=service.base, source=Source.UPLOAD, module=module)
+    version, is_new = await run_in_threadpool(service.catalog.put, publication, precondition=condition)
+    response.status_code = 201 if is_new else 200
+    response.headers["ETag"] = etag(version.digest)
+    return VersionBody.of(version)
+
+
+@router.get("")
+def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -> AdapterPage:
+    """Adapters in byte order of name."""
+    of = f"adapters {check_prefix(query.prefix)}"
+    after = read_cursor(of, query.cursor) or ""
+    found = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
+    data, next_cursor = page_of(of, found, query.limit, lambda adapter: adapter.name)
+    return AdapterPage(data=[AdapterBody.of(adapter) for adapter in data], next_cursor=next_cursor)
+
+
+@router.get("/{name}")
+def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
+    """One adapter and its live version."""
+    return AdapterBody.of(service.catalog.adapter(check_name(name)))
+
+
+@router.get("/{name}/versions")
+def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
+    """An adapter's versions, newest first."""
+    of = f"versions {check_name(name)}"
+    before = read_cursor(of, query.cursor)
+    found = service.catalog.versions(name, before=before, limit=query.limit + 1)
+    data, next_cursor = page_of(of, found, query.limit, lambda version: version.version)
+    return VersionPage(data=[VersionBody.of(version) for version in data], next_cursor=next_cursor)
+
+
+@router.get("/{name}/versions/{version}")
+def show_version(name: str, version: str, service: ServiceOf) -> VersionBody:
+    """One version."""
+    return VersionBody.of(service.catalog.find(Reference(check_name(name), version=_number(version))))
+
+
+@router.get("/{name}/download", response_class=Response, responses={200: {"content": {ZIP: {}}}})
+def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
+    """A zip that `PeftModel.from_pretrained` loads once unpacked."""
+    reference = Reference(check_name(name), version=query.version)
+    version = service.catalog.find(reference)
+    module = check_module(query.module) if query.module is not None else version.module or DEFAULT_MODULE
+    adapter = read_adapter(version, service.catalog.blobs)
+    archive = pack(write_peft(adapter, module=module, base_fingerprint=version.base))
+    disposition = f'attachment; filename="{name}-{version.version}.zip"'
+    return Response(archive, media_type=ZIP, headers={"Content-Disposition": disposition})
+
+
+@router.put(f"/{{name}}/aliases/{LIVE}", openapi_extra=documented({JSON: LiveRequest}))
+async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBody:
+    """Roll back or forward: let the bare name mean another version."""
+    check_name(name)
+    body = read_as(LiveRequest, parse_object(await read_json(request)))
+    adapter = await run_in_threadpool(
+        service.catalog.set_live, name, min(body.version, MAX_VERSION + 1), precondition=precondition(request)
+    )
+    return AdapterBody.of(adapter)
+
+
+@router.delete("/{name}", status_code=204)
+async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
+    """Delete an adapter with all its versions; a name made again goes on counting."""
+    check_name(name)
+    await run_in_threadpool(service.catalog.delete, name, precondition=precondition(request))
+
+
+def _number(text: str) -> int:
+    """A version's number in a path; one too large to exist stays so."""
+    if not (text.isascii() and text.isdigit()):
+        raise WrongType("the version is not a whole number", field="version", given=text, expected="a version's number")
+    return int(text) if len(text) <= len(str(MAX_VERSION)) else MAX_VERSION + 1

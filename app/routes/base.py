@@ -1,0 +1,14 @@
+"""`GET /base`."""
+
+from fastapi import APIRouter
+
+from app.dependencies import ServiceOf
+from app.schemas import BaseBody
+
+router = APIRouter(tags=["base"])
+
+
+@router.get("/base")
+def show_base(service: ServiceOf) -> BaseBody:
+    """The frozen layer that every adapter adds to."""
+    return BaseBody.of(service.base, service.settings.feature_space)

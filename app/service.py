@@ -1,0 +1,81 @@
+"""What the handlers of one worker share."""
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from adapters.base_layer import BaseLayer, load_base_layer
+from adapters.catalog import Catalog
+from adapters.errors import FeatureSpaceMismatch
+from adapters.job_queue import JobQueue
+from adapters.residency import Residency
+from adapters.resolution import Resolver
+from app.settings import Settings
+
+
+@dataclass(slots=True)
+class Service:
+    """One worker's base layer, catalogue, queue and resident adapters."""
+
+    settings: Settings
+    base: BaseLayer
+    catalog: Catalog
+    queue: JobQueue
+    resolver: Resolver
+    residency: Residency
+    new_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex)
+    draining: bool = False
+
+    def close(self) -> None:
+        """Give back the connections to the catalogue."""
+        self.resolver.close()
+        self.catalog.database.close()
+
+    def check_feature_space(self, given: list[str]) -> None:
+        """Raises `FeatureSpaceMismatch` where a request says that its inputs come from another encoder."""
+        ours = self.settings.feature_space
+        for theirs in given:
+            if theirs != ours:
+                raise FeatureSpaceMismatch(
+                    f"the request is for the feature space {theirs!r}, this service has {ours!r}",
+                    field="X-Feature-Space",
+                    given=theirs,
+                    expected=ours,
+                )
+
+
+def load_base(settings: Settings) -> BaseLayer:
+    """The base layer that the settings name; raises `BaseNotLoadable`."""
+    return load_base_layer(**base_arguments(settings))
+
+
+def base_arguments(settings: Settings) -> dict[str, str]:
+    """What `load_base_layer` is called with, here and in the process that fits."""
+    return {
+        "source": settings.base,
+        "weight_key": settings.base_weight_key,
+        "bias_key": settings.base_bias_key,
+        "device": settings.device,
+        "dtype": settings.dtype,
+    }
+
+
+def open_service(settings: Settings, *, now: Callable[[], float] = time.time) -> Service:
+    """Load the base and open the data folder; raises `BaseNotLoadable`."""
+    base = load_base(settings)
+    catalog = Catalog(settings.data_dir, now=now)
+    catalog.sweep()
+    return Service(
+        settings=settings,
+        base=base,
+        catalog=catalog,
+        queue=open_queue(catalog, settings, now=now),
+        resolver=Resolver(catalog),
+        residency=Residency(base, catalog.blobs, budget_bytes=settings.cache_bytes),
+    )
+
+
+def open_queue(catalog: Catalog, settings: Settings, *, now: Callable[[], float] = time.time) -> JobQueue:
+    """The queue in the catalogue's database."""
+    return JobQueue(catalog.database, catalog.blobs, now=now, lease_seconds=settings.lease_seconds)

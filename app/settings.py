@@ -1,0 +1,119 @@
+"""Every knob, with its unit, its bound and its reason. Each is read from `LORAPLEX_` and its name."""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "LORAPLEX_"
+_OF_THE_CLIENT = {"LORAPLEX_URL"}
+
+
+class SettingsError(Exception):
+    """The service cannot start with these settings; the message names each."""
+
+
+class Settings(BaseSettings):
+    """What the service was started with."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    base: str = Field(
+        "digits",
+        min_length=1,
+        description="The base layer: `digits` (the bundled classifier), a safetensors path, `random:IN,OUT,SEED`, "
+        "`identity:DIM` or `zeros:IN,OUT`.",
+    )
+    base_weight_key: str = Field("weight", min_length=1, description="Name of W in the safetensors file.")
+    base_bias_key: str = Field("bias", min_length=1, description="Name of b in the file; it may be missing there.")
+    feature_space: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Name of the encoder that feeds the layer, such as `minilm-l6-v2@1`; recorded in versions and "
+        "checked, because the width alone does not tell encoders apart.",
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="What W and b are held in on CUDA; on the CPU always float32."
+    )
+    data_dir: Path = Field(Path("data"), description="Folder of everything that lasts, and of temporary files.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(1, ge=1, le=64, description="Processes that answer requests, each with its own cache.")
+    trainers: int = Field(1, ge=0, le=64, description="Processes that train; 0 where `loraplex trainer` runs apart.")
+    allow_open: bool = Field(
+        False,
+        description="Listen elsewhere than on loopback, although there are no keys: whoever reaches the port may do "
+        "everything.",
+    )
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="Largest request body, in bytes.")
+    max_predict_json_bytes: int = Field(
+        4 * 2**20,
+        ge=1024,
+        le=2**31,
+        description="Largest JSON body of `/predict`, in bytes: JSON is parsed in one go.",
+    )
+    max_rows: int = Field(4096, ge=1, le=2**20, description="Rows in one predict request.")
+    max_rank: int = Field(256, ge=1, le=2**14, description="Largest rank of an adapter.")
+    max_queued_jobs: int = Field(100, ge=1, le=10**6, description="Jobs that may wait; past it 429.")
+    cache_bytes: int = Field(2**30, ge=0, le=2**44, description="Adapters kept in memory, in bytes, per worker.")
+    lease_seconds: float = Field(
+        15, ge=1, le=3600, description="Seconds after its last heartbeat that a trainer counts as dead."
+    )
+    shutdown_grace_seconds: float = Field(
+        30, ge=1, le=3600, description="Seconds that requests in flight get to finish after SIGTERM."
+    )
+
+    @model_validator(mode="after")
+    def _open_only_on_purpose(self) -> "Settings":
+        if not self.allow_open and not _is_loopback(self.host):
+            raise ValueError(
+                f"{PREFIX}HOST is {self.host}, which is not loopback, and there are no keys: set "
+                f"{PREFIX}ALLOW_OPEN=true where the network in front of the service is trusted"
+            )
+        return self
+
+
+def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from the environment, with `given` (from the command line) on top. Paths come out absolute.
+
+    Raises `SettingsError` for a bad value and for a `LORAPLEX_` name that is not a setting.
+    """
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OF_THE_CLIENT
+    unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
+    if unknown:
+        raise SettingsError(f"not a setting: {', '.join(unknown)}; the settings are: {', '.join(sorted(known))}")
+    try:
+        settings = Settings(**{name: value for name, value in (given or {}).items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentence(problem) for problem in error.errors())) from None
+    base = settings.base
+    if Path(base).is_file():
+        base = str(Path(base).absolute())
+    return settings.model_copy(update={"data_dir": settings.data_dir.absolute(), "base": base})
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """This process's environment with every setting in it, for a child process."""
+    values = settings.model_dump(mode="json", exclude_none=True)
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+    return inherited | {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+
+
+def _sentence(problem: Any) -> str:
+    where = f"{PREFIX}{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
+    return where + str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

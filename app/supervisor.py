@@ -1,0 +1,118 @@
+"""API workers and trainers as child processes: started, restarted, stopped."""
+
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Event, Thread
+
+from app.parent import EXIT_CONFIG
+from app.settings import Settings, SettingsError, as_environment
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+_LONGEST_PAUSE_SECONDS = 10.0
+_STEADY_SECONDS = 30.0
+"""A child that ran this long before it died is started again at once."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Child:
+    """One child process, through all its restarts."""
+
+    name: str
+    arguments: Sequence[str]
+    process: "subprocess.Popen[bytes] | None" = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    pause_seconds: float = field(default=0.5)
+
+
+def serve(settings: Settings) -> int:
+    """Run the service until SIGTERM or SIGINT; returns the exit status.
+
+    Children hold a pipe of ours as standard input: when this process dies, however it dies, they end too.
+    Raises `SettingsError` where the address cannot be listened on.
+    """
+    stop = stop_on_signals()
+    listener = _listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    log.info("listening on http://%s:%d, data in %s", f"[{host}]" if ":" in host else host, port, settings.data_dir)
+    worker = [sys.executable, "-P", "-m", "app.worker", str(listener.fileno())]
+    trainer = [sys.executable, "-P", "-m", "app.trainer"]
+    children = [_Child(f"worker {n + 1}", worker) for n in range(settings.workers)]
+    children += [_Child(f"trainer {n + 1}", trainer) for n in range(settings.trainers)]
+    environment = as_environment(settings)
+    status = 0
+    try:
+        while not stop.is_set():
+            for child in children:
+                if _look_after(child, environment, listener) == EXIT_CONFIG:
+                    status = EXIT_CONFIG
+                    stop.set()
+            stop.wait(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        listener.close()
+        _end(children, settings.shutdown_grace_seconds)
+    return status
+
+
+def stop_on_signals() -> Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # From a thread: a handler interrupts this very thread, which may hold the event's lock.
+        signal.signal(number, lambda *_: Thread(target=stop.set).start())
+    return stop
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+
+
+def _look_after(child: _Child, environment: dict[str, str], listener: socket.socket) -> int | None:
+    """Start a child that does not run, unless it pauses after a death; returns how it ended where it just did."""
+    now = time.monotonic()
+    if child.process is None:
+        if now >= child.start_at:
+            child.process = subprocess.Popen(
+                child.arguments, stdin=subprocess.PIPE, env=environment, pass_fds=[listener.fileno()]
+            )
+            child.started_at = now
+        return None
+    status = child.process.poll()
+    if status is None:
+        return None
+    if child.process.stdin is not None:
+        child.process.stdin.close()
+    child.process = None
+    steady = now - child.started_at >= _STEADY_SECONDS
+    child.pause_seconds = 0.5 if steady else min(2 * child.pause_seconds, _LONGEST_PAUSE_SECONDS)
+    child.start_at = now if steady else now + child.pause_seconds
+    if status != EXIT_CONFIG:
+        log.error("%s ended with status %d; it is started again", child.name, status)
+    return status
+
+
+def _end(children: Sequence[_Child], grace_seconds: float) -> None:
+    """SIGTERM to all, and SIGKILL to those that have not ended in time."""
+    running = [child.process for child in children if child.process is not None]
+    for process in running:
+        process.terminate()
+    deadline = time.monotonic() + grace_seconds
+    for process in running:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.error("process %d has not ended in %g s and is killed", process.pid, grace_seconds)
+            process.kill()
+            process.wait()

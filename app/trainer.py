@@ -1,0 +1,49 @@
+"""One process that trains."""
+
+import logging
+import sys
+import threading
+import time
+
+import torch
+
+from adapters.catalog import Catalog
+from adapters.errors import BaseNotLoadable
+from adapters.training.fitter import Fitter
+from adapters.training.trainer import Trainer
+from app.parent import EXIT_CONFIG, when_parent_ends
+from app.service import base_arguments, load_base, open_queue
+from app.settings import Settings, load_settings
+from app.supervisor import stop_on_signals
+
+
+def run_trainer(settings: Settings, stop: threading.Event) -> None:
+    """Train what is in the queue until `stop` is set."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    torch.set_num_threads(1)
+    try:
+        base = load_base(settings)
+    except BaseNotLoadable as error:
+        print(f"loraplex: {error.detail}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    catalog = Catalog(settings.data_dir, now=time.time)
+    catalog.sweep()
+    Trainer(
+        catalog,
+        open_queue(catalog, settings),
+        base,
+        Fitter(base_arguments(settings)),
+        stop=stop,
+        lease_seconds=settings.lease_seconds,
+    ).run()
+
+
+def main() -> None:
+    """Train until SIGTERM or until the supervisor is gone: `python -m app.trainer`, settings in the environment."""
+    stop = stop_on_signals()
+    when_parent_ends(stop.set)
+    run_trainer(load_settings(), stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""One process that answers requests, on a socket that the supervisor listens on."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from types import FrameType
+
+import torch
+import uvicorn
+
+from adapters.errors import BaseNotLoadable
+from app.main import create_app
+from app.parent import EXIT_CONFIG, when_parent_ends
+from app.service import Service, open_service
+from app.settings import load_settings
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which says that it is not ready from the moment it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.draining = True
+        super().handle_exit(sig, frame)
+
+
+def main() -> None:
+    """Serve until SIGTERM: `python -m app.worker LISTENING_FD`, settings in the environment."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    settings = load_settings()
+    torch.set_num_threads(1)
+    # Large multipart files are spooled: into the data folder, the only place that need be writable.
+    temporary = settings.data_dir / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(temporary)
+    try:
+        service = open_service(settings)
+    except BaseNotLoadable as error:
+        print(f"loraplex: {error.detail}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    config = uvicorn.Config(
+        create_app(service),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=int(settings.shutdown_grace_seconds),
+    )
+    _Server(config, service).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Tell the story of loraplex on real digits: `make demo`, or `.venv/bin/python demo/demo.py`.
+
+The story itself is `demo/story.py`; this file only makes it one that runs by its path.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # For a script, Python looks for modules in the script's own folder; `demo` is found from the one above.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+    from demo.story import main
+
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Deploys the stack as docker-compose.yml says, uses it as a team would, and takes it down: `python scripts/compose_check.py`.
+
+Builds the image, trains an adapter, asks it, takes the stack down and up, and asks again: the same digest and the same
+outputs must come back. It has a project name, an image, a volume and a port of its own, and leaves only the image.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS = ROOT / "demo" / "digits.npz"
+COMPOSE = ("docker", "compose", "--project-name", "loraplex-check", "--file", "docker-compose.yml")
+SERVICES = ("api", "trainer")
+# An empty index: what the machine's own pip finds. Port 0: any free one. A person's own settings and override file
+# are not what is checked here.
+ENVIRONMENT: Mapping[str, str] = {
+    "TORCH_EXTRA_INDEX_URL": "",
+    **{name: value for name, value in os.environ.items() if not name.startswith("LORAPLEX_")},
+    "LORAPLEX_PORT": "0",
+}
+JOB_SECONDS = 60
+PROBE = """
+import json, os
+status = open("/proc/self/status").read()
+print(json.dumps({
+    "uid": os.getuid(),
+    "root_read_only": bool(os.statvfs("/").f_flag & os.ST_RDONLY),
+    "data_writable": os.access("/data", os.W_OK),
+    "capabilities": int(status.split("CapBnd:")[1].split()[0], 16),
+    "no_new_privileges": status.split("NoNewPrivs:")[1].split()[0] == "1",
+}))
+"""
+CONFINED = {
+    "root_read_only": True,
+    "data_writable": True,
+    "capabilities": 0,
+    "no_new_privileges": True,
+}
+
+
+class CheckFailed(Exception):
+    """The stack ran, and did something else than it should."""
+
+
+def expect(condition: object, message: str) -> None:
+    """Raises CheckFailed with `message` unless `condition` holds."""
+    if not condition:
+        raise CheckFailed(message)
+
+
+def say(message: str) -> None:
+    """One line of progress."""
+    print(f"compose: {message}", flush=True)
+
+
+def compose(*arguments: str) -> None:
+    """Runs one `docker compose` command, its output going where ours goes."""
+    subprocess.run([*COMPOSE, *arguments], cwd=ROOT, env=ENVIRONMENT, check=True)
+
+
+def read(*command: str) -> str:
+    """What one command prints."""
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.strip()
+
+
+def address() -> str:
+    """Where the service is published; only this machine may reach it."""
+    published = read(*COMPOSE, "port", "api", "8000")
+    expect(
+        published.startswith("127.0.0.1:"), f"the port is published on {published}, not on 127.0.0.1 alone"
+    )
+    return f"http://{published}"
+
+
+def training_data() -> tuple[list[list[float]], list[int]]:
+    """Rows of 64 inputs and their classes: real digits where the demo has them, else drawn."""
+    if DIGITS.exists():
+        with np.load(DIGITS, allow_pickle=False) as file:
+            arrays = [file[name] for name in file.files]
+        images = next((a for a in arrays if a.ndim == 2 and a.shape[1] == 64), None)
+        if images is not None:
+            labels = next(a for a in arrays if a.shape == images.shape[:1])
+            return images[:200].tolist(), labels[:200].tolist()
+    draw = random.Random(0)
+    return [[draw.uniform(0, 16) for _ in range(64)] for _ in range(200)], [
+        draw.randrange(10) for _ in range(200)
+    ]
+
+
+def train(service: httpx.Client, inputs: list[list[float]], classes: list[int]) -> str:
+    """Trains the adapter `check` through the queue, and returns its digest."""
+    targets = [[float(k == label) for k in range(10)] for label in classes]
+    answer = service.post(
+        "/adapters",
+        json={
+            "name": "check",
+            "rank": 4,
+            "data": {"inputs": inputs, "targets": targets},
+            "training": {"method": "closed_form", "ridge": 1.0},
+        },
+    )
+    expect(answer.status_code == 202, f"POST /adapters answered {answer.status_code}: {answer.text}")
+    job = answer.json()
+    deadline = time.monotonic() + JOB_SECONDS
+    while job["status"] in ("queued", "running"):
+        expect(time.monotonic() < deadline, f"the job has not ended after {JOB_SECONDS} s: {job}")
+        time.sleep(0.1)
+        job = service.get(f"/jobs/{job['id']}").raise_for_status().json()
+    expect(job["status"] == "succeeded", f"the job ended as {job['status']}: {job['error']}")
+    digest: str = job["result"]["digest"]
+    return digest
+
+
+def predict(service: httpx.Client, adapter: str | None, inputs: list[list[float]]) -> dict[str, Any]:
+    """One answer of POST /predict."""
+    answer = service.post("/predict", json={"adapter": adapter, "inputs": inputs})
+    expect(answer.status_code == 200, f"POST /predict answered {answer.status_code}: {answer.text}")
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def check_confinement() -> None:
+    """Both services run without root, capabilities or a writable root file system."""
+    for service in SERVICES:
+        seen = json.loads(read(*COMPOSE, "exec", "-T", service, "python", "-c", PROBE))
+        uid = seen.pop("uid")
+        expect(uid != 0, f"{service} runs as root")
+        expect(seen == CONFINED, f"{service} is confined as {seen}, and should be as {CONFINED}")
+        say(f"{service} runs as user {uid}, with no capabilities, on a read-only root file system")
+
+
+def check_stop() -> None:
+    """Both services end by themselves when asked to."""
+    started = time.monotonic()
+    compose("stop")
+    for service in SERVICES:
+        container = read(*COMPOSE, "ps", "--all", "--quiet", service)
+        code = read("docker", "inspect", "--format", "{{.State.ExitCode}}", container)
+        expect(
+            code in ("0", "143"), f"{service} ended with exit code {code} when it was stopped (137: killed)"
+        )
+    say(f"stopped in {time.monotonic() - started:.1f} s")
+
+
+def check() -> None:
+    """The whole story, from the build on."""
+    started = time.monotonic()
+    compose("build")
+    image = read(*COMPOSE, "config", "--images").split()[0]
+    size = int(read("docker", "image", "inspect", "--format", "{{.Size}}", image))
+    say(f"image built in {time.monotonic() - started:.0f} s, {size / 1e6:.0f} MB")
+
+    inputs, classes = training_data()
+    started = time.monotonic()
+    compose("up", "--detach", "--wait")
+    say(f"ready in {time.monotonic() - started:.0f} s")
+    with httpx.Client(base_url=address(), timeout=30) as service:
+        digest = train(service, inputs, classes)
+        first = predict(service, "check", inputs[:5])
+        expect(first["adapter"]["digest"] == digest, f"trained {digest}, answered with {first['adapter']}")
+        expect(
+            first["outputs"] != predict(service, None, inputs[:5])["outputs"], "the adapter changes nothing"
+        )
+    say(f"trained and asked {digest[:19]}…")
+    check_confinement()
+
+    check_stop()
+    compose("down")
+    compose("up", "--detach", "--wait")
+    with httpx.Client(base_url=address(), timeout=30) as service:
+        second = predict(service, "check", inputs[:5])
+    expect(second == first, f"after down and up the answer is {second}, and was {first}")
+    say("down and up again: the same digest, the same outputs")
+
+
+def main() -> int:
+    """Exit code 0 where everything held. The stack and its volume are gone afterwards, also after a failure."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        compose("down", "--volumes", "--remove-orphans")
+        check()
+    except (CheckFailed, subprocess.CalledProcessError, httpx.HTTPError) as failure:
+        say(f"FAILED: {failure}")
+        subprocess.run([*COMPOSE, "ps", "--all"], cwd=ROOT, env=ENVIRONMENT, check=False)
+        subprocess.run([*COMPOSE, "logs", "--tail", "200"], cwd=ROOT, env=ENVIRONMENT, check=False)
+        return 1
+    finally:
+        subprocess.run(
+            [*COMPOSE, "down", "--volumes", "--remove-orphans"], cwd=ROOT, env=ENVIRONMENT, check=False
+        )
+    say("passed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The service as the tests run it: in this process behind a real socket, or as its users start it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from adapters.training.fitter import Fitter
+from adapters.training.trainer import Trainer
+from app.main import create_app
+from app.service import Service, base_arguments, open_service
+from app.settings import Settings
+
+DEADLINE_SECONDS = 60.0
+
+
+def eventually(condition: Callable[[], Any], *, seconds: float = DEADLINE_SECONDS, what: str = "it") -> Any:
+    """The first true value of `condition`; fails where there is none in time."""
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not happen in {seconds} s")
+
+
+def wait_for_job(client: httpx.Client, job_id: str, *, seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:
+    """The job once it has ended."""
+
+    def ended() -> dict[str, Any] | None:
+        job: dict[str, Any] = client.get(f"/jobs/{job_id}").raise_for_status().json()
+        return job if job["status"] not in ("queued", "running") else None
+
+    result: dict[str, Any] = eventually(ended, seconds=seconds, what=f"the end of job {job_id}")
+    return result
+
+
+def train(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    """Train, and return the job once it has ended."""
+    answer = client.post("/adapters", json=body)
+    assert answer.status_code == 202, answer.text
+    return wait_for_job(client, answer.json()["id"])
+
+
+@contextmanager
+def serving(settings: Settings, *, trainer: bool = False) -> Iterator[tuple[httpx.Client, Service]]:
+    """One worker in a thread, on a real socket; with `trainer`, one that trains too (its fits are real processes)."""
+    service = open_service(settings)
+    config = uvicorn.Config(create_app(service), log_config=None, access_log=False, ws="none", server_header=False)
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    threads = [threading.Thread(target=server.run, kwargs={"sockets": [listener]})]
+    stop = threading.Event()
+    if trainer:
+        fitter = Fitter(base_arguments(settings))
+        loop = Trainer(
+            service.catalog, service.queue, service.base, fitter, stop=stop, lease_seconds=settings.lease_seconds
+        )
+        threads.append(threading.Thread(target=loop.run))
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(lambda: server.started, what="the start of the server")
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+            yield client, service
+    finally:
+        server.should_exit = True
+        stop.set()
+        for thread in threads:
+            thread.join(DEADLINE_SECONDS)
+        service.close()
+
+
+class ServiceProcess:
+    """`loraplex serve` as its users start it, in a process group of its own."""
+
+    def __init__(self, data_dir: Path, *, port: int = 0, **settings: Any) -> None:
+        self.data_dir = data_dir
+        self.port = port or free_port()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LORAPLEX_")}
+        environment |= {f"LORAPLEX_{name.upper()}": str(value) for name, value in settings.items()}
+        self.log = data_dir.parent / f"{data_dir.name}.log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [Path(sys.executable).with_name("loraplex"), "serve", "--port", str(self.port), "--data-dir", data_dir],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+
+    def wait_until_ready(self) -> "ServiceProcess":
+        """Returns once `/readyz` says so; fails with the log where the process ends instead."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                return self.client.get("/readyz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        eventually(ready, what="readiness")
+        return self
+
+    def kill_group(self) -> None:
+        """`kill -9` of the supervisor and all its children at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def close(self) -> None:
+        """End it however it is doing, and leave nothing behind."""
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(DEADLINE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.kill_group()
+
+    def __enter__(self) -> "ServiceProcess":
+        return self.wait_until_ready()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
