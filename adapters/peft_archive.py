@@ -8,7 +8,8 @@ from io import BytesIO
 from pathlib import PurePosixPath
 
 from adapters.errors import InvalidArchive
-from adapters.peft_format import CONFIG_FILE, TENSOR_FILE
+from adapters.peft_config import CONFIG_FILE
+from adapters.peft_format import TENSOR_FILE
 
 _IGNORED = "README.md"
 _WANTED = (CONFIG_FILE, TENSOR_FILE)

@@ -10,7 +10,8 @@ from adapters.adapter import Adapter, check_alpha, check_factors
 from adapters.errors import InvalidUpload, UnknownField
 from adapters.matrices import matrix, vector
 from adapters.peft_archive import unpack
-from adapters.peft_format import CONFIG_FILE, TENSOR_FILE, read_peft
+from adapters.peft_config import CONFIG_FILE
+from adapters.peft_format import TENSOR_FILE, read_peft
 from app.bodies import JSON, content_type, parse_object, read_as
 from app.schemas import FactorsUpload, PeftUpload
 from app.service import Service
