@@ -151,8 +151,8 @@ def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSumma
         .join(aliases, same & _OF_ALIAS)
         .where(_OF_VERSION, aliases.c.alias == LIVE, versions.c.adapter.in_(names))
     )
-    created_at = dict(connection.execute(created).tuples().all())
-    counts: dict[str, int] = dict(connection.execute(counted).tuples().all())
+    created_at = {name: time for name, time in connection.execute(created)}
+    counts = {name: count for name, count in connection.execute(counted)}
     live = {row.adapter: as_version(row) for row in connection.execute(living)}
     pointed: dict[str, dict[str, int]] = {name: {} for name in names}
     for row in connection.execute(pointing):

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "LORAPLEX_"
+BUNDLED = "digits"
 _OF_THE_CLIENT = {"LORAPLEX_URL"}
 
 
@@ -23,7 +24,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     base: str = Field(
-        "digits",
+        BUNDLED,
         min_length=1,
         description="The base layer: `digits` (the bundled classifier), a safetensors path, `random:IN,OUT,SEED`, "
         "`identity:DIM` or `zeros:IN,OUT`.",
@@ -93,7 +94,7 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(problem) for problem in error.errors())) from None
     base = settings.base
-    if Path(base).is_file():
+    if base != BUNDLED and Path(base).is_file():
         base = str(Path(base).absolute())
     return settings.model_copy(update={"data_dir": settings.data_dir.absolute(), "base": base})
 
