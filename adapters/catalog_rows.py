@@ -140,7 +140,7 @@ def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSumma
     """The adapters of these names, in that order; all of them exist."""
     created = sa.select(adapters.c.name, adapters.c.created_at).where(_OF_ADAPTER, adapters.c.name.in_(names))
     counted = (
-        sa.select(versions.c.adapter, sa.func.count())
+        sa.select(versions.c.adapter, sa.func.count().label("total"))
         .where(_OF_VERSION, versions.c.adapter.in_(names))
         .group_by(versions.c.adapter)
     )
@@ -151,8 +151,8 @@ def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSumma
         .join(aliases, same & _OF_ALIAS)
         .where(_OF_VERSION, aliases.c.alias == LIVE, versions.c.adapter.in_(names))
     )
-    created_at = {name: time for name, time in connection.execute(created)}
-    counts = {name: count for name, count in connection.execute(counted)}
+    created_at = {row.name: row.created_at for row in connection.execute(created)}
+    counts = {row.adapter: row.total for row in connection.execute(counted)}
     live = {row.adapter: as_version(row) for row in connection.execute(living)}
     pointed: dict[str, dict[str, int]] = {name: {} for name in names}
     for row in connection.execute(pointing):

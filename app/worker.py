@@ -51,6 +51,8 @@ def main() -> None:
         access_log=False,
         server_header=False,
         ws="none",
+        # Longer than clients keep idle connections: else one may close just as they send on it.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.shutdown_grace_seconds),
     )
     _Server(config, service).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])

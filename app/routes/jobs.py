@@ -2,16 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 
 from adapters.jobs import Status
 from adapters.names import check_name
-from app.dependencies import ServiceOf
+from app.dependencies import ServiceOf, same_feature_space
 from app.paging import Page, QueryStatus, page_of, read_cursor
 from app.schemas import JobBody, JobPage, JobWithHistory
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(same_feature_space)])
 
 
 class JobQuery(Page):
