@@ -1,12 +1,12 @@
 """`loraplex serve` and `loraplex trainer`."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from app import logs
 from app.settings import Settings, SettingsError, load_settings
 
 cli = typer.Typer(
@@ -45,7 +45,7 @@ def serve(
         "workers": workers,
         "trainers": trainers,
     }
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure()
     try:
         sys.exit(run(load_settings(given)))
     except SettingsError as error:

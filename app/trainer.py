@@ -1,6 +1,5 @@
 """One process that trains."""
 
-import logging
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ from adapters.catalog import Catalog
 from adapters.errors import BaseNotLoadable
 from adapters.training.fitter import Fitter
 from adapters.training.trainer import Trainer
+from app import logs
 from app.parent import EXIT_CONFIG, when_parent_ends
 from app.service import base_arguments, load_base, open_queue
 from app.settings import Settings, load_settings
@@ -19,7 +19,7 @@ from app.supervisor import stop_on_signals
 
 def run_trainer(settings: Settings, stop: threading.Event) -> None:
     """Train what is in the queue until `stop` is set."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure()
     torch.set_num_threads(1)
     try:
         base = load_base(settings)

@@ -1,6 +1,5 @@
 """One process that answers requests, on a socket that the supervisor listens on."""
 
-import logging
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ import torch
 import uvicorn
 
 from adapters.errors import BaseNotLoadable
+from app import logs
 from app.main import create_app
 from app.parent import EXIT_CONFIG, when_parent_ends
 from app.service import Service, open_service
@@ -32,7 +32,7 @@ class _Server(uvicorn.Server):
 
 def main() -> None:
     """Serve until SIGTERM: `python -m app.worker LISTENING_FD`, settings in the environment."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure()
     settings = load_settings()
     torch.set_num_threads(1)
     # Large multipart files are spooled: into the data folder, the only place that need be writable.
