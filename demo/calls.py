@@ -42,18 +42,14 @@ def predict_rows(client: httpx.Client, adapters: Sequence[str | None], images_NI
     return Answer(np.array(body["outputs"]), tuple(version["digest"] for version in body["adapters"]))
 
 
-def start_training(
-    client: httpx.Client, name: str, *, rank: int, digits: Digits, training: dict[str, object]
-) -> Job:
+def start_training(client: httpx.Client, name: str, *, rank: int, digits: Digits, training: dict[str, object]) -> Job:
     """`POST /adapters`: the job, durable and queued."""
     data = {"inputs": digits.images.tolist(), "targets": digits.labels.tolist()}
     body = {"name": name, "rank": rank, "data": data, "training": training}
     return _json(client.post("/adapters", json=body))
 
 
-def follow_job(
-    client: httpx.Client, job: Job, *, wait: Callable[[], None], show: Callable[[Job], None]
-) -> Job:
+def follow_job(client: httpx.Client, job: Job, *, wait: Callable[[], None], show: Callable[[Job], None]) -> Job:
     """`GET /jobs/{id}` again and again, each answer shown, until the job has succeeded."""
     while job["status"] in ("queued", "running"):
         wait()

@@ -30,7 +30,7 @@ class Screen:
     def fail(self, message: str, log: str) -> None:
         """Why the demo ends here, with the service's last words."""
         self._console.print("\nThe last lines of the service's log:")
-        self._console.print(log, markup=False, style="dim")
+        self._console.print(log, markup=False, style="dim", soft_wrap=True)
         self._console.print(f"\n{message}", markup=False, style="bold red")
 
     @contextmanager

@@ -66,7 +66,8 @@ def _tell_and_clean_up(screen: Screen, folder: Path) -> None:
         with httpx.Client(base_url=service.url, trust_env=False, timeout=60) as client:
             _tell(screen, service, client, folder)
     except (DemoFailed, httpx.HTTPError) as error:
-        screen.fail(str(error) or repr(error), service.log_tail())
+        message = str(error) if isinstance(error, DemoFailed) else f"The service did not answer: {error!r}"
+        screen.fail(message, service.log_tail())
         raise DemoFailed from error
     finally:
         # From here on nothing may interrupt: what would be left behind is a running service.
@@ -126,9 +127,7 @@ def _acme_trains(screen: Screen, client: httpx.Client, training: Digits, held_ou
     check(right > 0.80, f"the adapter of {ACME} is right on more than 80 %")
 
 
-def _birch_uploads(
-    screen: Screen, client: httpx.Client, training: Digits, held_out: Digits, folder: Path
-) -> None:
+def _birch_uploads(screen: Screen, client: httpx.Client, training: Digits, held_out: Digits, folder: Path) -> None:
     screen.chapter(f"4. {BIRCH} trains at home and uploads")
     with screen.waiting(f"{BIRCH} runs its own torch script"):
         train_elsewhere(training, folder, rank=BIRCH_RANK)
@@ -142,13 +141,14 @@ def _birch_uploads(
 def _all_in_one_request(screen: Screen, client: httpx.Client, views: Views) -> None:
     screen.chapter("5. Both tenants and the base in one request")
     adapters = (None, ACME, BIRCH)
-    alone = [
-        calls.predict(client, adapter, view.images)
-        for adapter, view in zip(adapters, (views.plain, views.acme, views.birch), strict=True)
-    ]
-    right_N = np.all([answer.classes == views.plain.labels for answer in alone], axis=0)
-    row = int(right_N.argmax())
-    images_NI = np.stack([view.images[row] for view in (views.plain, views.acme, views.birch)])
+    all_views = (views.plain, views.acme, views.birch)
+    alone = [calls.predict(client, adapter, view.images) for adapter, view in zip(adapters, all_views, strict=True)]
+    # A digit to show: each adapter is right on its own tenant's view of it, and the base on its own alone.
+    shows_N = np.all([answer.classes == views.plain.labels for answer in alone], axis=0)
+    for view in (views.acme, views.birch):
+        shows_N &= calls.predict(client, None, view.images).classes != view.labels
+    row = int(shows_N.argmax())
+    images_NI = np.stack([view.images[row] for view in all_views])
     nine = calls.predict_rows(client, adapters * 3, images_NI.repeat(3, axis=0))
 
     digit = views.plain.labels[row]
@@ -157,9 +157,7 @@ def _all_in_one_request(screen: Screen, client: httpx.Client, views: Views) -> N
         [scanner, draw(image_I), *(f"{answer} ✓" if answer == digit else f"{answer}" for answer in line)]
         for scanner, image_I, line in zip(("as trained", ACME, BIRCH), images_NI, answers, strict=True)
     ]
-    screen.say(
-        f"One {digit}, as three scanners deliver it, each through three adapters: nine rows, one /predict."
-    )
+    screen.say(f"One {digit}, as three scanners deliver it, each through three adapters: nine rows, one /predict.")
     screen.table(("scanner", "image", "the base", ACME, BIRCH), rows)
     own = np.stack([answer.outputs[row] for answer in alone])
     same = np.allclose(nine.outputs[[0, 4, 8]], own, rtol=1e-4, atol=1e-4)

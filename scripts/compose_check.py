@@ -1,7 +1,8 @@
-"""Deploys the stack as docker-compose.yml says, uses it as a team would, and takes it down: `python scripts/compose_check.py`.
+"""Deploys the stack as docker-compose.yml says, uses it as a team would, and takes it down again.
 
-Builds the image, trains an adapter, asks it, takes the stack down and up, and asks again: the same digest and the same
-outputs must come back. It has a project name, an image, a volume and a port of its own, and leaves only the image.
+Builds the image, trains an adapter, asks it, takes the stack down and up, and asks again: the same digest and
+the same outputs must come back. The stack has a project name, an image, a volume and a port of its own, so that
+it never meets a person's; only the image stays, for its layers.
 """
 
 import json
@@ -20,10 +21,12 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "demo" / "digits.npz"
-COMPOSE = ("docker", "compose", "--project-name", "loraplex-check", "--file", "docker-compose.yml")
+COMPOSE = (
+    *("docker", "compose", "--ansi", "never", "--env-file", os.devnull),
+    *("--project-name", "loraplex-check", "--file", "docker-compose.yml"),
+)
 SERVICES = ("api", "trainer")
-# An empty index: what the machine's own pip finds. Port 0: any free one. A person's own settings and override file
-# are not what is checked here.
+# Empty: torch from where pip finds it by itself. Port 0: any free one. A person's settings, and .env, stay out.
 ENVIRONMENT: Mapping[str, str] = {
     "TORCH_EXTRA_INDEX_URL": "",
     **{name: value for name, value in os.environ.items() if not name.startswith("LORAPLEX_")},
@@ -64,9 +67,25 @@ def say(message: str) -> None:
     print(f"compose: {message}", flush=True)
 
 
-def compose(*arguments: str) -> None:
+def compose(*arguments: str, check: bool = True) -> None:
     """Runs one `docker compose` command, its output going where ours goes."""
-    subprocess.run([*COMPOSE, *arguments], cwd=ROOT, env=ENVIRONMENT, check=True)
+    subprocess.run([*COMPOSE, *arguments], cwd=ROOT, env=ENVIRONMENT, check=check)
+
+
+def build() -> None:
+    """Builds the image; what the build prints matters only where it fails."""
+    done = subprocess.run(
+        [*COMPOSE, "--progress", "plain", "build"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode:
+        print(done.stdout, flush=True)
+    expect(done.returncode == 0, "the image does not build (above)")
 
 
 def read(*command: str) -> str:
@@ -78,9 +97,7 @@ def read(*command: str) -> str:
 def address() -> str:
     """Where the service is published; only this machine may reach it."""
     published = read(*COMPOSE, "port", "api", "8000")
-    expect(
-        published.startswith("127.0.0.1:"), f"the port is published on {published}, not on 127.0.0.1 alone"
-    )
+    expect(published.startswith("127.0.0.1:"), f"published on {published}, not on 127.0.0.1 alone")
     return f"http://{published}"
 
 
@@ -94,9 +111,7 @@ def training_data() -> tuple[list[list[float]], list[int]]:
             labels = next(a for a in arrays if a.shape == images.shape[:1])
             return images[:200].tolist(), labels[:200].tolist()
     draw = random.Random(0)
-    return [[draw.uniform(0, 16) for _ in range(64)] for _ in range(200)], [
-        draw.randrange(10) for _ in range(200)
-    ]
+    return [[draw.uniform(0, 16) for _ in range(64)] for _ in range(200)], [draw.randrange(10) for _ in range(200)]
 
 
 def train(service: httpx.Client, inputs: list[list[float]], classes: list[int]) -> str:
@@ -148,16 +163,15 @@ def check_stop() -> None:
     for service in SERVICES:
         container = read(*COMPOSE, "ps", "--all", "--quiet", service)
         code = read("docker", "inspect", "--format", "{{.State.ExitCode}}", container)
-        expect(
-            code in ("0", "143"), f"{service} ended with exit code {code} when it was stopped (137: killed)"
-        )
+        expect(code in ("0", "143"), f"{service} ended with exit code {code} (137: it was killed)")
     say(f"stopped in {time.monotonic() - started:.1f} s")
 
 
 def check() -> None:
     """The whole story, from the build on."""
     started = time.monotonic()
-    compose("build")
+    say("building the image: a minute or two where nothing is cached")
+    build()
     image = read(*COMPOSE, "config", "--images").split()[0]
     size = int(read("docker", "image", "inspect", "--format", "{{.Size}}", image))
     say(f"image built in {time.monotonic() - started:.0f} s, {size / 1e6:.0f} MB")
@@ -170,9 +184,7 @@ def check() -> None:
         digest = train(service, inputs, classes)
         first = predict(service, "check", inputs[:5])
         expect(first["adapter"]["digest"] == digest, f"trained {digest}, answered with {first['adapter']}")
-        expect(
-            first["outputs"] != predict(service, None, inputs[:5])["outputs"], "the adapter changes nothing"
-        )
+        expect(first["outputs"] != predict(service, None, inputs[:5])["outputs"], "the adapter changes nothing")
     say(f"trained and asked {digest[:19]}…")
     check_confinement()
 
@@ -186,7 +198,7 @@ def check() -> None:
 
 
 def main() -> int:
-    """Exit code 0 where everything held. The stack and its volume are gone afterwards, also after a failure."""
+    """0 where everything held. The stack and its volume are gone afterwards, also after a failure."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         compose("down", "--volumes", "--remove-orphans")
@@ -197,9 +209,7 @@ def main() -> int:
         subprocess.run([*COMPOSE, "logs", "--tail", "200"], cwd=ROOT, env=ENVIRONMENT, check=False)
         return 1
     finally:
-        subprocess.run(
-            [*COMPOSE, "down", "--volumes", "--remove-orphans"], cwd=ROOT, env=ENVIRONMENT, check=False
-        )
+        subprocess.run([*COMPOSE, "down", "--volumes", "--remove-orphans"], cwd=ROOT, env=ENVIRONMENT, check=False)
     say("passed")
     return 0
 

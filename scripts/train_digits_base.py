@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -72,7 +72,8 @@ def save_layer(weight_OI: Array, bias_O: Array) -> None:
     """`weight` (10, 64) and `bias` (10), float32."""
     LAYER_FILE.parent.mkdir(exist_ok=True)
     layer = {"weight": torch.from_numpy(weight_OI).contiguous(), "bias": torch.from_numpy(bias_O)}
-    save_file(layer, LAYER_FILE)
+    # Not save_file, which leaves a file that only its owner may read: the image runs as another user.
+    LAYER_FILE.write_bytes(save(layer))
 
 
 def save_data(images_NI: Array, labels_N: Array) -> None:
