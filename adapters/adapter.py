@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapters.base_layer import BaseLayer
 from adapters.errors import BlobCorrupt, NotFinite, OutOfRange, RankTooLarge, WrongShape
+from adapters.matrices import is_finite
 
 FORMAT = 1
 MAX_ALPHA = 1e6
@@ -123,7 +124,7 @@ def from_canonical_bytes(content: bytes) -> Adapter:
 
 def check_alpha(alpha: float, *, field: str = "alpha") -> float:
     """`alpha` as a float; raises `NotFinite` or `OutOfRange` past ±1e6."""
-    if not abs(alpha) < math.inf:
+    if not is_finite(alpha):
         raise NotFinite(f"{field} is not finite", field=field, given=alpha, expected="a finite number")
     if abs(alpha) > MAX_ALPHA:
         raise OutOfRange(

@@ -43,16 +43,17 @@ class BlobStore:
         Raises `StorageFull`, leaving nothing behind.
         """
         name = uuid.uuid4().hex
-        temporary = self._folder / f"{name}.tmp"
+        temporary, blob = self._folder / f"{name}.tmp", self.path(name)
         try:
             with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.rename(self._folder / name)
+            temporary.rename(blob)
             sync_folder(self._folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
+            blob.unlink(missing_ok=True)
             if error.errno in _FULL:
                 raise StorageFull(f"the disk is full: {len(content)} bytes could not be stored") from None
             raise

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound
+from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound, shown
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.tables import DEFAULT_TENANT as TENANT
 from adapters.tables import adapters, aliases, catalog, versions
@@ -71,7 +71,7 @@ def version(connection: Connection, name: str, number: int) -> Version:
     if row is None:
         there = ", ".join(str(number) for number in _newest_numbers(connection, name))
         raise VersionNotFound(
-            f"{name!r} has no version {number}; there are: {there}",
+            f"{name!r} has no version {shown(number)}; there are: {there}",
             field="version",
             given=number,
             expected=f"one of {there}",

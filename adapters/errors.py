@@ -30,6 +30,9 @@ import json
 from typing import ClassVar
 
 _SHOWN = 100
+_LONGEST_DETAIL = 1500
+_NOT_SAID = object()
+"""Not None: that is a null which a client gave."""
 
 
 class LoraplexError(Exception):
@@ -43,7 +46,7 @@ class LoraplexError(Exception):
         *,
         field: str | None = None,
         row: int | None = None,
-        given: object = None,
+        given: object = _NOT_SAID,
         expected: str | None = None,
     ) -> None:
         super().__init__(detail)
@@ -58,11 +61,11 @@ class LoraplexError(Exception):
         members: dict[str, object] = {
             "type": f"urn:loraplex:{self.code}",
             "title": (type(self).__doc__ or "").partition("\n")[0],
-            "detail": self.detail,
+            "detail": _cut(self.detail, _LONGEST_DETAIL),
             "code": self.code,
-            "field": self.field,
+            "field": None if self.field is None else shown(self.field),
             "row": self.row,
-            "given": None if self.given is None else shown(self.given),
+            "given": None if self.given is _NOT_SAID else shown(self.given),
             "expected": self.expected,
         }
         return {name: value for name, value in members.items() if value is not None}
@@ -79,7 +82,11 @@ def shown(value: object) -> str:
             text = json.dumps(value, default=str)
         except (ValueError, RecursionError):
             text = type(value).__name__
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return _cut(text, _SHOWN)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 class InvalidInput(LoraplexError):

@@ -11,7 +11,7 @@ from adapters import jobs as rows
 from adapters.blobs import BlobStore
 from adapters.clock import rfc3339
 from adapters.database import Database
-from adapters.errors import AdapterDeleted, JobEnded, QueueFull, WorkerDied
+from adapters.errors import AdapterDeleted, JobEnded, LoraplexError, WorkerDied
 from adapters.jobs import Job, Status
 from adapters.tables import DEFAULT_TENANT
 from adapters.versions import Version
@@ -76,7 +76,8 @@ class JobQueue:
                         )
                     )
                     return rows.get(connection, job_id)
-            except QueueFull:
+            except LoraplexError:
+                # Refused for certain. After any other error a commit may have happened: leave it to the sweep.
                 self._blobs.remove([data_file])
                 raise
 

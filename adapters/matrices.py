@@ -67,7 +67,7 @@ def vector(value: object, *, field: str, length: int) -> Float32:
             expected=f"{length} numbers",
         )
     for position, number in enumerate(value):
-        if type(number) not in _NUMBERS or not _is_finite(number):
+        if type(number) not in _NUMBERS or not is_finite(number):
             raise _bad_number(number, field, f"{field}, position {position}", None)
     return np.array(value, dtype=np.float64).astype(np.float32)
 
@@ -85,6 +85,8 @@ def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDAr
             expected=expected,
         )
     for row, index in enumerate(value):
+        if type(index) is float and not is_finite(index):
+            raise _bad_number(index, field, f"{field}, row {row}", row)
         if type(index) is not int:
             raise WrongType(
                 f"{field}, row {row}: a class index is a whole number",
@@ -139,7 +141,7 @@ def _as_float32(value: list[list[float]], field: str) -> Float32:
     return narrow
 
 
-def _is_finite(number: float) -> bool:
+def is_finite(number: float) -> bool:
     """Whether `number` rounds to a finite float32, also for an int past float64."""
     if isinstance(number, int) and abs(number) > 2**128:
         return False
@@ -150,7 +152,7 @@ def _is_finite(number: float) -> bool:
 def _first_bad_number(value: list[list[Any]], field: str) -> LoraplexError:
     for row, numbers in enumerate(value):
         for column, number in enumerate(numbers):
-            if type(number) not in _NUMBERS or not _is_finite(number):
+            if type(number) not in _NUMBERS or not is_finite(number):
                 return _bad_number(number, field, f"{field}, row {row}, column {column}", row)
     raise AssertionError("called although every number is finite")
 

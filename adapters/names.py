@@ -70,7 +70,7 @@ def parse_reference(text: object, *, field: str = "adapter", row: int | None = N
     if not at:
         return Reference(name)
     if _VERSION.fullmatch(selector) and len(text) <= _LONGEST_REFERENCE:
-        return Reference(name, version=min(int(selector), MAX_VERSION + 1))
+        return Reference(name, version=int(selector))
     if _ALIAS.fullmatch(selector):
         return Reference(name, alias=selector)
     raise InvalidReference(

@@ -3,14 +3,13 @@
 The keys are `LoraConfig`'s, as PEFT 0.21 writes them.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from adapters.adapter import check_alpha
-from adapters.errors import LoraplexError, MissingField, PeftUnsupported, WrongType
+from adapters.errors import LoraplexError, MissingField, PeftUnsupported, WrongType, shown
 from adapters.strict_json import parse
 
 CONFIG_FILE = "adapter_config.json"
@@ -41,7 +40,7 @@ _READ = {
     "use_rslora",
 }
 _DEFAULTS = {"bias": "none", "runtime_config": {"ephemeral_gpu_offload": False}}
-_EMPTY: tuple[object, ...] = (None, False, "", [], {})
+_EMPTY: tuple[object, ...] = ("", [], {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def _read_config(text: bytes) -> dict[str, Any]:
     if not (isinstance(init, bool) or init in (None, "gaussian")):
         raise _unsupported("init_lora_weights", init, 'true, false or "gaussian": the others may change the base')
     for key, value in config.items():
-        if key in _READ or key in _WITHOUT_EFFECT or any(value is empty or value == empty for empty in _EMPTY):
+        if key in _READ or key in _WITHOUT_EFFECT or value is None or value is False or value in _EMPTY:
             continue
         if _DEFAULTS.get(key) != value:
             raise _unsupported(key, value, "left out, null, false or empty")
@@ -107,7 +106,7 @@ def _read_config(text: bytes) -> dict[str, Any]:
 
 def _unsupported(key: str, value: object, expected: str) -> LoraplexError:
     return PeftUnsupported(
-        f"{CONFIG_FILE}: {key} = {json.dumps(value)[:60]} cannot be served exactly",
+        f"{CONFIG_FILE}: {key} = {shown(value)[:60]} cannot be served exactly",
         field=key,
         given=value,
         expected=expected,
@@ -134,7 +133,11 @@ def _check_pattern(key: str, config: Mapping[str, Any], numbers: tuple[type, ...
 
 def _from_pattern(pattern: Mapping[str, Number], module: str, *, default: Number) -> Number:
     """The value of the first key that is the module's path or its end, as PEFT takes it."""
-    for path, value in pattern.items():
-        if module == path or module.endswith(f".{path}"):
-            return value
-    return default
+    return next((value for path, value in pattern.items() if _is_end_of(path, module)), default)
+
+
+def _is_end_of(path: str, module: str) -> bool:
+    """Whether PEFT's regex `(.*\\.)?(path)$` matches: of a literal path it reads the dots as any character."""
+    end = len(module) - len(path)
+    starts_a_name = end == 0 or (end > 0 and module[end - 1] == ".")
+    return starts_a_name and all(one in (".", other) for one, other in zip(path, module[end:], strict=True))

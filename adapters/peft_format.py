@@ -57,8 +57,8 @@ def read_peft(
         raise WrongShape(
             f"{CONFIG_FILE} says rank {rank} for {module!r}, the tensors have rank {b_RI.shape[0]}",
             field="r",
-            given=b_RI.shape[0],
-            expected=f"rank {rank}",
+            given=rank,
+            expected=f"rank {b_RI.shape[0]}",
         )
     if (bias_O is not None) != config.has_bias:
         raise WrongShape(

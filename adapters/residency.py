@@ -6,7 +6,9 @@ from collections import OrderedDict
 from adapters.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.base_layer import BaseLayer
 from adapters.blobs import BlobStore
+from adapters.catalog import Catalog
 from adapters.errors import BlobCorrupt
+from adapters.names import Reference
 from adapters.versions import Version
 
 
@@ -44,6 +46,23 @@ class Residency:
                 _, evicted = self._resident.popitem(last=False)
                 self._bytes -= evicted.memory_bytes
         return adapter
+
+
+def find_adapter(catalog: Catalog, reference: Reference) -> tuple[Version, Adapter]:
+    """What a reference means now, and its adapter read from its blob.
+
+    Raises a `NotFound` that says what there is instead, or `BlobCorrupt`.
+    """
+    version = catalog.find(reference)
+    while True:
+        try:
+            return version, read_adapter(version, catalog.blobs)
+        except BlobCorrupt:
+            # Deleted between the look and the read, and perhaps made again: only what still stands is corrupt.
+            again = catalog.find(reference)
+            if again == version:
+                raise
+            version = again
 
 
 def read_adapter(version: Version, blobs: BlobStore) -> Adapter:

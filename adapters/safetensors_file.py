@@ -29,7 +29,7 @@ def read_safetensors(file: bytes, *, what: str) -> tuple[dict[str, Tensor], Mapp
     metadata = _check_header(file, what)
     try:
         tensors = load_tensors(file)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InvalidSafetensors(f"{what}: {error}", field=what) from None
     for name, tensor in tensors.items():
         _check_tensor(name, tensor)
@@ -71,7 +71,8 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
         position = torch.nonzero(~finite)[0].tolist()
-        raise NotFinite(f"{name} is not finite at {position}", field=name, row=position[0], expected="finite numbers")
+        row = position[0] if position else None
+        raise NotFinite(f"{name} is not finite at {position}", field=name, row=row, expected="finite numbers")
     if 0 in tensor.shape:
         raise OutOfRange(
             f"{name} has shape {tuple(tensor.shape)}",

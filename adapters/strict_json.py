@@ -15,7 +15,7 @@ def parse(text: bytes, *, what: str = "the body") -> object:
     refuse them by the name of their field. Raises `NotJson` and `DuplicateKey`.
     """
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_int=_integer)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_int=whole_number)
     except UnicodeDecodeError as error:
         raise NotJson(f"{what} is not UTF-8 text at byte {error.start}", expected="JSON in UTF-8") from None
     except json.JSONDecodeError as error:
@@ -26,7 +26,8 @@ def parse(text: bytes, *, what: str = "the body") -> object:
         raise NotJson(f"{what} is nested too deeply", expected="JSON nested a few levels deep") from None
 
 
-def _integer(digits: str) -> int | float:
+def whole_number(digits: str) -> int | float:
+    """The number that `digits` say; as a float, and so infinite, where they are too many to count in."""
     return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
 
 

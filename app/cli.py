@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from app import logs
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import Settings, SettingsError, load_settings, make_data_dir
 
 cli = typer.Typer(
     help="One frozen base layer, thousands of named LoRA adapters.",
@@ -59,7 +59,9 @@ def trainer(base: Base = None, data_dir: DataDir = None) -> None:
     from app.trainer import run_trainer  # imports torch
 
     try:
-        run_trainer(load_settings({"base": base, "data_dir": data_dir}), stop_on_signals())
+        settings = load_settings({"base": base, "data_dir": data_dir})
+        make_data_dir(settings)
+        run_trainer(settings, stop_on_signals())
     except SettingsError as error:
         _refuse(error)
 

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from adapters.errors import InvalidCursor
+from adapters.strict_json import whole_number
 
 
 def _digits(value: object) -> object:
     """Query strings are text: take digits as a number, and nothing else that Python would."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else value
+    return whole_number(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
 QueryInteger = Annotated[int, BeforeValidator(_digits)]
@@ -41,7 +42,7 @@ def read_cursor(of: str, cursor: str | None) -> Any:
         return None
     try:
         position, check = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True))
-        if isinstance(position, str | int) and make_cursor(of, position) == cursor and check == _check(of, position):
+        if _could_be_ours(position) and make_cursor(of, position) == cursor and check == _check(of, position):
             return position
     except (ValueError, TypeError, RecursionError):
         pass
@@ -59,6 +60,11 @@ def page_of(
     """The first `limit` of `found`, and the cursor to the rest where it holds more; `position` reads an item's."""
     data = found[:limit]
     return data, make_cursor(of, position(data[-1])) if len(found) > limit else None
+
+
+def _could_be_ours(position: object) -> bool:
+    """Whether it is a name, or a number that the catalogue can hold: anyone can compute the check of another."""
+    return (isinstance(position, str) and position.isascii()) or (type(position) is int and 0 <= position < 2**63)
 
 
 def _check(of: str, position: str | int) -> str:

@@ -93,7 +93,7 @@ def _read(service: Service, body: bytes) -> _Question:
         raise WrongType(
             "adapters must be a list",
             field="adapters",
-            given=request.adapters or "null",
+            given=request.adapters,
             expected="one reference or null a row",
         )
     if len(request.adapters) != len(inputs_NI):
@@ -114,9 +114,10 @@ def _reference(given: object, field: str, row: int | None) -> Reference | None:
 def _resolve(
     service: Service, question: _Question, choices: Sequence[Reference | None]
 ) -> tuple[list[Version | None], list[Adapter | None]]:
-    for attempt in (1, 2):
+    before: list[Version | None] | None = None
+    while True:
         view = _look(service)
-        versions = []
+        versions: list[Version | None] = []
         for reference in choices:
             try:
                 version = None if reference is None else view.version(reference)
@@ -130,10 +131,10 @@ def _resolve(
         try:
             return versions, [None if version is None else service.residency.get(version) for version in versions]
         except BlobCorrupt:
-            # Deleted between the look and the read: a second look says so. Otherwise it is what it says.
-            if attempt == 2:
+            # Deleted between the look and the read, and perhaps made again: only what still stands is corrupt.
+            if versions == before:
                 raise
-    raise AssertionError("the second attempt returns or raises")
+            before = versions
 
 
 def _look(service: Service) -> View:

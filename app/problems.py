@@ -20,7 +20,9 @@ from adapters.errors import (
     StorageFull,
     UnknownField,
     WrongType,
+    shown,
 )
+from adapters.matrices import is_finite
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
@@ -140,7 +142,7 @@ def problem(error: LoraplexError) -> Response:
 
 def from_validation(error: ErrorDetails, *, within: str = "") -> LoraplexError:
     """What pydantic found, in this service's terms."""
-    field = ".".join([within, *map(str, error["loc"])] if within else map(str, error["loc"]))
+    field = ".".join([within, *map(str, error["loc"])] if within else map(str, error["loc"])) or "body"
     kind, given = error["type"], error.get("input")
     if kind == "missing":
         return MissingField(f"{field} is missing", field=field, expected=f"a field {field}")
@@ -151,12 +153,12 @@ def from_validation(error: ErrorDetails, *, within: str = "") -> LoraplexError:
     message = error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     detail = f"{field}: {message}"
-    if kind == "finite_number" or (isinstance(given, float) and not abs(given) < float("inf")):
-        return NotFinite(f"{field} is not a finite number", field=field, given=given, expected="a finite number")
+    if type(given) in (int, float) and not is_finite(given):
+        return NotFinite(f"{field} is not finite as float32", field=field, given=given, expected="a finite number")
     bounded = ("greater_than", "less_than", "too_long", "too_short", "literal_error", "enum")
     out_of_range = any(word in kind for word in bounded)
     chosen: type[InvalidInput] = OutOfRange if out_of_range else WrongType
-    return chosen(detail, field=field, given="null" if given is None else given, expected=message)
+    return chosen(detail, field=field, given=given, expected=message)
 
 
 def install(app: FastAPI) -> None:
@@ -166,9 +168,9 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, LoraplexError)
         return problem(error)
 
-    async def frameworks(_request: Request, error: Exception) -> Response:
+    async def frameworks(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        answer = problem(_from_framework(error))
+        answer = problem(_from_framework(error, request))
         answer.headers.update(error.headers or {})
         return answer
 
@@ -197,10 +199,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, frameworks)
 
 
-def _from_framework(error: HTTPException) -> LoraplexError:
+def _from_framework(error: HTTPException, request: Request) -> LoraplexError:
+    path = shown(request.url.path)
     known: dict[int, tuple[type[LoraplexError], str]] = {
-        404: (RouteNotFound, "there is nothing at this path"),
-        405: (MethodNotAllowed, "this path does not take that method"),
+        404: (RouteNotFound, f"there is nothing at {path}"),
+        405: (MethodNotAllowed, f"{path} does not take the method {request.method}"),
         413: (BodyTooLarge, "the body is too large"),
         415: (UnsupportedMediaType, "the content type is not one that this call takes"),
     }

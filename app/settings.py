@@ -99,6 +99,18 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
     return settings.model_copy(update={"data_dir": settings.data_dir.absolute(), "base": base})
 
 
+def make_data_dir(settings: Settings) -> None:
+    """Make the data folder where it is missing; raises `SettingsError` where it can be neither made nor written."""
+    folder = settings.data_dir
+    reason = "it is not writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = str(error.strerror)
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise SettingsError(f"{PREFIX}DATA_DIR is {folder}, which cannot be used: {reason}")
+
+
 def as_environment(settings: Settings) -> dict[str, str]:
     """This process's environment with every setting in it, for a child process."""
     values = settings.model_dump(mode="json", exclude_none=True)

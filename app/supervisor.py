@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from threading import Event, Thread
 
 from app.parent import EXIT_CONFIG
-from app.settings import Settings, SettingsError, as_environment
+from app.settings import Settings, SettingsError, as_environment, make_data_dir
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0
@@ -27,6 +27,7 @@ class _Child:
 
     name: str
     arguments: Sequence[str]
+    sockets: Sequence[int] = ()
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
     start_at: float = 0.0
@@ -37,22 +38,23 @@ def serve(settings: Settings) -> int:
     """Run the service until SIGTERM or SIGINT; returns the exit status.
 
     Children hold a pipe of ours as standard input: when this process dies, however it dies, they end too.
-    Raises `SettingsError` where the address cannot be listened on.
+    Raises `SettingsError` where the address cannot be listened on or the data folder cannot be used.
     """
+    make_data_dir(settings)
     stop = stop_on_signals()
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     log.info("listening on http://%s:%d, data in %s", f"[{host}]" if ":" in host else host, port, settings.data_dir)
     worker = [sys.executable, "-P", "-m", "app.worker", str(listener.fileno())]
     trainer = [sys.executable, "-P", "-m", "app.trainer"]
-    children = [_Child(f"worker {n + 1}", worker) for n in range(settings.workers)]
+    children = [_Child(f"worker {n + 1}", worker, [listener.fileno()]) for n in range(settings.workers)]
     children += [_Child(f"trainer {n + 1}", trainer) for n in range(settings.trainers)]
     environment = as_environment(settings)
     status = 0
     try:
         while not stop.is_set():
             for child in children:
-                if _look_after(child, environment, listener) == EXIT_CONFIG:
+                if _look_after(child, environment) == EXIT_CONFIG:
                     status = EXIT_CONFIG
                     stop.set()
             stop.wait(_SECONDS_BETWEEN_LOOKS)
@@ -79,13 +81,13 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
-def _look_after(child: _Child, environment: dict[str, str], listener: socket.socket) -> int | None:
+def _look_after(child: _Child, environment: dict[str, str]) -> int | None:
     """Start a child that does not run, unless it pauses after a death; returns how it ended where it just did."""
     now = time.monotonic()
     if child.process is None:
         if now >= child.start_at:
             child.process = subprocess.Popen(
-                child.arguments, stdin=subprocess.PIPE, env=environment, pass_fds=[listener.fileno()]
+                child.arguments, stdin=subprocess.PIPE, env=environment, pass_fds=child.sockets
             )
             child.started_at = now
         return None

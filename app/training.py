@@ -1,5 +1,6 @@
 """A `POST /adapters` body, checked in full before anything is stored."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from adapters.errors import IgnoredField, InvalidCombination, OutOfRange, RankTo
 from adapters.jobs import Job
 from adapters.matrices import class_indices, matrix
 from adapters.names import check_name, parse_reference
-from adapters.residency import read_adapter
+from adapters.residency import find_adapter
 from adapters.training.data import TrainingData
 from adapters.training.spec import Init, Loss, Method, TrainingSpec
 from app.bodies import parse_object, read_as
@@ -104,7 +105,7 @@ def _read_start(service: Service, request: TrainRequest) -> _Start:
         raise WrongType(
             "training.init is not a way to start",
             field=field,
-            given="null" if init is None else init,
+            given=init,
             expected='"zero_delta", "randn", {"A", "B"} or {"adapter": reference}',
         )
     if "adapter" in init:
@@ -122,13 +123,20 @@ def _read_start(service: Service, request: TrainRequest) -> _Start:
 def _start_from_adapter(service: Service, request: TrainRequest, given: object) -> _Start:
     """Its ΔW at the start: with the alpha that it has, or with A rescaled to the alpha that is asked for."""
     field = "training.init.adapter"
-    version = service.catalog.find(parse_reference(given, field=field))
+    version, adapter = find_adapter(service.catalog, parse_reference(given, field=field))
     version.check_answers_on(service.base, service.settings.feature_space)
     _check_start_rank(version.rank, request.rank)
-    adapter = read_adapter(version, service.catalog.blobs)
     shown = {"adapter": f"{version.adapter}@{version.version}"}
     if request.alpha is not None:
-        rescaled_OR = adapter.a_OR * (adapter.scaling / scaling_of(request.alpha, request.rank, rslora=False))
+        scaling = scaling_of(request.alpha, request.rank, rslora=False)
+        rescaled_OR = adapter.a_OR * (adapter.scaling / scaling if scaling > 0 else math.inf)
+        if not bool(torch.isfinite(rescaled_OR).all()):
+            raise OutOfRange(
+                f"alpha is too small to start from {shown['adapter']}: A would have to grow past float32",
+                field="alpha",
+                given=request.alpha,
+                expected="a larger alpha",
+            )
         return _Start(Init.FACTORS, shown, rescaled_OR, adapter.b_RI)
     if adapter.alpha <= 0:
         raise OutOfRange(

@@ -36,8 +36,9 @@ async def read_upload(request: Request, service: Service) -> tuple[Adapter, str 
 async def _read_multipart(request: Request) -> dict[str, bytes]:
     try:
         form = await request.form(max_files=8, max_fields=8)
-    except HTTPException as error:
-        raise InvalidUpload(f"the multipart body cannot be read: {error.detail}", field="body") from None
+    except (HTTPException, ValueError) as error:  # ValueError: a charset that the parser looks up and cannot use
+        why = error.detail if isinstance(error, HTTPException) else error
+        raise InvalidUpload(f"the multipart body cannot be read: {why}", field="body") from None
     try:
         files: dict[str, bytes] = {}
         for field, part in form.multi_items():

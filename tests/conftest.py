@@ -24,8 +24,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(*, trainer: bool = False, **settings: Any) -> tuple[httpx.Client, Service]:
-            chosen = Settings(**{"data_dir": tmp_path / "data", "base": "random:10,2,42"} | settings)
-            return stack.enter_context(serving(chosen, trainer=trainer))
+            chosen: dict[str, Any] = {"data_dir": tmp_path / "data", "base": "random:10,2,42"} | settings
+            return stack.enter_context(serving(Settings(**chosen), trainer=trainer))
 
         yield start
 

@@ -22,6 +22,8 @@ from app.service import Service, base_arguments, open_service
 from app.settings import Settings
 
 DEADLINE_SECONDS = 60.0
+LORAPLEX = Path(sys.executable).with_name("loraplex")
+"""The console script."""
 
 
 def eventually(condition: Callable[[], Any], *, seconds: float = DEADLINE_SECONDS, what: str = "it") -> Any:
@@ -82,19 +84,24 @@ def serving(settings: Settings, *, trainer: bool = False) -> Iterator[tuple[http
         service.close()
 
 
+def environment(**settings: Any) -> dict[str, str]:
+    """This process's environment with these settings, and with no others."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("LORAPLEX_")}
+    return inherited | {f"LORAPLEX_{name.upper()}": str(value) for name, value in settings.items()}
+
+
 class ServiceProcess:
     """`loraplex serve` as its users start it, in a process group of its own."""
 
-    def __init__(self, data_dir: Path, *, port: int = 0, **settings: Any) -> None:
+    def __init__(self, data_dir: Path, *, port: int = 0, cwd: Path | None = None, **settings: Any) -> None:
         self.data_dir = data_dir
         self.port = port or free_port()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("LORAPLEX_")}
-        environment |= {f"LORAPLEX_{name.upper()}": str(value) for name, value in settings.items()}
         self.log = data_dir.parent / f"{data_dir.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [Path(sys.executable).with_name("loraplex"), "serve", "--port", str(self.port), "--data-dir", data_dir],
-                env=environment,
+                [LORAPLEX, "serve", "--port", str(self.port), "--data-dir", data_dir],
+                env=environment(**settings),
+                cwd=cwd,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.errors import FitFailed, LoraplexError, OutOfMemory
+from adapters.errors import BaseChanged, FitFailed, LoraplexError, OutOfMemory
 from adapters.training.data import TrainingData
 from adapters.training.fit import fit
 from adapters.training.gradient import History
@@ -65,6 +65,9 @@ def _serve(request: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
             _send(out, {"frame": "progress", "step": step, "loss": loss, "history": history})
 
     try:
+        if base.fingerprint != request["base"]:
+            # It was loaded when this process started: the file may have been replaced after the trainer read it.
+            raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request["base"])
         data = TrainingData.from_bytes(Path(request["data_path"]).read_bytes())
         spec = TrainingSpec.from_json(request["spec"])
         result = fit(base, data, spec, feature_space=request["feature_space"], report=report)

@@ -83,6 +83,8 @@ def _read_frames(process: "subprocess.Popen[bytes]", frames: "queue.SimpleQueue[
             frame = json.loads(line)
             if "bytes" in frame:
                 frame["content"] = process.stdout.read(frame["bytes"])
+                if len(frame["content"]) < frame["bytes"]:
+                    break  # killed in the middle of the adapter
             frames.put(frame)
     except ValueError:
         pass  # killed in the middle of a line, or the pipe was closed under us

@@ -9,7 +9,7 @@ from typing import Any
 from adapters.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
-from adapters.errors import BaseChanged, CatalogBusy, ClaimLost, FitFailed, LoraplexError
+from adapters.errors import BaseChanged, CatalogBusy, ClaimLost, FitFailed, LoraplexError, StorageFull
 from adapters.job_queue import JobQueue
 from adapters.jobs import Job
 from adapters.training.fitter import Fitter, FitterDied, Frame
@@ -61,9 +61,9 @@ class Trainer:
                 return False
             log.info("job %s for %s: attempt %d", claim.id, claim.adapter, claim.attempt)
             self._train(claim)
-        except CatalogBusy:
-            # A lease is longer than the catalogue stays busy; what could not be written now is found again.
-            log.warning("the catalogue is busy")
+        except (CatalogBusy, StorageFull) as error:
+            # What could not be written now is found again: the job's lease runs out.
+            log.warning("%s", error.detail)
             self._fitter.kill()
             return False
         return True
@@ -100,6 +100,7 @@ class Trainer:
                 "data_path": str(self._catalog.blobs.path(claim.data_file)),
                 "spec": claim.spec["resolved"],
                 "feature_space": claim.feature_space,
+                "base": claim.base,
             }
         )
         progress, history = claim.progress, claim.history

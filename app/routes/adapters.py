@@ -7,10 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from adapters.errors import WrongType
-from adapters.names import LIVE, MAX_VERSION, Reference, check_name, check_prefix
+from adapters.names import LIVE, Reference, check_name, check_prefix
 from adapters.peft_archive import pack
 from adapters.peft_format import DEFAULT_MODULE, check_module, write_peft
-from adapters.residency import read_adapter
+from adapters.residency import find_adapter
 from adapters.versions import Publication, Source
 from app.bodies import BINARY, JSON, documented, parse_object, read_as, read_json
 from app.conditions import etag, precondition
@@ -30,6 +30,7 @@ from app.schemas import (
 from app.training import queue_training
 from app.uploads import MULTIPART, ZIP, read_upload
 
+_MOST_DIGITS = 200
 router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(same_feature_space)])
 
 
@@ -107,9 +108,8 @@ def show_version(name: str, version: str, service: ServiceOf) -> VersionBody:
 def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
     """A zip that `PeftModel.from_pretrained` loads once unpacked."""
     reference = Reference(check_name(name), version=query.version)
-    version = service.catalog.find(reference)
+    version, adapter = find_adapter(service.catalog, reference)
     module = check_module(query.module) if query.module is not None else version.module or DEFAULT_MODULE
-    adapter = read_adapter(version, service.catalog.blobs)
     archive = pack(write_peft(adapter, module=module, base_fingerprint=version.base))
     disposition = f'attachment; filename="{name}-{version.version}.zip"'
     return Response(archive, media_type=ZIP, headers={"Content-Disposition": disposition})
@@ -121,7 +121,7 @@ async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBo
     check_name(name)
     body = read_as(LiveRequest, parse_object(await read_json(request)))
     adapter = await run_in_threadpool(
-        service.catalog.set_live, name, min(body.version, MAX_VERSION + 1), precondition=precondition(request)
+        service.catalog.set_live, name, body.version, precondition=precondition(request)
     )
     return AdapterBody.of(adapter)
 
@@ -134,7 +134,7 @@ async def delete_adapter(name: str, request: Request, service: ServiceOf) -> Non
 
 
 def _number(text: str) -> int:
-    """A version's number in a path; one too large to exist stays so."""
+    """A version's number in a path; of one far too large to exist, enough digits to stay so."""
     if not (text.isascii() and text.isdigit()):
         raise WrongType("the version is not a whole number", field="version", given=text, expected="a version's number")
-    return int(text) if len(text) <= len(str(MAX_VERSION)) else MAX_VERSION + 1
+    return int(text[:_MOST_DIGITS])
