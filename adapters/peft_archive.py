@@ -52,6 +52,7 @@ def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
         NotImplementedError,
         RuntimeError,
         OSError,
+        OverflowError,
         ValueError,
     ) as error:
         raise InvalidArchive(f"the body is not a readable zip archive: {error}", expected="a zip archive") from None
@@ -83,7 +84,7 @@ def _choose(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
 
 def _check_path(entry: zipfile.ZipInfo, path: PurePosixPath) -> None:
     name = entry.orig_filename
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name:
+    if not entry.filename or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name:
         raise _refused(entry, "has an unsafe path")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise _refused(entry, "is a link")

@@ -80,11 +80,12 @@ def _read_config(text: bytes) -> dict[str, Any]:
     config = parse(text, what=CONFIG_FILE)
     if not isinstance(config, dict):
         raise WrongType(f"{CONFIG_FILE} must hold a JSON object", field=CONFIG_FILE, given=config)
+    # The type first: other methods have no r or alpha to miss.
+    if config.get("peft_type") not in (None, "LORA"):
+        raise _unsupported("peft_type", config["peft_type"], "LORA")
     for key in ("peft_type", "r", "lora_alpha"):
         if config.get(key) is None:
             raise MissingField(f"{CONFIG_FILE} has no {key}", field=key, expected=f"{key} in {CONFIG_FILE}")
-    if config["peft_type"] != "LORA":
-        raise _unsupported("peft_type", config["peft_type"], "LORA")
     init = config.get("init_lora_weights", True)
     if not (isinstance(init, bool) or init in (None, "gaussian")):
         raise _unsupported("init_lora_weights", init, 'true, false or "gaussian": the others may change the base')

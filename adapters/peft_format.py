@@ -31,7 +31,7 @@ from adapters.strict_json import parse
 TENSOR_FILE = "adapter_model.safetensors"
 DEFAULT_MODULE = "linear"
 
-_MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_MODULE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<path>.+)\.(?P<kind>lora_A\.weight|lora_B\.weight|lora_B\.bias)", re.DOTALL)
 _METADATA_KEY = "loraplex"
@@ -107,7 +107,7 @@ def write_peft(adapter: Adapter, *, module: str, base_fingerprint: str) -> dict[
 def check_module(path: str, *, field: str = "module") -> str:
     """`path` itself where a module of a model can lie there; raises `InvalidName`."""
     if len(path) > 256 or not _MODULE.fullmatch(path):
-        rule = "names of A-Z a-z 0-9 _ with dots between, at most 256 characters"
+        rule = "names of A-Z a-z 0-9 _ - with dots between, at most 256 characters"
         raise InvalidName(f"{field} is not a path to a module: {rule}", field=field, given=path, expected=rule)
     return path
 

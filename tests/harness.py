@@ -121,6 +121,10 @@ class ServiceProcess:
         eventually(ready, what="readiness")
         return self
 
+    def connect(self) -> httpx.Client:
+        """Another client, with a connection of its own."""
+        return httpx.Client(base_url=self.client.base_url, timeout=60)
+
     def kill_group(self) -> None:
         """`kill -9` of the supervisor and all its children at once."""
         os.killpg(self.process.pid, signal.SIGKILL)

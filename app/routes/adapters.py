@@ -120,9 +120,7 @@ async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBo
     """Roll back or forward: let the bare name mean another version."""
     check_name(name)
     body = read_as(LiveRequest, parse_object(await read_json(request)))
-    adapter = await run_in_threadpool(
-        service.catalog.set_live, name, body.version, precondition=precondition(request)
-    )
+    adapter = await run_in_threadpool(service.catalog.set_live, name, body.version, precondition=precondition(request))
     return AdapterBody.of(adapter)
 
 

@@ -1,0 +1,128 @@
+"""The mixed forward against `W + s·A·B` formed in float64."""
+
+# N rows · I in_features · O out_features · R rank
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapters.adapter import Adapter
+from adapters.base_layer import BaseLayer
+from adapters.forward import low_rank_term, mixed_forward
+from tests.adapters.dense import Float64, answer, layer, random_adapter, relative_error
+
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An adapter's settings; alpha is per rank, so that no row drowns the others."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    bias: bool
+
+    def make(self, outputs: int, inputs: int, seed: int) -> Adapter:
+        scale = self.rank**0.5 if self.rslora else self.rank
+        return random_adapter(
+            outputs, inputs, self.rank, alpha=self.alpha * scale, rslora=self.rslora, bias=self.bias, seed=seed
+        )
+
+
+KINDS = st.builds(
+    Kind,
+    rank=st.sampled_from([1, 2, 3, 8, 17, 64, 256]),
+    alpha=st.sampled_from([-2.0, 0.0, 0.125, 0.3, 1.0, 7.5]),
+    rslora=st.booleans(),
+    bias=st.booleans(),
+)
+
+
+def _base(outputs: int, inputs: int, *, bias: bool, seed: int) -> BaseLayer:
+    generator = torch.Generator().manual_seed(seed)
+    weight_OI = torch.randn(outputs, inputs, generator=generator)
+    return layer(weight_OI, torch.randn(outputs, generator=generator) if bias else None)
+
+
+def _dense(base: BaseLayer, x_NI: torch.Tensor, chosen_N: list[Adapter | None]) -> Float64:
+    return np.vstack([answer(base, x_NI[row : row + 1], adapter) for row, adapter in enumerate(chosen_N)])
+
+
+def _worst_row(given_NO: Float64, wanted_NO: Float64) -> float:
+    """Each row on its own scale: a large neighbour must not excuse it."""
+    return max(relative_error(one_O, other_O) for one_O, other_O in zip(given_NO, wanted_NO, strict=True))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    kinds=st.lists(st.none() | KINDS, min_size=1, max_size=8),
+    shape=st.tuples(st.sampled_from([2, 10, 33]), st.sampled_from([1, 10, 64])),
+    bias=st.booleans(),
+    data=st.data(),
+)
+def test_any_mixture_in_one_batch_answers_as_each_row_alone_would(
+    kinds: list[Kind | None], shape: tuple[int, int], bias: bool, data: st.DataObject
+) -> None:
+    outputs, inputs = shape
+    base = _base(outputs, inputs, bias=bias, seed=99)
+    choices = [None if kind is None else kind.make(outputs, inputs, seed) for seed, kind in enumerate(kinds)]
+    choice_N = data.draw(st.lists(st.integers(0, len(choices) - 1), min_size=1, max_size=32))
+    x_NI = torch.randn(len(choice_N), inputs, generator=torch.Generator().manual_seed(1))
+    given_NO = mixed_forward(base, x_NI, choices, choice_N).double().numpy()
+    wanted_NO = _dense(base, x_NI, [choices[choice] for choice in choice_N])
+    # A sum that cancels is measured by its parts.
+    parts_N = np.abs(wanted_NO).max(axis=1) + np.abs(_dense(base, x_NI, [None] * len(choice_N))).max(axis=1)
+    assert (np.abs(given_NO - wanted_NO).max(axis=1) / parts_N).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("width", [10, 384])
+def test_every_row_with_an_adapter_of_its_own(width: int) -> None:
+    base = _base(width, width, bias=True, seed=1)
+    choices = [random_adapter(width, width, rank, bias=rank % 2 == 0, seed=rank) for rank in (1, 2, 4, 16, 100, 256)]
+    choice_N = [5, 0, 3, 2, 1, 4]
+    x_NI = torch.randn(6, width, generator=torch.Generator().manual_seed(2))
+    given_NO = mixed_forward(base, x_NI, choices, choice_N).double().numpy()
+    assert _worst_row(given_NO, _dense(base, x_NI, [choices[choice] for choice in choice_N])) < TOLERANCE
+
+
+def test_rows_without_an_adapter_are_the_base_s_to_the_last_bit() -> None:
+    base = _base(10, 64, bias=True, seed=3)
+    x_NI = torch.randn(9, 64, generator=torch.Generator().manual_seed(4))
+    alone_NO = mixed_forward(base, x_NI, [None], [0] * 9)
+    among_NO = mixed_forward(base, x_NI, [random_adapter(10, 64, 4), None], [0, 1, 1] * 3)
+    kept = [row for row in range(9) if row % 3]
+    assert among_NO[kept].equal(alone_NO[kept])
+    assert _worst_row(alone_NO.double().numpy(), _dense(base, x_NI, [None] * 9)) < TOLERANCE
+
+
+def test_a_choice_that_no_row_makes_changes_nothing() -> None:
+    base = _base(5, 7, bias=False, seed=5)
+    x_NI = torch.randn(3, 7, generator=torch.Generator().manual_seed(6))
+    used = random_adapter(5, 7, 2)
+    given_NO = mixed_forward(base, x_NI, [random_adapter(5, 7, 3, seed=1), used], [1, 1, 1])
+    assert given_NO.equal(mixed_forward(base, x_NI, [used], [0, 0, 0]))
+
+
+def test_the_base_the_inputs_and_the_adapter_are_only_read() -> None:
+    base = _base(5, 7, bias=True, seed=7)
+    adapter = random_adapter(5, 7, 2, bias=True, alpha=3.0)
+    x_NI = torch.randn(4, 7)
+    assert base.bias_O is not None
+    assert adapter.bias_O is not None
+    watched = [base.weight_OI, base.bias_O, x_NI, adapter.a_OR, adapter.b_RI, adapter.bias_O]
+    before = [tensor.clone() for tensor in watched]
+    mixed_forward(base, x_NI, [adapter, None], [0, 1, 0, 1])
+    mixed_forward(base, x_NI, [adapter], [0] * 4)
+    assert all(map(torch.equal, before, watched))
+
+
+def test_the_low_rank_term_is_the_delta_s_part_of_the_answer() -> None:
+    adapter = random_adapter(5, 7, 3, alpha=-4.0, rslora=True, bias=True)
+    x_NI = torch.randn(6, 7, generator=torch.Generator().manual_seed(8))
+    nothing = layer(torch.zeros(5, 7))
+    term_NO = low_rank_term(x_NI, adapter).double().numpy()
+    assert relative_error(term_NO, answer(nothing, x_NI, adapter)) < TOLERANCE

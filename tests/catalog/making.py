@@ -1,0 +1,68 @@
+"""Adapters to publish, and the dense layer that says what they must answer."""
+
+# N rows · I in_features · O out_features · R rank
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from adapters.adapter import Adapter
+from adapters.base_layer import BaseLayer, load_base_layer
+from adapters.catalog import Catalog
+from adapters.versions import Publication, Source, Version
+
+BASE = load_base_layer("random:10,2,42")
+INPUTS_NI = torch.randn(5, BASE.in_features, generator=torch.Generator().manual_seed(7))
+
+
+def make_adapter(seed: int, *, rank: int = 2, base: BaseLayer = BASE) -> Adapter:
+    """Another adapter for each seed."""
+    generator = torch.Generator().manual_seed(seed)
+    a_OR = torch.randn(base.out_features, rank, generator=generator)
+    return Adapter(a_OR, torch.randn(rank, base.in_features, generator=generator), None, alpha=float(rank))
+
+
+def publication(name: str, seed: int = 0, **fields: object) -> Publication:
+    """An upload of `make_adapter(seed)`."""
+    values: dict[str, object] = {"adapter": make_adapter(seed), "base": BASE, "source": Source.UPLOAD} | fields
+    return Publication(name=name, **values)  # type: ignore[arg-type]
+
+
+def put(catalog: Catalog, name: str, seed: int = 0) -> Version:
+    """Publish `make_adapter(seed)` under a name."""
+    return catalog.put(publication(name, seed))[0]
+
+
+def as_upload(adapter: Adapter) -> dict[str, object]:
+    """The JSON body that uploads an adapter."""
+    return {"A": adapter.a_OR.tolist(), "B": adapter.b_RI.tolist(), "alpha": adapter.alpha}
+
+
+def dense_answer(adapter: Adapter | None, x_NI: torch.Tensor = INPUTS_NI, base: BaseLayer = BASE) -> torch.Tensor:
+    """(N, I) → (N, O) in float64, by the weight that the service never forms."""
+    weight_OI = base.weight_OI.double()
+    if adapter is not None:
+        weight_OI = weight_OI + adapter.alpha / adapter.rank * adapter.a_OR.double() @ adapter.b_RI.double()
+    bias_O = 0.0 if base.bias_O is None else base.bias_O.double()
+    return x_NI.double() @ weight_OI.T + bias_O
+
+
+def stored_files(folder: Path) -> set[str]:
+    """What lies in the folder of blobs."""
+    return {path.name for path in (folder / "blobs").iterdir()}
+
+
+def referenced_files(folder: Path) -> set[str]:
+    """What the catalogue's rows refer to, read past the code under test."""
+    return set(_column(folder, "SELECT file FROM versions")) | set(
+        _column(folder, "SELECT data_file FROM jobs WHERE data_file IS NOT NULL")
+    )
+
+
+def _column(folder: Path, statement: str) -> Sequence[str]:
+    connection = sqlite3.connect(f"file:{folder / 'catalog.sqlite3'}?mode=ro", uri=True, timeout=15)
+    try:
+        return [str(row[0]) for row in connection.execute(statement)]
+    finally:
+        connection.close()

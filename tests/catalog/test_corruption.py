@@ -1,0 +1,115 @@
+"""A file that is not what was stored is never served, and harms nobody else."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from adapters.names import Reference
+from app.service import Service
+from tests.catalog.making import INPUTS_NI, as_upload, dense_answer, make_adapter, publication
+from tests.conftest import Serve
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def _exchange(path: Path) -> None:
+    path.write_bytes(make_adapter(99).canonical_bytes)
+
+
+@pytest.fixture
+def harm(serve: Serve) -> Callable[[Callable[[Path], None]], httpx.Client]:
+    """A client of a service that has `good` and `bad`, the file of `bad` harmed."""
+
+    def make(action: Callable[[Path], None]) -> httpx.Client:
+        client, service = serve(cache_bytes=0)
+        for seed, name in enumerate(("good", "bad")):
+            client.put(f"/adapters/{name}", json=as_upload(make_adapter(seed))).raise_for_status()
+        action(service.catalog.blobs.path(service.catalog.find(Reference("bad")).file))
+        return client
+
+    return make
+
+
+@pytest.mark.parametrize("action", [_flip, _cut_short, _exchange, Path.unlink])
+def test_a_harmed_file_is_an_error_of_its_adapter_alone(
+    harm: Callable[[Callable[[Path], None]], httpx.Client], action: Callable[[Path], None]
+) -> None:
+    client = harm(action)
+    rows = INPUTS_NI.tolist()
+    for answer in (
+        client.post("/predict", json={"adapter": "bad", "inputs": rows}),
+        client.post("/predict", json={"adapters": ["good", "bad", None, None, None], "inputs": rows}),
+        client.get("/adapters/bad/download"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (500, "blob_corrupt")
+    answer = client.post("/predict", json={"adapter": "good", "inputs": rows})
+    outputs = torch.tensor(answer.json()["outputs"], dtype=torch.float64)
+    torch.testing.assert_close(outputs, dense_answer(make_adapter(0)), rtol=1e-5, atol=1e-5)
+    assert client.get("/adapters/good/download").status_code == 200
+    # Uploading it again cures it.
+    assert client.put("/adapters/bad", json=as_upload(make_adapter(5))).status_code == 201
+    assert client.post("/predict", json={"adapter": "bad", "inputs": rows}).status_code == 200
+    assert client.delete("/adapters/bad").status_code == 204
+
+
+def _meet_a_deletion(service: Service, name: str) -> None:
+    """Let somebody delete `name` right after it was looked up, before its file is read: once."""
+    find = service.catalog.find
+
+    def find_then_delete(reference: Reference) -> object:
+        version = find(reference)
+        service.catalog.find = find  # type: ignore[method-assign]
+        service.catalog.delete(name)
+        return version
+
+    service.catalog.find = find_then_delete  # type: ignore[method-assign,assignment]
+
+
+@pytest.mark.parametrize("call", ["predict", "predict by row", "download", "train"])
+def test_what_was_deleted_between_the_look_and_the_read_is_not_found(serve: Serve, call: str) -> None:
+    client, service = serve(cache_bytes=0)
+    client.put("/adapters/acme", json=as_upload(make_adapter(1))).raise_for_status()
+    _meet_a_deletion(service, "acme")
+    rows = INPUTS_NI.tolist()
+    if call == "download":
+        answer = client.get("/adapters/acme/download")
+    elif call == "train":
+        training = {"method": "sgd", "init": {"adapter": "acme"}}
+        data = {"inputs": rows, "targets": [[0.0, 0.0]] * len(rows)}
+        answer = client.post("/adapters", json={"name": "b", "rank": 2, "data": data, "training": training})
+    elif call == "predict":
+        answer = client.post("/predict", json={"adapter": "acme", "inputs": rows})
+    else:
+        answer = client.post("/predict", json={"adapters": ["acme"] * len(rows), "inputs": rows})
+    assert (answer.status_code, answer.json()["code"]) == (404, "adapter_not_found")
+
+
+def test_what_was_made_again_between_the_look_and_the_read_is_answered_as_it_is_now(serve: Serve) -> None:
+    client, service = serve(cache_bytes=0)
+    client.put("/adapters/acme", json=as_upload(make_adapter(1))).raise_for_status()
+    delete = service.catalog.delete
+
+    def delete_and_make_again(name: str) -> None:
+        delete(name)
+        service.catalog.put(publication("acme", 2))
+
+    for _ in range(3):
+        service.catalog.delete = delete_and_make_again  # type: ignore[method-assign,assignment]
+        _meet_a_deletion(service, "acme")
+        answer = client.get("/adapters/acme/download")
+        assert answer.status_code == 200
+        _meet_a_deletion(service, "acme")
+        answer = client.post("/predict", json={"adapter": "acme", "inputs": INPUTS_NI.tolist()})
+        assert answer.status_code == 200
+        assert answer.json()["adapter"]["digest"] == make_adapter(2).digest

@@ -1,0 +1,113 @@
+"""Which adapters are in memory, and who may go on using one that is not any more."""
+
+import gc
+import random
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+import app.prediction
+from adapters.adapter import Adapter
+from adapters.catalog import Catalog
+from adapters.errors import AdapterNotFound
+from adapters.forward import mixed_forward
+from adapters.names import Reference
+from adapters.residency import Residency
+from tests.catalog.making import BASE, INPUTS_NI, as_upload, dense_answer, make_adapter, publication, put
+from tests.conftest import Serve
+
+ADAPTERS = 60
+ONE = make_adapter(0).memory_bytes
+
+
+def _fleet(catalog: Catalog) -> list[str]:
+    names = [f"tenant-{seed}" for seed in range(ADAPTERS)]
+    catalog.publish([publication(name, seed) for seed, name in enumerate(names)])
+    return names
+
+
+@pytest.mark.parametrize("room", [0, 1, 10, ADAPTERS])
+def test_it_keeps_to_its_budget_and_answers_right(catalog: Catalog, room: int) -> None:
+    names = _fleet(catalog)
+    residency = Residency(BASE, catalog.blobs, budget_bytes=room * ONE + ONE // 2)
+    loaded: list[weakref.ref[Adapter]] = []
+    drawn = set()
+    order = random.Random(3)
+    for _ in range(4 * ADAPTERS):
+        seed = order.randrange(ADAPTERS)
+        drawn.add(seed)
+        adapter = residency.get(catalog.find(Reference(names[seed])))
+        answer = mixed_forward(BASE, INPUTS_NI, [adapter], [0] * len(INPUTS_NI))
+        torch.testing.assert_close(answer.double(), dense_answer(make_adapter(seed)), rtol=1e-5, atol=1e-5)
+        loaded.append(weakref.ref(adapter))
+    del adapter
+    gc.collect()
+    alive = {id(resident) for reference in loaded if (resident := reference()) is not None}
+    assert len(alive) == min(room, len(drawn))
+
+
+def test_the_least_recently_used_leaves_first(catalog: Catalog) -> None:
+    a, b, c = (put(catalog, name, seed) for seed, name in enumerate("abc"))
+    residency = Residency(BASE, catalog.blobs, budget_bytes=2 * ONE)
+    first = residency.get(a)
+    residency.get(b)
+    assert residency.get(a) is first
+    residency.get(c)  # b goes
+    assert residency.get(a) is first
+
+
+def test_threads_that_share_a_small_residency_get_right_answers(catalog: Catalog) -> None:
+    versions = [catalog.find(Reference(name)) for name in _fleet(catalog)]
+    residency = Residency(BASE, catalog.blobs, budget_bytes=5 * ONE)
+
+    def is_right(draw: int) -> bool:
+        seed = random.Random(draw).randrange(ADAPTERS)
+        return residency.get(versions[seed]).a_OR.equal(make_adapter(seed).a_OR)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(is_right, range(400)))
+
+
+def test_an_adapter_in_hand_answers_after_it_was_deleted(catalog: Catalog) -> None:
+    residency = Residency(BASE, catalog.blobs, budget_bytes=0)
+    held = residency.get(put(catalog, "acme", 1))
+    catalog.delete("acme")
+    with pytest.raises(AdapterNotFound):
+        catalog.find(Reference("acme"))
+    answer = mixed_forward(BASE, INPUTS_NI, [held], [0] * len(INPUTS_NI))
+    torch.testing.assert_close(answer.double(), dense_answer(make_adapter(1)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    client, _ = serve(cache_bytes=0)
+    client.put("/adapters/acme", json=as_upload(make_adapter(1))).raise_for_status()
+    reached, may_go_on = threading.Event(), threading.Event()
+
+    def held_up(*arguments: Any) -> torch.Tensor:
+        reached.set()
+        assert may_go_on.wait(30)
+        return mixed_forward(*arguments)
+
+    with ThreadPoolExecutor(1) as pool:
+        with monkeypatch.context() as patched:
+            patched.setattr(app.prediction, "mixed_forward", held_up)
+            body = {"adapter": "acme", "inputs": INPUTS_NI.tolist()}
+            begun = pool.submit(client.post, "/predict", json=body)
+            assert reached.wait(30)
+        if change == "deleted":
+            client.delete("/adapters/acme").raise_for_status()
+            assert client.post("/predict", json=body).status_code == 404
+        else:
+            client.put("/adapters/acme", json=as_upload(make_adapter(2))).raise_for_status()
+            assert client.post("/predict", json=body).json()["adapter"]["version"] == 2
+        may_go_on.set()
+        answer = begun.result(30)
+    assert answer.status_code == 200
+    assert answer.json()["adapter"] == {"name": "acme", "version": 1, "digest": make_adapter(1).digest}
+    outputs = torch.tensor(answer.json()["outputs"], dtype=torch.float64)
+    torch.testing.assert_close(outputs, dense_answer(make_adapter(1)), rtol=1e-5, atol=1e-5)

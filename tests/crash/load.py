@@ -1,0 +1,182 @@
+"""Client threads that keep a service busy until it is killed under them."""
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+
+from tests.crash.ledger import Ledger, State, Submitted, Uploaded
+from tests.crash.oracle import answer, inputs_NI, recipes
+from tests.harness import ServiceProcess
+
+_OUTSTANDING_JOBS = 4
+_BUSY = 503
+
+
+class Load:
+    """Threads that upload, train and ask; they end when the connection does, or at the first thing that is wrong."""
+
+    def __init__(self, service: ServiceProcess, ledger: Ledger, seed: int) -> None:
+        self._service = service
+        self._ledger = ledger
+        self.failed = threading.Event()
+        self.failures: list[BaseException] = []
+        self._stop = threading.Event()
+        draw = random.Random(seed)
+        loops: list[Callable[[httpx.Client, random.Random], None]] = []
+        for mine in ledger.uploaded:
+            loops.append(lambda client, draw, mine=mine: change(client, ledger, draw.choice(mine), draw))
+        for names in ledger.trained:
+            loops.append(lambda client, draw, names=names: train(client, ledger, names, draw))
+        loops.append(lambda client, draw: ask(client, ledger, draw))
+        self._threads = [
+            threading.Thread(target=self._loop, args=(loop, random.Random(draw.getrandbits(64)))) for loop in loops
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        """Wait for the threads of a service that is dead; raises what one of them found wrong."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+        if self.failures:
+            raise self.failures[0]
+
+    def _loop(self, step: Callable[[httpx.Client, random.Random], None], draw: random.Random) -> None:
+        try:
+            with self._service.connect() as client:
+                while not self._stop.is_set():
+                    step(client, draw)
+        except httpx.TransportError:
+            pass  # killed
+        except BaseException as error:
+            self.failures.append(error)
+            self.failed.set()
+
+
+def change(client: httpx.Client, ledger: Ledger, mine: Uploaded, draw: random.Random) -> None:
+    """Upload, replace, upload again, roll back or delete: one call, whose outcome is certain once it is answered."""
+    state, path = mine.state, f"/adapters/{mine.name}"
+    action = draw.random() if state.versions else 0.0
+    if action < 0.7:
+        again = state.live is not None and draw.random() < 0.1
+        upload = ledger.upload(state.versions[state.live]) if again and state.live else ledger.new_upload()
+        after, call = state.after_upload(upload.digest), lambda: client.put(path, json=upload.body())
+    elif action < 0.85:
+        number = draw.choice(sorted(state.versions))
+        after = state.after_roll_back(number)
+        call = lambda: client.put(f"{path}/aliases/live", json={"version": number})  # noqa: E731
+    else:
+        after, call = state.after_delete(), lambda: client.delete(path)
+    mine.in_flight = after
+    answered = call()
+    if answered.status_code == _BUSY:
+        mine.in_flight = None
+        return
+    _check_acknowledged(ledger, mine.name, state, after, answered)
+    mine.state, mine.in_flight = after, None
+    ledger.count("changes acknowledged")
+
+
+def _check_acknowledged(ledger: Ledger, name: str, state: State, after: State, answered: httpx.Response) -> None:
+    if not after.versions:
+        assert answered.status_code == 204, answered.text
+    elif after.next_number == state.next_number and answered.request.url.path.endswith("/live"):
+        assert answered.status_code == 200, answered.text
+        assert answered.json()["aliases"] == {"live": after.live}
+    else:
+        assert after.live is not None
+        assert answered.status_code == (200 if after == state else 201), answered.text
+        version = answered.json()
+        assert (version["version"], version["digest"]) == (after.live, after.versions[after.live]), name
+        ledger.see(version)
+
+
+def train(client: httpx.Client, ledger: Ledger, names: Sequence[str], draw: random.Random) -> None:
+    """Queue a job, cancel one, delete what they publish, or look how they do."""
+    mine = {job_id: job for job_id, job in ledger.jobs.items() if job.name in names}
+    running = [job_id for job_id, job in mine.items() if job.ended is None]
+    action = draw.random()
+    if len(running) < _OUTSTANDING_JOBS and action < 0.5:
+        name = draw.choice(names)
+        ledger.unanswered_jobs += 1
+        answered = client.post("/adapters", json={"name": name, **recipes()[name.split("-")[1]].body})
+        ledger.unanswered_jobs -= 1
+        if answered.status_code != _BUSY:
+            assert answered.status_code == 202, answered.text
+            ledger.jobs[answered.json()["id"]] = Submitted(name)
+            ledger.count("jobs acknowledged")
+    elif action < 0.6 and running:
+        _cancel(client, ledger, draw.choice(running))
+    elif action < 0.65:
+        _delete(client, ledger, draw.choice(names))
+    elif running:
+        look_at(client, ledger, draw.choice(running))
+
+
+def _cancel(client: httpx.Client, ledger: Ledger, job_id: str) -> None:
+    job = ledger.jobs[job_id]
+    job.cancelled = job.cancelled or None
+    answered = client.post(f"/jobs/{job_id}/cancel")
+    assert answered.status_code in (200, 409, _BUSY), answered.text
+    if answered.status_code == 200:
+        job.cancelled = True
+        ledger.count("cancels acknowledged")
+    elif job.cancelled is None:
+        job.cancelled = False
+
+
+def _delete(client: httpx.Client, ledger: Ledger, name: str) -> None:
+    before = [job for job in ledger.jobs.values() if job.name == name and not job.deleted]
+    was = [job.deleted for job in before]
+    for job in before:
+        job.deleted = None
+    answered = client.delete(f"/adapters/{name}")
+    assert answered.status_code in (204, 404, _BUSY), answered.text
+    for job, deleted in zip(before, was, strict=True):
+        job.deleted = True if answered.status_code == 204 else deleted
+    if answered.status_code == 204:
+        ledger.count("changes acknowledged")
+
+
+def look_at(client: httpx.Client, ledger: Ledger, job_id: str) -> dict[str, Any]:
+    """A job that was acknowledged: it is there, it goes one way, and what has ended stays as it is."""
+    answered = client.get(f"/jobs/{job_id}")
+    assert answered.status_code == 200, f"job {job_id} was acknowledged: {answered.text}"
+    job: dict[str, Any] = answered.json()
+    known = ledger.jobs[job_id]
+    if known.ended is not None:
+        assert job == known.ended
+    elif job["status"] not in ("queued", "running"):
+        known.ended = job
+    if known.cancelled:
+        assert job["status"] == "cancelled"
+    return job
+
+
+def ask(client: httpx.Client, ledger: Ledger, draw: random.Random) -> None:
+    """A mixed batch of any names; each answer must be the one of the version that it says it is."""
+    names = [mine.name for group in ledger.uploaded for mine in group] + [n for group in ledger.trained for n in group]
+    adapters = [draw.choice([*names, None]) for _ in range(4)]
+    if check_answers(client, ledger, adapters):
+        ledger.count("batches checked")
+
+
+def check_answers(client: httpx.Client, ledger: Ledger, adapters: Sequence[str | None]) -> list[dict[str, Any]]:
+    """The distinct versions that answered, one row for each reference; empty where one is not there."""
+    x_NI = inputs_NI(len(adapters))
+    answered = client.post("/predict", json={"adapters": list(adapters), "inputs": x_NI.tolist()})
+    if answered.status_code in (404, _BUSY):
+        return []
+    assert answered.status_code == 200, answered.text
+    body = answered.json()
+    for x_I, output, place in zip(x_NI, body["outputs"], body["row_adapters"], strict=True):
+        version = None if place is None else body["adapters"][place]
+        delta_OI = None if version is None else ledger.delta(version["name"], version["digest"])
+        np.testing.assert_allclose(output, answer(x_I, delta_OI), rtol=1e-3, atol=1e-2, err_msg=str(version))
+    versions: list[dict[str, Any]] = body["adapters"]
+    return versions

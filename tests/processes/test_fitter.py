@@ -1,0 +1,37 @@
+"""The process that fits, and the hold on it."""
+
+import queue
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from adapters.base_layer import load_base_layer
+from adapters.training.fitter import Fitter, Frame, _read_frames
+from tests.harness import eventually
+
+
+def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_path: Path) -> None:
+    file = tmp_path / "base.safetensors"
+    save_file({"weight": torch.zeros(2, 10)}, file)
+    of_the_trainer = load_base_layer(str(file))
+    save_file({"weight": torch.ones(2, 10)}, file)
+    # A process that fits starts late, after a cancel for one, and reads the file anew.
+    fitter = Fitter({"source": str(file)})
+    try:
+        fitter.begin({"base": of_the_trainer.fingerprint, "data_path": "", "spec": {}, "feature_space": None})
+        frame = eventually(lambda: fitter.next_frame(0.1), what="a frame")
+    finally:
+        fitter.kill()
+    assert (frame["frame"], frame["error"]["code"]) == ("error", "base_changed")
+
+
+def test_an_adapter_that_was_cut_off_is_no_adapter() -> None:
+    dying = 'import sys; sys.stdout.write(\'{"frame": "done", "bytes": 1000}\\n\' + \'x\' * 999)'
+    frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+    with subprocess.Popen([sys.executable, "-c", dying], stdout=subprocess.PIPE) as process:
+        _read_frames(process, frames)
+    assert frames.get_nowait() is None
+    assert frames.empty()

@@ -1,0 +1,141 @@
+"""How jobs end that do not end well. (The service and the trainer are threads of this process; the fits are not.)"""
+
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from adapters.errors import StorageFull
+from app.service import Service
+from app.settings import Settings
+from tests.conftest import Serve
+from tests.harness import eventually, serving, wait_for_job
+from tests.processes.long_jobs import submit, submit_endless, versions, wait_until_it_runs
+from tests.processes.tree import FIT, Process
+
+
+def _fit_process() -> Process | None:
+    """The process that fits for the trainer in this process."""
+    children = psutil.Process().children()
+    return next((child for child in children if FIT in child.cmdline()), None)
+
+
+def _code(job: dict[str, Any]) -> tuple[str, str]:
+    return job["status"], job["error"]["code"]
+
+
+def _stored(service: Service) -> int:
+    return len(list((service.settings.data_dir / "blobs").iterdir()))
+
+
+def _full(*_: object, **__: object) -> NoReturn:
+    raise StorageFull("the disk is full")
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Service]]:
+    """A service that trains, for the tests that leave it able to."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("training"), base="random:10,2,42", lease_seconds=1)
+    with serving(settings, trainer=True) as started:
+        yield started
+
+
+def test_a_full_disk_ends_the_job_and_not_the_trainer(
+    training: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, service = training
+    job_id = submit(client, "filled")
+    with monkeypatch.context() as patched:
+        # The first job waits for the start of the process that fits: it cannot have been published yet.
+        patched.setattr(service.catalog.blobs, "write", _full)
+        assert _code(wait_for_job(client, job_id)) == ("failed", "storage_full")
+    assert wait_for_job(client, submit(client, "filled"))["status"] == "succeeded"
+    assert versions(client, "filled") == [1]
+
+
+def test_a_catalogue_that_cannot_be_written_does_not_end_the_trainer(
+    training: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, service = training
+    refused = threading.Event()
+
+    def full(*_: object, **__: object) -> None:
+        refused.set()
+        _full()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(service.queue, "heartbeat", full)
+        patched.setattr(service.queue, "fail", _full)
+        eventually(_fit_process, what="the fit").suspend()
+        job_id = submit(client, "unheard")
+        assert refused.wait(30)
+        # It gives the job up, for whoever comes when the lease has run out: itself, here.
+        wait_until_it_runs(client, job_id, attempt=2)
+    assert wait_for_job(client, job_id)["status"] == "succeeded"
+    assert versions(client, "unheard") == [1]
+
+
+def test_a_fit_that_dies_three_times_ends_its_job_and_the_next_one_is_done(
+    training: tuple[httpx.Client, Service],
+) -> None:
+    client, service = training
+    stored = _stored(service)
+    job_id = submit_endless(client, "deadly")
+    for attempt in (1, 2, 3):
+        wait_until_it_runs(client, job_id, attempt=attempt)
+        eventually(_fit_process, what="the fit").kill()
+    job = wait_for_job(client, job_id)
+    assert _code(job) == ("failed", "worker_died")
+    assert job["attempt"] == 3
+    assert _stored(service) == stored
+    assert versions(client, "deadly") == []
+    assert wait_for_job(client, submit(client, "harmless"))["status"] == "succeeded"
+
+
+def test_what_changed_since_a_job_was_queued_ends_it(serve: Serve) -> None:
+    client, service = serve()
+    client.put("/adapters/acme", json={"A": [[1.0], [1.0]], "B": [[1.0] * 10]}).raise_for_status()
+    deleted, untouched, cancelled = (submit(client, name) for name in ("acme", "other", "other"))
+    client.delete("/adapters/acme").raise_for_status()
+    for _ in range(2):
+        answer = client.post(f"/jobs/{cancelled}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+    with_trainer, _ = serve(trainer=True)
+    assert _code(wait_for_job(with_trainer, deleted)) == ("failed", "adapter_deleted")
+    assert wait_for_job(client, untouched)["status"] == "succeeded"
+    assert client.get(f"/jobs/{cancelled}").json()["attempt"] == 0
+    for job_id in (deleted, untouched):
+        answer = client.post(f"/jobs/{job_id}/cancel")
+        assert (answer.status_code, answer.json()["code"]) == (409, "job_ended")
+    assert versions(client) == []
+    assert versions(client, "other") == [1]
+    assert _stored(service) == 1
+
+
+def test_a_job_for_another_base_layer_ends(serve: Serve) -> None:
+    client, _ = serve(base="random:10,2,42")
+    job_id = submit(client)
+    with_trainer, _ = serve(trainer=True, base="random:10,2,43")
+    assert _code(wait_for_job(with_trainer, job_id)) == ("failed", "base_changed")
+    assert versions(client) == []
+
+
+def test_a_full_queue_says_when_to_come_back(serve: Serve) -> None:
+    client, service = serve(max_queued_jobs=2)
+    first, _ = submit(client), submit(client)
+    stored = _stored(service)
+    answer = _refused(client)
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert _stored(service) == stored
+    client.post(f"/jobs/{first}/cancel").raise_for_status()
+    submit(client)
+
+
+def _refused(client: httpx.Client) -> httpx.Response:
+    data = {"inputs": [[1.0] * 10], "targets": [[1.0] * 2]}
+    return client.post("/adapters", json={"name": "acme", "rank": 1, "data": data})
