@@ -70,24 +70,31 @@ def load_base_layer(
     `random:IN,OUT,SEED` is `torch.manual_seed(SEED); torch.randn(OUT, IN)` with a zero bias; `identity:DIM`
     and `zeros:IN,OUT` have no bias. Raises `BaseNotLoadable` with the reason.
     """
-    where = _choose_device(device, dtype)
-    if generated := _GENERATED.fullmatch(source):
-        weight, bias = _generate(source, generated[1], generated[2])
-    else:
-        path = BUNDLED_FILE if source == BUNDLED else Path(source)
-        weight, bias = _read(path, weight_key, bias_key)
-    _check(source, weight, bias)
-    held = getattr(torch, dtype)
+    where = _choose_device(device)
+    held = getattr(torch, dtype) if where.type == "cuda" else torch.float32
+    try:
+        weight, bias = _find(source, weight_key, bias_key)
+        _check(source, weight, bias)
+        weight_OI, bias_O = weight.to(where, held), None if bias is None else bias.to(where, held)
+    except RuntimeError as error:
+        # No such device, or not enough memory: torch says so in words.
+        raise BaseNotLoadable(f"base {source!r} cannot be loaded onto {device}: {error}") from None
     return BaseLayer(
-        weight_OI=weight.to(where, held),
-        bias_O=None if bias is None else bias.to(where, held),
+        weight_OI=weight_OI,
+        bias_O=bias_O,
         source=source,
         fingerprint=_fingerprint(weight, bias),
         weight_norm=float(torch.linalg.vector_norm(weight.double())),
     )
 
 
-def _choose_device(device: str, dtype: str) -> torch.device:
+def _find(source: str, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
+    if generated := _GENERATED.fullmatch(source):
+        return _generate(source, generated[1], generated[2])
+    return _read(BUNDLED_FILE if source == BUNDLED else Path(source), weight_key, bias_key)
+
+
+def _choose_device(device: str) -> torch.device:
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if chosen.startswith("cuda") and not torch.cuda.is_available():
         raise BaseNotLoadable(f"device {device!r} was asked for, and no CUDA device is available")
@@ -97,8 +104,6 @@ def _choose_device(device: str, dtype: str) -> torch.device:
         where = torch.device("meta")
     if where.type not in ("cpu", "cuda"):
         raise BaseNotLoadable(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N")
-    if where.type == "cpu" and dtype != "float32":
-        raise BaseNotLoadable(f"dtype {dtype} is for CUDA; on the CPU the layer is held in float32")
     return where
 
 

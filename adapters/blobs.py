@@ -23,8 +23,10 @@ class BlobStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "blobs"
         self._folder.mkdir(parents=True, exist_ok=True)
-        for made in (folder.parent, folder):
-            sync_folder(made)
+        # Every folder above may be as new as this one; of those that we may not read, none is.
+        for made in (folder, *folder.absolute().parents):
+            with suppress(PermissionError):
+                sync_folder(made)
         self._lock_file = folder / "publish.lock"
 
     @contextmanager

@@ -10,10 +10,11 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
-from adapters.errors import CatalogBusy, StorageFull
+from adapters.errors import CatalogBusy, CatalogNotLoadable, StorageFull
 
 _BUSY_MILLISECONDS = 15_000
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -26,13 +27,18 @@ class Database:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "catalog.sqlite3"
         # A pool as deep as the web server's threads: a reader never waits for another reader.
-        self._engine = sa.create_engine(f"sqlite:///{self.path}", pool_size=8, max_overflow=56)
+        url = sa.URL.create("sqlite", database=str(self.path))
+        self._engine = sa.create_engine(url, pool_size=8, max_overflow=56)
         sa.event.listen(self._engine, "connect", _configure)
         sa.event.listen(self._engine, "begin", _begin)
         self._writing = self._engine.execution_options(writes=True)
         # Two writers in one process would wait in SQLite's busy handler, which sleeps; a lock wakes at once.
         self._writer = threading.Lock()
-        self._migrate(folder / "migrate.lock")
+        try:
+            self._migrate(folder / "migrate.lock")
+        except (CommandError, DatabaseError, sqlite3.DatabaseError) as error:
+            # Not a database, damaged, or migrated by a newer release.
+            raise CatalogNotLoadable(f"the catalogue {self.path} cannot be opened: {error}") from error
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -47,8 +53,13 @@ class Database:
         It begins by taking the write lock: a read that turns into a write later would fail at once where
         another process has written in between. Raises `CatalogBusy` and `StorageFull`.
         """
-        with self._writer, _translated(), self._writing.begin() as connection:
-            yield connection
+        if not self._writer.acquire(timeout=_BUSY_MILLISECONDS / 1000):
+            raise CatalogBusy("the catalogue is written to by many at once; try again")
+        try:
+            with _translated(), self._writing.begin() as connection:
+                yield connection
+        finally:
+            self._writer.release()
 
     def close(self) -> None:
         """Give back every pooled connection."""

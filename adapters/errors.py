@@ -20,7 +20,7 @@
     ├── TrainingFailed
     │   └── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
     ├── ClaimLost
-    └── BaseNotLoadable
+    └── BaseNotLoadable · CatalogNotLoadable
 
 The first line of each docstring is the error's title, wherever it is shown; `code` is its stable name.
 Which HTTP status a code gets is the web layer's business.
@@ -310,8 +310,8 @@ class Diverged(TrainingFailed):
 
     code = "diverged"
 
-    def __init__(self, detail: str, *, step: int) -> None:
-        super().__init__(detail, expected="a finite loss; try a lower learning_rate")
+    def __init__(self, detail: str, *, step: int, expected: str = "a finite loss; try a lower learning_rate") -> None:
+        super().__init__(detail, expected=expected)
         self.step = step
 
     def members(self) -> dict[str, object]:
@@ -359,3 +359,9 @@ class BaseNotLoadable(LoraplexError):
     """The base layer cannot be loaded"""
 
     code = "base_not_loadable"
+
+
+class CatalogNotLoadable(LoraplexError):
+    """The catalogue cannot be opened"""
+
+    code = "catalog_not_loadable"

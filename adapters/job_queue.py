@@ -94,8 +94,9 @@ class JobQueue:
         before: int | None = None,
         limit: int = 100,
     ) -> list[Job]:
-        """Jobs, newest first, from below sequence number `before` on."""
-        statement = sa.select(tables.jobs).where(_columns.tenant == DEFAULT_TENANT)
+        """Jobs, newest first, from below sequence number `before` on, their histories left out."""
+        statement = sa.select(*(column for column in _columns if column.name != "history"))
+        statement = statement.where(_columns.tenant == DEFAULT_TENANT)
         if status is not None:
             statement = statement.where(_columns.status == status)
         if adapter is not None:
@@ -136,14 +137,17 @@ class JobQueue:
                     return None
                 if job.attempt < MAX_ATTEMPTS:
                     now = self._now()
-                    return rows.update(
+                    return rows.move(
                         connection,
                         job,
-                        status=Status.RUNNING,
+                        Status.RUNNING,
                         attempt=job.attempt + 1,
                         fence=job.fence + 1,
                         lease_until=now + self._lease_seconds,
                         started_at=job.started_at or rfc3339(now),
+                        # An attempt before this one is forgotten: the fit begins again.
+                        progress={**(job.progress or {}), "step": 0, "loss": None},
+                        history=[],
                     )
                 died = WorkerDied(f"the process that trained died on {MAX_ATTEMPTS} attempts")
                 self._end(connection, job, Status.FAILED, error=died.members())
@@ -178,11 +182,14 @@ class JobQueue:
             rows.check_holds(connection, claim)
             rows.update(connection, claim, lease_until=self._now())
 
-    def fail(self, claim: Job, error: Mapping[str, Any], *, history: Sequence[Any]) -> None:
-        """End the job with an error. Raises `ClaimLost`."""
+    def fail(self, claim: Job, error: Mapping[str, Any], **reached: Any) -> None:
+        """End the job with an error, and with the `progress` and `history` that it reached, where they are given.
+
+        Raises `ClaimLost`.
+        """
         with self._database.write() as connection:
             rows.check_holds(connection, claim)
-            self._end(connection, claim, Status.FAILED, error=dict(error), history=list(history))
+            self._end(connection, claim, Status.FAILED, error=dict(error), **reached)
         self.remove_data(claim)
 
     def succeed(

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters.errors import ClaimLost, JobNotFound, QueueFull
-from adapters.tables import jobs
+from adapters.tables import DEFAULT_TENANT, jobs
 
 
 class Status(StrEnum):
@@ -29,8 +29,9 @@ class Status(StrEnum):
 
 MOVES: Mapping[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED}),
-    # Back to queued: a trainer that stops hands its lease back.
-    Status.RUNNING: frozenset({Status.QUEUED, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}),
+    # Back to queued: a trainer that stops hands its lease back. Running again: another trainer claims it, because
+    # its lease has run out.
+    Status.RUNNING: frozenset({Status.QUEUED, Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}),
     Status.SUCCEEDED: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),
@@ -60,7 +61,7 @@ class Job:
     deletions: int
     """How often the adapter had been deleted when the job was queued."""
     spec: Mapping[str, Any]
-    """The resolved settings, as a client reads them."""
+    """`shown`, the settings as a client reads them; `resolved`, as the fit does; `steps`; `publish`."""
     data_file: str | None
     """The blob with the data; None once the job has ended."""
     progress: Mapping[str, Any] | None
@@ -72,7 +73,7 @@ class Job:
 
 def get(connection: Connection, job_id: str) -> Job:
     """One job; raises `JobNotFound`."""
-    row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+    row = connection.execute(sa.select(jobs).where(jobs.c.tenant == DEFAULT_TENANT, jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise JobNotFound(f"there is no job {job_id!r}", field="id", given=job_id)
     return as_job(row)
@@ -83,6 +84,7 @@ def as_job(row: sa.Row[Any]) -> Job:
     values = row._asdict()
     values.pop("tenant")
     values["status"] = Status(values["status"])
+    values.setdefault("history", [])
     return Job(**values)
 
 
@@ -101,9 +103,11 @@ def move(connection: Connection, job: Job, to: Status, **values: Any) -> Job:
 
 def check_holds(connection: Connection, claim: Job) -> None:
     """Raises `ClaimLost` where the job was cancelled or claimed again since `claim`."""
-    job = get(connection, claim.id)
-    if job.status is not Status.RUNNING or job.fence != claim.fence:
-        raise ClaimLost(f"job {claim.id} is {job.status} at fence {job.fence}; this claim has fence {claim.fence}")
+    # Asked five times a second: without the history and the spec, which may be long.
+    statement = sa.select(jobs.c.status, jobs.c.fence).where(jobs.c.id == claim.id)
+    status, fence = connection.execute(statement).one()
+    if status != Status.RUNNING or fence != claim.fence:
+        raise ClaimLost(f"job {claim.id} is {status} at fence {fence}; this claim has fence {claim.fence}")
 
 
 def check_room(connection: Connection, max_queued: int) -> None:

@@ -13,7 +13,7 @@ from adapters.peft_format import TENSOR_FILE
 
 _IGNORED = "README.md"
 _WANTED = (CONFIG_FILE, TENSOR_FILE)
-_MAX_ENTRIES = 8
+_MAX_ENTRIES, _MAX_DIRECTORY_BYTES, _END_BYTES = 8, 64 * 1024, 22
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that zip can say: archives of the same adapter are the same bytes."""
 
@@ -34,16 +34,10 @@ def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
 
     Nothing is written to disk, and no entry unpacks past `max_bytes`. Raises `InvalidArchive`, naming the entry.
     """
+    _check_directory(content)
     try:
         with zipfile.ZipFile(BytesIO(content)) as archive:
-            entries = archive.infolist()
-            if len(entries) > _MAX_ENTRIES:
-                raise InvalidArchive(
-                    f"the zip has {len(entries)} entries",
-                    given=f"{len(entries)} entries",
-                    expected=f"at most {_MAX_ENTRIES}",
-                )
-            chosen = _choose(entries)
+            chosen = _choose(archive.infolist())
             return {name: _read(archive, entry, max_bytes) for name, entry in chosen.items()}
     except (
         zipfile.BadZipFile,
@@ -58,6 +52,25 @@ def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
         raise InvalidArchive(f"the body is not a readable zip archive: {error}", expected="a zip archive") from None
 
 
+def _check_directory(content: bytes) -> None:
+    """What the end record says of the directory, before the library reads all of it into memory.
+
+    The record: signature, four 16-bit numbers of which the last counts the entries, the directory's size
+    (APPNOTE.TXT 6.3.10, section 4.3.16). Larger archives have a second record, whose locator stands before this one.
+    """
+    end = content.rfind(b"PK\5\6", max(0, len(content) - _END_BYTES - 0xFFFF), len(content) - _END_BYTES + 4)
+    if end < 0:
+        raise InvalidArchive("the body is not a zip archive: it has no end record", expected="a zip archive")
+    entries = int.from_bytes(content[end + 10 : end + 12], "little")
+    size = int.from_bytes(content[end + 12 : end + 16], "little")
+    if entries > _MAX_ENTRIES or size > _MAX_DIRECTORY_BYTES or content[max(0, end - 20) :][:4] == b"PK\6\7":
+        raise InvalidArchive(
+            f"the zip has {entries} entries in a directory of {size} bytes",
+            given=f"{entries} entries",
+            expected=f"at most {_MAX_ENTRIES} entries in {_MAX_DIRECTORY_BYTES} bytes",
+        )
+
+
 def _choose(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
     chosen: dict[str, zipfile.ZipInfo] = {}
     folders = set()
@@ -66,9 +79,9 @@ def _choose(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
         _check_path(entry, path)
         if entry.is_dir():
             continue
-        folders.add(path.parent)
         if path.name == _IGNORED:
             continue
+        folders.add(path.parent)
         if path.name not in _WANTED or len(path.parts) > 2:
             raise _refused(entry, f"is not one of {', '.join(_WANTED)}")
         if path.name in chosen:

@@ -99,7 +99,7 @@ def _read_config(text: bytes) -> dict[str, Any]:
     if type(config["lora_alpha"]) not in (int, float):
         raise WrongType("lora_alpha must be a number", field="lora_alpha", given=config["lora_alpha"])
     for key in ("use_rslora", "lora_bias"):
-        config[key] = config.get(key) or False
+        config[key] = False if config.get(key) is None else config[key]
         if config[key] is not True and config[key] is not False:
             raise WrongType(f"{key} must be true or false", field=key, given=config[key])
     return config
@@ -116,7 +116,7 @@ def _unsupported(key: str, value: object, expected: str) -> LoraplexError:
 
 def _check_pattern(key: str, config: Mapping[str, Any], numbers: tuple[type, ...]) -> dict[str, Any]:
     """PEFT runs the keys of a pattern as regexes. Here they must be literal: a client's regex is never run."""
-    pattern = config.get(key) or {}
+    pattern = {} if config.get(key) is None else config[key]
     if not isinstance(pattern, dict):
         raise WrongType(f"{key} must be an object", field=key, given=pattern, expected="an object")
     for path, value in pattern.items():

@@ -39,7 +39,8 @@ class Residency:
                 return adapter
         adapter = read_adapter(version, self._blobs).to(self._base)
         with self._lock:
-            if version.digest not in self._resident:
+            # One that is larger than the whole budget must not drive the others out.
+            if version.digest not in self._resident and adapter.memory_bytes <= self._budget:
                 self._resident[version.digest] = adapter
                 self._bytes += adapter.memory_bytes
             while self._bytes > self._budget and self._resident:

@@ -66,10 +66,23 @@ def read_as(model: type[Model], value: dict[str, object], *, within: str = "") -
 
 def documented(bodies: Mapping[str, Any]) -> dict[str, Any]:
     """For the OpenAPI page: the bodies that a call takes, by content type. The call reads them itself."""
-    content = {
-        kind: {
-            "schema": {"type": "string", "format": "binary"} if model is BINARY else TypeAdapter(model).json_schema()
-        }
-        for kind, model in bodies.items()
-    }
+
+    def described(model: Any) -> Any:
+        if model is BINARY:
+            return {"type": "string", "format": "binary"}
+        schema = TypeAdapter(model).json_schema()
+        return _inlined(schema, schema.pop("$defs", {}))
+
+    content = {kind: {"schema": described(model)} for kind, model in bodies.items()}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
+    """A schema that stands by itself: what it refers to is put in place."""
+    if isinstance(schema, list):
+        return [_inlined(part, definitions) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(part, definitions) for name, part in schema.items()}

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from app import logs
+from app.lifecycle import EXIT_CONFIG, stop_on_signals
 from app.settings import Settings, SettingsError, load_settings, make_data_dir
 
 cli = typer.Typer(
@@ -14,8 +15,6 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-
-_EXIT_SETTINGS = 78
 
 Base = Annotated[str | None, typer.Option(help=str(Settings.model_fields["base"].description))]
 DataDir = Annotated[Path | None, typer.Option(help=str(Settings.model_fields["data_dir"].description))]
@@ -55,7 +54,6 @@ def serve(
 @cli.command()
 def trainer(base: Base = None, data_dir: DataDir = None) -> None:
     """Only train, until SIGTERM: for a service that runs `serve --trainers 0` on the same data folder."""
-    from app.supervisor import stop_on_signals
     from app.trainer import run_trainer  # imports torch
 
     try:
@@ -68,7 +66,7 @@ def trainer(base: Base = None, data_dir: DataDir = None) -> None:
 
 def _refuse(error: SettingsError) -> None:
     print(f"loraplex: {error}", file=sys.stderr)
-    sys.exit(_EXIT_SETTINGS)
+    sys.exit(EXIT_CONFIG)
 
 
 def main() -> None:

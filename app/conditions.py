@@ -8,7 +8,7 @@ from fastapi import Request
 from adapters.errors import PreconditionFailed
 
 _STRONG_TAG = re.compile(r'(?:^|[\s,])"([\x21\x23-\x7e\x80-\xff]*)"(?=$|[\s,])')
-ANY = "*"
+_ANY = re.compile(r"(?:^|,)\s*\*\s*(?:,|$)")
 
 
 def etag(digest: str) -> str:
@@ -40,7 +40,7 @@ def _header(request: Request, name: str) -> str | None:
 
 
 def _holds(condition: str, exists: bool, live: str | None) -> bool:
-    if condition == ANY:
+    if _ANY.search(condition):
         return exists
     return live is not None and live in _STRONG_TAG.findall(condition)
 

@@ -1,14 +1,18 @@
 """One ASGI callable around everything: request id, body limit, last-resort error."""
 
+import asyncio
 import logging
 import re
 import uuid
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.problems import BodyTooLarge, InternalError, problem
 
 REQUEST_ID = b"x-request-id"
+_TOO_LARGE = 413
+_LINGER_SECONDS = 2.0
 _CLIENTS_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger(__name__)
@@ -31,21 +35,25 @@ class Edge:
         headers = dict(scope["headers"])
         theirs = headers.get(REQUEST_ID, b"")
         request_id = theirs if _CLIENTS_ID.fullmatch(theirs) else uuid.uuid4().hex.encode()
-        started = False
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
+        started = ended = False
         read = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
+                if message["status"] == _TOO_LARGE and not ended and (read or b"expect" not in headers):
+                    await _discard(receive, self._max_body_bytes)
                 message["headers"] = [*message["headers"], (REQUEST_ID, request_id)]
             await send(message)
 
         async def receive_bounded() -> Message:
-            nonlocal read
+            nonlocal read, ended
             message = await receive()
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
+                ended = not message.get("more_body", False)
                 if read > self._max_body_bytes:
                     raise too_large(self._max_body_bytes)
             return message
@@ -60,6 +68,17 @@ class Edge:
             if not started:
                 answer = problem(InternalError(f"the service failed on this request; its id is {request_id.decode()}"))
                 await answer(scope, receive, send_with_id)
+
+
+async def _discard(receive: Receive, most_bytes: int) -> None:
+    """Read on for a moment: a client that still sends when the connection is closed never reads the answer."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while most_bytes > 0:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                most_bytes -= len(message.get("body", b""))
 
 
 def too_large(limit: int, *, hint: str = "") -> BodyTooLarge:

@@ -18,9 +18,13 @@ def create_app(service: Service) -> ASGIApp:
         summary="One frozen base layer, thousands of named LoRA adapters.",
         version=version("loraplex-server"),
         redirect_slashes=False,
+        responses={
+            "4XX": {"description": "A problem; docs/errors.md lists them", "content": {problems.MEDIA_TYPE: {}}}
+        },
     )
     app.state.service = service
-    problems.install(app)
-    for resource in (predict, adapters, jobs, base, health):
-        app.include_router(resource.router)
+    routers = [resource.router for resource in (predict, adapters, jobs, base, health)]
+    problems.install(app, [route for router in routers for route in router.routes])
+    for router in routers:
+        app.include_router(router)
     return Edge(app, max_body_bytes=service.settings.max_body_bytes)

@@ -50,7 +50,7 @@ class _Question:
 
 
 def predict(service: Service, body: bytes, received: float) -> Answer:
-    """Answer a `POST /predict` that came in at `received` (a `time.perf_counter`)."""
+    """Answer a `POST /predict` whose body was complete at `received` (a `time.perf_counter`)."""
     question = _read(service, body)
     choices = list(dict.fromkeys(question.references))
     position = {reference: index for index, reference in enumerate(choices)}
@@ -124,6 +124,7 @@ def _resolve(
                 if version is not None:
                     version.check_answers_on(service.base, service.settings.feature_space)
             except LoraplexError as error:
+                error.field = "adapter"
                 if question.by_row:
                     error.field, error.row = "adapters", question.references.index(reference)
                 raise

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 
 from adapters.errors import (
     InvalidInput,
@@ -108,13 +109,14 @@ STATUS: Mapping[str, int] = {
     "not_ready": 503,
     "storage_full": 507,
 }
-"""Every code that an answer can have. Codes that only a job can end in are in `JOB_CODES`."""
+"""Every code that an answer can have. The others are in `JOB_CODES`."""
 
 JOB_CODES = frozenset(
     {
         "adapter_deleted",
         "base_changed",
         "base_not_loadable",
+        "catalog_not_loadable",
         "claim_lost",
         "diverged",
         "fit_failed",
@@ -155,14 +157,14 @@ def from_validation(error: ErrorDetails, *, within: str = "") -> LoraplexError:
     detail = f"{field}: {message}"
     if type(given) in (int, float) and not is_finite(given):
         return NotFinite(f"{field} is not finite as float32", field=field, given=given, expected="a finite number")
-    bounded = ("greater_than", "less_than", "too_long", "too_short", "literal_error", "enum")
-    out_of_range = any(word in kind for word in bounded)
+    bounded = ("greater_than", "less_than", "too_long", "too_short")
+    out_of_range = any(word in kind for word in bounded) or (kind == "literal_error" and isinstance(given, str))
     chosen: type[InvalidInput] = OutOfRange if out_of_range else WrongType
     return chosen(detail, field=field, given=given, expected=message)
 
 
-def install(app: FastAPI) -> None:
-    """Let every error that a route or the framework raises be answered as a problem."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Let every error that one of `routes` or the framework raises be answered as a problem."""
 
     async def ours(_request: Request, error: Exception) -> Response:
         assert isinstance(error, LoraplexError)
@@ -172,6 +174,11 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         answer = problem(_from_framework(error, request))
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            # The framework names the methods of the first route at this path, and there may be several.
+            here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+            allowed = {method for route in here for method in getattr(route, "methods", ())}
+            answer.headers["Allow"] = ", ".join(sorted(allowed)) or answer.headers["Allow"]
         return answer
 
     async def validation(_request: Request, error: Exception) -> Response:
@@ -188,8 +195,9 @@ def install(app: FastAPI) -> None:
     async def gone(_request: Request, _error: Exception) -> Response:
         return Response(status_code=400)  # nobody is left to read it
 
-    async def unexpected(_request: Request, _error: Exception) -> Response:
-        return problem(InternalError("the service failed on this request; its log says why"))
+    async def unexpected(request: Request, _error: Exception) -> Response:
+        request_id = request.scope.get("state", {}).get("request_id")
+        return problem(InternalError(f"the service failed on request {request_id}; its log says why"))
 
     app.add_exception_handler(LoraplexError, ours)
     app.add_exception_handler(RequestValidationError, validation)

@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from anyio import CapacityLimiter
+
 from adapters.base_layer import BaseLayer, load_base_layer
 from adapters.catalog import Catalog
 from adapters.errors import FeatureSpaceMismatch
@@ -12,6 +14,9 @@ from adapters.job_queue import JobQueue
 from adapters.residency import Residency
 from adapters.resolution import Resolver
 from app.settings import Settings
+
+_PREDICT_THREADS = 8
+"""They share one interpreter lock: more would only wait for each other."""
 
 
 @dataclass(slots=True)
@@ -26,6 +31,7 @@ class Service:
     residency: Residency
     new_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex)
     draining: bool = False
+    predict_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_PREDICT_THREADS))
 
     def close(self) -> None:
         """Give back the connections to the catalogue."""

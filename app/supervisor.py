@@ -1,16 +1,14 @@
 """API workers and trainers as child processes: started, restarted, stopped."""
 
 import logging
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from threading import Event, Thread
+from dataclasses import dataclass
 
-from app.parent import EXIT_CONFIG
+from app.lifecycle import EXIT_CONFIG, stop_on_signals
 from app.settings import Settings, SettingsError, as_environment, make_data_dir
 
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -31,7 +29,7 @@ class _Child:
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
     start_at: float = 0.0
-    pause_seconds: float = field(default=0.5)
+    pause_seconds: float = 0.5
 
 
 def serve(settings: Settings) -> int:
@@ -64,15 +62,6 @@ def serve(settings: Settings) -> int:
     return status
 
 
-def stop_on_signals() -> Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # From a thread: a handler interrupts this very thread, which may hold the event's lock.
-        signal.signal(number, lambda *_: Thread(target=stop.set).start())
-    return stop
-
-
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -98,8 +87,8 @@ def _look_after(child: _Child, environment: dict[str, str]) -> int | None:
         child.process.stdin.close()
     child.process = None
     steady = now - child.started_at >= _STEADY_SECONDS
-    child.pause_seconds = 0.5 if steady else min(2 * child.pause_seconds, _LONGEST_PAUSE_SECONDS)
     child.start_at = now if steady else now + child.pause_seconds
+    child.pause_seconds = 0.5 if steady else min(2 * child.pause_seconds, _LONGEST_PAUSE_SECONDS)
     if status != EXIT_CONFIG:
         log.error("%s ended with status %d; it is started again", child.name, status)
     return status

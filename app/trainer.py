@@ -7,14 +7,13 @@ import time
 import torch
 
 from adapters.catalog import Catalog
-from adapters.errors import BaseNotLoadable
+from adapters.errors import BaseNotLoadable, CatalogNotLoadable
 from adapters.training.fitter import Fitter
 from adapters.training.trainer import Trainer
 from app import logs
-from app.parent import EXIT_CONFIG, when_parent_ends
+from app.lifecycle import EXIT_CONFIG, stop_on_signals, when_parent_ends
 from app.service import base_arguments, load_base, open_queue
 from app.settings import Settings, load_settings
-from app.supervisor import stop_on_signals
 
 
 def run_trainer(settings: Settings, stop: threading.Event) -> None:
@@ -23,10 +22,10 @@ def run_trainer(settings: Settings, stop: threading.Event) -> None:
     torch.set_num_threads(1)
     try:
         base = load_base(settings)
-    except BaseNotLoadable as error:
+        catalog = Catalog(settings.data_dir, now=time.time)
+    except (BaseNotLoadable, CatalogNotLoadable) as error:
         print(f"loraplex: {error.detail}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
-    catalog = Catalog(settings.data_dir, now=time.time)
     catalog.sweep()
     Trainer(
         catalog,

@@ -6,9 +6,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
-from adapters.adapter import MAX_ALPHA, check_factors, scaling_of
-from adapters.errors import IgnoredField, InvalidCombination, OutOfRange, RankTooLarge, WrongShape, WrongType
+from adapters.adapter import MAX_ALPHA, check_factors, digest_of, scaling_of
+from adapters.errors import (
+    Conflict,
+    IgnoredField,
+    InvalidCombination,
+    NotFound,
+    OutOfRange,
+    RankTooLarge,
+    WrongShape,
+    WrongType,
+)
 from adapters.jobs import Job
 from adapters.matrices import class_indices, matrix
 from adapters.names import check_name, parse_reference
@@ -117,14 +127,19 @@ def _read_start(service: Service, request: TrainRequest) -> _Start:
     names = (f"{field}.A", f"{field}.B", f"{field}.bias")
     check_factors(a_OR, b_RI, None, service.base, max_rank=service.settings.max_rank, names=names)
     _check_start_rank(b_RI.shape[0], request.rank)
-    return _Start(Init.FACTORS, "factors", a_OR, b_RI)
+    return _Start(Init.FACTORS, {"digest": digest_of(save({"A": a_OR, "B": b_RI}))}, a_OR, b_RI)
 
 
 def _start_from_adapter(service: Service, request: TrainRequest, given: object) -> _Start:
     """Its ΔW at the start: with the alpha that it has, or with A rescaled to the alpha that is asked for."""
     field = "training.init.adapter"
-    version, adapter = find_adapter(service.catalog, parse_reference(given, field=field))
-    version.check_answers_on(service.base, service.settings.feature_space)
+    reference = parse_reference(given, field=field)
+    try:
+        version, adapter = find_adapter(service.catalog, reference)
+        version.check_answers_on(service.base, service.settings.feature_space)
+    except (NotFound, Conflict) as error:
+        error.field = field
+        raise
     _check_start_rank(version.rank, request.rank)
     shown = {"adapter": f"{version.adapter}@{version.version}"}
     if request.alpha is not None:
@@ -200,4 +215,4 @@ def _shown(request: TrainRequest, spec: TrainingSpec, start: _Start, data: Train
         "data": {"rows": data.rows, "digest": data.digest()},
         "training": training,
         "publish": request.publish,
-    }
+    } | ({"rslora": True} if spec.rslora else {})

@@ -1,21 +1,22 @@
 """One process that answers requests, on a socket that the supervisor listens on."""
 
-import os
-import signal
 import socket
 import sys
 import tempfile
+from threading import Timer
 from types import FrameType
 
 import torch
 import uvicorn
 
-from adapters.errors import BaseNotLoadable
+from adapters.errors import BaseNotLoadable, CatalogNotLoadable
 from app import logs
+from app.lifecycle import EXIT_CONFIG, when_parent_ends
 from app.main import create_app
-from app.parent import EXIT_CONFIG, when_parent_ends
 from app.service import Service, open_service
 from app.settings import load_settings
+
+_DRAIN_SECONDS = 0.5
 
 
 class _Server(uvicorn.Server):
@@ -26,8 +27,16 @@ class _Server(uvicorn.Server):
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.draining:
+            super().handle_exit(sig, frame)
+            return
+        # uvicorn closes the listener at once. Answer for a moment longer, so that a load balancer sees it coming.
         self._service.draining = True
-        super().handle_exit(sig, frame)
+        Timer(_DRAIN_SECONDS, super().handle_exit, (sig, frame)).start()
+
+    def stop(self) -> None:
+        """Stop at once: there is nobody left to see a drain."""
+        self.should_exit = True
 
 
 def main() -> None:
@@ -41,10 +50,9 @@ def main() -> None:
     tempfile.tempdir = str(temporary)
     try:
         service = open_service(settings)
-    except BaseNotLoadable as error:
+    except (BaseNotLoadable, CatalogNotLoadable) as error:
         print(f"loraplex: {error.detail}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
-    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     config = uvicorn.Config(
         create_app(service),
         log_config=None,
@@ -53,9 +61,13 @@ def main() -> None:
         ws="none",
         # Longer than clients keep idle connections: else one may close just as they send on it.
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(settings.shutdown_grace_seconds),
+        # Done before the supervisor's patience is.
+        timeout_graceful_shutdown=int(max(settings.shutdown_grace_seconds - 2, settings.shutdown_grace_seconds / 2)),
     )
-    _Server(config, service).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    server = _Server(config, service)
+    when_parent_ends(server.stop)
+    server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    service.close()
 
 
 if __name__ == "__main__":

@@ -80,5 +80,9 @@ def _as_factors(solution_IO: Tensor, basis_OK: Tensor, *, rank: int, scaling: fl
     a_OR = functional.pad(a_OK, (0, missing)).float().contiguous()
     b_RI = functional.pad(b_KI, (0, 0, 0, missing)).float().contiguous()
     if not bool(torch.isfinite(a_OR).all() and torch.isfinite(b_RI).all()):
-        raise Diverged("the minimum has factors past what float32 holds", step=1)
+        raise Diverged(
+            "the minimum has factors past what float32 holds",
+            step=1,
+            expected="inputs and targets of smaller magnitude, or a ridge",
+        )
     return a_OR, b_RI

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.errors import BaseChanged, FitFailed, LoraplexError, OutOfMemory
+from adapters.errors import BaseChanged, BaseNotLoadable, FitFailed, LoraplexError, OutOfMemory
 from adapters.training.data import TrainingData
 from adapters.training.fit import fit
 from adapters.training.gradient import History
@@ -36,7 +36,11 @@ def main() -> None:
     out = _claim_stdout()
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
-    base = load_base_layer(**json.loads(requests.get()))
+    try:
+        base = load_base_layer(**json.loads(requests.get()))
+    except BaseNotLoadable as error:
+        sys.exit(f"loraplex: {error.detail}")
+    _send(out, {"frame": "ready"})
     while True:
         _serve(json.loads(requests.get()), base, out)
 
@@ -57,12 +61,14 @@ def _claim_stdout() -> BinaryIO:
 
 def _serve(request: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
     last = time.monotonic()
+    latest: dict[str, Any] = {"step": 0, "loss": None, "history": []}
 
     def report(step: int, loss: float, history: History) -> None:
         nonlocal last
+        latest.update(step=step, loss=loss, history=history)
         if time.monotonic() - last >= _SECONDS_BETWEEN_REPORTS:
             last = time.monotonic()
-            _send(out, {"frame": "progress", "step": step, "loss": loss, "history": history})
+            _send(out, {"frame": "progress", **latest})
 
     try:
         if base.fingerprint != request["base"]:
@@ -72,14 +78,14 @@ def _serve(request: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
         spec = TrainingSpec.from_json(request["spec"])
         result = fit(base, data, spec, feature_space=request["feature_space"], report=report)
     except LoraplexError as error:
-        _send(out, {"frame": "error", "error": error.members()})
+        _send(out, {"frame": "error", **latest, "error": error.members()})
     except (MemoryError, torch.OutOfMemoryError) as error:
-        _send(out, {"frame": "error", "error": OutOfMemory(f"the fit ran out of memory: {error}").members()})
+        _send(out, {"frame": "error", **latest, "error": OutOfMemory(f"the fit ran out of memory: {error}").members()})
     except Exception as error:
         traceback.print_exc()
         # The CPU allocator says so in words only.
         kind = OutOfMemory if "can't allocate memory" in str(error) else FitFailed
-        _send(out, {"frame": "error", "error": kind(f"{type(error).__name__}: {str(error)[:300]}").members()})
+        _send(out, {"frame": "error", **latest, "error": kind(f"{type(error).__name__}: {str(error)[:300]}").members()})
     else:
         content = result.adapter.canonical_bytes
         frame = {"frame": "done", "metrics": result.metrics, "history": result.history, "bytes": len(content)}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 Frame = dict[str, Any]
@@ -25,6 +26,7 @@ class Fitter:
         self._base_arguments = json.dumps(dict(base_arguments))
         self._process: subprocess.Popen[bytes] | None = None
         self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._ready = False
 
     def start(self) -> None:
         """Start the process, unless it runs."""
@@ -40,9 +42,19 @@ class Fitter:
         threading.Thread(target=_read_frames, args=(self._process, self._frames), daemon=True).start()
         self._send(self._base_arguments)
 
-    def begin(self, request: Mapping[str, Any]) -> None:
-        """Have it fit; its frames come from `next_frame`. Raises `FitterDied`."""
+    def is_ready(self, seconds: float) -> bool:
+        """Whether it has loaded torch and the base; it is started where it does not run, and given so long.
+
+        Raises `FitterDied` where it ended instead.
+        """
         self.start()
+        self._ready = self._ready or self.next_frame(seconds) is not None
+        return self._ready
+
+    def begin(self, request: Mapping[str, Any]) -> None:
+        """Have it fit, once it is ready; its frames come from `next_frame`. Raises `FitterDied`."""
+        while not self.is_ready(1.0):
+            pass
         self._send(json.dumps(dict(request)))
 
     def next_frame(self, seconds: float) -> Frame | None:
@@ -63,8 +75,11 @@ class Fitter:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                # A request that it never read is flushed again, into nothing.
+                with suppress(BrokenPipeError):
+                    pipe.close()
         self._process = None
+        self._ready = False
 
     def _send(self, line: str) -> None:
         assert self._process is not None

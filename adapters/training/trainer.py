@@ -15,6 +15,7 @@ from adapters.jobs import Job
 from adapters.training.fitter import Fitter, FitterDied, Frame
 from adapters.versions import Publication, Source
 
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 SECONDS_BETWEEN_LOOKS = 0.2
 """How often a running job is looked at for a cancel, and the queue for a new job."""
 
@@ -40,17 +41,27 @@ class Trainer:
         self._base = base
         self._fitter = fitter
         self._stop = stop
-        # Progress is written at most once a second, and three heartbeats may fail before the lease runs out.
+        # Progress is written at most once a second; a lease shorter than three seconds wants more.
         self._heartbeat_seconds = min(1.0, lease_seconds / 3)
         self._monotonic = monotonic
 
     def run(self) -> None:
         """Work until `stop` is set; then a running job is handed back to the queue."""
+        pause = _SHORTEST_PAUSE_SECONDS
         try:
             while not self._stop.is_set():
-                self._fitter.start()
-                if not self._work_once():
-                    self._stop.wait(SECONDS_BETWEEN_LOOKS)
+                try:
+                    ready = self._fitter.is_ready(SECONDS_BETWEEN_LOOKS)
+                except FitterDied:
+                    log.error("the process that fits cannot start; it is tried again in %g s", pause)
+                    self._fitter.kill()
+                    self._stop.wait(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                    continue
+                if ready:
+                    pause = _SHORTEST_PAUSE_SECONDS
+                    if not self._work_once():
+                        self._stop.wait(SECONDS_BETWEEN_LOOKS)
         finally:
             self._fitter.kill()
 
@@ -64,7 +75,6 @@ class Trainer:
         except (CatalogBusy, StorageFull) as error:
             # What could not be written now is found again: the job's lease runs out.
             log.warning("%s", error.detail)
-            self._fitter.kill()
             return False
         return True
 
@@ -76,21 +86,24 @@ class Trainer:
                     given=claim.base,
                     expected=self._base.fingerprint,
                 )
-            done = self._watch_fit(claim)
+            try:
+                done = self._watch_fit(claim)
+            except BaseException:
+                # Whatever it was: the fit may still run, and its frames must not be taken for the next job's.
+                self._fitter.kill()
+                raise
             if done is not None:
                 self._publish(claim, done)
         except ClaimLost as error:
             log.info("%s", error)
-            self._fitter.kill()
         except FitterDied:
             log.warning("job %s: the process that fits died", claim.id)
-            self._fitter.kill()
             _unless_lost(self._queue.abandon, claim)
         except CatalogBusy:
             raise
         except LoraplexError as error:
             log.info("job %s failed: %s", claim.id, error.detail)
-            _unless_lost(self._fail, claim, error.members())
+            _unless_lost(self._queue.fail, claim, error.members())
 
     def _watch_fit(self, claim: Job) -> Frame | None:
         """The frame that ends the fit; None where the job ended or was handed back. Raises `ClaimLost` too."""
@@ -113,15 +126,19 @@ class Trainer:
                 return None
             if frame is not None and frame["frame"] == "done":
                 return frame
-            if frame is not None and frame["frame"] == "error":
-                self._fail(claim, frame["error"], history)
-                return None
             if frame is not None:
                 progress, history = _progress(claim, frame["step"], frame["loss"]), frame["history"]
-            self._queue.check_ours(claim)
-            if self._monotonic() >= heartbeat_at:
-                heartbeat_at = self._monotonic() + self._heartbeat_seconds
-                self._queue.heartbeat(claim, progress=progress, history=history)
+                if frame["frame"] == "error":
+                    self._queue.fail(claim, frame["error"], progress=progress, history=history)
+                    return None
+            try:
+                self._queue.check_ours(claim)
+                if self._monotonic() >= heartbeat_at:
+                    heartbeat_at = self._monotonic() + self._heartbeat_seconds
+                    self._queue.heartbeat(claim, progress=progress, history=history)
+            except (CatalogBusy, StorageFull) as error:
+                # The fit goes on: where the lease runs out meanwhile, the fence keeps it from publishing.
+                log.warning("job %s: %s", claim.id, error.detail)
 
     def _publish(self, claim: Job, done: Frame) -> None:
         adapter = from_canonical_bytes(done["content"])
@@ -155,11 +172,8 @@ class Trainer:
             moves_live=claim.spec["publish"] == "always",
         )
 
-    def _fail(self, claim: Job, error: dict[str, object], history: Any = ()) -> None:
-        self._queue.fail(claim, error, history=history)
 
-
-def _progress(claim: Job, step: int, loss: float) -> dict[str, object]:
+def _progress(claim: Job, step: int, loss: float | None) -> dict[str, object]:
     return {"step": step, "steps": claim.spec["steps"], "loss": loss}
 
 

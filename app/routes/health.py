@@ -1,6 +1,8 @@
 """`GET /healthz` and `GET /readyz`."""
 
+from anyio import to_thread
 from fastapi import APIRouter
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.dependencies import ServiceOf
 from app.problems import NotReady
@@ -15,9 +17,12 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
-def readyz(service: ServiceOf) -> dict[str, str]:
+async def readyz(service: ServiceOf) -> dict[str, str]:
     """Able to serve: the base is loaded, the catalogue can be read, and the service is not stopping."""
     if service.draining:
         raise NotReady("the service is stopping")
-    service.catalog.revision()
+    try:
+        await to_thread.run_sync(service.catalog.revision, limiter=service.predict_threads)
+    except (SQLAlchemyError, OSError) as error:
+        raise NotReady("the catalogue cannot be read") from error
     return {"status": "ready"}

@@ -2,8 +2,8 @@
 
 import time
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from app.bodies import JSON, documented, read_json
 from app.dependencies import ServiceOf, same_feature_space
@@ -20,8 +20,8 @@ _HINT = (
 @router.post("/predict", openapi_extra=documented({JSON: PredictRequest}))
 async def post_predict(request: Request, service: ServiceOf) -> Response:
     """Apply an adapter to rows, or to each row its own; `null` is the bare base layer."""
-    received = time.perf_counter()
     body = await read_json(request, max_bytes=service.settings.max_predict_json_bytes, hint=_HINT)
-    answer = await run_in_threadpool(predict, service, body, received)
+    # Threads of its own: uploads that wait for the disk must not hold up an answer.
+    answer = await to_thread.run_sync(predict, service, body, time.perf_counter(), limiter=service.predict_threads)
     timing = f"queue;dur={answer.queue_seconds * 1e3:.3f}, forward;dur={answer.forward_seconds * 1e3:.3f}"
     return Response(answer.body, media_type=JSON, headers={"Server-Timing": timing})

@@ -65,7 +65,6 @@ class Ledger:
         self.uploaded = [[Uploaded(f"up-{writer}-{n}") for n in range(names)] for writer in range(writers)]
         self.trained = [[f"job-{kind}-{n}" for kind in recipes()] for n in range(2)]
         self.jobs: dict[str, Submitted] = {}
-        self.unanswered_jobs = 0
         self.counts: Counter[str] = Counter()
         self._uploads: dict[str, Upload] = {}
         self._owners: dict[tuple[str, int], tuple[str, str | None]] = {}
@@ -87,7 +86,7 @@ class Ledger:
 
     def delta(self, name: str, digest: str) -> Floats:
         """The ΔW that a version of this name and digest must have."""
-        return recipes()[name.split("-")[1]].delta_OI if name.startswith("job-") else self.upload(digest).delta_OI
+        return recipes()[name.split("-")[1]].delta if name.startswith("job-") else self.upload(digest).delta
 
     def see(self, version: Mapping[str, Any]) -> None:
         """A number means the same bytes for ever, and a job publishes once."""

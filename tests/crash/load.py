@@ -3,13 +3,14 @@
 import random
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import httpx
 import numpy as np
 
 from tests.crash.ledger import Ledger, State, Submitted, Uploaded
-from tests.crash.oracle import answer, inputs_NI, recipes
+from tests.crash.oracle import answer, inputs_of, recipes
 from tests.harness import ServiceProcess
 
 _OUTSTANDING_JOBS = 4
@@ -28,10 +29,10 @@ class Load:
         draw = random.Random(seed)
         loops: list[Callable[[httpx.Client, random.Random], None]] = []
         for mine in ledger.uploaded:
-            loops.append(lambda client, draw, mine=mine: change(client, ledger, draw.choice(mine), draw))
+            loops.append(partial(change, ledger, mine))
         for names in ledger.trained:
-            loops.append(lambda client, draw, names=names: train(client, ledger, names, draw))
-        loops.append(lambda client, draw: ask(client, ledger, draw))
+            loops.append(partial(train, ledger, names))
+        loops.append(partial(ask, ledger))
         self._threads = [
             threading.Thread(target=self._loop, args=(loop, random.Random(draw.getrandbits(64)))) for loop in loops
         ]
@@ -58,20 +59,21 @@ class Load:
             self.failed.set()
 
 
-def change(client: httpx.Client, ledger: Ledger, mine: Uploaded, draw: random.Random) -> None:
+def change(ledger: Ledger, names: Sequence[Uploaded], client: httpx.Client, draw: random.Random) -> None:
     """Upload, replace, upload again, roll back or delete: one call, whose outcome is certain once it is answered."""
+    mine = draw.choice(names)
     state, path = mine.state, f"/adapters/{mine.name}"
     action = draw.random() if state.versions else 0.0
     if action < 0.7:
         again = state.live is not None and draw.random() < 0.1
         upload = ledger.upload(state.versions[state.live]) if again and state.live else ledger.new_upload()
-        after, call = state.after_upload(upload.digest), lambda: client.put(path, json=upload.body())
+        after, call = state.after_upload(upload.digest), partial(client.put, path, json=upload.body())
     elif action < 0.85:
         number = draw.choice(sorted(state.versions))
         after = state.after_roll_back(number)
-        call = lambda: client.put(f"{path}/aliases/live", json={"version": number})  # noqa: E731
+        call = partial(client.put, f"{path}/aliases/live", json={"version": number})
     else:
-        after, call = state.after_delete(), lambda: client.delete(path)
+        after, call = state.after_delete(), partial(client.delete, path)
     mine.in_flight = after
     answered = call()
     if answered.status_code == _BUSY:
@@ -96,23 +98,22 @@ def _check_acknowledged(ledger: Ledger, name: str, state: State, after: State, a
         ledger.see(version)
 
 
-def train(client: httpx.Client, ledger: Ledger, names: Sequence[str], draw: random.Random) -> None:
+def train(ledger: Ledger, names: Sequence[str], client: httpx.Client, draw: random.Random) -> None:
     """Queue a job, cancel one, delete what they publish, or look how they do."""
-    mine = {job_id: job for job_id, job in ledger.jobs.items() if job.name in names}
+    mine = {job_id: job for job_id, job in list(ledger.jobs.items()) if job.name in names}
     running = [job_id for job_id, job in mine.items() if job.ended is None]
     action = draw.random()
     if len(running) < _OUTSTANDING_JOBS and action < 0.5:
         name = draw.choice(names)
-        ledger.unanswered_jobs += 1
+        ledger.count("jobs sent")
         answered = client.post("/adapters", json={"name": name, **recipes()[name.split("-")[1]].body})
-        ledger.unanswered_jobs -= 1
         if answered.status_code != _BUSY:
             assert answered.status_code == 202, answered.text
             ledger.jobs[answered.json()["id"]] = Submitted(name)
             ledger.count("jobs acknowledged")
-    elif action < 0.6 and running:
+    elif action < 0.505 and running:
         _cancel(client, ledger, draw.choice(running))
-    elif action < 0.65:
+    elif action < 0.51:
         _delete(client, ledger, draw.choice(names))
     elif running:
         look_at(client, ledger, draw.choice(running))
@@ -120,18 +121,18 @@ def train(client: httpx.Client, ledger: Ledger, names: Sequence[str], draw: rand
 
 def _cancel(client: httpx.Client, ledger: Ledger, job_id: str) -> None:
     job = ledger.jobs[job_id]
-    job.cancelled = job.cancelled or None
+    was, job.cancelled = job.cancelled, job.cancelled or None
     answered = client.post(f"/jobs/{job_id}/cancel")
     assert answered.status_code in (200, 409, _BUSY), answered.text
+    job.cancelled = {200: True, 409: False, _BUSY: was}[answered.status_code]
     if answered.status_code == 200:
-        job.cancelled = True
+        job.ended = answered.json()
+        assert job.ended["status"] == "cancelled"
         ledger.count("cancels acknowledged")
-    elif job.cancelled is None:
-        job.cancelled = False
 
 
 def _delete(client: httpx.Client, ledger: Ledger, name: str) -> None:
-    before = [job for job in ledger.jobs.values() if job.name == name and not job.deleted]
+    before = [job for job in list(ledger.jobs.values()) if job.name == name and not job.deleted]
     was = [job.deleted for job in before]
     for job in before:
         job.deleted = None
@@ -158,9 +159,10 @@ def look_at(client: httpx.Client, ledger: Ledger, job_id: str) -> dict[str, Any]
     return job
 
 
-def ask(client: httpx.Client, ledger: Ledger, draw: random.Random) -> None:
+def ask(ledger: Ledger, client: httpx.Client, draw: random.Random) -> None:
     """A mixed batch of any names; each answer must be the one of the version that it says it is."""
-    names = [mine.name for group in ledger.uploaded for mine in group] + [n for group in ledger.trained for n in group]
+    names = [mine.name for group in ledger.uploaded for mine in group if mine.state.versions]
+    names += [draw.choice(draw.choice(ledger.trained))] if draw.random() < 0.2 else []
     adapters = [draw.choice([*names, None]) for _ in range(4)]
     if check_answers(client, ledger, adapters):
         ledger.count("batches checked")
@@ -168,7 +170,7 @@ def ask(client: httpx.Client, ledger: Ledger, draw: random.Random) -> None:
 
 def check_answers(client: httpx.Client, ledger: Ledger, adapters: Sequence[str | None]) -> list[dict[str, Any]]:
     """The distinct versions that answered, one row for each reference; empty where one is not there."""
-    x_NI = inputs_NI(len(adapters))
+    x_NI = inputs_of(len(adapters))
     answered = client.post("/predict", json={"adapters": list(adapters), "inputs": x_NI.tolist()})
     if answered.status_code in (404, _BUSY):
         return []

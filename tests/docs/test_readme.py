@@ -54,6 +54,13 @@ def test_the_settings_table_is_the_settings() -> None:
     assert listed == expected
 
 
+def test_compose_passes_every_setting_on() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text()
+    passed = set(re.findall(r"^    LORAPLEX_(\w+):", compose, re.MULTILINE))
+    set_by_the_image_or_command = {"DATA_DIR", "PORT", "TRAINERS"}
+    assert passed == {name.upper() for name in Settings.model_fields} - set_by_the_image_or_command
+
+
 def test_every_page_that_a_page_links_to_exists() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):

@@ -36,7 +36,7 @@ class _LeftOut:
 
 LEFT_OUT = _LeftOut()
 TEN_THOUSAND_DIGITS = Raw("1" + "0" * 9_999)
-NOT_FINITE: Mapping[str, Any] = {
+NOT_FINITE: dict[str, Any] = {
     "NaN": Raw("NaN"),
     "Infinity": Raw("Infinity"),
     "-Infinity": Raw("-Infinity"),
@@ -49,7 +49,7 @@ NOT_FINITE: Mapping[str, Any] = {
     "an integer of 10,000 digits": TEN_THOUSAND_DIGITS,
 }
 """Numbers that float32 does not hold."""
-NOT_NUMBERS: Mapping[str, Any] = {
+NOT_NUMBERS: dict[str, Any] = {
     "a string": "1",
     "an empty string": "",
     "the string NaN": "NaN",
@@ -114,17 +114,18 @@ def tensor_file(tensors: Mapping[str, Stored], *, metadata: object = LEFT_OUT) -
 
 def factors(**changes: Any) -> bytes:
     """The file of a good adapter of rank 1, with changes to its tensors `a`, `b`, `bias` and more by name."""
-    own = {"a": ones(OUT, 1), "b": ones(1, IN), "bias": LEFT_OUT, "more": {}} | changes
+    own: dict[str, Any] = {"a": ones(OUT, 1), "b": ones(1, IN), "bias": LEFT_OUT, "more": {}} | changes
     named = {A_NAME: own["a"], B_NAME: own["b"], BIAS_NAME: own["bias"]} | own["more"]
     return tensor_file({name: tensor for name, tensor in named.items() if tensor is not LEFT_OUT})
 
 
 def config(**changes: Any) -> bytes:
     """The config of that adapter, with changes to its keys."""
-    return to_json({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["linear"]} | changes)
+    own: dict[str, Any] = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["linear"]}
+    return to_json(own | changes)
 
 
-GOOD_FILES: Mapping[str, bytes] = {CONFIG_FILE: config(), TENSOR_FILE: factors()}
+GOOD_FILES: dict[str, bytes] = {CONFIG_FILE: config(), TENSOR_FILE: factors()}
 
 
 def zip_of(files: Mapping[str, bytes] | Sequence[tuple[str, bytes]], *, method: int = zipfile.ZIP_DEFLATED) -> bytes:

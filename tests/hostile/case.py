@@ -11,7 +11,9 @@ import httpx
 from app.service import Service
 
 _PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
-DOCUMENTED = {code: (int(status), title) for code, status, title in re.findall(r"\| `(\w+)` \| (\d+) \| (.+) \|", _PAGE)}
+DOCUMENTED = {
+    code: (int(status), title) for code, status, title in re.findall(r"\| `(\w+)` \| (\d+) \| (.+) \|", _PAGE)
+}
 _NEEDED = {"type", "title", "status", "detail", "code"}
 _OPTIONAL = {"field", "row", "given", "expected"}
 _LONGEST_PROBLEM = 2000

@@ -37,7 +37,7 @@ def settings_for(data_dir: Path, **changes: object) -> Settings:
 
 @pytest.fixture(scope="package")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """One worker with adapters of every kind and three jobs, one of them failed, for all cases: none of them may change it."""
+    """One worker with adapters of every kind, two jobs that wait and one that failed: no case may change it."""
     settings = settings_for(tmp_path_factory.mktemp("hostile") / "data")
     with serving(settings) as (client, service):
         for a in ([[1.0, 0.0], [0.5, 2.0]], [[0.0, 1.0], [1.0, 0.0]]):

@@ -64,16 +64,24 @@ CURSORS = [
 ]
 
 FILTERS = [
-    *(_get(f"prefix {name}", f"/adapters?prefix={text}", "invalid_name", "prefix")
-      for name, text in NAMES.items() if text not in ("*", "acme;version=1")),
+    *(
+        _get(f"prefix {name}", f"/adapters?prefix={text}", "invalid_name", "prefix")
+        for name, text in NAMES.items()
+        if text not in ("*", "acme;version=1")
+    ),
     _get("a prefix of a wildcard", "/adapters?prefix=*", "invalid_name", "prefix", "*"),
     _get("a prefix of a percent sign", "/adapters?prefix=%25", "invalid_name", "prefix", "%"),
-    *(_get(f"jobs of {name}", f"/jobs?adapter={text}", "invalid_name", "adapter")
-      for name, text in NAMES.items() if text != "acme;version=1"),
+    *(
+        _get(f"jobs of {name}", f"/jobs?adapter={text}", "invalid_name", "adapter")
+        for name, text in NAMES.items()
+        if text != "acme;version=1"
+    ),
     _get("jobs of an empty name", "/jobs?adapter=", "invalid_name", "adapter"),
-    *(_get(f"jobs that are {status!r}", f"/jobs?status={quote(status)}", "out_of_range", "status", status)
-      for status in ("done", "", "QUEUED", "queued ", "queued\n", "queued,failed", "null", "1")),
-]  # fmt: skip
+    *(
+        _get(f"jobs that are {status!r}", f"/jobs?status={quote(status)}", "out_of_range", "status", status)
+        for status in ("done", "", "QUEUED", "queued ", "queued\n", "queued,failed", "null", "1")
+    ),
+]
 
 UNKNOWN = [
     _get(f"{path} with {name}", f"{path}?{name}=1", "unknown_field", name)

@@ -34,18 +34,22 @@ FILES = [
     _case("two configs", multipart(CONFIG, TENSORS, CONFIG), CONFIG_FILE, "twice"),
     _case("two files of tensors", multipart(TENSORS, TENSORS, CONFIG), TENSOR_FILE, "twice"),
     _case("a pickle", multipart(CONFIG, part(b"x", filename="adapter_model.bin")), "adapter_model.bin"),
-    _case("a pickle as well", multipart(CONFIG, TENSORS, part(b"x", filename="adapter_model.bin")), "adapter_model.bin"),
+    _case(
+        "a pickle as well", multipart(CONFIG, TENSORS, part(b"x", filename="adapter_model.bin")), "adapter_model.bin"
+    ),
     _case("another file", multipart(CONFIG, TENSORS, part(b"{}", filename="tokenizer.json")), "tokenizer.json"),
     _case("a file without a name", multipart(CONFIG, TENSORS, part(b"", filename="")), "file"),
     _case("a path upwards", multipart(CONFIG, part(b"x", filename=f"../{TENSOR_FILE}")), f"../{TENSOR_FILE}"),
     _case("an absolute path", multipart(part(b"x", filename=f"/{CONFIG_FILE}"), TENSORS), f"/{CONFIG_FILE}"),
     _case("a folder", multipart(CONFIG, part(b"x", filename=f"a/{TENSOR_FILE}")), f"a/{TENSOR_FILE}"),
-    _case("a look-alike name", multipart(CONFIG, part(b"x", filename="аdapter_model.safetensors")), "dapter_model"),  # noqa: RUF001
+    _case("a look-alike name", multipart(CONFIG, part(b"x", filename="аdapter_model.safetensors")), "dapter_model"),
     _case("a name with a space at its end", multipart(CONFIG, part(b"x", filename=f"{TENSOR_FILE} ")), TENSOR_FILE),
     _case("a name in capitals", multipart(CONFIG, part(b"x", filename=TENSOR_FILE.upper())), TENSOR_FILE.upper()),
     _case("a name of 100,000 characters", multipart(CONFIG, part(b"x", filename="n" * 100_000)), "cannot be read"),
     _case("a name of 1,000 characters", multipart(CONFIG, part(b"x", filename="n" * 1000)), "nnnn"),
-    _case("a plain field", multipart(CONFIG, TENSORS, part(b"2", filename=None, field="alpha")), "alpha", field="alpha"),
+    _case(
+        "a plain field", multipart(CONFIG, TENSORS, part(b"2", filename=None, field="alpha")), "alpha", field="alpha"
+    ),
     _case("plain fields only", multipart(part(config(), filename=None, field=CONFIG_FILE)), field=CONFIG_FILE),
     _case("a plain field of two megabytes", multipart(part(b"2" * 1_800_000, filename=None)), "body"),
     _case("a hundred files", multipart(*[part(b"", filename="README.md")] * 100), "many files"),
@@ -69,12 +73,22 @@ FRAMES = [
     _case("an end before the files", b"--frontier--\r\n" + GOOD, "missing"),
     _case("a body cut in its last file", GOOD[:-60], "missing"),
     _case("a body cut in its first header", GOOD[:30], "missing"),
-    _case("a charset that decodes nothing", multipart(part(b"", filename=None)), "body", kind=f"{MULTIPART}; charset=undefined"),
+    _case(
+        "a charset that decodes nothing",
+        multipart(part(b"", filename=None)),
+        "body",
+        kind=f"{MULTIPART}; charset=undefined",
+    ),
     *(
-        _case(f"the charset {charset}", multipart(part(b"\xff", filename=None, field="alpha")), "is not a file", kind=f"{MULTIPART}; charset={charset}")
+        _case(
+            f"the charset {charset}",
+            multipart(part(b"\xff", filename=None, field="alpha")),
+            "is not a file",
+            kind=f"{MULTIPART}; charset={charset}",
+        )
         for charset in ("latin-1", "utf-16", "punycode", "idna", "zlib", "no-such", "rot13")
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", FILES + FRAMES, ids=lambda case: case.name)

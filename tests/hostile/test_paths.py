@@ -39,7 +39,14 @@ NAMES = {
     "a semicolon": "acme;version=1",
 }
 """As they stand in a path."""
-FEW = ("two dots", "two dots in percent signs", "a Cyrillic letter", "a newline at its end", "a NUL at its end", "a version")
+FEW = (
+    "two dots",
+    "two dots in percent signs",
+    "a Cyrillic letter",
+    "a newline at its end",
+    "a NUL at its end",
+    "a version",
+)
 """For the calls that have the check in common with others."""
 
 
@@ -122,6 +129,16 @@ def test_it_is_refused_to(target: Target, case: Case) -> None:
     target.refuses(case)
 
 
-@pytest.mark.parametrize(("path", "allowed"), [("/predict", "POST"), ("/base", "GET")])
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/predict", "POST"),
+        ("/base", "GET"),
+        ("/adapters", "GET, POST"),
+        ("/adapters/acme", "DELETE, GET, PUT"),
+        ("/adapters/acme/versions/1", "GET"),
+        ("/jobs/nothing/cancel", "POST"),
+    ],
+)
 def test_a_refused_method_comes_with_those_that_are_taken(target: Target, path: str, allowed: str) -> None:
     assert target.client.patch(path).headers["allow"] == allowed

@@ -39,6 +39,9 @@ def _inputs(title: str, code: str, /, *says: str, row: int | None = None, inputs
     return _case(title, code, *says, field="inputs", row=row, inputs=inputs)
 
 
+UNSPEAKABLE: dict[str, Any] = {"\ud800": 1}
+ENDLESS: dict[str, Any] = {"x" * 400_000: 1}
+
 NUMBERS = [
     _inputs(f"take {name} as a number", "not_finite", "column 3", row=1, inputs=with_number(3, 1, 3, number))
     for name, number in NOT_FINITE.items()
@@ -77,9 +80,9 @@ FIELDS = [
     _case("take a field that it does not know", "unknown_field", field="alpha", alpha=1),
     _case("take a field in other letters", "unknown_field", field="Inputs", Inputs=[ROW]),
     _case("take a field of Python's", "unknown_field", field="__class__", __class__=1),
-    _case("take a look-alike of a field", "unknown_field", "аdapter", **{"аdapter": None}),  # noqa: RUF001
-    _case("take a lone surrogate as a field", "wrong_type", "\ud800", **{"\ud800": 1}),
-    _case("repeat a field of a megabyte", "unknown_field", "x" * 50, **{"x" * 400_000: 1}),
+    _case("take a look-alike of a field", "unknown_field", "аdapter", аdapter=None),
+    _case("take a lone surrogate as a field", "wrong_type", "\ud800", **UNSPEAKABLE),
+    _case("repeat a field of a megabyte", "unknown_field", "x" * 50, **ENDLESS),
     _case("repeat a value of a megabyte", "wrong_type", field="inputs", inputs="x" * 400_000),
     _case("take null for adapters", "wrong_type", "null", field="adapters", adapter=LEFT_OUT, adapters=None),
     _case("take an object for adapters", "wrong_type", "{}", field="adapters", adapter=LEFT_OUT, adapters={}),
@@ -87,7 +90,12 @@ FIELDS = [
     _case("take a string for adapters", "wrong_type", "acme", field="adapters", adapter=LEFT_OUT, adapters="acme"),
     _case("take too few adapters", "wrong_shape", "0 entries", field="adapters", adapter=LEFT_OUT, adapters=[]),
     _case(
-        "take too many adapters", "wrong_shape", "2 entries", field="adapters", adapter=LEFT_OUT, adapters=[None, "acme"]
+        "take too many adapters",
+        "wrong_shape",
+        "2 entries",
+        field="adapters",
+        adapter=LEFT_OUT,
+        adapters=[None, "acme"],
     ),
 ]
 

@@ -18,8 +18,8 @@ INVALID_NAMES = {
     "a path upwards": "../x",
     "a path": "acme/versions",
     "dots in percent signs": "%2e%2e",
-    "a Cyrillic letter": "аcme",  # noqa: RUF001
-    "a full-width letter": "ａcme",  # noqa: RUF001
+    "a Cyrillic letter": "аcme",
+    "a full-width letter": "ａcme",
     "an Arabic digit": "٣",
     "a lone surrogate": "acme\ud800",
     "129 characters": "a" * 129,
@@ -41,7 +41,7 @@ INVALID_REFERENCES = {
     "an alias with a space": "acme@ live",
     "an alias with a newline at its end": "acme@live\n",
     "a version with a newline at its end": "acme@1\n",
-    "an alias with a Cyrillic letter": "acme@livе",  # noqa: RUF001
+    "an alias with a Cyrillic letter": "acme@livе",
     "a version in Arabic digits": "acme@١",
     "an alias of 65 characters": f"acme@{'a' * 65}",
     "an alias that is a lone surrogate": "acme@\ud800",

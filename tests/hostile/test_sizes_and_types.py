@@ -20,7 +20,9 @@ UPLOAD = ("PUT", "/adapters/fresh", to_json({"A": [[1]] * OUT, "B": [[1] * IN]})
 ROLL_BACK = ("PUT", "/adapters/acme/aliases/live", b'{"version": 1}')
 
 
-def _case(title: str, call: tuple[str, str, bytes], code: str, *says: str, kind: str | None = JSON, **more: Any) -> Case:
+def _case(
+    title: str, call: tuple[str, str, bytes], code: str, *says: str, kind: str | None = JSON, **more: Any
+) -> Case:
     method, path, body = call
     headers = {} if kind is None else {"Content-Type": kind}
     return Case(name=title, method=method, path=path, code=code, says=says, body=body, headers=headers, **more)
@@ -34,7 +36,12 @@ def _padded(call: tuple[str, str, bytes], size: int) -> tuple[str, str, bytes]:
 
 KINDS = [
     _case(f"{title} {name}", call, "unsupported_media_type", kind or "missing", kind=kind, field="Content-Type")
-    for title, call in {"predict from": PREDICT, "train from": TRAIN, "upload": UPLOAD, "roll back by": ROLL_BACK}.items()
+    for title, call in {
+        "predict from": PREDICT,
+        "train from": TRAIN,
+        "upload": UPLOAD,
+        "roll back by": ROLL_BACK,
+    }.items()
     for name, kind in {
         "nothing said": None,
         "text": "text/plain",
@@ -55,29 +62,66 @@ KINDS = [
     _case("predict from parts", PREDICT, "unsupported_media_type", "multipart/form-data", kind=MULTIPART),
     _case("train from a zip", TRAIN, "unsupported_media_type", ZIP, kind=ZIP),
     _case("roll back by parts", ROLL_BACK, "unsupported_media_type", "multipart/form-data", kind=MULTIPART),
-    _case("upload a zip by another name", UPLOAD, "unsupported_media_type", kind="application/x-zip-compressed", field="Content-Type"),
-    _case("upload mixed parts", UPLOAD, "unsupported_media_type", "multipart/mixed", kind="multipart/mixed; boundary=frontier"),
+    _case(
+        "upload a zip by another name",
+        UPLOAD,
+        "unsupported_media_type",
+        kind="application/x-zip-compressed",
+        field="Content-Type",
+    ),
+    _case(
+        "upload mixed parts",
+        UPLOAD,
+        "unsupported_media_type",
+        "multipart/mixed",
+        kind="multipart/mixed; boundary=frontier",
+    ),
     _case("upload JSON as a zip", UPLOAD, "invalid_archive", "zip", kind=ZIP),
     _case("upload JSON in parts", UPLOAD, "invalid_upload", "body", kind=MULTIPART),
     _case("upload a zip as JSON", ("PUT", "/adapters/fresh", zip_of(GOOD_FILES)), "not_json", "the body"),
     _case("upload parts as JSON", ("PUT", "/adapters/fresh", multipart_of(GOOD_FILES)), "not_json", "the body"),
-    _case("upload parts as a zip", ("PUT", "/adapters/fresh", multipart_of(GOOD_FILES)), "invalid_archive", "zip", kind=ZIP),
-]  # fmt: skip
+    _case(
+        "upload parts as a zip",
+        ("PUT", "/adapters/fresh", multipart_of(GOOD_FILES)),
+        "invalid_archive",
+        "zip",
+        kind=ZIP,
+    ),
+]
 
 SIZES = [
-    _case(f"{title}, {'in pieces' if chunked else 'at once'}", _padded(call, size), "body_too_large", *says, kind=kind, chunked=chunked)
+    _case(
+        f"{title}, {'in pieces' if chunked else 'at once'}",
+        _padded(call, size),
+        "body_too_large",
+        *says,
+        kind=kind,
+        chunked=chunked,
+    )
     for chunked in (False, True)
     for title, call, size, kind, says in (
-        ("predict from a byte too many", PREDICT, MAX_PREDICT_JSON_BYTES + 1, JSON, (str(MAX_PREDICT_JSON_BYTES), "binary")),
+        (
+            "predict from a byte too many",
+            PREDICT,
+            MAX_PREDICT_JSON_BYTES + 1,
+            JSON,
+            (str(MAX_PREDICT_JSON_BYTES), "binary"),
+        ),
         ("predict from more than any body may have", PREDICT, MAX_BODY_BYTES + 1, JSON, ("bytes",)),
         ("train from a byte too many", TRAIN, MAX_BODY_BYTES + 1, JSON, (str(MAX_BODY_BYTES),)),
         ("upload a byte too many", UPLOAD, MAX_BODY_BYTES + 1, JSON, (str(MAX_BODY_BYTES),)),
         ("upload a zip of a byte too many", UPLOAD, MAX_BODY_BYTES + 1, ZIP, (str(MAX_BODY_BYTES),)),
-        ("upload parts of a byte too many", ("PUT", "/adapters/fresh", multipart_of(GOOD_FILES | {"README.md": b"x" * MAX_BODY_BYTES})), 0, MULTIPART, (str(MAX_BODY_BYTES),)),
+        (
+            "upload parts of a byte too many",
+            ("PUT", "/adapters/fresh", multipart_of(GOOD_FILES | {"README.md": b"x" * MAX_BODY_BYTES})),
+            0,
+            MULTIPART,
+            (str(MAX_BODY_BYTES),),
+        ),
         ("roll back by a byte too many", ROLL_BACK, MAX_BODY_BYTES + 1, JSON, (str(MAX_BODY_BYTES),)),
         ("upload five times too much", UPLOAD, 5 * MAX_BODY_BYTES, JSON, (str(MAX_BODY_BYTES),)),
     )
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", KINDS + SIZES, ids=lambda case: case.name)

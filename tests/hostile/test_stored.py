@@ -30,12 +30,18 @@ ROLL_BACK = [
     _roll_back("roll back to nothing", "missing_field"),
     _roll_back("roll back to null", "wrong_type", "null", version=None),
     *(_roll_back(f"roll back to {name}", "wrong_type", version=value) for name, value in NOT_NUMBERS.items()),
-    *(_roll_back(f"roll back to version {value}", "wrong_type", str(value), version=value) for value in (1.0, 1.5, "1")),
+    *(
+        _roll_back(f"roll back to version {value}", "wrong_type", str(value), version=value)
+        for value in (1.0, 1.5, "1")
+    ),
     *(
         _roll_back(f"roll back to {name}", "not_finite", version=NOT_FINITE[name])
         for name in ("NaN", "Infinity", "-Infinity", "1e400", "10^400", "an integer of 10,000 digits")
     ),
-    *(_roll_back(f"roll back to version {value}", "out_of_range", str(value), version=value) for value in (0, -1, -(10**30))),
+    *(
+        _roll_back(f"roll back to version {value}", "out_of_range", str(value), version=value)
+        for value in (0, -1, -(10**30))
+    ),
     *(
         _roll_back(f"roll back to version {value}", "version_not_found", value, "2, 1", version=int(value))
         for value in ("3", "99", *HUGE)
@@ -43,7 +49,7 @@ ROLL_BACK = [
     _roll_back("roll back to version 10^350", "version_not_found", "digits", version=10**350),
     _roll_back("roll back with an alias", "unknown_field", field="alias", version=1, alias="live"),
     _roll_back("roll back with a name", "unknown_field", field="name", version=1, name="acme"),
-]  # fmt: skip
+]
 
 
 def _get(title: str, path: str, code: str, *says: str, field: str | None = None) -> Case:
@@ -52,7 +58,9 @@ def _get(title: str, path: str, code: str, *says: str, field: str | None = None)
 
 VERSIONS = [
     *(
-        _get(f"show version {text[:30]!r}", f"/adapters/acme/versions/{quote(text)}", "wrong_type", text, field="version")
+        _get(
+            f"show version {text[:30]!r}", f"/adapters/acme/versions/{quote(text)}", "wrong_type", text, field="version"
+        )
         for text in ("-1", "+1", "1.0", "1e0", "live", "one", " 1", "1\n", "0x1", "1_0", "١", "NaN", "Infinity", "1@1")
     ),
     *(
@@ -61,11 +69,13 @@ VERSIONS = [
     ),
     _get("show a version of 10,000 digits", f"/adapters/acme/versions/{'9' * 10_000}", "version_not_found", "digits"),
     _get("show a version of what is not live", "/adapters/draft/versions/2", "version_not_found", "'draft'"),
-]  # fmt: skip
+]
 
 DOWNLOADS = [
     *(
-        _get(f"download version {text!r}", f"/adapters/acme/download?version={quote(text)}", code, text, field="version")
+        _get(
+            f"download version {text!r}", f"/adapters/acme/download?version={quote(text)}", code, text, field="version"
+        )
         for code, texts in {
             "wrong_type": ("-1", "+1", "1.0", "", "live", "1\n", "true", "NaN", "١"),
             "out_of_range": ("0", "00"),
@@ -73,13 +83,23 @@ DOWNLOADS = [
         }.items()
         for text in (texts if code != "out_of_range" else texts[:1])
     ),
-    _get("download a version of 10,000 digits", f"/adapters/acme/download?version={'9' * 10_000}", "not_finite", "version"),
+    _get(
+        "download a version of 10,000 digits",
+        f"/adapters/acme/download?version={'9' * 10_000}",
+        "not_finite",
+        "version",
+    ),
     *(
-        _get(f"download for module {module!a}", f"/adapters/acme/download?module={quote(module)}", "invalid_name", field="module")
-        for module in ("", "../x", "a/b", "a b", ".a", "a.", "a..b", "a\n", "a\0", "а", "a" * 257, "lin.*", "é")  # noqa: RUF001
+        _get(
+            f"download for module {module!a}",
+            f"/adapters/acme/download?module={quote(module)}",
+            "invalid_name",
+            field="module",
+        )
+        for module in ("", "../x", "a/b", "a b", ".a", "a.", "a..b", "a\n", "a\0", "а", "a" * 257, "lin.*", "é")
     ),
     _get("download what is not live", "/adapters/draft/download", "adapter_not_live", "draft@1"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", ROLL_BACK + VERSIONS + DOWNLOADS, ids=lambda case: case.name)
@@ -137,7 +157,9 @@ def test_a_condition_that_does_not_hold_stops(
     target.refuses(Case(name=title, method=method, path=path, code=code, says=says, body=body, headers=sent))
 
 
-@pytest.mark.parametrize("space", ["another@1", "minilm@2", "MINILM@1", "minilm@1 x", "", "\xff", "mínilm@1", "x" * 5000])
+@pytest.mark.parametrize(
+    "space", ["another@1", "minilm@2", "MINILM@1", "minilm@1 x", "", "\xff", "mínilm@1", "x" * 5000]
+)
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [

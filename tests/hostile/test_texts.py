@@ -67,7 +67,14 @@ def _case(name: str, call: tuple[str, str], body: bytes, code: str, field: str |
     method, path = call
     headers = {"Content-Type": JSON}
     return Case(
-        name=name, method=method, path=path, body=body, headers=headers, code=code, field=field, says=says or ("the body",)
+        name=name,
+        method=method,
+        path=path,
+        body=body,
+        headers=headers,
+        code=code,
+        field=field,
+        says=says or ("the body",),
     )
 
 

@@ -17,7 +17,9 @@ WHOLE_NUMBERS = {
 } | NOT_NUMBERS
 
 
-def _case(title: str, code: str, /, *says: str, field: str | None = None, training: Any = LEFT_OUT, **body: Any) -> Case:
+def _case(
+    title: str, code: str, /, *says: str, field: str | None = None, training: Any = LEFT_OUT, **body: Any
+) -> Case:
     content = {"name": "fresh", "rank": 2, "data": DATA, "training": training} | body
     return Case(
         name=title,
@@ -55,22 +57,28 @@ FIELDS = [
     _setting("take a rank in training", "unknown_field", rank=2),
     _case("take a lone surrogate as a setting", "wrong_type", "\ud800", field="training", training={"\ud800": 1}),
     _case("publish sometimes", "out_of_range", "sometimes", field="publish", publish="sometimes"),
-    _case("publish as a boolean", "out_of_range", "true", field="publish", publish=True),
-    _case("publish null", "out_of_range", "null", field="publish", publish=None),
+    _case("publish as a boolean", "wrong_type", "true", field="publish", publish=True),
+    _case("publish null", "wrong_type", "null", field="publish", publish=None),
     _case("publish in capitals", "out_of_range", "ALWAYS", field="publish", publish="ALWAYS"),
 ]
 
 RANKS = [
-    *(_case(f"take {name} as the rank", "not_finite", field="rank", rank=number) for name, number in NOT_FINITE.items()
-      if name not in ("1e39", "10^39", "10^350")),
-    *(_case(f"take {name} for the rank", "wrong_type", field="rank", rank=value) for name, value in WHOLE_NUMBERS.items()),
+    *(
+        _case(f"take {name} as the rank", "not_finite", field="rank", rank=number)
+        for name, number in NOT_FINITE.items()
+        if name not in ("1e39", "10^39", "10^350")
+    ),
+    *(
+        _case(f"take {name} for the rank", "wrong_type", field="rank", rank=value)
+        for name, value in WHOLE_NUMBERS.items()
+    ),
     _case("take null for the rank", "wrong_type", "null", field="rank", rank=None),
     _case("train rank 0", "out_of_range", "0", field="rank", rank=0),
     _case("train rank -1", "out_of_range", "-1", field="rank", rank=-1),
     _case("train a rank past the limit", "rank_too_large", str(MAX_RANK), field="rank", rank=MAX_RANK + 1),
     _case("train rank 10^30", "rank_too_large", str(10**30), field="rank", rank=10**30),
     _case("train rank 10^350", "rank_too_large", "digits", field="rank", rank=10**350),
-]  # fmt: skip
+]
 
 ALPHAS = [
     *(_case(f"take {name} as alpha", "not_finite", field="alpha", alpha=number) for name, number in NOT_FINITE.items()),
@@ -83,19 +91,24 @@ ALPHAS = [
     _case("train alpha 10^30", "out_of_range", str(10**30), field="alpha", alpha=10**30),
 ]
 
+OUTSIDE: dict[str, list[Any]] = {
+    "method": ["adam", "AdamW", "", "lbfgs"],
+    "loss": ["mae", "MSE", ""],
+    "epochs": [0, -1, 10_000_001, 10**30],
+    "batch_size": [0, -1, 10**30],
+    "seed": [-1, 2**63, 10**30],
+    "learning_rate": [0, -0.01, -1],
+    "validation_fraction": [-0.1, 1, 1.0, 2, -1],
+}
+
 BOUNDS = [
-    _setting(f"take {value!r} as {name}", "out_of_range", "null" if value is None else str(value), **{name: value})
-    for name, values in {
-        "method": ["adam", "AdamW", "", "lbfgs"],
-        "loss": ["mae", "MSE", ""],
-        "epochs": [0, -1, 10_000_001, 10**30],
-        "batch_size": [0, -1, 10**30],
-        "seed": [-1, 2**63, 10**30],
-        "learning_rate": [0, -0.01, -1],
-        "validation_fraction": [-0.1, 1, 1.0, 2, -1],
-    }.items()
+    _setting(f"take {value!r} as {name}", "out_of_range", str(value), **{name: value})
+    for name, values in OUTSIDE.items()
     for value in values
 ] + [
+    _setting("take a number for the method", "wrong_type", "1", method=1),
+    _setting("take null for the method", "wrong_type", "null", method=None),
+    _setting("take a boolean for the loss", "wrong_type", "true", loss=True),
     _setting("take a negative ridge", "out_of_range", "-1", ridge=-1, method="closed_form"),
     _setting("take more steps than fit", "out_of_range", "10000000", epochs=10_000_000, batch_size=1),
     _setting("leave nothing to validate on", "out_of_range", "4 rows", validation_fraction=0.01),
@@ -132,11 +145,22 @@ TYPES = [
 
 COMBINATIONS = [
     *(
-        _setting(f"ignore {setting} with closed_form", "ignored_field", "closed_form", **{setting: value}, method="closed_form")
+        _setting(
+            f"ignore {setting} with closed_form",
+            "ignored_field",
+            "closed_form",
+            **{setting: value},
+            method="closed_form",
+        )
         for setting, value in {"epochs": 50, "learning_rate": 0.01, "batch_size": 64, "init": "zero_delta"}.items()
     ),
-    _setting("ignore a null batch_size with closed_form", "ignored_field", "null", batch_size=None, method="closed_form"),
-    *(_setting(f"ignore ridge with {method}", "ignored_field", method, ridge=0, method=method) for method in ("adamw", "sgd")),
+    _setting(
+        "ignore a null batch_size with closed_form", "ignored_field", "null", batch_size=None, method="closed_form"
+    ),
+    *(
+        _setting(f"ignore ridge with {method}", "ignored_field", method, ridge=0, method=method)
+        for method in ("adamw", "sgd")
+    ),
     _setting("ignore ridge where the method is the default", "ignored_field", "adamw", ridge=0.5),
     _case(
         "fit classes in closed form",
@@ -146,7 +170,7 @@ COMBINATIONS = [
         training={"method": "closed_form", "loss": "cross_entropy"},
         data={"inputs": [ROW] * 2, "targets": [0, 1]},
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("case", FIELDS + RANKS + ALPHAS + BOUNDS + TYPES + COMBINATIONS, ids=lambda case: case.name)

@@ -44,7 +44,9 @@ def _classes(title: str, code: str, /, *says: str, row: int | None = None, targe
     return _case(title, code, *says, field="data.targets", row=row, data=data, training=training)
 
 
-def _init(title: str, code: str, /, *says: str, field: str = "training.init", row: int | None = None, init: Any) -> Case:
+def _init(
+    title: str, code: str, /, *says: str, field: str = "training.init", row: int | None = None, init: Any
+) -> Case:
     return _case(title, code, *says, field=field, row=row, training={"init": init})
 
 
@@ -116,7 +118,14 @@ STARTS = [
         field="training.init.B",
         init={"A": [[1] * (MAX_RANK + 1)] * OUT, "B": [[1] * IN] * (MAX_RANK + 1)},
     ),
-    _init("start from a NaN", "not_finite", "column 1", field="training.init.A", row=0, init={"A": with_number(OUT, 0, 1, NOT_FINITE["NaN"]), "B": B}),
+    _init(
+        "start from a NaN",
+        "not_finite",
+        "column 1",
+        field="training.init.A",
+        row=0,
+        init={"A": with_number(OUT, 0, 1, NOT_FINITE["NaN"]), "B": B},
+    ),
     _init("start from a boolean", "wrong_type", field="training.init.B", row=1, init={"A": A, "B": [ROW, [True] * IN]}),
     _init("start from null factors", "wrong_type", "null", field="training.init.A", init={"A": None, "B": B}),
     _init("start from a ragged B", "wrong_shape", field="training.init.B", row=1, init={"A": A, "B": [ROW, ROW[1:]]}),
@@ -133,11 +142,19 @@ STARTS = [
         training={"init": {"adapter": "negative"}},
     ),
     *(
-        _case(f"grow the factors for alpha {alpha}", "out_of_range", field="alpha", alpha=alpha, training={"init": {"adapter": "acme"}})
+        _case(
+            f"grow the factors for alpha {alpha}",
+            "out_of_range",
+            field="alpha",
+            alpha=alpha,
+            training={"init": {"adapter": "acme"}},
+        )
         for alpha in (5e-324, 1e-320, 1e-40)
     ),
-    _case("start from another rank than it has", "wrong_shape", "rank 2", rank=1, training={"init": {"adapter": "acme"}}),
-]  # fmt: skip
+    _case(
+        "start from another rank than it has", "wrong_shape", "rank 2", rank=1, training={"init": {"adapter": "acme"}}
+    ),
+]
 
 REFERENCES = [
     *(
@@ -152,7 +169,10 @@ REFERENCES = [
 ]
 
 NAMES = [
-    *(_case(f"train {name}", "invalid_name", text[:90], field="name", name=text) for name, text in INVALID_NAMES.items()),
+    *(
+        _case(f"train {name}", "invalid_name", text[:90], field="name", name=text)
+        for name, text in INVALID_NAMES.items()
+    ),
     _case("train a version", "invalid_name", "acme@1", field="name", name="acme@1"),
     _case("train an alias", "invalid_name", "acme@live", field="name", name="acme@live"),
     *(

@@ -91,7 +91,7 @@ FIELDS = [
     _case("take a rank", "unknown_field", field="rank", rank=2),
     _case("take a name", "unknown_field", field="name", name="fresh"),
     _case("take a in small letters", "unknown_field", field="a", a=A),
-    _case("take a Cyrillic A", "unknown_field", field="А", А=A),  # noqa: PLC2401, RUF001
+    _case("take a Cyrillic A", "unknown_field", field="А", А=A),
     _case("take both kinds of names", "unknown_field", "lora_A", A=A, lora_A=B),
     _case("take PEFT's alpha with our names", "unknown_field", "lora_alpha", lora_alpha=2),
     _case("take our alpha with PEFT's names", "unknown_field", "alpha", lora_A=B, alpha=2),

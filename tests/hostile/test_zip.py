@@ -7,7 +7,17 @@ from io import BytesIO
 
 import pytest
 
-from tests.hostile.bodies import CONFIG_FILE, GOOD_FILES, JSON, MULTIPART, TENSOR_FILE, ZIP, config, multipart_of, zip_of
+from tests.hostile.bodies import (
+    CONFIG_FILE,
+    GOOD_FILES,
+    JSON,
+    MULTIPART,
+    TENSOR_FILE,
+    ZIP,
+    config,
+    multipart_of,
+    zip_of,
+)
 from tests.hostile.case import Case, Target
 from tests.hostile.conftest import MAX_BODY_BYTES
 
@@ -90,7 +100,7 @@ PATHS = [
     _zip("two folders", _in_folders(["a/", "b/"]), "folder"),
     _zip("one file in a folder", _in_folders(["", "a/"]), "folder"),
     _zip("a NUL in a name", _with("README.md").replace(b"README.md", b"READ\0E.md"), "READ"),
-    _zip("a look-alike name", zip_of([("аdapter_config.json", config()), PAIRS[1]]), "dapter_config"),  # noqa: RUF001
+    _zip("a look-alike name", zip_of([("аdapter_config.json", config()), PAIRS[1]]), "dapter_config"),
     _zip("a name in capitals", zip_of([("Adapter_Config.json", config()), PAIRS[1]]), "Adapter_Config.json"),
     _zip("an empty name", _with(""), "zip entry"),
 ]

@@ -2,7 +2,7 @@
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from peft import IA3Config, LoHaConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from app.settings import Settings
+from tests.harness import serving
 from tests.http.peft_model import FILES, Net, as_parts, as_zip, save_adapter
 
 # Wide enough for PiSSA and OLoRA to decompose; the base of `client`.
@@ -24,9 +26,16 @@ Files = dict[str, bytes]
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
 
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    settings = Settings(base=f"random:{INPUTS},{OUTPUTS},42", data_dir=tmp_path_factory.mktemp("data"))
+    with serving(settings) as (client, _):
+        yield client
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where PEFT saves: apart from the service's data."""
+    """Where PEFT saves."""
     return tmp_path / "saved"
 
 
@@ -133,14 +142,14 @@ def test_a_config_that_the_tensors_belie_is_refused(
 
 
 def test_our_download_is_refused_where_another_base_is_served(client: httpx.Client, folder: Path) -> None:
-    assert client.put("/adapters/a", files=as_parts(_lora()(folder))).status_code == 201
+    assert client.put("/adapters/ours", files=as_parts(_lora()(folder))).status_code == 201
     ours = client.get("/base").json()["fingerprint"]
-    with zipfile.ZipFile(BytesIO(client.get("/adapters/a/download").content)) as archive:
+    with zipfile.ZipFile(BytesIO(client.get("/adapters/ours/download").content)) as archive:
         files = {name: archive.read(name) for name in FILES}
     assert ours.encode() in files[TENSORS]
     theirs = {name: content.replace(ours.encode(), b"sha256:" + b"0" * 64) for name, content in files.items()}
-    answer = client.put("/adapters/b", files=as_parts(theirs))
+    answer = client.put("/adapters/theirs", files=as_parts(theirs))
     assert (answer.status_code, answer.json()["code"]) == (409, "base_mismatch")
     assert answer.json()["expected"] == ours
-    assert client.get("/adapters/b").status_code == 404
-    assert client.put("/adapters/b", files=as_parts(files)).status_code == 201
+    assert client.get("/adapters/theirs").status_code == 404
+    assert client.put("/adapters/theirs", files=as_parts(files)).status_code == 201

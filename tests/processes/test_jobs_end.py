@@ -14,13 +14,19 @@ from app.settings import Settings
 from tests.conftest import Serve
 from tests.harness import eventually, serving, wait_for_job
 from tests.processes.long_jobs import submit, submit_endless, versions, wait_until_it_runs
-from tests.processes.tree import FIT, Process
+from tests.processes.tree import FIT, Process, suspended
 
 
 def _fit_process() -> Process | None:
     """The process that fits for the trainer in this process."""
     children = psutil.Process().children()
     return next((child for child in children if FIT in child.cmdline()), None)
+
+
+def _ready_fit(client: httpx.Client) -> Process:
+    """The process that fits, once it has: one that is stopped before it is ready gets no job."""
+    wait_for_job(client, submit(client, "first"))
+    return eventually(_fit_process, what="the fit")
 
 
 def _code(job: dict[str, Any]) -> tuple[str, str]:
@@ -47,16 +53,37 @@ def test_a_full_disk_ends_the_job_and_not_the_trainer(
     training: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, service = training
-    job_id = submit(client, "filled")
     with monkeypatch.context() as patched:
-        # The first job waits for the start of the process that fits: it cannot have been published yet.
-        patched.setattr(service.catalog.blobs, "write", _full)
+        with suspended(_ready_fit(client)):
+            job_id = submit(client, "filled")
+            patched.setattr(service.catalog.blobs, "write", _full)
         assert _code(wait_for_job(client, job_id)) == ("failed", "storage_full")
     assert wait_for_job(client, submit(client, "filled"))["status"] == "succeeded"
     assert versions(client, "filled") == [1]
 
 
-def test_a_catalogue_that_cannot_be_written_does_not_end_the_trainer(
+def test_an_end_that_cannot_be_written_is_found_again_when_the_lease_has_run_out(
+    training: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, service = training
+    refused = threading.Event()
+
+    def full(*_: object, **__: object) -> None:
+        refused.set()
+        _full()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(service.queue, "succeed", _full)
+        patched.setattr(service.queue, "fail", full)
+        job_id = submit(client, "unheard")
+        assert refused.wait(30)
+    job = wait_for_job(client, job_id)
+    assert job["status"] == "succeeded"
+    assert job["attempt"] > 1
+    assert versions(client, "unheard") == [1]
+
+
+def test_a_heartbeat_that_cannot_be_written_does_not_end_a_fit(
     training: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, service = training
@@ -68,14 +95,11 @@ def test_a_catalogue_that_cannot_be_written_does_not_end_the_trainer(
 
     with monkeypatch.context() as patched:
         patched.setattr(service.queue, "heartbeat", full)
-        patched.setattr(service.queue, "fail", _full)
-        eventually(_fit_process, what="the fit").suspend()
-        job_id = submit(client, "unheard")
-        assert refused.wait(30)
-        # It gives the job up, for whoever comes when the lease has run out: itself, here.
-        wait_until_it_runs(client, job_id, attempt=2)
+        with suspended(_ready_fit(client)):
+            job_id = submit(client, "breathless")
+            assert refused.wait(30)
     assert wait_for_job(client, job_id)["status"] == "succeeded"
-    assert versions(client, "unheard") == [1]
+    assert versions(client, "breathless") == [1]
 
 
 def test_a_fit_that_dies_three_times_ends_its_job_and_the_next_one_is_done(

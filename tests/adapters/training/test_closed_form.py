@@ -56,20 +56,24 @@ class Problem:
         def split(flat: Float64) -> tuple[Float64, Float64]:
             return flat[:cut].reshape(outputs, rank), flat[cut:].reshape(rank, inputs)
 
+        # Multiplied out once: the search multiplies only matrices that are too small for threads.
+        gram_II = self.x_NI.T @ self.x_NI + ridge * np.eye(inputs)
+        cross_OI = self.residual_NO.T @ self.x_NI
+
         def loss_and_slope(flat: Float64) -> tuple[float, Float64]:
             a_OR, b_RI = split(flat)
             delta_OI = a_OR @ b_RI
-            slope_OI = 2 * ((self.x_NI @ delta_OI.T - self.residual_NO).T @ self.x_NI + ridge * delta_OI)
+            slope_OI = 2 * (delta_OI @ gram_II - cross_OI)
             slope = np.concatenate([(slope_OI @ b_RI.T).ravel(), (a_OR.T @ slope_OI).ravel()])
-            return self.loss(delta_OI, ridge=ridge), slope
+            return float((delta_OI * (slope_OI / 2 - cross_OI)).sum()), slope
 
-        options = {"maxiter": 1500, "ftol": 1e-16, "gtol": 1e-9, "maxcor": 30}
+        options = {"maxiter": 1500, "ftol": 1e-16, "gtol": 1e-9}
         found = []
         for start in range(starts):
             begin = _numbers(cut + rank * inputs, seed=100 + start)
             end = minimize(loss_and_slope, begin, jac=True, method="L-BFGS-B", options=options)
             a_OR, b_RI = split(end.x)
-            found.append((float(end.fun), a_OR @ b_RI))
+            found.append((self.loss(a_OR @ b_RI, ridge=ridge), a_OR @ b_RI))
         return min(found, key=lambda pair: pair[0])
 
 

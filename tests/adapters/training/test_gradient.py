@@ -148,7 +148,7 @@ def test_the_same_training_twice_is_the_same_to_the_last_bit(spec: TrainingSpec)
     assert _fit(NUMBERS, replace(spec, seed=1)).adapter.digest != first.adapter.digest
 
 
-@pytest.mark.parametrize(("epochs", "every"), [(1000, 1), (1001, 2), (2500, 3), (3000, 3)])
+@pytest.mark.parametrize(("epochs", "every"), [(1000, 1), (2500, 3)])
 def test_the_history_has_every_step_up_to_1000_and_then_every_so_many_and_the_last(epochs: int, every: int) -> None:
     one = TrainingData(torch.ones(1, 5), torch.zeros(1, 3))
     done = _fit(one, replace(SPEC, epochs=epochs, method=Method.SGD, learning_rate=1e-3))
