@@ -1,7 +1,6 @@
 """The base layer: where it comes from, what its fingerprint tells apart, and that nothing changes it."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -93,12 +92,11 @@ def test_the_bundled_base_knows_digits_that_it_was_not_trained_on() -> None:
 
 def test_the_fingerprint_is_the_documented_hash(path: Path) -> None:
     base = _load(path, {"weight": WEIGHT, "bias": BIAS.to(torch.float16)})
+    without = _load(path, {"weight": WEIGHT})
     digest = hashlib.sha256()
-    for name, dtype, array in (
-        ("weight", "float32", WEIGHT.numpy().astype("<f4")),
-        ("bias", "float16", BIAS.numpy().astype("<f2")),
-    ):
-        digest.update(json.dumps([name, dtype, list(array.shape)], separators=(",", ":")).encode() + array.tobytes())
+    digest.update(b'["weight","float32",[2,3]]' + WEIGHT.numpy().astype("<f4").tobytes())
+    assert without.fingerprint == f"sha256:{digest.hexdigest()}"
+    digest.update(b'["bias","float16",[2]]' + BIAS.numpy().astype("<f2").tobytes())
     assert base.fingerprint == f"sha256:{digest.hexdigest()}"
 
 
@@ -188,6 +186,10 @@ def test_a_file_that_is_not_safetensors_is_refused(path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(BaseNotLoadable, match="cannot be read"):
             load_base_layer(str(path))
+
+
+def test_on_the_cpu_it_is_held_in_float32_whatever_is_set() -> None:
+    assert load_base_layer("random:10,2,42", device="cpu", dtype="bfloat16").weight_OI.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("tpu", "float32"), ("", "float32"), ("meta", "float32")])

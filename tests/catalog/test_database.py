@@ -5,11 +5,13 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from adapters.catalog import Catalog
+from adapters.errors import CatalogNotLoadable
 from adapters.tables import metadata
 from tests.catalog.making import put
 
@@ -105,3 +107,20 @@ def test_opening_a_folder_again_keeps_what_is_in_it(catalog: Catalog, folder: Pa
     again = Catalog(folder, now=lambda: 0.0)
     assert [adapter.name for adapter in again.adapters()] == ["acme"]
     again.database.close()
+
+
+def test_a_file_that_is_no_database_is_said_to_be_none(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "catalog.sqlite3").write_bytes(b"not a database, and long enough to have a header" * 100)
+    with pytest.raises(CatalogNotLoadable, match=r"catalog\.sqlite3"):
+        Catalog(folder, now=lambda: 0.0)
+
+
+def test_a_folder_of_a_newer_release_is_left_as_it_is(catalog: Catalog, folder: Path) -> None:
+    put(catalog, "acme")
+    with catalog.database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    before = (folder / "catalog.sqlite3").read_bytes()
+    with pytest.raises(CatalogNotLoadable, match="9999"):
+        Catalog(folder, now=lambda: 0.0)
+    assert (folder / "catalog.sqlite3").read_bytes() == before

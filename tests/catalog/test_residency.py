@@ -60,6 +60,15 @@ def test_the_least_recently_used_leaves_first(catalog: Catalog) -> None:
     assert residency.get(a) is first
 
 
+def test_one_that_is_larger_than_the_budget_answers_and_drives_nobody_out(catalog: Catalog) -> None:
+    small = put(catalog, "small", 1)
+    (large,) = catalog.publish([publication("large", adapter=make_adapter(2, rank=50))])
+    residency = Residency(BASE, catalog.blobs, budget_bytes=2 * ONE)
+    kept = residency.get(small)
+    assert residency.get(large).a_OR.equal(make_adapter(2, rank=50).a_OR)
+    assert residency.get(small) is kept
+
+
 def test_threads_that_share_a_small_residency_get_right_answers(catalog: Catalog) -> None:
     versions = [catalog.find(Reference(name)) for name in _fleet(catalog)]
     residency = Residency(BASE, catalog.blobs, budget_bytes=5 * ONE)

@@ -17,7 +17,7 @@ from tests.hostile.bodies import IN, OUT
 from tests.hostile.case import Target
 
 FEATURE_SPACE = "minilm@1"
-MAX_BODY_BYTES, MAX_PREDICT_JSON_BYTES = 1 << 21, 1 << 20
+MAX_BODY_BYTES, MAX_PREDICT_JSON_BYTES = 1_200_000, 700_000
 MAX_ROWS, MAX_RANK = 16, 8
 
 

@@ -32,7 +32,7 @@ from tests.hostile.case import problem_of
 from tests.hostile.conftest import settings_for
 from tests.hostile.test_safetensors import A_ENTRY, B_ENTRY, CONTENT
 
-FEW = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+FEW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 # The web framework leaves the temporary file of a part that never ends to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in.*SpooledTemporaryFile:pytest.PytestUnraisableExceptionWarning"

@@ -1,13 +1,14 @@
 """Bodies that are too large, with and without saying so, and content types that a call does not take."""
 
-import socket
+from http.client import HTTPConnection
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import Serve
 from tests.hostile.bodies import GOOD_FILES, IN, JSON, MULTIPART, OUT, ROW, ZIP, multipart_of, to_json, zip_of
-from tests.hostile.case import DOCUMENTED, Case, Target, problem_of
+from tests.hostile.case import Case, Target, problem_of
 from tests.hostile.conftest import MAX_BODY_BYTES, MAX_PREDICT_JSON_BYTES
 
 PREDICT = ("POST", "/predict", to_json({"adapter": None, "inputs": [ROW]}))
@@ -135,17 +136,19 @@ def test_a_body_of_exactly_the_limit_is_taken(target: Target, chunked: bool) -> 
     assert target.send(case).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/predict", "/adapters", "/nothing", "/base"])
-def test_a_length_of_terabytes_is_answered_before_a_byte_of_it_came(target: Target, path: str) -> None:
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: {10**13}\r\n\r\n"
-    with socket.create_connection((target.client.base_url.host, target.client.base_url.port or 80), 20) as raw:
-        raw.sendall(head.encode())
-        answer = raw.recv(65536)
-        while raw_more := raw.recv(65536):
-            answer += raw_more
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert b"content-type: application/problem+json" in answer
-    assert DOCUMENTED["body_too_large"][1].encode() in answer
+def test_a_length_of_terabytes_is_answered_before_a_byte_of_it_came(target: Target) -> None:
+    url = target.client.base_url
+    connection = HTTPConnection(url.host, url.port, timeout=20)
+    connection.putrequest("POST", "/predict")
+    connection.putheader("Content-Type", JSON)
+    connection.putheader("Content-Length", str(10**13))
+    connection.endheaders()
+    answer = connection.getresponse()
+    headers = {name.lower(): value for name, value in answer.getheaders()}
+    members = problem_of(httpx.Response(answer.status, headers=headers, content=answer.read()))
+    connection.close()
+    assert members["code"] == "body_too_large"
+    assert headers["connection"] == "close"
 
 
 def test_a_job_past_the_queue_s_room_is_refused_until_later(serve: Serve) -> None:

@@ -54,6 +54,16 @@ def test_factors_are_raw_and_the_job_s_own_scaling_is_in_front(trained: httpx.Cl
     assert (version["alpha"], version["scaling"]) == (alpha or RANK, scaling)
 
 
+def test_the_job_shows_the_factors_that_it_starts_from_by_digest(trained: httpx.Client) -> None:
+    shown = []
+    for factor in (1, 1, 2):
+        training = ONE_STEP | {"init": {"A": (factor * A).tolist(), "B": B.tolist()}}
+        job = train(trained, name="shown", rank=RANK, data=NUMBERS, training=training)
+        shown.append(job["spec"]["training"]["init"])
+    assert shown[0] == shown[1] != shown[2]
+    assert all(list(init) == ["digest"] and init["digest"].startswith("sha256:") for init in shown)
+
+
 @pytest.mark.parametrize("alpha", [None, 3.0, 0.5, 6])
 def test_an_adapter_starts_it_from_its_delta_whatever_alpha_is_asked_for(
     trained: httpx.Client, alpha: float | None

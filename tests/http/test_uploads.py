@@ -93,7 +93,10 @@ def test_a_deleted_name_made_again_goes_on_counting(client: httpx.Client) -> Non
     shown = client.get("/adapters/acme").json()
     assert (shown["versions"], shown["aliases"]) == (1, {"live": 3})
     assert shown["created_at"] == answer.json()["created_at"]
-    for gone in (1, 2):
+    assert _put(client, "acme", 5).json()["version"] == 4
+    client.delete("/adapters/acme")
+    assert _put(client, "acme", 1).json()["version"] == 5
+    for gone in (1, 2, 3, 4):
         answer = client.post("/predict", json={"adapter": f"acme@{gone}", "inputs": [ROW]})
         assert _code(answer) == (404, "version_not_found")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
+from threadpoolctl import threadpool_limits
 
 from adapters.training.closed_form import fit_closed_form
 from adapters.training.data import TrainingData
@@ -56,7 +57,6 @@ class Problem:
         def split(flat: Float64) -> tuple[Float64, Float64]:
             return flat[:cut].reshape(outputs, rank), flat[cut:].reshape(rank, inputs)
 
-        # Multiplied out once: the search multiplies only matrices that are too small for threads.
         gram_II = self.x_NI.T @ self.x_NI + ridge * np.eye(inputs)
         cross_OI = self.residual_NO.T @ self.x_NI
 
@@ -71,7 +71,9 @@ class Problem:
         found = []
         for start in range(starts):
             begin = _numbers(cut + rank * inputs, seed=100 + start)
-            end = minimize(loss_and_slope, begin, jac=True, method="L-BFGS-B", options=options)
+            # One thread: on busy cores those of a BLAS wait for each other far longer than they work.
+            with threadpool_limits(limits=1):
+                end = minimize(loss_and_slope, begin, jac=True, method="L-BFGS-B", options=options)
             a_OR, b_RI = split(end.x)
             found.append((self.loss(a_OR @ b_RI, ridge=ridge), a_OR @ b_RI))
         return min(found, key=lambda pair: pair[0])
@@ -159,6 +161,15 @@ def test_columns_scaled_from_1_to_a_billionth_still_reach_the_minimum(rank: int,
     strengths_K = np.linalg.svd(fitted_NO, compute_uv=False)
     wanted = (problem.residual_NO**2).sum() - (strengths_K[:rank] ** 2).sum()
     assert problem.loss(problem.delta(rank=rank)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_columns_that_are_nearly_the_same_are_told_apart() -> None:
+    once_NI = _numbers(100, 6, seed=1)
+    problem = Problem(np.hstack([once_NI, once_NI + 1e-5 * _numbers(100, 6, seed=5)]), 4)
+    basis_NK = np.linalg.qr(problem.x_NI).Q
+    strengths_K = np.linalg.svd(basis_NK.T @ problem.residual_NO, compute_uv=False)
+    wanted = (problem.residual_NO**2).sum() - (strengths_K[:2] ** 2).sum()
+    assert problem.loss(problem.delta(rank=2)) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_duplicate_columns_in_other_units_still_reach_the_minimum() -> None:
