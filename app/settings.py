@@ -88,7 +88,8 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OF_THE_CLIENT
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
-        raise SettingsError(f"not a setting: {', '.join(unknown)}; the settings are: {', '.join(sorted(known - _OF_THE_CLIENT))}")
+        ours = ", ".join(sorted(known - _OF_THE_CLIENT))
+        raise SettingsError(f"not a setting: {', '.join(unknown)}; the settings are: {ours}")
     try:
         settings = Settings(**{name: value for name, value in (given or {}).items() if value is not None})
     except ValidationError as error:
