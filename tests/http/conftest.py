@@ -14,7 +14,7 @@ from tests.http import training_world as world
 Running = tuple[httpx.Client, Service]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A client and the service behind it: `training_world`'s base layer, from a file, and a trainer."""
     folder = tmp_path_factory.mktemp("service")
