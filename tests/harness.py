@@ -29,11 +29,14 @@ LORAPLEX = Path(sys.executable).with_name("loraplex")
 def eventually(condition: Callable[[], Any], *, seconds: float = DEADLINE_SECONDS, what: str = "it") -> Any:
     """The first true value of `condition`; fails where there is none in time."""
     give_up = time.monotonic() + seconds
+    pause = 0.01
     while time.monotonic() < give_up:
         value = condition()
         if value:
             return value
-        time.sleep(0.02)
+        # What takes long is looked at less often: a look costs the cores that it waits for.
+        time.sleep(pause)
+        pause = min(1.2 * pause, 0.1)
     raise AssertionError(f"{what} did not happen in {seconds} s")
 
 

@@ -30,14 +30,14 @@ def _fleet(catalog: Catalog) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("room", [0, 1, 10, ADAPTERS])
+@pytest.mark.parametrize("room", [0, 10, ADAPTERS])
 def test_it_keeps_to_its_budget_and_answers_right(catalog: Catalog, room: int) -> None:
     names = _fleet(catalog)
     residency = Residency(BASE, catalog.blobs, budget_bytes=room * ONE + ONE // 2)
     loaded: list[weakref.ref[Adapter]] = []
     drawn = set()
     order = random.Random(3)
-    for _ in range(4 * ADAPTERS):
+    for _ in range(2 * ADAPTERS):
         seed = order.randrange(ADAPTERS)
         drawn.add(seed)
         adapter = residency.get(catalog.find(Reference(names[seed])))

@@ -63,7 +63,7 @@ def check_at_the_end(service: ServiceProcess, ledger: Ledger) -> None:
     }
     for job in jobs:
         _check_ended(job, ledger, published.get(job["id"]))
-        ledger.count(f"jobs {job['status']}")
+        ledger.count(f"jobs {job['status']}" + (f": {job['error']['code']}" if job["error"] else ""))
 
 
 def _check_files(service: ServiceProcess) -> None:

@@ -50,6 +50,8 @@ class Submitted:
     """A job that was acknowledged."""
 
     name: str
+    doomed: bool
+    """Whether its client means to cancel it."""
     cancelled: bool | None = False
     """None: a cancel was not answered."""
     deleted: bool | None = False

@@ -11,7 +11,7 @@ import numpy as np
 
 from tests.crash.ledger import Ledger, State, Submitted, Uploaded
 from tests.crash.oracle import answer, inputs_of, recipes
-from tests.harness import ServiceProcess
+from tests.harness import ServiceProcess, wait_for_job
 
 _OUTSTANDING_JOBS = 4
 _BUSY = 503
@@ -104,19 +104,32 @@ def train(ledger: Ledger, names: Sequence[str], client: httpx.Client, draw: rand
     running = [job_id for job_id, job in mine.items() if job.ended is None]
     action = draw.random()
     if len(running) < _OUTSTANDING_JOBS and action < 0.5:
-        name = draw.choice(names)
-        ledger.count("jobs sent")
-        answered = client.post("/adapters", json={"name": name, **recipes()[name.split("-")[1]].body})
-        if answered.status_code != _BUSY:
-            assert answered.status_code == 202, answered.text
-            ledger.jobs[answered.json()["id"]] = Submitted(name)
-            ledger.count("jobs acknowledged")
-    elif action < 0.505 and running:
-        _cancel(client, ledger, draw.choice(running))
-    elif action < 0.51:
+        _submit(client, ledger, draw.choice(names), doomed=draw.random() < 0.1)
+    elif action < 0.52 and (doomed := [job_id for job_id in running if mine[job_id].doomed]):
+        _cancel(client, ledger, draw.choice(doomed))
+    elif action < 0.521:
         _delete(client, ledger, draw.choice(names))
     elif running:
         look_at(client, ledger, draw.choice(running))
+
+
+def train_one(client: httpx.Client, ledger: Ledger) -> None:
+    """Queue a job and see it end."""
+    job_id = _submit(client, ledger, ledger.trained[0][0], doomed=False)
+    if job_id is not None:
+        wait_for_job(client, job_id)
+
+
+def _submit(client: httpx.Client, ledger: Ledger, name: str, *, doomed: bool) -> str | None:
+    ledger.count("jobs sent")
+    answered = client.post("/adapters", json={"name": name, **recipes()[name.split("-")[1]].body})
+    if answered.status_code == _BUSY:
+        return None
+    assert answered.status_code == 202, answered.text
+    job_id: str = answered.json()["id"]
+    ledger.jobs[job_id] = Submitted(name, doomed)
+    ledger.count("jobs acknowledged")
+    return job_id
 
 
 def _cancel(client: httpx.Client, ledger: Ledger, job_id: str) -> None:

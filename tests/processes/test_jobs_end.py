@@ -102,7 +102,30 @@ def test_a_heartbeat_that_cannot_be_written_does_not_end_a_fit(
     assert versions(client, "breathless") == [1]
 
 
-def test_a_fit_that_dies_three_times_ends_its_job_and_the_next_one_is_done(
+def test_what_changed_since_a_job_was_queued_ends_it(training: tuple[httpx.Client, Service]) -> None:
+    client, service = training
+    stored = _stored(service)
+    with suspended(_ready_fit(client)):
+        wait_until_it_runs(client, submit(client, "first"))  # the others wait behind it
+        client.put("/adapters/gone", json={"A": [[1.0], [1.0]], "B": [[1.0] * 10]}).raise_for_status()
+        deleted, untouched, cancelled = (submit(client, name) for name in ("gone", "other", "other"))
+        client.delete("/adapters/gone").raise_for_status()
+        for _ in range(2):
+            answer = client.post(f"/jobs/{cancelled}/cancel")
+            assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+    assert _code(wait_for_job(client, deleted)) == ("failed", "adapter_deleted")
+    assert wait_for_job(client, untouched)["status"] == "succeeded"
+    assert client.get(f"/jobs/{cancelled}").json()["attempt"] == 0
+    for job_id in (deleted, untouched):
+        answer = client.post(f"/jobs/{job_id}/cancel")
+        assert (answer.status_code, answer.json()["code"]) == (409, "job_ended")
+    assert versions(client, "gone") == []
+    assert versions(client, "other") == [1]
+    assert _stored(service) == stored + 3  # two of `first`, one of `other`
+
+
+def test_a_fit_that_dies_three_times_ends_its_job(
     training: tuple[httpx.Client, Service],
 ) -> None:
     client, service = training
@@ -116,28 +139,6 @@ def test_a_fit_that_dies_three_times_ends_its_job_and_the_next_one_is_done(
     assert job["attempt"] == 3
     assert _stored(service) == stored
     assert versions(client, "deadly") == []
-    assert wait_for_job(client, submit(client, "harmless"))["status"] == "succeeded"
-
-
-def test_what_changed_since_a_job_was_queued_ends_it(serve: Serve) -> None:
-    client, service = serve()
-    client.put("/adapters/acme", json={"A": [[1.0], [1.0]], "B": [[1.0] * 10]}).raise_for_status()
-    deleted, untouched, cancelled = (submit(client, name) for name in ("acme", "other", "other"))
-    client.delete("/adapters/acme").raise_for_status()
-    for _ in range(2):
-        answer = client.post(f"/jobs/{cancelled}/cancel")
-        assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-
-    with_trainer, _ = serve(trainer=True)
-    assert _code(wait_for_job(with_trainer, deleted)) == ("failed", "adapter_deleted")
-    assert wait_for_job(client, untouched)["status"] == "succeeded"
-    assert client.get(f"/jobs/{cancelled}").json()["attempt"] == 0
-    for job_id in (deleted, untouched):
-        answer = client.post(f"/jobs/{job_id}/cancel")
-        assert (answer.status_code, answer.json()["code"]) == (409, "job_ended")
-    assert versions(client) == []
-    assert versions(client, "other") == [1]
-    assert _stored(service) == 1
 
 
 def test_a_job_for_another_base_layer_ends(serve: Serve) -> None:

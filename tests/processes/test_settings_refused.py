@@ -2,12 +2,15 @@
 
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from app.settings import SettingsError, load_settings
+from app.lifecycle import EXIT_CONFIG
+from app.settings import Settings, SettingsError, load_settings
+from app.trainer import run_trainer
 from tests.harness import LORAPLEX, environment, free_port
 
 WITHOUT_TORCH_SECONDS = 15
@@ -20,7 +23,7 @@ def _refused(arguments: list[str], seconds: float, **settings: object) -> str:
     ended = subprocess.run(
         [LORAPLEX, *arguments], env=environment(**settings), capture_output=True, text=True, timeout=60
     )
-    assert ended.returncode == 78, ended.stderr  # EX_CONFIG of sysexits.h
+    assert ended.returncode == EXIT_CONFIG, ended.stderr
     assert time.monotonic() - begin < seconds
     assert "Traceback" not in ended.stderr
     assert "loraplex: " in ended.stderr
@@ -101,8 +104,14 @@ def test_an_address_that_is_taken_is_refused(tmp_path: Path) -> None:
     assert f"port {port}" in message
 
 
-@pytest.mark.parametrize("command", ["serve", "trainer"])
-def test_a_base_layer_that_is_not_there_is_refused(tmp_path: Path, command: str) -> None:
-    arguments = [command, "--data-dir", str(tmp_path / "data"), "--base", str(tmp_path / "missing.safetensors")]
-    message = _refused(arguments + ["--port", "0"] * (command == "serve"), WITH_TORCH_SECONDS, trainers=0)
-    assert "missing.safetensors" in message
+def test_a_service_without_its_base_layer_ends(tmp_path: Path) -> None:
+    arguments = ["serve", "--data-dir", str(tmp_path / "data"), "--base", str(tmp_path / "missing.safetensors")]
+    assert "missing.safetensors" in _refused([*arguments, "--port", "0"], WITH_TORCH_SECONDS, trainers=0)
+
+
+def test_a_trainer_without_its_base_layer_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(data_dir=tmp_path / "data", base=str(tmp_path / "missing.safetensors"))
+    with pytest.raises(SystemExit) as ended:
+        run_trainer(settings, threading.Event())
+    assert ended.value.code == EXIT_CONFIG
+    assert "missing.safetensors" in capsys.readouterr().err

@@ -7,23 +7,14 @@ from pathlib import Path
 
 from adapters.catalog import Catalog
 from adapters.job_queue import JobQueue
-from adapters.jobs import Status
-from tests.harness import ServiceProcess, eventually, train
-from tests.processes.long_jobs import submit_endless, versions, wait_until_it_runs, wait_until_it_steps
+from adapters.jobs import Job, Status
+from tests.harness import ServiceProcess, eventually
+from tests.processes.long_jobs import submit_endless, wait_until_it_runs
 from tests.processes.tree import FIT, TRAINER, all_gone, another, is_running, session_of, the, workers
 
 BASE = "random:10,2,42"
 _END_SECONDS = 10
-"""A third of the grace that a busy service would have."""
-
-
-def test_it_works_from_a_folder_with_decoys(service: ServiceProcess) -> None:
-    assert service.client.get("/base").json()["in_features"] == 64
-    data = {"inputs": [[1.0] * 64], "targets": [[0.0] * 10]}
-    job = train(service.client, name="decoy", rank=1, data=data, training={"method": "closed_form"})
-    assert job["status"] == "succeeded", job
-    assert "the wrong package" not in service.log.read_text()
-    service.client.delete("/adapters/decoy").raise_for_status()
+"""A third of the grace that a busy service has."""
 
 
 def test_a_killed_worker_is_started_again_and_nobody_notices(service: ServiceProcess) -> None:
@@ -41,44 +32,18 @@ def test_a_killed_worker_is_started_again_and_nobody_notices(service: ServicePro
     service.client.delete("/adapters/kept").raise_for_status()
 
 
-def test_a_trainer_killed_in_a_fit_is_started_again_and_so_is_its_job(service: ServiceProcess) -> None:
-    job_id = submit_endless(service.client)
-    wait_until_it_steps(service.client, job_id)
-    trainer, fit = the(service.process.pid, TRAINER), the(service.process.pid, FIT)
-    trainer.kill()
-    eventually(lambda: not is_running(fit), seconds=_END_SECONDS, what="the end of the orphaned fit")
-    another(service.process.pid, TRAINER, trainer)
-    wait_until_it_steps(service.client, job_id, attempt=2)
-    assert service.client.post(f"/jobs/{job_id}/cancel").json()["attempt"] == 2
-    assert versions(service.client) == []
-
-
-def test_a_cancelled_fit_ends_within_a_second_and_publishes_nothing(service: ServiceProcess) -> None:
-    job_id = submit_endless(service.client)
-    wait_until_it_steps(service.client, job_id)
-    fit = the(service.process.pid, FIT)
-    begin = time.monotonic()
-    answer = service.client.post(f"/jobs/{job_id}/cancel")
-    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
-    eventually(lambda: not is_running(fit), seconds=1, what="the end of the fit")
-    print(f"cancel to the end of the fit: {time.monotonic() - begin:.3f} s")
-    again = service.client.post(f"/jobs/{job_id}/cancel")
-    assert (again.status_code, again.json()["status"]) == (200, "cancelled")
-    # The trainer goes on with the next job, and nothing of the cancelled one comes out.
-    data = {"inputs": [[1.0] * 64], "targets": [[0.0] * 10]}
-    job = train(service.client, name="next", rank=1, data=data, training={"method": "closed_form"})
-    assert job["status"] == "succeeded", job
-    assert versions(service.client) == []
-    assert service.client.post(f"/jobs/{job['id']}/cancel").json()["code"] == "job_ended"
-    service.client.delete("/adapters/next").raise_for_status()
-    assert list((service.data_dir / "blobs").iterdir()) == []
-
-
-def test_no_child_outlives_its_supervisor_whichever_way_it_ends(tmp_path: Path) -> None:
+def test_a_trainer_is_replaced_when_it_dies_and_no_child_outlives_its_supervisor(tmp_path: Path) -> None:
     with ServiceProcess(tmp_path / "data", base=BASE, lease_seconds=1) as service:
+        leader = service.process.pid
         job_id = submit_endless(service.client)
-        wait_until_it_steps(service.client, job_id)
-        members = session_of(service.process.pid)
+        wait_until_it_runs(service.client, job_id)
+        trainer, fit = the(leader, TRAINER), the(leader, FIT)
+        trainer.kill()
+        eventually(lambda: not is_running(fit), seconds=_END_SECONDS, what="the end of the orphaned fit")
+        another(leader, TRAINER, trainer)
+        wait_until_it_runs(service.client, job_id, attempt=2)
+
+        members = session_of(leader)
         assert len(members) == 4  # supervisor, worker, trainer, fit
         service.process.kill()
         service.process.wait()
@@ -86,9 +51,11 @@ def test_no_child_outlives_its_supervisor_whichever_way_it_ends(tmp_path: Path) 
         # The address is free at once.
         with socket.create_server(("127.0.0.1", service.port)):
             pass
+    # The trainer that was left alone handed the job back: only the one that was killed counts.
+    assert _is_handed_back(_job(tmp_path / "data", job_id), attempt=1)
+
     with ServiceProcess(tmp_path / "data", base=BASE, lease_seconds=1) as service:
-        wait_until_it_runs(service.client, job_id)
-        the(service.process.pid, FIT)
+        wait_until_it_runs(service.client, job_id, attempt=2)
         members = session_of(service.process.pid)
         with socket.create_connection(("127.0.0.1", service.port)) as idle:
             idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -96,11 +63,7 @@ def test_no_child_outlives_its_supervisor_whichever_way_it_ends(tmp_path: Path) 
             assert _seconds_to_end(service) < _END_SECONDS
         assert all_gone(members)
         assert session_of(service.process.pid) == []
-    # The fit that ran was handed back both times, and no attempt counts.
-    catalog = Catalog(tmp_path / "data", now=time.time)
-    job = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=1).get(job_id)
-    catalog.database.close()
-    assert (job.status, job.attempt, job.lease_until) == (Status.QUEUED, 0, None)
+    assert _is_handed_back(_job(tmp_path / "data", job_id), attempt=1)
 
 
 def _seconds_to_end(service: ServiceProcess) -> float:
@@ -110,3 +73,16 @@ def _seconds_to_end(service: ServiceProcess) -> float:
     seconds = time.monotonic() - begin
     print(f"SIGTERM to the end of a service: {seconds:.3f} s")
     return seconds
+
+
+def _job(folder: Path, job_id: str) -> Job:
+    """A job of a service that is down."""
+    catalog = Catalog(folder, now=time.time)
+    try:
+        return JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=1).get(job_id)
+    finally:
+        catalog.database.close()
+
+
+def _is_handed_back(job: Job, *, attempt: int) -> bool:
+    return (job.status, job.attempt, job.lease_until) == (Status.QUEUED, attempt, None)

@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 from tests.harness import LORAPLEX, ServiceProcess, environment, eventually
 
 Process: TypeAlias = Any  # psutil has no types
+LEASE_SECONDS = 2
 WORKER, TRAINER, FIT = "app.worker", "app.trainer", "adapters.training.fit_process"
 
 
@@ -86,12 +87,13 @@ def suspended(process: Process) -> Iterator[None]:
 class TrainerProcess:
     """`loraplex trainer` as its users start it, in a session of its own."""
 
-    def __init__(self, data_dir: Path, **settings: Any) -> None:
+    def __init__(self, data_dir: Path, *, cwd: Path | None = None, **settings: Any) -> None:
         self.log = data_dir.parent / f"trainer-{id(self)}.log"
         with self.log.open("ab") as log:
             self.process = psutil.Popen(
                 [LORAPLEX, "trainer", "--data-dir", data_dir],
                 env=environment(**settings),
+                cwd=cwd,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
