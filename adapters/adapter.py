@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapters.base_layer import BaseLayer
 from adapters.errors import BlobCorrupt, NotFinite, OutOfRange, RankTooLarge, WrongShape
+from adapters.low_rank import RECORD
 from adapters.matrices import is_finite
 
 FORMAT = 1
@@ -36,8 +37,8 @@ def scaling_of(alpha: float, rank: int, *, rslora: bool) -> float:
 class Adapter:
     """`ΔW = s·A·B` and, where there is one, `s·bias`: `y = x·Wᵀ + b + s·((x·Bᵀ)·Aᵀ + bias)`.
 
-    a_OR: (O, R), b_RI: (R, I), bias_O: (O,) or None: contiguous float32 on the CPU, or on the base's device
-    in its dtype after `to`. Alpha is finite, |alpha| ≤ 1e6.
+    a_OR: (O, R), b_RI: (R, I), bias_O: (O,) or None: contiguous float32 on the CPU, or as `to` leaves
+    them. Alpha is finite, |alpha| ≤ 1e6.
     """
 
     a_OR: Tensor
@@ -83,6 +84,23 @@ class Adapter:
         """`sha256:` + hex of the canonical bytes."""
         return digest_of(self.canonical_bytes)
 
+    @cached_property
+    def record(self) -> bytes:
+        """What `adapters.low_rank` knows of this adapter, which stays alive for as long as that is used."""
+        a_RO, b_RI, bias_O = self._contiguous
+        bias = 0 if bias_O is None else bias_O.data_ptr()
+        return RECORD.pack(a_RO.data_ptr(), b_RI.data_ptr(), bias, self.rank, self.scaling)
+
+    @cached_property
+    def _contiguous(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        # After `to` these are the factors themselves. Read by address: their dtype is looked at here or nowhere.
+        tensors = self.a_OR.T, self.b_RI, self.bias_O
+        assert all(tensor is None or tensor.dtype is torch.float32 for tensor in tensors)
+        a_RO, b_RI, bias_O = (None if tensor is None else tensor.contiguous() for tensor in tensors)
+        assert a_RO is not None
+        assert b_RI is not None
+        return a_RO, b_RI, bias_O
+
     def relative_norm(self, base: BaseLayer) -> float | None:
         """‖ΔW‖_F / ‖W‖_F; None where W is all zeros.
 
@@ -95,10 +113,11 @@ class Adapter:
         return abs(self.scaling) * float(torch.linalg.matrix_norm(r1 @ r2.T)) / base.weight_norm
 
     def to(self, base: BaseLayer) -> "Adapter":
-        """This adapter on the base's device, in the dtype that the base is held in."""
-        if base.weight_OI.device == self.a_OR.device and base.weight_OI.dtype == self.a_OR.dtype:
-            return self
-        a_OR, b_RI = self.a_OR.to(base.weight_OI), self.b_RI.to(base.weight_OI)
+        """This adapter on the base's device, in the dtype that the base is held in, as the forward walks it.
+
+        A lies transposed in memory: a column of A is one stretch.
+        """
+        a_OR, b_RI = self.a_OR.to(base.weight_OI).T.contiguous().T, self.b_RI.to(base.weight_OI).contiguous()
         bias_O = None if self.bias_O is None else self.bias_O.to(base.weight_OI)
         return Adapter(a_OR, b_RI, bias_O, self.alpha, self.rslora, self.feature_space)
 

@@ -92,6 +92,12 @@ class ChangeWatch:
             row = self._connection.execute("PRAGMA data_version").fetchone()
         return int(row[0])
 
+    def revision(self) -> int:
+        """The catalogue's revision; raises `CatalogBusy` at once where a commit is under way."""
+        with _translated():
+            row = self._connection.execute("SELECT revision FROM catalog").fetchone()
+        return int(row[0])
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()

@@ -13,7 +13,7 @@
     ├── Conflict
     │   └── BaseMismatch · FeatureSpaceMismatch · JobEnded
     ├── PreconditionFailed
-    ├── QueueFull
+    ├── QueueFull · RequestTimeout
     ├── CatalogBusy
     ├── StorageFull
     ├── BlobCorrupt
@@ -276,9 +276,15 @@ class PreconditionFailed(LoraplexError):
 
 
 class QueueFull(LoraplexError):
-    """The queue of jobs is full"""
+    """The queue is full"""
 
     code = "queue_full"
+
+
+class RequestTimeout(LoraplexError):
+    """The request's time was up before it was answered"""
+
+    code = "request_timeout"
 
 
 class CatalogBusy(LoraplexError):

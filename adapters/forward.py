@@ -1,7 +1,8 @@
 """The mixed-adapter forward of one batch."""
 
-# N rows · I in_features · O out_features · R rank · K rows of one adapter
+# N rows · K some of them · I in_features · O out_features · R rank · C choices
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer
+from adapters.low_rank import RECORD, add_low_rank_terms
+
+_NO_TERM = RECORD.pack(0, 0, 0, 0, 0.0)
 
 
 def low_rank_term(x_KI: Tensor, adapter: Adapter) -> Tensor:
@@ -25,14 +29,32 @@ def mixed_forward(base: BaseLayer, x_NI: Tensor, choices: Sequence[Adapter | Non
     A choice that is None is the bare base layer. Adapters and `x_NI` are on the base's device in its dtype.
     The answer may have numbers that are not finite where the inputs and factors are large.
     """
-    y_NO = torch.nn.functional.linear(x_NI, base.weight_OI, base.bias_O)
+    y_NO = base.forward(x_NI)
     if len(choices) == 1:
         if choices[0] is not None:
             y_NO += low_rank_term(x_NI, choices[0])
-        return y_NO
-    chosen_N = np.asarray(choice_N)
-    for position, adapter in enumerate(choices):
-        if adapter is not None:
-            rows_K = torch.from_numpy(np.flatnonzero(chosen_N == position)).to(x_NI.device)
-            y_NO.index_add_(0, rows_K, low_rank_term(x_NI[rows_K], adapter))
+    elif x_NI.device.type == "cpu":
+        chosen_N = np.asarray(choice_N, dtype=np.int64)
+        # In runs: an adapter's factors stay in the processor's cache from one of its rows to the next.
+        order_N = chosen_N.argsort(kind="stable")
+        records = b"".join([_NO_TERM if adapter is None else adapter.record for adapter in choices])
+        add_low_rank_terms(y_NO.numpy(), x_NI.contiguous().numpy(), records, chosen_N, order_N)
+    else:
+        add_gathered_terms(y_NO, x_NI, choices, choice_N)
     return y_NO
+
+
+def add_gathered_terms(y_NO: Tensor, x_NI: Tensor, choices: Sequence[Adapter | None], choice_N: Sequence[int]) -> None:
+    """The low-rank terms on CUDA, added to `y_NO`: batched matmuls over gathered factors, a pair for each rank."""
+    chosen_K = [(row, adapter) for row, choice in enumerate(choice_N) if (adapter := choices[choice]) is not None]
+    chosen_K.sort(key=lambda chosen: chosen[1].rank)
+    for _, same_rank in groupby(chosen_K, key=lambda chosen: chosen[1].rank):
+        rows, adapters = zip(*same_rank, strict=True)
+        index_K = torch.tensor(rows, device=x_NI.device)
+        scaling_K = torch.tensor([adapter.scaling for adapter in adapters]).to(x_NI)
+        hidden_KR1 = torch.bmm(torch.stack([adapter.b_RI for adapter in adapters]), x_NI[index_K].unsqueeze(2))
+        low_KO = torch.bmm(torch.stack([adapter.a_OR for adapter in adapters]), hidden_KR1).squeeze(2)
+        for position, adapter in enumerate(adapters):
+            if adapter.bias_O is not None:
+                low_KO[position] += adapter.bias_O
+        y_NO.index_add_(0, index_K, low_KO * scaling_K.unsqueeze(1))

@@ -1,6 +1,5 @@
 """Which adapters are in memory."""
 
-import threading
 from collections import OrderedDict
 
 from adapters.adapter import Adapter, digest_of, from_canonical_bytes
@@ -16,7 +15,7 @@ class Residency:
     """Adapters on the base's device under a budget of bytes, the least recently used leaving first.
 
     They are kept by digest: they never change, and two names with the same bytes share one. An adapter that
-    leaves stays whole for the request that holds it.
+    leaves stays whole for the request that holds it. Everything but `load` is for one thread only.
     """
 
     def __init__(self, base: BaseLayer, blobs: BlobStore, *, budget_bytes: int) -> None:
@@ -25,28 +24,27 @@ class Residency:
         self._budget = budget_bytes
         self._resident: OrderedDict[str, Adapter] = OrderedDict()
         self._bytes = 0
-        self._lock = threading.Lock()
 
-    def get(self, version: Version) -> Adapter:
-        """The adapter of a version, read and checked against its digest where it is not resident.
-
-        Raises `BlobCorrupt`.
-        """
-        with self._lock:
-            adapter = self._resident.get(version.digest)
-            if adapter is not None:
-                self._resident.move_to_end(version.digest)
-                return adapter
-        adapter = read_adapter(version, self._blobs).to(self._base)
-        with self._lock:
-            # One that is larger than the whole budget must not drive the others out.
-            if version.digest not in self._resident and adapter.memory_bytes <= self._budget:
-                self._resident[version.digest] = adapter
-                self._bytes += adapter.memory_bytes
-            while self._bytes > self._budget and self._resident:
-                _, evicted = self._resident.popitem(last=False)
-                self._bytes -= evicted.memory_bytes
+    def get(self, digest: str) -> Adapter | None:
+        """The adapter with this digest where it is resident."""
+        adapter = self._resident.get(digest)
+        if adapter is not None:
+            self._resident.move_to_end(digest)
         return adapter
+
+    def load(self, version: Version) -> Adapter:
+        """A version's adapter on the base's device, read and checked; raises `BlobCorrupt`."""
+        return read_adapter(version, self._blobs).to(self._base)
+
+    def keep(self, digest: str, adapter: Adapter) -> None:
+        """Make a loaded adapter resident; one that is larger than the whole budget does not drive the others out."""
+        if digest in self._resident or adapter.memory_bytes > self._budget:
+            return
+        self._resident[digest] = adapter
+        self._bytes += adapter.memory_bytes
+        while self._bytes > self._budget:
+            _, evicted = self._resident.popitem(last=False)
+            self._bytes -= evicted.memory_bytes
 
 
 def find_adapter(catalog: Catalog, reference: Reference) -> tuple[Version, Adapter]:

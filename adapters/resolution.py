@@ -1,7 +1,5 @@
 """References → immutable versions, remembered for as long as the catalogue stays as it is."""
 
-import threading
-
 from adapters.catalog import Catalog
 from adapters.database import ChangeWatch
 from adapters.names import Reference
@@ -17,6 +15,10 @@ class View:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._known: dict[Reference, Version] = {}
+
+    def known(self, reference: Reference) -> Version | None:
+        """The version that a reference means, where that has been asked before."""
+        return self._known.get(reference)
 
     def version(self, reference: Reference) -> Version:
         """The version that a reference means; raises the `NotFound` that says what there is instead."""
@@ -37,25 +39,27 @@ class Resolver:
         self._data_version = -1
         self._revision = -1
         self._view = View(catalog)
-        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connection that watches for commits."""
         self._watch.close()
+
+    def find(self, reference: Reference) -> Version:
+        """What a reference means this very moment, remembering nothing; raises as `View.version` does."""
+        return self._catalog.find(reference)
 
     def look(self) -> View:
         """A view in which everything that was acknowledged before this call is seen.
 
         Raises `CatalogBusy` where a commit is under way this very moment: try again in a millisecond.
         """
-        with self._lock:
-            # Read before the revision: a commit in between moves it again, and the next look sees that.
-            data_version = self._watch.data_version()
-            if data_version != self._data_version:
-                revision = self._catalog.revision()
-                if revision != self._revision:
-                    # A new view, not a cleared one: a thread that read a row before the commit still holds the
-                    # old one, and remembers the old row there.
-                    self._view = View(self._catalog)
-                self._data_version, self._revision = data_version, revision
-            return self._view
+        # Read before the revision: a commit in between moves it again, and the next look sees that.
+        data_version = self._watch.data_version()
+        if data_version != self._data_version:
+            revision = self._watch.revision()
+            if revision != self._revision:
+                # A new view, not a cleared one: a thread that read a row before the commit still holds the
+                # old one, and remembers the old row there.
+                self._view = View(self._catalog)
+            self._data_version, self._revision = data_version, revision
+        return self._view

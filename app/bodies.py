@@ -8,7 +8,6 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from adapters.errors import WrongType
 from adapters.strict_json import parse
-from app.edge import too_large
 from app.problems import UnsupportedMediaType, from_validation
 
 JSON = "application/json"
@@ -17,9 +16,9 @@ BINARY = bytes
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def content_type(request: Request, *accepted: str) -> str:
-    """The body's type, without parameters; raises `UnsupportedMediaType` where it is none of `accepted`."""
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def content_type(header: str, *accepted: str) -> str:
+    """The type in a header, without parameters; raises `UnsupportedMediaType` where it is none of `accepted`."""
+    given = header.partition(";")[0].strip().lower()
     if given not in accepted:
         raise UnsupportedMediaType(
             f"the content type is {given or 'missing'}; this call takes {', '.join(accepted)}",
@@ -30,19 +29,10 @@ def content_type(request: Request, *accepted: str) -> str:
     return given
 
 
-async def read_json(request: Request, *, max_bytes: int | None = None, hint: str = "") -> bytes:
-    """The bytes of a JSON body; raises `UnsupportedMediaType`, and `BodyTooLarge` past `max_bytes`."""
-    content_type(request, JSON)
-    if max_bytes is None:
-        return await request.body()
-    if int(request.headers.get("content-length", "0")) > max_bytes:
-        raise too_large(max_bytes, hint=hint)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large(max_bytes, hint=hint)
-    return bytes(body)
+async def read_json(request: Request) -> bytes:
+    """The bytes of a JSON body; raises `UnsupportedMediaType`."""
+    content_type(request.headers.get("content-type", ""), JSON)
+    return await request.body()
 
 
 def parse_object(body: bytes) -> dict[str, object]:

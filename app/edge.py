@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,13 +20,14 @@ log = logging.getLogger(__name__)
 
 
 class Edge:
-    """Passes requests on to `app`, none of which sends more bytes than `max_body_bytes`.
+    """Passes requests on to `app`, or to what `hot` has for them, none with more than `max_body_bytes` bytes.
 
     A client's own `X-Request-Id` is kept where it is 1 to 64 characters of A-Z a-z 0-9 . _ -; each answer has one.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, hot: Callable[[Scope], ASGIApp | None], *, max_body_bytes: int) -> None:
         self._app = app
+        self._hot = hot
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +64,8 @@ class Edge:
             if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
                 await problem(too_large(self._max_body_bytes))(scope, receive, send_with_id)
                 return
-            await self._app(scope, receive_bounded, send_with_id)
+            app = self._hot(scope) or self._app
+            await app(scope, receive_bounded, send_with_id)
         except Exception:
             log.exception("request %s: %s %s failed", request_id.decode(), scope["method"], scope["path"])
             if not started:

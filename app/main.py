@@ -1,9 +1,10 @@
 """The application: wiring only."""
 
+from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from app import problems
 from app.edge import Edge
@@ -27,4 +28,9 @@ def create_app(service: Service) -> ASGIApp:
     problems.install(app, [route for router in routers for route in router.routes])
     for router in routers:
         app.include_router(router)
-    return Edge(app, max_body_bytes=service.settings.max_body_bytes)
+    hot_predict = partial(predict.predict, service)
+
+    def hot(scope: Scope) -> ASGIApp | None:
+        return hot_predict if scope["path"] == "/predict" and scope["method"] == "POST" else None
+
+    return Edge(app, hot, max_body_bytes=service.settings.max_body_bytes)

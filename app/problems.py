@@ -107,6 +107,7 @@ STATUS: Mapping[str, int] = {
     "internal_error": 500,
     "catalog_busy": 503,
     "not_ready": 503,
+    "request_timeout": 503,
     "storage_full": 507,
 }
 """Every code that an answer can have. The others are in `JOB_CODES`."""

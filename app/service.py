@@ -5,18 +5,15 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from anyio import CapacityLimiter
-
 from adapters.base_layer import BaseLayer, load_base_layer
 from adapters.catalog import Catalog
 from adapters.errors import FeatureSpaceMismatch
 from adapters.job_queue import JobQueue
 from adapters.residency import Residency
 from adapters.resolution import Resolver
+from app.batching import Batcher
+from app.lookup import Lookup
 from app.settings import Settings
-
-_PREDICT_THREADS = 8
-"""They share one interpreter lock: more would only wait for each other."""
 
 
 @dataclass(slots=True)
@@ -28,13 +25,13 @@ class Service:
     catalog: Catalog
     queue: JobQueue
     resolver: Resolver
-    residency: Residency
+    batcher: Batcher
     new_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex)
     draining: bool = False
-    predict_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_PREDICT_THREADS))
 
     def close(self) -> None:
         """Give back the connections to the catalogue."""
+        self.batcher.close()
         self.resolver.close()
         self.catalog.database.close()
 
@@ -72,13 +69,16 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
     base = load_base(settings)
     catalog = Catalog(settings.data_dir, now=now)
     catalog.sweep()
+    resolver = Resolver(catalog)
+    residency = Residency(base, catalog.blobs, budget_bytes=settings.cache_bytes)
+    lookup = Lookup(base, resolver, residency, feature_space=settings.feature_space)
     return Service(
         settings=settings,
         base=base,
         catalog=catalog,
         queue=open_queue(catalog, settings, now=now),
-        resolver=Resolver(catalog),
-        residency=Residency(base, catalog.blobs, budget_bytes=settings.cache_bytes),
+        resolver=resolver,
+        batcher=Batcher(base, lookup, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows),
     )
 
 

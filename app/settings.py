@@ -63,6 +63,15 @@ class Settings(BaseSettings):
     max_rank: int = Field(256, ge=1, le=2**14, description="Largest rank of an adapter.")
     max_queued_jobs: int = Field(100, ge=1, le=10**6, description="Jobs that may wait; past it 429.")
     cache_bytes: int = Field(2**30, ge=0, le=2**44, description="Adapters kept in memory, in bytes, per worker.")
+    queue_rows: int = Field(
+        16_384, ge=1, le=2**24, description="Rows of predict requests that may wait, per worker; past it 429."
+    )
+    max_batch_rows: int = Field(
+        256,
+        ge=1,
+        le=2**16,
+        description="Rows computed together; a larger request is cut, so that others wait for one such batch at most.",
+    )
     lease_seconds: float = Field(
         15, ge=1, le=3600, description="Seconds after its last heartbeat that a trainer counts as dead."
     )

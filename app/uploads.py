@@ -23,7 +23,7 @@ _IGNORED = "README.md"
 
 async def read_upload(request: Request, service: Service) -> tuple[Adapter, str | None]:
     """The adapter in a request's body, and the path of its module where the body says one."""
-    form = content_type(request, MULTIPART, ZIP, JSON)
+    form = content_type(request.headers.get("content-type", ""), MULTIPART, ZIP, JSON)
     if form == MULTIPART:
         files = await _read_multipart(request)
         return await run_in_threadpool(_from_peft, files, service)

@@ -58,6 +58,7 @@ def main() -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         ws="none",
         # Longer than clients keep idle connections: else one may close just as they send on it.
         timeout_keep_alive=75,

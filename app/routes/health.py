@@ -1,6 +1,7 @@
 """`GET /healthz` and `GET /readyz`."""
 
-from anyio import to_thread
+import asyncio
+
 from fastapi import APIRouter
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,7 +23,7 @@ async def readyz(service: ServiceOf) -> dict[str, str]:
     if service.draining:
         raise NotReady("the service is stopping")
     try:
-        await to_thread.run_sync(service.catalog.revision, limiter=service.predict_threads)
+        await asyncio.to_thread(service.catalog.revision)
     except (SQLAlchemyError, OSError) as error:
         raise NotReady("the catalogue cannot be read") from error
     return {"status": "ready"}

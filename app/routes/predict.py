@@ -1,27 +1,45 @@
 """`POST /predict`."""
 
-import time
+from functools import partial
 
-from anyio import to_thread
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
-from app.bodies import JSON, documented, read_json
-from app.dependencies import ServiceOf, same_feature_space
-from app.prediction import predict
+from adapters.errors import LoraplexError
+from app.bodies import JSON, content_type, documented
+from app.dependencies import ServiceOf
+from app.hot import Handed, answer, check_feature_space, disconnected, read_body, timeout_seconds
+from app.prediction import read_question, write_answer
+from app.problems import problem
 from app.schemas import PredictRequest
+from app.service import Service
 
-router = APIRouter(tags=["predict"], dependencies=[Depends(same_feature_space)])
-_HINT = (
-    ": send fewer rows in each request, or the binary form (the Open Inference Protocol's binary tensors) where "
-    "the service has it"
-)
+router = APIRouter(tags=["predict"])
+_HINT = ": send fewer rows in each request, or the binary form (POST /v2/models/{name}/infer with binary tensors)"
+
+
+async def predict(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a `POST /predict`, which the edge hands over as it came."""
+    headers = dict(scope["headers"])
+    try:
+        content_type(headers.get(b"content-type", b"").decode("latin-1"), JSON)
+        check_feature_space(service, scope)
+        timeout = timeout_seconds(headers)
+        body = await read_body(headers, receive, max_bytes=service.settings.max_predict_json_bytes, hint=_HINT)
+        question = await read_question(service, body)
+        outcome = await service.batcher.ask(question, timeout_seconds=timeout, gone=partial(disconnected, receive))
+        content = await write_answer(question, outcome)
+    except LoraplexError as error:
+        await problem(error)(scope, receive, send)
+        return
+    except ClientDisconnect:
+        return
+    timing = b"queue;dur=%.3f, forward;dur=%.3f" % (outcome.queue_seconds * 1e3, outcome.forward_seconds * 1e3)
+    await answer(send, content, [(b"content-type", b"application/json"), (b"server-timing", timing)])
 
 
 @router.post("/predict", openapi_extra=documented({JSON: PredictRequest}))
-async def post_predict(request: Request, service: ServiceOf) -> Response:
+async def post_predict(service: ServiceOf) -> Response:
     """Apply an adapter to rows, or to each row its own; `null` is the bare base layer."""
-    body = await read_json(request, max_bytes=service.settings.max_predict_json_bytes, hint=_HINT)
-    # Threads of its own: uploads that wait for the disk must not hold up an answer.
-    answer = await to_thread.run_sync(predict, service, body, time.perf_counter(), limiter=service.predict_threads)
-    timing = f"queue;dur={answer.queue_seconds * 1e3:.3f}, forward;dur={answer.forward_seconds * 1e3:.3f}"
-    return Response(answer.body, media_type=JSON, headers={"Server-Timing": timing})
+    return Handed(predict, service)

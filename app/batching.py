@@ -1,0 +1,240 @@
+"""Requests → batches → compute: what waits together runs together, whatever its adapters, ranks and row counts.
+
+Everything here runs on the event loop, apart from what is handed to a thread by name: so there are no locks. A batch
+starts when the engine is free, never after a timer.
+"""
+
+# N rows of one request · M rows of one batch · I in_features · O out_features
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from adapters.adapter import Adapter
+from adapters.base_layer import BaseLayer
+from adapters.errors import CatalogBusy, QueueFull
+from adapters.forward import mixed_forward
+from adapters.matrices import Float32
+from adapters.resolution import View
+from app.lookup import Lookup
+from app.questions import Question
+from app.tickets import Outcome, Slice, Ticket
+
+_INLINE_MULTIPLICATIONS = 2**26
+"""Up to about 3 ms of work is done on the event loop's own thread: a hop to another costs more than it frees."""
+_LONGEST_WAIT_SECONDS = 60.0
+_LONGEST_LOCK_SECONDS = 5.0
+_LOCK_RETRY_SECONDS = 0.001
+
+
+_Answers = tuple[Float32, float]
+"""(M, O), and the seconds that they took."""
+
+
+class Batcher:
+    """The queue in front of one base layer."""
+
+    def __init__(self, base: BaseLayer, lookup: Lookup, *, queue_rows: int, batch_rows: int) -> None:
+        self._base = base
+        self._lookup = lookup
+        self._queue_rows = queue_rows
+        self._batch_rows = batch_rows
+        self._arrived: list[Ticket] = []
+        self._ready: deque[Ticket] = deque()
+        """Those whose versions and adapters are known."""
+        self._rows = 0
+        """Of everything that is not answered yet."""
+        self._engaged = False
+        self._computing = False
+        self._locked_since: float | None = None
+        self._fetches: set[asyncio.Task[None]] = set()
+        self._thread = ThreadPoolExecutor(1, "forward")
+
+    def close(self) -> None:
+        """Give back the threads, once nothing is asked any more."""
+        self._thread.shutdown()
+        self._lookup.close()
+
+    async def ask(
+        self,
+        question: Question,
+        *,
+        timeout_seconds: float | None = None,
+        gone: Callable[[], Awaitable[None]] | None = None,
+    ) -> Outcome:
+        """The answer to a question; `gone` returns when nobody waits for it any more.
+
+        `timeout_seconds` may only shorten the minute that a question waits at most. Raises `QueueFull`,
+        `RequestTimeout`, `ClientDisconnect`, `OutputNotFinite`, and what `Lookup` raises.
+        """
+        rows = len(question.inputs_NI)
+        # Alone, a request may be larger than the queue.
+        if self._rows and self._rows + rows > self._queue_rows:
+            raise QueueFull(
+                f"{self._rows} rows wait, and at most {self._queue_rows} may: try again in a moment",
+                expected=f"at most {self._queue_rows} rows waiting",
+            )
+        wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
+        ticket = Ticket(question, asyncio.get_running_loop().create_future(), wait_seconds=wait, gone=gone)
+        self._rows += rows
+        self._arrived.append(ticket)
+        if self._computing:
+            ticket.linger()
+        self._engage()
+        try:
+            return await ticket.future
+        finally:
+            ticket.leave()
+            self._rows -= rows
+
+    def _engage(self) -> None:
+        if not self._engaged and (self._arrived or self._ready):
+            self._engaged = True
+            asyncio.get_running_loop().call_soon(self._start)
+
+    def _start(self) -> None:
+        """Run one batch of what waits now."""
+        try:
+            self._prepare()
+            slices = self._next_batch()
+            if slices:
+                self._run(slices)
+            else:
+                self._disengage()
+        except CatalogBusy as error:
+            self._locked_since = self._locked_since or time.monotonic()
+            if time.monotonic() - self._locked_since < _LONGEST_LOCK_SECONDS:
+                asyncio.get_running_loop().call_later(_LOCK_RETRY_SECONDS, self._start)
+            else:
+                self._give_up(error)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        for ticket in [*self._arrived, *self._ready]:
+            ticket.fail(error)
+        self._arrived, self._locked_since, self._engaged = [], None, False
+        self._ready.clear()
+
+    def _prepare(self) -> None:
+        """One look at the catalogue, and what arrived since the last one is ready, or being fetched."""
+        if not self._arrived:
+            return
+        view = self._lookup.look()
+        self._locked_since = None
+        arrived, self._arrived = self._arrived, []
+        for ticket in arrived:
+            ticket.expire()
+            if ticket.future.done():
+                continue
+            try:
+                found = self._lookup.at_hand(view, ticket)
+            except Exception as error:
+                ticket.fail(error)
+                continue
+            if found is None:
+                ticket.linger()
+                fetch = asyncio.get_running_loop().create_task(self._fetch(view, ticket))
+                # The loop holds its tasks weakly.
+                self._fetches.add(fetch)
+                fetch.add_done_callback(self._fetches.discard)
+            else:
+                ticket.pin(*found)
+                self._ready.append(ticket)
+                if len(self._ready) > self._batch_rows:
+                    ticket.linger()
+
+    async def _fetch(self, view: View, ticket: Ticket) -> None:
+        try:
+            ticket.pin(*await self._lookup.fetch(view, ticket))
+        except Exception as error:
+            ticket.fail(error)
+        else:
+            self._ready.append(ticket)
+            self._engage()
+
+    def _next_batch(self) -> list[Slice]:
+        """From those that are ready, of each its fair share of the batch, and then the rest in their order."""
+        tickets: list[Ticket] = []
+        while self._ready and len(tickets) < self._batch_rows:
+            ticket = self._ready.popleft()
+            ticket.expire()
+            if not ticket.future.done():
+                tickets.append(ticket)
+        if not tickets:
+            return []
+        share = self._batch_rows // len(tickets)
+        counts = [min(ticket.left_rows, share) for ticket in tickets]
+        room = self._batch_rows - sum(counts)
+        now = time.perf_counter()
+        slices = []
+        for ticket, count in zip(tickets, counts, strict=True):
+            more = min(ticket.left_rows - count, room)
+            room -= more
+            slices.append(ticket.take(count + more, now))
+            if ticket.left_rows:
+                ticket.linger()
+        return slices
+
+    def _run(self, slices: list[Slice]) -> None:
+        choices: dict[Adapter | None, int] = {}
+        choice_M: list[int] = []
+        for part in slices:
+            adapters = part.ticket.adapters
+            for choice in part.ticket.choice_N[part.begin : part.end]:
+                choice_M.append(choices.setdefault(adapters[choice], len(choices)))
+        x_MI = np.concatenate([part.ticket.question.inputs_NI[part.begin : part.end] for part in slices])
+        arguments = x_MI, list(choices), choice_M
+        if self._is_quick(slices, len(x_MI)):
+            self._answer(slices, self._forward(*arguments))
+            return
+        self._computing = True
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._forward, *arguments)
+        work.add_done_callback(lambda work: self._computed(slices, work))
+
+    def _is_quick(self, slices: list[Slice], M: int) -> bool:
+        base = self._base
+        ranks = sum((part.end - part.begin) * part.ticket.rank for part in slices)
+        # A low-rank term has no rows to share its factors with: four times the cost of as much of the base GEMM.
+        multiplications = M * base.in_features * base.out_features + 4 * ranks * (base.in_features + base.out_features)
+        return base.device.type == "cpu" and multiplications <= _INLINE_MULTIPLICATIONS
+
+    def _forward(self, x_MI: Float32, choices: Sequence[Adapter | None], choice_M: Sequence[int]) -> _Answers:
+        begin = time.perf_counter()
+        x = torch.from_numpy(x_MI).to(self._base.weight_OI)
+        y_MO = mixed_forward(self._base, x, choices, choice_M).float().cpu().numpy()
+        return y_MO, time.perf_counter() - begin
+
+    def _computed(self, slices: list[Slice], work: "asyncio.Future[_Answers]") -> None:
+        self._computing = False
+        error = work.exception()
+        assert error is None or isinstance(error, Exception)
+        if error is None:
+            self._answer(slices, work.result())
+            return
+        for part in slices:
+            part.ticket.fail(error)
+        self._disengage()
+
+    def _answer(self, slices: list[Slice], answers: _Answers) -> None:
+        y_MO, seconds = answers
+        finite = bool(np.isfinite(y_MO).all())
+        at = 0
+        for part in slices:
+            y_KO = y_MO[at : at + part.end - part.begin]
+            at += len(y_KO)
+            if finite or np.isfinite(y_KO).all():
+                part.ticket.put(part, y_KO, seconds)
+            else:
+                part.ticket.refuse(part, y_KO)
+            if part.ticket.left_rows:
+                self._ready.append(part.ticket)
+        self._disengage()
+
+    def _disengage(self) -> None:
+        self._engaged = False
+        self._engage()

@@ -1,0 +1,82 @@
+"""What the calls share that the edge hands over before the framework sees them: plain ASGI, nothing made per header."""
+
+import math
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from adapters.errors import OutOfRange, WrongType
+from app.edge import too_large
+from app.service import Service
+
+HotCall = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+class Handed(Response):
+    """For the framework's router, which documents these calls: the same call, as a response."""
+
+    def __init__(self, call: HotCall, service: Service) -> None:
+        super().__init__()
+        self._call = call
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._call(self._service, scope, receive, send)
+
+
+async def read_body(headers: Mapping[bytes, bytes], receive: Receive, *, max_bytes: int, hint: str = "") -> bytes:
+    """The whole body; raises `BodyTooLarge` past `max_bytes`, and `ClientDisconnect`."""
+    if int(headers.get(b"content-length", b"0")) > max_bytes:
+        raise too_large(max_bytes, hint=hint)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > max_bytes:
+            raise too_large(max_bytes, hint=hint)
+        if not message.get("more_body", False):
+            return b"".join([*chunks, chunk]) if chunks else chunk
+        chunks.append(chunk)
+
+
+async def answer(send: Send, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """A 200 with these headers and its length."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": 200, "headers": [length, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def check_feature_space(service: Service, scope: Scope) -> None:
+    """Raises `FeatureSpaceMismatch` where `X-Feature-Space` names another encoder than this layer's."""
+    # A client that names its encoder in UTF-8 means UTF-8.
+    given = [value.decode("utf-8", "replace") for name, value in scope["headers"] if name == b"x-feature-space"]
+    if given:
+        service.check_feature_space(given)
+
+
+def timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
+    """How long the client waits, from `X-Request-Timeout`; raises `WrongType` or `OutOfRange`."""
+    given = headers.get(b"x-request-timeout")
+    if given is None:
+        return None
+    text, field, expected = given.decode("latin-1").strip(), "X-Request-Timeout", "seconds, more than 0"
+    if not _NUMBER.fullmatch(text):
+        raise WrongType(f"{field} is not a number of seconds", field=field, given=text, expected=expected)
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise OutOfRange(f"{field} is out of range", field=field, given=text, expected=expected)
+    return seconds
+
+
+async def disconnected(receive: Receive) -> None:
+    """Returns when the client has gone; the body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
