@@ -133,6 +133,18 @@ class Catalog:
             rows.require(connection, name)
             return [rows.as_version(row) for row in connection.execute(statement)]
 
+    def version_numbers(self, name: str) -> list[int]:
+        """All versions that an adapter has, oldest first; raises `AdapterNotFound`."""
+        columns = tables.versions.c
+        statement = (
+            sa.select(columns.version)
+            .where(columns.tenant == TENANT, columns.adapter == name)
+            .order_by(columns.version)
+        )
+        with self.database.read() as connection:
+            rows.require(connection, name)
+            return list(connection.scalars(statement))
+
     def sweep(self) -> int:
         """Remove the files that no row refers to, unless somebody is publishing; returns how many."""
         with self.blobs.sweeping() as alone:

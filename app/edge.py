@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.problems import BodyTooLarge, InternalError, problem
+from app.problems import BodyTooLarge, InternalError, answer_at
 
 REQUEST_ID = b"x-request-id"
 _TOO_LARGE = 413
@@ -62,15 +62,15 @@ class Edge:
 
         try:
             if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
-                await problem(too_large(self._max_body_bytes))(scope, receive, send_with_id)
+                await answer_at(scope["path"], too_large(self._max_body_bytes))(scope, receive, send_with_id)
                 return
             app = self._hot(scope) or self._app
             await app(scope, receive_bounded, send_with_id)
         except Exception:
             log.exception("request %s: %s %s failed", request_id.decode(), scope["method"], scope["path"])
             if not started:
-                answer = problem(InternalError(f"the service failed on this request; its id is {request_id.decode()}"))
-                await answer(scope, receive, send_with_id)
+                failed = InternalError(f"the service failed on this request; its id is {request_id.decode()}")
+                await answer_at(scope["path"], failed)(scope, receive, send_with_id)
 
 
 async def _discard(receive: Receive, most_bytes: int) -> None:

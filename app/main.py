@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Scope
 
 from app import problems
 from app.edge import Edge
-from app.routes import adapters, base, health, jobs, predict
+from app.routes import adapters, base, health, inference_protocol, jobs, predict
 from app.service import Service
 
 
@@ -24,7 +24,8 @@ def create_app(service: Service) -> ASGIApp:
         },
     )
     app.state.service = service
-    routers = [resource.router for resource in (predict, adapters, jobs, base, health)]
+    routers = [resource.router for resource in (predict, adapters, jobs, base, health, inference_protocol)]
+    routers.append(inference_protocol.server)
     problems.install(app, [route for router in routers for route in router.routes])
     for router in routers:
         app.include_router(router)

@@ -143,6 +143,25 @@ def problem(error: LoraplexError) -> Response:
     return Response(body, status, headers, MEDIA_TYPE)
 
 
+def answer_at(path: str, error: LoraplexError) -> Response:
+    """The answer to a request to `path` that ended in `error`, in the shape that clients of that path expect."""
+    return protocol_error(error) if path == "/v2" or path.startswith("/v2/") else problem(error)
+
+
+def protocol_error(error: LoraplexError) -> Response:
+    """`problem` in the shape of the Open Inference Protocol: one text, which says what was given."""
+    members = error.members()
+    given = str(members.get("given", ""))
+    text = str(members["detail"])
+    if given not in text:
+        text = f"{text}; given: {given}"
+    answer = problem(error)
+    answer.body = json.dumps({"error": text}).encode()
+    answer.headers["Content-Length"] = str(len(answer.body))
+    answer.headers["Content-Type"] = "application/json"
+    return answer
+
+
 def from_validation(error: ErrorDetails, *, within: str = "") -> LoraplexError:
     """What pydantic found, in this service's terms."""
     field = ".".join([within, *map(str, error["loc"])] if within else map(str, error["loc"])) or "body"
@@ -167,13 +186,13 @@ def from_validation(error: ErrorDetails, *, within: str = "") -> LoraplexError:
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Let every error that one of `routes` or the framework raises be answered as a problem."""
 
-    async def ours(_request: Request, error: Exception) -> Response:
+    async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, LoraplexError)
-        return problem(error)
+        return answer_at(request.scope["path"], error)
 
     async def frameworks(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        answer = problem(_from_framework(error, request))
+        answer = answer_at(request.scope["path"], _from_framework(error, request))
         answer.headers.update(error.headers or {})
         if error.status_code == 405:
             # The framework names the methods of the first route at this path, and there may be several.
@@ -198,7 +217,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     async def unexpected(request: Request, _error: Exception) -> Response:
         request_id = request.scope.get("state", {}).get("request_id")
-        return problem(InternalError(f"the service failed on request {request_id}; its log says why"))
+        failed = InternalError(f"the service failed on request {request_id}; its log says why")
+        return answer_at(request.scope["path"], failed)
 
     app.add_exception_handler(LoraplexError, ours)
     app.add_exception_handler(RequestValidationError, validation)

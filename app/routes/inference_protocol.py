@@ -1,0 +1,143 @@
+"""`/v2`: the Open Inference Protocol. Every adapter is a model, and the bare base layer is `__base__`."""
+
+from importlib.metadata import version as version_of
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
+
+from app import inference_models as models
+from app.bodies import BINARY, JSON, documented, parse_object, read_as
+from app.dependencies import ServiceOf, same_feature_space
+from app.edge import too_large
+from app.inference_models import Configuration, IndexEntry, Metadata, State
+from app.routes.health import readyz
+from app.routes.infer import infer
+from app.service import Service
+
+_PAGE = 1000
+_LARGEST_INDEX_BODY = 4096
+_TENSORS = {JSON: dict[str, object], "application/octet-stream": BINARY}
+_ERRORS = {"4XX": {"description": "An error", "content": {JSON: {"example": {"error": "what went wrong"}}}}}
+_SHARED: Any = {"prefix": "/v2", "tags": ["Open Inference Protocol"], "responses": _ERRORS}
+server = APIRouter(**_SHARED)
+router = APIRouter(**_SHARED, dependencies=[Depends(same_feature_space)])
+
+
+class ServerMetadata(BaseModel):
+    """This service."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelReady(BaseModel):
+    """Whether a model answers."""
+
+    name: str
+    ready: bool
+
+
+class IndexRequest(BaseModel):
+    """Which models to list."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ready: bool = Field(False, description="Only those that answer.")
+
+
+class _Infer(Response):
+    """Lets FastAPI, which has the path for its page, answer with the callable that the edge calls directly."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await infer(self._service, scope, receive, send)
+
+
+@server.get("")
+async def show_server() -> ServerMetadata:
+    """The service and the extensions of the protocol that it has."""
+    return ServerMetadata(name="loraplex", version=version_of("loraplex-server"), extensions=models.EXTENSIONS)
+
+
+@server.get("/health/live")
+async def live() -> dict[str, bool]:
+    """As `/healthz`."""
+    return {"live": True}
+
+
+@server.get("/health/ready")
+async def ready(service: ServiceOf) -> dict[str, bool]:
+    """As `/readyz`."""
+    await readyz(service)
+    return {"ready": True}
+
+
+@router.get("/models/{name}")
+@router.get("/models/{name}/versions/{version}")
+def show_model(name: str, service: ServiceOf, version: str | None = None) -> Metadata:
+    """What a model takes and gives, and its versions."""
+    _require(service, name, version)
+    versions = [models.BASE_VERSION] if name == models.BASE_MODEL else service.catalog.version_numbers(name)
+    return models.metadata(name, versions, service.base)
+
+
+@router.get("/models/{name}/config")
+@router.get("/models/{name}/versions/{version}/config")
+def show_configuration(name: str, service: ServiceOf, version: str | None = None) -> Configuration:
+    """A model's configuration, in the form of Triton's."""
+    _require(service, name, version)
+    return models.configuration(name, service.base, max_rows=service.settings.max_rows)
+
+
+@router.get("/models/{name}/ready")
+@router.get("/models/{name}/versions/{version}/ready")
+def model_ready(name: str, service: ServiceOf, version: str | None = None) -> ModelReady:
+    """Whether a model answers; one that does not, because it is not there or was made for another base, is a 4xx."""
+    _require(service, name, version)
+    return ModelReady(name=name, ready=True)
+
+
+@router.post("/models/{name}/infer", response_class=Response, openapi_extra=documented(_TENSORS))
+@router.post("/models/{name}/versions/{version}/infer", response_class=Response, openapi_extra=documented(_TENSORS))
+async def post_infer(name: str, service: ServiceOf, version: str | None = None) -> Response:  # noqa: ARG001
+    """Apply an adapter to rows: the tensor `inputs`, as JSON or as binary data after the JSON."""
+    return _Infer(service)
+
+
+@router.get("/repository/index")
+def list_models(service: ServiceOf) -> list[IndexEntry]:
+    """The models, each with the version that its bare name means."""
+    return _index(service, only_ready=False)
+
+
+@router.post("/repository/index", openapi_extra=documented({JSON: IndexRequest}))
+async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEntry]:
+    """The models, or only those that are ready; the body may be left out."""
+    body = await request.body()
+    if len(body) > _LARGEST_INDEX_BODY:
+        raise too_large(_LARGEST_INDEX_BODY)
+    asked = read_as(IndexRequest, parse_object(body) if body.strip() else {})
+    return await run_in_threadpool(_index, service, only_ready=asked.ready)
+
+
+def _require(service: Service, name: str, version: str | None) -> None:
+    """Raises what a request to infer with this model would be answered with."""
+    reference = models.reference_of(name, version)
+    if reference is not None:
+        service.catalog.find(reference).check_answers_on(service.base, service.settings.feature_space)
+
+
+def _index(service: Service, *, only_ready: bool) -> list[IndexEntry]:
+    entries = [models.base_entry()]
+    after = ""
+    while page := service.catalog.adapters(after=after, limit=_PAGE):
+        entries += [models.index_entry(adapter, service.base, service.settings.feature_space) for adapter in page]
+        after = page[-1].name
+    return [entry for entry in entries if not only_ready or entry.state is State.READY]
