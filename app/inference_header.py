@@ -26,6 +26,7 @@ ITEM_BYTES: Mapping[str, int] = {"FP32": 4, "FP64": 8, "FP16": 2, "BF16": 2}
 """The datatypes that an input may have."""
 LONGEST_REMEMBERED = 1024
 _REMEMBERED = 1024
+_REQUEST = ("id", "model_name", "parameters", "inputs", "outputs")
 _NOT_SERVED = ("classification", "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 """Parameters that would change the answer, from extensions that are not here."""
 
@@ -48,18 +49,17 @@ class Header:
 
 def read_header(text: bytes, *, columns: int, max_rows: int) -> Header:
     """The JSON part of a request; raises `NotJson` and every `InvalidInput`."""
-    request = _object(parse(text, what="the JSON of the request"), "the request", ("id", "model_name", "parameters", "inputs", "outputs"))
+    request = _object(parse(text, what="the JSON of the request"), "the request", _REQUEST)
     for field in ("id", "model_name"):
         if field in request and not isinstance(request[field], str):
             raise _wrong(field, request[field], "a string")
     parameters = _parameters(request, "parameters")
     given = _only_input(request)
-    rows = _rows(given["shape"], columns, max_rows)
-    datatype = _datatype(given["datatype"])
+    rows, datatype = _rows(given["shape"], columns, max_rows), _datatype(given["datatype"])
     size = _binary_size(given, rows, columns, datatype)
     data = given.get("data")
     if size is None and not isinstance(data, list):
-        raise _wrong("inputs.data", data, "a list of numbers, flat or nested as shape says")
+        raise _wrong("inputs.data", data, "a list of numbers, flat or nested")
     return Header(
         rows=rows,
         datatype=datatype,
@@ -176,7 +176,7 @@ def _wants_binary(request: Mapping[str, object], *, default: bool) -> bool:
     outputs = request.get("outputs", [])
     if not isinstance(outputs, list):
         raise _wrong("outputs", outputs, "a list of outputs to answer with")
-    chosen = default
+    chosen: bool | None = None
     for output in outputs:
         name = _required(_object(output, "outputs", ("name", "parameters")), "name", OUTPUT, within="outputs.")
         if name != OUTPUT:
@@ -188,11 +188,10 @@ def _wants_binary(request: Mapping[str, object], *, default: bool) -> bool:
             )
         parameters = _parameters(output, "outputs.parameters")
         _refuse_extensions(parameters, "outputs.parameters")
-        binary = _flag(parameters, "outputs.parameters", "binary_data")
-        chosen = default if binary is None else binary
+        chosen = _flag(parameters, "outputs.parameters", "binary_data")
     if len(outputs) > 1:
         raise InvalidCombination(f"the output {OUTPUT} is asked for twice", field="outputs", expected="each once")
-    return chosen
+    return default if chosen is None else chosen
 
 
 def _timeout(parameters: Mapping[str, object]) -> float | None:

@@ -6,7 +6,6 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 
 # N rows · I in_features · O out_features
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -139,8 +138,7 @@ def _from_bytes(body: bytes, offset: int, header: Header, columns: int) -> Float
         with np.errstate(over="ignore", invalid="ignore"):
             x = given.astype(np.float32)
     x_NI: Float32 = x.reshape(header.rows, columns)
-    # One pass over the numbers. A sum of squares that is not finite may still be of numbers that are: then look.
-    if not math.isfinite(np.dot(x, x)):
+    if not np.isfinite(x).all():
         _check_finite(x_NI, x_NI if header.datatype == "BF16" else given.reshape(x_NI.shape), header.datatype)
     return x_NI
 

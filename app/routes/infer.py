@@ -1,5 +1,7 @@
 """`POST /v2/models/{name}[/versions/{version}]/infer`: a plain ASGI callable, because every µs of it counts."""
 
+import re
+
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
@@ -11,7 +13,8 @@ from app.inference_protocol import check_named, read_request, write_answer
 from app.problems import BodyTooLarge, RouteNotFound, UnsupportedMediaType, protocol_error
 from app.service import Service
 
-_PREFIX, _SUFFIX = "/v2/models/", "/infer"
+INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+"""The paths that this answers; what else there is under `/v2` is FastAPI's."""
 _HINT = ": send fewer rows in each request, or the numbers as binary data"
 _MOST_DIGITS = 12
 _HEADER_LENGTH = HEADER_LENGTH.lower().encode()
@@ -44,12 +47,10 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
 
 def _model(path: str) -> tuple[str, str | None]:
     """The model and perhaps its version that a path names; raises `RouteNotFound`."""
-    parts = path[len(_PREFIX) : -len(_SUFFIX)].split("/")
-    if len(parts) == 1:
-        return parts[0], None
-    if len(parts) == 3 and parts[1] == "versions":
-        return parts[0], parts[2]
-    raise RouteNotFound(f"there is nothing at {path[:100]}")
+    named = INFER_PATH.fullmatch(path)
+    if named is None:
+        raise RouteNotFound(f"there is nothing at {path[:100]}")
+    return named[1], named[2]
 
 
 def _headers(service: Service, headers: list[tuple[bytes, bytes]]) -> tuple[int | None, int]:

@@ -89,6 +89,14 @@ class Target:
         assert [words for words in case.says if words not in told] == [], members
         assert self.state() == self._before
 
+    def refuses_in_protocol(self, case: Case) -> None:
+        """As `refuses`, for the paths under `/v2`, where an error is one text."""
+        answer = self.send(case)
+        text = protocol_error_of(answer)
+        assert answer.status_code == DOCUMENTED[case.code][0], answer.text
+        assert [words for words in case.says if words not in text] == [], text
+        assert self.state() == self._before
+
     def is_untouched(self) -> None:
         """Fails if anything that a client can list is not as it was."""
         assert self.lists() == self._listed
@@ -111,6 +119,19 @@ def problem_of(answer: httpx.Response) -> dict[str, Any]:
     assert type(members.get("row", 0)) is int
     assert len(answer.content) <= _LONGEST_PROBLEM, members
     return members
+
+
+def protocol_error_of(answer: httpx.Response) -> str:
+    """The text of an error of the Open Inference Protocol, after checking that it is one."""
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.headers["content-type"] == "application/json", answer.text
+    members: dict[str, Any] = answer.json()
+    assert members.keys() == {"error"}, members
+    text: str = members["error"]
+    assert isinstance(text, str), members
+    assert text
+    assert len(answer.content) <= _LONGEST_PROBLEM, members
+    return text
 
 
 def _pieces(body: bytes) -> Iterable[bytes]:
