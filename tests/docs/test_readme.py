@@ -3,6 +3,9 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from app.settings import PREFIX, Settings
 from tests.conftest import Serve
@@ -40,6 +43,18 @@ def test_the_session_with_curl_runs_as_written(serve: Serve, tmp_path: Path) -> 
         client.get(f"/adapters/{name}/versions/1").raise_for_status().json() for name in ("acme", "globex")
     )
     assert first["digest"] == second["digest"]
+
+
+def test_the_lines_for_nvidias_client_run_as_written(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    client, _ = serve(base="zeros:4,2")
+    client.put("/adapters/acme", json={"A": [[1], [2]], "B": [[3, 0, 0, 0]]}).raise_for_status()
+    found = re.search(r"<!-- triton:.*?-->\n```python\n(.*?)```", README, re.DOTALL)
+    assert found is not None
+    address = f"{client.base_url.host}:{client.base_url.port}"
+    names: dict[str, Any] = {}
+    exec(found[1].replace("127.0.0.1:8000", address, 1), names)
+    names["client"].close()
+    assert capsys.readouterr().out == "[[3. 6.]]\n"
 
 
 def test_the_settings_table_is_the_settings() -> None:

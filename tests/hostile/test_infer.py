@@ -16,6 +16,11 @@ CONTENT = struct.pack(f"<{IN}f", *ROW)
 HUGE = 2**63
 
 
+def named(value: object) -> str:
+    """A value as the name of a test has it."""
+    return "nothing" if value is LEFT_OUT else ascii(value)[:40]
+
+
 def infer(title: str, code: str, /, *says: str, body: bytes, length: object = LEFT_OUT, **more: Any) -> Case:
     """A case of an infer request, with this header length where it has one."""
     headers = {"Content-Type": JSON} | more.pop("headers", {})
@@ -46,7 +51,7 @@ def _in_binary(title: str, code: str, /, *says: str, content: bytes = CONTENT, *
 
 
 SHAPES = [
-    _in_json(f"take the shape {shape}", code, "shape", *says, shape=shape)
+    _in_json(f"take {named(shape)} for the shape", code, "shape", *says, shape=shape)
     for shape, code, says in (
         (LEFT_OUT, "missing_field", ["missing"]),
         (None, "wrong_type", ["null"]),
@@ -79,7 +84,7 @@ SHAPES = [
 ]
 
 DATATYPES = [
-    _in_json(f"take the datatype {datatype}", code, "datatype", *says, datatype=datatype)
+    _in_json(f"take {named(datatype)} for the datatype", code, "datatype", *says, datatype=datatype)
     for datatype, code, says in (
         (LEFT_OUT, "missing_field", []),
         (None, "wrong_type", ["null"]),

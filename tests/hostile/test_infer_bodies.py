@@ -10,7 +10,7 @@ import pytest
 from tests.hostile.bodies import IN, JSON, LEFT_OUT, ROW, to_json
 from tests.hostile.case import Case, Target, protocol_error_of
 from tests.hostile.conftest import MAX_BODY_BYTES, MAX_PREDICT_JSON_BYTES, MAX_ROWS
-from tests.hostile.test_infer import CONTENT, INFER, LENGTH, infer
+from tests.hostile.test_infer import CONTENT, INFER, LENGTH, infer, named
 
 SIZE = len(CONTENT)
 
@@ -26,7 +26,7 @@ GOOD = _text()
 IN_JSON = to_json({"inputs": [{"name": "inputs", "shape": [1, IN], "datatype": "FP32", "data": ROW}]})
 
 LENGTHS = [
-    infer(f"take the header length {length!r}", code, LENGTH, *says, body=GOOD + CONTENT, length=length)
+    infer(f"take {named(length)} for the header length", code, LENGTH, *says, body=GOOD + CONTENT, length=length)
     for length, code, says in (
         ("", "wrong_type", []),
         ("-1", "wrong_type", ["-1"]),
@@ -66,7 +66,7 @@ LENGTHS = [
 ]  # fmt: skip
 
 SIZES = [
-    infer(f"take {size!r} for the tensor's size", code, "binary_data_size", body=text + CONTENT, length=len(text))
+    infer(f"take {named(size)} for the tensor's size", code, "binary_data_size", body=text + CONTENT, length=len(text))
     for size, code in (
         ("40", "wrong_type"),
         (40.0, "wrong_type"),
@@ -117,7 +117,7 @@ HEADERS = [
 ]  # fmt: skip
 
 PATHS = [
-    infer(f"infer with {path}", code, *says, body=IN_JSON, path=f"/v2/models/{path}")
+    infer(f"infer with {path[:60]}", code, *says, body=IN_JSON, path=f"/v2/models/{path}")
     for path, code, says in (
         ("nobody/infer", "adapter_not_found", ["nobody"]),
         ("ACME/infer", "adapter_not_found", ["ACME"]),
