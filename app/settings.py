@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         4 * 2**20,
         ge=1024,
         le=2**31,
-        description="Largest JSON body of `/predict` and JSON part of `/v2/…/infer`, in bytes: JSON is parsed in one go.",
+        description="Largest JSON of `/predict` and of `/v2/…/infer`, in bytes: JSON is parsed in one go.",
     )
     max_rows: int = Field(4096, ge=1, le=2**20, description="Rows in one predict request.")
     max_rank: int = Field(256, ge=1, le=2**14, description="Largest rank of an adapter.")
