@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from adapters.errors import OutOfRange, WrongType
 from app.edge import too_large
 from app.service import Service
+from app.tickets import Outcome
 
 HotCall = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -74,6 +75,12 @@ def timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
     if not 0 < seconds < math.inf:
         raise OutOfRange(f"{field} is out of range", field=field, given=text, expected=expected)
     return seconds
+
+
+def server_timing(outcome: Outcome) -> tuple[bytes, bytes]:
+    """The `Server-Timing` header of an answer."""
+    spent = outcome.queue_seconds * 1e3, outcome.forward_seconds * 1e3
+    return b"server-timing", b"queue;dur=%.3f, forward;dur=%.3f" % spent
 
 
 async def disconnected(receive: Receive) -> None:

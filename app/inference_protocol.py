@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from adapters.errors import InvalidCombination, MissingField, NotFinite, OutOfRange, WrongShape, shown
 from adapters.matrices import Float32, matrix
+from adapters.versions import Version
 from app.inference_header import (
     HEADER_LENGTH,
     INPUT,
@@ -26,6 +26,7 @@ from app.inference_header import (
     read_header_again,
 )
 from app.inference_models import BASE_VERSION
+from app.prediction import write_numbers
 
 _STORED: Mapping[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
@@ -35,7 +36,7 @@ _STORED: Mapping[str, np.dtype[Any]] = {
 }
 
 
-def read_request(body: bytes, header_length: int | None, *, columns: int, max_rows: int) -> tuple[Header, Float32]:
+def read_request(body: bytes, header_length: int | None, columns: int, max_rows: int) -> tuple[Header, Float32]:
     """An infer request's header and its rows, (N, I) float32, finite.
 
     `header_length` is how many bytes of the body are JSON: None where all are, 0 where the body is the rows
@@ -169,16 +170,18 @@ def check_named(header: Header, model: str) -> None:
         )
 
 
-def write_answer(header: Header, model: str, version: int | None, outputs_NO: Float32) -> tuple[bytes, int | None]:
+async def write_answer(
+    header: Header, model: str, version: Version | None, outputs_NO: Float32
+) -> tuple[bytes, int | None]:
     """The body of an answer, and how many bytes of it are JSON where the rest is the tensor."""
     rows, columns = outputs_NO.shape
     about = "" if header.id is None else f'"id":{json.dumps(header.id)},'
     begin = (
-        f'{{"model_name":"{model}","model_version":"{BASE_VERSION if version is None else version}",{about}'
+        f'{{"model_name":"{model}","model_version":"{BASE_VERSION if version is None else version.version}",{about}'
         f'"outputs":[{{"name":"{OUTPUT}","datatype":"FP32","shape":[{rows},{columns}],'
     )
     if not header.binary_output:
-        data = orjson.dumps(np.ascontiguousarray(outputs_NO).reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)
+        data = await write_numbers(outputs_NO.reshape(-1))
         return b'%b"data":%b}]}' % (begin.encode(), data), None
     tensor = outputs_NO.astype(_STORED["FP32"], copy=False).tobytes()
     text = f'{begin}"parameters":{{"binary_data_size":{len(tensor)}}}}}]}}'.encode()

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Scope
 
 from app import problems
 from app.edge import Edge
-from app.routes import adapters, base, health, inference_protocol, jobs, predict
+from app.routes import adapters, base, health, infer, inference_protocol, jobs, predict
 from app.service import Service
 
 
@@ -29,9 +29,12 @@ def create_app(service: Service) -> ASGIApp:
     problems.install(app, [route for router in routers for route in router.routes])
     for router in routers:
         app.include_router(router)
-    hot_predict = partial(predict.predict, service)
+    hot_predict, hot_infer = partial(predict.predict, service), partial(infer.infer, service)
 
     def hot(scope: Scope) -> ASGIApp | None:
-        return hot_predict if scope["path"] == "/predict" and scope["method"] == "POST" else None
+        if scope["method"] != "POST":
+            return None
+        path = scope["path"]
+        return hot_predict if path == "/predict" else hot_infer if infer.INFER_PATH.fullmatch(path) else None
 
     return Edge(app, hot, max_body_bytes=service.settings.max_body_bytes)

@@ -32,19 +32,20 @@ async def read_question(service: Service, body: bytes) -> Question:
 
 async def write_answer(question: Question, outcome: Outcome) -> bytes:
     """The body of the answer."""
-    outputs = await _write_rows(outcome.outputs_NO)
+    outputs = await write_numbers(outcome.outputs_NO)
     described = [None if version is None else _describe(version) for version in outcome.versions]
     which = _by_row(described, outcome.choice_N) if question.by_row else {"adapter": described[0]}
     return b'{"outputs":%b,%b' % (outputs, orjson.dumps(which)[1:])
 
 
-async def _write_rows(y_NO: Float32) -> bytes:
-    if y_NO.size <= _NUMBERS_AT_ONCE:
-        return orjson.dumps(y_NO, option=orjson.OPT_SERIALIZE_NUMPY)
-    step = max(1, _NUMBERS_AT_ONCE // y_NO.shape[1])
+async def write_numbers(numbers: Float32) -> bytes:
+    """An array as JSON; between the parts of a large one, others get their turn."""
+    if numbers.size <= _NUMBERS_AT_ONCE:
+        return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
+    step = max(1, _NUMBERS_AT_ONCE * len(numbers) // numbers.size)
     parts = []
-    for begin in range(0, len(y_NO), step):
-        parts.append(orjson.dumps(y_NO[begin : begin + step], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+    for begin in range(0, len(numbers), step):
+        parts.append(orjson.dumps(numbers[begin : begin + step], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
         await asyncio.sleep(0)
     return b"[%b]" % b",".join(parts)
 

@@ -6,12 +6,12 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
 
 from app import inference_models as models
 from app.bodies import BINARY, JSON, documented, parse_object, read_as
 from app.dependencies import ServiceOf, same_feature_space
 from app.edge import too_large
+from app.hot import Handed
 from app.inference_models import Configuration, IndexEntry, Metadata, State
 from app.routes.health import readyz
 from app.routes.infer import infer
@@ -47,17 +47,6 @@ class IndexRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     ready: bool = Field(False, description="Only those that answer.")
-
-
-class _Infer(Response):
-    """Lets FastAPI, which has the path for its page, answer with the callable that the edge calls directly."""
-
-    def __init__(self, service: Service) -> None:
-        super().__init__()
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await infer(self._service, scope, receive, send)
 
 
 @server.get("")
@@ -108,7 +97,7 @@ def model_ready(name: str, service: ServiceOf, version: str | None = None) -> Mo
 @router.post("/models/{name}/versions/{version}/infer", response_class=Response, openapi_extra=documented(_TENSORS))
 async def post_infer(name: str, service: ServiceOf, version: str | None = None) -> Response:  # noqa: ARG001
     """Apply an adapter to rows: the tensor `inputs`, as JSON or as binary data after the JSON."""
-    return _Infer(service)
+    return Handed(infer, service)
 
 
 @router.get("/repository/index")

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from adapters.errors import LoraplexError
 from app.bodies import JSON, content_type, documented
 from app.dependencies import ServiceOf
-from app.hot import Handed, answer, check_feature_space, disconnected, read_body, timeout_seconds
+from app.hot import Handed, answer, check_feature_space, disconnected, read_body, server_timing, timeout_seconds
 from app.prediction import read_question, write_answer
 from app.problems import problem
 from app.schemas import PredictRequest
@@ -35,8 +35,7 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
         return
     except ClientDisconnect:
         return
-    timing = b"queue;dur=%.3f, forward;dur=%.3f" % (outcome.queue_seconds * 1e3, outcome.forward_seconds * 1e3)
-    await answer(send, content, [(b"content-type", b"application/json"), (b"server-timing", timing)])
+    await answer(send, content, [(b"content-type", b"application/json"), server_timing(outcome)])
 
 
 @router.post("/predict", openapi_extra=documented({JSON: PredictRequest}))
