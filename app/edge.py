@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-import uuid
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -36,7 +36,7 @@ class Edge:
             return
         headers = dict(scope["headers"])
         theirs = headers.get(REQUEST_ID, b"")
-        request_id = theirs if _CLIENTS_ID.fullmatch(theirs) else uuid.uuid4().hex.encode()
+        request_id = theirs if _CLIENTS_ID.fullmatch(theirs) else secrets.token_hex(16).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         started = ended = False
         read = 0

@@ -55,12 +55,12 @@ async def answer(send: Send, body: bytes, headers: Sequence[tuple[bytes, bytes]]
     await send({"type": "http.response.body", "body": body})
 
 
-def check_feature_space(service: Service, scope: Scope) -> None:
+def check_feature_space(service: Service, headers: Mapping[bytes, bytes], scope: Scope) -> None:
     """Raises `FeatureSpaceMismatch` where `X-Feature-Space` names another encoder than this layer's."""
-    # A client that names its encoder in UTF-8 means UTF-8.
-    given = [value.decode("utf-8", "replace") for name, value in scope["headers"] if name == b"x-feature-space"]
-    if given:
-        service.check_feature_space(given)
+    if b"x-feature-space" in headers:
+        # It may be there twice. A client that names its encoder in UTF-8 means UTF-8.
+        given = [value for name, value in scope["headers"] if name == b"x-feature-space"]
+        service.check_feature_space([value.decode("utf-8", "replace") for value in given])
 
 
 def timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:

@@ -33,7 +33,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
         model, version = _model(scope["path"])
         reference = reference_of(model, version)
         headers = dict(scope["headers"])
-        check_feature_space(service, scope)
+        check_feature_space(service, headers, scope)
         header_length = _header_length(scope["headers"])
         timeout = timeout_seconds(headers)
         body = await _body(service, headers, receive, header_length)

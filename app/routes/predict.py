@@ -24,7 +24,7 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
     headers = dict(scope["headers"])
     try:
         content_type(headers.get(b"content-type", b"").decode("latin-1"), JSON)
-        check_feature_space(service, scope)
+        check_feature_space(service, headers, scope)
         timeout = timeout_seconds(headers)
         body = await read_body(headers, receive, max_bytes=service.settings.max_predict_json_bytes, hint=_HINT)
         question = await read_question(service, body)
