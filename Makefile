@@ -7,13 +7,14 @@
 
 PYTHON ?= python3
 TORCH_EXTRA_INDEX_URL ?=
+BENCH ?=
 
 BIN := .venv/bin
 # Twice quiet: only errors.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check
+.PHONY: help setup demo serve test check bench
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -33,6 +34,11 @@ check: .venv/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# BENCH=quick is over in a few minutes; BENCH="engine service" runs these sections only.
+bench: benchmarks/.venv/run.stamp  ## measure it beside its peers, half an hour; writes benchmarks/RESULTS.md
+	@command -v wrk >/dev/null || benchmarks/install_wrk.sh
+	@benchmarks/.venv/bin/python -m benchmarks $(patsubst quick,--quick,$(BENCH))
 
 # Also made again when the Python that it points to has gone.
 $(BIN)/python:
@@ -54,4 +60,12 @@ $(BIN)/python:
 .venv/dev.stamp: requirements-dev.lock .venv/run.stamp
 	@echo "setting up .venv for the tests and checks: another minute the first time"
 	@$(INSTALL) --no-compile -r requirements-dev.lock
+	@touch $@
+
+# The peers, with an environment of their own: the service is measured in the one that it ships with.
+benchmarks/.venv/run.stamp: benchmarks/requirements.lock requirements.lock .venv/run.stamp
+	@echo "setting up benchmarks/.venv for the peers: three minutes the first time"
+	@$(BIN)/python -m venv --clear benchmarks/.venv
+	@benchmarks/.venv/bin/python -m pip --disable-pip-version-check install -qq \
+		$(if $(TORCH_EXTRA_INDEX_URL),--extra-index-url $(TORCH_EXTRA_INDEX_URL)) -r requirements.lock -r benchmarks/requirements.lock
 	@touch $@

@@ -1,0 +1,128 @@
+"""What the figures are held against: each bar is computed from the run, and says whether it is met."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+Results = Mapping[str, Any]
+_CONNECTIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One promise about speed."""
+
+    title: str
+    figure: Callable[[Results], float | None]
+    """None where the run has not measured it."""
+    at_most: float | None = None
+    at_least: float | None = None
+    unit: str = ""
+
+    def met(self, figure: float) -> bool:
+        """Whether the figure keeps the promise."""
+        return (self.at_most is None or figure <= self.at_most) and (self.at_least is None or figure >= self.at_least)
+
+    @property
+    def text(self) -> str:
+        """The bar as it is printed; a figure without a bar is there to be seen."""
+        if self.at_most is not None:
+            return f"≤ {self.at_most:g}{self.unit}"
+        return "none" if self.at_least is None else f"≥ {self.at_least:g}{self.unit}"
+
+
+def over_base(results: Results, layer: str, case: str, contender: str) -> float | None:
+    """Median over repetitions of the time over that of the base GEMM in the same repetition."""
+    times = {
+        record["contender"]: record["seconds"]
+        for record in results.get("engine", [])
+        if (record["layer"], record["case"]) == (layer, case)
+    }
+    if contender not in times:
+        return None
+    pairs = zip(times[contender], times["base"], strict=True)
+    return float(median(own / base for own, base in pairs if own is not None))
+
+
+def rates(results: Results, layer: str, row: str, connections: int = _CONNECTIONS) -> dict[int, float]:
+    """Requests a second by round."""
+    wanted = (layer, row, connections)
+    return {
+        record["round"]: record["requests_per_second"]
+        for record in results.get("service", [])
+        if (record["layer"], record["row"], record["connections"]) == wanted
+    }
+
+
+def rate_over(results: Results, layer: str, row: str, other: str) -> float | None:
+    """Median over rounds of one row's requests a second over another's in the same round."""
+    ours, theirs = rates(results, layer, row), rates(results, layer, other)
+    ratios = [ours[number] / theirs[number] for number in ours if number in theirs]
+    return median(ratios) if ratios else None
+
+
+def training_ratio(results: Results) -> float | None:
+    """Median over rounds of p99 beside a trainer over p99 idle."""
+    rounds = results.get("training", {}).get("rounds", [])
+    return median(each["training"]["p99_ms"] / each["idle"]["p99_ms"] for each in rounds) if rounds else None
+
+
+def goodput_ratio(results: Results) -> float | None:
+    """Median over rounds of what was answered under overload over the peak just before."""
+    rounds = results.get("overload", {}).get("rounds", [])
+    return median(each["goodput"] / each["peak"] for each in rounds) if rounds else None
+
+
+def refused_otherwise(results: Results) -> float | None:
+    """Requests that overload ended in another way than 200 or a 429 with Retry-After, in all rounds."""
+    rounds = results.get("overload", {}).get("rounds", [])
+    if not rounds:
+        return None
+    others = (
+        sum(count for status, count in each["answered"].items() if status not in ("200", "429"))
+        + each["refused_without_retry_after"]
+        + each["broken"]
+        for each in rounds
+    )
+    return float(sum(others))
+
+
+def cold_milliseconds(results: Results, percent: float, kind: str = "cached") -> float | None:
+    """A cold load: an adapter's first answer less the median of warm ones."""
+    cold = results.get("start", {}).get("cold", {}).get(kind)
+    return float(np.percentile(cold["cold_ms"], percent)) - median(cold["warm_ms"]) if cold else None
+
+
+def _engine(case: str) -> Callable[[Results], float | None]:
+    return lambda results: over_base(results, "768×768", case, "ours")
+
+
+def _service(layer: str, row: str, other: str) -> Callable[[Results], float | None]:
+    return lambda results: rate_over(results, layer, row, other)
+
+
+_OURS = "768-wide JSON, 16 connections, 1,000 adapters uniform"
+BARS = (
+    Bar("engine, 768×768, 32 rows, 32 adapters, rank 8: time over the base GEMM alone", _engine("32"), at_most=1.4),
+    Bar("the same with 4 adapters × 8 rows", _engine("4"), at_most=1.2),
+    Bar(f"service, {_OURS}: requests/s over the limit", _service("768×768", "ours-1000", "bare"), at_least=1.3),
+    Bar("the same over FastAPI + pydantic without adapters", _service("768×768", "ours-1000", "fastapi"), at_least=4),
+    Bar("the same over LitServe", _service("768×768", "ours-1000", "litserve"), at_least=10),
+    Bar("the same over Ray Serve as it comes", _service("768×768", "ours-1000", "ray"), at_least=25),
+    Bar("the same over Ray Serve with HAProxy", _service("768×768", "ours-1000", "ray-haproxy")),
+    Bar("the same on 64×10: over the limit", _service("64×10", "ours-1000", "bare"), at_least=0.9),
+    Bar("binary over our own JSON, 768 wide", _service("768×768", "ours-1000-binary", "ours-1000"), at_least=1.3),
+    Bar("1,000 adapters over 1 adapter", _service("768×768", "ours-1000", "ours-1"), at_least=0.95),
+    Bar(
+        "10,000 adapters, memory for 1,000, Zipf 1.0: over all resident",
+        _service("768×768", "ours-10000-zipf-short", "ours-10000-zipf"),
+        at_least=0.7,
+    ),
+    Bar("cold load of an adapter, p99", lambda results: cold_milliseconds(results, 99), at_most=10, unit=" ms"),
+    Bar("at half the peak rate: p99 while a trainer runs over p99 idle", training_ratio, at_most=2),
+    Bar("overload at 3× capacity: goodput over peak", goodput_ratio, at_least=0.9),
+    Bar("the same: ends that are neither 200 nor 429 with Retry-After", refused_otherwise, at_most=0),
+)

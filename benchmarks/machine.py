@@ -1,0 +1,75 @@
+"""What the figures were measured on."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from benchmarks.processes import ROOT
+
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "orjson",
+    "fastapi",
+    "pydantic",
+    "peft",
+    "litserve",
+    "ray",
+)
+
+
+def describe() -> dict[str, str]:
+    """Machine and versions; no names of machines or people."""
+    return {
+        "cpu": _cpu(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release().split('-')[0]}",
+        "load before": f"{os.getloadavg()[0]:.1f}",
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "wrk": _wrk(),
+    }
+
+
+def moment() -> str:
+    """Date and commit."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {_commit()}"
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git(
+        "status",
+        "--porcelain",
+        "--",
+        "adapters",
+        "app",
+        "benchmarks",
+        ":!benchmarks/RESULTS.md",
+        ":!benchmarks/results*",
+    )
+    return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (", with changes" if changed else "")
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _wrk() -> str:
+    told = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout
+    return told.split("[")[0].removeprefix("wrk").strip()

@@ -1,0 +1,175 @@
+"""`RESULTS.md` from `results.json`: every number on the page is computed here."""
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.bars import BARS, Results, cold_milliseconds, over_base
+from benchmarks.engine import CASES
+from benchmarks.engine_contenders import TITLES as CONTENDERS
+from benchmarks.service_rows import TITLES as ROWS
+
+
+def page(results: Results) -> str:
+    """The whole page."""
+    parts = [
+        _head(results),
+        _bars(results),
+        *_service(results),
+        *_engine(results),
+        *_training(results),
+        *_overload(results),
+        *_start(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(results: Results) -> str:
+    lines = [[name, value] for name, value in results["machine"].items()]
+    lines += [[f"measured: {section}", when] for section, when in results["measured"].items()]
+    mode = "" if results["mode"] == "full" else f"\n\n**This is the {results['mode']} mode: a look, not a result.**"
+    return (
+        "# Results\n\n"
+        "Written by `make bench`; [README.md](README.md) says how each figure is measured. All servers have one worker "
+        "process and one thread for linear algebra, and share the machine with the load generator. Ratios are medians "
+        f"of ratios within a round, rates are medians over rounds.{mode}\n\n{table(['', ''], lines)}"
+    )
+
+
+def _bars(results: Results) -> str:
+    lines = []
+    for bar in BARS:
+        figure = bar.figure(results)
+        if figure is None:
+            lines.append([bar.title, "not measured", bar.text, ""])
+            continue
+        verdict = "" if bar.text == "none" else "met" if bar.met(figure) else "**not met**"
+        lines.append([bar.title, f"{_short(figure)}{bar.unit}", bar.text, verdict])
+    return "## The bars\n\n" + table(["figure", "measured", "bar", ""], lines)
+
+
+def _service(results: Results) -> Iterable[str]:
+    records = results.get("service", [])
+    if not records:
+        return
+    yield "## Service\n\nOne row a request, requests/s (p50 / p99 in ms), by connections.\n\n![requests/s](service.svg)"
+    for layer in dict.fromkeys(record["layer"] for record in records):
+        ours = [record for record in records if record["layer"] == layer]
+        connections = sorted({record["connections"] for record in ours})
+        lines = [
+            [ROWS[row], *(_cell(ours, row, count) for count in connections), *_shares(ours, row)]
+            for row in ROWS
+            if any(record["row"] == row for record in ours)
+        ]
+        head = ["", *(f"{count}" for count in connections), "CPU of wrk", "CPU of the server"]
+        yield f"### {layer}\n\n" + table(head, lines)
+
+
+def _cell(records: Sequence[Any], row: str, connections: int) -> str:
+    found = [record for record in records if (record["row"], record["connections"]) == (row, connections)]
+    if not found:
+        return ""
+    rate, p50, p99 = (median(record[key] for record in found) for key in ("requests_per_second", "p50_ms", "p99_ms"))
+    return f"{rate:,.0f} ({_short(p50)} / {_short(p99)})"
+
+
+def _shares(records: Sequence[Any], row: str) -> list[str]:
+    """At 16 connections; 100 % is one core."""
+    found = [record for record in records if (record["row"], record["connections"]) == (row, 16)]
+    return (
+        [f"{median(record[key] for record in found):.0%}" for key in ("wrk_cpu", "server_cpu")] if found else ["", ""]
+    )
+
+
+def _engine(results: Results) -> Iterable[str]:
+    records = results.get("engine", [])
+    if not records:
+        return
+    yield (
+        "## Engine\n\nOne batch in one process on one thread: time over that of the base GEMM alone for the same rows, "
+        "by how many adapters share the rows.\n\n![time over the base GEMM](engine.svg)"
+    )
+    for layer in dict.fromkeys(record["layer"] for record in records):
+        base = {
+            record["case"]: f"{1e6 * median(record['seconds']):,.0f} µs"
+            for record in records
+            if (record["layer"], record["contender"]) == (layer, "base")
+        }
+        lines = [[CONTENDERS["base"], *(base[case.key] for case in CASES)]]
+        for contender, title in CONTENDERS.items():
+            if contender != "base":
+                figures = (over_base(results, layer, case.key, contender) for case in CASES)
+                lines.append([title, *("" if figure is None else _short(figure) for figure in figures)])
+        yield f"### {layer}\n\n" + table(["", *(case.title for case in CASES)], lines)
+
+
+def _training(results: Results) -> Iterable[str]:
+    if "training" not in results:
+        return
+    found = results["training"]
+    lines = []
+    for title, kind in (("idle", "idle"), ("while a trainer runs", "training")):
+        each = [one[kind] for one in found["rounds"]]
+        rate = median(one["rate"] for one in each)
+        lines.append(
+            [title, f"{rate:,.0f}", *(_short(median(one[key] for one in each)) for key in ("p50_ms", "p99_ms"))]
+        )
+    yield (
+        f"## Beside training\n\n`/predict` on {found['layer']}, 1,000 adapters, requests at fixed times at half the "
+        f"peak of {found['peak']:,.0f}/s; a latency counts from when its request was due.\n\n"
+        + table(["", "requests/s", "p50, ms", "p99, ms"], lines)
+    )
+
+
+def _overload(results: Results) -> Iterable[str]:
+    if "overload" not in results:
+        return
+    found = results["overload"]
+    lines = []
+    for one in found["rounds"]:
+        answered = one["answered"]
+        counts = [one["offered"], one["sent"], answered.get("200", 0), answered.get("429", 0)]
+        others = sum(count for status, count in answered.items() if status not in ("200", "429")) + one["broken"]
+        rates = [f"{one[key]:,.0f}" for key in ("peak", "rate", "goodput")]
+        lines.append([*rates, *(f"{n:,}" for n in counts), f"{one['refused_without_retry_after']:,}", f"{others:,}"])
+    bound = f", with LORAPLEX_QUEUE_ROWS={found['queue_rows']}" if found["queue_rows"] else ""
+    yield (
+        f"## Overload\n\nThree times the peak, at fixed times over {found['connections']:,} connections, on "
+        f"{found['layer']}{bound}. A request that is due while no connection is free waits in the client; what is then "
+        "never sent was kept out by TCP.\n\n"
+        + table(
+            ["peak/s", "offered/s", "goodput/s", "offered", "sent", "200", "429", "429 without Retry-After", "others"],
+            lines,
+        )
+    )
+
+
+def _start(results: Results) -> Iterable[str]:
+    if "start" not in results:
+        return
+    found = results["start"]
+    lines = [[f"start to ready, {found['published']:,} adapters published", f"{median(found['ready_seconds']):.2f} s"]]
+    for kind, title in (("cached", "file in the page cache"), ("evicted", "file on the disk only")):
+        for percent in (50, 99):
+            figure = cold_milliseconds(results, percent, kind)
+            lines.append([f"cold load, {title}, p{percent}", f"{_short(figure or 0.0)} ms"])
+    warm = np.percentile(found["cold"]["cached"]["warm_ms"], [50, 99])
+    lines.append(["a warm answer on the same connection, p50 / p99", f"{warm[0]:.2f} / {warm[1]:.2f} ms"])
+    lines.append(["an adapter in memory, as the service counts it", f"{found['memory_bytes']:,} bytes"])
+    lines.append(["what an adapter adds to the resident memory of the process", f"{found['rss_bytes']:,.0f} bytes"])
+    yield (
+        f"## Start\n\nOn {found['layer']}, rank 8. A cold load is an adapter's first answer less the median of "
+        "warm ones.\n\n" + table(["", ""], lines)
+    )
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; numbers to the right of the first column."""
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _short(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 100 else f"{figure:.1f}" if figure >= 10 else f"{figure:.2f}"

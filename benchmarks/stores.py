@@ -1,0 +1,52 @@
+"""Data folders with published adapters, made without the service: thousands of names in a few transactions."""
+
+import time
+from pathlib import Path
+
+import torch
+
+from adapters.adapter import Adapter
+from adapters.base_layer import BaseLayer, load_base_layer
+from adapters.catalog import Catalog
+from adapters.versions import Publication, Source
+from benchmarks.requests import Shape
+from benchmarks.servers.layer import SEED
+from benchmarks.tenants import Factors, factors
+
+_AT_ONCE = 1_000
+
+
+def base_name(shape: Shape) -> str:
+    """What the service is told to load, for the layer that the peers make too."""
+    return f"random:{shape.in_features},{shape.out_features},{SEED}"
+
+
+def load_base(shape: Shape) -> BaseLayer:
+    """The layer as the service has it."""
+    return load_base_layer(base_name(shape), device="cpu")
+
+
+def as_adapter(tenant: Factors) -> Adapter:
+    """A tenant's factors as the service keeps them."""
+    return Adapter(torch.from_numpy(tenant.a_OR), torch.from_numpy(tenant.b_RI), None, alpha=float(tenant.rank))
+
+
+def make_store(folder: Path, shape: Shape, *, tenants: int, rank: int) -> Path:
+    """A data folder in which that many adapters are published; returns it."""
+    folder.mkdir(parents=True)
+    base = load_base(shape)
+    catalog = Catalog(folder, now=time.time)
+    for first in range(0, tenants, _AT_ONCE):
+        publications = []
+        for number in range(first, min(first + _AT_ONCE, tenants)):
+            tenant = factors(number, shape.in_features, shape.out_features, rank)
+            adapter = as_adapter(tenant)
+            publications.append(Publication(name=tenant.name, adapter=adapter, base=base, source=Source.UPLOAD))
+        catalog.publish(publications)
+    catalog.database.close()
+    return folder
+
+
+def memory_bytes(shape: Shape, rank: int) -> int:
+    """What the service counts one of these adapters as."""
+    return as_adapter(factors(0, shape.in_features, shape.out_features, rank)).memory_bytes
