@@ -33,11 +33,11 @@ def _draw_service(results: Results, path: Path) -> None:
     heights = {row: median(found.values()) for row, found in figures.items() if found and row != "echo"}
     rows = sorted(heights, key=heights.__getitem__)
     colours = [_OURS if row.startswith("ours") else _LIMIT if row.startswith("bare") else _PEER for row in rows]
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.32 * len(rows)))
+    figure, axes = pyplot.subplots(figsize=(10, 0.6 + 0.32 * len(rows)))
     bars = axes.barh([_plain(ROWS[row]) for row in rows], [heights[row] for row in rows], color=colours)
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
-    axes.set_title(f"requests/s, {_LAYER}, 16 connections, one worker")
-    axes.margins(x=0.12)
+    figure.suptitle(f"requests/s, {_LAYER}, 16 connections, one worker")
+    axes.margins(x=0.15)
     _save(figure, path)
 
 

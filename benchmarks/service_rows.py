@@ -29,7 +29,7 @@ TITLES = {
     "fastapi-peft": "FastAPI + pydantic + PEFT, 1,000 adapters, uniform",
     "litserve": "LitServe with batching, base only",
     "ray": "Ray Serve with batching, base only",
-    "ray-haproxy": "Ray Serve with batching, HAProxy and its throughput settings, base only",
+    "ray-haproxy": "Ray Serve with batching and HAProxy, base only",
     "bare-binary": "**the limit**, binary",
     "ours-1-binary": "**loraplex**, 1 adapter, binary",
     "ours-1000-binary": "**loraplex**, 1,000 adapters, uniform, binary",
