@@ -3,7 +3,7 @@
 Here are the whole transactions; the statements that they are made of are in `catalog_rows`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -93,6 +93,11 @@ class Catalog:
         """The version that a reference means now; raises a `NotFound` that says what there is instead."""
         with self.database.read() as connection:
             return rows.find(connection, reference)
+
+    def find_all(self, references: Collection[Reference]) -> dict[Reference, Version]:
+        """The versions that references mean now, of those that mean one."""
+        with self.database.read() as connection:
+            return rows.find_all(connection, references)
 
     def revision(self) -> int:
         """A number that every publish, delete and roll back raises, and nothing else does."""

@@ -1,6 +1,6 @@
 """Statements on the catalogue's rows, each within a transaction that the caller holds."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -14,6 +14,7 @@ from adapters.versions import AdapterSummary, Source, Version
 _OF_ADAPTER = adapters.c.tenant == TENANT
 _OF_VERSION = versions.c.tenant == TENANT
 _OF_ALIAS = aliases.c.tenant == TENANT
+_NAMES_AT_ONCE = 500
 
 
 def exists(connection: Connection, name: str) -> bool:
@@ -54,6 +55,26 @@ def find(connection: Connection, reference: Reference) -> Version:
     )
 
 
+def find_all(connection: Connection, references: Collection[Reference]) -> dict[Reference, Version]:
+    """What `find` would return for each of the references that it would return something for."""
+    names = sorted({reference.name for reference in references})
+    numbers = sorted({reference.version for reference in references if reference.version is not None})
+    found: dict[Reference, Version] = {}
+    for begin in range(0, len(names), _NAMES_AT_ONCE):
+        of_names = (_OF_VERSION, versions.c.adapter.in_(names[begin : begin + _NAMES_AT_ONCE]))
+        aliased = (
+            sa.select(versions, aliases.c.alias)
+            .join(aliases, (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.version))
+            .where(_OF_ALIAS, *of_names)
+        )
+        for row in connection.execute(aliased):
+            found[Reference(row.adapter, alias=row.alias)] = as_version(row)
+        if numbers:
+            for row in connection.execute(sa.select(versions).where(*of_names, versions.c.version.in_(numbers))):
+                found[Reference(row.adapter, version=row.version)] = as_version(row)
+    return {reference: found[reference] for reference in references if reference in found}
+
+
 def live_or_none(connection: Connection, name: str) -> Version | None:
     """The version that a bare name means, where there is one."""
     try:
@@ -83,6 +104,7 @@ def as_version(row: sa.Row[tuple[object, ...]]) -> Version:
     """A row of the versions table as the value that the rest of the house knows."""
     values = row._asdict()
     values.pop("tenant")
+    values.pop("alias", None)
     values["source"] = Source(values["source"])
     return Version(**values)
 

@@ -1,5 +1,7 @@
 """References → immutable versions, remembered for as long as the catalogue stays as it is."""
 
+from collections.abc import Iterator, Sequence
+
 from adapters.catalog import Catalog
 from adapters.database import ChangeWatch
 from adapters.names import Reference
@@ -22,12 +24,23 @@ class View:
 
     def version(self, reference: Reference) -> Version:
         """The version that a reference means; raises the `NotFound` that says what there is instead."""
-        version = self._known.get(reference)
-        if version is None:
-            version = self._catalog.find(reference)
-            if len(self._known) < _REMEMBERED:
-                self._known[reference] = version
-        return version
+        ((_, found),) = self.versions([reference])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def versions(self, references: Sequence[Reference]) -> Iterator[tuple[Reference, Version | Exception]]:
+        """Each reference with the version that it means, or the error that `version` would raise."""
+        unknown = [reference for reference in references if reference not in self._known]
+        found = self._catalog.find_all(unknown) if unknown else {}
+        if len(self._known) < _REMEMBERED:
+            self._known |= found
+        for reference in references:
+            version = self._known.get(reference) or found.get(reference)
+            try:
+                yield reference, version or self._catalog.find(reference)
+            except Exception as error:
+                yield reference, error
 
 
 class Resolver:
@@ -44,9 +57,9 @@ class Resolver:
         """Close the connection that watches for commits."""
         self._watch.close()
 
-    def find(self, reference: Reference) -> Version:
-        """What a reference means this very moment, remembering nothing; raises as `View.version` does."""
-        return self._catalog.find(reference)
+    def fresh(self) -> View:
+        """A view that remembers nothing from before this call."""
+        return View(self._catalog)
 
     def look(self) -> View:
         """A view in which everything that was acknowledged before this call is seen.

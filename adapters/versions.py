@@ -1,7 +1,7 @@
 """What the catalogue knows of an adapter and of its versions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adapters.adapter import Adapter, scaling_of
@@ -36,7 +36,7 @@ class Version:
     job: str | None
     module: str | None
     """Path of the module in the PEFT files that it was uploaded as."""
-    metrics: Mapping[str, object] | None
+    metrics: Mapping[str, object] | None = field(hash=False)
     relative_norm: float | None
     file: str
     """The blob that holds its canonical bytes, from `offset` on, `bytes` long."""

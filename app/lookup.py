@@ -1,8 +1,10 @@
 """What a question's references mean, and their adapters: at hand, or fetched by threads off the event loop."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from typing import TypeVar
 
 from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer
@@ -11,33 +13,34 @@ from adapters.names import Reference
 from adapters.residency import Residency
 from adapters.resolution import Resolver, View
 from adapters.versions import Version
+from app.gathering import Gathering
 from app.tickets import Ticket
 
 _THREADS = 4
 Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
+_Asked = tuple[View, Reference]
+V = TypeVar("V")
 
 
 class Lookup:
     """References → versions that may answer on this base → resident adapters."""
 
-    def __init__(
-        self,
-        base: BaseLayer,
-        resolver: Resolver,
-        residency: Residency,
-        *,
-        feature_space: str | None,
-    ) -> None:
+    def __init__(self, base: BaseLayer, resolver: Resolver, residency: Residency, *, feature_space: str | None) -> None:
         self._base = base
         self._resolver = resolver
         self._residency = residency
         self._feature_space = feature_space
-        self._loads: dict[str, asyncio.Task[Adapter]] = {}
-        self._threads = ThreadPoolExecutor(_THREADS, "load")
+        # Apart: after a publish even warm adapters' names are looked up, and must not wait for slow loads.
+        self._resolving = ThreadPoolExecutor(_THREADS, "resolve")
+        self._loading = ThreadPoolExecutor(_THREADS, "load")
+        # By view: what was asked before a commit must not answer what is asked after it.
+        self._versions: Gathering[_Asked, Version] = Gathering(_resolve, self._resolving)
+        self._adapters: Gathering[Version, Adapter] = Gathering(self._load, self._loading)
 
     def close(self) -> None:
         """Give back the threads."""
-        self._threads.shutdown()
+        self._resolving.shutdown()
+        self._loading.shutdown()
 
     def look(self) -> View:
         """A view that is not older than this call; raises `CatalogBusy`."""
@@ -45,12 +48,21 @@ class Lookup:
 
     def at_hand(self, view: View, ticket: Ticket) -> Found | None:
         """What a ticket asks for where all of it is known and resident; raises as `fetch` does."""
-        versions = self._versions(ticket, view.known)
+        versions: list[Version | None] = []
         adapters: list[Adapter | None] = []
-        for reference, version in zip(ticket.choices, versions, strict=True):
-            adapter = None if version is None else self._residency.get(version.digest)
-            if adapter is None and reference is not None:
+        for reference in ticket.choices:
+            if reference is None:
+                versions.append(None)
+                adapters.append(None)
+                continue
+            version = view.known(reference)
+            if version is None:
                 return None
+            self._check(version, reference, ticket)
+            adapter = self._residency.get(version.digest)
+            if adapter is None:
+                return None
+            versions.append(version)
             adapters.append(adapter)
         return versions, adapters
 
@@ -59,47 +71,76 @@ class Lookup:
 
         Raises a `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` that names the row, or `BlobCorrupt`.
         """
-        find, before = view.version, None
+        before: list[Version | None] | None = None
         while True:
-            versions = await asyncio.get_running_loop().run_in_executor(self._threads, self._versions, ticket, find)
+            versions = await self._find(view, ticket)
+            # All are asked for before the first is waited for.
+            coming = [None if version is None else self._adapter(version) for version in versions]
             try:
-                return versions, await asyncio.gather(*map(self._adapter, versions))
+                adapters = [None if adapter is None else await adapter for adapter in coming]
             except BlobCorrupt:
                 # Deleted between the look and the read, and perhaps made again: only what still stands is corrupt.
                 if versions == before:
                     raise
-                find, before = self._resolver.find, versions
+                view, before = self._resolver.fresh(), versions
+                continue
+            for version, adapter in zip(versions, adapters, strict=True):
+                if version is not None and adapter is not None:
+                    self._residency.keep(version.digest, adapter)
+            return versions, adapters
 
-    def _versions(self, ticket: Ticket, find: Callable[[Reference], Version | None]) -> list[Version | None]:
+    async def _find(self, view: View, ticket: Ticket) -> list[Version | None]:
+        asked = [None if reference is None else self._version(view, reference) for reference in ticket.choices]
         versions: list[Version | None] = []
-        for reference in ticket.choices:
+        for reference, coming in zip(ticket.choices, asked, strict=True):
+            if reference is None or coming is None:
+                versions.append(None)
+                continue
             try:
-                version = None if reference is None else find(reference)
-                if version is not None:
-                    version.check_answers_on(self._base, self._feature_space)
+                version = await coming
             except LoraplexError as error:
-                error.field = "adapter"
-                if ticket.question.by_row:
-                    error.field, error.row = "adapters", ticket.question.references.index(reference)
-                raise
+                # Others may have asked the same: each names its own field and row.
+                raise _named(copy(error), reference, ticket) from None
+            self._check(version, reference, ticket)
             versions.append(version)
         return versions
 
-    async def _adapter(self, version: Version | None) -> Adapter | None:
-        if version is None:
-            return None
-        adapter = self._residency.get(version.digest)
-        if adapter is not None:
-            return adapter
-        load = self._loads.get(version.digest)
-        if load is None:
-            load = self._loads[version.digest] = asyncio.get_running_loop().create_task(self._load(version))
-        return await load
+    def _version(self, view: View, reference: Reference) -> "asyncio.Future[Version]":
+        version = view.known(reference)
+        return self._versions.get((view, reference)) if version is None else _here(version)
 
-    async def _load(self, version: Version) -> Adapter:
+    def _adapter(self, version: Version) -> "asyncio.Future[Adapter]":
+        adapter = self._residency.get(version.digest)
+        return self._adapters.get(version) if adapter is None else _here(adapter)
+
+    def _check(self, version: Version, reference: Reference, ticket: Ticket) -> None:
         try:
-            adapter = await asyncio.get_running_loop().run_in_executor(self._threads, self._residency.load, version)
-        finally:
-            del self._loads[version.digest]
-        self._residency.keep(version.digest, adapter)
-        return adapter
+            version.check_answers_on(self._base, self._feature_space)
+        except LoraplexError as error:
+            raise _named(error, reference, ticket) from None
+
+    def _load(self, versions: Sequence[Version]) -> Iterator[tuple[Version, Adapter | Exception]]:
+        for version in versions:
+            try:
+                yield version, self._residency.load(version)
+            except Exception as error:
+                yield version, error
+
+
+def _resolve(asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Version | Exception]]:
+    for view in {view for view, _ in asked}:
+        for reference, found in view.versions([reference for of, reference in asked if of is view]):
+            yield (view, reference), found
+
+
+def _named(error: LoraplexError, reference: Reference, ticket: Ticket) -> LoraplexError:
+    error.field = "adapter"
+    if ticket.question.by_row:
+        error.field, error.row = "adapters", ticket.question.references.index(reference)
+    return error
+
+
+def _here(value: V) -> "asyncio.Future[V]":
+    future: asyncio.Future[V] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future

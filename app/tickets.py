@@ -151,6 +151,8 @@ class Ticket:
         """It has ended."""
         if self._watch is not None:
             self._watch.cancel()
+            # The cancelled task holds this ticket by its traceback: a circle would keep the adapters for long.
+            self._watch = None
 
     async def _see_whether_anybody_waits(self) -> None:
         try:

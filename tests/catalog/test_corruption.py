@@ -65,15 +65,20 @@ def test_a_harmed_file_is_an_error_of_its_adapter_alone(
 
 def _meet_a_deletion(service: Service, name: str) -> None:
     """Let somebody delete `name` right after it was looked up, before its file is read: once."""
-    find = service.catalog.find
+    finders = {finder: getattr(service.catalog, finder) for finder in ("find", "find_all")}
 
-    def find_then_delete(reference: Reference) -> object:
-        version = find(reference)
-        service.catalog.find = find  # type: ignore[method-assign]
-        service.catalog.delete(name)
-        return version
+    def then_delete(find: Callable[..., object]) -> Callable[..., object]:
+        def found(*asked: object) -> object:
+            result = find(*asked)
+            for finder, own in finders.items():
+                setattr(service.catalog, finder, own)
+            service.catalog.delete(name)
+            return result
 
-    service.catalog.find = find_then_delete  # type: ignore[method-assign,assignment]
+        return found
+
+    for finder, own in finders.items():
+        setattr(service.catalog, finder, then_delete(own))
 
 
 @pytest.mark.parametrize("call", ["predict", "predict by row", "download", "train"])
