@@ -58,7 +58,8 @@ def find(connection: Connection, reference: Reference) -> Version:
 def find_all(connection: Connection, references: Collection[Reference]) -> dict[Reference, Version]:
     """What `find` would return for each of the references that it would return something for."""
     names = sorted({reference.name for reference in references})
-    numbers = sorted({reference.version for reference in references if reference.version is not None})
+    numbers = sorted({reference.version or 0 for reference in references} - {0})
+    numbers = [number for number in numbers if number <= MAX_VERSION]
     found: dict[Reference, Version] = {}
     for begin in range(0, len(names), _NAMES_AT_ONCE):
         of_names = (_OF_VERSION, versions.c.adapter.in_(names[begin : begin + _NAMES_AT_ONCE]))
