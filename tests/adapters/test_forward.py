@@ -1,6 +1,7 @@
 """The mixed forward against `W + s·A·B` formed in float64."""
 
 # N rows · I in_features · O out_features · R rank
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer
+from adapters.base_layer import BaseLayer, load_base_layer
 from adapters.forward import low_rank_term, mixed_forward
 from tests.adapters.dense import Float64, answer, layer, random_adapter, relative_error
 
@@ -77,6 +78,105 @@ def test_any_mixture_in_one_batch_answers_as_each_row_alone_would(
     # A sum that cancels is measured by its parts.
     parts_N = np.abs(wanted_NO).max(axis=1) + np.abs(_dense(base, x_NI, [None] * len(choice_N))).max(axis=1)
     assert (np.abs(given_NO - wanted_NO).max(axis=1) / parts_N).max() < TOLERANCE
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A base layer, and its numbers by its definition rather than from it."""
+
+    base: BaseLayer
+    weight_OI: Float64
+    bias_O: Float64
+
+    @classmethod
+    def random(cls, inputs: int, outputs: int, *, bias: bool) -> "Ground":
+        """Standard normal, as numbers and not as a source."""
+        made = _base(outputs, inputs, bias=bias, seed=inputs + outputs)
+        bias_O = np.zeros(outputs) if made.bias_O is None else made.bias_O.double().numpy()
+        return cls(made, made.weight_OI.double().numpy(), bias_O)
+
+    @classmethod
+    def seeded(cls, inputs: int, outputs: int) -> "Ground":
+        """`random:IN,OUT,SEED`."""
+        weight_OI = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(7))
+        return cls(load_base_layer(f"random:{inputs},{outputs},7"), weight_OI.double().numpy(), np.zeros(outputs))
+
+    @classmethod
+    def identity(cls, width: int) -> "Ground":
+        """`identity:DIM`."""
+        return cls(load_base_layer(f"identity:{width}"), np.eye(width), np.zeros(width))
+
+    @classmethod
+    def zeros(cls, inputs: int, outputs: int) -> "Ground":
+        """`zeros:IN,OUT`."""
+        return cls(load_base_layer(f"zeros:{inputs},{outputs}"), np.zeros((outputs, inputs)), np.zeros(outputs))
+
+    def answer(self, x_NI: Float64, adapter: Adapter | None) -> tuple[Float64, Float64]:
+        """(N, O) twice: the answer, and the scale of what was added up for each of its numbers.
+
+        The scale of a sum is the root of the sum of its terms' squares: what is left where they do not cancel.
+        """
+        y_NO = x_NI @ self.weight_OI.T + self.bias_O
+        scale_NO = np.sqrt(x_NI**2 @ (self.weight_OI**2).T) + np.abs(self.bias_O)
+        if adapter is not None:
+            s = adapter.alpha / (adapter.rank**0.5 if adapter.rslora else adapter.rank)
+            a_OR, b_RI = adapter.a_OR.double().numpy(), adapter.b_RI.double().numpy()
+            bias_O = 0.0 if adapter.bias_O is None else adapter.bias_O.double().numpy()
+            y_NO = y_NO + x_NI @ (s * a_OR @ b_RI).T + s * bias_O
+            scale_NO = scale_NO + abs(s) * (np.sqrt(x_NI**2 @ (b_RI**2).T @ (a_OR**2).T) + np.abs(bias_O))
+        return y_NO, scale_NO
+
+
+GROUNDS: dict[str, Callable[[], Ground]] = {
+    "64 to 10": lambda: Ground.random(64, 10, bias=True),
+    "64 to 10 without bias": lambda: Ground.random(64, 10, bias=False),
+    "384 to 384": lambda: Ground.seeded(384, 384),
+    "identity of 384": lambda: Ground.identity(384),
+    "identity of 1": lambda: Ground.identity(1),
+    "64 zeros to 10": lambda: Ground.zeros(64, 10),
+    "10 to 2": lambda: Ground.seeded(10, 2),
+    "1 to 1": lambda: Ground.random(1, 1, bias=True),
+    "1 to 33": lambda: Ground.random(1, 33, bias=False),
+}
+
+
+@pytest.mark.parametrize("name", GROUNDS)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    kinds=st.lists(
+        st.none()
+        | st.builds(
+            Kind,
+            rank=st.integers(1, 256),
+            alpha=st.floats(-100, 100, width=32),
+            rslora=st.booleans(),
+            bias=st.booleans(),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    rows=st.integers(1, 300),
+    order=st.integers(0, 2**32 - 1),
+)
+def test_any_number_of_rows_in_any_order_agrees_with_float64_on_every_kind_of_base(
+    name: str, kinds: list[Kind | None], rows: int, order: int
+) -> None:
+    ground = GROUNDS[name]()
+    base, draw = ground.base, np.random.default_rng(order)
+    choices = [
+        None if kind is None else kind.make(base.out_features, base.in_features, seed)
+        for seed, kind in enumerate(kinds)
+    ]
+    choice_N = draw.integers(len(choices), size=rows)
+    # Rows of one request lie side by side, but those of one adapter need not.
+    choice_N = choice_N if order % 2 else np.sort(choice_N)
+    x_NI = draw.standard_normal((rows, base.in_features)).astype(np.float32)
+    given_NO = mixed_forward(base, torch.from_numpy(x_NI), choices, choice_N.tolist()).numpy()
+    assert given_NO.shape == (rows, base.out_features)
+    for position, adapter in enumerate(choices):
+        chosen = choice_N == position
+        wanted_KO, scale_KO = ground.answer(x_NI[chosen].astype(np.float64), adapter)
+        assert (np.abs(given_NO[chosen] - wanted_KO) <= TOLERANCE * scale_KO).all()
 
 
 @pytest.mark.parametrize("width", [10, 384])
