@@ -2,6 +2,7 @@
 
 # I in_features · O out_features
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,12 +11,14 @@ import httpx
 import numpy as np
 import pytest
 
+from adapters.adapter import Adapter
 from adapters.blobs import BlobStore
 from adapters.names import Reference
 from app.service import Service
 from tests.adapters import dense
 from tests.catalog.making import BASE, INPUTS_NI, make_adapter
 from tests.conftest import Serve
+from tests.harness import eventually
 from tests.http.crowd import Crowd, code, outputs, publish, together
 
 COLD = 20
@@ -150,3 +153,27 @@ def test_clients_that_leave_while_their_adapter_is_read_harm_nobody(serve: Serve
         return await staying
 
     _check(together(client.base_url, scene), "cold-0")
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Python's garbage collector does not run: what is held by a cycle stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_an_adapter_without_room_is_gone_with_the_request_that_asked_for_it(serve: Serve, no_collection: None) -> None:
+    client, service = serve(cache_bytes=0)
+    publish(service.catalog, service.base, {name: make_adapter(seed) for name, seed in SEEDS.items()})
+
+    def in_memory() -> int:
+        return sum(type(thing) is Adapter for thing in gc.get_objects())
+
+    before = in_memory()
+    for name in SEEDS:
+        client.post("/predict", json=_body(name)).raise_for_status()
+        client.post("/predict", json={"adapters": [name, "warm", None, "hot", name], "inputs": ROWS}).raise_for_status()
+    # The last of them may still be on its way out, when its answer is here.
+    eventually(lambda: in_memory() <= before, seconds=5, what="the end of the adapters")
