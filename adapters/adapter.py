@@ -4,12 +4,13 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class Adapter:
         """s, the factor in front of the low-rank term."""
         return scaling_of(self.alpha, self.rank, rslora=self.rslora)
 
-    @property
+    @cached_property
     def memory_bytes(self) -> int:
         """What the factors take while they are resident."""
         tensors = [self.a_OR, self.b_RI] + ([] if self.bias_O is None else [self.bias_O])
@@ -117,18 +118,42 @@ class Adapter:
 
         A lies transposed in memory: a column of A is one stretch.
         """
-        a_OR, b_RI = self.a_OR.to(base.weight_OI).T.contiguous().T, self.b_RI.to(base.weight_OI).contiguous()
+        if base.weight_OI.device.type == "cpu":
+            # By numpy: each of torch's calls would hand the interpreter to whoever waits for it.
+            a_OR = torch.from_numpy(np.ascontiguousarray(self.a_OR.numpy().T)).T
+            return replace(self, a_OR=a_OR)
+        a_OR, b_RI = self.a_OR.to(base.weight_OI).T.contiguous().T, self.b_RI.to(base.weight_OI)
         bias_O = None if self.bias_O is None else self.bias_O.to(base.weight_OI)
         return Adapter(a_OR, b_RI, bias_O, self.alpha, self.rslora, self.feature_space)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What the header of canonical bytes says."""
+
+    about: Mapping[str, Any]
+    tensors: Mapping[str, tuple[int, Sequence[int]]]
+    """Where each begins after the header, and its shape."""
+
+
+# The versions of one rank and alpha have the same header: a cold adapter need not wait for it to be parsed again.
+@lru_cache(maxsize=1024)
+def _layout(header: bytes) -> _Layout:
+    entries = json.loads(header)
+    about = json.loads(entries.pop("__metadata__")[_METADATA_KEY])
+    return _Layout(about, {name: (entry["data_offsets"][0], entry["shape"]) for name, entry in entries.items()})
 
 
 def from_canonical_bytes(content: bytes) -> Adapter:
     """The adapter that was stored as `content`; raises `BlobCorrupt` where it is not such a file."""
     try:
-        tensors = load_tensors(content)
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])
-        about = json.loads(header["__metadata__"][_METADATA_KEY])
+        begin = 8 + int.from_bytes(content[:8], "little")
+        layout = _layout(content[8:begin])
+        tensors = {}
+        for name, (offset, shape) in layout.tensors.items():
+            flat = np.frombuffer(content, dtype="<f4", count=math.prod(shape), offset=begin + offset)
+            tensors[name] = torch.from_numpy(flat.reshape(shape).copy())
+        about = layout.about
         return Adapter(
             tensors["A"],
             tensors["B"],
@@ -137,7 +162,7 @@ def from_canonical_bytes(content: bytes) -> Adapter:
             about["rslora"],
             about.get("feature_space"),
         )
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BlobCorrupt(f"a stored adapter cannot be read: {error}") from None
 
 

@@ -137,7 +137,7 @@ class Batcher:
                 ticket.fail(error)
                 continue
             if found is None:
-                ticket.linger()
+                ticket.linger_soon()
                 fetch = asyncio.get_running_loop().create_task(self._fetch(view, ticket))
                 # The loop holds its tasks weakly.
                 self._fetches.add(fetch)

@@ -1,12 +1,14 @@
 """Fetching by threads: once however many ask, and what is asked for together by one hop to a thread."""
 
 import asyncio
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+_TOGETHER_SECONDS = 0.002
 
 
 class Gathering(Generic[K, V]):
@@ -39,19 +41,25 @@ class Gathering(Generic[K, V]):
     def _work(self, loop: asyncio.AbstractEventLoop, keys: Sequence[K]) -> None:
         missing = dict.fromkeys(keys)
         failure: Exception = AssertionError("a key was neither fetched nor refused")
+        come: list[tuple[K, V | Exception]] = []
+        told = time.monotonic()
         try:
             for key, result in self._fetch(keys):
                 del missing[key]
-                loop.call_soon_threadsafe(self._come, key, result)
+                come.append((key, result))
+                # Each telling may start a batch: what comes quickly comes together.
+                if time.monotonic() - told > _TOGETHER_SECONDS:
+                    loop.call_soon_threadsafe(self._come, come)
+                    come, told = [], time.monotonic()
         except Exception as error:
             failure = error
-        for key in missing:
-            loop.call_soon_threadsafe(self._come, key, failure)
+        loop.call_soon_threadsafe(self._come, come + [(key, failure) for key in missing])
 
-    def _come(self, key: K, result: V | Exception) -> None:
-        future = self._coming.pop(key)
-        if isinstance(result, Exception):
-            future.set_exception(result)
-            future.exception()  # seen, even where everybody who asked has gone
-        else:
-            future.set_result(result)
+    def _come(self, results: Sequence[tuple[K, V | Exception]]) -> None:
+        for key, result in results:
+            future = self._coming.pop(key)
+            if isinstance(result, Exception):
+                future.set_exception(result)
+                future.exception()  # seen, even where everybody who asked has gone
+            else:
+                future.set_result(result)

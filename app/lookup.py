@@ -16,7 +16,7 @@ from adapters.versions import Version
 from app.gathering import Gathering
 from app.tickets import Ticket
 
-_THREADS = 4
+_THREADS = 1
 Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
 _Asked = tuple[View, Reference]
 V = TypeVar("V")

@@ -16,6 +16,8 @@ from adapters.names import Reference
 from adapters.versions import Version
 from app.questions import Question
 
+_MOMENT_SECONDS = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -42,6 +44,7 @@ class Ticket:
         "_outputs_NO",
         "_queue_seconds",
         "_submitted",
+        "_timer",
         "_watch",
         "adapters",
         "choice_N",
@@ -80,6 +83,7 @@ class Ticket:
         self._queue_seconds = self._forward_seconds = 0.0
         self._gone = gone
         self._watch: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def rows(self) -> int:
@@ -147,8 +151,14 @@ class Ticket:
         if self._watch is None and not self.future.done():
             self._watch = asyncio.get_running_loop().create_task(self._see_whether_anybody_waits())
 
+    def linger_soon(self) -> None:
+        """The same, where it has not ended in a moment."""
+        self._timer = asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self.linger)
+
     def leave(self) -> None:
         """It has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._watch is not None:
             self._watch.cancel()
             # The cancelled task holds this ticket by its traceback: a circle would keep the adapters for long.
