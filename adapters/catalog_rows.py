@@ -15,6 +15,17 @@ _OF_ADAPTER = adapters.c.tenant == TENANT
 _OF_VERSION = versions.c.tenant == TENANT
 _OF_ALIAS = aliases.c.tenant == TENANT
 _NAMES_AT_ONCE = 500
+_FIELDS = frozenset(Version.__dataclass_fields__)
+_NUMBERED = sa.select(versions).where(
+    _OF_VERSION,
+    versions.c.adapter.in_(sa.bindparam("names", expanding=True)),
+    versions.c.version.in_(sa.bindparam("numbers", expanding=True)),
+)
+_ALIASED = (
+    sa.select(versions, aliases.c.alias)
+    .join(aliases, (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.version))
+    .where(_OF_ALIAS, _OF_VERSION, versions.c.adapter.in_(sa.bindparam("names", expanding=True)))
+)
 
 
 def exists(connection: Connection, name: str) -> bool:
@@ -62,16 +73,11 @@ def find_all(connection: Connection, references: Collection[Reference]) -> dict[
     numbers = [number for number in numbers if number <= MAX_VERSION]
     found: dict[Reference, Version] = {}
     for begin in range(0, len(names), _NAMES_AT_ONCE):
-        of_names = (_OF_VERSION, versions.c.adapter.in_(names[begin : begin + _NAMES_AT_ONCE]))
-        aliased = (
-            sa.select(versions, aliases.c.alias)
-            .join(aliases, (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.version))
-            .where(_OF_ALIAS, *of_names)
-        )
-        for row in connection.execute(aliased):
+        some = names[begin : begin + _NAMES_AT_ONCE]
+        for row in connection.execute(_ALIASED, {"names": some}):
             found[Reference(row.adapter, alias=row.alias)] = as_version(row)
         if numbers:
-            for row in connection.execute(sa.select(versions).where(*of_names, versions.c.version.in_(numbers))):
+            for row in connection.execute(_NUMBERED, {"names": some, "numbers": numbers}):
                 found[Reference(row.adapter, version=row.version)] = as_version(row)
     return {reference: found[reference] for reference in references if reference in found}
 
@@ -103,11 +109,8 @@ def version(connection: Connection, name: str, number: int) -> Version:
 
 def as_version(row: sa.Row[tuple[object, ...]]) -> Version:
     """A row of the versions table as the value that the rest of the house knows."""
-    values = row._asdict()
-    values.pop("tenant")
-    values.pop("alias", None)
-    values["source"] = Source(values["source"])
-    return Version(**values)
+    values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
+    return Version(**values | {"source": Source(values["source"])})
 
 
 def take_number(connection: Connection, name: str, created_at: str) -> int:

@@ -22,7 +22,7 @@ async def read_question(service: Service, body: bytes) -> Question:
     """What a body asks; raises the `InvalidInput` or `NotJson` that says what is wrong with it."""
     base, max_rows = service.base, service.settings.max_rows
     if len(body) <= _BYTES_INLINE:
-        question = read_quickly(body, base, max_rows=max_rows)
+        question = read_quickly(body, base, max_rows=max_rows, parser=service.parser)
     else:
         question = await asyncio.to_thread(read_quickly, body, base, max_rows=max_rows)
     if question is None:

@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import simdjson
+
 from adapters.base_layer import BaseLayer, load_base_layer
 from adapters.catalog import Catalog
 from adapters.errors import FeatureSpaceMismatch
@@ -28,6 +30,8 @@ class Service:
     batcher: Batcher
     new_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex)
     draining: bool = False
+    parser: simdjson.Parser = field(default_factory=simdjson.Parser)
+    """Of the event loop: it keeps its memory from body to body."""
 
     def close(self) -> None:
         """Give back the connections to the catalogue."""
