@@ -6,8 +6,7 @@ a number past 64 bits, is decided by the exact one: the two never disagree on wh
 
 # N rows · I in_features
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simdjson
@@ -22,8 +21,7 @@ from app.schemas import PredictRequest
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """Rows, and which adapter each is for."""
 
     inputs_NI: Float32

@@ -4,7 +4,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from starlette.requests import ClientDisconnect
@@ -19,8 +19,7 @@ from app.questions import Question
 _MOMENT_SECONDS = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The answer to a question: its numbers, and which version each row's come from."""
 
     outputs_NO: Float32
@@ -179,8 +178,7 @@ class Ticket:
         return RequestTimeout(f"the request waited for {waited:.3g} s and would not wait for more than {allowed:.3g}")
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(NamedTuple):
     """Rows `begin` to `end` of a ticket."""
 
     ticket: Ticket
