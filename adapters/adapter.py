@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch import Tensor
 
 from adapters.base_layer import BaseLayer
 from adapters.errors import BlobCorrupt, NotFinite, OutOfRange, RankTooLarge, WrongShape
-from adapters.low_rank import RECORD
 from adapters.matrices import is_finite
 
 FORMAT = 1
 MAX_ALPHA = 1e6
 _METADATA_KEY = "loraplex"
+RECORD = Struct("<qqqqd")
+"""For `adapters.low_rank`: addresses of Aᵀ (R, O), of B (R, I), and of bias (O) or 0, each contiguous float32; R; s."""
 
 
 def digest_of(content: bytes) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.adapter import Adapter
+from adapters.adapter import RECORD, Adapter
 from adapters.base_layer import BaseLayer
-from adapters.low_rank import RECORD, add_low_rank_terms
+from adapters.low_rank import add_low_rank_terms
 
 _NO_TERM = RECORD.pack(0, 0, 0, 0, 0.0)
 

@@ -1,7 +1,6 @@
 """The low-rank terms of many adapters in one walk over the rows: compiled for the CPU by numba."""
 
 # N rows · I in_features · O out_features · R rank · C choices
-from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from adapters.matrices import Float32
 Indices = NDArray[np.int64]
 
 _POINTER = types.CPointer(float32)
-RECORD = Struct("<qqqqd")
-"""One choice: the addresses of Aᵀ (R, O), of B (R, I), and of bias (O) or 0, each contiguous float32; R; s."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -68,7 +65,7 @@ _compiled = njit(
 def add_low_rank_terms(y_NO: Float32, x_NI: Float32, records: bytes, choice_N: Indices, order_N: Indices) -> None:
     """y[n] += s·((x[n]·Bᵀ)·Aᵀ + bias) with the factors of choice n, for the rows in their order, copying none of them.
 
-    `records`: a `RECORD` a choice, with R = 0 for no term; whoever calls keeps what they point to alive.
+    `records`: an `adapters.adapter.RECORD` a choice, with R = 0 for no term; whoever calls keeps what they point to alive.
     """
     table_C5 = np.frombuffer(records, dtype=np.int64).reshape(-1, 5)
     _compiled(y_NO, x_NI, table_C5, table_C5.view(np.float64), choice_N, order_N)
