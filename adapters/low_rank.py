@@ -65,7 +65,7 @@ _compiled = njit(
 def add_low_rank_terms(y_NO: Float32, x_NI: Float32, records: bytes, choice_N: Indices, order_N: Indices) -> None:
     """y[n] += s·((x[n]·Bᵀ)·Aᵀ + bias) with the factors of choice n, for the rows in their order, copying none of them.
 
-    `records`: an `adapters.adapter.RECORD` a choice, with R = 0 for no term; whoever calls keeps what they point to alive.
+    `records`: an `adapters.adapter.RECORD` a choice, with R = 0 for no term; the caller keeps what they point to alive.
     """
     table_C5 = np.frombuffer(records, dtype=np.int64).reshape(-1, 5)
     _compiled(y_NO, x_NI, table_C5, table_C5.view(np.float64), choice_N, order_N)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import simdjson
 
-from adapters.base_layer import BaseLayer, load_base_layer
+from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
 from adapters.errors import FeatureSpaceMismatch
 from adapters.job_queue import JobQueue
@@ -15,6 +15,7 @@ from adapters.residency import Residency
 from adapters.resolution import Resolver
 from app.batching import Batcher
 from app.lookup import Lookup
+from app.opening import load_base, open_queue
 from app.settings import Settings
 
 
@@ -52,22 +53,6 @@ class Service:
                 )
 
 
-def load_base(settings: Settings) -> BaseLayer:
-    """The base layer that the settings name; raises `BaseNotLoadable`."""
-    return load_base_layer(**base_arguments(settings))
-
-
-def base_arguments(settings: Settings) -> dict[str, str]:
-    """What `load_base_layer` is called with, here and in the process that fits."""
-    return {
-        "source": settings.base,
-        "weight_key": settings.base_weight_key,
-        "bias_key": settings.base_bias_key,
-        "device": settings.device,
-        "dtype": settings.dtype,
-    }
-
-
 def open_service(settings: Settings, *, now: Callable[[], float] = time.time) -> Service:
     """Load the base and open the data folder; raises `BaseNotLoadable`."""
     base = load_base(settings)
@@ -84,8 +69,3 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
         resolver=resolver,
         batcher=Batcher(base, lookup, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows),
     )
-
-
-def open_queue(catalog: Catalog, settings: Settings, *, now: Callable[[], float] = time.time) -> JobQueue:
-    """The queue in the catalogue's database."""
-    return JobQueue(catalog.database, catalog.blobs, now=now, lease_seconds=settings.lease_seconds)

@@ -12,7 +12,7 @@ from adapters.training.fitter import Fitter
 from adapters.training.trainer import Trainer
 from app import logs
 from app.lifecycle import EXIT_CONFIG, stop_on_signals, when_parent_ends
-from app.service import base_arguments, load_base, open_queue
+from app.opening import base_arguments, load_base, open_queue
 from app.settings import Settings, load_settings
 
 

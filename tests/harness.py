@@ -18,7 +18,8 @@ import uvicorn
 from adapters.training.fitter import Fitter
 from adapters.training.trainer import Trainer
 from app.main import create_app
-from app.service import Service, base_arguments, open_service
+from app.opening import base_arguments
+from app.service import Service, open_service
 from app.settings import Settings
 
 DEADLINE_SECONDS = 60.0

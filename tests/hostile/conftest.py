@@ -10,7 +10,8 @@ from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer
 from adapters.errors import FitFailed
 from adapters.versions import Publication, Source
-from app.service import Service, load_base
+from app.opening import load_base
+from app.service import Service
 from app.settings import Settings
 from tests.harness import serving
 from tests.hostile.bodies import IN, OUT

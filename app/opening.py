@@ -1,0 +1,30 @@
+"""What API workers and trainers both open, from the settings."""
+
+import time
+from collections.abc import Callable
+
+from adapters.base_layer import BaseLayer, load_base_layer
+from adapters.catalog import Catalog
+from adapters.job_queue import JobQueue
+from app.settings import Settings
+
+
+def load_base(settings: Settings) -> BaseLayer:
+    """The base layer that the settings name; raises `BaseNotLoadable`."""
+    return load_base_layer(**base_arguments(settings))
+
+
+def base_arguments(settings: Settings) -> dict[str, str]:
+    """What `load_base_layer` is called with, here and in the process that fits."""
+    return {
+        "source": settings.base,
+        "weight_key": settings.base_weight_key,
+        "bias_key": settings.base_bias_key,
+        "device": settings.device,
+        "dtype": settings.dtype,
+    }
+
+
+def open_queue(catalog: Catalog, settings: Settings, *, now: Callable[[], float] = time.time) -> JobQueue:
+    """The queue in the catalogue's database."""
+    return JobQueue(catalog.database, catalog.blobs, now=now, lease_seconds=settings.lease_seconds)
