@@ -51,7 +51,7 @@ class Adapter:
     rslora: bool = False
     feature_space: str | None = None
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """R, at least 1; it may be above min(O, I)."""
         return self.b_RI.shape[0]

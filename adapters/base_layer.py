@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ _GENERATED = re.compile(r"(random|identity|zeros):([0-9,]+)")
 _MAX_FEATURES = 2**20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class BaseLayer:
     """`y = x·Wᵀ + b`. Loaded once, never written.
 
@@ -36,12 +37,12 @@ class BaseLayer:
     fingerprint: str
     weight_norm: float
 
-    @property
+    @cached_property
     def in_features(self) -> int:
         """I, the width of a row that goes in."""
         return self.weight_OI.shape[1]
 
-    @property
+    @cached_property
     def out_features(self) -> int:
         """O, the width of a row that comes out."""
         return self.weight_OI.shape[0]
@@ -54,7 +55,7 @@ class BaseLayer:
             return x_NI.new_zeros(len(x_NI), self.out_features)
         return torch.nn.functional.linear(x_NI, self.weight_OI, self.bias_O)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the layer computes."""
         return self.weight_OI.device

@@ -1,7 +1,8 @@
 """The rule for names, aliases and references."""
 
 import re
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from adapters.errors import InvalidName, InvalidReference, WrongType
 
@@ -33,8 +34,7 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """What a request asks for: a name with a version number or an alias (`live` where neither is said)."""
 
     name: str
@@ -58,8 +58,10 @@ def parse_reference(text: object, *, field: str = "adapter", row: int | None = N
             given=text,
             expected=expected,
         )
-    name, at, selector = text.partition("@")
-    if not _NAME.fullmatch(name):
+    reference = _reference(text) if len(text) <= _LONGEST_REFERENCE else None
+    if reference is not None:
+        return reference
+    if not _NAME.fullmatch(text.partition("@")[0]):
         raise InvalidName(
             f"{field} does not start with a name: {NAME_RULE}",
             field=field,
@@ -67,12 +69,6 @@ def parse_reference(text: object, *, field: str = "adapter", row: int | None = N
             given=text,
             expected=NAME_RULE,
         )
-    if not at:
-        return Reference(name)
-    if _VERSION.fullmatch(selector) and len(text) <= _LONGEST_REFERENCE:
-        return Reference(name, version=int(selector))
-    if _ALIAS.fullmatch(selector):
-        return Reference(name, alias=selector)
     raise InvalidReference(
         f"after the @ of {field} comes a version number from 1 on or an alias",
         field=field,
@@ -80,3 +76,16 @@ def parse_reference(text: object, *, field: str = "adapter", row: int | None = N
         given=text,
         expected=expected,
     )
+
+
+# Most requests name what others named before.
+@lru_cache(2**15)
+def _reference(text: str) -> Reference | None:
+    name, at, selector = text.partition("@")
+    if not _NAME.fullmatch(name):
+        return None
+    if not at:
+        return Reference(name)
+    if _VERSION.fullmatch(selector):
+        return Reference(name, version=int(selector))
+    return Reference(name, alias=selector) if _ALIAS.fullmatch(selector) else None

@@ -53,17 +53,18 @@ class Version:
 
         A version that was made under no feature space makes no claim about its encoder, and passes.
         """
-        who = f"{self.adapter}@{self.version}"
         if self.base != base.fingerprint:
             raise BaseMismatch(
-                f"{who} was made for the base layer {self.base}, this service has {base.fingerprint}",
+                f"{self.adapter}@{self.version} was made for the base layer {self.base},"
+                f" this service has {base.fingerprint}",
                 field="adapter",
                 given=self.base,
                 expected=base.fingerprint,
             )
         if self.feature_space is not None and self.feature_space != feature_space:
             raise FeatureSpaceMismatch(
-                f"{who} is for the feature space {self.feature_space!r}, this service has {feature_space!r}",
+                f"{self.adapter}@{self.version} is for the feature space {self.feature_space!r},"
+                f" this service has {feature_space!r}",
                 field="adapter",
                 given=self.feature_space,
                 expected=feature_space,

@@ -49,6 +49,7 @@ class Batcher:
         self._rows = 0
         """Of everything that is not answered yet."""
         self._engaged = False
+        self._seen = 0
         self._computing = False
         self._locked_since: float | None = None
         self._fetches: set[asyncio.Task[None]] = set()
@@ -98,6 +99,12 @@ class Batcher:
 
     def _start(self) -> None:
         """Run one batch of what waits now."""
+        if self._seen < len(self._arrived) and self._rows < self._batch_rows:
+            # What its sockets hold already joins: a turn of the loop reads it, and while that brings more, another.
+            self._seen = len(self._arrived)
+            asyncio.get_running_loop().call_soon(self._start)
+            return
+        self._seen = 0
         try:
             self._prepare()
             slices = self._next_batch()
@@ -183,31 +190,37 @@ class Batcher:
     def _run(self, slices: list[Slice]) -> None:
         choices: dict[Adapter | None, int] = {}
         choice_M: list[int] = []
-        for part in slices:
-            adapters = part.ticket.adapters
-            for choice in part.ticket.choice_N[part.begin : part.end]:
-                choice_M.append(choices.setdefault(adapters[choice], len(choices)))
-        x_MI = np.concatenate([part.ticket.question.inputs_NI[part.begin : part.end] for part in slices])
-        arguments = x_MI, list(choices), choice_M
-        if self._is_quick(slices, len(x_MI)):
+        parts: list[Float32] = []
+        ranks = 0
+        for ticket, begin, end in slices:
+            parts.append(ticket.question.inputs_NI[begin:end])
+            ranks += (end - begin) * ticket.rank
+            for choice in ticket.choice_N[begin:end]:
+                choice_M.append(choices.setdefault(ticket.adapters[choice], len(choices)))
+        arguments = parts, list(choices), choice_M
+        if self._is_quick(len(choice_M), ranks):
             self._answer(slices, self._forward(*arguments))
             return
         self._computing = True
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._forward, *arguments)
         work.add_done_callback(lambda work: self._computed(slices, work))
 
-    def _is_quick(self, slices: list[Slice], M: int) -> bool:
+    def _is_quick(self, M: int, ranks: int) -> bool:
         base = self._base
-        ranks = sum((part.end - part.begin) * part.ticket.rank for part in slices)
         # A low-rank term has no rows to share its factors with: four times the cost of as much of the base GEMM.
         multiplications = M * base.in_features * base.out_features + 4 * ranks * (base.in_features + base.out_features)
         return base.device.type == "cpu" and multiplications <= _INLINE_MULTIPLICATIONS
 
-    def _forward(self, x_MI: Float32, choices: Sequence[Adapter | None], choice_M: Sequence[int]) -> _Answers:
+    def _forward(
+        self, parts: Sequence[Float32], choices: Sequence[Adapter | None], choice_M: Sequence[int]
+    ) -> _Answers:
         begin = time.perf_counter()
-        x = torch.from_numpy(x_MI).to(self._base.weight_OI)
-        y_MO = mixed_forward(self._base, x, choices, choice_M).float().cpu().numpy()
-        return y_MO, time.perf_counter() - begin
+        x_MI = torch.from_numpy(np.concatenate(parts))
+        if self._base.device.type == "cpu":
+            y_MO = mixed_forward(self._base, x_MI, choices, choice_M)
+        else:
+            y_MO = mixed_forward(self._base, x_MI.to(self._base.weight_OI), choices, choice_M).float().cpu()
+        return y_MO.numpy(), time.perf_counter() - begin
 
     def _computed(self, slices: list[Slice], work: "asyncio.Future[_Answers]") -> None:
         self._computing = False

@@ -12,7 +12,6 @@ from starlette.requests import ClientDisconnect
 from adapters.adapter import Adapter
 from adapters.errors import OutputNotFinite, RequestTimeout
 from adapters.matrices import Float32
-from adapters.names import Reference
 from adapters.versions import Version
 from app.questions import Question
 
@@ -65,8 +64,9 @@ class Ticket:
     ) -> None:
         self.question = question
         self.future = future
-        self.choices: Sequence[Reference | None] = list(dict.fromkeys(question.references))
+        self.choices = question.references
         if question.by_row:
+            self.choices = list(dict.fromkeys(question.references))
             position = {reference: index for index, reference in enumerate(self.choices)}
             self.choice_N = [position[reference] for reference in question.references]
         else:

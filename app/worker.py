@@ -1,5 +1,6 @@
 """One process that answers requests, on a socket that the supervisor listens on."""
 
+import gc
 import socket
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from app.lifecycle import EXIT_CONFIG, when_parent_ends
 from app.main import create_app
 from app.service import Service, open_service
 from app.settings import load_settings
+from app.wire import Protocol
 
 _DRAIN_SECONDS = 0.5
 
@@ -55,6 +57,7 @@ def main() -> None:
         sys.exit(EXIT_CONFIG)
     config = uvicorn.Config(
         create_app(service),
+        http=Protocol,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -66,6 +69,9 @@ def main() -> None:
         timeout_graceful_shutdown=int(max(settings.shutdown_grace_seconds - 2, settings.shutdown_grace_seconds / 2)),
     )
     server = _Server(config, service)
+    # What stands now stands for good. To walk over all of it takes the collector 0.2 s, in which nothing is answered.
+    gc.collect()
+    gc.freeze()
     when_parent_ends(server.stop)
     server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
     service.close()
