@@ -36,7 +36,8 @@ async def read_question(service: Service, body: bytes) -> Question:
 
 async def write_answer(question: Question, outcome: Outcome) -> bytes:
     """The body of the answer."""
-    outputs = await write_numbers(outcome.outputs_NO)
+    numbers = outcome.outputs_NO
+    outputs = _written(numbers) if numbers.size <= _NUMBERS_AT_ONCE else await write_numbers(numbers)
     if question.by_row:
         described = [None if version is None else _describe(version) for version in outcome.versions]
         which = orjson.dumps(_by_row(described, outcome.choice_N))
@@ -49,17 +50,21 @@ async def write_answer(question: Question, outcome: Outcome) -> bytes:
 async def write_numbers(numbers: Float32) -> bytes:
     """An array as JSON; between the parts of a large one, others get their turn."""
     if numbers.size <= _NUMBERS_AT_ONCE:
-        return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
+        return _written(numbers)
     step = max(1, _NUMBERS_AT_ONCE * len(numbers) // numbers.size)
     parts = []
     for begin in range(0, len(numbers), step):
-        parts.append(orjson.dumps(numbers[begin : begin + step], option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+        parts.append(_written(numbers[begin : begin + step])[1:-1])
         await asyncio.sleep(0)
     return b"[%b]" % b",".join(parts)
 
 
 def _describe(version: Version) -> dict[str, object]:
     return {"name": version.adapter, "version": version.version, "digest": version.digest}
+
+
+def _written(numbers: Float32) -> bytes:
+    return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 @lru_cache(2**14)

@@ -97,7 +97,7 @@ class Ticket:
     def pin(self, versions: Sequence[Version | None], adapters: Sequence[Adapter | None]) -> None:
         """Say what the choices mean, for all of its rows: delete and replace change nothing from here on."""
         self.versions, self.adapters = versions, adapters
-        self.rank = max(0 if adapter is None else adapter.rank for adapter in adapters)
+        self.rank = max([0 if adapter is None else adapter.rank for adapter in adapters])
 
     def fail(self, error: Exception) -> None:
         """End it with an error, unless it has ended."""

@@ -1,6 +1,7 @@
-"""uvicorn's HTTP/1.1, where the head and the body of an answer leave in one write.
+"""uvicorn's HTTP/1.1, where the head and the body of an answer leave in one write, after those of its batch are made.
 
-uvicorn makes two: each is a packet that wakes the reader, and the two cost 50 µs.
+uvicorn makes two writes at once. Each is a packet that wakes the reader: a write takes 50 µs between two answers that
+are being made, and half of it next to other writes.
 """
 
 import asyncio
@@ -8,13 +9,16 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+_MOST_HELD_BYTES = 2**16
+
 
 class JoinedWrites:
-    """A transport that holds a write for the next one, until the loop's next turn at most."""
+    """A transport that holds what is written in one turn of the loop until the next turn."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._held: bytes | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
         self._call_soon = asyncio.get_running_loop().call_soon
         self.is_closing = transport.is_closing
 
@@ -23,12 +27,12 @@ class JoinedWrites:
 
     def write(self, data: bytes) -> None:
         """Send `data` after all that was given before."""
-        if self._held is None:
-            self._held = data
+        if not self._held:
             self._call_soon(self._flush)
-        else:
-            held, self._held = self._held, None
-            self._transport.writelines((held, data))
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > _MOST_HELD_BYTES:
+            self._flush()
 
     def close(self) -> None:
         """Close once everything is sent."""
@@ -36,9 +40,10 @@ class JoinedWrites:
         self._transport.close()
 
     def _flush(self) -> None:
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._transport.write(held)
+        if self._held:
+            held, self._held, self._held_bytes = self._held, [], 0
+            if not self.is_closing():
+                self._transport.writelines(held)
 
 
 class Protocol(HttpToolsProtocol):

@@ -16,6 +16,7 @@ from app.schemas import PredictRequest
 from app.service import Service
 
 router = APIRouter(tags=["predict"])
+_JSON = JSON.encode()
 _HINT = ": send fewer rows in each request, or the binary form (POST /v2/models/{name}/infer with binary tensors)"
 
 
@@ -23,7 +24,8 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
     """Answer a `POST /predict`, which the edge hands over as it came."""
     headers = dict(scope["headers"])
     try:
-        content_type(headers.get(b"content-type", b"").decode("latin-1"), JSON)
+        if headers.get(b"content-type") != _JSON:
+            content_type(headers.get(b"content-type", b"").decode("latin-1"), JSON)
         check_feature_space(service, headers, scope)
         timeout = timeout_seconds(headers)
         body = await read_body(headers, receive, max_bytes=service.settings.max_predict_json_bytes, hint=_HINT)
@@ -35,7 +37,7 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
         return
     except ClientDisconnect:
         return
-    await answer(send, content, [(b"content-type", b"application/json"), server_timing(outcome)])
+    await answer(send, content, [(b"content-type", _JSON), server_timing(outcome)])
 
 
 @router.post("/predict", openapi_extra=documented({JSON: PredictRequest}))
