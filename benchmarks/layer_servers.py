@@ -51,8 +51,9 @@ class LayerServers:
             ready = json_request([0.5] * self._shape.in_features, name_of(0))
         self._stack.callback(server.stop)
         server.wait_until(ready)
-        if name == "ours-many":
-            touch(server.port, self._shape, range(self._plan.many_tenants))
+        if name.startswith("ours"):
+            # The figures are those of a service that has been up for a while, not of a cold start.
+            touch(server.port, self._shape, range(self._tenants(name)))
         return server
 
     def _start_peer(self, name: str) -> Server:
@@ -68,13 +69,16 @@ class LayerServers:
 
     def _start_ours(self, name: str) -> Server:
         plan = self._plan
-        tenants = {"ours-one": 1, "ours-some": plan.tenants}.get(name, plan.many_tenants)
+        tenants = self._tenants(name)
         if tenants not in self._stores:
             folder = self._folder / f"store-{tenants}"
             self._stores[tenants] = make_store(folder, self._shape, tenants=tenants, rank=RANK)
         room = plan.tenants if name == "ours-short" else 2 * tenants
         budget = room * memory_bytes(self._shape, RANK)
         return start_service(self._stores[tenants], base_name(self._shape), cache_bytes=budget)
+
+    def _tenants(self, name: str) -> int:
+        return {"ours-one": 1, "ours-some": self._plan.tenants}.get(name, self._plan.many_tenants)
 
 
 def touch(port: int, shape: Shape, numbers: range) -> None:
