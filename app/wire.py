@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1, where the head and the body of an answer leave in one write, after those of its batch are made.
 
-uvicorn makes two writes at once. Each is a packet that wakes the reader: a write takes 50 µs between two answers that
-are being made, and half of it next to other writes.
+uvicorn makes two writes at once. Each is a packet that wakes the reader, and takes about 50 µs between two answers
+that are being made.
 """
 
 import asyncio
