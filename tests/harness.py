@@ -145,7 +145,11 @@ class ServiceProcess:
                 self.kill_group()
 
     def __enter__(self) -> "ServiceProcess":
-        return self.wait_until_ready()
+        try:
+            return self.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.close()
