@@ -24,7 +24,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 def test_what_a_turn_of_the_loop_brings_joins_the_batch_that_is_about_to_start(service: Service) -> None:
     question = Question(np.ones((1, service.base.in_features), np.float32), [None])
 
-    async def scene() -> list[Outcome]:
+    async def scene() -> tuple[Outcome, Outcome]:
         first = asyncio.create_task(service.batcher.ask(question))
         await asyncio.sleep(0)
         return await asyncio.gather(first, service.batcher.ask(question))
