@@ -1,10 +1,12 @@
 """The process that fits, and the hold on it."""
 
+import os
 import queue
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -26,6 +28,17 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
     finally:
         fitter.kill()
     assert (frame["frame"], frame["error"]["code"]) == ("error", "base_changed")
+
+
+def test_it_runs_where_nothing_else_wants_the_core() -> None:
+    before = set(psutil.Process().children())
+    fitter = Fitter({"source": "zeros:2,2"})
+    try:
+        fitter.start()
+        (process,) = set(psutil.Process().children()) - before
+        assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+    finally:
+        fitter.kill()
 
 
 def test_an_adapter_that_was_cut_off_is_no_adapter() -> None:
