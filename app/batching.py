@@ -29,6 +29,10 @@ _INLINE_MULTIPLICATIONS = 2**26
 _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_LOCK_SECONDS = 5.0
 _LOCK_RETRY_SECONDS = 0.001
+_REFUSAL_SECONDS = 0.002
+_LONGEST_REFUSAL_SECONDS = 1.0
+"""A refusal costs a third of an answer, and whoever has it is back at once: a crowd is told one by one, and the first
+without delay."""
 
 
 _Answers = tuple[Float32, float]
@@ -48,6 +52,8 @@ class Batcher:
         """Those whose versions and adapters are known."""
         self._rows = 0
         """Of everything that is not answered yet."""
+        self._refused = 0.0
+        """When the last refusal is told."""
         self._engaged = False
         self._seen = 0
         self._computing = False
@@ -59,6 +65,17 @@ class Batcher:
         """Give back the threads, once nothing is asked any more."""
         self._thread.shutdown()
         self._lookup.close()
+
+    async def admit(self, rows: int = 1) -> None:
+        """Raises `QueueFull` where so many rows more are too many; alone, a request may be larger than the queue."""
+        if self._rows and self._rows + rows > self._queue_rows:
+            now = time.monotonic()
+            self._refused = min(max(now, self._refused + _REFUSAL_SECONDS), now + _LONGEST_REFUSAL_SECONDS)
+            await asyncio.sleep(self._refused - now)
+            raise QueueFull(
+                f"at most {self._queue_rows} rows may wait: try again in a moment",
+                expected=f"at most {self._queue_rows} rows waiting",
+            )
 
     async def ask(
         self,
@@ -73,12 +90,7 @@ class Batcher:
         `RequestTimeout`, `ClientDisconnect`, `OutputNotFinite`, and what `Lookup` raises.
         """
         rows = len(question.inputs_NI)
-        # Alone, a request may be larger than the queue.
-        if self._rows and self._rows + rows > self._queue_rows:
-            raise QueueFull(
-                f"{self._rows} rows wait, and at most {self._queue_rows} may: try again in a moment",
-                expected=f"at most {self._queue_rows} rows waiting",
-            )
+        await self.admit(rows)
         wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
         ticket = Ticket(question, asyncio.get_running_loop().create_future(), wait_seconds=wait, gone=gone)
         self._rows += rows
