@@ -76,6 +76,19 @@ class BlobStore:
             raise BlobCorrupt(f"the file {name} ends before byte {offset + length}")
         return content
 
+    def read_cached(self, name: str, *, offset: int, length: int) -> bytes | None:
+        """The same where the kernel has these bytes in memory: None rather than wait for the disk."""
+        content = bytearray(length)
+        try:
+            file = os.open(f"{self._folder}/{name}", os.O_RDONLY)
+            try:
+                read = os.preadv(file, [content], offset, os.RWF_NOWAIT)
+            finally:
+                os.close(file)
+        except OSError:
+            return None
+        return bytes(content) if read == length else None
+
     def path(self, name: str) -> Path:
         """Where a blob lies."""
         return self._folder / name

@@ -1,6 +1,7 @@
 """What a question's references mean, and their adapters: at hand, or fetched by threads off the event loop."""
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -17,6 +18,8 @@ from app.gathering import Gathering
 from app.tickets import Ticket
 
 _THREADS = 1
+_AT_ONCE_SECONDS = 0.001
+"""So long a batch takes in what the kernel has in memory: a hop to a thread costs several times what that does."""
 Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
 _Asked = tuple[View, Reference]
 V = TypeVar("V")
@@ -36,6 +39,7 @@ class Lookup:
         # By view: what was asked before a commit must not answer what is asked after it.
         self._versions: Gathering[_Asked, Version] = Gathering(_resolve, self._resolving)
         self._adapters: Gathering[Version, Adapter] = Gathering(self._load, self._loading)
+        self._at_once_until = 0.0
 
     def close(self) -> None:
         """Give back the threads."""
@@ -44,6 +48,7 @@ class Lookup:
 
     def look(self) -> View:
         """A view that is not older than this call; raises `CatalogBusy`."""
+        self._at_once_until = time.perf_counter() + _AT_ONCE_SECONDS
         return self._resolver.look()
 
     def at_hand(self, view: View, ticket: Ticket) -> Found | None:
@@ -60,6 +65,8 @@ class Lookup:
                 return None
             self._check(version, reference, ticket)
             adapter = self._residency.get(version.digest)
+            if adapter is None and time.perf_counter() < self._at_once_until:
+                adapter = self._residency.load_cached(version)
             if adapter is None:
                 return None
             versions.append(version)

@@ -73,7 +73,7 @@ def main() -> None:
     # What stands now stands for good. To walk over all of it takes the collector 0.2 s, in which nothing is answered.
     gc.collect()
     gc.freeze()
-    # Each batch makes thousands of objects, and all of them go without the collector's help.
+    # A batch makes more objects than the collector's default, and all of them go without its help.
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     when_parent_ends(server.stop)
     server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])

@@ -17,8 +17,8 @@ SHAPE = WIDE
 FACTOR = 3
 _PEAK_CONNECTIONS = 64
 _CONNECTIONS = 512
-_QUEUE_ROWS = 256
-"""So small that this many connections, with a row each, can fill the queue."""
+_QUEUE_ROWS = _PEAK_CONNECTIONS
+"""As much in flight as at the peak, and the other connections come on top."""
 
 
 def measure(plan: Plan, folder: Path) -> dict[str, Any]:

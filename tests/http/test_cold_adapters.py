@@ -56,13 +56,17 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     """A slow one."""
-    disk, read = Disk(), BlobStore.read
+    disk, read, cached = Disk(), BlobStore.read, BlobStore.read_cached
 
     def slowly(self: BlobStore, name: str, *, offset: int = 0, length: int = -1) -> bytes:
         disk.wait((name, offset))
         return read(self, name, offset=offset, length=length)
 
+    def never(self: BlobStore, name: str, *, offset: int, length: int) -> bytes | None:
+        return None if (name, offset) in disk.slow else cached(self, name, offset=offset, length=length)
+
     monkeypatch.setattr(BlobStore, "read", slowly)
+    monkeypatch.setattr(BlobStore, "read_cached", never)
     yield disk
     disk.give()
 
