@@ -1,6 +1,7 @@
 """Which adapters are in memory, and who may go on using one that is not any more."""
 
 import gc
+import os
 import random
 import threading
 import weakref
@@ -133,3 +134,35 @@ def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: p
     assert answer.json()["adapter"] == {"name": "acme", "version": 1, "digest": make_adapter(1).digest}
     outputs = torch.tensor(answer.json()["outputs"], dtype=torch.float64)
     torch.testing.assert_close(outputs, dense_answer(make_adapter(1)), rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_kernel_has_in_memory_is_taken_at_once(catalog: Catalog) -> None:
+    version = catalog.find(Reference(_fleet(catalog)[7]))
+    with catalog.blobs.path(version.file).open("rb") as file:
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError:
+            pytest.skip("this file system cannot tell")
+    residency = Residency(BASE, catalog.blobs, budget_bytes=100 * ONE)
+    adapter = residency.load_cached(version)
+    assert adapter is not None
+    assert residency.get(version.digest) is adapter
+    answer = mixed_forward(BASE, INPUTS_NI, [adapter], [0] * len(INPUTS_NI))
+    torch.testing.assert_close(answer.double(), dense_answer(make_adapter(7)), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_taken_at_once_is_checked_like_everything_else(catalog: Catalog) -> None:
+    names = _fleet(catalog)
+    version = catalog.find(Reference(names[7]))
+    residency = Residency(BASE, catalog.blobs, budget_bytes=100 * ONE)
+    path = catalog.blobs.path(version.file)
+    content = bytearray(path.read_bytes())
+    content[version.offset + version.bytes - 1] ^= 1
+    path.write_bytes(content)
+    assert residency.load_cached(version) is None
+    path.write_bytes(content[: version.offset + version.bytes - 1])
+    assert residency.load_cached(version) is None
+    path.unlink()
+    assert residency.load_cached(version) is None
+    assert residency.get(version.digest) is None
+    assert Residency(BASE, catalog.blobs, budget_bytes=ONE // 2).load_cached(catalog.find(Reference(names[8]))) is None
