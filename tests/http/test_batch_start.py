@@ -1,12 +1,14 @@
-"""When a batch starts."""
+"""When a batch starts, and when those are told that it has no room for."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from adapters.errors import QueueFull
 from app.questions import Question
 from app.service import Service, open_service
 from app.settings import Settings
@@ -32,3 +34,30 @@ def test_what_a_turn_of_the_loop_brings_joins_the_batch_that_is_about_to_start(s
     first, second = asyncio.run(scene())
     # To the nanosecond: they were measured once.
     assert first.forward_seconds == second.forward_seconds
+
+
+def test_a_crowd_is_refused_one_by_one_and_the_first_at_once(tmp_path: Path) -> None:
+    service = open_service(Settings(data_dir=tmp_path, queue_rows=1))
+    question = Question(np.ones((1, service.base.in_features), np.float32), [None])
+
+    async def told(begin: float) -> float:
+        with pytest.raises(QueueFull):
+            await service.batcher.admit()
+        return time.monotonic() - begin
+
+    async def scene() -> list[float]:
+        # As if a batch were being computed all the time.
+        service.batcher._engaged = True
+        waiting = asyncio.create_task(service.batcher.ask(question))
+        await asyncio.sleep(0)
+        begin = time.monotonic()
+        seconds = await asyncio.gather(*(told(begin) for _ in range(50)))
+        waiting.cancel()
+        return seconds
+
+    seconds = asyncio.run(scene())
+    service.close()
+    # 2 ms apart.
+    assert seconds[0] < 0.05
+    assert seconds[-1] > 0.09
+    assert seconds == sorted(seconds)

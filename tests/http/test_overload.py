@@ -133,28 +133,6 @@ def test_a_full_queue_refuses_what_it_has_no_room_for_and_answers_the_rest(servi
     _check_it_is_idle(service)
 
 
-def test_a_crowd_is_refused_one_by_one_and_the_first_at_once(service: ServiceProcess) -> None:
-    crowd_size = 100
-
-    async def scene(crowd: Crowd) -> list[float]:
-        backlog = await _fill(crowd)
-        begin = time.perf_counter()
-
-        async def seconds_to_refusal() -> float | None:
-            answer = await crowd.ask(SINGLES[0].body)
-            return time.perf_counter() - begin if _is_refused(answer) else None
-
-        told = await asyncio.gather(*(seconds_to_refusal() for _ in range(crowd_size)))
-        await asyncio.gather(*backlog)
-        return sorted(seconds for seconds in told if seconds is not None)
-
-    told = together(service.client.base_url, scene)
-    print(f"{len(told)} refused, the first after {told[0]:.3f} s, the last after {told[-1]:.3f} s")
-    assert len(told) > crowd_size / 2
-    assert told[-1] - told[0] > 0.0015 * len(told)
-    assert told[0] < told[-1] / 2
-
-
 def test_a_request_larger_than_the_queue_is_answered_when_nobody_waits(service: ServiceProcess) -> None:
     for name in ("light", None):
         question = Question(name, 3 * QUEUE_ROWS)
