@@ -77,7 +77,10 @@ class BlobStore:
         return content
 
     def read_cached(self, name: str, *, offset: int, length: int) -> bytes | None:
-        """The same where the kernel has these bytes in memory: None rather than wait for the disk."""
+        """The same where the kernel has these bytes in memory: None rather than wait for the disk.
+
+        None too where the kernel cannot tell: only Linux can, and not on every file system.
+        """
         content = bytearray(length)
         try:
             file = os.open(f"{self._folder}/{name}", os.O_RDONLY)
@@ -85,7 +88,7 @@ class BlobStore:
                 read = os.preadv(file, [content], offset, os.RWF_NOWAIT)
             finally:
                 os.close(file)
-        except OSError:
+        except (AttributeError, OSError):
             return None
         return bytes(content) if read == length else None
 

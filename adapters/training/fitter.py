@@ -39,8 +39,8 @@ class Fitter:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        # It takes what answering leaves. Some sandboxes know no such class.
-        with suppress(OSError):
+        # It takes what answering leaves. Only Linux knows this class, and not in every sandbox.
+        with suppress(AttributeError, OSError):
             os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
         self._frames = queue.SimpleQueue()
         threading.Thread(target=_read_frames, args=(self._process, self._frames), daemon=True).start()

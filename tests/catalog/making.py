@@ -1,10 +1,12 @@
 """Adapters to publish, and the dense layer that says what they must answer."""
 
 # N rows · I in_features · O out_features · R rank
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from adapters.adapter import Adapter
@@ -32,6 +34,15 @@ def publication(name: str, seed: int = 0, **fields: object) -> Publication:
 def put(catalog: Catalog, name: str, seed: int = 0) -> Version:
     """Publish `make_adapter(seed)` under a name."""
     return catalog.put(publication(name, seed))[0]
+
+
+def skip_unless_cached(file: Path) -> None:
+    """Skip the test where the kernel does not say of this file, just written, that it has it in memory."""
+    with file.open("rb") as opened:
+        try:
+            os.preadv(opened.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        except (AttributeError, OSError):
+            pytest.skip("this system cannot tell what is in memory")
 
 
 def as_upload(adapter: Adapter) -> dict[str, object]:

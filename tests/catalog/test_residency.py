@@ -19,7 +19,16 @@ from adapters.forward import mixed_forward
 from adapters.names import Reference
 from adapters.residency import Residency
 from adapters.versions import Version
-from tests.catalog.making import BASE, INPUTS_NI, as_upload, dense_answer, make_adapter, publication, put
+from tests.catalog.making import (
+    BASE,
+    INPUTS_NI,
+    as_upload,
+    dense_answer,
+    make_adapter,
+    publication,
+    put,
+    skip_unless_cached,
+)
 from tests.conftest import Serve
 
 ADAPTERS = 60
@@ -138,17 +147,23 @@ def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: p
 
 def test_what_the_kernel_has_in_memory_is_taken_at_once(catalog: Catalog) -> None:
     version = catalog.find(Reference(_fleet(catalog)[7]))
-    with catalog.blobs.path(version.file).open("rb") as file:
-        try:
-            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
-        except OSError:
-            pytest.skip("this file system cannot tell")
+    skip_unless_cached(catalog.blobs.path(version.file))
     residency = Residency(BASE, catalog.blobs, budget_bytes=100 * ONE)
     adapter = residency.load_cached(version)
     assert adapter is not None
     assert residency.get(version.digest) is adapter
     answer = mixed_forward(BASE, INPUTS_NI, [adapter], [0] * len(INPUTS_NI))
     torch.testing.assert_close(answer.double(), dense_answer(make_adapter(7)), rtol=1e-5, atol=1e-5)
+
+
+def test_where_the_kernel_cannot_tell_nothing_is_taken_at_once(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = catalog.find(Reference(_fleet(catalog)[7]))
+    monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+    residency = Residency(BASE, catalog.blobs, budget_bytes=100 * ONE)
+    assert residency.load_cached(version) is None
+    assert residency.load(version).memory_bytes == ONE
 
 
 def test_what_is_taken_at_once_is_checked_like_everything_else(catalog: Catalog) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -37,6 +38,15 @@ def test_it_runs_where_nothing_else_wants_the_core() -> None:
         fitter.start()
         (process,) = set(psutil.Process().children()) - before
         assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+    finally:
+        fitter.kill()
+
+
+def test_it_runs_on_systems_without_that_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "SCHED_IDLE", raising=False)
+    fitter = Fitter({"source": "zeros:2,2"})
+    try:
+        assert eventually(lambda: fitter.is_ready(0.1), what="a process that fits")
     finally:
         fitter.kill()
 
