@@ -31,7 +31,7 @@ _LONGEST_LOCK_SECONDS = 5.0
 _LOCK_RETRY_SECONDS = 0.001
 _REFUSAL_SECONDS = 0.002
 _LONGEST_REFUSAL_SECONDS = 1.0
-"""A refusal costs a third of an answer, and whoever has it is back at once: a crowd is told one by one, and the first
+"""Whoever is refused is back at once, and refusing takes time from answering: a crowd is told one by one, and the first
 without delay."""
 
 
@@ -53,7 +53,7 @@ class Batcher:
         self._rows = 0
         """Of everything that is not answered yet."""
         self._refused = 0.0
-        """When the last refusal is told."""
+        """When the last refusal is told: seconds of the monotonic clock."""
         self._engaged = False
         self._seen = 0
         self._computing = False
@@ -66,12 +66,16 @@ class Batcher:
         self._thread.shutdown()
         self._lookup.close()
 
-    async def admit(self, rows: int = 1) -> None:
-        """Raises `QueueFull` where so many rows more are too many; alone, a request may be larger than the queue."""
+    async def admit(self, rows: int = 1, *, timeout_seconds: float | None = None) -> None:
+        """Raises `QueueFull` where so many rows more are too many; alone, a request may be larger than the queue.
+
+        It is raised up to a second late, and never later than `timeout_seconds`.
+        """
         if self._rows and self._rows + rows > self._queue_rows:
             now = time.monotonic()
             self._refused = min(max(now, self._refused + _REFUSAL_SECONDS), now + _LONGEST_REFUSAL_SECONDS)
-            await asyncio.sleep(self._refused - now)
+            wait = self._refused - now
+            await asyncio.sleep(wait if timeout_seconds is None else min(wait, timeout_seconds))
             raise QueueFull(
                 f"at most {self._queue_rows} rows may wait: try again in a moment",
                 expected=f"at most {self._queue_rows} rows waiting",
@@ -90,7 +94,7 @@ class Batcher:
         `RequestTimeout`, `ClientDisconnect`, `OutputNotFinite`, and what `Lookup` raises.
         """
         rows = len(question.inputs_NI)
-        await self.admit(rows)
+        await self.admit(rows, timeout_seconds=timeout_seconds)
         wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
         ticket = Ticket(question, asyncio.get_running_loop().create_future(), wait_seconds=wait, gone=gone)
         self._rows += rows

@@ -36,7 +36,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
         check_feature_space(service, headers, scope)
         header_length = _header_length(scope["headers"])
         timeout = timeout_seconds(headers)
-        await service.batcher.admit()
+        await service.batcher.admit(timeout_seconds=timeout)
         body = await _body(service, headers, receive, header_length)
         # The exact reading of JSON takes half a millisecond for 16 KiB.
         at_once = _BINARY_INLINE if header_length is not None else _JSON_INLINE

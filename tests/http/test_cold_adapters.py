@@ -16,7 +16,7 @@ from adapters.blobs import BlobStore
 from adapters.names import Reference
 from app.service import Service
 from tests.adapters import dense
-from tests.catalog.making import BASE, INPUTS_NI, make_adapter
+from tests.catalog.making import BASE, INPUTS_NI, make_adapter, skip_unless_cached
 from tests.conftest import Serve
 from tests.harness import eventually
 from tests.http.crowd import Crowd, code, outputs, publish, together
@@ -120,6 +120,23 @@ def test_a_cold_adapter_is_read_once_and_holds_no_warm_one_up(serve: Serve, disk
     together(client.base_url, scene)
     assert len(disk.reads) == len(disk.slow)
     assert set(disk.reads) == disk.slow
+
+
+def test_what_the_kernel_has_in_memory_needs_no_thread(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Room for a few: asked for in turn, each has left when its turn comes again.
+    client, service = serve(cache_bytes=5 * make_adapter(0).memory_bytes)
+    publish(service.catalog, service.base, {name: make_adapter(seed) for name, seed in SEEDS.items()})
+    for name in SEEDS:
+        # What it means is known from here on.
+        client.post("/predict", json=_body(name)).raise_for_status()
+    skip_unless_cached(service.catalog.blobs.path(service.catalog.find(Reference("warm")).file))
+
+    def by_a_thread(*_: object, **__: object) -> bytes:
+        raise AssertionError("a thread read it")
+
+    monkeypatch.setattr(BlobStore, "read", by_a_thread)
+    for name in SEEDS:
+        _check(client.post("/predict", json=_body(name)), name)
 
 
 def test_a_read_that_fails_is_everybody_s_error_who_waited_and_is_tried_again(serve: Serve, disk: Disk) -> None:

@@ -133,6 +133,21 @@ def test_a_full_queue_refuses_what_it_has_no_room_for_and_answers_the_rest(servi
     _check_it_is_idle(service)
 
 
+def test_a_refusal_does_not_wait_for_the_body(service: ServiceProcess) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+
+    async def scene(crowd: Crowd) -> bytes:
+        backlog = await _fill(crowd)
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(head)
+        status = await asyncio.wait_for(reader.readline(), 30)
+        writer.close()
+        await asyncio.gather(*backlog)
+        return status
+
+    assert together(service.client.base_url, scene).split()[1] == b"429"
+
+
 def test_a_request_larger_than_the_queue_is_answered_when_nobody_waits(service: ServiceProcess) -> None:
     for name in ("light", None):
         question = Question(name, 3 * QUEUE_ROWS)
