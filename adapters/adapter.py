@@ -26,7 +26,7 @@ RECORD = Struct("<qqqqd")
 """For `adapters.low_rank`: addresses of Aᵀ (R, O), of B (R, I), and of bias (O) or 0, each contiguous float32; R; s."""
 
 
-def digest_of(content: bytes) -> str:
+def digest_of(content: bytes | bytearray) -> str:
     """`sha256:` and the 64 hex digits of `content`."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
@@ -146,11 +146,11 @@ def _layout(header: bytes) -> _Layout:
     return _Layout(about, {name: (entry["data_offsets"][0], entry["shape"]) for name, entry in entries.items()})
 
 
-def from_canonical_bytes(content: bytes) -> Adapter:
+def from_canonical_bytes(content: bytes | bytearray) -> Adapter:
     """The adapter that was stored as `content`; raises `BlobCorrupt` where it is not such a file."""
     try:
         begin = 8 + int.from_bytes(content[:8], "little")
-        layout = _layout(content[8:begin])
+        layout = _layout(bytes(content[8:begin]))
         tensors = {}
         for name, (offset, shape) in layout.tensors.items():
             flat = np.frombuffer(content, dtype="<f4", count=math.prod(shape), offset=begin + offset)

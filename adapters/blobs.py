@@ -76,7 +76,7 @@ class BlobStore:
             raise BlobCorrupt(f"the file {name} ends before byte {offset + length}")
         return content
 
-    def read_cached(self, name: str, *, offset: int, length: int) -> bytes | None:
+    def read_cached(self, name: str, *, offset: int, length: int) -> bytearray | None:
         """The same where the kernel has these bytes in memory: None rather than wait for the disk.
 
         None too where the kernel cannot tell: only Linux can, and not on every file system.
@@ -90,7 +90,7 @@ class BlobStore:
                 os.close(file)
         except (AttributeError, OSError):
             return None
-        return bytes(content) if read == length else None
+        return content if read == length else None
 
     def path(self, name: str) -> Path:
         """Where a blob lies."""

@@ -60,18 +60,20 @@ class Batcher:
         self._locked_since: float | None = None
         self._fetches: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, "forward")
+        self._loop: asyncio.AbstractEventLoop
 
     def close(self) -> None:
         """Give back the threads, once nothing is asked any more."""
         self._thread.shutdown()
         self._lookup.close()
 
-    async def admit(self, rows: int = 1, *, timeout_seconds: float | None = None) -> None:
-        """Raises `QueueFull` where so many rows more are too many; alone, a request may be larger than the queue.
+    def has_room(self, rows: int = 1) -> bool:
+        """Whether so many rows more may wait; alone, a request may be larger than the queue."""
+        return not self._rows or self._rows + rows <= self._queue_rows
 
-        It is raised up to a second late, and never later than `timeout_seconds`.
-        """
-        if self._rows and self._rows + rows > self._queue_rows:
+    async def admit(self, rows: int = 1, *, timeout_seconds: float | None = None) -> None:
+        """Raises `QueueFull` where there is no room: up to a second late, and never later than `timeout_seconds`."""
+        if not self.has_room(rows):
             now = time.monotonic()
             self._refused = min(max(now, self._refused + _REFUSAL_SECONDS), now + _LONGEST_REFUSAL_SECONDS)
             wait = self._refused - now
@@ -93,32 +95,52 @@ class Batcher:
         `timeout_seconds` may only shorten the minute that a question waits at most. Raises `QueueFull`,
         `RequestTimeout`, `ClientDisconnect`, `OutputNotFinite`, and what `Lookup` raises.
         """
-        rows = len(question.inputs_NI)
-        await self.admit(rows, timeout_seconds=timeout_seconds)
+        await self.admit(len(question.inputs_NI), timeout_seconds=timeout_seconds)
         wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
-        ticket = Ticket(question, asyncio.get_running_loop().create_future(), wait_seconds=wait, gone=gone)
-        self._rows += rows
+        ticket = self.enter(question, wait_seconds=wait, gone=gone)
+        try:
+            return await ticket.future
+        finally:
+            self.leave(ticket)
+
+    def enter(
+        self,
+        question: Question,
+        *,
+        wait_seconds: float = _LONGEST_WAIT_SECONDS,
+        gone: Callable[[], Awaitable[None]] | None = None,
+    ) -> Ticket:
+        """The same for whoever has seen that there is room: the ticket whose future ends as `ask` does.
+
+        Whoever entered must `leave` when the future has ended, or after cancelling it.
+        """
+        if not self._arrived:
+            # Once a batch: it is a system call.
+            self._loop = asyncio.get_running_loop()
+        ticket = Ticket(question, self._loop.create_future(), wait_seconds=wait_seconds, gone=gone)
+        self._rows += ticket.rows
         self._arrived.append(ticket)
         if self._computing:
             ticket.linger()
         self._engage()
-        try:
-            return await ticket.future
-        finally:
-            ticket.leave()
-            self._rows -= rows
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Nobody waits for this ticket any more."""
+        ticket.leave()
+        self._rows -= ticket.rows
 
     def _engage(self) -> None:
         if not self._engaged and (self._arrived or self._ready):
             self._engaged = True
-            asyncio.get_running_loop().call_soon(self._start)
+            self._loop.call_soon(self._start)
 
     def _start(self) -> None:
         """Run one batch of what waits now."""
         if self._seen < len(self._arrived) and self._rows < self._batch_rows:
             # What its sockets hold already joins: a turn of the loop reads it, and while that brings more, another.
             self._seen = len(self._arrived)
-            asyncio.get_running_loop().call_soon(self._start)
+            self._loop.call_soon(self._start)
             return
         self._seen = 0
         try:
@@ -131,7 +153,7 @@ class Batcher:
         except CatalogBusy as error:
             self._locked_since = self._locked_since or time.monotonic()
             if time.monotonic() - self._locked_since < _LONGEST_LOCK_SECONDS:
-                asyncio.get_running_loop().call_later(_LOCK_RETRY_SECONDS, self._start)
+                self._loop.call_later(_LOCK_RETRY_SECONDS, self._start)
             else:
                 self._give_up(error)
         except Exception as error:
@@ -150,9 +172,9 @@ class Batcher:
         view = self._lookup.look()
         self._locked_since = None
         arrived, self._arrived = self._arrived, []
+        now = time.perf_counter()
         for ticket in arrived:
-            ticket.expire()
-            if ticket.future.done():
+            if ticket.ended(now):
                 continue
             try:
                 found = self._lookup.at_hand(view, ticket)
@@ -161,7 +183,7 @@ class Batcher:
                 continue
             if found is None:
                 ticket.linger_soon()
-                fetch = asyncio.get_running_loop().create_task(self._fetch(view, ticket))
+                fetch = self._loop.create_task(self._fetch(view, ticket))
                 # The loop holds its tasks weakly.
                 self._fetches.add(fetch)
                 fetch.add_done_callback(self._fetches.discard)
@@ -182,18 +204,18 @@ class Batcher:
 
     def _next_batch(self) -> list[Slice]:
         """From those that are ready, of each its fair share of the batch, and then the rest in their order."""
+        now = time.perf_counter()
         tickets: list[Ticket] = []
         while self._ready and len(tickets) < self._batch_rows:
             ticket = self._ready.popleft()
-            ticket.expire()
-            if not ticket.future.done():
+            if not ticket.ended(now):
                 tickets.append(ticket)
-        if not tickets:
-            return []
+        lefts = [ticket.left_rows for ticket in tickets]
+        if sum(lefts) <= self._batch_rows:
+            return [ticket.take(left, now) for ticket, left in zip(tickets, lefts, strict=True)]
         share = self._batch_rows // len(tickets)
-        counts = [min(ticket.left_rows, share) for ticket in tickets]
+        counts = [min(left, share) for left in lefts]
         room = self._batch_rows - sum(counts)
-        now = time.perf_counter()
         slices = []
         for ticket, count in zip(tickets, counts, strict=True):
             more = min(ticket.left_rows - count, room)
@@ -218,7 +240,7 @@ class Batcher:
             self._answer(slices, self._forward(*arguments))
             return
         self._computing = True
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._forward, *arguments)
+        work = self._loop.run_in_executor(self._thread, self._forward, *arguments)
         work.add_done_callback(lambda work: self._computed(slices, work))
 
     def _is_quick(self, M: int, ranks: int) -> bool:

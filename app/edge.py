@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
 
@@ -39,8 +39,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        theirs = headers.get(REQUEST_ID, b"")
-        request_id = theirs if _CLIENTS_ID.fullmatch(theirs) else b"%b%012x" % (_OURS, next(_COUNT))
+        request_id = request_id_of(headers)
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         started = ended = False
         read = 0
@@ -75,6 +74,12 @@ class Edge:
             if not started:
                 failed = InternalError(f"the service failed on this request; its id is {request_id.decode()}")
                 await answer_at(scope["path"], failed)(scope, receive, send_with_id)
+
+
+def request_id_of(headers: Mapping[bytes, bytes]) -> bytes:
+    """The client's own where it is fit to be sent back, else a new one."""
+    theirs = headers.get(REQUEST_ID)
+    return theirs if theirs and _CLIENTS_ID.fullmatch(theirs) else b"%b%012x" % (_OURS, next(_COUNT))
 
 
 async def _discard(receive: Receive, most_bytes: int) -> None:

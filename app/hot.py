@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -10,11 +11,21 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.errors import OutOfRange, WrongType
 from app.edge import too_large
+from app.questions import Question
 from app.service import Service
 from app.tickets import Outcome
 
 HotCall = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
+Headers = Sequence[tuple[bytes, bytes]]
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+class Small(NamedTuple):
+    """A request that can be answered at once, without the framework and without ASGI."""
+
+    question: Question
+    written: Callable[[Outcome], tuple[bytes, Headers]]
+    """An outcome → the body and the headers of its 200."""
 
 
 class Handed(Response):
@@ -48,9 +59,9 @@ async def read_body(headers: Mapping[bytes, bytes], receive: Receive, *, max_byt
         chunks.append(chunk)
 
 
-async def answer(send: Send, body: bytes, headers: Sequence[tuple[bytes, bytes]]) -> None:
+async def answer(send: Send, body: bytes, headers: Headers) -> None:
     """A 200 with these headers and its length."""
-    length = (b"content-length", str(len(body)).encode())
+    length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": 200, "headers": [length, *headers]})
     await send({"type": "http.response.body", "body": body})
 

@@ -26,7 +26,6 @@ from app.inference_header import (
     read_header_again,
 )
 from app.inference_models import BASE_VERSION
-from app.prediction import write_numbers
 
 _STORED: Mapping[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
@@ -170,18 +169,20 @@ def check_named(header: Header, model: str) -> None:
         )
 
 
-async def write_answer(
-    header: Header, model: str, version: Version | None, outputs_NO: Float32
+def write_answer(
+    header: Header, model: str, version: Version | None, outputs_NO: Float32, data: bytes | None
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and how many bytes of it are JSON where the rest is the tensor."""
+    """The body of an answer, and how many bytes of it are JSON where the rest is the tensor.
+
+    `data` are the numbers as JSON, None where the client wants the tensor.
+    """
     rows, columns = outputs_NO.shape
     about = "" if header.id is None else f'"id":{json.dumps(header.id)},'
     begin = (
         f'{{"model_name":"{model}","model_version":"{BASE_VERSION if version is None else version.version}",{about}'
         f'"outputs":[{{"name":"{OUTPUT}","datatype":"FP32","shape":[{rows},{columns}],'
     )
-    if not header.binary_output:
-        data = await write_numbers(outputs_NO.reshape(-1))
+    if data is not None:
         return b'%b"data":%b}]}' % (begin.encode(), data), None
     tensor = outputs_NO.astype(_STORED["FP32"], copy=False).tobytes()
     text = f'{begin}"parameters":{{"binary_data_size":{len(tensor)}}}}}]}}'.encode()

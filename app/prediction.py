@@ -13,19 +13,17 @@ from app.questions import Question, read_exactly, read_quickly
 from app.service import Service
 from app.tickets import Outcome
 
-_NUMBERS_AT_ONCE = 2**15
+NUMBERS_AT_ONCE = 2**15
 """About a millisecond of writing, which holds up everything else."""
-_BYTES_INLINE = 2**18
+BYTES_AT_ONCE = 2**18
 """About half a millisecond of parsing: more is done by a thread."""
-
-
 _NOBODY = orjson.dumps({"adapter": None})
 
 
 async def read_question(service: Service, body: bytes) -> Question:
     """What a body asks; raises the `InvalidInput` or `NotJson` that says what is wrong with it."""
     base, max_rows = service.base, service.settings.max_rows
-    if len(body) <= _BYTES_INLINE:
+    if len(body) <= BYTES_AT_ONCE:
         question = read_quickly(body, base, max_rows=max_rows, parser=service.parser)
     else:
         question = await asyncio.to_thread(read_quickly, body, base, max_rows=max_rows)
@@ -34,10 +32,8 @@ async def read_question(service: Service, body: bytes) -> Question:
     return question
 
 
-async def write_answer(question: Question, outcome: Outcome) -> bytes:
-    """The body of the answer."""
-    numbers = outcome.outputs_NO
-    outputs = _written(numbers) if numbers.size <= _NUMBERS_AT_ONCE else await write_numbers(numbers)
+def write_answer(question: Question, outcome: Outcome, outputs: bytes) -> bytes:
+    """The body of the answer, with its numbers as `write_numbers` has them."""
     if question.by_row:
         described = [None if version is None else _describe(version) for version in outcome.versions]
         which = orjson.dumps(_by_row(described, outcome.choice_N))
@@ -47,24 +43,25 @@ async def write_answer(question: Question, outcome: Outcome) -> bytes:
     return b'{"outputs":%b,%b' % (outputs, which[1:])
 
 
-async def write_numbers(numbers: Float32) -> bytes:
-    """An array as JSON; between the parts of a large one, others get their turn."""
-    if numbers.size <= _NUMBERS_AT_ONCE:
-        return _written(numbers)
-    step = max(1, _NUMBERS_AT_ONCE * len(numbers) // numbers.size)
+def write_numbers(numbers: Float32) -> bytes:
+    """An array as JSON."""
+    return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+async def write_many_numbers(numbers: Float32) -> bytes:
+    """The same; between the parts of a large array, others get their turn."""
+    if numbers.size <= NUMBERS_AT_ONCE:
+        return write_numbers(numbers)
+    step = max(1, NUMBERS_AT_ONCE * len(numbers) // numbers.size)
     parts = []
     for begin in range(0, len(numbers), step):
-        parts.append(_written(numbers[begin : begin + step])[1:-1])
+        parts.append(write_numbers(numbers[begin : begin + step])[1:-1])
         await asyncio.sleep(0)
     return b"[%b]" % b",".join(parts)
 
 
 def _describe(version: Version) -> dict[str, object]:
     return {"name": version.adapter, "version": version.version, "digest": version.digest}
-
-
-def _written(numbers: Float32) -> bytes:
-    return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 @lru_cache(2**14)

@@ -42,7 +42,7 @@ def read_quickly(
         request: Any = (parser or simdjson.Parser()).parse(body)
         names = sorted(request.keys())  # one that stands twice comes twice
         rows = request["inputs"]
-        flat = np.frombuffer(rows.as_buffer(of_type="d"), dtype=np.float64)
+        flat = np.frombuffer(rows.as_buffer(of_type="d"))
         N, I = len(rows), base.in_features
         if not 1 <= N <= max_rows or (len(rows[0]) != I if N == 1 else any(len(row) != I for row in rows)):
             return None

@@ -50,6 +50,7 @@ class Ticket:
         "future",
         "question",
         "rank",
+        "rows",
         "taken_rows",
         "versions",
     )
@@ -71,6 +72,7 @@ class Ticket:
             self.choice_N = [position[reference] for reference in question.references]
         else:
             self.choice_N = [0] * len(question.inputs_NI)
+        self.rows = len(self.choice_N)
         self.versions: Sequence[Version | None] = ()
         self.adapters: Sequence[Adapter | None] = ()
         self.rank = 0
@@ -85,14 +87,9 @@ class Ticket:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def rows(self) -> int:
-        """N."""
-        return len(self.choice_N)
-
-    @property
     def left_rows(self) -> int:
         """Rows that no batch has taken yet."""
-        return len(self.choice_N) - self.taken_rows
+        return self.rows - self.taken_rows
 
     def pin(self, versions: Sequence[Version | None], adapters: Sequence[Adapter | None]) -> None:
         """Say what the choices mean, for all of its rows: delete and replace change nothing from here on."""
@@ -104,10 +101,11 @@ class Ticket:
         if not self.future.done():
             self.future.set_exception(error)
 
-    def expire(self) -> None:
-        """End it where its time is up."""
-        if time.perf_counter() > self._deadline:
+    def ended(self, now: float) -> bool:
+        """Whether it has an outcome, or its time is up `now`."""
+        if now > self._deadline:
             self.fail(self._timeout())
+        return self.future.done()
 
     def take(self, rows: int, now: float) -> "Slice":
         """The next rows, for a batch that begins `now`."""

@@ -16,7 +16,7 @@ from app.lifecycle import EXIT_CONFIG, when_parent_ends
 from app.main import create_app
 from app.service import Service, open_service
 from app.settings import load_settings
-from app.wire import Protocol
+from app.wire import connections
 
 _DRAIN_SECONDS = 0.5
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
@@ -58,7 +58,7 @@ def main() -> None:
         sys.exit(EXIT_CONFIG)
     config = uvicorn.Config(
         create_app(service),
-        http=Protocol,
+        http=connections(service),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -21,6 +21,7 @@ from app.main import create_app
 from app.opening import base_arguments
 from app.service import Service, open_service
 from app.settings import Settings
+from app.wire import connections
 
 DEADLINE_SECONDS = 60.0
 LORAPLEX = Path(sys.executable).with_name("loraplex")
@@ -60,10 +61,20 @@ def train(client: httpx.Client, **body: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(settings: Settings, *, trainer: bool = False) -> Iterator[tuple[httpx.Client, Service]]:
+def serving(
+    settings: Settings, *, trainer: bool = False, keep_alive_seconds: int = 60
+) -> Iterator[tuple[httpx.Client, Service]]:
     """One worker in a thread, on a real socket; with `trainer`, one that trains too (its fits are real processes)."""
     service = open_service(settings)
-    config = uvicorn.Config(create_app(service), log_config=None, access_log=False, ws="none", server_header=False)
+    config = uvicorn.Config(
+        create_app(service),
+        http=connections(service),
+        log_config=None,
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=keep_alive_seconds,
+    )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     threads = [threading.Thread(target=server.run, kwargs={"sockets": [listener]})]

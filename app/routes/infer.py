@@ -9,16 +9,20 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
-from app.hot import answer, check_feature_space, disconnected, read_body, server_timing, timeout_seconds
-from app.inference_header import HEADER_LENGTH
+from app.hot import Headers, Small, answer, check_feature_space, disconnected, read_body, server_timing, timeout_seconds
+from app.inference_header import HEADER_LENGTH, Header
 from app.inference_models import reference_of
 from app.inference_protocol import check_named, read_request, write_answer
+from app.prediction import write_many_numbers
 from app.problems import BodyTooLarge, RouteNotFound, UnsupportedMediaType, protocol_error
 from app.questions import Question
 from app.service import Service
+from app.tickets import Outcome
 
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 """The paths that this answers; what else there is under `/v2` is FastAPI's."""
+URL_END = b"/infer"
+_PLAIN_PATH = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer")
 _HINT = ": send fewer rows in each request, or the numbers as binary data"
 _MOST_DIGITS = 12
 _JSON_INLINE = 2**14
@@ -52,14 +56,40 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
             timeout_seconds=min(waits, default=None),
             gone=partial(disconnected, receive),
         )
-        content, text_length = await write_answer(header, model, outcome.versions[0], outcome.outputs_NO)
+        data = None if header.binary_output else await write_many_numbers(outcome.outputs_NO.reshape(-1))
     except ClientDisconnect:
         return
     except LoraplexError as error:
         await protocol_error(error)(scope, receive, send)
         return
-    kind = [_JSON] if text_length is None else [_BINARY, (_HEADER_LENGTH, b"%d" % text_length)]
-    await answer(send, content, [*kind, server_timing(outcome)])
+    await answer(send, *_answer(header, model, outcome, data))
+
+
+def read_small(service: Service, url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
+    """A small infer request, where it has the binary form that most have."""
+    named = _PLAIN_PATH.fullmatch(url)
+    length = headers.get(_HEADER_LENGTH)
+    if named is None or length is None:
+        return None
+    model, version = named[1].decode(), None if named[2] is None else named[2].decode()
+    try:
+        reference = reference_of(model, version)
+        header, inputs_NI = read_request(
+            body, _whole_number(length), service.base.in_features, service.settings.max_rows
+        )
+        check_named(header, model)
+    except LoraplexError:
+        return None
+    if header.timeout_seconds is not None or not header.binary_output:
+        return None
+    return Small(Question(inputs_NI, [reference]), lambda outcome: _answer(header, model, outcome, None))
+
+
+def _answer(header: Header, model: str, outcome: Outcome, data: bytes | None) -> tuple[bytes, Headers]:
+    content, text_length = write_answer(header, model, outcome.versions[0], outcome.outputs_NO, data)
+    if text_length is None:
+        return content, (_JSON, server_timing(outcome))
+    return content, (_BINARY, (_HEADER_LENGTH, b"%d" % text_length), server_timing(outcome))
 
 
 def _model(path: str) -> tuple[str, str | None]:

@@ -1,5 +1,6 @@
 """`POST /predict`."""
 
+from collections.abc import Mapping
 from functools import partial
 
 from fastapi import APIRouter, Response
@@ -9,14 +10,28 @@ from starlette.types import Receive, Scope, Send
 from adapters.errors import LoraplexError
 from app.bodies import JSON, content_type, documented
 from app.dependencies import ServiceOf
-from app.hot import Handed, answer, check_feature_space, disconnected, read_body, server_timing, timeout_seconds
-from app.prediction import read_question, write_answer
+from app.hot import (
+    Handed,
+    Headers,
+    Small,
+    answer,
+    check_feature_space,
+    disconnected,
+    read_body,
+    server_timing,
+    timeout_seconds,
+)
+from app.prediction import read_question, write_answer, write_many_numbers, write_numbers
 from app.problems import problem
+from app.questions import Question, read_quickly
 from app.schemas import PredictRequest
 from app.service import Service
+from app.tickets import Outcome
 
 router = APIRouter(tags=["predict"])
+URL = b"/predict"
 _JSON = JSON.encode()
+_CONTENT_TYPE = (b"content-type", _JSON)
 _HINT = ": send fewer rows in each request, or the binary form (POST /v2/models/{name}/infer with binary tensors)"
 
 
@@ -32,13 +47,27 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
         body = await read_body(headers, receive, max_bytes=service.settings.max_predict_json_bytes, hint=_HINT)
         question = await read_question(service, body)
         outcome = await service.batcher.ask(question, timeout_seconds=timeout, gone=partial(disconnected, receive))
-        content = await write_answer(question, outcome)
+        outputs = await write_many_numbers(outcome.outputs_NO)
     except LoraplexError as error:
         await problem(error)(scope, receive, send)
         return
     except ClientDisconnect:
         return
-    await answer(send, content, [(b"content-type", _JSON), server_timing(outcome)])
+    await answer(send, *_answer(question, outcome, outputs))
+
+
+def read_small(service: Service, _url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
+    """A small `POST /predict`, where it has the form that most have."""
+    if headers.get(b"content-type") != _JSON:
+        return None
+    question = read_quickly(body, service.base, max_rows=service.settings.max_rows, parser=service.parser)
+    if question is None:
+        return None
+    return Small(question, lambda outcome: _answer(question, outcome, write_numbers(outcome.outputs_NO)))
+
+
+def _answer(question: Question, outcome: Outcome, outputs: bytes) -> tuple[bytes, Headers]:
+    return write_answer(question, outcome, outputs), (_CONTENT_TYPE, server_timing(outcome))
 
 
 @router.post("/predict", openapi_extra=documented({JSON: PredictRequest}))

@@ -1,0 +1,107 @@
+"""Small requests in the form that most have, from a connection to the queue and back: no task, no ASGI, no framework.
+
+What is taken here is answered in the bytes with which the ASGI application would answer it. Everything else (a doubt
+about the body, a header that asks for something, a full queue) is left to that.
+"""
+
+import logging
+from http import HTTPStatus
+from typing import NamedTuple
+
+from adapters.errors import LoraplexError
+from app.edge import request_id_of
+from app.hot import Headers, Small
+from app.prediction import BYTES_AT_ONCE, NUMBERS_AT_ONCE
+from app.problems import InternalError, answer_at
+from app.routes import infer, predict
+from app.service import Service
+from app.tickets import Ticket
+
+_MOST_DIGITS = 12
+_ASKING_FOR_MORE = frozenset(
+    {b"content-encoding", b"expect", b"transfer-encoding", b"upgrade", b"x-feature-space", b"x-request-timeout"}
+)
+_STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+log = logging.getLogger(__name__)
+
+
+class Asked(NamedTuple):
+    """A request that is in the queue."""
+
+    small: Small
+    ticket: Ticket
+    request_id: bytes
+    path: str
+
+
+class Direct:
+    """One worker's, for all of its connections."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._batcher = service.batcher
+        settings = service.settings
+        self._most_bytes = min(BYTES_AT_ONCE, settings.max_predict_json_bytes, settings.max_body_bytes)
+        self._most_rows = NUMBERS_AT_ONCE // service.base.out_features
+
+    def may_take(self, url: bytes, headers: Headers) -> bool:
+        """Whether a POST with this head is worth reading here."""
+        named = dict(headers)
+        length = named.get(b"content-length", b"")
+        return (
+            (url == predict.URL or url.endswith(infer.URL_END))
+            and len(named) == len(headers)
+            and _ASKING_FOR_MORE.isdisjoint(named)
+            and length.isdigit()
+            and len(length) <= _MOST_DIGITS
+            and int(length) <= self._most_bytes
+            and self._batcher.has_room()
+        )
+
+    def ask(self, url: bytes, headers: Headers, body: bytes) -> Asked | None:
+        """Put a request into the queue, or None where it is not for here."""
+        named = dict(headers)
+        read = predict.read_small if url == predict.URL else infer.read_small
+        try:
+            small = read(self._service, url, named, body)
+        except Exception:
+            log.exception("a request to %r could not be read at once", url[:100])
+            return None
+        if small is None:
+            return None
+        rows = len(small.question.inputs_NI)
+        if rows > self._most_rows or not self._batcher.has_room(rows):
+            return None
+        return Asked(small, self._batcher.enter(small.question), request_id_of(named), url.decode())
+
+    def answer(self, asked: Asked, given: Headers, *, keep_alive: bool) -> bytes | None:
+        """The whole answer of one whose future is done, with the headers that are `given`; None where nobody waits."""
+        self._batcher.leave(asked.ticket)
+        if asked.ticket.future.cancelled():
+            return None
+        status = 200
+        try:
+            body, headers = asked.small.written(asked.ticket.future.result())
+        except Exception as error:
+            if not isinstance(error, LoraplexError):
+                log.exception("request %s: POST %s failed", asked.request_id.decode(), asked.path)
+                error = InternalError(f"the service failed on request {asked.request_id.decode()}; its log says why")
+            response = answer_at(asked.path, error)
+            # Its length is among its headers, and is written below.
+            status, body = response.status_code, bytes(response.body)
+            headers = [header for header in response.raw_headers if header[0] != b"content-length"]
+        lines = [b"%b: %b\r\n" % header for header in (*given, *headers)]
+        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+        return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n%b%b" % (
+            _STATUS_LINE[status],
+            len(body),
+            b"".join(lines),
+            asked.request_id,
+            end,
+            body,
+        )
+
+    def forget(self, asked: Asked) -> None:
+        """Its client has gone: it leaves the queue."""
+        asked.ticket.future.cancel()
