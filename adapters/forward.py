@@ -12,6 +12,8 @@ from adapters.adapter import RECORD, Adapter
 from adapters.base_layer import BaseLayer
 from adapters.low_rank import add_low_rank_terms
 
+_WALKED_ALONE = 512
+"""Rows times rank: with more, two GEMMs are faster than the walk where all rows are one adapter's."""
 _NO_TERM = RECORD.pack(0, 0, 0, 0, 0.0)
 
 
@@ -30,10 +32,13 @@ def mixed_forward(base: BaseLayer, x_NI: Tensor, choices: Sequence[Adapter | Non
     The answer may have numbers that are not finite where the inputs and factors are large.
     """
     y_NO = base.forward(x_NI)
-    if len(choices) == 1:
-        if choices[0] is not None:
-            y_NO += low_rank_term(x_NI, choices[0])
-    elif x_NI.device.type == "cpu":
+    if all(adapter is None for adapter in choices):
+        return y_NO
+    on_cpu = x_NI.device.type == "cpu"
+    only = choices[0] if len(choices) == 1 else None
+    if only is not None and (not on_cpu or only.rank * len(x_NI) > _WALKED_ALONE):
+        y_NO += low_rank_term(x_NI, only)
+    elif on_cpu:
         chosen_N = np.asarray(choice_N, dtype=np.int64)
         # In runs: an adapter's factors stay in the processor's cache from one of its rows to the next.
         order_N = chosen_N.argsort(kind="stable")

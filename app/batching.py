@@ -237,7 +237,12 @@ class Batcher:
                 choice_M.append(choices.setdefault(ticket.adapters[choice], len(choices)))
         arguments = parts, list(choices), choice_M
         if self._is_quick(len(choice_M), ranks):
-            self._answer(slices, self._forward(*arguments))
+            try:
+                answers = self._forward(*arguments)
+            except Exception as error:
+                self._fail(slices, error)
+            else:
+                self._answer(slices, answers)
             return
         self._computing = True
         work = self._loop.run_in_executor(self._thread, self._forward, *arguments)
@@ -266,7 +271,10 @@ class Batcher:
         assert error is None or isinstance(error, Exception)
         if error is None:
             self._answer(slices, work.result())
-            return
+        else:
+            self._fail(slices, error)
+
+    def _fail(self, slices: list[Slice], error: Exception) -> None:
         for part in slices:
             part.ticket.fail(error)
         self._disengage()

@@ -101,7 +101,7 @@ class Protocol(HttpToolsProtocol):
         parser = self.parser
         if (
             parser.get_method() == b"POST"
-            and (self.cycle is None or self.cycle.response_complete)
+            and getattr(self.cycle, "response_complete", True)  # there is none at first
             and self._direct.may_take(self.url, self.headers)
             and parser.should_keep_alive()
             and parser.get_http_version() == "1.1"

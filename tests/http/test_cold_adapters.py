@@ -62,7 +62,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
         disk.wait((name, offset))
         return read(self, name, offset=offset, length=length)
 
-    def never(self: BlobStore, name: str, *, offset: int, length: int) -> bytes | None:
+    def never(self: BlobStore, name: str, *, offset: int, length: int) -> bytearray | None:
         return None if (name, offset) in disk.slow else cached(self, name, offset=offset, length=length)
 
     monkeypatch.setattr(BlobStore, "read", slowly)
