@@ -70,6 +70,12 @@ def training_ratio(results: Results) -> float | None:
     return median(each["training"]["p99_ms"] / each["idle"]["p99_ms"] for each in rounds) if rounds else None
 
 
+def limit_beside_loop_ratio(results: Results) -> float | None:
+    """The same of the limit beside a loop of the trainer's scheduling class: what the machine does by itself."""
+    rounds = [each for each in results.get("training", {}).get("rounds", []) if "limit_loop" in each]
+    return median(each["limit_loop"]["p99_ms"] / each["limit_idle"]["p99_ms"] for each in rounds) if rounds else None
+
+
 def goodput_ratio(results: Results) -> float | None:
     """Median over rounds of what was answered under overload over the peak just before."""
     rounds = results.get("overload", {}).get("rounds", [])
@@ -123,6 +129,7 @@ BARS = (
     ),
     Bar("cold load of an adapter, p99", lambda results: cold_milliseconds(results, 99), at_most=10, unit=" ms"),
     Bar("at half the peak rate: p99 while a trainer runs over p99 idle", training_ratio, at_most=2),
+    Bar("the limit, at half its own: p99 beside a loop of the trainer's class over p99 idle", limit_beside_loop_ratio),
     Bar("overload at 3× capacity: goodput over peak", goodput_ratio, at_least=0.9),
     Bar("the same: ends that are neither 200 nor 429 with Retry-After", refused_otherwise, at_most=0),
 )

@@ -110,15 +110,24 @@ def _training(results: Results) -> Iterable[str]:
         return
     found = results["training"]
     lines = []
-    for title, kind in (("idle", "idle"), ("while a trainer runs", "training")):
-        each = [one[kind] for one in found["rounds"]]
+    titles = {
+        "idle": "idle",
+        "training": "while a trainer runs",
+        "limit_idle": "the limit, idle",
+        "limit_loop": "the limit, beside a loop of the trainer's scheduling class that does nothing",
+    }
+    for kind, title in titles.items():
+        each = [one[kind] for one in found["rounds"] if kind in one]
+        if not each:
+            continue
         rate = median(one["rate"] for one in each)
         lines.append(
             [title, f"{rate:,.0f}", *(_short(median(one[key] for one in each)) for key in ("p50_ms", "p99_ms"))]
         )
     yield (
         f"## Beside training\n\n`/predict` on {found['layer']}, 1,000 adapters, requests at fixed times at half the "
-        f"peak of {found['peak']:,.0f}/s; a latency counts from when its request was due.\n\n"
+        f"peak of {found['peak']:,.0f}/s; a latency counts from when its request was due. The limit's lines, at half "
+        "its own peak, show what the machine does to a service whose other core is not idle.\n\n"
         + table(["", "requests/s", "p50, ms", "p99, ms"], lines)
     )
 

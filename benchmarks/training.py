@@ -1,8 +1,16 @@
-"""Latency of `/predict` at half the peak rate: while nothing trains, and while a trainer runs without a pause."""
+"""Latency of `/predict` at half the peak rate: while nothing trains, and while a trainer runs without a pause.
+
+Beside it, what the machine itself does to a service whose other cores are not idle: the limit at half its own peak,
+alone and beside a loop that has the trainer's scheduling class and does nothing.
+"""
 
 import json
+import os
+import subprocess
+import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +19,9 @@ import numpy as np
 from benchmarks.failures import BenchFailed
 from benchmarks.offering import offer
 from benchmarks.plan import MIDDLE, RANK, Plan
-from benchmarks.processes import Server, exchange, get, start_service
+from benchmarks.processes import Server, exchange, get, start_peer, start_service
 from benchmarks.progress import say
-from benchmarks.requests import Mix, message, nth_request, write_requests
+from benchmarks.requests import Mix, json_request, message, nth_request, write_requests
 from benchmarks.stores import base_name, make_store
 from benchmarks.wrk import load
 
@@ -37,16 +45,40 @@ def measure(plan: Plan, folder: Path) -> dict[str, Any]:
         stack.callback(server.stop)
         server.wait_until(get("/readyz"))
         server.wait_until(nth_request(requests, 0))
-        load(server.port, requests, connections=_CONNECTIONS, seconds=2)
-        peak = load(server.port, requests, connections=_CONNECTIONS, seconds=plan.load_seconds).requests_per_second
+        peak = _peak(server, requests, plan)
+        limit = start_peer("bare_asgi", folder, in_features=SHAPE.in_features, out_features=SHAPE.out_features)
+        stack.callback(limit.stop)
+        limit.wait_until(json_request([0.5] * SHAPE.in_features, None))
+        limit_peak = _peak(limit, requests, plan)
         for number in range(plan.training_rounds):
             idle = _offer_half(server, requests, peak, plan)
             job = _start_job(server)
             busy = _offer_half(server, requests, peak, plan)
             _end_job(server, job)
-            rounds.append({"round": number, "idle": idle, "training": busy})
-            say(f"training: p99 {idle['p99_ms']:.2f} ms idle, {busy['p99_ms']:.2f} ms beside a trainer")
-    return {"layer": str(SHAPE), "peak": peak, "rounds": rounds}
+            limit_idle = _offer_half(limit, requests, limit_peak, plan)
+            with _loop_of_the_idle_class():
+                limit_busy = _offer_half(limit, requests, limit_peak, plan)
+            measured = {"idle": idle, "training": busy, "limit_idle": limit_idle, "limit_loop": limit_busy}
+            rounds.append({"round": number} | measured)
+            say("training: p99 in ms " + ", ".join(f"{name} {one['p99_ms']:.2f}" for name, one in measured.items()))
+    return {"layer": str(SHAPE), "peak": peak, "limit_peak": limit_peak, "rounds": rounds}
+
+
+def _peak(server: Server, requests: Path, plan: Plan) -> float:
+    load(server.port, requests, connections=_CONNECTIONS, seconds=2)
+    return load(server.port, requests, connections=_CONNECTIONS, seconds=plan.load_seconds).requests_per_second
+
+
+@contextmanager
+def _loop_of_the_idle_class() -> Iterator[None]:
+    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with suppress(AttributeError, OSError):
+            os.sched_setscheduler(loop.pid, os.SCHED_IDLE, os.sched_param(0))
+        yield
+    finally:
+        loop.kill()
+        loop.wait()
 
 
 def _offer_half(server: Server, requests: Path, peak: float, plan: Plan) -> dict[str, Any]:
