@@ -101,7 +101,3 @@ class Direct:
             end,
             body,
         )
-
-    def forget(self, asked: Asked) -> None:
-        """Its client has gone: it leaves the queue."""
-        asked.ticket.future.cancel()

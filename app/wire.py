@@ -89,7 +89,7 @@ class Protocol(HttpToolsProtocol):
         if self._rest_timer is not None:
             self._rest_timer.cancel()
         if self._asked is not None:
-            self._direct.forget(self._asked)
+            self._asked.ticket.future.cancel()
 
     def on_message_begin(self) -> None:
         """A request begins. What ASGI has to know of it is gathered where it becomes an ASGI call."""
@@ -98,6 +98,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its head is here."""
+        # Again: it may have begun before the answer to the one before it.
+        self._rests_since = None
         parser = self.parser
         if (
             parser.get_method() == b"POST"

@@ -230,6 +230,23 @@ def test_a_connection_that_rests_is_closed_and_one_that_is_used_is_not(world: tu
         assert half_sent.recv(2**16).startswith(b"HTTP/1.1 200")
 
 
+def test_a_request_that_began_before_the_last_answer_is_not_taken_for_rest(
+    world: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, service = world
+    small = message(*TAKEN["an adapter"])
+
+    with connect(client) as connection:
+        connection.sendall(small + small[:9])
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+        start = service.batcher._start
+        monkeypatch.setattr(
+            service.batcher, "_start", lambda: service.batcher._loop.call_later(2 * KEEP_ALIVE_SECONDS, start)
+        )
+        connection.sendall(small[9:])
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
 def test_whoever_hangs_up_leaves_the_queue_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(Settings(data_dir=tmp_path, base=f"random:{I},{O},3")) as (client, service):
         # No batch starts.
