@@ -50,7 +50,7 @@ class Direct:
         named = dict(headers)
         length = named.get(b"content-length", b"")
         return (
-            (url == predict.URL or url.endswith(infer.URL_END))
+            (url == predict.URL or infer.PLAIN_URL.fullmatch(url) is not None)
             and len(named) == len(headers)
             and _ASKING_FOR_MORE.isdisjoint(named)
             and length.isdigit()

@@ -21,8 +21,8 @@ from app.tickets import Outcome
 
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 """The paths that this answers; what else there is under `/v2` is FastAPI's."""
-URL_END = b"/infer"
-_PLAIN_PATH = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer")
+PLAIN_URL = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,128})(?:/versions/([0-9]{1,20}))?/infer")
+"""Of these, the ones with nothing in them to decode or to refuse."""
 _HINT = ": send fewer rows in each request, or the numbers as binary data"
 _MOST_DIGITS = 12
 _JSON_INLINE = 2**14
@@ -67,7 +67,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
 
 def read_small(service: Service, url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
     """A small infer request, where it has the binary form that most have."""
-    named = _PLAIN_PATH.fullmatch(url)
+    named = PLAIN_URL.fullmatch(url)
     length = headers.get(_HEADER_LENGTH)
     if named is None or length is None:
         return None
