@@ -25,6 +25,7 @@ from app.inference_header import (
     read_header,
     read_header_again,
 )
+from app.inference_json import read_json_quickly
 from app.inference_models import BASE_VERSION
 
 _STORED: Mapping[str, np.dtype[Any]] = {
@@ -41,6 +42,12 @@ def read_request(body: bytes, header_length: int | None, columns: int, max_rows:
     `header_length` is how many bytes of the body are JSON: None where all are, 0 where the body is the rows
     themselves in FP32. Raises `NotJson` and every `InvalidInput`.
     """
+    quick = read_json_quickly(body, columns, max_rows) if header_length is None else None
+    return quick or read_exactly(body, header_length, columns, max_rows)
+
+
+def read_exactly(body: bytes, header_length: int | None, columns: int, max_rows: int) -> tuple[Header, Float32]:
+    """The same, number by number where they are JSON."""
     if header_length == 0:
         header = _raw(len(body), columns, max_rows)
     elif header_length is None or header_length == len(body):

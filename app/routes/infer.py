@@ -9,11 +9,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
+from adapters.matrices import Float32
 from app.hot import Headers, Small, answer, check_feature_space, disconnected, read_body, server_timing, timeout_seconds
 from app.inference_header import HEADER_LENGTH, Header
+from app.inference_json import read_json_quickly
 from app.inference_models import reference_of
 from app.inference_protocol import check_named, read_request, write_answer
-from app.prediction import write_many_numbers
+from app.prediction import write_many_numbers, write_numbers
 from app.problems import BodyTooLarge, RouteNotFound, UnsupportedMediaType, protocol_error
 from app.questions import Question
 from app.service import Service
@@ -66,23 +68,33 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
 
 
 def read_small(service: Service, url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
-    """A small infer request, where it has the binary form that most have."""
+    """A small infer request, where it has the form that most have."""
     named = PLAIN_URL.fullmatch(url)
-    length = headers.get(_HEADER_LENGTH)
-    if named is None or length is None:
+    if named is None:
         return None
     model, version = named[1].decode(), None if named[2] is None else named[2].decode()
     try:
         reference = reference_of(model, version)
-        header, inputs_NI = read_request(
-            body, _whole_number(length), service.base.in_features, service.settings.max_rows
-        )
+        read = _read_small(service, headers.get(_HEADER_LENGTH), body)
+        if read is None or read[0].timeout_seconds is not None:
+            return None
+        header, inputs_NI = read
         check_named(header, model)
     except LoraplexError:
         return None
-    if header.timeout_seconds is not None or not header.binary_output:
-        return None
-    return Small(Question(inputs_NI, [reference]), lambda outcome: _answer(header, model, outcome, None))
+
+    def written(outcome: Outcome) -> tuple[bytes, Headers]:
+        data = None if header.binary_output else write_numbers(outcome.outputs_NO.reshape(-1))
+        return _answer(header, model, outcome, data)
+
+    return Small(Question(inputs_NI, [reference]), written)
+
+
+def _read_small(service: Service, length: bytes | None, body: bytes) -> tuple[Header, Float32] | None:
+    columns, max_rows = service.base.in_features, service.settings.max_rows
+    if length is None:
+        return read_json_quickly(body, columns, max_rows, parser=service.parser)
+    return read_request(body, _whole_number(length), columns, max_rows)
 
 
 def _answer(header: Header, model: str, outcome: Outcome, data: bytes | None) -> tuple[bytes, Headers]:

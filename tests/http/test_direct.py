@@ -68,6 +68,12 @@ def infer(path: str, *rows: Any, header: Any = None, **more: Any) -> tuple[str, 
     return f"/v2/models/{path}/infer", text + tensor, {"Inference-Header-Content-Length": str(len(text))} | more
 
 
+def infer_json(data: Any, *, rows: int = 1, **more: Any) -> tuple[str, bytes, dict[str, str]]:
+    """An infer request of `a` in JSON."""
+    tensor = {"name": "inputs", "shape": [rows, I], "datatype": "FP32", "data": data} | more
+    return "/v2/models/a/infer", json.dumps({"inputs": [tensor]}).encode(), JSON
+
+
 BY_ROW = ("/predict", json.dumps({"adapters": ["a", None, "b", "a"], "inputs": [ROW] * 4}).encode(), JSON)
 TAKEN = {
     "an adapter": predict("a", ROW),
@@ -83,6 +89,9 @@ TAKEN = {
     "binary with an id": infer("a", ROW, header={"id": "7"}),
     "binary, an unknown model": infer("nobody", ROW),
     "binary, an answer past float32": infer("a", HUGE),
+    "binary, answered as JSON": infer("a", ROW, header={"parameters": {}}),
+    "infer in JSON, flat": infer_json([*ROW, *ROW], rows=2),
+    "infer in JSON, nested": infer_json([ROW, ROW], rows=2),
 }
 LEFT = {
     "a row too wide": predict("a", [*ROW, 1]),
@@ -98,7 +107,9 @@ LEFT = {
     "a whole number past 64 bits": predict("a", [2**70, *ROW[1:]]),
     "binary, bytes that are missing": (infer("a", ROW)[0], infer("a", ROW)[1][:-1], infer("a", ROW)[2]),
     "binary, not finite": infer("a", [np.nan, *ROW[1:]]),
-    "binary, answered as JSON": infer("a", ROW, header={"parameters": {}}),
+    "infer in JSON, a number missing": infer_json(ROW[1:]),
+    "infer in JSON, nested deeper": infer_json([[ROW]]),
+    "infer in JSON, FP16": infer_json(ROW, datatype="FP16"),
     "binary with a time-out": infer("a", ROW, header={"parameters": {"timeout": 10**7, "binary_data_output": True}}),
     "binary, a bad name": infer("a~b", ROW),
     "binary, a bad version": infer("a/versions/01", ROW),
