@@ -47,4 +47,6 @@ def run(app: Any, port: int) -> None:
         access_log=False,
         log_level="warning",
         backlog=2048,
+        # As loraplex: the paced client's connections rest for longer than uvicorn's 5 s.
+        timeout_keep_alive=75,
     )
