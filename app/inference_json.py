@@ -8,7 +8,7 @@ import simdjson
 from adapters.errors import LoraplexError
 from adapters.matrices import Float32
 from app.fast_json import has_lists, read_flat, read_rows
-from app.inference_header import Header, read_header_again
+from app.inference_header import LONGEST_REMEMBERED, Header, read_header_again
 
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
 _ROWS = re.compile(rb"\[[ \t\r\n]*\[")
@@ -29,7 +29,8 @@ def read_json_quickly(
     nested = _ROWS.match(body, begin) is not None
     last = _END_OF_ROWS.search(body, begin) if nested else None
     end = last.end() if last is not None else body.find(b"]", begin) + 1
-    if not end:
+    # What is around the numbers is remembered: it must be short, whoever sends it.
+    if not end or len(body) - (end - begin) >= LONGEST_REMEMBERED:
         return None
     try:
         # Without its numbers, the text is short, and much the same from request to request. In the tensor's data, where

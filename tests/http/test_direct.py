@@ -109,6 +109,8 @@ LEFT = {
     "binary, not finite": infer("a", [np.nan, *ROW[1:]]),
     "infer in JSON, a number missing": infer_json(ROW[1:]),
     "infer in JSON, nested deeper": infer_json([[ROW]]),
+    "infer in JSON, much around the numbers": infer_json(ROW, parameters={"note": "x" * 1024}),
+    "binary, a long header": infer("a", ROW, header={"id": "x" * 2**14}),
     "infer in JSON, FP16": infer_json(ROW, datatype="FP16"),
     "binary with a time-out": infer("a", ROW, header={"parameters": {"timeout": 10**7, "binary_data_output": True}}),
     "binary, a bad name": infer("a~b", ROW),

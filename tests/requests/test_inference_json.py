@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from adapters.errors import LoraplexError
 from adapters.matrices import Float32
-from app.inference_header import Header
+from app.inference_header import LONGEST_REMEMBERED, Header, read_header_again
 from app.inference_json import read_json_quickly
 from app.inference_protocol import read_exactly
 from tests.requests.test_questions import AWKWARD, MANY, MAX_ROWS, NUMBERS, TOKENS
@@ -92,6 +92,17 @@ def test_what_the_fast_reading_takes_the_exact_one_takes_and_reads_the_same(body
         assert _without_data(quick[0]) == _without_data(exact[0]), body
         assert quick[1].tobytes() == exact[1].tobytes(), body
         assert quick[1].shape == exact[1].shape
+
+
+def test_only_what_is_short_is_remembered() -> None:
+    def body(around: int) -> bytes:
+        tensor = {"name": "inputs", "shape": [1, I], "datatype": "FP32", "data": [1, 2, 3]}
+        return json.dumps({"id": "x" * around, "inputs": [tensor]}).encode()
+
+    assert read_json_quickly(body(around=100), I, MAX_ROWS) is not None
+    read_header_again.cache_clear()
+    assert read_json_quickly(body(around=LONGEST_REMEMBERED), I, MAX_ROWS) is None
+    assert read_header_again.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("nested", [False, True])
