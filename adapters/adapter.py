@@ -50,6 +50,8 @@ class Adapter:
     alpha: float
     rslora: bool = False
     feature_space: str | None = None
+    labels: tuple[str | int, ...] | None = None
+    """What the classes are called, one for each of the first outputs."""
 
     @cached_property
     def rank(self) -> int:
@@ -76,6 +78,8 @@ class Adapter:
         about: dict[str, object] = {"alpha": float(self.alpha), "format": FORMAT, "rslora": self.rslora}
         if self.feature_space is not None:
             about["feature_space"] = self.feature_space
+        if self.labels is not None:
+            about["labels"] = list(self.labels)
         tensors = {"A": self.a_OR, "B": self.b_RI}
         if self.bias_O is not None:
             tensors["bias"] = self.bias_O
@@ -126,7 +130,7 @@ class Adapter:
             return replace(self, a_OR=a_OR)
         a_OR, b_RI = self.a_OR.to(base.weight_OI).T.contiguous().T, self.b_RI.to(base.weight_OI)
         bias_O = None if self.bias_O is None else self.bias_O.to(base.weight_OI)
-        return Adapter(a_OR, b_RI, bias_O, self.alpha, self.rslora, self.feature_space)
+        return replace(self, a_OR=a_OR, b_RI=b_RI, bias_O=bias_O)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,7 @@ def from_canonical_bytes(content: bytes | bytearray) -> Adapter:
             flat = np.frombuffer(content, dtype="<f4", count=math.prod(shape), offset=begin + offset)
             tensors[name] = torch.from_numpy(flat.reshape(shape).copy())
         about = layout.about
+        labels = about.get("labels")
         return Adapter(
             tensors["A"],
             tensors["B"],
@@ -163,6 +168,7 @@ def from_canonical_bytes(content: bytes | bytearray) -> Adapter:
             about["alpha"],
             about["rslora"],
             about.get("feature_space"),
+            None if labels is None else tuple(labels),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BlobCorrupt(f"a stored adapter cannot be read: {error}") from None

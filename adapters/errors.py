@@ -6,19 +6,24 @@
     │   ├── WrongType · OutOfRange · WrongShape · NotFinite · RankTooLarge
     │   ├── InvalidName · InvalidReference · InvalidCursor · InvalidCombination
     │   ├── InvalidUpload
-    │   │   └── InvalidSafetensors · InvalidArchive · PeftUnsupported
+    │   │   └── InvalidSafetensors · InvalidArchive · PeftUnsupported · InvalidDataset
+    │   ├── BadRows
+    │   ├── EstimateTooLarge
     │   └── OutputNotFinite
     ├── NotFound
-    │   └── AdapterNotFound · VersionNotFound · AliasNotFound · AdapterNotLive · JobNotFound
+    │   ├── AdapterNotFound · VersionNotFound · AliasNotFound · AdapterNotLive
+    │   └── DatasetNotFound · JobNotFound
     ├── Conflict
-    │   └── BaseMismatch · FeatureSpaceMismatch · JobEnded
+    │   ├── BaseMismatch · FeatureSpaceMismatch
+    │   └── JobEnded · JobNotEnded · NoStatistics
     ├── PreconditionFailed
     ├── QueueFull · RequestTimeout
     ├── CatalogBusy
     ├── StorageFull
     ├── BlobCorrupt
     ├── TrainingFailed
-    │   └── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
+    │   ├── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
+    │   └── IllConditioned · FleetFailed
     ├── ClaimLost
     └── BaseNotLoadable · CatalogNotLoadable
 
@@ -27,12 +32,28 @@ Which HTTP status a code gets is the web layer's business.
 """
 
 import json
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 _SHOWN = 100
 _LONGEST_DETAIL = 1500
 _NOT_SAID = object()
 """Not None: that is a null which a client gave."""
+MOST_BAD_ROWS = 20
+"""Rows of a data set that an error or a report names."""
+
+
+class BadRow(NamedTuple):
+    """One row of a data set that cannot be used, and why."""
+
+    row: int
+    """From 0, the header line not counted."""
+    column: str | None
+    reason: str
+
+    def members(self) -> dict[str, object]:
+        """Ready for JSON."""
+        return {"row": self.row, "column": None if self.column is None else shown(self.column), "reason": self.reason}
 
 
 class LoraplexError(Exception):
@@ -203,6 +224,33 @@ class PeftUnsupported(InvalidUpload):
     code = "peft_unsupported"
 
 
+class InvalidDataset(InvalidUpload):
+    """An uploaded data set cannot be read"""
+
+    code = "invalid_dataset"
+
+
+class BadRows(InvalidInput):
+    """Rows have values that cannot be trained on"""
+
+    code = "bad_rows"
+
+    def __init__(self, detail: str, *, rows: "Sequence[BadRow]", field: str | None = None) -> None:
+        first = rows[0] if rows else None
+        super().__init__(detail, field=field, row=first.row if first else None, expected="a usable value in every row")
+        self.rows = rows
+
+    def members(self) -> dict[str, object]:
+        """As for every error, and up to 20 of the rows."""
+        return super().members() | {"rows": [bad.members() for bad in self.rows[:MOST_BAD_ROWS]]}
+
+
+class EstimateTooLarge(InvalidInput):
+    """The training would need more memory than a trainer has"""
+
+    code = "estimate_too_large"
+
+
 class OutputNotFinite(InvalidInput):
     """The layer's answer to a row is not finite"""
 
@@ -222,13 +270,13 @@ class AdapterNotFound(NotFound):
 
 
 class VersionNotFound(NotFound):
-    """The adapter has no such version"""
+    """There is no such version"""
 
     code = "version_not_found"
 
 
 class AliasNotFound(NotFound):
-    """The adapter has no such alias"""
+    """There is no such alias"""
 
     code = "alias_not_found"
 
@@ -237,6 +285,12 @@ class AdapterNotLive(NotFound):
     """The adapter has versions, and none of them is live"""
 
     code = "adapter_not_live"
+
+
+class DatasetNotFound(NotFound):
+    """There is no data set of that name"""
+
+    code = "dataset_not_found"
 
 
 class JobNotFound(NotFound):
@@ -267,6 +321,18 @@ class JobEnded(Conflict):
     """The job has ended already"""
 
     code = "job_ended"
+
+
+class JobNotEnded(Conflict):
+    """The job has not ended yet"""
+
+    code = "job_not_ended"
+
+
+class NoStatistics(Conflict):
+    """The version was trained without keep_statistics"""
+
+    code = "no_statistics"
 
 
 class PreconditionFailed(LoraplexError):
@@ -353,6 +419,18 @@ class FitFailed(TrainingFailed):
     """The training stopped on an error of its own"""
 
     code = "fit_failed"
+
+
+class IllConditioned(TrainingFailed):
+    """What would be left after forgetting is lost in rounding"""
+
+    code = "ill_conditioned"
+
+
+class FleetFailed(TrainingFailed):
+    """No group of the fleet could be trained"""
+
+    code = "fleet_failed"
 
 
 class ClaimLost(LoraplexError):

@@ -69,6 +69,8 @@ class Job:
     metrics: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
+    log: Sequence[Sequence[str]] | None = None
+    """What happened on the way, each a time and a sentence."""
 
 
 def get(connection: Connection, job_id: str) -> Job:

@@ -40,6 +40,10 @@ versions = sa.Table(
     sa.Column("file", sa.String, nullable=False, index=True),
     sa.Column("offset", sa.Integer, nullable=False),
     sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("labels", sa.JSON(none_as_null=True)),
+    sa.Column("lineage", sa.JSON(none_as_null=True)),
+    # The blob with the sums that a closed form came from, where the job was to keep them.
+    sa.Column("statistics", sa.String),
 )
 
 aliases = sa.Table(
@@ -82,5 +86,52 @@ jobs = sa.Table(
     sa.Column("metrics", sa.JSON(none_as_null=True)),
     sa.Column("result", sa.JSON(none_as_null=True)),
     sa.Column("error", sa.JSON(none_as_null=True)),
+    sa.Column("log", sa.JSON(none_as_null=True)),
     sqlite_autoincrement=True,
+)
+
+job_adapters = sa.Table(
+    "job_adapters",
+    metadata,
+    # One row for each adapter that a job trains: a fleet has many.
+    sa.Column("job", sa.String, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String, nullable=False, index=True),
+    sa.Column("group", sa.String),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("deletions", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer),
+    sa.Column("digest", sa.String),
+    sa.Column("metrics", sa.JSON(none_as_null=True)),
+    sa.Column("error", sa.JSON(none_as_null=True)),
+    # Whether publishing moved live, and where live pointed before (null: nowhere).
+    sa.Column("moved_live", sa.Boolean, nullable=False),
+    sa.Column("replaced", sa.Integer),
+)
+
+datasets = sa.Table(
+    "datasets",
+    metadata,
+    sa.Column("tenant", sa.String, primary_key=True),
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("created_at", sa.String, nullable=False),
+    sa.Column("next_version", sa.Integer, nullable=False),
+    # As for adapters: a tombstone, so that a name made again goes on counting.
+    sa.Column("deleted", sa.Boolean, nullable=False),
+)
+
+dataset_versions = sa.Table(
+    "dataset_versions",
+    metadata,
+    sa.Column("tenant", sa.String, primary_key=True),
+    sa.Column("dataset", sa.String, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("created_at", sa.String, nullable=False),
+    sa.Column("content_type", sa.String, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("columns", sa.JSON(none_as_null=True), nullable=False),
+    sa.Column("bad_rows", sa.JSON(none_as_null=True), nullable=False),
+    sa.Column("file", sa.String, nullable=False),
+    sa.Column("bytes", sa.Integer, nullable=False),
 )

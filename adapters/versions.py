@@ -1,6 +1,6 @@
 """What the catalogue knows of an adapter and of its versions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -42,6 +42,12 @@ class Version:
     """The blob that holds its canonical bytes, from `offset` on, `bytes` long."""
     offset: int
     bytes: int
+    labels: Sequence[str | int] | None = field(default=None, hash=False)
+    """What its classes are called: one for each of the first outputs."""
+    lineage: Mapping[str, object] | None = field(default=None, hash=False)
+    """What it was trained from and how."""
+    statistics: str | None = None
+    """The blob with the sums that its closed form came from, where they were kept."""
 
     @property
     def scaling(self) -> float:
@@ -94,3 +100,6 @@ class Publication:
     job: str | None = None
     metrics: Mapping[str, object] | None = None
     moves_live: bool = True
+    lineage: Mapping[str, object] | None = None
+    statistics: bytes | None = None
+    """What `adapters.training.statistics` wrote, to be kept with the version."""

@@ -53,6 +53,9 @@ class Settings(BaseSettings):
         "everything.",
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="Largest request body, in bytes.")
+    max_dataset_bytes: int = Field(
+        4 * 2**30, ge=1024, le=2**44, description="Largest data set, in bytes: as uploaded, and as stored."
+    )
     max_predict_json_bytes: int = Field(
         4 * 2**20,
         ge=1024,
@@ -62,6 +65,17 @@ class Settings(BaseSettings):
     max_rows: int = Field(4096, ge=1, le=2**20, description="Rows in one predict request.")
     max_rank: int = Field(256, ge=1, le=2**14, description="Largest rank of an adapter.")
     max_queued_jobs: int = Field(100, ge=1, le=10**6, description="Jobs that may wait; past it 429.")
+    max_groups: int = Field(100_000, ge=1, le=10**7, description="Largest fleet: adapters that one job trains.")
+    trainer_memory_bytes: int = Field(
+        4 * 2**30,
+        ge=2**28,
+        le=2**44,
+        description="Memory of the process that fits, and of the one that reads an uploaded data set, in bytes; a "
+        "training that is estimated to need more is refused.",
+    )
+    trainer_threads: int = Field(
+        1, ge=1, le=256, description="Threads that a fit computes with. Another number may give other digests."
+    )
     cache_bytes: int = Field(2**30, ge=0, le=2**44, description="Adapters kept in memory, in bytes, per worker.")
     queue_rows: int = Field(
         16_384, ge=1, le=2**24, description="Rows of predict requests that may wait, per worker; past it 429."
