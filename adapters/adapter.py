@@ -22,6 +22,8 @@ from adapters.matrices import is_finite
 FORMAT = 1
 MAX_ALPHA = 1e6
 _METADATA_KEY = "loraplex"
+_STACKED = 2**22
+"""Numbers in one stack of factors: 32 MiB as float64."""
 RECORD = Struct("<qqqqd")
 """For `adapters.low_rank`: addresses of Aᵀ (R, O), of B (R, I), and of bias (O) or 0, each contiguous float32; R; s."""
 
@@ -109,15 +111,8 @@ class Adapter:
         return a_RO, b_RI, bias_O
 
     def relative_norm(self, base: BaseLayer) -> float | None:
-        """‖ΔW‖_F / ‖W‖_F; None where W is all zeros.
-
-        From the factors alone: A = Q₁R₁ and Bᵀ = Q₂R₂ give ‖A·B‖ = ‖R₁·R₂ᵀ‖, in float64.
-        """
-        if base.weight_norm == 0:
-            return None
-        r1 = torch.linalg.qr(self.a_OR.double(), mode="r").R
-        r2 = torch.linalg.qr(self.b_RI.double().T, mode="r").R
-        return abs(self.scaling) * float(torch.linalg.matrix_norm(r1 @ r2.T)) / base.weight_norm
+        """‖ΔW‖_F / ‖W‖_F; None where W is all zeros."""
+        return None if base.weight_norm == 0 else delta_norms([self])[0] / base.weight_norm
 
     def to(self, base: BaseLayer) -> "Adapter":
         """This adapter on the base's device, in the dtype that the base is held in, as the forward walks it.
@@ -131,6 +126,26 @@ class Adapter:
         a_OR, b_RI = self.a_OR.to(base.weight_OI).T.contiguous().T, self.b_RI.to(base.weight_OI)
         bias_O = None if self.bias_O is None else self.bias_O.to(base.weight_OI)
         return replace(self, a_OR=a_OR, b_RI=b_RI, bias_O=bias_O)
+
+
+def delta_norms(adapters: Sequence[Adapter]) -> list[float]:
+    """‖ΔW‖_F of each, those of one shape together.
+
+    From the factors alone: A = Q₁R₁ and Bᵀ = Q₂R₂ give ‖A·B‖ = ‖R₁·R₂ᵀ‖, in float64.
+    """
+    of_shape: dict[tuple[int, int, int], list[int]] = {}
+    for place, adapter in enumerate(adapters):
+        of_shape.setdefault((*adapter.a_OR.shape, adapter.b_RI.shape[1]), []).append(place)
+    norms = [0.0] * len(adapters)
+    for (O, R, I), places in of_shape.items():
+        at_once = max(1, _STACKED // ((O + I) * R))
+        for begin in range(0, len(places), at_once):
+            some = places[begin : begin + at_once]
+            r1 = torch.linalg.qr(torch.stack([adapters[place].a_OR for place in some]).double(), mode="r").R
+            r2 = torch.linalg.qr(torch.stack([adapters[place].b_RI.T for place in some]).double(), mode="r").R
+            for place, norm in zip(some, torch.linalg.matrix_norm(r1 @ r2.mT).tolist(), strict=True):
+                norms[place] = abs(adapters[place].scaling) * norm
+    return norms
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,15 @@ import errno
 import fcntl
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 from adapters.errors import BlobCorrupt, StorageFull
 
+Content: TypeAlias = bytes | Callable[[BinaryIO], object]
+"""Bytes, or what writes them to the file that it is given."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -39,25 +42,29 @@ class BlobStore:
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield
 
-    def write(self, content: bytes) -> str:
+    def write(self, content: Content) -> str:
         """Store `content` and return its name; on disk, through power loss, before this returns.
 
-        Raises `StorageFull`, leaving nothing behind.
+        Raises `StorageFull` and what a writer raises, leaving nothing behind.
         """
         name = uuid.uuid4().hex
         temporary, blob = self._folder / f"{name}.tmp", self.path(name)
         try:
             with temporary.open("xb") as file:
-                file.write(content)
+                if callable(content):
+                    content(file)
+                else:
+                    file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(blob)
             sync_folder(self._folder)
-        except OSError as error:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
             blob.unlink(missing_ok=True)
-            if error.errno in _FULL:
-                raise StorageFull(f"the disk is full: {len(content)} bytes could not be stored") from None
+            if isinstance(error, OSError) and error.errno in _FULL:
+                what = "a file" if callable(content) else f"{len(content)} bytes"
+                raise StorageFull(f"the disk is full: {what} could not be stored") from None
             raise
         return name
 

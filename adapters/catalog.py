@@ -6,27 +6,37 @@ Here are the whole transactions; the statements that they are made of are in `ca
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, compress
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters import catalog_rows as rows
 from adapters import tables
+from adapters.adapter import delta_norms
 from adapters.blobs import BlobStore
 from adapters.clock import rfc3339
 from adapters.database import Database
 from adapters.errors import LoraplexError
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.tables import DEFAULT_TENANT as TENANT
-from adapters.versions import AdapterSummary, Publication, Version
+from adapters.versions import AdapterSummary, Publication, Published, Version
 
 Precondition: TypeAlias = Callable[[bool, str | None], None]
 """Told whether the name exists and the digest of its live version; raises `PreconditionFailed`."""
-Also: TypeAlias = Callable[[Connection, Sequence[Version]], None]
-"""More to do in the transaction of a publish; what it raises undoes the publish."""
+Choose: TypeAlias = Callable[[Connection, Sequence[Publication]], Sequence[bool]]
+"""Says, in the transaction of a publish, which of them may become versions; what it raises undoes the publish."""
+Also: TypeAlias = Callable[[Connection, Sequence[Published]], None]
+"""More to do in that transaction, told what has become a version; what it raises undoes the publish."""
+
+
+class _Made(NamedTuple):
+    """A publication, and its version as far as it is known before the transaction."""
+
+    publication: Publication
+    version: Version
 
 
 class Catalog:
@@ -37,21 +47,24 @@ class Catalog:
         self.blobs = BlobStore(folder)
         self._now = now
 
-    def publish(self, publications: Sequence[Publication], *, also: Also | None = None) -> list[Version]:
-        """Make each publication a version: all of them, or none. What is returned is durable.
+    def publish(
+        self, publications: Sequence[Publication], *, choose: Choose | None = None, also: Also | None = None
+    ) -> list[Published]:
+        """Make each publication a version: all that `choose` lets pass, or none. What is returned is durable.
 
-        One blob, one transaction. A crash at any point leaves the old state or the new one, and at most a blob
-        that nobody refers to.
+        One blob (and one for each `statistics`), one transaction. A crash at any point leaves the old state or the
+        new one, and at most blobs that nobody refers to.
         """
-        with self._stored(publications) as unnumbered, self.database.write() as connection:
-            versions = [
-                self._insert(connection, version, publication.moves_live)
-                for version, publication in zip(unnumbered, publications, strict=True)
-            ]
-            rows.next_revision(connection)
-            if also is not None:
-                also(connection, versions)
-        return versions
+        if not publications:
+            return []
+        with self._stored(publications) as made:
+            with self.database.write() as connection:
+                kept = made if choose is None else list(compress(made, choose(connection, publications)))
+                published = _insert(connection, kept)
+                if also is not None:
+                    also(connection, published)
+            self.blobs.remove(_files(made) - _files(kept))
+        return published
 
     def put(self, publication: Publication, *, precondition: Precondition | None = None) -> tuple[Version, bool]:
         """Publish one adapter unless live has its bytes already; returns its version and whether it is new.
@@ -59,17 +72,16 @@ class Catalog:
         Raises what `precondition` raises, and then nothing has changed.
         """
         name, digest = publication.name, publication.adapter.digest
-        with self._stored([publication]) as (unnumbered,):
+        with self._stored([publication]) as made:
+            ((_, unnumbered),) = made
             with self.database.write() as connection:
                 live = rows.live_or_none(connection, name)
                 if precondition is not None:
                     precondition(rows.exists(connection, name), live.digest if live else None)
                 same = live is not None and (live.digest, live.base) == (digest, unnumbered.base)
                 if live is None or not same:
-                    version = self._insert(connection, unnumbered, publication.moves_live)
-                    rows.next_revision(connection)
-                    return version, True
-            self.blobs.remove([unnumbered.file])
+                    return _insert(connection, made)[0].version, True
+            self.blobs.remove(_files(made))
             return live, False
 
     def delete(self, name: str, *, precondition: Precondition | None = None) -> None:
@@ -85,7 +97,7 @@ class Catalog:
         with self.database.write() as connection:
             _check(connection, name, precondition)
             rows.version(connection, name, number)
-            rows.point(connection, name, LIVE, number)
+            rows.point(connection, LIVE, {name: number})
             rows.next_revision(connection)
             return rows.summaries(connection, [name])[0]
 
@@ -155,38 +167,70 @@ class Catalog:
         with self.blobs.sweeping() as alone:
             if not alone:
                 return 0
-            data_file = tables.jobs.c.data_file
+            data_file, statistics = tables.jobs.c.data_file, tables.versions.c.statistics
             with self.database.read() as connection:
                 files = set(connection.scalars(sa.select(tables.versions.c.file).distinct()))
+                files.update(connection.scalars(sa.select(tables.dataset_versions.c.file)))
+                files.update(connection.scalars(sa.select(statistics).where(statistics.is_not(None))))
                 files.update(connection.scalars(sa.select(data_file).where(data_file.is_not(None))))
             return self.blobs.sweep(files)
 
     @contextmanager
-    def _stored(self, publications: Sequence[Publication]) -> Iterator[list[Version]]:
-        """Write the blob of all of them; yields their versions, which get their numbers in the transaction."""
+    def _stored(self, publications: Sequence[Publication]) -> Iterator[list[_Made]]:
+        """Write the blobs; yields the versions with them, which get their numbers in the transaction."""
         contents = [publication.adapter.canonical_bytes for publication in publications]
-        created_at = rfc3339(self._now())
+        norms = delta_norms([publication.adapter for publication in publications])
+        written: list[str] = []
         with self.blobs.publishing():
-            file = self.blobs.write(b"".join(contents))
             try:
+                written.append(self.blobs.write(lambda file: file.writelines(contents)))
+                sums = []
+                for publication in publications:
+                    if publication.statistics is not None:
+                        written.append(self.blobs.write(publication.statistics))
+                    sums.append(None if publication.statistics is None else written[-1])
+                about = {"created_at": rfc3339(self._now()), "file": written[0]}
+                offsets = accumulate(map(len, contents), initial=0)
                 yield [
-                    _describe(publication, created_at=created_at, file=file, offset=offset)
-                    for publication, offset in zip(
-                        publications, accumulate(map(len, contents), initial=0), strict=False
-                    )
+                    _Made(made, _describe(made, norm=norm, offset=offset, statistics=statistics, **about))
+                    for made, norm, offset, statistics in zip(publications, norms, offsets, sums, strict=False)
                 ]
             except LoraplexError:
                 # Refused for certain. After any other error a commit may have happened: leave it to the sweep.
-                self.blobs.remove([file])
+                self.blobs.remove(written)
                 raise
 
-    def _insert(self, connection: Connection, unnumbered: Version, moves_live: bool) -> Version:
-        number = rows.take_number(connection, unnumbered.adapter, unnumbered.created_at)
-        version = replace(unnumbered, version=number)
-        rows.insert(connection, version)
-        if moves_live:
-            rows.point(connection, version.adapter, LIVE, number)
-        return version
+
+def _insert(connection: Connection, made: Sequence[_Made]) -> list[Published]:
+    """Give versions their numbers, store their rows and move live, and the revision once."""
+    if not made:
+        return []
+    names = [publication.name for publication, _ in made]
+    numbers = rows.take_numbers(connection, names, made[0].version.created_at)
+    live = rows.pointed(connection, dict.fromkeys(names), LIVE)
+    moved, published = {}, []
+    for (publication, unnumbered), number in zip(made, numbers, strict=True):
+        name, before = publication.name, live.get(publication.name)
+        moves = publication.moves_live and (not publication.checks_live or before == publication.expected_live)
+        if moves:
+            live[name] = moved[name] = number
+        published.append(
+            Published(
+                position=publication.position,
+                version=replace(unnumbered, version=number),
+                moved_live=moves,
+                replaced=before if moves else None,
+            )
+        )
+    rows.insert(connection, [one.version for one in published])
+    rows.point(connection, LIVE, moved)
+    rows.next_revision(connection)
+    return published
+
+
+def _files(made: Sequence[_Made]) -> set[str]:
+    files = {version.file for _, version in made}
+    return files.union(version.statistics for _, version in made if version.statistics is not None)
 
 
 def _check(connection: Connection, name: str, precondition: Precondition | None) -> None:
@@ -196,7 +240,9 @@ def _check(connection: Connection, name: str, precondition: Precondition | None)
         precondition(True, live.digest if live else None)
 
 
-def _describe(made: Publication, *, created_at: str, file: str, offset: int) -> Version:
+def _describe(
+    made: Publication, *, norm: float, created_at: str, file: str, offset: int, statistics: str | None
+) -> Version:
     return Version(
         adapter=made.name,
         version=0,
@@ -211,8 +257,11 @@ def _describe(made: Publication, *, created_at: str, file: str, offset: int) -> 
         job=made.job,
         module=made.module,
         metrics=made.metrics,
-        relative_norm=made.adapter.relative_norm(made.base),
+        relative_norm=None if made.base.weight_norm == 0 else norm / made.base.weight_norm,
         file=file,
         offset=offset,
         bytes=len(made.adapter.canonical_bytes),
+        lineage=made.lineage,
+        statistics=statistics,
+        labels=None if made.adapter.labels is None else list(made.adapter.labels),
     )

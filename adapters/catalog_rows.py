@@ -1,8 +1,11 @@
 """Statements on the catalogue's rows, each within a transaction that the caller holds."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound, shown
@@ -14,7 +17,8 @@ from adapters.versions import AdapterSummary, Source, Version
 _OF_ADAPTER = adapters.c.tenant == TENANT
 _OF_VERSION = versions.c.tenant == TENANT
 _OF_ALIAS = aliases.c.tenant == TENANT
-_NAMES_AT_ONCE = 500
+_AT_ONCE = 500
+"""Names in one statement."""
 _FIELDS = frozenset(Version.__dataclass_fields__)
 _NUMBERED = sa.select(versions).where(
     _OF_VERSION,
@@ -26,6 +30,15 @@ _ALIASED = (
     .join(aliases, (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.version))
     .where(_OF_ALIAS, _OF_VERSION, versions.c.adapter.in_(sa.bindparam("names", expanding=True)))
 )
+
+Item = TypeVar("Item")
+
+
+def parts(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Items in lists of as many as one statement takes."""
+    rest = iter(items)
+    while some := list(islice(rest, _AT_ONCE)):
+        yield some
 
 
 def exists(connection: Connection, name: str) -> bool:
@@ -40,10 +53,13 @@ def require(connection: Connection, name: str) -> None:
         raise AdapterNotFound(f"there is no adapter {name!r}", field="name", given=name)
 
 
-def deletions(connection: Connection, name: str) -> int:
-    """How often an adapter of that name has been deleted."""
-    statement = sa.select(adapters.c.deletions).where(_OF_ADAPTER, adapters.c.name == name)
-    return connection.scalars(statement).one_or_none() or 0
+def deletions(connection: Connection, names: Iterable[str]) -> dict[str, int]:
+    """How often adapters of these names have been deleted, of those that there have been."""
+    found: dict[str, int] = {}
+    for some in parts(names):
+        statement = sa.select(adapters.c.name, adapters.c.deletions).where(_OF_ADAPTER, adapters.c.name.in_(some))
+        found.update((row.name, row.deletions) for row in connection.execute(statement))
+    return found
 
 
 def find(connection: Connection, reference: Reference) -> Version:
@@ -72,8 +88,7 @@ def find_all(connection: Connection, references: Collection[Reference]) -> dict[
     numbers = sorted({reference.version or 0 for reference in references} - {0})
     numbers = [number for number in numbers if number <= MAX_VERSION]
     found: dict[Reference, Version] = {}
-    for begin in range(0, len(names), _NAMES_AT_ONCE):
-        some = names[begin : begin + _NAMES_AT_ONCE]
+    for some in parts(names):
         for row in connection.execute(_ALIASED, {"names": some}):
             found[Reference(row.adapter, alias=row.alias)] = as_version(row)
         if numbers:
@@ -113,39 +128,90 @@ def as_version(row: sa.Row[tuple[object, ...]]) -> Version:
     return Version(**values | {"source": Source(values["source"])})
 
 
-def take_number(connection: Connection, name: str, created_at: str) -> int:
-    """The next version's number, with the adapter's row made, or brought back, where it is missing."""
-    mine = (_OF_ADAPTER, adapters.c.name == name)
-    row = connection.execute(sa.select(adapters.c.next_version, adapters.c.deleted).where(*mine)).one_or_none()
-    if row is None:
-        connection.execute(
-            sa.insert(adapters).values(
-                tenant=TENANT, name=name, created_at=created_at, next_version=2, deleted=False, deletions=0
-            )
+def take_numbers(connection: Connection, names: Sequence[str], created_at: str) -> list[int]:
+    """The next version's number for each of the names, with rows made, or brought back, where they are missing."""
+    found: dict[str, sa.Row[tuple[object, ...]]] = {}
+    for some in parts(dict.fromkeys(names)):
+        statement = sa.select(adapters).where(_OF_ADAPTER, adapters.c.name.in_(some))
+        found.update((row.name, row) for row in connection.execute(statement))
+    next_number = {name: row.next_version for name, row in found.items()}
+    taken = []
+    for name in names:
+        taken.append(next_number.get(name, 1))
+        next_number[name] = taken[-1] + 1
+    made = sqlite_insert(adapters)
+    made = made.on_conflict_do_update(
+        index_elements=[adapters.c.tenant, adapters.c.name],
+        set_={name: made.excluded[name] for name in ("next_version", "created_at", "deleted")},
+    )
+    values = [
+        {
+            "tenant": TENANT,
+            "name": name,
+            "created_at": found[name].created_at if name in found and not found[name].deleted else created_at,
+            "next_version": number,
+            "deleted": False,
+            "deletions": 0,
+        }
+        for name, number in next_number.items()
+    ]
+    connection.execute(made, values)
+    return taken
+
+
+def insert(connection: Connection, made: Sequence[Version]) -> None:
+    """Add the rows of versions."""
+    values = [{name: getattr(version, name) for name in _FIELDS} | {"tenant": TENANT} for version in made]
+    connection.execute(sa.insert(versions), values)
+
+
+def existing(connection: Connection, wanted: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Those of these names' versions that there are."""
+    found: set[tuple[str, int]] = set()
+    for some in parts(wanted):
+        statement = sa.select(versions.c.adapter, versions.c.version).where(
+            _OF_VERSION, sa.tuple_(versions.c.adapter, versions.c.version).in_(some)
         )
-        return 1
-    back = {"deleted": False, "created_at": created_at} if row.deleted else {}
-    connection.execute(sa.update(adapters).where(*mine).values(next_version=row.next_version + 1, **back))
-    return int(row.next_version)
+        found.update((row.adapter, row.version) for row in connection.execute(statement))
+    return found
 
 
-def insert(connection: Connection, made: Version) -> None:
-    """Add a version's row."""
-    values = {name: getattr(made, name) for name in Version.__dataclass_fields__}
-    connection.execute(sa.insert(versions).values(tenant=TENANT, **values))
+def pointed(connection: Connection, names: Iterable[str], alias: str) -> dict[str, int]:
+    """The versions that an alias of these names means, of those that have it."""
+    found: dict[str, int] = {}
+    for some in parts(names):
+        statement = sa.select(aliases.c.adapter, aliases.c.version).where(
+            _OF_ALIAS, aliases.c.alias == alias, aliases.c.adapter.in_(some)
+        )
+        found.update((row.adapter, row.version) for row in connection.execute(statement))
+    return found
 
 
-def point(connection: Connection, name: str, alias: str, number: int) -> None:
-    """Let an alias mean a version."""
-    mine = (_OF_ALIAS, aliases.c.adapter == name, aliases.c.alias == alias)
-    if connection.execute(sa.update(aliases).where(*mine).values(version=number)).rowcount == 0:
-        connection.execute(sa.insert(aliases).values(tenant=TENANT, adapter=name, alias=alias, version=number))
+def point(connection: Connection, alias: str, numbers: Mapping[str, int]) -> None:
+    """Let an alias of each of these names mean that version."""
+    made = sqlite_insert(aliases)
+    made = made.on_conflict_do_update(
+        index_elements=[aliases.c.tenant, aliases.c.adapter, aliases.c.alias],
+        set_={"version": made.excluded.version},
+    )
+    values = [
+        {"tenant": TENANT, "adapter": name, "alias": alias, "version": number} for name, number in numbers.items()
+    ]
+    if values:
+        connection.execute(made, values)
+
+
+def unpoint(connection: Connection, alias: str, names: Iterable[str]) -> None:
+    """Remove an alias of these names."""
+    for some in parts(names):
+        connection.execute(sa.delete(aliases).where(_OF_ALIAS, aliases.c.alias == alias, aliases.c.adapter.in_(some)))
 
 
 def bury(connection: Connection, name: str) -> set[str]:
     """Remove an adapter's versions and aliases, leave its tombstone; returns the blobs that nobody needs now."""
     mine = (_OF_VERSION, versions.c.adapter == name)
     files = set(connection.scalars(sa.select(versions.c.file).where(*mine)))
+    sums = set(connection.scalars(sa.select(versions.c.statistics).where(*mine, versions.c.statistics.is_not(None))))
     connection.execute(sa.delete(versions).where(*mine))
     connection.execute(sa.delete(aliases).where(_OF_ALIAS, aliases.c.adapter == name))
     connection.execute(
@@ -154,7 +220,7 @@ def bury(connection: Connection, name: str) -> set[str]:
         .values(deleted=True, deletions=adapters.c.deletions + 1)
     )
     # A fleet's versions share one blob, and those of other names stay.
-    return {file for file in files if not _is_used(connection, file)}
+    return {file for file in files if not _is_used(connection, file)} | sums
 
 
 def next_revision(connection: Connection) -> None:
@@ -180,14 +246,14 @@ def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSumma
     created_at = {row.name: row.created_at for row in connection.execute(created)}
     counts = {row.adapter: row.total for row in connection.execute(counted)}
     live = {row.adapter: as_version(row) for row in connection.execute(living)}
-    pointed: dict[str, dict[str, int]] = {name: {} for name in names}
+    meant: dict[str, dict[str, int]] = {name: {} for name in names}
     for row in connection.execute(pointing):
-        pointed[row.adapter][row.alias] = row.version
+        meant[row.adapter][row.alias] = row.version
     return [
         AdapterSummary(
             name=name,
             created_at=created_at[name],
-            aliases=pointed[name],
+            aliases=meant[name],
             live=live.get(name),
             versions=counts.get(name, 0),
         )

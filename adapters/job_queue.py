@@ -1,4 +1,7 @@
-"""The durable queue of training jobs: lease, heartbeat, fence, cancel."""
+"""The durable queue of training jobs: lease, heartbeat, fence, cancel.
+
+Here are the whole transactions; the statements that they are made of are in `jobs` and `job_adapters`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,18 +9,19 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters import catalog_rows, tables
+from adapters import job_adapters, tables
 from adapters import jobs as rows
-from adapters.blobs import BlobStore
+from adapters.blobs import BlobStore, Content
 from adapters.clock import rfc3339
 from adapters.database import Database
-from adapters.errors import AdapterDeleted, JobEnded, LoraplexError, WorkerDied
-from adapters.jobs import Job, Status
+from adapters.errors import JobEnded, JobNotEnded, LoraplexError, WorkerDied
+from adapters.job_adapters import JobAdapter, Outcome
+from adapters.jobs import Job, JobState, Status
+from adapters.revert import Reverted, revert
 from adapters.tables import DEFAULT_TENANT
-from adapters.versions import Version
+from adapters.versions import Publication, Published
 
 MAX_ATTEMPTS = 3
-_columns = tables.jobs.c
 
 
 class JobQueue:
@@ -36,24 +40,33 @@ class JobQueue:
         self._now = now
         self._lease_seconds = lease_seconds
 
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock that jobs are timed with."""
+        return self._now()
+
     def submit(
         self,
         job_id: str,
         *,
         adapter: str,
+        adapters: Sequence[JobAdapter],
         base: str,
         feature_space: str | None,
         spec: Mapping[str, Any],
         steps: int,
-        data: bytes,
+        data: Content | None,
         max_queued: int,
     ) -> Job:
-        """Store the data, then the job: both are durable when this returns. Raises `QueueFull`."""
+        """Store the data, then the job: both are durable when this returns.
+
+        `adapter` is what the job shows: a name, or the template of a fleet's; `adapters` are what it trains. Raises
+        `QueueFull`, `StorageFull` and what `data` raises where it is a writer, and then nothing is stored.
+        """
         with self._blobs.publishing():
             # Looked at before the data is written, so that a full queue costs no disk; decided in the transaction.
             with self._database.read() as connection:
                 rows.check_room(connection, max_queued)
-            data_file = self._blobs.write(data)
+            data_file = None if data is None else self._blobs.write(data)
             try:
                 with self._database.write() as connection:
                     rows.check_room(connection, max_queued)
@@ -68,17 +81,17 @@ class JobQueue:
                             fence=0,
                             base=base,
                             feature_space=feature_space,
-                            deletions=catalog_rows.deletions(connection, adapter),
                             spec=dict(spec),
                             progress={"step": 0, "steps": steps, "loss": None},
                             data_file=data_file,
                             history=[],
                         )
                     )
+                    job_adapters.insert(connection, job_id, adapters)
                     return rows.get(connection, job_id)
             except LoraplexError:
                 # Refused for certain. After any other error a commit may have happened: leave it to the sweep.
-                self._blobs.remove([data_file])
+                self._blobs.remove([] if data_file is None else [data_file])
                 raise
 
     def get(self, job_id: str) -> Job:
@@ -94,18 +107,41 @@ class JobQueue:
         before: int | None = None,
         limit: int = 100,
     ) -> list[Job]:
-        """Jobs, newest first, from below sequence number `before` on, their histories left out."""
-        statement = sa.select(*(column for column in _columns if column.name != "history"))
-        statement = statement.where(_columns.tenant == DEFAULT_TENANT)
-        if status is not None:
-            statement = statement.where(_columns.status == status)
-        if adapter is not None:
-            statement = statement.where(_columns.adapter == adapter)
-        if before is not None:
-            statement = statement.where(_columns.sequence < before)
-        statement = statement.order_by(_columns.sequence.desc()).limit(limit)
+        """Jobs, newest first, from below sequence number `before` on, without history and log."""
         with self._database.read() as connection:
-            return [rows.as_job(row) for row in connection.execute(statement)]
+            return rows.find(connection, status=status, adapter=adapter, before=before, limit=limit)
+
+    def state(self, job_id: str) -> JobState:
+        """What a watcher is told of one job; raises `JobNotFound`."""
+        with self._database.read() as connection:
+            rows.require(connection, job_id)
+            return rows.states(connection, [job_id])[job_id]
+
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """What watchers are told of these jobs."""
+        with self._database.read() as connection:
+            return rows.states(connection, job_ids)
+
+    def adapters(
+        self, job_id: str, *, outcome: Outcome | None = None, after: int | None = None, limit: int | None = None
+    ) -> Sequence[JobAdapter]:
+        """What a job trains, in its order, from past position `after` on; raises `JobNotFound`."""
+        with self._database.read() as connection:
+            rows.require(connection, job_id)
+            return job_adapters.find(connection, job_id, outcome=outcome, after=after, limit=limit)
+
+    def revert(self, job_id: str) -> Reverted:
+        """Point each live that the job moved, and that still points at its version, back to where it pointed before.
+
+        Raises `JobNotFound` and `JobNotEnded`.
+        """
+        with self._database.write() as connection:
+            job = rows.get(connection, job_id)
+            if rows.MOVES[job.status]:
+                raise JobNotEnded(
+                    f"job {job_id} is {job.status}: cancel it first, or wait for its end", field="id", given=job.status
+                )
+            return revert(connection, job_id)
 
     def cancel(self, job_id: str) -> Job:
         """End a job that has not ended; cancelled already is fine. Raises `JobNotFound` and `JobEnded`.
@@ -129,10 +165,10 @@ class JobQueue:
         """
         while True:
             with self._database.read() as connection:
-                if self._claimable(connection) is None:
+                if rows.claimable(connection, self._now()) is None:
                     return None
             with self._database.write() as connection:
-                job = self._claimable(connection)
+                job = rows.claimable(connection, self._now())
                 if job is None:
                     return None
                 if job.attempt < MAX_ATTEMPTS:
@@ -158,17 +194,32 @@ class JobQueue:
         with self._database.read() as connection:
             rows.check_holds(connection, claim)
 
-    def heartbeat(self, claim: Job, *, progress: Mapping[str, Any] | None, history: Sequence[Any]) -> None:
-        """Renew the lease and store the progress; raises `ClaimLost`."""
+    def heartbeat(
+        self, claim: Job, *, progress: Mapping[str, Any] | None, history: Sequence[Any] | None = None
+    ) -> None:
+        """Renew the lease and store the progress, and the history where it is given; raises `ClaimLost`."""
+        reached: dict[str, Any] = {} if history is None else {"history": list(history)}
         with self._database.write() as connection:
             rows.check_holds(connection, claim)
-            rows.update(
-                connection,
-                claim,
-                lease_until=self._now() + self._lease_seconds,
-                progress=progress,
-                history=list(history),
-            )
+            lease_until = self._now() + self._lease_seconds
+            rows.update(connection, claim, lease_until=lease_until, progress=progress, **reached)
+
+    def note(self, claim: Job, text: str) -> None:
+        """Append a line to the job's log; raises `ClaimLost`."""
+        with self._database.write() as connection:
+            rows.check_holds(connection, claim)
+            rows.note(connection, claim, text, at=rfc3339(self._now()))
+
+    def waiting(self, claim: Job) -> Sequence[JobAdapter]:
+        """Those of the job's adapters that have neither version nor error; raises `ClaimLost`."""
+        with self._database.read() as connection:
+            rows.check_holds(connection, claim)
+            return job_adapters.find(connection, claim.id, outcome=Outcome.WAITING)
+
+    def tally(self, claim: Job) -> dict[str, int]:
+        """How many of the job's adapters are `published` and `failed`, of how many in `total`."""
+        with self._database.read() as connection:
+            return job_adapters.tally(connection, claim.id)
 
     def hand_back(self, claim: Job) -> None:
         """Let another trainer have the job at once, this claim not counted. Raises `ClaimLost`."""
@@ -192,27 +243,56 @@ class JobQueue:
             self._end(connection, claim, Status.FAILED, error=dict(error), **reached)
         self.remove_data(claim)
 
+    def fail_adapters(self, claim: Job, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Store, for positions among the job's adapters, the members of the error that each ended with.
+
+        Raises `ClaimLost`.
+        """
+        with self._database.write() as connection:
+            rows.check_holds(connection, claim)
+            job_adapters.fail(connection, claim.id, failures)
+
+    def admit(self, connection: Connection, claim: Job, publications: Sequence[Publication]) -> Sequence[bool]:
+        """Which of the job's publications may become versions: `choose` of `Catalog.publish`.
+
+        Not those whose adapters were deleted after the job was queued: in a fleet each of them fails, alone. Raises
+        `ClaimLost`, and `AdapterDeleted` where the job trains just that one.
+        """
+        rows.check_holds(connection, claim)
+        return job_adapters.admit(connection, claim, publications)
+
+    def record(self, connection: Connection, claim: Job, published: Sequence[Published]) -> None:
+        """Store what the job's adapters were published as: `also` of `Catalog.publish`. Raises `ClaimLost`."""
+        rows.check_holds(connection, claim)
+        job_adapters.record(connection, claim.id, published)
+
     def succeed(
         self,
-        connection: Connection,
         claim: Job,
-        version: Version,
         *,
+        result: Mapping[str, Any] | None,
         progress: Mapping[str, Any],
         metrics: Mapping[str, Any],
         history: Sequence[Any],
+        connection: Connection | None = None,
     ) -> None:
-        """End the job within the transaction that publishes its version. Raises `ClaimLost` or `AdapterDeleted`,
-        and then nothing is published."""
+        """End the job, in the transaction of `connection` or in one of its own. Raises `ClaimLost`.
+
+        In a transaction of the caller's the data stay: `remove_data` is for after the commit.
+        """
+        if connection is None:
+            with self._database.write() as connection:
+                self.succeed(
+                    claim, result=result, progress=progress, metrics=metrics, history=history, connection=connection
+                )
+            self.remove_data(claim)
+            return
         rows.check_holds(connection, claim)
-        if catalog_rows.deletions(connection, claim.adapter) != claim.deletions:
-            raise AdapterDeleted(f"the adapter {claim.adapter!r} was deleted after this job was queued")
-        result = {"name": version.adapter, "version": version.version, "digest": version.digest}
         self._end(
             connection,
             claim,
             Status.SUCCEEDED,
-            result=result,
+            result=None if result is None else dict(result),
             progress=dict(progress),
             metrics=dict(metrics),
             history=list(history),
@@ -223,17 +303,8 @@ class JobQueue:
         if job.data_file is not None:
             self._blobs.remove([job.data_file])
 
-    def _claimable(self, connection: Connection) -> Job | None:
-        expired = (_columns.status == Status.RUNNING) & (_columns.lease_until <= self._now())
-        statement = (
-            sa.select(tables.jobs)
-            .where((_columns.status == Status.QUEUED) | expired)
-            .order_by(_columns.sequence)
-            .limit(1)
-        )
-        row = connection.execute(statement).one_or_none()
-        return None if row is None else rows.as_job(row)
-
     def _end(self, connection: Connection, job: Job, status: Status, **values: Any) -> Job:
         finished_at = rfc3339(self._now())
+        if status is Status.FAILED:
+            job_adapters.fail_waiting(connection, job.id, values["error"])
         return rows.move(connection, job, status, finished_at=finished_at, lease_until=None, data_file=None, **values)

@@ -24,8 +24,9 @@ from adapters.errors import (
     PeftUnsupported,
     WrongShape,
 )
+from adapters.labels import check_labels
 from adapters.peft_config import CONFIG_FILE, read_config
-from adapters.safetensors_file import read_safetensors
+from adapters.safetensors_file import MAX_HEADER_BYTES, read_safetensors
 from adapters.strict_json import parse
 
 TENSOR_FILE = "adapter_model.safetensors"
@@ -35,7 +36,7 @@ _MODULE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"(?P<path>.+)\.(?P<kind>lora_A\.weight|lora_B\.weight|lora_B\.bias)", re.DOTALL)
 _METADATA_KEY = "loraplex"
-_BASE_KEY, _FEATURE_SPACE_KEY = "base", "feature_space"
+_BASE_KEY, _FEATURE_SPACE_KEY, _LABELS_KEY = "base", "feature_space", "labels"
 
 
 def read_peft(
@@ -43,12 +44,14 @@ def read_peft(
 ) -> tuple[Adapter, str]:
     """The adapter in PEFT's two files, and the path of its module.
 
-    Raises `InvalidUpload` and its kin for what is malformed, `PeftUnsupported` for what could not be served
-    exactly, `BaseMismatch` or `FeatureSpaceMismatch` where the file says that it was made for another.
+    Labels come from our own metadata, which a download has. Raises `InvalidUpload` and its kin for what is malformed,
+    `PeftUnsupported` for what could not be served exactly, `BaseMismatch` or `FeatureSpaceMismatch` where the file says
+    that it was made for another.
     """
     config = read_config(config_text)
     named, metadata = read_safetensors(tensor_file, what=TENSOR_FILE)
-    _check_made_for(metadata, base, feature_space)
+    about = _about(metadata)
+    _check_made_for(about, base, feature_space)
     tensors, module = _of_one_module(named)
     rank, alpha = config.rank_of(module), config.alpha_of(module)
     a_OR, b_RI, bias_O = tensors["lora_B.weight"], tensors["lora_A.weight"], tensors.get("lora_B.bias")
@@ -70,11 +73,14 @@ def read_peft(
         )
     a_OR, b_RI = a_OR.float().contiguous(), b_RI.float().contiguous()
     bias_O = None if bias_O is None else bias_O.float().contiguous()
-    return Adapter(a_OR, b_RI, bias_O, alpha, config.rslora, feature_space), module
+    return Adapter(a_OR, b_RI, bias_O, alpha, config.rslora, feature_space, _labels(about, base)), module
 
 
 def write_peft(adapter: Adapter, *, module: str, base_fingerprint: str) -> dict[str, bytes]:
-    """The two files, by name, that `PeftModel.from_pretrained` loads onto a model with a linear layer `module`."""
+    """The two files, by name, that `PeftModel.from_pretrained` loads onto a model with a linear layer `module`.
+
+    Labels for which a header of 64 KiB has no room are left out: the files are then those of the same adapter without.
+    """
     path = f"{_PREFIX}{module}"
     tensors = {f"{path}.lora_B.weight": adapter.a_OR, f"{path}.lora_A.weight": adapter.b_RI}
     if adapter.bias_O is not None:
@@ -95,13 +101,12 @@ def write_peft(adapter: Adapter, *, module: str, base_fingerprint: str) -> dict[
         "task_type": None,
         "use_rslora": adapter.rslora,
     }
-    # One metadata entry only: safetensors writes several in random order.
-    made_for = {_BASE_KEY: base_fingerprint, _FEATURE_SPACE_KEY: adapter.feature_space}
-    metadata = {_METADATA_KEY: json.dumps(made_for, sort_keys=True)}
-    return {
-        TENSOR_FILE: save_tensors(tensors, metadata=metadata),
-        CONFIG_FILE: json.dumps(config, indent=2).encode() + b"\n",
-    }
+    about: dict[str, object] = {_BASE_KEY: base_fingerprint, _FEATURE_SPACE_KEY: adapter.feature_space}
+    named = about if adapter.labels is None else about | {_LABELS_KEY: list(adapter.labels)}
+    file = _save(tensors, named)
+    if int.from_bytes(file[:8], "little") > MAX_HEADER_BYTES:
+        file = _save(tensors, about)
+    return {TENSOR_FILE: file, CONFIG_FILE: json.dumps(config, indent=2).encode() + b"\n"}
 
 
 def check_module(path: str, *, field: str = "module") -> str:
@@ -112,16 +117,24 @@ def check_module(path: str, *, field: str = "module") -> str:
     return path
 
 
-def _check_made_for(metadata: Mapping[str, object], base: BaseLayer, feature_space: str | None) -> None:
+def _save(tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> bytes:
+    # One metadata entry only: safetensors writes several in random order.
+    return save_tensors(dict(tensors), metadata={_METADATA_KEY: json.dumps(about, sort_keys=True)})
+
+
+def _about(metadata: Mapping[str, object]) -> Mapping[str, object]:
+    """What our own entry in a file's metadata says; nothing where there is none."""
     ours = metadata.get(_METADATA_KEY)
     if ours is None:
-        return
+        return {}
     try:
-        made_for = parse(str(ours).encode(), what="the metadata entry loraplex")
+        about = parse(str(ours).encode(), what="the metadata entry loraplex")
     except LoraplexError as error:
         raise InvalidSafetensors(f"{TENSOR_FILE}: {error.detail}", field=TENSOR_FILE) from None
-    if not isinstance(made_for, dict):
-        return
+    return about if isinstance(about, dict) else {}
+
+
+def _check_made_for(made_for: Mapping[str, object], base: BaseLayer, feature_space: str | None) -> None:
     if made_for.get(_BASE_KEY) not in (None, base.fingerprint):
         raise BaseMismatch(
             f"{TENSOR_FILE} was made for the base layer {made_for[_BASE_KEY]}, this service has {base.fingerprint}",
@@ -137,6 +150,13 @@ def _check_made_for(metadata: Mapping[str, object], base: BaseLayer, feature_spa
             given=made_for[_FEATURE_SPACE_KEY],
             expected=feature_space,
         )
+
+
+def _labels(about: Mapping[str, object], base: BaseLayer) -> tuple[str | int, ...] | None:
+    given = about.get(_LABELS_KEY)
+    if given is None:
+        return None
+    return check_labels(given, field=f"{_LABELS_KEY} of {TENSOR_FILE}", outputs=base.out_features)
 
 
 def _of_one_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

@@ -78,7 +78,6 @@ jobs = sa.Table(
     sa.Column("lease_until", sa.Float),
     sa.Column("base", sa.String, nullable=False),
     sa.Column("feature_space", sa.String),
-    sa.Column("deletions", sa.Integer, nullable=False),
     sa.Column("spec", sa.JSON(none_as_null=True), nullable=False),
     sa.Column("data_file", sa.String),
     sa.Column("progress", sa.JSON(none_as_null=True)),
@@ -99,6 +98,7 @@ job_adapters = sa.Table(
     sa.Column("name", sa.String, nullable=False, index=True),
     sa.Column("group", sa.String),
     sa.Column("rows", sa.Integer, nullable=False),
+    # How often the name had been deleted when the job was queued.
     sa.Column("deletions", sa.Integer, nullable=False),
     sa.Column("version", sa.Integer),
     sa.Column("digest", sa.String),

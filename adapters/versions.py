@@ -99,7 +99,24 @@ class Publication:
     module: str | None = None
     job: str | None = None
     metrics: Mapping[str, object] | None = None
+    position: int | None = None
+    """Its place among the adapters of its job."""
     moves_live: bool = True
+    checks_live: bool = False
+    """Move live only where it still points at `expected_live`, which the adapter was compared with."""
+    expected_live: int | None = None
+    """The number of a version; None: no version is live."""
     lineage: Mapping[str, object] | None = None
     statistics: bytes | None = None
     """What `adapters.training.statistics` wrote, to be kept with the version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What has become of a publication."""
+
+    position: int | None
+    version: Version
+    moved_live: bool
+    replaced: int | None
+    """Where live pointed before; None: nowhere."""

@@ -46,5 +46,6 @@ def _holds(condition: str, exists: bool, live: str | None) -> bool:
 
 
 def _failed(header: str, given: str, exists: bool, live: str | None) -> PreconditionFailed:
-    state = f"the live version is {etag(live)}" if live else "nothing is live" if exists else "there is no such adapter"
+    missing = "nothing is live" if exists else "there is nothing of that name"
+    state = f"the live version is {etag(live)}" if live else missing
     return PreconditionFailed(f"{header} does not hold: {state}", field=header, given=given, expected=live)

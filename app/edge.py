@@ -24,15 +24,17 @@ log = logging.getLogger(__name__)
 
 
 class Edge:
-    """Passes requests on to `app`, or to what `hot` has for them, none with more than `max_body_bytes` bytes.
+    """Passes requests on to `app`, or to what `hot` has for them, none with more bytes than `most_bytes` says.
 
     A client's own `X-Request-Id` is kept where it is 1 to 64 characters of A-Z a-z 0-9 . _ -; each answer has one.
     """
 
-    def __init__(self, app: ASGIApp, hot: Callable[[Scope], ASGIApp | None], *, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, hot: Callable[[Scope], ASGIApp | None], *, most_bytes: Callable[[Scope], int]
+    ) -> None:
         self._app = app
         self._hot = hot
-        self._max_body_bytes = max_body_bytes
+        self._most_bytes = most_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,14 +44,14 @@ class Edge:
         request_id = request_id_of(headers)
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         started = ended = False
-        read = 0
+        read, most_bytes = 0, self._most_bytes(scope)
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
                 if message["status"] == _TOO_LARGE and not ended and (read or b"expect" not in headers):
-                    await _discard(receive, self._max_body_bytes)
+                    await _discard(receive, most_bytes)
                 message["headers"] = [*message["headers"], (REQUEST_ID, request_id)]
             await send(message)
 
@@ -59,13 +61,13 @@ class Edge:
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
                 ended = not message.get("more_body", False)
-                if read > self._max_body_bytes:
-                    raise too_large(self._max_body_bytes)
+                if read > most_bytes:
+                    raise too_large(most_bytes)
             return message
 
         try:
-            if int(headers.get(b"content-length", b"0")) > self._max_body_bytes:
-                await answer_at(scope["path"], too_large(self._max_body_bytes))(scope, receive, send_with_id)
+            if int(headers.get(b"content-length", b"0")) > most_bytes:
+                await answer_at(scope["path"], too_large(most_bytes))(scope, receive, send_with_id)
                 return
             app = self._hot(scope) or self._app
             await app(scope, receive_bounded, send_with_id)

@@ -13,7 +13,7 @@ from adapters.versions import AdapterSummary
 from app.inference_header import INPUT, OUTPUT
 
 BASE_MODEL, BASE_VERSION = "__base__", "1"
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "model_repository"]
+EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
 PLATFORM = "loraplex"
 """What runs the models."""
 _VERSION = re.compile(r"[1-9][0-9]*")

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Scope
 
 from app import problems
 from app.edge import Edge
-from app.routes import adapters, base, health, infer, inference_protocol, jobs, predict
+from app.routes import adapters, base, datasets, health, infer, inference_protocol, jobs, predict
 from app.service import Service
 
 
@@ -24,7 +24,7 @@ def create_app(service: Service) -> ASGIApp:
         },
     )
     app.state.service = service
-    routers = [resource.router for resource in (predict, adapters, jobs, base, health, inference_protocol)]
+    routers = [resource.router for resource in (predict, adapters, datasets, jobs, base, health, inference_protocol)]
     routers.append(inference_protocol.server)
     problems.install(app, [route for router in routers for route in router.routes])
     for router in routers:
@@ -37,4 +37,8 @@ def create_app(service: Service) -> ASGIApp:
         path = scope["path"]
         return hot_predict if path == "/predict" else hot_infer if infer.INFER_PATH.fullmatch(path) else None
 
-    return Edge(app, hot, max_body_bytes=service.settings.max_body_bytes)
+    def most_bytes(scope: Scope) -> int:
+        is_dataset = scope["method"] == "PUT" and scope["path"].startswith(f"{datasets.router.prefix}/")
+        return service.settings.max_dataset_bytes if is_dataset else service.settings.max_body_bytes
+
+    return Edge(app, hot, most_bytes=most_bytes)

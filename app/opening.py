@@ -6,7 +6,11 @@ from collections.abc import Callable
 from adapters.base_layer import BaseLayer, load_base_layer
 from adapters.catalog import Catalog
 from adapters.job_queue import JobQueue
+from adapters.training.fitter import Fitter
 from app.settings import Settings
+
+CHECKPOINTS = "checkpoints"
+"""Folder, in the data folder, of what fits have reached."""
 
 
 def load_base(settings: Settings) -> BaseLayer:
@@ -23,6 +27,13 @@ def base_arguments(settings: Settings) -> dict[str, str]:
         "device": settings.device,
         "dtype": settings.dtype,
     }
+
+
+def open_fitter(settings: Settings) -> Fitter:
+    """A trainer's hold on the process that fits, which is not started yet."""
+    return Fitter(
+        base_arguments(settings), threads=settings.trainer_threads, memory_bytes=settings.trainer_memory_bytes
+    )
 
 
 def open_queue(catalog: Catalog, settings: Settings, *, now: Callable[[], float] = time.time) -> JobQueue:

@@ -17,6 +17,11 @@ def _digits(value: object) -> object:
     return whole_number(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
 
 
+def _flag(value: object) -> object:
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
+QueryFlag = Annotated[bool, BeforeValidator(_flag)]
 QueryInteger = Annotated[int, BeforeValidator(_digits)]
 QueryStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Item = TypeVar("Item")

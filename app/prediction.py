@@ -17,6 +17,9 @@ NUMBERS_AT_ONCE = 2**15
 """About a millisecond of writing, which holds up everything else."""
 BYTES_AT_ONCE = 2**18
 """About half a millisecond of parsing: more is done by a thread."""
+_OUTPUTS = b'{"outputs":%b,%b'
+MEMBERS = b"{%b,%b"
+"""The form of an answer whose members are written already."""
 _NOBODY = orjson.dumps({"adapter": None})
 
 
@@ -32,15 +35,15 @@ async def read_question(service: Service, body: bytes) -> Question:
     return question
 
 
-def write_answer(question: Question, outcome: Outcome, outputs: bytes) -> bytes:
-    """The body of the answer, with its numbers as `write_numbers` has them."""
+def write_answer(question: Question, outcome: Outcome, written: bytes, form: bytes = _OUTPUTS) -> bytes:
+    """The body of the answer, with its numbers as `write_numbers` has them, or its `MEMBERS` as `write_wanted` has."""
     if question.by_row:
         described = [None if version is None else _describe(version) for version in outcome.versions]
         which = orjson.dumps(_by_row(described, outcome.choice_N))
     else:
         version = outcome.versions[0]
         which = _NOBODY if version is None else _alone(version.adapter, version.version, version.digest)
-    return b'{"outputs":%b,%b' % (outputs, which[1:])
+    return form % (written, which[1:])
 
 
 def write_numbers(numbers: Float32) -> bytes:

@@ -17,6 +17,7 @@ from adapters.names import Reference, parse_reference
 from app.bodies import parse_object, read_as
 from app.fast_json import has_lists, read_rows
 from app.schemas import PredictRequest
+from app.wanted import Wanted, read_wanted
 
 
 class Question(NamedTuple):
@@ -27,6 +28,8 @@ class Question(NamedTuple):
     references: Sequence[Reference | None]
     """One for all rows, or one a row where `by_row`; None is the bare base layer."""
     by_row: bool = False
+    wanted: Wanted | None = None
+    """None is the outputs."""
 
 
 def read_quickly(
@@ -74,9 +77,10 @@ def read_exactly(body: bytes, base: BaseLayer, *, max_rows: int) -> Question:
             field="adapter",
             expected="a reference or null",
         )
+    wanted = read_wanted(request.wanted, request.top_k, out_features=base.out_features)
     inputs_NI = matrix(request.inputs, field="inputs", columns=base.in_features, max_rows=max_rows)
     if request.gave("adapter"):
-        return Question(inputs_NI, [_reference(request.adapter)])
+        return Question(inputs_NI, [_reference(request.adapter)], wanted=wanted)
     if not isinstance(request.adapters, list):
         raise WrongType(
             "adapters must be a list",
@@ -92,7 +96,7 @@ def read_exactly(body: bytes, base: BaseLayer, *, max_rows: int) -> Question:
             expected=f"{len(inputs_NI)} entries",
         )
     references = [_reference(given, "adapters", row) for row, given in enumerate(request.adapters)]
-    return Question(inputs_NI, references, by_row=True)
+    return Question(inputs_NI, references, by_row=True, wanted=wanted)
 
 
 def _reference(given: object, field: str = "adapter", row: int | None = None) -> Reference | None:

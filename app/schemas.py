@@ -3,26 +3,28 @@
 Arrays are `Any` here: they are checked by `adapters.matrices`, which is as strict and far faster.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from adapters import versions as domain
 from adapters.base_layer import BaseLayer
-from adapters.jobs import Job
 
 Matrix = Annotated[
     Any, Field(json_schema_extra={"type": "array", "items": {"type": "array", "items": {"type": "number"}}})
 ]
 
 
-def _not_null(value: object) -> object:
+def not_null(value: object) -> object:
+    """For a field that may be left out, and not be null."""
     if value is None:
         raise ValueError("it may be left out, but not be null")
     return value
 
 
-Alpha = Annotated[float | None, BeforeValidator(_not_null)]
+Alpha = Annotated[float | None, BeforeValidator(not_null)]
+_LABEL = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+Labels = Annotated[Any, BeforeValidator(not_null), Field(json_schema_extra={"type": "array", "items": _LABEL})]
 
 
 class _Request(BaseModel):
@@ -39,38 +41,14 @@ class PredictRequest(_Request):
     adapter: Any = Field(None, description="Reference, or null for the bare base layer.")
     adapters: Any = Field(None, description="One reference or null a row.")
     inputs: Matrix
-
-
-class DataBody(_Request):
-    """Inline training data."""
-
-    inputs: Matrix
-    targets: Any = Field(description="Rows of numbers (mse) or one class index a row (cross_entropy).")
-
-
-class TrainingBody(_Request):
-    """How to train."""
-
-    method: Literal["adamw", "sgd", "closed_form"] = "adamw"
-    loss: Literal["mse", "cross_entropy"] = "mse"
-    epochs: int = Field(50, ge=1, le=10_000_000)
-    learning_rate: float = Field(0.01, gt=0, le=1e6)
-    batch_size: int | None = Field(64, ge=1, le=2**31)
-    seed: int = Field(0, ge=0, lt=2**63)
-    init: Any = Field("zero_delta", description='"zero_delta", "randn", {"A", "B"} or {"adapter": reference}.')
-    validation_fraction: float = Field(0, ge=0, lt=1)
-    ridge: float = Field(0, ge=0, le=1e30)
-
-
-class TrainRequest(_Request):
-    """An adapter to train."""
-
-    name: Any
-    rank: int = Field(ge=1)
-    alpha: Alpha = Field(None, gt=0, le=1e6, description="Defaults to the rank, so that s = 1.")
-    data: DataBody
-    training: TrainingBody = Field(default_factory=TrainingBody)
-    publish: Literal["always", "never"] = "always"
+    wanted: Annotated[
+        Any,
+        BeforeValidator(not_null),
+        Field(json_schema_extra={"type": "array", "items": {"enum": ["outputs", "probabilities", "labels"]}}),
+    ] = Field(["outputs"], alias="return", description="What to answer with; each at most once.")
+    top_k: Annotated[int | None, BeforeValidator(not_null)] = Field(
+        None, ge=1, description="So many of the most probable classes a row: with labels or probabilities."
+    )
 
 
 class FactorsUpload(_Request):
@@ -79,7 +57,8 @@ class FactorsUpload(_Request):
     A: Matrix = Field(description="(out, r)")
     B: Matrix = Field(description="(r, in)")
     alpha: Alpha = Field(None, ge=-1e6, le=1e6, description="Defaults to the rank, so that s = 1.")
-    bias: Annotated[Any, BeforeValidator(_not_null)] = Field(None, description="(out)")
+    bias: Annotated[Any, BeforeValidator(not_null)] = Field(None, description="(out)")
+    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
 
 
 class PeftUpload(_Request):
@@ -88,25 +67,13 @@ class PeftUpload(_Request):
     lora_A: Matrix = Field(description="(r, in)")
     lora_B: Matrix = Field(description="(out, r)")
     lora_alpha: Alpha = Field(None, ge=-1e6, le=1e6, description="Defaults to the rank, so that s = 1.")
+    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
 
 
 class LiveRequest(_Request):
     """The version that a bare name shall mean."""
 
     version: int = Field(ge=1)
-
-
-class InitFactors(_Request):
-    """Factors to start a training from."""
-
-    A: Matrix
-    B: Matrix
-
-
-class InitAdapter(_Request):
-    """An adapter to start a training from."""
-
-    adapter: Any
 
 
 class VersionBody(BaseModel):
@@ -122,10 +89,12 @@ class VersionBody(BaseModel):
     bytes: int
     base: str
     feature_space: str | None
+    labels: list[str | int] | None
     created_at: str
     source: str
     job: str | None
-    metrics: dict[str, float | None] | None
+    lineage: dict[str, Any] | None
+    metrics: dict[str, Any] | None
     effect: dict[str, float | None]
 
     @classmethod
@@ -154,40 +123,6 @@ class AdapterBody(BaseModel):
             live=None if adapter.live is None else VersionBody.of(adapter.live),
             versions=adapter.versions,
         )
-
-
-class JobBody(BaseModel):
-    """One training job."""
-
-    id: str
-    status: str
-    adapter: str
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-    attempt: int
-    progress: dict[str, Any] | None
-    metrics: dict[str, Any] | None
-    result: dict[str, Any] | None
-    error: dict[str, Any] | None
-    spec: dict[str, Any]
-
-    @classmethod
-    def of(cls, job: Job) -> "JobBody":
-        """A job as its clients see it in a list."""
-        own = {name: getattr(job, name) for name in JobBody.model_fields if name != "spec"}
-        return cls(**own, spec=job.spec["shown"])
-
-
-class JobWithHistory(JobBody):
-    """One training job with the losses on its way."""
-
-    history: list[tuple[int, float]]
-
-    @classmethod
-    def of(cls, job: Job) -> "JobWithHistory":
-        """A job as its clients see it by itself."""
-        return cls(**dict(JobBody.of(job)), history=[(int(step), float(loss)) for step, loss in job.history])
 
 
 class BaseBody(BaseModel):
@@ -228,11 +163,4 @@ class VersionPage(BaseModel):
     """A part of an adapter's list of versions."""
 
     data: list[VersionBody]
-    next_cursor: str | None
-
-
-class JobPage(BaseModel):
-    """A part of the list of jobs."""
-
-    data: list[JobBody]
     next_cursor: str | None

@@ -1,5 +1,6 @@
 """What the handlers of one worker share."""
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable
@@ -9,14 +10,18 @@ import simdjson
 
 from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
+from adapters.datasets.store import Datasets
 from adapters.errors import FeatureSpaceMismatch
 from adapters.job_queue import JobQueue
 from adapters.residency import Residency
 from adapters.resolution import Resolver
 from app.batching import Batcher
+from app.events import JobWatch
 from app.lookup import Lookup
 from app.opening import load_base, open_queue
 from app.settings import Settings
+
+_READINGS_AT_ONCE = 2
 
 
 @dataclass(slots=True)
@@ -27,16 +32,24 @@ class Service:
     base: BaseLayer
     catalog: Catalog
     queue: JobQueue
+    datasets: Datasets
     resolver: Resolver
     batcher: Batcher
     new_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex)
     draining: bool = False
     parser: simdjson.Parser = field(default_factory=simdjson.Parser)
     """Of the event loop: it keeps its memory from body to body."""
+    readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READINGS_AT_ONCE))
+    """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
+    watch: JobWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)
 
     def close(self) -> None:
         """Give back the connections to the catalogue."""
         self.batcher.close()
+        self.watch.close()
         self.resolver.close()
         self.catalog.database.close()
 
@@ -66,6 +79,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
         base=base,
         catalog=catalog,
         queue=open_queue(catalog, settings, now=now),
+        datasets=Datasets(catalog.database, catalog.blobs, now=now),
         resolver=resolver,
         batcher=Batcher(base, lookup, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows),
     )

@@ -8,11 +8,10 @@ import torch
 
 from adapters.catalog import Catalog
 from adapters.errors import BaseNotLoadable, CatalogNotLoadable
-from adapters.training.fitter import Fitter
 from adapters.training.trainer import Trainer
 from app import logs
 from app.lifecycle import EXIT_CONFIG, stop_on_signals, when_parent_ends
-from app.opening import base_arguments, load_base, open_queue
+from app.opening import CHECKPOINTS, load_base, open_fitter, open_queue
 from app.settings import Settings, load_settings
 
 
@@ -31,9 +30,10 @@ def run_trainer(settings: Settings, stop: threading.Event) -> None:
         catalog,
         open_queue(catalog, settings),
         base,
-        Fitter(base_arguments(settings)),
+        open_fitter(settings),
         stop=stop,
         lease_seconds=settings.lease_seconds,
+        checkpoints=settings.data_dir / CHECKPOINTS,
     ).run()
 
 

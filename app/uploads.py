@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 
 from adapters.adapter import Adapter, check_alpha, check_factors
 from adapters.errors import InvalidUpload, UnknownField
+from adapters.labels import check_labels
 from adapters.matrices import matrix, vector
 from adapters.peft_archive import unpack
 from adapters.peft_config import CONFIG_FILE
@@ -93,12 +94,13 @@ def _from_json(body: bytes, service: Service) -> Adapter:
             given=theirs[0],
             expected="one set of names",
         )
+    upload: FactorsUpload | PeftUpload
     if theirs:
-        peft = read_as(PeftUpload, value)
+        upload = peft = read_as(PeftUpload, value)
         left, right, alpha, bias = peft.lora_B, peft.lora_A, peft.lora_alpha, None
         names = ("lora_B", "lora_A", "bias")
     else:
-        own = read_as(FactorsUpload, value)
+        upload = own = read_as(FactorsUpload, value)
         left, right, alpha, bias = own.A, own.B, own.alpha, own.bias
         names = ("A", "B", "bias")
     a_OR, b_RI = (
@@ -107,5 +109,6 @@ def _from_json(body: bytes, service: Service) -> Adapter:
     outputs = service.base.out_features
     bias_O = None if bias is None else torch.from_numpy(vector(bias, field="bias", length=outputs))
     check_factors(a_OR, b_RI, bias_O, service.base, max_rank=service.settings.max_rank, names=names)
-    scale = b_RI.shape[0] if alpha is None else alpha
-    return Adapter(a_OR, b_RI, bias_O, check_alpha(scale), feature_space=service.settings.feature_space)
+    scale = check_alpha(b_RI.shape[0] if alpha is None else alpha)
+    labels = check_labels(upload.labels, field="labels", outputs=outputs) if upload.gave("labels") else None
+    return Adapter(a_OR, b_RI, bias_O, scale, feature_space=service.settings.feature_space, labels=labels)

@@ -38,7 +38,8 @@ class _Server(uvicorn.Server):
         Timer(_DRAIN_SECONDS, super().handle_exit, (sig, frame)).start()
 
     def stop(self) -> None:
-        """Stop at once: there is nobody left to see a drain."""
+        """Stop at once: there is nobody left to see a drain, but for the streams that end with it."""
+        self._service.draining = True
         self.should_exit = True
 
 

@@ -15,10 +15,9 @@ from typing import Any
 import httpx
 import uvicorn
 
-from adapters.training.fitter import Fitter
 from adapters.training.trainer import Trainer
 from app.main import create_app
-from app.opening import base_arguments
+from app.opening import CHECKPOINTS, open_fitter
 from app.service import Service, open_service
 from app.settings import Settings
 from app.wire import connections
@@ -80,9 +79,14 @@ def serving(
     threads = [threading.Thread(target=server.run, kwargs={"sockets": [listener]})]
     stop = threading.Event()
     if trainer:
-        fitter = Fitter(base_arguments(settings))
         loop = Trainer(
-            service.catalog, service.queue, service.base, fitter, stop=stop, lease_seconds=settings.lease_seconds
+            service.catalog,
+            service.queue,
+            service.base,
+            open_fitter(settings),
+            stop=stop,
+            lease_seconds=settings.lease_seconds,
+            checkpoints=settings.data_dir / CHECKPOINTS,
         )
         threads.append(threading.Thread(target=loop.run))
     for thread in threads:

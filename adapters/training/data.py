@@ -1,61 +1,186 @@
 """The rows that an adapter is trained on, on their way from the request to the fit."""
 
-# N rows · I in_features · O out_features · R rank
-from dataclasses import dataclass
+# N rows · I in_features · O out_features · R rank · M documents
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
-from safetensors.torch import load, save
+from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor
 
-from adapters.adapter import digest_of
+_DTYPES = {"F32": torch.float32, "I64": torch.int64}
+
+
+class Column(NamedTuple):
+    """One tensor of a data file that is written before all of it is in memory."""
+
+    dtype: str
+    """`F32` or `I64`."""
+    shape: Sequence[int]
+    parts: Iterator[NDArray[Any]]
+    """Its rows in order, contiguous."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """Inputs and targets, and the factors to start from where they were given.
+    """Inputs and targets, what each row counts, and what else a fit was given with them.
 
-    inputs_NI: (N, I) float32. targets: (N, O) float32, or (N,) int64 class indices. start_OR: (O, R) and
-    start_RI: (R, I) float32, or both None.
+    inputs_NI: (N, I) float32. targets: (N, O) float32, or (N,) int64 class indices. weights_N: (N,) float32.
+    key_N: (N,) int64, see `Split.sides`. groups_N: (N,) int64: the adapter of a fleet that a row is for.
+    held_*: rows that are held out whole. start_OR, start_RI: factors to start from. prior_OR, prior_RI: ΔW₀ =
+    their product. corpus_MO: documents to search. gone_*: rows to forget.
     """
 
     inputs_NI: Tensor
     targets: Tensor
     start_OR: Tensor | None = None
     start_RI: Tensor | None = None
+    weights_N: Tensor | None = None
+    key_N: Tensor | None = None
+    groups_N: Tensor | None = None
+    held_inputs_NI: Tensor | None = None
+    held_targets: Tensor | None = None
+    held_weights_N: Tensor | None = None
+    prior_OR: Tensor | None = None
+    prior_RI: Tensor | None = None
+    corpus_MO: Tensor | None = None
+    gone_inputs_NI: Tensor | None = None
+    gone_targets: Tensor | None = None
+    gone_weights_N: Tensor | None = None
 
     @property
     def rows(self) -> int:
         """N."""
         return self.inputs_NI.shape[0]
 
-    def digest(self) -> str:
-        """`sha256:` + hex over inputs and targets."""
-        return digest_of(save({"inputs": self.inputs_NI, "targets": self.targets}))
+    @property
+    def prior(self) -> Tensor | None:
+        """(O, I) float64: the ΔW to shrink towards, where there is one."""
+        if self.prior_OR is None or self.prior_RI is None:
+            return None
+        return self.prior_OR.double() @ self.prior_RI.double()
 
-    def to_bytes(self) -> bytes:
-        """A safetensors file of everything."""
-        tensors = {"inputs": self.inputs_NI, "targets": self.targets}
-        if self.start_OR is not None and self.start_RI is not None:
-            tensors |= {"A": self.start_OR, "B": self.start_RI}
-        return save(tensors)
+    @property
+    def held_out(self) -> "TrainingData | None":
+        """The rows that are held out whole, where there are any."""
+        if self.held_inputs_NI is None or self.held_targets is None:
+            return None
+        return TrainingData(self.held_inputs_NI, self.held_targets, weights_N=self.held_weights_N)
 
-    @classmethod
-    def from_bytes(cls, content: bytes) -> "TrainingData":
-        """What `to_bytes` made."""
-        tensors = load(content)
-        return cls(tensors["inputs"], tensors["targets"], tensors.get("A"), tensors.get("B"))
+    @property
+    def gone(self) -> "TrainingData | None":
+        """The rows to forget, where there are any."""
+        if self.gone_inputs_NI is None or self.gone_targets is None:
+            return None
+        return TrainingData(self.gone_inputs_NI, self.gone_targets, weights_N=self.gone_weights_N)
 
-    def split(self, held_out: int, generator: torch.Generator) -> "tuple[TrainingData, TrainingData | None]":
-        """The rows to train on and, drawn at random, those held out (None where `held_out` is 0)."""
-        if held_out == 0:
-            return self, None
-        order_N = torch.randperm(self.rows, generator=generator)
-        return self._take(order_N[held_out:].sort().values), self._take(order_N[:held_out].sort().values)
+    def take(self, rows_K: Tensor) -> "TrainingData":
+        """These rows alone."""
+        weights_K = None if self.weights_N is None else self.weights_N[rows_K]
+        return TrainingData(self.inputs_NI[rows_K], self.targets[rows_K], weights_N=weights_K)
+
+    def parts(self, rows_K: Tensor | None, most: int) -> "Iterator[TrainingData]":
+        """These rows (None: all of them), at most so many at a time: what lies on the disk need not fit in memory."""
+        for begin in range(0, self.rows if rows_K is None else len(rows_K), most):
+            some = slice(begin, begin + most)
+            if rows_K is not None:
+                yield self.take(rows_K[some])
+            else:
+                weights_K = None if self.weights_N is None else self.weights_N[some]
+                yield TrainingData(self.inputs_NI[some], self.targets[some], weights_N=weights_K)
+
+    def weighted(self, weights_N: Tensor | None) -> "TrainingData":
+        """The same rows, each counting so much."""
+        return replace(self, weights_N=weights_N)
 
     def to(self, device: torch.device) -> "TrainingData":
-        """The same rows on a device."""
-        moved = (None if t is None else t.to(device) for t in (self.start_OR, self.start_RI))
-        return TrainingData(self.inputs_NI.to(device), self.targets.to(device), *moved)
+        """The same on a device."""
+        if device.type == "cpu":
+            return self
+        moved = {name: tensor.to(device) for name, tensor in self._tensors().items() if name not in _OF_THE_HOST}
+        return replace(self, **moved)
 
-    def _take(self, rows_K: Tensor) -> "TrainingData":
-        return TrainingData(self.inputs_NI[rows_K], self.targets[rows_K], self.start_OR, self.start_RI)
+    def digest(self) -> str:
+        """`sha256:` + hex over the rows, as `DataFile.digest` has it."""
+        return self.file().digest()
+
+    def file(self) -> "DataFile":
+        """What `DataFile.write` stores of it."""
+        return DataFile({name: whole(tensor.numpy()) for name, tensor in self._tensors().items()})
+
+    @classmethod
+    def open(cls, path: Path) -> "TrainingData":
+        """What `DataFile.write` wrote; it stays on the disk until it is read."""
+        with safe_open(path, framework="pt") as stored:
+            return cls(**{name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118 - not a mapping
+
+    def _tensors(self) -> Mapping[str, Tensor]:
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+_OF_THE_HOST = frozenset({"key_N", "groups_N"})
+_NOT_ROWS = frozenset({"start_OR", "start_RI", "prior_OR", "prior_RI"})
+
+
+class DataFile:
+    """A safetensors file of training data, written part by part: it may be larger than memory.
+
+    The format is an 8-byte length, a JSON header of that length, and the tensors one after the other
+    (safetensors' README).
+    """
+
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self._columns = columns
+        # Over the rows and not over where training starts: a header of their own, then their bytes.
+        self._rows = hashlib.sha256(_header({name: c for name, c in columns.items() if name not in _NOT_ROWS}))
+        self._read = False
+
+    def write(self, file: BinaryIO) -> None:
+        """Write all of it, once."""
+        file.write(_header(self._columns))
+        for content in self._parts():
+            file.write(content)
+
+    def digest(self) -> str:
+        """`sha256:` + hex over the rows; reads them where nothing has written them yet."""
+        if not self._read:
+            for _ in self._parts():
+                pass
+        return f"sha256:{self._rows.hexdigest()}"
+
+    def _parts(self) -> Iterator[bytes | memoryview]:
+        assert not self._read, "the parts of a data file can be gone through once"
+        self._read = True
+        for name, column in self._columns.items():
+            for part in column.parts:
+                content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+                if name not in _NOT_ROWS:
+                    self._rows.update(content)
+                yield content
+
+
+def whole(array: NDArray[Any]) -> Column:
+    """A column whose one part is in memory already."""
+    return Column("I64" if array.dtype == np.int64 else "F32", array.shape, iter([array]))
+
+
+def _header(columns: Mapping[str, Column]) -> bytes:
+    entries, offset = {}, 0
+    for name, column in columns.items():
+        size = int(np.prod(column.shape, dtype=np.int64)) * _DTYPES[column.dtype].itemsize
+        entries[name] = {
+            "dtype": column.dtype,
+            "shape": list(column.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

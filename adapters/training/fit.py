@@ -1,18 +1,29 @@
-"""One training from data to adapter: split, fit, measure."""
+"""One training from data to adapter: split, choose, fit, measure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+# N rows · K rows of one side · C classes
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from adapters.adapter import Adapter, scaling_of
+from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer
 from adapters.errors import Diverged
-from adapters.training.closed_form import fit_closed_form
+from adapters.training import choice
+from adapters.training.closed_form import Factors, solve
 from adapters.training.data import TrainingData
-from adapters.training.gradient import History, Report, fit_gradient
-from adapters.training.losses import evaluate
-from adapters.training.spec import Method, TrainingSpec
+from adapters.training.descent import HeldOut, Kept, descend
+from adapters.training.draws import Draws, start_of
+from adapters.training.evaluation import Contender, compare, reached, summary_of
+from adapters.training.gradient import History, Report, Task, Trained
+from adapters.training.objective import class_weights, documents_of, row_weights
+from adapters.training.spec import Loss, TrainingSpec
+from adapters.training.statistics import Statistics, gather
+
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,34 +31,185 @@ class Fit:
     """What a training ends in."""
 
     adapter: Adapter
-    metrics: Mapping[str, float | None]
+    metrics: Mapping[str, Any]
     history: History
+    statistics: Statistics | None = None
+    """What the closed form came from, where it is to be kept."""
 
 
-def fit(base: BaseLayer, data: TrainingData, spec: TrainingSpec, *, feature_space: str | None, report: Report) -> Fit:
+class Watcher(NamedTuple):
+    """Who is told of a training on its way, and where it is kept."""
+
+    report: Report = lambda _step, _loss, _history: None
+    note: Callable[[str], None] = lambda _text: None
+    """Told in a sentence what was chosen, and why it ended early."""
+    kept: Kept | None = None
+
+
+class Sides(NamedTuple):
+    """The rows to train on and those held out; the two may be of one table."""
+
+    training: TrainingData
+    training_K: Tensor | None
+    """Which of its rows; None means all."""
+    held: TrainingData | None
+    held_K: Tensor | None
+    own_weights_N: Tensor | None
+    """What held-out rows count of themselves, without their classes' weights."""
+
+
+def fit(
+    base: BaseLayer,
+    data: TrainingData,
+    spec: TrainingSpec,
+    *,
+    feature_space: str | None = None,
+    labels: Sequence[str | int] | None = None,
+    present: Adapter | None = None,
+    watcher: Watcher = Watcher(),  # noqa: B008 - immutable
+) -> Fit:
     """Train as `spec` says. The same base, data, spec and thread count give the same adapter, bit for bit.
 
-    One CPU generator is drawn from in this order: the split, the start, a permutation an epoch.
-    Raises `Diverged`.
+    `labels` go into the adapter. `present` is the live version, which is measured on the held-out rows too. Raises
+    `Diverged`, and `OutOfRange` where the split leaves a side empty.
     """
-    generator = torch.Generator().manual_seed(spec.seed)
-    training, held_out = data.to(base.device).split(spec.validation_rows(data.rows), generator)
-    scaling = scaling_of(spec.alpha, spec.rank, rslora=spec.rslora)
-    history: History = []
-    if spec.method is Method.CLOSED_FORM:
-        a_OR, b_RI = fit_closed_form(base, training, rank=spec.rank, scaling=scaling, ridge=spec.ridge)
+    draws = _draws(spec, data)
+    sides = sides_of(base, data.to(base.device), spec, draws)
+    statistics = None
+    history: History
+    if spec.is_exact:
+        statistics = gather(base, _chunks(sides.training, sides.training_K))
+        prior_OI = data.prior
+        spec = choice.choose_exactly(base, sides, spec, statistics, prior_OI=prior_OI, note=watcher.note)
+        factors = solve(
+            statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=prior_OI
+        )
+        history = []
     else:
-        a_OR, b_RI, history = fit_gradient(base, training, spec, scaling, generator=generator, report=report)
-    metrics: dict[str, float | None] = {}
-    for part, rows in (("train", training), ("validation", held_out)):
-        for who, factor in (("", scaling), ("base_", 0.0)):
-            reached = {} if rows is None else evaluate(base, rows, spec.loss, a_OR=a_OR, b_RI=b_RI, scaling=factor)
-            for measure in ("loss", "accuracy") if "accuracy" in reached else ("loss",):
-                metrics[f"{who}{part}_{measure}"] = reached.get(measure)
-    if any(value is not None and not abs(value) < float("inf") for value in metrics.values()):
-        raise Diverged("the trained layer's loss is not finite", step=spec.steps(data.rows))
-    if spec.method is Method.CLOSED_FORM:
-        history = [(0, metrics["base_train_loss"] or 0.0), (1, metrics["train_loss"] or 0.0)]
-        report(1, history[-1][1], history)
-    adapter = Adapter(a_OR.cpu(), b_RI.cpu(), None, spec.alpha, spec.rslora, feature_space)
-    return Fit(adapter, metrics, history)
+        spec = choice.choose_by_trials(spec, lambda trial: _trial(base, data, sides, trial), note=watcher.note)
+        # Drawn anew: the trials and the choice leave no trace in what follows.
+        draws = _draws(spec, data)
+        trained, history = _descend(base, data, sides, spec, draws, watcher)
+        factors = Factors(
+            trained.a_OR.cpu(), trained.b_RI.cpu(), None if trained.bias_O is None else trained.bias_O.cpu()
+        )
+        if trained.step != trained.steps or trained.steps < draws.steps:
+            watcher.note(f"took {trained.steps} of {draws.steps} steps; the factors are those of step {trained.step}")
+    metrics = measure_sides(base, data, sides, spec, factors, present)
+    if spec.is_exact:
+        history = [(0, metrics["base_train_loss"]), (1, metrics["train_loss"])]
+        watcher.report(1, history[-1][1], history)
+    adapter = Adapter(
+        factors.a_OR,
+        factors.b_RI,
+        factors.bias_O,
+        spec.alpha,
+        spec.rslora,
+        feature_space,
+        None if labels is None else tuple(labels),
+    )
+    return Fit(adapter, metrics, history, statistics if spec.keep_statistics else None)
+
+
+def _draws(spec: TrainingSpec, data: TrainingData) -> Draws:
+    classes_N = data.targets if data.targets.dtype == torch.int64 else None
+    return Draws(spec, data.rows, key_N=data.key_N, classes_N=classes_N)
+
+
+def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, draws: Draws) -> Sides:
+    """The two sides, their rows counting what they and their classes do; the data are on the base's device."""
+    device = base.device
+    training_K = None if draws.held_K is None else draws.training_K.to(device)
+    held_K = None if draws.held_K is None else draws.held_K.to(device)
+    held = data if held_K is not None else data.held_out
+    own_weights_N = None if held is None else held.weights_N
+    if spec.class_weights is not None:
+        some = slice(None) if training_K is None else training_K
+        weights_N = None if data.weights_N is None else data.weights_N[some]
+        weights_C = class_weights(spec, data.targets[some], weights_N, base.out_features)
+        whole = held is data
+        data = data.weighted(row_weights(data, weights_C))
+        held = data if whole else None if held is None else held.weighted(row_weights(held, weights_C))
+    return Sides(data, training_K, held, held_K, own_weights_N)
+
+
+def _chunks(data: TrainingData, rows_K: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    for part in data.parts(rows_K, ROWS_AT_ONCE):
+        yield part.inputs_NI, part.targets, part.weights_N
+
+
+def _descend(
+    base: BaseLayer, data: TrainingData, sides: Sides, spec: TrainingSpec, draws: Draws, watcher: Watcher
+) -> tuple[Trained, History]:
+    task = Task(draws, draws.training_K, start_of(base, data, spec, draws))
+    held_out = None
+    if spec.patience is not None and sides.held is not None:
+        rows_K = torch.arange(sides.held.rows) if sides.held_K is None else sides.held_K.cpu()
+        held_out = HeldOut(sides.held, [rows_K])
+    (trained,), history = descend(
+        base, sides.training, spec, [task], report=watcher.report, held_out=held_out, kept=watcher.kept
+    )
+    if trained.error is not None:
+        raise trained.error
+    return trained, history
+
+
+def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpec) -> float:
+    """The best held-out loss on the way of a short training; infinite where it diverges."""
+    draws = _draws(trial, data)
+    assert sides.held is not None
+    try:
+        trained, _ = _descend(base, data, sides, trial, draws, Watcher())
+    except Diverged:
+        return math.inf
+    factors = Factors(trained.a_OR, trained.b_RI, trained.bias_O)
+    documents_N = documents_of(sides.held.targets) if trial.loss is Loss.MULTIPLE_NEGATIVES else None
+    return reached(base, sides.held, sides.held_K, trial, factors, documents_N)["loss"]
+
+
+def measure_sides(
+    base: BaseLayer,
+    data: TrainingData,
+    sides: Sides,
+    spec: TrainingSpec,
+    factors: Factors,
+    present: Adapter | None,
+) -> dict[str, Any]:
+    """The job's losses on both sides, with the factors as they are stored and without; and what people read of the
+    held-out side. Raises `Diverged` where one is not finite."""
+    metrics: dict[str, Any] = {}
+    negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
+    sides_by_name = {"train": (sides.training, sides.training_K), "validation": (sides.held, sides.held_K)}
+    for part, (rows, rows_K) in sides_by_name.items():
+        documents_N = documents_of(rows.targets) if negatives and rows is not None else None
+        for who, some in (("", factors), ("base_", None)):
+            found = {} if rows is None else reached(base, rows, rows_K, spec, some, documents_N)
+            for measure in ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",):
+                metrics[f"{who}{part}_{measure}"] = found.get(measure)
+    if any(value is not None and not math.isfinite(value) for value in metrics.values()):
+        raise Diverged("the trained layer's loss is not finite", step=1)
+    if sides.held is not None:
+        contenders = {"adapter": Contender(factors, spec.scaling), "base": Contender(None, 1.0)}
+        if present is not None:
+            live = Factors(present.a_OR, present.b_RI, present.bias_O)
+            contenders["live"] = Contender(live, present.scaling)
+        held_out = compare(
+            base,
+            sides.held,
+            sides.held_K,
+            spec,
+            contenders,
+            weights_N=sides.own_weights_N,
+            summary=summary_of(sides.training.weighted(data.weights_N), sides.training_K, spec, base.out_features),
+            corpus_MO=data.corpus_MO,
+        )
+        held_out["adapter"]["loss"], held_out["base"]["loss"] = (
+            metrics["validation_loss"],
+            metrics["base_validation_loss"],
+        )
+        if present is not None:
+            documents_N = documents_of(sides.held.targets) if negatives else None
+            with_scaling = replace(spec, alpha=present.alpha, rank=present.rank, rslora=present.rslora)
+            held_out["live"]["loss"] = reached(base, sides.held, sides.held_K, with_scaling, live, documents_N)["loss"]
+        metrics["held_out"] = held_out
+    return metrics

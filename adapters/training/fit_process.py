@@ -1,48 +1,59 @@
 """The process that fits: one job at a time, on its own, so that it can be killed without harm.
 
-Requests come in on standard input, one JSON object a line; the first says which base layer. Frames go out on
-standard output, one JSON object a line, the frame `done` followed by as many bytes as it says: the adapter.
+Requests come in on standard input, one JSON object a line; the first says which base layer, and what the process may
+use. Frames go out on standard output, one JSON object a line; one with `parts` is followed by as many bytes as those
+sum up to: adapters, or statistics.
 """
 
 import json
 import os
 import queue
+import resource
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
+from adapters.adapter import Adapter, from_canonical_bytes
 from adapters.base_layer import BaseLayer, load_base_layer
 from adapters.errors import BaseChanged, BaseNotLoadable, FitFailed, LoraplexError, OutOfMemory
 from adapters.training.data import TrainingData
-from adapters.training.fit import fit
+from adapters.training.descent import Kept
+from adapters.training.fit import Fit, Watcher, fit
+from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient import History
+from adapters.training.refit import refit
 from adapters.training.spec import TrainingSpec
+from adapters.training.statistics import Statistics
 
 _SECONDS_BETWEEN_REPORTS = 0.5
+_NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
 
 
 def main() -> None:
     """Serve requests until standard input closes."""
-    torch.set_num_threads(1)
     # A Ctrl-C reaches the whole group of processes: it is the trainer's to answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = _claim_stdout()
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    first = json.loads(requests.get())
+    torch.set_num_threads(first["threads"])
+    # Of its own memory, and not of files that it maps: data larger than this can be read through.
+    resource.setrlimit(resource.RLIMIT_DATA, (first["memory_bytes"], first["memory_bytes"]))
     try:
-        base = load_base_layer(**json.loads(requests.get()))
+        base = load_base_layer(**first["base"])
     except BaseNotLoadable as error:
         sys.exit(f"loraplex: {error.detail}")
     _send(out, {"frame": "ready"})
     while True:
-        _serve(json.loads(requests.get()), base, out)
+        _Job(json.loads(requests.get()), base, out).serve()
 
 
 def _read_requests(requests: "queue.SimpleQueue[str]") -> None:
@@ -59,41 +70,99 @@ def _claim_stdout() -> BinaryIO:
     return frames
 
 
-def _serve(request: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
-    last = time.monotonic()
-    latest: dict[str, Any] = {"step": 0, "loss": None, "history": []}
+class _Job:
+    """One request, from its data to its last frame."""
 
-    def report(step: int, loss: float, history: History) -> None:
-        nonlocal last
-        latest.update(step=step, loss=loss, history=history)
-        if time.monotonic() - last >= _SECONDS_BETWEEN_REPORTS:
-            last = time.monotonic()
-            _send(out, {"frame": "progress", **latest})
+    def __init__(self, request: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
+        self._request, self._base, self._out = request, base, out
+        self._latest: dict[str, Any] = {"step": 0, "loss": None, "history": []}
+        self._told_at = time.monotonic()
 
-    try:
+    def serve(self) -> None:
+        """Fit, and send what comes of it; whatever goes wrong becomes a frame."""
+        try:
+            self._fit()
+        except LoraplexError as error:
+            self._fail(error)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self._fail(OutOfMemory(f"the fit ran out of memory: {error}"))
+        except Exception as error:
+            traceback.print_exc()
+            # The CPU allocator says so in words only.
+            kind = OutOfMemory if any(words in str(error) for words in _NO_MEMORY) else FitFailed
+            self._fail(kind(f"{type(error).__name__}: {str(error)[:300]}"))
+
+    def _fit(self) -> None:
+        request, base = self._request, self._base
         if base.fingerprint != request["base"]:
             # It was loaded when this process started: the file may have been replaced after the trainer read it.
             raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request["base"])
-        data = TrainingData.from_bytes(Path(request["data_path"]).read_bytes())
+        data = TrainingData.open(Path(request["data_path"]))
         spec = TrainingSpec.from_json(request["spec"])
-        result = fit(base, data, spec, feature_space=request["feature_space"], report=report)
-    except LoraplexError as error:
-        _send(out, {"frame": "error", **latest, "error": error.members()})
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        _send(out, {"frame": "error", **latest, "error": OutOfMemory(f"the fit ran out of memory: {error}").members()})
-    except Exception as error:
-        traceback.print_exc()
-        # The CPU allocator says so in words only.
-        kind = OutOfMemory if "can't allocate memory" in str(error) else FitFailed
-        _send(out, {"frame": "error", **latest, "error": kind(f"{type(error).__name__}: {str(error)[:300]}").members()})
-    else:
-        content = result.adapter.canonical_bytes
-        frame = {"frame": "done", "metrics": result.metrics, "history": result.history, "bytes": len(content)}
-        _send(out, frame, content)
+        meaning = {"feature_space": request["feature_space"], "labels": request["labels"]}
+        if request["statistics"] is not None:
+            kept = Statistics.from_bytes(Path(request["statistics"]).read_bytes())
+            self._finish(refit(base, kept, data, spec, **meaning))
+        elif data.groups_N is not None:
+            done = frozenset(request["done"])
+            finished = len(done)
+
+            def progress(_step: int, loss: float) -> None:
+                self._report(finished, loss, [])
+
+            for outcomes in fit_fleet(base, data, spec, done=done, progress=progress, **meaning):
+                finished += len(outcomes)
+                self._send_outcomes(outcomes)
+            _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
+        else:
+            kept_at = Kept(Path(request["checkpoint"]), note=self._note)
+            watcher = Watcher(self._report, self._note, kept_at)
+            self._finish(fit(base, data, spec, present=_present(request["present"]), watcher=watcher, **meaning))
+
+    def _report(self, step: int, loss: float, history: History) -> None:
+        self._latest.update(step=step, loss=loss, history=history)
+        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_REPORTS:
+            self._told_at = time.monotonic()
+            _send(self._out, {"frame": "progress", **self._latest})
+
+    def _note(self, text: str) -> None:
+        _send(self._out, {"frame": "note", "text": text})
+
+    def _finish(self, done: Fit) -> None:
+        parts = [done.adapter.canonical_bytes]
+        if done.statistics is not None:
+            parts.append(done.statistics.to_bytes())
+        _send(self._out, {"frame": "done", "metrics": done.metrics, "history": done.history}, parts)
+
+    def _send_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        trained = [(outcome, outcome.adapter) for outcome in outcomes if outcome.adapter is not None]
+        failed = [(outcome.position, outcome.error.members()) for outcome in outcomes if outcome.error is not None]
+        _send(
+            self._out,
+            {
+                "frame": "outcomes",
+                "trained": [(outcome.position, outcome.metrics) for outcome, _ in trained],
+                "failed": failed,
+            },
+            [adapter.canonical_bytes for _, adapter in trained],
+        )
+
+    def _fail(self, error: LoraplexError) -> None:
+        _send(self._out, {"frame": "error", **self._latest, "error": error.members()})
 
 
-def _send(out: BinaryIO, frame: Mapping[str, Any], content: bytes = b"") -> None:
-    out.write(json.dumps(frame).encode() + b"\n" + content)
+def _present(where: Mapping[str, Any] | None) -> Adapter | None:
+    """The live version that the request says where to find."""
+    if where is None:
+        return None
+    with Path(where["path"]).open("rb") as file:
+        file.seek(where["offset"])
+        return from_canonical_bytes(file.read(where["bytes"]))
+
+
+def _send(out: BinaryIO, frame: Mapping[str, Any], parts: Sequence[bytes] | None = None) -> None:
+    announced = dict(frame) if parts is None else {**frame, "parts": [len(part) for part in parts]}
+    out.write(json.dumps(announced).encode() + b"\n" + b"".join(parts or ()))
     out.flush()
 
 

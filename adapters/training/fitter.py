@@ -23,8 +23,8 @@ class Fitter:
     It serves job after job, so that a small one does not pay for the start; after a kill it is started anew.
     """
 
-    def __init__(self, base_arguments: Mapping[str, str]) -> None:
-        self._base_arguments = json.dumps(dict(base_arguments))
+    def __init__(self, base_arguments: Mapping[str, str], *, threads: int, memory_bytes: int) -> None:
+        self._first = json.dumps({"base": dict(base_arguments), "threads": threads, "memory_bytes": memory_bytes})
         self._process: subprocess.Popen[bytes] | None = None
         self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._ready = False
@@ -44,7 +44,7 @@ class Fitter:
             os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
         self._frames = queue.SimpleQueue()
         threading.Thread(target=_read_frames, args=(self._process, self._frames), daemon=True).start()
-        self._send(self._base_arguments)
+        self._send(self._first)
 
     def is_ready(self, seconds: float) -> bool:
         """Whether it has loaded torch and the base; it is started where it does not run, and given so long.
@@ -100,10 +100,11 @@ def _read_frames(process: "subprocess.Popen[bytes]", frames: "queue.SimpleQueue[
     try:
         for line in process.stdout:
             frame = json.loads(line)
-            if "bytes" in frame:
-                frame["content"] = process.stdout.read(frame["bytes"])
-                if len(frame["content"]) < frame["bytes"]:
-                    break  # killed in the middle of the adapter
+            frame["contents"] = [process.stdout.read(length) for length in frame.get("parts", ())]
+            if any(
+                len(content) < length for content, length in zip(frame["contents"], frame.get("parts", ()), strict=True)
+            ):
+                break  # killed in the middle of an adapter
             frames.put(frame)
     except ValueError:
         pass  # killed in the middle of a line, or the pipe was closed under us

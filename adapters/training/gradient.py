@@ -1,18 +1,21 @@
-"""Training by gradient descent: AdamW and plain SGD, on mini-batches."""
+"""Training by gradient descent on mini-batches: a stack of adapters at once, each as if it were alone."""
 
-# N rows · I in_features · O out_features · R rank · K rows of a batch
+# G adapters of a stack · K rows of a batch · I in_features · O out_features · R rank · P numbers of a state
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from adapters.base_layer import BaseLayer
 from adapters.errors import Diverged
+from adapters.training.batches import Batches
 from adapters.training.data import TrainingData
-from adapters.training.losses import loss_of
-from adapters.training.spec import HISTORY_LENGTH, Init, Method, TrainingSpec
+from adapters.training.draws import Draws
+from adapters.training.objective import loss_and_slope
+from adapters.training.optimizer import Optimizer
+from adapters.training.spec import HISTORY_LENGTH, TrainingSpec
 
 History = list[tuple[int, float]]
 """Step, and the loss of its batch before its update."""
@@ -20,70 +23,154 @@ Report = Callable[[int, float, History], None]
 """Told after every step."""
 
 
-def start_factors(
-    base: BaseLayer, data: TrainingData, spec: TrainingSpec, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A (O, R) and B (R, I), float32 on the CPU, as `spec.init` says."""
-    a_OR = torch.zeros(base.out_features, spec.rank)
-    b_RI = torch.empty(spec.rank, base.in_features)
-    if spec.init is Init.FACTORS:
-        assert data.start_OR is not None
-        assert data.start_RI is not None
-        return data.start_OR.clone(), data.start_RI.clone()
-    if spec.init is Init.RANDN:
-        return a_OR.normal_(generator=generator), b_RI.normal_(generator=generator)
-    # Kaiming-uniform with a = √5 is uniform within ±1/√in (He et al. 2015, eq. 14; PEFT's default).
-    torch.nn.init.kaiming_uniform_(b_RI, a=math.sqrt(5), generator=generator)
-    return a_OR, b_RI
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """One adapter to train: its rows, and what is drawn for it."""
+
+    draws: Draws
+    rows_K: Tensor
+    """(K,) int64: which of the data's rows it is trained on, in the order in which `draws` counts them."""
+    start: tuple[Tensor, Tensor]
+    """A (O, R) and B (R, I), float32."""
 
 
-def fit_gradient(
-    base: BaseLayer,
-    data: TrainingData,
-    spec: TrainingSpec,
-    scaling: float,
-    *,
-    generator: torch.Generator,
-    report: Report,
-) -> tuple[Tensor, Tensor, History]:
-    """A (O, R), B (R, I) and the history. The base is only read. Raises `Diverged`."""
-    factors = [factor.to(base.device).requires_grad_() for factor in start_factors(base, data, spec, generator)]
-    a_OR, b_RI = factors
-    if spec.method is Method.ADAMW:
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(factors, lr=spec.learning_rate, weight_decay=0)
-    else:
-        optimizer = torch.optim.SGD(factors, lr=spec.learning_rate)
-    bias_O = None if base.bias_O is None else base.bias_O.float()
-    frozen_NO = functional.linear(data.inputs_NI, base.weight_OI.float(), bias_O)
-    batch = min(spec.batch_size or data.rows, data.rows)
-    steps = spec.epochs * math.ceil(data.rows / batch)
-    every = math.ceil(steps / HISTORY_LENGTH)
-    history: History = []
-    step = 0
-    for _ in range(spec.epochs):
-        for rows_K in _batches(data.rows, batch, generator, base.device):
-            step += 1
-            x_KI, frozen_KO, targets = (
-                t if rows_K is None else t[rows_K] for t in (data.inputs_NI, frozen_NO, data.targets)
-            )
-            y_KO = torch.addmm(frozen_KO, x_KI @ b_RI.T, a_OR.T, alpha=scaling)
-            loss = loss_of(spec.loss, y_KO, targets)
-            reached = loss.item()
-            if not math.isfinite(reached):
-                raise Diverged(f"the loss of step {step} is not finite", step=step)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if not all(bool(torch.isfinite(factor).all()) for factor in factors):
-                raise Diverged(f"the factors are not finite after step {step}", step=step)
-            if step % every == 0 or step == steps:
-                history.append((step, reached))
-            report(step, reached, history)
-    return a_OR.detach(), b_RI.detach(), history
+@dataclass(slots=True, eq=False)
+class Trained:
+    """How the training of one adapter ended."""
+
+    a_OR: Tensor
+    b_RI: Tensor
+    bias_O: Tensor | None
+    step: int
+    """The step that the factors are of."""
+    steps: int
+    """Steps taken."""
+    error: Diverged | None = None
+    history: History = field(default_factory=list)
 
 
-def _batches(rows: int, batch: int, generator: torch.Generator, device: torch.device) -> list[Tensor | None]:
-    """An epoch's batches of row numbers in random order, the last one perhaps short; None means all rows."""
-    if batch == rows:
-        return [None]
-    return list(torch.randperm(rows, generator=generator).to(device).split(batch))
+class Stack:
+    """The state of adapters that are trained together, between two steps."""
+
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Task]) -> None:
+        self._base, self._spec, self._tasks = base, spec, tasks
+        self._sizes = (base.out_features * spec.rank, spec.rank * base.in_features, base.out_features * spec.bias)
+        self.step = 0
+        self.history: History = []
+        self.factors_GP = torch.stack([self._flat(*task.start) for task in tasks]).to(base.device)
+        self.optimizer = Optimizer(spec, self.factors_GP)
+        self.live = list(range(len(tasks)))
+        """The tasks that are still trained, in the order of the rows of `factors_GP`."""
+        self.trained: list[Trained | None] = [None] * len(tasks)
+        self._steps = [task.draws.steps for task in tasks]
+        self.steps = max(self._steps)
+        self._batches = Batches(base, data, spec, [(task.draws, task.rows_K) for task in tasks])
+        self._slopes_GP = torch.empty_like(self.factors_GP)
+
+    def advance(self) -> float:
+        """Take one step with every adapter that has not ended; the mean of their losses before it."""
+        self.step += 1
+        batch = self._batches.of(self.step, self.live)
+        a_GOR, b_GRI, bias_GO = self._views(self.factors_GP)
+        h_GRK = b_GRI @ batch.x_GKI.transpose(1, 2)
+        y_GOK = torch.baddbmm(batch.frozen_GOK, a_GOR, h_GRK, alpha=self._spec.scaling)
+        if bias_GO is not None:
+            y_GOK.add_(bias_GO.unsqueeze(2), alpha=self._spec.scaling)
+        loss_G, slope_GOK = loss_and_slope(self._spec, y_GOK, batch.targets, batch.weights_GK, batch.documents_GK)
+        slope_GOK.mul_(self._spec.scaling)
+        slope_a, slope_b, slope_bias = self._views(self._slopes_GP)
+        slope_a.copy_(slope_GOK @ h_GRK.transpose(1, 2))
+        slope_b.copy_(a_GOR.transpose(1, 2) @ slope_GOK @ batch.x_GKI)
+        if slope_bias is not None:
+            slope_bias.copy_(slope_GOK.sum(dim=2))
+        self.optimizer.update(self.factors_GP, self._slopes_GP, self._rates(), step=self.step)
+        return self._look(loss_G)
+
+    def draws_of_one(self) -> Draws:
+        """What is drawn for the one adapter of a stack of one."""
+        (task,) = self._tasks
+        return task.draws
+
+    def steps_an_epoch(self, task: int) -> int:
+        """Steps in which a task's rows are seen once."""
+        return self._tasks[task].draws.steps_an_epoch
+
+    def has_ended(self, task: int) -> bool:
+        """Whether it has taken its last step, or has failed."""
+        return self.trained[task] is not None
+
+    def has_failed(self, task: int) -> bool:
+        """Whether it has diverged."""
+        trained = self.trained[task]
+        return trained is not None and trained.error is not None
+
+    def factors(self, places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A (G, O, R), B (G, R, I) and bias (G, O) or None of those at these places of the stack, as they are now."""
+        return self._views(self.factors_GP if len(places) == len(self.live) else self.factors_GP[list(places)])
+
+    def result(self) -> list[Trained]:
+        """All of them, once none is left to train."""
+        assert not self.live
+        return [trained for trained in self.trained if trained is not None]
+
+    def end(self, place: int, *, factors_P: Tensor | None = None, step: int | None = None) -> None:
+        """Note what an adapter ends with: the factors of now, or earlier ones. `drop` takes it out of the stack."""
+        trained = self._as_trained(self.factors_GP[place] if factors_P is None else factors_P)
+        trained.step = self.step if step is None else step
+        self.trained[self.live[place]] = trained
+
+    def drop(self) -> None:
+        """Go on without those that have ended."""
+        places = [place for place, task in enumerate(self.live) if self.trained[task] is None]
+        if len(places) == len(self.live):
+            return
+        self.live = [self.live[place] for place in places]
+        places_G = torch.tensor(places, dtype=torch.int64, device=self._base.device)
+        self.factors_GP = self.factors_GP[places_G]
+        self._slopes_GP = torch.empty_like(self.factors_GP)
+        self.optimizer.keep(places_G)
+        self._batches.forget()
+
+    def _look(self, loss_G: Tensor) -> float:
+        """End what has diverged or reached its last step."""
+        mean = float(loss_G.mean())
+        # A sum is finite where all its terms are: one pass, and a closer look only where it is not.
+        if not math.isfinite(mean + float(self.factors_GP.sum())):
+            fine_G, sound_G = torch.isfinite(loss_G), torch.isfinite(self.factors_GP).all(dim=1)
+            mean = float(loss_G[fine_G].mean()) if bool(fine_G.any()) else math.nan
+            for place in (~(fine_G & sound_G)).nonzero()[:, 0].tolist():
+                self.end(place)
+                trained = self.trained[self.live[place]]
+                assert trained is not None
+                trained.error = Diverged(
+                    f"the factors are not finite after step {self.step}"
+                    if bool(fine_G[place])
+                    else f"the loss of step {self.step} is not finite",
+                    step=self.step,
+                )
+        for place, task in enumerate(self.live):
+            if self.step >= self._steps[task] and self.trained[task] is None:
+                self.end(place)
+        every = -(-self.steps // HISTORY_LENGTH)
+        if self.step % every == 0 or self.step == self.steps:
+            self.history.append((self.step, mean))
+        return mean
+
+    def _rates(self) -> Tensor | float:
+        rates = [self._spec.rate(self.step, self._steps[task]) for task in self.live]
+        if len(set(rates)) == 1:
+            return rates[0]
+        return torch.tensor(rates, device=self._base.device).unsqueeze(1)
+
+    def _views(self, numbers_GP: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        a_GP, b_GP, bias_GO = numbers_GP.split(self._sizes, dim=1)
+        O, R, I = self._base.out_features, self._spec.rank, self._base.in_features
+        return a_GP.unflatten(1, (O, R)), b_GP.unflatten(1, (R, I)), bias_GO if self._spec.bias else None
+
+    def _as_trained(self, factors_P: Tensor) -> Trained:
+        a_1OR, b_1RI, bias_1O = self._views(factors_P.clone().unsqueeze(0))
+        a_OR, b_RI = a_1OR[0].contiguous(), b_1RI[0].contiguous()
+        return Trained(a_OR, b_RI, None if bias_1O is None else bias_1O[0].contiguous(), self.step, self.step)
+
+    def _flat(self, a_OR: Tensor, b_RI: Tensor) -> Tensor:
+        return torch.cat([a_OR.flatten(), b_RI.flatten(), torch.zeros(self._sizes[2])])

@@ -3,17 +3,17 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from adapters.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
-from adapters.errors import BaseChanged, CatalogBusy, ClaimLost, FitFailed, LoraplexError, StorageFull
+from adapters.errors import BaseChanged, CatalogBusy, ClaimLost, LoraplexError, StorageFull
 from adapters.job_queue import JobQueue
 from adapters.jobs import Job
 from adapters.training.fitter import Fitter, FitterDied, Frame
-from adapters.versions import Publication, Source
+from adapters.training.publishing import Publisher
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -34,6 +34,7 @@ class Trainer:
         *,
         stop: threading.Event,
         lease_seconds: float,
+        checkpoints: Path,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._catalog = catalog
@@ -41,6 +42,7 @@ class Trainer:
         self._base = base
         self._fitter = fitter
         self._stop = stop
+        self._checkpoints = checkpoints
         # Progress is written at most once a second; a lease shorter than three seconds wants more.
         self._heartbeat_seconds = min(1.0, lease_seconds / 3)
         self._monotonic = monotonic
@@ -79,6 +81,7 @@ class Trainer:
         return True
 
     def _train(self, claim: Job) -> None:
+        checkpoint = self._checkpoints / f"{claim.id}.safetensors"
         try:
             if claim.base != self._base.fingerprint:
                 raise BaseChanged(
@@ -87,13 +90,13 @@ class Trainer:
                     expected=self._base.fingerprint,
                 )
             try:
-                done = self._watch_fit(claim)
+                ended = self._watch_fit(claim, checkpoint)
             except BaseException:
                 # Whatever it was: the fit may still run, and its frames must not be taken for the next job's.
                 self._fitter.kill()
                 raise
-            if done is not None:
-                self._publish(claim, done)
+            if ended:
+                checkpoint.unlink(missing_ok=True)
         except ClaimLost as error:
             log.info("%s", error)
         except FitterDied:
@@ -104,33 +107,36 @@ class Trainer:
         except LoraplexError as error:
             log.info("job %s failed: %s", claim.id, error.detail)
             _unless_lost(self._queue.fail, claim, error.members())
+            checkpoint.unlink(missing_ok=True)
 
-    def _watch_fit(self, claim: Job) -> Frame | None:
-        """The frame that ends the fit; None where the job ended or was handed back. Raises `ClaimLost` too."""
-        assert claim.data_file is not None
-        self._fitter.begin(
-            {
-                "data_path": str(self._catalog.blobs.path(claim.data_file)),
-                "spec": claim.spec["resolved"],
-                "feature_space": claim.feature_space,
-                "base": claim.base,
-            }
-        )
+    def _watch_fit(self, claim: Job, checkpoint: Path) -> bool:
+        """Whether the job has ended; False where it was handed back. Raises `ClaimLost` too."""
+        publisher = Publisher(self._catalog, self._queue, self._base, claim)
+        self._fitter.begin(publisher.request() | {"checkpoint": str(checkpoint)})
         progress, history = claim.progress, claim.history
+        pace = _Pace(claim.spec["steps"], self._monotonic)
         heartbeat_at = self._monotonic() + self._heartbeat_seconds
         while True:
             frame = self._fitter.next_frame(SECONDS_BETWEEN_LOOKS)
             if self._stop.is_set():
                 self._fitter.kill()
                 self._queue.hand_back(claim)
-                return None
-            if frame is not None and frame["frame"] == "done":
-                return frame
+                return False
             if frame is not None:
-                progress, history = _progress(claim, frame["step"], frame["loss"]), frame["history"]
+                if frame["frame"] == "done":
+                    publisher.finish(frame)
+                    return True
+                if frame["frame"] == "outcomes":
+                    publisher.publish_some(frame)
+                    progress = pace.progress(publisher.finished, None, publisher.tally())
+                elif frame["frame"] == "note":
+                    self._queue.note(claim, frame["text"])
+                else:
+                    progress = pace.progress(frame["step"], frame["loss"], publisher.tally())
+                    history = frame["history"]
                 if frame["frame"] == "error":
-                    self._queue.fail(claim, frame["error"], progress=progress, history=history)
-                    return None
+                    self._fail(claim, frame, progress, history)
+                    return True
             try:
                 self._queue.check_ours(claim)
                 if self._monotonic() >= heartbeat_at:
@@ -140,41 +146,29 @@ class Trainer:
                 # The fit goes on: where the lease runs out meanwhile, the fence keeps it from publishing.
                 log.warning("job %s: %s", claim.id, error.detail)
 
-    def _publish(self, claim: Job, done: Frame) -> None:
-        adapter = from_canonical_bytes(done["content"])
-        if digest_of(done["content"]) != adapter.digest:
-            raise FitFailed("the fitted adapter did not arrive whole")
-        publication = self._publication(claim, adapter, done["metrics"])
-        steps = claim.spec["steps"]
-        progress = _progress(claim, steps, done["history"][-1][1])
-        versions = self._catalog.publish(
-            [publication],
-            also=lambda connection, versions: self._queue.succeed(
-                connection,
-                claim,
-                versions[0],
-                progress=progress,
-                metrics=done["metrics"],
-                history=done["history"],
-            ),
-        )
-        self._queue.remove_data(claim)
-        log.info("job %s published %s@%d", claim.id, claim.adapter, versions[0].version)
-
-    def _publication(self, claim: Job, adapter: Adapter, metrics: dict[str, Any]) -> Publication:
-        return Publication(
-            name=claim.adapter,
-            adapter=adapter,
-            base=self._base,
-            source=Source.JOB,
-            job=claim.id,
-            metrics=metrics,
-            moves_live=claim.spec["publish"] == "always",
-        )
+    def _fail(self, claim: Job, frame: Frame, progress: Any, history: Any) -> None:
+        self._queue.fail(claim, frame["error"], progress=progress, history=history)
+        if frame["error"]["code"] == "out_of_memory":
+            # Its heap is as large as it may become, and in pieces.
+            self._fitter.kill()
 
 
-def _progress(claim: Job, step: int, loss: float | None) -> dict[str, object]:
-    return {"step": step, "steps": claim.spec["steps"], "loss": loss}
+class _Pace:
+    """How far a fit is, and how long it will take if it goes on as it has since it began."""
+
+    def __init__(self, steps: int, monotonic: Callable[[], float]) -> None:
+        self._steps = steps
+        self._monotonic = monotonic
+        self._began: tuple[int, float] | None = None
+
+    def progress(self, step: int, loss: float | None, tally: Mapping[str, int] | None) -> dict[str, object]:
+        """What a job shows."""
+        now = self._monotonic()
+        began_at, began = self._began = self._began or (step, now)
+        left = (self._steps - step) * (now - began) / (step - began_at) if step > began_at else None
+        shown: dict[str, object] = {"step": step, "steps": self._steps, "loss": loss}
+        shown["seconds_left"] = None if left is None else round(left, 1)
+        return shown if tally is None else shown | {"adapters": tally}
 
 
 def _unless_lost(action: Callable[..., None], *arguments: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
 
 from adapters.errors import WrongType
 from adapters.names import LIVE, Reference, check_name, check_prefix
@@ -15,19 +16,19 @@ from adapters.versions import Publication, Source
 from app.bodies import BINARY, JSON, documented, parse_object, read_as, read_json
 from app.conditions import etag, precondition
 from app.dependencies import ServiceOf, same_feature_space
-from app.paging import Page, QueryInteger, page_of, read_cursor
+from app.job_schemas import JobWithHistory
+from app.paging import Page, QueryFlag, QueryInteger, page_of, read_cursor
 from app.schemas import (
     AdapterBody,
     AdapterPage,
     FactorsUpload,
-    JobWithHistory,
     LiveRequest,
     PeftUpload,
-    TrainRequest,
     VersionBody,
     VersionPage,
 )
-from app.training import queue_training
+from app.training.requests import plan_training, queue_training
+from app.training.schemas import PlanBody, TrainRequest
 from app.uploads import MULTIPART, ZIP, read_upload
 
 _MOST_DIGITS = 200
@@ -49,10 +50,29 @@ class DownloadQuery(BaseModel):
     module: str | None = Field(None, description="Path of the linear layer in the model that loads it.")
 
 
-@router.post("", status_code=202, openapi_extra=documented({JSON: TrainRequest}))
-async def train_adapter(request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
-    """Train an adapter in the background; the answer is the job to poll."""
+class TrainQuery(BaseModel):
+    """Whether to train, or only to say what would be trained."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    dry_run: QueryFlag = Field(False, description="Check everything, decide what is open, and queue nothing.")
+
+
+@router.post(
+    "",
+    status_code=202,
+    response_model=JobWithHistory,
+    responses={200: {"model": PlanBody, "description": "A dry run: what would be trained"}},
+    openapi_extra=documented({JSON: TrainRequest}),
+)
+async def train_adapter(
+    query: Annotated[TrainQuery, Query()], request: Request, response: Response, service: ServiceOf
+) -> JobWithHistory | JSONResponse:
+    """Train an adapter, or a fleet of them, in the background; the answer is the job to poll."""
     body = await read_json(request)
+    if query.dry_run:
+        plan = await run_in_threadpool(plan_training, service, body)
+        return JSONResponse(plan.answer())
     job = await run_in_threadpool(queue_training, service, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
 from adapters.matrices import Float32
 from app.hot import Headers, Small, answer, check_feature_space, disconnected, read_body, server_timing, timeout_seconds
+from app.inference_classes import write_classes
 from app.inference_header import HEADER_LENGTH, Header
 from app.inference_json import read_json_quickly
 from app.inference_models import reference_of
@@ -56,13 +57,13 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
             timeout_seconds=min(waits, default=None),
             gone=partial(disconnected, receive),
         )
-        data = None if header.binary_output else await write_many_numbers(outcome.outputs_NO.reshape(-1))
+        content, text_length = await _write(header, model, outcome)
     except ClientDisconnect:
         return
     except LoraplexError as error:
         await protocol_error(error)(scope, receive, send)
         return
-    await answer(send, *_answer(header, model, outcome, data))
+    await answer(send, content, _headers(outcome, text_length))
 
 
 def read_small(service: Service, url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
@@ -74,7 +75,7 @@ def read_small(service: Service, url: bytes, headers: Mapping[bytes, bytes], bod
     try:
         reference = reference_of(model, version)
         read = _read_small(service, headers.get(_HEADER_LENGTH), body)
-        if read is None or read[0].timeout_seconds is not None:
+        if read is None or not read[0].plain:
             return None
         header, inputs_NI = read
         check_named(header, model)
@@ -83,7 +84,8 @@ def read_small(service: Service, url: bytes, headers: Mapping[bytes, bytes], bod
 
     def written(outcome: Outcome) -> tuple[bytes, Headers]:
         data = None if header.binary_output else write_numbers(outcome.outputs_NO.reshape(-1))
-        return _answer(header, model, outcome, data)
+        content, text_length = write_answer(header, model, outcome.versions[0], outcome.outputs_NO, data)
+        return content, _headers(outcome, text_length)
 
     return Small(Question(inputs_NI, [reference]), written)
 
@@ -102,11 +104,18 @@ def _is_quick(body: bytes, header_length: int | None) -> bool:
     return len(body) <= _BINARY_INLINE and text_bytes <= _JSON_INLINE
 
 
-def _answer(header: Header, model: str, outcome: Outcome, data: bytes | None) -> tuple[bytes, Headers]:
-    content, text_length = write_answer(header, model, outcome.versions[0], outcome.outputs_NO, data)
+async def _write(header: Header, model: str, outcome: Outcome) -> tuple[bytes, int | None]:
+    version, outputs_NO = outcome.versions[0], outcome.outputs_NO
+    if header.classes is not None:
+        return await asyncio.to_thread(write_classes, header, model, version, outputs_NO)
+    data = None if header.binary_output else await write_many_numbers(outputs_NO.reshape(-1))
+    return write_answer(header, model, version, outputs_NO, data)
+
+
+def _headers(outcome: Outcome, text_length: int | None) -> Headers:
     if text_length is None:
-        return content, (_JSON, server_timing(outcome))
-    return content, (_BINARY, (_HEADER_LENGTH, b"%d" % text_length), server_timing(outcome))
+        return _JSON, server_timing(outcome)
+    return _BINARY, (_HEADER_LENGTH, b"%d" % text_length), server_timing(outcome)
 
 
 def _model(path: str) -> tuple[str, str | None]:

@@ -1,16 +1,22 @@
-"""`/jobs`: list, show, cancel."""
+"""`/jobs`: list, show, watch, cancel, revert."""
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Header, Query
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
 
+from adapters.job_adapters import Outcome
 from adapters.jobs import Status
 from adapters.names import check_name
 from app.dependencies import ServiceOf, same_feature_space
+from app.events import Watcher, read_event_id
+from app.job_schemas import JobAdapterBody, JobAdapterPage, JobBody, JobPage, JobWithHistory, RevertBody
 from app.paging import Page, QueryStatus, page_of, read_cursor
-from app.schemas import JobBody, JobPage, JobWithHistory
 
+EVENT_STREAM = "text/event-stream"
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(same_feature_space)])
 
 
@@ -19,6 +25,19 @@ class JobQuery(Page):
 
     status: QueryStatus | None = None
     adapter: str | None = Field(None, description="Only jobs that train this adapter.")
+
+
+class JobAdapterQuery(Page):
+    """Which of a job's adapters."""
+
+    status: Literal["waiting", "published", "failed"] | None = None
+
+
+async def _watcher(job_id: str, service: ServiceOf) -> AsyncIterator[Watcher]:
+    """A place among the watchers, held for as long as the answer lasts."""
+    state = await run_in_threadpool(service.queue.state, job_id)
+    with service.watch.watching(job_id, state) as watcher:
+        yield watcher
 
 
 @router.get("")
@@ -35,11 +54,45 @@ def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPag
 
 @router.get("/{job_id}")
 def show_job(job_id: str, service: ServiceOf) -> JobWithHistory:
-    """One job with the losses on its way."""
+    """One job with the losses on its way and its log."""
     return JobWithHistory.of(service.queue.get(job_id))
+
+
+@router.get("/{job_id}/adapters")
+def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], service: ServiceOf) -> JobAdapterPage:
+    """What a job trains, in its order: one adapter, or a fleet's."""
+    outcome = None if query.status is None else Outcome(query.status)
+    of = f"adapters of job {job_id} {outcome}"
+    after = read_cursor(of, query.cursor)
+    found = service.queue.adapters(job_id, outcome=outcome, after=after, limit=query.limit + 1)
+    data, next_cursor = page_of(of, list(found), query.limit, lambda adapter: adapter.position)
+    return JobAdapterPage(data=[JobAdapterBody.of(adapter) for adapter in data], next_cursor=next_cursor)
+
+
+@router.get("/{job_id}/events", response_class=Response, responses={200: {"content": {EVENT_STREAM: {}}}, 204: {}})
+async def watch_job(
+    watcher: Annotated[Watcher, Depends(_watcher)],
+    service: ServiceOf,
+    last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
+) -> Response:
+    """The job as it goes on: server-sent events `status`, `log`, `progress` and `metrics`, until it has ended.
+
+    204 where the client has been told the end."""
+    seen = read_event_id(watcher.job_id, last_event_id)
+    if seen.all:
+        return Response(status_code=204)
+    # Neither stored on the way nor held back: nginx gathers answers unless it is told.
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(service.watch.stream(watcher, seen), media_type=EVENT_STREAM, headers=headers)
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: str, service: ServiceOf) -> JobWithHistory:
-    """End a job that has not ended: it publishes nothing from now on."""
+    """End a job that has not ended: it publishes nothing from now on; of a fleet, what is published stays."""
     return JobWithHistory.of(service.queue.cancel(job_id))
+
+
+@router.post("/{job_id}/revert")
+def revert_job(job_id: str, service: ServiceOf) -> RevertBody:
+    """Point each live that an ended job moved back to where it pointed before, unless it has moved again since."""
+    return RevertBody.of(service.queue.revert(job_id))

@@ -1,5 +1,6 @@
 """`POST /predict`."""
 
+import asyncio
 from collections.abc import Mapping
 from functools import partial
 
@@ -21,9 +22,10 @@ from app.hot import (
     server_timing,
     timeout_seconds,
 )
-from app.prediction import read_question, write_answer, write_many_numbers, write_numbers
+from app.labelling import write_wanted
+from app.prediction import MEMBERS, read_question, write_answer, write_many_numbers, write_numbers
 from app.problems import problem
-from app.questions import Question, read_quickly
+from app.questions import read_quickly
 from app.schemas import PredictRequest
 from app.service import Service
 from app.tickets import Outcome
@@ -47,13 +49,17 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
         body = await read_body(headers, receive, max_bytes=service.settings.max_predict_json_bytes, hint=_HINT)
         question = await read_question(service, body)
         outcome = await service.batcher.ask(question, timeout_seconds=timeout, gone=partial(disconnected, receive))
-        outputs = await write_many_numbers(outcome.outputs_NO)
+        if question.wanted is None:
+            body = write_answer(question, outcome, await write_many_numbers(outcome.outputs_NO))
+        else:
+            members = await asyncio.to_thread(write_wanted, question.wanted, outcome)
+            body = write_answer(question, outcome, members, MEMBERS)
     except LoraplexError as error:
         await problem(error)(scope, receive, send)
         return
     except ClientDisconnect:
         return
-    await answer(send, *_answer(question, outcome, outputs))
+    await answer(send, body, _headers(outcome))
 
 
 def read_small(service: Service, _url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
@@ -63,11 +69,14 @@ def read_small(service: Service, _url: bytes, headers: Mapping[bytes, bytes], bo
     question = read_quickly(body, service.base, max_rows=service.settings.max_rows, parser=service.parser)
     if question is None:
         return None
-    return Small(question, lambda outcome: _answer(question, outcome, write_numbers(outcome.outputs_NO)))
+    return Small(
+        question,
+        lambda outcome: (write_answer(question, outcome, write_numbers(outcome.outputs_NO)), _headers(outcome)),
+    )
 
 
-def _answer(question: Question, outcome: Outcome, outputs: bytes) -> tuple[bytes, Headers]:
-    return write_answer(question, outcome, outputs), (_CONTENT_TYPE, server_timing(outcome))
+def _headers(outcome: Outcome) -> Headers:
+    return _CONTENT_TYPE, server_timing(outcome)
 
 
 @router.post("/predict", openapi_extra=documented({JSON: PredictRequest}))

@@ -5,14 +5,19 @@ import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from sqlalchemy.engine import Connection
 
 from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.catalog import Catalog
-from adapters.versions import Publication, Source, Version
+from adapters.catalog import Also, Catalog
+from adapters.job_adapters import JobAdapter
+from adapters.job_queue import JobQueue
+from adapters.jobs import Job
+from adapters.versions import Publication, Published, Source, Version
 
 BASE = load_base_layer("random:10,2,42")
 INPUTS_NI = torch.randn(5, BASE.in_features, generator=torch.Generator().manual_seed(7))
@@ -34,6 +39,62 @@ def publication(name: str, seed: int = 0, **fields: object) -> Publication:
 def put(catalog: Catalog, name: str, seed: int = 0) -> Version:
     """Publish `make_adapter(seed)` under a name."""
     return catalog.put(publication(name, seed))[0]
+
+
+def submit(queue: JobQueue, job_id: str = "j", *, adapter: str = "acme", **fields: Any) -> Job:
+    """Queue a job that trains one adapter."""
+    return _submit(queue, job_id, adapter=adapter, adapters=[JobAdapter(adapter, None, 1)], **fields)
+
+
+def submit_fleet(queue: JobQueue, names: Sequence[str], job_id: str = "j", **fields: Any) -> Job:
+    """Queue a job that trains these."""
+    return _submit(queue, job_id, adapter="{tenant}", adapters=[JobAdapter(name, name, 1) for name in names], **fields)
+
+
+def _submit(queue: JobQueue, job_id: str, **fields: Any) -> Job:
+    usual: dict[str, Any] = {"base": "", "feature_space": None, "spec": {}, "steps": 9, "data": b"rows"}
+    return queue.submit(job_id, **usual | {"max_queued": 100} | fields)
+
+
+def claimed(queue: JobQueue) -> Job:
+    """What a trainer takes next."""
+    claim = queue.claim()
+    assert claim is not None
+    return claim
+
+
+def publish_for(
+    catalog: Catalog,
+    queue: JobQueue,
+    claim: Job,
+    trained: Sequence[JobAdapter],
+    *,
+    also: Also | None = None,
+    **fields: Any,
+) -> list[Published]:
+    """Publish these of a job's adapters as its trainer does; the seed of each is its position."""
+
+    def both(connection: Connection, published: Sequence[Published]) -> None:
+        queue.record(connection, claim, published)
+        if also is not None:
+            also(connection, published)
+
+    made = [
+        publication(one.name, one.position, source=Source.JOB, job=claim.id, position=one.position, **fields)
+        for one in trained
+    ]
+    return catalog.publish(made, choose=lambda at, publications: queue.admit(at, claim, publications), also=both)
+
+
+def finish(catalog: Catalog, queue: JobQueue, claim: Job) -> Version:
+    """Publish what a job of one adapter trained, and end it."""
+
+    def end(connection: Connection, published: Sequence[Published]) -> None:
+        version = published[0].version
+        result = {"name": version.adapter, "version": version.version, "digest": version.digest}
+        queue.succeed(claim, result=result, progress={}, metrics={"train_loss": 1.0}, history=[], connection=connection)
+
+    return publish_for(catalog, queue, claim, queue.adapters(claim.id), also=end)[0].version
 
 
 def skip_unless_cached(file: Path) -> None:
@@ -66,9 +127,12 @@ def stored_files(folder: Path) -> set[str]:
 
 def referenced_files(folder: Path) -> set[str]:
     """What the catalogue's rows refer to, read past the code under test."""
-    return set(_column(folder, "SELECT file FROM versions")) | set(
-        _column(folder, "SELECT data_file FROM jobs WHERE data_file IS NOT NULL")
+    statements = (
+        "SELECT file FROM versions",
+        "SELECT statistics FROM versions WHERE statistics IS NOT NULL",
+        "SELECT data_file FROM jobs WHERE data_file IS NOT NULL",
     )
+    return {file for statement in statements for file in _column(folder, statement)}
 
 
 def _column(folder: Path, statement: str) -> Sequence[str]:

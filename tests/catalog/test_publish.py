@@ -19,7 +19,7 @@ class _SecondThoughts(Exception):
 
 def test_a_fleet_is_one_file_and_each_version_knows_its_part_of_it(catalog: Catalog, folder: Path) -> None:
     fleet = [publication(f"device-{n}", n, adapter=make_adapter(n, rank=1 + n % 4)) for n in range(20)]
-    versions = catalog.publish(fleet)
+    versions = [published.version for published in catalog.publish(fleet)]
     (file,) = {version.file for version in versions}
     assert stored_files(folder) == {file}
     whole = catalog.blobs.path(file).read_bytes()
@@ -54,13 +54,14 @@ def test_a_fleet_is_one_transaction_and_one_revision(catalog: Catalog, folder: P
 
 def test_one_name_twice_in_a_fleet_gets_two_numbers_and_the_last_is_live(catalog: Catalog) -> None:
     first, second = catalog.publish([publication("acme", 1), publication("acme", 2)])
-    assert (first.version, second.version) == (1, 2)
+    assert (first.version.version, second.version.version) == (1, 2)
+    assert (first.replaced, second.replaced) == (None, 1)
     assert catalog.find(Reference("acme")).digest == make_adapter(2).digest
 
 
 def test_a_shared_file_stays_until_its_last_version_goes(catalog: Catalog, folder: Path) -> None:
     names = ["a", "b", "c"]
-    versions = catalog.publish([publication(name, seed) for seed, name in enumerate(names)])
+    versions = [one.version for one in catalog.publish([publication(name, seed) for seed, name in enumerate(names)])]
     file = versions[0].file
     for name, next_one in (("a", 1), ("b", 2)):
         catalog.delete(name)
@@ -128,7 +129,7 @@ def test_a_sweep_leaves_alone_what_somebody_is_publishing(catalog: Catalog, fold
     swept = []
     other = Catalog(folder, now=lambda: 0.0)
     # Another process starts while the blob is written and its row is not: nobody refers to it yet.
-    (version,) = catalog.publish([publication("acme", 1)], also=lambda *_: swept.append(other.sweep()))
+    (published,) = catalog.publish([publication("acme", 1)], also=lambda *_: swept.append(other.sweep()))
     assert swept == [0]
-    assert read_adapter(version, catalog.blobs).digest == version.digest
+    assert read_adapter(published.version, catalog.blobs).digest == published.version.digest
     other.database.close()

@@ -82,7 +82,7 @@ def test_the_least_recently_used_leaves_first(catalog: Catalog) -> None:
 
 def test_one_that_is_larger_than_the_budget_answers_and_drives_nobody_out(catalog: Catalog) -> None:
     small = put(catalog, "small", 1)
-    (large,) = catalog.publish([publication("large", adapter=make_adapter(2, rank=50))])
+    large = catalog.publish([publication("large", adapter=make_adapter(2, rank=50))])[0].version
     residency = Residency(BASE, catalog.blobs, budget_bytes=2 * ONE)
     kept = _use(residency, small)
     assert _use(residency, large).a_OR.equal(make_adapter(2, rank=50).a_OR)

@@ -11,7 +11,7 @@ from adapters.errors import AdapterNotFound, CatalogBusy
 from adapters.job_queue import JobQueue
 from adapters.names import Reference
 from adapters.resolution import Resolver
-from tests.catalog.making import put
+from tests.catalog.making import put, submit
 
 ACME = Reference("acme")
 
@@ -60,7 +60,7 @@ def test_a_view_in_hand_goes_on_meaning_what_it_meant(catalog: Catalog, resolver
 def test_progress_of_jobs_does_not_make_it_forget(catalog: Catalog, queue: JobQueue, resolver: Resolver) -> None:
     put(catalog, "acme", 1)
     view = resolver.look()
-    queue.submit("j", adapter="b", base="", feature_space=None, spec={}, steps=9, data=b"x", max_queued=1)
+    submit(queue, "j", adapter="b")
     claim = queue.claim()
     assert claim is not None
     for step in range(5):

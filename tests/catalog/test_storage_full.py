@@ -26,6 +26,7 @@ from tests.catalog.making import (
     put,
     referenced_files,
     stored_files,
+    submit,
 )
 from tests.conftest import Serve
 
@@ -111,10 +112,7 @@ def test_a_job_that_does_not_fit_leaves_no_data(full_catalog: None, folder: Path
 
     def submit_more() -> None:
         for number in range(500):
-            spec = {"long": "x" * 20_000}
-            queue.submit(
-                f"{number}", adapter="a", base="", feature_space=None, spec=spec, steps=1, data=b"x", max_queued=1000
-            )
+            submit(queue, f"{number}", spec={"long": "x" * 20_000}, max_queued=1000)
 
     with pytest.raises(StorageFull):
         submit_more()

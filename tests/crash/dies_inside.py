@@ -1,7 +1,7 @@
 """Dies by `kill -9` at each point of a publish, a deletion or the life of a job.
 
 `python -m tests.crash.dies_inside FOLDER` makes one data folder a point, each by a child of its own, all from the same
-start: `acme` with one version, and a job that a trainer has claimed.
+start: `acme` with one version, a job that a trainer has claimed, and one of a fleet of which half is published.
 """
 
 import json
@@ -23,8 +23,12 @@ from adapters.blobs import BlobStore
 from adapters.catalog import Catalog
 from adapters.job_queue import JobQueue
 from adapters.jobs import Job
-from adapters.versions import Version
-from tests.catalog.making import publication, put
+from adapters.versions import Published
+from tests.catalog.making import claimed, publication, publish_for, put, submit, submit_fleet
+
+FLEET = [f"tenant-{number:02}" for number in range(40)]
+FIRST_BATCH = 20
+"""Of the fleet's adapters, published before anything dies."""
 
 
 def die(*_: object, **__: object) -> None:
@@ -41,9 +45,7 @@ class House:
 
     def submit(self, job_id: str) -> Job:
         """Queue a job for acme."""
-        return self.queue.submit(
-            job_id, adapter="acme", base="", feature_space=None, spec={}, steps=1, data=b"rows", max_queued=9
-        )
+        return submit(self.queue, job_id)
 
     def replace(self) -> object:
         """Publish version 2 of acme."""
@@ -66,13 +68,21 @@ class House:
         """Publish what the claimed job made."""
         claim = self.queue.get("claimed")
 
-        def succeed(connection: Connection, versions: Sequence[Version]) -> None:
-            self.queue.succeed(connection, claim, versions[0], progress={}, metrics={}, history=[])
+        def succeed(connection: Connection, published: Sequence[Published]) -> None:
+            self.queue.record(connection, claim, published)
+            result = {"name": "acme"}
+            self.queue.succeed(claim, result=result, progress={}, metrics={}, history=[], connection=connection)
             self.before_commit()
 
-        made = self.catalog.publish([publication("acme", 3, job=claim.id)], also=succeed)
+        made = self.catalog.publish([publication("acme", 3, job=claim.id, position=0)], also=succeed)
         self.queue.remove_data(claim)
         return made
+
+    def publish_a_batch(self) -> object:
+        """Publish the second half of the claimed fleet."""
+        claim = self.queue.get("fleet")
+        rest = self.queue.waiting(claim)
+        return publish_for(self.catalog, self.queue, claim, rest, also=self.before_commit)
 
     def cancel(self) -> object:
         """Cancel the claimed job."""
@@ -152,6 +162,10 @@ POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
     "the job is committed, not answered": (House.submit_another, _after_commit),
     "the job has published, not committed": (House.finish, _in_last_statement),
     "the job's publish is committed, its data is there": (House.finish, _after_commit),
+    "a batch's blob is durable, no row yet": (House.publish_a_batch, _instead(BlobStore, "write", after=True)),
+    "a batch's versions are in, nothing else": (House.publish_a_batch, _instead(catalog_rows, "insert", after=True)),
+    "a batch is recorded, not committed": (House.publish_a_batch, _in_last_statement),
+    "a batch is committed, the job is not told": (House.publish_a_batch, _after_commit),
     "the cancel is about to commit": (House.cancel, _at_commit),
     "the cancel is committed, the data is there": (House.cancel, _after_commit),
 }
@@ -163,6 +177,9 @@ def make_start(folder: Path) -> None:
     put(house.catalog, "acme", 1)
     house.submit("claimed")
     assert house.queue.claim() is not None
+    submit_fleet(house.queue, FLEET, "fleet")
+    claim = claimed(house.queue)
+    publish_for(house.catalog, house.queue, claim, house.queue.waiting(claim)[:FIRST_BATCH])
     house.catalog.database.close()
 
 

@@ -16,12 +16,13 @@ import pytest
 
 from adapters.catalog import Catalog
 from adapters.errors import JobNotFound
+from adapters.job_adapters import Outcome
 from adapters.job_queue import JobQueue
 from adapters.jobs import Status
 from adapters.names import Reference
 from adapters.residency import find_adapter
-from tests.catalog.making import make_adapter, put, referenced_files, stored_files
-from tests.crash.dies_inside import POINTS
+from tests.catalog.making import make_adapter, publish_for, put, referenced_files, stored_files
+from tests.crash.dies_inside import FIRST_BATCH, FLEET, POINTS
 
 FILES_LEFT = {
     "the blob is written, not synced": 1,
@@ -39,6 +40,9 @@ FILES_LEFT = {
     "the job's data is there, its row is not": 1,
     "the job has published, not committed": 1,
     "the job's publish is committed, its data is there": 1,
+    "a batch's blob is durable, no row yet": 1,
+    "a batch's versions are in, nothing else": 1,
+    "a batch is recorded, not committed": 1,
     "the cancel is committed, the data is there": 1,
 }
 """How many files nobody refers to after each crash; otherwise none."""
@@ -81,7 +85,7 @@ def catalog(folder: Path) -> Iterator[Catalog]:
 
 def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: str) -> None:
     queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
-    names = [adapter.name for adapter in catalog.adapters()]
+    names = [adapter.name for adapter in catalog.adapters() if adapter.name not in FLEET]
     job = queue.get("claimed")
     if point == "the deletion is committed, the files are there":
         assert names == []
@@ -110,6 +114,25 @@ def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: st
             queue.get("another")
 
 
+def test_a_batch_of_a_fleet_is_published_whole_or_not_at_all(catalog: Catalog, point: str) -> None:
+    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    done = len(FLEET) if point == "a batch is committed, the job is not told" else FIRST_BATCH
+    claim = queue.get("fleet")
+    assert claim.status is Status.RUNNING
+    assert [one.name for one in queue.waiting(claim)] == FLEET[done:]
+    published = queue.adapters("fleet", outcome=Outcome.PUBLISHED)
+    assert [one.name for one in published] == FLEET[:done]
+    for one in published:
+        version, adapter = find_adapter(catalog, Reference(one.name))
+        assert (version.version, version.digest, version.job) == (one.version, one.digest, "fleet")
+        assert adapter.digest == make_adapter(one.position).digest
+    assert {adapter.name for adapter in catalog.adapters()} - {"acme"} == set(FLEET[:done])
+    # The next attempt goes on where it was, and a name that was rolled back counts from where it was.
+    rest = publish_for(catalog, queue, claim, queue.waiting(claim))
+    assert {one.version.version for one in rest} <= {1}
+    assert queue.tally(claim) == {"published": len(FLEET), "failed": 0, "total": len(FLEET)}
+
+
 def test_a_sweep_removes_what_a_crash_left(folder: Path, point: str) -> None:
     opened = Catalog(folder, now=time.time)
     left = stored_files(folder) - referenced_files(folder)
@@ -132,5 +155,5 @@ def test_a_commit_that_was_cut_off_in_the_file_leaves_pages_to_undo(crashed: dic
 
 
 def test_after_a_crash_the_numbers_go_on(catalog: Catalog) -> None:
-    taken = [version.version for version in catalog.versions("acme")] if catalog.adapters() else [1]
+    taken = [version.version for version in catalog.versions("acme")] if catalog.adapters(prefix="acme") else [1]
     assert put(catalog, "acme", 9).version == max(taken) + 1

@@ -213,7 +213,7 @@ FIELDS = [
     *(
         _with(title, code, key, outputs=[{"name": "outputs", "parameters": {key: value}}])
         for title, code, key, value in (
-            ("classify", "invalid_input", "classification", 3),
+            ("take a string for the number of classes", "wrong_type", "classification", "3"),
             ("answer into shared memory", "invalid_input", "shared_memory_region", "r"),
             ("take a string for an output's flag", "wrong_type", "binary_data", "true"),
             ("take null for an output's flag", "wrong_type", "binary_data", None),

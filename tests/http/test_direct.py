@@ -74,6 +74,7 @@ def infer_json(data: Any, *, rows: int = 1, **more: Any) -> tuple[str, bytes, di
     return "/v2/models/a/infer", json.dumps({"inputs": [tensor]}).encode(), JSON
 
 
+CLASSIFIED = {"name": "outputs", "parameters": {"classification": 2}}
 BY_ROW = ("/predict", json.dumps({"adapters": ["a", None, "b", "a"], "inputs": [ROW] * 4}).encode(), JSON)
 TAKEN = {
     "an adapter": predict("a", ROW),
@@ -115,6 +116,9 @@ LEFT = {
     "binary with a time-out": infer("a", ROW, header={"parameters": {"timeout": 10**7, "binary_data_output": True}}),
     "binary, a bad name": infer("a~b", ROW),
     "binary, a bad version": infer("a/versions/01", ROW),
+    "labels": predict("a", ROW, **{"return": ["labels", "probabilities"], "top_k": 2}),
+    "outputs, by their name": predict("a", ROW, **{"return": ["outputs"]}),
+    "binary, classes": infer("a", ROW, header={"outputs": [CLASSIFIED]}),
     "another path": ("/v2/models/infer", b"{}", JSON),
 }
 

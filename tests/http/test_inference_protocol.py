@@ -22,7 +22,7 @@ from tests.http.conftest import Running
 
 TOLERANCE = 1e-5
 KINDS: dict[str, Any] = {"FP32": np.float32, "FP64": np.float64, "FP16": np.float16, "BF16": ml_dtypes.bfloat16}
-TOP_1 = triton.InferRequestedOutput("outputs", class_count=1)
+LESS_THAN_NO_CLASSES = triton.InferRequestedOutput("outputs", class_count=-1)
 X_NI = np.random.default_rng(7).normal(size=(5, 10))
 
 
@@ -204,7 +204,7 @@ def test_a_deleted_model_is_gone_and_a_new_one_is_there_at_once(serve: Serve) ->
         ("row 2, column 4: not a finite", "422", "acme", _input(np.where(X_NI[2, 4] == X_NI, np.nan, X_NI)), {}),
         ("there is no output other", "422", "acme", _input(), {"outputs": [triton.InferRequestedOutput("other")]}),
         ("Content-Encoding is gzip", "415", "acme", _input(), {"request_compression_algorithm": "gzip"}),
-        ("classification", "422", "acme", _input(), {"outputs": [TOP_1]}),
+        ("classification is -1", "422", "acme", _input(), {"outputs": [LESS_THAN_NO_CLASSES]}),
     ],
 )
 def test_an_error_names_its_culprit(

@@ -22,7 +22,7 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
     of_the_trainer = load_base_layer(str(file))
     save_file({"weight": torch.ones(2, 10)}, file)
     # A process that fits starts late, after a cancel for one, and reads the file anew.
-    fitter = Fitter({"source": str(file)})
+    fitter = Fitter({"source": str(file)}, threads=1, memory_bytes=2**31)
     try:
         fitter.begin({"base": of_the_trainer.fingerprint, "data_path": "", "spec": {}, "feature_space": None})
         frame = eventually(lambda: fitter.next_frame(0.1), what="a frame")
@@ -33,7 +33,7 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
 
 def test_it_runs_where_nothing_else_wants_the_core() -> None:
     before = set(psutil.Process().children())
-    fitter = Fitter({"source": "zeros:2,2"})
+    fitter = Fitter({"source": "zeros:2,2"}, threads=1, memory_bytes=2**31)
     try:
         fitter.start()
         (process,) = set(psutil.Process().children()) - before
@@ -44,7 +44,7 @@ def test_it_runs_where_nothing_else_wants_the_core() -> None:
 
 def test_it_runs_on_systems_without_that_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "SCHED_IDLE", raising=False)
-    fitter = Fitter({"source": "zeros:2,2"})
+    fitter = Fitter({"source": "zeros:2,2"}, threads=1, memory_bytes=2**31)
     try:
         assert eventually(lambda: fitter.is_ready(0.1), what="a process that fits")
     finally:
@@ -52,7 +52,7 @@ def test_it_runs_on_systems_without_that_class(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_adapter_that_was_cut_off_is_no_adapter() -> None:
-    dying = 'import sys; sys.stdout.write(\'{"frame": "done", "bytes": 1000}\\n\' + \'x\' * 999)'
+    dying = 'import sys; sys.stdout.write(\'{"frame": "done", "parts": [1000]}\\n\' + \'x\' * 999)'
     frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
     with subprocess.Popen([sys.executable, "-c", dying], stdout=subprocess.PIPE) as process:
         _read_frames(process, frames)

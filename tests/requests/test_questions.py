@@ -26,6 +26,11 @@ NUMBERS = st.one_of(
 REFERENCES = st.none() | st.sampled_from(
     ["acme", "acme@3", "acme@live", "b-2.c_d", "a[b", 'q"', "\\", "é", "", "a@0", 7]
 )
+WANTED: list[list[tuple[str, Any]]] = [
+    [("return", ["outputs"])],
+    [("return", ["labels", "probabilities"])],
+    [("top_k", 2), ("return", ["labels"])],
+]
 AWKWARD = st.sampled_from([True, None, "1", [], {}, [1.0], {"a": 1}, [[1]], "NaN"])
 TOKENS = [
     token.encode("latin-1")
@@ -59,7 +64,9 @@ def bodies(draw: st.DrawFn) -> bytes:
     else:
         count = len(rows) if isinstance(rows, list) else 1
         members.append(("adapters", [draw(REFERENCES) for _ in range(count + draw(st.sampled_from([0, 0, 0, 1, -1])))]))
-    members += draw(st.sampled_from([[], [], [], [("adapter", None)], [("inputs", [[1, 2, 3]])], [("more", 1)]]))
+    members += draw(
+        st.sampled_from([[], [], [], [("adapter", None)], [("inputs", [[1, 2, 3]])], [("more", 1)], *WANTED])
+    )
     members = draw(st.permutations(members))
     text = "{" + ",".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in members) + "}"
     body = text.encode()
@@ -81,7 +88,7 @@ def _same(quick: Question, exact: Question) -> bool:
         quick.inputs_NI.tobytes() == exact.inputs_NI.tobytes()
         and quick.inputs_NI.shape == exact.inputs_NI.shape
         and list(quick.references) == list(exact.references)
-        and quick.by_row == exact.by_row
+        and (quick.by_row, quick.wanted) == (exact.by_row, exact.wanted)
     )
 
 
@@ -135,6 +142,24 @@ def test_the_fast_reading_takes_what_clients_send(by_row: bool) -> None:
 def test_the_fast_reading_leaves_to_the_exact_one_what_that_refuses(body: bytes) -> None:
     assert _exactly(body) is None
     assert read_quickly(body, BASE, max_rows=MAX_ROWS) is None
+
+
+@pytest.mark.parametrize("which", [{"adapter": None}, {"adapters": ["acme"]}])
+@pytest.mark.parametrize("asked", WANTED)
+def test_the_fast_reading_leaves_to_the_exact_one_what_is_to_be_answered_otherwise(
+    which: dict[str, Any], asked: list[tuple[str, Any]]
+) -> None:
+    body = json.dumps(which | {"inputs": [[1, 2, 3]]} | dict(asked)).encode()
+    assert read_quickly(body, BASE, max_rows=MAX_ROWS) is None
+    exact = _exactly(body)
+    assert exact is not None
+    wanted = dict(asked)
+    if wanted["return"] == ["outputs"]:
+        assert exact.wanted is None
+    else:
+        assert exact.wanted is not None
+        assert set(exact.wanted.members) == set(wanted["return"])
+        assert exact.wanted.top_k == wanted.get("top_k")
 
 
 def test_a_number_past_64_bits_is_read_by_the_exact_one() -> None:

@@ -52,13 +52,12 @@ def upgrade() -> None:
         sa.Column("bytes", sa.Integer, nullable=False),
     )
     # A job that was queued before this trains one adapter: give it its row.
-    jobs = sa.table("jobs", *map(sa.column, ("id", "adapter", "status", "deletions", "result", "spec")))
-    job_adapters = sa.table(
-        "job_adapters", *map(sa.column, ("job", "position", "name", "rows", "deletions", "moved_live"))
-    )
-    unended = sa.select(jobs.c.id, sa.literal(0), jobs.c.adapter, sa.literal(0), jobs.c.deletions, sa.false()).where(
-        jobs.c.status.in_(["queued", "running"])
-    )
-    op.execute(
-        job_adapters.insert().from_select(["job", "position", "name", "rows", "deletions", "moved_live"], unended)
-    )
+    op.execute("""
+        INSERT INTO job_adapters
+            (job, position, name, rows, deletions, version, digest, metrics, error, moved_live)
+        SELECT id, 0, adapter, coalesce(json_extract(spec, '$.shown.data.rows'), 0), deletions,
+            json_extract(result, '$.version'), json_extract(result, '$.digest'),
+            CASE status WHEN 'succeeded' THEN metrics END, error, 0
+        FROM jobs
+    """)
+    op.drop_column("jobs", "deletions")

@@ -1,0 +1,144 @@
+"""Columns as they come → columns as they are stored.
+
+Stored are int64, float32, float64, bool and string, and lists of numbers or strings. float16 widens to float32, every
+integer to int64, a decimal to float64; a dictionary is decoded; dates and times become text (ISO 8601).
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adapters.errors import InvalidDataset, shown
+
+_TAKEN = "numbers, booleans, text, dates, and lists of numbers or of text"
+
+
+def plain(arrow_type: Any) -> Any:
+    """The type of the values, where they are kept in a dictionary or under an extension's name."""
+    while True:
+        if isinstance(arrow_type, pa.BaseExtensionType):
+            arrow_type = arrow_type.storage_type
+        elif pa.types.is_dictionary(arrow_type):
+            arrow_type = arrow_type.value_type
+        else:
+            return arrow_type
+
+
+def is_list(arrow_type: Any) -> bool:
+    """Whether it is one of Arrow's list types."""
+    kinds = pa.types
+    return bool(kinds.is_list(arrow_type) or kinds.is_large_list(arrow_type) or kinds.is_fixed_size_list(arrow_type))
+
+
+def scalar_type(name: str, arrow_type: Any) -> Any:
+    """The stored type of a column of `arrow_type`, which is no list; raises `InvalidDataset` where there is none."""
+    kinds, given = pa.types, plain(arrow_type)
+    if kinds.is_boolean(given):
+        return pa.bool_()
+    if kinds.is_integer(given):
+        return pa.int64()
+    if kinds.is_float16(given) or kinds.is_float32(given):
+        return pa.float32()
+    if kinds.is_float64(given) or kinds.is_decimal(given) or kinds.is_null(given):
+        return pa.float64()
+    text = kinds.is_string(given) or kinds.is_large_string(given) or kinds.is_string_view(given)
+    if text or kinds.is_date(given) or kinds.is_timestamp(given):
+        return pa.string()
+    raise not_taken(name, arrow_type)
+
+
+def value_type(name: str, arrow_type: Any) -> Any:
+    """The stored type of what is in the lists of a column; raises `InvalidDataset` where there is none."""
+    given = plain(plain(arrow_type).value_type)
+    if is_list(given):
+        raise not_taken(name, arrow_type)
+    chosen = scalar_type(name, given)
+    if pa.types.is_boolean(chosen):
+        raise not_taken(name, arrow_type)
+    return chosen
+
+
+def not_taken(name: str, arrow_type: object) -> InvalidDataset:
+    """The error for a column of a type that cannot be stored."""
+    return InvalidDataset(
+        f"the column {shown(name)!r} is of the type {shown(str(arrow_type))}, which is not taken",
+        field=name,
+        given=str(arrow_type),
+        expected=_TAKEN,
+    )
+
+
+def stored(array: Any, target: Any) -> Any:
+    """An array as one of the stored type `target`, in buffers of its own.
+
+    What lies behind a null becomes zero, so that the same values give the same bytes however they came. Raises
+    `pyarrow.ArrowInvalid` for a value that the type cannot hold.
+    """
+    while True:
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        elif isinstance(array, pa.DictionaryArray):
+            array = array.dictionary_decode()
+        else:
+            break
+    if is_list(target):
+        return _stored_list(array, target)
+    if pa.types.is_string(target):
+        texts = _texts(array)
+        return pc.if_else(texts.is_valid(), texts, pa.scalar(None, pa.string())) if texts.null_count else texts
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), target)
+    numbers = array.cast(target)
+    nulls = _nulls(numbers)
+    if nulls is not None:
+        numbers = numbers.fill_null(False if pa.types.is_boolean(target) else 0)
+    return pa.array(numbers.to_numpy(zero_copy_only=False), type=target, mask=nulls)
+
+
+def null_elements(array: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The rows of an array of lists whose list has a null in it."""
+    elements = array.flatten()
+    if elements.null_count == 0:
+        return np.empty(0, np.int64)
+    rows = pc.list_parent_indices(array).filter(elements.is_null())
+    return np.unique(rows.to_numpy()).astype(np.int64)
+
+
+def without_rows(array: Any, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> Any:
+    """The array with these rows null."""
+    if len(rows) == 0:
+        return array
+    left_out = np.zeros(len(array), bool)
+    left_out[rows] = True
+    return pc.if_else(pa.array(left_out), pa.scalar(None, array.type), array)
+
+
+def _stored_list(array: Any, target: Any) -> Any:
+    nulls = _nulls(array)
+    mask = None if nulls is None else pa.array(nulls)
+    values = stored(array.flatten(), target.value_type)  # of the lists that are not null
+    if pa.types.is_fixed_size_list(target):
+        width = target.list_size
+        if nulls is None:
+            return pa.FixedSizeListArray.from_arrays(values, width)
+        whole = np.zeros((len(array), width), target.value_type.to_pandas_dtype())
+        whole[~nulls] = values.to_numpy().reshape(-1, width)
+        return pa.FixedSizeListArray.from_arrays(pa.array(whole.reshape(-1)), width, mask=mask)
+    lengths = pc.list_value_length(array).fill_null(0).to_numpy()
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=mask)
+
+
+def _texts(array: Any) -> Any:
+    kinds, given = pa.types, array.type
+    if not (kinds.is_timestamp(given) or kinds.is_date(given)):
+        return array.cast(pa.string())
+    if kinds.is_timestamp(given) and given.tz is not None:
+        array = array.cast(pa.timestamp(given.unit, "UTC"))
+    return pc.replace_substring(array.cast(pa.string()), " ", "T")
+
+
+def _nulls(array: Any) -> "np.ndarray[Any, np.dtype[np.bool_]] | None":
+    return array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None

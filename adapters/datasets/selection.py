@@ -1,0 +1,68 @@
+"""Which columns of a data set a training takes as numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapters.errors import InvalidCombination, MissingField, OutOfRange, UnknownField, WrongType
+
+_EXPECTED = '{"column": name}, {"columns": [names]} or {"prefix": text}'
+_KEYS = ("column", "columns", "prefix")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """One column of lists or numbers, some columns of numbers, or those whose name begins with something.
+
+    Exactly one of the three is not None.
+    """
+
+    column: str | None = None
+    columns: tuple[str, ...] | None = None
+    prefix: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `parse_selection` takes."""
+        if self.columns is not None:
+            return {"columns": list(self.columns)}
+        return {"column": self.column} if self.column is not None else {"prefix": self.prefix}
+
+
+def parse_selection(value: object, *, field: str) -> Selection:
+    """`{"column": name}`, `{"columns": [names]}` or `{"prefix": text}` → Selection.
+
+    Raises `WrongType`, `UnknownField`, `MissingField`, `InvalidCombination` (two of them) or `OutOfRange` (none in
+    the list, or one twice), naming the field.
+    """
+    if not isinstance(value, Mapping):
+        raise WrongType(f"{field} must be an object", field=field, given=value, expected=_EXPECTED)
+    for key in value:
+        if key not in _KEYS:
+            raise UnknownField(
+                f"{field}.{key} is not a field here", field=f"{field}.{key}", given=key, expected=_EXPECTED
+            )
+    if not value:
+        raise MissingField(f"{field} says no column", field=field, expected=_EXPECTED)
+    if len(value) > 1:
+        raise InvalidCombination(
+            f"{field} says {' and '.join(value)}; one of them is enough", field=field, expected=_EXPECTED
+        )
+    ((key, given),) = value.items()
+    if key == "columns":
+        return Selection(columns=_names(given, field=f"{field}.columns"))
+    if not isinstance(given, str):
+        raise WrongType(f"{field}.{key} must be a string", field=f"{field}.{key}", given=given, expected=_EXPECTED)
+    if key == "prefix" and not given:
+        raise OutOfRange(f"{field}.prefix is empty", field=f"{field}.prefix", given=given, expected="some characters")
+    return Selection(column=given) if key == "column" else Selection(prefix=given)
+
+
+def _names(value: object, *, field: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise WrongType(f"{field} must be a list of names", field=field, given=value, expected=_EXPECTED)
+    if not value:
+        raise OutOfRange(f"{field} names no column", field=field, given=value, expected="one or more names")
+    if len(set(value)) != len(value):
+        twice = next(name for position, name in enumerate(value) if name in value[:position])
+        raise OutOfRange(f"{field} names {twice!r} twice", field=field, given=twice, expected="each name once")
+    return tuple(value)

@@ -1,0 +1,260 @@
+"""Names and versions of data sets: what the catalogue knows of them.
+
+Their stored forms are blobs, and are swept with the adapters' (`adapters.catalog.Catalog.sweep`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from adapters.blobs import BlobStore
+from adapters.clock import rfc3339
+from adapters.database import Database
+from adapters.datasets.reading import Reading
+from adapters.datasets.report import (
+    Column,
+    Report,
+    bad_rows_from_json,
+    bad_rows_to_json,
+    columns_from_json,
+    columns_to_json,
+)
+from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, LoraplexError, VersionNotFound, shown
+from adapters.names import LIVE, MAX_VERSION, Reference
+from adapters.tables import DEFAULT_TENANT as TENANT
+from adapters.tables import dataset_versions as versions
+from adapters.tables import datasets
+
+Precondition = Callable[[bool, str | None], None]
+"""Told whether the name exists and the digest of its newest version; raises `PreconditionFailed`."""
+_OF_DATASET = datasets.c.tenant == TENANT
+_OF_VERSION = versions.c.tenant == TENANT
+# A list reads no reports: those of wide data sets are long.
+_ENTRY = sa.select(*(column for column in versions.c if column.name not in ("tenant", "columns", "bad_rows")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetEntry:
+    """One immutable version of a data set, as it stands in a list."""
+
+    dataset: str
+    version: int
+    digest: str
+    created_at: str
+    content_type: str
+    """Of the file that it was uploaded as."""
+    rows: int
+    file: str
+    """The blob with its stored form, `bytes` long."""
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.dataset}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetVersion(DatasetEntry):
+    """One immutable version of a data set, and what is known of its columns."""
+
+    columns: tuple[Column, ...] = field(hash=False)
+    bad_rows: tuple[BadRow, ...] = field(hash=False)
+    """The first ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSummary:
+    """A name, its newest version and how many versions it has."""
+
+    name: str
+    created_at: str
+    newest: DatasetEntry
+    versions: int
+
+
+class Datasets:
+    """The data sets in one catalogue. Safe to use from any thread and from several processes."""
+
+    def __init__(self, database: Database, blobs: BlobStore, *, now: Callable[[], float]) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._now = now
+
+    def add(
+        self, name: str, reading: Reading, *, content_type: str, precondition: Precondition | None = None
+    ) -> tuple[DatasetVersion, bool]:
+        """Read an upload and make it a version, unless the newest one has its bytes; returns it and whether it is new.
+
+        Raises what `reading` and `precondition` raise, and then nothing has changed.
+        """
+        with self._blobs.publishing():
+            reports: list[Report] = []
+
+            def convert(file: BinaryIO) -> None:
+                reports.append(reading.run(Path(file.name)))
+
+            file = self._blobs.write(convert)
+            try:
+                unnumbered = _describe(
+                    name, reports[0], created_at=rfc3339(self._now()), content_type=content_type, file=file
+                )
+                with self._database.write() as connection:
+                    newest = _newest(connection, name)
+                    if precondition is not None:
+                        precondition(newest is not None, newest.digest if newest else None)
+                    if newest is None or newest.digest != unnumbered.digest:
+                        return _insert(connection, unnumbered), True
+            except LoraplexError:
+                # Refused for certain. After any other error a commit may have happened: leave it to the sweep.
+                self._blobs.remove([file])
+                raise
+            self._blobs.remove([file])
+            return newest, False
+
+    def get(self, name: str) -> DatasetSummary:
+        """One data set; raises `DatasetNotFound`."""
+        with self._database.read() as connection:
+            _require(connection, name)
+            return _summary(connection, name)
+
+    def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[DatasetSummary]:
+        """Data sets whose name begins with `prefix`, in byte order of name, from past `after` on."""
+        statement = (
+            sa.select(datasets.c.name)
+            .where(_OF_DATASET, datasets.c.deleted.is_(False), datasets.c.name > after)
+            # Names are ASCII without DEL: every name with the prefix lies below prefix + DEL.
+            .where(datasets.c.name >= prefix, datasets.c.name < prefix + "\x7f")
+            .order_by(datasets.c.name)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [_summary(connection, name) for name in connection.scalars(statement).all()]
+
+    def versions(self, name: str, *, before: int | None = None, limit: int = 100) -> Sequence[DatasetEntry]:
+        """A data set's versions, newest first, those below `before`; raises `DatasetNotFound`."""
+        bound = MAX_VERSION + 1 if before is None else before
+        statement = (
+            _ENTRY.where(_OF_VERSION, versions.c.dataset == name, versions.c.version < bound)
+            .order_by(versions.c.version.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            _require(connection, name)
+            return [DatasetEntry(**row._mapping) for row in connection.execute(statement)]
+
+    def find(self, reference: Reference, *, field: str = "dataset") -> DatasetVersion:
+        """The version that a reference means now, the newest where it says none.
+
+        Raises `DatasetNotFound`, `VersionNotFound` or `AliasNotFound`, naming `field`.
+        """
+        name = reference.name
+        if reference.version is None and reference.alias != LIVE:
+            raise AliasNotFound(
+                f"a data set has no aliases but {LIVE}, its newest version", field=field, given=str(reference)
+            )
+        with self._database.read() as connection:
+            _require(connection, name, field=field)
+            newest = _newest(connection, name)
+            assert newest is not None
+            if reference.version is None:
+                return newest
+            found = _version(connection, name, reference.version)
+        if found is None:
+            raise VersionNotFound(
+                f"the data set {name!r} has no version {shown(reference.version)}; its newest is {newest.version}",
+                field=field,
+                given=reference.version,
+                expected=f"a version of {name!r}",
+            )
+        return found
+
+    def delete(self, name: str, *, precondition: Precondition | None = None) -> None:
+        """Remove the data set with all its versions; its next number stays. Raises `DatasetNotFound`."""
+        mine = (_OF_VERSION, versions.c.dataset == name)
+        with self._database.write() as connection:
+            _require(connection, name)
+            newest = _newest(connection, name)
+            if precondition is not None:
+                precondition(True, newest.digest if newest else None)
+            files = connection.scalars(sa.select(versions.c.file).where(*mine)).all()
+            connection.execute(sa.delete(versions).where(*mine))
+            connection.execute(sa.update(datasets).where(_OF_DATASET, datasets.c.name == name).values(deleted=True))
+        self._blobs.remove(files)
+
+    def path(self, version: DatasetEntry) -> Path:
+        """Where the stored form of a version lies: what `adapters.datasets.table.Table.open` takes."""
+        return self._blobs.path(version.file)
+
+
+def _describe(name: str, report: Report, *, created_at: str, content_type: str, file: str) -> DatasetVersion:
+    return DatasetVersion(
+        dataset=name,
+        version=0,
+        digest=report.digest,
+        created_at=created_at,
+        content_type=content_type,
+        rows=report.rows,
+        columns=report.columns,
+        bad_rows=report.bad_rows,
+        file=file,
+        bytes=report.bytes,
+    )
+
+
+def _insert(connection: Connection, unnumbered: DatasetVersion) -> DatasetVersion:
+    name, created_at = unnumbered.dataset, unnumbered.created_at
+    mine = (_OF_DATASET, datasets.c.name == name)
+    row = connection.execute(sa.select(datasets.c.next_version, datasets.c.deleted).where(*mine)).one_or_none()
+    number = 1 if row is None else int(row.next_version)
+    values: dict[str, Any] = {"next_version": number + 1, "deleted": False}
+    if row is None:
+        connection.execute(sa.insert(datasets).values(tenant=TENANT, name=name, created_at=created_at, **values))
+    else:
+        back = {"created_at": created_at} if row.deleted else {}
+        connection.execute(sa.update(datasets).where(*mine).values(**values, **back))
+    version = replace(unnumbered, version=number)
+    kept = {name: getattr(version, name) for name in DatasetVersion.__dataclass_fields__}
+    kept |= {"columns": columns_to_json(version.columns), "bad_rows": bad_rows_to_json(version.bad_rows)}
+    connection.execute(sa.insert(versions).values(tenant=TENANT, **kept))
+    return version
+
+
+def _require(connection: Connection, name: str, *, field: str = "name") -> None:
+    statement = sa.select(datasets.c.name).where(_OF_DATASET, datasets.c.name == name, datasets.c.deleted.is_(False))
+    if connection.execute(statement).one_or_none() is None:
+        raise DatasetNotFound(f"there is no data set {name!r}", field=field, given=name)
+
+
+def _newest(connection: Connection, name: str) -> DatasetVersion | None:
+    statement = sa.select(versions).where(_OF_VERSION, versions.c.dataset == name)
+    row = connection.execute(statement.order_by(versions.c.version.desc()).limit(1)).one_or_none()
+    return None if row is None else _as_version(row._mapping)
+
+
+def _version(connection: Connection, name: str, number: int) -> DatasetVersion | None:
+    if number > MAX_VERSION:
+        return None
+    statement = sa.select(versions).where(_OF_VERSION, versions.c.dataset == name, versions.c.version == number)
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else _as_version(row._mapping)
+
+
+def _summary(connection: Connection, name: str) -> DatasetSummary:
+    created = sa.select(datasets.c.created_at).where(_OF_DATASET, datasets.c.name == name)
+    counted = sa.select(sa.func.count()).where(_OF_VERSION, versions.c.dataset == name)
+    newest = _ENTRY.where(_OF_VERSION, versions.c.dataset == name).order_by(versions.c.version.desc()).limit(1)
+    return DatasetSummary(
+        name=name,
+        created_at=connection.scalars(created).one(),
+        newest=DatasetEntry(**connection.execute(newest).one()._mapping),
+        versions=connection.scalars(counted).one(),
+    )
+
+
+def _as_version(row: Mapping[Any, Any]) -> DatasetVersion:
+    values = {name: row[name] for name in DatasetVersion.__dataclass_fields__}
+    lists = {"columns": columns_from_json(values["columns"]), "bad_rows": bad_rows_from_json(values["bad_rows"])}
+    return DatasetVersion(**values | lists)

@@ -1,0 +1,262 @@
+"""What training reads: a stored data set, mapped into memory, as float32 rows, as classes or as lists of labels."""
+
+# N rows · C columns
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+from numpy.typing import NDArray
+
+from adapters.datasets.cells import is_list
+from adapters.datasets.census import type_name
+from adapters.datasets.selection import Selection, parse_selection
+from adapters.datasets.source import Widths
+from adapters.datasets.stored_file import row_bytes
+from adapters.datasets.table_rows import add_bad, block, find_bad, nulls, refuse, whole_numbers
+from adapters.errors import MOST_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, WrongType, shown
+from adapters.matrices import Float32
+
+__all__ = ["Selection", "Table", "parse_selection"]
+
+_NAMES_SHOWN = 20
+_PREVIEW_BYTES = 2**23
+_READERS_KEPT = 8
+
+
+class Table:
+    """One stored data set. Make it with `open`; use it from one thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pa.memory_map(str(path))
+        self._readers: dict[tuple[int, ...], Any] = {}
+        self._widths: dict[str, int] = {}
+        # Of one column only: a look at a batch costs as much as it has columns.
+        reader = self._reader((0,))
+        counts = [reader.get_batch(batch).num_rows for batch in range(reader.num_record_batches)]
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        schema = ipc.open_file(self._file).schema
+        self._types: dict[str, Any] = {column.name: column.type for column in schema}
+        self._position = {name: position for position, name in enumerate(self._types)}
+
+    @classmethod
+    def open(cls, path: Path) -> "Table":
+        """The table in the file at `path`; raises `BlobCorrupt` where there is none."""
+        try:
+            return cls(path)
+        except (pa.ArrowException, OSError) as error:
+            raise BlobCorrupt(f"the file of a stored data set is missing or damaged: {path.name}: {error}") from None
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return int(self._starts[-1])
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Their names, in the order of the file."""
+        return list(self._types)
+
+    def type_of(self, column: str, *, field: str) -> str:
+        """The type of a column as clients see it; raises `InvalidInput` where there is no such column."""
+        return type_name(self._type(column, field))
+
+    def width(self, selection: Selection, *, field: str) -> int:
+        """C: how many numbers a row has in these columns; of lists of several lengths, the most common one.
+
+        Raises `InvalidInput` for a column that is not there and `WrongType` for one that has no numbers.
+        """
+        names = self._names(selection, field)
+        if selection.column is None or not is_list(self._types[names[0]]):
+            return len(names)
+        return self._list_width(names[0])
+
+    def numbers(self, selection: Selection, *, field: str, begin: int = 0, end: int | None = None) -> Float32:
+        """The rows from `begin` to `end` (all, where it is None) → (N, C) float32, C-contiguous; true counts as 1.
+
+        Raises as `width` does, and `BadRows` for nulls, for what is not finite as float32 and for lists of another
+        width, naming up to 20 rows by their number in the table.
+        """
+        end = self.rows if end is None else min(end, self.rows)
+        out_NC = np.empty((max(0, end - begin), self.width(selection, field=field)), np.float32)
+        bad: list[BadRow] = []
+        for start, batch, block_NC in self._blocks(selection, field, begin, end, bad):
+            if block_NC is not None:
+                low, high = max(begin, start), min(end, start + batch.num_rows)
+                out_NC[low - begin : high - begin] = block_NC[low - start : high - start]
+        refuse(bad, field)
+        return out_NC
+
+    def check_numbers(self, selection: Selection, *, field: str) -> None:
+        """Look at every row as `numbers` does, in memory that does not grow; raises as it does."""
+        bad: list[BadRow] = []
+        for _ in self._blocks(selection, field, 0, self.rows, bad):
+            pass
+        refuse(bad, field)
+
+    def codes(self, column: str, *, field: str) -> tuple[NDArray[np.int64], list[str | int]]:
+        """A column of text or whole numbers → (N,) int64 positions in its distinct values, and these, sorted.
+
+        true and false are 1 and 0; floats that are whole are whole numbers. Raises `InvalidInput` for a column that is
+        not there, `WrongType` for one of another type, `BadRows` for nulls and for floats that are not whole.
+        """
+        given = self._type(column, field)
+        if is_list(given):
+            raise _wrong_type(column, given, field, "a column of text or of whole numbers")
+        bad: list[BadRow] = []
+        arrays = []
+        for start, batch in self._batches((column,), 0, self.rows):
+            array = batch.column(0)
+            add_bad(bad, start, column, np.flatnonzero(nulls(array)), lambda _row: "null")
+            if pa.types.is_floating(given):
+                array = whole_numbers(array, column, start, bad)
+            arrays.append(array.cast(pa.int64()) if pa.types.is_boolean(given) else array)
+            if len(bad) >= MOST_BAD_ROWS:
+                break
+        refuse(bad, field)
+        encoded = pa.chunked_array(arrays).dictionary_encode().combine_chunks()
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = encoded.unify_dictionaries().chunk(0)
+        values: list[str | int] = encoded.dictionary.to_pylist()
+        order = sorted(range(len(values)), key=values.__getitem__)
+        place = np.empty(len(values), np.int64)
+        place[order] = np.arange(len(values))
+        return place[encoded.indices.to_numpy()], [values[position] for position in order]
+
+    def lists(self, column: str, *, field: str) -> list[list[str | int]]:
+        """A column of lists of text or of whole numbers, a list a row.
+
+        Raises `InvalidInput` for a column that is not there, `WrongType` for one of another type, `BadRows` for nulls.
+        """
+        given = self._type(column, field)
+        if not is_list(given) or not (pa.types.is_string(given.value_type) or pa.types.is_integer(given.value_type)):
+            raise _wrong_type(column, given, field, "a column of lists of text or of whole numbers")
+        bad: list[BadRow] = []
+        rows: list[list[str | int]] = []
+        for start, batch in self._batches((column,), 0, self.rows):
+            add_bad(bad, start, column, np.flatnonzero(nulls(batch.column(0))), lambda _row: "null")
+            rows.extend(batch.column(0).to_pylist())
+        refuse(bad, field)
+        return rows
+
+    def preview(self, offset: int, limit: int) -> list[dict[str, Any]]:
+        """Up to `limit` rows from `offset` on, ready for JSON: what is not finite is None.
+
+        Fewer where they are large, and at least one where there is one.
+        """
+        rows: list[dict[str, Any]] = []
+        room = _PREVIEW_BYTES
+        for start, batch in self._batches(tuple(self._types), offset, min(self.rows, offset + limit)):
+            some = batch.slice(max(0, offset - start), offset + limit - max(offset, start))
+            taken = np.cumsum(row_bytes(some))
+            fit = int(np.searchsorted(taken, room, side="right"))
+            fit = max(fit, 0 if rows else 1)
+            for values in some.slice(0, fit).to_pylist():
+                rows.append({name: _finite(value) for name, value in values.items()})
+            if fit < some.num_rows:
+                break
+            room -= int(taken[-1])
+        return rows
+
+    def _blocks(
+        self, selection: Selection, field: str, begin: int, end: int, bad: list[BadRow]
+    ) -> Iterator[tuple[int, Any, Float32 | None]]:
+        """Batches with some of the rows: the number of the first row, the batch and, where all are good, its numbers.
+
+        Stops once `bad` has as many as are named.
+        """
+        names = self._names(selection, field)
+        width = self.width(selection, field=field)
+        for start, batch in self._batches(names, begin, end):
+            low, high = max(0, begin - start), min(batch.num_rows, end - start)
+            before = len(bad)
+            for name in names:
+                find_bad(batch.column(name), name, width, start, low, high, bad)
+            if len(bad) > before:
+                bad[before:] = sorted(bad[before:], key=lambda found: found.row)
+                yield start, batch, None
+            else:
+                yield start, batch, block([batch.column(name) for name in names], width)
+            if len(bad) >= MOST_BAD_ROWS:
+                return
+
+    def _names(self, selection: Selection, field: str) -> tuple[str, ...]:
+        if selection.prefix is not None:
+            names = tuple(name for name in self._types if name.startswith(selection.prefix))
+            if not names:
+                raise self._missing(f"begins with {shown(selection.prefix)!r}", selection.prefix, field)
+        else:
+            names = selection.columns or (str(selection.column),)
+        for name in names:
+            given = self._type(name, field)
+            listed = is_list(given) and selection.column is not None
+            inner = given.value_type if listed else given
+            if is_list(inner) or pa.types.is_string(inner):
+                raise _wrong_type(
+                    name, given, field, "numbers" if selection.column else "one number a row in each column"
+                )
+        return names
+
+    def _type(self, column: str, field: str) -> Any:
+        if column not in self._types:
+            raise self._missing(f"is called {shown(column)!r}", column, field)
+        return self._types[column]
+
+    def _missing(self, what: str, given: str, field: str) -> InvalidInput:
+        names = self.columns
+        there = ", ".join(shown(name) for name in names[:_NAMES_SHOWN])
+        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        return InvalidInput(
+            f"{field}: no column of the data set {what}; there are: {there}{more}",
+            field=field,
+            given=given,
+            expected="a column of the data set",
+        )
+
+    def _list_width(self, name: str) -> int:
+        if pa.types.is_fixed_size_list(self._types[name]):
+            return int(self._types[name].list_size)
+        if name not in self._widths:
+            widths = Widths()
+            for _, batch in self._batches((name,), 0, self.rows):
+                widths.add(batch.column(0))
+            self._widths[name] = widths.usual() or 0
+        return self._widths[name]
+
+    def _batches(self, names: tuple[str, ...], begin: int, end: int) -> Iterator[tuple[int, Any]]:
+        """The batches with a row from `begin` to `end`, of these columns, each with its first row's number."""
+        if begin >= end:
+            return
+        reader = self._reader(tuple(sorted(self._position[name] for name in names)))
+        first = int(np.searchsorted(self._starts, begin, side="right")) - 1
+        for number in range(first, len(self._starts) - 1):
+            start = int(self._starts[number])
+            if start >= end:
+                return
+            yield start, reader.get_batch(number)
+
+    def _reader(self, positions: tuple[int, ...]) -> Any:
+        if positions not in self._readers:
+            if len(self._readers) >= _READERS_KEPT:
+                self._readers.clear()
+            options = ipc.IpcReadOptions(included_fields=list(positions))
+            self._readers[positions] = ipc.open_file(self._file, options=options)
+        return self._readers[positions]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _wrong_type(column: str, given: Any, field: str, expected: str) -> WrongType:
+    return WrongType(
+        f"{field}: the column {shown(column)!r} is of the type {type_name(given)}",
+        field=field,
+        given=type_name(given),
+        expected=expected,
+    )

@@ -1,0 +1,117 @@
+"""What factors reach on rows, in float64, and what people read about it."""
+
+# N rows · K rows of one side · I in_features · O out_features · M documents
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters.base_layer import BaseLayer
+from adapters.training.closed_form import Factors
+from adapters.training.data import TrainingData
+from adapters.training.metrics import Task, measure, measure_trivial
+from adapters.training.objective import outputs_of, row_losses
+from adapters.training.spec import Loss, TrainingSpec
+
+_ROWS_AT_ONCE = 8192
+_TASKS = {
+    Loss.MSE: Task.REGRESSION,
+    Loss.HUBER: Task.REGRESSION,
+    Loss.COSINE: Task.REGRESSION,
+    Loss.CROSS_ENTROPY: Task.CLASSIFICATION,
+    Loss.BINARY_CROSS_ENTROPY: Task.MULTILABEL,
+    Loss.MULTIPLE_NEGATIVES: Task.RETRIEVAL,
+}
+
+
+def task_of(loss: Loss) -> Task:
+    """What the outputs of an adapter that minimises this loss are for."""
+    return _TASKS[loss]
+
+
+def reached(
+    base: BaseLayer,
+    data: TrainingData,
+    rows_K: Tensor | None,
+    spec: TrainingSpec,
+    factors: Factors | None,
+    documents_N: Tensor | None = None,
+) -> dict[str, float]:
+    """`loss`, the job's own, over these rows (None: all); with classes `accuracy` too. A part of the rows at a time.
+
+    `multiple_negatives` is looked at in batches of the rows as they stand, with `documents_N` of all of the data's.
+    """
+    negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
+    rows = data.rows if rows_K is None else len(rows_K)
+    most = spec.batch(rows) if negatives else _ROWS_AT_ONCE
+    total = weight = right = begin = 0.0
+    for part in data.parts(rows_K, most):
+        y_NO = outputs_of(base, part.inputs_NI, factors, spec.scaling)
+        targets = part.targets if part.targets.dtype == torch.int64 else part.targets.double().T
+        documents_1K = None
+        if documents_N is not None:
+            mine = slice(int(begin), int(begin) + part.rows)
+            documents_1K = (documents_N[mine] if rows_K is None else documents_N[rows_K[mine]]).unsqueeze(0)
+        losses_N = row_losses(spec, y_NO.T.unsqueeze(0), targets.unsqueeze(0), documents_1K)[0]
+        weights_N = torch.ones_like(losses_N) if part.weights_N is None else part.weights_N.double()
+        total += float(losses_N @ weights_N)
+        weight += float(weights_N.sum())
+        if spec.loss is Loss.CROSS_ENTROPY:
+            right += float((y_NO[:, : spec.classes].argmax(dim=1) == part.targets).double() @ weights_N)
+        begin += part.rows
+    mean = {"loss": total / weight if weight > 0 else 0.0}
+    return mean | {"accuracy": right / weight} if spec.loss is Loss.CROSS_ENTROPY and weight > 0 else mean
+
+
+class Contender(NamedTuple):
+    """Somebody whose outputs on the held-out rows are to be measured."""
+
+    factors: Factors | None
+    """None is the bare base layer."""
+    scaling: float
+
+
+def compare(
+    base: BaseLayer,
+    data: TrainingData,
+    held_K: Tensor | None,
+    spec: TrainingSpec,
+    contenders: Mapping[str, Contender],
+    *,
+    weights_N: Tensor | None,
+    summary: Tensor,
+    corpus_MO: Tensor | None,
+) -> dict[str, Any]:
+    """The metrics of each contender, and of the trivial baseline, on the same held-out rows.
+
+    weights_N: (N,), the rows' own; the losses that are compared with training have the classes' in them too.
+    summary: see `measure_trivial`.
+    """
+    held = next(data.parts(held_K, data.rows))
+    held = held.weighted(None if weights_N is None else weights_N if held_K is None else weights_N[held_K])
+    task, targets = task_of(spec.loss), held.targets if held.targets.dtype == torch.int64 else held.targets.double()
+    found: dict[str, Any] = {"rows": held.rows}
+    for name, contender in contenders.items():
+        y_NO = torch.cat(
+            [outputs_of(base, part.inputs_NI, contender.factors, contender.scaling) for part in held.parts(None, 8192)]
+        )
+        found[name] = measure(task, y_NO, targets, weights_N=held.weights_N, classes=spec.classes, corpus_MO=corpus_MO)
+    found["trivial"] = measure_trivial(task, summary, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
+    return found
+
+
+def summary_of(data: TrainingData, training_K: Tensor | None, spec: TrainingSpec, outputs: int) -> Tensor:
+    """What the trivial baseline knows of the training rows: counts of classes, or the targets' means; float64."""
+    classes = spec.classes or outputs
+    total = torch.zeros(classes if task_of(spec.loss) is Task.CLASSIFICATION else data.targets.shape[-1]).double()
+    weight = 0.0
+    for part in data.parts(training_K, _ROWS_AT_ONCE):
+        weights_N = torch.ones(part.rows).double() if part.weights_N is None else part.weights_N.double().cpu()
+        weight += float(weights_N.sum())
+        if part.targets.dtype == torch.int64:
+            total += weights_N @ functional.one_hot(part.targets.cpu(), classes).double()
+        else:
+            total += weights_N @ part.targets.double().cpu()
+    return total if task_of(spec.loss) is Task.CLASSIFICATION else total / max(weight, 1e-300)

@@ -1,0 +1,197 @@
+"""From what a fit sends to versions: publishing under the job's fence, the gate, the lineage."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from adapters.adapter import Adapter, digest_of, from_canonical_bytes
+from adapters.base_layer import BaseLayer
+from adapters.catalog import Catalog
+from adapters.clock import seconds_since
+from adapters.errors import BlobCorrupt, FitFailed, FleetFailed, NotFound
+from adapters.job_queue import JobQueue
+from adapters.jobs import Job
+from adapters.names import Reference
+from adapters.training.fitter import Frame
+from adapters.training.gate import Gate, Verdict
+from adapters.versions import Publication, Published, Source, Version
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """One claim's: what the fit is asked, and what becomes of its answers."""
+
+    def __init__(self, catalog: Catalog, queue: JobQueue, base: BaseLayer, claim: Job) -> None:
+        self._catalog, self._queue, self._base, self._claim = catalog, queue, base, claim
+        self._gate = Gate.from_json(claim.spec["publish"])
+        self._is_fleet = claim.spec["fleet"]
+        self._waiting = {each.position: each for each in queue.waiting(claim)}
+        self._total: int = claim.spec["adapters"]
+        self._live: Version | None = None
+
+    @property
+    def finished(self) -> int:
+        """Adapters that have a version or an error."""
+        return self._total - len(self._waiting)
+
+    def tally(self) -> dict[str, int] | None:
+        """How far a fleet is; None where the job trains one adapter."""
+        return self._queue.tally(self._claim) if self._is_fleet else None
+
+    def request(self) -> dict[str, Any]:
+        """What the process that fits has to know, but for where checkpoints go."""
+        claim, blobs = self._claim, self._catalog.blobs
+        assert claim.data_file is not None
+        present = None
+        if self._gate.compares:
+            self._live = self._find_live(claim.adapter)
+            if self._live is not None and self._live.base == self._base.fingerprint:
+                live = self._live
+                present = {"path": str(blobs.path(live.file)), "offset": live.offset, "bytes": live.bytes}
+        update = claim.spec["update"]
+        return {
+            "data_path": str(blobs.path(claim.data_file)),
+            "spec": claim.spec["resolved"],
+            "feature_space": claim.feature_space,
+            "base": claim.base,
+            "labels": claim.spec["labels"],
+            "done": [position for position in range(self._total) if position not in self._waiting],
+            "present": present,
+            "statistics": None if update is None else str(blobs.path(self._statistics_of(update))),
+        }
+
+    def publish_some(self, frame: Frame) -> None:
+        """Publish what one stack of a fleet came to, and store why the others failed."""
+        claim = self._claim
+        if frame["failed"]:
+            self._queue.fail_adapters(claim, [(position, error) for position, error in frame["failed"]])
+        publications = [
+            self._publication(
+                self._waiting[position].name, content, metrics, position, rows=self._waiting[position].rows
+            )
+            for (position, metrics), content in zip(frame["trained"], frame["contents"], strict=True)
+        ]
+        self._catalog.publish(publications, choose=self._admit, also=self._record)
+        for position in [each[0] for each in (*frame["trained"], *frame["failed"])]:
+            self._waiting.pop(position, None)
+
+    def finish(self, frame: Frame) -> None:
+        """End the job: with the version of its one adapter, or with what its fleet has come to."""
+        if self._is_fleet:
+            self._finish_fleet(frame)
+            return
+        claim, metrics = self._claim, dict(frame["metrics"])
+        verdict = self._gate.decide(metrics.get("held_out"), self._live)
+        if self._gate.compares:
+            metrics["gate"] = verdict.as_json()
+        content, statistics = frame["contents"][0], next(iter(frame["contents"][1:]), None)
+        publication = self._publication(claim.adapter, content, metrics, 0, statistics=statistics, verdict=verdict)
+        steps = claim.spec["steps"]
+        last = frame["history"][-1] if frame["history"] else (steps, None)
+        progress = {"step": last[0], "steps": steps, "loss": last[1]}
+
+        def also(connection: Connection, published: Sequence[Published]) -> None:
+            made = published[0]
+            if self._gate.compares and verdict.moves and not made.moved_live:
+                metrics["gate"] |= {"moves_live": False, "reason": "live was moved by someone else meanwhile"}
+            self._record(connection, published)
+            result = {"name": made.version.adapter, "version": made.version.version, "digest": made.version.digest}
+            self._queue.succeed(
+                claim,
+                result=result,
+                progress=progress,
+                metrics=metrics,
+                history=frame["history"],
+                connection=connection,
+            )
+
+        (made,) = self._catalog.publish([publication], choose=self._admit, also=also)
+        self._queue.remove_data(claim)
+        log.info("job %s published %s@%d", claim.id, claim.adapter, made.version.version)
+
+    def _finish_fleet(self, frame: Frame) -> None:
+        claim, tally = self._claim, self._queue.tally(self._claim)
+        progress = {"step": self._total, "steps": self._total, "loss": None, "adapters": tally}
+        if tally["published"] == 0:
+            error = FleetFailed(
+                f"none of the {self._total} groups could be trained; GET /jobs/{claim.id}/adapters says why each failed"
+            )
+            self._queue.fail(claim, error.members(), progress=progress)
+            return
+        self._queue.succeed(claim, result=None, progress=progress, metrics=tally, history=frame["history"])
+        log.info("job %s published %d of %d adapters", claim.id, tally["published"], self._total)
+
+    def _admit(self, connection: Connection, publications: Sequence[Publication]) -> Sequence[bool]:
+        return self._queue.admit(connection, self._claim, publications)
+
+    def _record(self, connection: Connection, published: Sequence[Published]) -> None:
+        self._queue.record(connection, self._claim, published)
+
+    def _publication(
+        self,
+        name: str,
+        content: bytes,
+        metrics: Mapping[str, Any],
+        position: int,
+        *,
+        statistics: bytes | None = None,
+        verdict: Verdict | None = None,
+        rows: int | None = None,
+    ) -> Publication:
+        claim = self._claim
+        return Publication(
+            name=name,
+            adapter=_arrived(content),
+            base=self._base,
+            source=Source.JOB,
+            job=claim.id,
+            position=position,
+            metrics=metrics,
+            moves_live=self._gate.moves if verdict is None else verdict.moves,
+            checks_live=self._gate.compares,
+            expected_live=None if self._live is None else self._live.version,
+            lineage=self._lineage(rows),
+            statistics=statistics,
+        )
+
+    def _lineage(self, rows: int | None) -> dict[str, object]:
+        """What it was trained from and how: enough to train it again."""
+        claim = self._claim
+        assert claim.started_at is not None
+        return {
+            **claim.spec["lineage"],
+            **({} if rows is None else {"rows": rows}),
+            "code": _code_version(),
+            "seconds": seconds_since(claim.started_at, self._queue.now()),
+        }
+
+    def _find_live(self, name: str) -> Version | None:
+        try:
+            return self._catalog.find(Reference(name))
+        except NotFound:
+            return None
+
+    def _statistics_of(self, update: Mapping[str, Any]) -> str:
+        """The blob of the version that is to be refitted; raises `NotFound` where that is gone."""
+        found = self._catalog.find(Reference(update["adapter"], version=update["version"]))
+        if found.statistics is None:
+            raise BlobCorrupt(f"the statistics of {update['adapter']}@{update['version']} are gone")
+        return found.statistics
+
+
+def _arrived(content: bytes) -> Adapter:
+    adapter = from_canonical_bytes(content)
+    if digest_of(content) != adapter.digest:
+        raise FitFailed("a fitted adapter did not arrive whole")
+    return adapter
+
+
+def _code_version() -> str:
+    try:
+        return version("loraplex-server")
+    except PackageNotFoundError:
+        return "unknown"

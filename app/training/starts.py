@@ -1,0 +1,111 @@
+"""Where the factors start, and the adapter that a closed form shrinks towards."""
+
+# O out_features · I in_features · R rank
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from adapters.adapter import MAX_ALPHA, Adapter, check_factors, digest_of, scaling_of
+from adapters.errors import Conflict, NotFound, OutOfRange, WrongShape, WrongType
+from adapters.matrices import matrix
+from adapters.names import parse_reference
+from adapters.residency import find_adapter
+from adapters.training.spec import Init
+from adapters.versions import Version
+from app.bodies import read_as
+from app.service import Service
+from app.training.schemas import InitAdapter, InitFactors, PriorBody, TrainRequest, is_auto
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where the factors start, the alpha that they bring along, and how the job shows it."""
+
+    init: Init
+    shown: Any
+    a_OR: torch.Tensor | None = None
+    b_RI: torch.Tensor | None = None
+    alpha: float | None = None
+    rslora: bool = False
+
+
+def read_start(service: Service, request: TrainRequest) -> Start:
+    """What `training.init` says; raises the error that names the field."""
+    init, field = request.training.init, "training.init"
+    if init in (Init.ZERO_DELTA, Init.RANDN):
+        return Start(Init(init), init)
+    if not isinstance(init, dict):
+        raise WrongType(
+            "training.init is not a way to start",
+            field=field,
+            given=init,
+            expected='"zero_delta", "randn", {"A", "B"} or {"adapter": reference}',
+        )
+    if is_auto(request.rank):
+        raise WrongType("a rank that is given goes with factors that are given", field="rank", given="auto")
+    if "adapter" in init:
+        return _start_from_adapter(service, request, read_as(InitAdapter, init, within=field).adapter)
+    factors = read_as(InitFactors, init, within=field)
+    a_OR, b_RI = (
+        torch.from_numpy(matrix(value, field=f"{field}.{name}")) for name, value in (("A", factors.A), ("B", factors.B))
+    )
+    names = (f"{field}.A", f"{field}.B", f"{field}.bias")
+    check_factors(a_OR, b_RI, None, service.base, max_rank=service.settings.max_rank, names=names)
+    _check_start_rank(b_RI.shape[0], request.rank)
+    return Start(Init.FACTORS, {"digest": digest_of(save({"A": a_OR, "B": b_RI}))}, a_OR, b_RI)
+
+
+def read_prior(service: Service, body: PriorBody) -> tuple[Version, Adapter]:
+    """The adapter to shrink towards; raises the error that names the field."""
+    return find_usable(service, body.adapter, field="training.prior.adapter")
+
+
+def find_usable(service: Service, given: object, *, field: str) -> tuple[Version, Adapter]:
+    """The version that a reference in `field` means, which this service can answer with."""
+    reference = parse_reference(given, field=field)
+    try:
+        version, adapter = find_adapter(service.catalog, reference)
+        version.check_answers_on(service.base, service.settings.feature_space)
+    except (NotFound, Conflict) as error:
+        error.field = field
+        raise
+    return version, adapter
+
+
+def _start_from_adapter(service: Service, request: TrainRequest, given: object) -> Start:
+    """Its ΔW at the start: with the alpha that it has, or with A rescaled to the alpha that is asked for."""
+    version, adapter = find_usable(service, given, field="training.init.adapter")
+    _check_start_rank(version.rank, request.rank)
+    shown = {"adapter": f"{version.adapter}@{version.version}"}
+    if request.alpha is not None and not is_auto(request.alpha):
+        scaling = scaling_of(request.alpha, request.rank, rslora=False)
+        rescaled_OR = adapter.a_OR * (adapter.scaling / scaling if scaling > 0 else math.inf)
+        if not bool(torch.isfinite(rescaled_OR).all()):
+            raise OutOfRange(
+                f"alpha is too small to start from {shown['adapter']}: A would have to grow past float32",
+                field="alpha",
+                given=request.alpha,
+                expected="a larger alpha",
+            )
+        return Start(Init.FACTORS, shown, rescaled_OR, adapter.b_RI)
+    if adapter.alpha <= 0:
+        raise OutOfRange(
+            f"{shown['adapter']} has alpha {adapter.alpha:g}, and training needs one above 0: give alpha",
+            field="alpha",
+            given=adapter.alpha,
+            expected=f"a number above 0, at most {MAX_ALPHA:g}",
+        )
+    return Start(Init.FACTORS, shown, adapter.a_OR, adapter.b_RI, adapter.alpha, adapter.rslora)
+
+
+def _check_start_rank(rank: int, expected: int) -> None:
+    if rank != expected:
+        raise WrongShape(
+            f"training.init has rank {rank}, the request has rank {expected}",
+            field="training.init",
+            given=f"rank {rank}",
+            expected=f"rank {expected}",
+        )

@@ -1,0 +1,176 @@
+"""Targets as a client gives them → what the fit reads: rows of numbers, or one class a row."""
+
+# N rows · O outputs · C classes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters.errors import BadRow, BadRows, InvalidCombination, OutOfRange, WrongShape, WrongType
+from adapters.labels import check_labels
+from adapters.matrices import Float32, class_indices, matrix
+from adapters.training.spec import Loss
+
+Classes = NDArray[np.int64]
+_NAMES = (str, int)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """What the rows of one side are to come to."""
+
+    values: Float32 | Classes
+    """(N, O) or (N, C) float32, or (N,) int64."""
+    labels: tuple[str | int, ...] | None = None
+    """What the classes are called, where they have names."""
+
+
+def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs: int, labels: object) -> Targets:
+    """The targets of rows in a request. Raises the `InvalidInput` that names the field and the row.
+
+    `labels` are those given with the data, or None: then they are inferred where classes are strings.
+    """
+    check_has_labels(loss, labels, field=field)
+    if loss is Loss.CROSS_ENTROPY:
+        if labels is None and not (isinstance(value, list) and value and all(type(each) is str for each in value)):
+            return Targets(class_indices(value, field=field, rows=rows, classes=outputs))
+        names = _list_of(value, field=field, rows=rows, expected="one class a row")
+        return _named(names, labels, field=field, outputs=outputs)
+    if loss is Loss.BINARY_CROSS_ENTROPY:
+        lists = _list_of(value, field=field, rows=rows, expected="a list of labels, or of 0 and 1, a row")
+        if labels is not None or any(isinstance(each, list) and any(type(x) is str for x in each) for each in lists):
+            return _several_named(lists, labels, field=field, outputs=outputs)
+        return Targets(check_shares(matrix(value, field=field, rows=rows), field=field, outputs=outputs))
+    return Targets(matrix(value, field=field, rows=rows, columns=outputs))
+
+
+def coded_targets(
+    codes_N: Classes, values: Sequence[str | int], *, field: str, outputs: int, labels: object
+) -> Targets:
+    """The classes of a column that came as positions in its distinct values, which are sorted."""
+    if labels is None and all(type(value) is int for value in values):
+        # Whole numbers without labels are class indices, as they are in a request.
+        for value in values:
+            if not 0 <= int(value) < outputs:
+                row = int(np.flatnonzero(codes_N == values.index(value))[0])
+                raise OutOfRange(
+                    f"{field}, row {row}: there is no class {value}; the layer has {outputs} outputs",
+                    field=field,
+                    row=row,
+                    given=value,
+                    expected=f"a whole number from 0 to {outputs - 1}, or labels",
+                )
+        return Targets(np.array(values, np.int64)[codes_N])
+    names = check_labels(list(values) if labels is None else labels, field="data.labels", outputs=outputs)
+    place = {name: number for number, name in enumerate(names)}
+    unknown = [code for code, value in enumerate(values) if value not in place]
+    if unknown:
+        rows = np.flatnonzero(np.isin(codes_N, unknown))
+        raise _no_such_label([(int(row), values[codes_N[row]]) for row in rows], field)
+    return Targets(np.array([place[value] for value in values], np.int64)[codes_N], names)
+
+
+def listed_targets(lists: Sequence[Sequence[Any]], *, field: str, outputs: int, labels: object) -> Targets:
+    """The labels of a column of lists, as 0 and 1 for each label."""
+    return _several_named(lists, labels, field=field, outputs=outputs)
+
+
+def check_shares(values_NC: Float32, *, field: str, outputs: int) -> Float32:
+    """Numbers from 0 to 1, at most one for each output."""
+    if values_NC.shape[1] > outputs:
+        raise WrongShape(
+            f"{field} has {values_NC.shape[1]} numbers a row, the layer has {outputs} outputs",
+            field=field,
+            given=f"{values_NC.shape[1]} numbers",
+            expected=f"at most {outputs} numbers",
+        )
+    wrong = np.argwhere((values_NC < 0) | (values_NC > 1))
+    if len(wrong):
+        row, column = map(int, wrong[0])
+        raise OutOfRange(
+            f"{field}, row {row}, column {column}: not from 0 to 1",
+            field=field,
+            row=row,
+            given=float(values_NC[row, column]),
+            expected="0 where the label does not hold, 1 where it does",
+        )
+    return values_NC
+
+
+def check_has_labels(loss: Loss, labels: object, *, field: str) -> None:
+    """Raises `InvalidCombination` where labels were given and targets are no classes."""
+    if labels is not None and loss not in (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY):
+        raise InvalidCombination(
+            f"labels name classes, and {loss} has none",
+            field=field.replace("targets", "labels"),
+            given=labels,
+            expected="labels with cross_entropy or binary_cross_entropy",
+        )
+
+
+def _list_of(value: object, *, field: str, rows: int, expected: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise WrongType(f"{field} must be a list", field=field, given=value, expected=expected)
+    if len(value) != rows:
+        raise WrongShape(
+            f"{field} has {len(value)} rows, inputs has {rows}",
+            field=field,
+            given=f"{len(value)} rows",
+            expected=f"{rows} rows: {expected}",
+        )
+    return value
+
+
+def _named(names: list[Any], labels: object, *, field: str, outputs: int) -> Targets:
+    for row, name in enumerate(names):
+        _check_name(name, field, row)
+    inferred = sorted(set(names), key=lambda name: (str(type(name)), name)) if labels is None else labels
+    known = check_labels(inferred, field=field.replace("targets", "labels"), outputs=outputs)
+    place = {name: number for number, name in enumerate(known)}
+    unknown = [(row, name) for row, name in enumerate(names) if name not in place]
+    if unknown:
+        raise _no_such_label(unknown, field)
+    return Targets(np.array([place[name] for name in names], np.int64), known)
+
+
+def _several_named(lists: Sequence[Sequence[Any]], labels: object, *, field: str, outputs: int) -> Targets:
+    for row, names in enumerate(lists):
+        if not isinstance(names, list):
+            raise WrongType(
+                f"{field}, row {row}, is not a list of labels", field=field, row=row, given=names, expected="a list"
+            )
+        for name in names:
+            _check_name(name, field, row)
+    everything = {name for names in lists for name in names}
+    inferred = sorted(everything, key=lambda name: (str(type(name)), name)) if labels is None else labels
+    known = check_labels(inferred, field=field.replace("targets", "labels"), outputs=outputs)
+    place = {name: number for number, name in enumerate(known)}
+    values_NC = np.zeros((len(lists), len(known)), np.float32)
+    unknown = []
+    for row, names in enumerate(lists):
+        for name in names:
+            if name in place:
+                values_NC[row, place[name]] = 1
+            else:
+                unknown.append((row, name))
+    if unknown:
+        raise _no_such_label(unknown, field)
+    return Targets(values_NC, known)
+
+
+def _check_name(name: object, field: str, row: int) -> None:
+    if type(name) not in _NAMES:
+        raise WrongType(
+            f"{field}, row {row}: a label is a string or a whole number",
+            field=field,
+            row=row,
+            given=name,
+            expected="a label",
+        )
+
+
+def _no_such_label(found: Sequence[tuple[int, str | int]], field: str) -> BadRows:
+    rows = [BadRow(row, None, f"there is no label {str(name)[:80]!r}") for row, name in found[:20]]
+    return BadRows(f"{field}: {rows[0].reason} in row {rows[0].row}", rows=rows, field=field)
