@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     max_groups: int = Field(100_000, ge=1, le=10**7, description="Largest fleet: adapters that one job trains.")
     trainer_memory_bytes: int = Field(
         4 * 2**30,
-        ge=2**28,
+        ge=2**29,
         le=2**44,
         description="Memory of the process that fits, and of the one that reads an uploaded data set, in bytes; a "
         "training that is estimated to need more is refused.",

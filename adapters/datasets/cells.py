@@ -86,8 +86,7 @@ def stored(array: Any, target: Any) -> Any:
     if is_list(target):
         return _stored_list(array, target)
     if pa.types.is_string(target):
-        texts = _texts(array)
-        return pc.if_else(texts.is_valid(), texts, pa.scalar(None, pa.string())) if texts.null_count else texts
+        return _packed(_texts(array))
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), target)
     numbers = array.cast(target)
@@ -138,6 +137,21 @@ def _texts(array: Any) -> Any:
     if kinds.is_timestamp(given) and given.tz is not None:
         array = array.cast(pa.timestamp(given.unit, "UTC"))
     return pc.replace_substring(array.cast(pa.string()), " ", "T")
+
+
+def _packed(texts: Any) -> Any:
+    """Text in buffers that begin and end with it."""
+    valid = None
+    if texts.null_count:
+        present = texts.is_valid()
+        valid = pa.array(present.to_numpy(zero_copy_only=False)).buffers()[1]
+        texts = pc.if_else(present, texts, "")
+    _, ends, content = texts.buffers()
+    if ends is None or content is None:
+        return pa.array([None if valid else ""] * len(texts), pa.string())
+    offsets = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    content = content.slice(offsets[0], offsets[-1] - offsets[0])
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets - offsets[0]), content, valid)
 
 
 def _nulls(array: Any) -> "np.ndarray[Any, np.dtype[np.bool_]] | None":

@@ -77,15 +77,20 @@ def type_name(arrow_type: Any) -> str:
 
 def not_finite_rows(array: Any) -> NDArray[np.int64]:
     """The rows of a stored array with a number that is not finite as float32; nulls are not among them."""
-    values = array.values if is_list(array.type) else array
+    if not is_list(array.type):
+        return _not_finite(array)
+    if pa.types.is_fixed_size_list(array.type):
+        width = array.type.list_size
+        return np.unique(_not_finite(array.values.slice(array.offset * width, len(array) * width)) // width)
+    offsets = array.offsets.to_numpy()
+    bad = _not_finite(array.values.slice(offsets[0], offsets[-1] - offsets[0]))
+    return np.unique(np.searchsorted(offsets - offsets[0], bad, side="right") - 1)
+
+
+def _not_finite(values: Any) -> NDArray[np.int64]:
     if not pa.types.is_floating(values.type):
         return np.empty(0, np.int64)
-    bad = np.flatnonzero(~np.isfinite(as_float32(values)))
-    if len(bad) == 0 or not is_list(array.type):
-        return bad
-    if pa.types.is_fixed_size_list(array.type):
-        return np.unique(bad // array.type.list_size)
-    return np.unique(np.searchsorted(array.offsets.to_numpy(), bad, side="right") - 1)
+    return np.flatnonzero(~np.isfinite(as_float32(values)))
 
 
 def odd_rows(array: Any, width: int | None) -> NDArray[np.int64]:

@@ -83,10 +83,9 @@ class Table:
         end = self.rows if end is None else min(end, self.rows)
         out_NC = np.empty((max(0, end - begin), self.width(selection, field=field)), np.float32)
         bad: list[BadRow] = []
-        for start, batch, block_NC in self._blocks(selection, field, begin, end, bad):
+        for start, block_NC in self._blocks(selection, field, begin, end, bad):
             if block_NC is not None:
-                low, high = max(begin, start), min(end, start + batch.num_rows)
-                out_NC[low - begin : high - begin] = block_NC[low - start : high - start]
+                out_NC[start - begin : start - begin + len(block_NC)] = block_NC
         refuse(bad, field)
         return out_NC
 
@@ -163,23 +162,24 @@ class Table:
 
     def _blocks(
         self, selection: Selection, field: str, begin: int, end: int, bad: list[BadRow]
-    ) -> Iterator[tuple[int, Any, Float32 | None]]:
-        """Batches with some of the rows: the number of the first row, the batch and, where all are good, its numbers.
+    ) -> Iterator[tuple[int, Float32 | None]]:
+        """The rows from `begin` to `end` batch by batch: the first one's number and, where all are good, the numbers.
 
         Stops once `bad` has as many as are named.
         """
         names = self._names(selection, field)
         width = self.width(selection, field=field)
-        for start, batch in self._batches(names, begin, end):
-            low, high = max(0, begin - start), min(batch.num_rows, end - start)
+        for start, whole in self._batches(names, begin, end):
+            first = max(begin, start)
+            batch = whole.slice(first - start, end - first)
             before = len(bad)
             for name in names:
-                find_bad(batch.column(name), name, width, start, low, high, bad)
+                find_bad(batch.column(name), name, width, first, bad)
             if len(bad) > before:
                 bad[before:] = sorted(bad[before:], key=lambda found: found.row)
-                yield start, batch, None
+                yield first, None
             else:
-                yield start, batch, block([batch.column(name) for name in names], width)
+                yield first, block([batch.column(name) for name in names], width)
             if len(bad) >= MOST_BAD_ROWS:
                 return
 

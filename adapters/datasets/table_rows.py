@@ -16,23 +16,14 @@ from adapters.matrices import Float32
 _LARGEST_EXACT = 2.0**53
 
 
-def find_bad(array: Any, name: str, width: int, start: int, low: int, high: int, bad: list[BadRow]) -> None:
-    """Add the bad rows of one column, those from `low` to `high` of a batch whose first row is `start`."""
-
-    def within(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        return rows[(rows >= low) & (rows < high)]
-
+def find_bad(array: Any, name: str, width: int, start: int, bad: list[BadRow]) -> None:
+    """Add the bad rows of one column of a batch whose first row is `start`."""
     if array.null_count:
-        add_bad(bad, start, name, within(np.flatnonzero(nulls(array))), lambda _row: "null")
+        add_bad(bad, start, name, np.flatnonzero(nulls(array)), lambda _row: "null")
     if pa.types.is_list(array.type):
-        add_bad(
-            bad,
-            start,
-            name,
-            within(odd_rows(array, width)),
-            lambda row: f"{len(array[row])} numbers, where most rows have {width}",
-        )
-    add_bad(bad, start, name, within(not_finite_rows(array)), lambda row: why_row_not_finite(array, row))
+        odd = odd_rows(array, width)
+        add_bad(bad, start, name, odd, lambda row: f"{len(array[row])} numbers, where most rows have {width}")
+    add_bad(bad, start, name, not_finite_rows(array), lambda row: why_row_not_finite(array, row))
 
 
 def add_bad(bad: list[BadRow], start: int, name: str, rows: NDArray[np.int64], reason: Callable[[int], str]) -> None:

@@ -3,6 +3,7 @@
 # N rows · I in_features · O out_features · R rank · M documents
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor
 
 _DTYPES = {"F32": torch.float32, "I64": torch.int64}
@@ -116,9 +116,18 @@ class TrainingData:
 
     @classmethod
     def open(cls, path: Path) -> "TrainingData":
-        """What `DataFile.write` wrote; it stays on the disk until it is read."""
-        with safe_open(path, framework="pt") as stored:
-            return cls(**{name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118 - not a mapping
+        """What `DataFile.write` wrote; it stays on the disk until it is read, and may not be written to."""
+        # Not by safetensors: its private mapping counts as memory of the process, which is limited.
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+        begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        tensors = {}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            for name, entry in json.loads(content[8:begin].tobytes()).items():
+                first, last = entry["data_offsets"]
+                flat = torch.from_numpy(content[begin + first : begin + last])
+                tensors[name] = flat.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
+        return cls(**tensors)
 
     def _tensors(self) -> Mapping[str, Tensor]:
         named = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -137,6 +146,8 @@ class DataFile:
     """
 
     def __init__(self, columns: Mapping[str, Column]) -> None:
+        # The larger numbers first, so that each lies at a multiple of its size.
+        columns = dict(sorted(columns.items(), key=lambda named: -_DTYPES[named[1].dtype].itemsize))
         self._columns = columns
         # Over the rows and not over where training starts: a header of their own, then their bytes.
         self._rows = hashlib.sha256(_header({name: c for name, c in columns.items() if name not in _NOT_ROWS}))

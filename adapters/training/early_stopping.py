@@ -35,7 +35,8 @@ class EarlyStopping:
         self.best_loss = self._losses(stack, range(len(held)))
 
     def look(self, stack: Stack) -> None:
-        """Evaluate the adapters whose turn it is after this step, and end those that are waited for no longer."""
+        """Evaluate the adapters whose turn it is after this step or that have ended, end those that are waited for no
+        longer, and have those that end do so with their best step."""
         due = [
             place
             for place, task in enumerate(stack.live)
@@ -53,12 +54,6 @@ class EarlyStopping:
             else:
                 self.without[task] += 1
             if self.without[task] >= (self._spec.patience or math.inf) or stack.has_ended(task):
-                stack.end(place, factors_P=self.best_GP[task], step=self.best_step[task])
-
-    def end_all(self, stack: Stack) -> None:
-        """Restore the best step of all that are still trained: time is up."""
-        for place, task in enumerate(stack.live):
-            if not stack.has_ended(task):
                 stack.end(place, factors_P=self.best_GP[task], step=self.best_step[task])
 
     def _losses(self, stack: Stack, places: Sequence[int]) -> list[float]:

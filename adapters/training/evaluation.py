@@ -38,31 +38,35 @@ def reached(
     spec: TrainingSpec,
     factors: Factors | None,
     documents_N: Tensor | None = None,
+    own_weights_N: Tensor | None = None,
 ) -> dict[str, float]:
     """`loss`, the job's own, over these rows (None: all); with classes `accuracy` too. A part of the rows at a time.
 
     `multiple_negatives` is looked at in batches of the rows as they stand, with `documents_N` of all of the data's.
+    own_weights_N: (N,), what the data's rows count without the weights of their classes, which are the loss's alone:
+    the accuracy is by these.
     """
     negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
     rows = data.rows if rows_K is None else len(rows_K)
     most = spec.batch(rows) if negatives else _ROWS_AT_ONCE
-    total = weight = right = begin = 0.0
+    total = weight = right = counted = 0.0
+    begin = 0
     for part in data.parts(rows_K, most):
         y_NO = outputs_of(base, part.inputs_NI, factors, spec.scaling)
         targets = part.targets if part.targets.dtype == torch.int64 else part.targets.double().T
-        documents_1K = None
-        if documents_N is not None:
-            mine = slice(int(begin), int(begin) + part.rows)
-            documents_1K = (documents_N[mine] if rows_K is None else documents_N[rows_K[mine]]).unsqueeze(0)
+        mine = slice(begin, begin + part.rows) if rows_K is None else rows_K[begin : begin + part.rows]
+        documents_1K = None if documents_N is None else documents_N[mine].unsqueeze(0)
         losses_N = row_losses(spec, y_NO.T.unsqueeze(0), targets.unsqueeze(0), documents_1K)[0]
         weights_N = torch.ones_like(losses_N) if part.weights_N is None else part.weights_N.double()
         total += float(losses_N @ weights_N)
         weight += float(weights_N.sum())
         if spec.loss is Loss.CROSS_ENTROPY:
-            right += float((y_NO[:, : spec.classes].argmax(dim=1) == part.targets).double() @ weights_N)
+            own_N = torch.ones_like(losses_N) if own_weights_N is None else own_weights_N[mine].to(losses_N)
+            right += float((y_NO[:, : spec.classes].argmax(dim=1) == part.targets).double() @ own_N)
+            counted += float(own_N.sum())
         begin += part.rows
     mean = {"loss": total / weight if weight > 0 else 0.0}
-    return mean | {"accuracy": right / weight} if spec.loss is Loss.CROSS_ENTROPY and weight > 0 else mean
+    return mean | {"accuracy": right / counted} if counted > 0 else mean
 
 
 class Contender(NamedTuple):

@@ -33,6 +33,8 @@ class Fit:
     adapter: Adapter
     metrics: Mapping[str, Any]
     history: History
+    spec: TrainingSpec
+    """As asked for, and with what the held-out rows decided."""
     statistics: Statistics | None = None
     """What the closed form came from, where it is to be kept."""
 
@@ -55,7 +57,9 @@ class Sides(NamedTuple):
     held: TrainingData | None
     held_K: Tensor | None
     own_weights_N: Tensor | None
-    """What held-out rows count of themselves, without their classes' weights."""
+    """What the rows of `training` count of themselves, without their classes' weights."""
+    held_own_weights_N: Tensor | None
+    """And those of `held`."""
 
 
 def fit(
@@ -95,7 +99,7 @@ def fit(
         )
         if trained.step != trained.steps or trained.steps < draws.steps:
             watcher.note(f"took {trained.steps} of {draws.steps} steps; the factors are those of step {trained.step}")
-    metrics = measure_sides(base, data, sides, spec, factors, present)
+    metrics = measure_sides(base, sides, spec, factors, present)
     if spec.is_exact:
         history = [(0, metrics["base_train_loss"]), (1, metrics["train_loss"])]
         watcher.report(1, history[-1][1], history)
@@ -108,7 +112,7 @@ def fit(
         feature_space,
         None if labels is None else tuple(labels),
     )
-    return Fit(adapter, metrics, history, statistics if spec.keep_statistics else None)
+    return Fit(adapter, metrics, history, spec, statistics if spec.keep_statistics else None)
 
 
 def _draws(spec: TrainingSpec, data: TrainingData) -> Draws:
@@ -122,7 +126,7 @@ def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, draws: Dra
     training_K = None if draws.held_K is None else draws.training_K.to(device)
     held_K = None if draws.held_K is None else draws.held_K.to(device)
     held = data if held_K is not None else data.held_out
-    own_weights_N = None if held is None else held.weights_N
+    own_weights_N, held_own_weights_N = data.weights_N, None if held is None else held.weights_N
     if spec.class_weights is not None:
         some = slice(None) if training_K is None else training_K
         weights_N = None if data.weights_N is None else data.weights_N[some]
@@ -130,7 +134,7 @@ def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, draws: Dra
         whole = held is data
         data = data.weighted(row_weights(data, weights_C))
         held = data if whole else None if held is None else held.weighted(row_weights(held, weights_C))
-    return Sides(data, training_K, held, held_K, own_weights_N)
+    return Sides(data, training_K, held, held_K, own_weights_N, held_own_weights_N)
 
 
 def _chunks(data: TrainingData, rows_K: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
@@ -168,22 +172,20 @@ def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpe
 
 
 def measure_sides(
-    base: BaseLayer,
-    data: TrainingData,
-    sides: Sides,
-    spec: TrainingSpec,
-    factors: Factors,
-    present: Adapter | None,
+    base: BaseLayer, sides: Sides, spec: TrainingSpec, factors: Factors, present: Adapter | None
 ) -> dict[str, Any]:
     """The job's losses on both sides, with the factors as they are stored and without; and what people read of the
     held-out side. Raises `Diverged` where one is not finite."""
     metrics: dict[str, Any] = {}
     negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
-    sides_by_name = {"train": (sides.training, sides.training_K), "validation": (sides.held, sides.held_K)}
-    for part, (rows, rows_K) in sides_by_name.items():
+    sides_by_name = {
+        "train": (sides.training, sides.training_K, sides.own_weights_N),
+        "validation": (sides.held, sides.held_K, sides.held_own_weights_N),
+    }
+    for part, (rows, rows_K, own_weights_N) in sides_by_name.items():
         documents_N = documents_of(rows.targets) if negatives and rows is not None else None
         for who, some in (("", factors), ("base_", None)):
-            found = {} if rows is None else reached(base, rows, rows_K, spec, some, documents_N)
+            found = {} if rows is None else reached(base, rows, rows_K, spec, some, documents_N, own_weights_N)
             for measure in ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",):
                 metrics[f"{who}{part}_{measure}"] = found.get(measure)
     if any(value is not None and not math.isfinite(value) for value in metrics.values()):
@@ -199,9 +201,9 @@ def measure_sides(
             sides.held_K,
             spec,
             contenders,
-            weights_N=sides.own_weights_N,
-            summary=summary_of(sides.training.weighted(data.weights_N), sides.training_K, spec, base.out_features),
-            corpus_MO=data.corpus_MO,
+            weights_N=sides.held_own_weights_N,
+            summary=summary_of(sides.training.weighted(sides.own_weights_N), sides.training_K, spec, base.out_features),
+            corpus_MO=sides.training.corpus_MO,
         )
         held_out["adapter"]["loss"], held_out["base"]["loss"] = (
             metrics["validation_loss"],

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -132,7 +133,11 @@ class _Job:
         parts = [done.adapter.canonical_bytes]
         if done.statistics is not None:
             parts.append(done.statistics.to_bytes())
-        _send(self._out, {"frame": "done", "metrics": done.metrics, "history": done.history}, parts)
+        _send(
+            self._out,
+            {"frame": "done", "metrics": done.metrics, "history": done.history, "spec": asdict(done.spec)},
+            parts,
+        )
 
     def _send_outcomes(self, outcomes: Sequence[Outcome]) -> None:
         trained = [(outcome, outcome.adapter) for outcome in outcomes if outcome.adapter is not None]

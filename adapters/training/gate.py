@@ -76,13 +76,16 @@ class Verdict:
     gate: Gate
     values: Mapping[str, float | None]
 
-    def as_json(self) -> dict[str, object]:
-        """As a job shows it."""
+    def told(self, *, moved: bool) -> dict[str, object]:
+        """As a job shows it, with whether live moved in the end."""
+        reason = self.reason
+        if self.moves and not moved:
+            reason = "another version has become live since it was compared"
         return {
             "metric": self.gate.metric,
             "margin": self.gate.margin,
             "min_rows": self.gate.min_rows,
             "compared": dict(self.values),
-            "moves_live": self.moves,
-            "reason": self.reason,
+            "moves_live": moved,
+            "reason": reason,
         }

@@ -119,6 +119,12 @@ class Stack:
         trained.step = self.step if step is None else step
         self.trained[self.live[place]] = trained
 
+    def end_all(self) -> None:
+        """End all that are still trained, with the factors of now."""
+        for place, task in enumerate(self.live):
+            if not self.has_ended(task):
+                self.end(place)
+
     def drop(self) -> None:
         """Go on without those that have ended."""
         places = [place for place, task in enumerate(self.live) if self.trained[task] is None]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,7 +12,7 @@ from adapters.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
 from adapters.clock import seconds_since
-from adapters.errors import BlobCorrupt, FitFailed, FleetFailed, NotFound
+from adapters.errors import Conflict, FitFailed, FleetFailed, NotFound
 from adapters.job_queue import JobQueue
 from adapters.jobs import Job
 from adapters.names import Reference
@@ -52,7 +53,7 @@ class Publisher:
             if self._live is not None and self._live.base == self._base.fingerprint:
                 live = self._live
                 present = {"path": str(blobs.path(live.file)), "offset": live.offset, "bytes": live.bytes}
-        update = claim.spec["update"]
+        statistics = str(blobs.path(self._statistics())) if claim.spec["update"] else None
         return {
             "data_path": str(blobs.path(claim.data_file)),
             "spec": claim.spec["resolved"],
@@ -61,7 +62,7 @@ class Publisher:
             "labels": claim.spec["labels"],
             "done": [position for position in range(self._total) if position not in self._waiting],
             "present": present,
-            "statistics": None if update is None else str(blobs.path(self._statistics_of(update))),
+            "statistics": statistics,
         }
 
     def publish_some(self, frame: Frame) -> None:
@@ -84,27 +85,30 @@ class Publisher:
         if self._is_fleet:
             self._finish_fleet(frame)
             return
-        claim, metrics = self._claim, dict(frame["metrics"])
+        claim, metrics = self._claim, frame["metrics"]
         verdict = self._gate.decide(metrics.get("held_out"), self._live)
-        if self._gate.compares:
-            metrics["gate"] = verdict.as_json()
         content, statistics = frame["contents"][0], next(iter(frame["contents"][1:]), None)
-        publication = self._publication(claim.adapter, content, metrics, 0, statistics=statistics, verdict=verdict)
+        publication = self._publication(
+            claim.adapter, content, metrics, 0, statistics=statistics, verdict=verdict, resolved=frame["spec"]
+        )
         steps = claim.spec["steps"]
         last = frame["history"][-1] if frame["history"] else (steps, None)
         progress = {"step": last[0], "steps": steps, "loss": last[1]}
 
         def also(connection: Connection, published: Sequence[Published]) -> None:
             made = published[0]
-            if self._gate.compares and verdict.moves and not made.moved_live:
-                metrics["gate"] |= {"moves_live": False, "reason": "live was moved by someone else meanwhile"}
+            decision = {"gate": verdict.told(moved=made.moved_live)} if self._gate.compares else {}
+            if claim.spec["update"] and self._gate.moves and not made.moved_live:
+                raise Conflict(
+                    f"another version of {claim.adapter} has become live while this update was computed: send it again"
+                )
             self._record(connection, published)
             result = {"name": made.version.adapter, "version": made.version.version, "digest": made.version.digest}
             self._queue.succeed(
                 claim,
                 result=result,
                 progress=progress,
-                metrics=metrics,
+                metrics={**metrics, **decision},
                 history=frame["history"],
                 connection=connection,
             )
@@ -141,6 +145,7 @@ class Publisher:
         statistics: bytes | None = None,
         verdict: Verdict | None = None,
         rows: int | None = None,
+        resolved: Mapping[str, Any] | None = None,
     ) -> Publication:
         claim = self._claim
         return Publication(
@@ -152,19 +157,21 @@ class Publisher:
             position=position,
             metrics=metrics,
             moves_live=self._gate.moves if verdict is None else verdict.moves,
-            checks_live=self._gate.compares,
+            checks_live=self._gate.compares or claim.spec["update"],
             expected_live=None if self._live is None else self._live.version,
-            lineage=self._lineage(rows),
+            lineage=self._lineage(rows, resolved),
             statistics=statistics,
         )
 
-    def _lineage(self, rows: int | None) -> dict[str, object]:
+    def _lineage(self, rows: int | None, resolved: Mapping[str, Any] | None) -> dict[str, object]:
         """What it was trained from and how: enough to train it again."""
         claim = self._claim
         assert claim.started_at is not None
         return {
             **claim.spec["lineage"],
             **({} if rows is None else {"rows": rows}),
+            # With what held-out rows have decided.
+            **({} if resolved is None else {"spec": resolved}),
             "code": _code_version(),
             "seconds": seconds_since(claim.started_at, self._queue.now()),
         }
@@ -175,12 +182,25 @@ class Publisher:
         except NotFound:
             return None
 
-    def _statistics_of(self, update: Mapping[str, Any]) -> str:
-        """The blob of the version that is to be refitted; raises `NotFound` where that is gone."""
-        found = self._catalog.find(Reference(update["adapter"], version=update["version"]))
-        if found.statistics is None:
-            raise BlobCorrupt(f"the statistics of {update['adapter']}@{update['version']} are gone")
+    def _statistics(self) -> str:
+        """The blob of the live version, which an update begins with: an earlier one in the queue has had its turn.
+
+        Raises `Conflict` where that was trained in another way than what was live when the update was sent.
+        """
+        wanted = self._claim.spec["lineage"]
+        self._live = found = self._catalog.find(Reference(self._claim.adapter))
+        if found.statistics is None or found.lineage is None or _way(found.lineage) != _way(wanted):
+            raise Conflict(
+                f"{found.adapter}@{found.version} has become live since this update was sent, and was trained in "
+                "another way: send it again",
+                given=f"{found.adapter}@{found.version}",
+            )
         return found.statistics
+
+
+def _way(lineage: Mapping[str, Any]) -> tuple[object, object]:
+    """What the statistics of two versions have to have in common."""
+    return {**lineage["spec"], "split": None}, lineage["prior"]
 
 
 def _arrived(content: bytes) -> Adapter:
@@ -190,7 +210,9 @@ def _arrived(content: bytes) -> Adapter:
     return adapter
 
 
+@cache
 def _code_version() -> str:
+    # Once a process: a fleet asks for each of its adapters, and reading it takes longer than training some of them.
     try:
         return version("loraplex-server")
     except PackageNotFoundError:

@@ -50,4 +50,4 @@ def refit(
     }
     names = None if labels is None else tuple(labels)
     adapter = Adapter(factors.a_OR, factors.b_RI, factors.bias_O, spec.alpha, spec.rslora, feature_space, names)
-    return Fit(adapter, metrics, [(0, bare), (1, loss)], statistics)
+    return Fit(adapter, metrics, [(0, bare), (1, loss)], spec, statistics)

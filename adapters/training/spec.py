@@ -61,9 +61,9 @@ class Schedule(StrEnum):
 
     CONSTANT = "constant"
     LINEAR = "linear"
-    """Straight down to 0 at the last step."""
+    """Straight down, so that one step after the last it would be 0."""
     COSINE = "cosine"
-    """Down to 0 at the last step, by half a cosine (Loshchilov & Hutter 2017)."""
+    """By half a cosine (Loshchilov & Hutter 2017, eq. 5), down to the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

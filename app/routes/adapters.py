@@ -28,7 +28,8 @@ from app.schemas import (
     VersionPage,
 )
 from app.training.requests import plan_training, queue_training
-from app.training.schemas import PlanBody, TrainRequest
+from app.training.schemas import PlanBody, TrainRequest, UpdateRequest
+from app.training.updates import queue_update
 from app.uploads import MULTIPART, ZIP, read_upload
 
 _MOST_DIGITS = 200
@@ -142,6 +143,15 @@ async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBo
     body = read_as(LiveRequest, parse_object(await read_json(request)))
     adapter = await run_in_threadpool(service.catalog.set_live, name, body.version, precondition=precondition(request))
     return AdapterBody.of(adapter)
+
+
+@router.post("/{name}/update", status_code=202, openapi_extra=documented({JSON: UpdateRequest}))
+async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
+    """Refit an adapter that kept its statistics, with rows added and rows forgotten; the answer is the job to poll."""
+    body = await read_json(request)
+    job = await run_in_threadpool(queue_update, service, name, body)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return JobWithHistory.of(job)
 
 
 @router.delete("/{name}", status_code=204)

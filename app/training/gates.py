@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adapters.errors import InvalidCombination, MissingField, OutOfRange, WrongType
+from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongType
 from adapters.training.evaluation import task_of
 from adapters.training.gate import Gate, When
 from adapters.training.metrics import Task
@@ -68,7 +68,7 @@ def read_gate(publish: object, spec: TrainingSpec, *, holds_out: bool, fleet: bo
 def _refuse_ignored(body: GateBody) -> None:
     ignored: list[Any] = [name for name in ("metric", "margin", "min_rows") if body.gave(name)]
     if ignored:
-        raise InvalidCombination(
+        raise IgnoredField(
             f"publish.{ignored[0]} has no effect with {body.when}: leave it out",
             field=f"publish.{ignored[0]}",
             given=getattr(body, ignored[0]),

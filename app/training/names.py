@@ -15,6 +15,9 @@ _INLINE = "group"
 
 def read_fleet(template: str, rows: Rows, *, max_groups: int) -> list[JobAdapter]:
     """One adapter for each group, in the order of their codes. Raises the `InvalidInput` that names the field."""
+    placeholders = _PLACEHOLDER.findall(template)
+    if not placeholders:
+        check_name(template)
     column = _INLINE if rows.table is None else rows.shown.get("group_by")
     if rows.fleet is None or column is None:
         missing = "data.groups" if rows.table is None else "data.group_by"
@@ -24,7 +27,6 @@ def read_fleet(template: str, rows: Rows, *, max_groups: int) -> list[JobAdapter
             given=template,
             expected="groups, or a name without a placeholder",
         )
-    placeholders = _PLACEHOLDER.findall(template)
     if placeholders != [column]:
         raise InvalidName(
             f"name has to have {{{column}}}, once, and no other placeholder",

@@ -1,11 +1,12 @@
 """`POST /adapters`: a request, checked in full before anything is stored, becomes a job."""
 
 # N rows · I in_features · O out_features
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
-from adapters.errors import EstimateTooLarge, InvalidCombination, OutOfRange, RankTooLarge
+from adapters.adapter import Adapter
+from adapters.errors import EstimateTooLarge, InvalidCombination, OutOfRange, RankTooLarge, WrongShape
 from adapters.job_adapters import JobAdapter
 from adapters.jobs import Job
 from adapters.names import check_name
@@ -21,7 +22,7 @@ from app.training.names import check_single, read_fleet
 from app.training.resolving import IGNORED, check_settings, decide, make_spec
 from app.training.rows import Codes, Rows, read_rows
 from app.training.schemas import DatasetData, TrainRequest, is_auto
-from app.training.sides import describe_sides, read_split, training_rows
+from app.training.sides import describe_sides, describe_sides_of_fleet, read_split, training_rows
 from app.training.starts import Start, read_prior, read_start
 
 _ALWAYS_SHOWN = frozenset(
@@ -37,6 +38,7 @@ _ALWAYS_SHOWN = frozenset(
         "ridge",
     }
 )
+_OF_THE_SIDES = frozenset({"train", "held_out", "warnings"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,9 @@ class Plan:
     lineage: dict[str, Any]
     steps: int
     estimate: Estimate
+    rows: int
+    is_update: bool = False
+    """Whether the fit begins with the statistics of the live version."""
 
     def answer(self) -> dict[str, Any]:
         """What a dry run answers."""
@@ -83,7 +88,9 @@ def plan_training(service: Service, body: bytes) -> Plan:
     split, key_N = read_split(request, rows)
     held = _held_rows(service, request, rows, loss)
     holds_out = split is not None or held is not None
-    decided = decide(request, rows, split, holds_out=holds_out, outputs=min(base.in_features, base.out_features))
+    decided = decide(
+        request, rows, split, holds_out=holds_out, most_rank=min(base.in_features, base.out_features, settings.max_rank)
+    )
     if decided.split is not split and rows.groups is not None:
         key_N = rows.groups.codes_N
     spec = make_spec(request, rows, start, decided, holds_out=holds_out, outputs=base.out_features)
@@ -102,14 +109,7 @@ def plan_training(service: Service, body: bytes) -> Plan:
         groups=None if fleet is None else len(fleet),
         largest_group=0 if fleet is None else max(each.rows for each in fleet),
     )
-    if guessed.memory_bytes > settings.trainer_memory_bytes:
-        raise EstimateTooLarge(
-            f"the training is estimated to need {guessed.memory_bytes} bytes of memory, a trainer may use "
-            f"{settings.trainer_memory_bytes} (LORAPLEX_TRAINER_MEMORY_BYTES)",
-            field="data",
-            given=guessed.memory_bytes,
-            expected=f"a training of at most {settings.trainer_memory_bytes} bytes",
-        )
+    check_estimate(guessed, settings.trainer_memory_bytes)
 
     def columns() -> dict[str, Column]:
         found = rows.columns() | ({} if held is None else held.columns("held_"))
@@ -118,14 +118,7 @@ def plan_training(service: Service, body: bytes) -> Plan:
         found |= {} if rows.corpus_MO is None else {"corpus_MO": whole(rows.corpus_MO)}
         if start.a_OR is not None and start.b_RI is not None:
             found |= {"start_OR": whole(start.a_OR.numpy()), "start_RI": whole(start.b_RI.numpy())}
-        if prior is not None:
-            adapter = prior[1]
-            # s goes into A: ΔW₀ is their product.
-            found |= {
-                "prior_OR": whole((adapter.a_OR * adapter.scaling).numpy()),
-                "prior_RI": whole(adapter.b_RI.numpy()),
-            }
-        return found
+        return found | prior_columns(prior)
 
     digest = DataFile(rows.columns()).digest()
     shown = _shown(request, spec, start, rows, digest, prior)
@@ -137,7 +130,7 @@ def plan_training(service: Service, body: bytes) -> Plan:
     lineage = {
         "loss": str(spec.loss),
         "data": {**rows.shown, "rows": rows.count, "digest": digest},
-        "split": None if spec.split is None else asdict(spec.split),
+        "split": None if sides is None else {name: sides[name] for name in sides if name not in _OF_THE_SIDES},
         "seed": spec.seed,
         "spec": asdict(spec),
         "parent": parent,
@@ -154,12 +147,36 @@ def plan_training(service: Service, body: bytes) -> Plan:
         lineage=lineage,
         steps=spec.steps(on_train) if fleet is None else len(fleet),
         estimate=guessed,
+        rows=rows.count,
     )
 
 
-def submit(service: Service, plan: Plan, *, update: Mapping[str, Any] | None = None) -> Job:
+def check_estimate(guessed: Estimate, most_bytes: int) -> None:
+    """Raises `EstimateTooLarge` where a trainer may not use as much memory."""
+    if guessed.memory_bytes > most_bytes:
+        raise EstimateTooLarge(
+            f"the training is estimated to need {guessed.memory_bytes} bytes of memory, a trainer may use {most_bytes} "
+            "(LORAPLEX_TRAINER_MEMORY_BYTES)",
+            field="data",
+            given=guessed.memory_bytes,
+            expected=f"a training of at most {most_bytes} bytes",
+        )
+
+
+def prior_columns(prior: tuple[Version, Adapter] | None) -> dict[str, Column]:
+    """What a data file stores of the adapter to shrink towards; s goes into A, so that ΔW₀ is their product."""
+    if prior is None:
+        return {}
+    adapter = prior[1]
+    return {
+        "prior_OR": whole((adapter.a_OR * adapter.scaling).numpy()),
+        "prior_RI": whole(adapter.b_RI.numpy()),
+    }
+
+
+def submit(service: Service, plan: Plan) -> Job:
     """Store the data and the job of a plan."""
-    adapters = plan.fleet or [JobAdapter(plan.name, None, plan.lineage["data"]["rows"])]
+    adapters = plan.fleet or [JobAdapter(plan.name, None, plan.rows)]
 
     def write(file: BinaryIO) -> None:
         DataFile(plan.columns()).write(file)
@@ -178,7 +195,7 @@ def submit(service: Service, plan: Plan, *, update: Mapping[str, Any] | None = N
             "fleet": plan.fleet is not None,
             "adapters": len(adapters),
             "labels": None if plan.labels is None else list(plan.labels),
-            "update": update,
+            "update": plan.is_update,
             "lineage": plan.lineage,
         },
         steps=plan.steps,
@@ -209,7 +226,15 @@ def _held_rows(service: Service, request: TrainRequest, rows: Rows, loss: Loss) 
             expected="training data from a data set too",
         )
     body = read_as(DatasetData, request.data, within="data")
-    return read_rows(service, request.split.dataset, loss, field="split", labels=rows.labels, as_dataset=body)
+    held = read_rows(service, request.split.dataset, loss, field="split", labels=rows.labels, as_dataset=body)
+    if held.target_shape[1:] != rows.target_shape[1:]:
+        raise WrongShape(
+            f"split.dataset has {held.target_shape[1]} targets a row, the training data have {rows.target_shape[1]}",
+            field="split.dataset",
+            given=f"{held.target_shape[1]} targets",
+            expected=f"{rows.target_shape[1]} targets",
+        )
+    return held
 
 
 def _check_fleet(request: TrainRequest, held: Rows | None) -> None:
@@ -231,16 +256,14 @@ def _sides(
     key_N: Codes | None,
     fleet: list[JobAdapter] | None,
 ) -> dict[str, Any] | None:
-    if fleet is not None:
-        # Each group is split by itself, in the fit.
-        if spec.split is None:
-            return None
-        held_out = sum(spec.split.held_out_rows(each.rows) for each in fleet)
-        return {**asdict(spec.split), "train": {"rows": rows.count - held_out}, "held_out": {"rows": held_out}}
+    column = None if request.split is None else request.split.column
     try:
-        return describe_sides(rows, held, spec, key_N)
+        if fleet is not None:
+            # Each group is split by itself, in the fit.
+            return describe_sides_of_fleet(rows, [each.rows for each in fleet], spec, key_N, column=column)
+        return describe_sides(rows, held, spec, key_N, column=column)
     except OutOfRange as error:
-        if request.split is None:
+        if request.training.validation_fraction > 0:
             error.field, error.given = "training.validation_fraction", request.training.validation_fraction
         raise
 
@@ -251,15 +274,19 @@ def _shown(
     start: Start,
     rows: Rows,
     digest: str,
-    prior: tuple[Version, object] | None,
+    prior: tuple[Version, Adapter] | None,
 ) -> dict[str, Any]:
     """The resolved settings as the job shows them: what the method uses and is not as usual, the data by digest."""
     given = request.training
+    # What only held-out rows decide is still open.
+    open_fields = ({"learning_rate"} if spec.try_rates else set()) | ({"ridge"} if spec.try_ridges else set())
     training: dict[str, Any] = {}
-    for name, value in given.model_dump().items():
+    # Without warnings: a field that is auto is not of the type that it has otherwise.
+    for name, value in given.model_dump(warnings=False).items():
         if name in IGNORED[spec.method] or not (name in _ALWAYS_SHOWN or given.gave(name)):
             continue
-        training[name] = getattr(spec, name) if is_auto(value) and hasattr(spec, name) else value
+        decided = is_auto(value) and name not in open_fields
+        training[name] = getattr(spec, name) if decided else value
     if "init" in training:
         training["init"] = start.shown
     if prior is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongShape, WrongType
+from adapters.matrices import vector
 from adapters.training.spec import BALANCED, Loss, Method, Schedule, TrainingSpec
 from adapters.training.split import By, Split
 from app.training.rows import Rows
@@ -66,9 +67,7 @@ def check_settings(training: TrainingBody) -> Method | None:
     for name, losses in _OF_LOSSES.items():
         if training.gave(name) and loss not in losses:
             _refuse(name, training, f"with {loss}")
-    if is_auto(training.method):
-        return None
-    method = Method(training.method)
+    method = None if is_auto(training.method) else Method(training.method)
     if method is Method.CLOSED_FORM and loss is not Loss.MSE:
         raise InvalidCombination(
             f"closed_form minimises squared error, which has an exact solution; {loss} has none: use adamw or sgd",
@@ -76,7 +75,7 @@ def check_settings(training: TrainingBody) -> Method | None:
             given=training.loss,
             expected="mse with closed_form",
         )
-    for name in IGNORED[method]:
+    for name in IGNORED[method] if method is not None else ():
         if training.gave(name):
             _refuse(name, training, f"with {method}")
     if loss is Loss.MULTIPLE_NEGATIVES and not training.gave("batch_size"):
@@ -88,12 +87,15 @@ def check_settings(training: TrainingBody) -> Method | None:
     return method
 
 
-def decide(request: TrainRequest, rows: Rows, split: Split | None, *, holds_out: bool, outputs: int) -> Decided:
+def decide(request: TrainRequest, rows: Rows, split: Split | None, *, holds_out: bool, most_rank: int) -> Decided:
     """Everything that the request leaves to the data; `holds_out`: whether it says which rows are held out."""
     training, fleet = request.training, rows.fleet is not None and "{" in str(request.name)
     decided = Decided(split, *_method(training))
     if decided.values.pop("why", None):
         decided.why["method"] = decided.values.pop("because")
+        for name in IGNORED[decided.method]:
+            if training.gave(name) and not is_auto(getattr(training, name)):
+                _refuse(name, training, f"with {decided.method}, which auto came to ({decided.why['method']})")
     exact = decided.method is Method.CLOSED_FORM
     open_fields = [name for name in ("rank", "learning_rate", "ridge") if _is_open(request, name, exact)]
     if fleet and open_fields:
@@ -106,9 +108,10 @@ def decide(request: TrainRequest, rows: Rows, split: Split | None, *, holds_out:
     if open_fields and not holds_out:
         _hold_out(decided, rows, open_fields)
     by_rows = decided.split is not None or (holds_out and bool(open_fields))
-    _rank(decided, request, by_rows, outputs)
+    _rank(decided, request, by_rows, most_rank)
     if not exact:
-        _gradient(decided, training, rows, by_rows)
+        groups = len(rows.fleet.values) if fleet and rows.fleet is not None else None
+        _gradient(decided, training, rows.count, groups, by_rows)
     elif is_auto(training.ridge):
         decided.values |= {"try_ridges": True} if by_rows else {"ridge": 1.0}
         decided.why["ridge"] = "by held-out loss" if by_rows else f"fewer than {_FEWEST_ROWS} rows: 1"
@@ -143,12 +146,11 @@ def _hold_out(decided: Decided, rows: Rows, open_fields: list[str]) -> None:
     )
 
 
-def _rank(decided: Decided, request: TrainRequest, by_rows: bool, outputs: int) -> None:
+def _rank(decided: Decided, request: TrainRequest, by_rows: bool, most: int) -> None:
     if not is_auto(request.rank):
         return
-    most = min(outputs, 64)
     if by_rows:
-        ranks = tuple(rank for rank in _RANKS if rank <= most) or (1,)
+        ranks = tuple(rank for rank in _RANKS if rank <= most)
         decided.values |= {"rank": ranks[-1], "try_ranks": ranks}
         decided.why["rank"] = (
             f"the smallest of {', '.join(map(str, ranks))} that is about as good as the best, by held-out loss"
@@ -158,16 +160,19 @@ def _rank(decided: Decided, request: TrainRequest, by_rows: bool, outputs: int) 
         decided.why["rank"] = f"fewer than {_FEWEST_ROWS} rows: 1"
 
 
-def _gradient(decided: Decided, training: TrainingBody, rows: Rows, by_rows: bool) -> None:
+def _gradient(decided: Decided, training: TrainingBody, rows: int, groups: int | None, by_rows: bool) -> None:
     values, why = decided.values, decided.why
+    # A fleet's groups train each by itself: what counts is how many rows one of them has.
+    rows = rows if groups is None else max(1, rows // groups)
     if is_auto(training.batch_size):
-        few = rows.count <= _FULL_BATCH_ROWS
+        few = rows <= _FULL_BATCH_ROWS
         negatives = Loss(training.loss) is Loss.MULTIPLE_NEGATIVES
-        values["batch_size"] = min(rows.count, _FULL_BATCH_ROWS) if negatives else None if few else 64
-        why["batch_size"] = f"{rows.count} rows: " + ("all of them in each step" if few else str(values["batch_size"]))
-    batch = values.get("batch_size", training.batch_size) or rows.count
+        values["batch_size"] = min(rows, _FULL_BATCH_ROWS) if negatives else None if few else 64
+        told = f"{rows} rows" if groups is None else f"about {rows} rows a group"
+        why["batch_size"] = f"{told}: " + ("all of them in each step" if few else str(values["batch_size"]))
+    batch = values.get("batch_size", training.batch_size) or rows
     if is_auto(training.epochs):
-        steps_an_epoch = -(-rows.count // min(batch, rows.count))
+        steps_an_epoch = -(-rows // min(batch, rows))
         values["epochs"] = max(5, -(-_STEPS // steps_an_epoch))
         why["epochs"] = f"about {_STEPS} steps, at least 5 epochs"
         if by_rows and training.early_stopping is None:
@@ -244,7 +249,7 @@ def _class_weights(given: object, classes: int) -> str | tuple[float, ...] | Non
     field_name, expected = "training.class_weights", f'"balanced", or {classes} numbers above 0'
     if given is None or given == BALANCED:
         return given
-    if not isinstance(given, list) or not all(type(each) in (int, float) for each in given):
+    if not isinstance(given, list):
         raise WrongType(f"{field_name} is no list of numbers", field=field_name, given=given, expected=expected)
     if len(given) != classes:
         raise WrongShape(
@@ -253,8 +258,14 @@ def _class_weights(given: object, classes: int) -> str | tuple[float, ...] | Non
             given=f"{len(given)} numbers",
             expected=expected,
         )
-    if not all(0 < each <= 1e30 for each in np.array(given, np.float64)):
-        raise OutOfRange(f"{field_name}: not every number is above 0", field=field_name, given=given, expected=expected)
+    weights_C = vector(given, field=field_name, length=classes)
+    if not ((weights_C > 0) & (weights_C <= np.float32(1e30))).all():
+        raise OutOfRange(
+            f"{field_name}: not every number is above 0 and at most 1e30",
+            field=field_name,
+            given=given,
+            expected=expected,
+        )
     return tuple(map(float, given))
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from adapters.datasets.selection import Selection, parse_selection
 from adapters.datasets.table import Table
-from adapters.errors import BadRow, BadRows, InvalidCombination, OutOfRange, WrongShape, WrongType
-from adapters.matrices import Float32, matrix, vector
+from adapters.errors import BadRow, BadRows, IgnoredField, NotFinite, OutOfRange, WrongShape, WrongType
+from adapters.matrices import Float32, is_finite, matrix, vector
 from adapters.names import parse_reference
 from adapters.training.data import Column, whole
 from adapters.training.spec import Loss
@@ -21,10 +21,10 @@ from app.training.schemas import DatasetData, InlineData
 from app.training.targets import (
     Targets,
     check_has_labels,
-    check_shares,
     coded_targets,
     inline_targets,
     listed_targets,
+    shares,
 )
 
 Codes = NDArray[np.int64]
@@ -205,9 +205,16 @@ def _column_targets(
         return coded_targets(codes_N, values, field=field, outputs=outputs, labels=labels)
     if loss is not Loss.BINARY_CROSS_ENTROPY:
         return None
-    if selection.column is not None and "string" in table.type_of(selection.column, field=field):
+    if selection.column is not None and _lists_labels(table.type_of(selection.column, field=field), labels):
         return listed_targets(table.lists(selection.column, field=field), field=field, outputs=outputs, labels=labels)
-    return Targets(check_shares(table.numbers(selection, field=field), field=field, outputs=outputs))
+    return shares(table.numbers(selection, field=field), field=field, outputs=outputs, labels=labels)
+
+
+def _lists_labels(kind: str, labels: object) -> bool:
+    """Whether a column lists labels, rather than 0 and 1 for each: labels that are numbers are listed."""
+    return "string" in kind or (
+        "int" in kind and isinstance(labels, list) and any(type(each) is int for each in labels)
+    )
 
 
 def _column_groups(table: Table, column: str | None, *, field: str) -> Groups | None:
@@ -227,7 +234,8 @@ def _inline_groups(value: object, rows: int, *, field: str) -> Groups:
         )
     for row, group in enumerate(value):
         if type(group) not in (str, int) or type(group) is not type(value[0]):
-            raise WrongType(
+            kind = NotFinite if type(group) is float and not is_finite(group) else WrongType
+            raise kind(
                 f"{field}, row {row}: not {expected}, all of one kind",
                 field=field,
                 row=row,
@@ -262,7 +270,7 @@ def _check_width(table: Table, selection: Selection, wanted: int, *, field: str)
 
 def _check_corpus(loss: Loss, *, field: str) -> None:
     if loss is not Loss.MULTIPLE_NEGATIVES:
-        raise InvalidCombination(
+        raise IgnoredField(
             f"{field} has no effect with {loss}: documents are searched with multiple_negatives",
             field=field,
             expected="no corpus, or multiple_negatives",

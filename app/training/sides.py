@@ -1,8 +1,7 @@
 """Which rows a request holds out, and what is on each side."""
 
 # N rows · K rows of one side · I in_features
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from adapters.datasets.selection import Selection
-from adapters.errors import InvalidCombination, MissingField, OutOfRange, WrongType
+from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongType
 from adapters.training.draws import Draws
 from adapters.training.spec import TrainingSpec
 from adapters.training.split import By, Split
@@ -60,13 +59,17 @@ def read_split(request: TrainRequest, rows: Rows) -> tuple[Split | None, Codes |
     return split, _column_key(rows, body, by)
 
 
-def describe_sides(rows: Rows, held: Rows | None, spec: TrainingSpec, key_N: Codes | None) -> dict[str, Any] | None:
-    """What is on each side: rows, groups, classes, and what is on both. None where nothing is held out.
+def describe_sides(
+    rows: Rows, held: Rows | None, spec: TrainingSpec, key_N: Codes | None, *, column: str | None
+) -> dict[str, Any] | None:
+    """How rows are held out, and what is on each side: rows, groups, classes, and what is on both. None where nothing
+    is held out.
 
     Raises `OutOfRange` where a side would be empty.
     """
     if held is not None:
-        told: dict[str, Any] = {"train": _side(rows, None), "held_out": _side(held, None)}
+        told = {name: held.shown[name] for name in ("dataset", "dataset_digest")}
+        told |= {"train": _side(rows, None), "held_out": _side(held, None)}
         twice = _on_both(_hashes(rows), _hashes(held))
     elif spec.split is not None:
         classes_N = None if rows.classes_N is None else torch.from_numpy(rows.classes_N)
@@ -74,7 +77,7 @@ def describe_sides(rows: Rows, held: Rows | None, spec: TrainingSpec, key_N: Cod
         draws = Draws(spec, rows.count, key_N=key, classes_N=classes_N)
         assert draws.held_K is not None
         training_K, held_K = draws.training_K.numpy(), draws.held_K.numpy()
-        told = {**asdict(spec.split), "train": _side(rows, training_K), "held_out": _side(rows, held_K)}
+        told = {**_how(spec.split, column), "train": _side(rows, training_K), "held_out": _side(rows, held_K)}
         hashes_N = _hashes(rows)
         twice = _on_both(hashes_N[training_K], hashes_N[held_K])
     else:
@@ -82,6 +85,30 @@ def describe_sides(rows: Rows, held: Rows | None, spec: TrainingSpec, key_N: Cod
     if twice:
         told["warnings"] = [f"{twice} held-out rows have the inputs of a row that is trained on"]
     return told
+
+
+def describe_sides_of_fleet(
+    rows: Rows, sizes: Sequence[int], spec: TrainingSpec, key_N: Codes | None, *, column: str | None
+) -> dict[str, Any] | None:
+    """As `describe_sides`, for groups that are split one by one: about how many rows are on each side of all of them.
+
+    Raises `OutOfRange` where that leaves none on a side.
+    """
+    if spec.split is None:
+        return None
+    if spec.split.by is By.COLUMN and key_N is not None:
+        held_out = int(key_N.sum())
+    else:
+        held_out = sum(map(spec.split.held_out_rows, sizes))
+    if not 0 < held_out < rows.count:
+        raise OutOfRange(
+            f"the split of each group by itself holds out {held_out} of {rows.count} rows; neither side may be empty",
+            field="split",
+            given=f"{spec.split.fraction:g} by {spec.split.by}",
+            expected="a split that leaves rows on both sides of a group",
+        )
+    how = _how(spec.split, column)
+    return {**how, "train": {"rows": rows.count - held_out}, "held_out": {"rows": held_out}}
 
 
 def training_rows(rows: Rows, told: dict[str, Any] | None) -> int:
@@ -104,8 +131,12 @@ def _check_fields(body: SplitBody) -> None:
     }
     for field, no_use in ignored.items():
         if no_use and body.gave(field):
-            raise InvalidCombination(
-                f"split.{field} has no effect here", field=f"split.{field}", expected=f"{field} left out"
+            where = "with split.dataset" if body.by is None else f"by {body.by}"
+            raise IgnoredField(
+                f"split.{field} has no effect {where}: leave it out",
+                field=f"split.{field}",
+                given=getattr(body, field),
+                expected=f"{field} left out",
             )
     if needs_column and body.column is None:
         raise MissingField(f"a split by {body.by} needs a column", field="split.column", expected="a column's name")
@@ -142,6 +173,13 @@ def _column_key(rows: Rows, body: SplitBody, by: By) -> Codes:
             expected="both of its values",
         )
     return np.array([_HELD_OUT[value] for value in values], np.int64)[codes_N]
+
+
+def _how(split: Split, column: str | None) -> dict[str, Any]:
+    """A split as a job shows it, without what has no effect on it."""
+    how: dict[str, Any] = {"by": str(split.by)} | ({} if column is None else {"column": column})
+    how |= {} if split.by is By.COLUMN else {"fraction": split.fraction}
+    return how | ({"stratify": split.stratify} if split.by is By.ROWS else {})
 
 
 def _side(rows: Rows, rows_K: NDArray[np.int64] | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from adapters.adapter import MAX_ALPHA, Adapter, check_factors, digest_of, scaling_of
-from adapters.errors import Conflict, NotFound, OutOfRange, WrongShape, WrongType
+from adapters.errors import Conflict, InvalidCombination, NotFound, OutOfRange, WrongShape, WrongType
 from adapters.matrices import matrix
 from adapters.names import parse_reference
 from adapters.residency import find_adapter
@@ -45,7 +45,12 @@ def read_start(service: Service, request: TrainRequest) -> Start:
             expected='"zero_delta", "randn", {"A", "B"} or {"adapter": reference}',
         )
     if is_auto(request.rank):
-        raise WrongType("a rank that is given goes with factors that are given", field="rank", given="auto")
+        raise InvalidCombination(
+            "rank cannot be auto where training.init gives factors, which have one",
+            field="rank",
+            given="auto",
+            expected="the rank of the factors",
+        )
     if "adapter" in init:
         return _start_from_adapter(service, request, read_as(InitAdapter, init, within=field).adapter)
     factors = read_as(InitFactors, init, within=field)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.errors import BadRow, BadRows, InvalidCombination, OutOfRange, WrongShape, WrongType
+from adapters.errors import BadRow, BadRows, InvalidCombination, NotFinite, OutOfRange, WrongShape, WrongType
 from adapters.labels import check_labels
-from adapters.matrices import Float32, class_indices, matrix
+from adapters.matrices import Float32, class_indices, is_finite, matrix
 from adapters.training.spec import Loss
 
 Classes = NDArray[np.int64]
@@ -40,9 +40,9 @@ def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs:
         return _named(names, labels, field=field, outputs=outputs)
     if loss is Loss.BINARY_CROSS_ENTROPY:
         lists = _list_of(value, field=field, rows=rows, expected="a list of labels, or of 0 and 1, a row")
-        if labels is not None or any(isinstance(each, list) and any(type(x) is str for x in each) for each in lists):
+        if _lists_labels(lists, labels):
             return _several_named(lists, labels, field=field, outputs=outputs)
-        return Targets(check_shares(matrix(value, field=field, rows=rows), field=field, outputs=outputs))
+        return shares(matrix(value, field=field, rows=rows), field=field, outputs=outputs, labels=labels)
     return Targets(matrix(value, field=field, rows=rows, columns=outputs))
 
 
@@ -77,8 +77,8 @@ def listed_targets(lists: Sequence[Sequence[Any]], *, field: str, outputs: int, 
     return _several_named(lists, labels, field=field, outputs=outputs)
 
 
-def check_shares(values_NC: Float32, *, field: str, outputs: int) -> Float32:
-    """Numbers from 0 to 1, at most one for each output."""
+def shares(values_NC: Float32, *, field: str, outputs: int, labels: object) -> Targets:
+    """Numbers from 0 to 1, at most one for each output, and one for each of the labels where there are any."""
     if values_NC.shape[1] > outputs:
         raise WrongShape(
             f"{field} has {values_NC.shape[1]} numbers a row, the layer has {outputs} outputs",
@@ -96,7 +96,17 @@ def check_shares(values_NC: Float32, *, field: str, outputs: int) -> Float32:
             given=float(values_NC[row, column]),
             expected="0 where the label does not hold, 1 where it does",
         )
-    return values_NC
+    if labels is None:
+        return Targets(values_NC)
+    names = check_labels(labels, field=field.replace("targets", "labels"), outputs=outputs)
+    if len(names) != values_NC.shape[1]:
+        raise WrongShape(
+            f"{field} has {values_NC.shape[1]} numbers a row for {len(names)} labels",
+            field=field,
+            given=f"{values_NC.shape[1]} numbers",
+            expected=f"{len(names)} numbers, or lists of labels",
+        )
+    return Targets(values_NC, names)
 
 
 def check_has_labels(loss: Loss, labels: object, *, field: str) -> None:
@@ -135,6 +145,13 @@ def _named(names: list[Any], labels: object, *, field: str, outputs: int) -> Tar
     return Targets(np.array([place[name] for name in names], np.int64), known)
 
 
+def _lists_labels(lists: Sequence[Any], labels: object) -> bool:
+    """Whether rows list labels, rather than 0 and 1 for each: labels that are numbers are listed."""
+    if any(isinstance(each, list) and any(type(name) is str for name in each) for each in lists):
+        return True
+    return isinstance(labels, list) and (any(type(name) is int for name in labels) or not any(lists))
+
+
 def _several_named(lists: Sequence[Sequence[Any]], labels: object, *, field: str, outputs: int) -> Targets:
     for row, names in enumerate(lists):
         if not isinstance(names, list):
@@ -162,7 +179,8 @@ def _several_named(lists: Sequence[Sequence[Any]], labels: object, *, field: str
 
 def _check_name(name: object, field: str, row: int) -> None:
     if type(name) not in _NAMES:
-        raise WrongType(
+        kind = NotFinite if type(name) is float and not is_finite(name) else WrongType
+        raise kind(
             f"{field}, row {row}: a label is a string or a whole number",
             field=field,
             row=row,

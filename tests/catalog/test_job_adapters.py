@@ -4,6 +4,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -275,7 +276,14 @@ def test_a_job_from_before_fleets_has_its_adapter_too(tmp_path: Path) -> None:
         (ok,), (bad,), (on,) = (queue.adapters(job_id) for job_id in ("ok", "bad", "on"))
         assert (ok.version, ok.digest, ok.metrics, ok.rows) == (3, "sha256:00", {"train_loss": 1.5}, 7)
         assert (bad.version, bad.error) == (None, {"code": "diverged"})
-        assert (on.version, on.error, on.deletions) == (None, None, 2)
+        assert (on.version, on.deletions) == (None, 2)
+        assert on.error is not None
+        assert "older release" in on.error["detail"]
+        assert queue.claim() is None
+        ended = queue.get("on")
+        assert (ended.status, ended.data_file) == (Status.FAILED, None)
+        assert ended.finished_at is not None
+        assert datetime.fromisoformat(ended.finished_at).tzinfo is not None
         assert [job.id for job in queue.list(adapter="acme")] == ["on", "bad", "ok"]
 
 

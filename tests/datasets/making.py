@@ -39,7 +39,7 @@ def types(report: Report) -> dict[str, tuple[str, int | None]]:
 
 def bad(report: Report) -> list[tuple[int, str | None, str]]:
     """The bad rows as plain tuples."""
-    return [tuple(row) for row in report.bad_rows]
+    return [(row.row, row.column, row.reason) for row in report.bad_rows]
 
 
 def arrow_stream(table: Any, *, rows_a_batch: int | None = None, **options: Any) -> bytes:

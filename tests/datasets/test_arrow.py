@@ -105,14 +105,10 @@ def test_the_first_bad_rows_are_the_first_of_the_file_whatever_their_columns(tmp
 
 
 def test_offsets_that_point_outside_are_refused(tmp_path: Path) -> None:
-    offsets = pa.py_buffer(np.array([0, 10**6, 2 * 10**6], np.int32).tobytes())
-    values = pa.array(np.arange(4.0))
-    lying = pa.Array.from_buffers(pa.list_(pa.float64()), 2, [None, offsets], children=[values])
     stream = arrow_stream(pa.table({"x": lists([[1, 2], [3, 4]], pa.float64())}))
     honest = np.array([0, 2, 4], np.int32).tobytes()
     assert stream.count(honest) == 1
     patched = stream.replace(honest, np.array([0, 10**6, 2 * 10**6], np.int32).tobytes())
-    assert len(lying) == 2
     with pytest.raises(InvalidDataset, match="an Arrow stream"):
         read(tmp_path, patched, Format.ARROW)
 

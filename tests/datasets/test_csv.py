@@ -53,8 +53,8 @@ def test_a_column_that_is_mostly_text_keeps_its_numbers_as_text(tmp_path: Path) 
 
 
 def test_an_empty_cell_is_a_null_and_a_quoted_one_is_empty_text(tmp_path: Path) -> None:
-    report, values = _read(tmp_path, 'x,t\n1,""\n,\n')
-    assert values == {"x": [1, None], "t": ["", None]}
+    report, values = _read(tmp_path, 'x,t\n1,""\n,\n2,a\n')
+    assert values == {"x": [1, None, 2], "t": ["", None, "a"]}
     assert bad(report) == [(1, "x", "null"), (1, "t", "null")]
 
 

@@ -33,7 +33,7 @@ def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_arrays_are_columns_in_their_order(tmp_path: Path, save: Any) -> None:
     rng = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, Any] = {
         "x": rng.standard_normal((50_000, 3)),
         "half": rng.standard_normal(50_000).astype(np.float16),
         "big": np.arange(50_000, dtype=">i4"),
@@ -101,7 +101,7 @@ def test_a_member_that_unpacks_to_less_than_it_says_is_refused(tmp_path: Path) -
 
 def test_a_wrong_checksum_is_found(tmp_path: Path) -> None:
     content = zipped({"x.npy": header((4,)) + b"abcdefgh" * 4})
-    with pytest.raises(InvalidDataset, match="'x' cannot be unpacked"):
+    with pytest.raises(InvalidDataset, match=r"'x' .*CRC"):
         read(tmp_path, content.replace(b"abcdefgh" * 4, b"abcdefgi" * 4), Format.NPZ)
 
 

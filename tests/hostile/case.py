@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from adapters.errors import MOST_BAD_ROWS
 from app.service import Service
 
 _PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
@@ -108,6 +109,9 @@ def problem_of(answer: httpx.Response) -> dict[str, Any]:
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     members: dict[str, Any] = answer.json()
     assert members.keys() >= _NEEDED, members
+    rows = members.pop("rows", [])
+    assert (members["code"] == "bad_rows") == (0 < len(rows) <= MOST_BAD_ROWS), rows
+    assert all(row.keys() == {"row", "column", "reason"} and len(row["reason"]) <= 200 for row in rows), rows
     assert members.keys() <= _NEEDED | _OPTIONAL, members
     assert (members["status"], members["title"]) == DOCUMENTED[members["code"]], members
     assert members["status"] == answer.status_code
@@ -117,7 +121,7 @@ def problem_of(answer: httpx.Response) -> dict[str, Any]:
     assert members["detail"]
     assert len(members.get("given", "")) <= 100
     assert type(members.get("row", 0)) is int
-    assert len(answer.content) <= _LONGEST_PROBLEM, members
+    assert len(answer.content) <= _LONGEST_PROBLEM + 400 * len(rows), members
     return members
 
 

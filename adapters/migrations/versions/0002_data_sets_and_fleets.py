@@ -51,7 +51,16 @@ def upgrade() -> None:
         sa.Column("file", sa.String, nullable=False),
         sa.Column("bytes", sa.Integer, nullable=False),
     )
-    # A job that was queued before this trains one adapter: give it its row.
+    # A job that waits was written for another trainer: say so, rather than have this one stumble over it.
+    op.execute("""
+        UPDATE jobs SET status = 'failed', data_file = NULL, lease_until = NULL,
+            finished_at = strftime('%Y-%m-%dT%H:%M:%f000Z', 'now'),
+            error = json_object('type', 'urn:loraplex:fit_failed',
+                'title', 'The training stopped on an error of its own',
+                'detail', 'the job was queued by an older release: send it again', 'code', 'fit_failed')
+        WHERE status IN ('queued', 'running')
+    """)
+    # Each job before this trained one adapter: give it its row.
     op.execute("""
         INSERT INTO job_adapters
             (job, position, name, rows, deletions, version, digest, metrics, error, moved_live)
