@@ -107,7 +107,7 @@ class Catalog:
             return rows.find(connection, reference)
 
     def find_all(self, references: Collection[Reference]) -> dict[Reference, Version]:
-        """The versions that references mean now, of those that mean one."""
+        """The versions that references mean now, of those that mean one: what answering needs to know of them."""
         with self.database.read() as connection:
             return rows.find_all(connection, references)
 

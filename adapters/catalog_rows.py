@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -20,13 +20,19 @@ _OF_ALIAS = aliases.c.tenant == TENANT
 _AT_ONCE = 500
 """Names in one statement."""
 _FIELDS = frozenset(Version.__dataclass_fields__)
-_NUMBERED = sa.select(versions).where(
+_TOLD_ONLY = ("tenant", "metrics", "lineage")
+# What answering needs of a version, which is remembered: of its lineage, what its outputs are.
+_SERVED = [
+    *(column for column in versions.c if column.name not in _TOLD_ONLY),
+    versions.c.lineage["loss"].as_string().label("loss"),
+]
+_NUMBERED = sa.select(*_SERVED).where(
     _OF_VERSION,
     versions.c.adapter.in_(sa.bindparam("names", expanding=True)),
     versions.c.version.in_(sa.bindparam("numbers", expanding=True)),
 )
 _ALIASED = (
-    sa.select(versions, aliases.c.alias)
+    sa.select(*_SERVED, aliases.c.alias)
     .join(aliases, (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.version))
     .where(_OF_ALIAS, _OF_VERSION, versions.c.adapter.in_(sa.bindparam("names", expanding=True)))
 )
@@ -83,17 +89,18 @@ def find(connection: Connection, reference: Reference) -> Version:
 
 
 def find_all(connection: Connection, references: Collection[Reference]) -> dict[Reference, Version]:
-    """What `find` would return for each of the references that it would return something for."""
+    """What `find` would return for each of the references that it would return something for, to answer with: without
+    metrics, and with no more of the lineage than its `loss`."""
     names = sorted({reference.name for reference in references})
     numbers = sorted({reference.version or 0 for reference in references} - {0})
     numbers = [number for number in numbers if number <= MAX_VERSION]
     found: dict[Reference, Version] = {}
     for some in parts(names):
         for row in connection.execute(_ALIASED, {"names": some}):
-            found[Reference(row.adapter, alias=row.alias)] = as_version(row)
+            found[Reference(row.adapter, alias=row.alias)] = _as_served(row)
         if numbers:
             for row in connection.execute(_NUMBERED, {"names": some, "numbers": numbers}):
-                found[Reference(row.adapter, version=row.version)] = as_version(row)
+                found[Reference(row.adapter, version=row.version)] = _as_served(row)
     return {reference: found[reference] for reference in references if reference in found}
 
 
@@ -126,6 +133,12 @@ def as_version(row: sa.Row[tuple[object, ...]]) -> Version:
     """A row of the versions table as the value that the rest of the house knows."""
     values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
     return Version(**values | {"source": Source(values["source"])})
+
+
+def _as_served(row: sa.Row[*tuple[Any, ...]]) -> Version:
+    values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
+    lineage = None if row.loss is None else {"loss": row.loss}
+    return Version(**values | {"source": Source(values["source"]), "metrics": None, "lineage": lineage})
 
 
 def take_numbers(connection: Connection, names: Sequence[str], created_at: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from adapters.errors import AdapterNotFound, CatalogBusy
 from adapters.job_queue import JobQueue
 from adapters.names import Reference
 from adapters.resolution import Resolver
-from tests.catalog.making import put, submit
+from tests.catalog.making import publication, put, submit
 
 ACME = Reference("acme")
 
@@ -88,3 +89,14 @@ def test_a_name_that_is_not_there_is_looked_up_again_once_it_is(catalog: Catalog
         resolver.look().version(ACME)
     put(catalog, "acme", 1)
     assert resolver.look().version(ACME).version == 1
+
+
+def test_what_is_remembered_of_a_version_does_not_grow_with_its_training(catalog: Catalog) -> None:
+    told = {"loss": "binary_cross_entropy", "spec": {"rank": 2}, "data": {"rows": 10}}
+    made = publication("acme", 1, lineage=told, metrics={"train_loss": 1.0})
+    catalog.publish([made])
+    for reference in (Reference("acme"), Reference("acme", version=1)):
+        assert catalog.find(reference).lineage == told
+        served = catalog.find_all([reference])[reference]
+        assert (served.metrics, served.lineage) == (None, {"loss": "binary_cross_entropy"})
+        assert replace(served, metrics=made.metrics, lineage=told) == catalog.find(reference)

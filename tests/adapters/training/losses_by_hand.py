@@ -17,14 +17,18 @@ def losses_of_rows(spec: TrainingSpec, y_KO: Tensor, targets: Tensor) -> Tensor:
     y_KO = y_KO[:, : spec.classes]
     if spec.loss is Loss.MULTIPLE_NEGATIVES:
         return torch.stack([_among(row, y_KO, targets, spec.temperature) for row in range(len(y_KO))])
-    of_row = {
+    of_row: Callable[[TrainingSpec, Tensor, Tensor], Tensor] = {
         Loss.MSE: _squared,
         Loss.HUBER: _huber,
         Loss.CROSS_ENTROPY: _smoothed,
         Loss.BINARY_CROSS_ENTROPY: _logistic,
-        Loss.COSINE: lambda _spec, y_O, t_O: 1 - y_O @ t_O / (y_O.norm() * t_O.norm()),
+        Loss.COSINE: lambda _spec, y_O, t_O: 1 - _cosine(y_O, t_O),
     }[spec.loss]
     return torch.stack([of_row(spec, y_O, target) for y_O, target in zip(y_KO, targets, strict=True)])
+
+
+def _cosine(y_O: Tensor, t_O: Tensor) -> Tensor:
+    return y_O @ t_O / ((y_O @ y_O) * (t_O @ t_O)).sqrt()
 
 
 def _squared(_spec: TrainingSpec, y_O: Tensor, t_O: Tensor) -> Tensor:
@@ -48,12 +52,9 @@ def _logistic(_spec: TrainingSpec, y_O: Tensor, t_O: Tensor) -> Tensor:
 
 
 def _among(row: int, y_KO: Tensor, targets_KO: Tensor, temperature: float) -> Tensor:
-    def cosine(other: int) -> Tensor:
-        return y_KO[row] @ targets_KO[other] / (y_KO[row].norm() * targets_KO[other].norm())
-
     others = [k for k in range(len(y_KO)) if k == row or not torch.equal(targets_KO[k], targets_KO[row])]
-    odds = torch.stack([(cosine(other) / temperature).exp() for other in others])
-    return -((cosine(row) / temperature).exp() / odds.sum()).log()
+    odds = {other: (_cosine(y_KO[row], targets_KO[other]) / temperature).exp() for other in others}
+    return -(odds[row] / torch.stack(list(odds.values())).sum()).log()
 
 
 def mean_of_rows(losses_K: Tensor, weights_K: Tensor | None) -> Tensor:
@@ -100,7 +101,7 @@ def descend_by_hand(
         if spec.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, spec.clip_norm)
         optimizer.step()
-        done.losses.append(float(loss))
+        done.losses.append(float(loss.detach()))
         done.factors.append([each.detach().clone() for each in factors])
     return done
 
