@@ -116,17 +116,11 @@ class Table:
             if len(bad) >= MOST_BAD_ROWS:
                 break
         refuse(bad, field)
-        encoded = pa.chunked_array(arrays).dictionary_encode().combine_chunks()
-        if isinstance(encoded, pa.ChunkedArray):
-            encoded = encoded.unify_dictionaries().chunk(0)
-        values: list[str | int] = encoded.dictionary.to_pylist()
-        order = sorted(range(len(values)), key=values.__getitem__)
-        place = np.empty(len(values), np.int64)
-        place[order] = np.arange(len(values))
-        return place[encoded.indices.to_numpy()], [values[position] for position in order]
+        return _encoded(arrays)
 
-    def lists(self, column: str, *, field: str) -> list[list[str | int]]:
-        """A column of lists of text or of whole numbers, a list a row.
+    def listed(self, column: str, *, field: str) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str | int]]:
+        """A column of lists of text or of whole numbers → for each of K entries its row, (K,) int64, and its position
+        in the distinct values, (K,) int64; and these, sorted.
 
         Raises `InvalidInput` for a column that is not there, `WrongType` for one of another type, `BadRows` for nulls.
         """
@@ -134,12 +128,16 @@ class Table:
         if not is_list(given) or not (pa.types.is_string(given.value_type) or pa.types.is_integer(given.value_type)):
             raise _wrong_type(column, given, field, "a column of lists of text or of whole numbers")
         bad: list[BadRow] = []
-        rows: list[list[str | int]] = []
+        rows, entries = [np.zeros(0, np.int64)], [pa.array([], given.value_type)]
         for start, batch in self._batches((column,), 0, self.rows):
-            add_bad(bad, start, column, np.flatnonzero(nulls(batch.column(0))), lambda _row: "null")
-            rows.extend(batch.column(0).to_pylist())
+            array = batch.column(0)
+            add_bad(bad, start, column, np.flatnonzero(nulls(array)), lambda _row: "null")
+            lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+            rows.append(start + np.repeat(np.arange(len(array), dtype=np.int64), lengths))
+            entries.append(array.flatten())
         refuse(bad, field)
-        return rows
+        codes, values = _encoded(entries)
+        return np.concatenate(rows), codes, values
 
     def preview(self, offset: int, limit: int) -> list[dict[str, Any]]:
         """Up to `limit` rows from `offset` on, ready for JSON: what is not finite is None.
@@ -245,6 +243,17 @@ class Table:
             options = ipc.IpcReadOptions(included_fields=list(positions))
             self._readers[positions] = ipc.open_file(self._file, options=options)
         return self._readers[positions]
+
+
+def _encoded(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]:
+    encoded = pa.chunked_array(arrays).dictionary_encode().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().chunk(0)
+    values: list[str | int] = encoded.dictionary.to_pylist()
+    order = sorted(range(len(values)), key=values.__getitem__)
+    place = np.empty(len(values), np.int64)
+    place[order] = np.arange(len(values))
+    return place[encoded.indices.to_numpy()], [values[position] for position in order]
 
 
 def _finite(value: Any) -> Any:

@@ -2,14 +2,16 @@
 
 # O out_features · I in_features
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from adapters.base_layer import BaseLayer
-from adapters.training.ridge_search import HAIR, default_ridges, search
+from adapters.training.data import TrainingData
+from adapters.training.ridge_search import HAIR, default_ridges, search, search_in_turn
 from adapters.training.spec import TrainingSpec
 from adapters.training.statistics import Statistics, gather
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 TRIAL_STEPS = 200
 """Steps of a trial: enough to tell learning rates and ranks apart, a fraction of a training."""
 _PATIENCE = 20
+_PARTS = 10
 _ROWS_AT_ONCE = 8192
 Note = Callable[[str], None]
 
@@ -26,25 +29,36 @@ Note = Callable[[str], None]
 def choose_exactly(
     base: BaseLayer, sides: "Sides", spec: TrainingSpec, training: Statistics, *, prior_OI: Tensor | None, note: Note
 ) -> TrainingSpec:
-    """The spec with ridge and rank decided, by one decomposition, where they are open."""
+    """The spec with ridge and rank decided, where they are open: by the held-out rows, or where there are none by each
+    tenth of the rows in turn."""
     if not (spec.try_ranks or spec.try_ridges):
         return spec
-    assert sides.held is not None
-    chunks = ((part.inputs_NI, part.targets, part.weights_N) for part in sides.held.parts(sides.held_K, _ROWS_AT_ONCE))
-    chosen = search(
-        training,
-        gather(base, chunks),
-        ranks=spec.try_ranks or (spec.rank,),
-        ridges=default_ridges(training, bias=spec.bias) if spec.try_ridges else (spec.ridge,),
-        bias=spec.bias,
-        prior_OI=prior_OI,
-    )
+    ranks_tried = spec.try_ranks or (spec.rank,)
+    ridges_tried = default_ridges(training, bias=spec.bias) if spec.try_ridges else (spec.ridge,)
+    tried: dict[str, Any] = {"ranks": ranks_tried, "ridges": ridges_tried, "bias": spec.bias, "prior_OI": prior_OI}
+    if sides.held is None:
+        chosen = search_in_turn(list(_parts_of(base, sides.training, spec)), **tried)
+        told = "loss of each tenth of the rows, held out in turn,"
+    else:
+        chunks = (
+            (part.inputs_NI, part.targets, part.weights_N) for part in sides.held.parts(sides.held_K, _ROWS_AT_ONCE)
+        )
+        chosen, told = search(training, gather(base, chunks), **tried), "held-out loss,"
     ranks, ridges = (sorted({tried[place] for tried in chosen.table}) for place in (1, 0))
     note(
         f"rank {chosen.rank} of {_several(ranks)} and ridge {chosen.ridge:g} of {_several(ridges)}: the smallest rank "
-        f"whose held-out loss, {chosen.loss:.6g}, is within {HAIR:.1%} of the least"
+        f"whose {told} {chosen.loss:.6g}, is within {HAIR:.1%} of the least"
     )
     return _with_rank(replace(spec, ridge=chosen.ridge), chosen.rank)
+
+
+def _parts_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec) -> Iterator[Statistics]:
+    """The rows that count, at least two, in ten parts that the seed draws."""
+    rows_K = torch.arange(data.rows) if data.weights_N is None else data.weights_N.cpu().nonzero()[:, 0]
+    order_K = rows_K[torch.randperm(len(rows_K), generator=torch.Generator().manual_seed(spec.seed))]
+    for some_K in order_K.tensor_split(min(_PARTS, len(order_K))):
+        part = data.take(some_K)
+        yield gather(base, [(part.inputs_NI, part.targets, part.weights_N)])
 
 
 def choose_by_trials(spec: TrainingSpec, trial: Callable[[TrainingSpec], float], *, note: Note) -> TrainingSpec:

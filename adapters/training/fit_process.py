@@ -27,6 +27,7 @@ from adapters.errors import BaseChanged, BaseNotLoadable, FitFailed, LoraplexErr
 from adapters.training.data import TrainingData
 from adapters.training.descent import Kept
 from adapters.training.fit import Fit, Watcher, fit
+from adapters.training.fitter import says_no_memory
 from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient import History
 from adapters.training.refit import refit
@@ -34,7 +35,6 @@ from adapters.training.spec import TrainingSpec
 from adapters.training.statistics import Statistics
 
 _SECONDS_BETWEEN_REPORTS = 0.5
-_NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "Cannot allocate memory")
 
 
 def main() -> None:
@@ -46,6 +46,8 @@ def main() -> None:
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     first = json.loads(requests.get())
     torch.set_num_threads(first["threads"])
+    # Its threads begin here, before there is a limit: a stack that cannot be allocated would end the process.
+    torch.ones(2**20).neg_()
     # Of its own memory, and not of files that it maps: data larger than this can be read through.
     resource.setrlimit(resource.RLIMIT_DATA, (first["memory_bytes"], first["memory_bytes"]))
     try:
@@ -89,8 +91,7 @@ class _Job:
             self._fail(OutOfMemory(f"the fit ran out of memory: {error}"))
         except Exception as error:
             traceback.print_exc()
-            # The CPU allocator says so in words only.
-            kind = OutOfMemory if any(words in str(error) for words in _NO_MEMORY) else FitFailed
+            kind = OutOfMemory if says_no_memory(str(error)) else FitFailed
             self._fail(kind(f"{type(error).__name__}: {str(error)[:300]}"))
 
     def _fit(self) -> None:
@@ -116,7 +117,7 @@ class _Job:
                 self._send_outcomes(outcomes)
             _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
         else:
-            kept_at = Kept(Path(request["checkpoint"]), note=self._note)
+            kept_at = Kept(Path(request["checkpoint"]), request["checkpoint_seconds"], self._note)
             watcher = Watcher(self._report, self._note, kept_at)
             self._finish(fit(base, data, spec, present=_present(request["present"]), watcher=watcher, **meaning))
 

@@ -6,15 +6,32 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 Frame = dict[str, Any]
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+    "MemoryError",
+    "Thread creation failed",
+    "Out of memory",
+)
+"""What the CPU allocator, C++, Python and libgomp say where an allocation fails: in words, and some then abort."""
+_LAST_LINES = 20
 
 
 class FitterDied(Exception):
     """The process ended, or was killed, before it had answered."""
+
+    def __init__(self, *, out_of_memory: bool = False) -> None:
+        super().__init__()
+        self.out_of_memory = out_of_memory
+        """Whether its last words were that an allocation had failed."""
 
 
 class Fitter:
@@ -28,6 +45,8 @@ class Fitter:
         self._process: subprocess.Popen[bytes] | None = None
         self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._ready = False
+        self._words: deque[bytes] = deque(maxlen=_LAST_LINES)
+        self._listener: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the process, unless it runs."""
@@ -38,12 +57,18 @@ class Fitter:
             [sys.executable, "-P", "-m", "adapters.training.fit_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         # It takes what answering leaves. Only Linux knows this class, and not in every sandbox.
         with suppress(AttributeError, OSError):
             os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
-        self._frames = queue.SimpleQueue()
+        # Where the machine or the container runs out of memory, the kernel ends this process and none that serves.
+        with suppress(OSError):
+            Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000")
+        self._frames, self._words = queue.SimpleQueue(), deque(maxlen=_LAST_LINES)
         threading.Thread(target=_read_frames, args=(self._process, self._frames), daemon=True).start()
+        self._listener = threading.Thread(target=_pass_on, args=(self._process, self._words), daemon=True)
+        self._listener.start()
         self._send(self._first)
 
     def is_ready(self, seconds: float) -> bool:
@@ -68,7 +93,7 @@ class Fitter:
         except queue.Empty:
             return None
         if frame is None:
-            raise FitterDied
+            raise self._death()
         return frame
 
     def kill(self) -> None:
@@ -77,7 +102,7 @@ class Fitter:
             return
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
                 # A request that it never read is flushed again, into nothing.
                 with suppress(BrokenPipeError):
@@ -92,7 +117,26 @@ class Fitter:
             self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise FitterDied from None
+            raise self._death() from None
+
+    def _death(self) -> FitterDied:
+        assert self._listener is not None
+        self._listener.join(1.0)
+        return FitterDied(out_of_memory=any(says_no_memory(line.decode(errors="replace")) for line in self._words))
+
+
+def says_no_memory(text: str) -> bool:
+    """Whether an error means that an allocation failed: torch and what it calls say so in words only."""
+    return any(words in text for words in _NO_MEMORY)
+
+
+def _pass_on(process: "subprocess.Popen[bytes]", words: "deque[bytes]") -> None:
+    """Its standard error becomes ours, and its newest lines are kept."""
+    assert process.stderr is not None
+    with suppress(ValueError, OSError):  # closed, by `kill` or from outside
+        for line in process.stderr:
+            words.append(line)
+            os.write(2, line)
 
 
 def _read_frames(process: "subprocess.Popen[bytes]", frames: "queue.SimpleQueue[Frame | None]") -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer
-from adapters.errors import Diverged, LoraplexError
+from adapters.errors import Diverged, LoraplexError, OutOfRange
 from adapters.training.closed_form import Factors, solve_stack
 from adapters.training.data import TrainingData
 from adapters.training.descent import HeldOut, descend
@@ -145,7 +145,15 @@ def _lay(
         except LoraplexError as error:
             failed.append(_Trained(position, None, {}, error))
         else:
-            groups.append(_Group(position, draws, rows))
+            group = _Group(position, draws, rows)
+            sides = [draws.training_K] if draws.held_K is None else [draws.training_K, draws.held_K]
+            if table.weights_N is not None and not all(bool(table.weights_N[rows[side_K]].any()) for side_K in sides):
+                weightless = OutOfRange(
+                    "no row of the group counts on one side: the weights are all 0", field="weights"
+                )
+                failed.append(_Trained(position, None, {}, weightless))
+            else:
+                groups.append(group)
     return groups, failed
 
 

@@ -3,6 +3,7 @@
 # I in_features · O out_features · K columns of the longest path
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -103,6 +104,31 @@ def search(
         losses_K = (turned.path(p_IK, v_OK) / elements).tolist()
         table += [Candidate(ridge, rank, losses_K[min(rank, longest) - 1]) for rank in ranks]
     return _chosen(table, bare=float(held.square) / elements)
+
+
+def search_in_turn(
+    parts: Sequence[Statistics],
+    *,
+    ranks: Sequence[int],
+    ridges: Sequence[float],
+    bias: bool = False,
+    prior_OI: Tensor | None = None,
+) -> Choice:
+    """As `search`, with each of two or more parts held out in turn from what the others train (Stone 1974).
+
+    A pair's loss is the mean over the rows of all parts. Each part has rows.
+    """
+    tables = []
+    for turn, held_out in enumerate(parts):
+        others = reduce(Statistics.plus, (part for place, part in enumerate(parts) if place != turn))
+        tables.append(search(others, held_out, ranks=ranks, ridges=ridges, bias=bias, prior_OI=prior_OI).table)
+    total = sum(part.weight for part in parts)
+    shares = [part.weight / total for part in parts]
+    table = [
+        Candidate(same[0].ridge, same[0].rank, sum(share * each.loss for share, each in zip(shares, same, strict=True)))
+        for same in zip(*tables, strict=True)
+    ]
+    return _chosen(table, bare=sum(part.square for part in parts) / (total * parts[0].out_features))
 
 
 def _leading(values_I: Tensor, cross_IO: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,11 @@ from typing import Any
 
 from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
-from adapters.errors import BaseChanged, CatalogBusy, ClaimLost, LoraplexError, StorageFull
+from adapters.errors import BaseChanged, CatalogBusy, ClaimLost, LoraplexError, OutOfMemory, StorageFull
 from adapters.job_queue import JobQueue
 from adapters.jobs import Job
+from adapters.training.checkpoint import Checkpoints
+from adapters.training.descent import SECONDS_BETWEEN_CHECKPOINTS
 from adapters.training.fitter import Fitter, FitterDied, Frame
 from adapters.training.publishing import Publisher
 
@@ -42,10 +44,14 @@ class Trainer:
         self._base = base
         self._fitter = fitter
         self._stop = stop
-        self._checkpoints = checkpoints
+        self._checkpoints = Checkpoints(checkpoints)
+        self._lease_seconds = lease_seconds
         # Progress is written at most once a second; a lease shorter than three seconds wants more.
         self._heartbeat_seconds = min(1.0, lease_seconds / 3)
+        # A death costs what came since the last checkpoint, and waits for the lease: the one is of the other's size.
+        self._checkpoint_seconds = min(SECONDS_BETWEEN_CHECKPOINTS, lease_seconds / 3)
         self._monotonic = monotonic
+        self._sweep_at = monotonic()
 
     def run(self) -> None:
         """Work until `stop` is set; then a running job is handed back to the queue."""
@@ -70,18 +76,27 @@ class Trainer:
     def _work_once(self) -> bool:
         try:
             claim = self._queue.claim()
-            if claim is None:
-                return False
-            log.info("job %s for %s: attempt %d", claim.id, claim.adapter, claim.attempt)
-            self._train(claim)
+            if claim is not None:
+                log.info("job %s for %s: attempt %d", claim.id, claim.adapter, claim.attempt)
+                self._train(claim)
+            if claim is not None or self._monotonic() >= self._sweep_at:
+                self._sweep()
         except (CatalogBusy, StorageFull) as error:
             # What could not be written now is found again: the job's lease runs out.
             log.warning("%s", error.detail)
             return False
-        return True
+        return claim is not None
+
+    def _sweep(self) -> None:
+        """Remove the checkpoints of jobs that have ended: cancelled, or with a trainer that did not live to do it."""
+        self._sweep_at = self._monotonic() + self._lease_seconds
+        if present := self._checkpoints.jobs():
+            states = self._queue.states(sorted(present))
+            for job_id in present:
+                if job_id not in states or states[job_id].ended:
+                    self._checkpoints.drop(job_id)
 
     def _train(self, claim: Job) -> None:
-        checkpoint = self._checkpoints / f"{claim.id}.safetensors"
         try:
             if claim.base != self._base.fingerprint:
                 raise BaseChanged(
@@ -90,29 +105,33 @@ class Trainer:
                     expected=self._base.fingerprint,
                 )
             try:
-                ended = self._watch_fit(claim, checkpoint)
+                self._watch_fit(claim)
             except BaseException:
                 # Whatever it was: the fit may still run, and its frames must not be taken for the next job's.
                 self._fitter.kill()
                 raise
-            if ended:
-                checkpoint.unlink(missing_ok=True)
         except ClaimLost as error:
             log.info("%s", error)
-        except FitterDied:
+        except FitterDied as death:
             log.warning("job %s: the process that fits died", claim.id)
-            _unless_lost(self._queue.abandon, claim)
+            if death.out_of_memory:
+                # Another attempt would end the same way.
+                ran_out = OutOfMemory("the fit ran out of memory, and its process ended")
+                _unless_lost(self._queue.fail, claim, ran_out.members())
+            else:
+                _unless_lost(self._queue.abandon, claim)
         except CatalogBusy:
             raise
         except LoraplexError as error:
             log.info("job %s failed: %s", claim.id, error.detail)
             _unless_lost(self._queue.fail, claim, error.members())
-            checkpoint.unlink(missing_ok=True)
 
-    def _watch_fit(self, claim: Job, checkpoint: Path) -> bool:
-        """Whether the job has ended; False where it was handed back. Raises `ClaimLost` too."""
+    def _watch_fit(self, claim: Job) -> None:
+        """Until the job has ended, or is handed back. Raises `ClaimLost` and `FitterDied`."""
         publisher = Publisher(self._catalog, self._queue, self._base, claim)
-        self._fitter.begin(publisher.request() | {"checkpoint": str(checkpoint)})
+        checkpoint = self._checkpoints.take_over(claim.id, claim.fence)
+        kept = {"checkpoint": str(checkpoint), "checkpoint_seconds": self._checkpoint_seconds}
+        self._fitter.begin(publisher.request() | kept)
         progress, history = claim.progress, claim.history
         pace = _Pace(claim.spec["steps"], self._monotonic)
         heartbeat_at = self._monotonic() + self._heartbeat_seconds
@@ -121,11 +140,11 @@ class Trainer:
             if self._stop.is_set():
                 self._fitter.kill()
                 self._queue.hand_back(claim)
-                return False
+                return
             if frame is not None:
                 if frame["frame"] == "done":
                     publisher.finish(frame)
-                    return True
+                    return
                 if frame["frame"] == "outcomes":
                     publisher.publish_some(frame)
                     progress = pace.progress(publisher.finished, None, publisher.tally())
@@ -136,7 +155,7 @@ class Trainer:
                     history = frame["history"]
                 if frame["frame"] == "error":
                     self._fail(claim, frame, progress, history)
-                    return True
+                    return
             try:
                 self._queue.check_ours(claim)
                 if self._monotonic() >= heartbeat_at:

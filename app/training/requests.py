@@ -17,10 +17,11 @@ from adapters.training.spec import Init, Loss, TrainingSpec
 from adapters.versions import Version
 from app.bodies import parse_object, read_as
 from app.service import Service
+from app.training.dataset_rows import read_rows
 from app.training.gates import read_gate
 from app.training.names import check_single, read_fleet
 from app.training.resolving import IGNORED, check_settings, decide, make_spec
-from app.training.rows import Codes, Rows, read_rows
+from app.training.rows import Codes, Rows
 from app.training.schemas import DatasetData, TrainRequest, is_auto
 from app.training.sides import describe_sides, describe_sides_of_fleet, read_split, training_rows
 from app.training.starts import Start, read_prior, read_start
@@ -115,7 +116,7 @@ def plan_training(service: Service, body: bytes) -> Plan:
         found = rows.columns() | ({} if held is None else held.columns("held_"))
         found |= {} if key_N is None else {"key_N": whole(key_N)}
         found |= {} if fleet is None or rows.fleet is None else {"groups_N": whole(rows.fleet.codes_N)}
-        found |= {} if rows.corpus_MO is None else {"corpus_MO": whole(rows.corpus_MO)}
+        found |= {} if rows.corpus is None else {"corpus_MO": rows.corpus.column()}
         if start.a_OR is not None and start.b_RI is not None:
             found |= {"start_OR": whole(start.a_OR.numpy()), "start_RI": whole(start.b_RI.numpy())}
         return found | prior_columns(prior)
@@ -227,12 +228,12 @@ def _held_rows(service: Service, request: TrainRequest, rows: Rows, loss: Loss) 
         )
     body = read_as(DatasetData, request.data, within="data")
     held = read_rows(service, request.split.dataset, loss, field="split", labels=rows.labels, as_dataset=body)
-    if held.target_shape[1:] != rows.target_shape[1:]:
+    if held.targets.shape[1:] != rows.targets.shape[1:]:
         raise WrongShape(
-            f"split.dataset has {held.target_shape[1]} targets a row, the training data have {rows.target_shape[1]}",
+            f"split.dataset has {held.targets.shape[1]} targets a row, the training data have {rows.targets.shape[1]}",
             field="split.dataset",
-            given=f"{held.target_shape[1]} targets",
-            expected=f"{rows.target_shape[1]} targets",
+            given=f"{held.targets.shape[1]} targets",
+            expected=f"{rows.targets.shape[1]} targets",
         )
     return held
 

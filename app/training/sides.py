@@ -77,6 +77,8 @@ def describe_sides(
         draws = Draws(spec, rows.count, key_N=key, classes_N=classes_N)
         assert draws.held_K is not None
         training_K, held_K = draws.training_K.numpy(), draws.held_K.numpy()
+        _check_weight(rows, training_K, "to train on")
+        _check_weight(rows, held_K, "to validate on")
         told = {**_how(spec.split, column), "train": _side(rows, training_K), "held_out": _side(rows, held_K)}
         hashes_N = _hashes(rows)
         twice = _on_both(hashes_N[training_K], hashes_N[held_K])
@@ -109,6 +111,16 @@ def describe_sides_of_fleet(
         )
     how = _how(spec.split, column)
     return {**how, "train": {"rows": rows.count - held_out}, "held_out": {"rows": held_out}}
+
+
+def _check_weight(rows: Rows, rows_K: NDArray[np.int64], side: str) -> None:
+    if rows.weights_N is not None and not rows.weights_N[rows_K].any():
+        raise OutOfRange(
+            f"the split leaves no row that counts {side}: their weights are all 0",
+            field="split",
+            given=0,
+            expected="a row of a weight above 0 on both sides",
+        )
 
 
 def training_rows(rows: Rows, told: dict[str, Any] | None) -> int:
@@ -199,10 +211,10 @@ def _hashes(rows: Rows) -> NDArray[np.uint64]:
 
     Multilinear hashing (Lemire & Kaser 2014, section 3) of the numbers' bits, with fixed random odd factors.
     """
-    factors_I = np.random.default_rng(0).integers(2**63, size=rows.width, dtype=np.uint64) * 2 + 1
+    factors_I = np.random.default_rng(0).integers(2**63, size=rows.inputs.shape[1], dtype=np.uint64) * 2 + 1
 
     def parts() -> Iterator[NDArray[np.uint64]]:
-        for part_NI in rows.inputs():
+        for part_NI in rows.inputs.parts():
             # 0 and -0 are the same number.
             bits_NI = (part_NI + np.float32(0)).view(np.uint32).astype(np.uint64)
             yield bits_NI @ factors_I

@@ -26,6 +26,11 @@ class Targets:
     labels: tuple[str | int, ...] | None = None
     """What the classes are called, where they have names."""
 
+    @property
+    def classes(self) -> Classes | None:
+        """The targets, where they are one class a row."""
+        return self.values if self.values.dtype == np.int64 else None  # type: ignore[return-value]  # it is Classes
+
 
 def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs: int, labels: object) -> Targets:
     """The targets of rows in a request. Raises the `InvalidInput` that names the field and the row.
@@ -42,7 +47,10 @@ def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs:
         lists = _list_of(value, field=field, rows=rows, expected="a list of labels, or of 0 and 1, a row")
         if _lists_labels(lists, labels):
             return _several_named(lists, labels, field=field, outputs=outputs)
-        return shares(matrix(value, field=field, rows=rows), field=field, outputs=outputs, labels=labels)
+        values_NC = matrix(value, field=field, rows=rows)
+        known = share_names(values_NC.shape[1], labels, field=field, outputs=outputs)
+        check_shares(values_NC, field=field)
+        return Targets(values_NC, known)
     return Targets(matrix(value, field=field, rows=rows, columns=outputs))
 
 
@@ -72,41 +80,55 @@ def coded_targets(
     return Targets(np.array([place[value] for value in values], np.int64)[codes_N], names)
 
 
-def listed_targets(lists: Sequence[Sequence[Any]], *, field: str, outputs: int, labels: object) -> Targets:
-    """The labels of a column of lists, as 0 and 1 for each label."""
-    return _several_named(lists, labels, field=field, outputs=outputs)
+def listed_names(
+    values: Sequence[str | int], rows_K: Classes, codes_K: Classes, *, field: str, outputs: int, labels: object
+) -> tuple[tuple[str | int, ...], Classes]:
+    """What a column of lists holds, as positions in its distinct values → labels, and (K,) the places in these.
+
+    rows_K: the row that each is of.
+    """
+    names = check_labels(list(values) if labels is None else labels, field="data.labels", outputs=outputs)
+    place = {name: number for number, name in enumerate(names)}
+    unknown_K = np.flatnonzero(np.isin(codes_K, [code for code, value in enumerate(values) if value not in place]))
+    if len(unknown_K):
+        raise _no_such_label([(int(rows_K[k]), values[codes_K[k]]) for k in unknown_K[:20]], field)
+    return names, np.array([place[value] for value in values], np.int64)[codes_K]
 
 
-def shares(values_NC: Float32, *, field: str, outputs: int, labels: object) -> Targets:
-    """Numbers from 0 to 1, at most one for each output, and one for each of the labels where there are any."""
-    if values_NC.shape[1] > outputs:
+def share_names(width: int, labels: object, *, field: str, outputs: int) -> tuple[str | int, ...] | None:
+    """What so many numbers a row are called; raises `WrongShape` where outputs or labels are not as many."""
+    if width > outputs:
         raise WrongShape(
-            f"{field} has {values_NC.shape[1]} numbers a row, the layer has {outputs} outputs",
+            f"{field} has {width} numbers a row, the layer has {outputs} outputs",
             field=field,
-            given=f"{values_NC.shape[1]} numbers",
+            given=f"{width} numbers",
             expected=f"at most {outputs} numbers",
         )
+    if labels is None:
+        return None
+    names = check_labels(labels, field=field.replace("targets", "labels"), outputs=outputs)
+    if len(names) != width:
+        raise WrongShape(
+            f"{field} has {width} numbers a row for {len(names)} labels",
+            field=field,
+            given=f"{width} numbers",
+            expected=f"{len(names)} numbers, or lists of labels",
+        )
+    return names
+
+
+def check_shares(values_NC: Float32, *, field: str, begin: int = 0) -> None:
+    """Raises `OutOfRange` for a number that is not from 0 to 1; the rows are those from `begin` on."""
     wrong = np.argwhere((values_NC < 0) | (values_NC > 1))
     if len(wrong):
         row, column = map(int, wrong[0])
         raise OutOfRange(
-            f"{field}, row {row}, column {column}: not from 0 to 1",
+            f"{field}, row {begin + row}, column {column}: not from 0 to 1",
             field=field,
-            row=row,
+            row=begin + row,
             given=float(values_NC[row, column]),
             expected="0 where the label does not hold, 1 where it does",
         )
-    if labels is None:
-        return Targets(values_NC)
-    names = check_labels(labels, field=field.replace("targets", "labels"), outputs=outputs)
-    if len(names) != values_NC.shape[1]:
-        raise WrongShape(
-            f"{field} has {values_NC.shape[1]} numbers a row for {len(names)} labels",
-            field=field,
-            given=f"{values_NC.shape[1]} numbers",
-            expected=f"{len(names)} numbers, or lists of labels",
-        )
-    return Targets(values_NC, names)
 
 
 def check_has_labels(loss: Loss, labels: object, *, field: str) -> None:

@@ -16,9 +16,10 @@ from adapters.training.spec import Loss, TrainingSpec
 from adapters.versions import Version
 from app.bodies import parse_object, read_as
 from app.service import Service
+from app.training.dataset_rows import read_rows
 from app.training.gates import read_gate
 from app.training.requests import Plan, check_estimate, prior_columns, submit
-from app.training.rows import Rows, read_rows
+from app.training.rows import Rows
 from app.training.schemas import UpdateRequest
 from app.training.starts import find_usable
 

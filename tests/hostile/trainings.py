@@ -11,6 +11,7 @@ CLASSES: dict[str, Any] = {"inputs": [ROW] * ROWS, "targets": [0, 1] * (ROWS // 
 SHARES: dict[str, Any] = {"inputs": [ROW] * ROWS, "targets": [[0, 1]] * ROWS}
 HALF = {"by": "rows", "fraction": 0.5}
 CROSS, BINARY = {"loss": "cross_entropy"}, {"loss": "binary_cross_entropy"}
+NEGATIVES: dict[str, Any] = {"loss": "multiple_negatives", "batch_size": 4}
 NOT_WHOLE: dict[str, Any] = {"a fraction": 1.5, "2.0": 2.0, "a string of digits": "2"} | NOT_NUMBERS
 _METHOD = {"momentum": "sgd"}
 _LOSS = {"huber_delta": "huber", "label_smoothing": "cross_entropy", "temperature": "multiple_negatives"}
@@ -52,3 +53,11 @@ def beside(name: str, value: Any) -> dict[str, Any]:
     """A setting beside the method or loss that it goes with."""
     also = {"method": _METHOD[name]} if name in _METHOD else {"loss": _LOSS[name]} if name in _LOSS else {}
     return {name: value} | also | ({"batch_size": 4} if name == "temperature" else {})
+
+
+def rows(
+    title: str, code: str, /, *says: str, field: str, row: int | None = None, training: Any = LEFT_OUT, **data: Any
+) -> Case:
+    """Three rows of which all but these fields are good."""
+    content = {"inputs": [ROW] * 3, "targets": [[1.0] * OUT] * 3} | data
+    return case(title, code, *says, field=field, row=row, data=content, training=training)

@@ -1,0 +1,203 @@
+"""`kill -9` of trainers and of their fits at random moments: every job ends, none publishes twice, and one that goes
+on from a checkpoint ends in the same bytes as one that nothing happened to.
+
+`TRAINING_KILLS=100` runs the long form; `CRASH_SEED` repeats the draws of a run that failed.
+"""
+
+import os
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.catalog.making import referenced_files, stored_files
+from tests.crash.oracle import BASE
+from tests.crash.trainings import KINDS, Digests, check_versions, published, submit, times_gone_on, undisturbed
+from tests.harness import ServiceProcess, eventually, wait_for_job
+from tests.processes.tree import FIT, TrainerProcess, running, session_of
+
+KILLS = int(os.environ.get("TRAINING_KILLS", "8"))
+LEASE_SECONDS = 1
+TRAINERS = 2
+_LONGEST_PAUSE_SECONDS = 1.5
+_WAITING_JOBS = 3
+_OFTEN = 20
+"""Kills of which some must have hit a training past a checkpoint."""
+
+
+class House:
+    """A service, the trainers beside it, and the jobs that it was given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.service = ServiceProcess(folder / "data", base=BASE, trainers=0, lease_seconds=LEASE_SECONDS)
+        self.trainers: list[TrainerProcess] = []
+        self.kinds: dict[str, str] = {}
+        """Of each job."""
+
+    def start_trainers(self) -> None:
+        """As many as there should be."""
+        self.trainers = [trainer for trainer in self.trainers if trainer.process.poll() is None]
+        while len(self.trainers) < TRAINERS:
+            data_dir = self.service.data_dir
+            self.trainers.append(TrainerProcess(data_dir, base=BASE, lease_seconds=LEASE_SECONDS))
+
+    def submit(self, kind: str) -> str:
+        """Queue a job, under names that no other job has."""
+        job_id = submit(self.service.client, kind, f"job-{len(self.kinds)}-{kind}")
+        self.kinds[job_id] = kind
+        return job_id
+
+    def jobs(self, status: str) -> list[dict[str, Any]]:
+        """Those of the jobs that are in this state."""
+        query: dict[str, Any] = {"status": status, "limit": 1000}
+        data = self.service.client.get("/jobs", params=query).raise_for_status().json()["data"]
+        return [job for job in data if job["id"] in self.kinds]
+
+    def check_end(self, job_id: str, calm: dict[str, Digests]) -> tuple[dict[str, Any], Digests]:
+        """How a job ended, and what of it: all that it should have, or a part where its trainers died too often."""
+        job = wait_for_job(self.service.client, job_id)
+        digests, wanted = published(self.service.client, job), calm[self.kinds[job_id]]
+        if job["status"] == "succeeded":
+            assert digests == wanted, job
+        else:
+            assert (job["status"], job["error"]["code"], job["attempt"]) == ("failed", "worker_died", 3), job
+            assert digests.items() <= wanted.items(), job
+        return job, digests
+
+    def check_files(self) -> None:
+        """No checkpoint, no data and no half-written file is left."""
+        data_dir = self.service.data_dir
+        # A trainer that starts removes what those that were killed had no time to.
+        with TrainerProcess(data_dir, base=BASE, lease_seconds=LEASE_SECONDS):
+            eventually(lambda: checkpoints(data_dir) == [], what="the removal of the checkpoints")
+            eventually(lambda: stored_files(data_dir) == referenced_files(data_dir), what="the removal of the files")
+
+    def close(self) -> None:
+        """End all of it."""
+        for trainer in self.trainers:
+            trainer.__exit__()
+        self.service.close()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """With trainers that have started."""
+    made = House(tmp_path_factory.mktemp("kills"))
+    try:
+        made.start_trainers()
+        made.service.wait_until_ready()
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def calm(house: House) -> dict[str, Digests]:
+    """What each kind of training ends in when nothing happens to it."""
+    return undisturbed(house.service.client)
+
+
+def checkpoints(data_dir: Path) -> list[str]:
+    """The files in the folder of checkpoints."""
+    folder = data_dir / "checkpoints"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def kill_trainer(trainer: TrainerProcess) -> None:
+    """The trainer alone: its fit notices by itself."""
+    trainer.process.kill()
+    trainer.process.wait()
+
+
+def kill_fit(trainer: TrainerProcess) -> None:
+    """The process that fits alone, where it runs."""
+    for fit in running(trainer.process.pid, FIT):
+        fit.kill()
+
+
+def kill_both(trainer: TrainerProcess) -> None:
+    """At once, as a container goes."""
+    for process in session_of(trainer.process.pid):
+        process.kill()
+    trainer.process.wait()
+
+
+HARMS: list[Callable[[TrainerProcess], None]] = [kill_trainer, kill_fit, kill_both]
+
+
+def test_a_training_whose_trainer_dies_goes_on_from_its_last_checkpoint_and_ends_the_same(
+    house: House, calm: dict[str, Digests]
+) -> None:
+    job_id = house.submit("stopping")
+    folder = house.service.data_dir / "checkpoints"
+    written = 0
+    for attempt, harm in ((1, kill_trainer), (2, kill_fit)):
+        checkpoint = folder / f"{job_id}.{attempt}.safetensors"
+        # One that this attempt has written, and not the one that it began with.
+        written = eventually(partial(_written_after, checkpoint, written), what=f"a checkpoint of attempt {attempt}")
+        harm(_trainer_of(house, job_id))
+        house.start_trainers()
+    job, digests = house.check_end(job_id, calm)
+    assert (job["status"], job["attempt"]) == ("succeeded", 3)
+    assert times_gone_on(job) == 2
+    steps = [int(line["text"].rsplit(" ", 1)[1]) for line in job["log"] if "goes on" in line["text"]]
+    assert 0 < steps[0] < steps[1] < job["progress"]["steps"]
+    check_versions(house.service.data_dir, {job_id: digests})
+    eventually(lambda: checkpoints(house.service.data_dir) == [], what="the removal of the checkpoints")
+
+
+def _written_after(file: Path, earlier: int) -> int | None:
+    """When it was written, in ns, where it is there and that is after `earlier`."""
+    with suppress(FileNotFoundError):
+        if (written := file.stat().st_mtime_ns) > earlier:
+            return written
+    return None
+
+
+def _trainer_of(house: House, job_id: str) -> TrainerProcess:
+    """The one that is at the present attempt."""
+    job = house.service.client.get(f"/jobs/{job_id}").json()
+    line = f"job {job_id} for {job['adapter']}: attempt {job['attempt']}"
+    (at_work,) = (trainer for trainer in house.trainers if line in trainer.log.read_text())
+    return at_work
+
+
+@pytest.mark.timeout(240 + 20 * KILLS)
+def test_every_job_ends_once_and_the_same_whatever_is_killed(house: House, calm: dict[str, Digests]) -> None:
+    seed = int(os.environ.get("CRASH_SEED", random.SystemRandom().getrandbits(32)))
+    try:
+        told = _kill_at_random(house, calm, random.Random(seed))
+    except BaseException as error:
+        error.add_note(f"repeat the draws with CRASH_SEED={seed}")
+        raise
+    print(f"seed {seed}, {KILLS} kills: {dict(sorted(told.items()))}")
+    assert KILLS < _OFTEN or told["attempts that went on from a checkpoint"] > KILLS / _OFTEN
+
+
+def _kill_at_random(house: House, calm: dict[str, Digests], draw: random.Random) -> Counter[str]:
+    told: Counter[str] = Counter()
+    given = set(house.kinds)
+    for _ in range(KILLS):
+        while len(house.jobs("queued")) < _WAITING_JOBS:
+            house.submit(draw.choice(KINDS))
+        if draw.random() < 0.8:
+            eventually(lambda: house.jobs("running"), what="a job that runs")
+        threading.Event().wait(draw.uniform(0, _LONGEST_PAUSE_SECONDS))
+        harm, trainer = draw.choice(HARMS), draw.choice(house.trainers)
+        harm(trainer)
+        told[harm.__name__] += 1
+        house.start_trainers()
+    ended = {job_id: house.check_end(job_id, calm) for job_id in house.kinds if job_id not in given}
+    check_versions(house.service.data_dir, {job_id: digests for job_id, (_, digests) in ended.items()})
+    house.check_files()
+    for job, _ in ended.values():
+        told[f"jobs {job['status']}" + (f" {job['error']['code']}" if job["error"] else "")] += 1
+        told[f"jobs of {job['attempt']} attempts"] += 1
+        told["attempts that went on from a checkpoint"] += times_gone_on(job)
+    return told

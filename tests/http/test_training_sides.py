@@ -1,0 +1,137 @@
+"""What a job says of the rows that it holds out, of its columns and of its labels."""
+
+# N rows
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from tests.harness import train
+from tests.http.training_columns import COLUMNS, DATA, GROUPS, HALF, TIMES, put, spec_of
+from tests.http.training_world import CLASSES, LABELS, NUMBERS, RANK, ROWS, X, Y
+
+
+@pytest.fixture
+def data(trained: httpx.Client) -> dict[str, Any]:
+    """The rows as columns of a data set, the first of them as another's, and a request's words for the first."""
+    put(trained, "columns", COLUMNS)
+    put(trained, "apart", pa.table(COLUMNS)[:6])
+    return DATA
+
+
+def test_a_fraction_and_a_split_by_rows_hold_out_the_same(trained: httpx.Client) -> None:
+    one = spec_of(trained, training={"validation_fraction": 0.3, "seed": 4})["split"]
+    other = spec_of(trained, split={"by": "rows", "fraction": 0.3}, training={"seed": 4})["split"]
+    assert one == other
+    sides = {"train": {"rows": 17}, "held_out": {"rows": 7}}
+    assert one == {"by": "rows", "fraction": 0.3, "stratify": False} | sides
+
+
+def test_stratified_sides_have_the_fraction_of_each_class(trained: httpx.Client) -> None:
+    split = {"by": "rows", "fraction": 0.5, "stratify": True}
+    shown = spec_of(trained, data=LABELS, split=split, training={"loss": "cross_entropy"})["split"]
+    counts = torch.bincount(CLASSES).tolist()
+    wanted = {str(number): int(np.floor(count / 2 + 0.5)) for number, count in enumerate(counts)}
+    assert shown["held_out"] == {"rows": sum(wanted.values()), "classes": wanted}
+    assert shown["train"]["classes"] == {str(n): count - wanted[str(n)] for n, count in enumerate(counts)}
+
+
+def test_groups_are_counted_on_their_side(trained: httpx.Client) -> None:
+    split = {"by": "group", "fraction": 0.3}
+    shown = spec_of(trained, data=NUMBERS | {"groups": GROUPS}, split=split)["split"]
+    # Groups of 4: two of them are nearer to 7.2 of 24 rows than one or three.
+    assert shown == split | {"train": {"rows": 16, "groups": 4}, "held_out": {"rows": 8, "groups": 2}}
+
+
+def test_rows_that_are_on_both_sides_are_warned_of(trained: httpx.Client) -> None:
+    twice = X.clone()
+    twice[1::2] = twice[::2]
+    data = {"inputs": twice.tolist(), "targets": Y.tolist(), "groups": [row % 2 for row in range(ROWS)]}
+    shown = spec_of(trained, data=data, split={"by": "group", "fraction": 0.5})["split"]
+    assert shown["warnings"] == [f"{ROWS // 2} held-out rows have the inputs of a row that is trained on"]
+    assert (
+        "warnings"
+        not in spec_of(trained, data=data | {"inputs": X.tolist()}, split={"by": "group", "fraction": 0.5})["split"]
+    )
+
+
+@pytest.mark.parametrize("column", ["held", "side"])
+def test_a_column_says_which_rows_are_held_out(trained: httpx.Client, data: dict[str, Any], column: str) -> None:
+    shown = spec_of(trained, data=data, split={"by": "column", "column": column})["split"]
+    assert shown == {"by": "column", "column": column, "train": {"rows": 16}, "held_out": {"rows": 8}}
+
+
+@pytest.mark.parametrize("column", ["time", "when"])
+def test_the_latest_rows_are_held_out(trained: httpx.Client, data: dict[str, Any], column: str) -> None:
+    latest = np.argsort(TIMES)[-6:]
+    groups = {f"t{GROUPS[row]}" for row in latest}
+    split = {"by": "time", "column": column, "fraction": 0.25}
+    shown = spec_of(trained, data=data | {"group": "tenant"}, split=split)["split"]
+    assert {name: shown[name] for name in split} == split
+    assert shown["held_out"] == {"rows": 6, "groups": len(groups)}
+
+
+def test_a_data_set_that_is_held_out_is_named_with_its_version(trained: httpx.Client, data: dict[str, Any]) -> None:
+    shown = spec_of(trained, data=data, split={"dataset": "apart"})["split"]
+    digest = trained.get("/datasets/apart/versions/1").json()["digest"]
+    assert shown == {
+        "dataset": "apart@1",
+        "dataset_digest": digest,
+        "train": {"rows": ROWS},
+        "held_out": {"rows": 6},
+        "warnings": ["6 held-out rows have the inputs of a row that is trained on"],
+    }
+    job = train(trained, name="apart", rank=RANK, data=data, split={"dataset": "apart"}, training={"epochs": 1})
+    assert job["metrics"]["held_out"]["rows"] == 6
+    version = trained.get("/adapters/apart/versions/1").json()
+    assert version["lineage"]["split"] == {"dataset": "apart@1", "dataset_digest": digest}
+
+
+def test_columns_are_shown_as_they_were_chosen(trained: httpx.Client, data: dict[str, Any]) -> None:
+    shown = spec_of(trained, data=data | {"group": "tenant"})["data"]
+    digest = trained.get("/datasets/columns/versions/1").json()["digest"]
+    assert shown == data | {
+        "group": "tenant",
+        "dataset_digest": digest,
+        "rows": ROWS,
+        "digest": spec_of(trained)["data"]["digest"],
+    }
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_labels_are_found_sorted_or_as_given(trained: httpx.Client, data: dict[str, Any], inline: bool) -> None:
+    kinds = COLUMNS["kind"].to_pylist()
+    rows = {"inputs": X.tolist(), "targets": kinds} if inline else data | {"targets": {"column": "kind"}}
+    training = {"loss": "cross_entropy"}
+    found = spec_of(trained, data=rows, training=training, split=HALF)
+    assert found["labels"] == ["ant", "bee", "cow"]
+    assert found["split"]["train"]["classes"].keys() <= {"ant", "bee", "cow"}
+    given = ["cow", "ant", "bee"]
+    assert spec_of(trained, data=rows | {"labels": given}, training=training)["labels"] == given
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_labels_that_a_row_lists_are_found_sorted(trained: httpx.Client, data: dict[str, Any], inline: bool) -> None:
+    several = COLUMNS["some"].to_pylist()
+    rows = {"inputs": X.tolist(), "targets": several} if inline else data | {"targets": {"column": "some"}}
+    assert spec_of(trained, data=rows, training={"loss": "binary_cross_entropy"})["labels"] == ["ant", "bee"]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_labels_name_the_shares_of_a_row_in_their_order(
+    trained: httpx.Client, data: dict[str, Any], inline: bool
+) -> None:
+    shares = [[int("bee" in names), int("ant" in names)] for names in COLUMNS["some"].to_pylist()]
+    listed = {"inputs": X.tolist(), "targets": COLUMNS["some"].to_pylist(), "labels": ["bee", "ant"]}
+    rows = listed | {"targets": shares}
+    if not inline:
+        table = pa.table({"x": COLUMNS["x"], "p_0": [bee for bee, _ in shares], "p_1": [ant for _, ant in shares]})
+        put(trained, "shares", table)
+        rows = data | {"dataset": "shares", "targets": {"prefix": "p_"}, "labels": ["bee", "ant"]}
+    body = {"rank": RANK, "training": {"loss": "binary_cross_entropy", "epochs": 2}}
+    one, other = (train(trained, name="shares", data=each, **body)["result"] for each in (rows, listed))
+    assert one["digest"] == other["digest"]
+    assert trained.get("/adapters/shares/versions/1").json()["labels"] == ["bee", "ant"]
