@@ -11,12 +11,12 @@ ENV PATH=/opt/venv/bin:$PATH
 
 WORKDIR /src
 COPY requirements.lock ./
-# Gone afterwards, as nothing imports it at run time: torch's C++ headers, CMake files, test programs and protoc, and the
+# Gone afterwards, as nothing imports it at run time: C++ headers, torch's CMake files, test programs and protoc, and the
 # packages' own tests. pip compiles what it installs, so that a read-only image starts as fast as a writable one.
 RUN pip install -q ${TORCH_EXTRA_INDEX_URL:+--extra-index-url "$TORCH_EXTRA_INDEX_URL"} -r requirements.lock \
     && cd /opt/venv/lib/python3.11/site-packages \
     && find . -type d \( -name tests -o -name test \) -prune -exec rm -rf {} + \
-    && rm -rf torch/include torch/share \
+    && rm -rf torch/include torch/share pyarrow/include \
     && find torch/bin -mindepth 1 ! -name torch_shm_manager -delete \
     && find . -name '*.a' -delete
 

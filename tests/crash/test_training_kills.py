@@ -27,6 +27,8 @@ LEASE_SECONDS = 1
 TRAINERS = 2
 _LONGEST_PAUSE_SECONDS = 1.5
 _WAITING_JOBS = 3
+_STAND_STILL = 0.15
+"""Kills before which a trainer, with its fit, is held up until another one has its job."""
 _OFTEN = 20
 """Kills of which some must have hit a training past a checkpoint."""
 
@@ -58,6 +60,17 @@ class House:
         query: dict[str, Any] = {"status": status, "limit": 1000}
         data = self.service.client.get("/jobs", params=query).raise_for_status().json()["data"]
         return [job for job in data if job["id"] in self.kinds]
+
+    def trainer_of(self, job_id: str) -> TrainerProcess | None:
+        """The one that is at a job's present attempt."""
+        job = self.service.client.get(f"/jobs/{job_id}").json()
+        line = f"job {job_id} for {job['adapter']}: attempt {job['attempt']}"
+        return next((trainer for trainer in self.trainers if line in trainer.log.read_text()), None)
+
+    def at_work(self) -> list[TrainerProcess]:
+        """The trainers that have a job."""
+        found = (self.trainer_of(job["id"]) for job in self.jobs("running"))
+        return [trainer for trainer in found if trainer is not None]
 
     def check_end(self, job_id: str, calm: dict[str, Digests]) -> tuple[dict[str, Any], Digests]:
         """How a job ended, and what of it: all that it should have, or a part where its trainers died too often."""
@@ -128,6 +141,16 @@ def kill_both(trainer: TrainerProcess) -> None:
     trainer.process.wait()
 
 
+def stand_still(trainer: TrainerProcess) -> None:
+    """Both, past the lease, and then they go on."""
+    members = session_of(trainer.process.pid)
+    for process in members:
+        process.suspend()
+    threading.Event().wait(1.5 * LEASE_SECONDS)
+    for process in members:
+        process.resume()
+
+
 HARMS: list[Callable[[TrainerProcess], None]] = [kill_trainer, kill_fit, kill_both]
 
 
@@ -141,7 +164,7 @@ def test_a_training_whose_trainer_dies_goes_on_from_its_last_checkpoint_and_ends
         checkpoint = folder / f"{job_id}.{attempt}.safetensors"
         # One that this attempt has written, and not the one that it began with.
         written = eventually(partial(_written_after, checkpoint, written), what=f"a checkpoint of attempt {attempt}")
-        harm(_trainer_of(house, job_id))
+        harm(eventually(partial(house.trainer_of, job_id), what="a trainer at work"))
         house.start_trainers()
     job, digests = house.check_end(job_id, calm)
     assert (job["status"], job["attempt"]) == ("succeeded", 3)
@@ -158,14 +181,6 @@ def _written_after(file: Path, earlier: int) -> int | None:
         if (written := file.stat().st_mtime_ns) > earlier:
             return written
     return None
-
-
-def _trainer_of(house: House, job_id: str) -> TrainerProcess:
-    """The one that is at the present attempt."""
-    job = house.service.client.get(f"/jobs/{job_id}").json()
-    line = f"job {job_id} for {job['adapter']}: attempt {job['attempt']}"
-    (at_work,) = (trainer for trainer in house.trainers if line in trainer.log.read_text())
-    return at_work
 
 
 @pytest.mark.timeout(240 + 20 * KILLS)
@@ -187,9 +202,12 @@ def _kill_at_random(house: House, calm: dict[str, Digests], draw: random.Random)
         while len(house.jobs("queued")) < _WAITING_JOBS:
             house.submit(draw.choice(KINDS))
         if draw.random() < 0.8:
-            eventually(lambda: house.jobs("running"), what="a job that runs")
+            eventually(house.at_work, what="a trainer at work")
         threading.Event().wait(draw.uniform(0, _LONGEST_PAUSE_SECONDS))
-        harm, trainer = draw.choice(HARMS), draw.choice(house.trainers)
+        if draw.random() < _STAND_STILL:
+            stand_still(draw.choice(house.at_work() or house.trainers))
+            told["trainers that stood still past their lease"] += 1
+        harm, trainer = draw.choice(HARMS), draw.choice(house.at_work() or house.trainers)
         harm(trainer)
         told[harm.__name__] += 1
         house.start_trainers()
