@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from adapters.base_layer import BaseLayer
@@ -82,11 +81,12 @@ class Adapter:
             about["feature_space"] = self.feature_space
         if self.labels is not None:
             about["labels"] = list(self.labels)
-        tensors = {"A": self.a_OR, "B": self.b_RI}
-        if self.bias_O is not None:
-            tensors["bias"] = self.bias_O
-        metadata = {_METADATA_KEY: json.dumps(about, separators=(",", ":"), sort_keys=True)}
-        return save_tensors(tensors, metadata=metadata)
+        tensors = [self.a_OR, self.b_RI] + ([] if self.bias_O is None else [self.bias_O])
+        assert all(tensor.dtype is torch.float32 for tensor in tensors)
+        text = json.dumps(about, separators=(",", ":"), sort_keys=True)
+        # Not by safetensors' own `save`, which takes a tenth of the time that a fleet takes to train an adapter.
+        head = _header(text, tuple(tuple(tensor.shape) for tensor in tensors))
+        return b"".join([head, *(tensor.numpy().tobytes() for tensor in tensors)])
 
     @cached_property
     def digest(self) -> str:
@@ -146,6 +146,21 @@ def delta_norms(adapters: Sequence[Adapter]) -> list[float]:
             for place, norm in zip(some, torch.linalg.matrix_norm(r1 @ r2.mT).tolist(), strict=True):
                 norms[place] = abs(adapters[place].scaling) * norm
     return norms
+
+
+@lru_cache(maxsize=1024)
+def _header(about: str, shapes: Sequence[Sequence[int]]) -> bytes:
+    """What a safetensors file of A, B and perhaps bias begins with (its README, "Format"): the length of a JSON
+    object, and that object, filled up with spaces to whole 8 bytes."""
+    entries: dict[str, object] = {"__metadata__": {_METADATA_KEY: about}}
+    begin = 0
+    for name, shape in zip(("A", "B", "bias"), shapes, strict=False):
+        end = begin + 4 * math.prod(shape)
+        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 @dataclass(frozen=True, slots=True)

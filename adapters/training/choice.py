@@ -1,10 +1,9 @@
 """What the held-out rows decide: the rank, the ridge, the learning rate."""
 
 # O out_features · I in_features
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 TRIAL_STEPS = 200
 """Steps of a trial: enough to tell learning rates and ranks apart, a fraction of a training."""
-_PATIENCE = 20
 _PARTS = 10
 _ROWS_AT_ONCE = 8192
 Note = Callable[[str], None]
@@ -61,27 +59,42 @@ def _parts_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec) -> Iterat
         yield gather(base, [(part.inputs_NI, part.targets, part.weights_N)])
 
 
-def choose_by_trials(spec: TrainingSpec, trial: Callable[[TrainingSpec], float], *, note: Note) -> TrainingSpec:
+class Tried(NamedTuple):
+    """What a short training reaches on the held-out rows."""
+
+    loss: float
+    error: float
+    """The loss's standard error."""
+
+
+def choose_by_trials(spec: TrainingSpec, trial: Callable[[TrainingSpec], Tried], *, note: Note) -> TrainingSpec:
     """The spec with learning rate and rank decided, by short trainings, where they are open.
 
-    `trial` trains as it is told and returns the held-out loss.
+    Of the rates the smallest is taken that is within one standard error of the best (Breiman et al. 1984, section
+    3.4.3): few held-out rows do not tell more, and a large rate overshoots. Of the ranks as `search` does.
     """
     short = replace(spec, max_steps=min(spec.max_steps or TRIAL_STEPS, TRIAL_STEPS), max_seconds=None)
-    short = replace(short, patience=spec.patience or _PATIENCE, try_rates=(), try_ranks=())
+    # Their end counts, not the best on the way: of few held-out rows the best of many looks is luck, and the largest
+    # rate, which swings most, has most of it.
+    short = replace(short, patience=None, try_rates=(), try_ranks=())
     if spec.try_rates:
-        losses = {rate: trial(replace(short, learning_rate=rate)) for rate in spec.try_rates}
-        rate = min(losses, key=lambda each: (losses[each], each))
-        note(f"learning_rate {rate:g}: the least held-out loss after {short.max_steps} steps ({_told(losses)})")
+        tried = {rate: trial(replace(short, learning_rate=rate)) for rate in spec.try_rates}
+        best = min(tried.values())
+        rate = min(each for each in tried if tried[each].loss <= best.loss + best.error)
+        note(
+            f"learning_rate {rate:g}: the smallest whose held-out loss after {short.max_steps} steps is within a "
+            f"standard error, {best.error:.2g}, of the least ({_told(tried)})"
+        )
         spec, short = replace(spec, learning_rate=rate), replace(short, learning_rate=rate)
     if spec.try_ranks:
-        losses = {rank: trial(_with_rank(short, rank)) for rank in spec.try_ranks}
-        least = min(losses.values())
-        rank = min(each for each in losses if losses[each] <= least * (1 + HAIR) or not math.isfinite(least))
+        by_rank = {rank: trial(_with_rank(short, rank)) for rank in spec.try_ranks}
+        least = min(by_rank.values()).loss
+        rank = min(each for each in by_rank if by_rank[each].loss <= least * (1 + HAIR))
         note(
             f"rank {rank}: the smallest whose held-out loss after {short.max_steps} steps is within {HAIR:.1%} of the "
-            f"least ({_told(losses)})"
+            f"least ({_told(by_rank)})"
         )
-        spec = _with_rank(spec, int(rank))
+        spec = _with_rank(spec, rank)
     return replace(spec, try_rates=(), try_ranks=())
 
 
@@ -94,5 +107,5 @@ def _several(tried: Sequence[float]) -> str:
     return f"{tried[0]:g}" if len(tried) == 1 else f"{len(tried)} from {tried[0]:g} to {tried[-1]:g}"
 
 
-def _told(losses: Mapping[float, float]) -> str:
-    return ", ".join(f"{tried:g}: {loss:.6g}" for tried, loss in losses.items())
+def _told(tried: Mapping[int, Tried] | Mapping[float, Tried]) -> str:
+    return ", ".join(f"{value:g}: {each.loss:.6g}" for value, each in tried.items())

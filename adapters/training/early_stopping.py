@@ -2,7 +2,8 @@
 
 # G adapters of a stack · K held-out rows · I in_features · O out_features · P numbers of a state
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +13,19 @@ from adapters.training.closed_form import Factors
 from adapters.training.data import TrainingData
 from adapters.training.evaluation import reached
 from adapters.training.gradient import Stack
-from adapters.training.objective import documents_of, outputs_stack, row_losses, weighted_mean
+from adapters.training.layout import Batch, is_laid, laid_rows, lay
+from adapters.training.objective import adapted_stack, documents_of, outputs_stack, row_losses, weighted_mean
 from adapters.training.spec import Loss, TrainingSpec
 
 _CHUNK_ROWS = 8192
+
+
+class _Block(NamedTuple):
+    """Adapters with held-out rows of one shape."""
+
+    places: Mapping[int, int]
+    """Of its tasks in the batch."""
+    batch: Batch
 
 
 class EarlyStopping:
@@ -29,6 +39,9 @@ class EarlyStopping:
     ) -> None:
         self._base, self._data, self._spec, self._held = base, data, spec, held
         self._documents_N = documents_of(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+        self._blocks = [] if spec.loss is Loss.MULTIPLE_NEGATIVES else _lay_held(base, data, spec, held)
+        self._laid = {task for block in self._blocks for task in block.places}
+        self._every = [spec.evaluate_every or stack.steps_an_epoch(task) for task in range(len(held))]
         self.best_GP = stack.factors_GP.clone()
         self.best_step = [0] * len(held)
         self.without = [0] * len(held)
@@ -40,7 +53,7 @@ class EarlyStopping:
         due = [
             place
             for place, task in enumerate(stack.live)
-            if stack.step % (self._spec.evaluate_every or stack.steps_an_epoch(task)) == 0 or stack.has_ended(task)
+            if stack.step % self._every[task] == 0 or stack.has_ended(task)
         ]
         if not due:
             return
@@ -61,27 +74,42 @@ class EarlyStopping:
         tasks = [stack.live[place] for place in places]
         if self._spec.loss is Loss.MULTIPLE_NEGATIVES:
             return [self._negatives(stack, place, task) for place, task in zip(places, tasks, strict=True)]
-        K = max(len(self._held[task]) for task in tasks)
-        rows_GK = torch.zeros(len(tasks), K, dtype=torch.int64)
-        there_GK = torch.zeros(len(tasks), K)
-        for place, task in enumerate(tasks):
-            rows_GK[place, : len(self._held[task])] = self._held[task]
-            there_GK[place, : len(self._held[task])] = 1
-        factors = stack.factors(places)
-        total_G = torch.zeros(len(tasks), dtype=torch.float64)
-        weight_G = torch.zeros(len(tasks), dtype=torch.float64)
-        for begin in range(0, K, _CHUNK_ROWS):
-            rows_GC = rows_GK[:, begin : begin + _CHUNK_ROWS].to(self._base.device)
-            weights_GC = there_GK[:, begin : begin + _CHUNK_ROWS].to(self._base.device)
-            if self._data.weights_N is not None:
-                weights_GC = weights_GC * self._data.weights_N[rows_GC]
-            y_GOC = outputs_stack(self._base, self._data.inputs_NI[rows_GC], factors, self._spec.scaling)
-            targets = self._data.targets[rows_GC]
+        losses = {
+            task: self._of_parts(stack, place, task)
+            for place, task in zip(places, tasks, strict=True)
+            if task not in self._laid
+        }
+        for block in self._blocks:
+            mine = [(place, task) for place, task in zip(places, tasks, strict=True) if task in block.places]
+            if mine:
+                batch = (
+                    block.batch
+                    if len(mine) == len(block.places)
+                    else block.batch.of([block.places[task] for _, task in mine])
+                )
+                factors = stack.factors([place for place, _ in mine])
+                y_GOK = adapted_stack(batch.frozen_GOK, batch.x_GKI, factors, self._spec.scaling)
+                losses_G = weighted_mean(row_losses(self._spec, y_GOK, batch.targets), batch.weights_GK)
+                losses |= zip((task for _, task in mine), losses_G.tolist(), strict=True)
+        return [losses[task] for task in tasks]
+
+    def _of_parts(self, stack: Stack, place: int, task: int) -> float:
+        """Of one adapter whose held-out rows are too many to be laid out."""
+        factors = stack.factors([place])
+        total = weight = 0.0
+        for part in self._data.parts(self._held[task].to(self._base.device), _CHUNK_ROWS):
+            y_1OK = outputs_stack(self._base, part.inputs_NI.unsqueeze(0), factors, self._spec.scaling)
+            targets = part.targets.unsqueeze(0)
             targets = targets.transpose(1, 2) if targets.dim() == 3 else targets
-            mean_G = weighted_mean(row_losses(self._spec, y_GOC, targets), weights_GC)
-            total_G += (mean_G * weights_GC.sum(dim=1)).double().cpu()
-            weight_G += weights_GC.sum(dim=1).double().cpu()
-        return [float(loss) for loss in total_G / weight_G.clamp_min(1e-300)]
+            weights_1K = (
+                torch.ones(1, part.rows, device=self._base.device)
+                if part.weights_N is None
+                else part.weights_N.unsqueeze(0)
+            )
+            rows = float(weights_1K.sum())
+            total += float(weighted_mean(row_losses(self._spec, y_1OK, targets), weights_1K)) * rows
+            weight += rows
+        return total / max(weight, 1e-300)
 
     def _negatives(self, stack: Stack, place: int, task: int) -> float:
         rows_K = self._held[task].to(self._base.device)
@@ -89,3 +117,18 @@ class EarlyStopping:
         a_GOR, b_GRI, bias_GO = stack.factors([place])
         factors = Factors(a_GOR[0], b_GRI[0], None if bias_GO is None else bias_GO[0])
         return reached(self._base, self._data, rows_K, self._spec, factors, self._documents_N)["loss"]
+
+
+def _lay_held(base: BaseLayer, data: TrainingData, spec: TrainingSpec, held: Sequence[Tensor]) -> list[_Block]:
+    tasks: dict[int, list[int]] = {}
+    for task, rows_K in enumerate(held):
+        if is_laid(len(rows_K), len(rows_K), base):
+            length = laid_rows(len(rows_K), base.in_features, base.out_features, spec.rank)
+            tasks.setdefault(length, []).append(task)
+    return [
+        _Block(
+            {task: place for place, task in enumerate(mine)},
+            lay(base, data, [held[task] for task in mine], [length] * len(mine)).batch(length),
+        )
+        for length, mine in tasks.items()
+    ]

@@ -10,6 +10,7 @@ _FLOPS_A_SECOND = 1e10
 _SECONDS_A_STEP = 1e-4
 """What a step costs however small it is."""
 _FROZEN_AT_ONCE = 2**26
+_MEASURED_AT_ONCE = 8192
 _STACK_NUMBERS = 2**20
 _RETRIEVAL_TILE = 2**21
 
@@ -37,7 +38,7 @@ def estimate(
     base_bytes = 4 * I * O * 3  # as it is held, and in float64 while it is measured
     if groups is not None:
         return _of_fleet(spec, I, O, training_rows, groups, largest_group, base_bytes)
-    measured = 8192 * (8 * I + 32 * O)
+    measured = min(_MEASURED_AT_ONCE, max(training_rows, held_rows)) * (8 * I + 32 * O)
     held = held_rows * (4 * I + 8 * O * 4)
     if spec.loss is Loss.MULTIPLE_NEGATIVES:
         held += 8 * _RETRIEVAL_TILE * 4

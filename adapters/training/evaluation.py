@@ -1,6 +1,7 @@
 """What factors reach on rows, in float64, and what people read about it."""
 
 # N rows · K rows of one side · I in_features · O out_features · M documents
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ def reached(
 ) -> dict[str, float]:
     """`loss`, the job's own, over these rows (None: all); with classes `accuracy` too. A part of the rows at a time.
 
+    `error` is the standard error of the loss, by how much the rows' own differ.
     `multiple_negatives` is looked at in batches of the rows as they stand, with `documents_N` of all of the data's.
     own_weights_N: (N,), what the data's rows count without the weights of their classes, which are the loss's alone:
     the accuracy is by these.
@@ -49,7 +51,7 @@ def reached(
     negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
     rows = data.rows if rows_K is None else len(rows_K)
     most = spec.batch(rows) if negatives else _ROWS_AT_ONCE
-    total = weight = right = counted = 0.0
+    total = squares = weight = weight_squares = right = counted = 0.0
     begin = 0
     for part in data.parts(rows_K, most):
         y_NO = outputs_of(base, part.inputs_NI, factors, spec.scaling)
@@ -59,13 +61,18 @@ def reached(
         losses_N = row_losses(spec, y_NO.T.unsqueeze(0), targets.unsqueeze(0), documents_1K)[0]
         weights_N = torch.ones_like(losses_N) if part.weights_N is None else part.weights_N.double()
         total += float(losses_N @ weights_N)
+        squares += float(losses_N.square() @ weights_N)
         weight += float(weights_N.sum())
+        weight_squares += float(weights_N.square().sum())
         if spec.loss is Loss.CROSS_ENTROPY:
             own_N = torch.ones_like(losses_N) if own_weights_N is None else own_weights_N[mine].to(losses_N)
             right += float((y_NO[:, : spec.classes].argmax(dim=1) == part.targets).double() @ own_N)
             counted += float(own_N.sum())
         begin += part.rows
-    mean = {"loss": total / weight if weight > 0 else 0.0}
+    mean = {"loss": 0.0, "error": 0.0}
+    if weight > 0:
+        spread = max(0.0, squares / weight - (total / weight) ** 2)
+        mean = {"loss": total / weight, "error": math.sqrt(spread * weight_squares) / weight}
     return mean | {"accuracy": right / counted} if counted > 0 else mean
 
 

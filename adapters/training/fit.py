@@ -158,17 +158,18 @@ def _descend(
     return trained, history
 
 
-def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpec) -> float:
-    """The best held-out loss on the way of a short training; infinite where it diverges."""
+def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpec) -> choice.Tried:
+    """What a short training reaches on the held-out rows; an infinite loss where it diverges."""
     draws = _draws(trial, data)
     assert sides.held is not None
     try:
         trained, _ = _descend(base, data, sides, trial, draws, Watcher())
     except Diverged:
-        return math.inf
+        return choice.Tried(math.inf, 0.0)
     factors = Factors(trained.a_OR, trained.b_RI, trained.bias_O)
     documents_N = documents_of(sides.held.targets) if trial.loss is Loss.MULTIPLE_NEGATIVES else None
-    return reached(base, sides.held, sides.held_K, trial, factors, documents_N)["loss"]
+    found = reached(base, sides.held, sides.held_K, trial, factors, documents_N)
+    return choice.Tried(found["loss"], found["error"]) if math.isfinite(found["loss"]) else choice.Tried(math.inf, 0.0)
 
 
 def measure_sides(

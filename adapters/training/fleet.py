@@ -1,6 +1,6 @@
 """One table, an adapter for each of its groups: trained together, in stacks of groups of about one size."""
 
-# G groups of a stack · N rows · K rows of one group · O out_features
+# G groups of a stack · N rows · K rows of one group
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,20 @@ from torch import Tensor
 from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer
 from adapters.errors import Diverged, LoraplexError, OutOfRange
+from adapters.training.batches import batch_shape
 from adapters.training.closed_form import Factors, solve_stack
 from adapters.training.data import TrainingData
 from adapters.training.descent import HeldOut, descend
 from adapters.training.draws import Draws, start_of
-from adapters.training.gradient import Task
-from adapters.training.objective import class_weights, documents_of, outputs_stack, row_losses, row_weights
-from adapters.training.spec import Loss, TrainingSpec
+from adapters.training.gradient import Task, Trained
+from adapters.training.objective import class_weights, row_weights
+from adapters.training.spec import TrainingSpec
 from adapters.training.split import By
+from adapters.training.stack_metrics import measure_stack, padded, row_weights_of
 from adapters.training.statistics import gather_stack
 
 _NUMBERS_AT_ONCE = 2**20
-"""Inputs of a stack: its rows, what comes of them and the factors stay near the core."""
+"""In a stack: its rows, what comes of them and the factors stay near the core."""
 _MOST_AT_ONCE = 256
 Progress = Callable[[int, float], None]
 """Told of a stack's step, and of the mean of its groups' losses."""
@@ -47,6 +49,10 @@ class _Group:
     draws: Draws
     rows_K: Tensor
     """(K,) int64: its rows, in the order of the data."""
+    training_K: Tensor
+    """Those to train on."""
+    held_K: Tensor | None
+    """Those held out; None where none are."""
 
 
 def fit_fleet(
@@ -67,7 +73,7 @@ def fit_fleet(
     assert data.groups_N is not None
     order_N = torch.argsort(data.groups_N, stable=True)
     members = order_N.split(torch.bincount(data.groups_N).tolist())
-    for positions in _stacks([len(rows_K) for rows_K in members], base.in_features):
+    for positions in _stacks([len(rows_K) for rows_K in members], base, spec):
         if not all(position in done for position in positions):
             trained = _train_stack(base, data, spec, [(p, members[p]) for p in positions], progress)
             yield [
@@ -75,18 +81,33 @@ def fit_fleet(
             ]
 
 
-def _stacks(sizes: Sequence[int], in_features: int) -> Iterator[list[int]]:
-    """Positions by size, so that a stack's groups need little padding, as many as are fast together."""
+def _stacks(sizes: Sequence[int], base: BaseLayer, spec: TrainingSpec) -> Iterator[list[int]]:
+    """Positions by size: groups of one shape, as many as are fast together."""
     stack: list[int] = []
+    before = None
     for position in sorted(range(len(sizes)), key=lambda each: (sizes[each], each)):
-        if (stack and (len(stack) + 1) * sizes[position] * in_features > _NUMBERS_AT_ONCE) or len(
-            stack
-        ) == _MOST_AT_ONCE:
+        shape = _shape(base, spec, sizes[position])
+        too_many = (len(stack) + 1) * _numbers(base, spec, sizes[position]) > _NUMBERS_AT_ONCE
+        if stack and (shape is None or shape != before or too_many or len(stack) == _MOST_AT_ONCE):
             yield stack
             stack = []
         stack.append(position)
+        before = shape
     if stack:
         yield stack
+
+
+def _shape(base: BaseLayer, spec: TrainingSpec, size: int) -> tuple[int, bool] | None:
+    """What groups of a stack have in common, as far as their size tells; None stays alone."""
+    if spec.is_exact:
+        return 0, True
+    held = 0 if spec.split is None or spec.split.by in (By.GROUP, By.COLUMN) else spec.split.held_out_rows(size)
+    return batch_shape(base, spec, max(1, size - held))
+
+
+def _numbers(base: BaseLayer, spec: TrainingSpec, size: int) -> int:
+    I, O = base.in_features, base.out_features
+    return size * (I + 2 * O) + (I * (I + O) if spec.is_exact else 6 * spec.rank * (I + O))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +133,11 @@ def _train_stack(
     if spec.class_weights is not None:
         table = table.weighted(_balanced(table, spec, groups, base.out_features))
     factors, errors = (_solve if spec.is_exact else _descend)(base, data, table, spec, groups, progress)
-    metrics = _measure(base, table, spec, groups, factors)
+    sides = {"train": [group.training_K for group in groups]}
+    held = [group.held_K for group in groups if group.held_K is not None]
+    if held:
+        sides["validation"] = held
+    metrics = measure_stack(base, table, spec, sides, factors)
     trained = []
     for place, group in enumerate(groups):
         error = errors[place]
@@ -145,22 +170,22 @@ def _lay(
         except LoraplexError as error:
             failed.append(_Trained(position, None, {}, error))
         else:
-            group = _Group(position, draws, rows)
-            sides = [draws.training_K] if draws.held_K is None else [draws.training_K, draws.held_K]
-            if table.weights_N is not None and not all(bool(table.weights_N[rows[side_K]].any()) for side_K in sides):
+            training_K, held_K = rows[draws.training_K], None if draws.held_K is None else rows[draws.held_K]
+            sides = [training_K] if held_K is None else [training_K, held_K]
+            if table.weights_N is not None and not all(bool(table.weights_N[side_K].any()) for side_K in sides):
                 weightless = OutOfRange(
                     "no row of the group counts on one side: the weights are all 0", field="weights"
                 )
                 failed.append(_Trained(position, None, {}, weightless))
             else:
-                groups.append(group)
+                groups.append(_Group(position, draws, rows, training_K, held_K))
     return groups, failed
 
 
 def _balanced(table: TrainingData, spec: TrainingSpec, groups: Sequence[_Group], outputs: int) -> Tensor:
     weights_N = torch.ones(table.rows) if table.weights_N is None else table.weights_N.clone()
     for group in groups:
-        training = table.take(group.rows_K[group.draws.training_K])
+        training = table.take(group.training_K)
         weights_C = class_weights(spec, training.targets, training.weights_N, outputs)
         counted = row_weights(table.take(group.rows_K), weights_C)
         assert counted is not None
@@ -176,10 +201,9 @@ def _solve(
     groups: Sequence[_Group],
     progress: Progress,
 ) -> tuple[Factors, "list[Diverged | None]"]:
-    rows_GK, there_GK = _padded([group.rows_K[group.draws.training_K] for group in groups])
-    statistics = gather_stack(
-        base, table.inputs_NI[rows_GK], table.targets[rows_GK], _weights(table, rows_GK, there_GK)
-    )
+    rows_GK, there_GK = padded([group.training_K for group in groups])
+    weights_GK = row_weights_of(table, rows_GK, there_GK)
+    statistics = gather_stack(base, table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
     solved = solve_stack(
         statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=data.prior
     )
@@ -196,73 +220,31 @@ def _descend(
     progress: Progress,
 ) -> tuple[Factors, "list[Diverged | None]"]:
     starts: dict[Draws, tuple[Tensor, Tensor]] = {}
-    tasks = []
-    for group in groups:
+    alike: dict[object, list[int]] = {}
+    for place, group in enumerate(groups):
         if group.draws not in starts:
             starts[group.draws] = start_of(base, data, spec, group.draws)
-        tasks.append(Task(group.draws, group.rows_K[group.draws.training_K], starts[group.draws]))
-    held_out = None
-    if spec.patience is not None:
-        held_out = HeldOut(table, [_held_rows(group) for group in groups])
-    trained, _ = descend(base, table, spec, tasks, report=lambda step, loss, _: progress(step, loss), held_out=held_out)
-    biases = [each.bias_O for each in trained if each.bias_O is not None]
+        # A split by chance leaves all of them one shape; another may not.
+        shape = batch_shape(base, spec, len(group.training_K))
+        alike.setdefault(place if shape is None else shape, []).append(place)
+    trained: dict[int, Trained] = {}
+    for places in alike.values():
+        some = [groups[place] for place in places]
+        tasks = [Task(group.draws, group.training_K, starts[group.draws]) for group in some]
+        held = [group.held_K for group in some if group.held_K is not None]
+        held_out = HeldOut(table, held) if spec.patience is not None else None
+        done, _ = descend(
+            base, table, spec, tasks, report=lambda step, loss, _: progress(step, loss), held_out=held_out
+        )
+        trained |= zip(places, done, strict=True)
+    in_order = [trained[place] for place in range(len(groups))]
+    biases = [each.bias_O for each in in_order if each.bias_O is not None]
     factors = Factors(
-        torch.stack([each.a_OR for each in trained]),
-        torch.stack([each.b_RI for each in trained]),
+        torch.stack([each.a_OR for each in in_order]),
+        torch.stack([each.b_RI for each in in_order]),
         torch.stack(biases) if biases else None,
     )
-    return factors, [each.error for each in trained]
-
-
-def _held_rows(group: _Group) -> Tensor:
-    assert group.draws.held_K is not None
-    return group.rows_K[group.draws.held_K]
-
-
-def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(G, K) int64 row numbers, the first row where there are fewer, and (G, K) float32: 1 where there is one."""
-    K = max(len(rows_K) for rows_K in rows)
-    rows_GK, there_GK = torch.zeros(len(rows), K, dtype=torch.int64), torch.zeros(len(rows), K)
-    for place, rows_K in enumerate(rows):
-        rows_GK[place, : len(rows_K)], there_GK[place, : len(rows_K)] = rows_K, 1
-    return rows_GK, there_GK
-
-
-def _weights(table: TrainingData, rows_GK: Tensor, there_GK: Tensor) -> Tensor:
-    there_GK = there_GK.to(table.inputs_NI.device)
-    return there_GK if table.weights_N is None else there_GK * table.weights_N[rows_GK]
-
-
-def _measure(
-    base: BaseLayer, table: TrainingData, spec: TrainingSpec, groups: Sequence[_Group], factors: Factors
-) -> list[dict[str, Any]]:
-    """For each group the losses, and with classes the accuracies, of both sides: adapted, and bare."""
-    metrics: list[dict[str, Any]] = [{} for _ in groups]
-    a_GOR, b_GRI = factors.a_OR.to(base.device), factors.b_RI.to(base.device)
-    bias_GO = None if factors.bias_O is None else factors.bias_O.to(base.device)
-    documents_N = documents_of(table.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
-    sides = {"train": [group.rows_K[group.draws.training_K] for group in groups]}
-    if groups[0].draws.held_K is not None:
-        sides["validation"] = [_held_rows(group) for group in groups]
-    for side, rows in sides.items():
-        rows_GK, there_GK = _padded(rows)
-        x_GKI, targets = table.inputs_NI[rows_GK].double(), table.targets[rows_GK]
-        documents_GK = None
-        if documents_N is not None:
-            documents_GK = documents_N[rows_GK].masked_fill(there_GK.to(base.device) == 0, -1)
-        targets = targets.double().transpose(1, 2) if targets.dim() == 3 else targets
-        weights_GK = _weights(table, rows_GK, there_GK).double()
-        for who, scale in (("", spec.scaling), ("base_", 0.0)):
-            y_GOK = outputs_stack(base, x_GKI, (a_GOR, b_GRI, bias_GO), scale)
-            losses_GK = row_losses(spec, y_GOK, targets, documents_GK)
-            found = {"loss": losses_GK}
-            if spec.loss is Loss.CROSS_ENTROPY:
-                found["accuracy"] = (y_GOK[:, : spec.classes].argmax(dim=1) == targets).double()
-            for measure, values_GK in found.items():
-                mean_G = (values_GK * weights_GK).sum(dim=1) / weights_GK.sum(dim=1).clamp_min(1e-300)
-                for place, value in enumerate(mean_G.tolist()):
-                    metrics[place][f"{who}{side}_{measure}"] = value
-    return metrics
+    return factors, [each.error for each in in_order]
 
 
 def _as_outcome(

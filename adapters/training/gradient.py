@@ -10,9 +10,10 @@ from torch import Tensor
 
 from adapters.base_layer import BaseLayer
 from adapters.errors import Diverged
-from adapters.training.batches import Batches
+from adapters.training.batches import open_batches
 from adapters.training.data import TrainingData
 from adapters.training.draws import Draws
+from adapters.training.layout import laid_numbers
 from adapters.training.objective import loss_and_slope
 from adapters.training.optimizer import Optimizer
 from adapters.training.spec import HISTORY_LENGTH, TrainingSpec
@@ -55,6 +56,7 @@ class Stack:
     def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Task]) -> None:
         self._base, self._spec, self._tasks = base, spec, tasks
         self._sizes = (base.out_features * spec.rank, spec.rank * base.in_features, base.out_features * spec.bias)
+        self._widths = [laid_numbers(size) for size in self._sizes]
         self.step = 0
         self.history: History = []
         self.factors_GP = torch.stack([self._flat(*task.start) for task in tasks]).to(base.device)
@@ -64,23 +66,25 @@ class Stack:
         self.trained: list[Trained | None] = [None] * len(tasks)
         self._steps = [task.draws.steps for task in tasks]
         self.steps = max(self._steps)
-        self._batches = Batches(base, data, spec, [(task.draws, task.rows_K) for task in tasks])
-        self._slopes_GP = torch.empty_like(self.factors_GP)
+        self._next_end = min(self._steps)
+        self._batches = open_batches(base, data, spec, [(task.draws, task.rows_K) for task in tasks])
+        self._begin_slopes()
 
     def advance(self) -> float:
         """Take one step with every adapter that has not ended; the mean of their losses before it."""
         self.step += 1
         batch = self._batches.of(self.step, self.live)
-        a_GOR, b_GRI, bias_GO = self._views(self.factors_GP)
+        a_GOR, b_GRI, bias_GO = self._factors
         h_GRK = b_GRI @ batch.x_GKI.transpose(1, 2)
         y_GOK = torch.baddbmm(batch.frozen_GOK, a_GOR, h_GRK, alpha=self._spec.scaling)
         if bias_GO is not None:
             y_GOK.add_(bias_GO.unsqueeze(2), alpha=self._spec.scaling)
         loss_G, slope_GOK = loss_and_slope(self._spec, y_GOK, batch.targets, batch.weights_GK, batch.documents_GK)
         slope_GOK.mul_(self._spec.scaling)
-        slope_a, slope_b, slope_bias = self._views(self._slopes_GP)
-        slope_a.copy_(slope_GOK @ h_GRK.transpose(1, 2))
-        slope_b.copy_(a_GOR.transpose(1, 2) @ slope_GOK @ batch.x_GKI)
+        slope_a, slope_b, slope_bias = self._slopes
+        # Into place: a product on its own would begin anywhere, see `layout`.
+        torch.bmm(slope_GOK, h_GRK.transpose(1, 2), out=slope_a)
+        torch.bmm(a_GOR.transpose(1, 2) @ slope_GOK, batch.x_GKI, out=slope_b)
         if slope_bias is not None:
             slope_bias.copy_(slope_GOK.sum(dim=2))
         self.optimizer.update(self.factors_GP, self._slopes_GP, self._rates(), step=self.step)
@@ -106,7 +110,7 @@ class Stack:
 
     def factors(self, places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """A (G, O, R), B (G, R, I) and bias (G, O) or None of those at these places of the stack, as they are now."""
-        return self._views(self.factors_GP if len(places) == len(self.live) else self.factors_GP[list(places)])
+        return self._factors if len(places) == len(self.live) else self._views(self.factors_GP[list(places)])
 
     def result(self) -> list[Trained]:
         """All of them, once none is left to train."""
@@ -133,9 +137,14 @@ class Stack:
         self.live = [self.live[place] for place in places]
         places_G = torch.tensor(places, dtype=torch.int64, device=self._base.device)
         self.factors_GP = self.factors_GP[places_G]
-        self._slopes_GP = torch.empty_like(self.factors_GP)
+        self._begin_slopes()
+        self._next_end = min((self._steps[task] for task in self.live), default=0)
         self.optimizer.keep(places_G)
         self._batches.forget()
+
+    def _begin_slopes(self) -> None:
+        self._slopes_GP = torch.zeros_like(self.factors_GP)
+        self._factors, self._slopes = self._views(self.factors_GP), self._views(self._slopes_GP)
 
     def _look(self, loss_G: Tensor) -> float:
         """End what has diverged or reached its last step."""
@@ -154,29 +163,37 @@ class Stack:
                     else f"the loss of step {self.step} is not finite",
                     step=self.step,
                 )
-        for place, task in enumerate(self.live):
-            if self.step >= self._steps[task] and self.trained[task] is None:
-                self.end(place)
+        if self.step >= self._next_end:
+            for place, task in enumerate(self.live):
+                if self.step >= self._steps[task] and self.trained[task] is None:
+                    self.end(place)
         every = -(-self.steps // HISTORY_LENGTH)
         if self.step % every == 0 or self.step == self.steps:
             self.history.append((self.step, mean))
         return mean
 
     def _rates(self) -> Tensor | float:
-        rates = [self._spec.rate(self.step, self._steps[task]) for task in self.live]
-        if len(set(rates)) == 1:
-            return rates[0]
-        return torch.tensor(rates, device=self._base.device).unsqueeze(1)
+        steps = [self._steps[task] for task in self.live]
+        rates = {each: self._spec.rate(self.step, each) for each in set(steps)}
+        if len(set(rates.values())) == 1:
+            return rates[steps[0]]
+        return torch.tensor([rates[each] for each in steps], device=self._base.device).unsqueeze(1)
 
     def _views(self, numbers_GP: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        a_GP, b_GP, bias_GO = numbers_GP.split(self._sizes, dim=1)
+        # Each begins on a cache line, see `layout`.
+        parts = numbers_GP.split(self._widths, dim=1)
+        a_GP, b_GP, bias_GO = (part[:, :size] for part, size in zip(parts, self._sizes, strict=True))
         O, R, I = self._base.out_features, self._spec.rank, self._base.in_features
         return a_GP.unflatten(1, (O, R)), b_GP.unflatten(1, (R, I)), bias_GO if self._spec.bias else None
 
     def _as_trained(self, factors_P: Tensor) -> Trained:
-        a_1OR, b_1RI, bias_1O = self._views(factors_P.clone().unsqueeze(0))
-        a_OR, b_RI = a_1OR[0].contiguous(), b_1RI[0].contiguous()
-        return Trained(a_OR, b_RI, None if bias_1O is None else bias_1O[0].contiguous(), self.step, self.step)
+        a_1OR, b_1RI, bias_1O = self._views(factors_P.unsqueeze(0))
+        bias_O = None if bias_1O is None else bias_1O[0].clone()
+        return Trained(a_1OR[0].clone(), b_1RI[0].clone(), bias_O, self.step, self.step)
 
     def _flat(self, a_OR: Tensor, b_RI: Tensor) -> Tensor:
-        return torch.cat([a_OR.flatten(), b_RI.flatten(), torch.zeros(self._sizes[2])])
+        flat_P = torch.zeros(1, sum(self._widths))
+        a_1OR, b_1RI, _ = self._views(flat_P)
+        a_1OR.copy_(a_OR)
+        b_1RI.copy_(b_RI)
+        return flat_P[0]

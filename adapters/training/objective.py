@@ -10,6 +10,8 @@ from adapters.training.closed_form import Factors
 from adapters.training.data import TrainingData
 from adapters.training.spec import BALANCED, Loss, TrainingSpec
 
+_BY_HAND = (Loss.MSE, Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
+
 
 def row_losses(spec: TrainingSpec, outputs_GOK: Tensor, targets: Tensor, documents_GK: Tensor | None = None) -> Tensor:
     """(G, K): the loss of each row, before its weight.
@@ -40,19 +42,27 @@ def loss_and_slope(
 ) -> tuple[Tensor, Tensor]:
     """(G,) the weighted mean of `row_losses`, and (G, O, K) its slope in the outputs, which are written over.
 
-    By hand for the two losses that most have: autograd costs as much as all the rest of a small step.
+    By hand for the losses that most have: autograd costs as much as all the rest of a small step.
     """
-    if spec.loss not in (Loss.MSE, Loss.CROSS_ENTROPY) or spec.classes is not None:
+    if spec.loss not in _BY_HAND or spec.classes is not None:
         y_GOK.requires_grad_()
         losses_G = weighted_mean(row_losses(spec, y_GOK, targets, documents_GK), weights_GK)
         (slope_GOK,) = torch.autograd.grad(losses_G.sum(), y_GOK)
         return losses_G.detach(), slope_GOK
     O, K = y_GOK.shape[1:]
-    share: Tensor | float = 1 / K if weights_GK is None else (weights_GK / _sum(weights_GK)).unsqueeze(1)
+    by = {Loss.MSE: 2 / O, Loss.BINARY_CROSS_ENTROPY: 1 / O}.get(spec.loss, 1.0)
+    # In float64, so that rows that all weigh 1 have the very share of rows without weights.
+    share: Tensor | float = 1 / K * by
+    if weights_GK is not None:
+        share = (weights_GK * (1 / _sum(weights_GK).double() * by).to(weights_GK.dtype)).unsqueeze(1)
     if spec.loss is Loss.MSE:
         apart_GOK = y_GOK.sub_(targets)
         losses_GK = apart_GOK.square().mean(dim=1)
-        slope_GOK = apart_GOK.mul_(share * (2 / O))
+        slope_GOK = apart_GOK.mul_(share)
+    elif spec.loss is Loss.BINARY_CROSS_ENTROPY:
+        losses_GK = row_losses(spec, y_GOK, targets)
+        # Not `sigmoid`: the last few numbers of a tensor would be rounded otherwise than the rest.
+        slope_GOK = y_GOK.neg_().exp_().add_(1).reciprocal_().sub_(targets).mul_(share)
     else:
         log_p_GOK = functional.log_softmax(y_GOK, dim=1)
         losses_GK = _cross_entropy(log_p_GOK, targets, spec.label_smoothing)
@@ -141,6 +151,13 @@ def outputs_stack(
     assert b_GRI is not None
     base_O = None if base.bias_O is None else base.bias_O.to(x_GKI.dtype)
     frozen_GKO = functional.linear(x_GKI, base.weight_OI.to(x_GKI.dtype), base_O)
-    h_GRK = b_GRI @ x_GKI.transpose(1, 2)
-    y_GOK = torch.baddbmm(frozen_GKO.transpose(1, 2), a_GOR, h_GRK, alpha=scaling)
+    return adapted_stack(frozen_GKO.transpose(1, 2), x_GKI, (a_GOR, b_GRI, bias_GO), scaling)
+
+
+def adapted_stack(
+    frozen_GOK: Tensor, x_GKI: Tensor, factors: "tuple[Tensor, Tensor, Tensor | None]", scaling: float
+) -> Tensor:
+    """The same from the base layer's answers, everything in one dtype."""
+    a_GOR, b_GRI, bias_GO = factors
+    y_GOK = torch.baddbmm(frozen_GOK, a_GOR, b_GRI @ x_GKI.transpose(1, 2), alpha=scaling)
     return y_GOK if bias_GO is None else y_GOK.add_(bias_GO.unsqueeze(2), alpha=scaling)

@@ -1,69 +1,61 @@
-"""`POST /adapters`: a request, checked in full before anything is stored, becomes a job."""
+"""`POST /adapters`: a request, checked in full before anything is stored."""
 
 # N rows · I in_features · O out_features
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from dataclasses import dataclass
+from typing import Any
 
 from adapters.adapter import Adapter
-from adapters.errors import EstimateTooLarge, InvalidCombination, OutOfRange, RankTooLarge, WrongShape
+from adapters.errors import IgnoredField, InvalidCombination, OutOfRange, RankTooLarge, WrongShape
 from adapters.job_adapters import JobAdapter
 from adapters.jobs import Job
 from adapters.names import check_name
 from adapters.training.data import Column, DataFile, whole
-from adapters.training.estimate import Estimate, estimate
-from adapters.training.gate import Gate
-from adapters.training.spec import Init, Loss, TrainingSpec
+from adapters.training.estimate import estimate
+from adapters.training.spec import Loss, TrainingSpec
+from adapters.training.split import Split
 from adapters.versions import Version
 from app.bodies import parse_object, read_as
 from app.service import Service
 from app.training.dataset_rows import read_rows
 from app.training.gates import read_gate
 from app.training.names import check_single, read_fleet
-from app.training.resolving import IGNORED, check_settings, decide, make_spec
+from app.training.plans import Plan, check_estimate, submit
+from app.training.resolving import check_settings, decide, make_spec
 from app.training.rows import Codes, Rows
 from app.training.schemas import DatasetData, TrainRequest, is_auto
+from app.training.shown import lineage_of, show
 from app.training.sides import describe_sides, describe_sides_of_fleet, read_split, training_rows
-from app.training.starts import Start, read_prior, read_start
-
-_ALWAYS_SHOWN = frozenset(
-    {
-        "method",
-        "loss",
-        "epochs",
-        "learning_rate",
-        "batch_size",
-        "seed",
-        "init",
-        "validation_fraction",
-        "ridge",
-    }
-)
-_OF_THE_SIDES = frozenset({"train", "held_out", "warnings"})
+from app.training.starts import Start, prior_columns, read_prior, read_start, start_columns
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A request that has passed every check."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Asked:
+    """A request and all that it refers to, each read and checked by itself."""
 
-    name: str
+    request: TrainRequest
+    start: Start
+    prior: tuple[Version, Adapter] | None
+    rows: Rows
     fleet: list[JobAdapter] | None
-    spec: TrainingSpec
-    gate: Gate
-    labels: tuple[str | int, ...] | None
-    columns: Callable[[], dict[str, Column]]
-    """Of the data file; anew at each call."""
-    shown: dict[str, Any]
-    lineage: dict[str, Any]
-    steps: int
-    estimate: Estimate
-    rows: int
-    is_update: bool = False
-    """Whether the fit begins with the statistics of the live version."""
+    held: Rows | None
+    """A data set that is held out whole."""
+    split: Split | None
+    key_N: Codes | None
+    """What the split goes by."""
 
-    def answer(self) -> dict[str, Any]:
-        """What a dry run answers."""
-        return {"spec": self.shown, "estimate": asdict(self.estimate), "adapters": len(self.fleet or [0])}
+    @property
+    def holds_out(self) -> bool:
+        """Whether the request says which rows are held out."""
+        return self.split is not None or self.held is not None
+
+    def columns(self, key_N: Codes | None) -> dict[str, Column]:
+        """Of the data file."""
+        rows, held = self.rows, self.held
+        found = rows.columns() | ({} if held is None else held.columns("held_"))
+        found |= {} if key_N is None else {"key_N": whole(key_N)}
+        found |= {} if self.fleet is None or rows.fleet is None else {"groups_N": whole(rows.fleet.codes_N)}
+        found |= {} if rows.corpus is None else {"corpus_MO": rows.corpus.column()}
+        return found | start_columns(self.start) | prior_columns(self.prior)
 
 
 def queue_training(service: Service, body: bytes) -> Job:
@@ -73,32 +65,19 @@ def queue_training(service: Service, body: bytes) -> Job:
 
 def plan_training(service: Service, body: bytes) -> Plan:
     """Check a request to train, and decide all that it leaves open; nothing is stored."""
-    request = read_as(TrainRequest, parse_object(body))
+    asked = _read(service, body)
+    request, rows, fleet = asked.request, asked.rows, asked.fleet
     base, settings = service.base, service.settings
-    fleet_of = None if isinstance(request.name, str) and "{" in request.name else check_name(request.name)
-    if not is_auto(request.rank):
-        _check_rank(request.rank, settings.max_rank)
-    check_settings(request.training)
-    start = read_start(service, request)
-    prior = None if request.training.prior is None else read_prior(service, request.training.prior)
-    loss = Loss(request.training.loss)
-    rows = read_rows(service, request.data, loss)
-    fleet = None if fleet_of is not None else read_fleet(request.name, rows, max_groups=settings.max_groups)
-    if fleet is None:
-        check_single(rows)
-    split, key_N = read_split(request, rows)
-    held = _held_rows(service, request, rows, loss)
-    holds_out = split is not None or held is not None
-    decided = decide(
-        request, rows, split, holds_out=holds_out, most_rank=min(base.in_features, base.out_features, settings.max_rank)
-    )
-    if decided.split is not split and rows.groups is not None:
-        key_N = rows.groups.codes_N
-    spec = make_spec(request, rows, start, decided, holds_out=holds_out, outputs=base.out_features)
-    gate = read_gate(request.publish, spec, holds_out=holds_out or spec.split is not None, fleet=fleet is not None)
-    if fleet is not None:
-        _check_fleet(request, held)
-    sides = _sides(request, rows, held, spec, key_N, fleet)
+    most_rank = min(base.in_features, base.out_features, settings.max_rank)
+    decided = decide(request, rows, asked.split, holds_out=asked.holds_out, most_rank=most_rank)
+    # A split that was decided here goes by the groups, where there are any.
+    by_groups = decided.split is not asked.split and rows.groups is not None
+    key_N = rows.groups.codes_N if by_groups and rows.groups is not None else asked.key_N
+    spec = make_spec(request, rows, asked.start, decided, holds_out=asked.holds_out, outputs=base.out_features)
+    holds_out = asked.holds_out or spec.split is not None
+    gate = read_gate(request.publish, spec, holds_out=holds_out, fleet=fleet is not None)
+    _check_used(request, rows, fleet, asked.held, holds_out=holds_out)
+    sides = _sides(request, rows, asked.held, spec, key_N, fleet)
     on_train = training_rows(rows, sides)
     spec.check_steps(on_train)
     guessed = estimate(
@@ -111,97 +90,43 @@ def plan_training(service: Service, body: bytes) -> Plan:
         largest_group=0 if fleet is None else max(each.rows for each in fleet),
     )
     check_estimate(guessed, settings.trainer_memory_bytes)
-
-    def columns() -> dict[str, Column]:
-        found = rows.columns() | ({} if held is None else held.columns("held_"))
-        found |= {} if key_N is None else {"key_N": whole(key_N)}
-        found |= {} if fleet is None or rows.fleet is None else {"groups_N": whole(rows.fleet.codes_N)}
-        found |= {} if rows.corpus is None else {"corpus_MO": rows.corpus.column()}
-        if start.a_OR is not None and start.b_RI is not None:
-            found |= {"start_OR": whole(start.a_OR.numpy()), "start_RI": whole(start.b_RI.numpy())}
-        return found | prior_columns(prior)
-
     digest = DataFile(rows.columns()).digest()
-    shown = _shown(request, spec, start, rows, digest, prior)
-    if sides is not None:
-        shown["split"] = sides
-    if decided.why:
-        shown["auto"] = decided.why
-    parent = start.shown["adapter"] if isinstance(start.shown, dict) and "adapter" in start.shown else None
-    lineage = {
-        "loss": str(spec.loss),
-        "data": {**rows.shown, "rows": rows.count, "digest": digest},
-        "split": None if sides is None else {name: sides[name] for name in sides if name not in _OF_THE_SIDES},
-        "seed": spec.seed,
-        "spec": asdict(spec),
-        "parent": parent,
-        "prior": None if prior is None else _reference(prior[0]),
-    }
+    shown = show(request, spec, asked.start, rows, digest, asked.prior)
+    shown |= ({} if sides is None else {"split": sides}) | ({"auto": decided.why} if decided.why else {})
     return Plan(
         name=str(request.name),
         fleet=fleet,
         spec=spec,
         gate=gate,
         labels=rows.labels,
-        columns=columns,
+        columns=lambda: asked.columns(key_N),
         shown=shown,
-        lineage=lineage,
+        lineage=lineage_of(spec, asked.start, rows, digest, asked.prior, sides),
         steps=spec.steps(on_train) if fleet is None else len(fleet),
         estimate=guessed,
         rows=rows.count,
     )
 
 
-def check_estimate(guessed: Estimate, most_bytes: int) -> None:
-    """Raises `EstimateTooLarge` where a trainer may not use as much memory."""
-    if guessed.memory_bytes > most_bytes:
-        raise EstimateTooLarge(
-            f"the training is estimated to need {guessed.memory_bytes} bytes of memory, a trainer may use {most_bytes} "
-            "(LORAPLEX_TRAINER_MEMORY_BYTES)",
-            field="data",
-            given=guessed.memory_bytes,
-            expected=f"a training of at most {most_bytes} bytes",
-        )
-
-
-def prior_columns(prior: tuple[Version, Adapter] | None) -> dict[str, Column]:
-    """What a data file stores of the adapter to shrink towards; s goes into A, so that ΔW₀ is their product."""
-    if prior is None:
-        return {}
-    adapter = prior[1]
-    return {
-        "prior_OR": whole((adapter.a_OR * adapter.scaling).numpy()),
-        "prior_RI": whole(adapter.b_RI.numpy()),
-    }
-
-
-def submit(service: Service, plan: Plan) -> Job:
-    """Store the data and the job of a plan."""
-    adapters = plan.fleet or [JobAdapter(plan.name, None, plan.rows)]
-
-    def write(file: BinaryIO) -> None:
-        DataFile(plan.columns()).write(file)
-
-    return service.queue.submit(
-        service.new_id(),
-        adapter=plan.name,
-        adapters=adapters,
-        base=service.base.fingerprint,
-        feature_space=service.settings.feature_space,
-        spec={
-            "shown": plan.shown,
-            "resolved": asdict(plan.spec),
-            "steps": plan.steps,
-            "publish": asdict(plan.gate),
-            "fleet": plan.fleet is not None,
-            "adapters": len(adapters),
-            "labels": None if plan.labels is None else list(plan.labels),
-            "update": plan.is_update,
-            "lineage": plan.lineage,
-        },
-        steps=plan.steps,
-        data=write,
-        max_queued=service.settings.max_queued_jobs,
+def _read(service: Service, body: bytes) -> _Asked:
+    request = read_as(TrainRequest, parse_object(body))
+    is_fleet = isinstance(request.name, str) and "{" in request.name
+    if not is_fleet:
+        check_name(request.name)
+    if not is_auto(request.rank):
+        _check_rank(request.rank, service.settings.max_rank)
+    check_settings(request.training)
+    start = read_start(service, request)
+    prior = None if request.training.prior is None else read_prior(service, request.training.prior)
+    loss = Loss(request.training.loss)
+    rows = read_rows(service, request.data, loss)
+    fleet = read_fleet(request.name, rows, max_groups=service.settings.max_groups) if is_fleet else None
+    if fleet is None:
+        check_single(rows)
+    split, key_N = read_split(request, rows)
+    held = _held_rows(service, request, rows, loss)
+    return _Asked(
+        request=request, start=start, prior=prior, rows=rows, fleet=fleet, held=held, split=split, key_N=key_N
     )
 
 
@@ -238,6 +163,20 @@ def _held_rows(service: Service, request: TrainRequest, rows: Rows, loss: Loss) 
     return held
 
 
+def _check_used(
+    request: TrainRequest, rows: Rows, fleet: list[JobAdapter] | None, held: Rows | None, *, holds_out: bool
+) -> None:
+    """Raises `IgnoredField` or `InvalidCombination` where something would have no effect."""
+    if fleet is not None:
+        _check_fleet(request, held)
+    elif rows.corpus is not None and not holds_out:
+        raise IgnoredField(
+            "data.corpus has no effect: held-out rows are looked for in it, and none are held out",
+            field="data.corpus",
+            expected="a split, or no corpus",
+        )
+
+
 def _check_fleet(request: TrainRequest, held: Rows | None) -> None:
     refused = {
         "split.dataset": held is not None,
@@ -267,43 +206,3 @@ def _sides(
         if request.training.validation_fraction > 0:
             error.field, error.given = "training.validation_fraction", request.training.validation_fraction
         raise
-
-
-def _shown(
-    request: TrainRequest,
-    spec: TrainingSpec,
-    start: Start,
-    rows: Rows,
-    digest: str,
-    prior: tuple[Version, Adapter] | None,
-) -> dict[str, Any]:
-    """The resolved settings as the job shows them: what the method uses and is not as usual, the data by digest."""
-    given = request.training
-    # What only held-out rows decide is still open.
-    open_fields = ({"learning_rate"} if spec.try_rates else set()) | ({"ridge"} if spec.try_ridges else set())
-    training: dict[str, Any] = {}
-    # Without warnings: a field that is auto is not of the type that it has otherwise.
-    for name, value in given.model_dump(warnings=False).items():
-        if name in IGNORED[spec.method] or not (name in _ALWAYS_SHOWN or given.gave(name)):
-            continue
-        decided = is_auto(value) and name not in open_fields
-        training[name] = getattr(spec, name) if decided else value
-    if "init" in training:
-        training["init"] = start.shown
-    if prior is not None:
-        training["prior"] = {"adapter": _reference(prior[0])}
-    shown: dict[str, Any] = {
-        "name": request.name,
-        "rank": spec.rank if not spec.try_ranks else "auto",
-        "alpha": spec.alpha if not spec.try_ranks or not spec.alpha_is_rank else "auto",
-        "data": {**rows.shown, "rows": rows.count, "digest": digest},
-        "training": training,
-        "publish": request.publish,
-    }
-    if rows.labels is not None:
-        shown["labels"] = list(rows.labels)
-    return shown | ({"rslora": True} if spec.rslora and spec.init is Init.FACTORS else {})
-
-
-def _reference(version: Version) -> str:
-    return f"{version.adapter}@{version.version}"

@@ -13,6 +13,7 @@ from adapters.errors import Conflict, InvalidCombination, NotFound, OutOfRange, 
 from adapters.matrices import matrix
 from adapters.names import parse_reference
 from adapters.residency import find_adapter
+from adapters.training.data import Column, whole
 from adapters.training.spec import Init
 from adapters.versions import Version
 from app.bodies import read_as
@@ -66,6 +67,24 @@ def read_start(service: Service, request: TrainRequest) -> Start:
 def read_prior(service: Service, body: PriorBody) -> tuple[Version, Adapter]:
     """The adapter to shrink towards; raises the error that names the field."""
     return find_usable(service, body.adapter, field="training.prior.adapter")
+
+
+def prior_columns(prior: tuple[Version, Adapter] | None) -> dict[str, Column]:
+    """What a data file stores of the adapter to shrink towards; s goes into A, so that ΔW₀ is their product."""
+    if prior is None:
+        return {}
+    adapter = prior[1]
+    return {
+        "prior_OR": whole((adapter.a_OR * adapter.scaling).numpy()),
+        "prior_RI": whole(adapter.b_RI.numpy()),
+    }
+
+
+def start_columns(start: Start) -> dict[str, Column]:
+    """What a data file stores of the factors to start from, where they are given."""
+    if start.a_OR is None or start.b_RI is None:
+        return {}
+    return {"start_OR": whole(start.a_OR.numpy()), "start_RI": whole(start.b_RI.numpy())}
 
 
 def find_usable(service: Service, given: object, *, field: str) -> tuple[Version, Adapter]:

@@ -18,10 +18,10 @@ from app.bodies import parse_object, read_as
 from app.service import Service
 from app.training.dataset_rows import read_rows
 from app.training.gates import read_gate
-from app.training.requests import Plan, check_estimate, prior_columns, submit
+from app.training.plans import Plan, check_estimate, submit
 from app.training.rows import Rows
 from app.training.schemas import UpdateRequest
-from app.training.starts import find_usable
+from app.training.starts import find_usable, prior_columns
 
 
 def queue_update(service: Service, name: str, body: bytes) -> Job:

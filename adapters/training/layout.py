@@ -1,0 +1,122 @@
+"""In which shapes adapters are trained: in a few only, so that those of a fleet share them, each as if it were alone.
+
+Linear algebra adds up in an order that depends on a matrix's shape and on where it begins in memory, and gradient
+descent lets the last bit grow: where a gradient is all rounding, AdamW divides it by its own size. So the rows of each
+adapter are a matrix of their own, which begins on a cache line, and whose length depends on their number alone.
+"""
+
+# G adapters · N rows of the data · K rows of one adapter, filled up · T rows of all of them, filled up
+# I in_features · O out_features
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters.base_layer import BaseLayer
+from adapters.training.data import TrainingData
+
+LINE = 16
+"""float32 numbers in a cache line of 64 bytes."""
+_MOST_ROWS = 4096
+_MOST_NUMBERS = 2**22
+"""An adapter with more than this is trained from where its rows are: they would not be laid out in little memory."""
+
+
+class Batch(NamedTuple):
+    """What one step sees: for each adapter its rows."""
+
+    x_GKI: Tensor
+    frozen_GOK: Tensor
+    """The base layer's answers."""
+    targets: Tensor
+    """(G, O, K) float32, or (G, K) int64."""
+    weights_GK: Tensor | None
+    """0 for what only fills up; None where every row counts 1."""
+    documents_GK: Tensor | None
+    """For `multiple_negatives`: equal targets have equal numbers, what only fills up has -1."""
+
+    def of(self, places: Sequence[int]) -> "Batch":
+        """These adapters' part."""
+        places_G = torch.tensor(places, dtype=torch.int64, device=self.x_GKI.device)
+        return Batch(*(None if part is None else part.index_select(0, places_G) for part in self))  # type: ignore[arg-type]
+
+
+class Laid(NamedTuple):
+    """Rows of adapters under one another, those of each filled up with its first one."""
+
+    x_TI: Tensor
+    frozen_TO: Tensor
+    targets_T: Tensor
+    weights_T: Tensor | None
+    documents_T: Tensor | None
+
+    def batch(self, rows: int) -> Batch:
+        """All of them, where each adapter has so many."""
+        targets = self.targets_T.unflatten(0, (-1, rows))
+        return Batch(
+            self.x_TI.unflatten(0, (-1, rows)),
+            self.frozen_TO.unflatten(0, (-1, rows)).transpose(1, 2).contiguous(),
+            targets.transpose(1, 2).contiguous() if targets.dim() == 3 else targets,
+            None if self.weights_T is None else self.weights_T.unflatten(0, (-1, rows)),
+            None if self.documents_T is None else self.documents_T.unflatten(0, (-1, rows)),
+        )
+
+
+def laid_rows(rows: int, *widths: int) -> int:
+    """How many rows so many are filled up to: at most a sixteenth more, once they are many.
+
+    A matrix of that many rows with one of these widths is whole cache lines.
+    """
+    least = LINE // math.gcd(LINE, *widths)
+    return _up_to(rows, max(least, 1 << max(0, (rows - 1).bit_length() - 5)))
+
+
+def laid_numbers(numbers: int) -> int:
+    """The same for numbers in a row."""
+    return _up_to(numbers, LINE)
+
+
+def is_laid(rows: int, batch: int, base: BaseLayer) -> bool:
+    """Whether an adapter with so many rows, and so many in a batch, is trained in such a shape."""
+    return batch <= _MOST_ROWS and rows * (base.in_features + 2 * base.out_features) <= _MOST_NUMBERS
+
+
+def lay(
+    base: BaseLayer,
+    data: TrainingData,
+    rows: Sequence[Tensor],
+    lengths: Sequence[int],
+    documents_N: Tensor | None = None,
+) -> Laid:
+    """The rows of each adapter, by their numbers in `data`, filled up to its length."""
+    filled = [torch.cat([rows_K, rows_K[:1].expand(K - len(rows_K))]) for rows_K, K in zip(rows, lengths, strict=True)]
+    rows_T = torch.cat(filled).to(base.device)
+    there_T = None
+    if any(len(rows_K) < K for rows_K, K in zip(rows, lengths, strict=True)):
+        there_T = torch.zeros(len(rows_T), dtype=torch.bool)
+        begin = 0
+        for rows_K, K in zip(rows, lengths, strict=True):
+            there_T[begin : begin + len(rows_K)] = True
+            begin += K
+        there_T = there_T.to(base.device)
+    x_TI = data.inputs_NI.index_select(0, rows_T)
+    weights_T = None if data.weights_N is None else data.weights_N[rows_T]
+    documents_T = None if documents_N is None else documents_N[rows_T]
+    if there_T is not None:
+        weights_T = there_T.float() if weights_T is None else weights_T * there_T
+        documents_T = None if documents_T is None else documents_T.masked_fill(~there_T, -1)
+    frozen_TO = torch.cat([frozen(base, x_KI) for x_KI in x_TI.split(list(lengths))])
+    return Laid(x_TI, frozen_TO, data.targets.index_select(0, rows_T), weights_T, documents_T)
+
+
+def frozen(base: BaseLayer, x_NI: Tensor) -> Tensor:
+    """(N, O) float32: the base layer's answers."""
+    bias_O = None if base.bias_O is None else base.bias_O.float()
+    return functional.linear(x_NI, base.weight_OI.float(), bias_O)
+
+
+def _up_to(number: int, step: int) -> int:
+    return -(-number // step) * step
