@@ -26,7 +26,7 @@ def open_batches(
     base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Rows]
 ) -> "LaidBatches | LooseBatches":
     """Batches that go with a stack from step to step. An adapter that has too many rows to be laid out is alone."""
-    if all(is_laid(len(rows_N), draws.batch, base) for draws, rows_N in tasks):
+    if all(is_laid(len(draws.training_K), draws.batch, base) for draws in dict(tasks)):
         return LaidBatches(base, data, spec, tasks)
     (task,) = tasks
     return LooseBatches(base, data, spec, task)
@@ -49,9 +49,10 @@ class LaidBatches:
     def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Rows]) -> None:
         widths = (base.in_features, base.out_features, spec.rank)
         self._tasks, self._device = [draws for draws, _ in tasks], base.device
-        self._rows = max(laid_rows(draws.batch, *widths) for draws in self._tasks)
+        drawn = dict.fromkeys(self._tasks)
+        self._rows = max(laid_rows(draws.batch, *widths) for draws in drawn)
         documents_N = documents_of(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
-        self._all = all(draws.is_full_batch for draws in self._tasks)
+        self._all = all(draws.is_full_batch for draws in drawn)
         # One more than there are where batches are taken out: what fills up the short ones.
         lengths = [self._rows if self._all else laid_rows(len(rows_N) + 1, *widths) for _, rows_N in tasks]
         laid = lay(base, data, [rows_N for _, rows_N in tasks], lengths, documents_N)
@@ -71,7 +72,7 @@ class LaidBatches:
         self._table_TW = torch.cat([*parts, blank_TW, laid.weights_T.unsqueeze(1)], dim=1)
         begins = torch.tensor([0, *lengths[:-1]]).cumsum(0)
         self._begins_G1 = begins.unsqueeze(1)
-        self._lanes = {draws: _Lane(draws, self._rows) for draws in self._tasks}
+        self._lanes = {draws: _Lane(draws, self._rows) for draws in drawn}
 
     def forget(self) -> None:
         """Other tasks are live from now on."""

@@ -59,11 +59,14 @@ class Stack:
         self._widths = [laid_numbers(size) for size in self._sizes]
         self.step = 0
         self.history: History = []
-        self.factors_GP = torch.stack([self._flat(*task.start) for task in tasks]).to(base.device)
+        # Adapters for which the same is drawn share their start.
+        flat = {key: self._flat(*start) for key, start in {id(task.start): task.start for task in tasks}.items()}
+        self.factors_GP = torch.stack([flat[id(task.start)] for task in tasks]).to(base.device)
         self.optimizer = Optimizer(spec, self.factors_GP)
         self.live = list(range(len(tasks)))
         """The tasks that are still trained, in the order of the rows of `factors_GP`."""
         self.trained: list[Trained | None] = [None] * len(tasks)
+        self._some_ended = False
         self._steps = [task.draws.steps for task in tasks]
         self.steps = max(self._steps)
         self._next_end = min(self._steps)
@@ -80,7 +83,8 @@ class Stack:
         if bias_GO is not None:
             y_GOK.add_(bias_GO.unsqueeze(2), alpha=self._spec.scaling)
         loss_G, slope_GOK = loss_and_slope(self._spec, y_GOK, batch.targets, batch.weights_GK, batch.documents_GK)
-        slope_GOK.mul_(self._spec.scaling)
+        if self._spec.scaling != 1:
+            slope_GOK.mul_(self._spec.scaling)
         slope_a, slope_b, slope_bias = self._slopes
         # Into place: a product on its own would begin anywhere, see `layout`.
         torch.bmm(slope_GOK, h_GRK.transpose(1, 2), out=slope_a)
@@ -122,6 +126,7 @@ class Stack:
         trained = self._as_trained(self.factors_GP[place] if factors_P is None else factors_P)
         trained.step = self.step if step is None else step
         self.trained[self.live[place]] = trained
+        self._some_ended = True
 
     def end_all(self) -> None:
         """End all that are still trained, with the factors of now."""
@@ -131,9 +136,10 @@ class Stack:
 
     def drop(self) -> None:
         """Go on without those that have ended."""
-        places = [place for place, task in enumerate(self.live) if self.trained[task] is None]
-        if len(places) == len(self.live):
+        if not self._some_ended:
             return
+        self._some_ended = False
+        places = [place for place, task in enumerate(self.live) if self.trained[task] is None]
         self.live = [self.live[place] for place in places]
         places_G = torch.tensor(places, dtype=torch.int64, device=self._base.device)
         self.factors_GP = self.factors_GP[places_G]

@@ -33,7 +33,9 @@ def measure_stack(
     base_O = None if base.bias_O is None else base.bias_O.double()
     for side, rows in sides.items():
         rows_GK, there_GK = padded(rows)
-        x_GKI, targets = table.inputs_NI[rows_GK].double(), table.targets[rows_GK]
+        rows_N = rows_GK.flatten().to(base.device)
+        x_GKI = table.inputs_NI.index_select(0, rows_N).double().unflatten(0, rows_GK.shape)
+        targets = table.targets.index_select(0, rows_N).unflatten(0, rows_GK.shape)
         targets = targets.double().transpose(1, 2) if targets.dim() == 3 else targets
         weights_GK = row_weights_of(table, rows_GK, there_GK).double()
         bare_GOK = functional.linear(x_GKI, base.weight_OI.double(), base_O).transpose(1, 2)

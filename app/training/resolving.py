@@ -220,7 +220,8 @@ def _gradient(decided: Decided, training: TrainingBody, some: _Some, *, by_rows:
         values["learning_rate"] = _RATE
         if by_rows:
             values["try_rates"] = _RATES
-            why["learning_rate"] = f"the best of {', '.join(f'{rate:g}' for rate in _RATES)} in short trials"
+            rates = ", ".join(f"{rate:g}" for rate in _RATES)
+            why["learning_rate"] = f"the smallest of {rates} that is about as good as the best, in short trials"
         else:
             why["learning_rate"] = f"{some}, too few to choose by: {_RATE:g}"
 

@@ -5,7 +5,6 @@ What it still does reaches neither the catalogue nor the checkpoint of the one t
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +13,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from adapters.jobs import Status
+from app.service import Service
 from tests.conftest import Serve
 from tests.harness import ServiceProcess, eventually, wait_for_job
 from tests.processes.long_jobs import submit, versions
@@ -142,31 +142,34 @@ def _fit() -> Any:
     return next((child for child in psutil.Process().children() if FIT in child.cmdline()), None)
 
 
-def test_the_fence_alone_refuses_what_comes_too_late(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fence_alone_refuses_what_comes_too_late(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client, service = serve(trainer=True, lease_seconds=1)
     # A trainer that looks at its lease nowhere but where it publishes.
     monkeypatch.setattr(service.queue, "check_ours", lambda _: None)
     monkeypatch.setattr(service.queue, "heartbeat", lambda *_, **__: None)
-    blobs = tmp_path / "data" / "blobs"
     assert wait_for_job(client, submit(client, "first"))["status"] == "succeeded"
     for fleet in (False, True):
-        with suspended(fit := eventually(_fit, what="the fit")):
-            job_id = _submit(client, f"late-{fleet}", fleet=fleet, epochs=3)
-            # This test is the other trainer, which claims it once the lease has run out.
-            eventually(lambda job_id=job_id: service.queue.get(job_id).status is Status.RUNNING, what="a claim")
-            claim = eventually(service.queue.claim, what="another claim")
-            assert (claim.id, claim.attempt) == (job_id, 2)
-            files = sorted(blobs.iterdir())
-        # The trainer that is refused ends the fit: it cannot know how far that is.
-        eventually(lambda fit=fit: not is_running(fit), what="the end of the fit")
-        assert _published(client, job_id) == {}
-        assert client.get(f"/jobs/{job_id}").json()["status"] == "running"
-        assert sorted(blobs.iterdir()) == files
-        service.queue.hand_back(claim)
-        job = wait_for_job(client, job_id)
-        assert (job["status"], job["attempt"]) == ("succeeded", 2)
-        published = _published(client, job_id)
-        assert len(published) == (_GROUPS if fleet else 1)
-        assert {version for version, _ in published.values()} == {1}
+        _come_too_late(client, service, fleet=fleet)
+
+
+def _come_too_late(client: httpx.Client, service: Service, *, fleet: bool) -> None:
+    blobs = service.settings.data_dir / "blobs"
+    fit = eventually(_fit, what="the fit")
+    with suspended(fit):
+        job_id = _submit(client, f"late-{fleet}", fleet=fleet, epochs=3)
+        # This test is the other trainer, which claims it once the lease has run out.
+        eventually(lambda: service.queue.get(job_id).status is Status.RUNNING, what="a claim")
+        claim = eventually(service.queue.claim, what="another claim")
+        assert (claim.id, claim.attempt) == (job_id, 2)
+        files = sorted(blobs.iterdir())
+    # The trainer that is refused ends the fit: it cannot know how far that is.
+    eventually(lambda: not is_running(fit), what="the end of the fit")
+    assert _published(client, job_id) == {}
+    assert client.get(f"/jobs/{job_id}").json()["status"] == "running"
+    assert sorted(blobs.iterdir()) == files
+    service.queue.hand_back(claim)
+    job = wait_for_job(client, job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 2)
+    published = _published(client, job_id)
+    assert len(published) == (_GROUPS if fleet else 1)
+    assert {version for version, _ in published.values()} == {1}

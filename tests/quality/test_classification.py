@@ -42,7 +42,7 @@ def _with_ours(split: Split, seed: int, base: BaseLayer | None = None) -> float:
     return split.accuracy(base, fit(base, split.data, spec).adapter)
 
 
-@pytest.mark.parametrize(("name", "seeds"), [("digits", 4), ("cancer", 5), ("wine", 8)])
+@pytest.mark.parametrize(("name", "seeds"), [("digits", 3), ("cancer", 5), ("wine", 8)])
 def test_full_rank_with_a_bias_is_as_right_as_logistic_regression(name: str, seeds: int) -> None:
     splits = [classes(name, seed) for seed in range(seeds)]
     ours = np.mean([_with_ours(split, seed) for seed, split in enumerate(splits)])

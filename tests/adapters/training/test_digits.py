@@ -70,7 +70,7 @@ def _with_ours(base: BaseLayer, data: TrainingData, held_out: TrainingData, seed
         learning_rate=RATE,
         seed=seed,
     )
-    adapter = fit(base, data, spec, feature_space=None, report=lambda *_: None).adapter
+    adapter = fit(base, data, spec).adapter
     answers_NO = answer(base, held_out.inputs_NI, adapter)
     return float((answers_NO.argmax(axis=1) == held_out.targets.numpy()).mean())
 

@@ -13,8 +13,9 @@ import torch
 from adapters.adapter import Adapter, scaling_of
 from adapters.errors import Diverged
 from adapters.training.data import TrainingData
-from adapters.training.fit import Fit, fit
+from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.spec import Init, Loss, Method, TrainingSpec
+from adapters.training.split import Split
 from tests.adapters.dense import Float64, layer, random_adapter, relative_error
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -30,7 +31,7 @@ Slope = Callable[[Float64, np.ndarray[Any, Any]], tuple[float, Float64]]
 
 
 def _fit(data: TrainingData, spec: TrainingSpec) -> Fit:
-    return fit(BASE, data, spec, feature_space=None, report=lambda *_: None)
+    return fit(BASE, data, spec)
 
 
 def _mse(y_NO: Float64, targets_NO: Float64) -> tuple[float, Float64]:
@@ -95,7 +96,7 @@ def _given(start: Adapter) -> tuple[Float64, Float64]:
 
 
 @pytest.mark.parametrize("method", [Method.ADAMW, Method.SGD])
-@pytest.mark.parametrize("loss", list(Loss))
+@pytest.mark.parametrize("loss", [Loss.MSE, Loss.CROSS_ENTROPY])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_full_batches_take_the_steps_that_a_hand_takes(method: Method, loss: Loss, rslora: bool) -> None:
     numbers = NUMBERS if loss is Loss.MSE else CLASSES
@@ -111,7 +112,7 @@ def test_full_batches_take_the_steps_that_a_hand_takes(method: Method, loss: Los
 
 @pytest.mark.parametrize("init", [Init.ZERO_DELTA, Init.RANDN])
 def test_one_generator_is_drawn_from_for_the_split_the_start_and_each_epoch_s_order(init: Init) -> None:
-    spec = replace(SPEC, method=Method.SGD, init=init, batch_size=4, validation_fraction=0.3, seed=11, epochs=3)
+    spec = replace(SPEC, method=Method.SGD, init=init, batch_size=4, split=Split(fraction=0.3), seed=11, epochs=3)
     generator = torch.Generator().manual_seed(11)
     kept = sorted(torch.randperm(ROWS, generator=generator)[7:].tolist())
     if init is Init.RANDN:
@@ -140,7 +141,7 @@ def test_a_batch_of_all_rows_is_the_full_batch(batch_size: int) -> None:
     assert _fit(NUMBERS, replace(SPEC, batch_size=batch_size)).adapter.digest == _fit(NUMBERS, SPEC).adapter.digest
 
 
-@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, batch_size=4, validation_fraction=0.2, init=Init.RANDN)])
+@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, batch_size=4, split=Split(), init=Init.RANDN)])
 def test_the_same_training_twice_is_the_same_to_the_last_bit(spec: TrainingSpec) -> None:
     first, second = _fit(NUMBERS, spec), _fit(NUMBERS, spec)
     assert first.adapter.digest == second.adapter.digest
@@ -158,7 +159,7 @@ def test_the_history_has_every_step_up_to_1000_and_then_every_so_many_and_the_la
 
 def test_every_step_is_reported_as_it_happens() -> None:
     steps: list[tuple[int, float]] = []
-    done = fit(BASE, NUMBERS, SPEC, feature_space=None, report=lambda step, loss, _: steps.append((step, loss)))
+    done = fit(BASE, NUMBERS, SPEC, watcher=Watcher(lambda step, loss, _: steps.append((step, loss))))
     assert steps == done.history
 
 
