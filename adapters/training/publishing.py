@@ -98,6 +98,8 @@ class Publisher:
         def also(connection: Connection, published: Sequence[Published]) -> None:
             made = published[0]
             decision = {"gate": verdict.told(moved=made.moved_live)} if self._gate.compares else {}
+            chosen = _chosen(claim.spec["resolved"], frame["spec"])
+            decision |= {"chosen": chosen} if chosen else {}
             if claim.spec["update"] and self._gate.moves and not made.moved_live:
                 raise Conflict(
                     f"another version of {claim.adapter} has become live while this update was computed: send it again"
@@ -196,6 +198,12 @@ class Publisher:
                 given=f"{found.adapter}@{found.version}",
             )
         return found.statistics
+
+
+def _chosen(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What was left to the held-out rows, and what they decided."""
+    left = {"rank": asked["try_ranks"], "learning_rate": asked["try_rates"], "ridge": asked["try_ridges"]}
+    return {name: resolved[name] for name, is_open in left.items() if is_open}
 
 
 def _way(lineage: Mapping[str, Any]) -> tuple[object, object]:

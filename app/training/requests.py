@@ -16,11 +16,13 @@ from adapters.training.split import Split
 from adapters.versions import Version
 from app.bodies import parse_object, read_as
 from app.service import Service
+from app.training.auto import decide
 from app.training.dataset_rows import read_rows
+from app.training.fields import check_settings
 from app.training.gates import read_gate
 from app.training.names import check_single, read_fleet
 from app.training.plans import Plan, check_estimate, submit
-from app.training.resolving import check_settings, decide, make_spec
+from app.training.resolving import make_spec
 from app.training.rows import Codes, Rows
 from app.training.schemas import DatasetData, TrainRequest, is_auto
 from app.training.shown import lineage_of, show

@@ -6,7 +6,7 @@ from typing import Any
 from adapters.adapter import Adapter
 from adapters.training.spec import Init, TrainingSpec
 from adapters.versions import Version
-from app.training.resolving import IGNORED
+from app.training.fields import IGNORED
 from app.training.rows import Rows
 from app.training.schemas import TrainRequest, is_auto
 from app.training.starts import Start

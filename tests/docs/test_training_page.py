@@ -18,7 +18,7 @@ from adapters.training.metrics import HIGHER_IS_BETTER
 from adapters.training.spec import MAX_STEPS, Init, Loss, Method, Schedule
 from adapters.training.split import By
 from app.schemas import not_null
-from app.training import resolving, schemas
+from app.training import auto, fields, schemas
 from app.training.gates import METRICS
 from tests.conftest import Serve
 
@@ -148,8 +148,8 @@ def test_a_field_has_its_bound(model: type[BaseModel], name: str) -> None:
 
 def test_a_setting_says_which_methods_or_losses_it_goes_with() -> None:
     for name, (_, _, told, _) in _table(schemas.TrainingBody).items():
-        methods = [method for method in Method if name not in resolving.IGNORED[method]]
-        losses = resolving._OF_LOSSES.get(name)
+        methods = [method for method in Method if name not in fields.IGNORED[method]]
+        losses = fields._OF_LOSSES.get(name)
         wanted = losses or ("all",) if len(methods) == len(Method) else methods
         assert told == ", ".join(wanted), name
 
@@ -191,19 +191,19 @@ def test_what_auto_becomes_is_what_the_code_decides() -> None:
     request = {name for name, field in schemas.TrainRequest.model_fields.items() if _takes_auto(field)}
     settings = {name for name, field in schemas.TrainingBody.model_fields.items() if _takes_auto(field)}
     assert told.keys() == request | settings
-    assert f"of {', '.join(map(str, resolving._RANKS))} up to" in told["rank"]
+    assert f"of {', '.join(map(str, auto._RANKS))} up to" in told["rank"]
     assert f"within {100 * ridge_search.HAIR:g} % of the least" in told["rank"]
-    assert f"of {', '.join(f'{rate:g}' for rate in resolving._RATES)} whose" in told["learning_rate"]
+    assert f"of {', '.join(f'{rate:g}' for rate in auto._RATES)} whose" in told["learning_rate"]
     assert f"a trial of {choice.TRIAL_STEPS} steps" in told["learning_rate"]
-    assert f"up to {resolving._FULL_BATCH_ROWS} rows" in told["batch_size"]
-    assert f"about {resolving._STEPS} steps" in told["epochs"]
+    assert f"up to {auto._FULL_BATCH_ROWS} rows" in told["batch_size"]
+    assert f"about {auto._STEPS} steps" in told["epochs"]
     section = PAGE.partition("\n## auto\n")[2].partition("\n## ")[0]
     for words in (
-        f"Fewer than {resolving._FEW_ROWS} rows",
-        f"Fewer than {resolving._FEWEST_ROWS} rows",
-        f"min({resolving._FEW_ROWS_RANK}, ",
-        f"about {resolving._FEW_ROWS_STEPS} steps",
-        f"the rate {resolving._RATE:g}",
+        f"Fewer than {auto._FEW_ROWS} rows",
+        f"Fewer than {auto._FEWEST_ROWS} rows",
+        f"min({auto._FEW_ROWS_RANK}, ",
+        f"about {auto._FEW_ROWS_STEPS} steps",
+        f"the rate {auto._RATE:g}",
     ):
         assert words in section, words
 

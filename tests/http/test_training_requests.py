@@ -165,3 +165,14 @@ def test_a_fleet_says_how_many_adapters_and_about_how_many_rows_each_side_has(tr
         "train": {"rows": 18},
         "held_out": {"rows": 6},
     }
+
+
+def test_the_job_says_what_held_out_rows_decided(trained: httpx.Client) -> None:
+    settings = {"method": "closed_form", "ridge": "auto"}
+    job = train(trained, name="chosen", rank="auto", data=NUMBERS, training=settings, split={"by": "rows"})
+    chosen = job["metrics"]["chosen"]
+    live = trained.get("/adapters/chosen").json()["live"]
+    assert chosen == {name: live["lineage"]["spec"][name] for name in ("rank", "ridge")}
+    assert chosen["rank"] == live["rank"]
+    assert any(f"rank {chosen['rank']} " in line["text"] for line in job["log"])
+    assert "chosen" not in train(trained, name="unchosen", rank=1, data=NUMBERS, training={})["metrics"]
