@@ -130,14 +130,13 @@ def _train_stack(
     groups, failed = _lay(table, spec, members, None if data.key_N is None else data.key_N[rows_N])
     if not groups:
         return failed
+    own_weights_N = table.weights_N
     if spec.class_weights is not None:
         table = table.weighted(_balanced(table, spec, groups, base.out_features))
     factors, errors = (_solve if spec.is_exact else _descend)(base, data, table, spec, groups, progress)
-    sides = {"train": [group.training_K for group in groups]}
     held = [group.held_K for group in groups if group.held_K is not None]
-    if held:
-        sides["validation"] = held
-    metrics = measure_stack(base, table, spec, sides, factors)
+    sides = {"train": [group.training_K for group in groups], "validation": held}
+    metrics = measure_stack(base, table, spec, sides, factors, own_weights_N)
     trained = []
     for place, group in enumerate(groups):
         error = errors[place]

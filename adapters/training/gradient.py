@@ -13,7 +13,7 @@ from adapters.errors import Diverged
 from adapters.training.batches import open_batches
 from adapters.training.data import TrainingData
 from adapters.training.draws import Draws
-from adapters.training.layout import laid_numbers
+from adapters.training.layout import LINE, laid_numbers
 from adapters.training.objective import loss_and_slope
 from adapters.training.optimizer import Optimizer
 from adapters.training.spec import HISTORY_LENGTH, TrainingSpec
@@ -57,6 +57,8 @@ class Stack:
         self._base, self._spec, self._tasks = base, spec, tasks
         self._sizes = (base.out_features * spec.rank, spec.rank * base.in_features, base.out_features * spec.bias)
         self._widths = [laid_numbers(size) for size in self._sizes]
+        # And all of it is whole vectors: what is left over at the end of a tensor may be rounded otherwise.
+        self._widths[-1] += -sum(self._widths) % (2 * LINE)
         self.step = 0
         self.history: History = []
         # Adapters for which the same is drawn share their start.
@@ -183,7 +185,8 @@ class Stack:
         rates = {each: self._spec.rate(self.step, each) for each in set(steps)}
         if len(set(rates.values())) == 1:
             return rates[steps[0]]
-        return torch.tensor([rates[each] for each in steps], device=self._base.device).unsqueeze(1)
+        each_G = torch.tensor([rates[each] for each in steps], dtype=torch.float64, device=self._base.device)
+        return each_G.unsqueeze(1)
 
     def _views(self, numbers_GP: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         # Each begins on a cache line, see `layout`.
