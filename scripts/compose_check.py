@@ -1,8 +1,8 @@
 """Deploys the stack as docker-compose.yml says, uses it as a team would, and takes it down again.
 
 Builds the image, uploads a data set, trains an adapter from it, asks it, takes the stack down and up, and asks again:
-the same digest and the same outputs must come back. The stack has a project name, an image, a volume and a port of its own, so that
-it never meets a person's; only the image stays, for its layers.
+the same digest and the same outputs must come back. The stack has a project name, an image, a volume and a port of its
+own, so that it never meets a person's; only the image stays, for its layers.
 """
 
 import json
@@ -117,9 +117,10 @@ def training_data() -> tuple[list[list[float]], list[int]]:
 def train(service: httpx.Client, inputs: list[list[float]], classes: list[int]) -> str:
     """Uploads a data set, trains the adapter `check` from it through the queue, and returns its digest."""
     header = [*(f"x{column}" for column in range(len(inputs[0]))), *(f"is_{label}" for label in range(10))]
-    rows = [[*row, *(int(k == label) for k in range(10))] for row, label in zip(inputs, classes, strict=True)]
-    table = "\n".join(",".join(map(str, cells)) for cells in [header, *rows])
-    answer = service.put("/datasets/check", content=table, headers={"Content-Type": "text/csv"})
+    lines = [",".join(header)]
+    for row, label in zip(inputs, classes, strict=True):
+        lines.append(",".join(str(cell) for cell in [*row, *(int(k == label) for k in range(10))]))
+    answer = service.put("/datasets/check", content="\n".join(lines), headers={"Content-Type": "text/csv"})
     expect(answer.status_code == 201, f"PUT /datasets/check answered {answer.status_code}: {answer.text}")
     answer = service.post(
         "/adapters",
