@@ -51,7 +51,8 @@ def read_as(model: type[Model], value: dict[str, object], *, within: str = "") -
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise from_validation(error.errors(include_url=False, include_context=False)[0], within=within) from None
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise from_validation(first, within=within, model=model) from None
 
 
 def documented(bodies: Mapping[str, Any]) -> dict[str, Any]:

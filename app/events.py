@@ -29,7 +29,7 @@ _SECONDS_BETWEEN_LOOKS = 0.25
 _HEARTBEAT_SECONDS = 10.0
 _HEARTBEAT = format_sse_event(comment="heartbeat")
 _ID = re.compile(
-    r"(?P<job>[0-9a-f]{8})\.(?P<fence>[0-9]{1,18})\.(?P<status>None|" + "|".join(Status) + ")"
+    r"(?P<job>[0-9a-f]{8})\.(?P<fence>[0-9]{1,18})\.(?P<status>-|" + "|".join(Status) + ")"
     r"\.(?P<progress>[0-9a-f]{8})\.(?P<lines>[0-9]{1,18})\.(?P<metrics>[01])"
 )
 
@@ -64,7 +64,7 @@ class Event(NamedTuple):
 
 def event_id(job_id: str, seen: Seen) -> str:
     """`seen` as the id of an event of that job."""
-    return f"{_checksum(job_id)}.{seen.fence}.{seen.status}.{seen.progress}.{seen.lines}.{seen.metrics:d}"
+    return f"{_checksum(job_id)}.{seen.fence}.{seen.status or '-'}.{seen.progress}.{seen.lines}.{seen.metrics:d}"
 
 
 def read_event_id(job_id: str, given: str | None) -> Seen:
@@ -74,7 +74,7 @@ def read_event_id(job_id: str, given: str | None) -> Seen:
         return Seen()
     return Seen(
         fence=int(found["fence"]),
-        status=None if found["status"] == "None" else Status(found["status"]),
+        status=None if found["status"] == "-" else Status(found["status"]),
         progress=found["progress"],
         lines=int(found["lines"]),
         metrics=found["metrics"] == "1",

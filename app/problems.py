@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -24,7 +25,10 @@ from adapters.errors import (
     shown,
 )
 from adapters.matrices import is_finite
+from app.known_fields import known_fields
 
+_OBJECTS = ("model_type", "model_attributes_type", "dict_type")
+_NUMBERS = ("int_type", "float_type")
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
 
@@ -170,18 +174,24 @@ def protocol_error(error: LoraplexError) -> Response:
     return answer
 
 
-def from_validation(error: ErrorDetails, *, within: str = "") -> LoraplexError:
-    """What pydantic found, in this service's terms."""
+def from_validation(error: ErrorDetails, *, within: str = "", model: type[BaseModel] | None = None) -> LoraplexError:
+    """What pydantic found, in this service's terms; `model` is what it was held against."""
     field = ".".join([within, *map(str, error["loc"])] if within else map(str, error["loc"])) or "body"
     kind, given = error["type"], error.get("input")
     if kind == "missing":
         return MissingField(f"{field} is missing", field=field, expected=f"a field {field}")
     if kind == "extra_forbidden":
+        known, meant = ([], None) if model is None else known_fields(model, error["loc"])
         return UnknownField(
-            f"{field} is not a field of this call", field=field, given=field, expected="no other fields"
+            f"{field} is not a field of this call" + (f"; did you mean {meant}?" if meant else ""),
+            field=field,
+            given=field,
+            expected=f"one of {', '.join(known)}" if known else "no other fields",
         )
-    message = error["msg"].removeprefix("Value error, ")
+    message = "input should be an object" if kind in _OBJECTS else error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
+    if isinstance(given, str) and kind in _NUMBERS:
+        message += ", and this is text: leave the quotes out"
     detail = f"{field}: {message}"
     if type(given) in (int, float) and not is_finite(given):
         return NotFinite(f"{field} is not finite as float32", field=field, given=given, expected="a finite number")

@@ -102,6 +102,34 @@ def cold_milliseconds(results: Results, percent: float, kind: str = "cached") ->
     return float(np.percentile(cold["cold_ms"], percent)) - median(cold["warm_ms"]) if cold else None
 
 
+def fleet_ratio(results: Results) -> float | None:
+    """Median over rounds of a fleet's groups a second over the same fits a second in plain torch."""
+    rounds = results.get("fits", {}).get("fleet", {}).get("rounds", [])
+    return median(each["groups"] * each["plain_seconds_a_fit"] / each["seconds"] for each in rounds) if rounds else None
+
+
+def unlike_alone(results: Results) -> float | None:
+    """How far a group's ΔW in a fleet is from the same group's alone, at most, relative to its largest number."""
+    alone = results.get("fits", {}).get("fleet", {}).get("alone")
+    return float(alone["largest_difference"]) if alone else None
+
+
+def fleet_memory_ratio(results: Results) -> float | None:
+    """The most memory of the process that fits over what it may use."""
+    many = results.get("fits", {}).get("many")
+    return float(many["peak_bytes"] / many["limit_bytes"]) if many else None
+
+
+def exact_ratio(results: Results, what: str) -> float | None:
+    """Median over rounds of `loss` or `seconds` of closed_form over those of AdamW at its best rate."""
+    rounds = results.get("fits", {}).get("exact", {}).get("rounds", [])
+    return (
+        median(each[what] / min(each["adamw"], key=lambda run: run["loss"])[what] for each in rounds)
+        if rounds
+        else None
+    )
+
+
 def _engine(case: str) -> Callable[[Results], float | None]:
     return lambda results: over_base(results, "768×768", case, "ours")
 
@@ -132,4 +160,13 @@ BARS = (
     Bar("the limit, at half its own: p99 beside a loop of the trainer's class over p99 idle", limit_beside_loop_ratio),
     Bar("overload at 3× capacity: goodput over peak", goodput_ratio, at_least=0.9),
     Bar("the same: ends that are neither 200 nor 429 with Retry-After", refused_otherwise, at_most=0),
+    Bar("a fleet of 1,000 (64×10, 100 rows, 50 steps), published: rate over plain torch", fleet_ratio, at_least=15),
+    Bar("the same: largest difference of a group's ΔW to that of the group alone", unlike_alone, at_most=1e-5),
+    Bar("a fleet of 10,000: most memory of the process that fits, over its limit", fleet_memory_ratio, at_most=1),
+    Bar(
+        "closed_form, 768×768, 5,000 rows, rank 8: loss over that of 20 epochs of AdamW",
+        lambda results: exact_ratio(results, "loss"),
+        at_most=1,
+    ),
+    Bar("the same: time", lambda results: exact_ratio(results, "seconds"), at_most=0.5),
 )

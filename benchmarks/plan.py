@@ -33,6 +33,13 @@ class Plan:
     overload_seconds: float
     starts: int
     cold_loads: int
+    fit_rounds: int
+    fleet_groups: int
+    large_fleet_groups: int
+    plain_fits: int
+    """Of the fleet's, one after the other in plain torch."""
+    fits_alone: int
+    """Groups that are trained again as jobs of their own."""
 
 
 FULL = Plan(
@@ -52,6 +59,11 @@ FULL = Plan(
     overload_seconds=8,
     starts=3,
     cold_loads=1_000,
+    fit_rounds=3,
+    fleet_groups=1_000,
+    large_fleet_groups=10_000,
+    plain_fits=1_000,
+    fits_alone=40,
 )
 QUICK = Plan(
     engine_shapes=(SMALL, WIDE),
@@ -70,4 +82,9 @@ QUICK = Plan(
     overload_seconds=4,
     starts=1,
     cold_loads=300,
+    fit_rounds=1,
+    fleet_groups=1_000,
+    large_fleet_groups=2_000,
+    plain_fits=200,
+    fits_alone=8,
 )

@@ -22,6 +22,7 @@ def page(results: Results) -> str:
         *_training(results),
         *_overload(results),
         *_start(results),
+        *_fits(results),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -174,6 +175,43 @@ def _start(results: Results) -> Iterable[str]:
     )
 
 
+def _fits(results: Results) -> Iterable[str]:
+    if "fits" not in results:
+        return
+    found = results["fits"]
+    fleet, many, exact = found["fleet"], found["many"], found["exact"]
+    lines = []
+    for one in fleet["rounds"]:
+        figures = (one["groups"] / one["seconds"], 1 / one["plain_seconds_a_fit"])
+        ratio = one["groups"] * one["plain_seconds_a_fit"] / one["seconds"]
+        from_request = one["groups"] / one["seconds_from_request"]
+        lines.append([*(f"{figure:,.0f}" for figure in (*figures, from_request)), _short(ratio)])
+    alone = fleet["alone"]
+    yield (
+        f"## Fits\n\nA fleet of {fleet['rounds'][0]['groups']:,} adapters from one data set, {found['layer']}, "
+        f"{found['rows']} rows each, rank {found['rank']}, {found['steps']} steps of AdamW on all rows, everything "
+        "published; beside it the same fits one after another with autograd and `torch.optim`. "
+        f"Of {alone['groups']} groups that were trained again as jobs of their own, {alone['equal']} came out with the "
+        f"same digest; the largest difference of a ΔW is {alone['largest_difference']:g} of its largest number.\n\n"
+        + table(["adapters/s by the job's times", "plain torch", "from the request on", "ratio"], lines)
+    )
+    peak, idle, limit = (f"{many[name] / 2**20:,.0f} MiB" for name in ("peak_bytes", "idle_bytes", "limit_bytes"))
+    yield (
+        f"{many['groups']:,} adapters in {many['seconds']:.1f} s. The process that fits had at most {peak} in memory, "
+        f"pages of the data's file among them; {idle} before, and it may use {limit}."
+    )
+    lines = []
+    for one in exact["rounds"]:
+        lines.append(["closed_form", f"{one['loss']:.6f}", f"{one['seconds']:.2f}"])
+        runs = [[f"AdamW, {run['rate']:g}", f"{run['loss']:.6f}", f"{run['seconds']:.2f}"] for run in one["adamw"]]
+        lines += runs
+    yield (
+        f"`closed_form` and {exact['epochs']} epochs of AdamW by learning rate, {exact['layer']}, {exact['rows']:,} "
+        f"rows, rank {exact['rank']}, in one process on one thread; without an adapter the loss is "
+        f"{exact['rounds'][0]['base_loss']:.6f}.\n\n" + table(["", "loss", "seconds"], lines)
+    )
+
+
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A Markdown table; numbers to the right of the first column."""
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
@@ -181,4 +219,6 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _short(figure: float) -> str:
+    if 0 < figure < 0.005:
+        return f"{figure:.1g}"
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.1f}" if figure >= 10 else f"{figure:.2f}"

@@ -58,7 +58,8 @@ class Gate:
                 return Verdict(
                     False, f"its {self.metric} does not beat that of {name} by {self.margin:g}", self, values
                 )
-        return Verdict(True, f"its {self.metric} beats the others by {self.margin:g} or more", self, values)
+        margin = f" by {self.margin:g} or more" if self.margin > 0 else ""
+        return Verdict(True, f"its {self.metric} beats the others{margin}", self, values)
 
     def _beats(self, mine: float | None, theirs: float | None) -> bool:
         if mine is None or theirs is None:

@@ -13,8 +13,8 @@ from adapters.errors import Diverged
 from adapters.training.batches import open_batches
 from adapters.training.data import TrainingData
 from adapters.training.draws import Draws
-from adapters.training.layout import LINE, laid_numbers
-from adapters.training.objective import loss_and_slope
+from adapters.training.layout import LINE, Batch, laid_numbers
+from adapters.training.objective import loss_and_slope, slope_share
 from adapters.training.optimizer import Optimizer
 from adapters.training.spec import HISTORY_LENGTH, TrainingSpec
 
@@ -73,6 +73,8 @@ class Stack:
         self.steps = max(self._steps)
         self._next_end = min(self._steps)
         self._batches = open_batches(base, data, spec, [(task.draws, task.rows_K) for task in tasks])
+        self._batch: Batch | None = None
+        self._share: Tensor | float | None = None
         self._begin_slopes()
 
     def advance(self) -> float:
@@ -84,7 +86,11 @@ class Stack:
         y_GOK = torch.baddbmm(batch.frozen_GOK, a_GOR, h_GRK, alpha=self._spec.scaling)
         if bias_GO is not None:
             y_GOK.add_(bias_GO.unsqueeze(2), alpha=self._spec.scaling)
-        loss_G, slope_GOK = loss_and_slope(self._spec, y_GOK, batch.targets, batch.weights_GK, batch.documents_GK)
+        if batch is not self._batch:
+            self._batch, self._share = batch, slope_share(self._spec, y_GOK, batch.weights_GK)
+        loss_G, slope_GOK = loss_and_slope(
+            self._spec, y_GOK, batch.targets, batch.weights_GK, batch.documents_GK, self._share
+        )
         if self._spec.scaling != 1:
             slope_GOK.mul_(self._spec.scaling)
         slope_a, slope_b, slope_bias = self._slopes

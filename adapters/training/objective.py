@@ -37,11 +37,27 @@ def row_losses(spec: TrainingSpec, outputs_GOK: Tensor, targets: Tensor, documen
             return _multiple_negatives(y_GCK, targets, documents_GK, spec.temperature)
 
 
+def slope_share(spec: TrainingSpec, y_GOK: Tensor, weights_GK: Tensor | None) -> Tensor | float:
+    """(G, 1, K), or one number for all: by what the slopes of outputs go into that of the weighted mean."""
+    O, K = y_GOK.shape[1:]
+    by = {Loss.MSE: 2 / O, Loss.BINARY_CROSS_ENTROPY: 1 / O}.get(spec.loss, 1.0)
+    if weights_GK is None:
+        return 1 / K * by
+    # In float64, so that rows that all weigh 1 have the very share of rows without weights.
+    return (weights_GK * (1 / _sum(weights_GK).double() * by).to(weights_GK.dtype)).unsqueeze(1)
+
+
 def loss_and_slope(
-    spec: TrainingSpec, y_GOK: Tensor, targets: Tensor, weights_GK: Tensor | None, documents_GK: Tensor | None
+    spec: TrainingSpec,
+    y_GOK: Tensor,
+    targets: Tensor,
+    weights_GK: Tensor | None,
+    documents_GK: Tensor | None,
+    share: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(G,) the weighted mean of `row_losses`, and (G, O, K) its slope in the outputs, which are written over.
 
+    share: `slope_share` of these weights, where it is known from an earlier step.
     By hand for the losses that most have: autograd costs as much as all the rest of a small step.
     """
     if spec.loss not in _BY_HAND or spec.classes is not None:
@@ -49,12 +65,7 @@ def loss_and_slope(
         losses_G = weighted_mean(row_losses(spec, y_GOK, targets, documents_GK), weights_GK)
         (slope_GOK,) = torch.autograd.grad(losses_G.sum(), y_GOK)
         return losses_G.detach(), slope_GOK
-    O, K = y_GOK.shape[1:]
-    by = {Loss.MSE: 2 / O, Loss.BINARY_CROSS_ENTROPY: 1 / O}.get(spec.loss, 1.0)
-    # In float64, so that rows that all weigh 1 have the very share of rows without weights.
-    share: Tensor | float = 1 / K * by
-    if weights_GK is not None:
-        share = (weights_GK * (1 / _sum(weights_GK).double() * by).to(weights_GK.dtype)).unsqueeze(1)
+    share = slope_share(spec, y_GOK, weights_GK) if share is None else share
     if spec.loss is Loss.MSE:
         apart_GOK = y_GOK.sub_(targets)
         losses_GK = apart_GOK.square().mean(dim=1)
@@ -66,7 +77,7 @@ def loss_and_slope(
     else:
         log_p_GOK = functional.log_softmax(y_GOK, dim=1)
         losses_GK = _cross_entropy(log_p_GOK, targets, spec.label_smoothing)
-        slope_GOK = log_p_GOK.exp_().sub_(spec.label_smoothing / O)
+        slope_GOK = log_p_GOK.exp_().sub_(spec.label_smoothing / y_GOK.shape[1])
         own_G1K = targets.unsqueeze(1)
         slope_GOK.scatter_add_(1, own_G1K, torch.full_like(slope_GOK[:, :1], spec.label_smoothing - 1)).mul_(share)
     return weighted_mean(losses_GK, weights_GK), slope_GOK

@@ -17,7 +17,15 @@ from app.bodies import read_as
 from app.service import Service
 from app.training.rows import Groups, Numbers, Rows, check_corpus, check_weights, rows_of_request
 from app.training.schemas import CorpusBody, DatasetData, InlineData
-from app.training.targets import Classes, check_has_labels, check_shares, coded_targets, listed_names, share_names
+from app.training.targets import (
+    CLASSES_HINT,
+    Classes,
+    check_has_labels,
+    check_shares,
+    coded_targets,
+    listed_names,
+    share_names,
+)
 
 _NUMBERS_AT_ONCE = 2**21
 
@@ -103,7 +111,11 @@ def _targets(
         found = coded_targets(codes_N, values, field=field, outputs=outputs, labels=labels)
         return found.classes, Numbers.of(found.values), found.labels
     if loss is not Loss.BINARY_CROSS_ENTROPY:
-        return None, _numbers(table, selection, outputs, field=field), None
+        try:
+            return None, _numbers(table, selection, outputs, field=field), None
+        except WrongType as error:
+            error.detail += CLASSES_HINT
+            raise
     if selection.column is not None and "string" in table.type_of(selection.column, field=field):
         rows_K, codes_K, values = table.listed(selection.column, field=field)
         names, places_K = listed_names(values, rows_K, codes_K, field=field, outputs=outputs, labels=labels)

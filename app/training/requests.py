@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.adapter import Adapter
+from adapters.base_layer import BaseLayer
 from adapters.errors import IgnoredField, InvalidCombination, OutOfRange, RankTooLarge, WrongShape
 from adapters.job_adapters import JobAdapter
 from adapters.jobs import Job
@@ -94,6 +95,8 @@ def plan_training(service: Service, body: bytes) -> Plan:
     check_estimate(guessed, settings.trainer_memory_bytes)
     digest = DataFile(rows.columns()).digest()
     shown = show(request, spec, asked.start, rows, digest, asked.prior)
+    warnings = [*_about_labels(request, rows, base), *({} if sides is None else sides).pop("warnings", [])]
+    shown |= {"warnings": warnings} if warnings else {}
     shown |= ({} if sides is None else {"split": sides}) | ({"auto": decided.why} if decided.why else {})
     return Plan(
         name=str(request.name),
@@ -171,12 +174,29 @@ def _check_used(
     """Raises `IgnoredField` or `InvalidCombination` where something would have no effect."""
     if fleet is not None:
         _check_fleet(request, held)
+    elif rows.groups is not None and not holds_out:
+        field = "data.groups" if rows.table is None else "data.group"
+        raise IgnoredField(
+            f"{field} has no effect: groups are kept together where rows are held out, and none are",
+            field=field,
+            expected="a split, or no groups",
+        )
     elif rows.corpus is not None and not holds_out:
         raise IgnoredField(
             "data.corpus has no effect: held-out rows are looked for in it, and none are held out",
             field="data.corpus",
             expected="a split, or no corpus",
         )
+
+
+def _about_labels(request: TrainRequest, rows: Rows, base: BaseLayer) -> list[str]:
+    given = request.data.get("labels") if isinstance(request.data, dict) else None
+    if rows.labels is None or given is not None or base.weight_norm == 0:
+        return []
+    return [
+        f"the labels were taken from the data and sorted: output 0 is {str(rows.labels[0])[:40]!r}; where the base "
+        "layer's outputs have an order of their own, give data.labels"
+    ]
 
 
 def _check_fleet(request: TrainRequest, held: Rows | None) -> None:

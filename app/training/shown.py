@@ -24,7 +24,7 @@ _ALWAYS_SHOWN = frozenset(
         "ridge",
     }
 )
-_OF_THE_SIDES = frozenset({"train", "held_out", "warnings"})
+_OF_THE_SIDES = frozenset({"train", "held_out"})
 
 
 def show(

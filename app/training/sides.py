@@ -67,6 +67,7 @@ def describe_sides(
 
     Raises `OutOfRange` where a side would be empty.
     """
+    warnings: list[str] = []
     if held is not None:
         told = {name: held.shown[name] for name in ("dataset", "dataset_digest")}
         told |= {"train": _side(rows, None), "held_out": _side(held, None)}
@@ -82,11 +83,27 @@ def describe_sides(
         told = {**_how(spec.split, column), "train": _side(rows, training_K), "held_out": _side(rows, held_K)}
         hashes_N = _hashes(rows)
         twice = _on_both(hashes_N[training_K], hashes_N[held_K])
+        warnings += _about_groups(rows, spec.split, training_K, held_K)
     else:
         return None
     if twice:
-        told["warnings"] = [f"{twice} held-out rows have the inputs of a row that is trained on"]
-    return told
+        warnings.append(f"{twice} held-out rows have the inputs of a row that is trained on")
+    return told | {"warnings": warnings}
+
+
+def _about_groups(rows: Rows, split: Split, training_K: NDArray[np.int64], held_K: NDArray[np.int64]) -> list[str]:
+    if rows.groups is None:
+        return []
+    if split.by is By.GROUP:
+        wanted = split.held_out_rows(rows.count)
+        if 2 * abs(len(held_K) - wanted) <= wanted:
+            return []
+        return [
+            f"{len(held_K)} rows are held out, where {wanted} were asked for: the groups are too large to come nearer"
+        ]
+    codes_N = rows.groups.codes_N
+    both = len(np.intersect1d(codes_N[training_K], codes_N[held_K]))
+    return [f"{both} groups have rows on both sides: a split by group would keep them apart"] if both else []
 
 
 def describe_sides_of_fleet(

@@ -1,20 +1,34 @@
 """Targets as a client gives them → what the fit reads: rows of numbers, or one class a row."""
 
 # N rows · O outputs · C classes
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.errors import BadRow, BadRows, InvalidCombination, NotFinite, OutOfRange, WrongShape, WrongType
-from adapters.labels import check_labels
+from adapters.errors import (
+    MOST_BAD_ROWS,
+    BadRow,
+    BadRows,
+    InvalidCombination,
+    NotFinite,
+    OutOfRange,
+    WrongShape,
+    WrongType,
+)
+from adapters.labels import FEWEST_LABELS, check_labels
 from adapters.matrices import Float32, class_indices, is_finite, matrix
 from adapters.training.spec import Loss
 
 Classes = NDArray[np.int64]
 _NAMES = (str, int)
+_NAMED = 20
+"""Labels that an error names."""
+
+
+CLASSES_HINT = '; for one class a row, say "loss": "cross_entropy" in training'
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +65,12 @@ def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs:
         known = share_names(values_NC.shape[1], labels, field=field, outputs=outputs)
         check_shares(values_NC, field=field)
         return Targets(values_NC, known)
-    return Targets(matrix(value, field=field, rows=rows, columns=outputs))
+    try:
+        return Targets(matrix(value, field=field, rows=rows, columns=outputs))
+    except WrongType as error:
+        if isinstance(value, list) and value and type(value[0]) in _NAMES:
+            error.detail += CLASSES_HINT
+        raise
 
 
 def coded_targets(
@@ -71,12 +90,12 @@ def coded_targets(
                     expected=f"a whole number from 0 to {outputs - 1}, or labels",
                 )
         return Targets(np.array(values, np.int64)[codes_N])
-    names = check_labels(list(values) if labels is None else labels, field="data.labels", outputs=outputs)
+    names = _names(list(values), labels, field=field, outputs=outputs)
     place = {name: number for number, name in enumerate(names)}
     unknown = [code for code, value in enumerate(values) if value not in place]
     if unknown:
-        rows = np.flatnonzero(np.isin(codes_N, unknown))
-        raise _no_such_label([(int(row), values[codes_N[row]]) for row in rows], field)
+        first = {code: int(np.argmax(codes_N == code)) for code in unknown[:MOST_BAD_ROWS]}
+        raise _no_such_label([(row, values[code]) for code, row in first.items()], names, field)
     return Targets(np.array([place[value] for value in values], np.int64)[codes_N], names)
 
 
@@ -87,11 +106,12 @@ def listed_names(
 
     rows_K: the row that each is of.
     """
-    names = check_labels(list(values) if labels is None else labels, field="data.labels", outputs=outputs)
+    names = _names(list(values), labels, field=field, outputs=outputs)
     place = {name: number for number, name in enumerate(names)}
-    unknown_K = np.flatnonzero(np.isin(codes_K, [code for code, value in enumerate(values) if value not in place]))
-    if len(unknown_K):
-        raise _no_such_label([(int(rows_K[k]), values[codes_K[k]]) for k in unknown_K[:20]], field)
+    unknown = [code for code, value in enumerate(values) if value not in place]
+    if unknown:
+        first = {code: int(rows_K[np.argmax(codes_K == code)]) for code in unknown[:MOST_BAD_ROWS]}
+        raise _no_such_label([(row, values[code]) for code, row in first.items()], names, field)
     return names, np.array([place[value] for value in values], np.int64)[codes_K]
 
 
@@ -158,12 +178,11 @@ def _list_of(value: object, *, field: str, rows: int, expected: str) -> list[Any
 def _named(names: list[Any], labels: object, *, field: str, outputs: int) -> Targets:
     for row, name in enumerate(names):
         _check_name(name, field, row)
-    inferred = sorted(set(names), key=lambda name: (str(type(name)), name)) if labels is None else labels
-    known = check_labels(inferred, field=field.replace("targets", "labels"), outputs=outputs)
+    known = _names(set(names), labels, field=field, outputs=outputs)
     place = {name: number for number, name in enumerate(known)}
-    unknown = [(row, name) for row, name in enumerate(names) if name not in place]
+    unknown = {name: row for row, name in reversed(list(enumerate(names))) if name not in place}
     if unknown:
-        raise _no_such_label(unknown, field)
+        raise _no_such_label([(row, name) for name, row in unknown.items()], known, field)
     return Targets(np.array([place[name] for name in names], np.int64), known)
 
 
@@ -182,21 +201,35 @@ def _several_named(lists: Sequence[Sequence[Any]], labels: object, *, field: str
             )
         for name in names:
             _check_name(name, field, row)
-    everything = {name for names in lists for name in names}
-    inferred = sorted(everything, key=lambda name: (str(type(name)), name)) if labels is None else labels
-    known = check_labels(inferred, field=field.replace("targets", "labels"), outputs=outputs)
+    known = _names({name for names in lists for name in names}, labels, field=field, outputs=outputs)
     place = {name: number for number, name in enumerate(known)}
     values_NC = np.zeros((len(lists), len(known)), np.float32)
-    unknown = []
+    unknown: dict[str | int, int] = {}
     for row, names in enumerate(lists):
         for name in names:
             if name in place:
                 values_NC[row, place[name]] = 1
             else:
-                unknown.append((row, name))
+                unknown.setdefault(name, row)
     if unknown:
-        raise _no_such_label(unknown, field)
+        raise _no_such_label([(row, name) for name, row in unknown.items()], known, field)
     return Targets(values_NC, known)
+
+
+def _names(found: Collection[str | int], labels: object, *, field: str, outputs: int) -> tuple[str | int, ...]:
+    """The labels that are given, or those that occur, sorted; what is wrong with these is wrong with the targets."""
+    if labels is not None:
+        return check_labels(labels, field=field.replace("targets", "labels"), outputs=outputs)
+    names = sorted(found, key=lambda name: (str(type(name)), name))
+    if not FEWEST_LABELS <= len(names) <= outputs:
+        raise OutOfRange(
+            f"{field} has {len(names)} different labels ({_listed(names)}); at least {FEWEST_LABELS}, and at most one "
+            f"for each of the layer's {outputs} outputs",
+            field=field,
+            given=f"{len(names)} labels",
+            expected=f"{FEWEST_LABELS} to {outputs} different labels",
+        )
+    return check_labels(names, field=field, outputs=outputs)
 
 
 def _check_name(name: object, field: str, row: int) -> None:
@@ -211,6 +244,15 @@ def _check_name(name: object, field: str, row: int) -> None:
         )
 
 
-def _no_such_label(found: Sequence[tuple[int, str | int]], field: str) -> BadRows:
-    rows = [BadRow(row, None, f"there is no label {str(name)[:80]!r}") for row, name in found[:20]]
-    return BadRows(f"{field}: {rows[0].reason} in row {rows[0].row}", rows=rows, field=field)
+def _no_such_label(found: Sequence[tuple[int, str | int]], known: Sequence[str | int], field: str) -> BadRows:
+    """`found`: the first row of each that is no label."""
+    rows = [BadRow(row, None, f"there is no label {str(name)[:80]!r}") for row, name in sorted(found)[:MOST_BAD_ROWS]]
+    return BadRows(
+        f"{field}: {rows[0].reason}, which row {rows[0].row} has; the labels are: {_listed(known)}",
+        rows=rows,
+        field=field,
+    )
+
+
+def _listed(names: Sequence[str | int]) -> str:
+    return ", ".join(str(name)[:40] for name in names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

@@ -22,7 +22,7 @@ from tests.crash.trainings import KINDS, Digests, check_versions, published, sub
 from tests.harness import ServiceProcess, eventually, wait_for_job
 from tests.processes.tree import FIT, TrainerProcess, running, session_of
 
-KILLS = int(os.environ.get("TRAINING_KILLS", "6"))
+KILLS = int(os.environ.get("TRAINING_KILLS", "5"))
 LEASE_SECONDS = 1
 TRAINERS = 2
 _LONGEST_PAUSE_SECONDS = 1.5

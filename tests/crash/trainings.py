@@ -23,11 +23,11 @@ _SPLIT = {"by": "rows", "fraction": 0.25}
 _STOPPING = {"patience": 1000, "evaluate_every": 20}
 _TRAININGS: dict[str, dict[str, Any]] = {
     "stopping": {"method": "adamw", "batch_size": 16, "epochs": 1000, "early_stopping": _STOPPING},
-    "momentum": {"method": "sgd", "momentum": 0.9, "batch_size": 32, "epochs": 2000, "learning_rate": 1e-3},
-    "whole": {"method": "adamw", "batch_size": None, "epochs": 14_000, "schedule": "cosine", "bias": True},
-    "tried": {"method": "adamw", "batch_size": 16, "epochs": 2000, "learning_rate": "auto"},
+    "momentum": {"method": "sgd", "momentum": 0.9, "batch_size": 32, "epochs": 1000, "learning_rate": 1e-3},
+    "whole": {"method": "adamw", "batch_size": None, "epochs": 8000, "schedule": "cosine", "bias": True},
+    "tried": {"method": "adamw", "batch_size": 16, "epochs": 500, "learning_rate": "auto"},
     "exact": {"method": "closed_form", "ridge": 0.5},
-    "fleet": {"method": "adamw", "batch_size": 2, "epochs": 200},
+    "fleet": {"method": "adamw", "batch_size": 2, "epochs": 100},
     "fleet-exact": {"method": "closed_form", "ridge": 0.5},
 }
 KINDS = tuple(_TRAININGS)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-def _session() -> str:
-    found = re.search(r"<!-- session:.*?-->\n```bash\n(.*?)```", README, re.DOTALL)
+def _block(name: str) -> str:
+    found = re.search(rf"<!-- {name}:.*?-->\n```bash\n(.*?)```", README, re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -29,7 +29,7 @@ def _run(script: str, folder: Path) -> list[str]:
 
 def test_the_session_with_curl_runs_as_written(serve: Serve, tmp_path: Path) -> None:
     client, _ = serve(trainer=True, base="random:4,2,42")
-    script = _session().replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"), 1)
+    script = _block("session").replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"), 1)
     job, acme, base, both, uploaded, globex, rolled_back, again = _run(script, tmp_path)
     assert '"status":"succeeded"' in job
     assert '"name":"acme","version":1' in acme
@@ -43,6 +43,18 @@ def test_the_session_with_curl_runs_as_written(serve: Serve, tmp_path: Path) -> 
         client.get(f"/adapters/{name}/versions/1").raise_for_status().json() for name in ("acme", "globex")
     )
     assert first["digest"] == second["digest"]
+
+
+def test_the_training_runs_as_written_on_the_session_s_service(serve: Serve, tmp_path: Path) -> None:
+    client, _ = serve(trainer=True, base="random:4,2,42")
+    uploaded, *events, labels = _run(f"URL={str(client.base_url).rstrip('/')}\n{_block('training')}", tmp_path)
+    assert '"rows":400' in uploaded
+    assert '"bad_rows":[]' in uploaded
+    assert {"event: log", "event: progress", "event: metrics", "event: status"} <= set(events)
+    assert any('"status":"succeeded"' in line for line in events)
+    (metrics,) = [line for line in events if '"gate":' in line]
+    assert '"moves_live":true' in metrics
+    assert '"labels":[["shipping"]]' in labels
 
 
 def test_the_lines_for_nvidias_client_run_as_written(serve: Serve, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,13 +114,18 @@ CLASSES = [
     of_columns(
         "name too many classes",
         "out_of_range",
-        "3 entries",
-        field="data.labels",
+        "3 different labels",
+        field="data.targets",
         training=CROSS,
         targets={"column": "animal"},
     ),
     of_columns(
-        "name one class", "out_of_range", "1 entries", field="data.labels", training=CROSS, targets={"column": "slash"}
+        "name one class",
+        "out_of_range",
+        "1 different labels",
+        field="data.targets",
+        training=CROSS,
+        targets={"column": "slash"},
     ),
     of_columns(
         "train on a class that has no label",
@@ -146,8 +151,8 @@ CLASSES = [
     of_columns(
         "find too many labels",
         "out_of_range",
-        "3 entries",
-        field="data.labels",
+        "3 different labels",
+        field="data.targets",
         training=BINARY,
         targets={"column": "tags"},
     ),

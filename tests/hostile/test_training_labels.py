@@ -51,11 +51,11 @@ LABEL_LISTS = [
     _classes(
         "find more classes than there are outputs",
         "out_of_range",
-        "3 entries",
-        field="data.labels",
+        "3 different labels",
+        field="data.targets",
         targets=list("abc"),
     ),
-    _classes("find one class", "out_of_range", "1 entries", field="data.labels", targets=["cat"] * 3),
+    _classes("find one class", "out_of_range", "1 different labels", field="data.targets", targets=["cat"] * 3),
     _classes(
         "name a class twice",
         "invalid_combination",
@@ -73,7 +73,9 @@ LABEL_LISTS = [
         labels=["cat", 1],
     ),
     _classes("name a class nothing", "out_of_range", field="data.labels", targets=LABELS[:1] * 3, labels=["cat", ""]),
-    _classes("find a class with half a character", "wrong_type", field="data.labels", targets=["cat", "cat", "\ud800"]),
+    _classes(
+        "find a class with half a character", "wrong_type", field="data.targets", targets=["cat", "cat", "\ud800"]
+    ),
     *(
         rows(f"name classes of {loss}", "invalid_combination", loss, field="data.labels", training=also, labels=LABELS)
         for loss, also in NUMERIC.items()
@@ -115,8 +117,10 @@ SEVERAL = [
     _shares("train on one class a row", "wrong_type", row=0, targets=[0, 1, 0]),
     _shares("train on a string of labels", "wrong_type", "cat", row=1, targets=[["cat", "dog"], "cat", []]),
     _shares("train on a name among shares", "wrong_type", "0.5", row=0, targets=[["cat", 0.5], ["dog"], []]),
-    _shares("find one label", "out_of_range", "1 entries", field="data.labels", targets=[["cat"], [], ["cat"]]),
-    _shares("find names and numbers", "invalid_combination", field="data.labels", targets=[["cat"], [1], []]),
+    _shares(
+        "find one label", "out_of_range", "1 different labels", field="data.targets", targets=[["cat"], [], ["cat"]]
+    ),
+    _shares("find names and numbers", "invalid_combination", field="data.targets", targets=[["cat"], [1], []]),
     _shares(
         "train on labels that are not among them", "bad_rows", "cow", row=0, targets=[["cow"], *TWO[1:]], labels=LABELS
     ),

@@ -149,7 +149,8 @@ def test_the_epochs_of_a_fleet_are_decided_for_one_of_its_groups(trained: httpx.
     one = spec_of(trained, name="auto-{group}", **body)
     alone = spec_of(trained, data={"inputs": X[::2].tolist(), "targets": Y[::2].tolist()}, training=body["training"])
     assert one["training"]["epochs"] == alone["training"]["epochs"]
-    assert one["training"]["epochs"] == 2 * spec_of(trained, **body)["training"]["epochs"]
+    whole = spec_of(trained, data=NUMBERS, training=body["training"])
+    assert one["training"]["epochs"] == 2 * whole["training"]["epochs"]
 
 
 def test_a_fleet_says_how_many_adapters_and_about_how_many_rows_each_side_has(trained: httpx.Client) -> None:

@@ -50,11 +50,10 @@ def test_rows_that_are_on_both_sides_are_warned_of(trained: httpx.Client) -> Non
     twice = X.clone()
     twice[1::2] = twice[::2]
     data = {"inputs": twice.tolist(), "targets": Y.tolist(), "groups": [row % 2 for row in range(ROWS)]}
-    shown = spec_of(trained, data=data, split={"by": "group", "fraction": 0.5})["split"]
+    shown = spec_of(trained, data=data, split={"by": "group", "fraction": 0.5})
     assert shown["warnings"] == [f"{ROWS // 2} held-out rows have the inputs of a row that is trained on"]
-    assert (
-        "warnings"
-        not in spec_of(trained, data=data | {"inputs": X.tolist()}, split={"by": "group", "fraction": 0.5})["split"]
+    assert "warnings" not in spec_of(
+        trained, data=data | {"inputs": X.tolist()}, split={"by": "group", "fraction": 0.5}
     )
 
 
@@ -75,15 +74,15 @@ def test_the_latest_rows_are_held_out(trained: httpx.Client, data: dict[str, Any
 
 
 def test_a_data_set_that_is_held_out_is_named_with_its_version(trained: httpx.Client, data: dict[str, Any]) -> None:
-    shown = spec_of(trained, data=data, split={"dataset": "apart"})["split"]
+    shown = spec_of(trained, data=data, split={"dataset": "apart"})
     digest = trained.get("/datasets/apart/versions/1").json()["digest"]
-    assert shown == {
+    assert shown["split"] == {
         "dataset": "apart@1",
         "dataset_digest": digest,
         "train": {"rows": ROWS},
         "held_out": {"rows": 6},
-        "warnings": ["6 held-out rows have the inputs of a row that is trained on"],
     }
+    assert shown["warnings"] == ["6 held-out rows have the inputs of a row that is trained on"]
     job = train(trained, name="apart", rank=RANK, data=data, split={"dataset": "apart"}, training={"epochs": 1})
     assert job["metrics"]["held_out"]["rows"] == 6
     version = trained.get("/adapters/apart/versions/1").json()
@@ -91,7 +90,7 @@ def test_a_data_set_that_is_held_out_is_named_with_its_version(trained: httpx.Cl
 
 
 def test_columns_are_shown_as_they_were_chosen(trained: httpx.Client, data: dict[str, Any]) -> None:
-    shown = spec_of(trained, data=data | {"group": "tenant"})["data"]
+    shown = spec_of(trained, data=data | {"group": "tenant"}, split={"by": "group"})["data"]
     digest = trained.get("/datasets/columns/versions/1").json()["digest"]
     assert shown == data | {
         "group": "tenant",

@@ -58,7 +58,7 @@ def test_a_split_by_group_shows_no_gain_and_live_stays(client: httpx.Client, dat
     assert gate["moves_live"] is False
     assert gate["compared"]["base"] == held_out["base"]["rmse"]
     assert gate["reason"] == "its rmse does not beat that of the base layer by 0"
-    assert "warnings" not in job["spec"]["split"]
+    assert "warnings" not in job["spec"]
     adapter = client.get("/adapters/by-group").json()
     assert (adapter["live"]["version"], adapter["versions"]) == (1, 2)
 
@@ -70,7 +70,8 @@ def test_a_split_by_rows_shows_a_gain_that_leaks_and_warns_of_rows_on_both_sides
     held_out = job["metrics"]["held_out"]
     assert held_out["adapter"]["r2_mean"] > 0.3
     assert job["metrics"]["gate"]["moves_live"] is True
-    (warning,) = job["spec"]["split"]["warnings"]
+    about_groups, warning = job["spec"]["warnings"]
+    assert "groups have rows on both sides" in about_groups
     repeated = int(warning.split()[0])
     assert warning == f"{repeated} held-out rows have the inputs of a row that is trained on"
     assert 10 < repeated <= held_out["rows"]
