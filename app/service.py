@@ -21,6 +21,7 @@ from app.lookup import Lookup
 from app.opening import load_base, open_queue
 from app.settings import Settings
 
+_PLANNINGS_AT_ONCE = 2
 _READINGS_AT_ONCE = 2
 
 
@@ -39,6 +40,8 @@ class Service:
     draining: bool = False
     parser: simdjson.Parser = field(default_factory=simdjson.Parser)
     """Of the event loop: it keeps its memory from body to body."""
+    plannings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PLANNINGS_AT_ONCE))
+    """How many requests to train are looked at together: each may take memory for all rows of a data set."""
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READINGS_AT_ONCE))
     """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
     watch: JobWatch = field(init=False)

@@ -82,6 +82,8 @@ def _check(array: _Array, data_bytes: int) -> None:
         raise _bad(array.name, "holds Python objects, which only pickle could read", _TAKEN)
     if array.dtype.kind not in "biufU" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
         raise _bad(array.name, f"is of the type {shown(str(array.dtype))}, which is not taken", _TAKEN)
+    if any(type(length) is not int or length < 0 for length in array.shape):
+        raise _bad(array.name, f"has the shape {array.shape}", "lengths of 0 or more")
     if len(array.shape) not in (1, 2) or 0 in array.shape[1:] or (array.dtype.kind == "U" and len(array.shape) > 1):
         raise _bad(array.name, f"has the shape {array.shape}", "(rows,), or (rows, width) for numbers")
     claimed = prod(array.shape) * array.dtype.itemsize

@@ -17,7 +17,7 @@ from adapters.datasets.selection import Selection, parse_selection
 from adapters.datasets.source import Widths
 from adapters.datasets.stored_file import row_bytes
 from adapters.datasets.table_rows import add_bad, block, find_bad, nulls, refuse, whole_numbers
-from adapters.errors import MOST_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, WrongType, shown
+from adapters.errors import MOST_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shown
 from adapters.matrices import Float32
 
 __all__ = ["Selection", "Table", "parse_selection"]
@@ -25,6 +25,11 @@ __all__ = ["Selection", "Table", "parse_selection"]
 _NAMES_SHOWN = 20
 _PREVIEW_BYTES = 2**23
 _READERS_KEPT = 8
+_MOST_TEXT_BYTES = 2**29
+"""Of a column that is read as names: they are encoded in memory, and Arrow's arrays of text end at 2 GiB."""
+
+# Arrow's own allocator keeps what it has had; the process that reads here answers requests, and goes on to.
+pa.set_memory_pool(pa.system_memory_pool())
 
 
 class Table:
@@ -107,16 +112,46 @@ class Table:
             raise _wrong_type(column, given, field, "a column of text or of whole numbers")
         bad: list[BadRow] = []
         arrays = []
+        room = _MOST_TEXT_BYTES
         for start, batch in self._batches((column,), 0, self.rows):
             array = batch.column(0)
             add_bad(bad, start, column, np.flatnonzero(nulls(array)), lambda _row: "null")
             if pa.types.is_floating(given):
                 array = whole_numbers(array, column, start, bad)
             arrays.append(array.cast(pa.int64()) if pa.types.is_boolean(given) else array)
+            room = _less_text(room, array, column, field)
             if len(bad) >= MOST_BAD_ROWS:
                 break
         refuse(bad, field)
         return _encoded(arrays)
+
+    def order(self, column: str, *, field: str) -> NDArray[np.int64]:
+        """A column of floats → (N,) int64: each row's place among the distinct values, in float64.
+
+        Raises as `codes` does, and `BadRows` for NaN.
+        """
+        self._type(column, field)
+        bad: list[BadRow] = []
+        parts = [np.zeros(0)]
+        for start, batch in self._batches((column,), 0, self.rows):
+            array = batch.column(0)
+            add_bad(bad, start, column, np.flatnonzero(nulls(array)), lambda _row: "null")
+            parts.append(array.to_numpy(zero_copy_only=False).astype(np.float64))
+            if not array.null_count:
+                add_bad(bad, start, column, np.flatnonzero(np.isnan(parts[-1])), lambda _row: "not a number")
+        refuse(bad, field)
+        places: NDArray[np.int64] = np.unique(np.concatenate(parts), return_inverse=True)[1]
+        return places.astype(np.int64)
+
+    def lists_labels(self, column: str, *, numbers: bool, field: str) -> bool:
+        """Whether a column holds lists of labels: of text; of whole numbers, where these are labels (`numbers`) or the
+        lists are of several lengths."""
+        given = self._type(column, field)
+        if not is_list(given):
+            return False
+        if pa.types.is_string(given.value_type):
+            return True
+        return pa.types.is_integer(given.value_type) and (numbers or not pa.types.is_fixed_size_list(given))
 
     def listed(self, column: str, *, field: str) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str | int]]:
         """A column of lists of text or of whole numbers → for each of K entries its row, (K,) int64, and its position
@@ -128,6 +163,7 @@ class Table:
         if not is_list(given) or not (pa.types.is_string(given.value_type) or pa.types.is_integer(given.value_type)):
             raise _wrong_type(column, given, field, "a column of lists of text or of whole numbers")
         bad: list[BadRow] = []
+        room = _MOST_TEXT_BYTES
         rows, entries = [np.zeros(0, np.int64)], [pa.array([], given.value_type)]
         for start, batch in self._batches((column,), 0, self.rows):
             array = batch.column(0)
@@ -135,6 +171,7 @@ class Table:
             lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
             rows.append(start + np.repeat(np.arange(len(array), dtype=np.int64), lengths))
             entries.append(array.flatten())
+            room = _less_text(room, entries[-1], column, field)
         refuse(bad, field)
         codes, values = _encoded(entries)
         return np.concatenate(rows), codes, values
@@ -243,6 +280,19 @@ class Table:
             options = ipc.IpcReadOptions(included_fields=list(positions))
             self._readers[positions] = ipc.open_file(self._file, options=options)
         return self._readers[positions]
+
+
+def _less_text(room: int, array: Any, column: str, field: str) -> int:
+    """What is left of the bytes that names may take; raises `OutOfRange` where they take more."""
+    left = room - (array.nbytes if pa.types.is_string(array.type) else 0)
+    if left < 0:
+        raise OutOfRange(
+            f"{field}: the texts of the column {shown(column)!r} take more than {_MOST_TEXT_BYTES} bytes",
+            field=field,
+            given=column,
+            expected=f"names: at most {_MOST_TEXT_BYTES} bytes in all rows",
+        )
+    return left
 
 
 def _encoded(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]:

@@ -127,7 +127,8 @@ def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, draws: Dra
     held_K = None if draws.held_K is None else draws.held_K.to(device)
     held = data if held_K is not None else data.held_out
     own_weights_N, held_own_weights_N = data.weights_N, None if held is None else held.weights_N
-    if spec.class_weights is not None:
+    # Not for the closed form: there the ridge is beside sums of weights, and their size matters.
+    if not spec.is_exact:
         some = slice(None) if training_K is None else training_K
         weights_N = None if data.weights_N is None else data.weights_N[some]
         weights_C = class_weights(spec, data.targets[some], weights_N, base.out_features)

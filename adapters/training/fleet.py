@@ -131,7 +131,7 @@ def _train_stack(
     if not groups:
         return failed
     own_weights_N = table.weights_N
-    if spec.class_weights is not None:
+    if not spec.is_exact and (spec.class_weights is not None or table.weights_N is not None):
         table = table.weighted(_balanced(table, spec, groups, base.out_features))
     factors, errors = (_solve if spec.is_exact else _descend)(base, data, table, spec, groups, progress)
     held = [group.held_K for group in groups if group.held_K is not None]

@@ -50,8 +50,10 @@ class Gate:
             return Verdict(self.moves, "", self, {})
         assert held_out is not None
         values = {who: held_out[who].get(self.metric) for who in ("adapter", "base", "live") if who in held_out}
-        if held_out["rows"] < self.min_rows:
-            return Verdict(False, f"{held_out['rows']} held-out rows are fewer than {self.min_rows}", self, values)
+        # Rows that weigh little tell little: as many of equal weight would tell as much (Kish 1965).
+        rows = held_out["adapter"].get("effective_rows", held_out["rows"])
+        if rows < self.min_rows:
+            return Verdict(False, f"{rows:.4g} held-out rows are fewer than {self.min_rows}", self, values)
         for who in ("base", "live"):
             if who in values and not self._beats(values["adapter"], values[who]):
                 name = "the base layer" if who == "base" else f"the live version {live.version if live else ''}".strip()

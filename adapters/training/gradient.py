@@ -94,9 +94,8 @@ class Stack:
         if self._spec.scaling != 1:
             slope_GOK.mul_(self._spec.scaling)
         slope_a, slope_b, slope_bias = self._slopes
-        # Into place: a product on its own would begin anywhere, see `layout`.
-        torch.bmm(slope_GOK, h_GRK.transpose(1, 2), out=slope_a)
-        torch.bmm(a_GOR.transpose(1, 2) @ slope_GOK, batch.x_GKI, out=slope_b)
+        _multiply_into(slope_a, slope_GOK, h_GRK.transpose(1, 2))
+        _multiply_into(slope_b, a_GOR.transpose(1, 2) @ slope_GOK, batch.x_GKI)
         if slope_bias is not None:
             slope_bias.copy_(slope_GOK.sum(dim=2))
         self.optimizer.update(self.factors_GP, self._slopes_GP, self._rates(), step=self.step)
@@ -212,3 +211,12 @@ class Stack:
         a_1OR.copy_(a_OR)
         b_1RI.copy_(b_RI)
         return flat_P[0]
+
+
+def _multiply_into(place: Tensor, left: Tensor, right: Tensor) -> None:
+    """A product where it belongs. Those that would not each begin on a cache line, see `layout`, are made in place, which
+    takes longer."""
+    if place[0].numel() % LINE == 0:
+        place.copy_(torch.bmm(left, right))
+    else:
+        torch.bmm(left, right, out=place)

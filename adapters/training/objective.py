@@ -1,6 +1,8 @@
 """What is minimised: the loss of each row, what each row counts, and what an adapter reaches on rows."""
 
 # G adapters of a stack · K rows of a batch · N rows · O out_features · C classes
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -31,7 +33,7 @@ def row_losses(spec: TrainingSpec, outputs_GOK: Tensor, targets: Tensor, documen
         case Loss.BINARY_CROSS_ENTROPY:
             return functional.binary_cross_entropy_with_logits(y_GCK, targets, reduction="none").mean(dim=1)
         case Loss.COSINE:
-            return 1 - functional.cosine_similarity(y_GCK, targets, dim=1)
+            return 1 - functional.cosine_similarity(y_GCK, _directions(targets), dim=1)
         case Loss.MULTIPLE_NEGATIVES:
             assert documents_GK is not None
             return _multiple_negatives(y_GCK, targets, documents_GK, spec.temperature)
@@ -91,13 +93,21 @@ def _cross_entropy(log_p_GCK: Tensor, classes_GK: Tensor, smoothing: float) -> T
 
 def _multiple_negatives(y_GOK: Tensor, targets_GOK: Tensor, documents_GK: Tensor, temperature: float) -> Tensor:
     """-log softmax over j of cos(yᵢ, tⱼ)/temperature at j = i, equal targets left out (Henderson 2017, eq. 5)."""
-    y_GOK, targets_GOK = functional.normalize(y_GOK, dim=1), functional.normalize(targets_GOK, dim=1)
+    y_GOK, targets_GOK = functional.normalize(y_GOK, dim=1), _directions(targets_GOK)
     logits_GKK = y_GOK.transpose(1, 2) @ targets_GOK / temperature
     same_GKK = documents_GK.unsqueeze(-1) == documents_GK.unsqueeze(-2)
     itself_KK = torch.eye(logits_GKK.shape[-1], dtype=torch.bool, device=logits_GKK.device)
     left_out_GKK = (same_GKK | (documents_GK < 0).unsqueeze(-2)) & ~itself_KK
     logits_GKK = logits_GKK.masked_fill(left_out_GKK, -torch.inf)
     return -functional.log_softmax(logits_GKK, dim=-1).diagonal(dim1=-2, dim2=-1)
+
+
+def _directions(targets_GOK: Tensor) -> Tensor:
+    """Columns of length 1, however short they were; 0 stays 0."""
+    targets_GOK = targets_GOK / targets_GOK.abs().amax(dim=1, keepdim=True).clamp_min(
+        torch.finfo(targets_GOK.dtype).tiny
+    )
+    return functional.normalize(targets_GOK, dim=1)
 
 
 def weighted_mean(losses_GK: Tensor, weights_GK: Tensor | None) -> Tensor:
@@ -129,11 +139,17 @@ def class_weights(spec: TrainingSpec, classes_N: Tensor, weights_N: Tensor | Non
 
 
 def row_weights(data: TrainingData, weights_C: Tensor | None) -> Tensor | None:
-    """(N,): what each row counts: its own weight times its class's; None where all count 1."""
-    if weights_C is None:
-        return data.weights_N
-    weights_N = weights_C[data.targets]
-    return weights_N if data.weights_N is None else weights_N * data.weights_N
+    """(N,) float32: what each row counts: its own weight times its class's; None where all count 1.
+
+    In a mean only ratios matter: they are brought near 1, by a power of two, which rounds nothing.
+    """
+    if weights_C is None and data.weights_N is None:
+        return None
+    weights_N = torch.ones(data.rows, dtype=torch.float64, device=data.inputs_NI.device)
+    weights_N = weights_N if data.weights_N is None else weights_N * data.weights_N
+    weights_N = weights_N if weights_C is None else weights_N * weights_C[data.targets]
+    largest = float(weights_N.max())
+    return (weights_N * 2.0 ** -math.floor(math.log2(largest)) if largest > 0 else weights_N).float()
 
 
 def documents_of(targets_NO: Tensor) -> Tensor:

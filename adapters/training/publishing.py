@@ -174,6 +174,7 @@ class Publisher:
             **({} if rows is None else {"rows": rows}),
             # With what held-out rows have decided.
             **({} if resolved is None else {"spec": resolved}),
+            **({"parent": f"{self._live.adapter}@{self._live.version}"} if claim.spec["update"] and self._live else {}),
             "code": _code_version(),
             "seconds": seconds_since(claim.started_at, self._queue.now()),
         }
@@ -191,6 +192,8 @@ class Publisher:
         """
         wanted = self._claim.spec["lineage"]
         self._live = found = self._catalog.find(Reference(self._claim.adapter))
+        # Its sums are of residuals of the base that it was made for.
+        found.check_answers_on(self._base, self._claim.feature_space)
         if found.statistics is None or found.lineage is None or _way(found.lineage) != _way(wanted):
             raise Conflict(
                 f"{found.adapter}@{found.version} has become live since this update was sent, and was trained in "

@@ -71,10 +71,11 @@ async def train_adapter(
 ) -> JobWithHistory | JSONResponse:
     """Train an adapter, or a fleet of them, in the background; the answer is the job to poll."""
     body = await read_json(request)
-    if query.dry_run:
-        plan = await run_in_threadpool(plan_training, service, body)
-        return JSONResponse(plan.answer())
-    job = await run_in_threadpool(queue_training, service, body)
+    async with service.plannings:
+        if query.dry_run:
+            plan = await run_in_threadpool(plan_training, service, body)
+            return JSONResponse(plan.answer())
+        job = await run_in_threadpool(queue_training, service, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)
 
@@ -149,7 +150,8 @@ async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBo
 async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
     """Refit an adapter that kept its statistics, with rows added and rows forgotten; the answer is the job to poll."""
     body = await read_json(request)
-    job = await run_in_threadpool(queue_update, service, name, body)
+    async with service.plannings:
+        job = await run_in_threadpool(queue_update, service, name, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from adapters.datasets.selection import Selection, parse_selection
 from adapters.datasets.table import Table
-from adapters.errors import WrongShape, WrongType
+from adapters.errors import OutOfRange, WrongShape, WrongType
 from adapters.matrices import Float32
 from adapters.names import parse_reference
 from adapters.training.spec import Loss
@@ -27,6 +27,8 @@ from app.training.targets import (
     share_names,
 )
 
+MOST_ROWS = 2**23
+"""What is looked at before a training is queued (groups, classes, rows on both sides) takes some 200 bytes a row."""
 _NUMBERS_AT_ONCE = 2**21
 
 
@@ -62,6 +64,13 @@ def _rows_of_dataset(service: Service, body: DatasetData, loss: Loss, *, field: 
     reference = parse_reference(body.dataset, field=f"{field}.dataset")
     version = service.datasets.find(reference, field=f"{field}.dataset")
     table = Table.open(service.datasets.path(version))
+    if table.rows > MOST_ROWS:
+        raise OutOfRange(
+            f"{field}.dataset has {table.rows} rows; one training takes at most {MOST_ROWS}",
+            field=f"{field}.dataset",
+            given=f"{table.rows} rows",
+            expected=f"at most {MOST_ROWS} rows",
+        )
     inputs = parse_selection(body.inputs, field=f"{field}.inputs")
     targets = parse_selection(body.targets, field=f"{field}.targets")
     numbers = _numbers(table, inputs, base.in_features, field=f"{field}.inputs")
@@ -116,7 +125,8 @@ def _targets(
         except WrongType as error:
             error.detail += CLASSES_HINT
             raise
-    if selection.column is not None and "string" in table.type_of(selection.column, field=field):
+    numbers = isinstance(labels, list) and any(type(name) is int for name in labels)
+    if selection.column is not None and table.lists_labels(selection.column, numbers=numbers, field=field):
         rows_K, codes_K, values = table.listed(selection.column, field=field)
         names, places_K = listed_names(values, rows_K, codes_K, field=field, outputs=outputs, labels=labels)
         return None, _holds(table.rows, rows_K, places_K, len(names)), names

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adapters.datasets.selection import Selection
 from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongType
 from adapters.training.draws import Draws
 from adapters.training.spec import TrainingSpec
@@ -182,8 +181,7 @@ def _column_key(rows: Rows, body: SplitBody, by: By) -> Codes:
             expected="a data set, or a split by rows or group",
         )
     if by is By.TIME and rows.table.type_of(body.column, field=field).startswith("float"):
-        times_N = rows.table.numbers(Selection(column=body.column), field=field)[:, 0]
-        return np.unique(times_N, return_inverse=True)[1].astype(np.int64)
+        return rows.table.order(body.column, field=field)
     codes_N, values = rows.table.codes(body.column, field=field)
     if by is By.TIME:
         return codes_N

@@ -1,5 +1,6 @@
 """What training reads of a stored data set."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from adapters.datasets.table import Selection, Table, parse_selection
-from adapters.errors import BadRows, BlobCorrupt, InvalidInput, LoraplexError, WrongType
+from adapters.errors import BadRows, BlobCorrupt, InvalidInput, LoraplexError, OutOfRange, WrongType
 from tests.datasets.making import lists, table_of
 
 ROWS = 20_000
@@ -250,3 +251,26 @@ def _lists(table: Table) -> list[list[str | int]]:
     for row, code in zip(rows_K.tolist(), codes_K.tolist(), strict=True):
         found[row].append(values[code])
     return found
+
+
+def test_times_are_ordered_in_float64(tmp_path: Path) -> None:
+    seconds = 1.7e9 + np.array([0.3, 0.1, 0.2, 0.1])
+    table = table_of(tmp_path, pa.table({"t": seconds}))
+    assert table.order("t", field="split.column").tolist() == [2, 0, 1, 0]
+
+
+@pytest.mark.parametrize("bad", [None, math.nan])
+def test_a_row_without_a_time_is_bad(tmp_path: Path, bad: float | None) -> None:
+    table = table_of(tmp_path, pa.table({"t": pa.array([1.5, bad, 2.5], pa.float64())}))
+    with pytest.raises(BadRows) as caught:
+        table.order("t", field="split.column")
+    assert [row.row for row in caught.value.rows] == [1]
+
+
+def test_texts_that_are_too_long_for_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.datasets.table._MOST_TEXT_BYTES", 100)
+    table = table_of(tmp_path, pa.table({"y": ["a name of some length"] * 10, "z": [["a name of some length"]] * 10}))
+    with pytest.raises(OutOfRange, match="100 bytes"):
+        table.codes("y", field="data.group")
+    with pytest.raises(OutOfRange, match="100 bytes"):
+        table.listed("z", field="data.targets")

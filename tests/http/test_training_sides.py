@@ -1,6 +1,7 @@
 """What a job says of the rows that it holds out, of its columns and of its labels."""
 
 # N rows
+import json
 from typing import Any
 
 import httpx
@@ -10,8 +11,9 @@ import pytest
 import torch
 
 from tests.harness import train
+from tests.http import training_world as world
 from tests.http.training_columns import COLUMNS, DATA, GROUPS, HALF, TIMES, put, spec_of
-from tests.http.training_world import CLASSES, LABELS, NUMBERS, RANK, ROWS, X, Y
+from tests.http.training_world import CLASSES, INPUTS, LABELS, NUMBERS, OUTPUTS, RANK, ROWS, X, Y
 
 
 @pytest.fixture
@@ -134,3 +136,32 @@ def test_labels_name_the_shares_of_a_row_in_their_order(
     one, other = (train(trained, name="shares", data=each, **body)["result"] for each in (rows, listed))
     assert one["digest"] == other["digest"]
     assert trained.get("/adapters/shares/versions/1").json()["labels"] == ["bee", "ant"]
+
+
+def test_floats_that_are_seconds_since_1970_are_ordered_to_the_tenth(trained: httpx.Client) -> None:
+    rows = 40
+    late_first = 1.7e9 + 0.1 * np.arange(rows)[::-1]
+    lines = [
+        json.dumps(
+            {"x": [1.5 * row, *[0.5] * (INPUTS - 1)], "y": [float(row < 8)] * OUTPUTS, "t": late_first[row] + 0.05}
+        )
+        for row in range(rows)
+    ]
+    headers = {"Content-Type": "application/x-ndjson"}
+    assert trained.put("/datasets/late-first", content="\n".join(lines), headers=headers).status_code == 201
+    data = {"dataset": "late-first", "inputs": {"column": "x"}, "targets": {"column": "y"}}
+    split = {"by": "time", "column": "t", "fraction": 0.2}
+    settings = {"method": "closed_form", "ridge": 1}
+    job = train(trained, name="late-first", rank=RANK, data=data, split=split, training=settings)
+    base = world.outputs(x_NI=torch.tensor([[1.5 * row, *[0.5] * (INPUTS - 1)] for row in range(8)]))
+    assert job["metrics"]["base_validation_loss"] == pytest.approx(float((base - 1).square().mean()), rel=1e-6)
+
+
+def test_whole_numbers_in_lists_are_labels(trained: httpx.Client) -> None:
+    lines = [json.dumps({"x": [1.5] * INPUTS, "y": [10] if row % 2 else [10, 20]}) for row in range(6)]
+    headers = {"Content-Type": "application/x-ndjson"}
+    assert trained.put("/datasets/tagged", content="\n".join(lines), headers=headers).status_code == 201
+    data = {"dataset": "tagged", "inputs": {"column": "x"}, "targets": {"column": "y"}}
+    training = {"loss": "binary_cross_entropy", "epochs": 1}
+    assert spec_of(trained, data=data, training=training)["labels"] == [10, 20]
+    assert spec_of(trained, data=data | {"labels": [20, 30, 10]}, training=training)["labels"] == [20, 30, 10]

@@ -1,13 +1,15 @@
 """A closed form that kept its statistics goes on: rows are added, rows are forgotten, exactly."""
 
 # N rows · I in_features · O out_features
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
 
-from tests.harness import train, wait_for_job
+from app.settings import Settings
+from tests.harness import serving, train, wait_for_job
 from tests.http.training_world import INPUTS, NUMBERS, OUTPUTS, RANK, ROWS, X, Y, published_delta
 
 CUT = 15
@@ -134,3 +136,27 @@ def test_a_bad_update_names_the_culprit(trained: httpx.Client, body: dict[str, A
     answer = trained.post("/adapters/strict/update", json=body)
     assert answer.status_code == 422, answer.text
     assert (answer.json()["code"], answer.json()["field"]) == (code, field)
+
+
+def test_updates_that_wait_together_say_which_version_each_began_with(trained: httpx.Client) -> None:
+    _train(trained, "chain", FIRST)
+    for part in (FIRST, SECOND):
+        wait_for_job(trained, trained.post("/adapters/chain/update", json={"add": part}).json()["id"])
+    versions = trained.get("/adapters/chain/versions").json()["data"]
+    assert [each["lineage"]["parent"] for each in versions] == ["chain@2", "chain@1", None]
+
+
+def test_sums_of_another_base_are_not_gone_on_from(tmp_path: Path) -> None:
+    data = {"inputs": [[1, 2, 3, 4], [4, 3, 2, 1], [0, 1, 0, 2]], "targets": [[1, 2, 3]] * 3}
+    settings = {"method": "closed_form", "keep_statistics": True, "ridge": 1}
+    for seed in (42, 43):
+        with serving(Settings(base=f"random:4,3,{seed}", data_dir=tmp_path), trainer=True) as (client, _):
+            train(client, name="acme", rank=2, data=data, training=settings)
+    # Nobody trains yet: live moves while the update waits.
+    with serving(Settings(base="random:4,3,43", data_dir=tmp_path)) as (client, _):
+        job = client.post("/adapters/acme/update", json={"add": data}).raise_for_status().json()["id"]
+        client.put("/adapters/acme/aliases/live", json={"version": 1}).raise_for_status()
+    with serving(Settings(base="random:4,3,43", data_dir=tmp_path), trainer=True) as (client, _):
+        ended = wait_for_job(client, job)
+        assert (ended["status"], ended["error"]["code"]) == ("failed", "base_mismatch")
+        assert client.get("/adapters/acme").json()["versions"] == 2

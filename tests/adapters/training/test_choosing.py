@@ -134,7 +134,9 @@ def _fit(spec: TrainingSpec, data: TrainingData) -> tuple[Fit, list[str]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_rate_and_then_the_rank_are_those_of_training_with_each(seed: int, method: Method, loss: Loss) -> None:
     rates, ranks = (0.0003, 0.003, 0.02, 0.1, 1e9), (1, 2, 4)
+    # With seed 0 a training is longer than its trials.
     spec = replace(DESCENT, seed=seed, method=method, loss=loss, try_rates=rates, try_ranks=ranks, epochs=80)
+    spec = replace(spec, max_steps=60) if seed else spec
     data = CLASSES if loss is Loss.CROSS_ENTROPY else DATA
     of_rates = {rate: _short(replace(spec, learning_rate=rate), data) for rate in rates}
     assert method is Method.ADAMW or of_rates[1e9][0] == math.inf

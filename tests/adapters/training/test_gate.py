@@ -136,3 +136,10 @@ def test_a_gate_survives_json(gate: Gate) -> None:
     again = Gate.from_json(json.loads(json.dumps(asdict(gate))))
     assert again == gate
     assert isinstance(again.when, When)
+
+
+def test_rows_of_little_weight_are_not_believed_as_whole_ones() -> None:
+    held_out = _held_out({"adapter": 0.9, "base": 0.1}, rows=100)
+    held_out["adapter"]["effective_rows"] = 1.0
+    verdict = IF_BETTER.decide(held_out, None)
+    assert (verdict.moves, verdict.reason) == (False, "1 held-out rows are fewer than 50")

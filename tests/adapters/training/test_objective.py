@@ -1,6 +1,7 @@
 """Each loss and its slope are those of the formula, whatever the rows weigh."""
 
 # G adapters of a stack · K rows of a batch · N rows · O out_features · C classes
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -206,7 +207,21 @@ def test_given_class_weights_make_the_loss_that_torch_weights_by_class(weighted:
 def test_without_class_weights_rows_count_what_they_were_given() -> None:
     assert class_weights(SPECS["cross_entropy"], CLASSES_N, None, O) is None
     data = TrainingData(torch.zeros(7, 1), CLASSES_N, weights_N=COUNTS_N.float())
-    assert row_weights(data, None) is data.weights_N
+    weights_N = row_weights(data, None)
+    assert weights_N is not None
+    # A power of two apart: the same in every mean, to the last bit.
+    scale = math.log2(float(weights_N.max() / COUNTS_N.max()))
+    assert scale == round(scale)
+    assert (weights_N / 2**scale).equal(COUNTS_N.float())
+    assert row_weights(TrainingData(torch.zeros(7, 1), CLASSES_N), None) is None
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 1e38])
+def test_weights_of_any_size_count_by_their_ratio(size: float) -> None:
+    data = TrainingData(torch.zeros(7, 1), CLASSES_N, weights_N=torch.full((7,), size))
+    weights_N = row_weights(data, torch.full((O,), size))
+    assert weights_N is not None
+    assert 1 <= float(weights_N.min()) == float(weights_N.max()) < 2
 
 
 def test_documents_are_the_same_where_targets_are_equal_to_the_last_bit() -> None:
