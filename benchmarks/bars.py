@@ -120,13 +120,11 @@ def fleet_memory_ratio(results: Results) -> float | None:
     return float(many["peak_bytes"] / many["limit_bytes"]) if many else None
 
 
-def exact_ratio(results: Results, what: str) -> float | None:
-    """Median over rounds of `loss` or `seconds` of closed_form over those of AdamW at its best rate."""
+def exact_ratio(results: Results, what: str, other: str) -> float | None:
+    """Median over rounds of `loss` or `seconds` of closed_form over those of an AdamW at its best rate."""
     rounds = results.get("fits", {}).get("exact", {}).get("rounds", [])
     return (
-        median(each[what] / min(each["adamw"], key=lambda run: run["loss"])[what] for each in rounds)
-        if rounds
-        else None
+        median(each[what] / min(each[other], key=lambda run: run["loss"])[what] for each in rounds) if rounds else None
     )
 
 
@@ -165,8 +163,13 @@ BARS = (
     Bar("a fleet of 10,000: most memory of the process that fits, over its limit", fleet_memory_ratio, at_most=1),
     Bar(
         "closed_form, 768×768, 5,000 rows, rank 8: loss over that of 20 epochs of AdamW",
-        lambda results: exact_ratio(results, "loss"),
+        lambda results: exact_ratio(results, "loss", "adamw"),
         at_most=1,
     ),
-    Bar("the same: time", lambda results: exact_ratio(results, "seconds"), at_most=0.5),
+    Bar(
+        "the same: time over AdamW in plain torch",
+        lambda results: exact_ratio(results, "seconds", "plain"),
+        at_most=0.5,
+    ),
+    Bar("the same: time over the service's own", lambda results: exact_ratio(results, "seconds", "adamw"), at_most=0.5),
 )

@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks.bars import BARS, Results, cold_milliseconds, over_base
 from benchmarks.engine import CASES
 from benchmarks.engine_contenders import TITLES as CONTENDERS
+from benchmarks.exact import ADAMW
 from benchmarks.service_rows import TITLES as ROWS
 
 
@@ -203,8 +204,8 @@ def _fits(results: Results) -> Iterable[str]:
     lines = []
     for one in exact["rounds"]:
         lines.append(["closed_form", f"{one['loss']:.6f}", f"{one['seconds']:.2f}"])
-        runs = [[f"AdamW, {run['rate']:g}", f"{run['loss']:.6f}", f"{run['seconds']:.2f}"] for run in one["adamw"]]
-        lines += runs
+        for name, title in ADAMW.items():
+            lines += [[f"{title}, {run['rate']:g}", f"{run['loss']:.6f}", f"{run['seconds']:.2f}"] for run in one[name]]
     yield (
         f"`closed_form` and {exact['epochs']} epochs of AdamW by learning rate, {exact['layer']}, {exact['rows']:,} "
         f"rows, rank {exact['rank']}, in one process on one thread; without an adapter the loss is "

@@ -6,8 +6,8 @@ from adapters.training.spec import Loss, TrainingSpec
 
 _PROCESS_BYTES = 320 * 2**20
 """torch, a base layer of a few MiB, and what small fits need."""
-_FLOPS_A_SECOND = 1e10
-_SECONDS_A_STEP = 1e-4
+_FLOPS_A_SECOND = 5e9
+_SECONDS_A_STEP = 2e-4
 """What a step costs however small it is."""
 _FROZEN_AT_ONCE = 2**26
 _MEASURED_AT_ONCE = 8192

@@ -214,8 +214,8 @@ class Stack:
 
 
 def _multiply_into(place: Tensor, left: Tensor, right: Tensor) -> None:
-    """A product where it belongs. Those that would not each begin on a cache line, see `layout`, are made in place, which
-    takes longer."""
+    """A product where it belongs. In place, which takes longer, where on its own it would not begin on cache lines, see
+    `layout`."""
     if place[0].numel() % LINE == 0:
         place.copy_(torch.bmm(left, right))
     else:

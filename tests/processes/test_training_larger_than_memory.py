@@ -14,8 +14,8 @@ from app.settings import Settings
 from tests.harness import serving, wait_for_job
 from tests.http.training_world import published_delta
 
-I, O, ROWS, PART = 512, 3, 272_000, 8_000
-MEMORY_BYTES = 2**29
+I, O, ROWS, PART = 512, 3, 310_000, 10_000
+MEMORY_BYTES = 600 * 2**20
 SEED = 5
 
 

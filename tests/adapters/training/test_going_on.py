@@ -116,6 +116,16 @@ def test_after_any_deaths_it_ends_as_if_it_had_never_died(name: str, seed: int, 
     _assert_same(done, undisturbed)
 
 
+def test_the_best_step_of_an_earlier_attempt_is_restored_by_a_later_one(attempts: Attempts) -> None:
+    spec = SPECS["early stopping"]
+    told: list[str] = []
+    undisturbed = fit(BASE, NUMBERS, spec, watcher=Watcher(note=told.append))
+    best, last = int(told[0].split()[-1]), undisturbed.history[-1][0]
+    assert 0 < best < last - 1
+    assert attempts.until(last - 1, spec) is None
+    _assert_same(attempts.to_the_end(spec), undisturbed)
+
+
 def test_what_was_done_since_the_last_checkpoint_is_done_again(attempts: Attempts) -> None:
     assert attempts.until(5, SPEC) is None
     assert attempts.until(17, SPEC, seconds=3600.0) is None

@@ -82,6 +82,18 @@ def test_a_group_is_never_on_both_sides_and_the_part_is_near_the_fraction(fracti
     assert abs(len(held) - fraction * len(key_N)) <= 4.5
 
 
+@pytest.mark.parametrize(("fraction", "held_out"), [(0.3, 5), (0.2, None)])
+def test_a_group_is_taken_where_that_brings_the_part_nearer_to_the_fraction(
+    fraction: float, held_out: int | None
+) -> None:
+    split, key_N = Split(by=By.GROUP, fraction=fraction), torch.tensor([4] * 5 + [9] * 5)
+    if held_out is None:
+        with pytest.raises(OutOfRange):
+            _sides(split, 10, key_N=key_N)
+    else:
+        assert len(_sides(split, 10, key_N=key_N)[1]) == held_out
+
+
 def test_groups_are_drawn_at_random_from_the_seed() -> None:
     key_N = torch.arange(40) // 4
     split = Split(by=By.GROUP, fraction=0.3)
