@@ -3,6 +3,7 @@
 # N rows · K rows of a batch · I in_features · O out_features
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +68,7 @@ def _train(spec: TrainingSpec, held_K: Tensor | None = EACH) -> tuple[Trained, l
     return trained, [step for step, _ in history]
 
 
+@cache
 def _by_hand(spec: TrainingSpec) -> Descended:
     """All steps that there could be."""
     draws = Draws(spec, ROWS)

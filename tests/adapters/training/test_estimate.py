@@ -63,15 +63,17 @@ class Case:
 CASES = {
     "few rows of a small layer": Case(SPEC, 40, 10, 2),
     "classes, stopped early": Case(replace(STOPPED, loss=Loss.CROSS_ENTROPY), 20_000, 384, 10),
-    "all rows a step": Case(replace(STOPPED, batch_size=None, loss=Loss.HUBER, rank=32), 3_000, 512, 512),
+    "all rows a step": Case(replace(STOPPED, batch_size=None, loss=Loss.HUBER, rank=32), 1_500, 512, 512),
     "many inputs": Case(replace(STOPPED, loss=Loss.COSINE), 3_000, 4096, 8),
-    "many outputs": Case(STOPPED, 4_000, 64, 2_000),
+    "many outputs": Case(STOPPED, 2_500, 64, 2_000),
     "negatives": Case(replace(STOPPED, loss=Loss.MULTIPLE_NEGATIVES, batch_size=256), 4_000, 256, 256),
-    "exact": Case(replace(EXACT, bias=True), 5_000, 512, 256),
+    "exact": Case(replace(EXACT, bias=True), 5_000, 384, 192),
     "exact, of very many rows": Case(replace(EXACT, split=Split()), 150_000, 50, 10),
     "exact, searched": Case(replace(EXACT, split=Split(), try_ridges=True, try_ranks=(1, 8)), 3_000, 384, 100),
     "fleet": Case(replace(STOPPED, loss=Loss.CROSS_ENTROPY), 10_000, 128, 10, groups=100),
-    "fleet, negatives": Case(replace(SPEC, loss=Loss.MULTIPLE_NEGATIVES, batch_size=256), 12_000, 16, 16, groups=40),
+    "fleet, negatives": Case(
+        replace(SPEC, loss=Loss.MULTIPLE_NEGATIVES, batch_size=256, max_steps=6), 12_000, 16, 16, groups=40
+    ),
     "fleet, exact": Case(EXACT, 10_000, 96, 8, groups=200),
 }
 
