@@ -64,7 +64,7 @@ class LaidBatches:
         self._weighted, self._documents_T = data.weights_N is not None, laid.documents_T
         self._classes_T = laid.targets_T if laid.targets_T.dim() == 1 else None
         # Side by side: rows are fetched once a step and not three times.
-        parts = [laid.x_TI, laid.frozen_TO] + ([laid.targets_T] if self._classes_T is None else [])
+        parts = [laid.x_TI, laid.answers()] + ([laid.targets_T] if self._classes_T is None else [])
         self._widths = [part.shape[1] for part in parts]
         width = sum(self._widths) + 1
         blank_TW = laid.x_TI.new_zeros(len(laid.x_TI), laid_numbers(width) - width)

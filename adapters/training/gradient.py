@@ -13,11 +13,12 @@ from adapters.errors import Diverged
 from adapters.training.batches import open_batches
 from adapters.training.data import TrainingData
 from adapters.training.draws import Draws
-from adapters.training.layout import LINE, Batch, laid_numbers
+from adapters.training.layout import LINE, VECTOR, Batch, laid_numbers
 from adapters.training.objective import loss_and_slope, slope_share
 from adapters.training.optimizer import Optimizer
 from adapters.training.spec import HISTORY_LENGTH, TrainingSpec
 
+_ROWS = torch.contiguous_format
 History = list[tuple[int, float]]
 """Step, and the loss of its batch before its update."""
 Report = Callable[[int, float, History], None]
@@ -55,7 +56,9 @@ class Stack:
 
     def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Task]) -> None:
         self._base, self._spec, self._tasks = base, spec, tasks
-        self._sizes = (base.out_features * spec.rank, spec.rank * base.in_features, base.out_features * spec.bias)
+        # Rank 1 is trained as rank 2 with zeros, which stay zeros: see `layout` on products with a single row.
+        self._rank = max(2, spec.rank)
+        self._sizes = (base.out_features * self._rank, self._rank * base.in_features, base.out_features * spec.bias)
         self._widths = [laid_numbers(size) for size in self._sizes]
         # And all of it is whole vectors: what is left over at the end of a tensor may be rounded otherwise.
         self._widths[-1] += -sum(self._widths) % (2 * LINE)
@@ -120,7 +123,10 @@ class Stack:
         return trained is not None and trained.error is not None
 
     def factors(self, places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A (G, O, R), B (G, R, I) and bias (G, O) or None of those at these places of the stack, as they are now."""
+        """A (G, O, R), B (G, R, I) and bias (G, O) or None of those at these places of the stack, as they are now.
+
+        Rank 1 comes with a second column and row of zeros.
+        """
         return self._factors if len(places) == len(self.live) else self._views(self.factors_GP[list(places)])
 
     def result(self) -> list[Trained]:
@@ -130,7 +136,10 @@ class Stack:
 
     def end(self, place: int, *, factors_P: Tensor | None = None, step: int | None = None) -> None:
         """Note what an adapter ends with: the factors of now, or earlier ones. `drop` takes it out of the stack."""
-        trained = self._as_trained(self.factors_GP[place] if factors_P is None else factors_P)
+        if factors_P is None:
+            trained = self._as_trained(self._factors, place)
+        else:
+            trained = self._as_trained(self._views(factors_P.unsqueeze(0)), 0)
         trained.step = self.step if step is None else step
         self.trained[self.live[place]] = trained
         self._some_ended = True
@@ -197,26 +206,26 @@ class Stack:
         # Each begins on a cache line, see `layout`.
         parts = numbers_GP.split(self._widths, dim=1)
         a_GP, b_GP, bias_GO = (part[:, :size] for part, size in zip(parts, self._sizes, strict=True))
-        O, R, I = self._base.out_features, self._spec.rank, self._base.in_features
+        O, R, I = self._base.out_features, self._rank, self._base.in_features
         return a_GP.unflatten(1, (O, R)), b_GP.unflatten(1, (R, I)), bias_GO if self._spec.bias else None
 
-    def _as_trained(self, factors_P: Tensor) -> Trained:
-        a_1OR, b_1RI, bias_1O = self._views(factors_P.unsqueeze(0))
-        bias_O = None if bias_1O is None else bias_1O[0].clone()
-        return Trained(a_1OR[0].clone(), b_1RI[0].clone(), bias_O, self.step, self.step)
+    def _as_trained(self, factors: tuple[Tensor, Tensor, Tensor | None], place: int) -> Trained:
+        rank, (a_GOR, b_GRI, bias_GO) = self._spec.rank, factors
+        a_OR, b_RI = a_GOR[place, :, :rank].clone(memory_format=_ROWS), b_GRI[place, :rank].clone(memory_format=_ROWS)
+        return Trained(a_OR, b_RI, None if bias_GO is None else bias_GO[place].clone(), self.step, self.step)
 
     def _flat(self, a_OR: Tensor, b_RI: Tensor) -> Tensor:
         flat_P = torch.zeros(1, sum(self._widths))
         a_1OR, b_1RI, _ = self._views(flat_P)
-        a_1OR.copy_(a_OR)
-        b_1RI.copy_(b_RI)
+        a_1OR[..., : self._spec.rank] = a_OR
+        b_1RI[:, : self._spec.rank] = b_RI
         return flat_P[0]
 
 
 def _multiply_into(place: Tensor, left: Tensor, right: Tensor) -> None:
-    """A product where it belongs. In place, which takes longer, where on its own it would not begin on cache lines, see
-    `layout`."""
-    if place[0].numel() % LINE == 0:
+    """A product where it belongs, see `layout`. In place, which takes five times as long, where those of a stack would
+    not by themselves begin on vectors."""
+    if place[0].numel() % VECTOR == 0:
         place.copy_(torch.bmm(left, right))
     else:
         torch.bmm(left, right, out=place)

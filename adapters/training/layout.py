@@ -7,6 +7,7 @@ adapter are a matrix of their own, which begins on a cache line, and whose lengt
 
 # G adapters · N rows of the data · K rows of one adapter, filled up · T rows of all of them, filled up
 # I in_features · O out_features
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,6 +21,10 @@ from adapters.training.data import TrainingData
 
 LINE = 16
 """float32 numbers in a cache line of 64 bytes."""
+VECTOR = 8
+"""float32 numbers in 32 bytes. A product that begins on these came out the same wherever that was, on x86."""
+_FEWEST_ROWS = 4
+"""A product with a single row or column goes another way, which depends on how many there are in a stack."""
 _MOST_ROWS = 4096
 _MOST_NUMBERS = 2**22
 """An adapter with more than this is trained from where its rows are: they would not be laid out in little memory."""
@@ -48,17 +53,23 @@ class Laid(NamedTuple):
     """Rows of adapters under one another, those of each filled up with its first one."""
 
     x_TI: Tensor
-    frozen_TO: Tensor
+    frozen: Sequence[Tensor]
+    """(g, O, K) each: the base layer's answers for as many adapters as have one number of rows."""
     targets_T: Tensor
     weights_T: Tensor | None
     documents_T: Tensor | None
 
+    def answers(self) -> Tensor:
+        """(T, O): the base layer's, row by row."""
+        return torch.cat([frozen_gOK.transpose(1, 2).flatten(0, 1) for frozen_gOK in self.frozen])
+
     def batch(self, rows: int) -> Batch:
         """All of them, where each adapter has so many."""
+        (frozen_GOK,) = self.frozen
         targets = self.targets_T.unflatten(0, (-1, rows))
         return Batch(
             self.x_TI.unflatten(0, (-1, rows)),
-            self.frozen_TO.unflatten(0, (-1, rows)).transpose(1, 2).contiguous(),
+            frozen_GOK,
             targets.transpose(1, 2).contiguous() if targets.dim() == 3 else targets,
             None if self.weights_T is None else self.weights_T.unflatten(0, (-1, rows)),
             None if self.documents_T is None else self.documents_T.unflatten(0, (-1, rows)),
@@ -70,7 +81,7 @@ def laid_rows(rows: int, *widths: int) -> int:
 
     A matrix of that many rows with one of these widths is whole cache lines.
     """
-    least = LINE // math.gcd(LINE, *widths)
+    least = max(_FEWEST_ROWS, LINE // math.gcd(LINE, *widths))
     return _up_to(rows, max(least, 1 << max(0, (rows - 1).bit_length() - 5)))
 
 
@@ -108,14 +119,28 @@ def lay(
     if there_T is not None:
         weights_T = there_T.float() if weights_T is None else weights_T * there_T
         documents_T = None if documents_T is None else documents_T.masked_fill(~there_T, -1)
-    frozen_TO = torch.cat([frozen(base, x_KI) for x_KI in x_TI.split(list(lengths))])
-    return Laid(x_TI, frozen_TO, data.targets.index_select(0, rows_T), weights_T, documents_T)
+    answers, begin = [], 0
+    for K, some in itertools.groupby(lengths):
+        end = begin + K * len(list(some))
+        answers.append(frozen_stack(base, x_TI[begin:end].unflatten(0, (-1, K))))
+        begin = end
+    return Laid(x_TI, answers, data.targets.index_select(0, rows_T), weights_T, documents_T)
 
 
 def frozen(base: BaseLayer, x_NI: Tensor) -> Tensor:
     """(N, O) float32: the base layer's answers."""
     bias_O = None if base.bias_O is None else base.bias_O.float()
     return functional.linear(x_NI, base.weight_OI.float(), bias_O)
+
+
+def frozen_stack(base: BaseLayer, x_GKI: Tensor) -> Tensor:
+    """(G, O, K) in the dtype of `x_GKI`: the same, each adapter's columns a product of their own."""
+    weight_OI = base.weight_OI.to(x_GKI.dtype)
+    weight_GOI, x_GIK = weight_OI.expand(len(x_GKI), *weight_OI.shape), x_GKI.transpose(1, 2)
+    if base.bias_O is None:
+        return torch.bmm(weight_GOI, x_GIK)
+    bias_O1 = base.bias_O.to(x_GKI.dtype).unsqueeze(1)
+    return torch.baddbmm(bias_O1.expand(len(x_GKI), len(bias_O1), x_GKI.shape[1]), weight_GOI, x_GIK)
 
 
 def _up_to(number: int, step: int) -> int:

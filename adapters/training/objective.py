@@ -70,7 +70,8 @@ def loss_and_slope(
     share = slope_share(spec, y_GOK, weights_GK) if share is None else share
     if spec.loss is Loss.MSE:
         apart_GOK = y_GOK.sub_(targets)
-        losses_GK = apart_GOK.square().mean(dim=1)
+        # Not `square`: as a power it takes five times as long.
+        losses_GK = (apart_GOK * apart_GOK).mean(dim=1)
         slope_GOK = apart_GOK.mul_(share)
     elif spec.loss is Loss.BINARY_CROSS_ENTROPY:
         losses_GK = row_losses(spec, y_GOK, targets)
