@@ -169,7 +169,9 @@ def _lay(
         except LoraplexError as error:
             failed.append(_Trained(position, None, {}, error))
         else:
-            training_K, held_K = rows[draws.training_K], None if draws.held_K is None else rows[draws.held_K]
+            training_K, held_K = rows, None
+            if draws.held_K is not None:
+                training_K, held_K = rows[draws.training_K], rows[draws.held_K]
             sides = [training_K] if held_K is None else [training_K, held_K]
             if table.weights_N is not None and not all(bool(table.weights_N[side_K].any()) for side_K in sides):
                 weightless = OutOfRange(

@@ -103,20 +103,11 @@ def lay(
     documents_N: Tensor | None = None,
 ) -> Laid:
     """The rows of each adapter, by their numbers in `data`, filled up to its length."""
-    filled = [torch.cat([rows_K, rows_K[:1].expand(K - len(rows_K))]) for rows_K, K in zip(rows, lengths, strict=True)]
-    rows_T = torch.cat(filled).to(base.device)
-    there_T = None
-    if any(len(rows_K) < K for rows_K, K in zip(rows, lengths, strict=True)):
-        there_T = torch.zeros(len(rows_T), dtype=torch.bool)
-        begin = 0
-        for rows_K, K in zip(rows, lengths, strict=True):
-            there_T[begin : begin + len(rows_K)] = True
-            begin += K
-        there_T = there_T.to(base.device)
+    rows_T, there_T = (part.to(base.device) for part in fill_up(rows, torch.tensor(lengths)))
     x_TI = data.inputs_NI.index_select(0, rows_T)
     weights_T = None if data.weights_N is None else data.weights_N[rows_T]
     documents_T = None if documents_N is None else documents_N[rows_T]
-    if there_T is not None:
+    if not bool(there_T.all()):
         weights_T = there_T.float() if weights_T is None else weights_T * there_T
         documents_T = None if documents_T is None else documents_T.masked_fill(~there_T, -1)
     answers, begin = [], 0
@@ -125,6 +116,19 @@ def lay(
         answers.append(frozen_stack(base, x_TI[begin:end].unflatten(0, (-1, K))))
         begin = end
     return Laid(x_TI, answers, data.targets.index_select(0, rows_T), weights_T, documents_T)
+
+
+def fill_up(rows: Sequence[Tensor], lengths_G: Tensor) -> tuple[Tensor, Tensor]:
+    """(T,) int64: the rows of each adapter, filled up to its length with its first one; (T,) bool: which are there."""
+    counts_G = torch.tensor([len(rows_K) for rows_K in rows])
+    place_T = torch.arange(int(lengths_G.sum())) - _begins(lengths_G).repeat_interleave(lengths_G)
+    there_T = place_T < counts_G.repeat_interleave(lengths_G)
+    begin_T = _begins(counts_G).repeat_interleave(lengths_G)
+    return torch.cat(list(rows))[begin_T + place_T * there_T], there_T
+
+
+def _begins(lengths_G: Tensor) -> Tensor:
+    return lengths_G.cumsum(0) - lengths_G
 
 
 def frozen(base: BaseLayer, x_NI: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from adapters.base_layer import BaseLayer
 from adapters.training.closed_form import Factors
 from adapters.training.data import TrainingData
 from adapters.training.evaluation import reached
-from adapters.training.layout import frozen_stack
+from adapters.training.layout import fill_up, frozen_stack
 from adapters.training.objective import adapted_stack, documents_of, row_losses
 from adapters.training.spec import Loss, TrainingSpec
 
@@ -38,9 +38,8 @@ def measure_stack(
     measures = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     for side, rows in sides.items():
         if not rows:
-            found: list[dict[str, Any]] = [{f"{who}{measure}": None for who in _WHO for measure in measures}] * len(
-                metrics
-            )
+            found: list[dict[str, Any]] = [dict.fromkeys(f"{who}{each}" for who in _WHO for each in measures)]
+            found *= len(metrics)
         elif spec.loss is Loss.MULTIPLE_NEGATIVES or max(map(len, rows)) > _ROWS_AT_ONCE:
             found = _one_by_one(base, table, spec, rows, factors, own_weights_N)
         else:
@@ -116,11 +115,9 @@ def _means(values_GK: Tensor, weights_GK: Tensor) -> list[float]:
 
 def padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(G, K) int64 row numbers, the first row where there are fewer, and (G, K) float32: 1 where there is one."""
-    K = max(len(rows_K) for rows_K in rows)
-    rows_GK, there_GK = torch.zeros(len(rows), K, dtype=torch.int64), torch.zeros(len(rows), K)
-    for place, rows_K in enumerate(rows):
-        rows_GK[place, : len(rows_K)], there_GK[place, : len(rows_K)] = rows_K, 1
-    return rows_GK, there_GK
+    K = max(map(len, rows))
+    rows_T, there_T = fill_up(rows, torch.full((len(rows),), K))
+    return rows_T.view(-1, K), there_T.view(-1, K).float()
 
 
 def row_weights_of(table: TrainingData, rows_GK: Tensor, there_GK: Tensor) -> Tensor:
