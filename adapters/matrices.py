@@ -72,11 +72,10 @@ def vector(value: object, *, field: str, length: int) -> Float32:
     return np.array(value, dtype=np.float64).astype(np.float32)
 
 
-def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDArray[np.int64]:
-    """A list of one class index from 0 to classes - 1 a row → (N,) int64; raises as `matrix` does."""
-    expected = f"{rows} whole numbers from 0 to {classes - 1}"
+def one_a_row(value: object, *, field: str, rows: int, expected: str) -> list[Any]:
+    """A list with an entry for each row of the inputs; raises `WrongType` and `WrongShape`."""
     if not isinstance(value, list):
-        raise WrongType(f"{field} must be a list of class indices", field=field, given=value, expected=expected)
+        raise WrongType(f"{field} must be a list", field=field, given=value, expected=expected)
     if len(value) != rows:
         raise WrongShape(
             f"{field} has {len(value)} rows, inputs has {rows}",
@@ -84,7 +83,13 @@ def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDAr
             given=f"{len(value)} rows",
             expected=expected,
         )
-    for row, index in enumerate(value):
+    return value
+
+
+def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDArray[np.int64]:
+    """A list of one class index from 0 to classes - 1 a row → (N,) int64; raises as `matrix` does."""
+    expected = f"{rows} whole numbers from 0 to {classes - 1}"
+    for row, index in enumerate(one_a_row(value, field=field, rows=rows, expected=expected)):
         if type(index) is float and not is_finite(index):
             raise _bad_number(index, field, f"{field}, row {row}", row)
         if type(index) is not int:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.datasets.table import Table
-from adapters.errors import BadRow, BadRows, IgnoredField, NotFinite, OutOfRange, WrongShape, WrongType
-from adapters.matrices import Float32, is_finite, matrix, vector
+from adapters.errors import BadRow, BadRows, IgnoredField, NotFinite, OutOfRange, WrongType
+from adapters.matrices import Float32, is_finite, matrix, one_a_row, vector
 from adapters.training.data import Column, whole
 from adapters.training.spec import Loss
 from app.service import Service
@@ -136,17 +136,9 @@ def check_corpus(loss: Loss, *, field: str) -> None:
 
 def _groups(value: object, rows: int, *, field: str) -> Groups:
     expected = "one string or whole number a row"
-    if not isinstance(value, list):
-        raise WrongType(f"{field} must be a list", field=field, given=value, expected=expected)
-    if len(value) != rows:
-        raise WrongShape(
-            f"{field} has {len(value)} rows, inputs has {rows}",
-            field=field,
-            given=f"{len(value)} rows",
-            expected=expected,
-        )
-    for row, group in enumerate(value):
-        if type(group) not in (str, int) or type(group) is not type(value[0]):
+    groups = one_a_row(value, field=field, rows=rows, expected=expected)
+    for row, group in enumerate(groups):
+        if type(group) not in (str, int) or type(group) is not type(groups[0]):
             kind = NotFinite if type(group) is float and not is_finite(group) else WrongType
             raise kind(
                 f"{field}, row {row}: not {expected}, all of one kind",
@@ -155,6 +147,6 @@ def _groups(value: object, rows: int, *, field: str) -> Groups:
                 given=group,
                 expected=expected,
             )
-    values = sorted(set(value))
+    values = sorted(set(groups))
     place = {group: number for number, group in enumerate(values)}
-    return Groups(np.array([place[group] for group in value], np.int64), values)
+    return Groups(np.array([place[group] for group in groups], np.int64), values)

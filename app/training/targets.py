@@ -19,7 +19,7 @@ from adapters.errors import (
     WrongType,
 )
 from adapters.labels import FEWEST_LABELS, check_labels
-from adapters.matrices import Float32, class_indices, is_finite, matrix
+from adapters.matrices import Float32, class_indices, is_finite, matrix, one_a_row
 from adapters.training.spec import Loss
 
 Classes = NDArray[np.int64]
@@ -55,10 +55,12 @@ def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs:
     if loss is Loss.CROSS_ENTROPY:
         if labels is None and not (isinstance(value, list) and value and all(type(each) is str for each in value)):
             return Targets(class_indices(value, field=field, rows=rows, classes=outputs))
-        names = _list_of(value, field=field, rows=rows, expected="one class a row")
+        names = one_a_row(value, field=field, rows=rows, expected=f"{rows} rows: one class a row")
         return _named(names, labels, field=field, outputs=outputs)
     if loss is Loss.BINARY_CROSS_ENTROPY:
-        lists = _list_of(value, field=field, rows=rows, expected="a list of labels, or of 0 and 1, a row")
+        lists = one_a_row(
+            value, field=field, rows=rows, expected=f"{rows} rows: a list of labels, or of 0 and 1, a row"
+        )
         if _lists_labels(lists, labels):
             return _several_named(lists, labels, field=field, outputs=outputs)
         values_NC = matrix(value, field=field, rows=rows)
@@ -160,19 +162,6 @@ def check_has_labels(loss: Loss, labels: object, *, field: str) -> None:
             given=labels,
             expected="labels with cross_entropy or binary_cross_entropy",
         )
-
-
-def _list_of(value: object, *, field: str, rows: int, expected: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise WrongType(f"{field} must be a list", field=field, given=value, expected=expected)
-    if len(value) != rows:
-        raise WrongShape(
-            f"{field} has {len(value)} rows, inputs has {rows}",
-            field=field,
-            given=f"{len(value)} rows",
-            expected=f"{rows} rows: {expected}",
-        )
-    return value
 
 
 def _named(names: list[Any], labels: object, *, field: str, outputs: int) -> Targets:
