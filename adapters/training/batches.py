@@ -139,6 +139,21 @@ class _Lane:
         return draws.batch < self._rows or last * draws.batch > len(draws.order_K)
 
 
+def _frozen_part_by_part(base: BaseLayer, inputs_NI: Tensor) -> Tensor:
+    """(N, O) float32: the base layer's answers to rows that lie on the disk, by way of one copy.
+
+    A copy, as they may not begin where the processor likes numbers to begin. One, as answers would come to lie between
+    many: what is freed could not be used again, and memory would grow by all of them.
+    """
+    frozen_NO = inputs_NI.new_empty(len(inputs_NI), base.out_features)
+    copy_KI = inputs_NI.new_empty(min(_ROWS_AT_ONCE, len(inputs_NI)), inputs_NI.shape[1])
+    for begin in range(0, len(inputs_NI), _ROWS_AT_ONCE):
+        part_KI = inputs_NI[begin : begin + _ROWS_AT_ONCE]
+        mine_KI = copy_KI[: len(part_KI)].copy_(part_KI)
+        frozen_NO[begin : begin + len(part_KI)] = frozen(base, mine_KI)
+    return frozen_NO
+
+
 class LooseBatches:
     """Of one adapter with many rows, which are read where they are."""
 
@@ -148,8 +163,7 @@ class LooseBatches:
         self._documents_N = documents_of(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
         self._frozen_NO: Tensor | None = None
         if data.rows * base.out_features <= _FROZEN_AT_ONCE:
-            # Of copies: where rows lie on the disk may not be where the processor likes numbers to begin.
-            self._frozen_NO = torch.cat([frozen(base, x_NI.clone()) for x_NI in data.inputs_NI.split(_ROWS_AT_ONCE)])
+            self._frozen_NO = _frozen_part_by_part(base, data.inputs_NI)
         self._batch: Batch | None = None
 
     def forget(self) -> None:

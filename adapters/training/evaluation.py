@@ -105,9 +105,11 @@ def compare(
     task, targets = task_of(spec.loss), held.targets if held.targets.dtype == torch.int64 else held.targets.double()
     found: dict[str, Any] = {"rows": held.rows}
     for name, contender in contenders.items():
-        y_NO = torch.cat(
-            [outputs_of(base, part.inputs_NI, contender.factors, contender.scaling) for part in held.parts(None, 8192)]
-        )
+        # Into one tensor: parts that are kept would lie between what is freed, and memory would grow by all of it.
+        y_NO = held.inputs_NI.new_empty(held.rows, base.out_features, dtype=torch.float64)
+        for begin in range(0, held.rows, _ROWS_AT_ONCE):
+            some = slice(begin, begin + _ROWS_AT_ONCE)
+            y_NO[some] = outputs_of(base, held.inputs_NI[some], contender.factors, contender.scaling)
         found[name] = measure(task, y_NO, targets, weights_N=held.weights_N, classes=spec.classes, corpus_MO=corpus_MO)
     found["trivial"] = measure_trivial(task, summary, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
     return found
