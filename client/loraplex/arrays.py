@@ -1,0 +1,111 @@
+"""Arrays in and out: numpy, torch where its user has it, nested lists. Torch is never imported from here."""
+
+# N rows · I in_features · O out_features
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loraplex.errors import NotFinite, WrongShape, WrongType
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Rows as they are sent, and how their answer is to look."""
+
+    x_NI: Float32
+    """Finite, contiguous."""
+    one: bool
+    """Whether it was a single row, without the dimension of rows."""
+    device: Any
+    """Where the torch tensor was; None where it was none."""
+
+    def answer(self, outputs_NO: Float32) -> Any:
+        """Outputs as the rows came in: a tensor for a tensor, one row for one row."""
+        shaped = outputs_NO[0] if self.one else outputs_NO
+        return shaped if self.device is None else _torch().from_numpy(shaped).to(self.device)
+
+
+def is_text(value: object) -> bool:
+    """Whether these are texts, for an encoder: a string, a list of strings, or an array of them."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind == "U" or (value.dtype == object and all(isinstance(text, str) for text in value.flat))
+    return isinstance(value, str) or (
+        isinstance(value, Sequence) and len(value) > 0 and all(isinstance(text, str) for text in value)
+    )
+
+
+def rows(value: object, *, field: str = "inputs") -> Rows:
+    """Rows of numbers, (N, I), or one of them, (I,); raises `WrongType`, `WrongShape` and `NotFinite`."""
+    tensor = _is_tensor(value)
+    x = numbers(value, field=field)
+    if x.ndim not in (1, 2) or 0 in x.shape:
+        raise WrongShape(
+            f"{field} has the shape {x.shape}",
+            field=field,
+            given=x.shape,
+            expected="(rows, columns), or (columns,) for one row; at least one of each",
+        )
+    x_NI = x if x.ndim == 2 else x.reshape(1, -1)
+    return Rows(x_NI, x.ndim == 1, value.device if tensor else None)  # type: ignore[attr-defined]
+
+
+def numbers(value: object, *, field: str) -> Float32:
+    """An array of finite float32; raises `WrongType`, `WrongShape` and `NotFinite`, which names the row."""
+    given = array(value, field=field)
+    if given.dtype.kind not in "iuf":
+        raise WrongType(
+            f"{field} is no array of numbers: its type is {given.dtype}",
+            field=field,
+            given=str(given.dtype),
+            expected="real numbers",
+        )
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(given, np.float32)
+    check_finite(narrow, given, field=field)
+    return narrow
+
+
+def check_finite(narrow: NDArray[Any], given: NDArray[Any], *, field: str) -> None:
+    """Raises `NotFinite` at the first number of `narrow` that is not; `given` is what it was."""
+    finite = np.isfinite(narrow)
+    if finite.all():
+        return
+    place = [int(index) for index in np.unravel_index(np.argmin(finite), finite.shape)]
+    where = "".join(f", {name} {index}" for name, index in zip(("row", "column"), place, strict=False))
+    raise NotFinite(
+        f"{field}{where}: not a finite float32 number",
+        field=field,
+        row=place[0] if place else None,
+        given=float(given[tuple(place)]),
+        expected="a finite number",
+    )
+
+
+def array(value: object, *, field: str) -> NDArray[Any]:
+    """Anything that is an array, as numpy has it; raises `WrongShape` where rows differ in length."""
+    if _is_tensor(value):
+        held = value.detach().cpu()  # type: ignore[attr-defined]  # a tensor
+        # numpy has no bfloat16.
+        value = (held.float() if held.dtype.is_floating_point and held.element_size() < 4 else held).numpy()
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise WrongShape(
+            f"{field} is no array: its rows differ in length", field=field, expected="rows of one length"
+        ) from None
+
+
+def _is_tensor(value: object) -> bool:
+    torch = _torch()
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _torch() -> Any:
+    # Whoever has a tensor has imported torch.
+    return sys.modules.get("torch")

@@ -1,0 +1,114 @@
+"""The driver for an event loop of asyncio."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeVar
+
+import httpx
+
+from loraplex.retrying import attempts
+from loraplex.sending import Settings, answer, from_httpx, request
+from loraplex.steps import Answer, Attempt, Call, Open, Pause, Read, Step, Steps, Talk, Tell, Work
+
+T = TypeVar("T")
+
+
+class AsyncDriver:
+    """Takes steps on one httpx client, which tasks may share."""
+
+    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None) -> None:
+        self.settings = settings
+        self._http = httpx.AsyncClient(base_url=settings.url, headers=settings.headers, transport=transport)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def run(self, steps: Steps[T]) -> T:
+        """All steps, to their result."""
+        talk = Talk(steps)
+        async with _Stream() as stream:
+            while not talk.ended:
+                await self._advance(talk, stream)
+        return talk.result
+
+    async def iterate(self, steps: Steps[None]) -> AsyncIterator[Any]:
+        """What the steps tell, as it comes."""
+        talk = Talk(steps)
+        async with _Stream() as stream:
+            while not talk.ended:
+                if isinstance(talk.step, Tell):
+                    yield talk.step.item
+                    talk.go_on(None)
+                else:
+                    await self._advance(talk, stream)
+
+    async def _advance(self, talk: Talk[Any], stream: "_Stream") -> None:
+        try:
+            came = await self._take(talk.step, stream)
+        except BaseException as error:
+            talk.fail(error)
+        else:
+            talk.go_on(came)
+
+    async def _take(self, step: Step, stream: "_Stream") -> Any:
+        match step:
+            case Call():
+                return await self.run(attempts(step, self.settings.patience))
+            case Attempt():
+                return await self._attempt(step)
+            case Open():
+                return await self._open(step, stream)
+            case Read():
+                return await self._read(stream)
+            case Pause(seconds):
+                await asyncio.sleep(seconds)
+            case Work(function):
+                return await asyncio.to_thread(function)
+        return None
+
+    async def _attempt(self, step: Attempt) -> Answer:
+        try:
+            response = await self._http.send(request(self._http, step))
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise from_httpx(error, self.settings.url) from error
+        return answer(response, response.content)
+
+    async def _open(self, step: Open, stream: "_Stream") -> Answer:
+        await stream.close()
+        try:
+            response = await self._http.send(request(self._http, step), stream=True)
+            stream.open(response)
+            return answer(response, b"" if response.status_code == 200 else await response.aread())
+        except httpx.HTTPError as error:
+            raise from_httpx(error, self.settings.url) from error
+
+    async def _read(self, stream: "_Stream") -> bytes:
+        try:
+            return await anext(stream.chunks, b"")
+        except httpx.HTTPError as error:
+            raise from_httpx(error, self.settings.url) from error
+
+
+class _Stream:
+    """The stream that is open, if there is one."""
+
+    chunks: AsyncIterator[bytes]
+
+    def __init__(self) -> None:
+        self._response: httpx.Response | None = None
+
+    def open(self, response: httpx.Response) -> None:
+        self._response = response
+        self.chunks = response.aiter_bytes()
+
+    async def close(self) -> None:
+        if self._response is not None:
+            await self._response.aclose()
+        self._response = None
+
+    async def __aenter__(self) -> "_Stream":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

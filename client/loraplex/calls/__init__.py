@@ -1,0 +1,1 @@
+"""Each operation of the client as steps, by noun."""

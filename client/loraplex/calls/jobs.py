@@ -1,0 +1,128 @@
+"""Jobs: list, show, watch, wait for, cancel, revert."""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from loraplex import reading
+from loraplex.calls.making import get, pages, path
+from loraplex.errors import BadAnswer, QueueFull, TimedOut, Unreachable
+from loraplex.events import EventParser
+from loraplex.progress import Display, display
+from loraplex.reading import reading as reading_json
+from loraplex.results import JobFields, JobStatus, Reverted
+from loraplex.retrying import Patience, insist, seconds_to_wait
+from loraplex.steps import Call, Open, Pause, Read, Repeat, Steps, Tell, ask, each
+
+T = TypeVar("T")
+_SILENCE_SECONDS = 25.0
+"""The service says something every 10."""
+_AWAY_SECONDS = 60.0
+"""So long a stream that broke is taken up again: a service that restarts is away for a while."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_POLLED_SECONDS = 11.0
+"""Before its time is up, a wait looks at the job itself: a stream may be silent for 10 seconds."""
+
+
+def show_job(job_id: str) -> Call[JobFields]:
+    """One job."""
+    return get(path("jobs", job_id), reading.job)
+
+
+def list_jobs(*, status: str | None, adapter: str | None, limit: int | None) -> Steps[None]:
+    """Tell jobs, newest first."""
+    return pages("/jobs", reading.job, query={"status": status, "adapter": adapter}, limit=limit)
+
+
+def list_job_adapters(job_id: str, *, status: str | None, limit: int | None) -> Steps[None]:
+    """Tell what a job trains."""
+    return pages(path("jobs", job_id, "adapters"), reading.job_adapter, query={"status": status}, limit=limit)
+
+
+def cancel(job_id: str) -> Steps[JobFields]:
+    """End a job."""
+    return ask(_post(job_id, "cancel", reading.job))
+
+
+def revert(job_id: str) -> Steps[Reverted]:
+    """Take back what a job published."""
+    return ask(_post(job_id, "revert", reading.reverted))
+
+
+def watch(job_id: str, patience: Patience, *, enough: Callable[[], bool] = lambda: False) -> Steps[None]:
+    """Tell a job's events until it has ended, or until `enough` says so after something was heard."""
+    last_id: str | None = None
+    breaks = 0
+    now = patience
+    while True:
+        call = get(path("jobs", job_id, "events"), lambda value: value)
+        call = replace(call, headers={} if last_id is None else {"Last-Event-ID": last_id})
+        answer = yield from insist(call, now, _open)
+        if answer.status == 204:
+            return
+        parser = EventParser()
+        silent = True
+        try:
+            while received := (yield Read()):
+                silent = False
+                for event in parser.feed(received):
+                    last_id, breaks = event.id, 0
+                    yield Tell(event)
+                    if event.name == "status" and JobStatus(event.data["status"]).ended:
+                        return
+                if enough():
+                    return
+        except (Unreachable, TimedOut):
+            # What holds a stream back on the way holds back the next one too.
+            if silent or breaks >= patience.retries:
+                raise
+        yield Pause(seconds_to_wait(breaks, 0.0, chance=patience.chance()))
+        breaks += 1
+        now = replace(patience, timeout=max(_AWAY_SECONDS, patience.timeout), retries=1000)
+
+
+def wait(job_id: str, patience: Patience, *, timeout: float | None, progress: bool) -> Steps[JobFields]:
+    """The job once it has ended; raises `TimedOut` where that takes longer, and the job goes on."""
+    end = math.inf if timeout is None else patience.clock() + timeout
+    job = yield from ask(show_job(job_id))
+    with display(job.adapter, shown=progress) as shown:
+        shown.job(job)
+
+        def nearly() -> bool:
+            return patience.clock() >= end - _POLLED_SECONDS
+
+        if not job.status.ended and not nearly():
+            # Looking at the job again and again says the same, only later.
+            with suppress(QueueFull, TimedOut, Unreachable, BadAnswer):
+                yield from each(watch(job_id, patience, enough=nearly), shown.event)
+        return (yield from _poll(job_id, patience, end=end, shown=shown))
+
+
+def _poll(job_id: str, patience: Patience, *, end: float, shown: Display) -> Steps[JobFields]:
+    pause = _FIRST_PAUSE
+    while True:
+        left = max(end - patience.clock(), 1.0)
+        job = yield from ask(replace(show_job(job_id), timeout=min(patience.timeout, left)))
+        shown.job(job)
+        if job.status.ended:
+            return job
+        left = end - patience.clock()
+        if left <= 0:
+            raise TimedOut(
+                f"job {job_id} is still {job.status}, and goes on: it was waited for as long as was asked",
+                given=str(job.status),
+                expected=f'more time; client.job("{job_id}") is the same job later',
+            )
+        yield Pause(min(pause, left))
+        pause = min(1.5 * pause, _LONGEST_PAUSE)
+
+
+def _open(call: Call[Any], _left: float) -> Open:
+    return Open(call, _SILENCE_SECONDS)
+
+
+def _post(job_id: str, verb: str, read: Callable[[Any], T]) -> Call[T]:
+    where = path("jobs", job_id, verb)
+    return Call(method="POST", path=where, read=reading_json(read), repeats=Repeat.IF_REFUSED)

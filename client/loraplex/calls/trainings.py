@@ -1,0 +1,148 @@
+"""Train, estimate, update: arrays go inline, or, where they are large, as a data set that is deleted afterwards."""
+
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from loraplex import reading
+from loraplex.arrays import array, check_finite
+from loraplex.calls.datasets import delete_dataset, put_arrays
+from loraplex.calls.making import given, path, send_json
+from loraplex.encoding import Encode, plain, read_rows
+from loraplex.errors import InvalidCombination, LoraplexError
+from loraplex.results import JobFields
+from loraplex.steps import Repeat, Steps, ask
+
+INLINE_NUMBERS = 200_000
+"""Of inputs, targets and the rest together: about 4 MiB of JSON. What has more goes as a data set."""
+_TEMPORARY = "loraplex-client-"
+_ARRAYS = ("inputs", "targets", "weights", "groups", "corpus")
+Rows = Mapping[str, Any]
+
+
+class Sending:
+    """Rows of one request as they are sent, and the data sets that are there for it alone."""
+
+    def __init__(self, encode: Encode | None, *, timeout: float) -> None:
+        self._encode = encode
+        self._timeout = timeout
+        self._made: list[str] = []
+
+    def read(self, rows: Any, *, field: str, fleet: bool = False) -> Steps[Any]:
+        """A request's `data` from arrays; what names a data set already, as it is."""
+        if not isinstance(rows, Mapping) or "dataset" in rows:
+            return rows
+        arrays: dict[str, Any] = {}
+        for name, value in given(rows).items():
+            if name == "inputs":
+                arrays[name] = (yield from read_rows(value, self._encode, field=f"{field}.{name}")).x_NI
+            else:
+                arrays[name] = _values(value, f"{field}.{name}") if name in _ARRAYS else value
+        large = sum(value.size for value in arrays.values() if isinstance(value, np.ndarray)) > INLINE_NUMBERS
+        # Lists of labels, one a row, are no array: they fit in the request.
+        if not large or not all(isinstance(arrays[name], np.ndarray) for name in arrays if name in _ARRAYS):
+            return {name: plain(value) if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
+        return (yield from self._as_dataset(arrays, fleet=fleet))
+
+    def clear(self) -> Steps[None]:
+        """Delete what was made: a job keeps its own rows."""
+        for name in self._made:
+            # The job is there and must not be lost to this.
+            with suppress(LoraplexError):
+                yield from delete_dataset(name)
+
+    def _as_dataset(self, arrays: dict[str, Any], *, fleet: bool) -> Steps[dict[str, Any]]:
+        columns = {name: arrays[name] for name in arrays if name in _ARRAYS and name != "corpus"}
+        data: dict[str, Any] = {name: value for name, value in arrays.items() if name not in _ARRAYS}
+        data |= {
+            "dataset": (yield from self._put(columns)),
+            "inputs": {"column": "inputs"},
+            "targets": {"column": "targets"},
+        }
+        if "weights" in columns:
+            data["weight"] = "weights"
+        if "groups" in columns:
+            # A fleet's placeholder is its column's name, and `{group}` is what it is called inline.
+            data["group_by" if fleet else "group"] = "group"
+        if "corpus" in arrays:
+            corpus = yield from self._put({"documents": arrays["corpus"]})
+            data["corpus"] = {"dataset": corpus, "documents": {"column": "documents"}}
+        return data
+
+    def _put(self, columns: dict[str, Any]) -> Steps[str]:
+        name = _TEMPORARY + secrets.token_hex(8)
+        self._made.append(name)
+        renamed = {{"groups": "group"}.get(column, column): value for column, value in columns.items()}
+        yield from put_arrays(name, renamed, timeout=self._timeout)
+        return name
+
+
+def rows_given(inputs: Any, targets: Any, weights: Any, groups: Any, labels: Any, corpus: Any) -> Rows:
+    """Rows as arguments, by the names that the service has for them."""
+    return {
+        "inputs": inputs,
+        "targets": targets,
+        "weights": weights,
+        "groups": groups,
+        "labels": labels,
+        "corpus": corpus,
+    }
+
+
+def train(
+    name: str, rows: Rows, data: Any, body: Rows, *, encode: Encode | None, timeout: float, dry_run: bool
+) -> Steps[Any]:
+    """Queue a training → `JobFields`, or say what it would be → `Estimate`."""
+    known = given(rows)
+    if (data is None) == (not known):
+        instead = "and not as both" if known else "and neither is given"
+        raise InvalidCombination(
+            f"rows come as inputs and targets, or as data, {instead}",
+            field="data",
+            expected='inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}',
+        )
+    sending = Sending(encode, timeout=timeout)
+    try:
+        sent = yield from sending.read(known or data, field="data", fleet="{" in name)
+        whole = {"name": name, **given(body), "data": sent}
+        if dry_run:
+            dry = {"dry_run": "true"}
+            call = send_json(
+                "POST", "/adapters", whole, reading.estimate, query=dry, repeats=Repeat.ALWAYS, timeout=timeout
+            )
+            return (yield from ask(call))
+        return (yield from ask(send_json("POST", "/adapters", whole, reading.job, timeout=timeout)))
+    finally:
+        yield from sending.clear()
+
+
+def update(name: str, rows: Rows, body: Rows, *, encode: Encode | None, timeout: float) -> Steps[JobFields]:
+    """Queue an update: rows that come in, rows that are forgotten."""
+    sending = Sending(encode, timeout=timeout)
+    try:
+        whole = given(body)
+        for field, value in given(rows).items():
+            whole[field] = yield from sending.read(value, field=field)
+        return (
+            yield from ask(send_json("POST", path("adapters", name, "update"), whole, reading.job, timeout=timeout))
+        )
+    finally:
+        yield from sending.clear()
+
+
+def _values(value: Any, field: str) -> Any:
+    """An array, finite as float32 where it is of floats; a list of lists of labels as it is."""
+    if isinstance(value, list | tuple) and all(isinstance(row, list | tuple) for row in value):
+        named = any(isinstance(name, str) for row in value for name in row)
+        if named or len({len(row) for row in value}) > 1:
+            return [list(row) for row in value]
+    found = array(value, field=field)
+    if found.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            narrow = found.astype(np.float32)
+        check_finite(narrow, found, field=field)
+        return narrow
+    return found

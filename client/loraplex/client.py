@@ -1,0 +1,326 @@
+"""The client that blocks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from loraplex.calls import adapters as catalog
+from loraplex.calls import datasets, jobs, predictions, service, trainings, uploads
+from loraplex.driver import Driver
+from loraplex.encoding import Encode
+from loraplex.jobs import Job, succeeded, with_client
+from loraplex.results import (
+    Adapter,
+    Base,
+    Dataset,
+    DatasetVersion,
+    Estimate,
+    Event,
+    JobAdapter,
+    Label,
+    Prediction,
+    Preview,
+    Reverted,
+    Version,
+)
+from loraplex.sending import settings
+from loraplex.steps import ask
+
+
+class Client:
+    """A loraplex service. Threads may share one; close it, or use it in a `with`.
+
+    `url` is where the service is, by default `LORAPLEX_URL` or http://127.0.0.1:8000. With `encode`, such as a
+    SentenceTransformer's, texts go in wherever inputs do; `feature_space` names that encoder, and the service refuses
+    what comes from another one than its layer was made for. `timeout` is in seconds for each call, its `retries`
+    included; a call is repeated only where that is safe. Every error is a `LoraplexError`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        encode: Encode | None = None,
+        feature_space: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 4,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._settings = settings(
+            url, encode=encode, feature_space=feature_space, timeout=timeout, retries=retries, headers=headers
+        )
+        self._driver = Driver(self._settings, transport)
+
+    @property
+    def url(self) -> str:
+        """Where the service is."""
+        return self._settings.url
+
+    def predict(
+        self, adapter: str | Sequence[str | None] | None, inputs: Any, *, timeout: float | None = None
+    ) -> Prediction:
+        """The layer's outputs for rows: of one adapter (None is the base layer), or of one a row.
+
+        `inputs` are (rows, in_features) or one row, of numpy, torch or nested lists, or texts where the client has an
+        encoder. Any number of rows: more than fit in one request go in several, all answered by the same versions.
+        """
+        encode = self._settings.encode
+        return self._driver.run(predictions.predict(adapter, inputs, encode=encode, timeout=timeout))
+
+    def classify(
+        self,
+        adapter: str | Sequence[str | None] | None,
+        inputs: Any,
+        *,
+        top_k: int = 1,
+        timeout: float | None = None,
+    ) -> list[list[Label]]:
+        """The `top_k` most probable classes of each row, that one first."""
+        encode = self._settings.encode
+        steps = predictions.classify(adapter, inputs, top_k=top_k, encode=encode, timeout=timeout)
+        return self._driver.run(steps)
+
+    def train(
+        self,
+        name: str,
+        *,
+        rank: int | str,
+        inputs: Any = None,
+        targets: Any = None,
+        weights: Any = None,
+        groups: Any = None,
+        labels: Sequence[str | int] | None = None,
+        corpus: Any = None,
+        data: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | None = None,
+        publish: str | Mapping[str, Any] | None = None,
+        alpha: float | str | None = None,
+        timeout: float | None = None,
+    ) -> Job:
+        """Queue the training of an adapter, or of a fleet of them; the rest is as `POST /adapters` has it.
+
+        Rows are `inputs` and `targets` with what goes with them, or `data`, such as columns of a data set. Large
+        arrays go as a data set of their own, which is deleted once the job has its rows.
+        """
+        rows = trainings.rows_given(inputs, targets, weights, groups, labels, corpus)
+        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        return self._job(self._train(name, rows, data, body, timeout, dry_run=False))
+
+    def estimate(
+        self,
+        name: str,
+        *,
+        rank: int | str,
+        inputs: Any = None,
+        targets: Any = None,
+        weights: Any = None,
+        groups: Any = None,
+        labels: Sequence[str | int] | None = None,
+        corpus: Any = None,
+        data: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | None = None,
+        publish: str | Mapping[str, Any] | None = None,
+        alpha: float | str | None = None,
+        timeout: float | None = None,
+    ) -> Estimate:
+        """What `train` would do with the same arguments, all of it checked, and what it would take."""
+        rows = trainings.rows_given(inputs, targets, weights, groups, labels, corpus)
+        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        found: Estimate = self._train(name, rows, data, body, timeout, dry_run=True)
+        return found
+
+    def update(
+        self,
+        name: str,
+        *,
+        add: Mapping[str, Any] | None = None,
+        forget: Mapping[str, Any] | None = None,
+        publish: str | Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> Job:
+        """Queue the refit of an adapter that kept its statistics: rows that come in, rows that are forgotten.
+
+        Both are `{"inputs": …, "targets": …, "weights": …}`, or columns of a data set.
+        """
+        seconds, encode = self._settings.planning(timeout), self._settings.encode
+        rows = {"add": add, "forget": forget}
+        steps = trainings.update(name, rows, {"publish": publish}, encode=encode, timeout=seconds)
+        return self._job(self._driver.run(steps))
+
+    def job(self, job_id: str) -> Job:
+        """One job as it is now."""
+        return self._job(self._driver.run(ask(jobs.show_job(job_id))))
+
+    def jobs(self, *, status: str | None = None, adapter: str | None = None, limit: int | None = None) -> Iterator[Job]:
+        """Jobs, newest first, without their histories; all of them unless `limit` says how many."""
+        for job in self._driver.iterate(jobs.list_jobs(status=status, adapter=adapter, limit=limit)):
+            yield self._job(job)
+
+    def job_adapters(self, job_id: str, *, status: str | None = None, limit: int | None = None) -> Iterator[JobAdapter]:
+        """What a job trains; `status` is `waiting`, `published` or `failed`."""
+        return self._driver.iterate(jobs.list_job_adapters(job_id, status=status, limit=limit))
+
+    def events(self, job_id: str) -> Iterator[Event]:
+        """What a job tells until it has ended, over connections that break too."""
+        return self._driver.iterate(jobs.watch(job_id, self._settings.patience))
+
+    def wait(self, job_id: str, *, progress: bool = False, timeout: float | None = None) -> Job:
+        """As `Job.wait`."""
+        steps = jobs.wait(job_id, self._settings.patience, timeout=timeout, progress=progress)
+        return succeeded(self._job(self._driver.run(steps)))
+
+    def cancel(self, job_id: str) -> Job:
+        """End a job; raises `JobEnded` where it has ended already."""
+        return self._job(self._driver.run(jobs.cancel(job_id)))
+
+    def revert(self, job_id: str) -> Reverted:
+        """Take back what a job published; raises `JobNotEnded` before its end."""
+        return self._driver.run(jobs.revert(job_id))
+
+    def upload(
+        self,
+        name: str,
+        source: Any = None,
+        *,
+        A: Any = None,
+        B: Any = None,
+        alpha: float | None = None,
+        bias: Any = None,
+        labels: Sequence[str | int] | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        timeout: float | None = None,
+    ) -> Version:
+        """A new version, or live's where that has these bytes already.
+
+        `source` is a PEFT model, a folder that PEFT wrote, or a zip of it. Or the factors: `A` (out, r), `B` (r, in),
+        and `bias` (out). `if_match` is the digest that live must have; `if_none_match="*"`: only a name that is new.
+        """
+        factors = {"A": A, "B": B, "alpha": alpha, "bias": bias, "labels": labels}
+        steps = uploads.upload(
+            name, source, factors=factors, if_match=if_match, if_none_match=if_none_match, timeout=timeout
+        )
+        return self._driver.run(steps)
+
+    def download(
+        self,
+        name: str,
+        folder: str | Path,
+        *,
+        version: int | None = None,
+        module: str | None = None,
+        timeout: float | None = None,
+    ) -> Path:
+        """Write an adapter into a folder from which `PeftModel.from_pretrained` loads it; returns the folder."""
+        steps = catalog.download(name, Path(folder), version=version, module=module, timeout=timeout)
+        return self._driver.run(steps)
+
+    def adapters(self, *, prefix: str | None = None, limit: int | None = None) -> Iterator[Adapter]:
+        """Adapters in byte order of name; all of them unless `limit` says how many."""
+        return self._driver.iterate(catalog.list_adapters(prefix=prefix, limit=limit))
+
+    def adapter(self, name: str) -> Adapter:
+        """One adapter and its live version."""
+        return self._driver.run(catalog.show_adapter(name))
+
+    def versions(self, name: str, *, limit: int | None = None) -> Iterator[Version]:
+        """An adapter's versions, newest first."""
+        return self._driver.iterate(catalog.list_versions(name, limit=limit))
+
+    def version(self, name: str, version: int) -> Version:
+        """One version."""
+        return self._driver.run(catalog.show_version(name, version))
+
+    def roll_back(self, name: str, version: int, *, if_match: str | None = None) -> Adapter:
+        """Back or forward: let the bare name mean this version."""
+        return self._driver.run(catalog.roll_back(name, version, if_match=if_match))
+
+    def delete(self, name: str, *, if_match: str | None = None) -> None:
+        """Delete an adapter with all its versions."""
+        self._driver.run(catalog.delete(name, if_match=if_match))
+
+    def put_dataset(
+        self,
+        name: str,
+        source: Any,
+        *,
+        content_type: str | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        timeout: float | None = None,
+    ) -> DatasetVersion:
+        """A new version of a data set, or the newest where that has this content already.
+
+        `source` is a file's path (its ending says what it is), a mapping of names to arrays, or a pyarrow.Table.
+        """
+        steps = datasets.put_dataset(
+            name,
+            source,
+            content_type=content_type,
+            if_match=if_match,
+            if_none_match=if_none_match,
+            timeout=self._settings.timeout if timeout is None else timeout,
+        )
+        return self._driver.run(steps)
+
+    def datasets(self, *, prefix: str | None = None, limit: int | None = None) -> Iterator[Dataset]:
+        """Data sets in byte order of name, without their reports."""
+        return self._driver.iterate(datasets.list_datasets(prefix=prefix, limit=limit))
+
+    def dataset(self, name: str) -> Dataset:
+        """One data set with the report of its newest version."""
+        return self._driver.run(datasets.show_dataset(name))
+
+    def dataset_versions(self, name: str, *, limit: int | None = None) -> Iterator[DatasetVersion]:
+        """A data set's versions, newest first, without their reports."""
+        return self._driver.iterate(datasets.list_dataset_versions(name, limit=limit))
+
+    def dataset_version(self, name: str, version: int) -> DatasetVersion:
+        """One version with its report."""
+        return self._driver.run(datasets.show_dataset_version(name, version))
+
+    def preview(
+        self, name: str, *, version: int | None = None, offset: int | None = None, limit: int | None = None
+    ) -> Preview:
+        """Some rows of a data set: 10 from the first on, unless it is said otherwise."""
+        return self._driver.run(datasets.preview(name, version=version, offset=offset, limit=limit))
+
+    def delete_dataset(self, name: str, *, if_match: str | None = None) -> None:
+        """Delete a data set with all its versions."""
+        self._driver.run(datasets.delete_dataset(name, if_match=if_match))
+
+    def base(self) -> Base:
+        """The frozen layer."""
+        return self._driver.run(catalog.show_base())
+
+    def ready(self) -> bool:
+        """Whether the service is there and able to serve."""
+        return self._driver.run(service.ready(self._settings.timeout))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._driver.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _train(
+        self, name: str, rows: Mapping[str, Any], data: Any, body: Any, timeout: float | None, *, dry_run: bool
+    ) -> Any:
+        seconds, encode = self._settings.planning(timeout), self._settings.encode
+        steps = trainings.train(name, rows, data, body, encode=encode, timeout=seconds, dry_run=dry_run)
+        return self._driver.run(steps)
+
+    def _job(self, job: Any) -> Job:
+        return with_client(job, self)

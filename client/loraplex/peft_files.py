@@ -1,0 +1,92 @@
+"""An adapter as PEFT's two files: from a model, a folder or a zip, and into a folder."""
+
+import io
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from loraplex.errors import BadAnswer, InvalidUpload, WrongType
+
+CONFIG, TENSORS = FILES = ("adapter_config.json", "adapter_model.safetensors")
+_MOST_CONFIG_BYTES = 2**20
+_SIGNATURE = b"PK\x03\x04"
+
+
+def read_source(source: Any) -> bytes:
+    """A zip of the two files: of a PEFT model, which is saved for it, a folder, or a zip as it is."""
+    if hasattr(source, "save_pretrained"):
+        with TemporaryDirectory(prefix="loraplex-") as folder:
+            source.save_pretrained(folder)
+            return pack(Path(folder))
+    try:
+        path = Path(source)
+    except TypeError:
+        raise WrongType(
+            f"an adapter cannot be read from a {type(source).__name__}",
+            field="source",
+            given=type(source).__name__,
+            expected="a PEFT model, a folder, a zip file, or the factors A and B",
+        ) from None
+    if path.is_dir():
+        return pack(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidUpload(
+            f"{path} cannot be read: {error.strerror}",
+            field="source",
+            given=str(path),
+            expected="a folder or a zip file",
+        ) from None
+    if not content.startswith(_SIGNATURE):
+        raise InvalidUpload(
+            f"{path} is no zip file", field="source", given=str(path), expected=f"a zip, or the folder, of {_both()}"
+        )
+    return content
+
+
+def pack(folder: Path) -> bytes:
+    """A zip of the two files in a folder, or in the only folder in it that has them: so PEFT saves a named adapter."""
+    places = [folder] if _holds(folder) else sorted(below for below in folder.iterdir() if _holds(below))
+    if len(places) != 1:
+        found = ", ".join(place.name for place in places) or "nothing of the kind"
+        raise InvalidUpload(
+            f"{folder} does not hold one adapter: in it is {found}",
+            field="source",
+            given=str(folder),
+            expected=f"a folder with {_both()}; PEFT writes one with save_pretrained(folder, selected_adapters=[name])",
+        )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name in FILES:
+            archive.write(places[0] / name, name)
+    return buffer.getvalue()
+
+
+def unpack(content: bytes, folder: Path) -> Path:
+    """Write the two files of a zip into a folder, which is made where there is none, and nothing else."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            infos = {info.filename: info for info in archive.infolist()}
+            # Names are compared, never followed; and what is written can be no larger than what came.
+            if sorted(infos) != sorted(FILES) or len(archive.infolist()) != len(FILES):
+                raise BadAnswer(f"the download holds {sorted(infos)}", expected=_both())
+            most = {CONFIG: _MOST_CONFIG_BYTES, TENSORS: len(content)}
+            if any(infos[name].file_size > most[name] for name in FILES):
+                raise BadAnswer("the download is packed more tightly than an adapter can be", expected=_both())
+            files = {name: archive.read(name) for name in FILES}
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise BadAnswer(f"the download is no zip that can be read: {error}", expected=_both()) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, held in files.items():
+        (folder / name).write_bytes(held)
+    return folder
+
+
+def _holds(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in FILES)
+
+
+def _both() -> str:
+    return " and ".join(FILES)

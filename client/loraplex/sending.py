@@ -1,0 +1,154 @@
+"""What both drivers share: a client's settings, a call as httpx sends it, and httpx's errors as loraplex's."""
+
+import asyncio
+import math
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+from loraplex.encoding import Encode
+from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, TimedOut, Unreachable
+from loraplex.retrying import NotSent, Patience
+from loraplex.steps import Answer, Attempt, Open
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+URL_VARIABLE = "LORAPLEX_URL"
+_CHUNK_BYTES = 2**18
+_PLANNING_SECONDS = 120.0
+"""What the service may take to look through the rows of a training, unless less is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a client was made."""
+
+    url: str
+    encode: Encode | None
+    patience: Patience
+    headers: Mapping[bytes, bytes]
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a call may take, repeats and all."""
+        return self.patience.timeout
+
+    def planning(self, timeout: float | None) -> float:
+        """The same for a training: what its caller says, or longer than others."""
+        return max(self.timeout, _PLANNING_SECONDS) if timeout is None else timeout
+
+
+def settings(
+    url: str | None,
+    *,
+    encode: Encode | None,
+    feature_space: str | None,
+    timeout: float,
+    retries: int,
+    headers: Mapping[str, str] | None,
+) -> Settings:
+    """Checked; raises `InvalidInput`."""
+    where = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    try:
+        parsed = httpx.URL(where)
+    except httpx.InvalidURL:
+        parsed = httpx.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InvalidInput(
+            f"{where!r} is no address of a service", field="url", given=where, expected=f"such as {DEFAULT_URL}"
+        )
+    if not 0 < timeout < math.inf:
+        raise InvalidInput(f"timeout is {timeout}", field="timeout", given=timeout, expected="seconds, more than 0")
+    if retries < 0:
+        raise InvalidInput(f"retries is {retries}", field="retries", given=retries, expected="a whole number from 0 on")
+    own = {"User-Agent": f"loraplex-python/{_version()}", **(headers or {})}
+    if feature_space is not None:
+        own["X-Feature-Space"] = feature_space
+    patience = Patience(timeout=timeout, retries=retries, clock=time.monotonic, chance=random.random)
+    return Settings(
+        url=where.rstrip("/"),
+        encode=encode,
+        patience=patience,
+        headers={name.encode(): value.encode() for name, value in own.items()},
+    )
+
+
+def request(client: httpx.Client | httpx.AsyncClient, step: Attempt | Open) -> httpx.Request:
+    """What is sent: a file from its beginning, each time."""
+    call = step.call
+    headers = dict(call.headers)
+    content: Any = call.content
+    if isinstance(content, Path):
+        headers["Content-Length"] = str(content.stat().st_size)
+        content = _chunks(content) if isinstance(client, httpx.Client) else _chunks_async(content)
+    return client.build_request(
+        call.method,
+        call.path,
+        params=dict(call.query) or None,
+        headers=headers,
+        content=content or None,
+        timeout=httpx.Timeout(step.seconds, pool=None) if isinstance(step, Attempt) else _quiet(step.seconds),
+    )
+
+
+def answer(response: httpx.Response, content: bytes) -> Answer:
+    """An answer whose body is `content`."""
+    url = str(response.request.url.copy_with(query=None))
+    return Answer(url=url, status=response.status_code, headers=dict(response.headers), content=content)
+
+
+def from_httpx(error: Exception, url: str) -> LoraplexError:
+    """The error that one of httpx's is here."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return NotSent(
+            f"{url} cannot be reached: {_said(error)}",
+            given=url,
+            expected=f"a running service: start one with `loraplex serve`, or say where it is by url or {URL_VARIABLE}",
+        )
+    if isinstance(error, httpx.TimeoutException):
+        return TimedOut(
+            f"{url} did not answer in time", given=url, expected="a longer timeout, or less to do in one request"
+        )
+    if isinstance(error, httpx.TransportError):
+        return Unreachable(
+            f"the connection to {url} broke: {_said(error)}",
+            given=url,
+            expected="a service that is not stopping; look whether what was asked for has been done",
+        )
+    return BadAnswer(f"{url} answered with something that cannot be read: {error}", given=url)
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _quiet(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=min(seconds, 10.0), pool=None)
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as opened:
+        while chunk := opened.read(_CHUNK_BYTES):
+            yield chunk
+
+
+async def _chunks_async(file: Path) -> AsyncIterator[bytes]:
+    opened: IO[bytes] = await asyncio.to_thread(file.open, "rb")
+    try:
+        while chunk := await asyncio.to_thread(opened.read, _CHUNK_BYTES):
+            yield chunk
+    finally:
+        opened.close()
+
+
+def _version() -> str:
+    try:
+        return version("loraplex")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,235 @@
+"""Jobs: waited for, watched, cancelled, taken back; over connections that break."""
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from loraplex import (
+    AsyncClient,
+    AsyncJob,
+    Client,
+    Diverged,
+    InvalidName,
+    Job,
+    JobCancelled,
+    JobEnded,
+    JobFailed,
+    JobNotEnded,
+    JobNotFound,
+    JobStatus,
+    TimedOut,
+    Unreachable,
+)
+from loraplex.events import EventParser
+
+from tests.client.conftest import Connect, Start
+from tests.client.scripted import Scripted, event, hang_up, problem, reply, stay_silent, stream
+from tests.client.test_retries import JOB
+from tests.conftest import Serve
+
+RNG = np.random.default_rng(3)
+X, Y = RNG.normal(size=(60, 10)), RNG.normal(size=(60, 2))
+ENDED = JOB | {"status": "succeeded", "result": {"name": "acme", "version": 1, "digest": "sha256:1"}}
+END = event("status", {"status": "succeeded", "attempt": 1, "result": ENDED["result"], "error": None}, "e9")
+
+
+def test_a_job_is_waited_for_and_says_what_came_of_it(start: Start) -> None:
+    client = start(trainer=True)
+    job = client.train("acme", rank=2, inputs=X, targets=Y)
+    assert job.status is JobStatus.QUEUED
+    done = job.wait(timeout=60)
+    assert (done.status, str(done.result)) == (JobStatus.SUCCEEDED, "acme@1")
+    assert done.metrics["train_loss"] < done.metrics["base_train_loss"]
+    assert [point.step for point in done.history] == list(range(1, 51))
+    assert done.progress.step == done.progress.steps == 50
+    assert client.adapter("acme").live.digest == done.result.digest
+    assert job.refresh().status is JobStatus.SUCCEEDED
+    assert [adapter.version for adapter in job.adapters()] == [1]
+
+
+def test_a_job_tells_what_happens_until_its_end(start: Start) -> None:
+    client = start(trainer=True)
+    events = list(client.train("acme", rank=2, inputs=X, targets=Y).events())
+    assert {event.name for event in events} >= {"status", "progress", "metrics"}
+    assert (events[-1].name, events[-1].data["status"]) == ("status", "succeeded")
+
+
+def test_a_job_that_fails_raises_why_and_carries_the_job(start: Start) -> None:
+    client = start(trainer=True)
+    job = client.train("acme", rank=1, inputs=X, targets=Y, training={"method": "sgd", "learning_rate": 1e6})
+    with pytest.raises(JobFailed, match="diverged") as failed:
+        job.wait(timeout=60)
+    reason = failed.value.job.error
+    assert isinstance(reason, Diverged)
+    assert failed.value.__cause__ is reason
+    assert reason.step is not None
+    assert failed.value.job.id == job.id
+    assert isinstance(failed.value.job, Job | AsyncJob)
+
+
+def test_a_job_is_cancelled_once(start: Start) -> None:
+    client = start()
+    job = client.train("acme", rank=1, inputs=X, targets=Y)
+    assert job.cancel().status is JobStatus.CANCELLED
+    with pytest.raises(JobCancelled):
+        job.wait(timeout=60)
+    assert [found.id for found in client.jobs(status="cancelled", adapter="acme")] == [job.id]
+    assert list(client.jobs(status="running")) == []
+
+
+def test_what_a_job_published_is_taken_back_once_it_has_ended(start: Start) -> None:
+    client = start(trainer=True)
+    client.upload("acme", A=np.ones((2, 1)), B=np.ones((1, 10)))
+    job = client.train("acme", rank=1, inputs=X, targets=Y, training={"method": "closed_form"}).wait(timeout=60)
+    done = job.revert()
+    assert [(back.name, back.version, back.to) for back in done.reverted] == [("acme", 2, 1)]
+    assert [skipped.reason for skipped in job.revert().skipped] == ["live_moved"]
+    with pytest.raises(JobEnded):
+        job.cancel()
+
+
+def test_a_wait_that_is_up_leaves_the_job_alone(start: Start) -> None:
+    client = start()
+    job = client.train("acme", rank=1, inputs=X, targets=Y)
+    with pytest.raises(TimedOut, match="still queued"):
+        job.wait(timeout=0.2)
+    assert job.refresh().status is JobStatus.QUEUED
+    with pytest.raises(JobNotEnded):
+        job.revert()
+
+
+def test_an_interrupt_leaves_the_job_alone(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    http, _ = serve()
+
+    def interrupted(_parser: EventParser, _received: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with Client(str(http.base_url)) as client:
+        job = client.train("acme", rank=1, inputs=X, targets=Y)
+        monkeypatch.setattr(EventParser, "feed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            job.wait()
+        assert job.refresh().status is JobStatus.QUEUED
+
+
+def test_jobs_are_listed_over_pages(start: Start) -> None:
+    client = start()
+    made = [client.train(f"a{n}", rank=1, inputs=X[:2], targets=Y[:2]).id for n in range(3)]
+    assert [job.id for job in client.jobs()] == made[::-1]
+    assert [job.id for job in client.jobs(limit=2)] == made[:0:-1]
+
+
+def test_what_is_not_there_or_has_no_name_is_said(start: Start) -> None:
+    client = start()
+    for call in (client.job, client.cancel, lambda name: list(client.events(name)), client.wait):
+        with pytest.raises(JobNotFound):
+            call("nobody")
+    with pytest.raises(InvalidName):
+        client.adapter("a/b?c")
+    with pytest.raises(InvalidName):
+        client.delete("..")
+
+
+def test_a_stream_that_breaks_goes_on_after_the_last_event(connect: Connect, scripted: Scripted) -> None:
+    first = event("progress", {"step": 1, "steps": 9, "loss": 0.5}, "e1")
+    second = event("log", {"time": "t", "text": "größer"}, "e2")
+    scripted.plan([stream(first), hang_up, problem(503, "not_ready"), stream(second[:40], second[40:], END)])
+    told = list(connect(scripted.url).events("j1"))
+    assert [(each.name, each.id) for each in told] == [("progress", "e1"), ("log", "e2"), ("status", "e9")]
+    assert told[1].data["text"] == "größer"
+    assert [asked.headers.get("last-event-id") for asked in scripted.asked] == [None, "e1", "e1", "e1"]
+
+
+def test_a_client_that_has_been_told_the_end_has_nothing_more_to_hear(connect: Connect, scripted: Scripted) -> None:
+    scripted.plan([reply(204, b"")])
+    assert list(connect(scripted.url).events("j1")) == []
+
+
+def test_a_stream_that_keeps_breaking_is_given_up(connect: Connect, scripted: Scripted) -> None:
+    scripted.plan([stream(b": heartbeat\n\n")] * 9)
+    with pytest.raises(Unreachable):
+        list(connect(scripted.url, retries=2).events("j1"))
+    assert len(scripted.asked) == 3
+
+
+def test_a_wait_looks_at_the_job_where_no_stream_is_to_be_had(connect: Connect, scripted: Scripted) -> None:
+    full = problem(429, "queue_full")
+    scripted.plan([reply(200, JOB), full, full, reply(200, JOB | {"status": "running"}), reply(200, ENDED)])
+    assert connect(scripted.url, retries=1).wait("j1").status is JobStatus.SUCCEEDED
+    assert [asked.line.split()[1] for asked in scripted.asked] == [
+        "/jobs/j1",
+        "/jobs/j1/events",
+        "/jobs/j1/events",
+        "/jobs/j1",
+        "/jobs/j1",
+    ]
+
+
+def test_progress_is_shown_in_lines_where_there_is_no_terminal(
+    connect: Connect, scripted: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = event("progress", {"step": 9, "steps": 9, "loss": 0.25, "seconds_left": 12.3}, "e1")
+    scripted.plan([reply(200, JOB), stream(moved, END), reply(200, ENDED)])
+    connect(scripted.url).wait("j1", progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == ["acme: queued", "acme: step 9/9 · loss 0.25 · 12 s left", "acme: succeeded"]
+
+
+def test_progress_is_a_bar_in_a_terminal(
+    connect: Connect, scripted: Scripted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    moved = event("progress", {"step": 9, "steps": 9, "loss": 0.25}, "e1")
+    scripted.plan([reply(200, JOB), stream(moved, END), reply(200, ENDED)])
+    connect(scripted.url).wait("j1", progress=True)
+    shown = capsys.readouterr().err
+    assert "━" in shown
+    assert "loss 0.25 · succeeded" in shown
+
+
+def test_leaving_the_iteration_closes_the_stream(scripted: Scripted) -> None:
+    moved = event("progress", {"step": 1, "steps": 9, "loss": 0.5}, "e1")
+    closed = threading.Event()
+
+    def until_closed(connection: Any) -> None:
+        connection.settimeout(20)
+        if connection.recv(1) == b"":
+            closed.set()
+
+    scripted.plan([stream(moved, end=until_closed)] * 2)
+    with Client(scripted.url) as client:
+        for _ in client.events("j1"):
+            break
+        assert closed.wait(10)
+        closed.clear()
+
+    async def look() -> None:
+        async with AsyncClient(scripted.url) as client:
+            events = client.events("j1")
+            async for _ in events:
+                break
+            await events.aclose()  # type: ignore[attr-defined]  # a generator
+            assert await asyncio.to_thread(closed.wait, 10)
+
+    asyncio.run(look())
+
+
+def test_a_wait_keeps_its_time_over_a_silent_stream(connect: Connect, scripted: Scripted) -> None:
+    scripted.plan([reply(200, JOB), reply(200, JOB), stay_silent(scripted)])
+    with pytest.raises(TimedOut):
+        connect(scripted.url, timeout=1.0, retries=0).wait("j1", timeout=0.05)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_events_are_read_however_their_bytes_are_cut(size: int, line: str) -> None:
+    text = ': c\n\nevent: log\ndata: {\ndata: "text": "ü"}\nid: 1\nretry: 5\n\nevent:log\ndata:{}\n\nid: 2\n\n'
+    received = text.replace("\n", line).encode()
+    parser = EventParser()
+    told = [each for at in range(0, len(received), size) for each in parser.feed(received[at : at + size])]
+    assert [(each.name, each.data, each.id) for each in told] == [("log", {"text": "ü"}, "1"), ("log", {}, "1")]
+    assert json.dumps(told[0].data)
