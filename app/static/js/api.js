@@ -1,0 +1,79 @@
+/** The public JSON calls, and what they answer when they refuse (RFC 9457). */
+
+export class Problem extends Error {
+  constructor(status, members) {
+    super(members.detail || members.title || `the service answered ${status}`);
+    this.status = status;
+    this.field = members.field || null;
+    this.rows = Array.isArray(members.rows) ? members.rows : [];
+  }
+}
+
+export function parseProblem(status, text) {
+  try {
+    return new Problem(status, JSON.parse(text));
+  } catch {
+    return new Problem(status, { detail: `The service answered with status ${status} and no reason.` });
+  }
+}
+
+/** A call; resolves with what is in the answer's body (null where there is nothing), rejects with a Problem. */
+export async function call(method, url, body, headers = {}) {
+  const sent = { method, headers: { Accept: "application/json", ...headers } };
+  if (body !== undefined && body !== null) {
+    sent.body = typeof body === "string" ? body : JSON.stringify(body);
+    sent.headers["Content-Type"] = "application/json";
+  }
+  let answer;
+  try {
+    answer = await fetch(url, sent);
+  } catch {
+    throw new Problem(0, { detail: "The service cannot be reached. Is it running?" });
+  }
+  const text = await answer.text();
+  if (!answer.ok) throw parseProblem(answer.status, text);
+  return text ? JSON.parse(text) : null;
+}
+
+/** Show a problem in `place`; in a form, mark the input that it names and go there. */
+export function showProblem(place, error, form = null) {
+  place.replaceChildren();
+  const said = document.createElement("p");
+  said.textContent = error.status === 412 ? "It has changed since this page was shown. Reload the page, then decide again." : sentence(error.message);
+  place.append(said);
+  if (error.rows && error.rows.length) {
+    const list = document.createElement("ul");
+    for (const bad of error.rows.slice(0, 6)) {
+      const item = document.createElement("li");
+      item.textContent = `Row ${bad.row}${bad.column === null ? "" : `, ${bad.column}`}: ${bad.reason}`;
+      list.append(item);
+    }
+    place.append(list);
+  }
+  const input = form && error.field ? inputOf(form, error.field) : null;
+  if (input) {
+    for (let hidden = input.closest("details"); hidden; hidden = hidden.parentElement.closest("details")) hidden.open = true;
+    input.setAttribute("aria-invalid", "true");
+    input.focus();
+  }
+}
+
+export function clearProblem(place, form = null) {
+  place.replaceChildren();
+  if (form) for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
+}
+
+/** The input for a field such as `training.epochs`, or for the nearest one around it. */
+function inputOf(form, field) {
+  const parts = field.split(".");
+  for (; parts.length; parts.pop()) {
+    const input = form.querySelector(`[data-field="${CSS.escape(parts.join("."))}"]`);
+    if (input) return input;
+  }
+  return null;
+}
+
+function sentence(text) {
+  const whole = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(whole) ? whole : `${whole}.`;
+}

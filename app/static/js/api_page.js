@@ -1,0 +1,15 @@
+// Swagger UI on the page /docs. It follows the system's light or dark by a class, not by a media query.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const followScheme = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", followScheme);
+followScheme();
+
+SwaggerUIBundle({
+  dom_id: "#operations",
+  url: "/openapi.json",
+  deepLinking: true,
+  displayRequestDuration: true,
+  defaultModelsExpandDepth: 0,
+  syntaxHighlight: false,
+  validatorUrl: null,
+});

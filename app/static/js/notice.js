@@ -1,0 +1,21 @@
+/** A line at the top of the page that says what has happened, also across a move to another page. */
+
+const KEPT = "loraplex-notice";
+
+export function say(text) {
+  document.getElementById("notice").textContent = text;
+}
+
+export function sayThen(text, address) {
+  sessionStorage.setItem(KEPT, text);
+  if (address === "reload") location.reload();
+  else location.assign(address);
+}
+
+export function sayWhatWasKept() {
+  const text = sessionStorage.getItem(KEPT);
+  if (text === null) return;
+  sessionStorage.removeItem(KEPT);
+  // A moment later, so that the region is there before its text changes: only then is it read out.
+  setTimeout(() => say(text), 50);
+}

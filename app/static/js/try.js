@@ -1,0 +1,118 @@
+/** One row, answered by several adapters beside each other. */
+import { call, clearProblem, showProblem } from "./api.js";
+import { barTable, percent } from "./bars.js";
+import { Chosen } from "./chosen.js";
+import { DIGITS } from "./digits.js";
+import { Drawing } from "./draw.js";
+import { readNumbers } from "./rows.js";
+
+const root = document.getElementById("try");
+const at = (name) => root.querySelector(`[data-${name}]`);
+const width = Number(root.dataset.width);
+const problem = at("problem");
+const canvas = document.getElementById("canvas");
+const paste = document.getElementById("numbers");
+const dataset = document.getElementById("row-dataset");
+const number = document.getElementById("row-number");
+const named = new Map();
+let answered = null;
+let waiting = 0;
+let asked = 0;
+
+const chosen = new Chosen(at("chosen"), { most: Number(root.dataset.most), changed: soon });
+const drawing = canvas && new Drawing(canvas, { changed: drawn, tell: (text) => (at("cell").textContent = text) });
+const way = () => root.querySelector("[name=way]:checked").value;
+
+function soon() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => ask({ quiet: true }), 200);
+}
+
+/** The row; null where there is none yet and nothing was asked for. */
+async function row(quiet) {
+  if (way() === "draw") return drawing.empty && quiet ? null : drawing.values;
+  if (way() === "paste") return paste.value.trim() === "" && quiet ? null : readNumbers(paste.value, width);
+  if (!dataset) return null;
+  const found = await call("GET", `/ui/try/row?${new URLSearchParams({ dataset: dataset.value, row: number.value || "0" })}`);
+  const beside = Object.entries(found.beside).map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(", ") : value}`);
+  drawing?.show(found.values);
+  at("beside").textContent = beside.length ? `Beside it stands ${beside.join(", ")}` : "";
+  return found.values;
+}
+
+async function ask({ quiet = false } = {}) {
+  const mine = ++asked;
+  clearProblem(problem, root);
+  try {
+    const inputs = await row(quiet);
+    if (inputs === null) return;
+    const adapters = [...chosen.references, ...(document.getElementById("with-base").checked ? [null] : [])];
+    if (!adapters.length) throw new Error("Choose an adapter, or the base layer.");
+    const answer = await call("POST", "/predict", { adapters, inputs: adapters.map(() => inputs), return: ["outputs", "probabilities"] });
+    await Promise.all(answer.adapters.map(learn));
+    if (mine !== asked) return;
+    answered = adapters.map((reference, place) => ({ reference, version: answer.adapters[answer.row_adapters[place]] ?? null, outputs: answer.outputs[place], probabilities: answer.probabilities[place] }));
+    show();
+  } catch (error) {
+    if (mine === asked) showProblem(problem, error, root);
+  }
+}
+
+/** What the classes of a version are called: it never changes. */
+async function learn({ name, version, digest }) {
+  if (named.has(digest)) return;
+  const { labels } = await call("GET", `/adapters/${encodeURIComponent(name)}/versions/${version}`);
+  named.set(digest, labels);
+}
+
+function show() {
+  if (!answered) return;
+  const share = root.querySelector("[name=shown]:checked").value === "probabilities";
+  const tables = answered.map(({ reference, version, outputs, probabilities }) => {
+    const labels = version ? named.get(version.digest) : null;
+    return barTable({ title: reference ?? "Base layer", note: version ? `version ${version.version}` : "alone", values: share ? probabilities : outputs, labels, share });
+  });
+  at("answers").replaceChildren(...tables);
+  at("said").textContent = answered.map(sentence).join(" · ");
+}
+
+function sentence({ reference, version, probabilities }) {
+  const most = Math.max(...probabilities);
+  const place = probabilities.indexOf(most);
+  const label = (version && named.get(version.digest)?.[place]) ?? place;
+  return `${reference ?? "Base"}: ${label} (${percent(most)})`;
+}
+
+function changeWay() {
+  for (const part of root.querySelectorAll("[data-way]")) part.hidden = !part.dataset.way.split(" ").includes(way());
+  soon();
+}
+
+/** Whoever draws over a stored row has a drawing. */
+function drawn() {
+  if (way() === "draw") soon();
+  else {
+    document.getElementById("way-draw").checked = true;
+    changeWay();
+  }
+}
+
+root.addEventListener("click", (event) => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.dataset.add && !chosen.add(button.dataset.add)) showProblem(problem, { message: `${root.dataset.most} adapters at most are compared` });
+  if (button.dataset.sample) drawing.values = DIGITS[Number(button.dataset.sample)];
+  if ("clear" in button.dataset) drawing.clear();
+  if ("ask" in button.dataset) ask();
+  if ("random" in button.dataset) {
+    number.value = Math.floor(Math.random() * Number(dataset.selectedOptions[0].dataset.rows));
+    soon();
+  }
+});
+root.addEventListener("change", (event) => {
+  if (event.target.name === "way") changeWay();
+  else if (event.target.name === "shown") show();
+  else if (event.target.id === "with-base") soon();
+});
+for (const field of [paste, dataset, number]) field?.addEventListener("input", soon);
+changeWay();

@@ -1,0 +1,81 @@
+"""A real browser, headless Chromium through Playwright, for the pages.
+
+On a laptop: install Chromium or Chrome (Debian: `apt-get install chromium`; any that is on the PATH as chromium,
+chromium-browser, google-chrome or google-chrome-stable), then `.venv/bin/python -m pytest tests/browser`. Without one
+these tests are skipped, unless the environment has `TESTS_NEED_ALL`. `HEADED=1` shows the window, each step slowly.
+
+Playwright's own loop runs in the thread of the tests while the browser is open, so `asyncio.run` fails there: a service
+runs in threads of its own (`serve`), and the browser is closed before the tests of the next folder.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.browser.troubles import Troubles
+from tests.browser.views import DESKTOP, Scheme, View
+from tests.programs import program
+
+PageAt = Callable[..., Page]
+"""`page_at(client, path, view=DESKTOP, scheme="light")`"""
+_MILLISECONDS = 15_000
+_QUIET = (
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests of the pages; each test has a profile of its own in it."""
+    chromium = program("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    # Root, in a container, may not make the sandbox.
+    arguments = [*_QUIET, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+    headed = bool(os.environ.get("HEADED"))
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=chromium, args=arguments, headless=not headed, slow_mo=200 if headed else 0
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def troubles() -> Troubles:
+    """What goes wrong on the test's pages; what is meant to can be allowed: `troubles.allow("status of 422")`."""
+    return Troubles()
+
+
+@pytest.fixture
+def page_at(browser: Browser, troubles: Troubles) -> Iterator[PageAt]:
+    """Opens a page of a service; when the test ends, nothing may have gone wrong on any."""
+    contexts = []
+
+    def opened(client: httpx.Client, path: str = "/", *, view: View = DESKTOP, scheme: Scheme = "light") -> Page:
+        origin = str(client.base_url).rstrip("/")
+        context = browser.new_context(
+            base_url=origin,
+            viewport={"width": view.width, "height": view.height},
+            color_scheme=scheme,
+            reduced_motion="reduce",
+            locale="en-GB",
+            timezone_id="UTC",
+        )
+        contexts.append(context)
+        context.set_default_timeout(_MILLISECONDS)
+        troubles.watch(context, origin)
+        page = context.new_page()
+        page.goto(path)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    troubles.check()

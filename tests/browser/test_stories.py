@@ -1,0 +1,274 @@
+"""What people come for, done in a browser from beginning to end, and no call made by hand."""
+
+import csv
+import re
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.service import Service
+from tests.browser.conftest import PageAt
+from tests.browser.filled import DIGITS, ended, put_dataset, start_long_job, upload
+from tests.browser.troubles import Troubles
+from tests.conftest import Serve
+from tests.harness import DEADLINE_SECONDS, eventually
+
+SLOWLY = DEADLINE_SECONDS * 1000
+
+
+@pytest.fixture
+def training(serve: Serve) -> tuple[httpx.Client, Service]:
+    """The bundled digits base, and a trainer."""
+    return serve(base="digits", trainer=True)
+
+
+@pytest.fixture
+def digits(serve: Serve) -> httpx.Client:
+    """The bundled digits base, without a trainer."""
+    return serve(base="digits")[0]
+
+
+def _drop(page: Page, name: str, content: str) -> None:
+    """Let go of a file above the place for it."""
+    dropped = page.evaluate_handle(
+        """([name, content]) => {
+          const transfer = new DataTransfer();
+          transfer.items.add(new File([content], name));
+          return transfer;
+        }""",
+        [name, content],
+    )
+    for kind in ("dragenter", "dragover", "drop"):
+        page.locator("[data-upload]").dispatch_event(kind, {"dataTransfer": dropped})
+
+
+def _draw_a_one(page: Page) -> None:
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    middle = box["x"] + box["width"] / 2
+    page.mouse.move(middle, box["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(middle, box["y"] + box["height"] - 4, steps=8)
+    page.mouse.up()
+
+
+def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], page_at: PageAt) -> None:
+    page = page_at(training[0])
+    expect(page.get_by_role("heading", name="First steps")).to_be_visible()
+    _drop(page, "turned-digits.csv", DIGITS.read_text())
+    expect(page.get_by_label("Name of the data set")).to_have_value("turned-digits")
+    page.get_by_role("button", name="Upload").click()
+
+    expect(page.get_by_role("heading", level=1)).to_have_text("turned-digits")
+    expect(page.locator("#notice")).to_have_text("turned-digits was read: 500 rows")
+    expect(page.get_by_text("Every cell can be trained on.")).to_be_visible()
+    expect(page.get_by_label("Inputs")).to_have_value('{"prefix": "pixel_"}')
+    expect(page.get_by_label("Target")).to_have_value('{"column": "digit"}')
+    expect(page.get_by_label("Loss")).to_have_value("cross_entropy")
+    page.get_by_label("Adapter's name").fill("acme")
+    page.get_by_role("button", name="Check first").click()
+    expect(page.locator("[data-estimate]")).to_contain_text("400 rows are trained on, 100 held out.")
+    page.get_by_role("button", name="Train", exact=True).click()
+
+    expect(page.get_by_role("heading", level=1)).to_have_text("Training of acme")
+    expect(page.locator("#outcome .badge")).to_have_text("succeeded", timeout=SLOWLY)
+    expect(page.locator("[data-chart]")).to_have_attribute("aria-label", re.compile(r"Loss by step: .+ at step 1, "))
+    expect(page.locator("[data-log]")).to_contain_text("rank")
+    accuracy = page.get_by_role("row", name=re.compile("Accuracy.*higher is better"))
+    adapter, base = (float(re.sub(r"[^\d.]", "", text)) for text in accuracy.get_by_role("cell").all_inner_texts()[:2])
+    assert adapter > 0.8 > 0.3 > base
+    page.get_by_role("link", name="Try it").last.click()
+
+    said = page.locator("[data-said]")
+    _draw_a_one(page)
+    expect(said).to_contain_text("Base: 1")
+    page.get_by_role("radio", name="A stored row").check()
+    with DIGITS.open() as file:
+        truth = [row["digit"] for row in csv.DictReader(file)]
+    right = 0
+    for number in range(0, 50, 10):
+        page.get_by_label("Row", exact=True).fill(str(number))
+        expect(page.locator("[data-beside]")).to_have_text(f"Beside it stands digit: {truth[number]}")
+        expect(said).to_have_text(re.compile(r"^acme@1: \d \("))
+        right += f"acme@1: {truth[number]} (" in eventually(lambda: said.inner_text())
+    assert right >= 4
+    expect(page.get_by_role("table", name="acme")).to_be_visible()
+    expect(page.get_by_role("table", name="Base layer")).to_be_visible()
+
+
+def test_a_training_is_watched_as_it_goes_on_and_cancelled(
+    training: tuple[httpx.Client, Service], page_at: PageAt
+) -> None:
+    client, _ = training
+    job_id = start_long_job(client, "endless")
+    page = page_at(client, f"/ui/jobs/{job_id}")
+    expect(page.locator("#outcome .badge")).to_have_text("running", timeout=SLOWLY)
+    curve = page.locator("[data-chart]")
+    expect(curve).to_have_attribute("aria-label", re.compile(r"at step \d+"), timeout=SLOWLY)
+    begun = curve.get_attribute("aria-label")
+    expect(curve).not_to_have_attribute("aria-label", str(begun))
+    page.get_by_role("button", name="Cancel…").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("What it has learnt so far is lost")
+    dialog.get_by_role("button", name="Let it go on").click()
+    expect(dialog).not_to_be_visible()
+    page.get_by_role("button", name="Cancel…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the training").click()
+    expect(page.locator("#outcome .badge")).to_have_text("cancelled")
+    assert ended(client, job_id) == "cancelled"
+
+
+def test_versions_are_rolled_back_and_an_adapter_deleted_once_that_is_confirmed(
+    digits: httpx.Client, page_at: PageAt
+) -> None:
+    upload(digits, "acme")
+    digits.put("/adapters/acme", json={"A": [[1.0]] * 10, "B": [[0.02] * 64]}).raise_for_status()
+    page = page_at(digits, "/ui/adapters/acme")
+    expect(page.get_by_text("The bare name answers with version 2.")).to_be_visible()
+    page.get_by_role("button", name="Roll back to it").click()
+    expect(page.locator("#notice")).to_have_text("acme answers with version 1 now")
+    assert digits.get("/adapters/acme").json()["aliases"] == {"live": 1}
+    with page.expect_download() as downloading:
+        page.get_by_role("link", name="Download version 2").click()
+    assert downloading.value.suggested_filename == "acme-2.zip"
+    page.get_by_role("button", name="Roll forward to it").click()
+    expect(page.get_by_text("The bare name answers with version 2.")).to_be_visible()
+    page.get_by_role("button", name="Delete…").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Gone will be all 2 versions")
+    dialog.get_by_role("button", name="Delete for good").click()
+    expect(page.locator("#notice")).to_have_text("acme is deleted")
+    assert digits.get("/adapters/acme").status_code == 404
+
+
+def test_what_has_changed_meanwhile_is_not_deleted_by_mistake(
+    digits: httpx.Client, page_at: PageAt, troubles: Troubles
+) -> None:
+    upload(digits, "acme")
+    page = page_at(digits, "/ui/adapters/acme")
+    digits.put("/adapters/acme", json={"A": [[1.0]] * 10, "B": [[0.02] * 64]}).raise_for_status()
+    page.get_by_role("button", name="Delete…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete for good").click()
+    troubles.allow("status of 412")
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("It has changed since this page was shown")
+    assert digits.get("/adapters/acme").json()["versions"] == 2
+
+
+def test_a_refusal_is_shown_beside_the_form_and_its_field_marked(
+    digits: httpx.Client, page_at: PageAt, troubles: Troubles
+) -> None:
+    put_dataset(digits, "turned-digits", DIGITS.read_bytes())
+    page = page_at(digits, "/ui/datasets/turned-digits")
+    name = page.get_by_label("Adapter's name")
+    name.fill("not a name")
+    page.get_by_role("button", name="Train", exact=True).click()
+    troubles.allow("status of 422")
+    expect(page.get_by_role("alert")).to_contain_text("Name is not a name")
+    expect(name).to_have_attribute("aria-invalid", "true")
+    expect(name).to_be_focused()
+    name.fill("acme")
+    page.get_by_text("Advanced").click()
+    page.get_by_label("Epochs").fill("many")
+    page.get_by_text("Advanced").click()
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.get_by_label("Epochs")).to_be_focused()
+    expect(name).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_an_upload_on_its_way_can_be_cancelled(digits: httpx.Client, page_at: PageAt, troubles: Troubles) -> None:
+    page = page_at(digits, "/ui/datasets")
+    page.route("**/datasets/*", lambda _route: None)
+    _drop(page, "Some Table (2).csv", "a,b\n1,2\n")
+    expect(page.get_by_label("Name of the data set")).to_have_value("Some-Table-2-")
+    page.get_by_role("button", name="Upload").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("[data-status]")).to_have_text("Cancelled: nothing was stored")
+    page.unroute_all()
+    _drop(page, "slides.pdf", "")
+    expect(page.get_by_role("alert")).to_contain_text("it has to end in .csv")
+    _drop(page, "bad.csv", "a,b\n1\n")
+    page.get_by_role("button", name="Upload").click()
+    troubles.allow("status of 422")
+    expect(page.get_by_role("alert")).to_contain_text("Row 0")
+    assert digits.get("/datasets").json()["data"] == []
+
+
+def test_numbers_are_pasted_in_any_usual_form_and_counted(digits: httpx.Client, page_at: PageAt) -> None:
+    upload(digits, "acme")
+    page = page_at(digits, "/ui/try?adapter=acme")
+    page.get_by_role("radio", name="Paste").check()
+    numbers, said, alert = page.locator("#numbers"), page.locator("[data-said]"), page.get_by_role("alert")
+    for text in (", ".join(["3"] * 64), " ".join(["3"] * 64), str([3] * 64), f"[{[3] * 64}]"):
+        numbers.fill(text)
+        expect(said).to_contain_text("acme: class")
+        expect(alert).to_be_empty()
+        numbers.fill("3 3")
+        expect(alert).to_have_text("There are 2 numbers, and the layer takes 64.")
+    numbers.fill("3 three")
+    expect(alert).to_have_text('"three" is not a number.')
+    page.get_by_role("radio", name="Outputs").check()
+    expect(page.get_by_role("table", name="acme").get_by_role("columnheader", name="Value")).to_be_visible()
+
+
+def test_adapters_are_added_and_taken_away_and_the_address_keeps_them(digits: httpx.Client, page_at: PageAt) -> None:
+    upload(digits, "acme", "globex", *(f"tenant-{number:02}" for number in range(20)))
+    page = page_at(digits, "/ui/try")
+    page.get_by_role("button", name="Load a sample 7").click()
+    page.get_by_label("Add an adapter").fill("tenant-1")
+    page.get_by_role("button", name="Add tenant-13").click()
+    expect(page.get_by_role("table", name="tenant-13")).to_be_visible()
+    assert page.url.endswith("?adapter=acme&adapter=tenant-13")
+    page.get_by_role("button", name="Take away acme").click()
+    expect(page.get_by_role("table")).to_have_count(2)
+    page.reload()
+    expect(page.get_by_role("button", name="Take away tenant-13")).to_be_visible()
+
+
+def test_the_keyboard_is_enough(digits: httpx.Client, page_at: PageAt) -> None:
+    upload(digits, "acme", "globex")
+    page = page_at(digits, "/ui/adapters")
+    keys = page.keyboard
+    focused = page.locator("*:focus")
+    keys.press("Tab")
+    expect(focused).to_have_text("Skip to the content")
+    keys.press("Enter")
+    keys.press("Tab")
+    expect(focused).to_have_attribute("name", "prefix")
+    keys.type("glo")
+    expect(page.locator("#results tbody tr")).to_have_count(1)
+    _tab_to(page, "globex")
+    keys.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("globex")
+    _tab_to(page, "Delete…")
+    keys.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    keys.press("Escape")
+    expect(focused).to_have_text("Delete…")
+    keys.press("Enter")
+    _tab_to(page, "Delete for good")
+    keys.press("Enter")
+    expect(page.locator("#notice")).to_have_text("globex is deleted")
+
+    _tab_to(page, "Try it")
+    keys.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Try it")
+    page.locator("#way-draw").focus()
+    keys.press("Tab")
+    expect(focused).to_have_attribute("id", "canvas")
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", *(["Space", "ArrowDown"] * 7), "Space"):
+        keys.press(key)
+    expect(page.locator("[data-cell]")).to_have_text("Row 8, column 4: 16 of 16")
+    expect(page.locator("#canvas")).to_have_attribute("aria-label", "Drawing of 8 by 8 cells, 8 of them inked")
+    drawn = [16.0 if column == 3 else 0.0 for _ in range(8) for column in range(8)]
+    outputs = digits.post("/predict", json={"adapter": None, "inputs": [drawn]}).json()["outputs"][0]
+    expect(page.locator("[data-said]")).to_contain_text(f"Base: {outputs.index(max(outputs))} (")
+
+
+def _tab_to(page: Page, text: str) -> None:
+    """Press Tab until what has the focus says `text`."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent.trim()") == text:
+            return
+    raise AssertionError(f"{text} cannot be reached")
