@@ -1,0 +1,85 @@
+"""What the catalogue holds, for a scrape: counted rarely, and never waited for."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TakesTooLong
+
+from adapters.catalog import Catalog
+from adapters.census import Census, count
+from app.metrics import definitions as d
+from app.metrics.figures import Figures
+
+_SHORTEST_SECONDS = 1.0
+_SHARE = 0.05
+"""Of the time, at most, is spent counting: a count is shown for twenty times as long as it took."""
+_PATIENCE_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class CatalogFigures:
+    """Counts on a thread of its own, which a locked catalogue may hold up: a scrape is answered without it then."""
+
+    def __init__(
+        self, catalog: Catalog, *, now: Callable[[], float], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._catalog = catalog
+        self._now, self._monotonic = now, monotonic
+        self._thread = ThreadPoolExecutor(1, "census")
+        self._counting: Future[tuple[Census, float]] | None = None
+        self._census: Census | None = None
+        self._good_until = 0.0
+        self._complained = False
+
+    def note(self, figures: Figures) -> None:
+        """Put the catalogue's and its disk's figures among these; where it cannot be read, only that. For a thread."""
+        census = self._latest()
+        figures.put(d.CATALOG_UP, census is not None)
+        if census is not None:
+            figures.put(d.ADAPTERS, census.adapters)
+            figures.put(d.VERSIONS, census.versions)
+            figures.put(d.VERSION_BYTES, census.version_bytes)
+            figures.put(d.DATASETS, census.datasets)
+            figures.put(d.DATASET_BYTES, census.dataset_bytes)
+            figures.put(d.OLDEST_QUEUED, census.oldest_queued_seconds)
+            for status, jobs in census.jobs.items():
+                figures.put(d.JOBS, jobs, status)
+        try:
+            usage = shutil.disk_usage(self._catalog.database.path.parent)
+        except OSError as error:
+            log.warning("the disk of the data folder cannot be looked at: %s", error)
+        else:
+            figures.put(d.DISK_FREE, usage.free)
+            figures.put(d.DISK_SIZE, usage.total)
+
+    def close(self) -> None:
+        """Give back the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _latest(self) -> Census | None:
+        if self._census is not None and self._monotonic() < self._good_until:
+            return self._census
+        if self._counting is None:
+            self._counting = self._thread.submit(self._count)
+        try:
+            self._census, seconds = self._counting.result(_PATIENCE_SECONDS)
+        except TakesTooLong:
+            # It is asked again by the next scrape; until then nobody knows.
+            return None
+        except Exception as error:
+            self._counting = None
+            if not self._complained:
+                log.warning("the catalogue cannot be counted: %s", error)
+            self._complained = True
+            return None
+        self._counting, self._complained = None, False
+        self._good_until = self._monotonic() + max(_SHORTEST_SECONDS, seconds / _SHARE)
+        return self._census
+
+    def _count(self) -> tuple[Census, float]:
+        begin = self._monotonic()
+        census = count(self._catalog.database, now=self._now())
+        return census, self._monotonic() - begin

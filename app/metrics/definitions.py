@@ -1,0 +1,112 @@
+"""Every metric: its name, its labels, and what it means. No label names an adapter, a tenant, a job or a data set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+_REQUEST_SECONDS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BATCH_SECONDS = (0.00005, 0.0001, *_REQUEST_SECONDS[:-2])
+_PUBLISH_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_TRAINING_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0, 86400.0)
+_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0, 16384.0, 65536.0)
+_ADAPTERS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
+
+
+class Kind(StrEnum):
+    """What may happen to a figure."""
+
+    COUNTER = "counter"
+    """It only goes up; all processes' are added up, also those of processes that have ended."""
+    GAUGE = "gauge"
+    """It is what it is now; those of all processes that live are added up, unless a label tells them apart."""
+    HISTOGRAM = "histogram"
+    """How many observations were at most each bound; added up as counters are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One metric."""
+
+    name: str
+    kind: Kind
+    meaning: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+    """Of a histogram's buckets, each the largest value in it; one more, without a bound, follows."""
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Definition:
+    return Definition(name, Kind.COUNTER, meaning, labels)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Definition:
+    return Definition(name, Kind.GAUGE, meaning, labels)
+
+
+def _histogram(name: str, meaning: str, bounds: tuple[float, ...], *labels: str) -> Definition:
+    return Definition(name, Kind.HISTOGRAM, meaning, labels, bounds)
+
+
+REQUESTS = _counter(
+    "loraplex_requests_total", "Requests answered, by the route's template.", "route", "method", "status"
+)
+REQUEST_SECONDS = _histogram(
+    "loraplex_request_seconds", "From a request's first byte read to its answer.", _REQUEST_SECONDS, "route"
+)
+QUEUE_SECONDS = _histogram(
+    "loraplex_queue_seconds", "What a predict request waited for its batch to start.", _BATCH_SECONDS
+)
+FORWARD_SECONDS = _histogram("loraplex_forward_seconds", "What one batch took to compute.", _BATCH_SECONDS)
+BATCH_ROWS = _histogram("loraplex_batch_rows", "Rows computed together in one batch.", _ROWS)
+BATCH_ADAPTERS = _histogram(
+    "loraplex_batch_adapters", "Distinct adapters in one batch; the bare base is none.", _ADAPTERS
+)
+QUEUE_ROWS = _gauge("loraplex_queue_rows", "Rows of predict requests that are not answered yet.")
+QUEUE_ROWS_LIMIT = _gauge("loraplex_queue_rows_limit", "Rows that may wait, in all workers; past it 429.")
+RESIDENCY_HITS = _counter("loraplex_residency_hits_total", "Adapters asked for that were in memory.")
+RESIDENCY_MISSES = _counter("loraplex_residency_misses_total", "Adapters asked for that were not in memory.")
+RESIDENCY_LOADS = _counter("loraplex_residency_loads_total", "Adapters read from disk into memory.")
+RESIDENCY_EVICTIONS = _counter("loraplex_residency_evictions_total", "Adapters that left memory for others.")
+RESIDENT_BYTES = _gauge("loraplex_resident_bytes", "Bytes of adapters in memory, in all workers.")
+RESIDENT_ADAPTERS = _gauge("loraplex_resident_adapters", "Adapters in memory, in all workers.")
+TRAINING_SECONDS = _histogram(
+    "loraplex_training_seconds",
+    "A job on one trainer, from its claim to its end there.",
+    _TRAINING_SECONDS,
+    "method",
+    "status",
+)
+PUBLISH_SECONDS = _histogram(
+    "loraplex_publish_seconds", "From adapters' bytes to their versions, durable.", _PUBLISH_SECONDS, "source"
+)
+PUBLISHED = _counter("loraplex_adapters_published_total", "Adapters published.", "source")
+FITS_DIED = _counter("loraplex_fits_died_total", "Processes that fitted a job and died.")
+RESUMED = _counter("loraplex_checkpoints_resumed_total", "Trainings that went on from a checkpoint.")
+STARTS = _counter("loraplex_process_starts_total", "Starts of this process: one more than its restarts.", "process")
+RESIDENT_MEMORY = _gauge("loraplex_process_resident_memory_bytes", "Memory that the process holds.", "process")
+CPU_SECONDS = _counter("loraplex_process_cpu_seconds_total", "Processor time since the process started.", "process")
+OPEN_FDS = _gauge("loraplex_process_open_fds", "Open file descriptors.", "process")
+START_TIME = _gauge("loraplex_process_start_time_seconds", "When the process started, since the epoch.", "process")
+
+PROCESSES = _gauge("loraplex_processes", "Processes that live, by what they do.", "role")
+BUILD_INFO = _gauge("loraplex_build_info", "1, with the version that runs.", "version")
+BASE_INFO = _gauge(
+    "loraplex_base_info", "1, with the base layer's shape and place.", "in_features", "out_features", "dtype", "device"
+)
+CATALOG_UP = _gauge("loraplex_catalog_up", "Whether the catalogue could be read: 1, or 0 and the next ones are absent.")
+JOBS = _gauge("loraplex_jobs", "Jobs in the catalogue, by status.", "status")
+OLDEST_QUEUED = _gauge("loraplex_oldest_queued_job_seconds", "How long the oldest queued job has waited; 0 for none.")
+QUEUED_JOBS_LIMIT = _gauge("loraplex_queued_jobs_limit", "Jobs that may wait; past it 429.")
+ADAPTERS = _gauge("loraplex_adapters", "Adapters in the catalogue.")
+VERSIONS = _gauge("loraplex_versions", "Versions of all adapters.")
+VERSION_BYTES = _gauge("loraplex_version_bytes", "Bytes of all versions, on disk.")
+DATASETS = _gauge("loraplex_datasets", "Data sets in the catalogue.")
+DATASET_BYTES = _gauge("loraplex_dataset_bytes", "Bytes of all data sets' versions, on disk.")
+DISK_FREE = _gauge("loraplex_disk_free_bytes", "Bytes free on the file system of DATA_DIR.")
+DISK_SIZE = _gauge("loraplex_disk_size_bytes", "Size of the file system of DATA_DIR.")
+
+DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
+    {each.name: each for each in list(globals().values()) if isinstance(each, Definition)}
+)
+"""All of them by name, in the order in which `/metrics` shows them."""
