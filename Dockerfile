@@ -24,7 +24,8 @@ RUN pip install -q ${TORCH_EXTRA_INDEX_URL:+--extra-index-url "$TORCH_EXTRA_INDE
 COPY pyproject.toml README.md LICENSE ./
 COPY adapters adapters
 COPY app app
-RUN pip install -q --no-deps --no-build-isolation --prefix /opt/project . \
+COPY client client
+RUN pip install -q --no-deps --no-build-isolation --prefix /opt/project . ./client \
     && pip uninstall -q -y setuptools pip
 
 

@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check bench
+.PHONY: help setup demo serve test openapi screenshots check bench
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -27,8 +27,16 @@ demo: .venv/run.stamp  ## the whole story on real data, in a minute or two
 serve: .venv/run.stamp  ## start the service on 127.0.0.1:8000
 	@$(BIN)/loraplex serve
 
+# Three at a time, also on two cores: much of what is tested is waiting. What a file's tests share is made once.
 test: .venv/dev.stamp  ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 3 --dist loadfile
+
+openapi: .venv/run.stamp  ## write docs/openapi.json, where the API is meant to change
+	@$(BIN)/python -m scripts.write_openapi
+
+# Where there is no Chromium, the tests that take them are skipped, and nothing changes.
+screenshots: .venv/dev.stamp  ## take docs/screenshots anew, with Chromium
+	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser/test_views.py
 
 check: .venv/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff check
@@ -50,11 +58,12 @@ $(BIN)/python:
 # A stamp is touched last, so an interrupted install runs again. (ensurepip: for a venv interrupted before it got pip.)
 # What the service needs is compiled here: where Python may not write beside its packages, every process would compile
 # torch again. The oracles are compiled as they are imported, which is seldom all of them.
-.venv/run.stamp: requirements.lock pyproject.toml $(BIN)/python
+.venv/run.stamp: requirements.lock pyproject.toml client/pyproject.toml $(BIN)/python
 	@echo "setting up .venv to run the service: about a minute the first time (more where torch has to be downloaded)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(INSTALL) $(if $(TORCH_EXTRA_INDEX_URL),--extra-index-url $(TORCH_EXTRA_INDEX_URL)) -r requirements.lock
 	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@$(INSTALL) --no-deps --no-build-isolation -e client
 	@touch $@
 
 .venv/dev.stamp: requirements-dev.lock .venv/run.stamp

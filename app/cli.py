@@ -1,4 +1,4 @@
-"""`loraplex serve` and `loraplex trainer`."""
+"""`loraplex serve` and `loraplex trainer`, which the client's command line finds by their entry points."""
 
 import sys
 from pathlib import Path
@@ -10,12 +10,6 @@ from app import logs
 from app.lifecycle import EXIT_CONFIG, stop_on_signals
 from app.settings import Settings, SettingsError, load_settings, make_data_dir
 
-cli = typer.Typer(
-    help="One frozen base layer, thousands of named LoRA adapters.",
-    no_args_is_help=True,
-    add_completion=False,
-)
-
 Base = Annotated[str | None, typer.Option(help=str(Settings.model_fields["base"].description))]
 DataDir = Annotated[Path | None, typer.Option(help=str(Settings.model_fields["data_dir"].description))]
 
@@ -24,7 +18,6 @@ def _option(name: str) -> Any:
     return typer.Option(help=Settings.model_fields[name].description)
 
 
-@cli.command()
 def serve(
     base: Base = None,
     data_dir: DataDir = None,
@@ -44,14 +37,14 @@ def serve(
         "workers": workers,
         "trainers": trainers,
     }
-    logs.configure()
     try:
-        sys.exit(run(load_settings(given)))
+        settings = load_settings(given)
+        logs.configure(settings.log_format, process="supervisor")
+        sys.exit(run(settings))
     except SettingsError as error:
         _refuse(error)
 
 
-@cli.command()
 def trainer(base: Base = None, data_dir: DataDir = None) -> None:
     """Only train, until SIGTERM: for a service that runs `serve --trainers 0` on the same data folder."""
     from app.trainer import run_trainer  # imports torch
@@ -67,8 +60,3 @@ def trainer(base: Base = None, data_dir: DataDir = None) -> None:
 def _refuse(error: SettingsError) -> None:
     print(f"loraplex: {error}", file=sys.stderr)
     sys.exit(EXIT_CONFIG)
-
-
-def main() -> None:
-    """The console script."""
-    cli()

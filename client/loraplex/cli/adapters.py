@@ -1,0 +1,126 @@
+"""`adapters`, `adapter`, `upload`, `download`, `rollback`, `delete`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loraplex.cli.completing import complete_adapter
+from loraplex.cli.failures import BadFile
+from loraplex.cli.reporting import headline, number, pairs, table, when
+from loraplex.cli.session import Session, command, confirm
+from loraplex.results import Adapter, Version
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the adapter.", autocompletion=complete_adapter)]
+_DIGEST = 19
+
+
+def register(cli: typer.Typer, *, panel: str) -> None:
+    """Add the commands."""
+
+    @command(cli, "adapters", panel=panel)
+    def adapters(
+        session: Session,
+        prefix: Annotated[
+            str, typer.Argument(metavar="PREFIX", help="Only names that begin so.", show_default=False)
+        ] = "",
+        *,
+        limit: Annotated[int | None, typer.Option(help="How many at most.", min=1)] = None,
+    ) -> None:
+        """The adapters that there are, in order of name."""
+        found = list(session.client.adapters(prefix=prefix, limit=limit))
+        shown = table("name", "live", "versions", "rank", "how good", "made", right=("live", "versions", "rank"))
+        for each in found:
+            live = each.live
+            cells = ("–", "–", "–", "–") if live is None else _about(live)
+            shown.add_row(each.name, cells[0], str(each.versions), *cells[1:])
+        session.give(
+            found, shown if found else "There are none. To train one: loraplex train FILE --name NAME --target COLUMN"
+        )
+
+    @command(cli, "adapter", panel=panel)
+    def adapter(session: Session, name: Name) -> None:
+        """An adapter's versions, newest first, with their metrics."""
+        found: Adapter = session.client.adapter(name)
+        versions = list(session.client.versions(name))
+        shown = table(
+            "version", "rank", "from", "how good", "change", "made", "digest", right=("version", "rank", "change")
+        )
+        for each in versions:
+            mark = " (live)" if found.live is not None and each.version == found.live.version else ""
+            cells = (str(each.rank), each.source, headline(each), number(each.effect.get("relative_norm")))
+            shown.add_row(f"{each.version}{mark}", *cells, when(each.created_at), each.digest[:_DIGEST])
+        about = {"adapter": found.name, "live": None if found.live is None else found.live.reference}
+        session.give({"adapter": found, "versions": versions}, pairs(about), "", shown)
+
+    @command(cli, "upload", panel=panel)
+    def upload(
+        session: Session,
+        name: Name,
+        source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that PEFT saved, or a zip of it.")],
+    ) -> None:
+        """Upload an adapter in PEFT's files as a new, live version."""
+        if not source.exists():
+            raise BadFile(f"There is no {source}")
+        version: Version = session.client.upload(name, source)
+        session.give(version, f"{version.reference} is live (rank {version.rank}, {version.digest})")
+
+    @command(cli, "download", panel=panel)
+    def download(
+        session: Session,
+        name: Name,
+        folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; made where it is missing.")],
+        *,
+        version: Annotated[int | None, typer.Option(help="Which one.", min=1, show_default="the live one")] = None,
+        module: Annotated[
+            str | None,
+            typer.Option(
+                help="Path of the linear layer in the model that loads it.",
+                show_default="the uploaded one's, or linear",
+            ),
+        ] = None,
+    ) -> None:
+        """Download an adapter as the folder that PEFT loads."""
+        path = session.client.download(name, folder, version=version, module=module)
+        session.give({"folder": path}, f"{name} is in {path}")
+
+    @command(cli, "rollback", panel=panel)
+    def rollback(
+        session: Session,
+        name: Name,
+        version: Annotated[
+            int | None,
+            typer.Argument(metavar="VERSION", help="Which version.", min=1, show_default="the one before the live one"),
+        ] = None,
+    ) -> None:
+        """Make another version of an adapter live, older or newer."""
+        before = session.client.adapter(name)
+        chosen = version if version is not None else _before_live(session, before)
+        after: Adapter = session.client.roll_back(name, chosen)
+        was = "none" if before.live is None else str(before.live.version)
+        session.give(after, f"{name}@{chosen} is live (before: {was})")
+
+    @command(cli, "delete", panel=panel)
+    def delete(
+        session: Session,
+        name: Name,
+        *,
+        yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    ) -> None:
+        """Delete an adapter with all its versions."""
+        confirm(f"Delete the adapter {name} with all its versions?", yes=yes)
+        session.client.delete(name)
+        session.give({"deleted": name}, f"deleted {name}")
+
+
+def _about(version: Version) -> tuple[str, str, str, str]:
+    return f"@{version.version}", str(version.rank), headline(version), when(version.created_at)
+
+
+def _before_live(session: Session, adapter: Adapter) -> int:
+    if adapter.live is None:
+        raise BadFile(f"{adapter.name} has no live version to go back from: say which one to make live")
+    for version in session.client.versions(adapter.name):
+        if version.version < adapter.live.version:
+            return int(version.version)
+    raise BadFile(f"{adapter.live.reference} is the first version of {adapter.name}: there is none before it")

@@ -1,0 +1,147 @@
+"""`dataset put`, `list`, `show`, `preview`, `delete`."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loraplex.cli.completing import complete_dataset
+from loraplex.cli.failures import BadFile, WrongUsage
+from loraplex.cli.reporting import dash, pairs, size, table, when
+from loraplex.cli.session import Session, command, confirm, plural
+from loraplex.dataset_results import DatasetVersion
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+_MOST_BAD_ROWS = 5
+_MOST_COLUMNS = 12
+_LONGEST_CELL = 24
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Name of the data set; show takes a version too: name@3.", autocompletion=complete_dataset
+    ),
+]
+
+
+def put_dataset(session: Session, name: str, file: Path) -> DatasetVersion:
+    """Upload a file, and say what was found in it."""
+    if not file.is_file():
+        raise BadFile(f"There is no file {file}")
+    stored: DatasetVersion = session.client.put_dataset(name, file)
+    session.say(
+        f"data set: {stored.dataset}@{stored.version}, {plural(stored.rows, 'row')}, "
+        f"{plural(len(stored.columns), 'column')}, {size(stored.bytes)}"
+    )
+    for bad in stored.bad_rows[:_MOST_BAD_ROWS]:
+        session.say(f"  row {bad.row}, column {bad.column}: {bad.reason}")
+    if len(stored.bad_rows) > _MOST_BAD_ROWS:
+        session.say(f"  … more: loraplex dataset show {name}")
+    return stored
+
+
+def find_dataset(session: Session, reference: str) -> DatasetVersion:
+    """The version that `tickets` or `tickets@3` names, with its columns."""
+    name, _, number = reference.partition("@")
+    if number and number != "live" and not number.isdecimal():
+        raise WrongUsage(f"Not a data set: '{reference}'. Write name or name@3.")
+    if number.isdecimal():
+        found: DatasetVersion = session.client.dataset_version(name, int(number))
+        return found
+    newest: DatasetVersion = session.client.dataset(name).newest
+    return newest
+
+
+def name_of(file: Path) -> str:
+    """A data set's name from a file's: what names may not have becomes -."""
+    return _NOT_IN_NAMES.sub("-", file.name.partition(".")[0]).strip("-._")[:128] or "data"
+
+
+def register(cli: typer.Typer, *, panel: str) -> None:
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Data sets: upload, list, show, preview, delete.")
+    cli.add_typer(group, name="dataset", rich_help_panel=panel)
+
+    @command(group, "put")
+    def put(
+        session: Session,
+        file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, Parquet, Arrow, JSON lines or NPZ.")],
+        *,
+        name: Annotated[str | None, typer.Option(help="What to call it.", show_default="the file's name")] = None,
+    ) -> None:
+        """Upload a file as a data set, or as a new version of one."""
+        session.give(put_dataset(session, name or name_of(file), file))
+
+    @command(group, "list")
+    def list_datasets(session: Session) -> None:
+        """The data sets that there are."""
+        found = list(session.client.datasets())
+        shown = table(
+            "name", "newest", "rows", "size", "versions", "made", right=("newest", "rows", "size", "versions")
+        )
+        for each in found:
+            newest = each.newest
+            cells = (
+                f"@{newest.version}",
+                f"{newest.rows:,}",
+                size(newest.bytes),
+                str(each.versions),
+                when(newest.created_at),
+            )
+            shown.add_row(each.name, *cells)
+        session.give(found, shown if found else "There are none. To upload one: loraplex dataset put FILE")
+
+    @command(group, "show")
+    def show(session: Session, name: Name) -> None:
+        """A data set's columns, and the rows that cannot be trained on."""
+        found = find_dataset(session, name)
+        columns = table("column", "type", "width", "nulls", "not finite", right=("width", "nulls", "not finite"))
+        for column in found.columns:
+            columns.add_row(column.name, column.type, dash(column.width), str(column.nulls), str(column.not_finite))
+        bad = table("row", "column", "reason", title="Rows that cannot be trained on", right=("row",))
+        for each in found.bad_rows:
+            bad.add_row(str(each.row), dash(each.column), each.reason)
+        about = {
+            "data set": f"{found.dataset}@{found.version}",
+            "rows": f"{found.rows:,}",
+            "size": size(found.bytes),
+            "made": when(found.created_at),
+            "digest": found.digest,
+        }
+        shown: list[Any] = [pairs(about), "", columns]
+        shown += ["", bad] if found.bad_rows else []
+        session.give(found, *shown)
+
+    @command(group, "preview")
+    def preview(
+        session: Session,
+        name: Name,
+        *,
+        offset: Annotated[int, typer.Option(help="Row to begin at, from 0.", min=0)] = 0,
+        limit: Annotated[int, typer.Option(help="How many rows.", min=1, max=100)] = 10,
+    ) -> None:
+        """Some rows of a data set."""
+        found = session.client.preview(name, offset=offset, limit=limit)
+        names = list(found.rows[0]) if found.rows else []
+        left_out = len(names) - _MOST_COLUMNS
+        # Of many columns the last, which is the target more often than not.
+        some = names if left_out <= 0 else [*names[: _MOST_COLUMNS - 1], names[-1]]
+        shown = table("row", *some, right=("row",))
+        for number, row in enumerate(found.rows, found.offset):
+            shown.add_row(str(number), *(dash(row[name])[:_LONGEST_CELL] for name in some))
+        session.give(found, shown)
+        if left_out > 0:
+            session.say(f"{plural(left_out, 'column')} between {some[-2]} and {some[-1]} left out (all: --json)")
+
+    @command(group, "delete")
+    def delete(
+        session: Session,
+        name: Name,
+        *,
+        yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    ) -> None:
+        """Delete a data set with all its versions."""
+        confirm(f"Delete the data set {name} with all its versions?", yes=yes)
+        session.client.delete_dataset(name)
+        session.give({"deleted": name}, f"deleted {name}")

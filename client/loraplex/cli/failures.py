@@ -1,0 +1,101 @@
+"""Errors on standard error, one or two lines that say what to do, and the exit status that they mean."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from loraplex import errors
+from loraplex.cli.exits import INTERRUPTED, JOB_ENDED_BADLY, REFUSED, UNREACHABLE, USAGE
+from loraplex.cli.plain import problem
+from loraplex.errors import LoraplexError
+
+_FEW_ROWS = 5
+
+
+class WrongUsage(LoraplexError):
+    """The command line does not say what to do"""
+
+    code = "usage"
+
+
+class BadFile(LoraplexError):
+    """A file cannot be used"""
+
+    code = "bad_file"
+
+
+class Interrupted(Exception):
+    """Ctrl-C; the message says what goes on all the same."""
+
+
+@contextmanager
+def told(url: str, *, as_json: bool) -> Iterator[None]:
+    """Say what went wrong, and end with its exit status."""
+    try:
+        yield
+    except LoraplexError as error:
+        print(json.dumps(problem(error), ensure_ascii=False) if as_json else in_words(error, url), file=sys.stderr)
+        raise typer.Exit(exit_status(error)) from None
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def exit_status(error: LoraplexError) -> int:
+    """What the command ends with."""
+    if isinstance(error, WrongUsage):
+        return USAGE
+    if isinstance(error, errors.Unreachable | errors.TimedOut | errors.BadAnswer):
+        return UNREACHABLE
+    if isinstance(error, errors.JobFailed | errors.JobCancelled):
+        return JOB_ENDED_BADLY
+    return REFUSED
+
+
+def in_words(error: LoraplexError, url: str) -> str:
+    """One or two lines for people; up to five rows of a data set below."""
+    lines = [f"loraplex: {error.detail}"]
+    hint = _hint(error, url)
+    if hint:
+        lines.append(hint)
+    if isinstance(error, errors.BadRows):
+        lines += [
+            f"  row {bad.row}" + (f", column {bad.column}" if bad.column else "") + f": {bad.reason}"
+            for bad in error.rows[:_FEW_ROWS]
+        ]
+        more = len(error.rows) - _FEW_ROWS
+        lines += [f"  … and {more} more"] if more > 0 else []
+    return "\n".join(lines)
+
+
+def _hint(error: LoraplexError, url: str) -> str:
+    if isinstance(error, errors.Unreachable):
+        return f"Is the service running at {url}? Start it with `loraplex serve`, or say where it is by --url."
+    if isinstance(error, errors.BadAnswer):
+        return f"Is {url} the address of a loraplex service? Say where it is by --url or LORAPLEX_URL."
+    if isinstance(error, errors.AdapterNotFound):
+        return "`loraplex adapters` lists those that there are."
+    if isinstance(error, errors.DatasetNotFound):
+        return "`loraplex dataset list` lists those that there are."
+    if isinstance(error, errors.JobNotFound):
+        return "`loraplex jobs` lists those that there are."
+    if isinstance(error, errors.QueueFull):
+        return "It is busy: try again in a moment."
+    return _where(error)
+
+
+def _where(error: LoraplexError) -> str:
+    """What the detail may not have said."""
+    parts = []
+    if error.field and error.field not in error.detail:
+        parts.append(f"field: {error.field}")
+    if error.row is not None and f"row {error.row}" not in error.detail:
+        parts.append(f"row: {error.row}")
+    if error.given is not None and str(error.given) not in error.detail:
+        parts.append(f"given: {error.given}")
+    if error.expected and error.expected not in error.detail:
+        parts.append(f"expected: {error.expected}")
+    return "  " + "; ".join(parts) if parts else ""

@@ -1,0 +1,198 @@
+"""Rows to predict: from a file, from standard input, or from the command line itself."""
+
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from loraplex.cli.columns import Selection
+from loraplex.cli.failures import BadFile, WrongUsage
+from loraplex.dataset_results import Column
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+STDIN = "-"
+_JSON_LINES = (".jsonl", ".ndjson", ".json")
+_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Rows as they were found."""
+
+    source: str
+    names: list[str] | None
+    """Of the columns; None where rows are nothing but numbers."""
+    cells: Any
+    """Text, numbers or lists, one list a row, in the order of `names`; or an array (N, I)."""
+
+    def used(self, selection: Selection) -> list[str]:
+        """The columns that are selected. Raises `BadFile` for one that is not there."""
+        names = self.names or []
+        if "prefix" in selection:
+            wanted = [name for name in names if name.startswith(selection["prefix"])]
+        else:
+            wanted = list(selection.get("columns") or [selection["column"]])
+        missing = [name for name in wanted if name not in names]
+        if missing or not wanted:
+            what = f"no column {', '.join(missing)}" if missing else f"no column that begins with {selection['prefix']}"
+            raise BadFile(f"{self.source} has {what}")
+        return wanted
+
+    def column(self, name: str) -> list[Any]:
+        """The cells of one column."""
+        place = (self.names or []).index(name)
+        return [row[place] for row in self.cells]
+
+    def described(self) -> list[Column]:
+        """The columns, as far as their first cells tell what they are."""
+        return [self._described(name, cell) for name, cell in zip(self.names or (), self.cells[0], strict=True)]
+
+    @staticmethod
+    def _described(name: str, cell: object) -> Column:
+        if isinstance(cell, list):
+            return Column(name, "list<float64>", len(cell), 0, 0)
+        is_number = not isinstance(cell, bool) and _is_number(cell)
+        return Column(name, "float64" if is_number else "string", None, 0, 0)
+
+    def numbers(self, selection: Selection | None) -> "NDArray[np.float32]":
+        """(N, I) float32: the selected columns, or all where rows are nothing but numbers. Raises `BadFile`."""
+        import numpy as np
+
+        if isinstance(self.cells, np.ndarray):
+            return np.asarray(self.cells, np.float32)
+        names = self.names or []
+        places = None if selection is None else [names.index(name) for name in self.used(selection)]
+        found = [
+            [number for place in (range(len(cells)) if places is None else places) for number in self._cell(row, place)]
+            for row, cells in enumerate(self.cells)
+        ]
+        width = len(found[0])
+        for row, numbers in enumerate(found):
+            if len(numbers) != width:
+                raise BadFile(f"{self.source}, row {row}: {len(numbers)} numbers, where row 0 has {width}", row=row)
+        return np.array(found, np.float32)
+
+    def _cell(self, row: int, place: int) -> list[float]:
+        cell = self.cells[row][place]
+        try:
+            return [_number(each) for each in (cell if isinstance(cell, list) else [cell])]
+        except ValueError:
+            column = self.names[place] if self.names else place
+            raise BadFile(
+                f"{self.source}, row {row}, column {column}: not a number: {str(cell)[:_SHOWN]!r}", row=row
+            ) from None
+
+
+def read_rows(source: str, *, limit: int | None) -> Rows:
+    """Rows of a CSV, JSON lines or NPY file, or of standard input (`-`), where the first byte tells which it is.
+
+    Raises `BadFile` and `WrongUsage`.
+    """
+    if source == STDIN:
+        return _read_text(sys.stdin, "standard input", limit, as_json=None)
+    path = Path(source)
+    kind = path.suffix.lower()
+    try:
+        if kind == ".npy":
+            return _read_npy(path, limit)
+        if kind in _JSON_LINES or kind == ".csv":
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return _read_text(file, path.name, limit, as_json=kind != ".csv")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BadFile(f"Cannot read {source}: {reason}") from None
+    raise WrongUsage(f"{source}: rows come from .csv, .jsonl, .ndjson or .npy, or from standard input (-).")
+
+
+def rows_of_options(texts: Sequence[str]) -> Rows:
+    """Rows of `--row "1,2,3"`; blanks may part the numbers too."""
+    cells = [text.replace(",", " ").split() for text in texts]
+    return _checked(Rows(source="--row", names=None, cells=cells))
+
+
+def _read_npy(path: Path, limit: int | None) -> Rows:
+    import numpy as np
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise BadFile(f"Cannot read {path.name}: {error}") from None
+    if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
+        raise BadFile(f"{path.name}: expected an array of numbers, one row of inputs a row")
+    return _checked(Rows(source=path.name, names=None, cells=np.atleast_2d(array)[:limit]))
+
+
+def _read_text(file: TextIO, source: str, limit: int | None, *, as_json: bool | None) -> Rows:
+    text = itertools.dropwhile(lambda line: not line.strip(), file)
+    first = next(text, "")
+    lines = itertools.chain([first], text)
+    if as_json is None:
+        as_json = first.lstrip()[:1] in ("{", "[")
+    return _checked(_read_json(lines, source, limit) if as_json else _read_csv(lines, source, limit))
+
+
+def _read_csv(lines: Iterator[str], source: str, limit: int | None) -> Rows:
+    reader = (cells for cells in csv.reader(lines) if cells)
+    first = next(reader, [])
+    has_names = not all(map(_is_number, first))
+    cells = list(itertools.islice(reader if has_names else itertools.chain([first], reader), limit))
+    for row, each in enumerate(cells):
+        if len(each) != len(first):
+            raise BadFile(f"{source}, row {row}: {len(each)} cells, expected {len(first)}", row=row)
+    return Rows(source=source, names=first if has_names else None, cells=cells)
+
+
+def _read_json(lines: Iterator[str], source: str, limit: int | None) -> Rows:
+    found = _json_values("".join(lines), source)
+    found = found[:limit]
+    if all(isinstance(each, dict) for each in found):
+        names = list(found[0]) if found else []
+        cells = [[each.get(name) for name in names] for each in found]
+        return Rows(source=source, names=names, cells=cells)
+    for row, each in enumerate(found):
+        if not isinstance(each, list):
+            raise BadFile(f"{source}, row {row}: expected an object or a list of numbers", row=row)
+    return Rows(source=source, names=None, cells=found)
+
+
+def _json_values(text: str, source: str) -> list[Any]:
+    """One value a row: those of the lines, or the items of a document that is one list."""
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        found = []
+        for number, line in enumerate(text.splitlines()):
+            try:
+                found += [json.loads(line)] if line.strip() else []
+            except ValueError:
+                raise BadFile(f"{source}, line {number + 1}: it is not JSON: {line.strip()[:_SHOWN]}") from None
+        return found
+    return whole if isinstance(whole, list) and whole and isinstance(whole[0], list | dict) else [whole]
+
+
+def _checked(rows: Rows) -> Rows:
+    if not len(rows.cells) or not len(rows.cells[0]):
+        raise BadFile(f"{rows.source} has no rows")
+    return rows
+
+
+def _is_number(cell: object) -> bool:
+    try:
+        _number(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(cell: object) -> float:
+    """Raises `ValueError` for what is no number; text is one where it is written in decimal."""
+    if isinstance(cell, bool) or not isinstance(cell, int | float | str) or (isinstance(cell, str) and "_" in cell):
+        raise ValueError(cell)
+    return float(cell)

@@ -1,0 +1,62 @@
+"""`base` and `status`."""
+
+import itertools
+from collections.abc import Iterable
+
+import typer
+
+from loraplex.cli.exits import REFUSED
+from loraplex.cli.reporting import dash, pairs
+from loraplex.cli.session import Session, command
+from loraplex.results import Base, JobStatus
+
+_COUNTED = 1000
+
+
+def register(cli: typer.Typer, *, panel: str) -> None:
+    """Add the commands."""
+
+    @command(cli, "base", panel=panel)
+    def base(session: Session) -> None:
+        """The frozen layer that every adapter adds to."""
+        found: Base = session.client.base()
+        about = {
+            "source": found.source,
+            "numbers in": found.in_features,
+            "numbers out": found.out_features,
+            "bias": "yes" if found.bias else "no",
+            "held in": f"{found.dtype} on {found.device}",
+            "encoder": found.feature_space,
+            "fingerprint": found.fingerprint,
+        }
+        session.give(found, pairs(about))
+
+    @command(cli, "status", panel=panel)
+    def status(session: Session) -> None:
+        """Whether the service answers, and what it holds."""
+        client = session.client
+        found = client.base()
+        ready = client.ready()
+        counts = {
+            "adapters": _count(client.adapters()),
+            "jobs_running": _count(client.jobs(status=JobStatus.RUNNING)),
+            "jobs_queued": _count(client.jobs(status=JobStatus.QUEUED)),
+        }
+        about = {
+            "service": session.url,
+            "ready": "yes" if ready else "no: it is starting or stopping",
+            "base layer": f"{found.source}, {found.in_features} numbers in, {found.out_features} out",
+            **{name.replace("_", " "): _shown(count) for name, count in counts.items()},
+        }
+        session.give({"url": session.url, "ready": ready, "base": found, **counts}, pairs(about))
+        if not ready:
+            raise typer.Exit(REFUSED)
+
+
+def _count(found: Iterable[object]) -> int:
+    """How many there are, up to one more than are counted."""
+    return len(list(itertools.islice(found, _COUNTED + 1)))
+
+
+def _shown(count: int) -> str:
+    return dash(count) if count <= _COUNTED else f"more than {_COUNTED}"

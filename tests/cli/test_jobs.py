@@ -1,0 +1,98 @@
+"""`jobs`, `job`, `cancel`, `revert`: what goes on, and what comes of it."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Ended, Run
+from tests.harness import LORAPLEX, environment, eventually
+
+Ask = Callable[..., Any]
+ENDLESS = ("--rank", 4, "--method", "adamw", "--epochs", 300_000, "--learning-rate", 0.0001)
+
+
+@pytest.fixture
+def endless(ask: Ask, run: Run, trained: Ended) -> Iterator[str]:
+    """A job that runs for as long as the test does."""
+    job = ask("train", "--dataset", "turned-digits", "--name", "endless", "--target", "digit", *ENDLESS, "--no-wait")
+    eventually(lambda: ask("job", job["id"])["status"] == "running", what="its start")
+    yield job["id"]
+    if ask("job", job["id"])["status"] == "running":
+        run("cancel", job["id"])
+
+
+def test_a_job_that_is_followed_is_json_lines_for_machines(run: Run, ask: Ask, trained: Ended) -> None:
+    (job,) = ask("jobs", "--adapter", "acme", "--status", "succeeded", "--limit", 1)
+    ended = run("jobs", "--follow", job["id"], "--json")
+    events = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert events[-1]["event"] == "status"
+    assert events[-1]["data"]["status"] == "succeeded"
+    assert {"metrics", "log", "progress"} <= {event["event"] for event in events}
+    assert ended.stderr == ""
+
+
+def test_a_job_shows_how_it_stands_and_what_it_came_to(run: Run, ask: Ask, trained: Ended) -> None:
+    (job,) = ask("jobs", "--adapter", "acme", "--limit", 1)
+    text = run("job", job["id"]).stdout
+    assert "succeeded" in text
+    assert "On 100 held-out rows" in text
+    assert "succeeded" in run("cancel", job["id"], status=1).stderr
+    row = run("jobs", "--adapter", "acme").stdout.splitlines()[2]
+    assert row.split()[:3] == [job["id"], "acme", "succeeded"]
+
+
+def test_a_job_that_is_cancelled_ends_who_follows_it_with_a_status_of_its_own(run: Run, endless: str, url: str) -> None:
+    follower = subprocess.Popen(
+        [LORAPLEX, "jobs", "--follow", endless], env=environment(url=url), stderr=subprocess.PIPE, text=True
+    )
+    assert follower.stderr is not None
+    assert follower.stderr.readline() == "running\n"
+    assert run("cancel", endless).stdout == f"{endless} is cancelled\n"
+    _, said = follower.communicate(timeout=60)
+    assert follower.returncode == 4
+    assert f"job {endless} (endless) was cancelled" in said
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_it(ask: Ask, endless: str, url: str) -> None:
+    follower = subprocess.Popen(
+        [LORAPLEX, "jobs", "--follow", endless], env=environment(url=url), stderr=subprocess.PIPE, text=True
+    )
+    assert follower.stderr is not None
+    assert follower.stderr.readline() == "running\n"
+    os.kill(follower.pid, signal.SIGINT)
+    _, said = follower.communicate(timeout=60)
+    assert follower.returncode == 130
+    assert f"loraplex jobs --follow {endless}" in said
+    assert f"loraplex cancel {endless}" in said
+    assert "Traceback" not in said
+    assert ask("job", endless)["status"] == "running"
+
+
+def test_a_job_that_fails_says_why(run: Run, trained: Ended) -> None:
+    how = ("--rank", 4, "--method", "sgd", "--epochs", 50, "--learning-rate", 1_000_000)
+    data = ("--dataset", "turned-digits", "--name", "burst", "--target", "digit")
+    ended = run("train", *data, *how, status=4)
+    assert "diverged" in ended.stderr
+    assert "next:" not in ended.stderr
+    machine = run("train", *data, *how, "--json", status=4)
+    assert json.loads(machine.stdout)["error"]["code"] == "diverged"
+    assert json.loads(machine.stderr)["code"] == "job_failed"
+
+
+def test_what_a_job_published_is_taken_back(run: Run, ask: Ask, trained: Ended) -> None:
+    how = ("--rank", 2, "--method", "adamw", "--epochs", 1)
+    data = ("--dataset", "turned-digits", "--name", "taken-back", "--target", "digit")
+    first, second = (ask("train", *data, *how, "--seed", seed) for seed in (1, 2))
+    assert run("revert", second["id"]).stdout == "taken-back: live is 1 again (it was 2)\n"
+    assert run("revert", first["id"]).stdout == "taken-back: live is none again (it was 1)\n"
+    assert ask("revert", first["id"])["skipped"][0]["reason"] == "live_moved"
+
+
+def test_a_job_that_is_not_there_is_said_not_to_be(run: Run) -> None:
+    assert "`loraplex jobs` lists" in run("job", "0" * 32, status=1).stderr
+    assert run("jobs", "--status", "lost", status=2).stderr != ""
