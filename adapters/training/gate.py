@@ -54,13 +54,11 @@ class Gate:
         rows = held_out["adapter"].get("effective_rows", held_out["rows"])
         if rows < self.min_rows:
             return Verdict(False, f"{rows:.4g} held-out rows are fewer than {self.min_rows}", self, values)
+        margin = f" by {self.margin:g} or more" if self.margin > 0 else ""
         for who in ("base", "live"):
             if who in values and not self._beats(values["adapter"], values[who]):
                 name = "the base layer" if who == "base" else f"the live version {live.version if live else ''}".strip()
-                return Verdict(
-                    False, f"its {self.metric} does not beat that of {name} by {self.margin:g}", self, values
-                )
-        margin = f" by {self.margin:g} or more" if self.margin > 0 else ""
+                return Verdict(False, f"its {self.metric} does not beat that of {name}{margin}", self, values)
         return Verdict(True, f"its {self.metric} beats the others{margin}", self, values)
 
     def _beats(self, mine: float | None, theirs: float | None) -> bool:
