@@ -26,7 +26,19 @@ class Residency:
         self._blobs = blobs
         self._budget = budget_bytes
         self._resident: OrderedDict[str, Adapter] = OrderedDict()
-        self._bytes = 0
+        self.bytes = 0
+        """Of the adapters that are resident."""
+        self.evictions = 0
+        # Apart, because they are counted by two threads.
+        self._read_loads = self._cached_loads = 0
+
+    @property
+    def loads(self) -> int:
+        """Adapters read from disk, whether they then were kept or not."""
+        return self._read_loads + self._cached_loads
+
+    def __len__(self) -> int:
+        return len(self._resident)
 
     def get(self, digest: str) -> Adapter | None:
         """The adapter with this digest where it is resident."""
@@ -37,7 +49,9 @@ class Residency:
 
     def load(self, version: Version) -> Adapter:
         """A version's adapter on the base's device, read and checked; raises `BlobCorrupt`."""
-        return read_adapter(version, self._blobs).to(self._base)
+        adapter = read_adapter(version, self._blobs).to(self._base)
+        self._read_loads += 1
+        return adapter
 
     def load_cached(self, version: Version) -> Adapter | None:
         """The same for a small one whose bytes the kernel has in memory, and it is resident; else None."""
@@ -47,6 +61,7 @@ class Residency:
         if content is None or digest_of(content) != version.digest:
             return None
         adapter = from_canonical_bytes(content).to(self._base)
+        self._cached_loads += 1
         self.keep(version.digest, adapter)
         return adapter
 
@@ -55,10 +70,11 @@ class Residency:
         if digest in self._resident or adapter.memory_bytes > self._budget:
             return
         self._resident[digest] = adapter
-        self._bytes += adapter.memory_bytes
-        while self._bytes > self._budget:
+        self.bytes += adapter.memory_bytes
+        while self.bytes > self._budget:
             _, evicted = self._resident.popitem(last=False)
-            self._bytes -= evicted.memory_bytes
+            self.bytes -= evicted.memory_bytes
+            self.evictions += 1
 
 
 def find_adapter(catalog: Catalog, reference: Reference) -> tuple[Version, Adapter]:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +21,9 @@ from adapters.errors import CatalogBusy, QueueFull
 from adapters.forward import mixed_forward
 from adapters.matrices import Float32
 from adapters.resolution import View
-from app.lookup import Lookup
+from app.lookup import Counted, Lookup
 from app.questions import Question
-from app.tickets import Outcome, Slice, Ticket
+from app.tickets import Outcome, Ran, Slice, Ticket
 
 _INLINE_MULTIPLICATIONS = 2**26
 """Up to about 3 ms of work is done on the event loop's own thread: a hop to another costs more than it frees."""
@@ -35,14 +36,32 @@ _LONGEST_REFUSAL_SECONDS = 1.0
 without delay."""
 
 
-_Answers = tuple[Float32, float]
-"""(M, O), and the seconds that they took."""
+_Answers = tuple[Float32, Ran]
+"""(M, O), and what they took."""
+
+
+class Standing(NamedTuple):
+    """What waits now, and what is in memory."""
+
+    rows: int
+    rows_limit: int
+    residency: Counted
 
 
 class Batcher:
     """The queue in front of one base layer."""
 
-    def __init__(self, base: BaseLayer, lookup: Lookup, *, queue_rows: int, batch_rows: int) -> None:
+    def __init__(
+        self,
+        base: BaseLayer,
+        lookup: Lookup,
+        *,
+        queue_rows: int,
+        batch_rows: int,
+        on_batch: Callable[[Ran], None] = lambda _ran: None,
+    ) -> None:
+        """`on_batch` is told each batch that was computed."""
+        self._on_batch = on_batch
         self._base = base
         self._lookup = lookup
         self._queue_rows = queue_rows
@@ -67,6 +86,10 @@ class Batcher:
         self._thread.shutdown()
         self._lookup.close()
 
+    def standing(self) -> Standing:
+        """For an observer."""
+        return Standing(self._rows, self._queue_rows, self._lookup.counted())
+
     def has_room(self, rows: int = 1) -> bool:
         """Whether so many rows more may wait; alone, a request may be larger than the queue."""
         return not self._rows or self._rows + rows <= self._queue_rows
@@ -89,8 +112,9 @@ class Batcher:
         *,
         timeout_seconds: float | None = None,
         gone: Callable[[], Awaitable[None]] | None = None,
+        entered: Callable[[Ticket], None] = lambda _ticket: None,
     ) -> Outcome:
-        """The answer to a question; `gone` returns when nobody waits for it any more.
+        """The answer to a question; `gone` returns when nobody waits for it any more. `entered` is told its ticket.
 
         `timeout_seconds` may only shorten the minute that a question waits at most. Raises `QueueFull`,
         `RequestTimeout`, `ClientDisconnect`, `OutputNotFinite`, and what `Lookup` raises.
@@ -98,6 +122,7 @@ class Batcher:
         await self.admit(len(question.inputs_NI), timeout_seconds=timeout_seconds)
         wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
         ticket = self.enter(question, wait_seconds=wait, gone=gone)
+        entered(ticket)
         try:
             return await ticket.future
         finally:
@@ -188,14 +213,15 @@ class Batcher:
                 self._fetches.add(fetch)
                 fetch.add_done_callback(self._fetches.discard)
             else:
-                ticket.pin(*found)
+                ticket.pin(*found, now)
                 self._ready.append(ticket)
                 if len(self._ready) > self._batch_rows:
                     ticket.linger()
 
     async def _fetch(self, view: View, ticket: Ticket) -> None:
         try:
-            ticket.pin(*await self._lookup.fetch(view, ticket))
+            found = await self._lookup.fetch(view, ticket)
+            ticket.pin(*found, time.perf_counter())
         except Exception as error:
             ticket.fail(error)
         else:
@@ -263,7 +289,8 @@ class Batcher:
             y_MO = mixed_forward(self._base, x_MI, choices, choice_M)
         else:
             y_MO = mixed_forward(self._base, x_MI.to(self._base.weight_OI), choices, choice_M).float().cpu()
-        return y_MO.numpy(), time.perf_counter() - begin
+        adapters = len(choices) - (None in choices)
+        return y_MO.numpy(), Ran(len(choice_M), adapters, begin, time.perf_counter())
 
     def _computed(self, slices: list[Slice], work: "asyncio.Future[_Answers]") -> None:
         self._computing = False
@@ -280,14 +307,15 @@ class Batcher:
         self._disengage()
 
     def _answer(self, slices: list[Slice], answers: _Answers) -> None:
-        y_MO, seconds = answers
+        y_MO, ran = answers
+        self._on_batch(ran)
         finite = bool(np.isfinite(y_MO).all())
         at = 0
         for part in slices:
             y_KO = y_MO[at : at + part.end - part.begin]
             at += len(y_KO)
             if finite or np.isfinite(y_KO).all():
-                part.ticket.put(part, y_KO, seconds)
+                part.ticket.put(part, y_KO, ran)
             else:
                 part.ticket.refuse(part, y_KO)
             if part.ticket.left_rows:

@@ -55,25 +55,16 @@ def read_as(model: type[Model], value: dict[str, object], *, within: str = "") -
         raise from_validation(first, within=within, model=model) from None
 
 
-def documented(bodies: Mapping[str, Any]) -> dict[str, Any]:
-    """For the OpenAPI page: the bodies that a call takes, by content type. The call reads them itself."""
+def documented(bodies: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
+    """For the OpenAPI document: the bodies that a call takes, by content type. The call reads them itself.
+
+    `app.openapi.document` puts the schemas' definitions among its components.
+    """
 
     def described(model: Any) -> Any:
         if model is BINARY:
             return {"type": "string", "format": "binary"}
-        schema = TypeAdapter(model).json_schema()
-        return _inlined(schema, schema.pop("$defs", {}))
+        return TypeAdapter(model).json_schema(ref_template="#/components/schemas/{model}")
 
     content = {kind: {"schema": described(model)} for kind, model in bodies.items()}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _inlined(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """A schema that stands by itself: what it refers to is put in place."""
-    if isinstance(schema, list):
-        return [_inlined(part, definitions) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    return {name: _inlined(part, definitions) for name, part in schema.items()}
+    return {"requestBody": {"required": required, "content": content}}

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from adapters.errors import InvalidCombination, shown
 from app.service import Service
 
 
@@ -20,3 +21,18 @@ async def same_feature_space(request: Request, service: ServiceOf) -> None:
     # Header values arrive as latin-1; a client that names its encoder in UTF-8 means UTF-8.
     given = request.headers.getlist("x-feature-space")
     service.check_feature_space([value.encode("latin-1").decode("utf-8", "replace") for value in given])
+
+
+async def _each_field_once(request: Request) -> None:
+    """Refuse a query that has a field twice: which of the two was meant is not ours to say."""
+    query = request.query_params
+    # A call that takes no query looks at none.
+    for field in query if request.scope["route"].dependant.query_params else ():
+        if len(values := query.getlist(field)) > 1:
+            raise InvalidCombination(
+                f"{shown(field)} is in the query {len(values)} times", field=field, given=values, expected="it once"
+            )
+
+
+CHECKED = [Depends(same_feature_space), Depends(_each_field_once)]
+"""What a resource's calls have in common."""

@@ -5,11 +5,14 @@ about the body, a header that asks for something, a full queue) is left to that.
 """
 
 import logging
+import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
 from adapters.errors import LoraplexError
-from app.edge import request_id_of
+from app.answered import NOT_ANSWERED, UNKNOWN_ROUTE
+from app.edge import NO_ANSWER, request_id_of
 from app.hot import Headers, Small
 from app.prediction import BYTES_AT_ONCE, NUMBERS_AT_ONCE
 from app.problems import InternalError, answer_at
@@ -18,6 +21,7 @@ from app.service import Service
 from app.tickets import Ticket
 
 _MOST_DIGITS = 12
+_NOT_HTTP = "not_http"
 _ASKING_FOR_MORE = frozenset(
     {b"content-encoding", b"expect", b"transfer-encoding", b"upgrade", b"x-feature-space", b"x-request-timeout"}
 )
@@ -33,6 +37,8 @@ class Asked(NamedTuple):
     ticket: Ticket
     request_id: bytes
     path: str
+    began: float
+    headers: Mapping[bytes, bytes]
 
 
 class Direct:
@@ -41,6 +47,9 @@ class Direct:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._batcher = service.batcher
+        self._observer = service.observer
+        routes = predict.ROUTE, infer.ROUTE, infer.VERSION_ROUTE
+        self._briefs = {route: service.observer.brief(route, "POST", 200) for route in routes}
         settings = service.settings
         self._most_bytes = min(BYTES_AT_ONCE, settings.max_predict_json_bytes, settings.max_body_bytes)
         self._most_rows = NUMBERS_AT_ONCE // service.base.out_features
@@ -61,6 +70,7 @@ class Direct:
 
     def ask(self, url: bytes, headers: Headers, body: bytes) -> Asked | None:
         """Put a request into the queue, or None where it is not for here."""
+        began = time.perf_counter()
         named = dict(headers)
         read = predict.read_small if url == predict.URL else infer.read_small
         try:
@@ -73,24 +83,35 @@ class Direct:
         rows = len(small.question.inputs_NI)
         if rows > self._most_rows or not self._batcher.has_room(rows):
             return None
-        return Asked(small, self._batcher.enter(small.question), request_id_of(named), url.decode())
+        ticket = self._batcher.enter(small.question)
+        return Asked(small, ticket, request_id_of(named), url.decode(), began, named)
 
     def answer(self, asked: Asked, given: Headers, *, keep_alive: bool) -> bytes | None:
         """The whole answer of one whose future is done, with the headers that are `given`; None where nobody waits."""
         self._batcher.leave(asked.ticket)
         if asked.ticket.future.cancelled():
+            self._observe(asked, NOT_ANSWERED, NO_ANSWER)
             return None
-        status = 200
+        status, code = 200, None
         try:
-            body, headers = asked.small.written(asked.ticket.future.result())
+            outcome = asked.ticket.future.result()
+            body, headers = asked.small.written(outcome)
         except Exception as error:
             if not isinstance(error, LoraplexError):
-                log.exception("request %s: POST %s failed", asked.request_id.decode(), asked.path)
-                error = InternalError(f"the service failed on request {asked.request_id.decode()}; its log says why")
+                request_id = asked.request_id.decode()
+                log.exception("POST %s failed", asked.small.route, extra={"request_id": request_id})
+                error = InternalError(f"the service failed on request {request_id}; its log says why")
+            code = error.code
             response = answer_at(asked.path, error)
             # Its length is among its headers, and is written below.
             status, body = response.status_code, bytes(response.body)
             headers = [header for header in response.raw_headers if header[0] != b"content-length"]
+        if code is None and self._observer.is_brief:
+            seconds, queued = self._briefs[asked.small.route]
+            seconds.append(time.perf_counter() - asked.began)
+            queued.append(outcome.queue_seconds)
+        else:
+            self._observe(asked, status, code)
         lines = [b"%b: %b\r\n" % header for header in (*given, *headers)]
         end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
         return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n%b%b" % (
@@ -101,3 +122,15 @@ class Direct:
             end,
             body,
         )
+
+    def refuse(self, why: str, given: Headers) -> bytes:
+        """The whole answer to what is not HTTP."""
+        request_id, now, body = request_id_of({}), time.perf_counter(), why.encode()
+        self._observer.answered(UNKNOWN_ROUTE, UNKNOWN_ROUTE, 400, now, request_id, "", _NOT_HTTP)
+        headers = (*given, (b"content-type", b"text/plain; charset=utf-8"), (b"x-request-id", request_id))
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (_STATUS_LINE[400], lines, len(body), body)
+
+    def _observe(self, asked: Asked, status: int, code: str | None) -> None:
+        small, ticket, request_id, path, began, headers = asked
+        self._observer.answered(small.route, "POST", status, began, request_id, path, code, ticket, headers)

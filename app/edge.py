@@ -4,12 +4,15 @@ import asyncio
 import logging
 import re
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.answered import NOT_ANSWERED, UNKNOWN_ROUTE
+from app.observer import Observer
 from app.problems import BodyTooLarge, InternalError, answer_at
 
 REQUEST_ID = b"x-request-id"
@@ -19,6 +22,8 @@ _OURS = secrets.token_hex(10).encode()
 """Of this process: its ids are this and a count, which costs less than as many random bytes for each."""
 _COUNT = count()
 _CLIENTS_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+NO_ANSWER = "not_answered"
+"""The code of a request whose client had gone."""
 
 log = logging.getLogger(__name__)
 
@@ -30,27 +35,36 @@ class Edge:
     """
 
     def __init__(
-        self, app: ASGIApp, hot: Callable[[Scope], ASGIApp | None], *, most_bytes: Callable[[Scope], int]
+        self,
+        app: ASGIApp,
+        hot: Callable[[Scope], tuple[str, ASGIApp] | None],
+        *,
+        most_bytes: Callable[[Scope], int],
+        observer: Observer,
     ) -> None:
+        """`hot` gives the route's template with what answers there."""
         self._app = app
         self._hot = hot
         self._most_bytes = most_bytes
+        self._observer = observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        began = time.perf_counter()
         headers = dict(scope["headers"])
         request_id = request_id_of(headers)
-        scope.setdefault("state", {})["request_id"] = request_id.decode()
-        started = ended = False
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id.decode()
+        status, ended = 0, False
         read, most_bytes = 0, self._most_bytes(scope)
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            nonlocal status
             if message["type"] == "http.response.start":
-                started = True
-                if message["status"] == _TOO_LARGE and not ended and (read or b"expect" not in headers):
+                status = message["status"]
+                if status == _TOO_LARGE and not ended and (read or b"expect" not in headers):
                     await _discard(receive, most_bytes)
                 message["headers"] = [*message["headers"], (REQUEST_ID, request_id)]
             await send(message)
@@ -69,13 +83,40 @@ class Edge:
             if int(headers.get(b"content-length", b"0")) > most_bytes:
                 await answer_at(scope["path"], too_large(most_bytes))(scope, receive, send_with_id)
                 return
-            app = self._hot(scope) or self._app
+            state["route"], app = self._hot(scope) or (None, self._app)
             await app(scope, receive_bounded, send_with_id)
         except Exception:
-            log.exception("request %s: %s %s failed", request_id.decode(), scope["method"], scope["path"])
-            if not started:
+            extra = {"request_id": request_id.decode()}
+            log.exception("%s %s failed", scope["method"], _route(scope), extra=extra)
+            state["code"] = InternalError.code
+            if not status:
                 failed = InternalError(f"the service failed on this request; its id is {request_id.decode()}")
                 await answer_at(scope["path"], failed)(scope, receive, send_with_id)
+        finally:
+            self._observe(scope, headers, status, began, request_id)
+
+    def _observe(
+        self, scope: Scope, headers: Mapping[bytes, bytes], status: int, began: float, request_id: bytes
+    ) -> None:
+        state = scope["state"]
+        ticket, code = state.get("ticket"), state.get("code")
+        if status in (0, NOT_ANSWERED):
+            status, code = NOT_ANSWERED, NO_ANSWER
+        route, method, path = _route(scope), scope["method"], scope["path"]
+        spent = state.get("spent", ())
+        self._observer.answered(route, method, status, began, request_id, path, code, ticket, headers, spent)
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route that took a request: paths are the clients', and without number."""
+    hot: str | None = scope["state"].get("route")
+    if hot is not None:
+        return hot
+    template: str | None = getattr(scope.get("route"), "path", None)
+    if template is not None:
+        return template
+    mounted: str = scope.get("root_path", "")
+    return f"{mounted}/{{path}}" if mounted else UNKNOWN_ROUTE
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> bytes:

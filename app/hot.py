@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect
@@ -13,7 +14,7 @@ from adapters.errors import OutOfRange, WrongType
 from app.edge import too_large
 from app.questions import Question
 from app.service import Service
-from app.tickets import Outcome
+from app.tickets import Outcome, Ticket
 
 HotCall = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -26,6 +27,8 @@ class Small(NamedTuple):
     question: Question
     written: Callable[[Outcome], tuple[bytes, Headers]]
     """An outcome → the body and the headers of its 200."""
+    route: str
+    """The template of its path."""
 
 
 class Handed(Response):
@@ -92,6 +95,11 @@ def server_timing(outcome: Outcome) -> tuple[bytes, bytes]:
     """The `Server-Timing` header of an answer."""
     spent = outcome.queue_seconds * 1e3, outcome.forward_seconds * 1e3
     return b"server-timing", b"queue;dur=%.3f, forward;dur=%.3f" % spent
+
+
+def remember(scope: Scope) -> Callable[[Ticket], None]:
+    """For `Batcher.ask`: keeps the ticket where whoever observes this request looks for it."""
+    return partial(scope["state"].__setitem__, "ticket")
 
 
 async def disconnected(receive: Receive) -> None:

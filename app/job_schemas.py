@@ -1,30 +1,54 @@
 """Jobs, their adapters and what became of them, as clients see them."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.job_adapters import JobAdapter
-from adapters.jobs import Job
-from adapters.revert import Reverted
+from adapters.jobs import Job, Status
+from adapters.revert import Reverted, Skip
+from app.openapi.problems import JobProblem
+from app.openapi.shown_as import ShownAs
+
+
+class ProgressBody(BaseModel):
+    """How far a job is; all of it may be missing until the first step."""
+
+    step: int
+    steps: int
+    loss: float | None
+    seconds_left: float | None = None
+    adapters: dict[str, int] | None = Field(None, description="Of a fleet: how many are published, failed, in total.")
+
+
+class ResultBody(BaseModel):
+    """What a job of one adapter published."""
+
+    name: str
+    version: int
+    digest: str
+
+
+Metrics = Annotated[dict[str, Any] | None, Field(description="Losses and metrics by name; docs/training.md has all.")]
+Error = Annotated[dict[str, Any] | None, ShownAs(JobProblem | None)]
 
 
 class JobBody(BaseModel):
     """One training job."""
 
     id: str
-    status: str
+    status: Annotated[str, ShownAs(Status)]
     adapter: str
     created_at: str
     started_at: str | None
     finished_at: str | None
     attempt: int
-    progress: dict[str, Any] | None
-    metrics: dict[str, Any] | None
-    result: dict[str, Any] | None
-    error: dict[str, Any] | None
-    spec: dict[str, Any]
+    progress: Annotated[dict[str, Any] | None, ShownAs(ProgressBody | None)]
+    metrics: Metrics
+    result: Annotated[dict[str, Any] | None, ShownAs(ResultBody | None)]
+    error: Error
+    spec: dict[str, Any] = Field(description="The resolved settings, with rows and digest in place of inline data.")
 
     @classmethod
     def of(cls, job: Job) -> "JobBody":
@@ -71,8 +95,8 @@ class JobAdapterBody(BaseModel):
     rows: int
     version: int | None
     digest: str | None
-    metrics: dict[str, Any] | None
-    error: dict[str, Any] | None
+    metrics: Metrics
+    error: Error
     moved_live: bool
     replaced: int | None
 
@@ -104,7 +128,7 @@ class SkippedBody(BaseModel):
 
     name: str
     version: int | None
-    reason: str
+    reason: Annotated[str, ShownAs(Skip)]
     detail: str
 
 

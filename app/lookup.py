@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer
@@ -25,6 +25,18 @@ _Asked = tuple[View, Reference]
 V = TypeVar("V")
 
 
+class Counted(NamedTuple):
+    """Sums since the start, and what is in memory now."""
+
+    hits: int
+    """Adapters asked for that were resident."""
+    misses: int
+    loads: int
+    evictions: int
+    resident_bytes: int
+    resident_adapters: int
+
+
 class Lookup:
     """References → versions that may answer on this base → resident adapters."""
 
@@ -40,11 +52,17 @@ class Lookup:
         self._versions: Gathering[_Asked, Version] = Gathering(_resolve, self._resolving)
         self._adapters: Gathering[Version, Adapter] = Gathering(self._load, self._loading)
         self._at_once_until = 0.0
+        self._hits = self._misses = 0
 
     def close(self) -> None:
         """Give back the threads."""
         self._resolving.shutdown()
         self._loading.shutdown()
+
+    def counted(self) -> Counted:
+        """For an observer."""
+        residency = self._residency
+        return Counted(self._hits, self._misses, residency.loads, residency.evictions, residency.bytes, len(residency))
 
     def look(self) -> View:
         """A view that is not older than this call; raises `CatalogBusy`."""
@@ -55,6 +73,7 @@ class Lookup:
         """What a ticket asks for where all of it is known and resident; raises as `fetch` does."""
         versions: list[Version | None] = []
         adapters: list[Adapter | None] = []
+        hits = misses = 0
         for reference in ticket.choices:
             if reference is None:
                 versions.append(None)
@@ -65,12 +84,20 @@ class Lookup:
                 return None
             self._check(version, reference, ticket)
             adapter = self._residency.get(version.digest)
-            if adapter is None and time.perf_counter() < self._at_once_until:
-                adapter = self._residency.load_cached(version)
-            if adapter is None:
-                return None
+            if adapter is not None:
+                hits += 1
+            else:
+                misses += 1
+                if time.perf_counter() < self._at_once_until:
+                    adapter = self._residency.load_cached(version)
+                if adapter is None:
+                    # `fetch` looks again, and counts.
+                    return None
             versions.append(version)
             adapters.append(adapter)
+        self._hits += hits
+        if misses:
+            self._misses += misses
         return versions, adapters
 
     async def fetch(self, view: View, ticket: Ticket) -> Found:
@@ -118,7 +145,11 @@ class Lookup:
 
     def _adapter(self, version: Version) -> "asyncio.Future[Adapter]":
         adapter = self._residency.get(version.digest)
-        return self._adapters.get(version) if adapter is None else _here(adapter)
+        if adapter is None:
+            self._misses += 1
+            return self._adapters.get(version)
+        self._hits += 1
+        return _here(adapter)
 
     def _check(self, version: Version, reference: Reference, ticket: Ticket) -> None:
         try:

@@ -3,6 +3,7 @@
 import errno
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 
 from adapters.errors import (
     InvalidInput,
@@ -25,6 +27,7 @@ from adapters.errors import (
     shown,
 )
 from adapters.matrices import is_finite
+from app.answered import NOT_ANSWERED
 from app.known_fields import known_fields
 
 _OBJECTS = ("model_type", "model_attributes_type", "dict_type")
@@ -141,6 +144,18 @@ JOB_CODES = frozenset(
 """Codes of what goes wrong outside a request: in a job's `error`, or at start."""
 
 
+class Problem(Response):
+    """An error as an answer. Whoever observes its request learns its code."""
+
+    def __init__(self, code: str, *given: Any) -> None:
+        super().__init__(*given)
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["code"] = self._code
+        await super().__call__(scope, receive, send)
+
+
 def problem(error: LoraplexError) -> Response:
     """The answer to a request that ended in `error`."""
     status = STATUS[error.code]
@@ -152,7 +167,7 @@ def problem(error: LoraplexError) -> Response:
         headers["Connection"] = "close"
     # ASCII, so that a lone surrogate in what the client sent cannot break the answer.
     body = json.dumps(error.members() | {"status": status}, ensure_ascii=True, allow_nan=False)
-    return Response(body, status, headers, MEDIA_TYPE)
+    return Problem(error.code, body, status, headers, MEDIA_TYPE)
 
 
 def answer_at(path: str, error: LoraplexError) -> Response:
@@ -231,7 +246,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         raise error
 
     async def gone(_request: Request, _error: Exception) -> Response:
-        return Response(status_code=400)  # nobody is left to read it
+        return Response(status_code=NOT_ANSWERED)  # nobody is left to read it
 
     async def unexpected(request: Request, _error: Exception) -> Response:
         request_id = request.scope.get("state", {}).get("request_id")

@@ -5,10 +5,13 @@ Arrays are `Any` here: they are checked by `adapters.matrices`, which is as stri
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from adapters import versions as domain
 from adapters.base_layer import BaseLayer
+from adapters.versions import Source
+from app.openapi.shown_as import NotNull, ShownAs
+from app.wanted import MEMBERS
 
 Matrix = Annotated[
     Any, Field(json_schema_extra={"type": "array", "items": {"type": "array", "items": {"type": "number"}}})
@@ -22,9 +25,10 @@ def not_null(value: object) -> object:
     return value
 
 
-Alpha = Annotated[float | None, BeforeValidator(not_null)]
+NOT_NULL = NotNull(not_null)
+Alpha = Annotated[float | None, NOT_NULL]
 _LABEL = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
-Labels = Annotated[Any, BeforeValidator(not_null), Field(json_schema_extra={"type": "array", "items": _LABEL})]
+Labels = Annotated[Any, NOT_NULL, Field(json_schema_extra={"type": "array", "items": _LABEL})]
 
 
 class _Request(BaseModel):
@@ -38,15 +42,21 @@ class _Request(BaseModel):
 class PredictRequest(_Request):
     """Rows, and the adapter for all of them or one for each."""
 
-    adapter: Any = Field(None, description="Reference, or null for the bare base layer.")
-    adapters: Any = Field(None, description="One reference or null a row.")
-    inputs: Matrix
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["adapter"]}, {"required": ["adapters"]}]})
+
+    adapter: Annotated[Any, ShownAs(str | None)] = Field(
+        None, description="Reference (`acme`, `acme@3`), or null for the bare base layer."
+    )
+    adapters: Annotated[Any, ShownAs(list[str | None])] = Field(
+        None, description="In place of `adapter`: one reference or null a row."
+    )
+    inputs: Matrix = Field(description="Rows of `in_features` numbers.")
     wanted: Annotated[
         Any,
-        BeforeValidator(not_null),
-        Field(json_schema_extra={"type": "array", "items": {"enum": ["outputs", "probabilities", "labels"]}}),
+        NOT_NULL,
+        Field(json_schema_extra={"type": "array", "items": {"enum": [*MEMBERS]}}),
     ] = Field(["outputs"], alias="return", description="What to answer with; each at most once.")
-    top_k: Annotated[int | None, BeforeValidator(not_null)] = Field(
+    top_k: Annotated[int | None, NOT_NULL] = Field(
         None, ge=1, description="So many of the most probable classes a row: with labels or probabilities."
     )
 
@@ -57,7 +67,7 @@ class FactorsUpload(_Request):
     A: Matrix = Field(description="(out, r)")
     B: Matrix = Field(description="(r, in)")
     alpha: Alpha = Field(None, ge=-1e6, le=1e6, description="Defaults to the rank, so that s = 1.")
-    bias: Annotated[Any, BeforeValidator(not_null)] = Field(None, description="(out)")
+    bias: Annotated[Any, NOT_NULL, ShownAs(list[float])] = Field(None, description="(out)")
     labels: Labels = Field(None, description="What the first outputs are called, as classes.")
 
 
@@ -91,7 +101,7 @@ class VersionBody(BaseModel):
     feature_space: str | None
     labels: list[str | int] | None
     created_at: str
-    source: str
+    source: Annotated[str, ShownAs(Source)]
     job: str | None
     lineage: dict[str, Any] | None
     metrics: dict[str, Any] | None

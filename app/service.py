@@ -17,9 +17,18 @@ from adapters.residency import Residency
 from adapters.resolution import Resolver
 from app.batching import Batcher
 from app.events import JobWatch
+from app.line_writer import LineWriter
+from app.logs import line_of
 from app.lookup import Lookup
+from app.metrics import Metrics
+from app.metrics.catalog import CatalogFigures
+from app.metrics.scrape import Scrape
+from app.observer import Observer
 from app.opening import load_base, open_queue
+from app.places import METRICS
+from app.request_log import RequestLog
 from app.settings import Settings
+from app.tracing import open_tracing
 
 _PLANNINGS_AT_ONCE = 2
 _READINGS_AT_ONCE = 2
@@ -36,6 +45,8 @@ class Service:
     datasets: Datasets
     resolver: Resolver
     batcher: Batcher
+    metrics: Metrics
+    observer: Observer
     new_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex)
     draining: bool = False
     parser: simdjson.Parser = field(default_factory=simdjson.Parser)
@@ -45,16 +56,22 @@ class Service:
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READINGS_AT_ONCE))
     """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
     watch: JobWatch = field(init=False)
+    scrape: Scrape = field(init=False)
 
     def __post_init__(self) -> None:
+        catalog = CatalogFigures(self.catalog, now=self.queue.now)
+        self.scrape = Scrape(self.metrics, catalog, self.base, max_queued_jobs=self.settings.max_queued_jobs)
         self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)
 
     def close(self) -> None:
         """Give back the connections to the catalogue."""
+        self.observer.close()
         self.batcher.close()
         self.watch.close()
         self.resolver.close()
         self.catalog.database.close()
+        self.scrape.close()
+        self.metrics.close()
 
     def check_feature_space(self, given: list[str]) -> None:
         """Raises `FeatureSpaceMismatch` where a request says that its inputs come from another encoder."""
@@ -77,6 +94,12 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
     resolver = Resolver(catalog)
     residency = Residency(base, catalog.blobs, budget_bytes=settings.cache_bytes)
     lookup = Lookup(base, resolver, residency, feature_space=settings.feature_space)
+    metrics = Metrics.open(settings.data_dir / METRICS, "worker")
+    observer = _open_observer(settings, metrics)
+    batcher = Batcher(
+        base, lookup, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows, on_batch=observer.ran
+    )
+    observer.watch(batcher.standing)
     return Service(
         settings=settings,
         base=base,
@@ -84,5 +107,14 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
         queue=open_queue(catalog, settings, now=now),
         datasets=Datasets(catalog.database, catalog.blobs, now=now),
         resolver=resolver,
-        batcher=Batcher(base, lookup, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows),
+        batcher=batcher,
+        metrics=metrics,
+        observer=observer,
     )
+
+
+def _open_observer(settings: Settings, metrics: Metrics) -> Observer:
+    request_log = RequestLog(
+        line_of(settings.log_format), LineWriter(), process=metrics.process, wanted=settings.log_requests
+    )
+    return Observer(metrics, request_log, open_tracing(settings, process=metrics.process))

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,23 @@ _OF_THE_CLIENT = {"LORAPLEX_URL"}
 
 class SettingsError(Exception):
     """The service cannot start with these settings; the message names each."""
+
+
+class LogFormat(StrEnum):
+    """The form of what the processes log."""
+
+    AUTO = "auto"
+    """`console` where standard error is a terminal, else `json`."""
+    JSON = "json"
+    CONSOLE = "console"
+
+
+class LogRequests(StrEnum):
+    """Which requests have a line in the log."""
+
+    ALL = "all"
+    FAILED = "failed"
+    NONE = "none"
 
 
 class Settings(BaseSettings):
@@ -91,6 +109,22 @@ class Settings(BaseSettings):
     )
     shutdown_grace_seconds: float = Field(
         30, ge=1, le=3600, description="Seconds that requests in flight get to finish after SIGTERM."
+    )
+    log_format: LogFormat = Field(
+        LogFormat.AUTO,
+        description="`json` (one object a line), `console` (for people), or `auto`: `console` where standard error is "
+        "a terminal, else `json`.",
+    )
+    log_requests: LogRequests = Field(
+        LogRequests.ALL,
+        description="A line for each request (`all`), for each that failed (`failed`: 400 and above), or for `none`. "
+        "A process writes at most 1000 lines a second for requests that succeeded and 1000 for those that failed, and "
+        "then one that says how many were left out.",
+    )
+    traces: bool = Field(
+        False,
+        description="Send OpenTelemetry traces by OTLP over HTTP, to where the standard `OTEL_*` variables say "
+        "(`OTEL_EXPORTER_OTLP_ENDPOINT`, by default http://localhost:4318).",
     )
 
     @model_validator(mode="after")

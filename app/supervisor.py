@@ -3,12 +3,13 @@
 import logging
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adapters.starting import command
 from app.lifecycle import EXIT_CONFIG, stop_on_signals
+from app.places import METRICS, clean_places
 from app.settings import Settings, SettingsError, as_environment, make_data_dir
 
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -43,11 +44,11 @@ def serve(settings: Settings) -> int:
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     log.info("listening on http://%s:%d, data in %s", f"[{host}]" if ":" in host else host, port, settings.data_dir)
-    worker = [sys.executable, "-P", "-m", "app.worker", str(listener.fileno())]
-    trainer = [sys.executable, "-P", "-m", "app.trainer"]
+    worker, trainer = command("app.worker", str(listener.fileno())), command("app.trainer")
     children = [_Child(f"worker {n + 1}", worker, [listener.fileno()]) for n in range(settings.workers)]
     children += [_Child(f"trainer {n + 1}", trainer) for n in range(settings.trainers)]
     environment = as_environment(settings)
+    _forget_figures(settings)
     status = 0
     try:
         while not stop.is_set():
@@ -60,6 +61,16 @@ def serve(settings: Settings) -> int:
         listener.close()
         _end(children, settings.shutdown_grace_seconds)
     return status
+
+
+def _forget_figures(settings: Settings) -> None:
+    """What an earlier run's processes have counted: a service that is started begins at zero."""
+    started = {"worker": settings.workers, "trainer": settings.trainers}
+    try:
+        for role in [role for role, count in started.items() if count]:
+            clean_places(settings.data_dir / METRICS, role)
+    except OSError as error:
+        log.warning("what an earlier run counted cannot be removed: %s", error)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -13,6 +13,7 @@ from adapters.adapter import Adapter
 from adapters.errors import OutputNotFinite, RequestTimeout
 from adapters.matrices import Float32
 from adapters.versions import Version
+from app.answered import Prediction
 from app.questions import Question
 
 _MOMENT_SECONDS = 0.02
@@ -31,6 +32,16 @@ class Outcome(NamedTuple):
     forward_seconds: float
 
 
+class Ran(NamedTuple):
+    """One batch that was computed; times are `time.perf_counter`'s."""
+
+    rows: int
+    adapters: int
+    """Distinct ones; the bare base is none."""
+    began: float
+    ended: float
+
+
 class Ticket:
     """A question that waits, what has become of it, and the future of its outcome."""
 
@@ -40,17 +51,19 @@ class Ticket:
         "_forward_seconds",
         "_gone",
         "_outputs_NO",
-        "_queue_seconds",
-        "_submitted",
         "_timer",
         "_watch",
         "adapters",
         "choice_N",
         "choices",
         "future",
+        "pinned",
         "question",
+        "ran",
         "rank",
         "rows",
+        "submitted",
+        "taken",
         "taken_rows",
         "versions",
     )
@@ -79,9 +92,15 @@ class Ticket:
         self.taken_rows = 0
         self._done_rows = 0
         self._outputs_NO: Float32 | None = None
-        self._submitted = time.perf_counter()
-        self._deadline = self._submitted + wait_seconds
-        self._queue_seconds = self._forward_seconds = 0.0
+        self.submitted = time.perf_counter()
+        self.pinned: float | None = None
+        """When it was known what the references mean."""
+        self.taken: float | None = None
+        """When the first batch took of its rows."""
+        self.ran: Ran | None = None
+        """The last batch that computed some of its rows."""
+        self._deadline = self.submitted + wait_seconds
+        self._forward_seconds = 0.0
         self._gone = gone
         self._watch: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -91,9 +110,9 @@ class Ticket:
         """Rows that no batch has taken yet."""
         return self.rows - self.taken_rows
 
-    def pin(self, versions: Sequence[Version | None], adapters: Sequence[Adapter | None]) -> None:
+    def pin(self, versions: Sequence[Version | None], adapters: Sequence[Adapter | None], now: float) -> None:
         """Say what the choices mean, for all of its rows: delete and replace change nothing from here on."""
-        self.versions, self.adapters = versions, adapters
+        self.versions, self.adapters, self.pinned = versions, adapters, now
         self.rank = max([0 if adapter is None else adapter.rank for adapter in adapters])
 
     def fail(self, error: Exception) -> None:
@@ -109,15 +128,16 @@ class Ticket:
 
     def take(self, rows: int, now: float) -> "Slice":
         """The next rows, for a batch that begins `now`."""
-        if not self.taken_rows:
-            self._queue_seconds = now - self._submitted
+        if self.taken is None:
+            self.taken = now
         begin = self.taken_rows
         self.taken_rows += rows
         return Slice(self, begin, self.taken_rows)
 
-    def put(self, part: "Slice", outputs_KO: Float32, seconds: float) -> None:
+    def put(self, part: "Slice", outputs_KO: Float32, ran: Ran) -> None:
         """Give it the answers to a slice; the last one ends it."""
-        self._forward_seconds += seconds
+        self.ran = ran
+        self._forward_seconds += ran.ended - ran.began
         self._done_rows += len(outputs_KO)
         if len(outputs_KO) == self.rows:
             self._outputs_NO = outputs_KO
@@ -126,8 +146,9 @@ class Ticket:
                 self._outputs_NO = np.empty((self.rows, outputs_KO.shape[1]), dtype=np.float32)
             self._outputs_NO[part.begin : part.end] = outputs_KO
         if self._done_rows == self.rows and not self.future.done():
+            assert self.taken is not None
             outcome = Outcome(
-                self._outputs_NO, self.versions, self.choice_N, self._queue_seconds, self._forward_seconds
+                self._outputs_NO, self.versions, self.choice_N, self.taken - self.submitted, self._forward_seconds
             )
             self.future.set_result(outcome)
 
@@ -170,9 +191,22 @@ class Ticket:
         else:
             self.fail(ClientDisconnect())
 
+    def told(self) -> Prediction:
+        """What an observer is told of it; it holds nothing large."""
+        by_row = self.question.by_row
+        return Prediction(
+            self.choices[0],
+            self.versions[0] if self.versions else None,
+            by_row,
+            len({version.digest for version in self.versions if version is not None}) if by_row else 1,
+            self.rows,
+            None if self.taken is None else self.taken - self.submitted,
+            self._forward_seconds,
+        )
+
     def _timeout(self) -> RequestTimeout:
-        waited = time.perf_counter() - self._submitted
-        allowed = self._deadline - self._submitted
+        waited = time.perf_counter() - self.submitted
+        allowed = self._deadline - self.submitted
         return RequestTimeout(f"the request waited for {waited:.3g} s and would not wait for more than {allowed:.3g}")
 
 

@@ -11,13 +11,19 @@ from adapters.errors import BaseNotLoadable, CatalogNotLoadable
 from adapters.training.trainer import Trainer
 from app import logs
 from app.lifecycle import EXIT_CONFIG, stop_on_signals, when_parent_ends
+from app.metrics import Metrics
 from app.opening import CHECKPOINTS, load_base, open_fitter, open_queue
+from app.places import METRICS
+from app.run_reports import listener
 from app.settings import Settings, load_settings
+from app.tracing import open_tracing
+
+_SECONDS_TO_CLOSE = 1.0
 
 
 def run_trainer(settings: Settings, stop: threading.Event) -> None:
     """Train what is in the queue until `stop` is set."""
-    logs.configure()
+    logs.configure(settings.log_format, process="trainer")
     torch.set_num_threads(1)
     try:
         base = load_base(settings)
@@ -26,23 +32,28 @@ def run_trainer(settings: Settings, stop: threading.Event) -> None:
         print(f"loraplex: {error.detail}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
     catalog.sweep()
-    Trainer(
-        catalog,
-        open_queue(catalog, settings),
-        base,
-        open_fitter(settings),
-        stop=stop,
-        lease_seconds=settings.lease_seconds,
-        checkpoints=settings.data_dir / CHECKPOINTS,
-    ).run()
+    metrics = Metrics.open(settings.data_dir / METRICS, "trainer")
+    logs.configure(settings.log_format, process=metrics.process)
+    tracing = open_tracing(settings, process=metrics.process)
+    try:
+        Trainer(
+            catalog,
+            open_queue(catalog, settings),
+            base,
+            open_fitter(settings),
+            stop=stop,
+            lease_seconds=settings.lease_seconds,
+            checkpoints=settings.data_dir / CHECKPOINTS,
+            listener=listener(metrics, tracing),
+        ).run()
+    finally:
+        metrics.close()
+        if tracing is not None:
+            tracing.close(_SECONDS_TO_CLOSE)
 
 
 def main() -> None:
-    """Train until SIGTERM or until the supervisor is gone: `python -m app.trainer`, settings in the environment."""
+    """Train until SIGTERM or until the supervisor is gone; settings in the environment."""
     stop = stop_on_signals()
     when_parent_ends(stop.set)
     run_trainer(load_settings(), stop)
-
-
-if __name__ == "__main__":
-    main()

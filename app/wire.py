@@ -130,6 +130,11 @@ class Protocol(HttpToolsProtocol):
             self._become_asgi()
         super().on_message_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP as uvicorn does, with an id."""
+        self.transport.write(self._direct.refuse(msg, self.server_state.default_headers))
+        self.transport.close()
+
     def shutdown(self) -> None:
         """The service stops: whoever has begun a request gets its answer."""
         if self._body is not None:

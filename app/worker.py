@@ -1,5 +1,6 @@
 """One process that answers requests, on a socket that the supervisor listens on."""
 
+import asyncio
 import gc
 import socket
 import sys
@@ -37,6 +38,13 @@ class _Server(uvicorn.Server):
         self._service.draining = True
         Timer(_DRAIN_SECONDS, super().handle_exit, (sig, frame)).start()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does; what was observed is passed on here, because uvicorn ends by raising the signal again."""
+        await super().shutdown(sockets)
+        # Requests that were given up end in this turn.
+        await asyncio.sleep(0)
+        self._service.observer.close()
+
     def stop(self) -> None:
         """Stop at once: there is nobody left to see a drain, but for the streams that end with it."""
         self._service.draining = True
@@ -44,9 +52,9 @@ class _Server(uvicorn.Server):
 
 
 def main() -> None:
-    """Serve until SIGTERM: `python -m app.worker LISTENING_FD`, settings in the environment."""
-    logs.configure()
+    """Serve until SIGTERM on the socket whose descriptor is the first argument; settings in the environment."""
     settings = load_settings()
+    logs.configure(settings.log_format, process="worker")
     torch.set_num_threads(1)
     # Large multipart files are spooled: into the data folder, the only place that need be writable.
     temporary = settings.data_dir / "tmp"
@@ -57,6 +65,7 @@ def main() -> None:
     except (BaseNotLoadable, CatalogNotLoadable) as error:
         print(f"loraplex: {error.detail}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
+    logs.configure(settings.log_format, process=service.metrics.process)
     config = uvicorn.Config(
         create_app(service),
         http=connections(service),
@@ -79,7 +88,3 @@ def main() -> None:
     when_parent_ends(server.stop)
     server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
     service.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -26,6 +26,7 @@ COMPOSE = (
     *("--project-name", "loraplex-check", "--file", "docker-compose.yml"),
 )
 SERVICES = ("api", "trainer")
+METRICS_SECONDS = 10
 # Empty: torch from where pip finds it by itself. Port 0: any free one. A person's settings, and .env, stay out.
 ENVIRONMENT: Mapping[str, str] = {
     "TORCH_EXTRA_INDEX_URL": "",
@@ -161,6 +162,28 @@ def check_confinement() -> None:
         say(f"{service} runs as user {uid}, with no capabilities, on a read-only root file system")
 
 
+def check_metrics(service: httpx.Client) -> None:
+    """The one scrape shows both services, and what the trainer published."""
+    deadline = time.monotonic() + METRICS_SECONDS
+    wanted = {'loraplex_processes{role="trainer"} 1.0', 'loraplex_adapters_published_total{source="job"} 1.0'}
+    while not wanted <= set(service.get("/metrics").raise_for_status().text.splitlines()):
+        expect(time.monotonic() < deadline, f"/metrics does not show {wanted} after {METRICS_SECONDS} s")
+        time.sleep(0.1)
+    say("the api's /metrics counts what the trainer did")
+
+
+def check_monitoring() -> None:
+    """Prometheus and Grafana are there on request only, on this machine only, and write nowhere else."""
+    asked = json.loads(read(*COMPOSE, "--profile", "obs", "config", "--format", "json"))["services"]
+    by_default = set(read(*COMPOSE, "config", "--services").split())
+    expect(by_default == set(SERVICES), f"'docker compose up' starts {by_default}")
+    for name in sorted(set(asked) - set(SERVICES)):
+        ports = asked[name]["ports"]
+        expect(all(port["host_ip"] == "127.0.0.1" for port in ports), f"{name} is published as {ports}")
+        expect(asked[name]["read_only"] and asked[name]["cap_drop"] == ["ALL"], f"{name} is not confined")
+        say(f"{name} is there with --profile obs: {asked[name]['image']}")
+
+
 def check_stop() -> None:
     """Both services end by themselves when asked to."""
     started = time.monotonic()
@@ -190,8 +213,10 @@ def check() -> None:
         first = predict(service, "check", inputs[:5])
         expect(first["adapter"]["digest"] == digest, f"trained {digest}, answered with {first['adapter']}")
         expect(first["outputs"] != predict(service, None, inputs[:5])["outputs"], "the adapter changes nothing")
+        check_metrics(service)
     say(f"trained and asked {digest[:19]}…")
     check_confinement()
+    check_monitoring()
 
     check_stop()
     compose("down")

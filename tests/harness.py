@@ -19,7 +19,7 @@ from adapters.training.trainer import Trainer
 from app.main import create_app
 from app.opening import CHECKPOINTS, open_fitter
 from app.service import Service, open_service
-from app.settings import Settings
+from app.settings import LogRequests, Settings
 from app.wire import connections
 
 DEADLINE_SECONDS = 60.0
@@ -63,7 +63,12 @@ def train(client: httpx.Client, **body: Any) -> dict[str, Any]:
 def serving(
     settings: Settings, *, trainer: bool = False, keep_alive_seconds: int = 60
 ) -> Iterator[tuple[httpx.Client, Service]]:
-    """One worker in a thread, on a real socket; with `trainer`, one that trains too (its fits are real processes)."""
+    """One worker in a thread, on a real socket; with `trainer`, one that trains too (its fits are real processes).
+
+    Requests are logged where the settings ask for it by name: thousands of lines would drown what a test says.
+    """
+    if "log_requests" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"log_requests": LogRequests.NONE})
     service = open_service(settings)
     config = uvicorn.Config(
         create_app(service),

@@ -17,6 +17,7 @@ from adapters.training.closed_form import Factors, loss_of_factors, solve
 from adapters.training.data import TrainingData
 from adapters.training.descent import HeldOut, Kept, descend
 from adapters.training.draws import Draws, start_of
+from adapters.training.epochs import Epochs
 from adapters.training.evaluation import Contender, compare, reached, summary_of
 from adapters.training.gradient import History, Report, Task, Trained
 from adapters.training.objective import class_weights, documents_of, row_weights
@@ -48,6 +49,8 @@ class Watcher(NamedTuple):
     note: Callable[[str], None] = lambda _text: None
     """Told in a sentence what was chosen, and why it ended early."""
     kept: Kept | None = None
+    epochs: Epochs | None = None
+    """Takes the times of epochs, where somebody wants them."""
 
 
 class Sides(NamedTuple):
@@ -153,8 +156,11 @@ def _descend(
     if spec.patience is not None and sides.held is not None:
         rows_K = torch.arange(sides.held.rows) if sides.held_K is None else sides.held_K.cpu()
         held_out = HeldOut(sides.held, [rows_K])
+    report = watcher.report
+    if watcher.epochs is not None:
+        report = watcher.epochs.timing(report, steps=draws.steps, steps_an_epoch=draws.steps_an_epoch)
     (trained,), history = descend(
-        base, sides.training, spec, [task], report=watcher.report, held_out=held_out, kept=watcher.kept
+        base, sides.training, spec, [task], report=report, held_out=held_out, kept=watcher.kept
     )
     if trained.error is not None:
         raise trained.error

@@ -26,6 +26,7 @@ from adapters.base_layer import BaseLayer, load_base_layer
 from adapters.errors import BaseChanged, BaseNotLoadable, FitFailed, LoraplexError, OutOfMemory
 from adapters.training.data import TrainingData
 from adapters.training.descent import Kept
+from adapters.training.epochs import Epochs
 from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fitter import says_no_memory
 from adapters.training.fleet import Outcome, fit_fleet
@@ -79,6 +80,7 @@ class _Job:
     def __init__(self, request: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
         self._request, self._base, self._out = request, base, out
         self._latest: dict[str, Any] = {"step": 0, "loss": None, "history": []}
+        self._epochs = Epochs() if request.get("epochs") else None
         self._told_at = time.monotonic()
 
     def serve(self) -> None:
@@ -117,18 +119,24 @@ class _Job:
                 self._send_outcomes(outcomes)
             _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
         else:
-            kept_at = Kept(Path(request["checkpoint"]), request["checkpoint_seconds"], self._note)
-            watcher = Watcher(self._report, self._note, kept_at)
+            kept_at = Kept(Path(request["checkpoint"]), request["checkpoint_seconds"], self._resumed)
+            watcher = Watcher(self._report, self._note, kept_at, self._epochs)
             self._finish(fit(base, data, spec, present=_present(request["present"]), watcher=watcher, **meaning))
 
     def _report(self, step: int, loss: float, history: History) -> None:
         self._latest.update(step=step, loss=loss, history=history)
         if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_REPORTS:
             self._told_at = time.monotonic()
-            _send(self._out, {"frame": "progress", **self._latest})
+            _send(self._out, {"frame": "progress", **self._latest, **self._timed()})
+
+    def _timed(self) -> dict[str, Any]:
+        return {} if self._epochs is None else {"epochs": self._epochs.take()}
 
     def _note(self, text: str) -> None:
         _send(self._out, {"frame": "note", "text": text})
+
+    def _resumed(self, text: str) -> None:
+        _send(self._out, {"frame": "note", "text": text, "resumed": True})
 
     def _finish(self, done: Fit) -> None:
         parts = [done.adapter.canonical_bytes]
@@ -136,7 +144,13 @@ class _Job:
             parts.append(done.statistics.to_bytes())
         _send(
             self._out,
-            {"frame": "done", "metrics": done.metrics, "history": done.history, "spec": asdict(done.spec)},
+            {
+                "frame": "done",
+                "metrics": done.metrics,
+                "history": done.history,
+                "spec": asdict(done.spec),
+                **self._timed(),
+            },
             parts,
         )
 
@@ -154,7 +168,7 @@ class _Job:
         )
 
     def _fail(self, error: LoraplexError) -> None:
-        _send(self._out, {"frame": "error", **self._latest, "error": error.members()})
+        _send(self._out, {"frame": "error", **self._latest, "error": error.members(), **self._timed()})
 
 
 def _present(where: Mapping[str, Any] | None) -> Adapter | None:
@@ -170,7 +184,3 @@ def _send(out: BinaryIO, frame: Mapping[str, Any], parts: Sequence[bytes] | None
     announced = dict(frame) if parts is None else {**frame, "parts": [len(part) for part in parts]}
     out.write(json.dumps(announced).encode() + b"\n" + b"".join(parts or ()))
     out.flush()
-
-
-if __name__ == "__main__":
-    main()

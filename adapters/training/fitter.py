@@ -1,16 +1,18 @@
 """A trainer's hold on the process that fits."""
 
 import json
+import logging
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from adapters.starting import command
 
 Frame = dict[str, Any]
 _NO_MEMORY = (
@@ -23,6 +25,8 @@ _NO_MEMORY = (
 )
 """What the CPU allocator, C++, Python and libgomp say where an allocation fails: in words, and some then abort."""
 _LAST_LINES = 20
+
+log = logging.getLogger(__name__)
 
 
 class FitterDied(Exception):
@@ -54,7 +58,7 @@ class Fitter:
             return
         self.kill()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "adapters.training.fit_process"],
+            command("adapters.training.fit_process"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -131,12 +135,12 @@ def says_no_memory(text: str) -> bool:
 
 
 def _pass_on(process: "subprocess.Popen[bytes]", words: "deque[bytes]") -> None:
-    """Its standard error becomes ours, and its newest lines are kept."""
+    """What it says on standard error goes into our log, and its newest lines are kept."""
     assert process.stderr is not None
     with suppress(ValueError, OSError):  # closed, by `kill` or from outside
         for line in process.stderr:
             words.append(line)
-            os.write(2, line)
+            log.warning("the process that fits says: %s", line.decode(errors="replace").rstrip())
 
 
 def _read_frames(process: "subprocess.Popen[bytes]", frames: "queue.SimpleQueue[Frame | None]") -> None:

@@ -65,8 +65,8 @@ class Publisher:
             "statistics": statistics,
         }
 
-    def publish_some(self, frame: Frame) -> None:
-        """Publish what one stack of a fleet came to, and store why the others failed."""
+    def publish_some(self, frame: Frame) -> int:
+        """Publish what one stack of a fleet came to, and store why the others failed; how many were published."""
         claim = self._claim
         if frame["failed"]:
             self._queue.fail_adapters(claim, [(position, error) for position, error in frame["failed"]])
@@ -76,15 +76,15 @@ class Publisher:
             )
             for (position, metrics), content in zip(frame["trained"], frame["contents"], strict=True)
         ]
-        self._catalog.publish(publications, choose=self._admit, also=self._record)
+        published = self._catalog.publish(publications, choose=self._admit, also=self._record)
         for position in [each[0] for each in (*frame["trained"], *frame["failed"])]:
             self._waiting.pop(position, None)
+        return len(published)
 
-    def finish(self, frame: Frame) -> None:
-        """End the job: with the version of its one adapter, or with what its fleet has come to."""
+    def finish(self, frame: Frame) -> bool:
+        """End the job, with the version of its one adapter or what its fleet has come to; whether it succeeded."""
         if self._is_fleet:
-            self._finish_fleet(frame)
-            return
+            return self._finish_fleet(frame)
         claim, metrics = self._claim, frame["metrics"]
         verdict = self._gate.decide(metrics.get("held_out"), self._live)
         content, statistics = frame["contents"][0], next(iter(frame["contents"][1:]), None)
@@ -118,8 +118,9 @@ class Publisher:
         (made,) = self._catalog.publish([publication], choose=self._admit, also=also)
         self._queue.remove_data(claim)
         log.info("job %s published %s@%d", claim.id, claim.adapter, made.version.version)
+        return True
 
-    def _finish_fleet(self, frame: Frame) -> None:
+    def _finish_fleet(self, frame: Frame) -> bool:
         claim, tally = self._claim, self._queue.tally(self._claim)
         progress = {"step": self._total, "steps": self._total, "loss": None, "adapters": tally}
         if tally["published"] == 0:
@@ -127,9 +128,10 @@ class Publisher:
                 f"none of the {self._total} groups could be trained; GET /jobs/{claim.id}/adapters says why each failed"
             )
             self._queue.fail(claim, error.members(), progress=progress)
-            return
+            return False
         self._queue.succeed(claim, result=None, progress=progress, metrics=tally, history=frame["history"])
         log.info("job %s published %d of %d adapters", claim.id, tally["published"], self._total)
+        return True
 
     def _admit(self, connection: Connection, publications: Sequence[Publication]) -> Sequence[bool]:
         return self._queue.admit(connection, self._claim, publications)

@@ -16,6 +16,7 @@ from adapters.training.checkpoint import Checkpoints
 from adapters.training.descent import SECONDS_BETWEEN_CHECKPOINTS
 from adapters.training.fitter import Fitter, FitterDied, Frame
 from adapters.training.publishing import Publisher
+from adapters.training.runs import Ending, Listener, Recorder
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -38,6 +39,7 @@ class Trainer:
         lease_seconds: float,
         checkpoints: Path,
         monotonic: Callable[[], float] = time.monotonic,
+        listener: Listener = Listener(),  # noqa: B008 - immutable
     ) -> None:
         self._catalog = catalog
         self._queue = queue
@@ -51,6 +53,7 @@ class Trainer:
         # A death costs what came since the last checkpoint, and waits for the lease: the one is of the other's size.
         self._checkpoint_seconds = min(SECONDS_BETWEEN_CHECKPOINTS, lease_seconds / 3)
         self._monotonic = monotonic
+        self._listener = listener
         self._sweep_at = monotonic()
 
     def run(self) -> None:
@@ -97,6 +100,14 @@ class Trainer:
                     self._checkpoints.drop(job_id)
 
     def _train(self, claim: Job) -> None:
+        recorder, ending = Recorder(claim, self._listener), Ending.LOST
+        try:
+            ending = self._end_of(claim, recorder)
+        finally:
+            recorder.end(ending)
+
+    def _end_of(self, claim: Job, recorder: Recorder) -> Ending:
+        """See to a job until it is not ours any more."""
         try:
             if claim.base != self._base.fingerprint:
                 raise BaseChanged(
@@ -105,13 +116,14 @@ class Trainer:
                     expected=self._base.fingerprint,
                 )
             try:
-                self._watch_fit(claim)
+                return self._watch_fit(claim, recorder)
             except BaseException:
                 # Whatever it was: the fit may still run, and its frames must not be taken for the next job's.
                 self._fitter.kill()
                 raise
         except ClaimLost as error:
             log.info("%s", error)
+            return Ending.LOST
         except FitterDied as death:
             log.warning("job %s: the process that fits died", claim.id)
             if death.out_of_memory:
@@ -120,18 +132,20 @@ class Trainer:
                 _unless_lost(self._queue.fail, claim, ran_out.members())
             else:
                 _unless_lost(self._queue.abandon, claim)
+            return Ending.DIED
         except CatalogBusy:
             raise
         except LoraplexError as error:
             log.info("job %s failed: %s", claim.id, error.detail)
             _unless_lost(self._queue.fail, claim, error.members())
+            return Ending.FAILED
 
-    def _watch_fit(self, claim: Job) -> None:
+    def _watch_fit(self, claim: Job, recorder: Recorder) -> Ending:
         """Until the job has ended, or is handed back. Raises `ClaimLost` and `FitterDied`."""
         publisher = Publisher(self._catalog, self._queue, self._base, claim)
         checkpoint = self._checkpoints.take_over(claim.id, claim.fence)
         kept = {"checkpoint": str(checkpoint), "checkpoint_seconds": self._checkpoint_seconds}
-        self._fitter.begin(publisher.request() | kept)
+        self._fitter.begin(publisher.request() | kept | {"epochs": self._listener.wants_epochs})
         progress, history = claim.progress, claim.history
         pace = _Pace(claim.spec["steps"], self._monotonic)
         heartbeat_at = self._monotonic() + self._heartbeat_seconds
@@ -140,13 +154,17 @@ class Trainer:
             if self._stop.is_set():
                 self._fitter.kill()
                 self._queue.hand_back(claim)
-                return
+                return Ending.HANDED_BACK
             if frame is not None:
+                recorder.saw(frame)
                 if frame["frame"] == "done":
-                    publisher.finish(frame)
-                    return
+                    with recorder.publishing() as publish:
+                        succeeded = publisher.finish(frame)
+                        publish.adapters = 0 if claim.spec["fleet"] else 1
+                    return Ending.SUCCEEDED if succeeded else Ending.FAILED
                 if frame["frame"] == "outcomes":
-                    publisher.publish_some(frame)
+                    with recorder.publishing() as publish:
+                        publish.adapters = publisher.publish_some(frame)
                     progress = pace.progress(publisher.finished, None, publisher.tally())
                 elif frame["frame"] == "note":
                     self._queue.note(claim, frame["text"])
@@ -155,7 +173,7 @@ class Trainer:
                     history = frame["history"]
                 if frame["frame"] == "error":
                     self._fail(claim, frame, progress, history)
-                    return
+                    return Ending.FAILED
             try:
                 self._queue.check_ours(claim)
                 if self._monotonic() >= heartbeat_at:

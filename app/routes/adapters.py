@@ -1,8 +1,9 @@
 """`/adapters`: train, upload, show, roll back, download, delete."""
 
+import time
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
@@ -15,8 +16,9 @@ from adapters.residency import find_adapter
 from adapters.versions import Publication, Source
 from app.bodies import BINARY, JSON, documented, parse_object, read_as, read_json
 from app.conditions import etag, precondition
-from app.dependencies import ServiceOf, same_feature_space
+from app.dependencies import CHECKED, ServiceOf
 from app.job_schemas import JobWithHistory
+from app.openapi.bodies import PeftFiles
 from app.paging import Page, QueryFlag, QueryInteger, page_of, read_cursor
 from app.schemas import (
     AdapterBody,
@@ -33,7 +35,7 @@ from app.training.updates import queue_update
 from app.uploads import MULTIPART, ZIP, read_upload
 
 _MOST_DIGITS = 200
-router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=[Depends(same_feature_space)])
+router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=CHECKED)
 
 
 class AdapterQuery(Page):
@@ -62,14 +64,20 @@ class TrainQuery(BaseModel):
 @router.post(
     "",
     status_code=202,
+    summary="Train an adapter or a fleet",
     response_model=JobWithHistory,
+    response_description="The job, which waits for a trainer",
     responses={200: {"model": PlanBody, "description": "A dry run: what would be trained"}},
     openapi_extra=documented({JSON: TrainRequest}),
 )
 async def train_adapter(
     query: Annotated[TrainQuery, Query()], request: Request, response: Response, service: ServiceOf
 ) -> JobWithHistory | JSONResponse:
-    """Train an adapter, or a fleet of them, in the background; the answer is the job to poll."""
+    """Everything is checked before the 202; the training goes on in the background, as the job that is answered.
+
+    The rows are in the request, or in a stored data set. A `name` such as `acme-{tenant}` trains one adapter for each
+    value of `data.group_by`. docs/training.md has every field.
+    """
     body = await read_json(request)
     async with service.plannings:
         if query.dry_run:
@@ -80,21 +88,30 @@ async def train_adapter(
     return JobWithHistory.of(job)
 
 
-@router.put("/{name}", openapi_extra=documented({JSON: FactorsUpload | PeftUpload, MULTIPART: BINARY, ZIP: BINARY}))
+@router.put(
+    "/{name}",
+    summary="Upload an adapter",
+    responses={
+        200: {"model": VersionBody, "description": "The live version, which has these bytes already"},
+        201: {"model": VersionBody, "description": "A new version, live from now on"},
+    },
+    openapi_extra=documented({JSON: FactorsUpload | PeftUpload, MULTIPART: PeftFiles, ZIP: BINARY}),
+)
 async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> VersionBody:
-    """Upload an adapter as PEFT files, as a zip of them, or as JSON: a new version (201), or the live one where it
-    has the same bytes already (200)."""
+    """PEFT files, a zip of them, or JSON become a new version (201), unless the live one has the same bytes (200)."""
     check_name(name)
     condition = precondition(request)
     adapter, module = await read_upload(request, service)
     publication = Publication(name=name, adapter=adapter, base=service.base, source=Source.UPLOAD, module=module)
+    began = time.perf_counter()
     version, is_new = await run_in_threadpool(service.catalog.put, publication, precondition=condition)
+    service.observer.published(request.scope, began, is_new=is_new)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
     return VersionBody.of(version)
 
 
-@router.get("")
+@router.get("", summary="List adapters")
 def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -> AdapterPage:
     """Adapters in byte order of name."""
     of = f"adapters {check_prefix(query.prefix)}"
@@ -104,13 +121,13 @@ def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -
     return AdapterPage(data=[AdapterBody.of(adapter) for adapter in data], next_cursor=next_cursor)
 
 
-@router.get("/{name}")
+@router.get("/{name}", summary="Show an adapter")
 def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
     """One adapter and its live version."""
     return AdapterBody.of(service.catalog.adapter(check_name(name)))
 
 
-@router.get("/{name}/versions")
+@router.get("/{name}/versions", operation_id="list_adapter_versions", summary="List an adapter's versions")
 def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
     """An adapter's versions, newest first."""
     of = f"versions {check_name(name)}"
@@ -120,13 +137,20 @@ def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf
     return VersionPage(data=[VersionBody.of(version) for version in data], next_cursor=next_cursor)
 
 
-@router.get("/{name}/versions/{version}")
+@router.get("/{name}/versions/{version}", operation_id="show_adapter_version", summary="Show a version of an adapter")
 def show_version(name: str, version: str, service: ServiceOf) -> VersionBody:
     """One version."""
     return VersionBody.of(service.catalog.find(Reference(check_name(name), version=_number(version))))
 
 
-@router.get("/{name}/download", response_class=Response, responses={200: {"content": {ZIP: {}}}})
+@router.get(
+    "/{name}/download",
+    summary="Download an adapter for PEFT",
+    response_class=Response,
+    responses={
+        200: {"description": "The zip", "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}},
+    },
+)
 def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
     """A zip that `PeftModel.from_pretrained` loads once unpacked."""
     reference = Reference(check_name(name), version=query.version)
@@ -137,18 +161,28 @@ def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], servic
     return Response(archive, media_type=ZIP, headers={"Content-Disposition": disposition})
 
 
-@router.put(f"/{{name}}/aliases/{LIVE}", openapi_extra=documented({JSON: LiveRequest}))
+@router.put(
+    f"/{{name}}/aliases/{LIVE}",
+    summary="Roll back or forward",
+    openapi_extra=documented({JSON: LiveRequest}),
+)
 async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBody:
-    """Roll back or forward: let the bare name mean another version."""
+    """Let the bare name mean another version; every next request uses it."""
     check_name(name)
     body = read_as(LiveRequest, parse_object(await read_json(request)))
     adapter = await run_in_threadpool(service.catalog.set_live, name, body.version, precondition=precondition(request))
     return AdapterBody.of(adapter)
 
 
-@router.post("/{name}/update", status_code=202, openapi_extra=documented({JSON: UpdateRequest}))
+@router.post(
+    "/{name}/update",
+    status_code=202,
+    summary="Add or forget rows of an adapter",
+    response_description="The job, which waits for a trainer",
+    openapi_extra=documented({JSON: UpdateRequest}),
+)
 async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
-    """Refit an adapter that kept its statistics, with rows added and rows forgotten; the answer is the job to poll."""
+    """Refit, exactly, an adapter that was trained with `keep_statistics`, with rows added and rows forgotten."""
     body = await read_json(request)
     async with service.plannings:
         job = await run_in_threadpool(queue_update, service, name, body)
@@ -156,7 +190,7 @@ async def update_adapter(name: str, request: Request, response: Response, servic
     return JobWithHistory.of(job)
 
 
-@router.delete("/{name}", status_code=204)
+@router.delete("/{name}", status_code=204, summary="Delete an adapter")
 async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
     """Delete an adapter with all its versions; a name made again goes on counting."""
     check_name(name)

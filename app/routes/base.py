@@ -8,7 +8,7 @@ from app.schemas import BaseBody
 router = APIRouter(tags=["base"])
 
 
-@router.get("/base")
+@router.get("/base", summary="Show the base layer")
 def show_base(service: ServiceOf) -> BaseBody:
-    """The frozen layer that every adapter adds to."""
+    """The frozen layer that every adapter adds to: its shape, fingerprint and feature space."""
     return BaseBody.of(service.base, service.settings.feature_space)

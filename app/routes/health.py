@@ -11,13 +11,13 @@ from app.problems import NotReady
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", operation_id="check_alive", summary="Check that the process answers")
 async def healthz() -> dict[str, str]:
     """Alive: the process answers. Touches nothing else."""
     return {"status": "alive"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", operation_id="check_ready", summary="Check that the service can answer")
 async def readyz(service: ServiceOf) -> dict[str, str]:
     """Able to serve: the base is loaded, the catalogue can be read, and the service is not stopping."""
     if service.draining:

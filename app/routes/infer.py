@@ -10,7 +10,17 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
 from adapters.matrices import Float32
-from app.hot import Headers, Small, answer, check_feature_space, disconnected, read_body, server_timing, timeout_seconds
+from app.hot import (
+    Headers,
+    Small,
+    answer,
+    check_feature_space,
+    disconnected,
+    read_body,
+    remember,
+    server_timing,
+    timeout_seconds,
+)
 from app.inference_classes import write_classes
 from app.inference_header import HEADER_LENGTH, Header
 from app.inference_json import read_json_quickly
@@ -26,6 +36,7 @@ INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 """The paths that this answers; what else there is under `/v2` is FastAPI's."""
 PLAIN_URL = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,128})(?:/versions/([0-9]{1,20}))?/infer")
 """Of these, the ones with nothing in them to decode or to refuse."""
+ROUTE, VERSION_ROUTE = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 _HINT = ": send fewer rows in each request, or the numbers as binary data"
 _MOST_DIGITS = 12
 _JSON_INLINE = 2**14
@@ -56,6 +67,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
             Question(inputs_NI, [reference]),
             timeout_seconds=min(waits, default=None),
             gone=partial(disconnected, receive),
+            entered=remember(scope),
         )
         content, text_length = await _write(header, model, outcome)
     except ClientDisconnect:
@@ -87,7 +99,7 @@ def read_small(service: Service, url: bytes, headers: Mapping[bytes, bytes], bod
         content, text_length = write_answer(header, model, outcome.versions[0], outcome.outputs_NO, data)
         return content, _headers(outcome, text_length)
 
-    return Small(Question(inputs_NI, [reference]), written)
+    return Small(Question(inputs_NI, [reference]), written, ROUTE if version is None else VERSION_ROUTE)
 
 
 def _read_small(service: Service, length: bytes | None, body: bytes) -> tuple[Header, Float32] | None:

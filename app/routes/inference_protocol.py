@@ -4,7 +4,7 @@ from importlib.metadata import version as version_of
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from app import inference_models as models
@@ -13,15 +13,28 @@ from app.dependencies import ServiceOf, same_feature_space
 from app.edge import too_large
 from app.hot import Handed
 from app.inference_models import Configuration, IndexEntry, Metadata, State
+from app.openapi.answers import InferAnswer, InferRequest
 from app.routes.health import readyz
 from app.routes.infer import infer
 from app.service import Service
 
 _PAGE = 1000
 _LARGEST_INDEX_BODY = 4096
-_TENSORS = {JSON: dict[str, object], "application/octet-stream": BINARY}
-_ERRORS = {"4XX": {"description": "An error", "content": {JSON: {"example": {"error": "what went wrong"}}}}}
-_SHARED: Any = {"prefix": "/v2", "tags": ["Open Inference Protocol"], "responses": _ERRORS}
+_BYTES = "application/octet-stream"
+_INFER: Any = {
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "The outputs, as JSON, or as JSON with the numbers as bytes after it",
+            "content": {
+                JSON: {"schema": TypeAdapter(InferAnswer).json_schema(ref_template="#/components/schemas/{model}")},
+                _BYTES: {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+    },
+    "openapi_extra": documented({JSON: InferRequest, _BYTES: BINARY}),
+}
+_SHARED: Any = {"prefix": "/v2", "tags": ["Open Inference Protocol"]}
 server = APIRouter(**_SHARED)
 router = APIRouter(**_SHARED, dependencies=[Depends(same_feature_space)])
 
@@ -49,27 +62,27 @@ class IndexRequest(BaseModel):
     ready: bool = Field(False, description="Only those that answer.")
 
 
-@server.get("")
+@server.get("", summary="Show the server")
 async def show_server() -> ServerMetadata:
     """The service and the extensions of the protocol that it has."""
     return ServerMetadata(name="loraplex", version=version_of("loraplex-server"), extensions=models.EXTENSIONS)
 
 
-@server.get("/health/live")
+@server.get("/health/live", operation_id="server_live", summary="Check that the process answers")
 async def live() -> dict[str, bool]:
     """As `/healthz`."""
     return {"live": True}
 
 
-@server.get("/health/ready")
+@server.get("/health/ready", operation_id="server_ready", summary="Check that the service can answer")
 async def ready(service: ServiceOf) -> dict[str, bool]:
     """As `/readyz`."""
     await readyz(service)
     return {"ready": True}
 
 
-@router.get("/models/{name}")
-@router.get("/models/{name}/versions/{version}")
+@router.get("/models/{name}", summary="Show a model")
+@router.get("/models/{name}/versions/{version}", operation_id="show_model_version", summary="Show a version of a model")
 def show_model(name: str, service: ServiceOf, version: str | None = None) -> Metadata:
     """What a model takes and gives, and its versions."""
     _require(service, name, version)
@@ -77,36 +90,58 @@ def show_model(name: str, service: ServiceOf, version: str | None = None) -> Met
     return models.metadata(name, versions, service.base)
 
 
-@router.get("/models/{name}/config")
-@router.get("/models/{name}/versions/{version}/config")
+@router.get("/models/{name}/config", operation_id="show_model_configuration", summary="Show a model's configuration")
+@router.get(
+    "/models/{name}/versions/{version}/config",
+    operation_id="show_model_version_configuration",
+    summary="Show a version's configuration",
+)
 def show_configuration(name: str, service: ServiceOf, version: str | None = None) -> Configuration:
     """A model's configuration, in the form of Triton's."""
     _require(service, name, version)
     return models.configuration(name, service.base, max_rows=service.settings.max_rows)
 
 
-@router.get("/models/{name}/ready")
-@router.get("/models/{name}/versions/{version}/ready")
+@router.get("/models/{name}/ready", summary="Check that a model answers")
+@router.get(
+    "/models/{name}/versions/{version}/ready",
+    operation_id="model_version_ready",
+    summary="Check that a version answers",
+)
 def model_ready(name: str, service: ServiceOf, version: str | None = None) -> ModelReady:
     """Whether a model answers; one that does not, because it is not there or was made for another base, is a 4xx."""
     _require(service, name, version)
     return ModelReady(name=name, ready=True)
 
 
-@router.post("/models/{name}/infer", response_class=Response, openapi_extra=documented(_TENSORS))
-@router.post("/models/{name}/versions/{version}/infer", response_class=Response, openapi_extra=documented(_TENSORS))
+@router.post("/models/{name}/infer", operation_id="infer", summary="Apply a model to rows", **_INFER)
+@router.post(
+    "/models/{name}/versions/{version}/infer",
+    operation_id="infer_version",
+    summary="Apply a version to rows",
+    **_INFER,
+)
 async def post_infer(name: str, service: ServiceOf, version: str | None = None) -> Response:  # noqa: ARG001
-    """Apply an adapter to rows: the tensor `inputs`, as JSON or as binary data after the JSON."""
+    """The rows are the tensor `inputs`, as JSON, or as bytes after the JSON (the binary tensor data extension).
+
+    `Inference-Header-Content-Length` says how many bytes the JSON has. With `classification` in the parameters of
+    `outputs` the answer is Triton's classes.
+    """
     return Handed(infer, service)
 
 
-@router.get("/repository/index")
+@router.get("/repository/index", summary="List models")
 def list_models(service: ServiceOf) -> list[IndexEntry]:
     """The models, each with the version that its bare name means."""
     return _index(service, only_ready=False)
 
 
-@router.post("/repository/index", openapi_extra=documented({JSON: IndexRequest}))
+@router.post(
+    "/repository/index",
+    operation_id="filter_models",
+    summary="List models that answer",
+    openapi_extra=documented({JSON: IndexRequest}, required=False),
+)
 async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEntry]:
     """The models, or only those that are ready; the body may be left out."""
     body = await request.body()

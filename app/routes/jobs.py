@@ -11,13 +11,13 @@ from starlette.responses import Response, StreamingResponse
 from adapters.job_adapters import Outcome
 from adapters.jobs import Status
 from adapters.names import check_name
-from app.dependencies import ServiceOf, same_feature_space
+from app.dependencies import CHECKED, ServiceOf
 from app.events import Watcher, read_event_id
 from app.job_schemas import JobAdapterBody, JobAdapterPage, JobBody, JobPage, JobWithHistory, RevertBody
 from app.paging import Page, QueryStatus, page_of, read_cursor
 
 EVENT_STREAM = "text/event-stream"
-router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[Depends(same_feature_space)])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=CHECKED)
 
 
 class JobQuery(Page):
@@ -40,7 +40,7 @@ async def _watcher(job_id: str, service: ServiceOf) -> AsyncIterator[Watcher]:
         yield watcher
 
 
-@router.get("")
+@router.get("", summary="List jobs")
 def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPage:
     """Jobs, newest first, without their histories."""
     adapter = None if query.adapter is None else check_name(query.adapter, field="adapter")
@@ -52,13 +52,13 @@ def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPag
     return JobPage(data=[JobBody.of(job) for job in data], next_cursor=next_cursor)
 
 
-@router.get("/{job_id}")
+@router.get("/{job_id}", summary="Show a job")
 def show_job(job_id: str, service: ServiceOf) -> JobWithHistory:
     """One job with the losses on its way and its log."""
     return JobWithHistory.of(service.queue.get(job_id))
 
 
-@router.get("/{job_id}/adapters")
+@router.get("/{job_id}/adapters", summary="List a job's adapters")
 def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], service: ServiceOf) -> JobAdapterPage:
     """What a job trains, in its order: one adapter, or a fleet's."""
     outcome = None if query.status is None else Outcome(query.status)
@@ -69,7 +69,15 @@ def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], s
     return JobAdapterPage(data=[JobAdapterBody.of(adapter) for adapter in data], next_cursor=next_cursor)
 
 
-@router.get("/{job_id}/events", response_class=Response, responses={200: {"content": {EVENT_STREAM: {}}}, 204: {}})
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job",
+    response_class=Response,
+    responses={
+        200: {"description": "The events", "content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
+        204: {"description": "The client has been told the end already"},
+    },
+)
 async def watch_job(
     watcher: Annotated[Watcher, Depends(_watcher)],
     service: ServiceOf,
@@ -86,13 +94,13 @@ async def watch_job(
     return StreamingResponse(service.watch.stream(watcher, seen), media_type=EVENT_STREAM, headers=headers)
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", summary="Cancel a job")
 def cancel_job(job_id: str, service: ServiceOf) -> JobWithHistory:
     """End a job that has not ended: it publishes nothing from now on; of a fleet, what is published stays."""
     return JobWithHistory.of(service.queue.cancel(job_id))
 
 
-@router.post("/{job_id}/revert")
+@router.post("/{job_id}/revert", summary="Take back what a job made live")
 def revert_job(job_id: str, service: ServiceOf) -> RevertBody:
     """Point each live that an ended job moved back to where it pointed before, unless it has moved again since."""
     return RevertBody.of(service.queue.revert(job_id))

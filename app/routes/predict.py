@@ -19,10 +19,12 @@ from app.hot import (
     check_feature_space,
     disconnected,
     read_body,
+    remember,
     server_timing,
     timeout_seconds,
 )
 from app.labelling import write_wanted
+from app.openapi.answers import PredictAnswer
 from app.prediction import MEMBERS, read_question, write_answer, write_many_numbers, write_numbers
 from app.problems import problem
 from app.questions import read_quickly
@@ -31,7 +33,8 @@ from app.service import Service
 from app.tickets import Outcome
 
 router = APIRouter(tags=["predict"])
-URL = b"/predict"
+ROUTE = "/predict"
+URL = ROUTE.encode()
 _JSON = JSON.encode()
 _CONTENT_TYPE = (b"content-type", _JSON)
 _HINT = ": send fewer rows in each request, or the binary form (POST /v2/models/{name}/infer with binary tensors)"
@@ -48,7 +51,9 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
         await service.batcher.admit(timeout_seconds=timeout)
         body = await read_body(headers, receive, max_bytes=service.settings.max_predict_json_bytes, hint=_HINT)
         question = await read_question(service, body)
-        outcome = await service.batcher.ask(question, timeout_seconds=timeout, gone=partial(disconnected, receive))
+        outcome = await service.batcher.ask(
+            question, timeout_seconds=timeout, gone=partial(disconnected, receive), entered=remember(scope)
+        )
         if question.wanted is None:
             body = write_answer(question, outcome, await write_many_numbers(outcome.outputs_NO))
         else:
@@ -72,6 +77,7 @@ def read_small(service: Service, _url: bytes, headers: Mapping[bytes, bytes], bo
     return Small(
         question,
         lambda outcome: (write_answer(question, outcome, write_numbers(outcome.outputs_NO)), _headers(outcome)),
+        ROUTE,
     )
 
 
@@ -79,7 +85,17 @@ def _headers(outcome: Outcome) -> Headers:
     return _CONTENT_TYPE, server_timing(outcome)
 
 
-@router.post("/predict", openapi_extra=documented({JSON: PredictRequest}))
+@router.post(
+    ROUTE,
+    operation_id="predict",
+    summary="Apply adapters to rows",
+    responses={200: {"model": PredictAnswer, "description": "An answer a row"}},
+    openapi_extra=documented({JSON: PredictRequest}),
+)
 async def post_predict(service: ServiceOf) -> Response:
-    """Apply an adapter to rows, or to each row its own; `null` is the bare base layer."""
+    """One adapter for all rows (`adapter`), or each row its own (`adapters`); `null` is the bare base layer.
+
+    Requests that wait are computed together, whatever adapters they name. `return` asks for probabilities and labels,
+    and `top_k` for so many of them.
+    """
     return Handed(predict, service)

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler
 
-from app.schemas import Labels, Matrix, not_null
+from app.openapi.shown_as import OrWord, ShownAs
+from app.schemas import NOT_NULL, Labels, Matrix
 
 AUTO = "auto"
 """In place of a value that the data are to decide."""
@@ -48,10 +49,15 @@ def _or_auto(value: object, check: ValidatorFunctionWrapHandler) -> Any:
     return value if is_auto(value) else check(value)
 
 
+class _OrAuto(OrWord):
+    word = AUTO
+
+
 # Not a union: pydantic names the branch of a union, and not the field alone, where neither fits.
-OrAuto = WrapValidator(_or_auto, json_schema_input_type=Any)
+OrAuto = _OrAuto(_or_auto)
+Vector = list[float]
 Selected = Annotated[Any, Field(json_schema_extra=_COLUMNS)]
-Column = Annotated[str | None, BeforeValidator(not_null)]
+Column = Annotated[str | None, NOT_NULL]
 
 
 class _Request(BaseModel):
@@ -66,16 +72,16 @@ class InlineData(_Request):
     """Rows in the request itself."""
 
     inputs: Matrix
-    targets: Any = Field(
+    targets: Annotated[Any, ShownAs(list[Vector] | list[int] | list[str] | list[list[str]])] = Field(
         description="Rows of numbers; one class a row (cross_entropy); a list of labels, or of 0 and 1, a row "
         "(binary_cross_entropy)."
     )
-    weights: Annotated[Any, BeforeValidator(not_null)] = Field(None, description="One number ≥ 0 a row.")
-    groups: Annotated[Any, BeforeValidator(not_null)] = Field(
+    weights: Annotated[Any, NOT_NULL, ShownAs(Vector)] = Field(None, description="One number ≥ 0 a row.")
+    groups: Annotated[Any, NOT_NULL, ShownAs(list[str] | list[int])] = Field(
         None, description="One string or whole number a row: what a split by group keeps together."
     )
     labels: Labels = Field(None, description="What the first outputs are called, as classes.")
-    corpus: Annotated[Any, BeforeValidator(not_null)] = Field(
+    corpus: Annotated[Any, NOT_NULL, ShownAs(list[Vector])] = Field(
         None, description="Rows of numbers: the documents that held-out queries are to find their own among."
     )
 
@@ -83,21 +89,21 @@ class InlineData(_Request):
 class CorpusBody(_Request):
     """Documents in a data set."""
 
-    dataset: Any
+    dataset: Annotated[Any, ShownAs(str)] = Field(description="Reference to a data set: name, or name@3.")
     documents: Selected
 
 
 class DatasetData(_Request):
     """Rows of a stored data set."""
 
-    dataset: Any = Field(description="Reference to a data set: name, or name@3.")
+    dataset: Annotated[Any, ShownAs(str)] = Field(description="Reference to a data set: name, or name@3.")
     inputs: Selected
     targets: Selected
     weight: Column = Field(None, description="A column of numbers ≥ 0: what each row counts.")
     group: Column = Field(None, description="A column: what a split by group keeps together.")
     group_by: Column = Field(None, description="A column: one adapter for each of its values, a fleet.")
     labels: Labels = Field(None, description="What the first outputs are called, as classes.")
-    corpus: Annotated[CorpusBody | None, BeforeValidator(not_null)] = None
+    corpus: Annotated[CorpusBody | None, NOT_NULL] = None
 
 
 class SplitBody(_Request):
@@ -109,7 +115,9 @@ class SplitBody(_Request):
     )
     fraction: float = Field(0.2, gt=0, lt=1)
     stratify: bool = Field(False, description="Split each class by itself in this fraction.")
-    dataset: Any = Field(None, description="A data set that is held out whole, in place of all the others.")
+    dataset: Annotated[Any, ShownAs(str | None)] = Field(
+        None, description="A data set that is held out whole, in place of all the others."
+    )
 
 
 class EarlyStoppingBody(_Request):
@@ -130,13 +138,13 @@ class InitFactors(_Request):
 class InitAdapter(_Request):
     """An adapter to start from."""
 
-    adapter: Any
+    adapter: Annotated[Any, ShownAs(str)]
 
 
 class PriorBody(_Request):
     """The adapter to shrink towards."""
 
-    adapter: Any
+    adapter: Annotated[Any, ShownAs(str)]
 
 
 class TrainingBody(_Request):
@@ -149,7 +157,9 @@ class TrainingBody(_Request):
     learning_rate: Annotated[float, Field(gt=0, le=1e6), OrAuto] = 0.01
     batch_size: Annotated[int | None, Field(ge=1, le=2**31), OrAuto] = Field(64, description="Null means all rows.")
     seed: int = Field(0, ge=0, lt=2**63)
-    init: Any = Field("zero_delta", description='"zero_delta", "randn", {"A", "B"} or {"adapter": reference}.')
+    init: Annotated[Any, ShownAs(Literal["zero_delta", "randn"] | InitFactors | InitAdapter)] = Field(
+        "zero_delta", description="Where the factors start; `zero_delta` begins with the base layer's own answers."
+    )
     validation_fraction: float = Field(0, ge=0, lt=1)
     ridge: Annotated[float, Field(ge=0, le=1e30), OrAuto] = 0
     weight_decay: float = Field(0, ge=0, le=1000)
@@ -162,7 +172,9 @@ class TrainingBody(_Request):
     max_seconds: float | None = Field(None, gt=0, le=1e7)
     huber_delta: float = Field(1.0, gt=0, le=1e30)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_weights: Any = Field(None, description='"balanced", or one number above 0 a class.')
+    class_weights: Annotated[Any, ShownAs(Literal["balanced"] | Vector | None)] = Field(
+        None, description='"balanced", or one number above 0 a class.'
+    )
     temperature: float = Field(0.05, ge=1e-4, le=1e4)
     prior: PriorBody | None = None
     keep_statistics: bool = False
@@ -177,26 +189,33 @@ class GateBody(_Request):
     min_rows: int = Field(50, ge=1, le=10**9)
 
 
+Publish = Annotated[Any, ShownAs(Literal["always", "never"] | GateBody)]
+
+
 class TrainRequest(_Request):
     """An adapter to train, or a fleet of them."""
 
-    name: Any = Field(description="A name; for a fleet a template such as acme-{tenant}.")
+    name: Annotated[Any, ShownAs(str)] = Field(description="A name; for a fleet a template such as acme-{tenant}.")
     rank: Annotated[int, Field(ge=1), OrAuto]
-    alpha: Annotated[float | None, BeforeValidator(not_null), Field(gt=0, le=1e6), OrAuto] = Field(
+    alpha: Annotated[float | None, NOT_NULL, Field(gt=0, le=1e6), OrAuto] = Field(
         None, description="Defaults to the rank, so that s = 1."
     )
-    data: Any = Field(description="Rows inline, or columns of a data set.")
+    data: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(
+        description="Rows inline, or columns of a data set."
+    )
     split: SplitBody | None = None
     training: TrainingBody = Field(default_factory=TrainingBody)
-    publish: Any = Field("always", description='"always", "never", or {"when": "if_better", …}.')
+    publish: Publish = Field("always", description="When `live` moves to the new version.")
 
 
 class UpdateRequest(_Request):
     """Rows to add to what a closed form came from, and rows to forget."""
 
-    add: Any = Field(None, description="Rows, as for training.")
-    forget: Any = Field(None, description="Rows that were trained on, as for training.")
-    publish: Any = "always"
+    add: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(None, description="Rows, as for training.")
+    forget: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(
+        None, description="Rows that were trained on, as for training."
+    )
+    publish: Publish = "always"
 
 
 class PlanBody(BaseModel):

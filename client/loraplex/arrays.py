@@ -90,15 +90,26 @@ def check_finite(narrow: NDArray[Any], given: NDArray[Any], *, field: str) -> No
 def array(value: object, *, field: str) -> NDArray[Any]:
     """Anything that is an array, as numpy has it; raises `WrongShape` where rows differ in length."""
     if _is_tensor(value):
-        held = value.detach().cpu()  # type: ignore[attr-defined]  # a tensor
-        # numpy has no bfloat16.
-        value = (held.float() if held.dtype.is_floating_point and held.element_size() < 4 else held).numpy()
+        value = _from_tensor(value, field)
     try:
         return np.asarray(value)
     except ValueError:
         raise WrongShape(
             f"{field} is no array: its rows differ in length", field=field, expected="rows of one length"
         ) from None
+
+
+def _from_tensor(tensor: Any, field: str) -> NDArray[Any]:
+    try:
+        # numpy has no bfloat16.
+        narrow = tensor.dtype.is_floating_point and tensor.element_size() < 4
+        held: NDArray[Any] = (tensor.float() if narrow else tensor).numpy(force=True)
+    except (TypeError, RuntimeError) as error:
+        # A sparse or a quantized one, or one without data.
+        raise WrongType(
+            f"{field} is a tensor that is no array: {error}", field=field, expected="a dense tensor of numbers"
+        ) from None
+    return held
 
 
 def _is_tensor(value: object) -> bool:

@@ -1,13 +1,15 @@
 """The driver for an event loop of asyncio."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import httpx
 
 from loraplex.retrying import attempts
-from loraplex.sending import Settings, answer, from_httpx, request
+from loraplex.sending import Settings, answer, from_httpx, late, request
 from loraplex.steps import Answer, Attempt, Call, Open, Pause, Read, Step, Steps, Talk, Tell, Work
 
 T = TypeVar("T")
@@ -68,11 +70,19 @@ class AsyncDriver:
         return None
 
     async def _attempt(self, step: Attempt) -> Answer:
+        end = time.monotonic() + step.seconds
+        content = bytearray()
         try:
-            response = await self._http.send(request(self._http, step))
+            response = await self._http.send(request(self._http, step), stream=True)
+            async with aclosing(response):
+                async for chunk in response.aiter_bytes():
+                    # httpx's time-out is for each read: an answer that drips would never be late.
+                    if time.monotonic() > end:
+                        raise late(self.settings.url)
+                    content += chunk
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise from_httpx(error, self.settings.url) from error
-        return answer(response, response.content)
+        return answer(response, bytes(content))
 
     async def _open(self, step: Open, stream: "_Stream") -> Answer:
         await stream.close()

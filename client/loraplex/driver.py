@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, TypeVar
 
 import httpx
 
 from loraplex.retrying import attempts
-from loraplex.sending import Settings, answer, from_httpx, request
+from loraplex.sending import Settings, answer, from_httpx, late, request
 from loraplex.steps import Answer, Attempt, Call, Open, Pause, Read, Step, Steps, Talk, Tell, Work
 
 T = TypeVar("T")
@@ -68,11 +69,19 @@ class Driver:
         return None
 
     def _attempt(self, step: Attempt) -> Answer:
+        end = time.monotonic() + step.seconds
+        content = bytearray()
         try:
-            response = self._http.send(request(self._http, step))
+            response = self._http.send(request(self._http, step), stream=True)
+            with closing(response):
+                for chunk in response.iter_bytes():
+                    # httpx's time-out is for each read: an answer that drips would never be late.
+                    if time.monotonic() > end:
+                        raise late(self.settings.url)
+                    content += chunk
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise from_httpx(error, self.settings.url) from error
-        return answer(response, response.content)
+        return answer(response, bytes(content))
 
     def _open(self, step: Open, stream: "_Stream") -> Answer:
         stream.close()

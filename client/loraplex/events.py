@@ -44,7 +44,7 @@ class EventParser:
             return
         try:
             data = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             data = None
         if not isinstance(data, dict):
             raise BadAnswer(f"an event's data is no JSON object: {text[:100]}", expected="an event of a job")

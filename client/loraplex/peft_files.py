@@ -2,14 +2,16 @@
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from loraplex.errors import BadAnswer, InvalidUpload, WrongType
+from loraplex.errors import BadAnswer, InvalidInput, InvalidUpload, WrongType
 
 CONFIG, TENSORS = FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MOST_CONFIG_BYTES = 2**20
+_KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _SIGNATURE = b"PK\x03\x04"
 
 
@@ -72,15 +74,25 @@ def unpack(content: bytes, folder: Path) -> Path:
             # Names are compared, never followed; and what is written can be no larger than what came.
             if sorted(infos) != sorted(FILES) or len(archive.infolist()) != len(FILES):
                 raise BadAnswer(f"the download holds {sorted(infos)}", expected=_both())
+            if any(info.compress_type not in _KINDS for info in infos.values()):
+                raise BadAnswer("the download is packed in a way that is not read here", expected=_both())
             most = {CONFIG: _MOST_CONFIG_BYTES, TENSORS: len(content)}
             if any(infos[name].file_size > most[name] for name in FILES):
                 raise BadAnswer("the download is packed more tightly than an adapter can be", expected=_both())
             files = {name: archive.read(name) for name in FILES}
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
         raise BadAnswer(f"the download is no zip that can be read: {error}", expected=_both()) from None
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, held in files.items():
-        (folder / name).write_bytes(held)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, held in files.items():
+            (folder / name).write_bytes(held)
+    except OSError as error:
+        raise InvalidInput(
+            f"{folder} cannot be written: {error.strerror}",
+            field="folder",
+            given=str(folder),
+            expected="a folder that can be written, or made",
+        ) from None
     return folder
 
 

@@ -11,13 +11,14 @@
 `loraplex.calls` says of each call which of the two columns it is in (`Repeat`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from loraplex.errors import CatalogBusy, LoraplexError, NotReady, QueueFull, TimedOut, Unreachable
+from loraplex.errors import CatalogBusy, InvalidInput, LoraplexError, NotReady, QueueFull, TimedOut, Unreachable
 from loraplex.problems import error_of, is_problem
 from loraplex.steps import Answer, Attempt, Call, Open, Pause, Repeat, Steps
 
@@ -51,6 +52,7 @@ def attempts(call: Call[T], patience: Patience) -> Steps[T]:
 def insist(call: Call[Any], patience: Patience, send: Callable[[Call[Any], float], Attempt | Open]) -> Steps[Answer]:
     """The answer below 400 that `send`, given how many seconds are left, comes to in the end."""
     timeout = patience.timeout if call.timeout is None else call.timeout
+    check_timeout(timeout)
     end = patience.clock() + timeout
     for attempt in range(patience.retries + 1):
         answer: Answer | None = None
@@ -67,6 +69,12 @@ def insist(call: Call[Any], patience: Patience, send: Callable[[Call[Any], float
             raise error
         yield Pause(wait)
     raise AssertionError("the last attempt raises or returns")
+
+
+def check_timeout(seconds: float) -> None:
+    """Raises `InvalidInput` for what is no time that can be waited."""
+    if not 0 < seconds < math.inf:
+        raise InvalidInput(f"timeout is {seconds}", field="timeout", given=seconds, expected="seconds, more than 0")
 
 
 def may_repeat(repeats: Repeat, error: LoraplexError, answer: Answer | None) -> bool:
@@ -93,5 +101,5 @@ def retry_after(answer: Answer | None) -> float:
         return float(given)
     try:
         return max(0.0, (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0

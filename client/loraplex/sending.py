@@ -1,9 +1,9 @@
 """What both drivers share: a client's settings, a call as httpx sends it, and httpx's errors as loraplex's."""
 
 import asyncio
-import math
 import os
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,12 +15,14 @@ import httpx
 
 from loraplex.encoding import Encode
 from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, TimedOut, Unreachable
-from loraplex.retrying import NotSent, Patience
+from loraplex.retrying import NotSent, Patience, check_timeout
 from loraplex.steps import Answer, Attempt, Open
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "LORAPLEX_URL"
 _CHUNK_BYTES = 2**18
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"|[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
 _PLANNING_SECONDS = 120.0
 """What the service may take to look through the rows of a training, unless less is asked for."""
 
@@ -63,13 +65,20 @@ def settings(
         raise InvalidInput(
             f"{where!r} is no address of a service", field="url", given=where, expected=f"such as {DEFAULT_URL}"
         )
-    if not 0 < timeout < math.inf:
-        raise InvalidInput(f"timeout is {timeout}", field="timeout", given=timeout, expected="seconds, more than 0")
+    check_timeout(timeout)
     if retries < 0:
         raise InvalidInput(f"retries is {retries}", field="retries", given=retries, expected="a whole number from 0 on")
     own = {"User-Agent": f"loraplex-python/{_version()}", **(headers or {})}
     if feature_space is not None:
         own["X-Feature-Space"] = feature_space
+    for name, value in own.items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            # What is in it may be a key, and is told to nobody.
+            raise InvalidInput(
+                f"the header {name!r} cannot be sent",
+                field="headers",
+                expected="a name of letters, digits and -, and text on one line that has no spaces around it",
+            )
     patience = Patience(timeout=timeout, retries=retries, clock=time.monotonic, chance=random.random)
     return Settings(
         url=where.rstrip("/"),
@@ -82,10 +91,11 @@ def settings(
 def request(client: httpx.Client | httpx.AsyncClient, step: Attempt | Open) -> httpx.Request:
     """What is sent: a file from its beginning, each time."""
     call = step.call
-    headers = dict(call.headers)
+    # As bytes: httpx refuses text that is not ASCII, such as an event's id may be.
+    headers = {name.encode(): value.encode() for name, value in call.headers.items()}
     content: Any = call.content
     if isinstance(content, Path):
-        headers["Content-Length"] = str(content.stat().st_size)
+        headers[b"Content-Length"] = str(content.stat().st_size).encode()
         content = _chunks(content) if isinstance(client, httpx.Client) else _chunks_async(content)
     return client.build_request(
         call.method,
@@ -112,9 +122,7 @@ def from_httpx(error: Exception, url: str) -> LoraplexError:
             expected=f"a running service: start one with `loraplex serve`, or say where it is by url or {URL_VARIABLE}",
         )
     if isinstance(error, httpx.TimeoutException):
-        return TimedOut(
-            f"{url} did not answer in time", given=url, expected="a longer timeout, or less to do in one request"
-        )
+        return late(url)
     if isinstance(error, httpx.TransportError):
         return Unreachable(
             f"the connection to {url} broke: {_said(error)}",
@@ -122,6 +130,13 @@ def from_httpx(error: Exception, url: str) -> LoraplexError:
             expected="a service that is not stopping; look whether what was asked for has been done",
         )
     return BadAnswer(f"{url} answered with something that cannot be read: {error}", given=url)
+
+
+def late(url: str) -> TimedOut:
+    """For an answer that is not there, or not all of it, when its time is up."""
+    return TimedOut(
+        f"{url} did not answer in time", given=url, expected="a longer timeout, or less to do in one request"
+    )
 
 
 def _said(error: Exception) -> str:

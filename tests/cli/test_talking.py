@@ -24,11 +24,15 @@ Ask = Callable[..., Any]
 _SECONDS = 60
 
 
-def _at_a_terminal(*arguments: object, typed: str = "", **settings: str) -> tuple[str, int]:
-    """All that a terminal of 100 columns is sent, and the exit status; `typed` goes in once something was said."""
+def at_a_terminal(
+    *arguments: object, typed: str = "", columns: int = 100, ended_after: str | None = None, **settings: str
+) -> tuple[str, int]:
+    """All that a terminal is sent, and the exit status; `typed` goes in once something was said, and SIGTERM is sent
+    once `ended_after` was.
+    """
     colors = {"NO_COLOR": settings.pop("no_color")} if "no_color" in settings else {}
     terminal, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(
         [LORAPLEX, *map(str, arguments)],
         env=environment(**settings) | {"TERM": "xterm"} | colors,
@@ -47,6 +51,9 @@ def _at_a_terminal(*arguments: object, typed: str = "", **settings: str) -> tupl
             said += os.read(terminal, 65536)
         except OSError:  # the other end is closed
             break
+        if ended_after is not None and ended_after.encode() in said:
+            process.terminate()
+            ended_after = None
         if typed:
             os.write(terminal, typed.encode())
             typed = ""
@@ -54,9 +61,9 @@ def _at_a_terminal(*arguments: object, typed: str = "", **settings: str) -> tupl
     return said.decode(), process.wait(_SECONDS)
 
 
-def test_a_training_is_a_bar_at_a_terminal(url: str, trained: Ended) -> None:
+def test_a_training_is_a_barat_a_terminal(url: str, trained: Ended) -> None:
     data = ("--dataset", "turned-digits", "--name", "watched", "--target", "digit")
-    said, status = _at_a_terminal("train", *data, url=url)
+    said, status = at_a_terminal("train", *data, url=url)
     assert status == 0
     assert "━" in said
     assert "running" in said
@@ -66,22 +73,22 @@ def test_a_training_is_a_bar_at_a_terminal(url: str, trained: Ended) -> None:
 
 
 def test_no_color_is_no_color(url: str, trained: Ended) -> None:
-    colored, _ = _at_a_terminal("adapters", url=url)
-    plain, status = _at_a_terminal("adapters", url=url, no_color="1")
+    colored, _ = at_a_terminal("adapters", url=url)
+    plain, status = at_a_terminal("adapters", url=url, no_color="1")
     assert status == 0
     assert "\x1b[1m" in colored
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", plain)
     assert "acme" in plain
 
 
-def test_deleting_asks_at_a_terminal(run: Run, ask: Ask, url: str, trained: Ended) -> None:
+def test_deleting_asksat_a_terminal(run: Run, ask: Ask, url: str, trained: Ended) -> None:
     how = ("--rank", 2, "--method", "adamw", "--epochs", 1)
     run("train", "--dataset", "turned-digits", "--name", "asked-for", "--target", "digit", *how)
-    said, status = _at_a_terminal("delete", "asked-for", url=url, typed="n\r")
+    said, status = at_a_terminal("delete", "asked-for", url=url, typed="n\r")
     assert status == 1
     assert "Delete the adapter asked-for with all its versions? [y/N]" in said
     assert len(ask("adapters", "asked-for")) == 1
-    _, status = _at_a_terminal("delete", "asked-for", url=url, typed="y\r")
+    _, status = at_a_terminal("delete", "asked-for", url=url, typed="y\r")
     assert status == 0
     assert ask("adapters", "asked-for") == []
 

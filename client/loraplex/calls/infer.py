@@ -21,7 +21,7 @@ BASE_MODEL = "__base__"
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _LIVE = "live"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_TIMING = re.compile(r"(queue|forward);dur=([0-9.]+)")
+_TIMING = re.compile(r"(queue|forward);dur=([0-9]+(?:\.[0-9]+)?)")
 
 
 def model_path(reference: str | None) -> str | None:
@@ -80,9 +80,10 @@ def _read(answer: Answer) -> Part[Float32]:
         length = int(answer.headers[_HEADER_LENGTH.lower()])
         header: Any = json.loads(answer.content[:length])
         (output,) = header["outputs"]
-        outputs_NO = np.frombuffer(answer.content, "<f4", offset=length).reshape(output["shape"])
+        rows, columns = output["shape"]
+        outputs_NO = np.frombuffer(answer.content, "<f4", offset=length).reshape(rows, columns)
         name, version = header["model_name"], int(header["model_version"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise BadAnswer(
             f"{answer.url} answered {answer.status} with something else than a tensor: {error!r}",
             status=answer.status,

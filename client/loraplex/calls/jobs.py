@@ -12,7 +12,7 @@ from loraplex.errors import BadAnswer, QueueFull, TimedOut, Unreachable
 from loraplex.events import EventParser
 from loraplex.progress import Display, display
 from loraplex.reading import reading as reading_json
-from loraplex.results import JobFields, JobStatus, Reverted
+from loraplex.results import Event, JobFields, JobStatus, Reverted
 from loraplex.retrying import Patience, insist, seconds_to_wait
 from loraplex.steps import Call, Open, Pause, Read, Repeat, Steps, Tell, ask, each
 
@@ -68,9 +68,10 @@ def watch(job_id: str, patience: Patience, *, enough: Callable[[], bool] = lambd
             while received := (yield Read()):
                 silent = False
                 for event in parser.feed(received):
+                    ended = _ends(event)
                     last_id, breaks = event.id, 0
                     yield Tell(event)
-                    if event.name == "status" and JobStatus(event.data["status"]).ended:
+                    if ended:
                         return
                 if enough():
                     return
@@ -117,6 +118,18 @@ def _poll(job_id: str, patience: Patience, *, end: float, shown: Display) -> Ste
             )
         yield Pause(min(pause, left))
         pause = min(1.5 * pause, _LONGEST_PAUSE)
+
+
+def _ends(event: Event) -> bool:
+    """Whether it is a job's last one; raises `BadAnswer` where its data is not what `Display` reads in it."""
+    try:
+        if event.name == "progress":
+            reading.progress(event.data)
+        return event.name == "status" and JobStatus(event.data["status"]).ended
+    except (KeyError, ValueError) as error:
+        raise BadAnswer(
+            f"an event {event.name!r} is not one of loraplex: {error!r}", expected="an event of a job"
+        ) from error
 
 
 def _open(call: Call[Any], _left: float) -> Open:

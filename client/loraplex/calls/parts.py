@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from loraplex.arrays import Float32
 from loraplex.calls.making import get
-from loraplex.errors import InvalidInput, LoraplexError, OutOfRange
+from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, OutOfRange
 from loraplex.results import AdapterRef
 from loraplex.steps import Steps, ask
 
@@ -91,6 +91,8 @@ def _ask_all(
         except LoraplexError as error:
             _count_from(error, cut.start)
             raise
+        if len(part.choice_N) != len(now) or len(part.values) != len(now):  # type: ignore[arg-type]
+            raise BadAnswer(f"{len(now)} rows were asked for, and others answered", expected="an output for each row")
         for reference, choice in zip(now, part.choice_N, strict=True):
             which = part.which[choice]
             if which is not None:

@@ -1,8 +1,16 @@
 """The command line. Nothing slow is imported before a command needs it."""
 
+from loraplex.cli.exits import INTERRUPTED
+
 
 def main() -> None:
     """The console script."""
-    from loraplex.cli.root import run
+    from loraplex.cli.streams import prepare
 
-    run()
+    prepare()
+    try:
+        from loraplex.cli.root import run
+
+        run()
+    except KeyboardInterrupt:  # before there is a command to be interrupted
+        raise SystemExit(INTERRUPTED) from None

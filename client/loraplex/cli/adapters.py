@@ -9,6 +9,7 @@ from loraplex.cli.completing import complete_adapter
 from loraplex.cli.failures import BadFile
 from loraplex.cli.reporting import headline, number, pairs, table, when
 from loraplex.cli.session import Session, command, confirm
+from loraplex.errors import AdapterNotLive, VersionNotFound
 from loraplex.results import Adapter, Version
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the adapter.", autocompletion=complete_adapter)]
@@ -119,8 +120,8 @@ def _about(version: Version) -> tuple[str, str, str, str]:
 
 def _before_live(session: Session, adapter: Adapter) -> int:
     if adapter.live is None:
-        raise BadFile(f"{adapter.name} has no live version to go back from: say which one to make live")
+        raise AdapterNotLive(f"{adapter.name} has no live version to go back from: say which one to make live")
     for version in session.client.versions(adapter.name):
         if version.version < adapter.live.version:
             return int(version.version)
-    raise BadFile(f"{adapter.live.reference} is the first version of {adapter.name}: there is none before it")
+    raise VersionNotFound(f"{adapter.live.reference} is the first version of {adapter.name}: there is none before it")

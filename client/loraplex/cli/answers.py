@@ -85,11 +85,17 @@ class Answers:
         return [f"{name} is right in {plural(hits, 'row')} of {len(cells)}"]
 
 
-def write_answers(answers: Answers, truth: Truth, file: Path) -> None:
-    """Write a .csv, .jsonl or .npy. Raises `WrongUsage` for another name, `BadFile` where it cannot be written."""
-    kind = file.suffix.lower()
-    if kind not in (".csv", ".jsonl", ".ndjson", ".npy"):
+def check_out(file: Path, rows: str | None) -> None:
+    """Raises `WrongUsage` where answers cannot go to `file`, or would overwrite the rows that are asked about."""
+    if file.suffix.lower() not in (".csv", ".jsonl", ".ndjson", ".npy"):
         raise WrongUsage(f"{file}: answers go to .csv, .jsonl or .npy.")
+    if rows is not None and file.exists() and Path(rows).exists() and file.samefile(rows):
+        raise WrongUsage(f"--out would overwrite {rows}, which the rows come from: name another file.")
+
+
+def write_answers(answers: Answers, truth: Truth, file: Path) -> None:
+    """Write a .csv, .jsonl or .npy. Raises `BadFile` where it cannot be written."""
+    kind = file.suffix.lower()
     try:
         if kind == ".npy":
             _write_npy(answers, file)

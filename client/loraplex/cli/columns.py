@@ -90,12 +90,17 @@ def _columns(names: list[str]) -> Selection:
     return {"columns": names} if len(names) > 1 else {"column": names[0]}
 
 
-def infer_loss(columns: Sequence[Column], targets: Sequence[str], base: Base) -> Chosen:
-    """What is minimised, by what the targets are. Raises `WrongUsage` for a column that is not there."""
-    by_name = {column.name: column for column in columns}
-    missing = [name for name in targets if name not in by_name]
+def check_targets(columns: Sequence[Column], targets: Sequence[str]) -> None:
+    """Raises `WrongUsage` for a column that is not there."""
+    names = [column.name for column in columns]
+    missing = [name for name in targets if name not in names]
     if missing:
-        raise WrongUsage(f"There is no column {listed(missing)}; the columns are {listed(list(by_name))}.")
+        raise WrongUsage(f"There is no column {listed(missing)}; the columns are {listed(names)}.")
+
+
+def infer_loss(columns: Sequence[Column], targets: Sequence[str], base: Base) -> Chosen:
+    """What is minimised, by what the targets are. Raises `WrongUsage` where nothing goes with them."""
+    by_name = {column.name: column for column in columns}
     if len(targets) > 1:
         return Chosen(value="mse", why=f"{len(targets)} columns of numbers")
     column = by_name[targets[0]]
@@ -107,14 +112,12 @@ def infer_loss(columns: Sequence[Column], targets: Sequence[str], base: Base) ->
         return Chosen(value="cross_entropy", why=f"{column.name} is text: one class a row")
     if base.out_features > 1 and column.type in _WHOLE + _TRUTH:
         return Chosen(value="cross_entropy", why=f"{column.name} is whole numbers: one class a row")
+    if base.out_features > 1:
+        raise WrongUsage(
+            f"{column.name} is one number with a fraction a row, and the base layer gives {base.out_features}: name "
+            f"{base.out_features} columns or one of lists by --target, or say --loss cross_entropy if they are classes."
+        )
     return Chosen(value="mse", why=f"{column.name} is a number")
-
-
-def in_words(selection: Selection) -> str:
-    """A selection for people."""
-    if "prefix" in selection:
-        return f"columns that begin with {selection['prefix']}"
-    return listed(selection["columns"]) if "columns" in selection else str(selection["column"])
 
 
 def listed(names: Sequence[str]) -> str:

@@ -29,11 +29,12 @@ def _names(kind: str, incomplete: str) -> list[str]:
 
 def _ask(path: str, member: str) -> list[str]:
     # Not the client: whoever presses a key waits for its import.
+    from http.client import HTTPException
     from urllib.request import urlopen
 
     url = os.environ.get("LORAPLEX_URL") or "http://127.0.0.1:8000"
     try:
         with urlopen(f"{url.rstrip('/')}/{path}", timeout=_SECONDS) as answer:
             return [str(found[member]) for found in json.load(answer)["data"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return []

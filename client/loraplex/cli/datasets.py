@@ -28,12 +28,14 @@ Name = Annotated[
 def put_dataset(session: Session, name: str, file: Path) -> DatasetVersion:
     """Upload a file, and say what was found in it."""
     if not file.is_file():
-        raise BadFile(f"There is no file {file}")
+        raise BadFile(f"{file} is no file" if file.exists() else f"There is no file {file}")
     stored: DatasetVersion = session.client.put_dataset(name, file)
     session.say(
         f"data set: {stored.dataset}@{stored.version}, {plural(stored.rows, 'row')}, "
         f"{plural(len(stored.columns), 'column')}, {size(stored.bytes)}"
     )
+    if stored.bad_rows:
+        session.say("rows that cannot be trained on:")
     for bad in stored.bad_rows[:_MOST_BAD_ROWS]:
         session.say(f"  row {bad.row}, column {bad.column}: {bad.reason}")
     if len(stored.bad_rows) > _MOST_BAD_ROWS:

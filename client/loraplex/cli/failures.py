@@ -10,9 +10,12 @@ import typer
 from loraplex import errors
 from loraplex.cli.exits import INTERRUPTED, JOB_ENDED_BADLY, REFUSED, UNREACHABLE, USAGE
 from loraplex.cli.plain import problem
+from loraplex.cli.visible import visible
 from loraplex.errors import LoraplexError
 
 _FEW_ROWS = 5
+_WHOLE = "body"
+"""The field of a problem with a file that was sent, which says nothing to who named the file."""
 
 
 class WrongUsage(LoraplexError):
@@ -27,8 +30,10 @@ class BadFile(LoraplexError):
     code = "bad_file"
 
 
-class Interrupted(Exception):
-    """Ctrl-C; the message says what goes on all the same."""
+class Interrupted(LoraplexError):
+    """It was ended by Ctrl-C"""
+
+    code = "interrupted"
 
 
 @contextmanager
@@ -37,15 +42,24 @@ def told(url: str, *, as_json: bool) -> Iterator[None]:
     try:
         yield
     except LoraplexError as error:
-        print(json.dumps(problem(error), ensure_ascii=False) if as_json else in_words(error, url), file=sys.stderr)
+        _say(error, url, as_json=as_json)
         raise typer.Exit(exit_status(error)) from None
-    except Interrupted as interrupted:
-        print(interrupted, file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        of = f": {error.filename}" if error.filename else ""
+        _say(BadFile(f"Cannot read or write{of}: {error.strerror or error}"), url, as_json=as_json)
+        raise typer.Exit(REFUSED) from None
+
+
+def _say(error: LoraplexError, url: str, *, as_json: bool) -> None:
+    print(json.dumps(problem(error)) if as_json else in_words(error, url), file=sys.stderr)
 
 
 def exit_status(error: LoraplexError) -> int:
     """What the command ends with."""
+    if isinstance(error, Interrupted):
+        return INTERRUPTED
     if isinstance(error, WrongUsage):
         return USAGE
     if isinstance(error, errors.Unreachable | errors.TimedOut | errors.BadAnswer):
@@ -57,6 +71,8 @@ def exit_status(error: LoraplexError) -> int:
 
 def in_words(error: LoraplexError, url: str) -> str:
     """One or two lines for people; up to five rows of a data set below."""
+    if isinstance(error, Interrupted):  # our own lines
+        return error.detail
     lines = [f"loraplex: {error.detail}"]
     hint = _hint(error, url)
     if hint:
@@ -68,13 +84,13 @@ def in_words(error: LoraplexError, url: str) -> str:
         ]
         more = len(error.rows) - _FEW_ROWS
         lines += [f"  … and {more} more"] if more > 0 else []
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _hint(error: LoraplexError, url: str) -> str:
     if isinstance(error, errors.Unreachable):
         return f"Is the service running at {url}? Start it with `loraplex serve`, or say where it is by --url."
-    if isinstance(error, errors.BadAnswer):
+    if isinstance(error, errors.BadAnswer | errors.RouteNotFound) or _from_in_between(error):
         return f"Is {url} the address of a loraplex service? Say where it is by --url or LORAPLEX_URL."
     if isinstance(error, errors.AdapterNotFound):
         return "`loraplex adapters` lists those that there are."
@@ -87,10 +103,15 @@ def _hint(error: LoraplexError, url: str) -> str:
     return _where(error)
 
 
+def _from_in_between(error: LoraplexError) -> bool:
+    """Whether something answered that does not speak as the service does."""
+    return error.status is not None and "code" not in error.members
+
+
 def _where(error: LoraplexError) -> str:
     """What the detail may not have said."""
     parts = []
-    if error.field and error.field not in error.detail:
+    if error.field and error.field != _WHOLE and error.field not in error.detail:
         parts.append(f"field: {error.field}")
     if error.row is not None and f"row {error.row}" not in error.detail:
         parts.append(f"row: {error.row}")

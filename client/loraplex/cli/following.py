@@ -1,11 +1,14 @@
 """A job as it goes on: a live bar on a terminal, lines where nobody watches, JSON lines for machines."""
 
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from loraplex.cli.failures import Interrupted
 from loraplex.cli.session import Session
+from loraplex.cli.visible import visible
 from loraplex.results import JobFields
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def _bar(session: Session) -> Iterator[Show]:
         TextColumn("{task.fields[loss]}", markup=False),
         TextColumn("{task.fields[left]}", markup=False),
     )
-    with Progress(*columns, console=session.err, transient=True) as progress:
+    with _unwinding_on_sigterm(), Progress(*columns, console=session.err, transient=True) as progress:
         task = progress.add_task("queued", total=None, loss="", left="")
 
         def show(event: "Event") -> None:
@@ -82,9 +85,19 @@ def _bar(session: Session) -> Iterator[Show]:
             elif event.name == "progress":
                 progress.update(task, **_shown(event.data))
             elif event.name == "log":
-                progress.console.print(Text(f"  {event.data['text']}", style="dim"))
+                progress.console.print(Text(visible(f"  {event.data['text']}"), style="dim"))
 
         yield show
+
+
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """The bar hides the cursor, which comes back only where what it wraps comes to an end."""
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _shown(data: Mapping[str, Any]) -> dict[str, Any]:

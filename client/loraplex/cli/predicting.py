@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraplex.cli.answers import Answers, write_answers
+from loraplex.cli.answers import Answers, check_out, write_answers
 from loraplex.cli.columns import Selection, infer_inputs, listed, selected
 from loraplex.cli.completing import complete_adapter
 from loraplex.cli.failures import WrongUsage
@@ -25,7 +25,11 @@ _LIVE = "live"
 def register(cli: typer.Typer, *, panel: str) -> None:
     """Add the command."""
 
-    @command(cli, "predict", panel=panel)
+    example = (
+        "Examples: loraplex predict acme tickets.csv --limit 5; loraplex predict acme@2 - --out answers.csv < rows.csv"
+    )
+
+    @command(cli, "predict", panel=panel, example=example)
     def predict(
         session: Session,
         name: Annotated[
@@ -72,6 +76,8 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             name, file = None, name
         if name is None and not base:
             raise WrongUsage("Say which adapter, or --base for the bare base layer.")
+        if out is not None:
+            check_out(out, file)
         rows = _rows(file, row, limit)
         version = None if name is None else find_version(session, name)
         reference = None if version is None else version.reference

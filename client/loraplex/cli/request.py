@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from loraplex.cli.columns import Selection, in_words, infer_inputs, infer_loss, split_names
+from loraplex.cli.columns import Selection, check_targets, infer_inputs, infer_loss
 from loraplex.cli.failures import WrongUsage
 from loraplex.dataset_results import DatasetVersion
 from loraplex.results import Base
@@ -118,9 +118,10 @@ def make_request(wanted: Wanted, dataset: DatasetVersion, base: Base, say: Say) 
 
 
 def _loss(wanted: Wanted, dataset: DatasetVersion, base: Base, say: Say) -> Loss:
-    inferred = infer_loss(dataset.columns, wanted.targets, base)
+    check_targets(dataset.columns, wanted.targets)
     if wanted.loss is not None:
         return wanted.loss
+    inferred = infer_loss(dataset.columns, wanted.targets, base)
     say(f"loss: {inferred.value}, as {inferred.why} (another one: --loss)")
     return Loss(inferred.value)
 
@@ -194,13 +195,3 @@ def _publish(wanted: Wanted) -> str | dict[str, Any]:
         return wanted.publish.value
     given = {"metric": wanted.metric, "margin": wanted.margin}
     return {"when": "if_better"} | {name: value for name, value in given.items() if value is not None}
-
-
-def inputs_in_words(request: dict[str, Any]) -> str:
-    """The inputs that a request names."""
-    return in_words(request["data"]["inputs"])
-
-
-def read_names(text: str | None) -> list[str] | None:
-    """`a,b` → names; None for None."""
-    return None if text is None else split_names(text)

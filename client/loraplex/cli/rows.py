@@ -1,13 +1,16 @@
 """Rows to predict: from a file, from standard input, or from the command line itself."""
 
 import csv
+import io
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+from zipfile import BadZipFile
 
 from loraplex.cli.columns import Selection
 from loraplex.cli.failures import BadFile, WrongUsage
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
+_KINDS = (*_JSON_LINES, ".csv", ".npy")
 _SHOWN = 40
+_WRONG = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deep"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,20 +100,27 @@ def read_rows(source: str, *, limit: int | None) -> Rows:
 
     Raises `BadFile` and `WrongUsage`.
     """
-    if source == STDIN:
-        return _read_text(sys.stdin, "standard input", limit, as_json=None)
     path = Path(source)
     kind = path.suffix.lower()
     try:
+        if source == STDIN:
+            # As files are read, whatever the locale is.
+            file = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
+            return _read_text(file, "standard input", limit, as_json=None)
         if kind == ".npy":
             return _read_npy(path, limit)
         if kind in _JSON_LINES or kind == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return _read_text(file, path.name, limit, as_json=kind != ".csv")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise BadFile(f"Cannot read {source}: {reason}") from None
+            with path.open(encoding="utf-8-sig", newline="") as opened:
+                return _read_text(opened, path.name, limit, as_json=kind != ".csv")
+    except (OSError, UnicodeDecodeError, csv.Error, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else _WRONG.get(type(error), str(error))
+        raise BadFile(f"Cannot read {'standard input' if source == STDIN else source}: {reason}") from None
     raise WrongUsage(f"{source}: rows come from .csv, .jsonl, .ndjson or .npy, or from standard input (-).")
+
+
+def can_read(file: Path) -> bool:
+    """Whether rows come from files that are called so."""
+    return file.suffix.lower() in _KINDS
 
 
 def rows_of_options(texts: Sequence[str]) -> Rows:
@@ -122,7 +134,7 @@ def _read_npy(path: Path, limit: int | None) -> Rows:
 
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, BadZipFile) as error:
         raise BadFile(f"Cannot read {path.name}: {error}") from None
     if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
         raise BadFile(f"{path.name}: expected an array of numbers, one row of inputs a row")
@@ -142,6 +154,9 @@ def _read_csv(lines: Iterator[str], source: str, limit: int | None) -> Rows:
     reader = (cells for cells in csv.reader(lines) if cells)
     first = next(reader, [])
     has_names = not all(map(_is_number, first))
+    twice = [name for name, count in Counter(first).items() if count > 1] if has_names else []
+    if twice:
+        raise BadFile(f"{source}: two columns are called {twice[0]!r}")
     cells = list(itertools.islice(reader if has_names else itertools.chain([first], reader), limit))
     for row, each in enumerate(cells):
         if len(each) != len(first):

@@ -10,16 +10,19 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
 from loraplex.cli import failures
 from loraplex.cli.exits import REFUSED
 from loraplex.cli.plain import plain
+from loraplex.cli.visible import visible
+from loraplex.errors import InvalidInput
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.text import Text
 
     from loraplex.client import Client
 
@@ -27,6 +30,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 URL_VARIABLE = "LORAPLEX_URL"
 _RETRIES = 2
 """Somebody waits: a service that is not there is said to be so within a second or two."""
+_NARROWEST = 80
+"""A narrower terminal breaks the lines of a table itself: columns of no width would lose what they hold."""
 P = ParamSpec("P")
 
 Url = Annotated[
@@ -50,7 +55,12 @@ class Session:
         """The client, made when it is first needed."""
         from loraplex.client import Client  # imports httpx and numpy
 
-        return Client(self.url, retries=_RETRIES)
+        try:
+            return Client(self.url, retries=_RETRIES)
+        except InvalidInput as error:
+            raise failures.WrongUsage(
+                f"{error.detail}: say it by --url or {URL_VARIABLE}, such as {DEFAULT_URL}"
+            ) from None
 
     @cached_property
     def out(self) -> "Console":
@@ -65,19 +75,19 @@ class Session:
     def say(self, text: str) -> None:
         """A note for people that is no part of the result; machines get none, so that what they read is JSON."""
         if not self.as_json:
-            print(text, file=sys.stderr, flush=True)
+            print(visible(text), file=sys.stderr, flush=True)
 
     def give(self, value: object, *shown: "RenderableType") -> None:
-        """The result: `value` as one JSON document, or what people are shown of it."""
+        """The result: `value` as one JSON document, in ASCII so that any locale has it, or what people are shown."""
         if self.as_json:
-            print(json.dumps(plain(value), ensure_ascii=False, indent=2), flush=True)
+            print(json.dumps(plain(value), indent=2), flush=True)
         else:
             for each in shown:
                 self.out.print(each)
 
     def give_line(self, value: object) -> None:
         """One JSON line of many."""
-        print(json.dumps(plain(value), ensure_ascii=False), flush=True)
+        print(json.dumps(plain(value)), flush=True)
 
     def close(self) -> None:
         """Close the client's connections, where there is one."""
@@ -97,12 +107,19 @@ def console(*, stderr: bool) -> "Console":
     """A console that styles and wraps on a terminal only: what is piped keeps each row on its line."""
     from rich.console import Console
 
+    class Visible(Console):
+        def render_str(self, text: str, **how: Any) -> "Text":
+            return super().render_str(visible(text), **how)
+
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 10_000, highlight=False, markup=False, emoji=False)
+    made = Visible(stderr=stderr, width=None if stream.isatty() else 10_000, highlight=False, markup=False, emoji=False)
+    if not stderr and made.width < _NARROWEST:
+        made.width = _NARROWEST
+    return made
 
 
 def command(
-    app: typer.Typer, name: str, *, panel: str | None = None
+    app: typer.Typer, name: str, *, panel: str | None = None, example: str | None = None
 ) -> Callable[[Callable[Concatenate[Session, P], None]], Callable[..., None]]:
     """Register a function as a command: it gets a session, and the command gets `--url` and `--json`."""
 
@@ -128,7 +145,7 @@ def command(
         signature = inspect.Signature([context, *keywords, *shared])
         run.__signature__ = signature  # type: ignore[attr-defined]  # what Typer reads
         run.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
-        app.command(name, help=inspect.getdoc(function), rich_help_panel=panel)(run)
+        app.command(name, help=inspect.getdoc(function), epilog=example, rich_help_panel=panel)(run)
         return run
 
     return register

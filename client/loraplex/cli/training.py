@@ -1,5 +1,6 @@
 """`train`."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from loraplex.cli.failures import WrongUsage
 from loraplex.cli.following import follow
 from loraplex.cli.reporting import held_out, is_live, losses, outcome, pairs, size
 from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, make_request
+from loraplex.cli.rows import can_read
 from loraplex.cli.session import Session, command
 from loraplex.dataset_results import DatasetVersion
 from loraplex.jobs import succeeded
@@ -30,7 +32,9 @@ def _rank(text: str) -> str:
 def register(cli: typer.Typer, *, panel: str) -> None:
     """Add the command."""
 
-    @command(cli, "train", panel=panel)
+    example = "Example: loraplex train tickets.csv --name acme --target queue"
+
+    @command(cli, "train", panel=panel, example=example)
     def train(
         session: Session,
         file: Annotated[
@@ -194,7 +198,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             session.give(job, f"{job.id} is {job.status}. To follow it: loraplex jobs --follow {job.id}")
             return
         job = follow(session, job.id)
-        show_ended(session, job, rows_of=str(file) if file else None)
+        show_ended(session, job, rows_of=file if file and can_read(file) else None)
         succeeded(job)
 
 
@@ -230,7 +234,7 @@ def show_estimate(session: Session, estimate: Estimate) -> None:
     _warn(session, spec)
 
 
-def show_ended(session: Session, job: JobFields, *, rows_of: str | None = None) -> None:
+def show_ended(session: Session, job: JobFields, *, rows_of: Path | None = None) -> None:
     """What a job came to; `rows_of`: a file that its next step can be tried on."""
     _warn(session, job.spec)
     metrics = held_out(job.metrics)
@@ -241,7 +245,7 @@ def show_ended(session: Session, job: JobFields, *, rows_of: str | None = None) 
     session.give(job, *shown)
     if job.status is JobStatus.SUCCEEDED and job.result is not None:
         name = job.result.name if is_live(job) else str(job.result)
-        session.say(f"next: loraplex predict {name} {f'{rows_of} --limit 5' if rows_of else 'FILE'}")
+        session.say(f"next: loraplex predict {name} {f'{shlex.quote(str(rows_of))} --limit 5' if rows_of else 'FILE'}")
 
 
 def _warn(session: Session, spec: Mapping[str, Any]) -> None:

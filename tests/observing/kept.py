@@ -1,0 +1,24 @@
+"""Lines that are kept instead of written."""
+
+import json
+from typing import Any
+
+from app.line_writer import LineWriter
+
+
+class Kept(LineWriter):
+    """Has room for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[dict[str, Any]] = []
+
+    def put(self, lines: Any) -> int:
+        self.lines += map(json.loads, lines)
+        return 0
+
+    def close(self, seconds: float) -> None:
+        """Nothing."""
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == event]
