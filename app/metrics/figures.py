@@ -96,7 +96,8 @@ class Figures:
             if metric is None or len(labels) != len(metric.labels) or len(counts) != len(metric.bounds) + 1:
                 continue
             if wanted(metric):
-                figures._tallies[name, tuple(map(str, labels))] = Tally(np.asarray(counts, np.int64), float(total))
+                counts_B = np.asarray(counts, np.int64).reshape(len(metric.bounds) + 1)
+                figures._tallies[name, tuple(map(str, labels))] = Tally(counts_B, float(total))
         return figures
 
 

@@ -6,6 +6,7 @@ replaced, never mapped ones: writing to a mapped page on a full disk ends the pr
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,6 +21,9 @@ from app.places import Place, take_place
 
 GONE_AFTER_SECONDS = 15.0
 """A process writes every few seconds; one that has not for so long has ended, or stands still."""
+
+_NAME = re.compile(r"[a-z]+-[0-9]+")
+"""Of a place; what else lies in the folder is not ours."""
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +91,7 @@ def left_by_others(folder: Path, own: str | None) -> Iterator[Left]:
     except OSError:
         return
     for path in paths:
-        if path.stem == own or (stored := _read(path)) is None:
+        if not _NAME.fullmatch(path.stem) or path.stem == own or (stored := _read(path)) is None:
             continue
         lives = abs(time.time() - stored["written_at"]) < GONE_AFTER_SECONDS
         yield Left(path.stem, Figures.from_json(stored, wanted=_is_any if lives else _outlives), lives)
@@ -101,7 +105,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         Figures.from_json(stored)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
+    except OSError as error:
+        # It may be read again, such as where only too many files were open.
+        log.warning("the metrics in %s cannot be read now: %s", path.name, error)
+        return None
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         log.warning("what lies in %s is no metrics, and is not counted: %s", path.name, error)
         with suppress(OSError):
             path.unlink()

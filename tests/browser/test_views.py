@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 from app.service import Service
 from tests.browser.accessibility import axe
 from tests.browser.conftest import PageAt
-from tests.browser.filled import LONG_NAME, filled
+from tests.browser.filled import LONG_NAME, filled, upload
 from tests.browser.troubles import Troubles
 from tests.browser.views import SCHEMES, View
 from tests.conftest import Serve
@@ -200,3 +200,24 @@ def test_a_long_name_wraps_and_can_be_followed(page_at: PageAt, running: Running
     page.get_by_role("link", name=LONG_NAME).click()
     expect(page.get_by_role("heading", level=1)).to_have_text(LONG_NAME)
     assert _sticks_out(page) <= 0
+
+
+@pytest.mark.parametrize("path", ["adapters?prefix=", "datasets?prefix=", "jobs?adapter=", "try?prefix="])
+def test_words_without_a_break_that_are_looked_for_do_not_stick_out(
+    page_at: PageAt, running: Running, path: str
+) -> None:
+    page = page_at(running[0], f"/ui/{path}{'a' * 128}", view=NARROW)
+    expect(page.get_by_text("a" * 128).first).to_be_visible()
+    assert _sticks_out(page) <= 0
+
+
+def test_an_answer_of_a_name_without_a_break_does_not_stick_out(page_at: PageAt, running: Running) -> None:
+    name = "w" * 128
+    upload(running[0], name)
+    try:
+        page = page_at(running[0], f"/ui/try?adapter={name}", view=NARROW)
+        page.get_by_role("button", name="Load a sample 3").click()
+        expect(page.locator("[data-said]")).to_contain_text(name)
+        assert _sticks_out(page) <= 0
+    finally:
+        running[0].delete(f"/adapters/{name}").raise_for_status()

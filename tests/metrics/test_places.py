@@ -1,5 +1,7 @@
 """The files that processes leave for each other: whose they are, what goes on, and what no damage does."""
 
+import errno
+import json
 import logging
 import resource
 from collections.abc import Iterator
@@ -89,6 +91,38 @@ def test_a_damaged_file_counts_as_none_and_is_written_anew(
     assert len([record for record in caplog.records if "is no metrics" in record.message]) == 2
     metrics.close()
     assert Metrics.open(None, "worker").process == "worker-1"
+
+
+def test_counts_of_another_shape_are_no_metrics(tmp_path: Path) -> None:
+    counts = [[1]] * 15
+    tallies = [["loraplex_publish_seconds", ["upload"], counts, 1]]
+    (tmp_path / "worker-9.json").write_text(json.dumps({"written_at": 1, "numbers": [], "tallies": tallies}))
+    metrics = Metrics.open(tmp_path, "worker")
+    metrics.published(0.1, 3)
+    assert _all(metrics)[PUBLISHED] == 3
+    metrics.close()
+
+
+def test_what_is_not_ours_or_cannot_be_read_now_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    notes = tmp_path / "notes.json"
+    notes.write_text("{}")
+    metrics, other = Metrics.open(tmp_path, "worker"), Metrics.open(tmp_path, "worker")
+    other.published(0.1, 4)
+    other.close()
+    assert _all(metrics)[PUBLISHED] == 4
+
+    def too_many(_path: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", too_many)
+        assert PUBLISHED not in _all(metrics) or _all(metrics)[PUBLISHED] == 0
+    assert _all(metrics)[PUBLISHED] == 4
+    assert notes.read_text() == "{}"
+    assert all("cannot be read now" in record.message for record in caplog.records)
+    metrics.close()
 
 
 def test_a_full_disk_is_told_of_once_and_stops_nobody_from_counting(
