@@ -1,5 +1,6 @@
 """API workers and trainers as child processes: started, restarted, stopped."""
 
+import errno
 import logging
 import socket
 import subprocess
@@ -78,7 +79,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
+        hint = "; is another one running? --port takes another" if error.errno == errno.EADDRINUSE else ""
+        raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}{hint}") from None
 
 
 def _look_after(child: _Child, environment: dict[str, str]) -> int | None:

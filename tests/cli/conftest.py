@@ -1,6 +1,7 @@
 """One service for all of the command line's tests, on the bundled digits base, and the console script to talk to it."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,13 @@ DIGITS = ROOT / "examples" / "turned-digits.csv"
 SECONDS = 60
 Ended = subprocess.CompletedProcess[str]
 Run = Callable[..., Ended]
+
+
+def hear_ctrl_c() -> None:
+    """For a process before it begins: a shell that runs the tests in the background has SIGINT ignored, which a child
+    inherits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="package")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.conftest import DIGITS, ROOT, SECONDS, Ended, Run
+from tests.cli.conftest import DIGITS, ROOT, SECONDS, Ended, Run, hear_ctrl_c
 from tests.cli.test_talking import at_a_terminal
 from tests.harness import LORAPLEX, ServiceProcess, environment
 
@@ -238,6 +238,7 @@ def test_ctrl_c_is_told_to_machines_as_json(url: str, trained: Ended, ask: Ask, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_ctrl_c,
     ) as process:
         assert process.stdout is not None
         json.loads(process.stdout.readline())

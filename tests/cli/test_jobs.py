@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Ended, Run
+from tests.cli.conftest import Ended, Run, hear_ctrl_c
 from tests.harness import LORAPLEX, environment, eventually
 
 Ask = Callable[..., Any]
@@ -60,7 +60,11 @@ def test_a_job_that_is_cancelled_ends_who_follows_it_with_a_status_of_its_own(ru
 
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_it(ask: Ask, endless: str, url: str) -> None:
     follower = subprocess.Popen(
-        [LORAPLEX, "jobs", "--follow", endless], env=environment(url=url), stderr=subprocess.PIPE, text=True
+        [LORAPLEX, "jobs", "--follow", endless],
+        env=environment(url=url),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
     )
     assert follower.stderr is not None
     assert follower.stderr.readline() == "running\n"

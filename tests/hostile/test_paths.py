@@ -79,7 +79,6 @@ NOWHERE = [
     _case(f"find {path[:60]}", "GET", path, "route_not_found", shown)
     for path, shown in {
         "/nothing": "/nothing",
-        "/": "/",
         "//": "//",
         "/predict/": "/predict/",
         "/base/": "/base/",

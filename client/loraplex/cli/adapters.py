@@ -7,8 +7,9 @@ import typer
 
 from loraplex.cli.completing import complete_adapter
 from loraplex.cli.failures import BadFile
-from loraplex.cli.reporting import headline, number, pairs, table, when
+from loraplex.cli.reporting import headline, number, pairs, when
 from loraplex.cli.session import Session, command, confirm
+from loraplex.cli.tables import Fitting
 from loraplex.errors import AdapterNotLive, VersionNotFound
 from loraplex.results import Adapter, Version
 
@@ -30,7 +31,11 @@ def register(cli: typer.Typer, *, panel: str) -> None:
     ) -> None:
         """The adapters that there are, in order of name."""
         found = list(session.client.adapters(prefix=prefix, limit=limit))
-        shown = table("name", "live", "versions", "rank", "how good", "made", right=("live", "versions", "rank"))
+        shown = Fitting(
+            *("name", "live", "versions", "rank", "how good", "made"),
+            right=("live", "versions", "rank"),
+            least=("versions", "rank", "made"),
+        )
         for each in found:
             live = each.live
             cells = ("–", "–", "–", "–") if live is None else _about(live)
@@ -44,8 +49,10 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         """An adapter's versions, newest first, with their metrics."""
         found: Adapter = session.client.adapter(name)
         versions = list(session.client.versions(name))
-        shown = table(
-            "version", "rank", "from", "how good", "change", "made", "digest", right=("version", "rank", "change")
+        shown = Fitting(
+            *("version", "rank", "from", "how good", "change", "made", "digest"),
+            right=("version", "rank", "change"),
+            least=("digest", "change", "from", "rank"),
         )
         for each in versions:
             mark = " (live)" if found.live is not None and each.version == found.live.version else ""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraplex.cli.failures import BadFile, WrongUsage
-from loraplex.cli.reporting import table
 from loraplex.cli.session import plural
+from loraplex.cli.tables import Fitting
 from loraplex.results import Label
 
 if TYPE_CHECKING:
@@ -48,7 +48,12 @@ class Answers:
         if left_out > 0:
             keep = len(headings) - left_out
             headings, rows = headings[:keep], (cells[:keep] for cells in rows)
-        made = table(*headings, right=[heading for heading in headings if heading != "label"])
+        always = 2 if truth is None else 3
+        made = Fitting(
+            *headings,
+            right=[heading for heading in headings if heading != "label"],
+            least=headings[: always - 1 : -1],
+        )
         for cells in rows:
             made.add_row(*map(str, cells))
         more = [f"{left_out} more outputs a row: --json or --out has all"] if left_out > 0 else []

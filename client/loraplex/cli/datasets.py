@@ -8,8 +8,9 @@ import typer
 
 from loraplex.cli.completing import complete_dataset
 from loraplex.cli.failures import BadFile, WrongUsage
-from loraplex.cli.reporting import dash, pairs, size, table, when
+from loraplex.cli.reporting import dash, pairs, size, when
 from loraplex.cli.session import Session, command, confirm, plural
+from loraplex.cli.tables import Fitting
 from loraplex.dataset_results import DatasetVersion
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
@@ -79,7 +80,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
     def list_datasets(session: Session) -> None:
         """The data sets that there are."""
         found = list(session.client.datasets())
-        shown = table(
+        shown = Fitting(
             "name", "newest", "rows", "size", "versions", "made", right=("newest", "rows", "size", "versions")
         )
         for each in found:
@@ -98,10 +99,10 @@ def register(cli: typer.Typer, *, panel: str) -> None:
     def show(session: Session, name: Name) -> None:
         """A data set's columns, and the rows that cannot be trained on."""
         found = find_dataset(session, name)
-        columns = table("column", "type", "width", "nulls", "not finite", right=("width", "nulls", "not finite"))
+        columns = Fitting("column", "type", "width", "nulls", "not finite", right=("width", "nulls", "not finite"))
         for column in found.columns:
             columns.add_row(column.name, column.type, dash(column.width), str(column.nulls), str(column.not_finite))
-        bad = table("row", "column", "reason", title="Rows that cannot be trained on", right=("row",))
+        bad = Fitting("row", "column", "reason", title="Rows that cannot be trained on", right=("row",), folds="reason")
         for each in found.bad_rows:
             bad.add_row(str(each.row), dash(each.column), each.reason)
         about = {
@@ -129,7 +130,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         left_out = len(names) - _MOST_COLUMNS
         # Of many columns the last, which is the target more often than not.
         some = names if left_out <= 0 else [*names[: _MOST_COLUMNS - 1], names[-1]]
-        shown = table("row", *some, right=("row",))
+        shown = Fitting("row", *some, right=("row",))
         for number, row in enumerate(found.rows, found.offset):
             shown.add_row(str(number), *(dash(row[name])[:_LONGEST_CELL] for name in some))
         session.give(found, shown)

@@ -6,8 +6,9 @@ import typer
 
 from loraplex.cli.completing import complete_adapter, complete_job
 from loraplex.cli.following import follow
-from loraplex.cli.reporting import dash, held_out, losses, number, outcome, pairs, table, when
+from loraplex.cli.reporting import dash, held_out, losses, number, outcome, pairs, when
 from loraplex.cli.session import Session, command
+from loraplex.cli.tables import Fitting
 from loraplex.cli.training import show_ended
 from loraplex.jobs import succeeded
 from loraplex.results import JobFields, JobStatus
@@ -42,7 +43,11 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             _follow(session, follow_id)
             return
         found = list(session.client.jobs(status=status, adapter=adapter, limit=limit))
-        shown = table("id", "adapter", "status", "steps", "loss", "made", right=("steps", "loss"))
+        shown = Fitting(
+            *("id", "adapter", "status", "steps", "loss", "made"),
+            right=("steps", "loss"),
+            least=("made", "loss", "steps"),
+        )
         for each in found:
             shown.add_row(each.id, each.adapter, each.status.value, *_progress(each), when(each.created_at))
         session.give(found, shown if found else "There are none.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _OF_CLASSES = ("cross_entropy", "binary_cross_entropy")
 _LIVE = "live"
+_TOP_K = 3
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
@@ -64,7 +65,12 @@ def register(cli: typer.Typer, *, panel: str) -> None:
                 show_default="labels of a classifier",
             ),
         ] = None,
-        top_k: Annotated[int, typer.Option(help="How many classes of each row, most probable first.", min=1)] = 3,
+        top_k: Annotated[
+            int | None,
+            typer.Option(
+                help="How many classes of each row, most probable first; means --labels.", min=1, show_default="3"
+            ),
+        ] = None,
         out: Annotated[
             Path | None, typer.Option(help="Write to this .csv, .jsonl or .npy, instead of showing.")
         ] = None,
@@ -76,6 +82,8 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             name, file = None, name
         if name is None and not base:
             raise WrongUsage("Say which adapter, or --base for the bare base layer.")
+        if top_k is not None and labels is False:
+            raise WrongUsage("--top-k counts classes: leave it out, or --outputs.")
         if out is not None:
             check_out(out, file)
         rows = _rows(file, row, limit)
@@ -84,8 +92,9 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         layer = session.client.base()
         wanted = selected(inputs, input_prefix, input_column)
         x_NI = rows.numbers(_selection(session, rows, version, layer, wanted))
-        by_classes = labels if labels is not None else _is_classifier(version) and not _wants_numbers(out)
-        answers = _ask(session, reference, x_NI, top_k=min(top_k, layer.out_features) if by_classes else None)
+        usual = top_k is not None or (_is_classifier(version) and not _wants_numbers(out))
+        most = min(top_k or _TOP_K, layer.out_features) if (usual if labels is None else labels) else None
+        answers = _ask(session, reference, x_NI, top_k=most)
         truth = _truth(rows, version)
         if out is not None:
             write_answers(answers, truth, out)

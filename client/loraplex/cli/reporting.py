@@ -1,12 +1,10 @@
 """What a training came to, for people."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from loraplex.cli.tables import Fitting, Pairs
 from loraplex.results import JobFields, Version
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _HIGHER, _LOWER = "↑", "↓"
 _METRICS: Mapping[str, str] = {
@@ -35,37 +33,19 @@ _SIDES: Mapping[str, str] = {
 }
 
 
-def table(*headings: str, title: str | None = None, right: Sequence[str] = ()) -> "Table":
-    """An empty table in the one form that all have; columns of `right` are of numbers."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold")
-    return made
-
-
-def pairs(values: Mapping[str, object]) -> "Table":
+def pairs(values: Mapping[str, object]) -> Pairs:
     """A table of names and values."""
-    from rich.table import Table
-
-    made = Table(box=None, show_header=False, pad_edge=False)
-    made.add_column(style="dim", no_wrap=True)
-    made.add_column(overflow="fold")
-    for name, value in values.items():
-        made.add_row(name, dash(value))
-    return made
+    return Pairs({name: dash(value) for name, value in values.items()})
 
 
-def held_out(metrics: Mapping[str, Any] | None) -> "Table | None":
+def held_out(metrics: Mapping[str, Any] | None) -> Fitting | None:
     """The metrics on held-out rows, with the adapter and without; None where no rows were held out."""
     told = (metrics or {}).get("held_out")
     if not told:
         return None
     sides = [side for side in _SIDES if told.get(side)]
     headings = [_SIDES[side] for side in sides]
-    made = table("", *headings, title=f"On {told['rows']:,} held-out rows", right=headings)
+    made = Fitting("", *headings, title=f"On {told['rows']:,} held-out rows", right=headings)
     for name, arrow in _METRICS.items():
         if name in told["adapter"]:
             cells = [

@@ -83,7 +83,7 @@ class Session:
             print(json.dumps(plain(value), indent=2), flush=True)
         else:
             for each in shown:
-                self.out.print(each)
+                self.out.print(each, crop=False)
 
     def give_line(self, value: object) -> None:
         """One JSON line of many."""

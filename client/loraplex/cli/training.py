@@ -214,7 +214,9 @@ def _dataset(session: Session, file: Path | None, dataset: str | None, name: str
 def show_estimate(session: Session, estimate: Estimate) -> None:
     """What would be trained."""
     spec = estimate.spec
-    shown = {name: value for name, value in spec.get("training", {}).items() if value is not None}
+    # No option of `train` sets validation_fraction: a split holds the rows out.
+    training = {name: value for name, value in spec.get("training", {}).items() if name != "validation_fraction"}
+    shown = {name: value for name, value in training.items() if value is not None}
     sides = spec.get("split") or {}
     rows = {side: sides[side]["rows"] for side in ("train", "held_out") if side in sides}
     session.give(
