@@ -155,6 +155,25 @@ def test_a_narrow_terminal_loses_no_cell(url: str, trained: Ended) -> None:
     assert "0.98" in said
 
 
+def test_ids_and_numbers_stay_whole_in_a_terminal_of_80_columns(url: str, trained: Ended, ask: Ask) -> None:
+    jobs = [job["id"] for job in ask("jobs", "--adapter", "acme")]
+    made = ask("adapter", "acme")["versions"][0]["created_at"][:10]
+    outputs = ask("predict", "--base", DIGITS, "--limit", 2)["predictions"]
+    numbers = [f"{row['outputs'][0]:.4g}" for row in outputs]
+    for whole, *asked in (
+        (jobs, "jobs", "--adapter", "acme"),
+        (["acme", "accuracy"], "adapters", "acme"),
+        ([made, "accuracy"], "adapter", "acme"),
+        (numbers, "predict", "--base", DIGITS, "--limit", 2),
+    ):
+        said, status = at_a_terminal(*asked, columns=80, url=url, no_color="1")
+        assert status == 0
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()
+        assert max(map(len, shown)) <= 80, said
+        for each in whole:
+            assert any(each in line.split() for line in shown), (each, said)
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

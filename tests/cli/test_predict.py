@@ -84,6 +84,11 @@ def test_the_bare_base_layer_answers_where_it_is_asked_for(ask: Ask, service: Se
     np.testing.assert_allclose(found, outputs, rtol=1e-5, atol=1e-5)
 
 
+def test_how_many_classes_means_classes_of_the_base_too(ask: Ask) -> None:
+    answer = ask("predict", "--base", DIGITS, "--limit", 2, "--top-k", 1)
+    assert [len(row["labels"]) for row in answer["predictions"]] == [1, 1]
+
+
 def test_a_version_answers_where_it_is_named(ask: Ask, trained: Ended) -> None:
     assert ask("predict", "acme@1", DIGITS, "--limit", 1)["adapter"] == "acme@1"
 
@@ -127,6 +132,7 @@ def test_labels_of_text_come_back_by_name(run: Run, tmp_path: Path, ask: Ask) ->
         (("acme", DIGITS, "--limit", "1", "--labels", "--out", "x.npy"), 2, "--outputs"),
         (("--base", "acme", DIGITS), 2, "leave the adapter out"),
         ((), 2, "Say which adapter"),
+        (("acme", DIGITS, "--top-k", "1", "--outputs"), 2, "--top-k counts classes"),
     ],
 )
 def test_what_cannot_be_asked_says_why(

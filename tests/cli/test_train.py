@@ -50,7 +50,9 @@ def test_a_dry_run_trains_nothing_and_says_what_would_be(run: Run, ask: Ask) -> 
     plan = ask("train", DIGITS, *OF_DIGITS, *how)
     assert plan["adapters"] == 1
     assert plan["spec"]["split"]["held_out"]["rows"] == 250
-    assert "250 of them, by time" in run("train", DIGITS, *OF_DIGITS, *how).stdout
+    shown = run("train", DIGITS, *OF_DIGITS, *how).stdout
+    assert "250 of them, by time" in shown
+    assert "validation_fraction" not in shown
     assert ask("jobs") == before
 
 

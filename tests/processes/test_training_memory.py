@@ -141,7 +141,7 @@ def test_a_dry_run_that_is_misspelt_is_refused_and_not_trained(serve: Serve, tmp
     ],
 )
 def test_a_fit_whose_process_aborts_for_want_of_memory_is_known_by_its_last_words(
-    last_words: str, expected: bool, capfd: pytest.CaptureFixture[str]
+    last_words: str, expected: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     dying = f'import os, sys; sys.stderr.write("early\\n" * 100 + "{last_words}\\n"); sys.stderr.flush(); os.abort()'
     words: deque[bytes] = deque(maxlen=20)
@@ -149,7 +149,7 @@ def test_a_fit_whose_process_aborts_for_want_of_memory_is_known_by_its_last_word
         _pass_on(process, words)
     assert any(says_no_memory(line.decode()) for line in words) is expected
     # Whoever reads the trainer's log reads it there too.
-    assert capfd.readouterr().err.count("early") == 100
+    assert caplog.text.count("early") == 100
 
 
 def test_its_threads_begin_before_its_limit_and_all_of_them_have_what_others_leave() -> None:

@@ -54,8 +54,12 @@ class Fitting:
         made = Table(title=self._title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         kept = [place for place, heading in enumerate(self._headings) if heading not in left_out]
         for heading in (self._headings[place] for place in kept):
-            justify = "right" if heading in self._right else "left"
-            made.add_column(heading, justify=justify, overflow="fold", no_wrap=heading != self._folds)  # type: ignore[arg-type]
+            made.add_column(
+                heading,
+                justify="right" if heading in self._right else "left",
+                overflow="fold",
+                no_wrap=heading != self._folds,
+            )
         for cells in self._rows:
             made.add_row(*(cells[place] for place in kept))
         return made
