@@ -61,7 +61,7 @@ def at_a_terminal(
     return said.decode(), process.wait(_SECONDS)
 
 
-def test_a_training_is_a_barat_a_terminal(url: str, trained: Ended) -> None:
+def test_a_training_is_a_bar_at_a_terminal(url: str, trained: Ended) -> None:
     data = ("--dataset", "turned-digits", "--name", "watched", "--target", "digit")
     said, status = at_a_terminal("train", *data, url=url)
     assert status == 0
@@ -81,7 +81,7 @@ def test_no_color_is_no_color(url: str, trained: Ended) -> None:
     assert "acme" in plain
 
 
-def test_deleting_asksat_a_terminal(run: Run, ask: Ask, url: str, trained: Ended) -> None:
+def test_deleting_asks_at_a_terminal(run: Run, ask: Ask, url: str, trained: Ended) -> None:
     how = ("--rank", 2, "--method", "adamw", "--epochs", 1)
     run("train", "--dataset", "turned-digits", "--name", "asked-for", "--target", "digit", *how)
     said, status = at_a_terminal("delete", "asked-for", url=url, typed="n\r")

@@ -26,7 +26,7 @@ def _submit(client: httpx.Client, name: str) -> str:
         "rank": 2,
         "data": {side: rows.tolist() for side, rows in data.items()} | {"groups": groups.tolist()},
         "split": {"by": "rows", "fraction": 0.25},
-        "training": {"epochs": 400, "batch_size": None, "early_stopping": {"patience": 1000, "evaluate_every": 10}},
+        "training": {"epochs": 1200, "batch_size": None, "early_stopping": {"patience": 1000, "evaluate_every": 10}},
     }
     answer = client.post("/adapters", json=body)
     assert answer.status_code == 202, answer.text
