@@ -180,6 +180,7 @@ def test_jobs_are_filtered_by_status_and_adapter(page_at: PageAt, running: Runni
     expect(rows).to_have_count(1)
     expect(rows).to_contain_text("diverged")
     page.get_by_label("Status").select_option("")
+    expect(rows).to_have_count(4)
     page.get_by_label("Adapter").fill("team-3")
     expect(rows).to_have_count(1)
     expect(rows).to_contain_text("team-{digit}")
