@@ -9,8 +9,10 @@ FAILED = 400
 """The first status of a request that failed."""
 NOT_ANSWERED = 499
 """The status of a request that got no answer: its client had gone, or the service ended. Nobody is sent it."""
-UNKNOWN_ROUTE = "other"
-"""The route of a path that has none."""
+OTHER = "other"
+"""The route of a path that has none, and the method of a request with one that is none."""
+LONGEST_PATH = 200
+"""Characters of a path that are kept: paths are the clients'."""
 
 
 class Prediction(NamedTuple):
@@ -29,6 +31,13 @@ class Prediction(NamedTuple):
     forward_seconds: float
 
 
+class Spent(NamedTuple):
+    """A part of a request that is worth a span; times are `time.perf_counter`'s."""
+
+    began: float
+    ended: float
+
+
 class Answered(NamedTuple):
     """One request, from its beginning to its answer; times are `time.perf_counter`'s."""
 
@@ -40,7 +49,7 @@ class Answered(NamedTuple):
     ended: float
     request_id: bytes
     path: str
-    """Without the query."""
+    """Without the query, and no more than `LONGEST_PATH` of it."""
     code: str | None = None
     """Of the error, where it ended in one."""
     prediction: Prediction | None = None

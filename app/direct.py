@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from adapters.errors import LoraplexError
-from app.answered import NOT_ANSWERED, UNKNOWN_ROUTE
+from app.answered import NOT_ANSWERED, OTHER
 from app.edge import NO_ANSWER, request_id_of
 from app.hot import Headers, Small
 from app.prediction import BYTES_AT_ONCE, NUMBERS_AT_ONCE
@@ -68,9 +68,8 @@ class Direct:
             and self._batcher.has_room()
         )
 
-    def ask(self, url: bytes, headers: Headers, body: bytes) -> Asked | None:
-        """Put a request into the queue, or None where it is not for here."""
-        began = time.perf_counter()
+    def ask(self, url: bytes, headers: Headers, body: bytes, began: float) -> Asked | None:
+        """Put a request, whose head was there when it `began`, into the queue; None where it is not for here."""
         named = dict(headers)
         read = predict.read_small if url == predict.URL else infer.read_small
         try:
@@ -126,7 +125,7 @@ class Direct:
     def refuse(self, why: str, given: Headers) -> bytes:
         """The whole answer to what is not HTTP."""
         request_id, now, body = request_id_of({}), time.perf_counter(), why.encode()
-        self._observer.answered(UNKNOWN_ROUTE, UNKNOWN_ROUTE, 400, now, request_id, "", _NOT_HTTP)
+        self._observer.answered(OTHER, OTHER, 400, now, request_id, "", _NOT_HTTP)
         headers = (*given, (b"content-type", b"text/plain; charset=utf-8"), (b"x-request-id", request_id))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (_STATUS_LINE[400], lines, len(body), body)

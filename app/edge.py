@@ -1,4 +1,4 @@
-"""One ASGI callable around everything: request id, body limit, last-resort error."""
+"""One ASGI callable around everything: request id, body limit, last-resort error; each request is observed."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from itertools import count
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.answered import NOT_ANSWERED, UNKNOWN_ROUTE
+from app.answered import NOT_ANSWERED, OTHER
 from app.observer import Observer
 from app.problems import BodyTooLarge, InternalError, answer_at
 
@@ -52,10 +52,11 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        state = scope.setdefault("state", {})
+        # A request that `Direct` has left to us began before this.
+        began = state.get("began") or time.perf_counter()
         headers = dict(scope["headers"])
         request_id = request_id_of(headers)
-        state = scope.setdefault("state", {})
         state["request_id"] = request_id.decode()
         status, ended = 0, False
         read, most_bytes = 0, self._most_bytes(scope)
@@ -103,8 +104,8 @@ class Edge:
         if status in (0, NOT_ANSWERED):
             status, code = NOT_ANSWERED, NO_ANSWER
         route, method, path = _route(scope), scope["method"], scope["path"]
-        spent = state.get("spent", ())
-        self._observer.answered(route, method, status, began, request_id, path, code, ticket, headers, spent)
+        publish = state.get("publish")
+        self._observer.answered(route, method, status, began, request_id, path, code, ticket, headers, publish)
 
 
 def _route(scope: Scope) -> str:
@@ -116,7 +117,7 @@ def _route(scope: Scope) -> str:
     if template is not None:
         return template
     mounted: str = scope.get("root_path", "")
-    return f"{mounted}/{{path}}" if mounted else UNKNOWN_ROUTE
+    return f"{mounted}/{{path}}" if mounted else OTHER
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> bytes:

@@ -32,10 +32,11 @@ class LineWriter:
             while taken < len(lines) and self._waiting + len(lines[taken]) <= self._most:
                 self._waiting += len(lines[taken])
                 taken += 1
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write_on, name="request log", daemon=True)
-            self._thread.start()
-        self._queue.put(lines[:taken])
+        if taken:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_on, name="request log", daemon=True)
+                self._thread.start()
+            self._queue.put(lines[:taken])
         return len(lines) - taken
 
     def close(self, seconds: float) -> None:

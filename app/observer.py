@@ -6,12 +6,12 @@ import logging
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.types import Scope
 
-from app.answered import FAILED, Answered
+from app.answered import FAILED, LONGEST_PATH, Answered, Spent
 from app.batching import Standing
 from app.metrics import Metrics
 from app.request_log import RequestLog
@@ -25,14 +25,6 @@ _SECONDS_BETWEEN_FIGURES = 1.0
 _SECONDS_TO_CLOSE = 1.0
 
 log = logging.getLogger(__name__)
-
-
-class Spent(NamedTuple):
-    """A part of a request that is worth a span; times are `time.perf_counter`'s."""
-
-    name: str
-    began: float
-    ended: float
 
 
 class Brief(NamedTuple):
@@ -92,9 +84,9 @@ class Observer:
         code: str | None = None,
         ticket: Ticket | None = None,
         headers: Mapping[bytes, bytes] | None = None,
-        spent: Sequence[Spent] = (),
+        publish: Spent | None = None,
     ) -> None:
-        """A request has its answer: see `Answered`. `headers` and `spent` are only looked at here, for its trace."""
+        """A request has its answer: see `Answered`. `headers` and `publish` are only looked at here, for its trace."""
         ended = time.perf_counter()
         self._seconds[route, method, status].append(ended - began)
         if ticket is not None and ticket.taken is not None:
@@ -106,9 +98,9 @@ class Observer:
         if not has_line and self._tracing is None:
             return
         prediction = None if ticket is None else ticket.told()
-        answered = Answered(route, method, status, began, ended, request_id, path, code, prediction)
+        answered = Answered(route, method, status, began, ended, request_id, path[:LONGEST_PATH], code, prediction)
         if self._tracing is not None:
-            answered = answered._replace(trace_id=self._traced(self._tracing, answered, headers or {}, ticket, spent))
+            answered = answered._replace(trace_id=self._traced(self._tracing, answered, headers or {}, ticket, publish))
         if has_line:
             self._request_log.note(answered)
 
@@ -119,7 +111,7 @@ class Observer:
     def published(self, scope: Scope, began: float, *, is_new: bool) -> None:
         """What this request uploaded is durable now; `is_new` where it became a version."""
         ended = time.perf_counter()
-        scope["state"]["spent"] = [Spent("publish", began, ended)]
+        scope["state"]["publish"] = Spent(began, ended)
         if is_new:
             self._metrics.published(ended - began, 1)
 
@@ -188,10 +180,10 @@ class Observer:
         answered: Answered,
         headers: Mapping[bytes, bytes],
         ticket: Ticket | None,
-        spent: Sequence[Spent],
+        publish: Spent | None,
     ) -> str | None:
         try:
-            return tracing.request(answered, headers, ticket, spent)
+            return tracing.request(answered, headers, ticket, publish)
         except Exception:  # whoever waits for an answer gets it
             log.exception("a request has no trace", extra={"request_id": answered.request_id.decode("latin-1")})
             return None

@@ -216,6 +216,13 @@ def from_validation(error: ErrorDetails, *, within: str = "", model: type[BaseMo
     return chosen(detail, field=field, given=given, expected=message)
 
 
+def first_of(error: RequestValidationError) -> LoraplexError:
+    """The first of what the framework found in a request's path, query or headers."""
+    first: ErrorDetails = error.errors()[0]
+    first["loc"] = first["loc"][1:]  # ("query", "limit") → limit: a field's name alone
+    return from_validation(first)
+
+
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """Let every error that one of `routes` or the framework raises be answered as a problem."""
 
@@ -236,9 +243,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     async def validation(_request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first: ErrorDetails = error.errors()[0]
-        first["loc"] = first["loc"][1:]  # ("query", "limit") → limit: a field's name alone
-        return problem(from_validation(first))
+        return problem(first_of(error))
 
     async def disk(_request: Request, error: Exception) -> Response:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):

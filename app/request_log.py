@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,6 @@ from app.settings import LogRequests
 
 MOST_A_SECOND = 1000
 """Lines of requests that succeeded, and as many of those that failed: a line costs a fifth of a fast answer."""
-_LONGEST_PATH = 200
 _SECONDS_TO_CLOSE = 1.0
 _LOGGER = "app.requests"
 _LEVELS = {level: logging.getLevelName(level).lower() for level in (logging.INFO, logging.WARNING, logging.ERROR)}
@@ -37,23 +36,24 @@ class RequestLog:
     ) -> None:
         self._render, self._writer, self._process, self._clock = render, writer, process, clock
         self._is_wanted = wanted is LogRequests.ALL, wanted is not LogRequests.NONE
-        """By whether requests failed, as are the next two."""
+        """By whether requests failed, as is the next."""
         self._room = [float(MOST_A_SECOND * is_wanted) for is_wanted in self._is_wanted]
-        self._left_out = [0, 0]
-        self._flushed = self._told = clock()
+        self._left_out = 0
+        self._left_out_since = self._flushed = clock()
         self._answered: list[Answered] = []
 
     @property
     def owes(self) -> bool:
         """Whether a line about lines left out is due, now or later."""
-        return self._sum_left_out() > 0
+        return self._left_out > 0
 
     def makes_room(self, has_failed: bool, /) -> bool:
         """Whether a request is to be noted; one that is not is counted."""
         if self._room[has_failed] >= 1.0:
             self._room[has_failed] -= 1.0
             return True
-        self._left_out[has_failed] += 1
+        if self._is_wanted[has_failed]:
+            self._leave_out(1)
         return False
 
     @property
@@ -63,7 +63,8 @@ class RequestLog:
 
     def leave_out(self, succeeded: int) -> None:
         """So many requests that succeeded came while there was no room."""
-        self._left_out[False] += succeeded
+        if self._is_wanted[False]:
+            self._leave_out(succeeded)
 
     def note(self, answered: Answered) -> None:
         """Write this request's line with the next ones."""
@@ -79,8 +80,8 @@ class RequestLog:
         answered, self._answered = self._answered, []
         if answered:
             epoch = time.time() - time.perf_counter()
-            self._write([self._line(each, epoch + each.ended) for each in answered])
-        if now - self._told >= 1.0:
+            self._leave_out(self._writer.put([self._line(each, epoch + each.ended) for each in answered]))
+        if now - self._left_out_since >= 1.0:
             self._tell_left_out(now)
 
     def close(self) -> None:
@@ -89,19 +90,18 @@ class RequestLog:
         self._tell_left_out(self._clock())
         self._writer.close(_SECONDS_TO_CLOSE)
 
-    def _sum_left_out(self) -> int:
-        pairs = zip(self._left_out, self._is_wanted, strict=True)
-        return sum(left_out for left_out, is_wanted in pairs if is_wanted)
+    def _leave_out(self, requests: int) -> None:
+        if requests and not self._left_out:
+            self._left_out_since = self._clock()
+        self._left_out += requests
 
     def _tell_left_out(self, now: float) -> None:
-        left_out, seconds = self._sum_left_out(), round(now - self._told, 3)
-        self._left_out, self._told = [0, 0], now
-        if left_out:
+        if self._left_out:
             first = self._first(time.time(), logging.INFO, "requests left out")
-            self._write([self._finished(first | {"left_out": left_out, "seconds": seconds})])
-
-    def _write(self, lines: Sequence[bytes]) -> None:
-        self._left_out[True] += self._writer.put(lines)
+            told = {"left_out": self._left_out, "seconds": round(now - self._left_out_since, 3)}
+            # Where this line finds no room either, the next one says more.
+            if not self._writer.put([self._finished(first | told)]):
+                self._left_out = 0
 
     def _line(self, each: Answered, at: float) -> bytes:
         status = each.status
@@ -110,7 +110,7 @@ class RequestLog:
         fields["request_id"] = each.request_id.decode("latin-1")
         fields["method"] = each.method
         fields["route"] = each.route
-        fields["path"] = each.path[:_LONGEST_PATH]
+        fields["path"] = each.path
         fields["status"] = status
         fields["ms"] = _ms(each.ended - each.began)
         if each.prediction is not None:

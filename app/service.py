@@ -56,21 +56,22 @@ class Service:
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READINGS_AT_ONCE))
     """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
     watch: JobWatch = field(init=False)
+    catalog_figures: CatalogFigures = field(init=False)
     scrape: Scrape = field(init=False)
 
     def __post_init__(self) -> None:
-        catalog = CatalogFigures(self.catalog, now=self.queue.now)
-        self.scrape = Scrape(self.metrics, catalog, self.base, max_queued_jobs=self.settings.max_queued_jobs)
+        figures = self.catalog_figures = CatalogFigures(self.catalog, now=self.queue.now)
+        self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
         self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)
 
     def close(self) -> None:
-        """Give back the connections to the catalogue."""
+        """Pass on what was observed; end the threads; give back the connections and this process's place."""
         self.observer.close()
         self.batcher.close()
         self.watch.close()
         self.resolver.close()
         self.catalog.database.close()
-        self.scrape.close()
+        self.catalog_figures.close()
         self.metrics.close()
 
     def check_feature_space(self, given: list[str]) -> None:

@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -15,11 +14,8 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, s
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from app.answered import Answered
+from app.answered import Answered, Spent
 from app.tickets import Ticket
-
-if TYPE_CHECKING:
-    from app.observer import Spent
 
 _NANOSECONDS = 1_000_000_000
 _SERVER_ERROR = 500
@@ -46,7 +42,7 @@ class Tracing:
         closing.join(seconds)
 
     def request(
-        self, answered: Answered, headers: Mapping[bytes, bytes], ticket: Ticket | None, spent: Sequence["Spent"]
+        self, answered: Answered, headers: Mapping[bytes, bytes], ticket: Ticket | None, publish: Spent | None
     ) -> str | None:
         """A request and its parts, below the span that its `traceparent` names; returns the trace's id."""
         epoch = time.time() - time.perf_counter()
@@ -68,7 +64,7 @@ class Tracing:
         )
         if span.is_recording():
             within = set_span_in_context(span, _EMPTY)
-            for name, began, ended, more in _parts(ticket, spent):
+            for name, began, ended, more in _parts(ticket, publish):
                 self.span(name, epoch + began, epoch + ended, within=within, attributes=more)
             if answered.status >= _SERVER_ERROR:
                 span.set_status(Status(StatusCode.ERROR, answered.code))
@@ -114,9 +110,11 @@ def _of_prediction(answered: Answered) -> dict[str, AttributeValue]:
     return attributes
 
 
-def _parts(ticket: Ticket | None, spent: Sequence["Spent"]) -> list[tuple[str, float, float, Attributes]]:
+def _parts(ticket: Ticket | None, publish: Spent | None) -> list[tuple[str, float, float, Attributes]]:
     """The spans below a request's, each from where the one before it ended."""
-    parts: list[tuple[str, float, float, Attributes]] = [(*each, {}) for each in spent]
+    parts: list[tuple[str, float, float, Attributes]] = []
+    if publish is not None:
+        parts.append(("publish", publish.began, publish.ended, {}))
     if ticket is None or ticket.pinned is None:
         return parts
     parts.append(("resolve", ticket.submitted, ticket.pinned, {}))

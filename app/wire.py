@@ -5,6 +5,7 @@ that are being made.
 """
 
 import asyncio
+import time
 from functools import partial
 from typing import Any, cast
 
@@ -74,6 +75,8 @@ class Protocol(HttpToolsProtocol):
         self._direct = direct
         self._body: bytes | None = None
         """What has come of a request that is read for `direct`."""
+        self._began = 0.0
+        """When its head was there."""
         self._asked: Asked | None = None
         self._exchange = _Exchange()
         self._rests_since: float | None = None
@@ -110,6 +113,7 @@ class Protocol(HttpToolsProtocol):
             and not self.flow.write_paused
         ):
             self._body = b""
+            self._began = time.perf_counter()
         else:
             self._become_asgi()
 
@@ -123,7 +127,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """All of it is."""
         if self._body is not None:
-            asked = self._direct.ask(self.url, self.headers, self._body)
+            asked = self._direct.ask(self.url, self.headers, self._body, self._began)
             if asked is not None:
                 self._wait_for(asked)
                 return
@@ -147,6 +151,8 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expected
         self.headers.extend(headers)
+        if self._body is not None:
+            self.scope["state"]["began"] = self._began
         super().on_headers_complete()
         body, self._body = self._body, None
         if body:

@@ -7,7 +7,6 @@ own, so that it never meets a person's; only the image stays, for its layers.
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -34,6 +33,8 @@ ENVIRONMENT: Mapping[str, str] = {
     "LORAPLEX_PORT": "0",
 }
 JOB_SECONDS = 60
+ROWS = 200
+"""Digits that are trained on."""
 PROBE = """
 import json, os
 status = open("/proc/self/status").read()
@@ -100,19 +101,6 @@ def address() -> str:
     published = read(*COMPOSE, "port", "api", "8000")
     expect(published.startswith("127.0.0.1:"), f"published on {published}, not on 127.0.0.1 alone")
     return f"http://{published}"
-
-
-def training_data() -> tuple[list[list[float]], list[int]]:
-    """Rows of 64 inputs and their classes: real digits where the demo has them, else drawn."""
-    if DIGITS.exists():
-        with np.load(DIGITS, allow_pickle=False) as file:
-            arrays = [file[name] for name in file.files]
-        images = next((a for a in arrays if a.ndim == 2 and a.shape[1] == 64), None)
-        if images is not None:
-            labels = next(a for a in arrays if a.shape == images.shape[:1])
-            return images[:200].tolist(), labels[:200].tolist()
-    draw = random.Random(0)
-    return [[draw.uniform(0, 16) for _ in range(64)] for _ in range(200)], [draw.randrange(10) for _ in range(200)]
 
 
 def train(service: httpx.Client, inputs: list[list[float]], classes: list[int]) -> str:
@@ -204,7 +192,8 @@ def check() -> None:
     size = int(read("docker", "image", "inspect", "--format", "{{.Size}}", image))
     say(f"image built in {time.monotonic() - started:.0f} s, {size / 1e6:.0f} MB")
 
-    inputs, classes = training_data()
+    with np.load(DIGITS, allow_pickle=False) as digits:
+        inputs, classes = digits["images"][:ROWS].tolist(), digits["labels"][:ROWS].tolist()
     started = time.monotonic()
     compose("up", "--detach", "--wait")
     say(f"ready in {time.monotonic() - started:.0f} s")

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters.base_layer import BaseLayer
 from adapters.errors import Diverged
-from adapters.training.data import TrainingData
-from adapters.training.statistics import Statistics, Sums, gather
+from adapters.training.statistics import Statistics, Sums
 
 _LEAST_CUT = 64
 
@@ -42,15 +40,6 @@ class Spectrum(NamedTuple):
     vectors_II: Tensor
     kept_I: Tensor
     """Which of them are more than rounding. Along the others X does not vary: they are free."""
-
-
-def fit_closed_form(
-    base: BaseLayer, data: TrainingData, *, rank: int, scaling: float, ridge: float
-) -> tuple[Tensor, Tensor]:
-    """A (O, R) and B (R, I), float32 on the CPU, of `solve` for these rows. Raises `Diverged` as that does."""
-    statistics = gather(base, [(data.inputs_NI, data.targets, data.weights_N)])
-    factors = solve(statistics, rank=rank, scaling=scaling, ridge=ridge)
-    return factors.a_OR, factors.b_RI
 
 
 def solve(

@@ -52,10 +52,10 @@ class Fitter:
         self._words: deque[bytes] = deque(maxlen=_LAST_LINES)
         self._listener: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the process, unless it runs."""
+    def start(self) -> "subprocess.Popen[bytes]":
+        """The process; it is started where it does not run."""
         if self._process is not None and self._process.poll() is None:
-            return
+            return self._process
         self.kill()
         self._process = subprocess.Popen(
             command("adapters.training.fit_process"),
@@ -63,9 +63,6 @@ class Fitter:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        # It takes what answering leaves. Only Linux knows this class, and not in every sandbox.
-        with suppress(AttributeError, OSError):
-            os.sched_setscheduler(self._process.pid, os.SCHED_IDLE, os.sched_param(0))
         # Where the machine or the container runs out of memory, the kernel ends this process and none that serves.
         with suppress(OSError):
             Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000")
@@ -74,14 +71,17 @@ class Fitter:
         self._listener = threading.Thread(target=_pass_on, args=(self._process, self._words), daemon=True)
         self._listener.start()
         self._send(self._first)
+        return self._process
 
     def is_ready(self, seconds: float) -> bool:
         """Whether it has loaded torch and the base; it is started where it does not run, and given so long.
 
         Raises `FitterDied` where it ended instead.
         """
-        self.start()
-        self._ready = self._ready or self.next_frame(seconds) is not None
+        process = self.start()
+        if not self._ready and self.next_frame(seconds) is not None:
+            _give_way(process.pid)
+            self._ready = True
         return self._ready
 
     def begin(self, request: Mapping[str, Any]) -> None:
@@ -127,6 +127,17 @@ class Fitter:
         assert self._listener is not None
         self._listener.join(1.0)
         return FitterDied(out_of_memory=any(says_no_memory(line.decode(errors="replace")) for line in self._words))
+
+
+def _give_way(process: int) -> None:
+    """Let all threads of a process have what answering leaves.
+
+    Not before it has loaded what it needs: on busy cores that would take minutes, in which no job begins.
+    """
+    # Only Linux knows this class, and not in every sandbox.
+    with suppress(AttributeError, OSError):
+        for thread in os.listdir(f"/proc/{process}/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
 
 
 def says_no_memory(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,14 +30,25 @@ class CatalogFigures:
         self._catalog = catalog
         self._now, self._monotonic = now, monotonic
         self._thread = ThreadPoolExecutor(1, "census")
-        self._counting: Future[tuple[Census, float]] | None = None
-        self._census: Census | None = None
+        self._lock = threading.Lock()
+        self._counting: Future[Census | None] | None = None
         self._good_until = 0.0
         self._complained = False
 
+    def census(self) -> Census | None:
+        """A count, as of a moment ago; None where the catalogue cannot be read, or not soon. For a thread."""
+        with self._lock:
+            if self._counting is None or (self._counting.done() and self._monotonic() >= self._good_until):
+                self._counting = self._thread.submit(self._count)
+            counting = self._counting
+        try:
+            return counting.result(_PATIENCE_SECONDS)
+        except TakesTooLong:
+            return None  # whoever asks next finds it done, or waits for it too
+
     def note(self, figures: Figures) -> None:
         """Put the catalogue's and its disk's figures among these; where it cannot be read, only that. For a thread."""
-        census = self._latest()
+        census = self.census()
         figures.put(d.CATALOG_UP, census is not None)
         if census is not None:
             figures.put(d.ADAPTERS, census.adapters)
@@ -59,27 +71,16 @@ class CatalogFigures:
         """Give back the thread."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _latest(self) -> Census | None:
-        if self._census is not None and self._monotonic() < self._good_until:
-            return self._census
-        if self._counting is None:
-            self._counting = self._thread.submit(self._count)
+    def _count(self) -> Census | None:
+        begin = self._monotonic()
         try:
-            self._census, seconds = self._counting.result(_PATIENCE_SECONDS)
-        except TakesTooLong:
-            # It is asked again by the next scrape; until then nobody knows.
-            return None
+            census = count(self._catalog.database, now=self._now())
         except Exception as error:
-            self._counting = None
             if not self._complained:
                 log.warning("the catalogue cannot be counted: %s", error)
             self._complained = True
             return None
-        self._counting, self._complained = None, False
-        self._good_until = self._monotonic() + max(_SHORTEST_SECONDS, seconds / _SHARE)
-        return self._census
-
-    def _count(self) -> tuple[Census, float]:
-        begin = self._monotonic()
-        census = count(self._catalog.database, now=self._now())
-        return census, self._monotonic() - begin
+        self._complained = False
+        end = self._monotonic()
+        self._good_until = end + max(_SHORTEST_SECONDS, (end - begin) / _SHARE)
+        return census

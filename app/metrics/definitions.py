@@ -52,7 +52,7 @@ REQUESTS = _counter(
     "loraplex_requests_total", "Requests answered, by the route's template.", "route", "method", "status"
 )
 REQUEST_SECONDS = _histogram(
-    "loraplex_request_seconds", "From a request's first byte read to its answer.", _REQUEST_SECONDS, "route"
+    "loraplex_request_seconds", "From a request's head read to its answer.", _REQUEST_SECONDS, "route"
 )
 QUEUE_SECONDS = _histogram(
     "loraplex_queue_seconds", "What a predict request waited for its batch to start.", _BATCH_SECONDS
@@ -94,7 +94,9 @@ BUILD_INFO = _gauge("loraplex_build_info", "1, with the version that runs.", "ve
 BASE_INFO = _gauge(
     "loraplex_base_info", "1, with the base layer's shape and place.", "in_features", "out_features", "dtype", "device"
 )
-CATALOG_UP = _gauge("loraplex_catalog_up", "Whether the catalogue could be read: 1, or 0 and the next ones are absent.")
+CATALOG_UP = _gauge(
+    "loraplex_catalog_up", "Whether the catalogue could be read: 1, or 0, and what is counted in it is absent."
+)
 JOBS = _gauge("loraplex_jobs", "Jobs in the catalogue, by status.", "status")
 OLDEST_QUEUED = _gauge("loraplex_oldest_queued_job_seconds", "How long the oldest queued job has waited; 0 for none.")
 QUEUED_JOBS_LIMIT = _gauge("loraplex_queued_jobs_limit", "Jobs that may wait; past it 429.")

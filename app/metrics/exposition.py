@@ -1,4 +1,4 @@
-"""Figures as Prometheus reads them: its text format, or OpenMetrics where the request prefers that."""
+"""Figures as Prometheus reads them: its text format, or OpenMetrics where the request asks for that."""
 
 from collections.abc import Iterable, Iterator
 from itertools import accumulate

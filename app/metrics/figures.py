@@ -71,6 +71,13 @@ class Figures:
         for (name, labels), tally in tallies:
             yield DEFINITIONS[name], labels, tally
 
+    def only(self, wanted: Callable[[Definition], bool]) -> "Figures":
+        """Those of the `wanted` metrics."""
+        some = Figures()
+        some._numbers = {(each.name, labels): value for each, labels, value in self.numbers() if wanted(each)}
+        some._tallies = {(each.name, labels): tally for each, labels, tally in self.tallies() if wanted(each)}
+        return some
+
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
         return {
@@ -81,23 +88,22 @@ class Figures:
         }
 
     @classmethod
-    def from_json(cls, stored: Any, *, wanted: Callable[[Definition], bool] = lambda _metric: True) -> "Figures":
-        """Read the figures of the `wanted` metrics; one that is not there any more, or has changed, is left out.
+    def from_json(cls, stored: Any) -> "Figures":
+        """Read what `to_json` gave; a metric that is not there any more, or has changed, is left out.
 
         Raises `ValueError`, `TypeError`, `KeyError` or `OverflowError` where it is nothing of ours.
         """
         figures = cls()
         for name, labels, value in stored["numbers"]:
             metric = DEFINITIONS.get(name)
-            if metric is not None and len(labels) == len(metric.labels) and wanted(metric):
+            if metric is not None and len(labels) == len(metric.labels):
                 figures._numbers[name, tuple(map(str, labels))] = float(value)
         for name, labels, counts, total in stored["tallies"]:
             metric = DEFINITIONS.get(name)
             if metric is None or len(labels) != len(metric.labels) or len(counts) != len(metric.bounds) + 1:
                 continue
-            if wanted(metric):
-                counts_B = np.asarray(counts, np.int64).reshape(len(metric.bounds) + 1)
-                figures._tallies[name, tuple(map(str, labels))] = Tally(counts_B, float(total))
+            counts_B = np.asarray(counts, np.int64).reshape(len(metric.bounds) + 1)
+            figures._tallies[name, tuple(map(str, labels))] = Tally(counts_B, float(total))
         return figures
 
 

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from app.answered import OTHER
 from app.metrics import definitions as d
 from app.metrics.figures import Figures
 from app.metrics.process import note_process
@@ -14,8 +15,6 @@ _WRITES_BETWEEN_PROOFS = 5
 """A process that has nothing new to tell still proves, every so often, that it lives."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _MOST_ROUTES = 200
-OTHER = "other"
-"""The label of routes and methods that are none."""
 
 
 class Metrics:
@@ -28,11 +27,10 @@ class Metrics:
     def __init__(self, process: str = "worker-1", *, folder: Path | None = None, slot: Slot | None = None) -> None:
         self.process = process
         """The name that tells this process from the others, such as `worker-2`."""
-        self.role = process.rpartition("-")[0]
         self._folder, self._slot = folder, slot
         self._figures = Figures() if slot is None else slot.counted()
         self._routes: set[str] = set()
-        self._gatherers: list[Callable[[], None]] = []
+        self._gatherer: Callable[[], None] | None = None
         self._changed = False
         self._write_lock = threading.Lock()
         self._closed = threading.Event()
@@ -93,22 +91,20 @@ class Metrics:
     def residency(
         self,
         *,
-        hits: int = 0,
-        misses: int = 0,
-        loads: int = 0,
-        evictions: int = 0,
-        resident_bytes: int | None = None,
-        resident_adapters: int | None = None,
+        hits: int,
+        misses: int,
+        loads: int,
+        evictions: int,
+        resident_bytes: int,
+        resident_adapters: int,
     ) -> None:
         """What came since the last call, and what is in memory now."""
         self._count(d.RESIDENCY_HITS, hits)
         self._count(d.RESIDENCY_MISSES, misses)
         self._count(d.RESIDENCY_LOADS, loads)
         self._count(d.RESIDENCY_EVICTIONS, evictions)
-        if resident_bytes is not None:
-            self._put(d.RESIDENT_BYTES, resident_bytes)
-        if resident_adapters is not None:
-            self._put(d.RESIDENT_ADAPTERS, resident_adapters)
+        self._put(d.RESIDENT_BYTES, resident_bytes)
+        self._put(d.RESIDENT_ADAPTERS, resident_adapters)
 
     def published(self, seconds: float, adapters: int, *, source: str = "upload") -> None:
         """One publish made so many adapters durable; `source` is `upload` or `job`."""
@@ -133,12 +129,12 @@ class Metrics:
 
     def gather_from(self, gatherer: Callable[[], None]) -> None:
         """Have this called on the event loop before a scrape, so that what was not handed over yet is in it."""
-        self._gatherers.append(gatherer)
+        self._gatherer = gatherer
 
     def gather(self) -> None:
-        """Ask all of those for what they have."""
-        for gatherer in self._gatherers:
-            gatherer()
+        """Have it called now."""
+        if self._gatherer is not None:
+            self._gatherer()
 
     def everyone(self) -> list[Left]:
         """The figures of every process, this one's first. Reads files: for a thread."""
@@ -150,9 +146,8 @@ class Metrics:
 
     def _start(self) -> None:
         # A counter that is not there yet looks, to a rule about its increase, like one that cannot be read.
-        for metric in (d.RESIDENCY_HITS, d.RESIDENCY_MISSES, d.RESIDENCY_LOADS, d.RESIDENCY_EVICTIONS):
-            self._count(metric, 0)
-        for metric in (d.FITS_DIED, d.RESUMED):
+        residency = d.RESIDENCY_HITS, d.RESIDENCY_MISSES, d.RESIDENCY_LOADS, d.RESIDENCY_EVICTIONS
+        for metric in (*residency, d.FITS_DIED, d.RESUMED):
             self._count(metric, 0)
         for source in ("upload", "job"):
             self._count(d.PUBLISHED, 0, source)

@@ -32,10 +32,6 @@ class Scrape:
         self._catalog.note(here)
         return exposition(sum_of([*(each.figures for each in everyone), here, self._fixed]), accept)
 
-    def close(self) -> None:
-        """Give back what it holds."""
-        self._catalog.close()
-
 
 def _version() -> str:
     try:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import orjson
 
@@ -58,10 +58,10 @@ class Slot:
     def counted(self) -> Figures:
         """What was counted in this place before."""
         stored = _read(self._path)
-        return Figures() if stored is None else Figures.from_json(stored, wanted=_is_counted)
+        return Figures() if stored is None else stored.figures.only(_is_counted)
 
-    def leave(self, figures: Figures, *, ended: bool = False) -> bool:
-        """Replace what lies here. Whether that could be done: where not, the first time is logged."""
+    def leave(self, figures: Figures, *, ended: bool = False) -> None:
+        """Replace what lies here. Where that cannot be done, the first time is logged."""
         written = self._path.with_suffix(".tmp")
         content = {"written_at": 0.0 if ended else time.time(), **figures.to_json()}
         try:
@@ -75,9 +75,8 @@ class Slot:
                     "the metrics of this process cannot be written, and those shown elsewhere are old: %s", error
                 )
             self._complained = True
-            return False
-        self._complained = False
-        return True
+        else:
+            self._complained = False
 
     def give_back(self) -> None:
         """Let the next process have the place."""
@@ -93,16 +92,20 @@ def left_by_others(folder: Path, own: str | None) -> Iterator[Left]:
     for path in paths:
         if not _NAME.fullmatch(path.stem) or path.stem == own or (stored := _read(path)) is None:
             continue
-        lives = abs(time.time() - stored["written_at"]) < GONE_AFTER_SECONDS
-        yield Left(path.stem, Figures.from_json(stored, wanted=_is_any if lives else _outlives), lives)
+        lives = abs(time.time() - stored.written_at) < GONE_AFTER_SECONDS
+        yield Left(path.stem, stored.figures if lives else stored.figures.only(_outlives), lives)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+class _Stored(NamedTuple):
+    written_at: float
+    figures: Figures
+
+
+def _read(path: Path) -> _Stored | None:
     """What lies there; what is no metrics is removed: its process writes anew, where it lives."""
     try:
         stored = orjson.loads(path.read_bytes())
-        float(stored["written_at"])
-        Figures.from_json(stored)
+        return _Stored(float(stored["written_at"]), Figures.from_json(stored))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -114,12 +117,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         with suppress(OSError):
             path.unlink()
         return None
-    else:
-        return cast("dict[str, Any]", stored)
-
-
-def _is_any(_metric: Definition) -> bool:
-    return True
 
 
 def _is_counted(metric: Definition) -> bool:

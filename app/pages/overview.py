@@ -7,7 +7,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from adapters.census import count
 from app.dependencies import ServiceOf
 from app.metrics import definitions as d
 from app.metrics.figures import sum_of
@@ -24,6 +23,7 @@ router = pages()
 @page(router, "/")
 def show_overview(request: Request, service: ServiceOf) -> Response:
     """The overview; its figures alone where they are refreshed."""
+    census = service.catalog_figures.census()
     return render(
         request,
         "overview.html",
@@ -32,7 +32,8 @@ def show_overview(request: Request, service: ServiceOf) -> Response:
         feature_space=service.settings.feature_space,
         # That the catalogue can be read is seen in showing this.
         not_ready="It is stopping." if service.draining else None,
-        census=count(service.catalog.database, now=time.time()),
+        census=census,
+        first_steps=census is not None and not census.adapters,
         jobs=service.queue.list(limit=_NEWEST_JOBS),
         trainers=service.settings.trainers,
     )

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from adapters.errors import LoraplexError
 from app.pages.rendering import render
-from app.problems import STATUS, from_validation
+from app.problems import STATUS, first_of
 
 Handler = TypeVar("Handler", bound=Callable[..., Response | None])
 
@@ -27,9 +27,7 @@ class PageRoute(APIRoute):
             try:
                 return await inner(request)
             except RequestValidationError as error:
-                first = error.errors()[0]
-                first["loc"] = first["loc"][1:]
-                return _show(request, from_validation(first))
+                return _show(request, first_of(error))
             except LoraplexError as error:
                 return _show(request, error)
 

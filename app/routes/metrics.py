@@ -24,7 +24,7 @@ _FORMATS = {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "app
 async def metrics(service: ServiceOf, accept: Annotated[str, Header()] = "") -> Response:
     """What the service counts and measures, all of its processes together, as Prometheus reads it.
 
-    In Prometheus' text format, or in OpenMetrics where `Accept` prefers that. docs/metrics-reference.md lists every
+    In Prometheus' text format, or in OpenMetrics where `Accept` asks for that. docs/metrics-reference.md lists every
     metric.
     """
     service.metrics.gather()

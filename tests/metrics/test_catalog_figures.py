@@ -1,8 +1,11 @@
 """What the catalogue holds, as a scrape shows it, and a scrape while nobody can read it."""
 
 import sqlite3
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from adapters import census
 from adapters.adapter import Adapter
 from adapters.base_layer import load_base_layer
 from adapters.catalog import Catalog
+from adapters.census import Census
 from adapters.jobs import Status
+from app.metrics import catalog as figures_of
 from app.metrics.catalog import CatalogFigures
 from app.metrics.figures import Figures
 from tests.conftest import Serve
@@ -72,6 +77,29 @@ def test_a_count_is_shown_for_a_second(tmp_path: Path) -> None:
     assert adapters() == 0
     clock[0] += 0.2
     assert adapters() == 1
+    counting.close()
+    catalog.database.close()
+
+
+def test_those_who_ask_at_once_share_one_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, counts = Catalog(tmp_path, now=time.time), 0
+    counting = CatalogFigures(catalog, now=time.time, monotonic=lambda: 100.0)
+    everyone_asks = threading.Barrier(9)
+
+    def count(*given: Any, **named: Any) -> Census:
+        nonlocal counts
+        counts += 1
+        return census.count(*given, **named)
+
+    def ask() -> Census | None:
+        everyone_asks.wait()
+        return counting.census()
+
+    monkeypatch.setattr(figures_of, "count", count)
+    with ThreadPoolExecutor(8) as threads:
+        asked = [threads.submit(ask) for _ in range(8)]
+        everyone_asks.wait()
+        assert len({id(each.result()) for each in asked}) == counts == 1
     counting.close()
     catalog.database.close()
 

@@ -90,7 +90,10 @@ def test_a_damaged_file_counts_as_none_and_is_written_anew(
         assert _all(metrics)[PUBLISHED] == 3
     assert len([record for record in caplog.records if "is no metrics" in record.message]) == 2
     metrics.close()
-    assert Metrics.open(None, "worker").process == "worker-1"
+    again = Metrics.open(tmp_path, "worker")
+    assert again.process == "worker-1"
+    assert _all(again)[PUBLISHED] == 3
+    again.close()
 
 
 def test_counts_of_another_shape_are_no_metrics(tmp_path: Path) -> None:
@@ -121,6 +124,7 @@ def test_what_is_not_ours_or_cannot_be_read_now_is_left_alone(
         assert PUBLISHED not in _all(metrics) or _all(metrics)[PUBLISHED] == 0
     assert _all(metrics)[PUBLISHED] == 4
     assert notes.read_text() == "{}"
+    assert caplog.records
     assert all("cannot be read now" in record.message for record in caplog.records)
     metrics.close()
 

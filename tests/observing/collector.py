@@ -15,8 +15,6 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 class Collector(ThreadingHTTPServer):
     """Keeps every span and every resource that it was sent."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.spans: list[Span] = []

@@ -7,13 +7,16 @@ from app.line_writer import LineWriter
 
 
 class Kept(LineWriter):
-    """Has room for all."""
+    """Has room for all, unless it `is_full`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: list[dict[str, Any]] = []
+        self.is_full = False
 
     def put(self, lines: Any) -> int:
+        if self.is_full:
+            return len(lines)
         self.lines += map(json.loads, lines)
         return 0
 

@@ -4,8 +4,10 @@ import json
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import count
 
 import httpx
 import pytest
@@ -173,6 +175,29 @@ def test_every_answer_has_an_id_whatever_became_of_the_request(service: ServiceP
         assert line["status"] == answer.status_code
 
 
+# The first body is for the fast path, which leaves the second to ASGI once it has read it, and the third by its head.
+@pytest.mark.parametrize(
+    ("body", "more"),
+    [(b'{"inputs": [[1, 2, 3]]}', b""), (b'{"inputs": nonsense}', b""), (b"{}", b"X-Request-Timeout: 5\r\n")],
+)
+def test_a_request_is_timed_from_its_head_on(service: ServiceProcess, body: bytes, more: bytes) -> None:
+    numbers = count()
+
+    def takes_as_long_as_its_body() -> bool:
+        request_id = f"slow-body-{len(body)}-{next(numbers)}"
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nX-Request-Id: {request_id}\r\n".encode()
+        length = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with socket.create_connection(("127.0.0.1", service.port)) as connection:
+            connection.sendall(head + more + length)
+            time.sleep(0.3)
+            connection.sendall(body)
+            assert connection.recv(4096)
+        return float(line_of(service.log, request_id)["ms"]) >= 250
+
+    # Again, where the service was so busy that it read head and body together.
+    eventually(takes_as_long_as_its_body, what="a request that is timed from its head on")
+
+
 def test_what_is_not_http_has_an_id_and_a_line_too(service: ServiceProcess) -> None:
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
@@ -189,8 +214,6 @@ def test_a_client_that_has_gone_is_logged_as_not_answered(service: ServiceProces
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
         head = b"POST /adapters HTTP/1.1\r\nHost: x\r\nX-Request-Id: left-early\r\nContent-Type: application/json\r\n"
         connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
-        # Answered in order on one connection: this one has been read when that one's answer comes.
-        service.client.get("/healthz")
     line = line_of(service.log, "left-early")
     assert (line["status"], line["code"]) == (499, "not_answered")
 

@@ -45,13 +45,15 @@ def test_past_a_thousand_lines_a_second_one_says_how_many_were_left_out(clock: C
         answer(log, times=MOST_A_SECOND)
         clock.now += 0.1
         log.flush()
-    clock.now += 0.01
+    assert kept.of("requests left out") == []
+    clock.now += 0.11
     log.flush()
     # A thousand at once, and a tenth of that came back nine times.
     written = len(kept.of("request"))
     assert written == pytest.approx(1.9 * MOST_A_SECOND, abs=5)
     (line,) = kept.of("requests left out")
     assert line["left_out"] == 10 * MOST_A_SECOND - written
+    # The first of them came with the second thousand, a tenth of a second after the first one.
     assert line["seconds"] == pytest.approx(1.01)
     assert not log.owes
 
@@ -69,6 +71,38 @@ def test_requests_that_succeed_take_no_room_from_those_that_fail(clock: Clock) -
     answer(log, 503, times=10)
     log.flush()
     assert sum(line["status"] == 503 for line in kept.of("request")) == 10
+
+
+def test_what_is_left_out_after_an_hour_of_rest_was_not_left_out_in_an_hour(clock: Clock) -> None:
+    log, kept = a_log(clock)
+    clock.now += 3600.0
+    answer(log, times=MOST_A_SECOND + 1)
+    clock.now += 0.1
+    log.leave_out(499)
+    log.flush()
+    assert kept.of("requests left out") == []
+    clock.now += 0.95
+    log.flush()
+    (line,) = kept.of("requests left out")
+    assert line["left_out"] == 500
+    assert line["seconds"] == pytest.approx(1.05)
+
+
+def test_what_found_no_room_with_the_writer_is_told_once_it_has_room_again(clock: Clock) -> None:
+    log, kept = a_log(clock)
+    kept.is_full = True
+    for _ in range(5):
+        answer(log, times=500)
+        clock.now += 1.0
+        log.flush()
+    assert log.owes
+    assert kept.lines == []
+    kept.is_full = False
+    log.flush()
+    (line,) = kept.lines
+    assert (line["event"], line["left_out"]) == ("requests left out", 2500)
+    assert line["seconds"] == pytest.approx(4.0)
+    assert not log.owes
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,17 @@ def spans_of(collector: Collector, request_id: str) -> dict[str, Span]:
     return spans
 
 
+def job_span(collector: Collector, job_id: str) -> Span:
+    """The one span of a job, once it is there."""
+
+    def found() -> list[Span]:
+        return [span for span in collector.named("job") if attributes(span.attributes)["loraplex.job"] == job_id]
+
+    spans: list[Span] = eventually(found, what="the job's span")
+    (span,) = spans
+    return span
+
+
 # The header leaves the second to ASGI, and the third is what the first one is in the other protocol.
 @pytest.mark.parametrize(
     ("path", "headers"),
@@ -105,16 +116,11 @@ def test_a_training_s_epochs_are_spans_below_its_job(world: World) -> None:
     asked["training"] = {"method": "adamw", "epochs": 5}
     job = world.service.client.post("/adapters", json=asked).raise_for_status().json()
 
-    def found() -> list[Span]:
-        return [
-            span for span in world.collector.named("job") if attributes(span.attributes)["loraplex.job"] == job["id"]
-        ]
-
     def found_below() -> list[Span]:
         below = [each for each in list(world.collector.spans) if each.parent_span_id == span.span_id]
         return below if len(below) >= 6 else []
 
-    (span,) = eventually(found, what="the job's span")
+    span = job_span(world.collector, job["id"])
     below = eventually(found_below, what="the spans below it")
     assert sorted(each.name for each in below) == ["epoch"] * 5 + ["publish"]
     for each in below:
@@ -128,6 +134,13 @@ def test_what_failed_says_why_and_only_ours_is_an_error(world: World) -> None:
     assert attributes(spans["request"].attributes)["error.type"] == "adapter_not_found"
     assert spans["request"].status.code == Status.STATUS_CODE_UNSET
     assert set(spans) == {"request"}
+
+
+def test_a_path_of_any_length_is_as_short_as_in_the_log(world: World) -> None:
+    answer = world.service.client.get("/adapters/" + "x" * 1000)
+    request_id = answer.headers["x-request-id"]
+    told = attributes(spans_of(world.collector, request_id)["request"].attributes)["url.path"]
+    assert told == line_of(world.service.log, request_id)["path"] == "/adapters/" + "x" * 190
 
 
 @pytest.mark.parametrize(
@@ -158,11 +171,14 @@ def test_the_processes_are_told_apart_and_nothing_holds_inputs_or_headers(world:
     asked = {"adapter": "acme", "inputs": [["canary-text", 1, 2]]}
     answer = world.service.client.post("/predict?canary=query", json=asked, headers=key)
     spans_of(world.collector, answer.headers["x-request-id"])
+    trained = {"name": "told-apart", "rank": 1, "data": {"inputs": ROWS, "targets": [[1, 2]]}}
+    job = world.service.client.post("/adapters", json=trained).raise_for_status().json()
+    job_span(world.collector, job["id"])
     raw = b"".join(world.collector.raw)
     assert b"canary" not in raw
     assert str(CANARY).encode() not in raw
     assert {resource["service.name"] for resource in world.collector.resources} == {"loraplex"}
-    assert {resource["service.instance.id"] for resource in world.collector.resources} <= {"worker-1", "trainer-1"}
+    assert {resource["service.instance.id"] for resource in world.collector.resources} == {"worker-1", "trainer-1"}
 
 
 def test_where_no_traces_are_wanted_neither_sdk_nor_exporter_is_imported(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -31,12 +30,12 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
     assert (frame["frame"], frame["error"]["code"]) == ("error", "base_changed")
 
 
-def test_it_runs_where_nothing_else_wants_the_core() -> None:
-    before = set(psutil.Process().children())
+def test_it_runs_where_nothing_else_wants_the_core_once_it_has_loaded_what_it_needs() -> None:
     fitter = Fitter({"source": "zeros:2,2"}, threads=1, memory_bytes=2**31)
     try:
-        fitter.start()
-        (process,) = set(psutil.Process().children()) - before
+        process = fitter.start()
+        assert os.sched_getscheduler(process.pid) == os.sched_getscheduler(0) != os.SCHED_IDLE
+        assert eventually(lambda: fitter.is_ready(0.1), what="a process that fits")
         assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
     finally:
         fitter.kill()

@@ -1,6 +1,6 @@
 """What people read to judge an adapter: metrics of outputs on held-out rows. docs/metrics.md has every formula.
 
-The front is here; each kind of task has a module, and `stacks` measures many groups at once.
+The front is here; each kind of task has a module.
 """
 
 from adapters.training.metrics.tasks import HIGHER_IS_BETTER, PRIMARY, Task, measure, measure_trivial, scalars

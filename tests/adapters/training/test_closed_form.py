@@ -8,8 +8,8 @@ from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
-from adapters.training.closed_form import fit_closed_form
-from adapters.training.data import TrainingData
+from adapters.training.closed_form import solve
+from adapters.training.statistics import gather
 from tests.adapters.dense import Float64, layer, relative_error
 
 
@@ -30,12 +30,13 @@ class Problem:
             torch.from_numpy(_numbers(outputs, seed=seed + 1)).float(),
         )
         y_NO = _numbers(rows, outputs, seed=seed + 2)
-        self._data = TrainingData(torch.from_numpy(self.x_NI).float(), torch.from_numpy(y_NO).float())
+        self.rows = torch.from_numpy(self.x_NI).float(), torch.from_numpy(y_NO).float()
         assert self.base.bias_O is not None
         self.residual_NO = y_NO - self.x_NI @ self.base.weight_OI.double().numpy().T - self.base.bias_O.double().numpy()
 
     def factors(self, *, rank: int, scaling: float = 1.0, ridge: float = 0.0) -> tuple[Float64, Float64]:
-        a_OR, b_RI = fit_closed_form(self.base, self._data, rank=rank, scaling=scaling, ridge=ridge)
+        factors = solve(gather(self.base, [(*self.rows, None)]), rank=rank, scaling=scaling, ridge=ridge)
+        a_OR, b_RI = factors.a_OR, factors.b_RI
         assert (a_OR.dtype, b_RI.dtype) == (torch.float32, torch.float32)
         assert (a_OR.shape, b_RI.shape) == ((self.residual_NO.shape[1], rank), (rank, self.x_NI.shape[1]))
         return a_OR.double().numpy(), b_RI.double().numpy()
@@ -200,7 +201,7 @@ def test_rank_that_the_minimum_does_not_need_is_zeros() -> None:
 
 def test_the_base_and_the_rows_are_left_as_they_were() -> None:
     problem = Problem(_numbers(40, 5, seed=13), 3)
-    before = [problem.base.weight_OI.clone(), problem._data.inputs_NI.clone(), problem._data.targets.clone()]
+    before = [each.clone() for each in (problem.base.weight_OI, *problem.rows)]
     problem.delta(rank=2)
-    after = [problem.base.weight_OI, problem._data.inputs_NI, problem._data.targets]
+    after = [problem.base.weight_OI, *problem.rows]
     assert all(map(torch.equal, before, after))
