@@ -60,7 +60,6 @@ def render(
     request: Request, template: str, *, part: str | None = None, status: int = 200, **shown: Any
 ) -> HTMLResponse:
     """The page, or its `part` where that alone is asked for."""
-    only = part is not None and wants_part(request)
-    chosen = part if part is not None and only else template
-    html = _environment().get_template(chosen).render(**shown, part_only=only)
+    only = part if wants_part(request) else None
+    html = _environment().get_template(only or template).render(**shown, part_only=only is not None)
     return HTMLResponse(html, status, headers=_HEADERS)

@@ -14,8 +14,8 @@ _NUMBERED = re.compile(r"(?P<prefix>.*?)\d+")
 _NUMBERS = ("int64", "float32", "float64", "bool")
 _NAMES = ("string", "int64", "bool")
 _MOST_PREFIXES = 20
-_MOST_TARGETS = 500
-"""Columns that are offered as targets: a list that a person can look through."""
+_MOST_TARGETS, _MOST_GROUPS = 500, 50
+"""Columns that are offered as targets, and as what keeps rows together: lists that a person can look through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def names_of(columns: Iterable[Column], selection: Selection | None) -> list[str
 def group_choices(columns: Sequence[Column], inputs: Selection | None) -> list[str]:
     """Columns whose values could keep rows together."""
     taken = set(names_of(columns, inputs))
-    return [column.name for column in columns if column.type in _NAMES and column.name not in taken][:_MOST_TARGETS]
+    return [column.name for column in columns if column.type in _NAMES and column.name not in taken][:_MOST_GROUPS]
 
 
 def _wide(columns: Sequence[Column], width: int) -> Iterable[Choice]:

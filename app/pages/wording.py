@@ -41,7 +41,7 @@ def figure(number: object) -> str:
         return "–"
     if number == 0:
         return "0"
-    if abs(number) >= 1000:
+    if abs(number) >= 999.5:  # three digits of these are 1e+03
         return f"{number:,.0f}"
     return f"{number:.3g}"
 

@@ -6,6 +6,9 @@ these tests are skipped, unless the environment has `TESTS_NEED_ALL`. `HEADED=1`
 
 Playwright's own loop runs in the thread of the tests while the browser is open, so `asyncio.run` fails there: a service
 runs in threads of its own (`serve`), and the browser is closed before the tests of the next folder.
+
+A page's scripts run after its markup is there to be seen, and before its load event. `goto` and `reload` wait for that;
+after a link, or a script that moves on, a test that goes on to type or click waits itself: `arrive`, or the notice.
 """
 
 import os
@@ -13,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.troubles import Troubles
 from tests.browser.views import DESKTOP, Scheme, View
@@ -39,12 +42,19 @@ def browser() -> Iterator[Browser]:
     # Root, in a container, may not make the sandbox.
     arguments = [*_QUIET, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     headed = bool(os.environ.get("HEADED"))
+    expect.set_options(timeout=_MILLISECONDS)
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
             executable_path=chromium, args=arguments, headless=not headed, slow_mo=200 if headed else 0
         )
         yield launched
         launched.close()
+
+
+def arrive(page: Page, heading: str) -> None:
+    """Wait for the page under this heading, and for its scripts."""
+    expect(page.get_by_role("heading", level=1)).to_have_text(heading)
+    page.wait_for_load_state()
 
 
 @pytest.fixture

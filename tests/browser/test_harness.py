@@ -7,7 +7,6 @@ from threading import Thread
 
 import httpx
 import pytest
-from playwright.sync_api import Browser
 
 from tests.browser.accessibility import axe
 from tests.browser.conftest import PageAt
@@ -78,7 +77,7 @@ def test_a_request_to_another_origin_is_told(page_at: PageAt, troubles: Troubles
         troubles.allow("elsewhere|violates")
 
 
-def test_what_was_allowed_has_to_happen(browser: Browser) -> None:
+def test_what_was_allowed_has_to_happen() -> None:
     troubles = Troubles()
     troubles.allow("status of 422")
     with pytest.raises(AssertionError, match="did not happen"):

@@ -4,20 +4,24 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from adapters.catalog import Catalog
+from adapters.census import Census, count
 from adapters.versions import Publication, Source
+from app.metrics import catalog as figures_of_the_catalogue
 from app.pages import assets
 from app.service import Service
 from app.settings import Settings
 from tests.adapters.dense import random_adapter
 from tests.catalog.making import submit
 from tests.conftest import Serve
-from tests.harness import serving
+from tests.harness import eventually, serving
 from tests.pages.markup import Markup
 
 PATHS = (
@@ -216,6 +220,27 @@ def _publish(catalog: Catalog, service: Service, many: int) -> None:
             for number in range(many)
         ]
     )
+
+
+def test_the_overview_is_there_before_the_catalogue_is_counted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    begins, counts = Event(), Event()
+
+    def late(*given: Any, **named: Any) -> Census:
+        begins.set()
+        counts.wait()
+        return count(*given, **named)
+
+    monkeypatch.setattr(figures_of_the_catalogue, "count", late)
+    client, _ = serve()
+    try:
+        shown = client.get("/").text
+        assert begins.is_set()
+        assert "How much is stored is not known just now." in shown
+        assert "First steps" not in shown
+        assert "Nothing has been trained yet." in shown
+    finally:
+        counts.set()
+    eventually(lambda: "First steps" in client.get("/").text, what="a count")
 
 
 def test_the_throughput_counts_rows_of_predictions_and_nothing_else(serve: Serve) -> None:

@@ -2,7 +2,7 @@
 
 const SHOWN = 12;
 
-/** `answer`: {title, note, values, labels, signed}. */
+/** `values` under their `labels` (their places where there are none): probabilities where `share`, else numbers of either sign. */
 export function barTable({ title, note, values, labels, share }) {
   const order = values.map((_value, place) => place);
   const long = values.length > 2 * SHOWN;

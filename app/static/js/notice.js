@@ -6,6 +6,12 @@ export function say(text) {
   document.getElementById("notice").textContent = text;
 }
 
+/** Take back what was said, unless something else has been said since. */
+export function takeBack(text) {
+  const place = document.getElementById("notice");
+  if (place.textContent === text) place.textContent = "";
+}
+
 export function sayThen(text, address) {
   sessionStorage.setItem(KEPT, text);
   if (address === "reload") location.reload();

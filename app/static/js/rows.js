@@ -2,7 +2,7 @@
 
 /** Text → numbers; throws an Error that says what is wrong. */
 export function readNumbers(text, width) {
-  const numbers = text.trim().startsWith("[") ? fromJson(text) : text.split(/[\s,;]+/).filter(Boolean).map(asNumber);
+  const numbers = text.trim().startsWith("[") ? fromJson(text) : text.split(/[\s,;]+/).filter(Boolean).map((word) => finite(Number(word), word));
   if (numbers.length !== width) throw new Error(`There are ${numbers.length} numbers, and the layer takes ${width}.`);
   return numbers;
 }
@@ -16,11 +16,10 @@ function fromJson(text) {
   }
   // One row in a list of rows is a row.
   if (Array.isArray(value) && value.length === 1 && Array.isArray(value[0])) [value] = value;
-  return value.map(asNumber);
+  return value.map((number) => finite(number));
 }
 
-function asNumber(given) {
-  const number = typeof given === "number" || typeof given === "string" ? Number(given) : NaN;
+function finite(number, given = number) {
   if (!Number.isFinite(number)) throw new Error(`${JSON.stringify(given)} is not a number.`);
   return number;
 }

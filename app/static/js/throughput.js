@@ -20,7 +20,7 @@ const charts = {
 const points = [];
 let before = null;
 
-/** The smallest bound that this share of what was counted is within, in ms; null where nothing was. */
+/** What this share of what was counted is within, in ms, as if each bucket were filled evenly; null where nothing was counted. */
 function quantile(bounds, counts, share) {
   const total = counts.reduce((sum, count) => sum + count, 0);
   if (!total) return null;

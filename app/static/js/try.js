@@ -23,32 +23,37 @@ const chosen = new Chosen(at("chosen"), { most: Number(root.dataset.most), chang
 const drawing = canvas && new Drawing(canvas, { changed: drawn, tell: (text) => (at("cell").textContent = text) });
 const way = () => root.querySelector("[name=way]:checked").value;
 
+/** Ask once nothing has changed for a moment; what was asked before is out of date at once. */
 function soon() {
+  asked += 1;
   clearTimeout(waiting);
   waiting = setTimeout(() => ask({ quiet: true }), 200);
 }
 
-/** The row; null where there is none yet and nothing was asked for. */
+/** The row's values, and what stands beside them where they are stored; null where there is none yet and nothing was asked for. */
 async function row(quiet) {
-  if (way() === "draw") return drawing.empty && quiet ? null : drawing.values;
-  if (way() === "paste") return paste.value.trim() === "" && quiet ? null : readNumbers(paste.value, width);
+  if (way() === "draw") return drawing.empty && quiet ? null : { values: drawing.values };
+  if (way() === "paste") return paste.value.trim() === "" && quiet ? null : { values: readNumbers(paste.value, width) };
   if (!dataset) return null;
-  const found = await call("GET", `/ui/try/row?${new URLSearchParams({ dataset: dataset.value, row: number.value || "0" })}`);
-  const beside = Object.entries(found.beside).map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(", ") : value}`);
-  drawing?.show(found.values);
-  at("beside").textContent = beside.length ? `Beside it stands ${beside.join(", ")}` : "";
-  return found.values;
+  return call("GET", `/ui/try/row?${new URLSearchParams({ dataset: dataset.value, row: number.value || "0" })}`);
+}
+
+function showStored({ values, beside }) {
+  const told = Object.entries(beside).map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(", ") : value}`);
+  drawing?.show(values);
+  at("beside").textContent = told.length ? `Beside it stands ${told.join(", ")}` : "";
 }
 
 async function ask({ quiet = false } = {}) {
   const mine = ++asked;
   clearProblem(problem, root);
   try {
-    const inputs = await row(quiet);
-    if (inputs === null) return;
+    const found = await row(quiet);
+    if (found === null || mine !== asked) return;
+    if (found.beside) showStored(found);
     const adapters = [...chosen.references, ...(document.getElementById("with-base").checked ? [null] : [])];
     if (!adapters.length) throw new Error("Choose an adapter, or the base layer.");
-    const answer = await call("POST", "/predict", { adapters, inputs: adapters.map(() => inputs), return: ["outputs", "probabilities"] });
+    const answer = await call("POST", "/predict", { adapters, inputs: adapters.map(() => found.values), return: ["outputs", "probabilities"] });
     await Promise.all(answer.adapters.map(learn));
     if (mine !== asked) return;
     answered = adapters.map((reference, place) => ({ reference, version: answer.adapters[answer.row_adapters[place]] ?? null, outputs: answer.outputs[place], probabilities: answer.probabilities[place] }));
