@@ -1,4 +1,4 @@
-"""What the catalogue holds, for a scrape: counted rarely, and never waited for."""
+"""What the catalogue holds, for scrapes and the page: counted rarely, and not waited for long."""
 
 import logging
 import shutil
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class CatalogFigures:
-    """Counts on a thread of its own, which a locked catalogue may hold up: a scrape is answered without it then."""
+    """Counts on a thread of its own, which a locked catalogue may hold up: who asks goes on without it then."""
 
     def __init__(
         self, catalog: Catalog, *, now: Callable[[], float], monotonic: Callable[[], float] = time.monotonic

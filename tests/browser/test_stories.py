@@ -120,9 +120,6 @@ def test_a_training_is_watched_as_it_goes_on_and_cancelled(
     job_id = start_long_job(client, "endless")
     page = page_at(client, f"/ui/jobs/{job_id}")
     expect(page.locator("#outcome .badge")).to_have_text("running", timeout=SLOWLY)
-    # A refresh that still goes on would take the dialog away.
-    expect(page.locator("[data-announce]")).to_have_text("The training is running")
-    expect(page.locator("body")).not_to_have_class(re.compile("htmx-request"))
     curve = page.locator("[data-chart]")
     expect(curve).to_have_attribute("aria-label", re.compile(r"at step \d+"), timeout=SLOWLY)
     begun = curve.get_attribute("aria-label")
@@ -136,6 +133,22 @@ def test_a_training_is_watched_as_it_goes_on_and_cancelled(
     page.get_by_role("dialog").get_by_role("button", name="Cancel the training").click()
     expect(page.locator("#outcome .badge")).to_have_text("cancelled", timeout=SLOWLY)
     assert ended(client, job_id) == "cancelled"
+
+
+def test_a_question_stays_open_while_the_job_goes_on_and_closes_with_its_end(serve: Serve, page_at: PageAt) -> None:
+    client, service = serve(base="digits")
+    job_id = start_long_job(client, "endless")
+    page = page_at(client, f"/ui/jobs/{job_id}")
+    badge, dialog = page.locator("#outcome .badge"), page.get_by_role("dialog")
+    expect(page.locator("[data-announce]")).to_have_text("The training is queued")
+    page.get_by_role("button", name="Cancel…").click()
+    claim = service.queue.claim()
+    assert claim is not None
+    expect(badge).to_have_text("running")
+    expect(dialog).to_be_visible()
+    service.queue.fail(claim, {"code": "diverged", "title": "Diverged", "detail": "loss is infinite"})
+    expect(badge).to_have_text("failed")
+    expect(dialog).not_to_be_visible()
 
 
 def test_versions_are_rolled_back_and_an_adapter_deleted_once_that_is_confirmed(

@@ -99,6 +99,7 @@ function watch() {
     if (ended) {
       events.close();
       root.dataset.ended = "";
+      document.getElementById("cancel").close();
       if (status === "succeeded") at("progress").value = at("progress").max;
       at("no-log").hidden = at("log").childElementCount > 0;
     }
