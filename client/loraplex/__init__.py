@@ -7,8 +7,9 @@ with Client("http://127.0.0.1:8000") as client:
     client.predict("acme", x).outputs
 """
 
-from loraplex.async_client import AsyncClient
-from loraplex.client import Client
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from loraplex.errors import (
     AdapterDeleted,
     AdapterNotFound,
@@ -79,6 +80,7 @@ from loraplex.errors import (
     WrongType,
 )
 from loraplex.jobs import AsyncJob, Job
+from loraplex.progress import Display
 from loraplex.results import (
     Adapter,
     AdapterRef,
@@ -102,6 +104,10 @@ from loraplex.results import (
     Skipped,
     Version,
 )
+
+if TYPE_CHECKING:
+    from loraplex.async_client import AsyncClient
+    from loraplex.client import Client
 
 __all__ = [
     "Adapter",
@@ -131,6 +137,7 @@ __all__ = [
     "Dataset",
     "DatasetNotFound",
     "DatasetVersion",
+    "Display",
     "Diverged",
     "DuplicateKey",
     "Estimate",
@@ -197,3 +204,17 @@ __all__ = [
     "WrongShape",
     "WrongType",
 ]
+
+_CLIENTS = {"AsyncClient": "loraplex.async_client", "Client": "loraplex.client"}
+
+if not TYPE_CHECKING:
+    # They bring httpx and numpy, which the command line does without until it asks a service: at each key press of a
+    # shell's completion too. Hidden from type checkers, for which any name would be one of this module otherwise.
+    def __getattr__(name: str) -> Any:
+        if name not in _CLIENTS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(_CLIENTS[name]), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_CLIENTS})

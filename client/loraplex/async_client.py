@@ -14,6 +14,7 @@ from loraplex.calls import adapters as catalog
 from loraplex.calls import datasets, jobs, predictions, service, trainings, uploads
 from loraplex.encoding import Encode
 from loraplex.jobs import AsyncJob, succeeded, with_async_client
+from loraplex.progress import Display
 from loraplex.results import (
     Adapter,
     Base,
@@ -38,7 +39,8 @@ class AsyncClient:
     `url` is where the service is, by default `LORAPLEX_URL` or http://127.0.0.1:8000. With `encode`, such as a
     SentenceTransformer's, texts go in wherever inputs do; `feature_space` names that encoder, and the service refuses
     what comes from another one than its layer was made for. `timeout` is in seconds for each call, its `retries`
-    included; a call is repeated only where that is safe. Every error is a `LoraplexError`.
+    included; what has the service read a data set or the rows of a training may take two minutes more, unless it is
+    given a time of its own. A call is repeated only where that is safe. Every error is a `LoraplexError`.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class AsyncClient:
         self._driver = AsyncDriver(self._settings, transport)
 
     @property
-    async def url(self) -> str:
+    def url(self) -> str:
         """Where the service is."""
         return self._settings.url
 
@@ -109,7 +111,14 @@ class AsyncClient:
         Rows are `inputs` and `targets` with what goes with them, or `data`, such as columns of a data set. Large
         arrays go as a data set of their own, which is deleted once the job has its rows.
         """
-        rows = trainings.rows_given(inputs, targets, weights, groups, labels, corpus)
+        rows = {
+            "inputs": inputs,
+            "targets": targets,
+            "weights": weights,
+            "groups": groups,
+            "labels": labels,
+            "corpus": corpus,
+        }
         body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
         return self._job(await self._train(name, rows, data, body, timeout, dry_run=False))
 
@@ -132,7 +141,14 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Estimate:
         """What `train` would do with the same arguments, all of it checked, and what it would take."""
-        rows = trainings.rows_given(inputs, targets, weights, groups, labels, corpus)
+        rows = {
+            "inputs": inputs,
+            "targets": targets,
+            "weights": weights,
+            "groups": groups,
+            "labels": labels,
+            "corpus": corpus,
+        }
         body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
         found: Estimate = await self._train(name, rows, data, body, timeout, dry_run=True)
         return found
@@ -150,9 +166,8 @@ class AsyncClient:
 
         Both are `{"inputs": …, "targets": …, "weights": …}`, or columns of a data set.
         """
-        seconds, encode = self._settings.planning(timeout), self._settings.encode
-        rows = {"add": add, "forget": forget}
-        steps = trainings.update(name, rows, {"publish": publish}, encode=encode, timeout=seconds)
+        rows, encode = {"add": add, "forget": forget}, self._settings.encode
+        steps = trainings.update(name, rows, {"publish": publish}, encode=encode, timeout=timeout)
         return self._job(await self._driver.run(steps))
 
     async def job(self, job_id: str) -> AsyncJob:
@@ -176,7 +191,7 @@ class AsyncClient:
         """What a job tells until it has ended, over connections that break too."""
         return self._driver.iterate(jobs.watch(job_id, self._settings.patience))
 
-    async def wait(self, job_id: str, *, progress: bool = False, timeout: float | None = None) -> AsyncJob:
+    async def wait(self, job_id: str, *, progress: bool | Display = False, timeout: float | None = None) -> AsyncJob:
         """As `AsyncJob.wait`."""
         steps = jobs.wait(job_id, self._settings.patience, timeout=timeout, progress=progress)
         return succeeded(self._job(await self._driver.run(steps)))
@@ -271,7 +286,7 @@ class AsyncClient:
             content_type=content_type,
             if_match=if_match,
             if_none_match=if_none_match,
-            timeout=self._settings.timeout if timeout is None else timeout,
+            timeout=timeout,
         )
         return await self._driver.run(steps)
 
@@ -324,8 +339,8 @@ class AsyncClient:
     async def _train(
         self, name: str, rows: Mapping[str, Any], data: Any, body: Any, timeout: float | None, *, dry_run: bool
     ) -> Any:
-        seconds, encode = self._settings.planning(timeout), self._settings.encode
-        steps = trainings.train(name, rows, data, body, encode=encode, timeout=seconds, dry_run=dry_run)
+        encode = self._settings.encode
+        steps = trainings.train(name, rows, data, body, encode=encode, timeout=timeout, dry_run=dry_run)
         return await self._driver.run(steps)
 
     def _job(self, job: Any) -> AsyncJob:

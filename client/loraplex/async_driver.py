@@ -1,7 +1,6 @@
 """The driver for an event loop of asyncio."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -13,6 +12,8 @@ from loraplex.sending import Settings, answer, from_httpx, late, request
 from loraplex.steps import Answer, Attempt, Call, Open, Pause, Read, Step, Steps, Talk, Tell, Work
 
 T = TypeVar("T")
+_MOMENT_SECONDS = 0.1
+"""More than httpx has for each of its steps, so that it says what was waited for where it can: a connection, say."""
 
 
 class AsyncDriver:
@@ -70,19 +71,16 @@ class AsyncDriver:
         return None
 
     async def _attempt(self, step: Attempt) -> Answer:
-        end = time.monotonic() + step.seconds
-        content = bytearray()
         try:
-            response = await self._http.send(request(self._http, step), stream=True)
-            async with aclosing(response):
-                async for chunk in response.aiter_bytes():
-                    # httpx's time-out is for each read: an answer that drips would never be late.
-                    if time.monotonic() > end:
-                        raise late(self.settings.url)
-                    content += chunk
+            async with asyncio.timeout(step.seconds + _MOMENT_SECONDS):
+                response = await self._http.send(request(self._http, step), stream=True)
+                async with aclosing(response):
+                    content = await response.aread()
+        except TimeoutError:
+            raise late(self.settings.url) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise from_httpx(error, self.settings.url) from error
-        return answer(response, bytes(content))
+        return answer(response, content)
 
     async def _open(self, step: Open, stream: "_Stream") -> Answer:
         await stream.close()

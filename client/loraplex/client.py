@@ -12,6 +12,7 @@ from loraplex.calls import datasets, jobs, predictions, service, trainings, uplo
 from loraplex.driver import Driver
 from loraplex.encoding import Encode
 from loraplex.jobs import Job, succeeded, with_client
+from loraplex.progress import Display
 from loraplex.results import (
     Adapter,
     Base,
@@ -36,7 +37,8 @@ class Client:
     `url` is where the service is, by default `LORAPLEX_URL` or http://127.0.0.1:8000. With `encode`, such as a
     SentenceTransformer's, texts go in wherever inputs do; `feature_space` names that encoder, and the service refuses
     what comes from another one than its layer was made for. `timeout` is in seconds for each call, its `retries`
-    included; a call is repeated only where that is safe. Every error is a `LoraplexError`.
+    included; what has the service read a data set or the rows of a training may take two minutes more, unless it is
+    given a time of its own. A call is repeated only where that is safe. Every error is a `LoraplexError`.
     """
 
     def __init__(
@@ -107,7 +109,14 @@ class Client:
         Rows are `inputs` and `targets` with what goes with them, or `data`, such as columns of a data set. Large
         arrays go as a data set of their own, which is deleted once the job has its rows.
         """
-        rows = trainings.rows_given(inputs, targets, weights, groups, labels, corpus)
+        rows = {
+            "inputs": inputs,
+            "targets": targets,
+            "weights": weights,
+            "groups": groups,
+            "labels": labels,
+            "corpus": corpus,
+        }
         body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
         return self._job(self._train(name, rows, data, body, timeout, dry_run=False))
 
@@ -130,7 +139,14 @@ class Client:
         timeout: float | None = None,
     ) -> Estimate:
         """What `train` would do with the same arguments, all of it checked, and what it would take."""
-        rows = trainings.rows_given(inputs, targets, weights, groups, labels, corpus)
+        rows = {
+            "inputs": inputs,
+            "targets": targets,
+            "weights": weights,
+            "groups": groups,
+            "labels": labels,
+            "corpus": corpus,
+        }
         body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
         found: Estimate = self._train(name, rows, data, body, timeout, dry_run=True)
         return found
@@ -148,9 +164,8 @@ class Client:
 
         Both are `{"inputs": …, "targets": …, "weights": …}`, or columns of a data set.
         """
-        seconds, encode = self._settings.planning(timeout), self._settings.encode
-        rows = {"add": add, "forget": forget}
-        steps = trainings.update(name, rows, {"publish": publish}, encode=encode, timeout=seconds)
+        rows, encode = {"add": add, "forget": forget}, self._settings.encode
+        steps = trainings.update(name, rows, {"publish": publish}, encode=encode, timeout=timeout)
         return self._job(self._driver.run(steps))
 
     def job(self, job_id: str) -> Job:
@@ -170,7 +185,7 @@ class Client:
         """What a job tells until it has ended, over connections that break too."""
         return self._driver.iterate(jobs.watch(job_id, self._settings.patience))
 
-    def wait(self, job_id: str, *, progress: bool = False, timeout: float | None = None) -> Job:
+    def wait(self, job_id: str, *, progress: bool | Display = False, timeout: float | None = None) -> Job:
         """As `Job.wait`."""
         steps = jobs.wait(job_id, self._settings.patience, timeout=timeout, progress=progress)
         return succeeded(self._job(self._driver.run(steps)))
@@ -265,7 +280,7 @@ class Client:
             content_type=content_type,
             if_match=if_match,
             if_none_match=if_none_match,
-            timeout=self._settings.timeout if timeout is None else timeout,
+            timeout=timeout,
         )
         return self._driver.run(steps)
 
@@ -318,8 +333,8 @@ class Client:
     def _train(
         self, name: str, rows: Mapping[str, Any], data: Any, body: Any, timeout: float | None, *, dry_run: bool
     ) -> Any:
-        seconds, encode = self._settings.planning(timeout), self._settings.encode
-        steps = trainings.train(name, rows, data, body, encode=encode, timeout=seconds, dry_run=dry_run)
+        encode = self._settings.encode
+        steps = trainings.train(name, rows, data, body, encode=encode, timeout=timeout, dry_run=dry_run)
         return self._driver.run(steps)
 
     def _job(self, job: Any) -> Job:

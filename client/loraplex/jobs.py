@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, TypeVar
 
 from loraplex.errors import JobCancelled, JobFailed
+from loraplex.progress import Display
 from loraplex.results import Event, JobAdapter, JobFields, JobStatus, Reverted
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ class Job(JobFields):
 
     client: "Client" = field(repr=False, compare=False)
 
-    def wait(self, *, progress: bool = False, timeout: float | None = None) -> "Job":
-        """The job once it has ended; with `progress`, shown on standard error as it goes on.
+    def wait(self, *, progress: bool | Display = False, timeout: float | None = None) -> "Job":
+        """The job once it has ended; with `progress`, shown on standard error, or by that `Display`, as it goes on.
 
         Raises `JobFailed` and `JobCancelled`, which carry the job, and `TimedOut` after `timeout` seconds. The job goes
         on whatever becomes of the waiting.
@@ -57,8 +58,8 @@ class AsyncJob(JobFields):
 
     client: "AsyncClient" = field(repr=False, compare=False)
 
-    async def wait(self, *, progress: bool = False, timeout: float | None = None) -> "AsyncJob":
-        """The job once it has ended; with `progress`, shown on standard error as it goes on.
+    async def wait(self, *, progress: bool | Display = False, timeout: float | None = None) -> "AsyncJob":
+        """The job once it has ended; with `progress`, shown on standard error, or by that `Display`, as it goes on.
 
         Raises `JobFailed` and `JobCancelled`, which carry the job, and `TimedOut` after `timeout` seconds. The job goes
         on whatever becomes of the waiting.

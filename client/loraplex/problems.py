@@ -1,7 +1,7 @@
 """From an answer that is no success, or a job's `error`, to the error that it means."""
 
 from collections.abc import Iterator, Mapping
-from http.client import responses
+from http import HTTPStatus
 from typing import Any
 
 from loraplex import errors
@@ -23,6 +23,7 @@ _OF_STATUS: Mapping[int, type[LoraplexError]] = {
     507: errors.StorageFull,
 }
 """For answers that give no code, or one that this client does not know."""
+_MEANINGS: Mapping[int, str] = {status.value: status.phrase for status in HTTPStatus}
 
 
 def _sent(kind: type[LoraplexError]) -> Iterator[type[LoraplexError]]:
@@ -36,13 +37,22 @@ _OF_CODE: Mapping[str, type[LoraplexError]] = {kind.code: kind for kind in _sent
 
 
 def error_of(answer: Answer) -> LoraplexError:
-    """The error that an answer of 400 and above means."""
+    """The error that an answer means which is no success."""
+    if answer.status < 400:
+        where = answer.headers.get("location")
+        return errors.BadAnswer(
+            f"{answer.url} answered {answer.status}" + (f" and sends on to {where}" if where else ""),
+            given=where,
+            expected="the address where the service itself answers: nobody is followed to another",
+            status=answer.status,
+            request_id=answer.request_id,
+        )
     members = answer.members()
     if is_problem(answer) and isinstance(members.get("code"), str):
         return _error(members, status=answer.status, request_id=answer.request_id)
     # The Open Inference Protocol's shape; else something on the way answered, such as a proxy.
     said = members.get("error")
-    meaning = responses.get(answer.status, "which has no meaning")
+    meaning = _MEANINGS.get(answer.status, "which has no meaning")
     detail = said if isinstance(said, str) else f"{answer.url} answered {answer.status}, {meaning}"
     return _by_status(answer.status)(detail, status=answer.status, request_id=answer.request_id, members=members)
 

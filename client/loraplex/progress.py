@@ -2,16 +2,35 @@
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Self
 
 from loraplex import reading
-from loraplex.results import Event, JobFields, Progress
+from loraplex.results import Event, JobFields, LogLine, Progress
+from loraplex.visible import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _SECONDS_BETWEEN_LINES = 2.0
 
 
 class Display:
-    """Shows nothing: what a job does is told to it, and it is used in a `with`."""
+    """Shows nothing: what a job does is told to it, and it is used in a `with`.
+
+    A subclass shows what it likes, and `wait(progress=…)` takes it. It is told the job as it is, then its events; where
+    there are none to be had, the job as it is, again and again. A line of the log comes once all the same.
+    """
+
+    def __init__(self) -> None:
+        self._logged: set[LogLine] = set()
+
+    def job(self, job: JobFields) -> None:
+        """The job as it is now."""
+        self.status(str(job.status))
+        for line in job.log:
+            self._log(line)
+        if job.progress is not None:
+            self.progress(job.progress)
 
     def event(self, event: Event) -> None:
         """Something that the job tells."""
@@ -19,12 +38,8 @@ class Display:
             self.progress(reading.progress(event.data))
         elif event.name == "status":
             self.status(event.data["status"])
-
-    def job(self, job: JobFields) -> None:
-        """The job as it is now."""
-        self.status(str(job.status))
-        if job.progress is not None:
-            self.progress(job.progress)
+        elif event.name == "log":
+            self._log(reading.log_line(event.data))
 
     def progress(self, progress: Progress) -> None:
         """How far it is."""
@@ -32,7 +47,15 @@ class Display:
     def status(self, status: str) -> None:
         """Where it stands."""
 
-    def __enter__(self) -> "Display":
+    def log(self, text: str) -> None:
+        """A line of its log."""
+
+    def _log(self, line: LogLine) -> None:
+        if line not in self._logged:
+            self._logged.add(line)
+            self.log(line.text)
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -42,12 +65,13 @@ class Display:
 
 
 class Bar(Display):
-    """One line that is drawn again and again."""
+    """One line that is drawn again and again, below the job's log."""
 
-    def __init__(self, name: str, console: Any) -> None:
+    def __init__(self, console: "Console") -> None:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn
         from rich.progress import Progress as Line
 
+        super().__init__()
         self._line = Line(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -55,7 +79,12 @@ class Bar(Display):
             TextColumn("{task.fields[said]}", markup=False),
             console=console,
         )
-        self._task = self._line.add_task(name, total=None, said="queued")
+        self._task = self._line.add_task("", total=None, said="")
+
+    def job(self, job: JobFields) -> None:
+        """With the name of what it trains."""
+        self._line.update(self._task, description=visible(job.adapter))
+        super().job(job)
 
     def progress(self, progress: Progress) -> None:
         """Move the bar."""
@@ -68,7 +97,11 @@ class Bar(Display):
             shown = status if self._line.tasks[0].total is None else f"{last} · {status}"
             self._line.update(self._task, said=shown)
 
-    def __enter__(self) -> "Bar":
+    def log(self, text: str) -> None:
+        """A line above the bar."""
+        _print(self._line.console, f"  {text}")
+
+    def __enter__(self) -> Self:
         self._line.start()
         return self
 
@@ -79,12 +112,18 @@ class Bar(Display):
 class Lines(Display):
     """A line where something has changed, and now and then how far it is."""
 
-    def __init__(self, name: str, console: Any) -> None:
-        self._name = name
+    def __init__(self, console: "Console") -> None:
+        super().__init__()
         self._console = console
+        self._name = ""
         self._status = ""
         self._shown_at = 0.0
         self._step = 0
+
+    def job(self, job: JobFields) -> None:
+        """With the name of what it trains."""
+        self._name = job.adapter
+        super().job(job)
 
     def progress(self, progress: Progress) -> None:
         """A line, unless there was one just now."""
@@ -100,18 +139,27 @@ class Lines(Display):
             self._status = status
             self._say(status)
 
+    def log(self, text: str) -> None:
+        """A line."""
+        self._say(f"  {text}")
+
     def _say(self, text: str) -> None:
-        self._console.print(f"{self._name}: {text}", markup=False, highlight=False, soft_wrap=True)
+        _print(self._console, f"{self._name}: {text}")
 
 
-def display(name: str, *, shown: bool) -> Display:
-    """What shows the progress of the job that trains `name`, on standard error."""
-    if not shown:
-        return Display()
+def display(console: "Console | None" = None) -> Display:
+    """What shows a job's progress on a console: a bar where it is a terminal or a notebook, lines elsewhere.
+
+    Without one, on a console of standard error.
+    """
     from rich.console import Console
 
-    console = Console(stderr=True)
-    return Bar(name, console) if console.is_terminal or console.is_jupyter else Lines(name, console)
+    drawn_on = console or Console(stderr=True)
+    return Bar(drawn_on) if drawn_on.is_terminal or drawn_on.is_jupyter else Lines(drawn_on)
+
+
+def _print(console: "Console", text: str) -> None:
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _said(progress: Progress) -> str:

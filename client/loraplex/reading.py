@@ -63,12 +63,16 @@ def job(value: Any) -> results.JobFields:
         value,
         status=results.JobStatus(value["status"]),
         progress=None if moved is None else progress(moved),
-        # A fleet's result is not one version.
-        result=reference(made) if made is not None and "version" in made else None,
+        result=None if made is None else reference(made),
         error=error_of_job(value["error"]),
         history=tuple(results.LossPoint(step, loss) for step, loss in value.get("history", ())),
-        log=tuple(results.LogLine(line["time"], line["text"]) for line in value.get("log", ())),
+        log=tuple(log_line(line) for line in value.get("log", ())),
     )
+
+
+def log_line(value: Any) -> results.LogLine:
+    """Something that happened in a job."""
+    return results.LogLine(value["time"], value["text"])
 
 
 def progress(value: Any) -> results.Progress:

@@ -50,15 +50,15 @@ def attempts(call: Call[T], patience: Patience) -> Steps[T]:
 
 
 def insist(call: Call[Any], patience: Patience, send: Callable[[Call[Any], float], Attempt | Open]) -> Steps[Answer]:
-    """The answer below 400 that `send`, given how many seconds are left, comes to in the end."""
-    timeout = patience.timeout if call.timeout is None else call.timeout
+    """The success that `send`, given how many seconds are left, comes to in the end."""
+    timeout = patience.timeout + call.allowance if call.timeout is None else call.timeout
     check_timeout(timeout)
     end = patience.clock() + timeout
     for attempt in range(patience.retries + 1):
         answer: Answer | None = None
         try:
             answer = yield send(call, max(end - patience.clock(), 0.001))
-            if answer.status < 400:
+            if 200 <= answer.status < 300:
                 return answer
             error = error_of(answer)
         except (Unreachable, TimedOut) as lost:

@@ -23,8 +23,6 @@ URL_VARIABLE = "LORAPLEX_URL"
 _CHUNK_BYTES = 2**18
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"|[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
-_PLANNING_SECONDS = 120.0
-"""What the service may take to look through the rows of a training, unless less is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +38,6 @@ class Settings:
     def timeout(self) -> float:
         """Seconds that a call may take, repeats and all."""
         return self.patience.timeout
-
-    def planning(self, timeout: float | None) -> float:
-        """The same for a training: what its caller says, or longer than others."""
-        return max(self.timeout, _PLANNING_SECONDS) if timeout is None else timeout
 
 
 def settings(
@@ -144,7 +138,7 @@ def _said(error: Exception) -> str:
 
 
 def _quiet(seconds: float) -> httpx.Timeout:
-    return httpx.Timeout(seconds, connect=min(seconds, 10.0), pool=None)
+    return httpx.Timeout(seconds, connect=10.0, pool=None)
 
 
 def _chunks(file: Path) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 """What a client does, without doing it: an operation is a generator of steps, and a driver takes them one by one.
 
-The drivers, `loraplex.client` and `loraplex.async_client`, differ in how they wait and in nothing else: what is sent,
+The drivers, `loraplex.driver` and `loraplex.async_driver`, differ in how they wait and in nothing else: what is sent,
 what is sent again, what is read and what is raised is decided here and in `loraplex.calls`, once for both.
 """
 
@@ -76,6 +76,8 @@ class Call(Generic[T]):
     """The body; a file is read while it is sent, from its beginning each time that it is."""
     timeout: float | None = None
     """Seconds in all, in place of the client's own."""
+    allowance: float = 0.0
+    """Seconds more than the client's own, where no others are given: what the service may take for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ from loraplex.arrays import array
 from loraplex.errors import InvalidDataset, WrongType
 
 NPZ = "application/x-npz"
+LINES = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 _BY_ENDING: Mapping[str, str] = {
     ".csv": "text/csv",
-    ".jsonl": "application/x-ndjson",
-    ".ndjson": "application/x-ndjson",
+    ".jsonl": LINES,
+    ".ndjson": LINES,
     ".parquet": "application/vnd.apache.parquet",
     ".arrow": ARROW,
     ".arrows": ARROW,
@@ -26,11 +27,11 @@ _BY_ENDING: Mapping[str, str] = {
 }
 
 
-def media_type(file: Path) -> str:
-    """What a file is, by the ending of its name; raises `InvalidDataset`."""
-    kind = _BY_ENDING.get(file.suffix.lower())
-    problem = "does not say by its ending what it is" if kind is None else None if file.is_file() else "is no file"
-    if kind is None or problem is not None:
+def media_type(file: Path, said: str | None = None) -> str:
+    """What a file is, as is `said` or by the ending of its name; raises `InvalidDataset`."""
+    kind = said or _BY_ENDING.get(file.suffix.lower())
+    if kind is None or not file.is_file():
+        problem = "is no file" if not file.is_file() else "does not say by its ending what it is"
         raise InvalidDataset(
             f"{file} {problem}",
             field="source",

@@ -1,6 +1,7 @@
 """Adapters in and out: PEFT models, folders, zips, factors; listed, rolled back, deleted."""
 
 import io
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from loraplex import (
     AdapterNotFound,
     BadAnswer,
     InvalidCombination,
+    InvalidInput,
     InvalidUpload,
     NotFinite,
     PreconditionFailed,
@@ -71,6 +73,15 @@ def test_a_peft_adapter_answers_as_its_model_does(start: Start, tmp_path: Path, 
         expected = model(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(client.predict("acme", x).outputs, expected, rtol=1e-4, atol=1e-4)
     assert (version.rank, version.alpha, version.source) == (3, 6.0, "upload")
+
+
+def test_files_of_1970_are_uploaded_too(start: Start, tmp_path: Path) -> None:
+    client = start()
+    peft_model().save_pretrained(tmp_path)
+    before = client.upload("acme", tmp_path)
+    for file in tmp_path.iterdir():
+        os.utime(file, (0, 0))
+    assert client.upload("acme", tmp_path).digest == before.digest
 
 
 def test_a_download_loads_in_peft(start: Start, tmp_path: Path) -> None:
@@ -160,6 +171,17 @@ def test_a_bias_is_uploaded_with_its_factors(start: Start) -> None:
     client.upload("acme", A=np.zeros((2, 1)), B=np.zeros((1, 10)), bias=torch.tensor([1.0, 2.0]), alpha=3)
     outputs = client.predict("acme", np.zeros((1, 10))).outputs
     np.testing.assert_allclose(outputs, [[3, 6]])
+
+
+def test_labels_are_sent_as_they_are_given(start: Start) -> None:
+    client = start()
+    factors = {"A": np.zeros((2, 1)), "B": np.zeros((1, 10))}
+    for labels in (["cat", "dog"], ("cat", "dog"), np.array(["cat", "dog"])):
+        assert client.upload("acme", **factors, labels=labels).labels == ["cat", "dog"]
+    assert client.upload("acme", **factors, labels=[3, 5]).labels == [3, 5]
+    for refused in (["cat", 1], [True, False], ["cat", None]):
+        with pytest.raises(InvalidInput, match="labels"):
+            client.upload("acme", **factors, labels=refused)
 
 
 def test_adapters_are_listed_rolled_back_and_deleted(start: Start) -> None:

@@ -1,6 +1,8 @@
 """Servers that answer nonsense, or for ever: what comes of it is one of the client's own errors, in time."""
 
+import asyncio
 import json
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loraplex import BadAnswer, Client, InvalidInput, QueueFull, TimedOut, WrongType
+from loraplex import AsyncClient, BadAnswer, Client, InvalidInput, QueueFull, TimedOut, WrongType
 
 from tests.client.conftest import Connect
 from tests.client.scripted import Script, Scripted, event, problem, reply, stream
@@ -70,6 +72,50 @@ def test_an_answer_that_drips_is_late(connect: Connect, scripted: Scripted) -> N
     assert time.monotonic() - begin < 5
 
 
+def test_a_head_that_drips_is_late_on_an_event_loop(scripted: Scripted) -> None:
+    def drip_head(connection: socket) -> None:
+        with suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            for _ in range(200):
+                connection.sendall(b"X: y\r\n")
+                time.sleep(0.05)
+
+    async def ask() -> None:
+        async with AsyncClient(scripted.url, timeout=0.5) as client:
+            await client.base()
+
+    scripted.plan([drip_head])
+    with pytest.raises(TimedOut):
+        asyncio.run(ask())
+
+
+def test_the_body_has_the_time_that_its_head_left(connect: Connect, scripted: Scripted) -> None:
+    left = threading.Event()
+
+    def late_head(connection: socket) -> None:
+        time.sleep(3)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        # Sooner than the four seconds that one read may take.
+        connection.settimeout(3.5)
+        with suppress(TimeoutError):
+            if connection.recv(1) == b"":
+                left.set()
+
+    scripted.plan([late_head])
+    with pytest.raises(TimedOut):
+        connect(scripted.url, timeout=4.0, retries=0).base()
+    assert left.wait(10)
+
+
+def test_a_row_of_an_adapter_that_is_not_there_is_a_bad_answer(connect: Connect, scripted: Scripted) -> None:
+    acme = {"name": "acme", "version": 1, "digest": "sha256:1"}
+    answers = [{"outputs": [[1.0]], "adapters": [acme], "row_adapters": [place]} for place in (3, 1, -1, "0", [0])]
+    scripted.plan([reply(200, answer) for answer in answers])
+    for _ in answers:
+        with pytest.raises(BadAnswer):
+            connect(scripted.url).predict(["acme"], np.ones((1, 2)))
+
+
 def test_a_date_past_all_dates_is_no_wait(connect: Connect, scripted: Scripted) -> None:
     scripted.plan([problem(429, "queue_full", Retry_After="Thu, 01 Jan 99999999999999999999 00:00:00 GMT")])
     with pytest.raises(QueueFull):
@@ -88,7 +134,7 @@ def test_an_event_of_another_kind_is_a_bad_answer(connect: Connect, scripted: Sc
 
 
 def test_an_event_id_may_have_any_letters(connect: Connect, scripted: Scripted) -> None:
-    scripted.plan([stream("id: é\nevent: log\ndata: {}\n\n".encode()), reply(204, b"")])
+    scripted.plan([stream('id: é\nevent: log\ndata: {"time": "t", "text": "x"}\n\n'.encode()), reply(204, b"")])
     assert [each.id for each in connect(scripted.url).events("j1")] == ["é"]
     assert scripted.asked[1].headers["last-event-id"] == "é"
 

@@ -1,16 +1,20 @@
 """Data sets: files, arrays and Arrow tables in; shown, previewed, deleted."""
 
+import time
 from pathlib import Path
+from socket import socket
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from loraplex import BadRow, DatasetNotFound, InvalidDataset, PreconditionFailed, WrongShape, WrongType
+from loraplex import BadRow, DatasetNotFound, InvalidDataset, PreconditionFailed, TimedOut, WrongShape, WrongType
 
-from tests.client.conftest import Start
+from tests.client.conftest import Connect, Start
+from tests.client.scripted import Scripted, reply, stay_silent
 
+VERSION = {"dataset": "d", "version": 1, "digest": "", "created_at": "", "content_type": "", "rows": 1, "bytes": 1}
 TABLE = pa.table({"age": pa.array([31, 40], pa.int64()), "name": ["a", "b"]})
 
 
@@ -73,9 +77,26 @@ def test_what_is_no_table_is_said(start: Start, tmp_path: Path) -> None:
         client.put_dataset("people", tmp_path / "people.xlsx")
     with pytest.raises(InvalidDataset, match="no file"):
         client.put_dataset("people", tmp_path / "gone.csv")
+    for gone in (tmp_path / "gone.csv", str(tmp_path / "gone"), tmp_path):
+        with pytest.raises(InvalidDataset, match="no file"):
+            client.put_dataset("people", gone, content_type="text/csv")
     with pytest.raises(WrongType, match="list"):
         client.put_dataset("people", [1, 2])
     with pytest.raises(WrongShape, match="differ in length"):
         client.put_dataset("people", {"x": [[1], [1, 2]]})
     with pytest.raises(WrongType, match="who"):
         client.put_dataset("people", {"who": ["a", None]})
+
+
+def test_an_upload_has_the_time_that_the_service_takes_to_read_it_unless_it_is_given_another(
+    connect: Connect, scripted: Scripted
+) -> None:
+    def slow(connection: socket) -> None:
+        time.sleep(1.5)
+        reply(201, VERSION)(connection)
+
+    client = connect(scripted.url, timeout=0.5)
+    scripted.plan([slow, stay_silent(scripted)])
+    assert client.put_dataset("people", {"age": [31]}).version == 1
+    with pytest.raises(TimedOut):
+        client.put_dataset("people", {"age": [31]}, timeout=0.5)

@@ -3,14 +3,17 @@
 import asyncio
 import json
 import threading
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 import pytest
 from loraplex import (
     AsyncClient,
     AsyncJob,
+    BadAnswer,
     Client,
+    Display,
     Diverged,
     InvalidName,
     Job,
@@ -20,10 +23,15 @@ from loraplex import (
     JobNotEnded,
     JobNotFound,
     JobStatus,
+    Progress,
     TimedOut,
     Unreachable,
+    reading,
 )
+from loraplex.calls import jobs
 from loraplex.events import EventParser
+from loraplex.retrying import NotSent, Patience
+from loraplex.steps import Answer, Call, Open, Pause, Read, Step, Steps, Talk
 
 from tests.client.conftest import Connect, Start
 from tests.client.scripted import Scripted, event, hang_up, problem, reply, stay_silent, stream
@@ -155,6 +163,19 @@ def test_a_stream_that_keeps_breaking_is_given_up(connect: Connect, scripted: Sc
     assert len(scripted.asked) == 3
 
 
+def test_a_stream_that_ends_without_a_word_is_given_up_too(connect: Connect, scripted: Scripted) -> None:
+    scripted.plan([reply(200, b"", kind="text/event-stream")] * 9)
+    with pytest.raises(BadAnswer, match="3 times"):
+        list(connect(scripted.url, retries=2).events("j1"))
+    assert len(scripted.asked) == 3
+
+
+def test_a_stream_that_is_alive_may_end_as_often_as_it_likes(connect: Connect, scripted: Scripted) -> None:
+    alive = reply(200, b": heartbeat\n\n", kind="text/event-stream")
+    scripted.plan([*[alive] * 4, reply(200, END, kind="text/event-stream")])
+    assert [each.name for each in connect(scripted.url, retries=1).events("j1")] == ["status"]
+
+
 def test_a_wait_looks_at_the_job_where_no_stream_is_to_be_had(connect: Connect, scripted: Scripted) -> None:
     full = problem(429, "queue_full")
     scripted.plan([reply(200, JOB), full, full, reply(200, JOB | {"status": "running"}), reply(200, ENDED)])
@@ -168,26 +189,76 @@ def test_a_wait_looks_at_the_job_where_no_stream_is_to_be_had(connect: Connect, 
     ]
 
 
+class Told(Display):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self.open = False
+
+    def __enter__(self) -> Self:
+        self.open = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open = False
+
+    def status(self, status: str) -> None:
+        assert self.open
+        self.said.append(status)
+
+    def log(self, text: str) -> None:
+        self.said.append(text)
+
+    def progress(self, progress: Progress) -> None:
+        self.said.append(f"{progress.step}/{progress.steps}")
+
+
+def test_a_display_of_ones_own_is_told_each_line_once_whether_by_events_or_by_the_job(
+    connect: Connect, scripted: Scripted
+) -> None:
+    lines = [{"time": f"t{n}", "text": text} for n, text in enumerate(("one", "two", "three"))]
+    moved = event("progress", {"step": 1, "steps": 9, "loss": 0.5}, "e1")
+    logged = [event("log", line, f"l{n}") for n, line in enumerate(lines[:2])]
+    running = JOB | {"status": "running", "log": lines[:1]}
+    # The stream breaks, and from then on the job itself is looked at.
+    scripted.plan([reply(200, running), stream(*logged, moved), reply(200, ENDED | {"log": lines})])
+    told = Told()
+    connect(scripted.url, retries=0).wait("j1", progress=told)
+    assert told.said == ["running", "one", "two", "1/9", "succeeded", "three"]
+    assert not told.open
+
+
 def test_progress_is_shown_in_lines_where_there_is_no_terminal(
     connect: Connect, scripted: Scripted, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    logged = event("log", {"time": "t", "text": "slow \x1b[31m"}, "e0")
     moved = event("progress", {"step": 9, "steps": 9, "loss": 0.25, "seconds_left": 12.3}, "e1")
-    scripted.plan([reply(200, JOB), stream(moved, END), reply(200, ENDED)])
+    scripted.plan([reply(200, JOB), stream(logged, moved, END), reply(200, ENDED)])
     connect(scripted.url).wait("j1", progress=True)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.splitlines() == ["acme: queued", "acme: step 9/9 · loss 0.25 · 12 s left", "acme: succeeded"]
+    assert shown.err.splitlines() == [
+        "acme: queued",
+        "acme:   slow \\x1b[31m",
+        "acme: step 9/9 · loss 0.25 · 12 s left",
+        "acme: succeeded",
+    ]
 
 
 def test_progress_is_a_bar_in_a_terminal(
     connect: Connect, scripted: Scripted, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
+    logged = event("log", {"time": "t", "text": "slow"}, "e0")
     moved = event("progress", {"step": 9, "steps": 9, "loss": 0.25}, "e1")
-    scripted.plan([reply(200, JOB), stream(moved, END), reply(200, ENDED)])
+    scripted.plan([reply(200, JOB), stream(logged, moved, END), reply(200, ENDED)])
     connect(scripted.url).wait("j1", progress=True)
     shown = capsys.readouterr().err
+    assert "acme" in shown
     assert "━" in shown
+    assert "  slow\n" in shown
     assert "loss 0.25 · succeeded" in shown
 
 
@@ -222,6 +293,71 @@ def test_a_wait_keeps_its_time_over_a_silent_stream(connect: Connect, scripted: 
     scripted.plan([reply(200, JOB), reply(200, JOB), stay_silent(scripted)])
     with pytest.raises(TimedOut):
         connect(scripted.url, timeout=1.0, retries=0).wait("j1", timeout=0.05)
+
+
+class Imagined:
+    """Takes the steps of a wait in no time: each stream goes as `plan` says, and each word of it takes `heard` seconds.
+
+    The job itself is always there, and queued.
+    """
+
+    def __init__(self, plan: Sequence[bytes | Exception], *, heard: float) -> None:
+        self.now = 0.0
+        self._plan = plan
+        self._heard = heard
+        self._coming: Iterator[bytes | Exception] = iter(())
+
+    def run(self, steps: Steps[Any]) -> None:
+        talk = Talk(steps)
+        while not talk.ended:
+            came = self._take(talk.step)
+            if isinstance(came, Exception):
+                talk.fail(came)
+            else:
+                talk.go_on(came)
+
+    def _take(self, step: Step) -> Any:
+        match step:
+            case Call():
+                return reading.job(JOB)
+            case Open() if self._away():
+                return NotSent("it is away")
+            case Open():
+                self._coming = iter(self._plan)
+                return Answer(url="", status=200, headers={}, content=b"")
+            case Read():
+                came = next(self._coming)
+                self.now += 25.0 if isinstance(came, TimedOut) else self._heard
+                return came
+            case Pause(seconds):
+                self.now += seconds
+        return None
+
+    def _away(self) -> bool:
+        return self.now > 0 and isinstance(self._plan[-1], NotSent)
+
+
+TOLD = event("log", {"time": "t", "text": "one"}, "e1")
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        [TOLD, Unreachable("it broke")],
+        [TOLD, TimedOut("it was silent")],
+        [TOLD, b""],
+        [*[b": heartbeat\n\n"] * 4, TimedOut("it was silent")],
+        [TOLD, NotSent("it broke, and is away")],
+    ],
+    ids=["breaks", "silent", "ends", "alive", "away"],
+)
+@pytest.mark.parametrize("timeout", [12.0, 30.0, 50.0, 100.0])
+def test_a_wait_keeps_its_time_whatever_becomes_of_the_stream(plan: list[bytes | Exception], timeout: float) -> None:
+    world = Imagined(plan, heard=4.0)
+    patience = Patience(timeout=30.0, retries=4, clock=lambda: world.now, chance=lambda: 1.0)
+    with pytest.raises(TimedOut, match="still queued"):
+        world.run(jobs.wait("j1", patience, timeout=timeout, progress=False))
+    assert timeout <= world.now < timeout + 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])

@@ -1,6 +1,7 @@
 """Predictions: as arrays, in one request or several, of one adapter or one a row."""
 
 import asyncio
+import re
 import threading
 from typing import Any
 
@@ -158,6 +159,19 @@ def test_the_row_of_an_error_counts_from_the_first_row_of_all(start: Start) -> N
     with pytest.raises(OutputNotFinite) as failed:
         client.predict("huge", x)
     assert failed.value.row == 4500
+
+
+@pytest.mark.parametrize("bad", [1000, 3000, 7000])
+def test_the_row_of_an_error_is_found_wherever_it_is_in_a_request(start: Start, bad: int) -> None:
+    client = start(base="random:64,2,1")
+    client.upload("huge", A=np.full((2, 1), 1e38), B=np.full((1, 64), 1.0))
+    x = np.zeros((8000, 64), np.float32)
+    x[bad] = 1e30
+    with pytest.raises(OutputNotFinite) as failed:
+        client.predict("huge", x)
+    assert failed.value.row == bad
+    counted = [int(row) for row in re.findall(r"row (\d+)", failed.value.detail)]
+    assert sum(counted) == bad
 
 
 def test_what_is_no_number_never_leaves(start: Start) -> None:

@@ -118,6 +118,17 @@ def test_no_call_that_changes_something_is_sent_again_after_a_lost_connection(
     assert len(scripted.asked) == 1
 
 
+@pytest.mark.parametrize("status", [301, 302, 304, 307, 308])
+def test_an_answer_that_sends_on_is_no_success(connect: Connect, scripted: Scripted, status: int) -> None:
+    scripted.plan([reply(status, b"", Location="https://elsewhere/adapters/acme")] * 2)
+    client = connect(scripted.url)
+    for call in (client.delete, client.adapter):
+        with pytest.raises(BadAnswer, match="https://elsewhere/adapters/acme") as failed:
+            call("acme")
+        assert failed.value.status == status
+    assert len(scripted.asked) == 2
+
+
 def test_a_file_is_read_from_its_beginning_each_time(connect: Connect, scripted: Scripted, tmp_path: Path) -> None:
     file = tmp_path / "people.csv"
     file.write_bytes(b"age\n" + b"41\n" * 300_000)

@@ -15,6 +15,7 @@ from loraplex import (
     NotFinite,
     OutOfRange,
     UnknownField,
+    WrongShape,
     WrongType,
 )
 from loraplex.calls import trainings
@@ -97,11 +98,38 @@ def test_groups_that_a_split_keeps_together_may_be_large(start: Start, monkeypat
     assert job.spec["split"]["held_out"]["rows"] == 20
 
 
-def test_lists_of_labels_go_as_they_are(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("targets", "labels"),
+    [([["a"], [], ("a", "bü"), ["bü"]] * 20, ["a", "bü"]), ([[1], [], [1, 2], [np.int64(2)]] * 20, [1, 2])],
+    ids=["text", "numbers"],
+)
+def test_lists_of_labels_are_the_same_rows_inline_and_as_a_data_set(
+    start: Start, monkeypatch: pytest.MonkeyPatch, targets: Any, labels: list[Any]
+) -> None:
+    client = start(max_body_bytes=2**15)
+    training = {"loss": "binary_cross_entropy"}
+    rows = {"inputs": X[:20], "targets": targets[:20], "weights": np.linspace(1, 2, 20), "labels": labels}
+    inline = client.train("inline", rank=1, training=training, **rows)
+    assert "dataset" not in inline.spec["data"]
     monkeypatch.setattr(trainings, "INLINE_NUMBERS", 100)
-    targets = [["a"], [], ["a", "b"], ["b"]] * 20
-    job = start().train("acme", rank=1, inputs=X, targets=targets, training={"loss": "binary_cross_entropy"})
-    assert job.spec["labels"] == ["a", "b"]
+    stored = client.train("stored", rank=1, training=training, **rows)
+    assert stored.spec["labels"] == inline.spec["labels"] == labels
+    assert digest(stored) == digest(inline)
+    # Ten times the rows are more than a request may have.
+    many = {"inputs": np.tile(X, (10, 1)), "targets": targets * 10, "labels": labels}
+    assert client.train("many", rank=1, training=training, **many).spec["data"]["rows"] == 800
+    with pytest.raises(WrongShape, match="inputs has 80, targets has 79"):
+        client.train("fewer", rank=1, inputs=X, targets=targets[1:], training=training)
+    assert list(client.datasets()) == []
+
+
+@pytest.mark.parametrize("targets", [["cat", 1], [1, "2"], [True, 2], ("a", None), [np.True_, 0]], ids=str)
+def test_a_list_of_several_kinds_is_not_made_one_of_one(connect: Connect, scripted: Scripted, targets: Any) -> None:
+    client = connect(scripted.url)
+    for rows in ({"targets": targets}, {"targets": [1, 2], "groups": targets}):
+        with pytest.raises(WrongType, match="several kinds"):
+            client.train("acme", rank=1, inputs=X[:2], **rows)
+    assert scripted.asked == []
 
 
 def test_documents_to_be_found_may_be_large(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,21 @@
 """Data sets: upload, list, show, preview, delete."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from loraplex import reading
 from loraplex.calls.adapters import remove
-from loraplex.calls.making import conditions, get, pages, path
+from loraplex.calls.making import conditions, encoded, get, pages, path
+from loraplex.errors import WrongShape
 from loraplex.reading import reading as reading_json
 from loraplex.results import Dataset, DatasetVersion, Preview
 from loraplex.steps import Call, Repeat, Steps, ask, work
-from loraplex.tables import NPZ, media_type, write_table
+from loraplex.tables import LINES, media_type, write_table
 
 _READING_SECONDS = 120.0
 _READING_SECONDS_A_BYTE = 2.0**-20
@@ -24,28 +29,60 @@ def put_dataset(
     content_type: str | None,
     if_match: str | None,
     if_none_match: str | None,
-    timeout: float,
+    timeout: float | None,
 ) -> Steps[DatasetVersion]:
     """Upload a file, arrays or an Arrow table as a data set."""
     headers = conditions(if_match, if_none_match)
     if isinstance(source, str | Path):
         file = Path(source)
-        return (yield from ask(upload_file(name, file, content_type or media_type(file), headers, timeout)))
+        kind = media_type(file, content_type)
+        return (yield from ask(_upload(name, file, content_type=kind, headers=headers, timeout=timeout)))
+    write = partial(write_table, source)
+    return (yield from _write_and_upload(name, write, content_type=content_type, headers=headers, timeout=timeout))
+
+
+def put_columns(name: str, columns: Mapping[str, Any], *, timeout: float | None) -> Steps[DatasetVersion]:
+    """Upload columns of arrays and of lists of labels."""
+    # Lists of labels differ in length, for which NPZ has no form.
+    arrays = all(isinstance(column, np.ndarray) for column in columns.values())
+    write = partial(write_table if arrays else _write_lines, columns)
+    return _write_and_upload(name, write, content_type=None, headers={}, timeout=timeout)
+
+
+def _write_lines(columns: Mapping[str, Any], file: Path) -> str:
+    lengths = {
+        name: len(column) if isinstance(column, list) or column.ndim else None for name, column in columns.items()
+    }
+    if len(set(lengths.values())) > 1:
+        raise WrongShape(
+            "columns differ in length: " + ", ".join(f"{name} has {rows}" for name, rows in lengths.items()),
+            given=lengths,
+            expected="a value for each row",
+        )
+    with file.open("wb") as opened:
+        for row in zip(*columns.values(), strict=True):
+            opened.write(encoded(dict(zip(columns, row, strict=True))) + b"\n")
+    return LINES
+
+
+def _write_and_upload(
+    name: str,
+    write: Callable[[Path], str],
+    *,
+    content_type: str | None,
+    headers: Mapping[str, str],
+    timeout: float | None,
+) -> Steps[DatasetVersion]:
     with TemporaryDirectory(prefix="loraplex-") as folder:
         file = Path(folder) / "table"
-        kind = yield from work(lambda: write_table(source, file))
-        return (yield from ask(upload_file(name, file, content_type or kind, headers, timeout)))
+        kind = yield from work(lambda: write(file))
+        call = _upload(name, file, content_type=content_type or kind, headers=headers, timeout=timeout)
+        return (yield from ask(call))
 
 
-def put_arrays(name: str, columns: dict[str, Any], *, timeout: float) -> Steps[DatasetVersion]:
-    """Upload arrays, each a column."""
-    return put_dataset(name, columns, content_type=NPZ, if_match=None, if_none_match=None, timeout=timeout)
-
-
-def upload_file(
-    name: str, file: Path, content_type: str, headers: dict[str, str], timeout: float
+def _upload(
+    name: str, file: Path, *, content_type: str, headers: Mapping[str, str], timeout: float | None
 ) -> Call[DatasetVersion]:
-    """The call that uploads a file, which has as long as the service may take to read it."""
     return Call(
         method="PUT",
         path=path("datasets", name),
@@ -53,7 +90,8 @@ def upload_file(
         repeats=Repeat.IF_REFUSED,
         headers={"Content-Type": content_type, **headers},
         content=file,
-        timeout=timeout + _READING_SECONDS + file.stat().st_size * _READING_SECONDS_A_BYTE,
+        timeout=timeout,
+        allowance=_READING_SECONDS + file.stat().st_size * _READING_SECONDS_A_BYTE,
     )
 
 

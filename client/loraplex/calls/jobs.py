@@ -18,12 +18,10 @@ from loraplex.steps import Call, Open, Pause, Read, Repeat, Steps, Tell, ask, ea
 
 T = TypeVar("T")
 _SILENCE_SECONDS = 25.0
-"""The service says something every 10."""
+"""So long a stream may say nothing; the service says something every 10."""
 _AWAY_SECONDS = 60.0
 """So long a stream that broke is taken up again: a service that restarts is away for a while."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-_POLLED_SECONDS = 11.0
-"""Before its time is up, a wait looks at the job itself: a stream may be silent for 10 seconds."""
 
 
 def show_job(job_id: str) -> Call[JobFields]:
@@ -51,15 +49,19 @@ def revert(job_id: str) -> Steps[Reverted]:
     return ask(_post(job_id, "revert", reading.reverted))
 
 
-def watch(job_id: str, patience: Patience, *, enough: Callable[[], bool] = lambda: False) -> Steps[None]:
-    """Tell a job's events until it has ended, or until `enough` says so after something was heard."""
+def watch(job_id: str, patience: Patience, *, until: float = math.inf) -> Steps[None]:
+    """Tell a job's events until it has ended, or, once the clock says `until`, at the next word or its lack.
+
+    A stream that breaks is taken up again, unless it had not said a word, or broke more than `patience.retries` times
+    in a row without an event. One that ends too soon is, unless it did so as often without a word: a `BadAnswer`.
+    """
     last_id: str | None = None
     breaks = 0
     now = patience
-    while True:
+    while (left := until - patience.clock()) > 0:
         call = get(path("jobs", job_id, "events"), lambda value: value)
         call = replace(call, headers={} if last_id is None else {"Last-Event-ID": last_id})
-        answer = yield from insist(call, now, _open)
+        answer = yield from insist(call, replace(now, timeout=min(now.timeout, left)), _open)
         if answer.status == 204:
             return
         parser = EventParser()
@@ -73,39 +75,43 @@ def watch(job_id: str, patience: Patience, *, enough: Callable[[], bool] = lambd
                     yield Tell(event)
                     if ended:
                         return
-                if enough():
+                if patience.clock() >= until:
                     return
+            if not silent:
+                # It was alive, and may end as often as it likes: some proxies give each only so long.
+                breaks = 0
+            elif breaks >= patience.retries:
+                raise BadAnswer(
+                    f"the events of job {job_id} ended {breaks + 1} times before anything was told",
+                    expected="a stream of events, open until the job has ended",
+                )
         except (Unreachable, TimedOut):
             # What holds a stream back on the way holds back the next one too.
             if silent or breaks >= patience.retries:
                 raise
-        yield Pause(seconds_to_wait(breaks, 0.0, chance=patience.chance()))
+        yield Pause(min(seconds_to_wait(breaks, 0.0, chance=patience.chance()), max(until - patience.clock(), 0.0)))
         breaks += 1
         now = replace(patience, timeout=max(_AWAY_SECONDS, patience.timeout), retries=1000)
 
 
-def wait(job_id: str, patience: Patience, *, timeout: float | None, progress: bool) -> Steps[JobFields]:
+def wait(job_id: str, patience: Patience, *, timeout: float | None, progress: bool | Display) -> Steps[JobFields]:
     """The job once it has ended; raises `TimedOut` where that takes longer, and the job goes on."""
     end = math.inf if timeout is None else patience.clock() + timeout
-    job = yield from ask(show_job(job_id))
-    with display(job.adapter, shown=progress) as shown:
+    job = yield from ask(_look(job_id, patience, end=end))
+    with _shown(progress) as shown:
         shown.job(job)
-
-        def nearly() -> bool:
-            return patience.clock() >= end - _POLLED_SECONDS
-
-        if not job.status.ended and not nearly():
-            # Looking at the job again and again says the same, only later.
+        if not job.status.ended:
+            # Looking at the job again and again says the same, only later; but it is done when it is meant to be, which
+            # a stream that falls silent is not.
             with suppress(QueueFull, TimedOut, Unreachable, BadAnswer):
-                yield from each(watch(job_id, patience, enough=nearly), shown.event)
+                yield from each(watch(job_id, patience, until=end - _SILENCE_SECONDS), shown.event)
         return (yield from _poll(job_id, patience, end=end, shown=shown))
 
 
 def _poll(job_id: str, patience: Patience, *, end: float, shown: Display) -> Steps[JobFields]:
     pause = _FIRST_PAUSE
     while True:
-        left = max(end - patience.clock(), 1.0)
-        job = yield from ask(replace(show_job(job_id), timeout=min(patience.timeout, left)))
+        job = yield from ask(_look(job_id, patience, end=end))
         shown.job(job)
         if job.status.ended:
             return job
@@ -120,11 +126,23 @@ def _poll(job_id: str, patience: Patience, *, end: float, shown: Display) -> Ste
         pause = min(1.5 * pause, _LONGEST_PAUSE)
 
 
+def _look(job_id: str, patience: Patience, *, end: float) -> Call[JobFields]:
+    return replace(show_job(job_id), timeout=min(patience.timeout, max(end - patience.clock(), 1.0)))
+
+
+def _shown(progress: bool | Display) -> Display:
+    if isinstance(progress, Display):
+        return progress
+    return display() if progress else Display()
+
+
 def _ends(event: Event) -> bool:
     """Whether it is a job's last one; raises `BadAnswer` where its data is not what `Display` reads in it."""
     try:
         if event.name == "progress":
             reading.progress(event.data)
+        elif event.name == "log":
+            reading.log_line(event.data)
         return event.name == "status" and JobStatus(event.data["status"]).ended
     except (KeyError, ValueError) as error:
         raise BadAnswer(

@@ -58,6 +58,7 @@ def send_json(
     query: Query | None = None,
     headers: Mapping[str, str] | None = None,
     timeout: float | None = None,
+    allowance: float = 0.0,
 ) -> Call[T]:
     """A call with a body in JSON."""
     return Call(
@@ -69,6 +70,7 @@ def send_json(
         headers={"Content-Type": JSON, **(headers or {})},
         content=encoded(body),
         timeout=timeout,
+        allowance=allowance,
     )
 
 

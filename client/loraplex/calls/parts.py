@@ -60,9 +60,11 @@ def in_parts(
     return (yield from _ask_all(references, x_NI, ask_part, join, cuts))
 
 
-def first_that_fits_json(x_NI: Float32) -> slice:
-    """The first rows, as many as one request in JSON may have."""
-    return _cuts(*x_NI.shape, most_rows=MAX_ROWS, as_json=True)[0]
+def once_in_json(
+    references: Sequence[str | None], x_NI: Float32, ask_part: AskPart[V], join: Callable[[list[V]], V]
+) -> Steps[Part[V]]:
+    """The same for an `ask_part` that asks in JSON, and any error of it as it is."""
+    return _ask_all(references, x_NI, ask_part, join, _cuts(*x_NI.shape, most_rows=MAX_ROWS, as_json=True))
 
 
 def _cuts(rows: int, columns: int, *, most_rows: int, as_json: bool) -> list[slice]:
@@ -117,7 +119,9 @@ def _together(parts: Sequence[Part[V]], join: Callable[[list[V]], V]) -> Part[V]
 
 
 def _count_from(error: LoraplexError, begin: int) -> None:
-    if begin and error.row is not None:
+    if begin and isinstance(error.row, int):
         error.row += begin
-        error.detail += f" (counted from row {begin} on)"
+        # A part of a part comes here twice, and what the service said counts from the first row of its own request.
+        said, counted_from = error.members.get("detail", error.title), error.row - error.members["row"]
+        error.detail = f"{said} (counted from row {counted_from} on)"
         error.args = (error.detail,)

@@ -11,7 +11,7 @@ import numpy as np
 from loraplex.arrays import Float32
 from loraplex.calls.infer import infer, model_path, spent, waiting
 from loraplex.calls.making import encoded
-from loraplex.calls.parts import Part, first_that_fits_json, in_parts
+from loraplex.calls.parts import Part, in_parts, once_in_json
 from loraplex.encoding import Encode, read_rows
 from loraplex.errors import LoraplexError, WrongShape
 from loraplex.reading import reading, reference
@@ -21,7 +21,11 @@ from loraplex.steps import JSON, Answer, Call, Repeat, Steps, ask
 Which = str | Sequence[str | None] | None
 """One adapter for all rows, or one a row; None is the base layer."""
 _UNTOLD = (404, 409, 422)
-"""Statuses of several codes: under `/v2` an answer says which only in words."""
+"""Statuses of several codes: under `/v2` an answer says which only in words.
+
+So have 500 and 503, which stay `InternalError` and `NotReady` there whatever the words say (that the catalogue is busy,
+or that the request's time is up): a service in trouble is not asked the same again.
+"""
 
 
 def predict(which: Which, inputs: Any, *, encode: Encode | None, timeout: float | None) -> Steps[Prediction]:
@@ -81,10 +85,10 @@ def _binary(references: Sequence[str | None], x_NI: Float32, *, timeout: float |
         if error.status not in _UNTOLD:
             raise
         untold = error
-    # The same question in JSON, as far as it fits, is answered with the code.
-    fits = first_that_fits_json(x_NI)
+    # The same question in JSON is answered with the code.
+    ask_part = partial(_numbers, by_row=False, timeout=timeout)
     try:
-        yield from _numbers(references[fits], x_NI[fits], by_row=False, timeout=timeout)
+        yield from once_in_json(references, x_NI, ask_part, np.concatenate)
     except LoraplexError as told:
         if told.status == untold.status:
             raise told from None
@@ -144,5 +148,6 @@ def _part(answer: Answer, value: Any, values: Any) -> Part[Any]:
         return Part(values, (which,), (0,) * len(values), queue_ms, forward_ms)
     adapters: list[AdapterRef | None] = [reference(each) for each in value["adapters"]]
     base = len(adapters)
-    choice_N = [base if place is None else place for place in value["row_adapters"]]
+    # `index` raises where there is no such place.
+    choice_N = [base if place is None else range(base).index(place) for place in value["row_adapters"]]
     return Part(values, (*adapters, None), choice_N, queue_ms, forward_ms)

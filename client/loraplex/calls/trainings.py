@@ -3,16 +3,17 @@
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from loraplex import reading
 from loraplex.arrays import array, check_finite
-from loraplex.calls.datasets import delete_dataset, put_arrays
+from loraplex.calls.datasets import delete_dataset, put_columns
 from loraplex.calls.making import given, path, send_json
 from loraplex.encoding import Encode, plain, read_rows
-from loraplex.errors import InvalidCombination, LoraplexError
+from loraplex.errors import InvalidCombination, LoraplexError, WrongType
 from loraplex.results import JobFields
 from loraplex.steps import Repeat, Steps, ask
 
@@ -20,13 +21,14 @@ INLINE_NUMBERS = 200_000
 """Of inputs, targets and the rest together: about 4 MiB of JSON. What has more goes as a data set."""
 _TEMPORARY = "loraplex-client-"
 _ARRAYS = ("inputs", "targets", "weights", "groups", "corpus")
-Rows = Mapping[str, Any]
+_PLANNING_SECONDS = 120.0
+"""What the service may take to look through the rows of a training."""
 
 
 class Sending:
     """Rows of one request as they are sent, and the data sets that are there for it alone."""
 
-    def __init__(self, encode: Encode | None, *, timeout: float) -> None:
+    def __init__(self, encode: Encode | None, *, timeout: float | None) -> None:
         self._encode = encode
         self._timeout = timeout
         self._made: list[str] = []
@@ -42,8 +44,7 @@ class Sending:
             else:
                 arrays[name] = _values(value, f"{field}.{name}") if name in _ARRAYS else value
         large = sum(value.size for value in arrays.values() if isinstance(value, np.ndarray)) > INLINE_NUMBERS
-        # Lists of labels, one a row, are no array: they fit in the request.
-        if not large or not all(isinstance(arrays[name], np.ndarray) for name in arrays if name in _ARRAYS):
+        if not large:
             return {name: plain(value) if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
         return (yield from self._as_dataset(arrays, fleet=fleet))
 
@@ -76,24 +77,19 @@ class Sending:
         name = _TEMPORARY + secrets.token_hex(8)
         self._made.append(name)
         renamed = {{"groups": "group"}.get(column, column): value for column, value in columns.items()}
-        yield from put_arrays(name, renamed, timeout=self._timeout)
+        yield from put_columns(name, renamed, timeout=self._timeout)
         return name
 
 
-def rows_given(inputs: Any, targets: Any, weights: Any, groups: Any, labels: Any, corpus: Any) -> Rows:
-    """Rows as arguments, by the names that the service has for them."""
-    return {
-        "inputs": inputs,
-        "targets": targets,
-        "weights": weights,
-        "groups": groups,
-        "labels": labels,
-        "corpus": corpus,
-    }
-
-
 def train(
-    name: str, rows: Rows, data: Any, body: Rows, *, encode: Encode | None, timeout: float, dry_run: bool
+    name: str,
+    rows: Mapping[str, Any],
+    data: Any,
+    body: Mapping[str, Any],
+    *,
+    encode: Encode | None,
+    timeout: float | None,
+    dry_run: bool,
 ) -> Steps[Any]:
     """Queue a training → `JobFields`, or say what it would be → `Estimate`."""
     known = given(rows)
@@ -108,37 +104,48 @@ def train(
     try:
         sent = yield from sending.read(known or data, field="data", fleet="{" in name)
         whole = {"name": name, **given(body), "data": sent}
+        post = partial(send_json, "POST", "/adapters", whole, timeout=timeout, allowance=_PLANNING_SECONDS)
         if dry_run:
-            dry = {"dry_run": "true"}
-            call = send_json(
-                "POST", "/adapters", whole, reading.estimate, query=dry, repeats=Repeat.ALWAYS, timeout=timeout
-            )
-            return (yield from ask(call))
-        return (yield from ask(send_json("POST", "/adapters", whole, reading.job, timeout=timeout)))
+            return (yield from ask(post(reading.estimate, query={"dry_run": "true"}, repeats=Repeat.ALWAYS)))
+        return (yield from ask(post(reading.job)))
     finally:
         yield from sending.clear()
 
 
-def update(name: str, rows: Rows, body: Rows, *, encode: Encode | None, timeout: float) -> Steps[JobFields]:
+def update(
+    name: str, rows: Mapping[str, Any], body: Mapping[str, Any], *, encode: Encode | None, timeout: float | None
+) -> Steps[JobFields]:
     """Queue an update: rows that come in, rows that are forgotten."""
     sending = Sending(encode, timeout=timeout)
     try:
         whole = given(body)
         for field, value in given(rows).items():
             whole[field] = yield from sending.read(value, field=field)
-        return (
-            yield from ask(send_json("POST", path("adapters", name, "update"), whole, reading.job, timeout=timeout))
-        )
+        where = path("adapters", name, "update")
+        call = send_json("POST", where, whole, reading.job, timeout=timeout, allowance=_PLANNING_SECONDS)
+        return (yield from ask(call))
     finally:
         yield from sending.clear()
 
 
 def _values(value: Any, field: str) -> Any:
-    """An array, finite as float32 where it is of floats; a list of lists of labels as it is."""
+    """An array, finite as float32 where it is of floats; a list of lists of labels as it is.
+
+    Raises `WrongType` for a list of several kinds, of which an array would make one: of ["cat", 1] two texts.
+    """
     if isinstance(value, list | tuple) and all(isinstance(row, list | tuple) for row in value):
         named = any(isinstance(name, str) for row in value for name in row)
         if named or len({len(row) for row in value}) > 1:
             return [list(row) for row in value]
+    elif isinstance(value, list | tuple):
+        kinds = set(map(type, value))
+        if len(set(map(_kind, kinds))) > 1:
+            raise WrongType(
+                f"{field} are of several kinds",
+                field=field,
+                given=", ".join(sorted(kind.__name__ for kind in kinds)),
+                expected="numbers alone, text alone, or true and false alone",
+            )
     found = array(value, field=field)
     if found.dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -146,3 +153,7 @@ def _values(value: Any, field: str) -> Any:
         check_finite(narrow, found, field=field)
         return narrow
     return found
+
+
+def _kind(kind: type) -> str:
+    return "text" if issubclass(kind, str) else "truth" if issubclass(kind, bool | np.bool_) else "number"

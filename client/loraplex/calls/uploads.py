@@ -5,7 +5,6 @@ from typing import Any
 from loraplex import reading
 from loraplex.arrays import numbers
 from loraplex.calls.making import conditions, given, path, send_json
-from loraplex.encoding import plain
 from loraplex.errors import InvalidCombination
 from loraplex.peft_files import read_source
 from loraplex.reading import reading as reading_json
@@ -51,6 +50,5 @@ def upload(
 
 
 def _member(key: str, value: Any) -> Any:
-    if key == "alpha":
-        return value
-    return plain(value) if key == "labels" else numbers(value, field=key).tolist()
+    # Labels as they are: an array of them would make text of a number, which the service refuses beside text.
+    return value if key in ("alpha", "labels") else numbers(value, field=key).tolist()
