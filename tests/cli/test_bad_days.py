@@ -229,6 +229,12 @@ def test_an_address_that_is_none_of_ours_is_asked_about(run: Run, url: str) -> N
         assert "the address of a loraplex service?" in run("--url", elsewhere, "adapters", status=1).stderr
 
 
+def test_an_error_in_the_shape_of_the_inference_protocol_is_one_of_ours(run: Run) -> None:
+    with _stranger(429, "application/json", json.dumps({"error": "256 rows wait already"}).encode()) as url:
+        ended = run("--url", url, "base", status=1)
+    assert ended.stderr == "loraplex: 256 rows wait already\nIt is busy: try again in a moment.\n"
+
+
 def test_what_cannot_be_rolled_back_is_no_bad_file(url: str, run: Run, tmp_path: Path) -> None:
     how = ("--rank", 1, "--epochs", 1, "--learning-rate", 0.1)
     run("train", DIGITS, "--name", "only-one", "--target", "digit", *how)
@@ -271,7 +277,7 @@ def test_ctrl_c_is_told_to_machines_as_json(url: str, trained: Ended, ask: Ask, 
 
 def test_sigterm_gives_the_cursor_back(url: str, trained: Ended, cancelling: None) -> None:
     data = ("--dataset", "turned-digits", "--name", "ended", "--target", "digit")
-    said, status = at_a_terminal("train", *data, *LONG, url=url, ended_after="running")
+    said, status = at_a_terminal("train", *data, *LONG, url=url, ended_after="ended \x1b")  # the bar of that name
     assert status == 128 + signal.SIGTERM
     assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")
 

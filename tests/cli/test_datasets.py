@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from tests.cli.conftest import Run
+from tests.harness import ServiceProcess
 
 Ask = Callable[..., Any]
 PEOPLE = "age,height,class\n31,1.71,a\n,1.80,b\nold,1.65,a\n40,1.77,b\n28,1.62,a\n"
@@ -57,3 +59,19 @@ def test_some_of_its_rows_are_shown(run: Run, ask: Ask, people: Path) -> None:
 def test_nothing_is_deleted_unless_somebody_says_yes(run: Run, ask: Ask, people: Path) -> None:
     assert "say --yes" in run("dataset", "delete", "people", status=2).stderr
     assert ask("dataset", "show", "people")["rows"] == 5
+
+
+def test_a_list_is_as_the_api_has_it(ask: Ask, people: Path, service: ServiceProcess) -> None:
+    assert ask("dataset", "list") == service.client.get("/datasets").json()["data"]
+
+
+def test_arrow_comes_as_a_stream_and_an_arrow_file_is_told_apart(run: Run, ask: Ask, tmp_path: Path) -> None:
+    table = pa.table({"a": [1.0, 2.0]})
+    with pa.ipc.new_stream(tmp_path / "stream.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert ask("dataset", "put", tmp_path / "stream.arrow")["rows"] == 2
+    with pa.ipc.new_file(tmp_path / "file.arrow", table.schema) as writer:
+        writer.write_table(table)
+    said = run("dataset", "put", tmp_path / "file.arrow", status=1).stderr
+    assert "is an Arrow file, and the service reads Arrow streams: write it by pyarrow.ipc.new_stream" in said
+    run("dataset", "delete", "stream", "--yes")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import LORAPLEX, environment
+from tests.harness import LORAPLEX, environment, free_port
 
 _RUN = (sys.executable, "-m", "loraplex")
 _SECONDS = 30
@@ -71,21 +71,31 @@ def test_without_the_service_its_commands_say_how_to_get_it(tmp_path: Path) -> N
     )
 
 
-def test_help_imports_nothing_of_the_service(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (["--help"], {}),
+        ([], {"_LORAPLEX_COMPLETE": "complete_bash", "COMP_WORDS": "loraplex adapter a", "COMP_CWORD": "2"}),
+    ],
+    ids=["help", "completion"],
+)
+def test_help_and_completion_import_neither_the_service_nor_the_client(
+    arguments: list[str], settings: dict[str, str], tmp_path: Path
+) -> None:
     script = (
         "import atexit, json, sys; from loraplex.cli import main; "
         "atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr)); main()"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", script, "--help"],
+        [sys.executable, "-c", script, *arguments],
         cwd=tmp_path,
-        env=environment(),
+        env=environment(url=f"http://127.0.0.1:{free_port()}") | settings,
         capture_output=True,
         text=True,
         timeout=_SECONDS,
     )
     loaded = set(json.loads(ended.stderr))
-    assert not loaded & {"torch", "app", "adapters", "fastapi", "pydantic", "sqlalchemy", "pyarrow"}
+    assert not loaded & {"torch", "app", "adapters", "fastapi", "sqlalchemy", "pyarrow", "httpx", "numpy"}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Ended, Run, hear_ctrl_c
-from tests.harness import LORAPLEX, environment, eventually
+from tests.harness import LORAPLEX, ServiceProcess, environment, eventually
 
 Ask = Callable[..., Any]
 ENDLESS = ("--rank", 4, "--method", "adamw", "--epochs", 300_000, "--learning-rate", 0.0001)
@@ -51,7 +51,7 @@ def test_a_job_that_is_cancelled_ends_who_follows_it_with_a_status_of_its_own(ru
         [LORAPLEX, "jobs", "--follow", endless], env=environment(url=url), stderr=subprocess.PIPE, text=True
     )
     assert follower.stderr is not None
-    assert follower.stderr.readline() == "running\n"
+    assert follower.stderr.readline() == "endless: running\n"
     assert run("cancel", endless).stdout == f"{endless} is cancelled\n"
     _, said = follower.communicate(timeout=60)
     assert follower.returncode == 4
@@ -67,7 +67,7 @@ def test_ctrl_c_leaves_the_job_alone_and_says_how_to_follow_it(ask: Ask, endless
         preexec_fn=hear_ctrl_c,
     )
     assert follower.stderr is not None
-    assert follower.stderr.readline() == "running\n"
+    assert follower.stderr.readline() == "endless: running\n"
     os.kill(follower.pid, signal.SIGINT)
     _, said = follower.communicate(timeout=60)
     assert follower.returncode == 130
@@ -95,6 +95,27 @@ def test_what_a_job_published_is_taken_back(run: Run, ask: Ask, trained: Ended) 
     assert run("revert", second["id"]).stdout == "taken-back: live is 1 again (it was 2)\n"
     assert run("revert", first["id"]).stdout == "taken-back: live is none again (it was 1)\n"
     assert ask("revert", first["id"])["skipped"][0]["reason"] == "live_moved"
+
+
+def test_machines_get_jobs_as_the_api_has_them(run: Run, ask: Ask, trained: Ended, service: ServiceProcess) -> None:
+    (job,) = ask("jobs", "--adapter", "acme", "--status", "succeeded", "--limit", 1)
+    of_acme = {"adapter": "acme", "status": "succeeded", "limit": "1"}
+    (listed,) = service.client.get("/jobs", params=of_acme).json()["data"]
+    shown = service.client.get(f"/jobs/{job['id']}").json()
+    assert _told(job) == listed
+    assert _told(ask("job", job["id"])) == shown
+    assert len(shown["history"]) > 1
+
+
+def test_machines_get_a_revert_as_the_api_has_it(ask: Ask, trained: Ended) -> None:
+    how = ("--rank", 2, "--method", "adamw", "--epochs", 1)
+    job = ask("train", "--dataset", "turned-digits", "--name", "reverted", "--target", "digit", *how)
+    assert ask("revert", job["id"]) == {"reverted": [{"name": "reverted", "from": 1, "to": None}], "skipped": []}
+
+
+def _told(job: Any) -> Any:
+    """A job without what is null in its progress, which the API leaves out."""
+    return job | {"progress": {name: value for name, value in job["progress"].items() if value is not None}}
 
 
 def test_a_job_that_is_not_there_is_said_not_to_be(run: Run) -> None:

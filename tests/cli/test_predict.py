@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import stat
+import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.conftest import DIGITS, Ended, Run
-from tests.harness import ServiceProcess
+from tests.cli.conftest import DIGITS, SECONDS, Ended, Run
+from tests.harness import LORAPLEX, ServiceProcess, environment, free_port
 
 Ask = Callable[..., Any]
 
@@ -94,7 +98,7 @@ def test_a_version_answers_where_it_is_named(ask: Ask, trained: Ended) -> None:
 
 
 def test_answers_are_written_to_files(run: Run, tmp_path: Path, trained: Ended, expected: dict[str, Any]) -> None:
-    for name in ("out.csv", "out.jsonl", "out.npy"):
+    for name in ("out.csv", "out.jsonl", "out.npy", "OUT.NPY"):
         ended = run("predict", "acme", DIGITS, "--limit", 10, "--out", tmp_path / name)
         assert ended.stdout == f"10 rows are in {tmp_path / name}\n"
     with (tmp_path / "out.csv").open() as file:
@@ -103,7 +107,8 @@ def test_answers_are_written_to_files(run: Run, tmp_path: Path, trained: Ended, 
     assert [row["digit"] for row in rows] == [str(n % 10) for n in range(10)]
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert _labels({"predictions": lines}) == expected["labels"]
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected["outputs"], rtol=1e-5, atol=1e-5)
+    for name in ("out.npy", "OUT.NPY"):
+        np.testing.assert_allclose(np.load(tmp_path / name), expected["outputs"], rtol=1e-5, atol=1e-5)
 
 
 def test_labels_of_text_come_back_by_name(run: Run, tmp_path: Path, ask: Ask) -> None:
@@ -129,7 +134,8 @@ def test_labels_of_text_come_back_by_name(run: Run, tmp_path: Path, ask: Ask) ->
         (("acme", "--row", "1,two,3"), 1, "row 0, column 1: not a number: 'two'"),
         (("acme", DIGITS, "--input-prefix", "px"), 1, "no column that begins with px"),
         (("acme", DIGITS, "--limit", "1", "--out", "x.txt"), 2, ".csv, .jsonl or .npy"),
-        (("acme", DIGITS, "--limit", "1", "--labels", "--out", "x.npy"), 2, "--outputs"),
+        (("acme", DIGITS, "--limit", "1", "--labels", "--out", "x.npy"), 2, "x.npy takes numbers only"),
+        (("acme", DIGITS, "--limit", "1", "--top-k", "1", "--out", "x.npy"), 2, "x.npy takes numbers only"),
         (("--base", "acme", DIGITS), 2, "leave the adapter out"),
         ((), 2, "Say which adapter"),
         (("acme", DIGITS, "--top-k", "1", "--outputs"), 2, "--top-k counts classes"),
@@ -157,3 +163,87 @@ def test_an_adapter_without_a_live_version_is_said_to_have_none(
     made = run("train", DIGITS, "--name", "unborn", "--target", "digit", *how)
     assert "unborn@1 was made, and live did not move" in made.stdout
     assert "none of the versions of unborn is live" in run("predict", "unborn", DIGITS, status=1).stderr
+
+
+def test_what_a_file_cannot_hold_is_not_asked_for(run: Run) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    run("predict", "acme", DIGITS, "--labels", "--out", "x.npy", "--url", nowhere, status=2)
+
+
+def test_answers_come_whole_or_not_at_all(url: str, trained: Ended, tmp_path: Path) -> None:
+    (tmp_path / "kept.csv").write_text("of before\n")
+    for name in ("kept.csv", "new.csv"):
+        ended = subprocess.run(
+            ["bash", "-c", f"ulimit -f 1; {LORAPLEX} predict acme {DIGITS} --out {name}"],  # files of 1 KiB at most
+            cwd=tmp_path,
+            env=environment(url=url),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+        assert ended.returncode == 1
+        assert f"loraplex: Cannot write {name}: File too large\n" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.csv"]
+    assert (tmp_path / "kept.csv").read_text() == "of before\n"
+
+
+def test_a_file_that_is_written_again_stays_what_it_was(run: Run, trained: Ended, tmp_path: Path) -> None:
+    private, pipe = tmp_path / "private.csv", tmp_path / "pipe.csv"
+    private.touch(mode=0o600)
+    (tmp_path / "link.csv").symlink_to(private)
+    run("predict", "acme", DIGITS, "--limit", 1, "--out", tmp_path / "link.csv")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    os.mkfifo(pipe)
+    heard: list[str] = []
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_text()), daemon=True)
+    reader.start()
+    run("predict", "acme", DIGITS, "--limit", 1, "--out", pipe)
+    reader.join(SECONDS)
+    assert heard == [private.read_text()]
+
+
+@pytest.mark.parametrize(("number", "given"), [("1e39", 1e39), ("1e400", "Infinity"), ("nan", "NaN")])
+def test_a_number_that_no_row_may_have_is_told_in_json(run: Run, trained: Ended, number: str, given: object) -> None:
+    ended = run("predict", "acme", "--row", " ".join([number, *["0"] * 63]), "--json", status=1)
+    problem = json.loads(ended.stderr, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (problem["code"], problem["row"], problem["given"]) == ("not_finite", 0, given)
+
+
+def test_the_row_of_a_problem_is_that_of_the_file(run: Run, trained: Ended, tmp_path: Path) -> None:
+    rows = np.zeros((4500, 64), np.float32)
+    rows[4400] = 3e38
+    np.save(tmp_path / "rows.npy", rows)  # which goes in two requests
+    problem = json.loads(run("predict", "acme", tmp_path / "rows.npy", "--json", status=1).stderr)
+    assert (problem["code"], problem["row"]) == ("output_not_finite", 4400)
+
+
+def test_an_integer_past_all_floats_is_named(run: Run, trained: Ended, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps([10**400, *[0] * 63]))
+    ended = run("predict", "acme", tmp_path / "rows.jsonl", status=1)
+    assert "rows.jsonl, row 0, column 0: not a number: '1000" in ended.stderr
+
+
+def test_the_target_is_no_input_wherever_it_stands(run: Run, trained: Ended, tmp_path: Path) -> None:
+    _, *rows = DIGITS.read_text().splitlines()
+    turned = [",".join([row[-1], *row.split(",")[:-1]]) for row in rows[:5]]
+    head = ",".join(["digit", *(f"{n}th" for n in range(64))])
+    (tmp_path / "rows.csv").write_text("\n".join([head, *turned]) + "\n")
+    ended = run("predict", "acme", tmp_path / "rows.csv")
+    assert ended.stderr == "inputs: 0th, 1th … 63th (64 columns); not used: digit\n"
+    assert "digit is right in" in ended.stdout
+
+
+def test_columns_that_are_called_by_numbers_are_known_from_the_training(run: Run, ask: Ask, tmp_path: Path) -> None:
+    _, *rows = DIGITS.read_text().splitlines()
+    (tmp_path / "numbered.csv").write_text("\n".join([",".join(map(str, range(65))), *rows]) + "\n")
+    how = ("--rank", 2, "--epochs", 1, "--learning-rate", 0.01)
+    run("train", tmp_path / "numbered.csv", "--name", "numbered", "--target", "64", *how)
+    ended = run("predict", "numbered", tmp_path / "numbered.csv", "--limit", 5)
+    assert ended.stderr == "inputs: 0, 1 … 63 (64 columns); not used: 64\n"
+    assert "64 is right in" in ended.stdout
+    assert len(ask("predict", "numbered", tmp_path / "numbered.csv")["predictions"]) == len(rows)
+    named = ("--inputs", ",".join(map(str, range(64))))
+    assert len(ask("predict", "--base", tmp_path / "numbered.csv", *named)["predictions"]) == len(rows)
+    nameless = "\n".join(row.rpartition(",")[0] for row in rows[:3])
+    assert len(ask("predict", "numbered", "-", stdin=nameless)["predictions"]) == 3

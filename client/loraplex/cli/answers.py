@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,29 +93,32 @@ class Answers:
         return [f"{name} is right in {plural(hits, 'row')} of {len(cells)}"]
 
 
-def check_out(file: Path, rows: str | None) -> None:
-    """Raises `WrongUsage` where answers cannot go to `file`, or would overwrite the rows that are asked about."""
+def check_out(file: Path, rows: str | None, *, classes: bool) -> None:
+    """Raises `WrongUsage` where answers, which may be `classes`, cannot go to `file`, or would overwrite the rows."""
     if file.suffix.lower() not in (".csv", ".jsonl", ".ndjson", ".npy"):
         raise WrongUsage(f"{file}: answers go to .csv, .jsonl or .npy.")
+    if classes and takes_numbers(file):
+        raise WrongUsage(f"{file} takes numbers only: leave --labels and --top-k out, or write a .csv or .jsonl.")
     if rows is not None and file.exists() and Path(rows).exists() and file.samefile(rows):
         raise WrongUsage(f"--out would overwrite {rows}, which the rows come from: name another file.")
 
 
+def takes_numbers(file: Path) -> bool:
+    """Whether it is a kind of file for numbers alone."""
+    return file.suffix.lower() == ".npy"
+
+
 def write_answers(answers: Answers, truth: Truth, file: Path) -> None:
-    """Write a .csv, .jsonl or .npy. Raises `BadFile` where it cannot be written."""
-    kind = file.suffix.lower()
+    """Write all of a .csv, .jsonl or .npy, or nothing. Raises `BadFile` where it cannot be written."""
     try:
-        if kind == ".npy":
-            _write_npy(answers, file)
-        elif kind == ".csv":
-            headings, rows = answers.cells(truth, digits=None)
-            with file.open("w", encoding="utf-8", newline="") as opened:
-                writer = csv.writer(opened)
-                writer.writerow(headings)
-                writer.writerows(rows)
-        else:
-            with file.open("w", encoding="utf-8") as opened:
-                opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows())
+        with _whole(file) as part:
+            if takes_numbers(file):
+                _write_npy(answers, part)
+            elif file.suffix.lower() == ".csv":
+                _write_csv(answers, truth, part)
+            else:
+                with part.open("w", encoding="utf-8") as opened:
+                    opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows())
     except OSError as error:
         raise BadFile(f"Cannot write {file}: {error.strerror}") from None
 
@@ -120,10 +126,34 @@ def write_answers(answers: Answers, truth: Truth, file: Path) -> None:
 def _write_npy(answers: Answers, file: Path) -> None:
     import numpy as np
 
-    if answers.outputs_NO is None:
-        raise WrongUsage(f"{file} takes numbers only: say --outputs, or write a .csv or .jsonl.")
+    assert answers.outputs_NO is not None  # `check_out` has seen to it
     with file.open("wb") as opened:
         np.save(opened, answers.outputs_NO)
+
+
+def _write_csv(answers: Answers, truth: Truth, file: Path) -> None:
+    headings, rows = answers.cells(truth, digits=None)
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(headings)
+        writer.writerows(rows)
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """Where to write what becomes `file` once it is whole; where that fails, `file` is as it was."""
+    file = file.resolve()
+    if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+        yield file  # a pipe or a device, which take things as they come; else opening it says what is wrong
+        return
+    part = file.with_name(f".loraplex-{os.getpid()}")
+    try:
+        yield part
+        if file.exists():
+            shutil.copymode(file, part)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _same(label: str | int, cell: Any) -> bool:

@@ -48,6 +48,13 @@ def selected(names: str | None, prefix: str | None, column: str | None) -> Selec
     return given[0] if given else None
 
 
+def has_columns(names: Collection[str], selection: Selection) -> bool:
+    """Whether all that is selected is among these."""
+    if "prefix" in selection:
+        return any(name.startswith(selection["prefix"]) for name in names)
+    return set(selection.get("columns") or [selection["column"]]) <= set(names)
+
+
 def split_names(text: str) -> list[str]:
     """`a,b,c` → names."""
     names = [name.strip() for name in text.split(",")]

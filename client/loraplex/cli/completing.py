@@ -4,6 +4,8 @@ import json
 import os
 from urllib.parse import quote
 
+from loraplex.cli.session import DEFAULT_URL, URL_VARIABLE
+
 _SECONDS = 0.5
 _MOST = 50
 
@@ -32,7 +34,7 @@ def _ask(path: str, member: str) -> list[str]:
     from http.client import HTTPException
     from urllib.request import urlopen
 
-    url = os.environ.get("LORAPLEX_URL") or "http://127.0.0.1:8000"
+    url = os.environ.get(URL_VARIABLE) or DEFAULT_URL
     try:
         with urlopen(f"{url.rstrip('/')}/{path}", timeout=_SECONDS) as answer:
             return [str(found[member]) for found in json.load(answer)["data"]]

@@ -5,7 +5,8 @@ from typing import Final
 REFUSED: Final = 1
 """The service refused what was asked for, or a file could not be used."""
 USAGE: Final = 2
-"""The command line itself is wrong, or does not go with the data; nothing was trained, changed or asked."""
+"""The command line itself is wrong, or does not go with the data. Nothing was trained, published or deleted; `FILE` may
+have been uploaded as a data set."""
 UNREACHABLE: Final = 3
 """No service answered, or not in time."""
 JOB_ENDED_BADLY: Final = 4

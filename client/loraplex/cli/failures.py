@@ -10,8 +10,8 @@ import typer
 from loraplex import errors
 from loraplex.cli.exits import INTERRUPTED, JOB_ENDED_BADLY, REFUSED, UNREACHABLE, USAGE
 from loraplex.cli.plain import problem
-from loraplex.cli.visible import visible
 from loraplex.errors import LoraplexError
+from loraplex.visible import visible
 
 _FEW_ROWS = 5
 _WHOLE = "body"
@@ -104,8 +104,8 @@ def _hint(error: LoraplexError, url: str) -> str:
 
 
 def _from_in_between(error: LoraplexError) -> bool:
-    """Whether something answered that does not speak as the service does."""
-    return error.status is not None and "code" not in error.members
+    """Whether something answered that speaks neither as the service does nor as its `/v2` does."""
+    return error.status is not None and not {"code", "error"} & error.members.keys()
 
 
 def _where(error: LoraplexError) -> str:

@@ -1,20 +1,17 @@
 """`jobs`, `job`, `cancel`, `revert`."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from loraplex.cli.completing import complete_adapter, complete_job
-from loraplex.cli.following import follow
+from loraplex.cli.following import follow, follow_in_lines
 from loraplex.cli.reporting import dash, held_out, losses, number, outcome, pairs, when
 from loraplex.cli.session import Session, command
 from loraplex.cli.tables import Fitting
 from loraplex.cli.training import show_ended
 from loraplex.jobs import succeeded
 from loraplex.results import JobFields, JobStatus
-
-if TYPE_CHECKING:
-    from loraplex.results import Event
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the job.", autocompletion=complete_job)]
 
@@ -93,16 +90,12 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
 
 def _follow(session: Session, job_id: str) -> None:
-    if not session.as_json:
+    if session.as_json:
+        job = follow_in_lines(session, job_id)
+    else:
         job = follow(session, job_id)
         show_ended(session, job)
-    else:
-        job = follow(session, job_id, tell=lambda event: session.give_line(_line(event)))
     succeeded(job)
-
-
-def _line(event: "Event") -> dict[str, object]:
-    return {"event": event.name, "data": event.data, "id": event.id}
 
 
 def _progress(job: JobFields) -> tuple[str, str]:

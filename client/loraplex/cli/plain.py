@@ -1,29 +1,44 @@
-"""Results as JSON values."""
+"""Results as JSON values, in the shapes that the HTTP API gives them."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from loraplex.errors import LoraplexError
-from loraplex.results import JobFields
+from loraplex.results import Back, Estimate, JobFields, LossPoint
+
+_NOT_IN_LISTS = ("history", "log", "columns", "bad_rows")
+"""Reports, which the client has as empty where a list left them out."""
 
 
-def plain(value: Any) -> Any:
-    """A result of the client, or whatever holds some, as what `json` writes."""
+def plain(value: Any, *, listed: bool = False) -> Any:
+    """A result of the client, or whatever holds some, as what `json` writes; `listed`: it is one of many."""
     if isinstance(value, LoraplexError):
         return problem(value)
-    if isinstance(value, JobFields):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(JobFields)}
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, LossPoint):
+        return [value.step, value.loss]
+    if isinstance(value, Back):
+        return {"name": value.name, "from": value.version, "to": value.to}
+    if isinstance(value, Estimate):
+        takes = {"memory_bytes": value.memory_bytes, "seconds": value.seconds}
+        return {"spec": plain(value.spec), "estimate": takes, "adapters": value.adapters}
+    if is_dataclass(value):
+        # A job that can be waited for has its client too.
+        names = [field.name for field in fields(JobFields if isinstance(value, JobFields) else value)]
+        shown = [name for name in names if not (listed and name in _NOT_IN_LISTS)]
+        return {name: plain(getattr(value, name), listed=listed) for name in shown}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: plain(each) for name, each in value._asdict().items()}
     if isinstance(value, Mapping):
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(each) for each in value]
+        return [plain(each, listed=True) for each in value]
     if hasattr(value, "tolist"):
-        return value.tolist()
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)  # as text, which is what the service's problems give too
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
@@ -41,4 +56,6 @@ def problem(error: LoraplexError) -> dict[str, Any]:
         "expected": error.expected,
         "request_id": error.request_id,
     }
-    return {name: plain(each) for name, each in (known | dict(error.members)).items() if each is not None}
+    # What the client knows better, such as the row of all that were sent in parts, is in the error itself.
+    whole = {**error.members, **{name: value for name, value in known.items() if value is not None}}
+    return {name: plain(each) for name, each in whole.items() if each is not None}

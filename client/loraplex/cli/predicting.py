@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraplex.cli.answers import Answers, check_out, write_answers
-from loraplex.cli.columns import Selection, infer_inputs, listed, selected
+from loraplex.cli.answers import Answers, check_out, takes_numbers, write_answers
+from loraplex.cli.columns import Selection, has_columns, infer_inputs, listed, selected
 from loraplex.cli.completing import complete_adapter
 from loraplex.cli.failures import WrongUsage
 from loraplex.cli.rows import Rows, read_rows, rows_of_options
@@ -15,7 +15,6 @@ from loraplex.errors import AdapterNotLive, AliasNotFound
 from loraplex.results import Base, Version
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _OF_CLASSES = ("cross_entropy", "binary_cross_entropy")
@@ -84,15 +83,18 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             raise WrongUsage("Say which adapter, or --base for the bare base layer.")
         if top_k is not None and labels is False:
             raise WrongUsage("--top-k counts classes: leave it out, or --outputs.")
+        if (file is None) == (not row):
+            raise WrongUsage('Give the rows: a file, - for standard input, or --row "1,2,3". One of them.')
         if out is not None:
-            check_out(out, file)
-        rows = _rows(file, row, limit)
+            check_out(out, file, classes=bool(labels) or top_k is not None)
+        wanted = selected(inputs, input_prefix, input_column)
         version = None if name is None else find_version(session, name)
         reference = None if version is None else version.reference
+        expected = wanted or _trained_on(version).get("inputs")
+        rows = rows_of_options((row or [])[:limit]) if file is None else read_rows(file, limit=limit, expected=expected)
         layer = session.client.base()
-        wanted = selected(inputs, input_prefix, input_column)
         x_NI = rows.numbers(_selection(session, rows, version, layer, wanted))
-        usual = top_k is not None or (_is_classifier(version) and not _wants_numbers(out))
+        usual = top_k is not None or (_is_classifier(version) and not (out and takes_numbers(out)))
         most = min(top_k or _TOP_K, layer.out_features) if (usual if labels is None else labels) else None
         answers = _ask(session, reference, x_NI, top_k=most)
         truth = _truth(rows, version)
@@ -119,12 +121,6 @@ def find_version(session: Session, reference: str) -> Version:
     return adapter.live
 
 
-def _rows(file: str | None, row: list[str] | None, limit: int | None) -> Rows:
-    if (file is None) == (not row):
-        raise WrongUsage('Give the rows: a file, - for standard input, or --row "1,2,3". One of them.')
-    return read_rows(file, limit=limit) if file is not None else rows_of_options((row or [])[:limit])
-
-
 def _selection(
     session: Session, rows: Rows, version: Version | None, layer: Base, wanted: Selection | None
 ) -> Selection | None:
@@ -137,11 +133,11 @@ def _selection(
         return None
     if wanted is None:
         trained = _trained_on(version).get("inputs")
-        if trained is not None and _has(rows, trained):
+        if trained is not None and has_columns(rows.names, trained):
             wanted = trained
         else:
-            target = {rows.names[-1]} & set(_targets(version))
-            wanted = infer_inputs(rows.described(), layer, taken=target).value
+            taken = set(rows.names) & set(_targets(version))
+            wanted = infer_inputs(rows.described(), layer, taken=taken).value
     used = rows.used(wanted)
     left = [name for name in rows.names if name not in used]
     session.say(f"inputs: {listed(used)}" + (f"; not used: {listed(left)}" if left else ""))
@@ -158,13 +154,6 @@ def _targets(version: Version | None) -> list[str]:
     return [told["column"]] if "column" in told else list(told.get("columns", ()))
 
 
-def _has(rows: Rows, selection: Selection) -> bool:
-    names = rows.names or []
-    if "prefix" in selection:
-        return any(name.startswith(selection["prefix"]) for name in names)
-    return set(selection.get("columns") or [selection["column"]]) <= set(names)
-
-
 def _truth(rows: Rows, version: Version | None) -> tuple[str, list[Any]] | None:
     """What is right, where the file has the one column that the adapter was trained to tell."""
     targets = _targets(version)
@@ -179,11 +168,7 @@ def _is_classifier(version: Version | None) -> bool:
     return version.labels is not None or (version.lineage or {}).get("loss") in _OF_CLASSES
 
 
-def _wants_numbers(out: Path | None) -> bool:
-    return out is not None and out.suffix == ".npy"
-
-
-def _ask(session: Session, reference: str | None, x_NI: "NDArray[np.float32]", *, top_k: int | None) -> Answers:
+def _ask(session: Session, reference: str | None, x_NI: "NDArray[Any]", *, top_k: int | None) -> Answers:
     if top_k is None:
         return Answers(outputs_NO=session.client.predict(reference, x_NI).outputs)
     return Answers(labels=session.client.classify(reference, x_NI, top_k=top_k))

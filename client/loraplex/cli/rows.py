@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from zipfile import BadZipFile
 
-from loraplex.cli.columns import Selection
+from loraplex.cli.columns import Selection, has_columns
 from loraplex.cli.failures import BadFile, WrongUsage
 from loraplex.dataset_results import Column
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 STDIN = "-"
@@ -66,12 +65,12 @@ class Rows:
         is_number = not isinstance(cell, bool) and _is_number(cell)
         return Column(name, "float64" if is_number else "string", None, 0, 0)
 
-    def numbers(self, selection: Selection | None) -> "NDArray[np.float32]":
-        """(N, I) float32: the selected columns, or all where rows are nothing but numbers. Raises `BadFile`."""
+    def numbers(self, selection: Selection | None) -> "NDArray[Any]":
+        """(N, I): the selected columns, or all where rows are nothing but numbers. Raises `BadFile`."""
         import numpy as np
 
         if isinstance(self.cells, np.ndarray):
-            return np.asarray(self.cells, np.float32)
+            return self.cells
         names = self.names or []
         places = None if selection is None else [names.index(name) for name in self.used(selection)]
         found = [
@@ -82,7 +81,7 @@ class Rows:
         for row, numbers in enumerate(found):
             if len(numbers) != width:
                 raise BadFile(f"{self.source}, row {row}: {len(numbers)} numbers, where row 0 has {width}", row=row)
-        return np.array(found, np.float32)
+        return np.array(found)
 
     def _cell(self, row: int, place: int) -> list[float]:
         cell = self.cells[row][place]
@@ -95,10 +94,11 @@ class Rows:
             ) from None
 
 
-def read_rows(source: str, *, limit: int | None) -> Rows:
+def read_rows(source: str, *, limit: int | None, expected: Selection | None) -> Rows:
     """Rows of a CSV, JSON lines or NPY file, or of standard input (`-`), where the first byte tells which it is.
 
-    Raises `BadFile` and `WrongUsage`.
+    A first line of nothing but numbers is a row, unless it has the `expected` columns. Raises `BadFile` and
+    `WrongUsage`.
     """
     path = Path(source)
     kind = path.suffix.lower()
@@ -106,12 +106,12 @@ def read_rows(source: str, *, limit: int | None) -> Rows:
         if source == STDIN:
             # As files are read, whatever the locale is.
             file = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
-            return _read_text(file, "standard input", limit, as_json=None)
+            return _read_text(file, "standard input", limit, expected, as_json=None)
         if kind == ".npy":
             return _read_npy(path, limit)
         if kind in _JSON_LINES or kind == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as opened:
-                return _read_text(opened, path.name, limit, as_json=kind != ".csv")
+                return _read_text(opened, path.name, limit, expected, as_json=kind != ".csv")
     except (OSError, UnicodeDecodeError, csv.Error, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else _WRONG.get(type(error), str(error))
         raise BadFile(f"Cannot read {'standard input' if source == STDIN else source}: {reason}") from None
@@ -141,19 +141,21 @@ def _read_npy(path: Path, limit: int | None) -> Rows:
     return _checked(Rows(source=path.name, names=None, cells=np.atleast_2d(array)[:limit]))
 
 
-def _read_text(file: TextIO, source: str, limit: int | None, *, as_json: bool | None) -> Rows:
+def _read_text(
+    file: TextIO, source: str, limit: int | None, expected: Selection | None, *, as_json: bool | None
+) -> Rows:
     text = itertools.dropwhile(lambda line: not line.strip(), file)
     first = next(text, "")
     lines = itertools.chain([first], text)
     if as_json is None:
         as_json = first.lstrip()[:1] in ("{", "[")
-    return _checked(_read_json(lines, source, limit) if as_json else _read_csv(lines, source, limit))
+    return _checked(_read_json(lines, source, limit) if as_json else _read_csv(lines, source, limit, expected))
 
 
-def _read_csv(lines: Iterator[str], source: str, limit: int | None) -> Rows:
+def _read_csv(lines: Iterator[str], source: str, limit: int | None, expected: Selection | None) -> Rows:
     reader = (cells for cells in csv.reader(lines) if cells)
     first = next(reader, [])
-    has_names = not all(map(_is_number, first))
+    has_names = not all(map(_is_number, first)) or (expected is not None and has_columns(first, expected))
     twice = [name for name, count in Counter(first).items() if count > 1] if has_names else []
     if twice:
         raise BadFile(f"{source}: two columns are called {twice[0]!r}")
@@ -210,4 +212,7 @@ def _number(cell: object) -> float:
     """Raises `ValueError` for what is no number; text is one where it is written in decimal."""
     if isinstance(cell, bool) or not isinstance(cell, int | float | str) or (isinstance(cell, str) and "_" in cell):
         raise ValueError(cell)
-    return float(cell)
+    try:
+        return float(cell)
+    except OverflowError:  # an integer above what a float holds
+        raise ValueError(cell) from None

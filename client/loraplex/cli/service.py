@@ -1,16 +1,13 @@
 """`base` and `status`."""
 
-import itertools
 from collections.abc import Iterable
 
 import typer
 
 from loraplex.cli.exits import REFUSED
-from loraplex.cli.reporting import dash, pairs
+from loraplex.cli.reporting import pairs
 from loraplex.cli.session import Session, command
 from loraplex.results import Base, JobStatus
-
-_COUNTED = 1000
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
@@ -46,7 +43,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             "service": session.url,
             "ready": "yes" if ready else "no: it is starting or stopping",
             "base layer": f"{found.source}, {found.in_features} numbers in, {found.out_features} out",
-            **{name.replace("_", " "): _shown(count) for name, count in counts.items()},
+            **{name.replace("_", " "): f"{count:,}" for name, count in counts.items()},
         }
         session.give({"url": session.url, "ready": ready, "base": found, **counts}, pairs(about))
         if not ready:
@@ -54,9 +51,4 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
 
 def _count(found: Iterable[object]) -> int:
-    """How many there are, up to one more than are counted."""
-    return len(list(itertools.islice(found, _COUNTED + 1)))
-
-
-def _shown(count: int) -> str:
-    return dash(count) if count <= _COUNTED else f"more than {_COUNTED}"
+    return sum(1 for _ in found)

@@ -17,8 +17,8 @@ import typer
 from loraplex.cli import failures
 from loraplex.cli.exits import REFUSED
 from loraplex.cli.plain import plain
-from loraplex.cli.visible import visible
 from loraplex.errors import InvalidInput
+from loraplex.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -161,6 +161,6 @@ def confirm(question: str, *, yes: bool) -> None:
         raise typer.Exit(REFUSED)
 
 
-def plural(count: int, one: str, many: str | None = None) -> str:
+def plural(count: int, one: str) -> str:
     """`1 row`, `2 rows`."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+    return f"{count:,} {one}{'' if count == 1 else 's'}"

@@ -41,7 +41,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             Path | None,
             typer.Argument(
                 metavar="FILE",
-                help="CSV, Parquet, Arrow, JSON lines or NPZ; uploaded as a data set.",
+                help="CSV, Parquet, Arrow stream, JSON lines or NPZ; uploaded as a data set.",
                 show_default=False,
             ),
         ] = None,
