@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _SECONDS_BETWEEN_LINES = 2.0
+_BETWEEN = " · "
 
 
 class Display:
@@ -80,6 +81,7 @@ class Bar(Display):
             console=console,
         )
         self._task = self._line.add_task("", total=None, said="")
+        self._status = self._said = ""
 
     def job(self, job: JobFields) -> None:
         """With the name of what it trains."""
@@ -88,18 +90,24 @@ class Bar(Display):
 
     def progress(self, progress: Progress) -> None:
         """Move the bar."""
-        self._line.update(self._task, total=progress.steps, completed=progress.step, said=_said(progress))
+        self._said = _said(progress)
+        self._line.update(self._task, total=progress.steps, completed=progress.step)
+        self._say()
 
     def status(self, status: str) -> None:
-        """Say so where there is no progress to show."""
-        if self._line.tasks[0].total is None or status not in ("queued", "running"):
-            last = self._line.tasks[0].fields["said"].partition(" · ")[0]
-            shown = status if self._line.tasks[0].total is None else f"{last} · {status}"
-            self._line.update(self._task, said=shown)
+        """Say so, unless it goes on and there is more to say."""
+        self._status = status
+        self._say()
+        self._line.refresh()
 
     def log(self, text: str) -> None:
         """A line above the bar."""
         _print(self._line.console, f"  {text}")
+
+    def _say(self) -> None:
+        goes_on = self._status in ("queued", "running")
+        said = self._said or self._status if goes_on else _joined(self._said.partition(_BETWEEN)[0], self._status)
+        self._line.update(self._task, said=said)
 
     def __enter__(self) -> Self:
         self._line.start()
@@ -131,7 +139,7 @@ class Lines(Display):
         late = now - self._shown_at >= _SECONDS_BETWEEN_LINES or progress.step == progress.steps
         if progress.step != self._step and late:
             self._shown_at, self._step = now, progress.step
-            self._say(f"step {progress.step}/{progress.steps} · {_said(progress)}")
+            self._say(_joined(f"step {progress.step}/{progress.steps}", _said(progress)))
 
     def status(self, status: str) -> None:
         """A line where it is another one."""
@@ -169,4 +177,8 @@ def _said(progress: Progress) -> str:
         None if progress.loss is None else f"loss {progress.loss:.4g}",
         None if not progress.seconds_left else f"{progress.seconds_left:.0f} s left",
     ]
-    return " · ".join(part for part in parts if part is not None)
+    return _joined(*parts)
+
+
+def _joined(*parts: str | None) -> str:
+    return _BETWEEN.join(part for part in parts if part)

@@ -1,7 +1,6 @@
 """What both drivers share: a client's settings, a call as httpx sends it, and httpx's errors as loraplex's."""
 
 import asyncio
-import os
 import random
 import re
 import time
@@ -13,13 +12,12 @@ from typing import IO, Any
 
 import httpx
 
+from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
 from loraplex.encoding import Encode
 from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, TimedOut, Unreachable
 from loraplex.retrying import NotSent, Patience, check_timeout
 from loraplex.steps import Answer, Attempt, Open
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-URL_VARIABLE = "LORAPLEX_URL"
 _CHUNK_BYTES = 2**18
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"|[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
@@ -50,7 +48,7 @@ def settings(
     headers: Mapping[str, str] | None,
 ) -> Settings:
     """Checked; raises `InvalidInput`."""
-    where = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    where = address(url)
     try:
         parsed = httpx.URL(where)
     except httpx.InvalidURL:

@@ -16,6 +16,8 @@ from loraplex.errors import InvalidDataset, WrongType
 NPZ = "application/x-npz"
 LINES = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
+_ARROW_FILE = b"ARROW1"
+"""What the other of Arrow's two formats begins with, which files called .arrow have as often as not."""
 _BY_ENDING: Mapping[str, str] = {
     ".csv": "text/csv",
     ".jsonl": LINES,
@@ -38,6 +40,15 @@ def media_type(file: Path, said: str | None = None) -> str:
             given=str(file),
             expected=f"a file that ends in {', '.join(_BY_ENDING)}",
         )
+    if kind == ARROW:
+        with file.open("rb") as opened:
+            if opened.read(len(_ARROW_FILE)) == _ARROW_FILE:
+                raise InvalidDataset(
+                    f"{file} is an Arrow file, and the service reads Arrow streams",
+                    field="source",
+                    given=str(file),
+                    expected="what pyarrow.ipc.new_stream writes, or Parquet",
+                )
     return kind
 
 

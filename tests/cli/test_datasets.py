@@ -73,5 +73,5 @@ def test_arrow_comes_as_a_stream_and_an_arrow_file_is_told_apart(run: Run, ask: 
     with pa.ipc.new_file(tmp_path / "file.arrow", table.schema) as writer:
         writer.write_table(table)
     said = run("dataset", "put", tmp_path / "file.arrow", status=1).stderr
-    assert "is an Arrow file, and the service reads Arrow streams: write it by pyarrow.ipc.new_stream" in said
+    assert "is an Arrow file, and the service reads Arrow streams" in said
     run("dataset", "delete", "stream", "--yes")

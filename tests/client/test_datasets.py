@@ -40,6 +40,15 @@ def test_a_file_is_what_its_ending_says(start: Start, tmp_path: Path, ending: st
     assert client.put_dataset("people", TABLE).version == version.version == 1
 
 
+def test_an_arrow_file_is_told_from_a_stream_before_it_is_sent(start: Start, tmp_path: Path) -> None:
+    with pa.ipc.new_file(tmp_path / "people.arrow", TABLE.schema) as writer:
+        writer.write_table(TABLE)
+    client = start()
+    with pytest.raises(InvalidDataset, match="is an Arrow file, and the service reads Arrow streams"):
+        client.put_dataset("people", tmp_path / "people.arrow")
+    assert list(client.datasets()) == []
+
+
 def test_arrays_are_columns_by_name(start: Start) -> None:
     client = start()
     columns = {"x": torch.ones(3, 4, dtype=torch.bfloat16), "y": [1, 2, 3], "file": np.array(["a", "b", "c"], object)}

@@ -252,14 +252,16 @@ def test_progress_is_a_bar_in_a_terminal(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     logged = event("log", {"time": "t", "text": "slow"}, "e0")
-    moved = event("progress", {"step": 9, "steps": 9, "loss": 0.25}, "e1")
-    scripted.plan([reply(200, JOB), stream(logged, moved, END), reply(200, ENDED)])
+    first, last = {"step": 0, "steps": 9, "loss": None}, {"step": 9, "steps": 9, "loss": 0.25}
+    seen = stream(logged, event("progress", last, "e1"), END)
+    scripted.plan([reply(200, JOB | {"progress": first}), seen, reply(200, ENDED | {"progress": last})])
     connect(scripted.url).wait("j1", progress=True)
     shown = capsys.readouterr().err
     assert "acme" in shown
     assert "━" in shown
     assert "  slow\n" in shown
-    assert "loss 0.25 · succeeded" in shown
+    assert "queued" in shown
+    assert "loss 0.25 · succeeded" in shown.rpartition("\r")[2]  # what stays
 
 
 def test_leaving_the_iteration_closes_the_stream(scripted: Scripted) -> None:

@@ -1,10 +1,9 @@
 """Names that a shell completes: the service is asked, and where it says nothing in half a second there are none."""
 
 import json
-import os
 from urllib.parse import quote
 
-from loraplex.cli.session import DEFAULT_URL, URL_VARIABLE
+from loraplex.address import address
 
 _SECONDS = 0.5
 _MOST = 50
@@ -34,9 +33,8 @@ def _ask(path: str, member: str) -> list[str]:
     from http.client import HTTPException
     from urllib.request import urlopen
 
-    url = os.environ.get(URL_VARIABLE) or DEFAULT_URL
     try:
-        with urlopen(f"{url.rstrip('/')}/{path}", timeout=_SECONDS) as answer:
+        with urlopen(f"{address().rstrip('/')}/{path}", timeout=_SECONDS) as answer:
             return [str(found[member]) for found in json.load(answer)["data"]]
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return []

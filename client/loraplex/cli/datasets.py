@@ -17,8 +17,6 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MOST_BAD_ROWS = 5
 _MOST_COLUMNS = 12
 _LONGEST_CELL = 24
-_ARROW_FILE = b"ARROW1"
-"""What the other of Arrow's two formats begins with, which files called .arrow have as often as not."""
 
 Name = Annotated[
     str,
@@ -32,12 +30,6 @@ def put_dataset(session: Session, name: str, file: Path) -> DatasetVersion:
     """Upload a file, and say what was found in it."""
     if not file.is_file():
         raise BadFile(f"{file} is no file" if file.exists() else f"There is no file {file}")
-    with file.open("rb") as opened:
-        if opened.read(len(_ARROW_FILE)) == _ARROW_FILE:
-            raise BadFile(
-                f"{file} is an Arrow file, and the service reads Arrow streams: write it by pyarrow.ipc.new_stream, or "
-                "as Parquet"
-            )
     stored: DatasetVersion = session.client.put_dataset(name, file)
     session.say(
         f"data set: {stored.dataset}@{stored.version}, {plural(stored.rows, 'row')}, "

@@ -6,7 +6,6 @@ standard error.
 
 import inspect
 import json
-import os
 import sys
 from collections.abc import Callable
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 
 import typer
 
+from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
 from loraplex.cli import failures
 from loraplex.cli.exits import REFUSED
 from loraplex.cli.plain import plain
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from loraplex.client import Client
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-URL_VARIABLE = "LORAPLEX_URL"
 _RETRIES = 2
 """Somebody waits: a service that is not there is said to be so within a second or two."""
 _NARROWEST = 80
@@ -47,7 +45,7 @@ class Session:
     """One run of one command."""
 
     def __init__(self, *, url: str | None, as_json: bool) -> None:
-        self.url = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
+        self.url = address(url)
         self.as_json = as_json
 
     @cached_property
