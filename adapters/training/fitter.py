@@ -137,7 +137,8 @@ def _give_way(process: int) -> None:
     # Only Linux knows this class, and not in every sandbox.
     with suppress(AttributeError, OSError):
         for thread in os.listdir(f"/proc/{process}/task"):
-            os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
+            with suppress(ProcessLookupError):  # a thread that has ended meanwhile
+                os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
 
 
 def says_no_memory(text: str) -> bool:

@@ -41,6 +41,18 @@ def test_it_runs_where_nothing_else_wants_the_core_once_it_has_loaded_what_it_ne
         fitter.kill()
 
 
+def test_a_thread_that_has_ended_keeps_no_other_from_that_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitter = Fitter({"source": "zeros:2,2"}, threads=1, memory_bytes=2**31)
+    try:
+        process = fitter.start()
+        ended = str(2**30)  # above every id that the kernel gives
+        monkeypatch.setattr(os, "listdir", lambda _folder: [ended, str(process.pid)])
+        assert eventually(lambda: fitter.is_ready(0.1), what="a process that fits")
+        assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+    finally:
+        fitter.kill()
+
+
 def test_it_runs_on_systems_without_that_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "SCHED_IDLE", raising=False)
     fitter = Fitter({"source": "zeros:2,2"}, threads=1, memory_bytes=2**31)
