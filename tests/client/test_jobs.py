@@ -123,11 +123,21 @@ def test_an_interrupt_leaves_the_job_alone(serve: Serve, monkeypatch: pytest.Mon
         assert job.refresh().status is JobStatus.QUEUED
 
 
-def test_jobs_are_listed_over_pages(start: Start) -> None:
+def test_jobs_are_listed_newest_first_and_no_more_than_asked_for(start: Start) -> None:
     client = start()
     made = [client.train(f"a{n}", rank=1, inputs=X[:2], targets=Y[:2]).id for n in range(3)]
     assert [job.id for job in client.jobs()] == made[::-1]
     assert [job.id for job in client.jobs(limit=2)] == made[:0:-1]
+
+
+def test_a_list_goes_on_with_the_next_page(connect: Connect, scripted: Scripted) -> None:
+    pages = [{"data": [JOB | {"id": "j1"}], "next_cursor": "c/1"}, {"data": [JOB | {"id": "j2"}], "next_cursor": None}]
+    scripted.plan([reply(200, page) for page in pages])
+    assert [job.id for job in connect(scripted.url).jobs(status="queued")] == ["j1", "j2"]
+    first, second = (asked.line for asked in scripted.asked)
+    assert "cursor" not in first
+    assert "cursor=c%2F1" in second
+    assert "status=queued" in second
 
 
 def test_what_is_not_there_or_has_no_name_is_said(start: Start) -> None:
