@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test openapi screenshots check bench
+.PHONY: help setup demo serve test openapi screenshots check bench pairs attacks
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -47,6 +47,13 @@ check: .venv/dev.stamp  ## ruff and mypy
 bench: benchmarks/.venv/run.stamp  ## measure it beside its peers, half an hour; writes benchmarks/RESULTS.md
 	@command -v wrk >/dev/null || benchmarks/install_wrk.sh
 	@benchmarks/.venv/bin/python -m benchmarks $(patsubst quick,--quick,$(BENCH))
+
+pairs: .venv/dev.stamp  ## compare /predict with another commit: make pairs COMMIT=...; writes benchmarks/PAIRS.md
+	@command -v wrk >/dev/null || benchmarks/install_wrk.sh
+	@$(BIN)/python -m benchmarks.pairs $(COMMIT)
+
+attacks: .venv/dev.stamp  ## attack the service and measure what others notice of it; writes benchmarks/ATTACKS.md
+	@$(BIN)/python -m benchmarks.attacks
 
 # Also made again when the Python that it points to has gone.
 $(BIN)/python:

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +27,8 @@ _PACKAGES = (
 )
 
 
-def describe() -> dict[str, str]:
-    """Machine and versions; no names of machines or people."""
+def describe(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Return the machine and the versions of `packages`; no names of machines or people."""
     return {
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),
@@ -35,7 +36,7 @@ def describe() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "load before": f"{os.getloadavg()[0]:.1f}",
         "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
+        **{package: version(package) for package in packages},
         "wrk": _wrk(),
     }
 
@@ -56,7 +57,7 @@ def _commit() -> str:
         "adapters",
         "app",
         "benchmarks",
-        ":!benchmarks/RESULTS.md",
+        ":!benchmarks/*.md",
         ":!benchmarks/results*",
     )
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (", with changes" if changed else "")

@@ -26,7 +26,7 @@ def measure(plan: Plan, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
     store = make_store(folder / "store", SHAPE, tenants=plan.tenants, rank=RANK)
     requests = write_requests(folder / "requests", SHAPE, Mix(plan.tenants), binary=False)
-    queue = {"queue_rows": _QUEUE_ROWS} if "queue_rows" in Settings.model_fields else {}
+    queue: dict[str, Any] = {"queue_rows": _QUEUE_ROWS} if "queue_rows" in Settings.model_fields else {}
     if not queue:
         say("overload: this service has no LORAPLEX_QUEUE_ROWS, and so no bound")
     rounds = []

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -24,13 +25,15 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 class Server:
     """One server and the processes that it started."""
 
-    def __init__(self, command: Sequence[str], *, port: int, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], *, port: int, log: Path, environment: Mapping[str, str], root: Path = ROOT
+    ) -> None:
         self.port = port
         self._log = log
         with log.open("ab") as output:
             self.started_at = time.monotonic()
             self._process = psutil.Popen(
-                command, cwd=ROOT, env=dict(environment), stdout=output, stderr=output, start_new_session=True
+                command, cwd=root, env=dict(environment), stdout=output, stderr=output, start_new_session=True
             )
 
     def wait_until(self, request: bytes) -> float:
@@ -53,6 +56,14 @@ class Server:
     def cpu_seconds(self) -> float:
         """CPU time of all of them."""
         return sum(sum(process.cpu_times()[:2]) for process in self.tree())
+
+    def rss(self) -> int:
+        """Return the resident bytes of all of them."""
+        total = 0
+        for process in self.tree():
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total
 
     def largest_rss(self) -> int:
         """Resident bytes of the largest of them: the one that answers."""
@@ -81,15 +92,24 @@ class Server:
         psutil.wait_procs(alive, timeout=_END_SECONDS)
 
 
-def start_service(data_dir: Path, base: str, **settings: object) -> Server:
-    """`loraplex serve` with one worker, and no trainer unless told otherwise."""
+def start_service(
+    data_dir: Path, base: str, *, root: Path = ROOT, launcher: Sequence[str] = (), **settings: object
+) -> Server:
+    """Start `loraplex serve` of the checkout in `root`, with one worker, and no trainer unless `settings` has some.
+
+    `launcher` is a command that runs the one that follows it, such as `prlimit`.
+    """
     given = {"base": base, "workers": 1, "trainers": 0, "device": "cpu"} | settings
     ours = {f"LORAPLEX_{name.upper()}": str(value) for name, value in given.items()}
     port = free_port()
-    command = [str(LORAPLEX), "serve", "--port", str(port), "--data-dir", str(data_dir)]
+    command = [*launcher, str(LORAPLEX), "serve", "--port", str(port), "--data-dir", str(data_dir)]
     # Several services may share a data folder, but not a log.
     log = data_dir.parent / f"loraplex-{port}.log"
-    return Server(command, port=port, log=log, environment=plain_environment() | ours)
+    environment = plain_environment() | ours
+    if root != ROOT:
+        # The packages of .venv, but that checkout's code: its paths come before those of the editable installation.
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, (root, root / "client")))
+    return Server(command, port=port, log=log, environment=environment, root=root)
 
 
 def start_peer(name: str, logs: Path, **arguments: object) -> Server:

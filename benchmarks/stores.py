@@ -1,5 +1,7 @@
 """Data folders with published adapters, made without the service: thousands of names in a few transactions."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +16,12 @@ from benchmarks.servers.layer import SEED
 from benchmarks.tenants import Factors, factors
 
 _AT_ONCE = 1_000
+_MAKE_STORE = (
+    "import sys; from pathlib import Path;"
+    "from benchmarks.requests import Shape; from benchmarks.stores import make_store;"
+    "folder, *numbers = sys.argv[1:]; width, height, tenants, rank = map(int, numbers);"
+    "make_store(Path(folder), Shape(width, height), tenants=tenants, rank=rank)"
+)
 
 
 def base_name(shape: Shape) -> str:
@@ -44,6 +52,13 @@ def make_store(folder: Path, shape: Shape, *, tenants: int, rank: int) -> Path:
             publications.append(Publication(name=tenant.name, adapter=adapter, base=base, source=Source.UPLOAD))
         catalog.publish(publications)
     catalog.database.close()
+    return folder
+
+
+def make_store_of(root: Path, folder: Path, shape: Shape, *, tenants: int, rank: int) -> Path:
+    """Do the same with the code of the checkout in `root`: an older one cannot open what a newer one has migrated."""
+    numbers = map(str, (shape.in_features, shape.out_features, tenants, rank))
+    subprocess.run([sys.executable, "-c", _MAKE_STORE, str(folder), *numbers], cwd=root, check=True)
     return folder
 
 
