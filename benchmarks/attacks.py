@@ -188,7 +188,9 @@ def attacks() -> list[Attack]:
     text = b'{"A":"' + b"a" * (sixty - 8) + b'"}'
     nested = b'{"A":' + b"[" * (sixty // 2 - 8) + b"]" * (sixty // 2 - 8) + b"}"
     same_keys = b"{" + b'"A":1,' * (sixty // 6 - 8) + b'"A":1}'
-    rows = b'{"name":"attack","data":{"inputs":[' + b"[1.5]," * (sixty // 6 - 16) + b'[1.5]],"targets":[[1.5]]}}'
+    rows = (
+        b'{"name":"attack","rank":4,"data":{"inputs":[' + b"[1.5]," * (sixty // 6 - 16) + b'[1.5]],"targets":[[1.5]]}}'
+    )
     valid = _valid_training(sixty)
     empty_lists = b'{"adapter":null,"inputs":[' + b"[]," * (four // 3 - 16) + b"[]]}"
     keys = b"{" + b",".join(b'"%07x":1' % number for number in range(four // 12 - 8)) + b"}"
@@ -218,9 +220,12 @@ def _valid_training(size: int) -> bytes:
     row = input_rows(WIDE)[0].round(6).tolist()
     inputs, targets = json.dumps(row).encode(), json.dumps(row[: WIDE.out_features]).encode()
     count = size // (len(inputs) + len(targets) + 4)
-    return b'{"name":"valid","training":{"method":"adamw","epochs":1},"data":{"inputs":[%b],"targets":[%b]}}' % (
-        b",".join([inputs] * count),
-        b",".join([targets] * count),
+    return (
+        b'{"name":"valid","rank":4,"training":{"method":"adamw","epochs":1},"data":{"inputs":[%b],"targets":[%b]}}'
+        % (
+            b",".join([inputs] * count),
+            b",".join([targets] * count),
+        )
     )
 
 
