@@ -19,6 +19,7 @@ SAFE_METHODS = frozenset({"GET", "HEAD"})
 _HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 _HEALTH_PREFIX = "/v2/health/"
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.*)", re.DOTALL)
+_READ = frozenset({b"host", b"origin", b"sec-fetch-site"})
 _MOST_REMEMBERED = 1024
 _LONGEST_REMEMBERED = 300
 _EXPECTED_HOST = "localhost, 127.0.0.1, [::1] or a host in LORAPLEX_ALLOWED_HOSTS"
@@ -59,6 +60,7 @@ class HostPolicy:
 
         `target_authority` is the `host:port` of a request target in absolute form (`GET http://host:port/path`).
         """
+        headers = [header for header in headers if header[0] in _READ]
         hosts = _values(headers, b"host")
         if not (self._allows_any or (method in SAFE_METHODS and _is_health(path))):
             self._check_hosts(hosts, http_version)
@@ -97,12 +99,11 @@ def _check_origin(headers: Headers, hosts: Sequence[bytes]) -> None:
                 given=_text(site),
                 expected="same-origin, same-site or none",
             )
-    # Scheme and port are not compared: a proxy that ends TLS changes the one, and may leave the other out of `Host`.
-    addressed = {host_name(_text(host)) for host in hosts}
     for origin in map(_text, _values(headers, b"origin")):
+        # Scheme and port are not compared: a proxy that ends TLS changes the one and may leave the other out of `Host`.
         match = _ORIGIN.fullmatch(origin)
         name = None if match is None else host_name(match[1])
-        if name is None or addressed != {name}:
+        if name is None or {host_name(_text(host)) for host in hosts} != {name}:
             raise CrossSite(
                 f"the request comes from a page of {shown(origin)}, which is not the host that it is addressed to; a "
                 "proxy in front has to pass the client's Host on",
