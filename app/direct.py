@@ -23,7 +23,11 @@ from app.tickets import Ticket
 _MOST_DIGITS = 12
 _NOT_HTTP = "not_http"
 _ASKING_FOR_MORE = frozenset(
-    {b"content-encoding", b"expect", b"transfer-encoding", b"upgrade", b"x-feature-space", b"x-request-timeout"}
+    {
+        *(b"content-encoding", b"expect", b"transfer-encoding", b"upgrade", b"x-feature-space", b"x-request-timeout"),
+        # Of a web page: `HostPolicy.check` decides.
+        *(b"origin", b"sec-fetch-site"),
+    }
 )
 _STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -48,6 +52,7 @@ class Direct:
         self._service = service
         self._batcher = service.batcher
         self._observer = service.observer
+        self._accepts_host = service.host_policy.accepts
         routes = predict.ROUTE, infer.ROUTE, infer.VERSION_ROUTE
         self._briefs = {route: service.observer.brief(route, "POST", 200) for route in routes}
         settings = service.settings
@@ -62,6 +67,7 @@ class Direct:
             (url == predict.URL or infer.PLAIN_URL.fullmatch(url) is not None)
             and len(named) == len(headers)
             and _ASKING_FOR_MORE.isdisjoint(named)
+            and self._accepts_host(named.get(b"host"))
             and length.isdigit()
             and len(length) <= _MOST_DIGITS
             and int(length) <= self._most_bytes

@@ -1,4 +1,5 @@
-"""One ASGI callable around everything: request id, body limit, last-resort error; each request is observed."""
+"""One ASGI callable around everything: request id, hosts and origins, body limit, last-resort error; each request is
+observed."""
 
 import asyncio
 import logging
@@ -12,8 +13,9 @@ from itertools import count
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.answered import NOT_ANSWERED, OTHER
+from app.host_policy import HostPolicy
 from app.observer import Observer
-from app.problems import BodyTooLarge, InternalError, answer_at
+from app.problems import BodyTooLarge, CrossSite, HostNotAllowed, InternalError, answer_at
 
 REQUEST_ID = b"x-request-id"
 _TOO_LARGE = 413
@@ -41,12 +43,14 @@ class Edge:
         *,
         most_bytes: Callable[[Scope], int],
         observer: Observer,
+        host_policy: HostPolicy,
     ) -> None:
         """`hot` gives the route's template with what answers there."""
         self._app = app
         self._hot = hot
         self._most_bytes = most_bytes
         self._observer = observer
+        self._host_policy = host_policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,11 +85,20 @@ class Edge:
             return message
 
         try:
+            self._host_policy.check(
+                scope["method"],
+                scope["path"],
+                scope["headers"],
+                http_version=scope["http_version"],
+                target_authority=state.get("target_authority"),
+            )
             if int(headers.get(b"content-length", b"0")) > most_bytes:
                 await answer_at(scope["path"], too_large(most_bytes))(scope, receive, send_with_id)
                 return
             state["route"], app = self._hot(scope) or (None, self._app)
             await app(scope, receive_bounded, send_with_id)
+        except (HostNotAllowed, CrossSite) as error:
+            await answer_at(scope["path"], error)(scope, receive, send_with_id)
         except Exception:
             extra = {"request_id": request_id.decode()}
             log.exception("%s %s failed", scope["method"], _route(scope), extra=extra)

@@ -34,7 +34,7 @@ def create_app(service: Service) -> ASGIApp:
         is_dataset = scope["method"] == "PUT" and scope["path"].startswith(f"{datasets.router.prefix}/")
         return service.settings.max_dataset_bytes if is_dataset else service.settings.max_body_bytes
 
-    return Edge(app, hot, most_bytes=most_bytes, observer=service.observer)
+    return Edge(app, hot, most_bytes=most_bytes, observer=service.observer, host_policy=service.host_policy)
 
 
 def routed() -> FastAPI:

@@ -48,6 +48,18 @@ class UnsupportedMediaType(LoraplexError):
     code = "unsupported_media_type"
 
 
+class HostNotAllowed(LoraplexError):
+    """The request is addressed to a host that is not this service's"""
+
+    code = "host_not_allowed"
+
+
+class CrossSite(LoraplexError):
+    """A web page of another host may not change or compute anything here"""
+
+    code = "cross_site"
+
+
 class RouteNotFound(LoraplexError):
     """There is nothing at this path"""
 
@@ -74,6 +86,8 @@ class InternalError(LoraplexError):
 
 STATUS: Mapping[str, int] = {
     "not_json": 400,
+    "cross_site": 403,
+    "host_not_allowed": 403,
     "adapter_not_found": 404,
     "adapter_not_live": 404,
     "alias_not_found": 404,

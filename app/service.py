@@ -17,6 +17,7 @@ from adapters.residency import Residency
 from adapters.resolution import Resolver
 from app.batching import Batcher
 from app.events import JobWatch
+from app.host_policy import HostPolicy
 from app.line_writer import LineWriter
 from app.logs import line_of
 from app.lookup import Lookup
@@ -55,11 +56,13 @@ class Service:
     """How many requests to train are looked at together: each may take memory for all rows of a data set."""
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READINGS_AT_ONCE))
     """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
+    host_policy: HostPolicy = field(init=False)
     watch: JobWatch = field(init=False)
     catalog_figures: CatalogFigures = field(init=False)
     scrape: Scrape = field(init=False)
 
     def __post_init__(self) -> None:
+        self.host_policy = HostPolicy(self.settings.host, self.settings.allowed_hosts)
         figures = self.catalog_figures = CatalogFigures(self.catalog, now=self.queue.now)
         self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
         self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)

@@ -7,8 +7,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.host_names import parse_allowed_hosts
 
 PREFIX = "LORAPLEX_"
 BUNDLED = "digits"
@@ -70,6 +72,12 @@ class Settings(BaseSettings):
         description="Listen elsewhere than on loopback, although there are no keys: whoever reaches the port may do "
         "everything.",
     )
+    allowed_hosts: str | None = Field(
+        None,
+        description="Host names that requests may be addressed to, separated by commas, in addition to `localhost`, "
+        "`127.0.0.1`, `[::1]` and the value of `LORAPLEX_HOST` if it is not a wildcard. Ports are ignored; `*` allows "
+        "any host.",
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="Largest request body, in bytes.")
     max_dataset_bytes: int = Field(
         4 * 2**30, ge=1024, le=2**44, description="Largest data set, in bytes: as uploaded, and as stored."
@@ -126,6 +134,12 @@ class Settings(BaseSettings):
         description="Send OpenTelemetry traces by OTLP over HTTP, to where the standard `OTEL_*` variables say "
         "(`OTEL_EXPORTER_OTLP_ENDPOINT`, by default http://localhost:4318).",
     )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _is_a_list_of_hosts(cls, setting: str | None) -> str | None:
+        parse_allowed_hosts(setting or "")
+        return setting
 
     @model_validator(mode="after")
     def _open_only_on_purpose(self) -> "Settings":

@@ -12,6 +12,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.direct import Asked, Direct
+from app.host_policy import authority_of
 from app.service import Service
 
 _MOST_HELD_BYTES = 2**16
@@ -151,6 +152,8 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expected
         self.headers.extend(headers)
+        if not url.startswith(b"/"):
+            self.scope["state"]["target_authority"] = authority_of(url)
         if self._body is not None:
             self.scope["state"]["began"] = self._began
         super().on_headers_complete()

@@ -160,6 +160,14 @@ def check_metrics(service: httpx.Client) -> None:
     say("the api's /metrics counts what the trainer did")
 
 
+def check_hosts(service: httpx.Client) -> None:
+    """The service answers to its name in the stack and to no stranger's."""
+    for host, status in (("api:8000", 200), ("evil.example", 403)):
+        answer = service.get("/base", headers={"Host": host})
+        expect(answer.status_code == status, f"GET /base of the host {host} answered {answer.status_code}")
+    say("the api answers to its own hosts only")
+
+
 def check_monitoring() -> None:
     """Prometheus and Grafana are there on request only, on this machine only, and write nowhere else."""
     asked = json.loads(read(*COMPOSE, "--profile", "obs", "config", "--format", "json"))["services"]
@@ -203,6 +211,7 @@ def check() -> None:
         expect(first["adapter"]["digest"] == digest, f"trained {digest}, answered with {first['adapter']}")
         expect(first["outputs"] != predict(service, None, inputs[:5])["outputs"], "the adapter changes nothing")
         check_metrics(service)
+        check_hosts(service)
     say(f"trained and asked {digest[:19]}…")
     check_confinement()
     check_monitoring()

@@ -27,7 +27,9 @@ _ABOUT = """An adapter is asked for by reference: `acme` (its live version), `ac
 pages: `limit`, and `cursor` with the `next_cursor` of the page before. Every answer has an `X-Request-Id`.
 
 Every error is `application/problem+json`; match on `code`. A path that there is not is `route_not_found`, and a method
-that a path does not take `method_not_allowed`. What else an operation can end in is listed there.
+that a path does not take `method_not_allowed`. A request to a host that is not the service's is `host_not_allowed`
+on every path except health, and a web page of another host that does more than read is `cross_site`. What else an
+operation can end in is listed there.
 """
 
 

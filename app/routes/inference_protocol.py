@@ -62,6 +62,7 @@ class IndexRequest(BaseModel):
     ready: bool = Field(False, description="Only those that answer.")
 
 
+@server.get("/", include_in_schema=False)  # where the protocol's own OpenAPI file has it
 @server.get("", summary="Show the server")
 async def show_server() -> ServerMetadata:
     """The service and the extensions of the protocol that it has."""

@@ -26,6 +26,7 @@
     │   └── IllConditioned · FleetFailed
     ├── ClaimLost
     ├── BaseNotLoadable · CatalogNotLoadable
+    ├── HostNotAllowed · CrossSite
     ├── BodyTooLarge · UnsupportedMediaType · RouteNotFound · MethodNotAllowed · NotReady · InternalError
     └── of the client alone
         ├── Unreachable · TimedOut · BadAnswer
@@ -432,6 +433,18 @@ class UnsupportedMediaType(LoraplexError):
     """The body's content type is missing or not one that this call takes"""
 
     code = "unsupported_media_type"
+
+
+class HostNotAllowed(LoraplexError):
+    """The request is addressed to a host that is not this service's"""
+
+    code = "host_not_allowed"
+
+
+class CrossSite(LoraplexError):
+    """A web page of another host may not change or compute anything here"""
+
+    code = "cross_site"
 
 
 class RouteNotFound(LoraplexError):

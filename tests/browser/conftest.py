@@ -25,6 +25,8 @@ from tests.programs import program
 PageAt = Callable[..., Page]
 """`page_at(client, path, view=DESKTOP, scheme="light")`"""
 _MILLISECONDS = 15_000
+REBOUND_HOST = "rebound.test"
+"""A name that the browser resolves to loopback, as after DNS rebinding."""
 _QUIET = (
     "--disable-gpu",
     "--disable-quic",
@@ -32,6 +34,7 @@ _QUIET = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    f"--host-resolver-rules=MAP {REBOUND_HOST} 127.0.0.1",
 )
 
 

@@ -79,6 +79,14 @@ def test_another_site_cannot_change_anything_with_the_browser_s_password(through
         assert answer.status_code == status, site
 
 
+def test_the_service_sees_the_host_that_the_client_asked_for(proxy: Proxy, through: httpx.Client) -> None:
+    refused = through.get("/base", headers={"Host": "elsewhere.example"})
+    assert (refused.status_code, refused.json()["code"]) == (403, "host_not_allowed")
+    # The page's own requests are of the proxy's host, and of another scheme and port than the service's.
+    for origin, status in ((proxy.url, 404), ("https://elsewhere.example", 403)):
+        assert through.post("/jobs/7/cancel", headers={"Origin": origin}).status_code == status
+
+
 def test_a_request_id_goes_through_and_into_the_log(proxy: Proxy, through: httpx.Client) -> None:
     assert through.get("/base", headers={"X-Request-Id": "order-4711"}).headers["X-Request-Id"] == "order-4711"
     made = through.get("/base", headers={"X-Request-Id": "not one id"}).headers["X-Request-Id"]

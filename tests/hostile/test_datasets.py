@@ -198,7 +198,14 @@ def test_a_large_body_is_never_whole_in_memory(tried: Target) -> None:
 def _request(client: httpx.Client, length: int) -> socket.socket:
     url = client.base_url
     connection = socket.create_connection((url.host, url.port or 80))
-    head = ("PUT /datasets/fresh HTTP/1.1", "Host: x", f"Content-Type: {PARQUET}", f"Content-Length: {length}", "", "")
+    head = (
+        "PUT /datasets/fresh HTTP/1.1",
+        "Host: localhost",
+        f"Content-Type: {PARQUET}",
+        f"Content-Length: {length}",
+        "",
+        "",
+    )
     connection.sendall("\r\n".join(head).encode())
     return connection
 

@@ -160,7 +160,9 @@ def test_a_clients_request_id_is_kept_and_others_have_one_of_their_own(world: tu
 def message(path: str, body: bytes, headers: dict[str, str], *, version: str = "1.1") -> bytes:
     """A whole POST."""
     fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"POST {path} HTTP/{version}\r\nHost: x\r\n{fields}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    return (
+        f"POST {path} HTTP/{version}\r\nHost: localhost\r\n{fields}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    )
 
 
 def connect(client: httpx.Client) -> socket.socket:
@@ -180,8 +182,8 @@ def test_requests_that_follow_each_other_in_one_write_are_answered_in_their_orde
     client, _ = world
     small, unknown, other = (message(*TAKEN[name]) for name in ("an adapter", "an unknown adapter", "binary"))
     bad = message(*LEFT["not JSON"])
-    get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    last = b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    get = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
     with connect(client) as connection:
         connection.sendall(small + unknown + get + bad + other + small + last)

@@ -59,6 +59,18 @@ def test_the_server_says_what_it_is(client: triton.InferenceServerClient) -> Non
     assert client.is_server_ready()
 
 
+def test_the_server_is_described_with_and_without_a_slash_at_the_end(models: Running) -> None:
+    http, _ = models
+    described = [http.get(path) for path in ("/v2", "/v2/")]
+    assert [answer.status_code for answer in described] == [200, 200]
+    assert described[0].content == described[1].content
+    assert described[0].headers["content-type"] == described[1].headers["content-type"]
+    for method in ("HEAD", "POST", "DELETE"):
+        without, with_slash = (http.request(method, path) for path in ("/v2", "/v2/"))
+        assert without.status_code == with_slash.status_code == 405
+        assert without.headers["allow"] == with_slash.headers["allow"]
+
+
 def test_a_server_that_stops_is_live_and_not_ready(serve: Serve) -> None:
     running = serve()
     running[1].draining = True

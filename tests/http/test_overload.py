@@ -139,7 +139,9 @@ def test_a_full_queue_refuses_what_it_has_no_room_for_and_answers_the_rest(servi
 
 
 def test_a_refusal_does_not_wait_for_the_body(service: ServiceProcess) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    )
 
     async def scene(crowd: Crowd) -> bytes:
         backlog = await _fill(crowd)

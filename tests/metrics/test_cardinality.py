@@ -20,10 +20,8 @@ TRAINING = {"rank": 1, "data": {"inputs": [[1.0] * 10] * 2, "targets": [[0.0, 1.
 
 def _predict(name: str) -> bytes:
     body = json.dumps({"adapter": name, "inputs": [[1.0] * 10]}).encode()
-    return b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
-        len(body),
-        body,
-    )
+    head = b"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
 
 def _answers(client: httpx.Client, requests: Sequence[bytes]) -> Iterator[int]:

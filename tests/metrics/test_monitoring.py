@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from app.host_policy import HostPolicy
 from app.metrics.definitions import DEFINITIONS
 from tests.metrics.monitoring import ALERTS, DASHBOARD, GRAFANA, PROMETHEUS, expressions, metrics_in, panels
 from tests.programs import program
@@ -65,6 +66,16 @@ def test_the_dashboard_is_provisioned_and_its_panels_do_not_overlap() -> None:
     for panel in panels():
         assert panel["title"]
         assert panel["fieldConfig"]["defaults"].get("unit") or panel["options"]["yAxis"]["unit"]
+
+
+def test_the_service_answers_to_the_name_by_which_prometheus_asks_in_the_stack() -> None:
+    compose = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
+    configuration = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    (target,) = configuration["scrape_configs"][0]["static_configs"][0]["targets"]
+    service = target.partition(":")[0]
+    # Compose replaces the variable with the person's own list, which is empty by default.
+    allowed, _, _ = compose["services"][service]["environment"]["LORAPLEX_ALLOWED_HOSTS"].partition("${")
+    assert HostPolicy("0.0.0.0", allowed).accepts(target.encode())
 
 
 def test_what_the_stack_pulls_is_pinned_and_listens_on_this_machine_alone() -> None:

@@ -185,7 +185,7 @@ def test_a_request_is_timed_from_its_head_on(service: ServiceProcess, body: byte
 
     def takes_as_long_as_its_body() -> bool:
         request_id = f"slow-body-{len(body)}-{next(numbers)}"
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nX-Request-Id: {request_id}\r\n".encode()
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: {request_id}\r\n".encode()
         length = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
         with socket.create_connection(("127.0.0.1", service.port)) as connection:
             connection.sendall(head + more + length)
@@ -212,8 +212,8 @@ def test_what_is_not_http_has_an_id_and_a_line_too(service: ServiceProcess) -> N
 
 def test_a_client_that_has_gone_is_logged_as_not_answered(service: ServiceProcess) -> None:
     with socket.create_connection(("127.0.0.1", service.port)) as connection:
-        head = b"POST /adapters HTTP/1.1\r\nHost: x\r\nX-Request-Id: left-early\r\nContent-Type: application/json\r\n"
-        connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
+        head = b"POST /adapters HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: left-early\r\n"
+        connection.sendall(head + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
     line = line_of(service.log, "left-early")
     assert (line["status"], line["code"]) == (499, "not_answered")
 

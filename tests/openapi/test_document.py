@@ -16,8 +16,9 @@ from tests.conftest import Serve
 from tests.openapi.reading import DOCUMENT, OPERATIONS, Operation, holds
 
 EACH = pytest.mark.parametrize("operation", [pytest.param(one, id=one.id) for one in OPERATIONS])
-OF_THE_SERVICE = {"error", "method_not_allowed", "not_found", "route_not_found"}
-"""Codes that are no operation's: of paths and methods that there are not, and of errors that always have a kind."""
+OF_THE_SERVICE = {"cross_site", "error", "host_not_allowed", "method_not_allowed", "not_found", "route_not_found"}
+"""Codes that are no operation's: of paths and methods that there are not, of hosts and origins that are refused for all
+operations alike, and of errors that always have a kind."""
 
 
 def test_the_committed_document_is_the_one_of_the_code() -> None:

@@ -49,6 +49,7 @@ def _refused(arguments: list[str], seconds: float, **settings: object) -> str:
         ({"host": "0.0.0.0"}, "LORAPLEX_ALLOW_OPEN"),
         ({"host": "::"}, "LORAPLEX_ALLOW_OPEN"),
         ({"host": "example.org"}, "LORAPLEX_ALLOW_OPEN"),
+        ({"allowed_hosts": "api,https://example.org"}, "LORAPLEX_ALLOWED_HOSTS: 'https://example.org' is not"),
     ],
 )
 def test_a_bad_setting_is_named(monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], named: str) -> None:

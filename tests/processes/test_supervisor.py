@@ -58,7 +58,7 @@ def test_a_trainer_is_replaced_when_it_dies_and_no_child_outlives_its_supervisor
         wait_until_it_runs(service.client, job_id, attempt=2)
         members = session_of(service.process.pid)
         with socket.create_connection(("127.0.0.1", service.port)) as idle:
-            idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b"200 OK" in idle.recv(4096)
             assert _seconds_to_end(service) < _END_SECONDS
         assert all_gone(members)

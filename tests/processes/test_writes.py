@@ -7,9 +7,8 @@ from tests.harness import ServiceProcess
 
 ANSWERS = 200
 BODY = json.dumps({"adapter": None, "inputs": [[1.0] * 64]}).encode()
-REQUEST = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(
-    BODY
-)
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+REQUEST = b"%bContent-Length: %d\r\n\r\n" % (HEAD, len(BODY))
 
 
 def _is_whole(answer: bytes) -> bool:
