@@ -25,7 +25,7 @@ BETWEEN, HEAD, BODY = range(3)
 """Which part of a request the parser is in: in none, before its headers are complete, after that."""
 BEGAN_INSIDE = -1
 """Instead of a count of bytes: it begins anew inside the piece that is being parsed."""
-_REQUEST_LINE_REST = len(" " + " HTTP/1.1\r\n")
+_LINE_AND_END = len(" " + " HTTP/1.1\r\n" + "\r\n")
 _HEADER_REST = len(": " + "\r\n")
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class GuardedHttp(HttpToolsProtocol):
 
     def check_head_bytes(self) -> None:
         """Raise `HeadTooLarge` if a head that came in several pieces has too many bytes."""
-        size = len(self.parser.get_method()) + len(self.url) + _REQUEST_LINE_REST
+        size = len(self.parser.get_method()) + len(self.url) + _LINE_AND_END
         if size + _bytes_of(self.headers) > self._max_head_bytes:
             raise self._head_too_large()
 
