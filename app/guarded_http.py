@@ -48,7 +48,7 @@ class GuardedHttp(HttpToolsProtocol):
         self._is_chunked = False
         self._silent_since = 0.0
         """When the last piece of a head's beginning, or of a body, came."""
-        self._rests_since = 0.0
+        self.rests_since = 0.0
         self._body_framing = b""
         """Header lines that say how long the body is, of a request that asks for an upgrade."""
         self._is_resuming = False
@@ -56,7 +56,7 @@ class GuardedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, and close it if there are too many."""
         super().connection_made(JoinedWrites(transport))  # type: ignore[arg-type]
-        self._rests_since = self.loop.time()
+        self.rests_since = self.loop.time()
         if not self._open_connections.add(self):
             self.transport.close()
 
@@ -68,17 +68,17 @@ class GuardedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what came: never more at once than a head may have, because the parser keeps all of a head."""
         most = self._max_head_bytes
-        if len(data) <= most:
-            self._feed(data)
-        else:
+        if len(data) > most:
             view = memoryview(data)
             for begin in range(0, len(data), most):
                 self._feed(view[begin : begin + most])
+        else:
+            self._feed(data)
 
     def on_response_complete(self) -> None:
         """Go on with the next request, as uvicorn does, without a timer for each."""
         self.server_state.total_requests += 1
-        self._rests_since = self.loop.time()
+        self.rests_since = self.loop.time()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -153,7 +153,7 @@ class GuardedHttp(HttpToolsProtocol):
             return False
         if self.stage == HEAD:
             return now - self._silent_since > HEAD_SECONDS
-        return now - self._rests_since > self.timeout_keep_alive
+        return now - self.rests_since > self.timeout_keep_alive
 
     def waits_since(self) -> tuple[bool, float] | None:
         """Return whether a head has begun, and since when nothing is going on; None if a request is."""
@@ -162,7 +162,7 @@ class GuardedHttp(HttpToolsProtocol):
         if self.stage == BODY or not getattr(self.cycle, "response_complete", True):
             return None
         has_begun = self.stage == HEAD
-        return has_begun, self._silent_since if has_begun else self._rests_since
+        return has_begun, self._silent_since if has_begun else self.rests_since
 
     def hang_up(self) -> None:
         """Close the connection."""

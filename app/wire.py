@@ -134,4 +134,8 @@ class Protocol(GuardedHttp):
         exchange.response_complete = True
         if not exchange.keep_alive:
             self.transport.close()
-        self.on_response_complete()
+        if self.pipeline:
+            self.on_response_complete()
+        else:
+            self.server_state.total_requests += 1
+            self.rests_since = self.loop.time()

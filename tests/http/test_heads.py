@@ -84,6 +84,7 @@ def test_a_head_is_refused_before_it_ends(running: Running) -> None:
 def test_the_refusal_is_in_the_form_of_its_path(running: Running, path: str) -> None:
     (answer,) = answers_to(running, head(path, MAX_HEAD_BYTES + 9))
     members = json.loads(answer[1])
+    assert answer[0] == 431
     if path.startswith("/v2"):
         assert members.keys() == {"error"}
     else:
