@@ -10,18 +10,16 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
-from adapters.errors import LoraplexError
-from app.answered import NOT_ANSWERED, OTHER
+from app.answered import NOT_ANSWERED
 from app.edge import NO_ANSWER, request_id_of
 from app.hot import Headers, Small
 from app.prediction import BYTES_AT_ONCE, NUMBERS_AT_ONCE
-from app.problems import InternalError, answer_at
+from app.problems import InternalError, answer_at, known_failure
 from app.routes import infer, predict
 from app.service import Service
 from app.tickets import Ticket
 
 _MOST_DIGITS = 12
-_NOT_HTTP = "not_http"
 _ASKING_FOR_MORE = frozenset(
     {
         *(b"content-encoding", b"expect", b"transfer-encoding", b"upgrade", b"x-feature-space", b"x-request-timeout"),
@@ -102,12 +100,13 @@ class Direct:
             outcome = asked.ticket.future.result()
             body, headers = asked.small.written(outcome)
         except Exception as error:
-            if not isinstance(error, LoraplexError):
-                request_id = asked.request_id.decode()
+            request_id = asked.request_id.decode()
+            known = known_failure(error)
+            if known is None:
                 log.exception("POST %s failed", asked.small.route, extra={"request_id": request_id})
-                error = InternalError(f"the service failed on request {request_id}; its log says why")
-            code = error.code
-            response = answer_at(asked.path, error)
+                known = InternalError(f"the service failed on request {request_id}; its log says why")
+            code = known.code
+            response = answer_at(asked.path, known)
             # Its length is among its headers, and is written below.
             status, body = response.status_code, bytes(response.body)
             headers = [header for header in response.raw_headers if header[0] != b"content-length"]
@@ -127,14 +126,6 @@ class Direct:
             end,
             body,
         )
-
-    def refuse(self, why: str, given: Headers) -> bytes:
-        """The whole answer to what is not HTTP."""
-        request_id, now, body = request_id_of({}), time.perf_counter(), why.encode()
-        self._observer.answered(OTHER, OTHER, 400, now, request_id, "", _NOT_HTTP)
-        headers = (*given, (b"content-type", b"text/plain; charset=utf-8"), (b"x-request-id", request_id))
-        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (_STATUS_LINE[400], lines, len(body), body)
 
     def _observe(self, asked: Asked, status: int, code: str | None) -> None:
         small, ticket, request_id, path, began, headers = asked

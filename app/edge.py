@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.answered import NOT_ANSWERED, OTHER
 from app.host_policy import HostPolicy
 from app.observer import Observer
-from app.problems import BodyTooLarge, CrossSite, HostNotAllowed, InternalError, answer_at
+from app.problems import BodyTooLarge, InternalError, answer_at, known_failure
 
 REQUEST_ID = b"x-request-id"
 _TOO_LARGE = 413
@@ -80,11 +80,16 @@ class Edge:
             if message["type"] == "http.request":
                 read += len(message.get("body", b""))
                 ended = not message.get("more_body", False)
+                if "refusal" in state:  # how the body goes on is no HTTP
+                    raise state["refusal"]
                 if read > most_bytes:
                     raise too_large(most_bytes)
             return message
 
         try:
+            if "refusal" in state:  # see `GuardedHttp`
+                await answer_at(scope["path"], state["refusal"])(scope, receive, send_with_id)
+                return
             self._host_policy.check(
                 scope["method"],
                 scope["path"],
@@ -97,14 +102,14 @@ class Edge:
                 return
             state["route"], app = self._hot(scope) or (None, self._app)
             await app(scope, receive_bounded, send_with_id)
-        except (HostNotAllowed, CrossSite) as error:
-            await answer_at(scope["path"], error)(scope, receive, send_with_id)
-        except Exception:
-            extra = {"request_id": request_id.decode()}
-            log.exception("%s %s failed", scope["method"], _route(scope), extra=extra)
-            state["code"] = InternalError.code
-            if not status:
+        except Exception as error:
+            failed = known_failure(error)
+            if failed is None or status:
+                extra = {"request_id": request_id.decode()}
+                log.exception("%s %s failed", scope["method"], _route(scope), extra=extra)
                 failed = InternalError(f"the service failed on this request; its id is {request_id.decode()}")
+            state["code"] = failed.code
+            if not status:
                 await answer_at(scope["path"], failed)(scope, receive, send_with_id)
         finally:
             self._observe(scope, headers, status, began, request_id)

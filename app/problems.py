@@ -42,6 +42,18 @@ class BodyTooLarge(LoraplexError):
     code = "body_too_large"
 
 
+class HeadTooLarge(LoraplexError):
+    """The head of the request has more bytes than are accepted"""
+
+    code = "head_too_large"
+
+
+class NotHttp(LoraplexError):
+    """The bytes cannot be read as one HTTP/1.1 request"""
+
+    code = "not_http"
+
+
 class UnsupportedMediaType(LoraplexError):
     """The body's content type is missing or not one that this call takes"""
 
@@ -78,6 +90,12 @@ class NotReady(LoraplexError):
     code = "not_ready"
 
 
+class TooManyOpenFiles(LoraplexError):
+    """The service has as many files open as it may"""
+
+    code = "too_many_open_files"
+
+
 class InternalError(LoraplexError):
     """Something went wrong in the service"""
 
@@ -85,6 +103,7 @@ class InternalError(LoraplexError):
 
 
 STATUS: Mapping[str, int] = {
+    "not_http": 400,
     "not_json": 400,
     "cross_site": 403,
     "host_not_allowed": 403,
@@ -129,12 +148,14 @@ STATUS: Mapping[str, int] = {
     "wrong_shape": 422,
     "wrong_type": 422,
     "queue_full": 429,
+    "head_too_large": 431,
     "blob_corrupt": 500,
     "error": 500,
     "internal_error": 500,
     "catalog_busy": 503,
     "not_ready": 503,
     "request_timeout": 503,
+    "too_many_open_files": 503,
     "storage_full": 507,
 }
 """Every code that an answer can have. The others are in `JOB_CODES`."""
@@ -203,6 +224,18 @@ def protocol_error(error: LoraplexError) -> Response:
     return answer
 
 
+def known_failure(error: Exception) -> LoraplexError | None:
+    """Return what to answer if `error` is this service's own or one of the system's limits; None if it is a defect."""
+    if isinstance(error, LoraplexError):
+        return error
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull("the disk is full: a temporary file could not be written")
+    if code in (errno.EMFILE, errno.ENFILE):
+        return TooManyOpenFiles("too many files are open: nothing was stored; try again in a moment")
+    return None
+
+
 def from_validation(error: ErrorDetails, *, within: str = "", model: type[BaseModel] | None = None) -> LoraplexError:
     """What pydantic found, in this service's terms; `model` is what it was held against."""
     field = ".".join([within, *map(str, error["loc"])] if within else map(str, error["loc"])) or "body"
@@ -259,10 +292,11 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         assert isinstance(error, RequestValidationError)
         return problem(first_of(error))
 
-    async def disk(_request: Request, error: Exception) -> Response:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return problem(StorageFull("the disk is full: a temporary file could not be written"))
-        raise error
+    async def system(request: Request, error: Exception) -> Response:
+        known = known_failure(error)
+        if known is None:
+            raise error
+        return answer_at(request.scope["path"], known)
 
     async def gone(_request: Request, _error: Exception) -> Response:
         return Response(status_code=NOT_ANSWERED)  # nobody is left to read it
@@ -274,7 +308,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     app.add_exception_handler(LoraplexError, ours)
     app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(OSError, disk)
+    app.add_exception_handler(OSError, system)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, unexpected)
     app.add_exception_handler(HTTPException, frameworks)

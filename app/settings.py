@@ -79,6 +79,20 @@ class Settings(BaseSettings):
         "any host.",
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="Largest request body, in bytes.")
+    max_head_bytes: int = Field(
+        64 * 2**10,
+        ge=2**12,
+        le=2**20,
+        description="Largest head of a request (its line and its headers), and largest trailers, in bytes: past it "
+        "431.",
+    )
+    max_connections: int = Field(
+        8192,
+        ge=1,
+        le=2**20,
+        description="Open connections, per worker, and fewer where the limit of open files is lower; past it the one "
+        "that has been idle longest is closed.",
+    )
     max_dataset_bytes: int = Field(
         4 * 2**30, ge=1024, le=2**44, description="Largest data set, in bytes: as uploaded, and as stored."
     )

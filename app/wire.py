@@ -1,60 +1,27 @@
-"""uvicorn's HTTP/1.1, where the head and the body of an answer leave in one write, after those of its batch are made.
-
-uvicorn makes two writes at once. Each is a packet that wakes the reader, and takes about 50 µs between two answers
-that are being made.
-"""
+"""Connections on which small requests are answered without ASGI, and all others by the application."""
 
 import asyncio
 import time
 from functools import partial
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from app.direct import Asked, Direct
 from app.host_policy import authority_of
+from app.guarded_http import BEGAN_INSIDE, BETWEEN, BODY, HEAD, GuardedHttp
+from app.open_connections import OpenConnections, most_connections
 from app.service import Service
-
-_MOST_HELD_BYTES = 2**16
-
-
-class JoinedWrites:
-    """A transport that holds what is written in one turn of the loop until the next turn."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._call_soon = asyncio.get_running_loop().call_soon
-        self.is_closing = transport.is_closing
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        """Send `data` after all that was given before."""
-        if not self._held:
-            self._call_soon(self._flush)
-        self._held.append(data)
-        self._held_bytes += len(data)
-        if self._held_bytes > _MOST_HELD_BYTES:
-            self._flush()
-
-    def close(self) -> None:
-        """Close once everything is sent."""
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held, self._held_bytes = self._held, [], 0
-            if not self.is_closing():
-                self._transport.writelines(held)
 
 
 def connections(service: Service) -> type[asyncio.Protocol]:
     """What uvicorn makes a connection with, as `http`."""
-    return cast("type[asyncio.Protocol]", partial(Protocol, direct=Direct(service)))
+    settings = service.settings
+    made = partial(
+        Protocol,
+        direct=Direct(service),
+        open_connections=OpenConnections(most_connections(settings.max_connections)),
+        max_head_bytes=settings.max_head_bytes,
+    )
+    return cast("type[asyncio.Protocol]", made)
 
 
 class _Exchange:
@@ -68,7 +35,7 @@ class _Exchange:
         self.disconnected = False
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(GuardedHttp):
     """One connection; what `direct` takes never becomes an ASGI call."""
 
     def __init__(self, *given: Any, direct: Direct, **named: Any) -> None:
@@ -80,30 +47,22 @@ class Protocol(HttpToolsProtocol):
         """When its head was there."""
         self._asked: Asked | None = None
         self._exchange = _Exchange()
-        self._rests_since: float | None = None
-        self._rest_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The loop has a client."""
-        super().connection_made(JoinedWrites(transport))  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
         super().connection_lost(exc)
-        if self._rest_timer is not None:
-            self._rest_timer.cancel()
         if self._asked is not None:
             self._asked.ticket.future.cancel()
 
     def on_message_begin(self) -> None:
         """A request begins. What ASGI has to know of it is gathered where it becomes an ASGI call."""
-        self._rests_since = None
+        self.stage = HEAD
         self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
         """Its head is here."""
-        # Again: it may have begun before the answer to the one before it.
-        self._rests_since = None
+        if self.head_bytes > 0:
+            self.check_head_bytes()
         parser = self.parser
         if (
             parser.get_method() == b"POST"
@@ -113,9 +72,10 @@ class Protocol(HttpToolsProtocol):
             and parser.get_http_version() == "1.1"
             and not self.flow.write_paused
         ):
+            self.stage = BODY
             self._body = b""
             self._began = time.perf_counter()
-        else:
+        elif self.begin_body():
             self._become_asgi()
 
     def on_body(self, body: bytes) -> None:
@@ -130,15 +90,11 @@ class Protocol(HttpToolsProtocol):
         if self._body is not None:
             asked = self._direct.ask(self.url, self.headers, self._body, self._began)
             if asked is not None:
+                self.stage, self.head_bytes = BETWEEN, BEGAN_INSIDE
                 self._wait_for(asked)
                 return
             self._become_asgi()
         super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP as uvicorn does, with an id."""
-        self.transport.write(self._direct.refuse(msg, self.server_state.default_headers))
-        self.transport.close()
 
     def shutdown(self) -> None:
         """The service stops: whoever has begun a request gets its answer."""
@@ -160,6 +116,8 @@ class Protocol(HttpToolsProtocol):
         body, self._body = self._body, None
         if body:
             super().on_body(body)
+        # Its trailers come here, and not into the headers that the application has.
+        self.headers = []
 
     def _wait_for(self, asked: Asked) -> None:
         self._body, self._asked = None, asked
@@ -183,20 +141,4 @@ class Protocol(HttpToolsProtocol):
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1
-            self._rest()
-
-    def _rest(self) -> None:
-        """Close the connection where nothing comes for long. One timer, and not one a request, as uvicorn has it."""
-        self._rests_since = self.loop.time()
-        if self._rest_timer is None:
-            self._rest_timer = self.loop.call_later(self.timeout_keep_alive, self._see_whether_it_rests)
-
-    def _see_whether_it_rests(self) -> None:
-        self._rest_timer = None
-        if self._rests_since is None:
-            return
-        left = self._rests_since + self.timeout_keep_alive - self.loop.time()
-        if left > 0:
-            self._rest_timer = self.loop.call_later(left, self._see_whether_it_rests)
-        else:
-            self.timeout_keep_alive_handler()
+            self.rests_since = self.loop.time()

@@ -15,6 +15,7 @@ from adapters.errors import BaseNotLoadable, CatalogNotLoadable
 from app import logs
 from app.lifecycle import EXIT_CONFIG, when_parent_ends
 from app.main import create_app
+from app.open_connections import raise_file_limit
 from app.service import Service, open_service
 from app.settings import load_settings
 from app.wire import connections
@@ -56,6 +57,7 @@ def main() -> None:
     settings = load_settings()
     logs.configure(settings.log_format, process="worker")
     torch.set_num_threads(1)
+    raise_file_limit()
     # Large multipart files are spooled: into the data folder, the only place that need be writable.
     temporary = settings.data_dir / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)

@@ -117,13 +117,17 @@ def environment(**settings: Any) -> dict[str, str]:
 class ServiceProcess:
     """`loraplex serve` as its users start it, in a process group of its own."""
 
-    def __init__(self, data_dir: Path, *, port: int = 0, cwd: Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self, data_dir: Path, *, port: int = 0, cwd: Path | None = None, most_files: int = 0, **settings: Any
+    ) -> None:
+        """With `most_files`, its processes may open no more than that."""
         self.data_dir = data_dir
         self.port = port or free_port()
         self.log = data_dir.parent / f"{data_dir.name}.log"
+        limited = ["sh", "-c", f'ulimit -n {most_files} && exec "$@"', "sh"] if most_files else []
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [LORAPLEX, "serve", "--port", str(self.port), "--data-dir", data_dir],
+                [*limited, LORAPLEX, "serve", "--port", str(self.port), "--data-dir", data_dir],
                 env=environment(**settings),
                 cwd=cwd,
                 stdout=log,

@@ -1,6 +1,7 @@
 """What training reads: a stored data set, mapped into memory, as float32 rows, as classes or as lists of labels."""
 
 # N rows · C columns
+import errno
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ class Table:
         try:
             return cls(path)
         except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                raise  # which says nothing about the file
             raise BlobCorrupt(f"the file of a stored data set is missing or damaged: {path.name}: {error}") from None
 
     @property

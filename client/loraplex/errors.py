@@ -27,7 +27,8 @@
     ├── ClaimLost
     ├── BaseNotLoadable · CatalogNotLoadable
     ├── HostNotAllowed · CrossSite
-    ├── BodyTooLarge · UnsupportedMediaType · RouteNotFound · MethodNotAllowed · NotReady · InternalError
+    ├── BodyTooLarge · HeadTooLarge · NotHttp · UnsupportedMediaType · RouteNotFound · MethodNotAllowed
+    ├── NotReady · TooManyOpenFiles · InternalError
     └── of the client alone
         ├── Unreachable · TimedOut · BadAnswer
         └── JobFailed · JobCancelled
@@ -429,6 +430,18 @@ class BodyTooLarge(LoraplexError):
     code = "body_too_large"
 
 
+class HeadTooLarge(LoraplexError):
+    """The head of the request has more bytes than are accepted"""
+
+    code = "head_too_large"
+
+
+class NotHttp(LoraplexError):
+    """The bytes cannot be read as one HTTP/1.1 request"""
+
+    code = "not_http"
+
+
 class UnsupportedMediaType(LoraplexError):
     """The body's content type is missing or not one that this call takes"""
 
@@ -463,6 +476,12 @@ class NotReady(LoraplexError):
     """The service is starting or stopping"""
 
     code = "not_ready"
+
+
+class TooManyOpenFiles(LoraplexError):
+    """The service has as many files open as it may"""
+
+    code = "too_many_open_files"
 
 
 class InternalError(LoraplexError):

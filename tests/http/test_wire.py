@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.wire import JoinedWrites
+from app.joined_writes import JoinedWrites
 
 
 class _Server(asyncio.Protocol):
