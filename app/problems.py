@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -115,9 +116,9 @@ STATUS: Mapping[str, int] = {
     "wrong_shape": 422,
     "wrong_type": 422,
     "queue_full": 429,
-    "blob_corrupt": 500,
     "error": 500,
     "internal_error": 500,
+    "blob_corrupt": 503,
     "catalog_busy": 503,
     "not_ready": 503,
     "request_timeout": 503,
@@ -245,8 +246,9 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         assert isinstance(error, RequestValidationError)
         return problem(first_of(error))
 
-    async def disk(_request: Request, error: Exception) -> Response:
+    async def disk(request: Request, error: Exception) -> Response:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            await run_in_threadpool(request.app.state.service.catalog.quarantine.empty)
             return problem(StorageFull("the disk is full: a temporary file could not be written"))
         raise error
 

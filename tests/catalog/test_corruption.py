@@ -52,7 +52,7 @@ def test_a_harmed_file_is_an_error_of_its_adapter_alone(
         client.post("/predict", json={"adapters": ["good", "bad", None, None, None], "inputs": rows}),
         client.get("/adapters/bad/download"),
     ):
-        assert (answer.status_code, answer.json()["code"]) == (500, "blob_corrupt")
+        assert (answer.status_code, answer.json()["code"]) == (503, "blob_corrupt")
     answer = client.post("/predict", json={"adapter": "good", "inputs": rows})
     outputs = torch.tensor(answer.json()["outputs"], dtype=torch.float64)
     torch.testing.assert_close(outputs, dense_answer(make_adapter(0)), rtol=1e-5, atol=1e-5)
