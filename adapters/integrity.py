@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from adapters.errors import CatalogNotLoadable
-from adapters.store_identity import connected
+from adapters.store_identity import connected, damaged
 
 _MOST_FINDINGS = 10
 
@@ -24,7 +23,4 @@ def check_integrity(path: Path, *, by_table: bool = False) -> None:
         for table in tables:
             findings += [text for (text,) in connection.execute(f"PRAGMA quick_check({table})") if text != "ok"]
     if findings:
-        raise CatalogNotLoadable(
-            f"the catalogue {path} is damaged: {'; '.join(findings[:_MOST_FINDINGS])}; restore it from a backup "
-            "(docs/operations.md)"
-        )
+        raise damaged(path, "; ".join(findings[:_MOST_FINDINGS]))

@@ -119,9 +119,16 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise CatalogBusy(f"the catalogue {path} is locked by another process") from error
-        is_damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-        advice = "; restore it from a backup (docs/operations.md)" if is_damaged else ""
-        raise CatalogNotLoadable(f"the catalogue {path} cannot be opened: {error}{advice}") from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise damaged(path, str(error)) from error
+        raise CatalogNotLoadable(f"the catalogue {path} cannot be opened: {error}") from error
+
+
+def damaged(path: Path, finding: str) -> CatalogNotLoadable:
+    """The error of a catalogue whose file is not what SQLite has written."""
+    return CatalogNotLoadable(
+        f"the catalogue {path} is damaged: {finding}; restore it from a backup (docs/operations.md)"
+    )
 
 
 def _write_id(path: Path, store_id: str) -> None:
