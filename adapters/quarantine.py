@@ -43,11 +43,19 @@ class Quarantine:
 
     def take(self, paths: Iterable[Path]) -> int:
         """Move files here, then remove the oldest ones if there are too many bytes; return how many were moved."""
-        moved = [path.name for path in paths if self._move(path)]
+        moved = [path.name for path in paths if self._move(path, self.folder / f"{self._time()}-{path.name}")]
         if moved:
             log.warning("moved %d files that no row refers to into %s: %s", len(moved), self.folder, _listed(moved))
             self._remove(moved_by=-math.inf)
         return len(moved)
+
+    def keep(self, paths: Iterable[Path]) -> Path:
+        """Move files into a folder of their own in here, which is never removed; return it. Raises `OSError`."""
+        kept = self.folder / f"kept-{self._time()}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            _move(path, kept / path.name)
+        return kept
 
     def purge(self) -> int:
         """Remove the files whose days are over, and the oldest ones if there are too many bytes; return the bytes."""
@@ -57,16 +65,13 @@ class Quarantine:
         """Remove every file, because the disk is full; return the bytes."""
         return self._remove(moved_by=math.inf)
 
-    def _move(self, path: Path) -> bool:
-        target = self.folder / f"{datetime.fromtimestamp(self._now(), UTC).strftime(_TIME)}-{path.name}"
+    def _time(self) -> str:
+        return datetime.fromtimestamp(self._now(), UTC).strftime(_TIME)
+
+    def _move(self, path: Path, target: Path) -> bool:
         try:
             self.folder.mkdir(exist_ok=True)
-            try:
-                path.rename(target)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                _move_across(path, target)
+            _move(path, target)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -102,8 +107,15 @@ class Quarantine:
         return SHARE_OF_DISK * disk.f_frsize * disk.f_blocks
 
 
-def _move_across(path: Path, target: Path) -> None:
-    """Move a file to another file system: `blobs/` may be a mount of its own."""
+def _move(path: Path, target: Path) -> None:
+    """Move a file, also to another file system: `blobs/` may be a mount of its own."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
     try:
         shutil.copyfile(path, target)
     except OSError:

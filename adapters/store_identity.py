@@ -62,6 +62,19 @@ def check_store(folder: Path) -> None:
         )
 
 
+def newest_revision(folder: Path) -> int:
+    """Return the greatest revision in the name of a blob."""
+    return max(map(revision_of, blob_names(folder / BLOBS)), default=0)
+
+
+def unreferenced(folder: Path) -> list[Path]:
+    """Return the blobs that no row of the catalogue refers to. Nobody may be publishing meanwhile."""
+    names = blob_names(folder / BLOBS)
+    catalog = _read_catalog(folder / CATALOG, with_references=True)
+    references = catalog.references if catalog else frozenset()
+    return [folder / BLOBS / name for name in sorted(set(names).difference(references))]
+
+
 def read_id(path: Path) -> str | None:
     """Return the id in a file; None if there is none."""
     try:
@@ -70,25 +83,22 @@ def read_id(path: Path) -> str | None:
         return None
 
 
-def complete_store(folder: Path, *, accept: bool = False) -> None:
+def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int = 0) -> None:
     """Write the ids that a checked store lacks, once its database has been migrated.
 
     If blobs are newer than the catalogue, as after a restore, its revision is raised to theirs, so that the next check
-    passes. With `accept`, the catalogue's id replaces whatever the folder has.
+    passes. With `accept`, the catalogue's id replaces whatever the folder has; `revision_at_least` is the newest of the
+    blobs that were moved out of the way.
     """
     mark, folder_mark = folder / STORE_ID, folder / BLOBS / STORE_ID
     if not accept and (opened_here := read_id(mark)) is not None and opened_here == read_id(folder_mark):
         return
     with _opened_alone(folder), connected(folder / CATALOG) as connection:
-        newest = max(map(revision_of, names := blob_names(folder / BLOBS)), default=0)
+        newest = max(newest_revision(folder), revision_at_least)
         store_id, revision = connection.execute("SELECT store_id, revision FROM catalog").fetchone()
         if newest > revision:
-            log.warning(
-                "%d blobs are newer than the catalogue, as after a restore: its revision goes from %d to %d",
-                sum(revision_of(name) > revision for name in names),
-                revision,
-                newest,
-            )
+            newer = sum(revision_of(name) > revision for name in blob_names(folder / BLOBS))
+            log.warning("the catalogue's revision goes from %d to %d; %d blobs are newer", revision, newest, newer)
             connection.execute("PRAGMA journal_mode=TRUNCATE")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("UPDATE catalog SET revision = max(revision, ?)", (newest,))

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from adapters.blobs import BLOBS
+from adapters.blobs import BlobStore
 from adapters.errors import CatalogBusy, CatalogNotLoadable
 from adapters.integrity import check_integrity
 from adapters.quarantine import Quarantine
-from adapters.store_identity import CATALOG, check_store, complete_store
+from adapters.store_identity import CATALOG, check_store, complete_store, newest_revision, unreferenced
 from app.settings import Settings, make_data_dir
 
 RUNNING = "running"
@@ -38,35 +38,35 @@ def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]
     """
     make_data_dir(settings)
     folder = settings.data_dir
+    quarantine = Quarantine(folder, now=time.time, days=settings.quarantine_days)
     abandoned = _lock_abandoned(folder / RUNNING)
     try:
-        is_large = _check(folder, accept_catalog=accept_catalog)
+        if accept_catalog:
+            _accept(folder, quarantine)
+        is_large = _check(folder)
     except BaseException:
         # The files stay: the next start checks again.
         _unlock(abandoned)
         raise
-    mark = _mark(folder / RUNNING)
+    marks = _mark(folder / RUNNING)
     stop = threading.Event()
     if is_large and abandoned:
         threading.Thread(target=_check_in_background, args=(folder, abandoned), daemon=True).start()
     else:
         _forget(abandoned)
-    quarantine = Quarantine(folder, now=time.time, days=settings.quarantine_days)
     threading.Thread(target=_purge_hourly, args=(quarantine, stop), daemon=True).start()
     try:
         yield
     finally:
         stop.set()
-        _forget([mark])
+        _forget(marks)
 
 
-def _check(folder: Path, *, accept_catalog: bool) -> bool:
+def _check(folder: Path) -> bool:
     """Check what can be checked before the start; return whether the catalogue is too large for that."""
     catalog = folder / CATALOG
     is_large = catalog.exists() and catalog.stat().st_size > MOST_BYTES_AT_START
     try:
-        if accept_catalog:
-            _accept(folder)
         check_store(folder)
         if not is_large:
             check_integrity(catalog)
@@ -75,13 +75,25 @@ def _check(folder: Path, *, accept_catalog: bool) -> bool:
     return is_large
 
 
-def _accept(folder: Path) -> None:
+def _accept(folder: Path, quarantine: Quarantine) -> None:
     from adapters.database import Database  # SQLAlchemy stays out of this process otherwise
 
     Database(folder).close()
-    (folder / BLOBS).mkdir(exist_ok=True)
-    complete_store(folder, accept=True)
-    log.warning("the catalogue in %s is accepted as it is: blobs that it does not refer to go to quarantine", folder)
+    blobs = BlobStore(folder, revision=lambda: 0, quarantine=quarantine)
+    with blobs.sweeping() as alone:
+        if not alone:
+            raise CatalogNotLoadable(
+                f"the catalogue {folder / CATALOG} cannot be accepted while another process publishes: stop it first"
+            )
+        newest = newest_revision(folder)
+        # Before the ids are written: while they differ, every start is refused, and sweeps nothing.
+        if orphans := unreferenced(folder):
+            kept = quarantine.keep(orphans)
+            log.warning(
+                "moved %d blobs that the catalogue does not refer to into %s; they stay there", len(orphans), kept
+            )
+        complete_store(folder, accept=True, revision_at_least=newest)
+    log.warning("the catalogue %s is accepted as it is", folder / CATALOG)
 
 
 def _check_in_background(folder: Path, abandoned: list[tuple[Path, int]]) -> None:
@@ -102,8 +114,17 @@ def _purge_hourly(quarantine: Quarantine, stop: threading.Event) -> None:
             log.warning("the quarantine cannot be purged: %s", error)
 
 
-def _mark(running: Path) -> tuple[Path, int]:
+def _mark(running: Path) -> list[tuple[Path, int]]:
     """Make the file of this process; return it with its lock, which no child process inherits."""
+    try:
+        return [_make_mark(running)]
+    except OSError as error:
+        # On a full disk, for one. What is there can be served all the same.
+        log.warning("an unclean end of this process will not be noticed: %s", error)
+        return []
+
+
+def _make_mark(running: Path) -> tuple[Path, int]:
     running.mkdir(exist_ok=True)
     path = running / f"{uuid.uuid4().hex}.lock"
     # Locked before it has the name that others look for: else one of them could take it for abandoned.

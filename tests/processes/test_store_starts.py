@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from adapters.quarantine import Quarantine
 from app.lifecycle import EXIT_CONFIG
 from tests.harness import LORAPLEX, ServiceProcess, environment, free_port
 
@@ -50,6 +51,10 @@ def _blobs(folder: Path) -> dict[str, bytes]:
 
 def _quarantined(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "quarantine").glob("*"))
+
+
+def _kept(folder: Path) -> list[Path]:
+    return list((folder / "quarantine").glob("kept-*/*"))
 
 
 @contextmanager
@@ -177,7 +182,7 @@ def test_an_accepted_catalogue_starts_from_then_on_and_its_orphans_are_in_quaran
         assert client.get("/adapters/late").status_code == 404
     orphans = before.keys() - _blobs(folder).keys()
     assert len(orphans) == 2
-    assert {name.partition("-")[2] for name in _quarantined(folder)} == orphans
+    assert {path.name for path in _kept(folder)} == orphans
     with _service(folder) as service:
         assert _upload(service.client, "late", 4).startswith("sha256:")
 
@@ -187,7 +192,9 @@ def test_a_missing_catalogue_can_be_accepted_too_and_deletes_nothing(folder: Pat
     contents = {content for name, content in _blobs(folder).items() if name != "store-id"}
     with _accepting(folder) as client:
         assert client.get("/adapters").json()["data"] == []
-    assert {path.read_bytes() for path in (folder / "quarantine").iterdir()} == contents
+    # They stay, although their days are over.
+    Quarantine(folder, now=lambda: 1e10, days=0).purge()
+    assert {path.read_bytes() for path in _kept(folder)} == contents
     with _service(folder) as service:
         assert service.client.get("/adapters").json()["data"] == []
 
