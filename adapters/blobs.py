@@ -1,12 +1,16 @@
 """Immutable files, durable once `write` has returned.
 
-A blob's name is random and says nothing; it is written once, never changed, and belongs to one publish or one
-job. A blob that no row refers to is what a crash between the file and the row left, and `sweep` removes it.
+A blob's name is the catalogue's revision at the time of writing and a random part: `<12 hex digits>-<32 hex digits>`.
+(Older releases wrote the random part alone.) A blob is written once, never changed, and belongs to one publish or one
+job. A blob that no row refers to is what a crash between the file and the row left, and `sweep` moves it into
+quarantine.
 """
 
 import errno
 import fcntl
+import hashlib
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,17 +18,42 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from adapters.errors import BlobCorrupt, StorageFull
+from adapters.quarantine import Quarantine
 
 Content: TypeAlias = bytes | Callable[[BinaryIO], object]
 """Bytes, or what writes them to the file that it is given."""
+BLOBS = "blobs"
+"""Folder, in the data folder, of the blobs."""
+STORE_ID = "store-id"
+"""File in that folder that says which catalogue it belongs to (`adapters.store_identity`)."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_TEMPORARY = ".tmp"
+_NAME = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
+
+
+def revision_of(name: str) -> int:
+    """Return the catalogue's revision when the blob of this name was written; 0 if the name does not say."""
+    match = _NAME.fullmatch(name)
+    return int(match[1], 16) if match else 0
+
+
+def blob_names(blobs: Path) -> list[str]:
+    """Return the names of the blobs in a folder, without temporary files; none if there is no such folder."""
+    with suppress(FileNotFoundError), os.scandir(blobs) as entries:
+        return [entry.name for entry in entries if _is_blob(entry)]
+    return []
 
 
 class BlobStore:
-    """The blobs in one folder, which is made where it is missing."""
+    """The blobs in one folder, which is made where it is missing.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / "blobs"
+    `revision` returns the catalogue's revision now.
+    """
+
+    def __init__(self, folder: Path, *, revision: Callable[[], int], quarantine: Quarantine) -> None:
+        self._folder = folder / BLOBS
+        self._revision = revision
+        self._quarantine = quarantine
         self._folder.mkdir(parents=True, exist_ok=True)
         # Every folder above may be as new as this one; of those that we may not read, none is.
         for made in (folder, *folder.absolute().parents):
@@ -45,10 +74,19 @@ class BlobStore:
     def write(self, content: Content) -> str:
         """Store `content` and return its name; on disk, through power loss, before this returns.
 
-        Raises `StorageFull` and what a writer raises, leaving nothing behind.
+        If the disk is full, the quarantine is emptied and `content` is written once more. Raises `StorageFull` and what
+        a writer raises, leaving nothing behind.
         """
-        name = uuid.uuid4().hex
-        temporary, blob = self._folder / f"{name}.tmp", self.path(name)
+        try:
+            return self._write(content)
+        except StorageFull:
+            if not self._quarantine.empty():
+                raise
+            return self._write(content)
+
+    def _write(self, content: Content) -> str:
+        name = f"{self._revision():012x}-{uuid.uuid4().hex}"
+        temporary, blob = self._folder / f"{name}{_TEMPORARY}", self.path(name)
         try:
             with temporary.open("xb") as file:
                 if callable(content):
@@ -79,6 +117,10 @@ class BlobStore:
                 os.close(file)
         except FileNotFoundError:
             raise BlobCorrupt(f"the file of a stored adapter or data set is missing: {name}") from None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise BlobCorrupt(f"the file of a stored adapter or data set cannot be read: {name}") from error
         if length >= 0 and len(content) != length:
             raise BlobCorrupt(f"the file {name} ends before byte {offset + length}")
         return content
@@ -99,6 +141,14 @@ class BlobStore:
             return None
         return content if read == length else None
 
+    def is_whole(self, name: str, digest: str) -> bool:
+        """Return whether a blob is there and its bytes have this digest."""
+        try:
+            with self.path(name).open("rb") as file:
+                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+        except OSError:
+            return False
+
     def path(self, name: str) -> Path:
         """Where a blob lies."""
         return self._folder / name
@@ -108,14 +158,25 @@ class BlobStore:
         for name in names:
             self.path(name).unlink(missing_ok=True)
 
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Move blobs that no row refers to any more into quarantine. Missing ones are skipped."""
+        self._quarantine.take(self.path(name) for name in names)
+
     def sweep(self, referenced: Iterable[str]) -> int:
-        """Remove every file that is not in `referenced`; returns how many. Call it under `sweeping`."""
-        kept = set(referenced)
-        doomed = [path for path in self._folder.iterdir() if path.name not in kept]
-        for path in doomed:
+        """Remove temporary files, and move blobs that are not in `referenced` into quarantine; return how many.
+
+        Call it under `sweeping`. Files whose days in quarantine are over are removed first.
+        """
+        # Whoever completes the store may be writing the id now.
+        kept = {*referenced, STORE_ID, f"{STORE_ID}{_TEMPORARY}"}
+        with os.scandir(self._folder) as entries:
+            present = [entry for entry in entries if entry.name not in kept]
+        temporary = [entry.path for entry in present if entry.name.endswith(_TEMPORARY)]
+        for path in temporary:
             with suppress(FileNotFoundError):
-                path.unlink()
-        return len(doomed)
+                os.unlink(path)
+        self._quarantine.purge()
+        return len(temporary) + self._quarantine.take(Path(entry.path) for entry in present if _is_blob(entry))
 
     @contextmanager
     def sweeping(self) -> Iterator[bool]:
@@ -127,6 +188,12 @@ class BlobStore:
                 yield False
             else:
                 yield True
+
+
+def _is_blob(entry: "os.DirEntry[str]") -> bool:
+    """Return whether it is a file that holds content; `lost+found`, for one, is not."""
+    is_ours = entry.name != STORE_ID and not entry.name.endswith(_TEMPORARY) and not entry.name.startswith(".")
+    return is_ours and entry.is_file(follow_symlinks=False)
 
 
 def sync_folder(path: Path) -> None:

@@ -4,7 +4,7 @@ Here are the whole transactions; the statements that they are made of are in `ca
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import accumulate, compress
 from pathlib import Path
@@ -15,12 +15,14 @@ from sqlalchemy.engine import Connection
 
 from adapters import catalog_rows as rows
 from adapters import tables
-from adapters.adapter import delta_norms
+from adapters.adapter import delta_norms, digest_of
 from adapters.blobs import BlobStore
 from adapters.clock import rfc3339
-from adapters.database import Database
-from adapters.errors import LoraplexError
+from adapters.database import ChangeWatch, Database
+from adapters.errors import BlobCorrupt, CatalogBusy, LoraplexError
 from adapters.names import LIVE, MAX_VERSION, Reference
+from adapters.quarantine import DEFAULT_DAYS, Quarantine
+from adapters.store_identity import check_store, complete_store
 from adapters.tables import DEFAULT_TENANT as TENANT
 from adapters.versions import AdapterSummary, Publication, Published, Version
 
@@ -40,12 +42,19 @@ class _Made(NamedTuple):
 
 
 class Catalog:
-    """The adapters in one data folder. Safe to use from any thread and from several processes."""
+    """The adapters in one data folder. Safe to use from any thread and from several processes.
 
-    def __init__(self, folder: Path, *, now: Callable[[], float]) -> None:
-        self.database = Database(folder)
-        self.blobs = BlobStore(folder)
+    Opening it raises `CatalogNotLoadable`, and changes nothing, if the catalogue and the blobs do not belong together.
+    """
+
+    def __init__(self, folder: Path, *, now: Callable[[], float], quarantine_days: float = DEFAULT_DAYS) -> None:
+        check_store(folder)
+        self.quarantine = Quarantine(folder, now=now, days=quarantine_days)
+        self.database = Database(folder, make_room=self.quarantine.empty)
+        self.blobs = BlobStore(folder, revision=self._revision_at_hand, quarantine=self.quarantine)
         self._now = now
+        complete_store(folder)
+        self._last_revision = self.revision()
 
     def publish(
         self, publications: Sequence[Publication], *, choose: Choose | None = None, also: Also | None = None
@@ -69,11 +78,13 @@ class Catalog:
     def put(self, publication: Publication, *, precondition: Precondition | None = None) -> tuple[Version, bool]:
         """Publish one adapter unless live has its bytes already; returns its version and whether it is new.
 
+        If the stored copy of those bytes is missing or corrupt, live gets the new copy, and stays the same version.
         Raises what `precondition` raises, and then nothing has changed.
         """
         name, digest = publication.name, publication.adapter.digest
         with self._stored([publication]) as made:
             ((_, unnumbered),) = made
+            corrupt = self._corrupt_live(name, digest)
             with self.database.write() as connection:
                 live = rows.live_or_none(connection, name)
                 if precondition is not None:
@@ -81,6 +92,14 @@ class Catalog:
                 same = live is not None and (live.digest, live.base) == (digest, unnumbered.base)
                 if live is None or not same:
                     return _insert(connection, made)[0].version, True
+                if live == corrupt:
+                    repaired = replace(live, file=unnumbered.file, offset=unnumbered.offset)
+                    unused = rows.move_bytes(connection, live, repaired)
+                    # Workers remember where the bytes of a version are.
+                    rows.next_revision(connection)
+            if live == corrupt:
+                self.blobs.set_aside(unused)
+                return repaired, False
             self.blobs.remove(_files(made))
             return live, False
 
@@ -115,6 +134,12 @@ class Catalog:
         """A number that every publish, delete and roll back raises, and nothing else does."""
         with self.database.read() as connection:
             return int(connection.scalars(sa.select(tables.catalog.c.revision)).one())
+
+    def _revision_at_hand(self) -> int:
+        """The revision; if the catalogue is locked this moment, the last one seen: writing a blob does not wait."""
+        with closing(ChangeWatch(self.database.path)) as watch, suppress(CatalogBusy):
+            self._last_revision = watch.revision()
+        return self._last_revision
 
     def adapter(self, name: str) -> AdapterSummary:
         """One adapter; raises `AdapterNotFound`."""
@@ -163,7 +188,7 @@ class Catalog:
             return list(connection.scalars(statement))
 
     def sweep(self) -> int:
-        """Remove the files that no row refers to, unless somebody is publishing; returns how many."""
+        """Move the files that no row refers to into quarantine, unless somebody is publishing; returns how many."""
         with self.blobs.sweeping() as alone:
             if not alone:
                 return 0
@@ -174,6 +199,18 @@ class Catalog:
                 files.update(connection.scalars(sa.select(statistics).where(statistics.is_not(None))))
                 files.update(connection.scalars(sa.select(data_file).where(data_file.is_not(None))))
             return self.blobs.sweep(files)
+
+    def _corrupt_live(self, name: str, digest: str) -> Version | None:
+        """The live version of a name if it has this digest and its stored bytes do not."""
+        with self.database.read() as connection:
+            live = rows.live_or_none(connection, name)
+        if live is None or live.digest != digest:
+            return None
+        try:
+            content = self.blobs.read(live.file, offset=live.offset, length=live.bytes)
+        except BlobCorrupt:
+            return live
+        return None if digest_of(content) == digest else live
 
     @contextmanager
     def _stored(self, publications: Sequence[Publication]) -> Iterator[list[_Made]]:

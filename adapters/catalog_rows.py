@@ -178,6 +178,13 @@ def insert(connection: Connection, made: Sequence[Version]) -> None:
     connection.execute(sa.insert(versions), values)
 
 
+def move_bytes(connection: Connection, version: Version, moved: Version) -> set[str]:
+    """Let a version have its bytes where `moved` has them; returns the blob that nobody needs now."""
+    mine = (_OF_VERSION, versions.c.adapter == version.adapter, versions.c.version == version.version)
+    connection.execute(sa.update(versions).where(*mine).values(file=moved.file, offset=moved.offset))
+    return set() if _is_used(connection, version.file) else {version.file}
+
+
 def existing(connection: Connection, wanted: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
     """Those of these names' versions that there are."""
     found: set[tuple[str, int]] = set()

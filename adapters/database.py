@@ -3,7 +3,7 @@
 import fcntl
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,17 +15,22 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from adapters.errors import CatalogBusy, CatalogNotLoadable, StorageFull
+from adapters.store_identity import CATALOG
 
 _BUSY_MILLISECONDS = 15_000
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class Database:
-    """Transactions on the catalogue in `folder`. Opening it brings its tables up to date."""
+    """Transactions on the catalogue in `folder`. Opening it brings its tables up to date.
 
-    def __init__(self, folder: Path) -> None:
+    `make_room` is called when the disk is full, before the error is raised.
+    """
+
+    def __init__(self, folder: Path, *, make_room: Callable[[], object] = lambda: None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "catalog.sqlite3"
+        self._make_room = make_room
+        self.path = folder / CATALOG
         # A pool as deep as the web server's threads: a reader never waits for another reader.
         url = sa.URL.create("sqlite", database=str(self.path))
         self._engine = sa.create_engine(url, pool_size=8, max_overflow=56)
@@ -58,6 +63,9 @@ class Database:
         try:
             with _translated(), self._writing.begin() as connection:
                 yield connection
+        except StorageFull:
+            self._make_room()
+            raise
         finally:
             self._writer.release()
 

@@ -60,6 +60,8 @@ catalog = sa.Table(
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("revision", sa.Integer, nullable=False),
+    # Random; the folder of blobs has the same (`adapters.store_identity`).
+    sa.Column("store_id", sa.String),
 )
 
 jobs = sa.Table(

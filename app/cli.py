@@ -6,11 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
+from adapters.errors import CatalogNotLoadable
 from app import logs
 from app.lifecycle import EXIT_CONFIG, stop_on_signals
-from app.settings import Settings, SettingsError, load_settings, make_data_dir
+from app.settings import Settings, SettingsError, load_settings
+from app.store_guard import guarded_store
 
 Base = Annotated[str | None, typer.Option(help=str(Settings.model_fields["base"].description))]
+AcceptCatalog = Annotated[
+    bool,
+    typer.Option(
+        "--accept-catalog",
+        help="Start although the catalogue and the blobs do not belong together: take the catalogue as it is, make it "
+        "if it is missing, and move the blobs that it does not refer to into quarantine.",
+    ),
+]
 DataDir = Annotated[Path | None, typer.Option(help=str(Settings.model_fields["data_dir"].description))]
 
 
@@ -25,6 +35,7 @@ def serve(
     port: Annotated[int | None, _option("port")] = None,
     workers: Annotated[int | None, _option("workers")] = None,
     trainers: Annotated[int | None, _option("trainers")] = None,
+    accept_catalog: AcceptCatalog = False,
 ) -> None:
     """Answer requests and train, until SIGTERM. Every other setting is an environment variable."""
     from app.supervisor import serve as run  # torch stays out of this process
@@ -40,23 +51,26 @@ def serve(
     try:
         settings = load_settings(given)
         logs.configure(settings.log_format, process="supervisor")
-        sys.exit(run(settings))
-    except SettingsError as error:
+        with guarded_store(settings, accept_catalog=accept_catalog):
+            status = run(settings)
+        sys.exit(status)
+    except (SettingsError, CatalogNotLoadable) as error:
         _refuse(error)
 
 
-def trainer(base: Base = None, data_dir: DataDir = None) -> None:
+def trainer(base: Base = None, data_dir: DataDir = None, accept_catalog: AcceptCatalog = False) -> None:
     """Only train, until SIGTERM: for a service that runs `serve --trainers 0` on the same data folder."""
     from app.trainer import run_trainer  # imports torch
 
     try:
         settings = load_settings({"base": base, "data_dir": data_dir})
-        make_data_dir(settings)
-        run_trainer(settings, stop_on_signals())
-    except SettingsError as error:
+        logs.configure(settings.log_format, process="trainer")
+        with guarded_store(settings, accept_catalog=accept_catalog):
+            run_trainer(settings, stop_on_signals())
+    except (SettingsError, CatalogNotLoadable) as error:
         _refuse(error)
 
 
-def _refuse(error: SettingsError) -> None:
+def _refuse(error: SettingsError | CatalogNotLoadable) -> None:
     print(f"loraplex: {error}", file=sys.stderr)
     sys.exit(EXIT_CONFIG)

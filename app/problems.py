@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -149,9 +150,9 @@ STATUS: Mapping[str, int] = {
     "wrong_type": 422,
     "queue_full": 429,
     "head_too_large": 431,
-    "blob_corrupt": 500,
     "error": 500,
     "internal_error": 500,
+    "blob_corrupt": 503,
     "catalog_busy": 503,
     "not_ready": 503,
     "request_timeout": 503,
@@ -296,6 +297,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         known = known_failure(error)
         if known is None:
             raise error
+        if isinstance(known, StorageFull):
+            await run_in_threadpool(request.app.state.service.catalog.quarantine.empty)
         return answer_at(request.scope["path"], known)
 
     async def gone(_request: Request, _error: Exception) -> Response:

@@ -93,7 +93,7 @@ class Service:
 def open_service(settings: Settings, *, now: Callable[[], float] = time.time) -> Service:
     """Load the base and open the data folder; raises `BaseNotLoadable`."""
     base = load_base(settings)
-    catalog = Catalog(settings.data_dir, now=now)
+    catalog = Catalog(settings.data_dir, now=now, quarantine_days=settings.quarantine_days)
     catalog.sweep()
     resolver = Resolver(catalog)
     residency = Residency(base, catalog.blobs, budget_bytes=settings.cache_bytes)

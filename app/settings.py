@@ -132,6 +132,13 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(
         30, ge=1, le=3600, description="Seconds that requests in flight get to finish after SIGTERM."
     )
+    quarantine_days: int = Field(
+        7,
+        ge=0,
+        le=3650,
+        description="Days that files to which the catalogue does not refer are kept in `quarantine/` before they are "
+        "removed; 0 removes them at the next purge.",
+    )
     log_format: LogFormat = Field(
         LogFormat.AUTO,
         description="`json` (one object a line), `console` (for people), or `auto`: `console` where standard error is "

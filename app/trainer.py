@@ -27,7 +27,7 @@ def run_trainer(settings: Settings, stop: threading.Event) -> None:
     torch.set_num_threads(1)
     try:
         base = load_base(settings)
-        catalog = Catalog(settings.data_dir, now=time.time)
+        catalog = Catalog(settings.data_dir, now=time.time, quarantine_days=settings.quarantine_days)
     except (BaseNotLoadable, CatalogNotLoadable) as error:
         print(f"loraplex: {error.detail}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any, cast
 
 from app.direct import Asked, Direct
-from app.host_policy import authority_of
 from app.guarded_http import BEGAN_INSIDE, BETWEEN, BODY, HEAD, GuardedHttp
+from app.host_policy import authority_of
 from app.open_connections import OpenConnections, most_connections
 from app.service import Service
 

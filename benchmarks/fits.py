@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from adapters.adapter import Adapter, from_canonical_bytes
-from adapters.blobs import BlobStore
 from adapters.catalog import Catalog
 from adapters.names import Reference
 from app.settings import Settings
@@ -180,9 +179,9 @@ class _Published:
     """What lies in the service's folder."""
 
     def __init__(self, store: Path) -> None:
-        self._catalog, self._blobs = Catalog(store, now=time.time), BlobStore(store)
+        self._catalog = Catalog(store, now=time.time)
 
     def adapter(self, name: str) -> Adapter:
         """The live version of an adapter."""
         version = self._catalog.find(Reference(name))
-        return from_canonical_bytes(self._blobs.read(version.file, offset=version.offset, length=version.bytes))
+        return from_canonical_bytes(self._catalog.blobs.read(version.file, offset=version.offset, length=version.bytes))

@@ -88,7 +88,8 @@ class Datasets:
     ) -> tuple[DatasetVersion, bool]:
         """Read an upload and make it a version, unless the newest one has its bytes; returns it and whether it is new.
 
-        Raises what `reading` and `precondition` raise, and then nothing has changed.
+        If the stored copy of those bytes is missing or corrupt, that version gets the new copy. Raises what `reading`
+        and `precondition` raise, and then nothing has changed.
         """
         with self._blobs.publishing():
             reports: list[Report] = []
@@ -99,18 +100,24 @@ class Datasets:
             file = self._blobs.write(convert)
             try:
                 unnumbered = _describe(
-                    name, reports[0], created_at=rfc3339(self._now()), content_type=content_type, file=file
+                    name, reports[-1], created_at=rfc3339(self._now()), content_type=content_type, file=file
                 )
+                corrupt = self._corrupt_newest(name, unnumbered.digest)
                 with self._database.write() as connection:
                     newest = _newest(connection, name)
                     if precondition is not None:
                         precondition(newest is not None, newest.digest if newest else None)
                     if newest is None or newest.digest != unnumbered.digest:
                         return _insert(connection, unnumbered), True
+                    if newest.file == corrupt:
+                        _move_bytes(connection, newest, file)
             except LoraplexError:
                 # Refused for certain. After any other error a commit may have happened: leave it to the sweep.
                 self._blobs.remove([file])
                 raise
+            if newest.file == corrupt:
+                self._blobs.set_aside([corrupt])
+                return replace(newest, file=file), False
             self._blobs.remove([file])
             return newest, False
 
@@ -188,6 +195,14 @@ class Datasets:
         """Where the stored form of a version lies: what `adapters.datasets.table.Table.open` takes."""
         return self._blobs.path(version.file)
 
+    def _corrupt_newest(self, name: str, digest: str) -> str | None:
+        """The blob of the newest version if that has this digest and the blob does not."""
+        with self._database.read() as connection:
+            newest = _newest(connection, name)
+        if newest is None or newest.digest != digest or self._blobs.is_whole(newest.file, digest):
+            return None
+        return newest.file
+
 
 def _describe(name: str, report: Report, *, created_at: str, content_type: str, file: str) -> DatasetVersion:
     return DatasetVersion(
@@ -220,6 +235,11 @@ def _insert(connection: Connection, unnumbered: DatasetVersion) -> DatasetVersio
     kept |= {"columns": columns_to_json(version.columns), "bad_rows": bad_rows_to_json(version.bad_rows)}
     connection.execute(sa.insert(versions).values(tenant=TENANT, **kept))
     return version
+
+
+def _move_bytes(connection: Connection, version: DatasetEntry, file: str) -> None:
+    mine = (_OF_VERSION, versions.c.dataset == version.dataset, versions.c.version == version.version)
+    connection.execute(sa.update(versions).where(*mine).values(file=file))
 
 
 def _require(connection: Connection, name: str, *, field: str = "name") -> None:

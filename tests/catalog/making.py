@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 
 from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer, load_base_layer
+from adapters.blobs import STORE_ID
 from adapters.catalog import Also, Catalog
 from adapters.job_adapters import JobAdapter
 from adapters.job_queue import JobQueue
@@ -121,8 +122,13 @@ def dense_answer(adapter: Adapter | None, x_NI: torch.Tensor = INPUTS_NI, base: 
 
 
 def stored_files(folder: Path) -> set[str]:
-    """What lies in the folder of blobs."""
-    return {path.name for path in (folder / "blobs").iterdir()}
+    """What lies in the folder of blobs, but for its store id."""
+    return {path.name for path in (folder / "blobs").iterdir()} - {STORE_ID}
+
+
+def quarantined_files(folder: Path) -> set[str]:
+    """The blobs that lie in quarantine, by the names that they had."""
+    return {path.name.partition("-")[2] for path in (folder / "quarantine").glob("*")}
 
 
 def referenced_files(folder: Path) -> set[str]:

@@ -7,9 +7,20 @@ import httpx
 import pytest
 import torch
 
+from adapters.catalog import Catalog
 from adapters.names import Reference
+from adapters.residency import read_adapter
 from app.service import Service
-from tests.catalog.making import INPUTS_NI, as_upload, dense_answer, make_adapter, publication
+from tests.catalog.making import (
+    INPUTS_NI,
+    as_upload,
+    dense_answer,
+    make_adapter,
+    publication,
+    quarantined_files,
+    referenced_files,
+    stored_files,
+)
 from tests.conftest import Serve
 
 
@@ -52,7 +63,7 @@ def test_a_harmed_file_is_an_error_of_its_adapter_alone(
         client.post("/predict", json={"adapters": ["good", "bad", None, None, None], "inputs": rows}),
         client.get("/adapters/bad/download"),
     ):
-        assert (answer.status_code, answer.json()["code"]) == (500, "blob_corrupt")
+        assert (answer.status_code, answer.json()["code"]) == (503, "blob_corrupt")
     answer = client.post("/predict", json={"adapter": "good", "inputs": rows})
     outputs = torch.tensor(answer.json()["outputs"], dtype=torch.float64)
     torch.testing.assert_close(outputs, dense_answer(make_adapter(0)), rtol=1e-5, atol=1e-5)
@@ -61,6 +72,74 @@ def test_a_harmed_file_is_an_error_of_its_adapter_alone(
     assert client.put("/adapters/bad", json=as_upload(make_adapter(5))).status_code == 201
     assert client.post("/predict", json={"adapter": "bad", "inputs": rows}).status_code == 200
     assert client.delete("/adapters/bad").status_code == 204
+
+
+@pytest.mark.parametrize("action", [_flip, _cut_short, _exchange, Path.unlink])
+def test_the_same_bytes_again_repair_a_harmed_file(
+    harm: Callable[[Callable[[Path], None]], httpx.Client], tmp_path: Path, action: Callable[[Path], None]
+) -> None:
+    client = harm(action)
+    body = {"adapter": "bad", "inputs": INPUTS_NI.tolist()}
+    assert client.post("/predict", json=body).json()["code"] == "blob_corrupt"
+    assert int(client.post("/predict", json=body).headers["Retry-After"]) >= 1
+    before = client.get("/adapters/bad").json()
+    answer = client.put("/adapters/bad", json=as_upload(make_adapter(1)))
+    assert (answer.status_code, answer.json()) == (200, before["live"])
+    predicted = client.post("/predict", json=body)
+    assert predicted.status_code == 200, predicted.text
+    assert predicted.json()["adapter"]["digest"] == make_adapter(1).digest
+    assert client.get("/adapters/bad/download").status_code == 200
+    assert client.get("/adapters/bad").json() == before
+    # What was wrong is kept for whoever wants to know why; nothing else is.
+    assert stored_files(tmp_path / "data") == referenced_files(tmp_path / "data")
+    assert len(quarantined_files(tmp_path / "data")) == (0 if action is Path.unlink else 1)
+
+
+def test_a_sound_copy_stays_where_it_is(serve: Serve) -> None:
+    client, service = serve()
+    for status in (201, 200):
+        assert client.put("/adapters/acme", json=as_upload(make_adapter(1))).status_code == status
+        file, revision = service.catalog.find(Reference("acme")).file, service.catalog.revision()
+    assert (service.catalog.find(Reference("acme")).file, service.catalog.revision()) == (file, 1) == (file, revision)
+
+
+def test_one_of_a_fleet_is_repaired_and_the_others_keep_their_file(catalog: Catalog, folder: Path) -> None:
+    first, second = (one.version for one in catalog.publish([publication("a", 1), publication("b", 2)]))
+    _flip(catalog.blobs.path(second.file))
+    repaired, is_new = catalog.put(publication("b", 2))
+    assert not is_new
+    assert repaired == catalog.find(Reference("b"))
+    assert (repaired.version, repaired.digest, repaired.offset) == (1, second.digest, 0)
+    assert read_adapter(repaired, catalog.blobs).digest == second.digest
+    assert read_adapter(catalog.find(Reference("a")), catalog.blobs).digest == first.digest
+    assert stored_files(folder) == {first.file, repaired.file}
+
+
+def test_a_condition_that_fails_repairs_nothing(
+    harm: Callable[[Callable[[Path], None]], httpx.Client],
+) -> None:
+    client = harm(_flip)
+    answer = client.put("/adapters/bad", json=as_upload(make_adapter(1)), headers={"If-None-Match": "*"})
+    assert answer.status_code == 412
+    assert client.post("/predict", json={"adapter": "bad", "inputs": INPUTS_NI.tolist()}).status_code == 503
+
+
+@pytest.mark.parametrize("action", [_flip, Path.unlink])
+def test_the_same_data_set_again_repairs_a_harmed_file(serve: Serve, action: Callable[[Path], None]) -> None:
+    client, service = serve()
+    headers = {"Content-Type": "text/csv"}
+    first = client.put("/datasets/rows", content=b"x\n1\n2\n", headers=headers).json()
+    (name,) = stored_files(service.settings.data_dir)
+    file = service.catalog.blobs.path(name)
+    whole = file.read_bytes()
+    action(file)
+    answer = client.put("/datasets/rows", content=b"x\n1\n2\n", headers=headers)
+    assert (answer.status_code, answer.json()) == (200, first)
+    assert client.get("/datasets/rows/preview").json()["rows"] == [{"x": 1}, {"x": 2}]
+    (repaired,) = stored_files(service.settings.data_dir)
+    assert service.catalog.blobs.path(repaired).read_bytes() == whole
+    assert client.put("/datasets/rows", content=b"x\n1\n2\n", headers=headers).status_code == 200
+    assert stored_files(service.settings.data_dir) == {repaired}
 
 
 def _meet_a_deletion(service: Service, name: str) -> None:

@@ -19,7 +19,7 @@ from adapters.errors import (
     VersionNotFound,
 )
 from adapters.names import parse_reference
-from tests.catalog.making import put
+from tests.catalog.making import put, stored_files
 
 
 class Store:
@@ -37,7 +37,7 @@ class Store:
             return self.datasets.add(name, reading, content_type="text/csv")
 
     def files(self) -> set[str]:
-        return {path.name for folder in ("blobs", "tmp") for path in (self.folder / folder).iterdir()}
+        return stored_files(self.folder) | {path.name for path in (self.folder / "tmp").iterdir()}
 
 
 @pytest.fixture

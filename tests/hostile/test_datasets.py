@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from app.service import Service
+from tests.catalog.making import stored_files
 from tests.datasets.making import arrow_stream, lists, npz, parquet
 from tests.datasets.slow import reader_of, slow_parquet
 from tests.datasets.test_npz import header, zipped
@@ -212,7 +213,7 @@ def _request(client: httpx.Client, length: int) -> socket.socket:
 
 def _left(service: Service) -> set[str]:
     folder = service.settings.data_dir
-    return {path.name for name in ("blobs", "tmp") for path in (folder / name).iterdir()}
+    return stored_files(folder) | {path.name for path in (folder / "tmp").iterdir()}
 
 
 @pytest.mark.parametrize("sent", [0, 100, 3_000_000])

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.catalog.making import stored_files
 from tests.conftest import Serve
 from tests.hostile.bodies import GOOD_FILES, IN, JSON, MULTIPART, OUT, ROW, ZIP, multipart_of, to_json, zip_of
 from tests.hostile.case import Case, Target, problem_of
@@ -158,4 +159,4 @@ def test_a_job_past_the_queue_s_room_is_refused_until_later(serve: Serve) -> Non
     assert [answer.status_code for answer in answers] == [202, 429]
     assert problem_of(answers[1])["code"] == "queue_full"
     assert int(answers[1].headers["retry-after"]) >= 1
-    assert len(list((service.settings.data_dir / "blobs").iterdir())) == 1
+    assert len(stored_files(service.settings.data_dir)) == 1

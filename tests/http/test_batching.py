@@ -183,7 +183,7 @@ def test_an_adapter_that_cannot_answer_is_the_error_of_its_request_alone(tenants
         "deleted@1": (404, "adapter_not_found"),
         "rank-8-True@1000": (404, "version_not_found"),
         "rank-8-True@nothing": (404, "alias_not_found"),
-        "corrupt": (500, "blob_corrupt"),
+        "corrupt": (503, "blob_corrupt"),
         "foreign": (409, "base_mismatch"),
         "no name": (422, "invalid_name"),
     }

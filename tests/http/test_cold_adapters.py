@@ -152,7 +152,7 @@ def test_a_read_that_fails_is_everybody_s_error_who_waited_and_is_tried_again(se
         disk.give()
         return await asyncio.gather(*waiting)
 
-    assert {code(answer) for answer in together(client.base_url, scene)} == {(500, "blob_corrupt")}
+    assert {code(answer) for answer in together(client.base_url, scene)} == {(503, "blob_corrupt")}
     _check(client.post("/predict", json=_body("warm")), "warm")
     blob.write_bytes(kept)
     _check(client.post("/predict", json=_body("cold-0")), "cold-0")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from app.settings import Settings
+from tests.catalog.making import stored_files
 from tests.conftest import Serve
 from tests.datasets.making import arrow_stream, npz, parquet
 from tests.harness import serving
@@ -196,4 +197,4 @@ def test_a_data_set_may_be_larger_than_other_bodies_up_to_a_bound_of_its_own(ser
     assert _code(answer) == (422, "invalid_dataset")
     assert "400000 bytes" in answer.json()["detail"]
     assert _code(client.put("/adapters/sized", content=b"x" * 10_001)) == (413, "body_too_large")
-    assert len(list((service.settings.data_dir / "blobs").iterdir())) == 1
+    assert len(stored_files(service.settings.data_dir)) == 1

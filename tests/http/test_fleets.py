@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from tests.catalog.making import stored_files
 from tests.conftest import Serve
 from tests.harness import eventually, train, wait_for_job
 from tests.http.conftest import Running
@@ -315,4 +316,4 @@ def test_a_fleet_of_too_many_groups_is_refused_before_anything_is_stored(serve: 
     assert (answer.status_code, answer.json()["code"]) == (422, "out_of_range")
     assert "LORAPLEX_MAX_GROUPS" in answer.json()["detail"]
     assert client.get("/jobs").json()["data"] == []
-    assert list((service.settings.data_dir / "blobs").iterdir()) == []
+    assert stored_files(service.settings.data_dir) == set()

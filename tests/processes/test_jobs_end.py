@@ -11,6 +11,7 @@ import pytest
 from adapters.errors import StorageFull
 from app.service import Service
 from app.settings import Settings
+from tests.catalog.making import stored_files
 from tests.conftest import Serve
 from tests.harness import eventually, serving, wait_for_job
 from tests.processes.long_jobs import submit, submit_endless, versions, wait_until_it_runs
@@ -34,7 +35,7 @@ def _code(job: dict[str, Any]) -> tuple[str, str]:
 
 
 def _stored(service: Service) -> int:
-    return len(list((service.settings.data_dir / "blobs").iterdir()))
+    return len(stored_files(service.settings.data_dir))
 
 
 def _full(*_: object, **__: object) -> NoReturn:

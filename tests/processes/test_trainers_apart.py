@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.catalog.making import stored_files
 from tests.harness import ServiceProcess, eventually, wait_for_job
 from tests.processes.long_jobs import submit, submit_endless, versions, wait_until_it_runs, wait_until_it_steps
 from tests.processes.tree import (
@@ -30,7 +31,7 @@ def fit(service: ServiceProcess, trainer: TrainerProcess) -> Process:
 
 
 def _files(service: ServiceProcess) -> int:
-    return len(list((service.data_dir / "blobs").iterdir()))
+    return len(stored_files(service.data_dir))
 
 
 def test_they_work_together_from_a_folder_with_decoys(

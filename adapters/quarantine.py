@@ -1,0 +1,129 @@
+"""Folder of blobs that no row refers to. They are kept for some days before they are removed.
+
+A file in it is named `<time of its move>-<its name in blobs/>`, such as `20261129T154501Z-00000000002a-…`, so that the
+order of the names is the order of the moves. To bring a file back, move it to `blobs/` under the rest of its name.
+"""
+
+import errno
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+SHARE_OF_DISK = 0.05
+"""Largest part of the file system that quarantined files may take."""
+DEFAULT_DAYS = 7
+_TIME = "%Y%m%dT%H%M%SZ"
+_TIME_LENGTH = len("20261129T154501Z")
+_SECONDS_A_DAY = 86_400
+
+log = logging.getLogger(__name__)
+
+
+class _Entry(NamedTuple):
+    """One quarantined file."""
+
+    name: str
+    moved_at: float
+    bytes: int
+
+
+class Quarantine:
+    """The quarantine in one data folder. Safe to use from several processes."""
+
+    def __init__(self, folder: Path, *, now: Callable[[], float], days: float = DEFAULT_DAYS) -> None:
+        self.folder = folder / "quarantine"
+        self._now = now
+        self._keep_seconds = days * _SECONDS_A_DAY
+
+    def take(self, paths: Iterable[Path]) -> int:
+        """Move files here, then remove the oldest ones if there are too many bytes; return how many were moved."""
+        moved = [path.name for path in paths if self._move(path, self.folder / f"{self._time()}-{path.name}")]
+        if moved:
+            log.warning("moved %d files that no row refers to into %s: %s", len(moved), self.folder, _listed(moved))
+            self._remove(moved_by=-math.inf)
+        return len(moved)
+
+    def keep(self, paths: Iterable[Path]) -> Path:
+        """Move files into a folder of their own in here, which is never removed; return it. Raises `OSError`."""
+        kept = self.folder / f"kept-{self._time()}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            _move(path, kept / path.name)
+        return kept
+
+    def purge(self) -> int:
+        """Remove the files whose days are over, and the oldest ones if there are too many bytes; return the bytes."""
+        return self._remove(moved_by=self._now() - self._keep_seconds)
+
+    def empty(self) -> int:
+        """Remove every file, because the disk is full; return the bytes."""
+        return self._remove(moved_by=math.inf)
+
+    def _time(self) -> str:
+        return datetime.fromtimestamp(self._now(), UTC).strftime(_TIME)
+
+    def _move(self, path: Path, target: Path) -> bool:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            _move(path, target)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            # On a full disk, for one. It is no reason not to start: the next sweep tries again.
+            log.warning("%s cannot be moved into %s: %s", path, self.folder, error)
+            return False
+        return True
+
+    def _remove(self, *, moved_by: float) -> int:
+        """Remove files that were moved by a time, and the oldest while there are too many bytes; return the bytes."""
+        entries = sorted(self._entries())
+        total, most = sum(entry.bytes for entry in entries), self._most_bytes()
+        count = removed = 0
+        for entry in entries:
+            if entry.moved_at > moved_by and total - removed <= most:
+                break
+            (self.folder / entry.name).unlink(missing_ok=True)
+            count, removed = count + 1, removed + entry.bytes
+        if count:
+            log.warning("removed the %d oldest files in %s, of %d bytes", count, self.folder, removed)
+        return removed
+
+    def _entries(self) -> Iterator[_Entry]:
+        with suppress(FileNotFoundError), os.scandir(self.folder) as files:
+            for file in files:
+                # A file that somebody else has put here stays.
+                with suppress(ValueError, FileNotFoundError):
+                    moved_at = datetime.strptime(file.name[:_TIME_LENGTH], _TIME).replace(tzinfo=UTC).timestamp()
+                    yield _Entry(file.name, moved_at, file.stat(follow_symlinks=False).st_size)
+
+    def _most_bytes(self) -> float:
+        disk = os.statvfs(self.folder.parent)
+        return SHARE_OF_DISK * disk.f_frsize * disk.f_blocks
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file, also to another file system: `blobs/` may be a mount of its own."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    try:
+        shutil.copyfile(path, target)
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
+
+
+def _listed(names: list[str], *, most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
