@@ -26,7 +26,8 @@
     │   └── IllConditioned · FleetFailed
     ├── ClaimLost
     ├── BaseNotLoadable · CatalogNotLoadable
-    ├── BodyTooLarge · UnsupportedMediaType · RouteNotFound · MethodNotAllowed · NotReady · InternalError
+    ├── BodyTooLarge · UnsupportedMediaType · RouteNotFound · MethodNotAllowed
+    ├── NotReady · TooManyBytes · InternalError
     └── of the client alone
         ├── Unreachable · TimedOut · BadAnswer
         └── JobFailed · JobCancelled
@@ -444,6 +445,12 @@ class MethodNotAllowed(LoraplexError):
     """This path does not take that method"""
 
     code = "method_not_allowed"
+
+
+class TooManyBytes(LoraplexError):
+    """The request bodies in memory have more bytes than are accepted"""
+
+    code = "too_many_bytes"
 
 
 class NotReady(LoraplexError):
