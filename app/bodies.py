@@ -14,12 +14,10 @@ from app.problems import UnsupportedMediaType, from_validation, too_large
 JSON = "application/json"
 BINARY = bytes
 """What a body that is not JSON is documented as."""
-MOST_SMALL_BYTES = 2**16
-"""Bytes of a JSON body that has no list: a few milliseconds of parsing."""
 NUMBER_BYTES = 64
 """Most bytes of a number in JSON, with the comma and the white space around it."""
 LEAST_LIMIT_BYTES = 2**20
-"""No call that takes numbers has a lower limit."""
+"""Most bytes of a JSON body besides its numbers and labels."""
 Model = TypeVar("Model", bound=BaseModel)
 
 

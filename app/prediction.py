@@ -7,10 +7,12 @@ from functools import lru_cache
 
 import orjson
 
+from adapters.base_layer import BaseLayer
 from adapters.matrices import Float32
 from adapters.names import LONGEST_REFERENCE
 from adapters.versions import Version
 from app.bodies import LEAST_LIMIT_BYTES, NUMBER_BYTES
+from app.fast_json import count_lists
 from app.questions import Question, question_of, read_quickly
 from app.service import Service
 from app.tickets import Outcome
@@ -33,13 +35,20 @@ async def read_question(service: Service, body: bytes) -> Question:
     if len(body) <= BYTES_AT_ONCE:
         question = read_quickly(body, base, max_rows=max_rows, parser=service.parser)
     elif len(body) <= MOST_QUICK_BYTES:
-        question = await asyncio.to_thread(read_quickly, body, base, max_rows=max_rows)
+        question = await asyncio.to_thread(_read_on_thread, body, base, max_rows=max_rows)
     else:
         question = None
     if question is None:
         value = await service.json.parse(body, longest=max_rows)
         question = await asyncio.to_thread(question_of, value, base, max_rows=max_rows)
     return question
+
+
+def _read_on_thread(body: bytes, base: BaseLayer, *, max_rows: int) -> Question | None:
+    # The rows, the list of them, and the adapters. A text with more lists would only hold up others in the parser.
+    if count_lists(body) > max_rows + 2:
+        return None
+    return read_quickly(body, base, max_rows=max_rows)
 
 
 def most_json_bytes(service: Service) -> int:

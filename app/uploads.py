@@ -2,7 +2,6 @@
 
 import asyncio
 
-import numpy as np
 import torch
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +17,7 @@ from adapters.peft_archive import unpack
 from adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft_format import TENSOR_FILE, read_peft
 from app.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, object_of_body, read_as, read_bytes
+from app.fast_json import count_lists
 from app.schemas import FactorsUpload, PeftUpload
 from app.service import Service
 
@@ -68,8 +68,7 @@ def _check_lists(body: bytearray, base: BaseLayer, max_rank: int) -> None:
         return
     rows = 2 * (base.in_features + base.out_features + max_rank)
     most = rows + base.out_features * LONGEST_LABEL + LONGEST_LABEL
-    # By numpy: `count` would hold the interpreter lock.
-    lists = int(np.count_nonzero(np.frombuffer(body, np.uint8) == ord("[")))
+    lists = count_lists(body)
     if lists > most:
         raise WrongShape(
             f"the body has {lists} lists; the factors of an adapter of this layer have at most {rows // 2} rows",
