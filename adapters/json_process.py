@@ -44,7 +44,7 @@ def main() -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
         text = decode(body, what=request["what"])
         del body
-        head = writer.head(read_large(text, what=request["what"]))
+        head = writer.head(read_large(text, columns=request["columns"], what=request["what"]))
     except LoraplexError as error:
         given = {} if "given" not in error.members() else {"given": error.members()["given"]}
         about = {"detail": error.members()["detail"], "field": error.field, "row": error.row}

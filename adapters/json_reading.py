@@ -28,11 +28,14 @@ _QUIET = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS
 log = logging.getLogger(__name__)
 
 
-def read_in_process(body: bytes | bytearray, *, longest: int, what: str = "the body") -> object:
+def read_in_process(
+    body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] | None = None, what: str = "the body"
+) -> object:
     """Return what `large_json.read_large` returns for a body; lists of more than `longest` entries are cut.
 
-    `longest` is what a valid list of this call may have. A list may also be as long as the longest table.
-    Raises `NotJson`, `DuplicateKey`, `OutOfRange`, and `InvalidInput` for a body that cannot be read within bounds.
+    `longest` is what a valid list of this call may have; a list may also be as long as the longest table. `columns` is
+    as `read_large` takes it. Raises what `read_large` raises, and `InvalidInput` for a body that cannot be read within
+    bounds.
     """
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", _MODULE],
@@ -46,7 +49,8 @@ def read_in_process(body: bytes | bytearray, *, longest: int, what: str = "the b
     timer = threading.Timer(_LONGEST_SECONDS, process.kill)
     timer.start()
     try:
-        request = {"length": len(body), "longest": longest, "memory_bytes": MEMORY_BYTES, "what": what}
+        limits = {"longest": longest, "memory_bytes": MEMORY_BYTES, "columns": dict(columns or {})}
+        request = {"length": len(body), "what": what} | limits
         with suppress(BrokenPipeError):
             _send(process.stdin, json.dumps(request).encode() + b"\n", body)
         return _received(process.stdout)

@@ -7,6 +7,7 @@ differs is what stays in memory: a list of lists of numbers becomes float32 batc
 # N rows · C columns
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from json.decoder import scanstring  # type: ignore[attr-defined]  # typeshed leaves it out; the stdlib's own parser
 from typing import Any
@@ -36,13 +37,15 @@ class _MalformedError(Exception):
     """The text is not JSON at the position that is the argument."""
 
 
-def read_large(text: str, *, what: str = "the body") -> object:
+def read_large(text: str, *, columns: Mapping[str, int] | None = None, what: str = "the body") -> object:
     """Return what `strict_json.parse_text` would return, with each table as a `LongList`.
 
-    Raises what that raises, and `OutOfRange` for an object with more than `MOST_KEYS` keys.
+    `columns`: how many numbers a row of a table has, by the table's field, such as `data.inputs`; a fault in such a
+    table ends the reading with the error of `matrix`. Raises that, what `parse_text` raises, and `OutOfRange` for an
+    object with more than `MOST_KEYS` keys.
     """
     try:
-        return _Reader(text).read()
+        return _Reader(text, columns or {}).read()
     except (_MalformedError, json.JSONDecodeError, RecursionError, StopIteration) as error:
         # The exact reading decides what is wrong.
         with suppress(MemoryError):
@@ -61,8 +64,9 @@ def _scan(text: str, at: int) -> tuple[Any, int]:
 
 
 class _Reader:
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, columns: Mapping[str, int]) -> None:
         self._text = text
+        self._columns = columns
 
     def read(self) -> object:
         value, at = self._value(self._skip(0), 0, "")
@@ -76,15 +80,15 @@ class _Reader:
         assert match is not None
         return match.end()
 
-    def _value(self, at: int, depth: int, key: str) -> tuple[Any, int]:
+    def _value(self, at: int, depth: int, field: str) -> tuple[Any, int]:
         char = self._text[at : at + 1]
         if depth < _DEEPEST and char == "{":
-            return self._object(at + 1, depth)
+            return self._object(at + 1, depth, field)
         if depth < _DEEPEST and char == "[":
-            return self._list(at, depth, key)
+            return self._list(at, depth, field)
         return _scan(self._text, at)
 
-    def _object(self, at: int, depth: int) -> tuple[dict[str, Any], int]:
+    def _object(self, at: int, depth: int, field: str) -> tuple[dict[str, Any], int]:
         text = self._text
         result: dict[str, Any] = {}
         at = self._skip(at)
@@ -104,7 +108,8 @@ class _Reader:
                 raise OutOfRange(
                     f"an object has more than {MOST_KEYS} keys", field=key, expected=f"at most {MOST_KEYS} keys"
                 )
-            result[key], at = self._value(self._skip(at + 1), depth + 1, key)
+            within = f"{field}.{key}" if field else key
+            result[key], at = self._value(self._skip(at + 1), depth + 1, within)
             ends, at = self._ends(at, "}")
             if ends:
                 return result, at
@@ -119,26 +124,26 @@ class _Reader:
             raise _MalformedError(at)
         return False, self._skip(at + 1)
 
-    def _list(self, begin: int, depth: int, key: str) -> tuple[Any, int]:
+    def _list(self, begin: int, depth: int, field: str) -> tuple[Any, int]:
         at = self._skip(begin + 1)
         char = self._text[at : at + 1]
         if char == "[":
-            rows = self._table(at)
+            rows = self._table(at, field)
             table = rows[0].table
-            if key != _MAYBE_LABELS or (table is not None and table.numbers_NC is not None):
+            if field.rpartition(".")[2] != _MAYBE_LABELS or (table is not None and table.numbers_NC is not None):
                 return rows
         if char == "{":
-            return self._objects(at, depth, key)
+            return self._objects(at, depth, field)
         return _scan(self._text, begin)
 
-    def _objects(self, at: int, depth: int, key: str) -> tuple[list[Any], int]:
+    def _objects(self, at: int, depth: int, field: str) -> tuple[list[Any], int]:
         values: list[Any] = []
         while True:
-            value, at = self._value(at, depth + 1, key)
+            value, at = self._value(at, depth + 1, field)
             if len(values) == _MOST_OBJECTS:
                 raise OutOfRange(
                     f"a list has more than {_MOST_OBJECTS} entries, the first of them an object",
-                    field=key or None,
+                    field=field or None,
                     expected=f"at most {_MOST_OBJECTS} objects",
                 )
             values.append(value)
@@ -146,8 +151,8 @@ class _Reader:
             if ends:
                 return values, at
 
-    def _table(self, at: int) -> tuple[LongList, int]:
-        rows, text = _Rows(), self._text
+    def _table(self, at: int, field: str) -> tuple[LongList, int]:
+        rows, text = _Rows(field, self._columns.get(field)), self._text
         while True:
             row, at = _scan(text, at)
             rows.add(row)
@@ -162,7 +167,9 @@ class _Reader:
 class _Rows:
     """Rows of one table on their way into an array, a batch at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, field: str, columns: int | None) -> None:
+        self._field = field
+        self._columns = columns
         self._batch: list[Any] = []
         self._batch_numbers = 0
         self._parts: list[Float32] = []
@@ -197,6 +204,9 @@ class _Rows:
         self._batch, self._batch_numbers = [], 0
         self._count += len(batch)
         if table.odd is not None or not batch:
+            return
+        if self._columns is not None:
+            self._parts.append(matrix(batch, field=self._field, columns=self._columns, begin=begin))
             return
         width = len(self._first)
         for place, row in enumerate(batch):

@@ -64,8 +64,9 @@ def matrix(
     rows: int | None = None,
     columns: int | None = None,
     max_rows: int | None = None,
+    begin: int = 0,
 ) -> Float32:
-    """A list of equally long lists of numbers → (N, C) float32.
+    """A list of equally long lists of numbers → (N, C) float32. Its first row counts as row `begin`.
 
     Raises `WrongType`, `WrongShape`, `OutOfRange` (more than `max_rows`) and `NotFinite`, naming field and row.
     """
@@ -90,10 +91,10 @@ def matrix(
         )
     if isinstance(value, LongList):
         return _read_already(value, field, columns, expected)
-    _check_rows(value, field, columns, expected)
+    _check_rows(value, field, columns, expected, begin=begin)
     if not set(map(type, chain.from_iterable(value))) <= _NUMBERS:
-        raise _first_bad_number(value, field)
-    return _as_float32(value, field)
+        raise _first_bad_number(value, field, begin)
+    return _as_float32(value, field, begin)
 
 
 def vector(value: object, *, field: str, length: int) -> Float32:
@@ -188,15 +189,15 @@ def _check_rows(value: list[Any], field: str, columns: int | None, expected: str
             )
 
 
-def _as_float32(value: list[list[float]], field: str) -> Float32:
+def _as_float32(value: list[list[float]], field: str, begin: int) -> Float32:
     try:
         wide = np.array(value, dtype=np.float64)
     except OverflowError:
-        raise _first_bad_number(value, field) from None
+        raise _first_bad_number(value, field, begin) from None
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
     if not np.isfinite(narrow).all():
-        raise _first_bad_number(value, field)
+        raise _first_bad_number(value, field, begin)
     return narrow
 
 
@@ -217,8 +218,9 @@ def find_bad_number(value: list[list[Any]]) -> tuple[int, int, Any]:
     raise AssertionError("called although every number is finite")
 
 
-def _first_bad_number(value: list[list[Any]], field: str) -> LoraplexError:
-    return _bad_number_at(*find_bad_number(value), field)
+def _first_bad_number(value: list[list[Any]], field: str, begin: int) -> LoraplexError:
+    row, column, number = find_bad_number(value)
+    return _bad_number_at(begin + row, column, number, field)
 
 
 def _bad_number_at(row: int, column: int, number: object, field: str) -> LoraplexError:

@@ -16,7 +16,7 @@ BINARY = bytes
 """What a body that is not JSON is documented as."""
 NUMBER_BYTES = 64
 """Most bytes of a number in JSON, with the comma and the white space around it."""
-LEAST_LIMIT_BYTES = 2**20
+LEAST_LIMIT_BYTES = 2**21
 """Most bytes of a JSON body besides its numbers and labels."""
 Model = TypeVar("Model", bound=BaseModel)
 

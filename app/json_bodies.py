@@ -17,6 +17,9 @@ class JsonBodies:
     """Bounds how much JSON is read at once: small bodies by threads, large ones by another process."""
 
     def __init__(self, base: BaseLayer) -> None:
+        # Of trainings and updates. `inputs` alone is a field of other calls, which look at its length first.
+        self._columns = {f"{data}.inputs": base.in_features for data in ("data", "add", "forget")}
+        self._columns |= {f"{data}.corpus": base.out_features for data in ("data", "add", "forget")}
         self._longest = max(_LONGEST_LIST, base.in_features, base.out_features)
         self._threads = asyncio.Semaphore(1)
         self._processes = asyncio.Semaphore(1)
@@ -35,4 +38,5 @@ class JsonBodies:
                 return await asyncio.to_thread(parse, body, what=what)
         longest = max(longest, self._longest)
         async with self._processes:
-            return await asyncio.to_thread(partial(read_in_process, body, longest=longest, what=what))
+            read = partial(read_in_process, body, longest=longest, columns=self._columns, what=what)
+            return await asyncio.to_thread(read)
