@@ -17,6 +17,7 @@ from adapters import errors
 from adapters.errors import InvalidInput
 from adapters.json_process import LINES, PLAIN
 from adapters.matrices import Float32, LongList, Table
+from adapters.strict_json import whole_number
 
 MEMORY_BYTES = 640 * 2**20
 """What the process may use: a body of 64 MiB takes its text, its arrays, and what one value in it becomes."""
@@ -79,7 +80,7 @@ def _send(pipe: IO[bytes], head: bytes, body: bytes | bytearray) -> None:
 
 def _received(pipe: IO[bytes]) -> object:
     """Return the value in an answer; raise the error in it, and `EOFError` or `ValueError` for half an answer."""
-    head: Mapping[str, Any] = json.loads(pipe.readline())
+    head: Mapping[str, Any] = json.loads(pipe.readline(), parse_int=whole_number)
     if "error" in head:
         kind: type[errors.LoraplexError] = getattr(errors, head["error"])
         raise kind(**head["members"])
@@ -87,7 +88,7 @@ def _received(pipe: IO[bytes]) -> object:
         if "failed" in head:
             log.error("a JSON body could not be read:\n%s", head["failed"])
         raise EOFError
-    lines = [json.loads(_exactly(pipe, length)) for length in head["lines"]]
+    lines = [json.loads(_exactly(pipe, length), parse_int=whole_number) for length in head["lines"]]
     arrays = [_array(pipe, shape) for shape in head["arrays"]]
     return _put_together(head["value"], lines, arrays)
 

@@ -46,10 +46,15 @@ async def read_bytes(request: Request, *, most_bytes: int, hint: str = "") -> by
         raise too_large(most_bytes, hint=hint)
     # It grows in place: parts that are joined are in memory twice.
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most_bytes:
-            raise too_large(most_bytes, hint=hint)
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > most_bytes:
+                raise too_large(most_bytes, hint=hint)
+    except Exception:
+        # The error holds this frame until it is answered.
+        body.clear()
+        raise
     return body
 
 

@@ -87,7 +87,13 @@ class Edge:
                 if read > most_bytes:
                     raise too_large(most_bytes)
                 if bodies is not None:
-                    bodies.take(size)
+                    try:
+                        bodies.take(size)
+                    except TooManyBytes:
+                        # At once, and not after the answer: other bodies that come now need the room.
+                        bodies.release(held)
+                        held = 0
+                        raise
                     held += size
             return message
 
