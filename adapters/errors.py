@@ -33,6 +33,7 @@ Which HTTP status a code gets is the web layer's business.
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from typing import ClassVar, NamedTuple
 
 _SHOWN = 100
@@ -100,10 +101,23 @@ def shown(value: object) -> str:
         text = "an integer of more than 100 digits"
     else:
         try:
-            text = json.dumps(value, default=str)
+            text = json.dumps(_beginning(value), default=str)
         except (ValueError, RecursionError):
             text = type(value).__name__
     return _cut(text, _SHOWN)
+
+
+def _beginning(value: object, levels: int = _SHOWN) -> object:
+    """Return as much of a value as `shown` may show: its JSON begins like that of the whole value."""
+    if isinstance(value, str):
+        return value[:_SHOWN]
+    if not levels:
+        return value if isinstance(value, int | float | None) else 0
+    if isinstance(value, list | tuple):
+        return [_beginning(entry, levels - 1) for entry in value[:_SHOWN]]
+    if isinstance(value, dict):
+        return {key[:_SHOWN]: _beginning(value[key], levels - 1) for key in islice(value, _SHOWN)}
+    return value
 
 
 def _cut(text: str, longest: int) -> str:

@@ -5,6 +5,8 @@ take it.
 """
 
 # N rows · C columns
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -18,6 +20,43 @@ _NUMBERS = {int, float}
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+class LongList(list[Any]):
+    """First entries of a list that stays outside Python, with the length of the whole list.
+
+    `adapters.large_json` makes it in place of a list that is a table, or that is longer than any valid one.
+    """
+
+    def __init__(self, first: list[Any], length: int, table: "Table | None" = None) -> None:
+        super().__init__(first)
+        self.length = length
+        self.table = table
+        """What `matrix` needs of a list whose first entry is a list."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        # No reader may take the first entries for the whole list.
+        raise OutOfRange(
+            f"a list has {self.length} entries, more than any list may have here",
+            given=f"{self.length} entries",
+            expected="a shorter list",
+        )
+
+
+@dataclass(slots=True)
+class Table:
+    """Rows of a list of lists, as numbers or as the first faults among them."""
+
+    numbers_NC: Float32 | None = None
+    """(N, C); None if there is a fault."""
+    odd: tuple[int, Any] | None = None
+    """The first row that is no list, is empty or is not as long as the first row, with its position."""
+    bad: tuple[int, int, Any] | None = None
+    """Row and column of the first number that is none or is not finite, with its value."""
+
+
 def matrix(
     value: object,
     *,
@@ -25,8 +64,9 @@ def matrix(
     rows: int | None = None,
     columns: int | None = None,
     max_rows: int | None = None,
+    begin: int = 0,
 ) -> Float32:
-    """A list of equally long lists of numbers → (N, C) float32.
+    """A list of equally long lists of numbers → (N, C) float32. Its first row counts as row `begin`.
 
     Raises `WrongType`, `WrongShape`, `OutOfRange` (more than `max_rows`) and `NotFinite`, naming field and row.
     """
@@ -49,10 +89,12 @@ def matrix(
             given=f"{len(value)} rows",
             expected=expected,
         )
-    _check_rows(value, field, columns, expected)
+    if isinstance(value, LongList):
+        return _read_already(value, field, columns, expected)
+    _check_rows(value, field, columns, expected, begin=begin)
     if not set(map(type, chain.from_iterable(value))) <= _NUMBERS:
-        raise _first_bad_number(value, field)
-    return _as_float32(value, field)
+        raise _first_bad_number(value, field, begin)
+    return _as_float32(value, field, begin)
 
 
 def vector(value: object, *, field: str, length: int) -> Float32:
@@ -111,9 +153,22 @@ def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDAr
     return np.array(value, dtype=np.int64)
 
 
-def _check_rows(value: list[Any], field: str, columns: int | None, expected: str) -> None:
+def _read_already(value: LongList, field: str, columns: int | None, expected: str) -> Float32:
+    first, table = value[0], value.table
+    _check_rows([first], field, columns, expected)
+    assert table is not None
+    if table.odd is not None:
+        row, numbers = table.odd
+        _check_rows([numbers], field, len(first), expected, begin=row)
+    if table.bad is not None:
+        raise _bad_number_at(*table.bad, field)
+    assert table.numbers_NC is not None
+    return table.numbers_NC
+
+
+def _check_rows(value: list[Any], field: str, columns: int | None, expected: str, *, begin: int = 0) -> None:
     width = columns
-    for row, numbers in enumerate(value):
+    for row, numbers in enumerate(value, begin):
         if not isinstance(numbers, list):
             raise WrongType(
                 f"{field}, row {row}, is not a list of numbers",
@@ -134,15 +189,15 @@ def _check_rows(value: list[Any], field: str, columns: int | None, expected: str
             )
 
 
-def _as_float32(value: list[list[float]], field: str) -> Float32:
+def _as_float32(value: list[list[float]], field: str, begin: int) -> Float32:
     try:
         wide = np.array(value, dtype=np.float64)
     except OverflowError:
-        raise _first_bad_number(value, field) from None
+        raise _first_bad_number(value, field, begin) from None
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
     if not np.isfinite(narrow).all():
-        raise _first_bad_number(value, field)
+        raise _first_bad_number(value, field, begin)
     return narrow
 
 
@@ -154,12 +209,22 @@ def is_finite(number: float) -> bool:
         return bool(np.isfinite(np.float32(number)))
 
 
-def _first_bad_number(value: list[list[Any]], field: str) -> LoraplexError:
+def find_bad_number(value: list[list[Any]]) -> tuple[int, int, Any]:
+    """Return row, column and value of the first entry that is not a finite number; there must be one."""
     for row, numbers in enumerate(value):
         for column, number in enumerate(numbers):
             if type(number) not in _NUMBERS or not is_finite(number):
-                return _bad_number(number, field, f"{field}, row {row}, column {column}", row)
+                return row, column, number
     raise AssertionError("called although every number is finite")
+
+
+def _first_bad_number(value: list[list[Any]], field: str, begin: int) -> LoraplexError:
+    row, column, number = find_bad_number(value)
+    return _bad_number_at(begin + row, column, number, field)
+
+
+def _bad_number_at(row: int, column: int, number: object, field: str) -> LoraplexError:
+    return _bad_number(number, field, f"{field}, row {row}, column {column}", row)
 
 
 def _bad_number(number: object, field: str, place: str, row: int | None) -> LoraplexError:

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import PurePosixPath
 
 from adapters.errors import InvalidArchive
-from adapters.peft_config import CONFIG_FILE
+from adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft_format import TENSOR_FILE
 
 _IGNORED = "README.md"
@@ -38,7 +38,8 @@ def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(BytesIO(content)) as archive:
             chosen = _choose(archive.infolist())
-            return {name: _read(archive, entry, max_bytes) for name, entry in chosen.items()}
+            most = {CONFIG_FILE: min(max_bytes, MAX_CONFIG_BYTES), TENSOR_FILE: max_bytes}
+            return {name: _read(archive, entry, most[name]) for name, entry in chosen.items()}
     except (
         zipfile.BadZipFile,
         zlib.error,

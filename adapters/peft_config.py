@@ -13,6 +13,8 @@ from adapters.errors import LoraplexError, MissingField, PeftUnsupported, WrongT
 from adapters.strict_json import parse
 
 CONFIG_FILE = "adapter_config.json"
+MAX_CONFIG_BYTES = 2**19
+"""PEFT's have a few kilobytes; a longer one would hold up the process that parses it."""
 Number = TypeVar("Number", int, float)
 
 _LITERAL_PATH = re.compile(r"[A-Za-z0-9_.-]+")

@@ -8,11 +8,16 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from adapters.errors import WrongType
 from adapters.strict_json import parse
-from app.problems import UnsupportedMediaType, from_validation
+from app.known_fields import without_more_unknown
+from app.problems import UnsupportedMediaType, from_validation, too_large
 
 JSON = "application/json"
 BINARY = bytes
 """What a body that is not JSON is documented as."""
+NUMBER_BYTES = 64
+"""Most bytes of a number in JSON, with the comma and the white space around it."""
+LEAST_LIMIT_BYTES = 2**21
+"""Most bytes of a JSON body besides its numbers and labels."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -29,15 +34,37 @@ def content_type(header: str, *accepted: str) -> str:
     return given
 
 
-async def read_json(request: Request) -> bytes:
-    """The bytes of a JSON body; raises `UnsupportedMediaType`."""
+async def read_json(request: Request, *, most_bytes: int, hint: str = "") -> bytearray:
+    """The bytes of a JSON body; raises `UnsupportedMediaType`, and `BodyTooLarge` with the hint."""
     content_type(request.headers.get("content-type", ""), JSON)
-    return await request.body()
+    return await read_bytes(request, most_bytes=most_bytes, hint=hint)
 
 
-def parse_object(body: bytes) -> dict[str, object]:
-    """A JSON object; raises `NotJson`, `DuplicateKey` or `WrongType`."""
-    value = parse(body)
+async def read_bytes(request: Request, *, most_bytes: int, hint: str = "") -> bytearray:
+    """Return a whole body; raise `BodyTooLarge` with the hint, before it is read if its length is known."""
+    if int(request.headers.get("content-length", "0")) > most_bytes:
+        raise too_large(most_bytes, hint=hint)
+    # It grows in place: parts that are joined are in memory twice.
+    body = bytearray()
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > most_bytes:
+                raise too_large(most_bytes, hint=hint)
+    except Exception:
+        # The error holds this frame until it is answered.
+        body.clear()
+        raise
+    return body
+
+
+def parse_object(body: bytes | bytearray) -> dict[str, object]:
+    """A small JSON object; raises `NotJson`, `DuplicateKey` or `WrongType`."""
+    return object_of_body(parse(body))
+
+
+def object_of_body(value: object) -> dict[str, object]:
+    """`value` itself, which a body says, if it is an object; raises `WrongType`."""
     if not isinstance(value, dict):
         raise WrongType("the body must be a JSON object", field="body", given=value, expected="an object")
     return value
@@ -49,7 +76,7 @@ def read_as(model: type[Model], value: dict[str, object], *, within: str = "") -
     `within` is the field that `value` came from, where it is not the whole body.
     """
     try:
-        return model.model_validate(value)
+        return model.model_validate(without_more_unknown(value, model))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise from_validation(first, within=within, model=model) from None

@@ -51,6 +51,7 @@ class Direct:
         self._batcher = service.batcher
         self._observer = service.observer
         self._accepts_host = service.host_policy.accepts
+        self.bodies = service.bodies
         routes = predict.ROUTE, infer.ROUTE, infer.VERSION_ROUTE
         self._briefs = {route: service.observer.brief(route, "POST", 200) for route in routes}
         settings = service.settings

@@ -13,9 +13,10 @@ from itertools import count
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.answered import NOT_ANSWERED, OTHER
+from app.body_memory import BodyMemory
 from app.host_policy import HostPolicy
 from app.observer import Observer
-from app.problems import BodyTooLarge, InternalError, answer_at, known_failure
+from app.problems import InternalError, TooManyBytes, answer_at, known_failure, too_large
 
 REQUEST_ID = b"x-request-id"
 _TOO_LARGE = 413
@@ -42,13 +43,17 @@ class Edge:
         hot: Callable[[Scope], tuple[str, ASGIApp] | None],
         *,
         most_bytes: Callable[[Scope], int],
+        is_streamed: Callable[[Scope], bool],
+        bodies: BodyMemory,
         observer: Observer,
         host_policy: HostPolicy,
     ) -> None:
-        """`hot` gives the route's template with what answers there."""
+        """`hot` gives the route's template with what answers there; a body that `is_streamed` is not in memory."""
         self._app = app
         self._hot = hot
         self._most_bytes = most_bytes
+        self._is_streamed = is_streamed
+        self._bodies = bodies
         self._observer = observer
         self._host_policy = host_policy
 
@@ -64,26 +69,38 @@ class Edge:
         state["request_id"] = request_id.decode()
         status, ended = 0, False
         read, most_bytes = 0, self._most_bytes(scope)
+        bodies, held = None if self._is_streamed(scope) else self._bodies, 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if status == _TOO_LARGE and not ended and (read or b"expect" not in headers):
+                left_unread = status == _TOO_LARGE or state.get("code") == TooManyBytes.code
+                if left_unread and not ended and (read or b"expect" not in headers):
                     await _discard(receive, most_bytes)
                 message["headers"] = [*message["headers"], (REQUEST_ID, request_id)]
             await send(message)
 
         async def receive_bounded() -> Message:
-            nonlocal read, ended
+            nonlocal read, ended, held
             message = await receive()
             if message["type"] == "http.request":
-                read += len(message.get("body", b""))
+                size = len(message.get("body", b""))
+                read += size
                 ended = not message.get("more_body", False)
                 if "refusal" in state:  # how the body goes on is no HTTP
                     raise state["refusal"]
                 if read > most_bytes:
                     raise too_large(most_bytes)
+                if bodies is not None:
+                    try:
+                        bodies.take(size)
+                    except TooManyBytes:
+                        # At once, and not after the answer: other bodies that come now need the room.
+                        bodies.release(held)
+                        held = 0
+                        raise
+                    held += size
             return message
 
         try:
@@ -97,8 +114,12 @@ class Edge:
                 http_version=scope["http_version"],
                 target_authority=state.get("target_authority"),
             )
-            if int(headers.get(b"content-length", b"0")) > most_bytes:
+            length = int(headers.get(b"content-length", b"0"))
+            if length > most_bytes:
                 await answer_at(scope["path"], too_large(most_bytes))(scope, receive, send_with_id)
+                return
+            if bodies is not None and not bodies.has_room(length):
+                await answer_at(scope["path"], bodies.full())(scope, receive, send_with_id)
                 return
             state["route"], app = self._hot(scope) or (None, self._app)
             await app(scope, receive_bounded, send_with_id)
@@ -112,6 +133,8 @@ class Edge:
             if not status:
                 await answer_at(scope["path"], failed)(scope, receive, send_with_id)
         finally:
+            if held and bodies is not None:
+                bodies.release(held)
             self._observe(scope, headers, status, began, request_id)
 
     def _observe(
@@ -153,8 +176,3 @@ async def _discard(receive: Receive, most_bytes: int) -> None:
                 if message["type"] != "http.request" or not message.get("more_body", False):
                     return
                 most_bytes -= len(message.get("body", b""))
-
-
-def too_large(limit: int, *, hint: str = "") -> BodyTooLarge:
-    """The error for a body of more than `limit` bytes."""
-    return BodyTooLarge(f"the body has more than {limit} bytes{hint}", field="body", expected=f"at most {limit} bytes")

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import OutOfRange, WrongType
-from app.edge import too_large
+from app.problems import too_large
 from app.questions import Question
 from app.service import Service
 from app.tickets import Outcome, Ticket

@@ -11,6 +11,7 @@ from adapters.errors import InvalidCombination, InvalidInput, MissingField, OutO
 from adapters.strict_json import parse
 from app.inference_fields import flag, object_of, parameters_of, required, wrong
 
+WHAT = "the JSON of the request"
 INPUT, OUTPUT = "inputs", "outputs"
 """The only tensors that a model has."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -47,7 +48,12 @@ class Header:
 
 def read_header(text: bytes, *, columns: int, max_rows: int) -> Header:
     """The JSON part of a request; raises `NotJson` and every `InvalidInput`."""
-    request = object_of(parse(text, what="the JSON of the request"), "the request", _REQUEST)
+    return header_of(parse(text, what=WHAT), columns=columns, max_rows=max_rows)
+
+
+def header_of(value: object, *, columns: int, max_rows: int) -> Header:
+    """Do the same for what the JSON says."""
+    request = object_of(value, "the request", _REQUEST)
     for field in ("id", "model_name"):
         if field in request and not isinstance(request[field], str):
             raise wrong(field, request[field], "a string")

@@ -7,9 +7,12 @@ import simdjson
 
 from adapters.errors import LoraplexError
 from adapters.matrices import Float32
-from app.fast_json import has_lists, read_flat, read_rows
+from app.fast_json import count_lists, has_lists, read_flat, read_rows
 from app.inference_header import LONGEST_REMEMBERED, Header, read_header_again
 
+_COUNTED_BYTES = 2**18
+_MOST_LISTS = 100
+"""Around the rows: more than those there are in any text that is remembered and plain."""
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
 _ROWS = re.compile(rb"\[[ \t\r\n]*\[")
 _END_OF_ROWS = re.compile(rb"\][ \t\r\n]*\]")
@@ -31,6 +34,8 @@ def read_json_quickly(
     end = last.end() if last is not None else body.find(b"]", begin) + 1
     # What is around the numbers is remembered: it must be short, whoever sends it.
     if not end or len(body) - (end - begin) >= LONGEST_REMEMBERED:
+        return None
+    if len(body) > _COUNTED_BYTES and count_lists(body) > max_rows + _MOST_LISTS:
         return None
     try:
         # Without its numbers, the text is short, and much the same from request to request. In the tensor's data, where

@@ -22,6 +22,7 @@ from app.inference_header import (
     LONGEST_REMEMBERED,
     OUTPUT,
     Header,
+    header_of,
     read_header,
     read_header_again,
 )
@@ -46,10 +47,21 @@ def read_request(body: bytes, header_length: int | None, columns: int, max_rows:
     return quick or read_exactly(body, header_length, columns, max_rows)
 
 
-def read_exactly(body: bytes, header_length: int | None, columns: int, max_rows: int) -> tuple[Header, Float32]:
-    """The same, number by number where they are JSON."""
+def json_part(body: bytes, header_length: int | None) -> bytes:
+    """Return the bytes of a body that are JSON; none if it says that it has more than there are."""
+    if header_length is None or header_length == len(body):
+        return body
+    return body[:header_length] if header_length < len(body) else b""
+
+
+def read_exactly(
+    body: bytes, header_length: int | None, columns: int, max_rows: int, value: object = None
+) -> tuple[Header, Float32]:
+    """The same, number by number where they are JSON. `value` is what the JSON says, if it has been read."""
     if header_length == 0:
         header = _raw(len(body), columns, max_rows)
+    elif value is not None:
+        header = header_of(value, columns=columns, max_rows=max_rows)
     elif header_length is None or header_length == len(body):
         header = read_header(body, columns=columns, max_rows=max_rows)
     elif header_length > len(body):

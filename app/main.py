@@ -30,11 +30,21 @@ def create_app(service: Service) -> ASGIApp:
             return None
         return infer.ROUTE if named[2] is None else infer.VERSION_ROUTE, hot_infer
 
-    def most_bytes(scope: Scope) -> int:
-        is_dataset = scope["method"] == "PUT" and scope["path"].startswith(f"{datasets.router.prefix}/")
-        return service.settings.max_dataset_bytes if is_dataset else service.settings.max_body_bytes
+    def is_dataset(scope: Scope) -> bool:
+        return scope["method"] == "PUT" and bool(scope["path"].startswith(f"{datasets.router.prefix}/"))
 
-    return Edge(app, hot, most_bytes=most_bytes, observer=service.observer, host_policy=service.host_policy)
+    def most_bytes(scope: Scope) -> int:
+        return service.settings.max_dataset_bytes if is_dataset(scope) else service.settings.max_body_bytes
+
+    return Edge(
+        app,
+        hot,
+        most_bytes=most_bytes,
+        is_streamed=is_dataset,
+        bodies=service.bodies,
+        observer=service.observer,
+        host_policy=service.host_policy,
+    )
 
 
 def routed() -> FastAPI:

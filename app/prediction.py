@@ -7,9 +7,13 @@ from functools import lru_cache
 
 import orjson
 
+from adapters.base_layer import BaseLayer
 from adapters.matrices import Float32
+from adapters.names import LONGEST_REFERENCE
 from adapters.versions import Version
-from app.questions import Question, read_exactly, read_quickly
+from app.bodies import LEAST_LIMIT_BYTES, NUMBER_BYTES
+from app.fast_json import count_lists
+from app.questions import Question, question_of, read_quickly
 from app.service import Service
 from app.tickets import Outcome
 
@@ -17,6 +21,8 @@ NUMBERS_AT_ONCE = 2**15
 """About a millisecond of writing, which holds up everything else."""
 BYTES_AT_ONCE = 2**18
 """About half a millisecond of parsing: more is done by a thread."""
+MOST_QUICK_BYTES = 2**24
+"""The fast parser holds the interpreter lock for some 60 ms of this: more is read by another process."""
 _OUTPUTS = b'{"outputs":%b,%b'
 MEMBERS = b"{%b,%b"
 """The form of an answer whose members are written already."""
@@ -28,11 +34,29 @@ async def read_question(service: Service, body: bytes) -> Question:
     base, max_rows = service.base, service.settings.max_rows
     if len(body) <= BYTES_AT_ONCE:
         question = read_quickly(body, base, max_rows=max_rows, parser=service.parser)
+    elif len(body) <= MOST_QUICK_BYTES:
+        question = await asyncio.to_thread(_read_on_thread, body, base, max_rows=max_rows)
     else:
-        question = await asyncio.to_thread(read_quickly, body, base, max_rows=max_rows)
+        question = None
     if question is None:
-        question = await asyncio.to_thread(read_exactly, body, base, max_rows=max_rows)
+        value = await service.json.parse(body, longest=max_rows)
+        question = await asyncio.to_thread(question_of, value, base, max_rows=max_rows)
     return question
+
+
+def _read_on_thread(body: bytes, base: BaseLayer, *, max_rows: int) -> Question | None:
+    # The rows, the list of them, and the adapters. A text with more lists would only hold up others in the parser.
+    if count_lists(body) > max_rows + 2:
+        return None
+    return read_quickly(body, base, max_rows=max_rows)
+
+
+def most_json_bytes(service: Service) -> int:
+    """Return how long the JSON of a predict or infer request may be: what its shapes can need, or the setting."""
+    settings = service.settings
+    numbers = settings.max_rows * service.base.in_features
+    needed = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + settings.max_rows * LONGEST_REFERENCE
+    return min(settings.max_predict_json_bytes, needed)
 
 
 def write_answer(question: Question, outcome: Outcome, written: bytes, form: bytes = _OUTPUTS) -> bytes:

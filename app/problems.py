@@ -85,6 +85,12 @@ class MethodNotAllowed(LoraplexError):
     code = "method_not_allowed"
 
 
+class TooManyBytes(LoraplexError):
+    """The request bodies in memory have more bytes than are accepted"""
+
+    code = "too_many_bytes"
+
+
 class NotReady(LoraplexError):
     """The service is starting or stopping"""
 
@@ -157,6 +163,7 @@ STATUS: Mapping[str, int] = {
     "not_ready": 503,
     "request_timeout": 503,
     "too_many_open_files": 503,
+    "too_many_bytes": 503,
     "storage_full": 507,
 }
 """Every code that an answer can have. The others are in `JOB_CODES`."""
@@ -198,7 +205,7 @@ def problem(error: LoraplexError) -> Response:
     headers = {}
     if status in (429, 503):
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    if status == 413:
+    if status == 413 or error.code == TooManyBytes.code:
         # The rest of the body is not read: the connection cannot be used again.
         headers["Connection"] = "close"
     # ASCII, so that a lone surrogate in what the client sent cannot break the answer.
@@ -235,6 +242,11 @@ def known_failure(error: Exception) -> LoraplexError | None:
     if code in (errno.EMFILE, errno.ENFILE):
         return TooManyOpenFiles("too many files are open: nothing was stored; try again in a moment")
     return None
+
+
+def too_large(limit: int, *, hint: str = "") -> BodyTooLarge:
+    """The error for a body of more than `limit` bytes."""
+    return BodyTooLarge(f"the body has more than {limit} bytes{hint}", field="body", expected=f"at most {limit} bytes")
 
 
 def from_validation(error: ErrorDetails, *, within: str = "", model: type[BaseModel] | None = None) -> LoraplexError:

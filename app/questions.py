@@ -14,10 +14,14 @@ from adapters.base_layer import BaseLayer
 from adapters.errors import InvalidCombination, LoraplexError, MissingField, WrongShape, WrongType
 from adapters.matrices import Float32, matrix
 from adapters.names import Reference, parse_reference
-from app.bodies import parse_object, read_as
+from adapters.strict_json import parse
+from app.bodies import object_of_body, read_as
 from app.fast_json import has_lists, read_rows
 from app.schemas import PredictRequest
 from app.wanted import Wanted, read_wanted
+
+_MEMBERS = 2
+"""Of a request that is read quickly: its rows, and the adapters of these."""
 
 
 class Question(NamedTuple):
@@ -41,7 +45,9 @@ def read_quickly(
     """
     try:
         request: Any = (parser or simdjson.Parser()).parse(body)
-        names = sorted(request.keys())  # one that stands twice comes twice
+        if len(request) != _MEMBERS:  # one that stands twice counts twice
+            return None
+        names = sorted(request.keys())
         inputs_NI = read_rows(request["inputs"], base.in_features, max_rows=max_rows)
         if inputs_NI is None:
             return None
@@ -64,7 +70,12 @@ def read_quickly(
 
 def read_exactly(body: bytes, base: BaseLayer, *, max_rows: int) -> Question:
     """What a body asks; raises the `InvalidInput` or `NotJson` that says what is wrong with it."""
-    request = read_as(PredictRequest, parse_object(body))
+    return question_of(parse(body), base, max_rows=max_rows)
+
+
+def question_of(value: object, base: BaseLayer, *, max_rows: int) -> Question:
+    """Do the same for what a body's JSON says."""
+    request = read_as(PredictRequest, object_of_body(value))
     if request.gave("adapter") and request.gave("adapters"):
         raise InvalidCombination(
             "adapter and adapters cannot both be given",

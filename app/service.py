@@ -16,8 +16,10 @@ from adapters.job_queue import JobQueue
 from adapters.residency import Residency
 from adapters.resolution import Resolver
 from app.batching import Batcher
+from app.body_memory import BodyMemory
 from app.events import JobWatch
 from app.host_policy import HostPolicy
+from app.json_bodies import JsonBodies
 from app.line_writer import LineWriter
 from app.logs import line_of
 from app.lookup import Lookup
@@ -33,6 +35,7 @@ from app.tracing import open_tracing
 
 _PLANNINGS_AT_ONCE = 2
 _READINGS_AT_ONCE = 2
+_UPLOADS_AT_ONCE = 2
 
 
 @dataclass(slots=True)
@@ -57,12 +60,18 @@ class Service:
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READINGS_AT_ONCE))
     """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
     host_policy: HostPolicy = field(init=False)
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS_AT_ONCE))
+    """Held while an uploaded adapter is unpacked and checked: each may take a few times the largest body."""
+    bodies: BodyMemory = field(init=False)
+    json: JsonBodies = field(init=False)
     watch: JobWatch = field(init=False)
     catalog_figures: CatalogFigures = field(init=False)
     scrape: Scrape = field(init=False)
 
     def __post_init__(self) -> None:
         self.host_policy = HostPolicy(self.settings.host, self.settings.allowed_hosts)
+        self.bodies = BodyMemory(self.settings.max_inflight_body_bytes)
+        self.json = JsonBodies(self.base)
         figures = self.catalog_figures = CatalogFigures(self.catalog, now=self.queue.now)
         self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
         self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)

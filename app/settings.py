@@ -102,6 +102,13 @@ class Settings(BaseSettings):
         le=2**31,
         description="Largest JSON of `/predict` and of `/v2/…/infer`, in bytes: JSON is parsed in one go.",
     )
+    max_inflight_body_bytes: int = Field(
+        512 * 2**20,
+        ge=1024,
+        le=2**44,
+        description="Bytes of request bodies in memory at one time, per worker; past it 503. A body with more bytes "
+        "than this is never accepted. Data sets are streamed to a file and not counted.",
+    )
     max_rows: int = Field(4096, ge=1, le=2**20, description="Rows in one predict request.")
     max_rank: int = Field(256, ge=1, le=2**14, description="Largest rank of an adapter.")
     max_queued_jobs: int = Field(100, ge=1, le=10**6, description="Jobs that may wait; past it 429.")

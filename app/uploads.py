@@ -1,5 +1,7 @@
 """The three forms in which an adapter comes in, all ending in the same factors."""
 
+import asyncio
+
 import torch
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -7,19 +9,25 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from adapters.adapter import Adapter, check_alpha, check_factors
-from adapters.errors import InvalidUpload, UnknownField
-from adapters.labels import check_labels
+from adapters.base_layer import BaseLayer
+from adapters.errors import InvalidUpload, UnknownField, WrongShape
+from adapters.labels import LONGEST_LABEL, check_labels
 from adapters.matrices import matrix, vector
 from adapters.peft_archive import unpack
-from adapters.peft_config import CONFIG_FILE
+from adapters.peft_config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft_format import TENSOR_FILE, read_peft
-from app.bodies import JSON, content_type, parse_object, read_as
+from app.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, object_of_body, read_as, read_bytes
+from app.fast_json import count_lists
 from app.schemas import FactorsUpload, PeftUpload
 from app.service import Service
 
 MULTIPART, ZIP = "multipart/form-data", "application/zip"
 _FILES = (TENSOR_FILE, CONFIG_FILE)
 _IGNORED = "README.md"
+_LABEL_BYTES = 16 * LONGEST_LABEL
+"""Most bytes of a label in JSON: a character outside the basic plane is written in twelve."""
+_COUNTED_BYTES = 2**19
+"""Smaller bodies are read at once, and need not be counted."""
 
 
 async def read_upload(request: Request, service: Service) -> tuple[Adapter, str | None]:
@@ -27,11 +35,47 @@ async def read_upload(request: Request, service: Service) -> tuple[Adapter, str 
     form = content_type(request.headers.get("content-type", ""), MULTIPART, ZIP, JSON)
     if form == MULTIPART:
         files = await _read_multipart(request)
-        return await run_in_threadpool(_from_peft, files, service)
-    body = await request.body()
+        async with service.uploads:
+            return await run_in_threadpool(_from_peft, files, service)
+    most_bytes = service.settings.max_body_bytes
     if form == ZIP:
-        return await run_in_threadpool(_from_zip, body, service)
-    return await run_in_threadpool(_from_json, body, service), None
+        body = await read_bytes(request, most_bytes=most_bytes)
+        async with service.uploads:
+            return await run_in_threadpool(_from_zip, bytes(body), service)
+    base, max_rank = service.base, service.settings.max_rank
+    hint = f": an adapter of rank {max_rank}, the largest accepted here, needs fewer"
+    body = await read_bytes(request, most_bytes=min(most_bytes, _most_json_bytes(base, max_rank)), hint=hint)
+    await asyncio.to_thread(_check_lists, body, base, max_rank)
+    value = object_of_body(await service.json.parse(body))
+    del body
+    async with service.uploads:
+        return await run_in_threadpool(_from_json, value, service), None
+
+
+def _most_json_bytes(base: BaseLayer, max_rank: int) -> int:
+    """Return how long the JSON of an adapter can be: numbers of bounded length, and labels."""
+    outputs = base.out_features
+    numbers = max_rank * (base.in_features + outputs) + outputs
+    return LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + outputs * _LABEL_BYTES
+
+
+def _check_lists(body: bytearray, base: BaseLayer, max_rank: int) -> None:
+    """Raise `WrongShape` if the body has more opening brackets than its lists and labels can have.
+
+    Factors with the sides exchanged pass: their own check says so.
+    """
+    if len(body) <= _COUNTED_BYTES:
+        return
+    rows = 2 * (base.in_features + base.out_features + max_rank)
+    most = rows + base.out_features * LONGEST_LABEL + LONGEST_LABEL
+    lists = count_lists(body)
+    if lists > most:
+        raise WrongShape(
+            f"the body has {lists} lists; the factors of an adapter of this layer have at most {rows // 2} rows",
+            field="body",
+            given=f"{lists} lists",
+            expected=f"at most {rows // 2} rows",
+        )
 
 
 async def _read_multipart(request: Request) -> dict[str, bytes]:
@@ -58,6 +102,13 @@ async def _read_multipart(request: Request) -> dict[str, bytes]:
                     given=name,
                     expected=" and ".join(_FILES),
                 )
+            if name == CONFIG_FILE and (part.size or 0) > MAX_CONFIG_BYTES:
+                raise InvalidUpload(
+                    f"{CONFIG_FILE} has {part.size} bytes",
+                    field=CONFIG_FILE,
+                    given=f"{part.size} bytes",
+                    expected=f"at most {MAX_CONFIG_BYTES} bytes",
+                )
             files[name] = await part.read()
     finally:
         await form.close()
@@ -81,8 +132,7 @@ def _from_peft(files: dict[str, bytes], service: Service) -> tuple[Adapter, str]
     )
 
 
-def _from_json(body: bytes, service: Service) -> Adapter:
-    value = parse_object(body)
+def _from_json(value: dict[str, object], service: Service) -> Adapter:
     ours, theirs = (
         sorted(value.keys() & {"A", "B", "alpha", "bias"}),
         sorted(value.keys() & {"lora_A", "lora_B", "lora_alpha"}),

@@ -41,6 +41,7 @@ class Protocol(GuardedHttp):
     def __init__(self, *given: Any, direct: Direct, **named: Any) -> None:
         super().__init__(*given, **named)
         self._direct = direct
+        self._bodies = direct.bodies
         self._body: bytes | None = None
         """What has come of a request that is read for `direct`."""
         self._began = 0.0
@@ -53,6 +54,9 @@ class Protocol(GuardedHttp):
         super().connection_lost(exc)
         if self._asked is not None:
             self._asked.ticket.future.cancel()
+        if self._body is not None:
+            self._bodies.held -= len(self._body)
+            self._body = None
 
     def on_message_begin(self) -> None:
         """A request begins. What ASGI has to know of it is gathered where it becomes an ASGI call."""
@@ -84,6 +88,11 @@ class Protocol(GuardedHttp):
             super().on_body(body)
         else:
             self._body += body
+            bodies = self._bodies
+            bodies.held += len(body)
+            if bodies.held > bodies.limit:
+                # It is refused there.
+                self._become_asgi()
 
     def on_message_complete(self) -> None:
         """All of it is."""
@@ -115,11 +124,15 @@ class Protocol(GuardedHttp):
         super().on_headers_complete()
         body, self._body = self._body, None
         if body:
+            # From here on, it is counted as it is received.
+            self._bodies.held -= len(body)
             super().on_body(body)
         # Its trailers come here, and not into the headers that the application has.
         self.headers = []
 
     def _wait_for(self, asked: Asked) -> None:
+        assert self._body is not None
+        self._bodies.held -= len(self._body)
         self._body, self._asked = None, asked
         # As a request that is being answered: those that follow on this connection wait for it.
         self._exchange.response_complete = False

@@ -79,6 +79,7 @@ def codes(operation: Mapping[str, Any]) -> set[str]:
         found |= {"unknown_field", "wrong_type", "out_of_range", "invalid_combination"}
     if "requestBody" in operation:
         found |= {"body_too_large"}
+        found |= {"too_many_bytes"} if operation["operationId"] != "upload_dataset" else set()
         found |= {"unsupported_media_type"} if operation["requestBody"]["required"] else set()
         found |= set(_JSON) if "application/json" in operation["requestBody"]["content"] else set()
     return found

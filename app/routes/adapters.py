@@ -14,7 +14,7 @@ from adapters.peft_archive import pack
 from adapters.peft_format import DEFAULT_MODULE, check_module, write_peft
 from adapters.residency import find_adapter
 from adapters.versions import Publication, Source
-from app.bodies import BINARY, JSON, documented, parse_object, read_as, read_json
+from app.bodies import BINARY, JSON, LEAST_LIMIT_BYTES, documented, object_of_body, read_as, read_json
 from app.conditions import etag, precondition
 from app.dependencies import CHECKED, ServiceOf
 from app.job_schemas import JobWithHistory
@@ -29,6 +29,7 @@ from app.schemas import (
     VersionBody,
     VersionPage,
 )
+from app.service import Service
 from app.training.requests import plan_training, queue_training
 from app.training.schemas import PlanBody, TrainRequest, UpdateRequest
 from app.training.updates import queue_update
@@ -78,7 +79,7 @@ async def train_adapter(
     The rows are in the request, or in a stored data set. A `name` such as `acme-{tenant}` trains one adapter for each
     value of `data.group_by`. docs/training.md has every field.
     """
-    body = await read_json(request)
+    body = await _read_json(request, service, most_bytes=service.settings.max_body_bytes)
     async with service.plannings:
         if query.dry_run:
             plan = await run_in_threadpool(plan_training, service, body)
@@ -169,7 +170,7 @@ def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], servic
 async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBody:
     """Let the bare name mean another version; every next request uses it."""
     check_name(name)
-    body = read_as(LiveRequest, parse_object(await read_json(request)))
+    body = read_as(LiveRequest, object_of_body(await _read_json(request, service, most_bytes=LEAST_LIMIT_BYTES)))
     adapter = await run_in_threadpool(service.catalog.set_live, name, body.version, precondition=precondition(request))
     return AdapterBody.of(adapter)
 
@@ -183,7 +184,7 @@ async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBo
 )
 async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
     """Refit, exactly, an adapter that was trained with `keep_statistics`, with rows added and rows forgotten."""
-    body = await read_json(request)
+    body = await _read_json(request, service, most_bytes=service.settings.max_body_bytes)
     async with service.plannings:
         job = await run_in_threadpool(queue_update, service, name, body)
     response.headers["Location"] = f"/jobs/{job.id}"
@@ -195,6 +196,11 @@ async def delete_adapter(name: str, request: Request, service: ServiceOf) -> Non
     """Delete an adapter with all its versions; a name made again goes on counting."""
     check_name(name)
     await run_in_threadpool(service.catalog.delete, name, precondition=precondition(request))
+
+
+async def _read_json(request: Request, service: Service, *, most_bytes: int) -> object:
+    """Return what a JSON body says; its bytes are gone by then."""
+    return await service.json.parse(await read_json(request, most_bytes=most_bytes))
 
 
 def _number(text: str) -> int:

@@ -22,11 +22,11 @@ from app.hot import (
     timeout_seconds,
 )
 from app.inference_classes import write_classes
-from app.inference_header import HEADER_LENGTH, Header
+from app.inference_header import HEADER_LENGTH, WHAT, Header
 from app.inference_json import read_json_quickly
 from app.inference_models import reference_of
-from app.inference_protocol import check_named, read_request, write_answer
-from app.prediction import write_many_numbers, write_numbers
+from app.inference_protocol import check_named, json_part, read_exactly, read_request, write_answer
+from app.prediction import MOST_QUICK_BYTES, most_json_bytes, write_many_numbers, write_numbers
 from app.problems import BodyTooLarge, RouteNotFound, UnsupportedMediaType, protocol_error
 from app.questions import Question
 from app.service import Service
@@ -56,11 +56,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
         timeout = timeout_seconds(headers)
         await service.batcher.admit(timeout_seconds=timeout)
         body = await _body(service, headers, receive, header_length)
-        arguments = body, header_length, service.base.in_features, service.settings.max_rows
-        if _is_quick(body, header_length):
-            header, inputs_NI = read_request(*arguments)
-        else:
-            header, inputs_NI = await asyncio.to_thread(read_request, *arguments)
+        header, inputs_NI = await _read(service, body, header_length)
         check_named(header, model)
         waits = [seconds for seconds in (timeout, header.timeout_seconds) if seconds is not None]
         outcome = await service.batcher.ask(
@@ -100,6 +96,20 @@ def read_small(service: Service, url: bytes, headers: Mapping[bytes, bytes], bod
         return content, _headers(outcome, text_length)
 
     return Small(Question(inputs_NI, [reference]), written, ROUTE if version is None else VERSION_ROUTE)
+
+
+async def _read(service: Service, body: bytes, header_length: int | None) -> tuple[Header, Float32]:
+    columns, max_rows = service.base.in_features, service.settings.max_rows
+    if _is_quick(body, header_length):
+        return read_request(body, header_length, columns, max_rows)
+    if header_length is None and len(body) <= MOST_QUICK_BYTES:
+        read = await asyncio.to_thread(read_json_quickly, body, columns, max_rows)
+        if read is not None:
+            return read
+    text = json_part(body, header_length)
+    # None is what `null` says: it is read again, being small.
+    value = await service.json.parse(text, longest=max_rows * columns, what=WHAT) if len(text) > _JSON_INLINE else None
+    return await asyncio.to_thread(read_exactly, body, header_length, columns, max_rows, value)
 
 
 def _read_small(service: Service, length: bytes | None, body: bytes) -> tuple[Header, Float32] | None:
@@ -171,7 +181,7 @@ def _whole_number(value: bytes) -> int:
 
 async def _body(service: Service, headers: Mapping[bytes, bytes], receive: Receive, header_length: int | None) -> bytes:
     """The whole body; raises `BodyTooLarge` before more of it is in memory than may be."""
-    limit = service.settings.max_predict_json_bytes
+    limit = most_json_bytes(service)
     if header_length is not None:
         if header_length > limit:
             raise BodyTooLarge(

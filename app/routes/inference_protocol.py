@@ -8,9 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from app import inference_models as models
-from app.bodies import BINARY, JSON, documented, parse_object, read_as
+from app.bodies import BINARY, JSON, documented, parse_object, read_as, read_bytes
 from app.dependencies import ServiceOf, same_feature_space
-from app.edge import too_large
 from app.hot import Handed
 from app.inference_models import Configuration, IndexEntry, Metadata, State
 from app.openapi.answers import InferAnswer, InferRequest
@@ -145,9 +144,7 @@ def list_models(service: ServiceOf) -> list[IndexEntry]:
 )
 async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEntry]:
     """The models, or only those that are ready; the body may be left out."""
-    body = await request.body()
-    if len(body) > _LARGEST_INDEX_BODY:
-        raise too_large(_LARGEST_INDEX_BODY)
+    body = await read_bytes(request, most_bytes=_LARGEST_INDEX_BODY)
     asked = read_as(IndexRequest, parse_object(body) if body.strip() else {})
     return await run_in_threadpool(_index, service, only_ready=asked.ready)
 

@@ -25,7 +25,7 @@ from app.hot import (
 )
 from app.labelling import write_wanted
 from app.openapi.answers import PredictAnswer
-from app.prediction import MEMBERS, read_question, write_answer, write_many_numbers, write_numbers
+from app.prediction import MEMBERS, most_json_bytes, read_question, write_answer, write_many_numbers, write_numbers
 from app.problems import problem
 from app.questions import read_quickly
 from app.schemas import PredictRequest
@@ -49,7 +49,7 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
         check_feature_space(service, headers, scope)
         timeout = timeout_seconds(headers)
         await service.batcher.admit(timeout_seconds=timeout)
-        body = await read_body(headers, receive, max_bytes=service.settings.max_predict_json_bytes, hint=_HINT)
+        body = await read_body(headers, receive, max_bytes=most_json_bytes(service), hint=_HINT)
         question = await read_question(service, body)
         outcome = await service.batcher.ask(
             question, timeout_seconds=timeout, gone=partial(disconnected, receive), entered=remember(scope)

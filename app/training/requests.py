@@ -15,7 +15,7 @@ from adapters.training.estimate import estimate
 from adapters.training.spec import Loss, TrainingSpec
 from adapters.training.split import Split
 from adapters.versions import Version
-from app.bodies import parse_object, read_as
+from app.bodies import object_of_body, read_as
 from app.service import Service
 from app.training.auto import decide
 from app.training.dataset_rows import read_rows
@@ -61,12 +61,12 @@ class _Asked:
         return found | start_columns(self.start) | prior_columns(self.prior)
 
 
-def queue_training(service: Service, body: bytes) -> Job:
-    """Check a request to train, store its data and its job; both are durable when this returns."""
+def queue_training(service: Service, body: object) -> Job:
+    """Check a request to train, which a JSON body says; store its data and its job, durably before this returns."""
     return submit(service, plan_training(service, body))
 
 
-def plan_training(service: Service, body: bytes) -> Plan:
+def plan_training(service: Service, body: object) -> Plan:
     """Check a request to train, and decide all that it leaves open; nothing is stored."""
     asked = _read(service, body)
     request, rows, fleet = asked.request, asked.rows, asked.fleet
@@ -113,8 +113,8 @@ def plan_training(service: Service, body: bytes) -> Plan:
     )
 
 
-def _read(service: Service, body: bytes) -> _Asked:
-    request = read_as(TrainRequest, parse_object(body))
+def _read(service: Service, body: object) -> _Asked:
+    request = read_as(TrainRequest, object_of_body(body))
     is_fleet = isinstance(request.name, str) and "{" in request.name
     if not is_fleet:
         check_name(request.name)

@@ -14,7 +14,7 @@ from adapters.training.data import Column, DataFile, whole
 from adapters.training.estimate import estimate
 from adapters.training.spec import Loss, TrainingSpec
 from adapters.versions import Version
-from app.bodies import parse_object, read_as
+from app.bodies import object_of_body, read_as
 from app.service import Service
 from app.training.dataset_rows import read_rows
 from app.training.gates import read_gate
@@ -24,7 +24,7 @@ from app.training.schemas import UpdateRequest
 from app.training.starts import find_usable, prior_columns
 
 
-def queue_update(service: Service, name: str, body: bytes) -> Job:
+def queue_update(service: Service, name: str, body: object) -> Job:
     """Check an update, store its rows and its job; both are durable when this returns.
 
     Raises `NoStatistics` where the live version kept none, and the error that names the field.
@@ -39,7 +39,7 @@ def queue_update(service: Service, name: str, body: bytes) -> Job:
             given=name,
             expected='an adapter trained by closed_form with "keep_statistics": true',
         )
-    request = read_as(UpdateRequest, parse_object(body))
+    request = read_as(UpdateRequest, object_of_body(body))
     given = {field: getattr(request, field) for field in ("add", "forget") if request.gave(field)}
     if not given:
         raise MissingField("an update adds rows, or forgets rows", field="add", expected="add, forget, or both")

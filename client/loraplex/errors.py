@@ -28,7 +28,7 @@
     ├── BaseNotLoadable · CatalogNotLoadable
     ├── HostNotAllowed · CrossSite
     ├── BodyTooLarge · HeadTooLarge · NotHttp · UnsupportedMediaType · RouteNotFound · MethodNotAllowed
-    ├── NotReady · TooManyOpenFiles · InternalError
+    ├── NotReady · TooManyBytes · TooManyOpenFiles · InternalError
     └── of the client alone
         ├── Unreachable · TimedOut · BadAnswer
         └── JobFailed · JobCancelled
@@ -470,6 +470,12 @@ class MethodNotAllowed(LoraplexError):
     """This path does not take that method"""
 
     code = "method_not_allowed"
+
+
+class TooManyBytes(LoraplexError):
+    """The request bodies in memory have more bytes than are accepted"""
+
+    code = "too_many_bytes"
 
 
 class NotReady(LoraplexError):

@@ -18,7 +18,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from loraplex.errors import CatalogBusy, InvalidInput, LoraplexError, NotReady, QueueFull, TimedOut, Unreachable
+from loraplex.errors import (
+    CatalogBusy,
+    InvalidInput,
+    LoraplexError,
+    NotReady,
+    QueueFull,
+    TimedOut,
+    TooManyBytes,
+    Unreachable,
+)
 from loraplex.problems import error_of, is_problem
 from loraplex.steps import Answer, Attempt, Call, Open, Pause, Repeat, Steps
 
@@ -26,7 +35,7 @@ T = TypeVar("T")
 _FIRST_SECONDS = 0.25
 _LONGEST_SECONDS = 8.0
 _BUSY = (429, 503)
-_NOTHING_DONE = (QueueFull, NotReady, CatalogBusy)
+_NOTHING_DONE = (QueueFull, NotReady, CatalogBusy, TooManyBytes)
 
 
 class NotSent(Unreachable):
