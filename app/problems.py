@@ -121,6 +121,8 @@ STATUS: Mapping[str, int] = {
     "catalog_busy": 503,
     "not_ready": 503,
     "request_timeout": 503,
+    "storage_failed": 503,
+    "too_many_open_files": 503,
     "storage_full": 507,
 }
 """Every code that an answer can have. The others are in `JOB_CODES`."""
@@ -160,7 +162,8 @@ def problem(error: LoraplexError) -> Response:
     """The answer to a request that ended in `error`."""
     status = STATUS[error.code]
     headers = {}
-    if status in (429, 503):
+    # A request whose outcome is unknown is not to be repeated blindly.
+    if status in (429, 503) and not error.outcome_unknown:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if status == 413:
         # The rest of the body is not read: the connection cannot be used again.

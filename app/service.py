@@ -29,6 +29,7 @@ from app.places import METRICS
 from app.request_log import RequestLog
 from app.settings import Settings
 from app.tracing import open_tracing
+from app.write_threads import WriteThreads
 
 _PLANNINGS_AT_ONCE = 2
 _READINGS_AT_ONCE = 2
@@ -55,6 +56,7 @@ class Service:
     """How many requests to train are looked at together: each may take memory for all rows of a data set."""
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READINGS_AT_ONCE))
     """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
+    writes: WriteThreads = field(default_factory=WriteThreads)
     watch: JobWatch = field(init=False)
     catalog_figures: CatalogFigures = field(init=False)
     scrape: Scrape = field(init=False)

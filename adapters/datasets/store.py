@@ -107,9 +107,10 @@ class Datasets:
                         precondition(newest is not None, newest.digest if newest else None)
                     if newest is None or newest.digest != unnumbered.digest:
                         return _insert(connection, unnumbered), True
-            except LoraplexError:
-                # Refused for certain. After any other error a commit may have happened: leave it to the sweep.
-                self._blobs.remove([file])
+            except LoraplexError as error:
+                # If it is not refused for certain, or after any other error, the sweep decides.
+                if not error.outcome_unknown:
+                    self._blobs.remove([file])
                 raise
             self._blobs.remove([file])
             return newest, False
