@@ -232,9 +232,10 @@ class Catalog:
                     _Made(made, _describe(made, norm=norm, offset=offset, statistics=statistics, **about))
                     for made, norm, offset, statistics in zip(publications, norms, offsets, sums, strict=False)
                 ]
-            except LoraplexError:
-                # Refused for certain. After any other error a commit may have happened: leave it to the sweep.
-                self.blobs.remove(written)
+            except LoraplexError as error:
+                # If it is not refused for certain, or after any other error, the sweep decides.
+                if not error.outcome_unknown:
+                    self.blobs.remove(written)
                 raise
 
 

@@ -19,7 +19,7 @@
     ├── PreconditionFailed
     ├── QueueFull · RequestTimeout
     ├── CatalogBusy
-    ├── StorageFull
+    ├── StorageFull · StorageFailed · TooManyOpenFiles
     ├── BlobCorrupt
     ├── TrainingFailed
     │   ├── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
@@ -70,6 +70,7 @@ class LoraplexError(Exception):
         row: int | None = None,
         given: object = _NOT_SAID,
         expected: str | None = None,
+        outcome_unknown: bool = False,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -77,6 +78,8 @@ class LoraplexError(Exception):
         self.row = row
         self.given = given
         self.expected = expected
+        self.outcome_unknown = outcome_unknown
+        """Whether the change may have been stored although it ended in this error."""
 
     def members(self) -> dict[str, object]:
         """The members of a problem (RFC 9457) that this error has, less its status: ready for JSON."""
@@ -89,6 +92,7 @@ class LoraplexError(Exception):
             "row": self.row,
             "given": None if self.given is _NOT_SAID else shown(self.given),
             "expected": self.expected,
+            "outcome": "unknown" if self.outcome_unknown else None,
         }
         return {name: value for name, value in members.items() if value is not None}
 
@@ -374,9 +378,21 @@ class CatalogBusy(LoraplexError):
 
 
 class StorageFull(LoraplexError):
-    """The disk is full; nothing was stored"""
+    """The disk is full"""
 
     code = "storage_full"
+
+
+class StorageFailed(LoraplexError):
+    """The disk failed, or the catalogue on it is damaged"""
+
+    code = "storage_failed"
+
+
+class TooManyOpenFiles(LoraplexError):
+    """The process has no file descriptors left for now"""
+
+    code = "too_many_open_files"
 
 
 class BlobCorrupt(LoraplexError):

@@ -89,9 +89,10 @@ class JobQueue:
                     )
                     job_adapters.insert(connection, job_id, adapters)
                     return rows.get(connection, job_id)
-            except LoraplexError:
-                # Refused for certain. After any other error a commit may have happened: leave it to the sweep.
-                self._blobs.remove([] if data_file is None else [data_file])
+            except LoraplexError as error:
+                # If it is not refused for certain, or after any other error, the sweep decides.
+                if not error.outcome_unknown:
+                    self._blobs.remove([] if data_file is None else [data_file])
                 raise
 
     def get(self, job_id: str) -> Job:

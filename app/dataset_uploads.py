@@ -55,9 +55,9 @@ async def _add(
     service: Service,
     precondition: Callable[[bool, str | None], None] | None,
 ) -> tuple[DatasetVersion, bool]:
-    async with service.readings:
+    async with service.writes.turn(service.readings):
         add = partial(service.datasets.add, name, reading, content_type=kind, precondition=precondition)
-        thread = asyncio.create_task(run_in_threadpool(add))
+        thread = asyncio.create_task(service.writes.run(add))
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:

@@ -32,7 +32,10 @@ def base_arguments(settings: Settings) -> dict[str, str]:
 def open_fitter(settings: Settings) -> Fitter:
     """A trainer's hold on the process that fits, which is not started yet."""
     return Fitter(
-        base_arguments(settings), threads=settings.trainer_threads, memory_bytes=settings.trainer_memory_bytes
+        base_arguments(settings),
+        threads=settings.trainer_threads,
+        memory_bytes=settings.trainer_memory_bytes,
+        stopped_seconds=settings.lease_seconds,
     )
 
 

@@ -23,6 +23,7 @@ from adapters.errors import (
     NotFinite,
     OutOfRange,
     StorageFull,
+    TooManyOpenFiles,
     UnknownField,
     WrongType,
     shown,
@@ -97,12 +98,6 @@ class NotReady(LoraplexError):
     code = "not_ready"
 
 
-class TooManyOpenFiles(LoraplexError):
-    """The service has as many files open as it may"""
-
-    code = "too_many_open_files"
-
-
 class InternalError(LoraplexError):
     """Something went wrong in the service"""
 
@@ -162,8 +157,9 @@ STATUS: Mapping[str, int] = {
     "catalog_busy": 503,
     "not_ready": 503,
     "request_timeout": 503,
-    "too_many_open_files": 503,
+    "storage_failed": 503,
     "too_many_bytes": 503,
+    "too_many_open_files": 503,
     "storage_full": 507,
 }
 """Every code that an answer can have. The others are in `JOB_CODES`."""
@@ -203,7 +199,8 @@ def problem(error: LoraplexError) -> Response:
     """The answer to a request that ended in `error`."""
     status = STATUS[error.code]
     headers = {}
-    if status in (429, 503):
+    # A request whose outcome is unknown is not to be repeated blindly.
+    if status in (429, 503) and not error.outcome_unknown:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if status == 413 or error.code == TooManyBytes.code:
         # The rest of the body is not read: the connection cannot be used again.

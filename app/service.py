@@ -32,6 +32,7 @@ from app.places import METRICS
 from app.request_log import RequestLog
 from app.settings import Settings
 from app.tracing import open_tracing
+from app.write_threads import WriteThreads
 
 _PLANNINGS_AT_ONCE = 2
 _READINGS_AT_ONCE = 2
@@ -59,6 +60,7 @@ class Service:
     """How many requests to train are looked at together: each may take memory for all rows of a data set."""
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READINGS_AT_ONCE))
     """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
+    writes: WriteThreads = field(default_factory=WriteThreads)
     host_policy: HostPolicy = field(init=False)
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS_AT_ONCE))
     """Held while an uploaded adapter is unpacked and checked: each may take a few times the largest body."""

@@ -6,9 +6,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adapters.starting import command
+from adapters.stopped import StoppedClock
 from app.lifecycle import EXIT_CONFIG, stop_on_signals
 from app.places import METRICS, clean_places
 from app.settings import Settings, SettingsError, as_environment, make_data_dir
@@ -32,6 +33,7 @@ class _Child:
     started_at: float = 0.0
     start_at: float = 0.0
     pause_seconds: float = 0.5
+    stopped: StoppedClock = field(default_factory=StoppedClock)
 
 
 def serve(settings: Settings) -> int:
@@ -54,7 +56,7 @@ def serve(settings: Settings) -> int:
     try:
         while not stop.is_set():
             for child in children:
-                if _look_after(child, environment) == EXIT_CONFIG:
+                if _look_after(child, environment, settings.lease_seconds) == EXIT_CONFIG:
                     status = EXIT_CONFIG
                     stop.set()
             stop.wait(_SECONDS_BETWEEN_LOOKS)
@@ -83,18 +85,25 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}{hint}") from None
 
 
-def _look_after(child: _Child, environment: dict[str, str]) -> int | None:
-    """Start a child that does not run, unless it pauses after a death; returns how it ended where it just did."""
+def _look_after(child: _Child, environment: dict[str, str], lease_seconds: float) -> int | None:
+    """Start a child that does not run, unless it pauses after a death; returns how it ended where it just did.
+
+    A child that has been stopped for longer than the lease is killed: it may hold the catalogue's lock.
+    """
     now = time.monotonic()
     if child.process is None:
         if now >= child.start_at:
             child.process = subprocess.Popen(
                 child.arguments, stdin=subprocess.PIPE, env=environment, pass_fds=child.sockets
             )
-            child.started_at = now
+            child.started_at, child.stopped = now, StoppedClock()
         return None
     status = child.process.poll()
     if status is None:
+        if child.stopped.seconds(child.process.pid) > lease_seconds:
+            log.error("%s has been stopped for more than %g s and is killed", child.name, lease_seconds)
+            child.process.kill()
+            child.stopped = StoppedClock()
         return None
     if child.process.stdin is not None:
         child.process.stdin.close()

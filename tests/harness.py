@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,9 +118,16 @@ class ServiceProcess:
     """`loraplex serve` as its users start it, in a process group of its own."""
 
     def __init__(
-        self, data_dir: Path, *, port: int = 0, cwd: Path | None = None, most_files: int = 0, **settings: Any
+        self,
+        data_dir: Path,
+        *,
+        port: int = 0,
+        cwd: Path | None = None,
+        preload: Mapping[str, str] | None = None,
+        most_files: int = 0,
+        **settings: Any,
     ) -> None:
-        """With `most_files`, its processes may open no more than that."""
+        """Start it. With `most_files`, its processes may open no more than that."""
         self.data_dir = data_dir
         self.port = port or free_port()
         self.log = data_dir.parent / f"{data_dir.name}.log"
@@ -128,7 +135,7 @@ class ServiceProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*limited, LORAPLEX, "serve", "--port", str(self.port), "--data-dir", data_dir],
-                env=environment(**settings),
+                env=environment(**settings) | dict(preload or {}),
                 cwd=cwd,
                 stdout=log,
                 stderr=log,

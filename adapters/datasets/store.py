@@ -111,9 +111,10 @@ class Datasets:
                         return _insert(connection, unnumbered), True
                     if newest.file == corrupt:
                         _move_bytes(connection, newest, file)
-            except LoraplexError:
-                # Refused for certain. After any other error a commit may have happened: leave it to the sweep.
-                self._blobs.remove([file])
+            except LoraplexError as error:
+                # If it is not refused for certain, or after any other error, the sweep decides.
+                if not error.outcome_unknown:
+                    self._blobs.remove([file])
                 raise
             if newest.file == corrupt:
                 self._blobs.set_aside([corrupt])

@@ -5,6 +5,7 @@ use. Frames go out on standard output, one JSON object a line; one with `parts` 
 sum up to: adapters, or statistics.
 """
 
+import ctypes
 import json
 import os
 import queue
@@ -15,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,12 +38,14 @@ from adapters.training.spec import TrainingSpec
 from adapters.training.statistics import Statistics
 
 _SECONDS_BETWEEN_REPORTS = 0.5
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Serve requests until standard input closes."""
     # A Ctrl-C reaches the whole group of processes: it is the trainer's to answer.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_the_trainer()
     out = _claim_stdout()
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
@@ -58,6 +62,13 @@ def main() -> None:
     _send(out, {"frame": "ready"})
     while True:
         _Job(json.loads(requests.get()), base, out).serve()
+
+
+def _die_with_the_trainer() -> None:
+    """Have the kernel kill this process with the trainer: a stopped one does not see that standard input closes."""
+    # Only Linux has it.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _read_requests(requests: "queue.SimpleQueue[str]") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import queue
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.starting import command
+from adapters.stopped import StoppedClock
 
 Frame = dict[str, Any]
 _NO_MEMORY = (
@@ -44,8 +46,13 @@ class Fitter:
     It serves job after job, so that a small one does not pay for the start; after a kill it is started anew.
     """
 
-    def __init__(self, base_arguments: Mapping[str, str], *, threads: int, memory_bytes: int) -> None:
+    def __init__(
+        self, base_arguments: Mapping[str, str], *, threads: int, memory_bytes: int, stopped_seconds: float = math.inf
+    ) -> None:
+        """A process that has been stopped (SIGSTOP) for more than `stopped_seconds` is killed."""
         self._first = json.dumps({"base": dict(base_arguments), "threads": threads, "memory_bytes": memory_bytes})
+        self._stopped_seconds = stopped_seconds
+        self._stopped = StoppedClock()
         self._process: subprocess.Popen[bytes] | None = None
         self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._ready = False
@@ -67,6 +74,7 @@ class Fitter:
         with suppress(OSError):
             Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000")
         self._frames, self._words = queue.SimpleQueue(), deque(maxlen=_LAST_LINES)
+        self._stopped = StoppedClock()
         threading.Thread(target=_read_frames, args=(self._process, self._frames), daemon=True).start()
         self._listener = threading.Thread(target=_pass_on, args=(self._process, self._words), daemon=True)
         self._listener.start()
@@ -95,6 +103,7 @@ class Fitter:
         try:
             frame = self._frames.get(timeout=seconds)
         except queue.Empty:
+            self._end_if_stopped()
             return None
         if frame is None:
             raise self._death()
@@ -113,6 +122,13 @@ class Fitter:
                     pipe.close()
         self._process = None
         self._ready = False
+
+    def _end_if_stopped(self) -> None:
+        """Kill a process that stands still; the next frame is its death."""
+        if self._process is not None and self._stopped.seconds(self._process.pid) > self._stopped_seconds:
+            log.error("the process that fits has been stopped for more than %g s and is killed", self._stopped_seconds)
+            self._process.kill()
+            self._stopped = StoppedClock()
 
     def _send(self, line: str) -> None:
         assert self._process is not None

@@ -9,7 +9,16 @@ from typing import Any
 
 from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
-from adapters.errors import BaseChanged, CatalogBusy, ClaimLost, LoraplexError, OutOfMemory, StorageFull
+from adapters.errors import (
+    BaseChanged,
+    CatalogBusy,
+    ClaimLost,
+    LoraplexError,
+    OutOfMemory,
+    StorageFailed,
+    StorageFull,
+    TooManyOpenFiles,
+)
 from adapters.job_queue import JobQueue
 from adapters.jobs import Job
 from adapters.training.checkpoint import Checkpoints
@@ -21,6 +30,9 @@ from adapters.training.runs import Ending, Listener, Recorder
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 SECONDS_BETWEEN_LOOKS = 0.2
 """How often a running job is looked at for a cancel, and the queue for a new job."""
+
+_TRANSIENT = (CatalogBusy, StorageFailed, TooManyOpenFiles)
+"""No fault of a job's: it is left until its lease runs out, and another attempt may succeed."""
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +96,10 @@ class Trainer:
                 self._train(claim)
             if claim is not None or self._monotonic() >= self._sweep_at:
                 self._sweep()
-        except (CatalogBusy, StorageFull) as error:
+        except (*_TRANSIENT, StorageFull) as error:
             # What could not be written now is found again: the job's lease runs out.
             log.warning("%s", error.detail)
+            self._stop.wait(_SHORTEST_PAUSE_SECONDS)
             return False
         return claim is not None
 
@@ -133,9 +146,12 @@ class Trainer:
             else:
                 _unless_lost(self._queue.abandon, claim)
             return Ending.DIED
-        except CatalogBusy:
+        except _TRANSIENT:
             raise
         except LoraplexError as error:
+            if error.outcome_unknown:
+                # It may have ended in success.
+                raise
             log.info("job %s failed: %s", claim.id, error.detail)
             _unless_lost(self._queue.fail, claim, error.members())
             return Ending.FAILED
@@ -179,7 +195,7 @@ class Trainer:
                 if self._monotonic() >= heartbeat_at:
                     heartbeat_at = self._monotonic() + self._heartbeat_seconds
                     self._queue.heartbeat(claim, progress=progress, history=history)
-            except (CatalogBusy, StorageFull) as error:
+            except (*_TRANSIENT, StorageFull) as error:
                 # The fit goes on: where the lease runs out meanwhile, the fence keeps it from publishing.
                 log.warning("job %s: %s", claim.id, error.detail)
 

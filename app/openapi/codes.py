@@ -5,14 +5,14 @@ from typing import Any
 
 _REFERENCE = ("invalid_reference", "adapter_not_found", "version_not_found", "alias_not_found", "adapter_not_live")
 _USED = (*_REFERENCE, "base_mismatch", "feature_space_mismatch")
-_READS = ("catalog_busy",)
-_WRITES = ("catalog_busy", "storage_full")
+_READS = ("catalog_busy", "storage_failed", "too_many_open_files")
+_WRITES = (*_READS, "storage_full")
 _JSON = ("not_json", "duplicate_key", "missing_field", "unknown_field", "wrong_type", "out_of_range", "not_finite")
 _ROWS = ("dataset_not_found", "version_not_found", "invalid_reference", "wrong_shape", "bad_rows")
 _TRAINS = ("ignored_field", "invalid_combination", "estimate_too_large", "queue_full", *_ROWS, *_WRITES, *_USED)
 _ANSWERS = (
     *(*_USED, "wrong_shape", "invalid_combination", "output_not_finite"),
-    *("queue_full", "request_timeout", "catalog_busy", "not_ready", "blob_corrupt"),
+    *("queue_full", "request_timeout", "not_ready", "blob_corrupt", *_READS),
 )
 _FILES = ("invalid_upload", "invalid_safetensors", "invalid_archive", "peft_unsupported", "rank_too_large")
 _MODEL = ("adapter_not_found", "version_not_found", "adapter_not_live", "invalid_name", "base_mismatch", *_READS)
@@ -48,11 +48,11 @@ OWN: Mapping[str, Iterable[str]] = {
     "revert_job": ("job_not_found", "job_not_ended", *_WRITES),
     "show_base": (),
     "check_alive": (),
-    "check_ready": ("not_ready",),
+    "check_ready": ("not_ready", *_READS),
     "show_metrics": (),
     "show_server": (),
     "server_live": (),
-    "server_ready": ("not_ready",),
+    "server_ready": ("not_ready", *_READS),
     "show_model": _MODEL,
     "show_model_version": _MODEL,
     "show_model_configuration": _MODEL,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -33,6 +33,9 @@ class _Members(BaseModel):
     row: int | None = Field(None, description="Which row, from 0.")
     given: str | None = Field(None, description="What was given there, at most 100 characters of it.")
     expected: str | None = Field(None, description="What would do.")
+    outcome: Literal["unknown"] | None = Field(
+        None, description="`unknown` if the change may have been stored all the same: look before you repeat it."
+    )
     rows: list[BadRowBody] | None = Field(None, description="With `bad_rows`: up to 20 rows, each with its reason.")
 
 

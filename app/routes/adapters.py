@@ -80,11 +80,11 @@ async def train_adapter(
     value of `data.group_by`. docs/training.md has every field.
     """
     body = await _read_json(request, service, most_bytes=service.settings.max_body_bytes)
-    async with service.plannings:
+    async with service.writes.turn(service.plannings):
         if query.dry_run:
             plan = await run_in_threadpool(plan_training, service, body)
             return JSONResponse(plan.answer())
-        job = await run_in_threadpool(queue_training, service, body)
+        job = await service.writes.run(queue_training, service, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)
 
@@ -105,7 +105,7 @@ async def upload_adapter(name: str, request: Request, response: Response, servic
     adapter, module = await read_upload(request, service)
     publication = Publication(name=name, adapter=adapter, base=service.base, source=Source.UPLOAD, module=module)
     began = time.perf_counter()
-    version, is_new = await run_in_threadpool(service.catalog.put, publication, precondition=condition)
+    version, is_new = await service.writes.run(service.catalog.put, publication, precondition=condition)
     service.observer.published(request.scope, began, is_new=is_new)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
@@ -171,7 +171,7 @@ async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBo
     """Let the bare name mean another version; every next request uses it."""
     check_name(name)
     body = read_as(LiveRequest, object_of_body(await _read_json(request, service, most_bytes=LEAST_LIMIT_BYTES)))
-    adapter = await run_in_threadpool(service.catalog.set_live, name, body.version, precondition=precondition(request))
+    adapter = await service.writes.run(service.catalog.set_live, name, body.version, precondition=precondition(request))
     return AdapterBody.of(adapter)
 
 
@@ -185,8 +185,8 @@ async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBo
 async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
     """Refit, exactly, an adapter that was trained with `keep_statistics`, with rows added and rows forgotten."""
     body = await _read_json(request, service, most_bytes=service.settings.max_body_bytes)
-    async with service.plannings:
-        job = await run_in_threadpool(queue_update, service, name, body)
+    async with service.writes.turn(service.plannings):
+        job = await service.writes.run(queue_update, service, name, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)
 
@@ -195,7 +195,7 @@ async def update_adapter(name: str, request: Request, response: Response, servic
 async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
     """Delete an adapter with all its versions; a name made again goes on counting."""
     check_name(name)
-    await run_in_threadpool(service.catalog.delete, name, precondition=precondition(request))
+    await service.writes.run(service.catalog.delete, name, precondition=precondition(request))
 
 
 async def _read_json(request: Request, service: Service, *, most_bytes: int) -> object:

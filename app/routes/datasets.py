@@ -4,7 +4,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
 from adapters.datasets.formats import CONTENT_TYPES
 from adapters.datasets.store import DatasetVersion
@@ -132,7 +131,7 @@ def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service:
 async def delete_dataset(name: str, request: Request, service: ServiceOf) -> None:
     """Delete a data set with all its versions; a name made again goes on counting."""
     check_name(name)
-    await run_in_threadpool(service.datasets.delete, name, precondition=precondition(request))
+    await service.writes.run(service.datasets.delete, name, precondition=precondition(request))
 
 
 def _find(service: Service, name: str, number: int | float | None) -> DatasetVersion:

@@ -95,12 +95,12 @@ async def watch_job(
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job")
-def cancel_job(job_id: str, service: ServiceOf) -> JobWithHistory:
+async def cancel_job(job_id: str, service: ServiceOf) -> JobWithHistory:
     """End a job that has not ended: it publishes nothing from now on; of a fleet, what is published stays."""
-    return JobWithHistory.of(service.queue.cancel(job_id))
+    return JobWithHistory.of(await service.writes.run(service.queue.cancel, job_id))
 
 
 @router.post("/{job_id}/revert", summary="Take back what a job made live")
-def revert_job(job_id: str, service: ServiceOf) -> RevertBody:
+async def revert_job(job_id: str, service: ServiceOf) -> RevertBody:
     """Point each live that an ended job moved back to where it pointed before, unless it has moved again since."""
-    return RevertBody.of(service.queue.revert(job_id))
+    return RevertBody.of(await service.writes.run(service.queue.revert, job_id))

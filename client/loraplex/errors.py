@@ -19,7 +19,7 @@
     ├── PreconditionFailed
     ├── QueueFull · RequestTimeout
     ├── CatalogBusy
-    ├── StorageFull
+    ├── StorageFull · StorageFailed · TooManyOpenFiles
     ├── BlobCorrupt
     ├── TrainingFailed
     │   ├── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
@@ -88,6 +88,11 @@ class LoraplexError(Exception):
     def title(self) -> str:
         """What happened, the same words for all errors of the class."""
         return str(self.members.get("title") or (type(self).__doc__ or "").partition("\n")[0])
+
+    @property
+    def outcome_unknown(self) -> bool:
+        """Whether the change may have been stored all the same: look before you repeat it."""
+        return self.members.get("outcome") == "unknown"
 
 
 class InvalidInput(LoraplexError):
@@ -336,9 +341,21 @@ class CatalogBusy(LoraplexError):
 
 
 class StorageFull(LoraplexError):
-    """The disk is full; nothing was stored"""
+    """The disk is full"""
 
     code = "storage_full"
+
+
+class StorageFailed(LoraplexError):
+    """The disk failed, or the catalogue on it is damaged"""
+
+    code = "storage_failed"
+
+
+class TooManyOpenFiles(LoraplexError):
+    """The process has no file descriptors left for now"""
+
+    code = "too_many_open_files"
 
 
 class BlobCorrupt(LoraplexError):
@@ -482,12 +499,6 @@ class NotReady(LoraplexError):
     """The service is starting or stopping"""
 
     code = "not_ready"
-
-
-class TooManyOpenFiles(LoraplexError):
-    """The service has as many files open as it may"""
-
-    code = "too_many_open_files"
 
 
 class InternalError(LoraplexError):

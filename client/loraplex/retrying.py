@@ -94,7 +94,10 @@ def may_repeat(repeats: Repeat, error: LoraplexError, answer: Answer | None) -> 
         return repeats is Repeat.ALWAYS
     if answer.status not in _BUSY:
         return False
-    return repeats is Repeat.ALWAYS or (is_problem(answer) and isinstance(error, _NOTHING_DONE))
+    if repeats is Repeat.ALWAYS:
+        return True
+    # A code that this client does not know has the class of its status: that it did nothing is not certain.
+    return is_problem(answer) and isinstance(error, _NOTHING_DONE) and error.code == type(error).code
 
 
 def seconds_to_wait(attempt: int, at_least: float, *, chance: float) -> float:

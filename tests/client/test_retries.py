@@ -15,6 +15,7 @@ from loraplex import (
     InternalError,
     NotReady,
     QueueFull,
+    StorageFailed,
     TimedOut,
     Unreachable,
 )
@@ -87,10 +88,12 @@ def test_a_training_is_sent_again_where_the_service_says_that_it_did_nothing(
         (reply(503, b"no backend", kind="text/plain"), NotReady),
         (reply(429, {"message": "slow down"}), QueueFull),
         (problem(503, "request_timeout"), Exception),
+        (problem(503, "storage_failed"), StorageFailed),
+        (problem(503, "of_a_newer_service"), NotReady),
         (problem(500, "internal_error"), InternalError),
         (reply(502, b""), InternalError),
     ],
-    ids=["hang-up", "proxy's 503", "proxy's 429", "another code", "500", "502"],
+    ids=["hang-up", "proxy's 503", "proxy's 429", "another code", "disk", "newer", "500", "502"],
 )
 def test_a_training_that_may_have_been_queued_is_not_sent_again(
     connect: Connect, scripted: Scripted, failing: Script, error: type[Exception]

@@ -1,0 +1,40 @@
+"""Processes that are stopped (SIGSTOP): they hold what they hold, and never end by themselves."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+_LONGEST_STEP_SECONDS = 2.0
+"""What one look may add: whoever looks may have been stopped too, together with the process."""
+
+
+class StoppedClock:
+    """How long one process has been stopped without a break, as far as somebody looked. Linux only."""
+
+    def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._looked_at = monotonic() - _SECONDS_BETWEEN_LOOKS
+        self._was_stopped = False
+        self._seconds = 0.0
+
+    def seconds(self, pid: int) -> float:
+        """Look about once a second, and at every call while it is stopped."""
+        now = self._monotonic()
+        step = now - self._looked_at
+        if self._was_stopped or step >= _SECONDS_BETWEEN_LOOKS:
+            self._looked_at = now
+            # The first look that finds it stopped adds nothing.
+            was_stopped, self._was_stopped = self._was_stopped, _is_stopped(pid)
+            still = was_stopped and self._was_stopped
+            self._seconds = self._seconds + min(step, _LONGEST_STEP_SECONDS) if still else 0.0
+        return self._seconds
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process is in state T. One that a debugger holds is in state t."""
+    try:
+        # The state follows the name, which is in parentheses and may have some of its own.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
