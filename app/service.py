@@ -60,7 +60,7 @@ class Service:
     scrape: Scrape = field(init=False)
 
     def __post_init__(self) -> None:
-        figures = self.catalog_figures = CatalogFigures(self.catalog, now=self.queue.now)
+        figures = self.catalog_figures = CatalogFigures(self.catalog, base=self.base.fingerprint, now=self.queue.now)
         self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
         self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)
 

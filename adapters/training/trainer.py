@@ -9,7 +9,7 @@ from typing import Any
 
 from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
-from adapters.errors import BaseChanged, CatalogBusy, ClaimLost, LoraplexError, OutOfMemory, StorageFull
+from adapters.errors import CatalogBusy, ClaimLost, LoraplexError, OutOfMemory, StorageFull
 from adapters.job_queue import JobQueue
 from adapters.jobs import Job
 from adapters.training.checkpoint import Checkpoints
@@ -78,7 +78,7 @@ class Trainer:
 
     def _work_once(self) -> bool:
         try:
-            claim = self._queue.claim()
+            claim = self._queue.claim(base=self._base.fingerprint)
             if claim is not None:
                 log.info("job %s for %s: attempt %d", claim.id, claim.adapter, claim.attempt)
                 self._train(claim)
@@ -109,12 +109,6 @@ class Trainer:
     def _end_of(self, claim: Job, recorder: Recorder) -> Ending:
         """See to a job until it is not ours any more."""
         try:
-            if claim.base != self._base.fingerprint:
-                raise BaseChanged(
-                    "the base layer has changed since the job was queued",
-                    given=claim.base,
-                    expected=self._base.fingerprint,
-                )
             try:
                 return self._watch_fit(claim, recorder)
             except BaseException:
