@@ -152,9 +152,8 @@ class Catalog:
         columns = tables.adapters.c
         statement = (
             sa.select(columns.name)
-            .where(columns.tenant == TENANT, columns.deleted.is_(False), columns.name > after)
-            # Names are ASCII without DEL: every name with the prefix lies below prefix + DEL.
-            .where(columns.name >= prefix, columns.name < prefix + "\x7f")
+            .where(columns.tenant == TENANT, columns.deleted.is_(False))
+            .where(*rows.named(columns.name, prefix=prefix, after=after))
             .order_by(columns.name)
             .limit(limit)
         )

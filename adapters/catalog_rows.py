@@ -47,6 +47,17 @@ def parts(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield some
 
 
+def named(column: sa.ColumnElement[str], *, prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
+    """Conditions on a column of names: those that begin with `prefix`, in a list from past `after` on.
+
+    One lower bound, the higher of the two: with both, SQLite begins at whichever it reads first and passes over every
+    name up to the other.
+    """
+    bounds = [column > after if after >= prefix else column >= prefix]
+    # Names are ASCII without DEL: every name with the prefix lies below prefix + DEL.
+    return [*bounds, column < prefix + "\x7f"] if prefix else bounds
+
+
 def exists(connection: Connection, name: str) -> bool:
     """Whether there is an adapter of that name; a tombstone is none."""
     statement = sa.select(adapters.c.name).where(_OF_ADAPTER, adapters.c.name == name, adapters.c.deleted.is_(False))

@@ -1,5 +1,6 @@
 """How much there is in the catalogue, counted without keeping those who write to it waiting."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,8 +9,9 @@ import sqlalchemy as sa
 from adapters.clock import seconds_since
 from adapters.database import Database
 from adapters.jobs import Status
+from adapters.names import LIVE
 from adapters.tables import DEFAULT_TENANT as TENANT
-from adapters.tables import adapters, dataset_versions, datasets, jobs, versions
+from adapters.tables import adapters, aliases, dataset_versions, datasets, jobs, versions
 
 _NAMES_AT_ONCE = 10_000
 """Some ten milliseconds of reading, in which nobody can commit."""
@@ -27,16 +29,23 @@ class Census:
     jobs: Mapping[Status, int]
     """Of every status, also of those that no job has."""
     oldest_queued_seconds: float
-    """How long the oldest job that waits has waited; 0 where none does."""
+    """How long the oldest job that waits for one of this service's trainers has waited; 0 where none does."""
 
 
-def count(database: Database, *, now: float) -> Census:
-    """Count; raises `CatalogBusy` where the catalogue stays locked."""
+def count(database: Database, *, base: str, now: float) -> Census:
+    """Count; raises `CatalogBusy` where the catalogue stays locked.
+
+    base: fingerprint of this service's base layer.
+    """
     names, made, version_bytes = _published(database)
     with database.read() as connection:
         by_status = connection.execute(sa.select(jobs.c.status, sa.func.count()).group_by(jobs.c.status)).all()
         oldest = connection.scalar(
-            sa.select(jobs.c.created_at).where(jobs.c.status == Status.QUEUED).order_by(jobs.c.sequence).limit(1)
+            # By status, as `jobs.claimable` does; a job for another base layer may wait for good.
+            sa.select(jobs.c.created_at)
+            .where(jobs.c.status == Status.QUEUED, jobs.c.base == base)
+            .order_by(jobs.c.sequence)
+            .limit(1)
         )
         tables_of_data = connection.scalar(sa.select(sa.func.count()).select_from(datasets).where(~datasets.c.deleted))
         dataset_bytes = connection.scalar(sa.select(sa.func.sum(dataset_versions.c.bytes)))
@@ -69,3 +78,35 @@ def _published(database: Database) -> tuple[int, int, int]:
             more, more_bytes = connection.execute(sums).one()
         made, version_bytes, after = made + more, version_bytes + more_bytes, last
     return names, made, version_bytes
+
+
+def live_origins(database: Database) -> dict[tuple[str, str | None], int]:
+    """Count adapters by the base layer (its fingerprint) and the feature space that their live version was made for.
+
+    Each look reads a part of the names, as `count` does. Raises `CatalogBusy`.
+    """
+    found: Counter[tuple[str, str | None]] = Counter()
+    after: str | None = ""
+    while after is not None:
+        rest = aliases.c.tenant == TENANT, aliases.c.adapter > after
+        end = sa.select(aliases.c.adapter).where(*rest).order_by(aliases.c.adapter).offset(_NAMES_AT_ONCE).limit(1)
+        with database.read() as connection:
+            last = connection.scalar(end)
+            some = [*rest, aliases.c.alias == LIVE]
+            some += [] if last is None else [aliases.c.adapter <= last]
+            same = (versions.c.adapter == aliases.c.adapter) & (versions.c.version == aliases.c.version)
+            made_for = (versions.c.base, versions.c.feature_space)
+            statement = sa.select(*made_for, sa.func.count()).select_from(aliases)
+            statement = statement.join(versions, same & (versions.c.tenant == TENANT)).where(*some).group_by(*made_for)
+            for base, feature_space, total in connection.execute(statement):
+                found[base, feature_space] += total
+        after = last
+    return dict(found)
+
+
+def queued_by_base(database: Database) -> dict[str, int]:
+    """Count the queued jobs by the base layer (its fingerprint) that they are for. Raises `CatalogBusy`."""
+    counted = sa.select(jobs.c.base, sa.func.count().label("total")).where(jobs.c.status == Status.QUEUED)
+    statement = counted.group_by(jobs.c.base)
+    with database.read() as connection:
+        return {row.base: row.total for row in connection.execute(statement)}

@@ -65,11 +65,11 @@ class JobQueue:
         with self._blobs.publishing():
             # Looked at before the data is written, so that a full queue costs no disk; decided in the transaction.
             with self._database.read() as connection:
-                rows.check_room(connection, max_queued)
+                rows.check_room(connection, max_queued, base)
             data_file = None if data is None else self._blobs.write(data)
             try:
                 with self._database.write() as connection:
-                    rows.check_room(connection, max_queued)
+                    rows.check_room(connection, max_queued, base)
                     connection.execute(
                         sa.insert(tables.jobs).values(
                             id=job_id,
@@ -159,17 +159,19 @@ class JobQueue:
         self.remove_data(job)
         return cancelled
 
-    def claim(self) -> Job | None:
-        """Take the oldest job that waits or whose lease has run out; None where there is none.
+    def claim(self, *, base: str) -> Job | None:
+        """Take the oldest job that waits or whose lease has run out, or return None if there is none.
 
-        A job whose trainer died on the last of its attempts is ended here, as `worker_died`.
+        Only jobs that were queued for the base layer with this fingerprint: the others are for the trainers of another
+        service on the same data folder. A job whose trainer died on the last of its attempts is ended here, as
+        `worker_died`.
         """
         while True:
             with self._database.read() as connection:
-                if rows.claimable(connection, self._now()) is None:
+                if rows.claimable(connection, self._now(), base) is None:
                     return None
             with self._database.write() as connection:
-                job = rows.claimable(connection, self._now())
+                job = rows.claimable(connection, self._now(), base)
                 if job is None:
                     return None
                 if job.attempt < MAX_ATTEMPTS:

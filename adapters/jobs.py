@@ -162,11 +162,12 @@ def states(connection: Connection, job_ids: Sequence[str]) -> dict[str, JobState
     return found
 
 
-def claimable(connection: Connection, now: float) -> Job | None:
-    """The oldest job that waits or whose lease has run out."""
+def claimable(connection: Connection, now: float, base: str) -> Job | None:
+    """The oldest job for the base layer with this fingerprint that waits or whose lease has run out."""
     expired = (jobs.c.status == Status.RUNNING) & (jobs.c.lease_until <= now)
-    statement = sa.select(jobs).where((jobs.c.status == Status.QUEUED) | expired).order_by(jobs.c.sequence).limit(1)
-    row = connection.execute(statement).one_or_none()
+    # By the index on status, which leaves a few jobs to look at: an index on the base would find every job there was.
+    statement = sa.select(jobs).where((jobs.c.status == Status.QUEUED) | expired, jobs.c.base == base)
+    row = connection.execute(statement.order_by(jobs.c.sequence).limit(1)).one_or_none()
     return None if row is None else as_job(row)
 
 
@@ -203,10 +204,13 @@ def check_holds(connection: Connection, claim: Job) -> None:
         raise ClaimLost(f"job {claim.id} is {status} at fence {fence}; this claim has fence {claim.fence}")
 
 
-def check_room(connection: Connection, max_queued: int) -> None:
-    """Raises `QueueFull` where as many jobs wait as may."""
-    waiting = connection.scalars(
-        sa.select(sa.func.count()).select_from(jobs).where(jobs.c.status == Status.QUEUED)
-    ).one()
+def check_room(connection: Connection, max_queued: int, base: str) -> None:
+    """Raise `QueueFull` if as many jobs for the base layer with this fingerprint wait as may.
+
+    Jobs for another base layer do not count: no trainer of this service takes them, so they would fill the queue for
+    good.
+    """
+    queued = (jobs.c.status == Status.QUEUED, jobs.c.base == base)
+    waiting = connection.scalars(sa.select(sa.func.count()).select_from(jobs).where(*queued)).one()
     if waiting >= max_queued:
         raise QueueFull(f"{waiting} jobs wait already, as many as may", expected=f"fewer than {max_queued}")

@@ -76,6 +76,14 @@ class Version:
                 expected=feature_space,
             )
 
+    def problem_on(self, base: BaseLayer, feature_space: str | None) -> str | None:
+        """Return the code of what `check_answers_on` raises, or None."""
+        try:
+            self.check_answers_on(base, feature_space)
+        except (BaseMismatch, FeatureSpaceMismatch) as error:
+            return error.code
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSummary:
@@ -86,6 +94,10 @@ class AdapterSummary:
     aliases: Mapping[str, int]
     live: Version | None
     versions: int
+
+    def problem_on(self, base: BaseLayer, feature_space: str | None) -> str | None:
+        """Return the code of the error that keeps its live version from being served here, or None."""
+        return None if self.live is None else self.live.problem_on(base, feature_space)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

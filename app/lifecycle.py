@@ -1,4 +1,4 @@
-"""How a process learns that it should end: by a signal, or because its supervisor is gone."""
+"""What a supervisor and its children agree on: a status, an argument, and how a process learns that it should end."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 EXIT_CONFIG = 78
 """Exit status (sysexits.h) of a child that can never start with these settings: starting it again is no use."""
+FIRST = "first"
+"""Argument of one worker of a service: it does what is done once at a start."""
 
 
 def when_parent_ends(action: Callable[[], None]) -> None:

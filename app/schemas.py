@@ -3,7 +3,7 @@
 Arrays are `Any` here: they are checked by `adapters.matrices`, which is as strict and far faster.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -122,16 +122,20 @@ class AdapterBody(BaseModel):
     aliases: dict[str, int]
     live: VersionBody | None
     versions: int
+    problem: Annotated[str | None, ShownAs(Literal["base_mismatch", "feature_space_mismatch"] | None)] = Field(
+        description="Code of the error that `/predict` answers for the live version on this service; null if none."
+    )
 
     @classmethod
-    def of(cls, adapter: domain.AdapterSummary) -> "AdapterBody":
-        """An adapter as its clients see it."""
+    def of(cls, adapter: domain.AdapterSummary, base: BaseLayer, feature_space: str | None) -> "AdapterBody":
+        """An adapter as its clients see it, on a service with this base layer and feature space."""
         return cls(
             name=adapter.name,
             created_at=adapter.created_at,
             aliases=dict(adapter.aliases),
             live=None if adapter.live is None else VersionBody.of(adapter.live),
             versions=adapter.versions,
+            problem=adapter.problem_on(base, feature_space),
         )
 
 

@@ -74,7 +74,7 @@ class Service:
         self.host_policy = HostPolicy(self.settings.host, self.settings.allowed_hosts)
         self.bodies = BodyMemory(self.settings.max_inflight_body_bytes)
         self.json = JsonBodies(self.base)
-        figures = self.catalog_figures = CatalogFigures(self.catalog, now=self.queue.now)
+        figures = self.catalog_figures = CatalogFigures(self.catalog, base=self.base.fingerprint, now=self.queue.now)
         self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
         self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)
 

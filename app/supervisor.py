@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from adapters.starting import command
 from adapters.stopped import StoppedClock
-from app.lifecycle import EXIT_CONFIG, stop_on_signals
+from app.lifecycle import EXIT_CONFIG, FIRST, stop_on_signals
 from app.places import METRICS, clean_places
 from app.settings import Settings, SettingsError, as_environment, make_data_dir
 
@@ -48,7 +48,10 @@ def serve(settings: Settings) -> int:
     host, port = listener.getsockname()[:2]
     log.info("listening on http://%s:%d, data in %s", f"[{host}]" if ":" in host else host, port, settings.data_dir)
     worker, trainer = command("app.worker", str(listener.fileno())), command("app.trainer")
-    children = [_Child(f"worker {n + 1}", worker, [listener.fileno()]) for n in range(settings.workers)]
+    children = [
+        _Child(f"worker {n + 1}", worker if n else [*worker, FIRST], [listener.fileno()])
+        for n in range(settings.workers)
+    ]
     children += [_Child(f"trainer {n + 1}", trainer) for n in range(settings.trainers)]
     environment = as_environment(settings)
     _forget_figures(settings)

@@ -1,13 +1,15 @@
 """One process that trains."""
 
+import logging
 import sys
 import threading
 import time
 
 import torch
 
+from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
-from adapters.errors import BaseNotLoadable, CatalogNotLoadable
+from adapters.errors import BaseNotLoadable, CatalogBusy, CatalogNotLoadable
 from adapters.training.trainer import Trainer
 from app import logs
 from app.lifecycle import EXIT_CONFIG, stop_on_signals, when_parent_ends
@@ -16,13 +18,16 @@ from app.opening import CHECKPOINTS, load_base, open_fitter, open_queue
 from app.places import METRICS
 from app.run_reports import listener
 from app.settings import Settings, load_settings
+from app.start_warnings import warn_about_jobs
 from app.tracing import open_tracing
 
 _SECONDS_TO_CLOSE = 1.0
 
+log = logging.getLogger(__name__)
 
-def run_trainer(settings: Settings, stop: threading.Event) -> None:
-    """Train what is in the queue until `stop` is set."""
+
+def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool = False) -> None:
+    """Train what is in the queue until `stop` is set; `supervised`: for a service, whose first worker logs warnings."""
     logs.configure(settings.log_format, process="trainer")
     torch.set_num_threads(1)
     try:
@@ -34,6 +39,8 @@ def run_trainer(settings: Settings, stop: threading.Event) -> None:
     catalog.sweep()
     metrics = Metrics.open(settings.data_dir / METRICS, "trainer")
     logs.configure(settings.log_format, process=metrics.process)
+    if not supervised:
+        _warn_about_jobs(catalog, base)
     tracing = open_tracing(settings, process=metrics.process)
     try:
         Trainer(
@@ -56,4 +63,11 @@ def main() -> None:
     """Train until SIGTERM or until the supervisor is gone; settings in the environment."""
     stop = stop_on_signals()
     when_parent_ends(stop.set)
-    run_trainer(load_settings(), stop)
+    run_trainer(load_settings(), stop, supervised=True)
+
+
+def _warn_about_jobs(catalog: Catalog, base: BaseLayer) -> None:
+    try:
+        warn_about_jobs(catalog.database, base)
+    except CatalogBusy as error:
+        log.warning("%s", error.detail)

@@ -13,11 +13,12 @@ import uvicorn
 
 from adapters.errors import BaseNotLoadable, CatalogNotLoadable
 from app import logs
-from app.lifecycle import EXIT_CONFIG, when_parent_ends
+from app.lifecycle import EXIT_CONFIG, FIRST, when_parent_ends
 from app.main import create_app
 from app.open_connections import raise_file_limit
 from app.service import Service, open_service
 from app.settings import load_settings
+from app.start_warnings import warn_in_background
 from app.wire import connections
 
 _DRAIN_SECONDS = 0.5
@@ -53,7 +54,10 @@ class _Server(uvicorn.Server):
 
 
 def main() -> None:
-    """Serve until SIGTERM on the socket whose descriptor is the first argument; settings in the environment."""
+    """Serve until SIGTERM on the socket whose descriptor is the first argument; settings in the environment.
+
+    The second argument is `first` for one worker of a service: it alone logs the warnings about the data folder.
+    """
     settings = load_settings()
     logs.configure(settings.log_format, process="worker")
     torch.set_num_threads(1)
@@ -68,6 +72,8 @@ def main() -> None:
         print(f"loraplex: {error.detail}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
     logs.configure(settings.log_format, process=service.metrics.process)
+    if FIRST in sys.argv[2:]:
+        warn_in_background(service.catalog.database, service.base, settings.feature_space)
     config = uvicorn.Config(
         create_app(service),
         http=connections(service),

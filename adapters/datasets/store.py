@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters.blobs import BlobStore
+from adapters.catalog_rows import named
 from adapters.clock import rfc3339
 from adapters.database import Database
 from adapters.datasets.reading import Reading
@@ -132,9 +133,8 @@ class Datasets:
         """Data sets whose name begins with `prefix`, in byte order of name, from past `after` on."""
         statement = (
             sa.select(datasets.c.name)
-            .where(_OF_DATASET, datasets.c.deleted.is_(False), datasets.c.name > after)
-            # Names are ASCII without DEL: every name with the prefix lies below prefix + DEL.
-            .where(datasets.c.name >= prefix, datasets.c.name < prefix + "\x7f")
+            .where(_OF_DATASET, datasets.c.deleted.is_(False))
+            .where(*named(datasets.c.name, prefix=prefix, after=after))
             .order_by(datasets.c.name)
             .limit(limit)
         )

@@ -12,6 +12,7 @@ from torch.nn import functional
 from adapters.base_layer import BaseLayer
 from adapters.training.closed_form import Factors
 from adapters.training.data import TrainingData
+from adapters.training.label_matching import Matching
 from adapters.training.metrics import Task, measure, measure_trivial
 from adapters.training.objective import outputs_of, row_losses
 from adapters.training.spec import Loss, TrainingSpec
@@ -40,6 +41,7 @@ def reached(
     factors: Factors | None,
     documents_N: Tensor | None = None,
     own_weights_N: Tensor | None = None,
+    matching: Matching | None = None,
 ) -> dict[str, float]:
     """`loss`, the job's own, over these rows (None: all); with classes `accuracy` too. A part of the rows at a time.
 
@@ -47,6 +49,7 @@ def reached(
     `multiple_negatives` is looked at in batches of the rows as they stand, with `documents_N` of all of the data's.
     own_weights_N: (N,), what the data's rows count without the weights of their classes, which are the loss's alone:
     the accuracy is by these.
+    matching: where the classes are among the outputs, if not in their order.
     """
     negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
     rows = data.rows if rows_K is None else len(rows_K)
@@ -57,8 +60,13 @@ def reached(
         y_NO = outputs_of(base, part.inputs_NI, factors, spec.scaling)
         targets = part.targets if part.targets.dtype == torch.int64 else part.targets.double().T
         mine = slice(begin, begin + part.rows) if rows_K is None else rows_K[begin : begin + part.rows]
-        documents_1K = None if documents_N is None else documents_N[mine].unsqueeze(0)
-        losses_N = row_losses(spec, y_NO.T.unsqueeze(0), targets.unsqueeze(0), documents_1K)[0]
+        if matching is not None:
+            losses_N = matching.losses(spec, y_NO, part.targets)
+            y_NO = matching.logits(spec.loss, y_NO)
+        else:
+            documents_1K = None if documents_N is None else documents_N[mine].unsqueeze(0)
+            losses_N = row_losses(spec, y_NO.T.unsqueeze(0), targets.unsqueeze(0), documents_1K)[0]
+            y_NO = y_NO[:, : spec.classes]
         weights_N = torch.ones_like(losses_N) if part.weights_N is None else part.weights_N.double()
         total += float(losses_N @ weights_N)
         squares += float(losses_N.square() @ weights_N)
@@ -66,7 +74,7 @@ def reached(
         weight_squares += float(weights_N.square().sum())
         if spec.loss is Loss.CROSS_ENTROPY:
             own_N = torch.ones_like(losses_N) if own_weights_N is None else own_weights_N[mine].to(losses_N)
-            right += float((y_NO[:, : spec.classes].argmax(dim=1) == part.targets).double() @ own_N)
+            right += float((y_NO.argmax(dim=1) == part.targets).double() @ own_N)
             counted += float(own_N.sum())
         begin += part.rows
     mean = {"loss": 0.0, "error": 0.0}
@@ -82,6 +90,8 @@ class Contender(NamedTuple):
     factors: Factors | None
     """None is the bare base layer."""
     scaling: float
+    matching: Matching | None = None
+    """Where the classes are among its outputs, if not in their order."""
 
 
 def compare(
@@ -110,7 +120,10 @@ def compare(
         for begin in range(0, held.rows, _ROWS_AT_ONCE):
             some = slice(begin, begin + _ROWS_AT_ONCE)
             y_NO[some] = outputs_of(base, held.inputs_NI[some], contender.factors, contender.scaling)
-        found[name] = measure(task, y_NO, targets, weights_N=held.weights_N, classes=spec.classes, corpus_MO=corpus_MO)
+        classes = spec.classes
+        if contender.matching is not None:
+            y_NO, classes = contender.matching.logits(spec.loss, y_NO), None
+        found[name] = measure(task, y_NO, targets, weights_N=held.weights_N, classes=classes, corpus_MO=corpus_MO)
     found["trivial"] = measure_trivial(task, summary, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
     return found
 

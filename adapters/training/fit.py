@@ -20,6 +20,7 @@ from adapters.training.draws import Draws, start_of
 from adapters.training.epochs import Epochs
 from adapters.training.evaluation import Contender, compare, reached, summary_of
 from adapters.training.gradient import History, Report, Task, Trained
+from adapters.training.label_matching import match_labels
 from adapters.training.objective import class_weights, documents_of, row_weights
 from adapters.training.spec import Loss, TrainingSpec
 from adapters.training.statistics import Statistics, gather
@@ -79,7 +80,8 @@ def fit(
 ) -> Fit:
     """Train as `spec` says. The same base, data, spec and thread count give the same adapter, bit for bit.
 
-    `labels` go into the adapter. `present` is the live version, which is measured on the held-out rows too. Raises
+    `labels` go into the adapter. `present` is the live version, which is measured on the held-out rows too, its outputs
+    matched to the classes by label. Raises
     `Diverged`, and `OutOfRange` where the split leaves a side empty.
     """
     draws = _draws(spec, data)
@@ -104,7 +106,7 @@ def fit(
         )
         if trained.step != trained.steps or trained.steps < draws.steps:
             watcher.note(f"took {trained.steps} of {draws.steps} steps; the factors are those of step {trained.step}")
-    metrics = measure_sides(base, sides, spec, factors, present, statistics)
+    metrics = measure_sides(base, sides, spec, factors, present, statistics, labels=labels)
     if spec.is_exact:
         history = [(0, metrics["base_train_loss"]), (1, metrics["train_loss"])]
         watcher.report(1, history[-1][1], history)
@@ -197,9 +199,12 @@ def measure_sides(
     factors: Factors,
     present: Adapter | None,
     statistics: Statistics | None = None,
+    *,
+    labels: Sequence[str | int] | None = None,
 ) -> dict[str, Any]:
     """The job's losses on both sides, with the factors as they are stored and without; and what people read of the
-    held-out side. `statistics` are those of the training side. Raises `Diverged` where a loss is not finite."""
+    held-out side. `statistics` are those of the training side, `labels` those of the classes. Raises `Diverged` where a
+    loss is not finite."""
     metrics: dict[str, Any] = {}
     negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
     sides_by_name = {
@@ -222,7 +227,8 @@ def measure_sides(
         contenders = {"adapter": Contender(factors, spec.scaling), "base": Contender(None, 1.0)}
         if present is not None:
             live = Factors(present.a_OR, present.b_RI, present.bias_O)
-            contenders["live"] = Contender(live, present.scaling)
+            matching = match_labels(present.labels, labels, spec, outputs=base.out_features)
+            contenders["live"] = Contender(live, present.scaling, matching)
         held_out = compare(
             base,
             sides.held,
@@ -240,6 +246,7 @@ def measure_sides(
         if present is not None:
             documents_N = documents_of(sides.held.targets) if negatives else None
             with_scaling = replace(spec, alpha=present.alpha, rank=present.rank, rslora=present.rslora)
-            held_out["live"]["loss"] = reached(base, sides.held, sides.held_K, with_scaling, live, documents_N)["loss"]
+            of_live = reached(base, sides.held, sides.held_K, with_scaling, live, documents_N, matching=matching)
+            held_out["live"]["loss"] = of_live["loss"]
         metrics["held_out"] = held_out
     return metrics

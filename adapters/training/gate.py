@@ -44,12 +44,21 @@ class Gate:
         """The gate that `dataclasses.asdict` and JSON made `values` of."""
         return cls(**{**values, "when": When(values["when"])})
 
-    def decide(self, held_out: Mapping[str, Any] | None, live: Version | None) -> "Verdict":
-        """Compare; `held_out` has the metrics of `adapter`, `base` and, where there is one, `live`, and `rows`."""
+    def decide(
+        self, held_out: Mapping[str, Any] | None, live: Version | None, *, unmatched: str | None = None
+    ) -> "Verdict":
+        """Compare; `held_out` has the metrics of `adapter`, `base` and, where there is one, `live`, and `rows`.
+
+        unmatched: why the outputs of `live` could not be matched to the classes, if so. Then live stays where it is:
+        what was not compared was not beaten.
+        """
         if not self.compares:
             return Verdict(self.moves, "", self, {})
         assert held_out is not None
         values = {who: held_out[who].get(self.metric) for who in ("adapter", "base", "live") if who in held_out}
+        if unmatched is not None and live is not None:
+            reason = f"it cannot be compared with the live version {live.version}: {unmatched}"
+            return Verdict(False, reason, self, values)
         # Rows that weigh little tell little: as many of equal weight would tell as much (Kish 1965).
         rows = held_out["adapter"].get("effective_rows", held_out["rows"])
         if rows < self.min_rows:

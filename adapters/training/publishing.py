@@ -18,6 +18,8 @@ from adapters.jobs import Job
 from adapters.names import Reference
 from adapters.training.fitter import Frame
 from adapters.training.gate import Gate, Verdict
+from adapters.training.label_matching import why_unmatched
+from adapters.training.spec import Loss
 from adapters.versions import Publication, Published, Source, Version
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ class Publisher:
         self._waiting = {each.position: each for each in queue.waiting(claim)}
         self._total: int = claim.spec["adapters"]
         self._live: Version | None = None
+        self._unmatched: str | None = None
 
     @property
     def finished(self) -> int:
@@ -52,7 +55,11 @@ class Publisher:
             self._live = self._find_live(claim.adapter)
             if self._live is not None and self._live.base == self._base.fingerprint:
                 live = self._live
-                present = {"path": str(blobs.path(live.file)), "offset": live.offset, "bytes": live.bytes}
+                trained_with = None if live.lineage is None else live.lineage.get("loss")
+                loss = Loss(claim.spec["resolved"]["loss"])
+                self._unmatched = why_unmatched(live.labels, trained_with, claim.spec["labels"], loss)
+                if self._unmatched is None:
+                    present = {"path": str(blobs.path(live.file)), "offset": live.offset, "bytes": live.bytes}
         statistics = str(blobs.path(self._statistics())) if claim.spec["update"] else None
         return {
             "data_path": str(blobs.path(claim.data_file)),
@@ -86,7 +93,7 @@ class Publisher:
         if self._is_fleet:
             return self._finish_fleet(frame)
         claim, metrics = self._claim, frame["metrics"]
-        verdict = self._gate.decide(metrics.get("held_out"), self._live)
+        verdict = self._gate.decide(metrics.get("held_out"), self._live, unmatched=self._unmatched)
         content, statistics = frame["contents"][0], next(iter(frame["contents"][1:]), None)
         publication = self._publication(
             claim.adapter, content, metrics, 0, statistics=statistics, verdict=verdict, resolved=frame["spec"]

@@ -10,7 +10,6 @@ from typing import Any
 from adapters.base_layer import BaseLayer
 from adapters.catalog import Catalog
 from adapters.errors import (
-    BaseChanged,
     CatalogBusy,
     ClaimLost,
     LoraplexError,
@@ -90,7 +89,7 @@ class Trainer:
 
     def _work_once(self) -> bool:
         try:
-            claim = self._queue.claim()
+            claim = self._queue.claim(base=self._base.fingerprint)
             if claim is not None:
                 log.info("job %s for %s: attempt %d", claim.id, claim.adapter, claim.attempt)
                 self._train(claim)
@@ -122,12 +121,6 @@ class Trainer:
     def _end_of(self, claim: Job, recorder: Recorder) -> Ending:
         """See to a job until it is not ours any more."""
         try:
-            if claim.base != self._base.fingerprint:
-                raise BaseChanged(
-                    "the base layer has changed since the job was queued",
-                    given=claim.base,
-                    expected=self._base.fingerprint,
-                )
             try:
                 return self._watch_fit(claim, recorder)
             except BaseException:

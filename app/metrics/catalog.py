@@ -25,9 +25,9 @@ class CatalogFigures:
     """Counts on a thread of its own, which a locked catalogue may hold up: who asks goes on without it then."""
 
     def __init__(
-        self, catalog: Catalog, *, now: Callable[[], float], monotonic: Callable[[], float] = time.monotonic
+        self, catalog: Catalog, *, base: str, now: Callable[[], float], monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        self._catalog = catalog
+        self._catalog, self._base = catalog, base
         self._now, self._monotonic = now, monotonic
         self._thread = ThreadPoolExecutor(1, "census")
         self._lock = threading.Lock()
@@ -74,7 +74,7 @@ class CatalogFigures:
     def _count(self) -> Census | None:
         begin = self._monotonic()
         try:
-            census = count(self._catalog.database, now=self._now())
+            census = count(self._catalog.database, base=self._base, now=self._now())
         except Exception as error:
             if not self._complained:
                 log.warning("the catalogue cannot be counted: %s", error)

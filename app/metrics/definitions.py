@@ -98,7 +98,9 @@ CATALOG_UP = _gauge(
     "loraplex_catalog_up", "Whether the catalogue could be read: 1, or 0, and what is counted in it is absent."
 )
 JOBS = _gauge("loraplex_jobs", "Jobs in the catalogue, by status.", "status")
-OLDEST_QUEUED = _gauge("loraplex_oldest_queued_job_seconds", "How long the oldest queued job has waited; 0 for none.")
+OLDEST_QUEUED = _gauge(
+    "loraplex_oldest_queued_job_seconds", "How long the oldest queued job for this base layer has waited; 0 for none."
+)
 QUEUED_JOBS_LIMIT = _gauge("loraplex_queued_jobs_limit", "Jobs that may wait; past it 429.")
 ADAPTERS = _gauge("loraplex_adapters", "Adapters in the catalogue.")
 VERSIONS = _gauge("loraplex_versions", "Versions of all adapters.")

@@ -23,7 +23,14 @@ def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor
     after = read_cursor(of, cursor or None) or ""
     found = service.catalog.adapters(prefix=prefix, after=after, limit=_ADAPTERS_A_PAGE + 1)
     data, next_cursor = page_of(of, found, _ADAPTERS_A_PAGE, lambda adapter: adapter.name)
-    rows = [(adapter, measures.headline(adapter.live.metrics if adapter.live else None)) for adapter in data]
+    rows = [
+        (
+            adapter,
+            measures.headline(adapter.live.metrics if adapter.live else None),
+            adapter.problem_on(service.base, service.settings.feature_space),
+        )
+        for adapter in data
+    ]
     return render(
         request,
         "adapters.html",
@@ -43,14 +50,23 @@ def show_adapter(request: Request, service: ServiceOf, name: str, cursor: str | 
     adapter = service.catalog.adapter(name)
     found = service.catalog.versions(name, before=before, limit=_VERSIONS_A_PAGE + 1)
     data, next_cursor = page_of(of, found, _VERSIONS_A_PAGE, lambda version: version.version)
-    versions = [(version, measures.held_out(version.metrics), measures.losses(version.metrics)) for version in data]
+    feature_space = service.settings.feature_space
+    versions = [
+        (
+            version,
+            measures.held_out(version.metrics),
+            measures.losses(version.metrics),
+            version.problem_on(service.base, feature_space),
+        )
+        for version in data
+    ]
     return render(
         request,
         "adapter.html",
         adapter=adapter,
         live=None if adapter.live is None else adapter.live.version,
+        problem=adapter.problem_on(service.base, feature_space),
         versions=versions,
         cursor=cursor,
         next_cursor=next_cursor,
-        base=service.base,
     )

@@ -59,6 +59,7 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
         job=job,
         ended=not MOVES[job.status],
         fleet=bool(job.spec.get("fleet")),
+        other_base=job.base != service.base.fingerprint,
         adapters=adapters,
         cursor=cursor,
         next_cursor=next_cursor,

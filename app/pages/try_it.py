@@ -28,7 +28,13 @@ def show_try(request: Request, service: ServiceOf, prefix: str = "") -> Response
     prefix = prefix.strip()
     chosen = request.query_params.getlist("adapter")[:MOST_ADAPTERS]
     offered = service.catalog.adapters(prefix=check_prefix(prefix), limit=_OFFERED + 1)
-    if not chosen and not prefix and offered and offered[0].live is not None:
+    answers = bool(offered) and offered[0].live is not None
+    if (
+        not chosen
+        and not prefix
+        and answers
+        and not offered[0].problem_on(service.base, service.settings.feature_space)
+    ):
         chosen = [offered[0].name]
     return render(
         request,

@@ -13,7 +13,7 @@ from adapters.names import LIVE, Reference, check_name, check_prefix
 from adapters.peft_archive import pack
 from adapters.peft_format import DEFAULT_MODULE, check_module, write_peft
 from adapters.residency import find_adapter
-from adapters.versions import Publication, Source
+from adapters.versions import AdapterSummary, Publication, Source
 from app.bodies import BINARY, JSON, LEAST_LIMIT_BYTES, documented, object_of_body, read_as, read_json
 from app.conditions import etag, precondition
 from app.dependencies import CHECKED, ServiceOf
@@ -119,13 +119,13 @@ def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -
     after = read_cursor(of, query.cursor) or ""
     found = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
     data, next_cursor = page_of(of, found, query.limit, lambda adapter: adapter.name)
-    return AdapterPage(data=[AdapterBody.of(adapter) for adapter in data], next_cursor=next_cursor)
+    return AdapterPage(data=[_body(adapter, service) for adapter in data], next_cursor=next_cursor)
 
 
 @router.get("/{name}", summary="Show an adapter")
 def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
     """One adapter and its live version."""
-    return AdapterBody.of(service.catalog.adapter(check_name(name)))
+    return _body(service.catalog.adapter(check_name(name)), service)
 
 
 @router.get("/{name}/versions", operation_id="list_adapter_versions", summary="List an adapter's versions")
@@ -172,7 +172,7 @@ async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBo
     check_name(name)
     body = read_as(LiveRequest, object_of_body(await _read_json(request, service, most_bytes=LEAST_LIMIT_BYTES)))
     adapter = await service.writes.run(service.catalog.set_live, name, body.version, precondition=precondition(request))
-    return AdapterBody.of(adapter)
+    return _body(adapter, service)
 
 
 @router.post(
@@ -201,6 +201,10 @@ async def delete_adapter(name: str, request: Request, service: ServiceOf) -> Non
 async def _read_json(request: Request, service: Service, *, most_bytes: int) -> object:
     """Return what a JSON body says; its bytes are gone by then."""
     return await service.json.parse(await read_json(request, most_bytes=most_bytes))
+
+
+def _body(adapter: AdapterSummary, service: Service) -> AdapterBody:
+    return AdapterBody.of(adapter, service.base, service.settings.feature_space)
 
 
 def _number(text: str) -> int:

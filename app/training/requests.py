@@ -28,7 +28,7 @@ from app.training.rows import Codes, Rows
 from app.training.schemas import DatasetData, TrainRequest, is_auto
 from app.training.shown import lineage_of, show
 from app.training.sides import describe_sides, describe_sides_of_fleet, read_split, training_rows
-from app.training.starts import Start, prior_columns, read_prior, read_start, start_columns
+from app.training.starts import Start, check_start_labels, prior_columns, read_prior, read_start, start_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,6 +125,7 @@ def _read(service: Service, body: object) -> _Asked:
     prior = None if request.training.prior is None else read_prior(service, request.training.prior)
     loss = Loss(request.training.loss)
     rows = read_rows(service, request.data, loss)
+    check_start_labels(start, rows.labels)
     fleet = read_fleet(request.name, rows, max_groups=service.settings.max_groups) if is_fleet else None
     if fleet is None:
         check_single(rows)

@@ -2,6 +2,7 @@
 
 # O out_features · I in_features · R rank
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class Start:
     b_RI: torch.Tensor | None = None
     alpha: float | None = None
     rslora: bool = False
+    labels: Sequence[str | int] | None = None
+    """Labels of the adapter's outputs, if it is an adapter that has some."""
 
 
 def read_start(service: Service, request: TrainRequest) -> Start:
@@ -62,6 +65,25 @@ def read_start(service: Service, request: TrainRequest) -> Start:
     check_factors(a_OR, b_RI, None, service.base, max_rank=service.settings.max_rank, names=names)
     _check_start_rank(b_RI.shape[0], request.rank)
     return Start(Init.FACTORS, {"digest": digest_of(save({"A": a_OR, "B": b_RI}))}, a_OR, b_RI)
+
+
+def check_start_labels(start: Start, labels: Sequence[str | int] | None) -> None:
+    """Raise `InvalidCombination` if a label is that of another output of the adapter to start from.
+
+    Its ΔW belongs to the rows of W in their order: moved to the outputs that the training has for its labels, it would
+    no longer make the same layer.
+    """
+    place = {label: number for number, label in enumerate(start.labels or ())}
+    for number, label in enumerate(labels or ()):
+        if place.get(label, number) != number:
+            reference = start.shown["adapter"]
+            raise InvalidCombination(
+                f"{str(label)[:40]!r} is the label of output {place[label]} of {reference}, and of output {number} in "
+                "this training: give data.labels in the order of the adapter",
+                field="training.init.adapter",
+                given=reference,
+                expected="an adapter whose labels are those of the same outputs",
+            )
 
 
 def read_prior(service: Service, body: PriorBody) -> tuple[Version, Adapter]:
@@ -114,7 +136,7 @@ def _start_from_adapter(service: Service, request: TrainRequest, given: object) 
                 given=request.alpha,
                 expected="a larger alpha",
             )
-        return Start(Init.FACTORS, shown, rescaled_OR, adapter.b_RI)
+        return Start(Init.FACTORS, shown, rescaled_OR, adapter.b_RI, labels=adapter.labels)
     if adapter.alpha <= 0:
         raise OutOfRange(
             f"{shown['adapter']} has alpha {adapter.alpha:g}, and training needs one above 0: give alpha",
@@ -122,7 +144,7 @@ def _start_from_adapter(service: Service, request: TrainRequest, given: object) 
             given=adapter.alpha,
             expected=f"a number above 0, at most {MAX_ALPHA:g}",
         )
-    return Start(Init.FACTORS, shown, adapter.a_OR, adapter.b_RI, adapter.alpha, adapter.rslora)
+    return Start(Init.FACTORS, shown, adapter.a_OR, adapter.b_RI, adapter.alpha, adapter.rslora, adapter.labels)
 
 
 def _check_start_rank(rank: int, expected: int) -> None:

@@ -136,6 +136,8 @@ class Adapter:
     """What its bare name means."""
     versions: int
     """How many there are."""
+    problem: str | None = None
+    """Code of the error that `predict` meets on this service: `base_mismatch`, `feature_space_mismatch` or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

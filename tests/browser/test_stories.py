@@ -142,7 +142,7 @@ def test_a_question_stays_open_while_the_job_goes_on_and_closes_with_its_end(ser
     badge, dialog = page.locator("#outcome .badge"), page.get_by_role("dialog")
     expect(page.locator("[data-announce]")).to_have_text("The training is queued")
     page.get_by_role("button", name="Cancel…").click()
-    claim = service.queue.claim()
+    claim = service.queue.claim(base=service.base.fingerprint)
     assert claim is not None
     expect(badge).to_have_text("running")
     expect(dialog).to_be_visible()

@@ -57,9 +57,9 @@ def _submit(queue: JobQueue, job_id: str, **fields: Any) -> Job:
     return queue.submit(job_id, **usual | {"max_queued": 100} | fields)
 
 
-def claimed(queue: JobQueue) -> Job:
-    """What a trainer takes next."""
-    claim = queue.claim()
+def claimed(queue: JobQueue, *, base: str = "") -> Job:
+    """What a trainer with this base layer takes next."""
+    claim = queue.claim(base=base)
     assert claim is not None
     return claim
 

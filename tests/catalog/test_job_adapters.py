@@ -279,7 +279,7 @@ def test_a_job_from_before_fleets_has_its_adapter_too(tmp_path: Path) -> None:
         assert (on.version, on.deletions) == (None, 2)
         assert on.error is not None
         assert "older release" in on.error["detail"]
-        assert queue.claim() is None
+        assert queue.claim(base="") is None
         ended = queue.get("on")
         assert (ended.status, ended.data_file) == (Status.FAILED, None)
         assert ended.finished_at is not None

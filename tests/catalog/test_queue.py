@@ -1,8 +1,10 @@
 """The durable queue, on a clock that the test moves: lease, fence, attempts, cancel."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from adapters.catalog import Catalog
 from adapters.errors import AdapterDeleted, ClaimLost, JobEnded, QueueFull
@@ -36,7 +38,49 @@ def test_jobs_are_claimed_in_the_order_in_which_they_were_queued(queue: JobQueue
     for job_id in "cab":
         submit(queue, job_id)
     assert [claimed(queue).id for _ in range(3)] == ["c", "a", "b"]
-    assert queue.claim() is None
+    assert queue.claim(base="") is None
+
+
+def test_a_trainer_takes_the_jobs_of_its_own_base_layer_alone(queue: JobQueue, clock: _Clock) -> None:
+    for job_id, base in (("old", "a"), ("first", "b"), ("second", "b")):
+        submit(queue, job_id, base=base)
+    assert [claimed(queue, base="b").id for _ in range(2)] == ["first", "second"]
+    assert queue.claim(base="b") is None
+    assert (queue.get("old").status, queue.get("old").attempt) == (Status.QUEUED, 0)
+    held = claimed(queue, base="a")
+    # Nor does it take over, or end, one whose trainer died.
+    for _ in range(MAX_ATTEMPTS):
+        clock.now += LEASE_SECONDS
+        assert queue.claim(base="c") is None
+    assert queue.get("old").status is Status.RUNNING
+    assert claimed(queue, base="a").fence == held.fence + 1
+
+
+def test_jobs_for_another_base_layer_do_not_fill_the_queue(queue: JobQueue) -> None:
+    for job_id in "ab":
+        submit(queue, job_id, base="other", max_queued=2)
+    submit(queue, "c", base="mine", max_queued=2)
+    submit(queue, "d", base="mine", max_queued=2)
+    for base in ("other", "mine"):
+        with pytest.raises(QueueFull):
+            submit(queue, "e", base=base, max_queued=2)
+
+
+def test_a_claim_looks_at_jobs_by_their_status(catalog: Catalog, queue: JobQueue) -> None:
+    plans: list[str] = []
+
+    def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith("SELECT jobs."):
+            plan = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.extend(str(row[3]) for row in plan)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", explain)
+    try:
+        assert queue.claim(base="b") is None
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", explain)
+    assert [plan for plan in plans if "SEARCH jobs USING INDEX ix_jobs_status (status=?)" in plan]
+    assert not [plan for plan in plans if "SCAN" in plan]
 
 
 def test_a_lease_that_is_renewed_is_kept_and_one_that_is_not_is_lost(queue: JobQueue, clock: _Clock) -> None:
@@ -45,7 +89,7 @@ def test_a_lease_that_is_renewed_is_kept_and_one_that_is_not_is_lost(queue: JobQ
     for _ in range(5):
         clock.now += LEASE_SECONDS - 1
         queue.heartbeat(first, progress=None, history=[])
-        assert queue.claim() is None
+        assert queue.claim(base="") is None
     clock.now += LEASE_SECONDS
     second = claimed(queue)
     assert (second.attempt, second.fence, second.started_at) == (2, first.fence + 1, first.started_at)
@@ -76,7 +120,7 @@ def test_the_third_death_ends_a_job(queue: JobQueue, clock: _Clock, folder: Path
     for attempt in range(1, MAX_ATTEMPTS + 1):
         assert claimed(queue).attempt == attempt
         clock.now += LEASE_SECONDS
-    assert queue.claim() is None
+    assert queue.claim(base="") is None
     job = queue.get("j")
     assert (job.status, job.attempt) == (Status.FAILED, 3)
     assert job.error is not None
@@ -121,7 +165,7 @@ def test_a_cancelled_job_stays_so_and_publishes_nothing(
     cancelled = queue.cancel("j")
     assert cancelled.status is Status.CANCELLED
     assert queue.cancel("j") == cancelled
-    assert queue.claim() is None
+    assert queue.claim(base="") is None
     if claim is not None:
         with pytest.raises(ClaimLost):
             queue.check_ours(claim)

@@ -62,7 +62,7 @@ def test_progress_of_jobs_does_not_make_it_forget(catalog: Catalog, queue: JobQu
     put(catalog, "acme", 1)
     view = resolver.look()
     submit(queue, "j", adapter="b")
-    claim = queue.claim()
+    claim = queue.claim(base="")
     assert claim is not None
     for step in range(5):
         queue.heartbeat(claim, progress={"step": step}, history=[])

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Ended, Run
-from tests.harness import ServiceProcess
+from tests.conftest import Serve
+from tests.harness import LORAPLEX, ServiceProcess, environment
 
 Ask = Callable[..., Any]
 _COUNT = itertools.count(1)
@@ -81,3 +83,26 @@ def test_an_error_for_machines_is_a_problem(run: Run) -> None:
     assert problem["code"] == "adapter_not_found"
     assert problem["status"] == 404
     assert problem["type"] == "urn:loraplex:adapter_not_found"
+
+
+def test_an_adapter_that_was_made_for_another_base_layer_is_marked(serve: Serve) -> None:
+    factors = {"A": [[1.0], [2.0]], "B": [[1.0] * 10]}
+    serve(base="random:10,2,42")[0].put("/adapters/old", json=factors).raise_for_status()
+    client, _ = serve(base="random:10,2,43")
+    client.put("/adapters/own", json=factors).raise_for_status()
+
+    def run(*arguments: str) -> str:
+        url = str(client.base_url).rstrip("/")
+        return subprocess.run(
+            [LORAPLEX, *arguments], env=environment(url=url), capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    head, _, old, own = run("adapters").splitlines()
+    assert "problem" in head.split()
+    assert ("base_mismatch" in old, "base_mismatch" in own) == (True, False)
+    assert [(one["name"], one["problem"]) for one in json.loads(run("adapters", "--json"))] == [
+        ("old", "base_mismatch"),
+        ("own", None),
+    ]
+    assert "base_mismatch" in run("adapter", "old")
+    assert "problem" not in run("adapter", "own") + run("adapters", "ow")

@@ -176,7 +176,7 @@ def make_start(folder: Path) -> None:
     house = House(folder)
     put(house.catalog, "acme", 1)
     house.submit("claimed")
-    assert house.queue.claim() is not None
+    assert house.queue.claim(base="") is not None
     submit_fleet(house.queue, FLEET, "fleet")
     claim = claimed(house.queue)
     publish_for(house.catalog, house.queue, claim, house.queue.waiting(claim)[:FIRST_BATCH])

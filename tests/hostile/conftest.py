@@ -51,7 +51,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         for _ in range(3):
             data = {"inputs": [[1.0] * IN] * 4, "targets": [[1.0] * OUT] * 4}
             client.post("/adapters", json={"name": "acme", "rank": 1, "data": data}).raise_for_status()
-        claim = service.queue.claim()
+        claim = service.queue.claim(base=service.base.fingerprint)
         assert claim is not None
         service.queue.fail(claim, FitFailed("on purpose").members(), history=[])
         tried = Target(client, service, ["acme", "draft", "negative", "foreign", "elsewhere"])

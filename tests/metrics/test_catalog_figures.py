@@ -16,10 +16,12 @@ from adapters.adapter import Adapter
 from adapters.base_layer import load_base_layer
 from adapters.catalog import Catalog
 from adapters.census import Census
+from adapters.job_queue import JobQueue
 from adapters.jobs import Status
 from app.metrics import catalog as figures_of
 from app.metrics.catalog import CatalogFigures
 from app.metrics.figures import Figures
+from tests.catalog.making import submit
 from tests.conftest import Serve
 from tests.harness import eventually
 from tests.http.crowd import publish
@@ -62,9 +64,19 @@ def test_it_shows_what_is_there(serve: Serve, monkeypatch: pytest.MonkeyPatch) -
     assert 0 < shown[series("disk_free_bytes")] <= shown[series("disk_size_bytes")]
 
 
+def test_a_job_for_another_base_layer_does_not_make_the_oldest_wait(tmp_path: Path) -> None:
+    catalog = Catalog(tmp_path, now=time.time)
+    queue = JobQueue(catalog.database, catalog.blobs, now=lambda: 100.0, lease_seconds=15)
+    submit(queue, "old", base="other")
+    assert census.count(catalog.database, base="mine", now=160.0).oldest_queued_seconds == 0
+    assert census.count(catalog.database, base="other", now=160.0).oldest_queued_seconds == 60
+    assert census.count(catalog.database, base="mine", now=160.0).jobs[Status.QUEUED] == 1
+    catalog.database.close()
+
+
 def test_a_count_is_shown_for_a_second(tmp_path: Path) -> None:
     catalog, clock = Catalog(tmp_path, now=time.time), [100.0]
-    counting = CatalogFigures(catalog, now=time.time, monotonic=lambda: clock[0])
+    counting = CatalogFigures(catalog, base="", now=time.time, monotonic=lambda: clock[0])
 
     def adapters() -> float:
         figures = Figures()
@@ -83,7 +95,7 @@ def test_a_count_is_shown_for_a_second(tmp_path: Path) -> None:
 
 def test_those_who_ask_at_once_share_one_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog, counts = Catalog(tmp_path, now=time.time), 0
-    counting = CatalogFigures(catalog, now=time.time, monotonic=lambda: 100.0)
+    counting = CatalogFigures(catalog, base="", now=time.time, monotonic=lambda: 100.0)
     everyone_asks = threading.Barrier(9)
 
     def count(*given: Any, **named: Any) -> Census:

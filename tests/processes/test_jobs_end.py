@@ -142,12 +142,20 @@ def test_a_fit_that_dies_three_times_ends_its_job(
     assert versions(client, "deadly") == []
 
 
-def test_a_job_for_another_base_layer_ends(serve: Serve) -> None:
+def test_two_services_of_different_base_layers_on_one_folder_leave_each_other_s_jobs(serve: Serve) -> None:
     client, _ = serve(base="random:10,2,42")
-    job_id = submit(client)
-    with_trainer, _ = serve(trainer=True, base="random:10,2,43")
-    assert _code(wait_for_job(with_trainer, job_id)) == ("failed", "base_changed")
-    assert versions(client) == []
+    job_id = submit(client, "first")
+    other, _ = serve(trainer=True, base="random:10,2,43")
+    assert wait_for_job(other, submit(other, "second"))["status"] == "succeeded"
+    job = client.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["attempt"], job["error"]) == ("queued", 0, None)
+    back, _ = serve(trainer=True, base="random:10,2,42")
+    assert wait_for_job(back, job_id)["status"] == "succeeded"
+    made = {name: client.get(f"/adapters/{name}").json()["live"]["base"] for name in ("first", "second")}
+    assert made == {
+        "first": client.get("/base").json()["fingerprint"],
+        "second": other.get("/base").json()["fingerprint"],
+    }
 
 
 def test_a_full_queue_says_when_to_come_back(serve: Serve) -> None:

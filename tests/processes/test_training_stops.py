@@ -168,7 +168,7 @@ def _come_too_late(client: httpx.Client, service: Service, *, fleet: bool) -> No
         job_id = _submit(client, f"late-{fleet}", fleet=fleet, epochs=3)
         # This test is the other trainer, which claims it once the lease has run out.
         eventually(lambda: service.queue.get(job_id).status is Status.RUNNING, what="a claim")
-        claim = eventually(service.queue.claim, what="another claim")
+        claim = eventually(lambda: service.queue.claim(base=service.base.fingerprint), what="another claim")
         assert (claim.id, claim.attempt) == (job_id, 2)
         files = sorted(blobs.iterdir())
     # The trainer that is refused ends the fit: it cannot know how far that is.

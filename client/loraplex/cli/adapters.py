@@ -31,15 +31,18 @@ def register(cli: typer.Typer, *, panel: str) -> None:
     ) -> None:
         """The adapters that there are, in order of name."""
         found = list(session.client.adapters(prefix=prefix, limit=limit))
+        # Only if some adapter has one: a column that is empty takes the place of one that is not.
+        problems = ["problem"] if any(each.problem for each in found) else []
         shown = Fitting(
-            *("name", "live", "versions", "rank", "how good", "made"),
+            *("name", "live", *problems, "versions", "rank", "how good", "made"),
             right=("live", "versions", "rank"),
             least=("versions", "rank", "made"),
         )
         for each in found:
             live = each.live
             cells = ("–", "–", "–", "–") if live is None else _about(live)
-            shown.add_row(each.name, cells[0], str(each.versions), *cells[1:])
+            problem = [each.problem or "–"] if problems else []
+            shown.add_row(each.name, cells[0], *problem, str(each.versions), *cells[1:])
         session.give(
             found, shown if found else "There are none. To train one: loraplex train FILE --name NAME --target COLUMN"
         )
@@ -59,6 +62,8 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             cells = (str(each.rank), each.source, headline(each), number(each.effect.get("relative_norm")))
             shown.add_row(f"{each.version}{mark}", *cells, when(each.created_at), each.digest[:_DIGEST])
         about = {"adapter": found.name, "live": None if found.live is None else found.live.reference}
+        if found.problem is not None:
+            about["problem"] = found.problem
         session.give({"adapter": found, "versions": versions}, pairs(about), "", shown)
 
     @command(cli, "upload", panel=panel)
