@@ -59,7 +59,7 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
         job=job,
         ended=not MOVES[job.status],
         fleet=bool(job.spec.get("fleet")),
-        adapters=adapters,
+        adapters=[(adapter, measures.headline(adapter.metrics)) for adapter in adapters],
         cursor=cursor,
         next_cursor=next_cursor,
         held_out=measures.held_out(job.metrics),
