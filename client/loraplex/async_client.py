@@ -287,7 +287,8 @@ class AsyncClient:
     ) -> DatasetVersion:
         """A new version of a data set, or the newest where that has this content already.
 
-        `source` is a file's path (its ending says what it is), a mapping of names to arrays, or a pyarrow.Table.
+        `source` is a file's path (its ending says what it is), a mapping of names to arrays, a pandas or
+        polars DataFrame, or anything else that gives Arrow streams, such as a pyarrow.Table.
         """
         steps = datasets.put_dataset(
             name,

@@ -51,13 +51,10 @@ def _medians(reached: Reached) -> dict[str, str]:
     found = [headline for _, headline in reached]
     bases = [each.base for each in found if each.base is not None]
     gains = [each.gain for each in found if each.gain is not None]
-    base = number(median(bases)) if bases else dash(None)
-    better = sum(gain > 0 for gain in gains)
+    own, base = number(median(each.own for each in found)), number(median(bases)) if bases else dash(None)
     return {
-        found[
-            0
-        ].heading: f"median {number(median(each.own for each in found))} (base {base}), of {plural(len(found), 'adapter')}",
-        "better than base": f"{better:,} of {len(gains):,}",
+        found[0].heading: f"median {own} (base {base}), of {plural(len(found), 'adapter')}",
+        "better than base": f"{sum(gain > 0 for gain in gains):,} of {len(gains):,}",
     }
 
 
