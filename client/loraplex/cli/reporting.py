@@ -97,7 +97,7 @@ def losses(metrics: Mapping[str, Any] | None) -> str:
     if told.get("train_loss") is None:
         return ""
     base = number(told.get("base_train_loss"))
-    return f"training loss {number(told['train_loss'])} (base {base})"
+    return f"loss on the rows that it was trained on: {number(told['train_loss'])} (bare base: {base})"
 
 
 def outcome(job: JobFields) -> list[str]:
