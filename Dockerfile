@@ -26,7 +26,7 @@ COPY adapters adapters
 COPY app app
 COPY client client
 RUN pip install -q --no-deps --no-build-isolation --prefix /opt/project . ./client \
-    && pip uninstall -q -y setuptools pip
+    && pip uninstall -q -y flit-core setuptools pip
 
 
 FROM python:3.11-slim-bookworm

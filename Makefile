@@ -64,14 +64,13 @@ $(BIN)/python:
 
 # A stamp is touched last, so an interrupted install runs again. (ensurepip: for a venv interrupted before it got pip.)
 # What the service needs is compiled here: where Python may not write beside its packages, every process would compile
-# torch again. The oracles are compiled as they are imported, which is seldom all of them. The client is found by its
-# path (compat): beside a clone that is called loraplex, the folder would be taken for the package.
+# torch again. The oracles are compiled as they are imported, which is seldom all of them.
 .venv/run.stamp: requirements.lock pyproject.toml client/pyproject.toml $(BIN)/python
 	@echo "setting up .venv to run the service: about a minute the first time (more where torch has to be downloaded)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(INSTALL) $(if $(TORCH_EXTRA_INDEX_URL),--extra-index-url $(TORCH_EXTRA_INDEX_URL)) -r requirements.lock
 	@$(INSTALL) --no-deps --no-build-isolation -e .
-	@$(INSTALL) --no-deps --no-build-isolation --config-settings editable_mode=compat -e client
+	@$(INSTALL) --no-deps --no-build-isolation -e client
 	@touch $@
 
 .venv/dev.stamp: requirements-dev.lock .venv/run.stamp

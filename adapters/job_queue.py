@@ -105,12 +105,13 @@ class JobQueue:
         *,
         status: Status | None = None,
         adapter: str | None = None,
+        prefix: str | None = None,
         before: int | None = None,
         limit: int = 100,
     ) -> list[Job]:
         """Jobs, newest first, from below sequence number `before` on, without history and log."""
         with self._database.read() as connection:
-            return rows.find(connection, status=status, adapter=adapter, before=before, limit=limit)
+            return rows.find(connection, status=status, adapter=adapter, prefix=prefix, before=before, limit=limit)
 
     def state(self, job_id: str) -> JobState:
         """What a watcher is told of one job; raises `JobNotFound`."""

@@ -103,6 +103,8 @@ class JobState:
 MOST_LINES = 200
 """Lines of a job's log that are kept: the newest."""
 _LONGEST_LINE = 500
+_AFTER_ALL = "\U0010ffff"
+"""Sorts after every character of an id."""
 _STATE = [jobs.c[name] for name in JobState.__dataclass_fields__]
 _SHOWN = [column for column in jobs.c if column.name not in ("history", "log")]
 
@@ -134,18 +136,22 @@ def find(
     *,
     status: Status | None = None,
     adapter: str | None = None,
+    prefix: str | None = None,
     before: int | None = None,
     limit: int = 100,
 ) -> list[Job]:
     """Jobs, newest first, from below sequence number `before` on, without history and log.
 
-    `adapter` finds the fleets that train that name too.
+    `adapter` finds the fleets that train that name too; `prefix` is how their ids begin.
     """
     statement = sa.select(*_SHOWN).where(jobs.c.tenant == DEFAULT_TENANT)
     if status is not None:
         statement = statement.where(jobs.c.status == status)
     if adapter is not None:
         statement = statement.where(jobs.c.id.in_(sa.select(job_adapters.c.job).where(job_adapters.c.name == adapter)))
+    if prefix is not None:
+        # A range, which SQLite finds in the index on ids.
+        statement = statement.where(jobs.c.id >= prefix, jobs.c.id < prefix + _AFTER_ALL)
     if before is not None:
         statement = statement.where(jobs.c.sequence < before)
     statement = statement.order_by(jobs.c.sequence.desc()).limit(limit)

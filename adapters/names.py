@@ -23,14 +23,15 @@ def check_name(name: object, *, field: str = "name") -> str:
     if not isinstance(name, str):
         raise WrongType(f"{field} must be a string", field=field, given=name, expected="a name")
     if not _NAME.fullmatch(name):
-        raise InvalidName(f"{field} is not a name: {NAME_RULE}", field=field, given=name, expected=NAME_RULE)
+        raise InvalidName(f"{field} must be {NAME_RULE}", field=field, given=name, expected=NAME_RULE)
     return name
 
 
 def check_prefix(prefix: str) -> str:
     """`prefix` itself where a name could begin with it; raises `InvalidName`."""
     if prefix and not _NAME.fullmatch(prefix):
-        raise InvalidName(f"no name begins with prefix: {NAME_RULE}", field="prefix", given=prefix, expected=NAME_RULE)
+        detail = f"prefix must be the beginning of a name: {NAME_RULE}"
+        raise InvalidName(detail, field="prefix", given=prefix, expected=NAME_RULE)
     return prefix
 
 
@@ -63,7 +64,7 @@ def parse_reference(text: object, *, field: str = "adapter", row: int | None = N
         return reference
     if not _NAME.fullmatch(text.partition("@")[0]):
         raise InvalidName(
-            f"{field} does not start with a name: {NAME_RULE}",
+            f"{field} must begin with a name: {NAME_RULE}",
             field=field,
             row=row,
             given=text,

@@ -3,6 +3,7 @@
 Arrays are `Any` here: they are checked by `adapters.matrices`, which is as strict and far faster.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -86,8 +87,8 @@ class LiveRequest(_Request):
     version: int = Field(ge=1)
 
 
-class VersionBody(BaseModel):
-    """One immutable version."""
+class VersionEntryBody(BaseModel):
+    """One immutable version in a list: without its lineage, and without the metrics that grow with the outputs."""
 
     adapter: str
     version: int
@@ -103,40 +104,73 @@ class VersionBody(BaseModel):
     created_at: str
     source: Annotated[str, ShownAs(Source)]
     job: str | None
-    lineage: dict[str, Any] | None
     metrics: dict[str, Any] | None
     effect: dict[str, float | None]
 
     @classmethod
-    def of(cls, version: domain.Version) -> "VersionBody":
-        """A version as its clients see it."""
-        own = {name: getattr(version, name) for name in cls.model_fields if name != "effect"}
+    def of(cls, version: domain.Version) -> "VersionEntryBody":
+        """Return a version as clients see it in a list."""
+        own = {name: getattr(version, name) for name in VersionEntryBody.model_fields if name != "effect"}
+        own["metrics"] = None if version.metrics is None else _without_lists(version.metrics)
         return cls(**own, effect={"relative_norm": version.relative_norm})
 
 
-class AdapterBody(BaseModel):
-    """One adapter."""
+class VersionBody(VersionEntryBody):
+    """One immutable version."""
+
+    lineage: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, version: domain.Version) -> "VersionBody":
+        """Return a version as clients see it by itself."""
+        entry = dict(VersionEntryBody.of(version))
+        return cls(**entry | {"metrics": version.metrics, "lineage": version.lineage})
+
+
+class AdapterEntryBody(BaseModel):
+    """One adapter in a list."""
 
     name: str
     created_at: str
     aliases: dict[str, int]
-    live: VersionBody | None
+    live: VersionEntryBody | None
     versions: int
     problem: Annotated[str | None, ShownAs(Literal["base_mismatch", "feature_space_mismatch"] | None)] = Field(
         description="Code of the error that `/predict` answers for the live version on this service; null if none."
     )
 
     @classmethod
-    def of(cls, adapter: domain.AdapterSummary, base: BaseLayer, feature_space: str | None) -> "AdapterBody":
-        """An adapter as its clients see it, on a service with this base layer and feature space."""
+    def of(cls, adapter: domain.AdapterSummary, base: BaseLayer, feature_space: str | None) -> "AdapterEntryBody":
+        """Return an adapter as clients of a service with this base layer and feature space see it in a list."""
         return cls(
             name=adapter.name,
             created_at=adapter.created_at,
             aliases=dict(adapter.aliases),
-            live=None if adapter.live is None else VersionBody.of(adapter.live),
+            live=None if adapter.live is None else VersionEntryBody.of(adapter.live),
             versions=adapter.versions,
             problem=adapter.problem_on(base, feature_space),
         )
+
+
+class AdapterBody(AdapterEntryBody):
+    """One adapter."""
+
+    live: VersionBody | None
+
+    @classmethod
+    def of(cls, adapter: domain.AdapterSummary, base: BaseLayer, feature_space: str | None) -> "AdapterBody":
+        """Return an adapter as clients of a service with this base layer and feature space see it by itself."""
+        entry = dict(AdapterEntryBody.of(adapter, base, feature_space))
+        return cls(**entry | {"live": None if adapter.live is None else VersionBody.of(adapter.live)})
+
+
+def _without_lists(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics without the lists that have an entry for each output or class; intervals are kept."""
+    return {
+        name: _without_lists(value) if isinstance(value, Mapping) else value
+        for name, value in metrics.items()
+        if not isinstance(value, list) or name.endswith("_interval")
+    }
 
 
 class BaseBody(BaseModel):
@@ -169,12 +203,12 @@ class BaseBody(BaseModel):
 class AdapterPage(BaseModel):
     """A part of the list of adapters."""
 
-    data: list[AdapterBody]
+    data: list[AdapterEntryBody]
     next_cursor: str | None
 
 
 class VersionPage(BaseModel):
     """A part of an adapter's list of versions."""
 
-    data: list[VersionBody]
+    data: list[VersionEntryBody]
     next_cursor: str | None

@@ -42,7 +42,7 @@ def parse_selection(value: object, *, field: str) -> Selection:
                 f"{field}.{key} is not a field here", field=f"{field}.{key}", given=key, expected=_EXPECTED
             )
     if not value:
-        raise MissingField(f"{field} says no column", field=field, expected=_EXPECTED)
+        raise MissingField(f"{field} must name a column", field=field, expected=_EXPECTED)
     if len(value) > 1:
         raise InvalidCombination(
             f"{field} says {' and '.join(value)}; one of them is enough", field=field, expected=_EXPECTED
@@ -61,7 +61,9 @@ def _names(value: object, *, field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise WrongType(f"{field} must be a list of names", field=field, given=value, expected=_EXPECTED)
     if not value:
-        raise OutOfRange(f"{field} names no column", field=field, given=value, expected="one or more names")
+        raise OutOfRange(
+            f"{field} must name at least one column", field=field, given=value, expected="one or more names"
+        )
     if len(set(value)) != len(value):
         twice = next(name for position, name in enumerate(value) if name in value[:position])
         raise OutOfRange(f"{field} names {twice!r} twice", field=field, given=twice, expected="each name once")

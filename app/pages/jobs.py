@@ -60,7 +60,7 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
         ended=not MOVES[job.status],
         fleet=bool(job.spec.get("fleet")),
         other_base=job.base != service.base.fingerprint,
-        adapters=adapters,
+        adapters=[(adapter, measures.headline(adapter.metrics)) for adapter in adapters],
         cursor=cursor,
         next_cursor=next_cursor,
         held_out=measures.held_out(job.metrics),

@@ -65,7 +65,7 @@ def _row(version: DatasetVersion, table: Table, row: str, width: int) -> dict[st
     number = int(row) if row.isascii() and row.isdigit() and len(row) < 12 else -1
     if not 0 <= number < version.rows:
         raise OutOfRange(
-            f"{version.dataset} has the rows 0 to {version.rows - 1}",
+            f"the data set {version.dataset} has the rows 0 to {version.rows - 1}",
             field="row",
             given=row,
             expected=f"a row from 0 to {version.rows - 1}",
@@ -73,7 +73,7 @@ def _row(version: DatasetVersion, table: Table, row: str, width: int) -> dict[st
     fitting = [choice for choice in selections.input_choices(version.columns, width) if choice.fits]
     if not fitting:
         raise InvalidCombination(
-            f"{version.dataset} has no columns that make {width} numbers a row: paste them instead",
+            f"the data set {version.dataset} has no columns that make {width} numbers a row: paste them instead",
             field="dataset",
             given=version.dataset,
             expected=f"a list column of width {width}, or {width} numbered columns",

@@ -6,10 +6,29 @@ from urllib.parse import quote
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _SHOWN_OF_A_DIGEST = 10
+_CAPITALISED = frozenset(
+    (
+        "a",
+        "an",
+        "at",
+        "each",
+        "every",
+        "it",
+        "its",
+        "no",
+        "none",
+        "one",
+        "only",
+        "the",
+        "there",
+        "they",
+        "this",
+        "which",
+    )
+)
+"""As in `sentence` of app/static/js/wording.js."""
 _METRICS = {
     "loss": "Loss",
-    "validation_loss": "Held-out loss",
-    "train_loss": "Training loss",
     "accuracy": "Accuracy",
     "macro_f1": "Macro F1",
     "micro_f1": "Micro F1",
@@ -96,9 +115,17 @@ def metric(name: str) -> str:
     return _METRICS.get(name, name.replace("_", " ").capitalize())
 
 
+def inline(text: str) -> str:
+    """What begins with a capital as it stands within a sentence: `accuracy`, but `RMSE`."""
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
 def sentence(text: str) -> str:
-    """With a capital at its beginning and a full stop at its end."""
-    whole_text = text[:1].upper() + text[1:]
+    """With a full stop at its end, and a capital at its beginning.
+
+    Only a word of `_CAPITALISED` gets a capital: any other may be the name of an adapter, a data set or a field.
+    """
+    whole_text = text[:1].upper() + text[1:] if text.partition(" ")[0] in _CAPITALISED else text
     return whole_text if whole_text.endswith((".", "!", "?")) else f"{whole_text}."
 
 
@@ -113,5 +140,6 @@ FILTERS = {
     "short": short,
     "part": part,
     "metric": metric,
+    "inline": inline,
     "sentence": sentence,
 }

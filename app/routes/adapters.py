@@ -22,11 +22,13 @@ from app.openapi.bodies import PeftFiles
 from app.paging import Page, QueryFlag, QueryInteger, page_of, read_cursor
 from app.schemas import (
     AdapterBody,
+    AdapterEntryBody,
     AdapterPage,
     FactorsUpload,
     LiveRequest,
     PeftUpload,
     VersionBody,
+    VersionEntryBody,
     VersionPage,
 )
 from app.service import Service
@@ -114,12 +116,15 @@ async def upload_adapter(name: str, request: Request, response: Response, servic
 
 @router.get("", summary="List adapters")
 def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -> AdapterPage:
-    """Adapters in byte order of name."""
+    """Adapters in byte order of name, as summaries: `GET /adapters/{name}` has the lineage too."""
     of = f"adapters {check_prefix(query.prefix)}"
     after = read_cursor(of, query.cursor) or ""
     found = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
     data, next_cursor = page_of(of, found, query.limit, lambda adapter: adapter.name)
-    return AdapterPage(data=[_body(adapter, service) for adapter in data], next_cursor=next_cursor)
+    base, feature_space = service.base, service.settings.feature_space
+    return AdapterPage(
+        data=[AdapterEntryBody.of(adapter, base, feature_space) for adapter in data], next_cursor=next_cursor
+    )
 
 
 @router.get("/{name}", summary="Show an adapter")
@@ -130,12 +135,12 @@ def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
 
 @router.get("/{name}/versions", operation_id="list_adapter_versions", summary="List an adapter's versions")
 def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
-    """An adapter's versions, newest first."""
+    """An adapter's versions, newest first, as summaries: one version by itself has the lineage too."""
     of = f"versions {check_name(name)}"
     before = read_cursor(of, query.cursor)
     found = service.catalog.versions(name, before=before, limit=query.limit + 1)
     data, next_cursor = page_of(of, found, query.limit, lambda version: version.version)
-    return VersionPage(data=[VersionBody.of(version) for version in data], next_cursor=next_cursor)
+    return VersionPage(data=[VersionEntryBody.of(version) for version in data], next_cursor=next_cursor)
 
 
 @router.get("/{name}/versions/{version}", operation_id="show_adapter_version", summary="Show a version of an adapter")

@@ -25,6 +25,9 @@ class JobQuery(Page):
 
     status: QueryStatus | None = None
     adapter: str | None = Field(None, description="Only jobs that train this adapter.")
+    prefix: str | None = Field(
+        None, min_length=4, max_length=128, description="Only jobs whose id begins with these 4 or more characters."
+    )
 
 
 class JobAdapterQuery(Page):
@@ -45,9 +48,11 @@ def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPag
     """Jobs, newest first, without their histories."""
     adapter = None if query.adapter is None else check_name(query.adapter, field="adapter")
     status = None if query.status is None else Status(query.status)
-    of = f"jobs {status} {adapter}"
+    of = f"jobs {status} {adapter} {query.prefix}"
     before = read_cursor(of, query.cursor)
-    found = service.queue.list(status=status, adapter=adapter, before=before, limit=query.limit + 1)
+    found = service.queue.list(
+        status=status, adapter=adapter, prefix=query.prefix, before=before, limit=query.limit + 1
+    )
     data, next_cursor = page_of(of, found, query.limit, lambda job: job.sequence)
     return JobPage(data=[JobBody.of(job) for job in data], next_cursor=next_cursor)
 

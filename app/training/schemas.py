@@ -72,9 +72,9 @@ class InlineData(_Request):
     """Rows in the request itself."""
 
     inputs: Matrix
-    targets: Annotated[Any, ShownAs(list[Vector] | list[int] | list[str] | list[list[str]])] = Field(
-        description="Rows of numbers; one class a row (cross_entropy); a list of labels, or of 0 and 1, a row "
-        "(binary_cross_entropy)."
+    targets: Annotated[Any, ShownAs(list[Vector] | Vector | list[int] | list[str] | list[list[str]])] = Field(
+        description="Rows of numbers, or one number a row if the layer has one output; one class a row "
+        "(cross_entropy); a list of labels, or of 0 and 1, a row (binary_cross_entropy)."
     )
     weights: Annotated[Any, NOT_NULL, ShownAs(Vector)] = Field(None, description="One number ≥ 0 a row.")
     groups: Annotated[Any, NOT_NULL, ShownAs(list[str] | list[int])] = Field(

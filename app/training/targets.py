@@ -67,12 +67,20 @@ def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs:
         known = share_names(values_NC.shape[1], labels, field=field, outputs=outputs)
         check_shares(values_NC, field=field)
         return Targets(values_NC, known)
+    numbers = _rows_of_one(value) if outputs == 1 else value
     try:
-        return Targets(matrix(value, field=field, rows=rows, columns=outputs))
+        return Targets(matrix(numbers, field=field, rows=rows, columns=outputs))
     except WrongType as error:
         if isinstance(value, list) and value and type(value[0]) in _NAMES:
             error.detail += CLASSES_HINT
         raise
+
+
+def _rows_of_one(value: object) -> object:
+    """Return a flat list as rows of one entry, and any other value as it is."""
+    if isinstance(value, list) and not any(isinstance(entry, list) for entry in value):
+        return [[entry] for entry in value]
+    return value
 
 
 def coded_targets(

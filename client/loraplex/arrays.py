@@ -92,11 +92,37 @@ def array(value: object, *, field: str) -> NDArray[Any]:
     if _is_tensor(value):
         value = _from_tensor(value, field)
     try:
-        return np.asarray(value)
+        held = np.asarray(lists_of_vectors(value, field=field))
+        # Columns of several types of numbers are objects in pandas.
+        numeric = held.dtype == object and all(isinstance(cell, int | float | np.number) for cell in held.flat)
+        return np.asarray(held.tolist()) if numeric else held
     except ValueError:
         raise WrongShape(
             f"{field} is no array: its rows differ in length", field=field, expected="rows of one length"
         ) from None
+
+
+def lists_of_vectors(value: Any, *, field: str) -> Any:
+    """Return a column of vectors, such as a pandas Series of lists, as a list of lists, and anything else as it is.
+
+    Raises `WrongType` for a row that has no vector.
+    """
+    # Only what numpy would make an array of objects: neither a list nor a tensor.
+    if isinstance(value, list | tuple | str) or not hasattr(value, "__array__"):
+        return value
+    held = np.asarray(value)
+    if held.dtype != object or held.ndim != 1 or not any(map(_is_vector, held)):
+        return value
+    for row, cell in enumerate(held):
+        if not _is_vector(cell):
+            raise WrongType(
+                f"{field}, row {row}: {cell!r} is no vector", field=field, row=row, given=cell, expected="a vector"
+            )
+    return [np.asarray(cell).tolist() for cell in held]
+
+
+def _is_vector(cell: object) -> bool:
+    return isinstance(cell, list | tuple) or getattr(cell, "ndim", 0) == 1
 
 
 def _from_tensor(tensor: Any, field: str) -> NDArray[Any]:

@@ -175,10 +175,19 @@ class AsyncClient:
         return self._job(await self._driver.run(ask(jobs.show_job(job_id))))
 
     async def jobs(
-        self, *, status: str | None = None, adapter: str | None = None, limit: int | None = None
+        self,
+        *,
+        status: str | None = None,
+        adapter: str | None = None,
+        prefix: str | None = None,
+        limit: int | None = None,
     ) -> AsyncIterator[AsyncJob]:
-        """Jobs, newest first, without their histories; all of them unless `limit` says how many."""
-        async for job in self._driver.iterate(jobs.list_jobs(status=status, adapter=adapter, limit=limit)):
+        """Jobs, newest first, without their histories; all of them unless `limit` says how many.
+
+        `prefix` is how their ids begin, 4 or more characters.
+        """
+        steps = jobs.list_jobs(status=status, adapter=adapter, prefix=prefix, limit=limit)
+        async for job in self._driver.iterate(steps):
             yield self._job(job)
 
     def job_adapters(
@@ -278,7 +287,8 @@ class AsyncClient:
     ) -> DatasetVersion:
         """A new version of a data set, or the newest where that has this content already.
 
-        `source` is a file's path (its ending says what it is), a mapping of names to arrays, or a pyarrow.Table.
+        `source` is a file's path (its ending says what it is), a mapping of names to arrays, a pandas or
+        polars DataFrame, or anything else that gives Arrow streams, such as a pyarrow.Table.
         """
         steps = datasets.put_dataset(
             name,

@@ -172,9 +172,20 @@ class Client:
         """One job as it is now."""
         return self._job(self._driver.run(ask(jobs.show_job(job_id))))
 
-    def jobs(self, *, status: str | None = None, adapter: str | None = None, limit: int | None = None) -> Iterator[Job]:
-        """Jobs, newest first, without their histories; all of them unless `limit` says how many."""
-        for job in self._driver.iterate(jobs.list_jobs(status=status, adapter=adapter, limit=limit)):
+    def jobs(
+        self,
+        *,
+        status: str | None = None,
+        adapter: str | None = None,
+        prefix: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Job]:
+        """Jobs, newest first, without their histories; all of them unless `limit` says how many.
+
+        `prefix` is how their ids begin, 4 or more characters.
+        """
+        steps = jobs.list_jobs(status=status, adapter=adapter, prefix=prefix, limit=limit)
+        for job in self._driver.iterate(steps):
             yield self._job(job)
 
     def job_adapters(self, job_id: str, *, status: str | None = None, limit: int | None = None) -> Iterator[JobAdapter]:
@@ -272,7 +283,8 @@ class Client:
     ) -> DatasetVersion:
         """A new version of a data set, or the newest where that has this content already.
 
-        `source` is a file's path (its ending says what it is), a mapping of names to arrays, or a pyarrow.Table.
+        `source` is a file's path (its ending says what it is), a mapping of names to arrays, a pandas or
+        polars DataFrame, or anything else that gives Arrow streams, such as a pyarrow.Table.
         """
         steps = datasets.put_dataset(
             name,

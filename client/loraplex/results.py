@@ -114,8 +114,10 @@ class Version:
     created_at: str
     source: str
     job: str | None
-    lineage: Json | None
+    lineage: Json | None = None
+    """What it was trained from and how. None for an upload, and in a list, which leaves it out."""
     metrics: Json | None
+    """In a list without those that have an entry for each output or class."""
     effect: Json
     """`relative_norm`: ‖ΔW‖ / ‖W‖."""
 

@@ -1,4 +1,4 @@
-"""Tables on their way to the service: files by their ending, arrays as NPZ, Arrow tables as a stream."""
+"""Tables on their way to the service: files by their ending, arrays as NPZ, DataFrames and Arrow tables as a stream."""
 
 import sys
 import zipfile
@@ -53,21 +53,30 @@ def media_type(file: Path, said: str | None = None) -> str:
 
 
 def write_table(source: Any, file: Path) -> str:
-    """Write arrays by name, each a column, or an Arrow table, to a file; returns what kind of file it is."""
-    # Whoever has an Arrow table has imported pyarrow.
-    arrow = sys.modules.get("pyarrow")
-    if arrow is not None and isinstance(source, arrow.Table):
-        ipc = import_module("pyarrow.ipc")
-        with arrow.OSFile(str(file), "wb") as sink, ipc.new_stream(sink, source.schema) as writer:
-            writer.write_table(source)
+    """Write arrays by name, each a column, or a table to a file; returns what kind of file it is.
+
+    A table is a pandas or polars DataFrame, or whatever gives a stream of Arrow's record batches
+    (`__arrow_c_stream__`), such as a `pyarrow.Table`. Raises `WrongType`, which names the column if one is at fault.
+    """
+    if isinstance(source, Mapping):
+        return _write_npz(source, file)
+    if _is_a("polars", "DataFrame", source):
+        # Without pyarrow. The oldest layout has none of the newer types, which not every reader takes.
+        source.write_ipc_stream(file, compat_level=import_module("polars").CompatLevel.oldest())
         return ARROW
-    if not isinstance(source, Mapping):
+    if _is_a("pandas", "DataFrame", source):
+        source = _of_pandas(source)
+    if not hasattr(source, "__arrow_c_stream__"):
         raise WrongType(
             f"a data set cannot be read from a {type(source).__name__}",
             field="source",
             given=type(source).__name__,
-            expected="a file's path, a mapping of names to arrays, or a pyarrow.Table",
+            expected="a file's path, a mapping of names to arrays, a pandas or polars DataFrame, or a pyarrow.Table",
         )
+    return _write_arrow(source, file)
+
+
+def _write_npz(source: Mapping[Any, Any], file: Path) -> str:
     columns = {str(name): _column(value, str(name)) for name, value in source.items()}
     # As numpy.savez does, which has no room for a column called `file`.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -75,6 +84,61 @@ def write_table(source: Any, file: Path) -> str:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, held, version=(2, 0), allow_pickle=False)
     return NPZ
+
+
+def _write_arrow(source: Any, file: Path) -> str:
+    pyarrow = _pyarrow(source)
+    try:
+        reader = pyarrow.RecordBatchReader.from_stream(source)
+    except pyarrow.ArrowInvalid as error:
+        kind = type(source).__name__
+        raise WrongType(f"a {kind} is no table: {error}", field="source", given=kind, expected="a table") from None
+    ipc = import_module("pyarrow.ipc")
+    with pyarrow.OSFile(str(file), "wb") as sink, ipc.new_stream(sink, reader.schema) as writer:
+        for batch in reader:
+            writer.write_batch(batch)
+    return ARROW
+
+
+def _of_pandas(frame: Any) -> Any:
+    """Return the columns of a DataFrame, without its index, as a `pyarrow.Table`. NaN and NA become null."""
+    pyarrow = _pyarrow(frame)
+    columns: dict[str, Any] = {}
+    for place, label in enumerate(frame.columns):
+        name = str(label)
+        if name in columns:
+            raise WrongType(
+                f"two columns are called {name!r}", field=name, given=name, expected="a name of its own for each column"
+            )
+        try:
+            columns[name] = pyarrow.Array.from_pandas(frame.iloc[:, place])
+        except (pyarrow.ArrowException, TypeError, ValueError) as error:
+            raise WrongType(
+                f"the column {name!r} has no form in Arrow: {error}",
+                field=name,
+                given=str(frame.dtypes.iloc[place]),
+                expected="values of one type: numbers, booleans, text, dates, or lists of numbers or of text",
+            ) from None
+    return pyarrow.table(columns)
+
+
+def _pyarrow(source: Any) -> Any:
+    try:
+        return import_module("pyarrow")
+    except ImportError:
+        kind = type(source).__name__
+        raise WrongType(
+            f"a {kind} is sent by way of pyarrow, which is not installed",
+            field="source",
+            given=kind,
+            expected="pip install 'loraplex[arrow]'; or a mapping of names to arrays",
+        ) from None
+
+
+def _is_a(library: str, name: str, value: object) -> bool:
+    # Whoever has a value of a library has imported the library.
+    module = sys.modules.get(library)
+    return module is not None and isinstance(value, getattr(module, name))
 
 
 def _column(value: Any, name: str) -> NDArray[Any]:

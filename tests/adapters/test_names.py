@@ -90,3 +90,10 @@ def test_an_error_names_its_field_and_row() -> None:
     with pytest.raises(InvalidName) as caught:
         parse_reference("../x", field="adapters", row=3)
     assert (caught.value.field, caught.value.row, caught.value.given) == ("adapters", 3, "../x")
+
+
+def test_an_error_says_what_a_name_is() -> None:
+    with pytest.raises(InvalidName, match=r"^name must be 1 to 128 characters of A-Z"):
+        check_name("a b")
+    with pytest.raises(InvalidName, match=r"^adapter must begin with a name: 1 to 128"):
+        parse_reference("a b@1")

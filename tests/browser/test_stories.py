@@ -89,6 +89,8 @@ def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], pag
 
     expect(page.get_by_role("heading", level=1)).to_have_text("Training of acme")
     expect(page.locator("#outcome .badge")).to_have_text("succeeded", timeout=SLOWLY)
+    expect(page.locator("[data-announce]")).to_have_text("The training has succeeded: acme, version 1")
+    expect(page.locator("#notice")).to_be_empty()
     expect(page.locator("[data-chart]")).to_have_attribute("aria-label", re.compile(r"Loss by step: .+ at step 1, "))
     expect(page.locator("[data-log]")).to_contain_text("rank")
     accuracy = page.get_by_role("row", name=re.compile("Accuracy.*higher is better"))
@@ -149,6 +151,7 @@ def test_a_question_stays_open_while_the_job_goes_on_and_closes_with_its_end(ser
     service.queue.fail(claim, {"code": "diverged", "title": "Diverged", "detail": "loss is infinite"})
     expect(badge).to_have_text("failed")
     expect(dialog).not_to_be_visible()
+    expect(page.locator("[data-announce]")).to_have_text("The training has failed")
 
 
 def test_versions_are_rolled_back_and_an_adapter_deleted_once_that_is_confirmed(
@@ -197,7 +200,9 @@ def test_a_refusal_is_shown_beside_the_form_and_its_field_marked(
     name.fill("not a name")
     page.get_by_role("button", name="Train", exact=True).click()
     troubles.allow("status of 422")
-    expect(page.get_by_role("alert")).to_contain_text("Name is not a name")
+    expect(page.get_by_role("alert")).to_have_text(
+        "Adapter's name must be 1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit."
+    )
     expect(name).to_have_attribute("aria-invalid", "true")
     expect(name).to_be_focused()
     name.fill("acme")
@@ -206,7 +211,16 @@ def test_a_refusal_is_shown_beside_the_form_and_its_field_marked(
     page.get_by_text("Advanced").click()
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_label("Epochs")).to_be_focused()
+    expect(page.get_by_role("alert")).to_have_text("Epochs must be a whole number, or auto.")
     expect(name).not_to_have_attribute("aria-invalid", "true")
+    page.get_by_label("Epochs").fill("0")
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("Epochs: input should be greater than or equal to 1")
+    page.get_by_label("Epochs").fill("")
+    page.get_by_label("Inputs").select_option(label="Columns that I name …")
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.get_by_role("alert")).to_have_text("Columns must name at least one column.")
+    expect(page.get_by_role("textbox", name="Columns")).to_be_focused()
 
 
 def test_an_upload_on_its_way_can_be_cancelled(digits: httpx.Client, page_at: PageAt, troubles: Troubles) -> None:
@@ -367,3 +381,28 @@ def _tab_to(page: Page, text: str) -> None:
         if page.evaluate("document.activeElement.textContent.trim()") == text:
             return
     raise AssertionError(f"{text} cannot be reached")
+
+
+def test_the_name_of_a_data_set_stays_as_it_is_written(
+    digits: httpx.Client, page_at: PageAt, troubles: Troubles
+) -> None:
+    put_dataset(digits, "diabetes", b"age,bmi\n1,2\n")
+    page = page_at(digits, "/ui/try")
+    page.get_by_role("radio", name="A stored row").check()
+    troubles.allow("status of 422")
+    expect(page.get_by_role("alert")).to_have_text(
+        "The data set diabetes has no columns that make 64 numbers a row: paste them instead."
+    )
+    page.goto("/ui/datasets")
+    _drop(page, "diabetes.pdf", "")
+    expect(page.get_by_role("alert")).to_contain_text("diabetes.pdf is of a kind that is not read here")
+
+
+def test_the_id_of_a_job_is_there_to_be_used(digits: httpx.Client, page_at: PageAt) -> None:
+    job_id = start_long_job(digits, "endless")
+    page = page_at(digits, "/ui/jobs")
+    shown = page.locator("#results code").first
+    expect(shown).to_have_text(job_id[:10])
+    expect(shown).to_have_attribute("title", job_id)
+    page.goto(f"/ui/jobs/{job_id}")
+    expect(page.get_by_text(f"Job {job_id}")).to_be_visible()

@@ -7,9 +7,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
+from loraplex import Client
+from loraplex.cli.failures import WrongUsage
+from loraplex.cli.jobs import find_id
+from loraplex.cli.session import Session
 
 from tests.cli.conftest import Ended, Run, hear_ctrl_c
+from tests.client.test_retries import JOB
 from tests.harness import LORAPLEX, ServiceProcess, environment, eventually
 
 Ask = Callable[..., Any]
@@ -116,6 +122,37 @@ def test_machines_get_a_revert_as_the_api_has_it(ask: Ask, trained: Ended) -> No
 def _told(job: Any) -> Any:
     """A job without what is null in its progress, which the API leaves out."""
     return job | {"progress": {name: value for name, value in job["progress"].items() if value is not None}}
+
+
+def test_a_job_is_named_by_the_beginning_of_its_id(run: Run, ask: Ask, endless: str) -> None:
+    for size in (10, 31):
+        assert ask("job", endless[:size])["id"] == endless
+    assert ask("jobs", "--limit", 1)[0]["id"] == endless
+    assert run("cancel", endless[:10]).stdout == f"{endless} is cancelled\n"
+    assert "was cancelled" in run("jobs", "--follow", endless[:10], status=4).stderr
+    assert "published no version of endless" in run("revert", endless[:10]).stdout
+
+
+def test_a_beginning_that_several_ids_have_names_them() -> None:
+    ids = [f"ab12{number:028x}" for number in range(7)]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        query = dict(request.url.params)
+        assert (request.url.path, query["prefix"], int(query["limit"])) == ("/jobs", "ab12", 6)
+        jobs = [JOB | {"id": job_id, "adapter": f"of-{job_id[-1]}", "status": "failed"} for job_id in ids[:6]]
+        return httpx.Response(200, json={"data": jobs, "next_cursor": None})
+
+    session = Session(url=None, as_json=False)
+    session.__dict__["client"] = Client("http://127.0.0.1:1", transport=httpx.MockTransport(answer))
+    with session.client, pytest.raises(WrongUsage) as caught:
+        find_id(session, "ab12")
+    assert f"{ids[0]} (of-0, failed)" in caught.value.detail
+    assert f"{ids[4]} (of-4, failed), and more." in caught.value.detail
+
+
+@pytest.mark.parametrize("text", ["abc", "0" * 8, "x/../y", "0" * 32])
+def test_what_begins_no_id_is_no_job(run: Run, text: str) -> None:
+    assert run("job", text, status=1).stderr.startswith("loraplex: ")
 
 
 def test_a_job_that_is_not_there_is_said_not_to_be(run: Run) -> None:

@@ -5,12 +5,17 @@ import json
 import os
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.ipc
+import pyarrow.parquet as pq
 import pytest
 
 from tests.cli.conftest import DIGITS, SECONDS, Ended, Run
@@ -70,7 +75,20 @@ def test_the_same_rows_in_every_form_have_the_same_answer(
     (tmp_path / "embedded.jsonl").write_text(
         "".join(json.dumps({"id": f"r{n}", "embedding": row}) + "\n" for n, row in enumerate(x_NI.tolist()))
     )
-    for name in ("rows.npy", "objects.jsonl", "lists.ndjson", "whole.json", "embedded.jsonl"):
+    names = {name: x_NI[:, place] for place, name in enumerate(lines[0])}
+    labels = {"digit": np.arange(len(x_NI)), "even": np.arange(len(x_NI)) % 2 == 0}
+    np.savez(tmp_path / "columns.npz", **names, **labels)
+    np.savez(tmp_path / "embedded.npz", id=np.array([f"r{n}" for n in range(len(x_NI))]), embedding=x_NI)
+    columns = pa.table(names | labels)
+    embedded = pa.table({"id": pa.array(map(str, range(len(x_NI)))).dictionary_encode(), "x": list(x_NI)})
+    for kind, table in (("columns", columns), ("embedded", embedded)):
+        pq.write_table(table, tmp_path / f"{kind}.parquet", row_group_size=3)
+        with pa.ipc.new_stream(tmp_path / f"{kind}.arrows", table.schema) as stream:
+            stream.write_table(table, max_chunksize=4)
+        with pa.ipc.new_file(tmp_path / f"{kind}.arrow", table.schema) as file:
+            file.write_table(table)
+    tables = [f"{kind}.{end}" for kind in ("columns", "embedded") for end in ("npz", "parquet", "arrows", "arrow")]
+    for name in ("rows.npy", "objects.jsonl", "lists.ndjson", "whole.json", "embedded.jsonl", *tables):
         assert _labels(ask("predict", "acme", tmp_path / name)) == expected["labels"], name
     piped = "\n".join(",".join(map(str, row)) for row in x_NI.tolist())
     assert _labels(ask("predict", "acme", "-", stdin=piped)) == expected["labels"]
@@ -145,6 +163,47 @@ def test_what_cannot_be_asked_says_why(
     run: Run, trained: Ended, tmp_path: Path, arguments: tuple[object, ...], status: int, said: str
 ) -> None:
     assert said in run("predict", *arguments, status=status, cwd=tmp_path).stderr
+
+
+def test_a_table_of_numbers_tells_how_often_it_is_right(run: Run, trained: Ended, tmp_path: Path) -> None:
+    table = pa.csv.read_csv(DIGITS)
+    pq.write_table(table, tmp_path / "digits.parquet")
+    ended = run("predict", "acme", tmp_path / "digits.parquet", "--limit", 5)
+    assert ended.stdout == run("predict", "acme", DIGITS, "--limit", 5).stdout
+    assert ended.stderr == "inputs: pixel_0, pixel_1 … pixel_63 (64 columns); not used: digit\n"
+
+
+def test_what_train_takes_predict_is_offered_for(run: Run, trained: Ended, tmp_path: Path) -> None:
+    pq.write_table(pa.csv.read_csv(DIGITS), tmp_path / "digits.parquet")
+    how = ("--rank", 2, "--method", "adamw", "--epochs", 1)
+    ended = run("train", tmp_path / "digits.parquet", "--name", "columnar", "--target", "digit", *how)
+    assert f"next: loraplex predict columnar {tmp_path / 'digits.parquet'} --limit 5" in ended.stderr
+
+
+def test_a_table_that_cannot_be_read_says_why(run: Run, trained: Ended, tmp_path: Path) -> None:
+    for name in ("rows.parquet", "rows.arrow", "rows.arrows", "rows.npz"):
+        (tmp_path / name).write_bytes(b"nothing of the kind" * 3)
+        assert f"Cannot read {name}: " in run("predict", "acme", name, status=1, cwd=tmp_path).stderr
+        assert "No such file" in run("predict", "acme", f"no-{name}", status=1, cwd=tmp_path).stderr
+    np.savez(tmp_path / "uneven.npz", a=np.ones(2), b=np.ones(3))
+    assert "differ in length: a has 2, b has 3" in run("predict", "acme", tmp_path / "uneven.npz", status=1).stderr
+    np.savez(tmp_path / "objects.npz", a=np.array([None, {}], object))
+    assert "Cannot read objects.npz" in run("predict", "acme", tmp_path / "objects.npz", status=1).stderr
+    pq.write_table(pa.table({"x": [[1.0] * 64, None]}), tmp_path / "gap.parquet")
+    assert (
+        "gap.parquet, row 1, column x: not a number: 'None'"
+        in run("predict", "acme", tmp_path / "gap.parquet", status=1).stderr
+    )
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; sys.modules['pyarrow'] = None\n"
+        "from loraplex.cli.table_files import read_table_file\n"
+        "read_table_file(pathlib.Path('rows.parquet'), None)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Cannot read rows.parquet without pyarrow: pip install 'loraplex[arrow]'" in ended.stderr
 
 
 def test_rows_of_two_widths_are_named(run: Run, trained: Ended, tmp_path: Path) -> None:

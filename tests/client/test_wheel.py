@@ -135,6 +135,16 @@ def test_the_wheel_has_the_client_and_its_types_and_nothing_else(wheel: Path) ->
     assert source | {"loraplex/py.typed"} <= set(names)
 
 
+def test_an_installation_leaves_the_source_as_it_was(tmp_path: Path) -> None:
+    source = tmp_path / "client"
+    ignored = shutil.ignore_patterns("*.egg-info", "build", "__pycache__")
+    shutil.copytree(ROOT / "client", source, ignore=ignored)
+    before = sorted(source.rglob("*"))
+    pip("install", "--no-deps", "--no-build-isolation", "--no-index", "--target", tmp_path / "site", source)
+    assert sorted(source.rglob("*")) == before
+    assert (tmp_path / "site" / "loraplex" / "py.typed").is_file()
+
+
 def test_nothing_of_the_service_is_imported_anywhere_in_the_client() -> None:
     code = "import sys, pkgutil, importlib, loraplex\n"
     code += (

@@ -177,3 +177,18 @@ def test_the_job_says_what_held_out_rows_decided(trained: httpx.Client) -> None:
     assert chosen["rank"] == live["rank"]
     assert any(f"rank {chosen['rank']} " in line["text"] for line in job["log"])
     assert "chosen" not in train(trained, name="unchosen", rank=1, data=NUMBERS, training={})["metrics"]
+
+
+def test_one_number_a_row_is_a_target_of_a_layer_with_one_output(serve: Serve) -> None:
+    client, _ = serve(base=f"random:{INPUTS},1,1")
+    flat = Y[:, 0].tolist()
+    rows = {"inputs": X.tolist(), "targets": [[number] for number in flat]}
+    assert spec_of(client, rank=1, data=rows | {"targets": flat}) == spec_of(client, rank=1, data=rows)
+    for wrong, where in (
+        ([*flat[:-1], "high"], ROWS - 1),
+        ([*flat[:-1], [1.0, 2.0]], 0),
+        ([*flat[:-1], None], ROWS - 1),
+    ):
+        body = {"name": "plan", "rank": 1, "data": rows | {"targets": wrong}}
+        problem = client.post("/adapters?dry_run=true", json=body).json()
+        assert (problem["status"], problem["field"], problem["row"]) == (422, "data.targets", where)

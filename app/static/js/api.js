@@ -1,4 +1,5 @@
 /** The public JSON calls, and what they answer when they refuse (RFC 9457). */
+import { inWordsOf, sentence } from "./wording.js";
 
 export class Problem extends Error {
   constructor(status, members) {
@@ -39,7 +40,8 @@ export async function call(method, url, body, headers = {}) {
 export function showProblem(place, error, form = null) {
   place.replaceChildren();
   const said = document.createElement("p");
-  said.textContent = error.status === 412 ? "It has changed since this page was shown. Reload the page, then decide again." : sentence(error.message);
+  const message = form ? inWordsOf(form, error.message) : error.message;
+  said.textContent = error.status === 412 ? "It has changed since this page was shown. Reload the page, then decide again." : sentence(message);
   place.append(said);
   if (error.rows && error.rows.length) {
     const list = document.createElement("ul");
@@ -71,9 +73,4 @@ function inputOf(form, field) {
     if (input) return input;
   }
   return null;
-}
-
-function sentence(text) {
-  const whole = text.charAt(0).toUpperCase() + text.slice(1);
-  return /[.!?]$/.test(whole) ? whole : `${whole}.`;
 }

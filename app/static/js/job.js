@@ -2,6 +2,7 @@
 import { call } from "./api.js";
 import { Chart, short } from "./chart.js";
 
+const STATES = { queued: "is queued", running: "is running", succeeded: "has succeeded", failed: "has failed", cancelled: "was cancelled" };
 const SMOOTHED = 10; // steps that the drawn line is a mean of, the newest counting most
 
 const root = document.getElementById("job");
@@ -95,7 +96,7 @@ function watch() {
   events.addEventListener("status", async (event) => {
     const { status, result } = JSON.parse(event.data);
     const ended = !["queued", "running"].includes(status);
-    at("announce").textContent = result ? `The training has ${status}: ${result.name}, version ${result.version}` : `The training is ${status}`;
+    at("announce").textContent = `The training ${STATES[status]}${result ? `: ${result.name}, version ${result.version}` : ""}`;
     if (ended) {
       events.close();
       root.dataset.ended = "";

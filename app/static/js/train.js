@@ -1,19 +1,22 @@
 /** The form that trains from a data set. */
-import { call, clearProblem, showProblem } from "./api.js";
-import { sayThen } from "./notice.js";
+import { Problem, call, clearProblem, showProblem } from "./api.js";
 
 const form = document.getElementById("train");
 const fields = form.elements;
 const problem = form.querySelector("[data-problem]");
 const estimate = form.querySelector("[data-estimate]");
 
-/** What POST /adapters takes. */
+const COUNT = "a whole number, or auto";
+const SIZE = "a number, or auto";
+const NUMBERS = { epochs: COUNT, learning_rate: SIZE, batch_size: COUNT, ridge: SIZE, seed: "a whole number" };
+
+/** What POST /adapters takes; throws a Problem that names the field of a text that is no number. */
 function request() {
   const loss = fields.loss.value;
   const training = { method: fields.method.value, loss };
-  for (const name of ["epochs", "learning_rate", "batch_size", "ridge", "seed"]) {
+  for (const [name, expected] of Object.entries(NUMBERS)) {
     const given = fields[name].value.trim();
-    if (given) training[name] = numberOr(given);
+    if (given) training[name] = numberOrAuto(given, `training.${name}`, expected);
   }
   if (training.method !== "closed_form" && !(training.method === "auto" && loss === "mse")) {
     for (const name of ["epochs", "learning_rate", "batch_size"]) training[name] ??= "auto";
@@ -25,7 +28,7 @@ function request() {
   const labels = lines(fields.labels.value);
   if (labels.length) data.labels = labels;
   const held = fields.held.selectedOptions[0];
-  const body = { name: fields.name.value.trim(), rank: numberOr(fields.rank.value.trim()), data, training };
+  const body = { name: fields.name.value.trim(), rank: numberOrAuto(fields.rank.value.trim(), "rank", COUNT), data, training };
   if (held.value === "group") {
     data.group = held.dataset.column;
     body.split = { by: "group", fraction: 0.2 };
@@ -42,9 +45,11 @@ function inputs() {
   return columns.length === 1 ? { column: columns[0] } : { columns };
 }
 
-/** A number where it is one, else the text itself: the service says what is wrong with it. */
-function numberOr(text) {
-  return text !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
+/** Whether a number is in its bounds, and auto is possible, the service says. */
+function numberOrAuto(text, field, expected) {
+  if (text === "auto") return text;
+  if (text === "" || !Number.isFinite(Number(text))) throw new Problem(422, { field, detail: `${field} must be ${expected}` });
+  return Number(text);
 }
 
 function lines(text) {
@@ -100,7 +105,7 @@ function say(plan) {
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const job = await ask("/adapters", event.submitter || form.querySelector("[type=submit]"));
-  if (job) sayThen(`The training of ${job.adapter} is queued`, `/ui/jobs/${encodeURIComponent(job.id)}`);
+  if (job) location.assign(`/ui/jobs/${encodeURIComponent(job.id)}`);
 });
 form.querySelector("[data-check]").addEventListener("click", async (event) => {
   const plan = await ask("/adapters?dry_run=true", event.currentTarget);

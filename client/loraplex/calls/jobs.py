@@ -29,9 +29,10 @@ def show_job(job_id: str) -> Call[JobFields]:
     return get(path("jobs", job_id), reading.job)
 
 
-def list_jobs(*, status: str | None, adapter: str | None, limit: int | None) -> Steps[None]:
+def list_jobs(*, status: str | None, adapter: str | None, prefix: str | None, limit: int | None) -> Steps[None]:
     """Tell jobs, newest first."""
-    return pages("/jobs", reading.job, query={"status": status, "adapter": adapter}, limit=limit)
+    query = {"status": status, "adapter": adapter, "prefix": prefix}
+    return pages("/jobs", reading.job, query=query, limit=limit)
 
 
 def list_job_adapters(job_id: str, *, status: str | None, limit: int | None) -> Steps[None]:

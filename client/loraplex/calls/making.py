@@ -21,7 +21,12 @@ def path(*parts: str | int) -> str:
     """A path of these parts; raises `InvalidName` for one that would lead elsewhere than to what has that name."""
     for part in parts:
         if not NAME.fullmatch(str(part)):
-            raise InvalidName(f"{str(part)[:100]!r} is not a name", field="name", given=part, expected=_NAMES)
+            raise InvalidName(
+                f"{str(part)[:100]!r} is not a valid name: a name is {_NAMES}",
+                field="name",
+                given=part,
+                expected=_NAMES,
+            )
     return "/" + "/".join(map(str, parts))
 
 

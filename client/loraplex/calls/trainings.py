@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from loraplex import reading
-from loraplex.arrays import array, check_finite
+from loraplex.arrays import array, check_finite, lists_of_vectors
 from loraplex.calls.datasets import delete_dataset, put_columns
 from loraplex.calls.making import given, path, send_json
 from loraplex.encoding import Encode, plain, read_rows
@@ -133,6 +133,7 @@ def _values(value: Any, field: str) -> Any:
 
     Raises `WrongType` for a list of several kinds, of which an array would make one: of ["cat", 1] two texts.
     """
+    value = lists_of_vectors(value, field=field)
     if isinstance(value, list | tuple) and all(isinstance(row, list | tuple) for row in value):
         named = any(isinstance(name, str) for row in value for name in row)
         if named or len({len(row) for row in value}) > 1:

@@ -7,7 +7,7 @@ import typer
 
 from loraplex.cli.completing import complete_adapter
 from loraplex.cli.failures import BadFile
-from loraplex.cli.reporting import headline, number, pairs, when
+from loraplex.cli.reporting import dash, headline, number, pairs, when
 from loraplex.cli.session import Session, command, confirm
 from loraplex.cli.tables import Fitting
 from loraplex.errors import AdapterNotLive, VersionNotFound
@@ -59,7 +59,12 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         )
         for each in versions:
             mark = " (live)" if found.live is not None and each.version == found.live.version else ""
-            cells = (str(each.rank), each.source, headline(each), number(each.effect.get("relative_norm")))
+            cells = (
+                str(each.rank),
+                each.source,
+                dash(headline(each.metrics)),
+                number(each.effect.get("relative_norm")),
+            )
             shown.add_row(f"{each.version}{mark}", *cells, when(each.created_at), each.digest[:_DIGEST])
         about = {"adapter": found.name, "live": None if found.live is None else found.live.reference}
         if found.problem is not None:
@@ -127,7 +132,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
 
 def _about(version: Version) -> tuple[str, str, str, str]:
-    return f"@{version.version}", str(version.rank), headline(version), when(version.created_at)
+    return f"@{version.version}", str(version.rank), dash(headline(version.metrics)), when(version.created_at)
 
 
 def _before_live(session: Session, adapter: Adapter) -> int:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from loraplex.cli.completing import complete_adapter, complete_job
+from loraplex.cli.failures import WrongUsage
+from loraplex.cli.fleet_summary import fleet_summary
 from loraplex.cli.following import follow, follow_in_lines
 from loraplex.cli.reporting import dash, held_out, losses, number, outcome, pairs, when
 from loraplex.cli.session import Session, command
@@ -13,7 +15,13 @@ from loraplex.cli.training import show_ended
 from loraplex.jobs import succeeded
 from loraplex.results import JobFields, JobStatus
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="Id of the job.", autocompletion=complete_job)]
+Id = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="Id of the job, or its first 4 or more characters.", autocompletion=complete_job),
+]
+_ID_LENGTH = 32
+_SHORTEST_PREFIX = 4
+_MOST_CANDIDATES = 5
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
@@ -31,7 +39,10 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         follow_id: Annotated[
             str | None,
             typer.Option(
-                "--follow", help="Watch this job until it has ended.", metavar="ID", autocompletion=complete_job
+                "--follow",
+                help="Watch this job until it has ended: its id, or the first 4 or more characters.",
+                metavar="ID",
+                autocompletion=complete_job,
             ),
         ] = None,
     ) -> None:
@@ -41,9 +52,9 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             return
         found = list(session.client.jobs(status=status, adapter=adapter, limit=limit))
         shown = Fitting(
-            *("id", "adapter", "status", "steps", "loss", "made"),
-            right=("steps", "loss"),
-            least=("made", "loss", "steps"),
+            *("id", "adapter", "status", "steps", "training loss", "made"),
+            right=("steps", "training loss"),
+            least=("made", "training loss", "steps"),
         )
         for each in found:
             shown.add_row(each.id, each.adapter, each.status.value, *_progress(each), when(each.created_at))
@@ -52,14 +63,14 @@ def register(cli: typer.Typer, *, panel: str) -> None:
     @command(cli, "job", panel=panel)
     def job(session: Session, id: Id) -> None:
         """One job: how it stands, what it came to, and its log."""
-        found: JobFields = session.client.job(id)
+        found: JobFields = session.client.job(find_id(session, id))
         steps, loss = _progress(found)
         about = {
             "job": found.id,
             "adapter": found.adapter,
             "status": found.status.value,
             "steps": steps,
-            "loss": loss,
+            "training loss": loss,
             "attempt": found.attempt,
             "queued": when(found.created_at),
             "began": when(found.started_at),
@@ -70,26 +81,42 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         ended = [line for line in (losses(found.metrics), *outcome(found)) if line]
         log = [f"{when(line.time)}  {line.text}" for line in found.log]
         shown: list[Any] = [pairs(about)]
-        for part in ([metrics] if metrics is not None else [], ended, log):
+        for part in ([metrics] if metrics is not None else [], fleet_summary(session, found), ended, log):
             shown += ["", *part] if part else []
         session.give(found, *shown)
 
     @command(cli, "cancel", panel=panel)
     def cancel(session: Session, id: Id) -> None:
         """End a job that has not ended: it publishes nothing from now on."""
-        ended: JobFields = session.client.cancel(id)
+        ended: JobFields = session.client.cancel(find_id(session, id))
         session.give(ended, f"{ended.id} is {ended.status.value}")
 
     @command(cli, "revert", panel=panel)
     def revert(session: Session, id: Id) -> None:
         """Take back what a job published: each live alias that it moved points again where it pointed before."""
-        done = session.client.revert(id)
+        done = session.client.revert(find_id(session, id))
         lines = [f"{back.name}: live is {_version(back.to)} again (it was {back.version})" for back in done.reverted]
         lines += [f"{skipped.name}: left as it is, {skipped.detail}" for skipped in done.skipped]
         session.give(done, *lines)
 
 
+def find_id(session: Session, text: str) -> str:
+    """Return the id of the job whose id begins with `text`; raises `WrongUsage` if several do.
+
+    If no id begins with it, the text is returned as it is, and the service answers that there is no such job.
+    """
+    if not _SHORTEST_PREFIX <= len(text) < _ID_LENGTH:
+        return text
+    found = list(session.client.jobs(prefix=text, limit=_MOST_CANDIDATES + 1))
+    if len(found) > 1:
+        named = ", ".join(f"{job.id} ({job.adapter}, {job.status.value})" for job in found[:_MOST_CANDIDATES])
+        more = ", and more" if len(found) > _MOST_CANDIDATES else ""
+        raise WrongUsage(f"The ids of several jobs begin with {text}: {named}{more}. Give more of the id.")
+    return found[0].id if found else text
+
+
 def _follow(session: Session, job_id: str) -> None:
+    job_id = find_id(session, job_id)
     if session.as_json:
         job = follow_in_lines(session, job_id)
     else:

@@ -9,8 +9,8 @@ from typing import Any
 from loraplex.errors import LoraplexError
 from loraplex.results import Back, Estimate, JobFields, LossPoint
 
-_NOT_IN_LISTS = ("history", "log", "columns", "bad_rows")
-"""Reports, which the client has as empty where a list left them out."""
+_NOT_IN_LISTS = ("history", "log", "columns", "bad_rows", "lineage")
+"""What a list leaves out, and the client then has as empty."""
 
 
 def plain(value: Any, *, listed: bool = False) -> Any:

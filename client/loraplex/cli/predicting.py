@@ -45,7 +45,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             str | None,
             typer.Argument(
                 metavar="FILE",
-                help="Rows in .csv, .jsonl, .ndjson or .npy, or - for standard input.",
+                help="Rows in CSV, Parquet, Arrow, JSON lines, NPZ or NPY, or - for standard input.",
                 show_default=False,
             ),
         ] = None,

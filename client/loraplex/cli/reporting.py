@@ -1,10 +1,10 @@
 """What a training came to, for people."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from loraplex.cli.tables import Fitting, Pairs
-from loraplex.results import JobFields, Version
+from loraplex.results import JobFields
 
 _HIGHER, _LOWER = "↑", "↓"
 _METRICS: Mapping[str, str] = {
@@ -25,6 +25,12 @@ _METRICS: Mapping[str, str] = {
 }
 """What docs/metrics.md has an arrow for, and which way is better."""
 _HEADLINES = ("accuracy", "exact_match", "recall_at_1", "rmse")
+_WITHOUT_EVALUATION = (
+    ("held-out", "accuracy", "validation_accuracy"),
+    ("held-out", "loss", "validation_loss"),
+    ("training", "loss", "train_loss"),
+)
+"""Kind, metric and member of a version without `held_out`, such as an adapter of a fleet; the base's has `base_`."""
 _SIDES: Mapping[str, str] = {
     "adapter": "adapter",
     "base": "bare base",
@@ -38,14 +44,43 @@ def pairs(values: Mapping[str, object]) -> Pairs:
     return Pairs({name: dash(value) for name, value in values.items()})
 
 
+class Headline(NamedTuple):
+    """The metric that says most about a version, on the rows of one kind, for the version and for the bare base layer.
+
+    Held-out rows come first, because the loss on training rows does not say how good a version is on others.
+    """
+
+    kind: str
+    """`held-out` or `training`: the rows that it was computed on."""
+    metric: str
+    own: float
+    base: float | None
+
+    @property
+    def heading(self) -> str:
+        """`held-out loss`."""
+        return f"{self.kind} {self.metric}"
+
+    @property
+    def gain(self) -> float | None:
+        """Return how much better the version is than the base layer; None without a figure of the base layer."""
+        if self.base is None:
+            return None
+        return self.own - self.base if _METRICS[self.metric] == _HIGHER else self.base - self.own
+
+    def __str__(self) -> str:
+        return f"{self.heading} {number(self.own)} (base {number(self.base)})"
+
+
 def held_out(metrics: Mapping[str, Any] | None) -> Fitting | None:
     """The metrics on held-out rows, with the adapter and without; None where no rows were held out."""
-    told = (metrics or {}).get("held_out")
+    told = (metrics or {}).get("held_out") or _validation(metrics or {})
     if not told:
         return None
     sides = [side for side in _SIDES if told.get(side)]
     headings = [_SIDES[side] for side in sides]
-    made = Fitting("", *headings, title=f"On {told['rows']:,} held-out rows", right=headings)
+    title = f"On {told['rows']:,} held-out rows" if "rows" in told else "On held-out rows"
+    made = Fitting("", *headings, title=title, right=headings)
     for name, arrow in _METRICS.items():
         if name in told["adapter"]:
             cells = [
@@ -78,16 +113,17 @@ def outcome(job: JobFields) -> list[str]:
     return lines
 
 
-def headline(version: Version) -> str:
-    """The one metric that says most about a version: its own, and the bare base layer's."""
-    metrics = version.metrics or {}
-    told = metrics.get("held_out") or {"adapter": {}}
+def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
+    """Return the metric that says most about a version; None without metrics."""
+    told = metrics or {}
+    sides = told.get("held_out") or {"adapter": {}}
     for name in _HEADLINES:
-        if told["adapter"].get(name) is not None:
-            return f"{name} {number(told['adapter'][name])} (base {number(told['base'].get(name))})"
-    if metrics.get("train_loss") is not None:
-        return f"train_loss {number(metrics['train_loss'])} (base {number(metrics.get('base_train_loss'))})"
-    return "–"
+        if sides["adapter"].get(name) is not None:
+            return Headline("held-out", name, sides["adapter"][name], sides["base"].get(name))
+    for kind, name, member in _WITHOUT_EVALUATION:
+        if told.get(member) is not None:
+            return Headline(kind, name, told[member], told.get(f"base_{member}"))
+    return None
 
 
 def number(value: object) -> str:
@@ -112,6 +148,17 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
+
+
+def _validation(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the losses on held-out rows in the form of `held_out`; empty if no rows were held out."""
+    if metrics.get("validation_loss") is None:
+        return {}
+    names = ("loss", "accuracy")
+    return {
+        "adapter": {name: metrics[f"validation_{name}"] for name in names if f"validation_{name}" in metrics},
+        "base": {name: metrics.get(f"base_validation_{name}") for name in names},
+    }
 
 
 def _with_interval(told: Mapping[str, Any], name: str) -> str:

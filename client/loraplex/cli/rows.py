@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 
 from loraplex.cli.columns import Selection, has_columns
 from loraplex.cli.failures import BadFile, WrongUsage
+from loraplex.cli.table_files import read_table_file
 from loraplex.dataset_results import Column
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
-_KINDS = (*_JSON_LINES, ".csv", ".npy")
+_TABLES = (".parquet", ".arrow", ".arrows", ".npz")
+_KINDS = (".csv", *_JSON_LINES, ".npy", *_TABLES)
 _SHOWN = 40
 _WRONG = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deep"}
 
@@ -95,7 +97,7 @@ class Rows:
 
 
 def read_rows(source: str, *, limit: int | None, expected: Selection | None) -> Rows:
-    """Rows of a CSV, JSON lines or NPY file, or of standard input (`-`), where the first byte tells which it is.
+    """Rows of a file, by its ending, or of standard input (`-`), where the first byte tells whether it is JSON or CSV.
 
     A first line of nothing but numbers is a row, unless it has the `expected` columns. Raises `BadFile` and
     `WrongUsage`.
@@ -109,13 +111,16 @@ def read_rows(source: str, *, limit: int | None, expected: Selection | None) -> 
             return _read_text(file, "standard input", limit, expected, as_json=None)
         if kind == ".npy":
             return _read_npy(path, limit)
+        if kind in _TABLES:
+            names, cells = read_table_file(path, limit)
+            return _checked(Rows(source=path.name, names=names, cells=cells))
         if kind in _JSON_LINES or kind == ".csv":
             with path.open(encoding="utf-8-sig", newline="") as opened:
                 return _read_text(opened, path.name, limit, expected, as_json=kind != ".csv")
     except (OSError, UnicodeDecodeError, csv.Error, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else _WRONG.get(type(error), str(error))
         raise BadFile(f"Cannot read {'standard input' if source == STDIN else source}: {reason}") from None
-    raise WrongUsage(f"{source}: rows come from .csv, .jsonl, .ndjson or .npy, or from standard input (-).")
+    raise WrongUsage(f"{source}: rows come from {', '.join(_KINDS)}, or from standard input (-).")
 
 
 def can_read(file: Path) -> bool:

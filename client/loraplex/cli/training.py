@@ -11,6 +11,7 @@ from loraplex.cli.columns import selected, split_names
 from loraplex.cli.completing import complete_adapter, complete_dataset
 from loraplex.cli.datasets import find_dataset, name_of, put_dataset
 from loraplex.cli.failures import WrongUsage
+from loraplex.cli.fleet_summary import fleet_summary
 from loraplex.cli.following import follow
 from loraplex.cli.reporting import held_out, is_live, losses, outcome, pairs, size
 from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, make_request
@@ -243,6 +244,8 @@ def show_ended(session: Session, job: JobFields, *, rows_of: Path | None = None)
     shown: list[Any] = []
     if job.status is JobStatus.SUCCEEDED:
         shown += [metrics, ""] if metrics is not None else []
+        summary = fleet_summary(session, job)
+        shown += [*summary, ""] if summary else []
         shown += [line for line in (losses(job.metrics), *outcome(job)) if line]
     session.give(job, *shown)
     if job.status is JobStatus.SUCCEEDED and job.result is not None:
