@@ -134,7 +134,11 @@ class Settings(BaseSettings):
         description="Rows computed together; a larger request is cut, so that others wait for one such batch at most.",
     )
     lease_seconds: float = Field(
-        15, ge=1, le=3600, description="Seconds after its last heartbeat that a trainer counts as dead."
+        15,
+        ge=1,
+        le=3600,
+        description="Seconds after its last heartbeat that a trainer counts as dead, and that a child process may be "
+        "stopped (SIGSTOP) before it is killed.",
     )
     shutdown_grace_seconds: float = Field(
         30, ge=1, le=3600, description="Seconds that requests in flight get to finish after SIGTERM."

@@ -68,8 +68,11 @@ _BAD_CHUNKS = (
     b"4\r\nhello",
     b"5\r\nhello\n0\r\n\r\n",
     b"x\r\n",
+    b"ffffffffffffffffff\r\n",
+    b'5;a="\r\n"\r\nhello',
+    b"0\r\nContent-Length: 5\r\n\r\n",
+    b"5;a\nhello",
 )
-_BAD_CHUNKS += (b"ffffffffffffffffff\r\n", b'5;a="\r\n"\r\nhello', b"0\r\nContent-Length: 5\r\n\r\n", b"5;a\nhello")
 
 
 @dataclass

@@ -127,7 +127,8 @@ def _lasting(answers: list[Answer]) -> list[tuple[int, list[tuple[bytes, bytes]]
 
 
 async def _try_all(service: Service, through_asgi: Any) -> list[str]:
-    made, faults = Maker(SEED), []
+    made = Maker(SEED)
+    faults: list[str] = []
     left = STREAMS
 
     async def work(ports: Sequence[int]) -> None:

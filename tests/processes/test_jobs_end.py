@@ -84,6 +84,28 @@ def test_an_end_that_cannot_be_written_is_found_again_when_the_lease_has_run_out
     assert versions(client, "unheard") == [1]
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_publish_of_unknown_outcome_does_not_fail_the_job(
+    training: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    client, service = training
+    publish, name = service.catalog.publish, f"unsure-{committed}"
+    failed = threading.Event()
+
+    def publish_once(*arguments: Any, **also: Any) -> Any:
+        if failed.is_set():
+            return publish(*arguments, **also)
+        failed.set()
+        if committed:
+            publish(*arguments, **also)
+        raise StorageFull("the disk is full", outcome_unknown=True)
+
+    monkeypatch.setattr(service.catalog, "publish", publish_once)
+    job = wait_for_job(client, submit(client, name))
+    assert (job["status"], job["attempt"]) == ("succeeded", 1 if committed else 2)
+    assert versions(client, name) == [1]
+
+
 def test_a_heartbeat_that_cannot_be_written_does_not_end_a_fit(
     training: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from adapters.jobs import Status
+from adapters.training.fitter import Fitter
 from app.service import Service
 from tests.conftest import Serve
 from tests.harness import ServiceProcess, eventually, wait_for_job
@@ -153,7 +154,8 @@ def _fit() -> Any:
 
 def test_the_fence_alone_refuses_what_comes_too_late(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client, service = serve(trainer=True, lease_seconds=1)
-    # A trainer that looks at its lease nowhere but where it publishes.
+    # A trainer that looks at its lease nowhere but where it publishes, and waits for a fit that stands still.
+    monkeypatch.setattr(Fitter, "_end_if_stopped", lambda _: None)
     monkeypatch.setattr(service.queue, "check_ours", lambda _: None)
     monkeypatch.setattr(service.queue, "heartbeat", lambda *_, **__: None)
     assert wait_for_job(client, submit(client, "first"))["status"] == "succeeded"
