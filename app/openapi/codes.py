@@ -68,7 +68,7 @@ OWN: Mapping[str, Iterable[str]] = {
 
 def codes(operation: Mapping[str, Any]) -> set[str]:
     """All of an operation of the document, whose parameters and bodies are complete."""
-    found = {"internal_error", "head_too_large", "too_many_open_files", *OWN[operation["operationId"]]}
+    found = {"internal_error", "head_too_large", "not_http", "too_many_open_files", *OWN[operation["operationId"]]}
     parameters = {parameter.get("name", parameter.get("$ref")) for parameter in operation["parameters"]}
     found |= {"feature_space_mismatch"} if "#/components/parameters/FeatureSpace" in parameters else set()
     found |= {"precondition_failed"} if "#/components/parameters/IfMatch" in parameters else set()
