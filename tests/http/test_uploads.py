@@ -55,6 +55,7 @@ def test_the_first_upload_is_version_1_and_live(client: httpx.Client) -> None:
         "aliases": {"live": 1},
         "live": version,
         "versions": 1,
+        "problem": None,
     }
     assert client.get("/adapters/acme/versions/1").json() == version
     assert _predict(client, "acme") == pytest.approx(_dense(1), rel=1e-5)
