@@ -1,7 +1,8 @@
-"""The process that reads one large JSON body, under a limit of memory that ends with the process.
+"""Process that reads one large JSON body under a memory limit, so that a hostile body cannot exhaust the service.
 
-It gets one line of JSON and the body on standard input. Its answer is one line of JSON, then lists as JSON lines, then
-arrays as raw float32: `adapters.json_reading` puts them together again.
+Standard input has one line of JSON, the request, and then the body. It must stay open until the answer is read: the
+process exits when it is closed. Standard output has one line of JSON, the head, then the long lists as JSON texts and
+then the arrays as raw float32. `adapters.json_reading` starts the process and joins the parts of the answer.
 """
 
 # N rows · C columns
@@ -20,35 +21,36 @@ from adapters.matrices import Float32, LongList
 from adapters.strict_json import decode
 
 MOST_SMALL_BYTES = 2**24
-"""JSON that an answer may have besides arrays: whoever gets it parses it at once."""
+"""Most bytes of JSON in an answer, arrays excluded. The service parses it all at once and without this memory limit."""
 PLAIN, LINES, LONG = range(3)
-"""How a list is told: as it is, as lines that follow, or as a `LongList`."""
+"""Encoding of a list: entries in the head, entries in the lines after the head, or a `LongList`."""
 _MOST_PLAIN = 1000
-_ENTRIES_A_LINE = 5000
-_KEPT = 100
-"""Entries of a list, and characters of a text in it, that suffice to show it."""
+_ENTRIES_PER_LINE = 5000
+_ENTRIES_KEPT = 100
+"""Entries that are kept of a list that is cut, which is enough for an error message."""
 _LONGEST_TEXT = 2**16
+"""Characters that are kept of a string."""
 
 
 def main() -> None:
-    """Read one body."""
+    """Read one request and its body from standard input, and write the answer to standard output."""
     gc.disable()
     request = json.loads(sys.stdin.buffer.readline())
-    # Whoever waits for an answer goes first.
+    # Lower the priority: the service's short requests must not wait for a large body.
     os.nice(10)
     for kind, limit in ((resource.RLIMIT_DATA, request["memory_bytes"]), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (limit, limit))
     writer = Answer(longest=request["longest"])
     try:
         body = sys.stdin.buffer.read(request["length"])
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        threading.Thread(target=_exit_on_closed_input, daemon=True).start()
         text = decode(body, what=request["what"])
         del body
         head = writer.head(read_large(text, columns=request["columns"], what=request["what"]))
     except LoraplexError as error:
         given = {} if "given" not in error.members() else {"given": error.members()["given"]}
-        about = {"detail": error.members()["detail"], "field": error.field, "row": error.row}
-        head = {"error": type(error).__name__, "members": about | given | {"expected": error.expected}}
+        members = {"detail": error.members()["detail"], "field": error.field, "row": error.row}
+        head = {"error": type(error).__name__, "members": members | given | {"expected": error.expected}}
         writer = Answer(longest=0)
     except MemoryError:
         head, writer = {"out_of_memory": True}, Answer(longest=0)
@@ -57,34 +59,39 @@ def main() -> None:
     writer.write(head, sys.stdout.buffer)
 
 
-def _end_with_parent() -> None:
+def _exit_on_closed_input() -> None:
+    """Exit when standard input is closed, which also happens if the parent process dies."""
     while os.read(0, 1024):
         pass
     os._exit(0)
 
 
 class Answer:
-    """A value on its way to the process that asked for it."""
+    """Encoder of one value for the parent process.
+
+    Call `head`, then `write`. A list longer than `longest`, and than the longest table, is cut to its first entries.
+    """
 
     def __init__(self, *, longest: int) -> None:
         self._longest = longest
         self._lines: list[str] = []
         self._arrays: list[Float32] = []
-        self._small_bytes = 0
+        self._json_bytes = 0
 
     def head(self, value: object) -> dict[str, Any]:
-        """Return the first line; raise `OutOfRange` for a value that is large without its arrays."""
-        self._longest = max(self._longest, _longest_table(value))
-        told = self._tell(value)
-        self._count(len(json.dumps(told)))
+        """Encode a value and return the head; raise `OutOfRange` for more than `MOST_SMALL_BYTES` without arrays."""
+        # A list with an entry for each row, such as labels, is as long as the table.
+        self._longest = max(self._longest, _most_rows(value))
+        encoded = self._encode(value)
+        self._count_json(len(json.dumps(encoded)))
         return {
-            "value": told,
+            "value": encoded,
             "lines": [len(line) for line in self._lines],
             "arrays": [array.shape for array in self._arrays],
         }
 
     def write(self, head: dict[str, Any], file: BinaryIO) -> None:
-        """Write everything."""
+        """Write the head, the lines and the arrays."""
         file.write(json.dumps(head).encode() + b"\n")
         for line in self._lines:
             file.write(line.encode())
@@ -92,52 +99,54 @@ class Answer:
             file.write(array.data.cast("B"))
         file.flush()
 
-    def _tell(self, value: Any) -> Any:
-        """Return the value with each list as a pair: how it is told, and what is told."""
+    def _encode(self, value: Any) -> Any:
+        """Return the value with each list replaced by `[encoding, content]`, and with strings cut."""
         if isinstance(value, dict):
-            return {_cut_text(key): self._tell(entry) for key, entry in value.items()}
+            return {_cut_text(key): self._encode(entry) for key, entry in value.items()}
         if isinstance(value, LongList):
-            return [LONG, self._tell_table(value)]
+            return [LONG, self._encode_table(value)]
         if not isinstance(value, list):
             return _cut_text(value) if isinstance(value, str) else value
         if len(value) > self._longest:
-            return [LONG, {"length": len(value), "first": [self._cut(entry) for entry in value[:_KEPT]]}]
+            return [LONG, {"length": len(value), "first": [self._cut(entry) for entry in value[:_ENTRIES_KEPT]]}]
         if len(value) <= _MOST_PLAIN:
-            return [PLAIN, [self._tell(entry) for entry in value]]
+            return [PLAIN, [self._encode(entry) for entry in value]]
         begin = len(self._lines)
-        for at in range(0, len(value), _ENTRIES_A_LINE):
-            line = json.dumps(value[at : at + _ENTRIES_A_LINE])
-            self._count(len(line))
+        for at in range(0, len(value), _ENTRIES_PER_LINE):
+            line = json.dumps(value[at : at + _ENTRIES_PER_LINE])
+            self._count_json(len(line))
             self._lines.append(line)
         return [LINES, [begin, len(self._lines)]]
 
-    def _tell_table(self, value: LongList) -> dict[str, Any]:
+    def _encode_table(self, value: LongList) -> dict[str, Any]:
+        """Return the content of a table: its length, its first row, its faulty rows and the index of its array."""
         table = value.table
         assert table is not None
-        told: dict[str, Any] = {"length": len(value), "first": [self._cut(value[0])]}
+        encoded: dict[str, Any] = {"length": len(value), "first": [self._cut(value[0])]}
         if table.odd is not None:
-            told["odd"] = [table.odd[0], self._cut(table.odd[1])]
+            encoded["odd"] = [table.odd[0], self._cut(table.odd[1])]
         if table.bad is not None:
-            told["bad"] = [*table.bad[:2], self._cut(table.bad[2])]
+            encoded["bad"] = [*table.bad[:2], self._cut(table.bad[2])]
         if table.numbers_NC is not None:
-            told["array"] = len(self._arrays)
+            encoded["array"] = len(self._arrays)
             self._arrays.append(table.numbers_NC)
-        return told
+        return encoded
 
     def _cut(self, value: Any) -> Any:
-        """Return enough of a value to show it, told as `_tell` does; of a list also its length."""
+        """Return the start of a value for an error message, encoded as in `_encode`. A list keeps its length."""
         if isinstance(value, str):
             return _cut_text(value)
         if isinstance(value, dict):
-            return {_cut_text(key): self._cut(entry) for key, entry in [*value.items()][:_KEPT]}
+            return {_cut_text(key): self._cut(entry) for key, entry in [*value.items()][:_ENTRIES_KEPT]}
         if isinstance(value, list):
-            first = [self._cut(entry) for entry in value[:_KEPT]]
-            return [PLAIN, first] if len(value) <= _KEPT else [LONG, {"length": len(value), "first": first}]
+            first = [self._cut(entry) for entry in value[:_ENTRIES_KEPT]]
+            return [PLAIN, first] if len(value) <= _ENTRIES_KEPT else [LONG, {"length": len(value), "first": first}]
         return value
 
-    def _count(self, size: int) -> None:
-        self._small_bytes += size
-        if self._small_bytes > MOST_SMALL_BYTES:
+    def _count_json(self, size: int) -> None:
+        """Add to the bytes of JSON; raise `OutOfRange` if there are too many."""
+        self._json_bytes += size
+        if self._json_bytes > MOST_SMALL_BYTES:
             raise OutOfRange(
                 f"besides rows of numbers the body has more than {MOST_SMALL_BYTES} bytes of JSON",
                 field="body",
@@ -145,11 +154,12 @@ class Answer:
             )
 
 
-def _longest_table(value: Any) -> int:
+def _most_rows(value: Any) -> int:
+    """Return the rows of the longest table in a value and its nested objects; 0 if there is none."""
     if isinstance(value, LongList):
         return len(value)
     if isinstance(value, dict):
-        return max(map(_longest_table, value.values()), default=0)
+        return max(map(_most_rows, value.values()), default=0)
     return 0
 
 

@@ -1,7 +1,7 @@
-"""A large JSON text → its values, in memory that stays near the size of the text.
+"""Reader for a large JSON text that keeps memory near the size of the text.
 
-Strings, numbers and the rows of tables are read by the standard library's scanner, as `strict_json` reads them. What
-differs is what stays in memory: a list of lists of numbers becomes float32 batch by batch.
+A table, which is a list whose first entry is a list, is converted to float32 in batches of rows. Its rows, and all
+other values, are parsed by the standard library's scanner, as in `strict_json`.
 """
 
 # N rows · C columns
@@ -19,41 +19,49 @@ from adapters.matrices import Float32, LongList, Table, find_bad_number, matrix
 from adapters.strict_json import DECODER, parse_text, repeated_key
 
 MOST_KEYS = 10_000
-"""Keys that one object may have: a valid one has a few dozen, apart from free parameters."""
+"""Most keys of one object. A valid object has a few dozen, apart from free parameters."""
 _MOST_OBJECTS = 1000
-"""Objects that one list may have: a valid one has a tensor or two."""
+"""Most entries of a list whose first entry is an object. A valid list has one or two tensors."""
 _DEEPEST = 5
-"""Levels that are walked here, which is where tables may be; deeper values are read whole."""
+"""Levels of nesting at which tables are converted. The scanner reads a deeper value as a whole."""
 _BATCH_NUMBERS = 2**16
-_MAYBE_LABELS = "targets"
-"""A field whose rows may list labels: such rows are kept as they are."""
+"""Numbers and rows that are collected before they are converted to float32."""
+_LABELS_FIELD = "targets"
+"""Name of a field whose rows may be lists of labels. If they are not numbers, the list is read as a whole."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _EXACT_SCAN: Any = DECODER.scan_once  # type: ignore[attr-defined]  # typeshed leaves it out
 _QUICK_SCAN: Any = json.JSONDecoder(object_pairs_hook=DECODER.object_pairs_hook).scan_once  # type: ignore[attr-defined]
-"""As `DECODER` scans, without a call for each whole number; raises `ValueError` for one with thousands of digits."""
+"""Scanner like `_EXACT_SCAN`, but faster: it makes no Python call for each integer.
+
+It raises `ValueError` for an integer with thousands of digits, which `_EXACT_SCAN` reads.
+"""
 
 
 class _MalformedError(Exception):
-    """The text is not JSON at the position that is the argument."""
+    """Malformed JSON; the argument is the position in the text."""
 
 
 def read_large(text: str, *, columns: Mapping[str, int] | None = None, what: str = "the body") -> object:
-    """Return what `strict_json.parse_text` would return, with each table as a `LongList`.
+    """Return the value that `strict_json.parse_text` returns, but with each table as a `LongList`.
 
-    `columns`: how many numbers a row of a table has, by the table's field, such as `data.inputs`; a fault in such a
-    table ends the reading with the error of `matrix`. Raises that, what `parse_text` raises, and `OutOfRange` for an
-    object with more than `MOST_KEYS` keys.
+    `columns` maps the path of a table, such as `data.inputs`, to the length of its rows. A table in `columns` is
+    checked while it is read, and its first fault raises the error of `matrix`. Faults in other tables are recorded in
+    the `LongList`. `what` names the text in errors.
+
+    Raises the errors of `matrix` and `parse_text`, and `OutOfRange` for an object with more than `MOST_KEYS` keys or a
+    list with more than `_MOST_OBJECTS` objects.
     """
     try:
         return _Reader(text, columns or {}).read()
     except (_MalformedError, json.JSONDecodeError, RecursionError, StopIteration) as error:
-        # The exact reading decides what is wrong.
+        # Parse the text again with `parse_text`, so that the error is the same as for a small body.
         with suppress(MemoryError):
             parse_text(text, what=what)
         raise NotJson(f"{what} is not JSON: {error}", expected="JSON") from None
 
 
 def _scan(text: str, at: int) -> tuple[Any, int]:
+    """Parse the value at a position; return it and the position after it."""
     try:
         value, at = _QUICK_SCAN(text, at)
     except json.JSONDecodeError:
@@ -64,18 +72,21 @@ def _scan(text: str, at: int) -> tuple[Any, int]:
 
 
 class _Reader:
+    """Recursive-descent parser. Its methods take a position and return a value and the position after it."""
+
     def __init__(self, text: str, columns: Mapping[str, int]) -> None:
         self._text = text
         self._columns = columns
 
     def read(self) -> object:
+        """Return the value of the whole text."""
         value, at = self._value(self._skip(0), 0, "")
         if self._skip(at) != len(self._text):
             raise _MalformedError(at)
         return value
 
     def _skip(self, at: int) -> int:
-        """Return the position of what follows white space."""
+        """Return the position after any white space."""
         match = _SPACE.match(self._text, at)
         assert match is not None
         return match.end()
@@ -101,21 +112,21 @@ class _Reader:
             at = self._skip(at)
             if text[at : at + 1] != ":":
                 raise _MalformedError(at)
-            # Raised here and now: nobody waits until millions of keys are read.
+            # Check each key as it is read, because an object may have millions of them.
             if key in result:
                 raise repeated_key(key)
             if len(result) == MOST_KEYS:
                 raise OutOfRange(
                     f"an object has more than {MOST_KEYS} keys", field=key, expected=f"at most {MOST_KEYS} keys"
                 )
-            within = f"{field}.{key}" if field else key
-            result[key], at = self._value(self._skip(at + 1), depth + 1, within)
-            ends, at = self._ends(at, "}")
-            if ends:
+            path = f"{field}.{key}" if field else key
+            result[key], at = self._value(self._skip(at + 1), depth + 1, path)
+            is_end, at = self._read_separator(at, "}")
+            if is_end:
                 return result, at
 
-    def _ends(self, at: int, bracket: str) -> tuple[bool, int]:
-        """Return whether a list or object ends here, and the position after that or after the comma."""
+    def _read_separator(self, at: int, bracket: str) -> tuple[bool, int]:
+        """Read the bracket or the comma after an entry; return whether it is the bracket, and the next position."""
         at = self._skip(at)
         char = self._text[at : at + 1]
         if char == bracket:
@@ -128,10 +139,10 @@ class _Reader:
         at = self._skip(begin + 1)
         char = self._text[at : at + 1]
         if char == "[":
-            rows = self._table(at, field)
-            table = rows[0].table
-            if field.rpartition(".")[2] != _MAYBE_LABELS or (table is not None and table.numbers_NC is not None):
-                return rows
+            rows, end = self._table(at, field)
+            has_numbers = rows.table is not None and rows.table.numbers_NC is not None
+            if has_numbers or field.rpartition(".")[2] != _LABELS_FIELD:
+                return rows, end
         if char == "{":
             return self._objects(at, depth, field)
         return _scan(self._text, begin)
@@ -147,8 +158,8 @@ class _Reader:
                     expected=f"at most {_MOST_OBJECTS} objects",
                 )
             values.append(value)
-            ends, at = self._ends(at, "]")
-            if ends:
+            is_end, at = self._read_separator(at, "]")
+            if is_end:
                 return values, at
 
     def _table(self, at: int, field: str) -> tuple[LongList, int]:
@@ -159,13 +170,18 @@ class _Reader:
             if text[at : at + 2] == ",[":
                 at += 1
                 continue
-            ends, at = self._ends(at, "]")
-            if ends:
+            is_end, at = self._read_separator(at, "]")
+            if is_end:
                 return rows.finish(), at
 
 
 class _Rows:
-    """Rows of one table on their way into an array, a batch at a time."""
+    """Builder of one table: it collects rows and converts them to float32 in batches.
+
+    `Table.odd` is the first row that is empty, is not a list or differs in length from the first row. `Table.bad` is
+    the first number that `matrix` does not accept. After a fault, the numbers are dropped. After an odd row, the
+    remaining rows are only counted.
+    """
 
     def __init__(self, field: str, columns: int | None) -> None:
         self._field = field
@@ -178,7 +194,7 @@ class _Rows:
         self._table = Table()
 
     def add(self, row: Any) -> None:
-        """Take the next row."""
+        """Add the next row."""
         if not self._count and not self._batch:
             self._first = row
         self._batch.append(row)
@@ -187,19 +203,20 @@ class _Rows:
             self._flush()
 
     def finish(self) -> LongList:
-        """Return the table, once all rows are there."""
+        """Return the table after the last row was added."""
         self._flush()
         if self._parts:
             numbers_NC = np.empty((self._count, len(self._first)), np.float32)
             begin = 0
-            for place, part in enumerate(self._parts):
+            for index, part in enumerate(self._parts):
                 numbers_NC[begin : begin + len(part)] = part
                 begin += len(part)
-                self._parts[place] = part[:0]
+                self._parts[index] = part[:0]
             self._table.numbers_NC = numbers_NC
         return LongList([self._first], self._count, self._table)
 
     def _flush(self) -> None:
+        """Convert the batch and empty it."""
         table, batch, begin = self._table, self._batch, self._count
         self._batch, self._batch_numbers = [], 0
         self._count += len(batch)
@@ -209,9 +226,9 @@ class _Rows:
             self._parts.append(matrix(batch, field=self._field, columns=self._columns, begin=begin))
             return
         width = len(self._first)
-        for place, row in enumerate(batch):
+        for index, row in enumerate(batch):
             if type(row) is not list or len(row) != width or not row:
-                table.odd = (begin + place, row)
+                table.odd = (begin + index, row)
                 self._parts = []
                 return
         if table.bad is not None:

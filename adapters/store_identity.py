@@ -1,15 +1,15 @@
-"""Whether a catalogue and a folder of blobs belong together, checked before anything is created, migrated or swept.
+"""Check that a catalogue and a folder of blobs belong together, before anything is created, migrated or swept.
 
-Three places say so:
+The store id, a random string, is stored three times:
 
-- the table `catalog`: a random store id and the revision;
-- `blobs/store-id`: the same id. It is written after the catalogue's is committed, so a crash in between leaves a
-  catalogue with an id and a folder without one, and the next start completes the pair;
-- `store-id` in the data folder: the id of the pair that was opened here. A restore into an empty folder does not have
-  it. Blobs that were copied after the catalogue may then be newer than it. If the file is there, newer blobs mean that
-  an older catalogue was put back beside the live blobs.
+- in the table `catalog`, with the catalogue's revision;
+- in `blobs/store-id`. This file is written after the catalogue's id is committed. If a crash comes in between, the
+  catalogue has an id and the folder of blobs has none, and the next start writes the file;
+- in `store-id` in the data folder, which records the store that was last opened in this folder. A backup that is
+  restored into an empty folder does not have this file. The blobs may then be newer than the catalogue, because they
+  were copied after it. If the file exists and blobs are newer, an older catalogue was restored next to the live blobs.
 
-This module imports neither SQLAlchemy nor torch: the supervisor checks before it starts anything.
+The check does not import SQLAlchemy or torch, because the supervisor runs it before it starts other processes.
 """
 
 import fcntl
@@ -33,29 +33,31 @@ log = logging.getLogger(__name__)
 
 
 class Identity(NamedTuple):
-    """What the database says of the store."""
+    """Store id, revision and references that a catalogue holds."""
 
     store_id: str | None
-    """None if the catalogue is of an older release."""
+    """None if an older release wrote the catalogue."""
     revision: int
     references: frozenset[str]
-    """Blobs that rows refer to; only read if the folder of blobs has no id."""
+    """Names of the blobs that rows refer to; empty if they were not read."""
 
 
 def check_store(folder: Path) -> None:
     """Raise `CatalogNotLoadable` if the catalogue and the blobs in a data folder do not belong together.
 
-    Changes nothing. Raises `CatalogBusy` if the catalogue is locked for long.
+    Writes nothing, but SQLite rolls back a transaction that a crash left in the catalogue's journal. Raises
+    `CatalogBusy` if the catalogue stays locked for `_BUSY_SECONDS`.
     """
-    # The folder before the catalogue: whatever is published meanwhile makes the catalogue newer, never the blobs.
+    # Read the folder before the catalogue. If another process publishes in between, the catalogue looks newer than the
+    # blobs, which is no error. In the other order, the blobs would look newer.
     opened_here = read_id(folder / STORE_ID)
     folder_id = read_id(folder / BLOBS / STORE_ID)
     names = blob_names(folder / BLOBS)
     catalog = _read_catalog(folder / CATALOG, with_references=folder_id is None)
-    found = _mismatch(folder, catalog, folder_id=folder_id, names=names, opened_here=opened_here)
-    if found is not None:
+    mismatch = _mismatch(folder, catalog, folder_id=folder_id, names=names, opened_here=opened_here)
+    if mismatch is not None:
         raise CatalogNotLoadable(
-            f"the catalogue {folder / CATALOG} and the blobs in {folder / BLOBS} do not belong together: {found}. "
+            f"the catalogue {folder / CATALOG} and the blobs in {folder / BLOBS} do not belong together: {mismatch}. "
             "Nothing was changed. Restore the catalogue and the blobs that belong together (docs/operations.md), or "
             "start once with --accept-catalog to take the catalogue as it is: blobs that it does not refer to then go "
             f"to {folder / 'quarantine'}"
@@ -63,12 +65,15 @@ def check_store(folder: Path) -> None:
 
 
 def newest_revision(folder: Path) -> int:
-    """Return the greatest revision in the name of a blob."""
+    """Return the greatest revision in the names of the blobs; 0 if there are none."""
     return max(map(revision_of, blob_names(folder / BLOBS)), default=0)
 
 
 def unreferenced(folder: Path) -> list[Path]:
-    """Return the blobs that no row of the catalogue refers to. Nobody may be publishing meanwhile."""
+    """Return the blobs that no row of the catalogue refers to: all of them if there is no catalogue.
+
+    The caller has to make sure that no process publishes at the same time.
+    """
     names = blob_names(folder / BLOBS)
     catalog = _read_catalog(folder / CATALOG, with_references=True)
     references = catalog.references if catalog else frozenset()
@@ -76,7 +81,7 @@ def unreferenced(folder: Path) -> list[Path]:
 
 
 def read_id(path: Path) -> str | None:
-    """Return the id in a file; None if there is none."""
+    """Return the id in a file; None if the file is missing or empty."""
     try:
         return path.read_text(errors="replace").strip() or None
     except FileNotFoundError:
@@ -84,16 +89,16 @@ def read_id(path: Path) -> str | None:
 
 
 def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int = 0) -> None:
-    """Write the ids that a checked store lacks, once its database has been migrated.
+    """Write the id files that are missing in a store that was checked and whose database was migrated.
 
-    If blobs are newer than the catalogue, as after a restore, its revision is raised to theirs, so that the next check
-    passes. With `accept`, the catalogue's id replaces whatever the folder has; `revision_at_least` is the newest of the
-    blobs that were moved out of the way.
+    If blobs are newer than the catalogue, as after a restore, the catalogue's revision is raised to the newest blob's,
+    so that the next check passes. With `accept`, the catalogue's id overwrites both id files. `revision_at_least` is
+    the newest revision among the blobs that were moved to the quarantine.
     """
-    mark, folder_mark = folder / STORE_ID, folder / BLOBS / STORE_ID
-    if not accept and (opened_here := read_id(mark)) is not None and opened_here == read_id(folder_mark):
+    opened_here_file, folder_id_file = folder / STORE_ID, folder / BLOBS / STORE_ID
+    if not accept and (opened_here := read_id(opened_here_file)) is not None and opened_here == read_id(folder_id_file):
         return
-    with _opened_alone(folder), connected(folder / CATALOG) as connection:
+    with _migration_lock(folder), connected(folder / CATALOG) as connection:
         newest = max(newest_revision(folder), revision_at_least)
         store_id, revision = connection.execute("SELECT store_id, revision FROM catalog").fetchone()
         if newest > revision:
@@ -102,14 +107,15 @@ def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int
             connection.execute("PRAGMA journal_mode=TRUNCATE")
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("UPDATE catalog SET revision = max(revision, ?)", (newest,))
-        # In this order: with the second file, newer blobs are an error.
-        _write_id(folder_mark, store_id)
-        _write_id(mark, store_id)
+        # The data folder's file comes last, because newer blobs are an error if it exists. It must not exist before
+        # the catalogue's revision is raised.
+        _write_id(folder_id_file, store_id)
+        _write_id(opened_here_file, store_id)
 
 
 @contextmanager
-def _opened_alone(folder: Path) -> Iterator[None]:
-    """Hold the lock under which a store is migrated and completed: two writers would share a temporary file."""
+def _migration_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock for migrating and completing a store: `_write_id` uses one temporary file for all processes."""
     with (folder / "migrate.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -117,9 +123,10 @@ def _opened_alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def connected(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to an existing catalogue, without SQLAlchemy; raises `CatalogBusy` and `CatalogNotLoadable`.
+    """Open an existing catalogue without SQLAlchemy, and close it at the end of the block.
 
-    It may write, because what a crash left in the journal has to be rolled back before anything can be read.
+    The connection is not read-only, because SQLite must roll back a transaction that a crash left in the journal before
+    it can read. Raises `CatalogBusy` and `CatalogNotLoadable`, also for SQLite errors inside the block.
     """
     try:
         uri = f"file:{quote(str(path))}?mode=rw"
@@ -135,14 +142,14 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def damaged(path: Path, finding: str) -> CatalogNotLoadable:
-    """The error of a catalogue whose file is not what SQLite has written."""
+    """Return the error for a catalogue whose file is corrupt."""
     return CatalogNotLoadable(
         f"the catalogue {path} is damaged: {finding}; restore it from a backup (docs/operations.md)"
     )
 
 
 def _write_id(path: Path, store_id: str) -> None:
-    """Write an id to a file, durably: a crash leaves the whole id or what was there before."""
+    """Write an id to a file atomically and durably: after a crash, the file has the new or the old content."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:
         file.write(store_id)
@@ -155,7 +162,7 @@ def _write_id(path: Path, store_id: str) -> None:
 def _mismatch(
     folder: Path, catalog: Identity | None, *, folder_id: str | None, names: list[str], opened_here: str | None
 ) -> str | None:
-    """Return what does not fit, in words; None if everything does."""
+    """Return why the catalogue and the blobs do not belong together; None if they do."""
     if catalog is None:
         if folder_id is not None:
             return f"the catalogue is missing or empty, and the blobs are of the store {folder_id}"
@@ -177,24 +184,27 @@ def _mismatch(
 
 
 def _mismatch_without_id(folder: Path, catalog: Identity, *, names: list[str], opened_here: str | None) -> str | None:
+    """Return why a catalogue does not belong to a folder of blobs that has no store id; None if it does."""
     missing = catalog.references.difference(names)
     if catalog.store_id is None:
-        # The first start of this release on an older store: a single lost blob must not stop it.
+        # First start of this release on a store of an older one. Some blobs may have been lost before: refuse the
+        # store only if all of them are missing.
         if missing and len(missing) == len(catalog.references):
             return f"the catalogue refers to {len(missing)} blobs, and none of them is there"
         return None
     if read_id(folder / BLOBS / STORE_ID) == catalog.store_id:
-        return None  # another process has completed the pair since
+        return None  # Another process wrote the id after `check_store` read the folder.
     if missing:
         return f"the folder of blobs has no store id, and {len(missing)} blobs that the catalogue refers to are missing"
-    strangers = set(names).difference(catalog.references)
-    if strangers and opened_here == catalog.store_id:
-        return f"the folder of blobs has no store id, and {len(strangers)} blobs that the catalogue does not refer to"
+    unreferenced_names = set(names).difference(catalog.references)
+    if unreferenced_names and opened_here == catalog.store_id:
+        count = len(unreferenced_names)
+        return f"the folder of blobs has no store id, and {count} blobs that the catalogue does not refer to"
     return None
 
 
 def _read_catalog(path: Path, *, with_references: bool) -> Identity | None:
-    """Return what the catalogue says of the store; None if it is missing, empty or without tables."""
+    """Return the catalogue's identity; None if the file is missing or empty, or has no row in the table `catalog`."""
     try:
         if path.stat().st_size == 0:
             return None

@@ -1,7 +1,8 @@
-"""uvicorn's HTTP/1.1 with limits: on the bytes of a head, on a client's silence, and on what counts as one request.
+"""uvicorn's HTTP/1.1 protocol with limits on the size of a head, on a client's silence and on how a body is framed.
 
-Everything here is for the connection before a request is answered. A request whose end is in doubt is refused, and its
-connection is closed: what follows it could be taken for a request that the client has not sent.
+The limits apply while a request is read, not while its response is written. A request is refused, and its connection
+closed, if it is ambiguous where the request ends: the bytes after it could be read as a request that the client did
+not send (request smuggling).
 """
 
 import asyncio
@@ -18,21 +19,25 @@ from app.open_connections import OpenConnections
 from app.problems import HeadTooLarge, NotHttp
 
 HEAD_SECONDS = 30.0
-"""A head that has begun is complete within this, or its connection is closed."""
+"""Longest time from the first bytes of a head to its end. After it, the connection is closed."""
 BODY_SECONDS = 75.0
-"""A body that has begun brings a byte within this, or its connection is closed."""
+"""Longest time without content while a body is read. After it, the connection is closed."""
 BETWEEN, HEAD, BODY = range(3)
-"""Which part of a request the parser is in: in none, before its headers are complete, after that."""
+"""Stage of the parser: between two requests, before the headers are complete, or before the body is complete."""
 BEGAN_INSIDE = -1
-"""Instead of a count of bytes: it begins anew inside the piece that is being parsed."""
-_LINE_AND_END = len(" " + " HTTP/1.1\r\n" + "\r\n")
+"""Value of a byte counter that restarts inside the current piece (the bytes of one `_feed` call)."""
+_REQUEST_LINE_REST = len(" " + " HTTP/1.1\r\n" + "\r\n")
 _HEADER_REST = len(": " + "\r\n")
 
 log = logging.getLogger(__name__)
 
 
 class GuardedHttp(HttpToolsProtocol):
-    """One connection. `stage` and the callbacks of the parser are the subclass's to keep, see `app.wire`."""
+    """One connection with limits on the requests that it reads.
+
+    The subclass in `app.wire` implements the callbacks for the head, calls `check_head_bytes` and `begin_body`, and
+    sets `stage` if it reads a request itself.
+    """
 
     def __init__(self, *args: Any, open_connections: OpenConnections, max_head_bytes: int, **named: Any) -> None:
         super().__init__(*args, **named)
@@ -40,18 +45,19 @@ class GuardedHttp(HttpToolsProtocol):
         self._max_head_bytes = max_head_bytes
         self.stage = BETWEEN
         self.head_bytes = 0
-        """Bytes of the head that has begun, without those of the piece that is being parsed. Negative: the piece has
-        other requests before it."""
-        self._framing_bytes = 0
-        """Bytes of a chunked body that are not its content, since the last that were. Negative: some were in this
-        piece."""
+        """Bytes of the current head in earlier pieces. `BEGAN_INSIDE` if another request ended in the current piece."""
+        self._bytes_without_content = 0
+        """Bytes of chunk framing and trailers since the last content of a chunked body. `BEGAN_INSIDE` if the current
+        piece has content."""
         self._is_chunked = False
         self._silent_since = 0.0
-        """When the last piece of a head's beginning, or of a body, came."""
+        """Time at which the current head began, or at which the last content of the current body arrived."""
         self.rests_since = 0.0
-        self._body_framing = b""
-        """Header lines that say how long the body is, of a request that asks for an upgrade."""
+        """Time of the last complete response, or of the connection's start if there is none."""
+        self._upgrade_framing = b""
+        """Header line that frames the body of a request with an `Upgrade` header; empty for other requests."""
         self._is_resuming = False
+        """Whether the parser is reading the head that `_resume_body` made."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, and close it if there are too many."""
@@ -66,7 +72,7 @@ class GuardedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came: never more at once than a head may have, because the parser keeps all of a head."""
+        """Parse the data in pieces of at most `max_head_bytes`, because the parser keeps a whole head in memory."""
         most = self._max_head_bytes
         if len(data) > most:
             view = memoryview(data)
@@ -76,7 +82,10 @@ class GuardedHttp(HttpToolsProtocol):
             self._feed(data)
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, as uvicorn does, without a timer for each."""
+        """Start the next pipelined request, as uvicorn does, but set no keep-alive timer for each request.
+
+        `OpenConnections` closes idle connections with one timer for all of them.
+        """
         self.server_state.total_requests += 1
         self.rests_since = self.loop.time()
         if self.transport.is_closing():
@@ -87,30 +96,33 @@ class GuardedHttp(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
-        """Pass a part of a body on."""
-        self._framing_bytes = BEGAN_INSIDE
+        """Pass part of a body to the ASGI call, and restart the count of framing bytes."""
+        self._bytes_without_content = BEGAN_INSIDE
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End a request that is an ASGI call."""
-        if self._body_framing:
-            return  # This is only the end of its head: `_resume_body` reads the body.
+        """Complete the request of an ASGI call."""
+        if self._upgrade_framing:
+            return  # The parser ends an upgrade request after its head: `_resume_body` reads the body.
         if self._is_chunked:
             self._is_chunked = False
-            self._end_trailers()
+            self._check_trailers()
         self.stage, self.head_bytes = BETWEEN, BEGAN_INSIDE
         super().on_message_complete()
 
     def check_head_bytes(self) -> None:
-        """Raise `HeadTooLarge` if a head that came in several pieces has too many bytes."""
-        size = len(self.parser.get_method()) + len(self.url) + _LINE_AND_END
-        if size + _bytes_of(self.headers) > self._max_head_bytes:
+        """Raise `HeadTooLarge` if a head is too large. Only a head that arrived in several pieces can be.
+
+        The size is computed from the parsed headers, with ": " between a name and its value.
+        """
+        size = len(self.parser.get_method()) + len(self.url) + _REQUEST_LINE_REST
+        if size + _header_bytes(self.headers) > self._max_head_bytes:
             raise self._head_too_large()
 
     def begin_body(self) -> bool:
-        """Check how the body is framed; return False if the head is one of `_resume_body`.
+        """Check how the body is framed; return False if `_resume_body` made the head and the request is known already.
 
-        Raises `NotHttp` if there is more than one way to read it: a proxy in front may have read it the other way.
+        Raises `NotHttp` if the framing is ambiguous: a proxy in front of the service may have read it differently.
         """
         if self._is_resuming:
             self._is_resuming = False
@@ -130,23 +142,23 @@ class GuardedHttp(HttpToolsProtocol):
                 raise NotHttp("CONNECT is for proxies, and this is not one")
             lengths = [value for name, value in self.headers if name == b"content-length"]
             if codings:
-                self._body_framing = b"transfer-encoding: chunked\r\n"
+                self._upgrade_framing = b"transfer-encoding: chunked\r\n"
             elif lengths:
-                self._body_framing = b"content-length: %b\r\n" % lengths[0]
+                self._upgrade_framing = b"content-length: %b\r\n" % lengths[0]
         self._is_chunked = bool(codings)
-        self._framing_bytes = BEGAN_INSIDE
+        self._bytes_without_content = BEGAN_INSIDE
         self.stage = BODY
         return True
 
     def is_overdue(self, now: float) -> bool:
         """Return whether the client has been silent for too long."""
         if self.parser is None:
-            return False  # It is refused, or gone: its end is near.
+            return False  # A request was refused or the connection is lost: it closes without a deadline.
         cycle = self.cycle
         is_answering = not getattr(cycle, "response_complete", True)
         if self.stage == BODY:
             if self.flow.read_paused or getattr(cycle, "waiting_for_100_continue", False):
-                self._silent_since = now  # The client waits for us.
+                self._silent_since = now  # The client cannot send: it waits for the service to read.
             return now - self._silent_since > BODY_SECONDS
         if is_answering:
             self._silent_since = now
@@ -156,7 +168,10 @@ class GuardedHttp(HttpToolsProtocol):
         return now - self.rests_since > self.timeout_keep_alive
 
     def waits_since(self) -> tuple[bool, float] | None:
-        """Return whether a head has begun, and since when nothing is going on; None if a request is."""
+        """Return whether a head has begun, and since when the client has been silent.
+
+        Return None if a body is being read, a response is pending, or the connection is closing.
+        """
         if self.parser is None:
             return None
         if self.stage == BODY or not getattr(self.cycle, "response_complete", True):
@@ -170,7 +185,7 @@ class GuardedHttp(HttpToolsProtocol):
 
     def _feed(self, data: bytes | memoryview) -> None:
         size = len(data)
-        while self.parser is not None:  # else it is refused: what the client still sends is read and left
+        while self.parser is not None:  # None after a refusal: the rest of the data is dropped.
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as stopped:
@@ -185,47 +200,48 @@ class GuardedHttp(HttpToolsProtocol):
         if self.stage == BETWEEN:
             self.head_bytes = 0
         elif self.parser is not None:
-            self._count(size)
+            self._count_bytes(size)
 
-    def _count(self, size: int) -> None:
-        """Count a piece at whose end a request was not complete."""
+    def _count_bytes(self, size: int) -> None:
+        """Add a piece to the byte counters if it ends inside a head or a body."""
         if self.stage == HEAD:
             if self.head_bytes <= 0:
                 self._silent_since = self.loop.time()
-            # If it began inside, how much of the piece is its own cannot be told. Its end is checked exactly.
+            # If the head began inside the piece, its share of the piece is unknown: count 1, so that the counter is
+            # positive and `check_head_bytes` runs at the end of the head.
             self.head_bytes = 1 if self.head_bytes < 0 else self.head_bytes + size
             if self.head_bytes > self._max_head_bytes:
                 self._refuse(self._head_too_large())
-        elif not self._is_chunked or self._framing_bytes < 0:
+        elif not self._is_chunked or self._bytes_without_content < 0:
             self._silent_since = self.loop.time()
-            self._framing_bytes = 0
+            self._bytes_without_content = 0
         else:
-            self._framing_bytes += size
-            if self._framing_bytes > self._max_head_bytes:
+            self._bytes_without_content += size
+            if self._bytes_without_content > self._max_head_bytes:
                 self._refuse(self._head_too_large())
 
     def _resume_body(self) -> None:
-        """Go on after a request that asks for an upgrade, which it does not get.
+        """Read the body of a request with an `Upgrade` header, which the service ignores.
 
-        The parser takes what follows such a head for another protocol. A new one reads the body, if there is one: it
-        is given a head that says as much about the body, and of which nobody hears.
+        The parser stops after such a head, because another protocol could follow it. If the request has a body, a new
+        parser reads it. That parser first gets a made-up head with the same framing, which is not passed on.
         """
-        framing, self._body_framing = self._body_framing, b""
+        framing, self._upgrade_framing = self._upgrade_framing, b""
         if not framing:
             return
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._is_resuming = True
         kept = b"" if self.cycle.keep_alive else b"connection: close\r\n"
-        # Not a POST: `Direct` takes nothing else.
+        # PUT, because `app.wire` could pass a POST to `Direct`.
         self.parser.feed_data(b"PUT / HTTP/1.1\r\n%b%b\r\n" % (kept, framing))
 
-    def _end_trailers(self) -> None:
-        """Check the trailers, which are left out: no call here has any."""
-        if _bytes_of(self.headers) > self._max_head_bytes:
+    def _check_trailers(self) -> None:
+        """Check the size of the trailers, which are not passed on, and whether the connection stays open."""
+        if _header_bytes(self.headers) > self._max_head_bytes:
             raise self._head_too_large()
         if not self.parser.should_keep_alive():
-            # Then the parser reads nothing after it.
+            # The parser ignores all data after this request.
             self.cycle.keep_alive = False
             if self.cycle.response_complete:
                 self.transport.close()
@@ -239,7 +255,11 @@ class GuardedHttp(HttpToolsProtocol):
         )
 
     def _refuse(self, error: LoraplexError) -> None:
-        """Answer with `error` once everything before it is answered, and close; the request is not passed on."""
+        """Answer the current request with `error` after all earlier requests, and close the connection.
+
+        In the stage `BODY`, the request has an ASGI call already, which reads `error` from its state. In the other
+        stages, a new ASGI call is made that has the error from the start and no body.
+        """
         url = self.url if self.stage == HEAD else b""
         method = self.parser.get_method().decode() if url else OTHER
         self.parser = None  # type: ignore[assignment]
@@ -279,12 +299,13 @@ class GuardedHttp(HttpToolsProtocol):
             self.pipeline.appendleft((self.cycle, self.app))
 
 
-def _bytes_of(headers: list[tuple[bytes, bytes]]) -> int:
+def _header_bytes(headers: list[tuple[bytes, bytes]]) -> int:
+    """Return the size of header lines in bytes, written as `name: value` and a line end."""
     return sum(len(name) + len(value) + _HEADER_REST for name, value in headers)
 
 
 def _error_of(error: httptools.HttpParserError) -> LoraplexError:
-    """Return what a callback has raised, or else what the parser has found."""
+    """Return the error that a callback raised, or `NotHttp` for any other error."""
     raised = error.__context__
     if isinstance(raised, LoraplexError):
         return raised
