@@ -88,7 +88,7 @@ class LiveRequest(_Request):
 
 
 class VersionEntryBody(BaseModel):
-    """One immutable version in a list: without its lineage, and without the metrics that grow with the outputs."""
+    """One immutable version in a list: without the lists in its metrics and lineage, which grow with the layer."""
 
     adapter: str
     version: int
@@ -106,19 +106,19 @@ class VersionEntryBody(BaseModel):
     job: str | None
     metrics: dict[str, Any] | None
     effect: dict[str, float | None]
+    lineage: dict[str, Any] | None
 
     @classmethod
     def of(cls, version: domain.Version) -> "VersionEntryBody":
         """Return a version as clients see it in a list."""
         own = {name: getattr(version, name) for name in VersionEntryBody.model_fields if name != "effect"}
         own["metrics"] = None if version.metrics is None else _without_lists(version.metrics)
+        own["lineage"] = None if version.lineage is None else _without_lists(version.lineage)
         return cls(**own, effect={"relative_norm": version.relative_norm})
 
 
 class VersionBody(VersionEntryBody):
     """One immutable version."""
-
-    lineage: dict[str, Any] | None
 
     @classmethod
     def of(cls, version: domain.Version) -> "VersionBody":
@@ -164,11 +164,11 @@ class AdapterBody(AdapterEntryBody):
         return cls(**entry | {"live": None if adapter.live is None else VersionBody.of(adapter.live)})
 
 
-def _without_lists(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics without the lists that have an entry for each output or class; intervals are kept."""
+def _without_lists(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return members without lists, which have an entry for each output, class or column; intervals are kept."""
     return {
         name: _without_lists(value) if isinstance(value, Mapping) else value
-        for name, value in metrics.items()
+        for name, value in members.items()
         if not isinstance(value, list) or name.endswith("_interval")
     }
 

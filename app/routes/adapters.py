@@ -116,7 +116,7 @@ async def upload_adapter(name: str, request: Request, response: Response, servic
 
 @router.get("", summary="List adapters")
 def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -> AdapterPage:
-    """Adapters in byte order of name, as summaries: `GET /adapters/{name}` has the lineage too."""
+    """Adapters in byte order of name, as summaries: `GET /adapters/{name}` has the lists in metrics and lineage too."""
     of = f"adapters {check_prefix(query.prefix)}"
     after = read_cursor(of, query.cursor) or ""
     found = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
@@ -135,7 +135,7 @@ def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
 
 @router.get("/{name}/versions", operation_id="list_adapter_versions", summary="List an adapter's versions")
 def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
-    """An adapter's versions, newest first, as summaries: one version by itself has the lineage too."""
+    """An adapter's versions, newest first, as summaries: one version has the lists in metrics and lineage too."""
     of = f"versions {check_name(name)}"
     before = read_cursor(of, query.cursor)
     found = service.catalog.versions(name, before=before, limit=query.limit + 1)

@@ -202,12 +202,13 @@ def test_an_array_file_that_is_broken_says_so(run: Run, trained: Ended, tmp_path
     assert "Cannot read zip.npy" in run("predict", "acme", tmp_path / "zip.npy", status=1).stderr
 
 
-def test_the_next_step_names_only_a_file_that_can_be_predicted(run: Run, tmp_path: Path) -> None:
+def test_the_next_step_can_be_taken_with_an_array_file(run: Run, tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).random((20, 64))
     np.savez(tmp_path / "rows.npz", x=numbers, digit=np.arange(20) % 10)
     how = ("--rank", 1, "--epochs", 1, "--learning-rate", 0.1)
     ended = run("train", tmp_path / "rows.npz", "--name", "of-arrays", "--target", "digit", *how)
-    assert "next: loraplex predict of-arrays FILE" in ended.stderr
+    assert f"next: loraplex predict of-arrays {tmp_path / 'rows.npz'} --limit 5" in ended.stderr
+    run("predict", "of-arrays", tmp_path / "rows.npz", "--limit", 5)
 
 
 def test_a_folder_is_not_said_to_be_missing(run: Run, tmp_path: Path) -> None:

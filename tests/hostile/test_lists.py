@@ -88,7 +88,7 @@ UNKNOWN = [
     for path, names in {
         "/adapters": ("status", "offset", "Limit", "tenant"),
         "/adapters/acme/versions": ("prefix", "page", "live"),
-        "/jobs": ("prefix", "name", "history"),
+        "/jobs": ("of", "name", "history"),
         "/adapters/acme/download": ("limit", "format", "alias"),
     }.items()
     for name in names

@@ -49,7 +49,8 @@ def test_an_entry_has_the_metrics_that_are_one_number(client: httpx.Client) -> N
     assert {"adapter", "base", "trivial"} <= set(sides)
     assert isinstance(sides["adapter"]["rmse"], float)
     assert "r2_per_output" not in sides["adapter"]
-    assert "lineage" not in adapter["live"]
+    lineage = adapter["live"]["lineage"]
+    assert (lineage["loss"], lineage["data"]["inputs"]) == ("mse", {})
 
 
 def test_a_version_and_an_adapter_by_themselves_have_everything(client: httpx.Client) -> None:

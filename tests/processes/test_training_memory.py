@@ -92,7 +92,7 @@ def _stored(client: httpx.Client, folder: Path) -> tuple[list[Any], list[str]]:
     """Jobs, and files of the data folder beside the catalogue and the processes' figures."""
     kept = {"catalog.sqlite3", "catalog.sqlite3-journal", "publish.lock", "migrate.lock", "metrics"}
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    files = [str(path) for path in paths if path.parts[0] not in kept]
+    files = [str(path) for path in paths if path.parts[0] not in kept and path.name != "store-id"]
     return client.get("/jobs").json()["data"], files
 
 
