@@ -1,8 +1,8 @@
 """uvicorn's HTTP/1.1 protocol with limits on the size of a head, on a client's silence and on how a body is framed.
 
-The limits apply while a request is read, not while its response is written. A request is refused, and its connection
-closed, if it is ambiguous where the request ends: the bytes after it could be read as a request that the client did
-not send (request smuggling).
+A response has no deadline while the service works on it, but its client must read it. A request is refused, and its
+connection closed, if it is ambiguous where the request ends: the bytes after it could be read as a request that the
+client did not send (request smuggling).
 """
 
 import asyncio
@@ -15,19 +15,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from adapters.errors import LoraplexError
 from app.answered import LONGEST_PATH, OTHER
 from app.joined_writes import JoinedWrites
-from app.open_connections import OpenConnections
-from app.problems import HeadTooLarge, NotHttp
+from app.open_connections import OpenConnections, Phase
+from app.problems import HeadTooLarge, InternalError, NotHttp
 
 HEAD_SECONDS = 30.0
 """Longest time from the first bytes of a head to its end. After it, the connection is closed."""
 BODY_SECONDS = 75.0
 """Longest time without content while a body is read. After it, the connection is closed."""
-BETWEEN, HEAD, BODY = range(3)
+UNREAD_SECONDS = 75.0
+"""Longest time in which the client reads nothing of the data that waits for it. After it, the connection is closed."""
+BETWEEN_REQUESTS, HEAD, BODY = range(3)
 """Stage of the parser: between two requests, before the headers are complete, or before the body is complete."""
-BEGAN_INSIDE = -1
+RESTARTED_IN_PIECE = -1
 """Value of a byte counter that restarts inside the current piece (the bytes of one `_feed` call)."""
+_FRAMING_PER_CONTENT = 16
+"""Bytes of chunk framing that each byte of content pays for. The smallest chunks have 6: `1\\r\\n` and `\\r\\n` with
+a byte between them, and a few for longer sizes."""
 _REQUEST_LINE_REST = len(" " + " HTTP/1.1\r\n" + "\r\n")
-_HEADER_REST = len(": " + "\r\n")
+_HEADER_REST = len(":" + "\r\n")
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +48,18 @@ class GuardedHttp(HttpToolsProtocol):
         super().__init__(*args, **named)
         self._open_connections = open_connections
         self._max_head_bytes = max_head_bytes
-        self.stage = BETWEEN
+        self.stage = BETWEEN_REQUESTS
         self.head_bytes = 0
-        """Bytes of the current head in earlier pieces. `BEGAN_INSIDE` if another request ended in the current piece."""
-        self._bytes_without_content = 0
-        """Bytes of chunk framing and trailers since the last content of a chunked body. `BEGAN_INSIDE` if the current
-        piece has content."""
+        """Bytes of the current head in earlier pieces. `RESTARTED_IN_PIECE` if another request ended in the current
+        one."""
+        self._content_bytes = 0
+        """Bytes of content since `_count_bytes` last ran in the body."""
+        self._framing_bytes_left = 0
+        """How many bytes of chunk framing and trailers may follow. Content adds to it, up to `max_head_bytes`."""
         self._is_chunked = False
         self._silent_since = 0.0
         """Time at which the current head began, or at which the last content of the current body arrived."""
-        self.rests_since = 0.0
+        self.idle_since = 0.0
         """Time of the last complete response, or of the connection's start if there is none."""
         self._upgrade_framing = b""
         """Header line that frames the body of a request with an `Upgrade` header; empty for other requests."""
@@ -62,7 +69,7 @@ class GuardedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, and close it if there are too many."""
         super().connection_made(JoinedWrites(transport))  # type: ignore[arg-type]
-        self.rests_since = self.loop.time()
+        self.idle_since = self.loop.time()
         if not self._open_connections.add(self):
             self.transport.close()
 
@@ -87,7 +94,7 @@ class GuardedHttp(HttpToolsProtocol):
         `OpenConnections` closes idle connections with one timer for all of them.
         """
         self.server_state.total_requests += 1
-        self.rests_since = self.loop.time()
+        self.idle_since = self.loop.time()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -96,8 +103,8 @@ class GuardedHttp(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
-        """Pass part of a body to the ASGI call, and restart the count of framing bytes."""
-        self._bytes_without_content = BEGAN_INSIDE
+        """Pass part of a body to the ASGI call, and count it."""
+        self._content_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -107,13 +114,16 @@ class GuardedHttp(HttpToolsProtocol):
         if self._is_chunked:
             self._is_chunked = False
             self._check_trailers()
-        self.stage, self.head_bytes = BETWEEN, BEGAN_INSIDE
+        self.stage, self.head_bytes = BETWEEN_REQUESTS, RESTARTED_IN_PIECE
         super().on_message_complete()
 
     def check_head_bytes(self) -> None:
         """Raise `HeadTooLarge` if a head is too large. Only a head that arrived in several pieces can be.
 
-        The size is computed from the parsed headers, with ": " between a name and its value.
+        The size is computed from the parsed headers, without the spaces around a value, which the parser drops. So a
+        head within the limit is never refused, however it was cut. A larger one passes only if the excess is such
+        spaces, and never with more than three times the limit: the first piece, the pieces that `_count_bytes` adds
+        up and the last piece have at most `max_head_bytes` each.
         """
         size = len(self.parser.get_method()) + len(self.url) + _REQUEST_LINE_REST
         if size + _header_bytes(self.headers) > self._max_head_bytes:
@@ -126,99 +136,119 @@ class GuardedHttp(HttpToolsProtocol):
         """
         if self._is_resuming:
             self._is_resuming = False
-            self.stage = BODY
             return False
         parser = self.parser
         version = parser.get_http_version()
         if version not in ("1.0", "1.1"):
-            raise NotHttp(f"this is a request of HTTP/{version}; HTTP/1.1 is spoken here")
+            raise NotHttp(f"this is a request of HTTP/{version}; HTTP/1.1 is required")
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         if codings and (len(codings) > 1 or codings[0].strip().lower() != b"chunked"):
-            raise NotHttp("the body's Transfer-Encoding is not chunked alone, which is all that is read here")
+            raise NotHttp("only Transfer-Encoding: chunked is supported")
         if codings and version != "1.1":
             raise NotHttp("the body has a Transfer-Encoding, which HTTP/1.0 does not have")
         if parser.should_upgrade():
             if parser.get_method() == b"CONNECT":
-                raise NotHttp("CONNECT is for proxies, and this is not one")
+                raise NotHttp("CONNECT is not supported")
             lengths = [value for name, value in self.headers if name == b"content-length"]
             if codings:
                 self._upgrade_framing = b"transfer-encoding: chunked\r\n"
             elif lengths:
                 self._upgrade_framing = b"content-length: %b\r\n" % lengths[0]
         self._is_chunked = bool(codings)
-        self._bytes_without_content = BEGAN_INSIDE
-        self.stage = BODY
+        self._content_bytes = 0
+        # The share of the piece in which the body begins is unknown: that piece, of up to `max_head_bytes`, is free.
+        self._framing_bytes_left = 2 * self._max_head_bytes
         return True
 
     def is_overdue(self, now: float) -> bool:
-        """Return whether the client has been silent for too long."""
+        """Return whether the client has neither sent nor read anything for too long."""
+        stalled_since = self.transport.stalled_since(now)  # type: ignore[attr-defined]
+        if stalled_since is not None and now - stalled_since > UNREAD_SECONDS:
+            return True
         if self.parser is None:
-            return False  # A request was refused or the connection is lost: it closes without a deadline.
-        cycle = self.cycle
-        is_answering = not getattr(cycle, "response_complete", True)
+            return False  # A request was refused or the connection is lost: it closes once everything is sent.
         if self.stage == BODY:
-            if self.flow.read_paused or getattr(cycle, "waiting_for_100_continue", False):
-                self._silent_since = now  # The client cannot send: it waits for the service to read.
+            if not self._may_send_body():
+                self._silent_since = now
             return now - self._silent_since > BODY_SECONDS
-        if is_answering:
-            self._silent_since = now
+        if stalled_since is not None or not getattr(self.cycle, "response_complete", True):
+            self._silent_since = self.idle_since = now  # The client waits for a response or reads one.
             return False
         if self.stage == HEAD:
             return now - self._silent_since > HEAD_SECONDS
-        return now - self.rests_since > self.timeout_keep_alive
+        return now - self.idle_since > self.timeout_keep_alive
 
-    def waits_since(self) -> tuple[bool, float] | None:
-        """Return whether a head has begun, and since when the client has been silent.
+    def silence(self, now: float) -> tuple[Phase, float] | None:
+        """Return what the client has stopped in, and since when it has neither sent nor read anything.
 
-        Return None if a body is being read, a response is pending, or the connection is closing.
+        Return None if the connection is closing or the client waits for the service.
         """
+        stalled_since = self.transport.stalled_since(now)  # type: ignore[attr-defined]
+        if stalled_since is not None:
+            return Phase.MESSAGE, stalled_since
         if self.parser is None:
             return None
-        if self.stage == BODY or not getattr(self.cycle, "response_complete", True):
+        if self.stage == BODY:
+            return (Phase.MESSAGE, self._silent_since) if self._may_send_body() else None
+        if not getattr(self.cycle, "response_complete", True):
             return None
-        has_begun = self.stage == HEAD
-        return has_begun, self._silent_since if has_begun else self.rests_since
+        return (Phase.HEAD, self._silent_since) if self.stage == HEAD else (Phase.IDLE, self.idle_since)
 
-    def hang_up(self) -> None:
-        """Close the connection."""
-        self.transport.close()
+    def close_now(self) -> None:
+        """Close the connection, without the data that the client has not read."""
+        self.transport.close_now()  # type: ignore[attr-defined]
+
+    def _may_send_body(self) -> bool:
+        """Return whether the service reads the body, so that it is the client's turn."""
+        return not (self.flow.read_paused or getattr(self.cycle, "waiting_for_100_continue", False))
 
     def _feed(self, data: bytes | memoryview) -> None:
-        size = len(data)
-        while self.parser is not None:  # None after a refusal: the rest of the data is dropped.
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserUpgrade as stopped:
-                data = memoryview(data)[stopped.args[0] :]
+        try:
+            while self.parser is not None:  # None after a refusal: the rest of the data is dropped.
+                try:
+                    self.parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as stopped:
+                    data = memoryview(data)[stopped.args[0] :]
                 self._resume_body()
-                if data:
-                    continue
-            except httptools.HttpParserError as error:
-                self._refuse(_error_of(error))
-                return
-            break
-        if self.stage == BETWEEN:
+                if not data:
+                    break
+        except httptools.HttpParserError as error:
+            self._refuse(_error_of(error))
+            return
+        if self.stage == BETWEEN_REQUESTS:
             self.head_bytes = 0
         elif self.parser is not None:
-            self._count_bytes(size)
+            self._count_bytes(data)
 
-    def _count_bytes(self, size: int) -> None:
+    def _count_bytes(self, data: bytes | memoryview) -> None:
         """Add a piece to the byte counters if it ends inside a head or a body."""
         if self.stage == HEAD:
             if self.head_bytes <= 0:
                 self._silent_since = self.loop.time()
             # If the head began inside the piece, its share of the piece is unknown: count 1, so that the counter is
             # positive and `check_head_bytes` runs at the end of the head.
-            self.head_bytes = 1 if self.head_bytes < 0 else self.head_bytes + size
+            if self.head_bytes < 0:
+                self.head_bytes = 1
+            elif self.head_bytes == 0:
+                # Empty lines before a request are not in its head.
+                self.head_bytes = len(bytes(data).lstrip(b"\r\n"))
+            else:
+                self.head_bytes += len(data)
             if self.head_bytes > self._max_head_bytes:
                 self._refuse(self._head_too_large())
-        elif not self._is_chunked or self._bytes_without_content < 0:
+            return
+        content, self._content_bytes = self._content_bytes, 0
+        if not self._is_chunked:
             self._silent_since = self.loop.time()
-            self._bytes_without_content = 0
-        else:
-            self._bytes_without_content += size
-            if self._bytes_without_content > self._max_head_bytes:
-                self._refuse(self._head_too_large())
+            return
+        most = self._max_head_bytes
+        if content or self._framing_bytes_left > most:
+            self._silent_since = self.loop.time()
+        left = self._framing_bytes_left + _FRAMING_PER_CONTENT * content - (len(data) - content)
+        self._framing_bytes_left = min(left, most)
+        if left < 0:
+            self._refuse(self._head_too_large())
 
     def _resume_body(self) -> None:
         """Read the body of a request with an `Upgrade` header, which the service ignores.
@@ -260,6 +290,8 @@ class GuardedHttp(HttpToolsProtocol):
         In the stage `BODY`, the request has an ASGI call already, which reads `error` from its state. In the other
         stages, a new ASGI call is made that has the error from the start and no body.
         """
+        if self._is_resuming:
+            self.stage = BODY  # The head that `_resume_body` made belongs to a request that has an ASGI call.
         url = self.url if self.stage == HEAD else b""
         method = self.parser.get_method().decode() if url else OTHER
         self.parser = None  # type: ignore[assignment]
@@ -267,7 +299,7 @@ class GuardedHttp(HttpToolsProtocol):
         before: RequestResponseCycle | None = self.cycle
         if self.stage == BODY:
             assert before is not None
-            self.stage = BETWEEN
+            self.stage = BETWEEN_REQUESTS
             if before.response_complete:
                 self.transport.close()
                 return
@@ -275,7 +307,7 @@ class GuardedHttp(HttpToolsProtocol):
             before.more_body = before.keep_alive = False
             before.message_event.set()
             return
-        self.stage = BETWEEN
+        self.stage = BETWEEN_REQUESTS
         path = url.partition(b"?")[0][:LONGEST_PATH]
         super().on_message_begin()
         self.scope["state"]["refusal"] = error
@@ -305,11 +337,11 @@ def _header_bytes(headers: list[tuple[bytes, bytes]]) -> int:
 
 
 def _error_of(error: httptools.HttpParserError) -> LoraplexError:
-    """Return the error that a callback raised, or `NotHttp` for any other error."""
-    raised = error.__context__
+    """Return the error that a callback raised, `NotHttp` for the parser's own, or `InternalError` for a defect."""
+    raised = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+    if raised is None:
+        return NotHttp(f"this is not an HTTP/1.1 request: {error}")
     if isinstance(raised, LoraplexError):
         return raised
-    if raised is not None and not isinstance(raised, httptools.HttpParserError | UnicodeDecodeError):
-        log.error("a request's head could not be read", exc_info=raised)
-    why = error if raised is None else "its address cannot be read"
-    return NotHttp(f"this is not an HTTP/1.1 request: {why}")
+    log.error("a request could not be read", exc_info=raised)
+    return InternalError("the service failed while it read this request; its log says why")

@@ -1,8 +1,9 @@
-"""The open connections of one worker: how many there may be, and which are closed when they bring nothing."""
+"""The open connections of one worker: how many there may be, and which are closed if their clients are silent."""
 
 import asyncio
 import logging
 import resource
+from enum import IntEnum
 from typing import Protocol
 
 _MOST_FILES = 2**16
@@ -10,8 +11,21 @@ _LEAST_RESERVED_FILES = 64
 _SECONDS_BETWEEN_SWEEPS = 1.0
 _CLOSED_TOGETHER = 64
 """When the limit is reached, 1/64 of it is closed at once: each look at all connections pays for many new ones."""
+_LEAST_SILENT_SECONDS = 5.0
+"""Shortest silence after which a connection with a request under way is closed to make room for a new one."""
 
 log = logging.getLogger(__name__)
+
+
+class Phase(IntEnum):
+    """What a silent client has stopped in. To make room, connections of the lower phases are closed first."""
+
+    IDLE = 0
+    """No request is under way."""
+    HEAD = 1
+    """The client has not completed a head."""
+    MESSAGE = 2
+    """The client has stopped sending a body or reading a response."""
 
 
 class Connection(Protocol):
@@ -20,11 +34,11 @@ class Connection(Protocol):
     def is_overdue(self, now: float) -> bool:
         """Return whether the client has let its deadline pass."""
 
-    def waits_since(self) -> tuple[bool, float] | None:
-        """Return whether a head has begun, and since when the client has been silent; None if it may not be closed."""
+    def silence(self, now: float) -> tuple[Phase, float] | None:
+        """Return what the client has stopped in, and since when; None if it waits for the service."""
 
-    def hang_up(self) -> None:
-        """Close the connection."""
+    def close_now(self) -> None:
+        """Close the connection without waiting for the client."""
 
 
 class OpenConnections:
@@ -40,8 +54,8 @@ class OpenConnections:
         self._closed_for_others = 0
 
     def add(self, connection: Connection) -> bool:
-        """Take a new connection; return False if it has to be closed, because there are too many and none is idle."""
-        if len(self._connections) >= self._limit and not self._close_idle():
+        """Take a new connection; return False if there are too many and none of them may be closed for it."""
+        if len(self._connections) >= self._limit and not self._make_room():
             return False
         self._connections.add(connection)
         if self._timer is None:
@@ -52,19 +66,24 @@ class OpenConnections:
         """Forget a connection that is closed."""
         self._connections.discard(connection)
 
-    def _close_idle(self) -> bool:
-        """Close the connections that have been idle longest; return whether there was one.
+    def _make_room(self) -> bool:
+        """Close the connections that have been silent longest; return whether there was one.
 
-        Those whose client has begun a head come last: it may be about to end it.
+        Those with a head under way come after the idle ones, because it may be about to end. Those with a body or a
+        response under way are closed only if there is no other, and not before `_LEAST_SILENT_SECONDS`.
         """
-        idle = [(waits, connection) for connection in self._connections if (waits := connection.waits_since())]
-        idle.sort(key=lambda pair: pair[0])
-        for _, connection in idle[: max(1, self._limit // _CLOSED_TOGETHER)]:
-            # At once, and not when the loop says that it is lost: more may be added before that.
+        now = asyncio.get_running_loop().time()
+        silent = [(silence, connection) for connection in self._connections if (silence := connection.silence(now))]
+        closable = [pair for pair in silent if pair[0][0] < Phase.MESSAGE]
+        if not closable:
+            closable = [pair for pair in silent if now - pair[0][1] >= _LEAST_SILENT_SECONDS]
+        closable.sort(key=lambda pair: pair[0])
+        for _, connection in closable[: max(1, self._limit // _CLOSED_TOGETHER)]:
+            # Forget it now, and not when the loop reports that it is lost: more may be added before that.
             self._connections.discard(connection)
-            connection.hang_up()
+            connection.close_now()
             self._closed_for_others += 1
-        return bool(idle)
+        return bool(closable)
 
     def _schedule(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_SECONDS_BETWEEN_SWEEPS, self._sweep)
@@ -73,9 +92,11 @@ class OpenConnections:
         self._timer = None
         now = asyncio.get_running_loop().time()
         for connection in [connection for connection in self._connections if connection.is_overdue(now)]:
-            connection.hang_up()
+            connection.close_now()
         if self._closed_for_others:
-            log.warning("%d idle connections were closed: %d are open", self._closed_for_others, len(self._connections))
+            log.warning(
+                "%d silent connections were closed: %d are open", self._closed_for_others, len(self._connections)
+            )
             self._closed_for_others = 0
         if self._connections:
             self._schedule()

@@ -5,10 +5,14 @@ import time
 from functools import partial
 from typing import Any, cast
 
+import httptools
+
+from adapters.errors import LoraplexError
 from app.direct import Asked, Direct
-from app.guarded_http import BEGAN_INSIDE, BETWEEN, BODY, HEAD, GuardedHttp
+from app.guarded_http import BETWEEN_REQUESTS, BODY, HEAD, RESTARTED_IN_PIECE, GuardedHttp
 from app.host_policy import authority_of
 from app.open_connections import OpenConnections, most_connections
+from app.problems import NotHttp
 from app.service import Service
 
 
@@ -54,9 +58,7 @@ class Protocol(GuardedHttp):
         super().connection_lost(exc)
         if self._asked is not None:
             self._asked.ticket.future.cancel()
-        if self._body is not None:
-            self._bodies.held -= len(self._body)
-            self._body = None
+        self._drop_body()
 
     def on_message_begin(self) -> None:
         """A request begins. What ASGI has to know of it is gathered where it becomes an ASGI call."""
@@ -76,11 +78,12 @@ class Protocol(GuardedHttp):
             and parser.get_http_version() == "1.1"
             and not self.flow.write_paused
         ):
-            self.stage = BODY
             self._body = b""
             self._began = time.perf_counter()
         elif self.begin_body():
             self._become_asgi()
+        # Not before: a request whose head is refused has no ASGI call yet.
+        self.stage = BODY
 
     def on_body(self, body: bytes) -> None:
         """A part of its body is."""
@@ -99,7 +102,7 @@ class Protocol(GuardedHttp):
         if self._body is not None:
             asked = self._direct.ask(self.url, self.headers, self._body, self._began)
             if asked is not None:
-                self.stage, self.head_bytes = BETWEEN, BEGAN_INSIDE
+                self.stage, self.head_bytes = BETWEEN_REQUESTS, RESTARTED_IN_PIECE
                 self._wait_for(asked)
                 return
             self._become_asgi()
@@ -117,11 +120,16 @@ class Protocol(GuardedHttp):
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expected
         self.headers.extend(headers)
-        if not url.startswith(b"/"):
-            self.scope["state"]["target_authority"] = authority_of(url)
         if self._body is not None:
             self.scope["state"]["began"] = self._began
-        super().on_headers_complete()
+        try:
+            if not url.startswith(b"/"):
+                if httptools.parse_url(url).path is None:  # as in `http://host`
+                    raise httptools.HttpParserInvalidURLError
+                self.scope["state"]["target_authority"] = authority_of(url)
+            super().on_headers_complete()
+        except httptools.HttpParserInvalidURLError as error:
+            raise NotHttp("this is not an HTTP/1.1 request: its address cannot be read") from error
         body, self._body = self._body, None
         if body:
             # From here on, it is counted as it is received.
@@ -129,6 +137,18 @@ class Protocol(GuardedHttp):
             super().on_body(body)
         # Its trailers come here, and not into the headers that the application has.
         self.headers = []
+
+    def _drop_body(self) -> None:
+        if self._body is not None:
+            self._bodies.held -= len(self._body)
+            self._body = None
+
+    def _refuse(self, error: LoraplexError) -> None:
+        """Refuse a request that is read for `direct` as if its head were not complete: it has no ASGI call."""
+        if self._body is not None:
+            self._drop_body()
+            self.stage = HEAD
+        super()._refuse(error)
 
     def _wait_for(self, asked: Asked) -> None:
         assert self._body is not None
@@ -154,4 +174,4 @@ class Protocol(GuardedHttp):
             self.on_response_complete()
         else:
             self.server_state.total_requests += 1
-            self.rests_since = self.loop.time()
+            self.idle_since = self.loop.time()

@@ -60,6 +60,15 @@ _AMBIGUOUS = (
     b"no colon",
     b": no name",
 )
+_BAD_TARGETS = (
+    b"http://[::1",
+    b"http://a:99999999/",
+    b"http://x",
+    b"http://x?a=b",
+    b"http:///adapters/victim",
+    b"http://x:y/",
+    b"/\x80",
+)
 _BAD_CHUNKS = (
     b"0x5\r\nhello",
     b"-5\r\nhello",
@@ -187,7 +196,7 @@ class Maker:
     def _add_bad(self, stream: Stream) -> bool:
         """Add something that is refused; return False, because nothing after it is read."""
         draw = self._random
-        kind = draw.randrange(6)
+        kind = draw.randrange(7)
         request_id = self._id()
         method, path = draw.choice(((b"POST", b"/predict"), (b"DELETE", b"/adapters/" + VICTIM.encode())))
         line = b"%b %b HTTP/1.1\r\nHost: x\r\n" % (method, path)
@@ -209,6 +218,10 @@ class Maker:
             header = draw.choice((filler, b"X-Long: %b\r\n" % (b"x" * size)))
             stream.sent += line + upgrade + header + b"\r\n" + self._body_like_requests()
             stream.expected.append(Expected(431, None))
+        elif kind == 5:
+            request = b"%b %b HTTP/1.1\r\nHost: x\r\n" % (method, draw.choice(_BAD_TARGETS))
+            stream.sent += request + upgrade + b"Content-Length: 5\r\n\r\n" + tail
+            stream.expected.append(Expected(400, None))
         else:
             stream.sent += draw.choice(
                 (b"nonsense\r\n\r\n", b"GET /\r\nHost: x\r\n\r\n", b"\0\1\2", b"GET / HTTP/1.1\nHost: x\n\n")

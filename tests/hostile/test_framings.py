@@ -153,7 +153,11 @@ def test_no_request_is_answered_that_was_not_sent_as_one_and_both_paths_answer_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(
-        data_dir=tmp_path, base=f"identity:{IN}", log_requests=LogRequests.NONE, max_head_bytes=MAX_HEAD_BYTES
+        data_dir=tmp_path,
+        base=f"identity:{IN}",
+        log_requests=LogRequests.NONE,
+        max_head_bytes=MAX_HEAD_BYTES,
+        allowed_hosts="x",
     )
     service = open_service(settings)
     adapter = random_adapter(IN, IN, 1, seed=1)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from app import wire
+from app.problems import NotHttp
 from app.service import Service
 from app.settings import Settings
 from tests.harness import DEADLINE_SECONDS, serving
@@ -22,7 +24,8 @@ UPGRADES = ["h2c", "websocket", "TLS/1.0", "anything, else"]
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Service]]:
     """A worker with an adapter that nobody may delete."""
-    with serving(Settings(data_dir=tmp_path_factory.mktemp("upgrades"), base=f"identity:{IN}")) as (client, service):
+    settings = Settings(data_dir=tmp_path_factory.mktemp("upgrades"), base=f"identity:{IN}", allowed_hosts="x")
+    with serving(settings) as (client, service):
         client.put("/adapters/victim", json={"A": [[1.0]] * IN, "B": [[1.0] * IN]}).raise_for_status()
         yield client, service
         assert client.get("/adapters/victim").status_code == 200
@@ -94,3 +97,20 @@ def test_an_upgrade_and_the_end_of_the_connection_go_together(
 def test_a_tunnel_is_refused_and_what_would_go_through_it_is_not_read(running: tuple[httpx.Client, Service]) -> None:
     tunnel = b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n"
     assert statuses(running[0], tunnel + SMUGGLED + LAST, one_by_one=False) == [400]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_error_in_the_made_up_head_of_a_body_is_an_answer(
+    running: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch, chunked: bool
+) -> None:
+    begin_body = wire.Protocol.begin_body
+
+    def fail_when_resuming(self: wire.Protocol) -> bool:
+        if self._is_resuming:
+            raise NotHttp("a body that cannot be read")
+        return begin_body(self)
+
+    monkeypatch.setattr(wire.Protocol, "begin_body", fail_when_resuming)
+    message = b"PUT /adapters/new HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
+    message += framed(SMUGGLED, chunked=chunked)
+    assert statuses(running[0], LAST.replace(b"Connection: close\r\n", b"") + message, one_by_one=False) == [200, 400]

@@ -4,7 +4,7 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
@@ -28,6 +28,30 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
     with ServiceProcess(folder, most_files=MOST_FILES, base="identity:4", trainers=0) as started:
         yield started
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_new_client_is_answered_beside_many_half_sent_bodies(service: ServiceProcess) -> None:
+    half = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    with ExitStack() as stack:
+        for _ in range(CONNECTIONS):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=20))
+            with suppress(ConnectionError):  # Past the limit, it may be closed already.
+                connection.sendall(half)
+
+        def is_answered() -> bool:
+            with httpx.Client(base_url=service.client.base_url, timeout=20) as client:
+                return client.get("/healthz").status_code == 200
+
+        began = time.monotonic()
+        while time.monotonic() - began < 15:
+            with suppress(httpx.TransportError):
+                if is_answered():
+                    break
+            time.sleep(0.2)
+        for _ in range(5):
+            began = time.monotonic()
+            assert is_answered()
+            assert time.monotonic() - began < MOST_SECONDS
 
 
 @pytest.mark.parametrize("sent", [b"", GET[:9], GET], ids=["nothing", "half a head", "a request"])
