@@ -9,6 +9,7 @@ quarantine.
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import uuid
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-from adapters.errors import BlobCorrupt, StorageFull
+from adapters.errors import BlobCorrupt, LoraplexError, StorageFailed, StorageFull
 from adapters.quarantine import Quarantine
 
 Content: TypeAlias = bytes | Callable[[BinaryIO], object]
@@ -27,8 +28,12 @@ BLOBS = "blobs"
 STORE_ID = "store-id"
 """File in that folder that says which catalogue it belongs to (`adapters.store_identity`)."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
+_FAILED = {errno.EIO, errno.EROFS, *_FORBIDDEN}
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
+
+log = logging.getLogger(__name__)
 
 
 def revision_of(name: str) -> int:
@@ -65,17 +70,24 @@ class BlobStore:
     def publishing(self) -> Iterator[None]:
         """Hold this from before a blob is written until the row that refers to it is committed.
 
-        Otherwise another process that starts in between would sweep the blob away: it has no row yet.
+        Otherwise another process that starts in between would sweep the blob away: it has no row yet. Raises
+        `StorageFailed`.
         """
-        with self._lock_file.open("a") as lock:
+        try:
+            lock = self._lock_file.open("a")
+        except OSError as error:
+            if ours := _as_ours(error, what=f"the file {self._lock_file.name}"):
+                raise ours from error
+            raise
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield
 
     def write(self, content: Content) -> str:
         """Store `content` and return its name; on disk, through power loss, before this returns.
 
-        If the disk is full, the quarantine is emptied and `content` is written once more. Raises `StorageFull` and what
-        a writer raises, leaving nothing behind.
+        If the disk is full, the quarantine is emptied and `content` is written once more. Raises `StorageFull`,
+        `StorageFailed` and what a writer raises, leaving nothing behind.
         """
         try:
             return self._write(content)
@@ -98,16 +110,21 @@ class BlobStore:
             temporary.rename(blob)
             sync_folder(self._folder)
         except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            blob.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in _FULL:
-                what = "a file" if callable(content) else f"{len(content)} bytes"
-                raise StorageFull(f"the disk is full: {what} could not be stored") from None
+            for path in (temporary, blob):
+                # What a failing disk does not let us remove is left to the next sweep.
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+            what = "a file" if callable(content) else f"a file of {len(content)} bytes"
+            if isinstance(error, OSError) and (ours := _as_ours(error, what=what)):
+                raise ours from error
             raise
         return name
 
     def read(self, name: str, *, offset: int = 0, length: int = -1) -> bytes:
-        """`length` bytes from `offset` on (all, where it is -1); raises `BlobCorrupt` where they are not there."""
+        """`length` bytes from `offset` on (all, where it is -1); raises `BlobCorrupt` if they are not there.
+
+        Raises `StorageFailed` if this process may not read the file.
+        """
         try:
             # No file object: its system calls would each hand the interpreter to whoever waits for it.
             file = os.open(f"{self._folder}/{name}", os.O_RDONLY)
@@ -118,6 +135,10 @@ class BlobStore:
         except FileNotFoundError:
             raise BlobCorrupt(f"the file of a stored adapter or data set is missing: {name}") from None
         except OSError as error:
+            if error.errno in _FORBIDDEN:
+                detail = f"the file of a stored adapter or data set cannot be read: {name} ({_reason(error)})"
+                log.error("%s", detail)
+                raise StorageFailed(detail) from error
             if error.errno != errno.EIO:
                 raise
             raise BlobCorrupt(f"the file of a stored adapter or data set cannot be read: {name}") from error
@@ -154,9 +175,15 @@ class BlobStore:
         return self._folder / name
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove blobs whose rows are gone. What is removed already, or was never there, is passed over."""
+        """Remove blobs whose rows are gone. Missing ones are skipped.
+
+        A blob that cannot be removed is logged and left to the next sweep: the change that it belongs to is stored.
+        """
         for name in names:
-            self.path(name).unlink(missing_ok=True)
+            try:
+                self.path(name).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("the blob %s cannot be removed: %s", name, error)
 
     def set_aside(self, names: Iterable[str]) -> None:
         """Move blobs that no row refers to any more into quarantine. Missing ones are skipped."""
@@ -188,6 +215,21 @@ class BlobStore:
                 yield False
             else:
                 yield True
+
+
+def _as_ours(error: OSError, *, what: str) -> LoraplexError | None:
+    """Return what to raise if a file could not be written; None if the disk is not the reason."""
+    if error.errno in _FULL:
+        return StorageFull(f"the disk is full: {what} could not be stored")
+    if error.errno not in _FAILED:
+        return None
+    detail = f"{what} cannot be written: nothing was stored ({_reason(error)})"
+    log.error("%s", detail)
+    return StorageFailed(detail)
+
+
+def _reason(error: OSError) -> str:
+    return f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror}"
 
 
 def _is_blob(entry: "os.DirEntry[str]") -> bool:

@@ -1,7 +1,6 @@
 """The SQLite file behind the catalogue: durable commits, one writer at a time, migrations at start."""
 
 import errno
-import fcntl
 import logging
 import os
 import sqlite3
@@ -27,7 +26,7 @@ from adapters.errors import (
     StorageFull,
     TooManyOpenFiles,
 )
-from adapters.store_identity import CATALOG
+from adapters.store_identity import CATALOG, migration_lock
 
 _BUSY_MILLISECONDS = 15_000
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -67,7 +66,7 @@ class Database:
         self._writer = threading.Lock()
         self._commits: ChangeWatch | None = None
         try:
-            self._migrate(folder / "migrate.lock")
+            self._migrate(folder)
         except (CommandError, DatabaseError, sqlite3.DatabaseError, StorageFailed) as error:
             # Not a database, damaged, or migrated by a newer release.
             raise CatalogNotLoadable(f"the catalogue {self.path} cannot be opened: {error}") from error
@@ -135,10 +134,9 @@ class Database:
         except LoraplexError:
             return False
 
-    def _migrate(self, lock_file: Path) -> None:
+    def _migrate(self, folder: Path) -> None:
         # `api` and `trainer` start together: one migrates, the other waits and finds nothing to do.
-        with lock_file.open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with migration_lock(folder):
             config = Config()
             config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
             with self.write() as connection:

@@ -24,9 +24,16 @@ MEMORY_BYTES = 640 * 2**20
 _MODULE = "adapters.json_process"
 _LONGEST_SECONDS = 120.0
 _BYTES_AT_ONCE = 2**20
+_STDERR_KEPT = 4000
+"""Bytes of what a process wrote to standard error that are logged."""
+_SECONDS_TO_END = 1.0
 _QUIET = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 log = logging.getLogger(__name__)
+
+
+class _NotReadError(EOFError):
+    """The process answered that it could not read the body."""
 
 
 def read_in_process(
@@ -42,11 +49,12 @@ def read_in_process(
         [sys.executable, "-P", "-m", _MODULE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         env=os.environ | _QUIET,
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    assert process.stderr is not None
     timer = threading.Timer(_LONGEST_SECONDS, process.kill)
     timer.start()
     try:
@@ -55,7 +63,9 @@ def read_in_process(
         with suppress(BrokenPipeError):
             _send(process.stdin, json.dumps(request).encode() + b"\n", body)
         return _received(process.stdout)
-    except (EOFError, ValueError):
+    except (EOFError, ValueError) as error:
+        if not isinstance(error, _NotReadError):
+            _log_end(process)
         raise InvalidInput(
             f"{what} cannot be read in {MEMORY_BYTES} bytes of memory and {_LONGEST_SECONDS:g} seconds",
             field="body",
@@ -65,9 +75,22 @@ def read_in_process(
         timer.cancel()
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
+        for pipe in (process.stdin, process.stdout, process.stderr):
             with suppress(BrokenPipeError):
                 pipe.close()
+
+
+def _log_end(process: "subprocess.Popen[bytes]") -> None:
+    """Log how a process ended that gave no complete answer. With status 0 it ran out of memory, which is not logged."""
+    assert process.stderr is not None
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_SECONDS_TO_END)
+    process.kill()
+    status = process.wait()
+    if status != 0:
+        # A pipe holds 64 KiB. A process that writes more waits, and is killed.
+        said = process.stderr.read()[-_STDERR_KEPT:].decode(errors="replace")
+        log.error("a process that read a JSON body ended with status %d:\n%s", status, said)
 
 
 def _send(pipe: IO[bytes], head: bytes, body: bytes | bytearray) -> None:
@@ -87,7 +110,7 @@ def _received(pipe: IO[bytes]) -> object:
     if "value" not in head:
         if "failed" in head:
             log.error("a JSON body could not be read:\n%s", head["failed"])
-        raise EOFError
+        raise _NotReadError
     lines = [json.loads(_exactly(pipe, length), parse_int=whole_number) for length in head["lines"]]
     arrays = [_array(pipe, shape) for shape in head["arrays"]]
     return _put_together(head["value"], lines, arrays)

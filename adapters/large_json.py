@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from adapters.errors import InvalidInput, NotJson, OutOfRange
-from adapters.matrices import Float32, LongList, Table, find_bad_number, matrix
-from adapters.strict_json import DECODER, parse_text, repeated_key
+from adapters.errors import InvalidInput, LoraplexError, NotJson, OutOfRange, WrongShape
+from adapters.matrices import LongList, Table, find_bad_number, matrix
+from adapters.strict_json import DECODER, nested_too_deeply, parse_text, repeated_key
 
 MOST_KEYS = 10_000
 """Most keys of one object. A valid object has a few dozen, apart from free parameters."""
@@ -26,6 +26,12 @@ _DEEPEST = 5
 """Levels of nesting at which tables are converted. The scanner reads a deeper value as a whole."""
 _BATCH_NUMBERS = 2**16
 """Numbers and rows that are collected before they are converted to float32."""
+_BATCH_CHARACTERS = 2**21
+"""Characters of rows that are collected before they are converted: rows of nested lists may have few entries."""
+_MOST_ROWS = 2**20
+"""Most rows of a table whose rows have no known length, unless the caller allows longer lists."""
+_INPUTS_FIELD = "inputs"
+"""Name of the field with one row for each row of the field `_LABELS_FIELD` of the same object."""
 _LABELS_FIELD = "targets"
 """Name of a field whose rows may be lists of labels. If they are not numbers, the list is read as a whole."""
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -38,26 +44,45 @@ It raises `ValueError` for an integer with thousands of digits, which `_EXACT_SC
 
 
 class _MalformedError(Exception):
-    """Malformed JSON; the argument is the position in the text."""
+    """Malformed JSON at a position in the text."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
 
 
-def read_large(text: str, *, columns: Mapping[str, int] | None = None, what: str = "the body") -> object:
+def read_large(
+    text: str, *, columns: Mapping[str, int] | None = None, longest: int = 0, what: str = "the body"
+) -> object:
     """Return the value that `strict_json.parse_text` returns, but with each table as a `LongList`.
 
     `columns` maps the path of a table, such as `data.inputs`, to the length of its rows. A table in `columns` is
     checked while it is read, and its first fault raises the error of `matrix`. Faults in other tables are recorded in
-    the `LongList`. `what` names the text in errors.
+    the `LongList`. `longest` is the length of the longest list that is valid, apart from tables in `columns` and their
+    targets. `what` names the text in errors.
 
-    Raises the errors of `matrix` and `parse_text`, and `OutOfRange` for an object with more than `MOST_KEYS` keys or a
-    list with more than `_MOST_OBJECTS` objects.
+    Raises the errors of `matrix` and `parse_text`; `OutOfRange` for an object with more than `MOST_KEYS` keys, a list
+    with more than `_MOST_OBJECTS` objects, or a table with too many rows; and `WrongShape` for targets with many more
+    rows than their inputs have.
     """
     try:
-        return _Reader(text, columns or {}).read()
-    except (_MalformedError, json.JSONDecodeError, RecursionError, StopIteration) as error:
-        # Parse the text again with `parse_text`, so that the error is the same as for a small body.
-        with suppress(MemoryError):
-            parse_text(text, what=what)
-        raise NotJson(f"{what} is not JSON: {error}", expected="JSON") from None
+        return _Reader(text, columns or {}, longest).read()
+    except RecursionError:
+        raise nested_too_deeply(what) from None
+    except (_MalformedError, json.JSONDecodeError, StopIteration) as error:
+        position = _position(error)
+    # Parse the text again with `parse_text`, so that the error is the same as for a small body. That takes more memory.
+    with suppress(MemoryError):
+        parse_text(text, what=what)
+    line, column = text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
+    raise NotJson(f"{what} is not JSON at line {line}, column {column}", expected="JSON")
+
+
+def _position(error: _MalformedError | json.JSONDecodeError | StopIteration) -> int:
+    """Return the position in the text at which it is malformed."""
+    if isinstance(error, _MalformedError):
+        return error.position
+    return error.pos if isinstance(error, json.JSONDecodeError) else int(error.value)
 
 
 def _scan(text: str, at: int) -> tuple[Any, int]:
@@ -74,9 +99,12 @@ def _scan(text: str, at: int) -> tuple[Any, int]:
 class _Reader:
     """Recursive-descent parser. Its methods take a position and return a value and the position after it."""
 
-    def __init__(self, text: str, columns: Mapping[str, int]) -> None:
+    def __init__(self, text: str, columns: Mapping[str, int], longest: int) -> None:
         self._text = text
         self._columns = columns
+        self._longest = longest
+        self._row_counts: dict[str, int] = {}
+        """Rows of the tables in `columns` that have been read."""
 
     def read(self) -> object:
         """Return the value of the whole text."""
@@ -164,15 +192,49 @@ class _Reader:
 
     def _table(self, at: int, field: str) -> tuple[LongList, int]:
         rows, text = _Rows(field, self._columns.get(field)), self._text
+        if field not in self._columns:
+            rows.limit = self._limit(field)
         while True:
+            begin = at
             row, at = _scan(text, at)
-            rows.add(row)
+            rows.add(row, at - begin)
             if text[at : at + 2] == ",[":
                 at += 1
                 continue
             is_end, at = self._read_separator(at, "]")
             if is_end:
-                return rows.finish(), at
+                table = rows.finish()
+                self._row_counts[field] = len(table)
+                return table, at
+
+    def _limit(self, field: str) -> tuple[int, LoraplexError]:
+        """Return the most rows of a table whose rows have no known length, and the error for a table with more."""
+        parent, _, name = field.rpartition(".")
+        inputs = f"{parent}.{_INPUTS_FIELD}"
+        if name != _LABELS_FIELD or inputs not in self._columns:
+            most = max(self._longest, _MOST_ROWS)
+            return most, OutOfRange(
+                f"{field or 'the body'} has more than {most} rows",
+                field=field or None,
+                expected=f"at most {most} rows",
+            )
+        expected = f"one row for each row of {inputs}"
+        if inputs in self._row_counts:
+            most = self._row_counts[inputs]
+            return most, WrongShape(
+                f"{field} has more than {most} rows, {inputs} has {most}",
+                field=field,
+                given=f"more than {most} rows",
+                expected=expected,
+            )
+        # The shortest row is `[1,1]` and a comma.
+        most = len(self._text) // (2 * self._columns[inputs] + 2) + 1
+        return most, WrongShape(
+            f"{field} has more than {most} rows, more than {inputs} can have in a body of this length",
+            field=field,
+            given=f"more than {most} rows",
+            expected=expected,
+        )
 
 
 class _Rows:
@@ -180,7 +242,8 @@ class _Rows:
 
     `Table.odd` is the first row that is empty, is not a list or differs in length from the first row. `Table.bad` is
     the first number that `matrix` does not accept. After a fault, the numbers are dropped. After an odd row, the
-    remaining rows are only counted.
+    remaining rows are only counted. `limit` is the most rows of the table, and the error for more of them, which is
+    raised before the table is complete.
     """
 
     def __init__(self, field: str, columns: int | None) -> None:
@@ -188,53 +251,53 @@ class _Rows:
         self._columns = columns
         self._batch: list[Any] = []
         self._batch_numbers = 0
-        self._parts: list[Float32] = []
+        self._batch_characters = 0
+        self._numbers = bytearray()
+        """Float32 numbers of the rows so far. It grows in place: parts that are joined are in memory twice."""
         self._count = 0
         self._first: Any = None
         self._table = Table()
+        self.limit: tuple[int, LoraplexError] | None = None
 
-    def add(self, row: Any) -> None:
-        """Add the next row."""
+    def add(self, row: Any, characters: int) -> None:
+        """Add the next row, which has this many characters in the text."""
         if not self._count and not self._batch:
             self._first = row
         self._batch.append(row)
         self._batch_numbers += 1 + len(row) if type(row) is list else 1
-        if self._batch_numbers >= _BATCH_NUMBERS:
+        self._batch_characters += characters
+        if self._batch_numbers >= _BATCH_NUMBERS or self._batch_characters >= _BATCH_CHARACTERS:
             self._flush()
+            if self.limit is not None and self._count > self.limit[0]:
+                raise self.limit[1]
 
     def finish(self) -> LongList:
         """Return the table after the last row was added."""
         self._flush()
-        if self._parts:
-            numbers_NC = np.empty((self._count, len(self._first)), np.float32)
-            begin = 0
-            for index, part in enumerate(self._parts):
-                numbers_NC[begin : begin + len(part)] = part
-                begin += len(part)
-                self._parts[index] = part[:0]
-            self._table.numbers_NC = numbers_NC
+        if self._numbers:
+            self._table.numbers_NC = np.frombuffer(self._numbers, np.float32).reshape(self._count, -1)
         return LongList([self._first], self._count, self._table)
 
     def _flush(self) -> None:
         """Convert the batch and empty it."""
         table, batch, begin = self._table, self._batch, self._count
-        self._batch, self._batch_numbers = [], 0
+        self._batch, self._batch_numbers, self._batch_characters = [], 0, 0
         self._count += len(batch)
         if table.odd is not None or not batch:
             return
         if self._columns is not None:
-            self._parts.append(matrix(batch, field=self._field, columns=self._columns, begin=begin))
+            self._numbers += matrix(batch, field=self._field, columns=self._columns, begin=begin).data
             return
         width = len(self._first)
         for index, row in enumerate(batch):
             if type(row) is not list or len(row) != width or not row:
                 table.odd = (begin + index, row)
-                self._parts = []
+                self._numbers = bytearray()
                 return
         if table.bad is not None:
             return
         try:
-            self._parts.append(matrix(batch, field="", columns=width))
+            self._numbers += matrix(batch, field="", columns=width).data
         except InvalidInput:
             row, column, number = find_bad_number(batch)
-            table.bad, self._parts = (begin + row, column, number), []
+            table.bad, self._numbers = (begin + row, column, number), bytearray()

@@ -16,8 +16,9 @@ import fcntl
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -27,6 +28,8 @@ from adapters.errors import CatalogBusy, CatalogNotLoadable
 
 CATALOG = "catalog.sqlite3"
 _BUSY_SECONDS = 15
+_SECONDS_BEFORE_LOG = 3.0
+_SECONDS_BETWEEN_TRIES = 0.05
 _REFERENCES = (("versions", "file"), ("versions", "statistics"), ("dataset_versions", "file"), ("jobs", "data_file"))
 
 log = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ def check_store(folder: Path) -> None:
     # blobs, which is no error. In the other order, the blobs would look newer.
     opened_here = read_id(folder / STORE_ID)
     folder_id = read_id(folder / BLOBS / STORE_ID)
-    names = blob_names(folder / BLOBS)
+    names = _names(folder)
     catalog = _read_catalog(folder / CATALOG, with_references=folder_id is None)
     mismatch = _mismatch(folder, catalog, folder_id=folder_id, names=names, opened_here=opened_here)
     if mismatch is not None:
@@ -66,7 +69,7 @@ def check_store(folder: Path) -> None:
 
 def newest_revision(folder: Path) -> int:
     """Return the greatest revision in the names of the blobs; 0 if there are none."""
-    return max(map(revision_of, blob_names(folder / BLOBS)), default=0)
+    return max(map(revision_of, _names(folder)), default=0)
 
 
 def unreferenced(folder: Path) -> list[Path]:
@@ -74,18 +77,25 @@ def unreferenced(folder: Path) -> list[Path]:
 
     The caller has to make sure that no process publishes at the same time.
     """
-    names = blob_names(folder / BLOBS)
+    names = _names(folder)
     catalog = _read_catalog(folder / CATALOG, with_references=True)
     references = catalog.references if catalog else frozenset()
     return [folder / BLOBS / name for name in sorted(set(names).difference(references))]
 
 
 def read_id(path: Path) -> str | None:
-    """Return the id in a file; None if the file is missing or empty."""
-    try:
+    """Return the id in a file; None if the file is missing or empty. Raises `CatalogNotLoadable`."""
+    with _readable(path), suppress(FileNotFoundError):
         return path.read_text(errors="replace").strip() or None
-    except FileNotFoundError:
-        return None
+    return None
+
+
+def catalog_bytes(folder: Path) -> int:
+    """Return the size of the catalogue; 0 if it is missing. Raises `CatalogNotLoadable` if it cannot be looked at."""
+    path = folder / CATALOG
+    with _readable(path), suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int = 0) -> None:
@@ -98,11 +108,16 @@ def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int
     opened_here_file, folder_id_file = folder / STORE_ID, folder / BLOBS / STORE_ID
     if not accept and (opened_here := read_id(opened_here_file)) is not None and opened_here == read_id(folder_id_file):
         return
-    with _migration_lock(folder), connected(folder / CATALOG) as connection:
+    with migration_lock(folder), connected(folder / CATALOG) as connection:
         newest = max(newest_revision(folder), revision_at_least)
-        store_id, revision = connection.execute("SELECT store_id, revision FROM catalog").fetchone()
+        row = connection.execute("SELECT store_id, revision FROM catalog").fetchone()
+        if row is None:
+            raise damaged(folder / CATALOG, "its table catalog has no row")
+        store_id, revision = _store_id(folder / CATALOG, row[0]), _revision(folder / CATALOG, row[1])
+        if store_id is None:
+            raise damaged(folder / CATALOG, "it has no store id")
         if newest > revision:
-            newer = sum(revision_of(name) > revision for name in blob_names(folder / BLOBS))
+            newer = sum(revision_of(name) > revision for name in _names(folder))
             log.warning("the catalogue's revision goes from %d to %d; %d blobs are newer", revision, newest, newer)
             connection.execute("PRAGMA journal_mode=TRUNCATE")
             connection.execute("PRAGMA synchronous=FULL")
@@ -114,10 +129,23 @@ def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int
 
 
 @contextmanager
-def _migration_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock for migrating and completing a store: `_write_id` uses one temporary file for all processes."""
-    with (folder / "migrate.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def migration_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock for migrating and completing a store: `_write_id` uses one temporary file for all processes.
+
+    Waits for as long as another process holds it, because a migration may be long, and logs that once.
+    """
+    path = folder / "migrate.lock"
+    with path.open("a") as lock:
+        log_at = time.monotonic() + _SECONDS_BEFORE_LOG
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() >= log_at:
+                log.warning("waiting for another process that migrates the catalogue and holds the lock %s", path)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                break
+            time.sleep(_SECONDS_BETWEEN_TRIES)
         yield
 
 
@@ -165,14 +193,14 @@ def _mismatch(
     """Return why the catalogue and the blobs do not belong together; None if they do."""
     if catalog is None:
         if folder_id is not None:
-            return f"the catalogue is missing or empty, and the blobs are of the store {folder_id}"
+            return f"the catalogue is missing or empty, and the blobs belong to the store {folder_id}"
         return f"the catalogue is missing or empty, and there are {len(names)} blobs" if names else None
     if folder_id is None:
         return _mismatch_without_id(folder, catalog, names=names, opened_here=opened_here)
     if catalog.store_id is None:
-        return f"the catalogue is of an older release without a store id, and the blobs are of the store {folder_id}"
+        return f"the catalogue is of an older release without a store id, and the blobs belong to the store {folder_id}"
     if catalog.store_id != folder_id:
-        return f"the catalogue is of the store {catalog.store_id}, and the blobs are of the store {folder_id}"
+        return f"the catalogue belongs to the store {catalog.store_id}, and the blobs belong to the store {folder_id}"
     newer = [name for name in names if revision_of(name) > catalog.revision]
     if newer and opened_here == folder_id:
         newest = max(map(revision_of, newer))
@@ -205,10 +233,7 @@ def _mismatch_without_id(folder: Path, catalog: Identity, *, names: list[str], o
 
 def _read_catalog(path: Path, *, with_references: bool) -> Identity | None:
     """Return the catalogue's identity; None if the file is missing or empty, or has no row in the table `catalog`."""
-    try:
-        if path.stat().st_size == 0:
-            return None
-    except FileNotFoundError:
+    if catalog_bytes(path.parent) == 0:
         return None
     with connected(path) as connection:
         connection.execute("BEGIN")
@@ -223,7 +248,41 @@ def _read_catalog(path: Path, *, with_references: bool) -> Identity | None:
                 if column in _columns(connection, table):
                     statement = f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL"
                     references.update(file for (file,) in connection.execute(statement))
-        return Identity(row[0], int(row[1]), frozenset(references)) if row else None
+        if row is None:
+            return None
+        return Identity(_store_id(path, row[0]), _revision(path, row[1]), frozenset(references))
+
+
+def _store_id(path: Path, value: object) -> str | None:
+    """Return a store id as a catalogue has it; raise `CatalogNotLoadable` if it is not text."""
+    if value is None or isinstance(value, str):
+        return value
+    raise damaged(path, "its store id is not text")
+
+
+def _revision(path: Path, value: object) -> int:
+    """Return a revision as a catalogue has it; raise `CatalogNotLoadable` if it is not a whole number."""
+    if isinstance(value, int):
+        return value
+    raise damaged(path, f"its revision is {'NULL' if value is None else 'not a whole number'}")
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of the blobs in a data folder. Raises `CatalogNotLoadable`."""
+    blobs = folder / BLOBS
+    with _readable(blobs):
+        return blob_names(blobs)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise `CatalogNotLoadable` if the system cannot read a file or a folder. A missing one is left to the caller."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CatalogNotLoadable(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> set[str]:

@@ -34,12 +34,17 @@ def parse_text(text: str, *, what: str = "the body") -> object:
             f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", expected="JSON"
         ) from None
     except RecursionError:
-        raise NotJson(f"{what} is nested too deeply", expected="JSON nested a few levels deep") from None
+        raise nested_too_deeply(what) from None
 
 
 def whole_number(digits: str) -> int | float:
     """The number that `digits` say; as a float, and so infinite, where they are too many to count in."""
     return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+
+
+def nested_too_deeply(what: str) -> NotJson:
+    """Return the error for a text with too many levels of lists and objects."""
+    return NotJson(f"{what} is nested too deeply", expected="JSON nested a few levels deep")
 
 
 def repeated_key(key: str) -> DuplicateKey:

@@ -4,6 +4,7 @@ import asyncio
 from functools import partial
 
 from adapters.base_layer import BaseLayer
+from adapters.errors import RequestTimeout
 from adapters.json_reading import read_in_process
 from adapters.strict_json import parse
 
@@ -11,6 +12,8 @@ _AT_ANY_TIME_BYTES = 2**14
 _THREAD_BYTES = 2**19
 """A thread parses that in some 50 ms, and holds the interpreter lock for as long."""
 _LONGEST_LIST = 10_000
+_LONGEST_WAIT_SECONDS = 30.0
+"""How long a large body waits for the process: reading one may take minutes."""
 
 
 class JsonBodies:
@@ -29,7 +32,8 @@ class JsonBodies:
         """Return what a body says; tables of a large one come as `LongList`.
 
         `longest`: entries of the longest list that a valid body of this call may have, apart from tables of numbers
-        and lists of the same length. Raises `NotJson`, `DuplicateKey`, and what `read_in_process` raises.
+        and lists of the same length. Raises `NotJson`, `DuplicateKey`, what `read_in_process` raises, and
+        `RequestTimeout` if other large bodies are read for too long.
         """
         if len(body) <= _AT_ANY_TIME_BYTES:
             return await asyncio.to_thread(parse, body, what=what)
@@ -37,6 +41,15 @@ class JsonBodies:
             async with self._threads:
                 return await asyncio.to_thread(parse, body, what=what)
         longest = max(longest, self._longest)
-        async with self._processes:
+        try:
+            async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
+                await self._processes.acquire()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"{what} waited {_LONGEST_WAIT_SECONDS:g} s for other large bodies to be read; try again"
+            ) from None
+        try:
             read = partial(read_in_process, body, longest=longest, columns=self._columns, what=what)
             return await asyncio.to_thread(read)
+        finally:
+            self._processes.release()

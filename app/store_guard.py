@@ -14,7 +14,14 @@ from adapters.blobs import BlobStore
 from adapters.errors import CatalogBusy, CatalogNotLoadable
 from adapters.integrity import check_integrity
 from adapters.quarantine import Quarantine
-from adapters.store_identity import CATALOG, check_store, complete_store, newest_revision, unreferenced
+from adapters.store_identity import (
+    CATALOG,
+    catalog_bytes,
+    check_store,
+    complete_store,
+    newest_revision,
+    unreferenced,
+)
 from app.settings import Settings, make_data_dir
 
 RUNNING = "running"
@@ -65,7 +72,7 @@ def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]
 def _check(folder: Path) -> bool:
     """Check what can be checked before the start; return whether the catalogue is too large for that."""
     catalog = folder / CATALOG
-    is_large = catalog.exists() and catalog.stat().st_size > MOST_BYTES_AT_START
+    is_large = catalog_bytes(folder) > MOST_BYTES_AT_START
     try:
         check_store(folder)
         if not is_large:

@@ -20,8 +20,8 @@ _INFER = (*_MODEL, *_ANSWERS)
 
 OWN: Mapping[str, Iterable[str]] = {
     "predict": ("invalid_name", *_ANSWERS),
-    "train_adapter": (*_TRAINS, "rank_too_large", "invalid_name", "blob_corrupt"),
-    "upload_adapter": (*_FILES, "wrong_shape", *_WRITES),
+    "train_adapter": (*_TRAINS, "rank_too_large", "invalid_name", "request_timeout", "blob_corrupt"),
+    "upload_adapter": (*_FILES, "wrong_shape", "request_timeout", *_WRITES),
     "list_adapters": ("invalid_name", *_READS),
     "show_adapter": ("adapter_not_found", *_READS),
     "list_adapter_versions": ("adapter_not_found", *_READS),
@@ -30,8 +30,8 @@ OWN: Mapping[str, Iterable[str]] = {
         *("adapter_not_found", "version_not_found", "adapter_not_live", "invalid_input", "blob_corrupt"),
         *_READS,
     ),
-    "set_live": ("adapter_not_found", "version_not_found", *_WRITES),
-    "update_adapter": (*_TRAINS, "no_statistics", "conflict", "blob_corrupt"),
+    "set_live": ("adapter_not_found", "version_not_found", "request_timeout", *_WRITES),
+    "update_adapter": (*_TRAINS, "no_statistics", "conflict", "request_timeout", "blob_corrupt"),
     "delete_adapter": ("adapter_not_found", *_WRITES),
     "upload_dataset": ("invalid_dataset", "invalid_archive", "not_json", "duplicate_key", *_WRITES),
     "list_datasets": ("invalid_name", *_READS),

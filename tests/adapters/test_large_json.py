@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters import large_json
-from adapters.errors import DuplicateKey, InvalidInput, LoraplexError, NotJson, OutOfRange
+from adapters.errors import DuplicateKey, InvalidInput, LoraplexError, NotJson, OutOfRange, WrongShape, WrongType
 from adapters.json_reading import read_in_process
 from adapters.large_json import read_large
 from adapters.matrices import LongList, matrix, vector
@@ -115,6 +116,96 @@ def test_a_key_twice_and_too_many_keys_end_the_reading() -> None:
     many = ",".join(f'"k{number}":0' for number in range(large_json.MOST_KEYS + 1))
     with pytest.raises(OutOfRange, match="keys"):
         read_large("{" + many + "}")
+
+
+def _without_memory(*_: object, **__: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("parse_again", [_without_memory, lambda *_, **__: None])
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{"a":1,\n "b" 2}', "line 2, column 6"),
+        ('{"a":\n[1,]}', "line 2, column 4"),
+        ('{"a":', "line 1, column 6"),
+        ("[[1],[2]\n\n", "line 3, column 1"),
+    ],
+)
+def test_malformed_json_that_is_not_parsed_again_is_an_error_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, parse_again: Any, text: str, place: str
+) -> None:
+    monkeypatch.setattr(large_json, "parse_text", parse_again)
+    with pytest.raises(NotJson) as raised:
+        read_large(text)
+    assert raised.value.detail == f"the body is not JSON at {place}"
+
+
+def test_a_table_is_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_json, "_BATCH_NUMBERS", 2**14)
+    rows, columns = 2**14, 2**6
+    text = "[" + ",".join(["[" + ",".join(["1"] * columns) + "]"] * rows) + "]"
+    tracemalloc.start()
+    try:
+        value: Any = read_large(text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    numbers_NC = matrix(value, field="m")
+    assert (numbers_NC.shape, float(numbers_NC.sum())) == ((rows, columns), rows * columns)
+    assert peak < 1.6 * numbers_NC.nbytes
+
+
+@pytest.mark.parametrize(("columns", "kind"), [({"m": 1}, WrongType), ({"m": 2}, WrongShape)])
+def test_rows_of_long_lists_are_not_collected(
+    monkeypatch: pytest.MonkeyPatch, columns: dict[str, int], kind: type[InvalidInput]
+) -> None:
+    monkeypatch.setattr(large_json, "_BATCH_NUMBERS", 2**16)
+    scanned: list[int] = []
+    scan = large_json._scan
+
+    def counted(text: str, at: int) -> tuple[Any, int]:
+        scanned.append(at)
+        return scan(text, at)
+
+    monkeypatch.setattr(large_json, "_scan", counted)
+    row = "[[" + ",".join(["1"] * 500_000) + "]]"
+    with pytest.raises(kind, match="row 0"):
+        read_large('{"m":[' + ",".join([row] * 10) + "]}", columns=columns)
+    assert len(scanned) < 5
+
+
+ONE_NUMBER_ROWS = ",".join(["[1]"] * 1000)
+INPUTS = ",".join(["[1,2]"] * 10)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (f'"inputs":[{INPUTS}],"targets":[{ONE_NUMBER_ROWS},[', "more than 10 rows, data.inputs has 10"),
+        (f'"targets":[{ONE_NUMBER_ROWS},[', "more than data.inputs can have in a body of this length"),
+    ],
+)
+def test_targets_with_more_rows_than_inputs_end_the_reading(data: str, said: str) -> None:
+    with pytest.raises(WrongShape, match=said) as raised:
+        read_large('{"data":{' + data, columns={"data.inputs": 2})
+    assert raised.value.field == "data.targets"
+
+
+def test_targets_may_have_as_many_rows_as_inputs_in_either_order() -> None:
+    for order in ("inputs", "targets"), ("targets", "inputs"):
+        content = {"inputs": "[1,1]", "targets": "[1]"}
+        members = [f'"{name}":[' + ",".join([content[name]] * 1000) + "]" for name in order]
+        value: Any = read_large('{"data":{' + ",".join(members) + "}}", columns={"data.inputs": 2})
+        assert (len(value["data"]["inputs"]), len(value["data"]["targets"])) == (1000, 1000)
+
+
+def test_another_table_with_far_too_many_rows_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_json, "_MOST_ROWS", 100)
+    with pytest.raises(OutOfRange, match="x has more than 100 rows"):
+        read_large(f'{{"x":[{ONE_NUMBER_ROWS},[')
+    value: Any = read_large(f'{{"x":[{ONE_NUMBER_ROWS}]}}', longest=1000)
+    assert len(value["x"]) == 1000
 
 
 def test_the_process_gives_back_what_it_read() -> None:

@@ -142,7 +142,7 @@ def _replace_by_tableless(catalog: Path, stores: dict[str, Path]) -> None:
         (_cut_short, "is damaged", "serve"),
         (_replace_by_tableless, "missing or empty", "serve"),
         (_replace_by_older, "older than the blobs", "serve"),
-        (_replace_by_others, "of the store", "serve"),
+        (_replace_by_others, "belongs to the store", "serve"),
     ],
 )
 def test_a_start_without_its_catalogue_is_refused_and_loses_nothing(

@@ -1,0 +1,89 @@
+"""Files of blobs that cannot be written, read or removed: an error of our own, and nothing is left behind."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import adapters.blobs
+from adapters.catalog import Catalog
+from adapters.errors import StorageFailed
+from tests.catalog.making import as_upload, make_adapter, put, referenced_files, stored_files
+from tests.conftest import Serve
+
+ROWS = {"adapter": "acme", "inputs": [[0.0] * 10]}
+CODES = [errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM]
+
+
+def _failing(code: int, real: Callable[..., Any] | None = None, *, on: str = "") -> Callable[..., Any]:
+    """A call that fails, or, with the real one, that fails on paths with `on`."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if real is not None and on not in str(arguments[0]):
+            return real(*arguments, **options)
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+@pytest.mark.parametrize("step", ["open", "fsync", "rename", "folder", "unlink", "lock"])
+@pytest.mark.parametrize("code", CODES, ids=[errno.errorcode[code] for code in CODES])
+def test_a_blob_that_cannot_be_written_is_storage_failed(
+    catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, step: str
+) -> None:
+    kept = put(catalog, "acme", 1)
+    if step == "fsync":
+        monkeypatch.setattr(os, "fsync", _failing(code))
+    elif step == "folder":
+        monkeypatch.setattr(adapters.blobs, "sync_folder", _failing(code))
+    elif step == "rename":
+        monkeypatch.setattr(Path, "rename", _failing(code))
+    elif step == "lock":
+        monkeypatch.setattr(Path, "open", _failing(code, Path.open, on="publish.lock"))
+    else:
+        monkeypatch.setattr(Path, "open", _failing(code, Path.open, on=".tmp"))
+    if step == "unlink":
+        monkeypatch.setattr(Path, "unlink", _failing(code))
+    with pytest.raises(StorageFailed, match="cannot be written: nothing was stored") as raised:
+        put(catalog, "acme", 2)
+    assert errno.errorcode[code] in raised.value.detail
+    assert not raised.value.outcome_unknown
+    monkeypatch.undo()
+    assert stored_files(folder) == {kept.file}
+    assert put(catalog, "acme", 2).version == 2
+
+
+def test_a_service_whose_blobs_cannot_be_written_or_read_answers_503(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, service = serve(cache_bytes=2**20)
+    client.put("/adapters/acme", json=as_upload(make_adapter(1))).raise_for_status()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", _failing(errno.EROFS))
+        answer = client.put("/adapters/acme", json=as_upload(make_adapter(2)))
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage_failed"), answer.text
+        assert answer.headers["Retry-After"] == "1"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", _failing(errno.EACCES, os.open, on="/blobs/"))
+        for path in "/predict", "/predict?":
+            answer = client.post(path, json=ROWS)
+            assert (answer.status_code, answer.json()["code"]) == (503, "storage_failed"), answer.text
+            assert "EACCES" in answer.json()["detail"]
+    assert client.post("/predict", json=ROWS).status_code == 200
+    assert service.catalog.adapter("acme").versions == 1
+
+
+def test_a_deletion_is_stored_although_its_blob_cannot_be_removed(
+    catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = put(catalog, "acme", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", _failing(errno.EIO))
+        catalog.delete("acme")
+    assert f"the blob {version.file} cannot be removed" in caplog.text
+    assert stored_files(folder) == {version.file}
+    catalog.sweep()
+    assert stored_files(folder) == referenced_files(folder) == set()
