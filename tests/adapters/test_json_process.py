@@ -87,7 +87,7 @@ def test_a_process_whose_answer_nobody_reads_ends_without_a_traceback() -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdout.close()
-    body = json.dumps([["1"] * 10] + list(range(100_000))).encode()
+    body = json.dumps([["1"] * 10, *range(100_000)]).encode()
     request = {"length": len(body), "what": "it", "longest": 10**6, "memory_bytes": 2**29, "columns": {}}
     process.stdin.write(json.dumps(request).encode() + b"\n" + body)
     process.stdin.flush()
