@@ -59,11 +59,15 @@ def check_store(folder: Path) -> None:
     catalog = _read_catalog(folder / CATALOG, with_references=folder_id is None)
     mismatch = _mismatch(folder, catalog, folder_id=folder_id, names=names, opened_here=opened_here)
     if mismatch is not None:
+        accepted = "make a new, empty catalogue" if catalog is None else "take the catalogue as it is"
         raise CatalogNotLoadable(
-            f"the catalogue {folder / CATALOG} and the blobs in {folder / BLOBS} do not belong together: {mismatch}. "
-            "Nothing was changed. Restore the catalogue and the blobs that belong together (docs/operations.md), or "
-            "start once with --accept-catalog to take the catalogue as it is: blobs that it does not refer to then go "
-            f"to {folder / 'quarantine'}"
+            f"{folder}: the catalogue {CATALOG} and the files in {BLOBS}/ do not belong together: {mismatch}. Nothing "
+            "was changed.\n"
+            "- If one of the two was moved or is not mounted yet, put it back and start again.\n"
+            "- From a backup, restore its catalogue and its blobs together into a new, empty folder, and start there "
+            "('Restore' in docs/operations.md).\n"
+            f"- To {accepted}, start once with --accept-catalog. The {len(names)} files in {BLOBS}/ are kept: those "
+            f"that the catalogue does not refer to move to {folder / 'quarantine'}/kept-<time>/."
         )
 
 
