@@ -30,6 +30,7 @@ STORE_ID = "store-id"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _FAILED = {errno.EIO, errno.EROFS, *_FORBIDDEN}
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
 
@@ -127,7 +128,8 @@ class BlobStore:
         """
         try:
             # No file object: its system calls would each hand the interpreter to whoever waits for it.
-            file = os.open(f"{self._folder}/{name}", os.O_RDONLY)
+            # Non-blocking: a pipe in place of the file must not hold the thread.
+            file = os.open(f"{self._folder}/{name}", os.O_RDONLY | os.O_NONBLOCK)
             try:
                 content = os.pread(file, os.fstat(file).st_size if length < 0 else length, offset)
             finally:
@@ -139,7 +141,7 @@ class BlobStore:
                 detail = f"the file of a stored adapter or data set cannot be read: {name} ({_reason(error)})"
                 log.error("%s", detail)
                 raise StorageFailed(detail) from error
-            if error.errno != errno.EIO:
+            if error.errno in _NO_DESCRIPTORS:
                 raise
             raise BlobCorrupt(f"the file of a stored adapter or data set cannot be read: {name}") from error
         if length >= 0 and len(content) != length:
@@ -164,6 +166,8 @@ class BlobStore:
 
     def is_whole(self, name: str, digest: str) -> bool:
         """Return whether a blob is there and its bytes have this digest."""
+        if not self.path(name).is_file():
+            return False
         try:
             with self.path(name).open("rb") as file:
                 return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
@@ -200,7 +204,8 @@ class BlobStore:
             present = [entry for entry in entries if entry.name not in kept]
         temporary = [entry.path for entry in present if entry.name.endswith(_TEMPORARY)]
         for path in temporary:
-            with suppress(FileNotFoundError):
+            # A folder of that name is not one of ours.
+            with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
                 os.unlink(path)
         self._quarantine.purge()
         return len(temporary) + self._quarantine.take(Path(entry.path) for entry in present if _is_blob(entry))

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any
@@ -32,6 +33,10 @@ _QUIET = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS
 log = logging.getLogger(__name__)
 
 
+class _KilledError(InvalidInput):
+    """Another process killed the one that was reading the body."""
+
+
 class _NotReadError(EOFError):
     """The process answered that it could not read the body."""
 
@@ -43,8 +48,16 @@ def read_in_process(
 
     `longest` is what a valid list of this call may have; a list may also be as long as the longest table. `columns` is
     as `read_large` takes it. Raises what `read_large` raises, and `InvalidInput` for a body that cannot be read within
-    bounds.
+    bounds. If another process kills the one that reads (such as the kernel, which is out of memory), it is read once
+    more.
     """
+    try:
+        return _read(body, longest=longest, columns=columns, what=what)
+    except _KilledError:
+        return _read(body, longest=longest, columns=columns, what=what)
+
+
+def _read(body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] | None, what: str) -> object:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", _MODULE],
         stdin=subprocess.PIPE,
@@ -57,6 +70,7 @@ def read_in_process(
     assert process.stderr is not None
     timer = threading.Timer(_LONGEST_SECONDS, process.kill)
     timer.start()
+    began = time.monotonic()
     try:
         limits = {"longest": longest, "memory_bytes": MEMORY_BYTES, "columns": dict(columns or {})}
         request = {"length": len(body), "what": what} | limits
@@ -64,9 +78,12 @@ def read_in_process(
             _send(process.stdin, json.dumps(request).encode() + b"\n", body)
         return _received(process.stdout)
     except (EOFError, ValueError) as error:
+        kind: type[InvalidInput] = InvalidInput
         if not isinstance(error, _NotReadError):
             _log_end(process)
-        raise InvalidInput(
+            if process.returncode < 0 and time.monotonic() - began < _LONGEST_SECONDS:
+                kind = _KilledError
+        raise kind(
             f"{what} cannot be read in {MEMORY_BYTES} bytes of memory and {_LONGEST_SECONDS:g} seconds",
             field="body",
             expected="JSON with rows of numbers; larger data belongs in a data set",

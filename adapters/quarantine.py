@@ -88,17 +88,23 @@ class Quarantine:
         for entry in entries:
             if entry.moved_at > moved_by and total - removed <= most:
                 break
-            (self.folder / entry.name).unlink(missing_ok=True)
+            try:
+                (self.folder / entry.name).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s cannot be removed from %s: %s", entry.name, self.folder, error)
+                continue
             count, removed = count + 1, removed + entry.bytes
         if count:
             log.warning("removed the %d oldest files in %s, of %d bytes", count, self.folder, removed)
         return removed
 
     def _entries(self) -> Iterator[_Entry]:
-        with suppress(FileNotFoundError), os.scandir(self.folder) as files:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.folder) as files:
             for file in files:
-                # A file that somebody else has put here stays.
+                # What somebody else has put here stays.
                 with suppress(ValueError, FileNotFoundError):
+                    if not file.is_file(follow_symlinks=False):
+                        continue
                     moved_at = datetime.strptime(file.name[:_TIME_LENGTH], _TIME).replace(tzinfo=UTC).timestamp()
                     yield _Entry(file.name, moved_at, file.stat(follow_symlinks=False).st_size)
 
@@ -118,6 +124,8 @@ def _move(path: Path, target: Path) -> None:
         return
     try:
         shutil.copyfile(path, target)
+        with target.open("rb") as copy:
+            os.fsync(copy.fileno())
     except OSError:
         target.unlink(missing_ok=True)
         raise

@@ -50,7 +50,7 @@ class Direct:
         self._service = service
         self._batcher = service.batcher
         self._observer = service.observer
-        self._accepts_host = service.host_policy.accepts
+        self._accepts_host, self._accepted_hosts = service.host_policy.accepts, service.host_policy.accepted
         self.bodies = service.bodies
         routes = predict.ROUTE, infer.ROUTE, infer.VERSION_ROUTE
         self._briefs = {route: service.observer.brief(route, "POST", 200) for route in routes}
@@ -58,24 +58,24 @@ class Direct:
         self._most_bytes = min(BYTES_AT_ONCE, settings.max_predict_json_bytes, settings.max_body_bytes)
         self._most_rows = NUMBERS_AT_ONCE // service.base.out_features
 
-    def may_take(self, url: bytes, headers: Headers) -> bool:
-        """Whether a POST with this head is worth reading here."""
+    def may_take(self, url: bytes, headers: Headers) -> Mapping[bytes, bytes] | None:
+        """Return the headers by their names if a POST with this head is worth reading here, otherwise None."""
         named = dict(headers)
         length = named.get(b"content-length", b"")
-        return (
+        is_ours = (
             (url == predict.URL or infer.PLAIN_URL.fullmatch(url) is not None)
             and len(named) == len(headers)
             and _ASKING_FOR_MORE.isdisjoint(named)
-            and self._accepts_host(named.get(b"host"))
+            and (named.get(b"host") in self._accepted_hosts or self._accepts_host(named.get(b"host")))
             and length.isdigit()
             and len(length) <= _MOST_DIGITS
             and int(length) <= self._most_bytes
             and self._batcher.has_room()
         )
+        return named if is_ours else None
 
-    def ask(self, url: bytes, headers: Headers, body: bytes, began: float) -> Asked | None:
+    def ask(self, url: bytes, named: Mapping[bytes, bytes], body: bytes, began: float) -> Asked | None:
         """Put a request, whose head was there when it `began`, into the queue; None where it is not for here."""
-        named = dict(headers)
         read = predict.read_small if url == predict.URL else infer.read_small
         try:
             small = read(self._service, url, named, body)

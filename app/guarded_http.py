@@ -33,6 +33,8 @@ _FRAMING_PER_CONTENT = 16
 a byte between them, and a few for longer sizes."""
 _REQUEST_LINE_REST = len(" " + " HTTP/1.1\r\n" + "\r\n")
 _HEADER_REST = len(":" + "\r\n")
+_MOST_LENGTH_DIGITS = 20
+"""Digits of a Content-Length, leading zeros included: Python refuses to read a number of thousands."""
 
 log = logging.getLogger(__name__)
 
@@ -146,10 +148,12 @@ class GuardedHttp(HttpToolsProtocol):
             raise NotHttp("only Transfer-Encoding: chunked is supported")
         if codings and version != "1.1":
             raise NotHttp("the body has a Transfer-Encoding, which HTTP/1.0 does not have")
+        lengths = [value for name, value in self.headers if name == b"content-length"]
+        if any(len(length) > _MOST_LENGTH_DIGITS for length in lengths):
+            raise NotHttp(f"the Content-Length has more than {_MOST_LENGTH_DIGITS} digits")
         if parser.should_upgrade():
             if parser.get_method() == b"CONNECT":
                 raise NotHttp("CONNECT is not supported")
-            lengths = [value for name, value in self.headers if name == b"content-length"]
             if codings:
                 self._upgrade_framing = b"transfer-encoding: chunked\r\n"
             elif lengths:

@@ -40,17 +40,17 @@ class HostPolicy:
         self._names = names if listening is None else names | {listening}
         self._allows_any = ANY_HOST in names
         # `Host` values that were accepted, as they came: parsing one takes longer than the rest of the decision.
-        self._accepted: set[bytes | None] = set()
+        self.accepted: set[bytes | None] = set()
 
     def accepts(self, host: bytes | None) -> bool:
         """Return whether a request with this one `Host` value is addressed to the service; None means no header."""
-        if host in self._accepted:
+        if host in self.accepted:
             return True
         if host is None or not (self._allows_any or host_name(_text(host)) in self._names):
             return False
         # Clients choose these values, so their number and length are bounded.
-        if len(self._accepted) < _MOST_REMEMBERED and len(host) <= _LONGEST_REMEMBERED:
-            self._accepted.add(host)
+        if len(self.accepted) < _MOST_REMEMBERED and len(host) <= _LONGEST_REMEMBERED:
+            self.accepted.add(host)
         return True
 
     def check(

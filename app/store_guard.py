@@ -146,7 +146,8 @@ def _lock_abandoned(running: Path) -> list[tuple[Path, int]]:
     """Return the files whose processes have died, locked: of several starts at once, one does the check."""
     abandoned = []
     for path in running.glob("*.lock"):
-        with suppress(FileNotFoundError):
+        # A folder of that name is not one of ours.
+        with suppress(FileNotFoundError, IsADirectoryError):
             lock = os.open(path, os.O_RDWR)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

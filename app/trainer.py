@@ -33,10 +33,13 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
     try:
         base = load_base(settings)
         catalog = Catalog(settings.data_dir, now=time.time, quarantine_days=settings.quarantine_days)
+        catalog.sweep()
     except (BaseNotLoadable, CatalogNotLoadable) as error:
         print(f"loraplex: {error.detail}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
-    catalog.sweep()
+    except (IsADirectoryError, NotADirectoryError) as error:
+        print(f"loraplex: the data folder {settings.data_dir} cannot be used: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
     metrics = Metrics.open(settings.data_dir / METRICS, "trainer")
     logs.configure(settings.log_format, process=metrics.process)
     if not supervised:

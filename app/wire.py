@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -48,6 +49,8 @@ class Protocol(GuardedHttp):
         self._bodies = direct.bodies
         self._body: bytes | None = None
         """What has come of a request that is read for `direct`."""
+        self._named: Mapping[bytes, bytes] | None = None
+        """Its headers by their names."""
         self._began = 0.0
         """When its head was there."""
         self._asked: Asked | None = None
@@ -73,12 +76,12 @@ class Protocol(GuardedHttp):
         if (
             parser.get_method() == b"POST"
             and getattr(self.cycle, "response_complete", True)  # there is none at first
-            and self._direct.may_take(self.url, self.headers)
+            and (named := self._direct.may_take(self.url, self.headers)) is not None
             and parser.should_keep_alive()
             and parser.get_http_version() == "1.1"
             and not self.flow.write_paused
         ):
-            self._body = b""
+            self._body, self._named = b"", named
             self._began = time.perf_counter()
         elif self.begin_body():
             self._become_asgi()
@@ -100,7 +103,8 @@ class Protocol(GuardedHttp):
     def on_message_complete(self) -> None:
         """All of it is."""
         if self._body is not None:
-            asked = self._direct.ask(self.url, self.headers, self._body, self._began)
+            assert self._named is not None
+            asked = self._direct.ask(self.url, self._named, self._body, self._began)
             if asked is not None:
                 self.stage, self.head_bytes = BETWEEN_REQUESTS, RESTARTED_IN_PIECE
                 self._wait_for(asked)

@@ -71,6 +71,9 @@ def main() -> None:
     except (BaseNotLoadable, CatalogNotLoadable) as error:
         print(f"loraplex: {error.detail}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
+    except (IsADirectoryError, NotADirectoryError) as error:
+        print(f"loraplex: the data folder {settings.data_dir} cannot be used: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
     logs.configure(settings.log_format, process=service.metrics.process)
     if FIRST in sys.argv[2:]:
         warn_in_background(service.catalog.database, service.base, settings.feature_space)

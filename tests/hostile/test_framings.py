@@ -34,8 +34,8 @@ _VOLATILE = {b"server-timing", b"x-request-id"}
 class _TakesNothing(Direct):
     """The fast path, if it leaves every request to the application."""
 
-    def may_take(self, *_: object) -> bool:
-        return False
+    def may_take(self, *_: object) -> None:
+        return None
 
 
 @asynccontextmanager

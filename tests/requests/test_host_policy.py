@@ -27,7 +27,7 @@ def code_of(
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9", "[::1]:8000", "LOCALHOST.:8000", "\tlocalhost "])
-def test_loopback_s_names_are_accepted(host: str) -> None:
+def test_loopback_s_names_areaccepted(host: str) -> None:
     assert code_of(LOCAL, ("host", host)) is None
     assert LOCAL.accepts(host.encode())
 
@@ -140,5 +140,5 @@ def test_the_hosts_that_are_remembered_are_bounded() -> None:
     for port in range(3000):
         assert policy.accepts(b"localhost:%d" % port)
     assert policy.accepts(b"localhost" + b" " * 1000)
-    assert len(policy._accepted) <= 1024
-    assert not any(host is not None and len(host) > 300 for host in policy._accepted)
+    assert len(policy.accepted) <= 1024
+    assert not any(host is not None and len(host) > 300 for host in policy.accepted)
