@@ -5,6 +5,7 @@ import logging
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,7 +129,21 @@ def test_how_a_process_crashed_is_logged(
     monkeypatch.setattr(json_reading, "_MODULE", "crashing_reader")
     with pytest.raises(InvalidInput, match="cannot be read in"):
         read_in_process(b"[1]", longest=10)
-    (record,) = caplog.records
+    # A process that was killed is followed by another one.
+    record = caplog.records[0]
+    assert len(caplog.records) == 1 + ("kill" in content)
     assert record.levelno == logging.ERROR
     said = record.getMessage()
     assert ("ZeroDivisionError" in said and "status 1" in said) or "status -11" in said
+
+
+def test_a_body_is_read_once_more_if_its_process_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    (tmp_path / "killed_once.py").write_text(
+        "import os, pathlib, sys\n"
+        f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\n"
+        "if not mark.exists():\n    mark.touch(); os.kill(os.getpid(), 9)\n"
+        "from adapters.json_process import main\nmain()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(json_reading.__file__).parents[1]}")
+    monkeypatch.setattr(json_reading, "_MODULE", "killed_once")
+    assert read_in_process(b"[1]", longest=10) == [1]

@@ -10,7 +10,7 @@ import pytest
 
 import adapters.blobs
 from adapters.catalog import Catalog
-from adapters.errors import StorageFailed
+from adapters.errors import BlobCorrupt, StorageFailed
 from tests.catalog.making import as_upload, make_adapter, put, referenced_files, stored_files
 from tests.conftest import Serve
 
@@ -87,3 +87,19 @@ def test_a_deletion_is_stored_although_its_blob_cannot_be_removed(
     assert stored_files(folder) == {version.file}
     catalog.sweep()
     assert stored_files(folder) == referenced_files(folder) == set()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+@pytest.mark.timeout(30)
+def test_what_is_no_file_in_place_of_a_blob_is_corrupt_and_repaired(
+    catalog: Catalog, folder: Path, make: Callable[[Path], object]
+) -> None:
+    version = put(catalog, "acme", 1)
+    path = folder / "blobs" / version.file
+    path.unlink()
+    make(path)
+    with pytest.raises(BlobCorrupt):
+        catalog.blobs.read(version.file, offset=version.offset, length=version.bytes)
+    again = put(catalog, "acme", 1)
+    assert (again.version, again.digest) == (version.version, version.digest)
+    assert len(catalog.blobs.read(again.file, offset=again.offset, length=again.bytes)) == version.bytes

@@ -233,3 +233,28 @@ def test_the_name_of_a_blob_has_the_revision_of_when_it_was_written(
     assert adapters.blobs.revision_of(put(catalog, "acme", 9).file) == 4
     check_store(folder)
     other.database.close()
+
+
+def test_what_is_no_file_of_ours_stays_and_stops_no_sweep(tmp_path: Path, clock: _Clock) -> None:
+    folder = tmp_path / "data"
+    catalog = Catalog(folder, now=clock, quarantine_days=0)
+    orphan = catalog.blobs.write(b"orphan")
+    foreign = [folder / "quarantine" / "20200101T000000Z-folder", folder / "blobs" / "folder.tmp"]
+    for path in foreign:
+        path.mkdir(parents=True)
+    for _ in range(2):
+        catalog.sweep()
+        clock.seconds += 60
+    assert all(path.is_dir() for path in foreign)
+    assert not (folder / "blobs" / orphan).exists()
+    catalog.database.close()
+
+
+def test_a_file_in_place_of_the_quarantine_stops_no_sweep(tmp_path: Path, clock: _Clock) -> None:
+    folder = tmp_path / "data"
+    catalog = Catalog(folder, now=clock, quarantine_days=7)
+    orphan = catalog.blobs.write(b"orphan")
+    (folder / "quarantine").touch()
+    catalog.sweep()
+    assert (folder / "blobs" / orphan).exists()
+    catalog.database.close()

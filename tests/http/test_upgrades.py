@@ -12,6 +12,7 @@ from app import wire
 from app.problems import NotHttp
 from app.service import Service
 from app.settings import Settings
+from tests.conftest import Serve
 from tests.harness import DEADLINE_SECONDS, serving
 
 IN = 4
@@ -114,3 +115,14 @@ def test_an_error_in_the_made_up_head_of_a_body_is_an_answer(
     message = b"PUT /adapters/new HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
     message += framed(SMUGGLED, chunked=chunked)
     assert statuses(running[0], LAST.replace(b"Connection: close\r\n", b"") + message, one_by_one=False) == [200, 400]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/base", "/predict", "/adapters/x"])
+def test_a_length_of_thousands_of_digits_is_refused(serve: Serve, path: str) -> None:
+    client, _ = serve()
+    head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {'0' * 5000}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", client.base_url.port or 80), timeout=30) as connection:
+        connection.sendall(head.encode())
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code": "not_http"' in answer
