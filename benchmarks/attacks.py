@@ -153,9 +153,9 @@ def long_trailers(port: int, answers: Answers) -> None:
 
 
 def held_bodies(port: int, answers: Answers) -> None:
-    """Hold 24 bodies of 60 MiB, all but their last byte, for five seconds, and then end them."""
-    body = b'{"A":[[' + b"1.5," * (15 * _MEBIBYTE - 4) + b"1.5]]}"
-    head = message("/adapters/held", b"", _JSON).replace(b"POST", b"PUT", 1)
+    """Hold 24 trainings of 60 MiB, all but their last byte, for five seconds, and then end them."""
+    body = _valid_training(60 * _MEBIBYTE)
+    head = message("/adapters", b"", _JSON)
     head = head.replace(b"Content-Length: 0", b"Content-Length: %d" % len(body))
 
     def parts() -> Iterator[bytes]:
@@ -169,7 +169,8 @@ def held_bodies(port: int, answers: Answers) -> None:
 
 def idle_connections(port: int, answers: Answers) -> None:
     """Open 1,500 connections that send nothing, upload once a second for ten seconds, and close them."""
-    upload = message("/adapters/small", b'{"A": [[1.5]], "B": [[1.5]]}', _JSON).replace(b"POST", b"PUT", 1)
+    factors = {"A": [[0.5]] * WIDE.out_features, "B": [[0.5] * WIDE.in_features]}
+    upload = message("/adapters/small", json.dumps(factors).encode(), _JSON).replace(b"POST", b"PUT", 1)
     with ExitStack() as stack:
         for _ in range(1_500):
             with suppress(OSError):
