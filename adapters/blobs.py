@@ -51,7 +51,7 @@ def blob_names(blobs: Path) -> list[str]:
 
 
 class BlobStore:
-    """The blobs in one folder, which is made where it is missing.
+    """Store of the blobs in one folder, which is created if it is missing.
 
     `revision` returns the catalogue's revision now.
     """
@@ -122,7 +122,7 @@ class BlobStore:
         return name
 
     def read(self, name: str, *, offset: int = 0, length: int = -1) -> bytes:
-        """`length` bytes from `offset` on (all, where it is -1); raises `BlobCorrupt` if they are not there.
+        """Return `length` bytes from `offset` on (all if it is -1); raise `BlobCorrupt` if they are not there.
 
         Raises `StorageFailed` if this process may not read the file.
         """
@@ -198,7 +198,7 @@ class BlobStore:
 
         Call it under `sweeping`. Files whose days in quarantine are over are removed first.
         """
-        # Whoever completes the store may be writing the id now.
+        # Another process may be writing the id now.
         kept = {*referenced, STORE_ID, f"{STORE_ID}{_TEMPORARY}"}
         with os.scandir(self._folder) as entries:
             present = [entry for entry in entries if entry.name not in kept]

@@ -187,7 +187,7 @@ class Catalog:
             return list(connection.scalars(statement))
 
     def sweep(self) -> int:
-        """Move the files that no row refers to into quarantine, unless somebody is publishing; returns how many."""
+        """Move the files that no row refers to into quarantine, unless a publish is under way; return their number."""
         with self.blobs.sweeping() as alone:
             if not alone:
                 return 0

@@ -190,7 +190,7 @@ def insert(connection: Connection, made: Sequence[Version]) -> None:
 
 
 def move_bytes(connection: Connection, version: Version, moved: Version) -> set[str]:
-    """Let a version have its bytes where `moved` has them; returns the blob that nobody needs now."""
+    """Point a version at the copy of its bytes that `moved` has; return the blob that is no longer needed."""
     mine = (_OF_VERSION, versions.c.adapter == version.adapter, versions.c.version == version.version)
     connection.execute(sa.update(versions).where(*mine).values(file=moved.file, offset=moved.offset))
     return set() if _is_used(connection, version.file) else {version.file}

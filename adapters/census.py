@@ -29,7 +29,7 @@ class Census:
     jobs: Mapping[Status, int]
     """Of every status, also of those that no job has."""
     oldest_queued_seconds: float
-    """How long the oldest job that waits for one of this service's trainers has waited; 0 where none does."""
+    """Return the seconds that the oldest queued job of this base layer has waited; 0 if none waits."""
 
 
 def count(database: Database, *, base: str, now: float) -> Census:

@@ -33,7 +33,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _DAMAGED_WORDS = ("unsupported file format", "no such table", "Could not decode to UTF-8")
-"""What SQLite and Python say, without a code of its own, of a file that was cut off or overwritten."""
+"""Messages of SQLite and Python, without an error code, about a file that was cut off or overwritten."""
 _FAILED = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL}
 _UNDONE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 """Codes of a COMMIT that is certainly rolled back: they come from what precedes the truncation of the journal."""
@@ -41,7 +41,7 @@ _UNKNOWN = "it is unknown whether the change was stored; look before you repeat 
 _PROBE_BYTES = 2**18
 
 _sync = getattr(os, "fdatasync", os.fsync)
-"""What SQLite calls."""
+"""The call with which SQLite syncs."""
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """One consistent look; raises `CatalogBusy`, `StorageFailed` and `TooManyOpenFiles`."""
+        """Read in one consistent transaction; raise `CatalogBusy`, `StorageFailed` or `TooManyOpenFiles`."""
         with _translated(), _transaction(self._engine) as connection:
             yield connection
 
@@ -120,7 +120,7 @@ class Database:
         return self._commits.data_version()
 
     def _is_rolled_back(self, before: int) -> bool:
-        """Whether the transaction of a failed COMMIT is undone for good.
+        """Return whether the transaction of a failed COMMIT is certainly rolled back.
 
         The COMMIT may have failed before the journal was truncated, which rolls the transaction back, or after it,
         which leaves it stored, perhaps not durably.
@@ -211,7 +211,7 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
                 yield connection
         except (DatabaseError, sqlite3.DatabaseError) as error:
             # What a connection remembers of a file that has failed may not be so. Closed after its rollback, not
-            # before: a cursor that somebody still holds would keep it open, and the catalogue locked.
+            # before: a cursor that is still in use would keep it open, and the catalogue locked.
             if _is_damage(error) or _code(error) & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
                 connection.invalidate()
             raise
@@ -232,7 +232,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _code(error: BaseException) -> int:
-    """SQLite's extended code of an error; 0 where it has none."""
+    """Return SQLite's extended code of an error; 0 if it has none."""
     return int(getattr(_cause(error), "sqlite_errorcode", 0))
 
 
@@ -243,7 +243,7 @@ def _is_damage(error: BaseException) -> bool:
 def _as_ours(
     error: BaseException, *, folder: Path | None = None, outcome_unknown: bool = False
 ) -> LoraplexError | None:
-    """What an error of SQLite's means; None where the disk is not to blame. `folder` is given for a write."""
+    """Return our own error for one of SQLite; None if storage is not its cause. `folder` is given for a write."""
     code, is_damage = _code(error) & 0xFF, _is_damage(error)
     if code in _BUSY:
         return CatalogBusy("the catalogue is locked by another process; try again")
@@ -274,7 +274,7 @@ def _has_no_descriptors() -> bool:
 
 
 def _is_full(folder: Path) -> bool:
-    """Whether a file that is written into `folder` now meets a full disk: SQLite does not say why an fsync failed."""
+    """Return whether the disk of `folder` is full now, by a trial write: SQLite does not say why an fsync failed."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_PROBE_BYTES))

@@ -1,4 +1,4 @@
-"""Whether the pages of a catalogue's file are sound, by SQLite's own check. It imports neither SQLAlchemy nor torch."""
+"""Check of the pages of a catalogue's file by SQLite itself. It imports neither SQLAlchemy nor torch."""
 
 from pathlib import Path
 

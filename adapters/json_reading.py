@@ -21,7 +21,7 @@ from adapters.matrices import Float32, LongList, Table
 from adapters.strict_json import whole_number
 
 MEMORY_BYTES = 640 * 2**20
-"""What the process may use: a body of 64 MiB takes its text, its arrays, and what one value in it becomes."""
+"""Memory limit of the process: a body of 64 MiB takes its text, its arrays, and the Python form of one value."""
 _MODULE = "adapters.json_process"
 _LONGEST_SECONDS = 120.0
 _BYTES_AT_ONCE = 2**20
@@ -152,7 +152,7 @@ def _array(pipe: IO[bytes], shape: Sequence[int]) -> Float32:
 
 
 def _put_together(told: Any, lines: list[list[Any]], arrays: list[Float32]) -> Any:
-    """Return the value that `json_process.Answer` told."""
+    """Return the value that `json_process.Answer` encoded."""
     if isinstance(told, dict):
         return {key: _put_together(value, lines, arrays) for key, value in told.items()}
     if not isinstance(told, list):

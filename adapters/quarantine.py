@@ -101,7 +101,7 @@ class Quarantine:
     def _entries(self) -> Iterator[_Entry]:
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.folder) as files:
             for file in files:
-                # What somebody else has put here stays.
+                # Entries of other programs are left alone.
                 with suppress(ValueError, FileNotFoundError):
                     if not file.is_file(follow_symlinks=False):
                         continue

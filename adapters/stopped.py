@@ -6,11 +6,11 @@ from pathlib import Path
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _LONGEST_STEP_SECONDS = 2.0
-"""What one look may add: whoever looks may have been stopped too, together with the process."""
+"""Most seconds that one look may add: the process that looks may have been stopped too."""
 
 
 class StoppedClock:
-    """How long one process has been stopped without a break, as far as somebody looked. Linux only."""
+    """Measures how long one process has been stopped without a break, from regular looks at it. Linux only."""
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
@@ -32,7 +32,7 @@ class StoppedClock:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a process is in state T. One that a debugger holds is in state t."""
+    """Return whether a process is in state T. One that a debugger holds is in state t."""
     try:
         # The state follows the name, which is in parentheses and may have some of its own.
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"

@@ -20,7 +20,7 @@ class BodyMemory:
         self._trims = False
 
     def has_room(self, size: int) -> bool:
-        """Return whether so many bytes more may come."""
+        """Return whether this number of further bytes is within the limit."""
         return self.held + size <= self.limit
 
     def take(self, size: int) -> None:

@@ -34,7 +34,7 @@ def read_flat(numbers: Any, rows: int, columns: int) -> Float32 | None:
 
 
 def count_lists(text: bytes | bytearray) -> int:
-    """How many opening brackets there are. For a large text: it leaves the interpreter lock to others."""
+    """Return the number of opening brackets. It releases the interpreter lock, so it suits a large text."""
     return int(np.count_nonzero(np.frombuffer(text, np.uint8) == ord("[")))
 
 

@@ -13,7 +13,7 @@ _THREAD_BYTES = 2**19
 """A thread parses that in some 50 ms, and holds the interpreter lock for as long."""
 _LONGEST_LIST = 10_000
 _LONGEST_WAIT_SECONDS = 30.0
-"""How long a large body waits for the process: reading one may take minutes."""
+"""Longest wait of a large body for the process, because reading another one may take minutes."""
 
 
 class JsonBodies:

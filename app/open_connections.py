@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Phase(IntEnum):
-    """What a silent client has stopped in. To make room, connections of the lower phases are closed first."""
+    """Phase in which a client has fallen silent. To make room, connections of the lower phases are closed first."""
 
     IDLE = 0
     """No request is under way."""
@@ -29,7 +29,7 @@ class Phase(IntEnum):
 
 
 class Connection(Protocol):
-    """What is asked of a connection here. Times are the event loop's."""
+    """Interface of a connection. Times are those of the event loop."""
 
     def is_overdue(self, now: float) -> bool:
         """Return whether the client has let its deadline pass."""

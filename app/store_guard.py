@@ -1,4 +1,4 @@
-"""What `serve` and `trainer` do for their data folder before their work, beside it and after it."""
+"""Checks and upkeep of the data folder before, during and after a run of `serve` or `trainer`."""
 
 import fcntl
 import logging

@@ -21,11 +21,11 @@ T = TypeVar("T")
 _THREADS = 16
 _MOST_WAITING = 200
 _PATIENCE_SECONDS = 15.0
-"""As long as a thread waits for the lock."""
+"""Longest wait of a call for a thread, the same as that of a thread for the lock."""
 
 
 class WriteThreads:
-    """Runs calls that write, some at once; the others wait, so many and so long at most."""
+    """Runs a bounded number of writing calls at once; the others wait, up to a number and a time."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ _LEAST_PROBABILITY = torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Matching:
-    """Where the classes of a training are among the outputs of a version with other labels."""
+    """Matching of a training's classes to the outputs of a version with other labels."""
 
     labels: int
     """L: the outputs of the version that have a label, the first ones."""
@@ -100,5 +100,5 @@ def why_unmatched(version: Labels | None, version_loss: object, training: Labels
 
 
 def _are_positions(labels: Labels | None) -> bool:
-    """Whether each label is the number of its output, which is what an output without a label is called."""
+    """Return whether each label is the number of its output, which is the name of an output without a label."""
     return labels is None or list(labels) == list(range(len(labels)))

@@ -28,7 +28,7 @@ class Measure:
 
     @property
     def best(self) -> int | None:
-        """Which side is best; None if fewer than two of those that are ranked have a value."""
+        """Return the side with the best value; None if fewer than two of the ranked sides have one."""
         there = [
             (value, place)
             for place, (value, ranked) in enumerate(zip(self.values, self.ranked, strict=True))

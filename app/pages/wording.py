@@ -116,7 +116,7 @@ def metric(name: str) -> str:
 
 
 def inline(text: str) -> str:
-    """What begins with a capital as it stands within a sentence: `accuracy`, but `RMSE`."""
+    """Return a metric's name as it stands within a sentence: `accuracy`, but `RMSE`."""
     return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 

@@ -91,7 +91,7 @@ class LoraplexError(Exception):
 
     @property
     def outcome_unknown(self) -> bool:
-        """Whether the change may have been stored all the same: look before you repeat it."""
+        """Whether the change may have been stored in spite of the error: look before you repeat it."""
         return self.members.get("outcome") == "unknown"
 
 

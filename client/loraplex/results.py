@@ -115,7 +115,7 @@ class Version:
     source: str
     job: str | None
     lineage: Json | None = None
-    """What it was trained from and how. None for an upload, and in a list, which leaves it out."""
+    """What it was trained from and how; None for an upload. In a list it is without its lists, such as column names."""
     metrics: Json | None
     """In a list without those that have an entry for each output or class."""
     effect: Json

@@ -136,7 +136,7 @@ def _pyarrow(source: Any) -> Any:
 
 
 def _is_a(library: str, name: str, value: object) -> bool:
-    # Whoever has a value of a library has imported the library.
+    # A value of a library exists only if the library is imported.
     module = sys.modules.get(library)
     return module is not None and isinstance(value, getattr(module, name))
 

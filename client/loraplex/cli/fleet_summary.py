@@ -1,4 +1,4 @@
-"""What the adapters of a fleet reached: counts, medians, and the worst of them."""
+"""Summary of a fleet: counts, medians and the worst adapters."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -10,7 +10,7 @@ from loraplex.errors import LoraplexError
 from loraplex.results import Back, Estimate, JobFields, LossPoint
 
 _NOT_IN_LISTS = ("history", "log", "columns", "bad_rows", "lineage")
-"""What a list leaves out, and the client then has as empty."""
+"""Fields that a list leaves out. The client sets them to empty values."""
 
 
 def plain(value: Any, *, listed: bool = False) -> Any:
