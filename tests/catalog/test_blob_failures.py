@@ -1,4 +1,4 @@
-"""Files of blobs that cannot be written, read or removed: an error of our own, and nothing is left behind."""
+"""Files of blobs: synced before they are named, and an error of our own if they cannot be written, read or removed."""
 
 import errno
 import os
@@ -10,8 +10,13 @@ import pytest
 
 import adapters.blobs
 from adapters.catalog import Catalog
+from adapters.datasets.formats import Format
+from adapters.datasets.reading import Reading, raw_file
+from adapters.datasets.store import Datasets
 from adapters.errors import BlobCorrupt, StorageFailed
-from tests.catalog.making import as_upload, make_adapter, put, referenced_files, stored_files
+from adapters.job_queue import JobQueue
+from tests.catalog.disk_calls import DiskCalls
+from tests.catalog.making import as_upload, make_adapter, publication, put, referenced_files, stored_files, submit
 from tests.conftest import Serve
 
 ROWS = {"adapter": "acme", "inputs": [[0.0] * 10]}
@@ -27,6 +32,37 @@ def _failing(code: int, real: Callable[..., Any] | None = None, *, on: str = "")
         raise OSError(code, os.strerror(code))
 
     return call
+
+
+def test_the_files_of_a_publish_are_synced_before_their_names(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = DiskCalls(monkeypatch)
+    version = catalog.put(publication("acme", statistics=b"sums"))[0]
+    assert version.statistics is not None
+    for file in (version.file, version.statistics):
+        calls.assert_durable(catalog.blobs.path(file))
+
+
+def test_the_file_of_a_data_set_is_synced_before_its_name(
+    catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = Datasets(catalog.database, catalog.blobs, now=lambda: 1.0)
+    calls = DiskCalls(monkeypatch)
+    with raw_file(folder / "tmp") as raw:
+        raw.write(b"x,y\n1,a\n")
+        reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+        version, _ = datasets.add("rows", reading, content_type="text/csv")
+    calls.assert_durable(catalog.blobs.path(version.file))
+
+
+def test_the_data_of_a_job_are_synced_before_their_name(
+    catalog: Catalog, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = DiskCalls(monkeypatch)
+    job = submit(queue)
+    assert job.data_file is not None
+    calls.assert_durable(catalog.blobs.path(job.data_file))
 
 
 @pytest.mark.parametrize("step", ["open", "fsync", "rename", "folder", "unlink", "lock"])

@@ -18,6 +18,7 @@ from adapters.errors import CatalogNotLoadable
 from adapters.store_identity import check_store, complete_store, read_id
 from app.settings import Settings
 from app.store_guard import guarded_store
+from tests.catalog.disk_calls import DiskCalls
 from tests.catalog.making import put
 from tests.harness import eventually
 
@@ -111,6 +112,16 @@ def test_a_store_is_not_completed_without_its_row(store: Path, change: str | Non
     with pytest.raises(CatalogNotLoadable, match=said):
         complete_store(store)
     assert read_id(store / "store-id") is None
+
+
+def test_both_ids_are_synced_before_their_names(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [store / "store-id", store / "blobs" / "store-id"]
+    for path in paths:
+        path.unlink()
+    calls = DiskCalls(monkeypatch)
+    complete_store(store)
+    for path in paths:
+        calls.assert_durable(path)
 
 
 def test_a_wait_for_a_migration_is_logged_once_and_not_given_up(
