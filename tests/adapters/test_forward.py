@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.forward import low_rank_term, mixed_forward
+from adapters.forward import add_gathered_terms, low_rank_term, mixed_forward
 from tests.adapters.dense import Float64, answer, layer, random_adapter, relative_error
 
 TOLERANCE = 1e-5
@@ -187,6 +187,25 @@ def test_every_row_with_an_adapter_of_its_own(width: int) -> None:
     x_NI = torch.randn(6, width, generator=torch.Generator().manual_seed(2))
     given_NO = mixed_forward(base, x_NI, choices, choice_N).double().numpy()
     assert _worst_row(given_NO, _dense(base, x_NI, [choices[choice] for choice in choice_N])) < TOLERANCE
+
+
+@pytest.mark.parametrize("base_bias", [False, True])
+def test_the_terms_that_cuda_adds_agree_with_float64(base_bias: bool) -> None:
+    ground = Ground.random(64, 10, bias=base_bias)
+    kinds = [(1, 3.0, True), (4, -2.0, True), (4, 0.5, False), (4, 8.0, True), (17, 1.0, False)]
+    choices: list[Adapter | None] = [
+        random_adapter(10, 64, rank, alpha=alpha * rank, bias=bias, seed=seed)
+        for seed, (rank, alpha, bias) in enumerate(kinds)
+    ]
+    choices.append(None)
+    choice_N = np.random.default_rng(0).permutation(np.repeat(np.arange(len(choices)), 3))
+    x_NI = torch.randn(len(choice_N), 64, generator=torch.Generator().manual_seed(9))
+    y_NO = ground.base.forward(x_NI)
+    add_gathered_terms(y_NO, x_NI, choices, choice_N.tolist())
+    for position, adapter in enumerate(choices):
+        chosen = choice_N == position
+        wanted_KO, scale_KO = ground.answer(x_NI.double().numpy()[chosen], adapter)
+        assert (np.abs(y_NO.numpy()[chosen] - wanted_KO) <= TOLERANCE * scale_KO).all()
 
 
 def test_rows_without_an_adapter_are_the_base_s_to_the_last_bit() -> None:
