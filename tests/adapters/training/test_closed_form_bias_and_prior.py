@@ -100,6 +100,35 @@ def test_columns_that_a_bias_makes_dependent_take_the_minimum_of_least_norm(rank
     assert relative(beta_O, problem.r_NO.mean(0) - wanted_OI @ problem.x_NI.mean(0)) < 1e-6
 
 
+def _least_squares(problem: Problem) -> tuple[Float64, Float64]:
+    """ΔW and β of least norm by numpy, which drops directions that float64 cannot tell from rounding."""
+    mean_I, mean_O = (np.average(each, axis=0, weights=problem.w_N) for each in (problem.x_NI, problem.r_NO))
+    root_N1 = np.sqrt(problem.w_N)[:, None]
+    about_NI: Float64 = (problem.x_NI - mean_I) * root_N1
+    about_NO: Float64 = (problem.r_NO - mean_O) * root_N1
+    delta_IO: Float64 = np.linalg.lstsq(about_NI, about_NO, rcond=None)[0].astype(np.float64)
+    beta_O: Float64 = mean_O - mean_I @ delta_IO
+    return delta_IO.T, beta_O
+
+
+@pytest.mark.parametrize(("weight", "is_constant"), [(1e-20, True), (0.5, False)])
+def test_a_column_is_fitted_only_if_rows_that_count_tell_it_from_a_constant(weight: float, is_constant: bool) -> None:
+    """One row differs from the others, by as little as float32 can."""
+    x_NI = numbers(60, 4, seed=1)
+    x_NI[:, 2] = 1000
+    x_NI[7, 2] = np.nextafter(np.float32(1000), np.float32(2000))
+    weights_N = np.abs(numbers(60, seed=3)) + 0.1
+    weights_N[7] = weight
+    problem = Problem.of(x_NI, numbers(60, 3, seed=2) + 5, weights_N)
+    wanted_OI, wanted_O = _least_squares(problem)
+    delta_OI, beta_O = problem.solved(rank=3, ridge=0.0, bias=True)
+    # In each column's own unit: what a column of 1000 adds is a coefficient of a thousand times as much.
+    given, wanted = (each * problem.x_NI.std(0) for each in (delta_OI, wanted_OI))
+    assert relative(given, wanted) < 1e-5
+    assert relative(beta_O, wanted_O) < 1e-5
+    assert (np.abs(delta_OI[:, 2]).max() == 0) == is_constant
+
+
 def test_a_weight_of_two_is_a_row_that_is_there_twice_and_of_zero_one_that_is_not() -> None:
     twice = Problem.of(numbers(30, 6, seed=1), numbers(30, 4, seed=2), np.repeat([2.0, 0.0, 1.0], 10))
     rows = [*range(10), *range(10), *range(20, 30)]

@@ -126,6 +126,23 @@ def test_a_column_of_one_number_has_no_spread_at_all_in_one_part_or_several(weig
         assert float(statistics.gram_II[2].abs().max()) == 0
 
 
+def test_columns_without_spread_have_none_after_rows_of_far_more_weight_are_taken_away() -> None:
+    """One of the rows that go differs in three columns, but has next to no weight: the spread is all rounding."""
+    x_NI, weights_N = numbers(60, 6, seed=1), np.abs(numbers(60, seed=3)) + 0.1
+    nearly = np.array([1000.0005, 1000.001, 1000.0015], dtype=np.float32)
+    x_NI[:, 3:] = nearly
+    x_NI[7, 3:] = np.nextafter(nearly, np.float32(2000))
+    weights_N[:30] *= 1e9
+    weights_N[7] = 1e-20
+    problem = Problem.of(x_NI, numbers(60, 4, seed=2), weights_N)
+    whole = problem.statistics()
+    rest = whole.minus(problem.statistics(slice(0, 30)))
+    assert np.ptp(problem.x_NI[30:, 3:], axis=0).tolist() == [0, 0, 0]
+    for statistics in (whole, rest):
+        assert statistics.constant().tolist() == [False] * 3 + [True] * 3
+    assert float(rest.gram_II[3:].abs().max()) == float(rest.cross_IO[3:].abs().max()) == 0
+
+
 def test_flags_that_add_up_to_one_stay_dependent_over_many_rows() -> None:
     classes = np.random.default_rng(0).integers(0, 3, 20_000)
     problem = Problem.of(np.eye(3)[classes], numbers(20_000, 1, seed=2))
