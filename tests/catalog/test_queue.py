@@ -1,7 +1,9 @@
 """The durable queue, on a clock that the test moves: lease, fence, attempts, cancel."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import sqlalchemy as sa
@@ -206,3 +208,22 @@ def test_a_full_queue_refuses_and_stores_nothing(queue: JobQueue, folder: Path) 
     assert stored_files(folder) == before
     claimed(queue)  # a running job does not wait
     submit(queue, "c", max_queued=2)
+
+
+def test_of_two_submitters_at_once_only_one_gets_the_last_place(queue: JobQueue, folder: Path) -> None:
+    submit(queue, "first", max_queued=2)
+    both_write = threading.Barrier(2, timeout=30)
+
+    def write(file: BinaryIO) -> None:
+        # Both have found a place free before either of them stores its job.
+        both_write.wait()
+        file.write(b"rows")
+
+    with ThreadPoolExecutor(2) as threads:
+        submitted = [threads.submit(submit, queue, job_id, data=write, max_queued=2) for job_id in "ab"]
+        errors = [future.exception() for future in submitted]
+    assert [type(error) for error in errors if error is not None] == [QueueFull], errors
+    accepted = [future.result().id for future, error in zip(submitted, errors, strict=True) if error is None]
+    assert [job.id for job in queue.list()] == [*accepted, "first"]
+    assert stored_files(folder) == referenced_files(folder)
+    assert len(stored_files(folder)) == 2
