@@ -90,6 +90,24 @@ def test_one_that_is_larger_than_the_budget_answers_and_drives_nobody_out(catalo
     assert residency.get(small.digest) is kept
 
 
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_adapters_of_exactly_the_budget_stay(catalog: Catalog, room: int) -> None:
+    *versions, last = (put(catalog, f"tenant-{seed}", seed) for seed in range(room + 1))
+    residency = Residency(BASE, catalog.blobs, budget_bytes=room * ONE)
+    for version in versions:
+        _use(residency, version)
+    assert (len(residency), residency.bytes, residency.evictions) == (room, room * ONE, 0)
+    _use(residency, last)
+    assert (len(residency), residency.bytes, residency.evictions) == (room, room * ONE, 1)
+
+
+def test_one_of_exactly_the_budget_is_taken_at_once(catalog: Catalog) -> None:
+    version = put(catalog, "acme", 1)
+    skip_unless_cached(catalog.blobs.path(version.file))
+    assert Residency(BASE, catalog.blobs, budget_bytes=version.bytes - 1).load_cached(version) is None
+    assert Residency(BASE, catalog.blobs, budget_bytes=version.bytes).load_cached(version) is not None
+
+
 def test_one_that_is_kept_twice_counts_once(catalog: Catalog) -> None:
     a, b = put(catalog, "a", 1), put(catalog, "b", 2)
     residency = Residency(BASE, catalog.blobs, budget_bytes=2 * ONE)

@@ -4,6 +4,7 @@
 import asyncio
 import random
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +15,10 @@ import torch
 from adapters.adapter import Adapter
 from adapters.base_layer import BaseLayer, load_base_layer
 from adapters.names import Reference
-from app.service import Service
+from app.questions import Question as Rows
+from app.service import Service, open_service
 from app.settings import Settings
+from app.tickets import Outcome, Slice
 from tests.adapters import dense
 from tests.adapters.dense import Float64, random_adapter
 from tests.harness import serving
@@ -195,3 +198,33 @@ def test_an_adapter_that_cannot_answer_is_the_error_of_its_request_alone(tenants
         by_row = {"adapters": ["rank-8-True", None, name, name], "inputs": [ones] * 4}
         bad += [(by_row, problem | where), ({"adapter": name, "inputs": [ones] * 4}, problem)]
     _only_these_fail(tenants, bad)
+
+
+def test_requests_that_wait_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = open_service(Settings(data_dir=tmp_path, base="identity:4", max_batch_rows=9))
+    batcher = service.batcher
+    draw = np.random.default_rng(1)
+    inputs = [draw.normal(size=(rows, 4)).astype(np.float32) for rows in (20, 5, 1)]
+    batches: list[dict[int, tuple[int, int]]] = []
+    run = batcher._run
+
+    def record(slices: list[Slice]) -> None:
+        batches.append({ticket.rows: (begin, end) for ticket, begin, end in slices})
+        run(slices)
+
+    monkeypatch.setattr(batcher, "_run", record)
+
+    async def ask_together() -> list[Outcome]:
+        return await asyncio.gather(*(batcher.ask(Rows(x_NI, [None])) for x_NI in inputs))
+
+    outcomes = asyncio.run(ask_together())
+    service.close()
+
+    # A request that needs less than its share leaves the rest of it to the others, the first of them first.
+    assert batches == [
+        {20: (0, 5), 5: (0, 3), 1: (0, 1)},
+        {20: (5, 12), 5: (3, 5)},
+        {20: (12, 20)},
+    ]
+    for x_NI, outcome in zip(inputs, outcomes, strict=True):
+        np.testing.assert_allclose(outcome.outputs_NO, x_NI, rtol=TOLERANCE)

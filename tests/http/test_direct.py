@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from adapters.adapter import Adapter
+from app.direct import Direct
 from app.edge import Edge
 from app.service import Service
 from app.settings import Settings
@@ -24,6 +26,8 @@ I, O = 8, 3
 THROUGH_ASGI = {"X-Request-Timeout": "50"}
 """A header that changes nothing here, and that only the ASGI application reads."""
 KEEP_ALIVE_SECONDS = 1
+MOST_UNREAD_ANSWERS = 100
+"""Together about 30 MB, several times what the kernel holds for a connection."""
 ROW = [1.0, -2.0, 0.5, 0.25, 3.0, 1.0, 1.0, 1e-3]
 HUGE = [3e38] * I
 VARYING = {"date", "server-timing", "x-request-id"}
@@ -37,6 +41,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Clie
         adapters: dict[str, Adapter] = {name: random_adapter(O, I, 2, seed=seed) for seed, name in enumerate("ab")}
         publish(service.catalog, service.base, adapters)
         yield client, service
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Service]]:
+    """A worker on a base layer with `WIDE` outputs."""
+    with serving(Settings(data_dir=tmp_path_factory.mktemp("wide"), base=f"random:1,{WIDE},3")) as both:
+        yield both
 
 
 @pytest.fixture
@@ -94,6 +105,9 @@ TAKEN = {
     "infer in JSON, flat": infer_json([*ROW, *ROW], rows=2),
     "infer in JSON, nested": infer_json([ROW, ROW], rows=2),
 }
+WIDE = 2**13
+"""Outputs of a base layer on which the fast path answers up to `MOST_WIDE_ROWS` rows, about 300 KB of JSON."""
+MOST_WIDE_ROWS = 4
 LEFT = {
     "a row too wide": predict("a", [*ROW, 1]),
     "not a number": predict("a", [*ROW[1:], "1"]),
@@ -174,6 +188,70 @@ def statuses(connection: socket.socket) -> list[int]:
     """Of all the answers until the service closes the connection."""
     received = b"".join(iter(lambda: connection.recv(2**16), b""))
     return [int(part[:3]) for part in received.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("Host: elsewhere.example", 403), ("Content-Type: text/plain", 200), ("X-Request-Id: other", 200)],
+)
+def test_a_head_with_a_header_twice_is_left_to_the_application(
+    world: tuple[httpx.Client, Service], calls: list[str], header: str, status: int
+) -> None:
+    client, _ = world
+    path, body, headers = TAKEN["an adapter"]
+    # The fast path would read only the last header of a name, and it accepts each of those.
+    request_line, rest = message(path, body, headers | {"X-Request-Id": "mine"}).split(b"\r\n", 1)
+
+    with connect(client) as connection:
+        connection.sendall(b"\r\n".join([request_line, header.encode(), rest]))
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 %d " % status)
+    assert calls == [path]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_an_answer_of_many_numbers_is_left_to_the_application(
+    wide: tuple[httpx.Client, Service], calls: list[str], more: int
+) -> None:
+    client, _ = wide
+    rows = MOST_WIDE_ROWS + more
+    path, body, headers = predict(None, *[[1.0]] * rows)
+
+    answer = client.post(path, content=body, headers=headers)
+
+    assert np.array(answer.json()["outputs"]).shape == (rows, WIDE)
+    assert calls == [path] * more
+
+
+def test_a_client_that_does_not_read_its_answers_is_left_to_the_application(
+    wide: tuple[httpx.Client, Service], calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, _ = wide
+    small = message(*predict(None, *[[1.0]] * MOST_WIDE_ROWS))
+    last = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    direct_answers: list[bytes | None] = []
+    answer = Direct.answer
+
+    def record(self: Direct, *given: Any, **named: Any) -> bytes | None:
+        direct_answers.append(answer(self, *given, **named))
+        return direct_answers[-1]
+
+    monkeypatch.setattr(Direct, "answer", record)
+
+    def is_answered(sent: int) -> bool:
+        return bool(calls) or len(direct_answers) == sent
+
+    with connect(client) as connection:
+        sent = 0
+        # The kernel's buffers take some MiB before the connection's own buffer is full.
+        while not calls and sent < MOST_UNREAD_ANSWERS:
+            # One at a time: a request that follows an unfinished one is the application's in any case.
+            connection.sendall(small)
+            sent += 1
+            eventually(partial(is_answered, sent), what="its answer")
+        assert calls == ["/predict"]
+        assert len(direct_answers) == sent - 1
+        connection.sendall(last)
+        assert statuses(connection) == [200] * sent + [404]
 
 
 def test_requests_that_follow_each_other_in_one_write_are_answered_in_their_order(

@@ -228,6 +228,20 @@ def test_an_error_names_its_culprit(
     assert says in refused.value.message()
 
 
+@pytest.mark.parametrize("name", ["-x", ".x", "a~b", "x" * 129])
+@pytest.mark.parametrize("version", ["", "/versions/1"])
+@pytest.mark.parametrize(("method", "call"), [("GET", ""), ("GET", "/ready"), ("GET", "/config"), ("POST", "/infer")])
+def test_a_bad_name_is_answered_with_the_rule_for_names(
+    models: Running, method: str, call: str, version: str, name: str
+) -> None:
+    answer = models[0].request(method, f"/v2/models/{name}{version}{call}", json={} if method == "POST" else None)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/json"
+    assert list(answer.json()) == ["error"]
+    assert "must be 1 to 128 characters" in answer.json()["error"]
+    assert "is not a name" not in answer.json()["error"]
+
+
 def test_models_are_not_loaded_or_unloaded_by_hand(client: triton.InferenceServerClient) -> None:
     for ask in (client.load_model, client.unload_model, client.get_inference_statistics):
         with pytest.raises(InferenceServerException) as refused:

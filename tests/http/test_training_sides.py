@@ -48,6 +48,17 @@ def test_groups_are_counted_on_their_side(trained: httpx.Client) -> None:
     assert shown == split | {"train": {"rows": 16, "groups": 4}, "held_out": {"rows": 8, "groups": 2}}
 
 
+@pytest.mark.parametrize(("wanted", "warned"), [(8, False), (7, True)])
+def test_a_side_that_is_more_than_half_off_for_large_groups_is_warned_of(
+    trained: httpx.Client, wanted: int, warned: bool
+) -> None:
+    data = NUMBERS | {"groups": [row % 2 for row in range(ROWS)]}
+    spec = spec_of(trained, data=data, split={"by": "group", "fraction": wanted / ROWS})
+    assert spec["split"]["held_out"]["rows"] == 12
+    detail = f"12 rows are held out, where {wanted} were asked for: the groups are too large to come nearer"
+    assert spec.get("warnings", []) == [detail] * warned
+
+
 def test_rows_that_are_on_both_sides_are_warned_of(trained: httpx.Client) -> None:
     twice = X.clone()
     twice[1::2] = twice[::2]

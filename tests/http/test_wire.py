@@ -68,3 +68,19 @@ def test_the_writes_of_a_turn_leave_as_one_in_the_next_turn_and_none_after_the_c
         [b"headbody", b"more"],
         [b"headbody", b"more"],
     ]
+
+
+async def _flushes(recorder: _Recorder) -> list[list[bytes]]:
+    joined = JoinedWrites(recorder)
+    seen = []
+    for data in (b"x" * (2**16 - 1), b"y", b"z", b"end"):
+        joined.write(data)
+        seen.append(list(recorder.sent))
+    await asyncio.sleep(0)
+    return [*seen, list(recorder.sent)]
+
+
+def test_more_than_64_kib_of_writes_leave_in_the_same_turn() -> None:
+    large = b"x" * (2**16 - 1) + b"yz"
+
+    assert asyncio.run(_flushes(_Recorder())) == [[], [], [large], [large], [large, b"end"]]

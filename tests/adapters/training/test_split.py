@@ -113,6 +113,16 @@ def test_the_latest_rows_are_held_out_and_of_equal_times_the_later_in_the_data()
     assert _sides(Split(by=By.TIME, fraction=0.25), 8, key_N=key_N)[1] == [0, 6]
 
 
+@pytest.mark.parametrize(
+    ("fraction", "held_out"), [(0.2, [3]), (0.4, [3, 4]), (0.6, [2, 3, 4]), (0.8, [0, 2, 3, 4])], ids=str
+)
+def test_of_the_rows_at_the_boundary_time_only_as_many_are_held_out_as_the_fraction_says(
+    fraction: float, held_out: list[int]
+) -> None:
+    key_N = torch.tensor([20, 10, 20, 30, 20])
+    assert _sides(Split(by=By.TIME, fraction=fraction), 5, key_N=key_N)[1] == held_out
+
+
 def test_a_column_holds_out_the_rows_that_it_says() -> None:
     key_N = torch.tensor([0, 1, 1, 0, 0, 1])
     assert _sides(Split(by=By.COLUMN), 6, key_N=key_N) == ([0, 3, 4], [1, 2, 5])
