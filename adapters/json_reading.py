@@ -28,12 +28,13 @@ _BYTES_AT_ONCE = 2**20
 _STDERR_KEPT = 4000
 """Bytes of what a process wrote to standard error that are logged."""
 _SECONDS_TO_END = 1.0
+_ATTEMPTS = 2
 _QUIET = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 log = logging.getLogger(__name__)
 
 
-class _KilledError(InvalidInput):
+class _KilledError(Exception):
     """Another process killed the one that was reading the body."""
 
 
@@ -51,10 +52,12 @@ def read_in_process(
     bounds. If another process kills the one that reads (such as the kernel, which is out of memory), it is read once
     more.
     """
-    try:
-        return _read(body, longest=longest, columns=columns, what=what)
-    except _KilledError:
-        return _read(body, longest=longest, columns=columns, what=what)
+    for _ in range(_ATTEMPTS):
+        try:
+            return _read(body, longest=longest, columns=columns, what=what)
+        except _KilledError:
+            log.warning("the process that read a JSON body was killed by another one")
+    raise _not_read(what)
 
 
 def _read(body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] | None, what: str) -> object:
@@ -78,16 +81,11 @@ def _read(body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] |
             _send(process.stdin, json.dumps(request).encode() + b"\n", body)
         return _received(process.stdout)
     except (EOFError, ValueError) as error:
-        kind: type[InvalidInput] = InvalidInput
         if not isinstance(error, _NotReadError):
             _log_end(process)
             if process.returncode < 0 and time.monotonic() - began < _LONGEST_SECONDS:
-                kind = _KilledError
-        raise kind(
-            f"{what} cannot be read in {MEMORY_BYTES} bytes of memory and {_LONGEST_SECONDS:g} seconds",
-            field="body",
-            expected="JSON with rows of numbers; larger data belongs in a data set",
-        ) from None
+                raise _KilledError from None
+        raise _not_read(what) from None
     finally:
         timer.cancel()
         process.kill()
@@ -95,6 +93,14 @@ def _read(body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] |
         for pipe in (process.stdin, process.stdout, process.stderr):
             with suppress(BrokenPipeError):
                 pipe.close()
+
+
+def _not_read(what: str) -> InvalidInput:
+    return InvalidInput(
+        f"{what} cannot be read in {MEMORY_BYTES} bytes of memory and {_LONGEST_SECONDS:g} seconds",
+        field="body",
+        expected="JSON with rows of numbers; larger data belongs in a data set",
+    )
 
 
 def _log_end(process: "subprocess.Popen[bytes]") -> None:

@@ -131,7 +131,7 @@ def test_how_a_process_crashed_is_logged(
         read_in_process(b"[1]", longest=10)
     # A process that was killed is followed by another one.
     record = caplog.records[0]
-    assert len(caplog.records) == 1 + ("kill" in content)
+    assert len(caplog.records) == (4 if "kill" in content else 1)
     assert record.levelno == logging.ERROR
     said = record.getMessage()
     assert ("ZeroDivisionError" in said and "status 1" in said) or "status -11" in said
