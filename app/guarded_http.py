@@ -57,7 +57,7 @@ class GuardedHttp(HttpToolsProtocol):
         self._content_bytes = 0
         """Bytes of content since `_count_bytes` last ran in the body."""
         self._framing_bytes_left = 0
-        """How many bytes of chunk framing and trailers may follow. Content adds to it, up to `max_head_bytes`."""
+        """Bytes of chunk framing and trailers that may follow. Content adds to it, up to `max_head_bytes`."""
         self._is_chunked = False
         self._silent_since = 0.0
         """Time at which the current head began, or at which the last content of the current body arrived."""

@@ -1,4 +1,4 @@
-"""What a supervisor and its children agree on: a status, an argument, and how a process learns that it should end."""
+"""Signals, exit status and argument that a supervisor and its child processes share."""
 
 import os
 import signal

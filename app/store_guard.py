@@ -27,7 +27,7 @@ from app.settings import Settings, make_data_dir
 RUNNING = "running"
 """Folder, in the data folder, with a locked file for each `serve` and `trainer` that runs.
 
-A file that nobody has locked is of one that did not end cleanly.
+An unlocked file belongs to a process that did not end cleanly.
 """
 MOST_BYTES_AT_START = 256 * 2**20
 """A larger catalogue is checked in the background, and only after an unclean end."""
