@@ -18,6 +18,8 @@ from tests.http.crowd import JSON, publish
 
 BASE = load_base_layer("random:2048,256,3")
 TRIES, CLIENTS, WIDEST_RANK = 50, 2, 2048
+LONGEST_RUN_SECONDS = 60
+"""A bound for a machine that has much else to do."""
 LONGEST_SECONDS = 0.1
 MAX_JSON_BYTES = 4 * 2**20
 ROWS = MAX_JSON_BYTES // (2 * BASE.in_features + 2) - 1
@@ -65,7 +67,8 @@ def test_the_loop_is_free_while_large_requests_run(service: ServiceProcess, kind
     # The standard library's: its own time counts as well.
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
     try:
-        while len(waits) < TRIES or (len(answered) < 2 * CLIENTS and len(waits) < 100 * TRIES):
+        give_up = time.monotonic() + LONGEST_RUN_SECONDS
+        while len(waits) < TRIES or (len(answered) < 2 * CLIENTS and time.monotonic() < give_up):
             begin = time.perf_counter()
             connection.request("GET", "/healthz")
             assert connection.getresponse().read()
