@@ -11,14 +11,14 @@ import pytest
 import torch
 from sqlalchemy.engine import Connection
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.blobs import STORE_ID
-from adapters.catalog import Also, Catalog
-from adapters.job_adapters import JobAdapter
-from adapters.job_queue import JobQueue
-from adapters.jobs import Job
-from adapters.versions import Publication, Published, Source, Version
+from adapters.catalog.catalog import Also, Catalog
+from adapters.catalog.versions import Publication, Published, Source, Version
+from adapters.jobs.job import Job
+from adapters.jobs.job_adapters import JobAdapter
+from adapters.jobs.queue import JobQueue
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.storage.blobs import STORE_ID
 
 BASE = load_base_layer("random:10,2,42")
 INPUTS_NI = torch.randn(5, BASE.in_features, generator=torch.Generator().manual_seed(7))

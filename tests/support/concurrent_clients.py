@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer
-from adapters.catalog import Catalog
-from adapters.versions import Publication, Source
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.versions import Publication, Source
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
 from tests.support.dense_oracle import Float64
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from adapters.datasets.convert import convert
-from adapters.datasets.formats import Format
+from adapters.datasets.readers.formats import Format
 from adapters.datasets.report import Report
 from adapters.datasets.table import Table
 

@@ -6,8 +6,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
 
 Float64 = NDArray[np.float64]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adapters.adapter import Adapter
+from adapters.catalog.adapter_cache import find_adapter
+from adapters.catalog.versions import Publication, Source
+from adapters.lora.adapter import Adapter
 from adapters.names import Reference
-from adapters.residency import find_adapter
-from adapters.versions import Publication, Source
 from app.service import Service
 from app.settings import Settings
 from tests.support.dense_oracle import Float64, answer, random_adapter

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.metrics.exposition import exposition
-from app.metrics.figures import Figures
+from app.observability.metrics.exposition import exposition
+from app.observability.metrics.figures import Figures
 from tests.support.service import eventually
 
 Series: TypeAlias = tuple[str, frozenset[tuple[str, str]]]

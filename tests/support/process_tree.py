@@ -13,7 +13,7 @@ from tests.support.service import LORAPLEX, ServiceProcess, environment, eventua
 
 Process: TypeAlias = Any  # psutil has no types
 LEASE_SECONDS = 2
-WORKER, TRAINER, FIT = "app.worker", "app.trainer", "adapters.training.fit_process"
+WORKER, TRAINER, FIT = "app.processes.worker", "app.processes.trainer", "adapters.training.execution.fit_child"
 
 
 def session_of(leader: int) -> list[Process]:

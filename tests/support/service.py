@@ -15,12 +15,12 @@ from typing import Any
 import httpx
 import uvicorn
 
-from adapters.training.trainer import Trainer
-from app.main import create_app
-from app.opening import CHECKPOINTS, open_fitter
+from adapters.training.execution.trainer import Trainer
+from app.bootstrap import CHECKPOINTS, open_fitter
+from app.http.application import create_app
 from app.service import Service, open_service
+from app.serving.uvicorn_protocol import connections
 from app.settings import LogRequests, Settings
-from app.wire import connections
 
 DEADLINE_SECONDS = 60.0
 LORAPLEX = Path(sys.executable).with_name("loraplex")

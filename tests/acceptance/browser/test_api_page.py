@@ -5,8 +5,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from app.http.errors import STATUS
 from app.openapi.document import TAGS
-from app.problems import STATUS
 from tests.acceptance.browser.accessibility import axe
 from tests.acceptance.browser.conftest import PageAt
 from tests.acceptance.browser.viewports import DESKTOP, PHONE, SCHEMES, Scheme, View

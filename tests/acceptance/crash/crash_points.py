@@ -19,12 +19,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters import blobs, catalog_rows
-from adapters.blobs import BlobStore
-from adapters.catalog import Catalog
-from adapters.job_queue import JobQueue
-from adapters.jobs import Job
-from adapters.versions import Published
+from adapters.catalog import queries as catalog_rows
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.versions import Published
+from adapters.jobs.job import Job
+from adapters.jobs.queue import JobQueue
+from adapters.storage import blobs
+from adapters.storage.blobs import BlobStore
 from tests.support.catalog_factories import claimed, publication, publish_for, put, submit, submit_fleet
 
 FLEET = [f"tenant-{number:02}" for number in range(40)]

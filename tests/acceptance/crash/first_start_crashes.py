@@ -18,8 +18,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from adapters.blobs import STORE_ID
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
+from adapters.storage.blobs import STORE_ID
 from tests.acceptance.crash.crash_points import die
 from tests.support.catalog_factories import put
 

@@ -14,13 +14,13 @@ from sqlite3 import connect
 
 import pytest
 
-from adapters.catalog import Catalog
+from adapters.catalog.adapter_cache import find_adapter
+from adapters.catalog.catalog import Catalog
 from adapters.errors import JobNotFound
-from adapters.job_adapters import Outcome
-from adapters.job_queue import JobQueue
-from adapters.jobs import Status
+from adapters.jobs.job import Status
+from adapters.jobs.job_adapters import Outcome
+from adapters.jobs.queue import JobQueue
 from adapters.names import Reference
-from adapters.residency import find_adapter
 from tests.acceptance.crash.crash_points import FIRST_BATCH, FLEET, POINTS
 from tests.support.catalog_factories import make_adapter, publish_for, put, referenced_files, stored_files
 

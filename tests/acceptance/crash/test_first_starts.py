@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters.catalog import Catalog
+from adapters.catalog.adapter_cache import find_adapter
+from adapters.catalog.catalog import Catalog
 from adapters.names import Reference
-from adapters.residency import find_adapter
 from tests.support.catalog_factories import make_adapter, put, quarantined_files, referenced_files, stored_files
 
 

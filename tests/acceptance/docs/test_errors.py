@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from adapters.errors import LoraplexError
-from app.problems import JOB_CODES, STATUS
+from app.http.errors import JOB_CODES, STATUS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "errors.md").read_text()
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from app.metrics.definitions import DEFINITIONS
+from app.observability.metrics.definitions import DEFINITIONS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "metrics-reference.md").read_text()
 ROW = re.compile(r"\| `(loraplex_[a-z_]+)` \| (counter|gauge|histogram) \| (.*?) \| (.+) \|")

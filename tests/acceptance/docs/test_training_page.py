@@ -11,13 +11,15 @@ import pytest
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from adapters.training import choice, descent, ridge_search
-from adapters.training.evaluation import task_of
-from adapters.training.gate import When
-from adapters.training.metrics import HIGHER_IS_BETTER
-from adapters.training.spec import MAX_STEPS, Init, Loss, Method, Schedule
-from adapters.training.split import By
-from app.schemas import not_null
+from adapters.training.closed_form import ridge_search
+from adapters.training.evaluation import selection as choice
+from adapters.training.evaluation.evaluate import task_of
+from adapters.training.evaluation.gate import When
+from adapters.training.evaluation.metrics import HIGHER_IS_BETTER
+from adapters.training.gradient import training_loop as descent
+from adapters.training.planning.split import By
+from adapters.training.settings import MAX_STEPS, Init, Loss, Method, Schedule
+from app.http.schemas.adapters import not_null
 from app.training import auto, fields, schemas
 from app.training.gates import METRICS
 from tests.conftest import Serve

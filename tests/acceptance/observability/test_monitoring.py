@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.host_policy import HostPolicy
-from app.metrics.definitions import DEFINITIONS
+from app.http.host_policy import HostPolicy
+from app.observability.metrics.definitions import DEFINITIONS
 from tests.acceptance.observability.monitoring_files import (
     ALERTS,
     DASHBOARD,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adapters.base_layer import load_base_layer
-from adapters.training.fitter import Fitter, Frame, _read_frames
+from adapters.lora.base_layer import load_base_layer
+from adapters.training.execution.fit_client import Fitter, Frame, _read_frames
 from tests.support.service import eventually
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.lifecycle import EXIT_CONFIG
+from app.processes.signals import EXIT_CONFIG
+from app.processes.trainer import run_trainer
 from app.settings import Settings, SettingsError, load_settings
-from app.trainer import run_trainer
 from tests.support.service import LORAPLEX, environment, free_port
 
 WITHOUT_TORCH_SECONDS = 15

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
 from adapters.errors import CatalogNotLoadable
-from app import store_guard
+from app.processes import store_guard
+from app.processes.store_guard import guarded_store
 from app.settings import Settings
-from app.store_guard import guarded_store
 from tests.support.catalog_factories import put
 from tests.support.service import ServiceProcess, eventually
 

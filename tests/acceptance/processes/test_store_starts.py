@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adapters.quarantine import Quarantine
-from app.lifecycle import EXIT_CONFIG
+from adapters.storage.quarantine import Quarantine
+from app.processes.signals import EXIT_CONFIG
 from tests.support.service import LORAPLEX, ServiceProcess, environment, free_port
 
 BASE = "random:10,2,42"

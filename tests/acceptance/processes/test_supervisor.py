@@ -5,9 +5,9 @@ import socket
 import time
 from pathlib import Path
 
-from adapters.catalog import Catalog
-from adapters.job_queue import JobQueue
-from adapters.jobs import Job, Status
+from adapters.catalog.catalog import Catalog
+from adapters.jobs.job import Job, Status
+from adapters.jobs.queue import JobQueue
 from tests.support.long_jobs import submit_endless, wait_until_it_runs
 from tests.support.process_tree import FIT, TRAINER, all_gone, another, is_running, session_of, the, workers
 from tests.support.service import ServiceProcess, eventually

@@ -15,8 +15,8 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from adapters.training.fitter import Fitter, FitterDied, _pass_on, says_no_memory
-from app.opening import open_fitter
+from adapters.training.execution.fit_client import Fitter, FitterDied, _pass_on, says_no_memory
+from app.bootstrap import open_fitter
 from app.settings import Settings
 from tests.conftest import Serve
 from tests.support.process_tree import FIT, Process, TrainerProcess, is_running, the

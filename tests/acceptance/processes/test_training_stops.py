@@ -13,8 +13,8 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from adapters.jobs import Status
-from adapters.training.fitter import Fitter
+from adapters.jobs.job import Status
+from adapters.training.execution.fit_client import Fitter
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.long_jobs import submit, versions

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_linnerud, load_wine
 from sklearn.model_selection import train_test_split
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer
-from adapters.training.data import TrainingData
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.data_file import TrainingData
 from tests.support.dense_oracle import answer
 
 Array = NDArray[Any]

@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.training.data import TrainingData
+from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import fit
-from adapters.training.spec import Loss, Schedule, TrainingSpec
+from adapters.training.settings import Loss, Schedule, TrainingSpec
 from tests.acceptance.quality.real_data import classes
 
 RANK, BATCH, EPOCHS, RATE, DECAY, WARMUP = 4, 64, 30, 0.02, 0.1, 20

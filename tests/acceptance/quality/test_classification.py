@@ -6,10 +6,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from adapters.base_layer import BaseLayer, load_base_layer
+from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.training.fit import fit
-from adapters.training.spec import Loss, Schedule, TrainingSpec
-from adapters.training.split import Split as HoldOut
+from adapters.training.planning.split import Split as HoldOut
+from adapters.training.settings import Loss, Schedule, TrainingSpec
 from tests.acceptance.quality.real_data import Split, classes
 from tests.conftest import Serve
 from tests.support.service import train

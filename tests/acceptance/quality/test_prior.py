@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.training.data import TrainingData
+from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import fit
-from adapters.training.spec import Method, TrainingSpec
+from adapters.training.settings import Method, TrainingSpec
 from tests.acceptance.quality.real_data import Split, classes
 
 TEN = 10

@@ -9,12 +9,12 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
 
-from adapters.base_layer import load_base_layer
-from adapters.training.data import TrainingData
-from adapters.training.draws import Draws
+from adapters.lora.base_layer import load_base_layer
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
-from adapters.training.spec import Method, TrainingSpec
-from adapters.training.split import Split as HoldOut
+from adapters.training.planning.split import Split as HoldOut
+from adapters.training.sampling import Draws
+from adapters.training.settings import Method, TrainingSpec
 from tests.acceptance.quality.real_data import Array, Split, numbers
 from tests.support.dense_oracle import answer
 

@@ -9,14 +9,14 @@ import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 
-from adapters.adapter import Adapter
-from adapters.base_layer import load_base_layer
-from adapters.training.data import TrainingData
-from adapters.training.draws import Draws
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import load_base_layer
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
-from adapters.training.spec import Loss, TrainingSpec
-from adapters.training.split import By
-from adapters.training.split import Split as HoldOut
+from adapters.training.planning.split import By
+from adapters.training.planning.split import Split as HoldOut
+from adapters.training.sampling import Draws
+from adapters.training.settings import Loss, TrainingSpec
 from tests.acceptance.quality.real_data import Array, turned_and_inverted
 from tests.support.dense_oracle import answer
 

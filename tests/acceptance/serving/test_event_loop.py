@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from adapters.base_layer import load_base_layer
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
+from adapters.lora.base_layer import load_base_layer
 from tests.support.concurrent_clients import JSON, publish
 from tests.support.dense_oracle import random_adapter
 from tests.support.service import ServiceProcess

@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import pytest
 
-from adapters.adapter import Adapter
-from adapters.base_layer import load_base_layer
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import load_base_layer
 from tests.support import dense_oracle as dense
 from tests.support.concurrent_clients import JSON, Crowd, code, leave, outputs, publish, together
 from tests.support.dense_oracle import Float64, random_adapter

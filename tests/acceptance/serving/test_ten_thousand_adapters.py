@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.adapter import Adapter
-from adapters.base_layer import load_base_layer
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import load_base_layer
 from tests.support.concurrent_clients import outputs, publish
 from tests.support.dense_oracle import relative_error
 from tests.support.process_tree import WORKER, the

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adapters.catalog import Catalog
-from adapters.datasets.formats import Format
-from adapters.datasets.reading import Reading, raw_file
+from adapters.catalog.catalog import Catalog
+from adapters.datasets.ingest import Reading, raw_file
+from adapters.datasets.readers.formats import Format
 from adapters.datasets.store import Datasets
 from adapters.errors import DatasetNotFound, JobNotFound, LoraplexError
-from adapters.job_queue import JobQueue
+from adapters.jobs.queue import JobQueue
 from tests.support.catalog_factories import put, submit
 
 

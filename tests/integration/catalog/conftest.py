@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.catalog import Catalog
-from adapters.job_queue import JobQueue
+from adapters.catalog.catalog import Catalog
+from adapters.jobs.queue import JobQueue
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-import adapters.blobs
-from adapters.catalog import Catalog
-from adapters.datasets.formats import Format
-from adapters.datasets.reading import Reading, raw_file
+import adapters.storage.blobs
+from adapters.catalog.catalog import Catalog
+from adapters.datasets.ingest import Reading, raw_file
+from adapters.datasets.readers.formats import Format
 from adapters.datasets.store import Datasets
 from adapters.errors import BlobCorrupt, StorageFailed
-from adapters.job_queue import JobQueue
+from adapters.jobs.queue import JobQueue
 from tests.conftest import Serve
 from tests.integration.catalog.disk_calls import DiskCalls
 from tests.support.catalog_factories import (
@@ -82,7 +82,7 @@ def test_a_blob_that_cannot_be_written_is_storage_failed(
     if step == "fsync":
         monkeypatch.setattr(os, "fsync", _failing(code))
     elif step == "folder":
-        monkeypatch.setattr(adapters.blobs, "sync_folder", _failing(code))
+        monkeypatch.setattr(adapters.storage.blobs, "sync_folder", _failing(code))
     elif step == "rename":
         monkeypatch.setattr(Path, "rename", _failing(code))
     elif step == "lock":

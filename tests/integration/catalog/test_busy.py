@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import adapters.database
+import adapters.storage.database
 from tests.conftest import Serve
 from tests.support.catalog_factories import INPUTS_NI, as_upload, make_adapter, referenced_files, stored_files
 from tests.support.service import eventually
@@ -30,7 +30,7 @@ class _Lock:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for locks a fifth of a second, not fifteen."""
-    monkeypatch.setattr(adapters.database, "_BUSY_MILLISECONDS", 200)
+    monkeypatch.setattr(adapters.storage.database, "_BUSY_MILLISECONDS", 200)
 
 
 def test_a_write_waits_for_a_short_lock(serve: Serve) -> None:

@@ -7,9 +7,9 @@ import httpx
 import pytest
 import torch
 
-from adapters.catalog import Catalog
+from adapters.catalog.adapter_cache import read_adapter
+from adapters.catalog.catalog import Catalog
 from adapters.names import Reference
-from adapters.residency import read_adapter
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import (

@@ -10,15 +10,15 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
 from adapters.errors import CatalogNotLoadable
-from adapters.tables import metadata
+from adapters.storage.schema import metadata
 from tests.support.catalog_factories import put
 
 _OPEN_AT_ONCE = """
 import sys
 from pathlib import Path
-from adapters.database import Database
+from adapters.storage.database import Database
 print("imported", flush=True)
 sys.stdin.readline()
 Database(Path(sys.argv[1])).close()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import sqlalchemy as sa
 
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
 from adapters.errors import StorageFailed, TooManyOpenFiles
 from tests.conftest import Serve
 from tests.support.catalog_factories import as_upload, make_adapter, put, referenced_files, stored_files

@@ -14,14 +14,14 @@ import torch
 from alembic import command
 from alembic.config import Config
 
-from adapters.adapter import delta_norms
-from adapters.catalog import Catalog
+from adapters.catalog.adapter_cache import find_adapter
+from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterDeleted, BadRows, ClaimLost, StorageFull
-from adapters.job_adapters import JobAdapter, Outcome
-from adapters.job_queue import JobQueue
-from adapters.jobs import MOST_LINES, Status
+from adapters.jobs.job import MOST_LINES, Status
+from adapters.jobs.job_adapters import JobAdapter, Outcome
+from adapters.jobs.queue import JobQueue
+from adapters.lora.adapter import delta_norms
 from adapters.names import Reference
-from adapters.residency import find_adapter
 from tests.support.catalog_factories import (
     BASE,
     claimed,

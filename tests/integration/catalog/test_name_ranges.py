@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from adapters import tables
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
 from adapters.datasets.store import Datasets
+from adapters.storage import schema as tables
 
 MANY = 3000
 WANTED = ["m0", "m1", "m2"]

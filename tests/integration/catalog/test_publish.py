@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters.adapter import digest_of
-from adapters.catalog import Catalog
+from adapters.catalog.adapter_cache import read_adapter
+from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterNotFound, VersionNotFound
+from adapters.lora.adapter import digest_of
 from adapters.names import Reference
-from adapters.residency import read_adapter
 from tests.support.catalog_factories import make_adapter, publication, put, referenced_files, stored_files
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import adapters.blobs
-from adapters.catalog import Catalog
-from adapters.datasets.formats import Format
-from adapters.datasets.reading import Reading, raw_file
+import adapters.storage.blobs
+from adapters.catalog.catalog import Catalog
+from adapters.datasets.ingest import Reading, raw_file
+from adapters.datasets.readers.formats import Format
 from adapters.datasets.store import Datasets
 from adapters.errors import StorageFull
-from adapters.store_identity import check_store
+from adapters.storage.store_identity import check_store
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import put, quarantined_files, stored_files
@@ -189,7 +189,7 @@ def test_a_temporary_file_that_does_not_fit_empties_the_quarantine(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("app.dataset_uploads._write", full)
+    monkeypatch.setattr("app.http.dataset_uploads._write", full)
     answer = client.put("/datasets/rows", content=b"x\n1\n", headers={"Content-Type": "text/csv"})
     assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
     assert quarantined_files(service.settings.data_dir) == set()
@@ -226,11 +226,11 @@ def test_the_name_of_a_blob_has_the_revision_of_when_it_was_written(
 ) -> None:
     catalog = open_catalog(7)
     names = [put(catalog, "acme", seed).file for seed in range(3)]
-    assert [adapters.blobs.revision_of(name) for name in names] == [0, 1, 2]
-    assert adapters.blobs.revision_of("0" * 32) == 0
+    assert [adapters.storage.blobs.revision_of(name) for name in names] == [0, 1, 2]
+    assert adapters.storage.blobs.revision_of("0" * 32) == 0
     other = Catalog(folder, now=lambda: 0.0)
     put(other, "other", 1)
-    assert adapters.blobs.revision_of(put(catalog, "acme", 9).file) == 4
+    assert adapters.storage.blobs.revision_of(put(catalog, "acme", 9).file) == 4
     check_store(folder)
     other.database.close()
 

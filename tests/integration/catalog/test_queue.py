@@ -8,10 +8,10 @@ from typing import Any, BinaryIO
 import pytest
 import sqlalchemy as sa
 
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterDeleted, ClaimLost, JobEnded, QueueFull
-from adapters.job_queue import MAX_ATTEMPTS, JobQueue
-from adapters.jobs import Status
+from adapters.jobs.job import Status
+from adapters.jobs.queue import MAX_ATTEMPTS, JobQueue
 from tests.support.catalog_factories import claimed, finish, put, referenced_files, stored_files, submit
 
 LEASE_SECONDS = 15.0

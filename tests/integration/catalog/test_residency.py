@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-import app.batching
-from adapters.adapter import Adapter
-from adapters.catalog import Catalog
+import app.serving.batcher
+from adapters.catalog.adapter_cache import Residency
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.versions import Version
 from adapters.errors import AdapterNotFound
-from adapters.forward import mixed_forward
+from adapters.lora.adapter import Adapter
+from adapters.lora.forward import mixed_forward
 from adapters.names import Reference
-from adapters.residency import Residency
-from adapters.versions import Version
 from tests.conftest import Serve
 from tests.support.catalog_factories import (
     BASE,
@@ -130,7 +130,7 @@ def test_an_adapter_in_hand_answers_after_it_was_deleted(catalog: Catalog) -> No
 @pytest.mark.parametrize("change", ["deleted", "replaced"])
 def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     # On a thread, so that what happens meanwhile can.
-    monkeypatch.setattr(app.batching, "_INLINE_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(app.serving.batcher, "_INLINE_MULTIPLICATIONS", 0)
     client, _ = serve(cache_bytes=0)
     client.put("/adapters/acme", json=as_upload(make_adapter(1))).raise_for_status()
     reached, may_go_on = threading.Event(), threading.Event()
@@ -142,7 +142,7 @@ def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: p
 
     with ThreadPoolExecutor(2) as pool:
         with monkeypatch.context() as patched:
-            patched.setattr(app.batching, "mixed_forward", held_up)
+            patched.setattr(app.serving.batcher, "mixed_forward", held_up)
             body = {"adapter": "acme", "inputs": INPUTS_NI.tolist()}
             begun = pool.submit(client.post, "/predict", json=body)
             assert reached.wait(30)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.resolver import Resolver
 from adapters.errors import AdapterNotFound, CatalogBusy
-from adapters.job_queue import JobQueue
+from adapters.jobs.queue import JobQueue
 from adapters.names import Reference
-from adapters.resolution import Resolver
 from tests.support.catalog_factories import publication, put, submit
 
 ACME = Reference("acme")

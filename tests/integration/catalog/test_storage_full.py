@@ -11,12 +11,12 @@ import httpx
 import pytest
 import torch
 
-import adapters.blobs
-import adapters.database
-from adapters.adapter import Adapter
-from adapters.catalog import Catalog
+import adapters.storage.blobs
+import adapters.storage.database
+from adapters.catalog.catalog import Catalog
 from adapters.errors import StorageFull
-from adapters.job_queue import JobQueue
+from adapters.jobs.queue import JobQueue
+from adapters.lora.adapter import Adapter
 from tests.conftest import Serve
 from tests.support.catalog_factories import (
     INPUTS_NI,
@@ -51,7 +51,7 @@ def full_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             quota = OSError(errno.EDQUOT, "Disk quota exceeded")
             monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(quota))
         else:
-            monkeypatch.setattr(adapters.blobs, "sync_folder", _full)
+            monkeypatch.setattr(adapters.storage.blobs, "sync_folder", _full)
 
     return fill
 
@@ -76,13 +76,13 @@ def full_catalog(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, whoever opens the catalogue's file cannot make it longer: SQLite says that the disk is full."""
     with catalog.database.read() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-    configure = adapters.database._configure
+    configure = adapters.storage.database._configure
 
     def configure_full(connection: sqlite3.Connection, record: object) -> None:
         configure(connection, record)
         connection.execute(f"PRAGMA max_page_count={pages}")
 
-    monkeypatch.setattr(adapters.database, "_configure", configure_full)
+    monkeypatch.setattr(adapters.storage.database, "_configure", configure_full)
 
 
 def test_a_catalogue_that_cannot_grow_refuses_and_keeps_what_it_has(full_catalog: None, folder: Path) -> None:

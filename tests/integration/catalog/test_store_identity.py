@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from adapters import store_identity
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
 from adapters.errors import CatalogNotLoadable
-from adapters.store_identity import check_store, complete_store, read_id
+from adapters.storage import store_identity
+from adapters.storage.store_identity import check_store, complete_store, read_id
+from app.processes.store_guard import guarded_store
 from app.settings import Settings
-from app.store_guard import guarded_store
 from tests.integration.catalog.disk_calls import DiskCalls
 from tests.support.catalog_factories import put
 from tests.support.service import eventually

@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-import adapters.database
+import adapters.storage.database
 from adapters.errors import CatalogBusy
-from app.write_threads import WriteThreads
+from app.http.write_threads import WriteThreads
 from tests.conftest import Serve
 from tests.support.catalog_factories import as_upload, make_adapter, referenced_files, stored_files
 from tests.support.service import ServiceProcess
@@ -81,7 +81,7 @@ def test_sixty_blocked_writers_do_not_keep_a_reader_waiting(tmp_path: Path) -> N
 def test_calls_that_wait_too_long_for_the_lock_are_refused_and_leave_nothing(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters.database, "_BUSY_MILLISECONDS", 300)
+    monkeypatch.setattr(adapters.storage.database, "_BUSY_MILLISECONDS", 300)
     client, service = serve()
     service.writes = WriteThreads(threads=2, patience_seconds=0.3)
     folder = service.settings.data_dir

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from loraplex import Client
-from loraplex.cli.failures import WrongUsage
+from loraplex.cli.errors import WrongUsage
 from loraplex.cli.jobs import find_id
 from loraplex.cli.session import Session
 

@@ -26,12 +26,14 @@ from loraplex import (
     Progress,
     TimedOut,
     Unreachable,
-    reading,
+)
+from loraplex import (
+    decode as reading,
 )
 from loraplex.calls import jobs
+from loraplex.effects import Answer, Call, Open, Pause, Read, Step, Steps, Talk
 from loraplex.events import EventParser
-from loraplex.retrying import NotSent, Patience
-from loraplex.steps import Answer, Call, Open, Pause, Read, Step, Steps, Talk
+from loraplex.retry import NotSent, Patience
 
 from tests.conftest import Serve
 from tests.integration.client.conftest import Connect, Start

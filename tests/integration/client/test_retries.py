@@ -19,8 +19,8 @@ from loraplex import (
     TimedOut,
     Unreachable,
 )
-from loraplex.retrying import retry_after, seconds_to_wait
-from loraplex.steps import Answer
+from loraplex.effects import Answer
+from loraplex.retry import retry_after, seconds_to_wait
 
 from tests.integration.client.conftest import Connect
 from tests.integration.client.scripted_server import Script, Scripted, hang_up, problem, reply, stay_silent

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters.catalog import Catalog
-from adapters.datasets.formats import Format
-from adapters.datasets.reading import Reading, raw_file
+from adapters.catalog.catalog import Catalog
+from adapters.datasets.ingest import Reading, raw_file
+from adapters.datasets.readers.formats import Format
 from adapters.datasets.store import Datasets, DatasetVersion
 from adapters.datasets.table import Selection, Table
 from adapters.errors import (

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer
+from adapters.catalog.versions import Publication, Source
 from adapters.errors import FitFailed
-from adapters.versions import Publication, Source
-from app.opening import load_base
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
+from app.bootstrap import load_base
 from app.service import Service
 from app.settings import Settings
 from tests.integration.hostile.bodies import IN, OUT

@@ -12,11 +12,11 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from adapters.versions import Publication, Source
-from app import wire
-from app.direct import Direct
-from app.main import create_app
+from adapters.catalog.versions import Publication, Source
+from app.http.application import create_app
 from app.service import Service, open_service
+from app.serving import uvicorn_protocol as wire
+from app.serving.fast_path import Direct
 from app.settings import LogRequests, Settings
 from tests.integration.hostile.framings import IN, MAX_HEAD_BYTES, NOT_OURS, VICTIM, Expected, Maker, Stream
 from tests.support.dense_oracle import random_adapter

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from app.paging import make_cursor
+from app.http.paging import make_cursor
 from tests.integration.hostile.case import Case, Target
 from tests.integration.hostile.test_paths import NAMES
 

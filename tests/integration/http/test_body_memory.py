@@ -10,7 +10,7 @@ from io import BytesIO
 import httpx
 import pytest
 
-from adapters.peft_config import MAX_CONFIG_BYTES
+from adapters.peft.config import MAX_CONFIG_BYTES
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.service import eventually

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from adapters.catalog import Catalog
-from adapters.job_queue import JobQueue
-from adapters.jobs import Job, JobState, Line, Status
-from app.events import Seen, event_id, news, read_event_id
+from adapters.catalog.catalog import Catalog
+from adapters.jobs.job import Job, JobState, Line, Status
+from adapters.jobs.queue import JobQueue
+from app.http.job_events import Seen, event_id, news, read_event_id
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import claimed, finish, publish_for, submit, submit_fleet

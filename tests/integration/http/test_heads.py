@@ -12,9 +12,10 @@ import httpx
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app import guarded_http, open_connections, wire
-from app.direct import Direct
 from app.service import Service
+from app.serving import guarded_http, open_connections
+from app.serving import uvicorn_protocol as wire
+from app.serving.fast_path import Direct
 from app.settings import Settings
 from tests.support.service import DEADLINE_SECONDS, eventually, serving
 

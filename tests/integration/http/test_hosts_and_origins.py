@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.edge import Edge
+from app.http.middleware import Edge
 from app.service import Service
 from app.settings import Settings
 from tests.conftest import Serve

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from adapters.blobs import BlobStore
 from adapters.datasets.table import Table
-from app.problems import known_failure
+from adapters.storage.blobs import BlobStore
+from app.http.errors import known_failure
 from tests.conftest import Serve
 from tests.integration.serving.test_direct import THROUGH_ASGI
 
@@ -49,7 +49,7 @@ def test_a_prediction_without_a_file_to_read_can_be_sent_again(
     client, _ = serve()
     client.put("/adapters/acme", json=UPLOAD).raise_for_status()
     with monkeypatch.context() as patched:
-        patched.setattr("adapters.blobs.os.open", failing(errno.EMFILE))
+        patched.setattr("adapters.storage.blobs.os.open", failing(errno.EMFILE))
         refused = client.post("/predict", json=QUESTION, headers=headers)
 
     assert (refused.status_code, refused.json()["code"]) == (503, "too_many_open_files")

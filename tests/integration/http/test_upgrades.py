@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from app import wire
-from app.problems import NotHttp
+from app.http.errors import NotHttp
 from app.service import Service
+from app.serving import uvicorn_protocol as wire
 from app.settings import Settings
 from tests.conftest import Serve
 from tests.support.service import DEADLINE_SECONDS, serving

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from app.line_writer import LineWriter
+from app.observability.line_writer import LineWriter
 
 
 class Kept(LineWriter):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import httpx
 import torch
 
-from adapters.adapter import Adapter
+from adapters.lora.adapter import Adapter
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.concurrent_clients import publish

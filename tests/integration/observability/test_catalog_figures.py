@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from adapters import census
-from adapters.adapter import Adapter
-from adapters.base_layer import load_base_layer
-from adapters.catalog import Catalog
-from adapters.census import Census
-from adapters.job_queue import JobQueue
-from adapters.jobs import Status
-from app.metrics import catalog as figures_of
-from app.metrics.catalog import CatalogFigures
-from app.metrics.figures import Figures
+from adapters.catalog import counts as census
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.counts import Census
+from adapters.jobs.job import Status
+from adapters.jobs.queue import JobQueue
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import load_base_layer
+from app.observability.metrics import catalog as figures_of
+from app.observability.metrics.catalog import CatalogFigures
+from app.observability.metrics.figures import Figures
 from tests.conftest import Serve
 from tests.support.catalog_factories import submit
 from tests.support.concurrent_clients import publish

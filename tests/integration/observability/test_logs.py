@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app import request_log
+from app.observability import request_log
 from app.service import Service
 from app.settings import LogRequests
 from tests.conftest import Serve

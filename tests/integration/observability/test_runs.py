@@ -13,15 +13,15 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from adapters.training.epochs import MOST_EPOCHS
-from adapters.training.runs import Ending, Listener, Publish, Run
-from adapters.training.trainer import Trainer
-from app.metrics import Metrics
-from app.metrics.figures import sum_of
-from app.opening import CHECKPOINTS, open_fitter
-from app.run_reports import listener
+from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
+from adapters.training.execution.trainer import Trainer
+from adapters.training.gradient.epochs import MOST_EPOCHS
+from app.bootstrap import CHECKPOINTS, open_fitter
+from app.observability.metrics import Metrics
+from app.observability.metrics.figures import sum_of
+from app.observability.spans import Tracing
+from app.observability.training import listener
 from app.settings import Settings
-from app.spans import Tracing
 from tests.support.long_jobs import submit_endless, wait_until_it_runs, wait_until_it_steps
 from tests.support.metrics_exposition import series, shown_of
 from tests.support.process_tree import FIT

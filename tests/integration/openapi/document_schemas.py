@@ -7,7 +7,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from app.main import routed
+from app.http.application import routed
 from app.openapi.document import document
 
 DOCUMENT: dict[str, Any] = document(routed())

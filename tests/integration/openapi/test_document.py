@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from app.openapi.codes import OWN
+from app.http.errors import MEDIA_TYPE, STATUS
 from app.openapi.document import TAGS, written
-from app.openapi.problems import RETRIED
-from app.problems import MEDIA_TYPE, STATUS
+from app.openapi.error_codes import OWN
+from app.openapi.problem_responses import RETRIED
 from scripts.write_openapi import FILE
 from tests.conftest import Serve
 from tests.integration.openapi.document_schemas import DOCUMENT, OPERATIONS, Operation, holds

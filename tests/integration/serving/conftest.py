@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from adapters.versions import Publication, Source
+from adapters.catalog.versions import Publication, Source
 from app.service import Service
 from app.settings import Settings
 from tests.support.dense_oracle import random_adapter

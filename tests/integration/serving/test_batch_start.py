@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from adapters.errors import QueueFull
-from app.questions import Question
 from app.service import Service, open_service
+from app.serving.queue_entry import Outcome
+from app.serving.request import Question
 from app.settings import Settings
-from app.tickets import Outcome
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer, load_base_layer
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.names import Reference
-from app.questions import Question as Rows
 from app.service import Service, open_service
+from app.serving.queue_entry import Outcome, Slice
+from app.serving.request import Question as Rows
 from app.settings import Settings
-from app.tickets import Outcome, Slice
 from tests.support import dense_oracle as dense
 from tests.support.concurrent_clients import Crowd, outputs, publish, together
 from tests.support.dense_oracle import Float64, random_adapter

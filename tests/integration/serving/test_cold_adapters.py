@@ -11,9 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
-from adapters.adapter import Adapter
-from adapters.blobs import BlobStore
+from adapters.lora.adapter import Adapter
 from adapters.names import Reference
+from adapters.storage.blobs import BlobStore
 from app.service import Service
 from tests.conftest import Serve
 from tests.support import dense_oracle as dense

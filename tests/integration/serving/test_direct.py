@@ -13,10 +13,10 @@ import httpx
 import numpy as np
 import pytest
 
-from adapters.adapter import Adapter
-from app.direct import Direct
-from app.edge import Edge
+from adapters.lora.adapter import Adapter
+from app.http.middleware import Edge
 from app.service import Service
+from app.serving.fast_path import Direct
 from app.settings import Settings
 from tests.support.concurrent_clients import JSON, publish
 from tests.support.dense_oracle import random_adapter

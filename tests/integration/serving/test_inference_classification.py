@@ -11,8 +11,8 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
-from app import labelling
 from app.service import Service
+from app.serving import labelling
 from tests.support.labelled_adapters import LABELS, X_NI, I, O, dense, fill, names_of, settings_for
 from tests.support.service import serving
 

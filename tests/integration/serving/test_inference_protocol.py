@@ -14,8 +14,8 @@ import tritonclient.http.aio as triton_aio
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from adapters.catalog.adapter_cache import find_adapter
 from adapters.names import Reference
-from adapters.residency import find_adapter
 from tests.conftest import Serve
 from tests.integration.serving.conftest import Running
 from tests.support.dense_oracle import Float64, answer, relative_error

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from adapters.catalog.adapter_cache import find_adapter
 from adapters.names import Reference
-from adapters.residency import find_adapter
 from tests.integration.serving.conftest import Running
 from tests.support.dense_oracle import answer, relative_error
 

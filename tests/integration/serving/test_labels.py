@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, softmax
 
-from app import labelling
 from app.service import Service
+from app.serving import labelling
 from tests.conftest import Serve
 from tests.support.labelled_adapters import LABELS, X_NI, I, O, dense, fill, names_of, settings_for
 from tests.support.service import serving

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from adapters.base_layer import BaseLayer
-from adapters.training import fit_process  # noqa: F401 - what a process that fits has loaded
-from adapters.training.data import TrainingData
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.data_file import TrainingData
+from adapters.training.execution import fit_child as fit_process  # noqa: F401 - what a process that fits has loaded
 from adapters.training.fit import fit
 from adapters.training.fleet import fit_fleet
-from adapters.training.spec import TrainingSpec
+from adapters.training.settings import TrainingSpec
 
 _SECONDS_BETWEEN_LOOKS = 0.001
 

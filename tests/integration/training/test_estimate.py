@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.training.data import TrainingData
-from adapters.training.estimate import Estimate, estimate
-from adapters.training.spec import Loss, Method, TrainingSpec
-from adapters.training.split import Split
+from adapters.training.data_file import TrainingData
+from adapters.training.planning.estimate import Estimate, estimate
+from adapters.training.planning.split import Split
+from adapters.training.settings import Loss, Method, TrainingSpec
 
 SPEC = TrainingSpec(rank=4, alpha=4.0, max_steps=20)
 EXACT = replace(SPEC, method=Method.CLOSED_FORM)

@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.jobs import Job
-from adapters.revert import Skip
-from adapters.versions import Published
+from adapters.catalog.versions import Published
+from adapters.jobs.job import Job
+from adapters.jobs.revert import Skip
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import (

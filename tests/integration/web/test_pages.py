@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from adapters.catalog import Catalog
-from adapters.census import Census, count
-from adapters.versions import Publication, Source
-from app.metrics import catalog as figures_of_the_catalogue
-from app.pages import assets
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.counts import Census, count
+from adapters.catalog.versions import Publication, Source
+from app.observability.metrics import catalog as figures_of_the_catalogue
 from app.service import Service
 from app.settings import Settings
+from app.web.pages import assets
 from tests.conftest import Serve
 from tests.support.catalog_factories import submit
 from tests.support.dense_oracle import random_adapter

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters import large_json
+from adapters.arrays import LongList, matrix, vector
 from adapters.errors import DuplicateKey, InvalidInput, LoraplexError, NotJson, OutOfRange, WrongShape, WrongType
-from adapters.json_reading import read_in_process
-from adapters.large_json import read_large
-from adapters.matrices import LongList, matrix, vector
+from adapters.json import tables as large_json
+from adapters.json.reader import read_in_process
+from adapters.json.tables import read_large
 from adapters.strict_json import parse
 
 MANY = settings(max_examples=300, deadline=None, derandomize=True, database=None)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapters.arrays import class_indices, matrix, vector
 from adapters.errors import LoraplexError, NotFinite, OutOfRange, WrongShape, WrongType
-from adapters.matrices import class_indices, matrix, vector
 
 LARGEST = float(np.finfo(np.float32).max)
 NUMBERS = st.floats(-LARGEST, LARGEST) | st.integers(-(2**100), 2**100)

@@ -2,11 +2,11 @@
 
 import pytest
 from loraplex import errors
+from loraplex.effects import Answer
 from loraplex.problems import error_of
-from loraplex.steps import Answer
 
 from adapters import errors as domain
-from app import problems as web
+from app.http import errors as web
 
 OWN = {"Unreachable", "TimedOut", "BadAnswer", "JobFailed", "JobCancelled"}
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.adapter import Adapter, check_alpha, check_factors, from_canonical_bytes
 from adapters.errors import BlobCorrupt, NotFinite, OutOfRange, RankTooLarge, WrongShape
+from adapters.lora.adapter import Adapter, check_alpha, check_factors, from_canonical_bytes
 from tests.support.dense_oracle import delta, layer, random_adapter
 
 PLAIN = Adapter(torch.tensor([[1.0], [-2.0]]), torch.tensor([[0.5, 0.25, 3.0]]), None, 1.0)

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from adapters.base_layer import BaseLayer, load_base_layer
 from adapters.errors import BaseNotLoadable
+from adapters.lora.base_layer import BaseLayer, load_base_layer
 
 WEIGHT = torch.tensor([[1.5, -2.0, 0.25], [3.0, 0.125, -1.0]])
 BIAS = torch.tensor([0.5, -0.5])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from adapters.adapter import Adapter
+from adapters.lora.adapter import Adapter
 
 LABELS = [None, ("ant", "bée", 'q"\\\n\t\x1f\x7f\u2028😀'), (1, -2, 3)]
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.forward import add_gathered_terms, low_rank_term, mixed_forward
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.lora.forward import add_gathered_terms, low_rank_term, mixed_forward
 from tests.support.dense_oracle import Float64, answer, layer, random_adapter, relative_error
 
 TOLERANCE = 1e-5

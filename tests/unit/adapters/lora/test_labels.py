@@ -16,12 +16,12 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.special import expit
 from scipy.special import softmax as scipy_softmax
 
-from adapters.adapter import Adapter, from_canonical_bytes
+from adapters.arrays import Float32
 from adapters.errors import InvalidCombination, NotFinite, OutOfRange, WrongType
-from adapters.labels import check_labels, most_probable, sigmoid, softmax
-from adapters.matrices import Float32
-from adapters.peft_format import read_peft, write_peft
-from adapters.safetensors_file import MAX_HEADER_BYTES
+from adapters.lora.adapter import Adapter, from_canonical_bytes
+from adapters.lora.labels import check_labels, most_probable, sigmoid, softmax
+from adapters.peft.safetensors import MAX_HEADER_BYTES
+from adapters.peft.weights import read_peft, write_peft
 from tests.support.dense_oracle import layer, random_adapter
 
 MANY = settings(max_examples=300, deadline=None, derandomize=True, database=None)

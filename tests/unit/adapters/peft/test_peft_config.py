@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 
 from adapters.errors import LoraplexError, MissingField, NotJson, OutOfRange, PeftUnsupported, WrongType
-from adapters.peft_config import PeftConfig, read_config
+from adapters.peft.config import PeftConfig, read_config
 
 LEAST = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 PATHS = st.lists(st.text("ab_0-", min_size=1, max_size=2), min_size=1, max_size=4).map(".".join)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from adapters.adapter import Adapter
-from adapters.training.data import TrainingData
-from adapters.training.spec import Loss, Method, TrainingSpec
-from adapters.training.split import Split
+from adapters.lora.adapter import Adapter
+from adapters.training.data_file import TrainingData
+from adapters.training.planning.split import Split
+from adapters.training.settings import Loss, Method, TrainingSpec
 from tests.support.dense_oracle import answer, layer
 from tests.unit.adapters.training.loss_oracle import losses_of_rows, mean_of_rows
 

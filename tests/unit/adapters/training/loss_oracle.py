@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapters.base_layer import BaseLayer
-from adapters.training.data import TrainingData
-from adapters.training.spec import Loss, Method, TrainingSpec
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.data_file import TrainingData
+from adapters.training.settings import Loss, Method, TrainingSpec
 
 
 def losses_of_rows(spec: TrainingSpec, y_KO: Tensor, targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from adapters.training.data import Column, DataFile, TrainingData, whole
+from adapters.training.data_file import Column, DataFile, TrainingData, whole
 
 INPUTS = torch.arange(60, dtype=torch.float32).reshape(20, 3)
 DATA = TrainingData(INPUTS, INPUTS[:, :1] * 10, torch.ones(1, 2), torch.ones(2, 3))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from adapters.errors import Diverged, OutOfRange
+from adapters.training.closed_form.statistics import gather
 from adapters.training.fit import Fit, Watcher, fit
-from adapters.training.spec import Method, TrainingSpec
-from adapters.training.split import By, Split
-from adapters.training.statistics import gather
+from adapters.training.planning.split import By, Split
+from adapters.training.settings import Method, TrainingSpec
 from tests.unit.adapters.training.held_out_oracle import (
     BASE,
     ROWS,

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from adapters.errors import Diverged, OutOfRange
-from adapters.training import layout
-from adapters.training.data import TrainingData
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
 from adapters.training.fleet import Outcome, fit_fleet
-from adapters.training.spec import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
-from adapters.training.split import By, Split
+from adapters.training.gradient import layout
+from adapters.training.planning.split import By, Split
+from adapters.training.settings import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import Float64, delta, layer
 
 # Odd widths: no row of anything is a whole cache line.

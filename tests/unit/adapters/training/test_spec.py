@@ -10,8 +10,8 @@ import torch
 from torch.optim import lr_scheduler
 
 from adapters.errors import OutOfRange
-from adapters.training.spec import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
-from adapters.training.split import By, Split
+from adapters.training.planning.split import By, Split
+from adapters.training.settings import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
 
 SPEC = TrainingSpec(rank=2, alpha=2.0)
 Scheduler = Callable[[torch.optim.Optimizer, int], lr_scheduler.LRScheduler]

@@ -6,9 +6,9 @@ import pytest
 from pydantic import BaseModel
 
 from adapters.errors import InvalidInput, UnknownField, shown
-from app import known_fields
-from app.bodies import read_as
-from app.schemas import PredictRequest
+from app.http import known_fields
+from app.http.bodies import read_as
+from app.http.schemas.adapters import PredictRequest
 from app.training.schemas import TrainRequest
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from adapters.errors import LoraplexError
-from app.host_policy import HostPolicy, authority_of
+from app.http.host_policy import HostPolicy, authority_of
 
 LOCAL = HostPolicy("127.0.0.1", None)
 OWN_HOST = ("host", "127.0.0.1:8000")

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from adapters.base_layer import BaseLayer
 from adapters.errors import RequestTimeout
-from app import json_bodies
-from app.json_bodies import JsonBodies
-from app.problems import problem
+from adapters.lora.base_layer import BaseLayer
+from app.http import json_bodies
+from app.http.errors import problem
+from app.http.json_bodies import JsonBodies
 from tests.support.catalog_factories import BASE
 
 LARGE = b"[" + b" " * 2**20 + b"]"

@@ -8,9 +8,17 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from app.metrics.definitions import BATCH_ROWS, DEFINITIONS, PUBLISHED, QUEUE_ROWS, REQUEST_SECONDS, REQUESTS, Kind
-from app.metrics.exposition import exposition
-from app.metrics.figures import Figures, sum_of
+from app.observability.metrics.definitions import (
+    BATCH_ROWS,
+    DEFINITIONS,
+    PUBLISHED,
+    QUEUE_ROWS,
+    REQUEST_SECONDS,
+    REQUESTS,
+    Kind,
+)
+from app.observability.metrics.exposition import exposition
+from app.observability.metrics.figures import Figures, sum_of
 from tests.support.metrics_exposition import read, series, shown_of
 
 OBSERVED = st.lists(

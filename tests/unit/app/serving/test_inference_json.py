@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.arrays import Float32
 from adapters.errors import LoraplexError
-from adapters.matrices import Float32
-from app.inference_header import LONGEST_REMEMBERED, Header, read_header_again
-from app.inference_json import read_json_quickly
-from app.inference_protocol import read_exactly
+from app.serving.oip.fast_json import read_json_quickly
+from app.serving.oip.header import LONGEST_REMEMBERED, Header, read_header_again
+from app.serving.oip.tensors import read_exactly
 from tests.unit.app.serving.test_questions import AWKWARD, MANY, MAX_ROWS, NUMBERS, TOKENS
 
 I = 3

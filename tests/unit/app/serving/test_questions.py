@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.base_layer import load_base_layer
 from adapters.errors import LoraplexError
-from app.questions import Question, read_exactly, read_quickly
+from adapters.lora.base_layer import load_base_layer
+from app.serving.request import Question, read_exactly, read_quickly
 
 BASE = load_base_layer("random:3,2,1")
 MAX_ROWS = 5

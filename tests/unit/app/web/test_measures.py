@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.pages import measures
-from app.pages.measures import Headline
+from app.web.pages import measures
+from app.web.pages.measures import Headline
 
 FLEET = {"train_loss": 0.73, "base_train_loss": 9.93, "validation_loss": 77.5, "base_validation_loss": 15.6}
 

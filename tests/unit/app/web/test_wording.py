@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from app.pages import wording
-from app.pages.assets import FOLDER
-from app.pages.wording import figure, inline, sentence
+from app.web.pages import wording
+from app.web.pages.assets import FOLDER
+from app.web.pages.wording import figure, inline, sentence
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from adapters.base_layer import BaseLayer
-from adapters.training.closed_form import Factors, solve
-from adapters.training.statistics import Chunk, Statistics, gather
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.closed_form.solver import Factors, solve
+from adapters.training.closed_form.statistics import Chunk, Statistics, gather
 from tests.support.dense_oracle import Float64, layer
 
 

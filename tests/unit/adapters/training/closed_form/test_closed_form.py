@@ -8,8 +8,8 @@ from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
-from adapters.training.closed_form import solve
-from adapters.training.statistics import gather
+from adapters.training.closed_form.solver import solve
+from adapters.training.closed_form.statistics import gather
 from tests.support.dense_oracle import Float64, layer, relative_error
 
 

@@ -7,8 +7,8 @@ import torch
 from sklearn.linear_model import Ridge
 
 from adapters.errors import Diverged
-from adapters.training.closed_form import Factors, loss_of_factors, solve
-from adapters.training.statistics import gather
+from adapters.training.closed_form.solver import Factors, loss_of_factors, solve
+from adapters.training.closed_form.statistics import gather
 from tests.support.dense_oracle import Float64, layer
 from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, dense, numbers, relative
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from adapters.errors import IllConditioned, InvalidCombination
-from adapters.training.closed_form import solve
-from adapters.training.forgetting import forget
-from adapters.training.statistics import Statistics
+from adapters.training.closed_form.forgetting import forget
+from adapters.training.closed_form.solver import solve
+from adapters.training.closed_form.statistics import Statistics
 from tests.support.dense_oracle import Float64, layer
 from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, dense, numbers, relative
 

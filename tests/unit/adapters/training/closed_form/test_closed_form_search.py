@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.training.ridge_search import HAIR, Choice, default_ridges, search
-from adapters.training.statistics import Statistics
+from adapters.training.closed_form.ridge_search import HAIR, Choice, default_ridges, search
+from adapters.training.closed_form.statistics import Statistics
 from tests.support.dense_oracle import Float64
 from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, numbers
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from adapters.errors import Diverged
-from adapters.training.closed_form import Factors, solve, solve_stack
-from adapters.training.statistics import Statistics
+from adapters.training.closed_form.solver import Factors, solve, solve_stack
+from adapters.training.closed_form.statistics import Statistics
 from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, dense, numbers, relative
 
 INPUTS, OUTPUTS, RANK, SCALING = 6, 4, 3, 0.5

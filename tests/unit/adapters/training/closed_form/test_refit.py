@@ -10,11 +10,11 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from adapters.errors import IllConditioned
-from adapters.training.data import TrainingData
+from adapters.training.closed_form.refit import refit
+from adapters.training.closed_form.statistics import Statistics
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
-from adapters.training.refit import refit
-from adapters.training.spec import Method, TrainingSpec
-from adapters.training.statistics import Statistics
+from adapters.training.settings import Method, TrainingSpec
 from tests.support.dense_oracle import answer, delta, layer, relative_error
 
 O, I, ROWS = 4, 6, 80

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from adapters.base_layer import BaseLayer
 from adapters.errors import BlobCorrupt, InvalidCombination
-from adapters.training import statistics as module
-from adapters.training.statistics import Statistics, gather, gather_stack
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.closed_form import statistics as module
+from adapters.training.closed_form.statistics import Statistics, gather, gather_stack
 from tests.support.dense_oracle import Float64
 from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, numbers
 

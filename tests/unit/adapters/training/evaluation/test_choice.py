@@ -9,13 +9,13 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from adapters.base_layer import load_base_layer
-from adapters.training.choice import TRIAL_STEPS, Tried, choose_by_trials
-from adapters.training.data import TrainingData
+from adapters.lora.base_layer import load_base_layer
+from adapters.training.closed_form.ridge_search import search_in_turn
+from adapters.training.closed_form.statistics import gather
+from adapters.training.data_file import TrainingData
+from adapters.training.evaluation.selection import TRIAL_STEPS, Tried, choose_by_trials
 from adapters.training.fit import Watcher, fit
-from adapters.training.ridge_search import search_in_turn
-from adapters.training.spec import Loss, Method, TrainingSpec
-from adapters.training.statistics import gather
+from adapters.training.settings import Loss, Method, TrainingSpec
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 SPEC = TrainingSpec(rank=8, alpha=8.0, alpha_is_rank=True, loss=Loss.CROSS_ENTROPY, epochs=5000, patience=3)

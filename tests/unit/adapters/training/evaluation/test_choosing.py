@@ -11,11 +11,11 @@ import torch
 from scipy.special import logsumexp
 
 from adapters.errors import Diverged
-from adapters.training.choice import TRIAL_STEPS
-from adapters.training.data import TrainingData
+from adapters.training.data_file import TrainingData
+from adapters.training.evaluation.selection import TRIAL_STEPS
 from adapters.training.fit import Fit, Watcher, fit
-from adapters.training.spec import Loss, Method, TrainingSpec
-from adapters.training.split import Split
+from adapters.training.planning.split import Split
+from adapters.training.settings import Loss, Method, TrainingSpec
 from tests.support.dense_oracle import Float64, answer, layer
 
 O, I, ROWS = 5, 8, 90

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from adapters.training.gate import Gate, When
-from adapters.training.metrics import HIGHER_IS_BETTER
-from adapters.versions import Source, Version
+from adapters.catalog.versions import Source, Version
+from adapters.training.evaluation.gate import Gate, When
+from adapters.training.evaluation.metrics import HIGHER_IS_BETTER
 
 IF_BETTER = Gate(when=When.IF_BETTER, metric="accuracy", margin=0.02, min_rows=50)
 LIVE = Version(

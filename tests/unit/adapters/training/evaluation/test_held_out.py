@@ -11,7 +11,7 @@ from sklearn.utils.class_weight import compute_sample_weight
 from torch import Tensor
 
 from adapters.training.fit import fit
-from adapters.training.spec import BALANCED, Loss, TrainingSpec
+from adapters.training.settings import BALANCED, Loss, TrainingSpec
 from tests.support.dense_oracle import Float64, random_adapter
 from tests.unit.adapters.training.held_out_oracle import (
     BASE,

@@ -10,10 +10,10 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import Tensor
 
-from adapters.adapter import Adapter
+from adapters.lora.adapter import Adapter
+from adapters.training.evaluation.label_matching import why_unmatched
 from adapters.training.fit import fit
-from adapters.training.label_matching import why_unmatched
-from adapters.training.spec import Loss
+from adapters.training.settings import Loss
 from tests.support.dense_oracle import Float64, random_adapter
 from tests.unit.adapters.training.held_out_oracle import (
     BASE,

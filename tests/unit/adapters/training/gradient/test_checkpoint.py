@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
+from adapters.training.gradient.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 
 
 def _save(path: Path, number: float) -> None:

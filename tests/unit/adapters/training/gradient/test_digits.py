@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.training.data import TrainingData
+from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import fit
-from adapters.training.spec import Loss, TrainingSpec
+from adapters.training.settings import Loss, TrainingSpec
 from tests.support.dense_oracle import answer
 
 # All rows a step, to the end: on mini-batches one seed is up to eight points from another, with PEFT as with ours.

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.training.data import TrainingData
-from adapters.training.descent import HeldOut, descend
-from adapters.training.draws import Draws
-from adapters.training.gradient import Task, Trained
-from adapters.training.spec import Loss, TrainingSpec
+from adapters.training.data_file import TrainingData
+from adapters.training.gradient.stack import Task, Trained
+from adapters.training.gradient.training_loop import HeldOut, descend
+from adapters.training.sampling import Draws
+from adapters.training.settings import Loss, TrainingSpec
 from tests.support.dense_oracle import layer
 from tests.unit.adapters.training.loss_oracle import (
     Descended,
@@ -145,7 +145,9 @@ def test_so_many_held_out_rows_that_they_are_looked_at_in_parts_choose_the_same_
 
 
 def _clock(monkeypatch: pytest.MonkeyPatch, seconds: Iterator[float]) -> None:
-    monkeypatch.setattr("adapters.training.descent.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(
+        "adapters.training.gradient.training_loop.time", SimpleNamespace(monotonic=lambda: next(seconds))
+    )
 
 
 @pytest.mark.parametrize(("max_seconds", "steps"), [(1e-9, 1), (7.0, 7), (7.5, 8), (10**6, 150)])

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adapters.training.data import TrainingData
-from adapters.training.descent import Kept
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, Watcher, fit
-from adapters.training.gradient import History
-from adapters.training.spec import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
-from adapters.training.split import Split
+from adapters.training.gradient.stack import History
+from adapters.training.gradient.training_loop import Kept
+from adapters.training.planning.split import Split
+from adapters.training.settings import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import layer
 
 DRAW = torch.Generator().manual_seed(1)
@@ -179,7 +179,9 @@ def test_a_torn_checkpoint_is_not_taken_over(keep: int, attempts: Attempts) -> N
 
 def test_the_seconds_of_earlier_attempts_count(attempts: Attempts, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(10**6))
-    monkeypatch.setattr("adapters.training.descent.time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(
+        "adapters.training.gradient.training_loop.time", SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    )
     spec = replace(SPEC, max_seconds=12.0)
     assert attempts.until(8, spec) is None
     done = attempts.to_the_end(spec)

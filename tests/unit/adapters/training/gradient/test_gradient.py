@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.adapter import Adapter, scaling_of
 from adapters.errors import Diverged
-from adapters.training.data import TrainingData
+from adapters.lora.adapter import Adapter, scaling_of
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, Watcher, fit
-from adapters.training.spec import Init, Loss, Method, TrainingSpec
-from adapters.training.split import Split
+from adapters.training.planning.split import Split
+from adapters.training.settings import Init, Loss, Method, TrainingSpec
 from tests.support.dense_oracle import Float64, layer, random_adapter, relative_error
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -11,9 +11,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional
 
-from adapters.training.closed_form import Factors
-from adapters.training.data import TrainingData
-from adapters.training.objective import (
+from adapters.training.closed_form.solver import Factors
+from adapters.training.data_file import TrainingData
+from adapters.training.gradient.losses import (
     class_weights,
     documents_of,
     loss_and_slope,
@@ -23,7 +23,7 @@ from adapters.training.objective import (
     row_weights,
     weighted_mean,
 )
-from adapters.training.spec import BALANCED, Loss, TrainingSpec
+from adapters.training.settings import BALANCED, Loss, TrainingSpec
 from tests.support.dense_oracle import answer, layer, random_adapter
 from tests.unit.adapters.training.loss_oracle import losses_of_rows, mean_of_rows
 

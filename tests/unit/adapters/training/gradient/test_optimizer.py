@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.training.optimizer import Optimizer
-from adapters.training.spec import Method, TrainingSpec
+from adapters.training.gradient.optimizer import Optimizer
+from adapters.training.settings import Method, TrainingSpec
 
 G, P, STEPS = 4, 11, 25
 SPEC = TrainingSpec(rank=1, alpha=1.0)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.training.batches import batch_shape
-from adapters.training.data import TrainingData
-from adapters.training.descent import HeldOut, descend
-from adapters.training.draws import Draws
-from adapters.training.gradient import Task, Trained
-from adapters.training.spec import Loss, Method, Schedule, TrainingSpec
-from adapters.training.split import Split
+from adapters.training.data_file import TrainingData
+from adapters.training.gradient.batches import batch_shape
+from adapters.training.gradient.stack import Task, Trained
+from adapters.training.gradient.training_loop import HeldOut, descend
+from adapters.training.planning.split import Split
+from adapters.training.sampling import Draws
+from adapters.training.settings import Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import layer
 
 O, I = 3, 5

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adapters.errors import OutOfRange
-from adapters.training.split import By, Split
+from adapters.training.planning.split import By, Split
 
 
 def _sides(

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters.training.metrics import Metrics, Task
+from adapters.training.evaluation.metrics import Metrics, Task
 
 Float64 = NDArray[np.float64]
 

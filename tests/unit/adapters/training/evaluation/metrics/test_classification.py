@@ -8,8 +8,8 @@ from scipy.stats import binomtest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
-from adapters.training.metrics import Task, scalars
-from adapters.training.metrics.classification import classification, trivial_classification
+from adapters.training.evaluation.metrics import Task, scalars
+from adapters.training.evaluation.metrics.classification import classification, trivial_classification
 from tests.unit.adapters.training.evaluation.metrics.held_out_rows import Float64, held_out, listed, plain
 
 ROWS = held_out(Task.CLASSIFICATION)

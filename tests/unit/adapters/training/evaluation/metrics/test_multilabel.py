@@ -7,8 +7,8 @@ from scipy.special import expit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
-from adapters.training.metrics import Task
-from adapters.training.metrics.multilabel import multilabel, trivial_multilabel
+from adapters.training.evaluation.metrics import Task
+from adapters.training.evaluation.metrics.multilabel import multilabel, trivial_multilabel
 from tests.unit.adapters.training.evaluation.metrics.held_out_rows import held_out, listed, plain
 
 ROWS = held_out(Task.MULTILABEL)

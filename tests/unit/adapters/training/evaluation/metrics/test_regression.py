@@ -7,8 +7,8 @@ from sklearn.dummy import DummyRegressor
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from sklearn.metrics.pairwise import cosine_similarity
 
-from adapters.training.metrics import Task
-from adapters.training.metrics.regression import regression, trivial_regression
+from adapters.training.evaluation.metrics import Task
+from adapters.training.evaluation.metrics.regression import regression, trivial_regression
 from tests.unit.adapters.training.evaluation.metrics.held_out_rows import held_out, listed, plain
 
 ROWS = held_out(Task.REGRESSION)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import label_ranking_average_precision_score, top_k_accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from adapters.training.metrics import Task
-from adapters.training.metrics.retrieval import retrieval, trivial_retrieval
+from adapters.training.evaluation.metrics import Task
+from adapters.training.evaluation.metrics.retrieval import retrieval, trivial_retrieval
 from tests.unit.adapters.training.evaluation.metrics.held_out_rows import Float64, held_out, plain
 
 ROWS = held_out(Task.RETRIEVAL, rows=61)
