@@ -12,6 +12,8 @@ import pytest
 from tests.support.external_programs import skip_or_fail
 from tests.support.service import ServiceProcess
 
+pytestmark = pytest.mark.timing
+
 CONNECTIONS, MOST_FILES = 1500, 1024
 MOST_SECONDS = 0.5
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
