@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 import adapters.storage.database
