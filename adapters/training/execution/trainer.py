@@ -137,7 +137,7 @@ class Trainer:
                 ran_out = OutOfMemory("the fit ran out of memory, and its process ended")
                 _unless_lost(self._queue.fail, claim, ran_out.members())
             else:
-                _unless_lost(self._queue.abandon, claim)
+                _unless_lost(self._queue.expire_lease, claim)
             return Ending.DIED
         except _TRANSIENT:
             raise

@@ -293,7 +293,7 @@ def test_a_job_from_before_fleets_has_its_adapter_too(tmp_path: Path) -> None:
 def _migrate(path: Path, to: str) -> None:
     engine = sa.create_engine(f"sqlite:///{path}")
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[3] / "adapters" / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parents[3] / "adapters" / "storage" / "migrations"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, to)
