@@ -120,7 +120,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
         base=base,
         catalog=catalog,
         queue=open_queue(catalog, settings, now=now),
-        datasets=Datasets(catalog.database, catalog.blobs, now=now),
+        datasets=Datasets(catalog.database, catalog.writer, now=now),
         resolver=resolver,
         batcher=batcher,
         metrics=metrics,

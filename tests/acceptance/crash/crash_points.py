@@ -43,7 +43,7 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.catalog = Catalog(folder, now=time.time)
-        self.queue = JobQueue(self.catalog.database, self.catalog.blobs, now=time.time, lease_seconds=15)
+        self.queue = JobQueue(self.catalog.database, self.catalog.writer, now=time.time, lease_seconds=15)
 
     def submit(self, job_id: str) -> Job:
         """Queue a job for acme."""

@@ -84,7 +84,7 @@ def catalog(folder: Path) -> Iterator[Catalog]:
 
 
 def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: str) -> None:
-    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     names = [adapter.name for adapter in catalog.adapters() if adapter.name not in FLEET]
     job = queue.get("claimed")
     if point == "the deletion is committed, the files are there":
@@ -115,7 +115,7 @@ def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: st
 
 
 def test_a_batch_of_a_fleet_is_published_whole_or_not_at_all(catalog: Catalog, point: str) -> None:
-    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     done = len(FLEET) if point == "a batch is committed, the job is not told" else FIRST_BATCH
     claim = queue.get("fleet")
     assert claim.status is JobStatus.RUNNING

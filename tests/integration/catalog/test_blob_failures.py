@@ -49,19 +49,19 @@ def test_the_files_of_a_publish_are_synced_before_their_names(
     version = catalog.put(publication("acme", statistics=b"sums"))[0]
     assert version.statistics is not None
     for file in (version.file, version.statistics):
-        calls.assert_durable(catalog.blobs.path(file))
+        calls.assert_durable(catalog.blobs.local(file))
 
 
 def test_the_file_of_a_data_set_is_synced_before_its_name(
     catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets = Datasets(catalog.database, catalog.blobs, now=lambda: 1.0)
+    datasets = Datasets(catalog.database, catalog.writer, now=lambda: 1.0)
     calls = DiskCalls(monkeypatch)
     with raw_file(folder / "tmp") as raw:
         raw.write(b"x,y\n1,a\n")
         reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
         version, _ = datasets.add("rows", reading, content_type="text/csv")
-    calls.assert_durable(catalog.blobs.path(version.file))
+    calls.assert_durable(catalog.blobs.local(version.file))
 
 
 def test_the_data_of_a_job_are_synced_before_their_name(
@@ -70,7 +70,7 @@ def test_the_data_of_a_job_are_synced_before_their_name(
     calls = DiskCalls(monkeypatch)
     job = submit(queue)
     assert job.data_file is not None
-    calls.assert_durable(catalog.blobs.path(job.data_file))
+    calls.assert_durable(catalog.blobs.local(job.data_file))
 
 
 @pytest.mark.parametrize("step", ["open", "fsync", "rename", "folder", "unlink", "lock"])

@@ -22,7 +22,7 @@ def test_a_fleet_is_one_file_and_each_version_knows_its_part_of_it(catalog: Cata
     versions = [published.version for published in catalog.publish(fleet)]
     (file,) = {version.file for version in versions}
     assert stored_files(folder) == {file}
-    whole = catalog.blobs.path(file).read_bytes()
+    whole = catalog.blobs.local(file).read_bytes()
     assert [version.offset for version in versions] == [
         sum(version.bytes for version in versions[:n]) for n in range(20)
     ]

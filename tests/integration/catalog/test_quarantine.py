@@ -139,7 +139,7 @@ def test_a_full_disk_empties_the_quarantine_and_the_blob_is_stored(disk: Path, c
     assert catalog.blobs.read(catalog.blobs.write(bytes(150_000))) == bytes(150_000)
 
     (disk / "others").unlink()
-    orphan = catalog.blobs.path(catalog.blobs.write(bytes(150_000)))
+    orphan = catalog.blobs.local(catalog.blobs.write(bytes(150_000)))
     shutil.move(orphan, disk / "data" / "quarantine" / f"20010909T014640Z-{orphan.name}")
     (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - 60_000))
     put(catalog, "acme", 1)
@@ -147,7 +147,7 @@ def test_a_full_disk_empties_the_quarantine_and_the_blob_is_stored(disk: Path, c
         raw.write(b"x\n" + b"1\n" * 15_000)
         (disk / "more").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 30_000)))
         reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
-        datasets = Datasets(catalog.database, catalog.blobs, now=clock)
+        datasets = Datasets(catalog.database, catalog.writer, now=clock)
         assert datasets.add("rows", reading, content_type="text/csv")[0].rows == 15_000
     assert quarantined_files(disk / "data") == set()
     catalog.database.close()

@@ -28,7 +28,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.catalog = Catalog(folder, now=lambda: 1.0)
-        self.datasets = Datasets(self.catalog.database, self.catalog.blobs, now=lambda: 1.0)
+        self.datasets = Datasets(self.catalog.database, self.catalog.writer, now=lambda: 1.0)
 
     def add(self, name: str, text: str) -> tuple[DatasetVersion, bool]:
         with raw_file(self.folder / "tmp") as raw:
@@ -60,7 +60,7 @@ def test_versions_are_numbered_and_references_find_them(store: Store) -> None:
     assert [entry.version for entry in store.datasets.versions("rows", before=2)] == [1]
     summary = store.datasets.get("rows")
     assert (summary.newest.version, summary.versions) == (2, 2)
-    table = Table.open(store.datasets.path(first))
+    table = Table.open(store.datasets.local(first))
     assert table.numbers(Selection(column="x"), field="inputs").tolist() == [[1.0], [2.0]]
 
 
