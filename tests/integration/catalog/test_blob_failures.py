@@ -73,7 +73,7 @@ def test_the_data_of_a_job_are_synced_before_their_name(
     calls.assert_durable(catalog.blobs.local(job.data_file))
 
 
-@pytest.mark.parametrize("step", ["open", "fsync", "rename", "folder", "unlink", "lock"])
+@pytest.mark.parametrize("step", ["open", "fsync", "rename", "folder", "unlink"])
 @pytest.mark.parametrize("code", CODES, ids=[errno.errorcode[code] for code in CODES])
 def test_a_blob_that_cannot_be_written_is_storage_failed(
     catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, step: str
@@ -85,8 +85,6 @@ def test_a_blob_that_cannot_be_written_is_storage_failed(
         monkeypatch.setattr(adapters.storage.blobs, "sync_folder", _failing(code))
     elif step == "rename":
         monkeypatch.setattr(Path, "rename", _failing(code))
-    elif step == "lock":
-        monkeypatch.setattr(Path, "open", _failing(code, Path.open, on="publish.lock"))
     else:
         monkeypatch.setattr(Path, "open", _failing(code, Path.open, on=".tmp"))
     if step == "unlink":
@@ -98,6 +96,18 @@ def test_a_blob_that_cannot_be_written_is_storage_failed(
     monkeypatch.undo()
     assert stored_files(folder) == {kept.file}
     assert put(catalog, "acme", 2).version == 2
+
+
+@pytest.mark.parametrize("code", CODES, ids=[errno.errorcode[code] for code in CODES])
+def test_a_lock_that_cannot_be_written_is_storage_failed(
+    catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", _failing(code, os.open, on="/writers/"))
+        with pytest.raises(StorageFailed, match=r"writers/.* cannot be written: nothing was stored"):
+            put(catalog, "acme", 1)
+    assert stored_files(folder) == set()
+    assert put(catalog, "acme", 1).version == 1
 
 
 def test_a_service_whose_blobs_cannot_be_written_or_read_answers_503(
