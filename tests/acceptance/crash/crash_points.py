@@ -168,7 +168,10 @@ POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
     "the job has published, not committed": (House.finish, _in_last_statement),
     "the job's publish is committed, its data is there": (House.finish, _after_commit),
     "a batch's blob is durable, no row yet": (House.publish_a_batch, _instead(FolderBlobs, "write", after=True)),
-    "a batch's versions are in, nothing else": (House.publish_a_batch, _instead(queries, "insert_versions", after=True)),
+    "a batch's versions are in, nothing else": (
+        House.publish_a_batch,
+        _instead(queries, "insert_versions", after=True),
+    ),
     "a batch is recorded, not committed": (House.publish_a_batch, _in_last_statement),
     "a batch is committed, the job is not told": (House.publish_a_batch, _after_commit),
     "the cancel is about to commit": (House.cancel, _at_commit),
