@@ -2,12 +2,16 @@
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from adapters.catalog.catalog import Catalog
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.training.execution.fit_client import Fitter
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.observability.tracing import Tracing
 
 CHECKPOINTS = "checkpoints"
 """Folder, in the data folder, of what fits have reached."""
@@ -42,3 +46,16 @@ def open_fitter(settings: Settings) -> Fitter:
 def open_queue(catalog: Catalog, settings: Settings, *, now: Callable[[], float] = time.time) -> JobQueue:
     """The queue in the catalogue's database."""
     return JobQueue(catalog.database, catalog.blobs, now=now, lease_seconds=settings.lease_seconds)
+
+
+def open_tracing(settings: Settings, *, process: str) -> "Tracing | None":
+    """Return what records this process's spans if the setting TRACES is on, otherwise None.
+
+    `process` names the process among those of the service.
+    """
+    if not settings.traces:
+        return None
+    # OpenTelemetry's SDK takes long to import, and most services do not use it.
+    from app.observability.tracing import Tracing
+
+    return Tracing(process)

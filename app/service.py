@@ -15,21 +15,19 @@ from adapters.datasets.store import Datasets
 from adapters.errors import FeatureSpaceMismatch
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
-from app.bootstrap import load_base, open_queue
+from app.bootstrap import load_base, open_queue, open_tracing
 from app.http.body_memory import BodyMemory
 from app.http.host_policy import HostPolicy
 from app.http.job_events import JobWatch
 from app.http.json_bodies import JsonBodies
 from app.http.write_threads import WriteThreads
-from app.observability.line_writer import LineWriter
 from app.observability.logs import line_of
-from app.observability.metrics import Metrics
-from app.observability.metrics.catalog import CatalogFigures
+from app.observability.metrics.catalog_metrics import CatalogFigures
+from app.observability.metrics.exposition import Scrape
 from app.observability.metrics.process_slot import METRICS
-from app.observability.metrics.scrape import Scrape
+from app.observability.metrics.recorder import Metrics
 from app.observability.observer import Observer
-from app.observability.request_log import RequestLog
-from app.observability.tracing import open_tracing
+from app.observability.request_log import LineWriter, RequestLog
 from app.serving.adapter_loader import Lookup
 from app.serving.batcher import Batcher
 from app.settings import Settings

@@ -8,9 +8,12 @@ from starlette.types import ASGIApp, Scope
 
 from app.http import errors as problems
 from app.http.middleware import Edge
-from app.http.routes import adapters, base, datasets, health, infer, inference_protocol, jobs, metrics, predict
+from app.http.routes import adapters, base, datasets, health, jobs, metrics
 from app.openapi import docs_page as api_docs
 from app.service import Service
+from app.serving import asgi as predict
+from app.serving.oip import routes as infer
+from app.serving.oip import routes as inference_protocol
 from app.web.pages.mounting import add_pages
 
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.types import Scope
 
-from app.observability.metrics import Metrics
+from app.observability.metrics.recorder import Metrics
 from app.observability.records import FAILED, LONGEST_PATH, Answered, Spent
 from app.observability.request_log import RequestLog
 from app.serving.batcher import Standing
 from app.serving.queue_entry import Ran, Ticket
 
 if TYPE_CHECKING:
-    from app.observability.spans import Tracing
+    from app.observability.tracing import Tracing
 
 _SECONDS_BETWEEN_LINES = 0.1
 _SECONDS_BETWEEN_FIGURES = 1.0

@@ -17,7 +17,7 @@ from app.observability import logs
 from app.processes.signals import EXIT_CONFIG, FIRST, when_parent_ends
 from app.processes.start_warnings import warn_in_background
 from app.service import Service, open_service
-from app.serving.open_connections import raise_file_limit
+from app.serving.connections import raise_file_limit
 from app.serving.uvicorn_protocol import connections
 from app.settings import load_settings
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from copy import copy
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from adapters.catalog.adapter_cache import Residency
 from adapters.catalog.resolver import Resolver, View
@@ -14,15 +14,72 @@ from adapters.errors import BlobCorrupt, LoraplexError
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from app.serving.gathering import Gathering
 from app.serving.queue_entry import Ticket
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+_TOGETHER_SECONDS = 0.002
+
+
+class Gathering(Generic[K, V]):
+    """What is on its way, by key. Nothing is remembered once it has come.
+
+    `fetch`, which a thread runs, yields for each of its keys the value or the error, one by one as they come.
+    """
+
+    def __init__(self, fetch: Callable[[Sequence[K]], Iterator[tuple[K, V | Exception]]], threads: Executor) -> None:
+        self._fetch = fetch
+        self._threads = threads
+        self._coming: dict[K, asyncio.Future[V]] = {}
+        self._asked: list[K] = []
+
+    def get(self, key: K) -> "asyncio.Future[V]":
+        """The value of a key, when it comes; whoever waits for it must not cancel it."""
+        future = self._coming.get(key)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            future = self._coming[key] = loop.create_future()
+            if not self._asked:
+                loop.call_soon(self._send, loop)
+            self._asked.append(key)
+        return future
+
+    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
+        keys, self._asked = self._asked, []
+        self._threads.submit(self._work, loop, keys)
+
+    def _work(self, loop: asyncio.AbstractEventLoop, keys: Sequence[K]) -> None:
+        missing = dict.fromkeys(keys)
+        failure: Exception = AssertionError("a key was neither fetched nor refused")
+        come: list[tuple[K, V | Exception]] = []
+        told = time.monotonic()
+        try:
+            for key, result in self._fetch(keys):
+                del missing[key]
+                come.append((key, result))
+                # Each telling may start a batch: what comes quickly comes together.
+                if time.monotonic() - told > _TOGETHER_SECONDS:
+                    loop.call_soon_threadsafe(self._come, come)
+                    come, told = [], time.monotonic()
+        except Exception as error:
+            failure = error
+        loop.call_soon_threadsafe(self._come, come + [(key, failure) for key in missing])
+
+    def _come(self, results: Sequence[tuple[K, V | Exception]]) -> None:
+        for key, result in results:
+            future = self._coming.pop(key)
+            if isinstance(result, Exception):
+                future.set_exception(result)
+                future.exception()  # seen, even where everybody who asked has gone
+            else:
+                future.set_result(result)
+
 
 _THREADS = 1
 _AT_ONCE_SECONDS = 0.001
 """So long a batch takes in what the kernel has in memory: a hop to a thread costs several times what that does."""
 Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
 _Asked = tuple[View, Reference]
-V = TypeVar("V")
 
 
 class Counted(NamedTuple):

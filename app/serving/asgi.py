@@ -1,20 +1,28 @@
 """What the calls share that the edge hands over before the framework sees them: plain ASGI, nothing made per header."""
 
+import asyncio
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from fastapi import APIRouter, Response
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from adapters.errors import OutOfRange, WrongType
-from app.http.errors import too_large
+from adapters.errors import LoraplexError, OutOfRange, WrongType
+from adapters.lora.base_layer import BaseLayer
+from adapters.names import LONGEST_REFERENCE
+from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, documented
+from app.http.dependencies import ServiceOf
+from app.http.errors import problem, too_large
+from app.http.schemas.adapters import PredictRequest
+from app.openapi.responses import PredictAnswer
 from app.service import Service
 from app.serving.queue_entry import Outcome, Ticket
-from app.serving.request import Question
+from app.serving.request import Question, count_lists, question_of, read_quickly
+from app.serving.response import MEMBERS, write_answer, write_many_numbers, write_wanted
 
 HotCall = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -106,3 +114,96 @@ async def disconnected(receive: Receive) -> None:
     """Returns when the client has gone; the body has been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+router = APIRouter(tags=["predict"])
+ROUTE = "/predict"
+URL = ROUTE.encode()
+_JSON = JSON.encode()
+_CONTENT_TYPE = (b"content-type", _JSON)
+_HINT = ": send fewer rows in each request, or the binary form (POST /v2/models/{name}/infer with binary tensors)"
+
+
+async def predict(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a `POST /predict`, which the edge hands over as it came."""
+    headers = dict(scope["headers"])
+    try:
+        if headers.get(b"content-type") != _JSON:
+            content_type(headers.get(b"content-type", b"").decode("latin-1"), JSON)
+        check_feature_space(service, headers, scope)
+        timeout = timeout_seconds(headers)
+        await service.batcher.admit(timeout_seconds=timeout)
+        body = await read_body(headers, receive, max_bytes=most_json_bytes(service), hint=_HINT)
+        question = await read_question(service, body)
+        outcome = await service.batcher.ask(
+            question, timeout_seconds=timeout, gone=partial(disconnected, receive), entered=remember(scope)
+        )
+        if question.wanted is None:
+            body = write_answer(question, outcome, await write_many_numbers(outcome.outputs_NO))
+        else:
+            members = await asyncio.to_thread(write_wanted, question.wanted, outcome)
+            body = write_answer(question, outcome, members, MEMBERS)
+    except LoraplexError as error:
+        await problem(error)(scope, receive, send)
+        return
+    except ClientDisconnect:
+        return
+    await answer(send, body, response_headers(outcome))
+
+
+def response_headers(outcome: Outcome) -> Headers:
+    return _CONTENT_TYPE, server_timing(outcome)
+
+
+@router.post(
+    ROUTE,
+    operation_id="predict",
+    summary="Apply adapters to rows",
+    responses={200: {"model": PredictAnswer, "description": "An answer a row"}},
+    openapi_extra=documented({JSON: PredictRequest}),
+)
+async def post_predict(service: ServiceOf) -> Response:
+    """One adapter for all rows (`adapter`), or each row its own (`adapters`); `null` is the bare base layer.
+
+    Requests that wait are computed together, whatever adapters they name. `return` asks for probabilities and labels,
+    and `top_k` for so many of them.
+    """
+    return Handed(predict, service)
+
+
+BYTES_AT_ONCE = 2**18
+"""About half a millisecond of parsing: more is done by a thread."""
+
+
+MOST_QUICK_BYTES = 2**24
+"""The fast parser holds the interpreter lock for some 60 ms of this: more is read by another process."""
+
+
+async def read_question(service: Service, body: bytes) -> Question:
+    """What a body asks; raises the `InvalidInput` or `NotJson` that says what is wrong with it."""
+    base, max_rows = service.base, service.settings.max_rows
+    if len(body) <= BYTES_AT_ONCE:
+        question = read_quickly(body, base, max_rows=max_rows, parser=service.parser)
+    elif len(body) <= MOST_QUICK_BYTES:
+        question = await asyncio.to_thread(_read_on_thread, body, base, max_rows=max_rows)
+    else:
+        question = None
+    if question is None:
+        value = await service.json.parse(body, longest=max_rows)
+        question = await asyncio.to_thread(question_of, value, base, max_rows=max_rows)
+    return question
+
+
+def _read_on_thread(body: bytes, base: BaseLayer, *, max_rows: int) -> Question | None:
+    # The rows, the list of them, and the adapters. A text with more lists would only hold up others in the parser.
+    if count_lists(body) > max_rows + 2:
+        return None
+    return read_quickly(body, base, max_rows=max_rows)
+
+
+def most_json_bytes(service: Service) -> int:
+    """Return how long the JSON of a predict or infer request may be: what its shapes can need, or the setting."""
+    settings = service.settings
+    numbers = settings.max_rows * service.base.in_features
+    needed = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + settings.max_rows * LONGEST_REFERENCE
+    return min(settings.max_predict_json_bytes, needed)

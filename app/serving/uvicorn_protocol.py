@@ -12,9 +12,9 @@ from adapters.errors import LoraplexError
 from app.http.errors import NotHttp
 from app.http.host_policy import authority_of
 from app.service import Service
+from app.serving.connection_guard import BETWEEN_REQUESTS, BODY, HEAD, RESTARTED_IN_PIECE, GuardedHttp
+from app.serving.connections import OpenConnections, most_connections
 from app.serving.fast_path import Asked, Direct
-from app.serving.guarded_http import BETWEEN_REQUESTS, BODY, HEAD, RESTARTED_IN_PIECE, GuardedHttp
-from app.serving.open_connections import OpenConnections, most_connections
 
 
 def connections(service: Service) -> type[asyncio.Protocol]:

@@ -1,6 +1,7 @@
 """Figures as Prometheus reads them: its text format, or OpenMetrics where the request asks for that."""
 
 from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Any
 
@@ -8,8 +9,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from adapters.lora.base_layer import BaseLayer
+from app.observability.metrics import definitions as d
+from app.observability.metrics.catalog_metrics import CatalogFigures
 from app.observability.metrics.definitions import DEFINITIONS, Definition
-from app.observability.metrics.figures import Figures, Labels, Tally
+from app.observability.metrics.recorder import Metrics
+from app.observability.metrics.values import Figures, Labels, Tally, sum_of
 
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -53,3 +58,34 @@ def _named(definition: Definition, values: Labels) -> dict[str, str]:
 
 def _by_labels(figure: tuple[Definition, Labels, Any]) -> Labels:
     return figure[1]
+
+
+_ROLES = ("worker", "trainer")
+
+
+class Scrape:
+    """What answers for one worker, and says the same as any other worker would."""
+
+    def __init__(self, metrics: Metrics, catalog: CatalogFigures, base: BaseLayer, *, max_queued_jobs: int) -> None:
+        self._metrics, self._catalog = metrics, catalog
+        self._fixed = Figures()
+        self._fixed.put(d.QUEUED_JOBS_LIMIT, max_queued_jobs)
+        self._fixed.put(d.BUILD_INFO, 1, _version())
+        dtype = str(base.weight_OI.dtype).removeprefix("torch.")
+        self._fixed.put(d.BASE_INFO, 1, str(base.in_features), str(base.out_features), dtype, str(base.device))
+
+    def answer(self, accept: str) -> tuple[bytes, str]:
+        """The body and its content type for a request with this `Accept`. Reads files and SQL: for a thread."""
+        everyone = self._metrics.everyone()
+        here = Figures()
+        for role in _ROLES:
+            here.put(d.PROCESSES, sum(each.lives and each.name.rpartition("-")[0] == role for each in everyone), role)
+        self._catalog.note(here)
+        return exposition(sum_of([*(each.figures for each in everyone), here, self._fixed]), accept)
+
+
+def _version() -> str:
+    try:
+        return version("loraplex-server")
+    except PackageNotFoundError:
+        return "unknown"

@@ -8,10 +8,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.http.dependencies import ServiceOf
-from app.http.routes import infer, predict
 from app.observability.metrics import definitions as d
-from app.observability.metrics.figures import sum_of
+from app.observability.metrics.values import sum_of
 from app.service import Service
+from app.serving import asgi as predict
+from app.serving.oip import routes as infer
 from app.web.pages.page_route import page, pages
 from app.web.pages.rendering import render
 

@@ -13,7 +13,8 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.service import Service
-from app.serving import guarded_http, open_connections
+from app.serving import connection_guard as guarded_http
+from app.serving import connections as open_connections
 from app.serving import uvicorn_protocol as wire
 from app.serving.fast_path import Direct
 from app.settings import Settings

@@ -18,9 +18,9 @@ from adapters.jobs.job import Status
 from adapters.jobs.queue import JobQueue
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import load_base_layer
-from app.observability.metrics import catalog as figures_of
-from app.observability.metrics.catalog import CatalogFigures
-from app.observability.metrics.figures import Figures
+from app.observability.metrics import catalog_metrics as figures_of
+from app.observability.metrics.catalog_metrics import CatalogFigures
+from app.observability.metrics.values import Figures
 from tests.conftest import Serve
 from tests.support.catalog_factories import submit
 from tests.support.concurrent_clients import publish

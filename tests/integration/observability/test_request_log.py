@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.observability.line_writer import LineWriter
 from app.observability.logs import line_of
 from app.observability.records import Answered
-from app.observability.request_log import MOST_A_SECOND, RequestLog
+from app.observability.request_log import MOST_A_SECOND, LineWriter, RequestLog
 from app.settings import LogFormat, LogRequests
 from tests.integration.observability.memory_log import Kept
 from tests.support.service import eventually

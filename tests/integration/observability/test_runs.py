@@ -17,9 +17,9 @@ from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
 from adapters.training.execution.trainer import Trainer
 from adapters.training.gradient.epochs import MOST_EPOCHS
 from app.bootstrap import CHECKPOINTS, open_fitter
-from app.observability.metrics import Metrics
-from app.observability.metrics.figures import sum_of
-from app.observability.spans import Tracing
+from app.observability.metrics.recorder import Metrics
+from app.observability.metrics.values import sum_of
+from app.observability.tracing import Tracing
 from app.observability.training import listener
 from app.settings import Settings
 from tests.support.long_jobs import submit_endless, wait_until_it_runs, wait_until_it_steps

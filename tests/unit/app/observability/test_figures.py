@@ -18,7 +18,7 @@ from app.observability.metrics.definitions import (
     Kind,
 )
 from app.observability.metrics.exposition import exposition
-from app.observability.metrics.figures import Figures, sum_of
+from app.observability.metrics.values import Figures, sum_of
 from tests.support.metrics_exposition import read, series, shown_of
 
 OBSERVED = st.lists(

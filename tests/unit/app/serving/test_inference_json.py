@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from adapters.arrays import Float32
 from adapters.errors import LoraplexError
-from app.serving.oip.fast_json import read_json_quickly
-from app.serving.oip.header import LONGEST_REMEMBERED, Header, read_header_again
-from app.serving.oip.tensors import read_exactly
+from app.serving.oip.request import LONGEST_REMEMBERED, Header, read_exactly, read_header_again, read_json_quickly
 from tests.unit.app.serving.test_questions import AWKWARD, MANY, MAX_ROWS, NUMBERS, TOKENS
 
 I = 3

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.serving.joined_writes import JoinedWrites
+from app.serving.connections import JoinedWrites
 
 
 class _Server(asyncio.Protocol):

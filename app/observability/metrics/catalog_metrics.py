@@ -11,7 +11,7 @@ from concurrent.futures import TimeoutError as TakesTooLong
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import Census, count
 from app.observability.metrics import definitions as d
-from app.observability.metrics.figures import Figures
+from app.observability.metrics.values import Figures
 
 _SHORTEST_SECONDS = 1.0
 _SHARE = 0.05

@@ -15,8 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from adapters.errors import LoraplexError
 from app.http.errors import HeadTooLarge, InternalError, NotHttp
 from app.observability.records import LONGEST_PATH, OTHER
-from app.serving.joined_writes import JoinedWrites
-from app.serving.open_connections import OpenConnections, Phase
+from app.serving.connections import JoinedWrites, OpenConnections, Phase
 
 HEAD_SECONDS = 30.0
 """Longest time from the first bytes of a head to its end. After it, the connection is closed."""
