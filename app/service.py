@@ -22,13 +22,13 @@ from app.http.job_events import JobWatch
 from app.http.json_bodies import JsonBodies
 from app.http.write_threads import WriteThreads
 from app.observability.logs import line_of
-from app.observability.metrics.catalog_metrics import CatalogFigures
-from app.observability.metrics.exposition import Scrape
+from app.observability.metrics.catalog_metrics import CatalogMetrics
+from app.observability.metrics.exposition import MetricsExposition
 from app.observability.metrics.process_slot import METRICS
 from app.observability.metrics.recorder import Metrics
 from app.observability.observer import Observer
 from app.observability.request_log import LineWriter, RequestLog
-from app.serving.adapter_loader import Lookup
+from app.serving.adapter_loader import AdapterLoader
 from app.serving.batcher import Batcher
 from app.settings import Settings
 
@@ -65,15 +65,15 @@ class Service:
     bodies: BodyMemory = field(init=False)
     json: JsonBodies = field(init=False)
     watch: JobWatch = field(init=False)
-    catalog_figures: CatalogFigures = field(init=False)
-    scrape: Scrape = field(init=False)
+    catalog_figures: CatalogMetrics = field(init=False)
+    scrape: MetricsExposition = field(init=False)
 
     def __post_init__(self) -> None:
         self.host_policy = HostPolicy(self.settings.host, self.settings.allowed_hosts)
         self.bodies = BodyMemory(self.settings.max_inflight_body_bytes)
         self.json = JsonBodies(self.base)
-        figures = self.catalog_figures = CatalogFigures(self.catalog, base=self.base.fingerprint, now=self.queue.now)
-        self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
+        figures = self.catalog_figures = CatalogMetrics(self.catalog, base=self.base.fingerprint, now=self.queue.now)
+        self.scrape = MetricsExposition(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
         self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
     catalog.sweep()
     resolver = Resolver(catalog)
     residency = Residency(base, catalog.blobs, budget_bytes=settings.cache_bytes)
-    lookup = Lookup(base, resolver, residency, feature_space=settings.feature_space)
+    lookup = AdapterLoader(base, resolver, residency, feature_space=settings.feature_space)
     metrics = Metrics.open(settings.data_dir / METRICS, "worker")
     observer = _open_observer(settings, metrics)
     batcher = Batcher(

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.observability.logs import Render
-from app.observability.records import FAILED, Answered, Prediction
+from app.observability.records import FAILED, PredictionRecord, RequestRecord
 from app.settings import LogRequests
 
 _MOST_WAITING_BYTES = 2**20
@@ -107,7 +107,7 @@ class RequestLog:
         self._room = [float(MOST_A_SECOND * is_wanted) for is_wanted in self._is_wanted]
         self._left_out = 0
         self._left_out_since = self._flushed = clock()
-        self._answered: list[Answered] = []
+        self._answered: list[RequestRecord] = []
 
     @property
     def owes(self) -> bool:
@@ -133,7 +133,7 @@ class RequestLog:
         if self._is_wanted[False]:
             self._leave_out(succeeded)
 
-    def note(self, answered: Answered) -> None:
+    def note(self, answered: RequestRecord) -> None:
         """Write this request's line with the next ones."""
         self._answered.append(answered)
 
@@ -170,7 +170,7 @@ class RequestLog:
             if not self._writer.put([self._finished(first | told)]):
                 self._left_out = 0
 
-    def _line(self, each: Answered, at: float) -> bytes:
+    def _line(self, each: RequestRecord, at: float) -> bytes:
         status = each.status
         level = logging.INFO if status < FAILED else logging.WARNING if status < 500 else logging.ERROR
         fields = self._first(at, level, "request")
@@ -201,7 +201,7 @@ class RequestLog:
         return self._render(fields) + b"\n"
 
 
-def _add_prediction(fields: dict[str, Any], prediction: Prediction) -> None:
+def _add_prediction(fields: dict[str, Any], prediction: PredictionRecord) -> None:
     """Which adapter answered, or of the row form how many did; the bare base is null."""
     if prediction.by_row:
         fields["adapters"] = prediction.adapters

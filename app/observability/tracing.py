@@ -14,8 +14,8 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, s
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from app.observability.records import Answered, Spent
-from app.serving.queue_entry import Ticket
+from app.observability.records import RequestRecord, Timespan
+from app.serving.queue_entry import QueueEntry
 
 _NANOSECONDS = 1_000_000_000
 _SERVER_ERROR = 500
@@ -42,7 +42,11 @@ class Tracing:
         closing.join(seconds)
 
     def request(
-        self, answered: Answered, headers: Mapping[bytes, bytes], ticket: Ticket | None, publish: Spent | None
+        self,
+        answered: RequestRecord,
+        headers: Mapping[bytes, bytes],
+        ticket: QueueEntry | None,
+        publish: Timespan | None,
     ) -> str | None:
         """A request and its parts, below the span that its `traceparent` names; returns the trace's id."""
         epoch = time.time() - time.perf_counter()
@@ -95,7 +99,7 @@ class Tracing:
         return self._parents.extract(carried, _EMPTY) if carried else _EMPTY
 
 
-def _of_prediction(answered: Answered) -> dict[str, AttributeValue]:
+def _of_prediction(answered: RequestRecord) -> dict[str, AttributeValue]:
     prediction = answered.prediction
     if prediction is None:
         return {}
@@ -110,7 +114,7 @@ def _of_prediction(answered: Answered) -> dict[str, AttributeValue]:
     return attributes
 
 
-def _parts(ticket: Ticket | None, publish: Spent | None) -> list[tuple[str, float, float, Attributes]]:
+def _parts(ticket: QueueEntry | None, publish: Timespan | None) -> list[tuple[str, float, float, Attributes]]:
     """The spans below a request's, each from where the one before it ended."""
     parts: list[tuple[str, float, float, Attributes]] = []
     if publish is not None:

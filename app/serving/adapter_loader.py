@@ -14,14 +14,14 @@ from adapters.errors import BlobCorrupt, LoraplexError
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from app.serving.queue_entry import Ticket
+from app.serving.queue_entry import QueueEntry
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 _TOGETHER_SECONDS = 0.002
 
 
-class Gathering(Generic[K, V]):
+class SingleFlight(Generic[K, V]):
     """What is on its way, by key. Nothing is remembered once it has come.
 
     `fetch`, which a thread runs, yields for each of its keys the value or the error, one by one as they come.
@@ -82,7 +82,7 @@ Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
 _Asked = tuple[View, Reference]
 
 
-class Counted(NamedTuple):
+class CacheStats(NamedTuple):
     """Sums since the start, and what is in memory now."""
 
     hits: int
@@ -94,7 +94,7 @@ class Counted(NamedTuple):
     resident_adapters: int
 
 
-class Lookup:
+class AdapterLoader:
     """References → versions that may answer on this base → resident adapters."""
 
     def __init__(self, base: BaseLayer, resolver: Resolver, residency: Residency, *, feature_space: str | None) -> None:
@@ -106,8 +106,8 @@ class Lookup:
         self._resolving = ThreadPoolExecutor(_THREADS, "resolve")
         self._loading = ThreadPoolExecutor(_THREADS, "load")
         # By view: what was asked before a commit must not answer what is asked after it.
-        self._versions: Gathering[_Asked, Version] = Gathering(_resolve, self._resolving)
-        self._adapters: Gathering[Version, Adapter] = Gathering(self._load, self._loading)
+        self._versions: SingleFlight[_Asked, Version] = SingleFlight(_resolve, self._resolving)
+        self._adapters: SingleFlight[Version, Adapter] = SingleFlight(self._load, self._loading)
         self._at_once_until = 0.0
         self._hits = self._misses = 0
 
@@ -116,17 +116,19 @@ class Lookup:
         self._resolving.shutdown()
         self._loading.shutdown()
 
-    def counted(self) -> Counted:
+    def counted(self) -> CacheStats:
         """For an observer."""
         residency = self._residency
-        return Counted(self._hits, self._misses, residency.loads, residency.evictions, residency.bytes, len(residency))
+        return CacheStats(
+            self._hits, self._misses, residency.loads, residency.evictions, residency.bytes, len(residency)
+        )
 
     def look(self) -> View:
         """A view that is not older than this call; raises `CatalogBusy`."""
         self._at_once_until = time.perf_counter() + _AT_ONCE_SECONDS
         return self._resolver.look()
 
-    def at_hand(self, view: View, ticket: Ticket) -> Found | None:
+    def at_hand(self, view: View, ticket: QueueEntry) -> Found | None:
         """What a ticket asks for where all of it is known and resident; raises as `fetch` does."""
         versions: list[Version | None] = []
         adapters: list[Adapter | None] = []
@@ -157,7 +159,7 @@ class Lookup:
             self._misses += misses
         return versions, adapters
 
-    async def fetch(self, view: View, ticket: Ticket) -> Found:
+    async def fetch(self, view: View, ticket: QueueEntry) -> Found:
         """What a ticket asks for, its unknown references read from the catalogue and its adapters from their blobs.
 
         Raises a `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` that names the row, or `BlobCorrupt`.
@@ -180,7 +182,7 @@ class Lookup:
                     self._residency.keep(version.digest, adapter)
             return versions, adapters
 
-    async def _find(self, view: View, ticket: Ticket) -> list[Version | None]:
+    async def _find(self, view: View, ticket: QueueEntry) -> list[Version | None]:
         asked = [None if reference is None else self._version(view, reference) for reference in ticket.choices]
         versions: list[Version | None] = []
         for reference, coming in zip(ticket.choices, asked, strict=True):
@@ -208,7 +210,7 @@ class Lookup:
         self._hits += 1
         return _here(adapter)
 
-    def _check(self, version: Version, reference: Reference, ticket: Ticket) -> None:
+    def _check(self, version: Version, reference: Reference, ticket: QueueEntry) -> None:
         try:
             version.check_answers_on(self._base, self._feature_space)
         except LoraplexError as error:
@@ -228,7 +230,7 @@ def _resolve(asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Version | Except
             yield (view, reference), found
 
 
-def _named(error: LoraplexError, reference: Reference, ticket: Ticket) -> LoraplexError:
+def _named(error: LoraplexError, reference: Reference, ticket: QueueEntry) -> LoraplexError:
     error.field = "adapter"
     if ticket.question.by_row:
         error.field, error.row = "adapters", ticket.question.references.index(reference)

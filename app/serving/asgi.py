@@ -20,11 +20,11 @@ from app.http.errors import problem, too_large
 from app.http.schemas.adapters import PredictRequest
 from app.openapi.responses import PredictAnswer
 from app.service import Service
-from app.serving.queue_entry import Outcome, Ticket
-from app.serving.request import Question, count_lists, question_of, read_quickly
-from app.serving.response import MEMBERS, write_answer, write_many_numbers, write_wanted
+from app.serving.queue_entry import InferenceResult, QueueEntry
+from app.serving.request import InferenceRequest, count_lists, read_fast, request_from_json
+from app.serving.response import MEMBERS, write_answer, write_many_numbers, write_options
 
-HotCall = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
+EndpointHandler = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -32,17 +32,17 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 class Small(NamedTuple):
     """A request that can be answered at once, without the framework and without ASGI."""
 
-    question: Question
-    written: Callable[[Outcome], tuple[bytes, Headers]]
+    question: InferenceRequest
+    written: Callable[[InferenceResult], tuple[bytes, Headers]]
     """An outcome → the body and the headers of its 200."""
     route: str
     """The template of its path."""
 
 
-class Handed(Response):
+class AsgiResponse(Response):
     """For the framework's router, which documents these calls: the same call, as a response."""
 
-    def __init__(self, call: HotCall, service: Service) -> None:
+    def __init__(self, call: EndpointHandler, service: Service) -> None:
         super().__init__()
         self._call = call
         self._service = service
@@ -99,13 +99,13 @@ def timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
     return seconds
 
 
-def server_timing(outcome: Outcome) -> tuple[bytes, bytes]:
+def server_timing(outcome: InferenceResult) -> tuple[bytes, bytes]:
     """The `Server-Timing` header of an answer."""
     spent = outcome.queue_seconds * 1e3, outcome.forward_seconds * 1e3
     return b"server-timing", b"queue;dur=%.3f, forward;dur=%.3f" % spent
 
 
-def remember(scope: Scope) -> Callable[[Ticket], None]:
+def remember(scope: Scope) -> Callable[[QueueEntry], None]:
     """For `Batcher.ask`: keeps the ticket where whoever observes this request looks for it."""
     return partial(scope["state"].__setitem__, "ticket")
 
@@ -141,7 +141,7 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
         if question.wanted is None:
             body = write_answer(question, outcome, await write_many_numbers(outcome.outputs_NO))
         else:
-            members = await asyncio.to_thread(write_wanted, question.wanted, outcome)
+            members = await asyncio.to_thread(write_options, question.wanted, outcome)
             body = write_answer(question, outcome, members, MEMBERS)
     except LoraplexError as error:
         await problem(error)(scope, receive, send)
@@ -151,7 +151,7 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
     await answer(send, body, response_headers(outcome))
 
 
-def response_headers(outcome: Outcome) -> Headers:
+def response_headers(outcome: InferenceResult) -> Headers:
     return _CONTENT_TYPE, server_timing(outcome)
 
 
@@ -168,7 +168,7 @@ async def post_predict(service: ServiceOf) -> Response:
     Requests that wait are computed together, whatever adapters they name. `return` asks for probabilities and labels,
     and `top_k` for so many of them.
     """
-    return Handed(predict, service)
+    return AsgiResponse(predict, service)
 
 
 BYTES_AT_ONCE = 2**18
@@ -179,26 +179,26 @@ MOST_QUICK_BYTES = 2**24
 """The fast parser holds the interpreter lock for some 60 ms of this: more is read by another process."""
 
 
-async def read_question(service: Service, body: bytes) -> Question:
+async def read_question(service: Service, body: bytes) -> InferenceRequest:
     """What a body asks; raises the `InvalidInput` or `NotJson` that says what is wrong with it."""
     base, max_rows = service.base, service.settings.max_rows
     if len(body) <= BYTES_AT_ONCE:
-        question = read_quickly(body, base, max_rows=max_rows, parser=service.parser)
+        question = read_fast(body, base, max_rows=max_rows, parser=service.parser)
     elif len(body) <= MOST_QUICK_BYTES:
         question = await asyncio.to_thread(_read_on_thread, body, base, max_rows=max_rows)
     else:
         question = None
     if question is None:
         value = await service.json.parse(body, longest=max_rows)
-        question = await asyncio.to_thread(question_of, value, base, max_rows=max_rows)
+        question = await asyncio.to_thread(request_from_json, value, base, max_rows=max_rows)
     return question
 
 
-def _read_on_thread(body: bytes, base: BaseLayer, *, max_rows: int) -> Question | None:
+def _read_on_thread(body: bytes, base: BaseLayer, *, max_rows: int) -> InferenceRequest | None:
     # The rows, the list of them, and the adapters. A text with more lists would only hold up others in the parser.
     if count_lists(body) > max_rows + 2:
         return None
-    return read_quickly(body, base, max_rows=max_rows)
+    return read_fast(body, base, max_rows=max_rows)
 
 
 def most_json_bytes(service: Service) -> int:

@@ -129,7 +129,7 @@ _MOST_HELD_BYTES = 2**16
 _LINGER_SECONDS = 2.0
 
 
-class JoinedWrites:
+class BufferedTransport:
     """A transport that holds what is written in one turn of the loop until the next turn."""
 
     def __init__(self, transport: asyncio.Transport) -> None:

@@ -22,10 +22,10 @@ from app.serving import asgi
 from app.serving.asgi import BYTES_AT_ONCE, Headers, Small
 from app.serving.oip import routes
 from app.serving.oip.models import reference_of
-from app.serving.oip.request import Header, check_named, read_json_quickly, read_request
+from app.serving.oip.request import Header, check_named, read_infer_fast, read_request
 from app.serving.oip.response import write_answer as write_infer_answer
-from app.serving.queue_entry import Outcome, Ticket
-from app.serving.request import Question, read_quickly
+from app.serving.queue_entry import InferenceResult, QueueEntry
+from app.serving.request import InferenceRequest, read_fast
 from app.serving.response import NUMBERS_AT_ONCE, write_answer, write_numbers
 
 PREDICT_URL = asgi.ROUTE.encode()
@@ -44,18 +44,18 @@ _STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 log = logging.getLogger(__name__)
 
 
-class Asked(NamedTuple):
+class FastPathRequest(NamedTuple):
     """A request that is in the queue."""
 
     small: Small
-    ticket: Ticket
+    ticket: QueueEntry
     request_id: bytes
     path: str
     began: float
     headers: Mapping[bytes, bytes]
 
 
-class Direct:
+class FastPath:
     """One worker's, for all of its connections."""
 
     def __init__(self, service: Service) -> None:
@@ -86,7 +86,7 @@ class Direct:
         )
         return named if is_ours else None
 
-    def ask(self, url: bytes, named: Mapping[bytes, bytes], body: bytes, began: float) -> Asked | None:
+    def ask(self, url: bytes, named: Mapping[bytes, bytes], body: bytes, began: float) -> FastPathRequest | None:
         """Put a request, whose head was there when it `began`, into the queue; None where it is not for here."""
         read = _read_predict if url == PREDICT_URL else _read_infer
         try:
@@ -100,9 +100,9 @@ class Direct:
         if rows > self._most_rows or not self._batcher.has_room(rows):
             return None
         ticket = self._batcher.enter(small.question)
-        return Asked(small, ticket, request_id_of(named), url.decode(), began, named)
+        return FastPathRequest(small, ticket, request_id_of(named), url.decode(), began, named)
 
-    def answer(self, asked: Asked, given: Headers, *, keep_alive: bool) -> bytes | None:
+    def answer(self, asked: FastPathRequest, given: Headers, *, keep_alive: bool) -> bytes | None:
         """The whole answer of one whose future is done, with the headers that are `given`; None where nobody waits."""
         self._batcher.leave(asked.ticket)
         if asked.ticket.future.cancelled():
@@ -140,7 +140,7 @@ class Direct:
             body,
         )
 
-    def _observe(self, asked: Asked, status: int, code: str | None) -> None:
+    def _observe(self, asked: FastPathRequest, status: int, code: str | None) -> None:
         small, ticket, request_id, path, began, headers = asked
         self._observer.answered(small.route, "POST", status, began, request_id, path, code, ticket, headers)
 
@@ -149,7 +149,7 @@ def _read_predict(service: Service, _url: bytes, headers: Mapping[bytes, bytes],
     """A small `POST /predict`, where it has the form that most have."""
     if headers.get(b"content-type") != JSON.encode():
         return None
-    question = read_quickly(body, service.base, max_rows=service.settings.max_rows, parser=service.parser)
+    question = read_fast(body, service.base, max_rows=service.settings.max_rows, parser=service.parser)
     if question is None:
         return None
     return Small(
@@ -178,17 +178,19 @@ def _read_infer(service: Service, url: bytes, headers: Mapping[bytes, bytes], bo
     except LoraplexError:
         return None
 
-    def written(outcome: Outcome) -> tuple[bytes, Headers]:
+    def written(outcome: InferenceResult) -> tuple[bytes, Headers]:
         data = None if header.binary_output else write_numbers(outcome.outputs_NO.reshape(-1))
         content, text_length = write_infer_answer(header, model, outcome.versions[0], outcome.outputs_NO, data)
         return content, routes.response_headers(outcome, text_length)
 
-    return Small(Question(inputs_NI, [reference]), written, routes.ROUTE if version is None else routes.VERSION_ROUTE)
+    return Small(
+        InferenceRequest(inputs_NI, [reference]), written, routes.ROUTE if version is None else routes.VERSION_ROUTE
+    )
 
 
 def _read_header_and_rows(service: Service, length: bytes | None, body: bytes) -> tuple[Header, Float32] | None:
     columns, max_rows = service.base.in_features, service.settings.max_rows
     if length is None:
-        return read_json_quickly(body, columns, max_rows, parser=service.parser)
+        return read_infer_fast(body, columns, max_rows, parser=service.parser)
     header_length = routes.whole_number(length)
     return read_request(body, header_length, columns, max_rows) if routes.is_quick(body, header_length) else None

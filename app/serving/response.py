@@ -13,9 +13,9 @@ from adapters.catalog.versions import Version
 from adapters.errors import OutOfRange
 from adapters.lora.labels import most_probable, sigmoid, softmax
 from adapters.training.settings import Loss
-from app.serving.options import LABELS, OUTPUTS, PROBABILITIES, Wanted
-from app.serving.queue_entry import Outcome
-from app.serving.request import Question
+from app.serving.options import LABELS, OUTPUTS, PROBABILITIES, PredictOptions
+from app.serving.queue_entry import InferenceResult
+from app.serving.request import InferenceRequest
 
 # N rows · O out_features
 
@@ -28,8 +28,8 @@ MEMBERS = b"{%b,%b"
 _NOBODY = orjson.dumps({"adapter": None})
 
 
-def write_answer(question: Question, outcome: Outcome, written: bytes, form: bytes = _OUTPUTS) -> bytes:
-    """The body of the answer, with its numbers as `write_numbers` has them, or its `MEMBERS` as `write_wanted` has."""
+def write_answer(question: InferenceRequest, outcome: InferenceResult, written: bytes, form: bytes = _OUTPUTS) -> bytes:
+    """The body of the answer, with its numbers as `write_numbers` has them, or its `MEMBERS` as `write_options` has."""
     if question.by_row:
         described = [None if version is None else _describe(version) for version in outcome.versions]
         which = orjson.dumps(_by_row(described, outcome.choice_N))
@@ -82,7 +82,7 @@ MOST_LABEL_BYTES = 2**26
 _NUMBERS_AT_ONCE = 2**15
 
 
-def write_wanted(wanted: Wanted, outcome: Outcome) -> bytes:
+def write_options(wanted: PredictOptions, outcome: InferenceResult) -> bytes:
     """The members of an answer as JSON, without the braces; raises `OutOfRange` past `MOST_LABEL_BYTES` of labels."""
     parts: dict[str, list[bytes]] = {name: [] for name in wanted.members}
     label_bytes = 0
@@ -116,7 +116,7 @@ def classes_of(version: Version | None, x_NO: Float32) -> tuple[Sequence[str | i
     return labels, x_NO if labels is None else x_NO[:, : len(labels)]
 
 
-def _answered(wanted: Wanted, outcome: Outcome, block: slice) -> dict[str, list[Any]]:
+def _answered(wanted: PredictOptions, outcome: InferenceResult, block: slice) -> dict[str, list[Any]]:
     """For some rows, what each is answered with: every row by the classes of its own adapter."""
     x_NO, choice_N = outcome.outputs_NO[block], outcome.choice_N[block]
     of_choice: dict[int, list[int]] = {}
@@ -130,7 +130,7 @@ def _answered(wanted: Wanted, outcome: Outcome, block: slice) -> dict[str, list[
     return answered
 
 
-def _of_one(wanted: Wanted, version: Version | None, x_NO: Float32) -> dict[str, Sequence[Any]]:
+def _of_one(wanted: PredictOptions, version: Version | None, x_NO: Float32) -> dict[str, Sequence[Any]]:
     """The same for rows of one version."""
     labels, x_NC = classes_of(version, x_NO)
     found: dict[str, Sequence[Any]] = {}

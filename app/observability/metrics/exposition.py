@@ -11,15 +11,15 @@ from prometheus_client.registry import Collector
 
 from adapters.lora.base_layer import BaseLayer
 from app.observability.metrics import definitions as d
-from app.observability.metrics.catalog_metrics import CatalogFigures
+from app.observability.metrics.catalog_metrics import CatalogMetrics
 from app.observability.metrics.definitions import DEFINITIONS, Definition
 from app.observability.metrics.recorder import Metrics
-from app.observability.metrics.values import Figures, Labels, Tally, sum_of
+from app.observability.metrics.values import HistogramValue, Labels, MetricValues, sum_values
 
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-def exposition(figures: Figures, accept: str) -> tuple[bytes, str]:
+def exposition(figures: MetricValues, accept: str) -> tuple[bytes, str]:
     """The body and the content type of an answer to a request with this `Accept`."""
     # Of what clients write only that: a version that is none would be an error, and it would be echoed.
     encode, content_type = choose_encoder(_OPENMETRICS if "application/openmetrics-text" in accept else "")
@@ -29,7 +29,7 @@ def exposition(figures: Figures, accept: str) -> tuple[bytes, str]:
 class _Shown(Collector):
     """Everything that there is a number for, in the order of the definitions."""
 
-    def __init__(self, figures: Figures) -> None:
+    def __init__(self, figures: MetricValues) -> None:
         self._numbers = sorted(figures.numbers(), key=_by_labels)
         self._tallies = sorted(figures.tallies(), key=_by_labels)
 
@@ -43,7 +43,9 @@ class _Shown(Collector):
         return [metric for metric in metrics.values() if metric.samples]
 
 
-def _samples(definition: Definition, values: Labels, tally: Tally) -> Iterator[tuple[str, dict[str, str], float]]:
+def _samples(
+    definition: Definition, values: Labels, tally: HistogramValue
+) -> Iterator[tuple[str, dict[str, str], float]]:
     labels, name = _named(definition, values), definition.name
     counts = list(accumulate(tally.counts.tolist()))
     for bound, count in zip((*map(str, definition.bounds), "+Inf"), counts, strict=True):
@@ -63,12 +65,12 @@ def _by_labels(figure: tuple[Definition, Labels, Any]) -> Labels:
 _ROLES = ("worker", "trainer")
 
 
-class Scrape:
+class MetricsExposition:
     """What answers for one worker, and says the same as any other worker would."""
 
-    def __init__(self, metrics: Metrics, catalog: CatalogFigures, base: BaseLayer, *, max_queued_jobs: int) -> None:
+    def __init__(self, metrics: Metrics, catalog: CatalogMetrics, base: BaseLayer, *, max_queued_jobs: int) -> None:
         self._metrics, self._catalog = metrics, catalog
-        self._fixed = Figures()
+        self._fixed = MetricValues()
         self._fixed.put(d.QUEUED_JOBS_LIMIT, max_queued_jobs)
         self._fixed.put(d.BUILD_INFO, 1, _version())
         dtype = str(base.weight_OI.dtype).removeprefix("torch.")
@@ -77,11 +79,11 @@ class Scrape:
     def answer(self, accept: str) -> tuple[bytes, str]:
         """The body and its content type for a request with this `Accept`. Reads files and SQL: for a thread."""
         everyone = self._metrics.everyone()
-        here = Figures()
+        here = MetricValues()
         for role in _ROLES:
             here.put(d.PROCESSES, sum(each.lives and each.name.rpartition("-")[0] == role for each in everyone), role)
         self._catalog.note(here)
-        return exposition(sum_of([*(each.figures for each in everyone), here, self._fixed]), accept)
+        return exposition(sum_values([*(each.figures for each in everyone), here, self._fixed]), accept)
 
 
 def _version() -> str:

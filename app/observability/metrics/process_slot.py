@@ -18,14 +18,14 @@ from typing import NamedTuple
 import orjson
 
 from app.observability.metrics.definitions import Definition, Kind
-from app.observability.metrics.values import Figures
+from app.observability.metrics.values import MetricValues
 
 METRICS = "metrics"
 """Folder, in the data folder, of what each process has counted."""
 _MOST = 1024
 
 
-class Place(NamedTuple):
+class SlotLock(NamedTuple):
     """What one process holds until it closes the lock, or ends."""
 
     name: str
@@ -33,17 +33,17 @@ class Place(NamedTuple):
     """A file descriptor, which no child process inherits."""
 
 
-def take_place(folder: Path, role: str) -> Place | None:
+def take_slot_lock(folder: Path, role: str) -> SlotLock | None:
     """The first place of this role that is free; None where very many are taken. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, _MOST):
         lock = _lock(folder / f"{role}-{number}.lock")
         if lock is not None:
-            return Place(f"{role}-{number}", lock)
+            return SlotLock(f"{role}-{number}", lock)
     return None
 
 
-def clean_places(folder: Path, role: str) -> None:
+def clean_slots(folder: Path, role: str) -> None:
     """Forget what processes of this role have left, unless one of them still runs: then all of it goes on.
 
     For whoever is about to start processes of the role. Raises `OSError`.
@@ -77,7 +77,7 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
-GONE_AFTER_SECONDS = 15.0
+DEAD_AFTER_SECONDS = 15.0
 """A process writes every few seconds; one that has not for so long has ended, or stands still."""
 
 _NAME = re.compile(r"[a-z]+-[0-9]+")
@@ -86,39 +86,39 @@ _NAME = re.compile(r"[a-z]+-[0-9]+")
 log = logging.getLogger(__name__)
 
 
-class Left(NamedTuple):
+class ProcessMetrics(NamedTuple):
     """What a process has left."""
 
     name: str
-    figures: Figures
+    figures: MetricValues
     """Where it lives no more, only what it has counted."""
     lives: bool
 
 
-class Slot:
+class ProcessSlot:
     """One process's place, from `take` to `give_back`."""
 
-    def __init__(self, folder: Path, place: Place) -> None:
+    def __init__(self, folder: Path, place: SlotLock) -> None:
         self.name, self._lock = place
         self._path = folder / f"{self.name}.json"
         self._complained = False
 
     @classmethod
-    def take(cls, folder: Path, role: str) -> "Slot | None":
+    def take(cls, folder: Path, role: str) -> "ProcessSlot | None":
         """The first free place of this role; None where the folder does not let us, which is logged."""
         try:
-            place = take_place(folder, role)
+            place = take_slot_lock(folder, role)
         except OSError as error:
             log.warning("this process's metrics are not shared with the others: %s", error)
             return None
         return None if place is None else cls(folder, place)
 
-    def counted(self) -> Figures:
+    def counted(self) -> MetricValues:
         """What was counted in this place before."""
         stored = _read(self._path)
-        return Figures() if stored is None else stored.figures.only(_is_counted)
+        return MetricValues() if stored is None else stored.figures.only(_is_counted)
 
-    def leave(self, figures: Figures, *, ended: bool = False) -> None:
+    def leave(self, figures: MetricValues, *, ended: bool = False) -> None:
         """Replace what lies here. Where that cannot be done, the first time is logged."""
         written = self._path.with_suffix(".tmp")
         content = {"written_at": 0.0 if ended else time.time(), **figures.to_json()}
@@ -141,7 +141,7 @@ class Slot:
         os.close(self._lock)
 
 
-def left_by_others(folder: Path, own: str | None) -> Iterator[Left]:
+def read_other_slots(folder: Path, own: str | None) -> Iterator[ProcessMetrics]:
     """What lies in every place but our own; a file that cannot be read is none."""
     try:
         paths = sorted(folder.glob("*.json"))
@@ -150,20 +150,20 @@ def left_by_others(folder: Path, own: str | None) -> Iterator[Left]:
     for path in paths:
         if not _NAME.fullmatch(path.stem) or path.stem == own or (stored := _read(path)) is None:
             continue
-        lives = abs(time.time() - stored.written_at) < GONE_AFTER_SECONDS
-        yield Left(path.stem, stored.figures if lives else stored.figures.only(_outlives), lives)
+        lives = abs(time.time() - stored.written_at) < DEAD_AFTER_SECONDS
+        yield ProcessMetrics(path.stem, stored.figures if lives else stored.figures.only(_outlives), lives)
 
 
 class _Stored(NamedTuple):
     written_at: float
-    figures: Figures
+    figures: MetricValues
 
 
 def _read(path: Path) -> _Stored | None:
     """What lies there; what is no metrics is removed: its process writes anew, where it lives."""
     try:
         stored = orjson.loads(path.read_bytes())
-        return _Stored(float(stored["written_at"]), Figures.from_json(stored))
+        return _Stored(float(stored["written_at"]), MetricValues.from_json(stored))
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -312,7 +312,7 @@ _ROWS = re.compile(rb"\[[ \t\r\n]*\[")
 _END_OF_ROWS = re.compile(rb"\][ \t\r\n]*\]")
 
 
-def read_json_quickly(
+def read_infer_fast(
     body: bytes, columns: int, max_rows: int, *, parser: simdjson.Parser | None = None
 ) -> tuple[Header, Float32] | None:
     """The header and the rows, (N, I) float32, that the exact reading would return; None where that has to decide.
@@ -362,7 +362,7 @@ def read_request(body: bytes, header_length: int | None, columns: int, max_rows:
     `header_length` is how many bytes of the body are JSON: None where all are, 0 where the body is the rows
     themselves in FP32. Raises `NotJson` and every `InvalidInput`.
     """
-    quick = read_json_quickly(body, columns, max_rows) if header_length is None else None
+    quick = read_infer_fast(body, columns, max_rows) if header_length is None else None
     return quick or read_exactly(body, header_length, columns, max_rows)
 
 

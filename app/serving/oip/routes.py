@@ -23,7 +23,7 @@ from app.openapi.responses import InferAnswer, InferRequest
 from app.service import Service
 from app.serving.asgi import (
     MOST_QUICK_BYTES,
-    Handed,
+    AsgiResponse,
     Headers,
     answer,
     check_feature_space,
@@ -43,12 +43,12 @@ from app.serving.oip.request import (
     check_named,
     json_part,
     read_exactly,
-    read_json_quickly,
+    read_infer_fast,
     read_request,
 )
 from app.serving.oip.response import write_answer, write_classes
-from app.serving.queue_entry import Outcome
-from app.serving.request import Question
+from app.serving.queue_entry import InferenceResult
+from app.serving.request import InferenceRequest
 from app.serving.response import write_many_numbers
 
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -77,7 +77,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
         check_named(header, model)
         waits = [seconds for seconds in (timeout, header.timeout_seconds) if seconds is not None]
         outcome = await service.batcher.ask(
-            Question(inputs_NI, [reference]),
+            InferenceRequest(inputs_NI, [reference]),
             timeout_seconds=min(waits, default=None),
             gone=partial(disconnected, receive),
             entered=remember(scope),
@@ -96,7 +96,7 @@ async def _read(service: Service, body: bytes, header_length: int | None) -> tup
     if is_quick(body, header_length):
         return read_request(body, header_length, columns, max_rows)
     if header_length is None and len(body) <= MOST_QUICK_BYTES:
-        read = await asyncio.to_thread(read_json_quickly, body, columns, max_rows)
+        read = await asyncio.to_thread(read_infer_fast, body, columns, max_rows)
         if read is not None:
             return read
     text = json_part(body, header_length)
@@ -111,7 +111,7 @@ def is_quick(body: bytes, header_length: int | None) -> bool:
     return len(body) <= _BINARY_INLINE and text_bytes <= _JSON_INLINE
 
 
-async def _write(header: Header, model: str, outcome: Outcome) -> tuple[bytes, int | None]:
+async def _write(header: Header, model: str, outcome: InferenceResult) -> tuple[bytes, int | None]:
     version, outputs_NO = outcome.versions[0], outcome.outputs_NO
     if header.classes is not None:
         return await asyncio.to_thread(write_classes, header, model, version, outputs_NO)
@@ -119,7 +119,7 @@ async def _write(header: Header, model: str, outcome: Outcome) -> tuple[bytes, i
     return write_answer(header, model, version, outputs_NO, data)
 
 
-def response_headers(outcome: Outcome, text_length: int | None) -> Headers:
+def response_headers(outcome: InferenceResult, text_length: int | None) -> Headers:
     if text_length is None:
         return _JSON, server_timing(outcome)
     return _BINARY, (HEADER_LENGTH_NAME, b"%d" % text_length), server_timing(outcome)
@@ -289,7 +289,7 @@ async def post_infer(name: str, service: ServiceOf, version: str | None = None) 
     `Inference-Header-Content-Length` says how many bytes the JSON has. With `classification` in the parameters of
     `outputs` the answer is Triton's classes.
     """
-    return Handed(infer, service)
+    return AsgiResponse(infer, service)
 
 
 @router.get("/repository/index", summary="List models")

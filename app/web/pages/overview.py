@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.http.dependencies import ServiceOf
 from app.observability.metrics import definitions as d
-from app.observability.metrics.values import sum_of
+from app.observability.metrics.values import sum_values
 from app.service import Service
 from app.serving import asgi as predict
 from app.serving.oip import routes as infer
@@ -48,7 +48,7 @@ async def show_throughput(service: ServiceOf) -> Response:
 
 
 def _predictions(service: Service) -> dict[str, Any]:
-    figures = sum_of(each.figures for each in service.metrics.everyone())
+    figures = sum_values(each.figures for each in service.metrics.everyone())
     rows, counts = 0.0, [0] * (len(d.REQUEST_SECONDS.bounds) + 1)
     for metric, labels, tally in figures.tallies():
         if metric is d.BATCH_ROWS:
