@@ -7,8 +7,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from copy import copy
 from typing import Generic, NamedTuple, TypeVar
 
-from adapters.catalog.adapter_cache import Residency
-from adapters.catalog.resolver import Resolver, View
+from adapters.catalog.adapter_cache import AdapterCache
+from adapters.catalog.resolver import Resolver, Snapshot
 from adapters.catalog.versions import Version
 from adapters.errors import BlobCorrupt, LoraplexError
 from adapters.lora.adapter import Adapter
@@ -79,7 +79,7 @@ _THREADS = 1
 _AT_ONCE_SECONDS = 0.001
 """So long a batch takes in what the kernel has in memory: a hop to a thread costs several times what that does."""
 Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
-_Asked = tuple[View, Reference]
+_Asked = tuple[Snapshot, Reference]
 
 
 class CacheStats(NamedTuple):
@@ -97,7 +97,9 @@ class CacheStats(NamedTuple):
 class AdapterLoader:
     """References → versions that may answer on this base → resident adapters."""
 
-    def __init__(self, base: BaseLayer, resolver: Resolver, residency: Residency, *, feature_space: str | None) -> None:
+    def __init__(
+        self, base: BaseLayer, resolver: Resolver, residency: AdapterCache, *, feature_space: str | None
+    ) -> None:
         self._base = base
         self._resolver = resolver
         self._residency = residency
@@ -123,12 +125,12 @@ class AdapterLoader:
             self._hits, self._misses, residency.loads, residency.evictions, residency.bytes, len(residency)
         )
 
-    def look(self) -> View:
+    def current(self) -> Snapshot:
         """A view that is not older than this call; raises `CatalogBusy`."""
         self._at_once_until = time.perf_counter() + _AT_ONCE_SECONDS
-        return self._resolver.look()
+        return self._resolver.current()
 
-    def at_hand(self, view: View, ticket: QueueEntry) -> Found | None:
+    def at_hand(self, view: Snapshot, ticket: QueueEntry) -> Found | None:
         """What a ticket asks for where all of it is known and resident; raises as `fetch` does."""
         versions: list[Version | None] = []
         adapters: list[Adapter | None] = []
@@ -138,7 +140,7 @@ class AdapterLoader:
                 versions.append(None)
                 adapters.append(None)
                 continue
-            version = view.known(reference)
+            version = view.cached(reference)
             if version is None:
                 return None
             self._check(version, reference, ticket)
@@ -159,7 +161,7 @@ class AdapterLoader:
             self._misses += misses
         return versions, adapters
 
-    async def fetch(self, view: View, ticket: QueueEntry) -> Found:
+    async def fetch(self, view: Snapshot, ticket: QueueEntry) -> Found:
         """What a ticket asks for, its unknown references read from the catalogue and its adapters from their blobs.
 
         Raises a `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` that names the row, or `BlobCorrupt`.
@@ -179,10 +181,10 @@ class AdapterLoader:
                 continue
             for version, adapter in zip(versions, adapters, strict=True):
                 if version is not None and adapter is not None:
-                    self._residency.keep(version.digest, adapter)
+                    self._residency.add(version.digest, adapter)
             return versions, adapters
 
-    async def _find(self, view: View, ticket: QueueEntry) -> list[Version | None]:
+    async def _find(self, view: Snapshot, ticket: QueueEntry) -> list[Version | None]:
         asked = [None if reference is None else self._version(view, reference) for reference in ticket.choices]
         versions: list[Version | None] = []
         for reference, coming in zip(ticket.choices, asked, strict=True):
@@ -198,8 +200,8 @@ class AdapterLoader:
             versions.append(version)
         return versions
 
-    def _version(self, view: View, reference: Reference) -> "asyncio.Future[Version]":
-        version = view.known(reference)
+    def _version(self, view: Snapshot, reference: Reference) -> "asyncio.Future[Version]":
+        version = view.cached(reference)
         return self._versions.get((view, reference)) if version is None else _here(version)
 
     def _adapter(self, version: Version) -> "asyncio.Future[Adapter]":
@@ -212,7 +214,7 @@ class AdapterLoader:
 
     def _check(self, version: Version, reference: Reference, ticket: QueueEntry) -> None:
         try:
-            version.check_answers_on(self._base, self._feature_space)
+            version.check_servable(self._base, self._feature_space)
         except LoraplexError as error:
             raise _named(error, reference, ticket) from None
 

@@ -7,18 +7,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import LoraplexError, OutOfRange, WrongType
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import LONGEST_REFERENCE
-from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, documented
+from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type
 from app.http.dependencies import ServiceOf
 from app.http.errors import problem, too_large
-from app.http.schemas.adapters import PredictRequest
-from app.openapi.responses import PredictAnswer
 from app.service import Service
 from app.serving.queue_entry import InferenceResult, QueueEntry
 from app.serving.request import InferenceRequest, count_lists, read_fast, request_from_json
@@ -116,7 +114,6 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-router = APIRouter(tags=["predict"])
 ROUTE = "/predict"
 URL = ROUTE.encode()
 _JSON = JSON.encode()
@@ -155,13 +152,6 @@ def response_headers(outcome: InferenceResult) -> Headers:
     return _CONTENT_TYPE, server_timing(outcome)
 
 
-@router.post(
-    ROUTE,
-    operation_id="predict",
-    summary="Apply adapters to rows",
-    responses={200: {"model": PredictAnswer, "description": "An answer a row"}},
-    openapi_extra=documented({JSON: PredictRequest}),
-)
 async def post_predict(service: ServiceOf) -> Response:
     """One adapter for all rows (`adapter`), or each row its own (`adapters`); `null` is the bare base layer.
 
