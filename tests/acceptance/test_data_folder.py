@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.harness import ServiceProcess, wait_for_job
+from tests.support.service import ServiceProcess, wait_for_job
 
 ARCHIVE = Path(__file__).with_name("data_folder.tar.xz")
 RTOL, ATOL = 1e-5, 1e-6
