@@ -38,10 +38,11 @@ openapi: .venv/run.stamp  ## write docs/openapi.json, where the API is meant to 
 screenshots: .venv/dev.stamp  ## take docs/screenshots anew, with Chromium
 	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/acceptance/browser/test_views.py
 
-check: .venv/dev.stamp  ## ruff and mypy
+check: .venv/dev.stamp  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # BENCH=quick is over in a few minutes; BENCH="engine service" runs these sections only.
 bench: benchmarks/.venv/run.stamp  ## measure it beside its peers, half an hour; writes benchmarks/RESULTS.md
