@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-soak openapi screenshots check bench pairs attacks
+.PHONY: help setup demo serve test test-all test-soak coverage openapi screenshots check bench pairs attacks
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test-all: .venv/dev.stamp  ## run all tests, as CI does; those with a bound in s
 
 test-soak: .venv/dev.stamp  ## run the long forms of the kill tests, about an hour
 	@CRASH_KILLS=50 TRAINING_KILLS=50 $(PYTEST) -m soak --timeout 7200
+
+# Not those with a bound in seconds: they would measure the coverage tool.
+coverage: .venv/dev.stamp  ## run the tests of `make test`, and show the lines that they do not reach; writes build/coverage/html
+	@$(PYTEST) $(PARALLEL) -m "not slow and not timing" --cov --cov-report=term --cov-report=html
 
 openapi: .venv/run.stamp  ## write docs/openapi.json, where the API is meant to change
 	@$(BIN)/python -m scripts.write_openapi

@@ -23,6 +23,7 @@ RTOL, ATOL = 1e-5, 1e-6
 """Sums in float32 differ in their last bits between processors."""
 TRAINED_RTOL, TRAINED_ATOL = 2e-3, 1e-3
 """The same after thousands of steps of gradient descent."""
+pytestmark = pytest.mark.slow
 JOBS = ("half", "half-fleet", "exact", "gradient", "fleet", "update")
 
 
