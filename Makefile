@@ -36,7 +36,7 @@ openapi: .venv/run.stamp  ## write docs/openapi.json, where the API is meant to 
 
 # Where there is no Chromium, the tests that take them are skipped, and nothing changes.
 screenshots: .venv/dev.stamp  ## take docs/screenshots anew, with Chromium
-	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser/test_views.py
+	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/acceptance/browser/test_views.py
 
 check: .venv/dev.stamp  ## ruff and mypy
 	$(BIN)/ruff check
