@@ -142,7 +142,8 @@ class Statistics:
         return self._joined(other, 1)
 
     def minus(self, other: "Statistics") -> "Statistics":
-        """Of the rows without those of `other`, which must be among them: the module `forgetting` checks that, and what rounding has left. Raises `InvalidCombination` as `plus` does.
+        """Of the rows without those of `other`, which must be among them: the module `forgetting` checks that, and what
+        rounding has left. Raises `InvalidCombination` as `plus` does.
         """
         rest = self._joined(other, -1)
         # A column of one number is that in every part: what is left of its spread is rounding.
