@@ -153,7 +153,7 @@ def _require(service: Service, name: str, version: str | None) -> None:
     """Raises what a request to infer with this model would be answered with."""
     reference = models.reference_of(name, version)
     if reference is not None:
-        service.catalog.find(reference).check_answers_on(service.base, service.settings.feature_space)
+        service.catalog.find(reference).check_servable(service.base, service.settings.feature_space)
 
 
 def _index(service: Service, *, only_ready: bool) -> list[IndexEntry]:

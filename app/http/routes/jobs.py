@@ -8,8 +8,8 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from adapters.jobs.job import Status
-from adapters.jobs.job_adapters import Outcome
+from adapters.jobs.job import JobStatus
+from adapters.jobs.job_adapters import AdapterStatus
 from adapters.names import check_name
 from app.http.dependencies import CHECKED, ServiceOf
 from app.http.job_events import Watcher, read_event_id
@@ -47,7 +47,7 @@ async def _watcher(job_id: str, service: ServiceOf) -> AsyncIterator[Watcher]:
 def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPage:
     """Jobs, newest first, without their histories."""
     adapter = None if query.adapter is None else check_name(query.adapter, field="adapter")
-    status = None if query.status is None else Status(query.status)
+    status = None if query.status is None else JobStatus(query.status)
     of = f"jobs {status} {adapter} {query.prefix}"
     before = read_cursor(of, query.cursor)
     found = service.queue.list(
@@ -66,7 +66,7 @@ def show_job(job_id: str, service: ServiceOf) -> JobWithHistory:
 @router.get("/{job_id}/adapters", summary="List a job's adapters")
 def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], service: ServiceOf) -> JobAdapterPage:
     """What a job trains, in its order: one adapter, or a fleet's."""
-    outcome = None if query.status is None else Outcome(query.status)
+    outcome = None if query.status is None else AdapterStatus(query.status)
     of = f"adapters of job {job_id} {outcome}"
     after = read_cursor(of, query.cursor)
     found = service.queue.adapters(job_id, outcome=outcome, after=after, limit=query.limit + 1)
