@@ -17,8 +17,8 @@ from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
 from adapters.training.execution.trainer import Trainer
 from adapters.training.gradient.epochs import MOST_EPOCHS
 from app.bootstrap import CHECKPOINTS
-from app.observability.metrics import Metrics
 from app.observability.metrics.figures import sum_of
+from app.observability.metrics.recording import Metrics
 from app.observability.spans import Tracing
 from app.observability.training import listener
 from app.settings import Settings
