@@ -78,8 +78,8 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear .venv
 
 # A stamp is touched last, so an interrupted install runs again. (ensurepip: for a venv interrupted before it got pip.)
-# What the service needs is compiled here: where Python may not write beside its packages, every process would compile
-# torch again. The oracles are compiled as they are imported, which is seldom all of them.
+# Both sets are compiled to bytecode here: if Python may not write beside its packages, every process would compile what it
+# imports again, such as torch, and of the oracles pandas and scipy.
 .venv/run.stamp: requirements.lock pyproject.toml client/pyproject.toml $(BIN)/python
 	@echo "setting up .venv to run the service: about a minute the first time (more where torch has to be downloaded)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
@@ -90,7 +90,7 @@ $(BIN)/python:
 
 .venv/dev.stamp: requirements-dev.lock .venv/run.stamp
 	@echo "setting up .venv for the tests and checks: another minute the first time"
-	@$(INSTALL) --no-compile -r requirements-dev.lock
+	@$(INSTALL) -r requirements-dev.lock
 	@touch $@
 
 # The peers, with an environment of their own: the service is measured in the one that it ships with.
