@@ -5,11 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from loraplex.dataset_results import Column as Column
-from loraplex.dataset_results import Dataset as Dataset
-from loraplex.dataset_results import DatasetVersion as DatasetVersion
-from loraplex.dataset_results import Preview as Preview
-from loraplex.errors import LoraplexError
+from loraplex.errors import BadRow, LoraplexError
 
 Json = Mapping[str, Any]
 
@@ -237,3 +233,51 @@ class Event:
     data: Json
     id: str | None
     """Where to go on from."""
+
+
+class Column(NamedTuple):
+    """A column of a data set."""
+
+    name: str
+    type: str
+    width: int | None
+    nulls: int
+    not_finite: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetVersion:
+    """One immutable version of a data set."""
+
+    dataset: str
+    version: int
+    digest: str
+    created_at: str
+    content_type: str
+    rows: int
+    bytes: int
+    columns: Sequence[Column] = ()
+    """Empty in a list."""
+    bad_rows: Sequence[BadRow] = ()
+    """The first 20 that cannot be trained on where their column is used; empty in a list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """One data set."""
+
+    name: str
+    created_at: str
+    versions: int
+    newest: DatasetVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """Some rows of a data set."""
+
+    dataset: str
+    version: int
+    offset: int
+    rows: Sequence[Mapping[str, Any]]
+    next_offset: int | None

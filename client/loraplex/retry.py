@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
+from loraplex.decode import error_of, is_problem
 from loraplex.effects import Answer, Attempt, Call, Open, Pause, Repeat, Steps
 from loraplex.errors import (
     CatalogBusy,
@@ -29,7 +30,6 @@ from loraplex.errors import (
     TooManyBytes,
     Unreachable,
 )
-from loraplex.problems import error_of, is_problem
 
 T = TypeVar("T")
 _FIRST_SECONDS = 0.25
@@ -39,7 +39,9 @@ _NOTHING_DONE = (QueueFull, NotReady, CatalogBusy, TooManyBytes)
 
 
 class NotSent(Unreachable):
-    """The service could not be reached: nothing was sent"""
+    """The service could not be reached, so nothing was sent."""
+
+    code = Unreachable.code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

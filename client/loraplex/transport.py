@@ -13,8 +13,8 @@ from typing import IO, Any
 import httpx
 
 from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
+from loraplex.arrays import Encode
 from loraplex.effects import Answer, Attempt, Open
-from loraplex.encoding import Encode
 from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, TimedOut, Unreachable
 from loraplex.retry import NotSent, Patience, check_timeout
 

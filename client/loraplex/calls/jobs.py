@@ -1,7 +1,9 @@
 """Jobs: list, show, watch, wait for, cancel, revert."""
 
+import codecs
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -10,8 +12,7 @@ from loraplex import decode as reading
 from loraplex.calls.builders import get, pages, path
 from loraplex.decode import reading as reading_json
 from loraplex.effects import Call, Open, Pause, Read, Repeat, Steps, Tell, ask, each
-from loraplex.errors import BadAnswer, QueueFull, TimedOut, Unreachable
-from loraplex.events import EventParser
+from loraplex.errors import BadAnswer, JobCancelled, JobFailed, QueueFull, TimedOut, Unreachable
 from loraplex.progress import Display, display
 from loraplex.results import Event, JobFields, JobStatus, Reverted
 from loraplex.retry import Patience, insist, seconds_to_wait
@@ -158,3 +159,59 @@ def _open(call: Call[Any], _left: float) -> Open:
 def _post(job_id: str, verb: str, read: Callable[[Any], T]) -> Call[T]:
     where = path("jobs", job_id, verb)
     return Call(method="POST", path=where, read=reading_json(read), repeats=Repeat.IF_REFUSED)
+
+
+class EventParser:
+    """Takes a stream's bytes as they come, cut anywhere, and gives the events that are complete."""
+
+    def __init__(self) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._text = ""
+        self._name = ""
+        self._data: list[str] = []
+        self._id: str | None = None
+
+    def feed(self, received: bytes) -> Iterator[Event]:
+        """The events that these bytes complete; raises `BadAnswer` where one is none of loraplex's."""
+        lines = (self._text + self._decode(received)).replace("\r\n", "\n").split("\n")
+        self._text = lines.pop()
+        for line in lines:
+            if line:
+                self._take(line)
+            else:
+                yield from self._end()
+
+    def _take(self, line: str) -> None:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            self._name = value
+        elif field == "data":
+            self._data.append(value)
+        elif field == "id" and "\0" not in value:
+            self._id = value
+
+    def _end(self) -> Iterator[Event]:
+        name, text, self._name, self._data = self._name, "\n".join(self._data), "", []
+        if not text:
+            return
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            data = None
+        if not isinstance(data, dict):
+            raise BadAnswer(f"an event's data is no JSON object: {text[:100]}", expected="an event of a job")
+        yield Event(name, data, self._id)
+
+
+J = TypeVar("J", bound=JobFields)
+
+
+def succeeded(job: J) -> J:
+    """Return the job; raise `JobFailed` or `JobCancelled` if it did not succeed."""
+    if job.status is JobStatus.CANCELLED:
+        raise JobCancelled(f"job {job.id} ({job.adapter}) was cancelled", job=job)
+    if job.status is JobStatus.FAILED:
+        reason = "without a reason" if job.error is None else f"{job.error.code}: {job.error.detail}"
+        raise JobFailed(f"job {job.id} ({job.adapter}) failed, {reason}", job=job) from job.error
+    return job

@@ -6,8 +6,7 @@ from typing import Any
 
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.session import plural
-from loraplex.dataset_results import Column
-from loraplex.results import Base
+from loraplex.results import Base, Column
 
 _NAMED = 5
 _WHOLE, _FRACTIONS, _TEXT, _TRUTH = ("int64",), ("float32", "float64"), ("string",), ("bool",)

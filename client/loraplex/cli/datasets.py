@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from loraplex.cli.completing import complete_dataset
 from loraplex.cli.errors import BadFile, WrongUsage
-from loraplex.cli.reporting import dash, pairs, size, when
+from loraplex.cli.plugins import complete_dataset
 from loraplex.cli.session import Session, command, confirm, plural
+from loraplex.cli.summary import dash, pairs, size, when
 from loraplex.cli.tables import Fitting
-from loraplex.dataset_results import DatasetVersion
+from loraplex.results import DatasetVersion
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MOST_BAD_ROWS = 5

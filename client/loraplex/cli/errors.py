@@ -4,11 +4,11 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import typer
 
 from loraplex import errors
-from loraplex.cli.exit_codes import INTERRUPTED, JOB_ENDED_BADLY, REFUSED, UNREACHABLE, USAGE
 from loraplex.cli.json_output import problem
 from loraplex.errors import LoraplexError
 from loraplex.sanitize import visible
@@ -120,3 +120,16 @@ def _where(error: LoraplexError) -> str:
     if error.expected and error.expected not in error.detail:
         parts.append(f"expected: {error.expected}")
     return "  " + "; ".join(parts) if parts else ""
+
+
+REFUSED: Final = 1
+"""The service refused what was asked for, or a file could not be used."""
+USAGE: Final = 2
+"""The command line itself is wrong, or does not go with the data. Nothing was trained, published or deleted; `FILE` may
+have been uploaded as a data set."""
+UNREACHABLE: Final = 3
+"""No service answered, or not in time."""
+JOB_ENDED_BADLY: Final = 4
+"""A job failed or was cancelled."""
+INTERRUPTED: Final = 130
+"""Ctrl-C."""

@@ -4,15 +4,14 @@ from typing import Annotated, Any
 
 import typer
 
-from loraplex.cli.completing import complete_adapter, complete_job
+from loraplex.calls.jobs import succeeded
 from loraplex.cli.errors import WrongUsage
-from loraplex.cli.fleet_summary import fleet_summary
+from loraplex.cli.plugins import complete_adapter, complete_job
 from loraplex.cli.progress import follow, follow_in_lines
-from loraplex.cli.reporting import dash, held_out, losses, number, outcome, pairs, when
 from loraplex.cli.session import Session, command
+from loraplex.cli.summary import dash, fleet_summary, held_out, losses, number, outcome, pairs, when
 from loraplex.cli.tables import Fitting
-from loraplex.cli.training import show_ended
-from loraplex.jobs import succeeded
+from loraplex.cli.train import show_ended
 from loraplex.results import JobFields, JobStatus
 
 Id = Annotated[

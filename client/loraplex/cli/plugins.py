@@ -1,14 +1,17 @@
 """Commands that other distributions bring: `serve` and `trainer`, where the service is installed."""
 
+import json
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+from urllib.parse import quote
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from loraplex.cli.exit_codes import REFUSED
+from loraplex.address import address
+from loraplex.cli.errors import REFUSED
 
 GROUP = "loraplex.commands"
 """Entry points of this group are functions as Typer takes them. They are imported when they are run, not before: what
@@ -69,3 +72,38 @@ def _load(entry: EntryPoint) -> Any:
     app = typer.Typer(add_completion=False)
     app.command(entry.name)(function)
     return get_command(app)
+
+
+_SECONDS = 0.5
+_MOST = 50
+
+
+def complete_adapter(incomplete: str) -> list[str]:
+    """Adapters whose names begin so."""
+    return _names("adapters", incomplete)
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    """Data sets whose names begin so."""
+    return _names("datasets", incomplete)
+
+
+def complete_job(incomplete: str) -> list[str]:
+    """The newest jobs' ids."""
+    return [found for found in _ask("jobs?limit=50", "id") if found.startswith(incomplete)]
+
+
+def _names(kind: str, incomplete: str) -> list[str]:
+    return _ask(f"{kind}?limit={_MOST}&prefix={quote(incomplete)}", "name")
+
+
+def _ask(path: str, member: str) -> list[str]:
+    # Not the client: whoever presses a key waits for its import.
+    from http.client import HTTPException
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"{address().rstrip('/')}/{path}", timeout=_SECONDS) as answer:
+            return [str(found[member]) for found in json.load(answer)["data"]]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return []

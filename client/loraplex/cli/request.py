@@ -7,8 +7,7 @@ from typing import Any
 
 from loraplex.cli.columns import Selection, check_targets, infer_inputs, infer_loss
 from loraplex.cli.errors import WrongUsage
-from loraplex.dataset_results import DatasetVersion
-from loraplex.results import Base
+from loraplex.results import Base, DatasetVersion
 
 AUTO = "auto"
 _FEW_ROWS = 100

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from loraplex.cli import adapters, datasets, jobs, predicting, service, training
+from loraplex.cli import adapters, datasets, jobs, service
+from loraplex.cli import predict as predicting
+from loraplex.cli import train as training
 from loraplex.cli.plugins import PANEL, RootGroup
 from loraplex.cli.session import AsJson, Given, Url
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import typer
 
-from loraplex.cli.exit_codes import REFUSED
-from loraplex.cli.reporting import pairs
+from loraplex.cli.errors import REFUSED
 from loraplex.cli.session import Session, command
+from loraplex.cli.summary import pairs
 from loraplex.results import Base, JobStatus
 
 

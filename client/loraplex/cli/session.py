@@ -15,7 +15,7 @@ import typer
 
 from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
 from loraplex.cli import errors as failures
-from loraplex.cli.exit_codes import REFUSED
+from loraplex.cli.errors import REFUSED
 from loraplex.cli.json_output import plain
 from loraplex.errors import InvalidInput
 from loraplex.sanitize import visible

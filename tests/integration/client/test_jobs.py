@@ -31,8 +31,8 @@ from loraplex import (
     decode as reading,
 )
 from loraplex.calls import jobs
+from loraplex.calls.jobs import EventParser
 from loraplex.effects import Answer, Call, Open, Pause, Read, Step, Steps, Talk
-from loraplex.events import EventParser
 from loraplex.retry import NotSent, Patience
 
 from tests.conftest import Serve

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from loraplex import decode as reading
-from loraplex.arrays import array, check_finite, lists_of_vectors
+from loraplex.arrays import Encode, array, check_finite, lists_of_vectors, plain, read_rows
 from loraplex.calls.builders import given, path, send_json
 from loraplex.calls.datasets import delete_dataset, put_columns
 from loraplex.effects import Repeat, Steps, ask
-from loraplex.encoding import Encode, plain, read_rows
 from loraplex.errors import InvalidCombination, LoraplexError, WrongType
 from loraplex.results import JobFields
 
