@@ -241,11 +241,11 @@ class AsyncClient:
 
     def events(self, job_id: str) -> AsyncIterator[Event]:
         """Iterate over the events of a job until it ends; a broken connection is opened again."""
-        return self._driver.iterate(jobs.watch(job_id, self._settings.patience))
+        return self._driver.iterate(jobs.watch(job_id, self._settings.retry_policy))
 
     async def wait(self, job_id: str, *, progress: bool | Display = False, timeout: float | None = None) -> AsyncJob:
         """Wait for the end of a job, as `AsyncJob.wait` does."""
-        steps = jobs.wait(job_id, self._settings.patience, timeout=timeout, progress=progress)
+        steps = jobs.wait(job_id, self._settings.retry_policy, timeout=timeout, progress=progress)
         return succeeded(self._job(await self._driver.run(steps)))
 
     async def cancel(self, job_id: str) -> AsyncJob:

@@ -237,11 +237,11 @@ class Client:
 
     def events(self, job_id: str) -> Iterator[Event]:
         """Iterate over the events of a job until it ends; a broken connection is opened again."""
-        return self._driver.iterate(jobs.watch(job_id, self._settings.patience))
+        return self._driver.iterate(jobs.watch(job_id, self._settings.retry_policy))
 
     def wait(self, job_id: str, *, progress: bool | Display = False, timeout: float | None = None) -> Job:
         """Wait for the end of a job, as `Job.wait` does."""
-        steps = jobs.wait(job_id, self._settings.patience, timeout=timeout, progress=progress)
+        steps = jobs.wait(job_id, self._settings.retry_policy, timeout=timeout, progress=progress)
         return succeeded(self._job(self._driver.run(steps)))
 
     def cancel(self, job_id: str) -> Job:

@@ -181,7 +181,7 @@ class InvalidDataset(InvalidUpload):
 
 
 class BadRows(InvalidInput):
-    """Rows have values that cannot be trained on"""
+    """Rows have values that cannot be trained on."""
 
     code = "bad_rows"
 

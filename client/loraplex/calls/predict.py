@@ -1,7 +1,6 @@
-"""Predict and classify."""
+"""Calls that predict and classify."""
 
 # N rows · I in_features · O out_features · T the most probable classes
-# N rows · I in_features · O out_features
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,22 +14,22 @@ from loraplex.arrays import Encode, Float32, read_rows
 from loraplex.calls.builders import NAME, encoded, path
 from loraplex.calls.chunking import Part, in_parts, once_in_json
 from loraplex.decode import reading, reference
-from loraplex.effects import JSON, Answer, Call, Repeat, Steps, ask
+from loraplex.effects import JSON, Answer, Call, Operation, Repeat, ask
 from loraplex.errors import BadAnswer, LoraplexError, WrongShape
 from loraplex.results import AdapterRef, Label, Prediction
 
 Which = str | Sequence[str | None] | None
-"""One adapter for all rows, or one a row; None is the base layer."""
+"""One adapter for all rows, or one for each row; None is the base layer."""
 _UNTOLD = (404, 409, 422)
-"""Statuses of several codes: under `/v2` an answer says which only in words.
+"""Statuses that stand for several codes: an answer under `/v2` gives the code only in words.
 
-So have 500 and 503, which stay `InternalError` and `NotReady` there whatever the words say (that the catalogue is busy,
-or that the request's time is up): a service in trouble is not asked the same again.
+500 and 503 are not among them: a service in trouble is not sent the same request again. They raise `InternalError` and
+`NotReady`.
 """
 
 
-def predict(which: Which, inputs: Any, *, encode: Encode | None, timeout: float | None) -> Steps[Prediction]:
-    """The layer's outputs: as bytes where one adapter answers, as JSON where each row has its own."""
+def predict(which: Which, inputs: Any, *, encode: Encode | None, timeout: float | None) -> Operation[Prediction]:
+    """Return the layer's outputs: in binary form if one adapter answers all rows, in JSON if each row has its own."""
     rows = yield from read_rows(inputs, encode)
     references, by_row = _references(which, len(rows.x_NI))
     as_json = by_row or model_path(references[0]) is None
@@ -51,8 +50,8 @@ def predict(which: Which, inputs: Any, *, encode: Encode | None, timeout: float 
 
 def classify(
     which: Which, inputs: Any, *, top_k: int, encode: Encode | None, timeout: float | None
-) -> Steps[list[list[Label]]]:
-    """The most probable classes of each row, that one first."""
+) -> Operation[list[list[Label]]]:
+    """Return the most probable classes of each row, in order of probability."""
     rows = yield from read_rows(inputs, encode)
     references, by_row = _references(which, len(rows.x_NI))
     ask_part = partial(_classes, by_row=by_row, top_k=top_k, timeout=timeout)
@@ -77,7 +76,7 @@ def _references(which: Which, rows: int) -> tuple[list[str | None], bool]:
     return list(which), True
 
 
-def _binary(references: Sequence[str | None], x_NI: Float32, *, timeout: float | None) -> Steps[Part[Float32]]:
+def _binary(references: Sequence[str | None], x_NI: Float32, *, timeout: float | None) -> Operation[Part[Float32]]:
     where = model_path(references[0])
     assert where is not None
     try:
@@ -86,7 +85,7 @@ def _binary(references: Sequence[str | None], x_NI: Float32, *, timeout: float |
         if error.status not in _UNTOLD:
             raise
         untold = error
-    # The same question in JSON is answered with the code.
+    # The same request in JSON is answered with the code.
     ask_part = partial(_numbers, by_row=False, timeout=timeout)
     try:
         yield from once_in_json(references, x_NI, ask_part, np.concatenate)
@@ -98,7 +97,7 @@ def _binary(references: Sequence[str | None], x_NI: Float32, *, timeout: float |
 
 def _numbers(
     references: Sequence[str | None], x_NI: Float32, *, by_row: bool, timeout: float | None
-) -> Steps[Part[Float32]]:
+) -> Operation[Part[Float32]]:
     def read(answer: Answer) -> Part[Float32]:
         return reading(lambda value: _part(answer, value, np.asarray(value["outputs"], np.float32)))(answer)
 
@@ -107,7 +106,7 @@ def _numbers(
 
 def _classes(
     references: Sequence[str | None], x_NI: Float32, *, by_row: bool, top_k: int, timeout: float | None
-) -> Steps[Part[list[list[Label]]]]:
+) -> Operation[Part[list[list[Label]]]]:
     def labels(value: Any) -> list[list[Label]]:
         return [
             [Label(*pair) for pair in zip(*row, strict=True)]
@@ -149,7 +148,7 @@ def _part(answer: Answer, value: Any, values: Any) -> Part[Any]:
         return Part(values, (which,), (0,) * len(values), queue_ms, forward_ms)
     adapters: list[AdapterRef | None] = [reference(each) for each in value["adapters"]]
     base = len(adapters)
-    # `index` raises where there is no such place.
+    # `index` raises if there is no such position.
     choice_N = [base if place is None else range(base).index(place) for place in value["row_adapters"]]
     return Part(values, (*adapters, None), choice_N, queue_ms, forward_ms)
 
@@ -162,7 +161,7 @@ _TIMING = re.compile(r"(queue|forward);dur=([0-9]+(?:\.[0-9]+)?)")
 
 
 def model_path(reference: str | None) -> str | None:
-    """Where a reference answers; None for an alias, which the protocol has no name for, and for what is none."""
+    """Return the path of a reference; None for an alias and for invalid references, which the protocol cannot name."""
     if reference is None:
         return f"/v2/models/{BASE_MODEL}/infer"
     name, at, which = reference.partition("@")
@@ -174,7 +173,7 @@ def model_path(reference: str | None) -> str | None:
 
 
 def infer(where: str, x_NI: Float32, *, timeout: float | None) -> Call[Part[Float32]]:
-    """Rows → outputs."""
+    """Send rows in binary form, and return the outputs."""
     tensor = x_NI.astype("<f4", copy=False).tobytes()
     header = json.dumps(
         {
@@ -202,12 +201,12 @@ def infer(where: str, x_NI: Float32, *, timeout: float | None) -> Call[Part[Floa
 
 
 def waiting(timeout: float | None) -> dict[str, str]:
-    """The header that says how long the service may take."""
+    """Return the header that limits the time that the request waits in the service."""
     return {} if timeout is None else {"X-Request-Timeout": f"{timeout:g}"}
 
 
 def spent(answer: Answer) -> tuple[float, float]:
-    """Milliseconds that a request waited and that were computed for it."""
+    """Return the milliseconds of waiting and of computation."""
     found = dict(_TIMING.findall(answer.headers.get("server-timing", "")))
     return float(found.get("queue", 0)), float(found.get("forward", 0))
 
@@ -229,5 +228,5 @@ def _read(answer: Answer) -> Part[Float32]:
         ) from error
     queue_ms, forward_ms = spent(answer)
     which = None if name == BASE_MODEL else AdapterRef(name, version)
-    # A copy: what was received is not to be written to, and its owner may want to.
+    # A copy, because the caller may write to it, and the received bytes are read-only.
     return Part(outputs_NO.astype(np.float32), (which,), (0,) * len(outputs_NO), queue_ms, forward_ms)

@@ -1,4 +1,4 @@
-"""The command line as a whole."""
+"""Root of the command line."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -35,7 +35,7 @@ def root(
         bool, typer.Option("--version", help="Say the version, and end.", callback=_say_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What stands before the command."""
+    """Read the options before the command."""
     ctx.obj = Given(url=url, as_json=as_json)
 
 
@@ -48,5 +48,5 @@ service.register(cli, panel=PANEL)
 
 
 def run() -> None:
-    """Read the command line and do what it says."""
+    """Run the command line."""
     cli(prog_name="loraplex")

@@ -1,4 +1,4 @@
-"""What a training came to, for people."""
+"""Summary of the result of a training, for people."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -26,14 +26,15 @@ _METRICS: Mapping[str, str] = {
     "calibration_error": _LOWER,
     "loss": _LOWER,
 }
-"""What docs/metrics.md has an arrow for, and which way is better."""
+"""Direction of each metric of docs/metrics.md: whether higher or lower is better."""
 _HEADLINES = ("accuracy", "exact_match", "recall_at_1", "rmse")
 _WITHOUT_EVALUATION = (
     ("held-out", "accuracy", "validation_accuracy"),
     ("held-out", "loss", "validation_loss"),
     ("training", "loss", "train_loss"),
 )
-"""Kind, metric and member of a version without `held_out`, such as an adapter of a fleet; the base's has `base_`."""
+"""Kind, metric and member of a version without `held_out`, such as a fleet adapter; the base layer's has the prefix
+`base_`."""
 _SIDES: Mapping[str, str] = {
     "adapter": "adapter",
     "base": "bare base",
@@ -43,25 +44,25 @@ _SIDES: Mapping[str, str] = {
 
 
 def pairs(values: Mapping[str, object]) -> Pairs:
-    """A table of names and values."""
+    """Return a table of names and values."""
     return Pairs({name: dash(value) for name, value in values.items()})
 
 
 class Headline(NamedTuple):
-    """The metric that says most about a version, on the rows of one kind, for the version and for the bare base layer.
+    """Most important metric of a version on rows of one kind, for the version and for the base layer.
 
-    Held-out rows come first, because the loss on training rows does not say how good a version is on others.
+    Held-out rows come first, because the loss on training rows does not show how good a version is on other rows.
     """
 
     kind: str
-    """`held-out` or `training`: the rows that it was computed on."""
+    """The rows that it was computed on: `held-out` or `training`."""
     metric: str
     own: float
     base: float | None
 
     @property
     def heading(self) -> str:
-        """`held-out loss`."""
+        """Return the name, such as `held-out loss`."""
         return f"{self.kind} {self.metric}"
 
     @property
@@ -76,7 +77,7 @@ class Headline(NamedTuple):
 
 
 def held_out(metrics: Mapping[str, Any] | None) -> Fitting | None:
-    """The metrics on held-out rows, with the adapter and without; None where no rows were held out."""
+    """Return the metrics on held-out rows, with and without the adapter; None if no rows were held out."""
     told = (metrics or {}).get("held_out") or _validation(metrics or {})
     if not told:
         return None
@@ -95,7 +96,7 @@ def held_out(metrics: Mapping[str, Any] | None) -> Fitting | None:
 
 
 def losses(metrics: Mapping[str, Any] | None) -> str:
-    """The loss on the rows that were trained on, in one line; empty where there is none."""
+    """Return the training loss in one line; empty if there is none."""
     told = metrics or {}
     if told.get("train_loss") is None:
         return ""
@@ -104,7 +105,7 @@ def losses(metrics: Mapping[str, Any] | None) -> str:
 
 
 def outcome(job: JobFields) -> list[str]:
-    """What was chosen, what was published, and whether it is live."""
+    """Return what was selected and published, and whether it is live."""
     metrics = job.metrics or {}
     lines = []
     if metrics.get("chosen"):
@@ -117,7 +118,7 @@ def outcome(job: JobFields) -> list[str]:
 
 
 def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
-    """Return the metric that says most about a version; None without metrics."""
+    """Return the most important metric of a version; None without metrics."""
     told = metrics or {}
     sides = told.get("held_out") or {"adapter": {}}
     for name in _HEADLINES:
@@ -130,22 +131,22 @@ def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
 
 
 def number(value: object) -> str:
-    """A number in four digits; – for none."""
+    """Return a number with four digits; – for None."""
     return f"{value:.4g}" if isinstance(value, float) else dash(value)
 
 
 def dash(value: object) -> str:
-    """A value as text; – for none."""
+    """Return a value as text; – for None."""
     return "–" if value is None else str(value)
 
 
 def when(time: str | None) -> str:
-    """A time to the second, in UTC."""
+    """Return a time in UTC, to the second."""
     return dash(time if time is None else time[:19].replace("T", " "))
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Return a number of bytes with its unit."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -170,7 +171,7 @@ def _with_interval(told: Mapping[str, Any], name: str) -> str:
 
 
 def is_live(job: JobFields) -> bool:
-    """Whether the publish of a job moved live to its version."""
+    """Return whether a job made its version live."""
     gate = (job.metrics or {}).get("gate")
     publish = job.spec.get("publish", "always")
     when = publish.get("when") if isinstance(publish, Mapping) else publish
@@ -196,12 +197,12 @@ def is_fleet(job: JobFields) -> bool:
 
 
 def fleet_summary(session: Session, job: JobFields) -> list[Any]:
-    """Return what a fleet's adapters reached, as tables and lines; nothing for a job of one adapter."""
+    """Return what the adapters of a fleet reached, as tables and lines; nothing for a job of one adapter."""
     return [] if session.as_json or not is_fleet(job) else summarize(session.client.job_adapters(job.id))
 
 
 def summarize(adapters: Iterable[JobAdapter]) -> list[Any]:
-    """Return counts, the median of one metric, the adapters that gained least over the base layer, and failures."""
+    """Return counts, the median of one metric, the adapters with the smallest gain, and failures."""
     counts = Counter({"published": 0, "failed": 0})
     reached: Reached = []
     failed: list[str] = []
@@ -217,7 +218,7 @@ def summarize(adapters: Iterable[JobAdapter]) -> list[Any]:
     about = {"adapters": ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())}
     if not reached:
         return [pairs(about), *failed]
-    # A group with few rows holds none out, and its training loss cannot be compared with the others' held-out figures.
+    # Groups with few rows have no held-out rows, and their training loss cannot be compared with held-out metrics.
     metric = min((found for _, found in reached), key=lambda found: found.kind != "held-out").heading
     reached = [(adapter, found) for adapter, found in reached if found.heading == metric]
     return [pairs(about | _medians(reached)), "", _worst(reached), *failed]

@@ -1,4 +1,4 @@
-"""`train`."""
+"""Command `train`."""
 
 import shlex
 from collections.abc import Mapping
@@ -29,8 +29,7 @@ def _rank(text: str) -> str:
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
-    """Add the command."""
-
+    """Register the command."""
     example = "Example: loraplex train tickets.csv --name acme --target queue"
 
     @command(cli, "train", panel=panel, example=example)
@@ -162,7 +161,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             ),
         ] = False,
     ) -> None:
-        """Train an adapter from a file, and wait: for its metrics on held-out rows, and the version that was made."""
+        """Train an adapter from a file, and wait for its version and its metrics on held-out rows."""
         wanted = Wanted(
             name=name,
             targets=split_names(target),
@@ -211,9 +210,9 @@ def _dataset(session: Session, file: Path | None, dataset: str | None, name: str
 
 
 def show_estimate(session: Session, estimate: Estimate) -> None:
-    """What would be trained."""
+    """Show the settings and the estimate of a training."""
     spec = estimate.spec
-    # No option of `train` sets validation_fraction: a split holds the rows out.
+    # No option of `train` sets validation_fraction, because a split holds the rows out.
     training = {name: value for name, value in spec.get("training", {}).items() if name != "validation_fraction"}
     shown = {name: value for name, value in training.items() if value is not None}
     sides = spec.get("split") or {}
@@ -236,7 +235,7 @@ def show_estimate(session: Session, estimate: Estimate) -> None:
 
 
 def show_ended(session: Session, job: JobFields, *, rows_of: Path | None = None) -> None:
-    """What a job came to; `rows_of`: a file that its next step can be tried on."""
+    """Show the result of a job; `rows_of` is a file to suggest for the next step."""
     _warn(session, job.spec)
     metrics = held_out(job.metrics)
     shown: list[Any] = []
