@@ -230,7 +230,7 @@ def test_the_overview_is_there_before_the_catalogue_is_counted(serve: Serve, mon
         counts.wait()
         return count_catalog(*given, **named)
 
-    monkeypatch.setattr(figures_of_the_catalogue, "count", late)
+    monkeypatch.setattr(figures_of_the_catalogue, "count_catalog", late)
     client, _ = serve()
     try:
         shown = client.get("/").text
