@@ -39,7 +39,7 @@ docs: .venv/dev.stamp  ## build the documentation site into build/site; a broken
 
 # Where there is no Chromium, the tests that take them are skipped, and nothing changes.
 screenshots: .venv/dev.stamp  ## take docs/screenshots anew, with Chromium
-	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/browser/test_views.py
+	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/acceptance/browser/test_views.py
 
 check: .venv/dev.stamp docs  ## ruff, mypy, spelling, prose, and the documentation site
 	$(BIN)/ruff check

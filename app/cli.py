@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from adapters.errors import CatalogNotLoadable
-from app import logs
-from app.lifecycle import EXIT_CONFIG, stop_on_signals
+from app.observability import logs
+from app.processes.signals import EXIT_CONFIG, stop_on_signals
+from app.processes.store_guard import guarded_store
 from app.settings import Settings, SettingsError, load_settings
-from app.store_guard import guarded_store
 
 Base = Annotated[str | None, typer.Option(help=str(Settings.model_fields["base"].description))]
 AcceptCatalog = Annotated[
@@ -38,7 +38,7 @@ def serve(
     accept_catalog: AcceptCatalog = False,
 ) -> None:
     """Answer requests and train, until SIGTERM. Every other setting is an environment variable."""
-    from app.supervisor import serve as run  # torch stays out of this process
+    from app.processes.supervisor import serve as run  # torch stays out of this process
 
     given = {
         "base": base,
@@ -60,7 +60,7 @@ def serve(
 
 def trainer(base: Base = None, data_dir: DataDir = None, accept_catalog: AcceptCatalog = False) -> None:
     """Only train, until SIGTERM: for a service that runs `serve --trainers 0` on the same data folder."""
-    from app.trainer import run_trainer  # imports torch
+    from app.processes.trainer import run_trainer  # imports torch
 
     try:
         settings = load_settings({"base": base, "data_dir": data_dir})

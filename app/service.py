@@ -8,31 +8,31 @@ from dataclasses import dataclass, field
 
 import simdjson
 
-from adapters.base_layer import BaseLayer
-from adapters.catalog import Catalog
+from adapters.catalog.adapter_cache import Residency
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.resolver import Resolver
 from adapters.datasets.store import Datasets
 from adapters.errors import FeatureSpaceMismatch
-from adapters.job_queue import JobQueue
-from adapters.residency import Residency
-from adapters.resolution import Resolver
-from app.batching import Batcher
-from app.body_memory import BodyMemory
-from app.events import JobWatch
-from app.host_policy import HostPolicy
-from app.json_bodies import JsonBodies
-from app.line_writer import LineWriter
-from app.logs import line_of
-from app.lookup import Lookup
-from app.metrics import Metrics
-from app.metrics.catalog import CatalogFigures
-from app.metrics.scrape import Scrape
-from app.observer import Observer
-from app.opening import load_base, open_queue
-from app.places import METRICS
-from app.request_log import RequestLog
+from adapters.jobs.queue import JobQueue
+from adapters.lora.base_layer import BaseLayer
+from app.bootstrap import load_base, open_queue
+from app.http.body_memory import BodyMemory
+from app.http.host_policy import HostPolicy
+from app.http.job_events import JobWatch
+from app.http.json_bodies import JsonBodies
+from app.http.write_threads import WriteThreads
+from app.observability.line_writer import LineWriter
+from app.observability.logs import line_of
+from app.observability.metrics import Metrics
+from app.observability.metrics.catalog import CatalogFigures
+from app.observability.metrics.process_slot import METRICS
+from app.observability.metrics.scrape import Scrape
+from app.observability.observer import Observer
+from app.observability.request_log import RequestLog
+from app.observability.tracing import open_tracing
+from app.serving.adapter_loader import Lookup
+from app.serving.batcher import Batcher
 from app.settings import Settings
-from app.tracing import open_tracing
-from app.write_threads import WriteThreads
 
 _PLANNINGS_AT_ONCE = 2
 _READINGS_AT_ONCE = 2

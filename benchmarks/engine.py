@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adapters.base_layer import BaseLayer
+from adapters.lora.base_layer import BaseLayer
 from benchmarks.engine_contenders import Contender, contenders
 from benchmarks.failures import BenchFailed
 from benchmarks.plan import RANK, Plan

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer
-from adapters.forward import mixed_forward
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
+from adapters.lora.forward import mixed_forward
 from benchmarks.peft_layer import PeftLayer
 from benchmarks.requests import Shape
 from benchmarks.servers.layer import make_linear

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from adapters.base_layer import BaseLayer
-from adapters.training.data import TrainingData
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.data_file import TrainingData
 from adapters.training.fit import fit
-from adapters.training.spec import Method, TrainingSpec
+from adapters.training.settings import Method, TrainingSpec
 from benchmarks.plain_torch import train_alone
 from benchmarks.plan import RANK, WIDE, Plan
 from benchmarks.progress import say

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapters.adapter import Adapter, from_canonical_bytes
-from adapters.catalog import Catalog
+from adapters.catalog.catalog import Catalog
+from adapters.lora.adapter import Adapter, from_canonical_bytes
 from adapters.names import Reference
 from app.settings import Settings
 from benchmarks.exact import measure_exact
@@ -121,7 +121,7 @@ def _measure_many(server: Server, plan: Plan) -> dict[str, Any]:
 
 def _peak_bytes(server: Server) -> int:
     """The most that the process that fits has had in memory, file pages that it had mapped among them."""
-    fits = [process.pid for process in server.tree() if "adapters.training.fit_process" in process.cmdline()]
+    fits = [process.pid for process in server.tree() if "adapters.training.execution.fit_child" in process.cmdline()]
     if len(fits) != 1:
         raise BenchFailed(f"there are {len(fits)} processes that fit")
     told = Path(f"/proc/{fits[0]}/status").read_text().splitlines()

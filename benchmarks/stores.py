@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer, load_base_layer
-from adapters.catalog import Catalog
-from adapters.versions import Publication, Source
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.versions import Publication, Source
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer, load_base_layer
 from benchmarks.requests import Shape
 from benchmarks.servers.layer import SEED
 from benchmarks.tenants import Factors, factors

@@ -65,9 +65,9 @@ def mermaid_fence(source: str, _language: str, _class: str, _options: dict[str, 
 
 
 def main() -> int:
-    """Build the site and return the exit status."""
+    """Build the site and return the exit status, 1 if a link is broken."""
     copy_source()
-    command = [sys.executable, "-m", "properdocs", "build", "--strict", "--quiet"]
+    command = [sys.executable, "-m", "properdocs", "build", "--strict"]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from app.main import routed
+from app.http.application import routed
 from app.openapi.document import document, written
 
 FILE = Path(__file__).parents[1] / "docs" / "openapi.json"

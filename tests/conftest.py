@@ -11,7 +11,7 @@ import torch
 
 from app.service import Service
 from app.settings import Settings
-from tests.harness import serving
+from tests.support.service import serving
 
 torch.set_num_threads(1)
 

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adapters.datasets.cells import is_list
+from adapters.datasets.readers.source import Planned
 from adapters.datasets.report import Column
-from adapters.datasets.source import Planned
 from adapters.errors import MOST_BAD_ROWS, BadRow
 
 

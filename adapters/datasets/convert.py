@@ -6,16 +6,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from adapters.datasets.arrow_file import StoredFile, least_row_bytes, too_large
 from adapters.datasets.cells import stored
 from adapters.datasets.census import Census
-from adapters.datasets.formats import Format
-from adapters.datasets.formats_arrow import open_arrow_stream, open_parquet
-from adapters.datasets.formats_csv import open_csv
-from adapters.datasets.formats_json import open_json_lines
-from adapters.datasets.formats_npz import open_npz
+from adapters.datasets.readers.arrow import open_arrow_stream, open_parquet
+from adapters.datasets.readers.csv import open_csv
+from adapters.datasets.readers.formats import Format
+from adapters.datasets.readers.json import open_json_lines
+from adapters.datasets.readers.npz import open_npz
+from adapters.datasets.readers.source import Planned, Source
 from adapters.datasets.report import Report
-from adapters.datasets.source import Planned, Source
-from adapters.datasets.stored_file import StoredFile, least_row_bytes, too_large
 from adapters.errors import InvalidDataset, shown
 
 READERS: Mapping[Format, Callable[[str], Source]] = {

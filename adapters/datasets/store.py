@@ -1,6 +1,6 @@
 """Names and versions of data sets: what the catalogue knows of them.
 
-Their stored forms are blobs, and are swept with the adapters' (`adapters.catalog.Catalog.sweep`).
+Their stored forms are blobs, and are swept with the adapters' (`adapters.catalog.catalog.Catalog.sweep`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,9 @@ from typing import Any, BinaryIO
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters.blobs import BlobStore
-from adapters.catalog_rows import named
+from adapters.catalog.queries import named
 from adapters.clock import rfc3339
-from adapters.database import Database
-from adapters.datasets.reading import Reading
+from adapters.datasets.ingest import Reading
 from adapters.datasets.report import (
     Column,
     Report,
@@ -26,9 +24,11 @@ from adapters.datasets.report import (
 )
 from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, LoraplexError, VersionNotFound, shown
 from adapters.names import LIVE, MAX_VERSION, Reference
-from adapters.tables import DEFAULT_TENANT as TENANT
-from adapters.tables import dataset_versions as versions
-from adapters.tables import datasets
+from adapters.storage.blobs import BlobStore
+from adapters.storage.database import Database
+from adapters.storage.schema import DEFAULT_TENANT as TENANT
+from adapters.storage.schema import dataset_versions as versions
+from adapters.storage.schema import datasets
 
 Precondition = Callable[[bool, str | None], None]
 """Told whether the name exists and the digest of its newest version; raises `PreconditionFailed`."""

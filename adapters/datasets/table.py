@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
+from adapters.arrays import Float32
+from adapters.datasets.arrow_file import row_bytes
 from adapters.datasets.cells import is_list
 from adapters.datasets.census import type_name
-from adapters.datasets.selection import Selection, parse_selection
-from adapters.datasets.source import Widths
-from adapters.datasets.stored_file import row_bytes
+from adapters.datasets.readers.source import Widths
+from adapters.datasets.selectors import Selection, parse_selection
 from adapters.datasets.table_rows import add_bad, block, find_bad, nulls, refuse, whole_numbers
 from adapters.errors import MOST_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shown
-from adapters.matrices import Float32
 
 __all__ = ["Selection", "Table", "parse_selection"]
 

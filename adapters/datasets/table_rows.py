@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from adapters.arrays import Float32
 from adapters.datasets.cells import is_list
 from adapters.datasets.census import as_float32, not_finite_rows, odd_rows, why_row_not_finite
 from adapters.errors import MOST_BAD_ROWS, BadRow, BadRows, shown
-from adapters.matrices import Float32
 
 _LARGEST_EXACT = 2.0**53
 

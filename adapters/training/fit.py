@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer
 from adapters.errors import Diverged
-from adapters.training import choice
-from adapters.training.closed_form import Factors, loss_of_factors, solve
-from adapters.training.data import TrainingData
-from adapters.training.descent import HeldOut, Kept, descend
-from adapters.training.draws import Draws, start_of
-from adapters.training.epochs import Epochs
-from adapters.training.evaluation import Contender, compare, reached, summary_of
-from adapters.training.gradient import History, Report, Task, Trained
-from adapters.training.label_matching import match_labels
-from adapters.training.objective import class_weights, documents_of, row_weights
-from adapters.training.spec import Loss, TrainingSpec
-from adapters.training.statistics import Statistics, gather
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.closed_form.solver import Factors, loss_of_factors, solve
+from adapters.training.closed_form.statistics import Statistics, gather
+from adapters.training.data_file import TrainingData
+from adapters.training.evaluation import selection as choice
+from adapters.training.evaluation.evaluate import Contender, compare, reached, summary_of
+from adapters.training.evaluation.label_matching import match_labels
+from adapters.training.gradient.epochs import Epochs
+from adapters.training.gradient.losses import class_weights, documents_of, row_weights
+from adapters.training.gradient.stack import History, Report, Task, Trained
+from adapters.training.gradient.training_loop import HeldOut, Kept, descend
+from adapters.training.sampling import Draws, start_of
+from adapters.training.settings import Loss, TrainingSpec
 
 ROWS_AT_ONCE = 8192
 _LEAST_SHARE = 1e-3

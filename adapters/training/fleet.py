@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer
 from adapters.errors import Diverged, LoraplexError, OutOfRange
-from adapters.training.batches import batch_shape
-from adapters.training.closed_form import Factors, solve_stack
-from adapters.training.data import TrainingData
-from adapters.training.descent import HeldOut, descend
-from adapters.training.draws import Draws, start_of
-from adapters.training.gradient import Task, Trained
-from adapters.training.objective import class_weights, row_weights
-from adapters.training.spec import TrainingSpec
-from adapters.training.split import By
-from adapters.training.stack_metrics import measure_stack, padded, row_weights_of
-from adapters.training.statistics import gather_stack
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.closed_form.solver import Factors, solve_stack
+from adapters.training.closed_form.statistics import gather_stack
+from adapters.training.data_file import TrainingData
+from adapters.training.evaluation.stack_metrics import measure_stack, padded, row_weights_of
+from adapters.training.gradient.batches import batch_shape
+from adapters.training.gradient.losses import class_weights, row_weights
+from adapters.training.gradient.stack import Task, Trained
+from adapters.training.gradient.training_loop import HeldOut, descend
+from adapters.training.planning.split import By
+from adapters.training.sampling import Draws, start_of
+from adapters.training.settings import TrainingSpec
 
 _NUMBERS_AT_ONCE = 2**20
 """In a stack: its rows, what comes of them and the factors stay near the core."""

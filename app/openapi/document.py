@@ -10,8 +10,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
 from app.openapi import headers
-from app.openapi.codes import codes
-from app.openapi.problems import Problem, ProtocolError, responses, table_of_codes
+from app.openapi.error_codes import codes
+from app.openapi.problem_responses import Problem, ProtocolError, responses, table_of_codes
 
 TEMPLATE = "#/components/schemas/{model}"
 TAGS = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.openapi.problems import RETRY_AFTER
+from app.openapi.problem_responses import RETRY_AFTER
 
 
 def _asked(name: str, description: str, **schema: Any) -> dict[str, Any]:

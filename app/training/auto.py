@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from adapters.errors import InvalidCombination
-from adapters.training.spec import Loss, Method
-from adapters.training.split import By, Split
+from adapters.training.planning.split import By, Split
+from adapters.training.settings import Loss, Method
 from app.training.fields import IGNORED, OF_GRADIENTS, refuse
 from app.training.rows import Rows
 from app.training.schemas import TrainingBody, TrainRequest, is_auto

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.datasets.selection import Selection, parse_selection
+from adapters.arrays import Float32
+from adapters.datasets.selectors import Selection, parse_selection
 from adapters.datasets.table import Table
 from adapters.errors import OutOfRange, WrongShape, WrongType
-from adapters.matrices import Float32
 from adapters.names import parse_reference
-from adapters.training.spec import Loss
-from app.bodies import read_as
+from adapters.training.settings import Loss
+from app.http.bodies import read_as
 from app.service import Service
 from app.training.rows import Groups, Numbers, Rows, check_corpus, check_weights, rows_of_request
 from app.training.schemas import CorpusBody, DatasetData, InlineData

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from adapters.errors import IgnoredField, InvalidCombination, MissingField
-from adapters.training.spec import Loss, Method
+from adapters.training.settings import Loss, Method
 from app.training.schemas import TrainingBody, is_auto
 
 OF_GRADIENTS = (

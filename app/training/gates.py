@@ -3,11 +3,11 @@
 from typing import Any
 
 from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongType
-from adapters.training.evaluation import task_of
-from adapters.training.gate import Gate, When
-from adapters.training.metrics import Task
-from adapters.training.spec import TrainingSpec
-from app.bodies import read_as
+from adapters.training.evaluation.evaluate import task_of
+from adapters.training.evaluation.gate import Gate, When
+from adapters.training.evaluation.metrics import Task
+from adapters.training.settings import TrainingSpec
+from app.http.bodies import read_as
 from app.training.schemas import GateBody
 
 METRICS: dict[Task, tuple[str, ...]] = {

@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 from adapters.errors import InvalidCombination, InvalidName, LoraplexError, MissingField, OutOfRange
-from adapters.job_adapters import JobAdapter
+from adapters.jobs.job_adapters import JobAdapter
 from adapters.names import check_name
 from app.training.rows import Rows
 

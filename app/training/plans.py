@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 from adapters.errors import EstimateTooLarge
-from adapters.job_adapters import JobAdapter
-from adapters.jobs import Job
-from adapters.training.data import Column, DataFile
-from adapters.training.estimate import Estimate
-from adapters.training.gate import Gate
-from adapters.training.spec import TrainingSpec
+from adapters.jobs.job import Job
+from adapters.jobs.job_adapters import JobAdapter
+from adapters.training.data_file import Column, DataFile
+from adapters.training.evaluation.gate import Gate
+from adapters.training.planning.estimate import Estimate
+from adapters.training.settings import TrainingSpec
 from app.service import Service
 
 

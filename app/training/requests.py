@@ -4,18 +4,18 @@
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.adapter import Adapter
-from adapters.base_layer import BaseLayer
+from adapters.catalog.versions import Version
 from adapters.errors import IgnoredField, InvalidCombination, OutOfRange, RankTooLarge, WrongShape
-from adapters.job_adapters import JobAdapter
-from adapters.jobs import Job
+from adapters.jobs.job import Job
+from adapters.jobs.job_adapters import JobAdapter
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
 from adapters.names import check_name
-from adapters.training.data import Column, DataFile, whole
-from adapters.training.estimate import estimate
-from adapters.training.spec import Loss, TrainingSpec
-from adapters.training.split import Split
-from adapters.versions import Version
-from app.bodies import object_of_body, read_as
+from adapters.training.data_file import Column, DataFile, whole
+from adapters.training.planning.estimate import estimate
+from adapters.training.planning.split import Split
+from adapters.training.settings import Loss, TrainingSpec
+from app.http.bodies import object_of_body, read_as
 from app.service import Service
 from app.training.auto import decide
 from app.training.dataset_rows import read_rows

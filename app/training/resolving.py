@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from adapters.arrays import vector
 from adapters.errors import MissingField, OutOfRange, WrongShape, WrongType
-from adapters.matrices import vector
-from adapters.training.spec import BALANCED, Loss, Schedule, TrainingSpec
+from adapters.training.settings import BALANCED, Loss, Schedule, TrainingSpec
 from app.training.auto import Decided
 from app.training.rows import Rows
 from app.training.schemas import TrainRequest, is_auto

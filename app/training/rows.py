@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adapters.arrays import Float32, is_finite, matrix, one_a_row, vector
 from adapters.datasets.table import Table
 from adapters.errors import BadRow, BadRows, IgnoredField, NotFinite, OutOfRange, WrongType
-from adapters.matrices import Float32, is_finite, matrix, one_a_row, vector
-from adapters.training.data import Column, whole
-from adapters.training.spec import Loss
+from adapters.training.data_file import Column, whole
+from adapters.training.settings import Loss
 from app.service import Service
 from app.training.schemas import InlineData
 from app.training.targets import inline_targets

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler
 
-from app.openapi.shown_as import OrWord, ShownAs
-from app.schemas import NOT_NULL, Labels, Matrix
+from app.http.schemas.adapters import NOT_NULL, Labels, Matrix
+from app.openapi.field_schemas import OrWord, ShownAs
 
 AUTO = "auto"
 """In place of a value that the data are to decide."""

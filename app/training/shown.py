@@ -3,9 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-from adapters.adapter import Adapter
-from adapters.training.spec import Init, TrainingSpec
-from adapters.versions import Version
+from adapters.catalog.versions import Version
+from adapters.lora.adapter import Adapter
+from adapters.training.settings import Init, TrainingSpec
 from app.training.fields import IGNORED
 from app.training.rows import Rows
 from app.training.schemas import TrainRequest, is_auto

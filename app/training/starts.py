@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from adapters.adapter import MAX_ALPHA, Adapter, check_factors, digest_of, scaling_of
+from adapters.arrays import matrix
+from adapters.catalog.adapter_cache import find_adapter
+from adapters.catalog.versions import Version
 from adapters.errors import Conflict, InvalidCombination, NotFound, OutOfRange, WrongShape, WrongType
-from adapters.matrices import matrix
+from adapters.lora.adapter import MAX_ALPHA, Adapter, check_factors, digest_of, scaling_of
 from adapters.names import parse_reference
-from adapters.residency import find_adapter
-from adapters.training.data import Column, whole
-from adapters.training.spec import Init
-from adapters.versions import Version
-from app.bodies import read_as
+from adapters.training.data_file import Column, whole
+from adapters.training.settings import Init
+from app.http.bodies import read_as
 from app.service import Service
 from app.training.schemas import InitAdapter, InitFactors, PriorBody, TrainRequest, is_auto
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adapters.arrays import Float32, class_indices, is_finite, matrix, one_a_row
 from adapters.errors import (
     MOST_BAD_ROWS,
     BadRow,
@@ -18,9 +19,8 @@ from adapters.errors import (
     WrongShape,
     WrongType,
 )
-from adapters.labels import FEWEST_LABELS, check_labels
-from adapters.matrices import Float32, class_indices, is_finite, matrix, one_a_row
-from adapters.training.spec import Loss
+from adapters.lora.labels import FEWEST_LABELS, check_labels
+from adapters.training.settings import Loss
 
 Classes = NDArray[np.int64]
 _NAMES = (str, int)

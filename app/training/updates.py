@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from adapters.catalog.versions import Version
 from adapters.errors import Conflict, IgnoredField, MissingField, NoStatistics, NotFound
-from adapters.jobs import Job
+from adapters.jobs.job import Job
 from adapters.names import Reference, check_name
-from adapters.training.data import Column, DataFile, whole
-from adapters.training.estimate import estimate
-from adapters.training.spec import Loss, TrainingSpec
-from adapters.versions import Version
-from app.bodies import object_of_body, read_as
+from adapters.training.data_file import Column, DataFile, whole
+from adapters.training.planning.estimate import estimate
+from adapters.training.settings import Loss, TrainingSpec
+from app.http.bodies import object_of_body, read_as
 from app.service import Service
 from app.training.dataset_rows import read_rows
 from app.training.gates import read_gate

@@ -12,6 +12,7 @@ import httpx
 from loraplex.async_driver import AsyncDriver
 from loraplex.calls import adapters as catalog
 from loraplex.calls import datasets, jobs, predictions, service, trainings, uploads
+from loraplex.effects import ask
 from loraplex.encoding import Encode
 from loraplex.jobs import AsyncJob, succeeded, with_async_client
 from loraplex.progress import Display
@@ -29,8 +30,7 @@ from loraplex.results import (
     Reverted,
     Version,
 )
-from loraplex.sending import settings
-from loraplex.steps import ask
+from loraplex.transport import settings
 
 
 class AsyncClient:

@@ -10,6 +10,7 @@ import httpx
 from loraplex.calls import adapters as catalog
 from loraplex.calls import datasets, jobs, predictions, service, trainings, uploads
 from loraplex.driver import Driver
+from loraplex.effects import ask
 from loraplex.encoding import Encode
 from loraplex.jobs import Job, succeeded, with_client
 from loraplex.progress import Display
@@ -27,8 +28,7 @@ from loraplex.results import (
     Reverted,
     Version,
 )
-from loraplex.sending import settings
-from loraplex.steps import ask
+from loraplex.transport import settings
 
 
 class Client:

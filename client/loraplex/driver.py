@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-from loraplex.retrying import attempts
-from loraplex.sending import Settings, answer, from_httpx, late, request
-from loraplex.steps import Answer, Attempt, Call, Open, Pause, Read, Step, Steps, Talk, Tell, Work
+from loraplex.effects import Answer, Attempt, Call, Open, Pause, Read, Step, Steps, Talk, Tell, Work
+from loraplex.retry import attempts
+from loraplex.transport import Settings, answer, from_httpx, late, request
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from loraplex.arrays import Rows, is_text, rows
+from loraplex.effects import Steps, work
 from loraplex.errors import WrongShape, WrongType
-from loraplex.steps import Steps, work
 
 Encode = Callable[[list[str]], Any]
 """Texts → one row of numbers for each, such as `SentenceTransformer.encode`."""

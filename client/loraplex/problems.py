@@ -5,8 +5,8 @@ from http import HTTPStatus
 from typing import Any
 
 from loraplex import errors
+from loraplex.effects import Answer
 from loraplex.errors import LoraplexError
-from loraplex.steps import Answer
 
 PROBLEM = "application/problem+json"
 _OF_STATUS: Mapping[int, type[LoraplexError]] = {

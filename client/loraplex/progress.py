@@ -4,9 +4,9 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from loraplex import reading
+from loraplex import decode as reading
 from loraplex.results import Event, JobFields, LogLine, Progress
-from loraplex.visible import visible
+from loraplex.sanitize import visible
 
 if TYPE_CHECKING:
     from rich.console import Console

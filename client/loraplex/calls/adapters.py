@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from loraplex import reading
-from loraplex.calls.making import conditions, get, given, pages, path, send_json
+from loraplex import decode as reading
+from loraplex.calls.builders import conditions, get, given, pages, path, send_json
+from loraplex.effects import Answer, Call, Repeat, Steps, ask, work
 from loraplex.peft_files import unpack
 from loraplex.results import Adapter, Base, Version
-from loraplex.steps import Answer, Call, Repeat, Steps, ask, work
 
 
 def show_base() -> Steps[Base]:

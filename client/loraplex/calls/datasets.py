@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from loraplex import reading
+from loraplex import decode as reading
 from loraplex.calls.adapters import remove
-from loraplex.calls.making import conditions, encoded, get, pages, path
+from loraplex.calls.builders import conditions, encoded, get, pages, path
+from loraplex.decode import reading as reading_json
+from loraplex.effects import Call, Repeat, Steps, ask, work
 from loraplex.errors import WrongShape
-from loraplex.reading import reading as reading_json
 from loraplex.results import Dataset, DatasetVersion, Preview
-from loraplex.steps import Call, Repeat, Steps, ask, work
 from loraplex.tables import LINES, media_type, write_table
 
 _READING_SECONDS = 120.0

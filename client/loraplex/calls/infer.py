@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from loraplex.arrays import Float32
-from loraplex.calls.making import NAME, path
-from loraplex.calls.parts import Part
+from loraplex.calls.builders import NAME, path
+from loraplex.calls.chunking import Part
+from loraplex.effects import Answer, Call, Repeat
 from loraplex.errors import BadAnswer
 from loraplex.results import AdapterRef
-from loraplex.steps import Answer, Call, Repeat
 
 BASE_MODEL = "__base__"
 _HEADER_LENGTH = "Inference-Header-Content-Length"

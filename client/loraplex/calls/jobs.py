@@ -6,15 +6,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from loraplex import reading
-from loraplex.calls.making import get, pages, path
+from loraplex import decode as reading
+from loraplex.calls.builders import get, pages, path
+from loraplex.decode import reading as reading_json
+from loraplex.effects import Call, Open, Pause, Read, Repeat, Steps, Tell, ask, each
 from loraplex.errors import BadAnswer, QueueFull, TimedOut, Unreachable
 from loraplex.events import EventParser
 from loraplex.progress import Display, display
-from loraplex.reading import reading as reading_json
 from loraplex.results import Event, JobFields, JobStatus, Reverted
-from loraplex.retrying import Patience, insist, seconds_to_wait
-from loraplex.steps import Call, Open, Pause, Read, Repeat, Steps, Tell, ask, each
+from loraplex.retry import Patience, insist, seconds_to_wait
 
 T = TypeVar("T")
 _SILENCE_SECONDS = 25.0

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from loraplex.arrays import Float32
+from loraplex.calls.builders import encoded
+from loraplex.calls.chunking import Part, in_parts, once_in_json
 from loraplex.calls.infer import infer, model_path, spent, waiting
-from loraplex.calls.making import encoded
-from loraplex.calls.parts import Part, in_parts, once_in_json
+from loraplex.decode import reading, reference
+from loraplex.effects import JSON, Answer, Call, Repeat, Steps, ask
 from loraplex.encoding import Encode, read_rows
 from loraplex.errors import LoraplexError, WrongShape
-from loraplex.reading import reading, reference
 from loraplex.results import AdapterRef, Label, Prediction
-from loraplex.steps import JSON, Answer, Call, Repeat, Steps, ask
 
 Which = str | Sequence[str | None] | None
 """One adapter for all rows, or one a row; None is the base layer."""

@@ -1,8 +1,8 @@
 """Whether the service is there."""
 
-from loraplex.calls.making import get
+from loraplex.calls.builders import get
+from loraplex.effects import Attempt, Steps
 from loraplex.errors import LoraplexError
-from loraplex.steps import Attempt, Steps
 
 
 def ready(seconds: float) -> Steps[bool]:

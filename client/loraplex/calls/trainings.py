@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from loraplex import reading
+from loraplex import decode as reading
 from loraplex.arrays import array, check_finite, lists_of_vectors
+from loraplex.calls.builders import given, path, send_json
 from loraplex.calls.datasets import delete_dataset, put_columns
-from loraplex.calls.making import given, path, send_json
+from loraplex.effects import Repeat, Steps, ask
 from loraplex.encoding import Encode, plain, read_rows
 from loraplex.errors import InvalidCombination, LoraplexError, WrongType
 from loraplex.results import JobFields
-from loraplex.steps import Repeat, Steps, ask
 
 INLINE_NUMBERS = 200_000
 """Of inputs, targets and the rest together: about 4 MiB of JSON. What has more goes as a data set."""

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from loraplex import reading
+from loraplex import decode as reading
 from loraplex.arrays import numbers
-from loraplex.calls.making import conditions, given, path, send_json
+from loraplex.calls.builders import conditions, given, path, send_json
+from loraplex.decode import reading as reading_json
+from loraplex.effects import Call, Repeat, Steps, ask, work
 from loraplex.errors import InvalidCombination
 from loraplex.peft_files import read_source
-from loraplex.reading import reading as reading_json
 from loraplex.results import Version
-from loraplex.steps import Call, Repeat, Steps, ask, work
 
 _ZIP = "application/zip"
 

@@ -1,11 +1,11 @@
 """The command line. Nothing slow is imported before a command needs it."""
 
-from loraplex.cli.exits import INTERRUPTED
+from loraplex.cli.exit_codes import INTERRUPTED
 
 
 def main() -> None:
     """The console script."""
-    from loraplex.cli.streams import prepare
+    from loraplex.cli.stdio import prepare
 
     prepare()
     try:

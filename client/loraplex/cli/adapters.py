@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loraplex.cli.completing import complete_adapter
-from loraplex.cli.failures import BadFile
+from loraplex.cli.errors import BadFile
 from loraplex.cli.reporting import dash, headline, number, pairs, when
 from loraplex.cli.session import Session, command, confirm
 from loraplex.cli.tables import Fitting

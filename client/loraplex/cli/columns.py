@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraplex.cli.failures import WrongUsage
+from loraplex.cli.errors import WrongUsage
 from loraplex.cli.session import plural
 from loraplex.dataset_results import Column
 from loraplex.results import Base

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from loraplex.cli.completing import complete_dataset
-from loraplex.cli.failures import BadFile, WrongUsage
+from loraplex.cli.errors import BadFile, WrongUsage
 from loraplex.cli.reporting import dash, pairs, size, when
 from loraplex.cli.session import Session, command, confirm, plural
 from loraplex.cli.tables import Fitting

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import typer
 
 from loraplex.cli.completing import complete_adapter, complete_job
-from loraplex.cli.failures import WrongUsage
+from loraplex.cli.errors import WrongUsage
 from loraplex.cli.fleet_summary import fleet_summary
-from loraplex.cli.following import follow, follow_in_lines
+from loraplex.cli.progress import follow, follow_in_lines
 from loraplex.cli.reporting import dash, held_out, losses, number, outcome, pairs, when
 from loraplex.cli.session import Session, command
 from loraplex.cli.tables import Fitting

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from loraplex.cli.columns import Selection, check_targets, infer_inputs, infer_loss
-from loraplex.cli.failures import WrongUsage
+from loraplex.cli.errors import WrongUsage
 from loraplex.dataset_results import DatasetVersion
 from loraplex.results import Base
 

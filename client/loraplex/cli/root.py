@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loraplex.cli import adapters, datasets, jobs, predicting, service, training
-from loraplex.cli.installed import PANEL, RootGroup
+from loraplex.cli.plugins import PANEL, RootGroup
 from loraplex.cli.session import AsJson, Given, Url
 
 cli = typer.Typer(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from zipfile import BadZipFile
 
 from loraplex.cli.columns import Selection, has_columns
-from loraplex.cli.failures import BadFile, WrongUsage
+from loraplex.cli.errors import BadFile, WrongUsage
 from loraplex.cli.table_files import read_table_file
 from loraplex.dataset_results import Column
 

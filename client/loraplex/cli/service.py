@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import typer
 
-from loraplex.cli.exits import REFUSED
+from loraplex.cli.exit_codes import REFUSED
 from loraplex.cli.reporting import pairs
 from loraplex.cli.session import Session, command
 from loraplex.results import Base, JobStatus

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
 import typer
 
 from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
-from loraplex.cli import failures
-from loraplex.cli.exits import REFUSED
-from loraplex.cli.plain import plain
+from loraplex.cli import errors as failures
+from loraplex.cli.exit_codes import REFUSED
+from loraplex.cli.json_output import plain
 from loraplex.errors import InvalidInput
-from loraplex.visible import visible
+from loraplex.sanitize import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

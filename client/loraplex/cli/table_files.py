@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from loraplex.cli.failures import BadFile
+from loraplex.cli.errors import BadFile
 
 _ARROW_FILE = b"ARROW1"
 """The first bytes of an Arrow file, which is not an Arrow stream, although both may be called .arrow."""

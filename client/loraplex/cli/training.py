@@ -10,9 +10,9 @@ import typer
 from loraplex.cli.columns import selected, split_names
 from loraplex.cli.completing import complete_adapter, complete_dataset
 from loraplex.cli.datasets import find_dataset, name_of, put_dataset
-from loraplex.cli.failures import WrongUsage
+from loraplex.cli.errors import WrongUsage
 from loraplex.cli.fleet_summary import fleet_summary
-from loraplex.cli.following import follow
+from loraplex.cli.progress import follow
 from loraplex.cli.reporting import held_out, is_live, losses, outcome, pairs, size
 from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, make_request
 from loraplex.cli.rows import can_read

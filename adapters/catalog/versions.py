@@ -1,0 +1,134 @@
+"""What the catalogue knows of an adapter and of its versions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from adapters.errors import BaseMismatch, FeatureSpaceMismatch
+from adapters.lora.adapter import Adapter, scaling_of
+from adapters.lora.base_layer import BaseLayer
+
+
+class Source(StrEnum):
+    """Where a version came from."""
+
+    UPLOAD = "upload"
+    """A client sent the factors."""
+    JOB = "job"
+    """A training job made them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One immutable version of an adapter."""
+
+    adapter: str
+    version: int
+    digest: str
+    rank: int
+    alpha: float
+    rslora: bool
+    base: str
+    """Fingerprint of the base layer that it was made for."""
+    feature_space: str | None
+    created_at: str
+    source: Source
+    job: str | None
+    module: str | None
+    """Path of the module in the PEFT files that it was uploaded as."""
+    metrics: Mapping[str, object] | None = field(hash=False)
+    relative_norm: float | None
+    file: str
+    """The blob that holds its canonical bytes, from `offset` on, `bytes` long."""
+    offset: int
+    bytes: int
+    labels: Sequence[str | int] | None = field(default=None, hash=False)
+    """What its classes are called: one for each of the first outputs."""
+    lineage: Mapping[str, object] | None = field(default=None, hash=False)
+    """What it was trained from and how."""
+    statistics: str | None = None
+    """The blob with the sums that its closed form came from, where they were kept."""
+
+    @property
+    def scaling(self) -> float:
+        """s, the factor in front of the low-rank term."""
+        return scaling_of(self.alpha, self.rank, rslora=self.rslora)
+
+    def check_answers_on(self, base: BaseLayer, feature_space: str | None) -> None:
+        """Raises `BaseMismatch` or `FeatureSpaceMismatch` where it cannot be served here.
+
+        A version that was made under no feature space makes no claim about its encoder, and passes.
+        """
+        if self.base != base.fingerprint:
+            raise BaseMismatch(
+                f"{self.adapter}@{self.version} was made for the base layer {self.base},"
+                f" this service has {base.fingerprint}",
+                field="adapter",
+                given=self.base,
+                expected=base.fingerprint,
+            )
+        if self.feature_space is not None and self.feature_space != feature_space:
+            raise FeatureSpaceMismatch(
+                f"{self.adapter}@{self.version} is for the feature space {self.feature_space!r},"
+                f" this service has {feature_space!r}",
+                field="adapter",
+                given=self.feature_space,
+                expected=feature_space,
+            )
+
+    def problem_on(self, base: BaseLayer, feature_space: str | None) -> str | None:
+        """Return the code of what `check_answers_on` raises, or None."""
+        try:
+            self.check_answers_on(base, feature_space)
+        except (BaseMismatch, FeatureSpaceMismatch) as error:
+            return error.code
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSummary:
+    """A name, its aliases and how many versions it has."""
+
+    name: str
+    created_at: str
+    aliases: Mapping[str, int]
+    live: Version | None
+    versions: int
+
+    def problem_on(self, base: BaseLayer, feature_space: str | None) -> str | None:
+        """Return the code of the error that keeps its live version from being served here, or None."""
+        return None if self.live is None else self.live.problem_on(base, feature_space)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """One adapter on its way into the catalogue."""
+
+    name: str
+    adapter: Adapter
+    base: BaseLayer
+    source: Source
+    module: str | None = None
+    job: str | None = None
+    metrics: Mapping[str, object] | None = None
+    position: int | None = None
+    """Its place among the adapters of its job."""
+    moves_live: bool = True
+    checks_live: bool = False
+    """Move live only where it still points at `expected_live`, which the adapter was compared with."""
+    expected_live: int | None = None
+    """The number of a version; None: no version is live."""
+    lineage: Mapping[str, object] | None = None
+    statistics: bytes | None = None
+    """What `adapters.training.closed_form.statistics` wrote, to be kept with the version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What has become of a publication."""
+
+    position: int | None
+    version: Version
+    moved_live: bool
+    replaced: int | None
+    """Where live pointed before; None: nowhere."""

@@ -1,0 +1,181 @@
+"""The stored form of a data set: an Arrow IPC file, uncompressed, whose bytes follow from its content alone.
+
+Batches are cut by rows and bytes of what is stored, never by how the rows came in.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+from numpy.typing import NDArray
+
+from adapters.datasets.cells import is_list, stored
+from adapters.datasets.readers.source import MAX_ROW_BYTES, Planned
+from adapters.errors import InvalidDataset
+
+BATCH_ROWS = 8192
+BATCH_BYTES = 2**22
+
+
+class StoredFile:
+    """A file that grows by chunks of rows. `seen` is told each batch as it is stored, and its first row."""
+
+    def __init__(
+        self, path: Path, columns: Sequence[Planned], *, max_bytes: int, seen: Callable[[Any, int], None]
+    ) -> None:
+        self._columns = columns
+        self._schema = pa.schema([(column.name, column.type) for column in columns])
+        self._sink = _Sink(path, max_bytes)
+        self._writer = ipc.new_file(self._sink, self._schema)
+        self._seen = seen
+        self._pending: list[Any] = []
+        self._pending_rows = self._pending_bytes = 0
+        self.rows = 0
+
+    def add(self, arrays: Sequence[Any]) -> None:
+        """Rows, in arrays of the stored types; raises `InvalidDataset` for a row or a file that is too large."""
+        batch = pa.record_batch(list(arrays), schema=self._schema)
+        sizes = row_bytes(batch)
+        too_large = np.flatnonzero(sizes > MAX_ROW_BYTES)
+        if len(too_large):
+            row = self.rows + self._pending_rows + int(too_large[0])
+            raise InvalidDataset(
+                f"row {row} would be stored in {sizes[too_large[0]]} bytes, and a row may have {MAX_ROW_BYTES}",
+                field="body",
+                row=row,
+                given=f"{sizes[too_large[0]]} bytes",
+                expected=f"at most {MAX_ROW_BYTES} bytes",
+            )
+        ends, begin = np.cumsum(sizes), 0
+        while begin < batch.num_rows:
+            before = int(ends[begin - 1]) if begin else 0
+            fit = int(np.searchsorted(ends, before + BATCH_BYTES - self._pending_bytes, side="right"))
+            end = min(fit, begin + BATCH_ROWS - self._pending_rows)
+            if end <= begin:
+                if self._pending:
+                    self._flush()
+                    continue
+                end = begin + 1  # a row larger than a batch is one by itself
+            self._pending.append(batch.slice(begin, end - begin))
+            self._pending_rows += end - begin
+            self._pending_bytes += int(ends[end - 1]) - before
+            begin = end
+
+    def __enter__(self) -> "StoredFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sink.close()
+
+    def finish(self) -> tuple[str, int]:
+        """End the file; returns its digest and how many bytes it has."""
+        self._flush()
+        self._writer.close()
+        self._sink.flush()
+        return f"sha256:{self._sink.digest.hexdigest()}", self._sink.bytes
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        whole = self._pending[0] if len(self._pending) == 1 else pa.concat_batches(self._pending)
+        arrays = [stored(array, column.type) for array, column in zip(whole.columns, self._columns, strict=True)]
+        batch = pa.record_batch(arrays, schema=self._schema)
+        self._seen(batch, self.rows)
+        self._writer.write_batch(batch)
+        self.rows += batch.num_rows
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+
+
+def least_row_bytes(columns: Sequence[Planned]) -> float:
+    """How many bytes every row takes at least, whatever is in it."""
+    return sum(_fixed_bytes(column.type) for column in columns)
+
+
+def row_bytes(batch: Any) -> NDArray[np.int64]:
+    """How many bytes each row of stored arrays takes, about: the rule by which batches are cut."""
+    fixed = sum(_fixed_bytes(array.type) for array in batch.columns)
+    sizes = np.full(batch.num_rows, int(fixed) + 1, np.int64)
+    for array in batch.columns:
+        if pa.types.is_string(array.type):
+            sizes += pc.binary_length(array).fill_null(0).to_numpy()
+        elif pa.types.is_list(array.type):
+            sizes += _list_bytes(array)
+    return sizes
+
+
+def _list_bytes(array: Any) -> NDArray[np.int64]:
+    lengths: NDArray[np.int64] = pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64)
+    if not pa.types.is_string(array.type.value_type):
+        return lengths * int(_fixed_bytes(array.type.value_type))
+    texts = np.concatenate([[0], np.cumsum(pc.binary_length(array.flatten()).fill_null(0).to_numpy() + 4)])
+    ends = np.cumsum(lengths)
+    sizes: NDArray[np.int64] = texts[ends] - texts[ends - lengths]
+    return sizes
+
+
+def _fixed_bytes(arrow_type: Any) -> float:
+    if pa.types.is_fixed_size_list(arrow_type):
+        return float(arrow_type.list_size * _fixed_bytes(arrow_type.value_type))
+    if pa.types.is_string(arrow_type) or is_list(arrow_type):
+        return 4
+    return float(arrow_type.bit_width / 8)
+
+
+class _Sink:
+    """A file that counts and digests what is written to it, and takes no more than it may have."""
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._file = path.open("wb")
+        self._max_bytes = max_bytes
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+        self.closed = False
+
+    def write(self, content: Any) -> int:
+        """Append."""
+        view = memoryview(content)
+        if self.bytes + view.nbytes > self._max_bytes:
+            raise too_large(self._max_bytes)
+        self.digest.update(view)
+        self._file.write(view)
+        self.bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        """Where the next byte goes."""
+        return self.bytes
+
+    def flush(self) -> None:
+        """Hand everything to the kernel."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """The end."""
+        self._file.close()
+        self.closed = True
+
+    def readable(self) -> bool:
+        """It is not."""
+        return False
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is not."""
+        return False
+
+
+def too_large(max_bytes: int) -> InvalidDataset:
+    """The error for a data set whose stored form does not fit."""
+    return InvalidDataset(
+        f"the data set would be stored in more than {max_bytes} bytes",
+        field="body",
+        expected=f"at most {max_bytes} bytes, uncompressed",
+    )

@@ -1,0 +1,241 @@
+"""JSON lines, read twice: once to know what is in each column, once to take it.
+
+A column is of what most of its values are; the others are left out and named. A key that a line lacks is a null.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from adapters import strict_json
+from adapters.datasets.readers.source import (
+    MAX_COLUMNS,
+    MAX_ROW_BYTES,
+    TEXT_BLOCK_BYTES,
+    Planned,
+    Source,
+    Unreadable,
+    Widths,
+    check_names,
+)
+from adapters.errors import MOST_BAD_ROWS, BadRow, BadRows, DuplicateKey, InvalidDataset, NotJson, shown
+
+_NUMBERS = {int, float}
+_ROWS_AT_ONCE = 4096
+_CELLS_AT_ONCE = 2**20
+_PLAIN = frozenset({float, str, bool, type(None)})
+
+
+def open_json_lines(path: str) -> Source:
+    """A file of JSON objects, one a line; raises `InvalidDataset`, and `BadRows` for lines that are none."""
+    seen: dict[str, _Seen] = {}
+    rows, bad = 0, []
+    for row, (line, text) in enumerate(_lines(path)):
+        rows = row + 1
+        try:
+            members = _read(text, line)
+        except InvalidDataset as error:
+            bad.append(BadRow(row, None, error.detail))
+            if len(bad) == MOST_BAD_ROWS:
+                break
+            continue
+        for name, value in members.items():
+            if name not in seen:
+                if len(seen) == MAX_COLUMNS:
+                    check_names([*seen, name])
+                seen[name] = _Seen(name)
+            kind = type(value)
+            if kind in _PLAIN:
+                seen[name].kinds[kind] += 1
+            else:
+                seen[name].add(value, row)
+    if bad:
+        raise BadRows(
+            f"the file has lines that are not objects, the first of them row {bad[0].row}", rows=bad, field="body"
+        )
+    if rows:
+        check_names(list(seen))
+    columns = [column.plan() for column in seen.values()]
+    return Source(columns=columns, chunks=partial(_chunks, path, columns), rows=rows)
+
+
+class _Seen:
+    """How many values of a column are what."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.kinds: Counter[Any] = Counter()
+        """By their Python types; lists are `numbers`, `texts` or `empty`."""
+        self._wide = self._fractional_lists = False
+        self._widths = Widths()
+
+    def add(self, value: Any, row: int) -> None:
+        """Count a value that is neither a float, text, a boolean nor null: those need no look."""
+        if type(value) is list:
+            self._add_list(value, row)
+        elif type(value) is int:
+            self.kinds[int] += 1
+            self._wide = self._wide or not _fits(value)
+        else:
+            raise self._nested("an object", row)
+
+    def plan(self) -> Planned:
+        """How the column is stored."""
+        numbers = self.kinds[int] + self.kinds[float]
+        counts = {
+            "number": numbers,
+            "text": self.kinds[str],
+            "truth": self.kinds[bool],
+            "numbers": self.kinds["numbers"],
+            "texts": self.kinds["texts"],
+        }
+        # Of those that are equally many, the one that is named first here.
+        kind = max(counts, key=lambda kind: counts[kind])
+        if counts[kind] == 0 and self.kinds["empty"]:
+            kind = "texts"
+        if kind == "numbers":
+            return self._widths.plan(self._name, pa.float64() if self._fractional_lists else pa.int64())
+        whole = numbers and not self.kinds[float] and not self._wide
+        types = {"number": pa.int64() if whole else pa.float64(), "text": pa.string(), "truth": pa.bool_()}
+        return Planned(name=self._name, type=types.get(kind, pa.list_(pa.string())))
+
+    def _add_list(self, value: list[Any], row: int) -> None:
+        kinds = set(map(type, value))
+        if kinds & {list, dict}:
+            raise self._nested("a list in a list" if list in kinds else "an object in a list", row)
+        if kinds <= _NUMBERS:
+            self.kinds["numbers" if value else "empty"] += 1
+            self._widths.count(len(value))
+            self._fractional_lists |= float in kinds or (bool(value) and not (_fits(max(value)) and _fits(min(value))))
+        elif kinds == {str}:
+            self.kinds["texts"] += 1
+
+    def _nested(self, what: str, row: int) -> InvalidDataset:
+        return InvalidDataset(
+            f"row {row}, column {shown(self._name)!r}, is {what}",
+            field=self._name,
+            row=row,
+            expected="numbers, text, booleans, null, and lists of numbers or of text",
+        )
+
+
+def _lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, with their numbers from 1."""
+    number, rest = 0, b""
+    with open(path, "rb") as file:
+        while block := file.read(TEXT_BLOCK_BYTES):
+            if not number and not rest:
+                block = block.removeprefix(b"\xef\xbb\xbf")
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                number += 1
+                if line and not line.isspace():
+                    yield number, line
+            if len(rest) > MAX_ROW_BYTES:
+                raise InvalidDataset(
+                    f"line {number + 1} has more than {MAX_ROW_BYTES} bytes", field="body", expected="one object a line"
+                )
+    if rest and not rest.isspace():
+        yield number + 1, rest
+
+
+def _read(text: bytes, line: int) -> dict[str, Any]:
+    """One line; raises `InvalidDataset` with the reason."""
+    try:
+        value = orjson.loads(text)
+        # As many colons as keys: no key stands there twice. Where there are more, most are in texts.
+        if type(value) is dict and text.count(b":") == len(value):
+            return value
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        value = strict_json.parse(text, what="it")
+        orjson.dumps(value if isinstance(value, dict) else None)
+    except (NotJson, DuplicateKey) as error:
+        raise InvalidDataset(f"line {line}: {error.detail}") from None
+    except orjson.JSONEncodeError as error:
+        if "surrogates" in str(error):
+            raise InvalidDataset(f"line {line}: half a surrogate pair is not text") from None
+    if not isinstance(value, dict):
+        raise InvalidDataset(f"line {line} is not an object")
+    return value
+
+
+def _chunks(path: str, columns: Sequence[Planned], unreadable: Unreadable) -> Iterator[Sequence[Any]]:
+    at_once = max(1, min(_ROWS_AT_ONCE, _CELLS_AT_ONCE // max(1, len(columns))))
+    rows: list[dict[str, Any]] = []
+    begin = size = 0
+    for line, text in _lines(path):
+        rows.append(_read(text, line))
+        size += len(text)
+        if len(rows) == at_once or size > TEXT_BLOCK_BYTES:
+            yield _arrays(rows, columns, begin, unreadable)
+            begin, size, rows = begin + len(rows), 0, []
+    if rows:
+        yield _arrays(rows, columns, begin, unreadable)
+
+
+def _arrays(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[Planned], begin: int, unreadable: Unreadable
+) -> list[Any]:
+    arrays = []
+    for column in columns:
+        values = [row.get(column.name) for row in rows]
+        if not _all_fit(values, column.type):
+            values = [_one(value, column, begin + place, unreadable) for place, value in enumerate(values)]
+        arrays.append(pa.array(values, column.type))
+    return arrays
+
+
+def _all_fit(values: Sequence[Any], target: Any) -> bool:
+    """Whether Arrow takes all of them as they are."""
+    kinds = set(map(type, values)) - {type(None)}
+    if pa.types.is_list(target) or pa.types.is_fixed_size_list(target):
+        if kinds - {list}:
+            return False
+        kinds = set(map(type, chain.from_iterable(value for value in values if value is not None)))
+        target = target.value_type
+    if pa.types.is_floating(target):
+        return kinds <= {float}
+    return kinds <= {int if pa.types.is_integer(target) else bool if pa.types.is_boolean(target) else str}
+
+
+def _one(value: Any, column: Planned, row: int, unreadable: Unreadable) -> Any:
+    """A value as its column's type takes it; None where it cannot be."""
+    if value is None:
+        return None
+    target, kind = column.type, type(value)
+    if pa.types.is_list(target) or pa.types.is_fixed_size_list(target):
+        wanted = "a list of text" if pa.types.is_string(target.value_type) else "a list of numbers"
+        if kind is list:
+            allowed = {str} if pa.types.is_string(target.value_type) else _NUMBERS
+            odd = next((part for part in value if type(part) not in allowed), _NUMBERS)
+            if odd is _NUMBERS:
+                return [_float(part) for part in value] if pa.types.is_floating(target.value_type) else value
+            unreadable(row, column.name, f"not {wanted}: there is {shown(odd)} in it")
+            return None
+    elif kind in _NUMBERS and not pa.types.is_string(target) and not pa.types.is_boolean(target):
+        return _float(value) if pa.types.is_floating(target) else value
+    elif (pa.types.is_string(target) and kind is str) or (pa.types.is_boolean(target) and kind is bool):
+        return value
+    else:
+        wanted = "text" if pa.types.is_string(target) else "a boolean" if pa.types.is_boolean(target) else "a number"
+    unreadable(row, column.name, f"not {wanted}: {shown(value)}")
+    return None
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+
+
+def _fits(value: float) -> bool:
+    """Whether a whole number fits in 64 bits."""
+    return -(2**63) <= value < 2**63

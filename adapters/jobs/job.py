@@ -1,0 +1,222 @@
+"""One training job: its states, its record, and the statements on its row."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from adapters.errors import ClaimLost, JobNotFound, QueueFull
+from adapters.storage.schema import DEFAULT_TENANT, job_adapters, jobs
+
+
+class Status(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    """Waits for a trainer."""
+    RUNNING = "running"
+    """A trainer holds its lease."""
+    SUCCEEDED = "succeeded"
+    """What it trained is published."""
+    FAILED = "failed"
+    """It ended with an error. Of a fleet, what was published before stays."""
+    CANCELLED = "cancelled"
+    """A client ended it. Of a fleet, what was published before stays."""
+
+
+MOVES: Mapping[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED}),
+    # Back to queued: a trainer that stops hands its lease back. Running again: another trainer claims it, because
+    # its lease has run out.
+    Status.RUNNING: frozenset({Status.QUEUED, Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}),
+    Status.SUCCEEDED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+
+
+class Line(NamedTuple):
+    """A line of a job's log."""
+
+    at: str
+    text: str
+    number: int
+    """From 1 on, whatever lines are kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One training, as it stands in the queue."""
+
+    sequence: int
+    """The order in which jobs were queued."""
+    id: str
+    adapter: str
+    """What it trains: a name, or the template of a fleet's names."""
+    status: Status
+    created_at: str
+    started_at: str | None
+    """When a trainer first claimed it."""
+    finished_at: str | None
+    attempt: int
+    """Claims so far; a lease that was handed back does not count."""
+    fence: int
+    """Goes up with every claim: a trainer whose number is old may not publish."""
+    lease_until: float | None
+    base: str
+    feature_space: str | None
+    spec: Mapping[str, Any]
+    """`shown`, the settings as a client reads them; `resolved`, as the fit does; `steps`; `publish`."""
+    data_file: str | None
+    """The blob with the data that are its own; None once the job has ended."""
+    progress: Mapping[str, Any] | None
+    history: Sequence[Sequence[float]]
+    metrics: Mapping[str, Any] | None
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    log: Sequence[Line] = ()
+    """What happened on the way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobState:
+    """What a watcher of a job is told of it."""
+
+    status: Status
+    attempt: int
+    fence: int
+    progress: Mapping[str, Any] | None
+    metrics: Mapping[str, Any] | None
+    result: Mapping[str, Any] | None
+    error: Mapping[str, Any] | None
+    log: Sequence[Line]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return not MOVES[self.status]
+
+
+MOST_LINES = 200
+"""Lines of a job's log that are kept: the newest."""
+_LONGEST_LINE = 500
+_AFTER_ALL = "\U0010ffff"
+"""Sorts after every character of an id."""
+_STATE = [jobs.c[name] for name in JobState.__dataclass_fields__]
+_SHOWN = [column for column in jobs.c if column.name not in ("history", "log")]
+
+
+def get(connection: Connection, job_id: str) -> Job:
+    """One job; raises `JobNotFound`."""
+    require(connection, job_id)
+    return as_job(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
+
+
+def require(connection: Connection, job_id: str) -> None:
+    """Raises `JobNotFound` where there is no such job."""
+    there = sa.select(jobs.c.id).where(jobs.c.tenant == DEFAULT_TENANT, jobs.c.id == job_id)
+    if connection.execute(there).one_or_none() is None:
+        raise JobNotFound(f"there is no job {job_id!r}", field="id", given=job_id)
+
+
+def as_job(row: sa.Row[Any]) -> Job:
+    """A row of the jobs table as the value that the rest of the house knows."""
+    values = row._asdict()
+    values.pop("tenant")
+    values["status"] = Status(values["status"])
+    values.setdefault("history", [])
+    return Job(**values | {"log": _lines(values.get("log"))})
+
+
+def find(
+    connection: Connection,
+    *,
+    status: Status | None = None,
+    adapter: str | None = None,
+    prefix: str | None = None,
+    before: int | None = None,
+    limit: int = 100,
+) -> list[Job]:
+    """Jobs, newest first, from below sequence number `before` on, without history and log.
+
+    `adapter` finds the fleets that train that name too; `prefix` is how their ids begin.
+    """
+    statement = sa.select(*_SHOWN).where(jobs.c.tenant == DEFAULT_TENANT)
+    if status is not None:
+        statement = statement.where(jobs.c.status == status)
+    if adapter is not None:
+        statement = statement.where(jobs.c.id.in_(sa.select(job_adapters.c.job).where(job_adapters.c.name == adapter)))
+    if prefix is not None:
+        # A range, which SQLite finds in the index on ids.
+        statement = statement.where(jobs.c.id >= prefix, jobs.c.id < prefix + _AFTER_ALL)
+    if before is not None:
+        statement = statement.where(jobs.c.sequence < before)
+    statement = statement.order_by(jobs.c.sequence.desc()).limit(limit)
+    return [as_job(row) for row in connection.execute(statement)]
+
+
+def states(connection: Connection, job_ids: Sequence[str]) -> dict[str, JobState]:
+    """What a watcher is told of each of these jobs, at most a few hundred."""
+    found = {}
+    for row in connection.execute(sa.select(jobs.c.id, *_STATE).where(jobs.c.id.in_(job_ids))):
+        values = row._asdict()
+        job_id, status, lines = values.pop("id"), Status(values.pop("status")), _lines(values.pop("log"))
+        found[job_id] = JobState(status=status, log=lines, **values)
+    return found
+
+
+def claimable(connection: Connection, now: float, base: str) -> Job | None:
+    """The oldest job for the base layer with this fingerprint that waits or whose lease has run out."""
+    expired = (jobs.c.status == Status.RUNNING) & (jobs.c.lease_until <= now)
+    # By the index on status, which leaves a few jobs to look at: an index on the base would find every job there was.
+    statement = sa.select(jobs).where((jobs.c.status == Status.QUEUED) | expired, jobs.c.base == base)
+    row = connection.execute(statement.order_by(jobs.c.sequence).limit(1)).one_or_none()
+    return None if row is None else as_job(row)
+
+
+def update(connection: Connection, job: Job, **values: Any) -> None:
+    """Write columns of a job's row."""
+    connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+
+
+def move(connection: Connection, job: Job, to: Status, **values: Any) -> Job:
+    """Move a job to another status by one of the legal moves, and write columns with it; returns it as it is then."""
+    if to not in MOVES[job.status]:
+        raise ValueError(f"a job cannot go from {job.status} to {to}")
+    update(connection, job, status=to, **values)
+    return get(connection, job.id)
+
+
+def note(connection: Connection, claim: Job, text: str, *, at: str) -> None:
+    """Append a line to a job's log. Of a log that is full, the oldest goes."""
+    lines = _lines(connection.scalars(sa.select(jobs.c.log).where(jobs.c.id == claim.id)).one())
+    number = lines[-1].number + 1 if lines else 1
+    update(connection, claim, log=[*lines[1 - MOST_LINES :], Line(at, text[:_LONGEST_LINE], number)])
+
+
+def _lines(stored: Sequence[Sequence[Any]] | None) -> list[Line]:
+    return [Line(*line) for line in stored or ()]
+
+
+def check_holds(connection: Connection, claim: Job) -> None:
+    """Raises `ClaimLost` where the job was cancelled or claimed again since `claim`."""
+    # Asked five times a second: without the history and the spec, which may be long.
+    statement = sa.select(jobs.c.status, jobs.c.fence).where(jobs.c.id == claim.id)
+    status, fence = connection.execute(statement).one()
+    if status != Status.RUNNING or fence != claim.fence:
+        raise ClaimLost(f"job {claim.id} is {status} at fence {fence}; this claim has fence {claim.fence}")
+
+
+def check_room(connection: Connection, max_queued: int, base: str) -> None:
+    """Raise `QueueFull` if as many jobs for the base layer with this fingerprint wait as may.
+
+    Jobs for another base layer do not count: no trainer of this service takes them, so they would fill the queue for
+    good.
+    """
+    queued = (jobs.c.status == Status.QUEUED, jobs.c.base == base)
+    waiting = connection.scalars(sa.select(sa.func.count()).select_from(jobs).where(*queued)).one()
+    if waiting >= max_queued:
+        raise QueueFull(f"{waiting} jobs wait already, as many as may", expected=f"fewer than {max_queued}")

@@ -1,0 +1,315 @@
+"""The durable queue of training jobs: lease, heartbeat, fence, cancel.
+
+Here are the whole transactions; the statements that they are made of are in `jobs` and `job_adapters`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from adapters.catalog.versions import Publication, Published
+from adapters.clock import rfc3339
+from adapters.errors import JobEnded, JobNotEnded, LoraplexError, WorkerDied
+from adapters.jobs import job as rows
+from adapters.jobs import job_adapters
+from adapters.jobs.job import Job, JobState, Status
+from adapters.jobs.job_adapters import JobAdapter, Outcome
+from adapters.jobs.revert import Reverted, revert
+from adapters.storage import schema as tables
+from adapters.storage.blobs import BlobStore, Content
+from adapters.storage.database import Database
+from adapters.storage.schema import DEFAULT_TENANT
+
+MAX_ATTEMPTS = 3
+
+
+class JobQueue:
+    """The jobs in one data folder. Safe to use from any thread and from several processes."""
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        *,
+        now: Callable[[], float],
+        lease_seconds: float,
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._now = now
+        self._lease_seconds = lease_seconds
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock that jobs are timed with."""
+        return self._now()
+
+    def submit(
+        self,
+        job_id: str,
+        *,
+        adapter: str,
+        adapters: Sequence[JobAdapter],
+        base: str,
+        feature_space: str | None,
+        spec: Mapping[str, Any],
+        steps: int,
+        data: Content | None,
+        max_queued: int,
+    ) -> Job:
+        """Store the data, then the job: both are durable when this returns.
+
+        `adapter` is what the job shows: a name, or the template of a fleet's; `adapters` are what it trains. Raises
+        `QueueFull`, `StorageFull` and what `data` raises where it is a writer, and then nothing is stored.
+        """
+        with self._blobs.publishing():
+            # Looked at before the data is written, so that a full queue costs no disk; decided in the transaction.
+            with self._database.read() as connection:
+                rows.check_room(connection, max_queued, base)
+            data_file = None if data is None else self._blobs.write(data)
+            try:
+                with self._database.write() as connection:
+                    rows.check_room(connection, max_queued, base)
+                    connection.execute(
+                        sa.insert(tables.jobs).values(
+                            id=job_id,
+                            tenant=DEFAULT_TENANT,
+                            adapter=adapter,
+                            status=Status.QUEUED,
+                            created_at=rfc3339(self._now()),
+                            attempt=0,
+                            fence=0,
+                            base=base,
+                            feature_space=feature_space,
+                            spec=dict(spec),
+                            progress={"step": 0, "steps": steps, "loss": None},
+                            data_file=data_file,
+                            history=[],
+                        )
+                    )
+                    job_adapters.insert(connection, job_id, adapters)
+                    return rows.get(connection, job_id)
+            except LoraplexError as error:
+                # If it is not refused for certain, or after any other error, the sweep decides.
+                if not error.outcome_unknown:
+                    self._blobs.remove([] if data_file is None else [data_file])
+                raise
+
+    def get(self, job_id: str) -> Job:
+        """One job; raises `JobNotFound`."""
+        with self._database.read() as connection:
+            return rows.get(connection, job_id)
+
+    def list(
+        self,
+        *,
+        status: Status | None = None,
+        adapter: str | None = None,
+        prefix: str | None = None,
+        before: int | None = None,
+        limit: int = 100,
+    ) -> list[Job]:
+        """Jobs, newest first, from below sequence number `before` on, without history and log."""
+        with self._database.read() as connection:
+            return rows.find(connection, status=status, adapter=adapter, prefix=prefix, before=before, limit=limit)
+
+    def state(self, job_id: str) -> JobState:
+        """What a watcher is told of one job; raises `JobNotFound`."""
+        with self._database.read() as connection:
+            rows.require(connection, job_id)
+            return rows.states(connection, [job_id])[job_id]
+
+    def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
+        """What watchers are told of these jobs."""
+        with self._database.read() as connection:
+            return rows.states(connection, job_ids)
+
+    def adapters(
+        self, job_id: str, *, outcome: Outcome | None = None, after: int | None = None, limit: int | None = None
+    ) -> Sequence[JobAdapter]:
+        """What a job trains, in its order, from past position `after` on; raises `JobNotFound`."""
+        with self._database.read() as connection:
+            rows.require(connection, job_id)
+            return job_adapters.find(connection, job_id, outcome=outcome, after=after, limit=limit)
+
+    def revert(self, job_id: str) -> Reverted:
+        """Point each live that the job moved, and that still points at its version, back to where it pointed before.
+
+        Raises `JobNotFound` and `JobNotEnded`.
+        """
+        with self._database.write() as connection:
+            job = rows.get(connection, job_id)
+            if rows.MOVES[job.status]:
+                raise JobNotEnded(
+                    f"job {job_id} is {job.status}: cancel it first, or wait for its end", field="id", given=job.status
+                )
+            return revert(connection, job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        """End a job that has not ended; cancelled already is fine. Raises `JobNotFound` and `JobEnded`.
+
+        The trainer that runs it sees this within its next look, and can no longer publish.
+        """
+        with self._database.write() as connection:
+            job = rows.get(connection, job_id)
+            if job.status is Status.CANCELLED:
+                return job
+            if Status.CANCELLED not in rows.MOVES[job.status]:
+                raise JobEnded(f"job {job_id} has {job.status} already", field="id", given=job.status)
+            cancelled = self._end(connection, job, Status.CANCELLED)
+        self.remove_data(job)
+        return cancelled
+
+    def claim(self, *, base: str) -> Job | None:
+        """Take the oldest job that waits or whose lease has run out, or return None if there is none.
+
+        Only jobs that were queued for the base layer with this fingerprint: the others are for the trainers of another
+        service on the same data folder. A job whose trainer died on the last of its attempts is ended here, as
+        `worker_died`.
+        """
+        while True:
+            with self._database.read() as connection:
+                if rows.claimable(connection, self._now(), base) is None:
+                    return None
+            with self._database.write() as connection:
+                job = rows.claimable(connection, self._now(), base)
+                if job is None:
+                    return None
+                if job.attempt < MAX_ATTEMPTS:
+                    now = self._now()
+                    return rows.move(
+                        connection,
+                        job,
+                        Status.RUNNING,
+                        attempt=job.attempt + 1,
+                        fence=job.fence + 1,
+                        lease_until=now + self._lease_seconds,
+                        started_at=job.started_at or rfc3339(now),
+                        # An attempt before this one is forgotten: the fit begins again.
+                        progress={**(job.progress or {}), "step": 0, "loss": None},
+                        history=[],
+                    )
+                died = WorkerDied(f"the process that trained died on {MAX_ATTEMPTS} attempts")
+                self._end(connection, job, Status.FAILED, error=died.members())
+            self.remove_data(job)
+
+    def check_ours(self, claim: Job) -> None:
+        """Raises `ClaimLost` where the job was cancelled, or claimed again by another trainer."""
+        with self._database.read() as connection:
+            rows.check_holds(connection, claim)
+
+    def heartbeat(
+        self, claim: Job, *, progress: Mapping[str, Any] | None, history: Sequence[Any] | None = None
+    ) -> None:
+        """Renew the lease and store the progress, and the history where it is given; raises `ClaimLost`."""
+        reached: dict[str, Any] = {} if history is None else {"history": list(history)}
+        with self._database.write() as connection:
+            rows.check_holds(connection, claim)
+            lease_until = self._now() + self._lease_seconds
+            rows.update(connection, claim, lease_until=lease_until, progress=progress, **reached)
+
+    def note(self, claim: Job, text: str) -> None:
+        """Append a line to the job's log; raises `ClaimLost`."""
+        with self._database.write() as connection:
+            rows.check_holds(connection, claim)
+            rows.note(connection, claim, text, at=rfc3339(self._now()))
+
+    def waiting(self, claim: Job) -> Sequence[JobAdapter]:
+        """Those of the job's adapters that have neither version nor error; raises `ClaimLost`."""
+        with self._database.read() as connection:
+            rows.check_holds(connection, claim)
+            return job_adapters.find(connection, claim.id, outcome=Outcome.WAITING)
+
+    def tally(self, claim: Job) -> dict[str, int]:
+        """How many of the job's adapters are `published` and `failed`, of how many in `total`."""
+        with self._database.read() as connection:
+            return job_adapters.tally(connection, claim.id)
+
+    def hand_back(self, claim: Job) -> None:
+        """Let another trainer have the job at once, this claim not counted. Raises `ClaimLost`."""
+        with self._database.write() as connection:
+            rows.check_holds(connection, claim)
+            rows.move(connection, claim, Status.QUEUED, attempt=claim.attempt - 1, lease_until=None)
+
+    def abandon(self, claim: Job) -> None:
+        """Let any trainer have the job at once, this claim counted: its fit died. Raises `ClaimLost`."""
+        with self._database.write() as connection:
+            rows.check_holds(connection, claim)
+            rows.update(connection, claim, lease_until=self._now())
+
+    def fail(self, claim: Job, error: Mapping[str, Any], **reached: Any) -> None:
+        """End the job with an error, and with the `progress` and `history` that it reached, where they are given.
+
+        Raises `ClaimLost`.
+        """
+        with self._database.write() as connection:
+            rows.check_holds(connection, claim)
+            self._end(connection, claim, Status.FAILED, error=dict(error), **reached)
+        self.remove_data(claim)
+
+    def fail_adapters(self, claim: Job, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Store, for positions among the job's adapters, the members of the error that each ended with.
+
+        Raises `ClaimLost`.
+        """
+        with self._database.write() as connection:
+            rows.check_holds(connection, claim)
+            job_adapters.fail(connection, claim.id, failures)
+
+    def admit(self, connection: Connection, claim: Job, publications: Sequence[Publication]) -> Sequence[bool]:
+        """Which of the job's publications may become versions: `choose` of `Catalog.publish`.
+
+        Not those whose adapters were deleted after the job was queued: in a fleet each of them fails, alone. Raises
+        `ClaimLost`, and `AdapterDeleted` where the job trains just that one.
+        """
+        rows.check_holds(connection, claim)
+        return job_adapters.admit(connection, claim, publications)
+
+    def record(self, connection: Connection, claim: Job, published: Sequence[Published]) -> None:
+        """Store what the job's adapters were published as: `also` of `Catalog.publish`. Raises `ClaimLost`."""
+        rows.check_holds(connection, claim)
+        job_adapters.record(connection, claim.id, published)
+
+    def succeed(
+        self,
+        claim: Job,
+        *,
+        result: Mapping[str, Any] | None,
+        progress: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        history: Sequence[Any],
+        connection: Connection | None = None,
+    ) -> None:
+        """End the job, in the transaction of `connection` or in one of its own. Raises `ClaimLost`.
+
+        In a transaction of the caller's the data stay: `remove_data` is for after the commit.
+        """
+        if connection is None:
+            with self._database.write() as connection:
+                self.succeed(
+                    claim, result=result, progress=progress, metrics=metrics, history=history, connection=connection
+                )
+            self.remove_data(claim)
+            return
+        rows.check_holds(connection, claim)
+        self._end(
+            connection,
+            claim,
+            Status.SUCCEEDED,
+            result=None if result is None else dict(result),
+            progress=dict(progress),
+            metrics=dict(metrics),
+            history=list(history),
+        )
+
+    def remove_data(self, job: Job) -> None:
+        """Remove the data of a job that has ended."""
+        if job.data_file is not None:
+            self._blobs.remove([job.data_file])
+
+    def _end(self, connection: Connection, job: Job, status: Status, **values: Any) -> Job:
+        finished_at = rfc3339(self._now())
+        if status is Status.FAILED:
+            job_adapters.fail_waiting(connection, job.id, values["error"])
+        return rows.move(connection, job, status, finished_at=finished_at, lease_until=None, data_file=None, **values)

@@ -1,0 +1,173 @@
+"""The frozen linear layer that every adapter adds to."""
+
+# I in_features · O out_features
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from adapters.errors import BaseNotLoadable
+
+BUNDLED = "digits"
+"""The source that means the classifier in this package: 8×8 digits, 64 → 10."""
+BUNDLED_FILE = Path(__file__).parents[1] / "bundled" / "digits.safetensors"
+
+_STORED_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+_GENERATED = re.compile(r"(random|identity|zeros):([0-9,]+)")
+_MAX_FEATURES = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class BaseLayer:
+    """`y = x·Wᵀ + b`. Loaded once, never written.
+
+    weight_OI: (O, I), bias_O: (O,) or None, both on `device`. `dtype` is what they are held in; `fingerprint`
+    is over what was stored.
+    """
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    source: str
+    fingerprint: str
+    weight_norm: float
+
+    @cached_property
+    def in_features(self) -> int:
+        """I, the width of a row that goes in."""
+        return self.weight_OI.shape[1]
+
+    @cached_property
+    def out_features(self) -> int:
+        """O, the width of a row that comes out."""
+        return self.weight_OI.shape[0]
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """(N, I) → (N, O): a new tensor. No GEMM where W is known to be the identity or all zeros."""
+        if self.source.startswith("identity:"):
+            return x_NI.clone()
+        if self.source.startswith("zeros:"):
+            return x_NI.new_zeros(len(x_NI), self.out_features)
+        return torch.nn.functional.linear(x_NI, self.weight_OI, self.bias_O)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the layer computes."""
+        return self.weight_OI.device
+
+    @property
+    def dtype(self) -> str:
+        """What W and b are held in: float32 or bfloat16."""
+        return _STORED_DTYPES[self.weight_OI.dtype]
+
+
+def load_base_layer(
+    source: str,
+    *,
+    weight_key: str = "weight",
+    bias_key: str = "bias",
+    device: str = "auto",
+    dtype: str = "float32",
+) -> BaseLayer:
+    """The layer that `source` names: `digits`, a safetensors path, or one made from numbers.
+
+    `random:IN,OUT,SEED` is `torch.manual_seed(SEED); torch.randn(OUT, IN)` with a zero bias; `identity:DIM`
+    and `zeros:IN,OUT` have no bias. Raises `BaseNotLoadable` with the reason.
+    """
+    where = _choose_device(device)
+    held = getattr(torch, dtype) if where.type == "cuda" else torch.float32
+    try:
+        weight, bias = _find(source, weight_key, bias_key)
+        _check(source, weight, bias)
+        weight_OI, bias_O = weight.to(where, held), None if bias is None else bias.to(where, held)
+    except RuntimeError as error:
+        # No such device, or not enough memory: torch says so in words.
+        raise BaseNotLoadable(f"base {source!r} cannot be loaded onto {device}: {error}") from None
+    return BaseLayer(
+        weight_OI=weight_OI,
+        bias_O=bias_O,
+        source=source,
+        fingerprint=_fingerprint(weight, bias),
+        weight_norm=float(torch.linalg.vector_norm(weight.double())),
+    )
+
+
+def _find(source: str, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
+    if generated := _GENERATED.fullmatch(source):
+        return _generate(source, generated[1], generated[2])
+    return _read(BUNDLED_FILE if source == BUNDLED else Path(source), weight_key, bias_key)
+
+
+def _choose_device(device: str) -> torch.device:
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if chosen.startswith("cuda") and not torch.cuda.is_available():
+        raise BaseNotLoadable(f"device {device!r} was asked for, and no CUDA device is available")
+    try:
+        where = torch.device(chosen)
+    except RuntimeError:
+        where = torch.device("meta")
+    if where.type not in ("cpu", "cuda"):
+        raise BaseNotLoadable(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N")
+    return where
+
+
+def _generate(source: str, kind: str, numbers: str) -> tuple[Tensor, Tensor | None]:
+    forms = {"random": "random:IN,OUT,SEED", "identity": "identity:DIM", "zeros": "zeros:IN,OUT"}
+    parts = [int(part) if part and len(part) < 20 else -1 for part in numbers.split(",")]
+    sizes = parts[:2] if kind != "identity" else parts
+    if len(parts) != forms[kind].count(",") + 1 or not all(0 < size <= _MAX_FEATURES for size in sizes):
+        raise BaseNotLoadable(f"base {source!r} is not of the form {forms[kind]}, sizes from 1 to {_MAX_FEATURES}")
+    if kind == "identity":
+        return torch.eye(parts[0]), None
+    if kind == "zeros":
+        return torch.zeros(parts[1], parts[0]), None
+    if not 0 <= parts[2] < 2**63:
+        raise BaseNotLoadable(f"base {source!r}: the seed must be from 0 to 2^63 - 1")
+    generator = torch.Generator().manual_seed(parts[2])
+    return torch.randn(parts[1], parts[0], generator=generator), torch.zeros(parts[1])
+
+
+def _read(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = set(file.keys())
+            if weight_key not in names:
+                some = ", ".join(sorted(names)[:10]) or "none"
+                raise BaseNotLoadable(f"{path} has no tensor {weight_key!r}; it has: {some}")
+            # Cloned off the mapped file: whoever saves over it later must not change the layer.
+            weight = file.get_tensor(weight_key).clone()
+            bias = file.get_tensor(bias_key).clone() if bias_key in names else None
+    except (OSError, SafetensorError) as error:
+        raise BaseNotLoadable(f"the base layer {str(path)!r} cannot be read: {error}") from None
+    return weight, bias
+
+
+def _check(source: str, weight: Tensor, bias: Tensor | None) -> None:
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.dtype not in _STORED_DTYPES:
+            raise BaseNotLoadable(f"{source}: the {name} is {tensor.dtype}; float32, float16 or bfloat16 is needed")
+        if not torch.isfinite(tensor).all():
+            raise BaseNotLoadable(f"{source}: the {name} has numbers that are not finite")
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise BaseNotLoadable(f"{source}: the weight has shape {tuple(weight.shape)}, expected (out, in)")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise BaseNotLoadable(f"{source}: the bias has shape {tuple(bias.shape)}, expected ({weight.shape[0]},)")
+
+
+def _fingerprint(weight: Tensor, bias: Tensor | None) -> str:
+    """`sha256:` + hex over dtype, shape and bytes of both as stored; no bias differs from a zero bias."""
+    digest = hashlib.sha256()
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        head = json.dumps([name, _STORED_DTYPES[tensor.dtype], list(tensor.shape)], separators=(",", ":"))
+        digest.update(head.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,65 @@
+"""The mixed-adapter forward of one batch."""
+
+# N rows · K some of them · I in_features · O out_features · R rank · C choices
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.lora.adapter import RECORD, Adapter
+from adapters.lora.base_layer import BaseLayer
+from adapters.lora.kernel import add_low_rank_terms
+
+_WALKED_ALONE = 512
+"""Rows times rank: with more, two GEMMs are faster than the walk where all rows are one adapter's."""
+_NO_TERM = RECORD.pack(0, 0, 0, 0, 0.0)
+
+
+def low_rank_term(x_KI: Tensor, adapter: Adapter) -> Tensor:
+    """(K, I) → (K, O): s·((x·Bᵀ)·Aᵀ + bias), Hu et al. 2021, eq. 3; `W + A·B` is never formed."""
+    low_KO = (x_KI @ adapter.b_RI.T) @ adapter.a_OR.T
+    if adapter.bias_O is not None:
+        low_KO += adapter.bias_O
+    return low_KO.mul_(adapter.scaling)
+
+
+def mixed_forward(base: BaseLayer, x_NI: Tensor, choices: Sequence[Adapter | None], choice_N: Sequence[int]) -> Tensor:
+    """(N, I) → (N, O): one base GEMM for all rows, plus for row n the term of `choices[choice_N[n]]`.
+
+    A choice that is None is the bare base layer. Adapters and `x_NI` are on the base's device in its dtype.
+    The answer may have numbers that are not finite where the inputs and factors are large.
+    """
+    y_NO = base.forward(x_NI)
+    if all(adapter is None for adapter in choices):
+        return y_NO
+    on_cpu = x_NI.device.type == "cpu"
+    only = choices[0] if len(choices) == 1 else None
+    if only is not None and (not on_cpu or only.rank * len(x_NI) > _WALKED_ALONE):
+        y_NO += low_rank_term(x_NI, only)
+    elif on_cpu:
+        chosen_N = np.asarray(choice_N, dtype=np.int64)
+        # In runs: an adapter's factors stay in the processor's cache from one of its rows to the next.
+        order_N = chosen_N.argsort(kind="stable")
+        records = b"".join([_NO_TERM if adapter is None else adapter.record for adapter in choices])
+        add_low_rank_terms(y_NO.numpy(), x_NI.contiguous().numpy(), records, chosen_N, order_N)
+    else:
+        add_gathered_terms(y_NO, x_NI, choices, choice_N)
+    return y_NO
+
+
+def add_gathered_terms(y_NO: Tensor, x_NI: Tensor, choices: Sequence[Adapter | None], choice_N: Sequence[int]) -> None:
+    """The low-rank terms on CUDA, added to `y_NO`: batched matmuls over gathered factors, a pair for each rank."""
+    chosen_K = [(row, adapter) for row, choice in enumerate(choice_N) if (adapter := choices[choice]) is not None]
+    chosen_K.sort(key=lambda chosen: chosen[1].rank)
+    for _, same_rank in groupby(chosen_K, key=lambda chosen: chosen[1].rank):
+        rows, adapters = zip(*same_rank, strict=True)
+        index_K = torch.tensor(rows, device=x_NI.device)
+        scaling_K = torch.tensor([adapter.scaling for adapter in adapters]).to(x_NI)
+        hidden_KR1 = torch.bmm(torch.stack([adapter.b_RI for adapter in adapters]), x_NI[index_K].unsqueeze(2))
+        low_KO = torch.bmm(torch.stack([adapter.a_OR for adapter in adapters]), hidden_KR1).squeeze(2)
+        for position, adapter in enumerate(adapters):
+            if adapter.bias_O is not None:
+                low_KO[position] += adapter.bias_O
+        y_NO.index_add_(0, index_K, low_KO * scaling_K.unsqueeze(1))

@@ -1,8 +1,0 @@
-"""Run by Alembic, on the connection and inside the transaction that `Database` hands over."""
-
-from alembic import context
-
-from adapters.tables import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
-context.run_migrations()

@@ -1,0 +1,146 @@
+"""PEFT's `adapter_config.json`, read strictly: what could change an answer and is not understood is refused.
+
+The keys are `LoraConfig`'s, as PEFT 0.21 writes them.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from adapters.errors import LoraplexError, MissingField, PeftUnsupported, WrongType, shown
+from adapters.lora.adapter import check_alpha
+from adapters.strict_json import parse
+
+CONFIG_FILE = "adapter_config.json"
+MAX_CONFIG_BYTES = 2**19
+"""PEFT's have a few kilobytes; a longer one would hold up the process that parses it."""
+Number = TypeVar("Number", int, float)
+
+_LITERAL_PATH = re.compile(r"[A-Za-z0-9_.-]+")
+_WITHOUT_EFFECT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "target_modules",
+    "task_type",
+}
+"""Config keys that do not change what a loaded adapter answers. `target_modules` may hold a regex: never run."""
+_READ = {
+    "alpha_pattern",
+    "init_lora_weights",
+    "lora_alpha",
+    "lora_bias",
+    "peft_type",
+    "r",
+    "rank_pattern",
+    "use_rslora",
+}
+_DEFAULTS = {"bias": "none", "runtime_config": {"ephemeral_gpu_offload": False}}
+_EMPTY: tuple[object, ...] = ("", [], {})
+
+
+@dataclass(frozen=True, slots=True)
+class PeftConfig:
+    """What a config says."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    has_bias: bool
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+
+    def rank_of(self, module: str) -> int:
+        """The rank of the module at a path."""
+        return _from_pattern(self.rank_pattern, module, default=self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """The alpha of the module at a path; raises `NotFinite` or `OutOfRange`."""
+        return check_alpha(_from_pattern(self.alpha_pattern, module, default=self.alpha), field="lora_alpha")
+
+
+def read_config(text: bytes) -> PeftConfig:
+    """The config in a file; raises `InvalidInput` and its kin, naming the key."""
+    config = _read_config(text)
+    return PeftConfig(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        rslora=config["use_rslora"],
+        has_bias=config["lora_bias"],
+        rank_pattern=_check_pattern("rank_pattern", config, (int,)),
+        alpha_pattern=_check_pattern("alpha_pattern", config, (int, float)),
+    )
+
+
+def _read_config(text: bytes) -> dict[str, Any]:
+    config = parse(text, what=CONFIG_FILE)
+    if not isinstance(config, dict):
+        raise WrongType(f"{CONFIG_FILE} must hold a JSON object", field=CONFIG_FILE, given=config)
+    # The type first: other methods have no r or alpha to miss.
+    if config.get("peft_type") not in (None, "LORA"):
+        raise _unsupported("peft_type", config["peft_type"], "LORA")
+    for key in ("peft_type", "r", "lora_alpha"):
+        if config.get(key) is None:
+            raise MissingField(f"{CONFIG_FILE} has no {key}", field=key, expected=f"{key} in {CONFIG_FILE}")
+    init = config.get("init_lora_weights", True)
+    if not (isinstance(init, bool) or init in (None, "gaussian")):
+        raise _unsupported("init_lora_weights", init, 'true, false or "gaussian": the others may change the base')
+    for key, value in config.items():
+        if key in _READ or key in _WITHOUT_EFFECT or value is None or value is False or value in _EMPTY:
+            continue
+        if _DEFAULTS.get(key) != value:
+            raise _unsupported(key, value, "left out, null, false or empty")
+    if type(config["r"]) is not int:
+        raise WrongType("r must be a whole number", field="r", given=config["r"], expected="a whole number")
+    if type(config["lora_alpha"]) not in (int, float):
+        raise WrongType("lora_alpha must be a number", field="lora_alpha", given=config["lora_alpha"])
+    for key in ("use_rslora", "lora_bias"):
+        config[key] = False if config.get(key) is None else config[key]
+        if config[key] is not True and config[key] is not False:
+            raise WrongType(f"{key} must be true or false", field=key, given=config[key])
+    return config
+
+
+def _unsupported(key: str, value: object, expected: str) -> LoraplexError:
+    return PeftUnsupported(
+        f"{CONFIG_FILE}: {key} = {shown(value)[:60]} cannot be served exactly",
+        field=key,
+        given=value,
+        expected=expected,
+    )
+
+
+def _check_pattern(key: str, config: Mapping[str, Any], numbers: tuple[type, ...]) -> dict[str, Any]:
+    """PEFT runs the keys of a pattern as regexes. Here they must be literal: a client's regex is never run."""
+    pattern = {} if config.get(key) is None else config[key]
+    if not isinstance(pattern, dict):
+        raise WrongType(f"{key} must be an object", field=key, given=pattern, expected="an object")
+    for path, value in pattern.items():
+        if not _LITERAL_PATH.fullmatch(path):
+            raise PeftUnsupported(
+                f"{key} has the key {path[:80]!r}, which is not a literal module path",
+                field=key,
+                given=path,
+                expected="a module path or the end of one",
+            )
+        if type(value) not in numbers:
+            raise WrongType(f"{key}[{path!r}] must be a number", field=key, given=value, expected="a number")
+    return pattern
+
+
+def _from_pattern(pattern: Mapping[str, Number], module: str, *, default: Number) -> Number:
+    """The value of the first key that is the module's path or its end, as PEFT takes it."""
+    return next((value for path, value in pattern.items() if _is_end_of(path, module)), default)
+
+
+def _is_end_of(path: str, module: str) -> bool:
+    """Whether PEFT's regex `(.*\\.)?(path)$` matches: of a literal path it reads the dots as any character."""
+    end = len(module) - len(path)
+    starts_a_name = end == 0 or (end > 0 and module[end - 1] == ".")
+    return starts_a_name and all(one in (".", other) for one, other in zip(path, module[end:], strict=True))

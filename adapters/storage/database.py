@@ -1,0 +1,286 @@
+"""The SQLite file behind the catalogue: durable commits, one writer at a time, migrations at start."""
+
+import errno
+import logging
+import os
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DatabaseError
+
+from adapters.errors import (
+    CatalogBusy,
+    CatalogNotLoadable,
+    LoraplexError,
+    StorageFailed,
+    StorageFull,
+    TooManyOpenFiles,
+)
+from adapters.storage.store_identity import CATALOG, migration_lock
+
+_BUSY_MILLISECONDS = 15_000
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_DAMAGED_WORDS = ("unsupported file format", "no such table", "Could not decode to UTF-8")
+"""Messages of SQLite and Python, without an error code, about a file that was cut off or overwritten."""
+_FAILED = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL}
+_UNDONE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
+"""Codes of a COMMIT that is certainly rolled back: they come from what precedes the truncation of the journal."""
+_UNKNOWN = "it is unknown whether the change was stored; look before you repeat it"
+_PROBE_BYTES = 2**18
+
+_sync = getattr(os, "fdatasync", os.fsync)
+"""The call with which SQLite syncs."""
+
+log = logging.getLogger(__name__)
+
+
+class Database:
+    """Transactions on the catalogue in `folder`. Opening it brings its tables up to date.
+
+    `make_room` is called when the disk is full, before the error is raised.
+    """
+
+    def __init__(self, folder: Path, *, make_room: Callable[[], object] = lambda: None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._make_room = make_room
+        self.path = folder / CATALOG
+        # As many connections as threads ask for: a reader never waits for another reader.
+        url = sa.URL.create("sqlite", database=str(self.path))
+        self._engine = sa.create_engine(url, pool_size=8, max_overflow=-1)
+        sa.event.listen(self._engine, "connect", _configure)
+        sa.event.listen(self._engine, "begin", _begin)
+        self._writing = self._engine.execution_options(writes=True)
+        # Two writers in one process would wait in SQLite's busy handler, which sleeps; a lock wakes at once.
+        self._writer = threading.Lock()
+        self._commits: ChangeWatch | None = None
+        try:
+            self._migrate(folder)
+        except (CommandError, DatabaseError, sqlite3.DatabaseError, StorageFailed) as error:
+            # Not a database, damaged, or migrated by a newer release.
+            raise CatalogNotLoadable(f"the catalogue {self.path} cannot be opened: {error}") from error
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Read in one consistent transaction; raise `CatalogBusy`, `StorageFailed` or `TooManyOpenFiles`."""
+        with _translated(), _transaction(self._engine) as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction, committed and on disk when this ends without an error.
+
+        It begins by taking the write lock: a read that turns into a write later would fail at once where
+        another process has written in between. Raises `CatalogBusy`, `StorageFull`, `StorageFailed` and
+        `TooManyOpenFiles`. Nothing was stored then, unless the error has `outcome_unknown`.
+        """
+        if not self._writer.acquire(timeout=_BUSY_MILLISECONDS / 1000):
+            raise CatalogBusy("the catalogue is written to by many at once; try again")
+        before, committing, unknown = 0, False, False
+        try:
+            with _transaction(self._writing) as connection:
+                # Before the first change: a transaction that outgrows SQLite's cache locks readers out early.
+                before = self._data_version()
+                yield connection
+                committing = True
+            return
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            failure = error
+            unknown = committing and _code(error) not in _UNDONE and not self._is_rolled_back(before)
+        finally:
+            self._writer.release()
+        ours = _as_ours(failure, folder=self.path.parent, outcome_unknown=unknown)
+        if ours is None:
+            raise failure
+        if isinstance(ours, StorageFull):
+            self._make_room()
+        raise ours from failure
+
+    def close(self) -> None:
+        """Give back every connection."""
+        self._engine.dispose()
+        if self._commits is not None:
+            self._commits.close()
+
+    def _data_version(self) -> int:
+        """The number of commits, by a connection that writes none. Call it with the write lock held."""
+        if self._commits is None:
+            self._commits = ChangeWatch(self.path)
+        return self._commits.data_version()
+
+    def _is_rolled_back(self, before: int) -> bool:
+        """Return whether the transaction of a failed COMMIT is certainly rolled back.
+
+        The COMMIT may have failed before the journal was truncated, which rolls the transaction back, or after it,
+        which leaves it stored, perhaps not durably.
+        """
+        try:
+            # If there is still a journal, this rolls the transaction back. The connection of `_commits` must not be
+            # the one that does so: its number would change.
+            with self.read() as connection:
+                connection.exec_driver_sql("SELECT revision FROM catalog").one()
+            return self._data_version() == before
+        except LoraplexError:
+            return False
+
+    def _migrate(self, folder: Path) -> None:
+        # `api` and `trainer` start together: one migrates, the other waits and finds nothing to do.
+        with migration_lock(folder):
+            config = Config()
+            config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+            with self.write() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+
+
+class ChangeWatch:
+    """Whether any connection, in this process or another, has committed since the last look.
+
+    A connection of its own that never writes and never waits: SQLite's `data_version` moves for everyone else's
+    commits, and reading it costs microseconds.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._openings = 0
+        self._connection = self._open()
+
+    def data_version(self) -> int:
+        """A number that changes with every commit; raises `CatalogBusy` at once where one is under way."""
+        try:
+            row = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.DatabaseError:
+            # Once more, in the service's own terms: the context costs as much as a third of the look.
+            row = self._read("PRAGMA data_version")
+        return self._openings * 2**32 + int(row[0])
+
+    def revision(self) -> int:
+        """The catalogue's revision; raises `CatalogBusy` at once where a commit is under way."""
+        return int(self._read("SELECT revision FROM catalog")[0])
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+
+    def _read(self, statement: str) -> Any:
+        try:
+            with _translated():
+                return self._connection.execute(statement).fetchone()
+        except StorageFailed:
+            # A connection that has met an empty file refuses it even after it is whole again. A new one counts anew.
+            with suppress(sqlite3.DatabaseError):
+                fresh = self._open()
+                self._connection.close()
+                self._connection, self._openings = fresh, self._openings + 1
+            raise
+
+
+def _configure(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # `_begin` says BEGIN, so that it can say IMMEDIATE
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
+    # With DELETE, FULL does not sync the journal's removal: a power loss could roll an answered commit back.
+    # Not WAL: SQLite 3.7.0 to 3.51.2 can corrupt a database when its WAL is reset.
+    connection.execute("PRAGMA journal_mode=TRUNCATE")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def _transaction(engine: Engine) -> Iterator[Connection]:
+    with engine.connect() as connection:
+        try:
+            with connection.begin():
+                yield connection
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            # What a connection remembers of a file that has failed may not be so. Closed after its rollback, not
+            # before: a cursor that is still in use would keep it open, and the catalogue locked.
+            if _is_damage(error) or _code(error) & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
+                connection.invalidate()
+            raise
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (DatabaseError, sqlite3.DatabaseError) as error:
+        if ours := _as_ours(error):
+            raise ours from error
+        raise
+
+
+def _cause(error: BaseException) -> BaseException:
+    return (error.orig or error) if isinstance(error, DatabaseError) else error
+
+
+def _code(error: BaseException) -> int:
+    """Return SQLite's extended code of an error; 0 if it has none."""
+    return int(getattr(_cause(error), "sqlite_errorcode", 0))
+
+
+def _is_damage(error: BaseException) -> bool:
+    return _code(error) & 0xFF in _DAMAGED or any(words in str(_cause(error)) for words in _DAMAGED_WORDS)
+
+
+def _as_ours(
+    error: BaseException, *, folder: Path | None = None, outcome_unknown: bool = False
+) -> LoraplexError | None:
+    """Return our own error for one of SQLite; None if storage is not its cause. `folder` is given for a write."""
+    code, is_damage = _code(error) & 0xFF, _is_damage(error)
+    if code in _BUSY:
+        return CatalogBusy("the catalogue is locked by another process; try again")
+    if not is_damage and code not in _FAILED:
+        return None
+    kind: type[LoraplexError] = StorageFailed
+    if is_damage:
+        what = "the catalogue's file is damaged and has to be restored from a backup"
+    elif _has_no_descriptors():
+        kind, what = TooManyOpenFiles, "the process has no file descriptors left for the catalogue"
+    elif folder is not None and (code == sqlite3.SQLITE_FULL or _is_full(folder)):
+        kind, what = StorageFull, "the disk is full"
+    else:
+        what = f"the catalogue cannot be {'read' if folder is None else 'written'}"
+    if folder is not None:
+        what += f": {_UNKNOWN if outcome_unknown else 'nothing was stored'}"
+    detail = f"{what} ({getattr(_cause(error), 'sqlite_errorname', 'SQLite')}: {_cause(error)})"
+    log.error("%s", detail)
+    return kind(detail, outcome_unknown=outcome_unknown)
+
+
+def _has_no_descriptors() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
+
+
+def _is_full(folder: Path) -> bool:
+    """Return whether the disk of `folder` is full now, by a trial write: SQLite does not say why an fsync failed."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            _sync(file.fileno())
+            file.truncate(0)
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return False

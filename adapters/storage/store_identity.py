@@ -1,0 +1,293 @@
+"""Check that a catalogue and a folder of blobs belong together, before anything is created, migrated or swept.
+
+The store id, a random string, is stored three times:
+
+- in the table `catalog`, with the catalogue's revision;
+- in `blobs/store-id`. This file is written after the catalogue's id is committed. If a crash comes in between, the
+  catalogue has an id and the folder of blobs has none, and the next start writes the file;
+- in `store-id` in the data folder, which records the store that was last opened in this folder. A backup that is
+  restored into an empty folder does not have this file. The blobs may then be newer than the catalogue, because they
+  were copied after it. If the file exists and blobs are newer, an older catalogue was restored next to the live blobs.
+
+The check does not import SQLAlchemy or torch, because the supervisor runs it before it starts other processes.
+"""
+
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from adapters.errors import CatalogBusy, CatalogNotLoadable
+from adapters.storage.blobs import BLOBS, STORE_ID, blob_names, revision_of, sync_folder
+
+CATALOG = "catalog.sqlite3"
+_BUSY_SECONDS = 15
+_SECONDS_BEFORE_LOG = 3.0
+_SECONDS_BETWEEN_TRIES = 0.05
+_REFERENCES = (("versions", "file"), ("versions", "statistics"), ("dataset_versions", "file"), ("jobs", "data_file"))
+
+log = logging.getLogger(__name__)
+
+
+class Identity(NamedTuple):
+    """Store id, revision and references that a catalogue holds."""
+
+    store_id: str | None
+    """None if an older release wrote the catalogue."""
+    revision: int
+    references: frozenset[str]
+    """Names of the blobs that rows refer to; empty if they were not read."""
+
+
+def check_store(folder: Path) -> None:
+    """Raise `CatalogNotLoadable` if the catalogue and the blobs in a data folder do not belong together.
+
+    Writes nothing, but SQLite rolls back a transaction that a crash left in the catalogue's journal. Raises
+    `CatalogBusy` if the catalogue stays locked for `_BUSY_SECONDS`.
+    """
+    # Read the folder before the catalogue. If another process publishes in between, the catalogue looks newer than the
+    # blobs, which is no error. In the other order, the blobs would look newer.
+    opened_here = read_id(folder / STORE_ID)
+    folder_id = read_id(folder / BLOBS / STORE_ID)
+    names = _names(folder)
+    catalog = _read_catalog(folder / CATALOG, with_references=folder_id is None)
+    mismatch = _mismatch(folder, catalog, folder_id=folder_id, names=names, opened_here=opened_here)
+    if mismatch is not None:
+        accepted = "make a new, empty catalogue" if catalog is None else "take the catalogue as it is"
+        raise CatalogNotLoadable(
+            f"{folder}: the catalogue {CATALOG} and the files in {BLOBS}/ do not belong together: {mismatch}. Nothing "
+            "was changed.\n"
+            "- If one of the two was moved or is not mounted yet, put it back and start again.\n"
+            "- From a backup, restore its catalogue and its blobs together into a new, empty folder, and start there "
+            "('Restore' in docs/operations.md).\n"
+            f"- To {accepted}, start once with --accept-catalog. The {len(names)} files in {BLOBS}/ are kept: those "
+            f"that the catalogue does not refer to move to {folder / 'quarantine'}/kept-<time>/."
+        )
+
+
+def newest_revision(folder: Path) -> int:
+    """Return the greatest revision in the names of the blobs; 0 if there are none."""
+    return max(map(revision_of, _names(folder)), default=0)
+
+
+def unreferenced(folder: Path) -> list[Path]:
+    """Return the blobs that no row of the catalogue refers to: all of them if there is no catalogue.
+
+    The caller has to make sure that no process publishes at the same time.
+    """
+    names = _names(folder)
+    catalog = _read_catalog(folder / CATALOG, with_references=True)
+    references = catalog.references if catalog else frozenset()
+    return [folder / BLOBS / name for name in sorted(set(names).difference(references))]
+
+
+def read_id(path: Path) -> str | None:
+    """Return the id in a file; None if the file is missing or empty. Raises `CatalogNotLoadable`."""
+    with _readable(path), suppress(FileNotFoundError):
+        return path.read_text(errors="replace").strip() or None
+    return None
+
+
+def catalog_bytes(folder: Path) -> int:
+    """Return the size of the catalogue; 0 if it is missing. Raises `CatalogNotLoadable` if it cannot be looked at."""
+    path = folder / CATALOG
+    with _readable(path), suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int = 0) -> None:
+    """Write the id files that are missing in a store that was checked and whose database was migrated.
+
+    If blobs are newer than the catalogue, as after a restore, the catalogue's revision is raised to the newest blob's,
+    so that the next check passes. With `accept`, the catalogue's id overwrites both id files. `revision_at_least` is
+    the newest revision among the blobs that were moved to the quarantine.
+    """
+    opened_here_file, folder_id_file = folder / STORE_ID, folder / BLOBS / STORE_ID
+    if not accept and (opened_here := read_id(opened_here_file)) is not None and opened_here == read_id(folder_id_file):
+        return
+    with migration_lock(folder), connected(folder / CATALOG) as connection:
+        newest = max(newest_revision(folder), revision_at_least)
+        row = connection.execute("SELECT store_id, revision FROM catalog").fetchone()
+        if row is None:
+            raise damaged(folder / CATALOG, "its table catalog has no row")
+        store_id, revision = _store_id(folder / CATALOG, row[0]), _revision(folder / CATALOG, row[1])
+        if store_id is None:
+            raise damaged(folder / CATALOG, "it has no store id")
+        if newest > revision:
+            newer = sum(revision_of(name) > revision for name in _names(folder))
+            log.warning("the catalogue's revision goes from %d to %d; %d blobs are newer", revision, newest, newer)
+            connection.execute("PRAGMA journal_mode=TRUNCATE")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("UPDATE catalog SET revision = max(revision, ?)", (newest,))
+        # The data folder's file comes last, because newer blobs are an error if it exists. It must not exist before
+        # the catalogue's revision is raised.
+        _write_id(folder_id_file, store_id)
+        _write_id(opened_here_file, store_id)
+
+
+@contextmanager
+def migration_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock for migrating and completing a store: `_write_id` uses one temporary file for all processes.
+
+    Waits for as long as another process holds it, because a migration may be long, and logs that once.
+    """
+    path = folder / "migrate.lock"
+    with path.open("a") as lock:
+        log_at = time.monotonic() + _SECONDS_BEFORE_LOG
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() >= log_at:
+                log.warning("waiting for another process that migrates the catalogue and holds the lock %s", path)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                break
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+        yield
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open an existing catalogue without SQLAlchemy, and close it at the end of the block.
+
+    The connection is not read-only, because SQLite must roll back a transaction that a crash left in the journal before
+    it can read. Raises `CatalogBusy` and `CatalogNotLoadable`, also for SQLite errors inside the block.
+    """
+    try:
+        uri = f"file:{quote(str(path))}?mode=rw"
+        with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)) as connection:
+            yield connection
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise CatalogBusy(f"the catalogue {path} is locked by another process") from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise damaged(path, str(error)) from error
+        raise CatalogNotLoadable(f"the catalogue {path} cannot be opened: {error}") from error
+
+
+def damaged(path: Path, finding: str) -> CatalogNotLoadable:
+    """Return the error for a catalogue whose file is corrupt."""
+    return CatalogNotLoadable(
+        f"the catalogue {path} is damaged: {finding}; restore it from a backup (docs/operations.md)"
+    )
+
+
+def _write_id(path: Path, store_id: str) -> None:
+    """Write an id to a file atomically and durably: after a crash, the file has the new or the old content."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(store_id)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def _mismatch(
+    folder: Path, catalog: Identity | None, *, folder_id: str | None, names: list[str], opened_here: str | None
+) -> str | None:
+    """Return why the catalogue and the blobs do not belong together; None if they do."""
+    if catalog is None:
+        if folder_id is not None:
+            return f"the catalogue is missing or empty, and the blobs belong to the store {folder_id}"
+        return f"the catalogue is missing or empty, and there are {len(names)} blobs" if names else None
+    if folder_id is None:
+        return _mismatch_without_id(folder, catalog, names=names, opened_here=opened_here)
+    if catalog.store_id is None:
+        return f"the catalogue is of an older release without a store id, and the blobs belong to the store {folder_id}"
+    if catalog.store_id != folder_id:
+        return f"the catalogue belongs to the store {catalog.store_id}, and the blobs belong to the store {folder_id}"
+    newer = [name for name in names if revision_of(name) > catalog.revision]
+    if newer and opened_here == folder_id:
+        newest = max(map(revision_of, newer))
+        return (
+            f"the catalogue is older than the blobs: it is at revision {catalog.revision}, and {len(newer)} blobs are "
+            f"newer, up to revision {newest}"
+        )
+    return None
+
+
+def _mismatch_without_id(folder: Path, catalog: Identity, *, names: list[str], opened_here: str | None) -> str | None:
+    """Return why a catalogue does not belong to a folder of blobs that has no store id; None if it does."""
+    missing = catalog.references.difference(names)
+    if catalog.store_id is None:
+        # First start of this release on a store of an older one. Some blobs may have been lost before: refuse the
+        # store only if all of them are missing.
+        if missing and len(missing) == len(catalog.references):
+            return f"the catalogue refers to {len(missing)} blobs, and none of them is there"
+        return None
+    if read_id(folder / BLOBS / STORE_ID) == catalog.store_id:
+        return None  # Another process wrote the id after `check_store` read the folder.
+    if missing:
+        return f"the folder of blobs has no store id, and {len(missing)} blobs that the catalogue refers to are missing"
+    unreferenced_names = set(names).difference(catalog.references)
+    if unreferenced_names and opened_here == catalog.store_id:
+        count = len(unreferenced_names)
+        return f"the folder of blobs has no store id, and {count} blobs that the catalogue does not refer to"
+    return None
+
+
+def _read_catalog(path: Path, *, with_references: bool) -> Identity | None:
+    """Return the catalogue's identity; None if the file is missing or empty, or has no row in the table `catalog`."""
+    if catalog_bytes(path.parent) == 0:
+        return None
+    with connected(path) as connection:
+        connection.execute("BEGIN")
+        columns = _columns(connection, "catalog")
+        if not columns:
+            return None
+        store_id = "store_id" if "store_id" in columns else "NULL"
+        row = connection.execute(f"SELECT {store_id}, revision FROM catalog").fetchone()
+        references: set[str] = set()
+        if with_references:
+            for table, column in _REFERENCES:
+                if column in _columns(connection, table):
+                    statement = f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL"
+                    references.update(file for (file,) in connection.execute(statement))
+        if row is None:
+            return None
+        return Identity(_store_id(path, row[0]), _revision(path, row[1]), frozenset(references))
+
+
+def _store_id(path: Path, value: object) -> str | None:
+    """Return a store id as a catalogue has it; raise `CatalogNotLoadable` if it is not text."""
+    if value is None or isinstance(value, str):
+        return value
+    raise damaged(path, "its store id is not text")
+
+
+def _revision(path: Path, value: object) -> int:
+    """Return a revision as a catalogue has it; raise `CatalogNotLoadable` if it is not a whole number."""
+    if isinstance(value, int):
+        return value
+    raise damaged(path, f"its revision is {'NULL' if value is None else 'not a whole number'}")
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of the blobs in a data folder. Raises `CatalogNotLoadable`."""
+    blobs = folder / BLOBS
+    with _readable(blobs):
+        return blob_names(blobs)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise `CatalogNotLoadable` if the system cannot read a file or a folder. A missing one is left to the caller."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CatalogNotLoadable(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}

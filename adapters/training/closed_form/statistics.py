@@ -1,0 +1,272 @@
+"""All that squared error needs to know of rows, in a size that does not grow with them.
+
+Kept about the means, not about zero: a column whose mean is a thousand times its spread would lose six digits of that
+spread in XᵀX. Sums about any other point follow from these. Parts are put together and taken away by the pairwise
+update of Chan, Golub & LeVeque 1983 (section 2).
+"""
+
+# N rows · I in_features · O out_features · J = I + 1 · G groups · … any leading dimensions
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.nn import functional
+
+from adapters.errors import BlobCorrupt, InvalidCombination
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.closed_form.centring import near_the_mean
+
+Chunk = tuple[Tensor, Tensor, Tensor | None]
+"""Rows: x (N, I) and y (N, O), and their weights (N,) or None, which is 1 each."""
+
+_NUMBERS_AT_ONCE = 2**22
+"""Numbers of inputs and residuals that are widened together: 32 MiB as float64, and a few times that at work."""
+_ROWS_AT_ONCE = 4096
+"""And rows: where a column has few different numbers, roundings of one long sum all go the same way."""
+_CONSTANT = 1e-13
+"""Spread, relative to the mean, below which a column is one number: its rounding in float64 is far below this, and
+the least that float32 tells apart is far above."""
+
+
+class Sums(NamedTuple):
+    """Of rows about a point (x₀, r₀)."""
+
+    gram_II: Tensor
+    """Σ w·(x − x₀)ᵀ(x − x₀), (…, I, I)."""
+    cross_IO: Tensor
+    """Σ w·(x − x₀)ᵀ(r − r₀), (…, I, O)."""
+    square: Tensor
+    """Σ w·‖r − r₀‖², (…)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Statistics:
+    """What rows x with residuals r = y − x·Wᵀ − b and weights w come to; float64.
+
+    All tensors may have the same leading dimensions: a stack, one of these for each of its groups. They are sums over
+    one base layer: two of different base layers must not be added, and the caller sees to that.
+    """
+
+    count: Tensor
+    """(…) int64: rows whose weight is above 0."""
+    total: Tensor
+    """(…): Σ w."""
+    mean_I: Tensor
+    """(…, I): of x; 0 where there are no rows."""
+    mean_O: Tensor
+    """(…, O): of r."""
+    gram_II: Tensor
+    """(…, I, I): Σ w·xᵀx about the means."""
+    cross_IO: Tensor
+    """(…, I, O): Σ w·xᵀr about the means."""
+    spread: Tensor
+    """(…): Σ w·‖r‖² about the mean."""
+    peak_2J: Tensor
+    """(…, 2, I + 1): the most that Σ w·x² of each column and, last, Σ w·‖r‖² came to in any sum that led here, about
+    the means and about zero. What rounding has done to these statistics is relative to that."""
+
+    @classmethod
+    def zeros(
+        cls, in_features: int, out_features: int, *, groups: int | None = None, device: torch.device | None = None
+    ) -> "Statistics":
+        """Of no rows; with `groups`, a stack of that many."""
+        I, O = in_features, out_features
+        lead = () if groups is None else (groups,)
+        shapes = ((), (I,), (O,), (I, I), (I, O), (), (2, I + 1))
+        sums = [torch.zeros(lead + shape, dtype=torch.float64, device=device) for shape in shapes]
+        return cls(torch.zeros(lead, dtype=torch.int64, device=device), *sums)
+
+    @classmethod
+    def stack(cls, parts: "Sequence[Statistics]") -> "Statistics":
+        """Several of the same layer in one, (G, …). At least one."""
+        return cls(*(torch.stack([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+
+    def __getitem__(self, group: int) -> "Statistics":
+        """One group of a stack."""
+        return Statistics(*(getattr(self, each.name)[group] for each in fields(self)))
+
+    def to(self, device: torch.device) -> "Statistics":
+        """The same on a device."""
+        return Statistics(*(getattr(self, each.name).to(device) for each in fields(self)))
+
+    @property
+    def in_features(self) -> int:
+        """I."""
+        return self.mean_I.shape[-1]
+
+    @property
+    def out_features(self) -> int:
+        """O."""
+        return self.mean_O.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """Rows whose weight is above 0; not for a stack."""
+        return int(self.count)
+
+    @property
+    def weight(self) -> float:
+        """Σ w; not for a stack."""
+        return float(self.total)
+
+    @property
+    def square(self) -> float:
+        """Σ w·‖r‖²; not for a stack."""
+        return float(self.spread + self.total * self.mean_O.square().sum())
+
+    def constant(self) -> Tensor:
+        """(…, I): the columns of x that hold one number, as far as float64 can tell."""
+        spread_I = self.gram_II.diagonal(dim1=-2, dim2=-1)
+        return spread_I <= self.total[..., None] * (_CONSTANT * self.mean_I).square()
+
+    def about(self, point_I: Tensor, point_O: Tensor) -> Sums:
+        """The sums about another point than the means."""
+        gap_I, gap_O = self.mean_I - point_I, self.mean_O - point_O
+        pull_I = self.total[..., None] * gap_I
+        return Sums(
+            self.gram_II + pull_I[..., None] * gap_I[..., None, :],
+            self.cross_IO + pull_I[..., None] * gap_O[..., None, :],
+            self.spread + self.total * gap_O.square().sum(-1),
+        )
+
+    def about_zero(self) -> Sums:
+        """XᵀX, XᵀR and tr RᵀR, weighted."""
+        return self.about(torch.zeros_like(self.mean_I), torch.zeros_like(self.mean_O))
+
+    def plus(self, other: "Statistics") -> "Statistics":
+        """Of the rows of both. Raises `InvalidCombination` where they are of layers of different shapes."""
+        return self._joined(other, 1)
+
+    def minus(self, other: "Statistics") -> "Statistics":
+        """Of the rows without those of `other`, which must be among them: the module `forgetting` checks that, and what
+        rounding has left. Raises `InvalidCombination` as `plus` does.
+        """
+        rest = self._joined(other, -1)
+        # A column of one number is that in every part: what is left of its spread is rounding.
+        varies_I = ~self.constant()
+        rest.gram_II.mul_(varies_I[..., None] & varies_I[..., None, :])
+        rest.cross_IO.mul_(varies_I[..., None])
+        return rest
+
+    def _joined(self, other: "Statistics", sign: int) -> "Statistics":
+        if self.cross_IO.shape != other.cross_IO.shape:
+            shapes = [tuple(each.cross_IO.shape) for each in (self, other)]
+            raise InvalidCombination(
+                f"statistics of shape {shapes[1]} cannot be joined to those of shape {shapes[0]} (inputs, outputs)",
+                given=str(shapes[1]),
+                expected=f"statistics of shape {shapes[0]}",
+            )
+        total = self.total + sign * other.total
+        share = torch.where(total > 0, sign * other.total / torch.where(total > 0, total, 1.0), 0.0)
+        gap_I, gap_O = other.mean_I - self.mean_I, other.mean_O - self.mean_O
+        pull_I = (self.total * share)[..., None] * gap_I
+        mean_I, mean_O = self.mean_I + share[..., None] * gap_I, self.mean_O + share[..., None] * gap_O
+        gram_II = self.gram_II + sign * other.gram_II + pull_I[..., None] * gap_I[..., None, :]
+        spread = self.spread + sign * other.spread + self.total * share * gap_O.square().sum(-1)
+        peak_2J = torch.maximum(self.peak_2J, other.peak_2J)
+        return Statistics(
+            self.count + sign * other.count,
+            total,
+            mean_I,
+            mean_O,
+            gram_II,
+            self.cross_IO + sign * other.cross_IO + pull_I[..., None] * gap_O[..., None, :],
+            spread,
+            torch.maximum(peak_2J, _reached(total, mean_I, mean_O, gram_II, spread)),
+        )
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file, the same for the same statistics."""
+        return save({each.name: getattr(self, each.name).cpu().contiguous() for each in fields(self)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Statistics":
+        """What `to_bytes` made of one (not of a stack), on the CPU. Raises `BlobCorrupt` where it is not that."""
+        try:
+            tensors = load(content)
+            found = cls(**tensors)
+            like = cls.zeros(found.mean_I.shape[0], found.mean_O.shape[0])
+        except (SafetensorError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BlobCorrupt(f"stored statistics cannot be read: {error}") from None
+        for each in fields(cls):
+            tensor, wanted = tensors[each.name], getattr(like, each.name)
+            if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype or not bool(torch.isfinite(tensor).all()):
+                raise BlobCorrupt(
+                    f"stored statistics cannot be read: {each.name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                    f"expected finite {wanted.dtype} of shape {tuple(wanted.shape)}"
+                )
+        return found
+
+
+def gather(base: BaseLayer, chunks: Iterable[Chunk]) -> Statistics:
+    """The statistics of all rows, one chunk after the other: chunks may be of any length, and are not kept.
+
+    x (N, I) and y (N, O) float32, weights (N,) finite and at least 0, or None. Computes on the base's device.
+    """
+    gathered = Statistics.zeros(base.in_features, base.out_features, device=base.device)
+    for x_NI, y_NO, weights_N in chunks:
+        gathered = _gathered(base, gathered, x_NI, y_NO, weights_N)
+    return gathered
+
+
+def gather_stack(base: BaseLayer, x_GNI: Tensor, y_GNO: Tensor, weights_GN: Tensor | None) -> Statistics:
+    """The statistics of G groups at once, as a stack.
+
+    x (G, N, I), y (G, N, O), weights (G, N): rows that only fill up a shorter group are finite and weigh 0. The
+    result is G·(I + O)·I numbers of float64: the caller chooses G.
+    """
+    nothing = Statistics.zeros(base.in_features, base.out_features, groups=len(x_GNI), device=base.device)
+    return _gathered(base, nothing, x_GNI, y_GNO, weights_GN)
+
+
+def _gathered(
+    base: BaseLayer, gathered: Statistics, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None
+) -> Statistics:
+    groups = gathered.total.numel()
+    at_once = _NUMBERS_AT_ONCE // (max(1, groups) * (base.in_features + base.out_features))
+    at_once = min(max(1, at_once), _ROWS_AT_ONCE)
+    for begin in range(0, x_NI.shape[-2], at_once):
+        rows = slice(begin, begin + at_once)
+        some_N = None if weights_N is None else weights_N[..., rows]
+        gathered = gathered.plus(_of_rows(base, x_NI[..., rows, :], y_NO[..., rows, :], some_N))
+    return gathered
+
+
+def _of_rows(base: BaseLayer, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None) -> Statistics:
+    x_NI, y_NO = (rows.to(base.device).double() for rows in (x_NI, y_NO))
+    r_NO = y_NO - functional.linear(
+        x_NI, base.weight_OI.double(), None if base.bias_O is None else base.bias_O.double()
+    )
+    if weights_N is None:
+        total, count = x_NI.new_full(x_NI.shape[:-2], x_NI.shape[-2]), torch.tensor(x_NI.shape[-2], device=base.device)
+        near_I, near_O = near_the_mean(x_NI, None), near_the_mean(r_NO, None)
+        dx_NI, dr_NO = x_NI - near_I[..., None, :], r_NO - near_O[..., None, :]
+        wx_NI, wr_NO = dx_NI, dr_NO
+    else:
+        weights_N = weights_N.to(base.device).double()
+        total, count = weights_N.sum(-1), (weights_N > 0).sum(-1)
+        near_I, near_O = near_the_mean(x_NI, weights_N > 0), near_the_mean(r_NO, weights_N > 0)
+        dx_NI, dr_NO = x_NI - near_I[..., None, :], r_NO - near_O[..., None, :]
+        wx_NI, wr_NO = dx_NI * weights_N[..., None], dr_NO * weights_N[..., None]
+    safe = torch.where(total > 0, total, 1.0)[..., None]
+    # The means, from the points: what is left to take out at them is small.
+    gap_I, gap_O = wx_NI.sum(-2) / safe, wr_NO.sum(-2) / safe
+    pull_I = total[..., None] * gap_I
+    gram_II = dx_NI.mT @ wx_NI
+    gram_II = (gram_II + gram_II.mT) / 2 - pull_I[..., None] * gap_I[..., None, :]
+    cross_IO = dx_NI.mT @ wr_NO - pull_I[..., None] * gap_O[..., None, :]
+    spread = (dr_NO * wr_NO).sum((-2, -1)) - total * gap_O.square().sum(-1)
+    mean_I, mean_O = near_I + gap_I, near_O + gap_O
+    peak_2J = _reached(total, mean_I, mean_O, gram_II, spread)
+    return Statistics(count.expand(total.shape), total, mean_I, mean_O, gram_II, cross_IO, spread, peak_2J)
+
+
+def _reached(total: Tensor, mean_I: Tensor, mean_O: Tensor, gram_II: Tensor, spread: Tensor) -> Tensor:
+    """(…, 2, I + 1): Σ w·x² of each column and, last, Σ w·‖r‖², about the means and about zero."""
+    near_J = torch.cat([gram_II.diagonal(dim1=-2, dim2=-1), spread[..., None]], dim=-1)
+    level_J = torch.cat([mean_I.square(), mean_O.square().sum(-1, keepdim=True)], dim=-1)
+    return torch.stack([near_J, near_J + total[..., None] * level_J], dim=-2)

@@ -1,0 +1,197 @@
+"""The process that fits: one job at a time, on its own, so that it can be killed without harm.
+
+Requests come in on standard input, one JSON object a line; the first says which base layer, and what the process may
+use. Frames go out on standard output, one JSON object a line; one with `parts` is followed by as many bytes as those
+sum up to: adapters, or statistics.
+"""
+
+import ctypes
+import json
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from adapters.errors import BaseChanged, BaseNotLoadable, FitFailed, LoraplexError, OutOfMemory
+from adapters.lora.adapter import Adapter, from_canonical_bytes
+from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.training.closed_form.refit import refit
+from adapters.training.closed_form.statistics import Statistics
+from adapters.training.data_file import TrainingData
+from adapters.training.execution.fit_client import says_no_memory
+from adapters.training.fit import Fit, Watcher, fit
+from adapters.training.fleet import Outcome, fit_fleet
+from adapters.training.gradient.epochs import Epochs
+from adapters.training.gradient.stack import History
+from adapters.training.gradient.training_loop import Kept
+from adapters.training.settings import TrainingSpec
+
+_SECONDS_BETWEEN_REPORTS = 0.5
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Serve requests until standard input closes."""
+    # A Ctrl-C reaches the whole group of processes: it is the trainer's to answer.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_the_trainer()
+    out = _claim_stdout()
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    first = json.loads(requests.get())
+    torch.set_num_threads(first["threads"])
+    # Its threads begin here, before there is a limit: a stack that cannot be allocated would end the process.
+    torch.ones(2**20).neg_()
+    # Of its own memory, and not of files that it maps: data larger than this can be read through.
+    resource.setrlimit(resource.RLIMIT_DATA, (first["memory_bytes"], first["memory_bytes"]))
+    try:
+        base = load_base_layer(**first["base"])
+    except BaseNotLoadable as error:
+        sys.exit(f"loraplex: {error.detail}")
+    _send(out, {"frame": "ready"})
+    while True:
+        _Job(json.loads(requests.get()), base, out).serve()
+
+
+def _die_with_the_trainer() -> None:
+    """Have the kernel kill this process with the trainer: a stopped one does not see that standard input closes."""
+    # Only Linux has it.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _read_requests(requests: "queue.SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        requests.put(line)
+    # The trainer is gone, or wants no more: whatever is being fitted is for nobody.
+    os._exit(0)
+
+
+def _claim_stdout() -> BinaryIO:
+    """Keep the pipe for frames alone: whatever else is printed goes to standard error."""
+    frames = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return frames
+
+
+class _Job:
+    """One request, from its data to its last frame."""
+
+    def __init__(self, request: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
+        self._request, self._base, self._out = request, base, out
+        self._latest: dict[str, Any] = {"step": 0, "loss": None, "history": []}
+        self._epochs = Epochs() if request.get("epochs") else None
+        self._told_at = time.monotonic()
+
+    def serve(self) -> None:
+        """Fit, and send what comes of it; whatever goes wrong becomes a frame."""
+        try:
+            self._fit()
+        except LoraplexError as error:
+            self._fail(error)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self._fail(OutOfMemory(f"the fit ran out of memory: {error}"))
+        except Exception as error:
+            traceback.print_exc()
+            kind = OutOfMemory if says_no_memory(str(error)) else FitFailed
+            self._fail(kind(f"{type(error).__name__}: {str(error)[:300]}"))
+
+    def _fit(self) -> None:
+        request, base = self._request, self._base
+        if base.fingerprint != request["base"]:
+            # It was loaded when this process started: the file may have been replaced after the trainer read it.
+            raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request["base"])
+        data = TrainingData.open(Path(request["data_path"]))
+        spec = TrainingSpec.from_json(request["spec"])
+        meaning = {"feature_space": request["feature_space"], "labels": request["labels"]}
+        if request["statistics"] is not None:
+            kept = Statistics.from_bytes(Path(request["statistics"]).read_bytes())
+            self._finish(refit(base, kept, data, spec, **meaning))
+        elif data.groups_N is not None:
+            done = frozenset(request["done"])
+            finished = len(done)
+
+            def progress(_step: int, loss: float) -> None:
+                self._report(finished, loss, [])
+
+            for outcomes in fit_fleet(base, data, spec, done=done, progress=progress, **meaning):
+                finished += len(outcomes)
+                self._send_outcomes(outcomes)
+            _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
+        else:
+            kept_at = Kept(Path(request["checkpoint"]), request["checkpoint_seconds"], self._resumed)
+            watcher = Watcher(self._report, self._note, kept_at, self._epochs)
+            self._finish(fit(base, data, spec, present=_present(request["present"]), watcher=watcher, **meaning))
+
+    def _report(self, step: int, loss: float, history: History) -> None:
+        self._latest.update(step=step, loss=loss, history=history)
+        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_REPORTS:
+            self._told_at = time.monotonic()
+            _send(self._out, {"frame": "progress", **self._latest, **self._timed()})
+
+    def _timed(self) -> dict[str, Any]:
+        return {} if self._epochs is None else {"epochs": self._epochs.take()}
+
+    def _note(self, text: str) -> None:
+        _send(self._out, {"frame": "note", "text": text})
+
+    def _resumed(self, text: str) -> None:
+        _send(self._out, {"frame": "note", "text": text, "resumed": True})
+
+    def _finish(self, done: Fit) -> None:
+        parts = [done.adapter.canonical_bytes]
+        if done.statistics is not None:
+            parts.append(done.statistics.to_bytes())
+        _send(
+            self._out,
+            {
+                "frame": "done",
+                "metrics": done.metrics,
+                "history": done.history,
+                "spec": asdict(done.spec),
+                **self._timed(),
+            },
+            parts,
+        )
+
+    def _send_outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        trained = [(outcome, outcome.adapter) for outcome in outcomes if outcome.adapter is not None]
+        failed = [(outcome.position, outcome.error.members()) for outcome in outcomes if outcome.error is not None]
+        _send(
+            self._out,
+            {
+                "frame": "outcomes",
+                "trained": [(outcome.position, outcome.metrics) for outcome, _ in trained],
+                "failed": failed,
+            },
+            [adapter.canonical_bytes for _, adapter in trained],
+        )
+
+    def _fail(self, error: LoraplexError) -> None:
+        _send(self._out, {"frame": "error", **self._latest, "error": error.members(), **self._timed()})
+
+
+def _present(where: Mapping[str, Any] | None) -> Adapter | None:
+    """The live version that the request says where to find."""
+    if where is None:
+        return None
+    with Path(where["path"]).open("rb") as file:
+        file.seek(where["offset"])
+        return from_canonical_bytes(file.read(where["bytes"]))
+
+
+def _send(out: BinaryIO, frame: Mapping[str, Any], parts: Sequence[bytes] | None = None) -> None:
+    announced = dict(frame) if parts is None else {**frame, "parts": [len(part) for part in parts]}
+    out.write(json.dumps(announced).encode() + b"\n" + b"".join(parts or ()))
+    out.flush()

@@ -1,0 +1,239 @@
+"""From what a fit sends to versions: publishing under the job's fence, the gate, the lineage."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.versions import Publication, Published, Source, Version
+from adapters.clock import seconds_since
+from adapters.errors import Conflict, FitFailed, FleetFailed, NotFound
+from adapters.jobs.job import Job
+from adapters.jobs.queue import JobQueue
+from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
+from adapters.lora.base_layer import BaseLayer
+from adapters.names import Reference
+from adapters.training.evaluation.gate import Gate, Verdict
+from adapters.training.evaluation.label_matching import why_unmatched
+from adapters.training.execution.fit_client import Frame
+from adapters.training.settings import Loss
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """One claim's: what the fit is asked, and what becomes of its answers."""
+
+    def __init__(self, catalog: Catalog, queue: JobQueue, base: BaseLayer, claim: Job) -> None:
+        self._catalog, self._queue, self._base, self._claim = catalog, queue, base, claim
+        self._gate = Gate.from_json(claim.spec["publish"])
+        self._is_fleet = claim.spec["fleet"]
+        self._waiting = {each.position: each for each in queue.waiting(claim)}
+        self._total: int = claim.spec["adapters"]
+        self._live: Version | None = None
+        self._unmatched: str | None = None
+
+    @property
+    def finished(self) -> int:
+        """Adapters that have a version or an error."""
+        return self._total - len(self._waiting)
+
+    def tally(self) -> dict[str, int] | None:
+        """How far a fleet is; None where the job trains one adapter."""
+        return self._queue.tally(self._claim) if self._is_fleet else None
+
+    def request(self) -> dict[str, Any]:
+        """What the process that fits has to know, but for where checkpoints go."""
+        claim, blobs = self._claim, self._catalog.blobs
+        assert claim.data_file is not None
+        present = None
+        if self._gate.compares:
+            self._live = self._find_live(claim.adapter)
+            if self._live is not None and self._live.base == self._base.fingerprint:
+                live = self._live
+                trained_with = None if live.lineage is None else live.lineage.get("loss")
+                loss = Loss(claim.spec["resolved"]["loss"])
+                self._unmatched = why_unmatched(live.labels, trained_with, claim.spec["labels"], loss)
+                if self._unmatched is None:
+                    present = {"path": str(blobs.path(live.file)), "offset": live.offset, "bytes": live.bytes}
+        statistics = str(blobs.path(self._statistics())) if claim.spec["update"] else None
+        return {
+            "data_path": str(blobs.path(claim.data_file)),
+            "spec": claim.spec["resolved"],
+            "feature_space": claim.feature_space,
+            "base": claim.base,
+            "labels": claim.spec["labels"],
+            "done": [position for position in range(self._total) if position not in self._waiting],
+            "present": present,
+            "statistics": statistics,
+        }
+
+    def publish_some(self, frame: Frame) -> int:
+        """Publish what one stack of a fleet came to, and store why the others failed; how many were published."""
+        claim = self._claim
+        if frame["failed"]:
+            self._queue.fail_adapters(claim, [(position, error) for position, error in frame["failed"]])
+        publications = [
+            self._publication(
+                self._waiting[position].name, content, metrics, position, rows=self._waiting[position].rows
+            )
+            for (position, metrics), content in zip(frame["trained"], frame["contents"], strict=True)
+        ]
+        published = self._catalog.publish(publications, choose=self._admit, also=self._record)
+        for position in [each[0] for each in (*frame["trained"], *frame["failed"])]:
+            self._waiting.pop(position, None)
+        return len(published)
+
+    def finish(self, frame: Frame) -> bool:
+        """End the job, with the version of its one adapter or what its fleet has come to; whether it succeeded."""
+        if self._is_fleet:
+            return self._finish_fleet(frame)
+        claim, metrics = self._claim, frame["metrics"]
+        verdict = self._gate.decide(metrics.get("held_out"), self._live, unmatched=self._unmatched)
+        content, statistics = frame["contents"][0], next(iter(frame["contents"][1:]), None)
+        publication = self._publication(
+            claim.adapter, content, metrics, 0, statistics=statistics, verdict=verdict, resolved=frame["spec"]
+        )
+        steps = claim.spec["steps"]
+        last = frame["history"][-1] if frame["history"] else (steps, None)
+        progress = {"step": last[0], "steps": steps, "loss": last[1]}
+
+        def also(connection: Connection, published: Sequence[Published]) -> None:
+            made = published[0]
+            decision = {"gate": verdict.told(moved=made.moved_live)} if self._gate.compares else {}
+            chosen = _chosen(claim.spec["resolved"], frame["spec"])
+            decision |= {"chosen": chosen} if chosen else {}
+            if claim.spec["update"] and self._gate.moves and not made.moved_live:
+                raise Conflict(
+                    f"another version of {claim.adapter} has become live while this update was computed: send it again"
+                )
+            self._record(connection, published)
+            result = {"name": made.version.adapter, "version": made.version.version, "digest": made.version.digest}
+            self._queue.succeed(
+                claim,
+                result=result,
+                progress=progress,
+                metrics={**metrics, **decision},
+                history=frame["history"],
+                connection=connection,
+            )
+
+        (made,) = self._catalog.publish([publication], choose=self._admit, also=also)
+        self._queue.remove_data(claim)
+        log.info("job %s published %s@%d", claim.id, claim.adapter, made.version.version)
+        return True
+
+    def _finish_fleet(self, frame: Frame) -> bool:
+        claim, tally = self._claim, self._queue.tally(self._claim)
+        progress = {"step": self._total, "steps": self._total, "loss": None, "adapters": tally}
+        if tally["published"] == 0:
+            error = FleetFailed(
+                f"none of the {self._total} groups could be trained; GET /jobs/{claim.id}/adapters says why each failed"
+            )
+            self._queue.fail(claim, error.members(), progress=progress)
+            return False
+        self._queue.succeed(claim, result=None, progress=progress, metrics=tally, history=frame["history"])
+        log.info("job %s published %d of %d adapters", claim.id, tally["published"], self._total)
+        return True
+
+    def _admit(self, connection: Connection, publications: Sequence[Publication]) -> Sequence[bool]:
+        return self._queue.admit(connection, self._claim, publications)
+
+    def _record(self, connection: Connection, published: Sequence[Published]) -> None:
+        self._queue.record(connection, self._claim, published)
+
+    def _publication(
+        self,
+        name: str,
+        content: bytes,
+        metrics: Mapping[str, Any],
+        position: int,
+        *,
+        statistics: bytes | None = None,
+        verdict: Verdict | None = None,
+        rows: int | None = None,
+        resolved: Mapping[str, Any] | None = None,
+    ) -> Publication:
+        claim = self._claim
+        return Publication(
+            name=name,
+            adapter=_arrived(content),
+            base=self._base,
+            source=Source.JOB,
+            job=claim.id,
+            position=position,
+            metrics=metrics,
+            moves_live=self._gate.moves if verdict is None else verdict.moves,
+            checks_live=self._gate.compares or claim.spec["update"],
+            expected_live=None if self._live is None else self._live.version,
+            lineage=self._lineage(rows, resolved),
+            statistics=statistics,
+        )
+
+    def _lineage(self, rows: int | None, resolved: Mapping[str, Any] | None) -> dict[str, object]:
+        """What it was trained from and how: enough to train it again."""
+        claim = self._claim
+        assert claim.started_at is not None
+        return {
+            **claim.spec["lineage"],
+            **({} if rows is None else {"rows": rows}),
+            # With what held-out rows have decided.
+            **({} if resolved is None else {"spec": resolved}),
+            **({"parent": f"{self._live.adapter}@{self._live.version}"} if claim.spec["update"] and self._live else {}),
+            "code": _code_version(),
+            "seconds": seconds_since(claim.started_at, self._queue.now()),
+        }
+
+    def _find_live(self, name: str) -> Version | None:
+        try:
+            return self._catalog.find(Reference(name))
+        except NotFound:
+            return None
+
+    def _statistics(self) -> str:
+        """The blob of the live version, which an update begins with: an earlier one in the queue has had its turn.
+
+        Raises `Conflict` where that was trained in another way than what was live when the update was sent.
+        """
+        wanted = self._claim.spec["lineage"]
+        self._live = found = self._catalog.find(Reference(self._claim.adapter))
+        # Its sums are of residuals of the base that it was made for.
+        found.check_answers_on(self._base, self._claim.feature_space)
+        if found.statistics is None or found.lineage is None or _way(found.lineage) != _way(wanted):
+            raise Conflict(
+                f"{found.adapter}@{found.version} has become live since this update was sent, and was trained in "
+                "another way: send it again",
+                given=f"{found.adapter}@{found.version}",
+            )
+        return found.statistics
+
+
+def _chosen(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What was left to the held-out rows, and what they decided."""
+    left = {"rank": asked["try_ranks"], "learning_rate": asked["try_rates"], "ridge": asked["try_ridges"]}
+    return {name: resolved[name] for name, is_open in left.items() if is_open}
+
+
+def _way(lineage: Mapping[str, Any]) -> tuple[object, object]:
+    """What the statistics of two versions have to have in common."""
+    return {**lineage["spec"], "split": None}, lineage["prior"]
+
+
+def _arrived(content: bytes) -> Adapter:
+    adapter = from_canonical_bytes(content)
+    if digest_of(content) != adapter.digest:
+        raise FitFailed("a fitted adapter did not arrive whole")
+    return adapter
+
+
+@cache
+def _code_version() -> str:
+    # Once a process: a fleet asks for each of its adapters, and reading it takes longer than training some of them.
+    try:
+        return version("loraplex-server")
+    except PackageNotFoundError:
+        return "unknown"

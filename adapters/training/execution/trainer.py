@@ -1,0 +1,224 @@
+"""The loop that claims jobs, watches over their fits and publishes what comes out."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapters.catalog.catalog import Catalog
+from adapters.errors import (
+    CatalogBusy,
+    ClaimLost,
+    LoraplexError,
+    OutOfMemory,
+    StorageFailed,
+    StorageFull,
+    TooManyOpenFiles,
+)
+from adapters.jobs.job import Job
+from adapters.jobs.queue import JobQueue
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.execution.fit_client import Fitter, FitterDied, Frame
+from adapters.training.execution.publisher import Publisher
+from adapters.training.execution.telemetry import Ending, Listener, Recorder
+from adapters.training.gradient.checkpoint import Checkpoints
+from adapters.training.gradient.training_loop import SECONDS_BETWEEN_CHECKPOINTS
+
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
+SECONDS_BETWEEN_LOOKS = 0.2
+"""How often a running job is looked at for a cancel, and the queue for a new job."""
+
+_TRANSIENT = (CatalogBusy, StorageFailed, TooManyOpenFiles)
+"""No fault of a job's: it is left until its lease runs out, and another attempt may succeed."""
+
+log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Takes jobs from the queue, one at a time, until it is told to stop."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        queue: JobQueue,
+        base: BaseLayer,
+        fitter: Fitter,
+        *,
+        stop: threading.Event,
+        lease_seconds: float,
+        checkpoints: Path,
+        monotonic: Callable[[], float] = time.monotonic,
+        listener: Listener = Listener(),  # noqa: B008 - immutable
+    ) -> None:
+        self._catalog = catalog
+        self._queue = queue
+        self._base = base
+        self._fitter = fitter
+        self._stop = stop
+        self._checkpoints = Checkpoints(checkpoints)
+        self._lease_seconds = lease_seconds
+        # Progress is written at most once a second; a lease shorter than three seconds wants more.
+        self._heartbeat_seconds = min(1.0, lease_seconds / 3)
+        # A death costs what came since the last checkpoint, and waits for the lease: the one is of the other's size.
+        self._checkpoint_seconds = min(SECONDS_BETWEEN_CHECKPOINTS, lease_seconds / 3)
+        self._monotonic = monotonic
+        self._listener = listener
+        self._sweep_at = monotonic()
+
+    def run(self) -> None:
+        """Work until `stop` is set; then a running job is handed back to the queue."""
+        pause = _SHORTEST_PAUSE_SECONDS
+        try:
+            while not self._stop.is_set():
+                try:
+                    ready = self._fitter.is_ready(SECONDS_BETWEEN_LOOKS)
+                except FitterDied:
+                    log.error("the process that fits cannot start; it is tried again in %g s", pause)
+                    self._fitter.kill()
+                    self._stop.wait(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                    continue
+                if ready:
+                    pause = _SHORTEST_PAUSE_SECONDS
+                    if not self._work_once():
+                        self._stop.wait(SECONDS_BETWEEN_LOOKS)
+        finally:
+            self._fitter.kill()
+
+    def _work_once(self) -> bool:
+        try:
+            claim = self._queue.claim(base=self._base.fingerprint)
+            if claim is not None:
+                log.info("job %s for %s: attempt %d", claim.id, claim.adapter, claim.attempt)
+                self._train(claim)
+            if claim is not None or self._monotonic() >= self._sweep_at:
+                self._sweep()
+        except (*_TRANSIENT, StorageFull) as error:
+            # What could not be written now is found again: the job's lease runs out.
+            log.warning("%s", error.detail)
+            self._stop.wait(_SHORTEST_PAUSE_SECONDS)
+            return False
+        return claim is not None
+
+    def _sweep(self) -> None:
+        """Remove the checkpoints of jobs that have ended: cancelled, or with a trainer that did not live to do it."""
+        self._sweep_at = self._monotonic() + self._lease_seconds
+        if present := self._checkpoints.jobs():
+            states = self._queue.states(sorted(present))
+            for job_id in present:
+                if job_id not in states or states[job_id].ended:
+                    self._checkpoints.drop(job_id)
+
+    def _train(self, claim: Job) -> None:
+        recorder, ending = Recorder(claim, self._listener), Ending.LOST
+        try:
+            ending = self._end_of(claim, recorder)
+        finally:
+            recorder.end(ending)
+
+    def _end_of(self, claim: Job, recorder: Recorder) -> Ending:
+        """See to a job until it is not ours any more."""
+        try:
+            try:
+                return self._watch_fit(claim, recorder)
+            except BaseException:
+                # Whatever it was: the fit may still run, and its frames must not be taken for the next job's.
+                self._fitter.kill()
+                raise
+        except ClaimLost as error:
+            log.info("%s", error)
+            return Ending.LOST
+        except FitterDied as death:
+            log.warning("job %s: the process that fits died", claim.id)
+            if death.out_of_memory:
+                # Another attempt would end the same way.
+                ran_out = OutOfMemory("the fit ran out of memory, and its process ended")
+                _unless_lost(self._queue.fail, claim, ran_out.members())
+            else:
+                _unless_lost(self._queue.abandon, claim)
+            return Ending.DIED
+        except _TRANSIENT:
+            raise
+        except LoraplexError as error:
+            if error.outcome_unknown:
+                # It may have ended in success.
+                raise
+            log.info("job %s failed: %s", claim.id, error.detail)
+            _unless_lost(self._queue.fail, claim, error.members())
+            return Ending.FAILED
+
+    def _watch_fit(self, claim: Job, recorder: Recorder) -> Ending:
+        """Until the job has ended, or is handed back. Raises `ClaimLost` and `FitterDied`."""
+        publisher = Publisher(self._catalog, self._queue, self._base, claim)
+        checkpoint = self._checkpoints.take_over(claim.id, claim.fence)
+        kept = {"checkpoint": str(checkpoint), "checkpoint_seconds": self._checkpoint_seconds}
+        self._fitter.begin(publisher.request() | kept | {"epochs": self._listener.wants_epochs})
+        progress, history = claim.progress, claim.history
+        pace = _Pace(claim.spec["steps"], self._monotonic)
+        heartbeat_at = self._monotonic() + self._heartbeat_seconds
+        while True:
+            frame = self._fitter.next_frame(SECONDS_BETWEEN_LOOKS)
+            if self._stop.is_set():
+                self._fitter.kill()
+                self._queue.hand_back(claim)
+                return Ending.HANDED_BACK
+            if frame is not None:
+                recorder.saw(frame)
+                if frame["frame"] == "done":
+                    with recorder.publishing() as publish:
+                        succeeded = publisher.finish(frame)
+                        publish.adapters = 0 if claim.spec["fleet"] else 1
+                    return Ending.SUCCEEDED if succeeded else Ending.FAILED
+                if frame["frame"] == "outcomes":
+                    with recorder.publishing() as publish:
+                        publish.adapters = publisher.publish_some(frame)
+                    progress = pace.progress(publisher.finished, None, publisher.tally())
+                elif frame["frame"] == "note":
+                    self._queue.note(claim, frame["text"])
+                else:
+                    progress = pace.progress(frame["step"], frame["loss"], publisher.tally())
+                    history = frame["history"]
+                if frame["frame"] == "error":
+                    self._fail(claim, frame, progress, history)
+                    return Ending.FAILED
+            try:
+                self._queue.check_ours(claim)
+                if self._monotonic() >= heartbeat_at:
+                    heartbeat_at = self._monotonic() + self._heartbeat_seconds
+                    self._queue.heartbeat(claim, progress=progress, history=history)
+            except (*_TRANSIENT, StorageFull) as error:
+                # The fit goes on: where the lease runs out meanwhile, the fence keeps it from publishing.
+                log.warning("job %s: %s", claim.id, error.detail)
+
+    def _fail(self, claim: Job, frame: Frame, progress: Any, history: Any) -> None:
+        self._queue.fail(claim, frame["error"], progress=progress, history=history)
+        if frame["error"]["code"] == "out_of_memory":
+            # Its heap is as large as it may become, and in pieces.
+            self._fitter.kill()
+
+
+class _Pace:
+    """How far a fit is, and how long it will take if it goes on as it has since it began."""
+
+    def __init__(self, steps: int, monotonic: Callable[[], float]) -> None:
+        self._steps = steps
+        self._monotonic = monotonic
+        self._began: tuple[int, float] | None = None
+
+    def progress(self, step: int, loss: float | None, tally: Mapping[str, int] | None) -> dict[str, object]:
+        """What a job shows."""
+        now = self._monotonic()
+        began_at, began = self._began = self._began or (step, now)
+        left = (self._steps - step) * (now - began) / (step - began_at) if step > began_at else None
+        shown: dict[str, object] = {"step": step, "steps": self._steps, "loss": loss}
+        shown["seconds_left"] = None if left is None else round(left, 1)
+        return shown if tally is None else shown | {"adapters": tally}
+
+
+def _unless_lost(action: Callable[..., None], *arguments: Any) -> None:
+    try:
+        action(*arguments)
+    except ClaimLost as error:
+        log.info("%s", error)

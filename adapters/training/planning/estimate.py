@@ -1,0 +1,92 @@
+"""What a training will take, before it is queued: memory of the process that fits, and time."""
+
+from dataclasses import dataclass
+
+from adapters.training.settings import Loss, TrainingSpec
+
+_PROCESS_BYTES = 320 * 2**20
+"""torch, a base layer of a few MiB, and what small fits need."""
+_FLOPS_A_SECOND = 5e9
+_SECONDS_A_STEP = 2e-4
+"""What a step costs however small it is."""
+_FROZEN_AT_ONCE = 2**26
+_MEASURED_AT_ONCE = 8192
+_GATHERED_AT_ONCE = 2**22
+_STACK_NUMBERS = 2**20
+_GROUPS_AT_ONCE = 256
+_RETRIEVAL_TILE = 2**21
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Rough, and rather too much than too little."""
+
+    memory_bytes: int
+    seconds: float
+
+
+def estimate(
+    spec: TrainingSpec,
+    *,
+    in_features: int,
+    out_features: int,
+    training_rows: int,
+    held_rows: int = 0,
+    groups: int | None = None,
+    largest_group: int = 0,
+) -> Estimate:
+    """Of one adapter, or of a fleet of `groups`. The data themselves are read from the disk, and are not counted."""
+    I, O, R = in_features, out_features, spec.rank
+    base_bytes = 4 * I * O * 3  # as it is held, and in float64 while it is measured
+    if groups is not None:
+        return _of_fleet(spec, I, O, training_rows, groups, largest_group, base_bytes)
+    # Rows that are taken out, those before them, and both again in float64.
+    measured = min(_MEASURED_AT_ONCE, max(training_rows, held_rows)) * (16 * I + 32 * O)
+    held = held_rows * (4 * I + 8 * O * 4)
+    if spec.loss is Loss.MULTIPLE_NEGATIVES:
+        held += 8 * _RETRIEVAL_TILE * 4
+    trials = 1 + len(spec.try_ranks) + len(spec.try_rates)
+    if spec.is_exact:
+        J = I + 1
+        needed = (
+            8 * J * J * 10 + 8 * J * O * 8 + 8 * O * O * 3 + 8 * min(training_rows * (I + O), _GATHERED_AT_ONCE) * 5
+        )
+        operations = 2.0 * training_rows * J * (J + 2 * O) + 25.0 * I**3 + 8.0 * I * O * min(I, O)
+        if spec.try_ridges or spec.try_ranks:
+            operations += 20 * (4.0 * I * O * min(I, O) + 2.0 * I * I * O)
+        seconds = operations / _FLOPS_A_SECOND
+    else:
+        batch, numbers = spec.batch(training_rows), O * R + R * I + O
+        frozen = 4 * training_rows * O if training_rows * O <= _FROZEN_AT_ONCE else 0
+        needed = frozen + 4 * batch * (I + 6 * O + 2 * R) + 4 * numbers * 6
+        if batch == training_rows and held_rows:
+            needed += 4 * training_rows * (I + O)
+        if spec.loss is Loss.MULTIPLE_NEGATIVES:
+            needed += 4 * batch * batch * 6 + 8 * training_rows * O * 2
+        a_row = 6.0 * R * (I + O) + (0 if frozen else 2.0 * I * O)
+        a_step = _SECONDS_A_STEP + batch * a_row / _FLOPS_A_SECOND
+        seconds = spec.steps(training_rows) * a_step + (trials - 1) * min(200, spec.steps(training_rows)) * a_step
+    seconds += (training_rows + held_rows) * 4.0 * I * O / _FLOPS_A_SECOND
+    return Estimate(int(_PROCESS_BYTES + base_bytes + needed + measured + held), seconds)
+
+
+def _of_fleet(spec: TrainingSpec, I: int, O: int, rows: int, groups: int, largest: int, base_bytes: int) -> Estimate:
+    R, J, together = spec.rank, I + 1, min(_GROUPS_AT_ONCE, groups)
+    # A stack's rows: taken out, laid out, and in float64 while they are measured.
+    in_a_stack = max(largest * (I + 2 * O), min(rows * (I + 2 * O), _STACK_NUMBERS))
+    needed = 36 * in_a_stack + 8 * 4 * rows
+    if spec.is_exact:
+        of_a_group = J * (J + O)
+        needed += 48 * in_a_stack + 64 * min(together * of_a_group, max(of_a_group, 2 * _STACK_NUMBERS))
+        seconds = groups * (25.0 * I**3 + 8.0 * I * O * min(I, O)) / _FLOPS_A_SECOND
+    else:
+        of_a_group = R * (I + O) + O
+        needed += 24 * min(together * of_a_group, max(of_a_group, _STACK_NUMBERS // 4))
+        if spec.loss is Loss.MULTIPLE_NEGATIVES:
+            most = spec.batch(largest)
+            needed += 32 * most**2 * min(together, max(1, in_a_stack // (most * (I + 2 * O))))
+        middle = max(1, rows // groups)
+        steps = spec.steps(middle)
+        seconds = groups * steps * (2e-6 + spec.batch(middle) * 6.0 * R * (I + O) / _FLOPS_A_SECOND)
+    seconds += groups * 2e-4 + rows * 8.0 * I * O / _FLOPS_A_SECOND
+    return Estimate(int(_PROCESS_BYTES + base_bytes + needed), seconds)

@@ -1,0 +1,135 @@
+"""Hosts and origins: which requests a web page elsewhere may not make through its visitor's browser.
+
+A page can give its own name the service's address (DNS rebinding), and then it reads and writes as the service's own
+page does. Its requests carry its name in `Host`, so a name that is not the service's is refused. A page can also send
+requests to the service's own name without reading the answers. Those carry another host in `Origin`, or say that they
+are cross-site, and are refused if they could change or compute something.
+"""
+
+import re
+from collections.abc import Sequence
+
+from adapters.errors import shown
+from app.http.errors import CrossSite, HostNotAllowed
+from app.http.host_names import ANY_HOST, host_name, listening_host, parse_allowed_hosts
+
+ALWAYS_ALLOWED = frozenset({"localhost", "127.0.0.1", "::1"})
+SAFE_METHODS = frozenset({"GET", "HEAD"})
+"""Methods that neither change nor compute anything here."""
+_HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
+_HEALTH_PREFIX = "/v2/health/"
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.*)", re.DOTALL)
+_READ = frozenset({b"host", b"origin", b"sec-fetch-site"})
+_MOST_REMEMBERED = 1024
+_LONGEST_REMEMBERED = 300
+_EXPECTED_HOST = "localhost, 127.0.0.1, [::1] or a host in LORAPLEX_ALLOWED_HOSTS"
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class HostPolicy:
+    """Decides from the head of a request whether it may be answered.
+
+    `listen_host` is the setting `HOST`, and `allowed_hosts` the setting `ALLOWED_HOSTS`, which raises `ValueError` if
+    it is malformed.
+    """
+
+    def __init__(self, listen_host: str, allowed_hosts: str | None) -> None:
+        names = ALWAYS_ALLOWED | parse_allowed_hosts(allowed_hosts or "")
+        listening = listening_host(listen_host)
+        self._names = names if listening is None else names | {listening}
+        self._allows_any = ANY_HOST in names
+        # `Host` values that were accepted, as they came: parsing one takes longer than the rest of the decision.
+        self.accepted: set[bytes | None] = set()
+
+    def accepts(self, host: bytes | None) -> bool:
+        """Return whether a request with this one `Host` value is addressed to the service; None means no header."""
+        if host in self.accepted:
+            return True
+        if host is None or not (self._allows_any or host_name(_text(host)) in self._names):
+            return False
+        # Clients choose these values, so their number and length are bounded.
+        if len(self.accepted) < _MOST_REMEMBERED and len(host) <= _LONGEST_REMEMBERED:
+            self.accepted.add(host)
+        return True
+
+    def check(
+        self, method: str, path: str, headers: Headers, *, http_version: str, target_authority: bytes | None = None
+    ) -> None:
+        """Raise `HostNotAllowed` or `CrossSite` for a request that may not be answered.
+
+        `target_authority` is the `host:port` of a request target in absolute form (`GET http://host:port/path`).
+        """
+        headers = [header for header in headers if header[0] in _READ]
+        hosts = _values(headers, b"host")
+        if not (self._allows_any or (method in SAFE_METHODS and _is_health(path))):
+            self._check_hosts(hosts, http_version)
+            if target_authority is not None and not self.accepts(target_authority):
+                raise _not_allowed(_text(target_authority))
+        if method not in SAFE_METHODS:
+            _check_origin(headers, hosts if target_authority is None else [*hosts, target_authority])
+
+    def _check_hosts(self, hosts: Sequence[bytes], http_version: str) -> None:
+        if len(hosts) == 1 and self.accepts(hosts[0]):
+            return
+        if not hosts and http_version == "1.0":
+            return
+        if len(hosts) == 1:
+            raise _not_allowed(_text(hosts[0]))
+        raise HostNotAllowed(
+            f"the request has {len(hosts) or 'no'} Host headers; it needs exactly one",
+            field="Host",
+            given=", ".join(map(_text, hosts)),
+            expected=_EXPECTED_HOST,
+        )
+
+
+def authority_of(target: bytes) -> bytes | None:
+    """Return the `host:port` of a request target in absolute form, or None for the other forms."""
+    _, separator, rest = target.partition(b"://")
+    return re.split(rb"[/?#]", rest, maxsplit=1)[0] if separator else None
+
+
+def _check_origin(headers: Headers, hosts: Sequence[bytes]) -> None:
+    for site in _values(headers, b"sec-fetch-site"):
+        if site.strip().lower() == b"cross-site":
+            raise CrossSite(
+                "the request comes from a page of another site",
+                field="Sec-Fetch-Site",
+                given=_text(site),
+                expected="same-origin, same-site or none",
+            )
+    for origin in map(_text, _values(headers, b"origin")):
+        # Scheme and port are not compared: a proxy that ends TLS changes the one and may leave the other out of `Host`.
+        match = _ORIGIN.fullmatch(origin)
+        name = None if match is None else host_name(match[1])
+        if name is None or {host_name(_text(host)) for host in hosts} != {name}:
+            raise CrossSite(
+                f"the request comes from a page of {shown(origin)}, which is not the host that it is addressed to; a "
+                "proxy in front has to pass the client's Host on",
+                field="Origin",
+                given=origin,
+                expected="the host of the Host header",
+            )
+
+
+def _not_allowed(host: str) -> HostNotAllowed:
+    return HostNotAllowed(
+        f"the service does not answer to the host '{shown(host)}'; if that is its name, add it to "
+        "LORAPLEX_ALLOWED_HOSTS",
+        field="Host",
+        given=host,
+        expected=_EXPECTED_HOST,
+    )
+
+
+def _is_health(path: str) -> bool:
+    return path in _HEALTH_PATHS or path.startswith(_HEALTH_PREFIX)
+
+
+def _values(headers: Headers, name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key == name]
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1").strip(" \t")

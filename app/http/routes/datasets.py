@@ -1,0 +1,140 @@
+"""`/datasets`: upload, list, show, preview, delete."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.datasets.readers.formats import CONTENT_TYPES
+from adapters.datasets.store import DatasetVersion
+from adapters.datasets.table import Table
+from adapters.errors import WrongType
+from adapters.names import Reference, check_name, check_prefix
+from adapters.strict_json import whole_number
+from app.http.bodies import BINARY, documented
+from app.http.dataset_uploads import receive_dataset
+from app.http.dependencies import CHECKED, ServiceOf
+from app.http.paging import Page, QueryInteger, page_of, read_cursor
+from app.http.preconditions import etag, precondition
+from app.http.schemas.datasets import (
+    DatasetBody,
+    DatasetEntryBody,
+    DatasetPage,
+    DatasetSummaryBody,
+    DatasetVersionBody,
+    DatasetVersionPage,
+    PreviewBody,
+)
+from app.service import Service
+
+_TEXTS = ("text/csv", "application/x-ndjson", "application/jsonl")
+router = APIRouter(prefix="/datasets", tags=["datasets"], dependencies=CHECKED)
+
+
+class DatasetQuery(Page):
+    """Which data sets."""
+
+    prefix: str = Field("", description="Only names that begin with this.")
+
+
+class PreviewQuery(BaseModel):
+    """Which rows."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: QueryInteger | None = Field(None, ge=1, description="The newest where it is left out.")
+    offset: QueryInteger = Field(0, ge=0, description="Row to begin at, from 0.")
+    limit: QueryInteger = Field(10, ge=1, le=100, description="How many rows at most.")
+
+
+@router.put(
+    "/{name}",
+    summary="Upload a data set",
+    responses={
+        200: {"model": DatasetVersionBody, "description": "The newest version, which has this content already"},
+        201: {"model": DatasetVersionBody, "description": "A new version"},
+    },
+    openapi_extra=documented(dict.fromkeys(CONTENT_TYPES, BINARY) | dict.fromkeys(_TEXTS, str)),
+)
+async def upload_dataset(name: str, request: Request, response: Response, service: ServiceOf) -> DatasetVersionBody:
+    """A file becomes a new version (201), unless the newest one has the same content (200).
+
+    The answer reports its columns, and rows that cannot be trained on.
+    """
+    check_name(name)
+    version, is_new = await receive_dataset(name, request, service, precondition(request))
+    response.status_code = 201 if is_new else 200
+    response.headers["ETag"] = etag(version.digest)
+    return DatasetVersionBody.of(version)
+
+
+@router.get("", summary="List data sets")
+def list_datasets(query: Annotated[DatasetQuery, Query()], service: ServiceOf) -> DatasetPage:
+    """Data sets in byte order of name, without their reports."""
+    of = f"datasets {check_prefix(query.prefix)}"
+    after = read_cursor(of, query.cursor) or ""
+    found = list(service.datasets.list(prefix=query.prefix, after=after, limit=query.limit + 1))
+    data, next_cursor = page_of(of, found, query.limit, lambda dataset: dataset.name)
+    return DatasetPage(data=[DatasetSummaryBody.of(dataset) for dataset in data], next_cursor=next_cursor)
+
+
+@router.get("/{name}", summary="Show a data set")
+def show_dataset(name: str, service: ServiceOf) -> DatasetBody:
+    """One data set and its newest version."""
+    dataset = service.datasets.get(check_name(name))
+    newest = _find(service, name, dataset.newest.version)
+    return DatasetBody(
+        name=name,
+        created_at=dataset.created_at,
+        versions=dataset.versions,
+        newest=DatasetVersionBody.of(newest),
+    )
+
+
+@router.get("/{name}/versions", operation_id="list_dataset_versions", summary="List a data set's versions")
+def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> DatasetVersionPage:
+    """A data set's versions, newest first, without their reports."""
+    of = f"dataset versions {check_name(name)}"
+    before = read_cursor(of, query.cursor)
+    found = list(service.datasets.versions(name, before=before, limit=query.limit + 1))
+    data, next_cursor = page_of(of, found, query.limit, lambda version: version.version)
+    return DatasetVersionPage(data=[DatasetEntryBody.of(version) for version in data], next_cursor=next_cursor)
+
+
+@router.get("/{name}/versions/{version}", operation_id="show_dataset_version", summary="Show a version of a data set")
+def show_version(name: str, version: str, service: ServiceOf) -> DatasetVersionBody:
+    """One version."""
+    check_name(name)
+    if not (version.isascii() and version.isdigit()):
+        raise WrongType(
+            "the version is not a whole number", field="version", given=version, expected="a version's number"
+        )
+    return DatasetVersionBody.of(_find(service, name, whole_number(version)))
+
+
+@router.get("/{name}/preview", summary="Preview rows of a data set")
+def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf) -> PreviewBody:
+    """Some rows of a version; what is not finite is null."""
+    version = _find(service, check_name(name), query.version)
+    rows = Table.open(service.datasets.path(version)).preview(query.offset, query.limit)
+    end = query.offset + len(rows)
+    return PreviewBody(
+        dataset=name,
+        version=version.version,
+        offset=query.offset,
+        rows=rows,
+        next_offset=end if rows and end < version.rows else None,
+    )
+
+
+@router.delete("/{name}", status_code=204, summary="Delete a data set")
+async def delete_dataset(name: str, request: Request, service: ServiceOf) -> None:
+    """Delete a data set with all its versions; a name made again goes on counting."""
+    check_name(name)
+    await service.writes.run(service.datasets.delete, name, precondition=precondition(request))
+
+
+def _find(service: Service, name: str, number: int | float | None) -> DatasetVersion:
+    # A number too long to count in is a version that no data set has.
+    exact = number if number is None or isinstance(number, int) else 2**63
+    return service.datasets.find(Reference(name, version=exact), field="version" if number is not None else "name")

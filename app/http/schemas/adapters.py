@@ -1,0 +1,214 @@
+"""Requests and answers as clients see them.
+
+Arrays are `Any` here: they are checked by `adapters.arrays`, which is as strict and far faster.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.catalog import versions as domain
+from adapters.catalog.versions import Source
+from adapters.lora.base_layer import BaseLayer
+from app.openapi.field_schemas import NotNull, ShownAs
+from app.serving.options import MEMBERS
+
+Matrix = Annotated[
+    Any, Field(json_schema_extra={"type": "array", "items": {"type": "array", "items": {"type": "number"}}})
+]
+
+
+def not_null(value: object) -> object:
+    """For a field that may be left out, and not be null."""
+    if value is None:
+        raise ValueError("it may be left out, but not be null")
+    return value
+
+
+NOT_NULL = NotNull(not_null)
+Alpha = Annotated[float | None, NOT_NULL]
+_LABEL = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
+Labels = Annotated[Any, NOT_NULL, Field(json_schema_extra={"type": "array", "items": _LABEL})]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    def gave(self, name: str) -> bool:
+        """Whether the client sent this field."""
+        return name in self.model_fields_set
+
+
+class PredictRequest(_Request):
+    """Rows, and the adapter for all of them or one for each."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["adapter"]}, {"required": ["adapters"]}]})
+
+    adapter: Annotated[Any, ShownAs(str | None)] = Field(
+        None, description="Reference (`acme`, `acme@3`), or null for the bare base layer."
+    )
+    adapters: Annotated[Any, ShownAs(list[str | None])] = Field(
+        None, description="In place of `adapter`: one reference or null a row."
+    )
+    inputs: Matrix = Field(description="Rows of `in_features` numbers.")
+    wanted: Annotated[
+        Any,
+        NOT_NULL,
+        Field(json_schema_extra={"type": "array", "items": {"enum": [*MEMBERS]}}),
+    ] = Field(["outputs"], alias="return", description="What to answer with; each at most once.")
+    top_k: Annotated[int | None, NOT_NULL] = Field(
+        None, ge=1, description="So many of the most probable classes a row: with labels or probabilities."
+    )
+
+
+class FactorsUpload(_Request):
+    """An adapter's factors."""
+
+    A: Matrix = Field(description="(out, r)")
+    B: Matrix = Field(description="(r, in)")
+    alpha: Alpha = Field(None, ge=-1e6, le=1e6, description="Defaults to the rank, so that s = 1.")
+    bias: Annotated[Any, NOT_NULL, ShownAs(list[float])] = Field(None, description="(out)")
+    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
+
+
+class PeftUpload(_Request):
+    """An adapter's factors under PEFT's names, which are the other way round."""
+
+    lora_A: Matrix = Field(description="(r, in)")
+    lora_B: Matrix = Field(description="(out, r)")
+    lora_alpha: Alpha = Field(None, ge=-1e6, le=1e6, description="Defaults to the rank, so that s = 1.")
+    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
+
+
+class LiveRequest(_Request):
+    """The version that a bare name shall mean."""
+
+    version: int = Field(ge=1)
+
+
+class VersionEntryBody(BaseModel):
+    """One immutable version in a list: without the lists in its metrics and lineage, which grow with the layer."""
+
+    adapter: str
+    version: int
+    digest: str
+    rank: int
+    alpha: float
+    rslora: bool
+    scaling: float
+    bytes: int
+    base: str
+    feature_space: str | None
+    labels: list[str | int] | None
+    created_at: str
+    source: Annotated[str, ShownAs(Source)]
+    job: str | None
+    metrics: dict[str, Any] | None
+    effect: dict[str, float | None]
+    lineage: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, version: domain.Version) -> "VersionEntryBody":
+        """Return a version as clients see it in a list."""
+        own = {name: getattr(version, name) for name in VersionEntryBody.model_fields if name != "effect"}
+        own["metrics"] = None if version.metrics is None else _without_lists(version.metrics)
+        own["lineage"] = None if version.lineage is None else _without_lists(version.lineage)
+        return cls(**own, effect={"relative_norm": version.relative_norm})
+
+
+class VersionBody(VersionEntryBody):
+    """One immutable version."""
+
+    @classmethod
+    def of(cls, version: domain.Version) -> "VersionBody":
+        """Return a version as clients see it by itself."""
+        entry = dict(VersionEntryBody.of(version))
+        return cls(**entry | {"metrics": version.metrics, "lineage": version.lineage})
+
+
+class AdapterEntryBody(BaseModel):
+    """One adapter in a list."""
+
+    name: str
+    created_at: str
+    aliases: dict[str, int]
+    live: VersionEntryBody | None
+    versions: int
+    problem: Annotated[str | None, ShownAs(Literal["base_mismatch", "feature_space_mismatch"] | None)] = Field(
+        description="Code of the error that `/predict` answers for the live version on this service; null if none."
+    )
+
+    @classmethod
+    def of(cls, adapter: domain.AdapterSummary, base: BaseLayer, feature_space: str | None) -> "AdapterEntryBody":
+        """Return an adapter as clients of a service with this base layer and feature space see it in a list."""
+        return cls(
+            name=adapter.name,
+            created_at=adapter.created_at,
+            aliases=dict(adapter.aliases),
+            live=None if adapter.live is None else VersionEntryBody.of(adapter.live),
+            versions=adapter.versions,
+            problem=adapter.problem_on(base, feature_space),
+        )
+
+
+class AdapterBody(AdapterEntryBody):
+    """One adapter."""
+
+    live: VersionBody | None
+
+    @classmethod
+    def of(cls, adapter: domain.AdapterSummary, base: BaseLayer, feature_space: str | None) -> "AdapterBody":
+        """Return an adapter as clients of a service with this base layer and feature space see it by itself."""
+        entry = dict(AdapterEntryBody.of(adapter, base, feature_space))
+        return cls(**entry | {"live": None if adapter.live is None else VersionBody.of(adapter.live)})
+
+
+def _without_lists(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Return members without lists, which have an entry for each output, class or column; intervals are kept."""
+    return {
+        name: _without_lists(value) if isinstance(value, Mapping) else value
+        for name, value in members.items()
+        if not isinstance(value, list) or name.endswith("_interval")
+    }
+
+
+class BaseBody(BaseModel):
+    """The frozen layer."""
+
+    in_features: int
+    out_features: int
+    bias: bool
+    dtype: str
+    device: str
+    fingerprint: str
+    feature_space: str | None
+    source: str
+
+    @classmethod
+    def of(cls, base: BaseLayer, feature_space: str | None) -> "BaseBody":
+        """The base layer as clients see it."""
+        return cls(
+            in_features=base.in_features,
+            out_features=base.out_features,
+            bias=base.bias_O is not None,
+            dtype=base.dtype,
+            device=str(base.device),
+            fingerprint=base.fingerprint,
+            feature_space=feature_space,
+            source=base.source,
+        )
+
+
+class AdapterPage(BaseModel):
+    """A part of the list of adapters."""
+
+    data: list[AdapterEntryBody]
+    next_cursor: str | None
+
+
+class VersionPage(BaseModel):
+    """A part of an adapter's list of versions."""
+
+    data: list[VersionEntryBody]
+    next_cursor: str | None

@@ -1,0 +1,147 @@
+"""Jobs, their adapters and what became of them, as clients see them."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from adapters.jobs.job import Job, Status
+from adapters.jobs.job_adapters import JobAdapter
+from adapters.jobs.revert import Reverted, Skip
+from app.openapi.field_schemas import ShownAs
+from app.openapi.problem_responses import JobProblem
+
+
+class ProgressBody(BaseModel):
+    """How far a job is; all of it may be missing until the first step."""
+
+    step: int
+    steps: int
+    loss: float | None
+    seconds_left: float | None = None
+    adapters: dict[str, int] | None = Field(None, description="Of a fleet: how many are published, failed, in total.")
+
+
+class ResultBody(BaseModel):
+    """What a job of one adapter published."""
+
+    name: str
+    version: int
+    digest: str
+
+
+Metrics = Annotated[dict[str, Any] | None, Field(description="Losses and metrics by name; docs/training.md has all.")]
+Error = Annotated[dict[str, Any] | None, ShownAs(JobProblem | None)]
+
+
+class JobBody(BaseModel):
+    """One training job."""
+
+    id: str
+    status: Annotated[str, ShownAs(Status)]
+    adapter: str
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    attempt: int
+    progress: Annotated[dict[str, Any] | None, ShownAs(ProgressBody | None)]
+    metrics: Metrics
+    result: Annotated[dict[str, Any] | None, ShownAs(ResultBody | None)]
+    error: Error
+    spec: dict[str, Any] = Field(description="The resolved settings, with rows and digest in place of inline data.")
+
+    @classmethod
+    def of(cls, job: Job) -> "JobBody":
+        """A job as its clients see it in a list."""
+        own = {name: getattr(job, name) for name in JobBody.model_fields if name != "spec"}
+        return cls(**own, spec=job.spec["shown"])
+
+
+class LogLine(BaseModel):
+    """Something that happened on the way."""
+
+    time: str
+    text: str
+
+
+class JobWithHistory(JobBody):
+    """One training job with the losses on its way and its log."""
+
+    history: list[tuple[int, float]]
+    log: list[LogLine]
+
+    @classmethod
+    def of(cls, job: Job) -> "JobWithHistory":
+        """A job as its clients see it by itself."""
+        return cls(
+            **dict(JobBody.of(job)),
+            history=[(int(step), float(loss)) for step, loss in job.history],
+            log=[LogLine(time=line.at, text=line.text) for line in job.log],
+        )
+
+
+class JobPage(BaseModel):
+    """A part of the list of jobs."""
+
+    data: list[JobBody]
+    next_cursor: str | None
+
+
+class JobAdapterBody(BaseModel):
+    """One adapter that a job trains."""
+
+    name: str
+    group: str | None
+    rows: int
+    version: int | None
+    digest: str | None
+    metrics: Metrics
+    error: Error
+    moved_live: bool
+    replaced: int | None
+
+    @classmethod
+    def of(cls, adapter: JobAdapter) -> "JobAdapterBody":
+        """An adapter of a job as its clients see it."""
+        return cls(**{name: getattr(adapter, name) for name in cls.model_fields})
+
+
+class JobAdapterPage(BaseModel):
+    """A part of the list of a job's adapters."""
+
+    data: list[JobAdapterBody]
+    next_cursor: str | None
+
+
+class BackBody(BaseModel):
+    """A live alias that points back; `to` null: no version is live now."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
+
+    name: str
+    version: int = Field(alias="from")
+    to: int | None
+
+
+class SkippedBody(BaseModel):
+    """An adapter of the job that was left as it is."""
+
+    name: str
+    version: int | None
+    reason: Annotated[str, ShownAs(Skip)]
+    detail: str
+
+
+class RevertBody(BaseModel):
+    """Every adapter of a job, each in one of the two."""
+
+    reverted: list[BackBody]
+    skipped: list[SkippedBody]
+
+    @classmethod
+    def of(cls, done: Reverted) -> "RevertBody":
+        """What a revert did as its clients see it."""
+        return cls(
+            reverted=[BackBody(name=back.name, version=back.version, to=back.to) for back in done.reverted],
+            skipped=[SkippedBody(**asdict(skipped)) for skipped in done.skipped],
+        )

@@ -1,0 +1,154 @@
+"""One line a request: who asked for what, how it ended, and how long that took. Never inputs, outputs or headers."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from app.observability.line_writer import LineWriter
+from app.observability.logs import Render
+from app.observability.records import FAILED, Answered, Prediction
+from app.settings import LogRequests
+
+MOST_A_SECOND = 1000
+"""Lines of requests that succeeded, and as many of those that failed: a line costs a fifth of a fast answer."""
+_SECONDS_TO_CLOSE = 1.0
+_LOGGER = "app.requests"
+_LEVELS = {level: logging.getLevelName(level).lower() for level in (logging.INFO, logging.WARNING, logging.ERROR)}
+
+
+class RequestLog:
+    """Writes the lines of requests that have been answered, a handful at a time.
+
+    There is room for `MOST_A_SECOND` lines at once; a tenth of that comes back in each tenth of a second, so that
+    under a heavy load lines are spread over the second, and their cost with them.
+    """
+
+    def __init__(
+        self,
+        render: Render,
+        writer: LineWriter,
+        *,
+        process: str,
+        wanted: LogRequests = LogRequests.ALL,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._render, self._writer, self._process, self._clock = render, writer, process, clock
+        self._is_wanted = wanted is LogRequests.ALL, wanted is not LogRequests.NONE
+        """By whether requests failed, as is the next."""
+        self._room = [float(MOST_A_SECOND * is_wanted) for is_wanted in self._is_wanted]
+        self._left_out = 0
+        self._left_out_since = self._flushed = clock()
+        self._answered: list[Answered] = []
+
+    @property
+    def owes(self) -> bool:
+        """Whether a line about lines left out is due, now or later."""
+        return self._left_out > 0
+
+    def makes_room(self, has_failed: bool, /) -> bool:
+        """Whether a request is to be noted; one that is not is counted."""
+        if self._room[has_failed] >= 1.0:
+            self._room[has_failed] -= 1.0
+            return True
+        if self._is_wanted[has_failed]:
+            self._leave_out(1)
+        return False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a request that succeeds now would be noted."""
+        return self._room[False] >= 1.0
+
+    def leave_out(self, succeeded: int) -> None:
+        """So many requests that succeeded came while there was no room."""
+        if self._is_wanted[False]:
+            self._leave_out(succeeded)
+
+    def note(self, answered: Answered) -> None:
+        """Write this request's line with the next ones."""
+        self._answered.append(answered)
+
+    def flush(self) -> None:
+        """Write the lines of what was noted."""
+        now = self._clock()
+        for has_failed, is_wanted in enumerate(self._is_wanted):
+            more = MOST_A_SECOND * (now - self._flushed) * is_wanted
+            self._room[has_failed] = min(MOST_A_SECOND, self._room[has_failed] + more)
+        self._flushed = now
+        answered, self._answered = self._answered, []
+        if answered:
+            epoch = time.time() - time.perf_counter()
+            self._leave_out(self._writer.put([self._line(each, epoch + each.ended) for each in answered]))
+        if now - self._left_out_since >= 1.0:
+            self._tell_left_out(now)
+
+    def close(self) -> None:
+        """Write what waits."""
+        self.flush()
+        self._tell_left_out(self._clock())
+        self._writer.close(_SECONDS_TO_CLOSE)
+
+    def _leave_out(self, requests: int) -> None:
+        if requests and not self._left_out:
+            self._left_out_since = self._clock()
+        self._left_out += requests
+
+    def _tell_left_out(self, now: float) -> None:
+        if self._left_out:
+            first = self._first(time.time(), logging.INFO, "requests left out")
+            told = {"left_out": self._left_out, "seconds": round(now - self._left_out_since, 3)}
+            # Where this line finds no room either, the next one says more.
+            if not self._writer.put([self._finished(first | told)]):
+                self._left_out = 0
+
+    def _line(self, each: Answered, at: float) -> bytes:
+        status = each.status
+        level = logging.INFO if status < FAILED else logging.WARNING if status < 500 else logging.ERROR
+        fields = self._first(at, level, "request")
+        fields["request_id"] = each.request_id.decode("latin-1")
+        fields["method"] = each.method
+        fields["route"] = each.route
+        fields["path"] = each.path
+        fields["status"] = status
+        fields["ms"] = _ms(each.ended - each.began)
+        if each.prediction is not None:
+            _add_prediction(fields, each.prediction)
+        if each.code is not None:
+            fields["code"] = each.code
+        if each.trace_id is not None:
+            fields["trace_id"] = each.trace_id
+        return self._finished(fields)
+
+    def _first(self, at: float, level: int, event: str) -> dict[str, Any]:
+        return {
+            "timestamp": datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")[:26] + "Z",
+            "level": _LEVELS[level],
+            "event": event,
+            "logger": _LOGGER,
+            "process": self._process,
+        }
+
+    def _finished(self, fields: dict[str, Any]) -> bytes:
+        return self._render(fields) + b"\n"
+
+
+def _add_prediction(fields: dict[str, Any], prediction: Prediction) -> None:
+    """Which adapter answered, or of the row form how many did; the bare base is null."""
+    if prediction.by_row:
+        fields["adapters"] = prediction.adapters
+    else:
+        reference, version = prediction.reference, prediction.version
+        fields["adapter"] = None if reference is None else str(reference)
+        if version is not None:
+            fields["version"] = version.version
+            fields["digest"] = version.digest
+    fields["rows"] = prediction.rows
+    if prediction.queue_seconds is not None:
+        fields["queue_ms"] = _ms(prediction.queue_seconds)
+        fields["forward_ms"] = _ms(prediction.forward_seconds)
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

@@ -1,0 +1,169 @@
+"""Checks and upkeep of the data folder before, during and after a run of `serve` or `trainer`."""
+
+import fcntl
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from adapters.errors import CatalogBusy, CatalogNotLoadable
+from adapters.storage.blobs import BlobStore
+from adapters.storage.integrity import check_integrity
+from adapters.storage.quarantine import Quarantine
+from adapters.storage.store_identity import (
+    CATALOG,
+    catalog_bytes,
+    check_store,
+    complete_store,
+    newest_revision,
+    unreferenced,
+)
+from app.settings import Settings, make_data_dir
+
+RUNNING = "running"
+"""Folder, in the data folder, with a locked file for each `serve` and `trainer` that runs.
+
+An unlocked file belongs to a process that did not end cleanly.
+"""
+MOST_BYTES_AT_START = 256 * 2**20
+"""A larger catalogue is checked in the background, and only after an unclean end."""
+_SECONDS_BETWEEN_PURGES = 3600.0
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]:
+    """Check the data folder, then note that a process runs on it until this ends.
+
+    With `accept_catalog`, the catalogue is taken as it is, and made if it is missing. Raises `SettingsError` if the
+    folder cannot be used, and `CatalogNotLoadable` if its catalogue is damaged or does not belong to the blobs.
+    """
+    make_data_dir(settings)
+    folder = settings.data_dir
+    quarantine = Quarantine(folder, now=time.time, days=settings.quarantine_days)
+    abandoned = _lock_abandoned(folder / RUNNING)
+    try:
+        if accept_catalog:
+            _accept(folder, quarantine)
+        is_large = _check(folder)
+    except BaseException:
+        # The files stay: the next start checks again.
+        _unlock(abandoned)
+        raise
+    marks = _mark(folder / RUNNING)
+    stop = threading.Event()
+    if is_large and abandoned:
+        threading.Thread(target=_check_in_background, args=(folder, abandoned), daemon=True).start()
+    else:
+        _forget(abandoned)
+    threading.Thread(target=_purge_hourly, args=(quarantine, stop), daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+        _forget(marks)
+
+
+def _check(folder: Path) -> bool:
+    """Check what can be checked before the start; return whether the catalogue is too large for that."""
+    catalog = folder / CATALOG
+    is_large = catalog_bytes(folder) > MOST_BYTES_AT_START
+    try:
+        check_store(folder)
+        if not is_large:
+            check_integrity(catalog)
+    except CatalogBusy as error:
+        log.warning("the catalogue is not checked: %s", error.detail)
+    return is_large
+
+
+def _accept(folder: Path, quarantine: Quarantine) -> None:
+    from adapters.storage.database import Database  # SQLAlchemy stays out of this process otherwise
+
+    Database(folder).close()
+    blobs = BlobStore(folder, revision=lambda: 0, quarantine=quarantine)
+    with blobs.sweeping() as alone:
+        if not alone:
+            raise CatalogNotLoadable(
+                f"the catalogue {folder / CATALOG} cannot be accepted while another process publishes: stop it first"
+            )
+        newest = newest_revision(folder)
+        # Before the ids are written: while they differ, every start is refused, and sweeps nothing.
+        if orphans := unreferenced(folder):
+            kept = quarantine.keep(orphans)
+            log.warning(
+                "moved %d blobs that the catalogue does not refer to into %s; they stay there", len(orphans), kept
+            )
+        complete_store(folder, accept=True, revision_at_least=newest)
+    log.warning("the catalogue %s is accepted as it is", folder / CATALOG)
+
+
+def _check_in_background(folder: Path, abandoned: list[tuple[Path, int]]) -> None:
+    try:
+        check_integrity(folder / CATALOG, by_table=True)
+    except (CatalogBusy, CatalogNotLoadable) as error:
+        log.error("%s", error.detail)
+        _unlock(abandoned)
+    else:
+        _forget(abandoned)
+
+
+def _purge_hourly(quarantine: Quarantine, stop: threading.Event) -> None:
+    while not stop.wait(_SECONDS_BETWEEN_PURGES):
+        try:
+            quarantine.purge()
+        except OSError as error:
+            log.warning("the quarantine cannot be purged: %s", error)
+
+
+def _mark(running: Path) -> list[tuple[Path, int]]:
+    """Make the file of this process; return it with its lock, which no child process inherits."""
+    try:
+        return [_make_mark(running)]
+    except OSError as error:
+        # On a full disk, for one. What is there can be served all the same.
+        log.warning("an unclean end of this process will not be noticed: %s", error)
+        return []
+
+
+def _make_mark(running: Path) -> tuple[Path, int]:
+    running.mkdir(exist_ok=True)
+    path = running / f"{uuid.uuid4().hex}.lock"
+    # Locked before it has the name that others look for: else one of them could take it for abandoned.
+    fresh = path.with_suffix(".new")
+    lock = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fresh.rename(path)
+    return path, lock
+
+
+def _lock_abandoned(running: Path) -> list[tuple[Path, int]]:
+    """Return the files whose processes have died, locked: of several starts at once, one does the check."""
+    abandoned = []
+    for path in running.glob("*.lock"):
+        # A folder of that name is not one of ours.
+        with suppress(FileNotFoundError, IsADirectoryError):
+            lock = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+            else:
+                abandoned.append((path, lock))
+    return abandoned
+
+
+def _forget(marks: list[tuple[Path, int]]) -> None:
+    for path, _ in marks:
+        path.unlink(missing_ok=True)
+    _unlock(marks)
+
+
+def _unlock(marks: list[tuple[Path, int]]) -> None:
+    for _, lock in marks:
+        os.close(lock)

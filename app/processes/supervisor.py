@@ -1,0 +1,134 @@
+"""API workers and trainers as child processes: started, restarted, stopped."""
+
+import errno
+import logging
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from adapters.child_process import command
+from adapters.stopped_process import StoppedClock
+from app.observability.metrics.process_slot import METRICS, clean_places
+from app.processes.signals import EXIT_CONFIG, FIRST, stop_on_signals
+from app.settings import Settings, SettingsError, as_environment, make_data_dir
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+_LONGEST_PAUSE_SECONDS = 10.0
+_STEADY_SECONDS = 30.0
+"""A child that ran this long before it died is started again at once."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Child:
+    """One child process, through all its restarts."""
+
+    name: str
+    arguments: Sequence[str]
+    sockets: Sequence[int] = ()
+    process: "subprocess.Popen[bytes] | None" = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    pause_seconds: float = 0.5
+    stopped: StoppedClock = field(default_factory=StoppedClock)
+
+
+def serve(settings: Settings) -> int:
+    """Run the service until SIGTERM or SIGINT; returns the exit status.
+
+    Children hold a pipe of ours as standard input: when this process dies, however it dies, they end too.
+    Raises `SettingsError` where the address cannot be listened on or the data folder cannot be used.
+    """
+    make_data_dir(settings)
+    stop = stop_on_signals()
+    listener = _listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    log.info("listening on http://%s:%d, data in %s", f"[{host}]" if ":" in host else host, port, settings.data_dir)
+    worker, trainer = command("app.processes.worker", str(listener.fileno())), command("app.processes.trainer")
+    children = [
+        _Child(f"worker {n + 1}", worker if n else [*worker, FIRST], [listener.fileno()])
+        for n in range(settings.workers)
+    ]
+    children += [_Child(f"trainer {n + 1}", trainer) for n in range(settings.trainers)]
+    environment = as_environment(settings)
+    _forget_figures(settings)
+    status = 0
+    try:
+        while not stop.is_set():
+            for child in children:
+                if _look_after(child, environment, settings.lease_seconds) == EXIT_CONFIG:
+                    status = EXIT_CONFIG
+                    stop.set()
+            stop.wait(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        listener.close()
+        _end(children, settings.shutdown_grace_seconds)
+    return status
+
+
+def _forget_figures(settings: Settings) -> None:
+    """What an earlier run's processes have counted: a service that is started begins at zero."""
+    started = {"worker": settings.workers, "trainer": settings.trainers}
+    try:
+        for role in [role for role, count in started.items() if count]:
+            clean_places(settings.data_dir / METRICS, role)
+    except OSError as error:
+        log.warning("what an earlier run counted cannot be removed: %s", error)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        hint = "; is another one running? --port takes another" if error.errno == errno.EADDRINUSE else ""
+        raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}{hint}") from None
+
+
+def _look_after(child: _Child, environment: dict[str, str], lease_seconds: float) -> int | None:
+    """Start a child that does not run, unless it pauses after a death; returns how it ended where it just did.
+
+    A child that has been stopped for longer than the lease is killed: it may hold the catalogue's lock.
+    """
+    now = time.monotonic()
+    if child.process is None:
+        if now >= child.start_at:
+            child.process = subprocess.Popen(
+                child.arguments, stdin=subprocess.PIPE, env=environment, pass_fds=child.sockets
+            )
+            child.started_at, child.stopped = now, StoppedClock()
+        return None
+    status = child.process.poll()
+    if status is None:
+        if child.stopped.seconds(child.process.pid) > lease_seconds:
+            log.error("%s has been stopped for more than %g s and is killed", child.name, lease_seconds)
+            child.process.kill()
+            child.stopped = StoppedClock()
+        return None
+    if child.process.stdin is not None:
+        child.process.stdin.close()
+    child.process = None
+    steady = now - child.started_at >= _STEADY_SECONDS
+    child.start_at = now if steady else now + child.pause_seconds
+    child.pause_seconds = 0.5 if steady else min(2 * child.pause_seconds, _LONGEST_PAUSE_SECONDS)
+    if status != EXIT_CONFIG:
+        log.error("%s ended with status %d; it is started again", child.name, status)
+    return status
+
+
+def _end(children: Sequence[_Child], grace_seconds: float) -> None:
+    """SIGTERM to all, and SIGKILL to those that have not ended in time."""
+    running = [child.process for child in children if child.process is not None]
+    for process in running:
+        process.terminate()
+    deadline = time.monotonic() + grace_seconds
+    for process in running:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            log.error("process %d has not ended in %g s and is killed", process.pid, grace_seconds)
+            process.kill()
+            process.wait()

@@ -1,0 +1,184 @@
+"""What a question's references mean, and their adapters: at hand, or fetched by threads off the event loop."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from typing import NamedTuple, TypeVar
+
+from adapters.catalog.adapter_cache import Residency
+from adapters.catalog.resolver import Resolver, View
+from adapters.catalog.versions import Version
+from adapters.errors import BlobCorrupt, LoraplexError
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
+from adapters.names import Reference
+from app.serving.gathering import Gathering
+from app.serving.queue_entry import Ticket
+
+_THREADS = 1
+_AT_ONCE_SECONDS = 0.001
+"""So long a batch takes in what the kernel has in memory: a hop to a thread costs several times what that does."""
+Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
+_Asked = tuple[View, Reference]
+V = TypeVar("V")
+
+
+class Counted(NamedTuple):
+    """Sums since the start, and what is in memory now."""
+
+    hits: int
+    """Adapters asked for that were resident."""
+    misses: int
+    loads: int
+    evictions: int
+    resident_bytes: int
+    resident_adapters: int
+
+
+class Lookup:
+    """References → versions that may answer on this base → resident adapters."""
+
+    def __init__(self, base: BaseLayer, resolver: Resolver, residency: Residency, *, feature_space: str | None) -> None:
+        self._base = base
+        self._resolver = resolver
+        self._residency = residency
+        self._feature_space = feature_space
+        # Apart: after a publish even warm adapters' names are looked up, and must not wait for slow loads.
+        self._resolving = ThreadPoolExecutor(_THREADS, "resolve")
+        self._loading = ThreadPoolExecutor(_THREADS, "load")
+        # By view: what was asked before a commit must not answer what is asked after it.
+        self._versions: Gathering[_Asked, Version] = Gathering(_resolve, self._resolving)
+        self._adapters: Gathering[Version, Adapter] = Gathering(self._load, self._loading)
+        self._at_once_until = 0.0
+        self._hits = self._misses = 0
+
+    def close(self) -> None:
+        """Give back the threads."""
+        self._resolving.shutdown()
+        self._loading.shutdown()
+
+    def counted(self) -> Counted:
+        """For an observer."""
+        residency = self._residency
+        return Counted(self._hits, self._misses, residency.loads, residency.evictions, residency.bytes, len(residency))
+
+    def look(self) -> View:
+        """A view that is not older than this call; raises `CatalogBusy`."""
+        self._at_once_until = time.perf_counter() + _AT_ONCE_SECONDS
+        return self._resolver.look()
+
+    def at_hand(self, view: View, ticket: Ticket) -> Found | None:
+        """What a ticket asks for where all of it is known and resident; raises as `fetch` does."""
+        versions: list[Version | None] = []
+        adapters: list[Adapter | None] = []
+        hits = misses = 0
+        for reference in ticket.choices:
+            if reference is None:
+                versions.append(None)
+                adapters.append(None)
+                continue
+            version = view.known(reference)
+            if version is None:
+                return None
+            self._check(version, reference, ticket)
+            adapter = self._residency.get(version.digest)
+            if adapter is not None:
+                hits += 1
+            else:
+                misses += 1
+                if time.perf_counter() < self._at_once_until:
+                    adapter = self._residency.load_cached(version)
+                if adapter is None:
+                    # `fetch` looks again, and counts.
+                    return None
+            versions.append(version)
+            adapters.append(adapter)
+        self._hits += hits
+        if misses:
+            self._misses += misses
+        return versions, adapters
+
+    async def fetch(self, view: View, ticket: Ticket) -> Found:
+        """What a ticket asks for, its unknown references read from the catalogue and its adapters from their blobs.
+
+        Raises a `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` that names the row, or `BlobCorrupt`.
+        """
+        before: list[Version | None] | None = None
+        while True:
+            versions = await self._find(view, ticket)
+            # All are asked for before the first is waited for.
+            coming = [None if version is None else self._adapter(version) for version in versions]
+            try:
+                adapters = [None if adapter is None else await adapter for adapter in coming]
+            except BlobCorrupt:
+                # Deleted between the look and the read, and perhaps made again: only what still stands is corrupt.
+                if versions == before:
+                    raise
+                view, before = self._resolver.fresh(), versions
+                continue
+            for version, adapter in zip(versions, adapters, strict=True):
+                if version is not None and adapter is not None:
+                    self._residency.keep(version.digest, adapter)
+            return versions, adapters
+
+    async def _find(self, view: View, ticket: Ticket) -> list[Version | None]:
+        asked = [None if reference is None else self._version(view, reference) for reference in ticket.choices]
+        versions: list[Version | None] = []
+        for reference, coming in zip(ticket.choices, asked, strict=True):
+            if reference is None or coming is None:
+                versions.append(None)
+                continue
+            try:
+                version = await coming
+            except LoraplexError as error:
+                # Others may have asked the same: each names its own field and row.
+                raise _named(copy(error), reference, ticket) from None
+            self._check(version, reference, ticket)
+            versions.append(version)
+        return versions
+
+    def _version(self, view: View, reference: Reference) -> "asyncio.Future[Version]":
+        version = view.known(reference)
+        return self._versions.get((view, reference)) if version is None else _here(version)
+
+    def _adapter(self, version: Version) -> "asyncio.Future[Adapter]":
+        adapter = self._residency.get(version.digest)
+        if adapter is None:
+            self._misses += 1
+            return self._adapters.get(version)
+        self._hits += 1
+        return _here(adapter)
+
+    def _check(self, version: Version, reference: Reference, ticket: Ticket) -> None:
+        try:
+            version.check_answers_on(self._base, self._feature_space)
+        except LoraplexError as error:
+            raise _named(error, reference, ticket) from None
+
+    def _load(self, versions: Sequence[Version]) -> Iterator[tuple[Version, Adapter | Exception]]:
+        for version in versions:
+            try:
+                yield version, self._residency.load(version)
+            except Exception as error:
+                yield version, error
+
+
+def _resolve(asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Version | Exception]]:
+    for view in {view for view, _ in asked}:
+        for reference, found in view.versions([reference for of, reference in asked if of is view]):
+            yield (view, reference), found
+
+
+def _named(error: LoraplexError, reference: Reference, ticket: Ticket) -> LoraplexError:
+    error.field = "adapter"
+    if ticket.question.by_row:
+        error.field, error.row = "adapters", ticket.question.references.index(reference)
+    return error
+
+
+def _here(value: V) -> "asyncio.Future[V]":
+    future: asyncio.Future[V] = asyncio.get_running_loop().create_future()
+    future.set_result(value)
+    return future

@@ -1,0 +1,96 @@
+"""Answers in classes: probabilities, labels, and the most probable of them.
+
+For a thread, never for the event loop: a few thousand rows of a thousand classes take a while.
+"""
+
+# N rows · O out_features · C classes of one adapter · T the most probable of them
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from adapters.arrays import Float32
+from adapters.catalog.versions import Version
+from adapters.errors import OutOfRange
+from adapters.lora.labels import most_probable, sigmoid, softmax
+from adapters.training.settings import Loss
+from app.serving.options import LABELS, OUTPUTS, PROBABILITIES, Wanted
+from app.serving.queue_entry import Outcome
+
+MOST_LABEL_BYTES = 2**26
+"""Of one answer. Labels may be 20 times as long as numbers, and a short request ask for all of them in every row."""
+_NUMBERS_AT_ONCE = 2**15
+
+
+def write_wanted(wanted: Wanted, outcome: Outcome) -> bytes:
+    """The members of an answer as JSON, without the braces; raises `OutOfRange` past `MOST_LABEL_BYTES` of labels."""
+    parts: dict[str, list[bytes]] = {name: [] for name in wanted.members}
+    label_bytes = 0
+    for block in blocks(*outcome.outputs_NO.shape):
+        for name, rows in _answered(wanted, outcome, block).items():
+            parts[name].append(orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+        label_bytes += len(parts[LABELS][-1]) if LABELS in parts else 0
+        check_size(label_bytes, field="top_k")
+    return b",".join(b'"%b":[%b]' % (name.encode(), b",".join(rows)) for name, rows in parts.items())
+
+
+def blocks(rows: int, columns: int) -> Iterator[slice]:
+    """All rows, as many at once as take a millisecond or so: between two of them, others get the interpreter."""
+    step = max(1, _NUMBERS_AT_ONCE // columns)
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
+
+
+def check_size(label_bytes: int, *, field: str) -> None:
+    """Raises `OutOfRange` where labels take too much room; `field` is what asked for so many."""
+    if label_bytes > MOST_LABEL_BYTES:
+        raise OutOfRange(
+            f"{field}: the answer's labels take more than {MOST_LABEL_BYTES} bytes: ask for fewer, or with fewer rows",
+            field=field,
+            expected=f"labels of at most {MOST_LABEL_BYTES} bytes",
+        )
+
+
+def classes_of(version: Version | None, x_NO: Float32) -> tuple[Sequence[str | int] | None, Float32]:
+    """What the classes of a version, or of the base layer, are called; and the outputs that belong to them, (N, C)."""
+    labels = None if version is None else version.labels
+    return labels, x_NO if labels is None else x_NO[:, : len(labels)]
+
+
+def _answered(wanted: Wanted, outcome: Outcome, block: slice) -> dict[str, list[Any]]:
+    """For some rows, what each is answered with: every row by the classes of its own adapter."""
+    x_NO, choice_N = outcome.outputs_NO[block], outcome.choice_N[block]
+    of_choice: dict[int, list[int]] = {}
+    for row, choice in enumerate(choice_N):
+        of_choice.setdefault(choice, []).append(row)
+    answered: dict[str, list[Any]] = {name: [None] * len(choice_N) for name in wanted.members}
+    for choice, rows in of_choice.items():
+        for name, values in _of_one(wanted, outcome.versions[choice], x_NO[rows]).items():
+            for row, value in zip(rows, values, strict=True):
+                answered[name][row] = value
+    return answered
+
+
+def _of_one(wanted: Wanted, version: Version | None, x_NO: Float32) -> dict[str, Sequence[Any]]:
+    """The same for rows of one version."""
+    labels, x_NC = classes_of(version, x_NO)
+    found: dict[str, Sequence[Any]] = {}
+    if OUTPUTS in wanted.members:
+        found[OUTPUTS] = list(x_NO)
+    order_NT = None
+    if LABELS in wanted.members or wanted.top_k is not None:
+        order_NT = most_probable(x_NC, wanted.top_k or 1)
+    if PROBABILITIES in wanted.members:
+        probability_NC = sigmoid(x_NC) if _is_multi_label(version) else softmax(x_NC)
+        if wanted.top_k is not None and order_NT is not None:
+            probability_NC = np.ascontiguousarray(np.take_along_axis(probability_NC, order_NT, axis=1))
+        found[PROBABILITIES] = list(probability_NC)
+    if LABELS in wanted.members and order_NT is not None:
+        names_NT = order_NT if labels is None else np.array(labels, dtype=object)[order_NT]
+        found[LABELS] = (names_NT if wanted.top_k is not None else names_NT[:, 0]).tolist()
+    return found
+
+
+def _is_multi_label(version: Version | None) -> bool:
+    """Whether each class is right or not by itself: the version was trained so, as its lineage says."""
+    return version is not None and (version.lineage or {}).get("loss") == Loss.BINARY_CROSS_ENTROPY

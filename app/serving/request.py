@@ -1,0 +1,114 @@
+"""The body of `POST /predict` → one float32 array and the references of its rows.
+
+First by a fast parser that makes no Python number per element. What that one does not take as it stands, an error or
+a number past 64 bits, is decided by the exact one: the two never disagree on what they both take.
+"""
+
+# N rows · I in_features
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import simdjson
+
+from adapters.arrays import Float32, matrix
+from adapters.errors import InvalidCombination, LoraplexError, MissingField, WrongShape, WrongType
+from adapters.lora.base_layer import BaseLayer
+from adapters.names import Reference, parse_reference
+from adapters.strict_json import parse
+from app.http.bodies import object_of_body, read_as
+from app.http.schemas.adapters import PredictRequest
+from app.serving.fast_json import has_lists, read_rows
+from app.serving.options import Wanted, read_wanted
+
+_MEMBERS = 2
+"""Of a request that is read quickly: its rows, and the adapters of these."""
+
+
+class Question(NamedTuple):
+    """Rows, and which adapter each is for."""
+
+    inputs_NI: Float32
+    """(N, I), every number finite."""
+    references: Sequence[Reference | None]
+    """One for all rows, or one a row where `by_row`; None is the bare base layer."""
+    by_row: bool = False
+    wanted: Wanted | None = None
+    """None is the outputs."""
+
+
+def read_quickly(
+    body: bytes, base: BaseLayer, *, max_rows: int, parser: simdjson.Parser | None = None
+) -> Question | None:
+    """What `read_exactly` would return, or None where that one has to decide.
+
+    `parser` is one that nobody else uses meanwhile: it keeps its memory from body to body.
+    """
+    try:
+        request: Any = (parser or simdjson.Parser()).parse(body)
+        if len(request) != _MEMBERS:  # one that stands twice counts twice
+            return None
+        names = sorted(request.keys())
+        inputs_NI = read_rows(request["inputs"], base.in_features, max_rows=max_rows)
+        if inputs_NI is None:
+            return None
+        N = len(inputs_NI)
+        lists = 1 + N
+        if names == ["adapter", "inputs"]:
+            references, by_row = [_reference(request["adapter"])], False
+        elif names == ["adapters", "inputs"]:
+            references, by_row = [_reference(given) for given in request["adapters"]], True
+            lists += 1
+        else:
+            return None
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, LoraplexError):
+        return None
+    # A byte order mark is the other thing that the parser lets pass.
+    if not has_lists(body, lists) or (by_row and len(references) != N) or body[0] > 127:
+        return None
+    return Question(inputs_NI, references, by_row)
+
+
+def read_exactly(body: bytes, base: BaseLayer, *, max_rows: int) -> Question:
+    """What a body asks; raises the `InvalidInput` or `NotJson` that says what is wrong with it."""
+    return question_of(parse(body), base, max_rows=max_rows)
+
+
+def question_of(value: object, base: BaseLayer, *, max_rows: int) -> Question:
+    """Do the same for what a body's JSON says."""
+    request = read_as(PredictRequest, object_of_body(value))
+    if request.gave("adapter") and request.gave("adapters"):
+        raise InvalidCombination(
+            "adapter and adapters cannot both be given",
+            field="adapters",
+            expected="adapter for all rows, or adapters with one a row",
+        )
+    if not (request.gave("adapter") or request.gave("adapters")):
+        raise MissingField(
+            "adapter is missing; null means the bare base layer",
+            field="adapter",
+            expected="a reference or null",
+        )
+    wanted = read_wanted(request.wanted, request.top_k, out_features=base.out_features)
+    inputs_NI = matrix(request.inputs, field="inputs", columns=base.in_features, max_rows=max_rows)
+    if request.gave("adapter"):
+        return Question(inputs_NI, [_reference(request.adapter)], wanted=wanted)
+    if not isinstance(request.adapters, list):
+        raise WrongType(
+            "adapters must be a list",
+            field="adapters",
+            given=request.adapters,
+            expected="one reference or null a row",
+        )
+    if len(request.adapters) != len(inputs_NI):
+        raise WrongShape(
+            f"adapters has {len(request.adapters)} entries, inputs has {len(inputs_NI)} rows",
+            field="adapters",
+            given=f"{len(request.adapters)} entries",
+            expected=f"{len(inputs_NI)} entries",
+        )
+    references = [_reference(given, "adapters", row) for row, given in enumerate(request.adapters)]
+    return Question(inputs_NI, references, by_row=True, wanted=wanted)
+
+
+def _reference(given: object, field: str = "adapter", row: int | None = None) -> Reference | None:
+    return None if given is None else parse_reference(given, field=field, row=row)

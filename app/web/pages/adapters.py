@@ -1,0 +1,72 @@
+"""`/ui/adapters`: search, and one adapter with its versions."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from adapters.names import check_name, check_prefix
+from app.http.dependencies import ServiceOf
+from app.http.paging import page_of, read_cursor
+from app.web.pages import measures
+from app.web.pages.page_route import page, pages
+from app.web.pages.rendering import render
+
+_ADAPTERS_A_PAGE = 25
+_VERSIONS_A_PAGE = 10
+router = pages()
+
+
+@page(router, "/ui/adapters")
+def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor: str | None = None) -> Response:
+    """Adapters whose names begin with `prefix`."""
+    prefix = prefix.strip()
+    of = f"adapters {check_prefix(prefix)}"
+    after = read_cursor(of, cursor or None) or ""
+    found = service.catalog.adapters(prefix=prefix, after=after, limit=_ADAPTERS_A_PAGE + 1)
+    data, next_cursor = page_of(of, found, _ADAPTERS_A_PAGE, lambda adapter: adapter.name)
+    rows = [
+        (
+            adapter,
+            measures.headline(adapter.live.metrics if adapter.live else None),
+            adapter.problem_on(service.base, service.settings.feature_space),
+        )
+        for adapter in data
+    ]
+    return render(
+        request,
+        "adapters.html",
+        part="fragments/adapter_rows.html",
+        rows=rows,
+        prefix=prefix,
+        cursor=cursor,
+        next_cursor=next_cursor,
+    )
+
+
+@page(router, "/ui/adapters/{name}")
+def show_adapter(request: Request, service: ServiceOf, name: str, cursor: str | None = None) -> Response:
+    """One adapter, its versions newest first."""
+    of = f"versions {check_name(name)}"
+    before = read_cursor(of, cursor or None)
+    adapter = service.catalog.adapter(name)
+    found = service.catalog.versions(name, before=before, limit=_VERSIONS_A_PAGE + 1)
+    data, next_cursor = page_of(of, found, _VERSIONS_A_PAGE, lambda version: version.version)
+    feature_space = service.settings.feature_space
+    versions = [
+        (
+            version,
+            measures.held_out(version.metrics),
+            measures.losses(version.metrics),
+            version.problem_on(service.base, feature_space),
+        )
+        for version in data
+    ]
+    return render(
+        request,
+        "adapter.html",
+        adapter=adapter,
+        live=None if adapter.live is None else adapter.live.version,
+        problem=adapter.problem_on(service.base, feature_space),
+        versions=versions,
+        cursor=cursor,
+        next_cursor=next_cursor,
+    )

@@ -1,0 +1,93 @@
+"""`/ui/jobs`: the queue, and one job as it goes on."""
+
+import json
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from adapters.jobs.job import MOVES, Job, Status
+from adapters.names import check_name
+from app.http.dependencies import ServiceOf
+from app.http.paging import page_of, read_cursor
+from app.web.pages import measures
+from app.web.pages.page_route import page, pages
+from app.web.pages.rendering import render
+
+_JOBS_A_PAGE = 25
+_ADAPTERS_A_PAGE = 50
+router = pages()
+
+
+@page(router, "/ui/jobs")
+def list_jobs(
+    request: Request, service: ServiceOf, status: str = "", adapter: str = "", cursor: str | None = None
+) -> Response:
+    """Jobs, newest first."""
+    chosen = Status(status) if status in list(Status) else None
+    adapter = adapter.strip()
+    name = check_name(adapter, field="adapter") if adapter else None
+    of = f"jobs {chosen} {name}"
+    before = read_cursor(of, cursor or None)
+    found = service.queue.list(status=chosen, adapter=name, before=before, limit=_JOBS_A_PAGE + 1)
+    data, next_cursor = page_of(of, found, _JOBS_A_PAGE, lambda job: job.sequence)
+    return render(
+        request,
+        "jobs.html",
+        part="fragments/job_rows.html",
+        jobs=data,
+        statuses=list(Status),
+        wanted=chosen,
+        adapter=adapter,
+        cursor=cursor,
+        next_cursor=next_cursor,
+    )
+
+
+@page(router, "/ui/jobs/{job_id}")
+def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | None = None) -> Response:
+    """One job; what has come of it alone where that is refreshed."""
+    job = service.queue.get(job_id)
+    of = f"adapters of job {job_id} None"
+    after = read_cursor(of, cursor or None)
+    found = list(service.queue.adapters(job_id, after=after, limit=_ADAPTERS_A_PAGE + 1))
+    adapters, next_cursor = page_of(of, found, _ADAPTERS_A_PAGE, lambda adapter: adapter.position)
+    return render(
+        request,
+        "job.html",
+        part="fragments/job_parts.html",
+        job=job,
+        ended=not MOVES[job.status],
+        fleet=bool(job.spec.get("fleet")),
+        other_base=job.base != service.base.fingerprint,
+        adapters=[(adapter, measures.headline(adapter.metrics)) for adapter in adapters],
+        cursor=cursor,
+        next_cursor=next_cursor,
+        held_out=measures.held_out(job.metrics),
+        losses=measures.losses(job.metrics),
+        settings=_settings(job),
+        data=job.spec["shown"].get("data"),
+    )
+
+
+def _settings(job: Job) -> list[tuple[str, str]]:
+    """The resolved spec, flat: what it was trained from has a place of its own."""
+    shown = {name: value for name, value in job.spec["shown"].items() if name not in ("data", "name")}
+    return [(name, _plain(value)) for name, value in _flat(shown)]
+
+
+def _flat(members: dict[str, Any], within: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in members.items():
+        if isinstance(value, dict) and name == "classes":
+            rows.append((within + name, ", ".join(f"{label}: {count}" for label, count in value.items())))
+        elif isinstance(value, dict):
+            rows += _flat(value, f"{within}{name}.")
+        else:
+            rows.append((within + name, value))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 400 else f"{text[:400]} …"

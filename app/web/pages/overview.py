@@ -1,0 +1,57 @@
+"""`/`: whether the service answers, with what, and what is going on."""
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from app.http.dependencies import ServiceOf
+from app.http.routes import infer, predict
+from app.observability.metrics import definitions as d
+from app.observability.metrics.figures import sum_of
+from app.service import Service
+from app.web.pages.page_route import page, pages
+from app.web.pages.rendering import render
+
+_NEWEST_JOBS = 6
+_PREDICTIONS = {(predict.ROUTE,), (infer.ROUTE,), (infer.VERSION_ROUTE,)}
+router = pages()
+
+
+@page(router, "/")
+def show_overview(request: Request, service: ServiceOf) -> Response:
+    """The overview; its figures alone where they are refreshed."""
+    census = service.catalog_figures.census()
+    return render(
+        request,
+        "overview.html",
+        part="fragments/figures.html",
+        base=service.base,
+        feature_space=service.settings.feature_space,
+        # That the catalogue can be read is seen in showing this.
+        not_ready="It is stopping." if service.draining else None,
+        census=census,
+        first_steps=census is not None and not census.adapters,
+        jobs=service.queue.list(limit=_NEWEST_JOBS),
+        trainers=service.settings.trainers,
+    )
+
+
+@router.get("/ui/throughput", response_model=None)
+async def show_throughput(service: ServiceOf) -> Response:
+    """Predictions of all workers since each began: what is between two looks is the page's to work out."""
+    service.metrics.gather()
+    return JSONResponse(await asyncio.to_thread(_predictions, service), headers={"Cache-Control": "no-store"})
+
+
+def _predictions(service: Service) -> dict[str, Any]:
+    figures = sum_of(each.figures for each in service.metrics.everyone())
+    rows, counts = 0.0, [0] * (len(d.REQUEST_SECONDS.bounds) + 1)
+    for metric, labels, tally in figures.tallies():
+        if metric is d.BATCH_ROWS:
+            rows += tally.total
+        elif metric is d.REQUEST_SECONDS and labels in _PREDICTIONS:
+            counts = [one + more for one, more in zip(counts, tally.counts.tolist(), strict=True)]
+    return {"at": time.monotonic(), "rows": rows, "bounds": d.REQUEST_SECONDS.bounds, "counts": counts}

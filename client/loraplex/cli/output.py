@@ -1,0 +1,166 @@
+"""What the layer answered, as a table, as JSON, or in a file."""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraplex.cli.errors import BadFile, WrongUsage
+from loraplex.cli.session import plural
+from loraplex.cli.tables import Fitting
+from loraplex.results import Label
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Truth = tuple[str, list[Any]] | None
+"""The name and the cells of a column that says what is right."""
+_MOST_OUTPUTS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """One answer a row: its most probable classes, or the layer's numbers."""
+
+    labels: Sequence[Sequence[Label]] | None = None
+    outputs_NO: "NDArray[np.float32] | None" = None
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Each row as a JSON object."""
+        if self.labels is not None:
+            for row, found in enumerate(self.labels):
+                yield {"row": row, "labels": [label._asdict() for label in found]}
+        elif self.outputs_NO is not None:
+            for row, numbers in enumerate(self.outputs_NO.tolist()):
+                yield {"row": row, "outputs": numbers}
+
+    def as_json(self, reference: str | None) -> dict[str, Any]:
+        """All of them as one JSON document; the base layer's adapter is null."""
+        return {"adapter": reference, "predictions": list(self.rows())}
+
+    def shown(self, truth: Truth) -> list[Any]:
+        """A table, and how often it is right where that can be told."""
+        headings, rows = self.cells(truth, digits=4)
+        left_out = 0 if self.outputs_NO is None else self.outputs_NO.shape[1] - _MOST_OUTPUTS
+        if left_out > 0:
+            keep = len(headings) - left_out
+            headings, rows = headings[:keep], (cells[:keep] for cells in rows)
+        always = 2 if truth is None else 3
+        made = Fitting(
+            *headings,
+            right=[heading for heading in headings if heading != "label"],
+            least=headings[: always - 1 : -1],
+        )
+        for cells in rows:
+            made.add_row(*map(str, cells))
+        more = [f"{left_out} more outputs a row: --json or --out has all"] if left_out > 0 else []
+        return [made, *more, *self._right(truth)]
+
+    def cells(self, truth: Truth, *, digits: int | None) -> tuple[list[str], Iterator[list[Any]]]:
+        """Headings and rows, with what is right in front; numbers in `digits`, or in full."""
+        own, rows = self._own()
+        headings = ["row", *([truth[0]] if truth else []), *own]
+
+        def shown(cell: Any) -> Any:
+            return f"{cell:.{digits}g}" if digits is not None and isinstance(cell, float) else cell
+
+        def all_rows() -> Iterator[list[Any]]:
+            for row, cells in enumerate(rows):
+                yield [row, *([truth[1][row]] if truth else []), *map(shown, cells)]
+
+        return headings, all_rows()
+
+    def _own(self) -> tuple[list[str], Iterator[list[Any]]]:
+        if self.labels is not None:
+            most = max(map(len, self.labels))
+            pairs = [["label", "probability"], *([f"label_{n}", f"probability_{n}"] for n in range(2, most + 1))]
+            flat = ([cell for pair in found for cell in pair] for found in self.labels)
+            return [heading for pair in pairs for heading in pair], flat
+        assert self.outputs_NO is not None
+        return [f"output_{n}" for n in range(self.outputs_NO.shape[1])], iter(self.outputs_NO.tolist())
+
+    def _right(self, truth: Truth) -> list[str]:
+        if truth is None or self.labels is None or any(isinstance(cell, list) for cell in truth[1]):
+            return []
+        name, cells = truth
+        hits = sum(_same(found[0].label, cell) for found, cell in zip(self.labels, cells, strict=True))
+        return [f"{name} is right in {plural(hits, 'row')} of {len(cells)}"]
+
+
+def check_out(file: Path, rows: str | None, *, classes: bool) -> None:
+    """Raises `WrongUsage` where answers, which may be `classes`, cannot go to `file`, or would overwrite the rows."""
+    if file.suffix.lower() not in (".csv", ".jsonl", ".ndjson", ".npy"):
+        raise WrongUsage(f"{file}: answers go to .csv, .jsonl or .npy.")
+    if classes and takes_numbers(file):
+        raise WrongUsage(f"{file} takes numbers only: leave --labels and --top-k out, or write a .csv or .jsonl.")
+    if rows is not None and file.exists() and Path(rows).exists() and file.samefile(rows):
+        raise WrongUsage(f"--out would overwrite {rows}, which the rows come from: name another file.")
+
+
+def takes_numbers(file: Path) -> bool:
+    """Whether it is a kind of file for numbers alone."""
+    return file.suffix.lower() == ".npy"
+
+
+def write_answers(answers: Answers, truth: Truth, file: Path) -> None:
+    """Write all of a .csv, .jsonl or .npy, or nothing. Raises `BadFile` where it cannot be written."""
+    try:
+        with _whole(file) as part:
+            if takes_numbers(file):
+                _write_npy(answers, part)
+            elif file.suffix.lower() == ".csv":
+                _write_csv(answers, truth, part)
+            else:
+                with part.open("w", encoding="utf-8") as opened:
+                    opened.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in answers.rows())
+    except OSError as error:
+        raise BadFile(f"Cannot write {file}: {error.strerror}") from None
+
+
+def _write_npy(answers: Answers, file: Path) -> None:
+    import numpy as np
+
+    assert answers.outputs_NO is not None  # `check_out` has seen to it
+    with file.open("wb") as opened:
+        np.save(opened, answers.outputs_NO)
+
+
+def _write_csv(answers: Answers, truth: Truth, file: Path) -> None:
+    headings, rows = answers.cells(truth, digits=None)
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(headings)
+        writer.writerows(rows)
+
+
+@contextmanager
+def _whole(file: Path) -> Iterator[Path]:
+    """Where to write what becomes `file` once it is whole; where that fails, `file` is as it was."""
+    file = file.resolve()
+    if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
+        yield file  # a pipe or a device, which take things as they come; else opening it says what is wrong
+        return
+    part = file.with_name(f".loraplex-{os.getpid()}")
+    try:
+        yield part
+        if file.exists():
+            shutil.copymode(file, part)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _same(label: str | int, cell: Any) -> bool:
+    """Whether a cell, which a CSV file has as text, is this label."""
+    if isinstance(label, int) and isinstance(cell, str):
+        try:
+            return float(cell) == label
+        except ValueError:
+            return False
+    return bool(label == cell)

@@ -1,0 +1,67 @@
+"""A job as it goes on: shown to people, an event a line for machines."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from loraplex.cli.errors import Interrupted
+from loraplex.cli.session import Session
+from loraplex.errors import BadAnswer, JobCancelled, JobFailed, QueueFull, TimedOut, Unreachable
+from loraplex.progress import Display, display
+from loraplex.results import JobFields
+
+_NO_EVENTS = (QueueFull, TimedOut, Unreachable, BadAnswer)
+"""What `wait` takes for a stream that is not to be had: it looks at the job itself then."""
+
+
+def follow(session: Session, job_id: str) -> JobFields:
+    """The job once it has ended, however it did; what it does meanwhile is shown to people.
+
+    Raises `Interrupted` on Ctrl-C; the job goes on.
+    """
+    with _going_on(job_id), _unwinding_on_sigterm():
+        return _ended(session, job_id, Display() if session.as_json else display(session.err))
+
+
+def follow_in_lines(session: Session, job_id: str) -> JobFields:
+    """The same for machines: each event as a line, or its end alone where the service has no events to give."""
+    with _going_on(job_id):
+        try:
+            for event in session.client.events(job_id):
+                session.give_line({"event": event.name, "data": event.data, "id": event.id})
+        except _NO_EVENTS:
+            job = _ended(session, job_id, Display())
+            end = {"status": job.status, "attempt": job.attempt, "result": job.result, "error": job.error}
+            session.give_line({"event": "status", "data": end, "id": None})
+            return job
+        ended: JobFields = session.client.job(job_id)
+        return ended
+
+
+def _ended(session: Session, job_id: str, shown: Display) -> JobFields:
+    try:
+        return session.client.wait(job_id, progress=shown)
+    except (JobFailed, JobCancelled) as error:
+        ended: JobFields = error.job
+        return ended
+
+
+@contextmanager
+def _going_on(job_id: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"The job goes on. To follow it: loraplex jobs --follow {job_id}\nTo end it: loraplex cancel {job_id}"
+        ) from None
+
+
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """A bar hides the cursor, which comes back only where what it wraps comes to an end."""
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,204 @@
+"""Dies by `kill -9` at each point of a publish, a deletion or the life of a job.
+
+`python -m tests.acceptance.crash.crash_points FOLDER` makes one data folder a point, each by a child of its own,
+all from the same start: `acme` with one version, a job that a trainer has claimed, and one of a fleet of which half
+is published.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from adapters.catalog import queries as catalog_rows
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.versions import Published
+from adapters.jobs.job import Job
+from adapters.jobs.queue import JobQueue
+from adapters.storage import blobs
+from adapters.storage.blobs import BlobStore
+from tests.support.catalog_factories import claimed, publication, publish_for, put, submit, submit_fleet
+
+FLEET = [f"tenant-{number:02}" for number in range(40)]
+FIRST_BATCH = 20
+"""Of the fleet's adapters, published before anything dies."""
+
+
+def die(*_: object, **__: object) -> None:
+    """At once, as in a power cut: nothing is flushed, nothing is cleaned up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class House:
+    """One data folder and what is done to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.catalog = Catalog(folder, now=time.time)
+        self.queue = JobQueue(self.catalog.database, self.catalog.blobs, now=time.time, lease_seconds=15)
+
+    def submit(self, job_id: str) -> Job:
+        """Queue a job for acme."""
+        return submit(self.queue, job_id)
+
+    def replace(self) -> object:
+        """Publish version 2 of acme."""
+        return put(self.catalog, "acme", 2)
+
+    def replace_by_the_same(self) -> object:
+        """Upload what is live."""
+        return put(self.catalog, "acme", 1)
+
+    def fleet(self) -> object:
+        """Publish many adapters at once, more than SQLite keeps in memory before it commits."""
+        return self.catalog.publish([publication(f"device-{n:04}", n) for n in range(150)], also=self.before_commit)
+
+    def delete(self) -> object:
+        """Delete acme."""
+        self.catalog.delete("acme")
+        return None
+
+    def finish(self) -> object:
+        """Publish what the claimed job made."""
+        claim = self.queue.get("claimed")
+
+        def succeed(connection: Connection, published: Sequence[Published]) -> None:
+            self.queue.record(connection, claim, published)
+            result = {"name": "acme"}
+            self.queue.succeed(claim, result=result, progress={}, metrics={}, history=[], connection=connection)
+            self.before_commit()
+
+        made = self.catalog.publish([publication("acme", 3, job=claim.id, position=0)], also=succeed)
+        self.queue.remove_data(claim)
+        return made
+
+    def publish_a_batch(self) -> object:
+        """Publish the second half of the claimed fleet."""
+        claim = self.queue.get("fleet")
+        rest = self.queue.waiting(claim)
+        return publish_for(self.catalog, self.queue, claim, rest, also=self.before_commit)
+
+    def cancel(self) -> object:
+        """Cancel the claimed job."""
+        return self.queue.cancel("claimed")
+
+    def submit_another(self) -> object:
+        """Queue a job."""
+        return self.submit("another")
+
+    def before_commit(self, *_: object) -> None:
+        """Where the last statement has run."""
+
+
+def _instead(owner: Any, name: str, *, after: bool = False) -> Callable[[House], None]:
+    """Die in place of a call, or after it."""
+
+    def patch(_: House) -> None:
+        original = getattr(owner, name)
+
+        def called(*arguments: Any, **named: Any) -> None:
+            if after:
+                original(*arguments, **named)
+            die()
+
+        setattr(owner, name, called)
+
+    return patch
+
+
+def _at_commit(house: House) -> None:
+    sa.event.listen(house.catalog.database._engine, "commit", die)
+
+
+def _after_commit(house: House) -> None:
+    write = house.catalog.database.write
+
+    @contextmanager
+    def committed() -> Any:
+        with write() as connection:
+            yield connection
+        die()
+
+    house.catalog.database.write = committed  # type: ignore[method-assign]
+
+
+def _spill(house: House) -> None:
+    """Let SQLite write pages of the open transaction into its file, so that a hot journal is left to undo them."""
+    house.catalog.database._engine.dispose()
+    sa.event.listen(
+        house.catalog.database._engine,
+        "connect",
+        lambda connection, _: connection.execute("PRAGMA cache_size=5"),
+    )
+    house.before_commit = die  # type: ignore[method-assign]
+
+
+def _in_last_statement(house: House) -> None:
+    house.before_commit = die  # type: ignore[method-assign]
+
+
+POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
+    "the blob is written, not synced": (House.replace, _instead(os, "fsync")),
+    "the blob is synced, not renamed": (House.replace, _instead(os, "fsync", after=True)),
+    "the blob is about to be renamed": (House.replace, _instead(Path, "rename")),
+    "the blob is renamed, its folder not synced": (House.replace, _instead(Path, "rename", after=True)),
+    "the blob is durable, no row yet": (House.replace, _instead(blobs.BlobStore, "write", after=True)),
+    "the version's row is in, not committed": (House.replace, _instead(catalog_rows, "insert", after=True)),
+    "live has moved, not committed": (House.replace, _instead(catalog_rows, "point", after=True)),
+    "the revision has moved, not committed": (House.replace, _instead(catalog_rows, "next_revision", after=True)),
+    "the replacement is about to commit": (House.replace, _at_commit),
+    "the replacement is committed, not answered": (House.replace, _after_commit),
+    "the same bytes lie there twice": (House.replace_by_the_same, _instead(BlobStore, "remove")),
+    "a fleet's pages are in the file, not committed": (House.fleet, _spill),
+    "the deletion is about to commit": (House.delete, _at_commit),
+    "the deletion is committed, the files are there": (House.delete, _after_commit),
+    "the job's data is there, its row is not": (House.submit_another, _instead(BlobStore, "write", after=True)),
+    "the job is committed, not answered": (House.submit_another, _after_commit),
+    "the job has published, not committed": (House.finish, _in_last_statement),
+    "the job's publish is committed, its data is there": (House.finish, _after_commit),
+    "a batch's blob is durable, no row yet": (House.publish_a_batch, _instead(BlobStore, "write", after=True)),
+    "a batch's versions are in, nothing else": (House.publish_a_batch, _instead(catalog_rows, "insert", after=True)),
+    "a batch is recorded, not committed": (House.publish_a_batch, _in_last_statement),
+    "a batch is committed, the job is not told": (House.publish_a_batch, _after_commit),
+    "the cancel is about to commit": (House.cancel, _at_commit),
+    "the cancel is committed, the data is there": (House.cancel, _after_commit),
+}
+
+
+def make_start(folder: Path) -> None:
+    """A data folder as each child finds it."""
+    house = House(folder)
+    put(house.catalog, "acme", 1)
+    house.submit("claimed")
+    assert house.queue.claim(base="") is not None
+    submit_fleet(house.queue, FLEET, "fleet")
+    claim = claimed(house.queue)
+    publish_for(house.catalog, house.queue, claim, house.queue.waiting(claim)[:FIRST_BATCH])
+    house.catalog.database.close()
+
+
+def main() -> None:
+    """Die at each point; the parent goes on, and says how each child ended."""
+    folder, ended = Path(sys.argv[1]), {}
+    make_start(folder / "start")
+    for number, (point, (action, patch)) in enumerate(POINTS.items()):
+        child = os.fork()
+        if child == 0:
+            house = House(Path(shutil.copytree(folder / "start", folder / str(number))))
+            patch(house)
+            action(house)
+            os._exit(1)
+        ended[point] = -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps(ended))
+
+
+if __name__ == "__main__":
+    main()

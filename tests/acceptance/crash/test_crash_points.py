@@ -1,0 +1,159 @@
+"""A crash at each point of a publish: the old state or the new one, and no file that a sweep would not find."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from sqlite3 import connect
+
+import pytest
+
+from adapters.catalog.adapter_cache import find_adapter
+from adapters.catalog.catalog import Catalog
+from adapters.errors import JobNotFound
+from adapters.jobs.job import Status
+from adapters.jobs.job_adapters import Outcome
+from adapters.jobs.queue import JobQueue
+from adapters.names import Reference
+from tests.acceptance.crash.crash_points import FIRST_BATCH, FLEET, POINTS
+from tests.support.catalog_factories import make_adapter, publish_for, put, referenced_files, stored_files
+
+FILES_LEFT = {
+    "the blob is written, not synced": 1,
+    "the blob is synced, not renamed": 1,
+    "the blob is about to be renamed": 1,
+    "the blob is renamed, its folder not synced": 1,
+    "the blob is durable, no row yet": 1,
+    "the version's row is in, not committed": 1,
+    "live has moved, not committed": 1,
+    "the revision has moved, not committed": 1,
+    "the replacement is about to commit": 1,
+    "the same bytes lie there twice": 1,
+    "a fleet's pages are in the file, not committed": 1,
+    "the deletion is committed, the files are there": 1,
+    "the job's data is there, its row is not": 1,
+    "the job has published, not committed": 1,
+    "the job's publish is committed, its data is there": 1,
+    "a batch's blob is durable, no row yet": 1,
+    "a batch's versions are in, nothing else": 1,
+    "a batch is recorded, not committed": 1,
+    "the cancel is committed, the data is there": 1,
+}
+"""How many files nobody refers to after each crash; otherwise none."""
+
+
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each point the data folder of a process that died there."""
+    folder = tmp_path_factory.mktemp("crashed")
+    # One thread: a process with more should not be forked.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.acceptance.crash.crash_points", str(folder)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == dict.fromkeys(POINTS, signal.SIGKILL)
+    return {point: folder / str(number) for number, point in enumerate(POINTS)}
+
+
+@pytest.fixture(params=POINTS)
+def point(request: pytest.FixtureRequest) -> str:
+    """Where it died."""
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture
+def folder(crashed: dict[str, Path], point: str, tmp_path: Path) -> Path:
+    """A copy of what it left."""
+    return Path(shutil.copytree(crashed[point], tmp_path / "data"))
+
+
+@pytest.fixture
+def catalog(folder: Path) -> Iterator[Catalog]:
+    """The folder, opened again and swept, as every start does."""
+    opened = Catalog(folder, now=time.time)
+    opened.sweep()
+    yield opened
+    opened.database.close()
+
+
+def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: str) -> None:
+    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    names = [adapter.name for adapter in catalog.adapters() if adapter.name not in FLEET]
+    job = queue.get("claimed")
+    if point == "the deletion is committed, the files are there":
+        assert names == []
+    else:
+        # After the commit the new state, although nobody was told; before it the old one.
+        seed, number = {
+            "the replacement is committed, not answered": (2, 2),
+            "the job's publish is committed, its data is there": (3, 2),
+        }.get(point, (1, 1))
+        assert names == ["acme"]
+        version, adapter = find_adapter(catalog, Reference("acme"))
+        assert version.version == number == catalog.adapter("acme").versions
+        assert adapter.digest == version.digest == make_adapter(seed).digest
+    ended = {
+        "the job's publish is committed, its data is there": Status.SUCCEEDED,
+        "the cancel is committed, the data is there": Status.CANCELLED,
+    }
+    assert job.status is ended.get(point, Status.RUNNING)
+    assert (job.result is not None) == (job.status is Status.SUCCEEDED)
+    if job.data_file is not None:
+        assert catalog.blobs.read(job.data_file) == b"rows"
+    if point == "the job is committed, not answered":
+        assert queue.get("another").status is Status.QUEUED
+    else:
+        with pytest.raises(JobNotFound):
+            queue.get("another")
+
+
+def test_a_batch_of_a_fleet_is_published_whole_or_not_at_all(catalog: Catalog, point: str) -> None:
+    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    done = len(FLEET) if point == "a batch is committed, the job is not told" else FIRST_BATCH
+    claim = queue.get("fleet")
+    assert claim.status is Status.RUNNING
+    assert [one.name for one in queue.waiting(claim)] == FLEET[done:]
+    published = queue.adapters("fleet", outcome=Outcome.PUBLISHED)
+    assert [one.name for one in published] == FLEET[:done]
+    for one in published:
+        version, adapter = find_adapter(catalog, Reference(one.name))
+        assert (version.version, version.digest, version.job) == (one.version, one.digest, "fleet")
+        assert adapter.digest == make_adapter(one.position).digest
+    assert {adapter.name for adapter in catalog.adapters()} - {"acme"} == set(FLEET[:done])
+    # The next attempt goes on where it was, and a name that was rolled back counts from where it was.
+    rest = publish_for(catalog, queue, claim, queue.waiting(claim))
+    assert {one.version.version for one in rest} <= {1}
+    assert queue.tally(claim) == {"published": len(FLEET), "failed": 0, "total": len(FLEET)}
+
+
+def test_a_sweep_removes_what_a_crash_left(folder: Path, point: str) -> None:
+    opened = Catalog(folder, now=time.time)
+    left = stored_files(folder) - referenced_files(folder)
+    assert len(left) == FILES_LEFT.get(point, 0)
+    assert referenced_files(folder) <= stored_files(folder)
+    assert opened.sweep() == len(left)
+    assert stored_files(folder) == referenced_files(folder)
+    opened.database.close()
+
+
+def test_a_crash_leaves_a_sound_catalogue(folder: Path) -> None:
+    with closing(connect(folder / "catalog.sqlite3")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_a_commit_that_was_cut_off_in_the_file_leaves_pages_to_undo(crashed: dict[str, Path]) -> None:
+    folder = crashed["a fleet's pages are in the file, not committed"]
+    assert (folder / "catalog.sqlite3-journal").stat().st_size > 0
+    assert b"device-0000" in (folder / "catalog.sqlite3").read_bytes()
+
+
+def test_after_a_crash_the_numbers_go_on(catalog: Catalog) -> None:
+    taken = [version.version for version in catalog.versions("acme")] if catalog.adapters(prefix="acme") else [1]
+    assert put(catalog, "acme", 9).version == max(taken) + 1

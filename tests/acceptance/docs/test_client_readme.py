@@ -1,0 +1,31 @@
+"""The client's page of examples runs as it is written."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from tests.conftest import Serve
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "client" / "README.md").read_text()
+
+
+def test_the_examples_run_one_after_the_other(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    http, _ = serve(trainer=True, base=Settings.model_fields["base"].default)
+    monkeypatch.setenv("LORAPLEX_URL", str(http.base_url))
+    monkeypatch.chdir(ROOT)
+    examples = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert len(examples) == 6
+    code = "\n".join(examples).replace("/tmp/acme", str(tmp_path / "acme"))
+    exec(compile(code, "client/README.md", "exec"), {"__name__": "readme"})
+    shown = capsys.readouterr().out.splitlines()
+    name, accuracy = shown[0].split()
+    assert name == "acme@1"
+    assert float(accuracy) > 0.8
+    assert shown[3] == "(0, None, 0)"
+    assert any(line.startswith("adapter_not_found 404") for line in shown)
+    assert any("status {'status': 'succeeded'" in line for line in shown)

@@ -1,0 +1,35 @@
+"""The tutorial, the how-tos and the maths run as written, block by block, and print what their pages show."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.docs.executable_pages import ROOT, blocks
+from tests.acceptance.docs.terminal_sessions import Reader
+
+DOCS = ROOT / "docs"
+PROXY = DOCS / "how-to" / "behind-a-proxy.md"
+"""It wants nginx, a certificate and a host name: test_proxy.py."""
+PAGES = [
+    page
+    for page in [
+        DOCS / "tutorial.md",
+        DOCS / "adapter-format.md",
+        DOCS / "reference" / "domain.md",
+        *sorted((DOCS / "how-to").glob("*.md")),
+        *sorted((DOCS / "explanation").glob("*.md")),
+    ]
+    if page != PROXY and blocks(page.read_text())
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.timeout(240)
+def test_a_page_runs_as_written_and_prints_what_it_shows(page: Path, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        Reader(tmp_path, stack).follow(blocks(page.read_text()))
+
+
+def test_no_how_to_is_left_out() -> None:
+    assert {*(DOCS / "how-to").glob("*.md"), DOCS / "tutorial.md"} - {PROXY} <= set(PAGES)

@@ -1,0 +1,74 @@
+"""A fleet whose fit, and then whose trainer, is killed in the middle: it goes on, and nothing is published twice."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from tests.support.catalog_factories import referenced_files, stored_files
+from tests.support.long_jobs import versions
+from tests.support.process_tree import FIT, LEASE_SECONDS, TRAINER, another, the
+from tests.support.service import ServiceProcess, eventually, wait_for_job
+
+_GROUPS = 20
+"""Of sizes so different that most are a batch of their own."""
+
+
+def _submit(client: httpx.Client, name: str) -> str:
+    generator = np.random.default_rng(7)
+    groups = generator.permutation(np.repeat(np.arange(_GROUPS), 16 * np.arange(1, _GROUPS + 1)))
+    data = {
+        side: generator.normal(size=(len(groups), width)).round(3) for side, width in (("inputs", 5), ("targets", 3))
+    }
+    body = {
+        "name": f"{name}-{{group}}",
+        "rank": 2,
+        "data": {side: rows.tolist() for side, rows in data.items()} | {"groups": groups.tolist()},
+        "split": {"by": "rows", "fraction": 0.25},
+        "training": {"epochs": 1200, "batch_size": None, "early_stopping": {"patience": 1000, "evaluate_every": 10}},
+    }
+    answer = client.post("/adapters", json=body)
+    assert answer.status_code == 202, answer.text
+    job_id: str = answer.json()["id"]
+    return job_id
+
+
+def _published(client: httpx.Client, job_id: str) -> dict[str, Any]:
+    query: dict[str, Any] = {"status": "published", "limit": 1000}
+    page = client.get(f"/jobs/{job_id}/adapters", params=query).raise_for_status().json()
+    return {each["group"]: (each["version"], each["digest"]) for each in page["data"]}
+
+
+def _wait_for_more(client: httpx.Client, job_id: str, than: int) -> dict[str, Any]:
+    return dict(
+        eventually(lambda: len(found := _published(client, job_id)) > than and found, what=f"more than {than} adapters")
+    )
+
+
+def test_a_killed_fleet_goes_on_where_it_was_and_publishes_nothing_twice(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"base": "random:5,3,1", "lease_seconds": LEASE_SECONDS}
+    with ServiceProcess(tmp_path / "data", **settings) as service:
+        client, leader = service.client, service.process.pid
+        calm = _submit(client, "calm")
+        assert wait_for_job(client, calm)["attempt"] == 1
+        job_id = _submit(client, "killed")
+
+        first = _wait_for_more(client, job_id, 0)
+        fit, trainer = the(leader, FIT), the(leader, TRAINER)
+        fit.kill()
+        second = _wait_for_more(client, job_id, len(first))
+        trainer.kill()
+        another(leader, TRAINER, than=trainer)
+        before = _published(client, job_id)
+        job = wait_for_job(client, job_id)
+        published = _published(client, job_id)
+
+        assert (job["status"], job["attempt"]) == ("succeeded", 3)
+        assert job["metrics"] == {"published": _GROUPS, "failed": 0, "total": _GROUPS}
+        assert first.items() <= second.items() <= before.items() <= published.items()
+        assert len(before) < _GROUPS
+        # The same bytes as undisturbed, and one version each.
+        assert published == _published(client, calm)
+        assert [versions(client, f"killed-{group}") for group in range(_GROUPS)] == [[1]] * _GROUPS
+        eventually(lambda: stored_files(service.data_dir) == referenced_files(service.data_dir), what="the removal")

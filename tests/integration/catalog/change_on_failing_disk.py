@@ -1,0 +1,87 @@
+"""Changes a catalogue while its disk fails: `python -m tests.integration.catalog.change_on_failing_disk FOLDER CHANGE`.
+
+`acme` has version 1. A line on standard output asks for the fault, and a line on standard input says that it is there.
+The next line says how the change ended, and the last one what the catalogue has once the disk has healed.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from adapters.catalog.catalog import Catalog
+from adapters.datasets.ingest import Reading, raw_file
+from adapters.datasets.readers.formats import Format
+from adapters.datasets.store import Datasets
+from adapters.errors import DatasetNotFound, JobNotFound, LoraplexError
+from adapters.jobs.queue import JobQueue
+from tests.support.catalog_factories import put, submit
+
+
+class _World:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.catalog = Catalog(folder, now=time.time)
+        self.queue = JobQueue(self.catalog.database, self.catalog.blobs, now=time.time, lease_seconds=15)
+        self.datasets = Datasets(self.catalog.database, self.catalog.blobs, now=time.time)
+
+    def publish(self) -> None:
+        put(self.catalog, "acme", 2)
+
+    def delete(self) -> None:
+        self.catalog.delete("acme")
+
+    def train(self) -> None:
+        submit(self.queue)
+
+    def add(self) -> None:
+        with raw_file(self.folder / "tmp") as raw:
+            raw.write(b"a,b\n1,2\n")
+            reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+            self.datasets.add("rows", reading, content_type="text/csv")
+
+    def is_stored(self, change: str) -> bool:
+        try:
+            if change == "publish":
+                return self.catalog.adapter("acme").versions == 2
+            if change == "delete":
+                return self.catalog.adapters() == []
+            if change == "train":
+                return self.queue.get("j").id == "j"
+            return self.datasets.get("rows").versions == 1
+        except (JobNotFound, DatasetNotFound):
+            return False
+
+
+def main() -> None:
+    """See above."""
+    world, change = _World(Path(sys.argv[1])), sys.argv[2]
+    changes: dict[str, Callable[[], None]] = {
+        "publish": world.publish,
+        "delete": world.delete,
+        "train": world.train,
+        "add": world.add,
+    }
+    put(world.catalog, "acme", 1)
+    _say({})
+    try:
+        changes[change]()
+        error: LoraplexError | None = None
+    except LoraplexError as raised:
+        error = raised
+    # The error is held until the end, as a server's handler may: it must hold no lock.
+    _say({"error": None if error is None else error.members()})
+    stored = world.is_stored(change)
+    world.catalog.set_live("acme", 1)
+    _say({"stored": stored, "is_writable": True})
+
+
+def _say(members: dict[str, Any]) -> None:
+    print(json.dumps(members), flush=True)
+    sys.stdin.readline()
+
+
+if __name__ == "__main__":
+    main()

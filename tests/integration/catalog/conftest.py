@@ -1,0 +1,30 @@
+"""A catalogue of its own for each test."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.catalog.catalog import Catalog
+from adapters.jobs.queue import JobQueue
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the catalogue lies."""
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def catalog(folder: Path) -> Iterator[Catalog]:
+    """An empty catalogue."""
+    opened = Catalog(folder, now=time.time)
+    yield opened
+    opened.database.close()
+
+
+@pytest.fixture
+def queue(catalog: Catalog) -> JobQueue:
+    """Its queue."""
+    return JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)

@@ -1,0 +1,297 @@
+"""What a job trains: a fleet published in batches, what of it fails, what stays, and what a gate leaves as it is."""
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import sqlalchemy as sa
+import torch
+from alembic import command
+from alembic.config import Config
+
+from adapters.catalog.adapter_cache import find_adapter
+from adapters.catalog.catalog import Catalog
+from adapters.errors import AdapterDeleted, BadRows, ClaimLost, StorageFull
+from adapters.jobs.job import MOST_LINES, Status
+from adapters.jobs.job_adapters import JobAdapter, Outcome
+from adapters.jobs.queue import JobQueue
+from adapters.lora.adapter import delta_norms
+from adapters.names import Reference
+from tests.support.catalog_factories import (
+    BASE,
+    claimed,
+    finish,
+    make_adapter,
+    publication,
+    publish_for,
+    put,
+    referenced_files,
+    stored_files,
+    submit,
+    submit_fleet,
+)
+
+NAMES = [f"tenant-{number}" for number in range(6)]
+ERROR = {"code": "diverged", "detail": "the loss stopped being finite"}
+
+
+def _outcomes(queue: JobQueue, outcome: Outcome, job_id: str = "j") -> list[str]:
+    return [adapter.name for adapter in queue.adapters(job_id, outcome=outcome)]
+
+
+def test_a_fleet_goes_batch_by_batch_and_what_is_published_is_served_at_once(catalog: Catalog, queue: JobQueue) -> None:
+    submit_fleet(queue, NAMES)
+    claim = claimed(queue)
+    assert [(one.name, one.position) for one in queue.waiting(claim)] == list(zip(NAMES, range(6), strict=True))
+    publish_for(catalog, queue, claim, queue.waiting(claim)[:4], metrics={"train_loss": 0.5})
+    queue.fail_adapters(claim, [(4, ERROR)])
+    assert _outcomes(queue, Outcome.PUBLISHED) == NAMES[:4]
+    assert [one.name for one in queue.waiting(claim)] == NAMES[5:]
+    assert queue.tally(claim) == {"published": 4, "failed": 1, "total": 6}
+    for one in queue.adapters("j", outcome=Outcome.PUBLISHED):
+        version, adapter = find_adapter(catalog, Reference(one.name))
+        assert (one.version, one.digest, one.metrics) == (1, version.digest, {"train_loss": 0.5})
+        assert (one.moved_live, one.replaced, one.group) == (True, None, one.name)
+        assert adapter.digest == make_adapter(one.position).digest
+    (failed,) = queue.adapters("j", outcome=Outcome.FAILED)
+    assert (failed.name, failed.version, failed.error) == (NAMES[4], None, ERROR)
+    assert queue.get("j").status is Status.RUNNING
+
+
+def test_the_next_attempt_goes_on_where_the_last_one_was(catalog: Catalog, queue: JobQueue) -> None:
+    submit_fleet(queue, NAMES)
+    first = claimed(queue)
+    publish_for(catalog, queue, first, queue.waiting(first)[:2])
+    queue.abandon(first)
+    second = claimed(queue)
+    with pytest.raises(ClaimLost):
+        queue.waiting(first)
+    with pytest.raises(ClaimLost):
+        publish_for(catalog, queue, first, queue.adapters("j")[2:])
+    publish_for(catalog, queue, second, queue.waiting(second))
+    assert [catalog.adapter(name).versions for name in NAMES] == [1] * 6
+    queue.succeed(second, result=None, progress={"step": 9}, metrics={"adapters": 6}, history=[[1, 0.5]])
+    job = queue.get("j")
+    assert (job.status, job.metrics, job.data_file) == (Status.SUCCEEDED, {"adapters": 6}, None)
+
+
+def test_a_cancelled_fleet_keeps_what_is_published(catalog: Catalog, queue: JobQueue, folder: Path) -> None:
+    submit_fleet(queue, NAMES)
+    claim = claimed(queue)
+    publish_for(catalog, queue, claim, queue.waiting(claim)[:3])
+    queue.cancel("j")
+    for refused in (
+        lambda: publish_for(catalog, queue, claim, queue.adapters("j")[3:]),
+        lambda: queue.fail_adapters(claim, [(3, ERROR)]),
+        lambda: queue.note(claim, "too late"),
+    ):
+        with pytest.raises(ClaimLost):
+            refused()
+    assert [adapter.name for adapter in catalog.adapters()] == NAMES[:3]
+    assert _outcomes(queue, Outcome.WAITING) == NAMES[3:]
+    assert stored_files(folder) == referenced_files(folder)
+
+
+def test_of_a_failed_job_what_was_waiting_has_its_error(catalog: Catalog, queue: JobQueue) -> None:
+    submit_fleet(queue, NAMES)
+    claim = claimed(queue)
+    publish_for(catalog, queue, claim, queue.waiting(claim)[:3])
+    queue.fail_adapters(claim, [(3, ERROR)])
+    queue.fail(claim, {"code": "worker_died"})
+    errors = [None if one.error is None else one.error["code"] for one in queue.adapters("j")]
+    assert errors == [None, None, None, "diverged", "worker_died", "worker_died"]
+
+
+def test_of_a_fleet_an_adapter_that_was_deleted_fails_alone(catalog: Catalog, queue: JobQueue, folder: Path) -> None:
+    for name in NAMES[:3]:
+        put(catalog, name)
+    submit_fleet(queue, NAMES)
+    catalog.delete(NAMES[1])
+    catalog.delete(NAMES[2])
+    put(catalog, NAMES[2], 9)
+    claim = claimed(queue)
+    published = publish_for(catalog, queue, claim, queue.waiting(claim), statistics=b"sums")
+    assert [one.version.adapter for one in published] == [NAMES[0], *NAMES[3:]]
+    assert _outcomes(queue, Outcome.FAILED) == NAMES[1:3]
+    assert {one.error["code"] for one in queue.adapters("j") if one.error} == {"adapter_deleted"}
+    assert find_adapter(catalog, Reference(NAMES[2]))[1].digest == make_adapter(9).digest
+    assert stored_files(folder) == referenced_files(folder)
+
+
+def test_a_batch_of_which_every_adapter_was_deleted_publishes_nothing(
+    catalog: Catalog, queue: JobQueue, folder: Path
+) -> None:
+    put(catalog, "a")
+    submit_fleet(queue, ["a"])
+    catalog.delete("a")
+    claim, before = claimed(queue), catalog.revision()
+    assert publish_for(catalog, queue, claim, queue.waiting(claim)) == []
+    assert (catalog.revision(), catalog.adapters()) == (before, [])
+    assert _outcomes(queue, Outcome.FAILED) == ["a"]
+    assert stored_files(folder) == referenced_files(folder)
+
+
+def test_a_job_of_one_adapter_that_was_deleted_publishes_nothing(catalog: Catalog, queue: JobQueue) -> None:
+    put(catalog, "acme")
+    submit(queue)
+    catalog.delete("acme")
+    claim = claimed(queue)
+    with pytest.raises(AdapterDeleted):
+        finish(catalog, queue, claim)
+    assert _outcomes(queue, Outcome.WAITING) == ["acme"]
+
+
+def test_live_moves_only_from_the_version_that_was_compared(catalog: Catalog, folder: Path) -> None:
+    put(catalog, "acme", 1)
+    gated = publication("acme", 2, checks_live=True, expected_live=1)
+    assert [(one.moved_live, one.replaced) for one in catalog.publish([gated])] == [(True, 1)]
+    (late,) = catalog.publish([publication("acme", 3, checks_live=True, expected_live=1)])
+    assert (late.version.version, late.moved_live, late.replaced) == (3, False, None)
+    assert catalog.adapter("acme").aliases == {"live": 2}
+    first, second = catalog.publish([publication("new", 4, checks_live=True, expected_live=None)] * 2)
+    assert (first.moved_live, second.moved_live) == (True, False)
+    assert catalog.adapter("new").aliases == {"live": 1}
+
+
+def test_a_job_of_a_fleet_is_found_by_each_of_its_names(catalog: Catalog, queue: JobQueue) -> None:
+    submit_fleet(queue, NAMES, "fleet")
+    submit(queue, "single", adapter=NAMES[2])
+    assert [job.id for job in queue.list(adapter=NAMES[2])] == ["single", "fleet"]
+    assert [job.id for job in queue.list(adapter=NAMES[3])] == ["fleet"]
+    assert queue.list(adapter="{tenant}") == []
+    claimed(queue)
+    assert [job.id for job in queue.list(adapter=NAMES[2], status=Status.QUEUED)] == ["single"]
+
+
+def test_the_log_keeps_the_newest_lines_and_their_numbers(catalog: Catalog, queue: JobQueue) -> None:
+    submit(queue)
+    claim = claimed(queue)
+    for number in range(1, MOST_LINES + 4):
+        queue.note(claim, f"{number} " + "x" * 600)
+    log = queue.get("j").log
+    assert [line.number for line in log] == list(range(4, MOST_LINES + 4))
+    assert [line.text[:4] for line in log] == [f"{number} xxxx"[:4] for number in range(4, MOST_LINES + 4)]
+    assert {len(line.text) for line in log} == {500}
+    queue.abandon(claim)
+    queue.note(again := claimed(queue), "another attempt")
+    assert queue.get("j").log[-1][1:] == ("another attempt", MOST_LINES + 4)
+    queue.heartbeat(again, progress={"step": 1}, history=[[1, 0.5]])
+    queue.heartbeat(again, progress={"step": 2})
+    assert (queue.get("j").progress, queue.get("j").history) == ({"step": 2}, [[1, 0.5]])
+
+
+def test_data_may_be_written_as_they_come_and_what_fails_leaves_nothing(queue: JobQueue, folder: Path) -> None:
+    def good(file: BinaryIO) -> None:
+        for part in (b"a", b"bc"):
+            file.write(part)
+
+    def bad(file: BinaryIO) -> None:
+        file.write(b"a")
+        raise BadRows("row 7 cannot be used", rows=[])
+
+    def full(file: BinaryIO) -> None:
+        raise OSError(28, "No space left on device")
+
+    stored = submit(queue, "good", data=good)
+    assert stored.data_file is not None
+    assert (folder / "blobs" / stored.data_file).read_bytes() == b"abc"
+    for writer, error in ((bad, BadRows), (full, StorageFull)):
+        with pytest.raises(error):
+            submit(queue, "bad", data=writer)
+    assert submit(queue, "none", data=None).data_file is None
+    assert stored_files(folder) == {stored.data_file}
+    assert [job.id for job in queue.list()] == ["none", "good"]
+
+
+def test_statistics_stay_with_their_version_and_go_with_it(catalog: Catalog, folder: Path) -> None:
+    made = [publication(name, 1, statistics=name.encode(), lineage={"seed": 3}) for name in ("a", "b")]
+    versions = [one.version for one in catalog.publish(made)]
+    assert catalog.sweep() == 0
+    assert catalog.versions("a") == [versions[0]]
+    assert versions[0].lineage == {"seed": 3}
+    assert [catalog.blobs.read(version.statistics or "") for version in versions] == [b"a", b"b"]
+    catalog.delete("a")
+    assert stored_files(folder) == {versions[1].file, versions[1].statistics}
+
+
+def test_norms_of_many_are_those_of_the_dense_products() -> None:
+    adapters = [make_adapter(seed, rank=1 + seed % 3) for seed in range(9)]
+    dense = [
+        float(torch.linalg.matrix_norm(one.alpha / one.rank * one.a_OR.double() @ one.b_RI.double()))
+        for one in adapters
+    ]
+    assert delta_norms(adapters) == pytest.approx(dense, rel=1e-12)
+    assert adapters[4].relative_norm(BASE) == pytest.approx(dense[4] / BASE.weight_norm, rel=1e-12)
+
+
+def _in_batches(waiting: Sequence[JobAdapter], size: int) -> list[Sequence[JobAdapter]]:
+    return [waiting[begin : begin + size] for begin in range(0, len(waiting), size)]
+
+
+def test_a_fleet_of_ten_thousand_is_queued_published_and_reverted(catalog: Catalog, queue: JobQueue) -> None:
+    names = [f"tenant-{number:05}" for number in range(10_000)]
+    catalog.publish([publication(name, 1) for name in names[:3000]])
+    begun = time.monotonic()
+    submit_fleet(queue, names)
+    claim = claimed(queue)
+    batches = _in_batches(queue.waiting(claim), 1000)
+    for batch in batches:
+        publish_for(catalog, queue, claim, batch)
+    queue.cancel("j")
+    assert queue.tally(claim) == {"published": 10_000, "failed": 0, "total": 10_000}
+    before = catalog.revision()
+    done = queue.revert("j")
+    assert catalog.revision() == before + 1
+    assert time.monotonic() - begun < 30  # 2.3 ms for each adapter, as one by one, would take longer to publish alone
+    assert done.skipped == []
+    assert [back.name for back in done.reverted] == names
+    assert [back.to for back in done.reverted] == [1] * 3000 + [None] * 7000
+    assert catalog.adapter(names[0]).aliases == {"live": 1}
+    assert catalog.adapter(names[-1]).aliases == {}
+
+
+def test_a_job_from_before_fleets_has_its_adapter_too(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite3"
+    _migrate(path, "0001")
+    common = ("default", "acme", "", 1, 1, "", 2, '{"shown": {"data": {"rows": 7}}}', "[]")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for job_id, status, result, metrics, error in (
+            ("ok", "succeeded", '{"name": "acme", "version": 3, "digest": "sha256:00"}', '{"train_loss": 1.5}', None),
+            ("bad", "failed", None, None, '{"code": "diverged"}'),
+            ("on", "queued", None, None, None),
+        ):
+            connection.execute(
+                "INSERT INTO jobs (id, status, result, metrics, error, tenant, adapter, created_at, attempt, fence,"
+                " base, deletions, spec, history) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                (job_id, status, result, metrics, error, *common),
+            )
+    opened = Catalog(tmp_path, now=time.time)
+    queue = JobQueue(opened.database, opened.blobs, now=time.time, lease_seconds=15)
+    with closing(opened.database):
+        (ok,), (bad,), (on,) = (queue.adapters(job_id) for job_id in ("ok", "bad", "on"))
+        assert (ok.version, ok.digest, ok.metrics, ok.rows) == (3, "sha256:00", {"train_loss": 1.5}, 7)
+        assert (bad.version, bad.error) == (None, {"code": "diverged"})
+        assert (on.version, on.deletions) == (None, 2)
+        assert on.error is not None
+        assert "older release" in on.error["detail"]
+        assert queue.claim(base="") is None
+        ended = queue.get("on")
+        assert (ended.status, ended.data_file) == (Status.FAILED, None)
+        assert ended.finished_at is not None
+        assert datetime.fromisoformat(ended.finished_at).tzinfo is not None
+        assert [job.id for job in queue.list(adapter="acme")] == ["on", "bad", "ok"]
+
+
+def _migrate(path: Path, to: str) -> None:
+    engine = sa.create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[3] / "adapters" / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, to)
+    engine.dispose()

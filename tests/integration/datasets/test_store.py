@@ -1,0 +1,141 @@
+"""Names, versions and tombstones of data sets, and the files behind them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.catalog.catalog import Catalog
+from adapters.datasets.ingest import Reading, raw_file
+from adapters.datasets.readers.formats import Format
+from adapters.datasets.store import Datasets, DatasetVersion
+from adapters.datasets.table import Selection, Table
+from adapters.errors import (
+    AliasNotFound,
+    DatasetNotFound,
+    InvalidDataset,
+    NotFound,
+    PreconditionFailed,
+    VersionNotFound,
+)
+from adapters.names import parse_reference
+from tests.support.catalog_factories import put, stored_files
+
+
+class Store:
+    """One data folder, and CSV that goes into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.catalog = Catalog(folder, now=lambda: 1.0)
+        self.datasets = Datasets(self.catalog.database, self.catalog.blobs, now=lambda: 1.0)
+
+    def add(self, name: str, text: str) -> tuple[DatasetVersion, bool]:
+        with raw_file(self.folder / "tmp") as raw:
+            raw.write(text.encode())
+            reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+            return self.datasets.add(name, reading, content_type="text/csv")
+
+    def files(self) -> set[str]:
+        return stored_files(self.folder) | {path.name for path in (self.folder / "tmp").iterdir()}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "data")
+    yield made
+    made.catalog.database.close()
+
+
+def test_versions_are_numbered_and_references_find_them(store: Store) -> None:
+    first, is_new = store.add("rows", "x,y\n1,a\n2,\n")
+    second, _ = store.add("rows", "x\n1\n")
+    assert is_new
+    assert (first.version, second.version, str(second)) == (1, 2, "rows@2")
+    assert (first.rows, first.content_type, first.created_at) == (2, "text/csv", "1970-01-01T00:00:01.000000Z")
+    assert [(bad.row, bad.column, bad.reason) for bad in first.bad_rows] == [(1, "y", "null")]
+    for reference, found in (("rows", second), ("rows@live", second), ("rows@1", first), ("rows@2", second)):
+        assert store.datasets.find(parse_reference(reference)) == found
+    assert [entry.version for entry in store.datasets.versions("rows")] == [2, 1]
+    assert [entry.version for entry in store.datasets.versions("rows", before=2)] == [1]
+    summary = store.datasets.get("rows")
+    assert (summary.newest.version, summary.versions) == (2, 2)
+    table = Table.open(store.datasets.path(first))
+    assert table.numbers(Selection(column="x"), field="inputs").tolist() == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("reference", "error"),
+    [
+        ("none", DatasetNotFound),
+        ("rows@3", VersionNotFound),
+        (f"rows@{10**30}", VersionNotFound),
+        ("rows@old", AliasNotFound),
+    ],
+)
+def test_a_reference_to_nothing_says_what_is_missing(store: Store, reference: str, error: type[NotFound]) -> None:
+    store.add("rows", "x\n1\n")
+    with pytest.raises(error) as caught:
+        store.datasets.find(parse_reference(reference), field="data.dataset")
+    assert caught.value.field == "data.dataset"
+
+
+def test_the_content_that_is_newest_already_makes_no_version(store: Store) -> None:
+    first, _ = store.add("rows", "x\n1\n")
+    again, is_new = store.add("rows", '"x"\n 1\n')
+    assert (again, is_new) == (first, False)
+    assert len(store.files()) == 1
+    store.add("rows", "x\n2\n")
+    assert store.add("rows", "x\n1\n")[0].version == 3
+
+
+def test_a_deleted_name_leaves_no_file_and_goes_on_counting(store: Store) -> None:
+    store.add("rows", "x\n1\n")
+    store.add("rows", "x\n2\n")
+    kept, _ = store.add("other", "x\n1\n")
+    store.datasets.delete("rows")
+    assert store.files() == {kept.file}
+    for gone in (store.datasets.get, store.datasets.versions, store.datasets.delete):
+        with pytest.raises(DatasetNotFound):
+            gone("rows")
+    assert store.add("rows", "x\n1\n")[0].version == 3
+    assert [summary.name for summary in store.datasets.list()] == ["other", "rows"]
+
+
+def test_lists_go_by_prefix_in_byte_order(store: Store) -> None:
+    for name in ("b", "a-2", "a-1", "B", "a"):
+        store.add(name, "x\n1\n")
+    names = [summary.name for summary in store.datasets.list()]
+    assert names == ["B", "a", "a-1", "a-2", "b"]
+    assert [summary.name for summary in store.datasets.list(prefix="a", after="a", limit=1)] == ["a-1"]
+
+
+def test_what_is_refused_leaves_nothing(store: Store) -> None:
+    with pytest.raises(InvalidDataset):
+        store.add("rows", "x,x\n1,2\n")
+    with pytest.raises(InvalidDataset, match="stored in more than"):
+        store.add("rows", "x\n" + "1\n" * 200_000)
+    assert store.files() == set()
+    assert store.datasets.list() == []
+
+
+def test_a_failed_condition_leaves_nothing(store: Store) -> None:
+    def refuse(exists: bool, digest: str | None) -> None:
+        raise PreconditionFailed(f"{exists} {digest}")
+
+    with raw_file(store.folder / "tmp") as raw:
+        raw.write(b"x\n1\n")
+        reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+        with pytest.raises(PreconditionFailed, match="False None"):
+            store.datasets.add("rows", reading, content_type="text/csv", precondition=refuse)
+    assert store.files() == set()
+
+
+def test_the_sweep_keeps_data_sets_and_takes_what_a_crash_left(store: Store) -> None:
+    version, _ = store.add("rows", "x\n1\n")
+    adapter = put(store.catalog, "acme")
+    (store.folder / "blobs" / "crashed.tmp").write_bytes(b"half")
+    with store.catalog.blobs.publishing():
+        assert store.catalog.sweep() == 0
+    assert store.catalog.sweep() == 1
+    assert store.files() == {version.file, adapter.file}

@@ -1,0 +1,17 @@
+"""The document, and a service that it is held against."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from app.settings import Settings
+from tests.integration.openapi.example_calls import World, furnish
+from tests.support.service import serving
+
+
+@pytest.fixture(scope="package")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A service with the bundled base layer, on which every call of the document works."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("openapi") / "data")
+    with serving(settings, trainer=True) as (client, _):
+        yield furnish(client)

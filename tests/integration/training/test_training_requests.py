@@ -1,0 +1,194 @@
+"""What a job, and a dry run, say of a request to train: its settings, and what was decided for it."""
+
+# N rows
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from tests.conftest import Serve
+from tests.support.service import train, wait_for_job
+from tests.support.training_columns import GROUPS, HALF, plan_of, spec_of
+from tests.support.training_oracle import INPUTS, LABELS, NUMBERS, OUTPUTS, RANK, ROWS, X, Y
+
+PLAIN = {
+    "method": "adamw",
+    "loss": "mse",
+    "epochs": 50,
+    "learning_rate": 0.01,
+    "batch_size": 64,
+    "seed": 0,
+    "init": "zero_delta",
+    "validation_fraction": 0,
+}
+
+
+def test_a_dry_run_says_what_the_job_then_says_and_stores_nothing(serve: Serve) -> None:
+    client, service = serve(base=f"random:{INPUTS},{OUTPUTS},1")
+    folder = service.settings.data_dir
+    before = [service.catalog.revision(), sorted((folder / "blobs").iterdir()), client.get("/jobs").json()["data"]]
+    body = {"name": "plan", "rank": RANK, "data": NUMBERS, "split": HALF, "training": {"batch_size": "auto"}}
+    plan = client.post("/adapters?dry_run=true", json=body)
+    assert [
+        service.catalog.revision(),
+        sorted((folder / "blobs").iterdir()),
+        client.get("/jobs").json()["data"],
+    ] == before
+    assert plan.json().keys() == {"spec", "estimate", "adapters"}
+    assert plan.json()["adapters"] == 1
+    assert plan.json()["estimate"].keys() == {"memory_bytes", "seconds"}
+    assert all(value > 0 for value in plan.json()["estimate"].values())
+    for query in ("", "?dry_run=false"):
+        job = client.post(f"/adapters{query}", json=body)
+        assert job.status_code == 202
+        assert job.json()["spec"] == plan.json()["spec"]
+
+
+def test_a_plain_request_shows_what_it_always_has(trained: httpx.Client) -> None:
+    spec = spec_of(trained)
+    assert spec.pop("data").keys() == {"rows", "digest"}
+    assert spec == {"name": "plan", "rank": RANK, "alpha": RANK, "training": PLAIN, "publish": "always"}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"bias": True}, {}),
+        ({"weight_decay": 0.1}, {}),
+        ({"method": "sgd", "momentum": 0.9}, {}),
+        ({"clip_norm": 1.0}, {}),
+        ({"schedule": "cosine", "warmup_steps": 3}, {}),
+        ({"max_steps": 7, "max_seconds": 5.0}, {}),
+        ({"loss": "huber", "huber_delta": 0.5}, {}),
+        ({"loss": "cosine"}, {}),
+        ({"loss": "multiple_negatives", "batch_size": 8, "temperature": 0.1}, {}),
+        ({"max_steps": None}, {}),
+        (
+            {"early_stopping": {"patience": 3}},
+            {"early_stopping": {"patience": 3, "min_delta": 0.0, "evaluate_every": None}},
+        ),
+    ],
+    ids=str,
+)
+def test_a_setting_is_shown_where_it_was_given(
+    trained: httpx.Client, given: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    assert spec_of(trained, training=given, split=HALF)["training"] == PLAIN | given | shown
+
+
+@pytest.mark.parametrize(
+    "given", [{"label_smoothing": 0.1}, {"class_weights": "balanced"}, {"class_weights": [1, 2.5, 0.5]}], ids=str
+)
+def test_a_setting_of_classes_is_shown_where_it_was_given(trained: httpx.Client, given: dict[str, Any]) -> None:
+    training = {"loss": "cross_entropy"} | given
+    assert spec_of(trained, data=LABELS, training=training)["training"] == PLAIN | training
+
+
+def test_the_closed_form_s_own_settings_are_shown_where_they_were_given(trained: httpx.Client) -> None:
+    trained.put("/adapters/prior", json={"A": [[1.0]] * OUTPUTS, "B": [[1.0] * INPUTS]}).raise_for_status()
+    exact = {"method": "closed_form", "loss": "mse", "seed": 0, "validation_fraction": 0, "ridge": 0}
+    given = {"method": "closed_form", "bias": True, "keep_statistics": True, "prior": {"adapter": "prior"}}
+    assert spec_of(trained, training={"method": "closed_form"})["training"] == exact
+    assert spec_of(trained, training=given)["training"] == exact | given | {"prior": {"adapter": "prior@1"}}
+
+
+def test_a_gate_is_shown_as_it_was_given(trained: httpx.Client) -> None:
+    gate = {"when": "if_better", "metric": "rmse", "margin": 0.1}
+    assert spec_of(trained, split=HALF, publish=gate)["publish"] == gate
+
+
+def test_what_auto_came_to_is_shown_with_its_reason(trained: httpx.Client) -> None:
+    spec = spec_of(trained, training={"method": "auto"})
+    assert spec["training"]["method"] == "closed_form"
+    assert spec["auto"] == {"method": "squared loss has an exact solution: nothing to tune"}
+    spec = spec_of(trained, data=LABELS, training={"method": "auto", "loss": "cross_entropy"})
+    assert spec["auto"] == {"method": "cross_entropy has no exact solution"}
+    spec = spec_of(trained, training={"method": "auto", "epochs": 3})
+    assert spec["auto"] == {"method": "epochs was given, which closed_form has no use for"}
+    assert spec["training"] == PLAIN | {"method": "adamw", "epochs": 3}
+    assert "auto" not in spec_of(trained)
+
+
+def test_what_held_out_rows_decide_stays_open_until_they_have(trained: httpx.Client) -> None:
+    training = {"method": "closed_form", "ridge": "auto"}
+    spec = spec_of(trained, rank="auto", training=training, split=HALF)
+    assert (spec["rank"], spec["alpha"], spec["training"]["ridge"]) == ("auto", "auto", "auto")
+    assert spec["auto"].keys() == {"rank", "ridge"}
+    assert spec_of(trained, rank="auto", alpha=3, training=training, split=HALF)["alpha"] == 3
+    rates = spec_of(trained, training={"learning_rate": "auto"}, split=HALF)
+    assert (rates["rank"], rates["training"]["learning_rate"]) == (RANK, "auto")
+    job = train(trained, name="open", rank="auto", data=NUMBERS, training=training, split=HALF)
+    version = trained.get("/adapters/open/versions/1").json()
+    assert job["status"] == "succeeded", job["error"]
+    assert version["lineage"]["spec"]["rank"] == version["rank"]
+    assert version["lineage"]["spec"]["ridge"] >= 0
+    assert [line["text"] for line in job["log"] if line["text"].startswith(f"rank {version['rank']} of ")]
+
+
+def test_a_rank_that_is_left_open_stays_within_the_service_s_limit(serve: Serve) -> None:
+    client, _ = serve(base="random:12,9,1", max_rank=3, trainer=True)
+    generator = torch.Generator().manual_seed(3)
+    x_NI = torch.randn(60, 12, generator=generator)
+    rows = {"inputs": x_NI.tolist(), "targets": (3 * x_NI[:, :9]).tolist()}
+    body = {"name": "limited", "rank": "auto", "data": rows, "split": HALF, "training": {"method": "closed_form"}}
+    assert (
+        client.post("/adapters?dry_run=true", json=body)
+        .json()["spec"]["auto"]["rank"]
+        .startswith("the smallest of 1, 2, 3 ")
+    )
+    job = wait_for_job(client, client.post("/adapters", json=body).json()["id"])
+    assert job["status"] == "succeeded", job["error"]
+    assert client.get("/adapters/limited/versions/1").json()["rank"] == 3
+
+
+def test_the_epochs_of_a_fleet_are_decided_for_one_of_its_groups(trained: httpx.Client) -> None:
+    # 12 rows each make one step an epoch; all 24 together would not need as many epochs in batches of 12.
+    rows = NUMBERS | {"groups": [row % 2 for row in range(ROWS)]}
+    body = {"data": rows, "training": {"epochs": "auto", "batch_size": 12}}
+    one = spec_of(trained, name="auto-{group}", **body)
+    alone = spec_of(trained, data={"inputs": X[::2].tolist(), "targets": Y[::2].tolist()}, training=body["training"])
+    assert one["training"]["epochs"] == alone["training"]["epochs"]
+    whole = spec_of(trained, data=NUMBERS, training=body["training"])
+    assert one["training"]["epochs"] == 2 * whole["training"]["epochs"]
+
+
+def test_a_fleet_says_how_many_adapters_and_about_how_many_rows_each_side_has(trained: httpx.Client) -> None:
+    plan = plan_of(
+        trained, name="fleet-{group}", data=NUMBERS | {"groups": GROUPS}, split={"by": "rows", "fraction": 0.25}
+    )
+    assert plan["adapters"] == 6
+    assert plan["spec"]["name"] == "fleet-{group}"
+    assert plan["spec"]["split"] == {
+        "by": "rows",
+        "fraction": 0.25,
+        "stratify": False,
+        "train": {"rows": 18},
+        "held_out": {"rows": 6},
+    }
+
+
+def test_the_job_says_what_held_out_rows_decided(trained: httpx.Client) -> None:
+    settings = {"method": "closed_form", "ridge": "auto"}
+    job = train(trained, name="chosen", rank="auto", data=NUMBERS, training=settings, split={"by": "rows"})
+    chosen = job["metrics"]["chosen"]
+    live = trained.get("/adapters/chosen").json()["live"]
+    assert chosen == {name: live["lineage"]["spec"][name] for name in ("rank", "ridge")}
+    assert chosen["rank"] == live["rank"]
+    assert any(f"rank {chosen['rank']} " in line["text"] for line in job["log"])
+    assert "chosen" not in train(trained, name="unchosen", rank=1, data=NUMBERS, training={})["metrics"]
+
+
+def test_one_number_a_row_is_a_target_of_a_layer_with_one_output(serve: Serve) -> None:
+    client, _ = serve(base=f"random:{INPUTS},1,1")
+    flat = Y[:, 0].tolist()
+    rows = {"inputs": X.tolist(), "targets": [[number] for number in flat]}
+    assert spec_of(client, rank=1, data=rows | {"targets": flat}) == spec_of(client, rank=1, data=rows)
+    for wrong, where in (
+        ([*flat[:-1], "high"], ROWS - 1),
+        ([*flat[:-1], [1.0, 2.0]], 0),
+        ([*flat[:-1], None], ROWS - 1),
+    ):
+        body = {"name": "plan", "rank": 1, "data": rows | {"targets": wrong}}
+        problem = client.post("/adapters?dry_run=true", json=body).json()
+        assert (problem["status"], problem["field"], problem["row"]) == (422, "data.targets", where)

@@ -1,0 +1,149 @@
+"""Adapters to publish, and the dense layer that says what they must answer."""
+
+# N rows · I in_features · O out_features · R rank
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sqlalchemy.engine import Connection
+
+from adapters.catalog.catalog import Also, Catalog
+from adapters.catalog.versions import Publication, Published, Source, Version
+from adapters.jobs.job import Job
+from adapters.jobs.job_adapters import JobAdapter
+from adapters.jobs.queue import JobQueue
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.storage.blobs import STORE_ID
+
+BASE = load_base_layer("random:10,2,42")
+INPUTS_NI = torch.randn(5, BASE.in_features, generator=torch.Generator().manual_seed(7))
+
+
+def make_adapter(seed: int, *, rank: int = 2, base: BaseLayer = BASE) -> Adapter:
+    """Another adapter for each seed."""
+    generator = torch.Generator().manual_seed(seed)
+    a_OR = torch.randn(base.out_features, rank, generator=generator)
+    return Adapter(a_OR, torch.randn(rank, base.in_features, generator=generator), None, alpha=float(rank))
+
+
+def publication(name: str, seed: int = 0, **fields: object) -> Publication:
+    """An upload of `make_adapter(seed)`."""
+    values: dict[str, object] = {"adapter": make_adapter(seed), "base": BASE, "source": Source.UPLOAD} | fields
+    return Publication(name=name, **values)  # type: ignore[arg-type]
+
+
+def put(catalog: Catalog, name: str, seed: int = 0) -> Version:
+    """Publish `make_adapter(seed)` under a name."""
+    return catalog.put(publication(name, seed))[0]
+
+
+def submit(queue: JobQueue, job_id: str = "j", *, adapter: str = "acme", **fields: Any) -> Job:
+    """Queue a job that trains one adapter."""
+    return _submit(queue, job_id, adapter=adapter, adapters=[JobAdapter(adapter, None, 1)], **fields)
+
+
+def submit_fleet(queue: JobQueue, names: Sequence[str], job_id: str = "j", **fields: Any) -> Job:
+    """Queue a job that trains these."""
+    return _submit(queue, job_id, adapter="{tenant}", adapters=[JobAdapter(name, name, 1) for name in names], **fields)
+
+
+def _submit(queue: JobQueue, job_id: str, **fields: Any) -> Job:
+    usual: dict[str, Any] = {"base": "", "feature_space": None, "spec": {}, "steps": 9, "data": b"rows"}
+    return queue.submit(job_id, **usual | {"max_queued": 100} | fields)
+
+
+def claimed(queue: JobQueue, *, base: str = "") -> Job:
+    """What a trainer with this base layer takes next."""
+    claim = queue.claim(base=base)
+    assert claim is not None
+    return claim
+
+
+def publish_for(
+    catalog: Catalog,
+    queue: JobQueue,
+    claim: Job,
+    trained: Sequence[JobAdapter],
+    *,
+    also: Also | None = None,
+    **fields: Any,
+) -> list[Published]:
+    """Publish these of a job's adapters as its trainer does; the seed of each is its position."""
+
+    def both(connection: Connection, published: Sequence[Published]) -> None:
+        queue.record(connection, claim, published)
+        if also is not None:
+            also(connection, published)
+
+    made = [
+        publication(one.name, one.position, source=Source.JOB, job=claim.id, position=one.position, **fields)
+        for one in trained
+    ]
+    return catalog.publish(made, choose=lambda at, publications: queue.admit(at, claim, publications), also=both)
+
+
+def finish(catalog: Catalog, queue: JobQueue, claim: Job) -> Version:
+    """Publish what a job of one adapter trained, and end it."""
+
+    def end(connection: Connection, published: Sequence[Published]) -> None:
+        version = published[0].version
+        result = {"name": version.adapter, "version": version.version, "digest": version.digest}
+        queue.succeed(claim, result=result, progress={}, metrics={"train_loss": 1.0}, history=[], connection=connection)
+
+    return publish_for(catalog, queue, claim, queue.adapters(claim.id), also=end)[0].version
+
+
+def skip_unless_cached(file: Path) -> None:
+    """Skip the test where the kernel does not say of this file, just written, that it has it in memory."""
+    with file.open("rb") as opened:
+        try:
+            os.preadv(opened.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        except (AttributeError, OSError):
+            pytest.skip("this system cannot tell what is in memory")
+
+
+def as_upload(adapter: Adapter) -> dict[str, object]:
+    """The JSON body that uploads an adapter."""
+    return {"A": adapter.a_OR.tolist(), "B": adapter.b_RI.tolist(), "alpha": adapter.alpha}
+
+
+def dense_answer(adapter: Adapter | None, x_NI: torch.Tensor = INPUTS_NI, base: BaseLayer = BASE) -> torch.Tensor:
+    """(N, I) → (N, O) in float64, by the weight that the service never forms."""
+    weight_OI = base.weight_OI.double()
+    if adapter is not None:
+        weight_OI = weight_OI + adapter.alpha / adapter.rank * adapter.a_OR.double() @ adapter.b_RI.double()
+    bias_O = 0.0 if base.bias_O is None else base.bias_O.double()
+    return x_NI.double() @ weight_OI.T + bias_O
+
+
+def stored_files(folder: Path) -> set[str]:
+    """What lies in the folder of blobs, but for its store id."""
+    return {path.name for path in (folder / "blobs").iterdir()} - {STORE_ID}
+
+
+def quarantined_files(folder: Path) -> set[str]:
+    """The blobs that lie in quarantine, by the names that they had."""
+    return {path.name.partition("-")[2] for path in (folder / "quarantine").glob("*")}
+
+
+def referenced_files(folder: Path) -> set[str]:
+    """What the catalogue's rows refer to, read past the code under test."""
+    statements = (
+        "SELECT file FROM versions",
+        "SELECT statistics FROM versions WHERE statistics IS NOT NULL",
+        "SELECT data_file FROM jobs WHERE data_file IS NOT NULL",
+    )
+    return {file for statement in statements for file in _column(folder, statement)}
+
+
+def _column(folder: Path, statement: str) -> Sequence[str]:
+    connection = sqlite3.connect(f"file:{folder / 'catalog.sqlite3'}?mode=ro", uri=True, timeout=15)
+    try:
+        return [str(row[0]) for row in connection.execute(statement)]
+    finally:
+        connection.close()

@@ -1,0 +1,92 @@
+"""Many clients at once, each on a connection of its own, and adapters for them to ask for."""
+
+# N rows · I in_features · O out_features
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.versions import Publication, Source
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
+from tests.support.dense_oracle import Float64
+
+T = TypeVar("T")
+_SECONDS = 60.0
+JSON = {"Content-Type": "application/json"}
+
+
+class Crowd:
+    """Clients of one service in one event loop; nobody waits for anybody else's answer or connection."""
+
+    def __init__(self, base_url: httpx.URL | str) -> None:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        self._client = httpx.AsyncClient(base_url=base_url, timeout=_SECONDS, limits=limits, headers=JSON)
+        self._begun: list[asyncio.Task[httpx.Response]] = []
+
+    async def __aenter__(self) -> "Crowd":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        # Those whose answer nobody came to read, because a check failed first.
+        for task in self._begun:
+            task.cancel()
+        await asyncio.gather(*self._begun, return_exceptions=True)
+        await self._client.aclose()
+
+    async def ask(self, body: bytes | dict[str, Any], **headers: str) -> httpx.Response:
+        """`POST /predict`; `x_request_timeout="1"` sends `X-Request-Timeout: 1`."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self._client.post("/predict", content=content, headers=names)
+
+    def begin(self, body: bytes | dict[str, Any], **headers: str) -> asyncio.Task[httpx.Response]:
+        """Begin to `ask`, and go on."""
+        self._begun.append(asyncio.create_task(self.ask(body, **headers)))
+        return self._begun[-1]
+
+    async def get(self, path: str) -> httpx.Response:
+        """`GET`."""
+        return await self._client.get(path)
+
+
+def together(
+    base_url: httpx.URL | str, scene: Callable[[Crowd], Coroutine[Any, Any, T]], *, seconds: float = _SECONDS
+) -> T:
+    """What `scene` returns, played by one crowd."""
+
+    async def play() -> T:
+        async with asyncio.timeout(seconds), Crowd(base_url) as crowd:
+            return await scene(crowd)
+
+    return asyncio.run(play())
+
+
+async def leave(tasks: Sequence[asyncio.Task[httpx.Response]]) -> None:
+    """Let clients go away: each that has no answer yet closes its connection."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def publish(catalog: Catalog, base: BaseLayer, adapters: dict[str, Adapter]) -> None:
+    """Make each of them the live version of its name, in one transaction."""
+    catalog.publish(
+        [Publication(name=name, adapter=adapter, base=base, source=Source.UPLOAD) for name, adapter in adapters.items()]
+    )
+
+
+def outputs(answer: httpx.Response) -> Float64:
+    """(N, O): the rows of an answer, which must be a 200."""
+    assert answer.status_code == 200, answer.text
+    return np.array(answer.json()["outputs"], dtype=np.float64)
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    """The status of an answer and its problem's code, which is empty where there is none."""
+    problem = answer.status_code >= 400
+    return answer.status_code, answer.json()["code"] if problem else ""
