@@ -46,7 +46,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             ),
         ] = None,
     ) -> None:
-        """Training jobs, newest first; or one of them as it goes on."""
+        """List training jobs, newest first, or follow one of them."""
         if follow_id is not None:
             _follow(session, follow_id)
             return
