@@ -41,4 +41,4 @@ def open_fitter(settings: Settings) -> Fitter:
 
 def open_queue(catalog: Catalog, settings: Settings, *, now: Callable[[], float] = time.time) -> JobQueue:
     """The queue in the catalogue's database."""
-    return JobQueue(catalog.database, catalog.blobs, now=now, lease_seconds=settings.lease_seconds)
+    return JobQueue(catalog.database, catalog.writer, now=now, lease_seconds=settings.lease_seconds)
