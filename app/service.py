@@ -16,10 +16,9 @@ from adapters.errors import FeatureSpaceMismatch
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
 from app.bootstrap import load_base, open_queue
-from app.http.body_memory import BodyMemory
+from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
 from app.http.job_events import JobWatch
-from app.http.json_bodies import JsonBodies
 from app.http.write_threads import WriteThreads
 from app.observability.line_writer import LineWriter
 from app.observability.logs import line_of
