@@ -49,7 +49,7 @@ def open_fitter(settings: Settings) -> Fitter:
 
 def open_queue(catalog: Catalog, settings: Settings, *, now: Callable[[], float] = time.time) -> JobQueue:
     """Return the job queue in the catalogue's database."""
-    return JobQueue(catalog.database, catalog.blobs, now=now, lease_seconds=settings.lease_seconds)
+    return JobQueue(catalog.database, catalog.writer, now=now, lease_seconds=settings.lease_seconds)
 
 
 def warn_in_background(database: SqliteDatabase, base: BaseLayer, feature_space: str | None) -> None:

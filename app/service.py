@@ -75,7 +75,7 @@ class Service:
         self.json = JsonBodies(self.base)
         figures = self.catalog_figures = CatalogFigures(self.catalog, base=self.base.fingerprint, now=self.queue.now)
         self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
-        self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)
+        self.watch = JobWatch(self.queue, draining=lambda: self.draining)
 
     def close(self) -> None:
         """Pass on what was observed; end the threads; give back the connections and this process's place."""
@@ -83,7 +83,7 @@ class Service:
         self.batcher.close()
         self.watch.close()
         self.resolver.close()
-        self.catalog.database.close()
+        self.catalog.close()
         self.catalog_figures.close()
         self.metrics.close()
 
@@ -119,7 +119,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
         base=base,
         catalog=catalog,
         queue=open_queue(catalog, settings, now=now),
-        datasets=Datasets(catalog.database, catalog.blobs, now=now),
+        datasets=Datasets(catalog.database, catalog.writer, now=now),
         resolver=resolver,
         batcher=batcher,
         metrics=metrics,

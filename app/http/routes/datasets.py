@@ -97,7 +97,7 @@ def show_version(name: str, version: str, service: ServiceOf) -> DatasetVersionB
 def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf) -> PreviewBody:
     """Some rows of a version; what is not finite is null."""
     version = _find(service, check_name(name), query.version)
-    rows = Table.open(service.datasets.path(version)).preview(query.offset, query.limit)
+    rows = Table.open(service.datasets.local(version)).preview(query.offset, query.limit)
     end = query.offset + len(rows)
     return PreviewBody(
         dataset=name,

@@ -62,7 +62,7 @@ def show_dataset(request: Request, service: ServiceOf, name: str, offset: int = 
     dataset = service.datasets.get(check_name(name))
     newest = service.datasets.find(Reference(name, version=dataset.newest.version), field="name")
     offset = min(max(0, offset), max(0, newest.rows - 1))
-    rows = Table.open(service.datasets.path(newest)).preview(offset, _ROWS_SHOWN)
+    rows = Table.open(service.datasets.local(newest)).preview(offset, _ROWS_SHOWN)
     return render(
         request,
         "dataset.html",

@@ -55,7 +55,7 @@ def read_row(service: ServiceOf, dataset: str = "", row: str = "0") -> Response:
     """One row of a data set as this layer takes it: `values`, and of the other columns `beside`."""
     try:
         version = service.datasets.find(Reference(check_name(dataset, field="dataset")))
-        return JSONResponse(_row(version, Table.open(service.datasets.path(version)), row, service.base.in_features))
+        return JSONResponse(_row(version, Table.open(service.datasets.local(version)), row, service.base.in_features))
     except LoraplexError as error:
         return problem(error)
 

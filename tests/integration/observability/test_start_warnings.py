@@ -74,7 +74,7 @@ def test_live_versions_of_other_feature_spaces_are_counted(catalog: Catalog, cap
 
 
 def test_of_many_base_layers_the_commonest_are_named(catalog: Catalog, caplog: pytest.LogCaptureFixture) -> None:
-    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     submit(queue, "own", base=HERE.fingerprint)
     for number in range(8):
         submit(queue, f"j{number}", base=f"sha256:{number}")
@@ -91,7 +91,7 @@ def test_a_folder_of_this_base_layer_is_nothing_to_warn_about(
 ) -> None:
     warn_about_adapters(catalog.database, HERE, None)
     _publish(catalog, "own", HERE)
-    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     submit(queue, base=HERE.fingerprint)
     for space in (None, "any"):
         warn_about_adapters(catalog.database, HERE, space)
