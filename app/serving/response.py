@@ -152,4 +152,4 @@ def _of_one(wanted: PredictOptions, version: Version | None, x_NO: Float32) -> d
 
 def _is_multi_label(version: Version | None) -> bool:
     """Whether each class is right or not by itself: the version was trained so, as its lineage says."""
-    return version is not None and (version.lineage or {}).get("loss") == Loss.BINARY_CROSS_ENTROPY
+    return version is not None and version.loss == Loss.BINARY_CROSS_ENTROPY

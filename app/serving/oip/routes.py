@@ -17,7 +17,7 @@ from adapters.errors import InvalidCombination, LoraplexError, WrongType
 from app.http.bodies import parse_object, read_as, read_bytes
 from app.http.dependencies import ServiceOf
 from app.http.errors import BodyTooLarge, RouteNotFound, UnsupportedMediaType, protocol_error
-from app.http.routes.health import readyz
+from app.http.routes.status import readyz
 from app.service import Service
 from app.serving.asgi import (
     MOST_QUICK_BYTES,
