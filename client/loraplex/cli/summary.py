@@ -1,10 +1,13 @@
-"""What a training came to, for people."""
+"""Summary of the result of a training, for people."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from statistics import median
 from typing import Any, NamedTuple
 
+from loraplex.cli.session import Session, plural
 from loraplex.cli.tables import Fitting, Pairs
-from loraplex.results import JobFields
+from loraplex.results import JobAdapter, JobFields
 
 _HIGHER, _LOWER = "↑", "↓"
 _METRICS: Mapping[str, str] = {
@@ -23,14 +26,15 @@ _METRICS: Mapping[str, str] = {
     "calibration_error": _LOWER,
     "loss": _LOWER,
 }
-"""What docs/metrics.md has an arrow for, and which way is better."""
+"""Direction of each metric of docs/metrics.md: whether higher or lower is better."""
 _HEADLINES = ("accuracy", "exact_match", "recall_at_1", "rmse")
 _WITHOUT_EVALUATION = (
     ("held-out", "accuracy", "validation_accuracy"),
     ("held-out", "loss", "validation_loss"),
     ("training", "loss", "train_loss"),
 )
-"""Kind, metric and member of a version without `held_out`, such as an adapter of a fleet; the base's has `base_`."""
+"""Kind, metric and member of a version without `held_out`, such as a fleet adapter; the base layer's has the prefix
+`base_`."""
 _SIDES: Mapping[str, str] = {
     "adapter": "adapter",
     "base": "bare base",
@@ -40,25 +44,25 @@ _SIDES: Mapping[str, str] = {
 
 
 def pairs(values: Mapping[str, object]) -> Pairs:
-    """A table of names and values."""
+    """Return a table of names and values."""
     return Pairs({name: dash(value) for name, value in values.items()})
 
 
 class Headline(NamedTuple):
-    """The metric that says most about a version, on the rows of one kind, for the version and for the bare base layer.
+    """Most important metric of a version on rows of one kind, for the version and for the base layer.
 
-    Held-out rows come first, because the loss on training rows does not say how good a version is on others.
+    Held-out rows come first, because the loss on training rows does not show how good a version is on other rows.
     """
 
     kind: str
-    """`held-out` or `training`: the rows that it was computed on."""
+    """The rows that it was computed on: `held-out` or `training`."""
     metric: str
     own: float
     base: float | None
 
     @property
     def heading(self) -> str:
-        """`held-out loss`."""
+        """Return the name, such as `held-out loss`."""
         return f"{self.kind} {self.metric}"
 
     @property
@@ -73,7 +77,7 @@ class Headline(NamedTuple):
 
 
 def held_out(metrics: Mapping[str, Any] | None) -> Fitting | None:
-    """The metrics on held-out rows, with the adapter and without; None where no rows were held out."""
+    """Return the metrics on held-out rows, with and without the adapter; None if no rows were held out."""
     told = (metrics or {}).get("held_out") or _validation(metrics or {})
     if not told:
         return None
@@ -92,7 +96,7 @@ def held_out(metrics: Mapping[str, Any] | None) -> Fitting | None:
 
 
 def losses(metrics: Mapping[str, Any] | None) -> str:
-    """The loss on the rows that were trained on, in one line; empty where there is none."""
+    """Return the training loss in one line; empty if there is none."""
     told = metrics or {}
     if told.get("train_loss") is None:
         return ""
@@ -101,7 +105,7 @@ def losses(metrics: Mapping[str, Any] | None) -> str:
 
 
 def outcome(job: JobFields) -> list[str]:
-    """What was chosen, what was published, and whether it is live."""
+    """Return what was selected and published, and whether it is live."""
     metrics = job.metrics or {}
     lines = []
     if metrics.get("chosen"):
@@ -114,7 +118,7 @@ def outcome(job: JobFields) -> list[str]:
 
 
 def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
-    """Return the metric that says most about a version; None without metrics."""
+    """Return the most important metric of a version; None without metrics."""
     told = metrics or {}
     sides = told.get("held_out") or {"adapter": {}}
     for name in _HEADLINES:
@@ -127,22 +131,22 @@ def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
 
 
 def number(value: object) -> str:
-    """A number in four digits; – for none."""
+    """Return a number with four digits; – for None."""
     return f"{value:.4g}" if isinstance(value, float) else dash(value)
 
 
 def dash(value: object) -> str:
-    """A value as text; – for none."""
+    """Return a value as text; – for None."""
     return "–" if value is None else str(value)
 
 
 def when(time: str | None) -> str:
-    """A time to the second, in UTC."""
+    """Return a time in UTC, to the second."""
     return dash(time if time is None else time[:19].replace("T", " "))
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Return a number of bytes with its unit."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -167,7 +171,7 @@ def _with_interval(told: Mapping[str, Any], name: str) -> str:
 
 
 def is_live(job: JobFields) -> bool:
-    """Whether the publish of a job moved live to its version."""
+    """Return whether a job made its version live."""
     gate = (job.metrics or {}).get("gate")
     publish = job.spec.get("publish", "always")
     when = publish.get("when") if isinstance(publish, Mapping) else publish
@@ -181,3 +185,62 @@ def _about_live(job: JobFields) -> str:
     why = "--publish never was asked for" if gate is None else gate["reason"]
     name, version, _ = job.result or ("", 0, None)
     return f"was made, and live did not move: {why}. To make it live: loraplex rollback {name} {version}"
+
+
+_MOST_NAMED = 3
+Reached = list[tuple[JobAdapter, Headline]]
+
+
+def is_fleet(job: JobFields) -> bool:
+    """Return whether a job trains one adapter for each group."""
+    return "{" in job.adapter
+
+
+def fleet_summary(session: Session, job: JobFields) -> list[Any]:
+    """Return what the adapters of a fleet reached, as tables and lines; nothing for a job of one adapter."""
+    return [] if session.as_json or not is_fleet(job) else summarize(session.client.job_adapters(job.id))
+
+
+def summarize(adapters: Iterable[JobAdapter]) -> list[Any]:
+    """Return counts, the median of one metric, the adapters with the smallest gain, and failures."""
+    counts = Counter({"published": 0, "failed": 0})
+    reached: Reached = []
+    failed: list[str] = []
+    for adapter in adapters:
+        if adapter.error is not None:
+            counts["failed"] += 1
+            failed += [f"{adapter.name} failed: {adapter.error.detail}"] if len(failed) < _MOST_NAMED else []
+            continue
+        counts["waiting" if adapter.version is None else "published"] += 1
+        found = headline(adapter.metrics)
+        if found is not None:
+            reached.append((adapter, found))
+    about = {"adapters": ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())}
+    if not reached:
+        return [pairs(about), *failed]
+    # Groups with few rows have no held-out rows, and their training loss cannot be compared with held-out metrics.
+    metric = min((found for _, found in reached), key=lambda found: found.kind != "held-out").heading
+    reached = [(adapter, found) for adapter, found in reached if found.heading == metric]
+    return [pairs(about | _medians(reached)), "", _worst(reached), *failed]
+
+
+def _medians(reached: Reached) -> dict[str, str]:
+    found = [headline for _, headline in reached]
+    bases = [each.base for each in found if each.base is not None]
+    gains = [each.gain for each in found if each.gain is not None]
+    own, base = number(median(each.own for each in found)), number(median(bases)) if bases else dash(None)
+    return {
+        found[0].heading: f"median {own} (base {base}), of {plural(len(found), 'adapter')}",
+        "better than base": f"{sum(gain > 0 for gain in gains):,} of {len(gains):,}",
+    }
+
+
+def _worst(reached: Reached) -> Fitting:
+    least = sorted(reached, key=lambda one: one[1].gain or 0.0)[:_MOST_NAMED]
+    heading = reached[0][1].heading
+    made = Fitting(
+        "adapter", "rows", heading, "base", title="Least gain over the base layer", right=("rows", heading, "base")
+    )
+    for adapter, found in least:
+        made.add_row(adapter.name, f"{adapter.rows:,}", number(found.own), number(found.base))
+    return made

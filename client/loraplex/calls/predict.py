@@ -1,6 +1,8 @@
-"""Predict and classify."""
+"""Calls that predict and classify."""
 
 # N rows · I in_features · O out_features · T the most probable classes
+import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -8,28 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from loraplex.arrays import Float32
-from loraplex.calls.builders import encoded
+from loraplex.arrays import Encode, Float32, read_rows
+from loraplex.calls.builders import NAME, encoded, path
 from loraplex.calls.chunking import Part, in_parts, once_in_json
-from loraplex.calls.infer import infer, model_path, spent, waiting
 from loraplex.decode import reading, reference
-from loraplex.effects import JSON, Answer, Call, Repeat, Steps, ask
-from loraplex.encoding import Encode, read_rows
-from loraplex.errors import LoraplexError, WrongShape
+from loraplex.effects import JSON, Answer, Call, Operation, Repeat, ask
+from loraplex.errors import BadAnswer, LoraplexError, WrongShape
 from loraplex.results import AdapterRef, Label, Prediction
 
 Which = str | Sequence[str | None] | None
-"""One adapter for all rows, or one a row; None is the base layer."""
+"""One adapter for all rows, or one for each row; None is the base layer."""
 _UNTOLD = (404, 409, 422)
-"""Statuses of several codes: under `/v2` an answer says which only in words.
+"""Statuses that stand for several codes: an answer under `/v2` gives the code only in words.
 
-So have 500 and 503, which stay `InternalError` and `NotReady` there whatever the words say (that the catalogue is busy,
-or that the request's time is up): a service in trouble is not asked the same again.
+500 and 503 are not among them: a service in trouble is not sent the same request again. They raise `InternalError` and
+`NotReady`.
 """
 
 
-def predict(which: Which, inputs: Any, *, encode: Encode | None, timeout: float | None) -> Steps[Prediction]:
-    """The layer's outputs: as bytes where one adapter answers, as JSON where each row has its own."""
+def predict(which: Which, inputs: Any, *, encode: Encode | None, timeout: float | None) -> Operation[Prediction]:
+    """Return the layer's outputs: in binary form if one adapter answers all rows, in JSON if each row has its own."""
     rows = yield from read_rows(inputs, encode)
     references, by_row = _references(which, len(rows.x_NI))
     as_json = by_row or model_path(references[0]) is None
@@ -50,8 +50,8 @@ def predict(which: Which, inputs: Any, *, encode: Encode | None, timeout: float 
 
 def classify(
     which: Which, inputs: Any, *, top_k: int, encode: Encode | None, timeout: float | None
-) -> Steps[list[list[Label]]]:
-    """The most probable classes of each row, that one first."""
+) -> Operation[list[list[Label]]]:
+    """Return the most probable classes of each row, in order of probability."""
     rows = yield from read_rows(inputs, encode)
     references, by_row = _references(which, len(rows.x_NI))
     ask_part = partial(_classes, by_row=by_row, top_k=top_k, timeout=timeout)
@@ -76,7 +76,7 @@ def _references(which: Which, rows: int) -> tuple[list[str | None], bool]:
     return list(which), True
 
 
-def _binary(references: Sequence[str | None], x_NI: Float32, *, timeout: float | None) -> Steps[Part[Float32]]:
+def _binary(references: Sequence[str | None], x_NI: Float32, *, timeout: float | None) -> Operation[Part[Float32]]:
     where = model_path(references[0])
     assert where is not None
     try:
@@ -85,7 +85,7 @@ def _binary(references: Sequence[str | None], x_NI: Float32, *, timeout: float |
         if error.status not in _UNTOLD:
             raise
         untold = error
-    # The same question in JSON is answered with the code.
+    # The same request in JSON is answered with the code.
     ask_part = partial(_numbers, by_row=False, timeout=timeout)
     try:
         yield from once_in_json(references, x_NI, ask_part, np.concatenate)
@@ -97,7 +97,7 @@ def _binary(references: Sequence[str | None], x_NI: Float32, *, timeout: float |
 
 def _numbers(
     references: Sequence[str | None], x_NI: Float32, *, by_row: bool, timeout: float | None
-) -> Steps[Part[Float32]]:
+) -> Operation[Part[Float32]]:
     def read(answer: Answer) -> Part[Float32]:
         return reading(lambda value: _part(answer, value, np.asarray(value["outputs"], np.float32)))(answer)
 
@@ -106,7 +106,7 @@ def _numbers(
 
 def _classes(
     references: Sequence[str | None], x_NI: Float32, *, by_row: bool, top_k: int, timeout: float | None
-) -> Steps[Part[list[list[Label]]]]:
+) -> Operation[Part[list[list[Label]]]]:
     def labels(value: Any) -> list[list[Label]]:
         return [
             [Label(*pair) for pair in zip(*row, strict=True)]
@@ -148,6 +148,85 @@ def _part(answer: Answer, value: Any, values: Any) -> Part[Any]:
         return Part(values, (which,), (0,) * len(values), queue_ms, forward_ms)
     adapters: list[AdapterRef | None] = [reference(each) for each in value["adapters"]]
     base = len(adapters)
-    # `index` raises where there is no such place.
+    # `index` raises if there is no such position.
     choice_N = [base if place is None else range(base).index(place) for place in value["row_adapters"]]
     return Part(values, (*adapters, None), choice_N, queue_ms, forward_ms)
+
+
+BASE_MODEL = "__base__"
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+_LIVE = "live"
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_TIMING = re.compile(r"(queue|forward);dur=([0-9]+(?:\.[0-9]+)?)")
+
+
+def model_path(reference: str | None) -> str | None:
+    """Return the path of a reference; None for an alias and for invalid references, which the protocol cannot name."""
+    if reference is None:
+        return f"/v2/models/{BASE_MODEL}/infer"
+    name, at, which = reference.partition("@")
+    if not NAME.fullmatch(name):
+        return None
+    if not at or which == _LIVE:
+        return path("v2", "models", name, "infer")
+    return path("v2", "models", name, "versions", which, "infer") if _VERSION.fullmatch(which) else None
+
+
+def infer(where: str, x_NI: Float32, *, timeout: float | None) -> Call[Part[Float32]]:
+    """Send rows in binary form, and return the outputs."""
+    tensor = x_NI.astype("<f4", copy=False).tobytes()
+    header = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "inputs",
+                    "shape": list(x_NI.shape),
+                    "datatype": "FP32",
+                    "parameters": {"binary_data_size": len(tensor)},
+                }
+            ],
+            "parameters": {"binary_data_output": True},
+        },
+        separators=(",", ":"),
+    ).encode()
+    return Call(
+        method="POST",
+        path=where,
+        read=_read,
+        repeats=Repeat.ALWAYS,
+        headers={"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(header))} | waiting(timeout),
+        content=header + tensor,
+        timeout=timeout,
+    )
+
+
+def waiting(timeout: float | None) -> dict[str, str]:
+    """Return the header that limits the time that the request waits in the service."""
+    return {} if timeout is None else {"X-Request-Timeout": f"{timeout:g}"}
+
+
+def spent(answer: Answer) -> tuple[float, float]:
+    """Return the milliseconds of waiting and of computation."""
+    found = dict(_TIMING.findall(answer.headers.get("server-timing", "")))
+    return float(found.get("queue", 0)), float(found.get("forward", 0))
+
+
+def _read(answer: Answer) -> Part[Float32]:
+    try:
+        length = int(answer.headers[_HEADER_LENGTH.lower()])
+        header: Any = json.loads(answer.content[:length])
+        (output,) = header["outputs"]
+        rows, columns = output["shape"]
+        outputs_NO = np.frombuffer(answer.content, "<f4", offset=length).reshape(rows, columns)
+        name, version = header["model_name"], int(header["model_version"])
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise BadAnswer(
+            f"{answer.url} answered {answer.status} with something else than a tensor: {error!r}",
+            status=answer.status,
+            request_id=answer.request_id,
+            expected="the address of a loraplex service",
+        ) from error
+    queue_ms, forward_ms = spent(answer)
+    which = None if name == BASE_MODEL else AdapterRef(name, version)
+    # A copy, because the caller may write to it, and the received bytes are read-only.
+    return Part(outputs_NO.astype(np.float32), (which,), (0,) * len(outputs_NO), queue_ms, forward_ms)

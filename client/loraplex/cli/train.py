@@ -1,4 +1,4 @@
-"""`train`."""
+"""Command `train`."""
 
 import shlex
 from collections.abc import Mapping
@@ -7,19 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
+from loraplex.calls.jobs import succeeded
 from loraplex.cli.columns import selected, split_names
-from loraplex.cli.completing import complete_adapter, complete_dataset
 from loraplex.cli.datasets import find_dataset, name_of, put_dataset
 from loraplex.cli.errors import WrongUsage
-from loraplex.cli.fleet_summary import fleet_summary
+from loraplex.cli.plugins import complete_adapter, complete_dataset
 from loraplex.cli.progress import follow
-from loraplex.cli.reporting import held_out, is_live, losses, outcome, pairs, size
 from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, make_request
 from loraplex.cli.rows import can_read
 from loraplex.cli.session import Session, command
-from loraplex.dataset_results import DatasetVersion
-from loraplex.jobs import succeeded
-from loraplex.results import Estimate, JobFields, JobStatus
+from loraplex.cli.summary import fleet_summary, held_out, is_live, losses, outcome, pairs, size
+from loraplex.results import DatasetVersion, Estimate, JobFields, JobStatus
 
 DATA, HOW, WHAT_COUNTS, GO = "Data", "How to train", "Held-out rows and publishing", "This run"
 
@@ -31,8 +29,7 @@ def _rank(text: str) -> str:
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
-    """Add the command."""
-
+    """Register the command."""
     example = "Example: loraplex train tickets.csv --name acme --target queue"
 
     @command(cli, "train", panel=panel, example=example)
@@ -164,7 +161,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             ),
         ] = False,
     ) -> None:
-        """Train an adapter from a file, and wait: for its metrics on held-out rows, and the version that was made."""
+        """Train an adapter from a file, and wait for its version and its metrics on held-out rows."""
         wanted = Wanted(
             name=name,
             targets=split_names(target),
@@ -213,9 +210,9 @@ def _dataset(session: Session, file: Path | None, dataset: str | None, name: str
 
 
 def show_estimate(session: Session, estimate: Estimate) -> None:
-    """What would be trained."""
+    """Show the settings and the estimate of a training."""
     spec = estimate.spec
-    # No option of `train` sets validation_fraction: a split holds the rows out.
+    # No option of `train` sets validation_fraction, because a split holds the rows out.
     training = {name: value for name, value in spec.get("training", {}).items() if name != "validation_fraction"}
     shown = {name: value for name, value in training.items() if value is not None}
     sides = spec.get("split") or {}
@@ -238,7 +235,7 @@ def show_estimate(session: Session, estimate: Estimate) -> None:
 
 
 def show_ended(session: Session, job: JobFields, *, rows_of: Path | None = None) -> None:
-    """What a job came to; `rows_of`: a file that its next step can be tried on."""
+    """Show the result of a job; `rows_of` is a file to suggest for the next step."""
     _warn(session, job.spec)
     metrics = held_out(job.metrics)
     shown: list[Any] = []

@@ -1,4 +1,4 @@
-"""Train, estimate, update: arrays go inline, or, where they are large, as a data set that is deleted afterwards."""
+"""Calls that train, estimate and update. Large arrays are sent as a temporary data set."""
 
 import secrets
 from collections.abc import Mapping
@@ -9,32 +9,31 @@ from typing import Any
 import numpy as np
 
 from loraplex import decode as reading
-from loraplex.arrays import array, check_finite, lists_of_vectors
+from loraplex.arrays import Encode, array, check_finite, lists_of_vectors, plain, read_rows
 from loraplex.calls.builders import given, path, send_json
 from loraplex.calls.datasets import delete_dataset, put_columns
-from loraplex.effects import Repeat, Steps, ask
-from loraplex.encoding import Encode, plain, read_rows
+from loraplex.effects import Operation, Repeat, ask
 from loraplex.errors import InvalidCombination, LoraplexError, WrongType
 from loraplex.results import JobFields
 
 INLINE_NUMBERS = 200_000
-"""Of inputs, targets and the rest together: about 4 MiB of JSON. What has more goes as a data set."""
+"""Numbers of inputs, targets and the rest that are sent in the request: about 4 MiB of JSON."""
 _TEMPORARY = "loraplex-client-"
 _ARRAYS = ("inputs", "targets", "weights", "groups", "corpus")
 _PLANNING_SECONDS = 120.0
-"""What the service may take to look through the rows of a training."""
+"""Time that the service may take to check the rows of a training."""
 
 
 class Sending:
-    """Rows of one request as they are sent, and the data sets that are there for it alone."""
+    """Rows of one request in the form in which they are sent, with the temporary data sets that hold them."""
 
     def __init__(self, encode: Encode | None, *, timeout: float | None) -> None:
         self._encode = encode
         self._timeout = timeout
         self._made: list[str] = []
 
-    def read(self, rows: Any, *, field: str, fleet: bool = False) -> Steps[Any]:
-        """A request's `data` from arrays; what names a data set already, as it is."""
+    def read(self, rows: Any, *, field: str, fleet: bool = False) -> Operation[Any]:
+        """Return the `data` of a request from arrays; return a reference to a data set unchanged."""
         if not isinstance(rows, Mapping) or "dataset" in rows:
             return rows
         arrays: dict[str, Any] = {}
@@ -48,14 +47,14 @@ class Sending:
             return {name: plain(value) if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
         return (yield from self._as_dataset(arrays, fleet=fleet))
 
-    def clear(self) -> Steps[None]:
-        """Delete what was made: a job keeps its own rows."""
+    def clear(self) -> Operation[None]:
+        """Delete the temporary data sets; a job keeps its own copy of the rows."""
         for name in self._made:
-            # The job is there and must not be lost to this.
+            # The job is queued, and an error here must not hide it.
             with suppress(LoraplexError):
                 yield from delete_dataset(name)
 
-    def _as_dataset(self, arrays: dict[str, Any], *, fleet: bool) -> Steps[dict[str, Any]]:
+    def _as_dataset(self, arrays: dict[str, Any], *, fleet: bool) -> Operation[dict[str, Any]]:
         columns = {name: arrays[name] for name in arrays if name in _ARRAYS and name != "corpus"}
         data: dict[str, Any] = {name: value for name, value in arrays.items() if name not in _ARRAYS}
         data |= {
@@ -66,14 +65,14 @@ class Sending:
         if "weights" in columns:
             data["weight"] = "weights"
         if "groups" in columns:
-            # A fleet's placeholder is its column's name, and `{group}` is what it is called inline.
+            # The placeholder of a fleet is the name of its column, which is `{group}` for rows in the request.
             data["group_by" if fleet else "group"] = "group"
         if "corpus" in arrays:
             corpus = yield from self._put({"documents": arrays["corpus"]})
             data["corpus"] = {"dataset": corpus, "documents": {"column": "documents"}}
         return data
 
-    def _put(self, columns: dict[str, Any]) -> Steps[str]:
+    def _put(self, columns: dict[str, Any]) -> Operation[str]:
         name = _TEMPORARY + secrets.token_hex(8)
         self._made.append(name)
         renamed = {{"groups": "group"}.get(column, column): value for column, value in columns.items()}
@@ -90,8 +89,8 @@ def train(
     encode: Encode | None,
     timeout: float | None,
     dry_run: bool,
-) -> Steps[Any]:
-    """Queue a training → `JobFields`, or say what it would be → `Estimate`."""
+) -> Operation[Any]:
+    """Queue a training and return `JobFields`, or return its `Estimate`."""
     known = given(rows)
     if (data is None) == (not known):
         instead = "and not as both" if known else "and neither is given"
@@ -114,8 +113,8 @@ def train(
 
 def update(
     name: str, rows: Mapping[str, Any], body: Mapping[str, Any], *, encode: Encode | None, timeout: float | None
-) -> Steps[JobFields]:
-    """Queue an update: rows that come in, rows that are forgotten."""
+) -> Operation[JobFields]:
+    """Queue an update with rows to add and rows to forget."""
     sending = Sending(encode, timeout=timeout)
     try:
         whole = given(body)
@@ -129,9 +128,9 @@ def update(
 
 
 def _values(value: Any, field: str) -> Any:
-    """An array, finite as float32 where it is of floats; a list of lists of labels as it is.
+    """Return an array, with floats finite as float32; return a list of lists of labels unchanged.
 
-    Raises `WrongType` for a list of several kinds, of which an array would make one: of ["cat", 1] two texts.
+    Raises `WrongType` for a list of several types, which an array would convert to one: ["cat", 1] to two texts.
     """
     value = lists_of_vectors(value, field=field)
     if isinstance(value, list | tuple) and all(isinstance(row, list | tuple) for row in value):

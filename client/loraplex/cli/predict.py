@@ -1,4 +1,4 @@
-"""`predict`."""
+"""Command `predict`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraplex.cli.columns import Selection, has_columns, infer_inputs, listed, selected
-from loraplex.cli.completing import complete_adapter
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.output import Answers, check_out, takes_numbers, write_answers
+from loraplex.cli.plugins import complete_adapter
 from loraplex.cli.rows import Rows, read_rows, rows_of_options
 from loraplex.cli.session import Session, command
 from loraplex.errors import AdapterNotLive, AliasNotFound
@@ -23,8 +23,7 @@ _TOP_K = 3
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
-    """Add the command."""
-
+    """Register the command."""
     example = (
         "Examples: loraplex predict acme tickets.csv --limit 5; loraplex predict acme@2 - --out answers.csv < rows.csv"
     )
@@ -74,7 +73,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             Path | None, typer.Option(help="Write to this .csv, .jsonl or .npy, instead of showing.")
         ] = None,
     ) -> None:
-        """Ask an adapter: classes and their probabilities where it is a classifier, else the layer's numbers."""
+        """Predict rows: classes with probabilities if the adapter is a classifier, otherwise the layer's outputs."""
         if base and name is not None:
             if file is not None:
                 raise WrongUsage("--base asks the bare base layer: leave the adapter out, or --base.")
@@ -106,7 +105,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
 
 def find_version(session: Session, reference: str) -> Version:
-    """The version that `acme`, `acme@3` or `acme@live` means now, so that one and the same answers all that follows."""
+    """Return the version that `acme`, `acme@3` or `acme@live` means, so that the same version answers all requests."""
     name, _, which = reference.partition("@")
     if which.isdecimal():
         numbered: Version = session.client.version(name, int(which))
@@ -124,7 +123,10 @@ def find_version(session: Session, reference: str) -> Version:
 def _selection(
     session: Session, rows: Rows, version: Version | None, layer: Base, wanted: Selection | None
 ) -> Selection | None:
-    """Which columns are the inputs: those that are named, those that the adapter was trained on, else as `train`."""
+    """Return the input columns.
+
+    These are those of the options, those that the adapter was trained on, or those that `train` infers.
+    """
     if rows.names is None:
         if wanted is not None:
             raise WrongUsage(
@@ -155,7 +157,7 @@ def _targets(version: Version | None) -> list[str]:
 
 
 def _truth(rows: Rows, version: Version | None) -> tuple[str, list[Any]] | None:
-    """What is right, where the file has the one column that the adapter was trained to tell."""
+    """Return the correct labels, if the file has the target column of the adapter's training."""
     targets = _targets(version)
     if rows.names is None or len(targets) != 1 or targets[0] not in rows.names:
         return None
