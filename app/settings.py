@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.http.host_names import parse_allowed_hosts
+from app.http.host_policy import parse_allowed_hosts
 
 PREFIX = "LORAPLEX_"
 BUNDLED = "digits"

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from app.web.pages import wording
-from app.web.pages.assets import FOLDER
-from app.web.pages.wording import figure, inline, sentence
+from app.web.pages import formatting
+from app.web.pages.formatting import figure, inline, sentence
+from app.web.pages.rendering import STATIC_FOLDER
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def test_a_name_at_the_beginning_of_a_sentence_stays_as_it_is(text: str, shown: 
 
 
 def test_the_scripts_capitalise_the_same_words() -> None:
-    listed = re.search(r'new Set\("([a-z ]+)"\.split', (FOLDER / "js" / "wording.js").read_text())
+    listed = re.search(r'new Set\("([a-z ]+)"\.split', (STATIC_FOLDER / "js" / "wording.js").read_text())
     assert listed is not None
-    assert set(listed[1].split()) == wording._CAPITALISED
+    assert set(listed[1].split()) == formatting._CAPITALISED
 
 
 @pytest.mark.parametrize(("name", "shown"), [("Accuracy", "accuracy"), ("RMSE", "RMSE"), ("R², mean", "R², mean")])

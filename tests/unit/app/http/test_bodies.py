@@ -8,9 +8,9 @@ import pytest
 
 from adapters.errors import RequestTimeout
 from adapters.lora.base_layer import BaseLayer
-from app.http import json_bodies
+from app.http import bodies as bodies_module
+from app.http.bodies import JsonBodies
 from app.http.errors import problem
-from app.http.json_bodies import JsonBodies
 from tests.support.catalog_factories import BASE
 
 LARGE = b"[" + b" " * 2**20 + b"]"
@@ -18,13 +18,13 @@ LARGE = b"[" + b" " * 2**20 + b"]"
 
 def test_a_large_body_does_not_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(json_bodies, "_LONGEST_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(bodies_module, "_MAX_WAIT_SECONDS", 0.1)
 
     def read(body: bytes, **_: Any) -> object:
         assert release.wait(60)
         return []
 
-    monkeypatch.setattr(json_bodies, "read_in_process", read)
+    monkeypatch.setattr(bodies_module, "read_in_process", read)
     base: BaseLayer = BASE
 
     async def check() -> None:

@@ -1,14 +1,37 @@
-"""Answers that are written without a model, for their speed, as the document describes them."""
+"""Predict and infer requests and their answers, as clients see them."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.http.schemas.adapters import Matrix
+from app.http.schemas.adapters import NOT_NULL, Matrix, RequestBody
 from app.openapi.field_schemas import ShownAs
+from app.serving.options import MEMBERS
 
 Parameters = Annotated[dict[str, str | int | float | bool] | None, Field(description="By the protocol's extensions.")]
 Datatype = Literal["FP32", "FP64", "FP16", "BF16"]
+
+
+class PredictRequest(RequestBody):
+    """Rows, and the adapter for all of them or one for each."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["adapter"]}, {"required": ["adapters"]}]})
+
+    adapter: Annotated[Any, ShownAs(str | None)] = Field(
+        None, description="Reference (`acme`, `acme@3`), or null for the bare base layer."
+    )
+    adapters: Annotated[Any, ShownAs(list[str | None])] = Field(
+        None, description="In place of `adapter`: one reference or null a row."
+    )
+    inputs: Matrix = Field(description="Rows of `in_features` numbers.")
+    wanted: Annotated[
+        Any,
+        NOT_NULL,
+        Field(json_schema_extra={"type": "array", "items": {"enum": [*MEMBERS]}}),
+    ] = Field(["outputs"], alias="return", description="What to answer with; each at most once.")
+    top_k: Annotated[int | None, NOT_NULL] = Field(
+        None, ge=1, description="So many of the most probable classes a row: with labels or probabilities."
+    )
 
 
 class AdapterRef(BaseModel):

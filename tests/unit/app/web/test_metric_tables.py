@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from app.web.pages import measures
-from app.web.pages.measures import Headline
+from app.web.pages import metric_tables
+from app.web.pages.metric_tables import Headline
 
 FLEET = {"train_loss": 0.73, "base_train_loss": 9.93, "validation_loss": 77.5, "base_validation_loss": 15.6}
 
@@ -26,11 +26,11 @@ def _held_out(**metrics: list[float]) -> dict[str, Any]:
     ],
 )
 def test_the_headline_is_of_held_out_rows_if_there_are_any(metrics: Any, shown: Headline | None) -> None:
-    assert measures.headline(metrics) == shown
+    assert metric_tables.headline(metrics) == shown
 
 
 def test_held_out_losses_alone_are_compared_too() -> None:
-    held = measures.held_out(FLEET)
+    held = metric_tables.held_out(FLEET)
     assert held is not None
     assert (held.rows, held.sides) == (None, ("Adapter", "Base alone"))
     (loss,) = held.measures
@@ -38,6 +38,6 @@ def test_held_out_losses_alone_are_compared_too() -> None:
 
 
 def test_no_guess_is_the_best_calibrated() -> None:
-    held = measures.held_out(_held_out(accuracy=[0.3, 0.2, 0.4], calibration_error=[0.2, 0.1, 0.0]))
+    held = metric_tables.held_out(_held_out(accuracy=[0.3, 0.2, 0.4], calibration_error=[0.2, 0.1, 0.0]))
     assert held is not None
     assert {measure.name: measure.best for measure in held.measures} == {"accuracy": 2, "calibration_error": 1}

@@ -4,7 +4,7 @@ import pytest
 
 from adapters.datasets.report import Column
 from adapters.training.settings import Loss
-from app.web.pages.selections import group_choices, input_choices, target_choices
+from app.web.pages.datasets import group_choices, input_choices, target_choices
 
 
 def _column(name: str, type: str = "float64", width: int | None = None) -> Column:
