@@ -108,7 +108,7 @@ def test_those_who_ask_at_once_share_one_count(tmp_path: Path, monkeypatch: pyte
         everyone_asks.wait()
         return counting.census()
 
-    monkeypatch.setattr(figures_of, "count", count)
+    monkeypatch.setattr(figures_of, "count_catalog", count)
     with ThreadPoolExecutor(8) as threads:
         asked = [threads.submit(ask) for _ in range(8)]
         everyone_asks.wait()
