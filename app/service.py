@@ -15,6 +15,7 @@ from adapters.datasets.store import Datasets
 from adapters.errors import FeatureSpaceMismatch
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
+from adapters.lora.forward import load_kernel
 from app.bootstrap import load_base, open_queue, open_tracing
 from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
@@ -99,8 +100,9 @@ class Service:
 
 
 def open_service(settings: Settings, *, now: Callable[[], float] = time.time) -> Service:
-    """Load the base and open the data folder; raises `BaseNotLoadable`."""
+    """Load the base and the kernel, and open the data folder; raises `BaseNotLoadable`."""
     base = load_base(settings)
+    load_kernel()
     catalog = Catalog(settings.data_dir, now=now, quarantine_days=settings.quarantine_days)
     catalog.sweep()
     resolver = Resolver(catalog)

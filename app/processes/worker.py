@@ -12,6 +12,7 @@ import torch
 import uvicorn
 
 from adapters.errors import BaseNotLoadable, CatalogNotLoadable
+from adapters.lora import kernel  # noqa: F401 - compiled with all other imports, while the collector is off
 from app.bootstrap import warn_in_background
 from app.http.application import create_app
 from app.observability import logs
