@@ -18,15 +18,15 @@ from adapters.datasets.readers.formats import CONTENT_TYPES
 from adapters.names import LIVE
 from app.http.bodies import BINARY, JSON, LEAST_LIMIT_BYTES
 from app.http.dependencies import check_feature_space, check_query_fields
-from app.http.routes import adapters, base, datasets, health, infer, jobs, metrics, predict
-from app.http.routes import inference_protocol as oip
-from app.http.schemas.adapters import FactorsUpload, LiveRequest, PeftUpload, PredictRequest, VersionBody
+from app.http.routes import adapters, datasets, jobs, status
+from app.http.schemas.adapters import FactorsUpload, LiveRequest, PeftFiles, PeftUpload, VersionBody
 from app.http.schemas.datasets import DatasetVersionBody
 from app.http.schemas.jobs import JobWithHistory
+from app.http.schemas.predictions import InferAnswer, InferRequest, PredictAnswer, PredictRequest
 from app.http.uploads import MULTIPART, ZIP
-from app.openapi.request_bodies import PeftFiles
-from app.openapi.responses import InferAnswer, InferRequest, PredictAnswer
-from app.serving.asgi import HotCall
+from app.serving import asgi
+from app.serving.asgi import EndpointHandler
+from app.serving.oip import routes as oip
 from app.training.schemas import PlanBody, TrainRequest, UpdateRequest
 
 REQUEST_ID, FEATURE_SPACE, REQUEST_TIMEOUT = "X-Request-Id", "X-Feature-Space", "X-Request-Timeout"
@@ -69,7 +69,7 @@ class Endpoint:
     tag: str
     summary: str
     _: KW_ONLY
-    asgi: HotCall | None = None
+    asgi: EndpointHandler | None = None
     """ASGI callable that answers in place of FastAPI, which then only documents the call."""
     name: str = ""
     """Operation id, if it is not the handler's name."""
@@ -118,8 +118,8 @@ _INFER: dict[str, Any] = {
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
-        *("POST", "/predict", predict.post_predict, "predict", "Apply adapters to rows"),
-        asgi=predict.predict,
+        *("POST", "/predict", asgi.post_predict, "predict", "Apply adapters to rows"),
+        asgi=asgi.predict,
         name="predict",
         request_headers=(REQUEST_TIMEOUT, FEATURE_SPACE, REQUEST_ID),
         response_headers=(SERVER_TIMING,),
@@ -129,11 +129,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         *("POST", "/v2/models/{name}/infer", oip.post_infer, OIP, "Apply a model to rows"),
-        **_INFER | {"name": "infer", "asgi": infer.infer},
+        **_INFER | {"name": "infer", "asgi": oip.infer},
     ),
     Endpoint(
         *("POST", "/v2/models/{name}/versions/{version}/infer", oip.post_infer, OIP, "Apply a version to rows"),
-        **_INFER | {"name": "infer_version", "asgi": infer.infer},
+        **_INFER | {"name": "infer_version", "asgi": oip.infer},
     ),
     # --- adapters
     Endpoint(
@@ -286,20 +286,20 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=("job_not_found", "job_not_ended", *_WRITES),
     ),
     # --- the service itself
-    Endpoint(*("GET", "/base", base.show_base, "base", "Show the base layer"), request_headers=_SERVER),
+    Endpoint(*("GET", "/base", status.show_base, "base", "Show the base layer"), request_headers=_SERVER),
     Endpoint(
-        *("GET", "/healthz", health.healthz, "health", "Check that the process answers"),
+        *("GET", "/healthz", status.healthz, "health", "Check that the process answers"),
         name="check_alive",
         request_headers=_SERVER,
     ),
     Endpoint(
-        *("GET", "/readyz", health.readyz, "health", "Check that the service can answer"),
+        *("GET", "/readyz", status.readyz, "health", "Check that the service can answer"),
         name="check_ready",
         request_headers=_SERVER,
         errors=("not_ready", *_READS),
     ),
     Endpoint(
-        *("GET", "/metrics", metrics.metrics, "health", "Show the metrics"),
+        *("GET", "/metrics", status.metrics, "health", "Show the metrics"),
         name="show_metrics",
         request_headers=_SERVER,
         answer={

@@ -1,16 +1,18 @@
-"""The command line as a whole."""
+"""Root of the command line."""
 
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from loraplex.cli import adapters, datasets, jobs, predicting, service, training
+from loraplex.cli import adapters, datasets, jobs, service
+from loraplex.cli import predict as predicting
+from loraplex.cli import train as training
 from loraplex.cli.plugins import PANEL, RootGroup
 from loraplex.cli.session import AsJson, Given, Url
 
 cli = typer.Typer(
-    help="Train, ask and keep named LoRA adapters on one frozen linear layer.",
+    help="Train, use and manage named LoRA adapters of one frozen linear layer.",
     cls=RootGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -30,10 +32,10 @@ def root(
     url: Url = None,
     as_json: AsJson = False,
     _version: Annotated[
-        bool, typer.Option("--version", help="Say the version, and end.", callback=_say_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What stands before the command."""
+    """Read the options before the command."""
     ctx.obj = Given(url=url, as_json=as_json)
 
 
@@ -46,5 +48,5 @@ service.register(cli, panel=PANEL)
 
 
 def run() -> None:
-    """Read the command line and do what it says."""
+    """Run the command line."""
     cli(prog_name="loraplex")

@@ -13,7 +13,7 @@ from adapters.catalog.versions import Publication, Source
 from adapters.jobs.queue import JobQueue
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer, load_base_layer
-from app.processes.start_warnings import warn_about_adapters, warn_about_jobs
+from app.bootstrap import warn_about_adapters, warn_about_jobs
 from tests.support.catalog_factories import submit
 from tests.support.dense_oracle import random_adapter
 
