@@ -278,8 +278,8 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
             with connection.begin():
                 yield connection
         except (DatabaseError, sqlite3.DatabaseError) as error:
-            # The connection's cache of a file that has failed may be wrong. It is closed after its rollback, not before:
-            # a cursor that is still in use would keep it open, and the catalogue locked.
+            # The connection's cache of a file that has failed may be wrong. It is closed after its rollback, not
+            # before: a cursor that is still in use would keep it open, and the catalogue locked.
             if _is_damage(error) or _code(error) & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
                 connection.invalidate()
             raise
