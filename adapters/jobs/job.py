@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters.errors import ClaimLost, JobNotFound, QueueFull
+from adapters.jobs.training_job import TrainingJob
 from adapters.storage.schema import DEFAULT_TENANT, job_adapters, jobs
 
 
@@ -68,8 +69,7 @@ class Job:
     lease_until: float | None
     base: str
     feature_space: str | None
-    spec: Mapping[str, Any]
-    """`shown`, the settings as a client reads them; `resolved`, as the fit does; `steps`; `publish`."""
+    training: TrainingJob
     data_file: str | None
     """The blob with the data that are its own; None once the job has ended."""
     progress: Mapping[str, Any] | None
@@ -126,6 +126,7 @@ def as_job(row: sa.Row[Any]) -> Job:
     """A row of the jobs table as the value that the rest of the house knows."""
     values = row._asdict()
     values.pop("tenant")
+    values["training"] = TrainingJob.from_json(values.pop("spec"))
     values["status"] = Status(values["status"])
     values.setdefault("history", [])
     return Job(**values | {"log": _lines(values.get("log"))})

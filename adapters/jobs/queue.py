@@ -17,6 +17,7 @@ from adapters.jobs import job_adapters
 from adapters.jobs.job import Job, JobState, Status
 from adapters.jobs.job_adapters import JobAdapter, Outcome
 from adapters.jobs.revert import Reverted, revert
+from adapters.jobs.training_job import TrainingJob
 from adapters.storage import schema as tables
 from adapters.storage.blobs import BlobStore, Content
 from adapters.storage.database import Database
@@ -53,8 +54,7 @@ class JobQueue:
         adapters: Sequence[JobAdapter],
         base: str,
         feature_space: str | None,
-        spec: Mapping[str, Any],
-        steps: int,
+        training: TrainingJob,
         data: Content | None,
         max_queued: int,
     ) -> Job:
@@ -82,8 +82,8 @@ class JobQueue:
                             fence=0,
                             base=base,
                             feature_space=feature_space,
-                            spec=dict(spec),
-                            progress={"step": 0, "steps": steps, "loss": None},
+                            spec=training.to_json(),
+                            progress={"step": 0, "steps": training.steps, "loss": None},
                             data_file=data_file,
                             history=[],
                         )

@@ -54,7 +54,7 @@ class JobBody(BaseModel):
     def of(cls, job: Job) -> "JobBody":
         """A job as its clients see it in a list."""
         own = {name: getattr(job, name) for name in JobBody.model_fields if name != "spec"}
-        return cls(**own, spec=job.spec["shown"])
+        return cls(**own, spec=dict(job.training.description))
 
 
 class LogLine(BaseModel):
