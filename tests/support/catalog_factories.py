@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from sqlalchemy.engine import Connection
 
-from adapters.catalog.catalog import Also, Catalog
+from adapters.catalog.catalog import Catalog, Record
 from adapters.catalog.versions import Publication, Published, Source, Version
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
@@ -22,6 +21,7 @@ from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import STORE_ID
 from adapters.training.evaluation.gate import Gate
 from adapters.training.settings import TrainingSpec
+from tests.support.external_programs import skip_or_fail
 
 BASE = load_base_layer("random:10,2,42")
 INPUTS_NI = torch.randn(5, BASE.in_features, generator=torch.Generator().manual_seed(7))
@@ -88,21 +88,21 @@ def publish_for(
     claim: Job,
     trained: Sequence[JobAdapter],
     *,
-    also: Also | None = None,
+    record: Record | None = None,
     **fields: Any,
 ) -> list[Published]:
     """Publish these of a job's adapters as its trainer does; the seed of each is its position."""
 
     def both(connection: Connection, published: Sequence[Published]) -> None:
         queue.record(connection, claim, published)
-        if also is not None:
-            also(connection, published)
+        if record is not None:
+            record(connection, published)
 
     made = [
         publication(one.name, one.position, source=Source.JOB, job=claim.id, position=one.position, **fields)
         for one in trained
     ]
-    return catalog.publish(made, choose=lambda at, publications: queue.admit(at, claim, publications), also=both)
+    return catalog.publish(made, admit=lambda at, publications: queue.admit(at, claim, publications), record=both)
 
 
 def finish(catalog: Catalog, queue: JobQueue, claim: Job) -> Version:
@@ -113,7 +113,7 @@ def finish(catalog: Catalog, queue: JobQueue, claim: Job) -> Version:
         result = {"name": version.adapter, "version": version.version, "digest": version.digest}
         queue.succeed(claim, result=result, progress={}, metrics={"train_loss": 1.0}, history=[], connection=connection)
 
-    return publish_for(catalog, queue, claim, queue.adapters(claim.id), also=end)[0].version
+    return publish_for(catalog, queue, claim, queue.adapters(claim.id), record=end)[0].version
 
 
 def skip_unless_cached(file: Path) -> None:
@@ -122,7 +122,7 @@ def skip_unless_cached(file: Path) -> None:
         try:
             os.preadv(opened.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
         except (AttributeError, OSError):
-            pytest.skip("this system cannot tell what is in memory")
+            skip_or_fail("this system cannot tell what is in memory")
 
 
 def as_upload(adapter: Adapter) -> dict[str, object]:

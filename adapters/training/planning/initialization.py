@@ -38,7 +38,7 @@ class AdapterFinder:
         parsed = parse_reference(reference, field=field)
         try:
             version, adapter = find_adapter(self.catalog, parsed)
-            version.check_answers_on(self.base, self.feature_space)
+            version.check_servable(self.base, self.feature_space)
         except (NotFound, Conflict) as error:
             error.field = field
             raise

@@ -29,7 +29,7 @@ def updatable_version(planner: Planner, name: str) -> Version:
     Raises `NotFound`, `Conflict` for another base layer or feature space, and `NoStatistics`.
     """
     version = planner.catalog.find(Reference(check_name(name)))
-    version.check_answers_on(planner.base, planner.feature_space)
+    version.check_servable(planner.base, planner.feature_space)
     if version.statistics is None or version.lineage is None:
         raise NoStatistics(
             f"{name}@{version.version} was trained without keep_statistics: train it again with it",

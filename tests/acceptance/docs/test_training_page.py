@@ -21,7 +21,7 @@ from adapters.training.limits import MAX_STEPS
 from adapters.training.planning import auto
 from adapters.training.planning.publish_policy import GATE_METRICS
 from adapters.training.planning.split import SplitBy
-from adapters.training.settings import SETTINGS, Init, Loss, Method, Schedule
+from adapters.training.settings import AUTO, SETTINGS, Init, Loss, Method, Schedule
 from app.http.schemas import trainings as schemas
 from app.http.schemas.adapters import not_null
 from tests.conftest import Serve
@@ -89,7 +89,7 @@ def _takes_null(field: FieldInfo) -> bool:
 
 
 def _takes_auto(field: FieldInfo) -> bool:
-    return schemas.OrAuto in field.metadata or schemas.AUTO in _kinds(field.annotation)
+    return schemas.OrAuto in field.metadata or AUTO in _kinds(field.annotation)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -146,7 +146,7 @@ def test_a_field_has_its_bound(model: type[BaseModel], name: str) -> None:
     assert ("auto" in re.findall(r"\w+", told)) == _takes_auto(field)
     if bool in kinds:
         assert "true, false" in told
-    words = {each for each in kinds if isinstance(each, str)} - {schemas.AUTO}
+    words = {each for each in kinds if isinstance(each, str)} - {AUTO}
     assert set(_names(told)) == words
 
 
