@@ -17,16 +17,15 @@ from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.planning.planner import Planner, PlanningLimits
 from app.bootstrap import load_base, open_queue
-from app.http.body_memory import BodyMemory
+from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
 from app.http.job_events import JobWatch
-from app.http.json_bodies import JsonBodies
 from app.http.write_threads import WriteThreads
 from app.observability.line_writer import LineWriter
 from app.observability.logs import line_of
-from app.observability.metrics import Metrics
 from app.observability.metrics.catalog import CatalogFigures
 from app.observability.metrics.process_slot import METRICS
+from app.observability.metrics.recording import Metrics
 from app.observability.metrics.scrape import Scrape
 from app.observability.observer import Observer
 from app.observability.request_log import RequestLog
@@ -90,7 +89,7 @@ class Service:
         self.json = JsonBodies(self.base)
         figures = self.catalog_figures = CatalogFigures(self.catalog, base=self.base.fingerprint, now=self.queue.now)
         self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
-        self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)
+        self.watch = JobWatch(self.queue, draining=lambda: self.draining)
 
     def close(self) -> None:
         """Pass on what was observed; end the threads; give back the connections and this process's place."""
@@ -98,7 +97,7 @@ class Service:
         self.batcher.close()
         self.watch.close()
         self.resolver.close()
-        self.catalog.database.close()
+        self.catalog.close()
         self.catalog_figures.close()
         self.metrics.close()
 
@@ -134,7 +133,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
         base=base,
         catalog=catalog,
         queue=open_queue(catalog, settings, now=now),
-        datasets=Datasets(catalog.database, catalog.blobs, now=now),
+        datasets=Datasets(catalog.database, catalog.writer, now=now),
         resolver=resolver,
         batcher=batcher,
         metrics=metrics,

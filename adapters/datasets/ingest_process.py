@@ -11,6 +11,7 @@ import resource
 import sys
 import threading
 import traceback
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def main() -> None:
     """Read one file."""
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.meta_path.insert(0, _NoPandas())
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     # Whoever waits for an answer goes first.
@@ -35,6 +37,19 @@ def main() -> None:
     answer = json.dumps(_answer(request))
     sys.stdout.write(answer)
     sys.stdout.flush()
+
+
+class _NoPandas(MetaPathFinder):
+    """Finder that hides pandas.
+
+    If pandas is installed, pyarrow imports it to check for its types, which takes longer than most files and counts
+    towards the memory limit.
+    """
+
+    def find_spec(self, fullname: str, *_: object) -> None:
+        """Raise `ModuleNotFoundError` for pandas."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
 
 
 def _end_with_parent() -> None:

@@ -144,7 +144,7 @@ def _inline_rows(source: InlineRows, loss: Loss, *, base: BaseLayer, field: str)
 
 def _dataset_rows(source: DatasetColumns, loss: Loss, *, datasets: Datasets, base: BaseLayer, field: str) -> Rows:
     version = datasets.find(parse_reference(source.dataset, field=f"{field}.dataset"), field=f"{field}.dataset")
-    table = Table.open(datasets.path(version))
+    table = Table.open(datasets.local(version))
     if table.rows > MAX_DATASET_ROWS:
         raise OutOfRange(
             f"{field}.dataset has {table.rows} rows; one training takes at most {MAX_DATASET_ROWS}",
@@ -255,7 +255,7 @@ def _indicators(rows: int, rows_K: Classes, labels_K: Classes, labels: int) -> N
 def _dataset_corpus(source: CorpusColumns, loss: Loss, *, datasets: Datasets, base: BaseLayer, field: str) -> Numbers:
     _check_corpus(loss, field=field)
     reference = parse_reference(source.dataset, field=f"{field}.dataset")
-    table = Table.open(datasets.path(datasets.find(reference, field=f"{field}.dataset")))
+    table = Table.open(datasets.local(datasets.find(reference, field=f"{field}.dataset")))
     selection = parse_selection(source.documents, field=f"{field}.documents")
     return _numbers(table, selection, base.out_features, field=f"{field}.documents")
 

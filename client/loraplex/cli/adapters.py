@@ -1,14 +1,14 @@
-"""`adapters`, `adapter`, `upload`, `download`, `rollback`, `delete`."""
+"""Commands `adapters`, `adapter`, `upload`, `download`, `rollback` and `delete`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loraplex.cli.completing import complete_adapter
 from loraplex.cli.errors import BadFile
-from loraplex.cli.reporting import dash, headline, number, pairs, when
+from loraplex.cli.plugins import complete_adapter
 from loraplex.cli.session import Session, command, confirm
+from loraplex.cli.summary import dash, headline, number, pairs, when
 from loraplex.cli.tables import Fitting
 from loraplex.errors import AdapterNotLive, VersionNotFound
 from loraplex.results import Adapter, Version
@@ -18,7 +18,7 @@ _DIGEST = 19
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
-    """Add the commands."""
+    """Register the commands."""
 
     @command(cli, "adapters", panel=panel)
     def adapters(
@@ -29,9 +29,9 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         *,
         limit: Annotated[int | None, typer.Option(help="How many at most.", min=1)] = None,
     ) -> None:
-        """The adapters that there are, in order of name."""
+        """List the adapters in order of their names."""
         found = list(session.client.adapters(prefix=prefix, limit=limit))
-        # Only if some adapter has one: a column that is empty takes the place of one that is not.
+        # The column is shown only if it has a value.
         problems = ["problem"] if any(each.problem for each in found) else []
         shown = Fitting(
             *("name", "live", *problems, "versions", "rank", "how good", "made"),
@@ -49,7 +49,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
     @command(cli, "adapter", panel=panel)
     def adapter(session: Session, name: Name) -> None:
-        """An adapter's versions, newest first, with their metrics."""
+        """Show the versions of an adapter, newest first, with their metrics."""
         found: Adapter = session.client.adapter(name)
         versions = list(session.client.versions(name))
         shown = Fitting(
@@ -77,7 +77,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         name: Name,
         source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that PEFT saved, or a zip of it.")],
     ) -> None:
-        """Upload an adapter in PEFT's files as a new, live version."""
+        """Upload an adapter in the format of PEFT as a new live version."""
         if not source.exists():
             raise BadFile(f"There is no {source}")
         version: Version = session.client.upload(name, source)
@@ -98,7 +98,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             ),
         ] = None,
     ) -> None:
-        """Download an adapter as the folder that PEFT loads."""
+        """Download an adapter as a folder that PEFT loads."""
         path = session.client.download(name, folder, version=version, module=module)
         session.give({"folder": path}, f"{name} is in {path}")
 
@@ -111,7 +111,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             typer.Argument(metavar="VERSION", help="Which version.", min=1, show_default="the one before the live one"),
         ] = None,
     ) -> None:
-        """Make another version of an adapter live, older or newer."""
+        """Make another version of an adapter live."""
         before = session.client.adapter(name)
         chosen = version if version is not None else _before_live(session, before)
         after: Adapter = session.client.roll_back(name, chosen)

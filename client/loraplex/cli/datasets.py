@@ -1,4 +1,4 @@
-"""`dataset put`, `list`, `show`, `preview`, `delete`."""
+"""Commands `dataset put`, `list`, `show`, `preview` and `delete`."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from loraplex.cli.completing import complete_dataset
 from loraplex.cli.errors import BadFile, WrongUsage
-from loraplex.cli.reporting import dash, pairs, size, when
+from loraplex.cli.plugins import complete_dataset
 from loraplex.cli.session import Session, command, confirm, plural
+from loraplex.cli.summary import dash, pairs, size, when
 from loraplex.cli.tables import Fitting
-from loraplex.dataset_results import DatasetVersion
+from loraplex.results import DatasetVersion
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MOST_BAD_ROWS = 5
@@ -27,7 +27,7 @@ Name = Annotated[
 
 
 def put_dataset(session: Session, name: str, file: Path) -> DatasetVersion:
-    """Upload a file, and say what was found in it."""
+    """Upload a file, and print a summary of it."""
     if not file.is_file():
         raise BadFile(f"{file} is no file" if file.exists() else f"There is no file {file}")
     stored: DatasetVersion = session.client.put_dataset(name, file)
@@ -45,7 +45,7 @@ def put_dataset(session: Session, name: str, file: Path) -> DatasetVersion:
 
 
 def find_dataset(session: Session, reference: str) -> DatasetVersion:
-    """The version that `tickets` or `tickets@3` names, with its columns."""
+    """Return the version that `tickets` or `tickets@3` names, with its columns."""
     name, _, number = reference.partition("@")
     if number and number != "live" and not number.isdecimal():
         raise WrongUsage(f"Not a data set: '{reference}'. Write name or name@3.")
@@ -57,12 +57,12 @@ def find_dataset(session: Session, reference: str) -> DatasetVersion:
 
 
 def name_of(file: Path) -> str:
-    """A data set's name from a file's: what names may not have becomes -."""
+    """Return a name for a data set from the name of a file, with `-` for characters that names must not have."""
     return _NOT_IN_NAMES.sub("-", file.name.partition(".")[0]).strip("-._")[:128] or "data"
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
-    """Add the commands."""
+    """Register the commands."""
     group = typer.Typer(no_args_is_help=True, help="Data sets: upload, list, show, preview, delete.")
     cli.add_typer(group, name="dataset", rich_help_panel=panel)
 
@@ -78,7 +78,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
     @command(group, "list")
     def list_datasets(session: Session) -> None:
-        """The data sets that there are."""
+        """List the data sets."""
         found = list(session.client.datasets())
         shown = Fitting(
             "name", "newest", "rows", "size", "versions", "made", right=("newest", "rows", "size", "versions")
@@ -97,7 +97,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
     @command(group, "show")
     def show(session: Session, name: Name) -> None:
-        """A data set's columns, and the rows that cannot be trained on."""
+        """Show the columns of a data set, and its rows that cannot be used for training."""
         found = find_dataset(session, name)
         columns = Fitting("column", "type", "width", "nulls", "not finite", right=("width", "nulls", "not finite"))
         for column in found.columns:
@@ -124,11 +124,11 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         offset: Annotated[int, typer.Option(help="Row to begin at, from 0.", min=0)] = 0,
         limit: Annotated[int, typer.Option(help="How many rows.", min=1, max=100)] = 10,
     ) -> None:
-        """Some rows of a data set."""
+        """Show some rows of a data set."""
         found = session.client.preview(name, offset=offset, limit=limit)
         names = list(found.rows[0]) if found.rows else []
         left_out = len(names) - _MOST_COLUMNS
-        # Of many columns the last, which is the target more often than not.
+        # Of many columns, show the last ones, because the target is often the last.
         some = names if left_out <= 0 else [*names[: _MOST_COLUMNS - 1], names[-1]]
         shown = Fitting("row", *some, right=("row",))
         for number, row in enumerate(found.rows, found.offset):

@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,11 @@ from tests.support.service import ServiceProcess, eventually
 BASE = "random:10,2,42"
 _END_SECONDS = 10
 """A third of the grace that a busy service has."""
+
+
+def test_the_supervisor_imports_neither_torch_nor_numpy() -> None:
+    code = "import sys, app.processes.supervisor; assert not {'torch', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_killed_worker_is_started_again_and_nobody_notices(service: ServiceProcess) -> None:
@@ -79,7 +86,7 @@ def _job(folder: Path, job_id: str) -> Job:
     """A job of a service that is down."""
     catalog = Catalog(folder, now=time.time)
     try:
-        return JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=1).get(job_id)
+        return JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=1).get(job_id)
     finally:
         catalog.database.close()
 
