@@ -16,6 +16,7 @@ from adapters.errors import FeatureSpaceMismatch
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
 from adapters.lora.forward import load_kernel
+from adapters.training.planning.planner import Planner, PlanningLimits
 from app.bootstrap import load_base, open_queue, open_tracing
 from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
@@ -60,6 +61,7 @@ class Service:
     """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
     writes: WriteThreads = field(default_factory=WriteThreads)
     host_policy: HostPolicy = field(init=False)
+    planner: Planner = field(init=False)
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS_AT_ONCE))
     """Held while an uploaded adapter is unpacked and checked: each may take a few times the largest body."""
     bodies: BodyMemory = field(init=False)
@@ -69,6 +71,18 @@ class Service:
     scrape: MetricsExposition = field(init=False)
 
     def __post_init__(self) -> None:
+        settings = self.settings
+        self.planner = Planner(
+            catalog=self.catalog,
+            datasets=self.datasets,
+            base=self.base,
+            feature_space=settings.feature_space,
+            limits=PlanningLimits(
+                max_rank=settings.max_rank,
+                max_groups=settings.max_groups,
+                trainer_memory_bytes=settings.trainer_memory_bytes,
+            ),
+        )
         self.host_policy = HostPolicy(self.settings.host, self.settings.allowed_hosts)
         self.bodies = BodyMemory(self.settings.max_inflight_body_bytes)
         self.json = JsonBodies(self.base)

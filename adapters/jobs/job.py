@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters.errors import ClaimLost, JobNotFound, QueueFull
+from adapters.jobs.training_job import TrainingJob
 from adapters.storage.schema import DEFAULT_TENANT, job_adapters, jobs
 
 
@@ -69,12 +70,11 @@ class Job:
     lease_until: float | None
     base: str
     feature_space: str | None
-    spec: Mapping[str, Any]
-    """`shown`, the settings as a client reads them; `resolved`, as the fit does; `steps`; `publish`."""
+    training: TrainingJob
     data_file: str | None
     """The blob with its own data; None once the job has ended."""
     progress: Mapping[str, Any] | None
-    history: Sequence[Sequence[float]]
+    history: Sequence[tuple[int, float | None]]
     metrics: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
@@ -127,8 +127,9 @@ def job_from_row(row: sa.Row[Any]) -> Job:
     """Return the job that a row of the table of jobs describes."""
     values = row._asdict()
     values.pop("tenant")
+    values["training"] = TrainingJob.from_json(values.pop("spec"))
     values["status"] = JobStatus(values["status"])
-    values.setdefault("history", [])
+    values["history"] = [(step, loss) for step, loss in values.get("history", ())]
     return Job(**values | {"log": _lines(values.get("log"))})
 
 

@@ -35,10 +35,10 @@ def listener(metrics: Metrics, tracing: "Tracing | None" = None) -> Listener:
 def _trace(tracing: "Tracing", run: Run) -> None:
     """A span `job`, and below it `epoch` and `publish`; of very many only some, which say for how many they stand."""
     job = run.job
-    about = {
+    about: dict[str, str | int | bool] = {
         "loraplex.job": job.id,
         "loraplex.adapter": job.adapter,
-        "loraplex.adapters": job.spec["adapters"],
+        "loraplex.adapters": job.training.adapters,
         "loraplex.method": run.method,
         "loraplex.attempt": job.attempt,
         "loraplex.resumed": run.resumed,
