@@ -1,5 +1,6 @@
 """Commands `adapters`, `adapter`, `upload`, `download`, `rollback` and `delete`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
     """Register the commands."""
 
     @command(cli, "adapters", panel=panel)
-    def adapters(
+    def list_adapters(
         session: Session,
         prefix: Annotated[
             str, typer.Argument(metavar="PREFIX", help="Only names that begin so.", show_default=False)
@@ -30,46 +31,20 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         limit: Annotated[int | None, typer.Option(help="How many at most.", min=1)] = None,
     ) -> None:
         """List the adapters in order of their names."""
-        found = list(session.client.adapters(prefix=prefix, limit=limit))
-        # The column is shown only if it has a value.
-        problems = ["problem"] if any(each.problem for each in found) else []
-        shown = Fitting(
-            *("name", "live", *problems, "versions", "rank", "how good", "made"),
-            right=("live", "versions", "rank"),
-            least=("versions", "rank", "made"),
-        )
-        for each in found:
-            live = each.live
-            cells = ("–", "–", "–", "–") if live is None else _about(live)
-            problem = [each.problem or "–"] if problems else []
-            shown.add_row(each.name, cells[0], *problem, str(each.versions), *cells[1:])
-        session.give(
-            found, shown if found else "There are none. To train one: loraplex train FILE --name NAME --target COLUMN"
-        )
+        adapters = list(session.client.adapters(prefix=prefix, limit=limit))
+        none = "There are none. To train one: loraplex train FILE --name NAME --target COLUMN"
+        session.give(adapters, _adapter_table(adapters) if adapters else none)
 
     @command(cli, "adapter", panel=panel)
-    def adapter(session: Session, name: Name) -> None:
+    def show_adapter(session: Session, name: Name) -> None:
         """Show the versions of an adapter, newest first, with their metrics."""
-        found: Adapter = session.client.adapter(name)
+        adapter: Adapter = session.client.adapter(name)
         versions = list(session.client.versions(name))
-        shown = Fitting(
-            *("version", "rank", "from", "how good", "change", "made", "digest"),
-            right=("version", "rank", "change"),
-            least=("digest", "change", "from", "rank"),
-        )
-        for each in versions:
-            mark = " (live)" if found.live is not None and each.version == found.live.version else ""
-            cells = (
-                str(each.rank),
-                each.source,
-                dash(headline(each.metrics)),
-                number(each.effect.get("relative_norm")),
-            )
-            shown.add_row(f"{each.version}{mark}", *cells, when(each.created_at), each.digest[:_DIGEST])
-        about = {"adapter": found.name, "live": None if found.live is None else found.live.reference}
-        if found.problem is not None:
-            about["problem"] = found.problem
-        session.give({"adapter": found, "versions": versions}, pairs(about), "", shown)
+        about = {"adapter": adapter.name, "live": None if adapter.live is None else adapter.live.reference}
+        if adapter.problem is not None:
+            about["problem"] = adapter.problem
+        table = _version_table(versions, adapter.live)
+        session.give({"adapter": adapter, "versions": versions}, pairs(about), "", table)
 
     @command(cli, "upload", panel=panel)
     def upload(
@@ -129,6 +104,35 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         confirm(f"Delete the adapter {name} with all its versions?", yes=yes)
         session.client.delete(name)
         session.give({"deleted": name}, f"deleted {name}")
+
+
+def _adapter_table(adapters: Sequence[Adapter]) -> Fitting:
+    # The column is shown only if it has a value.
+    problems = ["problem"] if any(adapter.problem for adapter in adapters) else []
+    table = Fitting(
+        *("name", "live", *problems, "versions", "rank", "how good", "made"),
+        right=("live", "versions", "rank"),
+        least=("versions", "rank", "made"),
+    )
+    for adapter in adapters:
+        live, *about = ("–", "–", "–", "–") if adapter.live is None else _about(adapter.live)
+        problem = [adapter.problem or "–"] if problems else []
+        table.add_row(adapter.name, live, *problem, str(adapter.versions), *about)
+    return table
+
+
+def _version_table(versions: Sequence[Version], live: Version | None) -> Fitting:
+    table = Fitting(
+        *("version", "rank", "from", "how good", "change", "made", "digest"),
+        right=("version", "rank", "change"),
+        least=("digest", "change", "from", "rank"),
+    )
+    for version in versions:
+        mark = " (live)" if live is not None and version.version == live.version else ""
+        change, digest = number(version.effect.get("relative_norm")), version.digest[:_DIGEST]
+        metric, created = dash(headline(version.metrics)), when(version.created_at)
+        table.add_row(f"{version.version}{mark}", str(version.rank), version.source, metric, change, created, digest)
+    return table
 
 
 def _about(version: Version) -> tuple[str, str, str, str]:
