@@ -11,13 +11,14 @@ from types import FrameType
 import torch
 import uvicorn
 
+from adapters.lora import kernel  # noqa: F401 - compiled with all other imports, while the collector is off
 from app.bootstrap import exit_if_unusable, warn_in_background
 from app.http.application import create_app
 from app.observability import logs
 from app.processes.signals import FIRST_WORKER, on_parent_exit
 from app.service import Service, open_service
-from app.serving.open_connections import raise_file_limit
-from app.serving.uvicorn_protocol import connections
+from app.serving.connections import raise_file_limit
+from app.serving.uvicorn_protocol import protocol_factory
 from app.settings import load_settings
 
 _DRAIN_SECONDS = 0.5
@@ -73,7 +74,7 @@ def main() -> None:
         warn_in_background(service.catalog.database, service.base, settings.feature_space)
     config = uvicorn.Config(
         create_app(service),
-        http=connections(service),
+        http=protocol_factory(service),
         log_config=None,
         access_log=False,
         server_header=False,

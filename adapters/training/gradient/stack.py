@@ -15,8 +15,9 @@ from adapters.training.gradient.batches import open_batches
 from adapters.training.gradient.layout import LINE, VECTOR, Batch, laid_numbers
 from adapters.training.gradient.losses import loss_and_slope, slope_share
 from adapters.training.gradient.optimizer import Optimizer
+from adapters.training.limits import HISTORY_LENGTH
 from adapters.training.sampling import Draws
-from adapters.training.settings import HISTORY_LENGTH, TrainingSpec
+from adapters.training.settings import TrainingSpec
 
 _ROWS = torch.contiguous_format
 History = list[tuple[int, float]]
