@@ -23,7 +23,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 class LongList(list[Any]):
     """First entries of a list that stays outside Python, with the length of the whole list.
 
-    `adapters.json.tables` makes it in place of a list that is a table, or that is longer than any valid one.
+    `adapters.large_json.parser` makes it in place of a list that is a table, or that is longer than any valid one.
     """
 
     def __init__(self, first: list[Any], length: int, table: "Table | None" = None) -> None:

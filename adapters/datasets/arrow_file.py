@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
-from adapters.datasets.cells import is_list, stored
-from adapters.datasets.readers.source import MAX_ROW_BYTES, Planned
+from adapters.datasets.columns import MAX_ROW_BYTES, Planned, is_list, stored
 from adapters.errors import InvalidDataset
 
 BATCH_ROWS = 8192

@@ -1,24 +1,59 @@
-"""The hold of a process that answers requests on the process that reads an uploaded file for it."""
+"""The formats that a data set can come in, and which reader takes each."""
 
+import errno
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
-from adapters.datasets.readers.formats import Format
-from adapters.datasets.report import Report
-from adapters.errors import BadRow, BadRows, InvalidDataset, StorageFull
+import pyarrow as pa
+
+from adapters.datasets.arrow_file import StoredFile, least_row_bytes, too_large
+from adapters.datasets.columns import Planned, Source, stored
+from adapters.datasets.validation import Census, Report
+from adapters.errors import BadRow, BadRows, InvalidDataset, StorageFull, shown
+
+
+class Format(StrEnum):
+    """A file format."""
+
+    CSV = "csv"
+    """Comma-separated text with a header line."""
+    JSON_LINES = "json_lines"
+    """One JSON object a line."""
+    PARQUET = "parquet"
+    ARROW = "arrow"
+    """Arrow's IPC stream."""
+    NPZ = "npz"
+    """A zip of NumPy arrays."""
+
+
+CONTENT_TYPES: Mapping[str, Format] = {
+    "text/csv": Format.CSV,
+    "application/x-ndjson": Format.JSON_LINES,
+    "application/jsonl": Format.JSON_LINES,
+    "application/vnd.apache.parquet": Format.PARQUET,
+    "application/x-parquet": Format.PARQUET,
+    "application/vnd.apache.arrow.stream": Format.ARROW,
+    "application/x-npz": Format.NPZ,
+    "application/zip": Format.NPZ,
+}
+"""What `Content-Type` says → the format. Two names where both are in use."""
+
 
 _MOST_MEMORY_BYTES = 2**30
 _LEAST_SECONDS, _BYTES_A_SECOND = 120.0, 2**20
-_MODULE = "adapters.datasets.ingest_process"
+_MODULE = "adapters.datasets.ingest"
 _QUIET = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others reserve far more than they use, which the limit would count
     "MALLOC_ARENA_MAX": "2",
@@ -155,3 +190,124 @@ class Reading:
 
 def _refused(detail: str) -> InvalidDataset:
     return InvalidDataset(detail, field="body", expected="a file that can be read within bounds")
+
+
+def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> Report:
+    """Read the file at `raw`, write its stored form to `out`.
+
+    Raises `InvalidDataset` where it cannot be read, has no rows or would be stored in more than `max_bytes` bytes;
+    `BadRows` for rows that are not rows of a table; `MemoryError`; `OSError` where the disk is full.
+    """
+    source = _open_source(raw, kind)
+    if source.rows == 0:
+        raise _empty()
+    if source.rows is not None and source.rows * least_row_bytes(source.columns) > max_bytes:
+        raise too_large(max_bytes)
+    census = Census(source.columns)
+    with StoredFile(out, source.columns, max_bytes=max_bytes, seen=census.note) as file:
+        for arrays in source.chunks(census.unreadable):
+            file.add([_stored(array, column) for array, column in zip(arrays, source.columns, strict=True)])
+        digest, size = file.finish()
+    if file.rows == 0:
+        raise _empty()
+    if source.rows is not None and file.rows != source.rows:
+        raise InvalidDataset(
+            f"the file says that it has {source.rows} rows, and has {file.rows}", field="body", expected="a whole file"
+        )
+    return Report(rows=file.rows, columns=census.columns(), bad_rows=census.bad_rows(), digest=digest, bytes=size)
+
+
+def _open_source(path: str, kind: Format) -> Source:
+    # Imported here, because only the child process parses files: the processes that answer requests stay smaller.
+    from adapters.datasets.readers.arrow import open_arrow_stream, open_parquet
+    from adapters.datasets.readers.csv import open_csv
+    from adapters.datasets.readers.json import open_json_lines
+    from adapters.datasets.readers.npz import open_npz
+
+    readers: Mapping[Format, Callable[[str], Source]] = {
+        Format.CSV: open_csv,
+        Format.JSON_LINES: open_json_lines,
+        Format.PARQUET: open_parquet,
+        Format.ARROW: open_arrow_stream,
+        Format.NPZ: open_npz,
+    }
+    return readers[kind](path)
+
+
+def _stored(array: Any, column: Planned) -> Any:
+    try:
+        return stored(array, column.type)
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, ValueError) as error:
+        raise InvalidDataset(
+            f"the column {shown(column.name)!r} has a value that {column.type} cannot hold: {shown(str(error))}",
+            field=column.name,
+            expected=str(column.type),
+        ) from None
+
+
+def _empty() -> InvalidDataset:
+    return InvalidDataset("the data set has no rows", field="body", expected="one or more rows")
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def main() -> None:
+    """Read one file."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    # Whoever waits for an answer goes first.
+    os.nice(10)
+    _limit(request["memory_bytes"], request["max_bytes"])
+    answer = json.dumps(_answer(request))
+    sys.stdout.write(answer)
+    sys.stdout.flush()
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(0)
+
+
+def _limit(memory_bytes: int, max_bytes: int) -> None:
+    # RLIMIT_DATA, not RLIMIT_AS: mapped files and libraries do not count, and their pages can be given back.
+    for kind, limit in (
+        (resource.RLIMIT_DATA, memory_bytes),
+        (resource.RLIMIT_FSIZE, max_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        report = convert(
+            request["raw"], Format(request["format"]), Path(request["out"]), max_bytes=request["max_bytes"]
+        )
+    except BadRows as error:
+        return {"bad_rows": [bad._asdict() for bad in error.rows], "detail": error.detail, "field": error.field}
+    except InvalidDataset as error:
+        given = {} if error.members().get("given") is None else {"given": error.members()["given"]}
+        return {
+            "invalid": {"detail": error.detail, "field": error.field, "row": error.row, "expected": error.expected}
+            | given
+        }
+    except MemoryError:  # pyarrow's own is one
+        return {"out_of_memory": True}
+    except OSError as error:
+        return {"storage_full": True} if error.errno in _FULL else {"failed": traceback.format_exc()}
+    except Exception as error:
+        # A parser in C may wrap it.
+        if isinstance(error.__cause__ or error.__context__, MemoryError):
+            return {"out_of_memory": True}
+        return {"failed": traceback.format_exc()}
+    return {"report": report.to_json()}
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from adapters.catalog.queries import named
 from adapters.clock import rfc3339
 from adapters.datasets.ingest import Reading
-from adapters.datasets.report import (
+from adapters.datasets.validation import (
     Column,
     Report,
     bad_rows_from_json,

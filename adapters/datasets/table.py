@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from adapters.arrays import Float32
 from adapters.datasets.arrow_file import row_bytes
-from adapters.datasets.cells import is_list
-from adapters.datasets.census import type_name
-from adapters.datasets.readers.source import Widths
+from adapters.datasets.columns import Widths, is_list
 from adapters.datasets.selectors import Selection, parse_selection
-from adapters.datasets.table_rows import add_bad, block, find_bad, nulls, refuse, whole_numbers
+from adapters.datasets.validation import add_bad, block, find_bad, nulls, refuse, type_name, whole_numbers
 from adapters.errors import MOST_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shown
 
 __all__ = ["Selection", "Table", "parse_selection"]

@@ -20,9 +20,9 @@ from adapters.training.evaluation.evaluate import Contender, compare, reached, s
 from adapters.training.evaluation.label_matching import match_labels
 from adapters.training.gradient.epochs import Epochs
 from adapters.training.gradient.losses import class_weights, documents_of, row_weights
+from adapters.training.gradient.sampling import Draws, start_of
 from adapters.training.gradient.stack import History, Report, Task, Trained
 from adapters.training.gradient.training_loop import HeldOut, Kept, descend
-from adapters.training.sampling import Draws, start_of
 from adapters.training.settings import Loss, TrainingSpec
 
 ROWS_AT_ONCE = 8192

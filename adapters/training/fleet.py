@@ -15,13 +15,13 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, solve_stack
 from adapters.training.closed_form.statistics import gather_stack
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation.stack_metrics import measure_stack, padded, row_weights_of
+from adapters.training.evaluation.evaluate import measure_stack, padded, row_weights_of
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
+from adapters.training.gradient.sampling import Draws, start_of
 from adapters.training.gradient.stack import Task, Trained
 from adapters.training.gradient.training_loop import HeldOut, descend
 from adapters.training.planning.split import By
-from adapters.training.sampling import Draws, start_of
 from adapters.training.settings import TrainingSpec
 
 _NUMBERS_AT_ONCE = 2**20

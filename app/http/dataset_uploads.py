@@ -9,8 +9,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import CONTENT_TYPES
+from adapters.datasets.ingest import CONTENT_TYPES, Reading, raw_file
 from adapters.datasets.store import DatasetVersion
 from app.http.bodies import content_type
 from app.service import Service

@@ -4,7 +4,7 @@ import asyncio
 from functools import partial
 
 from adapters.errors import RequestTimeout
-from adapters.json.reader import read_in_process
+from adapters.large_json.reader import read_in_process
 from adapters.lora.base_layer import BaseLayer
 from adapters.strict_json import parse
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongType
+from adapters.training.gradient.sampling import Draws
 from adapters.training.planning.split import By, Split
-from adapters.training.sampling import Draws
 from adapters.training.settings import TrainingSpec
 from app.training.rows import Codes, Rows
 from app.training.schemas import SplitBody, TrainRequest

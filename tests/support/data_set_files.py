@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from adapters.datasets.convert import convert
-from adapters.datasets.readers.formats import Format
-from adapters.datasets.report import Report
+from adapters.datasets.ingest import Format, convert
 from adapters.datasets.table import Table
+from adapters.datasets.validation import Report
 
 MAX_BYTES = 2**24
 

@@ -9,15 +9,20 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from adapters.datasets.cells import is_list, null_elements, plain, scalar_type, value_type, without_rows
-from adapters.datasets.readers.source import (
+from adapters.datasets.columns import (
     TEXT_BLOCK_BYTES,
     Planned,
     Source,
     Unreadable,
     Widths,
     check_names,
+    is_list,
+    null_elements,
     pieces,
+    plain,
+    scalar_type,
+    value_type,
+    without_rows,
 )
 from adapters.errors import InvalidDataset, shown
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from adapters.datasets.readers.source import LONGEST_NAME, MAX_COLUMNS, Planned, Source, Unreadable, check_names
+from adapters.datasets.columns import LONGEST_NAME, MAX_COLUMNS, Planned, Source, Unreadable, check_names
 from adapters.errors import MOST_BAD_ROWS, BadRow, BadRows, InvalidDataset, shown
 
 _LONGEST_HEADER_BYTES = MAX_COLUMNS * (LONGEST_NAME + 4)

@@ -13,7 +13,7 @@ import orjson
 import pyarrow as pa
 
 from adapters import strict_json
-from adapters.datasets.readers.source import (
+from adapters.datasets.columns import (
     MAX_COLUMNS,
     MAX_ROW_BYTES,
     TEXT_BLOCK_BYTES,

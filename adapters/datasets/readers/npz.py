@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib import format as npy
 
-from adapters.datasets.readers.source import MAX_ROW_BYTES, TEXT_BLOCK_BYTES, Planned, Source, Unreadable, check_names
+from adapters.datasets.columns import MAX_ROW_BYTES, TEXT_BLOCK_BYTES, Planned, Source, Unreadable, check_names
 from adapters.errors import InvalidDataset, shown
 
 _ENDING = ".npy"

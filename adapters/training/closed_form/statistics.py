@@ -1,10 +1,11 @@
-"""All that squared error needs to know of rows, in a size that does not grow with them.
+"""Sufficient statistics of squared error: sums whose size does not depend on the number of rows.
 
-Kept about the means, not about zero: a column whose mean is a thousand times its spread would lose six digits of that
-spread in XᵀX. Sums about any other point follow from these. Parts are put together and taken away by the pairwise
+They are kept about the means, not about zero: in XᵀX, a column whose mean is a thousand times its spread would lose six
+digits of that spread. Sums about any other point follow from these. Parts are added and subtracted by the pairwise
 update of Chan, Golub & LeVeque 1983 (section 2).
 """
 
+# N rows · I columns · … any leading dimensions
 # N rows · I in_features · O out_features · J = I + 1 · G groups · … any leading dimensions
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -18,7 +19,6 @@ from torch.nn import functional
 
 from adapters.errors import BlobCorrupt, InvalidCombination
 from adapters.lora.base_layer import BaseLayer
-from adapters.training.closed_form.centring import near_the_mean
 
 Chunk = tuple[Tensor, Tensor, Tensor | None]
 """Rows: x (N, I) and y (N, O), and their weights (N,) or None, which is 1 each."""
@@ -30,6 +30,7 @@ _ROWS_AT_ONCE = 4096
 _CONSTANT = 1e-13
 """Spread, relative to the mean, below which a column is one number: its rounding in float64 is far below this, and
 the least that float32 tells apart is far above."""
+_LATTICE_BITS = 16
 
 
 class Sums(NamedTuple):
@@ -270,3 +271,23 @@ def _reached(total: Tensor, mean_I: Tensor, mean_O: Tensor, gram_II: Tensor, spr
     near_J = torch.cat([gram_II.diagonal(dim1=-2, dim2=-1), spread[..., None]], dim=-1)
     level_J = torch.cat([mean_I.square(), mean_O.square().sum(-1, keepdim=True)], dim=-1)
     return torch.stack([near_J, near_J + total[..., None] * level_J], dim=-2)
+
+
+def near_the_mean(rows_NI: Tensor, counts_N: Tensor | None) -> Tensor:
+    """A point near the mean of the rows that count, with so few bits that differences from it, and sums of their
+    products, are exact where the column holds counts, flags or classes: one-hot columns stay exactly dependent.
+
+    For a column of one number it is that number, and 0 where no row counts.
+    """
+    if counts_N is None:
+        lowest_I, highest_I, mean_I = rows_NI.amin(-2), rows_NI.amax(-2), rows_NI.mean(-2)
+    else:
+        out_N1 = ~counts_N[..., None]
+        lowest_I = rows_NI.masked_fill(out_N1, torch.inf).amin(-2)
+        highest_I = rows_NI.masked_fill(out_N1, -torch.inf).amax(-2)
+        counted = counts_N.sum(-1, keepdim=True)
+        mean_I = rows_NI.masked_fill(out_N1, 0.0).sum(-2) / counted.clamp(min=1)
+        lowest_I, highest_I = (torch.where(counted > 0, each, 0.0) for each in (lowest_I, highest_I))
+    exponent_I = torch.frexp(torch.maximum(lowest_I.abs(), highest_I.abs())).exponent
+    unit_I = torch.ldexp(torch.ones_like(mean_I), exponent_I - _LATTICE_BITS)
+    return torch.where(lowest_I == highest_I, lowest_I, (mean_I / unit_I).round() * unit_I)

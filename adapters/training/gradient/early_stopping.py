@@ -12,7 +12,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import reached
-from adapters.training.gradient.layout import Batch, is_laid, laid_rows, lay
+from adapters.training.gradient.batches import Batch, is_laid, laid_rows, lay
 from adapters.training.gradient.losses import adapted_stack, documents_of, outputs_stack, row_losses, weighted_mean
 from adapters.training.gradient.stack import Stack
 from adapters.training.settings import Loss, TrainingSpec

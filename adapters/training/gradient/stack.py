@@ -11,11 +11,10 @@ from torch import Tensor
 from adapters.errors import Diverged
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
-from adapters.training.gradient.batches import open_batches
-from adapters.training.gradient.layout import LINE, VECTOR, Batch, laid_numbers
+from adapters.training.gradient.batches import LINE, VECTOR, Batch, laid_numbers, open_batches
 from adapters.training.gradient.losses import loss_and_slope, slope_share
 from adapters.training.gradient.optimizer import Optimizer
-from adapters.training.sampling import Draws
+from adapters.training.gradient.sampling import Draws
 from adapters.training.settings import HISTORY_LENGTH, TrainingSpec
 
 _ROWS = torch.contiguous_format

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.datasets.readers.formats import CONTENT_TYPES
+from adapters.datasets.ingest import CONTENT_TYPES
 from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import WrongType

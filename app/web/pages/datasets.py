@@ -6,10 +6,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapters.datasets.report import Column
 from adapters.datasets.selectors import Selection
 from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
+from adapters.datasets.validation import Column
 from adapters.names import Reference, check_name, check_prefix
 from adapters.training.settings import Loss, Method
 from app.http.dependencies import ServiceOf

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from adapters.datasets.report import Column
 from adapters.datasets.selectors import Selection
+from adapters.datasets.validation import Column
 from adapters.training.settings import Loss
 
 _NUMBERED = re.compile(r"(?P<prefix>.*?)\d+")

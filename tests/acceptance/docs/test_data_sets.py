@@ -5,8 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from adapters.datasets.readers.formats import CONTENT_TYPES
-from adapters.datasets.readers.source import LONGEST_NAME, MAX_COLUMNS
+from adapters.datasets.columns import LONGEST_NAME, MAX_COLUMNS
+from adapters.datasets.ingest import CONTENT_TYPES
 from tests.conftest import Serve
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data-sets.md").read_text()

@@ -11,7 +11,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from adapters.stopped_process import StoppedClock
+from adapters.child_process import StoppedClock
 from tests.support.failing_disk import STOP, SYNC, FailingDisk
 from tests.support.long_jobs import submit_endless, wait_until_it_runs
 from tests.support.process_tree import FIT, TRAINER, Process, all_gone, another, suspended, the, workers

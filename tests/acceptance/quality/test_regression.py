@@ -12,8 +12,8 @@ from sklearn.metrics import r2_score
 from adapters.lora.base_layer import load_base_layer
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
+from adapters.training.gradient.sampling import Draws
 from adapters.training.planning.split import Split as HoldOut
-from adapters.training.sampling import Draws
 from adapters.training.settings import Method, TrainingSpec
 from tests.acceptance.quality.real_data import Array, Split, numbers
 from tests.support.dense_oracle import answer

@@ -13,9 +13,9 @@ from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import load_base_layer
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
+from adapters.training.gradient.sampling import Draws
 from adapters.training.planning.split import By
 from adapters.training.planning.split import Split as HoldOut
-from adapters.training.sampling import Draws
 from adapters.training.settings import Loss, TrainingSpec
 from tests.acceptance.quality.real_data import Array, turned_and_inverted
 from tests.support.dense_oracle import answer

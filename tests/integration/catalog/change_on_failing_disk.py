@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.catalog.catalog import Catalog
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format, Reading, raw_file
 from adapters.datasets.store import Datasets
 from adapters.errors import DatasetNotFound, JobNotFound, LoraplexError
 from adapters.jobs.queue import JobQueue

@@ -10,8 +10,7 @@ import pytest
 
 import adapters.storage.blobs
 from adapters.catalog.catalog import Catalog
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format, Reading, raw_file
 from adapters.datasets.store import Datasets
 from adapters.errors import BlobCorrupt, StorageFailed
 from adapters.jobs.queue import JobQueue

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pytest
 
 from adapters.datasets import ingest as module
-from adapters.datasets.ingest import Reading, ReadingCancelled, raw_file
-from adapters.datasets.readers.formats import Format
-from adapters.datasets.report import Report
+from adapters.datasets.ingest import Format, Reading, ReadingCancelled, raw_file
+from adapters.datasets.validation import Report
 from adapters.errors import BadRows, InvalidDataset, StorageFull
 from tests.support.data_set_files import arrow_stream, parquet
 from tests.support.service import DEADLINE_SECONDS, eventually
@@ -121,7 +120,7 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyt
 _PARENT = """
 import sys
 from pathlib import Path
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format
 from adapters.datasets.ingest import Reading, raw_file
 folder = Path(sys.argv[1])
 with raw_file(folder) as raw:
@@ -161,7 +160,7 @@ _BOMBS: dict[Callable[[], bytes], Format] = {
 _MEASURED = """
 import resource, sys
 from pathlib import Path
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format
 from adapters.datasets.ingest import Reading, raw_file
 from adapters.errors import InvalidDataset
 path = Path(sys.argv[1])

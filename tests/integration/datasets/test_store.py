@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from adapters.catalog.catalog import Catalog
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format, Reading, raw_file
 from adapters.datasets.store import Datasets, DatasetVersion
 from adapters.datasets.table import Selection, Table
 from adapters.errors import (

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.datasets.readers.formats import Format
-from adapters.datasets.report import Report
+from adapters.datasets.ingest import Format
+from adapters.datasets.validation import Report
 from adapters.errors import BadRows, InvalidDataset
 from tests.support.data_set_files import bad, read, types
 

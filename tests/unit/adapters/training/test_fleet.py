@@ -12,7 +12,7 @@ from adapters.errors import Diverged, OutOfRange
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
 from adapters.training.fleet import Outcome, fit_fleet
-from adapters.training.gradient import layout
+from adapters.training.gradient import batches as layout
 from adapters.training.planning.split import By, Split
 from adapters.training.settings import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import Float64, delta, layer

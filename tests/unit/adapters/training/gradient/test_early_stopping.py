@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from adapters.training.data_file import TrainingData
+from adapters.training.gradient.sampling import Draws
 from adapters.training.gradient.stack import Task, Trained
 from adapters.training.gradient.training_loop import HeldOut, descend
-from adapters.training.sampling import Draws
 from adapters.training.settings import Loss, TrainingSpec
 from tests.support.dense_oracle import layer
 from tests.unit.adapters.training.loss_oracle import (

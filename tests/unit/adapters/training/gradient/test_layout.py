@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from adapters.training.data_file import TrainingData
-from adapters.training.gradient.layout import LINE, is_laid, laid_numbers, laid_rows, lay
+from adapters.training.gradient.batches import LINE, is_laid, laid_numbers, laid_rows, lay
 from tests.support.dense_oracle import layer
 
 WIDTHS = [(64, 10, 4), (768, 768, 8), (13, 5, 2), (1, 1, 1), (16, 32, 16)]

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.batches import batch_shape
+from adapters.training.gradient.sampling import Draws
 from adapters.training.gradient.stack import Task, Trained
 from adapters.training.gradient.training_loop import HeldOut, descend
 from adapters.training.planning.split import Split
-from adapters.training.sampling import Draws
 from adapters.training.settings import Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import layer
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from adapters.arrays import LongList, matrix, vector
 from adapters.errors import DuplicateKey, InvalidInput, LoraplexError, NotJson, OutOfRange, WrongShape, WrongType
-from adapters.json import tables as large_json
-from adapters.json.reader import read_in_process
-from adapters.json.tables import read_large
+from adapters.large_json import parser as large_json
+from adapters.large_json.parser import read_large
+from adapters.large_json.reader import read_in_process
 from adapters.strict_json import parse
 
 MANY = settings(max_examples=300, deadline=None, derandomize=True, database=None)

@@ -1,6 +1,8 @@
-"""Counts what is missing or not finite while a data set is written, and remembers the first bad rows."""
+"""What is known of a stored data set: its columns, and the first rows that cannot be trained on."""
 
-from collections.abc import Iterator, Sequence
+# N rows · C columns
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -8,10 +10,68 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from adapters.datasets.cells import is_list
-from adapters.datasets.readers.source import Planned
-from adapters.datasets.report import Column
-from adapters.errors import MOST_BAD_ROWS, BadRow
+from adapters.arrays import Float32
+from adapters.datasets.columns import Planned, is_list
+from adapters.errors import MOST_BAD_ROWS, BadRow, BadRows, shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """One column of a data set."""
+
+    name: str
+    type: str
+    """`int64`, `float32`, `float64`, `bool`, `string`, or `list<…>` of the first three or of `string`."""
+    width: int | None
+    """How many numbers each list has; of lists of floats of several lengths, the most common one."""
+    nulls: int
+    not_finite: int
+    """Rows with a number that is not finite as float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A file that was read and written again in the stored form."""
+
+    rows: int
+    columns: tuple[Column, ...]
+    bad_rows: tuple[BadRow, ...]
+    digest: str
+    """`sha256:` + hex over the stored form: the same for the same names, types and values in the same order."""
+    bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self) | {
+            "columns": columns_to_json(self.columns),
+            "bad_rows": bad_rows_to_json(self.bad_rows),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Report":
+        """What `to_json` made."""
+        lists = {"columns": columns_from_json(value["columns"]), "bad_rows": bad_rows_from_json(value["bad_rows"])}
+        return cls(**{**value, **lists})
+
+
+def columns_to_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Columns as the catalogue keeps them."""
+    return [asdict(column) for column in columns]
+
+
+def columns_from_json(value: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """What `columns_to_json` made."""
+    return tuple(Column(**column) for column in value)
+
+
+def bad_rows_to_json(bad_rows: Sequence[BadRow]) -> list[dict[str, Any]]:
+    """Bad rows as the catalogue keeps them."""
+    return [bad._asdict() for bad in bad_rows]
+
+
+def bad_rows_from_json(value: Sequence[Mapping[str, Any]]) -> tuple[BadRow, ...]:
+    """What `bad_rows_to_json` made."""
+    return tuple(BadRow(**bad) for bad in value)
 
 
 class Census:
@@ -139,3 +199,65 @@ def _reasons(
     yield from ((int(row), why_row_not_finite(array, int(row))) for row in bad[:MOST_BAD_ROWS])
     for row in odd[:MOST_BAD_ROWS]:
         yield int(row), f"{len(array[int(row)])} numbers, where most rows have {width}"
+
+
+_LARGEST_EXACT = 2.0**53
+
+
+def find_bad(array: Any, name: str, width: int, start: int, bad: list[BadRow]) -> None:
+    """Add the bad rows of one column of a batch whose first row is `start`."""
+    if array.null_count:
+        add_bad(bad, start, name, np.flatnonzero(nulls(array)), lambda _row: "null")
+    if pa.types.is_list(array.type):
+        odd = odd_rows(array, width)
+        add_bad(bad, start, name, odd, lambda row: f"{len(array[row])} numbers, where most rows have {width}")
+    add_bad(bad, start, name, not_finite_rows(array), lambda row: why_row_not_finite(array, row))
+
+
+def add_bad(bad: list[BadRow], start: int, name: str, rows: NDArray[np.int64], reason: Callable[[int], str]) -> None:
+    """Add the first of these rows of a batch whose first row is `start`."""
+    bad.extend(BadRow(start + int(row), name, reason(int(row))) for row in rows[:MOST_BAD_ROWS])
+
+
+def refuse(bad: list[BadRow], field: str) -> None:
+    """Raises `BadRows` where there are some."""
+    if bad:
+        first = bad[0]
+        raise BadRows(
+            f"{field}: row {first.row}, column {shown(first.column)!r}: {first.reason}",
+            rows=bad[:MOST_BAD_ROWS],
+            field=field,
+        )
+
+
+def block(arrays: Sequence[Any], width: int) -> Float32:
+    """Columns without bad rows → (N, C) float32."""
+    if is_list(arrays[0].type):
+        return _narrow(arrays[0].flatten()).reshape(-1, width)
+    if len(arrays) == 1:
+        return _narrow(arrays[0]).reshape(-1, 1)
+    out_NC = np.empty((len(arrays[0]), len(arrays)), np.float32)
+    for position, array in enumerate(arrays):
+        out_NC[:, position] = _narrow(array)
+    return out_NC
+
+
+def _narrow(values: Any) -> NDArray[np.float32]:
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.float32())
+    return as_float32(values)
+
+
+def whole_numbers(array: Any, column: str, start: int, bad: list[BadRow]) -> Any:
+    """Floats that are whole as int64; where they are not, bad rows."""
+    values = array.fill_null(0).to_numpy()
+    with np.errstate(invalid="ignore"):
+        wrong = ~((np.floor(values) == values) & (np.abs(values) <= _LARGEST_EXACT))
+    add_bad(bad, start, column, np.flatnonzero(wrong), lambda row: f"not a whole number: {values[row]}")
+    return pa.array(np.where(wrong, 0, values).astype(np.int64))
+
+
+def nulls(array: Any) -> NDArray[np.bool_]:
+    """Whether each row is null."""
+    missing: NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False)
+    return missing

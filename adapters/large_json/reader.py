@@ -17,12 +17,12 @@ import numpy as np
 from adapters import errors
 from adapters.arrays import Float32, LongList, Table
 from adapters.errors import InvalidInput
-from adapters.json.reader_process import LINES, PLAIN
+from adapters.large_json.reader_process import LINES, PLAIN
 from adapters.strict_json import whole_number
 
 MEMORY_BYTES = 640 * 2**20
 """Memory limit of the process: a body of 64 MiB takes its text, its arrays, and the Python form of one value."""
-_MODULE = "adapters.json.reader_process"
+_MODULE = "adapters.large_json.reader_process"
 _LONGEST_SECONDS = 120.0
 _BYTES_AT_ONCE = 2**20
 _STDERR_KEPT = 4000

@@ -2,7 +2,7 @@
 
 Standard input has one line of JSON, the request, and then the body. It must stay open until the answer is read: the
 process exits when it is closed. Standard output has one line of JSON, the head, then the long lists as JSON texts and
-then the arrays as raw float32. `adapters.json.reader` starts the process and joins the parts of the answer.
+then the arrays as raw float32. `adapters.large_json.reader` starts the process and joins the parts of the answer.
 """
 
 # N rows · C columns
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from adapters.arrays import Float32, LongList
 from adapters.errors import LoraplexError, OutOfRange, shown
-from adapters.json.tables import read_large
+from adapters.large_json.parser import read_large
 from adapters.strict_json import decode, nested_too_deeply
 
 MOST_SMALL_BYTES = 2**24
