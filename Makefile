@@ -14,10 +14,10 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test openapi screenshots check bench pairs attacks
+.PHONY: help setup demo serve test test-all test-soak openapi screenshots check bench pairs attacks
 
 help:  ## list the verbs
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
 
 setup: .venv/dev.stamp  ## make .venv for the service and the tests; does nothing when it is current
 
@@ -27,9 +27,19 @@ demo: .venv/run.stamp  ## the whole story on real data, in a minute or two
 serve: .venv/run.stamp  ## start the service on 127.0.0.1:8000
 	@$(BIN)/loraplex serve
 
-# Three at a time, also on two cores: much of what is tested is waiting. What a file's tests share is made once.
-test: .venv/dev.stamp  ## run the tests
-	@$(BIN)/python -m pytest -n 3 --dist loadfile
+# Three at a time, also on two cores: many tests wait for a process. Groups: see tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
+
+test: .venv/dev.stamp  ## run the tests but the slow ones, in under five minutes
+	@$(PYTEST) $(PARALLEL) -m "not slow and not timing"
+
+test-all: .venv/dev.stamp  ## run all tests, as CI does; those with a bound in seconds run alone at the end
+	@$(PYTEST) $(PARALLEL) -m "not timing"
+	@$(PYTEST) -m timing
+
+test-soak: .venv/dev.stamp  ## run the long forms of the kill tests, about an hour
+	@CRASH_KILLS=50 TRAINING_KILLS=50 $(PYTEST) -m soak --timeout 7200
 
 openapi: .venv/run.stamp  ## write docs/openapi.json, where the API is meant to change
 	@$(BIN)/python -m scripts.write_openapi

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures that all tests may use, and the groups in which tests run on one worker."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,7 +13,38 @@ from app.service import Service
 from app.settings import Settings
 from tests.support.service import serving
 
+_TESTS = Path(__file__).parent
+
 torch.set_num_threads(1)
+
+_KINDS = ("acceptance", "integration", "unit")
+"""In the order in which they run: the longest groups first, so that no worker is left with one at the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the group whose tests run on one worker, because they share fixtures.
+
+    That is the folder of the package fixture that it uses, and otherwise its file. A slow test that shares nothing is a
+    group of its own. A test file may set another group by `pytest.mark.xdist_group`.
+    """
+    items.sort(key=lambda item: _KINDS.index(item.path.relative_to(_TESTS).parts[0]))
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+
+
+def _group_of(item: pytest.Item) -> str:
+    # pytest has no public call that tells a fixture's scope.
+    definitions = [definition[-1] for definition in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
+    packages = sorted(definition.baseid for definition in definitions if definition.scope == "package")
+    if packages:
+        return str(packages[0])
+    shares = any(definition.scope in ("module", "class") for definition in definitions)
+    if item.get_closest_marker("slow") is not None and not shares:
+        return item.nodeid
+    return item.path.relative_to(_TESTS).as_posix()
+
 
 Serve = Callable[..., tuple[httpx.Client, Service]]
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from sqlalchemy.engine import Connection
 
@@ -19,6 +18,7 @@ from adapters.jobs.queue import JobQueue
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import STORE_ID
+from tests.support.external_programs import skip_or_fail
 
 BASE = load_base_layer("random:10,2,42")
 INPUTS_NI = torch.randn(5, BASE.in_features, generator=torch.Generator().manual_seed(7))
@@ -104,7 +104,7 @@ def skip_unless_cached(file: Path) -> None:
         try:
             os.preadv(opened.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
         except (AttributeError, OSError):
-            pytest.skip("this system cannot tell what is in memory")
+            skip_or_fail("this system cannot tell what is in memory")
 
 
 def as_upload(adapter: Adapter) -> dict[str, object]:

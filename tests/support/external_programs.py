@@ -1,4 +1,4 @@
-"""Programs and files that some tests need, and that a machine may lack."""
+"""Programs, files and rights that some tests need, and that a machine may lack."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from typing import NoReturn
 import pytest
 
 NEED_ALL = "TESTS_NEED_ALL"
-"""Where the environment has it, as `.ci/run` says, a test whose program is missing fails; elsewhere it is skipped."""
+"""If this environment variable is set, as in `.ci/run`, a test that lacks something fails; otherwise it is skipped."""
 _SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 """Files of other projects that tests read and the repository does not have, in a folder beside it."""
 
@@ -20,18 +20,19 @@ def program(*names: str) -> str:
     for name in names:
         if path := shutil.which(name, path=places):
             return path
-    return _miss(f"{' or '.join(names)} is not installed")
+    return skip_or_fail(f"{' or '.join(names)} is not installed")
 
 
 def shared_file(name: str) -> Path:
     """The path of a file in the folder of shared data; skips, or fails, the test where there is none."""
     path = _SHARED_DATA / name
     if not path.exists():
-        _miss(f"{path} does not exist")
+        skip_or_fail(f"{path} does not exist")
     return path
 
 
-def _miss(message: str) -> NoReturn:
+def skip_or_fail(message: str) -> NoReturn:
+    """Skip the test because this machine lacks something, or fail it if `TESTS_NEED_ALL` is set."""
     if os.environ.get(NEED_ALL):
         pytest.fail(message, pytrace=False)
     pytest.skip(message)

@@ -21,6 +21,7 @@ from app.http.application import create_app
 from app.service import Service, open_service
 from app.serving.uvicorn_protocol import connections
 from app.settings import LogRequests, Settings
+from tests.support.deadlines import scaled
 
 DEADLINE_SECONDS = 60.0
 LORAPLEX = Path(sys.executable).with_name("loraplex")
@@ -28,8 +29,8 @@ LORAPLEX = Path(sys.executable).with_name("loraplex")
 
 
 def eventually(condition: Callable[[], Any], *, seconds: float = DEADLINE_SECONDS, what: str = "it") -> Any:
-    """The first true value of `condition`; fails where there is none in time."""
-    give_up = time.monotonic() + seconds
+    """Return the first true value of `condition`; fail if there is none within `scaled(seconds)`."""
+    give_up = time.monotonic() + scaled(seconds)
     pause = 0.01
     while time.monotonic() < give_up:
         value = condition()
@@ -38,7 +39,7 @@ def eventually(condition: Callable[[], Any], *, seconds: float = DEADLINE_SECOND
         # What takes long is looked at less often: a look costs the cores that it waits for.
         time.sleep(pause)
         pause = min(1.2 * pause, 0.1)
-    raise AssertionError(f"{what} did not happen in {seconds} s")
+    raise AssertionError(f"{what} did not happen in {scaled(seconds):.3g} s")
 
 
 def wait_for_job(client: httpx.Client, job_id: str, *, seconds: float = DEADLINE_SECONDS) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 
+from tests.support.external_programs import skip_or_fail
 from tests.support.service import ServiceProcess
+
+pytestmark = pytest.mark.timing
 
 CONNECTIONS, MOST_FILES = 1500, 1024
 MOST_SECONDS = 0.5
@@ -22,7 +25,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
     """One worker that may open no more than 1,024 files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 2 * CONNECTIONS:
-        pytest.skip(f"this process may open no more than {hard} files")
+        skip_or_fail(f"this process may open no more than {hard} files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * CONNECTIONS), hard))
     folder = tmp_path_factory.mktemp("files") / "data"
     with ServiceProcess(folder, most_files=MOST_FILES, base="identity:4", trainers=0) as started:

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.service import ServiceProcess, eventually
 
+pytestmark = pytest.mark.timing
+
 IN = 64
 LONGEST_SECONDS = 1.0
 """On a busy machine; without the fix it is several seconds."""

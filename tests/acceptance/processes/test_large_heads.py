@@ -12,6 +12,8 @@ import pytest
 from tests.support.process_tree import WORKER, the
 from tests.support.service import ServiceProcess
 
+pytestmark = pytest.mark.timing
+
 MIB = 2**20
 MOST_SECONDS = 0.5
 MOST_GROWTH = 48 * MIB

@@ -14,7 +14,7 @@ import pytest
 
 from adapters.storage.quarantine import Quarantine
 from app.processes.signals import EXIT_CONFIG
-from tests.support.service import LORAPLEX, ServiceProcess, environment, free_port
+from tests.support.service import LORAPLEX, ServiceProcess, environment, eventually, free_port
 
 BASE = "random:10,2,42"
 NAMES = ("first", "second", "third")
@@ -43,6 +43,10 @@ def _refused(folder: Path, command: str = "serve") -> str:
     assert ended.returncode == EXIT_CONFIG, ended.stderr
     assert "Traceback" not in ended.stderr
     return ended.stderr
+
+
+def _count_blobs(folder: Path) -> int:
+    return len(list((folder / "blobs").iterdir()))
 
 
 def _blobs(folder: Path) -> dict[str, bytes]:
@@ -251,7 +255,7 @@ def test_a_restore_made_while_the_service_published_starts_and_has_what_the_copy
         publisher = threading.Thread(target=publish)
         publisher.start()
         try:
-            time.sleep(0.5)
+            eventually(lambda: _count_blobs(live) > 3, what="a few versions")
             # As docs/operations.md says: first the catalogue, then the blobs.
             with (
                 closing(sqlite3.connect(live / "catalog.sqlite3", timeout=15)) as source,
@@ -259,7 +263,8 @@ def test_a_restore_made_while_the_service_published_starts_and_has_what_the_copy
             ):
                 source.backup(copy)
                 versions = copy.execute("SELECT version FROM versions").fetchall()
-            time.sleep(0.5)
+            newest = _count_blobs(live)
+            eventually(lambda: _count_blobs(live) > newest + 3, what="versions after the copy of the catalogue")
             shutil.copytree(live / "blobs", restored / "blobs", ignore=shutil.ignore_patterns("*.tmp"))
         finally:
             stop.set()

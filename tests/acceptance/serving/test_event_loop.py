@@ -16,6 +16,8 @@ from tests.support.concurrent_clients import JSON, publish
 from tests.support.dense_oracle import random_adapter
 from tests.support.service import ServiceProcess
 
+pytestmark = pytest.mark.timing
+
 BASE = load_base_layer("random:2048,256,3")
 TRIES, CLIENTS, WIDEST_RANK = 50, 2, 2048
 LONGEST_RUN_SECONDS = 60

@@ -23,6 +23,8 @@ from tests.support.concurrent_clients import JSON, Crowd, code, leave, outputs, 
 from tests.support.dense_oracle import Float64, random_adapter
 from tests.support.service import ServiceProcess
 
+pytestmark = pytest.mark.timing
+
 BASE = load_base_layer("random:256,4,7")
 I, O = BASE.in_features, BASE.out_features
 HEAVY_RANK = 2**13

@@ -17,6 +17,7 @@ from adapters.storage.store_identity import check_store
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import put, quarantined_files, stored_files
+from tests.support.external_programs import skip_or_fail
 
 DAY = 86_400
 
@@ -108,7 +109,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mounted)]
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a file system needs root")
+        skip_or_fail("mounting a file system needs root")
     yield mounted
     subprocess.run(["umount", "--lazy", str(mounted)], check=True)
 

@@ -29,6 +29,7 @@ from tests.support.catalog_factories import (
     stored_files,
     submit,
 )
+from tests.support.external_programs import skip_or_fail
 
 ROWS = INPUTS_NI.tolist()
 TRAINING = {"name": "job", "rank": 1, "data": {"inputs": ROWS, "targets": [[0.0, 0.0]] * len(ROWS)}}
@@ -146,7 +147,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a file system needs root")
+        skip_or_fail("mounting a file system needs root")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 

@@ -17,6 +17,7 @@ from app.http.job_events import Seen, event_id, news, read_event_id
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import claimed, finish, publish_for, submit, submit_fleet
+from tests.support.deadlines import scaled
 from tests.support.service import ServiceProcess, eventually
 
 SPEC = {"shown": {"rank": 1}}
@@ -251,7 +252,9 @@ def test_an_open_stream_does_not_hold_up_the_end_of_the_service(tmp_path: Path) 
             process.process.terminate()
             assert [told.name for told in stream.rest()] == ["progress"]
         assert process.process.wait(60) == 0
-        assert time.monotonic() - begun < 15  # without an end of its own the stream would take the whole grace: 28 s
+        assert time.monotonic() - begun < scaled(
+            15
+        )  # without an end of its own the stream would take the whole grace: 28 s
 
 
 def test_of_a_fleet_the_progress_counts_its_adapters(both: tuple[httpx.Client, Service]) -> None:

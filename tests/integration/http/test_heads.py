@@ -17,6 +17,7 @@ from app.serving import guarded_http, open_connections
 from app.serving import uvicorn_protocol as wire
 from app.serving.fast_path import Direct
 from app.settings import Settings
+from tests.support.deadlines import scaled
 from tests.support.service import DEADLINE_SECONDS, eventually, serving
 
 MAX_HEAD_BYTES = 4096
@@ -230,7 +231,7 @@ def seconds_until_closed(connection: socket.socket, part: bytes) -> float:
     """How long a client can send `part` again and again, ten times a second."""
     began = time.monotonic()
     with suppress(ConnectionError):
-        while time.monotonic() - began < 20:
+        while time.monotonic() - began < scaled(20):
             connection.sendall(part)
             time.sleep(0.1)
     return time.monotonic() - began
@@ -238,7 +239,7 @@ def seconds_until_closed(connection: socket.socket, part: bytes) -> float:
 
 def test_a_refused_client_that_goes_on_is_let_go(running: Running) -> None:
     with connect(running) as connection:
-        assert 1 < seconds_until_closed(connection, b"x" * 2**16) < 10
+        assert 1 < seconds_until_closed(connection, b"x" * 2**16) < scaled(10)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_who_is_silent_for_long_is_let_go(
         monkeypatch.setattr(guarded_http, constant, KEEP_ALIVE_SECONDS)
     with connect(running) as connection:
         connection.sendall(sent)
-        connection.settimeout(KEEP_ALIVE_SECONDS + 5)
+        connection.settimeout(KEEP_ALIVE_SECONDS + scaled(5))
         assert everything(connection).count(b"HTTP/1.1") == (sent.startswith(GOOD))
 
 
@@ -267,7 +268,7 @@ def test_a_head_has_its_time_from_its_first_byte(running: Running, monkeypatch: 
     monkeypatch.setattr(guarded_http, "HEAD_SECONDS", 1.5)
     with connect(running) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-        assert 1 < seconds_until_closed(connection, b"x") < 10
+        assert 1 < seconds_until_closed(connection, b"x") < scaled(10)
 
 
 def test_a_body_that_comes_slowly_is_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +302,7 @@ def connect_unreading(running: Running, sent: bytes) -> socket.socket:
 def test_a_client_that_reads_nothing_is_let_go(running: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr(guarded_http, "UNREAD_SECONDS", 1.5)
     with connect_unreading(running, sent) as connection:
-        assert 1 < seconds_until_closed(connection, b"\r\n") < 10
+        assert 1 < seconds_until_closed(connection, b"\r\n") < scaled(10)
 
 
 def test_a_client_that_reads_slowly_is_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +313,7 @@ def test_a_client_that_reads_slowly_is_waited_for(running: Running, monkeypatch:
         for _ in range(20):
             received += connection.recv(2**18)
             time.sleep(0.2)
-        connection.settimeout(KEEP_ALIVE_SECONDS + 5)
+        connection.settimeout(KEEP_ALIVE_SECONDS + scaled(5))
         received += everything(connection)
     assert received.count(b"HTTP/1.1 200 ") == times
     assert received.rstrip().endswith(b"}")
@@ -342,4 +343,4 @@ def test_who_is_silent_in_a_request_makes_room_for_a_new_client(
         time.sleep(0.5)
         assert answer() == b""  # It has not been silent for long enough.
         eventually(lambda: answer().startswith(b"HTTP/1.1 200 "), what="room for a new client")
-        assert seconds_until_closed(silent, b" ") < 5
+        assert seconds_until_closed(silent, b" ") < scaled(5)

@@ -36,6 +36,7 @@ def test_what_a_turn_of_the_loop_brings_joins_the_batch_that_is_about_to_start(s
     assert first.forward_seconds == second.forward_seconds
 
 
+@pytest.mark.timing
 def test_a_crowd_is_refused_one_by_one_and_none_later_than_it_would_wait(tmp_path: Path) -> None:
     service = open_service(Settings(data_dir=tmp_path, queue_rows=1))
     question = Question(np.ones((1, service.base.in_features), np.float32), [None])
