@@ -17,16 +17,16 @@ from adapters.errors import LoraplexError, NotFinite, OutOfRange, WrongShape, Wr
 
 Float32 = NDArray[np.float32]
 _NUMBERS = {int, float}
-_LARGEST = float(np.finfo(np.float32).max)
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
-class LongList(list[Any]):
+class TruncatedList(list[Any]):
     """First entries of a list that stays outside Python, with the length of the whole list.
 
     `adapters.large_json.parser` makes it in place of a list that is a table, or that is longer than any valid one.
     """
 
-    def __init__(self, first: list[Any], length: int, table: "Table | None" = None) -> None:
+    def __init__(self, first: list[Any], length: int, table: "NumberTable | None" = None) -> None:
         super().__init__(first)
         self.length = length
         self.table = table
@@ -46,7 +46,7 @@ class LongList(list[Any]):
 
 
 @dataclass(slots=True)
-class Table:
+class NumberTable:
     """Rows of a list of lists, as numbers or as the first faults among them."""
 
     numbers_NC: Float32 | None = None
@@ -89,8 +89,8 @@ def matrix(
             given=f"{len(value)} rows",
             expected=expected,
         )
-    if isinstance(value, LongList):
-        return _read_already(value, field, columns, expected)
+    if isinstance(value, TruncatedList):
+        return _checked_table(value, field, columns, expected)
     _check_rows(value, field, columns, expected, begin=begin)
     if not set(map(type, chain.from_iterable(value))) <= _NUMBERS:
         raise _first_bad_number(value, field, begin)
@@ -114,7 +114,7 @@ def vector(value: object, *, field: str, length: int) -> Float32:
     return np.array(value, dtype=np.float64).astype(np.float32)
 
 
-def one_a_row(value: object, *, field: str, rows: int, expected: str) -> list[Any]:
+def one_per_row(value: object, *, field: str, rows: int, expected: str) -> list[Any]:
     """A list with an entry for each row of the inputs; raises `WrongType` and `WrongShape`."""
     if not isinstance(value, list):
         raise WrongType(f"{field} must be a list", field=field, given=value, expected=expected)
@@ -131,7 +131,7 @@ def one_a_row(value: object, *, field: str, rows: int, expected: str) -> list[An
 def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDArray[np.int64]:
     """A list of one class index from 0 to classes - 1 a row → (N,) int64; raises as `matrix` does."""
     expected = f"{rows} whole numbers from 0 to {classes - 1}"
-    for row, index in enumerate(one_a_row(value, field=field, rows=rows, expected=expected)):
+    for row, index in enumerate(one_per_row(value, field=field, rows=rows, expected=expected)):
         if type(index) is float and not is_finite(index):
             raise _bad_number(index, field, f"{field}, row {row}", row)
         if type(index) is not int:
@@ -153,7 +153,7 @@ def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDAr
     return np.array(value, dtype=np.int64)
 
 
-def _read_already(value: LongList, field: str, columns: int | None, expected: str) -> Float32:
+def _checked_table(value: TruncatedList, field: str, columns: int | None, expected: str) -> Float32:
     first, table = value[0], value.table
     _check_rows([first], field, columns, expected)
     assert table is not None
@@ -228,7 +228,7 @@ def _bad_number_at(row: int, column: int, number: object, field: str) -> Loraple
 
 
 def _bad_number(number: object, field: str, place: str, row: int | None) -> LoraplexError:
-    expected = f"a number of at most {_LARGEST:.6e} in magnitude"
+    expected = f"a number of at most {_MAX_FLOAT32:.6e} in magnitude"
     if type(number) in _NUMBERS:
         return NotFinite(f"{place}: not a finite float32 number", field=field, row=row, given=number, expected=expected)
     return WrongType(f"{place}: not a number", field=field, row=row, given=number, expected=expected)

@@ -29,8 +29,8 @@ def main() -> None:
     module.main()
 
 
-_SECONDS_BETWEEN_LOOKS = 1.0
-_LONGEST_STEP_SECONDS = 2.0
+_CHECK_SECONDS = 1.0
+_MAX_STEP_SECONDS = 2.0
 """Most seconds that one look may add: the process that looks may have been stopped too."""
 
 
@@ -39,7 +39,7 @@ class StoppedClock:
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._looked_at = monotonic() - _SECONDS_BETWEEN_LOOKS
+        self._looked_at = monotonic() - _CHECK_SECONDS
         self._was_stopped = False
         self._seconds = 0.0
 
@@ -47,12 +47,12 @@ class StoppedClock:
         """Look about once a second, and at every call while it is stopped."""
         now = self._monotonic()
         step = now - self._looked_at
-        if self._was_stopped or step >= _SECONDS_BETWEEN_LOOKS:
+        if self._was_stopped or step >= _CHECK_SECONDS:
             self._looked_at = now
             # The first look that finds it stopped adds nothing.
             was_stopped, self._was_stopped = self._was_stopped, _is_stopped(pid)
             still = was_stopped and self._was_stopped
-            self._seconds = self._seconds + min(step, _LONGEST_STEP_SECONDS) if still else 0.0
+            self._seconds = self._seconds + min(step, _MAX_STEP_SECONDS) if still else 0.0
         return self._seconds
 
 

@@ -36,11 +36,11 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import ClassVar, NamedTuple
 
-_SHOWN = 100
-_LONGEST_DETAIL = 1500
-_NOT_SAID = object()
+_MAX_VALUE_CHARACTERS = 100
+_MAX_DETAIL_CHARACTERS = 1500
+_NOT_GIVEN = object()
 """Not None: that is a null which a client gave."""
-MOST_BAD_ROWS = 20
+MAX_BAD_ROWS = 20
 """Rows of a data set that an error or a report names."""
 
 
@@ -54,7 +54,7 @@ class BadRow(NamedTuple):
 
     def members(self) -> dict[str, object]:
         """Ready for JSON."""
-        return {"row": self.row, "column": None if self.column is None else shown(self.column), "reason": self.reason}
+        return {"row": self.row, "column": None if self.column is None else shorten(self.column), "reason": self.reason}
 
 
 class LoraplexError(Exception):
@@ -68,7 +68,7 @@ class LoraplexError(Exception):
         *,
         field: str | None = None,
         row: int | None = None,
-        given: object = _NOT_SAID,
+        given: object = _NOT_GIVEN,
         expected: str | None = None,
         outcome_unknown: bool = False,
     ) -> None:
@@ -86,41 +86,44 @@ class LoraplexError(Exception):
         members: dict[str, object] = {
             "type": f"urn:loraplex:{self.code}",
             "title": (type(self).__doc__ or "").partition("\n")[0],
-            "detail": _cut(self.detail, _LONGEST_DETAIL),
+            "detail": _cut(self.detail, _MAX_DETAIL_CHARACTERS),
             "code": self.code,
-            "field": None if self.field is None else shown(self.field),
+            "field": None if self.field is None else shorten(self.field),
             "row": self.row,
-            "given": None if self.given is _NOT_SAID else shown(self.given),
+            "given": None if self.given is _NOT_GIVEN else shorten(self.given),
             "expected": self.expected,
             "outcome": "unknown" if self.outcome_unknown else None,
         }
         return {name: value for name, value in members.items() if value is not None}
 
 
-def shown(value: object) -> str:
+def shorten(value: object) -> str:
     """A value as a message shows it: JSON text, a string without its quotes, at most 100 characters."""
     if isinstance(value, str):
         text = value
-    elif isinstance(value, int) and abs(value) >= 10**_SHOWN:
+    elif isinstance(value, int) and abs(value) >= 10**_MAX_VALUE_CHARACTERS:
         text = "an integer of more than 100 digits"
     else:
         try:
-            text = json.dumps(_beginning(value), default=str)
+            text = json.dumps(_truncate(value), default=str)
         except (ValueError, RecursionError):
             text = type(value).__name__
-    return _cut(text, _SHOWN)
+    return _cut(text, _MAX_VALUE_CHARACTERS)
 
 
-def _beginning(value: object, levels: int = _SHOWN) -> object:
-    """Return as much of a value as `shown` may show: its JSON begins like that of the whole value."""
+def _truncate(value: object, levels: int = _MAX_VALUE_CHARACTERS) -> object:
+    """Return as much of a value as `shorten` may show: its JSON begins like that of the whole value."""
     if isinstance(value, str):
-        return value[:_SHOWN]
+        return value[:_MAX_VALUE_CHARACTERS]
     if not levels:
         return value if isinstance(value, int | float | None) else 0
     if isinstance(value, list | tuple):
-        return [_beginning(entry, levels - 1) for entry in value[:_SHOWN]]
+        return [_truncate(entry, levels - 1) for entry in value[:_MAX_VALUE_CHARACTERS]]
     if isinstance(value, dict):
-        return {key[:_SHOWN]: _beginning(value[key], levels - 1) for key in islice(value, _SHOWN)}
+        return {
+            key[:_MAX_VALUE_CHARACTERS]: _truncate(value[key], levels - 1)
+            for key in islice(value, _MAX_VALUE_CHARACTERS)
+        }
     return value
 
 
@@ -260,7 +263,7 @@ class BadRows(InvalidInput):
 
     def members(self) -> dict[str, object]:
         """As for every error, and up to 20 of the rows."""
-        return super().members() | {"rows": [bad.members() for bad in self.rows[:MOST_BAD_ROWS]]}
+        return super().members() | {"rows": [bad.members() for bad in self.rows[:MAX_BAD_ROWS]]}
 
 
 class EstimateTooLarge(InvalidInput):

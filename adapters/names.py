@@ -13,7 +13,7 @@ NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or dig
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]*")
-LONGEST_REFERENCE = 256
+MAX_REFERENCE_CHARACTERS = 256
 MAX_VERSION = 2**31 - 1
 """No adapter has a version past this; a larger number in a request names none."""
 
@@ -59,7 +59,7 @@ def parse_reference(text: object, *, field: str = "adapter", row: int | None = N
             given=text,
             expected=expected,
         )
-    reference = _reference(text) if len(text) <= LONGEST_REFERENCE else None
+    reference = _reference(text) if len(text) <= MAX_REFERENCE_CHARACTERS else None
     if reference is not None:
         return reference
     if not _NAME.fullmatch(text.partition("@")[0]):

@@ -4,7 +4,7 @@ import json
 
 from adapters.errors import DuplicateKey, NotJson
 
-_LONGEST_INTEGER = 400
+_MAX_DIGITS = 400
 """Digits: more are past float64 anyway, and Python refuses to convert past 4,300."""
 
 
@@ -39,7 +39,7 @@ def parse_text(text: str, *, what: str = "the body") -> object:
 
 def whole_number(digits: str) -> int | float:
     """The number that `digits` say; as a float, and so infinite, where they are too many to count in."""
-    return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
 
 
 def nested_too_deeply(what: str) -> NotJson:

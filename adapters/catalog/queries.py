@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from adapters.catalog.versions import AdapterSummary, Source, Version
-from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound, shown
+from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound, shorten
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
 from adapters.storage.schema import adapters, aliases, catalog, versions
@@ -132,7 +132,7 @@ def version(connection: Connection, name: str, number: int) -> Version:
     if row is None:
         there = ", ".join(str(number) for number in _newest_numbers(connection, name))
         raise VersionNotFound(
-            f"{name!r} has no version {shown(number)}; there are: {there}",
+            f"{name!r} has no version {shorten(number)}; there are: {there}",
             field="version",
             given=number,
             expected=f"one of {there}",

@@ -14,22 +14,22 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
-from adapters.datasets.columns import MAX_ROW_BYTES, Planned, is_list, stored
+from adapters.datasets.columns import MAX_ROW_BYTES, PlannedColumn, is_list, to_stored_array
 from adapters.errors import InvalidDataset
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 2**22
 
 
-class StoredFile:
+class ArrowFileWriter:
     """A file that grows by chunks of rows. `seen` is told each batch as it is stored, and its first row."""
 
     def __init__(
-        self, path: Path, columns: Sequence[Planned], *, max_bytes: int, seen: Callable[[Any, int], None]
+        self, path: Path, columns: Sequence[PlannedColumn], *, max_bytes: int, seen: Callable[[Any, int], None]
     ) -> None:
         self._columns = columns
         self._schema = pa.schema([(column.name, column.type) for column in columns])
-        self._sink = _Sink(path, max_bytes)
+        self._sink = _BoundedFile(path, max_bytes)
         self._writer = ipc.new_file(self._sink, self._schema)
         self._seen = seen
         self._pending: list[Any] = []
@@ -40,14 +40,14 @@ class StoredFile:
         """Rows, in arrays of the stored types; raises `InvalidDataset` for a row or a file that is too large."""
         batch = pa.record_batch(list(arrays), schema=self._schema)
         sizes = row_bytes(batch)
-        too_large = np.flatnonzero(sizes > MAX_ROW_BYTES)
-        if len(too_large):
-            row = self.rows + self._pending_rows + int(too_large[0])
+        too_large_error = np.flatnonzero(sizes > MAX_ROW_BYTES)
+        if len(too_large_error):
+            row = self.rows + self._pending_rows + int(too_large_error[0])
             raise InvalidDataset(
-                f"row {row} would be stored in {sizes[too_large[0]]} bytes, and a row may have {MAX_ROW_BYTES}",
+                f"row {row} would be stored in {sizes[too_large_error[0]]} bytes, and a row may have {MAX_ROW_BYTES}",
                 field="body",
                 row=row,
-                given=f"{sizes[too_large[0]]} bytes",
+                given=f"{sizes[too_large_error[0]]} bytes",
                 expected=f"at most {MAX_ROW_BYTES} bytes",
             )
         ends, begin = np.cumsum(sizes), 0
@@ -65,7 +65,7 @@ class StoredFile:
             self._pending_bytes += int(ends[end - 1]) - before
             begin = end
 
-    def __enter__(self) -> "StoredFile":
+    def __enter__(self) -> "ArrowFileWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,7 +82,9 @@ class StoredFile:
         if not self._pending:
             return
         whole = self._pending[0] if len(self._pending) == 1 else pa.concat_batches(self._pending)
-        arrays = [stored(array, column.type) for array, column in zip(whole.columns, self._columns, strict=True)]
+        arrays = [
+            to_stored_array(array, column.type) for array, column in zip(whole.columns, self._columns, strict=True)
+        ]
         batch = pa.record_batch(arrays, schema=self._schema)
         self._seen(batch, self.rows)
         self._writer.write_batch(batch)
@@ -90,7 +92,7 @@ class StoredFile:
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
 
-def least_row_bytes(columns: Sequence[Planned]) -> float:
+def min_row_bytes(columns: Sequence[PlannedColumn]) -> float:
     """How many bytes every row takes at least, whatever is in it."""
     return sum(_fixed_bytes(column.type) for column in columns)
 
@@ -125,7 +127,7 @@ def _fixed_bytes(arrow_type: Any) -> float:
     return float(arrow_type.bit_width / 8)
 
 
-class _Sink:
+class _BoundedFile:
     """A file that counts and digests what is written to it, and takes no more than it may have."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -139,7 +141,7 @@ class _Sink:
         """Append."""
         view = memoryview(content)
         if self.bytes + view.nbytes > self._max_bytes:
-            raise too_large(self._max_bytes)
+            raise too_large_error(self._max_bytes)
         self.digest.update(view)
         self._file.write(view)
         self.bytes += view.nbytes
@@ -171,7 +173,7 @@ class _Sink:
         return False
 
 
-def too_large(max_bytes: int) -> InvalidDataset:
+def too_large_error(max_bytes: int) -> InvalidDataset:
     """The error for a data set whose stored form does not fit."""
     return InvalidDataset(
         f"the data set would be stored in more than {max_bytes} bytes",

@@ -9,22 +9,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adapters.errors import InvalidDataset, shown
+from adapters.errors import InvalidDataset, shorten
 
 MAX_COLUMNS = 16_384
-LONGEST_NAME = 200
+MAX_NAME_CHARACTERS = 200
 """Characters of a column's name."""
 TEXT_BLOCK_BYTES = 2**23
 """Text is read in blocks of so many bytes."""
 MAX_ROW_BYTES = 2**24
 """Of one row, as text and as stored: what is held in memory is a few such rows at most."""
 
-Unreadable: TypeAlias = Callable[[int, str, str], None]
+ReportUnreadable: TypeAlias = Callable[[int, str, str], None]
 """Told the row, the column and the reason for each cell that was left out, row numbers from the file's start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
+class PlannedColumn:
     """A column as it will be stored."""
 
     name: str
@@ -38,9 +38,9 @@ class Planned:
 class Source:
     """One file, looked through far enough to know how its columns will be stored."""
 
-    columns: Sequence[Planned]
-    chunks: Callable[[Unreadable], Iterable[Sequence[Any]]]
-    """Arrays, one a column and equally long, which `adapters.datasets.columns.stored` takes to the planned types."""
+    columns: Sequence[PlannedColumn]
+    chunks: Callable[[ReportUnreadable], Iterable[Sequence[Any]]]
+    """Chunks of rows: one array per column, all of one length, which `to_stored_array` converts to the planned types."""
     rows: int | None = None
     """How many rows there will be, where that is known."""
 
@@ -59,21 +59,21 @@ def check_names(names: Sequence[str]) -> None:
         )
     seen: set[str] = set()
     for position, name in enumerate(names):
-        if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        if not name.strip() or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
             raise InvalidDataset(
-                f"the name of column {position} is not one: {shown(name)!r}",
+                f"the name of column {position} is not one: {shorten(name)!r}",
                 field="body",
                 given=name,
-                expected=f"1 to {LONGEST_NAME} printable characters",
+                expected=f"1 to {MAX_NAME_CHARACTERS} printable characters",
             )
         if name in seen:
             raise InvalidDataset(
-                f"two columns are called {shown(name)!r}", field="body", given=name, expected="a name of its own"
+                f"two columns are called {shorten(name)!r}", field="body", given=name, expected="a name of its own"
             )
         seen.add(name)
 
 
-class Widths:
+class WidthCounter:
     """How long the lists of one column are, counted."""
 
     def __init__(self) -> None:
@@ -88,20 +88,20 @@ class Widths:
         """Count one list."""
         self._counts[length] += 1
 
-    def plan(self, name: str, value_type: Any) -> Planned:
+    def plan(self, name: str, element_type: Any) -> PlannedColumn:
         """The column: of lists of one size where all have it, of any size otherwise."""
-        if len(self._counts) == 1 and 0 not in self._counts and not pa.types.is_string(value_type):
-            return Planned(name=name, type=pa.list_(value_type, *self._counts))
+        if len(self._counts) == 1 and 0 not in self._counts and not pa.types.is_string(element_type):
+            return PlannedColumn(name=name, type=pa.list_(element_type, *self._counts))
         # Whole numbers in lists of several lengths are labels: nothing is odd about them.
-        usual = self.usual() if pa.types.is_floating(value_type) else None
-        return Planned(name=name, type=pa.list_(value_type), usual_width=usual)
+        usual = self.usual() if pa.types.is_floating(element_type) else None
+        return PlannedColumn(name=name, type=pa.list_(element_type), usual_width=usual)
 
     def usual(self) -> int | None:
         """The most common width, of several the smallest; None where there is no list at all."""
         return min(self._counts, key=lambda width: (-self._counts[width], width), default=None)
 
 
-def pieces(batch: Any) -> Iterator[Any]:
+def split_batch(batch: Any) -> Iterator[Any]:
     """A record batch in slices that are small enough to be copied a few times."""
     each = max(1, batch.nbytes // max(1, batch.num_rows))
     rows = max(1, min(8192, TEXT_BLOCK_BYTES // each))
@@ -109,10 +109,10 @@ def pieces(batch: Any) -> Iterator[Any]:
         yield batch.slice(begin, rows)
 
 
-_TAKEN = "numbers, booleans, text, dates, and lists of numbers or of text"
+_SUPPORTED = "numbers, booleans, text, dates, and lists of numbers or of text"
 
 
-def plain(arrow_type: Any) -> Any:
+def storage_type(arrow_type: Any) -> Any:
     """The type of the values, where they are kept in a dictionary or under an extension's name."""
     while True:
         if isinstance(arrow_type, pa.BaseExtensionType):
@@ -131,7 +131,7 @@ def is_list(arrow_type: Any) -> bool:
 
 def scalar_type(name: str, arrow_type: Any) -> Any:
     """The stored type of a column of `arrow_type`, which is no list; raises `InvalidDataset` where there is none."""
-    kinds, given = pa.types, plain(arrow_type)
+    kinds, given = pa.types, storage_type(arrow_type)
     if kinds.is_boolean(given):
         return pa.bool_()
     if kinds.is_integer(given):
@@ -143,31 +143,31 @@ def scalar_type(name: str, arrow_type: Any) -> Any:
     text = kinds.is_string(given) or kinds.is_large_string(given) or kinds.is_string_view(given)
     if text or kinds.is_date(given) or kinds.is_timestamp(given):
         return pa.string()
-    raise not_taken(name, arrow_type)
+    raise unsupported_type(name, arrow_type)
 
 
-def value_type(name: str, arrow_type: Any) -> Any:
+def element_type(name: str, arrow_type: Any) -> Any:
     """The stored type of what is in the lists of a column; raises `InvalidDataset` where there is none."""
-    given = plain(plain(arrow_type).value_type)
+    given = storage_type(storage_type(arrow_type).value_type)
     if is_list(given):
-        raise not_taken(name, arrow_type)
+        raise unsupported_type(name, arrow_type)
     chosen = scalar_type(name, given)
     if pa.types.is_boolean(chosen):
-        raise not_taken(name, arrow_type)
+        raise unsupported_type(name, arrow_type)
     return chosen
 
 
-def not_taken(name: str, arrow_type: object) -> InvalidDataset:
+def unsupported_type(name: str, arrow_type: object) -> InvalidDataset:
     """The error for a column of a type that cannot be stored."""
     return InvalidDataset(
-        f"the column {shown(name)!r} is of the type {shown(str(arrow_type))}, which is not taken",
+        f"the column {shorten(name)!r} is of the type {shorten(str(arrow_type))}, which is not taken",
         field=name,
         given=str(arrow_type),
-        expected=_TAKEN,
+        expected=_SUPPORTED,
     )
 
 
-def stored(array: Any, target: Any) -> Any:
+def to_stored_array(array: Any, target: Any) -> Any:
     """An array as one of the stored type `target`, in buffers of its own.
 
     What lies behind a null becomes zero, so that the same values give the same bytes however they came. Raises
@@ -181,19 +181,19 @@ def stored(array: Any, target: Any) -> Any:
         else:
             break
     if is_list(target):
-        return _stored_list(array, target)
+        return _to_stored_list(array, target)
     if pa.types.is_string(target):
-        return _packed(_texts(array))
+        return _repack_text(_to_text(array))
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), target)
     numbers = array.cast(target)
-    nulls = _nulls(numbers)
+    nulls = _null_mask(numbers)
     if nulls is not None:
         numbers = numbers.fill_null(False if pa.types.is_boolean(target) else 0)
     return pa.array(numbers.to_numpy(zero_copy_only=False), type=target, mask=nulls)
 
 
-def null_elements(array: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+def rows_with_null_elements(array: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The rows of an array of lists whose list has a null in it."""
     elements = array.flatten()
     if elements.null_count == 0:
@@ -202,7 +202,7 @@ def null_elements(array: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.unique(rows.to_numpy()).astype(np.int64)
 
 
-def without_rows(array: Any, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> Any:
+def set_rows_null(array: Any, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> Any:
     """The array with these rows null."""
     if len(rows) == 0:
         return array
@@ -211,10 +211,10 @@ def without_rows(array: Any, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> Any
     return pc.if_else(pa.array(left_out), pa.scalar(None, array.type), array)
 
 
-def _stored_list(array: Any, target: Any) -> Any:
-    nulls = _nulls(array)
+def _to_stored_list(array: Any, target: Any) -> Any:
+    nulls = _null_mask(array)
     mask = None if nulls is None else pa.array(nulls)
-    values = stored(array.flatten(), target.value_type)  # of the lists that are not null
+    values = to_stored_array(array.flatten(), target.value_type)  # of the lists that are not null
     if pa.types.is_fixed_size_list(target):
         width = target.list_size
         if nulls is None:
@@ -227,7 +227,7 @@ def _stored_list(array: Any, target: Any) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=mask)
 
 
-def _texts(array: Any) -> Any:
+def _to_text(array: Any) -> Any:
     kinds, given = pa.types, array.type
     if not (kinds.is_timestamp(given) or kinds.is_date(given)):
         return array.cast(pa.string())
@@ -236,7 +236,7 @@ def _texts(array: Any) -> Any:
     return pc.replace_substring(array.cast(pa.string()), " ", "T")
 
 
-def _packed(texts: Any) -> Any:
+def _repack_text(texts: Any) -> Any:
     """Text in buffers that begin and end with it."""
     valid = None
     if texts.null_count:
@@ -251,5 +251,5 @@ def _packed(texts: Any) -> Any:
     return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets - offsets[0]), content, valid)
 
 
-def _nulls(array: Any) -> "np.ndarray[Any, np.dtype[np.bool_]] | None":
+def _null_mask(array: Any) -> "np.ndarray[Any, np.dtype[np.bool_]] | None":
     return array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adapters.arrays import Float32
-from adapters.datasets.columns import Planned, is_list
-from adapters.errors import MOST_BAD_ROWS, BadRow, BadRows, shown
+from adapters.datasets.columns import PlannedColumn, is_list
+from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, shorten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class IngestReport:
     """A file that was read and written again in the stored form."""
 
     rows: int
@@ -48,7 +48,7 @@ class Report:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Report":
+    def from_json(cls, value: Mapping[str, Any]) -> "IngestReport":
         """What `to_json` made."""
         lists = {"columns": columns_from_json(value["columns"]), "bad_rows": bad_rows_from_json(value["bad_rows"])}
         return cls(**{**value, **lists})
@@ -74,10 +74,10 @@ def bad_rows_from_json(value: Sequence[Mapping[str, Any]]) -> tuple[BadRow, ...]
     return tuple(BadRow(**bad) for bad in value)
 
 
-class Census:
+class ColumnReport:
     """One data set's."""
 
-    def __init__(self, columns: Sequence[Planned]) -> None:
+    def __init__(self, columns: Sequence[PlannedColumn]) -> None:
         self._columns = columns
         self._position = {column.name: position for position, column in enumerate(columns)}
         self._nulls = [0] * len(columns)
@@ -89,21 +89,23 @@ class Census:
         """A cell was left out by the reader: it will come by again, as a null. Call it in the order of rows."""
         self._unreadable.append((row, self._position[column], reason))
         # Cells of one chunk come column by column: keep far more than are needed, and the first ones among them.
-        if len(self._unreadable) > 1000 * MOST_BAD_ROWS:
-            self._unreadable = sorted(self._unreadable)[:MOST_BAD_ROWS]
+        if len(self._unreadable) > 1000 * MAX_BAD_ROWS:
+            self._unreadable = sorted(self._unreadable)[:MAX_BAD_ROWS]
 
     def note(self, batch: Any, begin: int) -> None:
         """Look at a batch of the stored form; its first row is the row `begin`."""
-        found = self._found if len(self._found) < MOST_BAD_ROWS else None
+        found = self._found if len(self._found) < MAX_BAD_ROWS else None
         for position, (column, array) in enumerate(zip(self._columns, batch.columns, strict=True)):
             self._nulls[position] += array.null_count
             bad = not_finite_rows(array)
             self._not_finite[position] += len(bad)
             if found is not None:
-                odd = odd_rows(array, column.usual_width)
-                found.extend((begin + row, position, why) for row, why in _reasons(array, bad, odd, column.usual_width))
+                odd = rows_of_other_width(array, column.usual_width)
+                found.extend(
+                    (begin + row, position, why) for row, why in _bad_rows_of(array, bad, odd, column.usual_width)
+                )
         if found is not None:
-            self._found = sorted(found)[:MOST_BAD_ROWS]
+            self._found = sorted(found)[:MAX_BAD_ROWS]
 
     def columns(self) -> tuple[Column, ...]:
         """What was counted."""
@@ -124,7 +126,7 @@ class Census:
         reasons |= {(row, position): reason for row, position, reason in self._unreadable}
         return tuple(
             BadRow(row, self._columns[position].name, reason)
-            for (row, position), reason in sorted(reasons.items())[:MOST_BAD_ROWS]
+            for (row, position), reason in sorted(reasons.items())[:MAX_BAD_ROWS]
         )
 
 
@@ -153,7 +155,7 @@ def _not_finite(values: Any) -> NDArray[np.int64]:
     return np.flatnonzero(~np.isfinite(as_float32(values)))
 
 
-def odd_rows(array: Any, width: int | None) -> NDArray[np.int64]:
+def rows_of_other_width(array: Any, width: int | None) -> NDArray[np.int64]:
     """The rows whose list has another width; nulls are not among them."""
     if width is None:
         return np.empty(0, np.int64)
@@ -173,64 +175,66 @@ def as_float32(values: Any) -> NDArray[np.float32]:
     return narrow
 
 
-def why_not_finite(value: float) -> str:
+def describe_not_finite(value: float) -> str:
     """Names a number that is not finite as float32."""
     if np.isnan(value):
         return "NaN"
     return f"{'-' if value < 0 else ''}Infinity" if np.isinf(value) else f"not finite as float32: {value!r}"
 
 
-def why_row_not_finite(array: Any, row: int) -> str:
+def describe_row_not_finite(array: Any, row: int) -> str:
     """Names the first number of a row that is not finite as float32."""
     value = array[row].as_py()
     if not isinstance(value, list):
-        return why_not_finite(value)
+        return describe_not_finite(value)
     with np.errstate(over="ignore"):
         element = int(np.flatnonzero(~np.isfinite(np.array(value).astype(np.float32)))[0])
-    return f"element {element} is {why_not_finite(value[element])}"
+    return f"element {element} is {describe_not_finite(value[element])}"
 
 
-def _reasons(
+def _bad_rows_of(
     array: Any, bad: NDArray[np.int64], odd: NDArray[np.int64], width: int | None
 ) -> Iterator[tuple[int, str]]:
     if array.null_count:
         nulls = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
-        yield from ((int(row), "null") for row in nulls[:MOST_BAD_ROWS])
-    yield from ((int(row), why_row_not_finite(array, int(row))) for row in bad[:MOST_BAD_ROWS])
-    for row in odd[:MOST_BAD_ROWS]:
+        yield from ((int(row), "null") for row in nulls[:MAX_BAD_ROWS])
+    yield from ((int(row), describe_row_not_finite(array, int(row))) for row in bad[:MAX_BAD_ROWS])
+    for row in odd[:MAX_BAD_ROWS]:
         yield int(row), f"{len(array[int(row)])} numbers, where most rows have {width}"
 
 
-_LARGEST_EXACT = 2.0**53
+_MAX_EXACT_FLOAT = 2.0**53
 
 
-def find_bad(array: Any, name: str, width: int, start: int, bad: list[BadRow]) -> None:
+def add_bad_column_rows(array: Any, name: str, width: int, start: int, bad: list[BadRow]) -> None:
     """Add the bad rows of one column of a batch whose first row is `start`."""
     if array.null_count:
-        add_bad(bad, start, name, np.flatnonzero(nulls(array)), lambda _row: "null")
+        add_bad_rows(bad, start, name, np.flatnonzero(null_mask(array)), lambda _row: "null")
     if pa.types.is_list(array.type):
-        odd = odd_rows(array, width)
-        add_bad(bad, start, name, odd, lambda row: f"{len(array[row])} numbers, where most rows have {width}")
-    add_bad(bad, start, name, not_finite_rows(array), lambda row: why_row_not_finite(array, row))
+        odd = rows_of_other_width(array, width)
+        add_bad_rows(bad, start, name, odd, lambda row: f"{len(array[row])} numbers, where most rows have {width}")
+    add_bad_rows(bad, start, name, not_finite_rows(array), lambda row: describe_row_not_finite(array, row))
 
 
-def add_bad(bad: list[BadRow], start: int, name: str, rows: NDArray[np.int64], reason: Callable[[int], str]) -> None:
+def add_bad_rows(
+    bad: list[BadRow], start: int, name: str, rows: NDArray[np.int64], reason: Callable[[int], str]
+) -> None:
     """Add the first of these rows of a batch whose first row is `start`."""
-    bad.extend(BadRow(start + int(row), name, reason(int(row))) for row in rows[:MOST_BAD_ROWS])
+    bad.extend(BadRow(start + int(row), name, reason(int(row))) for row in rows[:MAX_BAD_ROWS])
 
 
-def refuse(bad: list[BadRow], field: str) -> None:
+def raise_bad_rows(bad: list[BadRow], field: str) -> None:
     """Raises `BadRows` where there are some."""
     if bad:
         first = bad[0]
         raise BadRows(
-            f"{field}: row {first.row}, column {shown(first.column)!r}: {first.reason}",
-            rows=bad[:MOST_BAD_ROWS],
+            f"{field}: row {first.row}, column {shorten(first.column)!r}: {first.reason}",
+            rows=bad[:MAX_BAD_ROWS],
             field=field,
         )
 
 
-def block(arrays: Sequence[Any], width: int) -> Float32:
+def to_matrix(arrays: Sequence[Any], width: int) -> Float32:
     """Columns without bad rows → (N, C) float32."""
     if is_list(arrays[0].type):
         return _narrow(arrays[0].flatten()).reshape(-1, width)
@@ -248,16 +252,16 @@ def _narrow(values: Any) -> NDArray[np.float32]:
     return as_float32(values)
 
 
-def whole_numbers(array: Any, column: str, start: int, bad: list[BadRow]) -> Any:
+def to_int64(array: Any, column: str, start: int, bad: list[BadRow]) -> Any:
     """Floats that are whole as int64; where they are not, bad rows."""
     values = array.fill_null(0).to_numpy()
     with np.errstate(invalid="ignore"):
-        wrong = ~((np.floor(values) == values) & (np.abs(values) <= _LARGEST_EXACT))
-    add_bad(bad, start, column, np.flatnonzero(wrong), lambda row: f"not a whole number: {values[row]}")
+        wrong = ~((np.floor(values) == values) & (np.abs(values) <= _MAX_EXACT_FLOAT))
+    add_bad_rows(bad, start, column, np.flatnonzero(wrong), lambda row: f"not a whole number: {values[row]}")
     return pa.array(np.where(wrong, 0, values).astype(np.int64))
 
 
-def nulls(array: Any) -> NDArray[np.bool_]:
+def null_mask(array: Any) -> NDArray[np.bool_]:
     """Whether each row is null."""
     missing: NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False)
     return missing

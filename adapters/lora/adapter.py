@@ -21,7 +21,7 @@ from adapters.lora.base_layer import BaseLayer
 FORMAT = 1
 MAX_ALPHA = 1e6
 _METADATA_KEY = "loraplex"
-_STACKED = 2**22
+_STACK_NUMBERS = 2**22
 """Numbers in one stack of factors: 32 MiB as float64."""
 RECORD = Struct("<qqqqd")
 """For `adapters.lora.kernel`: addresses of Aᵀ (R, O), of B (R, I), of bias (O) or 0, each contiguous float32; R; s."""
@@ -138,7 +138,7 @@ def delta_norms(adapters: Sequence[Adapter]) -> list[float]:
         of_shape.setdefault((*adapter.a_OR.shape, adapter.b_RI.shape[1]), []).append(place)
     norms = [0.0] * len(adapters)
     for (O, R, I), places in of_shape.items():
-        at_once = max(1, _STACKED // ((O + I) * R))
+        at_once = max(1, _STACK_NUMBERS // ((O + I) * R))
         for begin in range(0, len(places), at_once):
             some = places[begin : begin + at_once]
             r1 = torch.linalg.qr(torch.stack([adapters[place].a_OR for place in some]).double(), mode="r").R
@@ -164,7 +164,7 @@ def _header(about: str, shapes: Sequence[Sequence[int]]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class _CanonicalHeader:
     """What the header of canonical bytes says."""
 
     about: Mapping[str, Any]
@@ -174,17 +174,19 @@ class _Layout:
 
 # The versions of one rank and alpha have the same header: a cold adapter need not wait for it to be parsed again.
 @lru_cache(maxsize=1024)
-def _layout(header: bytes) -> _Layout:
+def _parse_header(header: bytes) -> _CanonicalHeader:
     entries = json.loads(header)
     about = json.loads(entries.pop("__metadata__")[_METADATA_KEY])
-    return _Layout(about, {name: (entry["data_offsets"][0], entry["shape"]) for name, entry in entries.items()})
+    return _CanonicalHeader(
+        about, {name: (entry["data_offsets"][0], entry["shape"]) for name, entry in entries.items()}
+    )
 
 
 def from_canonical_bytes(content: bytes | bytearray) -> Adapter:
     """The adapter that was stored as `content`; raises `BlobCorrupt` where it is not such a file."""
     try:
         begin = 8 + int.from_bytes(content[:8], "little")
-        layout = _layout(bytes(content[8:begin]))
+        layout = _parse_header(bytes(content[8:begin]))
         tensors = {}
         for name, (offset, shape) in layout.tensors.items():
             flat = np.frombuffer(content, dtype="<f4", count=math.prod(shape), offset=begin + offset)

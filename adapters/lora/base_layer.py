@@ -82,8 +82,8 @@ def load_base_layer(
     where = _choose_device(device)
     held = getattr(torch, dtype) if where.type == "cuda" else torch.float32
     try:
-        weight, bias = _find(source, weight_key, bias_key)
-        _check(source, weight, bias)
+        weight, bias = _load_tensors(source, weight_key, bias_key)
+        _check_tensors(source, weight, bias)
         weight_OI, bias_O = weight.to(where, held), None if bias is None else bias.to(where, held)
     except RuntimeError as error:
         # No such device, or not enough memory: torch says so in words.
@@ -97,10 +97,10 @@ def load_base_layer(
     )
 
 
-def _find(source: str, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
+def _load_tensors(source: str, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
     if generated := _GENERATED.fullmatch(source):
         return _generate(source, generated[1], generated[2])
-    return _read(BUNDLED_FILE if source == BUNDLED else Path(source), weight_key, bias_key)
+    return _read_file(BUNDLED_FILE if source == BUNDLED else Path(source), weight_key, bias_key)
 
 
 def _choose_device(device: str) -> torch.device:
@@ -132,7 +132,7 @@ def _generate(source: str, kind: str, numbers: str) -> tuple[Tensor, Tensor | No
     return torch.randn(parts[1], parts[0], generator=generator), torch.zeros(parts[1])
 
 
-def _read(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
+def _read_file(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -147,7 +147,7 @@ def _read(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | 
     return weight, bias
 
 
-def _check(source: str, weight: Tensor, bias: Tensor | None) -> None:
+def _check_tensors(source: str, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue

@@ -12,7 +12,7 @@ from adapters.lora.adapter import RECORD, Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.lora.kernel import add_low_rank_terms
 
-_WALKED_ALONE = 512
+_KERNEL_MAX_RANK_ROWS = 512
 """Rows times rank: with more, two GEMMs are faster than the walk where all rows are one adapter's."""
 _NO_TERM = RECORD.pack(0, 0, 0, 0, 0.0)
 
@@ -36,7 +36,7 @@ def mixed_forward(base: BaseLayer, x_NI: Tensor, choices: Sequence[Adapter | Non
         return y_NO
     on_cpu = x_NI.device.type == "cpu"
     only = choices[0] if len(choices) == 1 else None
-    if only is not None and (not on_cpu or only.rank * len(x_NI) > _WALKED_ALONE):
+    if only is not None and (not on_cpu or only.rank * len(x_NI) > _KERNEL_MAX_RANK_ROWS):
         y_NO += low_rank_term(x_NI, only)
     elif on_cpu:
         chosen_N = np.asarray(choice_N, dtype=np.int64)

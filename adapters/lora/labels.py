@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.arrays import Float32, is_finite
-from adapters.errors import InvalidCombination, LoraplexError, NotFinite, OutOfRange, WrongType, shown
+from adapters.errors import InvalidCombination, LoraplexError, NotFinite, OutOfRange, WrongType, shorten
 
-FEWEST_LABELS = 2
-LONGEST_LABEL = 200
-LARGEST_LABEL = 2**53
+MIN_LABELS = 2
+MAX_LABEL_CHARACTERS = 200
+MAX_LABEL = 2**53
 """Past it, a client that reads JSON's numbers as float64 takes one label for another."""
 
 
@@ -22,12 +22,12 @@ def check_labels(value: object, *, field: str, outputs: int) -> tuple[str | int,
     Raises `WrongType`, `NotFinite`, `OutOfRange` and `InvalidCombination` (a label twice, or strings among numbers),
     naming the position.
     """
-    expected = f"{FEWEST_LABELS} to {outputs} different strings, or as many whole numbers"
+    expected = f"{MIN_LABELS} to {outputs} different strings, or as many whole numbers"
     if not isinstance(value, list | tuple):
         raise WrongType(f"{field} must be a list of labels", field=field, given=value, expected=expected)
-    if not FEWEST_LABELS <= len(value) <= outputs:
+    if not MIN_LABELS <= len(value) <= outputs:
         raise OutOfRange(
-            f"{field} has {len(value)} entries; at least {FEWEST_LABELS}, and at most one for each of the layer's"
+            f"{field} has {len(value)} entries; at least {MIN_LABELS}, and at most one for each of the layer's"
             f" {outputs} outputs",
             field=field,
             given=f"{len(value)} entries",
@@ -36,19 +36,19 @@ def check_labels(value: object, *, field: str, outputs: int) -> tuple[str | int,
     first: dict[object, int] = {}
     for position, label in enumerate(value):
         place = f"{field}, position {position}"
-        error = _fault(label, place, field)
+        error = _label_error(label, place, field)
         if error is not None:
             raise error
         if type(label) is not type(value[0]):
             raise InvalidCombination(
-                f"{place}: {shown(label)} and {shown(value[0])}: strings and numbers together",
+                f"{place}: {shorten(label)} and {shorten(value[0])}: strings and numbers together",
                 field=field,
                 given=label,
                 expected=expected,
             )
         if label in first:
             raise InvalidCombination(
-                f"{place}: {shown(label)} stands at position {first[label]} already",
+                f"{place}: {shorten(label)} stands at position {first[label]} already",
                 field=field,
                 given=label,
                 expected=expected,
@@ -92,18 +92,18 @@ def most_probable(x_NC: Float32, count: int) -> NDArray[np.intp]:
     return order_NC[:, :count]
 
 
-def _fault(label: object, place: str, field: str) -> LoraplexError | None:
+def _label_error(label: object, place: str, field: str) -> LoraplexError | None:
     """What is wrong with a label by itself."""
-    expected = f"a string of 1 to {LONGEST_LABEL} characters, or a whole number from -2^53 to 2^53"
+    expected = f"a string of 1 to {MAX_LABEL_CHARACTERS} characters, or a whole number from -2^53 to 2^53"
     if type(label) is float and not is_finite(label):
         return NotFinite(f"{place}: not a finite number", field=field, given=label, expected=expected)
     if type(label) is int:
-        if abs(label) <= LARGEST_LABEL:
+        if abs(label) <= MAX_LABEL:
             return None
-        return OutOfRange(f"{place}: {shown(label)} is past 2^53", field=field, given=label, expected=expected)
+        return OutOfRange(f"{place}: {shorten(label)} is past 2^53", field=field, given=label, expected=expected)
     if type(label) is not str:
         return WrongType(f"{place}: neither a string nor a whole number", field=field, given=label, expected=expected)
-    if not 1 <= len(label) <= LONGEST_LABEL:
+    if not 1 <= len(label) <= MAX_LABEL_CHARACTERS:
         return OutOfRange(f"{place}: a label of {len(label)} characters", field=field, given=label, expected=expected)
     if any("\ud800" <= character <= "\udfff" for character in label):
         return WrongType(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from adapters.errors import LoraplexError, MissingField, PeftUnsupported, WrongType, shown
+from adapters.errors import LoraplexError, MissingField, PeftUnsupported, WrongType, shorten
 from adapters.lora.adapter import check_alpha
 from adapters.strict_json import parse
 
@@ -18,7 +18,7 @@ MAX_CONFIG_BYTES = 2**19
 Number = TypeVar("Number", int, float)
 
 _LITERAL_PATH = re.compile(r"[A-Za-z0-9_.-]+")
-_WITHOUT_EFFECT = {
+_KEYS_WITHOUT_EFFECT = {
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -31,7 +31,7 @@ _WITHOUT_EFFECT = {
     "task_type",
 }
 """Config keys that do not change what a loaded adapter answers. `target_modules` may hold a regex: never run."""
-_READ = {
+_KEYS_READ = {
     "alpha_pattern",
     "init_lora_weights",
     "lora_alpha",
@@ -92,7 +92,7 @@ def _read_config(text: bytes) -> dict[str, Any]:
     if not (isinstance(init, bool) or init in (None, "gaussian")):
         raise _unsupported("init_lora_weights", init, 'true, false or "gaussian": the others may change the base')
     for key, value in config.items():
-        if key in _READ or key in _WITHOUT_EFFECT or value is None or value is False or value in _EMPTY:
+        if key in _KEYS_READ or key in _KEYS_WITHOUT_EFFECT or value is None or value is False or value in _EMPTY:
             continue
         if _DEFAULTS.get(key) != value:
             raise _unsupported(key, value, "left out, null, false or empty")
@@ -109,7 +109,7 @@ def _read_config(text: bytes) -> dict[str, Any]:
 
 def _unsupported(key: str, value: object, expected: str) -> LoraplexError:
     return PeftUnsupported(
-        f"{CONFIG_FILE}: {key} = {shown(value)[:60]} cannot be served exactly",
+        f"{CONFIG_FILE}: {key} = {shorten(value)[:60]} cannot be served exactly",
         field=key,
         given=value,
         expected=expected,
@@ -136,10 +136,10 @@ def _check_pattern(key: str, config: Mapping[str, Any], numbers: tuple[type, ...
 
 def _from_pattern(pattern: Mapping[str, Number], module: str, *, default: Number) -> Number:
     """The value of the first key that is the module's path or its end, as PEFT takes it."""
-    return next((value for path, value in pattern.items() if _is_end_of(path, module)), default)
+    return next((value for path, value in pattern.items() if _is_suffix_of(path, module)), default)
 
 
-def _is_end_of(path: str, module: str) -> bool:
+def _is_suffix_of(path: str, module: str) -> bool:
     """Whether PEFT's regex `(.*\\.)?(path)$` matches: of a literal path it reads the dots as any character."""
     end = len(module) - len(path)
     starts_a_name = end == 0 or (end > 0 and module[end - 1] == ".")

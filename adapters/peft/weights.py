@@ -50,9 +50,9 @@ def read_peft(
     """
     config = read_config(config_text)
     named, metadata = read_safetensors(tensor_file, what=TENSOR_FILE)
-    about = _about(metadata)
+    about = _read_metadata(metadata)
     _check_made_for(about, base, feature_space)
-    tensors, module = _of_one_module(named)
+    tensors, module = _select_module(named)
     rank, alpha = config.rank_of(module), config.alpha_of(module)
     a_OR, b_RI, bias_O = tensors["lora_B.weight"], tensors["lora_A.weight"], tensors.get("lora_B.bias")
     check_factors(a_OR, b_RI, bias_O, base, max_rank=max_rank, names=("lora_B.weight", "lora_A.weight", "lora_B.bias"))
@@ -73,7 +73,7 @@ def read_peft(
         )
     a_OR, b_RI = a_OR.float().contiguous(), b_RI.float().contiguous()
     bias_O = None if bias_O is None else bias_O.float().contiguous()
-    return Adapter(a_OR, b_RI, bias_O, alpha, config.rslora, feature_space, _labels(about, base)), module
+    return Adapter(a_OR, b_RI, bias_O, alpha, config.rslora, feature_space, _read_labels(about, base)), module
 
 
 def write_peft(adapter: Adapter, *, module: str, base_fingerprint: str) -> dict[str, bytes]:
@@ -122,7 +122,7 @@ def _save(tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> bytes:
     return save_tensors(dict(tensors), metadata={_METADATA_KEY: json.dumps(about, sort_keys=True)})
 
 
-def _about(metadata: Mapping[str, object]) -> Mapping[str, object]:
+def _read_metadata(metadata: Mapping[str, object]) -> Mapping[str, object]:
     """What our own entry in a file's metadata says; nothing where there is none."""
     ours = metadata.get(_METADATA_KEY)
     if ours is None:
@@ -152,14 +152,14 @@ def _check_made_for(made_for: Mapping[str, object], base: BaseLayer, feature_spa
         )
 
 
-def _labels(about: Mapping[str, object], base: BaseLayer) -> tuple[str | int, ...] | None:
+def _read_labels(about: Mapping[str, object], base: BaseLayer) -> tuple[str | int, ...] | None:
     given = about.get(_LABELS_KEY)
     if given is None:
         return None
     return check_labels(given, field=f"{_LABELS_KEY} of {TENSOR_FILE}", outputs=base.out_features)
 
 
-def _of_one_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+def _select_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """The tensors by what PEFT calls them within their module, and the module's path."""
     found: dict[str, Tensor] = {}
     modules: set[str] = set()

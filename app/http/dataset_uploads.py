@@ -9,7 +9,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from adapters.datasets.ingest import CONTENT_TYPES, Reading, raw_file
+from adapters.datasets.ingest import CONTENT_TYPES, Ingestion, upload_file
 from adapters.datasets.store import DatasetVersion
 from app.http.bodies import content_type
 from app.service import Service
@@ -25,9 +25,9 @@ async def receive_dataset(
     Raises `UnsupportedMediaType`, what the reading raises, and `ClientDisconnect`, which leaves nothing behind.
     """
     kind = content_type(request.headers.get("content-type", ""), *CONTENT_TYPES)
-    with raw_file(service.settings.data_dir / "tmp") as raw:
+    with upload_file(service.settings.data_dir / "tmp") as raw:
         await _receive(request, raw)
-        reading = Reading(
+        reading = Ingestion(
             raw,
             CONTENT_TYPES[kind],
             memory_bytes=service.settings.trainer_memory_bytes,
@@ -49,7 +49,7 @@ async def receive_dataset(
 
 async def _add(
     name: str,
-    reading: Reading,
+    reading: Ingestion,
     kind: str,
     service: Service,
     precondition: Callable[[bool, str | None], None] | None,

@@ -27,7 +27,7 @@ from adapters.errors import (
     TooManyOpenFiles,
     UnknownField,
     WrongType,
-    shown,
+    shorten,
 )
 from app.http.known_fields import known_fields
 from app.observability.records import NOT_ANSWERED
@@ -327,7 +327,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
 
 def _from_framework(error: HTTPException, request: Request) -> LoraplexError:
-    path = shown(request.url.path)
+    path = shorten(request.url.path)
     known: dict[int, tuple[type[LoraplexError], str]] = {
         404: (RouteNotFound, f"there is nothing at {path}"),
         405: (MethodNotAllowed, f"{path} does not take the method {request.method}"),

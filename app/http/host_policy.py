@@ -9,7 +9,7 @@ are cross-site, and are refused if they could change or compute something.
 import re
 from collections.abc import Sequence
 
-from adapters.errors import shown
+from adapters.errors import shorten
 from app.http.errors import CrossSite, HostNotAllowed
 from app.http.host_names import ANY_HOST, host_name, listening_host, parse_allowed_hosts
 
@@ -105,7 +105,7 @@ def _check_origin(headers: Headers, hosts: Sequence[bytes]) -> None:
         name = None if match is None else host_name(match[1])
         if name is None or {host_name(_text(host)) for host in hosts} != {name}:
             raise CrossSite(
-                f"the request comes from a page of {shown(origin)}, which is not the host that it is addressed to; a "
+                f"the request comes from a page of {shorten(origin)}, which is not the host that it is addressed to; a "
                 "proxy in front has to pass the client's Host on",
                 field="Origin",
                 given=origin,
@@ -115,7 +115,7 @@ def _check_origin(headers: Headers, hosts: Sequence[bytes]) -> None:
 
 def _not_allowed(host: str) -> HostNotAllowed:
     return HostNotAllowed(
-        f"the service does not answer to the host '{shown(host)}'; if that is its name, add it to "
+        f"the service does not answer to the host '{shorten(host)}'; if that is its name, add it to "
         "LORAPLEX_ALLOWED_HOSTS",
         field="Host",
         given=host,

@@ -10,7 +10,7 @@ import orjson
 from adapters.arrays import Float32
 from adapters.catalog.versions import Version
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import LONGEST_REFERENCE
+from adapters.names import MAX_REFERENCE_CHARACTERS
 from app.http.bodies import LEAST_LIMIT_BYTES, NUMBER_BYTES
 from app.service import Service
 from app.serving.fast_json import count_lists
@@ -55,7 +55,7 @@ def most_json_bytes(service: Service) -> int:
     """Return how long the JSON of a predict or infer request may be: what its shapes can need, or the setting."""
     settings = service.settings
     numbers = settings.max_rows * service.base.in_features
-    needed = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + settings.max_rows * LONGEST_REFERENCE
+    needed = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + settings.max_rows * MAX_REFERENCE_CHARACTERS
     return min(settings.max_predict_json_bytes, needed)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.arrays import Float32
-from adapters.datasets.selectors import Selection, parse_selection
+from adapters.datasets.selectors import ColumnSelector, parse_selector
 from adapters.datasets.table import Table
 from adapters.errors import OutOfRange, WrongShape, WrongType
 from adapters.names import parse_reference
@@ -71,15 +71,15 @@ def _rows_of_dataset(service: Service, body: DatasetData, loss: Loss, *, field: 
             given=f"{table.rows} rows",
             expected=f"at most {MOST_ROWS} rows",
         )
-    inputs = parse_selection(body.inputs, field=f"{field}.inputs")
-    targets = parse_selection(body.targets, field=f"{field}.targets")
+    inputs = parse_selector(body.inputs, field=f"{field}.inputs")
+    targets = parse_selector(body.targets, field=f"{field}.targets")
     numbers = _numbers(table, inputs, base.in_features, field=f"{field}.inputs")
     classes_N, wanted, names = _targets(
         table, targets, loss, field=f"{field}.targets", outputs=base.out_features, labels=labels
     )
     weights_N = None
     if body.weight is not None:
-        column = Selection(column=body.weight)
+        column = ColumnSelector(column=body.weight)
         _check_width(table, column, 1, field=f"{field}.weight")
         weights_N = check_weights(table.numbers(column, field=f"{field}.weight")[:, 0], field=f"{field}.weight")
     shown: dict[str, Any] = {
@@ -104,7 +104,7 @@ def _rows_of_dataset(service: Service, body: DatasetData, loss: Loss, *, field: 
 
 
 def _targets(
-    table: Table, selection: Selection, loss: Loss, *, field: str, outputs: int, labels: object
+    table: Table, selection: ColumnSelector, loss: Loss, *, field: str, outputs: int, labels: object
 ) -> tuple[Classes | None, Numbers, tuple[str | int, ...] | None]:
     """The classes where each row has one; what a data file stores; the labels."""
     check_has_labels(loss, labels, field=field)
@@ -140,7 +140,7 @@ def _targets(
     return None, shares, known
 
 
-def _numbers(table: Table, selection: Selection, wanted: int, *, field: str) -> Numbers:
+def _numbers(table: Table, selection: ColumnSelector, wanted: int, *, field: str) -> Numbers:
     """Columns of numbers, looked at in full and read part by part; raises `WrongShape` and `BadRows`."""
     _check_width(table, selection, wanted, field=field)
     table.check_numbers(selection, field=field)
@@ -175,11 +175,11 @@ def _corpus(service: Service, body: CorpusBody, loss: Loss, *, field: str) -> Nu
     check_corpus(loss, field=field)
     reference = parse_reference(body.dataset, field=f"{field}.dataset")
     table = Table.open(service.datasets.path(service.datasets.find(reference, field=f"{field}.dataset")))
-    selection = parse_selection(body.documents, field=f"{field}.documents")
+    selection = parse_selector(body.documents, field=f"{field}.documents")
     return _numbers(table, selection, service.base.out_features, field=f"{field}.documents")
 
 
-def _check_width(table: Table, selection: Selection, wanted: int, *, field: str) -> None:
+def _check_width(table: Table, selection: ColumnSelector, wanted: int, *, field: str) -> None:
     width = table.width(selection, field=field)
     if width != wanted:
         raise WrongShape(

@@ -11,7 +11,7 @@ from adapters.jobs.job_adapters import JobAdapter
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import check_name
-from adapters.training.data_file import Column, DataFile, whole
+from adapters.training.data_file import Column, DataFile, in_memory_column
 from adapters.training.planning.estimate import estimate
 from adapters.training.planning.split import Split
 from adapters.training.settings import Loss, TrainingSpec
@@ -55,8 +55,8 @@ class _Asked:
         """Of the data file."""
         rows, held = self.rows, self.held
         found = rows.columns() | ({} if held is None else held.columns("held_"))
-        found |= {} if key_N is None else {"key_N": whole(key_N)}
-        found |= {} if self.fleet is None or rows.fleet is None else {"groups_N": whole(rows.fleet.codes_N)}
+        found |= {} if key_N is None else {"key_N": in_memory_column(key_N)}
+        found |= {} if self.fleet is None or rows.fleet is None else {"groups_N": in_memory_column(rows.fleet.codes_N)}
         found |= {} if rows.corpus is None else {"corpus_MO": rows.corpus.column()}
         return found | start_columns(self.start) | prior_columns(self.prior)
 

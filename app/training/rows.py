@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.arrays import Float32, is_finite, matrix, one_a_row, vector
+from adapters.arrays import Float32, is_finite, matrix, one_per_row, vector
 from adapters.datasets.table import Table
 from adapters.errors import BadRow, BadRows, IgnoredField, NotFinite, OutOfRange, WrongType
-from adapters.training.data_file import Column, whole
+from adapters.training.data_file import Column, in_memory_column
 from adapters.training.settings import Loss
 from app.service import Service
 from app.training.schemas import InlineData
@@ -80,7 +80,7 @@ class Rows:
             f"{prefix}inputs_NI": self.inputs.column(),
             f"{prefix}targets": self.targets.column("F32" if self.classes_N is None else "I64"),
         }
-        return found if self.weights_N is None else found | {f"{prefix}weights_N": whole(self.weights_N)}
+        return found if self.weights_N is None else found | {f"{prefix}weights_N": in_memory_column(self.weights_N)}
 
 
 def rows_of_request(service: Service, body: InlineData, loss: Loss, *, field: str, labels: object) -> Rows:
@@ -136,7 +136,7 @@ def check_corpus(loss: Loss, *, field: str) -> None:
 
 def _groups(value: object, rows: int, *, field: str) -> Groups:
     expected = "one string or whole number a row"
-    groups = one_a_row(value, field=field, rows=rows, expected=expected)
+    groups = one_per_row(value, field=field, rows=rows, expected=expected)
     for row, group in enumerate(groups):
         if type(group) not in (str, int) or type(group) is not type(groups[0]):
             kind = NotFinite if type(group) is float and not is_finite(group) else WrongType

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongType
-from adapters.training.gradient.sampling import Draws
+from adapters.training.gradient.sampling import Sampler
 from adapters.training.planning.split import By, Split
 from adapters.training.settings import TrainingSpec
 from app.training.rows import Codes, Rows
@@ -74,7 +74,7 @@ def describe_sides(
     elif spec.split is not None:
         classes_N = None if rows.classes_N is None else torch.from_numpy(rows.classes_N)
         key = None if key_N is None else torch.from_numpy(key_N)
-        draws = Draws(spec, rows.count, key_N=key, classes_N=classes_N)
+        draws = Sampler(spec, rows.count, key_N=key, classes_N=classes_N)
         assert draws.held_K is not None
         training_K, held_K = draws.training_K.numpy(), draws.held_K.numpy()
         _check_weight(rows, training_K, "to train on")

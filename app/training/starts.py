@@ -15,7 +15,7 @@ from adapters.catalog.versions import Version
 from adapters.errors import Conflict, InvalidCombination, NotFound, OutOfRange, WrongShape, WrongType
 from adapters.lora.adapter import MAX_ALPHA, Adapter, check_factors, digest_of, scaling_of
 from adapters.names import parse_reference
-from adapters.training.data_file import Column, whole
+from adapters.training.data_file import Column, in_memory_column
 from adapters.training.settings import Init
 from app.http.bodies import read_as
 from app.service import Service
@@ -97,8 +97,8 @@ def prior_columns(prior: tuple[Version, Adapter] | None) -> dict[str, Column]:
         return {}
     adapter = prior[1]
     return {
-        "prior_OR": whole((adapter.a_OR * adapter.scaling).numpy()),
-        "prior_RI": whole(adapter.b_RI.numpy()),
+        "prior_OR": in_memory_column((adapter.a_OR * adapter.scaling).numpy()),
+        "prior_RI": in_memory_column(adapter.b_RI.numpy()),
     }
 
 
@@ -106,7 +106,7 @@ def start_columns(start: Start) -> dict[str, Column]:
     """What a data file stores of the factors to start from, where they are given."""
     if start.a_OR is None or start.b_RI is None:
         return {}
-    return {"start_OR": whole(start.a_OR.numpy()), "start_RI": whole(start.b_RI.numpy())}
+    return {"start_OR": in_memory_column(start.a_OR.numpy()), "start_RI": in_memory_column(start.b_RI.numpy())}
 
 
 def find_usable(service: Service, given: object, *, field: str) -> tuple[Version, Adapter]:

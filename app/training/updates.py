@@ -11,7 +11,7 @@ from adapters.catalog.versions import Version
 from adapters.errors import Conflict, IgnoredField, MissingField, NoStatistics, NotFound
 from adapters.jobs.job import Job
 from adapters.names import Reference, check_name
-from adapters.training.data_file import Column, DataFile, whole
+from adapters.training.data_file import Column, DataFile, in_memory_column
 from adapters.training.planning.estimate import estimate
 from adapters.training.settings import Loss, TrainingSpec
 from app.http.bodies import object_of_body, read_as
@@ -83,7 +83,7 @@ def _prior(service: Service, lineage: Mapping[str, Any]) -> Any:
 def _no_rows(service: Service) -> dict[str, Column]:
     base = service.base
     shapes = {"inputs_NI": (0, base.in_features), "targets": (0, base.out_features)}
-    return {name: whole(np.zeros(shape, np.float32)) for name, shape in shapes.items()}
+    return {name: in_memory_column(np.zeros(shape, np.float32)) for name, shape in shapes.items()}
 
 
 def _plan(

@@ -18,14 +18,14 @@ from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import (
     Spectrum,
-    cut_of,
+    eigenvalue_cutoff,
     loss_of_factors,
-    problem,
     reduced_rank,
     solve,
     spectrum,
+    sums_for,
 )
-from adapters.training.closed_form.statistics import Statistics, Sums, gather
+from adapters.training.closed_form.statistics import Statistics, Sums, accumulate
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import ROWS_AT_ONCE, Fit
 from adapters.training.settings import TrainingSpec
@@ -35,7 +35,7 @@ TOLERANCE = 1e-6
 _EPSILON = torch.finfo(torch.float64).eps
 _MARGIN = 32.0
 """What estimates are multiplied by before they are held against a tolerance: measured errors were up to 9 of them."""
-_WEAK = 1e-9
+_WEAK_DIRECTION = 1e-9
 """Strength, relative to the first, of a direction that adds too little to ΔW for its turning to be seen."""
 
 
@@ -88,18 +88,18 @@ def forget(
             expected="some rows that stay; to forget all of them, delete the adapter",
         )
     noise = _noise(kept, rest, bias=bias)
-    # Not `problem`: that takes a column whose sum of squares has become negative for a constant one.
+    # Not `sums_for`: that takes a column whose sum of squares has become negative for a constant one.
     sums = Sums(rest.gram_II, rest.cross_IO, rest.spread) if bias else rest.about_zero()
     _check_remainder(sums, noise)
     found = spectrum(sums.gram_II, sums.gram_II.new_tensor(ridge))
-    _check_free(sums, found, noise, ridge=ridge)
+    _check_free_directions(sums, found, noise, ridge=ridge)
     _check_movement(sums, found, noise, ridge=ridge, rank=rank, prior_OI=prior_OI)
     return rest
 
 
 def _noise(kept: Statistics, rest: Statistics, *, bias: bool) -> _Noise:
     # A column that never varied, or was always 0, is known to be that still: no rounding there.
-    live_I = problem(kept, bias=bias).gram_II.diagonal() > 0
+    live_I = sums_for(kept, bias=bias).gram_II.diagonal() > 0
     about_means_J, about_zero_J = _EPSILON * rest.peak_2J
     near_J, far_J = (about_means_J, about_zero_J) if bias else (about_zero_J, torch.zeros_like(about_zero_J))
     return _Noise(torch.where(live_I, near_J[:-1], 0.0), torch.where(live_I, far_J[:-1], 0.0), near_J[-1], far_J[-1])
@@ -111,15 +111,15 @@ def _check_remainder(sums: Sums, noise: _Noise) -> None:
     scale_I = torch.where(diagonal_I > 0, diagonal_I, 1.0).rsqrt()
     least = torch.linalg.eigvalsh(scale_I[:, None] * sums.gram_II * scale_I)[0]
     if float(least) < -_MARGIN * noise.of_gram(scale_I):
-        raise _never_in()
+        raise _not_in_sums()
 
 
-def _check_free(sums: Sums, found: Spectrum, noise: _Noise, *, ridge: float) -> None:
+def _check_free_directions(sums: Sums, found: Spectrum, noise: _Noise, *, ridge: float) -> None:
     """Directions that count as free must be that: rounding may neither have hidden a small one nor made one up."""
     absent = int((sums.gram_II.diagonal() + ridge == 0).sum())
     hidden = int((~found.kept_I).sum()) > absent
-    if hidden and noise.of_gram(found.scale_I) > float(cut_of(found.values_I)):
-        raise _lost("in some direction nothing but rounding is left")
+    if hidden and noise.of_gram(found.scale_I) > float(eigenvalue_cutoff(found.values_I)):
+        raise _ill_conditioned("in some direction nothing but rounding is left")
 
 
 def _check_movement(
@@ -139,7 +139,7 @@ def _check_movement(
     explained = (directions_IK.T @ sums.cross_IO).square().sum()
     if float(explained - sums.square) > _MARGIN * len(directions_IK) * float(near + 2 * (near * far).sqrt()):
         # No fit explains more of the residuals' squares than there is.
-        raise _never_in()
+        raise _not_in_sums()
     inverse_near, inverse_far = (
         torch.linalg.matrix_norm(directions_IK @ (directions_IK.T * each_I.sqrt())).square()
         for each_I in (noise.near_I, noise.far_I)
@@ -150,26 +150,26 @@ def _check_movement(
         moved = moved * _amplification(directions_IK.T @ pulled_IO, rank)
     reached = torch.linalg.matrix_norm(solution_GIO[0] @ basis_GOR[0][:, :rank])
     if not float(moved) <= TOLERANCE * float(reached):
-        raise _lost(f"rounding could move the solution by {float(moved / reached):.1e} of its size")
+        raise _ill_conditioned(f"rounding could move the solution by {float(moved / reached):.1e} of its size")
 
 
 def _amplification(whitened_KO: Tensor, rank: int) -> Tensor:
     """How much more a truncation moves than what is truncated: σᵣ / (σᵣ − σᵣ₊₁), from its first derivative."""
     strengths_K = torch.linalg.svdvals(whitened_KO)
-    if rank >= len(strengths_K) or strengths_K[rank - 1] <= _WEAK * strengths_K[0]:
+    if rank >= len(strengths_K) or strengths_K[rank - 1] <= _WEAK_DIRECTION * strengths_K[0]:
         return whitened_KO.new_ones(())
     last, next_out = strengths_K[rank - 1 : rank + 1]
     return torch.div(last, last - next_out)
 
 
-def _never_in() -> IllConditioned:
+def _not_in_sums() -> IllConditioned:
     return IllConditioned(
         "what would remain is no sum over rows: some that are to be forgotten were never in it",
         expected="only rows that were trained on, with the targets and weights that they had",
     )
 
 
-def _lost(why: str) -> IllConditioned:
+def _ill_conditioned(why: str) -> IllConditioned:
     return IllConditioned(
         f"what would be left after forgetting is lost in rounding: {why}",
         expected=f"a remainder exact to {TOLERANCE:g}; train again from the rows that stay, or with a larger ridge",
@@ -192,11 +192,11 @@ def refit(
     kept = kept.to(base.device)
     data = data.to(base.device)
     parts = data.parts(None, ROWS_AT_ONCE)
-    statistics = kept.plus(gather(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts)))
+    statistics = kept.plus(accumulate(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts)))
     gone = data.gone
     if gone is not None:
         parts = gone.parts(None, ROWS_AT_ONCE)
-        forgotten = gather(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts))
+        forgotten = accumulate(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts))
         statistics = forget(
             statistics, forgotten, ridge=spec.ridge, bias=spec.bias, rank=spec.rank, prior_OI=data.prior
         )

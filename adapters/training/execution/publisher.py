@@ -17,7 +17,7 @@ from adapters.jobs.queue import JobQueue
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from adapters.training.evaluation.gate import Gate, Verdict
+from adapters.training.evaluation.gate import Gate, GateDecision
 from adapters.training.evaluation.label_matching import why_unmatched
 from adapters.training.execution.fit_client import Frame
 from adapters.training.settings import Loss
@@ -154,7 +154,7 @@ class Publisher:
         position: int,
         *,
         statistics: bytes | None = None,
-        verdict: Verdict | None = None,
+        verdict: GateDecision | None = None,
         rows: int | None = None,
         resolved: Mapping[str, Any] | None = None,
     ) -> Publication:

@@ -5,7 +5,7 @@ Each raises `WrongType`, naming the field, where a value is of another type.
 
 from collections.abc import Mapping
 
-from adapters.errors import MissingField, UnknownField, WrongType, shown
+from adapters.errors import MissingField, UnknownField, WrongType, shorten
 
 
 def parameters_of(holder: Mapping[str, object], field: str) -> dict[str, object]:
@@ -32,7 +32,7 @@ def object_of(value: object, field: str, known: tuple[str, ...] | None = None) -
     for key in value:
         if known is not None and key not in known:
             raise UnknownField(
-                f"{shown(key)} is not a field of {field}; the fields are {', '.join(known)}",
+                f"{shorten(key)} is not a field of {field}; the fields are {', '.join(known)}",
                 field=key,
                 given=key,
                 expected=f"one of {', '.join(known)}",
@@ -49,4 +49,4 @@ def required(holder: Mapping[str, object], field: str, expected: str, *, within:
 
 def wrong(field: str, given: object, expected: str) -> WrongType:
     """The error for a value of another type than is expected."""
-    return WrongType(f"{shown(field)} must be {expected}", field=field, given=given, expected=expected)
+    return WrongType(f"{shorten(field)} must be {expected}", field=field, given=given, expected=expected)

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from adapters.errors import InvalidCombination, InvalidInput, MissingField, OutOfRange, UnknownField, WrongShape, shown
+from adapters.errors import (
+    InvalidCombination,
+    InvalidInput,
+    MissingField,
+    OutOfRange,
+    UnknownField,
+    WrongShape,
+    shorten,
+)
 from adapters.strict_json import parse
 from app.serving.oip.fields import flag, object_of, parameters_of, required, wrong
 
@@ -96,7 +104,7 @@ def _only_input(request: Mapping[str, object]) -> dict[str, object]:
         name = required(object_of(tensor, "inputs"), "name", "the name inputs", within="inputs.")
         if name != INPUT:
             raise UnknownField(
-                f"there is no input {shown(name)}; the model has one, called {INPUT}",
+                f"there is no input {shorten(name)}; the model has one, called {INPUT}",
                 field="inputs.name",
                 given=name,
                 expected=INPUT,
@@ -121,7 +129,7 @@ def _rows(shape: object, columns: int, max_rows: int) -> int:
         raise wrong("inputs.shape", shape, f"a list of whole numbers, {expected}")
     if len(shape) != 2 or shape[1] != columns or shape[0] < 1:
         raise WrongShape(
-            f"inputs.shape is {shown(shape)}, expected {expected} with at least 1 row",
+            f"inputs.shape is {shorten(shape)}, expected {expected} with at least 1 row",
             field="inputs.shape",
             given=shape,
             expected=expected,
@@ -129,7 +137,7 @@ def _rows(shape: object, columns: int, max_rows: int) -> int:
     rows: int = shape[0]
     if rows > max_rows:
         raise OutOfRange(
-            f"inputs.shape has {shown(rows)} rows; at most {max_rows} fit in one request",
+            f"inputs.shape has {shorten(rows)} rows; at most {max_rows} fit in one request",
             field="inputs.shape",
             given=rows,
             expected=f"at most {max_rows} rows",
@@ -143,7 +151,7 @@ def _datatype(given: object) -> str:
     if given not in ITEM_BYTES:
         known = ", ".join(ITEM_BYTES)
         raise OutOfRange(
-            f"inputs.datatype is {shown(given)}; the model takes {known}",
+            f"inputs.datatype is {shorten(given)}; the model takes {known}",
             field="inputs.datatype",
             given=given,
             expected=f"one of {known}",
@@ -174,7 +182,7 @@ def _binary_size(tensor: Mapping[str, object], rows: int, columns: int, datatype
         raise wrong("inputs.parameters.binary_data_size", size, "a whole number of bytes")
     if size != wanted:
         raise WrongShape(
-            f"binary_data_size is {shown(size)}; shape [{rows}, {columns}] of {datatype} takes {wanted} bytes",
+            f"binary_data_size is {shorten(size)}; shape [{rows}, {columns}] of {datatype} takes {wanted} bytes",
             field="inputs.parameters.binary_data_size",
             given=size,
             expected=f"{wanted} bytes",
@@ -192,7 +200,7 @@ def _only_output(request: Mapping[str, object]) -> dict[str, object]:
         name = required(object_of(output, "outputs", ("name", "parameters")), "name", OUTPUT, within="outputs.")
         if name != OUTPUT:
             raise UnknownField(
-                f"there is no output {shown(name)}; the model has one, called {OUTPUT}",
+                f"there is no output {shorten(name)}; the model has one, called {OUTPUT}",
                 field="outputs.name",
                 given=name,
                 expected=OUTPUT,
@@ -213,7 +221,7 @@ def _classes(parameters: Mapping[str, object]) -> int | None:
         raise wrong(field, count, "a whole number of classes")
     if not 1 <= count < _MOST_CLASSES:
         raise OutOfRange(
-            f"{field} is {shown(count)}",
+            f"{field} is {shorten(count)}",
             field=field,
             given=count,
             expected=f"a whole number from 1 to {_MOST_CLASSES - 1}",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from adapters.arrays import Float32, matrix
 from adapters.catalog.versions import Version
-from adapters.errors import InvalidCombination, MissingField, NotFinite, OutOfRange, WrongShape, shown
+from adapters.errors import InvalidCombination, MissingField, NotFinite, OutOfRange, WrongShape, shorten
 from app.serving.oip.fast_json import read_json_quickly
 from app.serving.oip.header import (
     HEADER_LENGTH,
@@ -181,7 +181,7 @@ def check_named(header: Header, model: str) -> None:
     """Raises `InvalidCombination` where the body names another model than the path."""
     if header.model_name is not None and header.model_name != model:
         raise InvalidCombination(
-            f"model_name is {shown(header.model_name)}, the path says {model}",
+            f"model_name is {shorten(header.model_name)}, the path says {model}",
             field="model_name",
             given=header.model_name,
             expected=f"{model}, or no model_name",

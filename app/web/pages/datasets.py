@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapters.datasets.selectors import Selection
+from adapters.datasets.selectors import ColumnSelector
 from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.datasets.validation import Column
@@ -83,7 +83,7 @@ def _form(service: Service, version: DatasetVersion) -> dict[str, Any]:
     """What the form offers for these columns on this base layer."""
     base = service.base
     inputs = selections.input_choices(version.columns, base.in_features)
-    first: Selection | None = inputs[0].selection if inputs and inputs[0].fits else None
+    first: ColumnSelector | None = inputs[0].selection if inputs and inputs[0].fits else None
     return {
         "base": base,
         "inputs": inputs,

@@ -13,7 +13,7 @@ import pytest
 from adapters.errors import InvalidInput, NotJson, OutOfRange
 from adapters.large_json import reader as json_reading
 from adapters.large_json.reader import read_in_process
-from adapters.large_json.reader_process import MOST_LEVELS
+from adapters.large_json.reader_process import MAX_LEVELS
 
 LONG = "a" * 2**16
 NUMBERS = ",".join(["1"] * 2000)
@@ -50,12 +50,12 @@ def test_objects_that_are_nested_too_deeply_are_refused_as_such(caplog: pytest.L
 
 
 def test_as_many_levels_as_are_accepted_are_given_back() -> None:
-    value: Any = read_in_process(b'{"a":1,"b":' + _nested(MOST_LEVELS - 1) + b"}", longest=10)
+    value: Any = read_in_process(b'{"a":1,"b":' + _nested(MAX_LEVELS - 1) + b"}", longest=10)
     levels = 0
     inner = value["b"]
     while len(inner):
         inner, levels = inner[0], levels + 1
-    assert levels == MOST_LEVELS - 2
+    assert levels == MAX_LEVELS - 2
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from adapters.training.evaluation.metrics.weighting import Metrics, effective_ro
 
 CONFIDENCE = 0.95
 BINS = 15
-MOST_CONFUSED = 50
+MAX_CONFUSION_CLASSES = 50
 """Most classes for which the confusion matrix is reported."""
 THRESHOLD = 0.5
 """A label is present, in truth or in the prediction, above it: scikit-learn's rule for a decision, logit > 0."""
@@ -112,7 +112,7 @@ def _predictions(logits_NK: Tensor) -> tuple[Tensor, Tensor]:
 def _confusion(
     classes_N: Tensor, predicted_N: Tensor, weights_N: Tensor | None, *, classes: int
 ) -> list[list[float]] | None:
-    if classes > MOST_CONFUSED:
+    if classes > MAX_CONFUSION_CLASSES:
         return None
     weights = None if weights_N is None else row_weights(weights_N, classes_N)
     cells = torch.bincount(classes_N * classes + predicted_N, weights, minlength=classes * classes)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from adapters.training.evaluation.metrics.weighting import Metrics, effective_rows, number, numbers, row_weights, slices
 
-MOST_OUTPUTS = 1000
+MAX_REPORTED_OUTPUTS = 1000
 """Outputs up to which each one's numbers are told."""
 
 
@@ -28,10 +28,10 @@ def measure_regression(outputs_NO: Tensor, targets_NO: Tensor, *, weights_N: Ten
         absolute_O += weight_N @ error.abs()
         squared_O += weight_N @ error.square_()
         cosine += weight_N @ cosine_of(given, wanted)
-    spread_O = _spread(targets_NO, weights)
+    spread_O = _sum_of_squares(targets_NO, weights)
     r2_O = torch.where(spread_O > 0, 1 - squared_O / spread_O, torch.nan)
     mae_O, mse_O = absolute_O / total, squared_O / total
-    told = outputs <= MOST_OUTPUTS
+    told = outputs <= MAX_REPORTED_OUTPUTS
     return {
         "rows": rows,
         "effective_rows": effective_rows(weights),
@@ -61,7 +61,7 @@ def cosine_of(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(lengths > 0, cosines, 0.0)
 
 
-def _spread(targets_NO: Tensor, weights_N: Tensor) -> Tensor:
+def _sum_of_squares(targets_NO: Tensor, weights_N: Tensor) -> Tensor:
     """(O,) Σ w·(t − mean)², exactly 0 where t is constant."""
     rows, outputs = targets_NO.shape
     # Around a row that counts, not around 0: a constant is then 0 in every row, whatever the rounding of its mean.

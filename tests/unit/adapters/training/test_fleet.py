@@ -212,7 +212,7 @@ def test_groups_of_many_sizes_share_stacks_by_shape_and_each_comes_once() -> Non
     assert sorted(position for stack in stacks for position in stack) == list(range(300))
     assert len(stacks) < 10
     for stack in stacks:
-        shapes = {layout.laid_rows(sizes[position], I, O, SPEC.rank) for position in stack}
+        shapes = {layout.padded_rows(sizes[position], I, O, SPEC.rank) for position in stack}
         assert len(shapes) == 1
 
 
