@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import simdjson
 
-from adapters.catalog.adapter_cache import Residency
+from adapters.catalog.adapter_cache import AdapterCache
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.resolver import Resolver
 from adapters.datasets.store import Datasets
@@ -107,7 +107,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
     catalog = Catalog(settings.data_dir, now=now, quarantine_days=settings.quarantine_days)
     catalog.sweep()
     resolver = Resolver(catalog)
-    residency = Residency(base, catalog.blobs, budget_bytes=settings.cache_bytes)
+    residency = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
     lookup = Lookup(base, resolver, residency, feature_space=settings.feature_space)
     metrics = Metrics.open(settings.data_dir / METRICS, "worker")
     observer = _open_observer(settings, metrics)

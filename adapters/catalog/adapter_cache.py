@@ -8,20 +8,20 @@ from adapters.errors import BlobCorrupt
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from adapters.storage.blobs import BlobStore
+from adapters.storage.blobs import FolderBlobs
 
 _AT_ONCE_BYTES = 2**17
 """About 0.2 ms of reading and checking."""
 
 
-class Residency:
+class AdapterCache:
     """Adapters on the base's device under a budget of bytes, the least recently used leaving first.
 
     They are kept by digest: they never change, and two names with the same bytes share one. An adapter that
     leaves stays whole for the request that holds it. Everything but `load` is for one thread only.
     """
 
-    def __init__(self, base: BaseLayer, blobs: BlobStore, *, budget_bytes: int) -> None:
+    def __init__(self, base: BaseLayer, blobs: FolderBlobs, *, budget_bytes: int) -> None:
         self._base = base
         self._blobs = blobs
         self._budget = budget_bytes
@@ -62,10 +62,10 @@ class Residency:
             return None
         adapter = from_canonical_bytes(content).to(self._base)
         self._cached_loads += 1
-        self.keep(version.digest, adapter)
+        self.add(version.digest, adapter)
         return adapter
 
-    def keep(self, digest: str, adapter: Adapter) -> None:
+    def add(self, digest: str, adapter: Adapter) -> None:
         """Make a loaded adapter resident; one that is larger than the whole budget does not drive the others out."""
         if digest in self._resident or adapter.memory_bytes > self._budget:
             return
@@ -94,7 +94,7 @@ def find_adapter(catalog: Catalog, reference: Reference) -> tuple[Version, Adapt
             version = again
 
 
-def read_adapter(version: Version, blobs: BlobStore) -> Adapter:
+def read_adapter(version: Version, blobs: FolderBlobs) -> Adapter:
     """A version's adapter from its blob; raises `BlobCorrupt` where the bytes are not those of its digest."""
     content = blobs.read(version.file, offset=version.offset, length=version.bytes)
     if digest_of(content) != version.digest:

@@ -1,6 +1,6 @@
 """Names, versions, aliases and the revision: what is published, and how it becomes so.
 
-Here are the whole transactions; the statements that they are made of are in `catalog_rows`.
+Here are the whole transactions; the statements that they are made of are in `queries`.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,24 +13,24 @@ from typing import NamedTuple, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters.catalog import queries as rows
+from adapters.catalog import queries
 from adapters.catalog.versions import AdapterSummary, Publication, Published, Version
 from adapters.clock import rfc3339
 from adapters.errors import BlobCorrupt, CatalogBusy, LoraplexError
 from adapters.lora.adapter import delta_norms, digest_of
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage import schema as tables
-from adapters.storage.blobs import BlobStore
-from adapters.storage.database import ChangeWatch, Database
+from adapters.storage.blobs import FolderBlobs
+from adapters.storage.database import CatalogWatch, SqliteDatabase
 from adapters.storage.quarantine import DEFAULT_DAYS, Quarantine
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
 from adapters.storage.store_identity import check_store, complete_store
 
 Precondition: TypeAlias = Callable[[bool, str | None], None]
 """Told whether the name exists and the digest of its live version; raises `PreconditionFailed`."""
-Choose: TypeAlias = Callable[[Connection, Sequence[Publication]], Sequence[bool]]
+Admit: TypeAlias = Callable[[Connection, Sequence[Publication]], Sequence[bool]]
 """Says, in the transaction of a publish, which of them may become versions; what it raises undoes the publish."""
-Also: TypeAlias = Callable[[Connection, Sequence[Published]], None]
+Record: TypeAlias = Callable[[Connection, Sequence[Published]], None]
 """More to do in that transaction, told what has become a version; what it raises undoes the publish."""
 
 
@@ -50,16 +50,16 @@ class Catalog:
     def __init__(self, folder: Path, *, now: Callable[[], float], quarantine_days: float = DEFAULT_DAYS) -> None:
         check_store(folder)
         self.quarantine = Quarantine(folder, now=now, days=quarantine_days)
-        self.database = Database(folder, make_room=self.quarantine.empty)
-        self.blobs = BlobStore(folder, revision=self._revision_at_hand, quarantine=self.quarantine)
+        self.database = SqliteDatabase(folder, make_room=self.quarantine.empty)
+        self.blobs = FolderBlobs(folder, revision=self._revision_at_hand, quarantine=self.quarantine)
         self._now = now
         complete_store(folder)
         self._last_revision = self.revision()
 
     def publish(
-        self, publications: Sequence[Publication], *, choose: Choose | None = None, also: Also | None = None
+        self, publications: Sequence[Publication], *, admit: Admit | None = None, record: Record | None = None
     ) -> list[Published]:
-        """Make each publication a version: all that `choose` lets pass, or none. What is returned is durable.
+        """Make each publication a version: all that `admit` lets pass, or none. What is returned is durable.
 
         One blob (and one for each `statistics`), one transaction. A crash at any point leaves the old state or the
         new one, and at most blobs that nobody refers to.
@@ -68,10 +68,10 @@ class Catalog:
             return []
         with self._stored(publications) as made:
             with self.database.write() as connection:
-                kept = made if choose is None else list(compress(made, choose(connection, publications)))
+                kept = made if admit is None else list(compress(made, admit(connection, publications)))
                 published = _insert(connection, kept)
-                if also is not None:
-                    also(connection, published)
+                if record is not None:
+                    record(connection, published)
             self.blobs.remove(_files(made) - _files(kept))
         return published
 
@@ -86,17 +86,17 @@ class Catalog:
             ((_, unnumbered),) = made
             corrupt = self._corrupt_live(name, digest)
             with self.database.write() as connection:
-                live = rows.live_or_none(connection, name)
+                live = queries.find_live(connection, name)
                 if precondition is not None:
-                    precondition(rows.exists(connection, name), live.digest if live else None)
+                    precondition(queries.exists(connection, name), live.digest if live else None)
                 same = live is not None and (live.digest, live.base) == (digest, unnumbered.base)
                 if live is None or not same:
                     return _insert(connection, made)[0].version, True
                 if live == corrupt:
                     repaired = replace(live, file=unnumbered.file, offset=unnumbered.offset)
-                    unused = rows.move_bytes(connection, live, repaired)
+                    unused = queries.relocate_version(connection, live, repaired)
                     # Workers remember where the bytes of a version are.
-                    rows.next_revision(connection)
+                    queries.increment_revision(connection)
             if live == corrupt:
                 self.blobs.set_aside(unused)
                 return repaired, False
@@ -107,28 +107,28 @@ class Catalog:
         """Remove the adapter with all its versions; its next number stays. Raises `AdapterNotFound`."""
         with self.database.write() as connection:
             _check(connection, name, precondition)
-            unused = rows.bury(connection, name)
-            rows.next_revision(connection)
+            unused = queries.delete_adapter(connection, name)
+            queries.increment_revision(connection)
         self.blobs.remove(unused)
 
     def set_live(self, name: str, number: int, *, precondition: Precondition | None = None) -> AdapterSummary:
         """Roll back or forward; raises `AdapterNotFound` or `VersionNotFound`."""
         with self.database.write() as connection:
             _check(connection, name, precondition)
-            rows.version(connection, name, number)
-            rows.point(connection, LIVE, {name: number})
-            rows.next_revision(connection)
-            return rows.summaries(connection, [name])[0]
+            queries.get_version(connection, name, number)
+            queries.set_alias(connection, LIVE, {name: number})
+            queries.increment_revision(connection)
+            return queries.summaries(connection, [name])[0]
 
     def find(self, reference: Reference) -> Version:
         """The version that a reference means now; raises a `NotFound` that says what there is instead."""
         with self.database.read() as connection:
-            return rows.find(connection, reference)
+            return queries.find(connection, reference)
 
     def find_all(self, references: Collection[Reference]) -> dict[Reference, Version]:
         """The versions that references mean now, of those that mean one: what answering needs to know of them."""
         with self.database.read() as connection:
-            return rows.find_all(connection, references)
+            return queries.find_all(connection, references)
 
     def revision(self) -> int:
         """A number that every publish, delete and roll back raises, and nothing else does."""
@@ -137,15 +137,15 @@ class Catalog:
 
     def _revision_at_hand(self) -> int:
         """The revision; if the catalogue is locked this moment, the last one seen: writing a blob does not wait."""
-        with closing(ChangeWatch(self.database.path)) as watch, suppress(CatalogBusy):
+        with closing(CatalogWatch(self.database.path)) as watch, suppress(CatalogBusy):
             self._last_revision = watch.revision()
         return self._last_revision
 
     def adapter(self, name: str) -> AdapterSummary:
         """One adapter; raises `AdapterNotFound`."""
         with self.database.read() as connection:
-            rows.require(connection, name)
-            return rows.summaries(connection, [name])[0]
+            queries.require(connection, name)
+            return queries.summaries(connection, [name])[0]
 
     def adapters(self, *, prefix: str = "", after: str = "", limit: int = 100) -> list[AdapterSummary]:
         """Adapters whose name begins with `prefix`, in byte order of name, from past `after` on."""
@@ -153,12 +153,12 @@ class Catalog:
         statement = (
             sa.select(columns.name)
             .where(columns.tenant == TENANT, columns.deleted.is_(False))
-            .where(*rows.named(columns.name, prefix=prefix, after=after))
+            .where(*queries.name_range(columns.name, prefix=prefix, after=after))
             .order_by(columns.name)
             .limit(limit)
         )
         with self.database.read() as connection:
-            return rows.summaries(connection, connection.scalars(statement).all())
+            return queries.summaries(connection, connection.scalars(statement).all())
 
     def versions(self, name: str, *, before: int | None = None, limit: int = 100) -> list[Version]:
         """An adapter's versions, newest first, those below `before`; raises `AdapterNotFound`."""
@@ -171,8 +171,8 @@ class Catalog:
             .limit(limit)
         )
         with self.database.read() as connection:
-            rows.require(connection, name)
-            return [rows.as_version(row) for row in connection.execute(statement)]
+            queries.require(connection, name)
+            return [queries.version_from_row(row) for row in connection.execute(statement)]
 
     def version_numbers(self, name: str) -> list[int]:
         """All versions that an adapter has, oldest first; raises `AdapterNotFound`."""
@@ -183,7 +183,7 @@ class Catalog:
             .order_by(columns.version)
         )
         with self.database.read() as connection:
-            rows.require(connection, name)
+            queries.require(connection, name)
             return list(connection.scalars(statement))
 
     def sweep(self) -> int:
@@ -202,7 +202,7 @@ class Catalog:
     def _corrupt_live(self, name: str, digest: str) -> Version | None:
         """The live version of a name if it has this digest and its stored bytes do not."""
         with self.database.read() as connection:
-            live = rows.live_or_none(connection, name)
+            live = queries.find_live(connection, name)
         if live is None or live.digest != digest:
             return None
         try:
@@ -243,8 +243,8 @@ def _insert(connection: Connection, made: Sequence[_Made]) -> list[Published]:
     if not made:
         return []
     names = [publication.name for publication, _ in made]
-    numbers = rows.take_numbers(connection, names, made[0].version.created_at)
-    live = rows.pointed(connection, dict.fromkeys(names), LIVE)
+    numbers = queries.allocate_numbers(connection, names, made[0].version.created_at)
+    live = queries.alias_targets(connection, dict.fromkeys(names), LIVE)
     moved, published = {}, []
     for (publication, unnumbered), number in zip(made, numbers, strict=True):
         name, before = publication.name, live.get(publication.name)
@@ -259,9 +259,9 @@ def _insert(connection: Connection, made: Sequence[_Made]) -> list[Published]:
                 replaced=before if moves else None,
             )
         )
-    rows.insert(connection, [one.version for one in published])
-    rows.point(connection, LIVE, moved)
-    rows.next_revision(connection)
+    queries.insert_versions(connection, [one.version for one in published])
+    queries.set_alias(connection, LIVE, moved)
+    queries.increment_revision(connection)
     return published
 
 
@@ -271,9 +271,9 @@ def _files(made: Sequence[_Made]) -> set[str]:
 
 
 def _check(connection: Connection, name: str, precondition: Precondition | None) -> None:
-    rows.require(connection, name)
+    queries.require(connection, name)
     if precondition is not None:
-        live = rows.live_or_none(connection, name)
+        live = queries.find_live(connection, name)
         precondition(True, live.digest if live else None)
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from adapters.clock import seconds_since
-from adapters.jobs.job import Status
+from adapters.jobs.job import JobStatus
 from adapters.names import LIVE
-from adapters.storage.database import Database
+from adapters.storage.database import SqliteDatabase
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
 from adapters.storage.schema import adapters, aliases, dataset_versions, datasets, jobs, versions
 
@@ -18,7 +18,7 @@ _NAMES_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Census:
+class CatalogCounts:
     """What there is; each number is true at some moment of the count."""
 
     adapters: int
@@ -26,13 +26,13 @@ class Census:
     version_bytes: int
     datasets: int
     dataset_bytes: int
-    jobs: Mapping[Status, int]
+    jobs: Mapping[JobStatus, int]
     """Of every status, also of those that no job has."""
     oldest_queued_seconds: float
     """Return the seconds that the oldest queued job of this base layer has waited; 0 if none waits."""
 
 
-def count(database: Database, *, base: str, now: float) -> Census:
+def count_catalog(database: SqliteDatabase, *, base: str, now: float) -> CatalogCounts:
     """Count; raises `CatalogBusy` where the catalogue stays locked.
 
     base: fingerprint of this service's base layer.
@@ -43,24 +43,24 @@ def count(database: Database, *, base: str, now: float) -> Census:
         oldest = connection.scalar(
             # By status, as `jobs.claimable` does; a job for another base layer may wait for good.
             sa.select(jobs.c.created_at)
-            .where(jobs.c.status == Status.QUEUED, jobs.c.base == base)
+            .where(jobs.c.status == JobStatus.QUEUED, jobs.c.base == base)
             .order_by(jobs.c.sequence)
             .limit(1)
         )
         tables_of_data = connection.scalar(sa.select(sa.func.count()).select_from(datasets).where(~datasets.c.deleted))
         dataset_bytes = connection.scalar(sa.select(sa.func.sum(dataset_versions.c.bytes)))
-    return Census(
+    return CatalogCounts(
         adapters=names,
         versions=made,
         version_bytes=version_bytes,
         datasets=tables_of_data or 0,
         dataset_bytes=dataset_bytes or 0,
-        jobs={**dict.fromkeys(Status, 0), **{Status(status): number for status, number in by_status}},
+        jobs={**dict.fromkeys(JobStatus, 0), **{JobStatus(status): number for status, number in by_status}},
         oldest_queued_seconds=0.0 if oldest is None else max(0.0, seconds_since(oldest, now)),
     )
 
 
-def _published(database: Database) -> tuple[int, int, int]:
+def _published(database: SqliteDatabase) -> tuple[int, int, int]:
     """Adapters, their versions and these versions' bytes: counted from name to name, so that no look takes long."""
     names = made = version_bytes = 0
     after: str | None = ""
@@ -80,10 +80,10 @@ def _published(database: Database) -> tuple[int, int, int]:
     return names, made, version_bytes
 
 
-def live_origins(database: Database) -> dict[tuple[str, str | None], int]:
+def count_live_by_base(database: SqliteDatabase) -> dict[tuple[str, str | None], int]:
     """Count adapters by the base layer (its fingerprint) and the feature space that their live version was made for.
 
-    Each look reads a part of the names, as `count` does. Raises `CatalogBusy`.
+    Each look reads a part of the names, as `count_catalog` does. Raises `CatalogBusy`.
     """
     found: Counter[tuple[str, str | None]] = Counter()
     after: str | None = ""
@@ -104,9 +104,9 @@ def live_origins(database: Database) -> dict[tuple[str, str | None], int]:
     return dict(found)
 
 
-def queued_by_base(database: Database) -> dict[str, int]:
+def count_queued_by_base(database: SqliteDatabase) -> dict[str, int]:
     """Count the queued jobs by the base layer (its fingerprint) that they are for. Raises `CatalogBusy`."""
-    counted = sa.select(jobs.c.base, sa.func.count().label("total")).where(jobs.c.status == Status.QUEUED)
+    counted = sa.select(jobs.c.base, sa.func.count().label("total")).where(jobs.c.status == JobStatus.QUEUED)
     statement = counted.group_by(jobs.c.base)
     with database.read() as connection:
         return {row.base: row.total for row in connection.execute(statement)}

@@ -40,14 +40,14 @@ _ALIASED = (
 Item = TypeVar("Item")
 
 
-def parts(items: Iterable[Item]) -> Iterator[list[Item]]:
+def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
     """Items in lists of as many as one statement takes."""
     rest = iter(items)
     while some := list(islice(rest, _AT_ONCE)):
         yield some
 
 
-def named(column: sa.ColumnElement[str], *, prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
+def name_range(column: sa.ColumnElement[str], *, prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
     """Conditions on a column of names: those that begin with `prefix`, in a list from past `after` on.
 
     One lower bound, the higher of the two: with both, SQLite begins at whichever it reads first and passes over every
@@ -73,7 +73,7 @@ def require(connection: Connection, name: str) -> None:
 def deletions(connection: Connection, names: Iterable[str]) -> dict[str, int]:
     """How often adapters of these names have been deleted, of those that there have been."""
     found: dict[str, int] = {}
-    for some in parts(names):
+    for some in batched(names):
         statement = sa.select(adapters.c.name, adapters.c.deletions).where(_OF_ADAPTER, adapters.c.name.in_(some))
         found.update((row.name, row.deletions) for row in connection.execute(statement))
     return found
@@ -84,13 +84,13 @@ def find(connection: Connection, reference: Reference) -> Version:
     name = reference.name
     require(connection, name)
     if reference.version is not None:
-        return version(connection, name, reference.version)
+        return get_version(connection, name, reference.version)
     statement = sa.select(aliases.c.version).where(
         _OF_ALIAS, aliases.c.adapter == name, aliases.c.alias == reference.alias
     )
     number = connection.scalars(statement).one_or_none()
     if number is not None:
-        return version(connection, name, number)
+        return get_version(connection, name, number)
     if reference.alias != LIVE:
         raise AliasNotFound(f"{name!r} has no alias {reference.alias!r}", field="adapter", given=str(reference))
     there = ", ".join(f"{name}@{number}" for number in _newest_numbers(connection, name))
@@ -106,7 +106,7 @@ def find_all(connection: Connection, references: Collection[Reference]) -> dict[
     numbers = sorted({reference.version or 0 for reference in references} - {0})
     numbers = [number for number in numbers if number <= MAX_VERSION]
     found: dict[Reference, Version] = {}
-    for some in parts(names):
+    for some in batched(names):
         for row in connection.execute(_ALIASED, {"names": some}):
             found[Reference(row.adapter, alias=row.alias)] = _as_served(row)
         if numbers:
@@ -115,7 +115,7 @@ def find_all(connection: Connection, references: Collection[Reference]) -> dict[
     return {reference: found[reference] for reference in references if reference in found}
 
 
-def live_or_none(connection: Connection, name: str) -> Version | None:
+def find_live(connection: Connection, name: str) -> Version | None:
     """The version that a bare name means, where there is one."""
     try:
         return find(connection, Reference(name))
@@ -123,7 +123,7 @@ def live_or_none(connection: Connection, name: str) -> Version | None:
         return None
 
 
-def version(connection: Connection, name: str, number: int) -> Version:
+def get_version(connection: Connection, name: str, number: int) -> Version:
     """One version of an adapter that exists; raises `VersionNotFound`."""
     row = None
     if number <= MAX_VERSION:
@@ -137,10 +137,10 @@ def version(connection: Connection, name: str, number: int) -> Version:
             given=number,
             expected=f"one of {there}",
         )
-    return as_version(row)
+    return version_from_row(row)
 
 
-def as_version(row: sa.Row[tuple[object, ...]]) -> Version:
+def version_from_row(row: sa.Row[tuple[object, ...]]) -> Version:
     """A row of the versions table as the value that the rest of the house knows."""
     values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
     return Version(**values | {"source": Source(values["source"])})
@@ -152,10 +152,10 @@ def _as_served(row: sa.Row[*tuple[Any, ...]]) -> Version:
     return Version(**values | {"source": Source(values["source"]), "metrics": None, "lineage": lineage})
 
 
-def take_numbers(connection: Connection, names: Sequence[str], created_at: str) -> list[int]:
+def allocate_numbers(connection: Connection, names: Sequence[str], created_at: str) -> list[int]:
     """The next version's number for each of the names, with rows made, or brought back, where they are missing."""
     found: dict[str, sa.Row[tuple[object, ...]]] = {}
-    for some in parts(dict.fromkeys(names)):
+    for some in batched(dict.fromkeys(names)):
         statement = sa.select(adapters).where(_OF_ADAPTER, adapters.c.name.in_(some))
         found.update((row.name, row) for row in connection.execute(statement))
     next_number = {name: row.next_version for name, row in found.items()}
@@ -183,23 +183,23 @@ def take_numbers(connection: Connection, names: Sequence[str], created_at: str) 
     return taken
 
 
-def insert(connection: Connection, made: Sequence[Version]) -> None:
+def insert_versions(connection: Connection, made: Sequence[Version]) -> None:
     """Add the rows of versions."""
     values = [{name: getattr(version, name) for name in _FIELDS} | {"tenant": TENANT} for version in made]
     connection.execute(sa.insert(versions), values)
 
 
-def move_bytes(connection: Connection, version: Version, moved: Version) -> set[str]:
+def relocate_version(connection: Connection, version: Version, moved: Version) -> set[str]:
     """Point a version at the copy of its bytes that `moved` has; return the blob that is no longer needed."""
     mine = (_OF_VERSION, versions.c.adapter == version.adapter, versions.c.version == version.version)
     connection.execute(sa.update(versions).where(*mine).values(file=moved.file, offset=moved.offset))
     return set() if _is_used(connection, version.file) else {version.file}
 
 
-def existing(connection: Connection, wanted: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+def existing_versions(connection: Connection, wanted: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
     """Those of these names' versions that there are."""
     found: set[tuple[str, int]] = set()
-    for some in parts(wanted):
+    for some in batched(wanted):
         statement = sa.select(versions.c.adapter, versions.c.version).where(
             _OF_VERSION, sa.tuple_(versions.c.adapter, versions.c.version).in_(some)
         )
@@ -207,10 +207,10 @@ def existing(connection: Connection, wanted: Iterable[tuple[str, int]]) -> set[t
     return found
 
 
-def pointed(connection: Connection, names: Iterable[str], alias: str) -> dict[str, int]:
+def alias_targets(connection: Connection, names: Iterable[str], alias: str) -> dict[str, int]:
     """The versions that an alias of these names means, of those that have it."""
     found: dict[str, int] = {}
-    for some in parts(names):
+    for some in batched(names):
         statement = sa.select(aliases.c.adapter, aliases.c.version).where(
             _OF_ALIAS, aliases.c.alias == alias, aliases.c.adapter.in_(some)
         )
@@ -218,7 +218,7 @@ def pointed(connection: Connection, names: Iterable[str], alias: str) -> dict[st
     return found
 
 
-def point(connection: Connection, alias: str, numbers: Mapping[str, int]) -> None:
+def set_alias(connection: Connection, alias: str, numbers: Mapping[str, int]) -> None:
     """Let an alias of each of these names mean that version."""
     made = sqlite_insert(aliases)
     made = made.on_conflict_do_update(
@@ -232,13 +232,13 @@ def point(connection: Connection, alias: str, numbers: Mapping[str, int]) -> Non
         connection.execute(made, values)
 
 
-def unpoint(connection: Connection, alias: str, names: Iterable[str]) -> None:
+def remove_alias(connection: Connection, alias: str, names: Iterable[str]) -> None:
     """Remove an alias of these names."""
-    for some in parts(names):
+    for some in batched(names):
         connection.execute(sa.delete(aliases).where(_OF_ALIAS, aliases.c.alias == alias, aliases.c.adapter.in_(some)))
 
 
-def bury(connection: Connection, name: str) -> set[str]:
+def delete_adapter(connection: Connection, name: str) -> set[str]:
     """Remove an adapter's versions and aliases, leave its tombstone; returns the blobs that nobody needs now."""
     mine = (_OF_VERSION, versions.c.adapter == name)
     files = set(connection.scalars(sa.select(versions.c.file).where(*mine)))
@@ -254,7 +254,7 @@ def bury(connection: Connection, name: str) -> set[str]:
     return {file for file in files if not _is_used(connection, file)} | sums
 
 
-def next_revision(connection: Connection) -> None:
+def increment_revision(connection: Connection) -> None:
     """Tell every process that what it remembers of the catalogue may be old."""
     connection.execute(sa.update(catalog).values(revision=catalog.c.revision + 1))
 
@@ -276,7 +276,7 @@ def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSumma
     )
     created_at = {row.name: row.created_at for row in connection.execute(created)}
     counts = {row.adapter: row.total for row in connection.execute(counted)}
-    live = {row.adapter: as_version(row) for row in connection.execute(living)}
+    live = {row.adapter: version_from_row(row) for row in connection.execute(living)}
     meant: dict[str, dict[str, int]] = {name: {} for name in names}
     for row in connection.execute(pointing):
         meant[row.adapter][row.alias] = row.version

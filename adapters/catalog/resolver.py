@@ -5,20 +5,20 @@ from collections.abc import Iterator, Sequence
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Version
 from adapters.names import Reference
-from adapters.storage.database import ChangeWatch
+from adapters.storage.database import CatalogWatch
 
 _REMEMBERED = 100_000
 """References: past this a view stops remembering, so that a client cannot fill it with names."""
 
 
-class View:
+class Snapshot:
     """What references mean, as of one look at the catalogue or later."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._known: dict[Reference, Version] = {}
 
-    def known(self, reference: Reference) -> Version | None:
+    def cached(self, reference: Reference) -> Version | None:
         """The version that a reference means, where that has been asked before."""
         return self._known.get(reference)
 
@@ -48,20 +48,20 @@ class Resolver:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._watch = ChangeWatch(catalog.database.path)
+        self._watch = CatalogWatch(catalog.database.path)
         self._data_version = -1
         self._revision = -1
-        self._view = View(catalog)
+        self._view = Snapshot(catalog)
 
     def close(self) -> None:
         """Close the connection that watches for commits."""
         self._watch.close()
 
-    def fresh(self) -> View:
+    def fresh(self) -> Snapshot:
         """A view that remembers nothing from before this call."""
-        return View(self._catalog)
+        return Snapshot(self._catalog)
 
-    def look(self) -> View:
+    def current(self) -> Snapshot:
         """A view in which everything that was acknowledged before this call is seen.
 
         Raises `CatalogBusy` where a commit is under way this very moment: try again in a millisecond.
@@ -73,6 +73,6 @@ class Resolver:
             if revision != self._revision:
                 # A new view, not a cleared one: a thread that read a row before the commit still holds the
                 # old one, and remembers the old row there.
-                self._view = View(self._catalog)
+                self._view = Snapshot(self._catalog)
             self._data_version, self._revision = data_version, revision
         return self._view

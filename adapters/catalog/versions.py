@@ -54,7 +54,7 @@ class Version:
         """s, the factor in front of the low-rank term."""
         return scaling_of(self.alpha, self.rank, rslora=self.rslora)
 
-    def check_answers_on(self, base: BaseLayer, feature_space: str | None) -> None:
+    def check_servable(self, base: BaseLayer, feature_space: str | None) -> None:
         """Raises `BaseMismatch` or `FeatureSpaceMismatch` where it cannot be served here.
 
         A version that was made under no feature space makes no claim about its encoder, and passes.
@@ -76,10 +76,10 @@ class Version:
                 expected=feature_space,
             )
 
-    def problem_on(self, base: BaseLayer, feature_space: str | None) -> str | None:
-        """Return the code of what `check_answers_on` raises, or None."""
+    def serving_problem(self, base: BaseLayer, feature_space: str | None) -> str | None:
+        """Return the code of what `check_servable` raises, or None."""
         try:
-            self.check_answers_on(base, feature_space)
+            self.check_servable(base, feature_space)
         except (BaseMismatch, FeatureSpaceMismatch) as error:
             return error.code
         return None
@@ -95,9 +95,9 @@ class AdapterSummary:
     live: Version | None
     versions: int
 
-    def problem_on(self, base: BaseLayer, feature_space: str | None) -> str | None:
+    def serving_problem(self, base: BaseLayer, feature_space: str | None) -> str | None:
         """Return the code of the error that keeps its live version from being served here, or None."""
-        return None if self.live is None else self.live.problem_on(base, feature_space)
+        return None if self.live is None else self.live.serving_problem(base, feature_space)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

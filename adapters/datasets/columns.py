@@ -40,7 +40,7 @@ class Source:
 
     columns: Sequence[PlannedColumn]
     chunks: Callable[[ReportUnreadable], Iterable[Sequence[Any]]]
-    """Chunks of rows: one array per column, all of one length, which `to_stored_array` converts to the planned types."""
+    """Chunks of rows: one array per column, which `to_stored_array` converts to the planned types."""
     rows: int | None = None
     """How many rows there will be, where that is known."""
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters.catalog.queries import named
+from adapters.catalog.queries import name_range
 from adapters.clock import rfc3339
 from adapters.datasets.ingest import Ingestion
 from adapters.datasets.validation import (
@@ -24,8 +24,8 @@ from adapters.datasets.validation import (
 )
 from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, LoraplexError, VersionNotFound, shorten
 from adapters.names import LIVE, MAX_VERSION, Reference
-from adapters.storage.blobs import BlobStore
-from adapters.storage.database import Database
+from adapters.storage.blobs import FolderBlobs
+from adapters.storage.database import SqliteDatabase
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
 from adapters.storage.schema import dataset_versions as versions
 from adapters.storage.schema import datasets
@@ -79,7 +79,7 @@ class DatasetSummary:
 class Datasets:
     """The data sets in one catalogue. Safe to use from any thread and from several processes."""
 
-    def __init__(self, database: Database, blobs: BlobStore, *, now: Callable[[], float]) -> None:
+    def __init__(self, database: SqliteDatabase, blobs: FolderBlobs, *, now: Callable[[], float]) -> None:
         self._database = database
         self._blobs = blobs
         self._now = now
@@ -134,7 +134,7 @@ class Datasets:
         statement = (
             sa.select(datasets.c.name)
             .where(_DATASET_TENANT, datasets.c.deleted.is_(False))
-            .where(*named(datasets.c.name, prefix=prefix, after=after))
+            .where(*name_range(datasets.c.name, prefix=prefix, after=after))
             .order_by(datasets.c.name)
             .limit(limit)
         )

@@ -12,7 +12,7 @@ from adapters.errors import ClaimLost, JobNotFound, QueueFull
 from adapters.storage.schema import DEFAULT_TENANT, job_adapters, jobs
 
 
-class Status(StrEnum):
+class JobStatus(StrEnum):
     """Where a job is."""
 
     QUEUED = "queued"
@@ -27,18 +27,20 @@ class Status(StrEnum):
     """A client ended it. Of a fleet, what was published before stays."""
 
 
-MOVES: Mapping[Status, frozenset[Status]] = {
-    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED}),
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
     # Back to queued: a trainer that stops hands its lease back. Running again: another trainer claims it, because
     # its lease has run out.
-    Status.RUNNING: frozenset({Status.QUEUED, Status.RUNNING, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}),
-    Status.SUCCEEDED: frozenset(),
-    Status.FAILED: frozenset(),
-    Status.CANCELLED: frozenset(),
+    JobStatus.RUNNING: frozenset(
+        {JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
 }
 
 
-class Line(NamedTuple):
+class LogLine(NamedTuple):
     """A line of a job's log."""
 
     at: str
@@ -56,7 +58,7 @@ class Job:
     id: str
     adapter: str
     """What it trains: a name, or the template of a fleet's names."""
-    status: Status
+    status: JobStatus
     created_at: str
     started_at: str | None
     """When a trainer first claimed it."""
@@ -77,7 +79,7 @@ class Job:
     metrics: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
-    log: Sequence[Line] = ()
+    log: Sequence[LogLine] = ()
     """What happened on the way."""
 
 
@@ -85,22 +87,22 @@ class Job:
 class JobState:
     """What a watcher of a job is told of it."""
 
-    status: Status
+    status: JobStatus
     attempt: int
     fence: int
     progress: Mapping[str, Any] | None
     metrics: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
-    log: Sequence[Line]
+    log: Sequence[LogLine]
 
     @property
     def ended(self) -> bool:
         """Whether nothing will change any more."""
-        return not MOVES[self.status]
+        return not TRANSITIONS[self.status]
 
 
-MOST_LINES = 200
+MAX_LOG_LINES = 200
 """Lines of a job's log that are kept: the newest."""
 _LONGEST_LINE = 500
 _AFTER_ALL = "\U0010ffff"
@@ -112,7 +114,7 @@ _SHOWN = [column for column in jobs.c if column.name not in ("history", "log")]
 def get(connection: Connection, job_id: str) -> Job:
     """One job; raises `JobNotFound`."""
     require(connection, job_id)
-    return as_job(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
+    return job_from_row(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
 
 
 def require(connection: Connection, job_id: str) -> None:
@@ -122,19 +124,19 @@ def require(connection: Connection, job_id: str) -> None:
         raise JobNotFound(f"there is no job {job_id!r}", field="id", given=job_id)
 
 
-def as_job(row: sa.Row[Any]) -> Job:
+def job_from_row(row: sa.Row[Any]) -> Job:
     """A row of the jobs table as the value that the rest of the house knows."""
     values = row._asdict()
     values.pop("tenant")
-    values["status"] = Status(values["status"])
+    values["status"] = JobStatus(values["status"])
     values.setdefault("history", [])
     return Job(**values | {"log": _lines(values.get("log"))})
 
 
-def find(
+def list_jobs(
     connection: Connection,
     *,
-    status: Status | None = None,
+    status: JobStatus | None = None,
     adapter: str | None = None,
     prefix: str | None = None,
     before: int | None = None,
@@ -155,7 +157,7 @@ def find(
     if before is not None:
         statement = statement.where(jobs.c.sequence < before)
     statement = statement.order_by(jobs.c.sequence.desc()).limit(limit)
-    return [as_job(row) for row in connection.execute(statement)]
+    return [job_from_row(row) for row in connection.execute(statement)]
 
 
 def states(connection: Connection, job_ids: Sequence[str]) -> dict[str, JobState]:
@@ -163,18 +165,18 @@ def states(connection: Connection, job_ids: Sequence[str]) -> dict[str, JobState
     found = {}
     for row in connection.execute(sa.select(jobs.c.id, *_STATE).where(jobs.c.id.in_(job_ids))):
         values = row._asdict()
-        job_id, status, lines = values.pop("id"), Status(values.pop("status")), _lines(values.pop("log"))
+        job_id, status, lines = values.pop("id"), JobStatus(values.pop("status")), _lines(values.pop("log"))
         found[job_id] = JobState(status=status, log=lines, **values)
     return found
 
 
 def claimable(connection: Connection, now: float, base: str) -> Job | None:
     """The oldest job for the base layer with this fingerprint that waits or whose lease has run out."""
-    expired = (jobs.c.status == Status.RUNNING) & (jobs.c.lease_until <= now)
+    expired = (jobs.c.status == JobStatus.RUNNING) & (jobs.c.lease_until <= now)
     # By the index on status, which leaves a few jobs to look at: an index on the base would find every job there was.
-    statement = sa.select(jobs).where((jobs.c.status == Status.QUEUED) | expired, jobs.c.base == base)
+    statement = sa.select(jobs).where((jobs.c.status == JobStatus.QUEUED) | expired, jobs.c.base == base)
     row = connection.execute(statement.order_by(jobs.c.sequence).limit(1)).one_or_none()
-    return None if row is None else as_job(row)
+    return None if row is None else job_from_row(row)
 
 
 def update(connection: Connection, job: Job, **values: Any) -> None:
@@ -182,31 +184,31 @@ def update(connection: Connection, job: Job, **values: Any) -> None:
     connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
 
 
-def move(connection: Connection, job: Job, to: Status, **values: Any) -> Job:
+def change_status(connection: Connection, job: Job, to: JobStatus, **values: Any) -> Job:
     """Move a job to another status by one of the legal moves, and write columns with it; returns it as it is then."""
-    if to not in MOVES[job.status]:
+    if to not in TRANSITIONS[job.status]:
         raise ValueError(f"a job cannot go from {job.status} to {to}")
     update(connection, job, status=to, **values)
     return get(connection, job.id)
 
 
-def note(connection: Connection, claim: Job, text: str, *, at: str) -> None:
+def append_log(connection: Connection, claim: Job, text: str, *, at: str) -> None:
     """Append a line to a job's log. Of a log that is full, the oldest goes."""
     lines = _lines(connection.scalars(sa.select(jobs.c.log).where(jobs.c.id == claim.id)).one())
     number = lines[-1].number + 1 if lines else 1
-    update(connection, claim, log=[*lines[1 - MOST_LINES :], Line(at, text[:_LONGEST_LINE], number)])
+    update(connection, claim, log=[*lines[1 - MAX_LOG_LINES :], LogLine(at, text[:_LONGEST_LINE], number)])
 
 
-def _lines(stored: Sequence[Sequence[Any]] | None) -> list[Line]:
-    return [Line(*line) for line in stored or ()]
+def _lines(stored: Sequence[Sequence[Any]] | None) -> list[LogLine]:
+    return [LogLine(*line) for line in stored or ()]
 
 
-def check_holds(connection: Connection, claim: Job) -> None:
+def check_claim(connection: Connection, claim: Job) -> None:
     """Raises `ClaimLost` where the job was cancelled or claimed again since `claim`."""
     # Asked five times a second: without the history and the spec, which may be long.
     statement = sa.select(jobs.c.status, jobs.c.fence).where(jobs.c.id == claim.id)
     status, fence = connection.execute(statement).one()
-    if status != Status.RUNNING or fence != claim.fence:
+    if status != JobStatus.RUNNING or fence != claim.fence:
         raise ClaimLost(f"job {claim.id} is {status} at fence {fence}; this claim has fence {claim.fence}")
 
 
@@ -216,7 +218,7 @@ def check_room(connection: Connection, max_queued: int, base: str) -> None:
     Jobs for another base layer do not count: no trainer of this service takes them, so they would fill the queue for
     good.
     """
-    queued = (jobs.c.status == Status.QUEUED, jobs.c.base == base)
+    queued = (jobs.c.status == JobStatus.QUEUED, jobs.c.base == base)
     waiting = connection.scalars(sa.select(sa.func.count()).select_from(jobs).where(*queued)).one()
     if waiting >= max_queued:
         raise QueueFull(f"{waiting} jobs wait already, as many as may", expected=f"fewer than {max_queued}")

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters.catalog import queries as catalog_rows
+from adapters.catalog import queries
 from adapters.catalog.versions import Publication, Published
 from adapters.errors import AdapterDeleted
 from adapters.jobs.job import Job
@@ -18,7 +18,7 @@ _columns = job_adapters.c
 _WAITS = _columns.version.is_(None) & _columns.error.is_(None)
 
 
-class Outcome(StrEnum):
+class AdapterStatus(StrEnum):
     """What has become of one adapter of a job."""
 
     WAITING = "waiting"
@@ -29,10 +29,10 @@ class Outcome(StrEnum):
     """It has an error."""
 
 
-_IS: Mapping[Outcome, sa.ColumnElement[bool]] = {
-    Outcome.WAITING: _WAITS,
-    Outcome.PUBLISHED: _columns.version.is_not(None),
-    Outcome.FAILED: _columns.error.is_not(None),
+_IS: Mapping[AdapterStatus, sa.ColumnElement[bool]] = {
+    AdapterStatus.WAITING: _WAITS,
+    AdapterStatus.PUBLISHED: _columns.version.is_not(None),
+    AdapterStatus.FAILED: _columns.error.is_not(None),
 }
 
 
@@ -63,7 +63,7 @@ _FIELDS = [_columns[name] for name in JobAdapter.__dataclass_fields__]
 
 def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter]) -> None:
     """Store what a job is to train, in that order, each with its name's deletions as they are now."""
-    deletions = catalog_rows.deletions(connection, [adapter.name for adapter in adapters])
+    deletions = queries.deletions(connection, [adapter.name for adapter in adapters])
     values = [
         {
             "job": job_id,
@@ -79,11 +79,11 @@ def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter]) 
     connection.execute(sa.insert(job_adapters), values)
 
 
-def find(
+def list_adapters(
     connection: Connection,
     job_id: str,
     *,
-    outcome: Outcome | None = None,
+    outcome: AdapterStatus | None = None,
     after: int | None = None,
     limit: int | None = None,
 ) -> list[JobAdapter]:
@@ -96,7 +96,7 @@ def find(
     return [JobAdapter(**row._mapping) for row in connection.execute(statement)]
 
 
-def tally(connection: Connection, job_id: str) -> dict[str, int]:
+def count_adapters(connection: Connection, job_id: str) -> dict[str, int]:
     """How many of a job's adapters are published and how many failed, of how many in all."""
     counts = (sa.func.count(_columns.version), sa.func.count(_columns.error), sa.func.count())
     row = connection.execute(sa.select(*counts).where(_columns.job == job_id)).one()
@@ -106,14 +106,14 @@ def tally(connection: Connection, job_id: str) -> dict[str, int]:
 def deleted_since(connection: Connection, adapters: Iterable[JobAdapter]) -> list[JobAdapter]:
     """Those whose names were deleted after the job was queued, whether or not they exist again."""
     asked = list(adapters)
-    now = catalog_rows.deletions(connection, [adapter.name for adapter in asked])
+    now = queries.deletions(connection, [adapter.name for adapter in asked])
     return [adapter for adapter in asked if now.get(adapter.name, 0) != adapter.deletions]
 
 
-def at(connection: Connection, job_id: str, positions: Sequence[int]) -> list[JobAdapter]:
+def adapters_at(connection: Connection, job_id: str, positions: Sequence[int]) -> list[JobAdapter]:
     """A job's adapters at these positions."""
     found: list[JobAdapter] = []
-    for some in catalog_rows.parts(positions):
+    for some in queries.batched(positions):
         statement = sa.select(*_FIELDS).where(_columns.job == job_id, _columns.position.in_(some))
         found += [JobAdapter(**row._mapping) for row in connection.execute(statement)]
     return found
@@ -128,7 +128,7 @@ def admit(connection: Connection, claim: Job, publications: Sequence[Publication
     if len(positions) < len(publications):
         raise ValueError("a job's publication says which of the job's adapters it is")
     failures = {}
-    for deleted in deleted_since(connection, at(connection, claim.id, positions)):
+    for deleted in deleted_since(connection, adapters_at(connection, claim.id, positions)):
         error = AdapterDeleted(f"the adapter {deleted.name!r} was deleted after this job was queued")
         if deleted.name == claim.adapter:
             raise error

@@ -12,14 +12,14 @@ from sqlalchemy.engine import Connection
 from adapters.catalog.versions import Publication, Published
 from adapters.clock import rfc3339
 from adapters.errors import JobEnded, JobNotEnded, LoraplexError, WorkerDied
-from adapters.jobs import job as rows
+from adapters.jobs import job as job_rows
 from adapters.jobs import job_adapters
-from adapters.jobs.job import Job, JobState, Status
-from adapters.jobs.job_adapters import JobAdapter, Outcome
-from adapters.jobs.revert import Reverted, revert
+from adapters.jobs.job import Job, JobState, JobStatus
+from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
+from adapters.jobs.revert import RevertResult, revert
 from adapters.storage import schema as tables
-from adapters.storage.blobs import BlobStore, Content
-from adapters.storage.database import Database
+from adapters.storage.blobs import Content, FolderBlobs
+from adapters.storage.database import SqliteDatabase
 from adapters.storage.schema import DEFAULT_TENANT
 
 MAX_ATTEMPTS = 3
@@ -30,8 +30,8 @@ class JobQueue:
 
     def __init__(
         self,
-        database: Database,
-        blobs: BlobStore,
+        database: SqliteDatabase,
+        blobs: FolderBlobs,
         *,
         now: Callable[[], float],
         lease_seconds: float,
@@ -66,17 +66,17 @@ class JobQueue:
         with self._blobs.publishing():
             # Looked at before the data is written, so that a full queue costs no disk; decided in the transaction.
             with self._database.read() as connection:
-                rows.check_room(connection, max_queued, base)
+                job_rows.check_room(connection, max_queued, base)
             data_file = None if data is None else self._blobs.write(data)
             try:
                 with self._database.write() as connection:
-                    rows.check_room(connection, max_queued, base)
+                    job_rows.check_room(connection, max_queued, base)
                     connection.execute(
                         sa.insert(tables.jobs).values(
                             id=job_id,
                             tenant=DEFAULT_TENANT,
                             adapter=adapter,
-                            status=Status.QUEUED,
+                            status=JobStatus.QUEUED,
                             created_at=rfc3339(self._now()),
                             attempt=0,
                             fence=0,
@@ -89,7 +89,7 @@ class JobQueue:
                         )
                     )
                     job_adapters.insert(connection, job_id, adapters)
-                    return rows.get(connection, job_id)
+                    return job_rows.get(connection, job_id)
             except LoraplexError as error:
                 # If it is not refused for certain, or after any other error, the sweep decides.
                 if not error.outcome_unknown:
@@ -99,12 +99,12 @@ class JobQueue:
     def get(self, job_id: str) -> Job:
         """One job; raises `JobNotFound`."""
         with self._database.read() as connection:
-            return rows.get(connection, job_id)
+            return job_rows.get(connection, job_id)
 
     def list(
         self,
         *,
-        status: Status | None = None,
+        status: JobStatus | None = None,
         adapter: str | None = None,
         prefix: str | None = None,
         before: int | None = None,
@@ -112,35 +112,37 @@ class JobQueue:
     ) -> list[Job]:
         """Jobs, newest first, from below sequence number `before` on, without history and log."""
         with self._database.read() as connection:
-            return rows.find(connection, status=status, adapter=adapter, prefix=prefix, before=before, limit=limit)
+            return job_rows.list_jobs(
+                connection, status=status, adapter=adapter, prefix=prefix, before=before, limit=limit
+            )
 
     def state(self, job_id: str) -> JobState:
         """What a watcher is told of one job; raises `JobNotFound`."""
         with self._database.read() as connection:
-            rows.require(connection, job_id)
-            return rows.states(connection, [job_id])[job_id]
+            job_rows.require(connection, job_id)
+            return job_rows.states(connection, [job_id])[job_id]
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """What watchers are told of these jobs."""
         with self._database.read() as connection:
-            return rows.states(connection, job_ids)
+            return job_rows.states(connection, job_ids)
 
     def adapters(
-        self, job_id: str, *, outcome: Outcome | None = None, after: int | None = None, limit: int | None = None
+        self, job_id: str, *, outcome: AdapterStatus | None = None, after: int | None = None, limit: int | None = None
     ) -> Sequence[JobAdapter]:
         """What a job trains, in its order, from past position `after` on; raises `JobNotFound`."""
         with self._database.read() as connection:
-            rows.require(connection, job_id)
-            return job_adapters.find(connection, job_id, outcome=outcome, after=after, limit=limit)
+            job_rows.require(connection, job_id)
+            return job_adapters.list_adapters(connection, job_id, outcome=outcome, after=after, limit=limit)
 
-    def revert(self, job_id: str) -> Reverted:
+    def revert(self, job_id: str) -> RevertResult:
         """Point each live that the job moved, and that still points at its version, back to where it pointed before.
 
         Raises `JobNotFound` and `JobNotEnded`.
         """
         with self._database.write() as connection:
-            job = rows.get(connection, job_id)
-            if rows.MOVES[job.status]:
+            job = job_rows.get(connection, job_id)
+            if job_rows.TRANSITIONS[job.status]:
                 raise JobNotEnded(
                     f"job {job_id} is {job.status}: cancel it first, or wait for its end", field="id", given=job.status
                 )
@@ -152,12 +154,12 @@ class JobQueue:
         The trainer that runs it sees this within its next look, and can no longer publish.
         """
         with self._database.write() as connection:
-            job = rows.get(connection, job_id)
-            if job.status is Status.CANCELLED:
+            job = job_rows.get(connection, job_id)
+            if job.status is JobStatus.CANCELLED:
                 return job
-            if Status.CANCELLED not in rows.MOVES[job.status]:
+            if JobStatus.CANCELLED not in job_rows.TRANSITIONS[job.status]:
                 raise JobEnded(f"job {job_id} has {job.status} already", field="id", given=job.status)
-            cancelled = self._end(connection, job, Status.CANCELLED)
+            cancelled = self._end(connection, job, JobStatus.CANCELLED)
         self.remove_data(job)
         return cancelled
 
@@ -170,18 +172,18 @@ class JobQueue:
         """
         while True:
             with self._database.read() as connection:
-                if rows.claimable(connection, self._now(), base) is None:
+                if job_rows.claimable(connection, self._now(), base) is None:
                     return None
             with self._database.write() as connection:
-                job = rows.claimable(connection, self._now(), base)
+                job = job_rows.claimable(connection, self._now(), base)
                 if job is None:
                     return None
                 if job.attempt < MAX_ATTEMPTS:
                     now = self._now()
-                    return rows.move(
+                    return job_rows.change_status(
                         connection,
                         job,
-                        Status.RUNNING,
+                        JobStatus.RUNNING,
                         attempt=job.attempt + 1,
                         fence=job.fence + 1,
                         lease_until=now + self._lease_seconds,
@@ -191,13 +193,13 @@ class JobQueue:
                         history=[],
                     )
                 died = WorkerDied(f"the process that trained died on {MAX_ATTEMPTS} attempts")
-                self._end(connection, job, Status.FAILED, error=died.members())
+                self._end(connection, job, JobStatus.FAILED, error=died.members())
             self.remove_data(job)
 
-    def check_ours(self, claim: Job) -> None:
+    def check_claim(self, claim: Job) -> None:
         """Raises `ClaimLost` where the job was cancelled, or claimed again by another trainer."""
         with self._database.read() as connection:
-            rows.check_holds(connection, claim)
+            job_rows.check_claim(connection, claim)
 
     def heartbeat(
         self, claim: Job, *, progress: Mapping[str, Any] | None, history: Sequence[Any] | None = None
@@ -205,38 +207,38 @@ class JobQueue:
         """Renew the lease and store the progress, and the history where it is given; raises `ClaimLost`."""
         reached: dict[str, Any] = {} if history is None else {"history": list(history)}
         with self._database.write() as connection:
-            rows.check_holds(connection, claim)
+            job_rows.check_claim(connection, claim)
             lease_until = self._now() + self._lease_seconds
-            rows.update(connection, claim, lease_until=lease_until, progress=progress, **reached)
+            job_rows.update(connection, claim, lease_until=lease_until, progress=progress, **reached)
 
-    def note(self, claim: Job, text: str) -> None:
+    def append_log(self, claim: Job, text: str) -> None:
         """Append a line to the job's log; raises `ClaimLost`."""
         with self._database.write() as connection:
-            rows.check_holds(connection, claim)
-            rows.note(connection, claim, text, at=rfc3339(self._now()))
+            job_rows.check_claim(connection, claim)
+            job_rows.append_log(connection, claim, text, at=rfc3339(self._now()))
 
     def waiting(self, claim: Job) -> Sequence[JobAdapter]:
         """Those of the job's adapters that have neither version nor error; raises `ClaimLost`."""
         with self._database.read() as connection:
-            rows.check_holds(connection, claim)
-            return job_adapters.find(connection, claim.id, outcome=Outcome.WAITING)
+            job_rows.check_claim(connection, claim)
+            return job_adapters.list_adapters(connection, claim.id, outcome=AdapterStatus.WAITING)
 
     def tally(self, claim: Job) -> dict[str, int]:
         """How many of the job's adapters are `published` and `failed`, of how many in `total`."""
         with self._database.read() as connection:
-            return job_adapters.tally(connection, claim.id)
+            return job_adapters.count_adapters(connection, claim.id)
 
-    def hand_back(self, claim: Job) -> None:
+    def release(self, claim: Job) -> None:
         """Let another trainer have the job at once, this claim not counted. Raises `ClaimLost`."""
         with self._database.write() as connection:
-            rows.check_holds(connection, claim)
-            rows.move(connection, claim, Status.QUEUED, attempt=claim.attempt - 1, lease_until=None)
+            job_rows.check_claim(connection, claim)
+            job_rows.change_status(connection, claim, JobStatus.QUEUED, attempt=claim.attempt - 1, lease_until=None)
 
-    def abandon(self, claim: Job) -> None:
+    def expire_lease(self, claim: Job) -> None:
         """Let any trainer have the job at once, this claim counted: its fit died. Raises `ClaimLost`."""
         with self._database.write() as connection:
-            rows.check_holds(connection, claim)
-            rows.update(connection, claim, lease_until=self._now())
+            job_rows.check_claim(connection, claim)
+            job_rows.update(connection, claim, lease_until=self._now())
 
     def fail(self, claim: Job, error: Mapping[str, Any], **reached: Any) -> None:
         """End the job with an error, and with the `progress` and `history` that it reached, where they are given.
@@ -244,8 +246,8 @@ class JobQueue:
         Raises `ClaimLost`.
         """
         with self._database.write() as connection:
-            rows.check_holds(connection, claim)
-            self._end(connection, claim, Status.FAILED, error=dict(error), **reached)
+            job_rows.check_claim(connection, claim)
+            self._end(connection, claim, JobStatus.FAILED, error=dict(error), **reached)
         self.remove_data(claim)
 
     def fail_adapters(self, claim: Job, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
@@ -254,21 +256,21 @@ class JobQueue:
         Raises `ClaimLost`.
         """
         with self._database.write() as connection:
-            rows.check_holds(connection, claim)
+            job_rows.check_claim(connection, claim)
             job_adapters.fail(connection, claim.id, failures)
 
     def admit(self, connection: Connection, claim: Job, publications: Sequence[Publication]) -> Sequence[bool]:
-        """Which of the job's publications may become versions: `choose` of `Catalog.publish`.
+        """Which of the job's publications may become versions: `admit` of `Catalog.publish`.
 
         Not those whose adapters were deleted after the job was queued: in a fleet each of them fails, alone. Raises
         `ClaimLost`, and `AdapterDeleted` where the job trains just that one.
         """
-        rows.check_holds(connection, claim)
+        job_rows.check_claim(connection, claim)
         return job_adapters.admit(connection, claim, publications)
 
     def record(self, connection: Connection, claim: Job, published: Sequence[Published]) -> None:
-        """Store what the job's adapters were published as: `also` of `Catalog.publish`. Raises `ClaimLost`."""
-        rows.check_holds(connection, claim)
+        """Store what the job's adapters were published as: `record` of `Catalog.publish`. Raises `ClaimLost`."""
+        job_rows.check_claim(connection, claim)
         job_adapters.record(connection, claim.id, published)
 
     def succeed(
@@ -292,11 +294,11 @@ class JobQueue:
                 )
             self.remove_data(claim)
             return
-        rows.check_holds(connection, claim)
+        job_rows.check_claim(connection, claim)
         self._end(
             connection,
             claim,
-            Status.SUCCEEDED,
+            JobStatus.SUCCEEDED,
             result=None if result is None else dict(result),
             progress=dict(progress),
             metrics=dict(metrics),
@@ -308,8 +310,10 @@ class JobQueue:
         if job.data_file is not None:
             self._blobs.remove([job.data_file])
 
-    def _end(self, connection: Connection, job: Job, status: Status, **values: Any) -> Job:
+    def _end(self, connection: Connection, job: Job, status: JobStatus, **values: Any) -> Job:
         finished_at = rfc3339(self._now())
-        if status is Status.FAILED:
+        if status is JobStatus.FAILED:
             job_adapters.fail_waiting(connection, job.id, values["error"])
-        return rows.move(connection, job, status, finished_at=finished_at, lease_until=None, data_file=None, **values)
+        return job_rows.change_status(
+            connection, job, status, finished_at=finished_at, lease_until=None, data_file=None, **values
+        )

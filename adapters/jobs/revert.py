@@ -6,13 +6,13 @@ from enum import StrEnum
 
 from sqlalchemy.engine import Connection
 
-from adapters.catalog import queries as catalog_rows
+from adapters.catalog import queries
 from adapters.jobs import job_adapters
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.names import LIVE
 
 
-class Skip(StrEnum):
+class SkipReason(StrEnum):
     """Why an adapter of the job was left as it is."""
 
     NOT_PUBLISHED = "not_published"
@@ -28,7 +28,7 @@ class Skip(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Back:
+class RevertedAdapter:
     """A live alias that points back."""
 
     name: str
@@ -39,31 +39,31 @@ class Back:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedAdapter:
     """An adapter of the job that was left as it is."""
 
     name: str
     version: int | None
-    reason: Skip
+    reason: SkipReason
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
-class Reverted:
+class RevertResult:
     """Every adapter of a job, each in one of the two."""
 
-    reverted: Sequence[Back]
-    skipped: Sequence[Skipped]
+    reverted: Sequence[RevertedAdapter]
+    skipped: Sequence[SkippedAdapter]
 
 
-def revert(connection: Connection, job_id: str) -> Reverted:
+def revert(connection: Connection, job_id: str) -> RevertResult:
     """Within the caller's transaction: all that can be pointed back is, and the revision moves once."""
-    adapters = job_adapters.find(connection, job_id)
+    adapters = job_adapters.list_adapters(connection, job_id)
     names = [adapter.name for adapter in adapters]
-    live = catalog_rows.pointed(connection, names, LIVE)
+    live = queries.alias_targets(connection, names, LIVE)
     deleted = {adapter.position for adapter in job_adapters.deleted_since(connection, adapters)}
     wanted = [(adapter.name, adapter.replaced) for adapter in adapters if adapter.replaced is not None]
-    there = catalog_rows.existing(connection, wanted)
+    there = queries.existing_versions(connection, wanted)
     reverted, skipped = [], []
     for adapter in adapters:
         gone = adapter.replaced is not None and (adapter.name, adapter.replaced) not in there
@@ -71,32 +71,32 @@ def revert(connection: Connection, job_id: str) -> Reverted:
         if reason is not None:
             now = f"it is {live[adapter.name]}" if adapter.name in live else "nothing is live"
             detail = _SENTENCES[reason].format(adapter=adapter, now=now)
-            skipped.append(Skipped(adapter.name, adapter.version, reason, detail))
+            skipped.append(SkippedAdapter(adapter.name, adapter.version, reason, detail))
         elif adapter.version is not None:
-            reverted.append(Back(adapter.name, adapter.version, adapter.replaced))
+            reverted.append(RevertedAdapter(adapter.name, adapter.version, adapter.replaced))
     if reverted:
-        catalog_rows.point(connection, LIVE, {back.name: back.to for back in reverted if back.to is not None})
-        catalog_rows.unpoint(connection, LIVE, [back.name for back in reverted if back.to is None])
-        catalog_rows.next_revision(connection)
-    return Reverted(reverted, skipped)
+        queries.set_alias(connection, LIVE, {back.name: back.to for back in reverted if back.to is not None})
+        queries.remove_alias(connection, LIVE, [back.name for back in reverted if back.to is None])
+        queries.increment_revision(connection)
+    return RevertResult(reverted, skipped)
 
 
-_SENTENCES: Mapping[Skip, str] = {
-    Skip.NOT_PUBLISHED: "the job published no version of {adapter.name}",
-    Skip.NEVER_LIVE: "{adapter.name}@{adapter.version} was published without moving live",
-    Skip.ADAPTER_DELETED: "{adapter.name} was deleted since",
-    Skip.LIVE_MOVED: "live of {adapter.name} is no longer version {adapter.version}: {now}",
-    Skip.VERSION_GONE: "{adapter.name}@{adapter.replaced}, which was live before, is no longer there",
+_SENTENCES: Mapping[SkipReason, str] = {
+    SkipReason.NOT_PUBLISHED: "the job published no version of {adapter.name}",
+    SkipReason.NEVER_LIVE: "{adapter.name}@{adapter.version} was published without moving live",
+    SkipReason.ADAPTER_DELETED: "{adapter.name} was deleted since",
+    SkipReason.LIVE_MOVED: "live of {adapter.name} is no longer version {adapter.version}: {now}",
+    SkipReason.VERSION_GONE: "{adapter.name}@{adapter.replaced}, which was live before, is no longer there",
 }
 
 
-def _reason(adapter: JobAdapter, live: Mapping[str, int], *, deleted: bool, gone: bool) -> Skip | None:
+def _reason(adapter: JobAdapter, live: Mapping[str, int], *, deleted: bool, gone: bool) -> SkipReason | None:
     if adapter.version is None:
-        return Skip.NOT_PUBLISHED
+        return SkipReason.NOT_PUBLISHED
     if not adapter.moved_live:
-        return Skip.NEVER_LIVE
+        return SkipReason.NEVER_LIVE
     if deleted:
-        return Skip.ADAPTER_DELETED
+        return SkipReason.ADAPTER_DELETED
     if live.get(adapter.name) != adapter.version:
-        return Skip.LIVE_MOVED
-    return Skip.VERSION_GONE if gone else None
+        return SkipReason.LIVE_MOVED
+    return SkipReason.VERSION_GONE if gone else None

@@ -50,7 +50,7 @@ def blob_names(blobs: Path) -> list[str]:
     return []
 
 
-class BlobStore:
+class FolderBlobs:
     """Store of the blobs in one folder, which is created if it is missing.
 
     `revision` returns the catalogue's revision now.

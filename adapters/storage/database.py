@@ -46,7 +46,7 @@ _sync = getattr(os, "fdatasync", os.fsync)
 log = logging.getLogger(__name__)
 
 
-class Database:
+class SqliteDatabase:
     """Transactions on the catalogue in `folder`. Opening it brings its tables up to date.
 
     `make_room` is called when the disk is full, before the error is raised.
@@ -64,7 +64,7 @@ class Database:
         self._writing = self._engine.execution_options(writes=True)
         # Two writers in one process would wait in SQLite's busy handler, which sleeps; a lock wakes at once.
         self._writer = threading.Lock()
-        self._commits: ChangeWatch | None = None
+        self._commits: CatalogWatch | None = None
         try:
             self._migrate(folder)
         except (CommandError, DatabaseError, sqlite3.DatabaseError, StorageFailed) as error:
@@ -116,7 +116,7 @@ class Database:
     def _data_version(self) -> int:
         """The number of commits, by a connection that writes none. Call it with the write lock held."""
         if self._commits is None:
-            self._commits = ChangeWatch(self.path)
+            self._commits = CatalogWatch(self.path)
         return self._commits.data_version()
 
     def _is_rolled_back(self, before: int) -> bool:
@@ -144,7 +144,7 @@ class Database:
                 command.upgrade(config, "head")
 
 
-class ChangeWatch:
+class CatalogWatch:
     """Whether any connection, in this process or another, has committed since the last look.
 
     A connection of its own that never writes and never waits: SQLite's `data_version` moves for everyone else's

@@ -1,4 +1,6 @@
-"""Check that a catalogue and a folder of blobs belong together, before anything is created, migrated or swept.
+"""Checks of a data folder before anything is created, migrated or swept.
+
+The catalogue and the folder of blobs must belong together, and the catalogue's pages must be whole.
 
 The store id, a random string, is stored three times:
 
@@ -30,12 +32,13 @@ CATALOG = "catalog.sqlite3"
 _BUSY_SECONDS = 15
 _SECONDS_BEFORE_LOG = 3.0
 _SECONDS_BETWEEN_TRIES = 0.05
+_MOST_FINDINGS = 10
 _REFERENCES = (("versions", "file"), ("versions", "statistics"), ("dataset_versions", "file"), ("jobs", "data_file"))
 
 log = logging.getLogger(__name__)
 
 
-class Identity(NamedTuple):
+class CatalogIdentity(NamedTuple):
     """Store id, revision and references that a catalogue holds."""
 
     store_id: str | None
@@ -180,6 +183,25 @@ def damaged(path: Path, finding: str) -> CatalogNotLoadable:
     )
 
 
+def check_integrity(path: Path, *, by_table: bool = False) -> None:
+    """Raise `CatalogNotLoadable` if a page of the catalogue is damaged.
+
+    Writers wait meanwhile; with `by_table`, they only wait for one table at a time. Does nothing if there is no
+    catalogue yet. Raises `CatalogBusy` if it is locked for long.
+    """
+    if not path.exists():
+        return
+    findings: list[str] = []
+    with connected(path) as connection:
+        tables: list[str | int] = [_MOST_FINDINGS]
+        if by_table:
+            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            findings += [text for (text,) in connection.execute(f"PRAGMA quick_check({table})") if text != "ok"]
+    if findings:
+        raise damaged(path, "; ".join(findings[:_MOST_FINDINGS]))
+
+
 def _write_id(path: Path, store_id: str) -> None:
     """Write an id to a file atomically and durably: after a crash, the file has the new or the old content."""
     temporary = path.with_name(f"{path.name}.tmp")
@@ -192,7 +214,7 @@ def _write_id(path: Path, store_id: str) -> None:
 
 
 def _mismatch(
-    folder: Path, catalog: Identity | None, *, folder_id: str | None, names: list[str], opened_here: str | None
+    folder: Path, catalog: CatalogIdentity | None, *, folder_id: str | None, names: list[str], opened_here: str | None
 ) -> str | None:
     """Return why the catalogue and the blobs do not belong together; None if they do."""
     if catalog is None:
@@ -215,7 +237,9 @@ def _mismatch(
     return None
 
 
-def _mismatch_without_id(folder: Path, catalog: Identity, *, names: list[str], opened_here: str | None) -> str | None:
+def _mismatch_without_id(
+    folder: Path, catalog: CatalogIdentity, *, names: list[str], opened_here: str | None
+) -> str | None:
     """Return why a catalogue does not belong to a folder of blobs that has no store id; None if it does."""
     missing = catalog.references.difference(names)
     if catalog.store_id is None:
@@ -235,7 +259,7 @@ def _mismatch_without_id(folder: Path, catalog: Identity, *, names: list[str], o
     return None
 
 
-def _read_catalog(path: Path, *, with_references: bool) -> Identity | None:
+def _read_catalog(path: Path, *, with_references: bool) -> CatalogIdentity | None:
     """Return the catalogue's identity; None if the file is missing or empty, or has no row in the table `catalog`."""
     if catalog_bytes(path.parent) == 0:
         return None
@@ -254,7 +278,7 @@ def _read_catalog(path: Path, *, with_references: bool) -> Identity | None:
                     references.update(file for (file,) in connection.execute(statement))
         if row is None:
             return None
-        return Identity(_store_id(path, row[0]), _revision(path, row[1]), frozenset(references))
+        return CatalogIdentity(_store_id(path, row[0]), _revision(path, row[1]), frozenset(references))
 
 
 def _store_id(path: Path, value: object) -> str | None:

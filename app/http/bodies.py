@@ -1,10 +1,9 @@
 """Request bodies: their type, their bytes, their JSON."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from adapters.errors import WrongType
 from adapters.strict_json import parse
@@ -34,23 +33,23 @@ def content_type(header: str, *accepted: str) -> str:
     return given
 
 
-async def read_json(request: Request, *, most_bytes: int, hint: str = "") -> bytearray:
-    """The bytes of a JSON body; raises `UnsupportedMediaType`, and `BodyTooLarge` with the hint."""
+async def read_json(request: Request) -> bytearray:
+    """Return the bytes of a JSON body; raise `UnsupportedMediaType`."""
     content_type(request.headers.get("content-type", ""), JSON)
-    return await read_bytes(request, most_bytes=most_bytes, hint=hint)
+    return await read_bytes(request)
 
 
-async def read_bytes(request: Request, *, most_bytes: int, hint: str = "") -> bytearray:
-    """Return a whole body; raise `BodyTooLarge` with the hint, before it is read if its length is known."""
-    if int(request.headers.get("content-length", "0")) > most_bytes:
-        raise too_large(most_bytes, hint=hint)
+async def read_bytes(request: Request, *, max_bytes: int | None = None, hint: str = "") -> bytearray:
+    """Return a whole body, which the middleware bounds; raise `BodyTooLarge` with the hint past a smaller limit."""
+    if max_bytes is not None and int(request.headers.get("content-length", "0")) > max_bytes:
+        raise too_large(max_bytes, hint=hint)
     # It grows in place: parts that are joined are in memory twice.
     body = bytearray()
     try:
         async for part in request.stream():
             body += part
-            if len(body) > most_bytes:
-                raise too_large(most_bytes, hint=hint)
+            if max_bytes is not None and len(body) > max_bytes:
+                raise too_large(max_bytes, hint=hint)
     except Exception:
         # The error holds this frame until it is answered.
         body.clear()
@@ -80,18 +79,3 @@ def read_as(model: type[Model], value: dict[str, object], *, within: str = "") -
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise from_validation(first, within=within, model=model) from None
-
-
-def documented(bodies: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
-    """For the OpenAPI document: the bodies that a call takes, by content type. The call reads them itself.
-
-    `app.openapi.document` puts the schemas' definitions among its components.
-    """
-
-    def described(model: Any) -> Any:
-        if model is BINARY:
-            return {"type": "string", "format": "binary"}
-        return TypeAdapter(model).json_schema(ref_template="#/components/schemas/{model}")
-
-    content = {kind: {"schema": described(model)} for kind, model in bodies.items()}
-    return {"requestBody": {"required": required, "content": content}}

@@ -16,14 +16,14 @@ def _service(request: Request) -> Service:
 ServiceOf = Annotated[Service, Depends(_service)]
 
 
-async def same_feature_space(request: Request, service: ServiceOf) -> None:
+async def check_feature_space(request: Request, service: ServiceOf) -> None:
     """Refuse a request whose `X-Feature-Space` names another encoder than the one that feeds this layer."""
     # Header values arrive as latin-1; a client that names its encoder in UTF-8 means UTF-8.
     given = request.headers.getlist("x-feature-space")
     service.check_feature_space([value.encode("latin-1").decode("utf-8", "replace") for value in given])
 
 
-async def _each_field_once(request: Request) -> None:
+async def check_query_fields(request: Request) -> None:
     """Refuse a query that has a field twice: which of the two was meant is not ours to say."""
     query = request.query_params
     # A call that takes no query looks at none.
@@ -32,7 +32,3 @@ async def _each_field_once(request: Request) -> None:
             raise InvalidCombination(
                 f"{shorten(field)} is in the query {len(values)} times", field=field, given=values, expected="it once"
             )
-
-
-CHECKED = [Depends(same_feature_space), Depends(_each_field_once)]
-"""What a resource's calls have in common."""

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from adapters.arrays import is_finite
@@ -280,8 +280,8 @@ def first_of(error: RequestValidationError) -> LoraplexError:
     return from_validation(first)
 
 
-def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """Let every error that one of `routes` or the framework raises be answered as a problem."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error that a route or the framework raises as a problem."""
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, LoraplexError)
@@ -293,7 +293,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         answer.headers.update(error.headers or {})
         if error.status_code == 405:
             # The framework names the methods of the first route at this path, and there may be several.
-            here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+            here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
             allowed = {method for route in here for method in getattr(route, "methods", ())}
             answer.headers["Allow"] = ", ".join(sorted(allowed)) or answer.headers["Allow"]
         return answer

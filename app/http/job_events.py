@@ -19,9 +19,9 @@ from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from adapters.errors import CatalogBusy, QueueFull
-from adapters.jobs.job import MOVES, JobState, Status
+from adapters.jobs.job import TRANSITIONS, JobState, JobStatus
 from adapters.jobs.queue import JobQueue
-from adapters.storage.database import ChangeWatch
+from adapters.storage.database import CatalogWatch
 
 MOST_WATCHERS = 256
 """Streams that one worker holds open."""
@@ -29,7 +29,7 @@ _SECONDS_BETWEEN_LOOKS = 0.25
 _HEARTBEAT_SECONDS = 10.0
 _HEARTBEAT = format_sse_event(comment="heartbeat")
 _ID = re.compile(
-    r"(?P<job>[0-9a-f]{8})\.(?P<fence>[0-9]{1,18})\.(?P<status>-|" + "|".join(Status) + ")"
+    r"(?P<job>[0-9a-f]{8})\.(?P<fence>[0-9]{1,18})\.(?P<status>-|" + "|".join(JobStatus) + ")"
     r"\.(?P<progress>[0-9a-f]{8})\.(?P<lines>[0-9]{1,18})\.(?P<metrics>[01])"
 )
 
@@ -41,7 +41,7 @@ class Seen:
     """What a client has been told of a job."""
 
     fence: int = 0
-    status: Status | None = None
+    status: JobStatus | None = None
     progress: str = "0" * 8
     """Checksum of the newest progress."""
     lines: int = 0
@@ -51,7 +51,7 @@ class Seen:
     @property
     def all(self) -> bool:
         """Whether that was the end of the job."""
-        return self.status is not None and not MOVES[self.status]
+        return self.status is not None and not TRANSITIONS[self.status]
 
 
 class Event(NamedTuple):
@@ -74,7 +74,7 @@ def read_event_id(job_id: str, given: str | None) -> Seen:
         return Seen()
     return Seen(
         fence=int(found["fence"]),
-        status=None if found["status"] == "-" else Status(found["status"]),
+        status=None if found["status"] == "-" else JobStatus(found["status"]),
         progress=found["progress"],
         lines=int(found["lines"]),
         metrics=found["metrics"] == "1",
@@ -123,7 +123,7 @@ class JobWatch:
         self.heartbeat_seconds = _HEARTBEAT_SECONDS
         self.most = MOST_WATCHERS
         self._queue = queue
-        self._changes = ChangeWatch(catalog)
+        self._changes = CatalogWatch(catalog)
         self._draining = draining
         self._watchers: set[Watcher] = set()
         self._arrivals = 0

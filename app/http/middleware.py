@@ -1,5 +1,4 @@
-"""One ASGI callable around everything: request id, hosts and origins, body limit, last-resort error; each request is
-observed."""
+"""One ASGI callable around the whole application: request id, hosts, body limit, last-resort error and telemetry."""
 
 import asyncio
 import logging
@@ -13,166 +12,227 @@ from itertools import count
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.body_memory import BodyMemory
+from app.http.endpoints import Endpoint, find_endpoint
 from app.http.errors import InternalError, TooManyBytes, answer_at, known_failure, too_large
 from app.http.host_policy import HostPolicy
 from app.observability.observer import Observer
 from app.observability.records import NOT_ANSWERED, OTHER
 
-REQUEST_ID = b"x-request-id"
+NO_ANSWER = "not_answered"
+"""Code of a request whose client closed the connection before the answer."""
+_REQUEST_ID = b"x-request-id"
+_CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+# A request id is this prefix of the process and a count, which costs less than random bytes for each request.
+_PROCESS_PREFIX = secrets.token_hex(10).encode()
+_REQUEST_COUNT = count()
 _TOO_LARGE = 413
 _LINGER_SECONDS = 2.0
-_OURS = secrets.token_hex(10).encode()
-"""Of this process: its ids are this and a count, which costs less than as many random bytes for each."""
-_COUNT = count()
-_CLIENTS_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-NO_ANSWER = "not_answered"
-"""The code of a request whose client had gone."""
 
 log = logging.getLogger(__name__)
 
 
-class Edge:
-    """Passes requests on to `app`, or to what `hot` has for them, none with more bytes than `most_bytes` says.
+class Middleware:
+    """Wraps `app`, and calls the endpoints of `asgi_calls` (by path) in place of it.
 
-    A client's own `X-Request-Id` is kept where it is 1 to 64 characters of A-Z a-z 0-9 . _ -; each answer has one.
+    A client's own `X-Request-Id` is kept if it is 1 to 64 characters of A-Z a-z 0-9 . _ -; every answer has one.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        hot: Callable[[Scope], tuple[str, ASGIApp] | None],
         *,
-        most_bytes: Callable[[Scope], int],
-        is_streamed: Callable[[Scope], bool],
-        bodies: BodyMemory,
+        asgi_calls: Mapping[str, ASGIApp],
+        body_limit: Callable[[Endpoint | None], int],
+        memory: BodyMemory,
         observer: Observer,
         host_policy: HostPolicy,
     ) -> None:
-        """`hot` gives the route's template with what answers there; a body that `is_streamed` is not in memory."""
         self._app = app
-        self._hot = hot
-        self._most_bytes = most_bytes
-        self._is_streamed = is_streamed
-        self._bodies = bodies
+        self._asgi_calls = asgi_calls
+        self._body_limit = body_limit
+        self._memory = memory
         self._observer = observer
         self._host_policy = host_policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        state = scope.setdefault("state", {})
-        # A request that `Direct` has left to us began before this.
-        began = state.get("began") or time.perf_counter()
-        headers = dict(scope["headers"])
-        request_id = request_id_of(headers)
-        state["request_id"] = request_id.decode()
-        status, ended = 0, False
-        read, most_bytes = 0, self._most_bytes(scope)
-        bodies, held = None if self._is_streamed(scope) else self._bodies, 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                left_unread = status == _TOO_LARGE or state.get("code") == TooManyBytes.code
-                if left_unread and not ended and (read or b"expect" not in headers):
-                    await _discard(receive, most_bytes)
-                message["headers"] = [*message["headers"], (REQUEST_ID, request_id)]
-            await send(message)
-
-        async def receive_bounded() -> Message:
-            nonlocal read, ended, held
-            message = await receive()
-            if message["type"] == "http.request":
-                size = len(message.get("body", b""))
-                read += size
-                ended = not message.get("more_body", False)
-                if "refusal" in state:  # how the body goes on is no HTTP
-                    raise state["refusal"]
-                if read > most_bytes:
-                    raise too_large(most_bytes)
-                if bodies is not None:
-                    try:
-                        bodies.take(size)
-                    except TooManyBytes:
-                        # At once, and not after the answer: other bodies that come now need the room.
-                        bodies.release(held)
-                        held = 0
-                        raise
-                    held += size
-            return message
-
+        endpoint = find_endpoint(scope["method"], scope["path"])
+        is_streamed = endpoint is not None and endpoint.is_streamed
+        memory = None if is_streamed else self._memory
+        exchange = _Exchange(scope, receive, send, body_limit=self._body_limit(endpoint), memory=memory)
         try:
-            if "refusal" in state:  # see `GuardedHttp`
-                await answer_at(scope["path"], state["refusal"])(scope, receive, send_with_id)
-                return
-            self._host_policy.check(
-                scope["method"],
-                scope["path"],
-                scope["headers"],
-                http_version=scope["http_version"],
-                target_authority=state.get("target_authority"),
-            )
-            length = int(headers.get(b"content-length", b"0"))
-            if length > most_bytes:
-                await answer_at(scope["path"], too_large(most_bytes))(scope, receive, send_with_id)
-                return
-            if bodies is not None and not bodies.has_room(length):
-                await answer_at(scope["path"], bodies.full())(scope, receive, send_with_id)
-                return
-            state["route"], app = self._hot(scope) or (None, self._app)
-            await app(scope, receive_bounded, send_with_id)
+            self._check_head(exchange)
+            exchange.endpoint = endpoint
+            app = self._app if endpoint is None else self._asgi_calls.get(endpoint.path, self._app)
+            await app(scope, exchange.receive, exchange.send)
         except Exception as error:
-            failed = known_failure(error)
-            if failed is None or status:
-                extra = {"request_id": request_id.decode()}
-                log.exception("%s %s failed", scope["method"], _route(scope), extra=extra)
-                failed = InternalError(f"the service failed on this request; its id is {request_id.decode()}")
-            state["code"] = failed.code
-            if not status:
-                await answer_at(scope["path"], failed)(scope, receive, send_with_id)
+            await exchange.answer_error(error)
         finally:
-            if held and bodies is not None:
-                bodies.release(held)
-            self._observe(scope, headers, status, began, request_id)
+            exchange.release_memory()
+            self._observe(exchange)
 
-    def _observe(
-        self, scope: Scope, headers: Mapping[bytes, bytes], status: int, began: float, request_id: bytes
-    ) -> None:
-        state = scope["state"]
-        ticket, code = state.get("ticket"), state.get("code")
+    def _check_head(self, exchange: "_Exchange") -> None:
+        """Raise the error that a request can be refused with before its body is read."""
+        scope, state = exchange.scope, exchange.state
+        if "refusal" in state:  # set by the connection, which found the request malformed
+            raise state["refusal"]
+        self._host_policy.check(
+            scope["method"],
+            scope["path"],
+            scope["headers"],
+            http_version=scope["http_version"],
+            target_authority=state.get("target_authority"),
+        )
+        exchange.check_length()
+
+    def _observe(self, exchange: "_Exchange") -> None:
+        scope, state = exchange.scope, exchange.state
+        status, code = exchange.status, state.get("code")
         if status in (0, NOT_ANSWERED):
             status, code = NOT_ANSWERED, NO_ANSWER
-        route, method, path = _route(scope), scope["method"], scope["path"]
-        publish = state.get("publish")
-        self._observer.answered(route, method, status, began, request_id, path, code, ticket, headers, publish)
+        self._observer.answered(
+            exchange.route,
+            scope["method"],
+            status,
+            exchange.began,
+            exchange.request_id,
+            scope["path"],
+            code,
+            state.get("ticket"),
+            exchange.headers,
+            state.get("publish"),
+        )
 
 
-def _route(scope: Scope) -> str:
-    """The template of the route that took a request: paths are the clients', and without number."""
-    hot: str | None = scope["state"].get("route")
-    if hot is not None:
-        return hot
-    template: str | None = getattr(scope.get("route"), "path", None)
-    if template is not None:
-        return template
-    mounted: str = scope.get("root_path", "")
-    return f"{mounted}/{{path}}" if mounted else OTHER
+class _Exchange:
+    """One request and its answer: counts the bytes of the body and notes the answer's status."""
+
+    __slots__ = (
+        *("scope", "state", "headers", "request_id", "began", "endpoint", "status"),
+        *("_receive", "_send", "_body_limit", "_memory", "_read_bytes", "_held_bytes", "_has_ended"),
+    )
+
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        body_limit: int,
+        memory: BodyMemory | None,
+    ) -> None:
+        self.scope = scope
+        self.state = scope.setdefault("state", {})
+        # The fast path may have read the head already, and then left the request to ASGI.
+        self.began: float = self.state.get("began") or time.perf_counter()
+        self.headers = dict(scope["headers"])
+        self.request_id = request_id_of(self.headers)
+        self.state["request_id"] = self.request_id.decode()
+        self.endpoint: Endpoint | None = None
+        """Set when the head of the request is accepted."""
+        self.status = 0
+        """Status of the answer; 0 until it has begun."""
+        self._receive = receive
+        self._send = send
+        self._body_limit = body_limit
+        self._memory = memory
+        self._read_bytes = 0
+        self._held_bytes = 0
+        self._has_ended = False
+
+    @property
+    def route(self) -> str:
+        """Template of the route. Paths are not recorded, because clients could make any number of them."""
+        if self.endpoint is not None:
+            return self.endpoint.path
+        template: str | None = getattr(self.scope.get("route"), "path", None)
+        if template is not None:
+            return template
+        mount: str = self.scope.get("root_path", "")
+        return f"{mount}/{{path}}" if mount else OTHER
+
+    def check_length(self) -> None:
+        """Raise `BodyTooLarge` or `TooManyBytes` if the body's declared length is too large."""
+        length = int(self.headers.get(b"content-length", b"0"))
+        if length > self._body_limit:
+            raise too_large(self._body_limit)
+        if self._memory is not None and not self._memory.has_room(length):
+            raise self._memory.full()
+
+    async def receive(self) -> Message:
+        """Receive a message; raise `BodyTooLarge` or `TooManyBytes` when the body passes a limit."""
+        message = await self._receive()
+        if message["type"] != "http.request":
+            return message
+        size = len(message.get("body", b""))
+        self._read_bytes += size
+        self._has_ended = not message.get("more_body", False)
+        if "refusal" in self.state:  # the rest of the body is malformed
+            raise self.state["refusal"]
+        if self._read_bytes > self._body_limit:
+            raise too_large(self._body_limit)
+        self._hold_memory(size)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send a message; the head of the answer gets the request id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            is_unread = self.status == _TOO_LARGE or self.state.get("code") == TooManyBytes.code
+            if is_unread and not self._has_ended and (self._read_bytes or b"expect" not in self.headers):
+                await _discard(self._receive, self._body_limit)
+            message["headers"] = [*message["headers"], (_REQUEST_ID, self.request_id)]
+        await self._send(message)
+
+    async def answer_error(self, error: Exception) -> None:
+        """Answer with `error`, or with a 500 if it is a defect; only log it if the answer has begun."""
+        known = known_failure(error)
+        if known is None or self.status:
+            request_id = self.request_id.decode()
+            log.exception("%s %s failed", self.scope["method"], self.route, extra={"request_id": request_id})
+            known = InternalError(f"the service failed on this request; its id is {request_id}")
+        self.state["code"] = known.code
+        if not self.status:
+            await answer_at(self.scope["path"], known)(self.scope, self._receive, self.send)
+
+    def release_memory(self) -> None:
+        """Give back the memory that the body was counted with."""
+        if self._memory is not None and self._held_bytes:
+            self._memory.release(self._held_bytes)
+            self._held_bytes = 0
+
+    def _hold_memory(self, size: int) -> None:
+        if self._memory is None:
+            return
+        try:
+            self._memory.take(size)
+        except TooManyBytes:
+            # Released before the answer is sent, because other bodies that arrive now need the room.
+            self.release_memory()
+            raise
+        self._held_bytes += size
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> bytes:
-    """The client's own where it is fit to be sent back, else a new one."""
-    theirs = headers.get(REQUEST_ID)
-    return theirs if theirs and _CLIENTS_ID.fullmatch(theirs) else b"%b%012x" % (_OURS, next(_COUNT))
+    """Return the client's request id if it is valid, otherwise a new one."""
+    client_id = headers.get(_REQUEST_ID)
+    if client_id and _CLIENT_REQUEST_ID.fullmatch(client_id):
+        return client_id
+    return b"%b%012x" % (_PROCESS_PREFIX, next(_REQUEST_COUNT))
 
 
-async def _discard(receive: Receive, most_bytes: int) -> None:
-    """Read on for a moment: a client that still sends when the connection is closed never reads the answer."""
+async def _discard(receive: Receive, limit: int) -> None:
+    """Read the rest of a body for a short time.
+
+    If the connection is closed while the client sends, the client never reads the answer.
+    """
     with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_SECONDS):
-            while most_bytes > 0:
+            while limit > 0:
                 message = await receive()
                 if message["type"] != "http.request" or not message.get("more_body", False):
                     return
-                most_bytes -= len(message.get("body", b""))
+                limit -= len(message.get("body", b""))

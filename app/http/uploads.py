@@ -37,14 +37,13 @@ async def read_upload(request: Request, service: Service) -> tuple[Adapter, str 
         files = await _read_multipart(request)
         async with service.uploads:
             return await run_in_threadpool(_from_peft, files, service)
-    most_bytes = service.settings.max_body_bytes
     if form == ZIP:
-        body = await read_bytes(request, most_bytes=most_bytes)
+        body = await read_bytes(request)
         async with service.uploads:
             return await run_in_threadpool(_from_zip, bytes(body), service)
     base, max_rank = service.base, service.settings.max_rank
     hint = f": an adapter of rank {max_rank}, the largest accepted here, needs fewer"
-    body = await read_bytes(request, most_bytes=min(most_bytes, _most_json_bytes(base, max_rank)), hint=hint)
+    body = await read_bytes(request, max_bytes=_most_json_bytes(base, max_rank), hint=hint)
     await asyncio.to_thread(_check_lists, body, base, max_rank)
     value = object_of_body(await service.json.parse(body))
     del body

@@ -1,7 +1,7 @@
 """The document: FastAPI's, with what it cannot know put in."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -9,11 +9,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
+from app.http.endpoints import ENDPOINTS, SCHEMA_REFERENCE, Endpoint
 from app.openapi import headers
-from app.openapi.error_codes import codes
+from app.openapi.error_codes import error_codes
 from app.openapi.problem_responses import Problem, ProtocolError, responses, table_of_codes
 
-TEMPLATE = "#/components/schemas/{model}"
 TAGS = {
     "predict": "Ask: any adapters, mixed in one batch.",
     "adapters": "Train, upload, download, roll back. Versions never change; `live` is the one that a bare name means.",
@@ -48,10 +48,12 @@ def document(app: FastAPI) -> dict[str, Any]:
         components |= {"parameters": dict(headers.PARAMETERS), "headers": dict(headers.HEADERS)}
         schemas = components["schemas"]
         for model in (Problem, ProtocolError):
-            _hoist(TypeAdapter(model).json_schema(ref_template=TEMPLATE), schemas)
+            _hoist(TypeAdapter(model).json_schema(ref_template=SCHEMA_REFERENCE), schemas)
         examples = json.loads(files(__package__).joinpath("examples.json").read_text("utf-8"))
-        for path, operation in _operations(found):
-            _complete(path, operation, schemas, examples.get(operation["operationId"], {}))
+        for endpoint in ENDPOINTS:
+            if endpoint.is_documented:
+                operation = found["paths"][endpoint.path][endpoint.method.lower()]
+                _complete(endpoint, operation, schemas, examples.get(endpoint.operation_id, {}))
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         for schema in schemas.values():
@@ -65,30 +67,24 @@ def written(found: Mapping[str, Any]) -> str:
     return json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _operations(found: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path, item in found["paths"].items():
-        for operation in item.values():
-            yield path, operation
-
-
 def _complete(
-    path: str, operation: dict[str, Any], schemas: dict[str, Any], examples: Mapping[str, Mapping[str, Any]]
+    endpoint: Endpoint, operation: dict[str, Any], schemas: dict[str, Any], examples: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Put in headers, problems and examples, and the schemas of bodies among the components."""
-    own, protocol = operation["operationId"], path.startswith("/v2")
+    protocol = endpoint.path.startswith("/v2")
     # A model's version belongs to the longer path, and FastAPI takes it for a query of the shorter one. That the answer
     # may go by `Accept` is said by its content types, and nowhere else (OpenAPI 3.1, section 4.8.12.1).
     dropped = {("accept", "header"), *([("version", "query")] if protocol else [])}
     known = [one for one in operation.get("parameters", []) if (one["name"], one["in"]) not in dropped]
-    operation["parameters"] = [*known, *headers.parameters(own)]
+    operation["parameters"] = [*known, *headers.parameters(endpoint)]
     answers = {status: answer for status, answer in operation["responses"].items() if status.startswith("2")}
     bodies = [operation["requestBody"]] if "requestBody" in operation else []
     for holder in [*bodies, *answers.values()]:
         for content in holder.get("content", {}).values():
             content["schema"] = _hoist(content.get("schema", {}), schemas)
-    operation["responses"] = answers | responses(codes(operation), protocol=protocol)
+    operation["responses"] = answers | responses(error_codes(endpoint, operation), protocol=protocol)
     for status, answer in operation["responses"].items():
-        if carried := answer.get("headers", {}) | headers.answered(own, status):
+        if carried := answer.get("headers", {}) | headers.response_headers(endpoint, status):
             answer["headers"] = carried
     for kind, named in examples.get("request", {}).items():
         operation["requestBody"]["content"][kind]["examples"] = named
@@ -103,7 +99,7 @@ def _hoist(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
     if schema.get("type") != "object" or "title" not in schema or "properties" not in schema:
         return schema
     schemas[schema["title"]] = schema
-    return {"$ref": TEMPLATE.format(model=schema["title"])}
+    return {"$ref": SCHEMA_REFERENCE.format(model=schema["title"])}
 
 
 def _tidy(schema: Any) -> None:

@@ -1,8 +1,9 @@
 """What requests and answers carry in their headers, and which operations have which."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from app.http.endpoints import Endpoint
 from app.openapi.problem_responses import RETRY_AFTER
 
 
@@ -44,40 +45,28 @@ HEADERS: Mapping[str, Any] = {
         "schema": {"type": "integer"},
     },
 }  # fmt: skip
-_CONDITIONS = ("IfMatch", "IfNoneMatch")
-_ASKED: Mapping[str, Sequence[str]] = {
-    **dict.fromkeys(("upload_adapter", "set_live", "delete_adapter", "upload_dataset", "delete_dataset"), _CONDITIONS),
-    "predict": ("RequestTimeout",),
-    **dict.fromkeys(("infer", "infer_version"), ("RequestTimeout", "InferenceHeader")),
-}
-_WITHOUT_SPACE = frozenset(
-    {"show_base", "check_alive", "check_ready", "show_metrics", "show_server", "server_live", "server_ready"}
-)
-_INFERRED = {"Server-Timing": "ServerTiming", "Inference-Header-Content-Length": "InferenceHeader"}
-_ANSWERED: Mapping[str, Mapping[str, str]] = {
-    "train_adapter": {"Location": "Location"},
-    "update_adapter": {"Location": "Location"},
-    "upload_adapter": {"ETag": "ETag"},
-    "upload_dataset": {"ETag": "ETag"},
-    "predict": {"Server-Timing": "ServerTiming"},
-    "infer": _INFERRED,
-    "infer_version": _INFERRED,
-    "download_adapter": {"Content-Disposition": "ContentDisposition"},
+_REQUEST_COMPONENTS = {parameter["name"]: name for name, parameter in PARAMETERS.items()}
+_RESPONSE_COMPONENTS = {
+    "X-Request-Id": "RequestId",
+    "Location": "Location",
+    "ETag": "ETag",
+    "Server-Timing": "ServerTiming",
+    "Content-Disposition": "ContentDisposition",
+    "Inference-Header-Content-Length": "InferenceHeader",
 }
 
 
-def parameters(operation: str) -> list[dict[str, str]]:
-    """References to the headers that an operation looks at."""
-    names = [*_ASKED.get(operation, ()), *(() if operation in _WITHOUT_SPACE else ("FeatureSpace",)), "RequestId"]
-    return [{"$ref": f"#/components/parameters/{name}"} for name in names]
+def parameters(endpoint: Endpoint) -> list[dict[str, str]]:
+    """Return references to the headers that an endpoint honours."""
+    return [{"$ref": f"#/components/parameters/{_REQUEST_COMPONENTS[header]}"} for header in endpoint.request_headers]
 
 
-def answered(operation: str, status: str) -> dict[str, dict[str, str]]:
-    """References to the headers of an operation's answer."""
+def response_headers(endpoint: Endpoint, status: str) -> dict[str, dict[str, str]]:
+    """Return references to the headers of an endpoint's answer."""
     if not status.startswith("2"):
         return {}
-    own = {} if operation == "train_adapter" and status == "200" else _ANSWERED.get(operation, {})
+    # A dry run (200) makes nothing that could have a location.
+    own = [header for header in endpoint.response_headers if (header, status) != ("Location", "200")]
     return {
-        header: {"$ref": f"#/components/headers/{name}"}
-        for header, name in {**own, "X-Request-Id": "RequestId"}.items()
+        header: {"$ref": f"#/components/headers/{_RESPONSE_COMPONENTS[header]}"} for header in (*own, "X-Request-Id")
     }

@@ -5,16 +5,16 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 
-from adapters.catalog.counts import live_origins, queued_by_base
+from adapters.catalog.counts import count_live_by_base, count_queued_by_base
 from adapters.lora.base_layer import BaseLayer
-from adapters.storage.database import Database
+from adapters.storage.database import SqliteDatabase
 
 _MOST_LISTED = 5
 
 log = logging.getLogger(__name__)
 
 
-def warn_in_background(database: Database, base: BaseLayer, feature_space: str | None) -> None:
+def warn_in_background(database: SqliteDatabase, base: BaseLayer, feature_space: str | None) -> None:
     """Log both warnings from a thread: to read a million adapters takes seconds, in which requests are answered."""
 
     def warn() -> None:
@@ -27,11 +27,11 @@ def warn_in_background(database: Database, base: BaseLayer, feature_space: str |
     threading.Thread(target=warn, name="start-warnings", daemon=True).start()
 
 
-def warn_about_adapters(database: Database, base: BaseLayer, feature_space: str | None) -> None:
+def warn_about_adapters(database: SqliteDatabase, base: BaseLayer, feature_space: str | None) -> None:
     """Log how many live versions were made for another base layer or feature space. Raises `CatalogBusy`."""
     by_base: Counter[str] = Counter()
     by_space: Counter[str] = Counter()
-    for (fingerprint, space), adapters in live_origins(database).items():
+    for (fingerprint, space), adapters in count_live_by_base(database).items():
         if fingerprint != base.fingerprint:
             by_base[fingerprint] += adapters
         elif space is not None and space != feature_space:
@@ -55,9 +55,11 @@ def warn_about_adapters(database: Database, base: BaseLayer, feature_space: str 
         )
 
 
-def warn_about_jobs(database: Database, base: BaseLayer) -> None:
+def warn_about_jobs(database: SqliteDatabase, base: BaseLayer) -> None:
     """Log how many queued jobs are for another base layer. Raises `CatalogBusy`."""
-    by_base = Counter({other: jobs for other, jobs in queued_by_base(database).items() if other != base.fingerprint})
+    by_base = Counter(
+        {other: jobs for other, jobs in count_queued_by_base(database).items() if other != base.fingerprint}
+    )
     if by_base:
         log.warning(
             "%s for another base layer than this service's, %s: %s. They wait for a trainer that has it, or until "

@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapters.errors import CatalogBusy, CatalogNotLoadable
-from adapters.storage.blobs import BlobStore
-from adapters.storage.integrity import check_integrity
+from adapters.storage.blobs import FolderBlobs
 from adapters.storage.quarantine import Quarantine
 from adapters.storage.store_identity import (
     CATALOG,
     catalog_bytes,
+    check_integrity,
     check_store,
     complete_store,
     newest_revision,
@@ -83,10 +83,10 @@ def _check(folder: Path) -> bool:
 
 
 def _accept(folder: Path, quarantine: Quarantine) -> None:
-    from adapters.storage.database import Database  # SQLAlchemy stays out of this process otherwise
+    from adapters.storage.database import SqliteDatabase  # SQLAlchemy stays out of this process otherwise
 
-    Database(folder).close()
-    blobs = BlobStore(folder, revision=lambda: 0, quarantine=quarantine)
+    SqliteDatabase(folder).close()
+    blobs = FolderBlobs(folder, revision=lambda: 0, quarantine=quarantine)
     with blobs.sweeping() as alone:
         if not alone:
             raise CatalogNotLoadable(

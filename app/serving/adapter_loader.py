@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import NamedTuple, TypeVar
 
-from adapters.catalog.adapter_cache import Residency
-from adapters.catalog.resolver import Resolver, View
+from adapters.catalog.adapter_cache import AdapterCache
+from adapters.catalog.resolver import Resolver, Snapshot
 from adapters.catalog.versions import Version
 from adapters.errors import BlobCorrupt, LoraplexError
 from adapters.lora.adapter import Adapter
@@ -21,7 +21,7 @@ _THREADS = 1
 _AT_ONCE_SECONDS = 0.001
 """So long a batch takes in what the kernel has in memory: a hop to a thread costs several times what that does."""
 Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
-_Asked = tuple[View, Reference]
+_Asked = tuple[Snapshot, Reference]
 V = TypeVar("V")
 
 
@@ -40,7 +40,9 @@ class Counted(NamedTuple):
 class Lookup:
     """References → versions that may answer on this base → resident adapters."""
 
-    def __init__(self, base: BaseLayer, resolver: Resolver, residency: Residency, *, feature_space: str | None) -> None:
+    def __init__(
+        self, base: BaseLayer, resolver: Resolver, residency: AdapterCache, *, feature_space: str | None
+    ) -> None:
         self._base = base
         self._resolver = resolver
         self._residency = residency
@@ -64,12 +66,12 @@ class Lookup:
         residency = self._residency
         return Counted(self._hits, self._misses, residency.loads, residency.evictions, residency.bytes, len(residency))
 
-    def look(self) -> View:
+    def current(self) -> Snapshot:
         """A view that is not older than this call; raises `CatalogBusy`."""
         self._at_once_until = time.perf_counter() + _AT_ONCE_SECONDS
-        return self._resolver.look()
+        return self._resolver.current()
 
-    def at_hand(self, view: View, ticket: Ticket) -> Found | None:
+    def at_hand(self, view: Snapshot, ticket: Ticket) -> Found | None:
         """What a ticket asks for where all of it is known and resident; raises as `fetch` does."""
         versions: list[Version | None] = []
         adapters: list[Adapter | None] = []
@@ -79,7 +81,7 @@ class Lookup:
                 versions.append(None)
                 adapters.append(None)
                 continue
-            version = view.known(reference)
+            version = view.cached(reference)
             if version is None:
                 return None
             self._check(version, reference, ticket)
@@ -100,7 +102,7 @@ class Lookup:
             self._misses += misses
         return versions, adapters
 
-    async def fetch(self, view: View, ticket: Ticket) -> Found:
+    async def fetch(self, view: Snapshot, ticket: Ticket) -> Found:
         """What a ticket asks for, its unknown references read from the catalogue and its adapters from their blobs.
 
         Raises a `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` that names the row, or `BlobCorrupt`.
@@ -120,10 +122,10 @@ class Lookup:
                 continue
             for version, adapter in zip(versions, adapters, strict=True):
                 if version is not None and adapter is not None:
-                    self._residency.keep(version.digest, adapter)
+                    self._residency.add(version.digest, adapter)
             return versions, adapters
 
-    async def _find(self, view: View, ticket: Ticket) -> list[Version | None]:
+    async def _find(self, view: Snapshot, ticket: Ticket) -> list[Version | None]:
         asked = [None if reference is None else self._version(view, reference) for reference in ticket.choices]
         versions: list[Version | None] = []
         for reference, coming in zip(ticket.choices, asked, strict=True):
@@ -139,8 +141,8 @@ class Lookup:
             versions.append(version)
         return versions
 
-    def _version(self, view: View, reference: Reference) -> "asyncio.Future[Version]":
-        version = view.known(reference)
+    def _version(self, view: Snapshot, reference: Reference) -> "asyncio.Future[Version]":
+        version = view.cached(reference)
         return self._versions.get((view, reference)) if version is None else _here(version)
 
     def _adapter(self, version: Version) -> "asyncio.Future[Adapter]":
@@ -153,7 +155,7 @@ class Lookup:
 
     def _check(self, version: Version, reference: Reference, ticket: Ticket) -> None:
         try:
-            version.check_answers_on(self._base, self._feature_space)
+            version.check_servable(self._base, self._feature_space)
         except LoraplexError as error:
             raise _named(error, reference, ticket) from None
 

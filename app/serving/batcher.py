@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from adapters.arrays import Float32
-from adapters.catalog.resolver import View
+from adapters.catalog.resolver import Snapshot
 from adapters.errors import CatalogBusy, QueueFull
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
@@ -194,7 +194,7 @@ class Batcher:
         """One look at the catalogue, and what arrived since the last one is ready, or being fetched."""
         if not self._arrived:
             return
-        view = self._lookup.look()
+        view = self._lookup.current()
         self._locked_since = None
         arrived, self._arrived = self._arrived, []
         now = time.perf_counter()
@@ -218,7 +218,7 @@ class Batcher:
                 if len(self._ready) > self._batch_rows:
                     ticket.linger()
 
-    async def _fetch(self, view: View, ticket: Ticket) -> None:
+    async def _fetch(self, view: Snapshot, ticket: Ticket) -> None:
         try:
             found = await self._lookup.fetch(view, ticket)
             ticket.pin(*found, time.perf_counter())

@@ -114,7 +114,7 @@ def find_usable(service: Service, given: object, *, field: str) -> tuple[Version
     reference = parse_reference(given, field=field)
     try:
         version, adapter = find_adapter(service.catalog, reference)
-        version.check_answers_on(service.base, service.settings.feature_space)
+        version.check_servable(service.base, service.settings.feature_space)
     except (NotFound, Conflict) as error:
         error.field = field
         raise

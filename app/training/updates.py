@@ -30,7 +30,7 @@ def queue_update(service: Service, name: str, body: object) -> Job:
     Raises `NoStatistics` where the live version kept none, and the error that names the field.
     """
     version = service.catalog.find(Reference(check_name(name)))
-    version.check_answers_on(service.base, service.settings.feature_space)
+    version.check_servable(service.base, service.settings.feature_space)
     lineage = version.lineage
     if version.statistics is None or lineage is None:
         raise NoStatistics(

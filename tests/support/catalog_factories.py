@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from sqlalchemy.engine import Connection
 
-from adapters.catalog.catalog import Also, Catalog
+from adapters.catalog.catalog import Catalog, Record
 from adapters.catalog.versions import Publication, Published, Source, Version
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
@@ -70,21 +70,21 @@ def publish_for(
     claim: Job,
     trained: Sequence[JobAdapter],
     *,
-    also: Also | None = None,
+    record: Record | None = None,
     **fields: Any,
 ) -> list[Published]:
     """Publish these of a job's adapters as its trainer does; the seed of each is its position."""
 
     def both(connection: Connection, published: Sequence[Published]) -> None:
         queue.record(connection, claim, published)
-        if also is not None:
-            also(connection, published)
+        if record is not None:
+            record(connection, published)
 
     made = [
         publication(one.name, one.position, source=Source.JOB, job=claim.id, position=one.position, **fields)
         for one in trained
     ]
-    return catalog.publish(made, choose=lambda at, publications: queue.admit(at, claim, publications), also=both)
+    return catalog.publish(made, admit=lambda at, publications: queue.admit(at, claim, publications), record=both)
 
 
 def finish(catalog: Catalog, queue: JobQueue, claim: Job) -> Version:
@@ -95,7 +95,7 @@ def finish(catalog: Catalog, queue: JobQueue, claim: Job) -> Version:
         result = {"name": version.adapter, "version": version.version, "digest": version.digest}
         queue.succeed(claim, result=result, progress={}, metrics={"train_loss": 1.0}, history=[], connection=connection)
 
-    return publish_for(catalog, queue, claim, queue.adapters(claim.id), also=end)[0].version
+    return publish_for(catalog, queue, claim, queue.adapters(claim.id), record=end)[0].version
 
 
 def skip_unless_cached(file: Path) -> None:

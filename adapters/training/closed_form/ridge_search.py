@@ -75,7 +75,8 @@ def search_ridge(
     """Return the ridge and the rank with the least held-out loss after training on `training` alone.
 
     Both statistics have rows, and neither list is empty. The smallest rank whose loss is within `LOSS_TOLERANCE` of the
-    least is chosen; of that rank, the ridge with the least loss; of equal losses, the larger ridge. Each loss is that of the float64 minimum, before its factors are rounded.
+    least is chosen; of that rank, the ridge with the least loss; of equal losses, the larger ridge. Each loss is that
+    of the float64 minimum, before its factors are rounded.
     """
     sums = sums_for(training, bias=bias)
     held = held_out.about(training.mean_I, training.mean_O) if bias else held_out.about_zero()

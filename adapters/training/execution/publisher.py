@@ -83,7 +83,7 @@ class Publisher:
             )
             for (position, metrics), content in zip(frame["trained"], frame["contents"], strict=True)
         ]
-        published = self._catalog.publish(publications, choose=self._admit, also=self._record)
+        published = self._catalog.publish(publications, admit=self._admit, record=self._record)
         for position in [each[0] for each in (*frame["trained"], *frame["failed"])]:
             self._waiting.pop(position, None)
         return len(published)
@@ -122,7 +122,7 @@ class Publisher:
                 connection=connection,
             )
 
-        (made,) = self._catalog.publish([publication], choose=self._admit, also=also)
+        (made,) = self._catalog.publish([publication], admit=self._admit, record=also)
         self._queue.remove_data(claim)
         log.info("job %s published %s@%d", claim.id, claim.adapter, made.version.version)
         return True
@@ -202,7 +202,7 @@ class Publisher:
         wanted = self._claim.spec["lineage"]
         self._live = found = self._catalog.find(Reference(self._claim.adapter))
         # Its sums are of residuals of the base that it was made for.
-        found.check_answers_on(self._base, self._claim.feature_space)
+        found.check_servable(self._base, self._claim.feature_space)
         if found.statistics is None or found.lineage is None or _way(found.lineage) != _way(wanted):
             raise Conflict(
                 f"{found.adapter}@{found.version} has become live since this update was sent, and was trained in "

@@ -137,7 +137,7 @@ class Trainer:
                 ran_out = OutOfMemory("the fit ran out of memory, and its process ended")
                 _unless_lost(self._queue.fail, claim, ran_out.members())
             else:
-                _unless_lost(self._queue.abandon, claim)
+                _unless_lost(self._queue.expire_lease, claim)
             return Ending.DIED
         except _TRANSIENT:
             raise
@@ -162,7 +162,7 @@ class Trainer:
             frame = self._fitter.next_frame(SECONDS_BETWEEN_LOOKS)
             if self._stop.is_set():
                 self._fitter.kill()
-                self._queue.hand_back(claim)
+                self._queue.release(claim)
                 return Ending.HANDED_BACK
             if frame is not None:
                 recorder.saw(frame)
@@ -176,7 +176,7 @@ class Trainer:
                         publish.adapters = publisher.publish_some(frame)
                     progress = pace.progress(publisher.finished, None, publisher.tally())
                 elif frame["frame"] == "note":
-                    self._queue.note(claim, frame["text"])
+                    self._queue.append_log(claim, frame["text"])
                 else:
                     progress = pace.progress(frame["step"], frame["loss"], publisher.tally())
                     history = frame["history"]
@@ -184,7 +184,7 @@ class Trainer:
                     self._fail(claim, frame, progress, history)
                     return Ending.FAILED
             try:
-                self._queue.check_ours(claim)
+                self._queue.check_claim(claim)
                 if self._monotonic() >= heartbeat_at:
                     heartbeat_at = self._monotonic() + self._heartbeat_seconds
                     self._queue.heartbeat(claim, progress=progress, history=history)

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
@@ -11,34 +11,29 @@ from starlette.responses import JSONResponse
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.versions import AdapterSummary, Publication, Source
 from adapters.errors import WrongType
-from adapters.names import LIVE, Reference, check_name, check_prefix
+from adapters.names import Reference, check_name, check_prefix
 from adapters.peft.archive import pack
 from adapters.peft.weights import DEFAULT_MODULE, check_module, write_peft
-from app.http.bodies import BINARY, JSON, LEAST_LIMIT_BYTES, documented, object_of_body, read_as, read_json
-from app.http.dependencies import CHECKED, ServiceOf
+from app.http.bodies import object_of_body, read_as, read_json
+from app.http.dependencies import ServiceOf
 from app.http.paging import Page, QueryFlag, QueryInteger, page_of, read_cursor
 from app.http.preconditions import etag, precondition
 from app.http.schemas.adapters import (
     AdapterBody,
     AdapterEntryBody,
     AdapterPage,
-    FactorsUpload,
     LiveRequest,
-    PeftUpload,
     VersionBody,
     VersionEntryBody,
     VersionPage,
 )
 from app.http.schemas.jobs import JobWithHistory
-from app.http.uploads import MULTIPART, ZIP, read_upload
-from app.openapi.request_bodies import PeftFiles
+from app.http.uploads import ZIP, read_upload
 from app.service import Service
 from app.training.requests import plan_training, queue_training
-from app.training.schemas import PlanBody, TrainRequest, UpdateRequest
 from app.training.updates import queue_update
 
 _MOST_DIGITS = 200
-router = APIRouter(prefix="/adapters", tags=["adapters"], dependencies=CHECKED)
 
 
 class AdapterQuery(Page):
@@ -64,15 +59,6 @@ class TrainQuery(BaseModel):
     dry_run: QueryFlag = Field(False, description="Check everything, decide what is open, and queue nothing.")
 
 
-@router.post(
-    "",
-    status_code=202,
-    summary="Train an adapter or a fleet",
-    response_model=JobWithHistory,
-    response_description="The job, which waits for a trainer",
-    responses={200: {"model": PlanBody, "description": "A dry run: what would be trained"}},
-    openapi_extra=documented({JSON: TrainRequest}),
-)
 async def train_adapter(
     query: Annotated[TrainQuery, Query()], request: Request, response: Response, service: ServiceOf
 ) -> JobWithHistory | JSONResponse:
@@ -81,7 +67,7 @@ async def train_adapter(
     The rows are in the request, or in a stored data set. A `name` such as `acme-{tenant}` trains one adapter for each
     value of `data.group_by`. docs/training.md has every field.
     """
-    body = await _read_json(request, service, most_bytes=service.settings.max_body_bytes)
+    body = await _read_json(request, service)
     async with service.writes.turn(service.plannings):
         if query.dry_run:
             plan = await run_in_threadpool(plan_training, service, body)
@@ -91,15 +77,6 @@ async def train_adapter(
     return JobWithHistory.of(job)
 
 
-@router.put(
-    "/{name}",
-    summary="Upload an adapter",
-    responses={
-        200: {"model": VersionBody, "description": "The live version, which has these bytes already"},
-        201: {"model": VersionBody, "description": "A new version, live from now on"},
-    },
-    openapi_extra=documented({JSON: FactorsUpload | PeftUpload, MULTIPART: PeftFiles, ZIP: BINARY}),
-)
 async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> VersionBody:
     """PEFT files, a zip of them, or JSON become a new version (201), unless the live one has the same bytes (200)."""
     check_name(name)
@@ -114,7 +91,6 @@ async def upload_adapter(name: str, request: Request, response: Response, servic
     return VersionBody.of(version)
 
 
-@router.get("", summary="List adapters")
 def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -> AdapterPage:
     """Adapters in byte order of name, as summaries: `GET /adapters/{name}` has the lists in metrics and lineage too."""
     of = f"adapters {check_prefix(query.prefix)}"
@@ -127,13 +103,11 @@ def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -
     )
 
 
-@router.get("/{name}", summary="Show an adapter")
 def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
     """One adapter and its live version."""
     return _body(service.catalog.adapter(check_name(name)), service)
 
 
-@router.get("/{name}/versions", operation_id="list_adapter_versions", summary="List an adapter's versions")
 def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
     """An adapter's versions, newest first, as summaries: one version has the lists in metrics and lineage too."""
     of = f"versions {check_name(name)}"
@@ -143,20 +117,11 @@ def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf
     return VersionPage(data=[VersionEntryBody.of(version) for version in data], next_cursor=next_cursor)
 
 
-@router.get("/{name}/versions/{version}", operation_id="show_adapter_version", summary="Show a version of an adapter")
 def show_version(name: str, version: str, service: ServiceOf) -> VersionBody:
     """One version."""
     return VersionBody.of(service.catalog.find(Reference(check_name(name), version=_number(version))))
 
 
-@router.get(
-    "/{name}/download",
-    summary="Download an adapter for PEFT",
-    response_class=Response,
-    responses={
-        200: {"description": "The zip", "content": {ZIP: {"schema": {"type": "string", "format": "binary"}}}},
-    },
-)
 def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
     """A zip that `PeftModel.from_pretrained` loads once unpacked."""
     reference = Reference(check_name(name), version=query.version)
@@ -167,45 +132,32 @@ def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], servic
     return Response(archive, media_type=ZIP, headers={"Content-Disposition": disposition})
 
 
-@router.put(
-    f"/{{name}}/aliases/{LIVE}",
-    summary="Roll back or forward",
-    openapi_extra=documented({JSON: LiveRequest}),
-)
 async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBody:
     """Let the bare name mean another version; every next request uses it."""
     check_name(name)
-    body = read_as(LiveRequest, object_of_body(await _read_json(request, service, most_bytes=LEAST_LIMIT_BYTES)))
+    body = read_as(LiveRequest, object_of_body(await _read_json(request, service)))
     adapter = await service.writes.run(service.catalog.set_live, name, body.version, precondition=precondition(request))
     return _body(adapter, service)
 
 
-@router.post(
-    "/{name}/update",
-    status_code=202,
-    summary="Add or forget rows of an adapter",
-    response_description="The job, which waits for a trainer",
-    openapi_extra=documented({JSON: UpdateRequest}),
-)
 async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
     """Refit, exactly, an adapter that was trained with `keep_statistics`, with rows added and rows forgotten."""
-    body = await _read_json(request, service, most_bytes=service.settings.max_body_bytes)
+    body = await _read_json(request, service)
     async with service.writes.turn(service.plannings):
         job = await service.writes.run(queue_update, service, name, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)
 
 
-@router.delete("/{name}", status_code=204, summary="Delete an adapter")
 async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
     """Delete an adapter with all its versions; a name made again goes on counting."""
     check_name(name)
     await service.writes.run(service.catalog.delete, name, precondition=precondition(request))
 
 
-async def _read_json(request: Request, service: Service, *, most_bytes: int) -> object:
+async def _read_json(request: Request, service: Service) -> object:
     """Return what a JSON body says; its bytes are gone by then."""
-    return await service.json.parse(await read_json(request, most_bytes=most_bytes))
+    return await service.json.parse(await read_json(request))
 
 
 def _body(adapter: AdapterSummary, service: Service) -> AdapterBody:

@@ -1,14 +1,9 @@
 """`GET /base`."""
 
-from fastapi import APIRouter
-
 from app.http.dependencies import ServiceOf
 from app.http.schemas.adapters import BaseBody
 
-router = APIRouter(tags=["base"])
 
-
-@router.get("/base", summary="Show the base layer")
 def show_base(service: ServiceOf) -> BaseBody:
     """The frozen layer that every adapter adds to: its shape, fingerprint and feature space."""
     return BaseBody.of(service.base, service.settings.feature_space)

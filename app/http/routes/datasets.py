@@ -2,18 +2,16 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.datasets.ingest import CONTENT_TYPES
 from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import WrongType
 from adapters.names import Reference, check_name, check_prefix
 from adapters.strict_json import whole_number
-from app.http.bodies import BINARY, documented
 from app.http.dataset_uploads import receive_dataset
-from app.http.dependencies import CHECKED, ServiceOf
+from app.http.dependencies import ServiceOf
 from app.http.paging import Page, QueryInteger, page_of, read_cursor
 from app.http.preconditions import etag, precondition
 from app.http.schemas.datasets import (
@@ -26,9 +24,6 @@ from app.http.schemas.datasets import (
     PreviewBody,
 )
 from app.service import Service
-
-_TEXTS = ("text/csv", "application/x-ndjson", "application/jsonl")
-router = APIRouter(prefix="/datasets", tags=["datasets"], dependencies=CHECKED)
 
 
 class DatasetQuery(Page):
@@ -47,15 +42,6 @@ class PreviewQuery(BaseModel):
     limit: QueryInteger = Field(10, ge=1, le=100, description="How many rows at most.")
 
 
-@router.put(
-    "/{name}",
-    summary="Upload a data set",
-    responses={
-        200: {"model": DatasetVersionBody, "description": "The newest version, which has this content already"},
-        201: {"model": DatasetVersionBody, "description": "A new version"},
-    },
-    openapi_extra=documented(dict.fromkeys(CONTENT_TYPES, BINARY) | dict.fromkeys(_TEXTS, str)),
-)
 async def upload_dataset(name: str, request: Request, response: Response, service: ServiceOf) -> DatasetVersionBody:
     """A file becomes a new version (201), unless the newest one has the same content (200).
 
@@ -68,7 +54,6 @@ async def upload_dataset(name: str, request: Request, response: Response, servic
     return DatasetVersionBody.of(version)
 
 
-@router.get("", summary="List data sets")
 def list_datasets(query: Annotated[DatasetQuery, Query()], service: ServiceOf) -> DatasetPage:
     """Data sets in byte order of name, without their reports."""
     of = f"datasets {check_prefix(query.prefix)}"
@@ -78,7 +63,6 @@ def list_datasets(query: Annotated[DatasetQuery, Query()], service: ServiceOf) -
     return DatasetPage(data=[DatasetSummaryBody.of(dataset) for dataset in data], next_cursor=next_cursor)
 
 
-@router.get("/{name}", summary="Show a data set")
 def show_dataset(name: str, service: ServiceOf) -> DatasetBody:
     """One data set and its newest version."""
     dataset = service.datasets.get(check_name(name))
@@ -91,7 +75,6 @@ def show_dataset(name: str, service: ServiceOf) -> DatasetBody:
     )
 
 
-@router.get("/{name}/versions", operation_id="list_dataset_versions", summary="List a data set's versions")
 def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> DatasetVersionPage:
     """A data set's versions, newest first, without their reports."""
     of = f"dataset versions {check_name(name)}"
@@ -101,7 +84,6 @@ def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf
     return DatasetVersionPage(data=[DatasetEntryBody.of(version) for version in data], next_cursor=next_cursor)
 
 
-@router.get("/{name}/versions/{version}", operation_id="show_dataset_version", summary="Show a version of a data set")
 def show_version(name: str, version: str, service: ServiceOf) -> DatasetVersionBody:
     """One version."""
     check_name(name)
@@ -112,7 +94,6 @@ def show_version(name: str, version: str, service: ServiceOf) -> DatasetVersionB
     return DatasetVersionBody.of(_find(service, name, whole_number(version)))
 
 
-@router.get("/{name}/preview", summary="Preview rows of a data set")
 def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf) -> PreviewBody:
     """Some rows of a version; what is not finite is null."""
     version = _find(service, check_name(name), query.version)
@@ -127,7 +108,6 @@ def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service:
     )
 
 
-@router.delete("/{name}", status_code=204, summary="Delete a data set")
 async def delete_dataset(name: str, request: Request, service: ServiceOf) -> None:
     """Delete a data set with all its versions; a name made again goes on counting."""
     check_name(name)

@@ -3,21 +3,20 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import Depends, Header, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from adapters.jobs.job import Status
-from adapters.jobs.job_adapters import Outcome
+from adapters.jobs.job import JobStatus
+from adapters.jobs.job_adapters import AdapterStatus
 from adapters.names import check_name
-from app.http.dependencies import CHECKED, ServiceOf
+from app.http.dependencies import ServiceOf
 from app.http.job_events import Watcher, read_event_id
 from app.http.paging import Page, QueryStatus, page_of, read_cursor
 from app.http.schemas.jobs import JobAdapterBody, JobAdapterPage, JobBody, JobPage, JobWithHistory, RevertBody
 
 EVENT_STREAM = "text/event-stream"
-router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=CHECKED)
 
 
 class JobQuery(Page):
@@ -43,11 +42,10 @@ async def _watcher(job_id: str, service: ServiceOf) -> AsyncIterator[Watcher]:
         yield watcher
 
 
-@router.get("", summary="List jobs")
 def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPage:
     """Jobs, newest first, without their histories."""
     adapter = None if query.adapter is None else check_name(query.adapter, field="adapter")
-    status = None if query.status is None else Status(query.status)
+    status = None if query.status is None else JobStatus(query.status)
     of = f"jobs {status} {adapter} {query.prefix}"
     before = read_cursor(of, query.cursor)
     found = service.queue.list(
@@ -57,16 +55,14 @@ def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPag
     return JobPage(data=[JobBody.of(job) for job in data], next_cursor=next_cursor)
 
 
-@router.get("/{job_id}", summary="Show a job")
 def show_job(job_id: str, service: ServiceOf) -> JobWithHistory:
     """One job with the losses on its way and its log."""
     return JobWithHistory.of(service.queue.get(job_id))
 
 
-@router.get("/{job_id}/adapters", summary="List a job's adapters")
 def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], service: ServiceOf) -> JobAdapterPage:
     """What a job trains, in its order: one adapter, or a fleet's."""
-    outcome = None if query.status is None else Outcome(query.status)
+    outcome = None if query.status is None else AdapterStatus(query.status)
     of = f"adapters of job {job_id} {outcome}"
     after = read_cursor(of, query.cursor)
     found = service.queue.adapters(job_id, outcome=outcome, after=after, limit=query.limit + 1)
@@ -74,15 +70,6 @@ def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], s
     return JobAdapterPage(data=[JobAdapterBody.of(adapter) for adapter in data], next_cursor=next_cursor)
 
 
-@router.get(
-    "/{job_id}/events",
-    summary="Follow a job",
-    response_class=Response,
-    responses={
-        200: {"description": "The events", "content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
-        204: {"description": "The client has been told the end already"},
-    },
-)
 async def watch_job(
     watcher: Annotated[Watcher, Depends(_watcher)],
     service: ServiceOf,
@@ -99,13 +86,11 @@ async def watch_job(
     return StreamingResponse(service.watch.stream(watcher, seen), media_type=EVENT_STREAM, headers=headers)
 
 
-@router.post("/{job_id}/cancel", summary="Cancel a job")
 async def cancel_job(job_id: str, service: ServiceOf) -> JobWithHistory:
     """End a job that has not ended: it publishes nothing from now on; of a fleet, what is published stays."""
     return JobWithHistory.of(await service.writes.run(service.queue.cancel, job_id))
 
 
-@router.post("/{job_id}/revert", summary="Take back what a job made live")
 async def revert_job(job_id: str, service: ServiceOf) -> RevertBody:
     """Point each live that an ended job moved back to where it pointed before, unless it has moved again since."""
     return RevertBody.of(await service.writes.run(service.queue.revert, job_id))

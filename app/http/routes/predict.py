@@ -4,16 +4,14 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import LoraplexError
-from app.http.bodies import JSON, content_type, documented
+from app.http.bodies import JSON, content_type
 from app.http.dependencies import ServiceOf
 from app.http.errors import problem
-from app.http.schemas.adapters import PredictRequest
-from app.openapi.responses import PredictAnswer
 from app.service import Service
 from app.serving.asgi import (
     Handed,
@@ -39,7 +37,6 @@ from app.serving.response import (
     write_numbers,
 )
 
-router = APIRouter(tags=["predict"])
 ROUTE = "/predict"
 URL = ROUTE.encode()
 _JSON = JSON.encode()
@@ -92,13 +89,6 @@ def _headers(outcome: Outcome) -> Headers:
     return _CONTENT_TYPE, server_timing(outcome)
 
 
-@router.post(
-    ROUTE,
-    operation_id="predict",
-    summary="Apply adapters to rows",
-    responses={200: {"model": PredictAnswer, "description": "An answer a row"}},
-    openapi_extra=documented({JSON: PredictRequest}),
-)
 async def post_predict(service: ServiceOf) -> Response:
     """One adapter for all rows (`adapter`), or each row its own (`adapters`); `null` is the bare base layer.
 

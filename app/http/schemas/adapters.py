@@ -148,7 +148,7 @@ class AdapterEntryBody(BaseModel):
             aliases=dict(adapter.aliases),
             live=None if adapter.live is None else VersionEntryBody.of(adapter.live),
             versions=adapter.versions,
-            problem=adapter.problem_on(base, feature_space),
+            problem=adapter.serving_problem(base, feature_space),
         )
 
 

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adapters.jobs.job import Job, Status
+from adapters.jobs.job import Job, JobStatus
 from adapters.jobs.job_adapters import JobAdapter
-from adapters.jobs.revert import Reverted, Skip
+from adapters.jobs.revert import RevertResult, SkipReason
 from app.openapi.field_schemas import ShownAs
 from app.openapi.problem_responses import JobProblem
 
@@ -38,7 +38,7 @@ class JobBody(BaseModel):
     """One training job."""
 
     id: str
-    status: Annotated[str, ShownAs(Status)]
+    status: Annotated[str, ShownAs(JobStatus)]
     adapter: str
     created_at: str
     started_at: str | None
@@ -128,7 +128,7 @@ class SkippedBody(BaseModel):
 
     name: str
     version: int | None
-    reason: Annotated[str, ShownAs(Skip)]
+    reason: Annotated[str, ShownAs(SkipReason)]
     detail: str
 
 
@@ -139,7 +139,7 @@ class RevertBody(BaseModel):
     skipped: list[SkippedBody]
 
     @classmethod
-    def of(cls, done: Reverted) -> "RevertBody":
+    def of(cls, done: RevertResult) -> "RevertBody":
         """What a revert did as its clients see it."""
         return cls(
             reverted=[BackBody(name=back.name, version=back.version, to=back.to) for back in done.reverted],

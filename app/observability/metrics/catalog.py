@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TakesTooLong
 
 from adapters.catalog.catalog import Catalog
-from adapters.catalog.counts import Census, count
+from adapters.catalog.counts import CatalogCounts, count_catalog
 from app.observability.metrics import definitions as d
 from app.observability.metrics.figures import Figures
 
@@ -31,11 +31,11 @@ class CatalogFigures:
         self._now, self._monotonic = now, monotonic
         self._thread = ThreadPoolExecutor(1, "census")
         self._lock = threading.Lock()
-        self._counting: Future[Census | None] | None = None
+        self._counting: Future[CatalogCounts | None] | None = None
         self._good_until = 0.0
         self._complained = False
 
-    def census(self) -> Census | None:
+    def census(self) -> CatalogCounts | None:
         """A count, as of a moment ago; None where the catalogue cannot be read, or not soon. For a thread."""
         with self._lock:
             if self._counting is None or (self._counting.done() and self._monotonic() >= self._good_until):
@@ -71,10 +71,10 @@ class CatalogFigures:
         """Give back the thread."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _count(self) -> Census | None:
+    def _count(self) -> CatalogCounts | None:
         begin = self._monotonic()
         try:
-            census = count(self._catalog.database, base=self._base, now=self._now())
+            census = count_catalog(self._catalog.database, base=self._base, now=self._now())
         except Exception as error:
             if not self._complained:
                 log.warning("the catalogue cannot be counted: %s", error)

@@ -133,7 +133,7 @@ def index_entry(adapter: AdapterSummary, base: BaseLayer, feature_space: str | N
         return IndexEntry(name=adapter.name, version="", state=State.UNAVAILABLE, reason="no version is live")
     entry = IndexEntry(name=adapter.name, version=str(adapter.live.version))
     try:
-        adapter.live.check_answers_on(base, feature_space)
+        adapter.live.check_servable(base, feature_space)
     except LoraplexError as error:
         entry.state, entry.reason = State.UNAVAILABLE, error.detail
     return entry

@@ -27,7 +27,7 @@ def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor
         (
             adapter,
             measures.headline(adapter.live.metrics if adapter.live else None),
-            adapter.problem_on(service.base, service.settings.feature_space),
+            adapter.serving_problem(service.base, service.settings.feature_space),
         )
         for adapter in data
     ]
@@ -56,7 +56,7 @@ def show_adapter(request: Request, service: ServiceOf, name: str, cursor: str | 
             version,
             measures.held_out(version.metrics),
             measures.losses(version.metrics),
-            version.problem_on(service.base, feature_space),
+            version.serving_problem(service.base, feature_space),
         )
         for version in data
     ]
@@ -65,7 +65,7 @@ def show_adapter(request: Request, service: ServiceOf, name: str, cursor: str | 
         "adapter.html",
         adapter=adapter,
         live=None if adapter.live is None else adapter.live.version,
-        problem=adapter.problem_on(service.base, feature_space),
+        problem=adapter.serving_problem(service.base, feature_space),
         versions=versions,
         cursor=cursor,
         next_cursor=next_cursor,

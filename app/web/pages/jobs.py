@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapters.jobs.job import MOVES, Job, Status
+from adapters.jobs.job import TRANSITIONS, Job, JobStatus
 from adapters.names import check_name
 from app.http.dependencies import ServiceOf
 from app.http.paging import page_of, read_cursor
@@ -24,7 +24,7 @@ def list_jobs(
     request: Request, service: ServiceOf, status: str = "", adapter: str = "", cursor: str | None = None
 ) -> Response:
     """Jobs, newest first."""
-    chosen = Status(status) if status in list(Status) else None
+    chosen = JobStatus(status) if status in list(JobStatus) else None
     adapter = adapter.strip()
     name = check_name(adapter, field="adapter") if adapter else None
     of = f"jobs {chosen} {name}"
@@ -36,7 +36,7 @@ def list_jobs(
         "jobs.html",
         part="fragments/job_rows.html",
         jobs=data,
-        statuses=list(Status),
+        statuses=list(JobStatus),
         wanted=chosen,
         adapter=adapter,
         cursor=cursor,
@@ -57,7 +57,7 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
         "job.html",
         part="fragments/job_parts.html",
         job=job,
-        ended=not MOVES[job.status],
+        ended=not TRANSITIONS[job.status],
         fleet=bool(job.spec.get("fleet")),
         other_base=job.base != service.base.fingerprint,
         adapters=[(adapter, measures.headline(adapter.metrics)) for adapter in adapters],

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.http.dependencies import ServiceOf
-from app.http.routes import infer, predict
+from app.http.endpoints import ENDPOINTS
 from app.observability.metrics import definitions as d
 from app.observability.metrics.figures import sum_of
 from app.service import Service
@@ -16,7 +16,7 @@ from app.web.pages.page_route import page, pages
 from app.web.pages.rendering import render
 
 _NEWEST_JOBS = 6
-_PREDICTIONS = {(predict.ROUTE,), (infer.ROUTE,), (infer.VERSION_ROUTE,)}
+_PREDICTIONS = {(endpoint.path,) for endpoint in ENDPOINTS if endpoint.asgi is not None}
 router = pages()
 
 

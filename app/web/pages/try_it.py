@@ -33,7 +33,7 @@ def show_try(request: Request, service: ServiceOf, prefix: str = "") -> Response
         not chosen
         and not prefix
         and answers
-        and not offered[0].problem_on(service.base, service.settings.feature_space)
+        and not offered[0].serving_problem(service.base, service.settings.feature_space)
     ):
         chosen = [offered[0].name]
     return render(

@@ -19,13 +19,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters.catalog import queries as catalog_rows
+from adapters.catalog import queries
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Published
 from adapters.jobs.job import Job
 from adapters.jobs.queue import JobQueue
 from adapters.storage import blobs
-from adapters.storage.blobs import BlobStore
+from adapters.storage.blobs import FolderBlobs
 from tests.support.catalog_factories import claimed, publication, publish_for, put, submit, submit_fleet
 
 FLEET = [f"tenant-{number:02}" for number in range(40)]
@@ -59,7 +59,7 @@ class House:
 
     def fleet(self) -> object:
         """Publish many adapters at once, more than SQLite keeps in memory before it commits."""
-        return self.catalog.publish([publication(f"device-{n:04}", n) for n in range(150)], also=self.before_commit)
+        return self.catalog.publish([publication(f"device-{n:04}", n) for n in range(150)], record=self.before_commit)
 
     def delete(self) -> object:
         """Delete acme."""
@@ -76,7 +76,7 @@ class House:
             self.queue.succeed(claim, result=result, progress={}, metrics={}, history=[], connection=connection)
             self.before_commit()
 
-        made = self.catalog.publish([publication("acme", 3, job=claim.id, position=0)], also=succeed)
+        made = self.catalog.publish([publication("acme", 3, job=claim.id, position=0)], record=succeed)
         self.queue.remove_data(claim)
         return made
 
@@ -84,7 +84,7 @@ class House:
         """Publish the second half of the claimed fleet."""
         claim = self.queue.get("fleet")
         rest = self.queue.waiting(claim)
-        return publish_for(self.catalog, self.queue, claim, rest, also=self.before_commit)
+        return publish_for(self.catalog, self.queue, claim, rest, record=self.before_commit)
 
     def cancel(self) -> object:
         """Cancel the claimed job."""
@@ -150,22 +150,22 @@ POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
     "the blob is synced, not renamed": (House.replace, _instead(os, "fsync", after=True)),
     "the blob is about to be renamed": (House.replace, _instead(Path, "rename")),
     "the blob is renamed, its folder not synced": (House.replace, _instead(Path, "rename", after=True)),
-    "the blob is durable, no row yet": (House.replace, _instead(blobs.BlobStore, "write", after=True)),
-    "the version's row is in, not committed": (House.replace, _instead(catalog_rows, "insert", after=True)),
-    "live has moved, not committed": (House.replace, _instead(catalog_rows, "point", after=True)),
-    "the revision has moved, not committed": (House.replace, _instead(catalog_rows, "next_revision", after=True)),
+    "the blob is durable, no row yet": (House.replace, _instead(blobs.FolderBlobs, "write", after=True)),
+    "the version's row is in, not committed": (House.replace, _instead(queries, "insert", after=True)),
+    "live has moved, not committed": (House.replace, _instead(queries, "point", after=True)),
+    "the revision has moved, not committed": (House.replace, _instead(queries, "next_revision", after=True)),
     "the replacement is about to commit": (House.replace, _at_commit),
     "the replacement is committed, not answered": (House.replace, _after_commit),
-    "the same bytes lie there twice": (House.replace_by_the_same, _instead(BlobStore, "remove")),
+    "the same bytes lie there twice": (House.replace_by_the_same, _instead(FolderBlobs, "remove")),
     "a fleet's pages are in the file, not committed": (House.fleet, _spill),
     "the deletion is about to commit": (House.delete, _at_commit),
     "the deletion is committed, the files are there": (House.delete, _after_commit),
-    "the job's data is there, its row is not": (House.submit_another, _instead(BlobStore, "write", after=True)),
+    "the job's data is there, its row is not": (House.submit_another, _instead(FolderBlobs, "write", after=True)),
     "the job is committed, not answered": (House.submit_another, _after_commit),
     "the job has published, not committed": (House.finish, _in_last_statement),
     "the job's publish is committed, its data is there": (House.finish, _after_commit),
-    "a batch's blob is durable, no row yet": (House.publish_a_batch, _instead(BlobStore, "write", after=True)),
-    "a batch's versions are in, nothing else": (House.publish_a_batch, _instead(catalog_rows, "insert", after=True)),
+    "a batch's blob is durable, no row yet": (House.publish_a_batch, _instead(FolderBlobs, "write", after=True)),
+    "a batch's versions are in, nothing else": (House.publish_a_batch, _instead(queries, "insert", after=True)),
     "a batch is recorded, not committed": (House.publish_a_batch, _in_last_statement),
     "a batch is committed, the job is not told": (House.publish_a_batch, _after_commit),
     "the cancel is about to commit": (House.cancel, _at_commit),

@@ -17,8 +17,8 @@ import pytest
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.errors import JobNotFound
-from adapters.jobs.job import Status
-from adapters.jobs.job_adapters import Outcome
+from adapters.jobs.job import JobStatus
+from adapters.jobs.job_adapters import AdapterStatus
 from adapters.jobs.queue import JobQueue
 from adapters.names import Reference
 from tests.acceptance.crash.crash_points import FIRST_BATCH, FLEET, POINTS
@@ -100,15 +100,15 @@ def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: st
         assert version.version == number == catalog.adapter("acme").versions
         assert adapter.digest == version.digest == make_adapter(seed).digest
     ended = {
-        "the job's publish is committed, its data is there": Status.SUCCEEDED,
-        "the cancel is committed, the data is there": Status.CANCELLED,
+        "the job's publish is committed, its data is there": JobStatus.SUCCEEDED,
+        "the cancel is committed, the data is there": JobStatus.CANCELLED,
     }
-    assert job.status is ended.get(point, Status.RUNNING)
-    assert (job.result is not None) == (job.status is Status.SUCCEEDED)
+    assert job.status is ended.get(point, JobStatus.RUNNING)
+    assert (job.result is not None) == (job.status is JobStatus.SUCCEEDED)
     if job.data_file is not None:
         assert catalog.blobs.read(job.data_file) == b"rows"
     if point == "the job is committed, not answered":
-        assert queue.get("another").status is Status.QUEUED
+        assert queue.get("another").status is JobStatus.QUEUED
     else:
         with pytest.raises(JobNotFound):
             queue.get("another")
@@ -118,9 +118,9 @@ def test_a_batch_of_a_fleet_is_published_whole_or_not_at_all(catalog: Catalog, p
     queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
     done = len(FLEET) if point == "a batch is committed, the job is not told" else FIRST_BATCH
     claim = queue.get("fleet")
-    assert claim.status is Status.RUNNING
+    assert claim.status is JobStatus.RUNNING
     assert [one.name for one in queue.waiting(claim)] == FLEET[done:]
-    published = queue.adapters("fleet", outcome=Outcome.PUBLISHED)
+    published = queue.adapters("fleet", outcome=AdapterStatus.PUBLISHED)
     assert [one.name for one in published] == FLEET[:done]
     for one in published:
         version, adapter = find_adapter(catalog, Reference(one.name))

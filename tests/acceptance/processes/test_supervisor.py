@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from adapters.catalog.catalog import Catalog
-from adapters.jobs.job import Job, Status
+from adapters.jobs.job import Job, JobStatus
 from adapters.jobs.queue import JobQueue
 from tests.support.long_jobs import submit_endless, wait_until_it_runs
 from tests.support.process_tree import FIT, TRAINER, all_gone, another, is_running, session_of, the, workers
@@ -85,4 +85,4 @@ def _job(folder: Path, job_id: str) -> Job:
 
 
 def _is_handed_back(job: Job, *, attempt: int) -> bool:
-    return (job.status, job.attempt, job.lease_until) == (Status.QUEUED, attempt, None)
+    return (job.status, job.attempt, job.lease_until) == (JobStatus.QUEUED, attempt, None)

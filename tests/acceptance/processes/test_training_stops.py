@@ -13,7 +13,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from adapters.jobs.job import Status
+from adapters.jobs.job import JobStatus
 from adapters.training.execution.fit_client import Fitter
 from app.service import Service
 from tests.conftest import Serve
@@ -165,7 +165,7 @@ def test_the_fence_alone_refuses_what_comes_too_late(serve: Serve, monkeypatch: 
     client, service = serve(trainer=True, lease_seconds=1)
     # A trainer that looks at its lease nowhere but where it publishes, and waits for a fit that stands still.
     monkeypatch.setattr(Fitter, "_end_if_stopped", lambda _: None)
-    monkeypatch.setattr(service.queue, "check_ours", lambda _: None)
+    monkeypatch.setattr(service.queue, "check_claim", lambda _: None)
     monkeypatch.setattr(service.queue, "heartbeat", lambda *_, **__: None)
     assert wait_for_job(client, submit(client, "first"))["status"] == "succeeded"
     for fleet in (False, True):
@@ -178,7 +178,7 @@ def _come_too_late(client: httpx.Client, service: Service, *, fleet: bool) -> No
     with suspended(fit):
         job_id = _submit(client, f"late-{fleet}", fleet=fleet, epochs=3)
         # This test is the other trainer, which claims it once the lease has run out.
-        eventually(lambda: service.queue.get(job_id).status is Status.RUNNING, what="a claim")
+        eventually(lambda: service.queue.get(job_id).status is JobStatus.RUNNING, what="a claim")
         claim = eventually(lambda: service.queue.claim(base=service.base.fingerprint), what="another claim")
         assert (claim.id, claim.attempt) == (job_id, 2)
         files = sorted(blobs.iterdir())
@@ -187,7 +187,7 @@ def _come_too_late(client: httpx.Client, service: Service, *, fleet: bool) -> No
     assert _published(client, job_id) == {}
     assert client.get(f"/jobs/{job_id}").json()["status"] == "running"
     assert sorted(blobs.iterdir()) == files
-    service.queue.hand_back(claim)
+    service.queue.release(claim)
     job = wait_for_job(client, job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2)
     published = _published(client, job_id)

@@ -79,13 +79,13 @@ def test_a_prediction_waits_out_a_commit(serve: Serve) -> None:
     client, service = serve()
     client.put("/adapters/acme", json=as_upload(make_adapter(1))).raise_for_status()
     looked = threading.Event()
-    look = service.resolver.look
+    look = service.resolver.current
 
     def look_and_tell() -> object:
         looked.set()
         return look()
 
-    service.resolver.look = look_and_tell  # type: ignore[method-assign,assignment]
+    service.resolver.current = look_and_tell  # type: ignore[method-assign,assignment]
     lock = _Lock(service.settings.data_dir)
     with ThreadPoolExecutor(1) as pool:
         prediction = pool.submit(client.post, "/predict", json={"adapter": "acme", "inputs": INPUTS_NI.tolist()})

@@ -18,10 +18,10 @@ from tests.support.catalog_factories import put
 _OPEN_AT_ONCE = """
 import sys
 from pathlib import Path
-from adapters.storage.database import Database
+from adapters.storage.database import SqliteDatabase
 print("imported", flush=True)
 sys.stdin.readline()
-Database(Path(sys.argv[1])).close()
+SqliteDatabase(Path(sys.argv[1])).close()
 """
 
 

@@ -17,8 +17,8 @@ from alembic.config import Config
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterDeleted, BadRows, ClaimLost, StorageFull
-from adapters.jobs.job import MOST_LINES, Status
-from adapters.jobs.job_adapters import JobAdapter, Outcome
+from adapters.jobs.job import MAX_LOG_LINES, JobStatus
+from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
 from adapters.jobs.queue import JobQueue
 from adapters.lora.adapter import delta_norms
 from adapters.names import Reference
@@ -41,7 +41,7 @@ NAMES = [f"tenant-{number}" for number in range(6)]
 ERROR = {"code": "diverged", "detail": "the loss stopped being finite"}
 
 
-def _outcomes(queue: JobQueue, outcome: Outcome, job_id: str = "j") -> list[str]:
+def _outcomes(queue: JobQueue, outcome: AdapterStatus, job_id: str = "j") -> list[str]:
     return [adapter.name for adapter in queue.adapters(job_id, outcome=outcome)]
 
 
@@ -51,24 +51,24 @@ def test_a_fleet_goes_batch_by_batch_and_what_is_published_is_served_at_once(cat
     assert [(one.name, one.position) for one in queue.waiting(claim)] == list(zip(NAMES, range(6), strict=True))
     publish_for(catalog, queue, claim, queue.waiting(claim)[:4], metrics={"train_loss": 0.5})
     queue.fail_adapters(claim, [(4, ERROR)])
-    assert _outcomes(queue, Outcome.PUBLISHED) == NAMES[:4]
+    assert _outcomes(queue, AdapterStatus.PUBLISHED) == NAMES[:4]
     assert [one.name for one in queue.waiting(claim)] == NAMES[5:]
     assert queue.tally(claim) == {"published": 4, "failed": 1, "total": 6}
-    for one in queue.adapters("j", outcome=Outcome.PUBLISHED):
+    for one in queue.adapters("j", outcome=AdapterStatus.PUBLISHED):
         version, adapter = find_adapter(catalog, Reference(one.name))
         assert (one.version, one.digest, one.metrics) == (1, version.digest, {"train_loss": 0.5})
         assert (one.moved_live, one.replaced, one.group) == (True, None, one.name)
         assert adapter.digest == make_adapter(one.position).digest
-    (failed,) = queue.adapters("j", outcome=Outcome.FAILED)
+    (failed,) = queue.adapters("j", outcome=AdapterStatus.FAILED)
     assert (failed.name, failed.version, failed.error) == (NAMES[4], None, ERROR)
-    assert queue.get("j").status is Status.RUNNING
+    assert queue.get("j").status is JobStatus.RUNNING
 
 
 def test_the_next_attempt_goes_on_where_the_last_one_was(catalog: Catalog, queue: JobQueue) -> None:
     submit_fleet(queue, NAMES)
     first = claimed(queue)
     publish_for(catalog, queue, first, queue.waiting(first)[:2])
-    queue.abandon(first)
+    queue.expire_lease(first)
     second = claimed(queue)
     with pytest.raises(ClaimLost):
         queue.waiting(first)
@@ -78,7 +78,7 @@ def test_the_next_attempt_goes_on_where_the_last_one_was(catalog: Catalog, queue
     assert [catalog.adapter(name).versions for name in NAMES] == [1] * 6
     queue.succeed(second, result=None, progress={"step": 9}, metrics={"adapters": 6}, history=[[1, 0.5]])
     job = queue.get("j")
-    assert (job.status, job.metrics, job.data_file) == (Status.SUCCEEDED, {"adapters": 6}, None)
+    assert (job.status, job.metrics, job.data_file) == (JobStatus.SUCCEEDED, {"adapters": 6}, None)
 
 
 def test_a_cancelled_fleet_keeps_what_is_published(catalog: Catalog, queue: JobQueue, folder: Path) -> None:
@@ -89,12 +89,12 @@ def test_a_cancelled_fleet_keeps_what_is_published(catalog: Catalog, queue: JobQ
     for refused in (
         lambda: publish_for(catalog, queue, claim, queue.adapters("j")[3:]),
         lambda: queue.fail_adapters(claim, [(3, ERROR)]),
-        lambda: queue.note(claim, "too late"),
+        lambda: queue.append_log(claim, "too late"),
     ):
         with pytest.raises(ClaimLost):
             refused()
     assert [adapter.name for adapter in catalog.adapters()] == NAMES[:3]
-    assert _outcomes(queue, Outcome.WAITING) == NAMES[3:]
+    assert _outcomes(queue, AdapterStatus.WAITING) == NAMES[3:]
     assert stored_files(folder) == referenced_files(folder)
 
 
@@ -118,7 +118,7 @@ def test_of_a_fleet_an_adapter_that_was_deleted_fails_alone(catalog: Catalog, qu
     claim = claimed(queue)
     published = publish_for(catalog, queue, claim, queue.waiting(claim), statistics=b"sums")
     assert [one.version.adapter for one in published] == [NAMES[0], *NAMES[3:]]
-    assert _outcomes(queue, Outcome.FAILED) == NAMES[1:3]
+    assert _outcomes(queue, AdapterStatus.FAILED) == NAMES[1:3]
     assert {one.error["code"] for one in queue.adapters("j") if one.error} == {"adapter_deleted"}
     assert find_adapter(catalog, Reference(NAMES[2]))[1].digest == make_adapter(9).digest
     assert stored_files(folder) == referenced_files(folder)
@@ -133,7 +133,7 @@ def test_a_batch_of_which_every_adapter_was_deleted_publishes_nothing(
     claim, before = claimed(queue), catalog.revision()
     assert publish_for(catalog, queue, claim, queue.waiting(claim)) == []
     assert (catalog.revision(), catalog.adapters()) == (before, [])
-    assert _outcomes(queue, Outcome.FAILED) == ["a"]
+    assert _outcomes(queue, AdapterStatus.FAILED) == ["a"]
     assert stored_files(folder) == referenced_files(folder)
 
 
@@ -144,7 +144,7 @@ def test_a_job_of_one_adapter_that_was_deleted_publishes_nothing(catalog: Catalo
     claim = claimed(queue)
     with pytest.raises(AdapterDeleted):
         finish(catalog, queue, claim)
-    assert _outcomes(queue, Outcome.WAITING) == ["acme"]
+    assert _outcomes(queue, AdapterStatus.WAITING) == ["acme"]
 
 
 def test_live_moves_only_from_the_version_that_was_compared(catalog: Catalog, folder: Path) -> None:
@@ -166,21 +166,21 @@ def test_a_job_of_a_fleet_is_found_by_each_of_its_names(catalog: Catalog, queue:
     assert [job.id for job in queue.list(adapter=NAMES[3])] == ["fleet"]
     assert queue.list(adapter="{tenant}") == []
     claimed(queue)
-    assert [job.id for job in queue.list(adapter=NAMES[2], status=Status.QUEUED)] == ["single"]
+    assert [job.id for job in queue.list(adapter=NAMES[2], status=JobStatus.QUEUED)] == ["single"]
 
 
 def test_the_log_keeps_the_newest_lines_and_their_numbers(catalog: Catalog, queue: JobQueue) -> None:
     submit(queue)
     claim = claimed(queue)
-    for number in range(1, MOST_LINES + 4):
-        queue.note(claim, f"{number} " + "x" * 600)
+    for number in range(1, MAX_LOG_LINES + 4):
+        queue.append_log(claim, f"{number} " + "x" * 600)
     log = queue.get("j").log
-    assert [line.number for line in log] == list(range(4, MOST_LINES + 4))
-    assert [line.text[:4] for line in log] == [f"{number} xxxx"[:4] for number in range(4, MOST_LINES + 4)]
+    assert [line.number for line in log] == list(range(4, MAX_LOG_LINES + 4))
+    assert [line.text[:4] for line in log] == [f"{number} xxxx"[:4] for number in range(4, MAX_LOG_LINES + 4)]
     assert {len(line.text) for line in log} == {500}
-    queue.abandon(claim)
-    queue.note(again := claimed(queue), "another attempt")
-    assert queue.get("j").log[-1][1:] == ("another attempt", MOST_LINES + 4)
+    queue.expire_lease(claim)
+    queue.append_log(again := claimed(queue), "another attempt")
+    assert queue.get("j").log[-1][1:] == ("another attempt", MAX_LOG_LINES + 4)
     queue.heartbeat(again, progress={"step": 1}, history=[[1, 0.5]])
     queue.heartbeat(again, progress={"step": 2})
     assert (queue.get("j").progress, queue.get("j").history) == ({"step": 2}, [[1, 0.5]])
@@ -284,7 +284,7 @@ def test_a_job_from_before_fleets_has_its_adapter_too(tmp_path: Path) -> None:
         assert "older release" in on.error["detail"]
         assert queue.claim(base="") is None
         ended = queue.get("on")
-        assert (ended.status, ended.data_file) == (Status.FAILED, None)
+        assert (ended.status, ended.data_file) == (JobStatus.FAILED, None)
         assert ended.finished_at is not None
         assert datetime.fromisoformat(ended.finished_at).tzinfo is not None
         assert [job.id for job in queue.list(adapter="acme")] == ["on", "bad", "ok"]
@@ -293,7 +293,7 @@ def test_a_job_from_before_fleets_has_its_adapter_too(tmp_path: Path) -> None:
 def _migrate(path: Path, to: str) -> None:
     engine = sa.create_engine(f"sqlite:///{path}")
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[3] / "adapters" / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parents[3] / "adapters" / "storage" / "migrations"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, to)

@@ -41,7 +41,7 @@ def test_a_fleet_is_one_transaction_and_one_revision(catalog: Catalog, folder: P
 
     fleet = [publication(f"device-{n}", n) for n in range(3)]
     with pytest.raises(_SecondThoughts):
-        catalog.publish(fleet, also=refuse)
+        catalog.publish(fleet, record=refuse)
     assert catalog.revision() == before
     assert [adapter.name for adapter in catalog.adapters()] == ["device-1"]
     assert catalog.adapter("device-1").versions == 1
@@ -129,7 +129,7 @@ def test_a_sweep_leaves_alone_what_somebody_is_publishing(catalog: Catalog, fold
     swept = []
     other = Catalog(folder, now=lambda: 0.0)
     # Another process starts while the blob is written and its row is not: nobody refers to it yet.
-    (published,) = catalog.publish([publication("acme", 1)], also=lambda *_: swept.append(other.sweep()))
+    (published,) = catalog.publish([publication("acme", 1)], record=lambda *_: swept.append(other.sweep()))
     assert swept == [0]
     assert read_adapter(published.version, catalog.blobs).digest == published.version.digest
     other.database.close()

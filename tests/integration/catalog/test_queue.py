@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterDeleted, ClaimLost, JobEnded, QueueFull
-from adapters.jobs.job import Status
+from adapters.jobs.job import JobStatus
 from adapters.jobs.queue import MAX_ATTEMPTS, JobQueue
 from tests.support.catalog_factories import claimed, finish, put, referenced_files, stored_files, submit
 
@@ -48,13 +48,13 @@ def test_a_trainer_takes_the_jobs_of_its_own_base_layer_alone(queue: JobQueue, c
         submit(queue, job_id, base=base)
     assert [claimed(queue, base="b").id for _ in range(2)] == ["first", "second"]
     assert queue.claim(base="b") is None
-    assert (queue.get("old").status, queue.get("old").attempt) == (Status.QUEUED, 0)
+    assert (queue.get("old").status, queue.get("old").attempt) == (JobStatus.QUEUED, 0)
     held = claimed(queue, base="a")
     # Nor does it take over, or end, one whose trainer died.
     for _ in range(MAX_ATTEMPTS):
         clock.now += LEASE_SECONDS
         assert queue.claim(base="c") is None
-    assert queue.get("old").status is Status.RUNNING
+    assert queue.get("old").status is JobStatus.RUNNING
     assert claimed(queue, base="a").fence == held.fence + 1
 
 
@@ -124,7 +124,7 @@ def test_the_third_death_ends_a_job(queue: JobQueue, clock: _Clock, folder: Path
         clock.now += LEASE_SECONDS
     assert queue.claim(base="") is None
     job = queue.get("j")
-    assert (job.status, job.attempt) == (Status.FAILED, 3)
+    assert (job.status, job.attempt) == (JobStatus.FAILED, 3)
     assert job.error is not None
     assert job.error["code"] == "worker_died"
     assert job.finished_at is not None
@@ -138,7 +138,7 @@ def test_a_job_that_kills_its_trainers_does_not_hold_up_the_next_one(queue: JobQ
         assert claimed(queue).id == "deadly"
         clock.now += LEASE_SECONDS
     assert claimed(queue).id == "harmless"
-    assert queue.get("deadly").status is Status.FAILED
+    assert queue.get("deadly").status is JobStatus.FAILED
 
 
 def test_a_lease_that_was_handed_back_does_not_count(queue: JobQueue) -> None:
@@ -146,15 +146,15 @@ def test_a_lease_that_was_handed_back_does_not_count(queue: JobQueue) -> None:
     for _ in range(2 * MAX_ATTEMPTS):
         claim = claimed(queue)
         assert claim.attempt == 1
-        queue.hand_back(claim)
-        assert (queue.get("j").status, queue.get("j").attempt) == (Status.QUEUED, 0)
+        queue.release(claim)
+        assert (queue.get("j").status, queue.get("j").attempt) == (JobStatus.QUEUED, 0)
     with pytest.raises(ClaimLost):
-        queue.hand_back(claim)
+        queue.release(claim)
 
 
 def test_a_job_whose_fit_died_is_taken_again_at_once_and_the_death_counts(queue: JobQueue) -> None:
     submit(queue)
-    queue.abandon(claimed(queue))
+    queue.expire_lease(claimed(queue))
     assert claimed(queue).attempt == 2
 
 
@@ -165,12 +165,12 @@ def test_a_cancelled_job_stays_so_and_publishes_nothing(
     submit(queue)
     claim = claimed(queue) if running else None
     cancelled = queue.cancel("j")
-    assert cancelled.status is Status.CANCELLED
+    assert cancelled.status is JobStatus.CANCELLED
     assert queue.cancel("j") == cancelled
     assert queue.claim(base="") is None
     if claim is not None:
         with pytest.raises(ClaimLost):
-            queue.check_ours(claim)
+            queue.check_claim(claim)
         with pytest.raises(ClaimLost):
             finish(catalog, queue, claim)
         with pytest.raises(ClaimLost):

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from adapters.catalog.catalog import Catalog
-from adapters.jobs.job import Job, JobState, Line, Status
+from adapters.jobs.job import Job, JobState, JobStatus, LogLine
 from adapters.jobs.queue import JobQueue
 from app.http.job_events import Seen, event_id, news, read_event_id
 from app.service import Service
@@ -98,7 +98,7 @@ def test_a_job_is_told_from_its_place_in_the_queue_to_its_end(both: tuple[httpx.
         assert (running.name, running.data) == ("status", {"status": "running", "attempt": 1})
         service.queue.heartbeat(claim, progress={"step": 3, "steps": 9, "loss": 0.5, "seconds_left": 2.5}, history=[])
         assert stream.next().data == {"step": 3, "steps": 9, "loss": 0.5, "seconds_left": 2.5}
-        service.queue.note(claim, "half of it")
+        service.queue.append_log(claim, "half of it")
         line = stream.next()
         assert (line.name, line.data["text"]) == ("log", "half of it")
         version = finish(service.catalog, service.queue, claim)
@@ -116,7 +116,7 @@ def test_a_job_is_told_from_its_place_in_the_queue_to_its_end(both: tuple[httpx.
 def test_one_job_alone_is_shown_with_its_log_and_the_list_without(both: tuple[httpx.Client, Service]) -> None:
     client, service = both
     claim = _run(service)
-    service.queue.note(claim, "begun")
+    service.queue.append_log(claim, "begun")
     job = client.get("/jobs/j").raise_for_status().json()
     assert [line["text"] for line in job["log"]] == ["begun"]
     assert job["log"][0]["time"] >= job["created_at"]
@@ -129,7 +129,7 @@ def test_from_every_event_the_rest_can_be_had_from_any_worker(serve: Serve) -> N
     (client, service), (other, _) = serve(), serve()
     claim = _run(service)
     for number in range(3):
-        service.queue.note(claim, f"line {number}")
+        service.queue.append_log(claim, f"line {number}")
     service.queue.heartbeat(claim, progress={"step": 5})
     service.queue.fail(claim, {"code": "diverged"})
     told = _all(client)
@@ -148,11 +148,11 @@ def test_from_every_event_the_rest_can_be_had_from_any_worker(serve: Serve) -> N
 def test_a_client_that_was_away_is_told_only_what_is_new(both: tuple[httpx.Client, Service]) -> None:
     client, service = both
     claim = _run(service)
-    service.queue.note(claim, "one")
+    service.queue.append_log(claim, "one")
     with _watch(client) as stream:
         last = [stream.next() for _ in range(3)][-1]
-    service.queue.note(claim, "two")
-    service.queue.hand_back(claim)
+    service.queue.append_log(claim, "two")
+    service.queue.release(claim)
     with _watch(client, after=last.id) as stream:
         assert [_short(stream.next()) for _ in range(2)] == [("status", "queued"), ("log", "two")]
         service.queue.cancel("j")
@@ -270,12 +270,12 @@ def test_of_a_fleet_the_progress_counts_its_adapters(both: tuple[httpx.Client, S
 
 def _state(**fields: Any) -> JobState:
     usual: dict[str, Any] = dict.fromkeys(("progress", "metrics", "result", "error"))
-    return JobState(**usual | {"log": (), "status": Status.RUNNING, "attempt": 1, "fence": 1} | fields)
+    return JobState(**usual | {"log": (), "status": JobStatus.RUNNING, "attempt": 1, "fence": 1} | fields)
 
 
 def test_who_reads_slowly_misses_progress_and_no_line() -> None:
     seen = [*news(_state(progress={"step": 1}), Seen())][-1].seen
-    log = [Line("t", f"line {number}", number) for number in range(1, 6)]
+    log = [LogLine("t", f"line {number}", number) for number in range(1, 6)]
     later = _state(progress={"step": 900}, log=log)
     assert [event.data for event in news(later, seen)] == [
         *({"time": "t", "text": f"line {number}"} for number in range(1, 6)),
@@ -287,13 +287,13 @@ def test_a_job_that_waits_again_or_runs_again_says_so() -> None:
     seen = Seen()
     told = []
     for status, attempt, fence in (("running", 1, 1), ("queued", 0, 1), ("running", 1, 2), ("running", 2, 3)):
-        for event in news(_state(status=Status(status), attempt=attempt, fence=fence), seen):
+        for event in news(_state(status=JobStatus(status), attempt=attempt, fence=fence), seen):
             seen = event.seen
             told.append(tuple(event.data.values()))
     assert told == [("running", 1), ("queued", 0), ("running", 1), ("running", 2)]
 
 
 def test_an_id_says_all_that_was_seen_and_only_of_its_own_job() -> None:
-    for seen in (Seen(), Seen(3, Status.RUNNING, "0123abcd", 17, True)):
+    for seen in (Seen(), Seen(3, JobStatus.RUNNING, "0123abcd", 17, True)):
         assert read_event_id("j", event_id("j", seen)) == seen
         assert read_event_id("k", event_id("j", seen)) == Seen()

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.http.middleware import Edge
+from app.http.middleware import Middleware
 from app.service import Service
 from app.settings import Settings
 from tests.conftest import Serve
@@ -39,13 +39,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def asgi_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of the requests that did not take the fast path."""
     paths: list[str] = []
-    edge = Edge.__call__
+    edge = Middleware.__call__
 
-    async def noted(self: Edge, scope: Any, receive: Any, send: Any) -> None:
+    async def noted(self: Middleware, scope: Any, receive: Any, send: Any) -> None:
         paths.append(scope.get("path", ""))
         await edge(self, scope, receive, send)
 
-    monkeypatch.setattr(Edge, "__call__", noted)
+    monkeypatch.setattr(Middleware, "__call__", noted)
     return paths
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from adapters.datasets.table import Table
-from adapters.storage.blobs import BlobStore
+from adapters.storage.blobs import FolderBlobs
 from app.http.errors import known_failure
 from tests.conftest import Serve
 from tests.integration.serving.test_direct import THROUGH_ASGI
@@ -34,7 +34,7 @@ def test_an_upload_without_a_file_to_write_can_be_sent_again(
 ) -> None:
     client, _ = serve()
     with monkeypatch.context() as patched:
-        patched.setattr(BlobStore, "write", failing(number))
+        patched.setattr(FolderBlobs, "write", failing(number))
         refused = client.put("/adapters/acme", json=UPLOAD)
 
     assert (refused.status_code, refused.json()["code"]) == (503, "too_many_open_files")

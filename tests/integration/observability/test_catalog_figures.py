@@ -13,8 +13,8 @@ import torch
 
 from adapters.catalog import counts as census
 from adapters.catalog.catalog import Catalog
-from adapters.catalog.counts import Census
-from adapters.jobs.job import Status
+from adapters.catalog.counts import CatalogCounts
+from adapters.jobs.job import JobStatus
 from adapters.jobs.queue import JobQueue
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import load_base_layer
@@ -54,12 +54,12 @@ def test_it_shows_what_is_there(serve: Serve, monkeypatch: pytest.MonkeyPatch) -
     assert shown[series("version_bytes")] == sum(each["bytes"] for each in versions)
     assert shown[series("datasets")] == 1
     assert shown[series("dataset_bytes")] > 0
-    assert {status: shown[series("jobs", status=status)] for status in Status} == {
-        Status.QUEUED: 2,
-        Status.RUNNING: 0,
-        Status.SUCCEEDED: 0,
-        Status.FAILED: 0,
-        Status.CANCELLED: 1,
+    assert {status: shown[series("jobs", status=status)] for status in JobStatus} == {
+        JobStatus.QUEUED: 2,
+        JobStatus.RUNNING: 0,
+        JobStatus.SUCCEEDED: 0,
+        JobStatus.FAILED: 0,
+        JobStatus.CANCELLED: 1,
     }
     assert 0 < shown[series("oldest_queued_job_seconds")] < 60
     assert 0 < shown[series("disk_free_bytes")] <= shown[series("disk_size_bytes")]
@@ -69,9 +69,9 @@ def test_a_job_for_another_base_layer_does_not_make_the_oldest_wait(tmp_path: Pa
     catalog = Catalog(tmp_path, now=time.time)
     queue = JobQueue(catalog.database, catalog.blobs, now=lambda: 100.0, lease_seconds=15)
     submit(queue, "old", base="other")
-    assert census.count(catalog.database, base="mine", now=160.0).oldest_queued_seconds == 0
-    assert census.count(catalog.database, base="other", now=160.0).oldest_queued_seconds == 60
-    assert census.count(catalog.database, base="mine", now=160.0).jobs[Status.QUEUED] == 1
+    assert census.count_catalog(catalog.database, base="mine", now=160.0).oldest_queued_seconds == 0
+    assert census.count_catalog(catalog.database, base="other", now=160.0).oldest_queued_seconds == 60
+    assert census.count_catalog(catalog.database, base="mine", now=160.0).jobs[JobStatus.QUEUED] == 1
     catalog.database.close()
 
 
@@ -99,12 +99,12 @@ def test_those_who_ask_at_once_share_one_count(tmp_path: Path, monkeypatch: pyte
     counting = CatalogFigures(catalog, base="", now=time.time, monotonic=lambda: 100.0)
     everyone_asks = threading.Barrier(9)
 
-    def count(*given: Any, **named: Any) -> Census:
+    def count(*given: Any, **named: Any) -> CatalogCounts:
         nonlocal counts
         counts += 1
-        return census.count(*given, **named)
+        return census.count_catalog(*given, **named)
 
-    def ask() -> Census | None:
+    def ask() -> CatalogCounts | None:
         everyone_asks.wait()
         return counting.census()
 

@@ -7,10 +7,10 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from app.http.application import routed
+from app.http.application import build_routes
 from app.openapi.document import document
 
-DOCUMENT: dict[str, Any] = document(routed())
+DOCUMENT: dict[str, Any] = document(build_routes())
 _URI = "urn:openapi"
 _REGISTRY: Registry[Any] = Registry().with_resource(_URI, DRAFT202012.create_resource(DOCUMENT))
 

@@ -13,7 +13,7 @@ import pytest
 
 from adapters.lora.adapter import Adapter
 from adapters.names import Reference
-from adapters.storage.blobs import BlobStore
+from adapters.storage.blobs import FolderBlobs
 from app.service import Service
 from tests.conftest import Serve
 from tests.support import dense_oracle as dense
@@ -56,17 +56,17 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     """A slow one."""
-    disk, read, cached = Disk(), BlobStore.read, BlobStore.read_cached
+    disk, read, cached = Disk(), FolderBlobs.read, FolderBlobs.read_cached
 
-    def slowly(self: BlobStore, name: str, *, offset: int = 0, length: int = -1) -> bytes:
+    def slowly(self: FolderBlobs, name: str, *, offset: int = 0, length: int = -1) -> bytes:
         disk.wait((name, offset))
         return read(self, name, offset=offset, length=length)
 
-    def never(self: BlobStore, name: str, *, offset: int, length: int) -> bytearray | None:
+    def never(self: FolderBlobs, name: str, *, offset: int, length: int) -> bytearray | None:
         return None if (name, offset) in disk.slow else cached(self, name, offset=offset, length=length)
 
-    monkeypatch.setattr(BlobStore, "read", slowly)
-    monkeypatch.setattr(BlobStore, "read_cached", never)
+    monkeypatch.setattr(FolderBlobs, "read", slowly)
+    monkeypatch.setattr(FolderBlobs, "read_cached", never)
     yield disk
     disk.give()
 
@@ -134,7 +134,7 @@ def test_what_the_kernel_has_in_memory_needs_no_thread(serve: Serve, monkeypatch
     def by_a_thread(*_: object, **__: object) -> bytes:
         raise AssertionError("a thread read it")
 
-    monkeypatch.setattr(BlobStore, "read", by_a_thread)
+    monkeypatch.setattr(FolderBlobs, "read", by_a_thread)
     for name in SEEDS:
         _check(client.post("/predict", json=_body(name)), name)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from adapters.lora.adapter import Adapter
-from app.http.middleware import Edge
+from app.http.middleware import Middleware
 from app.service import Service
 from app.serving.fast_path import Direct
 from app.settings import Settings
@@ -55,13 +55,13 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Clien
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of the requests that became ASGI calls."""
     seen: list[str] = []
-    edge = Edge.__call__
+    edge = Middleware.__call__
 
-    async def noted(self: Edge, scope: Any, receive: Any, send: Any) -> None:
+    async def noted(self: Middleware, scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope.get("path", ""))
         await edge(self, scope, receive, send)
 
-    monkeypatch.setattr(Edge, "__call__", noted)
+    monkeypatch.setattr(Middleware, "__call__", noted)
     return seen
 
 

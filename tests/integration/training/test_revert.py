@@ -8,7 +8,7 @@ import pytest
 
 from adapters.catalog.versions import Published
 from adapters.jobs.job import Job
-from adapters.jobs.revert import Skip
+from adapters.jobs.revert import SkipReason
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import (
@@ -194,4 +194,4 @@ def test_a_jobs_adapters_are_paged_and_chosen_by_what_became_of_them(both: tuple
 
 def test_every_reason_is_documented() -> None:
     told = (Path(__file__).parents[3] / "docs" / "jobs.md").read_text()
-    assert [reason for reason in Skip if f"\n| `{reason}` | " not in told] == []
+    assert [reason for reason in SkipReason if f"\n| `{reason}` | " not in told] == []

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from adapters.catalog.catalog import Catalog
-from adapters.catalog.counts import Census, count
+from adapters.catalog.counts import CatalogCounts, count_catalog
 from adapters.catalog.versions import Publication, Source
 from app.observability.metrics import catalog as figures_of_the_catalogue
 from app.service import Service
@@ -225,10 +225,10 @@ def _publish(catalog: Catalog, service: Service, many: int) -> None:
 def test_the_overview_is_there_before_the_catalogue_is_counted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     begins, counts = Event(), Event()
 
-    def late(*given: Any, **named: Any) -> Census:
+    def late(*given: Any, **named: Any) -> CatalogCounts:
         begins.set()
         counts.wait()
-        return count(*given, **named)
+        return count_catalog(*given, **named)
 
     monkeypatch.setattr(figures_of_the_catalogue, "count", late)
     client, _ = serve()

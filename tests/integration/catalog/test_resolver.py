@@ -40,19 +40,19 @@ def test_each_look_sees_every_commit_before_it(
     changing = catalog if writer == "own" else other
     for seed in range(20):
         published = put(changing, "acme", seed)
-        assert resolver.look().version(ACME) == published
+        assert resolver.current().version(ACME) == published
     changing.set_live("acme", 3)
-    assert resolver.look().version(ACME).version == 3
+    assert resolver.current().version(ACME).version == 3
     changing.delete("acme")
     with pytest.raises(AdapterNotFound):
-        resolver.look().version(ACME)
+        resolver.current().version(ACME)
     assert put(changing, "acme", 0).version == 21
-    assert resolver.look().version(ACME).version == 21
+    assert resolver.current().version(ACME).version == 21
 
 
 def test_a_view_in_hand_goes_on_meaning_what_it_meant(catalog: Catalog, resolver: Resolver) -> None:
     first = put(catalog, "acme", 1)
-    view = resolver.look()
+    view = resolver.current()
     assert view.version(ACME) == first
     put(catalog, "acme", 2)
     assert view.version(ACME) == first
@@ -60,35 +60,35 @@ def test_a_view_in_hand_goes_on_meaning_what_it_meant(catalog: Catalog, resolver
 
 def test_progress_of_jobs_does_not_make_it_forget(catalog: Catalog, queue: JobQueue, resolver: Resolver) -> None:
     put(catalog, "acme", 1)
-    view = resolver.look()
+    view = resolver.current()
     submit(queue, "j", adapter="b")
     claim = queue.claim(base="")
     assert claim is not None
     for step in range(5):
         queue.heartbeat(claim, progress={"step": step}, history=[])
     queue.cancel("j")
-    assert resolver.look() is view
+    assert resolver.current() is view
     put(catalog, "acme", 2)
-    assert resolver.look() is not view
+    assert resolver.current() is not view
 
 
 def test_a_look_while_somebody_commits_says_so_at_once(catalog: Catalog, resolver: Resolver, folder: Path) -> None:
     put(catalog, "acme", 1)
-    resolver.look()
+    resolver.current()
     committing = sqlite3.connect(folder / "catalog.sqlite3", isolation_level=None)
     committing.execute("BEGIN EXCLUSIVE")
     with pytest.raises(CatalogBusy):
-        resolver.look()
+        resolver.current()
     committing.execute("ROLLBACK")
     committing.close()
-    assert resolver.look().version(ACME).version == 1
+    assert resolver.current().version(ACME).version == 1
 
 
 def test_a_name_that_is_not_there_is_looked_up_again_once_it_is(catalog: Catalog, resolver: Resolver) -> None:
     with pytest.raises(AdapterNotFound):
-        resolver.look().version(ACME)
+        resolver.current().version(ACME)
     put(catalog, "acme", 1)
-    assert resolver.look().version(ACME).version == 1
+    assert resolver.current().version(ACME).version == 1
 
 
 def test_what_is_remembered_of_a_version_does_not_grow_with_its_training(catalog: Catalog) -> None:

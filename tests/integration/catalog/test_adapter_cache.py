@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import app.serving.batcher
-from adapters.catalog.adapter_cache import Residency
+from adapters.catalog.adapter_cache import AdapterCache
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Version
 from adapters.errors import AdapterNotFound
@@ -41,18 +41,18 @@ def _fleet(catalog: Catalog) -> list[str]:
     return names
 
 
-def _use(residency: Residency, version: Version) -> Adapter:
+def _use(residency: AdapterCache, version: Version) -> Adapter:
     adapter = residency.get(version.digest)
     if adapter is None:
         adapter = residency.load(version)
-        residency.keep(version.digest, adapter)
+        residency.add(version.digest, adapter)
     return adapter
 
 
 @pytest.mark.parametrize("room", [0, 10, ADAPTERS])
 def test_it_keeps_to_its_budget_and_answers_right(catalog: Catalog, room: int) -> None:
     names = _fleet(catalog)
-    residency = Residency(BASE, catalog.blobs, budget_bytes=room * ONE + ONE // 2)
+    residency = AdapterCache(BASE, catalog.blobs, budget_bytes=room * ONE + ONE // 2)
     loaded: list[weakref.ref[Adapter]] = []
     drawn = set()
     order = random.Random(3)
@@ -71,7 +71,7 @@ def test_it_keeps_to_its_budget_and_answers_right(catalog: Catalog, room: int) -
 
 def test_the_least_recently_used_leaves_first(catalog: Catalog) -> None:
     a, b, c = (put(catalog, name, seed) for seed, name in enumerate("abc"))
-    residency = Residency(BASE, catalog.blobs, budget_bytes=2 * ONE)
+    residency = AdapterCache(BASE, catalog.blobs, budget_bytes=2 * ONE)
     first = _use(residency, a)
     _use(residency, b)
     assert _use(residency, a) is first
@@ -83,7 +83,7 @@ def test_the_least_recently_used_leaves_first(catalog: Catalog) -> None:
 def test_one_that_is_larger_than_the_budget_answers_and_drives_nobody_out(catalog: Catalog) -> None:
     small = put(catalog, "small", 1)
     large = catalog.publish([publication("large", adapter=make_adapter(2, rank=50))])[0].version
-    residency = Residency(BASE, catalog.blobs, budget_bytes=2 * ONE)
+    residency = AdapterCache(BASE, catalog.blobs, budget_bytes=2 * ONE)
     kept = _use(residency, small)
     assert _use(residency, large).a_OR.equal(make_adapter(2, rank=50).a_OR)
     assert residency.get(large.digest) is None
@@ -93,7 +93,7 @@ def test_one_that_is_larger_than_the_budget_answers_and_drives_nobody_out(catalo
 @pytest.mark.parametrize("room", [1, 2, 3])
 def test_adapters_of_exactly_the_budget_stay(catalog: Catalog, room: int) -> None:
     *versions, last = (put(catalog, f"tenant-{seed}", seed) for seed in range(room + 1))
-    residency = Residency(BASE, catalog.blobs, budget_bytes=room * ONE)
+    residency = AdapterCache(BASE, catalog.blobs, budget_bytes=room * ONE)
     for version in versions:
         _use(residency, version)
     assert (len(residency), residency.bytes, residency.evictions) == (room, room * ONE, 0)
@@ -104,21 +104,21 @@ def test_adapters_of_exactly_the_budget_stay(catalog: Catalog, room: int) -> Non
 def test_one_of_exactly_the_budget_is_taken_at_once(catalog: Catalog) -> None:
     version = put(catalog, "acme", 1)
     skip_unless_cached(catalog.blobs.path(version.file))
-    assert Residency(BASE, catalog.blobs, budget_bytes=version.bytes - 1).load_cached(version) is None
-    assert Residency(BASE, catalog.blobs, budget_bytes=version.bytes).load_cached(version) is not None
+    assert AdapterCache(BASE, catalog.blobs, budget_bytes=version.bytes - 1).load_cached(version) is None
+    assert AdapterCache(BASE, catalog.blobs, budget_bytes=version.bytes).load_cached(version) is not None
 
 
 def test_one_that_is_kept_twice_counts_once(catalog: Catalog) -> None:
     a, b = put(catalog, "a", 1), put(catalog, "b", 2)
-    residency = Residency(BASE, catalog.blobs, budget_bytes=2 * ONE)
+    residency = AdapterCache(BASE, catalog.blobs, budget_bytes=2 * ONE)
     for _ in range(3):
-        residency.keep(a.digest, residency.load(a))
+        residency.add(a.digest, residency.load(a))
     _use(residency, b)
     assert residency.get(a.digest) is not None
 
 
 def test_an_adapter_in_hand_answers_after_it_was_deleted(catalog: Catalog) -> None:
-    residency = Residency(BASE, catalog.blobs, budget_bytes=0)
+    residency = AdapterCache(BASE, catalog.blobs, budget_bytes=0)
     held = _use(residency, put(catalog, "acme", 1))
     catalog.delete("acme")
     with pytest.raises(AdapterNotFound):
@@ -166,7 +166,7 @@ def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: p
 def test_what_the_kernel_has_in_memory_is_taken_at_once(catalog: Catalog) -> None:
     version = catalog.find(Reference(_fleet(catalog)[7]))
     skip_unless_cached(catalog.blobs.path(version.file))
-    residency = Residency(BASE, catalog.blobs, budget_bytes=100 * ONE)
+    residency = AdapterCache(BASE, catalog.blobs, budget_bytes=100 * ONE)
     adapter = residency.load_cached(version)
     assert adapter is not None
     assert residency.get(version.digest) is adapter
@@ -179,7 +179,7 @@ def test_where_the_kernel_cannot_tell_nothing_is_taken_at_once(
 ) -> None:
     version = catalog.find(Reference(_fleet(catalog)[7]))
     monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
-    residency = Residency(BASE, catalog.blobs, budget_bytes=100 * ONE)
+    residency = AdapterCache(BASE, catalog.blobs, budget_bytes=100 * ONE)
     assert residency.load_cached(version) is None
     assert residency.load(version).memory_bytes == ONE
 
@@ -187,7 +187,7 @@ def test_where_the_kernel_cannot_tell_nothing_is_taken_at_once(
 def test_what_is_taken_at_once_is_checked_like_everything_else(catalog: Catalog) -> None:
     names = _fleet(catalog)
     version = catalog.find(Reference(names[7]))
-    residency = Residency(BASE, catalog.blobs, budget_bytes=100 * ONE)
+    residency = AdapterCache(BASE, catalog.blobs, budget_bytes=100 * ONE)
     path = catalog.blobs.path(version.file)
     content = bytearray(path.read_bytes())
     content[version.offset + version.bytes - 1] ^= 1
@@ -198,4 +198,6 @@ def test_what_is_taken_at_once_is_checked_like_everything_else(catalog: Catalog)
     path.unlink()
     assert residency.load_cached(version) is None
     assert residency.get(version.digest) is None
-    assert Residency(BASE, catalog.blobs, budget_bytes=ONE // 2).load_cached(catalog.find(Reference(names[8]))) is None
+    assert (
+        AdapterCache(BASE, catalog.blobs, budget_bytes=ONE // 2).load_cached(catalog.find(Reference(names[8]))) is None
+    )
