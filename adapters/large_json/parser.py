@@ -241,9 +241,9 @@ class _TableBuilder:
     """Builder of one table: it collects rows and converts them to float32 in batches.
 
     `NumberTable.odd` is the first row that is empty, is not a list or differs in length from the first row.
-    `NumberTable.bad` is the first number that `matrix` does not accept. After a fault, the
-    numbers are dropped. After an odd row, the remaining rows are only counted. `limit` is the most rows of the table, and the error for more of them, which is
-    raised before the table is complete.
+    `NumberTable.bad` is the first number that `matrix` does not accept. After a fault, the numbers are dropped. After
+    an odd row, the remaining rows are only counted. `limit` is the most rows of the table, and the error for more of
+    them, which is raised before the table is complete.
     """
 
     def __init__(self, field: str, columns: int | None) -> None:
