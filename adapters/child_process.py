@@ -11,6 +11,10 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+_CHECK_SECONDS = 1.0
+_MAX_STEP_SECONDS = 2.0
+"""Most seconds that one check may add, because the checking process may itself have been stopped."""
+
 
 def command(module: str, *arguments: str) -> list[str]:
     """Return the command line that runs `main` of a module in a new process."""
@@ -29,27 +33,25 @@ def main() -> None:
     module.main()
 
 
-_CHECK_SECONDS = 1.0
-_MAX_STEP_SECONDS = 2.0
-"""Most seconds that one look may add: the process that looks may have been stopped too."""
-
-
 class StoppedClock:
-    """Measures how long one process has been stopped without a break, from regular looks at it. Linux only."""
+    """Measure of how long one process has been stopped (SIGSTOP) without a break. Linux only.
+
+    A stopped process keeps what it holds, and does not end by itself.
+    """
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._looked_at = monotonic() - _CHECK_SECONDS
+        self._checked_at = monotonic() - _CHECK_SECONDS
         self._was_stopped = False
         self._seconds = 0.0
 
     def seconds(self, pid: int) -> float:
-        """Look about once a second, and at every call while it is stopped."""
+        """Return for how many seconds the process has been stopped, from checks that are about a second apart."""
         now = self._monotonic()
-        step = now - self._looked_at
+        step = now - self._checked_at
         if self._was_stopped or step >= _CHECK_SECONDS:
-            self._looked_at = now
-            # The first look that finds it stopped adds nothing.
+            self._checked_at = now
+            # The first check that finds the process stopped adds nothing.
             was_stopped, self._was_stopped = self._was_stopped, _is_stopped(pid)
             still = was_stopped and self._was_stopped
             self._seconds = self._seconds + min(step, _MAX_STEP_SECONDS) if still else 0.0
@@ -57,9 +59,9 @@ class StoppedClock:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Return whether a process is in state T. One that a debugger holds is in state t."""
+    """Return whether a process is in state T (stopped), not in state t (held by a debugger)."""
     try:
-        # The state follows the name, which is in parentheses and may have some of its own.
+        # The state follows the name, which is in parentheses and may contain parentheses.
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
     except (OSError, IndexError):
         return False

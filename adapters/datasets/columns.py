@@ -1,4 +1,8 @@
-"""What a reader of one format hands over: the columns that will be stored, and the rows a chunk at a time."""
+"""Column types: from the types in an upload to the stored types, and the plan of a file's columns.
+
+Stored types are int64, float32, float64, bool and string, and lists of numbers or strings. float16 widens to float32,
+other integers to int64, and decimals to float64. Dictionaries are decoded. Dates and times become text (ISO 8601).
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,40 +17,40 @@ from adapters.errors import InvalidDataset, shorten
 
 MAX_COLUMNS = 16_384
 MAX_NAME_CHARACTERS = 200
-"""Characters of a column's name."""
+"""Most characters of a column's name."""
 TEXT_BLOCK_BYTES = 2**23
-"""Text is read in blocks of so many bytes."""
+"""Bytes of text that are read at once."""
 MAX_ROW_BYTES = 2**24
-"""Of one row, as text and as stored: what is held in memory is a few such rows at most."""
+"""Most bytes of one row, as text and as stored. At most a few such rows are in memory."""
 
 ReportUnreadable: TypeAlias = Callable[[int, str, str], None]
-"""Told the row, the column and the reason for each cell that was left out, row numbers from the file's start."""
+"""Callback for each cell that was left out: its row, counted from the start of the file, its column, and the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedColumn:
-    """A column as it will be stored."""
+    """Column with the type in which it will be stored."""
 
     name: str
     type: Any
-    """pyarrow's."""
+    """A pyarrow type."""
     usual_width: int | None = None
-    """Of lists of floats of several lengths: rows of another width are bad rows."""
+    """The most common width of lists of floats of several lengths. Rows of another width are bad rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One file, looked through far enough to know how its columns will be stored."""
+    """Uploaded file whose columns are planned and whose rows can be read."""
 
     columns: Sequence[PlannedColumn]
     chunks: Callable[[ReportUnreadable], Iterable[Sequence[Any]]]
     """Chunks of rows: one array per column, which `to_stored_array` converts to the planned types."""
     rows: int | None = None
-    """How many rows there will be, where that is known."""
+    """Number of rows, if it is known."""
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises `InvalidDataset` for too many columns, for a name twice and for one that is not a name."""
+    """Raise `InvalidDataset` for no columns, too many columns, a duplicate name or an invalid name."""
     if not names:
         raise InvalidDataset("the data set has no columns", field="body", expected="one or more columns")
     if len(names) > MAX_COLUMNS:
@@ -57,7 +61,7 @@ def check_names(names: Sequence[str]) -> None:
             given=f"{len(names)} columns",
             expected=f"at most {MAX_COLUMNS} columns",
         )
-    seen: set[str] = set()
+    earlier: set[str] = set()
     for position, name in enumerate(names):
         if not name.strip() or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
             raise InvalidDataset(
@@ -66,21 +70,21 @@ def check_names(names: Sequence[str]) -> None:
                 given=name,
                 expected=f"1 to {MAX_NAME_CHARACTERS} printable characters",
             )
-        if name in seen:
+        if name in earlier:
             raise InvalidDataset(
                 f"two columns are called {shorten(name)!r}", field="body", given=name, expected="a name of its own"
             )
-        seen.add(name)
+        earlier.add(name)
 
 
 class WidthCounter:
-    """How long the lists of one column are, counted."""
+    """Counter of the lengths of the lists in one column."""
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
 
     def add(self, lists: Any) -> None:
-        """Count the lists of an array that are not null."""
+        """Count the lists of an array, without nulls."""
         lengths, counts = np.unique(pc.list_value_length(lists).drop_null().to_numpy(), return_counts=True)
         self._counts.update(dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
 
@@ -89,22 +93,22 @@ class WidthCounter:
         self._counts[length] += 1
 
     def plan(self, name: str, element_type: Any) -> PlannedColumn:
-        """The column: of lists of one size where all have it, of any size otherwise."""
+        """Return the planned column: lists of a fixed size if all have the same length, else of any size."""
         if len(self._counts) == 1 and 0 not in self._counts and not pa.types.is_string(element_type):
             return PlannedColumn(name=name, type=pa.list_(element_type, *self._counts))
-        # Whole numbers in lists of several lengths are labels: nothing is odd about them.
+        # Integers in lists of several lengths are labels, so no length is wrong.
         usual = self.usual() if pa.types.is_floating(element_type) else None
         return PlannedColumn(name=name, type=pa.list_(element_type), usual_width=usual)
 
     def usual(self) -> int | None:
-        """The most common width, of several the smallest; None where there is no list at all."""
+        """Return the most common width (of several, the smallest), or None without any list."""
         return min(self._counts, key=lambda width: (-self._counts[width], width), default=None)
 
 
 def split_batch(batch: Any) -> Iterator[Any]:
-    """A record batch in slices that are small enough to be copied a few times."""
-    each = max(1, batch.nbytes // max(1, batch.num_rows))
-    rows = max(1, min(8192, TEXT_BLOCK_BYTES // each))
+    """Yield a record batch in slices that are small enough to be copied a few times."""
+    row_bytes = max(1, batch.nbytes // max(1, batch.num_rows))
+    rows = max(1, min(8192, TEXT_BLOCK_BYTES // row_bytes))
     for begin in range(0, batch.num_rows, rows):
         yield batch.slice(begin, rows)
 
@@ -113,7 +117,7 @@ _SUPPORTED = "numbers, booleans, text, dates, and lists of numbers or of text"
 
 
 def storage_type(arrow_type: Any) -> Any:
-    """The type of the values, where they are kept in a dictionary or under an extension's name."""
+    """Return the type of the values in a dictionary or extension type; other types as they are."""
     while True:
         if isinstance(arrow_type, pa.BaseExtensionType):
             arrow_type = arrow_type.storage_type
@@ -124,41 +128,41 @@ def storage_type(arrow_type: Any) -> Any:
 
 
 def is_list(arrow_type: Any) -> bool:
-    """Whether it is one of Arrow's list types."""
+    """Return whether a type is one of Arrow's list types."""
     kinds = pa.types
     return bool(kinds.is_list(arrow_type) or kinds.is_large_list(arrow_type) or kinds.is_fixed_size_list(arrow_type))
 
 
 def scalar_type(name: str, arrow_type: Any) -> Any:
-    """The stored type of a column of `arrow_type`, which is no list; raises `InvalidDataset` where there is none."""
-    kinds, given = pa.types, storage_type(arrow_type)
-    if kinds.is_boolean(given):
+    """Return the stored type of a type that is not a list; raise `InvalidDataset` if it is not supported."""
+    kinds, plain = pa.types, storage_type(arrow_type)
+    if kinds.is_boolean(plain):
         return pa.bool_()
-    if kinds.is_integer(given):
+    if kinds.is_integer(plain):
         return pa.int64()
-    if kinds.is_float16(given) or kinds.is_float32(given):
+    if kinds.is_float16(plain) or kinds.is_float32(plain):
         return pa.float32()
-    if kinds.is_float64(given) or kinds.is_decimal(given) or kinds.is_null(given):
+    if kinds.is_float64(plain) or kinds.is_decimal(plain) or kinds.is_null(plain):
         return pa.float64()
-    text = kinds.is_string(given) or kinds.is_large_string(given) or kinds.is_string_view(given)
-    if text or kinds.is_date(given) or kinds.is_timestamp(given):
+    text = kinds.is_string(plain) or kinds.is_large_string(plain) or kinds.is_string_view(plain)
+    if text or kinds.is_date(plain) or kinds.is_timestamp(plain):
         return pa.string()
     raise unsupported_type(name, arrow_type)
 
 
 def element_type(name: str, arrow_type: Any) -> Any:
-    """The stored type of what is in the lists of a column; raises `InvalidDataset` where there is none."""
-    given = storage_type(storage_type(arrow_type).value_type)
-    if is_list(given):
+    """Return the stored type of the elements of a list type; raise `InvalidDataset` if it is not supported."""
+    plain = storage_type(storage_type(arrow_type).value_type)
+    if is_list(plain):
         raise unsupported_type(name, arrow_type)
-    chosen = scalar_type(name, given)
+    chosen = scalar_type(name, plain)
     if pa.types.is_boolean(chosen):
         raise unsupported_type(name, arrow_type)
     return chosen
 
 
 def unsupported_type(name: str, arrow_type: object) -> InvalidDataset:
-    """The error for a column of a type that cannot be stored."""
+    """Return the error for a column whose type cannot be stored."""
     return InvalidDataset(
         f"the column {shorten(name)!r} is of the type {shorten(str(arrow_type))}, which is not taken",
         field=name,
@@ -168,9 +172,9 @@ def unsupported_type(name: str, arrow_type: object) -> InvalidDataset:
 
 
 def to_stored_array(array: Any, target: Any) -> Any:
-    """An array as one of the stored type `target`, in buffers of its own.
+    """Return a copy of an array with the stored type `target`.
 
-    What lies behind a null becomes zero, so that the same values give the same bytes however they came. Raises
+    The values behind nulls become zero, so that equal columns have equal bytes, whatever the upload's format. Raises
     `pyarrow.ArrowInvalid` for a value that the type cannot hold.
     """
     while True:
@@ -194,7 +198,7 @@ def to_stored_array(array: Any, target: Any) -> Any:
 
 
 def rows_with_null_elements(array: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The rows of an array of lists whose list has a null in it."""
+    """Return the rows of an array of lists whose list contains a null, (K,) int64."""
     elements = array.flatten()
     if elements.null_count == 0:
         return np.empty(0, np.int64)
@@ -203,12 +207,12 @@ def rows_with_null_elements(array: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def set_rows_null(array: Any, rows: "np.ndarray[Any, np.dtype[np.int64]]") -> Any:
-    """The array with these rows null."""
+    """Return the array with these rows set to null."""
     if len(rows) == 0:
         return array
-    left_out = np.zeros(len(array), bool)
-    left_out[rows] = True
-    return pc.if_else(pa.array(left_out), pa.scalar(None, array.type), array)
+    mask = np.zeros(len(array), bool)
+    mask[rows] = True
+    return pc.if_else(pa.array(mask), pa.scalar(None, array.type), array)
 
 
 def _to_stored_list(array: Any, target: Any) -> Any:
@@ -228,16 +232,16 @@ def _to_stored_list(array: Any, target: Any) -> Any:
 
 
 def _to_text(array: Any) -> Any:
-    kinds, given = pa.types, array.type
-    if not (kinds.is_timestamp(given) or kinds.is_date(given)):
+    kinds, arrow_type = pa.types, array.type
+    if not (kinds.is_timestamp(arrow_type) or kinds.is_date(arrow_type)):
         return array.cast(pa.string())
-    if kinds.is_timestamp(given) and given.tz is not None:
-        array = array.cast(pa.timestamp(given.unit, "UTC"))
+    if kinds.is_timestamp(arrow_type) and arrow_type.tz is not None:
+        array = array.cast(pa.timestamp(arrow_type.unit, "UTC"))
     return pc.replace_substring(array.cast(pa.string()), " ", "T")
 
 
 def _repack_text(texts: Any) -> Any:
-    """Text in buffers that begin and end with it."""
+    """Return text in buffers without bytes before or after it."""
     valid = None
     if texts.null_count:
         present = texts.is_valid()

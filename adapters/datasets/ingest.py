@@ -203,9 +203,9 @@ def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestRepor
         raise _no_rows()
     if source.rows is not None and source.rows * min_row_bytes(source.columns) > max_bytes:
         raise too_large_error(max_bytes)
-    census = ColumnReport(source.columns)
-    with ArrowFileWriter(out, source.columns, max_bytes=max_bytes, seen=census.note) as file:
-        for arrays in source.chunks(census.unreadable):
+    report = ColumnReport(source.columns)
+    with ArrowFileWriter(out, source.columns, max_bytes=max_bytes, on_batch=report.add_batch) as file:
+        for arrays in source.chunks(report.add_unreadable):
             file.add([_to_stored(array, column) for array, column in zip(arrays, source.columns, strict=True)])
         digest, size = file.finish()
     if file.rows == 0:
@@ -214,7 +214,7 @@ def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestRepor
         raise InvalidDataset(
             f"the file says that it has {source.rows} rows, and has {file.rows}", field="body", expected="a whole file"
         )
-    return IngestReport(rows=file.rows, columns=census.columns(), bad_rows=census.bad_rows(), digest=digest, bytes=size)
+    return IngestReport(rows=file.rows, columns=report.columns(), bad_rows=report.bad_rows(), digest=digest, bytes=size)
 
 
 def _open_source(path: str, kind: Format) -> Source:

@@ -1,4 +1,8 @@
-"""What is known of a stored data set: its columns, and the first rows that cannot be trained on."""
+"""Checks of a data set's rows: nulls, numbers that are not finite, lists of the wrong width.
+
+`ColumnReport` counts them while a file is ingested. `IngestReport` is the result. `add_bad_column_rows` and
+`raise_bad_rows` find them again when a table is read as numbers.
+"""
 
 # N rows · C columns
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +18,18 @@ from adapters.arrays import Float32
 from adapters.datasets.columns import PlannedColumn, is_list
 from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, shorten
 
+_MAX_EXACT_FLOAT = 2.0**53
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One column of a data set."""
+    """Column of a stored data set."""
 
     name: str
     type: str
     """`int64`, `float32`, `float64`, `bool`, `string`, or `list<…>` of the first three or of `string`."""
     width: int | None
-    """How many numbers each list has; of lists of floats of several lengths, the most common one."""
+    """Length of the lists; for lists of floats of several lengths, the most common one."""
     nulls: int
     not_finite: int
     """Rows with a number that is not finite as float32."""
@@ -31,17 +37,17 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestReport:
-    """A file that was read and written again in the stored form."""
+    """Result of an ingestion: the size, columns and first bad rows of the stored file."""
 
     rows: int
     columns: tuple[Column, ...]
     bad_rows: tuple[BadRow, ...]
     digest: str
-    """`sha256:` + hex over the stored form: the same for the same names, types and values in the same order."""
+    """`sha256:` + hex of the stored form. It depends on names, types and values, and on their order."""
     bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the report as JSON."""
         return asdict(self) | {
             "columns": columns_to_json(self.columns),
             "bad_rows": bad_rows_to_json(self.bad_rows),
@@ -49,33 +55,33 @@ class IngestReport:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "IngestReport":
-        """What `to_json` made."""
+        """Return the report from the JSON of `to_json`."""
         lists = {"columns": columns_from_json(value["columns"]), "bad_rows": bad_rows_from_json(value["bad_rows"])}
         return cls(**{**value, **lists})
 
 
 def columns_to_json(columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """Columns as the catalogue keeps them."""
+    """Return columns as JSON, as the catalogue stores them."""
     return [asdict(column) for column in columns]
 
 
 def columns_from_json(value: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
-    """What `columns_to_json` made."""
+    """Return columns from the JSON of `columns_to_json`."""
     return tuple(Column(**column) for column in value)
 
 
 def bad_rows_to_json(bad_rows: Sequence[BadRow]) -> list[dict[str, Any]]:
-    """Bad rows as the catalogue keeps them."""
+    """Return bad rows as JSON, as the catalogue stores them."""
     return [bad._asdict() for bad in bad_rows]
 
 
 def bad_rows_from_json(value: Sequence[Mapping[str, Any]]) -> tuple[BadRow, ...]:
-    """What `bad_rows_to_json` made."""
+    """Return bad rows from the JSON of `bad_rows_to_json`."""
     return tuple(BadRow(**bad) for bad in value)
 
 
 class ColumnReport:
-    """One data set's."""
+    """Counter of nulls and of numbers that are not finite, per column, with the first bad rows."""
 
     def __init__(self, columns: Sequence[PlannedColumn]) -> None:
         self._columns = columns
@@ -83,32 +89,31 @@ class ColumnReport:
         self._nulls = [0] * len(columns)
         self._not_finite = [0] * len(columns)
         self._unreadable: list[tuple[int, int, str]] = []
-        self._found: list[tuple[int, int, str]] = []
+        self._bad_cells: list[tuple[int, int, str]] = []
 
-    def unreadable(self, row: int, column: str, reason: str) -> None:
-        """A cell was left out by the reader: it will come by again, as a null. Call it in the order of rows."""
+    def add_unreadable(self, row: int, column: str, reason: str) -> None:
+        """Note a cell that the reader replaced by null. Calls are in the order of rows."""
         self._unreadable.append((row, self._position[column], reason))
-        # Cells of one chunk come column by column: keep far more than are needed, and the first ones among them.
+        # The cells of one chunk arrive column by column, so the first rows are known only after many more cells.
         if len(self._unreadable) > 1000 * MAX_BAD_ROWS:
             self._unreadable = sorted(self._unreadable)[:MAX_BAD_ROWS]
 
-    def note(self, batch: Any, begin: int) -> None:
-        """Look at a batch of the stored form; its first row is the row `begin`."""
-        found = self._found if len(self._found) < MAX_BAD_ROWS else None
+    def add_batch(self, batch: Any, begin: int) -> None:
+        """Count the cells of a stored batch whose first row is row `begin`."""
+        bad_cells = self._bad_cells if len(self._bad_cells) < MAX_BAD_ROWS else None
         for position, (column, array) in enumerate(zip(self._columns, batch.columns, strict=True)):
             self._nulls[position] += array.null_count
-            bad = not_finite_rows(array)
-            self._not_finite[position] += len(bad)
-            if found is not None:
-                odd = rows_of_other_width(array, column.usual_width)
-                found.extend(
-                    (begin + row, position, why) for row, why in _bad_rows_of(array, bad, odd, column.usual_width)
-                )
-        if found is not None:
-            self._found = sorted(found)[:MAX_BAD_ROWS]
+            not_finite = not_finite_rows(array)
+            self._not_finite[position] += len(not_finite)
+            if bad_cells is not None:
+                wrong_width = rows_of_other_width(array, column.usual_width)
+                reasons = _reasons(array, not_finite, wrong_width, column.usual_width)
+                bad_cells.extend((begin + row, position, reason) for row, reason in reasons)
+        if bad_cells is not None:
+            self._bad_cells = sorted(bad_cells)[:MAX_BAD_ROWS]
 
     def columns(self) -> tuple[Column, ...]:
-        """What was counted."""
+        """Return the columns with their counts."""
         return tuple(
             Column(
                 name=column.name,
@@ -121,8 +126,8 @@ class ColumnReport:
         )
 
     def bad_rows(self) -> tuple[BadRow, ...]:
-        """The first ones, by row and then in the order of the columns."""
-        reasons = {(row, position): reason for row, position, reason in self._found}
+        """Return the first bad rows, in order of row, then of column."""
+        reasons = {(row, position): reason for row, position, reason in self._bad_cells}
         reasons |= {(row, position): reason for row, position, reason in self._unreadable}
         return tuple(
             BadRow(row, self._columns[position].name, reason)
@@ -131,14 +136,14 @@ class ColumnReport:
 
 
 def type_name(arrow_type: Any) -> str:
-    """A stored type as clients see it."""
+    """Return the name of a stored type in the API."""
     if is_list(arrow_type):
         return f"list<{type_name(arrow_type.value_type)}>"
     return "float32" if pa.types.is_float32(arrow_type) else {"double": "float64"}.get(str(arrow_type), str(arrow_type))
 
 
 def not_finite_rows(array: Any) -> NDArray[np.int64]:
-    """The rows of a stored array with a number that is not finite as float32; nulls are not among them."""
+    """Return the rows, without nulls, with a number that is not finite as float32, (K,) int64."""
     if not is_list(array.type):
         return _not_finite(array)
     if pa.types.is_fixed_size_list(array.type):
@@ -156,14 +161,14 @@ def _not_finite(values: Any) -> NDArray[np.int64]:
 
 
 def rows_of_other_width(array: Any, width: int | None) -> NDArray[np.int64]:
-    """The rows whose list has another width; nulls are not among them."""
+    """Return the rows, without nulls, whose list has another width, (K,) int64."""
     if width is None:
         return np.empty(0, np.int64)
     return np.flatnonzero(pc.list_value_length(array).fill_null(width).to_numpy() != width)
 
 
 def as_float32(values: Any) -> NDArray[np.float32]:
-    """Stored numbers, zero where they are null, as float32."""
+    """Return stored numbers as float32, with zero for null."""
     data = values.buffers()[1]
     if data is None:
         return np.empty(0, np.float32)
@@ -176,14 +181,14 @@ def as_float32(values: Any) -> NDArray[np.float32]:
 
 
 def describe_not_finite(value: float) -> str:
-    """Names a number that is not finite as float32."""
+    """Return why a number is not finite as float32."""
     if np.isnan(value):
         return "NaN"
     return f"{'-' if value < 0 else ''}Infinity" if np.isinf(value) else f"not finite as float32: {value!r}"
 
 
 def describe_row_not_finite(array: Any, row: int) -> str:
-    """Names the first number of a row that is not finite as float32."""
+    """Return the first number of a row that is not finite as float32, as text."""
     value = array[row].as_py()
     if not isinstance(value, list):
         return describe_not_finite(value)
@@ -192,22 +197,19 @@ def describe_row_not_finite(array: Any, row: int) -> str:
     return f"element {element} is {describe_not_finite(value[element])}"
 
 
-def _bad_rows_of(
-    array: Any, bad: NDArray[np.int64], odd: NDArray[np.int64], width: int | None
+def _reasons(
+    array: Any, not_finite: NDArray[np.int64], wrong_width: NDArray[np.int64], width: int | None
 ) -> Iterator[tuple[int, str]]:
     if array.null_count:
         nulls = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))
         yield from ((int(row), "null") for row in nulls[:MAX_BAD_ROWS])
-    yield from ((int(row), describe_row_not_finite(array, int(row))) for row in bad[:MAX_BAD_ROWS])
-    for row in odd[:MAX_BAD_ROWS]:
+    yield from ((int(row), describe_row_not_finite(array, int(row))) for row in not_finite[:MAX_BAD_ROWS])
+    for row in wrong_width[:MAX_BAD_ROWS]:
         yield int(row), f"{len(array[int(row)])} numbers, where most rows have {width}"
 
 
-_MAX_EXACT_FLOAT = 2.0**53
-
-
 def add_bad_column_rows(array: Any, name: str, width: int, start: int, bad: list[BadRow]) -> None:
-    """Add the bad rows of one column of a batch whose first row is `start`."""
+    """Append the bad rows of one column of a batch whose first row is `start`."""
     if array.null_count:
         add_bad_rows(bad, start, name, np.flatnonzero(null_mask(array)), lambda _row: "null")
     if pa.types.is_list(array.type):
@@ -219,12 +221,12 @@ def add_bad_column_rows(array: Any, name: str, width: int, start: int, bad: list
 def add_bad_rows(
     bad: list[BadRow], start: int, name: str, rows: NDArray[np.int64], reason: Callable[[int], str]
 ) -> None:
-    """Add the first of these rows of a batch whose first row is `start`."""
+    """Append the first of these rows of a batch whose first row is `start`."""
     bad.extend(BadRow(start + int(row), name, reason(int(row))) for row in rows[:MAX_BAD_ROWS])
 
 
 def raise_bad_rows(bad: list[BadRow], field: str) -> None:
-    """Raises `BadRows` where there are some."""
+    """Raise `BadRows` if there are any."""
     if bad:
         first = bad[0]
         raise BadRows(
@@ -235,7 +237,7 @@ def raise_bad_rows(bad: list[BadRow], field: str) -> None:
 
 
 def to_matrix(arrays: Sequence[Any], width: int) -> Float32:
-    """Columns without bad rows → (N, C) float32."""
+    """Return columns without bad rows as one array, (N, C) float32."""
     if is_list(arrays[0].type):
         return _narrow(arrays[0].flatten()).reshape(-1, width)
     if len(arrays) == 1:
@@ -253,7 +255,7 @@ def _narrow(values: Any) -> NDArray[np.float32]:
 
 
 def to_int64(array: Any, column: str, start: int, bad: list[BadRow]) -> Any:
-    """Floats that are whole as int64; where they are not, bad rows."""
+    """Return whole floats as int64; append the rows of all others to `bad`."""
     values = array.fill_null(0).to_numpy()
     with np.errstate(invalid="ignore"):
         wrong = ~((np.floor(values) == values) & (np.abs(values) <= _MAX_EXACT_FLOAT))
@@ -262,6 +264,6 @@ def to_int64(array: Any, column: str, start: int, bad: list[BadRow]) -> Any:
 
 
 def null_mask(array: Any) -> NDArray[np.bool_]:
-    """Whether each row is null."""
+    """Return whether each row is null, (N,) bool."""
     missing: NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False)
     return missing

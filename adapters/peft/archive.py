@@ -1,4 +1,4 @@
-"""PEFT's two files in one zip archive: read with every limit checked first, written the same each time."""
+"""Zip archive of PEFT's two files. Reading checks every limit first; writing is deterministic."""
 
 import stat
 import zipfile
@@ -15,11 +15,11 @@ _IGNORED = "README.md"
 _FILES = (CONFIG_FILE, TENSOR_FILE)
 _MAX_ENTRIES, _MAX_DIRECTORY_BYTES, _END_BYTES = 8, 64 * 1024, 22
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The earliest time that zip can say: archives of the same adapter are the same bytes."""
+"""Earliest time in a zip. It is fixed, so that archives of the same adapter have the same bytes."""
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """A zip of `files` at its root, uncompressed: factors are noise to a compressor."""
+    """Return a zip with the files at its root. It is not compressed, because factors do not compress."""
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
@@ -30,9 +30,9 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
-    """PEFT's two files from a zip that has them at its root or in one folder.
+    """Return PEFT's two files from a zip that has them at its root or in one folder.
 
-    Nothing is written to disk, and no entry unpacks past `max_bytes`. Raises `InvalidArchive`, naming the entry.
+    Nothing is written to disk, and no entry unpacks to more than `max_bytes`. Raises `InvalidArchive` with the entry.
     """
     _check_directory(content)
     try:
@@ -54,10 +54,10 @@ def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
 
 
 def _check_directory(content: bytes) -> None:
-    """What the end record says of the directory, before the library reads all of it into memory.
+    """Check the size of the directory in the end record, before `zipfile` reads all of the directory into memory.
 
-    The record: signature, four 16-bit numbers of which the last counts the entries, the directory's size
-    (APPNOTE.TXT 6.3.10, section 4.3.16). Larger archives have a second record, whose locator stands before this one.
+    The record is a signature, four 16-bit numbers, the last of which counts the entries, and the size of the directory
+    (APPNOTE.TXT 6.3.10, section 4.3.16). Zip64 archives have a second record, whose locator precedes this one.
     """
     end = content.rfind(b"PK\5\6", max(0, len(content) - _END_BYTES - 0xFFFF), len(content) - _END_BYTES + 4)
     if end < 0:

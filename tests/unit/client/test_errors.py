@@ -31,8 +31,8 @@ def test_every_error_of_the_service_has_its_class_here_with_the_same_code_and_pa
 def test_every_error_has_the_title_that_the_service_gives_it() -> None:
     for module in (domain, web):
         for name in tree_of(domain.LoraplexError, module.__name__):
-            title = str(getattr(module, name).__doc__).partition("\n")[0]
-            assert str(getattr(errors, name).__doc__).partition("\n")[0] == title
+            title = getattr(module, name).title()
+            assert str(getattr(errors, name).__doc__).partition("\n")[0].removesuffix(".") == title
 
 
 def test_every_code_that_an_answer_can_have_comes_back_as_its_class() -> None:
