@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-soak openapi screenshots check bench pairs attacks
+.PHONY: help setup demo serve test test-all test-soak coverage openapi screenshots check bench pairs attacks
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ test-all: .venv/dev.stamp  ## run all tests, as CI does; those with a bound in s
 test-soak: .venv/dev.stamp  ## run the long forms of the kill tests, about an hour
 	@CRASH_KILLS=50 TRAINING_KILLS=50 $(PYTEST) -m soak --timeout 7200
 
+# Not those with a bound in seconds: they would measure the coverage tool.
+coverage: .venv/dev.stamp  ## run the tests of `make test`, and show the lines that they do not reach; writes build/coverage/html
+	@$(PYTEST) $(PARALLEL) -m "not slow and not timing" --cov --cov-report=term --cov-report=html
+
 openapi: .venv/run.stamp  ## write docs/openapi.json, where the API is meant to change
 	@$(BIN)/python -m scripts.write_openapi
 
@@ -48,10 +52,11 @@ openapi: .venv/run.stamp  ## write docs/openapi.json, where the API is meant to 
 screenshots: .venv/dev.stamp  ## take docs/screenshots anew, with Chromium
 	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/acceptance/browser/test_views.py
 
-check: .venv/dev.stamp  ## ruff and mypy
+check: .venv/dev.stamp  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # BENCH=quick is over in a few minutes; BENCH="engine service" runs these sections only.
 bench: benchmarks/.venv/run.stamp  ## measure it beside its peers, half an hour; writes benchmarks/RESULTS.md
@@ -73,8 +78,8 @@ $(BIN)/python:
 	@$(PYTHON) -m venv --clear .venv
 
 # A stamp is touched last, so an interrupted install runs again. (ensurepip: for a venv interrupted before it got pip.)
-# What the service needs is compiled here: where Python may not write beside its packages, every process would compile
-# torch again. The oracles are compiled as they are imported, which is seldom all of them.
+# Both sets are compiled to bytecode here: if Python may not write beside its packages, every process would compile what it
+# imports again, such as torch, and of the oracles pandas and scipy.
 .venv/run.stamp: requirements.lock pyproject.toml client/pyproject.toml $(BIN)/python
 	@echo "setting up .venv to run the service: about a minute the first time (more where torch has to be downloaded)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
@@ -85,7 +90,7 @@ $(BIN)/python:
 
 .venv/dev.stamp: requirements-dev.lock .venv/run.stamp
 	@echo "setting up .venv for the tests and checks: another minute the first time"
-	@$(INSTALL) --no-compile -r requirements-dev.lock
+	@$(INSTALL) -r requirements-dev.lock
 	@touch $@
 
 # The peers, with an environment of their own: the service is measured in the one that it ships with.

@@ -60,12 +60,12 @@ def serve(
 
 def trainer(base: Base = None, data_dir: DataDir = None, accept_catalog: AcceptCatalog = False) -> None:
     """Only train, until SIGTERM: for a service that runs `serve --trainers 0` on the same data folder."""
-    from app.processes.trainer import run_trainer  # imports torch
-
     try:
         settings = load_settings({"base": base, "data_dir": data_dir})
         logs.configure(settings.log_format, process="trainer")
         with guarded_store(settings, accept_catalog=accept_catalog):
+            from app.processes.trainer import run_trainer  # imports torch: a start that is refused need not wait for it
+
             run_trainer(settings, stop_on_signals())
     except (SettingsError, CatalogNotLoadable) as error:
         _refuse(error)

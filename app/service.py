@@ -23,9 +23,9 @@ from app.http.json_bodies import JsonBodies
 from app.http.write_threads import WriteThreads
 from app.observability.line_writer import LineWriter
 from app.observability.logs import line_of
-from app.observability.metrics import Metrics
 from app.observability.metrics.catalog import CatalogFigures
 from app.observability.metrics.process_slot import METRICS
+from app.observability.metrics.recording import Metrics
 from app.observability.metrics.scrape import Scrape
 from app.observability.observer import Observer
 from app.observability.request_log import RequestLog

@@ -1,5 +1,7 @@
 """Fixtures that all tests may use, and the groups in which tests run on one worker."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +16,11 @@ from app.settings import Settings
 from tests.support.service import serving
 
 _TESTS = Path(__file__).parent
+
+# Containers often switch bytecode files off. Then each worker rewrites all tests again, and each process that a test
+# starts compiles the packages again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 torch.set_num_threads(1)
 

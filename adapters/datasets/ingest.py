@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from importlib.abc import MetaPathFinder
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
@@ -258,6 +259,7 @@ def main() -> None:
     """Read one file."""
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    sys.meta_path.insert(0, _NoPandas())
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     # Whoever waits for an answer goes first.
@@ -266,6 +268,19 @@ def main() -> None:
     answer = json.dumps(_run_request(request))
     sys.stdout.write(answer)
     sys.stdout.flush()
+
+
+class _NoPandas(MetaPathFinder):
+    """Finder that hides pandas.
+
+    If pandas is installed, pyarrow imports it to check for its types, which takes longer than most files and counts
+    towards the memory limit.
+    """
+
+    def find_spec(self, fullname: str, *_: object) -> None:
+        """Raise `ModuleNotFoundError` for pandas."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
 
 
 def _exit_with_parent() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.types import Scope
 
-from app.observability.metrics import Metrics
+from app.observability.metrics.recording import Metrics
 from app.observability.records import FAILED, LONGEST_PATH, Answered, Spent
 from app.observability.request_log import RequestLog
 from app.serving.batcher import Standing

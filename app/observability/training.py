@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
-from app.observability.metrics import Metrics
+from app.observability.metrics.recording import Metrics
 
 if TYPE_CHECKING:
     from app.observability.spans import Tracing

@@ -13,8 +13,8 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.execution.trainer import Trainer
 from app.bootstrap import CHECKPOINTS, load_base, open_fitter, open_queue
 from app.observability import logs
-from app.observability.metrics import Metrics
 from app.observability.metrics.process_slot import METRICS
+from app.observability.metrics.recording import Metrics
 from app.observability.tracing import open_tracing
 from app.observability.training import listener
 from app.processes.signals import EXIT_CONFIG, stop_on_signals, when_parent_ends

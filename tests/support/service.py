@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ import httpx
 import uvicorn
 
 from adapters.training.execution.trainer import Trainer
-from app.bootstrap import CHECKPOINTS, open_fitter
+from app.bootstrap import CHECKPOINTS
 from app.http.application import create_app
 from app.service import Service, open_service
 from app.serving.uvicorn_protocol import connections
 from app.settings import LogRequests, Settings
 from tests.support.deadlines import scaled
+from tests.support.fitters import reused_fitter
 
 DEADLINE_SECONDS = 60.0
 LORAPLEX = Path(sys.executable).with_name("loraplex")
@@ -64,7 +65,7 @@ def train(client: httpx.Client, **body: Any) -> dict[str, Any]:
 def serving(
     settings: Settings, *, trainer: bool = False, keep_alive_seconds: int = 60
 ) -> Iterator[tuple[httpx.Client, Service]]:
-    """One worker in a thread, on a real socket; with `trainer`, one that trains too (its fits are real processes).
+    """One worker in a thread, on a real socket; with `trainer`, one that trains too, in a process of `reused_fitter`.
 
     Requests are logged where the settings ask for it by name: thousands of lines would drown what a test says.
     """
@@ -83,13 +84,13 @@ def serving(
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     threads = [threading.Thread(target=server.run, kwargs={"sockets": [listener]})]
-    stop = threading.Event()
+    stop, fitters = threading.Event(), ExitStack()
     if trainer:
         loop = Trainer(
             service.catalog,
             service.queue,
             service.base,
-            open_fitter(settings),
+            fitters.enter_context(reused_fitter(settings)),
             stop=stop,
             lease_seconds=settings.lease_seconds,
             checkpoints=settings.data_dir / CHECKPOINTS,
@@ -106,6 +107,7 @@ def serving(
         stop.set()
         for thread in threads:
             thread.join(DEADLINE_SECONDS)
+        fitters.close()
         service.close()
 
 

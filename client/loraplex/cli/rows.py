@@ -138,7 +138,8 @@ def _read_npy(path: Path, limit: int | None) -> Rows:
     import numpy as np
 
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # given a path, `np.load` leaves a broken archive open
+            array = np.load(file, allow_pickle=False)
     except (ValueError, EOFError, BadZipFile) as error:
         raise BadFile(f"Cannot read {path.name}: {error}") from None
     if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiu":

@@ -27,7 +27,7 @@ def _read_npz(path: Path, limit: int | None) -> tuple[list[str], Cells]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             columns = {name: np.atleast_1d(array)[:limit] for name, array in archive.items()}
     except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
         raise BadFile(f"Cannot read {path.name}: {error}") from None

@@ -14,7 +14,9 @@ import pytest
 
 from adapters.storage.quarantine import Quarantine
 from app.processes.signals import EXIT_CONFIG
-from tests.support.service import LORAPLEX, ServiceProcess, environment, eventually, free_port
+from app.processes.store_guard import guarded_store
+from app.settings import Settings
+from tests.support.service import LORAPLEX, ServiceProcess, environment, eventually, free_port, serving
 
 BASE = "random:10,2,42"
 NAMES = ("first", "second", "third")
@@ -26,8 +28,16 @@ def _upload(client: httpx.Client, name: str, value: float) -> str:
     return str(answer.json()["digest"])
 
 
-def _service(folder: Path) -> ServiceProcess:
+def _process(folder: Path) -> ServiceProcess:
     return ServiceProcess(folder, base=BASE, trainers=0)
+
+
+@contextmanager
+def _service(folder: Path, *, accept_catalog: bool = False) -> Iterator[httpx.Client]:
+    """Run a service in this process, after the checks of `loraplex serve`."""
+    settings = Settings(data_dir=folder, base=BASE)
+    with guarded_store(settings, accept_catalog=accept_catalog), serving(settings) as (client, _):
+        yield client
 
 
 def _refused(folder: Path, command: str = "serve") -> str:
@@ -91,17 +101,17 @@ def _accepting(folder: Path) -> Iterator[httpx.Client]:
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of services that have ended: `live`, its catalogue of `before` the last upload, and `other`."""
     folder = tmp_path_factory.mktemp("stores")
-    with _service(folder / "live") as service:
+    with _service(folder / "live") as client:
         for value, name in enumerate(NAMES, 1):
-            _upload(service.client, name, value)
+            _upload(client, name, value)
         with closing(sqlite3.connect(folder / "live" / "catalog.sqlite3", timeout=15)) as live:
             (folder / "before").mkdir()
             with closing(sqlite3.connect(folder / "before" / "catalog.sqlite3")) as copy:
                 live.backup(copy)
         for value in (4, 5):
-            _upload(service.client, "late", value)
-    with _service(folder / "other") as service:
-        _upload(service.client, "stranger", 9)
+            _upload(client, "late", value)
+    with _service(folder / "other") as client:
+        _upload(client, "stranger", 9)
     return {name: folder / name for name in ("live", "before", "other")}
 
 
@@ -168,7 +178,7 @@ def test_a_start_without_its_catalogue_is_refused_and_loses_nothing(
     # With its own catalogue it starts, and all is there.
     if change is _remove and command == "serve":
         shutil.copyfile(stores["live"] / "catalog.sqlite3", catalog)
-        with _service(folder) as service:
+        with _process(folder) as service:
             for reference in (*NAMES, "late@1", "late@2"):
                 answer = service.client.post("/predict", json={"adapter": reference, "inputs": ROWS})
                 assert answer.status_code == 200, answer.text
@@ -187,20 +197,20 @@ def test_an_accepted_catalogue_starts_from_then_on_and_its_orphans_are_in_quaran
     orphans = before.keys() - _blobs(folder).keys()
     assert len(orphans) == 2
     assert {path.name for path in _kept(folder)} == orphans
-    with _service(folder) as service:
-        assert _upload(service.client, "late", 4).startswith("sha256:")
+    with _service(folder) as client:
+        assert _upload(client, "late", 4).startswith("sha256:")
 
 
 def test_a_missing_catalogue_can_be_accepted_too_and_deletes_nothing(folder: Path) -> None:
     (folder / "catalog.sqlite3").unlink()
     contents = {content for name, content in _blobs(folder).items() if name != "store-id"}
-    with _accepting(folder) as client:
+    with _service(folder, accept_catalog=True) as client:
         assert client.get("/adapters").json()["data"] == []
     # They stay, although their days are over.
     Quarantine(folder, now=lambda: 1e10, days=0).purge()
     assert {path.read_bytes() for path in _kept(folder)} == contents
-    with _service(folder) as service:
-        assert service.client.get("/adapters").json()["data"] == []
+    with _service(folder) as client:
+        assert client.get("/adapters").json()["data"] == []
 
 
 @pytest.mark.parametrize("instead", ["nothing", "an empty folder", "another folder"])
@@ -220,8 +230,8 @@ def test_a_start_before_its_blobs_are_mounted_is_refused(
     shutil.rmtree(blobs, ignore_errors=True)
     (tmp_path / "unmounted").rename(blobs)
     if instead == "nothing":
-        with _service(folder) as service:
-            assert service.client.post("/predict", json={"adapter": "first", "inputs": ROWS}).status_code == 200
+        with _service(folder) as client:
+            assert client.post("/predict", json={"adapter": "first", "inputs": ROWS}).status_code == 200
 
 
 def test_blobs_that_are_mounted_after_a_first_start_without_them_are_not_taken_for_orphans(
@@ -241,15 +251,15 @@ def test_blobs_that_are_mounted_after_a_first_start_without_them_are_not_taken_f
 def test_a_restore_made_while_the_service_published_starts_and_has_what_the_copy_has(tmp_path: Path) -> None:
     live, restored = tmp_path / "live", tmp_path / "restored"
     restored.mkdir()
-    with _service(live) as service:
-        _upload(service.client, "kept", 1)
+    with _service(live) as client:
+        _upload(client, "kept", 1)
         stop = threading.Event()
 
         def publish() -> None:
             value = 2
-            with service.connect() as client:
+            with httpx.Client(base_url=client.base_url, timeout=60) as another:
                 while not stop.is_set():
-                    _upload(client, "kept", value)
+                    _upload(another, "kept", value)
                     value += 1
 
         publisher = threading.Thread(target=publish)
@@ -273,9 +283,9 @@ def test_a_restore_made_while_the_service_published_starts_and_has_what_the_copy
     newer = len(_blobs(restored)) - len(versions) - 1
     assert newer > 1
     for _ in range(2):
-        with _service(restored) as service:
+        with _service(restored) as client:
             for (number,) in versions:
-                answer = service.client.post("/predict", json={"adapter": f"kept@{number}", "inputs": ROWS})
+                answer = client.post("/predict", json={"adapter": f"kept@{number}", "inputs": ROWS})
                 assert answer.status_code == 200, answer.text
         assert len(_quarantined(restored)) == newer
 

@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,11 @@ from tests.support.service import ServiceProcess, eventually
 BASE = "random:10,2,42"
 _END_SECONDS = 10
 """A third of the grace that a busy service has."""
+
+
+def test_the_supervisor_imports_neither_torch_nor_numpy() -> None:
+    code = "import sys, app.processes.supervisor; assert not {'torch', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_killed_worker_is_started_again_and_nobody_notices(service: ServiceProcess) -> None:

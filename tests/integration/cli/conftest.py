@@ -1,15 +1,23 @@
-"""One service for all of the command line's tests, on the bundled digits base, and the console script to talk to it."""
+"""One service for all of the command line's tests, on the bundled digits base, and the command line to talk to it.
+
+Most tests run a command inside their own process (`run`, `invoke`). Tests of terminals, signals, locales, shells and
+closed file descriptors start the console script.
+"""
 
 import json
+import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loraplex.cli.root import cli
+from typer.testing import CliRunner
 
-from tests.support.service import LORAPLEX, ServiceProcess, environment
+from tests.support.service import ServiceProcess, environment
 
 ROOT = Path(__file__).parents[3]
 DIGITS = ROOT / "examples" / "turned-digits.csv"
@@ -38,20 +46,30 @@ def url(service: ServiceProcess) -> str:
     return str(service.client.base_url).rstrip("/")
 
 
+def invoke(
+    *arguments: object,
+    url: str,
+    stdin: str | bytes = "",
+    cwd: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run a command in this process, as the console script would without a terminal.
+
+    Its environment is that of the tests without settings of the service, and with these `variables`.
+    """
+    command = list(map(str, arguments))
+    env: dict[str, str | None] = {**dict.fromkeys(os.environ), **environment(url=url), **(variables or {})}
+    with chdir(cwd or Path.cwd()):
+        result = CliRunner().invoke(cli, command, stdin, env, catch_exceptions=False, prog_name="loraplex")
+    return Ended(command, result.exit_code, result.stdout, result.stderr)
+
+
 @pytest.fixture(scope="package")
 def run(url: str) -> Run:
-    """The console script with these arguments, nobody at a terminal; it has to end with `status`."""
+    """Run a command with these arguments, without a terminal; it has to end with `status`."""
 
-    def runs(*arguments: object, status: int = 0, stdin: str = "", cwd: Path | None = None) -> Ended:
-        ended = subprocess.run(
-            [LORAPLEX, *map(str, arguments)],
-            input=stdin,
-            env=environment(url=url),
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
+    def runs(*arguments: object, status: int = 0, stdin: str | bytes = "", cwd: Path | None = None) -> Ended:
+        ended = invoke(*arguments, url=url, stdin=stdin, cwd=cwd)
         assert ended.returncode == status, ended.stdout + ended.stderr
         assert "Traceback" not in ended.stderr
         assert "\x1b" not in ended.stdout + ended.stderr

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Serve
-from tests.integration.cli.conftest import Ended, Run
-from tests.support.service import LORAPLEX, ServiceProcess, environment
+from tests.integration.cli.conftest import Ended, Run, invoke
+from tests.support.service import ServiceProcess
 
 Ask = Callable[..., Any]
 _COUNT = itertools.count(1)
@@ -92,10 +91,9 @@ def test_an_adapter_that_was_made_for_another_base_layer_is_marked(serve: Serve)
     client.put("/adapters/own", json=factors).raise_for_status()
 
     def run(*arguments: str) -> str:
-        url = str(client.base_url).rstrip("/")
-        return subprocess.run(
-            [LORAPLEX, *arguments], env=environment(url=url), capture_output=True, text=True, timeout=60, check=True
-        ).stdout
+        ended = invoke(*arguments, url=str(client.base_url).rstrip("/"))
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
 
     head, _, old, own = run("adapters").splitlines()
     assert "problem" in head.split()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.integration.cli.conftest import DIGITS, ROOT, SECONDS, Ended, Run, hear_ctrl_c
+from tests.integration.cli.conftest import DIGITS, ROOT, SECONDS, Ended, Run, hear_ctrl_c, invoke
 from tests.integration.cli.test_talking import at_a_terminal
 from tests.support.service import LORAPLEX, ServiceProcess, environment
 
@@ -100,7 +100,7 @@ def test_neither_do_names_files_columns_and_messages(run: Run, tmp_path: Path) -
         assert r"\x1b[31m" in ended.stderr
     body = json.dumps({"code": "x", "detail": "a\x1b[31m[red]\nb\u202e", "given": "\x9b31m"}).encode()
     with _stranger(400, "application/problem+json", body) as url:
-        said = _in_a_shell(f"{LORAPLEX} adapters", url=url).stderr
+        said = invoke("adapters", url=url).stderr
     assert not STEERING.search(said)
     assert r"a\x1b[31m[red]\nb\u202e" in said
 
@@ -183,12 +183,20 @@ def test_ids_and_numbers_stay_whole_in_a_terminal_of_80_columns(url: str, traine
         (b"a,a\n1,2\n", "two columns are called 'a'"),
     ],
 )
-def test_rows_that_cannot_be_read_say_why(url: str, trained: Ended, rows: bytes, said: str) -> None:
+def test_rows_that_cannot_be_read_say_why(run: Run, trained: Ended, rows: bytes, said: str) -> None:
+    assert said in run("predict", "acme", "-", stdin=rows, status=1).stderr
+
+
+def test_bytes_on_standard_input_are_refused_by_the_console_script_too(url: str, trained: Ended) -> None:
     ended = subprocess.run(
-        [LORAPLEX, "predict", "acme", "-"], input=rows, env=environment(url=url), capture_output=True, timeout=SECONDS
+        [LORAPLEX, "predict", "acme", "-"],
+        input=b"\xff\xfe\x00",
+        env=environment(url=url),
+        capture_output=True,
+        timeout=SECONDS,
     )
     assert ended.returncode == 1
-    assert said in ended.stderr.decode()
+    assert "it is not UTF-8" in ended.stderr.decode()
     assert b"Traceback" not in ended.stderr
 
 
@@ -236,11 +244,11 @@ def test_an_error_in_the_shape_of_the_inference_protocol_is_one_of_ours(run: Run
     assert ended.stderr == "loraplex: 256 rows wait already\nIt is busy: try again in a moment.\n"
 
 
-def test_what_cannot_be_rolled_back_is_no_bad_file(url: str, run: Run, tmp_path: Path) -> None:
+def test_what_cannot_be_rolled_back_is_no_bad_file(run: Run) -> None:
     how = ("--rank", 1, "--epochs", 1, "--learning-rate", 0.1)
     run("train", DIGITS, "--name", "only-one", "--target", "digit", *how)
-    ended = _in_a_shell(f"{LORAPLEX} rollback only-one --json", url=url)
-    assert (ended.returncode, ended.stdout) == (1, "")
+    ended = run("rollback", "only-one", "--json", status=1)
+    assert ended.stdout == ""
     assert json.loads(ended.stderr)["code"] == "version_not_found"
 
 
@@ -297,7 +305,7 @@ def test_ctrl_c_before_there_is_a_command_is_silent(tmp_path: Path) -> None:
 
 def test_help_gives_an_example() -> None:
     for command in ("train", "predict"):
-        ended = _in_a_shell(f"{LORAPLEX} {command} --help", url="http://127.0.0.1:9")
+        ended = invoke(command, "--help", url="http://127.0.0.1:9")
         assert f"loraplex {command} " in ended.stdout.partition("Example")[2]
 
 
@@ -305,5 +313,5 @@ def test_completion_is_silent_where_something_else_answers() -> None:
     with _stranger(200, "text/plain", b"no") as url:
         asked = {"_LORAPLEX_COMPLETE": "complete_bash", "COMP_WORDS": "loraplex adapter a", "COMP_CWORD": "2"}
         for address in (url, f"{url}/a b\x01"):
-            ended = _in_a_shell(str(LORAPLEX), url=address, **asked)
+            ended = invoke(url=address, variables=asked)
             assert (ended.stdout.strip(), ended.stderr) == ("", "")

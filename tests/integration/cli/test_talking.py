@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.integration.cli.command_reference import PAGE, page_from_the_code
-from tests.integration.cli.conftest import DIGITS, Ended, Run
+from tests.integration.cli.conftest import DIGITS, Ended, Run, invoke
 from tests.support.service import LORAPLEX, environment, free_port
 
 Ask = Callable[..., Any]
@@ -94,14 +94,16 @@ def test_deleting_asks_at_a_terminal(run: Run, ask: Ask, url: str, trained: Ende
 
 def test_a_service_that_is_not_there_is_said_not_to_be() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    ended = _without_a_service("status", url=url)
+    ended = subprocess.run(
+        [LORAPLEX, "status"], env=environment(url=url), capture_output=True, text=True, timeout=_SECONDS
+    )
     assert ended.returncode == 3
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 2
     assert (
         f"Is the service running at {url}? Start it with `loraplex serve`, or say where it is by --url." in ended.stderr
     )
-    machine = _without_a_service("adapters", "--json", url=url)
+    machine = invoke("adapters", "--json", url=url)
     assert machine.returncode == 3
     assert json.loads(machine.stderr)["code"] == "unreachable"
 
@@ -109,7 +111,7 @@ def test_a_service_that_is_not_there_is_said_not_to_be() -> None:
 def test_the_address_may_stand_before_the_command_or_after_it(url: str) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     for arguments in (("--url", url, "--json", "base"), ("base", "--url", url, "--json")):
-        ended = _without_a_service(*arguments, url=nowhere)
+        ended = invoke(*arguments, url=nowhere)
         assert ended.returncode == 0, ended.stderr
         assert json.loads(ended.stdout)["in_features"] == 64
 
@@ -137,10 +139,7 @@ def test_the_service_and_its_base_are_described(run: Run, ask: Ask, url: str, tr
 def test_a_shell_completes_commands_options_and_names(url: str, trained: Ended, line: str, expected: str) -> None:
     words = len(line.split()) - 1
     asked = {"_LORAPLEX_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(words)}
-    ended = subprocess.run(
-        [LORAPLEX], env=environment(url=url) | asked, capture_output=True, text=True, timeout=_SECONDS
-    )
-    assert expected in ended.stdout.split()
+    assert expected in invoke(url=url, variables=asked).stdout.split()
 
 
 def test_a_reader_that_goes_away_is_no_error_to_speak_of(url: str, trained: Ended) -> None:
@@ -175,9 +174,3 @@ def test_the_page_s_quick_start_runs_as_written(url: str, trained: Ended, tmp_pa
     assert ended.returncode == 0, ended.stderr
     assert "is live" in ended.stdout
     assert "digit is right in" in ended.stdout
-
-
-def _without_a_service(*arguments: str, url: str) -> Ended:
-    return subprocess.run(
-        [LORAPLEX, *arguments], env=environment(url=url), capture_output=True, text=True, timeout=_SECONDS
-    )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Case:
     """Words that name the culprit: each stands in the detail, the field or what was given."""
     field: str | None = None
     row: int | None = None
-    body: bytes = b""
+    body: bytes | Callable[[], bytes] = b""
+    """The bytes, or what makes them when the case is sent: a large body must not be made for tests that do not run."""
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     chunked: bool = False
     """Whether the body is sent without saying how long it is."""
@@ -54,7 +55,8 @@ class Target:
 
     def send(self, case: Case) -> httpx.Response:
         """The answer to a case."""
-        content = _pieces(case.body) if case.chunked else case.body
+        body = case.body() if callable(case.body) else case.body
+        content = _pieces(body) if case.chunked else body
         # As the target: httpx would tidy a path up.
         target = {"target": case.path.encode()}
         headers = {name.encode(): value.encode("latin-1") for name, value in case.headers.items()}

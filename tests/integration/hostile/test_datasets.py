@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -48,7 +48,14 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         assert [entry["name"] for entry in client.get("/datasets").json()["data"]] == ["kept"]
 
 
-def _case(title: str, kind: str, body: bytes, *says: str, field: str | None = None, row: int | None = None) -> Case:
+def _case(
+    title: str,
+    kind: str,
+    body: bytes | Callable[[], bytes],
+    *says: str,
+    field: str | None = None,
+    row: int | None = None,
+) -> Case:
     return Case(
         name=title,
         method="PUT",
@@ -92,25 +99,32 @@ BOMBS = [
     _case(
         "a zip bomb",
         NPZ,
-        zipped({"x.npy": header((2**23,)) + bytes(2**26)}, zipfile.ZIP_DEFLATED),
+        lambda: zipped({"x.npy": header((2**23,)) + bytes(2**26)}, zipfile.ZIP_DEFLATED),
         str(MAX_DATASET_BYTES),
     ),
-    _case("20,000 members", NPZ, zipped({f"{n}.npy": b"" for n in range(20_000)}), "20000 columns"),
-    _case("a Parquet bomb", PARQUET, _constant(10_000_000), str(MAX_DATASET_BYTES)),
+    _case("20,000 members", NPZ, lambda: zipped({f"{n}.npy": b"" for n in range(20_000)}), "20000 columns"),
+    _case("a Parquet bomb", PARQUET, lambda: _constant(10_000_000), str(MAX_DATASET_BYTES)),
     _case(
         "a Parquet bomb of lists",
         PARQUET,
-        parquet(pa.table({"x": lists([[0.0] * 100_000] * 100, pa.float64())})),
+        lambda: parquet(pa.table({"x": lists([[0.0] * 100_000] * 100, pa.float64())})),
         str(MAX_DATASET_BYTES),
     ),
-    _case("a packed Arrow bomb", ARROW, arrow_stream(pa.table({"x": np.zeros(10**7)}), compression="zstd"), "bytes"),
+    _case(
+        "a packed Arrow bomb",
+        ARROW,
+        lambda: arrow_stream(pa.table({"x": np.zeros(10**7)}), compression="zstd"),
+        "bytes",
+    ),
     _case("a batch that claims 2^40 rows", ARROW, _arrow_claiming(2**40), "Arrow"),
     _case("a batch that claims minus one rows", ARROW, _arrow_claiming(-1), "Arrow"),
-    _case("a million columns of CSV", CSV, b",".join(b"c%d" % n for n in range(10**6)) + b"\n", "columns"),
-    _case("20,000 keys", JSONL, b"{%s}" % b",".join(b'"%d":1' % n for n in range(20_000)), "columns"),
-    _case("20,000 columns of Parquet", PARQUET, parquet(pa.table({f"{n}": [1] for n in range(20_000)})), "columns"),
-    _case("a line that never ends", JSONL, b'{"x":"' + b"a" * (2**24 + 1), "line 1"),
-    _case("a quote that never ends", CSV, b'x\n"' + b"a\n" * 2**21, "quote"),
+    _case("a million columns of CSV", CSV, lambda: b",".join(b"c%d" % n for n in range(10**6)) + b"\n", "columns"),
+    _case("20,000 keys", JSONL, lambda: b"{%s}" % b",".join(b'"%d":1' % n for n in range(20_000)), "columns"),
+    _case(
+        "20,000 columns of Parquet", PARQUET, lambda: parquet(pa.table({f"{n}": [1] for n in range(20_000)})), "columns"
+    ),
+    _case("a line that never ends", JSONL, lambda: b'{"x":"' + b"a" * (2**24 + 1), "line 1"),
+    _case("a quote that never ends", CSV, lambda: b'x\n"' + b"a\n" * 2**21, "quote"),
 ]
 
 LIES = [

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.observability.metrics import Metrics
 from app.observability.metrics.figures import sum_of
 from app.observability.metrics.process_slot import clean_places
+from app.observability.metrics.recording import Metrics
 from tests.support.metrics_exposition import Shown, series, shown_of
 
 PUBLISHED = series("adapters_published_total", source="upload")

@@ -16,12 +16,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
 from adapters.training.execution.trainer import Trainer
 from adapters.training.gradient.epochs import MOST_EPOCHS
-from app.bootstrap import CHECKPOINTS, open_fitter
-from app.observability.metrics import Metrics
+from app.bootstrap import CHECKPOINTS
 from app.observability.metrics.figures import sum_of
+from app.observability.metrics.recording import Metrics
 from app.observability.spans import Tracing
 from app.observability.training import listener
 from app.settings import Settings
+from tests.support.fitters import reused_fitter
 from tests.support.long_jobs import submit_endless, wait_until_it_runs, wait_until_it_steps
 from tests.support.metrics_exposition import series, shown_of
 from tests.support.process_tree import FIT
@@ -50,12 +51,12 @@ def training(folder: Path, listens: Listener) -> Iterator[tuple[httpx.Client, th
     """A service with a trainer that somebody listens to."""
     settings = Settings(data_dir=folder, base="random:2,1,42", lease_seconds=LEASE_SECONDS)
     stop = threading.Event()
-    with serving(settings) as (client, service):
+    with serving(settings) as (client, service), reused_fitter(settings) as fitter:
         trainer = Trainer(
             service.catalog,
             service.queue,
             service.base,
-            open_fitter(settings),
+            fitter,
             stop=stop,
             lease_seconds=LEASE_SECONDS,
             checkpoints=folder / CHECKPOINTS,

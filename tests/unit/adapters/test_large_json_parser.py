@@ -127,7 +127,7 @@ def _without_memory(*_: object, **__: object) -> None:
     ("text", "place"),
     [
         ('{"a":1,\n "b" 2}', "line 2, column 6"),
-        ('{"a":\n[1,]}', "line 2, column 4"),
+        ('{"a":\n[1,;]}', "line 2, column 4"),
         ('{"a":', "line 1, column 6"),
         ("[[1],[2]\n\n", "line 3, column 1"),
     ],
