@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-soak coverage openapi screenshots check bench pairs attacks
+.PHONY: help setup demo serve test test-all test-soak coverage openapi docs screenshots check bench pairs attacks
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -48,13 +48,19 @@ coverage: .venv/dev.stamp  ## run the tests of `make test`, and show the lines t
 openapi: .venv/run.stamp  ## write docs/openapi.json, where the API is meant to change
 	@$(BIN)/python -m scripts.write_openapi
 
+docs: .venv/dev.stamp  ## build the documentation site into build/site; a broken link fails
+	@$(BIN)/python -m scripts.build_docs
+
 # Where there is no Chromium, the tests that take them are skipped, and nothing changes.
 screenshots: .venv/dev.stamp  ## take docs/screenshots anew, with Chromium
 	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/acceptance/browser/test_views.py
 
-check: .venv/dev.stamp  ## ruff, mypy and the import contracts
+check: .venv/dev.stamp docs  ## ruff, mypy, import contracts, spelling, prose, and the documentation site
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
+	$(BIN)/proselint --config .proselintrc.json check README.md client/README.md benchmarks/README.md docs
+	$(BIN)/python -m scripts.generate_client --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 

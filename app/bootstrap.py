@@ -1,25 +1,33 @@
-"""What API workers and trainers both open, from the settings."""
+"""Start of API workers and trainers: what both open from the settings, and the warnings that they log."""
 
+import logging
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from adapters.catalog.catalog import Catalog
+from adapters.catalog.counts import count_live_by_base, count_queued_by_base
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.storage.database import SqliteDatabase
 from adapters.training.execution.fit_client import Fitter
 from app.settings import Settings
 
 CHECKPOINTS = "checkpoints"
-"""Folder, in the data folder, of what fits have reached."""
+"""Folder, in the data folder, of the checkpoints of running fits."""
+_MAX_LISTED = 5
+
+log = logging.getLogger(__name__)
 
 
 def load_base(settings: Settings) -> BaseLayer:
-    """The base layer that the settings name; raises `BaseNotLoadable`."""
+    """Load the base layer that the settings name; raise `BaseNotLoadable`."""
     return load_base_layer(**base_arguments(settings))
 
 
 def base_arguments(settings: Settings) -> dict[str, str]:
-    """What `load_base_layer` is called with, here and in the process that fits."""
+    """Return the arguments of `load_base_layer`, which the fit process calls too."""
     return {
         "source": settings.base,
         "weight_key": settings.base_weight_key,
@@ -30,7 +38,7 @@ def base_arguments(settings: Settings) -> dict[str, str]:
 
 
 def open_fitter(settings: Settings) -> Fitter:
-    """A trainer's hold on the process that fits, which is not started yet."""
+    """Return the client of a fit process, which is not started yet."""
     return Fitter(
         base_arguments(settings),
         threads=settings.trainer_threads,
@@ -40,5 +48,73 @@ def open_fitter(settings: Settings) -> Fitter:
 
 
 def open_queue(catalog: Catalog, settings: Settings, *, now: Callable[[], float] = time.time) -> JobQueue:
-    """The queue in the catalogue's database."""
-    return JobQueue(catalog.database, catalog.blobs, now=now, lease_seconds=settings.lease_seconds)
+    """Return the job queue in the catalogue's database."""
+    return JobQueue(catalog.database, catalog.writer, now=now, lease_seconds=settings.lease_seconds)
+
+
+def warn_in_background(database: SqliteDatabase, base: BaseLayer, feature_space: str | None) -> None:
+    """Log both warnings from a thread, because reading a million adapters takes seconds."""
+
+    def warn() -> None:
+        try:
+            warn_about_adapters(database, base, feature_space)
+            warn_about_jobs(database, base)
+        except Exception as error:
+            log.warning("whether the data folder was made for this base layer could not be checked: %s", error)
+
+    threading.Thread(target=warn, name="start-warnings", daemon=True).start()
+
+
+def warn_about_adapters(database: SqliteDatabase, base: BaseLayer, feature_space: str | None) -> None:
+    """Log how many live versions were made for another base layer or feature space; raise `CatalogBusy`."""
+    by_base: Counter[str] = Counter()
+    by_space: Counter[str] = Counter()
+    for (fingerprint, space), adapters in count_live_by_base(database).items():
+        if fingerprint != base.fingerprint:
+            by_base[fingerprint] += adapters
+        elif space is not None and space != feature_space:
+            by_space[repr(space)] += adapters
+    if by_base:
+        log.warning(
+            "%s made for another base layer than this service's, %s, and answer 409 base_mismatch: %s. Start the "
+            "service with the base layer that they were made for (LORAPLEX_BASE), or make them again",
+            _format_total(by_base, "live adapter was", "live adapters were"),
+            base.fingerprint,
+            _list_largest(by_base),
+        )
+    if by_space:
+        log.warning(
+            "%s made for another feature space than this service's, %r, and answer 409 feature_space_mismatch: %s. "
+            "Start the service with the feature space that they were made for (LORAPLEX_FEATURE_SPACE), or make them "
+            "again",
+            _format_total(by_space, "live adapter was", "live adapters were"),
+            feature_space,
+            _list_largest(by_space),
+        )
+
+
+def warn_about_jobs(database: SqliteDatabase, base: BaseLayer) -> None:
+    """Log how many queued jobs are for another base layer; raise `CatalogBusy`."""
+    by_base = Counter(
+        {other: jobs for other, jobs in count_queued_by_base(database).items() if other != base.fingerprint}
+    )
+    if by_base:
+        log.warning(
+            "%s for another base layer than this service's, %s: %s. They wait for a trainer that has it, or until "
+            "they are cancelled",
+            _format_total(by_base, "queued job is", "queued jobs are"),
+            base.fingerprint,
+            _list_largest(by_base),
+        )
+
+
+def _format_total(counts: Mapping[str, int], singular: str, plural: str) -> str:
+    total = sum(counts.values())
+    return f"{total} {singular if total == 1 else plural}"
+
+
+def _list_largest(counts: "Counter[str]") -> str:
+    """Return the largest counts with their names, and the sum of the others."""
+    parts = [f"{total} for {name}" for name, total in counts.most_common(_MAX_LISTED)]
+    rest = sum(counts.values()) - sum(total for _, total in counts.most_common(_MAX_LISTED))
+    return ", ".join(parts) + (f" and {rest} for others" if rest else "")

@@ -16,10 +16,9 @@ from adapters.errors import FeatureSpaceMismatch
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
 from app.bootstrap import load_base, open_queue
-from app.http.body_memory import BodyMemory
+from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
 from app.http.job_events import JobWatch
-from app.http.json_bodies import JsonBodies
 from app.http.write_threads import WriteThreads
 from app.observability.line_writer import LineWriter
 from app.observability.logs import line_of
@@ -76,7 +75,7 @@ class Service:
         self.json = JsonBodies(self.base)
         figures = self.catalog_figures = CatalogFigures(self.catalog, base=self.base.fingerprint, now=self.queue.now)
         self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
-        self.watch = JobWatch(self.queue, self.catalog.database.path, draining=lambda: self.draining)
+        self.watch = JobWatch(self.queue, draining=lambda: self.draining)
 
     def close(self) -> None:
         """Pass on what was observed; end the threads; give back the connections and this process's place."""
@@ -84,7 +83,7 @@ class Service:
         self.batcher.close()
         self.watch.close()
         self.resolver.close()
-        self.catalog.database.close()
+        self.catalog.close()
         self.catalog_figures.close()
         self.metrics.close()
 
@@ -120,7 +119,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
         base=base,
         catalog=catalog,
         queue=open_queue(catalog, settings, now=now),
-        datasets=Datasets(catalog.database, catalog.blobs, now=now),
+        datasets=Datasets(catalog.database, catalog.writer, now=now),
         resolver=resolver,
         batcher=batcher,
         metrics=metrics,

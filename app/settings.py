@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.http.host_names import parse_allowed_hosts
+from app.http.host_policy import parse_allowed_hosts
 
 PREFIX = "LORAPLEX_"
 BUNDLED = "digits"
@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     trainers: int = Field(1, ge=0, le=64, description="Processes that train; 0 where `loraplex trainer` runs apart.")
     allow_open: bool = Field(
         False,
-        description="Listen elsewhere than on loopback, although there are no keys: whoever reaches the port may do "
-        "everything.",
+        description="Allow listening on other addresses than loopback, although there are no keys: anyone who can "
+        "reach the port may do everything.",
     )
     allowed_hosts: str | None = Field(
         None,

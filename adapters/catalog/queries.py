@@ -1,31 +1,23 @@
 """Statements on the catalogue's rows, each within a transaction that the caller holds."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection
 
 from adapters.catalog.versions import AdapterSummary, Source, Version
-from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound, shorten
+from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
-from adapters.storage.schema import adapters, aliases, catalog, versions
+from adapters.storage.schema import adapters, aliases, batched, catalog, dataset_versions, jobs, versions
 
 _OF_ADAPTER = adapters.c.tenant == TENANT
 _OF_VERSION = versions.c.tenant == TENANT
 _OF_ALIAS = aliases.c.tenant == TENANT
-_AT_ONCE = 500
-"""Names in one statement."""
 _FIELDS = frozenset(Version.__dataclass_fields__)
-_TOLD_ONLY = ("tenant", "metrics", "lineage")
-# What answering needs of a version, which is remembered: of its lineage, what its outputs are.
-_SERVED = [
-    *(column for column in versions.c if column.name not in _TOLD_ONLY),
-    versions.c.lineage["loss"].as_string().label("loss"),
-]
+# The columns that serving needs of a version, which is cached: metrics and lineage may be long.
+_SERVED = [column for column in versions.c if column.name not in ("tenant", "metrics", "lineage")]
 _NUMBERED = sa.select(*_SERVED).where(
     _OF_VERSION,
     versions.c.adapter.in_(sa.bindparam("names", expanding=True)),
@@ -37,21 +29,12 @@ _ALIASED = (
     .where(_OF_ALIAS, _OF_VERSION, versions.c.adapter.in_(sa.bindparam("names", expanding=True)))
 )
 
-Item = TypeVar("Item")
-
-
-def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """Items in lists of as many as one statement takes."""
-    rest = iter(items)
-    while some := list(islice(rest, _AT_ONCE)):
-        yield some
-
 
 def name_range(column: sa.ColumnElement[str], *, prefix: str, after: str) -> list[sa.ColumnElement[bool]]:
-    """Conditions on a column of names: those that begin with `prefix`, in a list from past `after` on.
+    """Return the conditions on a column of names for those that begin with `prefix` and follow `after`.
 
-    One lower bound, the higher of the two: with both, SQLite begins at whichever it reads first and passes over every
-    name up to the other.
+    There is one lower bound, the higher of the two. With both, SQLite begins at the one that it reads first and scans
+    every name up to the other.
     """
     bounds = [column > after if after >= prefix else column >= prefix]
     # Names are ASCII without DEL: every name with the prefix lies below prefix + DEL.
@@ -59,28 +42,28 @@ def name_range(column: sa.ColumnElement[str], *, prefix: str, after: str) -> lis
 
 
 def exists(connection: Connection, name: str) -> bool:
-    """Whether there is an adapter of that name; a tombstone is none."""
+    """Return whether there is an adapter of that name; a tombstone does not count."""
     statement = sa.select(adapters.c.name).where(_OF_ADAPTER, adapters.c.name == name, adapters.c.deleted.is_(False))
     return connection.execute(statement).one_or_none() is not None
 
 
 def require(connection: Connection, name: str) -> None:
-    """Raises `AdapterNotFound` where there is no adapter of that name."""
+    """Raise `AdapterNotFound` if there is no adapter of that name."""
     if not exists(connection, name):
         raise AdapterNotFound(f"there is no adapter {name!r}", field="name", given=name)
 
 
 def deletions(connection: Connection, names: Iterable[str]) -> dict[str, int]:
-    """How often adapters of these names have been deleted, of those that there have been."""
-    found: dict[str, int] = {}
-    for some in batched(names):
-        statement = sa.select(adapters.c.name, adapters.c.deletions).where(_OF_ADAPTER, adapters.c.name.in_(some))
-        found.update((row.name, row.deletions) for row in connection.execute(statement))
-    return found
+    """Return how often adapters of these names have been deleted; names that never existed are absent."""
+    counts: dict[str, int] = {}
+    for part in batched(names):
+        statement = sa.select(adapters.c.name, adapters.c.deletions).where(_OF_ADAPTER, adapters.c.name.in_(part))
+        counts.update((row.name, row.deletions) for row in connection.execute(statement))
+    return counts
 
 
 def find(connection: Connection, reference: Reference) -> Version:
-    """What a reference means now; raises a `NotFound` that says what there is instead."""
+    """Return the version that a reference means now; raise a `NotFound` that lists what exists instead."""
     name = reference.name
     require(connection, name)
     if reference.version is not None:
@@ -93,30 +76,29 @@ def find(connection: Connection, reference: Reference) -> Version:
         return get_version(connection, name, number)
     if reference.alias != LIVE:
         raise AliasNotFound(f"{name!r} has no alias {reference.alias!r}", field="adapter", given=str(reference))
-    there = ", ".join(f"{name}@{number}" for number in _newest_numbers(connection, name))
+    existing = ", ".join(f"{name}@{number}" for number in _newest_numbers(connection, name))
     raise AdapterNotLive(
-        f"no version of {name!r} is live; there are: {there}", field="adapter", given=name, expected=there
+        f"no version of {name!r} is live; there are: {existing}", field="adapter", given=name, expected=existing
     )
 
 
 def find_all(connection: Connection, references: Collection[Reference]) -> dict[Reference, Version]:
-    """What `find` would return for each of the references that it would return something for, to answer with: without
-    metrics, and with no more of the lineage than its `loss`."""
+    """Return what `find` returns, without metrics and lineage; references that mean no version are absent."""
     names = sorted({reference.name for reference in references})
     numbers = sorted({reference.version or 0 for reference in references} - {0})
     numbers = [number for number in numbers if number <= MAX_VERSION]
-    found: dict[Reference, Version] = {}
-    for some in batched(names):
-        for row in connection.execute(_ALIASED, {"names": some}):
-            found[Reference(row.adapter, alias=row.alias)] = _as_served(row)
+    targets: dict[Reference, Version] = {}
+    for part in batched(names):
+        for row in connection.execute(_ALIASED, {"names": part}):
+            targets[Reference(row.adapter, alias=row.alias)] = _served_version(row)
         if numbers:
-            for row in connection.execute(_NUMBERED, {"names": some, "numbers": numbers}):
-                found[Reference(row.adapter, version=row.version)] = _as_served(row)
-    return {reference: found[reference] for reference in references if reference in found}
+            for row in connection.execute(_NUMBERED, {"names": part, "numbers": numbers}):
+                targets[Reference(row.adapter, version=row.version)] = _served_version(row)
+    return {reference: targets[reference] for reference in references if reference in targets}
 
 
 def find_live(connection: Connection, name: str) -> Version | None:
-    """The version that a bare name means, where there is one."""
+    """Return the live version of a name; None if there is none."""
     try:
         return find(connection, Reference(name))
     except (AdapterNotFound, AdapterNotLive):
@@ -124,143 +106,142 @@ def find_live(connection: Connection, name: str) -> Version | None:
 
 
 def get_version(connection: Connection, name: str, number: int) -> Version:
-    """One version of an adapter that exists; raises `VersionNotFound`."""
+    """Return one version of an adapter that exists; raise `VersionNotFound`."""
     row = None
     if number <= MAX_VERSION:
         statement = sa.select(versions).where(_OF_VERSION, versions.c.adapter == name, versions.c.version == number)
         row = connection.execute(statement).one_or_none()
     if row is None:
-        there = ", ".join(str(number) for number in _newest_numbers(connection, name))
+        existing = ", ".join(str(number) for number in _newest_numbers(connection, name))
         raise VersionNotFound(
-            f"{name!r} has no version {shorten(number)}; there are: {there}",
+            f"{name!r} has no version {shown(number)}; there are: {existing}",
             field="version",
             given=number,
-            expected=f"one of {there}",
+            expected=f"one of {existing}",
         )
     return version_from_row(row)
 
 
-def version_from_row(row: sa.Row[tuple[object, ...]]) -> Version:
-    """A row of the versions table as the value that the rest of the house knows."""
+def version_from_row(row: sa.Row[*tuple[Any, ...]]) -> Version:
+    """Return the version that a row of the table of versions describes."""
     values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
     return Version(**values | {"source": Source(values["source"])})
 
 
-def _as_served(row: sa.Row[*tuple[Any, ...]]) -> Version:
+def _served_version(row: sa.Row[*tuple[Any, ...]]) -> Version:
     values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
-    lineage = None if row.loss is None else {"loss": row.loss}
-    return Version(**values | {"source": Source(values["source"]), "metrics": None, "lineage": lineage})
+    return Version(**values | {"source": Source(values["source"]), "metrics": None})
+
+
+def referenced_blobs(connection: Connection, names: Sequence[str]) -> set[str]:
+    """Return those of the blobs of these names that rows of any table refer to."""
+    columns = (versions.c.file, versions.c.statistics, dataset_versions.c.file, jobs.c.data_file)
+    return {name for column in columns for name in connection.scalars(sa.select(column).where(column.in_(names)))}
 
 
 def allocate_numbers(connection: Connection, names: Sequence[str], created_at: str) -> list[int]:
-    """The next version's number for each of the names, with rows made, or brought back, where they are missing."""
-    found: dict[str, sa.Row[tuple[object, ...]]] = {}
-    for some in batched(dict.fromkeys(names)):
-        statement = sa.select(adapters).where(_OF_ADAPTER, adapters.c.name.in_(some))
-        found.update((row.name, row) for row in connection.execute(statement))
-    next_number = {name: row.next_version for name, row in found.items()}
-    taken = []
+    """Return the next version number for each of the names, and create or restore the rows that are missing."""
+    rows: dict[str, sa.Row[*tuple[Any, ...]]] = {}
+    for part in batched(dict.fromkeys(names)):
+        statement = sa.select(adapters).where(_OF_ADAPTER, adapters.c.name.in_(part))
+        rows.update((row.name, row) for row in connection.execute(statement))
+    next_numbers = {name: row.next_version for name, row in rows.items()}
+    numbers = []
     for name in names:
-        taken.append(next_number.get(name, 1))
-        next_number[name] = taken[-1] + 1
-    made = sqlite_insert(adapters)
-    made = made.on_conflict_do_update(
-        index_elements=[adapters.c.tenant, adapters.c.name],
-        set_={name: made.excluded[name] for name in ("next_version", "created_at", "deleted")},
-    )
-    values = [
-        {
-            "tenant": TENANT,
-            "name": name,
-            "created_at": found[name].created_at if name in found and not found[name].deleted else created_at,
-            "next_version": number,
-            "deleted": False,
-            "deletions": 0,
-        }
-        for name, number in next_number.items()
-    ]
-    connection.execute(made, values)
-    return taken
+        numbers.append(next_numbers.get(name, 1))
+        next_numbers[name] = numbers[-1] + 1
+    new, known = [], []
+    for name, number in next_numbers.items():
+        if (row := rows.get(name)) is None:
+            new.append({"name": name, "created_at": created_at, "next_version": number})
+        else:
+            created = created_at if row.deleted else row.created_at
+            known.append({"of_name": name, "created_at": created, "next_version": number})
+    if new:
+        connection.execute(sa.insert(adapters).values(tenant=TENANT, deleted=False, deletions=0), new)
+    if known:
+        connection.execute(
+            sa.update(adapters).where(_OF_ADAPTER, adapters.c.name == sa.bindparam("of_name")).values(deleted=False),
+            known,
+        )
+    return numbers
 
 
-def insert_versions(connection: Connection, made: Sequence[Version]) -> None:
+def insert_versions(connection: Connection, new: Sequence[Version]) -> None:
     """Add the rows of versions."""
-    values = [{name: getattr(version, name) for name in _FIELDS} | {"tenant": TENANT} for version in made]
+    values = [{name: getattr(version, name) for name in _FIELDS} | {"tenant": TENANT} for version in new]
     connection.execute(sa.insert(versions), values)
 
 
 def relocate_version(connection: Connection, version: Version, moved: Version) -> set[str]:
     """Point a version at the copy of its bytes that `moved` has; return the blob that is no longer needed."""
-    mine = (_OF_VERSION, versions.c.adapter == version.adapter, versions.c.version == version.version)
-    connection.execute(sa.update(versions).where(*mine).values(file=moved.file, offset=moved.offset))
+    is_version = (_OF_VERSION, versions.c.adapter == version.adapter, versions.c.version == version.version)
+    connection.execute(sa.update(versions).where(*is_version).values(file=moved.file, offset=moved.offset))
     return set() if _is_used(connection, version.file) else {version.file}
 
 
-def existing_versions(connection: Connection, wanted: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
-    """Those of these names' versions that there are."""
-    found: set[tuple[str, int]] = set()
-    for some in batched(wanted):
+def existing_versions(connection: Connection, keys: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Return those of these pairs of a name and a version number that exist."""
+    existing: set[tuple[str, int]] = set()
+    for part in batched(keys):
         statement = sa.select(versions.c.adapter, versions.c.version).where(
-            _OF_VERSION, sa.tuple_(versions.c.adapter, versions.c.version).in_(some)
+            _OF_VERSION, sa.tuple_(versions.c.adapter, versions.c.version).in_(part)
         )
-        found.update((row.adapter, row.version) for row in connection.execute(statement))
-    return found
+        existing.update((row.adapter, row.version) for row in connection.execute(statement))
+    return existing
 
 
 def alias_targets(connection: Connection, names: Iterable[str], alias: str) -> dict[str, int]:
-    """The versions that an alias of these names means, of those that have it."""
-    found: dict[str, int] = {}
-    for some in batched(names):
+    """Return the version that an alias of each of these names means; names without the alias are absent."""
+    targets: dict[str, int] = {}
+    for part in batched(names):
         statement = sa.select(aliases.c.adapter, aliases.c.version).where(
-            _OF_ALIAS, aliases.c.alias == alias, aliases.c.adapter.in_(some)
+            _OF_ALIAS, aliases.c.alias == alias, aliases.c.adapter.in_(part)
         )
-        found.update((row.adapter, row.version) for row in connection.execute(statement))
-    return found
+        targets.update((row.adapter, row.version) for row in connection.execute(statement))
+    return targets
 
 
 def set_alias(connection: Connection, alias: str, numbers: Mapping[str, int]) -> None:
-    """Let an alias of each of these names mean that version."""
-    made = sqlite_insert(aliases)
-    made = made.on_conflict_do_update(
-        index_elements=[aliases.c.tenant, aliases.c.adapter, aliases.c.alias],
-        set_={"version": made.excluded.version},
-    )
+    """Point an alias of each of these names at that version."""
+    remove_alias(connection, alias, numbers)
     values = [
         {"tenant": TENANT, "adapter": name, "alias": alias, "version": number} for name, number in numbers.items()
     ]
     if values:
-        connection.execute(made, values)
+        connection.execute(sa.insert(aliases), values)
 
 
 def remove_alias(connection: Connection, alias: str, names: Iterable[str]) -> None:
     """Remove an alias of these names."""
-    for some in batched(names):
-        connection.execute(sa.delete(aliases).where(_OF_ALIAS, aliases.c.alias == alias, aliases.c.adapter.in_(some)))
+    for part in batched(names):
+        connection.execute(sa.delete(aliases).where(_OF_ALIAS, aliases.c.alias == alias, aliases.c.adapter.in_(part)))
 
 
 def delete_adapter(connection: Connection, name: str) -> set[str]:
-    """Remove an adapter's versions and aliases, leave its tombstone; returns the blobs that nobody needs now."""
-    mine = (_OF_VERSION, versions.c.adapter == name)
-    files = set(connection.scalars(sa.select(versions.c.file).where(*mine)))
-    sums = set(connection.scalars(sa.select(versions.c.statistics).where(*mine, versions.c.statistics.is_not(None))))
-    connection.execute(sa.delete(versions).where(*mine))
+    """Remove an adapter's versions and aliases, leave its tombstone, and return the blobs that are no longer needed."""
+    is_version = (_OF_VERSION, versions.c.adapter == name)
+    files = set(connection.scalars(sa.select(versions.c.file).where(*is_version)))
+    with_statistics = sa.select(versions.c.statistics).where(*is_version, versions.c.statistics.is_not(None))
+    statistics = set(connection.scalars(with_statistics))
+    connection.execute(sa.delete(versions).where(*is_version))
     connection.execute(sa.delete(aliases).where(_OF_ALIAS, aliases.c.adapter == name))
     connection.execute(
         sa.update(adapters)
         .where(_OF_ADAPTER, adapters.c.name == name)
         .values(deleted=True, deletions=adapters.c.deletions + 1)
     )
-    # A fleet's versions share one blob, and those of other names stay.
-    return {file for file in files if not _is_used(connection, file)} | sums
+    # The versions of a fleet share one blob, and those of other names stay.
+    return {file for file in files if not _is_used(connection, file)} | statistics
 
 
 def increment_revision(connection: Connection) -> None:
-    """Tell every process that what it remembers of the catalogue may be old."""
+    """Raise the revision, so that every process drops what it has cached of the catalogue."""
     connection.execute(sa.update(catalog).values(revision=catalog.c.revision + 1))
 
 
 def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSummary]:
-    """The adapters of these names, in that order; all of them exist."""
+    """Return the adapters of these names, in that order; all of them exist."""
     created = sa.select(adapters.c.name, adapters.c.created_at).where(_OF_ADAPTER, adapters.c.name.in_(names))
     counted = (
         sa.select(versions.c.adapter, sa.func.count().label("total"))
@@ -277,14 +258,14 @@ def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSumma
     created_at = {row.name: row.created_at for row in connection.execute(created)}
     counts = {row.adapter: row.total for row in connection.execute(counted)}
     live = {row.adapter: version_from_row(row) for row in connection.execute(living)}
-    meant: dict[str, dict[str, int]] = {name: {} for name in names}
+    targets: dict[str, dict[str, int]] = {name: {} for name in names}
     for row in connection.execute(pointing):
-        meant[row.adapter][row.alias] = row.version
+        targets[row.adapter][row.alias] = row.version
     return [
         AdapterSummary(
             name=name,
             created_at=created_at[name],
-            aliases=meant[name],
+            aliases=targets[name],
             live=live.get(name),
             versions=counts.get(name, 0),
         )

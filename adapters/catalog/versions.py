@@ -43,11 +43,13 @@ class Version:
     offset: int
     bytes: int
     labels: Sequence[str | int] | None = field(default=None, hash=False)
-    """What its classes are called: one for each of the first outputs."""
+    """Labels of the first outputs, in order."""
     lineage: Mapping[str, object] | None = field(default=None, hash=False)
     """What it was trained from and how."""
     statistics: str | None = None
-    """The blob with the sums that its closed form came from, where they were kept."""
+    """Name of the blob with the sums that its closed form came from; None if they were not kept."""
+    loss: str | None = None
+    """The loss that it was trained with, which its lineage has too."""
 
     @property
     def scaling(self) -> float:

@@ -10,10 +10,10 @@ import sys
 import tempfile
 import threading
 import traceback
-from importlib.abc import MetaPathFinder
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import IO, Any
 

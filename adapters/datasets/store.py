@@ -22,9 +22,9 @@ from adapters.datasets.validation import (
     columns_from_json,
     columns_to_json,
 )
-from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, LoraplexError, VersionNotFound, shorten
+from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, VersionNotFound
 from adapters.names import LIVE, MAX_VERSION, Reference
-from adapters.storage.blobs import FolderBlobs
+from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.database import SqliteDatabase
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
 from adapters.storage.schema import dataset_versions as versions
@@ -79,9 +79,10 @@ class DatasetSummary:
 class Datasets:
     """The data sets in one catalogue. Safe to use from any thread and from several processes."""
 
-    def __init__(self, database: SqliteDatabase, blobs: FolderBlobs, *, now: Callable[[], float]) -> None:
+    def __init__(self, database: SqliteDatabase, writer: BlobWriter, *, now: Callable[[], float]) -> None:
         self._database = database
-        self._blobs = blobs
+        self._writer = writer
+        self._blobs = writer.blobs
         self._now = now
 
     def add(
@@ -92,36 +93,30 @@ class Datasets:
         If the stored copy of those bytes is missing or corrupt, that version gets the new copy. Raises what `reading`
         and `precondition` raise, and then nothing has changed.
         """
-        with self._blobs.publishing():
+        with self._writer.upload() as upload:
             reports: list[IngestReport] = []
 
             def convert(file: BinaryIO) -> None:
                 reports.append(reading.run(Path(file.name)))
 
-            file = self._blobs.write(convert)
-            try:
-                unnumbered = _new_version(
-                    name, reports[-1], created_at=rfc3339(self._now()), content_type=content_type, file=file
-                )
-                corrupt = self._corrupt_newest(name, unnumbered.digest)
-                with self._database.write() as connection:
-                    newest = _newest(connection, name)
-                    if precondition is not None:
-                        precondition(newest is not None, newest.digest if newest else None)
-                    if newest is None or newest.digest != unnumbered.digest:
-                        return _insert(connection, unnumbered), True
-                    if newest.file == corrupt:
-                        _set_file(connection, newest, file)
-            except LoraplexError as error:
-                # If it is not refused for certain, or after any other error, the sweep decides.
-                if not error.outcome_unknown:
-                    self._blobs.remove([file])
-                raise
-            if newest.file == corrupt:
-                self._blobs.set_aside([corrupt])
-                return replace(newest, file=file), False
-            self._blobs.remove([file])
-            return newest, False
+            file = upload.write(convert)
+            unnumbered = _new_version(
+                name, reports[-1], created_at=rfc3339(self._now()), content_type=content_type, file=file
+            )
+            corrupt = self._corrupt_newest(name, unnumbered.digest)
+            with self._database.write() as connection:
+                newest = _newest(connection, name)
+                if precondition is not None:
+                    precondition(newest is not None, newest.digest if newest else None)
+                if newest is None or newest.digest != unnumbered.digest:
+                    upload.publish(connection)
+                    return _insert(connection, unnumbered), True
+                if newest.file != corrupt:
+                    return newest, False
+                upload.publish(connection)
+                _set_file(connection, newest, file)
+        self._blobs.set_aside([corrupt])
+        return replace(newest, file=file), False
 
     def get(self, name: str) -> DatasetSummary:
         """One data set; raises `DatasetNotFound`."""
@@ -192,15 +187,18 @@ class Datasets:
             connection.execute(sa.update(datasets).where(_DATASET_TENANT, datasets.c.name == name).values(deleted=True))
         self._blobs.remove(files)
 
-    def path(self, version: DatasetEntry) -> Path:
-        """Where the stored form of a version lies: what `adapters.datasets.table.Table.open` takes."""
-        return self._blobs.path(version.file)
+    def local(self, version: DatasetEntry) -> Path:
+        """Return the path of the stored form of a version, for `adapters.datasets.table.Table.open`.
+
+        Raises `BlobCorrupt` if the file is missing or cut off.
+        """
+        return self._blobs.local(version.file, size=version.bytes)
 
     def _corrupt_newest(self, name: str, digest: str) -> str | None:
         """The blob of the newest version if that has this digest and the blob does not."""
         with self._database.read() as connection:
             newest = _newest(connection, name)
-        if newest is None or newest.digest != digest or self._blobs.is_whole(newest.file, digest):
+        if newest is None or newest.digest != digest or self._blobs.has_digest(newest.file, digest):
             return None
         return newest.file
 

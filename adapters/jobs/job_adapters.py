@@ -12,7 +12,7 @@ from adapters.catalog import queries
 from adapters.catalog.versions import Publication, Published
 from adapters.errors import AdapterDeleted
 from adapters.jobs.job import Job
-from adapters.storage.schema import job_adapters
+from adapters.storage.schema import batched, job_adapters
 
 _columns = job_adapters.c
 _WAITS = _columns.version.is_(None) & _columns.error.is_(None)
@@ -113,8 +113,8 @@ def deleted_since(connection: Connection, adapters: Iterable[JobAdapter]) -> lis
 def adapters_at(connection: Connection, job_id: str, positions: Sequence[int]) -> list[JobAdapter]:
     """A job's adapters at these positions."""
     found: list[JobAdapter] = []
-    for some in queries.batched(positions):
-        statement = sa.select(*_FIELDS).where(_columns.job == job_id, _columns.position.in_(some))
+    for part in batched(positions):
+        statement = sa.select(*_FIELDS).where(_columns.job == job_id, _columns.position.in_(part))
         found += [JobAdapter(**row._mapping) for row in connection.execute(statement)]
     return found
 

@@ -11,15 +11,16 @@ from sqlalchemy.engine import Connection
 
 from adapters.catalog.versions import Publication, Published
 from adapters.clock import rfc3339
-from adapters.errors import JobEnded, JobNotEnded, LoraplexError, WorkerDied
+from adapters.errors import JobEnded, JobNotEnded, WorkerDied
 from adapters.jobs import job as job_rows
 from adapters.jobs import job_adapters
 from adapters.jobs.job import Job, JobState, JobStatus
 from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
 from adapters.jobs.revert import RevertResult, revert
-from adapters.storage import schema as tables
-from adapters.storage.blobs import Content, FolderBlobs
-from adapters.storage.database import SqliteDatabase
+from adapters.storage import schema
+from adapters.storage.blob_writer import BlobWriter
+from adapters.storage.blobs import Content
+from adapters.storage.database import QueueWatch, SqliteDatabase
 from adapters.storage.schema import DEFAULT_TENANT
 
 MAX_ATTEMPTS = 3
@@ -31,13 +32,13 @@ class JobQueue:
     def __init__(
         self,
         database: SqliteDatabase,
-        blobs: FolderBlobs,
+        writer: BlobWriter,
         *,
         now: Callable[[], float],
         lease_seconds: float,
     ) -> None:
         self._database = database
-        self._blobs = blobs
+        self._writer = writer
         self._now = now
         self._lease_seconds = lease_seconds
 
@@ -60,41 +61,39 @@ class JobQueue:
     ) -> Job:
         """Store the data, then the job: both are durable when this returns.
 
-        `adapter` is what the job shows: a name, or the template of a fleet's; `adapters` are what it trains. Raises
-        `QueueFull`, `StorageFull` and what `data` raises where it is a writer, and then nothing is stored.
+        `adapter` is what the job shows: a name, or the template of a fleet's names. `adapters` are the adapters that it
+        trains. Raises `QueueFull`, `StorageFull` and what a writer of `data` raises, and then nothing is stored.
         """
-        with self._blobs.publishing():
-            # Looked at before the data is written, so that a full queue costs no disk; decided in the transaction.
-            with self._database.read() as connection:
+        # Checked before the data is written, so that a full queue costs no disk; decided in the transaction.
+        with self._database.read() as connection:
+            job_rows.check_room(connection, max_queued, base)
+        with self._writer.upload() as upload:
+            data_file = None if data is None else upload.write(data)
+            values = {
+                "id": job_id,
+                "tenant": DEFAULT_TENANT,
+                "adapter": adapter,
+                "status": JobStatus.QUEUED,
+                "created_at": rfc3339(self._now()),
+                "attempt": 0,
+                "fence": 0,
+                "base": base,
+                "feature_space": feature_space,
+                "spec": dict(spec),
+                "progress": {"step": 0, "steps": steps, "loss": None},
+                "data_file": data_file,
+                "history": [],
+            }
+            with self._database.write() as connection:
                 job_rows.check_room(connection, max_queued, base)
-            data_file = None if data is None else self._blobs.write(data)
-            try:
-                with self._database.write() as connection:
-                    job_rows.check_room(connection, max_queued, base)
-                    connection.execute(
-                        sa.insert(tables.jobs).values(
-                            id=job_id,
-                            tenant=DEFAULT_TENANT,
-                            adapter=adapter,
-                            status=JobStatus.QUEUED,
-                            created_at=rfc3339(self._now()),
-                            attempt=0,
-                            fence=0,
-                            base=base,
-                            feature_space=feature_space,
-                            spec=dict(spec),
-                            progress={"step": 0, "steps": steps, "loss": None},
-                            data_file=data_file,
-                            history=[],
-                        )
-                    )
-                    job_adapters.insert(connection, job_id, adapters)
-                    return job_rows.get(connection, job_id)
-            except LoraplexError as error:
-                # If it is not refused for certain, or after any other error, the sweep decides.
-                if not error.outcome_unknown:
-                    self._blobs.remove([] if data_file is None else [data_file])
-                raise
+                connection.execute(sa.insert(schema.jobs).values(values))
+                job_adapters.insert(connection, job_id, adapters)
+                upload.publish(connection)
+                return job_rows.get(connection, job_id)
+
+    def watch(self) -> QueueWatch:
+        """Open a watch of the jobs."""
+        return self._database.queue_watch()
 
     def get(self, job_id: str) -> Job:
         """One job; raises `JobNotFound`."""
@@ -308,7 +307,7 @@ class JobQueue:
     def remove_data(self, job: Job) -> None:
         """Remove the data of a job that has ended."""
         if job.data_file is not None:
-            self._blobs.remove([job.data_file])
+            self._writer.blobs.remove([job.data_file])
 
     def _end(self, connection: Connection, job: Job, status: JobStatus, **values: Any) -> Job:
         finished_at = rfc3339(self._now())

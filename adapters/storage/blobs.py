@@ -1,20 +1,17 @@
 """Immutable files, durable once `write` has returned.
 
-A blob's name is the catalogue's revision at the time of writing and a random part: `<12 hex digits>-<32 hex digits>`.
-(Older releases wrote the random part alone.) A blob is written once, never changed, and belongs to one publish or one
-job. A blob that no row refers to is what a crash between the file and the row left, and `sweep` moves it into
-quarantine.
+A blob's name is the catalogue's revision at the time of writing and a random key: `<12 hex digits>-<32 hex digits>`.
+(Older releases wrote the key alone.) A blob is written once, never changed, and belongs to one publish or one job.
 """
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
 import re
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -22,7 +19,7 @@ from adapters.errors import BlobCorrupt, LoraplexError, StorageFailed, StorageFu
 from adapters.storage.quarantine import Quarantine
 
 Content: TypeAlias = bytes | Callable[[BinaryIO], object]
-"""Bytes, or what writes them to the file that it is given."""
+"""Bytes, or a function that writes them to a file."""
 BLOBS = "blobs"
 """Folder, in the data folder, of the blobs."""
 STORE_ID = "store-id"
@@ -43,6 +40,11 @@ def revision_of(name: str) -> int:
     return int(match[1], 16) if match else 0
 
 
+def blob_key(name: str) -> str:
+    """Return the random part of the name of a blob or of its temporary file."""
+    return name.removesuffix(_TEMPORARY).rpartition("-")[2]
+
+
 def blob_names(blobs: Path) -> list[str]:
     """Return the names of the blobs in a folder, without temporary files; none if there is no such folder."""
     with suppress(FileNotFoundError), os.scandir(blobs) as entries:
@@ -51,55 +53,40 @@ def blob_names(blobs: Path) -> list[str]:
 
 
 class FolderBlobs:
-    """Store of the blobs in one folder, which is created if it is missing.
+    """The seam `Blobs`: immutable bytes under names, in one folder.
 
-    `revision` returns the catalogue's revision now.
+    Every other module reads and removes blobs through these methods, and builds no path of its own. New blobs are
+    written by `adapters.storage.blob_writer`, which keeps them from sweeps.
     """
 
-    def __init__(self, folder: Path, *, revision: Callable[[], int], quarantine: Quarantine) -> None:
+    def __init__(self, folder: Path, *, quarantine: Quarantine) -> None:
+        self._data_folder = folder
         self._folder = folder / BLOBS
-        self._revision = revision
         self._quarantine = quarantine
+
+    def create_folder(self) -> None:
+        """Create the folder if it is missing, durably."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Every folder above may be as new as this one; of those that we may not read, none is.
-        for made in (folder, *folder.absolute().parents):
+        # Every folder above may be as new as this one. Those that this process may not read are older.
+        for path in (self._data_folder, *self._data_folder.absolute().parents):
             with suppress(PermissionError):
-                sync_folder(made)
-        self._lock_file = folder / "publish.lock"
+                sync_folder(path)
 
-    @contextmanager
-    def publishing(self) -> Iterator[None]:
-        """Hold this from before a blob is written until the row that refers to it is committed.
-
-        Otherwise another process that starts in between would sweep the blob away: it has no row yet. Raises
-        `StorageFailed`.
-        """
-        try:
-            lock = self._lock_file.open("a")
-        except OSError as error:
-            if ours := _as_ours(error, what=f"the file {self._lock_file.name}"):
-                raise ours from error
-            raise
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            yield
-
-    def write(self, content: Content) -> str:
-        """Store `content` and return its name; on disk, through power loss, before this returns.
+    def write(self, name: str, content: Content) -> None:
+        """Store `content` under a new name; on disk, through power loss, before this returns.
 
         If the disk is full, the quarantine is emptied and `content` is written once more. Raises `StorageFull`,
         `StorageFailed` and what a writer raises, leaving nothing behind.
         """
         try:
-            return self._write(content)
+            self._write(name, content)
         except StorageFull:
             if not self._quarantine.empty():
                 raise
-            return self._write(content)
+            self._write(name, content)
 
-    def _write(self, content: Content) -> str:
-        name = f"{self._revision():012x}-{uuid.uuid4().hex}"
-        temporary, blob = self._folder / f"{name}{_TEMPORARY}", self.path(name)
+    def _write(self, name: str, content: Content) -> None:
+        temporary, blob = self._folder / f"{name}{_TEMPORARY}", self._folder / name
         try:
             with temporary.open("xb") as file:
                 if callable(content):
@@ -116,10 +103,9 @@ class FolderBlobs:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
             what = "a file" if callable(content) else f"a file of {len(content)} bytes"
-            if isinstance(error, OSError) and (ours := _as_ours(error, what=what)):
-                raise ours from error
+            if isinstance(error, OSError) and (translated := storage_error(error, what=what)):
+                raise translated from error
             raise
-        return name
 
     def read(self, name: str, *, offset: int = 0, length: int = -1) -> bytes:
         """Return `length` bytes from `offset` on (all if it is -1); raise `BlobCorrupt` if they are not there.
@@ -164,19 +150,30 @@ class FolderBlobs:
             return None
         return content if read == length else None
 
-    def is_whole(self, name: str, digest: str) -> bool:
-        """Return whether a blob is there and its bytes have this digest."""
-        if not self.path(name).is_file():
-            return False
-        try:
-            with self.path(name).open("rb") as file:
-                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
-        except OSError:
-            return False
+    def local(self, name: str, *, size: int | None = None) -> Path:
+        """Return the path of a blob's local file, to be mapped into memory or read in part.
 
-    def path(self, name: str) -> Path:
-        """Where a blob lies."""
-        return self._folder / name
+        Raises `BlobCorrupt` if it is missing, not a regular file, or not of `size` bytes: reading behind the end of a
+        mapped file would end the process. Its digest is not computed, because data may be larger than memory.
+        """
+        path = self._folder / name
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise BlobCorrupt(f"the file of a stored adapter or data set is missing: {name}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise BlobCorrupt(f"the file of a stored adapter or data set is not a regular file: {name}")
+        if size is not None and status.st_size != size:
+            raise BlobCorrupt(f"the file {name} has {status.st_size} bytes instead of {size}")
+        return path
+
+    def has_digest(self, name: str, digest: str) -> bool:
+        """Return whether a blob is there and its bytes have this digest."""
+        try:
+            with self.local(name).open("rb") as file:
+                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+        except (OSError, BlobCorrupt):
+            return False
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove blobs whose rows are gone. Missing ones are skipped.
@@ -185,45 +182,45 @@ class FolderBlobs:
         """
         for name in names:
             try:
-                self.path(name).unlink(missing_ok=True)
+                (self._folder / name).unlink(missing_ok=True)
             except OSError as error:
                 log.warning("the blob %s cannot be removed: %s", name, error)
 
     def set_aside(self, names: Iterable[str]) -> None:
         """Move blobs that no row refers to any more into quarantine. Missing ones are skipped."""
-        self._quarantine.take(self.path(name) for name in names)
+        self._quarantine.take(self._folder / name for name in names)
 
-    def sweep(self, referenced: Iterable[str]) -> int:
-        """Remove temporary files, and move blobs that are not in `referenced` into quarantine; return how many.
-
-        Call it under `sweeping`. Files whose days in quarantine are over are removed first.
-        """
+    def names(self) -> list[str]:
+        """Return the names of the blobs and of the temporary files."""
         # Another process may be writing the id now.
-        kept = {*referenced, STORE_ID, f"{STORE_ID}{_TEMPORARY}"}
+        others = {STORE_ID, f"{STORE_ID}{_TEMPORARY}"}
         with os.scandir(self._folder) as entries:
-            present = [entry for entry in entries if entry.name not in kept]
-        temporary = [entry.path for entry in present if entry.name.endswith(_TEMPORARY)]
-        for path in temporary:
-            # A folder of that name is not one of ours.
-            with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
-                os.unlink(path)
-        self._quarantine.purge()
-        return len(temporary) + self._quarantine.take(Path(entry.path) for entry in present if _is_blob(entry))
+            return [
+                entry.name
+                for entry in entries
+                if entry.name not in others and (entry.name.endswith(_TEMPORARY) or _is_blob(entry))
+            ]
 
-    @contextmanager
-    def sweeping(self) -> Iterator[bool]:
-        """Yields whether nobody is publishing and nobody can begin to before this ends."""
-        with self._lock_file.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
+    def discard(self, names: Iterable[str]) -> int:
+        """Remove temporary files and move blobs into quarantine; return how many.
+
+        Files whose days in quarantine are over are removed first.
+        """
+        blobs, removed = [], 0
+        for name in names:
+            if name.endswith(_TEMPORARY):
+                # A folder of that name is not one of ours.
+                with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+                    (self._folder / name).unlink()
+                removed += 1
             else:
-                yield True
+                blobs.append(self._folder / name)
+        self._quarantine.purge()
+        return removed + self._quarantine.take(blobs)
 
 
-def _as_ours(error: OSError, *, what: str) -> LoraplexError | None:
-    """Return what to raise if a file could not be written; None if the disk is not the reason."""
+def storage_error(error: OSError, *, what: str) -> LoraplexError | None:
+    """Return the error to raise if a file could not be written; None if the disk is not the reason."""
     if error.errno in _FULL:
         return StorageFull(f"the disk is full: {what} could not be stored")
     if error.errno not in _FAILED:

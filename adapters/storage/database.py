@@ -1,12 +1,17 @@
-"""The SQLite file behind the catalogue: durable commits, one writer at a time, migrations at start."""
+"""The embedded database: durable commits, one writer at a time, migrations at start.
+
+No module but this one and `store_identity`, which looks at a catalogue before anything else does, opens the file.
+"""
 
 import errno
+import json
 import logging
+import math
 import os
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,24 +52,25 @@ log = logging.getLogger(__name__)
 
 
 class SqliteDatabase:
-    """Transactions on the catalogue in `folder`. Opening it brings its tables up to date.
+    """The seam `Database`: transactions on the catalogue in `folder`, in portable SQL. Opening it migrates its tables.
 
-    `make_room` is called when the disk is full, before the error is raised.
+    JSON is stored without NaN and infinities, which become null. `make_room` is called when the disk is full, before
+    the error is raised.
     """
 
     def __init__(self, folder: Path, *, make_room: Callable[[], object] = lambda: None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._make_room = make_room
         self.path = folder / CATALOG
-        # As many connections as threads ask for: a reader never waits for another reader.
         url = sa.URL.create("sqlite", database=str(self.path))
-        self._engine = sa.create_engine(url, pool_size=8, max_overflow=-1)
+        # As many connections as threads ask for: a reader never waits for another reader.
+        self._engine = sa.create_engine(url, pool_size=8, max_overflow=-1, json_serializer=_to_json)
         sa.event.listen(self._engine, "connect", _configure)
         sa.event.listen(self._engine, "begin", _begin)
         self._writing = self._engine.execution_options(writes=True)
         # Two writers in one process would wait in SQLite's busy handler, which sleeps; a lock wakes at once.
         self._writer = threading.Lock()
-        self._commits: CatalogWatch | None = None
+        self._commits: _CommitCounter | None = None
         try:
             self._migrate(folder)
         except (CommandError, DatabaseError, sqlite3.DatabaseError, StorageFailed) as error:
@@ -79,10 +85,10 @@ class SqliteDatabase:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One transaction, committed and on disk when this ends without an error.
+        """Write in one transaction, committed and on disk when this ends without an error.
 
-        It begins by taking the write lock: a read that turns into a write later would fail at once where
-        another process has written in between. Raises `CatalogBusy`, `StorageFull`, `StorageFailed` and
+        It begins by taking the write lock: a read that turns into a write later would fail at once if another process
+        had written in between. Raises `CatalogBusy`, `StorageFull`, `StorageFailed` and
         `TooManyOpenFiles`. Nothing was stored then, unless the error has `outcome_unknown`.
         """
         if not self._writer.acquire(timeout=_BUSY_MILLISECONDS / 1000):
@@ -107,16 +113,24 @@ class SqliteDatabase:
             self._make_room()
         raise ours from failure
 
+    def catalog_watch(self) -> "CatalogWatch":
+        """Open a watch of the catalogue's revision."""
+        return CatalogWatch(_CommitCounter(self.path))
+
+    def queue_watch(self) -> "QueueWatch":
+        """Open a watch of the jobs."""
+        return QueueWatch(_CommitCounter(self.path))
+
     def close(self) -> None:
-        """Give back every connection."""
+        """Close every connection, except those of watches."""
         self._engine.dispose()
         if self._commits is not None:
             self._commits.close()
 
     def _data_version(self) -> int:
-        """The number of commits, by a connection that writes none. Call it with the write lock held."""
+        """Return a number that every commit changes. The caller holds the write lock."""
         if self._commits is None:
-            self._commits = CatalogWatch(self.path)
+            self._commits = _CommitCounter(self.path)
         return self._commits.data_version()
 
     def _is_rolled_back(self, before: int) -> bool:
@@ -144,11 +158,11 @@ class SqliteDatabase:
                 command.upgrade(config, "head")
 
 
-class CatalogWatch:
-    """Whether any connection, in this process or another, has committed since the last look.
+class _CommitCounter:
+    """A connection that never writes and never waits, for questions that are asked before every batch.
 
-    A connection of its own that never writes and never waits: SQLite's `data_version` moves for everyone else's
-    commits, and reading it costs microseconds.
+    SQLite's `data_version` changes with the commits of all other connections, in this process and others, and reading
+    it takes microseconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -157,20 +171,19 @@ class CatalogWatch:
         self._connection = self._open()
 
     def data_version(self) -> int:
-        """A number that changes with every commit; raises `CatalogBusy` at once where one is under way."""
+        """Return a number that every commit changes; raise `CatalogBusy` at once while one is under way."""
         try:
             row = self._connection.execute("PRAGMA data_version").fetchone()
         except sqlite3.DatabaseError:
-            # Once more, in the service's own terms: the context costs as much as a third of the look.
+            # Repeat it to raise our own error: the context manager would take a third of the time of every call.
             row = self._read("PRAGMA data_version")
         return self._openings * 2**32 + int(row[0])
 
     def revision(self) -> int:
-        """The catalogue's revision; raises `CatalogBusy` at once where a commit is under way."""
+        """Return the catalogue's revision; raise `CatalogBusy` at once while a commit is under way."""
         return int(self._read("SELECT revision FROM catalog")[0])
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()
 
     def _open(self) -> sqlite3.Connection:
@@ -187,6 +200,61 @@ class CatalogWatch:
                 self._connection.close()
                 self._connection, self._openings = fresh, self._openings + 1
             raise
+
+
+class CatalogWatch:
+    """The seam `CatalogWatch`: the catalogue's revision, checked before every batch. For one thread at a time."""
+
+    def __init__(self, commits: _CommitCounter) -> None:
+        self._commits = commits
+        self._data_version = self._revision = -1
+
+    def revision(self) -> int:
+        """Return a revision that is no older than the last commit acknowledged before this call.
+
+        Raises `CatalogBusy` at once if a commit is under way: try again in a millisecond.
+        """
+        # Read before the revision: a commit in between changes it again, and the next call sees that.
+        data_version = self._commits.data_version()
+        if data_version != self._data_version:
+            self._revision = self._commits.revision()
+            self._data_version = data_version
+        return self._revision
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._commits.close()
+
+
+class QueueWatch:
+    """Watch of the jobs, which change without a new revision of the catalogue."""
+
+    def __init__(self, commits: _CommitCounter) -> None:
+        self._commits = commits
+
+    def change_number(self) -> int:
+        """Return a number that differs from the one before if a job may have changed; raise `CatalogBusy` at once."""
+        return self._commits.data_version()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._commits.close()
+
+
+def _to_json(value: object) -> str:
+    """Return a value as JSON, with null in place of NaN and infinities: other databases refuse them."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), allow_nan=False)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:

@@ -1,9 +1,28 @@
-"""The catalogue's tables. `migrations/` makes them; a test holds the two against each other."""
+"""The catalogue's tables. `migrations/` creates them, and a test compares the two."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 import sqlalchemy as sa
 
 DEFAULT_TENANT = "default"
-"""What every root row carries until there are keys, and with them tenants."""
+"""Tenant of every root row until there are keys."""
+BIG_INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""64 bits on every database. SQLite's INTEGER has them, and only it can number the rows of a table."""
+NAME = sa.String().with_variant(sa.String(collation="C"), "postgresql")
+"""Text that every database orders by its bytes."""
+_ITEMS_AT_ONCE = 500
+
+Item = TypeVar("Item")
+
+
+def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield items in lists of as many as one statement takes."""
+    rest = iter(items)
+    while batch := list(islice(rest, _ITEMS_AT_ONCE)):
+        yield batch
+
 
 metadata = sa.MetaData()
 
@@ -11,9 +30,9 @@ adapters = sa.Table(
     "adapters",
     metadata,
     sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("name", NAME, primary_key=True),
     sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("next_version", sa.Integer, nullable=False),
+    sa.Column("next_version", BIG_INTEGER, nullable=False),
     # A deleted adapter's row stays as a tombstone, so that a name made again goes on counting.
     sa.Column("deleted", sa.Boolean, nullable=False),
     sa.Column("deletions", sa.Integer, nullable=False),
@@ -23,8 +42,8 @@ versions = sa.Table(
     "versions",
     metadata,
     sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("adapter", sa.String, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("adapter", NAME, primary_key=True),
+    sa.Column("version", BIG_INTEGER, primary_key=True),
     sa.Column("digest", sa.String, nullable=False),
     sa.Column("rank", sa.Integer, nullable=False),
     sa.Column("alpha", sa.Float, nullable=False),
@@ -38,28 +57,36 @@ versions = sa.Table(
     sa.Column("metrics", sa.JSON(none_as_null=True)),
     sa.Column("relative_norm", sa.Float),
     sa.Column("file", sa.String, nullable=False, index=True),
-    sa.Column("offset", sa.Integer, nullable=False),
-    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("offset", BIG_INTEGER, nullable=False),
+    sa.Column("bytes", BIG_INTEGER, nullable=False),
     sa.Column("labels", sa.JSON(none_as_null=True)),
     sa.Column("lineage", sa.JSON(none_as_null=True)),
-    # The blob with the sums that a closed form came from, where the job was to keep them.
+    # The blob with the sums that a closed form came from, if the job kept them.
     sa.Column("statistics", sa.String),
+    # Of the lineage: each prediction needs it, and the rest may be long.
+    sa.Column("loss", sa.String),
+)
+sa.Index(
+    "ix_versions_statistics",
+    versions.c.statistics,
+    sqlite_where=versions.c.statistics.is_not(None),
+    postgresql_where=versions.c.statistics.is_not(None),
 )
 
 aliases = sa.Table(
     "aliases",
     metadata,
     sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("adapter", sa.String, primary_key=True),
-    sa.Column("alias", sa.String, primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("adapter", NAME, primary_key=True),
+    sa.Column("alias", NAME, primary_key=True),
+    sa.Column("version", BIG_INTEGER, nullable=False),
 )
 
 catalog = sa.Table(
     "catalog",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("revision", BIG_INTEGER, nullable=False),
     # Random; the folder of blobs has the same (`adapters.storage.store_identity`).
     sa.Column("store_id", sa.String),
 )
@@ -67,10 +94,10 @@ catalog = sa.Table(
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("id", sa.String, nullable=False, unique=True),
+    sa.Column("sequence", BIG_INTEGER, primary_key=True, autoincrement=True),
+    sa.Column("id", NAME, nullable=False, unique=True),
     sa.Column("tenant", sa.String, nullable=False),
-    sa.Column("adapter", sa.String, nullable=False, index=True),
+    sa.Column("adapter", NAME, nullable=False, index=True),
     sa.Column("status", sa.String, nullable=False, index=True),
     sa.Column("created_at", sa.String, nullable=False),
     sa.Column("started_at", sa.String),
@@ -90,6 +117,12 @@ jobs = sa.Table(
     sa.Column("log", sa.JSON(none_as_null=True)),
     sqlite_autoincrement=True,
 )
+sa.Index(
+    "ix_jobs_data_file",
+    jobs.c.data_file,
+    sqlite_where=jobs.c.data_file.is_not(None),
+    postgresql_where=jobs.c.data_file.is_not(None),
+)
 
 job_adapters = sa.Table(
     "job_adapters",
@@ -97,27 +130,27 @@ job_adapters = sa.Table(
     # One row for each adapter that a job trains: a fleet has many.
     sa.Column("job", sa.String, primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("name", sa.String, nullable=False, index=True),
+    sa.Column("name", NAME, nullable=False, index=True),
     sa.Column("group", sa.String),
-    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("rows", BIG_INTEGER, nullable=False),
     # How often the name had been deleted when the job was queued.
     sa.Column("deletions", sa.Integer, nullable=False),
-    sa.Column("version", sa.Integer),
+    sa.Column("version", BIG_INTEGER),
     sa.Column("digest", sa.String),
     sa.Column("metrics", sa.JSON(none_as_null=True)),
     sa.Column("error", sa.JSON(none_as_null=True)),
     # Whether publishing moved live, and where live pointed before (null: nowhere).
     sa.Column("moved_live", sa.Boolean, nullable=False),
-    sa.Column("replaced", sa.Integer),
+    sa.Column("replaced", BIG_INTEGER),
 )
 
 datasets = sa.Table(
     "datasets",
     metadata,
     sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("name", NAME, primary_key=True),
     sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("next_version", sa.Integer, nullable=False),
+    sa.Column("next_version", BIG_INTEGER, nullable=False),
     # As for adapters: a tombstone, so that a name made again goes on counting.
     sa.Column("deleted", sa.Boolean, nullable=False),
 )
@@ -126,14 +159,23 @@ dataset_versions = sa.Table(
     "dataset_versions",
     metadata,
     sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("dataset", sa.String, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("dataset", NAME, primary_key=True),
+    sa.Column("version", BIG_INTEGER, primary_key=True),
     sa.Column("digest", sa.String, nullable=False),
     sa.Column("created_at", sa.String, nullable=False),
     sa.Column("content_type", sa.String, nullable=False),
-    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("rows", BIG_INTEGER, nullable=False),
     sa.Column("columns", sa.JSON(none_as_null=True), nullable=False),
     sa.Column("bad_rows", sa.JSON(none_as_null=True), nullable=False),
-    sa.Column("file", sa.String, nullable=False),
-    sa.Column("bytes", sa.Integer, nullable=False),
+    sa.Column("file", sa.String, nullable=False, index=True),
+    sa.Column("bytes", BIG_INTEGER, nullable=False),
+)
+
+# Keys of the blobs that are being written, or may be next (`adapters.storage.blob_writer`).
+pending_blobs = sa.Table(
+    "pending_blobs",
+    metadata,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("owner", sa.String, nullable=False),
+    sqlite_with_rowid=False,
 )

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from adapters.errors import CatalogBusy, CatalogNotLoadable
-from adapters.storage.blobs import BLOBS, STORE_ID, blob_names, revision_of, sync_folder
+from adapters.storage.blobs import BLOBS, STORE_ID, blob_key, blob_names, revision_of, sync_folder
 
 CATALOG = "catalog.sqlite3"
 _BUSY_SECONDS = 15
@@ -46,6 +46,8 @@ class CatalogIdentity(NamedTuple):
     revision: int
     references: frozenset[str]
     """Names of the blobs that rows refer to; empty if they were not read."""
+    pending: frozenset[str]
+    """Keys of the blobs that are being written, if the references were read."""
 
 
 def check_store(folder: Path) -> None:
@@ -80,14 +82,12 @@ def newest_revision(folder: Path) -> int:
 
 
 def unreferenced(folder: Path) -> list[Path]:
-    """Return the blobs that no row of the catalogue refers to: all of them if there is no catalogue.
-
-    The caller has to make sure that no process publishes at the same time.
-    """
+    """Return the blobs that are neither referenced nor pending in the catalogue: all of them if there is none."""
     names = _names(folder)
     catalog = _read_catalog(folder / CATALOG, with_references=True)
-    references = catalog.references if catalog else frozenset()
-    return [folder / BLOBS / name for name in sorted(set(names).difference(references))]
+    references, pending = (catalog.references, catalog.pending) if catalog else (frozenset(), frozenset())
+    orphans = [name for name in names if name not in references and blob_key(name) not in pending]
+    return [folder / BLOBS / name for name in sorted(orphans)]
 
 
 def read_id(path: Path) -> str | None:
@@ -271,14 +271,17 @@ def _read_catalog(path: Path, *, with_references: bool) -> CatalogIdentity | Non
         store_id = "store_id" if "store_id" in columns else "NULL"
         row = connection.execute(f"SELECT {store_id}, revision FROM catalog").fetchone()
         references: set[str] = set()
+        pending: frozenset[str] = frozenset()
         if with_references:
+            if _columns(connection, "pending_blobs"):
+                pending = frozenset(key for (key,) in connection.execute("SELECT key FROM pending_blobs"))
             for table, column in _REFERENCES:
                 if column in _columns(connection, table):
                     statement = f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL"
                     references.update(file for (file,) in connection.execute(statement))
         if row is None:
             return None
-        return CatalogIdentity(_store_id(path, row[0]), _revision(path, row[1]), frozenset(references))
+        return CatalogIdentity(_store_id(path, row[0]), _revision(path, row[1]), frozenset(references), pending)
 
 
 def _store_id(path: Path, value: object) -> str | None:

@@ -9,9 +9,10 @@ from starlette.types import ASGIApp
 from app.http.endpoints import ENDPOINTS, Endpoint, build_router
 from app.http.errors import add_error_handlers
 from app.http.middleware import Middleware
-from app.openapi import docs_page
+from app.openapi.document import router as document_router
 from app.service import Service
-from app.web.pages.mounting import add_pages
+from app.web.pages import adapters, datasets, jobs, overview, try_it
+from app.web.pages.rendering import STATIC_PREFIX, StaticAssets
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -48,6 +49,9 @@ def build_routes() -> FastAPI:
     )
     add_error_handlers(app)
     app.include_router(build_router())
-    app.include_router(docs_page.router)
-    add_pages(app)
+    app.include_router(document_router)
+    # The overview comes last: it also answers every path under /ui that has no page.
+    for page in (adapters, datasets, jobs, try_it, overview):
+        app.include_router(page.router)
+    app.mount(STATIC_PREFIX, StaticAssets())
     return app

@@ -1,36 +1,55 @@
-"""Request bodies: their type, their bytes, their JSON."""
+"""Request bodies: their content type, their bytes in memory and their JSON."""
 
+import asyncio
+import ctypes
+from functools import partial
 from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from adapters.errors import WrongType
+from adapters.errors import RequestTimeout, WrongType
+from adapters.large_json.reader import read_in_process
+from adapters.lora.base_layer import BaseLayer
 from adapters.strict_json import parse
-from app.http.errors import UnsupportedMediaType, from_validation, too_large
-from app.http.known_fields import without_more_unknown
+from app.http.errors import (
+    TooManyBytes,
+    UnsupportedMediaType,
+    drop_unknown_fields,
+    from_validation,
+    too_large,
+)
 
 JSON = "application/json"
 BINARY = bytes
-"""What a body that is not JSON is documented as."""
+"""Model, in the endpoint table, of a body that is not JSON."""
 NUMBER_BYTES = 64
-"""Most bytes of a number in JSON, with the comma and the white space around it."""
+"""Largest JSON of a number, with its comma and the white space around it, in bytes."""
 LEAST_LIMIT_BYTES = 2**21
-"""Most bytes of a JSON body besides its numbers and labels."""
+"""Bytes that a JSON body may have besides its numbers and labels."""
+LARGE_BYTES = 2**20
+"""Freed memory is returned to the system after a body of this size or more."""
+_SECONDS_BETWEEN_TRIMS = 1.0
+_UNQUEUED_JSON_BYTES = 2**14
+_THREAD_JSON_BYTES = 2**19
+"""A thread parses this much in about 50 ms, and holds the interpreter lock meanwhile."""
+_LONGEST_LIST = 10_000
+_MAX_WAIT_SECONDS = 30.0
+"""Longest wait of a large body for the reader process, because reading another body may take minutes."""
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def content_type(header: str, *accepted: str) -> str:
-    """The type in a header, without parameters; raises `UnsupportedMediaType` where it is none of `accepted`."""
-    given = header.partition(";")[0].strip().lower()
-    if given not in accepted:
+    """Return the type in a header, without parameters; raise `UnsupportedMediaType` if it is not in `accepted`."""
+    media_type = header.partition(";")[0].strip().lower()
+    if media_type not in accepted:
         raise UnsupportedMediaType(
-            f"the content type is {given or 'missing'}; this call takes {', '.join(accepted)}",
+            f"the content type is {media_type or 'missing'}; this call takes {', '.join(accepted)}",
             field="Content-Type",
-            given=given,
+            given=media_type,
             expected=", ".join(accepted),
         )
-    return given
+    return media_type
 
 
 async def read_json(request: Request) -> bytearray:
@@ -43,7 +62,7 @@ async def read_bytes(request: Request, *, max_bytes: int | None = None, hint: st
     """Return a whole body, which the middleware bounds; raise `BodyTooLarge` with the hint past a smaller limit."""
     if max_bytes is not None and int(request.headers.get("content-length", "0")) > max_bytes:
         raise too_large(max_bytes, hint=hint)
-    # It grows in place: parts that are joined are in memory twice.
+    # The buffer grows in place, because joining parts would hold them twice.
     body = bytearray()
     try:
         async for part in request.stream():
@@ -51,31 +70,117 @@ async def read_bytes(request: Request, *, max_bytes: int | None = None, hint: st
             if max_bytes is not None and len(body) > max_bytes:
                 raise too_large(max_bytes, hint=hint)
     except Exception:
-        # The error holds this frame until it is answered.
+        # The error refers to this frame until it is answered.
         body.clear()
         raise
     return body
 
 
 def parse_object(body: bytes | bytearray) -> dict[str, object]:
-    """A small JSON object; raises `NotJson`, `DuplicateKey` or `WrongType`."""
+    """Parse a small JSON object; raise `NotJson`, `DuplicateKey` or `WrongType`."""
     return object_of_body(parse(body))
 
 
 def object_of_body(value: object) -> dict[str, object]:
-    """`value` itself, which a body says, if it is an object; raises `WrongType`."""
+    """Return the parsed body if it is an object; raise `WrongType`."""
     if not isinstance(value, dict):
         raise WrongType("the body must be a JSON object", field="body", given=value, expected="an object")
     return value
 
 
 def read_as(model: type[Model], value: dict[str, object], *, within: str = "") -> Model:
-    """`value` as `model` describes it, nothing coerced; raises `InvalidInput` for the first thing wrong.
+    """Validate an object without coercion; raise `InvalidInput` for its first error.
 
-    `within` is the field that `value` came from, where it is not the whole body.
+    `within` is the field that holds the object, if it is not the whole body.
     """
     try:
-        return model.model_validate(without_more_unknown(value, model))
+        return model.model_validate(drop_unknown_fields(value, model))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise from_validation(first, within=within, model=model) from None
+
+
+class BodyMemory:
+    """Count of the body bytes in memory, from their arrival to the end of their request."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self._is_trim_due = False
+
+    def has_room(self, size: int) -> bool:
+        """Return whether this number of further bytes is within the limit."""
+        return self.held + size <= self.limit
+
+    def take(self, size: int) -> None:
+        """Count bytes that have arrived; raise `TooManyBytes`, and count nothing, past the limit."""
+        if self.held + size > self.limit:
+            raise self.full()
+        self.held += size
+
+    def release(self, size: int) -> None:
+        """Count bytes down at the end of their request."""
+        self.held -= size
+        # One trim serves all requests that end within the interval.
+        if size >= LARGE_BYTES and not self._is_trim_due:
+            self._is_trim_due = True
+            asyncio.get_running_loop().call_later(_SECONDS_BETWEEN_TRIMS, self._trim)
+
+    def full(self) -> TooManyBytes:
+        """Return the error for a body that has no room."""
+        return TooManyBytes(
+            f"at most {self.limit} bytes of request bodies may be in memory (LORAPLEX_MAX_INFLIGHT_BODY_BYTES): try"
+            " again in a moment",
+            expected=f"at most {self.limit} bytes in flight",
+        )
+
+    def _trim(self) -> None:
+        self._is_trim_due = False
+        # On a thread, because it takes milliseconds, in which the interpreter lock is free.
+        asyncio.get_running_loop().run_in_executor(None, trim_heap)
+
+
+def trim_heap() -> None:
+    """Return free pages of the C heap to the system, which glibc does not do by itself."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+class JsonBodies:
+    """Parser of JSON bodies that keeps the event loop free: small bodies on threads, large ones in a process."""
+
+    def __init__(self, base: BaseLayer) -> None:
+        # Of trainings and updates. `inputs` alone is a field of other calls, which check its length first.
+        self._columns = {f"{data}.inputs": base.in_features for data in ("data", "add", "forget")}
+        self._columns |= {f"{data}.corpus": base.out_features for data in ("data", "add", "forget")}
+        self._longest = max(_LONGEST_LIST, base.in_features, base.out_features)
+        self._threads = asyncio.Semaphore(1)
+        # One process may take `MEMORY_BYTES` of `adapters.large_json.reader`.
+        self._processes = asyncio.Semaphore(1)
+
+    async def parse(self, body: bytes | bytearray, *, longest: int = 0, what: str = "the body") -> object:
+        """Parse a body; tables of a large one come as `LongList`.
+
+        `longest`: entries of the longest list that a valid body of this call may have, apart from tables of numbers
+        and lists of the same length. Raises `NotJson`, `DuplicateKey`, the errors of `read_in_process`, and
+        `RequestTimeout` if other large bodies are read for too long.
+        """
+        if len(body) <= _UNQUEUED_JSON_BYTES:
+            return await asyncio.to_thread(parse, body, what=what)
+        if len(body) <= _THREAD_JSON_BYTES:
+            async with self._threads:
+                return await asyncio.to_thread(parse, body, what=what)
+        longest = max(longest, self._longest)
+        try:
+            async with asyncio.timeout(_MAX_WAIT_SECONDS):
+                await self._processes.acquire()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"{what} waited {_MAX_WAIT_SECONDS:g} s for other large bodies to be read; try again"
+            ) from None
+        try:
+            read = partial(read_in_process, body, longest=longest, columns=self._columns, what=what)
+            return await asyncio.to_thread(read)
+        finally:
+            self._processes.release()

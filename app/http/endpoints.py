@@ -18,14 +18,13 @@ from adapters.datasets.ingest import CONTENT_TYPES
 from adapters.names import LIVE
 from app.http.bodies import BINARY, JSON, LEAST_LIMIT_BYTES
 from app.http.dependencies import check_feature_space, check_query_fields
-from app.http.routes import adapters, base, datasets, health, infer, jobs, metrics, predict
+from app.http.routes import adapters, datasets, infer, jobs, predict, status
 from app.http.routes import inference_protocol as oip
-from app.http.schemas.adapters import FactorsUpload, LiveRequest, PeftUpload, PredictRequest, VersionBody
+from app.http.schemas.adapters import FactorsUpload, LiveRequest, PeftFiles, PeftUpload, VersionBody
 from app.http.schemas.datasets import DatasetVersionBody
 from app.http.schemas.jobs import JobWithHistory
+from app.http.schemas.predictions import InferAnswer, InferRequest, PredictAnswer, PredictRequest
 from app.http.uploads import MULTIPART, ZIP
-from app.openapi.request_bodies import PeftFiles
-from app.openapi.responses import InferAnswer, InferRequest, PredictAnswer
 from app.serving.asgi import HotCall
 from app.training.schemas import PlanBody, TrainRequest, UpdateRequest
 
@@ -286,20 +285,20 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=("job_not_found", "job_not_ended", *_WRITES),
     ),
     # --- the service itself
-    Endpoint(*("GET", "/base", base.show_base, "base", "Show the base layer"), request_headers=_SERVER),
+    Endpoint(*("GET", "/base", status.show_base, "base", "Show the base layer"), request_headers=_SERVER),
     Endpoint(
-        *("GET", "/healthz", health.healthz, "health", "Check that the process answers"),
+        *("GET", "/healthz", status.healthz, "health", "Check that the process answers"),
         name="check_alive",
         request_headers=_SERVER,
     ),
     Endpoint(
-        *("GET", "/readyz", health.readyz, "health", "Check that the service can answer"),
+        *("GET", "/readyz", status.readyz, "health", "Check that the service can answer"),
         name="check_ready",
         request_headers=_SERVER,
         errors=("not_ready", *_READS),
     ),
     Endpoint(
-        *("GET", "/metrics", metrics.metrics, "health", "Show the metrics"),
+        *("GET", "/metrics", status.metrics, "health", "Show the metrics"),
         name="show_metrics",
         request_headers=_SERVER,
         answer={

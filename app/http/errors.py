@@ -1,9 +1,10 @@
-"""Errors as answers: one table from an error's code to its status, and one shape for every body."""
+"""Errors of the HTTP layer, the status of every error code, and errors as problem details (RFC 9457)."""
 
 import errno
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,11 +30,13 @@ from adapters.errors import (
     WrongType,
     shorten,
 )
-from app.http.known_fields import known_fields
 from app.observability.records import NOT_ANSWERED
 
 _OBJECTS = ("model_type", "model_attributes_type", "dict_type")
 _NUMBERS = ("int_type", "float_type")
+_BOUNDS = ("greater_than", "less_than", "too_long", "too_short")
+_MAX_COMPARED_CHARACTERS = 100
+"""Longest name that is compared with the known fields, because the comparison of a long one takes long."""
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
 
@@ -60,18 +63,6 @@ class UnsupportedMediaType(LoraplexError):
     """The body's content type is missing or not one that this call takes"""
 
     code = "unsupported_media_type"
-
-
-class HostNotAllowed(LoraplexError):
-    """The request is addressed to a host that is not this service's"""
-
-    code = "host_not_allowed"
-
-
-class CrossSite(LoraplexError):
-    """A web page of another host may not change or compute anything here"""
-
-    code = "cross_site"
 
 
 class RouteNotFound(LoraplexError):
@@ -162,7 +153,7 @@ STATUS: Mapping[str, int] = {
     "too_many_open_files": 503,
     "storage_full": 507,
 }
-"""Every code that an answer can have. The others are in `JOB_CODES`."""
+"""Status of every code that an answer can have. The other codes are in `JOB_CODES`."""
 
 JOB_CODES = frozenset(
     {
@@ -180,43 +171,44 @@ JOB_CODES = frozenset(
         "worker_died",
     }
 )
-"""Codes of what goes wrong outside a request: in a job's `error`, or at start."""
+"""Codes of errors outside a request: in a job's `error`, or at the start of a process."""
 
 
-class Problem(Response):
-    """An error as an answer. Whoever observes its request learns its code."""
+class ProblemResponse(Response):
+    """An error as an answer. It notes its code in the scope's state, for the request log and traces."""
 
-    def __init__(self, code: str, *given: Any) -> None:
-        super().__init__(*given)
+    def __init__(self, code: str, *args: Any) -> None:
+        super().__init__(*args)
         self._code = code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the answer."""
         scope.setdefault("state", {})["code"] = self._code
         await super().__call__(scope, receive, send)
 
 
 def problem(error: LoraplexError) -> Response:
-    """The answer to a request that ended in `error`."""
+    """Return the answer to a request that failed with `error`."""
     status = STATUS[error.code]
     headers = {}
-    # A request whose outcome is unknown is not to be repeated blindly.
+    # A client must not repeat a request whose outcome is unknown without checking first.
     if status in (429, 503) and not error.outcome_unknown:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if status == 413 or error.code == TooManyBytes.code:
-        # The rest of the body is not read: the connection cannot be used again.
+        # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
-    # ASCII, so that a lone surrogate in what the client sent cannot break the answer.
+    # ASCII, because a lone surrogate in the client's text cannot be encoded as UTF-8.
     body = json.dumps(error.members() | {"status": status}, ensure_ascii=True, allow_nan=False)
-    return Problem(error.code, body, status, headers, MEDIA_TYPE)
+    return ProblemResponse(error.code, body, status, headers, MEDIA_TYPE)
 
 
 def answer_at(path: str, error: LoraplexError) -> Response:
-    """The answer to a request to `path` that ended in `error`, in the shape that clients of that path expect."""
+    """Return the answer to a request that failed, in the form of the path's protocol."""
     return protocol_error(error) if path == "/v2" or path.startswith("/v2/") else problem(error)
 
 
 def protocol_error(error: LoraplexError) -> Response:
-    """`problem` in the shape of the Open Inference Protocol: one text, which says what was given."""
+    """Return the answer in the form of the Open Inference Protocol: one text, which includes the given value."""
     members = error.members()
     given = str(members.get("given", ""))
     text = str(members["detail"])
@@ -230,7 +222,10 @@ def protocol_error(error: LoraplexError) -> Response:
 
 
 def known_failure(error: Exception) -> LoraplexError | None:
-    """Return what to answer if `error` is this service's own or one of the system's limits; None if it is a defect."""
+    """Return the error to answer with, or None if `error` is a defect of the service.
+
+    A full disk and too many open files are known failures.
+    """
     if isinstance(error, LoraplexError):
         return error
     code = error.errno if isinstance(error, OSError) else None
@@ -242,88 +237,95 @@ def known_failure(error: Exception) -> LoraplexError | None:
 
 
 def too_large(limit: int, *, hint: str = "") -> BodyTooLarge:
-    """The error for a body of more than `limit` bytes."""
+    """Return the error for a body of more than `limit` bytes."""
     return BodyTooLarge(f"the body has more than {limit} bytes{hint}", field="body", expected=f"at most {limit} bytes")
 
 
 def from_validation(error: ErrorDetails, *, within: str = "", model: type[BaseModel] | None = None) -> LoraplexError:
-    """What pydantic found, in this service's terms; `model` is what it was held against."""
+    """Convert a pydantic error, found in the field `within` of a body that should be a `model`."""
     field = ".".join([within, *map(str, error["loc"])] if within else map(str, error["loc"])) or "body"
-    kind, given = error["type"], error.get("input")
+    kind, value = error["type"], error.get("input")
     if kind == "missing":
         return MissingField(f"{field} is missing", field=field, expected=f"a field {field}")
     if kind == "extra_forbidden":
-        known, meant = ([], None) if model is None else known_fields(model, error["loc"])
-        return UnknownField(
-            f"{field} is not a field of this call" + (f"; did you mean {meant}?" if meant else ""),
-            field=field,
-            given=field,
-            expected=f"one of {', '.join(known)}" if known else "no other fields",
-        )
+        return _unknown_field(field, error["loc"], model)
+    if type(value) in (int, float) and not is_finite(value):
+        return NotFinite(f"{field} is not finite as float32", field=field, given=value, expected="a finite number")
     message = "input should be an object" if kind in _OBJECTS else error["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    if isinstance(given, str) and kind in _NUMBERS:
+    if isinstance(value, str) and kind in _NUMBERS:
         message += ", and this is text: leave the quotes out"
-    detail = f"{field}: {message}"
-    if type(given) in (int, float) and not is_finite(given):
-        return NotFinite(f"{field} is not finite as float32", field=field, given=given, expected="a finite number")
-    bounded = ("greater_than", "less_than", "too_long", "too_short")
-    out_of_range = any(word in kind for word in bounded) or (kind == "literal_error" and isinstance(given, str))
-    chosen: type[InvalidInput] = OutOfRange if out_of_range else WrongType
-    return chosen(detail, field=field, given=given, expected=message)
+    is_bound = any(word in kind for word in _BOUNDS) or (kind == "literal_error" and isinstance(value, str))
+    error_type: type[InvalidInput] = OutOfRange if is_bound else WrongType
+    return error_type(f"{field}: {message}", field=field, given=value, expected=message)
 
 
-def first_of(error: RequestValidationError) -> LoraplexError:
-    """The first of what the framework found in a request's path, query or headers."""
+def _unknown_field(field: str, location: Sequence[int | str], model: type[BaseModel] | None) -> UnknownField:
+    names, suggestion = ([], None) if model is None else known_fields(model, location)
+    return UnknownField(
+        f"{field} is not a field of this call" + (f"; did you mean {suggestion}?" if suggestion else ""),
+        field=field,
+        given=field,
+        expected=f"one of {', '.join(names)}" if names else "no other fields",
+    )
+
+
+def from_request_validation(error: RequestValidationError) -> LoraplexError:
+    """Convert the first error that FastAPI found in a request's path, query or headers."""
     first: ErrorDetails = error.errors()[0]
-    first["loc"] = first["loc"][1:]  # ("query", "limit") → limit: a field's name alone
+    first["loc"] = first["loc"][1:]  # ("query", "limit") → ("limit",)
     return from_validation(first)
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Answer every error that a route or the framework raises as a problem."""
+    app.add_exception_handler(LoraplexError, _answer_own_error)
+    app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(OSError, _answer_system_error)
+    app.add_exception_handler(ClientDisconnect, _answer_disconnect)
+    app.add_exception_handler(Exception, _answer_defect)
+    app.add_exception_handler(HTTPException, _answer_framework_error)
 
-    async def ours(request: Request, error: Exception) -> Response:
-        assert isinstance(error, LoraplexError)
-        return answer_at(request.scope["path"], error)
 
-    async def frameworks(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        answer = answer_at(request.scope["path"], _from_framework(error, request))
-        answer.headers.update(error.headers or {})
-        if error.status_code == 405:
-            # The framework names the methods of the first route at this path, and there may be several.
-            here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-            allowed = {method for route in here for method in getattr(route, "methods", ())}
-            answer.headers["Allow"] = ", ".join(sorted(allowed)) or answer.headers["Allow"]
-        return answer
+async def _answer_own_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LoraplexError)
+    return answer_at(request.scope["path"], error)
 
-    async def validation(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return problem(first_of(error))
 
-    async def system(request: Request, error: Exception) -> Response:
-        known = known_failure(error)
-        if known is None:
-            raise error
-        if isinstance(known, StorageFull):
-            await run_in_threadpool(request.app.state.service.catalog.quarantine.empty)
-        return answer_at(request.scope["path"], known)
+async def _answer_framework_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = answer_at(request.scope["path"], _from_framework(error, request))
+    answer.headers.update(error.headers or {})
+    if error.status_code == 405:
+        # The framework names the methods of the first route at this path, and there may be several.
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+        methods = {method for route in routes for method in getattr(route, "methods", ())}
+        answer.headers["Allow"] = ", ".join(sorted(methods)) or answer.headers["Allow"]
+    return answer
 
-    async def gone(_request: Request, _error: Exception) -> Response:
-        return Response(status_code=NOT_ANSWERED)  # nobody is left to read it
 
-    async def unexpected(request: Request, _error: Exception) -> Response:
-        request_id = request.scope.get("state", {}).get("request_id")
-        failed = InternalError(f"the service failed on request {request_id}; its log says why")
-        return answer_at(request.scope["path"], failed)
+async def _answer_validation_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem(from_request_validation(error))
 
-    app.add_exception_handler(LoraplexError, ours)
-    app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(OSError, system)
-    app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, unexpected)
-    app.add_exception_handler(HTTPException, frameworks)
+
+async def _answer_system_error(request: Request, error: Exception) -> Response:
+    known = known_failure(error)
+    if known is None:
+        raise error
+    if isinstance(known, StorageFull):
+        await run_in_threadpool(request.app.state.service.catalog.quarantine.empty)
+    return answer_at(request.scope["path"], known)
+
+
+async def _answer_disconnect(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=NOT_ANSWERED)  # the client has closed the connection
+
+
+async def _answer_defect(request: Request, _error: Exception) -> Response:
+    request_id = request.scope.get("state", {}).get("request_id")
+    defect = InternalError(f"the service failed on request {request_id}; its log says why")
+    return answer_at(request.scope["path"], defect)
 
 
 def _from_framework(error: HTTPException, request: Request) -> LoraplexError:
@@ -336,3 +338,39 @@ def _from_framework(error: HTTPException, request: Request) -> LoraplexError:
     }
     kind, detail = known.get(error.status_code, (InvalidInput, str(error.detail)))
     return kind(detail)
+
+
+def known_fields(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], str | None]:
+    """Return the fields that an object may have, and the path of the one that an unknown name resembles.
+
+    `location` is the path of the unknown field, whose last part is its name.
+    """
+    *parents, name = map(str, location)
+    for parent in parents:
+        model = _model_in(model.model_fields[parent].annotation) or model
+    annotations = {field.alias or known: field.annotation for known, field in model.model_fields.items()}
+    paths = {known: known for known in annotations}
+    for known, annotation in annotations.items():
+        nested = _model_in(annotation)
+        if nested is not None:
+            paths |= {inner: f"{known}.{inner}" for inner in nested.model_fields if inner not in paths}
+    close = get_close_matches(name[:_MAX_COMPARED_CHARACTERS], paths, n=1, cutoff=0.75)
+    return list(annotations), ".".join([*parents, paths[close[0]]]) if close else None
+
+
+def drop_unknown_fields(value: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Return an object without its unknown fields, except for the first: pydantic makes an error of each."""
+    nested = {field.alias or name: _model_in(field.annotation) for name, field in model.model_fields.items()}
+    unknown = next((key for key in value if key not in nested), None)
+    kept = {key: entry for key, entry in value.items() if key in nested or key == unknown}
+    for key, inner in nested.items():
+        if inner is not None and isinstance(kept.get(key), dict):
+            kept[key] = drop_unknown_fields(kept[key], inner)
+    return kept
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model that a field's type is, or that is among its alternatives."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -1,4 +1,4 @@
-"""Hosts and origins: which requests a web page elsewhere may not make through its visitor's browser.
+"""Host policy: which requests are refused because a web page elsewhere may have sent them.
 
 A page can give its own name the service's address (DNS rebinding), and then it reads and writes as the service's own
 page does. Its requests carry its name in `Host`, so a name that is not the service's is refused. A page can also send
@@ -6,29 +6,45 @@ requests to the service's own name without reading the answers. Those carry anot
 are cross-site, and are refused if they could change or compute something.
 """
 
+import ipaddress
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 
-from adapters.errors import shorten
-from app.http.errors import CrossSite, HostNotAllowed
-from app.http.host_names import ANY_HOST, host_name, listening_host, parse_allowed_hosts
+from adapters.errors import LoraplexError
 
 ALWAYS_ALLOWED = frozenset({"localhost", "127.0.0.1", "::1"})
+ANY_HOST = "*"
+"""Entry of the setting `ALLOWED_HOSTS` that allows every host."""
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 """Methods that neither change nor compute anything here."""
 _HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 _HEALTH_PREFIX = "/v2/health/"
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.*)", re.DOTALL)
-_READ = frozenset({b"host", b"origin", b"sec-fetch-site"})
-_MOST_REMEMBERED = 1024
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,254}))(?::[0-9]{0,5})?")
+_HEADERS_READ = frozenset({b"host", b"origin", b"sec-fetch-site"})
+_MAX_REMEMBERED = 1024
 _LONGEST_REMEMBERED = 300
 _EXPECTED_HOST = "localhost, 127.0.0.1, [::1] or a host in LORAPLEX_ALLOWED_HOSTS"
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
+# These two errors are here, because `app.settings` imports this module, which must not load the web framework.
+class HostNotAllowed(LoraplexError):
+    """The request is addressed to a host that is not this service's"""
+
+    code = "host_not_allowed"
+
+
+class CrossSite(LoraplexError):
+    """A web page of another host may not change or compute anything here"""
+
+    code = "cross_site"
+
+
 class HostPolicy:
-    """Decides from the head of a request whether it may be answered.
+    """Decision, from the head of a request, whether it may be answered.
 
     `listen_host` is the setting `HOST`, and `allowed_hosts` the setting `ALLOWED_HOSTS`, which raises `ValueError` if
     it is malformed.
@@ -49,7 +65,7 @@ class HostPolicy:
         if host is None or not (self._allows_any or host_name(_text(host)) in self._names):
             return False
         # Clients choose these values, so their number and length are bounded.
-        if len(self.accepted) < _MOST_REMEMBERED and len(host) <= _LONGEST_REMEMBERED:
+        if len(self.accepted) < _MAX_REMEMBERED and len(host) <= _LONGEST_REMEMBERED:
             self.accepted.add(host)
         return True
 
@@ -60,7 +76,7 @@ class HostPolicy:
 
         `target_authority` is the `host:port` of a request target in absolute form (`GET http://host:port/path`).
         """
-        headers = [header for header in headers if header[0] in _READ]
+        headers = [header for header in headers if header[0] in _HEADERS_READ]
         hosts = _values(headers, b"host")
         if not (self._allows_any or (method in SAFE_METHODS and _is_health(path))):
             self._check_hosts(hosts, http_version)
@@ -82,6 +98,49 @@ class HostPolicy:
             given=", ".join(map(_text, hosts)),
             expected=_EXPECTED_HOST,
         )
+
+
+def host_name(authority: str) -> str | None:
+    """Return the host of `host[:port]` in canonical form, or None if it is malformed.
+
+    The form is lower case, without the port, the brackets of an IPv6 address and the final dot of a domain name.
+    User information (`user@host`) is malformed here: neither `Host` nor `Origin` may have it.
+    """
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None:
+        return None
+    if match[1] is None:
+        return match[2].lower().removesuffix(".") or None
+    with suppress(ValueError):
+        return str(ipaddress.IPv6Address(match[1]))
+    return None
+
+
+def listening_host(host: str) -> str | None:
+    """Return the canonical name of the address to listen on, or None if it is a wildcard or malformed."""
+    address = host.partition("%")[0]  # an IPv6 address may name its interface
+    with suppress(ValueError):
+        if ipaddress.ip_address(address).is_unspecified:
+            return None
+    return host_name(f"[{address}]" if ":" in address else address)
+
+
+def parse_allowed_hosts(setting: str) -> frozenset[str]:
+    """Return the canonical names in a comma-separated list; raise `ValueError` for an entry that is not a host.
+
+    Empty entries and ports are ignored.
+    """
+    names = set()
+    for entry in filter(None, map(str.strip, setting.split(","))):
+        is_bare_ipv6 = entry.count(":") > 1 and not entry.startswith("[")
+        name = ANY_HOST if entry == ANY_HOST else host_name(f"[{entry}]" if is_bare_ipv6 else entry)
+        if name is None:
+            raise ValueError(
+                f"{entry!r} is not a host name: list names or addresses such as loraplex.example.com,10.0.0.7 without "
+                "a scheme or path (international names as xn--…), or * for any host"
+            )
+        names.add(name)
+    return frozenset(names)
 
 
 def authority_of(target: bytes) -> bytes | None:

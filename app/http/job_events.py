@@ -11,7 +11,6 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
@@ -21,7 +20,6 @@ from starlette.concurrency import run_in_threadpool
 from adapters.errors import CatalogBusy, QueueFull
 from adapters.jobs.job import TRANSITIONS, JobState, JobStatus
 from adapters.jobs.queue import JobQueue
-from adapters.storage.database import CatalogWatch
 
 MOST_WATCHERS = 256
 """Streams that one worker holds open."""
@@ -118,12 +116,12 @@ class JobWatch:
     Used on the event loop alone; the catalogue is read by a thread, and only where somebody has committed.
     """
 
-    def __init__(self, queue: JobQueue, catalog: Path, *, draining: Callable[[], bool]) -> None:
+    def __init__(self, queue: JobQueue, *, draining: Callable[[], bool]) -> None:
         self.seconds_between_looks = _SECONDS_BETWEEN_LOOKS
         self.heartbeat_seconds = _HEARTBEAT_SECONDS
         self.most = MOST_WATCHERS
         self._queue = queue
-        self._changes = CatalogWatch(catalog)
+        self._changes = queue.watch()
         self._draining = draining
         self._watchers: set[Watcher] = set()
         self._arrivals = 0
@@ -191,7 +189,7 @@ class JobWatch:
     def _look(self, job_ids: set[str], arrivals: int) -> dict[str, JobState]:
         """The jobs as they are; nothing where nobody has committed and no watcher has come since the last look."""
         try:
-            now = self._changes.data_version(), arrivals
+            now = self._changes.change_number(), arrivals
             if now == self._looked:
                 return {}
             states = self._queue.states(list(job_ids))

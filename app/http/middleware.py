@@ -11,7 +11,7 @@ from itertools import count
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.body_memory import BodyMemory
+from app.http.bodies import BodyMemory
 from app.http.endpoints import Endpoint, find_endpoint
 from app.http.errors import InternalError, TooManyBytes, answer_at, known_failure, too_large
 from app.http.host_policy import HostPolicy

@@ -1,18 +1,18 @@
-"""The document: FastAPI's, with what it cannot know put in."""
+"""The OpenAPI document: FastAPI's, completed from the endpoint table, and the page that shows it."""
 
 import json
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
+from starlette.responses import HTMLResponse
 
 from app.http.endpoints import ENDPOINTS, SCHEMA_REFERENCE, Endpoint
-from app.openapi import headers
-from app.openapi.error_codes import error_codes
-from app.openapi.problem_responses import Problem, ProtocolError, responses, table_of_codes
+from app.openapi.problems import RETRY_AFTER, Problem, ProtocolError, responses, table_of_codes
+from app.web.pages.rendering import CONTENT_SECURITY_POLICY, render
 
 TAGS = {
     "predict": "Ask: any adapters, mixed in one batch.",
@@ -33,68 +33,134 @@ operation can end in is listed there.
 """
 
 
+def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"} | schema}
+
+
+PARAMETERS: Mapping[str, Any] = {
+    "RequestId": _header(
+        "X-Request-Id", "Name for this request in the answer and in the log; else the service makes one.",
+        pattern="^[A-Za-z0-9._-]{1,64}$",
+    ),
+    "FeatureSpace": _header(
+        "X-Feature-Space", "Name of the encoder that the inputs come from: 409 where this service's is another one."
+    ),
+    "RequestTimeout": _header(
+        "X-Request-Timeout", "Seconds that the client waits: past them 503, and no work for nothing.",
+        type="number", exclusiveMinimum=0,
+    ),
+    "IfMatch": _header("If-Match", "Only where the live (or newest) version has one of these entity tags."),
+    "IfNoneMatch": _header("If-None-Match", "Only where it has none of these; `*`: only where the name is new."),
+    "InferenceHeader": _header(
+        "Inference-Header-Content-Length", "How many bytes of the body are JSON; the rest is the tensor's data.",
+        type="integer", minimum=0,
+    ),
+}  # fmt: skip
+HEADERS: Mapping[str, Any] = {
+    "RequestId": {"description": "The request's name in the service's log.", "schema": {"type": "string"}},
+    "RetryAfter": RETRY_AFTER,
+    "Location": {"description": "Where the job is: `/jobs/{id}`.", "schema": {"type": "string"}},
+    "ETag": {"description": "The version's digest in quotes, for `If-Match`.", "schema": {"type": "string"}},
+    "ServerTiming": {
+        "description": "Milliseconds that the request waited and that its batch was computed.",
+        "schema": {"type": "string", "examples": ["queue;dur=0.214, forward;dur=0.087"]},
+    },
+    "ContentDisposition": {"description": "A file name.", "schema": {"type": "string"}},
+    "InferenceHeader": {
+        "description": "How many bytes of the body are JSON, where the rest is binary.",
+        "schema": {"type": "integer"},
+    },
+}  # fmt: skip
+_REQUEST_COMPONENTS = {parameter["name"]: name for name, parameter in PARAMETERS.items()}
+_RESPONSE_COMPONENTS = {
+    "X-Request-Id": "RequestId",
+    "Location": "Location",
+    "ETag": "ETag",
+    "Server-Timing": "ServerTiming",
+    "Content-Disposition": "ContentDisposition",
+    "Inference-Header-Content-Length": "InferenceHeader",
+}
+_JSON = ("not_json", "duplicate_key", "missing_field", "unknown_field", "wrong_type", "out_of_range", "not_finite")
+_EVERY_CALL = ("internal_error", "head_too_large", "not_http", "too_many_open_files")
+_BY_HEADER = {
+    "X-Feature-Space": ("feature_space_mismatch",),
+    "If-Match": ("precondition_failed",),
+    "X-Request-Timeout": ("wrong_type", "out_of_range"),
+}
+router = APIRouter(include_in_schema=False)
+# Swagger UI sets inline styles, and has its icons in the style sheet.
+_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
+
+
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of `app`, always the same for the same code; made at the first call."""
+    """Return the OpenAPI document of `app`, which is made at the first call and always the same for the same code."""
     if app.openapi_schema is None:
-        found = get_openapi(
-            title=app.title,
-            version=app.version,
-            summary=app.summary,
-            description=f"{_ABOUT}\n<details><summary>All codes</summary>\n\n{table_of_codes()}\n\n</details>",
-            routes=app.routes,
-            tags=[{"name": name, "description": text} for name, text in TAGS.items()],
-        )
-        components = found["components"]
-        components |= {"parameters": dict(headers.PARAMETERS), "headers": dict(headers.HEADERS)}
-        schemas = components["schemas"]
-        for model in (Problem, ProtocolError):
-            _hoist(TypeAdapter(model).json_schema(ref_template=SCHEMA_REFERENCE), schemas)
-        examples = json.loads(files(__package__).joinpath("examples.json").read_text("utf-8"))
-        for endpoint in ENDPOINTS:
-            if endpoint.is_documented:
-                operation = found["paths"][endpoint.path][endpoint.method.lower()]
-                _complete(endpoint, operation, schemas, examples.get(endpoint.operation_id, {}))
-        for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        for schema in schemas.values():
-            _tidy(schema)
-        app.openapi_schema = found
+        app.openapi_schema = _build(app)
     return app.openapi_schema
 
 
-def written(found: Mapping[str, Any]) -> str:
-    """The document as text in one form, for a file that is compared."""
-    return json.dumps(found, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+def to_text(openapi: Mapping[str, Any]) -> str:
+    """Return the document as text with sorted keys, for a file that is compared."""
+    return json.dumps(openapi, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def _complete(
-    endpoint: Endpoint, operation: dict[str, Any], schemas: dict[str, Any], examples: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """Put in headers, problems and examples, and the schemas of bodies among the components."""
-    protocol = endpoint.path.startswith("/v2")
-    # A model's version belongs to the longer path, and FastAPI takes it for a query of the shorter one. That the answer
-    # may go by `Accept` is said by its content types, and nowhere else (OpenAPI 3.1, section 4.8.12.1).
-    dropped = {("accept", "header"), *([("version", "query")] if protocol else [])}
-    known = [one for one in operation.get("parameters", []) if (one["name"], one["in"]) not in dropped]
-    operation["parameters"] = [*known, *headers.parameters(endpoint)]
+def _build(app: FastAPI) -> dict[str, Any]:
+    openapi = get_openapi(
+        title=app.title,
+        version=app.version,
+        summary=app.summary,
+        description=f"{_ABOUT}\n<details><summary>All codes</summary>\n\n{table_of_codes()}\n\n</details>",
+        routes=app.routes,
+        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+    )
+    components = openapi["components"]
+    components |= {"parameters": dict(PARAMETERS), "headers": dict(HEADERS)}
+    schemas = components["schemas"]
+    for model in (Problem, ProtocolError):
+        _hoist(TypeAdapter(model).json_schema(ref_template=SCHEMA_REFERENCE), schemas)
+    examples = json.loads(files(__package__).joinpath("examples.json").read_text("utf-8"))
+    for endpoint in ENDPOINTS:
+        if endpoint.is_documented:
+            operation = openapi["paths"][endpoint.path][endpoint.method.lower()]
+            _complete(endpoint, operation, schemas)
+            _add_examples(operation, examples.get(endpoint.operation_id, {}))
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for schema in schemas.values():
+        _tidy(schema)
+    return openapi
+
+
+def _complete(endpoint: Endpoint, operation: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Add headers and problems to an operation, and move the schemas of its bodies to the components."""
+    is_oip = endpoint.path.startswith("/v2")
+    # A model's version belongs to the longer path, and FastAPI takes it for a query of the shorter one. The content
+    # types of an answer say that it may depend on `Accept`, which must not be a parameter (OpenAPI 3.1, 4.8.12.1).
+    dropped = {("accept", "header"), *([("version", "query")] if is_oip else [])}
+    parameters = operation.get("parameters", [])
+    kept = [parameter for parameter in parameters if (parameter["name"], parameter["in"]) not in dropped]
+    operation["parameters"] = [*kept, *_request_headers(endpoint)]
     answers = {status: answer for status, answer in operation["responses"].items() if status.startswith("2")}
     bodies = [operation["requestBody"]] if "requestBody" in operation else []
     for holder in [*bodies, *answers.values()]:
         for content in holder.get("content", {}).values():
             content["schema"] = _hoist(content.get("schema", {}), schemas)
-    operation["responses"] = answers | responses(error_codes(endpoint, operation), protocol=protocol)
+    operation["responses"] = answers | responses(_error_codes(endpoint, operation), protocol=is_oip)
     for status, answer in operation["responses"].items():
-        if carried := answer.get("headers", {}) | headers.response_headers(endpoint, status):
-            answer["headers"] = carried
-    for kind, named in examples.get("request", {}).items():
-        operation["requestBody"]["content"][kind]["examples"] = named
-    for status, by_kind in examples.get("answers", {}).items():
-        for kind, named in by_kind.items():
-            answers[status]["content"][kind]["examples"] = named
+        if headers := answer.get("headers", {}) | _response_headers(endpoint, status):
+            answer["headers"] = headers
+
+
+def _add_examples(operation: dict[str, Any], examples: Mapping[str, Mapping[str, Any]]) -> None:
+    for content_type, named in examples.get("request", {}).items():
+        operation["requestBody"]["content"][content_type]["examples"] = named
+    for status, by_type in examples.get("answers", {}).items():
+        for content_type, named in by_type.items():
+            operation["responses"][status]["content"][content_type]["examples"] = named
 
 
 def _hoist(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
-    """`schema` with its definitions, and itself where it has a name, among the components."""
+    """Move a schema's definitions, and itself if it has a name, to the components; return it or its reference."""
     schemas |= schema.pop("$defs", {})
     if schema.get("type") != "object" or "title" not in schema or "properties" not in schema:
         return schema
@@ -103,15 +169,63 @@ def _hoist(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tidy(schema: Any) -> None:
-    """Without what pydantic adds: a title that repeats the name of its property, and a default that says nothing."""
+    """Remove what pydantic adds: titles that repeat the name of a property, and defaults of null."""
     if isinstance(schema, list):
-        for one in schema:
-            _tidy(one)
+        for entry in schema:
+            _tidy(entry)
     elif isinstance(schema, dict):
-        for one in schema.get("properties", {}).values():
-            one.pop("title", None)
-            if one.get("default", "") is None:
-                del one["default"]
-        for name, one in schema.items():
+        for member in schema.get("properties", {}).values():
+            member.pop("title", None)
+            if member.get("default", "") is None:
+                del member["default"]
+        for name, member in schema.items():
             if name not in ("example", "examples", "enum", "default"):
-                _tidy(one)
+                _tidy(member)
+
+
+def _request_headers(endpoint: Endpoint) -> list[dict[str, str]]:
+    """Return references to the headers that an endpoint honours."""
+    return [{"$ref": f"#/components/parameters/{_REQUEST_COMPONENTS[header]}"} for header in endpoint.request_headers]
+
+
+def _response_headers(endpoint: Endpoint, status: str) -> dict[str, dict[str, str]]:
+    """Return references to the headers of an endpoint's answer."""
+    if not status.startswith("2"):
+        return {}
+    # A dry run (200) creates nothing that could have a location.
+    own = [header for header in endpoint.response_headers if (header, status) != ("Location", "200")]
+    return {
+        header: {"$ref": f"#/components/headers/{_RESPONSE_COMPONENTS[header]}"} for header in (*own, "X-Request-Id")
+    }
+
+
+def _error_codes(endpoint: Endpoint, operation: Mapping[str, Any]) -> set[str]:
+    """Return all codes of an operation of the document, whose parameters and body are complete."""
+    codes = {*_EVERY_CALL, *endpoint.errors}
+    for header in endpoint.request_headers:
+        codes |= set(_BY_HEADER.get(header, ()))
+    parameter_names = {parameter.get("name") for parameter in operation["parameters"]}
+    codes |= {"invalid_cursor"} if "cursor" in parameter_names else set()
+    codes |= {"invalid_name"} if "name" in parameter_names else set()
+    if any(parameter.get("in") == "query" for parameter in operation["parameters"]):
+        codes |= {"unknown_field", "wrong_type", "out_of_range", "invalid_combination"}
+    if endpoint.body:
+        codes |= {"body_too_large"}
+        codes |= set() if endpoint.is_streamed else {"too_many_bytes"}
+        codes |= {"unsupported_media_type"} if endpoint.body_is_required else set()
+        codes |= set(_JSON) if "application/json" in endpoint.body else set()
+    return codes
+
+
+@router.get("/docs")
+def show_page(request: Request) -> HTMLResponse:
+    """Show Swagger UI, from the service's own files."""
+    page = render(request, "api.html")
+    page.headers["Content-Security-Policy"] = _POLICY
+    return page
+
+
+@router.get("/openapi.json")
+def show_document(request: Request) -> Response:
+    """Return the OpenAPI document."""
+    return Response(json.dumps(document(request.app), ensure_ascii=False), media_type="application/json")

@@ -83,23 +83,26 @@ def _check(folder: Path) -> bool:
 
 
 def _accept(folder: Path, quarantine: Quarantine) -> None:
-    from adapters.storage.database import SqliteDatabase  # SQLAlchemy stays out of this process otherwise
+    # Imported here, because this process does without SQLAlchemy otherwise.
+    from adapters.storage.blob_writer import BlobWriter
+    from adapters.storage.database import SqliteDatabase
 
-    SqliteDatabase(folder).close()
-    blobs = FolderBlobs(folder, revision=lambda: 0, quarantine=quarantine)
-    with blobs.sweeping() as alone:
-        if not alone:
-            raise CatalogNotLoadable(
-                f"the catalogue {folder / CATALOG} cannot be accepted while another process publishes: stop it first"
-            )
-        newest = newest_revision(folder)
-        # Before the ids are written: while they differ, every start is refused, and sweeps nothing.
-        if orphans := unreferenced(folder):
-            kept = quarantine.keep(orphans)
-            log.warning(
-                "moved %d blobs that the catalogue does not refer to into %s; they stay there", len(orphans), kept
-            )
-        complete_store(folder, accept=True, revision_at_least=newest)
+    database, blobs = SqliteDatabase(folder), FolderBlobs(folder, quarantine=quarantine)
+    blobs.create_folder()
+    writer = BlobWriter(database, blobs, folder)
+    if writer.live_owners():
+        raise CatalogNotLoadable(
+            f"the catalogue {folder / CATALOG} cannot be accepted while another process publishes: stop it first"
+        )
+    writer.delete_stale_rows()
+    writer.close()
+    database.close()
+    newest = newest_revision(folder)
+    # Before the ids are written: while they differ, every start is refused, and sweeps nothing.
+    if orphans := unreferenced(folder):
+        kept = quarantine.keep(orphans)
+        log.warning("moved %d blobs that the catalogue does not refer to into %s; they stay there", len(orphans), kept)
+    complete_store(folder, accept=True, revision_at_least=newest)
     log.warning("the catalogue %s is accepted as it is", folder / CATALOG)
 
 

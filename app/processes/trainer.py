@@ -11,14 +11,13 @@ from adapters.catalog.catalog import Catalog
 from adapters.errors import BaseNotLoadable, CatalogBusy, CatalogNotLoadable
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.execution.trainer import Trainer
-from app.bootstrap import CHECKPOINTS, load_base, open_fitter, open_queue
+from app.bootstrap import CHECKPOINTS, load_base, open_fitter, open_queue, warn_about_jobs
 from app.observability import logs
 from app.observability.metrics.process_slot import METRICS
 from app.observability.metrics.recording import Metrics
 from app.observability.tracing import open_tracing
 from app.observability.training import listener
 from app.processes.signals import EXIT_CONFIG, stop_on_signals, when_parent_ends
-from app.processes.start_warnings import warn_about_jobs
 from app.settings import Settings, load_settings
 
 _SECONDS_TO_CLOSE = 1.0

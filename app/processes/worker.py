@@ -12,10 +12,10 @@ import torch
 import uvicorn
 
 from adapters.errors import BaseNotLoadable, CatalogNotLoadable
+from app.bootstrap import warn_in_background
 from app.http.application import create_app
 from app.observability import logs
 from app.processes.signals import EXIT_CONFIG, FIRST, when_parent_ends
-from app.processes.start_warnings import warn_in_background
 from app.service import Service, open_service
 from app.serving.open_connections import raise_file_limit
 from app.serving.uvicorn_protocol import connections

@@ -93,4 +93,4 @@ def _of_one(wanted: Wanted, version: Version | None, x_NO: Float32) -> dict[str,
 
 def _is_multi_label(version: Version | None) -> bool:
     """Whether each class is right or not by itself: the version was trained so, as its lineage says."""
-    return version is not None and (version.lineage or {}).get("loss") == Loss.BINARY_CROSS_ENTROPY
+    return version is not None and version.loss == Loss.BINARY_CROSS_ENTROPY

@@ -16,7 +16,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, parse_reference
 from adapters.strict_json import parse
 from app.http.bodies import object_of_body, read_as
-from app.http.schemas.adapters import PredictRequest
+from app.http.schemas.predictions import PredictRequest
 from app.serving.fast_json import has_lists, read_rows
 from app.serving.options import Wanted, read_wanted
 

@@ -63,7 +63,7 @@ def _rows_of_dataset(service: Service, body: DatasetData, loss: Loss, *, field: 
     base = service.base
     reference = parse_reference(body.dataset, field=f"{field}.dataset")
     version = service.datasets.find(reference, field=f"{field}.dataset")
-    table = Table.open(service.datasets.path(version))
+    table = Table.open(service.datasets.local(version))
     if table.rows > MOST_ROWS:
         raise OutOfRange(
             f"{field}.dataset has {table.rows} rows; one training takes at most {MOST_ROWS}",
@@ -174,8 +174,8 @@ def _groups(table: Table, column: str | None, *, field: str) -> Groups | None:
 def _corpus(service: Service, body: CorpusBody, loss: Loss, *, field: str) -> Numbers:
     check_corpus(loss, field=field)
     reference = parse_reference(body.dataset, field=f"{field}.dataset")
-    table = Table.open(service.datasets.path(service.datasets.find(reference, field=f"{field}.dataset")))
-    selection = parse_selector(body.documents, field=f"{field}.documents")
+    table = Table.open(service.datasets.local(service.datasets.find(reference, field=f"{field}.dataset")))
+    selection = parse_selection(body.documents, field=f"{field}.documents")
     return _numbers(table, selection, service.base.out_features, field=f"{field}.documents")
 
 

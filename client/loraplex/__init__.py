@@ -81,7 +81,6 @@ from loraplex.errors import (
     WrongShape,
     WrongType,
 )
-from loraplex.jobs import AsyncJob, Job
 from loraplex.progress import Display
 from loraplex.results import (
     Adapter,
@@ -108,8 +107,8 @@ from loraplex.results import (
 )
 
 if TYPE_CHECKING:
-    from loraplex.async_client import AsyncClient
-    from loraplex.client import Client
+    from loraplex.async_client import AsyncClient, AsyncJob
+    from loraplex.client import Client, Job
 
 __all__ = [
     "Adapter",
@@ -209,7 +208,12 @@ __all__ = [
     "WrongType",
 ]
 
-_CLIENTS = {"AsyncClient": "loraplex.async_client", "Client": "loraplex.client"}
+_CLIENTS = {
+    "AsyncClient": "loraplex.async_client",
+    "AsyncJob": "loraplex.async_client",
+    "Client": "loraplex.client",
+    "Job": "loraplex.client",
+}
 
 if not TYPE_CHECKING:
     # They bring httpx and numpy, which the command line does without until it asks a service: at each key press of a

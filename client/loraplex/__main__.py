@@ -1,4 +1,4 @@
-"""`python -m loraplex` is the console script, also in a folder that has an `app` of its own."""
+"""Run the console script as `python -m loraplex`, also in a folder that has a package named `app`."""
 
 import sys
 
@@ -6,6 +6,6 @@ from loraplex.cli import main
 
 if __name__ == "__main__":
     if not sys.flags.safe_path:
-        # Python put the working directory first, where it would shadow the service's packages.
+        # Python puts the working directory first, where it would hide the packages of the service.
         del sys.path[0]
     main()

@@ -1,4 +1,4 @@
-"""Where the service is, unless somebody says."""
+"""Address of the service."""
 
 import os
 
@@ -7,5 +7,5 @@ URL_VARIABLE = "LORAPLEX_URL"
 
 
 def address(url: str | None = None) -> str:
-    """The one given, else the environment's, else where `loraplex serve` listens."""
+    """Return the given address, or that of the environment, or that of a local `loraplex serve`."""
     return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL

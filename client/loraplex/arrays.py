@@ -1,14 +1,15 @@
-"""Arrays in and out: numpy, torch where its user has it, nested lists. Torch is never imported from here."""
+"""Conversion of NumPy arrays, tensors, nested lists and texts to rows, and back. This module never imports torch."""
 
 # N rows · I in_features · O out_features
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loraplex.effects import Operation, work
 from loraplex.errors import NotFinite, WrongShape, WrongType
 
 Float32 = NDArray[np.float32]
@@ -16,23 +17,23 @@ Float32 = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """Rows as they are sent, and how their answer is to look."""
+    """Rows to send, and the form of their answer."""
 
     x_NI: Float32
-    """Finite, contiguous."""
+    """Finite and contiguous."""
     one: bool
-    """Whether it was a single row, without the dimension of rows."""
+    """True if the input was a single row, without a dimension for rows."""
     device: Any
-    """Where the torch tensor was; None where it was none."""
+    """Device of the tensor that was given; None if none was."""
 
     def answer(self, outputs_NO: Float32) -> Any:
-        """Outputs as the rows came in: a tensor for a tensor, one row for one row."""
+        """Return outputs in the form of the input: a tensor for a tensor, one row for one row."""
         shaped = outputs_NO[0] if self.one else outputs_NO
         return shaped if self.device is None else _torch().from_numpy(shaped).to(self.device)
 
 
 def is_text(value: object) -> bool:
-    """Whether these are texts, for an encoder: a string, a list of strings, or an array of them."""
+    """Return whether these are texts for an encoder: a string, a list of strings, or an array of them."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind == "U" or (value.dtype == object and all(isinstance(text, str) for text in value.flat))
     return isinstance(value, str) or (
@@ -41,7 +42,10 @@ def is_text(value: object) -> bool:
 
 
 def rows(value: object, *, field: str = "inputs") -> Rows:
-    """Rows of numbers, (N, I), or one of them, (I,); raises `WrongType`, `WrongShape` and `NotFinite`."""
+    """Return rows of numbers, (N, I), or a single row, (I,).
+
+    Raises `WrongType`, `WrongShape` and `NotFinite`.
+    """
     tensor = _is_tensor(value)
     x = numbers(value, field=field)
     if x.ndim not in (1, 2) or 0 in x.shape:
@@ -56,7 +60,10 @@ def rows(value: object, *, field: str = "inputs") -> Rows:
 
 
 def numbers(value: object, *, field: str) -> Float32:
-    """An array of finite float32; raises `WrongType`, `WrongShape` and `NotFinite`, which names the row."""
+    """Return an array of finite float32.
+
+    Raises `WrongType`, `WrongShape` and, with the row, `NotFinite`.
+    """
     given = array(value, field=field)
     if given.dtype.kind not in "iuf":
         raise WrongType(
@@ -72,7 +79,7 @@ def numbers(value: object, *, field: str) -> Float32:
 
 
 def check_finite(narrow: NDArray[Any], given: NDArray[Any], *, field: str) -> None:
-    """Raises `NotFinite` at the first number of `narrow` that is not; `given` is what it was."""
+    """Raise `NotFinite` for the first number of `narrow` that is not finite; `given` holds the original number."""
     finite = np.isfinite(narrow)
     if finite.all():
         return
@@ -88,12 +95,12 @@ def check_finite(narrow: NDArray[Any], given: NDArray[Any], *, field: str) -> No
 
 
 def array(value: object, *, field: str) -> NDArray[Any]:
-    """Anything that is an array, as numpy has it; raises `WrongShape` where rows differ in length."""
+    """Return any array-like as a NumPy array; raise `WrongShape` if its rows differ in length."""
     if _is_tensor(value):
         value = _from_tensor(value, field)
     try:
         held = np.asarray(lists_of_vectors(value, field=field))
-        # Columns of several types of numbers are objects in pandas.
+        # pandas has columns of several numeric types as objects.
         numeric = held.dtype == object and all(isinstance(cell, int | float | np.number) for cell in held.flat)
         return np.asarray(held.tolist()) if numeric else held
     except ValueError:
@@ -107,7 +114,7 @@ def lists_of_vectors(value: Any, *, field: str) -> Any:
 
     Raises `WrongType` for a row that has no vector.
     """
-    # Only what numpy would make an array of objects: neither a list nor a tensor.
+    # Only what NumPy would turn into an array of objects: neither a list nor a tensor.
     if isinstance(value, list | tuple | str) or not hasattr(value, "__array__"):
         return value
     held = np.asarray(value)
@@ -127,11 +134,11 @@ def _is_vector(cell: object) -> bool:
 
 def _from_tensor(tensor: Any, field: str) -> NDArray[Any]:
     try:
-        # numpy has no bfloat16.
+        # NumPy has no bfloat16.
         narrow = tensor.dtype.is_floating_point and tensor.element_size() < 4
         held: NDArray[Any] = (tensor.float() if narrow else tensor).numpy(force=True)
     except (TypeError, RuntimeError) as error:
-        # A sparse or a quantized one, or one without data.
+        # A sparse or quantized tensor, or one without data.
         raise WrongType(
             f"{field} is a tensor that is no array: {error}", field=field, expected="a dense tensor of numbers"
         ) from None
@@ -144,5 +151,37 @@ def _is_tensor(value: object) -> bool:
 
 
 def _torch() -> Any:
-    # Whoever has a tensor has imported torch.
+    # Torch is imported if the caller has a tensor.
     return sys.modules.get("torch")
+
+
+Encode = Callable[[list[str]], Any]
+"""Encoder: texts to one row of numbers per text, such as `SentenceTransformer.encode`."""
+
+
+def read_rows(inputs: Any, encode: Encode | None, *, field: str = "inputs") -> Operation[Rows]:
+    """Return rows from numbers, or from texts by the encoder."""
+    if not is_text(inputs):
+        return rows(inputs, field=field)
+    if encode is None:
+        raise WrongType(
+            f"{field} are texts, and this client has no encoder",
+            field=field,
+            given="text",
+            expected="numbers, or a Client(url, encode=model.encode)",
+        )
+    texts = [inputs] if isinstance(inputs, str) else np.asarray(inputs, dtype=object).ravel().tolist()
+    found = rows((yield from work(lambda: encode(texts))), field=field)
+    if found.one or len(found.x_NI) != len(texts):
+        raise WrongShape(
+            f"the encoder made {found.x_NI.shape} numbers of {len(texts)} texts",
+            field=field,
+            given=found.x_NI.shape,
+            expected=f"({len(texts)}, columns)",
+        )
+    return Rows(found.x_NI, isinstance(inputs, str), None)
+
+
+def plain(values: Any) -> list[Any]:
+    """Return a list that JSON can represent."""
+    return np.asarray(values).tolist()  # type: ignore[no-any-return]

@@ -1,20 +1,26 @@
-"""The client for an event loop of asyncio: the same names as `loraplex.client`, and what that returns is awaited."""
+"""Asynchronous client and job.
 
-# ruff: noqa: ASYNC109  # a timeout is what it is for the client that blocks: seconds for a call, repeats and all
+`scripts/generate_client.py` makes `client.py`, the blocking client, from this file.
+"""
+
+# ruff: noqa: ASYNC109  # both clients have the same parameters, so `timeout` is one of them
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import httpx
 
+from loraplex.arrays import Encode
 from loraplex.async_driver import AsyncDriver
 from loraplex.calls import adapters as catalog
-from loraplex.calls import datasets, jobs, predictions, service, trainings, uploads
+from loraplex.calls import datasets, jobs
+from loraplex.calls import predict as predictions
+from loraplex.calls import train as trainings
+from loraplex.calls.jobs import succeeded
 from loraplex.effects import ask
-from loraplex.encoding import Encode
-from loraplex.jobs import AsyncJob, succeeded, with_async_client
 from loraplex.progress import Display
 from loraplex.results import (
     Adapter,
@@ -24,6 +30,7 @@ from loraplex.results import (
     Estimate,
     Event,
     JobAdapter,
+    JobFields,
     Label,
     Prediction,
     Preview,
@@ -33,14 +40,50 @@ from loraplex.results import (
 from loraplex.transport import settings
 
 
-class AsyncClient:
-    """A loraplex service. Tasks of one event loop may share one; close it, or use it in an `async with`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsyncJob(JobFields):
+    """Training job, in the state in which it was fetched."""
 
-    `url` is where the service is, by default `LORAPLEX_URL` or http://127.0.0.1:8000. With `encode`, such as a
-    SentenceTransformer's, texts go in wherever inputs do; `feature_space` names that encoder, and the service refuses
-    what comes from another one than its layer was made for. `timeout` is in seconds for each call, its `retries`
-    included; what has the service read a data set or the rows of a training may take two minutes more, unless it is
-    given a time of its own. A call is repeated only where that is safe. Every error is a `LoraplexError`.
+    client: "AsyncClient" = field(repr=False, compare=False)
+
+    async def wait(self, *, progress: bool | Display = False, timeout: float | None = None) -> "AsyncJob":
+        """Wait for the end of the job, and return it; `progress` shows its progress on standard error or a `Display`.
+
+        Raises `JobFailed` and `JobCancelled`, which carry the job, and `TimedOut` after `timeout` seconds. The job
+        continues if the wait is interrupted.
+        """
+        return await self.client.wait(self.id, progress=progress, timeout=timeout)
+
+    def events(self) -> AsyncIterator[Event]:
+        """Iterate over the events of the job until it ends."""
+        return self.client.events(self.id)
+
+    async def refresh(self) -> "AsyncJob":
+        """Return the current state of the job."""
+        return await self.client.job(self.id)
+
+    async def cancel(self) -> "AsyncJob":
+        """Cancel the job; raise `JobEnded` if it has already ended."""
+        return await self.client.cancel(self.id)
+
+    def adapters(self, *, status: str | None = None, limit: int | None = None) -> AsyncIterator[JobAdapter]:
+        """Iterate over the adapters that the job trains; `status` is `waiting`, `published` or `failed`."""
+        return self.client.job_adapters(self.id, status=status, limit=limit)
+
+    async def revert(self) -> Reverted:
+        """Point the live aliases that the job moved back; raise `JobNotEnded` if it is running."""
+        return await self.client.revert(self.id)
+
+
+class AsyncClient:
+    """Client of a loraplex service. Tasks of one event loop may share it; close it, or use it in an `async with`.
+
+    `url` is the address of the service, by default `LORAPLEX_URL` or http://127.0.0.1:8000. With `encode`, such as the
+    `encode` method of a SentenceTransformer, every method that takes inputs takes texts too. `feature_space` names that
+    encoder; the service refuses inputs from an encoder that its layer was not made for. `timeout` is in seconds for
+    each call, including its `retries`. Calls for which the service reads a data set or the rows of a training may take
+    two minutes more, unless they are given a timeout of their own. A call is retried only if that is safe. Every error
+    is a `LoraplexError`.
     """
 
     def __init__(
@@ -61,16 +104,16 @@ class AsyncClient:
 
     @property
     def url(self) -> str:
-        """Where the service is."""
+        """Address of the service."""
         return self._settings.url
 
     async def predict(
         self, adapter: str | Sequence[str | None] | None, inputs: Any, *, timeout: float | None = None
     ) -> Prediction:
-        """The layer's outputs for rows: of one adapter (None is the base layer), or of one a row.
+        """Return the layer's outputs for rows, with one adapter for all rows (None is the base layer) or one per row.
 
-        `inputs` are (rows, in_features) or one row, of numpy, torch or nested lists, or texts where the client has an
-        encoder. Any number of rows: more than fit in one request go in several, all answered by the same versions.
+        `inputs` is (rows, in_features) or one row, as a NumPy array, a tensor or nested lists, or texts if the client
+        has an encoder. Rows that do not fit in one request are sent in several, and the same versions answer all.
         """
         encode = self._settings.encode
         return await self._driver.run(predictions.predict(adapter, inputs, encode=encode, timeout=timeout))
@@ -83,7 +126,7 @@ class AsyncClient:
         top_k: int = 1,
         timeout: float | None = None,
     ) -> list[list[Label]]:
-        """The `top_k` most probable classes of each row, that one first."""
+        """Return the `top_k` most probable classes of each row, in order of probability."""
         encode = self._settings.encode
         steps = predictions.classify(adapter, inputs, top_k=top_k, encode=encode, timeout=timeout)
         return await self._driver.run(steps)
@@ -106,10 +149,10 @@ class AsyncClient:
         alpha: float | str | None = None,
         timeout: float | None = None,
     ) -> AsyncJob:
-        """Queue the training of an adapter, or of a fleet of them; the rest is as `POST /adapters` has it.
+        """Queue the training of an adapter or of a fleet; the arguments are the fields of `POST /adapters`.
 
-        Rows are `inputs` and `targets` with what goes with them, or `data`, such as columns of a data set. Large
-        arrays go as a data set of their own, which is deleted once the job has its rows.
+        The rows are `inputs` and `targets`, with optional weights and groups, or `data`, such as columns of a data set.
+        Large arrays are sent as a temporary data set, which is deleted once the job has its rows.
         """
         rows = {
             "inputs": inputs,
@@ -140,7 +183,7 @@ class AsyncClient:
         alpha: float | str | None = None,
         timeout: float | None = None,
     ) -> Estimate:
-        """What `train` would do with the same arguments, all of it checked, and what it would take."""
+        """Check the arguments of `train`, and return the resolved settings with the estimated memory and time."""
         rows = {
             "inputs": inputs,
             "targets": targets,
@@ -150,8 +193,8 @@ class AsyncClient:
             "corpus": corpus,
         }
         body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
-        found: Estimate = await self._train(name, rows, data, body, timeout, dry_run=True)
-        return found
+        estimate: Estimate = await self._train(name, rows, data, body, timeout, dry_run=True)
+        return estimate
 
     async def update(
         self,
@@ -162,7 +205,7 @@ class AsyncClient:
         publish: str | Mapping[str, Any] | None = None,
         timeout: float | None = None,
     ) -> AsyncJob:
-        """Queue the refit of an adapter that kept its statistics: rows that come in, rows that are forgotten.
+        """Queue the refit of an adapter that kept its statistics, with rows to add and rows to forget.
 
         Both are `{"inputs": …, "targets": …, "weights": …}`, or columns of a data set.
         """
@@ -171,7 +214,7 @@ class AsyncClient:
         return self._job(await self._driver.run(steps))
 
     async def job(self, job_id: str) -> AsyncJob:
-        """One job as it is now."""
+        """Return the current state of a job."""
         return self._job(await self._driver.run(ask(jobs.show_job(job_id))))
 
     async def jobs(
@@ -182,9 +225,9 @@ class AsyncClient:
         prefix: str | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[AsyncJob]:
-        """Jobs, newest first, without their histories; all of them unless `limit` says how many.
+        """Iterate over jobs, newest first and without their histories; `limit` is the most to return.
 
-        `prefix` is how their ids begin, 4 or more characters.
+        `prefix` is the beginning of a job id, of at least 4 characters.
         """
         steps = jobs.list_jobs(status=status, adapter=adapter, prefix=prefix, limit=limit)
         async for job in self._driver.iterate(steps):
@@ -193,24 +236,24 @@ class AsyncClient:
     def job_adapters(
         self, job_id: str, *, status: str | None = None, limit: int | None = None
     ) -> AsyncIterator[JobAdapter]:
-        """What a job trains; `status` is `waiting`, `published` or `failed`."""
+        """Iterate over the adapters that a job trains; `status` is `waiting`, `published` or `failed`."""
         return self._driver.iterate(jobs.list_job_adapters(job_id, status=status, limit=limit))
 
     def events(self, job_id: str) -> AsyncIterator[Event]:
-        """What a job tells until it has ended, over connections that break too."""
-        return self._driver.iterate(jobs.watch(job_id, self._settings.patience))
+        """Iterate over the events of a job until it ends; a broken connection is opened again."""
+        return self._driver.iterate(jobs.watch(job_id, self._settings.retry_policy))
 
     async def wait(self, job_id: str, *, progress: bool | Display = False, timeout: float | None = None) -> AsyncJob:
-        """As `AsyncJob.wait`."""
-        steps = jobs.wait(job_id, self._settings.patience, timeout=timeout, progress=progress)
+        """Wait for the end of a job, as `AsyncJob.wait` does."""
+        steps = jobs.wait(job_id, self._settings.retry_policy, timeout=timeout, progress=progress)
         return succeeded(self._job(await self._driver.run(steps)))
 
     async def cancel(self, job_id: str) -> AsyncJob:
-        """End a job; raises `JobEnded` where it has ended already."""
+        """Cancel a job; raise `JobEnded` if it has already ended."""
         return self._job(await self._driver.run(jobs.cancel(job_id)))
 
     async def revert(self, job_id: str) -> Reverted:
-        """Take back what a job published; raises `JobNotEnded` before its end."""
+        """Point the live aliases that a job moved back to the versions before; raise `JobNotEnded` if it is running."""
         return await self._driver.run(jobs.revert(job_id))
 
     async def upload(
@@ -227,13 +270,14 @@ class AsyncClient:
         if_none_match: str | None = None,
         timeout: float | None = None,
     ) -> Version:
-        """A new version, or live's where that has these bytes already.
+        """Upload an adapter, and return its new version, or the live one if that has the same bytes.
 
-        `source` is a PEFT model, a folder that PEFT wrote, or a zip of it. Or the factors: `A` (out, r), `B` (r, in),
-        and `bias` (out). `if_match` is the digest that live must have; `if_none_match="*"`: only a name that is new.
+        `source` is a PEFT model, a folder that PEFT wrote, or a zip archive of one. Otherwise, give the factors: `A`
+        (out, r), `B` (r, in) and `bias` (out). `if_match` is the digest that the live version must have, and
+        `if_none_match="*"` requires that the name is new.
         """
         factors = {"A": A, "B": B, "alpha": alpha, "bias": bias, "labels": labels}
-        steps = uploads.upload(
+        steps = catalog.upload(
             name, source, factors=factors, if_match=if_match, if_none_match=if_none_match, timeout=timeout
         )
         return await self._driver.run(steps)
@@ -247,28 +291,28 @@ class AsyncClient:
         module: str | None = None,
         timeout: float | None = None,
     ) -> Path:
-        """Write an adapter into a folder from which `PeftModel.from_pretrained` loads it; returns the folder."""
+        """Write an adapter to a folder that `PeftModel.from_pretrained` loads, and return the folder."""
         steps = catalog.download(name, Path(folder), version=version, module=module, timeout=timeout)
         return await self._driver.run(steps)
 
     def adapters(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Adapter]:
-        """Adapters in byte order of name; all of them unless `limit` says how many."""
+        """Iterate over adapters in byte order of their names; `limit` is the most to return."""
         return self._driver.iterate(catalog.list_adapters(prefix=prefix, limit=limit))
 
     async def adapter(self, name: str) -> Adapter:
-        """One adapter and its live version."""
+        """Return an adapter and its live version."""
         return await self._driver.run(catalog.show_adapter(name))
 
     def versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[Version]:
-        """An adapter's versions, newest first."""
+        """Iterate over the versions of an adapter, newest first."""
         return self._driver.iterate(catalog.list_versions(name, limit=limit))
 
     async def version(self, name: str, version: int) -> Version:
-        """One version."""
+        """Return one version of an adapter."""
         return await self._driver.run(catalog.show_version(name, version))
 
     async def roll_back(self, name: str, version: int, *, if_match: str | None = None) -> Adapter:
-        """Back or forward: let the bare name mean this version."""
+        """Make an earlier or later version live."""
         return await self._driver.run(catalog.roll_back(name, version, if_match=if_match))
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
@@ -285,10 +329,10 @@ class AsyncClient:
         if_none_match: str | None = None,
         timeout: float | None = None,
     ) -> DatasetVersion:
-        """A new version of a data set, or the newest where that has this content already.
+        """Upload a data set, and return its new version, or the newest if that has the same content.
 
-        `source` is a file's path (its ending says what it is), a mapping of names to arrays, a pandas or
-        polars DataFrame, or anything else that gives Arrow streams, such as a pyarrow.Table.
+        `source` is the path of a file (its ending gives the format), a mapping of names to arrays, a pandas or polars
+        DataFrame, or any object that exports Arrow streams, such as a `pyarrow.Table`.
         """
         steps = datasets.put_dataset(
             name,
@@ -301,25 +345,25 @@ class AsyncClient:
         return await self._driver.run(steps)
 
     def datasets(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Dataset]:
-        """Data sets in byte order of name, without their reports."""
+        """Iterate over data sets in byte order of their names, without their reports."""
         return self._driver.iterate(datasets.list_datasets(prefix=prefix, limit=limit))
 
     async def dataset(self, name: str) -> Dataset:
-        """One data set with the report of its newest version."""
+        """Return a data set with the report of its newest version."""
         return await self._driver.run(datasets.show_dataset(name))
 
     def dataset_versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[DatasetVersion]:
-        """A data set's versions, newest first, without their reports."""
+        """Iterate over the versions of a data set, newest first, without their reports."""
         return self._driver.iterate(datasets.list_dataset_versions(name, limit=limit))
 
     async def dataset_version(self, name: str, version: int) -> DatasetVersion:
-        """One version with its report."""
+        """Return one version of a data set with its report."""
         return await self._driver.run(datasets.show_dataset_version(name, version))
 
     async def preview(
         self, name: str, *, version: int | None = None, offset: int | None = None, limit: int | None = None
     ) -> Preview:
-        """Some rows of a data set: 10 from the first on, unless it is said otherwise."""
+        """Return rows of a data set: `limit` of them (10 by default) from row `offset` on."""
         return await self._driver.run(datasets.preview(name, version=version, offset=offset, limit=limit))
 
     async def delete_dataset(self, name: str, *, if_match: str | None = None) -> None:
@@ -327,12 +371,12 @@ class AsyncClient:
         await self._driver.run(datasets.delete_dataset(name, if_match=if_match))
 
     async def base(self) -> Base:
-        """The frozen layer."""
+        """Return the description of the base layer."""
         return await self._driver.run(catalog.show_base())
 
     async def ready(self) -> bool:
-        """Whether the service is there and able to serve."""
-        return await self._driver.run(service.ready(self._settings.timeout))
+        """Return whether the service answers and is ready to serve."""
+        return await self._driver.run(catalog.ready(self._settings.timeout))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -354,4 +398,5 @@ class AsyncClient:
         return await self._driver.run(steps)
 
     def _job(self, job: Any) -> AsyncJob:
-        return with_async_client(job, self)
+        members = {member.name: getattr(job, member.name) for member in fields(JobFields)}
+        return AsyncJob(**members, client=self)

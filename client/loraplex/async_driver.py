@@ -1,4 +1,4 @@
-"""The driver for an event loop of asyncio."""
+"""Driver for an asyncio event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,17 +7,29 @@ from typing import Any, TypeVar
 
 import httpx
 
-from loraplex.effects import Answer, Attempt, Call, Open, Pause, Read, Step, Steps, Talk, Tell, Work
-from loraplex.retry import attempts
+from loraplex.effects import (
+    Answer,
+    Attempt,
+    Call,
+    CallFunction,
+    Effect,
+    Emit,
+    Execution,
+    OpenStream,
+    Operation,
+    ReadStream,
+    Sleep,
+)
+from loraplex.retry import send_with_retries
 from loraplex.transport import Settings, answer, from_httpx, late, request
 
 T = TypeVar("T")
 _MOMENT_SECONDS = 0.1
-"""More than httpx has for each of its steps, so that it says what was waited for where it can: a connection, say."""
+"""Longer than the timeouts of httpx, so that httpx raises first and its error names the cause."""
 
 
 class AsyncDriver:
-    """Takes steps on one httpx client, which tasks may share."""
+    """Executes effects on one httpx client, which tasks may share."""
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None) -> None:
         self.settings = settings
@@ -27,26 +39,26 @@ class AsyncDriver:
         """Close the connections."""
         await self._http.aclose()
 
-    async def run(self, steps: Steps[T]) -> T:
-        """All steps, to their result."""
-        talk = Talk(steps)
+    async def run(self, steps: Operation[T]) -> T:
+        """Execute an operation, and return its result."""
+        talk = Execution(steps)
         async with _Stream() as stream:
             while not talk.ended:
                 await self._advance(talk, stream)
         return talk.result
 
-    async def iterate(self, steps: Steps[None]) -> AsyncIterator[Any]:
-        """What the steps tell, as it comes."""
-        talk = Talk(steps)
+    async def iterate(self, steps: Operation[None]) -> AsyncIterator[Any]:
+        """Yield the items that an operation emits."""
+        talk = Execution(steps)
         async with _Stream() as stream:
             while not talk.ended:
-                if isinstance(talk.step, Tell):
+                if isinstance(talk.step, Emit):
                     yield talk.step.item
                     talk.go_on(None)
                 else:
                     await self._advance(talk, stream)
 
-    async def _advance(self, talk: Talk[Any], stream: "_Stream") -> None:
+    async def _advance(self, talk: Execution[Any], stream: "_Stream") -> None:
         try:
             came = await self._take(talk.step, stream)
         except BaseException as error:
@@ -54,19 +66,19 @@ class AsyncDriver:
         else:
             talk.go_on(came)
 
-    async def _take(self, step: Step, stream: "_Stream") -> Any:
+    async def _take(self, step: Effect, stream: "_Stream") -> Any:
         match step:
             case Call():
-                return await self.run(attempts(step, self.settings.patience))
+                return await self.run(send_with_retries(step, self.settings.retry_policy))
             case Attempt():
                 return await self._attempt(step)
-            case Open():
+            case OpenStream():
                 return await self._open(step, stream)
-            case Read():
+            case ReadStream():
                 return await self._read(stream)
-            case Pause(seconds):
+            case Sleep(seconds):
                 await asyncio.sleep(seconds)
-            case Work(function):
+            case CallFunction(function):
                 return await asyncio.to_thread(function)
         return None
 
@@ -82,7 +94,7 @@ class AsyncDriver:
             raise from_httpx(error, self.settings.url) from error
         return answer(response, content)
 
-    async def _open(self, step: Open, stream: "_Stream") -> Answer:
+    async def _open(self, step: OpenStream, stream: "_Stream") -> Answer:
         await stream.close()
         try:
             response = await self._http.send(request(self._http, step), stream=True)
@@ -99,7 +111,7 @@ class AsyncDriver:
 
 
 class _Stream:
-    """The stream that is open, if there is one."""
+    """The open stream, if any."""
 
     chunks: AsyncIterator[bytes]
 

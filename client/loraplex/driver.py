@@ -1,4 +1,4 @@
-"""The driver that blocks."""
+"""Blocking driver."""
 
 import time
 from collections.abc import Iterator
@@ -7,18 +7,30 @@ from typing import Any, TypeVar
 
 import httpx
 
-from loraplex.effects import Answer, Attempt, Call, Open, Pause, Read, Step, Steps, Talk, Tell, Work
-from loraplex.retry import attempts
+from loraplex.effects import (
+    Answer,
+    Attempt,
+    Call,
+    CallFunction,
+    Effect,
+    Emit,
+    Execution,
+    OpenStream,
+    Operation,
+    ReadStream,
+    Sleep,
+)
+from loraplex.retry import send_with_retries
 from loraplex.transport import Settings, answer, from_httpx, late, request
 
 T = TypeVar("T")
 
 
 class Driver:
-    """Takes steps on one httpx client, which threads may share.
+    """Executes effects on one httpx client, which threads may share.
 
-    httpx's time-out is for each read, so that an attempt may take longer than it is given where an answer's head drips
-    in; and up to twice as long where its body does, and then stops.
+    The timeout of httpx limits each read. An attempt may therefore take longer than its time if the head of the answer
+    arrives slowly, and up to twice as long if the body does.
     """
 
     def __init__(self, settings: Settings, transport: httpx.BaseTransport | None) -> None:
@@ -29,26 +41,26 @@ class Driver:
         """Close the connections."""
         self._http.close()
 
-    def run(self, steps: Steps[T]) -> T:
-        """All steps, to their result."""
-        talk = Talk(steps)
+    def run(self, steps: Operation[T]) -> T:
+        """Execute an operation, and return its result."""
+        talk = Execution(steps)
         with _Stream() as stream:
             while not talk.ended:
                 self._advance(talk, stream)
         return talk.result
 
-    def iterate(self, steps: Steps[None]) -> Iterator[Any]:
-        """What the steps tell, as it comes."""
-        talk = Talk(steps)
+    def iterate(self, steps: Operation[None]) -> Iterator[Any]:
+        """Yield the items that an operation emits."""
+        talk = Execution(steps)
         with _Stream() as stream:
             while not talk.ended:
-                if isinstance(talk.step, Tell):
+                if isinstance(talk.step, Emit):
                     yield talk.step.item
                     talk.go_on(None)
                 else:
                     self._advance(talk, stream)
 
-    def _advance(self, talk: Talk[Any], stream: "_Stream") -> None:
+    def _advance(self, talk: Execution[Any], stream: "_Stream") -> None:
         try:
             came = self._take(talk.step, stream)
         except BaseException as error:
@@ -56,19 +68,19 @@ class Driver:
         else:
             talk.go_on(came)
 
-    def _take(self, step: Step, stream: "_Stream") -> Any:
+    def _take(self, step: Effect, stream: "_Stream") -> Any:
         match step:
             case Call():
-                return self.run(attempts(step, self.settings.patience))
+                return self.run(send_with_retries(step, self.settings.retry_policy))
             case Attempt():
                 return self._attempt(step)
-            case Open():
+            case OpenStream():
                 return self._open(step, stream)
-            case Read():
+            case ReadStream():
                 return self._read(stream)
-            case Pause(seconds):
+            case Sleep(seconds):
                 time.sleep(seconds)
-            case Work(function):
+            case CallFunction(function):
                 return function()
         return None
 
@@ -79,7 +91,7 @@ class Driver:
             sent = request(self._http, step)
             response = self._http.send(sent, stream=True)
             with closing(response):
-                # The body has the time that its head left, and is looked at again each time that it drips.
+                # The body has the time that the head left; it is checked after each chunk.
                 sent.extensions["timeout"]["read"] = max(end - time.monotonic(), 0.001)
                 for chunk in response.iter_bytes():
                     if time.monotonic() > end:
@@ -89,7 +101,7 @@ class Driver:
             raise from_httpx(error, self.settings.url) from error
         return answer(response, bytes(content))
 
-    def _open(self, step: Open, stream: "_Stream") -> Answer:
+    def _open(self, step: OpenStream, stream: "_Stream") -> Answer:
         stream.close()
         try:
             response = self._http.send(request(self._http, step), stream=True)
@@ -106,7 +118,7 @@ class Driver:
 
 
 class _Stream:
-    """The stream that is open, if there is one."""
+    """The open stream, if any."""
 
     chunks: Iterator[bytes] = iter(())
 

@@ -1,7 +1,8 @@
-"""What a client does, without doing it: an operation is a generator of steps, and a driver takes them one by one.
+"""Effects: the requests, waits and reads of a client as values, without performing them.
 
-The drivers, `loraplex.driver` and `loraplex.async_driver`, differ in how they wait and in nothing else: what is sent,
-what is sent again, what is read and what is raised is decided here and in `loraplex.calls`, once for both.
+An operation is a generator that yields effects. A driver executes them one by one and sends back their results. The
+drivers in `loraplex.driver` and `loraplex.async_driver` differ only in how they wait; what is sent, retried, decoded
+and raised is decided here and in `loraplex.calls`, once for both.
 """
 
 import json
@@ -18,31 +19,31 @@ JSON = "application/json"
 
 
 class Repeat(StrEnum):
-    """When a call may be sent again. Each call says which of the two it is."""
+    """Condition under which a call may be sent again."""
 
     ALWAYS = "always"
-    """It changes nothing: after a lost connection too, and whoever answered 429 or 503."""
+    """The call changes nothing: also after a lost connection, and for any 429 or 503."""
     IF_REFUSED = "if_refused"
-    """It changes something: only where it never left, or the service itself said that it did nothing."""
+    """The call changes something: only if it was not sent, or if the service itself refused it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer as it came."""
+    """A complete answer."""
 
     url: str
     status: int
     headers: Mapping[str, str]
-    """By names in small letters."""
+    """Names are in lower case."""
     content: bytes
 
     @property
     def request_id(self) -> str | None:
-        """By which the service's log knows the request."""
+        """Return the id of the request in the log of the service."""
         return self.headers.get("x-request-id")
 
     def members(self) -> Mapping[str, Any]:
-        """The JSON object in it; empty where there is none."""
+        """Return the JSON object of the body; empty if there is none."""
         try:
             found = json.loads(self.content)
         except (ValueError, RecursionError):
@@ -50,7 +51,7 @@ class Answer:
         return found if isinstance(found, dict) else {}
 
     def json(self) -> Any:
-        """The JSON value in it; raises `BadAnswer`."""
+        """Return the JSON value of the body; raise `BadAnswer` if there is none."""
         try:
             return json.loads(self.content)
         except (ValueError, RecursionError):
@@ -64,7 +65,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Generic[T]):
-    """One request and how its answer is read."""
+    """One request, and the decoder of its answer."""
 
     method: str
     path: str
@@ -73,80 +74,80 @@ class Call(Generic[T]):
     query: Mapping[str, str | int] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | Path = b""
-    """The body; a file is read while it is sent, from its beginning each time that it is."""
+    """The body. A file is read from its beginning each time the request is sent."""
     timeout: float | None = None
-    """Seconds in all, in place of the client's own."""
+    """Seconds in total; None for the timeout of the client."""
     allowance: float = 0.0
-    """Seconds more than the client's own, where no others are given: what the service may take for it."""
+    """Seconds in addition to the timeout of the client, for work of the service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Send a call once and wait for its answer, whatever its status → `Answer`."""
+    """Send a call once, and wait for its answer of any status; the result is an `Answer`."""
 
     call: Call[Any]
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
-    """Send a call and wait for the beginning of its answer, which is a stream where it is a 200 → `Answer`."""
+class OpenStream:
+    """Send a call, and wait for the head of its answer; a 200 leaves a stream open. The result is an `Answer`."""
 
     call: Call[Any]
     seconds: float
-    """Without any byte, between two of them too."""
+    """Longest time without a byte."""
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
-    """Wait for the next bytes of the stream that is open → bytes, none at its end."""
+class ReadStream:
+    """Wait for the next bytes of the open stream; the result is bytes, empty at its end."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Sleep:
     """Wait."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """Call a function that takes a while, such as an encoder or one that reads files → what it returns."""
+class CallFunction:
+    """Call a function that takes a while, such as an encoder; the result is what it returns."""
 
     function: Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """Hand one item to whoever iterates."""
+class Emit:
+    """Give one item to the caller that iterates."""
 
     item: Any
 
 
-Step = Call[Any] | Attempt | Open | Read | Pause | Work | Tell
-Steps = Generator[Step, Any, T]
-"""An operation: it yields steps, is sent what came of each or has its error thrown in, and returns its result."""
+Effect = Call[Any] | Attempt | OpenStream | ReadStream | Sleep | CallFunction | Emit
+Operation = Generator[Effect, Any, T]
+"""A generator that yields effects, receives their results or errors, and returns the result of the operation."""
 
 
-def ask(call: Call[T]) -> Steps[T]:
-    """One call, sent again where that is allowed, → its result."""
+def ask(call: Call[T]) -> Operation[T]:
+    """Send a call, with retries, and return its result."""
     answer: T = yield call
     return answer
 
 
-def work(function: Callable[[], T]) -> Steps[T]:
-    """What a function returns."""
-    done: T = yield Work(function)
+def work(function: Callable[[], T]) -> Operation[T]:
+    """Return the result of a function that takes a while."""
+    done: T = yield CallFunction(function)
     return done
 
 
-def each(steps: Steps[T], take: Callable[[Any], object]) -> Steps[T]:
-    """`steps` with their items given to `take` instead of to whoever iterates."""
-    talk = Talk(steps)
+def each(steps: Operation[T], take: Callable[[Any], object]) -> Operation[T]:
+    """Execute an operation, and pass the items that it emits to `take`."""
+    talk = Execution(steps)
     while not talk.ended:
         step = talk.step
         try:
-            answer = take(step.item) if isinstance(step, Tell) else (yield step)
+            answer = take(step.item) if isinstance(step, Emit) else (yield step)
         except BaseException as error:
             talk.fail(error)
         else:
@@ -154,27 +155,27 @@ def each(steps: Steps[T], take: Callable[[Any], object]) -> Steps[T]:
     return talk.result
 
 
-class Talk(Generic[T]):
-    """Steps under way, as a driver holds them."""
+class Execution(Generic[T]):
+    """An operation in execution, as a driver holds it."""
 
     result: T
-    """Once it has ended."""
+    """Set when `ended` is true."""
 
-    def __init__(self, steps: Steps[T]) -> None:
+    def __init__(self, steps: Operation[T]) -> None:
         self._steps = steps
-        self.step: Step
+        self.step: Effect
         self.ended = False
         self.go_on(None)
 
     def go_on(self, answer: object) -> None:
-        """To the next step, with what came of this one."""
+        """Continue with the result of the effect."""
         self._advance(self._steps.send, answer)
 
     def fail(self, error: BaseException) -> None:
-        """To the next step, if there is one, after this one ended in `error`; raises it where nothing handles it."""
+        """Continue after the effect raised an error; raise the error if the operation does not handle it."""
         self._advance(self._steps.throw, error)
 
-    def _advance(self, move: Callable[[Any], Step], value: object) -> None:
+    def _advance(self, move: Callable[[Any], Effect], value: object) -> None:
         try:
             self.step = move(value)
         except StopIteration as done:

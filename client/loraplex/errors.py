@@ -1,4 +1,4 @@
-"""Everything that can go wrong: the service's own tree, by the same names and codes, and what only a client meets.
+"""Exceptions: the tree of the service's errors, with the same names and codes, and those of the client alone.
 
     LoraplexError
     ├── InvalidInput
@@ -29,31 +29,36 @@
     ├── HostNotAllowed · CrossSite
     ├── BodyTooLarge · HeadTooLarge · NotHttp · UnsupportedMediaType · RouteNotFound · MethodNotAllowed
     ├── NotReady · TooManyBytes · TooManyOpenFiles · InternalError
-    └── of the client alone
+    └── client only
         ├── Unreachable · TimedOut · BadAnswer
         └── JobFailed · JobCancelled
 
-`code` is an error's stable name: match on it, or on the class.
+`code` is the stable name of an error, and it is the name of the class in snake case.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
 class BadRow(NamedTuple):
-    """One row of a data set that cannot be used, and why."""
+    """Row of a data set that cannot be used, and the reason."""
 
     row: int
-    """From 0, the header line not counted."""
+    """From 0, without the header line."""
     column: str | None
     reason: str
 
 
 class LoraplexError(Exception):
-    """Something went wrong"""
+    """Something went wrong."""
 
     code: str = "error"
-    """The class's own; of a newer service's error that this client does not know, the one that the service gave."""
+    """Name of the class in snake case, or the code of an error of a newer service that this client has no class for."""
+
+    def __init_subclass__(cls) -> None:
+        if "code" not in cls.__dict__:
+            cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     def __init__(
         self,
@@ -69,154 +74,114 @@ class LoraplexError(Exception):
     ) -> None:
         super().__init__(detail)
         self.detail = detail
-        """What was wrong, in a sentence."""
+        """What was wrong, in one sentence."""
         self.field = field
-        """What in the request it is about, such as `training.epochs`."""
+        """The field of the request, such as `training.epochs`."""
         self.row = row
-        """Of the inputs or the data set, from 0."""
+        """The row of the inputs or of the data set, from 0."""
         self.given = given
         self.expected = expected
-        """What would be right."""
+        """What would be valid."""
         self.status = status
-        """Of the answer; None where no answer said so: found here, or told in a job's `error`."""
+        """HTTP status; None if the client itself raised the error, or if it is the error of a job."""
         self.request_id = request_id
-        """By which the service's log knows the request."""
+        """Id of the request in the log of the service."""
         self.members: Mapping[str, Any] = members or {}
-        """All members of the problem as the service sent them (RFC 9457)."""
+        """All members of the problem that the service sent (RFC 9457)."""
 
     @property
     def title(self) -> str:
-        """What happened, the same words for all errors of the class."""
-        return str(self.members.get("title") or (type(self).__doc__ or "").partition("\n")[0])
+        """Return what happened, in words that are the same for all errors of the class."""
+        return str(self.members.get("title") or (type(self).__doc__ or "").partition("\n")[0].rstrip("."))
 
     @property
     def outcome_unknown(self) -> bool:
-        """Whether the change may have been stored in spite of the error: look before you repeat it."""
+        """Return whether the change may have been stored in spite of the error: check before you repeat it."""
         return self.members.get("outcome") == "unknown"
 
 
 class InvalidInput(LoraplexError):
-    """The request has a value that cannot be used"""
-
-    code = "invalid_input"
+    """The request has a value that cannot be used."""
 
 
 class NotJson(InvalidInput):
-    """The text is not JSON"""
-
-    code = "not_json"
+    """The text is not JSON."""
 
 
 class DuplicateKey(InvalidInput):
-    """A JSON object has the same key twice"""
-
-    code = "duplicate_key"
+    """A JSON object has the same key twice."""
 
 
 class MissingField(InvalidInput):
-    """A field that is needed was left out"""
-
-    code = "missing_field"
+    """A field that is needed was left out."""
 
 
 class UnknownField(InvalidInput):
-    """A field is not one that is known here"""
-
-    code = "unknown_field"
+    """A field is not one that is known here."""
 
 
 class IgnoredField(InvalidInput):
-    """A field was given that the chosen method would ignore"""
-
-    code = "ignored_field"
+    """A field was given that the chosen method would ignore."""
 
 
 class WrongType(InvalidInput):
-    """A value is of the wrong type"""
-
-    code = "wrong_type"
+    """A value is of the wrong type."""
 
 
 class OutOfRange(InvalidInput):
-    """A value is outside its bounds"""
-
-    code = "out_of_range"
+    """A value is outside its bounds."""
 
 
 class WrongShape(InvalidInput):
-    """An array has the wrong shape"""
-
-    code = "wrong_shape"
+    """An array has the wrong shape."""
 
 
 class NotFinite(InvalidInput):
-    """A number is not finite as float32"""
-
-    code = "not_finite"
+    """A number is not finite as float32."""
 
 
 class RankTooLarge(InvalidInput):
-    """The rank is above what this service accepts"""
-
-    code = "rank_too_large"
+    """The rank is above what this service accepts."""
 
 
 class InvalidName(InvalidInput):
-    """A name does not follow the rule for names"""
-
-    code = "invalid_name"
+    """A name does not follow the rule for names."""
 
 
 class InvalidReference(InvalidInput):
-    """A reference to an adapter is malformed"""
-
-    code = "invalid_reference"
+    """A reference to an adapter is malformed."""
 
 
 class InvalidCursor(InvalidInput):
-    """A cursor was not issued by this service for this list"""
-
-    code = "invalid_cursor"
+    """A cursor was not issued by this service for this list."""
 
 
 class InvalidCombination(InvalidInput):
-    """Two values are fine alone and cannot be used together"""
-
-    code = "invalid_combination"
+    """Two values are fine alone and cannot be used together."""
 
 
 class InvalidUpload(InvalidInput):
-    """An uploaded adapter cannot be read"""
-
-    code = "invalid_upload"
+    """An uploaded adapter cannot be read."""
 
 
 class InvalidSafetensors(InvalidUpload):
-    """A safetensors file is malformed or outside its limits"""
-
-    code = "invalid_safetensors"
+    """A safetensors file is malformed or outside its limits."""
 
 
 class InvalidArchive(InvalidUpload):
-    """A zip archive is malformed, unsafe or outside its limits"""
-
-    code = "invalid_archive"
+    """A zip archive is malformed, unsafe or outside its limits."""
 
 
 class PeftUnsupported(InvalidUpload):
-    """A PEFT adapter uses a feature that cannot be served exactly"""
-
-    code = "peft_unsupported"
+    """A PEFT adapter uses a feature that cannot be served exactly."""
 
 
 class InvalidDataset(InvalidUpload):
-    """An uploaded data set cannot be read"""
-
-    code = "invalid_dataset"
+    """An uploaded data set cannot be read."""
 
 
 class BadRows(InvalidInput):
-    """Rows have values that cannot be trained on"""
+    """Rows have values that cannot be trained on."""
 
     code = "bad_rows"
 
@@ -227,153 +192,103 @@ class BadRows(InvalidInput):
 
 
 class EstimateTooLarge(InvalidInput):
-    """The training would need more memory than a trainer has"""
-
-    code = "estimate_too_large"
+    """The training would need more memory than a trainer has."""
 
 
 class OutputNotFinite(InvalidInput):
-    """The layer's answer to a row is not finite"""
-
-    code = "output_not_finite"
+    """The layer's answer to a row is not finite."""
 
 
 class NotFound(LoraplexError):
-    """Nothing has that name"""
-
-    code = "not_found"
+    """Nothing has that name."""
 
 
 class AdapterNotFound(NotFound):
-    """There is no adapter of that name"""
-
-    code = "adapter_not_found"
+    """There is no adapter of that name."""
 
 
 class VersionNotFound(NotFound):
-    """There is no such version"""
-
-    code = "version_not_found"
+    """There is no such version."""
 
 
 class AliasNotFound(NotFound):
-    """There is no such alias"""
-
-    code = "alias_not_found"
+    """There is no such alias."""
 
 
 class AdapterNotLive(NotFound):
-    """The adapter has versions, and none of them is live"""
-
-    code = "adapter_not_live"
+    """The adapter has versions, and none of them is live."""
 
 
 class DatasetNotFound(NotFound):
-    """There is no data set of that name"""
-
-    code = "dataset_not_found"
+    """There is no data set of that name."""
 
 
 class JobNotFound(NotFound):
-    """There is no job of that id"""
-
-    code = "job_not_found"
+    """There is no job of that id."""
 
 
 class Conflict(LoraplexError):
-    """The request does not fit the state of what it names"""
-
-    code = "conflict"
+    """The request does not fit the state of what it names."""
 
 
 class BaseMismatch(Conflict):
-    """The adapter was made for another base layer"""
-
-    code = "base_mismatch"
+    """The adapter was made for another base layer."""
 
 
 class FeatureSpaceMismatch(Conflict):
-    """The inputs come from another encoder than the one that is served"""
-
-    code = "feature_space_mismatch"
+    """The inputs come from another encoder than the one that is served."""
 
 
 class JobEnded(Conflict):
-    """The job has ended already"""
-
-    code = "job_ended"
+    """The job has ended already."""
 
 
 class JobNotEnded(Conflict):
-    """The job has not ended yet"""
-
-    code = "job_not_ended"
+    """The job has not ended yet."""
 
 
 class NoStatistics(Conflict):
-    """The version was trained without keep_statistics"""
-
-    code = "no_statistics"
+    """The version was trained without keep_statistics."""
 
 
 class PreconditionFailed(LoraplexError):
-    """A condition in the request's headers does not hold"""
-
-    code = "precondition_failed"
+    """A condition in the request's headers does not hold."""
 
 
 class QueueFull(LoraplexError):
-    """The queue is full"""
-
-    code = "queue_full"
+    """The queue is full."""
 
 
 class RequestTimeout(LoraplexError):
-    """The request's time was up before it was answered"""
-
-    code = "request_timeout"
+    """The request's time was up before it was answered."""
 
 
 class CatalogBusy(LoraplexError):
-    """The catalogue is locked by another process"""
-
-    code = "catalog_busy"
+    """The catalogue is locked by another process."""
 
 
 class StorageFull(LoraplexError):
-    """The disk is full"""
-
-    code = "storage_full"
+    """The disk is full."""
 
 
 class StorageFailed(LoraplexError):
-    """The disk failed, or the catalogue on it is damaged"""
-
-    code = "storage_failed"
+    """The disk failed, or the catalogue on it is damaged."""
 
 
 class TooManyOpenFiles(LoraplexError):
-    """The process has no file descriptors left for now"""
-
-    code = "too_many_open_files"
+    """The process has no file descriptors left for now."""
 
 
 class BlobCorrupt(LoraplexError):
-    """A stored file is missing or no longer has the bytes that were stored"""
-
-    code = "blob_corrupt"
+    """A stored file is missing or no longer has the bytes that were stored."""
 
 
 class TrainingFailed(LoraplexError):
-    """The training did not end in an adapter"""
-
-    code = "training_failed"
+    """The training did not end in an adapter."""
 
 
 class Diverged(TrainingFailed):
-    """The loss or the factors stopped being finite"""
-
-    code = "diverged"
+    """The loss or the factors stopped being finite."""
 
     @property
     def step(self) -> int | None:
@@ -382,167 +297,115 @@ class Diverged(TrainingFailed):
 
 
 class WorkerDied(TrainingFailed):
-    """The process that trained died on three attempts"""
-
-    code = "worker_died"
+    """The process that trained died on three attempts."""
 
 
 class AdapterDeleted(TrainingFailed):
-    """The adapter was deleted after the job was queued"""
-
-    code = "adapter_deleted"
+    """The adapter was deleted after the job was queued."""
 
 
 class BaseChanged(TrainingFailed):
-    """The base layer is no longer the one that the job was queued for"""
-
-    code = "base_changed"
+    """The base layer is no longer the one that the job was queued for."""
 
 
 class OutOfMemory(TrainingFailed):
-    """The training needs more memory than there is"""
-
-    code = "out_of_memory"
+    """The training needs more memory than there is."""
 
 
 class FitFailed(TrainingFailed):
-    """The training stopped on an error of its own"""
-
-    code = "fit_failed"
+    """The training stopped on an error of its own."""
 
 
 class IllConditioned(TrainingFailed):
-    """What would be left after forgetting is lost in rounding"""
-
-    code = "ill_conditioned"
+    """What would be left after forgetting is lost in rounding."""
 
 
 class FleetFailed(TrainingFailed):
-    """No group of the fleet could be trained"""
-
-    code = "fleet_failed"
+    """No group of the fleet could be trained."""
 
 
 class ClaimLost(LoraplexError):
-    """The job is no longer this trainer's: it was cancelled, or its lease ran out"""
-
-    code = "claim_lost"
+    """The job is no longer this trainer's: it was cancelled, or its lease ran out."""
 
 
 class BaseNotLoadable(LoraplexError):
-    """The base layer cannot be loaded"""
-
-    code = "base_not_loadable"
+    """The base layer cannot be loaded."""
 
 
 class CatalogNotLoadable(LoraplexError):
-    """The catalogue cannot be opened"""
-
-    code = "catalog_not_loadable"
+    """The catalogue cannot be opened."""
 
 
 class BodyTooLarge(LoraplexError):
-    """The body has more bytes than are accepted"""
-
-    code = "body_too_large"
+    """The body has more bytes than are accepted."""
 
 
 class HeadTooLarge(LoraplexError):
-    """The head of the request has more bytes than are accepted"""
-
-    code = "head_too_large"
+    """The head of the request has more bytes than are accepted."""
 
 
 class NotHttp(LoraplexError):
-    """The bytes cannot be read as one HTTP/1.1 request"""
-
-    code = "not_http"
+    """The bytes cannot be read as one HTTP/1.1 request."""
 
 
 class UnsupportedMediaType(LoraplexError):
-    """The body's content type is missing or not one that this call takes"""
-
-    code = "unsupported_media_type"
+    """The body's content type is missing or not one that this call takes."""
 
 
 class HostNotAllowed(LoraplexError):
-    """The request is addressed to a host that is not this service's"""
-
-    code = "host_not_allowed"
+    """The request is addressed to a host that is not this service's."""
 
 
 class CrossSite(LoraplexError):
-    """A web page of another host may not change or compute anything here"""
-
-    code = "cross_site"
+    """A web page of another host may not change or compute anything here."""
 
 
 class RouteNotFound(LoraplexError):
-    """There is nothing at this path"""
-
-    code = "route_not_found"
+    """There is nothing at this path."""
 
 
 class MethodNotAllowed(LoraplexError):
-    """This path does not take that method"""
-
-    code = "method_not_allowed"
+    """This path does not take that method."""
 
 
 class TooManyBytes(LoraplexError):
-    """The request bodies in memory have more bytes than are accepted"""
-
-    code = "too_many_bytes"
+    """The request bodies in memory have more bytes than are accepted."""
 
 
 class NotReady(LoraplexError):
-    """The service is starting or stopping"""
-
-    code = "not_ready"
+    """The service is starting or stopping."""
 
 
 class InternalError(LoraplexError):
-    """Something went wrong in the service"""
-
-    code = "internal_error"
+    """Something went wrong in the service."""
 
 
 class Unreachable(LoraplexError):
-    """The service could not be reached, or the connection broke"""
-
-    code = "unreachable"
+    """The service could not be reached, or the connection broke."""
 
 
 class TimedOut(LoraplexError):
-    """The time that the client had for it is up"""
-
-    code = "timed_out"
+    """The time that the client had for it is up."""
 
 
 class BadAnswer(LoraplexError):
-    """The answer is not one that loraplex gives: something else answers at this address"""
-
-    code = "bad_answer"
+    """The answer is not one that loraplex gives: something else answers at this address."""
 
 
 class _JobEndedBadly(LoraplexError):
     def __init__(self, detail: str, *, job: Any) -> None:
         super().__init__(detail)
         self.job = job
-        """The job as it ended: a `Job`, or an `AsyncJob`."""
+        """The job: a `Job` or an `AsyncJob`."""
 
 
 class JobFailed(_JobEndedBadly):
-    """The job failed: its `job.error`, which is this error's cause too, says why"""
-
-    code = "job_failed"
+    """The job failed: its `job.error`, which is this error's cause too, says why."""
 
 
 class JobCancelled(_JobEndedBadly):
-    """The job was cancelled"""
-
-    code = "job_cancelled"
+    """The job was cancelled."""
 
 
-OF_THE_CLIENT = (Unreachable, TimedOut, BadAnswer, _JobEndedBadly)
-"""What no answer can say."""
+CLIENT_ONLY = (Unreachable, TimedOut, BadAnswer, _JobEndedBadly)
+"""Errors that no answer of the service means."""

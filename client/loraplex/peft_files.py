@@ -1,4 +1,4 @@
-"""An adapter as PEFT's two files: from a model, a folder or a zip, and into a folder."""
+"""PEFT files of an adapter: read from a model, a folder or a zip archive, and written to a folder."""
 
 import io
 import zipfile
@@ -16,7 +16,7 @@ _SIGNATURE = b"PK\x03\x04"
 
 
 def read_source(source: Any) -> bytes:
-    """A zip of the two files: of a PEFT model, which is saved for it, a folder, or a zip as it is."""
+    """Return a zip archive of the two PEFT files of a model (which is saved first), of a folder, or of an archive."""
     if hasattr(source, "save_pretrained"):
         with TemporaryDirectory(prefix="loraplex-") as folder:
             source.save_pretrained(folder)
@@ -49,7 +49,10 @@ def read_source(source: Any) -> bytes:
 
 
 def pack(folder: Path) -> bytes:
-    """A zip of the two files in a folder, or in the only folder in it that has them: so PEFT saves a named adapter."""
+    """Return a zip archive of the PEFT files of a folder, or of its only subfolder that has them.
+
+    PEFT saves a named adapter in a subfolder.
+    """
     places = [folder] if _holds(folder) else sorted(below for below in folder.iterdir() if _holds(below))
     if len(places) != 1:
         found = ", ".join(place.name for place in places) or "nothing of the kind"
@@ -60,7 +63,7 @@ def pack(folder: Path) -> bytes:
             expected=f"a folder with {_both()}; PEFT writes one with save_pretrained(folder, selected_adapters=[name])",
         )
     buffer = io.BytesIO()
-    # Not strict: a reproducible build gives its files the time 0, and a zip knows of none before 1980.
+    # Not strict: reproducible builds set the file time 0, and a zip archive cannot represent times before 1980.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive:
         for name in FILES:
             archive.write(places[0] / name, name)
@@ -68,11 +71,11 @@ def pack(folder: Path) -> bytes:
 
 
 def unpack(content: bytes, folder: Path) -> Path:
-    """Write the two files of a zip into a folder, which is made where there is none, and nothing else."""
+    """Write the two PEFT files of an archive to a folder, and nothing else; create the folder if needed."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             infos = {info.filename: info for info in archive.infolist()}
-            # Names are compared, never followed; and what is written can be no larger than what came.
+            # Member names are compared and never used as paths. What is written is no larger than what was received.
             if sorted(infos) != sorted(FILES) or len(archive.infolist()) != len(FILES):
                 raise BadAnswer(f"the download holds {sorted(infos)}", expected=_both())
             if any(info.compress_type not in _KINDS for info in infos.values()):

@@ -1,4 +1,4 @@
-"""A job's progress as it is shown: a bar in a terminal or a notebook, lines elsewhere."""
+"""Display of a job's progress: a bar in a terminal or a notebook, lines elsewhere."""
 
 import time
 from types import TracebackType
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from loraplex import decode as reading
 from loraplex.results import Event, JobFields, LogLine, Progress
-from loraplex.sanitize import visible
+from loraplex.sanitize import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,17 +16,17 @@ _BETWEEN = " · "
 
 
 class Display:
-    """Shows nothing: what a job does is told to it, and it is used in a `with`.
+    """Receives the progress of a job, and shows nothing. It is a context manager.
 
-    A subclass shows what it likes, and `wait(progress=…)` takes it. It is told the job as it is, then its events; where
-    there are none to be had, the job as it is, again and again. A line of the log comes once all the same.
+    Subclasses override its methods, and `wait(progress=...)` accepts them. It receives the job first and then its
+    events, or the job repeatedly if there is no event stream. Each line of the log is received once.
     """
 
     def __init__(self) -> None:
         self._logged: set[LogLine] = set()
 
     def job(self, job: JobFields) -> None:
-        """The job as it is now."""
+        """Handle the current state of the job."""
         self.status(str(job.status))
         for line in job.log:
             self._log(line)
@@ -34,7 +34,7 @@ class Display:
             self.progress(job.progress)
 
     def event(self, event: Event) -> None:
-        """Something that the job tells."""
+        """Handle an event."""
         if event.name == "progress":
             self.progress(reading.progress(event.data))
         elif event.name == "status":
@@ -43,13 +43,13 @@ class Display:
             self._log(reading.log_line(event.data))
 
     def progress(self, progress: Progress) -> None:
-        """How far it is."""
+        """Handle the progress."""
 
     def status(self, status: str) -> None:
-        """Where it stands."""
+        """Handle a new status."""
 
     def log(self, text: str) -> None:
-        """A line of its log."""
+        """Handle a line of the log."""
 
     def _log(self, line: LogLine) -> None:
         if line not in self._logged:
@@ -66,7 +66,7 @@ class Display:
 
 
 class Bar(Display):
-    """One line that is drawn again and again, below the job's log."""
+    """A line that is redrawn below the log of the job."""
 
     def __init__(self, console: "Console") -> None:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -84,8 +84,8 @@ class Bar(Display):
         self._status = self._said = ""
 
     def job(self, job: JobFields) -> None:
-        """With the name of what it trains."""
-        self._line.update(self._task, description=visible(job.adapter))
+        """Show the name of the adapter."""
+        self._line.update(self._task, description=escape(job.adapter))
         super().job(job)
 
     def progress(self, progress: Progress) -> None:
@@ -95,13 +95,13 @@ class Bar(Display):
         self._say()
 
     def status(self, status: str) -> None:
-        """Say so, unless it goes on and there is more to say."""
+        """Show the status, unless the job is running."""
         self._status = status
         self._say()
         self._line.refresh()
 
     def log(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         _print(self._line.console, f"  {text}")
 
     def _say(self) -> None:
@@ -118,7 +118,7 @@ class Bar(Display):
 
 
 class Lines(Display):
-    """A line where something has changed, and now and then how far it is."""
+    """A line for each change, and now and then one for the progress."""
 
     def __init__(self, console: "Console") -> None:
         super().__init__()
@@ -129,12 +129,12 @@ class Lines(Display):
         self._step = 0
 
     def job(self, job: JobFields) -> None:
-        """With the name of what it trains."""
+        """Print the name of the adapter."""
         self._name = job.adapter
         super().job(job)
 
     def progress(self, progress: Progress) -> None:
-        """A line, unless there was one just now."""
+        """Print a line, unless the last one is recent."""
         now = time.monotonic()
         late = now - self._shown_at >= _SECONDS_BETWEEN_LINES or progress.step == progress.steps
         if progress.step != self._step and late:
@@ -142,13 +142,13 @@ class Lines(Display):
             self._say(_joined(f"step {progress.step}/{progress.steps}", _said(progress)))
 
     def status(self, status: str) -> None:
-        """A line where it is another one."""
+        """Print a line if the status has changed."""
         if status != self._status:
             self._status = status
             self._say(status)
 
     def log(self, text: str) -> None:
-        """A line."""
+        """Print the line."""
         self._say(f"  {text}")
 
     def _say(self, text: str) -> None:
@@ -156,9 +156,9 @@ class Lines(Display):
 
 
 def display(console: "Console | None" = None) -> Display:
-    """What shows a job's progress on a console: a bar where it is a terminal or a notebook, lines elsewhere.
+    """Return the display for a console: a bar in a terminal or a notebook, lines elsewhere.
 
-    Without one, on a console of standard error.
+    The default console is that of standard error.
     """
     from rich.console import Console
 
@@ -167,7 +167,7 @@ def display(console: "Console | None" = None) -> Display:
 
 
 def _print(console: "Console", text: str) -> None:
-    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+    console.print(escape(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _said(progress: Progress) -> str:

@@ -1,21 +1,17 @@
-"""What the service answers with, as values. Members that a newer service adds are passed over."""
+"""Results of calls, as values. Fields that a newer service adds are ignored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from loraplex.dataset_results import Column as Column
-from loraplex.dataset_results import Dataset as Dataset
-from loraplex.dataset_results import DatasetVersion as DatasetVersion
-from loraplex.dataset_results import Preview as Preview
-from loraplex.errors import LoraplexError
+from loraplex.errors import BadRow, LoraplexError
 
 Json = Mapping[str, Any]
 
 
 class JobStatus(StrEnum):
-    """Where a job stands."""
+    """Status of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -25,39 +21,39 @@ class JobStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing follows it."""
+        """Return whether the status is final."""
         return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
 class AdapterRef(NamedTuple):
-    """Which version answered, or was made: `name@version` never means other bytes."""
+    """Reference to the version that answered or was made: `name@version` always means the same bytes."""
 
     name: str
     version: int
     digest: str | None = None
-    """Of its bytes; None where the answer did not say (the binary form does not)."""
+    """SHA-256 of its bytes; None if the answer does not give it, as in the binary form."""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
 
 
 class Label(NamedTuple):
-    """One class of a row, and how probable the adapter thinks it is."""
+    """Class of a row, with the probability that the adapter gives it."""
 
     label: str | int
-    """Its name; its index where neither adapter nor base gives one."""
+    """Name of the class, or its index if neither adapter nor base layer has labels."""
     probability: float
 
 
 class LossPoint(NamedTuple):
-    """The loss of one step's batch before its update; a closed form has 0 (the base layer's) and 1."""
+    """Loss of the batch of one step before its update; a closed form has the steps 0 (the base layer) and 1."""
 
     step: int
     loss: float
 
 
 class LogLine(NamedTuple):
-    """Something that happened in a job."""
+    """Line of a job's log."""
 
     time: str
     text: str
@@ -65,25 +61,26 @@ class LogLine(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The layer's answer to some rows."""
+    """Outputs of the layer for some rows."""
 
     outputs: Any
-    """(N, out_features), or (out_features,) for one row: a torch tensor where one came in, else float32 of numpy."""
+    """(N, out_features), or (out_features,) for a single row: a tensor if a tensor was given, otherwise NumPy float32.
+    """
     adapter: AdapterRef | None
-    """What answered; None is the base layer, or several (below)."""
+    """The version that answered; None for the base layer and for one adapter per row."""
     adapters: Sequence[AdapterRef] = ()
-    """With an adapter a row: the distinct ones."""
+    """The distinct versions, if each row has its own adapter."""
     row_adapters: Sequence[int | None] | None = None
-    """With an adapter a row: which of `adapters` answered each; None is the base layer."""
+    """Index in `adapters` of the version that answered each row; None for the base layer."""
     queue_ms: float = 0.0
-    """Waited in the service; of a request that was sent in parts, the sum."""
+    """Time of waiting in the service; the sum if the request was sent in parts."""
     forward_ms: float = 0.0
-    """Computed, the same."""
+    """Time of computation; the sum if the request was sent in parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """The frozen layer."""
+    """The base layer."""
 
     in_features: int
     out_features: int
@@ -97,7 +94,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """One immutable version of an adapter."""
+    """Immutable version of an adapter."""
 
     adapter: str
     version: int
@@ -108,43 +105,43 @@ class Version:
     scaling: float
     bytes: int
     base: str
-    """Fingerprint of the layer that it was made for."""
+    """Fingerprint of the base layer that it was made for."""
     feature_space: str | None
     labels: Sequence[str | int] | None
     created_at: str
     source: str
     job: str | None
     lineage: Json | None = None
-    """What it was trained from and how; None for an upload. In a list it is without its lists, such as column names."""
+    """Settings and data of its training; None for an upload. Lists omit long members, such as column names."""
     metrics: Json | None
-    """In a list without those that have an entry for each output or class."""
+    """Lists omit members that have an entry for each output or class."""
     effect: Json
     """`relative_norm`: ‖ΔW‖ / ‖W‖."""
 
     @property
     def reference(self) -> str:
-        """`name@version`."""
+        """Return `name@version`."""
         return f"{self.adapter}@{self.version}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """One adapter."""
+    """An adapter."""
 
     name: str
     created_at: str
     aliases: Mapping[str, int]
     live: Version | None
-    """What its bare name means."""
+    """The version that the bare name means."""
     versions: int
-    """How many there are."""
+    """Number of versions."""
     problem: str | None = None
     """Code of the error that `predict` meets on this service: `base_mismatch`, `feature_space_mismatch` or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a job is."""
+    """Progress of a job."""
 
     step: int
     steps: int
@@ -156,12 +153,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFields:
-    """One training job as it stood when it was asked for."""
+    """Training job, in the state in which it was fetched."""
 
     id: str
     status: JobStatus
     adapter: str
-    """The adapter's name; of a fleet the template."""
+    """Name of the adapter; of a fleet, its template."""
     created_at: str
     started_at: str | None
     finished_at: str | None
@@ -170,18 +167,18 @@ class JobFields:
     metrics: Json | None
     result: AdapterRef | None
     error: LoraplexError | None
-    """Why it failed, as the error that it would be."""
+    """The reason for the failure, as the error that it would raise."""
     spec: Json
-    """The settings, resolved."""
+    """The resolved settings."""
     history: Sequence[LossPoint] = ()
-    """Losses on the way; empty in a list of jobs."""
+    """Losses during the training; empty in a list of jobs."""
     log: Sequence[LogLine] = ()
-    """The same."""
+    """Log of the job; empty in a list of jobs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobAdapter:
-    """One adapter that a job trains."""
+    """Adapter that a job trains."""
 
     name: str
     group: str | None
@@ -196,7 +193,7 @@ class JobAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a training would be and take."""
+    """Resolved settings of a training, with the memory and time that it needs."""
 
     spec: Json
     memory_bytes: float
@@ -205,7 +202,7 @@ class Estimate:
 
 
 class Back(NamedTuple):
-    """A live alias that a revert pointed back; `to` None: no version is live now."""
+    """Live alias that a revert moved back; `to` is None if no version is live now."""
 
     name: str
     version: int
@@ -213,7 +210,7 @@ class Back(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """An adapter that a revert left as it is."""
+    """Adapter that a revert left unchanged."""
 
     name: str
     version: int | None
@@ -222,7 +219,7 @@ class Skipped(NamedTuple):
 
 
 class Reverted(NamedTuple):
-    """Every adapter of a job, each in one of the two."""
+    """Result of a revert: every adapter of the job is in one of the two lists."""
 
     reverted: Sequence[Back]
     skipped: Sequence[Skipped]
@@ -230,10 +227,58 @@ class Reverted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a job tells while it goes on."""
+    """Event of a job."""
 
     name: str
     """`status`, `progress`, `log` or `metrics`."""
     data: Json
     id: str | None
-    """Where to go on from."""
+    """Id from which the stream can be resumed."""
+
+
+class Column(NamedTuple):
+    """Column of a data set."""
+
+    name: str
+    type: str
+    width: int | None
+    nulls: int
+    not_finite: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetVersion:
+    """Immutable version of a data set."""
+
+    dataset: str
+    version: int
+    digest: str
+    created_at: str
+    content_type: str
+    rows: int
+    bytes: int
+    columns: Sequence[Column] = ()
+    """Empty in a list."""
+    bad_rows: Sequence[BadRow] = ()
+    """The first 20 rows that cannot be used for training; empty in a list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A data set."""
+
+    name: str
+    created_at: str
+    versions: int
+    newest: DatasetVersion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """Rows of a data set."""
+
+    dataset: str
+    version: int
+    offset: int
+    rows: Sequence[Mapping[str, Any]]
+    next_offset: int | None

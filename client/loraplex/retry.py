@@ -1,14 +1,14 @@
-"""When a call is sent again, and after how long.
+"""Retries: when a call is sent again, and after how long.
 
 | what happened | calls that change nothing | calls that change something |
 |---|---|---|
-| no connection came about | again | again: nothing was sent |
-| 429 or 503, from the service in its own shape | again | again: it did nothing |
-| 429 or 503, from whatever is in between | again | no |
-| the connection broke, or the answer is late | again, while there is time | no |
+| no connection was made | retry | retry: nothing was sent |
+| 429 or 503 from the service itself | retry | retry: it did nothing |
+| 429 or 503 from a proxy | retry | no |
+| the connection broke, or the answer is late | retry, while there is time | no |
 | anything else | no | no |
 
-`loraplex.calls` says of each call which of the two columns it is in (`Repeat`).
+Each call gives its column (`Repeat`).
 """
 
 import math
@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
-from loraplex.effects import Answer, Attempt, Call, Open, Pause, Repeat, Steps
+from loraplex.decode import error_of, is_problem
+from loraplex.effects import Answer, Attempt, Call, OpenStream, Operation, Repeat, Sleep
 from loraplex.errors import (
     CatalogBusy,
     InvalidInput,
@@ -29,7 +30,6 @@ from loraplex.errors import (
     TooManyBytes,
     Unreachable,
 )
-from loraplex.problems import error_of, is_problem
 
 T = TypeVar("T")
 _FIRST_SECONDS = 0.25
@@ -39,12 +39,14 @@ _NOTHING_DONE = (QueueFull, NotReady, CatalogBusy, TooManyBytes)
 
 
 class NotSent(Unreachable):
-    """The service could not be reached: nothing was sent"""
+    """The service could not be reached, so nothing was sent."""
+
+    code = Unreachable.code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How a client waits: `clock` tells seconds, `chance` a number from 0 to 1."""
+class RetryPolicy:
+    """Settings of the retries: `clock` returns seconds, and `chance` a random number from 0 to 1."""
 
     timeout: float
     retries: int
@@ -52,42 +54,44 @@ class Patience:
     chance: Callable[[], float]
 
 
-def attempts(call: Call[T], patience: Patience) -> Steps[T]:
-    """Send a call, again where `may_repeat` allows it and while its time lasts; read the answer or raise its error."""
-    answer: Answer = yield from insist(call, patience, Attempt)
+def send_with_retries(call: Call[T], retry_policy: RetryPolicy) -> Operation[T]:
+    """Send a call, with retries that `may_repeat` allows, and return its decoded answer or raise its error."""
+    answer: Answer = yield from send_until_success(call, retry_policy, Attempt)
     return call.read(answer)
 
 
-def insist(call: Call[Any], patience: Patience, send: Callable[[Call[Any], float], Attempt | Open]) -> Steps[Answer]:
-    """The success that `send`, given how many seconds are left, comes to in the end."""
-    timeout = patience.timeout + call.allowance if call.timeout is None else call.timeout
+def send_until_success(
+    call: Call[Any], retry_policy: RetryPolicy, send: Callable[[Call[Any], float], Attempt | OpenStream]
+) -> Operation[Answer]:
+    """Call `send` with the seconds that are left until it returns a successful answer."""
+    timeout = retry_policy.timeout + call.allowance if call.timeout is None else call.timeout
     check_timeout(timeout)
-    end = patience.clock() + timeout
-    for attempt in range(patience.retries + 1):
+    end = retry_policy.clock() + timeout
+    for attempt in range(retry_policy.retries + 1):
         answer: Answer | None = None
         try:
-            answer = yield send(call, max(end - patience.clock(), 0.001))
+            answer = yield send(call, max(end - retry_policy.clock(), 0.001))
             if 200 <= answer.status < 300:
                 return answer
             error = error_of(answer)
         except (Unreachable, TimedOut) as lost:
             error = lost
-        wait = seconds_to_wait(attempt, retry_after(answer), chance=patience.chance())
-        late = patience.clock() + wait >= end
-        if attempt == patience.retries or late or not may_repeat(call.repeats, error, answer):
+        wait = seconds_to_wait(attempt, retry_after(answer), chance=retry_policy.chance())
+        late = retry_policy.clock() + wait >= end
+        if attempt == retry_policy.retries or late or not may_repeat(call.repeats, error, answer):
             raise error
-        yield Pause(wait)
+        yield Sleep(wait)
     raise AssertionError("the last attempt raises or returns")
 
 
 def check_timeout(seconds: float) -> None:
-    """Raises `InvalidInput` for what is no time that can be waited."""
+    """Raise `InvalidInput` if the timeout is not a positive finite number."""
     if not 0 < seconds < math.inf:
         raise InvalidInput(f"timeout is {seconds}", field="timeout", given=seconds, expected="seconds, more than 0")
 
 
 def may_repeat(repeats: Repeat, error: LoraplexError, answer: Answer | None) -> bool:
-    """The table above."""
+    """Return whether the table above allows a retry."""
     if isinstance(error, NotSent):
         return True
     if answer is None:
@@ -96,18 +100,18 @@ def may_repeat(repeats: Repeat, error: LoraplexError, answer: Answer | None) -> 
         return False
     if repeats is Repeat.ALWAYS:
         return True
-    # A code that this client does not know has the class of its status: that it did nothing is not certain.
+    # A code that this client has no class for gets the class of its status, which may not mean that nothing was done.
     return is_problem(answer) and isinstance(error, _NOTHING_DONE) and error.code == type(error).code
 
 
 def seconds_to_wait(attempt: int, at_least: float, *, chance: float) -> float:
-    """Twice as long each time, and not all clients at once; never less than the service asks for."""
+    """Return the seconds before the next attempt: exponential backoff with jitter, and no less than `at_least`."""
     most = min(_LONGEST_SECONDS, _FIRST_SECONDS * 2.0**attempt)
     return at_least + most * (0.5 + 0.5 * chance)
 
 
 def retry_after(answer: Answer | None) -> float:
-    """What an answer's `Retry-After` asks for, in seconds; 0 where it asks for nothing."""
+    """Return the seconds of an answer's `Retry-After`; 0 if it has none."""
     given = "" if answer is None else answer.headers.get("retry-after", "").strip()
     if given.isascii() and given.isdigit():
         return float(given)

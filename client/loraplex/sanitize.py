@@ -1,11 +1,11 @@
-"""Text as it may reach a terminal: what others chose (names, labels, messages) can neither steer nor reorder it."""
+"""Escapes for text of others (names, labels, messages) before it is printed to a terminal."""
 
 _JOINERS = "\u200c\u200d"
-"""Scripts and emoji are written with them."""
+"""Scripts and emoji need them."""
 
 
-def visible(text: str) -> str:
-    """One line, with control characters, line ends, changes of direction and lone surrogates as escapes."""
+def escape(text: str) -> str:
+    """Return one line with control characters, line ends, changes of direction and lone surrogates as escapes."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each in _JOINERS else _escape(each) for each in text)

@@ -1,4 +1,4 @@
-"""Tables on their way to the service: files by their ending, arrays as NPZ, DataFrames and Arrow tables as a stream."""
+"""Tables to upload: files by their ending, arrays as NPZ, DataFrames and Arrow tables as a stream."""
 
 import sys
 import zipfile
@@ -17,7 +17,7 @@ NPZ = "application/x-npz"
 LINES = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
 _ARROW_FILE = b"ARROW1"
-"""What the other of Arrow's two formats begins with, which files called .arrow have as often as not."""
+"""First bytes of an Arrow file, the other format of Arrow, which often has the ending .arrow too."""
 _BY_ENDING: Mapping[str, str] = {
     ".csv": "text/csv",
     ".jsonl": LINES,
@@ -30,7 +30,7 @@ _BY_ENDING: Mapping[str, str] = {
 
 
 def media_type(file: Path, said: str | None = None) -> str:
-    """What a file is, as is `said` or by the ending of its name; raises `InvalidDataset`."""
+    """Return the media type of a file, from `said` or from its ending; raise `InvalidDataset` if neither gives one."""
     kind = said or _BY_ENDING.get(file.suffix.lower())
     if kind is None or not file.is_file():
         problem = "is no file" if not file.is_file() else "does not say by its ending what it is"
@@ -53,15 +53,15 @@ def media_type(file: Path, said: str | None = None) -> str:
 
 
 def write_table(source: Any, file: Path) -> str:
-    """Write arrays by name, each a column, or a table to a file; returns what kind of file it is.
+    """Write named arrays, one per column, or a table to a file, and return its media type.
 
-    A table is a pandas or polars DataFrame, or whatever gives a stream of Arrow's record batches
-    (`__arrow_c_stream__`), such as a `pyarrow.Table`. Raises `WrongType`, which names the column if one is at fault.
+    A table is a pandas or polars DataFrame, or any object with an Arrow stream (`__arrow_c_stream__`), such as a
+    `pyarrow.Table`. Raises `WrongType`, which names the column if one is at fault.
     """
     if isinstance(source, Mapping):
         return _write_npz(source, file)
     if _is_a("polars", "DataFrame", source):
-        # Without pyarrow. The oldest layout has none of the newer types, which not every reader takes.
+        # This needs no pyarrow. The oldest layout avoids newer types that not every reader supports.
         source.write_ipc_stream(file, compat_level=import_module("polars").CompatLevel.oldest())
         return ARROW
     if _is_a("pandas", "DataFrame", source):
@@ -78,7 +78,7 @@ def write_table(source: Any, file: Path) -> str:
 
 def _write_npz(source: Mapping[Any, Any], file: Path) -> str:
     columns = {str(name): _column(value, str(name)) for name, value in source.items()}
-    # As numpy.savez does, which has no room for a column called `file`.
+    # The format of numpy.savez, which does not allow a column named `file`.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, held in columns.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -136,7 +136,7 @@ def _pyarrow(source: Any) -> Any:
 
 
 def _is_a(library: str, name: str, value: object) -> bool:
-    # A value of a library exists only if the library is imported.
+    # An instance of the class exists only if its library is imported.
     module = sys.modules.get(library)
     return module is not None and isinstance(value, getattr(module, name))
 

@@ -1,4 +1,4 @@
-"""What both drivers share: a client's settings, a call as httpx sends it, and httpx's errors as loraplex's."""
+"""Settings of a client, calls as httpx requests, and the errors of httpx as errors of loraplex."""
 
 import asyncio
 import random
@@ -13,10 +13,10 @@ from typing import IO, Any
 import httpx
 
 from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
-from loraplex.effects import Answer, Attempt, Open
-from loraplex.encoding import Encode
+from loraplex.arrays import Encode
+from loraplex.effects import Answer, Attempt, OpenStream
 from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, TimedOut, Unreachable
-from loraplex.retry import NotSent, Patience, check_timeout
+from loraplex.retry import NotSent, RetryPolicy, check_timeout
 
 _CHUNK_BYTES = 2**18
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -25,17 +25,17 @@ _HEADER_VALUE = re.compile(r"|[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How a client was made."""
+    """Settings of a client."""
 
     url: str
     encode: Encode | None
-    patience: Patience
+    retry_policy: RetryPolicy
     headers: Mapping[bytes, bytes]
 
     @property
     def timeout(self) -> float:
-        """Seconds that a call may take, repeats and all."""
-        return self.patience.timeout
+        """Return the seconds that a call may take, including retries."""
+        return self.retry_policy.timeout
 
 
 def settings(
@@ -47,7 +47,7 @@ def settings(
     retries: int,
     headers: Mapping[str, str] | None,
 ) -> Settings:
-    """Checked; raises `InvalidInput`."""
+    """Return checked settings; raise `InvalidInput`."""
     where = address(url)
     try:
         parsed = httpx.URL(where)
@@ -65,25 +65,25 @@ def settings(
         own["X-Feature-Space"] = feature_space
     for name, value in own.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            # What is in it may be a key, and is told to nobody.
+            # The value may be a key, so it is not shown.
             raise InvalidInput(
                 f"the header {name!r} cannot be sent",
                 field="headers",
                 expected="a name of letters, digits and -, and text on one line that has no spaces around it",
             )
-    patience = Patience(timeout=timeout, retries=retries, clock=time.monotonic, chance=random.random)
+    retry_policy = RetryPolicy(timeout=timeout, retries=retries, clock=time.monotonic, chance=random.random)
     return Settings(
         url=where.rstrip("/"),
         encode=encode,
-        patience=patience,
+        retry_policy=retry_policy,
         headers={name.encode(): value.encode() for name, value in own.items()},
     )
 
 
-def request(client: httpx.Client | httpx.AsyncClient, step: Attempt | Open) -> httpx.Request:
-    """What is sent: a file from its beginning, each time."""
+def request(client: httpx.Client | httpx.AsyncClient, step: Attempt | OpenStream) -> httpx.Request:
+    """Return the httpx request of a call; a file is read from its beginning."""
     call = step.call
-    # As bytes: httpx refuses text that is not ASCII, such as an event's id may be.
+    # As bytes, because httpx refuses text that is not ASCII, which the id of an event may contain.
     headers = {name.encode(): value.encode() for name, value in call.headers.items()}
     content: Any = call.content
     if isinstance(content, Path):
@@ -100,13 +100,13 @@ def request(client: httpx.Client | httpx.AsyncClient, step: Attempt | Open) -> h
 
 
 def answer(response: httpx.Response, content: bytes) -> Answer:
-    """An answer whose body is `content`."""
+    """Return an answer with this body."""
     url = str(response.request.url.copy_with(query=None))
     return Answer(url=url, status=response.status_code, headers=dict(response.headers), content=content)
 
 
 def from_httpx(error: Exception, url: str) -> LoraplexError:
-    """The error that one of httpx's is here."""
+    """Return the loraplex error for an error of httpx."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return NotSent(
             f"{url} cannot be reached: {_said(error)}",
@@ -125,7 +125,7 @@ def from_httpx(error: Exception, url: str) -> LoraplexError:
 
 
 def late(url: str) -> TimedOut:
-    """For an answer that is not there, or not all of it, when its time is up."""
+    """Return the error for an answer that is missing or incomplete when its time is up."""
     return TimedOut(
         f"{url} did not answer in time", given=url, expected="a longer timeout, or less to do in one request"
     )

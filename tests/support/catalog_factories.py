@@ -3,6 +3,7 @@
 # N rows · I in_features · O out_features · R rank
 import os
 import sqlite3
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ def publication(name: str, seed: int = 0, **fields: object) -> Publication:
 def put(catalog: Catalog, name: str, seed: int = 0) -> Version:
     """Publish `make_adapter(seed)` under a name."""
     return catalog.put(publication(name, seed))[0]
+
+
+def write_orphan(catalog: Catalog, content: bytes) -> str:
+    """Write a blob without a pending row, as a crash leaves one; return its name."""
+    name = f"{catalog.revision():012x}-{uuid.uuid4().hex}"
+    catalog.blobs.write(name, content)
+    return name
 
 
 def submit(queue: JobQueue, job_id: str = "j", *, adapter: str = "acme", **fields: Any) -> Job:

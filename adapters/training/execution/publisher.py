@@ -55,14 +55,13 @@ class Publisher:
             self._live = self._find_live(claim.adapter)
             if self._live is not None and self._live.base == self._base.fingerprint:
                 live = self._live
-                trained_with = None if live.lineage is None else live.lineage.get("loss")
                 loss = Loss(claim.spec["resolved"]["loss"])
-                self._unmatched = why_unmatched(live.labels, trained_with, claim.spec["labels"], loss)
+                self._unmatched = why_unmatched(live.labels, live.loss, claim.spec["labels"], loss)
                 if self._unmatched is None:
-                    present = {"path": str(blobs.path(live.file)), "offset": live.offset, "bytes": live.bytes}
-        statistics = str(blobs.path(self._statistics())) if claim.spec["update"] else None
+                    present = {"path": str(blobs.local(live.file)), "offset": live.offset, "bytes": live.bytes}
+        statistics = str(blobs.local(self._statistics())) if claim.spec["update"] else None
         return {
-            "data_path": str(blobs.path(claim.data_file)),
+            "data_path": str(blobs.local(claim.data_file)),
             "spec": claim.spec["resolved"],
             "feature_space": claim.feature_space,
             "base": claim.base,

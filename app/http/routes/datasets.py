@@ -10,7 +10,6 @@ from adapters.datasets.table import Table
 from adapters.errors import WrongType
 from adapters.names import Reference, check_name, check_prefix
 from adapters.strict_json import whole_number
-from app.http.dataset_uploads import receive_dataset
 from app.http.dependencies import ServiceOf
 from app.http.paging import Page, QueryInteger, page_of, read_cursor
 from app.http.preconditions import etag, precondition
@@ -23,6 +22,7 @@ from app.http.schemas.datasets import (
     DatasetVersionPage,
     PreviewBody,
 )
+from app.http.uploads import receive_dataset
 from app.service import Service
 
 
@@ -97,7 +97,7 @@ def show_version(name: str, version: str, service: ServiceOf) -> DatasetVersionB
 def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf) -> PreviewBody:
     """Some rows of a version; what is not finite is null."""
     version = _find(service, check_name(name), query.version)
-    rows = Table.open(service.datasets.path(version)).preview(query.offset, query.limit)
+    rows = Table.open(service.datasets.local(version)).preview(query.offset, query.limit)
     end = query.offset + len(rows)
     return PreviewBody(
         dataset=name,

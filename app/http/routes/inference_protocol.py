@@ -8,8 +8,8 @@ from starlette.concurrency import run_in_threadpool
 
 from app.http.bodies import parse_object, read_as, read_bytes
 from app.http.dependencies import ServiceOf
-from app.http.routes.health import readyz
 from app.http.routes.infer import infer
+from app.http.routes.status import readyz
 from app.service import Service
 from app.serving.asgi import Handed
 from app.serving.oip import models as models

@@ -6,13 +6,12 @@ Arrays are `Any` here: they are checked by `adapters.arrays`, which is as strict
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from adapters.catalog import versions as domain
 from adapters.catalog.versions import Source
 from adapters.lora.base_layer import BaseLayer
 from app.openapi.field_schemas import NotNull, ShownAs
-from app.serving.options import MEMBERS
 
 Matrix = Annotated[
     Any, Field(json_schema_extra={"type": "array", "items": {"type": "array", "items": {"type": "number"}}})
@@ -28,11 +27,12 @@ def not_null(value: object) -> object:
 
 NOT_NULL = NotNull(not_null)
 Alpha = Annotated[float | None, NOT_NULL]
+File = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
 _LABEL = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
 Labels = Annotated[Any, NOT_NULL, Field(json_schema_extra={"type": "array", "items": _LABEL})]
 
 
-class _Request(BaseModel):
+class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     def gave(self, name: str) -> bool:
@@ -40,29 +40,7 @@ class _Request(BaseModel):
         return name in self.model_fields_set
 
 
-class PredictRequest(_Request):
-    """Rows, and the adapter for all of them or one for each."""
-
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["adapter"]}, {"required": ["adapters"]}]})
-
-    adapter: Annotated[Any, ShownAs(str | None)] = Field(
-        None, description="Reference (`acme`, `acme@3`), or null for the bare base layer."
-    )
-    adapters: Annotated[Any, ShownAs(list[str | None])] = Field(
-        None, description="In place of `adapter`: one reference or null a row."
-    )
-    inputs: Matrix = Field(description="Rows of `in_features` numbers.")
-    wanted: Annotated[
-        Any,
-        NOT_NULL,
-        Field(json_schema_extra={"type": "array", "items": {"enum": [*MEMBERS]}}),
-    ] = Field(["outputs"], alias="return", description="What to answer with; each at most once.")
-    top_k: Annotated[int | None, NOT_NULL] = Field(
-        None, ge=1, description="So many of the most probable classes a row: with labels or probabilities."
-    )
-
-
-class FactorsUpload(_Request):
+class FactorsUpload(RequestBody):
     """An adapter's factors."""
 
     A: Matrix = Field(description="(out, r)")
@@ -72,7 +50,7 @@ class FactorsUpload(_Request):
     labels: Labels = Field(None, description="What the first outputs are called, as classes.")
 
 
-class PeftUpload(_Request):
+class PeftUpload(RequestBody):
     """An adapter's factors under PEFT's names, which are the other way round."""
 
     lora_A: Matrix = Field(description="(r, in)")
@@ -81,7 +59,14 @@ class PeftUpload(_Request):
     labels: Labels = Field(None, description="What the first outputs are called, as classes.")
 
 
-class LiveRequest(_Request):
+class PeftFiles(BaseModel):
+    """The two files that PEFT's `save_pretrained` writes: known by their file names, whatever the fields are called."""
+
+    adapter_model: File = Field(description="`adapter_model.safetensors`")
+    adapter_config: File = Field(description="`adapter_config.json`")
+
+
+class LiveRequest(RequestBody):
     """The version that a bare name shall mean."""
 
     version: int = Field(ge=1)

@@ -9,7 +9,7 @@ from adapters.jobs.job import Job, JobStatus
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.jobs.revert import RevertResult, SkipReason
 from app.openapi.field_schemas import ShownAs
-from app.openapi.problem_responses import JobProblem
+from app.openapi.problems import JobProblem
 
 
 class ProgressBody(BaseModel):

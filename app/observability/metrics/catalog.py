@@ -60,7 +60,7 @@ class CatalogFigures:
             for status, jobs in census.jobs.items():
                 figures.put(d.JOBS, jobs, status)
         try:
-            usage = shutil.disk_usage(self._catalog.database.path.parent)
+            usage = shutil.disk_usage(self._catalog.folder)
         except OSError as error:
             log.warning("the disk of the data folder cannot be looked at: %s", error)
         else:

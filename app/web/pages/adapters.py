@@ -6,13 +6,12 @@ from starlette.responses import Response
 from adapters.names import check_name, check_prefix
 from app.http.dependencies import ServiceOf
 from app.http.paging import page_of, read_cursor
-from app.web.pages import measures
-from app.web.pages.page_route import page, pages
-from app.web.pages.rendering import render
+from app.web.pages import metric_tables
+from app.web.pages.rendering import page, page_router, render
 
 _ADAPTERS_A_PAGE = 25
 _VERSIONS_A_PAGE = 10
-router = pages()
+router = page_router()
 
 
 @page(router, "/ui/adapters")
@@ -26,7 +25,7 @@ def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor
     rows = [
         (
             adapter,
-            measures.headline(adapter.live.metrics if adapter.live else None),
+            metric_tables.headline(adapter.live.metrics if adapter.live else None),
             adapter.serving_problem(service.base, service.settings.feature_space),
         )
         for adapter in data
@@ -54,8 +53,8 @@ def show_adapter(request: Request, service: ServiceOf, name: str, cursor: str | 
     versions = [
         (
             version,
-            measures.held_out(version.metrics),
-            measures.losses(version.metrics),
+            metric_tables.held_out(version.metrics),
+            metric_tables.losses(version.metrics),
             version.serving_problem(service.base, feature_space),
         )
         for version in data

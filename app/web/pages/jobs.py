@@ -10,13 +10,12 @@ from adapters.jobs.job import TRANSITIONS, Job, JobStatus
 from adapters.names import check_name
 from app.http.dependencies import ServiceOf
 from app.http.paging import page_of, read_cursor
-from app.web.pages import measures
-from app.web.pages.page_route import page, pages
-from app.web.pages.rendering import render
+from app.web.pages import metric_tables
+from app.web.pages.rendering import page, page_router, render
 
 _JOBS_A_PAGE = 25
 _ADAPTERS_A_PAGE = 50
-router = pages()
+router = page_router()
 
 
 @page(router, "/ui/jobs")
@@ -60,11 +59,11 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
         ended=not TRANSITIONS[job.status],
         fleet=bool(job.spec.get("fleet")),
         other_base=job.base != service.base.fingerprint,
-        adapters=[(adapter, measures.headline(adapter.metrics)) for adapter in adapters],
+        adapters=[(adapter, metric_tables.headline(adapter.metrics)) for adapter in adapters],
         cursor=cursor,
         next_cursor=next_cursor,
-        held_out=measures.held_out(job.metrics),
-        losses=measures.losses(job.metrics),
+        held_out=metric_tables.held_out(job.metrics),
+        losses=metric_tables.losses(job.metrics),
         settings=_settings(job),
         data=job.spec["shown"].get("data"),
     )

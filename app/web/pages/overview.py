@@ -9,15 +9,15 @@ from starlette.responses import JSONResponse, Response
 
 from app.http.dependencies import ServiceOf
 from app.http.endpoints import ENDPOINTS
+from app.http.errors import RouteNotFound
 from app.observability.metrics import definitions as d
 from app.observability.metrics.figures import sum_of
 from app.service import Service
-from app.web.pages.page_route import page, pages
-from app.web.pages.rendering import render
+from app.web.pages.rendering import page, page_router, render
 
 _NEWEST_JOBS = 6
 _PREDICTIONS = {(endpoint.path,) for endpoint in ENDPOINTS if endpoint.asgi is not None}
-router = pages()
+router = page_router()
 
 
 @page(router, "/")
@@ -44,6 +44,12 @@ async def show_throughput(service: ServiceOf) -> Response:
     """Predictions of all workers since each began: what is between two looks is the page's to work out."""
     service.metrics.gather()
     return JSONResponse(await asyncio.to_thread(_predictions, service), headers={"Cache-Control": "no-store"})
+
+
+@page(router, "/ui/{path:path}")
+def show_missing(path: str) -> None:
+    """Answer a path without a page with a page, for people who follow a link."""
+    raise RouteNotFound(f"there is nothing at /ui/{path[:100]}")
 
 
 def _predictions(service: Service) -> dict[str, Any]:

@@ -1,18 +1,28 @@
-"""Templates → answers, under a policy that lets a page load and call nothing but this service."""
+"""Rendering of pages: templates, static files, and routes that answer errors as pages."""
 
+import hashlib
+import os
+from collections.abc import Callable, Coroutine
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fastapi import APIRouter
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
-from app.web.pages import assets
-from app.web.pages.wording import FILTERS
+from adapters.errors import LoraplexError
+from app.http.errors import STATUS, from_request_validation
+from app.web.pages.formatting import FILTERS
 
-_FOLDER = Path(__file__).parents[1] / "templates"
-POLICY = "; ".join(
+STATIC_FOLDER = Path(__file__).parents[1] / "static"
+STATIC_PREFIX = "/static"
+CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
@@ -24,21 +34,101 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-_HEADERS = {
-    "Content-Security-Policy": POLICY,
+_PAGE_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # What is shown may be gone by the next look. A part of a page has the page's own address.
+    # What a page shows may be gone a moment later. A part of a page has the page's own address.
     "Cache-Control": "no-store",
     "Vary": "HX-Request",
 }
+_STATIC_HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
+_TEMPLATE_FOLDER = Path(__file__).parents[1] / "templates"
+Handler = TypeVar("Handler", bound=Callable[..., Response | None])
+
+
+def render(
+    request: Request, template: str, *, part: str | None = None, status: int = 200, **context: Any
+) -> HTMLResponse:
+    """Return the page, or only its `part` if a script requests that."""
+    only = part if _requests_part(request) else None
+    html = _environment().get_template(only or template).render(**context, part_only=only is not None)
+    return HTMLResponse(html, status, headers=_PAGE_HEADERS)
+
+
+def page_router() -> APIRouter:
+    """Return a router for pages, which are not part of the API."""
+    return APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+def page(router: APIRouter, path: str) -> Callable[[Handler], Handler]:
+    """Decorate the handler of GET and HEAD of `path`."""
+
+    def register(handler: Handler) -> Handler:
+        router.add_api_route(path, handler, methods=["GET", "HEAD"], response_model=None)
+        return handler
+
+    return register
+
+
+class PageRoute(APIRoute):
+    """Route that answers the service's own errors as pages."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, wrapped."""
+        inner = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            try:
+                return await inner(request)
+            except RequestValidationError as error:
+                return _render_error(request, from_request_validation(error))
+            except LoraplexError as error:
+                return _render_error(request, error)
+
+        return handler
+
+
+@cache
+def release() -> str:
+    """Return a name for all static files together.
+
+    The relative imports of a script stay within the release, so that scripts of two releases never mix.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(STATIC_FOLDER.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(STATIC_FOLDER).as_posix()}\0".encode())
+            digest.update(path.read_bytes())
+    return f"v-{digest.hexdigest()[:16]}"
+
+
+def static_url(path: str) -> str:
+    """Return the URL of a static file, which changes with the content of any of them."""
+    return f"{STATIC_PREFIX}/{release()}/{path}"
+
+
+class StaticAssets(StaticFiles):
+    """Static files: cached for good under the name of the current release, and revalidated otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(directory=STATIC_FOLDER)
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """Return one file."""
+        first, _, rest = path.partition(os.sep)
+        is_current = first == release()
+        answer = await super().get_response(rest if is_current else path, scope)
+        answer.headers.update(_STATIC_HEADERS)
+        answer.headers["Cache-Control"] = "public, max-age=31536000, immutable" if is_current else "no-cache"
+        return answer
 
 
 @cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
+        loader=FileSystemLoader(_TEMPLATE_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -46,20 +136,16 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.filters.update(FILTERS)
-    environment.globals["asset"] = assets.address
+    environment.globals["asset"] = static_url
     return environment
 
 
-def wants_part(request: Request) -> bool:
-    """Whether a script asks for the part of a page that changes; it asks for the whole where it goes back."""
+def _requests_part(request: Request) -> bool:
+    """Return whether htmx requests a part of the page. To restore the history, it requests the whole page."""
     headers = request.headers
     return headers.get("hx-request") == "true" and headers.get("hx-history-restore-request") != "true"
 
 
-def render(
-    request: Request, template: str, *, part: str | None = None, status: int = 200, **shown: Any
-) -> HTMLResponse:
-    """The page, or its `part` where that alone is asked for."""
-    only = part if wants_part(request) else None
-    html = _environment().get_template(only or template).render(**shown, part_only=only is not None)
-    return HTMLResponse(html, status, headers=_HEADERS)
+def _render_error(request: Request, error: LoraplexError) -> Response:
+    status = STATUS[error.code]
+    return render(request, "problem.html", status=status, code=status, problem=error.members())

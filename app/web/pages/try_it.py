@@ -11,15 +11,14 @@ from adapters.errors import InvalidCombination, LoraplexError, OutOfRange
 from adapters.names import Reference, check_name, check_prefix, parse_reference
 from app.http.dependencies import ServiceOf
 from app.http.errors import problem
-from app.web.pages import selections
-from app.web.pages.page_route import page, pages
-from app.web.pages.rendering import render
+from app.web.pages.datasets import input_choices, names_of
+from app.web.pages.rendering import page, page_router, render
 
 _OFFERED = 8
 _DATASETS_OFFERED = 200
 MOST_ADAPTERS = 8
 _DRAWN = 64
-router = pages()
+router = page_router()
 
 
 @page(router, "/ui/try")
@@ -56,7 +55,7 @@ def read_row(service: ServiceOf, dataset: str = "", row: str = "0") -> Response:
     """One row of a data set as this layer takes it: `values`, and of the other columns `beside`."""
     try:
         version = service.datasets.find(Reference(check_name(dataset, field="dataset")))
-        return JSONResponse(_row(version, Table.open(service.datasets.path(version)), row, service.base.in_features))
+        return JSONResponse(_row(version, Table.open(service.datasets.local(version)), row, service.base.in_features))
     except LoraplexError as error:
         return problem(error)
 
@@ -70,7 +69,7 @@ def _row(version: DatasetVersion, table: Table, row: str, width: int) -> dict[st
             given=row,
             expected=f"a row from 0 to {version.rows - 1}",
         )
-    fitting = [choice for choice in selections.input_choices(version.columns, width) if choice.fits]
+    fitting = [choice for choice in input_choices(version.columns, width) if choice.fits]
     if not fitting:
         raise InvalidCombination(
             f"the data set {version.dataset} has no columns that make {width} numbers a row: paste them instead",
@@ -80,7 +79,7 @@ def _row(version: DatasetVersion, table: Table, row: str, width: int) -> dict[st
         )
     chosen = fitting[0].selection
     (values,) = table.numbers(chosen, field="dataset", begin=number, end=number + 1).tolist()
-    taken = set(selections.names_of(version.columns, chosen))
+    taken = set(names_of(version.columns, chosen))
     shown = table.preview(number, 1)[0]
     beside = {name: value for name, value in shown.items() if name not in taken}
     return {"row": number, "rows": version.rows, "values": values, "beside": dict(list(beside.items())[:5])}

@@ -1,4 +1,4 @@
-"""The pieces that calls are made of."""
+"""Builders of calls: paths, bodies, conditions, pages."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from loraplex.decode import reading
-from loraplex.effects import JSON, Call, Repeat, Steps, Tell, ask
+from loraplex.effects import JSON, Call, Emit, Operation, Repeat, ask
 from loraplex.errors import InvalidInput, InvalidName
 
 T = TypeVar("T")
@@ -14,11 +14,11 @@ Query = Mapping[str, str | int | None]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAMES = "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit"
 _PAGE = 1000
-"""The most that the service gives at once."""
+"""The largest page of the service."""
 
 
 def path(*parts: str | int) -> str:
-    """A path of these parts; raises `InvalidName` for one that would lead elsewhere than to what has that name."""
+    """Return the path of these parts; raise `InvalidName` for a part that would lead to another resource."""
     for part in parts:
         if not NAME.fullmatch(str(part)):
             raise InvalidName(
@@ -31,17 +31,17 @@ def path(*parts: str | int) -> str:
 
 
 def given(members: Mapping[str, T | None]) -> dict[str, T]:
-    """Those members that are not None."""
+    """Return the members that are not None."""
     return {name: value for name, value in members.items() if value is not None}
 
 
 def get(where: str, read: Callable[[Any], T], query: Query | None = None) -> Call[T]:
-    """A call that reads."""
+    """Return a GET call."""
     return Call(method="GET", path=where, read=reading(read), repeats=Repeat.ALWAYS, query=given(query or {}))
 
 
 def encoded(body: object) -> bytes:
-    """A body in JSON; raises `InvalidInput` for what JSON has no form for."""
+    """Return a JSON body; raise `InvalidInput` for a value that JSON cannot represent."""
     try:
         return json.dumps(body, allow_nan=False, separators=(",", ":"), default=_listed).encode()
     except (TypeError, ValueError) as error:
@@ -49,7 +49,7 @@ def encoded(body: object) -> bytes:
 
 
 def conditions(if_match: str | None, if_none_match: str | None) -> dict[str, str]:
-    """The headers of a condition: a digest, or `*` for any."""
+    """Return the headers of a condition: a digest, or `*` for any."""
     headers = given({"If-Match": if_match, "If-None-Match": if_none_match})
     return {name: value if value == "*" or value.startswith('"') else f'"{value}"' for name, value in headers.items()}
 
@@ -66,7 +66,7 @@ def send_json(
     timeout: float | None = None,
     allowance: float = 0.0,
 ) -> Call[T]:
-    """A call with a body in JSON."""
+    """Return a call with a JSON body."""
     return Call(
         method=method,
         path=where,
@@ -80,8 +80,10 @@ def send_json(
     )
 
 
-def pages(where: str, read: Callable[[Any], T], *, query: Query | None = None, limit: int | None = None) -> Steps[None]:
-    """Tell the items of a list, at most `limit` of them, asking for the next page when it is needed."""
+def pages(
+    where: str, read: Callable[[Any], T], *, query: Query | None = None, limit: int | None = None
+) -> Operation[None]:
+    """Emit at most `limit` items of a list; each page is requested when it is needed."""
     if limit is not None and limit < 0:
         raise InvalidInput(f"limit is {limit}", field="limit", given=limit, expected="0 or more, or None")
     left, cursor = limit, None
@@ -92,7 +94,7 @@ def pages(where: str, read: Callable[[Any], T], *, query: Query | None = None, l
         )
         items, cursor = page
         for item in items:
-            yield Tell(item)
+            yield Emit(item)
         left = None if left is None else left - len(items)
         if cursor is None:
             return
@@ -103,7 +105,7 @@ def _page(value: Any, read: Callable[[Any], T]) -> tuple[list[T], str | None]:
 
 
 def _listed(value: Any) -> Any:
-    # A number of numpy's or an array in a setting, such as training={"ridge": np.float64(1)}.
+    # A NumPy number or an array in a setting, such as training={"ridge": np.float64(1)}.
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -1,6 +1,6 @@
-"""Requests of more rows than one may have: cut into parts, and put together again.
+"""Requests with more rows than the service accepts, split into parts.
 
-What a reference means may change between two parts. Each is therefore asked for by the version that answered it first.
+An alias may change between two parts. Every part after the first therefore names the version that answered before.
 """
 
 # N rows · I in_features
@@ -10,22 +10,22 @@ from typing import Generic, TypeVar
 
 from loraplex.arrays import Float32
 from loraplex.calls.builders import get
-from loraplex.effects import Steps, ask
+from loraplex.effects import Operation, ask
 from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, OutOfRange
 from loraplex.results import AdapterRef
 
 V = TypeVar("V")
 MAX_ROWS = 4096
-"""In one request, unless the service is set otherwise."""
+"""Rows of one request, with the default settings of the service."""
 _BINARY_BYTES = 2**25
-"""Of one request's rows: half of what the service takes unless it is set otherwise."""
+"""Bytes of the rows of one request: half of the service's default limit."""
 _JSON_BYTES = 3 * 2**20
 _JSON_BYTES_A_NUMBER = 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part(Generic[V]):
-    """The answer to some rows: `which[choice_N[n]]` answered row n."""
+    """Answer to some of the rows: `which[choice_N[n]]` answered row n."""
 
     values: V
     which: Sequence[AdapterRef | None]
@@ -34,7 +34,7 @@ class Part(Generic[V]):
     forward_ms: float
 
 
-AskPart = Callable[[Sequence[str | None], Float32], Steps[Part[V]]]
+AskPart = Callable[[Sequence[str | None], Float32], Operation[Part[V]]]
 
 
 def in_parts(
@@ -44,13 +44,13 @@ def in_parts(
     join: Callable[[list[V]], V],
     *,
     as_json: bool,
-) -> Steps[Part[V]]:
-    """`ask_part` for all rows, each with its reference, in as few requests as they fit in."""
+) -> Operation[Part[V]]:
+    """Call `ask_part` for all rows, each with its reference, in as few requests as possible."""
     cuts = _cuts(*x_NI.shape, most_rows=MAX_ROWS, as_json=as_json)
     try:
         return (yield from _ask_all(references, x_NI, ask_part, join, cuts))
     except InvalidInput as error:
-        # Out of range is what too many rows are; the bare class is what stays unknown.
+        # The service answers `out_of_range` for too many rows; the base class stands for an unknown code.
         if type(error) not in (InvalidInput, OutOfRange):
             raise
         most_rows = yield from _most_rows()
@@ -62,8 +62,8 @@ def in_parts(
 
 def once_in_json(
     references: Sequence[str | None], x_NI: Float32, ask_part: AskPart[V], join: Callable[[list[V]], V]
-) -> Steps[Part[V]]:
-    """The same for an `ask_part` that asks in JSON, and any error of it as it is."""
+) -> Operation[Part[V]]:
+    """Call `ask_part` once for all rows in JSON; its errors are raised unchanged."""
     return _ask_all(references, x_NI, ask_part, join, _cuts(*x_NI.shape, most_rows=MAX_ROWS, as_json=True))
 
 
@@ -73,7 +73,7 @@ def _cuts(rows: int, columns: int, *, most_rows: int, as_json: bool) -> list[sli
     return [slice(begin, begin + step) for begin in range(0, rows, step)]
 
 
-def _most_rows() -> Steps[int]:
+def _most_rows() -> Operation[int]:
     return ask(get("/v2/models/__base__/config", lambda value: int(value["max_batch_size"])))
 
 
@@ -83,7 +83,7 @@ def _ask_all(
     ask_part: AskPart[V],
     join: Callable[[list[V]], V],
     cuts: Sequence[slice],
-) -> Steps[Part[V]]:
+) -> Operation[Part[V]]:
     pins: dict[str | None, str] = {}
     parts: list[Part[V]] = []
     for cut in cuts:
@@ -121,7 +121,7 @@ def _together(parts: Sequence[Part[V]], join: Callable[[list[V]], V]) -> Part[V]
 def _count_from(error: LoraplexError, begin: int) -> None:
     if begin and isinstance(error.row, int):
         error.row += begin
-        # A part of a part comes here twice, and what the service said counts from the first row of its own request.
+        # A part may be split again; the position that the service gave counts from the first row of its own request.
         said, counted_from = error.members.get("detail", error.title), error.row - error.members["row"]
         error.detail = f"{said} (counted from row {counted_from} on)"
         error.args = (error.detail,)

@@ -1,4 +1,4 @@
-"""Data sets: upload, list, show, preview, delete."""
+"""Calls for data sets: upload, list, show, preview, delete."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,14 +12,14 @@ from loraplex import decode as reading
 from loraplex.calls.adapters import remove
 from loraplex.calls.builders import conditions, encoded, get, pages, path
 from loraplex.decode import reading as reading_json
-from loraplex.effects import Call, Repeat, Steps, ask, work
+from loraplex.effects import Call, Operation, Repeat, ask, work
 from loraplex.errors import WrongShape
 from loraplex.results import Dataset, DatasetVersion, Preview
 from loraplex.tables import LINES, media_type, write_table
 
 _READING_SECONDS = 120.0
 _READING_SECONDS_A_BYTE = 2.0**-20
-"""So long the service allows itself for reading a file: two minutes, and a second more for each MiB."""
+"""Time that the service allows itself for reading a file: two minutes, and a second for each MiB."""
 
 
 def put_dataset(
@@ -30,7 +30,7 @@ def put_dataset(
     if_match: str | None,
     if_none_match: str | None,
     timeout: float | None,
-) -> Steps[DatasetVersion]:
+) -> Operation[DatasetVersion]:
     """Upload a file, arrays or an Arrow table as a data set."""
     headers = conditions(if_match, if_none_match)
     if isinstance(source, str | Path):
@@ -41,9 +41,9 @@ def put_dataset(
     return (yield from _write_and_upload(name, write, content_type=content_type, headers=headers, timeout=timeout))
 
 
-def put_columns(name: str, columns: Mapping[str, Any], *, timeout: float | None) -> Steps[DatasetVersion]:
+def put_columns(name: str, columns: Mapping[str, Any], *, timeout: float | None) -> Operation[DatasetVersion]:
     """Upload columns of arrays and of lists of labels."""
-    # Lists of labels differ in length, for which NPZ has no form.
+    # Lists of labels differ in length, which NPZ cannot represent.
     arrays = all(isinstance(column, np.ndarray) for column in columns.values())
     write = partial(write_table if arrays else _write_lines, columns)
     return _write_and_upload(name, write, content_type=None, headers={}, timeout=timeout)
@@ -72,7 +72,7 @@ def _write_and_upload(
     content_type: str | None,
     headers: Mapping[str, str],
     timeout: float | None,
-) -> Steps[DatasetVersion]:
+) -> Operation[DatasetVersion]:
     with TemporaryDirectory(prefix="loraplex-") as folder:
         file = Path(folder) / "table"
         kind = yield from work(lambda: write(file))
@@ -95,32 +95,32 @@ def _upload(
     )
 
 
-def list_datasets(*, prefix: str | None, limit: int | None) -> Steps[None]:
-    """Tell data sets in byte order of name."""
+def list_datasets(*, prefix: str | None, limit: int | None) -> Operation[None]:
+    """Emit data sets in byte order of their names."""
     return pages("/datasets", reading.dataset, query={"prefix": prefix}, limit=limit)
 
 
-def show_dataset(name: str) -> Steps[Dataset]:
-    """One data set with its newest version's report."""
+def show_dataset(name: str) -> Operation[Dataset]:
+    """Return the call that reads a data set with the report of its newest version."""
     return ask(get(path("datasets", name), reading.dataset))
 
 
-def list_dataset_versions(name: str, *, limit: int | None) -> Steps[None]:
-    """Tell a data set's versions, newest first."""
+def list_dataset_versions(name: str, *, limit: int | None) -> Operation[None]:
+    """Emit the versions of a data set, newest first."""
     return pages(path("datasets", name, "versions"), reading.dataset_version, limit=limit)
 
 
-def show_dataset_version(name: str, number: int) -> Steps[DatasetVersion]:
-    """One version with its report."""
+def show_dataset_version(name: str, number: int) -> Operation[DatasetVersion]:
+    """Return the call that reads a version with its report."""
     return ask(get(path("datasets", name, "versions", number), reading.dataset_version))
 
 
-def preview(name: str, *, version: int | None, offset: int | None, limit: int | None) -> Steps[Preview]:
-    """Some rows."""
+def preview(name: str, *, version: int | None, offset: int | None, limit: int | None) -> Operation[Preview]:
+    """Return the call that reads some rows."""
     query = {"version": version, "offset": offset, "limit": limit}
     return ask(get(path("datasets", name, "preview"), reading.preview, query))
 
 
-def delete_dataset(name: str, *, if_match: str | None = None) -> Steps[None]:
-    """Delete a data set with all its versions."""
+def delete_dataset(name: str, *, if_match: str | None = None) -> Operation[None]:
+    """Return the call that deletes a data set with all its versions."""
     return ask(remove(path("datasets", name), if_match))

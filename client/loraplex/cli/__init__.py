@@ -1,16 +1,34 @@
-"""The command line. Nothing slow is imported before a command needs it."""
+"""Command line. Nothing slow is imported before a command needs it; start with `root`."""
 
-from loraplex.cli.exit_codes import INTERRUPTED
+import io
+import os
+import sys
+from typing import TextIO
+
+from loraplex.cli.errors import INTERRUPTED
 
 
 def main() -> None:
-    """The console script."""
-    from loraplex.cli.stdio import prepare
-
-    prepare()
+    """Run the command line, as the console script does."""
+    _prepare_stdio()
     try:
         from loraplex.cli.root import run
 
         run()
-    except KeyboardInterrupt:  # before there is a command to be interrupted
+    except KeyboardInterrupt:  # before a command has started
         raise SystemExit(INTERRUPTED) from None
+
+
+def _prepare_stdio() -> None:
+    """Open the null device for closed streams, and print `?` for characters that the encoding lacks."""
+    # In this order: each stream takes the lowest free descriptor, so that no connection becomes standard output.
+    sys.stdin = sys.stdin or _open_null("r")
+    sys.stdout = sys.stdout or _open_null("w")
+    sys.stderr = sys.stderr or _open_null("w")
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+
+
+def _open_null(mode: str) -> TextIO:
+    return io.TextIOWrapper(io.FileIO(os.devnull, mode), encoding="utf-8")

@@ -1,14 +1,15 @@
-"""`adapters`, `adapter`, `upload`, `download`, `rollback`, `delete`."""
+"""Commands `adapters`, `adapter`, `upload`, `download`, `rollback` and `delete`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from loraplex.cli.completing import complete_adapter
 from loraplex.cli.errors import BadFile
-from loraplex.cli.reporting import dash, headline, number, pairs, when
+from loraplex.cli.plugins import complete_adapter
 from loraplex.cli.session import Session, command, confirm
+from loraplex.cli.summary import dash, headline, number, pairs, when
 from loraplex.cli.tables import Fitting
 from loraplex.errors import AdapterNotLive, VersionNotFound
 from loraplex.results import Adapter, Version
@@ -18,10 +19,10 @@ _DIGEST = 19
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
-    """Add the commands."""
+    """Register the commands."""
 
     @command(cli, "adapters", panel=panel)
-    def adapters(
+    def list_adapters(
         session: Session,
         prefix: Annotated[
             str, typer.Argument(metavar="PREFIX", help="Only names that begin so.", show_default=False)
@@ -29,47 +30,21 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         *,
         limit: Annotated[int | None, typer.Option(help="How many at most.", min=1)] = None,
     ) -> None:
-        """The adapters that there are, in order of name."""
-        found = list(session.client.adapters(prefix=prefix, limit=limit))
-        # Only if some adapter has one: a column that is empty takes the place of one that is not.
-        problems = ["problem"] if any(each.problem for each in found) else []
-        shown = Fitting(
-            *("name", "live", *problems, "versions", "rank", "how good", "made"),
-            right=("live", "versions", "rank"),
-            least=("versions", "rank", "made"),
-        )
-        for each in found:
-            live = each.live
-            cells = ("–", "–", "–", "–") if live is None else _about(live)
-            problem = [each.problem or "–"] if problems else []
-            shown.add_row(each.name, cells[0], *problem, str(each.versions), *cells[1:])
-        session.give(
-            found, shown if found else "There are none. To train one: loraplex train FILE --name NAME --target COLUMN"
-        )
+        """List the adapters in order of their names."""
+        adapters = list(session.client.adapters(prefix=prefix, limit=limit))
+        none = "There are none. To train one: loraplex train FILE --name NAME --target COLUMN"
+        session.give(adapters, _adapter_table(adapters) if adapters else none)
 
     @command(cli, "adapter", panel=panel)
-    def adapter(session: Session, name: Name) -> None:
-        """An adapter's versions, newest first, with their metrics."""
-        found: Adapter = session.client.adapter(name)
+    def show_adapter(session: Session, name: Name) -> None:
+        """Show the versions of an adapter, newest first, with their metrics."""
+        adapter: Adapter = session.client.adapter(name)
         versions = list(session.client.versions(name))
-        shown = Fitting(
-            *("version", "rank", "from", "how good", "change", "made", "digest"),
-            right=("version", "rank", "change"),
-            least=("digest", "change", "from", "rank"),
-        )
-        for each in versions:
-            mark = " (live)" if found.live is not None and each.version == found.live.version else ""
-            cells = (
-                str(each.rank),
-                each.source,
-                dash(headline(each.metrics)),
-                number(each.effect.get("relative_norm")),
-            )
-            shown.add_row(f"{each.version}{mark}", *cells, when(each.created_at), each.digest[:_DIGEST])
-        about = {"adapter": found.name, "live": None if found.live is None else found.live.reference}
-        if found.problem is not None:
-            about["problem"] = found.problem
-        session.give({"adapter": found, "versions": versions}, pairs(about), "", shown)
+        about = {"adapter": adapter.name, "live": None if adapter.live is None else adapter.live.reference}
+        if adapter.problem is not None:
+            about["problem"] = adapter.problem
+        table = _version_table(versions, adapter.live)
+        session.give({"adapter": adapter, "versions": versions}, pairs(about), "", table)
 
     @command(cli, "upload", panel=panel)
     def upload(
@@ -77,7 +52,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         name: Name,
         source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that PEFT saved, or a zip of it.")],
     ) -> None:
-        """Upload an adapter in PEFT's files as a new, live version."""
+        """Upload an adapter in the format of PEFT as a new live version."""
         if not source.exists():
             raise BadFile(f"There is no {source}")
         version: Version = session.client.upload(name, source)
@@ -98,7 +73,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             ),
         ] = None,
     ) -> None:
-        """Download an adapter as the folder that PEFT loads."""
+        """Download an adapter as a folder that PEFT loads."""
         path = session.client.download(name, folder, version=version, module=module)
         session.give({"folder": path}, f"{name} is in {path}")
 
@@ -111,7 +86,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             typer.Argument(metavar="VERSION", help="Which version.", min=1, show_default="the one before the live one"),
         ] = None,
     ) -> None:
-        """Make another version of an adapter live, older or newer."""
+        """Make another version of an adapter live."""
         before = session.client.adapter(name)
         chosen = version if version is not None else _before_live(session, before)
         after: Adapter = session.client.roll_back(name, chosen)
@@ -129,6 +104,35 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         confirm(f"Delete the adapter {name} with all its versions?", yes=yes)
         session.client.delete(name)
         session.give({"deleted": name}, f"deleted {name}")
+
+
+def _adapter_table(adapters: Sequence[Adapter]) -> Fitting:
+    # The column is shown only if it has a value.
+    problems = ["problem"] if any(adapter.problem for adapter in adapters) else []
+    table = Fitting(
+        *("name", "live", *problems, "versions", "rank", "how good", "made"),
+        right=("live", "versions", "rank"),
+        least=("versions", "rank", "made"),
+    )
+    for adapter in adapters:
+        live, *about = ("–", "–", "–", "–") if adapter.live is None else _about(adapter.live)
+        problem = [adapter.problem or "–"] if problems else []
+        table.add_row(adapter.name, live, *problem, str(adapter.versions), *about)
+    return table
+
+
+def _version_table(versions: Sequence[Version], live: Version | None) -> Fitting:
+    table = Fitting(
+        *("version", "rank", "from", "how good", "change", "made", "digest"),
+        right=("version", "rank", "change"),
+        least=("digest", "change", "from", "rank"),
+    )
+    for version in versions:
+        mark = " (live)" if live is not None and version.version == live.version else ""
+        change, digest = number(version.effect.get("relative_norm")), version.digest[:_DIGEST]
+        metric, created = dash(headline(version.metrics)), when(version.created_at)
+        table.add_row(f"{version.version}{mark}", str(version.rank), version.source, metric, change, created, digest)
+    return table
 
 
 def _about(version: Version) -> tuple[str, str, str, str]:

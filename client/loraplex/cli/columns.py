@@ -1,4 +1,4 @@
-"""Which columns are inputs and targets, where the command line does not say so, and what is minimised."""
+"""Inference of the input columns, the target columns and the loss, if the command line does not give them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,36 +6,35 @@ from typing import Any
 
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.session import plural
-from loraplex.dataset_results import Column
-from loraplex.results import Base
+from loraplex.results import Base, Column
 
 _NAMED = 5
 _WHOLE, _FRACTIONS, _TEXT, _TRUTH = ("int64",), ("float32", "float64"), ("string",), ("bool",)
 SAY_WHICH = "say which by --inputs, --input-prefix or --input-column"
 Selection = Mapping[str, Any]
-"""As the service takes it: `{"column": name}`, `{"columns": names}` or `{"prefix": text}`."""
+"""Columns in the form of the API: `{"column": name}`, `{"columns": names}` or `{"prefix": text}`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """Something that was chosen, and in words what and why."""
+    """Inferred choice, with its description and reason in words."""
 
     value: Any
     why: str
 
 
 def is_list(column: Column) -> bool:
-    """Whether its cells are lists."""
+    """Return whether the cells of the column are lists."""
     return column.type.startswith("list")
 
 
 def is_number(column: Column) -> bool:
-    """Whether its cells are numbers."""
+    """Return whether the cells of the column are numbers."""
     return column.type in _WHOLE + _FRACTIONS
 
 
 def selected(names: str | None, prefix: str | None, column: str | None) -> Selection | None:
-    """The inputs as the options name them; None where they do not. Raises `WrongUsage` for more than one of them."""
+    """Return the inputs that the options name, None if they name none; raise `WrongUsage` for more than one option."""
     given: list[Selection] = []
     if names is not None:
         given.append(_columns(split_names(names)))
@@ -49,14 +48,14 @@ def selected(names: str | None, prefix: str | None, column: str | None) -> Selec
 
 
 def has_columns(names: Collection[str], selection: Selection) -> bool:
-    """Whether all that is selected is among these."""
+    """Return whether all selected columns are among these."""
     if "prefix" in selection:
         return any(name.startswith(selection["prefix"]) for name in names)
     return set(selection.get("columns") or [selection["column"]]) <= set(names)
 
 
 def split_names(text: str) -> list[str]:
-    """`a,b,c` → names."""
+    """Return the names in `a,b,c`."""
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         raise WrongUsage(f"Not a list of column names: '{text}'. Write them as a,b,c.")
@@ -64,8 +63,9 @@ def split_names(text: str) -> list[str]:
 
 
 def infer_inputs(columns: Sequence[Column], base: Base, *, taken: Collection[str]) -> Chosen:
-    """The inputs: all columns of numbers that nothing else takes, those that are called alike (`pixel_0`, `pixel_1` …),
-    or one of lists: whichever is as wide as the layer. Raises `WrongUsage` where none is.
+    """Return the inputs: all other numeric columns, those with a common stem (`pixel_0`, …), or one list column.
+
+    The first selection that is as wide as the layer is used. Raises `WrongUsage` if none is.
     """
     free = [column for column in columns if column.name not in taken]
     numbers = [column.name for column in free if is_number(column)]
@@ -86,7 +86,7 @@ def infer_inputs(columns: Sequence[Column], base: Base, *, taken: Collection[str
 
 
 def _called_alike(names: Sequence[str]) -> list[list[str]]:
-    """Names that differ by the number at their end only."""
+    """Return names that differ only in the number at their end."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(name.rstrip("0123456789"), []).append(name)
@@ -98,7 +98,7 @@ def _columns(names: list[str]) -> Selection:
 
 
 def check_targets(columns: Sequence[Column], targets: Sequence[str]) -> None:
-    """Raises `WrongUsage` for a column that is not there."""
+    """Raise `WrongUsage` for a column that does not exist."""
     names = [column.name for column in columns]
     missing = [name for name in targets if name not in names]
     if missing:
@@ -106,7 +106,7 @@ def check_targets(columns: Sequence[Column], targets: Sequence[str]) -> None:
 
 
 def infer_loss(columns: Sequence[Column], targets: Sequence[str], base: Base) -> Chosen:
-    """What is minimised, by what the targets are. Raises `WrongUsage` where nothing goes with them."""
+    """Return the loss for the type of the targets; raise `WrongUsage` if there is none."""
     by_name = {column.name: column for column in columns}
     if len(targets) > 1:
         return Chosen(value="mse", why=f"{len(targets)} columns of numbers")
@@ -128,7 +128,7 @@ def infer_loss(columns: Sequence[Column], targets: Sequence[str], base: Base) ->
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names, but for the middle of many."""
+    """Return names as text, without the middle of a long list."""
     if len(names) <= _NAMED:
         return ", ".join(names)
     return f"{names[0]}, {names[1]} … {names[-1]} ({len(names)} columns)"

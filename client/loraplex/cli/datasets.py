@@ -1,17 +1,18 @@
-"""`dataset put`, `list`, `show`, `preview`, `delete`."""
+"""Commands `dataset put`, `list`, `show`, `preview` and `delete`."""
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from loraplex.cli.completing import complete_dataset
 from loraplex.cli.errors import BadFile, WrongUsage
-from loraplex.cli.reporting import dash, pairs, size, when
+from loraplex.cli.plugins import complete_dataset
 from loraplex.cli.session import Session, command, confirm, plural
+from loraplex.cli.summary import dash, pairs, size, when
 from loraplex.cli.tables import Fitting
-from loraplex.dataset_results import DatasetVersion
+from loraplex.results import Dataset, DatasetVersion, Preview
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _MOST_BAD_ROWS = 5
@@ -27,7 +28,7 @@ Name = Annotated[
 
 
 def put_dataset(session: Session, name: str, file: Path) -> DatasetVersion:
-    """Upload a file, and say what was found in it."""
+    """Upload a file, and print a summary of it."""
     if not file.is_file():
         raise BadFile(f"{file} is no file" if file.exists() else f"There is no file {file}")
     stored: DatasetVersion = session.client.put_dataset(name, file)
@@ -45,7 +46,7 @@ def put_dataset(session: Session, name: str, file: Path) -> DatasetVersion:
 
 
 def find_dataset(session: Session, reference: str) -> DatasetVersion:
-    """The version that `tickets` or `tickets@3` names, with its columns."""
+    """Return the version that `tickets` or `tickets@3` names, with its columns."""
     name, _, number = reference.partition("@")
     if number and number != "live" and not number.isdecimal():
         raise WrongUsage(f"Not a data set: '{reference}'. Write name or name@3.")
@@ -57,12 +58,12 @@ def find_dataset(session: Session, reference: str) -> DatasetVersion:
 
 
 def name_of(file: Path) -> str:
-    """A data set's name from a file's: what names may not have becomes -."""
+    """Return a name for a data set from the name of a file, with `-` for characters that names must not have."""
     return _NOT_IN_NAMES.sub("-", file.name.partition(".")[0]).strip("-._")[:128] or "data"
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
-    """Add the commands."""
+    """Register the commands."""
     group = typer.Typer(no_args_is_help=True, help="Data sets: upload, list, show, preview, delete.")
     cli.add_typer(group, name="dataset", rich_help_panel=panel)
 
@@ -78,43 +79,16 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
     @command(group, "list")
     def list_datasets(session: Session) -> None:
-        """The data sets that there are."""
-        found = list(session.client.datasets())
-        shown = Fitting(
-            "name", "newest", "rows", "size", "versions", "made", right=("newest", "rows", "size", "versions")
-        )
-        for each in found:
-            newest = each.newest
-            cells = (
-                f"@{newest.version}",
-                f"{newest.rows:,}",
-                size(newest.bytes),
-                str(each.versions),
-                when(newest.created_at),
-            )
-            shown.add_row(each.name, *cells)
-        session.give(found, shown if found else "There are none. To upload one: loraplex dataset put FILE")
+        """List the data sets."""
+        datasets = list(session.client.datasets())
+        none = "There are none. To upload one: loraplex dataset put FILE"
+        session.give(datasets, _dataset_table(datasets) if datasets else none)
 
     @command(group, "show")
     def show(session: Session, name: Name) -> None:
-        """A data set's columns, and the rows that cannot be trained on."""
-        found = find_dataset(session, name)
-        columns = Fitting("column", "type", "width", "nulls", "not finite", right=("width", "nulls", "not finite"))
-        for column in found.columns:
-            columns.add_row(column.name, column.type, dash(column.width), str(column.nulls), str(column.not_finite))
-        bad = Fitting("row", "column", "reason", title="Rows that cannot be trained on", right=("row",), folds="reason")
-        for each in found.bad_rows:
-            bad.add_row(str(each.row), dash(each.column), each.reason)
-        about = {
-            "data set": f"{found.dataset}@{found.version}",
-            "rows": f"{found.rows:,}",
-            "size": size(found.bytes),
-            "made": when(found.created_at),
-            "digest": found.digest,
-        }
-        shown: list[Any] = [pairs(about), "", columns]
-        shown += ["", bad] if found.bad_rows else []
-        session.give(found, *shown)
+        """Show the columns of a data set, and its rows that cannot be used for training."""
+        version = find_dataset(session, name)
+        session.give(version, *_describe(version))
 
     @command(group, "preview")
     def preview(
@@ -124,18 +98,12 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         offset: Annotated[int, typer.Option(help="Row to begin at, from 0.", min=0)] = 0,
         limit: Annotated[int, typer.Option(help="How many rows.", min=1, max=100)] = 10,
     ) -> None:
-        """Some rows of a data set."""
-        found = session.client.preview(name, offset=offset, limit=limit)
-        names = list(found.rows[0]) if found.rows else []
-        left_out = len(names) - _MOST_COLUMNS
-        # Of many columns the last, which is the target more often than not.
-        some = names if left_out <= 0 else [*names[: _MOST_COLUMNS - 1], names[-1]]
-        shown = Fitting("row", *some, right=("row",))
-        for number, row in enumerate(found.rows, found.offset):
-            shown.add_row(str(number), *(dash(row[name])[:_LONGEST_CELL] for name in some))
-        session.give(found, shown)
-        if left_out > 0:
-            session.say(f"{plural(left_out, 'column')} between {some[-2]} and {some[-1]} left out (all: --json)")
+        """Show some rows of a data set."""
+        rows = session.client.preview(name, offset=offset, limit=limit)
+        table, left_out = _preview_table(rows)
+        session.give(rows, table)
+        if left_out:
+            session.say(left_out)
 
     @command(group, "delete")
     def delete(
@@ -148,3 +116,48 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         confirm(f"Delete the data set {name} with all its versions?", yes=yes)
         session.client.delete_dataset(name)
         session.give({"deleted": name}, f"deleted {name}")
+
+
+def _dataset_table(datasets: Sequence[Dataset]) -> Fitting:
+    right = ("newest", "rows", "size", "versions")
+    table = Fitting("name", "newest", "rows", "size", "versions", "made", right=right)
+    for dataset in datasets:
+        newest, versions = dataset.newest, str(dataset.versions)
+        about = (f"@{newest.version}", f"{newest.rows:,}", size(newest.bytes), versions, when(newest.created_at))
+        table.add_row(dataset.name, *about)
+    return table
+
+
+def _describe(version: DatasetVersion) -> Iterator[Any]:
+    """Yield the table of a version, of its columns and of its bad rows."""
+    about = {
+        "data set": f"{version.dataset}@{version.version}",
+        "rows": f"{version.rows:,}",
+        "size": size(version.bytes),
+        "made": when(version.created_at),
+        "digest": version.digest,
+    }
+    yield pairs(about)
+    columns = Fitting("column", "type", "width", "nulls", "not finite", right=("width", "nulls", "not finite"))
+    for column in version.columns:
+        columns.add_row(column.name, column.type, dash(column.width), str(column.nulls), str(column.not_finite))
+    yield from ("", columns)
+    if version.bad_rows:
+        bad = Fitting("row", "column", "reason", title="Rows that cannot be trained on", right=("row",), folds="reason")
+        for row in version.bad_rows:
+            bad.add_row(str(row.row), dash(row.column), row.reason)
+        yield from ("", bad)
+
+
+def _preview_table(preview: Preview) -> tuple[Fitting, str]:
+    """Return the rows as a table, and a note about columns that are left out."""
+    names = list(preview.rows[0]) if preview.rows else []
+    left_out = len(names) - _MOST_COLUMNS
+    # Of many columns, show the last one, because the target is often the last.
+    shown = names if left_out <= 0 else [*names[: _MOST_COLUMNS - 1], names[-1]]
+    table = Fitting("row", *shown, right=("row",))
+    for number, row in enumerate(preview.rows, preview.offset):
+        table.add_row(str(number), *(dash(row[name])[:_LONGEST_CELL] for name in shown))
+    if left_out <= 0:
+        return table, ""
+    return table, f"{plural(left_out, 'column')} between {shown[-2]} and {shown[-1]} left out (all: --json)"

@@ -1,44 +1,44 @@
-"""Errors on standard error, one or two lines that say what to do, and the exit status that they mean."""
+"""Errors on standard error, in one or two lines that say what to do, and exit statuses."""
 
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import typer
 
 from loraplex import errors
-from loraplex.cli.exit_codes import INTERRUPTED, JOB_ENDED_BADLY, REFUSED, UNREACHABLE, USAGE
 from loraplex.cli.json_output import problem
 from loraplex.errors import LoraplexError
-from loraplex.sanitize import visible
+from loraplex.sanitize import escape
 
 _FEW_ROWS = 5
 _WHOLE = "body"
-"""The field of a problem with a file that was sent, which says nothing to who named the file."""
+"""Field of a problem with an uploaded file. It is not shown, because the user named a file and not a field."""
 
 
 class WrongUsage(LoraplexError):
-    """The command line does not say what to do"""
+    """The command line is incomplete or contradictory."""
 
     code = "usage"
 
 
 class BadFile(LoraplexError):
-    """A file cannot be used"""
+    """A file cannot be used."""
 
     code = "bad_file"
 
 
 class Interrupted(LoraplexError):
-    """It was ended by Ctrl-C"""
+    """The command was ended by Ctrl-C."""
 
     code = "interrupted"
 
 
 @contextmanager
 def told(url: str, *, as_json: bool) -> Iterator[None]:
-    """Say what went wrong, and end with its exit status."""
+    """Print an error, and exit with its status."""
     try:
         yield
     except LoraplexError as error:
@@ -57,7 +57,7 @@ def _say(error: LoraplexError, url: str, *, as_json: bool) -> None:
 
 
 def exit_status(error: LoraplexError) -> int:
-    """What the command ends with."""
+    """Return the exit status of an error."""
     if isinstance(error, Interrupted):
         return INTERRUPTED
     if isinstance(error, WrongUsage):
@@ -70,7 +70,7 @@ def exit_status(error: LoraplexError) -> int:
 
 
 def in_words(error: LoraplexError, url: str) -> str:
-    """One or two lines for people; up to five rows of a data set below."""
+    """Return an error in one or two lines, with up to five bad rows of a data set below."""
     if isinstance(error, Interrupted):  # our own lines
         return error.detail
     lines = [f"loraplex: {error.detail}"]
@@ -84,7 +84,7 @@ def in_words(error: LoraplexError, url: str) -> str:
         ]
         more = len(error.rows) - _FEW_ROWS
         lines += [f"  … and {more} more"] if more > 0 else []
-    return "\n".join(map(visible, lines))
+    return "\n".join(map(escape, lines))
 
 
 def _hint(error: LoraplexError, url: str) -> str:
@@ -104,12 +104,12 @@ def _hint(error: LoraplexError, url: str) -> str:
 
 
 def _from_in_between(error: LoraplexError) -> bool:
-    """Whether something answered that speaks neither as the service does nor as its `/v2` does."""
+    """Return whether the answer comes from a proxy: it has neither the form of the service nor that of `/v2`."""
     return error.status is not None and not {"code", "error"} & error.members.keys()
 
 
 def _where(error: LoraplexError) -> str:
-    """What the detail may not have said."""
+    """Return the position of an error, unless its detail already gives it."""
     parts = []
     if error.field and error.field != _WHOLE and error.field not in error.detail:
         parts.append(f"field: {error.field}")
@@ -120,3 +120,16 @@ def _where(error: LoraplexError) -> str:
     if error.expected and error.expected not in error.detail:
         parts.append(f"expected: {error.expected}")
     return "  " + "; ".join(parts) if parts else ""
+
+
+REFUSED: Final = 1
+"""The service refused the request, or a file cannot be used."""
+USAGE: Final = 2
+"""The command line is wrong, or does not fit the data. Nothing was trained, published or deleted; `FILE` may have been
+uploaded as a data set."""
+UNREACHABLE: Final = 3
+"""No service answered, or not in time."""
+JOB_ENDED_BADLY: Final = 4
+"""A job failed or was cancelled."""
+INTERRUPTED: Final = 130
+"""Ctrl-C."""

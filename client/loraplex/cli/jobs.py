@@ -1,18 +1,17 @@
-"""`jobs`, `job`, `cancel`, `revert`."""
+"""Commands `jobs`, `job`, `cancel` and `revert`."""
 
 from typing import Annotated, Any
 
 import typer
 
-from loraplex.cli.completing import complete_adapter, complete_job
+from loraplex.calls.jobs import succeeded
 from loraplex.cli.errors import WrongUsage
-from loraplex.cli.fleet_summary import fleet_summary
+from loraplex.cli.plugins import complete_adapter, complete_job
 from loraplex.cli.progress import follow, follow_in_lines
-from loraplex.cli.reporting import dash, held_out, losses, number, outcome, pairs, when
 from loraplex.cli.session import Session, command
+from loraplex.cli.summary import dash, fleet_summary, held_out, losses, number, outcome, pairs, when
 from loraplex.cli.tables import Fitting
-from loraplex.cli.training import show_ended
-from loraplex.jobs import succeeded
+from loraplex.cli.train import show_ended
 from loraplex.results import JobFields, JobStatus
 
 Id = Annotated[
@@ -25,7 +24,7 @@ _MOST_CANDIDATES = 5
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
-    """Add the commands."""
+    """Register the commands."""
 
     @command(cli, "jobs", panel=panel)
     def jobs(
@@ -46,7 +45,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             ),
         ] = None,
     ) -> None:
-        """Training jobs, newest first; or one of them as it goes on."""
+        """List the training jobs, newest first, or follow one of them."""
         if follow_id is not None:
             _follow(session, follow_id)
             return
@@ -62,7 +61,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
     @command(cli, "job", panel=panel)
     def job(session: Session, id: Id) -> None:
-        """One job: how it stands, what it came to, and its log."""
+        """Show one job: its status, its result and its log."""
         found: JobFields = session.client.job(find_id(session, id))
         steps, loss = _progress(found)
         about = {
@@ -87,13 +86,13 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
     @command(cli, "cancel", panel=panel)
     def cancel(session: Session, id: Id) -> None:
-        """End a job that has not ended: it publishes nothing from now on."""
+        """Cancel a job that has not ended. It publishes nothing after that."""
         ended: JobFields = session.client.cancel(find_id(session, id))
         session.give(ended, f"{ended.id} is {ended.status.value}")
 
     @command(cli, "revert", panel=panel)
     def revert(session: Session, id: Id) -> None:
-        """Take back what a job published: each live alias that it moved points again where it pointed before."""
+        """Undo what a job published: each live alias that it moved points to the version before."""
         done = session.client.revert(find_id(session, id))
         lines = [f"{back.name}: live is {_version(back.to)} again (it was {back.version})" for back in done.reverted]
         lines += [f"{skipped.name}: left as it is, {skipped.detail}" for skipped in done.skipped]
@@ -101,9 +100,9 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
 
 def find_id(session: Session, text: str) -> str:
-    """Return the id of the job whose id begins with `text`; raises `WrongUsage` if several do.
+    """Return the id of the job whose id begins with `text`; raise `WrongUsage` if several do.
 
-    If no id begins with it, the text is returned as it is, and the service answers that there is no such job.
+    If no id begins with it, the text is returned unchanged, and the service answers that there is no such job.
     """
     if not _SHORTEST_PREFIX <= len(text) < _ID_LENGTH:
         return text

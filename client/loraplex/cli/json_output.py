@@ -1,4 +1,4 @@
-"""Results as JSON values, in the shapes that the HTTP API gives them."""
+"""Results as JSON values, in the shapes of the HTTP API."""
 
 import json
 import math
@@ -14,7 +14,10 @@ _NOT_IN_LISTS = ("history", "log", "columns", "bad_rows", "lineage")
 
 
 def plain(value: Any, *, listed: bool = False) -> Any:
-    """A result of the client, or whatever holds some, as what `json` writes; `listed`: it is one of many."""
+    """Return a result of the client, or a container of results, as a JSON value.
+
+    `listed` omits the fields that a list leaves out.
+    """
     if isinstance(value, LoraplexError):
         return problem(value)
     if isinstance(value, LossPoint):
@@ -25,7 +28,7 @@ def plain(value: Any, *, listed: bool = False) -> Any:
         takes = {"memory_bytes": value.memory_bytes, "seconds": value.seconds}
         return {"spec": plain(value.spec), "estimate": takes, "adapters": value.adapters}
     if is_dataclass(value):
-        # A job that can be waited for has its client too.
+        # A job with methods also has a client, which is not part of the value.
         names = [field.name for field in fields(JobFields if isinstance(value, JobFields) else value)]
         shown = [name for name in names if not (listed and name in _NOT_IN_LISTS)]
         return {name: plain(getattr(value, name), listed=listed) for name in shown}
@@ -43,7 +46,7 @@ def plain(value: Any, *, listed: bool = False) -> Any:
 
 
 def problem(error: LoraplexError) -> dict[str, Any]:
-    """An error as the service's problems are (RFC 9457), also where the client alone met it."""
+    """Return an error in the form of a problem (RFC 9457), also if the client raised it."""
     known = {
         "type": f"urn:loraplex:{error.code}",
         "title": error.title,
@@ -56,6 +59,6 @@ def problem(error: LoraplexError) -> dict[str, Any]:
         "expected": error.expected,
         "request_id": error.request_id,
     }
-    # What the client knows better, such as the row of all that were sent in parts, is in the error itself.
+    # The client may have more precise values, such as the row among all rows that were sent in parts.
     whole = {**error.members, **{name: value for name, value in known.items() if value is not None}}
     return {name: plain(each) for name, each in whole.items() if each is not None}

@@ -1,4 +1,4 @@
-"""What the layer answered, as a table, as JSON, or in a file."""
+"""Output of predictions: as a table, as JSON, or in a file."""
 
 import csv
 import json
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Truth = tuple[str, list[Any]] | None
-"""The name and the cells of a column that says what is right."""
+"""Name and cells of the column with the correct labels."""
 _MOST_OUTPUTS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answers:
-    """One answer a row: its most probable classes, or the layer's numbers."""
+    """One answer per row: its most probable classes, or the outputs of the layer."""
 
     labels: Sequence[Sequence[Label]] | None = None
     outputs_NO: "NDArray[np.float32] | None" = None
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Each row as a JSON object."""
+        """Return each row as a JSON object."""
         if self.labels is not None:
             for row, found in enumerate(self.labels):
                 yield {"row": row, "labels": [label._asdict() for label in found]}
@@ -41,11 +41,11 @@ class Answers:
                 yield {"row": row, "outputs": numbers}
 
     def as_json(self, reference: str | None) -> dict[str, Any]:
-        """All of them as one JSON document; the base layer's adapter is null."""
+        """Return all rows as one JSON document; the adapter of the base layer is null."""
         return {"adapter": reference, "predictions": list(self.rows())}
 
     def shown(self, truth: Truth) -> list[Any]:
-        """A table, and how often it is right where that can be told."""
+        """Return a table, and the accuracy if the labels are known."""
         headings, rows = self.cells(truth, digits=4)
         left_out = 0 if self.outputs_NO is None else self.outputs_NO.shape[1] - _MOST_OUTPUTS
         if left_out > 0:
@@ -63,7 +63,7 @@ class Answers:
         return [made, *more, *self._right(truth)]
 
     def cells(self, truth: Truth, *, digits: int | None) -> tuple[list[str], Iterator[list[Any]]]:
-        """Headings and rows, with what is right in front; numbers in `digits`, or in full."""
+        """Return headings and rows, with the correct labels first; numbers have `digits` digits, or all."""
         own, rows = self._own()
         headings = ["row", *([truth[0]] if truth else []), *own]
 
@@ -94,7 +94,7 @@ class Answers:
 
 
 def check_out(file: Path, rows: str | None, *, classes: bool) -> None:
-    """Raises `WrongUsage` where answers, which may be `classes`, cannot go to `file`, or would overwrite the rows."""
+    """Raise `WrongUsage` if answers (classes or not) cannot be written to `file`, or would overwrite the rows."""
     if file.suffix.lower() not in (".csv", ".jsonl", ".ndjson", ".npy"):
         raise WrongUsage(f"{file}: answers go to .csv, .jsonl or .npy.")
     if classes and takes_numbers(file):
@@ -104,12 +104,12 @@ def check_out(file: Path, rows: str | None, *, classes: bool) -> None:
 
 
 def takes_numbers(file: Path) -> bool:
-    """Whether it is a kind of file for numbers alone."""
+    """Return whether the format of the file holds only numbers."""
     return file.suffix.lower() == ".npy"
 
 
 def write_answers(answers: Answers, truth: Truth, file: Path) -> None:
-    """Write all of a .csv, .jsonl or .npy, or nothing. Raises `BadFile` where it cannot be written."""
+    """Write a whole .csv, .jsonl or .npy file; raise `BadFile`, and write nothing, if that fails."""
     try:
         with _whole(file) as part:
             if takes_numbers(file):
@@ -141,7 +141,7 @@ def _write_csv(answers: Answers, truth: Truth, file: Path) -> None:
 
 @contextmanager
 def _whole(file: Path) -> Iterator[Path]:
-    """Where to write what becomes `file` once it is whole; where that fails, `file` is as it was."""
+    """Open a temporary file that replaces `file` when it is complete, and leave `file` unchanged after an error."""
     file = file.resolve()
     if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
         yield file  # a pipe or a device, which take things as they come; else opening it says what is wrong
@@ -157,7 +157,7 @@ def _whole(file: Path) -> Iterator[Path]:
 
 
 def _same(label: str | int, cell: Any) -> bool:
-    """Whether a cell, which a CSV file has as text, is this label."""
+    """Return whether a cell is this label; cells of CSV files are text."""
     if isinstance(label, int) and isinstance(cell, str):
         try:
             return float(cell) == label

@@ -1,18 +1,21 @@
-"""Commands that other distributions bring: `serve` and `trainer`, where the service is installed."""
+"""Commands of other distributions (`serve` and `trainer` of the service), and shell completion of names."""
 
+import json
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
+from urllib.parse import quote
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from loraplex.cli.exit_codes import REFUSED
+from loraplex.address import address
+from loraplex.cli.errors import REFUSED
 
 GROUP = "loraplex.commands"
-"""Entry points of this group are functions as Typer takes them. They are imported when they are run, not before: what
-they need takes long to import, and the folder that one works in may have a package of the same name."""
+"""Entry points of this group are Typer functions. They are imported when they run, because their imports are slow, and
+because the working directory may have a package of the same name."""
 PANEL = "The service"
 _HELP = {
     "serve": "Answer requests and train, until SIGTERM.",
@@ -21,14 +24,14 @@ _HELP = {
 
 
 class RootGroup(TyperGroup):
-    """Our own commands, and those that are installed beside us."""
+    """Group of the client's commands and of the installed ones."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all."""
+        """Return the names of all commands."""
         return [*super().list_commands(ctx), *_installed()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A command by its name, None where there is none."""
+        """Return a command by its name; None if there is none."""
         own = super().get_command(ctx, cmd_name)
         if own is not None:
             return own
@@ -39,7 +42,7 @@ class RootGroup(TyperGroup):
 
 
 class _Installed(TyperCommand):
-    """Stands in for a command until it is run."""
+    """Placeholder for a command until it runs."""
 
     def __init__(self, entry: EntryPoint) -> None:
         help_text = _HELP.get(entry.name, f"From {entry.value.partition(':')[0]}.")
@@ -47,7 +50,7 @@ class _Installed(TyperCommand):
         self._entry = entry
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """The context of the command itself."""
+        """Return the context of the command itself."""
         return _load(self._entry).make_context(info_name, args, parent=parent, **extra)
 
 
@@ -69,3 +72,38 @@ def _load(entry: EntryPoint) -> Any:
     app = typer.Typer(add_completion=False)
     app.command(entry.name)(function)
     return get_command(app)
+
+
+_SECONDS = 0.5
+_MOST = 50
+
+
+def complete_adapter(incomplete: str) -> list[str]:
+    """Return adapters whose names begin with the text."""
+    return _names("adapters", incomplete)
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    """Return data sets whose names begin with the text."""
+    return _names("datasets", incomplete)
+
+
+def complete_job(incomplete: str) -> list[str]:
+    """Return ids of the newest jobs that begin with the text."""
+    return [found for found in _ask("jobs?limit=50", "id") if found.startswith(incomplete)]
+
+
+def _names(kind: str, incomplete: str) -> list[str]:
+    return _ask(f"{kind}?limit={_MOST}&prefix={quote(incomplete)}", "name")
+
+
+def _ask(path: str, member: str) -> list[str]:
+    # The client is not used, because its import would delay each completion.
+    from http.client import HTTPException
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"{address().rstrip('/')}/{path}", timeout=_SECONDS) as answer:
+            return [str(found[member]) for found in json.load(answer)["data"]]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return []

@@ -1,4 +1,4 @@
-"""A job as it goes on: shown to people, an event a line for machines."""
+"""Progress of a job: a display for people, one event per line for machines."""
 
 import signal
 import sys
@@ -12,20 +12,20 @@ from loraplex.progress import Display, display
 from loraplex.results import JobFields
 
 _NO_EVENTS = (QueueFull, TimedOut, Unreachable, BadAnswer)
-"""What `wait` takes for a stream that is not to be had: it looks at the job itself then."""
+"""Errors after which `wait` polls the job, because it has no event stream."""
 
 
 def follow(session: Session, job_id: str) -> JobFields:
-    """The job once it has ended, however it did; what it does meanwhile is shown to people.
+    """Follow a job until it ends, and return it; its progress is displayed.
 
-    Raises `Interrupted` on Ctrl-C; the job goes on.
+    Raises `Interrupted` on Ctrl-C; the job continues.
     """
     with _going_on(job_id), _unwinding_on_sigterm():
         return _ended(session, job_id, Display() if session.as_json else display(session.err))
 
 
 def follow_in_lines(session: Session, job_id: str) -> JobFields:
-    """The same for machines: each event as a line, or its end alone where the service has no events to give."""
+    """Follow a job until it ends, and print each event as a line of JSON, or only the end if there are no events."""
     with _going_on(job_id):
         try:
             for event in session.client.events(job_id):
@@ -59,7 +59,7 @@ def _going_on(job_id: str) -> Iterator[None]:
 
 @contextmanager
 def _unwinding_on_sigterm() -> Iterator[None]:
-    """A bar hides the cursor, which comes back only where what it wraps comes to an end."""
+    """Raise an exception on SIGTERM, so that a progress bar shows the cursor again."""
     before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         yield

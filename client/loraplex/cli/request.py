@@ -1,4 +1,4 @@
-"""What `train` was asked for → a request as the service takes it. What is inferred is said in words."""
+"""Conversion of the options of `train` to a request, with a description of what was inferred."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,18 +7,17 @@ from typing import Any
 
 from loraplex.cli.columns import Selection, check_targets, infer_inputs, infer_loss
 from loraplex.cli.errors import WrongUsage
-from loraplex.dataset_results import DatasetVersion
-from loraplex.results import Base
+from loraplex.results import Base, DatasetVersion
 
 AUTO = "auto"
 _FEW_ROWS = 100
-"""Below these the service trains on all rows, as so few held-out ones say little."""
+"""With fewer rows, the service trains on all of them, because few held-out rows give no reliable metrics."""
 _FLEET_RANK, _FLEET_RATE, _FLEET_RIDGE = 8, 0.01, 1.0
 Say = Callable[[str], None]
 
 
 class Method(StrEnum):
-    """How the factors are found."""
+    """Method of the fit."""
 
     AUTO = "auto"
     ADAMW = "adamw"
@@ -27,7 +26,7 @@ class Method(StrEnum):
 
 
 class Loss(StrEnum):
-    """What is minimised."""
+    """Loss to minimise."""
 
     MSE = "mse"
     HUBER = "huber"
@@ -38,7 +37,7 @@ class Loss(StrEnum):
 
 
 class SplitBy(StrEnum):
-    """What decides which rows are held out."""
+    """Rule that decides which rows are held out."""
 
     ROWS = "rows"
     GROUP = "group"
@@ -48,7 +47,7 @@ class SplitBy(StrEnum):
 
 
 class Publish(StrEnum):
-    """When live moves."""
+    """Rule that decides when the new version becomes live."""
 
     ALWAYS = "always"
     NEVER = "never"
@@ -57,7 +56,7 @@ class Publish(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """The options of `train`, read; None where one was not given."""
+    """Options of `train`; None if an option is not given."""
 
     name: str
     targets: Sequence[str]
@@ -84,12 +83,12 @@ class Wanted:
 
     @property
     def is_fleet(self) -> bool:
-        """Whether it is one adapter for each group."""
+        """Return whether one adapter is trained for each group."""
         return self.group_by is not None or "{" in self.name
 
 
 def make_request(wanted: Wanted, dataset: DatasetVersion, base: Base, say: Say) -> dict[str, Any]:
-    """The keywords of `Client.train`; what was inferred goes to `say`, a line each. Raises `WrongUsage`."""
+    """Return the arguments of `Client.train`, and pass each inferred value to `say`; raise `WrongUsage`."""
     loss = _loss(wanted, dataset, base, say)
     inputs = _inputs(wanted, dataset, base, say)
     data = {

@@ -1,11 +1,13 @@
-"""The command line as a whole."""
+"""Root of the command line."""
 
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from loraplex.cli import adapters, datasets, jobs, predicting, service, training
+from loraplex.cli import adapters, datasets, jobs, service
+from loraplex.cli import predict as predicting
+from loraplex.cli import train as training
 from loraplex.cli.plugins import PANEL, RootGroup
 from loraplex.cli.session import AsJson, Given, Url
 
@@ -33,7 +35,7 @@ def root(
         bool, typer.Option("--version", help="Say the version, and end.", callback=_say_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What stands before the command."""
+    """Read the options before the command."""
     ctx.obj = Given(url=url, as_json=as_json)
 
 
@@ -46,5 +48,5 @@ service.register(cli, panel=PANEL)
 
 
 def run() -> None:
-    """Read the command line and do what it says."""
+    """Run the command line."""
     cli(prog_name="loraplex")

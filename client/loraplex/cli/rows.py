@@ -1,4 +1,4 @@
-"""Rows to predict: from a file, from standard input, or from the command line itself."""
+"""Rows to predict: from a file, from standard input, or from the command line."""
 
 import csv
 import io
@@ -8,14 +8,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from zipfile import BadZipFile
 
 from loraplex.cli.columns import Selection, has_columns
 from loraplex.cli.errors import BadFile, WrongUsage
-from loraplex.cli.table_files import read_table_file
-from loraplex.dataset_results import Column
+from loraplex.results import Column
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,16 +30,16 @@ _WRONG = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Rows as they were found."""
+    """Rows with their columns."""
 
     source: str
     names: list[str] | None
-    """Of the columns; None where rows are nothing but numbers."""
+    """Names of the columns; None if rows consist only of numbers."""
     cells: Any
-    """Text, numbers or lists, one list a row, in the order of `names`; or an array (N, I)."""
+    """Lists of text, numbers or lists in the order of `names`, or an array (N, I)."""
 
     def used(self, selection: Selection) -> list[str]:
-        """The columns that are selected. Raises `BadFile` for one that is not there."""
+        """Return the selected columns; raise `BadFile` for one that does not exist."""
         names = self.names or []
         if "prefix" in selection:
             wanted = [name for name in names if name.startswith(selection["prefix"])]
@@ -52,12 +52,12 @@ class Rows:
         return wanted
 
     def column(self, name: str) -> list[Any]:
-        """The cells of one column."""
+        """Return the cells of one column."""
         place = (self.names or []).index(name)
         return [row[place] for row in self.cells]
 
     def described(self) -> list[Column]:
-        """The columns, as far as their first cells tell what they are."""
+        """Return the columns with the types of their first cells."""
         return [self._described(name, cell) for name, cell in zip(self.names or (), self.cells[0], strict=True)]
 
     @staticmethod
@@ -68,7 +68,7 @@ class Rows:
         return Column(name, "float64" if is_number else "string", None, 0, 0)
 
     def numbers(self, selection: Selection | None) -> "NDArray[Any]":
-        """(N, I): the selected columns, or all where rows are nothing but numbers. Raises `BadFile`."""
+        """Return (N, I): the selected columns, or all if rows consist only of numbers; raise `BadFile`."""
         import numpy as np
 
         if isinstance(self.cells, np.ndarray):
@@ -97,16 +97,16 @@ class Rows:
 
 
 def read_rows(source: str, *, limit: int | None, expected: Selection | None) -> Rows:
-    """Rows of a file, by its ending, or of standard input (`-`), where the first byte tells whether it is JSON or CSV.
+    """Return the rows of a file by its ending, or of standard input (`-`), as JSON or CSV by its first byte.
 
-    A first line of nothing but numbers is a row, unless it has the `expected` columns. Raises `BadFile` and
+    A first line that consists only of numbers is a row, unless it has the `expected` columns. Raises `BadFile` and
     `WrongUsage`.
     """
     path = Path(source)
     kind = path.suffix.lower()
     try:
         if source == STDIN:
-            # As files are read, whatever the locale is.
+            # The encoding of files, whatever the locale is.
             file = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
             return _read_text(file, "standard input", limit, expected, as_json=None)
         if kind == ".npy":
@@ -124,12 +124,12 @@ def read_rows(source: str, *, limit: int | None, expected: Selection | None) -> 
 
 
 def can_read(file: Path) -> bool:
-    """Whether rows come from files that are called so."""
+    """Return whether rows can be read from a file with this name."""
     return file.suffix.lower() in _KINDS
 
 
 def rows_of_options(texts: Sequence[str]) -> Rows:
-    """Rows of `--row "1,2,3"`; blanks may part the numbers too."""
+    """Return the rows of `--row "1,2,3"`; spaces may separate the numbers too."""
     cells = [text.replace(",", " ").split() for text in texts]
     return _checked(Rows(source="--row", names=None, cells=cells))
 
@@ -186,7 +186,7 @@ def _read_json(lines: Iterator[str], source: str, limit: int | None) -> Rows:
 
 
 def _json_values(text: str, source: str) -> list[Any]:
-    """One value a row: those of the lines, or the items of a document that is one list."""
+    """Return one value per row: those of the lines, or the items of a document that is one list."""
     try:
         whole = json.loads(text)
     except ValueError:
@@ -215,10 +215,89 @@ def _is_number(cell: object) -> bool:
 
 
 def _number(cell: object) -> float:
-    """Raises `ValueError` for what is no number; text is one where it is written in decimal."""
+    """Return the number; raise `ValueError` for anything else. Text is read as a decimal number."""
     if isinstance(cell, bool) or not isinstance(cell, int | float | str) or (isinstance(cell, str) and "_" in cell):
         raise ValueError(cell)
     try:
         return float(cell)
     except OverflowError:  # an integer above what a float holds
         raise ValueError(cell) from None
+
+
+_ARROW_FILE = b"ARROW1"
+"""First bytes of an Arrow file; Arrow streams may have the ending .arrow too."""
+_BATCH_ROWS = 4096
+Cells = list[list[Any]]
+
+
+def read_table_file(path: Path, limit: int | None) -> tuple[list[str], Cells]:
+    """Return the names of the columns, and the cells of each row. true and false are 1 and 0, as in a data set.
+
+    Raises `BadFile` and `OSError`.
+    """
+    if path.suffix.lower() == ".npz":
+        return _read_npz(path, limit)
+    return _read_arrow(path, limit)
+
+
+def _read_npz(path: Path, limit: int | None) -> tuple[list[str], Cells]:
+    import numpy as np
+
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            columns = {name: np.atleast_1d(array)[:limit] for name, array in archive.items()}
+    except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
+        raise BadFile(f"Cannot read {path.name}: {error}") from None
+    lengths = {name: len(array) for name, array in columns.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} has {rows}" for name, rows in lengths.items())
+        raise BadFile(f"{path.name}: the arrays differ in length: {listed}")
+    lists = [(array.astype(int) if array.dtype.kind == "b" else array).tolist() for array in columns.values()]
+    return list(columns), [list(row) for row in zip(*lists, strict=True)]
+
+
+def _read_arrow(path: Path, limit: int | None) -> tuple[list[str], Cells]:
+    try:
+        pyarrow = import_module("pyarrow")
+    except ImportError:
+        raise BadFile(
+            f"Cannot read {path.name} without pyarrow: pip install 'loraplex[arrow]', or give the rows as CSV or NPZ."
+        ) from None
+    cells: Cells = []
+    try:
+        with path.open("rb") as file:
+            names, batches = _batches(file, is_parquet=path.suffix.lower() == ".parquet")
+            for batch in batches:
+                columns = [_plain(pyarrow, column).to_pylist() for column in batch.columns]
+                cells += map(list, zip(*columns, strict=True))
+                if limit is not None and len(cells) >= limit:
+                    break
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise BadFile(f"Cannot read {path.name}: {error}") from None
+    return names, cells[:limit]
+
+
+def _batches(file: Any, *, is_parquet: bool) -> tuple[list[str], Any]:
+    if is_parquet:
+        parquet = import_module("pyarrow.parquet").ParquetFile(file)
+        return parquet.schema_arrow.names, parquet.iter_batches(batch_size=_BATCH_ROWS)
+    ipc = import_module("pyarrow.ipc")
+    is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
+    file.seek(0)
+    if not is_file:
+        stream = ipc.open_stream(file)
+        return stream.schema.names, stream
+    opened = ipc.open_file(file)
+    return opened.schema.names, (opened.get_batch(number) for number in range(opened.num_record_batches))
+
+
+def _plain(pyarrow: Any, column: Any) -> Any:
+    """Return a column in the types in which a data set would store it."""
+    types = pyarrow.types
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if types.is_boolean(column.type):
+        return column.cast(pyarrow.int64())
+    if types.is_temporal(column.type):
+        return column.cast(pyarrow.string())
+    return column.cast(pyarrow.float64()) if types.is_decimal(column.type) else column

@@ -1,21 +1,21 @@
-"""`base` and `status`."""
+"""Commands `base` and `status`."""
 
 from collections.abc import Iterable
 
 import typer
 
-from loraplex.cli.exit_codes import REFUSED
-from loraplex.cli.reporting import pairs
+from loraplex.cli.errors import REFUSED
 from loraplex.cli.session import Session, command
+from loraplex.cli.summary import pairs
 from loraplex.results import Base, JobStatus
 
 
 def register(cli: typer.Typer, *, panel: str) -> None:
-    """Add the commands."""
+    """Register the commands."""
 
     @command(cli, "base", panel=panel)
     def base(session: Session) -> None:
-        """The frozen layer that every adapter adds to."""
+        """Show the base layer."""
         found: Base = session.client.base()
         about = {
             "source": found.source,
@@ -30,7 +30,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
 
     @command(cli, "status", panel=panel)
     def status(session: Session) -> None:
-        """Whether the service answers, and what it holds."""
+        """Show whether the service answers, with the number of its adapters and jobs."""
         client = session.client
         found = client.base()
         ready = client.ready()

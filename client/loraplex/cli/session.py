@@ -1,7 +1,6 @@
-"""What every command has: the service, and where results, notes and errors go.
+"""Session of a command: the client, and the streams for results, notes and errors.
 
-Results go to standard output, as a table for people or, with `--json`, as JSON for machines. Everything else goes to
-standard error.
+Results go to standard output, as a table or, with `--json`, as JSON. Everything else goes to standard error.
 """
 
 import inspect
@@ -15,10 +14,10 @@ import typer
 
 from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
 from loraplex.cli import errors as failures
-from loraplex.cli.exit_codes import REFUSED
+from loraplex.cli.errors import REFUSED
 from loraplex.cli.json_output import plain
 from loraplex.errors import InvalidInput
-from loraplex.sanitize import visible
+from loraplex.sanitize import escape
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
     from loraplex.client import Client
 
 _RETRIES = 2
-"""Somebody waits: a service that is not there is said to be so within a second or two."""
+"""Few retries, because a user waits: an unreachable service is reported within two seconds."""
 _NARROWEST = 80
-"""A narrower terminal breaks the lines of a table itself: columns of no width would lose what they hold."""
+"""A narrower terminal breaks the lines of a table itself, because columns without width would lose their content."""
 P = ParamSpec("P")
 
 Url = Annotated[
@@ -50,7 +49,7 @@ class Session:
 
     @cached_property
     def client(self) -> "Client":
-        """The client, made when it is first needed."""
+        """Return the client, which is created on first use."""
         from loraplex.client import Client  # imports httpx and numpy
 
         try:
@@ -62,21 +61,21 @@ class Session:
 
     @cached_property
     def out(self) -> "Console":
-        """Standard output."""
+        """Return the console of standard output."""
         return console(stderr=False)
 
     @cached_property
     def err(self) -> "Console":
-        """Standard error."""
+        """Return the console of standard error."""
         return console(stderr=True)
 
     def say(self, text: str) -> None:
-        """A note for people that is no part of the result; machines get none, so that what they read is JSON."""
+        """Print a note that is not part of the result; with `--json`, print nothing."""
         if not self.as_json:
-            print(visible(text), file=sys.stderr, flush=True)
+            print(escape(text), file=sys.stderr, flush=True)
 
     def give(self, value: object, *shown: "RenderableType") -> None:
-        """The result: `value` as one JSON document, in ASCII so that any locale has it, or what people are shown."""
+        """Print the result: `value` as one JSON document (ASCII, for any locale), or its display for people."""
         if self.as_json:
             print(json.dumps(plain(value), indent=2), flush=True)
         else:
@@ -84,17 +83,17 @@ class Session:
                 self.out.print(each, crop=False)
 
     def give_line(self, value: object) -> None:
-        """One JSON line of many."""
+        """Print one line of JSON."""
         print(json.dumps(plain(value)), flush=True)
 
     def close(self) -> None:
-        """Close the client's connections, where there is one."""
+        """Close the connections of the client."""
         if "client" in self.__dict__:
             self.client.close()
 
 
 class Given:
-    """The options that stood before the command, where they may stand too."""
+    """Options before the command, which may also follow it."""
 
     def __init__(self, *, url: str | None = None, as_json: bool = False) -> None:
         self.url = url
@@ -102,12 +101,12 @@ class Given:
 
 
 def console(*, stderr: bool) -> "Console":
-    """A console that styles and wraps on a terminal only: what is piped keeps each row on its line."""
+    """Return a console that styles and wraps only on a terminal, so that piped rows keep their lines."""
     from rich.console import Console
 
     class Visible(Console):
         def render_str(self, text: str, **how: Any) -> "Text":
-            return super().render_str(visible(text), **how)
+            return super().render_str(escape(text), **how)
 
     stream = sys.stderr if stderr else sys.stdout
     made = Visible(stderr=stderr, width=None if stream.isatty() else 10_000, highlight=False, markup=False, emoji=False)
@@ -119,7 +118,7 @@ def console(*, stderr: bool) -> "Console":
 def command(
     app: typer.Typer, name: str, *, panel: str | None = None, example: str | None = None
 ) -> Callable[[Callable[Concatenate[Session, P], None]], Callable[..., None]]:
-    """Register a function as a command: it gets a session, and the command gets `--url` and `--json`."""
+    """Register a function as a command with a session and the options `--url` and `--json`."""
 
     def register(function: Callable[Concatenate[Session, P], None]) -> Callable[..., None]:
         def run(ctx: typer.Context, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -150,7 +149,7 @@ def command(
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask on a terminal; ends the command where the answer is no, or nobody can be asked."""
+    """Ask for confirmation on a terminal; exit if the answer is no, or if there is no terminal."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -160,5 +159,5 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def plural(count: int, one: str) -> str:
-    """`1 row`, `2 rows`."""
+    """Return `1 row`, `2 rows`."""
     return f"{count:,} {one}{'' if count == 1 else 's'}"

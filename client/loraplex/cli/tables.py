@@ -1,9 +1,9 @@
-"""Tables that keep ids, names and numbers whole: one that does not fit has fewer columns, or goes over the edge."""
+"""Tables that never break ids, names and numbers: a table that is too wide drops columns, or exceeds the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loraplex.sanitize import visible
+from loraplex.sanitize import escape
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -13,8 +13,10 @@ _NO_END = 1_000_000
 
 
 class Fitting:
-    """Rows under headings. `right`: columns of numbers; `folds`: one of sentences, which alone may take several lines;
-    `least`: columns that are left out where there is no room for all, in this order.
+    """Rows under headings.
+
+    `right` lists columns of numbers, `folds` is a column of sentences, which alone may take several lines, and `least`
+    lists columns to drop, in this order, if there is no space for all.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class Fitting:
         self._rows: list[Sequence[str]] = []
 
     def add_row(self, *cells: str) -> None:
-        """One more row, a cell for each heading."""
+        """Add a row with a cell for each heading."""
         self._rows.append(cells)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
@@ -44,7 +46,7 @@ class Fitting:
             made = self._made(left_out)
         yield whole(made, self._narrowest(made, console, options), options)
         if left_out:
-            names = ", ".join(visible(name) for name in self._headings if name in left_out)
+            names = ", ".join(escape(name) for name in self._headings if name in left_out)
             yield f"no room for {names}: --json has all"
 
     def _made(self, left_out: Sequence[str]) -> "Table":
@@ -70,7 +72,7 @@ class Fitting:
 
 
 class Pairs:
-    """Names and values; only a value of several words may take several lines."""
+    """Names and values; only values of several words may take several lines."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = values
@@ -87,17 +89,17 @@ class Pairs:
 
 
 def narrowest(made: "Table", sentences: Sequence[str], console: "Console", options: "ConsoleOptions") -> int:
-    """The least width of a table in which no word is broken; `sentences`: the cells of the column that may fold."""
+    """Return the least width of a table that breaks no word; `sentences` are the cells of the column that may fold."""
     from rich.cells import cell_len
     from rich.measure import Measurement
 
-    widest = max((cell_len(visible(text)) for text in sentences), default=0)
-    longest_word = max((cell_len(visible(word)) for text in sentences for word in text.split()), default=0)
+    widest = max((cell_len(escape(text)) for text in sentences), default=0)
+    longest_word = max((cell_len(escape(word)) for text in sentences for word in text.split()), default=0)
     return Measurement.get(console, options.update(max_width=_NO_END), made).maximum - widest + longest_word
 
 
 def whole(made: "Table", width: int, options: "ConsoleOptions") -> "Table":
-    """The table, over the edge where it is wider than the terminal."""
+    """Print the table, beyond the edge if it is wider than the terminal."""
     if width > options.max_width:
         made.width = width
     return made

@@ -24,7 +24,7 @@ from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Published
 from adapters.jobs.job import Job
 from adapters.jobs.queue import JobQueue
-from adapters.storage import blobs
+from adapters.storage.blob_writer import BlobWriter, Upload
 from adapters.storage.blobs import FolderBlobs
 from tests.support.catalog_factories import claimed, publication, publish_for, put, submit, submit_fleet
 
@@ -43,7 +43,7 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.catalog = Catalog(folder, now=time.time)
-        self.queue = JobQueue(self.catalog.database, self.catalog.blobs, now=time.time, lease_seconds=15)
+        self.queue = JobQueue(self.catalog.database, self.catalog.writer, now=time.time, lease_seconds=15)
 
     def submit(self, job_id: str) -> Job:
         """Queue a job for acme."""
@@ -146,11 +146,14 @@ def _in_last_statement(house: House) -> None:
 
 
 POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
+    "the writer's lock is held, no key is pending": (House.replace, _instead(BlobWriter, "_hold_lock", after=True)),
+    "keys are pending, no file": (House.replace, _instead(FolderBlobs, "write")),
+    "the pending key is replaced, not committed": (House.replace, _instead(Upload, "publish", after=True)),
     "the blob is written, not synced": (House.replace, _instead(os, "fsync")),
     "the blob is synced, not renamed": (House.replace, _instead(os, "fsync", after=True)),
     "the blob is about to be renamed": (House.replace, _instead(Path, "rename")),
     "the blob is renamed, its folder not synced": (House.replace, _instead(Path, "rename", after=True)),
-    "the blob is durable, no row yet": (House.replace, _instead(blobs.FolderBlobs, "write", after=True)),
+    "the blob is durable, no row yet": (House.replace, _instead(FolderBlobs, "write", after=True)),
     "the version's row is in, not committed": (House.replace, _instead(queries, "insert", after=True)),
     "live has moved, not committed": (House.replace, _instead(queries, "point", after=True)),
     "the revision has moved, not committed": (House.replace, _instead(queries, "next_revision", after=True)),

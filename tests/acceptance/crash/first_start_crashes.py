@@ -38,6 +38,10 @@ def make_older(folder: Path) -> None:
             (folder / "blobs" / file).rename(folder / "blobs" / plain)
             connection.execute("UPDATE versions SET file = ? WHERE file = ?", (plain, file))
         connection.execute("ALTER TABLE catalog DROP COLUMN store_id")
+        connection.execute("ALTER TABLE versions DROP COLUMN loss")
+        connection.execute("DROP TABLE pending_blobs")
+        for index in ("ix_dataset_versions_file", "ix_versions_statistics", "ix_jobs_data_file"):
+            connection.execute(f"DROP INDEX {index}")
         connection.execute("UPDATE alembic_version SET version_num = '0002'")
     (folder / STORE_ID).unlink()
     (folder / "blobs" / STORE_ID).unlink()

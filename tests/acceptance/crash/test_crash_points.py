@@ -13,6 +13,7 @@ from pathlib import Path
 from sqlite3 import connect
 
 import pytest
+import sqlalchemy as sa
 
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
@@ -21,10 +22,12 @@ from adapters.jobs.job import JobStatus
 from adapters.jobs.job_adapters import AdapterStatus
 from adapters.jobs.queue import JobQueue
 from adapters.names import Reference
+from adapters.storage.schema import pending_blobs
 from tests.acceptance.crash.crash_points import FIRST_BATCH, FLEET, POINTS
 from tests.support.catalog_factories import make_adapter, publish_for, put, referenced_files, stored_files
 
 FILES_LEFT = {
+    "the pending key is replaced, not committed": 1,
     "the blob is written, not synced": 1,
     "the blob is synced, not renamed": 1,
     "the blob is about to be renamed": 1,
@@ -84,7 +87,7 @@ def catalog(folder: Path) -> Iterator[Catalog]:
 
 
 def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: str) -> None:
-    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     names = [adapter.name for adapter in catalog.adapters() if adapter.name not in FLEET]
     job = queue.get("claimed")
     if point == "the deletion is committed, the files are there":
@@ -115,7 +118,7 @@ def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: st
 
 
 def test_a_batch_of_a_fleet_is_published_whole_or_not_at_all(catalog: Catalog, point: str) -> None:
-    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     done = len(FLEET) if point == "a batch is committed, the job is not told" else FIRST_BATCH
     claim = queue.get("fleet")
     assert claim.status is JobStatus.RUNNING
@@ -140,6 +143,9 @@ def test_a_sweep_removes_what_a_crash_left(folder: Path, point: str) -> None:
     assert referenced_files(folder) <= stored_files(folder)
     assert opened.sweep() == len(left)
     assert stored_files(folder) == referenced_files(folder)
+    with opened.database.read() as connection:
+        assert connection.scalars(sa.select(pending_blobs.c.key)).all() == []
+    assert list((folder / "writers").iterdir()) == []
     opened.database.close()
 
 

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+import torch
 
+from adapters.lora.adapter import Adapter
 from tests.acceptance.crash.crash_points import POINTS
 from tests.acceptance.docs.executable_pages import ROOT
 
@@ -50,6 +52,33 @@ def test_the_readme_s_figures_are_the_measured_ones() -> None:
             assert said == pytest.approx(measured, rel=0.005), (name, layer)
 
 
+def test_the_comparison_has_the_measured_figures() -> None:
+    page = (EXPLANATION / "when-to-use-loraplex.md").read_text()
+    engine = RESULTS.partition("\n## Engine\n")[2].partition("\n## ")[0]
+    service = RESULTS.partition("\n## Service\n")[2].partition("\n## ")[0]
+    for marker, results, column in (("engine", engine, 3), ("service", service, 2)):
+        table = _rows(page.partition(f"<!-- results: {marker}")[2].partition("\n\n")[0])
+        layers = table[0][1:]
+        assert len(table) > 3
+        for name, *figures in table[1:]:
+            for layer, figure in zip(layers, figures, strict=True):
+                measured = {row[0]: row for row in _rows(results.partition(f"### {layer}\n")[2].partition("###")[0])}
+                assert measured[name][column].split()[0] == figure, (name, layer)
+
+
+def test_the_sizing_page_has_the_measured_figures() -> None:
+    page = (ROOT / "docs" / "sizing.md").read_text()
+    cache = _rows(page.partition("\n## The cache\n")[2].partition("\n## ")[0])[2:]
+    assert len(cache) == 5
+    assert [row for row in cache if row not in [line[:2] for line in _rows(RESULTS)]] == []
+    service = RESULTS.partition("\n## Service\n")[2].partition("\n## ")[0]
+    for layer, *rates in _rows(page.partition("\n## Throughput\n")[2].partition("\n## ")[0])[1:]:
+        measured = {row[0]: row for row in _rows(service.partition(f"### {layer}\n")[2].partition("###")[0])}
+        lines = ("**loraplex**, 1,000 adapters, uniform", "**loraplex**, 1,000 adapters, uniform, binary")
+        column = 2 if len(measured[""]) > 4 else 1
+        assert [measured[line][column].split()[0] for line in lines] == rates, layer
+
+
 def test_every_crash_point_is_counted() -> None:
     assert f"{len(POINTS)} of them" in (EXPLANATION / "the-storage-promises.md").read_text()
 
@@ -58,3 +87,8 @@ def test_the_files_that_pages_name_exist() -> None:
     for page in EXPLANATION.glob("*.md"):
         for name in re.findall(r"`((?:tests|adapters|app)/[\w/]+\.py)`", page.read_text()):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_the_digest_of_the_format_page_is_that_of_the_adapter() -> None:
+    adapter = Adapter(a_OR=torch.zeros(2, 1), b_RI=torch.ones(1, 3), bias_O=None, alpha=1.0)
+    assert adapter.digest in (ROOT / "docs" / "adapter-format.md").read_text()

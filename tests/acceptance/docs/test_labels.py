@@ -12,7 +12,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "labels.md").read_text()
 
 def test_the_session_with_labels_runs_as_written(serve: Serve, tmp_path: Path) -> None:
     base = re.search(r"loraplex serve --base (\S+)", PAGE)
-    script = re.search(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    script = re.search(r"<!-- tests/.*?-->\n```bash\n(.*?)```", PAGE, re.DOTALL)
     assert base is not None
     assert script is not None
     client, _ = serve(base=base[1])

@@ -13,7 +13,13 @@ PROXY = DOCS / "how-to" / "behind-a-proxy.md"
 """It wants nginx, a certificate and a host name: test_proxy.py."""
 PAGES = [
     page
-    for page in sorted([DOCS / "tutorial.md", *(DOCS / "how-to").glob("*.md"), *(DOCS / "explanation").glob("*.md")])
+    for page in [
+        DOCS / "tutorial.md",
+        DOCS / "adapter-format.md",
+        DOCS / "reference" / "domain.md",
+        *sorted((DOCS / "how-to").glob("*.md")),
+        *sorted((DOCS / "explanation").glob("*.md")),
+    ]
     if page != PROXY and blocks(page.read_text())
 ]
 

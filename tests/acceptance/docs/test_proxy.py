@@ -163,7 +163,7 @@ def test_who_may_do_what_can_be_asked_elsewhere(proxy: Proxy) -> None:
         lines = [line for line in CONFIG.splitlines(keepends=True) if not line.strip().startswith("auth_basic  ")]
         lines = [line for line in lines if not line.strip().startswith("auth_basic_user_file")]
         site = "".join(lines).replace("auth_basic off", "auth_request off")
-        site = site.replace("    # Slow and large", f"{ASKING}\n    # Slow and large")
+        site = site.replace("    # nginx handles slow", f"{ASKING}\n    # nginx handles slow")
         site = site.replace("127.0.0.1:9000", f"127.0.0.1:{asker.server_port}")
         with proxy.running(site), proxy.client(auth=None) as client:
             token = {"Authorization": "Bearer 1"}

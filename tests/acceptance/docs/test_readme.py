@@ -28,7 +28,7 @@ def test_the_quick_start_and_the_client_run_as_written(reader: Reader) -> None:
 
 
 def test_a_prediction_takes_five_commands_at_most() -> None:
-    section = README.partition("## From nothing to a prediction\n")[2].partition("\n## ")[0]
+    section = README.partition("\n## Install\n")[2].partition("\n## Complete example\n")[0]
     typed = re.findall(r"^    (?!\s)(.+)$", section, re.MULTILINE)
     for block in blocks(section):
         typed += block.code.splitlines()

@@ -86,7 +86,7 @@ def _job(folder: Path, job_id: str) -> Job:
     """A job of a service that is down."""
     catalog = Catalog(folder, now=time.time)
     try:
-        return JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=1).get(job_id)
+        return JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=1).get(job_id)
     finally:
         catalog.database.close()
 

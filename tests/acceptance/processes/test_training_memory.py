@@ -90,7 +90,7 @@ def test_a_training_that_is_estimated_to_need_more_is_refused_with_the_numbers(t
 
 def _stored(client: httpx.Client, folder: Path) -> tuple[list[Any], list[str]]:
     """Jobs, and files of the data folder beside the catalogue and the processes' figures."""
-    kept = {"catalog.sqlite3", "catalog.sqlite3-journal", "publish.lock", "migrate.lock", "metrics"}
+    kept = {"catalog.sqlite3", "catalog.sqlite3-journal", "writers", "migrate.lock", "metrics"}
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     files = [str(path) for path in paths if path.parts[0] not in kept and path.name != "store-id"]
     return client.get("/jobs").json()["data"], files

@@ -23,8 +23,8 @@ class _World:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.catalog = Catalog(folder, now=time.time)
-        self.queue = JobQueue(self.catalog.database, self.catalog.blobs, now=time.time, lease_seconds=15)
-        self.datasets = Datasets(self.catalog.database, self.catalog.blobs, now=time.time)
+        self.queue = JobQueue(self.catalog.database, self.catalog.writer, now=time.time, lease_seconds=15)
+        self.datasets = Datasets(self.catalog.database, self.catalog.writer, now=time.time)
 
     def publish(self) -> None:
         put(self.catalog, "acme", 2)

@@ -27,4 +27,4 @@ def catalog(folder: Path) -> Iterator[Catalog]:
 @pytest.fixture
 def queue(catalog: Catalog) -> JobQueue:
     """Its queue."""
-    return JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    return JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)

@@ -103,7 +103,7 @@ def test_adapters_of_exactly_the_budget_stay(catalog: Catalog, room: int) -> Non
 
 def test_one_of_exactly_the_budget_is_taken_at_once(catalog: Catalog) -> None:
     version = put(catalog, "acme", 1)
-    skip_unless_cached(catalog.blobs.path(version.file))
+    skip_unless_cached(catalog.blobs.local(version.file))
     assert AdapterCache(BASE, catalog.blobs, budget_bytes=version.bytes - 1).load_cached(version) is None
     assert AdapterCache(BASE, catalog.blobs, budget_bytes=version.bytes).load_cached(version) is not None
 
@@ -165,7 +165,7 @@ def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: p
 
 def test_what_the_kernel_has_in_memory_is_taken_at_once(catalog: Catalog) -> None:
     version = catalog.find(Reference(_fleet(catalog)[7]))
-    skip_unless_cached(catalog.blobs.path(version.file))
+    skip_unless_cached(catalog.blobs.local(version.file))
     residency = AdapterCache(BASE, catalog.blobs, budget_bytes=100 * ONE)
     adapter = residency.load_cached(version)
     assert adapter is not None
@@ -188,7 +188,7 @@ def test_what_is_taken_at_once_is_checked_like_everything_else(catalog: Catalog)
     names = _fleet(catalog)
     version = catalog.find(Reference(names[7]))
     residency = AdapterCache(BASE, catalog.blobs, budget_bytes=100 * ONE)
-    path = catalog.blobs.path(version.file)
+    path = catalog.blobs.local(version.file)
     content = bytearray(path.read_bytes())
     content[version.offset + version.bytes - 1] ^= 1
     path.write_bytes(content)

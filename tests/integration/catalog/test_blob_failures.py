@@ -48,19 +48,19 @@ def test_the_files_of_a_publish_are_synced_before_their_names(
     version = catalog.put(publication("acme", statistics=b"sums"))[0]
     assert version.statistics is not None
     for file in (version.file, version.statistics):
-        calls.assert_durable(catalog.blobs.path(file))
+        calls.assert_durable(catalog.blobs.local(file))
 
 
 def test_the_file_of_a_data_set_is_synced_before_its_name(
     catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets = Datasets(catalog.database, catalog.blobs, now=lambda: 1.0)
+    datasets = Datasets(catalog.database, catalog.writer, now=lambda: 1.0)
     calls = DiskCalls(monkeypatch)
     with upload_file(folder / "tmp") as raw:
         raw.write(b"x,y\n1,a\n")
         reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
         version, _ = datasets.add("rows", reading, content_type="text/csv")
-    calls.assert_durable(catalog.blobs.path(version.file))
+    calls.assert_durable(catalog.blobs.local(version.file))
 
 
 def test_the_data_of_a_job_are_synced_before_their_name(
@@ -69,10 +69,10 @@ def test_the_data_of_a_job_are_synced_before_their_name(
     calls = DiskCalls(monkeypatch)
     job = submit(queue)
     assert job.data_file is not None
-    calls.assert_durable(catalog.blobs.path(job.data_file))
+    calls.assert_durable(catalog.blobs.local(job.data_file))
 
 
-@pytest.mark.parametrize("step", ["open", "fsync", "rename", "folder", "unlink", "lock"])
+@pytest.mark.parametrize("step", ["open", "fsync", "rename", "folder", "unlink"])
 @pytest.mark.parametrize("code", CODES, ids=[errno.errorcode[code] for code in CODES])
 def test_a_blob_that_cannot_be_written_is_storage_failed(
     catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int, step: str
@@ -84,8 +84,6 @@ def test_a_blob_that_cannot_be_written_is_storage_failed(
         monkeypatch.setattr(adapters.storage.blobs, "sync_folder", _failing(code))
     elif step == "rename":
         monkeypatch.setattr(Path, "rename", _failing(code))
-    elif step == "lock":
-        monkeypatch.setattr(Path, "open", _failing(code, Path.open, on="publish.lock"))
     else:
         monkeypatch.setattr(Path, "open", _failing(code, Path.open, on=".tmp"))
     if step == "unlink":
@@ -97,6 +95,18 @@ def test_a_blob_that_cannot_be_written_is_storage_failed(
     monkeypatch.undo()
     assert stored_files(folder) == {kept.file}
     assert put(catalog, "acme", 2).version == 2
+
+
+@pytest.mark.parametrize("code", CODES, ids=[errno.errorcode[code] for code in CODES])
+def test_a_lock_that_cannot_be_written_is_storage_failed(
+    catalog: Catalog, folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", _failing(code, os.open, on="/writers/"))
+        with pytest.raises(StorageFailed, match=r"writers/.* cannot be written: nothing was stored"):
+            put(catalog, "acme", 1)
+    assert stored_files(folder) == set()
+    assert put(catalog, "acme", 1).version == 1
 
 
 def test_a_service_whose_blobs_cannot_be_written_or_read_answers_503(

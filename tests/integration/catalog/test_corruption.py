@@ -46,7 +46,7 @@ def harm(serve: Serve) -> Callable[[Callable[[Path], None]], httpx.Client]:
         client, service = serve(cache_bytes=0)
         for seed, name in enumerate(("good", "bad")):
             client.put(f"/adapters/{name}", json=as_upload(make_adapter(seed))).raise_for_status()
-        action(service.catalog.blobs.path(service.catalog.find(Reference("bad")).file))
+        action(service.catalog.blobs.local(service.catalog.find(Reference("bad")).file))
         return client
 
     return make
@@ -105,7 +105,7 @@ def test_a_sound_copy_stays_where_it_is(serve: Serve) -> None:
 
 def test_one_of_a_fleet_is_repaired_and_the_others_keep_their_file(catalog: Catalog, folder: Path) -> None:
     first, second = (one.version for one in catalog.publish([publication("a", 1), publication("b", 2)]))
-    _flip(catalog.blobs.path(second.file))
+    _flip(catalog.blobs.local(second.file))
     repaired, is_new = catalog.put(publication("b", 2))
     assert not is_new
     assert repaired == catalog.find(Reference("b"))
@@ -130,14 +130,14 @@ def test_the_same_data_set_again_repairs_a_harmed_file(serve: Serve, action: Cal
     headers = {"Content-Type": "text/csv"}
     first = client.put("/datasets/rows", content=b"x\n1\n2\n", headers=headers).json()
     (name,) = stored_files(service.settings.data_dir)
-    file = service.catalog.blobs.path(name)
+    file = service.catalog.blobs.local(name)
     whole = file.read_bytes()
     action(file)
     answer = client.put("/datasets/rows", content=b"x\n1\n2\n", headers=headers)
     assert (answer.status_code, answer.json()) == (200, first)
     assert client.get("/datasets/rows/preview").json()["rows"] == [{"x": 1}, {"x": 2}]
     (repaired,) = stored_files(service.settings.data_dir)
-    assert service.catalog.blobs.path(repaired).read_bytes() == whole
+    assert service.catalog.blobs.local(repaired).read_bytes() == whole
     assert client.put("/datasets/rows", content=b"x\n1\n2\n", headers=headers).status_code == 200
     assert stored_files(service.settings.data_dir) == {repaired}
 

@@ -274,7 +274,7 @@ def test_a_job_from_before_fleets_has_its_adapter_too(tmp_path: Path) -> None:
                 (job_id, status, result, metrics, error, *common),
             )
     opened = Catalog(tmp_path, now=time.time)
-    queue = JobQueue(opened.database, opened.blobs, now=time.time, lease_seconds=15)
+    queue = JobQueue(opened.database, opened.writer, now=time.time, lease_seconds=15)
     with closing(opened.database):
         (ok,), (bad,), (on,) = (queue.adapters(job_id) for job_id in ("ok", "bad", "on"))
         assert (ok.version, ok.digest, ok.metrics, ok.rows) == (3, "sha256:00", {"train_loss": 1.5}, 7)

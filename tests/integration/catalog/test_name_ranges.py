@@ -61,7 +61,7 @@ def _steps(catalog: Catalog, kind: str, **given: Any) -> tuple[int, list[str]]:
         found: list[Any] = (
             catalog.adapters(**given)
             if kind == "adapters"
-            else list(Datasets(catalog.database, catalog.blobs, now=lambda: 0.0).list(**given))
+            else list(Datasets(catalog.database, catalog.writer, now=lambda: 0.0).list(**given))
         )
     return steps[0], [one.name for one in found]
 

@@ -10,7 +10,7 @@ from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterNotFound, VersionNotFound
 from adapters.lora.adapter import digest_of
 from adapters.names import Reference
-from tests.support.catalog_factories import make_adapter, publication, put, referenced_files, stored_files
+from tests.support.catalog_factories import make_adapter, publication, put, referenced_files, stored_files, write_orphan
 
 
 class _SecondThoughts(Exception):
@@ -22,7 +22,7 @@ def test_a_fleet_is_one_file_and_each_version_knows_its_part_of_it(catalog: Cata
     versions = [published.version for published in catalog.publish(fleet)]
     (file,) = {version.file for version in versions}
     assert stored_files(folder) == {file}
-    whole = catalog.blobs.path(file).read_bytes()
+    whole = catalog.blobs.local(file).read_bytes()
     assert [version.offset for version in versions] == [
         sum(version.bytes for version in versions[:n]) for n in range(20)
     ]
@@ -119,7 +119,7 @@ def test_a_name_made_again_goes_on_counting(catalog: Catalog) -> None:
 
 def test_a_sweep_removes_what_no_row_refers_to_and_nothing_else(catalog: Catalog, folder: Path) -> None:
     kept = put(catalog, "acme", 1)
-    catalog.blobs.write(b"no row ever came")
+    write_orphan(catalog, b"no row ever came")
     (folder / "blobs" / "0123.tmp").write_bytes(b"torn")
     assert catalog.sweep() == 2
     assert stored_files(folder) == {kept.file}

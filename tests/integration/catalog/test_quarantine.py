@@ -10,13 +10,13 @@ import pytest
 
 import adapters.storage.blobs
 from adapters.catalog.catalog import Catalog
-from adapters.datasets.ingest import Format, Ingestion, upload_file
+from adapters.datasets.ingest import Format, upload_file
 from adapters.datasets.store import Datasets
 from adapters.errors import StorageFull
 from adapters.storage.store_identity import check_store
 from app.service import Service
 from tests.conftest import Serve
-from tests.support.catalog_factories import put, quarantined_files, stored_files
+from tests.support.catalog_factories import put, quarantined_files, stored_files, write_orphan
 from tests.support.external_programs import skip_or_fail
 
 DAY = 86_400
@@ -56,7 +56,7 @@ def test_orphans_are_moved_and_removed_when_their_days_are_over(
 ) -> None:
     catalog = open_catalog(7)
     kept = put(catalog, "acme", 1)
-    orphan = catalog.blobs.write(b"no row ever came")
+    orphan = write_orphan(catalog, b"no row ever came")
     (folder / "blobs" / "0123.tmp").write_bytes(b"half")
     (folder / "blobs" / "lost+found").mkdir()
     assert catalog.sweep() == 2
@@ -67,7 +67,7 @@ def test_orphans_are_moved_and_removed_when_their_days_are_over(
     (folder / "quarantine" / "notes.txt").write_text("somebody else's")
 
     clock.seconds += 6.9 * DAY
-    later = catalog.blobs.write(b"another")
+    later = write_orphan(catalog, b"another")
     assert catalog.sweep() == 1
     assert quarantined_files(folder) >= {orphan, later}
     clock.seconds += 0.2 * DAY
@@ -82,7 +82,7 @@ def test_without_days_orphans_are_removed_at_the_next_purge(
     open_catalog: Callable[[float], Catalog], folder: Path, clock: _Clock
 ) -> None:
     catalog = open_catalog(0)
-    orphan = catalog.blobs.write(b"orphan")
+    orphan = write_orphan(catalog, b"orphan")
     assert catalog.sweep() == 1
     assert quarantined_files(folder) == {orphan}
     assert catalog.quarantine.purge() == len(b"orphan")
@@ -118,7 +118,7 @@ def test_the_quarantine_holds_a_twentieth_of_the_disk_and_the_oldest_go_first(di
     catalog = Catalog(disk / "data", now=clock, quarantine_days=7)
     orphans = []
     for _ in range(8):
-        orphans.append(catalog.blobs.write(bytes(50_000)))
+        orphans.append(write_orphan(catalog, bytes(50_000)))
         catalog.sweep()
         clock.seconds += 60
     # 5 % of 4 MiB are 209,715 bytes.
@@ -128,25 +128,25 @@ def test_the_quarantine_holds_a_twentieth_of_the_disk_and_the_oldest_go_first(di
 
 def test_a_full_disk_empties_the_quarantine_and_the_blob_is_stored(disk: Path, clock: _Clock) -> None:
     catalog = Catalog(disk / "data", now=clock, quarantine_days=7)
-    catalog.blobs.write(bytes(150_000))
+    write_orphan(catalog, bytes(150_000))
     catalog.sweep()
     free = shutil.disk_usage(disk).free
     (disk / "others").write_bytes(bytes(free - 60_000))
     with pytest.raises(StorageFull):
-        catalog.blobs.write(bytes(400_000))
+        write_orphan(catalog, bytes(400_000))
     assert quarantined_files(disk / "data") == set()
-    assert catalog.blobs.read(catalog.blobs.write(bytes(150_000))) == bytes(150_000)
+    assert catalog.blobs.read(write_orphan(catalog, bytes(150_000))) == bytes(150_000)
 
     (disk / "others").unlink()
-    orphan = catalog.blobs.path(catalog.blobs.write(bytes(150_000)))
+    orphan = catalog.blobs.local(write_orphan(catalog, bytes(150_000)))
     shutil.move(orphan, disk / "data" / "quarantine" / f"20010909T014640Z-{orphan.name}")
     (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - 60_000))
     put(catalog, "acme", 1)
     with upload_file(disk) as raw:
         raw.write(b"x\n" + b"1\n" * 15_000)
         (disk / "more").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 30_000)))
-        reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
-        datasets = Datasets(catalog.database, catalog.blobs, now=clock)
+        reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+        datasets = Datasets(catalog.database, catalog.writer, now=clock)
         assert datasets.add("rows", reading, content_type="text/csv")[0].rows == 15_000
     assert quarantined_files(disk / "data") == set()
     catalog.database.close()
@@ -156,7 +156,7 @@ def test_a_full_disk_empties_the_quarantine_and_the_blob_is_stored(disk: Path, c
 def orphaned(serve: Serve) -> tuple[Service, Callable[[], set[str]]]:
     """A service with one file in quarantine."""
     _, service = serve()
-    service.catalog.blobs.write(b"orphan")
+    write_orphan(service.catalog, b"orphan")
     service.catalog.sweep()
     folder = service.settings.data_dir
     assert quarantined_files(folder)
@@ -183,13 +183,13 @@ def test_a_temporary_file_that_does_not_fit_empties_the_quarantine(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, service = serve()
-    service.catalog.blobs.write(b"orphan")
+    write_orphan(service.catalog, b"orphan")
     service.catalog.sweep()
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("app.http.dataset_uploads._write", full)
+    monkeypatch.setattr("app.http.uploads._write", full)
     answer = client.put("/datasets/rows", content=b"x\n1\n", headers={"Content-Type": "text/csv"})
     assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
     assert quarantined_files(service.settings.data_dir) == set()
@@ -199,7 +199,7 @@ def test_what_cannot_be_moved_is_no_reason_not_to_start(
     open_catalog: Callable[[float], Catalog], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     catalog = open_catalog(7)
-    orphan = catalog.blobs.write(b"orphan")
+    orphan = write_orphan(catalog, b"orphan")
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -214,7 +214,7 @@ def test_blobs_on_a_mount_of_their_own_are_moved_too(folder: Path, disk: Path, c
     folder.mkdir()
     (folder / "blobs").symlink_to(disk)
     catalog = Catalog(folder, now=clock)
-    orphan = catalog.blobs.write(b"orphan")
+    orphan = write_orphan(catalog, b"orphan")
     assert catalog.sweep() == 1
     assert stored_files(folder) == set()
     assert quarantined_files(folder) == {orphan}
@@ -238,7 +238,7 @@ def test_the_name_of_a_blob_has_the_revision_of_when_it_was_written(
 def test_what_is_no_file_of_ours_stays_and_stops_no_sweep(tmp_path: Path, clock: _Clock) -> None:
     folder = tmp_path / "data"
     catalog = Catalog(folder, now=clock, quarantine_days=0)
-    orphan = catalog.blobs.write(b"orphan")
+    orphan = write_orphan(catalog, b"orphan")
     foreign = [folder / "quarantine" / "20200101T000000Z-folder", folder / "blobs" / "folder.tmp"]
     for path in foreign:
         path.mkdir(parents=True)
@@ -253,7 +253,7 @@ def test_what_is_no_file_of_ours_stays_and_stops_no_sweep(tmp_path: Path, clock:
 def test_a_file_in_place_of_the_quarantine_stops_no_sweep(tmp_path: Path, clock: _Clock) -> None:
     folder = tmp_path / "data"
     catalog = Catalog(folder, now=clock, quarantine_days=7)
-    orphan = catalog.blobs.write(b"orphan")
+    orphan = write_orphan(catalog, b"orphan")
     (folder / "quarantine").touch()
     catalog.sweep()
     assert (folder / "blobs" / orphan).exists()

@@ -33,7 +33,7 @@ def clock() -> _Clock:
 @pytest.fixture
 def queue(catalog: Catalog, clock: _Clock) -> JobQueue:
     """A queue on that clock."""
-    return JobQueue(catalog.database, catalog.blobs, now=clock, lease_seconds=LEASE_SECONDS)
+    return JobQueue(catalog.database, catalog.writer, now=clock, lease_seconds=LEASE_SECONDS)
 
 
 def test_jobs_are_claimed_in_the_order_in_which_they_were_queued(queue: JobQueue) -> None:

@@ -98,5 +98,5 @@ def test_what_is_remembered_of_a_version_does_not_grow_with_its_training(catalog
     for reference in (Reference("acme"), Reference("acme", version=1)):
         assert catalog.find(reference).lineage == told
         served = catalog.find_all([reference])[reference]
-        assert (served.metrics, served.lineage) == (None, {"loss": "binary_cross_entropy"})
+        assert (served.metrics, served.lineage, served.loss) == (None, None, "binary_cross_entropy")
         assert replace(served, metrics=made.metrics, lineage=told) == catalog.find(reference)

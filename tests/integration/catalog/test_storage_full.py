@@ -109,7 +109,7 @@ def test_a_catalogue_that_cannot_grow_refuses_and_keeps_what_it_has(full_catalog
 
 def test_a_job_that_does_not_fit_leaves_no_data(full_catalog: None, folder: Path) -> None:
     opened = Catalog(folder, now=lambda: 0.0)
-    queue = JobQueue(opened.database, opened.blobs, now=lambda: 0.0, lease_seconds=15)
+    queue = JobQueue(opened.database, opened.writer, now=lambda: 0.0, lease_seconds=15)
 
     def submit_more() -> None:
         for number in range(500):

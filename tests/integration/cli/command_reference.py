@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from loraplex.cli import exit_codes as exits
+from loraplex.cli import errors as exits
 from loraplex.cli.root import cli
 from typer.main import get_command
 

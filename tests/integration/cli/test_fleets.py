@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from loraplex.cli.fleet_summary import summarize
 from loraplex.cli.session import console
+from loraplex.cli.summary import summarize
 from loraplex.errors import LoraplexError
 from loraplex.results import JobAdapter
 

@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from loraplex import InvalidDataset, NotFinite, WrongShape, WrongType
-from loraplex.calls import trainings
+from loraplex.calls import train as trainings
 from loraplex.tables import write_table
 
 from tests.integration.client.conftest import Start

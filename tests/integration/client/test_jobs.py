@@ -31,9 +31,9 @@ from loraplex import (
     decode as reading,
 )
 from loraplex.calls import jobs
-from loraplex.effects import Answer, Call, Open, Pause, Read, Step, Steps, Talk
-from loraplex.events import EventParser
-from loraplex.retry import NotSent, Patience
+from loraplex.calls.jobs import EventParser
+from loraplex.effects import Answer, Call, Effect, Execution, OpenStream, Operation, ReadStream, Sleep
+from loraplex.retry import NotSent, RetryPolicy
 
 from tests.conftest import Serve
 from tests.integration.client.conftest import Connect, Start
@@ -321,8 +321,8 @@ class Imagined:
         self._heard = heard
         self._coming: Iterator[bytes | Exception] = iter(())
 
-    def run(self, steps: Steps[Any]) -> None:
-        talk = Talk(steps)
+    def run(self, steps: Operation[Any]) -> None:
+        talk = Execution(steps)
         while not talk.ended:
             came = self._take(talk.step)
             if isinstance(came, Exception):
@@ -330,20 +330,20 @@ class Imagined:
             else:
                 talk.go_on(came)
 
-    def _take(self, step: Step) -> Any:
+    def _take(self, step: Effect) -> Any:
         match step:
             case Call():
                 return reading.job(JOB)
-            case Open() if self._away():
+            case OpenStream() if self._away():
                 return NotSent("it is away")
-            case Open():
+            case OpenStream():
                 self._coming = iter(self._plan)
                 return Answer(url="", status=200, headers={}, content=b"")
-            case Read():
+            case ReadStream():
                 came = next(self._coming)
                 self.now += 25.0 if isinstance(came, TimedOut) else self._heard
                 return came
-            case Pause(seconds):
+            case Sleep(seconds):
                 self.now += seconds
         return None
 
@@ -368,9 +368,9 @@ TOLD = event("log", {"time": "t", "text": "one"}, "e1")
 @pytest.mark.parametrize("timeout", [12.0, 30.0, 50.0, 100.0])
 def test_a_wait_keeps_its_time_whatever_becomes_of_the_stream(plan: list[bytes | Exception], timeout: float) -> None:
     world = Imagined(plan, heard=4.0)
-    patience = Patience(timeout=30.0, retries=4, clock=lambda: world.now, chance=lambda: 1.0)
+    retry_policy = RetryPolicy(timeout=30.0, retries=4, clock=lambda: world.now, chance=lambda: 1.0)
     with pytest.raises(TimedOut, match="still queued"):
-        world.run(jobs.wait("j1", patience, timeout=timeout, progress=False))
+        world.run(jobs.wait("j1", retry_policy, timeout=timeout, progress=False))
     assert timeout <= world.now < timeout + 1
 
 

@@ -18,7 +18,7 @@ from loraplex import (
     WrongShape,
     WrongType,
 )
-from loraplex.calls import trainings
+from loraplex.calls import train as trainings
 
 from tests.conftest import Serve
 from tests.integration.client.conftest import Connect, Start

@@ -7,7 +7,6 @@ import pytest
 
 from adapters.catalog.catalog import Catalog
 from adapters.datasets.ingest import Format, Ingestion, upload_file
-from adapters.datasets.selectors import ColumnSelector
 from adapters.datasets.store import Datasets, DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import (
@@ -28,7 +27,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.catalog = Catalog(folder, now=lambda: 1.0)
-        self.datasets = Datasets(self.catalog.database, self.catalog.blobs, now=lambda: 1.0)
+        self.datasets = Datasets(self.catalog.database, self.catalog.writer, now=lambda: 1.0)
 
     def add(self, name: str, text: str) -> tuple[DatasetVersion, bool]:
         with upload_file(self.folder / "tmp") as raw:
@@ -60,8 +59,8 @@ def test_versions_are_numbered_and_references_find_them(store: Store) -> None:
     assert [entry.version for entry in store.datasets.versions("rows", before=2)] == [1]
     summary = store.datasets.get("rows")
     assert (summary.newest.version, summary.versions) == (2, 2)
-    table = Table.open(store.datasets.path(first))
-    assert table.numbers(ColumnSelector(column="x"), field="inputs").tolist() == [[1.0], [2.0]]
+    table = Table.open(store.datasets.local(first))
+    assert table.numbers(Selection(column="x"), field="inputs").tolist() == [[1.0], [2.0]]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,5 @@ def test_the_sweep_keeps_data_sets_and_takes_what_a_crash_left(store: Store) -> 
     version, _ = store.add("rows", "x\n1\n")
     adapter = put(store.catalog, "acme")
     (store.folder / "blobs" / "crashed.tmp").write_bytes(b"half")
-    with store.catalog.blobs.publishing():
-        assert store.catalog.sweep() == 0
     assert store.catalog.sweep() == 1
     assert store.files() == {version.file, adapter.file}

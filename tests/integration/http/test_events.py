@@ -245,7 +245,7 @@ def test_an_open_stream_does_not_hold_up_the_end_of_the_service(tmp_path: Path) 
     with ServiceProcess(tmp_path / "data", trainers=0, base="zeros:2,2") as process:
         opened = Catalog(tmp_path / "data", now=time.time)
         with closing(opened.database):
-            submit(JobQueue(opened.database, opened.blobs, now=time.time, lease_seconds=15), spec=SPEC)
+            submit(JobQueue(opened.database, opened.writer, now=time.time, lease_seconds=15), spec=SPEC)
         with _watch(process.client) as stream:
             stream.next()
             begun = time.monotonic()

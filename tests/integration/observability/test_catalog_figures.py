@@ -67,7 +67,7 @@ def test_it_shows_what_is_there(serve: Serve, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_job_for_another_base_layer_does_not_make_the_oldest_wait(tmp_path: Path) -> None:
     catalog = Catalog(tmp_path, now=time.time)
-    queue = JobQueue(catalog.database, catalog.blobs, now=lambda: 100.0, lease_seconds=15)
+    queue = JobQueue(catalog.database, catalog.writer, now=lambda: 100.0, lease_seconds=15)
     submit(queue, "old", base="other")
     assert census.count_catalog(catalog.database, base="mine", now=160.0).oldest_queued_seconds == 0
     assert census.count_catalog(catalog.database, base="other", now=160.0).oldest_queued_seconds == 60

@@ -13,7 +13,7 @@ from adapters.catalog.versions import Publication, Source
 from adapters.jobs.queue import JobQueue
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer, load_base_layer
-from app.processes.start_warnings import warn_about_adapters, warn_about_jobs
+from app.bootstrap import warn_about_adapters, warn_about_jobs
 from tests.support.catalog_factories import submit
 from tests.support.dense_oracle import random_adapter
 
@@ -74,7 +74,7 @@ def test_live_versions_of_other_feature_spaces_are_counted(catalog: Catalog, cap
 
 
 def test_of_many_base_layers_the_commonest_are_named(catalog: Catalog, caplog: pytest.LogCaptureFixture) -> None:
-    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     submit(queue, "own", base=HERE.fingerprint)
     for number in range(8):
         submit(queue, f"j{number}", base=f"sha256:{number}")
@@ -91,7 +91,7 @@ def test_a_folder_of_this_base_layer_is_nothing_to_warn_about(
 ) -> None:
     warn_about_adapters(catalog.database, HERE, None)
     _publish(catalog, "own", HERE)
-    queue = JobQueue(catalog.database, catalog.blobs, now=time.time, lease_seconds=15)
+    queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     submit(queue, base=HERE.fingerprint)
     for space in (None, "any"):
         warn_about_adapters(catalog.database, HERE, space)

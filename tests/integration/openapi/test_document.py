@@ -9,8 +9,8 @@ from jsonschema import Draft202012Validator
 
 from app.http.endpoints import ENDPOINTS
 from app.http.errors import MEDIA_TYPE, STATUS
-from app.openapi.document import TAGS, written
-from app.openapi.problem_responses import RETRIED
+from app.openapi.document import TAGS, to_text
+from app.openapi.problems import RETRIED
 from scripts.write_openapi import FILE
 from tests.conftest import Serve
 from tests.integration.openapi.document_schemas import DOCUMENT, OPERATIONS, Operation, holds
@@ -22,7 +22,7 @@ operations alike, and of errors that always have a kind."""
 
 
 def test_the_committed_document_is_the_one_of_the_code() -> None:
-    assert FILE.read_text("utf-8") == written(DOCUMENT), (
+    assert FILE.read_text("utf-8") == to_text(DOCUMENT), (
         "docs/openapi.json is not what the code says. If clients are meant to see the change, write it with "
         "`make openapi` and commit it with the code."
     )

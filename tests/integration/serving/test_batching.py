@@ -163,7 +163,7 @@ def test_an_output_that_is_not_finite_is_the_error_of_its_request_alone(tenants:
 
 
 def _harm(service: Service, name: str) -> None:
-    file = service.catalog.blobs.path(service.catalog.find(Reference(name)).file)
+    file = service.catalog.blobs.local(service.catalog.find(Reference(name)).file)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

@@ -129,7 +129,7 @@ def test_what_the_kernel_has_in_memory_needs_no_thread(serve: Serve, monkeypatch
     for name in SEEDS:
         # What it means is known from here on.
         client.post("/predict", json=_body(name)).raise_for_status()
-    skip_unless_cached(service.catalog.blobs.path(service.catalog.find(Reference("warm")).file))
+    skip_unless_cached(service.catalog.blobs.local(service.catalog.find(Reference("warm")).file))
 
     def by_a_thread(*_: object, **__: object) -> bytes:
         raise AssertionError("a thread read it")
@@ -142,7 +142,7 @@ def test_what_the_kernel_has_in_memory_needs_no_thread(serve: Serve, monkeypatch
 def test_a_read_that_fails_is_everybody_s_error_who_waited_and_is_tried_again(serve: Serve, disk: Disk) -> None:
     client, service = _serve(serve)
     disk.hold(service, ["cold-0"])
-    blob = service.catalog.blobs.path(service.catalog.find(Reference("cold-0")).file)
+    blob = service.catalog.blobs.local(service.catalog.find(Reference("cold-0")).file)
     kept = blob.read_bytes()
 
     async def scene(crowd: Crowd) -> list[httpx.Response]:

@@ -17,7 +17,7 @@ from adapters.catalog.versions import Publication, Source
 from app.observability.metrics import catalog as figures_of_the_catalogue
 from app.service import Service
 from app.settings import Settings
-from app.web.pages import assets
+from app.web.pages import rendering
 from tests.conftest import Serve
 from tests.support.catalog_factories import submit
 from tests.support.dense_oracle import random_adapter
@@ -157,7 +157,7 @@ def test_a_script_gets_the_part_that_it_asks_for_and_going_back_gets_the_page(pa
 
 
 def test_files_are_kept_for_good_under_the_name_of_their_content(pages: httpx.Client) -> None:
-    address = assets.address("css/base.css")
+    address = rendering.static_url("css/base.css")
     kept = pages.get(address)
     assert kept.headers["cache-control"] == "public, max-age=31536000, immutable"
     assert kept.headers["x-content-type-options"] == "nosniff"
@@ -167,7 +167,7 @@ def test_files_are_kept_for_good_under_the_name_of_their_content(pages: httpx.Cl
     assert plain.headers["cache-control"] == "no-cache"
     again = pages.get("/static/css/base.css", headers={"If-None-Match": plain.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
-    script = pages.get(assets.address("js/main.js")).headers["content-type"]
+    script = pages.get(rendering.static_url("js/main.js")).headers["content-type"]
     assert re.match("(text|application)/javascript", script)
 
 
@@ -181,14 +181,14 @@ def test_no_other_file_is_given_away(pages: httpx.Client, path: str) -> None:
 
 
 def test_what_others_wrote_is_as_they_published_it_and_has_its_licence() -> None:
-    vendor = assets.FOLDER / "vendor"
+    vendor = rendering.STATIC_FOLDER / "vendor"
     for name, digest in VENDORED.items():
         assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == digest, name
         assert (vendor / name).with_name("LICENSE").read_text().strip()
 
 
 def test_our_scripts_are_small() -> None:
-    for path in (assets.FOLDER / "js").glob("*.js"):
+    for path in (rendering.STATIC_FOLDER / "js").glob("*.js"):
         assert len(path.read_text().splitlines()) <= 150, path
 
 
@@ -230,7 +230,7 @@ def test_the_overview_is_there_before_the_catalogue_is_counted(serve: Serve, mon
         counts.wait()
         return count_catalog(*given, **named)
 
-    monkeypatch.setattr(figures_of_the_catalogue, "count", late)
+    monkeypatch.setattr(figures_of_the_catalogue, "count_catalog", late)
     client, _ = serve()
     try:
         shown = client.get("/").text

@@ -2,8 +2,8 @@
 
 import pytest
 from loraplex import errors
+from loraplex.decode import error_of
 from loraplex.effects import Answer
-from loraplex.problems import error_of
 
 from adapters import errors as domain
 from app.http import errors as web
@@ -31,8 +31,8 @@ def test_every_error_of_the_service_has_its_class_here_with_the_same_code_and_pa
 def test_every_error_has_the_title_that_the_service_gives_it() -> None:
     for module in (domain, web):
         for name in tree_of(domain.LoraplexError, module.__name__):
-            title = getattr(module, name).title()
-            assert str(getattr(errors, name).__doc__).partition("\n")[0].removesuffix(".") == title
+            title = str(getattr(module, name).__doc__).partition("\n")[0].rstrip(".")
+            assert str(getattr(errors, name).__doc__).partition("\n")[0].rstrip(".") == title
 
 
 def test_every_code_that_an_answer_can_have_comes_back_as_its_class() -> None:

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from adapters.storage.schema import BIG_INTEGER, NAME
+
 revision = "0001"
 down_revision = None
 
@@ -12,17 +14,17 @@ def upgrade() -> None:
     op.create_table(
         "adapters",
         sa.Column("tenant", sa.String, primary_key=True),
-        sa.Column("name", sa.String, primary_key=True),
+        sa.Column("name", NAME, primary_key=True),
         sa.Column("created_at", sa.String, nullable=False),
-        sa.Column("next_version", sa.Integer, nullable=False),
+        sa.Column("next_version", BIG_INTEGER, nullable=False),
         sa.Column("deleted", sa.Boolean, nullable=False),
         sa.Column("deletions", sa.Integer, nullable=False),
     )
     op.create_table(
         "versions",
         sa.Column("tenant", sa.String, primary_key=True),
-        sa.Column("adapter", sa.String, primary_key=True),
-        sa.Column("version", sa.Integer, primary_key=True),
+        sa.Column("adapter", NAME, primary_key=True),
+        sa.Column("version", BIG_INTEGER, primary_key=True),
         sa.Column("digest", sa.String, nullable=False),
         sa.Column("rank", sa.Integer, nullable=False),
         sa.Column("alpha", sa.Float, nullable=False),
@@ -36,28 +38,28 @@ def upgrade() -> None:
         sa.Column("metrics", sa.JSON(none_as_null=True)),
         sa.Column("relative_norm", sa.Float),
         sa.Column("file", sa.String, nullable=False),
-        sa.Column("offset", sa.Integer, nullable=False),
-        sa.Column("bytes", sa.Integer, nullable=False),
+        sa.Column("offset", BIG_INTEGER, nullable=False),
+        sa.Column("bytes", BIG_INTEGER, nullable=False),
     )
     op.create_index("ix_versions_file", "versions", ["file"])
     op.create_table(
         "aliases",
         sa.Column("tenant", sa.String, primary_key=True),
-        sa.Column("adapter", sa.String, primary_key=True),
-        sa.Column("alias", sa.String, primary_key=True),
-        sa.Column("version", sa.Integer, nullable=False),
+        sa.Column("adapter", NAME, primary_key=True),
+        sa.Column("alias", NAME, primary_key=True),
+        sa.Column("version", BIG_INTEGER, nullable=False),
     )
     catalog = op.create_table(
         "catalog",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("revision", sa.Integer, nullable=False),
+        sa.Column("revision", BIG_INTEGER, nullable=False),
     )
     op.create_table(
         "jobs",
-        sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=True),
-        sa.Column("id", sa.String, nullable=False, unique=True),
+        sa.Column("sequence", BIG_INTEGER, primary_key=True, autoincrement=True),
+        sa.Column("id", NAME, nullable=False, unique=True),
         sa.Column("tenant", sa.String, nullable=False),
-        sa.Column("adapter", sa.String, nullable=False),
+        sa.Column("adapter", NAME, nullable=False),
         sa.Column("status", sa.String, nullable=False),
         sa.Column("created_at", sa.String, nullable=False),
         sa.Column("started_at", sa.String),

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from adapters.errors import InvalidInput, UnknownField, shorten
-from app.http import known_fields
+from adapters.errors import InvalidInput, UnknownField
+from app.http import errors
 from app.http.bodies import read_as
-from app.http.schemas.adapters import PredictRequest
+from app.http.schemas.predictions import PredictRequest
 from app.training.schemas import TrainRequest
 
 
@@ -58,7 +58,7 @@ def test_a_huge_field_is_not_compared_with_others(monkeypatch: pytest.MonkeyPatc
         compared.append(given)
         return []
 
-    monkeypatch.setattr(known_fields, "get_close_matches", compare)
+    monkeypatch.setattr(errors, "get_close_matches", compare)
     with pytest.raises(InvalidInput):
         read_as(PredictRequest, {"inputs": [], "adapter": None, "x" * 1_000_000: 1})
     assert [len(given) for given in compared] == [100]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.http.host_names import host_name, listening_host, parse_allowed_hosts
+from app.http.host_policy import host_name, listening_host, parse_allowed_hosts
 
 
 @pytest.mark.parametrize(
