@@ -22,7 +22,7 @@ from adapters.datasets.validation import (
     columns_from_json,
     columns_to_json,
 )
-from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, VersionNotFound
+from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, VersionNotFound, shorten
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.database import SqliteDatabase

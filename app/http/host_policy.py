@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 
-from adapters.errors import LoraplexError
+from adapters.errors import LoraplexError, shorten
 
 ALWAYS_ALLOWED = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_HOST = "*"

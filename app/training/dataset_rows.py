@@ -175,7 +175,7 @@ def _corpus(service: Service, body: CorpusBody, loss: Loss, *, field: str) -> Nu
     check_corpus(loss, field=field)
     reference = parse_reference(body.dataset, field=f"{field}.dataset")
     table = Table.open(service.datasets.local(service.datasets.find(reference, field=f"{field}.dataset")))
-    selection = parse_selection(body.documents, field=f"{field}.documents")
+    selection = parse_selector(body.documents, field=f"{field}.documents")
     return _numbers(table, selection, service.base.out_features, field=f"{field}.documents")
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from adapters.catalog.catalog import Catalog
 from adapters.datasets.ingest import Format, Ingestion, upload_file
+from adapters.datasets.selectors import ColumnSelector
 from adapters.datasets.store import Datasets, DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import (
@@ -60,7 +61,7 @@ def test_versions_are_numbered_and_references_find_them(store: Store) -> None:
     summary = store.datasets.get("rows")
     assert (summary.newest.version, summary.versions) == (2, 2)
     table = Table.open(store.datasets.local(first))
-    assert table.numbers(Selection(column="x"), field="inputs").tolist() == [[1.0], [2.0]]
+    assert table.numbers(ColumnSelector(column="x"), field="inputs").tolist() == [[1.0], [2.0]]
 
 
 @pytest.mark.parametrize(

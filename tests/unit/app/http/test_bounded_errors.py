@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from adapters.errors import InvalidInput, UnknownField
+from adapters.errors import InvalidInput, UnknownField, shorten
 from app.http import errors
 from app.http.bodies import read_as
 from app.http.schemas.predictions import PredictRequest
