@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters.errors import ClaimLost, JobNotFound, QueueFull
+from adapters.jobs.training_job import TrainingJob
 from adapters.storage.schema import DEFAULT_TENANT, job_adapters, jobs
 
 
@@ -70,12 +71,11 @@ class Job:
     lease_until: float | None
     base: str
     feature_space: str | None
-    spec: Mapping[str, Any]
-    """`shown`, the settings as a client reads them; `resolved`, as the fit does; `steps`; `publish`."""
+    training: TrainingJob
     data_file: str | None
     """The blob with the data that are its own; None once the job has ended."""
     progress: Mapping[str, Any] | None
-    history: Sequence[Sequence[float]]
+    history: Sequence[tuple[int, float | None]]
     metrics: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
@@ -128,6 +128,7 @@ def job_from_row(row: sa.Row[Any]) -> Job:
     """A row of the jobs table as the value that the rest of the house knows."""
     values = row._asdict()
     values.pop("tenant")
+    values["training"] = TrainingJob.from_json(values.pop("spec"))
     values["status"] = JobStatus(values["status"])
     values.setdefault("history", [])
     return Job(**values | {"log": _lines(values.get("log"))})

@@ -17,6 +17,7 @@ from adapters.jobs import job_adapters
 from adapters.jobs.job import Job, JobState, JobStatus
 from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
 from adapters.jobs.revert import RevertResult, revert
+from adapters.jobs.training_job import TrainingJob
 from adapters.storage import schema
 from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.blobs import Content
@@ -54,8 +55,7 @@ class JobQueue:
         adapters: Sequence[JobAdapter],
         base: str,
         feature_space: str | None,
-        spec: Mapping[str, Any],
-        steps: int,
+        training: TrainingJob,
         data: Content | None,
         max_queued: int,
     ) -> Job:
@@ -79,8 +79,8 @@ class JobQueue:
                 "fence": 0,
                 "base": base,
                 "feature_space": feature_space,
-                "spec": dict(spec),
-                "progress": {"step": 0, "steps": steps, "loss": None},
+                "spec": training.to_json(),
+                "progress": {"step": 0, "steps": training.steps, "loss": None},
                 "data_file": data_file,
                 "history": [],
             }

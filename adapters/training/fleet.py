@@ -19,9 +19,8 @@ from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix, 
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
 from adapters.training.gradient.sampling import Sampler, initial_factors
-from adapters.training.gradient.stack import StackEntry, TrainedFactors
-from adapters.training.gradient.training_loop import HeldOut, run_training_loop
-from adapters.training.planning.split import By
+from adapters.training.gradient.training_loop import HeldOut, StackEntry, TrainedFactors, run_training_loop
+from adapters.training.planning.split import SplitBy
 from adapters.training.settings import TrainingSpec
 
 _NUMBERS_AT_ONCE = 2**20
@@ -101,7 +100,9 @@ def _shape(base: BaseLayer, spec: TrainingSpec, size: int) -> tuple[int, bool] |
     """What groups of a stack have in common, as far as their size tells; None stays alone."""
     if spec.is_exact:
         return 0, True
-    held = 0 if spec.split is None or spec.split.by in (By.GROUP, By.COLUMN) else spec.split.held_out_rows(size)
+    held = (
+        0 if spec.split is None or spec.split.by in (SplitBy.GROUP, SplitBy.COLUMN) else spec.split.held_out_rows(size)
+    )
     return batch_shape(base, spec, max(1, size - held))
 
 
@@ -154,7 +155,7 @@ def _lay(
     """Each group with what is drawn for it; those that cannot be split have failed."""
     groups, failed = [], []
     alike: dict[int, Sampler] = {}
-    by_chance = spec.split is None or (spec.split.by is By.ROWS and not spec.split.stratify)
+    by_chance = spec.split is None or (spec.split.by is SplitBy.ROWS and not spec.split.stratify)
     begin = 0
     for position, rows_K in members:
         mine = slice(begin, begin + len(rows_K))

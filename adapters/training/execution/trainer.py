@@ -156,7 +156,7 @@ class Trainer:
         kept = {"checkpoint": str(checkpoint), "checkpoint_seconds": self._checkpoint_seconds}
         self._fitter.begin(publisher.request() | kept | {"epochs": self._listener.wants_epochs})
         progress, history = claim.progress, claim.history
-        pace = _Pace(claim.spec["steps"], self._monotonic)
+        pace = _Pace(claim.training.steps, self._monotonic)
         heartbeat_at = self._monotonic() + self._heartbeat_seconds
         while True:
             frame = self._fitter.next_frame(SECONDS_BETWEEN_LOOKS)
@@ -169,7 +169,7 @@ class Trainer:
                 if frame["frame"] == "done":
                     with recorder.publishing() as publish:
                         succeeded = publisher.finish(frame)
-                        publish.adapters = 0 if claim.spec["fleet"] else 1
+                        publish.adapters = 0 if claim.training.is_fleet else 1
                     return Ending.SUCCEEDED if succeeded else Ending.FAILED
                 if frame["frame"] == "outcomes":
                     with recorder.publishing() as publish:

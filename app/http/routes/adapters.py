@@ -11,9 +11,12 @@ from starlette.responses import JSONResponse
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.versions import AdapterSummary, Publication, Source
 from adapters.errors import WrongType
+from adapters.jobs.job import Job
 from adapters.names import Reference, check_name, check_prefix
 from adapters.peft.archive import pack
 from adapters.peft.weights import DEFAULT_MODULE, check_module, write_peft
+from adapters.training.planning.planner import Plan, submit
+from adapters.training.planning.updates import plan_update, updatable_version
 from app.http.bodies import object_of_body, read_as, read_json
 from app.http.dependencies import ServiceOf
 from app.http.paging import Page, QueryFlag, QueryInteger, page_of, read_cursor
@@ -28,10 +31,9 @@ from app.http.schemas.adapters import (
     VersionPage,
 )
 from app.http.schemas.jobs import JobWithHistory
+from app.http.schemas.trainings import training_request, update_request
 from app.http.uploads import ZIP, read_upload
 from app.service import Service
-from app.training.requests import plan_training, queue_training
-from app.training.updates import queue_update
 
 _MOST_DIGITS = 200
 
@@ -70,9 +72,9 @@ async def train_adapter(
     body = await _read_json(request, service)
     async with service.writes.turn(service.plannings):
         if query.dry_run:
-            plan = await run_in_threadpool(plan_training, service, body)
-            return JSONResponse(plan.answer())
-        job = await service.writes.run(queue_training, service, body)
+            plan = await run_in_threadpool(_plan_training, service, body)
+            return JSONResponse(plan.to_json())
+        job = await service.writes.run(_queue_training, service, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)
 
@@ -144,7 +146,7 @@ async def update_adapter(name: str, request: Request, response: Response, servic
     """Refit, exactly, an adapter that was trained with `keep_statistics`, with rows added and rows forgotten."""
     body = await _read_json(request, service)
     async with service.writes.turn(service.plannings):
-        job = await service.writes.run(queue_update, service, name, body)
+        job = await service.writes.run(_queue_update, service, name, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)
 
@@ -158,6 +160,24 @@ async def delete_adapter(name: str, request: Request, service: ServiceOf) -> Non
 async def _read_json(request: Request, service: Service) -> object:
     """Return what a JSON body says; its bytes are gone by then."""
     return await service.json.parse(await read_json(request))
+
+
+def _plan_training(service: Service, body: object) -> Plan:
+    return service.planner.plan(training_request(body))
+
+
+def _queue_training(service: Service, body: object) -> Job:
+    return _submit(service, _plan_training(service, body))
+
+
+def _queue_update(service: Service, name: str, body: object) -> Job:
+    version = updatable_version(service.planner, name)
+    return _submit(service, plan_update(service.planner, version, update_request(body)))
+
+
+def _submit(service: Service, plan: Plan) -> Job:
+    limit = service.settings.max_queued_jobs
+    return submit(plan, service.queue, job_id=service.new_id(), planner=service.planner, max_queued=limit)
 
 
 def _body(adapter: AdapterSummary, service: Service) -> AdapterBody:

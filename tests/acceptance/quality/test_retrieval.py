@@ -14,8 +14,8 @@ from adapters.lora.base_layer import load_base_layer
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
 from adapters.training.gradient.sampling import Sampler
-from adapters.training.planning.split import By
 from adapters.training.planning.split import Split as HoldOut
+from adapters.training.planning.split import SplitBy
 from adapters.training.settings import Loss, TrainingSpec
 from tests.acceptance.quality.real_data import Array, turned_and_inverted
 from tests.support.dense_oracle import answer
@@ -29,7 +29,7 @@ SPEC = TrainingSpec(
     learning_rate=0.01,
     batch_size=64,
     temperature=TEMPERATURE,
-    split=HoldOut(by=By.GROUP),
+    split=HoldOut(by=SplitBy.GROUP),
 )
 
 

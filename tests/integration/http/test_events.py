@@ -16,11 +16,11 @@ from adapters.jobs.queue import JobQueue
 from app.http.job_events import Seen, event_id, news, read_event_id
 from app.service import Service
 from tests.conftest import Serve
-from tests.support.catalog_factories import claimed, finish, publish_for, submit, submit_fleet
+from tests.support.catalog_factories import claimed, finish, publish_for, submit, submit_fleet, training_job
 from tests.support.deadlines import scaled
 from tests.support.service import ServiceProcess, eventually
 
-SPEC = {"shown": {"rank": 1}}
+TRAINING = training_job(rank=1)
 ENDED = {"succeeded", "failed", "cancelled"}
 
 
@@ -83,13 +83,13 @@ def both(serve: Serve) -> tuple[httpx.Client, Service]:
 
 
 def _run(service: Service, job_id: str = "j") -> Job:
-    submit(service.queue, job_id, spec=SPEC)
+    submit(service.queue, job_id, training=TRAINING)
     return claimed(service.queue)
 
 
 def test_a_job_is_told_from_its_place_in_the_queue_to_its_end(both: tuple[httpx.Client, Service]) -> None:
     client, service = both
-    submit(service.queue, spec=SPEC)
+    submit(service.queue, training=TRAINING)
     with _watch(client) as stream:
         assert _short(stream.next()) == ("status", "queued")
         assert stream.next().data == {"step": 0, "steps": 9, "loss": None}
@@ -245,7 +245,7 @@ def test_an_open_stream_does_not_hold_up_the_end_of_the_service(tmp_path: Path) 
     with ServiceProcess(tmp_path / "data", trainers=0, base="zeros:2,2") as process:
         opened = Catalog(tmp_path / "data", now=time.time)
         with closing(opened.database):
-            submit(JobQueue(opened.database, opened.writer, now=time.time, lease_seconds=15), spec=SPEC)
+            submit(JobQueue(opened.database, opened.writer, now=time.time, lease_seconds=15), training=TRAINING)
         with _watch(process.client) as stream:
             stream.next()
             begun = time.monotonic()
@@ -260,7 +260,7 @@ def test_an_open_stream_does_not_hold_up_the_end_of_the_service(tmp_path: Path) 
 def test_of_a_fleet_the_progress_counts_its_adapters(both: tuple[httpx.Client, Service]) -> None:
     client, service = both
     queue = service.queue
-    submit_fleet(queue, ["a", "b", "c"], spec=SPEC)
+    submit_fleet(queue, ["a", "b", "c"], training=TRAINING)
     claim = claimed(queue)
     publish_for(service.catalog, queue, claim, queue.waiting(claim)[:2])
     queue.heartbeat(claim, progress={"adapters": queue.tally(claim)})

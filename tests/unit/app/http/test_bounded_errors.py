@@ -9,7 +9,7 @@ from adapters.errors import InvalidInput, UnknownField, shorten
 from app.http import errors
 from app.http.bodies import read_as
 from app.http.schemas.predictions import PredictRequest
-from app.training.schemas import TrainRequest
+from app.http.schemas.trainings import TrainRequest
 
 
 class _Counted:

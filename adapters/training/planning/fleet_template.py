@@ -1,4 +1,4 @@
-"""A template such as `acme-{tenant}` → the adapters of a fleet."""
+"""Template of a fleet's names, such as `acme-{tenant}`."""
 
 import re
 
@@ -7,18 +7,21 @@ import numpy as np
 from adapters.errors import InvalidCombination, InvalidName, LoraplexError, MissingField, OutOfRange
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.names import check_name
-from app.training.rows import Rows
+from adapters.training.planning.rows import Rows
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-_INLINE = "group"
+_INLINE_COLUMN = "group"
 
 
-def read_fleet(template: str, rows: Rows, *, max_groups: int) -> list[JobAdapter]:
-    """One adapter for each group, in the order of their codes. Raises the `InvalidInput` that names the field."""
+def fleet_adapters(template: str, rows: Rows, *, max_groups: int) -> list[JobAdapter]:
+    """Return the adapters of a fleet: one for each group, in the order of the group codes.
+
+    Raises the `InvalidInput` that names the field.
+    """
     placeholders = _PLACEHOLDER.findall(template)
     if not placeholders:
         check_name(template)
-    column = _INLINE if rows.table is None else rows.shown.get("group_by")
+    column = _INLINE_COLUMN if rows.table is None else rows.origin.get("group_by")
     if rows.fleet is None or column is None:
         missing = "data.groups" if rows.table is None else "data.group_by"
         raise MissingField(
@@ -44,22 +47,23 @@ def read_fleet(template: str, rows: Rows, *, max_groups: int) -> list[JobAdapter
         )
     sizes = np.bincount(rows.fleet.codes_N, minlength=len(values))
     return [
-        JobAdapter(_name(template, value), str(value), int(size), position=position)
+        JobAdapter(_expand(template, value), str(value), int(size), position=position)
         for position, (value, size) in enumerate(zip(values, sizes, strict=True))
     ]
 
 
-def check_single(rows: Rows) -> None:
-    """Raises `InvalidCombination` where rows are grouped for a fleet and the name is one adapter's."""
-    if "group_by" in rows.shown:
+def check_not_fleet(rows: Rows) -> None:
+    """Raise `InvalidCombination` if rows are grouped for a fleet and the name is that of one adapter."""
+    if "group_by" in rows.origin:
+        placeholder = f"{{{rows.origin['group_by']}}}"
         raise InvalidCombination(
-            f"data.group_by trains an adapter a group: the name has to have {{{rows.shown['group_by']}}}",
+            f"data.group_by trains an adapter a group: the name has to have {placeholder}",
             field="name",
-            expected=f"a template such as acme-{{{rows.shown['group_by']}}}",
+            expected=f"a template such as acme-{placeholder}",
         )
 
 
-def _name(template: str, value: str | int) -> str:
+def _expand(template: str, value: str | int) -> str:
     try:
         return check_name(_PLACEHOLDER.sub(lambda _: str(value), template))
     except LoraplexError as error:
