@@ -19,7 +19,8 @@ from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix, 
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
 from adapters.training.gradient.sampling import Sampler, initial_factors
-from adapters.training.gradient.training_loop import HeldOut, StackEntry, TrainedFactors, run_training_loop
+from adapters.training.gradient.stack import StackEntry, TrainedFactors
+from adapters.training.gradient.training_loop import HeldOut, run_training_loop
 from adapters.training.planning.split import SplitBy
 from adapters.training.settings import TrainingSpec
 

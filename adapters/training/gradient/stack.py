@@ -14,6 +14,7 @@ from adapters.training.data_file import TrainingData
 from adapters.training.gradient.batches import LINE, VECTOR, Batch, open_batches, padded_width
 from adapters.training.gradient.losses import gradient_scale, loss_and_gradient
 from adapters.training.gradient.optimizer import Optimizer
+from adapters.training.gradient.sampling import Sampler
 from adapters.training.limits import HISTORY_LENGTH
 from adapters.training.settings import TrainingSpec
 
