@@ -130,7 +130,7 @@ def job_from_row(row: sa.Row[Any]) -> Job:
     values.pop("tenant")
     values["training"] = TrainingJob.from_json(values.pop("spec"))
     values["status"] = JobStatus(values["status"])
-    values.setdefault("history", [])
+    values["history"] = [(step, loss) for step, loss in values.get("history", ())]
     return Job(**values | {"log": _lines(values.get("log"))})
 
 
