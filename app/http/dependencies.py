@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from adapters.errors import InvalidCombination, shown
+from adapters.errors import InvalidCombination, shorten
 from app.service import Service
 
 
@@ -32,5 +32,5 @@ async def check_query_fields(request: Request) -> None:
         values = request.query_params.getlist(field)
         if len(values) > 1:
             raise InvalidCombination(
-                f"{shown(field)} is in the query {len(values)} times", field=field, given=values, expected="it once"
+                f"{shorten(field)} is in the query {len(values)} times", field=field, given=values, expected="it once"
             )

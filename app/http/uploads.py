@@ -13,13 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from adapters.arrays import matrix, vector
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import CONTENT_TYPES
+from adapters.datasets.ingest import CONTENT_TYPES, Ingestion, upload_file
 from adapters.datasets.store import DatasetVersion
 from adapters.errors import InvalidUpload, UnknownField, WrongShape
 from adapters.lora.adapter import Adapter, check_alpha, check_factors
 from adapters.lora.base_layer import BaseLayer
-from adapters.lora.labels import LONGEST_LABEL, check_labels
+from adapters.lora.labels import MAX_LABEL_CHARACTERS, check_labels
 from adapters.peft.archive import unpack
 from adapters.peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft.weights import TENSOR_FILE, read_peft
@@ -33,7 +32,7 @@ MULTIPART, ZIP = "multipart/form-data", "application/zip"
 _FILES = (TENSOR_FILE, CONFIG_FILE)
 _IGNORED_FILE = "README.md"
 _MAX_FORM_PARTS = 8
-_LABEL_BYTES = 16 * LONGEST_LABEL
+_LABEL_BYTES = 16 * MAX_LABEL_CHARACTERS
 """Longest JSON of a label: a character outside the basic plane is written in twelve bytes."""
 _UNCOUNTED_BYTES = 2**19
 """Lists are counted only in larger bodies, because smaller ones are parsed quickly."""
@@ -107,7 +106,7 @@ def _check_list_count(body: bytearray, base: BaseLayer, max_rank: int) -> None:
         return
     max_rows = 2 * (base.in_features + base.out_features + max_rank)
     lists = count_lists(body)
-    if lists > max_rows + (base.out_features + 1) * LONGEST_LABEL:
+    if lists > max_rows + (base.out_features + 1) * MAX_LABEL_CHARACTERS:
         raise WrongShape(
             f"the body has {lists} lists; the factors of an adapter of this layer have at most {max_rows // 2} rows",
             field="body",

@@ -34,7 +34,7 @@ from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient.epochs import Epochs
 from adapters.training.gradient.stack import History
-from adapters.training.gradient.training_loop import Kept
+from adapters.training.gradient.training_loop import CheckpointOptions
 from adapters.training.settings import TrainingSpec
 
 _SECONDS_BETWEEN_REPORTS = 0.5
@@ -130,7 +130,7 @@ class _Job:
                 self._send_outcomes(outcomes)
             _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
         else:
-            kept_at = Kept(Path(request["checkpoint"]), request["checkpoint_seconds"], self._resumed)
+            kept_at = CheckpointOptions(Path(request["checkpoint"]), request["checkpoint_seconds"], self._resumed)
             watcher = Watcher(self._report, self._note, kept_at, self._epochs)
             self._finish(fit(base, data, spec, present=_present(request["present"]), watcher=watcher, **meaning))
 
