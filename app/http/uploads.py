@@ -68,9 +68,9 @@ async def read_dataset(
     Raises `UnsupportedMediaType`, the errors of the reader, and `ClientDisconnect`, which leaves nothing behind.
     """
     kind = content_type(request.headers.get("content-type", ""), *CONTENT_TYPES)
-    with raw_file(service.settings.data_dir / "tmp") as raw:
+    with upload_file(service.settings.data_dir / "tmp") as raw:
         await _receive(request, raw)
-        reading = Reading(
+        reading = Ingestion(
             raw,
             CONTENT_TYPES[kind],
             memory_bytes=service.settings.trainer_memory_bytes,
@@ -197,7 +197,7 @@ def _from_json(value: dict[str, object], service: Service) -> Adapter:
 
 
 async def _add_dataset(
-    name: str, reading: Reading, kind: str, service: Service, precondition: Precondition | None
+    name: str, reading: Ingestion, kind: str, service: Service, precondition: Precondition | None
 ) -> tuple[DatasetVersion, bool]:
     async with service.writes.turn(service.readings):
         add = partial(service.datasets.add, name, reading, content_type=kind, precondition=precondition)
