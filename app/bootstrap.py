@@ -62,6 +62,7 @@ def open_fitter(settings: Settings) -> Fitter:
     """Return the client of a fit process, which is not started yet."""
     return Fitter(
         base_arguments(settings),
+        data_folder=settings.data_dir,
         threads=settings.trainer_threads,
         memory_bytes=settings.trainer_memory_bytes,
         stopped_seconds=settings.lease_seconds,

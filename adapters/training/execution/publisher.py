@@ -49,8 +49,8 @@ class Publisher:
         return self._queue.tally(self._claim) if self._is_fleet else None
 
     def request(self) -> dict[str, Any]:
-        """What the process that fits has to know, but for where checkpoints go."""
-        claim, blobs = self._claim, self._catalog.blobs
+        """Return the request of the fit: blobs are given by name, so that the fit may run on another machine."""
+        claim = self._claim
         assert claim.data_file is not None
         present = None
         if self._gate.compares:
@@ -60,10 +60,10 @@ class Publisher:
                 training = claim.training
                 self._unmatched = why_unmatched(live.labels, live.loss, training.labels, training.spec.loss)
                 if self._unmatched is None:
-                    present = {"path": str(blobs.local(live.file)), "offset": live.offset, "bytes": live.bytes}
-        statistics = str(blobs.local(self._statistics())) if claim.training.is_update else None
+                    present = {"blob": live.file, "offset": live.offset, "length": live.bytes}
+        statistics = self._statistics() if claim.training.is_update else None
         return {
-            "data_path": str(blobs.local(claim.data_file)),
+            "data": claim.data_file,
             "spec": asdict(claim.training.spec),
             "feature_space": claim.feature_space,
             "base": claim.base,
