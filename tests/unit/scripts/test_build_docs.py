@@ -3,6 +3,8 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from scripts import build_docs
 
 CONFIGURATION = """\
