@@ -36,7 +36,7 @@ from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient.epochs import Epochs
 from adapters.training.gradient.stack import History
-from adapters.training.gradient.training_loop import Kept
+from adapters.training.gradient.training_loop import CheckpointOptions
 from adapters.training.settings import TrainingSpec
 
 _SECONDS_BETWEEN_REPORTS = 0.5
@@ -136,7 +136,7 @@ class _Job:
                 self._send_outcomes(outcomes)
             _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
         else:
-            kept_at = Kept(self._checkpoint, request["checkpoint_seconds"], self._resumed)
+            kept_at = CheckpointOptions(self._checkpoint, request["checkpoint_seconds"], self._resumed)
             watcher = Watcher(self._report, self._note, kept_at, self._epochs)
             self._finish(fit(base, data, spec, present=self._live_adapter(), watcher=watcher, **meaning))
 

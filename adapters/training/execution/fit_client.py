@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from adapters.child_process import command
-from adapters.stopped_process import StoppedClock
+from adapters.child_process import StoppedClock, command
 
 Frame = dict[str, Any]
 _NO_MEMORY = (
