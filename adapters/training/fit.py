@@ -89,8 +89,8 @@ def fit(
     matched to the classes by label. Raises
     `Diverged`, and `OutOfRange` where the split leaves a side empty.
     """
-    draws = _draws(spec, data)
-    sides = sides_of(base, data.to(base.device), spec, draws)
+    sampler = _sampler(spec, data)
+    sides = sides_of(base, data.to(base.device), spec, sampler)
     statistics = None
     history: History
     if spec.is_exact:
@@ -104,13 +104,13 @@ def fit(
     else:
         spec = choice.choose_rate_and_rank(spec, lambda trial: _trial(base, data, sides, trial), note=watcher.note)
         # Drawn anew: the trials and the choice leave no trace in what follows.
-        draws = _draws(spec, data)
-        trained, history = _descend(base, data, sides, spec, draws, watcher)
+        sampler = _sampler(spec, data)
+        trained, history = _descend(base, data, sides, spec, sampler, watcher)
         factors = Factors(
             trained.a_OR.cpu(), trained.b_RI.cpu(), None if trained.bias_O is None else trained.bias_O.cpu()
         )
-        if trained.step != trained.steps or trained.steps < draws.steps:
-            watcher.note(f"took {trained.steps} of {draws.steps} steps; the factors are those of step {trained.step}")
+        if trained.step != trained.steps or trained.steps < sampler.steps:
+            watcher.note(f"took {trained.steps} of {sampler.steps} steps; the factors are those of step {trained.step}")
     metrics = measure_sides(base, sides, spec, factors, present, statistics, labels=labels)
     if spec.is_exact:
         history = [(0, metrics["base_train_loss"]), (1, metrics["train_loss"])]
@@ -127,16 +127,16 @@ def fit(
     return Fit(adapter, metrics, history, spec, statistics if spec.keep_statistics else None)
 
 
-def _draws(spec: TrainingSpec, data: TrainingData) -> Sampler:
+def _sampler(spec: TrainingSpec, data: TrainingData) -> Sampler:
     classes_N = data.targets if data.targets.dtype == torch.int64 else None
     return Sampler(spec, data.rows, key_N=data.key_N, classes_N=classes_N)
 
 
-def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, draws: Sampler) -> Sides:
+def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, sampler: Sampler) -> Sides:
     """The two sides, their rows counting what they and their classes do; the data are on the base's device."""
     device = base.device
-    training_K = None if draws.held_K is None else draws.training_K.to(device)
-    held_K = None if draws.held_K is None else draws.held_K.to(device)
+    training_K = None if sampler.held_K is None else sampler.training_K.to(device)
+    held_K = None if sampler.held_K is None else sampler.held_K.to(device)
     held = data if held_K is not None else data.held_out
     own_weights_N, held_own_weights_N = data.weights_N, None if held is None else held.weights_N
     # Not for the closed form: there the ridge is beside sums of weights, and their size matters.
@@ -156,18 +156,18 @@ def _chunks(data: TrainingData, rows_K: Tensor | None) -> Iterator[tuple[Tensor,
 
 
 def _descend(
-    base: BaseLayer, data: TrainingData, sides: Sides, spec: TrainingSpec, draws: Sampler, watcher: Watcher
+    base: BaseLayer, data: TrainingData, sides: Sides, spec: TrainingSpec, sampler: Sampler, watcher: Watcher
 ) -> tuple[TrainedFactors, History]:
-    task = StackEntry(draws, draws.training_K, initial_factors(base, data, spec, draws))
+    task = StackEntry(sampler, sampler.training_K, initial_factors(base, data, spec, sampler))
     held_out = None
     if spec.patience is not None and sides.held is not None:
         rows_K = torch.arange(sides.held.rows) if sides.held_K is None else sides.held_K.cpu()
         held_out = HeldOut(sides.held, [rows_K])
     report = watcher.report
     if watcher.epochs is not None:
-        report = watcher.epochs.timing(report, steps=draws.steps, steps_an_epoch=draws.steps_an_epoch)
+        report = watcher.epochs.timing(report, steps=sampler.steps, steps_an_epoch=sampler.steps_an_epoch)
     (trained,), history = run_training_loop(
-        base, sides.training, spec, [task], report=report, held_out=held_out, kept=watcher.kept
+        base, sides.training, spec, [task], report=report, held_out=held_out, checkpoint=watcher.kept
     )
     if trained.error is not None:
         raise trained.error
@@ -176,10 +176,10 @@ def _descend(
 
 def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpec) -> choice.TrialLoss:
     """What a short training reaches on the held-out rows; an infinite loss where it diverges."""
-    draws = _draws(trial, data)
+    sampler = _sampler(trial, data)
     assert sides.held is not None
     try:
-        trained, _ = _descend(base, data, sides, trial, draws, Watcher())
+        trained, _ = _descend(base, data, sides, trial, sampler, Watcher())
     except Diverged:
         return choice.TrialLoss(math.inf, 0.0)
     factors = Factors(trained.a_OR, trained.b_RI, trained.bias_O)
