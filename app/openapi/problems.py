@@ -89,9 +89,10 @@ def responses(codes: Iterable[str], *, protocol: bool) -> dict[str, Any]:
         if protocol:
             content = {"application/json": {"schema": {"$ref": "#/components/schemas/ProtocolError"}}}
         text = "\n".join(f"- `{code}`: {title_of[code]}" for code in codes_here)
-        responses_by_status[str(status)] = {"description": text, "content": content} | (
-            {"headers": headers} if headers else {}
-        )
+        response: dict[str, Any] = {"description": text, "content": content}
+        if status in RETRIED:
+            response["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
+        responses_by_status[str(status)] = response
     return responses_by_status
 
 
