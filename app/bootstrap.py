@@ -1,18 +1,26 @@
 """Start of API workers and trainers: what both open from the settings, and the warnings that they log."""
 
 import logging
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import count_live_by_base, count_queued_by_base
+from adapters.errors import BaseNotLoadable, CatalogNotLoadable
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.database import SqliteDatabase
 from adapters.training.execution.fit_client import Fitter
+from app.processes.signals import EXIT_CONFIG
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.observability.tracing import Tracing
 
 CHECKPOINTS = "checkpoints"
 """Folder, in the data folder, of the checkpoints of running fits."""
@@ -37,10 +45,24 @@ def base_arguments(settings: Settings) -> dict[str, str]:
     }
 
 
+@contextmanager
+def exit_if_unusable(settings: Settings) -> Iterator[None]:
+    """End the process with `EXIT_CONFIG` if the base layer or the data folder cannot be used."""
+    try:
+        yield
+    except (BaseNotLoadable, CatalogNotLoadable) as error:
+        print(f"loraplex: {error.detail}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    except (IsADirectoryError, NotADirectoryError) as error:
+        print(f"loraplex: the data folder {settings.data_dir} cannot be used: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+
+
 def open_fitter(settings: Settings) -> Fitter:
     """Return the client of a fit process, which is not started yet."""
     return Fitter(
         base_arguments(settings),
+        data_folder=settings.data_dir,
         threads=settings.trainer_threads,
         memory_bytes=settings.trainer_memory_bytes,
         stopped_seconds=settings.lease_seconds,
@@ -118,3 +140,16 @@ def _list_largest(counts: "Counter[str]") -> str:
     parts = [f"{total} for {name}" for name, total in counts.most_common(_MAX_LISTED)]
     rest = sum(counts.values()) - sum(total for _, total in counts.most_common(_MAX_LISTED))
     return ", ".join(parts) + (f" and {rest} for others" if rest else "")
+
+
+def open_tracing(settings: Settings, *, process: str) -> "Tracing | None":
+    """Return what records this process's spans if the setting TRACES is on, otherwise None.
+
+    `process` names the process among those of the service.
+    """
+    if not settings.traces:
+        return None
+    # OpenTelemetry's SDK takes long to import, and most services do not use it.
+    from app.observability.tracing import Tracing
+
+    return Tracing(process)

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
-from app.observability.metrics.recording import Metrics
+from app.observability.metrics.recorder import Metrics
 
 if TYPE_CHECKING:
-    from app.observability.spans import Tracing
+    from app.observability.tracing import Tracing
 
 log = logging.getLogger(__name__)
 _Told = TypeVar("_Told")
@@ -35,10 +35,10 @@ def listener(metrics: Metrics, tracing: "Tracing | None" = None) -> Listener:
 def _trace(tracing: "Tracing", run: Run) -> None:
     """A span `job`, and below it `epoch` and `publish`; of very many only some, which say for how many they stand."""
     job = run.job
-    about = {
+    about: dict[str, str | int | bool] = {
         "loraplex.job": job.id,
         "loraplex.adapter": job.adapter,
-        "loraplex.adapters": job.spec["adapters"],
+        "loraplex.adapters": job.training.adapters,
         "loraplex.method": run.method,
         "loraplex.attempt": job.attempt,
         "loraplex.resumed": run.resumed,

@@ -2,14 +2,14 @@
 
 from typing import NamedTuple
 
-from adapters.errors import InvalidCombination, OutOfRange, WrongType, shown
+from adapters.errors import InvalidCombination, OutOfRange, WrongType, shorten
 
 OUTPUTS, PROBABILITIES, LABELS = MEMBERS = ("outputs", "probabilities", "labels")
 """What `return` may ask for, in the order in which the answer has it."""
 _EXPECTED = f"1 to {len(MEMBERS)} of {', '.join(MEMBERS)}, each once"
 
 
-class Wanted(NamedTuple):
+class PredictOptions(NamedTuple):
     """What an answer shall have, where that is not the outputs alone."""
 
     members: tuple[str, ...]
@@ -18,7 +18,7 @@ class Wanted(NamedTuple):
     """So many of the most probable classes; None is all probabilities, and one label a row."""
 
 
-def read_wanted(given: object, top_k: int | None, *, out_features: int) -> Wanted | None:
+def read_options(given: object, top_k: int | None, *, out_features: int) -> PredictOptions | None:
     """What `return` and `top_k`, at least 1, ask for; None where that is the outputs alone.
 
     Raises `WrongType`, `OutOfRange` and `InvalidCombination`, naming the field and the position.
@@ -33,12 +33,12 @@ def read_wanted(given: object, top_k: int | None, *, out_features: int) -> Wante
         )
     if top_k is not None and top_k > out_features:
         raise OutOfRange(
-            f"top_k is {shown(top_k)}; the layer has {out_features} outputs",
+            f"top_k is {shorten(top_k)}; the layer has {out_features} outputs",
             field="top_k",
             given=top_k,
             expected=f"a whole number from 1 to {out_features}",
         )
-    return None if members == (OUTPUTS,) else Wanted(members, top_k)
+    return None if members == (OUTPUTS,) else PredictOptions(members, top_k)
 
 
 def _members(given: object) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ def _members(given: object) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise WrongType(f"{place}: not a string", field="return", given=name, expected=_EXPECTED)
         if name not in MEMBERS:
-            detail = f"{place}: there is no {shown(name)} to answer with"
+            detail = f"{place}: there is no {shorten(name)} to answer with"
             raise OutOfRange(detail, field="return", given=name, expected=_EXPECTED)
         if name in seen:
             raise InvalidCombination(f"{place}: {name} twice", field="return", given=name, expected=_EXPECTED)

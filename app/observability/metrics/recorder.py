@@ -1,0 +1,208 @@
+"""The door for those who count: each figure has a method, and takes what was gathered since the last call."""
+
+import os
+import resource
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from app.observability.metrics import definitions as d
+from app.observability.metrics.definitions import CPU_SECONDS, OPEN_FDS, RESIDENT_MEMORY, START_TIME
+from app.observability.metrics.process_slot import ProcessMetrics, ProcessSlot, read_other_slots
+from app.observability.metrics.values import MetricValues
+from app.observability.records import OTHER
+
+_PROC = Path("/proc")
+_STARTED_AFTER_BOOT, _RESIDENT_PAGES = 19, 21
+"""Fields of /proc/self/stat (proc(5)), counted from the one after the command's name."""
+
+
+def note_process(figures: MetricValues, process: str) -> None:
+    """Put this process's memory, processor time, descriptors and start among its figures, as far as they can be had."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    figures.put(CPU_SECONDS, used.ru_utime + used.ru_stime, process)
+    with suppress(OSError, ValueError, IndexError):
+        fields = (_PROC / "self/stat").read_text().rpartition(")")[2].split()
+        figures.put(RESIDENT_MEMORY, int(fields[_RESIDENT_PAGES]) * resource.getpagesize(), process)
+        figures.put(OPEN_FDS, len(os.listdir(_PROC / "self/fd")), process)
+        started = int(fields[_STARTED_AFTER_BOOT]) / os.sysconf("SC_CLK_TCK")
+        figures.put(START_TIME, _booted() + started, process)
+
+
+def _booted() -> float:
+    lines = (_PROC / "stat").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("btime ")))
+
+
+_SECONDS_BETWEEN_WRITES = 1.0
+_WRITES_BETWEEN_PROOFS = 5
+"""A process that has nothing new to tell still proves, every so often, that it lives."""
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_MOST_ROUTES = 200
+
+
+class Metrics:
+    """One process's figures. Every method may be called from any thread, and none raises for what the disk does.
+
+    Amounts are what came since the last call; what *is* (rows waiting, bytes resident) is as it is now. Lists cost
+    little more than single numbers: whoever has many gathers them, and calls about once a second.
+    """
+
+    def __init__(
+        self, process: str = "worker-1", *, folder: Path | None = None, slot: ProcessSlot | None = None
+    ) -> None:
+        self.process = process
+        """The name that tells this process from the others, such as `worker-2`."""
+        self._folder, self._slot = folder, slot
+        self._figures = MetricValues() if slot is None else slot.counted()
+        self._routes: set[str] = set()
+        self._gatherer: Callable[[], None] | None = None
+        self._changed = False
+        self._write_lock = threading.Lock()
+        self._closed = threading.Event()
+        self._start()
+        self._writer: threading.Thread | None = None
+        if slot is not None:
+            self._write()
+            self._writer = threading.Thread(target=self._write_on, name="metrics", daemon=True)
+            self._writer.start()
+
+    @classmethod
+    def open(cls, folder: Path | None, role: str) -> "Metrics":
+        """The figures of this process, which is a `worker` or a `trainer`.
+
+        With a folder, its place among the processes of its role (`worker-1` …) is the first that is free, and what was
+        counted there before goes on. Without one, or where it cannot be written, they are this process's alone.
+        """
+        slot = None if folder is None else ProcessSlot.take(folder, role)
+        return cls(f"{role}-1" if slot is None else slot.name, folder=folder, slot=slot)
+
+    def close(self) -> None:
+        """Leave what was counted to the others."""
+        self._closed.set()
+        if self._writer is not None:
+            self._writer.join()
+        if self._slot is not None:
+            self.gather()
+            with self._write_lock:
+                self._slot.leave(self._figures, ended=True)
+                self._slot.give_back()
+                self._slot = None
+
+    # What workers count
+
+    def answered(self, route: str, method: str, status: int, seconds: Sequence[float]) -> None:
+        """So many requests to this route's template (`/adapters/{name}`, never the path itself) took so long each."""
+        if route not in self._routes:
+            route = route if len(self._routes) < _MOST_ROUTES else OTHER
+            self._routes.add(route)
+        self._count(d.REQUESTS, len(seconds), route, method if method in _METHODS else OTHER, str(status))
+        self._observe(d.REQUEST_SECONDS, seconds, route)
+
+    def queued(self, seconds: Sequence[float]) -> None:
+        """So long predict requests waited for their batches."""
+        self._observe(d.QUEUE_SECONDS, seconds)
+
+    def batches(self, rows: Sequence[int], adapters: Sequence[int], seconds: Sequence[float]) -> None:
+        """Of each batch its rows, its distinct adapters, and what it took to compute."""
+        self._observe(d.BATCH_ROWS, rows)
+        self._observe(d.BATCH_ADAPTERS, adapters)
+        self._observe(d.FORWARD_SECONDS, seconds)
+
+    def waiting(self, rows: int, limit: int) -> None:
+        """So many rows wait now, of so many that may."""
+        self._put(d.QUEUE_ROWS, rows)
+        self._put(d.QUEUE_ROWS_LIMIT, limit)
+
+    def residency(
+        self,
+        *,
+        hits: int,
+        misses: int,
+        loads: int,
+        evictions: int,
+        resident_bytes: int,
+        resident_adapters: int,
+    ) -> None:
+        """What came since the last call, and what is in memory now."""
+        self._count(d.RESIDENCY_HITS, hits)
+        self._count(d.RESIDENCY_MISSES, misses)
+        self._count(d.RESIDENCY_LOADS, loads)
+        self._count(d.RESIDENCY_EVICTIONS, evictions)
+        self._put(d.RESIDENT_BYTES, resident_bytes)
+        self._put(d.RESIDENT_ADAPTERS, resident_adapters)
+
+    def published(self, seconds: float, adapters: int, *, source: str = "upload") -> None:
+        """One publish made so many adapters durable; `source` is `upload` or `job`."""
+        self._observe(d.PUBLISH_SECONDS, [seconds], source)
+        self._count(d.PUBLISHED, adapters, source)
+
+    # What trainers count
+
+    def trained(self, method: str, status: str, seconds: float) -> None:
+        """One job ended so on this trainer, so long after it was claimed."""
+        self._observe(d.TRAINING_SECONDS, [seconds], method, status)
+
+    def fit_died(self) -> None:
+        """The process that fitted a job died."""
+        self._count(d.FITS_DIED, 1)
+
+    def resumed(self) -> None:
+        """A training went on from a checkpoint."""
+        self._count(d.RESUMED, 1)
+
+    # What scrapes ask
+
+    def gather_from(self, gatherer: Callable[[], None]) -> None:
+        """Have this called on the event loop before a scrape, so that what was not handed over yet is in it."""
+        self._gatherer = gatherer
+
+    def gather(self) -> None:
+        """Have it called now."""
+        if self._gatherer is not None:
+            self._gatherer()
+
+    def everyone(self) -> list[ProcessMetrics]:
+        """The figures of every process, this one's first. Reads files: for a thread."""
+        # First to the disk: what one scrape has shown, none may fall behind, also when this process dies at once.
+        self._write()
+        own = None if self._slot is None else self._slot.name
+        others = () if self._folder is None else read_other_slots(self._folder, own)
+        return [ProcessMetrics(self.process, self._figures, True), *others]
+
+    def _start(self) -> None:
+        # A counter that is not there yet looks, to a rule about its increase, like one that cannot be read.
+        residency = d.RESIDENCY_HITS, d.RESIDENCY_MISSES, d.RESIDENCY_LOADS, d.RESIDENCY_EVICTIONS
+        for metric in (*residency, d.FITS_DIED, d.RESUMED):
+            self._count(metric, 0)
+        for source in ("upload", "job"):
+            self._count(d.PUBLISHED, 0, source)
+        self._count(d.STARTS, 1, self.process)
+        note_process(self._figures, self.process)
+
+    def _count(self, metric: d.Definition, amount: float, *labels: str) -> None:
+        self._changed |= self._figures.add(metric, amount, *labels)
+
+    def _put(self, metric: d.Definition, value: float, *labels: str) -> None:
+        self._changed |= self._figures.put(metric, value, *labels)
+
+    def _observe(self, metric: d.Definition, values: Sequence[float], *labels: str) -> None:
+        if values:
+            self._figures.observe(metric, values, *labels)
+            self._changed = True
+
+    def _write_on(self) -> None:
+        quiet = 0
+        while not self._closed.wait(_SECONDS_BETWEEN_WRITES):
+            quiet = 0 if self._changed else quiet + 1
+            if self._changed or quiet >= _WRITES_BETWEEN_PROOFS:
+                quiet = 0
+                self._write()
+
+    def _write(self) -> None:
+        note_process(self._figures, self.process)
+        with self._write_lock:
+            if self._slot is not None:
+                self._changed = False
+                self._slot.leave(self._figures)

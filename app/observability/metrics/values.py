@@ -1,0 +1,120 @@
+"""Figures of one process, or of several together: numbers by metric and labels."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.observability.metrics.definitions import DEFINITIONS, Definition
+
+Labels = tuple[str, ...]
+"""Values, in the order of the definition's labels."""
+_Counts = NDArray[np.int64]
+
+
+class HistogramValue(NamedTuple):
+    """A histogram's state: observations in each bucket, the last one without a bound, and their sum."""
+
+    counts: _Counts
+    total: float
+
+    def __add__(self, other: object) -> "HistogramValue":
+        assert isinstance(other, HistogramValue)
+        return HistogramValue(self.counts + other.counts, self.total + other.total)
+
+
+class MetricValues:
+    """Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, Labels], float] = {}
+        self._tallies: dict[tuple[str, Labels], HistogramValue] = {}
+        self._lock = threading.Lock()
+
+    def add(self, metric: Definition, amount: float, *labels: str) -> bool:
+        """Count; whether that changed anything."""
+        with self._lock:
+            key = metric.name, labels
+            self._numbers[key] = self._numbers.get(key, 0.0) + amount
+        return amount != 0
+
+    def put(self, metric: Definition, value: float, *labels: str) -> bool:
+        """Set what a gauge shows; whether that changed anything."""
+        with self._lock:
+            key = metric.name, labels
+            before, self._numbers[key] = self._numbers.get(key), float(value)
+        return before != value
+
+    def observe(self, metric: Definition, values: Sequence[float], *labels: str) -> None:
+        """Put all of these into a histogram."""
+        values_N = np.asarray(values, dtype=np.float64)
+        places_N = np.searchsorted(np.asarray(metric.bounds), values_N)
+        seen = HistogramValue(np.bincount(places_N, minlength=len(metric.bounds) + 1), float(values_N.sum()))
+        with self._lock:
+            key = metric.name, labels
+            before = self._tallies.get(key)
+            self._tallies[key] = seen if before is None else before + seen
+
+    def numbers(self) -> Iterator[tuple[Definition, Labels, float]]:
+        """Counters and gauges."""
+        with self._lock:
+            numbers = list(self._numbers.items())
+        for (name, labels), value in numbers:
+            yield DEFINITIONS[name], labels, value
+
+    def tallies(self) -> Iterator[tuple[Definition, Labels, HistogramValue]]:
+        """Histograms."""
+        with self._lock:
+            tallies = list(self._tallies.items())
+        for (name, labels), tally in tallies:
+            yield DEFINITIONS[name], labels, tally
+
+    def only(self, wanted: Callable[[Definition], bool]) -> "MetricValues":
+        """Those of the `wanted` metrics."""
+        some = MetricValues()
+        some._numbers = {(each.name, labels): value for each, labels, value in self.numbers() if wanted(each)}
+        some._tallies = {(each.name, labels): tally for each, labels, tally in self.tallies() if wanted(each)}
+        return some
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        return {
+            "numbers": [[metric.name, labels, value] for metric, labels, value in self.numbers()],
+            "tallies": [
+                [metric.name, labels, tally.counts.tolist(), tally.total] for metric, labels, tally in self.tallies()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, stored: Any) -> "MetricValues":
+        """Read what `to_json` gave; a metric that is not there any more, or has changed, is left out.
+
+        Raises `ValueError`, `TypeError`, `KeyError` or `OverflowError` where it is nothing of ours.
+        """
+        figures = cls()
+        for name, labels, value in stored["numbers"]:
+            metric = DEFINITIONS.get(name)
+            if metric is not None and len(labels) == len(metric.labels):
+                figures._numbers[name, tuple(map(str, labels))] = float(value)
+        for name, labels, counts, total in stored["tallies"]:
+            metric = DEFINITIONS.get(name)
+            if metric is None or len(labels) != len(metric.labels) or len(counts) != len(metric.bounds) + 1:
+                continue
+            counts_B = np.asarray(counts, np.int64).reshape(len(metric.bounds) + 1)
+            figures._tallies[name, tuple(map(str, labels))] = HistogramValue(counts_B, float(total))
+        return figures
+
+
+def sum_values(parts: Iterable[MetricValues]) -> MetricValues:
+    """All of them together, metric by metric and label by label."""
+    whole = MetricValues()
+    for part in parts:
+        for metric, labels, value in part.numbers():
+            whole.add(metric, value, *labels)
+        for metric, labels, tally in part.tallies():
+            key = metric.name, labels
+            before = whole._tallies.get(key)
+            whole._tallies[key] = tally if before is None else before + tally
+    return whole

@@ -1,0 +1,86 @@
+"""Triton's classification extension: classes instead of the outputs.
+
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md. For a thread, as
+`app.serving.labelling` is.
+"""
+
+import json
+
+import numpy as np
+import orjson
+
+from adapters.arrays import Float32
+from adapters.catalog.versions import Version
+from adapters.lora.labels import most_probable
+from app.serving.oip.models import BASE_VERSION
+from app.serving.oip.request import _STORED, OUTPUT, Header
+from app.serving.response import blocks, check_size, classes_of
+
+# N rows · O out_features · C classes of one adapter · T the largest of them
+
+
+def write_classes(header: Header, model: str, version: Version | None, outputs_NO: Float32) -> tuple[bytes, int | None]:
+    """The body of an answer, and how many bytes of it are JSON where the rest is the tensor.
+
+    The tensor is BYTES of shape (N, T), each element `value:index[:label]`, in UTF-8, the largest outputs first: T is
+    what was asked for, or C where that is less. Raises `OutOfRange` where it would be too large.
+    """
+    assert header.classes is not None
+    labels, x_NC = classes_of(version, outputs_NO)
+    suffixes = [f":{index}" if labels is None else f":{index}:{labels[index]}" for index in range(x_NC.shape[1])]
+    rows, count = len(x_NC), min(header.classes, x_NC.shape[1])
+    parts: list[bytes] = []
+    size = 0
+    for block in blocks(*x_NC.shape):
+        parts.append(_serialised(_elements(x_NC[block], count, suffixes), binary=header.binary_output))
+        size += len(parts[-1])
+        check_size(size, field="outputs.parameters.classification")
+    about = {} if header.id is None else {"id": header.id}
+    tensor: dict[str, object] = {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, count]}
+    if header.binary_output:
+        tensor["parameters"] = {"binary_data_size": size}
+    text = json.dumps(
+        {"model_name": model, "model_version": str(version.version if version else BASE_VERSION)}
+        | about
+        | {"outputs": [tensor]},
+        separators=(",", ":"),
+    ).encode()
+    if header.binary_output:
+        return b"".join([text, *parts]), len(text)
+    return b'%b,"data":[%b]}]}' % (text[: -len(b"}]}")], b",".join(parts)), None
+
+
+def _elements(x_NC: Float32, count: int, suffixes: list[str]) -> list[str]:
+    """Those of some rows, one row after the other; each value in the fewest digits that are that float32."""
+    order_NT = most_probable(x_NC, count)
+    values_NT = np.ascontiguousarray(np.take_along_axis(x_NC, order_NT, axis=1))
+    values = orjson.dumps(values_NT.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode().split(",")
+    return [value + suffixes[index] for value, index in zip(values, order_NT.reshape(-1).tolist(), strict=True)]
+
+
+def _serialised(elements: list[str], *, binary: bool) -> bytes:
+    """JSON without the brackets; or, as the binary extension has it, each after its length in 4 bytes."""
+    if not binary:
+        return orjson.dumps(elements)[1:-1]
+    encoded = [element.encode() for element in elements]
+    return b"".join([part for text in encoded for part in (len(text).to_bytes(4, "little"), text)])
+
+
+def write_answer(
+    header: Header, model: str, version: Version | None, outputs_NO: Float32, data: bytes | None
+) -> tuple[bytes, int | None]:
+    """The body of an answer, and how many bytes of it are JSON where the rest is the tensor.
+
+    `data` are the numbers as JSON, None where the client wants the tensor.
+    """
+    rows, columns = outputs_NO.shape
+    about = "" if header.id is None else f'"id":{json.dumps(header.id)},'
+    begin = (
+        f'{{"model_name":"{model}","model_version":"{BASE_VERSION if version is None else version.version}",{about}'
+        f'"outputs":[{{"name":"{OUTPUT}","datatype":"FP32","shape":[{rows},{columns}],'
+    )
+    if data is not None:
+        return b'%b"data":%b}]}' % (begin.encode(), data), None
+    tensor = outputs_NO.astype(_STORED["FP32"], copy=False).tobytes()
+    text = f'{begin}"parameters":{{"binary_data_size":{len(tensor)}}}}}]}}'.encode()
+    return text + tensor, len(text)

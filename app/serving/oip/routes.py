@@ -1,0 +1,275 @@
+"""`POST /v2/models/{name}[/versions/{version}]/infer`: a plain ASGI callable, because every µs of it counts."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version as version_of
+
+from fastapi import Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from adapters.arrays import Float32
+from adapters.errors import InvalidCombination, LoraplexError, WrongType
+from app.http.bodies import parse_object, read_as, read_bytes
+from app.http.dependencies import ServiceOf
+from app.http.errors import BodyTooLarge, RouteNotFound, UnsupportedMediaType, protocol_error
+from app.http.routes.status import readyz
+from app.service import Service
+from app.serving.asgi import (
+    MOST_QUICK_BYTES,
+    AsgiResponse,
+    Headers,
+    answer,
+    check_feature_space,
+    disconnected,
+    most_json_bytes,
+    read_body,
+    remember,
+    server_timing,
+    timeout_seconds,
+)
+from app.serving.oip import models as models
+from app.serving.oip.models import Configuration, IndexEntry, Metadata, State, reference_of
+from app.serving.oip.request import (
+    HEADER_LENGTH,
+    WHAT,
+    Header,
+    check_named,
+    json_part,
+    read_exactly,
+    read_infer_fast,
+    read_request,
+)
+from app.serving.oip.response import write_answer, write_classes
+from app.serving.queue_entry import InferenceResult
+from app.serving.request import InferenceRequest
+from app.serving.response import write_many_numbers
+
+INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
+"""The paths that this answers; what else there is under `/v2` is FastAPI's."""
+ROUTE, VERSION_ROUTE = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
+_HINT = ": send fewer rows in each request, or the numbers as binary data"
+_MOST_DIGITS = 12
+_JSON_INLINE = 2**14
+_BINARY_INLINE = 2**18
+HEADER_LENGTH_NAME = HEADER_LENGTH.lower().encode()
+_JSON, _BINARY = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
+
+
+async def infer(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer an infer request, whether well or in the protocol's own shape of an error."""
+    try:
+        model, version = _model(scope["path"])
+        reference = reference_of(model, version)
+        headers = dict(scope["headers"])
+        check_feature_space(service, headers, scope)
+        header_length = _header_length(scope["headers"])
+        timeout = timeout_seconds(headers)
+        await service.batcher.admit(timeout_seconds=timeout)
+        body = await _body(service, headers, receive, header_length)
+        header, inputs_NI = await _read(service, body, header_length)
+        check_named(header, model)
+        waits = [seconds for seconds in (timeout, header.timeout_seconds) if seconds is not None]
+        outcome = await service.batcher.ask(
+            InferenceRequest(inputs_NI, [reference]),
+            timeout_seconds=min(waits, default=None),
+            gone=partial(disconnected, receive),
+            entered=remember(scope),
+        )
+        content, text_length = await _write(header, model, outcome)
+    except ClientDisconnect:
+        return
+    except LoraplexError as error:
+        await protocol_error(error)(scope, receive, send)
+        return
+    await answer(send, content, response_headers(outcome, text_length))
+
+
+async def _read(service: Service, body: bytes, header_length: int | None) -> tuple[Header, Float32]:
+    columns, max_rows = service.base.in_features, service.settings.max_rows
+    if is_quick(body, header_length):
+        return read_request(body, header_length, columns, max_rows)
+    if header_length is None and len(body) <= MOST_QUICK_BYTES:
+        read = await asyncio.to_thread(read_infer_fast, body, columns, max_rows)
+        if read is not None:
+            return read
+    text = json_part(body, header_length)
+    # None is what `null` says: it is read again, being small.
+    value = await service.json.parse(text, longest=max_rows * columns, what=WHAT) if len(text) > _JSON_INLINE else None
+    return await asyncio.to_thread(read_exactly, body, header_length, columns, max_rows, value)
+
+
+def is_quick(body: bytes, header_length: int | None) -> bool:
+    # The exact reading of JSON takes half a millisecond for 16 KiB.
+    text_bytes = len(body) if header_length is None else header_length
+    return len(body) <= _BINARY_INLINE and text_bytes <= _JSON_INLINE
+
+
+async def _write(header: Header, model: str, outcome: InferenceResult) -> tuple[bytes, int | None]:
+    version, outputs_NO = outcome.versions[0], outcome.outputs_NO
+    if header.classes is not None:
+        return await asyncio.to_thread(write_classes, header, model, version, outputs_NO)
+    data = None if header.binary_output else await write_many_numbers(outputs_NO.reshape(-1))
+    return write_answer(header, model, version, outputs_NO, data)
+
+
+def response_headers(outcome: InferenceResult, text_length: int | None) -> Headers:
+    if text_length is None:
+        return _JSON, server_timing(outcome)
+    return _BINARY, (HEADER_LENGTH_NAME, b"%d" % text_length), server_timing(outcome)
+
+
+def _model(path: str) -> tuple[str, str | None]:
+    """The model and perhaps its version that a path names; raises `RouteNotFound`."""
+    named = INFER_PATH.fullmatch(path)
+    if named is None:
+        raise RouteNotFound(f"there is nothing at {path[:100]}")
+    return named[1], named[2]
+
+
+def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """How many bytes of the body are JSON, where that is said."""
+    found = None
+    for name, value in headers:
+        if name == HEADER_LENGTH_NAME:
+            if found is not None:
+                raise InvalidCombination(f"{HEADER_LENGTH} is there twice", field=HEADER_LENGTH, expected="one of it")
+            found = whole_number(value)
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            encoding = value.decode("latin-1")
+            raise UnsupportedMediaType(
+                f"the body's Content-Encoding is {encoding[:100]}; send it as it is",
+                field="Content-Encoding",
+                given=encoding,
+                expected="none, or identity",
+            )
+    return found
+
+
+def whole_number(value: bytes) -> int:
+    if not value.isdigit() or len(value) > _MOST_DIGITS:
+        given = value.decode("latin-1")
+        raise WrongType(
+            f"{HEADER_LENGTH} is {given[:100]!r}, not a number of bytes",
+            field=HEADER_LENGTH,
+            given=given,
+            expected="how many bytes of the body are JSON",
+        )
+    return int(value)
+
+
+async def _body(service: Service, headers: Mapping[bytes, bytes], receive: Receive, header_length: int | None) -> bytes:
+    """The whole body; raises `BodyTooLarge` before more of it is in memory than may be."""
+    limit = most_json_bytes(service)
+    if header_length is not None:
+        if header_length > limit:
+            raise BodyTooLarge(
+                f"{HEADER_LENGTH} is {header_length}, and the JSON may have {limit} bytes",
+                field=HEADER_LENGTH,
+                given=header_length,
+                expected=f"at most {limit} bytes",
+            )
+        limit = service.settings.max_body_bytes
+    return await read_body(headers, receive, max_bytes=limit, hint=_HINT)
+
+
+_PAGE = 1000
+
+
+class ServerMetadata(BaseModel):
+    """This service."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelReady(BaseModel):
+    """Whether a model answers."""
+
+    name: str
+    ready: bool
+
+
+class IndexRequest(BaseModel):
+    """Which models to list."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ready: bool = Field(False, description="Only those that answer.")
+
+
+async def show_server() -> ServerMetadata:
+    """The service and the extensions of the protocol that it has."""
+    return ServerMetadata(name="loraplex", version=version_of("loraplex-server"), extensions=models.EXTENSIONS)
+
+
+async def live() -> dict[str, bool]:
+    """As `/healthz`."""
+    return {"live": True}
+
+
+async def ready(service: ServiceOf) -> dict[str, bool]:
+    """As `/readyz`."""
+    await readyz(service)
+    return {"ready": True}
+
+
+def show_model(name: str, service: ServiceOf, version: str | None = None) -> Metadata:
+    """What a model takes and gives, and its versions."""
+    _require(service, name, version)
+    versions = [models.BASE_VERSION] if name == models.BASE_MODEL else service.catalog.version_numbers(name)
+    return models.metadata(name, versions, service.base)
+
+
+def show_configuration(name: str, service: ServiceOf, version: str | None = None) -> Configuration:
+    """A model's configuration, in the form of Triton's."""
+    _require(service, name, version)
+    return models.configuration(name, service.base, max_rows=service.settings.max_rows)
+
+
+def model_ready(name: str, service: ServiceOf, version: str | None = None) -> ModelReady:
+    """Whether a model answers; one that does not, because it is not there or was made for another base, is a 4xx."""
+    _require(service, name, version)
+    return ModelReady(name=name, ready=True)
+
+
+async def post_infer(name: str, service: ServiceOf, version: str | None = None) -> Response:  # noqa: ARG001
+    """The rows are the tensor `inputs`, as JSON, or as bytes after the JSON (the binary tensor data extension).
+
+    `Inference-Header-Content-Length` says how many bytes the JSON has. With `classification` in the parameters of
+    `outputs` the answer is Triton's classes.
+    """
+    return AsgiResponse(infer, service)
+
+
+def list_models(service: ServiceOf) -> list[IndexEntry]:
+    """The models, each with the version that its bare name means."""
+    return _index(service, only_ready=False)
+
+
+async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEntry]:
+    """The models, or only those that are ready; the body may be left out."""
+    body = await read_bytes(request)
+    asked = read_as(IndexRequest, parse_object(body) if body.strip() else {})
+    return await run_in_threadpool(_index, service, only_ready=asked.ready)
+
+
+def _require(service: Service, name: str, version: str | None) -> None:
+    """Raises what a request to infer with this model would be answered with."""
+    reference = models.reference_of(name, version)
+    if reference is not None:
+        service.catalog.find(reference).check_servable(service.base, service.settings.feature_space)
+
+
+def _index(service: Service, *, only_ready: bool) -> list[IndexEntry]:
+    entries = [models.base_entry()]
+    after = ""
+    while page := service.catalog.adapters(after=after, limit=_PAGE):
+        entries += [models.index_entry(adapter, service.base, service.settings.feature_space) for adapter in page]
+        after = page[-1].name
+    return [entry for entry in entries if not only_ready or entry.state is State.READY]
