@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import count_live_by_base, count_queued_by_base
@@ -13,6 +14,9 @@ from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.database import SqliteDatabase
 from adapters.training.execution.fit_client import Fitter
 from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.observability.tracing import Tracing
 
 CHECKPOINTS = "checkpoints"
 """Folder, in the data folder, of the checkpoints of running fits."""
@@ -118,3 +122,16 @@ def _list_largest(counts: "Counter[str]") -> str:
     parts = [f"{total} for {name}" for name, total in counts.most_common(_MAX_LISTED)]
     rest = sum(counts.values()) - sum(total for _, total in counts.most_common(_MAX_LISTED))
     return ", ".join(parts) + (f" and {rest} for others" if rest else "")
+
+
+def open_tracing(settings: Settings, *, process: str) -> "Tracing | None":
+    """Return what records this process's spans if the setting TRACES is on, otherwise None.
+
+    `process` names the process among those of the service.
+    """
+    if not settings.traces:
+        return None
+    # OpenTelemetry's SDK takes long to import, and most services do not use it.
+    from app.observability.tracing import Tracing
+
+    return Tracing(process)

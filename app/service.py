@@ -15,22 +15,21 @@ from adapters.datasets.store import Datasets
 from adapters.errors import FeatureSpaceMismatch
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
+from adapters.lora.forward import load_kernel
 from adapters.training.planning.planner import Planner, PlanningLimits
-from app.bootstrap import load_base, open_queue
+from app.bootstrap import load_base, open_queue, open_tracing
 from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
 from app.http.job_events import JobWatch
 from app.http.write_threads import WriteThreads
-from app.observability.line_writer import LineWriter
 from app.observability.logs import line_of
-from app.observability.metrics.catalog import CatalogFigures
+from app.observability.metrics.catalog_metrics import CatalogMetrics
+from app.observability.metrics.exposition import MetricsExposition
 from app.observability.metrics.process_slot import METRICS
-from app.observability.metrics.recording import Metrics
-from app.observability.metrics.scrape import Scrape
+from app.observability.metrics.recorder import Metrics
 from app.observability.observer import Observer
-from app.observability.request_log import RequestLog
-from app.observability.tracing import open_tracing
-from app.serving.adapter_loader import Lookup
+from app.observability.request_log import LineWriter, RequestLog
+from app.serving.adapter_loader import AdapterLoader
 from app.serving.batcher import Batcher
 from app.settings import Settings
 
@@ -68,8 +67,8 @@ class Service:
     bodies: BodyMemory = field(init=False)
     json: JsonBodies = field(init=False)
     watch: JobWatch = field(init=False)
-    catalog_figures: CatalogFigures = field(init=False)
-    scrape: Scrape = field(init=False)
+    catalog_figures: CatalogMetrics = field(init=False)
+    scrape: MetricsExposition = field(init=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -87,8 +86,8 @@ class Service:
         self.host_policy = HostPolicy(self.settings.host, self.settings.allowed_hosts)
         self.bodies = BodyMemory(self.settings.max_inflight_body_bytes)
         self.json = JsonBodies(self.base)
-        figures = self.catalog_figures = CatalogFigures(self.catalog, base=self.base.fingerprint, now=self.queue.now)
-        self.scrape = Scrape(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
+        figures = self.catalog_figures = CatalogMetrics(self.catalog, base=self.base.fingerprint, now=self.queue.now)
+        self.scrape = MetricsExposition(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
         self.watch = JobWatch(self.queue, draining=lambda: self.draining)
 
     def close(self) -> None:
@@ -115,13 +114,14 @@ class Service:
 
 
 def open_service(settings: Settings, *, now: Callable[[], float] = time.time) -> Service:
-    """Load the base and open the data folder; raises `BaseNotLoadable`."""
+    """Load the base and the kernel, and open the data folder; raises `BaseNotLoadable`."""
     base = load_base(settings)
+    load_kernel()
     catalog = Catalog(settings.data_dir, now=now, quarantine_days=settings.quarantine_days)
     catalog.sweep()
     resolver = Resolver(catalog)
     residency = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
-    lookup = Lookup(base, resolver, residency, feature_space=settings.feature_space)
+    lookup = AdapterLoader(base, resolver, residency, feature_space=settings.feature_space)
     metrics = Metrics.open(settings.data_dir / METRICS, "worker")
     observer = _open_observer(settings, metrics)
     batcher = Batcher(

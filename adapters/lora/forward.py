@@ -1,8 +1,9 @@
 """The mixed-adapter forward of one batch."""
 
 # N rows · K some of them · I in_features · O out_features · R rank · C choices
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +11,29 @@ from torch import Tensor
 
 from adapters.lora.adapter import RECORD, Adapter
 from adapters.lora.base_layer import BaseLayer
-from adapters.lora.kernel import add_low_rank_terms
 
 _WALKED_ALONE = 512
 """Rows times rank: with more, two GEMMs are faster than the walk where all rows are one adapter's."""
 _NO_TERM = RECORD.pack(0, 0, 0, 0, 0.0)
+
+
+def load_kernel() -> None:
+    """Import the CPU kernel, which numba compiles in most of a second.
+
+    A service does so before it is ready. Elsewhere the first batch that needs the kernel does.
+    """
+    global _add_low_rank_terms
+    from adapters.lora.kernel import add_low_rank_terms
+
+    _add_low_rank_terms = add_low_rank_terms
+
+
+def _load_and_add(*arguments: Any) -> None:
+    load_kernel()
+    _add_low_rank_terms(*arguments)
+
+
+_add_low_rank_terms: Callable[..., None] = _load_and_add
 
 
 def low_rank_term(x_KI: Tensor, adapter: Adapter) -> Tensor:
@@ -43,7 +62,7 @@ def mixed_forward(base: BaseLayer, x_NI: Tensor, choices: Sequence[Adapter | Non
         # In runs: an adapter's factors stay in the processor's cache from one of its rows to the next.
         order_N = chosen_N.argsort(kind="stable")
         records = b"".join([_NO_TERM if adapter is None else adapter.record for adapter in choices])
-        add_low_rank_terms(y_NO.numpy(), x_NI.contiguous().numpy(), records, chosen_N, order_N)
+        _add_low_rank_terms(y_NO.numpy(), x_NI.contiguous().numpy(), records, chosen_N, order_N)
     else:
         add_gathered_terms(y_NO, x_NI, choices, choice_N)
     return y_NO

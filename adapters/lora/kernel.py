@@ -45,8 +45,9 @@ def _add(y_NO: Any, x_NI: Any, table_C5: Any, scaling_C5: Any, choice_N: Any, or
                 y_NO[row, o] += s * bias_O[o]
 
 
-# Compiled here, at import, and never cached on disk: numba's cache is pickle. Sums may be reordered, but unlike
-# with all of fastmath an overflow stays an infinity. Without the interpreter lock: it may run beside the event loop.
+# Compiled here, at import (see `forward.load_kernel`), and never cached on disk: numba's cache is pickle. Sums may be
+# reordered, but unlike with all of fastmath an overflow stays an infinity. Without the interpreter lock: it may run
+# beside the event loop.
 _compiled = njit(
     void(
         float32[:, ::1],

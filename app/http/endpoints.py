@@ -18,15 +18,16 @@ from adapters.datasets.readers.formats import CONTENT_TYPES
 from adapters.names import LIVE
 from app.http.bodies import BINARY, JSON, LEAST_LIMIT_BYTES
 from app.http.dependencies import check_feature_space, check_query_fields
-from app.http.routes import adapters, datasets, infer, jobs, predict, status
-from app.http.routes import inference_protocol as oip
+from app.http.routes import adapters, datasets, jobs, status
 from app.http.schemas.adapters import FactorsUpload, LiveRequest, PeftFiles, PeftUpload, VersionBody
 from app.http.schemas.datasets import DatasetVersionBody
 from app.http.schemas.jobs import JobWithHistory
 from app.http.schemas.predictions import InferAnswer, InferRequest, PredictAnswer, PredictRequest
 from app.http.schemas.trainings import PlanBody, TrainRequest, UpdateRequest
 from app.http.uploads import MULTIPART, ZIP
-from app.serving.asgi import HotCall
+from app.serving import asgi
+from app.serving.asgi import EndpointHandler
+from app.serving.oip import routes as oip
 
 REQUEST_ID, FEATURE_SPACE, REQUEST_TIMEOUT = "X-Request-Id", "X-Feature-Space", "X-Request-Timeout"
 IF_MATCH, IF_NONE_MATCH = "If-Match", "If-None-Match"
@@ -68,7 +69,7 @@ class Endpoint:
     tag: str
     summary: str
     _: KW_ONLY
-    asgi: HotCall | None = None
+    asgi: EndpointHandler | None = None
     """ASGI callable that answers in place of FastAPI, which then only documents the call."""
     name: str = ""
     """Operation id, if it is not the handler's name."""
@@ -117,8 +118,8 @@ _INFER: dict[str, Any] = {
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
-        *("POST", "/predict", predict.post_predict, "predict", "Apply adapters to rows"),
-        asgi=predict.predict,
+        *("POST", "/predict", asgi.post_predict, "predict", "Apply adapters to rows"),
+        asgi=asgi.predict,
         name="predict",
         request_headers=(REQUEST_TIMEOUT, FEATURE_SPACE, REQUEST_ID),
         response_headers=(SERVER_TIMING,),
@@ -128,11 +129,11 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         *("POST", "/v2/models/{name}/infer", oip.post_infer, OIP, "Apply a model to rows"),
-        **_INFER | {"name": "infer", "asgi": infer.infer},
+        **_INFER | {"name": "infer", "asgi": oip.infer},
     ),
     Endpoint(
         *("POST", "/v2/models/{name}/versions/{version}/infer", oip.post_infer, OIP, "Apply a version to rows"),
-        **_INFER | {"name": "infer_version", "asgi": infer.infer},
+        **_INFER | {"name": "infer_version", "asgi": oip.infer},
     ),
     # --- adapters
     Endpoint(

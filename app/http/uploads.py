@@ -26,7 +26,7 @@ from adapters.peft.weights import TENSOR_FILE, read_peft
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, object_of_body, read_as, read_bytes
 from app.http.schemas.adapters import FactorsUpload, PeftUpload
 from app.service import Service
-from app.serving.fast_json import count_lists
+from app.serving.request import count_lists
 
 MULTIPART, ZIP = "multipart/form-data", "application/zip"
 _FILES = (TENSOR_FILE, CONFIG_FILE)

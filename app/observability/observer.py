@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.types import Scope
 
-from app.observability.metrics.recording import Metrics
-from app.observability.records import FAILED, LONGEST_PATH, Answered, Spent
+from app.observability.metrics.recorder import Metrics
+from app.observability.records import FAILED, LONGEST_PATH, RequestRecord, Timespan
 from app.observability.request_log import RequestLog
-from app.serving.batcher import Standing
-from app.serving.queue_entry import Ran, Ticket
+from app.serving.batcher import QueueState
+from app.serving.queue_entry import BatchRecord, QueueEntry
 
 if TYPE_CHECKING:
-    from app.observability.spans import Tracing
+    from app.observability.tracing import Tracing
 
 _SECONDS_BETWEEN_LINES = 0.1
 _SECONDS_BETWEEN_FIGURES = 1.0
@@ -50,14 +50,14 @@ class Observer:
         self._briefs: dict[tuple[str, str, int], Brief] = {}
         self.is_brief = False
         """Whether a request that succeeded may be put into its route's `Brief`, instead of calling `answered`."""
-        self._ran: list[Ran] = []
+        self._ran: list[BatchRecord] = []
         self._timer: asyncio.TimerHandle | None = None
         self._handed_on = time.perf_counter()
-        self._standing: Callable[[], Standing] | None = None
-        self._stood: Standing | None = None
+        self._standing: Callable[[], QueueState] | None = None
+        self._stood: QueueState | None = None
         metrics.gather_from(self.hand_on)
 
-    def watch(self, standing: Callable[[], Standing]) -> None:
+    def watch(self, standing: Callable[[], QueueState]) -> None:
         """Look at this whenever what was heard is passed on."""
         self._standing = standing
         self._note_standing()
@@ -82,11 +82,11 @@ class Observer:
         request_id: bytes,
         path: str,
         code: str | None = None,
-        ticket: Ticket | None = None,
+        ticket: QueueEntry | None = None,
         headers: Mapping[bytes, bytes] | None = None,
-        publish: Spent | None = None,
+        publish: Timespan | None = None,
     ) -> None:
-        """A request has its answer: see `Answered`. `headers` and `publish` are only looked at here, for its trace."""
+        """Record an answered request. `headers` and `publish` are used for its trace alone."""
         ended = time.perf_counter()
         self._seconds[route, method, status].append(ended - began)
         if ticket is not None and ticket.taken is not None:
@@ -98,20 +98,20 @@ class Observer:
         if not has_line and self._tracing is None:
             return
         prediction = None if ticket is None else ticket.told()
-        answered = Answered(route, method, status, began, ended, request_id, path[:LONGEST_PATH], code, prediction)
+        answered = RequestRecord(route, method, status, began, ended, request_id, path[:LONGEST_PATH], code, prediction)
         if self._tracing is not None:
             answered = answered._replace(trace_id=self._traced(self._tracing, answered, headers or {}, ticket, publish))
         if has_line:
             self._request_log.note(answered)
 
-    def ran(self, ran: Ran) -> None:
+    def ran(self, ran: BatchRecord) -> None:
         """A batch was computed."""
         self._ran.append(ran)
 
     def published(self, scope: Scope, began: float, *, is_new: bool) -> None:
         """What this request uploaded is durable now; `is_new` where it became a version."""
         ended = time.perf_counter()
-        scope["state"]["publish"] = Spent(began, ended)
+        scope["state"]["publish"] = Timespan(began, ended)
         if is_new:
             self._metrics.published(ended - began, 1)
 
@@ -177,10 +177,10 @@ class Observer:
     def _traced(
         self,
         tracing: "Tracing",
-        answered: Answered,
+        answered: RequestRecord,
         headers: Mapping[bytes, bytes],
-        ticket: Ticket | None,
-        publish: Spent | None,
+        ticket: QueueEntry | None,
+        publish: Timespan | None,
     ) -> str | None:
         try:
             return tracing.request(answered, headers, ticket, publish)

@@ -15,7 +15,7 @@ LONGEST_PATH = 200
 """Characters of a path that are kept: paths are the clients'."""
 
 
-class Prediction(NamedTuple):
+class PredictionRecord(NamedTuple):
     """Of a predict or infer request, as far as it came."""
 
     reference: Reference | None
@@ -31,14 +31,14 @@ class Prediction(NamedTuple):
     forward_seconds: float
 
 
-class Spent(NamedTuple):
+class Timespan(NamedTuple):
     """A part of a request that is worth a span; times are `time.perf_counter`'s."""
 
     began: float
     ended: float
 
 
-class Answered(NamedTuple):
+class RequestRecord(NamedTuple):
     """One request, from its beginning to its answer; times are `time.perf_counter`'s."""
 
     route: str
@@ -52,5 +52,5 @@ class Answered(NamedTuple):
     """Without the query, and no more than `LONGEST_PATH` of it."""
     code: str | None = None
     """Of the error, where it ended in one."""
-    prediction: Prediction | None = None
+    prediction: PredictionRecord | None = None
     trace_id: str | None = None

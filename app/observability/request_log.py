@@ -1,15 +1,82 @@
 """One line a request: who asked for what, how it ended, and how long that took. Never inputs, outputs or headers."""
 
 import logging
+import os
+import queue
+import select
+import stat
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from app.observability.line_writer import LineWriter
 from app.observability.logs import Render
-from app.observability.records import FAILED, Answered, Prediction
+from app.observability.records import FAILED, PredictionRecord, RequestRecord
 from app.settings import LogRequests
+
+_MOST_WAITING_BYTES = 2**20
+_AT_ONCE_BYTES = 2**16
+_AT_ONCE_BYTES_PIPE = 4096
+"""PIPE_BUF: what is written at once up to this stays in one piece, although other processes write to the same pipe."""
+
+
+class LineWriter:
+    """Writes what it is given in its order; where more than 1 MiB waits to be written, new lines find no room."""
+
+    def __init__(self, descriptor: int = 2, *, most_waiting_bytes: int = _MOST_WAITING_BYTES) -> None:
+        self._descriptor = descriptor
+        self._most = most_waiting_bytes
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[Sequence[bytes] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def put(self, lines: Sequence[bytes]) -> int:
+        """Have these written, each of which ends in a line feed; returns how many found no room."""
+        with self._lock:
+            taken = 0
+            while taken < len(lines) and self._waiting + len(lines[taken]) <= self._most:
+                self._waiting += len(lines[taken])
+                taken += 1
+        if taken:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._write_on, name="request log", daemon=True)
+                self._thread.start()
+            self._queue.put(lines[:taken])
+        return len(lines) - taken
+
+    def close(self, seconds: float) -> None:
+        """Write what waits, for so long at most."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(seconds)
+            self._thread = None
+
+    def _write_on(self) -> None:
+        is_pipe = stat.S_ISFIFO(os.fstat(self._descriptor).st_mode)
+        at_once = _AT_ONCE_BYTES_PIPE if is_pipe else _AT_ONCE_BYTES
+        while (lines := self._queue.get()) is not None:
+            part = b""
+            for line in lines:
+                if part and len(part) + len(line) > at_once:
+                    self._write(part)
+                    part = b""
+                part += line
+            self._write(part)
+
+    def _write(self, part: bytes) -> None:
+        left = part
+        with suppress(OSError):  # nobody reads any more
+            while left:
+                try:
+                    left = left[os.write(self._descriptor, left) :]
+                except BlockingIOError:
+                    select.select([], [self._descriptor], [])
+        with self._lock:
+            self._waiting -= len(part)
+
 
 MOST_A_SECOND = 1000
 """Lines of requests that succeeded, and as many of those that failed: a line costs a fifth of a fast answer."""
@@ -40,7 +107,7 @@ class RequestLog:
         self._room = [float(MOST_A_SECOND * is_wanted) for is_wanted in self._is_wanted]
         self._left_out = 0
         self._left_out_since = self._flushed = clock()
-        self._answered: list[Answered] = []
+        self._answered: list[RequestRecord] = []
 
     @property
     def owes(self) -> bool:
@@ -66,7 +133,7 @@ class RequestLog:
         if self._is_wanted[False]:
             self._leave_out(succeeded)
 
-    def note(self, answered: Answered) -> None:
+    def note(self, answered: RequestRecord) -> None:
         """Write this request's line with the next ones."""
         self._answered.append(answered)
 
@@ -103,7 +170,7 @@ class RequestLog:
             if not self._writer.put([self._finished(first | told)]):
                 self._left_out = 0
 
-    def _line(self, each: Answered, at: float) -> bytes:
+    def _line(self, each: RequestRecord, at: float) -> bytes:
         status = each.status
         level = logging.INFO if status < FAILED else logging.WARNING if status < 500 else logging.ERROR
         fields = self._first(at, level, "request")
@@ -134,7 +201,7 @@ class RequestLog:
         return self._render(fields) + b"\n"
 
 
-def _add_prediction(fields: dict[str, Any], prediction: Prediction) -> None:
+def _add_prediction(fields: dict[str, Any], prediction: PredictionRecord) -> None:
     """Which adapter answered, or of the row form how many did; the bare base is null."""
     if prediction.by_row:
         fields["adapters"] = prediction.adapters

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
-from app.observability.metrics.recording import Metrics
+from app.observability.metrics.recorder import Metrics
 
 if TYPE_CHECKING:
-    from app.observability.spans import Tracing
+    from app.observability.tracing import Tracing
 
 log = logging.getLogger(__name__)
 _Told = TypeVar("_Told")

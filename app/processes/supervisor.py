@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from adapters.child_process import command
 from adapters.stopped_process import StoppedClock
-from app.observability.metrics.process_slot import METRICS, clean_places
+from app.observability.metrics.process_slot import METRICS, clean_slots
 from app.processes.signals import EXIT_CONFIG, FIRST, stop_on_signals
 from app.settings import Settings, SettingsError, as_environment, make_data_dir
 
@@ -74,7 +74,7 @@ def _forget_figures(settings: Settings) -> None:
     started = {"worker": settings.workers, "trainer": settings.trainers}
     try:
         for role in [role for role, count in started.items() if count]:
-            clean_places(settings.data_dir / METRICS, role)
+            clean_slots(settings.data_dir / METRICS, role)
     except OSError as error:
         log.warning("what an earlier run counted cannot be removed: %s", error)
 

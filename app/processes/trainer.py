@@ -11,11 +11,10 @@ from adapters.catalog.catalog import Catalog
 from adapters.errors import BaseNotLoadable, CatalogBusy, CatalogNotLoadable
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.execution.trainer import Trainer
-from app.bootstrap import CHECKPOINTS, load_base, open_fitter, open_queue, warn_about_jobs
+from app.bootstrap import CHECKPOINTS, load_base, open_fitter, open_queue, open_tracing, warn_about_jobs
 from app.observability import logs
 from app.observability.metrics.process_slot import METRICS
-from app.observability.metrics.recording import Metrics
-from app.observability.tracing import open_tracing
+from app.observability.metrics.recorder import Metrics
 from app.observability.training import listener
 from app.processes.signals import EXIT_CONFIG, stop_on_signals, when_parent_ends
 from app.settings import Settings, load_settings

@@ -12,13 +12,14 @@ import torch
 import uvicorn
 
 from adapters.errors import BaseNotLoadable, CatalogNotLoadable
+from adapters.lora import kernel  # noqa: F401 - compiled with all other imports, while the collector is off
 from app.bootstrap import warn_in_background
 from app.http.application import create_app
 from app.observability import logs
 from app.processes.signals import EXIT_CONFIG, FIRST, when_parent_ends
 from app.service import Service, open_service
-from app.serving.open_connections import raise_file_limit
-from app.serving.uvicorn_protocol import connections
+from app.serving.connections import raise_file_limit
+from app.serving.uvicorn_protocol import protocol_factory
 from app.settings import load_settings
 
 _DRAIN_SECONDS = 0.5
@@ -79,7 +80,7 @@ def main() -> None:
         warn_in_background(service.catalog.database, service.base, settings.feature_space)
     config = uvicorn.Config(
         create_app(service),
-        http=connections(service),
+        http=protocol_factory(service),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from copy import copy
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from adapters.catalog.adapter_cache import AdapterCache
 from adapters.catalog.resolver import Resolver, Snapshot
@@ -14,18 +14,75 @@ from adapters.errors import BlobCorrupt, LoraplexError
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from app.serving.gathering import Gathering
-from app.serving.queue_entry import Ticket
+from app.serving.queue_entry import QueueEntry
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+_TOGETHER_SECONDS = 0.002
+
+
+class SingleFlight(Generic[K, V]):
+    """What is on its way, by key. Nothing is remembered once it has come.
+
+    `fetch`, which a thread runs, yields for each of its keys the value or the error, one by one as they come.
+    """
+
+    def __init__(self, fetch: Callable[[Sequence[K]], Iterator[tuple[K, V | Exception]]], threads: Executor) -> None:
+        self._fetch = fetch
+        self._threads = threads
+        self._coming: dict[K, asyncio.Future[V]] = {}
+        self._asked: list[K] = []
+
+    def get(self, key: K) -> "asyncio.Future[V]":
+        """The value of a key, when it comes; whoever waits for it must not cancel it."""
+        future = self._coming.get(key)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            future = self._coming[key] = loop.create_future()
+            if not self._asked:
+                loop.call_soon(self._send, loop)
+            self._asked.append(key)
+        return future
+
+    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
+        keys, self._asked = self._asked, []
+        self._threads.submit(self._work, loop, keys)
+
+    def _work(self, loop: asyncio.AbstractEventLoop, keys: Sequence[K]) -> None:
+        missing = dict.fromkeys(keys)
+        failure: Exception = AssertionError("a key was neither fetched nor refused")
+        come: list[tuple[K, V | Exception]] = []
+        told = time.monotonic()
+        try:
+            for key, result in self._fetch(keys):
+                del missing[key]
+                come.append((key, result))
+                # Each telling may start a batch: what comes quickly comes together.
+                if time.monotonic() - told > _TOGETHER_SECONDS:
+                    loop.call_soon_threadsafe(self._come, come)
+                    come, told = [], time.monotonic()
+        except Exception as error:
+            failure = error
+        loop.call_soon_threadsafe(self._come, come + [(key, failure) for key in missing])
+
+    def _come(self, results: Sequence[tuple[K, V | Exception]]) -> None:
+        for key, result in results:
+            future = self._coming.pop(key)
+            if isinstance(result, Exception):
+                future.set_exception(result)
+                future.exception()  # seen, even where everybody who asked has gone
+            else:
+                future.set_result(result)
+
 
 _THREADS = 1
 _AT_ONCE_SECONDS = 0.001
 """So long a batch takes in what the kernel has in memory: a hop to a thread costs several times what that does."""
 Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
 _Asked = tuple[Snapshot, Reference]
-V = TypeVar("V")
 
 
-class Counted(NamedTuple):
+class CacheStats(NamedTuple):
     """Sums since the start, and what is in memory now."""
 
     hits: int
@@ -37,7 +94,7 @@ class Counted(NamedTuple):
     resident_adapters: int
 
 
-class Lookup:
+class AdapterLoader:
     """References → versions that may answer on this base → resident adapters."""
 
     def __init__(
@@ -51,8 +108,8 @@ class Lookup:
         self._resolving = ThreadPoolExecutor(_THREADS, "resolve")
         self._loading = ThreadPoolExecutor(_THREADS, "load")
         # By view: what was asked before a commit must not answer what is asked after it.
-        self._versions: Gathering[_Asked, Version] = Gathering(_resolve, self._resolving)
-        self._adapters: Gathering[Version, Adapter] = Gathering(self._load, self._loading)
+        self._versions: SingleFlight[_Asked, Version] = SingleFlight(_resolve, self._resolving)
+        self._adapters: SingleFlight[Version, Adapter] = SingleFlight(self._load, self._loading)
         self._at_once_until = 0.0
         self._hits = self._misses = 0
 
@@ -61,17 +118,19 @@ class Lookup:
         self._resolving.shutdown()
         self._loading.shutdown()
 
-    def counted(self) -> Counted:
+    def counted(self) -> CacheStats:
         """For an observer."""
         residency = self._residency
-        return Counted(self._hits, self._misses, residency.loads, residency.evictions, residency.bytes, len(residency))
+        return CacheStats(
+            self._hits, self._misses, residency.loads, residency.evictions, residency.bytes, len(residency)
+        )
 
     def current(self) -> Snapshot:
         """A view that is not older than this call; raises `CatalogBusy`."""
         self._at_once_until = time.perf_counter() + _AT_ONCE_SECONDS
         return self._resolver.current()
 
-    def at_hand(self, view: Snapshot, ticket: Ticket) -> Found | None:
+    def at_hand(self, view: Snapshot, ticket: QueueEntry) -> Found | None:
         """What a ticket asks for where all of it is known and resident; raises as `fetch` does."""
         versions: list[Version | None] = []
         adapters: list[Adapter | None] = []
@@ -102,7 +161,7 @@ class Lookup:
             self._misses += misses
         return versions, adapters
 
-    async def fetch(self, view: Snapshot, ticket: Ticket) -> Found:
+    async def fetch(self, view: Snapshot, ticket: QueueEntry) -> Found:
         """What a ticket asks for, its unknown references read from the catalogue and its adapters from their blobs.
 
         Raises a `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` that names the row, or `BlobCorrupt`.
@@ -125,7 +184,7 @@ class Lookup:
                     self._residency.add(version.digest, adapter)
             return versions, adapters
 
-    async def _find(self, view: Snapshot, ticket: Ticket) -> list[Version | None]:
+    async def _find(self, view: Snapshot, ticket: QueueEntry) -> list[Version | None]:
         asked = [None if reference is None else self._version(view, reference) for reference in ticket.choices]
         versions: list[Version | None] = []
         for reference, coming in zip(ticket.choices, asked, strict=True):
@@ -153,7 +212,7 @@ class Lookup:
         self._hits += 1
         return _here(adapter)
 
-    def _check(self, version: Version, reference: Reference, ticket: Ticket) -> None:
+    def _check(self, version: Version, reference: Reference, ticket: QueueEntry) -> None:
         try:
             version.check_servable(self._base, self._feature_space)
         except LoraplexError as error:
@@ -173,7 +232,7 @@ def _resolve(asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Version | Except
             yield (view, reference), found
 
 
-def _named(error: LoraplexError, reference: Reference, ticket: Ticket) -> LoraplexError:
+def _named(error: LoraplexError, reference: Reference, ticket: QueueEntry) -> LoraplexError:
     error.field = "adapter"
     if ticket.question.by_row:
         error.field, error.row = "adapters", ticket.question.references.index(reference)

@@ -21,9 +21,9 @@ from adapters.errors import CatalogBusy, QueueFull
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.lora.forward import mixed_forward
-from app.serving.adapter_loader import Counted, Lookup
-from app.serving.queue_entry import Outcome, Ran, Slice, Ticket
-from app.serving.request import Question
+from app.serving.adapter_loader import AdapterLoader, CacheStats
+from app.serving.queue_entry import BatchRecord, EntrySlice, InferenceResult, QueueEntry
+from app.serving.request import InferenceRequest
 
 _INLINE_MULTIPLICATIONS = 2**26
 """Up to about 3 ms of work is done on the event loop's own thread: a hop to another costs more than it frees."""
@@ -36,16 +36,16 @@ _LONGEST_REFUSAL_SECONDS = 1.0
 without delay."""
 
 
-_Answers = tuple[Float32, Ran]
+_Answers = tuple[Float32, BatchRecord]
 """(M, O), and what they took."""
 
 
-class Standing(NamedTuple):
+class QueueState(NamedTuple):
     """What waits now, and what is in memory."""
 
     rows: int
     rows_limit: int
-    residency: Counted
+    residency: CacheStats
 
 
 class Batcher:
@@ -54,11 +54,11 @@ class Batcher:
     def __init__(
         self,
         base: BaseLayer,
-        lookup: Lookup,
+        lookup: AdapterLoader,
         *,
         queue_rows: int,
         batch_rows: int,
-        on_batch: Callable[[Ran], None] = lambda _ran: None,
+        on_batch: Callable[[BatchRecord], None] = lambda _ran: None,
     ) -> None:
         """`on_batch` is told each batch that was computed."""
         self._on_batch = on_batch
@@ -66,8 +66,8 @@ class Batcher:
         self._lookup = lookup
         self._queue_rows = queue_rows
         self._batch_rows = batch_rows
-        self._arrived: list[Ticket] = []
-        self._ready: deque[Ticket] = deque()
+        self._arrived: list[QueueEntry] = []
+        self._ready: deque[QueueEntry] = deque()
         """Those whose versions and adapters are known."""
         self._rows = 0
         """Of everything that is not answered yet."""
@@ -86,9 +86,9 @@ class Batcher:
         self._thread.shutdown()
         self._lookup.close()
 
-    def standing(self) -> Standing:
+    def standing(self) -> QueueState:
         """For an observer."""
-        return Standing(self._rows, self._queue_rows, self._lookup.counted())
+        return QueueState(self._rows, self._queue_rows, self._lookup.counted())
 
     def has_room(self, rows: int = 1) -> bool:
         """Whether so many rows more may wait; alone, a request may be larger than the queue."""
@@ -108,16 +108,16 @@ class Batcher:
 
     async def ask(
         self,
-        question: Question,
+        question: InferenceRequest,
         *,
         timeout_seconds: float | None = None,
         gone: Callable[[], Awaitable[None]] | None = None,
-        entered: Callable[[Ticket], None] = lambda _ticket: None,
-    ) -> Outcome:
+        entered: Callable[[QueueEntry], None] = lambda _ticket: None,
+    ) -> InferenceResult:
         """The answer to a question; `gone` returns when nobody waits for it any more. `entered` is told its ticket.
 
         `timeout_seconds` may only shorten the minute that a question waits at most. Raises `QueueFull`,
-        `RequestTimeout`, `ClientDisconnect`, `OutputNotFinite`, and what `Lookup` raises.
+        `RequestTimeout`, `ClientDisconnect`, `OutputNotFinite`, and what `AdapterLoader` raises.
         """
         await self.admit(len(question.inputs_NI), timeout_seconds=timeout_seconds)
         wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
@@ -130,11 +130,11 @@ class Batcher:
 
     def enter(
         self,
-        question: Question,
+        question: InferenceRequest,
         *,
         wait_seconds: float = _LONGEST_WAIT_SECONDS,
         gone: Callable[[], Awaitable[None]] | None = None,
-    ) -> Ticket:
+    ) -> QueueEntry:
         """The same for whoever has seen that there is room: the ticket whose future ends as `ask` does.
 
         Whoever entered must `leave` when the future has ended, or after cancelling it.
@@ -142,7 +142,7 @@ class Batcher:
         if not self._arrived:
             # Once a batch: it is a system call.
             self._loop = asyncio.get_running_loop()
-        ticket = Ticket(question, self._loop.create_future(), wait_seconds=wait_seconds, gone=gone)
+        ticket = QueueEntry(question, self._loop.create_future(), wait_seconds=wait_seconds, gone=gone)
         self._rows += ticket.rows
         self._arrived.append(ticket)
         if self._computing:
@@ -150,7 +150,7 @@ class Batcher:
         self._engage()
         return ticket
 
-    def leave(self, ticket: Ticket) -> None:
+    def leave(self, ticket: QueueEntry) -> None:
         """Nobody waits for this ticket any more."""
         ticket.leave()
         self._rows -= ticket.rows
@@ -218,7 +218,7 @@ class Batcher:
                 if len(self._ready) > self._batch_rows:
                     ticket.linger()
 
-    async def _fetch(self, view: Snapshot, ticket: Ticket) -> None:
+    async def _fetch(self, view: Snapshot, ticket: QueueEntry) -> None:
         try:
             found = await self._lookup.fetch(view, ticket)
             ticket.pin(*found, time.perf_counter())
@@ -228,10 +228,10 @@ class Batcher:
             self._ready.append(ticket)
             self._engage()
 
-    def _next_batch(self) -> list[Slice]:
+    def _next_batch(self) -> list[EntrySlice]:
         """From those that are ready, of each its fair share of the batch, and then the rest in their order."""
         now = time.perf_counter()
-        tickets: list[Ticket] = []
+        tickets: list[QueueEntry] = []
         while self._ready and len(tickets) < self._batch_rows:
             ticket = self._ready.popleft()
             if not ticket.ended(now):
@@ -251,7 +251,7 @@ class Batcher:
                 ticket.linger()
         return slices
 
-    def _run(self, slices: list[Slice]) -> None:
+    def _run(self, slices: list[EntrySlice]) -> None:
         choices: dict[Adapter | None, int] = {}
         choice_M: list[int] = []
         parts: list[Float32] = []
@@ -290,9 +290,9 @@ class Batcher:
         else:
             y_MO = mixed_forward(self._base, x_MI.to(self._base.weight_OI), choices, choice_M).float().cpu()
         adapters = len(choices) - (None in choices)
-        return y_MO.numpy(), Ran(len(choice_M), adapters, begin, time.perf_counter())
+        return y_MO.numpy(), BatchRecord(len(choice_M), adapters, begin, time.perf_counter())
 
-    def _computed(self, slices: list[Slice], work: "asyncio.Future[_Answers]") -> None:
+    def _computed(self, slices: list[EntrySlice], work: "asyncio.Future[_Answers]") -> None:
         self._computing = False
         error = work.exception()
         assert error is None or isinstance(error, Exception)
@@ -301,12 +301,12 @@ class Batcher:
         else:
             self._fail(slices, error)
 
-    def _fail(self, slices: list[Slice], error: Exception) -> None:
+    def _fail(self, slices: list[EntrySlice], error: Exception) -> None:
         for part in slices:
             part.ticket.fail(error)
         self._disengage()
 
-    def _answer(self, slices: list[Slice], answers: _Answers) -> None:
+    def _answer(self, slices: list[EntrySlice], answers: _Answers) -> None:
         y_MO, ran = answers
         self._on_batch(ran)
         finite = bool(np.isfinite(y_MO).all())

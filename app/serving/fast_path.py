@@ -5,20 +5,32 @@ about the body, a header that asks for something, a full queue) is left to that.
 """
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
+from adapters.arrays import Float32
+from adapters.errors import LoraplexError
+from app.http.bodies import JSON
 from app.http.errors import InternalError, answer_at, known_failure
 from app.http.middleware import NO_ANSWER, request_id_of
-from app.http.routes import infer, predict
 from app.observability.records import NOT_ANSWERED
 from app.service import Service
-from app.serving.asgi import Headers, Small
-from app.serving.queue_entry import Ticket
-from app.serving.response import BYTES_AT_ONCE, NUMBERS_AT_ONCE
+from app.serving import asgi
+from app.serving.asgi import BYTES_AT_ONCE, Headers, Small
+from app.serving.oip import routes
+from app.serving.oip.models import reference_of
+from app.serving.oip.request import Header, check_named, read_infer_fast, read_request
+from app.serving.oip.response import write_answer as write_infer_answer
+from app.serving.queue_entry import InferenceResult, QueueEntry
+from app.serving.request import InferenceRequest, read_fast
+from app.serving.response import NUMBERS_AT_ONCE, write_answer, write_numbers
 
+PREDICT_URL = asgi.ROUTE.encode()
+PLAIN_URL = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,128})(?:/versions/([0-9]{1,20}))?/infer")
+"""Of these, the ones with nothing in them to decode or to refuse."""
 _MOST_DIGITS = 12
 _ASKING_FOR_MORE = frozenset(
     {
@@ -32,18 +44,18 @@ _STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 log = logging.getLogger(__name__)
 
 
-class Asked(NamedTuple):
+class FastPathRequest(NamedTuple):
     """A request that is in the queue."""
 
     small: Small
-    ticket: Ticket
+    ticket: QueueEntry
     request_id: bytes
     path: str
     began: float
     headers: Mapping[bytes, bytes]
 
 
-class Direct:
+class FastPath:
     """One worker's, for all of its connections."""
 
     def __init__(self, service: Service) -> None:
@@ -52,8 +64,8 @@ class Direct:
         self._observer = service.observer
         self._accepts_host, self._accepted_hosts = service.host_policy.accepts, service.host_policy.accepted
         self.bodies = service.bodies
-        routes = predict.ROUTE, infer.ROUTE, infer.VERSION_ROUTE
-        self._briefs = {route: service.observer.brief(route, "POST", 200) for route in routes}
+        known = asgi.ROUTE, routes.ROUTE, routes.VERSION_ROUTE
+        self._briefs = {route: service.observer.brief(route, "POST", 200) for route in known}
         settings = service.settings
         self._most_bytes = min(BYTES_AT_ONCE, settings.max_predict_json_bytes, settings.max_body_bytes)
         self._most_rows = NUMBERS_AT_ONCE // service.base.out_features
@@ -63,7 +75,7 @@ class Direct:
         named = dict(headers)
         length = named.get(b"content-length", b"")
         is_ours = (
-            (url == predict.URL or infer.PLAIN_URL.fullmatch(url) is not None)
+            (url == PREDICT_URL or PLAIN_URL.fullmatch(url) is not None)
             and len(named) == len(headers)
             and _ASKING_FOR_MORE.isdisjoint(named)
             and (named.get(b"host") in self._accepted_hosts or self._accepts_host(named.get(b"host")))
@@ -74,9 +86,9 @@ class Direct:
         )
         return named if is_ours else None
 
-    def ask(self, url: bytes, named: Mapping[bytes, bytes], body: bytes, began: float) -> Asked | None:
+    def ask(self, url: bytes, named: Mapping[bytes, bytes], body: bytes, began: float) -> FastPathRequest | None:
         """Put a request, whose head was there when it `began`, into the queue; None where it is not for here."""
-        read = predict.read_small if url == predict.URL else infer.read_small
+        read = _read_predict if url == PREDICT_URL else _read_infer
         try:
             small = read(self._service, url, named, body)
         except Exception:
@@ -88,9 +100,9 @@ class Direct:
         if rows > self._most_rows or not self._batcher.has_room(rows):
             return None
         ticket = self._batcher.enter(small.question)
-        return Asked(small, ticket, request_id_of(named), url.decode(), began, named)
+        return FastPathRequest(small, ticket, request_id_of(named), url.decode(), began, named)
 
-    def answer(self, asked: Asked, given: Headers, *, keep_alive: bool) -> bytes | None:
+    def answer(self, asked: FastPathRequest, given: Headers, *, keep_alive: bool) -> bytes | None:
         """The whole answer of one whose future is done, with the headers that are `given`; None where nobody waits."""
         self._batcher.leave(asked.ticket)
         if asked.ticket.future.cancelled():
@@ -128,6 +140,57 @@ class Direct:
             body,
         )
 
-    def _observe(self, asked: Asked, status: int, code: str | None) -> None:
+    def _observe(self, asked: FastPathRequest, status: int, code: str | None) -> None:
         small, ticket, request_id, path, began, headers = asked
         self._observer.answered(small.route, "POST", status, began, request_id, path, code, ticket, headers)
+
+
+def _read_predict(service: Service, _url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
+    """A small `POST /predict`, where it has the form that most have."""
+    if headers.get(b"content-type") != JSON.encode():
+        return None
+    question = read_fast(body, service.base, max_rows=service.settings.max_rows, parser=service.parser)
+    if question is None:
+        return None
+    return Small(
+        question,
+        lambda outcome: (
+            write_answer(question, outcome, write_numbers(outcome.outputs_NO)),
+            asgi.response_headers(outcome),
+        ),
+        asgi.ROUTE,
+    )
+
+
+def _read_infer(service: Service, url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
+    """A small infer request, where it has the form that most have."""
+    named = PLAIN_URL.fullmatch(url)
+    if named is None:
+        return None
+    model, version = named[1].decode(), None if named[2] is None else named[2].decode()
+    try:
+        reference = reference_of(model, version)
+        read = _read_header_and_rows(service, headers.get(routes.HEADER_LENGTH_NAME), body)
+        if read is None or not read[0].plain:
+            return None
+        header, inputs_NI = read
+        check_named(header, model)
+    except LoraplexError:
+        return None
+
+    def written(outcome: InferenceResult) -> tuple[bytes, Headers]:
+        data = None if header.binary_output else write_numbers(outcome.outputs_NO.reshape(-1))
+        content, text_length = write_infer_answer(header, model, outcome.versions[0], outcome.outputs_NO, data)
+        return content, routes.response_headers(outcome, text_length)
+
+    return Small(
+        InferenceRequest(inputs_NI, [reference]), written, routes.ROUTE if version is None else routes.VERSION_ROUTE
+    )
+
+
+def _read_header_and_rows(service: Service, length: bytes | None, body: bytes) -> tuple[Header, Float32] | None:
+    columns, max_rows = service.base.in_features, service.settings.max_rows
+    if length is None:
+        return read_infer_fast(body, columns, max_rows, parser=service.parser)
+    header_length = routes.whole_number(length)
+    return read_request(body, header_length, columns, max_rows) if routes.is_quick(body, header_length) else None

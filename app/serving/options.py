@@ -9,7 +9,7 @@ OUTPUTS, PROBABILITIES, LABELS = MEMBERS = ("outputs", "probabilities", "labels"
 _EXPECTED = f"1 to {len(MEMBERS)} of {', '.join(MEMBERS)}, each once"
 
 
-class Wanted(NamedTuple):
+class PredictOptions(NamedTuple):
     """What an answer shall have, where that is not the outputs alone."""
 
     members: tuple[str, ...]
@@ -18,7 +18,7 @@ class Wanted(NamedTuple):
     """So many of the most probable classes; None is all probabilities, and one label a row."""
 
 
-def read_wanted(given: object, top_k: int | None, *, out_features: int) -> Wanted | None:
+def read_options(given: object, top_k: int | None, *, out_features: int) -> PredictOptions | None:
     """What `return` and `top_k`, at least 1, ask for; None where that is the outputs alone.
 
     Raises `WrongType`, `OutOfRange` and `InvalidCombination`, naming the field and the position.
@@ -38,7 +38,7 @@ def read_wanted(given: object, top_k: int | None, *, out_features: int) -> Wante
             given=top_k,
             expected=f"a whole number from 1 to {out_features}",
         )
-    return None if members == (OUTPUTS,) else Wanted(members, top_k)
+    return None if members == (OUTPUTS,) else PredictOptions(members, top_k)
 
 
 def _members(given: object) -> tuple[str, ...]:

@@ -13,13 +13,13 @@ from adapters.arrays import Float32
 from adapters.catalog.versions import Version
 from adapters.errors import OutputNotFinite, RequestTimeout
 from adapters.lora.adapter import Adapter
-from app.observability.records import Prediction
-from app.serving.request import Question
+from app.observability.records import PredictionRecord
+from app.serving.request import InferenceRequest
 
 _MOMENT_SECONDS = 0.02
 
 
-class Outcome(NamedTuple):
+class InferenceResult(NamedTuple):
     """The answer to a question: its numbers, and which version each row's come from."""
 
     outputs_NO: Float32
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     forward_seconds: float
 
 
-class Ran(NamedTuple):
+class BatchRecord(NamedTuple):
     """One batch that was computed; times are `time.perf_counter`'s."""
 
     rows: int
@@ -42,7 +42,7 @@ class Ran(NamedTuple):
     ended: float
 
 
-class Ticket:
+class QueueEntry:
     """A question that waits, what has become of it, and the future of its outcome."""
 
     __slots__ = (
@@ -70,8 +70,8 @@ class Ticket:
 
     def __init__(
         self,
-        question: Question,
-        future: "asyncio.Future[Outcome]",
+        question: InferenceRequest,
+        future: "asyncio.Future[InferenceResult]",
         *,
         wait_seconds: float,
         gone: Callable[[], Awaitable[None]] | None,
@@ -97,7 +97,7 @@ class Ticket:
         """When it was known what the references mean."""
         self.taken: float | None = None
         """When the first batch took of its rows."""
-        self.ran: Ran | None = None
+        self.ran: BatchRecord | None = None
         """The last batch that computed some of its rows."""
         self._deadline = self.submitted + wait_seconds
         self._forward_seconds = 0.0
@@ -126,15 +126,15 @@ class Ticket:
             self.fail(self._timeout())
         return self.future.done()
 
-    def take(self, rows: int, now: float) -> "Slice":
+    def take(self, rows: int, now: float) -> "EntrySlice":
         """The next rows, for a batch that begins `now`."""
         if self.taken is None:
             self.taken = now
         begin = self.taken_rows
         self.taken_rows += rows
-        return Slice(self, begin, self.taken_rows)
+        return EntrySlice(self, begin, self.taken_rows)
 
-    def put(self, part: "Slice", outputs_KO: Float32, ran: Ran) -> None:
+    def put(self, part: "EntrySlice", outputs_KO: Float32, ran: BatchRecord) -> None:
         """Give it the answers to a slice; the last one ends it."""
         self.ran = ran
         self._forward_seconds += ran.ended - ran.began
@@ -147,12 +147,12 @@ class Ticket:
             self._outputs_NO[part.begin : part.end] = outputs_KO
         if self._done_rows == self.rows and not self.future.done():
             assert self.taken is not None
-            outcome = Outcome(
+            outcome = InferenceResult(
                 self._outputs_NO, self.versions, self.choice_N, self.taken - self.submitted, self._forward_seconds
             )
             self.future.set_result(outcome)
 
-    def refuse(self, part: "Slice", outputs_KO: Float32) -> None:
+    def refuse(self, part: "EntrySlice", outputs_KO: Float32) -> None:
         """End it because of the first row of a slice whose answer is not finite."""
         row = part.begin + int(np.argmin(np.isfinite(outputs_KO).all(axis=1)))
         self.fail(
@@ -191,10 +191,10 @@ class Ticket:
         else:
             self.fail(ClientDisconnect())
 
-    def told(self) -> Prediction:
+    def told(self) -> PredictionRecord:
         """What an observer is told of it; it holds nothing large."""
         by_row = self.question.by_row
-        return Prediction(
+        return PredictionRecord(
             self.choices[0],
             self.versions[0] if self.versions else None,
             by_row,
@@ -210,9 +210,9 @@ class Ticket:
         return RequestTimeout(f"the request waited for {waited:.3g} s and would not wait for more than {allowed:.3g}")
 
 
-class Slice(NamedTuple):
+class EntrySlice(NamedTuple):
     """Rows `begin` to `end` of a ticket."""
 
-    ticket: Ticket
+    ticket: QueueEntry
     begin: int
     end: int

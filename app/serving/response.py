@@ -1,66 +1,35 @@
 """`POST /predict`, from its bytes to its answer."""
 
-# N rows · O out_features
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import orjson
 
 from adapters.arrays import Float32
 from adapters.catalog.versions import Version
-from adapters.lora.base_layer import BaseLayer
-from adapters.names import LONGEST_REFERENCE
-from app.http.bodies import LEAST_LIMIT_BYTES, NUMBER_BYTES
-from app.service import Service
-from app.serving.fast_json import count_lists
-from app.serving.queue_entry import Outcome
-from app.serving.request import Question, question_of, read_quickly
+from adapters.errors import OutOfRange
+from adapters.lora.labels import most_probable, sigmoid, softmax
+from adapters.training.settings import Loss
+from app.serving.options import LABELS, OUTPUTS, PROBABILITIES, PredictOptions
+from app.serving.queue_entry import InferenceResult
+from app.serving.request import InferenceRequest
+
+# N rows · O out_features
+
 
 NUMBERS_AT_ONCE = 2**15
 """About a millisecond of writing, which holds up everything else."""
-BYTES_AT_ONCE = 2**18
-"""About half a millisecond of parsing: more is done by a thread."""
-MOST_QUICK_BYTES = 2**24
-"""The fast parser holds the interpreter lock for some 60 ms of this: more is read by another process."""
 _OUTPUTS = b'{"outputs":%b,%b'
 MEMBERS = b"{%b,%b"
 """The form of an answer whose members are written already."""
 _NOBODY = orjson.dumps({"adapter": None})
 
 
-async def read_question(service: Service, body: bytes) -> Question:
-    """What a body asks; raises the `InvalidInput` or `NotJson` that says what is wrong with it."""
-    base, max_rows = service.base, service.settings.max_rows
-    if len(body) <= BYTES_AT_ONCE:
-        question = read_quickly(body, base, max_rows=max_rows, parser=service.parser)
-    elif len(body) <= MOST_QUICK_BYTES:
-        question = await asyncio.to_thread(_read_on_thread, body, base, max_rows=max_rows)
-    else:
-        question = None
-    if question is None:
-        value = await service.json.parse(body, longest=max_rows)
-        question = await asyncio.to_thread(question_of, value, base, max_rows=max_rows)
-    return question
-
-
-def _read_on_thread(body: bytes, base: BaseLayer, *, max_rows: int) -> Question | None:
-    # The rows, the list of them, and the adapters. A text with more lists would only hold up others in the parser.
-    if count_lists(body) > max_rows + 2:
-        return None
-    return read_quickly(body, base, max_rows=max_rows)
-
-
-def most_json_bytes(service: Service) -> int:
-    """Return how long the JSON of a predict or infer request may be: what its shapes can need, or the setting."""
-    settings = service.settings
-    numbers = settings.max_rows * service.base.in_features
-    needed = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + settings.max_rows * LONGEST_REFERENCE
-    return min(settings.max_predict_json_bytes, needed)
-
-
-def write_answer(question: Question, outcome: Outcome, written: bytes, form: bytes = _OUTPUTS) -> bytes:
-    """The body of the answer, with its numbers as `write_numbers` has them, or its `MEMBERS` as `write_wanted` has."""
+def write_answer(question: InferenceRequest, outcome: InferenceResult, written: bytes, form: bytes = _OUTPUTS) -> bytes:
+    """The body of the answer, with its numbers as `write_numbers` has them, or its `MEMBERS` as `write_options` has."""
     if question.by_row:
         described = [None if version is None else _describe(version) for version in outcome.versions]
         which = orjson.dumps(_by_row(described, outcome.choice_N))
@@ -103,3 +72,84 @@ def _by_row(described: list[dict[str, object] | None], choice_N: Sequence[int]) 
     place: dict[object, int] = {key: index for index, key in enumerate(distinct)}
     row_adapters = [place.get(keys[choice]) for choice in choice_N]
     return {"adapters": list(distinct.values()), "row_adapters": row_adapters}
+
+
+# N rows · O out_features · C classes of one adapter · T the most probable of them
+
+
+MOST_LABEL_BYTES = 2**26
+"""Of one answer. Labels may be 20 times as long as numbers, and a short request ask for all of them in every row."""
+_NUMBERS_AT_ONCE = 2**15
+
+
+def write_options(wanted: PredictOptions, outcome: InferenceResult) -> bytes:
+    """The members of an answer as JSON, without the braces; raises `OutOfRange` past `MOST_LABEL_BYTES` of labels."""
+    parts: dict[str, list[bytes]] = {name: [] for name in wanted.members}
+    label_bytes = 0
+    for block in blocks(*outcome.outputs_NO.shape):
+        for name, rows in _answered(wanted, outcome, block).items():
+            parts[name].append(orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+        label_bytes += len(parts[LABELS][-1]) if LABELS in parts else 0
+        check_size(label_bytes, field="top_k")
+    return b",".join(b'"%b":[%b]' % (name.encode(), b",".join(rows)) for name, rows in parts.items())
+
+
+def blocks(rows: int, columns: int) -> Iterator[slice]:
+    """All rows, as many at once as take a millisecond or so: between two of them, others get the interpreter."""
+    step = max(1, _NUMBERS_AT_ONCE // columns)
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
+
+
+def check_size(label_bytes: int, *, field: str) -> None:
+    """Raises `OutOfRange` where labels take too much room; `field` is what asked for so many."""
+    if label_bytes > MOST_LABEL_BYTES:
+        raise OutOfRange(
+            f"{field}: the answer's labels take more than {MOST_LABEL_BYTES} bytes: ask for fewer, or with fewer rows",
+            field=field,
+            expected=f"labels of at most {MOST_LABEL_BYTES} bytes",
+        )
+
+
+def classes_of(version: Version | None, x_NO: Float32) -> tuple[Sequence[str | int] | None, Float32]:
+    """What the classes of a version, or of the base layer, are called; and the outputs that belong to them, (N, C)."""
+    labels = None if version is None else version.labels
+    return labels, x_NO if labels is None else x_NO[:, : len(labels)]
+
+
+def _answered(wanted: PredictOptions, outcome: InferenceResult, block: slice) -> dict[str, list[Any]]:
+    """For some rows, what each is answered with: every row by the classes of its own adapter."""
+    x_NO, choice_N = outcome.outputs_NO[block], outcome.choice_N[block]
+    of_choice: dict[int, list[int]] = {}
+    for row, choice in enumerate(choice_N):
+        of_choice.setdefault(choice, []).append(row)
+    answered: dict[str, list[Any]] = {name: [None] * len(choice_N) for name in wanted.members}
+    for choice, rows in of_choice.items():
+        for name, values in _of_one(wanted, outcome.versions[choice], x_NO[rows]).items():
+            for row, value in zip(rows, values, strict=True):
+                answered[name][row] = value
+    return answered
+
+
+def _of_one(wanted: PredictOptions, version: Version | None, x_NO: Float32) -> dict[str, Sequence[Any]]:
+    """The same for rows of one version."""
+    labels, x_NC = classes_of(version, x_NO)
+    found: dict[str, Sequence[Any]] = {}
+    if OUTPUTS in wanted.members:
+        found[OUTPUTS] = list(x_NO)
+    order_NT = None
+    if LABELS in wanted.members or wanted.top_k is not None:
+        order_NT = most_probable(x_NC, wanted.top_k or 1)
+    if PROBABILITIES in wanted.members:
+        probability_NC = sigmoid(x_NC) if _is_multi_label(version) else softmax(x_NC)
+        if wanted.top_k is not None and order_NT is not None:
+            probability_NC = np.ascontiguousarray(np.take_along_axis(probability_NC, order_NT, axis=1))
+        found[PROBABILITIES] = list(probability_NC)
+    if LABELS in wanted.members and order_NT is not None:
+        names_NT = order_NT if labels is None else np.array(labels, dtype=object)[order_NT]
+        found[LABELS] = (names_NT if wanted.top_k is not None else names_NT[:, 0]).tolist()
+    return found
+
+
+def _is_multi_label(version: Version | None) -> bool:
+    """Whether each class is right or not by itself: the version was trained so, as its lineage says."""
+    return version is not None and version.loss == Loss.BINARY_CROSS_ENTROPY

@@ -12,17 +12,17 @@ from adapters.errors import LoraplexError
 from app.http.errors import NotHttp
 from app.http.host_policy import authority_of
 from app.service import Service
-from app.serving.fast_path import Asked, Direct
-from app.serving.guarded_http import BETWEEN_REQUESTS, BODY, HEAD, RESTARTED_IN_PIECE, GuardedHttp
-from app.serving.open_connections import OpenConnections, most_connections
+from app.serving.connection_guard import BETWEEN_REQUESTS, BODY, HEAD, RESTARTED_IN_PIECE, GuardedHttpProtocol
+from app.serving.connections import OpenConnections, most_connections
+from app.serving.fast_path import FastPath, FastPathRequest
 
 
-def connections(service: Service) -> type[asyncio.Protocol]:
+def protocol_factory(service: Service) -> type[asyncio.Protocol]:
     """What uvicorn makes a connection with, as `http`."""
     settings = service.settings
     made = partial(
         Protocol,
-        direct=Direct(service),
+        direct=FastPath(service),
         open_connections=OpenConnections(most_connections(settings.max_connections)),
         max_head_bytes=settings.max_head_bytes,
     )
@@ -30,7 +30,7 @@ def connections(service: Service) -> type[asyncio.Protocol]:
 
 
 class _Exchange:
-    """A request that `Direct` answers, as far as uvicorn's protocol has to see one."""
+    """A request that `FastPath` answers, as far as uvicorn's protocol has to see one."""
 
     message_event = asyncio.Event()  # nobody waits for it
 
@@ -40,10 +40,10 @@ class _Exchange:
         self.disconnected = False
 
 
-class Protocol(GuardedHttp):
+class Protocol(GuardedHttpProtocol):
     """One connection; what `direct` takes never becomes an ASGI call."""
 
-    def __init__(self, *given: Any, direct: Direct, **named: Any) -> None:
+    def __init__(self, *given: Any, direct: FastPath, **named: Any) -> None:
         super().__init__(*given, **named)
         self._direct = direct
         self._bodies = direct.bodies
@@ -53,7 +53,7 @@ class Protocol(GuardedHttp):
         """Its headers by their names."""
         self._began = 0.0
         """When its head was there."""
-        self._asked: Asked | None = None
+        self._asked: FastPathRequest | None = None
         self._exchange = _Exchange()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -154,7 +154,7 @@ class Protocol(GuardedHttp):
             self.stage = HEAD
         super()._refuse(error)
 
-    def _wait_for(self, asked: Asked) -> None:
+    def _wait_for(self, asked: FastPathRequest) -> None:
         assert self._body is not None
         self._bodies.held -= len(self._body)
         self._body, self._asked = None, asked

@@ -7,7 +7,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.observability.metrics.exposition import exposition
-from app.observability.metrics.figures import Figures
+from app.observability.metrics.values import MetricValues
 from tests.support.service import eventually
 
 Series: TypeAlias = tuple[str, frozenset[tuple[str, str]]]
@@ -27,7 +27,7 @@ def read(text: str) -> Shown:
     return shown
 
 
-def shown_of(figures: Figures) -> Shown:
+def shown_of(figures: MetricValues) -> Shown:
     """What figures look like."""
     return read(exposition(figures, "")[0].decode())
 

@@ -19,7 +19,7 @@ from adapters.training.execution.trainer import Trainer
 from app.bootstrap import CHECKPOINTS
 from app.http.application import create_app
 from app.service import Service, open_service
-from app.serving.uvicorn_protocol import connections
+from app.serving.uvicorn_protocol import protocol_factory
 from app.settings import LogRequests, Settings
 from tests.support.deadlines import scaled
 from tests.support.fitters import reused_fitter
@@ -74,7 +74,7 @@ def serving(
     service = open_service(settings)
     config = uvicorn.Config(
         create_app(service),
-        http=connections(service),
+        http=protocol_factory(service),
         log_config=None,
         access_log=False,
         ws="none",

@@ -1,6 +1,7 @@
 """Figures as Prometheus reads them: its text format, or OpenMetrics where the request asks for that."""
 
 from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Any
 
@@ -8,13 +9,17 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from adapters.lora.base_layer import BaseLayer
+from app.observability.metrics import definitions as d
+from app.observability.metrics.catalog_metrics import CatalogMetrics
 from app.observability.metrics.definitions import DEFINITIONS, Definition
-from app.observability.metrics.figures import Figures, Labels, Tally
+from app.observability.metrics.recorder import Metrics
+from app.observability.metrics.values import HistogramValue, Labels, MetricValues, sum_values
 
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-def exposition(figures: Figures, accept: str) -> tuple[bytes, str]:
+def exposition(figures: MetricValues, accept: str) -> tuple[bytes, str]:
     """The body and the content type of an answer to a request with this `Accept`."""
     # Of what clients write only that: a version that is none would be an error, and it would be echoed.
     encode, content_type = choose_encoder(_OPENMETRICS if "application/openmetrics-text" in accept else "")
@@ -24,7 +29,7 @@ def exposition(figures: Figures, accept: str) -> tuple[bytes, str]:
 class _Shown(Collector):
     """Everything that there is a number for, in the order of the definitions."""
 
-    def __init__(self, figures: Figures) -> None:
+    def __init__(self, figures: MetricValues) -> None:
         self._numbers = sorted(figures.numbers(), key=_by_labels)
         self._tallies = sorted(figures.tallies(), key=_by_labels)
 
@@ -38,7 +43,9 @@ class _Shown(Collector):
         return [metric for metric in metrics.values() if metric.samples]
 
 
-def _samples(definition: Definition, values: Labels, tally: Tally) -> Iterator[tuple[str, dict[str, str], float]]:
+def _samples(
+    definition: Definition, values: Labels, tally: HistogramValue
+) -> Iterator[tuple[str, dict[str, str], float]]:
     labels, name = _named(definition, values), definition.name
     counts = list(accumulate(tally.counts.tolist()))
     for bound, count in zip((*map(str, definition.bounds), "+Inf"), counts, strict=True):
@@ -53,3 +60,34 @@ def _named(definition: Definition, values: Labels) -> dict[str, str]:
 
 def _by_labels(figure: tuple[Definition, Labels, Any]) -> Labels:
     return figure[1]
+
+
+_ROLES = ("worker", "trainer")
+
+
+class MetricsExposition:
+    """What answers for one worker, and says the same as any other worker would."""
+
+    def __init__(self, metrics: Metrics, catalog: CatalogMetrics, base: BaseLayer, *, max_queued_jobs: int) -> None:
+        self._metrics, self._catalog = metrics, catalog
+        self._fixed = MetricValues()
+        self._fixed.put(d.QUEUED_JOBS_LIMIT, max_queued_jobs)
+        self._fixed.put(d.BUILD_INFO, 1, _version())
+        dtype = str(base.weight_OI.dtype).removeprefix("torch.")
+        self._fixed.put(d.BASE_INFO, 1, str(base.in_features), str(base.out_features), dtype, str(base.device))
+
+    def answer(self, accept: str) -> tuple[bytes, str]:
+        """The body and its content type for a request with this `Accept`. Reads files and SQL: for a thread."""
+        everyone = self._metrics.everyone()
+        here = MetricValues()
+        for role in _ROLES:
+            here.put(d.PROCESSES, sum(each.lives and each.name.rpartition("-")[0] == role for each in everyone), role)
+        self._catalog.note(here)
+        return exposition(sum_values([*(each.figures for each in everyone), here, self._fixed]), accept)
+
+
+def _version() -> str:
+    try:
+        return version("loraplex-server")
+    except PackageNotFoundError:
+        return "unknown"

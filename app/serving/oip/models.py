@@ -10,7 +10,7 @@ from adapters.catalog.versions import AdapterSummary
 from adapters.errors import LoraplexError, VersionNotFound, shown
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, check_name
-from app.serving.oip.header import INPUT, OUTPUT
+from app.serving.oip.request import INPUT, OUTPUT
 
 BASE_MODEL, BASE_VERSION = "__base__", "1"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]

@@ -11,7 +11,7 @@ from app.http.dependencies import ServiceOf
 from app.http.endpoints import ENDPOINTS
 from app.http.errors import RouteNotFound
 from app.observability.metrics import definitions as d
-from app.observability.metrics.figures import sum_of
+from app.observability.metrics.values import sum_values
 from app.service import Service
 from app.web.pages.rendering import page, page_router, render
 
@@ -53,7 +53,7 @@ def show_missing(path: str) -> None:
 
 
 def _predictions(service: Service) -> dict[str, Any]:
-    figures = sum_of(each.figures for each in service.metrics.everyone())
+    figures = sum_values(each.figures for each in service.metrics.everyone())
     rows, counts = 0.0, [0] * (len(d.REQUEST_SECONDS.bounds) + 1)
     for metric, labels, tally in figures.tallies():
         if metric is d.BATCH_ROWS:

@@ -12,7 +12,7 @@ from loraplex.cli.plugins import PANEL, RootGroup
 from loraplex.cli.session import AsJson, Given, Url
 
 cli = typer.Typer(
-    help="Train, ask and keep named LoRA adapters on one frozen linear layer.",
+    help="Train, use and manage named LoRA adapters of one frozen linear layer.",
     cls=RootGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -32,7 +32,7 @@ def root(
     url: Url = None,
     as_json: AsJson = False,
     _version: Annotated[
-        bool, typer.Option("--version", help="Say the version, and end.", callback=_say_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
     ] = False,
 ) -> None:
     """Read the options before the command."""

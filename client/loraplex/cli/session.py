@@ -37,7 +37,7 @@ Url = Annotated[
         "--url", help=f"Where the service answers, instead of {URL_VARIABLE} or {DEFAULT_URL}.", metavar="URL"
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON for machines instead of tables for people.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
 class Session:

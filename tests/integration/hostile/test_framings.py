@@ -16,7 +16,7 @@ from adapters.catalog.versions import Publication, Source
 from app.http.application import create_app
 from app.service import Service, open_service
 from app.serving import uvicorn_protocol as wire
-from app.serving.fast_path import Direct
+from app.serving.fast_path import FastPath
 from app.settings import LogRequests, Settings
 from tests.integration.hostile.framings import IN, MAX_HEAD_BYTES, NOT_OURS, VICTIM, Expected, Maker, Stream
 from tests.support.dense_oracle import random_adapter
@@ -31,7 +31,7 @@ STILL_OPEN = (0, {b"x-request-id": b""}, b"")
 _VOLATILE = {b"server-timing", b"x-request-id"}
 
 
-class _TakesNothing(Direct):
+class _TakesNothing(FastPath):
     """The fast path, if it leaves every request to the application."""
 
     def may_take(self, *_: object) -> None:
@@ -143,7 +143,7 @@ async def _try_all(service: Service, through_asgi: Any) -> list[str]:
             if _lasting(fast) != _lasting(slow):
                 faults.append(f"the paths differ: {fast} {slow}: {stream.pieces}")
 
-    async with _listening(service, wire.connections(service)) as fast, _listening(service, through_asgi) as slow:
+    async with _listening(service, wire.protocol_factory(service)) as fast, _listening(service, through_asgi) as slow:
         await asyncio.gather(*(work((fast, slow)) for _ in range(AT_ONCE)))
     return faults
 
@@ -166,8 +166,8 @@ def test_no_request_is_answered_that_was_not_sent_as_one_and_both_paths_answer_a
     )
     revision = service.catalog.revision()
     with monkeypatch.context() as patched:
-        patched.setattr(wire, "Direct", _TakesNothing)
-        through_asgi = wire.connections(service)
+        patched.setattr(wire, "FastPath", _TakesNothing)
+        through_asgi = wire.protocol_factory(service)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             faults = runner.run(_try_all(service, through_asgi))

@@ -13,9 +13,10 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.service import Service
-from app.serving import guarded_http, open_connections
+from app.serving import connection_guard as guarded_http
+from app.serving import connections as open_connections
 from app.serving import uvicorn_protocol as wire
-from app.serving.fast_path import Direct
+from app.serving.fast_path import FastPath
 from app.settings import Settings
 from tests.support.deadlines import scaled
 from tests.support.service import DEADLINE_SECONDS, eventually, serving
@@ -178,7 +179,7 @@ def test_an_address_that_cannot_be_read_is_refused_after_the_answers_before_it(
         (wire.Protocol, "begin_body", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
         (HttpToolsProtocol, "on_url", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
         (HttpToolsProtocol, "on_body", CHUNKED),
-        (Direct, "ask", GOOD),
+        (FastPath, "ask", GOOD),
     ],
 )
 def test_a_defect_is_logged_and_not_blamed_on_the_client(

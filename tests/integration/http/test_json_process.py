@@ -144,6 +144,6 @@ def test_a_body_is_read_once_more_if_its_process_is_killed(monkeypatch: pytest.M
         "if not mark.exists():\n    mark.touch(); os.kill(os.getpid(), 9)\n"
         "from adapters.json.reader_process import main\nmain()\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(json_reading.__file__).parents[1]}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(json_reading.__file__).parents[2]}")
     monkeypatch.setattr(json_reading, "_MODULE", "killed_once")
     assert read_in_process(b"[1]", longest=10) == [1]

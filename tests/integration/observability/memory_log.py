@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from app.observability.line_writer import LineWriter
+from app.observability.request_log import LineWriter
 
 
 class Kept(LineWriter):

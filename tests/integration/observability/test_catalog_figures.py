@@ -18,9 +18,9 @@ from adapters.jobs.job import JobStatus
 from adapters.jobs.queue import JobQueue
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import load_base_layer
-from app.observability.metrics import catalog as figures_of
-from app.observability.metrics.catalog import CatalogFigures
-from app.observability.metrics.figures import Figures
+from app.observability.metrics import catalog_metrics as figures_of
+from app.observability.metrics.catalog_metrics import CatalogMetrics
+from app.observability.metrics.values import MetricValues
 from tests.conftest import Serve
 from tests.support.catalog_factories import submit
 from tests.support.concurrent_clients import publish
@@ -77,10 +77,10 @@ def test_a_job_for_another_base_layer_does_not_make_the_oldest_wait(tmp_path: Pa
 
 def test_a_count_is_shown_for_a_second(tmp_path: Path) -> None:
     catalog, clock = Catalog(tmp_path, now=time.time), [100.0]
-    counting = CatalogFigures(catalog, base="", now=time.time, monotonic=lambda: clock[0])
+    counting = CatalogMetrics(catalog, base="", now=time.time, monotonic=lambda: clock[0])
 
     def adapters() -> float:
-        figures = Figures()
+        figures = MetricValues()
         counting.note(figures)
         return shown_of(figures)[series("adapters")]
 
@@ -96,7 +96,7 @@ def test_a_count_is_shown_for_a_second(tmp_path: Path) -> None:
 
 def test_those_who_ask_at_once_share_one_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog, counts = Catalog(tmp_path, now=time.time), 0
-    counting = CatalogFigures(catalog, base="", now=time.time, monotonic=lambda: 100.0)
+    counting = CatalogMetrics(catalog, base="", now=time.time, monotonic=lambda: 100.0)
     everyone_asks = threading.Barrier(9)
 
     def count(*given: Any, **named: Any) -> CatalogCounts:
@@ -108,7 +108,7 @@ def test_those_who_ask_at_once_share_one_count(tmp_path: Path, monkeypatch: pyte
         everyone_asks.wait()
         return counting.census()
 
-    monkeypatch.setattr(figures_of, "count", count)
+    monkeypatch.setattr(figures_of, "count_catalog", count)
     with ThreadPoolExecutor(8) as threads:
         asked = [threads.submit(ask) for _ in range(8)]
         everyone_asks.wait()

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 def logged(script: str, form: str = "json") -> str:
     """Standard error of a process that logs in this form."""
     head = (
-        "import logging, warnings\nfrom app import logs\nfrom app.settings import LogFormat\n"
+        "import logging, warnings\nfrom app.observability import logs\nfrom app.settings import LogFormat\n"
         f"logs.configure(LogFormat({form!r}), process='worker-1')\nlog = logging.getLogger('app.somewhere')\n"
     )
     done = subprocess.run(

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from app.observability.metrics.figures import sum_of
-from app.observability.metrics.process_slot import clean_places
-from app.observability.metrics.recording import Metrics
+from app.observability.metrics.process_slot import clean_slots
+from app.observability.metrics.recorder import Metrics
+from app.observability.metrics.values import sum_values
 from tests.support.metrics_exposition import Shown, series, shown_of
 
 PUBLISHED = series("adapters_published_total", source="upload")
 
 
 def _all(metrics: Metrics) -> Shown:
-    return shown_of(sum_of(left.figures for left in metrics.everyone()))
+    return shown_of(sum_values(left.figures for left in metrics.everyone()))
 
 
 @contextmanager
@@ -71,10 +71,10 @@ def test_a_service_that_is_started_begins_at_zero_unless_one_of_its_processes_li
         metrics.close()
     alive = Metrics.open(tmp_path, "trainer")
     for role in ("worker", "trainer"):
-        clean_places(tmp_path, role)
+        clean_slots(tmp_path, role)
     assert _all(alive)[PUBLISHED] == 1
     alive.close()
-    clean_places(tmp_path, "trainer")
+    clean_slots(tmp_path, "trainer")
     assert list(tmp_path.glob("*.json")) == []
 
 

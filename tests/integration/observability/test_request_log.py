@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.observability.line_writer import LineWriter
 from app.observability.logs import line_of
-from app.observability.records import Answered
-from app.observability.request_log import MOST_A_SECOND, RequestLog
+from app.observability.records import RequestRecord
+from app.observability.request_log import MOST_A_SECOND, LineWriter, RequestLog
 from app.settings import LogFormat, LogRequests
 from tests.integration.observability.memory_log import Kept
 from tests.support.service import eventually
@@ -26,7 +25,7 @@ class Clock:
 def answer(log: RequestLog, status: int = 200, times: int = 1) -> None:
     for _ in range(times):
         if log.makes_room(status >= 400):
-            log.note(Answered("/predict", "POST", status, 1.0, 1.25, b"id", "/predict"))
+            log.note(RequestRecord("/predict", "POST", status, 1.0, 1.25, b"id", "/predict"))
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
 from adapters.training.execution.trainer import Trainer
 from adapters.training.gradient.epochs import MOST_EPOCHS
 from app.bootstrap import CHECKPOINTS
-from app.observability.metrics.figures import sum_of
-from app.observability.metrics.recording import Metrics
-from app.observability.spans import Tracing
+from app.observability.metrics.recorder import Metrics
+from app.observability.metrics.values import sum_values
+from app.observability.tracing import Tracing
 from app.observability.training import listener
 from app.settings import Settings
 from tests.support.fitters import reused_fitter
@@ -176,7 +176,7 @@ def test_a_trainer_that_stops_says_that_it_handed_its_job_back_and_is_counted_an
         stop.set()
         eventually(lambda: client.get(f"/jobs/{job_id}").json()["status"] == "queued", what="the job's return")
     tracing.close(1.0)
-    shown = shown_of(sum_of(left.figures for left in metrics.everyone()))
+    shown = shown_of(sum_values(left.figures for left in metrics.everyone()))
     assert shown[series("training_seconds_count", method="adamw", status="succeeded")] == 1
     assert shown[series("training_seconds_count", method="sgd", status="handed_back")] == 1
     assert shown[series("adapters_published_total", source="job")] == 1

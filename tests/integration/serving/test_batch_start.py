@@ -10,8 +10,8 @@ import pytest
 
 from adapters.errors import QueueFull
 from app.service import Service, open_service
-from app.serving.queue_entry import Outcome
-from app.serving.request import Question
+from app.serving.queue_entry import InferenceResult
+from app.serving.request import InferenceRequest
 from app.settings import Settings
 
 
@@ -24,9 +24,9 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 def test_what_a_turn_of_the_loop_brings_joins_the_batch_that_is_about_to_start(service: Service) -> None:
-    question = Question(np.ones((1, service.base.in_features), np.float32), [None])
+    question = InferenceRequest(np.ones((1, service.base.in_features), np.float32), [None])
 
-    async def scene() -> tuple[Outcome, Outcome]:
+    async def scene() -> tuple[InferenceResult, InferenceResult]:
         first = asyncio.create_task(service.batcher.ask(question))
         await asyncio.sleep(0)
         return await asyncio.gather(first, service.batcher.ask(question))
@@ -39,7 +39,7 @@ def test_what_a_turn_of_the_loop_brings_joins_the_batch_that_is_about_to_start(s
 @pytest.mark.timing
 def test_a_crowd_is_refused_one_by_one_and_none_later_than_it_would_wait(tmp_path: Path) -> None:
     service = open_service(Settings(data_dir=tmp_path, queue_rows=1))
-    question = Question(np.ones((1, service.base.in_features), np.float32), [None])
+    question = InferenceRequest(np.ones((1, service.base.in_features), np.float32), [None])
 
     async def told(begin: float, timeout_seconds: float | None = None) -> float:
         with pytest.raises(QueueFull):

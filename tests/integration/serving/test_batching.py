@@ -16,8 +16,8 @@ from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.names import Reference
 from app.service import Service, open_service
-from app.serving.queue_entry import Outcome, Slice
-from app.serving.request import Question as Rows
+from app.serving.queue_entry import EntrySlice, InferenceResult
+from app.serving.request import InferenceRequest as Rows
 from app.settings import Settings
 from tests.support import dense_oracle as dense
 from tests.support.concurrent_clients import Crowd, outputs, publish, together
@@ -208,13 +208,13 @@ def test_requests_that_wait_share_a_batch_equally(tmp_path: Path, monkeypatch: p
     batches: list[dict[int, tuple[int, int]]] = []
     run = batcher._run
 
-    def record(slices: list[Slice]) -> None:
+    def record(slices: list[EntrySlice]) -> None:
         batches.append({ticket.rows: (begin, end) for ticket, begin, end in slices})
         run(slices)
 
     monkeypatch.setattr(batcher, "_run", record)
 
-    async def ask_together() -> list[Outcome]:
+    async def ask_together() -> list[InferenceResult]:
         return await asyncio.gather(*(batcher.ask(Rows(x_NI, [None])) for x_NI in inputs))
 
     outcomes = asyncio.run(ask_together())

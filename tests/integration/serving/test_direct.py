@@ -16,7 +16,7 @@ import pytest
 from adapters.lora.adapter import Adapter
 from app.http.middleware import Middleware
 from app.service import Service
-from app.serving.fast_path import Direct
+from app.serving.fast_path import FastPath
 from app.settings import Settings
 from tests.support.concurrent_clients import JSON, publish
 from tests.support.deadlines import scaled
@@ -230,13 +230,13 @@ def test_a_client_that_does_not_read_its_answers_is_left_to_the_application(
     small = message(*predict(None, *[[1.0]] * MOST_WIDE_ROWS))
     last = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     direct_answers: list[bytes | None] = []
-    answer = Direct.answer
+    answer = FastPath.answer
 
-    def record(self: Direct, *given: Any, **named: Any) -> bytes | None:
+    def record(self: FastPath, *given: Any, **named: Any) -> bytes | None:
         direct_answers.append(answer(self, *given, **named))
         return direct_answers[-1]
 
-    monkeypatch.setattr(Direct, "answer", record)
+    monkeypatch.setattr(FastPath, "answer", record)
 
     def is_answered(sent: int) -> bool:
         return bool(calls) or len(direct_answers) == sent

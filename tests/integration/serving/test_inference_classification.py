@@ -12,7 +12,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 from app.service import Service
-from app.serving import labelling
+from app.serving import response as labelling
 from tests.support.labelled_adapters import LABELS, X_NI, I, O, dense, fill, names_of, settings_for
 from tests.support.service import serving
 

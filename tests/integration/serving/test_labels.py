@@ -10,7 +10,7 @@ import pytest
 from scipy.special import expit, softmax
 
 from app.service import Service
-from app.serving import labelling
+from app.serving import response as labelling
 from tests.conftest import Serve
 from tests.support.labelled_adapters import LABELS, X_NI, I, O, dense, fill, names_of, settings_for
 from tests.support.service import serving

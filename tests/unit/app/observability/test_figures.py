@@ -18,7 +18,7 @@ from app.observability.metrics.definitions import (
     Kind,
 )
 from app.observability.metrics.exposition import exposition
-from app.observability.metrics.figures import Figures, sum_of
+from app.observability.metrics.values import MetricValues, sum_values
 from tests.support.metrics_exposition import read, series, shown_of
 
 OBSERVED = st.lists(
@@ -34,22 +34,22 @@ def test_many_observations_at_once_are_as_many_one_by_one(parts: Sequence[Sequen
     )
     processes = []
     for part in parts:
-        processes.append(Figures())
+        processes.append(MetricValues())
         processes[-1].observe(REQUEST_SECONDS, part, "/predict")
         for value in part:
             oracle.observe(value)
     wanted = {key: value for key, value in read(generate_latest(registry).decode()).items() if "_created" not in key[0]}
-    assert shown_of(sum_of(processes)) == pytest.approx(wanted)
+    assert shown_of(sum_values(processes)) == pytest.approx(wanted)
 
 
 def test_counters_and_gauges_of_processes_are_added_up_label_by_label() -> None:
-    one, other = Figures(), Figures()
+    one, other = MetricValues(), MetricValues()
     one.add(REQUESTS, 2, "/predict", "POST", "200")
     other.add(REQUESTS, 3, "/predict", "POST", "200")
     other.add(REQUESTS, 1, "/predict", "POST", "429")
     for each in (one, other):
         each.put(QUEUE_ROWS, 5)
-    assert shown_of(sum_of([one, other])) == {
+    assert shown_of(sum_values([one, other])) == {
         series("requests_total", route="/predict", method="POST", status="200"): 5,
         series("requests_total", route="/predict", method="POST", status="429"): 1,
         series("queue_rows"): 10,
@@ -57,10 +57,10 @@ def test_counters_and_gauges_of_processes_are_added_up_label_by_label() -> None:
 
 
 def test_what_is_written_is_read_again() -> None:
-    figures = Figures()
+    figures = MetricValues()
     figures.add(PUBLISHED, 7, "job")
     figures.observe(BATCH_ROWS, [1, 3, 256, 10**6])
-    assert shown_of(Figures.from_json(figures.to_json())) == shown_of(figures)
+    assert shown_of(MetricValues.from_json(figures.to_json())) == shown_of(figures)
 
 
 def test_a_metric_that_another_release_defined_otherwise_is_left_out() -> None:
@@ -68,11 +68,11 @@ def test_a_metric_that_another_release_defined_otherwise_is_left_out() -> None:
         "numbers": [["loraplex_gone_total", [], 1.0], [PUBLISHED.name, [], 1.0], [PUBLISHED.name, ["job"], 2.0]],
         "tallies": [[BATCH_ROWS.name, [], [1, 2, 3], 4.0]],
     }
-    assert shown_of(Figures.from_json(stored)) == {series("adapters_published_total", source="job"): 2}
+    assert shown_of(MetricValues.from_json(stored)) == {series("adapters_published_total", source="job"): 2}
 
 
 def test_both_formats_say_the_same() -> None:
-    figures = Figures()
+    figures = MetricValues()
     figures.add(REQUESTS, 2, '/"odd"\\\n', "POST", "200")
     figures.observe(REQUEST_SECONDS, [0.1], "/predict")
     body, content_type = exposition(figures, "application/openmetrics-text; version=1.0.0, text/plain;q=0.5")
@@ -84,7 +84,7 @@ def test_both_formats_say_the_same() -> None:
 
 @pytest.mark.parametrize("accept", ["application/openmetrics-text; version=x\x80", "*/*", "", "text/plain; version=99"])
 def test_an_accept_of_any_kind_has_an_answer(accept: str) -> None:
-    _, content_type = exposition(Figures(), accept)
+    _, content_type = exposition(MetricValues(), accept)
     assert content_type.split(";")[0] in ("text/plain", "application/openmetrics-text")
     assert "\x80" not in content_type
 

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from adapters.arrays import Float32
 from adapters.errors import LoraplexError
-from app.serving.oip.fast_json import read_json_quickly
-from app.serving.oip.header import LONGEST_REMEMBERED, Header, read_header_again
-from app.serving.oip.tensors import read_exactly
+from app.serving.oip.request import LONGEST_REMEMBERED, Header, read_exactly, read_header_again, read_infer_fast
 from tests.unit.app.serving.test_questions import AWKWARD, MANY, MAX_ROWS, NUMBERS, TOKENS
 
 I = 3
@@ -85,7 +83,7 @@ def _without_data(header: Header) -> list[object]:
 @MANY
 @given(bodies())
 def test_what_the_fast_reading_takes_the_exact_one_takes_and_reads_the_same(body: bytes) -> None:
-    quick = read_json_quickly(body, I, MAX_ROWS)
+    quick = read_infer_fast(body, I, MAX_ROWS)
     if quick is not None:
         exact = _exactly(body)
         assert exact is not None, body
@@ -99,9 +97,9 @@ def test_only_what_is_short_is_remembered() -> None:
         tensor = {"name": "inputs", "shape": [1, I], "datatype": "FP32", "data": [1, 2, 3]}
         return json.dumps({"id": "x" * around, "inputs": [tensor]}).encode()
 
-    assert read_json_quickly(body(around=100), I, MAX_ROWS) is not None
+    assert read_infer_fast(body(around=100), I, MAX_ROWS) is not None
     read_header_again.cache_clear()
-    assert read_json_quickly(body(around=LONGEST_REMEMBERED), I, MAX_ROWS) is None
+    assert read_infer_fast(body(around=LONGEST_REMEMBERED), I, MAX_ROWS) is None
     assert read_header_again.cache_info().currsize == 0
 
 
@@ -118,7 +116,7 @@ def test_the_fast_reading_takes_what_clients_send(nested: bool, indent: int | No
             "outputs": [{"name": "outputs", "parameters": {"binary_data": False}}],
         }
 
-        quick = read_json_quickly(json.dumps(request, indent=indent).encode(), I, MAX_ROWS)
+        quick = read_infer_fast(json.dumps(request, indent=indent).encode(), I, MAX_ROWS)
 
         assert quick is not None
         assert np.array_equal(quick[1], wanted_NI.astype(np.float32))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adapters.errors import LoraplexError
 from adapters.lora.base_layer import load_base_layer
-from app.serving.request import Question, read_exactly, read_quickly
+from app.serving.request import InferenceRequest, read_exactly, read_fast
 
 BASE = load_base_layer("random:3,2,1")
 MAX_ROWS = 5
@@ -76,14 +76,14 @@ def bodies(draw: st.DrawFn) -> bytes:
     return body
 
 
-def _exactly(body: bytes) -> Question | None:
+def _exactly(body: bytes) -> InferenceRequest | None:
     try:
         return read_exactly(body, BASE, max_rows=MAX_ROWS)
     except LoraplexError:
         return None
 
 
-def _same(quick: Question, exact: Question) -> bool:
+def _same(quick: InferenceRequest, exact: InferenceRequest) -> bool:
     return (
         quick.inputs_NI.tobytes() == exact.inputs_NI.tobytes()
         and quick.inputs_NI.shape == exact.inputs_NI.shape
@@ -95,7 +95,7 @@ def _same(quick: Question, exact: Question) -> bool:
 @MANY
 @given(bodies())
 def test_what_the_fast_reading_takes_the_exact_one_takes_and_reads_the_same(body: bytes) -> None:
-    quick = read_quickly(body, BASE, max_rows=MAX_ROWS)
+    quick = read_fast(body, BASE, max_rows=MAX_ROWS)
     if quick is not None:
         exact = _exactly(body)
         assert exact is not None, body
@@ -109,7 +109,7 @@ def test_the_fast_reading_takes_what_clients_send(by_row: bool) -> None:
         inputs = [[order.gauss(0, 1) * 10 ** order.randint(-30, 30), order.randint(-99, 99), 0.5] for _ in range(rows)]
         which = {"adapters": [None, "acme", "b@2", "c@live", "d"][:rows]} if by_row else {"adapter": "acme"}
         for text in (json.dumps({"inputs": inputs} | which), json.dumps(which | {"inputs": inputs}, indent=2)):
-            quick = read_quickly(text.encode(), BASE, max_rows=MAX_ROWS)
+            quick = read_fast(text.encode(), BASE, max_rows=MAX_ROWS)
             assert quick is not None
             assert np.array_equal(quick.inputs_NI, np.array(inputs).astype(np.float32))
             assert _same(quick, read_exactly(text.encode(), BASE, max_rows=MAX_ROWS))
@@ -141,7 +141,7 @@ def test_the_fast_reading_takes_what_clients_send(by_row: bool) -> None:
 )
 def test_the_fast_reading_leaves_to_the_exact_one_what_that_refuses(body: bytes) -> None:
     assert _exactly(body) is None
-    assert read_quickly(body, BASE, max_rows=MAX_ROWS) is None
+    assert read_fast(body, BASE, max_rows=MAX_ROWS) is None
 
 
 @pytest.mark.parametrize("which", [{"adapter": None}, {"adapters": ["acme"]}])
@@ -150,7 +150,7 @@ def test_the_fast_reading_leaves_to_the_exact_one_what_is_to_be_answered_otherwi
     which: dict[str, Any], asked: list[tuple[str, Any]]
 ) -> None:
     body = json.dumps(which | {"inputs": [[1, 2, 3]]} | dict(asked)).encode()
-    assert read_quickly(body, BASE, max_rows=MAX_ROWS) is None
+    assert read_fast(body, BASE, max_rows=MAX_ROWS) is None
     exact = _exactly(body)
     assert exact is not None
     wanted = dict(asked)
@@ -164,7 +164,7 @@ def test_the_fast_reading_leaves_to_the_exact_one_what_is_to_be_answered_otherwi
 
 def test_a_number_past_64_bits_is_read_by_the_exact_one() -> None:
     body = b'{"adapter":null,"inputs":[[1,2,%d]]}' % 10**30
-    assert read_quickly(body, BASE, max_rows=MAX_ROWS) is None
+    assert read_fast(body, BASE, max_rows=MAX_ROWS) is None
     exact = _exactly(body)
     assert exact is not None
     assert exact.inputs_NI[0, 2] == np.float32(1e30)

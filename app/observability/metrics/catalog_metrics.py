@@ -11,7 +11,7 @@ from concurrent.futures import TimeoutError as TakesTooLong
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import CatalogCounts, count_catalog
 from app.observability.metrics import definitions as d
-from app.observability.metrics.figures import Figures
+from app.observability.metrics.values import MetricValues
 
 _SHORTEST_SECONDS = 1.0
 _SHARE = 0.05
@@ -21,7 +21,7 @@ _PATIENCE_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
-class CatalogFigures:
+class CatalogMetrics:
     """Counts on a thread of its own, which a locked catalogue may hold up: who asks goes on without it then."""
 
     def __init__(
@@ -46,7 +46,7 @@ class CatalogFigures:
         except TakesTooLong:
             return None  # whoever asks next finds it done, or waits for it too
 
-    def note(self, figures: Figures) -> None:
+    def note(self, figures: MetricValues) -> None:
         """Put the catalogue's and its disk's figures among these; where it cannot be read, only that. For a thread."""
         census = self.census()
         figures.put(d.CATALOG_UP, census is not None)

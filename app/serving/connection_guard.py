@@ -15,8 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from adapters.errors import LoraplexError
 from app.http.errors import HeadTooLarge, InternalError, NotHttp
 from app.observability.records import LONGEST_PATH, OTHER
-from app.serving.joined_writes import JoinedWrites
-from app.serving.open_connections import OpenConnections, Phase
+from app.serving.connections import BufferedTransport, OpenConnections, Phase
 
 HEAD_SECONDS = 30.0
 """Longest time from the first bytes of a head to its end. After it, the connection is closed."""
@@ -39,7 +38,7 @@ _MOST_LENGTH_DIGITS = 20
 log = logging.getLogger(__name__)
 
 
-class GuardedHttp(HttpToolsProtocol):
+class GuardedHttpProtocol(HttpToolsProtocol):
     """One connection with limits on the requests that it reads.
 
     The subclass in `app.serving.uvicorn_protocol` implements the callbacks for the head, calls `check_head_bytes` and
@@ -70,7 +69,7 @@ class GuardedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, and close it if there are too many."""
-        super().connection_made(JoinedWrites(transport))  # type: ignore[arg-type]
+        super().connection_made(BufferedTransport(transport))  # type: ignore[arg-type]
         self.idle_since = self.loop.time()
         if not self._open_connections.add(self):
             self.transport.close()
@@ -267,7 +266,7 @@ class GuardedHttp(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._is_resuming = True
         kept = b"" if self.cycle.keep_alive else b"connection: close\r\n"
-        # PUT, because `app.serving.uvicorn_protocol` could pass a POST to `Direct`.
+        # PUT, because `app.serving.uvicorn_protocol` could pass a POST to `FastPath`.
         self.parser.feed_data(b"PUT / HTTP/1.1\r\n%b%b\r\n" % (kept, framing))
 
     def _check_trailers(self) -> None:

@@ -1,14 +1,39 @@
 """The door for those who count: each figure has a method, and takes what was gathered since the last call."""
 
+import os
+import resource
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from app.observability.metrics import definitions as d
-from app.observability.metrics.figures import Figures
-from app.observability.metrics.process import note_process
-from app.observability.metrics.process_files import Left, Slot, left_by_others
+from app.observability.metrics.definitions import CPU_SECONDS, OPEN_FDS, RESIDENT_MEMORY, START_TIME
+from app.observability.metrics.process_slot import ProcessMetrics, ProcessSlot, read_other_slots
+from app.observability.metrics.values import MetricValues
 from app.observability.records import OTHER
+
+_PROC = Path("/proc")
+_STARTED_AFTER_BOOT, _RESIDENT_PAGES = 19, 21
+"""Fields of /proc/self/stat (proc(5)), counted from the one after the command's name."""
+
+
+def note_process(figures: MetricValues, process: str) -> None:
+    """Put this process's memory, processor time, descriptors and start among its figures, as far as they can be had."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    figures.put(CPU_SECONDS, used.ru_utime + used.ru_stime, process)
+    with suppress(OSError, ValueError, IndexError):
+        fields = (_PROC / "self/stat").read_text().rpartition(")")[2].split()
+        figures.put(RESIDENT_MEMORY, int(fields[_RESIDENT_PAGES]) * resource.getpagesize(), process)
+        figures.put(OPEN_FDS, len(os.listdir(_PROC / "self/fd")), process)
+        started = int(fields[_STARTED_AFTER_BOOT]) / os.sysconf("SC_CLK_TCK")
+        figures.put(START_TIME, _booted() + started, process)
+
+
+def _booted() -> float:
+    lines = (_PROC / "stat").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith("btime ")))
+
 
 _SECONDS_BETWEEN_WRITES = 1.0
 _WRITES_BETWEEN_PROOFS = 5
@@ -24,11 +49,13 @@ class Metrics:
     little more than single numbers: whoever has many gathers them, and calls about once a second.
     """
 
-    def __init__(self, process: str = "worker-1", *, folder: Path | None = None, slot: Slot | None = None) -> None:
+    def __init__(
+        self, process: str = "worker-1", *, folder: Path | None = None, slot: ProcessSlot | None = None
+    ) -> None:
         self.process = process
         """The name that tells this process from the others, such as `worker-2`."""
         self._folder, self._slot = folder, slot
-        self._figures = Figures() if slot is None else slot.counted()
+        self._figures = MetricValues() if slot is None else slot.counted()
         self._routes: set[str] = set()
         self._gatherer: Callable[[], None] | None = None
         self._changed = False
@@ -48,7 +75,7 @@ class Metrics:
         With a folder, its place among the processes of its role (`worker-1` …) is the first that is free, and what was
         counted there before goes on. Without one, or where it cannot be written, they are this process's alone.
         """
-        slot = None if folder is None else Slot.take(folder, role)
+        slot = None if folder is None else ProcessSlot.take(folder, role)
         return cls(f"{role}-1" if slot is None else slot.name, folder=folder, slot=slot)
 
     def close(self) -> None:
@@ -136,13 +163,13 @@ class Metrics:
         if self._gatherer is not None:
             self._gatherer()
 
-    def everyone(self) -> list[Left]:
+    def everyone(self) -> list[ProcessMetrics]:
         """The figures of every process, this one's first. Reads files: for a thread."""
         # First to the disk: what one scrape has shown, none may fall behind, also when this process dies at once.
         self._write()
         own = None if self._slot is None else self._slot.name
-        others = () if self._folder is None else left_by_others(self._folder, own)
-        return [Left(self.process, self._figures, True), *others]
+        others = () if self._folder is None else read_other_slots(self._folder, own)
+        return [ProcessMetrics(self.process, self._figures, True), *others]
 
     def _start(self) -> None:
         # A counter that is not there yet looks, to a rule about its increase, like one that cannot be read.

@@ -14,23 +14,23 @@ Labels = tuple[str, ...]
 _Counts = NDArray[np.int64]
 
 
-class Tally(NamedTuple):
+class HistogramValue(NamedTuple):
     """A histogram's state: observations in each bucket, the last one without a bound, and their sum."""
 
     counts: _Counts
     total: float
 
-    def __add__(self, other: object) -> "Tally":
-        assert isinstance(other, Tally)
-        return Tally(self.counts + other.counts, self.total + other.total)
+    def __add__(self, other: object) -> "HistogramValue":
+        assert isinstance(other, HistogramValue)
+        return HistogramValue(self.counts + other.counts, self.total + other.total)
 
 
-class Figures:
+class MetricValues:
     """Safe to use from any thread."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, Labels], float] = {}
-        self._tallies: dict[tuple[str, Labels], Tally] = {}
+        self._tallies: dict[tuple[str, Labels], HistogramValue] = {}
         self._lock = threading.Lock()
 
     def add(self, metric: Definition, amount: float, *labels: str) -> bool:
@@ -51,7 +51,7 @@ class Figures:
         """Put all of these into a histogram."""
         values_N = np.asarray(values, dtype=np.float64)
         places_N = np.searchsorted(np.asarray(metric.bounds), values_N)
-        seen = Tally(np.bincount(places_N, minlength=len(metric.bounds) + 1), float(values_N.sum()))
+        seen = HistogramValue(np.bincount(places_N, minlength=len(metric.bounds) + 1), float(values_N.sum()))
         with self._lock:
             key = metric.name, labels
             before = self._tallies.get(key)
@@ -64,16 +64,16 @@ class Figures:
         for (name, labels), value in numbers:
             yield DEFINITIONS[name], labels, value
 
-    def tallies(self) -> Iterator[tuple[Definition, Labels, Tally]]:
+    def tallies(self) -> Iterator[tuple[Definition, Labels, HistogramValue]]:
         """Histograms."""
         with self._lock:
             tallies = list(self._tallies.items())
         for (name, labels), tally in tallies:
             yield DEFINITIONS[name], labels, tally
 
-    def only(self, wanted: Callable[[Definition], bool]) -> "Figures":
+    def only(self, wanted: Callable[[Definition], bool]) -> "MetricValues":
         """Those of the `wanted` metrics."""
-        some = Figures()
+        some = MetricValues()
         some._numbers = {(each.name, labels): value for each, labels, value in self.numbers() if wanted(each)}
         some._tallies = {(each.name, labels): tally for each, labels, tally in self.tallies() if wanted(each)}
         return some
@@ -88,7 +88,7 @@ class Figures:
         }
 
     @classmethod
-    def from_json(cls, stored: Any) -> "Figures":
+    def from_json(cls, stored: Any) -> "MetricValues":
         """Read what `to_json` gave; a metric that is not there any more, or has changed, is left out.
 
         Raises `ValueError`, `TypeError`, `KeyError` or `OverflowError` where it is nothing of ours.
@@ -103,13 +103,13 @@ class Figures:
             if metric is None or len(labels) != len(metric.labels) or len(counts) != len(metric.bounds) + 1:
                 continue
             counts_B = np.asarray(counts, np.int64).reshape(len(metric.bounds) + 1)
-            figures._tallies[name, tuple(map(str, labels))] = Tally(counts_B, float(total))
+            figures._tallies[name, tuple(map(str, labels))] = HistogramValue(counts_B, float(total))
         return figures
 
 
-def sum_of(parts: Iterable[Figures]) -> Figures:
+def sum_values(parts: Iterable[MetricValues]) -> MetricValues:
     """All of them together, metric by metric and label by label."""
-    whole = Figures()
+    whole = MetricValues()
     for part in parts:
         for metric, labels, value in part.numbers():
             whole.add(metric, value, *labels)

@@ -4,7 +4,6 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 `app.serving.labelling` is.
 """
 
-# N rows · O out_features · C classes of one adapter · T the largest of them
 import json
 
 import numpy as np
@@ -13,9 +12,11 @@ import orjson
 from adapters.arrays import Float32
 from adapters.catalog.versions import Version
 from adapters.lora.labels import most_probable
-from app.serving.labelling import blocks, check_size, classes_of
-from app.serving.oip.header import OUTPUT, Header
 from app.serving.oip.models import BASE_VERSION
+from app.serving.oip.request import _STORED, OUTPUT, Header
+from app.serving.response import blocks, check_size, classes_of
+
+# N rows · O out_features · C classes of one adapter · T the largest of them
 
 
 def write_classes(header: Header, model: str, version: Version | None, outputs_NO: Float32) -> tuple[bytes, int | None]:
@@ -63,3 +64,23 @@ def _serialised(elements: list[str], *, binary: bool) -> bytes:
         return orjson.dumps(elements)[1:-1]
     encoded = [element.encode() for element in elements]
     return b"".join([part for text in encoded for part in (len(text).to_bytes(4, "little"), text)])
+
+
+def write_answer(
+    header: Header, model: str, version: Version | None, outputs_NO: Float32, data: bytes | None
+) -> tuple[bytes, int | None]:
+    """The body of an answer, and how many bytes of it are JSON where the rest is the tensor.
+
+    `data` are the numbers as JSON, None where the client wants the tensor.
+    """
+    rows, columns = outputs_NO.shape
+    about = "" if header.id is None else f'"id":{json.dumps(header.id)},'
+    begin = (
+        f'{{"model_name":"{model}","model_version":"{BASE_VERSION if version is None else version.version}",{about}'
+        f'"outputs":[{{"name":"{OUTPUT}","datatype":"FP32","shape":[{rows},{columns}],'
+    )
+    if data is not None:
+        return b'%b"data":%b}]}' % (begin.encode(), data), None
+    tensor = outputs_NO.astype(_STORED["FP32"], copy=False).tobytes()
+    text = f'{begin}"parameters":{{"binary_data_size":{len(tensor)}}}}}]}}'.encode()
+    return text + tensor, len(text)

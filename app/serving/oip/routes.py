@@ -4,44 +4,59 @@ import asyncio
 import re
 from collections.abc import Mapping
 from functools import partial
+from importlib.metadata import version as version_of
 
+from fastapi import Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.arrays import Float32
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
+from app.http.bodies import parse_object, read_as, read_bytes
+from app.http.dependencies import ServiceOf
 from app.http.errors import BodyTooLarge, RouteNotFound, UnsupportedMediaType, protocol_error
+from app.http.routes.status import readyz
 from app.service import Service
 from app.serving.asgi import (
+    MOST_QUICK_BYTES,
+    AsgiResponse,
     Headers,
-    Small,
     answer,
     check_feature_space,
     disconnected,
+    most_json_bytes,
     read_body,
     remember,
     server_timing,
     timeout_seconds,
 )
-from app.serving.oip.classes import write_classes
-from app.serving.oip.fast_json import read_json_quickly
-from app.serving.oip.header import HEADER_LENGTH, WHAT, Header
-from app.serving.oip.models import reference_of
-from app.serving.oip.tensors import check_named, json_part, read_exactly, read_request, write_answer
-from app.serving.queue_entry import Outcome
-from app.serving.request import Question
-from app.serving.response import MOST_QUICK_BYTES, most_json_bytes, write_many_numbers, write_numbers
+from app.serving.oip import models as models
+from app.serving.oip.models import Configuration, IndexEntry, Metadata, State, reference_of
+from app.serving.oip.request import (
+    HEADER_LENGTH,
+    WHAT,
+    Header,
+    check_named,
+    json_part,
+    read_exactly,
+    read_infer_fast,
+    read_request,
+)
+from app.serving.oip.response import write_answer, write_classes
+from app.serving.queue_entry import InferenceResult
+from app.serving.request import InferenceRequest
+from app.serving.response import write_many_numbers
 
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 """The paths that this answers; what else there is under `/v2` is FastAPI's."""
-PLAIN_URL = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,128})(?:/versions/([0-9]{1,20}))?/infer")
-"""Of these, the ones with nothing in them to decode or to refuse."""
 ROUTE, VERSION_ROUTE = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 _HINT = ": send fewer rows in each request, or the numbers as binary data"
 _MOST_DIGITS = 12
 _JSON_INLINE = 2**14
 _BINARY_INLINE = 2**18
-_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
+HEADER_LENGTH_NAME = HEADER_LENGTH.lower().encode()
 _JSON, _BINARY = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
 
 
@@ -60,7 +75,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
         check_named(header, model)
         waits = [seconds for seconds in (timeout, header.timeout_seconds) if seconds is not None]
         outcome = await service.batcher.ask(
-            Question(inputs_NI, [reference]),
+            InferenceRequest(inputs_NI, [reference]),
             timeout_seconds=min(waits, default=None),
             gone=partial(disconnected, receive),
             entered=remember(scope),
@@ -71,39 +86,15 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
     except LoraplexError as error:
         await protocol_error(error)(scope, receive, send)
         return
-    await answer(send, content, _headers(outcome, text_length))
-
-
-def read_small(service: Service, url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
-    """A small infer request, where it has the form that most have."""
-    named = PLAIN_URL.fullmatch(url)
-    if named is None:
-        return None
-    model, version = named[1].decode(), None if named[2] is None else named[2].decode()
-    try:
-        reference = reference_of(model, version)
-        read = _read_small(service, headers.get(_HEADER_LENGTH), body)
-        if read is None or not read[0].plain:
-            return None
-        header, inputs_NI = read
-        check_named(header, model)
-    except LoraplexError:
-        return None
-
-    def written(outcome: Outcome) -> tuple[bytes, Headers]:
-        data = None if header.binary_output else write_numbers(outcome.outputs_NO.reshape(-1))
-        content, text_length = write_answer(header, model, outcome.versions[0], outcome.outputs_NO, data)
-        return content, _headers(outcome, text_length)
-
-    return Small(Question(inputs_NI, [reference]), written, ROUTE if version is None else VERSION_ROUTE)
+    await answer(send, content, response_headers(outcome, text_length))
 
 
 async def _read(service: Service, body: bytes, header_length: int | None) -> tuple[Header, Float32]:
     columns, max_rows = service.base.in_features, service.settings.max_rows
-    if _is_quick(body, header_length):
+    if is_quick(body, header_length):
         return read_request(body, header_length, columns, max_rows)
     if header_length is None and len(body) <= MOST_QUICK_BYTES:
-        read = await asyncio.to_thread(read_json_quickly, body, columns, max_rows)
+        read = await asyncio.to_thread(read_infer_fast, body, columns, max_rows)
         if read is not None:
             return read
     text = json_part(body, header_length)
@@ -112,21 +103,13 @@ async def _read(service: Service, body: bytes, header_length: int | None) -> tup
     return await asyncio.to_thread(read_exactly, body, header_length, columns, max_rows, value)
 
 
-def _read_small(service: Service, length: bytes | None, body: bytes) -> tuple[Header, Float32] | None:
-    columns, max_rows = service.base.in_features, service.settings.max_rows
-    if length is None:
-        return read_json_quickly(body, columns, max_rows, parser=service.parser)
-    header_length = _whole_number(length)
-    return read_request(body, header_length, columns, max_rows) if _is_quick(body, header_length) else None
-
-
-def _is_quick(body: bytes, header_length: int | None) -> bool:
+def is_quick(body: bytes, header_length: int | None) -> bool:
     # The exact reading of JSON takes half a millisecond for 16 KiB.
     text_bytes = len(body) if header_length is None else header_length
     return len(body) <= _BINARY_INLINE and text_bytes <= _JSON_INLINE
 
 
-async def _write(header: Header, model: str, outcome: Outcome) -> tuple[bytes, int | None]:
+async def _write(header: Header, model: str, outcome: InferenceResult) -> tuple[bytes, int | None]:
     version, outputs_NO = outcome.versions[0], outcome.outputs_NO
     if header.classes is not None:
         return await asyncio.to_thread(write_classes, header, model, version, outputs_NO)
@@ -134,10 +117,10 @@ async def _write(header: Header, model: str, outcome: Outcome) -> tuple[bytes, i
     return write_answer(header, model, version, outputs_NO, data)
 
 
-def _headers(outcome: Outcome, text_length: int | None) -> Headers:
+def response_headers(outcome: InferenceResult, text_length: int | None) -> Headers:
     if text_length is None:
         return _JSON, server_timing(outcome)
-    return _BINARY, (_HEADER_LENGTH, b"%d" % text_length), server_timing(outcome)
+    return _BINARY, (HEADER_LENGTH_NAME, b"%d" % text_length), server_timing(outcome)
 
 
 def _model(path: str) -> tuple[str, str | None]:
@@ -152,10 +135,10 @@ def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     """How many bytes of the body are JSON, where that is said."""
     found = None
     for name, value in headers:
-        if name == _HEADER_LENGTH:
+        if name == HEADER_LENGTH_NAME:
             if found is not None:
                 raise InvalidCombination(f"{HEADER_LENGTH} is there twice", field=HEADER_LENGTH, expected="one of it")
-            found = _whole_number(value)
+            found = whole_number(value)
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             encoding = value.decode("latin-1")
             raise UnsupportedMediaType(
@@ -167,7 +150,7 @@ def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     return found
 
 
-def _whole_number(value: bytes) -> int:
+def whole_number(value: bytes) -> int:
     if not value.isdigit() or len(value) > _MOST_DIGITS:
         given = value.decode("latin-1")
         raise WrongType(
@@ -192,3 +175,101 @@ async def _body(service: Service, headers: Mapping[bytes, bytes], receive: Recei
             )
         limit = service.settings.max_body_bytes
     return await read_body(headers, receive, max_bytes=limit, hint=_HINT)
+
+
+_PAGE = 1000
+
+
+class ServerMetadata(BaseModel):
+    """This service."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class ModelReady(BaseModel):
+    """Whether a model answers."""
+
+    name: str
+    ready: bool
+
+
+class IndexRequest(BaseModel):
+    """Which models to list."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ready: bool = Field(False, description="Only those that answer.")
+
+
+async def show_server() -> ServerMetadata:
+    """The service and the extensions of the protocol that it has."""
+    return ServerMetadata(name="loraplex", version=version_of("loraplex-server"), extensions=models.EXTENSIONS)
+
+
+async def live() -> dict[str, bool]:
+    """As `/healthz`."""
+    return {"live": True}
+
+
+async def ready(service: ServiceOf) -> dict[str, bool]:
+    """As `/readyz`."""
+    await readyz(service)
+    return {"ready": True}
+
+
+def show_model(name: str, service: ServiceOf, version: str | None = None) -> Metadata:
+    """What a model takes and gives, and its versions."""
+    _require(service, name, version)
+    versions = [models.BASE_VERSION] if name == models.BASE_MODEL else service.catalog.version_numbers(name)
+    return models.metadata(name, versions, service.base)
+
+
+def show_configuration(name: str, service: ServiceOf, version: str | None = None) -> Configuration:
+    """A model's configuration, in the form of Triton's."""
+    _require(service, name, version)
+    return models.configuration(name, service.base, max_rows=service.settings.max_rows)
+
+
+def model_ready(name: str, service: ServiceOf, version: str | None = None) -> ModelReady:
+    """Whether a model answers; one that does not, because it is not there or was made for another base, is a 4xx."""
+    _require(service, name, version)
+    return ModelReady(name=name, ready=True)
+
+
+async def post_infer(name: str, service: ServiceOf, version: str | None = None) -> Response:  # noqa: ARG001
+    """The rows are the tensor `inputs`, as JSON, or as bytes after the JSON (the binary tensor data extension).
+
+    `Inference-Header-Content-Length` says how many bytes the JSON has. With `classification` in the parameters of
+    `outputs` the answer is Triton's classes.
+    """
+    return AsgiResponse(infer, service)
+
+
+def list_models(service: ServiceOf) -> list[IndexEntry]:
+    """The models, each with the version that its bare name means."""
+    return _index(service, only_ready=False)
+
+
+async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEntry]:
+    """The models, or only those that are ready; the body may be left out."""
+    body = await read_bytes(request)
+    asked = read_as(IndexRequest, parse_object(body) if body.strip() else {})
+    return await run_in_threadpool(_index, service, only_ready=asked.ready)
+
+
+def _require(service: Service, name: str, version: str | None) -> None:
+    """Raises what a request to infer with this model would be answered with."""
+    reference = models.reference_of(name, version)
+    if reference is not None:
+        service.catalog.find(reference).check_servable(service.base, service.settings.feature_space)
+
+
+def _index(service: Service, *, only_ready: bool) -> list[IndexEntry]:
+    entries = [models.base_entry()]
+    after = ""
+    while page := service.catalog.adapters(after=after, limit=_PAGE):
+        entries += [models.index_entry(adapter, service.base, service.settings.feature_space) for adapter in page]
+        after = page[-1].name
+    return [entry for entry in entries if not only_ready or entry.state is State.READY]
