@@ -75,7 +75,7 @@ class Job:
     data_file: str | None
     """The blob with the data that are its own; None once the job has ended."""
     progress: Mapping[str, Any] | None
-    history: Sequence[Sequence[float]]
+    history: Sequence[tuple[int, float | None]]
     metrics: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
@@ -130,7 +130,7 @@ def job_from_row(row: sa.Row[Any]) -> Job:
     values.pop("tenant")
     values["training"] = TrainingJob.from_json(values.pop("spec"))
     values["status"] = JobStatus(values["status"])
-    values.setdefault("history", [])
+    values["history"] = [(step, loss) for step, loss in values.get("history", ())]
     return Job(**values | {"log": _lines(values.get("log"))})
 
 
