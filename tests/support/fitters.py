@@ -1,13 +1,13 @@
 """Fitters whose process is kept for the next test, because the import of torch in it takes over a second."""
 
 import atexit
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from adapters.training.execution.fit_client import Fitter, FitterDied, Frame
+from adapters.storage.blobs import FolderBlobs
+from adapters.training.execution.fit_client import FitRequest, Fitter, FitterDied, Frame
 from app.bootstrap import open_fitter
 from app.settings import Settings
 
@@ -37,11 +37,11 @@ class _ReusedFitter(Fitter):
             raise
         return self._is_idle
 
-    def begin(self, request: Mapping[str, Any]) -> None:
+    def begin(self, request: FitRequest, blobs: FolderBlobs) -> None:
         while not self.is_ready(1.0):
             pass
         self._is_idle = False
-        self._fitter.begin(request)
+        self._fitter.begin(request, blobs)
 
     def next_frame(self, seconds: float) -> Frame | None:
         frame = self._fitter.next_frame(seconds)

@@ -4,14 +4,17 @@ import os
 import queue
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from adapters.catalog.catalog import Catalog
 from adapters.lora.base_layer import load_base_layer
-from adapters.training.execution.fit_client import Fitter, Frame, _read_frames
+from adapters.training.execution.fit_client import FitRequest, Fitter, Frame, _read_frames
+from tests.support.catalog_factories import training_job, write_orphan
 from tests.support.service import eventually
 
 
@@ -20,13 +23,17 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
     save_file({"weight": torch.zeros(2, 10)}, file)
     of_the_trainer = load_base_layer(str(file))
     save_file({"weight": torch.ones(2, 10)}, file)
+    catalog = Catalog(tmp_path, now=time.time)
     # A process that fits starts late, after a cancel for one, and reads the file anew.
     fitter = Fitter({"source": str(file)}, threads=1, memory_bytes=2**31)
     try:
-        fitter.begin({"base": of_the_trainer.fingerprint, "data_path": "", "spec": {}, "feature_space": None})
+        data = catalog.blobs.local(write_orphan(catalog, b"rows")).name
+        request = FitRequest(job=training_job(), base=of_the_trainer.fingerprint, feature_space=None, data=data)
+        fitter.begin(request, catalog.blobs)
         frame = eventually(lambda: fitter.next_frame(0.1), what="a frame")
     finally:
         fitter.kill()
+        catalog.database.close()
     assert (frame["frame"], frame["error"]["code"]) == ("error", "base_changed")
 
 
