@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from adapters.errors import InvalidCombination, shown
+from adapters.errors import InvalidCombination, shorten
 from app.service import Service
 
 
@@ -30,5 +30,5 @@ async def check_query_fields(request: Request) -> None:
     for field in query if request.scope["route"].dependant.query_params else ():
         if len(values := query.getlist(field)) > 1:
             raise InvalidCombination(
-                f"{shown(field)} is in the query {len(values)} times", field=field, given=values, expected="it once"
+                f"{shorten(field)} is in the query {len(values)} times", field=field, given=values, expected="it once"
             )

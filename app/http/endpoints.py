@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import TypeAdapter
 from starlette.routing import compile_path
 
-from adapters.datasets.readers.formats import CONTENT_TYPES
+from adapters.datasets.ingest import CONTENT_TYPES
 from adapters.names import LIVE
 from app.http.bodies import BINARY, JSON, LEAST_LIMIT_BYTES
 from app.http.dependencies import check_feature_space, check_query_fields

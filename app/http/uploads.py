@@ -13,13 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from adapters.arrays import matrix, vector
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import CONTENT_TYPES
+from adapters.datasets.ingest import CONTENT_TYPES, Ingestion, upload_file
 from adapters.datasets.store import DatasetVersion
 from adapters.errors import InvalidUpload, UnknownField, WrongShape
 from adapters.lora.adapter import Adapter, check_alpha, check_factors
 from adapters.lora.base_layer import BaseLayer
-from adapters.lora.labels import LONGEST_LABEL, check_labels
+from adapters.lora.labels import MAX_LABEL_CHARACTERS, check_labels
 from adapters.peft.archive import unpack
 from adapters.peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft.weights import TENSOR_FILE, read_peft
@@ -31,7 +30,7 @@ from app.serving.request import count_lists
 MULTIPART, ZIP = "multipart/form-data", "application/zip"
 _FILES = (TENSOR_FILE, CONFIG_FILE)
 _IGNORED = "README.md"
-_LABEL_BYTES = 16 * LONGEST_LABEL
+_LABEL_BYTES = 16 * MAX_LABEL_CHARACTERS
 """Most bytes of a label in JSON: a character outside the basic plane is written in twelve."""
 _COUNTED_BYTES = 2**19
 """Smaller bodies are read at once, and need not be counted."""
@@ -73,7 +72,7 @@ def _check_lists(body: bytearray, base: BaseLayer, max_rank: int) -> None:
     if len(body) <= _COUNTED_BYTES:
         return
     rows = 2 * (base.in_features + base.out_features + max_rank)
-    most = rows + base.out_features * LONGEST_LABEL + LONGEST_LABEL
+    most = rows + base.out_features * MAX_LABEL_CHARACTERS + MAX_LABEL_CHARACTERS
     lists = count_lists(body)
     if lists > most:
         raise WrongShape(
@@ -181,9 +180,9 @@ async def receive_dataset(
     Raises `UnsupportedMediaType`, what the reading raises, and `ClientDisconnect`, which leaves nothing behind.
     """
     kind = content_type(request.headers.get("content-type", ""), *CONTENT_TYPES)
-    with raw_file(service.settings.data_dir / "tmp") as raw:
+    with upload_file(service.settings.data_dir / "tmp") as raw:
         await _receive(request, raw)
-        reading = Reading(
+        reading = Ingestion(
             raw,
             CONTENT_TYPES[kind],
             memory_bytes=service.settings.trainer_memory_bytes,
@@ -205,7 +204,7 @@ async def receive_dataset(
 
 async def _add(
     name: str,
-    reading: Reading,
+    reading: Ingestion,
     kind: str,
     service: Service,
     precondition: Callable[[bool, str | None], None] | None,

@@ -8,8 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from adapters.child_process import command
-from adapters.stopped_process import StoppedClock
+from adapters.child_process import StoppedClock, command
 from app.observability.metrics.process_slot import METRICS, clean_slots
 from app.processes.signals import EXIT_CONFIG, FIRST, stop_on_signals
 from app.settings import Settings, SettingsError, as_environment, make_data_dir

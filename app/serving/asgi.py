@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.errors import LoraplexError, OutOfRange, WrongType
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import LONGEST_REFERENCE
+from adapters.names import MAX_REFERENCE_CHARACTERS
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type
 from app.http.dependencies import ServiceOf
 from app.http.errors import problem, too_large
@@ -195,5 +195,5 @@ def most_json_bytes(service: Service) -> int:
     """Return how long the JSON of a predict or infer request may be: what its shapes can need, or the setting."""
     settings = service.settings
     numbers = settings.max_rows * service.base.in_features
-    needed = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + settings.max_rows * LONGEST_REFERENCE
+    needed = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + settings.max_rows * MAX_REFERENCE_CHARACTERS
     return min(settings.max_predict_json_bytes, needed)

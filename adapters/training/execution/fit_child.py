@@ -34,7 +34,7 @@ from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient.epochs import Epochs
 from adapters.training.gradient.stack import History
-from adapters.training.gradient.training_loop import Kept
+from adapters.training.gradient.training_loop import CheckpointOptions
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -132,7 +132,7 @@ class _Fit:
                 self._send_outcomes(outcomes)
             _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
         else:
-            kept = Kept(Path(request.checkpoint), request.checkpoint_seconds, self._resumed)
+            kept = CheckpointOptions(Path(request.checkpoint), request.checkpoint_seconds, self._resumed)
             watcher = Watcher(self._report, self._note, kept, self._epochs)
             present = None if request.live is None else self._read_adapter(request.live)
             result = fit(base, data, spec, feature_space=feature_space, labels=labels, present=present, watcher=watcher)

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.child_process import command
+from adapters.child_process import StoppedClock, command
 from adapters.jobs.training_job import TrainingJob
-from adapters.stopped_process import StoppedClock
 from adapters.storage.blobs import FolderBlobs
 
 Frame = dict[str, Any]

@@ -23,7 +23,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.execution.fit_client import Fitter, FitterDied, Frame
 from adapters.training.execution.publisher import Publisher
 from adapters.training.execution.telemetry import Ending, Listener, Recorder
-from adapters.training.gradient.checkpoint import Checkpoints
+from adapters.training.gradient.checkpoint import CheckpointFolder
 from adapters.training.gradient.training_loop import SECONDS_BETWEEN_CHECKPOINTS
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
@@ -57,7 +57,7 @@ class Trainer:
         self._base = base
         self._fitter = fitter
         self._stop = stop
-        self._checkpoints = Checkpoints(checkpoints)
+        self._checkpoints = CheckpointFolder(checkpoints)
         self._lease_seconds = lease_seconds
         # Progress is written at most once a second; a lease shorter than three seconds wants more.
         self._heartbeat_seconds = min(1.0, lease_seconds / 3)

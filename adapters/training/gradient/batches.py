@@ -1,35 +1,177 @@
-"""The rows of each step of adapters that are trained together."""
+"""In which shapes adapters are trained: in a few only, so that those of a fleet share them, each as if it were alone.
 
+Linear algebra adds up in an order that depends on a matrix's shape and on where it begins in memory, and gradient
+descent lets the last bit grow: where a gradient is all rounding, AdamW divides it by its own size. So the rows of each
+adapter are a matrix of their own, which begins on a cache line, and whose length depends on their number alone.
+"""
+
+# G adapters · N rows of the data · K rows of one adapter, filled up · T rows of all of them, filled up
+# I in_features · O out_features
 # G adapters of a stack · L lanes · S steps of an epoch · K rows of a batch · T rows of all adapters, filled up
 # N rows · I in_features · O out_features · W numbers of a row with all that belongs to it
+import itertools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
-from adapters.training.gradient.layout import Batch, frozen, is_laid, laid_numbers, laid_rows, lay
-from adapters.training.gradient.losses import documents_of
-from adapters.training.sampling import Draws
+from adapters.training.gradient.losses import document_ids
+from adapters.training.gradient.sampling import Sampler
 from adapters.training.settings import Loss, TrainingSpec
 
-_FROZEN_AT_ONCE = 2**26
-"""Numbers of the base's answers that are kept for all steps; past it they are computed batch by batch."""
-_ROWS_AT_ONCE = 8192
+LINE = 16
+"""float32 numbers in a cache line of 64 bytes."""
+VECTOR = 8
+"""float32 numbers in 32 bytes. A product that begins on these came out the same wherever that was, on x86."""
+_MIN_ROWS = 4
+"""A product with a single row or column goes another way, which depends on how many there are in a stack."""
+_MAX_BATCH_ROWS = 4096
+_MAX_NUMBERS = 2**22
+"""An adapter with more than this is trained from where its rows are: they would not be laid out in little memory."""
 
-Rows = tuple[Draws, Tensor]
+
+class Batch(NamedTuple):
+    """What one step sees: for each adapter its rows."""
+
+    x_GKI: Tensor
+    frozen_GOK: Tensor
+    """The base layer's answers."""
+    targets: Tensor
+    """(G, O, K) float32, or (G, K) int64."""
+    weights_GK: Tensor | None
+    """0 for what only fills up; None where every row counts 1."""
+    documents_GK: Tensor | None
+    """For `multiple_negatives`: equal targets have equal numbers, what only fills up has -1."""
+
+    def of(self, places: Sequence[int]) -> "Batch":
+        """These adapters' part."""
+        places_G = torch.tensor(places, dtype=torch.int64, device=self.x_GKI.device)
+        return Batch(*(None if part is None else part.index_select(0, places_G) for part in self))  # type: ignore[arg-type]
+
+
+class PackedRows(NamedTuple):
+    """Rows of adapters under one another, those of each filled up with its first one."""
+
+    x_TI: Tensor
+    base_outputs: Sequence[Tensor]
+    """(g, O, K) each: the base layer's answers for as many adapters as have one number of rows."""
+    targets_T: Tensor
+    weights_T: Tensor | None
+    documents_T: Tensor | None
+
+    def answers(self) -> Tensor:
+        """(T, O): the base layer's, row by row."""
+        return torch.cat([frozen_gOK.transpose(1, 2).flatten(0, 1) for frozen_gOK in self.base_outputs])
+
+    def batch(self, rows: int) -> Batch:
+        """All of them, where each adapter has so many."""
+        (frozen_GOK,) = self.base_outputs
+        targets = self.targets_T.unflatten(0, (-1, rows))
+        return Batch(
+            self.x_TI.unflatten(0, (-1, rows)),
+            frozen_GOK,
+            targets.transpose(1, 2).contiguous() if targets.dim() == 3 else targets,
+            None if self.weights_T is None else self.weights_T.unflatten(0, (-1, rows)),
+            None if self.documents_T is None else self.documents_T.unflatten(0, (-1, rows)),
+        )
+
+
+def padded_rows(rows: int, *widths: int) -> int:
+    """How many rows so many are filled up to: at most a sixteenth more, once they are many.
+
+    A matrix of that many rows with one of these widths is whole cache lines.
+    """
+    least = max(_MIN_ROWS, LINE // math.gcd(LINE, *widths))
+    return _round_up(rows, max(least, 1 << max(0, (rows - 1).bit_length() - 5)))
+
+
+def padded_width(numbers: int) -> int:
+    """The same for numbers in a row."""
+    return _round_up(numbers, LINE)
+
+
+def is_packed(rows: int, batch: int, base: BaseLayer) -> bool:
+    """Whether an adapter with so many rows, and so many in a batch, is trained in such a shape."""
+    return batch <= _MAX_BATCH_ROWS and rows * (base.in_features + 2 * base.out_features) <= _MAX_NUMBERS
+
+
+def pack_rows(
+    base: BaseLayer,
+    data: TrainingData,
+    rows: Sequence[Tensor],
+    lengths: Sequence[int],
+    documents_N: Tensor | None = None,
+) -> PackedRows:
+    """The rows of each adapter, by their numbers in `data`, filled up to its length."""
+    rows_T, there_T = (part.to(base.device) for part in pad_rows(rows, torch.tensor(lengths)))
+    x_TI = data.inputs_NI.index_select(0, rows_T)
+    weights_T = None if data.weights_N is None else data.weights_N[rows_T]
+    documents_T = None if documents_N is None else documents_N[rows_T]
+    if not bool(there_T.all()):
+        weights_T = there_T.float() if weights_T is None else weights_T * there_T
+        documents_T = None if documents_T is None else documents_T.masked_fill(~there_T, -1)
+    answers, begin = [], 0
+    for K, some in itertools.groupby(lengths):
+        end = begin + K * len(list(some))
+        answers.append(stack_base_outputs(base, x_TI[begin:end].unflatten(0, (-1, K))))
+        begin = end
+    return PackedRows(x_TI, answers, data.targets.index_select(0, rows_T), weights_T, documents_T)
+
+
+def pad_rows(rows: Sequence[Tensor], lengths_G: Tensor) -> tuple[Tensor, Tensor]:
+    """(T,) int64: the rows of each adapter, filled up to its length with its first one; (T,) bool: which are there."""
+    counts_G = torch.tensor([len(rows_K) for rows_K in rows])
+    place_T = torch.arange(int(lengths_G.sum())) - _starts(lengths_G).repeat_interleave(lengths_G)
+    there_T = place_T < counts_G.repeat_interleave(lengths_G)
+    begin_T = _starts(counts_G).repeat_interleave(lengths_G)
+    return torch.cat(list(rows))[begin_T + place_T * there_T], there_T
+
+
+def _starts(lengths_G: Tensor) -> Tensor:
+    return lengths_G.cumsum(0) - lengths_G
+
+
+def base_outputs(base: BaseLayer, x_NI: Tensor) -> Tensor:
+    """(N, O) float32: the base layer's answers."""
+    bias_O = None if base.bias_O is None else base.bias_O.float()
+    return functional.linear(x_NI, base.weight_OI.float(), bias_O)
+
+
+def stack_base_outputs(base: BaseLayer, x_GKI: Tensor) -> Tensor:
+    """(G, O, K) in the dtype of `x_GKI`: the same, each adapter's columns a product of their own."""
+    weight_OI = base.weight_OI.to(x_GKI.dtype)
+    weight_GOI, x_GIK = weight_OI.expand(len(x_GKI), *weight_OI.shape), x_GKI.transpose(1, 2)
+    if base.bias_O is None:
+        return torch.bmm(weight_GOI, x_GIK)
+    bias_O1 = base.bias_O.to(x_GKI.dtype).unsqueeze(1)
+    return torch.baddbmm(bias_O1.expand(len(x_GKI), len(bias_O1), x_GKI.shape[1]), weight_GOI, x_GIK)
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+_MAX_CACHED_OUTPUTS = 2**26
+"""Numbers of the base's answers that are kept for all steps; past it they are computed batch by batch."""
+_CHUNK_ROWS = 8192
+
+SampledRows = tuple[Sampler, Tensor]
 """What is drawn for an adapter, and (N,) int64: its rows of the data."""
 
 
 def open_batches(
-    base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Rows]
-) -> "LaidBatches | LooseBatches":
+    base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[SampledRows]
+) -> "PackedBatches | StreamedBatches":
     """Batches that go with a stack from step to step. An adapter that has too many rows to be laid out is alone."""
-    if all(is_laid(len(draws.training_K), draws.batch, base) for draws in dict(tasks)):
-        return LaidBatches(base, data, spec, tasks)
+    if all(is_packed(len(draws.training_K), draws.batch, base) for draws in dict(tasks)):
+        return PackedBatches(base, data, spec, tasks)
     (task,) = tasks
-    return LooseBatches(base, data, spec, task)
+    return StreamedBatches(base, data, spec, task)
 
 
 def batch_shape(base: BaseLayer, spec: TrainingSpec, rows: int) -> tuple[int, bool] | None:
@@ -38,24 +180,24 @@ def batch_shape(base: BaseLayer, spec: TrainingSpec, rows: int) -> tuple[int, bo
     How many rows a batch is filled up to, and whether it has all of them.
     """
     batch = spec.batch(rows)
-    if not is_laid(rows, batch, base):
+    if not is_packed(rows, batch, base):
         return None
-    return laid_rows(batch, base.in_features, base.out_features, spec.rank), batch == rows
+    return padded_rows(batch, base.in_features, base.out_features, spec.rank), batch == rows
 
 
-class LaidBatches:
+class PackedBatches:
     """Of adapters whose rows are laid out; a batch is filled up to one number of rows for all of them."""
 
-    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Rows]) -> None:
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[SampledRows]) -> None:
         widths = (base.in_features, base.out_features, spec.rank)
         self._tasks, self._device = [draws for draws, _ in tasks], base.device
         drawn = dict.fromkeys(self._tasks)
-        self._rows = max(laid_rows(draws.batch, *widths) for draws in drawn)
-        documents_N = documents_of(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+        self._rows = max(padded_rows(draws.batch, *widths) for draws in drawn)
+        documents_N = document_ids(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
         self._all = all(draws.is_full_batch for draws in drawn)
         # One more than there are where batches are taken out: what fills up the short ones.
-        lengths = [self._rows if self._all else laid_rows(len(rows_N) + 1, *widths) for _, rows_N in tasks]
-        laid = lay(base, data, [rows_N for _, rows_N in tasks], lengths, documents_N)
+        lengths = [self._rows if self._all else padded_rows(len(rows_N) + 1, *widths) for _, rows_N in tasks]
+        laid = pack_rows(base, data, [rows_N for _, rows_N in tasks], lengths, documents_N)
         self._batch: Batch | None = None
         self._whole = laid.batch(self._rows) if self._all else None
         self._live: Sequence[int] | None = None
@@ -67,12 +209,12 @@ class LaidBatches:
         parts = [laid.x_TI, laid.answers()] + ([laid.targets_T] if self._classes_T is None else [])
         self._widths = [part.shape[1] for part in parts]
         width = sum(self._widths) + 1
-        blank_TW = laid.x_TI.new_zeros(len(laid.x_TI), laid_numbers(width) - width)
+        blank_TW = laid.x_TI.new_zeros(len(laid.x_TI), padded_width(width) - width)
         assert laid.weights_T is not None
         self._table_TW = torch.cat([*parts, blank_TW, laid.weights_T.unsqueeze(1)], dim=1)
         begins = torch.tensor([0, *lengths[:-1]]).cumsum(0)
         self._begins_G1 = begins.unsqueeze(1)
-        self._lanes = {draws: _Lane(draws, self._rows) for draws in drawn}
+        self._lanes = {draws: _BatchOrder(draws, self._rows) for draws in drawn}
 
     def forget(self) -> None:
         """Other tasks are live from now on."""
@@ -108,10 +250,10 @@ class LaidBatches:
         )
 
 
-class _Lane:
+class _BatchOrder:
     """Adapters for which the same is drawn: which of its rows a batch has, filled up with the one past the last."""
 
-    def __init__(self, draws: Draws, rows: int) -> None:
+    def __init__(self, draws: Sampler, rows: int) -> None:
         self._draws, self._rows = draws, rows
         self._order_SK: Tensor | None = None
 
@@ -139,31 +281,31 @@ class _Lane:
         return draws.batch < self._rows or last * draws.batch > len(draws.order_K)
 
 
-def _frozen_part_by_part(base: BaseLayer, inputs_NI: Tensor) -> Tensor:
+def _base_outputs_in_chunks(base: BaseLayer, inputs_NI: Tensor) -> Tensor:
     """(N, O) float32: the base layer's answers to rows that lie on the disk, by way of one copy.
 
     A copy, as they may not begin where the processor likes numbers to begin. One, as answers would come to lie between
     many: what is freed could not be used again, and memory would grow by all of them.
     """
     frozen_NO = inputs_NI.new_empty(len(inputs_NI), base.out_features)
-    copy_KI = inputs_NI.new_empty(min(_ROWS_AT_ONCE, len(inputs_NI)), inputs_NI.shape[1])
-    for begin in range(0, len(inputs_NI), _ROWS_AT_ONCE):
-        part_KI = inputs_NI[begin : begin + _ROWS_AT_ONCE]
+    copy_KI = inputs_NI.new_empty(min(_CHUNK_ROWS, len(inputs_NI)), inputs_NI.shape[1])
+    for begin in range(0, len(inputs_NI), _CHUNK_ROWS):
+        part_KI = inputs_NI[begin : begin + _CHUNK_ROWS]
         mine_KI = copy_KI[: len(part_KI)].copy_(part_KI)
-        frozen_NO[begin : begin + len(part_KI)] = frozen(base, mine_KI)
+        frozen_NO[begin : begin + len(part_KI)] = base_outputs(base, mine_KI)
     return frozen_NO
 
 
-class LooseBatches:
+class StreamedBatches:
     """Of one adapter with many rows, which are read where they are."""
 
-    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, task: Rows) -> None:
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, task: SampledRows) -> None:
         self._base, self._data = base, data
         self._draws, self._rows_N = task
-        self._documents_N = documents_of(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+        self._documents_N = document_ids(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
         self._frozen_NO: Tensor | None = None
-        if data.rows * base.out_features <= _FROZEN_AT_ONCE:
-            self._frozen_NO = _frozen_part_by_part(base, data.inputs_NI)
+        if data.rows * base.out_features <= _MAX_CACHED_OUTPUTS:
+            self._frozen_NO = _base_outputs_in_chunks(base, data.inputs_NI)
         self._batch: Batch | None = None
 
     def forget(self) -> None:
@@ -187,7 +329,7 @@ class LooseBatches:
             return (flat if whole else flat.index_select(0, rows_K)).unsqueeze(0)
 
         x_1KI, targets = take(data.inputs_NI), take(data.targets)
-        frozen_1KO = frozen(self._base, x_1KI) if self._frozen_NO is None else take(self._frozen_NO)
+        frozen_1KO = base_outputs(self._base, x_1KI) if self._frozen_NO is None else take(self._frozen_NO)
         return Batch(
             x_1KI,
             frozen_1KO.transpose(1, 2).contiguous(),

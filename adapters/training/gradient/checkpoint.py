@@ -26,7 +26,7 @@ class _File(NamedTuple):
     path: Path
 
 
-class Checkpoints:
+class CheckpointFolder:
     """The folder of them: a file for each claim of a job, `{job}.{fence}.safetensors`.
 
     A trainer that lost its claim while it stood still may have a fit that goes on writing: into its own file, never

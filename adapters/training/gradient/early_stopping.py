@@ -11,16 +11,22 @@ from torch import Tensor
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation.evaluate import reached
-from adapters.training.gradient.layout import Batch, is_laid, laid_rows, lay
-from adapters.training.gradient.losses import adapted_stack, documents_of, outputs_stack, row_losses, weighted_mean
+from adapters.training.evaluation.evaluate import evaluate_factors
+from adapters.training.gradient.batches import Batch, is_packed, pack_rows, padded_rows
+from adapters.training.gradient.losses import (
+    add_low_rank_stack,
+    compute_stack_outputs,
+    document_ids,
+    row_losses,
+    weighted_mean,
+)
 from adapters.training.gradient.stack import Stack
 from adapters.training.settings import Loss, TrainingSpec
 
 _CHUNK_ROWS = 8192
 
 
-class _Block(NamedTuple):
+class _HeldOutBlock(NamedTuple):
     """Adapters with held-out rows of one shape."""
 
     places: Mapping[int, int]
@@ -38,8 +44,8 @@ class EarlyStopping:
         self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, stack: Stack, held: Sequence[Tensor]
     ) -> None:
         self._base, self._data, self._spec, self._held = base, data, spec, held
-        self._documents_N = documents_of(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
-        self._blocks = [] if spec.loss is Loss.MULTIPLE_NEGATIVES else _lay_held(base, data, spec, held)
+        self._documents_N = document_ids(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+        self._blocks = [] if spec.loss is Loss.MULTIPLE_NEGATIVES else _pack_held_out(base, data, spec, held)
         self._laid = {task for block in self._blocks for task in block.places}
         self._every = [spec.evaluate_every or stack.steps_an_epoch(task) for task in range(len(held))]
         self.best_GP = stack.factors_GP.clone()
@@ -88,7 +94,7 @@ class EarlyStopping:
                     else block.batch.of([block.places[task] for _, task in mine])
                 )
                 factors = stack.factors([place for place, _ in mine])
-                y_GOK = adapted_stack(batch.frozen_GOK, batch.x_GKI, factors, self._spec.scaling)
+                y_GOK = add_low_rank_stack(batch.frozen_GOK, batch.x_GKI, factors, self._spec.scaling)
                 losses_G = weighted_mean(row_losses(self._spec, y_GOK, batch.targets), batch.weights_GK)
                 losses |= zip((task for _, task in mine), losses_G.tolist(), strict=True)
         return [losses[task] for task in tasks]
@@ -98,7 +104,7 @@ class EarlyStopping:
         factors = stack.factors([place])
         total = weight = 0.0
         for part in self._data.parts(self._held[task].to(self._base.device), _CHUNK_ROWS):
-            y_1OK = outputs_stack(self._base, part.inputs_NI.unsqueeze(0), factors, self._spec.scaling)
+            y_1OK = compute_stack_outputs(self._base, part.inputs_NI.unsqueeze(0), factors, self._spec.scaling)
             targets = part.targets.unsqueeze(0)
             targets = targets.transpose(1, 2) if targets.dim() == 3 else targets
             weights_1K = (
@@ -116,19 +122,21 @@ class EarlyStopping:
         assert self._documents_N is not None
         a_GOR, b_GRI, bias_GO = stack.factors([place])
         factors = Factors(a_GOR[0], b_GRI[0], None if bias_GO is None else bias_GO[0])
-        return reached(self._base, self._data, rows_K, self._spec, factors, self._documents_N)["loss"]
+        return evaluate_factors(self._base, self._data, rows_K, self._spec, factors, self._documents_N)["loss"]
 
 
-def _lay_held(base: BaseLayer, data: TrainingData, spec: TrainingSpec, held: Sequence[Tensor]) -> list[_Block]:
+def _pack_held_out(
+    base: BaseLayer, data: TrainingData, spec: TrainingSpec, held: Sequence[Tensor]
+) -> list[_HeldOutBlock]:
     tasks: dict[int, list[int]] = {}
     for task, rows_K in enumerate(held):
-        if is_laid(len(rows_K), len(rows_K), base):
-            length = laid_rows(len(rows_K), base.in_features, base.out_features, spec.rank)
+        if is_packed(len(rows_K), len(rows_K), base):
+            length = padded_rows(len(rows_K), base.in_features, base.out_features, spec.rank)
             tasks.setdefault(length, []).append(task)
     return [
-        _Block(
+        _HeldOutBlock(
             {task: place for place, task in enumerate(mine)},
-            lay(base, data, [held[task] for task in mine], [length] * len(mine)).batch(length),
+            pack_rows(base, data, [held[task] for task in mine], [length] * len(mine)).batch(length),
         )
         for length, mine in tasks.items()
     ]

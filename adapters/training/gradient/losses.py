@@ -12,7 +12,7 @@ from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
 from adapters.training.settings import BALANCED, Loss, TrainingSpec
 
-_BY_HAND = (Loss.MSE, Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
+_ANALYTIC = (Loss.MSE, Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
 
 
 def row_losses(spec: TrainingSpec, outputs_GOK: Tensor, targets: Tensor, documents_GK: Tensor | None = None) -> Tensor:
@@ -33,23 +33,23 @@ def row_losses(spec: TrainingSpec, outputs_GOK: Tensor, targets: Tensor, documen
         case Loss.BINARY_CROSS_ENTROPY:
             return functional.binary_cross_entropy_with_logits(y_GCK, targets, reduction="none").mean(dim=1)
         case Loss.COSINE:
-            return 1 - functional.cosine_similarity(y_GCK, _directions(targets), dim=1)
+            return 1 - functional.cosine_similarity(y_GCK, _unit_columns(targets), dim=1)
         case Loss.MULTIPLE_NEGATIVES:
             assert documents_GK is not None
             return _multiple_negatives(y_GCK, targets, documents_GK, spec.temperature)
 
 
-def slope_share(spec: TrainingSpec, y_GOK: Tensor, weights_GK: Tensor | None) -> Tensor | float:
+def gradient_scale(spec: TrainingSpec, y_GOK: Tensor, weights_GK: Tensor | None) -> Tensor | float:
     """(G, 1, K), or one number for all: by what the slopes of outputs go into that of the weighted mean."""
     O, K = y_GOK.shape[1:]
     by = {Loss.MSE: 2 / O, Loss.BINARY_CROSS_ENTROPY: 1 / O}.get(spec.loss, 1.0)
     if weights_GK is None:
         return 1 / K * by
     # In float64, so that rows that all weigh 1 have the very share of rows without weights.
-    return (weights_GK * (1 / _sum(weights_GK).double() * by).to(weights_GK.dtype)).unsqueeze(1)
+    return (weights_GK * (1 / _weight_sums(weights_GK).double() * by).to(weights_GK.dtype)).unsqueeze(1)
 
 
-def loss_and_slope(
+def loss_and_gradient(
     spec: TrainingSpec,
     y_GOK: Tensor,
     targets: Tensor,
@@ -59,15 +59,15 @@ def loss_and_slope(
 ) -> tuple[Tensor, Tensor]:
     """(G,) the weighted mean of `row_losses`, and (G, O, K) its slope in the outputs, which are written over.
 
-    share: `slope_share` of these weights, where it is known from an earlier step.
+    share: `gradient_scale` of these weights, where it is known from an earlier step.
     By hand for the losses that most have: autograd costs as much as all the rest of a small step.
     """
-    if spec.loss not in _BY_HAND or spec.classes is not None:
+    if spec.loss not in _ANALYTIC or spec.classes is not None:
         y_GOK.requires_grad_()
         losses_G = weighted_mean(row_losses(spec, y_GOK, targets, documents_GK), weights_GK)
         (slope_GOK,) = torch.autograd.grad(losses_G.sum(), y_GOK)
         return losses_G.detach(), slope_GOK
-    share = slope_share(spec, y_GOK, weights_GK) if share is None else share
+    share = gradient_scale(spec, y_GOK, weights_GK) if share is None else share
     if spec.loss is Loss.MSE:
         apart_GOK = y_GOK.sub_(targets)
         # Not `square`: as a power it takes five times as long.
@@ -94,7 +94,7 @@ def _cross_entropy(log_p_GCK: Tensor, classes_GK: Tensor, smoothing: float) -> T
 
 def _multiple_negatives(y_GOK: Tensor, targets_GOK: Tensor, documents_GK: Tensor, temperature: float) -> Tensor:
     """-log softmax over j of cos(yᵢ, tⱼ)/temperature at j = i, equal targets left out (Henderson 2017, eq. 5)."""
-    y_GOK, targets_GOK = functional.normalize(y_GOK, dim=1), _directions(targets_GOK)
+    y_GOK, targets_GOK = functional.normalize(y_GOK, dim=1), _unit_columns(targets_GOK)
     logits_GKK = y_GOK.transpose(1, 2) @ targets_GOK / temperature
     same_GKK = documents_GK.unsqueeze(-1) == documents_GK.unsqueeze(-2)
     itself_KK = torch.eye(logits_GKK.shape[-1], dtype=torch.bool, device=logits_GKK.device)
@@ -103,7 +103,7 @@ def _multiple_negatives(y_GOK: Tensor, targets_GOK: Tensor, documents_GK: Tensor
     return -functional.log_softmax(logits_GKK, dim=-1).diagonal(dim1=-2, dim2=-1)
 
 
-def _directions(targets_GOK: Tensor) -> Tensor:
+def _unit_columns(targets_GOK: Tensor) -> Tensor:
     """Columns of length 1, however short they were; 0 stays 0."""
     targets_GOK = targets_GOK / targets_GOK.abs().amax(dim=1, keepdim=True).clamp_min(
         torch.finfo(targets_GOK.dtype).tiny
@@ -115,10 +115,10 @@ def weighted_mean(losses_GK: Tensor, weights_GK: Tensor | None) -> Tensor:
     """(G,): Σ w·loss / Σ w over rows; 0 where no row counts."""
     if weights_GK is None:
         return losses_GK.mean(dim=-1)
-    return (losses_GK * weights_GK).sum(dim=-1) / _sum(weights_GK)[:, 0]
+    return (losses_GK * weights_GK).sum(dim=-1) / _weight_sums(weights_GK)[:, 0]
 
 
-def _sum(weights_GK: Tensor) -> Tensor:
+def _weight_sums(weights_GK: Tensor) -> Tensor:
     """(G, 1): what to divide by."""
     return weights_GK.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights_GK.dtype).tiny)
 
@@ -153,13 +153,13 @@ def row_weights(data: TrainingData, weights_C: Tensor | None) -> Tensor | None:
     return (weights_N * 2.0 ** -math.floor(math.log2(largest)) if largest > 0 else weights_N).float()
 
 
-def documents_of(targets_NO: Tensor) -> Tensor:
+def document_ids(targets_NO: Tensor) -> Tensor:
     """(N,) int64: equal numbers for equal rows of targets."""
     numbers_N: Tensor = torch.unique(targets_NO, dim=0, return_inverse=True)[1]
     return numbers_N
 
 
-def outputs_of(base: BaseLayer, inputs_NI: Tensor, factors: Factors | None, scaling: float) -> Tensor:
+def compute_outputs(base: BaseLayer, inputs_NI: Tensor, factors: Factors | None, scaling: float) -> Tensor:
     """(N, O) float64: the layer's answer with these factors, or of the bare base layer."""
     bias_O = None if base.bias_O is None else base.bias_O.double()
     y_NO = functional.linear(inputs_NI.double(), base.weight_OI.double(), bias_O)
@@ -170,7 +170,7 @@ def outputs_of(base: BaseLayer, inputs_NI: Tensor, factors: Factors | None, scal
     return y_NO if factors.bias_O is None else y_NO + scaling * factors.bias_O.to(y_NO)
 
 
-def outputs_stack(
+def compute_stack_outputs(
     base: BaseLayer, x_GKI: Tensor, factors: "tuple[Tensor, Tensor, Tensor | None]", scaling: float
 ) -> Tensor:
     """(G, O, K) in the dtype of `x_GKI`: each adapter's answers, its factors A (G, O, R), B (G, R, I), bias (G, O)."""
@@ -179,10 +179,10 @@ def outputs_stack(
     assert b_GRI is not None
     base_O = None if base.bias_O is None else base.bias_O.to(x_GKI.dtype)
     frozen_GKO = functional.linear(x_GKI, base.weight_OI.to(x_GKI.dtype), base_O)
-    return adapted_stack(frozen_GKO.transpose(1, 2), x_GKI, (a_GOR, b_GRI, bias_GO), scaling)
+    return add_low_rank_stack(frozen_GKO.transpose(1, 2), x_GKI, (a_GOR, b_GRI, bias_GO), scaling)
 
 
-def adapted_stack(
+def add_low_rank_stack(
     frozen_GOK: Tensor, x_GKI: Tensor, factors: "tuple[Tensor, Tensor, Tensor | None]", scaling: float
 ) -> Tensor:
     """The same from the base layer's answers, everything in one dtype."""

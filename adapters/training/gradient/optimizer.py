@@ -39,7 +39,7 @@ class Optimizer:
         if spec.method is Method.ADAMW:
             first_GP, second_GP = self.state
             if spec.weight_decay > 0:
-                factors_GP.mul_(_rounded(1 - rates_G1 * spec.weight_decay, factors_GP))
+                factors_GP.mul_(_to_dtype_of(1 - rates_G1 * spec.weight_decay, factors_GP))
             first_GP.lerp_(slopes_GP, 1 - _BETA1)
             second_GP.mul_(_BETA2).addcmul_(slopes_GP, slopes_GP, value=1 - _BETA2)
             root_GP = second_GP.sqrt().div_((1 - _BETA2**step) ** 0.5).add_(_EPS)
@@ -48,7 +48,7 @@ class Optimizer:
                 factors_GP.addcdiv_(first_GP, root_GP, value=-rates_G1 * corrected)
             else:
                 # Rounded where `addcdiv` rounds, so that one adapter gets the same from both.
-                factors_GP.add_(first_GP.mul(_rounded(-rates_G1 * corrected, factors_GP)).div_(root_GP))
+                factors_GP.add_(first_GP.mul(_to_dtype_of(-rates_G1 * corrected, factors_GP)).div_(root_GP))
             return
         if spec.weight_decay > 0:
             slopes_GP.add_(factors_GP, alpha=spec.weight_decay)
@@ -56,9 +56,9 @@ class Optimizer:
             (velocity_GP,) = self.state
             # torch.optim.SGD begins with the first gradient itself.
             slopes_GP = velocity_GP.mul_(spec.momentum if step > 1 else 0.0).add_(slopes_GP)
-        factors_GP.sub_(slopes_GP * _rounded(rates_G1, factors_GP))
+        factors_GP.sub_(slopes_GP * _to_dtype_of(rates_G1, factors_GP))
 
 
-def _rounded(numbers_G1: Tensor | float, like: Tensor) -> Tensor | float:
+def _to_dtype_of(numbers_G1: Tensor | float, like: Tensor) -> Tensor | float:
     """Rates are float64, one or each adapter's, until they meet the factors."""
     return numbers_G1.to(like.dtype) if isinstance(numbers_G1, Tensor) else numbers_G1

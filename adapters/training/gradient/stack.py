@@ -11,26 +11,25 @@ from torch import Tensor
 from adapters.errors import Diverged
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
-from adapters.training.gradient.batches import open_batches
-from adapters.training.gradient.layout import LINE, VECTOR, Batch, laid_numbers
-from adapters.training.gradient.losses import loss_and_slope, slope_share
+from adapters.training.gradient.batches import LINE, VECTOR, Batch, open_batches, padded_width
+from adapters.training.gradient.losses import gradient_scale, loss_and_gradient
 from adapters.training.gradient.optimizer import Optimizer
+from adapters.training.gradient.sampling import Sampler
 from adapters.training.limits import HISTORY_LENGTH
-from adapters.training.sampling import Draws
 from adapters.training.settings import TrainingSpec
 
-_ROWS = torch.contiguous_format
+_CONTIGUOUS = torch.contiguous_format
 History = list[tuple[int, float]]
 """Step, and the loss of its batch before its update."""
-Report = Callable[[int, float, History], None]
+ReportStep = Callable[[int, float, History], None]
 """Told after every step."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Task:
+class StackEntry:
     """One adapter to train: its rows, and what is drawn for it."""
 
-    draws: Draws
+    draws: Sampler
     rows_K: Tensor
     """(K,) int64: which of the data's rows it is trained on, in the order in which `draws` counts them."""
     start: tuple[Tensor, Tensor]
@@ -38,7 +37,7 @@ class Task:
 
 
 @dataclass(slots=True, eq=False)
-class Trained:
+class TrainedFactors:
     """How the training of one adapter ended."""
 
     a_OR: Tensor
@@ -55,12 +54,12 @@ class Trained:
 class Stack:
     """The state of adapters that are trained together, between two steps."""
 
-    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Task]) -> None:
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[StackEntry]) -> None:
         self._base, self._spec, self._tasks = base, spec, tasks
         # Rank 1 is trained as rank 2 with zeros, which stay zeros: see `layout` on products with a single row.
         self._rank = max(2, spec.rank)
         self._sizes = (base.out_features * self._rank, self._rank * base.in_features, base.out_features * spec.bias)
-        self._widths = [laid_numbers(size) for size in self._sizes]
+        self._widths = [padded_width(size) for size in self._sizes]
         # And all of it is whole vectors: what is left over at the end of a tensor may be rounded otherwise.
         self._widths[-1] += -sum(self._widths) % (2 * LINE)
         self.step = 0
@@ -71,7 +70,7 @@ class Stack:
         self.optimizer = Optimizer(spec, self.factors_GP)
         self.live = list(range(len(tasks)))
         """The tasks that are still trained, in the order of the rows of `factors_GP`."""
-        self.trained: list[Trained | None] = [None] * len(tasks)
+        self.trained: list[TrainedFactors | None] = [None] * len(tasks)
         self._some_ended = False
         self._steps = [task.draws.steps for task in tasks]
         self.steps = max(self._steps)
@@ -91,8 +90,8 @@ class Stack:
         if bias_GO is not None:
             y_GOK.add_(bias_GO.unsqueeze(2), alpha=self._spec.scaling)
         if batch is not self._batch:
-            self._batch, self._share = batch, slope_share(self._spec, y_GOK, batch.weights_GK)
-        loss_G, slope_GOK = loss_and_slope(
+            self._batch, self._share = batch, gradient_scale(self._spec, y_GOK, batch.weights_GK)
+        loss_G, slope_GOK = loss_and_gradient(
             self._spec, y_GOK, batch.targets, batch.weights_GK, batch.documents_GK, self._share
         )
         if self._spec.scaling != 1:
@@ -105,7 +104,7 @@ class Stack:
         self.optimizer.update(self.factors_GP, self._slopes_GP, self._rates(), step=self.step)
         return self._look(loss_G)
 
-    def draws_of_one(self) -> Draws:
+    def draws_of_one(self) -> Sampler:
         """What is drawn for the one adapter of a stack of one."""
         (task,) = self._tasks
         return task.draws
@@ -130,7 +129,7 @@ class Stack:
         """
         return self._factors if len(places) == len(self.live) else self._views(self.factors_GP[list(places)])
 
-    def result(self) -> list[Trained]:
+    def result(self) -> list[TrainedFactors]:
         """All of them, once none is left to train."""
         assert not self.live
         return [trained for trained in self.trained if trained is not None]
@@ -210,10 +209,13 @@ class Stack:
         O, R, I = self._base.out_features, self._rank, self._base.in_features
         return a_GP.unflatten(1, (O, R)), b_GP.unflatten(1, (R, I)), bias_GO if self._spec.bias else None
 
-    def _as_trained(self, factors: tuple[Tensor, Tensor, Tensor | None], place: int) -> Trained:
+    def _as_trained(self, factors: tuple[Tensor, Tensor, Tensor | None], place: int) -> TrainedFactors:
         rank, (a_GOR, b_GRI, bias_GO) = self._spec.rank, factors
-        a_OR, b_RI = a_GOR[place, :, :rank].clone(memory_format=_ROWS), b_GRI[place, :rank].clone(memory_format=_ROWS)
-        return Trained(a_OR, b_RI, None if bias_GO is None else bias_GO[place].clone(), self.step, self.step)
+        a_OR, b_RI = (
+            a_GOR[place, :, :rank].clone(memory_format=_CONTIGUOUS),
+            b_GRI[place, :rank].clone(memory_format=_CONTIGUOUS),
+        )
+        return TrainedFactors(a_OR, b_RI, None if bias_GO is None else bias_GO[place].clone(), self.step, self.step)
 
     def _flat(self, a_OR: Tensor, b_RI: Tensor) -> Tensor:
         flat_P = torch.zeros(1, sum(self._widths))

@@ -15,11 +15,11 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.checkpoint import load_checkpoint, save_checkpoint
 from adapters.training.gradient.early_stopping import EarlyStopping
-from adapters.training.gradient.stack import History, Report, Stack, Task, Trained
+from adapters.training.gradient.stack import History, ReportStep, Stack, StackEntry, TrainedFactors
 from adapters.training.settings import TrainingSpec
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
-_ROWS_LOOKED_AT = 1024
+_IDENTITY_ROWS = 1024
 
 
 class HeldOut(NamedTuple):
@@ -29,7 +29,7 @@ class HeldOut(NamedTuple):
     rows: Sequence[Tensor]
 
 
-class Kept(NamedTuple):
+class CheckpointOptions(NamedTuple):
     """Where checkpoints go, and how often."""
 
     path: Path
@@ -38,16 +38,16 @@ class Kept(NamedTuple):
     """Told where a training goes on."""
 
 
-def descend(
+def run_training_loop(
     base: BaseLayer,
     data: TrainingData,
     spec: TrainingSpec,
-    tasks: Sequence[Task],
+    tasks: Sequence[StackEntry],
     *,
-    report: Report,
+    report: ReportStep,
     held_out: HeldOut | None = None,
-    kept: Kept | None = None,
-) -> tuple[list[Trained], History]:
+    kept: CheckpointOptions | None = None,
+) -> tuple[list[TrainedFactors], History]:
     """Train every task to its end; one that diverges has its error, and the others go on.
 
     With `held_out` the best step of each is restored. With `kept`, for one task alone, it goes on from the checkpoint
@@ -56,7 +56,7 @@ def descend(
     stack = Stack(base, data, spec, tasks)
     stopping = None if held_out is None else EarlyStopping(base, held_out.data, spec, stack, held_out.rows)
     of = "" if kept is None else _identity(base, spec, stack, data, tasks[0].rows_K, held_out)
-    spent = 0.0 if kept is None else _go_on(stack, stopping, kept, of)
+    spent = 0.0 if kept is None else _resume(stack, stopping, kept, of)
     began = saved = time.monotonic()
     while stack.live:
         loss = stack.advance()
@@ -83,14 +83,14 @@ def _identity(
     seen.update(stack.factors_GP.cpu().numpy().tobytes())
     sides = [(data, rows_K)] if held_out is None else [(data, rows_K), (held_out.data, held_out.rows[0])]
     for table, some_K in sides:
-        sample = table.take(some_K[:: max(1, len(some_K) // _ROWS_LOOKED_AT)])
+        sample = table.take(some_K[:: max(1, len(some_K) // _IDENTITY_ROWS)])
         for tensor in (some_K.new_tensor(len(some_K)), sample.inputs_NI, sample.targets, sample.weights_N):
             if tensor is not None:
                 seen.update(tensor.cpu().numpy().tobytes())
     return seen.hexdigest()
 
 
-def _save(stack: Stack, stopping: EarlyStopping | None, kept: Kept, of: str, spent: float) -> None:
+def _save(stack: Stack, stopping: EarlyStopping | None, kept: CheckpointOptions, of: str, spent: float) -> None:
     draws = stack.draws_of_one()
     tensors = {"factors": stack.factors_GP, "generator": draws.generator.get_state(), "order": draws.order_K}
     tensors |= {f"moment_{number}": moment for number, moment in enumerate(stack.optimizer.state)}
@@ -101,7 +101,7 @@ def _save(stack: Stack, stopping: EarlyStopping | None, kept: Kept, of: str, spe
     save_checkpoint(kept.path, {name: tensor.cpu() for name, tensor in tensors.items()}, about, of=of)
 
 
-def _go_on(stack: Stack, stopping: EarlyStopping | None, kept: Kept, of: str) -> float:
+def _resume(stack: Stack, stopping: EarlyStopping | None, kept: CheckpointOptions, of: str) -> float:
     """Take over what an earlier attempt had reached; the seconds that it had spent."""
     found = load_checkpoint(kept.path, of=of)
     if found is None:

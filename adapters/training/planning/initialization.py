@@ -17,7 +17,7 @@ from adapters.errors import Conflict, InvalidCombination, NotFound, OutOfRange, 
 from adapters.lora.adapter import MAX_ALPHA, Adapter, check_factors, digest_of, scaling_of
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, parse_reference
-from adapters.training.data_file import Column, whole
+from adapters.training.data_file import Column, in_memory_column
 from adapters.training.planning.request import TrainingRequest
 from adapters.training.settings import AUTO, AdapterSource, Init, InitFactors
 
@@ -71,7 +71,7 @@ class Initialization:
         """Return the columns of a data file for given factors."""
         if self.a_OR is None or self.b_RI is None:
             return {}
-        return {"start_OR": whole(self.a_OR.numpy()), "start_RI": whole(self.b_RI.numpy())}
+        return {"start_OR": in_memory_column(self.a_OR.numpy()), "start_RI": in_memory_column(self.b_RI.numpy())}
 
 
 def read_initialization(request: TrainingRequest, adapters: AdapterFinder, *, max_rank: int) -> Initialization:
@@ -123,7 +123,10 @@ def prior_columns(prior: Adapter | None) -> dict[str, Column]:
     """
     if prior is None:
         return {}
-    return {"prior_OR": whole((prior.a_OR * prior.scaling).numpy()), "prior_RI": whole(prior.b_RI.numpy())}
+    return {
+        "prior_OR": in_memory_column((prior.a_OR * prior.scaling).numpy()),
+        "prior_RI": in_memory_column(prior.b_RI.numpy()),
+    }
 
 
 def _from_adapter(request: TrainingRequest, reference: object, adapters: AdapterFinder) -> Initialization:

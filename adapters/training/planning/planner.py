@@ -28,7 +28,7 @@ from adapters.jobs.training_job import Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, check_name
-from adapters.training.data_file import Column, DataFile, whole
+from adapters.training.data_file import Column, DataFile, in_memory_column
 from adapters.training.planning.auto import Decisions, decide
 from adapters.training.planning.estimate import Estimate, estimate
 from adapters.training.planning.fleet_template import check_not_fleet, fleet_adapters
@@ -103,9 +103,9 @@ class _Inputs:
         if self.held_rows is not None:
             columns |= self.held_rows.columns("held_")
         if key_N is not None:
-            columns["key_N"] = whole(key_N)
+            columns["key_N"] = in_memory_column(key_N)
         if self.fleet is not None and self.rows.fleet is not None:
-            columns["groups_N"] = whole(self.rows.fleet.codes_N)
+            columns["groups_N"] = in_memory_column(self.rows.fleet.codes_N)
         if self.rows.corpus is not None:
             columns["corpus_MO"] = self.rows.corpus.column()
         return columns | self.start.columns() | prior_columns(None if self.prior is None else self.prior[1])

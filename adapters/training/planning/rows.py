@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.arrays import Float32, is_finite, matrix, one_a_row, vector
-from adapters.datasets.selectors import Selection, parse_selection
+from adapters.arrays import Float32, is_finite, matrix, one_per_row, vector
+from adapters.datasets.selectors import ColumnSelector, parse_selector
 from adapters.datasets.store import Datasets
 from adapters.datasets.table import Table
 from adapters.errors import BadRow, BadRows, IgnoredField, NotFinite, OutOfRange, WrongShape, WrongType
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import parse_reference
-from adapters.training.data_file import Column, DataFile, whole
+from adapters.training.data_file import Column, DataFile, in_memory_column
 from adapters.training.limits import MAX_DATASET_ROWS
 from adapters.training.planning.request import CorpusColumns, DatasetColumns, InlineRows, RowSource
 from adapters.training.planning.targets import (
@@ -100,7 +100,7 @@ class Rows:
             f"{prefix}inputs_NI": self.inputs.column(),
             f"{prefix}targets": self.targets.column("F32" if self.classes_N is None else "I64"),
         }
-        return columns if self.weights_N is None else columns | {f"{prefix}weights_N": whole(self.weights_N)}
+        return columns if self.weights_N is None else columns | {f"{prefix}weights_N": in_memory_column(self.weights_N)}
 
 
 def read_rows(source: RowSource, loss: Loss, *, datasets: Datasets, base: BaseLayer, field: str = "data") -> Rows:
@@ -152,15 +152,15 @@ def _dataset_rows(source: DatasetColumns, loss: Loss, *, datasets: Datasets, bas
             given=f"{table.rows} rows",
             expected=f"at most {MAX_DATASET_ROWS} rows",
         )
-    inputs = parse_selection(source.inputs, field=f"{field}.inputs")
-    targets = parse_selection(source.targets, field=f"{field}.targets")
+    inputs = parse_selector(source.inputs, field=f"{field}.inputs")
+    targets = parse_selector(source.targets, field=f"{field}.targets")
     numbers = _numbers(table, inputs, base.in_features, field=f"{field}.inputs")
     classes_N, target_numbers, labels = _dataset_targets(
         table, targets, loss, field=f"{field}.targets", outputs=base.out_features, labels=source.labels
     )
     weights_N = None
     if source.weight is not None:
-        column = Selection(column=source.weight)
+        column = ColumnSelector(column=source.weight)
         _check_width(table, column, 1, field=f"{field}.weight")
         weights_N = np.ascontiguousarray(table.numbers(column, field=f"{field}.weight")[:, 0])
         _check_weights(weights_N, field=f"{field}.weight")
@@ -189,7 +189,7 @@ def _dataset_rows(source: DatasetColumns, loss: Loss, *, datasets: Datasets, bas
 
 
 def _dataset_targets(
-    table: Table, selection: Selection, loss: Loss, *, field: str, outputs: int, labels: object
+    table: Table, selection: ColumnSelector, loss: Loss, *, field: str, outputs: int, labels: object
 ) -> tuple[Classes | None, Numbers, tuple[str | int, ...] | None]:
     """Return the classes if each row has one, the numbers that a data file stores, and the labels."""
     check_has_labels(loss, labels, field=field)
@@ -225,7 +225,7 @@ def _dataset_targets(
     return None, shares, known_labels
 
 
-def _numbers(table: Table, selection: Selection, width: int, *, field: str) -> Numbers:
+def _numbers(table: Table, selection: ColumnSelector, width: int, *, field: str) -> Numbers:
     """Return columns of numbers, checked in full and read part by part; raise `WrongShape` and `BadRows`."""
     _check_width(table, selection, width, field=field)
     table.check_numbers(selection, field=field)
@@ -256,11 +256,11 @@ def _dataset_corpus(source: CorpusColumns, loss: Loss, *, datasets: Datasets, ba
     _check_corpus(loss, field=field)
     reference = parse_reference(source.dataset, field=f"{field}.dataset")
     table = Table.open(datasets.local(datasets.find(reference, field=f"{field}.dataset")))
-    selection = parse_selection(source.documents, field=f"{field}.documents")
+    selection = parse_selector(source.documents, field=f"{field}.documents")
     return _numbers(table, selection, base.out_features, field=f"{field}.documents")
 
 
-def _check_width(table: Table, selection: Selection, expected: int, *, field: str) -> None:
+def _check_width(table: Table, selection: ColumnSelector, expected: int, *, field: str) -> None:
     width = table.width(selection, field=field)
     if width != expected:
         raise WrongShape(
@@ -297,7 +297,7 @@ def _dataset_groups(table: Table, column: str | None, *, field: str) -> Groups |
 
 def _inline_groups(value: object, rows: int, *, field: str) -> Groups:
     expected = "one string or whole number a row"
-    groups = one_a_row(value, field=field, rows=rows, expected=expected)
+    groups = one_per_row(value, field=field, rows=rows, expected=expected)
     for row, group in enumerate(groups):
         if type(group) not in (str, int) or type(group) is not type(groups[0]):
             kind = NotFinite if type(group) is float and not is_finite(group) else WrongType

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongType
+from adapters.training.gradient.sampling import Sampler
 from adapters.training.planning.request import SplitRequest, TrainingRequest
 from adapters.training.planning.rows import Codes, Rows
 from adapters.training.planning.split import Split, SplitBy
-from adapters.training.sampling import Draws
 from adapters.training.settings import TrainingSpec
 
 _HELD_OUT_VALUES = {1: 1, 0: 0, "validation": 1, "train": 0}
@@ -112,7 +112,7 @@ def report_split(
         return None
     classes_N = None if rows.classes_N is None else torch.from_numpy(rows.classes_N)
     key = None if key_N is None else torch.from_numpy(key_N)
-    draws = Draws(spec, rows.count, key_N=key, classes_N=classes_N)
+    draws = Sampler(spec, rows.count, key_N=key, classes_N=classes_N)
     assert draws.held_K is not None
     training_K, held_K = draws.training_K.numpy(), draws.held_K.numpy()
     _check_weight(rows, training_K, _TRAIN)

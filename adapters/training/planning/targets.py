@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.arrays import Float32, class_indices, is_finite, matrix, one_a_row
+from adapters.arrays import Float32, class_indices, is_finite, matrix, one_per_row
 from adapters.errors import (
-    MOST_BAD_ROWS,
+    MAX_BAD_ROWS,
     BadRow,
     BadRows,
     InvalidCombination,
@@ -19,7 +19,7 @@ from adapters.errors import (
     WrongShape,
     WrongType,
 )
-from adapters.lora.labels import FEWEST_LABELS, check_labels
+from adapters.lora.labels import MIN_LABELS, check_labels
 from adapters.training.settings import Loss
 
 Classes = NDArray[np.int64]
@@ -55,10 +55,10 @@ def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs:
     if loss is Loss.CROSS_ENTROPY:
         if labels is None and not (isinstance(value, list) and value and all(type(each) is str for each in value)):
             return Targets(class_indices(value, field=field, rows=rows, classes=outputs))
-        names = one_a_row(value, field=field, rows=rows, expected=f"{rows} rows: one class a row")
+        names = one_per_row(value, field=field, rows=rows, expected=f"{rows} rows: one class a row")
         return _named(names, labels, field=field, outputs=outputs)
     if loss is Loss.BINARY_CROSS_ENTROPY:
-        lists = one_a_row(
+        lists = one_per_row(
             value, field=field, rows=rows, expected=f"{rows} rows: a list of labels, or of 0 and 1, a row"
         )
         if _lists_labels(lists, labels):
@@ -104,7 +104,7 @@ def coded_targets(
     place = {name: number for number, name in enumerate(names)}
     unknown = [code for code, value in enumerate(values) if value not in place]
     if unknown:
-        first = {code: int(np.argmax(codes_N == code)) for code in unknown[:MOST_BAD_ROWS]}
+        first = {code: int(np.argmax(codes_N == code)) for code in unknown[:MAX_BAD_ROWS]}
         raise _no_such_label([(row, values[code]) for code, row in first.items()], names, field)
     return Targets(np.array([place[value] for value in values], np.int64)[codes_N], names)
 
@@ -120,7 +120,7 @@ def listed_names(
     place = {name: number for number, name in enumerate(names)}
     unknown = [code for code, value in enumerate(values) if value not in place]
     if unknown:
-        first = {code: int(rows_K[np.argmax(codes_K == code)]) for code in unknown[:MOST_BAD_ROWS]}
+        first = {code: int(rows_K[np.argmax(codes_K == code)]) for code in unknown[:MAX_BAD_ROWS]}
         raise _no_such_label([(row, values[code]) for code, row in first.items()], names, field)
     return names, np.array([place[value] for value in values], np.int64)[codes_K]
 
@@ -218,13 +218,13 @@ def _names(found: Collection[str | int], labels: object, *, field: str, outputs:
     if labels is not None:
         return check_labels(labels, field=field.replace("targets", "labels"), outputs=outputs)
     names = sorted(found, key=lambda name: (str(type(name)), name))
-    if not FEWEST_LABELS <= len(names) <= outputs:
+    if not MIN_LABELS <= len(names) <= outputs:
         raise OutOfRange(
-            f"{field} has {len(names)} different labels ({_listed(names)}); at least {FEWEST_LABELS}, and at most one "
+            f"{field} has {len(names)} different labels ({_listed(names)}); at least {MIN_LABELS}, and at most one "
             f"for each of the layer's {outputs} outputs",
             field=field,
             given=f"{len(names)} labels",
-            expected=f"{FEWEST_LABELS} to {outputs} different labels",
+            expected=f"{MIN_LABELS} to {outputs} different labels",
         )
     return check_labels(names, field=field, outputs=outputs)
 
@@ -243,7 +243,7 @@ def _check_name(name: object, field: str, row: int) -> None:
 
 def _no_such_label(found: Sequence[tuple[int, str | int]], known: Sequence[str | int], field: str) -> BadRows:
     """`found`: the first row of each that is no label."""
-    rows = [BadRow(row, None, f"there is no label {str(name)[:80]!r}") for row, name in sorted(found)[:MOST_BAD_ROWS]]
+    rows = [BadRow(row, None, f"there is no label {str(name)[:80]!r}") for row, name in sorted(found)[:MAX_BAD_ROWS]]
     return BadRows(
         f"{field}: {rows[0].reason}, which row {rows[0].row} has; the labels are: {_listed(known)}",
         rows=rows,

@@ -14,7 +14,7 @@ from adapters.jobs.training_job import Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, check_name
-from adapters.training.data_file import Column, whole
+from adapters.training.data_file import Column, in_memory_column
 from adapters.training.planning.initialization import prior_columns
 from adapters.training.planning.planner import Plan, Planner, reference_of
 from adapters.training.planning.publish_policy import make_gate
@@ -113,7 +113,7 @@ def _columns(rows: Mapping[str, Rows], base: BaseLayer, prior: Adapter | None) -
         columns = rows["add"].columns()
     else:
         shapes = {"inputs_NI": (0, base.in_features), "targets": (0, base.out_features)}
-        columns = {name: whole(np.zeros(shape, np.float32)) for name, shape in shapes.items()}
+        columns = {name: in_memory_column(np.zeros(shape, np.float32)) for name, shape in shapes.items()}
     if "forget" in rows:
         columns |= rows["forget"].columns("gone_")
     return columns | prior_columns(prior)

@@ -195,7 +195,7 @@ def test_what_auto_becomes_is_what_the_code_decides() -> None:
     settings = {name for name, field in schemas.TrainingBody.model_fields.items() if _takes_auto(field)}
     assert told.keys() == request | settings
     assert f"of {', '.join(map(str, auto.RANKS))} up to" in told["rank"]
-    assert f"within {100 * ridge_search.HAIR:g} % of the least" in told["rank"]
+    assert f"within {100 * ridge_search.LOSS_TOLERANCE:g} % of the least" in told["rank"]
     assert f"of {', '.join(f'{rate:g}' for rate in auto.LEARNING_RATES)} whose" in told["learning_rate"]
     assert f"a trial of {choice.TRIAL_STEPS} steps" in told["learning_rate"]
     assert f"up to {auto.FULL_BATCH_ROWS} rows" in told["batch_size"]

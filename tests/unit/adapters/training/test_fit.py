@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapters.errors import Diverged, OutOfRange
-from adapters.training.closed_form.statistics import gather
+from adapters.training.closed_form.statistics import accumulate
 from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.planning.split import Split, SplitBy
 from adapters.training.settings import Method, TrainingSpec
@@ -92,7 +92,7 @@ def test_the_statistics_that_are_kept_are_those_of_the_rows_that_were_trained_on
     kept = fit(BASE, data, spec).statistics
     assert kept is not None
     training = data.take(sides()[0])
-    wanted = gather(BASE, [(training.inputs_NI, training.targets, training.weights_N)])
+    wanted = accumulate(BASE, [(training.inputs_NI, training.targets, training.weights_N)])
     torch.testing.assert_close(kept.gram_II, wanted.gram_II, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(kept.cross_IO, wanted.cross_IO, rtol=1e-12, atol=1e-12)
     assert kept.rows == int((training.weights_N > 0).sum() if training.weights_N is not None else 30)

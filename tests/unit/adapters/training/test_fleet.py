@@ -12,7 +12,7 @@ from adapters.errors import Diverged, OutOfRange
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
 from adapters.training.fleet import Outcome, fit_fleet
-from adapters.training.gradient import layout
+from adapters.training.gradient import batches as layout
 from adapters.training.planning.split import Split, SplitBy
 from adapters.training.settings import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import Float64, delta, layer
@@ -212,7 +212,7 @@ def test_groups_of_many_sizes_share_stacks_by_shape_and_each_comes_once() -> Non
     assert sorted(position for stack in stacks for position in stack) == list(range(300))
     assert len(stacks) < 10
     for stack in stacks:
-        shapes = {layout.laid_rows(sizes[position], I, O, SPEC.rank) for position in stack}
+        shapes = {layout.padded_rows(sizes[position], I, O, SPEC.rank) for position in stack}
         assert len(shapes) == 1
 
 

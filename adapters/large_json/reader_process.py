@@ -2,7 +2,7 @@
 
 Standard input has one line of JSON, the request, and then the body. It must stay open until the answer is read: the
 process exits when it is closed. Standard output has one line of JSON, the head, then the long lists as JSON texts and
-then the arrays as raw float32. `adapters.json.reader` starts the process and joins the parts of the answer.
+then the arrays as raw float32. `adapters.large_json.reader` starts the process and joins the parts of the answer.
 """
 
 # N rows · C columns
@@ -17,26 +17,26 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from adapters.arrays import Float32, LongList
-from adapters.errors import LoraplexError, OutOfRange, shown
-from adapters.json.tables import read_large
+from adapters.arrays import Float32, TruncatedList
+from adapters.errors import LoraplexError, OutOfRange, shorten
+from adapters.large_json.parser import read_large
 from adapters.strict_json import decode, nested_too_deeply
 
-MOST_SMALL_BYTES = 2**24
+MAX_JSON_BYTES = 2**24
 """Most bytes of JSON in an answer, arrays excluded. The service parses it all at once and without this memory limit."""
-MOST_LEVELS = 100
+MAX_LEVELS = 100
 """Most levels of lists and objects in a value. An answer has up to twice as many, and each takes recursive calls."""
 PLAIN, LINES, LONG = range(3)
-"""Encoding of a list: entries in the head, entries in the lines after the head, or a `LongList`."""
-_MOST_PLAIN = 1000
+"""Encoding of a list: entries in the head, entries in the lines after the head, or a `TruncatedList`."""
+_MAX_PLAIN_ENTRIES = 1000
 _ENTRIES_PER_LINE = 5000
 _ENTRIES_KEPT = 100
 """Entries that are kept of a list that is cut, which is enough for an error message."""
-_LONGEST_TEXT = 2**16
+_MAX_TEXT_CHARACTERS = 2**16
 """Most characters of a string that is not in a long list; more are cut in an error message."""
 
 
-_CONTAINERS = {list, dict, LongList}
+_CONTAINERS = {list, dict, TruncatedList}
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
     _lower_limit(resource.RLIMIT_DATA, request["memory_bytes"])
     _lower_limit(resource.RLIMIT_CORE, 0)
     longest, what = request["longest"], request["what"]
-    writer = Answer(longest=longest, what=what)
+    writer = AnswerWriter(longest=longest, what=what)
     try:
         body = sys.stdin.buffer.read(request["length"])
         body_is_read.set()
@@ -62,11 +62,11 @@ def main() -> None:
         given = {} if "given" not in error.members() else {"given": error.members()["given"]}
         members = {"detail": error.members()["detail"], "field": error.field, "row": error.row}
         head = {"error": type(error).__name__, "members": members | given | {"expected": error.expected}}
-        writer = Answer(longest=0)
+        writer = AnswerWriter(longest=0)
     except MemoryError:
-        head, writer = {"out_of_memory": True}, Answer(longest=0)
+        head, writer = {"out_of_memory": True}, AnswerWriter(longest=0)
     except Exception:
-        head, writer = {"failed": traceback.format_exc()}, Answer(longest=0)
+        head, writer = {"failed": traceback.format_exc()}, AnswerWriter(longest=0)
     # If the answer is cut short, the parent process refuses the body.
     with suppress(MemoryError, BrokenPipeError):
         writer.write(head, sys.stdout.buffer)
@@ -89,7 +89,7 @@ def _exit_on_closed_input(body_is_read: threading.Event) -> None:
     os._exit(0)
 
 
-class Answer:
+class AnswerWriter:
     """Encoder of one value for the parent process.
 
     Call `head`, then `write`. A list longer than `longest`, and than the longest table, is cut to its first entries.
@@ -106,12 +106,12 @@ class Answer:
     def head(self, value: object) -> dict[str, Any]:
         """Encode a value and return the head.
 
-        Raises `NotJson` for more than `MOST_LEVELS` levels, and `OutOfRange` for a string of more than `_LONGEST_TEXT`
-        characters and for more than `MOST_SMALL_BYTES` without arrays.
+        Raises `NotJson` for more than `MAX_LEVELS` levels, and `OutOfRange` for a string of more than
+        `_MAX_TEXT_CHARACTERS` characters and for more than `MAX_JSON_BYTES` without arrays.
         """
-        self._check_levels(value, MOST_LEVELS)
+        self._check_levels(value, MAX_LEVELS)
         # A list with an entry for each row, such as labels, is as long as the table.
-        self._longest = max(self._longest, _most_rows(value))
+        self._longest = max(self._longest, _max_rows(value))
         encoded = self._encode(value, "")
         self._count_json(len(json.dumps(encoded)))
         return {
@@ -132,7 +132,7 @@ class Answer:
     def _check_levels(self, value: Any, levels: int) -> None:
         """Raise `NotJson` if a value has more levels of lists and objects."""
         entries: Iterable[Any]
-        if isinstance(value, LongList):
+        if isinstance(value, TruncatedList):
             table = value.table
             assert table is not None
             entries = [value[0], *(table.odd or ()), *(table.bad or ())]
@@ -153,13 +153,13 @@ class Answer:
         """Return the value with each list replaced by `[encoding, content]`. `field` is its path, for errors."""
         if isinstance(value, dict):
             return {_checked_key(key): self._encode(entry, _path(field, key)) for key, entry in value.items()}
-        if isinstance(value, LongList):
+        if isinstance(value, TruncatedList):
             return [LONG, self._encode_table(value)]
         if not isinstance(value, list):
             return _checked_text(value, field) if isinstance(value, str) else value
         if len(value) > self._longest:
             return [LONG, {"length": len(value), "first": [self._cut(entry) for entry in value[:_ENTRIES_KEPT]]}]
-        if len(value) <= _MOST_PLAIN:
+        if len(value) <= _MAX_PLAIN_ENTRIES:
             return [PLAIN, [self._encode(entry, field) for entry in value]]
         begin = len(self._lines)
         for at in range(0, len(value), _ENTRIES_PER_LINE):
@@ -168,7 +168,7 @@ class Answer:
             self._lines.append(line)
         return [LINES, [begin, len(self._lines)]]
 
-    def _encode_table(self, value: LongList) -> dict[str, Any]:
+    def _encode_table(self, value: TruncatedList) -> dict[str, Any]:
         """Return the content of a table: its length, its first row, its faulty rows and the index of its array."""
         table = value.table
         assert table is not None
@@ -196,25 +196,25 @@ class Answer:
     def _count_json(self, size: int) -> None:
         """Add to the bytes of JSON; raise `OutOfRange` if there are too many."""
         self._json_bytes += size
-        if self._json_bytes > MOST_SMALL_BYTES:
+        if self._json_bytes > MAX_JSON_BYTES:
             raise OutOfRange(
-                f"besides rows of numbers the body has more than {MOST_SMALL_BYTES} bytes of JSON",
+                f"besides rows of numbers the body has more than {MAX_JSON_BYTES} bytes of JSON",
                 field="body",
-                expected=f"at most {MOST_SMALL_BYTES} bytes of text and labels; a data set may have more",
+                expected=f"at most {MAX_JSON_BYTES} bytes of text and labels; a data set may have more",
             )
 
 
-def _most_rows(value: Any) -> int:
+def _max_rows(value: Any) -> int:
     """Return the rows of the longest table in a value and its nested objects; 0 if there is none."""
-    if isinstance(value, LongList):
+    if isinstance(value, TruncatedList):
         return len(value)
     if isinstance(value, dict):
-        return max(map(_most_rows, value.values()), default=0)
+        return max(map(_max_rows, value.values()), default=0)
     return 0
 
 
 def _cut_text(text: str) -> str:
-    return text[:_LONGEST_TEXT]
+    return text[:_MAX_TEXT_CHARACTERS]
 
 
 def _path(field: str, key: str) -> str:
@@ -223,23 +223,23 @@ def _path(field: str, key: str) -> str:
 
 def _checked_key(key: str) -> str:
     """Return a key of an object; raise `OutOfRange` if it is too long."""
-    if len(key) > _LONGEST_TEXT:
+    if len(key) > _MAX_TEXT_CHARACTERS:
         raise OutOfRange(
             f"a key of an object has {len(key)} characters",
-            field=shown(key),
-            expected=f"keys of at most {_LONGEST_TEXT} characters",
+            field=shorten(key),
+            expected=f"keys of at most {_MAX_TEXT_CHARACTERS} characters",
         )
     return key
 
 
 def _checked_text(text: str, field: str) -> str:
     """Return a string; raise `OutOfRange` if it is too long."""
-    if len(text) > _LONGEST_TEXT:
+    if len(text) > _MAX_TEXT_CHARACTERS:
         raise OutOfRange(
-            f"{shown(field or 'the body')} has {len(text)} characters",
-            field=shown(field) if field else None,
-            given=shown(text),
-            expected=f"at most {_LONGEST_TEXT} characters",
+            f"{shorten(field or 'the body')} has {len(text)} characters",
+            field=shorten(field) if field else None,
+            given=shorten(text),
+            expected=f"at most {_MAX_TEXT_CHARACTERS} characters",
         )
     return text
 

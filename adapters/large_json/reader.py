@@ -15,21 +15,21 @@ from typing import IO, Any
 import numpy as np
 
 from adapters import errors
-from adapters.arrays import Float32, LongList, Table
+from adapters.arrays import Float32, NumberTable, TruncatedList
 from adapters.errors import InvalidInput
-from adapters.json.reader_process import LINES, PLAIN
+from adapters.large_json.reader_process import LINES, PLAIN
 from adapters.strict_json import whole_number
 
 MEMORY_BYTES = 640 * 2**20
 """Memory limit of the process: a body of 64 MiB takes its text, its arrays, and the Python form of one value."""
-_MODULE = "adapters.json.reader_process"
-_LONGEST_SECONDS = 120.0
-_BYTES_AT_ONCE = 2**20
+_MODULE = "adapters.large_json.reader_process"
+_MAX_SECONDS = 120.0
+_CHUNK_BYTES = 2**20
 _STDERR_KEPT = 4000
 """Bytes of what a process wrote to standard error that are logged."""
 _SECONDS_TO_END = 1.0
 _ATTEMPTS = 2
-_QUIET = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class _KilledError(Exception):
     """Another process killed the one that was reading the body."""
 
 
-class _NotReadError(EOFError):
+class _UnreadableError(EOFError):
     """The process answered that it could not read the body."""
 
 
@@ -57,7 +57,7 @@ def read_in_process(
             return _read(body, longest=longest, columns=columns, what=what)
         except _KilledError:
             log.warning("the process that read a JSON body was killed by another one")
-    raise _not_read(what)
+    raise _unreadable_error(what)
 
 
 def _read(body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] | None, what: str) -> object:
@@ -66,12 +66,12 @@ def _read(body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] |
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | _QUIET,
+        env=os.environ | _ENVIRONMENT,
     )
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    timer = threading.Timer(_LONGEST_SECONDS, process.kill)
+    timer = threading.Timer(_MAX_SECONDS, process.kill)
     timer.start()
     began = time.monotonic()
     try:
@@ -79,13 +79,13 @@ def _read(body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] |
         request = {"length": len(body), "what": what} | limits
         with suppress(BrokenPipeError):
             _send(process.stdin, json.dumps(request).encode() + b"\n", body)
-        return _received(process.stdout)
+        return _receive(process.stdout)
     except (EOFError, ValueError) as error:
-        if not isinstance(error, _NotReadError):
+        if not isinstance(error, _UnreadableError):
             _log_end(process)
-            if process.returncode < 0 and time.monotonic() - began < _LONGEST_SECONDS:
+            if process.returncode < 0 and time.monotonic() - began < _MAX_SECONDS:
                 raise _KilledError from None
-        raise _not_read(what) from None
+        raise _unreadable_error(what) from None
     finally:
         timer.cancel()
         process.kill()
@@ -95,9 +95,9 @@ def _read(body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] |
                 pipe.close()
 
 
-def _not_read(what: str) -> InvalidInput:
+def _unreadable_error(what: str) -> InvalidInput:
     return InvalidInput(
-        f"{what} cannot be read in {MEMORY_BYTES} bytes of memory and {_LONGEST_SECONDS:g} seconds",
+        f"{what} cannot be read in {MEMORY_BYTES} bytes of memory and {_MAX_SECONDS:g} seconds",
         field="body",
         expected="JSON with rows of numbers; larger data belongs in a data set",
     )
@@ -119,12 +119,12 @@ def _log_end(process: "subprocess.Popen[bytes]") -> None:
 def _send(pipe: IO[bytes], head: bytes, body: bytes | bytearray) -> None:
     pipe.write(head)
     with memoryview(body) as view:
-        for begin in range(0, len(view), _BYTES_AT_ONCE):
-            pipe.write(view[begin : begin + _BYTES_AT_ONCE])
+        for begin in range(0, len(view), _CHUNK_BYTES):
+            pipe.write(view[begin : begin + _CHUNK_BYTES])
     pipe.flush()
 
 
-def _received(pipe: IO[bytes]) -> object:
+def _receive(pipe: IO[bytes]) -> object:
     """Return the value in an answer; raise the error in it, and `EOFError` or `ValueError` for half an answer."""
     head: Mapping[str, Any] = json.loads(pipe.readline(), parse_int=whole_number)
     if "error" in head:
@@ -133,46 +133,46 @@ def _received(pipe: IO[bytes]) -> object:
     if "value" not in head:
         if "failed" in head:
             log.error("a JSON body could not be read:\n%s", head["failed"])
-        raise _NotReadError
-    lines = [json.loads(_exactly(pipe, length), parse_int=whole_number) for length in head["lines"]]
-    arrays = [_array(pipe, shape) for shape in head["arrays"]]
-    return _put_together(head["value"], lines, arrays)
+        raise _UnreadableError
+    lines = [json.loads(_read_exactly(pipe, length), parse_int=whole_number) for length in head["lines"]]
+    arrays = [_read_array(pipe, shape) for shape in head["arrays"]]
+    return _decode_value(head["value"], lines, arrays)
 
 
-def _exactly(pipe: IO[bytes], length: int) -> bytes:
+def _read_exactly(pipe: IO[bytes], length: int) -> bytes:
     content = pipe.read(length)
     if len(content) < length:
         raise EOFError
     return content
 
 
-def _array(pipe: IO[bytes], shape: Sequence[int]) -> Float32:
+def _read_array(pipe: IO[bytes], shape: Sequence[int]) -> Float32:
     numbers_NC: Float32 = np.empty(shape, np.float32)
     view = numbers_NC.data.cast("B")
     while view:
-        count = pipe.readinto(view[:_BYTES_AT_ONCE])  # type: ignore[attr-defined]  # a BufferedReader
+        count = pipe.readinto(view[:_CHUNK_BYTES])  # type: ignore[attr-defined]  # a BufferedReader
         if not count:
             raise EOFError
         view = view[count:]
     return numbers_NC
 
 
-def _put_together(told: Any, lines: list[list[Any]], arrays: list[Float32]) -> Any:
+def _decode_value(told: Any, lines: list[list[Any]], arrays: list[Float32]) -> Any:
     """Return the value that `json_process.Answer` encoded."""
     if isinstance(told, dict):
-        return {key: _put_together(value, lines, arrays) for key, value in told.items()}
+        return {key: _decode_value(value, lines, arrays) for key, value in told.items()}
     if not isinstance(told, list):
         return told
     how, content = told
     if how == PLAIN:
-        return [_put_together(entry, lines, arrays) for entry in content]
+        return [_decode_value(entry, lines, arrays) for entry in content]
     if how == LINES:
         return [entry for line in lines[content[0] : content[1]] for entry in line]
-    first = [_put_together(entry, lines, arrays) for entry in content["first"]]
-    table = Table(numbers_NC=arrays[content["array"]] if "array" in content else None)
+    first = [_decode_value(entry, lines, arrays) for entry in content["first"]]
+    table = NumberTable(numbers_NC=arrays[content["array"]] if "array" in content else None)
     if "odd" in content:
-        table.odd = (content["odd"][0], _put_together(content["odd"][1], lines, arrays))
+        table.odd = (content["odd"][0], _decode_value(content["odd"][1], lines, arrays))
     if "bad" in content:
         row, column, number = content["bad"]
-        table.bad = (row, column, _put_together(number, lines, arrays))
-    return LongList(first, content["length"], table)
+        table.bad = (row, column, _decode_value(number, lines, arrays))
+    return TruncatedList(first, content["length"], table)

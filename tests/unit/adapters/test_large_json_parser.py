@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.arrays import LongList, matrix, vector
+from adapters.arrays import TruncatedList, matrix, vector
 from adapters.errors import DuplicateKey, InvalidInput, LoraplexError, NotJson, OutOfRange, WrongShape, WrongType
-from adapters.json import tables as large_json
-from adapters.json.reader import read_in_process
-from adapters.json.tables import read_large
+from adapters.large_json import parser as large_json
+from adapters.large_json.parser import read_large
+from adapters.large_json.reader import read_in_process
 from adapters.strict_json import parse
 
 MANY = settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -96,7 +96,7 @@ def test_everything_else_is_read_as_it_is(value: object, indent: int | None, cut
 
 
 def _same(large: Any, whole: Any) -> bool:
-    if isinstance(large, LongList):
+    if isinstance(large, TruncatedList):
         return len(large) == len(whole) and _outcome(large) == _outcome(whole)
     if isinstance(whole, dict):
         return large.keys() == whole.keys() and all(_same(large[key], whole[key]) for key in whole)
@@ -113,7 +113,7 @@ def test_targets_that_list_labels_stay_lists(rows: list[Any]) -> None:
 def test_a_key_twice_and_too_many_keys_end_the_reading() -> None:
     with pytest.raises(DuplicateKey):
         read_large('{"a":1,"b":2,"a":3,')
-    many = ",".join(f'"k{number}":0' for number in range(large_json.MOST_KEYS + 1))
+    many = ",".join(f'"k{number}":0' for number in range(large_json.MAX_KEYS + 1))
     with pytest.raises(OutOfRange, match="keys"):
         read_large("{" + many + "}")
 
@@ -201,7 +201,7 @@ def test_targets_may_have_as_many_rows_as_inputs_in_either_order() -> None:
 
 
 def test_another_table_with_far_too_many_rows_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_json, "_MOST_ROWS", 100)
+    monkeypatch.setattr(large_json, "_MAX_ROWS", 100)
     with pytest.raises(OutOfRange, match="x has more than 100 rows"):
         read_large(f'{{"x":[{ONE_NUMBER_ROWS},[')
     value: Any = read_large(f'{{"x":[{ONE_NUMBER_ROWS}]}}', longest=1000)

@@ -11,7 +11,7 @@ from adapters.training.data_file import TrainingData
 from adapters.training.settings import Init, TrainingSpec
 
 
-class Draws:
+class Sampler:
     """One CPU generator from the seed, drawn from in this order: the split, the start, a permutation an epoch.
 
     Nothing is drawn for a split that is none, for a start that is given, or for batches of all rows. Adapters of a
@@ -75,7 +75,7 @@ class Draws:
         return self.order_K[place * self.batch : (place + 1) * self.batch]
 
 
-def start_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, draws: Draws) -> tuple[Tensor, Tensor]:
+def initial_factors(base: BaseLayer, data: TrainingData, spec: TrainingSpec, draws: Sampler) -> tuple[Tensor, Tensor]:
     """A (O, R) and B (R, I), float32 on the CPU: as given with the data, or drawn."""
     if spec.init is not Init.FACTORS:
         return draws.start(base)

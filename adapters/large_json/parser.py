@@ -14,21 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from adapters.arrays import LongList, Table, find_bad_number, matrix
+from adapters.arrays import NumberTable, TruncatedList, find_bad_number, matrix
 from adapters.errors import InvalidInput, LoraplexError, NotJson, OutOfRange, WrongShape
 from adapters.strict_json import DECODER, nested_too_deeply, parse_text, repeated_key
 
-MOST_KEYS = 10_000
+MAX_KEYS = 10_000
 """Most keys of one object. A valid object has a few dozen, apart from free parameters."""
-_MOST_OBJECTS = 1000
+_MAX_OBJECTS = 1000
 """Most entries of a list whose first entry is an object. A valid list has one or two tensors."""
-_DEEPEST = 5
+_MAX_TABLE_DEPTH = 5
 """Levels of nesting at which tables are converted. The scanner reads a deeper value as a whole."""
 _BATCH_NUMBERS = 2**16
 """Numbers and rows that are collected before they are converted to float32."""
 _BATCH_CHARACTERS = 2**21
 """Characters of rows that are collected before they are converted: rows of nested lists may have few entries."""
-_MOST_ROWS = 2**20
+_MAX_ROWS = 2**20
 """Most rows of a table whose rows have no known length, unless the caller allows longer lists."""
 _INPUTS_FIELD = "inputs"
 """Name of the field with one row for each row of the field `_LABELS_FIELD` of the same object."""
@@ -54,19 +54,19 @@ class _MalformedError(Exception):
 def read_large(
     text: str, *, columns: Mapping[str, int] | None = None, longest: int = 0, what: str = "the body"
 ) -> object:
-    """Return the value that `strict_json.parse_text` returns, but with each table as a `LongList`.
+    """Return the value that `strict_json.parse_text` returns, but with each table as a `TruncatedList`.
 
     `columns` maps the path of a table, such as `data.inputs`, to the length of its rows. A table in `columns` is
     checked while it is read, and its first fault raises the error of `matrix`. Faults in other tables are recorded in
-    the `LongList`. `longest` is the length of the longest list that is valid, apart from tables in `columns` and their
-    targets. `what` names the text in errors.
+    the `TruncatedList`. `longest` is the length of the longest list that is valid, apart from tables in `columns` and
+    their targets. `what` names the text in errors.
 
-    Raises the errors of `matrix` and `parse_text`; `OutOfRange` for an object with more than `MOST_KEYS` keys, a list
-    with more than `_MOST_OBJECTS` objects, or a table with too many rows; and `WrongShape` for targets with many more
+    Raises the errors of `matrix` and `parse_text`; `OutOfRange` for an object with more than `MAX_KEYS` keys, a list
+    with more than `_MAX_OBJECTS` objects, or a table with too many rows; and `WrongShape` for targets with many more
     rows than their inputs have.
     """
     try:
-        return _Reader(text, columns or {}, longest).read()
+        return _Parser(text, columns or {}, longest).read()
     except RecursionError:
         raise nested_too_deeply(what) from None
     except (_MalformedError, json.JSONDecodeError, StopIteration) as error:
@@ -96,7 +96,7 @@ def _scan(text: str, at: int) -> tuple[Any, int]:
     return value, at
 
 
-class _Reader:
+class _Parser:
     """Recursive-descent parser. Its methods take a position and return a value and the position after it."""
 
     def __init__(self, text: str, columns: Mapping[str, int], longest: int) -> None:
@@ -121,9 +121,9 @@ class _Reader:
 
     def _value(self, at: int, depth: int, field: str) -> tuple[Any, int]:
         char = self._text[at : at + 1]
-        if depth < _DEEPEST and char == "{":
+        if depth < _MAX_TABLE_DEPTH and char == "{":
             return self._object(at + 1, depth, field)
-        if depth < _DEEPEST and char == "[":
+        if depth < _MAX_TABLE_DEPTH and char == "[":
             return self._list(at, depth, field)
         return _scan(self._text, at)
 
@@ -143,9 +143,9 @@ class _Reader:
             # Check each key as it is read, because an object may have millions of them.
             if key in result:
                 raise repeated_key(key)
-            if len(result) == MOST_KEYS:
+            if len(result) == MAX_KEYS:
                 raise OutOfRange(
-                    f"an object has more than {MOST_KEYS} keys", field=key, expected=f"at most {MOST_KEYS} keys"
+                    f"an object has more than {MAX_KEYS} keys", field=key, expected=f"at most {MAX_KEYS} keys"
                 )
             path = f"{field}.{key}" if field else key
             result[key], at = self._value(self._skip(at + 1), depth + 1, path)
@@ -179,19 +179,19 @@ class _Reader:
         values: list[Any] = []
         while True:
             value, at = self._value(at, depth + 1, field)
-            if len(values) == _MOST_OBJECTS:
+            if len(values) == _MAX_OBJECTS:
                 raise OutOfRange(
-                    f"a list has more than {_MOST_OBJECTS} entries, the first of them an object",
+                    f"a list has more than {_MAX_OBJECTS} entries, the first of them an object",
                     field=field or None,
-                    expected=f"at most {_MOST_OBJECTS} objects",
+                    expected=f"at most {_MAX_OBJECTS} objects",
                 )
             values.append(value)
             is_end, at = self._read_separator(at, "]")
             if is_end:
                 return values, at
 
-    def _table(self, at: int, field: str) -> tuple[LongList, int]:
-        rows, text = _Rows(field, self._columns.get(field)), self._text
+    def _table(self, at: int, field: str) -> tuple[TruncatedList, int]:
+        rows, text = _TableBuilder(field, self._columns.get(field)), self._text
         if field not in self._columns:
             rows.limit = self._limit(field)
         while True:
@@ -212,7 +212,7 @@ class _Reader:
         parent, _, name = field.rpartition(".")
         inputs = f"{parent}.{_INPUTS_FIELD}"
         if name != _LABELS_FIELD or inputs not in self._columns:
-            most = max(self._longest, _MOST_ROWS)
+            most = max(self._longest, _MAX_ROWS)
             return most, OutOfRange(
                 f"{field or 'the body'} has more than {most} rows",
                 field=field or None,
@@ -237,13 +237,13 @@ class _Reader:
         )
 
 
-class _Rows:
+class _TableBuilder:
     """Builder of one table: it collects rows and converts them to float32 in batches.
 
-    `Table.odd` is the first row that is empty, is not a list or differs in length from the first row. `Table.bad` is
-    the first number that `matrix` does not accept. After a fault, the numbers are dropped. After an odd row, the
-    remaining rows are only counted. `limit` is the most rows of the table, and the error for more of them, which is
-    raised before the table is complete.
+    `NumberTable.odd` is the first row that is empty, is not a list or differs in length from the first row.
+    `NumberTable.bad` is the first number that `matrix` does not accept. After a fault, the numbers are dropped. After
+    an odd row, the remaining rows are only counted. `limit` is the most rows of the table, and the error for more of
+    them, which is raised before the table is complete.
     """
 
     def __init__(self, field: str, columns: int | None) -> None:
@@ -256,7 +256,7 @@ class _Rows:
         """Float32 numbers of the rows so far. It grows in place: parts that are joined are in memory twice."""
         self._count = 0
         self._first: Any = None
-        self._table = Table()
+        self._table = NumberTable()
         self.limit: tuple[int, LoraplexError] | None = None
 
     def add(self, row: Any, characters: int) -> None:
@@ -271,12 +271,12 @@ class _Rows:
             if self.limit is not None and self._count > self.limit[0]:
                 raise self.limit[1]
 
-    def finish(self) -> LongList:
+    def finish(self) -> TruncatedList:
         """Return the table after the last row was added."""
         self._flush()
         if self._numbers:
             self._table.numbers_NC = np.frombuffer(self._numbers, np.float32).reshape(self._count, -1)
-        return LongList([self._first], self._count, self._table)
+        return TruncatedList([self._first], self._count, self._table)
 
     def _flush(self) -> None:
         """Convert the batch and empty it."""

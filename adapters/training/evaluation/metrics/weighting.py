@@ -1,14 +1,18 @@
-"""Rows: what each of them weighs, and how many of them are looked at together."""
+"""Row weights, chunks of rows, and conversion of results to JSON values, for all metrics."""
 
 # N rows
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**20
 """The largest temporary: 8 MiB of float64."""
+Number = float | int | None
+"""None is a value that is undefined; nothing here is ever infinite or not a number."""
+Metrics = dict[str, Number | Sequence[Number] | Sequence[Sequence[Number]]]
+"""Ready for JSON, by the names of docs/metrics.md."""
 
 
 def slices(rows: int, width: int) -> Iterator[slice]:
@@ -34,3 +38,14 @@ def effective_rows(weights_N: Tensor) -> float:
     """(Σw)² / Σw², Kish 1965, section 11.7: how many rows of equal weight tell as much. N where all weigh the same."""
     squares = float(weights_N.square().sum())
     return float(weights_N.sum()) ** 2 / squares if squares > 0 else 0.0
+
+
+def number(value: Tensor | float) -> float | None:
+    """A scalar as a float; None where it is not finite (0/0, the log of 0)."""
+    plain = float(value)
+    return plain if math.isfinite(plain) else None
+
+
+def numbers(values_K: Tensor) -> list[float | None]:
+    """A vector, each value as `number` has it."""
+    return [number(value) for value in values_K.tolist()]
