@@ -166,7 +166,7 @@ class _Fit:
             self._out,
             {
                 "frame": "done",
-                "metrics": done.metrics,
+                "metrics": done.evaluation.to_json(),
                 "history": done.history,
                 "spec": asdict(done.spec),
                 **self._timed(),

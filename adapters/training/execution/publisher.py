@@ -20,6 +20,7 @@ from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
+from adapters.training.evaluation.evaluate import Evaluation
 from adapters.training.evaluation.gate import GateDecision
 from adapters.training.evaluation.label_matching import why_unmatched
 from adapters.training.execution.fit_client import FitRequest, Frame, StoredAdapter
@@ -98,7 +99,8 @@ class Publisher:
         if self._is_fleet:
             return self._finish_fleet(frame)
         claim, metrics = self._claim, frame["metrics"]
-        verdict = self._gate.decide(metrics.get("held_out"), self._live, unmatched=self._unmatched)
+        evaluation = Evaluation.from_json(metrics)
+        verdict = self._gate.decide(evaluation.held_out, self._live, unmatched=self._unmatched)
         content, statistics = frame["contents"][0], next(iter(frame["contents"][1:]), None)
         publication = self._publication(
             claim.adapter, content, metrics, 0, statistics=statistics, verdict=verdict, resolved=frame["spec"]

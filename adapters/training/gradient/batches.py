@@ -22,6 +22,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.losses import document_ids
 from adapters.training.gradient.sampling import Sampler
+from adapters.training.limits import CHUNK_ROWS, MAX_CACHED_OUTPUTS
 from adapters.training.settings import Loss, TrainingSpec
 
 LINE = 16
@@ -156,10 +157,6 @@ def _round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-_MAX_CACHED_OUTPUTS = 2**26
-"""Numbers of the base's answers that are kept for all steps; past it they are computed batch by batch."""
-_CHUNK_ROWS = 8192
-
 SampledRows = tuple[Sampler, Tensor]
 """What is drawn for an adapter, and (N,) int64: its rows of the data."""
 
@@ -288,9 +285,9 @@ def _base_outputs_in_chunks(base: BaseLayer, inputs_NI: Tensor) -> Tensor:
     many: what is freed could not be used again, and memory would grow by all of them.
     """
     frozen_NO = inputs_NI.new_empty(len(inputs_NI), base.out_features)
-    copy_KI = inputs_NI.new_empty(min(_CHUNK_ROWS, len(inputs_NI)), inputs_NI.shape[1])
-    for begin in range(0, len(inputs_NI), _CHUNK_ROWS):
-        part_KI = inputs_NI[begin : begin + _CHUNK_ROWS]
+    copy_KI = inputs_NI.new_empty(min(CHUNK_ROWS, len(inputs_NI)), inputs_NI.shape[1])
+    for begin in range(0, len(inputs_NI), CHUNK_ROWS):
+        part_KI = inputs_NI[begin : begin + CHUNK_ROWS]
         mine_KI = copy_KI[: len(part_KI)].copy_(part_KI)
         frozen_NO[begin : begin + len(part_KI)] = base_outputs(base, mine_KI)
     return frozen_NO
@@ -304,7 +301,7 @@ class StreamedBatches:
         self._draws, self._rows_N = task
         self._documents_N = document_ids(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
         self._frozen_NO: Tensor | None = None
-        if data.rows * base.out_features <= _MAX_CACHED_OUTPUTS:
+        if data.rows * base.out_features <= MAX_CACHED_OUTPUTS:
             self._frozen_NO = _base_outputs_in_chunks(base, data.inputs_NI)
         self._batch: Batch | None = None
 
