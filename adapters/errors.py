@@ -86,11 +86,19 @@ class LoraplexError(Exception):
         """Return the short description that every error of this class has in common."""
         return (cls.__doc__ or "").partition("\n")[0].removesuffix(".")
 
-    def at(self, *, field: str, row: int | None = None) -> Self:
-        """Set the field, and the row if it is given, of the request that this error is about; return the error."""
+    def at(self, *, field: str, row: int | None = None, given: object = _NOT_GIVEN) -> Self:
+        """Set the position in the request that the error is about; return the error.
+
+        The function that checks a value does not know where the value is in the request. Its caller does.
+        """
         self.field = field
-        if row is not None:
-            self.row = row
+        self.row = self.row if row is None else row
+        self.given = self.given if given is _NOT_GIVEN else given
+        return self
+
+    def explain(self, *, before: str = "", after: str = "") -> Self:
+        """Add text before and after the detail; return the error."""
+        self.detail = f"{before}{self.detail}{after}"
         return self
 
     def members(self) -> dict[str, object]:

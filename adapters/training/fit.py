@@ -174,7 +174,7 @@ def _train(
     if watcher.epochs is not None:
         report = watcher.epochs.timing(report, steps=sampler.steps, steps_an_epoch=sampler.steps_an_epoch)
     (trained,), history = run_training_loop(
-        base, sides.training, spec, [task], report=report, held_out=held_out, kept=watcher.kept
+        base, sides.training, spec, [task], report=report, held_out=held_out, checkpoint=watcher.kept
     )
     if trained.error is not None:
         raise trained.error

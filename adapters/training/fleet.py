@@ -44,7 +44,7 @@ class _Group:
     """One group's rows of a stack's table."""
 
     position: int
-    draws: Sampler
+    sampler: Sampler
     rows_K: Tensor
     """(K,) int64: its rows, in the order of the data."""
     training_K: Tensor
@@ -162,16 +162,16 @@ def _lay(
         begin += len(rows_K)
         try:
             if by_chance:
-                draws = alike.get(len(rows)) or alike.setdefault(len(rows), Sampler(spec, len(rows)))
+                sampler = alike.get(len(rows)) or alike.setdefault(len(rows), Sampler(spec, len(rows)))
             else:
                 classes_N = table.targets[mine].cpu() if table.targets.dtype == torch.int64 else None
-                draws = Sampler(spec, len(rows), key_N=None if key_N is None else key_N[mine], classes_N=classes_N)
+                sampler = Sampler(spec, len(rows), key_N=None if key_N is None else key_N[mine], classes_N=classes_N)
         except LoraplexError as error:
             failed.append(_Trained(position, None, {}, error))
         else:
             training_K, held_K = rows, None
-            if draws.held_K is not None:
-                training_K, held_K = rows[draws.training_K], rows[draws.held_K]
+            if sampler.held_K is not None:
+                training_K, held_K = rows[sampler.training_K], rows[sampler.held_K]
             sides = [training_K] if held_K is None else [training_K, held_K]
             if table.weights_N is not None and not all(bool(table.weights_N[side_K].any()) for side_K in sides):
                 weightless = OutOfRange(
@@ -179,7 +179,7 @@ def _lay(
                 )
                 failed.append(_Trained(position, None, {}, weightless))
             else:
-                groups.append(_Group(position, draws, rows, training_K, held_K))
+                groups.append(_Group(position, sampler, rows, training_K, held_K))
     return groups, failed
 
 
@@ -223,15 +223,15 @@ def _descend(
     starts: dict[Sampler, tuple[Tensor, Tensor]] = {}
     alike: dict[object, list[int]] = {}
     for place, group in enumerate(groups):
-        if group.draws not in starts:
-            starts[group.draws] = initial_factors(base, data, spec, group.draws)
+        if group.sampler not in starts:
+            starts[group.sampler] = initial_factors(base, data, spec, group.sampler)
         # A split by chance leaves all of them one shape; another may not.
         shape = batch_shape(base, spec, len(group.training_K))
         alike.setdefault(place if shape is None else shape, []).append(place)
     trained: dict[int, TrainedFactors] = {}
     for places in alike.values():
         some = [groups[place] for place in places]
-        tasks = [StackEntry(group.draws, group.training_K, starts[group.draws]) for group in some]
+        tasks = [StackEntry(group.sampler, group.training_K, starts[group.sampler]) for group in some]
         held = [group.held_K for group in some if group.held_K is not None]
         held_out = HeldOut(table, held) if spec.patience is not None else None
         done, _ = run_training_loop(

@@ -233,10 +233,9 @@ def _resolve(asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Version | Except
 
 
 def _named(error: LoraplexError, reference: Reference, ticket: QueueEntry) -> LoraplexError:
-    error.field = "adapter"
     if ticket.question.by_row:
-        error.field, error.row = "adapters", ticket.question.references.index(reference)
-    return error
+        return error.at(field="adapters", row=ticket.question.references.index(reference))
+    return error.at(field="adapter")
 
 
 def _here(value: V) -> "asyncio.Future[V]":

@@ -220,17 +220,17 @@ def _measure_together(
     a_GOR, b_GRI, bias_GO = (None if part is None else part.to(base.device).double() for part in parts)
     assert a_GOR is not None
     assert b_GRI is not None
-    rows_GK, there_GK = pad_to_matrix(rows)
+    rows_GK, is_row_GK = pad_to_matrix(rows)
     rows_N = rows_GK.flatten().to(base.device)
     x_GKI = table.inputs_NI.index_select(0, rows_N).double().unflatten(0, rows_GK.shape)
     targets = table.targets.index_select(0, rows_N).unflatten(0, rows_GK.shape)
     targets = targets.double().transpose(1, 2) if targets.dim() == 3 else targets
-    weights_GK = padded_row_weights(table, rows_GK, there_GK).double()
-    own_GK = padded_row_weights(table.weighted(own_weights_N), rows_GK, there_GK).double()
-    bare_GOK = stack_base_outputs(base, x_GKI)
-    adapted_GOK = add_low_rank_stack(bare_GOK, x_GKI, (a_GOR, b_GRI, bias_GO), spec.scaling)
+    weights_GK = padded_row_weights(table, rows_GK, is_row_GK).double()
+    own_GK = padded_row_weights(table.weighted(own_weights_N), rows_GK, is_row_GK).double()
+    base_only_GOK = stack_base_outputs(base, x_GKI)
+    adapted_GOK = add_low_rank_stack(base_only_GOK, x_GKI, (a_GOR, b_GRI, bias_GO), spec.scaling)
     found: dict[str, list[float]] = {}
-    for who, y_GOK in zip(_PREFIXES, (adapted_GOK, bare_GOK), strict=True):
+    for who, y_GOK in zip(_PREFIXES, (adapted_GOK, base_only_GOK), strict=True):
         found[f"{who}loss"] = _weighted_means(row_losses(spec, y_GOK, targets), weights_GK)
         if spec.loss is Loss.CROSS_ENTROPY:
             right_GK = (y_GOK[:, : spec.classes].argmax(dim=1) == targets).double()
@@ -268,11 +268,11 @@ def _weighted_means(values_GK: Tensor, weights_GK: Tensor) -> list[float]:
 def pad_to_matrix(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(G, K) int64 row numbers, the first row where there are fewer, and (G, K) float32: 1 where there is one."""
     K = max(map(len, rows))
-    rows_T, there_T = pad_rows(rows, torch.full((len(rows),), K))
-    return rows_T.view(-1, K), there_T.view(-1, K).float()
+    rows_T, is_row_T = pad_rows(rows, torch.full((len(rows),), K))
+    return rows_T.view(-1, K), is_row_T.view(-1, K).float()
 
 
-def padded_row_weights(table: TrainingData, rows_GK: Tensor, there_GK: Tensor) -> Tensor:
+def padded_row_weights(table: TrainingData, rows_GK: Tensor, is_row_GK: Tensor) -> Tensor:
     """(G, K): what each of these rows counts; nothing where there is none."""
-    there_GK = there_GK.to(table.inputs_NI.device)
-    return there_GK if table.weights_N is None else there_GK * table.weights_N[rows_GK.to(table.inputs_NI.device)]
+    is_row_GK = is_row_GK.to(table.inputs_NI.device)
+    return is_row_GK if table.weights_N is None else is_row_GK * table.weights_N[rows_GK.to(table.inputs_NI.device)]

@@ -23,13 +23,15 @@ from typing import Any, BinaryIO
 
 import torch
 
-from adapters.errors import BaseChanged, BaseNotLoadable, FitFailed, LoraplexError, OutOfMemory
+from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
 from adapters.lora.adapter import Adapter, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.storage.blobs import FolderBlobs
+from adapters.storage.quarantine import Quarantine
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData
-from adapters.training.execution.fit_client import FitRequest, StoredAdapter, says_no_memory
+from adapters.training.execution.fit_client import FitRequest, says_no_memory
 from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient.epochs import Epochs
@@ -60,9 +62,7 @@ def main() -> None:
         sys.exit(f"loraplex: {error.detail}")
     _send(out, {"frame": "ready"})
     while True:
-        message = json.loads(requests.get())
-        files = {name: Path(file) for name, file in message["files"].items()}
-        _Fit(FitRequest.from_json(message["request"]), files, base, out).serve()
+        _Fit(json.loads(requests.get()), base, out).serve()
 
 
 def _die_with_the_trainer() -> None:
@@ -89,10 +89,13 @@ def _claim_stdout() -> BinaryIO:
 class _Fit:
     """Fit of one request, from its data to its last frame."""
 
-    def __init__(self, request: FitRequest, files: Mapping[str, Path], base: BaseLayer, out: BinaryIO) -> None:
-        self._request, self._files, self._base, self._out = request, files, base, out
+    def __init__(self, message: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
+        self._request, self._base, self._out = FitRequest.from_json(message["request"]), base, out
+        folder = Path(message["data_folder"])
+        self._blobs = FolderBlobs(folder, quarantine=Quarantine(folder, now=time.time))
+        self._checkpoint = Path(message["checkpoint"])
         self._latest: dict[str, Any] = {"step": 0, "loss": None, "history": []}
-        self._epochs = Epochs() if request.times_epochs else None
+        self._epochs = Epochs() if self._request.times_epochs else None
         self._reported_at = time.monotonic()
 
     def serve(self) -> None:
@@ -113,10 +116,10 @@ class _Fit:
         if base.fingerprint != request.base:
             # It was loaded when this process started, and the file may have been replaced before the trainer read it.
             raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request.base)
-        data = TrainingData.open(self._files[request.data])
+        data = TrainingData.open(self._data_path(request.data))
         spec, feature_space, labels = request.job.spec, request.feature_space, request.job.labels
         if request.statistics is not None:
-            statistics = Statistics.from_bytes(self._files[request.statistics].read_bytes())
+            statistics = Statistics.from_bytes(self._blobs.read(request.statistics))
             self._finish(refit(base, statistics, data, spec, feature_space=feature_space, labels=labels))
         elif data.groups_N is not None:
             done = frozenset(request.done)
@@ -132,16 +135,25 @@ class _Fit:
                 self._send_outcomes(outcomes)
             _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
         else:
-            kept = CheckpointOptions(Path(request.checkpoint), request.checkpoint_seconds, self._resumed)
+            kept = CheckpointOptions(self._checkpoint, request.checkpoint_seconds, self._resumed)
             watcher = Watcher(self._report, self._note, kept, self._epochs)
-            present = None if request.live is None else self._read_adapter(request.live)
+            present = self._live_adapter()
             result = fit(base, data, spec, feature_space=feature_space, labels=labels, present=present, watcher=watcher)
             self._finish(result)
 
-    def _read_adapter(self, stored: StoredAdapter) -> Adapter:
-        with self._files[stored.blob].open("rb") as file:
-            file.seek(stored.offset)
-            return from_canonical_bytes(file.read(stored.bytes))
+    def _data_path(self, name: str) -> Path:
+        """Return the file of the job's data; raise `FitFailed` if it is missing, as after some restores."""
+        try:
+            return self._blobs.local(name)
+        except BlobCorrupt as error:
+            raise FitFailed(error.detail) from None
+
+    def _live_adapter(self) -> Adapter | None:
+        """Return the live version that the new adapter is compared with."""
+        live = self._request.live
+        if live is None:
+            return None
+        return from_canonical_bytes(self._blobs.read(live.blob, offset=live.offset, length=live.bytes))
 
     def _report(self, step: int, loss: float, history: History) -> None:
         self._latest.update(step=step, loss=loss, history=history)

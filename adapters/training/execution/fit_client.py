@@ -16,7 +16,6 @@ from typing import Any
 
 from adapters.child_process import StoppedClock, command
 from adapters.jobs.training_job import TrainingJob
-from adapters.storage.blobs import FolderBlobs
 
 Frame = dict[str, Any]
 """Message of the child process: its kind under `frame`, and the blobs that follow it under `contents`."""
@@ -59,18 +58,10 @@ class FitRequest:
     """The live version, if the gate compares with it."""
     statistics: str | None = None
     """Blob of the statistics that an update starts from."""
-    checkpoint: str = ""
-    """File of the checkpoints."""
-    checkpoint_seconds: float = math.inf
+    checkpoint_seconds: float = 60.0
     """Time between two checkpoints."""
     times_epochs: bool = False
     """Whether the frames report the times of epochs."""
-
-    @property
-    def blobs(self) -> list[str]:
-        """Return the names of the blobs that the fit reads."""
-        names = [self.data, self.statistics, None if self.live is None else self.live.blob]
-        return [name for name in names if name is not None]
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
@@ -104,10 +95,17 @@ class Fitter:
     """
 
     def __init__(
-        self, base_arguments: Mapping[str, str], *, threads: int, memory_bytes: int, stopped_seconds: float = math.inf
+        self,
+        base_arguments: Mapping[str, str],
+        *,
+        data_folder: Path,
+        threads: int,
+        memory_bytes: int,
+        stopped_seconds: float = math.inf,
     ) -> None:
         """Configure the process; one that is stopped (SIGSTOP) for more than `stopped_seconds` is killed."""
         self._first = json.dumps({"base": dict(base_arguments), "threads": threads, "memory_bytes": memory_bytes})
+        self.data_folder = data_folder
         self._stopped_seconds = stopped_seconds
         self._stopped = StoppedClock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -149,16 +147,15 @@ class Fitter:
             self._ready = True
         return self._ready
 
-    def begin(self, request: FitRequest, blobs: FolderBlobs) -> None:
+    def begin(self, request: FitRequest, *, checkpoint: Path = Path()) -> None:
         """Start a fit as soon as the process is ready; its frames come from `next_frame`.
 
-        Raises `FitterDied`, and `BlobCorrupt` if a blob of the request is missing.
+        checkpoint: the file of its checkpoints. Raises `FitterDied`.
         """
-        # It shares the file system, so that it can map the files of the blobs.
-        files = {name: str(blobs.local(name)) for name in request.blobs}
         while not self.is_ready(1.0):
             pass
-        self._send(json.dumps({"request": request.to_json(), "files": files}))
+        paths = {"data_folder": str(self.data_folder), "checkpoint": str(checkpoint)}
+        self._send(json.dumps({"request": request.to_json(), **paths}))
 
     def next_frame(self, seconds: float) -> Frame | None:
         """Return the next frame, or None if none came in time; raise `FitterDied`."""

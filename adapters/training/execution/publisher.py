@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -50,8 +49,8 @@ class Publisher:
         """Return how many adapters of a fleet are published and failed; None for a job of one adapter."""
         return self._queue.tally(self._claim) if self._is_fleet else None
 
-    def request(self, *, checkpoint: Path, checkpoint_seconds: float, times_epochs: bool) -> FitRequest:
-        """Return the request for the fit.
+    def request(self, *, checkpoint_seconds: float, times_epochs: bool) -> FitRequest:
+        """Return the request for the fit: blobs are given by name, so that it may run on another machine.
 
         Raises `Conflict` if an update no longer fits the live version.
         """
@@ -73,7 +72,6 @@ class Publisher:
             done=tuple(position for position in range(self._total) if position not in self._waiting),
             live=stored,
             statistics=self._statistics() if training.is_update else None,
-            checkpoint=str(checkpoint),
             checkpoint_seconds=checkpoint_seconds,
             times_epochs=times_epochs,
         )

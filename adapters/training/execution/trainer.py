@@ -154,11 +154,9 @@ class Trainer:
         publisher = Publisher(self._catalog, self._queue, self._base, claim)
         checkpoint = self._checkpoints.take_over(claim.id, claim.fence)
         request = publisher.request(
-            checkpoint=checkpoint,
-            checkpoint_seconds=self._checkpoint_seconds,
-            times_epochs=self._listener.wants_epochs,
+            checkpoint_seconds=self._checkpoint_seconds, times_epochs=self._listener.wants_epochs
         )
-        self._fitter.begin(request, self._catalog.blobs)
+        self._fitter.begin(request, checkpoint=checkpoint)
         progress, history = claim.progress, claim.history
         pace = _Pace(claim.training.steps, self._monotonic)
         heartbeat_at = self._monotonic() + self._heartbeat_seconds

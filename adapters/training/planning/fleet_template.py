@@ -67,5 +67,4 @@ def _expand(template: str, value: str | int) -> str:
     try:
         return check_name(_PLACEHOLDER.sub(lambda _: str(value), template))
     except LoraplexError as error:
-        error.detail = f"the group {str(value)[:80]!r} makes no name: {error.detail}"
-        raise
+        raise error.explain(before=f"the group {str(value)[:80]!r} makes no name: ") from None

@@ -40,8 +40,7 @@ class AdapterFinder:
             version, adapter = find_adapter(self.catalog, parsed)
             version.check_servable(self.base, self.feature_space)
         except (NotFound, Conflict) as error:
-            error.field = field
-            raise
+            raise error.at(field=field) from None
         return version, adapter
 
 

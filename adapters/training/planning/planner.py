@@ -391,5 +391,5 @@ def _report_split(
         return report_split(inputs.rows, inputs.held_rows, spec, key_N, column=column)
     except OutOfRange as error:
         if request.settings.validation_fraction > 0:
-            error.field, error.given = "training.validation_fraction", request.settings.validation_fraction
+            raise error.at(field="training.validation_fraction", given=request.settings.validation_fraction) from None
         raise

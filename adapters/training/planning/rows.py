@@ -208,8 +208,7 @@ def _dataset_targets(
         try:
             return None, _numbers(table, selection, outputs, field=field), None
         except WrongType as error:
-            error.detail += CLASSES_HINT
-            raise
+            raise error.explain(after=CLASSES_HINT) from None
     are_integers = isinstance(labels, list) and any(type(name) is int for name in labels)
     if selection.column is not None and table.lists_labels(selection.column, numbers=are_integers, field=field):
         rows_K, codes_K, values = table.listed(selection.column, field=field)

@@ -72,7 +72,7 @@ def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs:
         return Targets(matrix(numbers, field=field, rows=rows, columns=outputs))
     except WrongType as error:
         if isinstance(value, list) and value and type(value[0]) in _NAMES:
-            error.detail += CLASSES_HINT
+            raise error.explain(after=CLASSES_HINT) from None
         raise
 
 

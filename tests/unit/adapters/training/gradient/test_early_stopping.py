@@ -61,8 +61,8 @@ SPECS = {
 def _train(spec: TrainingSpec, held_K: Tensor | None = EACH) -> tuple[TrainedFactors, list[int]]:
     """What it ends with, and the steps of its history; with None nothing is held out."""
     data, held = (CLASSES[DATA], CLASSES[HELD_OUT]) if spec.loss is Loss.CROSS_ENTROPY else (DATA, HELD_OUT)
-    draws = Sampler(spec, ROWS)
-    task = StackEntry(draws, torch.arange(ROWS), draws.start(BASE))
+    sampler = Sampler(spec, ROWS)
+    task = StackEntry(sampler, torch.arange(ROWS), sampler.draw_factors(BASE))
     held_out = None if held_K is None else HeldOut(held, [held_K])
     (trained,), history = run_training_loop(BASE, data, spec, [task], report=lambda *_: None, held_out=held_out)
     return trained, [step for step, _ in history]
@@ -71,10 +71,10 @@ def _train(spec: TrainingSpec, held_K: Tensor | None = EACH) -> tuple[TrainedFac
 @cache
 def _by_hand(spec: TrainingSpec) -> Descended:
     """All steps that there could be."""
-    draws = Sampler(spec, ROWS)
-    start = draws.start(BASE)
+    sampler = Sampler(spec, ROWS)
+    start = sampler.draw_factors(BASE)
     data = CLASSES[DATA] if spec.loss is Loss.CROSS_ENTROPY else DATA
-    batches = [draws.rows_of(step) for step in range(1, draws.steps + 1)]
+    batches = [sampler.batch_rows(step) for step in range(1, sampler.steps + 1)]
     return descend_by_hand(BASE, data, spec, start, batches)
 
 

@@ -56,12 +56,12 @@ def test_rows_are_laid_out_one_adapter_under_the_other_and_what_fills_up_weighs_
         assert torch.equal(batch.x_GKI[place], data.inputs_NI[filled_K])
         assert torch.equal(batch.targets[place], data.targets[filled_K].T)
         wanted_KO = functional.linear(data.inputs_NI[filled_K], base.weight_OI, base.bias_O)
-        torch.testing.assert_close(batch.frozen_GOK[place], wanted_KO.T)
+        torch.testing.assert_close(batch.base_GOK[place], wanted_KO.T)
         there = len(rows_K)
         assert torch.equal(batch.weights_GK[place, :there], data.weights_N[rows_K])
         assert batch.weights_GK[place, there:].tolist() == [0.0] * (4 - there)
         assert batch.documents_GK[place].tolist() == [*rows_K.tolist(), *[-1] * (4 - there)]
-    mine = batch.of([1])
+    mine = batch.select([1])
     assert torch.equal(mine.x_GKI[0], batch.x_GKI[1])
     assert pack_rows(base, data.weighted(None), rows[1:], [4]).weights_T is None
 

@@ -86,8 +86,8 @@ def _ours(
     given = targets.to(dtype).transpose(1, 2).contiguous() if targets.is_floating_point() else targets
     y_GOK = y_GKO.to(dtype).transpose(1, 2).contiguous()
     weights_GK = None if weights_GK is None else weights_GK.to(dtype)
-    losses_G, slope_GOK = loss_and_gradient(spec, y_GOK, given, weights_GK, documents_GK)
-    return losses_G, slope_GOK.transpose(1, 2)
+    losses_G, gradient_GOK = loss_and_gradient(spec, y_GOK, given, weights_GK, documents_GK)
+    return losses_G, gradient_GOK.transpose(1, 2)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -150,12 +150,12 @@ def test_rows_that_fill_up_a_batch_are_nobody_s_negatives() -> None:
     filled_GK[:, 5:] = -1
     weights_GK[:, 5:] = 0
     columns = [each.transpose(1, 2).contiguous() for each in (y_GKO, targets_GKO)]
-    losses_G, slope_GOK = loss_and_gradient(spec, columns[0].clone(), columns[1], weights_GK, filled_GK)
+    losses_G, gradient_GOK = loss_and_gradient(spec, columns[0].clone(), columns[1], weights_GK, filled_GK)
     shorter_y, shorter_targets = (each[..., :5].contiguous() for each in columns)
     wanted_G, wanted_GOK = loss_and_gradient(spec, shorter_y, shorter_targets, None, documents_GK[:, :5])
     torch.testing.assert_close(losses_G, wanted_G, rtol=1e-12, atol=0)
-    torch.testing.assert_close(slope_GOK[..., :5], wanted_GOK, rtol=1e-12, atol=1e-15)
-    assert not slope_GOK[..., 5:].any()
+    torch.testing.assert_close(gradient_GOK[..., :5], wanted_GOK, rtol=1e-12, atol=1e-15)
+    assert not gradient_GOK[..., 5:].any()
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -60,12 +60,12 @@ class Table:
         for place, rows_K in enumerate(self.members):
             key = len(rows_K) if shared else -place - 1
             if key not in drawn:
-                draws = Sampler(spec, len(rows_K))
-                drawn[key] = draws, draws.start(BASE)
-            draws, start = drawn[key]
-            tasks.append(StackEntry(draws, rows_K[draws.training_K], start))
-            if draws.held_K is not None:
-                held.append(rows_K[draws.held_K])
+                sampler = Sampler(spec, len(rows_K))
+                drawn[key] = sampler, sampler.draw_factors(BASE)
+            sampler, start = drawn[key]
+            tasks.append(StackEntry(sampler, rows_K[sampler.training_K], start))
+            if sampler.held_K is not None:
+                held.append(rows_K[sampler.held_K])
         held_out = HeldOut(self.data, held) if held and spec.patience else None
         return run_training_loop(BASE, self.data, spec, tasks, report=lambda *_: None, held_out=held_out)[0]
 
