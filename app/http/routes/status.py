@@ -39,6 +39,6 @@ async def metrics(service: ServiceOf, accept: Annotated[str, Header()] = "") -> 
     In Prometheus' text format, or in OpenMetrics where `Accept` asks for that. docs/metrics-reference.md lists every
     metric.
     """
-    service.metrics.gather()
+    service.metrics.collect()
     body, content_type = await asyncio.to_thread(service.scrape.answer, accept)
     return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
