@@ -59,7 +59,7 @@ check: .venv/dev.stamp docs  ## ruff, mypy, import contracts, spelling, prose, a
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
-	$(BIN)/proselint --config .proselintrc.json check README.md client/README.md benchmarks/README.md docs
+	$(BIN)/proselint --config .proselintrc.json check README.md CONTRIBUTING.md SECURITY.md client/README.md benchmarks/README.md docs
 	$(BIN)/python -m scripts.generate_client --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo

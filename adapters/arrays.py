@@ -1,7 +1,6 @@
-"""Lists of JSON numbers → float32 arrays, refusing by field and row what is not a finite number.
+"""Conversion of lists of JSON numbers to float32 arrays. Errors give the field and row of the first faulty number.
 
-Nothing is coerced: a string, a boolean or null where a number is wanted is an error, although numpy would
-take it.
+Nothing is coerced: a string, a boolean or null in place of a number is an error, although numpy would accept it.
 """
 
 # N rows · C columns
@@ -17,27 +16,27 @@ from adapters.errors import LoraplexError, NotFinite, OutOfRange, WrongShape, Wr
 
 Float32 = NDArray[np.float32]
 _NUMBERS = {int, float}
-_LARGEST = float(np.finfo(np.float32).max)
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
-class LongList(list[Any]):
+class TruncatedList(list[Any]):
     """First entries of a list that stays outside Python, with the length of the whole list.
 
-    `adapters.json.tables` makes it in place of a list that is a table, or that is longer than any valid one.
+    `adapters.large_json.parser` returns it for a list of lists, and for a list that is longer than any valid one.
     """
 
-    def __init__(self, first: list[Any], length: int, table: "Table | None" = None) -> None:
+    def __init__(self, first: list[Any], length: int, table: "NumberTable | None" = None) -> None:
         super().__init__(first)
         self.length = length
         self.table = table
-        """What `matrix` needs of a list whose first entry is a list."""
+        """The numbers or the first faults of a list of lists, as `matrix` needs them."""
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()
-        # No reader may take the first entries for the whole list.
+        # A caller that iterates would take the first entries for the whole list.
         raise OutOfRange(
             f"a list has {self.length} entries, more than any list may have here",
             given=f"{self.length} entries",
@@ -46,15 +45,15 @@ class LongList(list[Any]):
 
 
 @dataclass(slots=True)
-class Table:
-    """Rows of a list of lists, as numbers or as the first faults among them."""
+class NumberTable:
+    """Numbers of a list of lists, or the first faults among them."""
 
     numbers_NC: Float32 | None = None
     """(N, C); None if there is a fault."""
     odd: tuple[int, Any] | None = None
-    """The first row that is no list, is empty or is not as long as the first row, with its position."""
+    """Index and value of the first row that is not a list, is empty, or differs in length from the first row."""
     bad: tuple[int, int, Any] | None = None
-    """Row and column of the first number that is none or is not finite, with its value."""
+    """Row, column and value of the first entry that is not a finite number."""
 
 
 def matrix(
@@ -66,9 +65,10 @@ def matrix(
     max_rows: int | None = None,
     begin: int = 0,
 ) -> Float32:
-    """A list of equally long lists of numbers → (N, C) float32. Its first row counts as row `begin`.
+    """Return a list of equally long lists of numbers as an array, (N, C) float32.
 
-    Raises `WrongType`, `WrongShape`, `OutOfRange` (more than `max_rows`) and `NotFinite`, naming field and row.
+    `begin` is the row number of the first row, for errors. Raises `WrongType`, `WrongShape`, `OutOfRange` (more than
+    `max_rows`) and `NotFinite`, with the field and row.
     """
     expected = f"{rows or 'one or more'} rows of {columns or 'equally many'} numbers"
     if not isinstance(value, list):
@@ -89,8 +89,8 @@ def matrix(
             given=f"{len(value)} rows",
             expected=expected,
         )
-    if isinstance(value, LongList):
-        return _read_already(value, field, columns, expected)
+    if isinstance(value, TruncatedList):
+        return _checked_table(value, field, columns, expected)
     _check_rows(value, field, columns, expected, begin=begin)
     if not set(map(type, chain.from_iterable(value))) <= _NUMBERS:
         raise _first_bad_number(value, field, begin)
@@ -98,7 +98,7 @@ def matrix(
 
 
 def vector(value: object, *, field: str, length: int) -> Float32:
-    """A list of `length` numbers → (length,) float32; raises as `matrix` does."""
+    """Return a list of `length` numbers as an array, (length,) float32; raise the errors of `matrix`."""
     if not isinstance(value, list):
         raise WrongType(f"{field} must be a list of numbers", field=field, given=value, expected=f"{length} numbers")
     if len(value) != length:
@@ -114,8 +114,8 @@ def vector(value: object, *, field: str, length: int) -> Float32:
     return np.array(value, dtype=np.float64).astype(np.float32)
 
 
-def one_a_row(value: object, *, field: str, rows: int, expected: str) -> list[Any]:
-    """A list with an entry for each row of the inputs; raises `WrongType` and `WrongShape`."""
+def one_per_row(value: object, *, field: str, rows: int, expected: str) -> list[Any]:
+    """Return a list that has one entry per row; raise `WrongType` or `WrongShape` for any other value."""
     if not isinstance(value, list):
         raise WrongType(f"{field} must be a list", field=field, given=value, expected=expected)
     if len(value) != rows:
@@ -129,9 +129,9 @@ def one_a_row(value: object, *, field: str, rows: int, expected: str) -> list[An
 
 
 def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDArray[np.int64]:
-    """A list of one class index from 0 to classes - 1 a row → (N,) int64; raises as `matrix` does."""
+    """Return one class index (0 to classes - 1) per row, (N,) int64; raise the errors of `matrix`."""
     expected = f"{rows} whole numbers from 0 to {classes - 1}"
-    for row, index in enumerate(one_a_row(value, field=field, rows=rows, expected=expected)):
+    for row, index in enumerate(one_per_row(value, field=field, rows=rows, expected=expected)):
         if type(index) is float and not is_finite(index):
             raise _bad_number(index, field, f"{field}, row {row}", row)
         if type(index) is not int:
@@ -153,7 +153,7 @@ def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDAr
     return np.array(value, dtype=np.int64)
 
 
-def _read_already(value: LongList, field: str, columns: int | None, expected: str) -> Float32:
+def _checked_table(value: TruncatedList, field: str, columns: int | None, expected: str) -> Float32:
     first, table = value[0], value.table
     _check_rows([first], field, columns, expected)
     assert table is not None
@@ -202,7 +202,7 @@ def _as_float32(value: list[list[float]], field: str, begin: int) -> Float32:
 
 
 def is_finite(number: float) -> bool:
-    """Whether `number` rounds to a finite float32, also for an int past float64."""
+    """Return whether a number is finite as float32; an int may exceed float64."""
     if isinstance(number, int) and abs(number) > 2**128:
         return False
     with np.errstate(over="ignore"):
@@ -227,8 +227,10 @@ def _bad_number_at(row: int, column: int, number: object, field: str) -> Loraple
     return _bad_number(number, field, f"{field}, row {row}, column {column}", row)
 
 
-def _bad_number(number: object, field: str, place: str, row: int | None) -> LoraplexError:
-    expected = f"a number of at most {_LARGEST:.6e} in magnitude"
+def _bad_number(number: object, field: str, position: str, row: int | None) -> LoraplexError:
+    expected = f"a number of at most {_MAX_FLOAT32:.6e} in magnitude"
     if type(number) in _NUMBERS:
-        return NotFinite(f"{place}: not a finite float32 number", field=field, row=row, given=number, expected=expected)
-    return WrongType(f"{place}: not a number", field=field, row=row, given=number, expected=expected)
+        return NotFinite(
+            f"{position}: not a finite float32 number", field=field, row=row, given=number, expected=expected
+        )
+    return WrongType(f"{position}: not a number", field=field, row=row, given=number, expected=expected)

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, drawn once.
+"""The exceptions of the domain, as one tree.
 
     LoraplexError
     ├── InvalidInput
@@ -27,38 +27,38 @@
     ├── ClaimLost
     └── BaseNotLoadable · CatalogNotLoadable
 
-The first line of each docstring is the error's title, wherever it is shown; `code` is its stable name.
-Which HTTP status a code gets is the web layer's business.
+The first line of a class's docstring, without its period, is the title of the error in every answer. `code` is its
+stable name. `app.http.errors` maps codes to HTTP statuses.
 """
 
 import json
 from collections.abc import Sequence
 from itertools import islice
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
-_SHOWN = 100
-_LONGEST_DETAIL = 1500
-_NOT_SAID = object()
-"""Not None: that is a null which a client gave."""
-MOST_BAD_ROWS = 20
-"""Rows of a data set that an error or a report names."""
+_MAX_VALUE_CHARACTERS = 100
+_MAX_DETAIL_CHARACTERS = 1500
+_NOT_GIVEN = object()
+"""Default of `given`. It is not None, because None is a null that a client sent."""
+MAX_BAD_ROWS = 20
+"""Most rows of a data set that an error or a report lists."""
 
 
 class BadRow(NamedTuple):
-    """One row of a data set that cannot be used, and why."""
+    """One row of a data set that cannot be used, with the reason."""
 
     row: int
-    """From 0, the header line not counted."""
+    """Counted from 0, without the header line."""
     column: str | None
     reason: str
 
     def members(self) -> dict[str, object]:
-        """Ready for JSON."""
-        return {"row": self.row, "column": None if self.column is None else shown(self.column), "reason": self.reason}
+        """Return the row as JSON."""
+        return {"row": self.row, "column": None if self.column is None else shorten(self.column), "reason": self.reason}
 
 
 class LoraplexError(Exception):
-    """Something went wrong"""
+    """Something went wrong."""
 
     code: ClassVar[str] = "error"
 
@@ -68,7 +68,7 @@ class LoraplexError(Exception):
         *,
         field: str | None = None,
         row: int | None = None,
-        given: object = _NOT_SAID,
+        given: object = _NOT_GIVEN,
         expected: str | None = None,
         outcome_unknown: bool = False,
     ) -> None:
@@ -79,48 +79,71 @@ class LoraplexError(Exception):
         self.given = given
         self.expected = expected
         self.outcome_unknown = outcome_unknown
-        """Whether the change may have been stored although it ended in this error."""
+        """Whether the change may have been stored despite this error."""
+
+    @classmethod
+    def title(cls) -> str:
+        """Return the short description that every error of this class has in common."""
+        return (cls.__doc__ or "").partition("\n")[0].removesuffix(".")
+
+    def at(self, *, field: str, row: int | None = None, given: object = _NOT_GIVEN) -> Self:
+        """Set the position in the request that the error is about; return the error.
+
+        The function that checks a value does not know where the value is in the request. Its caller does.
+        """
+        self.field = field
+        self.row = self.row if row is None else row
+        self.given = self.given if given is _NOT_GIVEN else given
+        return self
+
+    def explain(self, *, before: str = "", after: str = "") -> Self:
+        """Add text before and after the detail; return the error."""
+        self.detail = f"{before}{self.detail}{after}"
+        return self
 
     def members(self) -> dict[str, object]:
-        """The members of a problem (RFC 9457) that this error has, less its status: ready for JSON."""
+        """Return the members of the problem (RFC 9457) as JSON, without the status."""
         members: dict[str, object] = {
             "type": f"urn:loraplex:{self.code}",
-            "title": (type(self).__doc__ or "").partition("\n")[0],
-            "detail": _cut(self.detail, _LONGEST_DETAIL),
+            "title": self.title(),
+            "detail": _cut(self.detail, _MAX_DETAIL_CHARACTERS),
             "code": self.code,
-            "field": None if self.field is None else shown(self.field),
+            "field": None if self.field is None else shorten(self.field),
             "row": self.row,
-            "given": None if self.given is _NOT_SAID else shown(self.given),
+            "given": None if self.given is _NOT_GIVEN else shorten(self.given),
             "expected": self.expected,
             "outcome": "unknown" if self.outcome_unknown else None,
         }
         return {name: value for name, value in members.items() if value is not None}
 
 
-def shown(value: object) -> str:
-    """A value as a message shows it: JSON text, a string without its quotes, at most 100 characters."""
+def shorten(value: object) -> str:
+    """Return a value as text for a message: JSON, or a string without quotes, of at most 100 characters."""
     if isinstance(value, str):
         text = value
-    elif isinstance(value, int) and abs(value) >= 10**_SHOWN:
+    elif isinstance(value, int) and abs(value) >= 10**_MAX_VALUE_CHARACTERS:
         text = "an integer of more than 100 digits"
     else:
         try:
-            text = json.dumps(_beginning(value), default=str)
+            text = json.dumps(_truncate(value), default=str)
         except (ValueError, RecursionError):
             text = type(value).__name__
-    return _cut(text, _SHOWN)
+    return _cut(text, _MAX_VALUE_CHARACTERS)
 
 
-def _beginning(value: object, levels: int = _SHOWN) -> object:
-    """Return as much of a value as `shown` may show: its JSON begins like that of the whole value."""
+def _truncate(value: object, levels: int = _MAX_VALUE_CHARACTERS) -> object:
+    """Return a value of bounded size whose JSON begins like that of the given value."""
     if isinstance(value, str):
-        return value[:_SHOWN]
+        return value[:_MAX_VALUE_CHARACTERS]
     if not levels:
         return value if isinstance(value, int | float | None) else 0
     if isinstance(value, list | tuple):
-        return [_beginning(entry, levels - 1) for entry in value[:_SHOWN]]
+        return [_truncate(entry, levels - 1) for entry in value[:_MAX_VALUE_CHARACTERS]]
     if isinstance(value, dict):
-        return {key[:_SHOWN]: _beginning(value[key], levels - 1) for key in islice(value, _SHOWN)}
+        return {
+            key[:_MAX_VALUE_CHARACTERS]: _truncate(value[key], levels - 1)
+            for key in islice(value, _MAX_VALUE_CHARACTERS)
+        }
     return value
 
 
@@ -129,127 +152,127 @@ def _cut(text: str, longest: int) -> str:
 
 
 class InvalidInput(LoraplexError):
-    """The request has a value that cannot be used"""
+    """The request has a value that cannot be used."""
 
     code = "invalid_input"
 
 
 class NotJson(InvalidInput):
-    """The text is not JSON"""
+    """The text is not JSON."""
 
     code = "not_json"
 
 
 class DuplicateKey(InvalidInput):
-    """A JSON object has the same key twice"""
+    """A JSON object has the same key twice."""
 
     code = "duplicate_key"
 
 
 class MissingField(InvalidInput):
-    """A field that is needed was left out"""
+    """A field that is needed was left out."""
 
     code = "missing_field"
 
 
 class UnknownField(InvalidInput):
-    """A field is not one that is known here"""
+    """A field is not one that is known here."""
 
     code = "unknown_field"
 
 
 class IgnoredField(InvalidInput):
-    """A field was given that the chosen method would ignore"""
+    """A field was given that the chosen method would ignore."""
 
     code = "ignored_field"
 
 
 class WrongType(InvalidInput):
-    """A value is of the wrong type"""
+    """A value is of the wrong type."""
 
     code = "wrong_type"
 
 
 class OutOfRange(InvalidInput):
-    """A value is outside its bounds"""
+    """A value is outside its bounds."""
 
     code = "out_of_range"
 
 
 class WrongShape(InvalidInput):
-    """An array has the wrong shape"""
+    """An array has the wrong shape."""
 
     code = "wrong_shape"
 
 
 class NotFinite(InvalidInput):
-    """A number is not finite as float32"""
+    """A number is not finite as float32."""
 
     code = "not_finite"
 
 
 class RankTooLarge(InvalidInput):
-    """The rank is above what this service accepts"""
+    """The rank is above what this service accepts."""
 
     code = "rank_too_large"
 
 
 class InvalidName(InvalidInput):
-    """A name does not follow the rule for names"""
+    """A name does not follow the rule for names."""
 
     code = "invalid_name"
 
 
 class InvalidReference(InvalidInput):
-    """A reference to an adapter is malformed"""
+    """A reference to an adapter is malformed."""
 
     code = "invalid_reference"
 
 
 class InvalidCursor(InvalidInput):
-    """A cursor was not issued by this service for this list"""
+    """A cursor was not issued by this service for this list."""
 
     code = "invalid_cursor"
 
 
 class InvalidCombination(InvalidInput):
-    """Two values are fine alone and cannot be used together"""
+    """Two values are fine alone and cannot be used together."""
 
     code = "invalid_combination"
 
 
 class InvalidUpload(InvalidInput):
-    """An uploaded adapter cannot be read"""
+    """An uploaded adapter cannot be read."""
 
     code = "invalid_upload"
 
 
 class InvalidSafetensors(InvalidUpload):
-    """A safetensors file is malformed or outside its limits"""
+    """A safetensors file is malformed or outside its limits."""
 
     code = "invalid_safetensors"
 
 
 class InvalidArchive(InvalidUpload):
-    """A zip archive is malformed, unsafe or outside its limits"""
+    """A zip archive is malformed, unsafe or outside its limits."""
 
     code = "invalid_archive"
 
 
 class PeftUnsupported(InvalidUpload):
-    """A PEFT adapter uses a feature that cannot be served exactly"""
+    """A PEFT adapter uses a feature that cannot be served exactly."""
 
     code = "peft_unsupported"
 
 
 class InvalidDataset(InvalidUpload):
-    """An uploaded data set cannot be read"""
+    """An uploaded data set cannot be read."""
 
     code = "invalid_dataset"
 
 
 class BadRows(InvalidInput):
-    """Rows have values that cannot be trained on"""
+    """Rows have values that cannot be trained on."""
 
     code = "bad_rows"
 
@@ -259,156 +282,156 @@ class BadRows(InvalidInput):
         self.rows = rows
 
     def members(self) -> dict[str, object]:
-        """As for every error, and up to 20 of the rows."""
-        return super().members() | {"rows": [bad.members() for bad in self.rows[:MOST_BAD_ROWS]]}
+        """Return the members of every error, and up to 20 of the rows."""
+        return super().members() | {"rows": [bad.members() for bad in self.rows[:MAX_BAD_ROWS]]}
 
 
 class EstimateTooLarge(InvalidInput):
-    """The training would need more memory than a trainer has"""
+    """The training would need more memory than a trainer has."""
 
     code = "estimate_too_large"
 
 
 class OutputNotFinite(InvalidInput):
-    """The layer's answer to a row is not finite"""
+    """The layer's answer to a row is not finite."""
 
     code = "output_not_finite"
 
 
 class NotFound(LoraplexError):
-    """Nothing has that name"""
+    """Nothing has that name."""
 
     code = "not_found"
 
 
 class AdapterNotFound(NotFound):
-    """There is no adapter of that name"""
+    """There is no adapter of that name."""
 
     code = "adapter_not_found"
 
 
 class VersionNotFound(NotFound):
-    """There is no such version"""
+    """There is no such version."""
 
     code = "version_not_found"
 
 
 class AliasNotFound(NotFound):
-    """There is no such alias"""
+    """There is no such alias."""
 
     code = "alias_not_found"
 
 
 class AdapterNotLive(NotFound):
-    """The adapter has versions, and none of them is live"""
+    """The adapter has versions, and none of them is live."""
 
     code = "adapter_not_live"
 
 
 class DatasetNotFound(NotFound):
-    """There is no data set of that name"""
+    """There is no data set of that name."""
 
     code = "dataset_not_found"
 
 
 class JobNotFound(NotFound):
-    """There is no job of that id"""
+    """There is no job of that id."""
 
     code = "job_not_found"
 
 
 class Conflict(LoraplexError):
-    """The request does not fit the state of what it names"""
+    """The request does not fit the state of what it names."""
 
     code = "conflict"
 
 
 class BaseMismatch(Conflict):
-    """The adapter was made for another base layer"""
+    """The adapter was made for another base layer."""
 
     code = "base_mismatch"
 
 
 class FeatureSpaceMismatch(Conflict):
-    """The inputs come from another encoder than the one that is served"""
+    """The inputs come from another encoder than the one that is served."""
 
     code = "feature_space_mismatch"
 
 
 class JobEnded(Conflict):
-    """The job has ended already"""
+    """The job has ended already."""
 
     code = "job_ended"
 
 
 class JobNotEnded(Conflict):
-    """The job has not ended yet"""
+    """The job has not ended yet."""
 
     code = "job_not_ended"
 
 
 class NoStatistics(Conflict):
-    """The version was trained without keep_statistics"""
+    """The version was trained without keep_statistics."""
 
     code = "no_statistics"
 
 
 class PreconditionFailed(LoraplexError):
-    """A condition in the request's headers does not hold"""
+    """A condition in the request's headers does not hold."""
 
     code = "precondition_failed"
 
 
 class QueueFull(LoraplexError):
-    """The queue is full"""
+    """The queue is full."""
 
     code = "queue_full"
 
 
 class RequestTimeout(LoraplexError):
-    """The request's time was up before it was answered"""
+    """The request's time was up before it was answered."""
 
     code = "request_timeout"
 
 
 class CatalogBusy(LoraplexError):
-    """The catalogue is locked by another process"""
+    """The catalogue is locked by another process."""
 
     code = "catalog_busy"
 
 
 class StorageFull(LoraplexError):
-    """The disk is full"""
+    """The disk is full."""
 
     code = "storage_full"
 
 
 class StorageFailed(LoraplexError):
-    """The disk failed, or the catalogue on it is damaged"""
+    """The disk failed, or the catalogue on it is damaged."""
 
     code = "storage_failed"
 
 
 class TooManyOpenFiles(LoraplexError):
-    """The process has no file descriptors left for now"""
+    """The process has no file descriptors left for now."""
 
     code = "too_many_open_files"
 
 
 class BlobCorrupt(LoraplexError):
-    """A stored file is missing or no longer has the bytes that were stored"""
+    """A stored file is missing or no longer has the bytes that were stored."""
 
     code = "blob_corrupt"
 
 
 class TrainingFailed(LoraplexError):
-    """The training did not end in an adapter"""
+    """The training did not end in an adapter."""
 
     code = "training_failed"
 
 
 class Diverged(TrainingFailed):
-    """The loss or the factors stopped being finite"""
+    """The loss or the factors stopped being finite."""
 
     code = "diverged"
 
@@ -417,65 +440,65 @@ class Diverged(TrainingFailed):
         self.step = step
 
     def members(self) -> dict[str, object]:
-        """As for every error, and the step."""
+        """Return the members of every error, and the step."""
         return super().members() | {"step": self.step}
 
 
 class WorkerDied(TrainingFailed):
-    """The process that trained died on three attempts"""
+    """The process that trained died on three attempts."""
 
     code = "worker_died"
 
 
 class AdapterDeleted(TrainingFailed):
-    """The adapter was deleted after the job was queued"""
+    """The adapter was deleted after the job was queued."""
 
     code = "adapter_deleted"
 
 
 class BaseChanged(TrainingFailed):
-    """The base layer is no longer the one that the job was queued for"""
+    """The base layer is no longer the one that the job was queued for."""
 
     code = "base_changed"
 
 
 class OutOfMemory(TrainingFailed):
-    """The training needs more memory than there is"""
+    """The training needs more memory than there is."""
 
     code = "out_of_memory"
 
 
 class FitFailed(TrainingFailed):
-    """The training stopped on an error of its own"""
+    """The training stopped on an error of its own."""
 
     code = "fit_failed"
 
 
 class IllConditioned(TrainingFailed):
-    """What would be left after forgetting is lost in rounding"""
+    """What would be left after forgetting is lost in rounding."""
 
     code = "ill_conditioned"
 
 
 class FleetFailed(TrainingFailed):
-    """No group of the fleet could be trained"""
+    """No group of the fleet could be trained."""
 
     code = "fleet_failed"
 
 
 class ClaimLost(LoraplexError):
-    """The job is no longer this trainer's: it was cancelled, or its lease ran out"""
+    """The job is no longer this trainer's: it was cancelled, or its lease ran out."""
 
     code = "claim_lost"
 
 
 class BaseNotLoadable(LoraplexError):
-    """The base layer cannot be loaded"""
+    """The base layer cannot be loaded."""
 
     code = "base_not_loadable"
 
 
 class CatalogNotLoadable(LoraplexError):
-    """The catalogue cannot be opened"""
+    """The catalogue cannot be opened."""
 
     code = "catalog_not_loadable"

@@ -1,4 +1,4 @@
-"""The rule for names, aliases and references."""
+"""Names, aliases and references of adapters and data sets: their syntax and its checks."""
 
 import re
 from functools import lru_cache
@@ -7,19 +7,19 @@ from typing import NamedTuple
 from adapters.errors import InvalidName, InvalidReference, WrongType
 
 LIVE = "live"
-"""The alias that a bare name means."""
+"""The alias that a bare name refers to."""
 
 NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]*")
-LONGEST_REFERENCE = 256
+MAX_REFERENCE_CHARACTERS = 256
 MAX_VERSION = 2**31 - 1
-"""No adapter has a version past this; a larger number in a request names none."""
+"""Largest version number. A larger number in a request names no version."""
 
 
 def check_name(name: object, *, field: str = "name") -> str:
-    """`name` itself where it follows the rule; raises `WrongType` or `InvalidName`."""
+    """Return the name if it is valid; raise `WrongType` or `InvalidName` if not."""
     if not isinstance(name, str):
         raise WrongType(f"{field} must be a string", field=field, given=name, expected="a name")
     if not _NAME.fullmatch(name):
@@ -28,7 +28,7 @@ def check_name(name: object, *, field: str = "name") -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """`prefix` itself where a name could begin with it; raises `InvalidName`."""
+    """Return the prefix if a valid name can begin with it; raise `InvalidName` if not."""
     if prefix and not _NAME.fullmatch(prefix):
         detail = f"prefix must be the beginning of a name: {NAME_RULE}"
         raise InvalidName(detail, field="prefix", given=prefix, expected=NAME_RULE)
@@ -36,7 +36,7 @@ def check_prefix(prefix: str) -> str:
 
 
 class Reference(NamedTuple):
-    """What a request asks for: a name with a version number or an alias (`live` where neither is said)."""
+    """Reference to a version: a name with a version number or an alias (`live` by default)."""
 
     name: str
     version: int | None = None
@@ -49,7 +49,7 @@ class Reference(NamedTuple):
 
 
 def parse_reference(text: object, *, field: str = "adapter", row: int | None = None) -> Reference:
-    """`name`, `name@3` or `name@alias` → Reference; raises `WrongType`, `InvalidName`, `InvalidReference`."""
+    """Parse `name`, `name@3` or `name@alias`; raise `WrongType`, `InvalidName` or `InvalidReference`."""
     expected = "name, name@3 or name@alias"
     if not isinstance(text, str):
         raise WrongType(
@@ -59,7 +59,7 @@ def parse_reference(text: object, *, field: str = "adapter", row: int | None = N
             given=text,
             expected=expected,
         )
-    reference = _reference(text) if len(text) <= LONGEST_REFERENCE else None
+    reference = _parse(text) if len(text) <= MAX_REFERENCE_CHARACTERS else None
     if reference is not None:
         return reference
     if not _NAME.fullmatch(text.partition("@")[0]):
@@ -79,9 +79,9 @@ def parse_reference(text: object, *, field: str = "adapter", row: int | None = N
     )
 
 
-# Most requests name what others named before.
+# Cached, because most requests repeat the references of earlier ones.
 @lru_cache(2**15)
-def _reference(text: str) -> Reference | None:
+def _parse(text: str) -> Reference | None:
     name, at, selector = text.partition("@")
     if not _NAME.fullmatch(name):
         return None

@@ -1,18 +1,18 @@
-"""JSON read exactly: UTF-8 only, a key twice is an error, and nothing is guessed."""
+"""Strict JSON parser: UTF-8 only, and a duplicate key is an error."""
 
 import json
 
 from adapters.errors import DuplicateKey, NotJson
 
-_LONGEST_INTEGER = 400
-"""Digits: more are past float64 anyway, and Python refuses to convert past 4,300."""
+_MAX_DIGITS = 400
+"""Most digits of an integer. Longer ones exceed float64 anyway, and Python refuses to convert more than 4,300."""
 
 
 def parse(text: bytes | bytearray, *, what: str = "the body") -> object:
-    """Objects, lists, strings, ints, floats, bools and None, as the standard library reads them.
+    """Parse UTF-8 bytes into objects, lists, strings, ints, floats, bools and None, as the standard library does.
 
-    `NaN`, `Infinity` and numbers too large for float64 come out as non-finite floats, so that the caller can
-    refuse them by the name of their field. Raises `NotJson` and `DuplicateKey`.
+    `NaN`, `Infinity` and numbers too large for float64 become non-finite floats, so that the caller's error can name
+    their field. `what` names the text in errors. Raises `NotJson` and `DuplicateKey`.
     """
     return parse_text(decode(text, what=what), what=what)
 
@@ -26,7 +26,7 @@ def decode(text: bytes | bytearray, *, what: str = "the body") -> str:
 
 
 def parse_text(text: str, *, what: str = "the body") -> object:
-    """Do the same as `parse` for text that is decoded."""
+    """Parse decoded text, as `parse` does."""
     try:
         return DECODER.decode(_checked_start(text))
     except json.JSONDecodeError as error:
@@ -38,8 +38,8 @@ def parse_text(text: str, *, what: str = "the body") -> object:
 
 
 def whole_number(digits: str) -> int | float:
-    """The number that `digits` say; as a float, and so infinite, where they are too many to count in."""
-    return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+    """Return an integer as int, or as an infinite float if it has more than `_MAX_DIGITS` digits."""
+    return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
 
 
 def nested_too_deeply(what: str) -> NotJson:
@@ -54,7 +54,7 @@ def repeated_key(key: str) -> DuplicateKey:
 
 def _checked_start(text: str) -> str:
     if text.startswith("\ufeff"):
-        # As `json.loads` does.
+        # The same error as from `json.loads`.
         raise json.JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", text, 0)
     return text
 
@@ -71,4 +71,4 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_int=whole_number)
-"""The decoder behind `parse`."""
+"""Decoder that `parse` and `adapters.large_json.parser` use."""

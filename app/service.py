@@ -15,10 +15,12 @@ from adapters.datasets.store import Datasets
 from adapters.errors import FeatureSpaceMismatch
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
+from adapters.lora.forward import load_kernel
+from adapters.training.planning.planner import Planner, PlanningLimits
 from app.bootstrap import load_base, open_queue, open_tracing
 from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
-from app.http.job_events import JobWatch
+from app.http.job_events import JobEvents
 from app.http.write_threads import WriteThreads
 from app.observability.logs import line_of
 from app.observability.metrics.catalog_metrics import CatalogMetrics
@@ -59,27 +61,40 @@ class Service:
     """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
     writes: WriteThreads = field(default_factory=WriteThreads)
     host_policy: HostPolicy = field(init=False)
+    planner: Planner = field(init=False)
     uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS_AT_ONCE))
     """Held while an uploaded adapter is unpacked and checked: each may take a few times the largest body."""
     bodies: BodyMemory = field(init=False)
     json: JsonBodies = field(init=False)
-    watch: JobWatch = field(init=False)
+    job_events: JobEvents = field(init=False)
     catalog_figures: CatalogMetrics = field(init=False)
     scrape: MetricsExposition = field(init=False)
 
     def __post_init__(self) -> None:
+        settings = self.settings
+        self.planner = Planner(
+            catalog=self.catalog,
+            datasets=self.datasets,
+            base=self.base,
+            feature_space=settings.feature_space,
+            limits=PlanningLimits(
+                max_rank=settings.max_rank,
+                max_groups=settings.max_groups,
+                trainer_memory_bytes=settings.trainer_memory_bytes,
+            ),
+        )
         self.host_policy = HostPolicy(self.settings.host, self.settings.allowed_hosts)
         self.bodies = BodyMemory(self.settings.max_inflight_body_bytes)
         self.json = JsonBodies(self.base)
         figures = self.catalog_figures = CatalogMetrics(self.catalog, base=self.base.fingerprint, now=self.queue.now)
         self.scrape = MetricsExposition(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
-        self.watch = JobWatch(self.queue, draining=lambda: self.draining)
+        self.job_events = JobEvents(self.queue, draining=lambda: self.draining)
 
     def close(self) -> None:
         """Pass on what was observed; end the threads; give back the connections and this process's place."""
         self.observer.close()
         self.batcher.close()
-        self.watch.close()
+        self.job_events.close()
         self.resolver.close()
         self.catalog.close()
         self.catalog_figures.close()
@@ -99,8 +114,9 @@ class Service:
 
 
 def open_service(settings: Settings, *, now: Callable[[], float] = time.time) -> Service:
-    """Load the base and open the data folder; raises `BaseNotLoadable`."""
+    """Load the base and the kernel, and open the data folder; raises `BaseNotLoadable`."""
     base = load_base(settings)
+    load_kernel()
     catalog = Catalog(settings.data_dir, now=now, quarantine_days=settings.quarantine_days)
     catalog.sweep()
     resolver = Resolver(catalog)

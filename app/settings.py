@@ -1,4 +1,4 @@
-"""Every knob, with its unit, its bound and its reason. Each is read from `LORAPLEX_` and its name."""
+"""Settings: environment variables `LORAPLEX_*`, each with its bounds, default and description."""
 
 import ipaddress
 import os
@@ -14,24 +14,24 @@ from app.http.host_policy import parse_allowed_hosts
 
 PREFIX = "LORAPLEX_"
 BUNDLED = "digits"
-_OF_THE_CLIENT = {"LORAPLEX_URL"}
+_CLIENT_SETTINGS = {"LORAPLEX_URL"}
 
 
 class SettingsError(Exception):
-    """The service cannot start with these settings; the message names each."""
+    """Settings with which the service cannot start; the message names each of them."""
 
 
 class LogFormat(StrEnum):
-    """The form of what the processes log."""
+    """Format of the log."""
 
     AUTO = "auto"
-    """`console` where standard error is a terminal, else `json`."""
+    """`console` if standard error is a terminal, else `json`."""
     JSON = "json"
     CONSOLE = "console"
 
 
 class LogRequests(StrEnum):
-    """Which requests have a line in the log."""
+    """Requests that have a line in the log."""
 
     ALL = "all"
     FAILED = "failed"
@@ -39,7 +39,7 @@ class LogRequests(StrEnum):
 
 
 class Settings(BaseSettings):
-    """What the service was started with."""
+    """Settings of the service."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -50,23 +50,27 @@ class Settings(BaseSettings):
         "`identity:DIM` or `zeros:IN,OUT`.",
     )
     base_weight_key: str = Field("weight", min_length=1, description="Name of W in the safetensors file.")
-    base_bias_key: str = Field("bias", min_length=1, description="Name of b in the file; it may be missing there.")
+    base_bias_key: str = Field("bias", min_length=1, description="Name of b in the file, which may have none.")
     feature_space: str | None = Field(
         None,
         min_length=1,
         max_length=200,
-        description="Name of the encoder that feeds the layer, such as `minilm-l6-v2@1`; recorded in versions and "
-        "checked, because the width alone does not tell encoders apart.",
+        description="Name of the encoder that feeds the layer, such as `minilm-l6-v2@1`. It is recorded in "
+        "versions and checked, because the width alone does not distinguish encoders.",
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="What W and b are held in on CUDA; on the CPU always float32."
+        "float32", description="Type of W and b on CUDA; on the CPU always float32."
     )
-    data_dir: Path = Field(Path("data"), description="Folder of everything that lasts, and of temporary files.")
+    data_dir: Path = Field(Path("data"), description="Folder of all persistent data and of temporary files.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    workers: int = Field(1, ge=1, le=64, description="Processes that answer requests, each with its own cache.")
-    trainers: int = Field(1, ge=0, le=64, description="Processes that train; 0 where `loraplex trainer` runs apart.")
+    workers: int = Field(
+        1, ge=1, le=64, description="Number of processes that answer requests, each with its own cache."
+    )
+    trainers: int = Field(
+        1, ge=0, le=64, description="Number of processes that train; 0 if `loraplex trainer` runs separately."
+    )
     allow_open: bool = Field(
         False,
         description="Allow listening on other addresses than loopback, although there are no keys: anyone who can "
@@ -78,93 +82,101 @@ class Settings(BaseSettings):
         "`127.0.0.1`, `[::1]` and the value of `LORAPLEX_HOST` if it is not a wildcard. Ports are ignored; `*` allows "
         "any host.",
     )
-    max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="Largest request body, in bytes.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="Maximum size of a request body, in bytes.")
     max_head_bytes: int = Field(
         64 * 2**10,
         ge=2**12,
         le=2**20,
-        description="Largest head of a request (its line and its headers), and largest trailers, in bytes: past it "
-        "431.",
+        description="Maximum size of the head of a request (its line and its headers), and of trailers, in bytes;"
+        " a larger one is 431.",
     )
     max_connections: int = Field(
         8192,
         ge=1,
         le=2**20,
-        description="Open connections, per worker, and fewer where the limit of open files is lower; past it the one "
-        "that has been idle longest is closed.",
+        description="Maximum number of open connections, per worker; fewer if the limit of open files is lower. "
+        "Beyond it, the connection that has been idle longest is closed.",
     )
     max_dataset_bytes: int = Field(
-        4 * 2**30, ge=1024, le=2**44, description="Largest data set, in bytes: as uploaded, and as stored."
+        4 * 2**30, ge=1024, le=2**44, description="Maximum size of a data set, in bytes: as uploaded, and as stored."
     )
     max_predict_json_bytes: int = Field(
         4 * 2**20,
         ge=1024,
         le=2**31,
-        description="Largest JSON of `/predict` and of `/v2/…/infer`, in bytes: JSON is parsed in one go.",
+        description="Maximum size of the JSON of `/predict` and of `/v2/…/infer`, in bytes, because JSON is "
+        "parsed in one step.",
     )
     max_inflight_body_bytes: int = Field(
         512 * 2**20,
         ge=1024,
         le=2**44,
-        description="Bytes of request bodies in memory at one time, per worker; past it 503. A body with more bytes "
-        "than this is never accepted. Data sets are streamed to a file and not counted.",
+        description="Maximum size of all request bodies in memory, in bytes, per worker; beyond it, requests are "
+        "503. A larger body than this is never accepted. Data sets are streamed to a file and not "
+        "counted.",
     )
-    max_rows: int = Field(4096, ge=1, le=2**20, description="Rows in one predict request.")
-    max_rank: int = Field(256, ge=1, le=2**14, description="Largest rank of an adapter.")
-    max_queued_jobs: int = Field(100, ge=1, le=10**6, description="Jobs that may wait; past it 429.")
-    max_groups: int = Field(100_000, ge=1, le=10**7, description="Largest fleet: adapters that one job trains.")
+    max_rows: int = Field(4096, ge=1, le=2**20, description="Maximum number of rows in one predict request.")
+    max_rank: int = Field(256, ge=1, le=2**14, description="Maximum rank of an adapter.")
+    max_queued_jobs: int = Field(
+        100, ge=1, le=10**6, description="Maximum number of queued jobs; beyond it, requests are 429."
+    )
+    max_groups: int = Field(100_000, ge=1, le=10**7, description="Maximum number of adapters that one job trains.")
     trainer_memory_bytes: int = Field(
         4 * 2**30,
         ge=2**29,
         le=2**44,
-        description="Memory of the process that fits, and of the one that reads an uploaded data set, in bytes; a "
-        "training that is estimated to need more is refused.",
+        description="Maximum memory of the fit process, and of the process that reads an uploaded data set, in "
+        "bytes; a training that is estimated to need more is refused.",
     )
     trainer_threads: int = Field(
-        1, ge=1, le=256, description="Threads that a fit computes with. Another number may give other digests."
+        1, ge=1, le=256, description="Threads of a fit. Another number may result in other digests."
     )
-    cache_bytes: int = Field(2**30, ge=0, le=2**44, description="Adapters kept in memory, in bytes, per worker.")
+    cache_bytes: int = Field(2**30, ge=0, le=2**44, description="Size of the adapter cache, in bytes, per worker.")
     queue_rows: int = Field(
-        16_384, ge=1, le=2**24, description="Rows of predict requests that may wait, per worker; past it 429."
+        16_384,
+        ge=1,
+        le=2**24,
+        description="Maximum number of waiting rows of predict requests, per worker; beyond it, requests are 429.",
     )
     max_batch_rows: int = Field(
         256,
         ge=1,
         le=2**16,
-        description="Rows computed together; a larger request is cut, so that others wait for one such batch at most.",
+        description="Maximum number of rows in a batch. A larger request is split, so that other requests wait "
+        "for at most one batch.",
     )
     lease_seconds: float = Field(
         15,
         ge=1,
         le=3600,
-        description="Seconds after its last heartbeat that a trainer counts as dead, and that a child process may be "
-        "stopped (SIGSTOP) before it is killed.",
+        description="Seconds after its last heartbeat after which a trainer counts as dead, and after which a "
+        "stopped child process (SIGSTOP) is killed.",
     )
     shutdown_grace_seconds: float = Field(
-        30, ge=1, le=3600, description="Seconds that requests in flight get to finish after SIGTERM."
+        30, ge=1, le=3600, description="Seconds that requests in flight have to finish after SIGTERM."
     )
     quarantine_days: int = Field(
         7,
         ge=0,
         le=3650,
-        description="Days that files to which the catalogue does not refer are kept in `quarantine/` before they are "
-        "removed; 0 removes them at the next purge.",
+        description="Days that files to which the catalogue does not refer are kept in `quarantine/`; 0 removes "
+        "them at the next purge.",
     )
     log_format: LogFormat = Field(
         LogFormat.AUTO,
-        description="`json` (one object a line), `console` (for people), or `auto`: `console` where standard error is "
-        "a terminal, else `json`.",
+        description="`json` (one object per line), `console` (text), or `auto`: `console` if standard error is a "
+        "terminal, otherwise `json`.",
     )
     log_requests: LogRequests = Field(
         LogRequests.ALL,
-        description="A line for each request (`all`), for each that failed (`failed`: 400 and above), or for `none`. "
-        "A process writes at most 1000 lines a second for requests that succeeded and 1000 for those that failed, and "
-        "then one that says how many were left out.",
+        description="Log a line for each request (`all`), for each failed request (`failed`: 400 and above), or "
+        "for `none`. A process writes at most 1000 lines per second for requests that succeeded and "
+        "1000 for those that failed, and then one with the number of lines that were left out.",
     )
     traces: bool = Field(
         False,
-        description="Send OpenTelemetry traces by OTLP over HTTP, to where the standard `OTEL_*` variables say "
-        "(`OTEL_EXPORTER_OTLP_ENDPOINT`, by default http://localhost:4318).",
+        description="Send OpenTelemetry traces by OTLP over HTTP to the address in the standard `OTEL_*` "
+        "variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, by default http://localhost:4318).",
     )
 
     @field_validator("allowed_hosts")
@@ -183,20 +195,20 @@ class Settings(BaseSettings):
         return self
 
 
-def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from the environment, with `given` (from the command line) on top. Paths come out absolute.
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings of the environment, overridden by options of the command line; paths are absolute.
 
-    Raises `SettingsError` for a bad value and for a `LORAPLEX_` name that is not a setting.
+    Raises `SettingsError` for an invalid value and for a `LORAPLEX_` name that is not a setting.
     """
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OF_THE_CLIENT
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _CLIENT_SETTINGS
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
-        ours = ", ".join(sorted(known - _OF_THE_CLIENT))
-        raise SettingsError(f"not a setting: {', '.join(unknown)}; the settings are: {ours}")
+        names = ", ".join(sorted(known - _CLIENT_SETTINGS))
+        raise SettingsError(f"not a setting: {', '.join(unknown)}; the settings are: {names}")
     try:
-        settings = Settings(**{name: value for name, value in (given or {}).items() if value is not None})
+        settings = Settings(**{name: value for name, value in (overrides or {}).items() if value is not None})
     except ValidationError as error:
-        raise SettingsError("; ".join(_sentence(problem) for problem in error.errors())) from None
+        raise SettingsError("; ".join(_describe(problem) for problem in error.errors())) from None
     base = settings.base
     if base != BUNDLED and Path(base).is_file():
         base = str(Path(base).absolute())
@@ -204,7 +216,7 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
 
 
 def make_data_dir(settings: Settings) -> None:
-    """Make the data folder where it is missing; raises `SettingsError` where it can be neither made nor written."""
+    """Create the data folder if it is missing; raise `SettingsError` if it cannot be created or written."""
     folder = settings.data_dir
     reason = "it is not writable"
     try:
@@ -216,15 +228,15 @@ def make_data_dir(settings: Settings) -> None:
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
-    """This process's environment with every setting in it, for a child process."""
+    """Return this process's environment with every setting, for a child process."""
     values = settings.model_dump(mode="json", exclude_none=True)
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
     return inherited | {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
 
 
-def _sentence(problem: Any) -> str:
-    where = f"{PREFIX}{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
-    return where + str(problem["msg"]).removeprefix("Value error, ")
+def _describe(problem: Any) -> str:
+    variable = f"{PREFIX}{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
+    return variable + str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _is_loopback(host: str) -> bool:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters.catalog.versions import AdapterSummary, Source, Version
-from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound, shown
+from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound, shorten
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
 from adapters.storage.schema import adapters, aliases, batched, catalog, dataset_versions, jobs, versions
@@ -114,7 +114,7 @@ def get_version(connection: Connection, name: str, number: int) -> Version:
     if row is None:
         existing = ", ".join(str(number) for number in _newest_numbers(connection, name))
         raise VersionNotFound(
-            f"{name!r} has no version {shown(number)}; there are: {existing}",
+            f"{name!r} has no version {shorten(number)}; there are: {existing}",
             field="version",
             given=number,
             expected=f"one of {existing}",

@@ -1,5 +1,5 @@
-"""Data sets: tables that are uploaded once, kept under a name and a number, and trained on by reference.
+"""Data sets: tables that are uploaded once, stored under a name and a version, and trained on by reference.
 
-A child process reads the uploaded file (`read_process`, `convert`, a `formats_*` for each family of formats) and writes
-one internal form, an Arrow file; `store` keeps it, and `table` is what training reads.
+Start with `ingest`: a child process reads the uploaded file with one of the `readers`, checks it (`validation`) and
+writes the stored form, an Arrow file (`arrow_file`). `store` keeps the versions, and training reads them with `table`.
 """

@@ -1,6 +1,6 @@
-"""The stored form of a data set: an Arrow IPC file, uncompressed, whose bytes follow from its content alone.
+"""Writer of the stored form of a data set: an uncompressed Arrow IPC file.
 
-Batches are cut by rows and bytes of what is stored, never by how the rows came in.
+Its bytes depend only on the content. Record batches are split by stored rows and bytes, not by the uploaded chunks.
 """
 
 import hashlib
@@ -14,41 +14,40 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
-from adapters.datasets.cells import is_list, stored
-from adapters.datasets.readers.source import MAX_ROW_BYTES, Planned
+from adapters.datasets.columns import MAX_ROW_BYTES, PlannedColumn, is_list, to_stored_array
 from adapters.errors import InvalidDataset
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 2**22
 
 
-class StoredFile:
-    """A file that grows by chunks of rows. `seen` is told each batch as it is stored, and its first row."""
+class ArrowFileWriter:
+    """Writer that appends chunks of rows. It calls `on_batch` with each stored batch and the index of its first row."""
 
     def __init__(
-        self, path: Path, columns: Sequence[Planned], *, max_bytes: int, seen: Callable[[Any, int], None]
+        self, path: Path, columns: Sequence[PlannedColumn], *, max_bytes: int, on_batch: Callable[[Any, int], None]
     ) -> None:
         self._columns = columns
         self._schema = pa.schema([(column.name, column.type) for column in columns])
-        self._sink = _Sink(path, max_bytes)
+        self._sink = _BoundedFile(path, max_bytes)
         self._writer = ipc.new_file(self._sink, self._schema)
-        self._seen = seen
+        self._on_batch = on_batch
         self._pending: list[Any] = []
         self._pending_rows = self._pending_bytes = 0
         self.rows = 0
 
     def add(self, arrays: Sequence[Any]) -> None:
-        """Rows, in arrays of the stored types; raises `InvalidDataset` for a row or a file that is too large."""
+        """Append rows, as arrays of the stored types; raise `InvalidDataset` if a row or the file is too large."""
         batch = pa.record_batch(list(arrays), schema=self._schema)
         sizes = row_bytes(batch)
-        too_large = np.flatnonzero(sizes > MAX_ROW_BYTES)
-        if len(too_large):
-            row = self.rows + self._pending_rows + int(too_large[0])
+        too_large_error = np.flatnonzero(sizes > MAX_ROW_BYTES)
+        if len(too_large_error):
+            row = self.rows + self._pending_rows + int(too_large_error[0])
             raise InvalidDataset(
-                f"row {row} would be stored in {sizes[too_large[0]]} bytes, and a row may have {MAX_ROW_BYTES}",
+                f"row {row} would be stored in {sizes[too_large_error[0]]} bytes, and a row may have {MAX_ROW_BYTES}",
                 field="body",
                 row=row,
-                given=f"{sizes[too_large[0]]} bytes",
+                given=f"{sizes[too_large_error[0]]} bytes",
                 expected=f"at most {MAX_ROW_BYTES} bytes",
             )
         ends, begin = np.cumsum(sizes), 0
@@ -60,20 +59,20 @@ class StoredFile:
                 if self._pending:
                     self._flush()
                     continue
-                end = begin + 1  # a row larger than a batch is one by itself
+                end = begin + 1  # a row that is larger than a batch gets a batch of its own
             self._pending.append(batch.slice(begin, end - begin))
             self._pending_rows += end - begin
             self._pending_bytes += int(ends[end - 1]) - before
             begin = end
 
-    def __enter__(self) -> "StoredFile":
+    def __enter__(self) -> "ArrowFileWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._sink.close()
 
     def finish(self) -> tuple[str, int]:
-        """End the file; returns its digest and how many bytes it has."""
+        """Finish the file; return its digest and its size in bytes."""
         self._flush()
         self._writer.close()
         self._sink.flush()
@@ -83,21 +82,23 @@ class StoredFile:
         if not self._pending:
             return
         whole = self._pending[0] if len(self._pending) == 1 else pa.concat_batches(self._pending)
-        arrays = [stored(array, column.type) for array, column in zip(whole.columns, self._columns, strict=True)]
+        arrays = [
+            to_stored_array(array, column.type) for array, column in zip(whole.columns, self._columns, strict=True)
+        ]
         batch = pa.record_batch(arrays, schema=self._schema)
-        self._seen(batch, self.rows)
+        self._on_batch(batch, self.rows)
         self._writer.write_batch(batch)
         self.rows += batch.num_rows
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
 
 
-def least_row_bytes(columns: Sequence[Planned]) -> float:
-    """How many bytes every row takes at least, whatever is in it."""
+def min_row_bytes(columns: Sequence[PlannedColumn]) -> float:
+    """Return the bytes that a row has at least."""
     return sum(_fixed_bytes(column.type) for column in columns)
 
 
 def row_bytes(batch: Any) -> NDArray[np.int64]:
-    """How many bytes each row of stored arrays takes, about: the rule by which batches are cut."""
+    """Return the approximate bytes of each stored row, (N,) int64, by which batches are split."""
     fixed = sum(_fixed_bytes(array.type) for array in batch.columns)
     sizes = np.full(batch.num_rows, int(fixed) + 1, np.int64)
     for array in batch.columns:
@@ -126,8 +127,8 @@ def _fixed_bytes(arrow_type: Any) -> float:
     return float(arrow_type.bit_width / 8)
 
 
-class _Sink:
-    """A file that counts and digests what is written to it, and takes no more than it may have."""
+class _BoundedFile:
+    """File with a digest and a maximum size, as pyarrow writes to it."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._file = path.open("wb")
@@ -137,43 +138,43 @@ class _Sink:
         self.closed = False
 
     def write(self, content: Any) -> int:
-        """Append."""
+        """Append bytes."""
         view = memoryview(content)
         if self.bytes + view.nbytes > self._max_bytes:
-            raise too_large(self._max_bytes)
+            raise too_large_error(self._max_bytes)
         self.digest.update(view)
         self._file.write(view)
         self.bytes += view.nbytes
         return view.nbytes
 
     def tell(self) -> int:
-        """Where the next byte goes."""
+        """Return the position of the next byte."""
         return self.bytes
 
     def flush(self) -> None:
-        """Hand everything to the kernel."""
+        """Flush the buffer to the operating system."""
         self._file.flush()
 
     def close(self) -> None:
-        """The end."""
+        """Close the file."""
         self._file.close()
         self.closed = True
 
     def readable(self) -> bool:
-        """It is not."""
+        """Return False."""
         return False
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is not."""
+        """Return False."""
         return False
 
 
-def too_large(max_bytes: int) -> InvalidDataset:
-    """The error for a data set whose stored form does not fit."""
+def too_large_error(max_bytes: int) -> InvalidDataset:
+    """Return the error for a data set whose stored form is too large."""
     return InvalidDataset(
         f"the data set would be stored in more than {max_bytes} bytes",
         field="body",

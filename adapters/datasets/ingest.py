@@ -1,25 +1,61 @@
-"""The hold of a process that answers requests on the process that reads an uploaded file for it."""
+"""The formats that a data set can come in, and which reader takes each."""
 
+import errno
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from enum import StrEnum
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import IO, Any
 
-from adapters.datasets.readers.formats import Format
-from adapters.datasets.report import Report
-from adapters.errors import BadRow, BadRows, InvalidDataset, StorageFull
+import pyarrow as pa
 
-_MOST_MEMORY_BYTES = 2**30
-_LEAST_SECONDS, _BYTES_A_SECOND = 120.0, 2**20
-_MODULE = "adapters.datasets.ingest_process"
-_QUIET = {
+from adapters.datasets.arrow_file import ArrowFileWriter, min_row_bytes, too_large_error
+from adapters.datasets.columns import PlannedColumn, Source, to_stored_array
+from adapters.datasets.validation import ColumnReport, IngestReport
+from adapters.errors import BadRow, BadRows, InvalidDataset, StorageFull, shorten
+
+
+class Format(StrEnum):
+    """A file format."""
+
+    CSV = "csv"
+    """Comma-separated text with a header line."""
+    JSON_LINES = "json_lines"
+    """One JSON object a line."""
+    PARQUET = "parquet"
+    ARROW = "arrow"
+    """Arrow's IPC stream."""
+    NPZ = "npz"
+    """A zip of NumPy arrays."""
+
+
+CONTENT_TYPES: Mapping[str, Format] = {
+    "text/csv": Format.CSV,
+    "application/x-ndjson": Format.JSON_LINES,
+    "application/jsonl": Format.JSON_LINES,
+    "application/vnd.apache.parquet": Format.PARQUET,
+    "application/x-parquet": Format.PARQUET,
+    "application/vnd.apache.arrow.stream": Format.ARROW,
+    "application/x-npz": Format.NPZ,
+    "application/zip": Format.NPZ,
+}
+"""What `Content-Type` says → the format. Two names where both are in use."""
+
+
+_MAX_MEMORY_BYTES = 2**30
+_MIN_SECONDS, _BYTES_PER_SECOND = 120.0, 2**20
+_MODULE = "adapters.datasets.ingest"
+_ENVIRONMENT = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others reserve far more than they use, which the limit would count
     "MALLOC_ARENA_MAX": "2",
     # What Arrow sets aside for a column and gives back must not leave a hole: with many columns those add up.
@@ -31,25 +67,25 @@ _QUIET = {
 log = logging.getLogger(__name__)
 
 
-class ReadingCancelled(Exception):
+class IngestionCancelled(Exception):
     """Nobody wants the file read any more."""
 
 
 @contextmanager
-def raw_file(folder: Path) -> Iterator[IO[bytes]]:
+def upload_file(folder: Path) -> Iterator[IO[bytes]]:
     """A file in `folder` for the bytes of an upload. It has no name: whatever ends this process ends it too."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         yield file
 
 
-class Reading:
+class Ingestion:
     """One uploaded file on its way into the stored form, in a child process that can be ended at any time."""
 
     def __init__(self, raw: IO[bytes], kind: Format, *, memory_bytes: int, max_bytes: int) -> None:
         self._raw = raw
         self._kind = kind
-        self._memory_bytes = min(memory_bytes, _MOST_MEMORY_BYTES)
+        self._memory_bytes = min(memory_bytes, _MAX_MEMORY_BYTES)
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,12 +98,12 @@ class Reading:
             self._cancelled = True
             self._kill()
 
-    def run(self, out: Path) -> Report:
+    def run(self, out: Path) -> IngestReport:
         """Write the stored form to `out`, and wait for it.
 
-        Raises `InvalidDataset`, `BadRows`, `StorageFull`, and `ReadingCancelled` after a `cancel`.
+        Raises `InvalidDataset`, `BadRows`, `StorageFull`, and `IngestionCancelled` after a `cancel`.
         """
-        seconds = _LEAST_SECONDS + os.fstat(self._raw.fileno()).st_size / _BYTES_A_SECOND
+        seconds = _MIN_SECONDS + os.fstat(self._raw.fileno()).st_size / _BYTES_PER_SECOND
         process = self._start(out)
         timer = threading.Timer(seconds, self._give_up)
         timer.start()
@@ -80,9 +116,9 @@ class Reading:
                 self._kill()
                 self._process = None
         if self._cancelled:
-            raise ReadingCancelled
+            raise IngestionCancelled
         if self._too_slow:
-            raise _refused(f"the file was not read within {seconds:.0f} seconds")
+            raise _unreadable_file(f"the file was not read within {seconds:.0f} seconds")
         return self._understood(answer, process.returncode)
 
     def _start(self, out: Path) -> "subprocess.Popen[bytes]":
@@ -95,14 +131,14 @@ class Reading:
         }
         with self._lock:
             if self._cancelled:
-                raise ReadingCancelled
+                raise IngestionCancelled
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _MODULE],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(self._raw.fileno(),),
-                env=os.environ | _QUIET,
+                env=os.environ | _ENVIRONMENT,
             )
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
@@ -126,17 +162,17 @@ class Reading:
             with suppress(BrokenPipeError):
                 pipe.close()
 
-    def _understood(self, text: bytes, status: int) -> Report:
+    def _understood(self, text: bytes, status: int) -> IngestReport:
         try:
             answer: Mapping[str, Any] = json.loads(text)
         except ValueError:
             # What the C++ side cannot allocate it sometimes dies of; a kill is the kernel's, out of memory too.
-            raise _refused(
+            raise _unreadable_file(
                 f"the process that read the file died (status {status}), as one does that needs more than the"
                 f" {self._memory_bytes} bytes of memory that it may use"
             ) from None
         if "report" in answer:
-            return Report.from_json(answer["report"])
+            return IngestReport.from_json(answer["report"])
         if "invalid" in answer:
             raise InvalidDataset(**answer["invalid"])
         if "bad_rows" in answer:
@@ -145,13 +181,148 @@ class Reading:
         if "storage_full" in answer:
             raise StorageFull("the disk is full: the data set could not be stored")
         if "out_of_memory" in answer:
-            raise _refused(
+            raise _unreadable_file(
                 f"to read the file takes more than {self._memory_bytes} bytes of memory: write it in smaller batches or"
                 " row groups, or with fewer columns"
             )
         log.error("a data set could not be read:\n%s", answer["failed"])
-        raise _refused(f"the file cannot be read: {str(answer['failed']).strip().splitlines()[-1][:300]}")
+        raise _unreadable_file(f"the file cannot be read: {str(answer['failed']).strip().splitlines()[-1][:300]}")
 
 
-def _refused(detail: str) -> InvalidDataset:
+def _unreadable_file(detail: str) -> InvalidDataset:
     return InvalidDataset(detail, field="body", expected="a file that can be read within bounds")
+
+
+def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestReport:
+    """Read the file at `raw`, write its stored form to `out`.
+
+    Raises `InvalidDataset` where it cannot be read, has no rows or would be stored in more than `max_bytes` bytes;
+    `BadRows` for rows that are not rows of a table; `MemoryError`; `OSError` where the disk is full.
+    """
+    source = _open_source(raw, kind)
+    if source.rows == 0:
+        raise _no_rows()
+    if source.rows is not None and source.rows * min_row_bytes(source.columns) > max_bytes:
+        raise too_large_error(max_bytes)
+    report = ColumnReport(source.columns)
+    with ArrowFileWriter(out, source.columns, max_bytes=max_bytes, on_batch=report.add_batch) as file:
+        for arrays in source.chunks(report.add_unreadable):
+            file.add([_to_stored(array, column) for array, column in zip(arrays, source.columns, strict=True)])
+        digest, size = file.finish()
+    if file.rows == 0:
+        raise _no_rows()
+    if source.rows is not None and file.rows != source.rows:
+        raise InvalidDataset(
+            f"the file says that it has {source.rows} rows, and has {file.rows}", field="body", expected="a whole file"
+        )
+    return IngestReport(rows=file.rows, columns=report.columns(), bad_rows=report.bad_rows(), digest=digest, bytes=size)
+
+
+def _open_source(path: str, kind: Format) -> Source:
+    # Imported here, because only the child process parses files: the processes that answer requests stay smaller.
+    from adapters.datasets.readers.arrow import open_arrow_stream, open_parquet
+    from adapters.datasets.readers.csv import open_csv
+    from adapters.datasets.readers.json import open_json_lines
+    from adapters.datasets.readers.npz import open_npz
+
+    readers: Mapping[Format, Callable[[str], Source]] = {
+        Format.CSV: open_csv,
+        Format.JSON_LINES: open_json_lines,
+        Format.PARQUET: open_parquet,
+        Format.ARROW: open_arrow_stream,
+        Format.NPZ: open_npz,
+    }
+    return readers[kind](path)
+
+
+def _to_stored(array: Any, column: PlannedColumn) -> Any:
+    try:
+        return to_stored_array(array, column.type)
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, ValueError) as error:
+        raise InvalidDataset(
+            f"the column {shorten(column.name)!r} has a value that {column.type} cannot hold: {shorten(str(error))}",
+            field=column.name,
+            expected=str(column.type),
+        ) from None
+
+
+def _no_rows() -> InvalidDataset:
+    return InvalidDataset("the data set has no rows", field="body", expected="one or more rows")
+
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def main() -> None:
+    """Read one file."""
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    sys.meta_path.insert(0, _NoPandas())
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    # Whoever waits for an answer goes first.
+    os.nice(10)
+    _set_limits(request["memory_bytes"], request["max_bytes"])
+    answer = json.dumps(_run_request(request))
+    sys.stdout.write(answer)
+    sys.stdout.flush()
+
+
+class _NoPandas(MetaPathFinder):
+    """Finder that hides pandas.
+
+    If pandas is installed, pyarrow imports it to check for its types, which takes longer than most files and counts
+    towards the memory limit.
+    """
+
+    def find_spec(self, fullname: str, *_: object) -> None:
+        """Raise `ModuleNotFoundError` for pandas."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError(fullname)
+
+
+def _exit_with_parent() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(0)
+
+
+def _set_limits(memory_bytes: int, max_bytes: int) -> None:
+    # RLIMIT_DATA, not RLIMIT_AS: mapped files and libraries do not count, and their pages can be given back.
+    for kind, limit in (
+        (resource.RLIMIT_DATA, memory_bytes),
+        (resource.RLIMIT_FSIZE, max_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _run_request(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        report = convert(
+            request["raw"], Format(request["format"]), Path(request["out"]), max_bytes=request["max_bytes"]
+        )
+    except BadRows as error:
+        return {"bad_rows": [bad._asdict() for bad in error.rows], "detail": error.detail, "field": error.field}
+    except InvalidDataset as error:
+        given = {} if error.members().get("given") is None else {"given": error.members()["given"]}
+        return {
+            "invalid": {"detail": error.detail, "field": error.field, "row": error.row, "expected": error.expected}
+            | given
+        }
+    except MemoryError:  # pyarrow's own is one
+        return {"out_of_memory": True}
+    except OSError as error:
+        return {"storage_full": True} if error.errno in _DISK_FULL else {"failed": traceback.format_exc()}
+    except Exception as error:
+        # A parser in C may wrap it.
+        if isinstance(error.__cause__ or error.__context__, MemoryError):
+            return {"out_of_memory": True}
+        return {"failed": traceback.format_exc()}
+    return {"report": report.to_json()}
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ _KEYS = ("column", "columns", "prefix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
+class ColumnSelector:
     """One column of lists or numbers, some columns of numbers, or those whose name begins with something.
 
     Exactly one of the three is not None.
@@ -22,13 +22,13 @@ class Selection:
     prefix: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse_selection` takes."""
+        """What `parse_selector` takes."""
         if self.columns is not None:
             return {"columns": list(self.columns)}
         return {"column": self.column} if self.column is not None else {"prefix": self.prefix}
 
 
-def parse_selection(value: object, *, field: str) -> Selection:
+def parse_selector(value: object, *, field: str) -> ColumnSelector:
     """`{"column": name}`, `{"columns": [names]}` or `{"prefix": text}` → Selection.
 
     Raises `WrongType`, `UnknownField`, `MissingField`, `InvalidCombination` (two of them) or `OutOfRange` (none in
@@ -49,15 +49,15 @@ def parse_selection(value: object, *, field: str) -> Selection:
         )
     ((key, given),) = value.items()
     if key == "columns":
-        return Selection(columns=_names(given, field=f"{field}.columns"))
+        return ColumnSelector(columns=_parse_names(given, field=f"{field}.columns"))
     if not isinstance(given, str):
         raise WrongType(f"{field}.{key} must be a string", field=f"{field}.{key}", given=given, expected=_EXPECTED)
     if key == "prefix" and not given:
         raise OutOfRange(f"{field}.prefix is empty", field=f"{field}.prefix", given=given, expected="some characters")
-    return Selection(column=given) if key == "column" else Selection(prefix=given)
+    return ColumnSelector(column=given) if key == "column" else ColumnSelector(prefix=given)
 
 
-def _names(value: object, *, field: str) -> tuple[str, ...]:
+def _parse_names(value: object, *, field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise WrongType(f"{field} must be a list of names", field=field, given=value, expected=_EXPECTED)
     if not value:

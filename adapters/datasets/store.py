@@ -13,16 +13,16 @@ from sqlalchemy.engine import Connection
 
 from adapters.catalog.queries import name_range
 from adapters.clock import rfc3339
-from adapters.datasets.ingest import Reading
-from adapters.datasets.report import (
+from adapters.datasets.ingest import Ingestion
+from adapters.datasets.validation import (
     Column,
-    Report,
+    IngestReport,
     bad_rows_from_json,
     bad_rows_to_json,
     columns_from_json,
     columns_to_json,
 )
-from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, VersionNotFound, shown
+from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, VersionNotFound, shorten
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.database import SqliteDatabase
@@ -32,10 +32,10 @@ from adapters.storage.schema import datasets
 
 Precondition = Callable[[bool, str | None], None]
 """Told whether the name exists and the digest of its newest version; raises `PreconditionFailed`."""
-_OF_DATASET = datasets.c.tenant == TENANT
-_OF_VERSION = versions.c.tenant == TENANT
+_DATASET_TENANT = datasets.c.tenant == TENANT
+_VERSION_TENANT = versions.c.tenant == TENANT
 # A list reads no reports: those of wide data sets are long.
-_ENTRY = sa.select(*(column for column in versions.c if column.name not in ("tenant", "columns", "bad_rows")))
+_SELECT_ENTRY = sa.select(*(column for column in versions.c if column.name not in ("tenant", "columns", "bad_rows")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class Datasets:
         self._now = now
 
     def add(
-        self, name: str, reading: Reading, *, content_type: str, precondition: Precondition | None = None
+        self, name: str, reading: Ingestion, *, content_type: str, precondition: Precondition | None = None
     ) -> tuple[DatasetVersion, bool]:
         """Read an upload and make it a version, unless the newest one has its bytes; returns it and whether it is new.
 
@@ -94,13 +94,13 @@ class Datasets:
         and `precondition` raise, and then nothing has changed.
         """
         with self._writer.upload() as upload:
-            reports: list[Report] = []
+            reports: list[IngestReport] = []
 
             def convert(file: BinaryIO) -> None:
                 reports.append(reading.run(Path(file.name)))
 
             file = upload.write(convert)
-            unnumbered = _describe(
+            unnumbered = _new_version(
                 name, reports[-1], created_at=rfc3339(self._now()), content_type=content_type, file=file
             )
             corrupt = self._corrupt_newest(name, unnumbered.digest)
@@ -114,7 +114,7 @@ class Datasets:
                 if newest.file != corrupt:
                     return newest, False
                 upload.publish(connection)
-                _move_bytes(connection, newest, file)
+                _set_file(connection, newest, file)
         self._blobs.set_aside([corrupt])
         return replace(newest, file=file), False
 
@@ -128,7 +128,7 @@ class Datasets:
         """Data sets whose name begins with `prefix`, in byte order of name, from past `after` on."""
         statement = (
             sa.select(datasets.c.name)
-            .where(_OF_DATASET, datasets.c.deleted.is_(False))
+            .where(_DATASET_TENANT, datasets.c.deleted.is_(False))
             .where(*name_range(datasets.c.name, prefix=prefix, after=after))
             .order_by(datasets.c.name)
             .limit(limit)
@@ -140,7 +140,7 @@ class Datasets:
         """A data set's versions, newest first, those below `before`; raises `DatasetNotFound`."""
         bound = MAX_VERSION + 1 if before is None else before
         statement = (
-            _ENTRY.where(_OF_VERSION, versions.c.dataset == name, versions.c.version < bound)
+            _SELECT_ENTRY.where(_VERSION_TENANT, versions.c.dataset == name, versions.c.version < bound)
             .order_by(versions.c.version.desc())
             .limit(limit)
         )
@@ -167,7 +167,7 @@ class Datasets:
             found = _version(connection, name, reference.version)
         if found is None:
             raise VersionNotFound(
-                f"the data set {name!r} has no version {shown(reference.version)}; its newest is {newest.version}",
+                f"the data set {name!r} has no version {shorten(reference.version)}; its newest is {newest.version}",
                 field=field,
                 given=reference.version,
                 expected=f"a version of {name!r}",
@@ -176,7 +176,7 @@ class Datasets:
 
     def delete(self, name: str, *, precondition: Precondition | None = None) -> None:
         """Remove the data set with all its versions; its next number stays. Raises `DatasetNotFound`."""
-        mine = (_OF_VERSION, versions.c.dataset == name)
+        mine = (_VERSION_TENANT, versions.c.dataset == name)
         with self._database.write() as connection:
             _require(connection, name)
             newest = _newest(connection, name)
@@ -184,7 +184,7 @@ class Datasets:
                 precondition(True, newest.digest if newest else None)
             files = connection.scalars(sa.select(versions.c.file).where(*mine)).all()
             connection.execute(sa.delete(versions).where(*mine))
-            connection.execute(sa.update(datasets).where(_OF_DATASET, datasets.c.name == name).values(deleted=True))
+            connection.execute(sa.update(datasets).where(_DATASET_TENANT, datasets.c.name == name).values(deleted=True))
         self._blobs.remove(files)
 
     def local(self, version: DatasetEntry) -> Path:
@@ -203,7 +203,7 @@ class Datasets:
         return newest.file
 
 
-def _describe(name: str, report: Report, *, created_at: str, content_type: str, file: str) -> DatasetVersion:
+def _new_version(name: str, report: IngestReport, *, created_at: str, content_type: str, file: str) -> DatasetVersion:
     return DatasetVersion(
         dataset=name,
         version=0,
@@ -220,7 +220,7 @@ def _describe(name: str, report: Report, *, created_at: str, content_type: str, 
 
 def _insert(connection: Connection, unnumbered: DatasetVersion) -> DatasetVersion:
     name, created_at = unnumbered.dataset, unnumbered.created_at
-    mine = (_OF_DATASET, datasets.c.name == name)
+    mine = (_DATASET_TENANT, datasets.c.name == name)
     row = connection.execute(sa.select(datasets.c.next_version, datasets.c.deleted).where(*mine)).one_or_none()
     number = 1 if row is None else int(row.next_version)
     values: dict[str, Any] = {"next_version": number + 1, "deleted": False}
@@ -236,19 +236,21 @@ def _insert(connection: Connection, unnumbered: DatasetVersion) -> DatasetVersio
     return version
 
 
-def _move_bytes(connection: Connection, version: DatasetEntry, file: str) -> None:
-    mine = (_OF_VERSION, versions.c.dataset == version.dataset, versions.c.version == version.version)
+def _set_file(connection: Connection, version: DatasetEntry, file: str) -> None:
+    mine = (_VERSION_TENANT, versions.c.dataset == version.dataset, versions.c.version == version.version)
     connection.execute(sa.update(versions).where(*mine).values(file=file))
 
 
 def _require(connection: Connection, name: str, *, field: str = "name") -> None:
-    statement = sa.select(datasets.c.name).where(_OF_DATASET, datasets.c.name == name, datasets.c.deleted.is_(False))
+    statement = sa.select(datasets.c.name).where(
+        _DATASET_TENANT, datasets.c.name == name, datasets.c.deleted.is_(False)
+    )
     if connection.execute(statement).one_or_none() is None:
         raise DatasetNotFound(f"there is no data set {name!r}", field=field, given=name)
 
 
 def _newest(connection: Connection, name: str) -> DatasetVersion | None:
-    statement = sa.select(versions).where(_OF_VERSION, versions.c.dataset == name)
+    statement = sa.select(versions).where(_VERSION_TENANT, versions.c.dataset == name)
     row = connection.execute(statement.order_by(versions.c.version.desc()).limit(1)).one_or_none()
     return None if row is None else _as_version(row._mapping)
 
@@ -256,15 +258,17 @@ def _newest(connection: Connection, name: str) -> DatasetVersion | None:
 def _version(connection: Connection, name: str, number: int) -> DatasetVersion | None:
     if number > MAX_VERSION:
         return None
-    statement = sa.select(versions).where(_OF_VERSION, versions.c.dataset == name, versions.c.version == number)
+    statement = sa.select(versions).where(_VERSION_TENANT, versions.c.dataset == name, versions.c.version == number)
     row = connection.execute(statement).one_or_none()
     return None if row is None else _as_version(row._mapping)
 
 
 def _summary(connection: Connection, name: str) -> DatasetSummary:
-    created = sa.select(datasets.c.created_at).where(_OF_DATASET, datasets.c.name == name)
-    counted = sa.select(sa.func.count()).where(_OF_VERSION, versions.c.dataset == name)
-    newest = _ENTRY.where(_OF_VERSION, versions.c.dataset == name).order_by(versions.c.version.desc()).limit(1)
+    created = sa.select(datasets.c.created_at).where(_DATASET_TENANT, datasets.c.name == name)
+    counted = sa.select(sa.func.count()).where(_VERSION_TENANT, versions.c.dataset == name)
+    newest = (
+        _SELECT_ENTRY.where(_VERSION_TENANT, versions.c.dataset == name).order_by(versions.c.version.desc()).limit(1)
+    )
     return DatasetSummary(
         name=name,
         created_at=connection.scalars(created).one(),

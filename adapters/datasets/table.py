@@ -14,19 +14,23 @@ from numpy.typing import NDArray
 
 from adapters.arrays import Float32
 from adapters.datasets.arrow_file import row_bytes
-from adapters.datasets.cells import is_list
-from adapters.datasets.census import type_name
-from adapters.datasets.readers.source import Widths
-from adapters.datasets.selectors import Selection, parse_selection
-from adapters.datasets.table_rows import add_bad, block, find_bad, nulls, refuse, whole_numbers
-from adapters.errors import MOST_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shown
+from adapters.datasets.columns import WidthCounter, is_list
+from adapters.datasets.selectors import ColumnSelector
+from adapters.datasets.validation import (
+    add_bad_column_rows,
+    add_bad_rows,
+    null_mask,
+    raise_bad_rows,
+    to_int64,
+    to_matrix,
+    type_name,
+)
+from adapters.errors import MAX_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shorten
 
-__all__ = ["Selection", "Table", "parse_selection"]
-
-_NAMES_SHOWN = 20
+_MAX_NAMES_LISTED = 20
 _PREVIEW_BYTES = 2**23
-_READERS_KEPT = 8
-_MOST_TEXT_BYTES = 2**29
+_MAX_READERS = 8
+_MAX_TEXT_BYTES = 2**29
 """Of a column that is read as names: they are encoded in memory, and Arrow's arrays of text end at 2 GiB."""
 
 # Arrow's own allocator keeps what it has had; the process that reads here answers requests, and goes on to.
@@ -72,7 +76,7 @@ class Table:
         """The type of a column as clients see it; raises `InvalidInput` where there is no such column."""
         return type_name(self._type(column, field))
 
-    def width(self, selection: Selection, *, field: str) -> int:
+    def width(self, selection: ColumnSelector, *, field: str) -> int:
         """C: how many numbers a row has in these columns; of lists of several lengths, the most common one.
 
         Raises `InvalidInput` for a column that is not there and `WrongType` for one that has no numbers.
@@ -82,7 +86,7 @@ class Table:
             return len(names)
         return self._list_width(names[0])
 
-    def numbers(self, selection: Selection, *, field: str, begin: int = 0, end: int | None = None) -> Float32:
+    def numbers(self, selection: ColumnSelector, *, field: str, begin: int = 0, end: int | None = None) -> Float32:
         """The rows from `begin` to `end` (all, where it is None) → (N, C) float32, C-contiguous; true counts as 1.
 
         Raises as `width` does, and `BadRows` for nulls, for what is not finite as float32 and for lists of another
@@ -94,15 +98,15 @@ class Table:
         for start, block_NC in self._blocks(selection, field, begin, end, bad):
             if block_NC is not None:
                 out_NC[start - begin : start - begin + len(block_NC)] = block_NC
-        refuse(bad, field)
+        raise_bad_rows(bad, field)
         return out_NC
 
-    def check_numbers(self, selection: Selection, *, field: str) -> None:
+    def check_numbers(self, selection: ColumnSelector, *, field: str) -> None:
         """Look at every row as `numbers` does, in memory that does not grow; raises as it does."""
         bad: list[BadRow] = []
         for _ in self._blocks(selection, field, 0, self.rows, bad):
             pass
-        refuse(bad, field)
+        raise_bad_rows(bad, field)
 
     def codes(self, column: str, *, field: str) -> tuple[NDArray[np.int64], list[str | int]]:
         """A column of text or whole numbers → (N,) int64 positions in its distinct values, and these, sorted.
@@ -115,18 +119,18 @@ class Table:
             raise _wrong_type(column, given, field, "a column of text or of whole numbers")
         bad: list[BadRow] = []
         arrays = []
-        room = _MOST_TEXT_BYTES
+        room = _MAX_TEXT_BYTES
         for start, batch in self._batches((column,), 0, self.rows):
             array = batch.column(0)
-            add_bad(bad, start, column, np.flatnonzero(nulls(array)), lambda _row: "null")
+            add_bad_rows(bad, start, column, np.flatnonzero(null_mask(array)), lambda _row: "null")
             if pa.types.is_floating(given):
-                array = whole_numbers(array, column, start, bad)
+                array = to_int64(array, column, start, bad)
             arrays.append(array.cast(pa.int64()) if pa.types.is_boolean(given) else array)
-            room = _less_text(room, array, column, field)
-            if len(bad) >= MOST_BAD_ROWS:
+            room = _subtract_text(room, array, column, field)
+            if len(bad) >= MAX_BAD_ROWS:
                 break
-        refuse(bad, field)
-        return _encoded(arrays)
+        raise_bad_rows(bad, field)
+        return _encode(arrays)
 
     def order(self, column: str, *, field: str) -> NDArray[np.int64]:
         """A column of floats → (N,) int64: each row's place among the distinct values, in float64.
@@ -138,11 +142,11 @@ class Table:
         parts = [np.zeros(0)]
         for start, batch in self._batches((column,), 0, self.rows):
             array = batch.column(0)
-            add_bad(bad, start, column, np.flatnonzero(nulls(array)), lambda _row: "null")
+            add_bad_rows(bad, start, column, np.flatnonzero(null_mask(array)), lambda _row: "null")
             parts.append(array.to_numpy(zero_copy_only=False).astype(np.float64))
             if not array.null_count:
-                add_bad(bad, start, column, np.flatnonzero(np.isnan(parts[-1])), lambda _row: "not a number")
-        refuse(bad, field)
+                add_bad_rows(bad, start, column, np.flatnonzero(np.isnan(parts[-1])), lambda _row: "not a number")
+        raise_bad_rows(bad, field)
         places: NDArray[np.int64] = np.unique(np.concatenate(parts), return_inverse=True)[1]
         return places.astype(np.int64)
 
@@ -166,17 +170,17 @@ class Table:
         if not is_list(given) or not (pa.types.is_string(given.value_type) or pa.types.is_integer(given.value_type)):
             raise _wrong_type(column, given, field, "a column of lists of text or of whole numbers")
         bad: list[BadRow] = []
-        room = _MOST_TEXT_BYTES
+        room = _MAX_TEXT_BYTES
         rows, entries = [np.zeros(0, np.int64)], [pa.array([], given.value_type)]
         for start, batch in self._batches((column,), 0, self.rows):
             array = batch.column(0)
-            add_bad(bad, start, column, np.flatnonzero(nulls(array)), lambda _row: "null")
+            add_bad_rows(bad, start, column, np.flatnonzero(null_mask(array)), lambda _row: "null")
             lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
             rows.append(start + np.repeat(np.arange(len(array), dtype=np.int64), lengths))
             entries.append(array.flatten())
-            room = _less_text(room, entries[-1], column, field)
-        refuse(bad, field)
-        codes, values = _encoded(entries)
+            room = _subtract_text(room, entries[-1], column, field)
+        raise_bad_rows(bad, field)
+        codes, values = _encode(entries)
         return np.concatenate(rows), codes, values
 
     def preview(self, offset: int, limit: int) -> list[dict[str, Any]]:
@@ -192,14 +196,14 @@ class Table:
             fit = int(np.searchsorted(taken, room, side="right"))
             fit = max(fit, 0 if rows else 1)
             for values in some.slice(0, fit).to_pylist():
-                rows.append({name: _finite(value) for name, value in values.items()})
+                rows.append({name: _finite_or_none(value) for name, value in values.items()})
             if fit < some.num_rows:
                 break
             room -= int(taken[-1])
         return rows
 
     def _blocks(
-        self, selection: Selection, field: str, begin: int, end: int, bad: list[BadRow]
+        self, selection: ColumnSelector, field: str, begin: int, end: int, bad: list[BadRow]
     ) -> Iterator[tuple[int, Float32 | None]]:
         """The rows from `begin` to `end` batch by batch: the first one's number and, where all are good, the numbers.
 
@@ -212,20 +216,20 @@ class Table:
             batch = whole.slice(first - start, end - first)
             before = len(bad)
             for name in names:
-                find_bad(batch.column(name), name, width, first, bad)
+                add_bad_column_rows(batch.column(name), name, width, first, bad)
             if len(bad) > before:
                 bad[before:] = sorted(bad[before:], key=lambda found: found.row)
                 yield first, None
             else:
-                yield first, block([batch.column(name) for name in names], width)
-            if len(bad) >= MOST_BAD_ROWS:
+                yield first, to_matrix([batch.column(name) for name in names], width)
+            if len(bad) >= MAX_BAD_ROWS:
                 return
 
-    def _names(self, selection: Selection, field: str) -> tuple[str, ...]:
+    def _names(self, selection: ColumnSelector, field: str) -> tuple[str, ...]:
         if selection.prefix is not None:
             names = tuple(name for name in self._types if name.startswith(selection.prefix))
             if not names:
-                raise self._missing(f"begins with {shown(selection.prefix)!r}", selection.prefix, field)
+                raise self._missing(f"begins with {shorten(selection.prefix)!r}", selection.prefix, field)
         else:
             names = selection.columns or (str(selection.column),)
         for name in names:
@@ -240,13 +244,13 @@ class Table:
 
     def _type(self, column: str, field: str) -> Any:
         if column not in self._types:
-            raise self._missing(f"is called {shown(column)!r}", column, field)
+            raise self._missing(f"is called {shorten(column)!r}", column, field)
         return self._types[column]
 
     def _missing(self, what: str, given: str, field: str) -> InvalidInput:
         names = self.columns
-        there = ", ".join(shown(name) for name in names[:_NAMES_SHOWN])
-        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+        there = ", ".join(shorten(name) for name in names[:_MAX_NAMES_LISTED])
+        more = f" and {len(names) - _MAX_NAMES_LISTED} more" if len(names) > _MAX_NAMES_LISTED else ""
         return InvalidInput(
             f"{field}: no column of the data set {what}; there are: {there}{more}",
             field=field,
@@ -258,7 +262,7 @@ class Table:
         if pa.types.is_fixed_size_list(self._types[name]):
             return int(self._types[name].list_size)
         if name not in self._widths:
-            widths = Widths()
+            widths = WidthCounter()
             for _, batch in self._batches((name,), 0, self.rows):
                 widths.add(batch.column(0))
             self._widths[name] = widths.usual() or 0
@@ -278,27 +282,27 @@ class Table:
 
     def _reader(self, positions: tuple[int, ...]) -> Any:
         if positions not in self._readers:
-            if len(self._readers) >= _READERS_KEPT:
+            if len(self._readers) >= _MAX_READERS:
                 self._readers.clear()
             options = ipc.IpcReadOptions(included_fields=list(positions))
             self._readers[positions] = ipc.open_file(self._file, options=options)
         return self._readers[positions]
 
 
-def _less_text(room: int, array: Any, column: str, field: str) -> int:
+def _subtract_text(room: int, array: Any, column: str, field: str) -> int:
     """What is left of the bytes that names may take; raises `OutOfRange` where they take more."""
     left = room - (array.nbytes if pa.types.is_string(array.type) else 0)
     if left < 0:
         raise OutOfRange(
-            f"{field}: the texts of the column {shown(column)!r} take more than {_MOST_TEXT_BYTES} bytes",
+            f"{field}: the texts of the column {shorten(column)!r} take more than {_MAX_TEXT_BYTES} bytes",
             field=field,
             given=column,
-            expected=f"names: at most {_MOST_TEXT_BYTES} bytes in all rows",
+            expected=f"names: at most {_MAX_TEXT_BYTES} bytes in all rows",
         )
     return left
 
 
-def _encoded(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]:
+def _encode(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]:
     encoded = pa.chunked_array(arrays).dictionary_encode().combine_chunks()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().chunk(0)
@@ -309,15 +313,15 @@ def _encoded(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]
     return place[encoded.indices.to_numpy()], [values[position] for position in order]
 
 
-def _finite(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     if isinstance(value, list):
-        return [_finite(part) for part in value]
+        return [_finite_or_none(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _wrong_type(column: str, given: Any, field: str, expected: str) -> WrongType:
     return WrongType(
-        f"{field}: the column {shown(column)!r} is of the type {type_name(given)}",
+        f"{field}: the column {shorten(column)!r} is of the type {type_name(given)}",
         field=field,
         given=type_name(given),
         expected=expected,

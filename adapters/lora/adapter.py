@@ -1,4 +1,4 @@
-"""One version of one adapter: its factors, and the bytes that they are stored and compared as."""
+"""LoRA adapter: factors, scaling, and the canonical bytes that it is stored and compared as."""
 
 # I in_features · O out_features · R rank
 import hashlib
@@ -21,28 +21,28 @@ from adapters.lora.base_layer import BaseLayer
 FORMAT = 1
 MAX_ALPHA = 1e6
 _METADATA_KEY = "loraplex"
-_STACKED = 2**22
-"""Numbers in one stack of factors: 32 MiB as float64."""
+_STACK_NUMBERS = 2**22
+"""Most numbers in one stack of factors: 32 MiB as float64."""
 RECORD = Struct("<qqqqd")
-"""For `adapters.lora.kernel`: addresses of Aᵀ (R, O), of B (R, I), of bias (O) or 0, each contiguous float32; R; s."""
+"""Record for `adapters.lora.kernel`: addresses of Aᵀ (R, O), B (R, I) and bias (O) or 0, contiguous float32; R; s."""
 
 
 def digest_of(content: bytes | bytearray) -> str:
-    """`sha256:` and the 64 hex digits of `content`."""
+    """Return `sha256:` and the 64 hex digits of the SHA-256 of the content."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def scaling_of(alpha: float, rank: int, *, rslora: bool) -> float:
-    """s = alpha / r (Hu et al. 2021, section 4.1), or alpha / √r (rsLoRA: Kalajdzievski 2023, theorem 3.2)."""
+    """Return s = alpha / r (Hu et al. 2021, section 4.1), or alpha / √r (rsLoRA, Kalajdzievski 2023, theorem 3.2)."""
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """`ΔW = s·A·B` and, where there is one, `s·bias`: `y = x·Wᵀ + b + s·((x·Bᵀ)·Aᵀ + bias)`.
+    """Low-rank update of the base layer: `y = x·Wᵀ + b + s·((x·Bᵀ)·Aᵀ + bias)`, so `ΔW = s·A·B`.
 
-    a_OR: (O, R), b_RI: (R, I), bias_O: (O,) or None: contiguous float32 on the CPU, or as `to` leaves
-    them. Alpha is finite, |alpha| ≤ 1e6.
+    a_OR: (O, R), b_RI: (R, I), bias_O: (O,) or None. They are contiguous float32 on the CPU, or in the form that `to`
+    returns. Alpha is finite, with |alpha| ≤ 1e6.
     """
 
     a_OR: Tensor
@@ -52,57 +52,57 @@ class Adapter:
     rslora: bool = False
     feature_space: str | None = None
     labels: tuple[str | int, ...] | None = None
-    """What the classes are called, one for each of the first outputs."""
+    """Labels of the classes, one for each of the first outputs."""
 
     @cached_property
     def rank(self) -> int:
-        """R, at least 1; it may be above min(O, I)."""
+        """Return R, which is at least 1 and may exceed min(O, I)."""
         return self.b_RI.shape[0]
 
     @property
     def scaling(self) -> float:
-        """s, the factor in front of the low-rank term."""
+        """Return s, the factor of the low-rank term."""
         return scaling_of(self.alpha, self.rank, rslora=self.rslora)
 
     @cached_property
     def memory_bytes(self) -> int:
-        """What the factors take while they are resident."""
+        """Return the bytes of the factors in memory."""
         tensors = [self.a_OR, self.b_RI] + ([] if self.bias_O is None else [self.bias_O])
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @cached_property
     def canonical_bytes(self) -> bytes:
-        """The safetensors file that this adapter is stored as: equal adapters have equal bytes.
+        """Return the safetensors file of this adapter. Equal adapters have equal bytes.
 
-        One metadata entry holds everything apart from the tensors that changes the answer or its meaning.
+        One metadata entry holds everything, apart from the tensors, that changes an answer or its meaning.
         """
-        about: dict[str, object] = {"alpha": float(self.alpha), "format": FORMAT, "rslora": self.rslora}
+        metadata: dict[str, object] = {"alpha": float(self.alpha), "format": FORMAT, "rslora": self.rslora}
         if self.feature_space is not None:
-            about["feature_space"] = self.feature_space
+            metadata["feature_space"] = self.feature_space
         if self.labels is not None:
-            about["labels"] = list(self.labels)
+            metadata["labels"] = list(self.labels)
         tensors = [self.a_OR, self.b_RI] + ([] if self.bias_O is None else [self.bias_O])
         assert all(tensor.dtype is torch.float32 for tensor in tensors)
-        text = json.dumps(about, separators=(",", ":"), sort_keys=True)
-        # Not by safetensors' own `save`, which takes a tenth of the time that a fleet takes to train an adapter.
+        text = json.dumps(metadata, separators=(",", ":"), sort_keys=True)
+        # Not with `safetensors.save`, which takes a tenth of the time in which a fleet trains an adapter.
         head = _header(text, tuple(tuple(tensor.shape) for tensor in tensors))
         return b"".join([head, *(tensor.numpy().tobytes() for tensor in tensors)])
 
     @cached_property
     def digest(self) -> str:
-        """`sha256:` + hex of the canonical bytes."""
+        """Return `sha256:` + hex of the canonical bytes."""
         return digest_of(self.canonical_bytes)
 
     @cached_property
     def record(self) -> bytes:
-        """What `adapters.lora.kernel` knows of this adapter, which stays alive for as long as that is used."""
+        """Return the adapter's record for the kernel. It holds addresses: keep the adapter alive while it is used."""
         a_RO, b_RI, bias_O = self._contiguous
         bias = 0 if bias_O is None else bias_O.data_ptr()
         return RECORD.pack(a_RO.data_ptr(), b_RI.data_ptr(), bias, self.rank, self.scaling)
 
     @cached_property
     def _contiguous(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        # After `to` these are the factors themselves. Read by address: their dtype is looked at here or nowhere.
+        # After `to`, these are the factors themselves. The kernel reads them by address and cannot check their dtype.
         tensors = self.a_OR.T, self.b_RI, self.bias_O
         assert all(tensor is None or tensor.dtype is torch.float32 for tensor in tensors)
         a_RO, b_RI, bias_O = (None if tensor is None else tensor.contiguous() for tensor in tensors)
@@ -111,16 +111,16 @@ class Adapter:
         return a_RO, b_RI, bias_O
 
     def relative_norm(self, base: BaseLayer) -> float | None:
-        """‖ΔW‖_F / ‖W‖_F; None where W is all zeros."""
+        """Return ‖ΔW‖_F / ‖W‖_F, or None if W is all zeros."""
         return None if base.weight_norm == 0 else delta_norms([self])[0] / base.weight_norm
 
     def to(self, base: BaseLayer) -> "Adapter":
-        """This adapter on the base's device, in the dtype that the base is held in, as the forward walks it.
+        """Return this adapter on the base's device and in its dtype, in the memory layout of the forward.
 
-        A lies transposed in memory: a column of A is one stretch.
+        A is transposed in memory, so that each column of A is contiguous.
         """
         if base.weight_OI.device.type == "cpu":
-            # By numpy: each of torch's calls would hand the interpreter to whoever waits for it.
+            # With numpy, because torch's calls release the interpreter lock and may then wait for it.
             a_OR = torch.from_numpy(np.ascontiguousarray(self.a_OR.numpy().T)).T
             return replace(self, a_OR=a_OR)
         a_OR, b_RI = self.a_OR.to(base.weight_OI).T.contiguous().T, self.b_RI.to(base.weight_OI)
@@ -129,30 +129,32 @@ class Adapter:
 
 
 def delta_norms(adapters: Sequence[Adapter]) -> list[float]:
-    """‖ΔW‖_F of each, those of one shape together.
+    """Return ‖ΔW‖_F of each adapter, computed together for adapters of one shape.
 
-    From the factors alone: A = Q₁R₁ and Bᵀ = Q₂R₂ give ‖A·B‖ = ‖R₁·R₂ᵀ‖, in float64.
+    ΔW is not formed: A = Q₁R₁ and Bᵀ = Q₂R₂ give ‖A·B‖ = ‖R₁·R₂ᵀ‖, in float64.
     """
-    of_shape: dict[tuple[int, int, int], list[int]] = {}
-    for place, adapter in enumerate(adapters):
-        of_shape.setdefault((*adapter.a_OR.shape, adapter.b_RI.shape[1]), []).append(place)
+    indices_by_shape: dict[tuple[int, int, int], list[int]] = {}
+    for index, adapter in enumerate(adapters):
+        indices_by_shape.setdefault((*adapter.a_OR.shape, adapter.b_RI.shape[1]), []).append(index)
     norms = [0.0] * len(adapters)
-    for (O, R, I), places in of_shape.items():
-        at_once = max(1, _STACKED // ((O + I) * R))
-        for begin in range(0, len(places), at_once):
-            some = places[begin : begin + at_once]
-            r1 = torch.linalg.qr(torch.stack([adapters[place].a_OR for place in some]).double(), mode="r").R
-            r2 = torch.linalg.qr(torch.stack([adapters[place].b_RI.T for place in some]).double(), mode="r").R
-            for place, norm in zip(some, torch.linalg.matrix_norm(r1 @ r2.mT).tolist(), strict=True):
-                norms[place] = abs(adapters[place].scaling) * norm
+    for (O, R, I), indices in indices_by_shape.items():
+        stack_size = max(1, _STACK_NUMBERS // ((O + I) * R))
+        for begin in range(0, len(indices), stack_size):
+            stack = indices[begin : begin + stack_size]
+            r1 = torch.linalg.qr(torch.stack([adapters[index].a_OR for index in stack]).double(), mode="r").R
+            r2 = torch.linalg.qr(torch.stack([adapters[index].b_RI.T for index in stack]).double(), mode="r").R
+            for index, norm in zip(stack, torch.linalg.matrix_norm(r1 @ r2.mT).tolist(), strict=True):
+                norms[index] = abs(adapters[index].scaling) * norm
     return norms
 
 
 @lru_cache(maxsize=1024)
-def _header(about: str, shapes: Sequence[Sequence[int]]) -> bytes:
-    """What a safetensors file of A, B and perhaps bias begins with (its README, "Format"): the length of a JSON
-    object, and that object, filled up with spaces to whole 8 bytes."""
-    entries: dict[str, object] = {"__metadata__": {_METADATA_KEY: about}}
+def _header(metadata: str, shapes: Sequence[Sequence[int]]) -> bytes:
+    """Return the header of a safetensors file of A, B and maybe bias (README of safetensors, "Format").
+
+    It is the length of a JSON object, and that object, padded with spaces to a multiple of 8 bytes.
+    """
+    entries: dict[str, object] = {"__metadata__": {_METADATA_KEY: metadata}}
     begin = 0
     for name, shape in zip(("A", "B", "bias"), shapes, strict=False):
         end = begin + 4 * math.prod(shape)
@@ -164,40 +166,42 @@ def _header(about: str, shapes: Sequence[Sequence[int]]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
-    """What the header of canonical bytes says."""
+class _CanonicalHeader:
+    """Parsed header of canonical bytes."""
 
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     tensors: Mapping[str, tuple[int, Sequence[int]]]
-    """Where each begins after the header, and its shape."""
+    """Offset after the header, and shape, by name."""
 
 
-# The versions of one rank and alpha have the same header: a cold adapter need not wait for it to be parsed again.
+# Cached, because versions of one rank and alpha have the same header, and a cold adapter is loaded while requests wait.
 @lru_cache(maxsize=1024)
-def _layout(header: bytes) -> _Layout:
+def _parse_header(header: bytes) -> _CanonicalHeader:
     entries = json.loads(header)
-    about = json.loads(entries.pop("__metadata__")[_METADATA_KEY])
-    return _Layout(about, {name: (entry["data_offsets"][0], entry["shape"]) for name, entry in entries.items()})
+    metadata = json.loads(entries.pop("__metadata__")[_METADATA_KEY])
+    return _CanonicalHeader(
+        metadata, {name: (entry["data_offsets"][0], entry["shape"]) for name, entry in entries.items()}
+    )
 
 
 def from_canonical_bytes(content: bytes | bytearray) -> Adapter:
-    """The adapter that was stored as `content`; raises `BlobCorrupt` where it is not such a file."""
+    """Return the adapter of canonical bytes; raise `BlobCorrupt` if they are malformed."""
     try:
         begin = 8 + int.from_bytes(content[:8], "little")
-        layout = _layout(bytes(content[8:begin]))
+        header = _parse_header(bytes(content[8:begin]))
         tensors = {}
-        for name, (offset, shape) in layout.tensors.items():
+        for name, (offset, shape) in header.tensors.items():
             flat = np.frombuffer(content, dtype="<f4", count=math.prod(shape), offset=begin + offset)
             tensors[name] = torch.from_numpy(flat.reshape(shape).copy())
-        about = layout.about
-        labels = about.get("labels")
+        metadata = header.metadata
+        labels = metadata.get("labels")
         return Adapter(
             tensors["A"],
             tensors["B"],
             tensors.get("bias"),
-            about["alpha"],
-            about["rslora"],
-            about.get("feature_space"),
+            metadata["alpha"],
+            metadata["rslora"],
+            metadata.get("feature_space"),
             None if labels is None else tuple(labels),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -205,7 +209,7 @@ def from_canonical_bytes(content: bytes | bytearray) -> Adapter:
 
 
 def check_alpha(alpha: float, *, field: str = "alpha") -> float:
-    """`alpha` as a float; raises `NotFinite` or `OutOfRange` past ±1e6."""
+    """Return alpha as a float; raise `NotFinite`, or `OutOfRange` beyond ±1e6."""
     if not is_finite(alpha):
         raise NotFinite(f"{field} is not finite", field=field, given=alpha, expected="a finite number")
     if abs(alpha) > MAX_ALPHA:
@@ -227,10 +231,9 @@ def check_factors(
     max_rank: int,
     names: tuple[str, str, str],
 ) -> None:
-    """That the factors fit each other and the base; raises `WrongShape` or `RankTooLarge`.
+    """Raise `WrongShape` or `RankTooLarge` if the factors do not fit each other and the base.
 
-    `names` are what the caller calls A, B and bias. Where swapping A and B would cure the shapes, the message
-    says so.
+    `names` are the caller's names for A, B and bias. If swapping A and B would fix the shapes, the message says so.
     """
     a_name, b_name, bias_name = names
     O, I = base.out_features, base.in_features

@@ -1,4 +1,4 @@
-"""The frozen linear layer that every adapter adds to."""
+"""Base layer: the frozen linear layer that every adapter modifies."""
 
 # I in_features · O out_features
 import hashlib
@@ -15,7 +15,7 @@ from torch import Tensor
 from adapters.errors import BaseNotLoadable
 
 BUNDLED = "digits"
-"""The source that means the classifier in this package: 8×8 digits, 64 → 10."""
+"""Source name of the classifier in this package: 8×8 digits, 64 → 10."""
 BUNDLED_FILE = Path(__file__).parents[1] / "bundled" / "digits.safetensors"
 
 _STORED_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -25,10 +25,10 @@ _MAX_FEATURES = 2**20
 
 @dataclass(frozen=True, eq=False)
 class BaseLayer:
-    """`y = x·Wᵀ + b`. Loaded once, never written.
+    """Frozen linear layer `y = x·Wᵀ + b`.
 
-    weight_OI: (O, I), bias_O: (O,) or None, both on `device`. `dtype` is what they are held in; `fingerprint`
-    is over what was stored.
+    weight_OI: (O, I), bias_O: (O,) or None, both on `device`. `dtype` is their type in memory. `fingerprint` is of the
+    tensors as they are in the file.
     """
 
     weight_OI: Tensor
@@ -39,16 +39,16 @@ class BaseLayer:
 
     @cached_property
     def in_features(self) -> int:
-        """I, the width of a row that goes in."""
+        """Return I, the width of an input row."""
         return self.weight_OI.shape[1]
 
     @cached_property
     def out_features(self) -> int:
-        """O, the width of a row that comes out."""
+        """Return O, the width of an output row."""
         return self.weight_OI.shape[0]
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        """(N, I) → (N, O): a new tensor. No GEMM where W is known to be the identity or all zeros."""
+        """Return the outputs for (N, I) as a new tensor, (N, O). There is no GEMM if W is the identity or zero."""
         if self.source.startswith("identity:"):
             return x_NI.clone()
         if self.source.startswith("zeros:"):
@@ -57,12 +57,12 @@ class BaseLayer:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the layer computes."""
+        """Return the device of the weights."""
         return self.weight_OI.device
 
     @property
     def dtype(self) -> str:
-        """What W and b are held in: float32 or bfloat16."""
+        """Return the dtype of W and b in memory: float32 or bfloat16."""
         return _STORED_DTYPES[self.weight_OI.dtype]
 
 
@@ -74,19 +74,21 @@ def load_base_layer(
     device: str = "auto",
     dtype: str = "float32",
 ) -> BaseLayer:
-    """The layer that `source` names: `digits`, a safetensors path, or one made from numbers.
+    """Load the layer that `source` names: `digits`, a safetensors path, or a generated layer.
 
     `random:IN,OUT,SEED` is `torch.manual_seed(SEED); torch.randn(OUT, IN)` with a zero bias; `identity:DIM`
     and `zeros:IN,OUT` have no bias. Raises `BaseNotLoadable` with the reason.
     """
-    where = _choose_device(device)
-    held = getattr(torch, dtype) if where.type == "cuda" else torch.float32
+    target = _choose_device(device)
+    # bfloat16 is five times slower than float32 on a CPU, and less exact.
+    memory_dtype = getattr(torch, dtype) if target.type == "cuda" else torch.float32
     try:
-        weight, bias = _find(source, weight_key, bias_key)
-        _check(source, weight, bias)
-        weight_OI, bias_O = weight.to(where, held), None if bias is None else bias.to(where, held)
+        weight, bias = _load_tensors(source, weight_key, bias_key)
+        _check_tensors(source, weight, bias)
+        weight_OI = weight.to(target, memory_dtype)
+        bias_O = None if bias is None else bias.to(target, memory_dtype)
     except RuntimeError as error:
-        # No such device, or not enough memory: torch says so in words.
+        # The device does not exist, or has too little memory.
         raise BaseNotLoadable(f"base {source!r} cannot be loaded onto {device}: {error}") from None
     return BaseLayer(
         weight_OI=weight_OI,
@@ -97,10 +99,10 @@ def load_base_layer(
     )
 
 
-def _find(source: str, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
+def _load_tensors(source: str, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
     if generated := _GENERATED.fullmatch(source):
         return _generate(source, generated[1], generated[2])
-    return _read(BUNDLED_FILE if source == BUNDLED else Path(source), weight_key, bias_key)
+    return _read_file(BUNDLED_FILE if source == BUNDLED else Path(source), weight_key, bias_key)
 
 
 def _choose_device(device: str) -> torch.device:
@@ -108,12 +110,12 @@ def _choose_device(device: str) -> torch.device:
     if chosen.startswith("cuda") and not torch.cuda.is_available():
         raise BaseNotLoadable(f"device {device!r} was asked for, and no CUDA device is available")
     try:
-        where = torch.device(chosen)
+        target = torch.device(chosen)
     except RuntimeError:
-        where = torch.device("meta")
-    if where.type not in ("cpu", "cuda"):
+        target = torch.device("meta")
+    if target.type not in ("cpu", "cuda"):
         raise BaseNotLoadable(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N")
-    return where
+    return target
 
 
 def _generate(source: str, kind: str, numbers: str) -> tuple[Tensor, Tensor | None]:
@@ -132,14 +134,14 @@ def _generate(source: str, kind: str, numbers: str) -> tuple[Tensor, Tensor | No
     return torch.randn(parts[1], parts[0], generator=generator), torch.zeros(parts[1])
 
 
-def _read(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
+def _read_file(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if weight_key not in names:
-                some = ", ".join(sorted(names)[:10]) or "none"
-                raise BaseNotLoadable(f"{path} has no tensor {weight_key!r}; it has: {some}")
-            # Cloned off the mapped file: whoever saves over it later must not change the layer.
+                present = ", ".join(sorted(names)[:10]) or "none"
+                raise BaseNotLoadable(f"{path} has no tensor {weight_key!r}; it has: {present}")
+            # Cloned, because the file is mapped: a program that overwrites it must not change the layer.
             weight = file.get_tensor(weight_key).clone()
             bias = file.get_tensor(bias_key).clone() if bias_key in names else None
     except (OSError, SafetensorError) as error:
@@ -147,7 +149,7 @@ def _read(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | 
     return weight, bias
 
 
-def _check(source: str, weight: Tensor, bias: Tensor | None) -> None:
+def _check_tensors(source: str, weight: Tensor, bias: Tensor | None) -> None:
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
@@ -162,7 +164,7 @@ def _check(source: str, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _fingerprint(weight: Tensor, bias: Tensor | None) -> str:
-    """`sha256:` + hex over dtype, shape and bytes of both as stored; no bias differs from a zero bias."""
+    """Return `sha256:` + hex over dtype, shape and bytes of both as stored. No bias differs from a zero bias."""
     digest = hashlib.sha256()
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:

@@ -1,8 +1,9 @@
-"""The mixed-adapter forward of one batch."""
+"""Forward of one batch whose rows use different adapters."""
 
 # N rows · K some of them · I in_features · O out_features · R rank · C choices
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +11,33 @@ from torch import Tensor
 
 from adapters.lora.adapter import RECORD, Adapter
 from adapters.lora.base_layer import BaseLayer
-from adapters.lora.kernel import add_low_rank_terms
 
-_WALKED_ALONE = 512
-"""Rows times rank: with more, two GEMMs are faster than the walk where all rows are one adapter's."""
+_KERNEL_MAX_RANK_ROWS = 512
+"""Most rows times rank for the kernel if all rows use one adapter. Beyond it, two GEMMs are faster."""
 _NO_TERM = RECORD.pack(0, 0, 0, 0, 0.0)
 
 
+def load_kernel() -> None:
+    """Import the CPU kernel, which numba compiles in most of a second.
+
+    A service does so before it is ready. Elsewhere the first batch that needs the kernel does.
+    """
+    global _add_low_rank_terms
+    from adapters.lora.kernel import add_low_rank_terms
+
+    _add_low_rank_terms = add_low_rank_terms
+
+
+def _load_and_add(*arguments: Any) -> None:
+    load_kernel()
+    _add_low_rank_terms(*arguments)
+
+
+_add_low_rank_terms: Callable[..., None] = _load_and_add
+
+
 def low_rank_term(x_KI: Tensor, adapter: Adapter) -> Tensor:
-    """(K, I) → (K, O): s·((x·Bᵀ)·Aᵀ + bias), Hu et al. 2021, eq. 3; `W + A·B` is never formed."""
+    """Return s·((x·Bᵀ)·Aᵀ + bias), (K, I) -> (K, O) (Hu et al. 2021, eq. 3). `W + A·B` is never formed."""
     low_KO = (x_KI @ adapter.b_RI.T) @ adapter.a_OR.T
     if adapter.bias_O is not None:
         low_KO += adapter.bias_O
@@ -26,31 +45,31 @@ def low_rank_term(x_KI: Tensor, adapter: Adapter) -> Tensor:
 
 
 def mixed_forward(base: BaseLayer, x_NI: Tensor, choices: Sequence[Adapter | None], choice_N: Sequence[int]) -> Tensor:
-    """(N, I) → (N, O): one base GEMM for all rows, plus for row n the term of `choices[choice_N[n]]`.
+    """Return the outputs (N, O): one base GEMM for all rows, plus for row n the term of `choices[choice_N[n]]`.
 
-    A choice that is None is the bare base layer. Adapters and `x_NI` are on the base's device in its dtype.
-    The answer may have numbers that are not finite where the inputs and factors are large.
+    A choice of None is the bare base layer. Adapters and x_NI (N, I) are on the base's device, in its dtype. Outputs
+    may be infinite or NaN if inputs and factors are large.
     """
     y_NO = base.forward(x_NI)
     if all(adapter is None for adapter in choices):
         return y_NO
     on_cpu = x_NI.device.type == "cpu"
     only = choices[0] if len(choices) == 1 else None
-    if only is not None and (not on_cpu or only.rank * len(x_NI) > _WALKED_ALONE):
+    if only is not None and (not on_cpu or only.rank * len(x_NI) > _KERNEL_MAX_RANK_ROWS):
         y_NO += low_rank_term(x_NI, only)
     elif on_cpu:
         chosen_N = np.asarray(choice_N, dtype=np.int64)
-        # In runs: an adapter's factors stay in the processor's cache from one of its rows to the next.
+        # Sorted by adapter, so that its factors stay in the processor's cache from one row to the next.
         order_N = chosen_N.argsort(kind="stable")
         records = b"".join([_NO_TERM if adapter is None else adapter.record for adapter in choices])
-        add_low_rank_terms(y_NO.numpy(), x_NI.contiguous().numpy(), records, chosen_N, order_N)
+        _add_low_rank_terms(y_NO.numpy(), x_NI.contiguous().numpy(), records, chosen_N, order_N)
     else:
         add_gathered_terms(y_NO, x_NI, choices, choice_N)
     return y_NO
 
 
 def add_gathered_terms(y_NO: Tensor, x_NI: Tensor, choices: Sequence[Adapter | None], choice_N: Sequence[int]) -> None:
-    """The low-rank terms on CUDA, added to `y_NO`: batched matmuls over gathered factors, a pair for each rank."""
+    """Add the low-rank terms to y_NO with batched matmuls over gathered factors, one pair for each rank. For CUDA."""
     chosen_K = [(row, adapter) for row, choice in enumerate(choice_N) if (adapter := choices[choice]) is not None]
     chosen_K.sort(key=lambda chosen: chosen[1].rank)
     for _, same_rank in groupby(chosen_K, key=lambda chosen: chosen[1].rank):

@@ -1,6 +1,6 @@
-"""What classes are called, and what the outputs of a row say about them.
+"""Class labels: their checks, and probabilities and ranking of the outputs that they name.
 
-Labels name the first outputs; what is past them is no part of the adapter's task.
+Labels name the first outputs. Outputs without a label are not part of the adapter's task.
 """
 
 # N rows · C classes, the first of the outputs · T the most probable of them
@@ -8,59 +8,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.arrays import Float32, is_finite
-from adapters.errors import InvalidCombination, LoraplexError, NotFinite, OutOfRange, WrongType, shown
+from adapters.errors import InvalidCombination, LoraplexError, NotFinite, OutOfRange, WrongType, shorten
 
-FEWEST_LABELS = 2
-LONGEST_LABEL = 200
-LARGEST_LABEL = 2**53
-"""Past it, a client that reads JSON's numbers as float64 takes one label for another."""
+MIN_LABELS = 2
+MAX_LABEL_CHARACTERS = 200
+MAX_LABEL = 2**53
+"""Largest numeric label. A client that reads JSON numbers as float64 would confuse larger ones."""
 
 
 def check_labels(value: object, *, field: str, outputs: int) -> tuple[str | int, ...]:
-    """A list of 2 to `outputs` distinct strings of 1 to 200 characters, or of whole numbers within ±2⁵³.
+    """Return the labels: 2 to `outputs` distinct strings of 1 to 200 characters, or distinct integers within ±2⁵³.
 
-    Raises `WrongType`, `NotFinite`, `OutOfRange` and `InvalidCombination` (a label twice, or strings among numbers),
-    naming the position.
+    Raises `WrongType`, `NotFinite`, `OutOfRange`, or `InvalidCombination` (a duplicate label, or strings and numbers),
+    with the position.
     """
-    expected = f"{FEWEST_LABELS} to {outputs} different strings, or as many whole numbers"
+    expected = f"{MIN_LABELS} to {outputs} different strings, or as many whole numbers"
     if not isinstance(value, list | tuple):
         raise WrongType(f"{field} must be a list of labels", field=field, given=value, expected=expected)
-    if not FEWEST_LABELS <= len(value) <= outputs:
+    if not MIN_LABELS <= len(value) <= outputs:
         raise OutOfRange(
-            f"{field} has {len(value)} entries; at least {FEWEST_LABELS}, and at most one for each of the layer's"
+            f"{field} has {len(value)} entries; at least {MIN_LABELS}, and at most one for each of the layer's"
             f" {outputs} outputs",
             field=field,
             given=f"{len(value)} entries",
             expected=expected,
         )
-    first: dict[object, int] = {}
+    positions: dict[object, int] = {}
     for position, label in enumerate(value):
-        place = f"{field}, position {position}"
-        error = _fault(label, place, field)
+        location = f"{field}, position {position}"
+        error = _label_error(label, location, field)
         if error is not None:
             raise error
         if type(label) is not type(value[0]):
             raise InvalidCombination(
-                f"{place}: {shown(label)} and {shown(value[0])}: strings and numbers together",
+                f"{location}: {shorten(label)} and {shorten(value[0])}: strings and numbers together",
                 field=field,
                 given=label,
                 expected=expected,
             )
-        if label in first:
+        if label in positions:
             raise InvalidCombination(
-                f"{place}: {shown(label)} stands at position {first[label]} already",
+                f"{location}: {shorten(label)} stands at position {positions[label]} already",
                 field=field,
                 given=label,
                 expected=expected,
             )
-        first[label] = position
+        positions[label] = position
     return tuple(value)
 
 
 def softmax(x_NC: Float32) -> Float32:
-    """(N, C) outputs → (N, C) probabilities of classes of which one is right, `exp(x) / Σ exp(x)`, each row's sum 1.
+    """Return the probabilities of mutually exclusive classes, `exp(x) / Σ exp(x)`, (N, C) -> (N, C).
 
-    In float64, the largest output taken off first: nothing overflows.
+    The largest output of a row is subtracted first, in float64, so that nothing overflows.
     """
     wide_NC = x_NC.astype(np.float64)
     wide_NC = np.exp(wide_NC - wide_NC.max(axis=1, keepdims=True))
@@ -69,9 +69,9 @@ def softmax(x_NC: Float32) -> Float32:
 
 
 def sigmoid(x_NC: Float32) -> Float32:
-    """(N, C) outputs → (N, C) probabilities of classes of which each is right or not by itself, `1 / (1 + exp(-x))`.
+    """Return the probabilities of independent labels, `1 / (1 + exp(-x))`, (N, C) -> (N, C).
 
-    In float64, by `exp(-|x|)`: nothing overflows.
+    They are computed from `exp(-|x|)`, in float64, so that nothing overflows.
     """
     wide_NC = x_NC.astype(np.float64)
     small_NC = np.exp(-np.abs(wide_NC))
@@ -80,10 +80,10 @@ def sigmoid(x_NC: Float32) -> Float32:
 
 
 def most_probable(x_NC: Float32, count: int) -> NDArray[np.intp]:
-    """(N, C) outputs → (N, T) indices of the `count` largest, or of all where there are fewer; ties to the lower one.
+    """Return the indices of the `count` largest outputs of each row, (N, C) -> (N, T); ties go to the lower index.
 
-    By the outputs themselves: their order is that of the probabilities, and outputs that differ may have probabilities
-    that float32 does not tell apart.
+    T is the smaller of `count` and C. The outputs are compared, not the probabilities, which have the same order but
+    may be equal as float32.
     """
     largest_N: NDArray[np.intp] = x_NC.argmax(axis=1)
     if count == 1:
@@ -92,21 +92,25 @@ def most_probable(x_NC: Float32, count: int) -> NDArray[np.intp]:
     return order_NC[:, :count]
 
 
-def _fault(label: object, place: str, field: str) -> LoraplexError | None:
-    """What is wrong with a label by itself."""
-    expected = f"a string of 1 to {LONGEST_LABEL} characters, or a whole number from -2^53 to 2^53"
+def _label_error(label: object, location: str, field: str) -> LoraplexError | None:
+    """Return the error of one label, if it has one."""
+    expected = f"a string of 1 to {MAX_LABEL_CHARACTERS} characters, or a whole number from -2^53 to 2^53"
     if type(label) is float and not is_finite(label):
-        return NotFinite(f"{place}: not a finite number", field=field, given=label, expected=expected)
+        return NotFinite(f"{location}: not a finite number", field=field, given=label, expected=expected)
     if type(label) is int:
-        if abs(label) <= LARGEST_LABEL:
+        if abs(label) <= MAX_LABEL:
             return None
-        return OutOfRange(f"{place}: {shown(label)} is past 2^53", field=field, given=label, expected=expected)
+        return OutOfRange(f"{location}: {shorten(label)} is past 2^53", field=field, given=label, expected=expected)
     if type(label) is not str:
-        return WrongType(f"{place}: neither a string nor a whole number", field=field, given=label, expected=expected)
-    if not 1 <= len(label) <= LONGEST_LABEL:
-        return OutOfRange(f"{place}: a label of {len(label)} characters", field=field, given=label, expected=expected)
+        return WrongType(
+            f"{location}: neither a string nor a whole number", field=field, given=label, expected=expected
+        )
+    if not 1 <= len(label) <= MAX_LABEL_CHARACTERS:
+        return OutOfRange(
+            f"{location}: a label of {len(label)} characters", field=field, given=label, expected=expected
+        )
     if any("\ud800" <= character <= "\udfff" for character in label):
         return WrongType(
-            f"{place}: has a lone surrogate, half of a character", field=field, given=label, expected=expected
+            f"{location}: has a lone surrogate, half of a character", field=field, given=label, expected=expected
         )
     return None

@@ -1,4 +1,4 @@
-"""PEFT's two files in one zip archive: read with every limit checked first, written the same each time."""
+"""Zip archive of PEFT's two files. Reading checks every limit first; writing is deterministic."""
 
 import stat
 import zipfile
@@ -12,14 +12,14 @@ from adapters.peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft.weights import TENSOR_FILE
 
 _IGNORED = "README.md"
-_WANTED = (CONFIG_FILE, TENSOR_FILE)
+_FILES = (CONFIG_FILE, TENSOR_FILE)
 _MAX_ENTRIES, _MAX_DIRECTORY_BYTES, _END_BYTES = 8, 64 * 1024, 22
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The earliest time that zip can say: archives of the same adapter are the same bytes."""
+"""Earliest time in a zip. It is fixed, so that archives of the same adapter have the same bytes."""
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """A zip of `files` at its root, uncompressed: factors are noise to a compressor."""
+    """Return a zip with the files at its root. It is not compressed, because factors do not compress."""
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
@@ -30,14 +30,14 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
-    """PEFT's two files from a zip that has them at its root or in one folder.
+    """Return PEFT's two files from a zip that has them at its root or in one folder.
 
-    Nothing is written to disk, and no entry unpacks past `max_bytes`. Raises `InvalidArchive`, naming the entry.
+    Nothing is written to disk, and no entry unpacks to more than `max_bytes`. Raises `InvalidArchive` with the entry.
     """
     _check_directory(content)
     try:
         with zipfile.ZipFile(BytesIO(content)) as archive:
-            chosen = _choose(archive.infolist())
+            chosen = _select_entries(archive.infolist())
             most = {CONFIG_FILE: min(max_bytes, MAX_CONFIG_BYTES), TENSOR_FILE: max_bytes}
             return {name: _read(archive, entry, most[name]) for name, entry in chosen.items()}
     except (
@@ -54,10 +54,10 @@ def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
 
 
 def _check_directory(content: bytes) -> None:
-    """What the end record says of the directory, before the library reads all of it into memory.
+    """Check the size of the directory in the end record, before `zipfile` reads all of the directory into memory.
 
-    The record: signature, four 16-bit numbers of which the last counts the entries, the directory's size
-    (APPNOTE.TXT 6.3.10, section 4.3.16). Larger archives have a second record, whose locator stands before this one.
+    The record is a signature, four 16-bit numbers, the last of which counts the entries, and the size of the directory
+    (APPNOTE.TXT 6.3.10, section 4.3.16). Zip64 archives have a second record, whose locator precedes this one.
     """
     end = content.rfind(b"PK\5\6", max(0, len(content) - _END_BYTES - 0xFFFF), len(content) - _END_BYTES + 4)
     if end < 0:
@@ -72,7 +72,7 @@ def _check_directory(content: bytes) -> None:
         )
 
 
-def _choose(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+def _select_entries(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
     chosen: dict[str, zipfile.ZipInfo] = {}
     folders = set()
     for entry in entries:
@@ -83,40 +83,40 @@ def _choose(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
         if path.name == _IGNORED:
             continue
         folders.add(path.parent)
-        if path.name not in _WANTED or len(path.parts) > 2:
-            raise _refused(entry, f"is not one of {', '.join(_WANTED)}")
+        if path.name not in _FILES or len(path.parts) > 2:
+            raise _invalid_entry(entry, f"is not one of {', '.join(_FILES)}")
         if path.name in chosen:
-            raise _refused(entry, "is there twice")
+            raise _invalid_entry(entry, "is there twice")
         chosen[path.name] = entry
     if len(folders) > 1:
         raise InvalidArchive("the zip has files in several folders", expected="both files at the root or in one folder")
-    for name in _WANTED:
+    for name in _FILES:
         if name not in chosen:
-            raise InvalidArchive(f"the zip has no {name}", field=name, expected=", ".join(_WANTED))
+            raise InvalidArchive(f"the zip has no {name}", field=name, expected=", ".join(_FILES))
     return chosen
 
 
 def _check_path(entry: zipfile.ZipInfo, path: PurePosixPath) -> None:
     name = entry.orig_filename
     if not entry.filename or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name:
-        raise _refused(entry, "has an unsafe path")
+        raise _invalid_entry(entry, "has an unsafe path")
     if stat.S_ISLNK(entry.external_attr >> 16):
-        raise _refused(entry, "is a link")
+        raise _invalid_entry(entry, "is a link")
     if entry.flag_bits & 1:
-        raise _refused(entry, "is encrypted")
+        raise _invalid_entry(entry, "is encrypted")
 
 
 def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, max_bytes: int) -> bytes:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _refused(entry, "is compressed by another method than deflate")
+        raise _invalid_entry(entry, "is compressed by another method than deflate")
     if entry.file_size > max_bytes:
-        raise _refused(entry, f"unpacks to {entry.file_size} bytes, more than {max_bytes}")
+        raise _invalid_entry(entry, f"unpacks to {entry.file_size} bytes, more than {max_bytes}")
     with archive.open(entry) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise _refused(entry, f"unpacks to more than {max_bytes} bytes")
+        raise _invalid_entry(entry, f"unpacks to more than {max_bytes} bytes")
     return content
 
 
-def _refused(entry: zipfile.ZipInfo, why: str) -> InvalidArchive:
+def _invalid_entry(entry: zipfile.ZipInfo, why: str) -> InvalidArchive:
     return InvalidArchive(f"the zip entry {entry.orig_filename[:80]!r} {why}", field="body", given=entry.orig_filename)

@@ -1,6 +1,6 @@
-"""PEFT's `adapter_config.json`, read strictly: what could change an answer and is not understood is refused.
+"""Strict reader of PEFT's `adapter_config.json`.
 
-The keys are `LoraConfig`'s, as PEFT 0.21 writes them.
+An unknown key is refused, because it may change an answer. The keys are those of `LoraConfig` in PEFT 0.21.
 """
 
 import re
@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from adapters.errors import LoraplexError, MissingField, PeftUnsupported, WrongType, shown
+from adapters.errors import LoraplexError, MissingField, PeftUnsupported, WrongType, shorten
 from adapters.lora.adapter import check_alpha
 from adapters.strict_json import parse
 
 CONFIG_FILE = "adapter_config.json"
 MAX_CONFIG_BYTES = 2**19
-"""PEFT's have a few kilobytes; a longer one would hold up the process that parses it."""
+"""Most bytes of a config. Real ones have a few kilobytes; a larger one would stall the process that parses it."""
 Number = TypeVar("Number", int, float)
 
 _LITERAL_PATH = re.compile(r"[A-Za-z0-9_.-]+")
-_WITHOUT_EFFECT = {
+_KEYS_WITHOUT_EFFECT = {
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -30,8 +30,8 @@ _WITHOUT_EFFECT = {
     "target_modules",
     "task_type",
 }
-"""Config keys that do not change what a loaded adapter answers. `target_modules` may hold a regex: never run."""
-_READ = {
+"""Keys that do not change the answers of a loaded adapter. `target_modules` may be a regex, which is never run."""
+_KEYS_READ = {
     "alpha_pattern",
     "init_lora_weights",
     "lora_alpha",
@@ -47,7 +47,7 @@ _EMPTY: tuple[object, ...] = ("", [], {})
 
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """What a config says."""
+    """Settings of a PEFT adapter that matter here."""
 
     rank: int
     alpha: float
@@ -57,16 +57,16 @@ class PeftConfig:
     alpha_pattern: Mapping[str, float]
 
     def rank_of(self, module: str) -> int:
-        """The rank of the module at a path."""
+        """Return the rank of the module at a path."""
         return _from_pattern(self.rank_pattern, module, default=self.rank)
 
     def alpha_of(self, module: str) -> float:
-        """The alpha of the module at a path; raises `NotFinite` or `OutOfRange`."""
+        """Return the alpha of the module at a path; raise `NotFinite` or `OutOfRange`."""
         return check_alpha(_from_pattern(self.alpha_pattern, module, default=self.alpha), field="lora_alpha")
 
 
 def read_config(text: bytes) -> PeftConfig:
-    """The config in a file; raises `InvalidInput` and its kin, naming the key."""
+    """Parse a config file; raise `InvalidInput` or a subclass, with the key."""
     config = _read_config(text)
     return PeftConfig(
         rank=config["r"],
@@ -82,7 +82,7 @@ def _read_config(text: bytes) -> dict[str, Any]:
     config = parse(text, what=CONFIG_FILE)
     if not isinstance(config, dict):
         raise WrongType(f"{CONFIG_FILE} must hold a JSON object", field=CONFIG_FILE, given=config)
-    # The type first: other methods have no r or alpha to miss.
+    # The type is checked first, because other methods have neither r nor alpha.
     if config.get("peft_type") not in (None, "LORA"):
         raise _unsupported("peft_type", config["peft_type"], "LORA")
     for key in ("peft_type", "r", "lora_alpha"):
@@ -92,7 +92,7 @@ def _read_config(text: bytes) -> dict[str, Any]:
     if not (isinstance(init, bool) or init in (None, "gaussian")):
         raise _unsupported("init_lora_weights", init, 'true, false or "gaussian": the others may change the base')
     for key, value in config.items():
-        if key in _READ or key in _WITHOUT_EFFECT or value is None or value is False or value in _EMPTY:
+        if key in _KEYS_READ or key in _KEYS_WITHOUT_EFFECT or value is None or value is False or value in _EMPTY:
             continue
         if _DEFAULTS.get(key) != value:
             raise _unsupported(key, value, "left out, null, false or empty")
@@ -109,7 +109,7 @@ def _read_config(text: bytes) -> dict[str, Any]:
 
 def _unsupported(key: str, value: object, expected: str) -> LoraplexError:
     return PeftUnsupported(
-        f"{CONFIG_FILE}: {key} = {shown(value)[:60]} cannot be served exactly",
+        f"{CONFIG_FILE}: {key} = {shorten(value)[:60]} cannot be served exactly",
         field=key,
         given=value,
         expected=expected,
@@ -117,7 +117,7 @@ def _unsupported(key: str, value: object, expected: str) -> LoraplexError:
 
 
 def _check_pattern(key: str, config: Mapping[str, Any], numbers: tuple[type, ...]) -> dict[str, Any]:
-    """PEFT runs the keys of a pattern as regexes. Here they must be literal: a client's regex is never run."""
+    """Return a pattern, whose keys must be literal paths. PEFT runs them as regexes; a client's regex is never run."""
     pattern = {} if config.get(key) is None else config[key]
     if not isinstance(pattern, dict):
         raise WrongType(f"{key} must be an object", field=key, given=pattern, expected="an object")
@@ -135,12 +135,12 @@ def _check_pattern(key: str, config: Mapping[str, Any], numbers: tuple[type, ...
 
 
 def _from_pattern(pattern: Mapping[str, Number], module: str, *, default: Number) -> Number:
-    """The value of the first key that is the module's path or its end, as PEFT takes it."""
-    return next((value for path, value in pattern.items() if _is_end_of(path, module)), default)
+    """Return the value of the first key that is the module's path or a suffix of it, as PEFT does."""
+    return next((value for path, value in pattern.items() if _is_suffix_of(path, module)), default)
 
 
-def _is_end_of(path: str, module: str) -> bool:
-    """Whether PEFT's regex `(.*\\.)?(path)$` matches: of a literal path it reads the dots as any character."""
+def _is_suffix_of(path: str, module: str) -> bool:
+    """Return whether PEFT's regex for the path would match. In a literal path, its dots match any character."""
     end = len(module) - len(path)
     starts_a_name = end == 0 or (end > 0 and module[end - 1] == ".")
-    return starts_a_name and all(one in (".", other) for one, other in zip(path, module[end:], strict=True))
+    return starts_a_name and all(key in (".", char) for key, char in zip(path, module[end:], strict=True))

@@ -1,7 +1,7 @@
-"""Safetensors files from clients: every limit checked before a number is looked at.
+"""Reader of safetensors files from clients. Every limit is checked before the tensors are read.
 
-The format: 8 bytes of header length, a JSON header of names, dtypes, shapes and offsets, then the numbers. The
-library checks that they agree with each other; what it would allow and we do not is checked here.
+The format is 8 bytes of header length, a JSON header of names, dtypes, shapes and offsets, and the tensors. The library
+checks that these agree. This module checks the limits that are stricter than the library's.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ from adapters.errors import InvalidSafetensors, LoraplexError, NotFinite, OutOfR
 from adapters.strict_json import parse
 
 MAX_HEADER_BYTES = 64 * 1024
-"""safetensors itself allows 100 MB of header; three tensors need a few hundred bytes."""
+"""Most bytes of a header. The library allows 100 MB; three tensors need a few hundred bytes."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_safetensors(file: bytes, *, what: str) -> tuple[dict[str, Tensor], Mapping[str, object]]:
-    """The tensors by name, all of them finite float32, float16 or bfloat16 and none empty; and the metadata.
+    """Return the tensors by name, and the metadata. Tensors are finite float32, float16 or bfloat16, and not empty.
 
-    `what` is what the file is called. Raises `InvalidSafetensors`, `NotFinite` or `OutOfRange`, naming the tensor.
+    `what` is the name of the file in errors. Raises `InvalidSafetensors`, `NotFinite` or `OutOfRange` with the tensor.
     """
     metadata = _check_header(file, what)
     try:
@@ -37,7 +37,7 @@ def read_safetensors(file: bytes, *, what: str) -> tuple[dict[str, Tensor], Mapp
 
 
 def _check_header(file: bytes, what: str) -> Mapping[str, object]:
-    """The metadata of a safetensors file whose header keeps to our limits."""
+    """Check the header against the limits, and return its metadata."""
     length = int.from_bytes(file[:8], "little")
     if len(file) < 8 or length > len(file) - 8:
         raise InvalidSafetensors(

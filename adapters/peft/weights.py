@@ -1,7 +1,6 @@
-"""PEFT's files in and out. Only this module, and `peft_config` for it, knows PEFT's names.
+"""Import and export of PEFT's weight files. Only this package uses PEFT's names.
 
-PEFT calls the factors the other way round: its `lora_B` is A (out, r), its `lora_A` is B (r, in), its
-`lora_B.bias` is bias (out).
+PEFT's names of the factors are swapped: `lora_B` is A (out, r), `lora_A` is B (r, in), and `lora_B.bias` is bias (out).
 """
 
 # I in_features · O out_features · R rank
@@ -42,17 +41,17 @@ _BASE_KEY, _FEATURE_SPACE_KEY, _LABELS_KEY = "base", "feature_space", "labels"
 def read_peft(
     config_text: bytes, tensor_file: bytes, *, base: BaseLayer, feature_space: str | None, max_rank: int
 ) -> tuple[Adapter, str]:
-    """The adapter in PEFT's two files, and the path of its module.
+    """Return the adapter in PEFT's two files, and the path of its module.
 
-    Labels come from our own metadata, which a download has. Raises `InvalidUpload` and its kin for what is malformed,
-    `PeftUnsupported` for what could not be served exactly, `BaseMismatch` or `FeatureSpaceMismatch` where the file says
-    that it was made for another.
+    Labels come from loraplex's own metadata entry, which a download has. Raises `InvalidUpload` or a subclass for a
+    malformed file, `PeftUnsupported` for a feature that cannot be served exactly, and `BaseMismatch` or
+    `FeatureSpaceMismatch` if the metadata records another base or feature space.
     """
     config = read_config(config_text)
     named, metadata = read_safetensors(tensor_file, what=TENSOR_FILE)
-    about = _about(metadata)
-    _check_made_for(about, base, feature_space)
-    tensors, module = _of_one_module(named)
+    recorded = _read_metadata(metadata)
+    _check_made_for(recorded, base, feature_space)
+    tensors, module = _select_module(named)
     rank, alpha = config.rank_of(module), config.alpha_of(module)
     a_OR, b_RI, bias_O = tensors["lora_B.weight"], tensors["lora_A.weight"], tensors.get("lora_B.bias")
     check_factors(a_OR, b_RI, bias_O, base, max_rank=max_rank, names=("lora_B.weight", "lora_A.weight", "lora_B.bias"))
@@ -73,13 +72,13 @@ def read_peft(
         )
     a_OR, b_RI = a_OR.float().contiguous(), b_RI.float().contiguous()
     bias_O = None if bias_O is None else bias_O.float().contiguous()
-    return Adapter(a_OR, b_RI, bias_O, alpha, config.rslora, feature_space, _labels(about, base)), module
+    return Adapter(a_OR, b_RI, bias_O, alpha, config.rslora, feature_space, _read_labels(recorded, base)), module
 
 
 def write_peft(adapter: Adapter, *, module: str, base_fingerprint: str) -> dict[str, bytes]:
-    """The two files, by name, that `PeftModel.from_pretrained` loads onto a model with a linear layer `module`.
+    """Return the two files, by name, that `PeftModel.from_pretrained` loads onto a model with a linear layer `module`.
 
-    Labels for which a header of 64 KiB has no room are left out: the files are then those of the same adapter without.
+    Labels are left out if they do not fit in a header of 64 KiB.
     """
     path = f"{_PREFIX}{module}"
     tensors = {f"{path}.lora_B.weight": adapter.a_OR, f"{path}.lora_A.weight": adapter.b_RI}
@@ -101,37 +100,37 @@ def write_peft(adapter: Adapter, *, module: str, base_fingerprint: str) -> dict[
         "task_type": None,
         "use_rslora": adapter.rslora,
     }
-    about: dict[str, object] = {_BASE_KEY: base_fingerprint, _FEATURE_SPACE_KEY: adapter.feature_space}
-    named = about if adapter.labels is None else about | {_LABELS_KEY: list(adapter.labels)}
-    file = _save(tensors, named)
+    metadata: dict[str, object] = {_BASE_KEY: base_fingerprint, _FEATURE_SPACE_KEY: adapter.feature_space}
+    with_labels = metadata if adapter.labels is None else metadata | {_LABELS_KEY: list(adapter.labels)}
+    file = _save(tensors, with_labels)
     if int.from_bytes(file[:8], "little") > MAX_HEADER_BYTES:
-        file = _save(tensors, about)
+        file = _save(tensors, metadata)
     return {TENSOR_FILE: file, CONFIG_FILE: json.dumps(config, indent=2).encode() + b"\n"}
 
 
 def check_module(path: str, *, field: str = "module") -> str:
-    """`path` itself where a module of a model can lie there; raises `InvalidName`."""
+    """Return the path if it is a valid module path; raise `InvalidName` if not."""
     if len(path) > 256 or not _MODULE.fullmatch(path):
         rule = "names of A-Z a-z 0-9 _ - with dots between, at most 256 characters"
         raise InvalidName(f"{field} is not a path to a module: {rule}", field=field, given=path, expected=rule)
     return path
 
 
-def _save(tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> bytes:
-    # One metadata entry only: safetensors writes several in random order.
-    return save_tensors(dict(tensors), metadata={_METADATA_KEY: json.dumps(about, sort_keys=True)})
+def _save(tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> bytes:
+    # One metadata entry, because safetensors writes several in random order.
+    return save_tensors(dict(tensors), metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
 
 
-def _about(metadata: Mapping[str, object]) -> Mapping[str, object]:
-    """What our own entry in a file's metadata says; nothing where there is none."""
-    ours = metadata.get(_METADATA_KEY)
-    if ours is None:
+def _read_metadata(metadata: Mapping[str, object]) -> Mapping[str, object]:
+    """Parse loraplex's own metadata entry; return an empty mapping if there is none."""
+    entry = metadata.get(_METADATA_KEY)
+    if entry is None:
         return {}
     try:
-        about = parse(str(ours).encode(), what="the metadata entry loraplex")
+        recorded = parse(str(entry).encode(), what="the metadata entry loraplex")
     except LoraplexError as error:
         raise InvalidSafetensors(f"{TENSOR_FILE}: {error.detail}", field=TENSOR_FILE) from None
-    return about if isinstance(about, dict) else {}
+    return recorded if isinstance(recorded, dict) else {}
 
 
 def _check_made_for(made_for: Mapping[str, object], base: BaseLayer, feature_space: str | None) -> None:
@@ -152,16 +151,16 @@ def _check_made_for(made_for: Mapping[str, object], base: BaseLayer, feature_spa
         )
 
 
-def _labels(about: Mapping[str, object], base: BaseLayer) -> tuple[str | int, ...] | None:
-    given = about.get(_LABELS_KEY)
-    if given is None:
+def _read_labels(recorded: Mapping[str, object], base: BaseLayer) -> tuple[str | int, ...] | None:
+    labels = recorded.get(_LABELS_KEY)
+    if labels is None:
         return None
-    return check_labels(given, field=f"{_LABELS_KEY} of {TENSOR_FILE}", outputs=base.out_features)
+    return check_labels(labels, field=f"{_LABELS_KEY} of {TENSOR_FILE}", outputs=base.out_features)
 
 
-def _of_one_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors by what PEFT calls them within their module, and the module's path."""
-    found: dict[str, Tensor] = {}
+def _select_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors by PEFT's names within their module, and the module's path."""
+    tensors_by_kind: dict[str, Tensor] = {}
     modules: set[str] = set()
     for name, tensor in tensors.items():
         match = _TENSOR.fullmatch(name)
@@ -173,14 +172,14 @@ def _of_one_module(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], st
                 expected="…lora_A.weight, …lora_B.weight and perhaps …lora_B.bias",
             )
         modules.add(match["path"])
-        found[match["kind"]] = tensor
+        tensors_by_kind[match["kind"]] = tensor
     if len(modules) > 1:
-        some = ", ".join(sorted(modules)[:5])
+        names = ", ".join(sorted(modules)[:5])
         raise PeftUnsupported(
-            f"{TENSOR_FILE} adapts several modules: {some}", field=TENSOR_FILE, given=some, expected="one"
+            f"{TENSOR_FILE} adapts several modules: {names}", field=TENSOR_FILE, given=names, expected="one"
         )
     for kind in ("lora_A.weight", "lora_B.weight"):
-        if kind not in found:
+        if kind not in tensors_by_kind:
             raise MissingField(f"{TENSOR_FILE} has no {kind}", field=kind, expected=f"a tensor ….{kind}")
     module = modules.pop().removeprefix(_PREFIX)
-    return found, check_module(module, field=TENSOR_FILE)
+    return tensors_by_kind, check_module(module, field=TENSOR_FILE)

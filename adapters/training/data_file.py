@@ -106,7 +106,7 @@ class TrainingData:
         """The same on a device."""
         if device.type == "cpu":
             return self
-        moved = {name: tensor.to(device) for name, tensor in self._tensors().items() if name not in _OF_THE_HOST}
+        moved = {name: tensor.to(device) for name, tensor in self._tensors().items() if name not in _HOST_TENSORS}
         return replace(self, **moved)
 
     def digest(self) -> str:
@@ -115,7 +115,7 @@ class TrainingData:
 
     def file(self) -> "DataFile":
         """What `DataFile.write` stores of it."""
-        return DataFile({name: whole(tensor.numpy()) for name, tensor in self._tensors().items()})
+        return DataFile({name: in_memory_column(tensor.numpy()) for name, tensor in self._tensors().items()})
 
     @classmethod
     def open(cls, path: Path) -> "TrainingData":
@@ -137,8 +137,8 @@ class TrainingData:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-_OF_THE_HOST = frozenset({"key_N", "groups_N"})
-_NOT_ROWS = frozenset({"start_OR", "start_RI", "prior_OR", "prior_RI"})
+_HOST_TENSORS = frozenset({"key_N", "groups_N"})
+_FACTOR_TENSORS = frozenset({"start_OR", "start_RI", "prior_OR", "prior_RI"})
 
 
 class DataFile:
@@ -153,7 +153,7 @@ class DataFile:
         columns = dict(sorted(columns.items(), key=lambda named: -_DTYPES[named[1].dtype].itemsize))
         self._columns = columns
         # Over the rows and not over where training starts: a header of their own, then their bytes.
-        self._rows = hashlib.sha256(_header({name: c for name, c in columns.items() if name not in _NOT_ROWS}))
+        self._rows = hashlib.sha256(_header({name: c for name, c in columns.items() if name not in _FACTOR_TENSORS}))
         self._read = False
 
     def write(self, file: BinaryIO) -> None:
@@ -175,12 +175,12 @@ class DataFile:
         for name, column in self._columns.items():
             for part in column.parts:
                 content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-                if name not in _NOT_ROWS:
+                if name not in _FACTOR_TENSORS:
                     self._rows.update(content)
                 yield content
 
 
-def whole(array: NDArray[Any]) -> Column:
+def in_memory_column(array: NDArray[Any]) -> Column:
     """A column whose one part is in memory already."""
     return Column("I64" if array.dtype == np.int64 else "F32", array.shape, iter([array]))
 

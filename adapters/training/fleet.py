@@ -13,15 +13,15 @@ from adapters.errors import Diverged, LoraplexError, OutOfRange
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, solve_stack
-from adapters.training.closed_form.statistics import gather_stack
+from adapters.training.closed_form.statistics import accumulate_stack
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation.stack_metrics import measure_stack, padded, row_weights_of
+from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix, padded_row_weights
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
-from adapters.training.gradient.stack import Task, Trained
-from adapters.training.gradient.training_loop import HeldOut, descend
-from adapters.training.planning.split import By
-from adapters.training.sampling import Draws, start_of
+from adapters.training.gradient.sampling import Sampler, initial_factors
+from adapters.training.gradient.stack import StackEntry, TrainedFactors
+from adapters.training.gradient.training_loop import HeldOut, run_training_loop
+from adapters.training.planning.split import SplitBy
 from adapters.training.settings import TrainingSpec
 
 _NUMBERS_AT_ONCE = 2**20
@@ -46,7 +46,7 @@ class _Group:
     """One group's rows of a stack's table."""
 
     position: int
-    draws: Draws
+    sampler: Sampler
     rows_K: Tensor
     """(K,) int64: its rows, in the order of the data."""
     training_K: Tensor
@@ -101,7 +101,9 @@ def _shape(base: BaseLayer, spec: TrainingSpec, size: int) -> tuple[int, bool] |
     """What groups of a stack have in common, as far as their size tells; None stays alone."""
     if spec.is_exact:
         return 0, True
-    held = 0 if spec.split is None or spec.split.by in (By.GROUP, By.COLUMN) else spec.split.held_out_rows(size)
+    held = (
+        0 if spec.split is None or spec.split.by in (SplitBy.GROUP, SplitBy.COLUMN) else spec.split.held_out_rows(size)
+    )
     return batch_shape(base, spec, max(1, size - held))
 
 
@@ -153,8 +155,8 @@ def _lay(
 ) -> tuple[list[_Group], list[_Trained]]:
     """Each group with what is drawn for it; those that cannot be split have failed."""
     groups, failed = [], []
-    alike: dict[int, Draws] = {}
-    by_chance = spec.split is None or (spec.split.by is By.ROWS and not spec.split.stratify)
+    alike: dict[int, Sampler] = {}
+    by_chance = spec.split is None or (spec.split.by is SplitBy.ROWS and not spec.split.stratify)
     begin = 0
     for position, rows_K in members:
         mine = slice(begin, begin + len(rows_K))
@@ -162,16 +164,16 @@ def _lay(
         begin += len(rows_K)
         try:
             if by_chance:
-                draws = alike.get(len(rows)) or alike.setdefault(len(rows), Draws(spec, len(rows)))
+                sampler = alike.get(len(rows)) or alike.setdefault(len(rows), Sampler(spec, len(rows)))
             else:
                 classes_N = table.targets[mine].cpu() if table.targets.dtype == torch.int64 else None
-                draws = Draws(spec, len(rows), key_N=None if key_N is None else key_N[mine], classes_N=classes_N)
+                sampler = Sampler(spec, len(rows), key_N=None if key_N is None else key_N[mine], classes_N=classes_N)
         except LoraplexError as error:
             failed.append(_Trained(position, None, {}, error))
         else:
             training_K, held_K = rows, None
-            if draws.held_K is not None:
-                training_K, held_K = rows[draws.training_K], rows[draws.held_K]
+            if sampler.held_K is not None:
+                training_K, held_K = rows[sampler.training_K], rows[sampler.held_K]
             sides = [training_K] if held_K is None else [training_K, held_K]
             if table.weights_N is not None and not all(bool(table.weights_N[side_K].any()) for side_K in sides):
                 weightless = OutOfRange(
@@ -179,7 +181,7 @@ def _lay(
                 )
                 failed.append(_Trained(position, None, {}, weightless))
             else:
-                groups.append(_Group(position, draws, rows, training_K, held_K))
+                groups.append(_Group(position, sampler, rows, training_K, held_K))
     return groups, failed
 
 
@@ -202,9 +204,9 @@ def _solve(
     groups: Sequence[_Group],
     progress: Progress,
 ) -> tuple[Factors, "list[Diverged | None]"]:
-    rows_GK, there_GK = padded([group.training_K for group in groups])
-    weights_GK = row_weights_of(table, rows_GK, there_GK)
-    statistics = gather_stack(base, table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
+    rows_GK, there_GK = pad_to_matrix([group.training_K for group in groups])
+    weights_GK = padded_row_weights(table, rows_GK, there_GK)
+    statistics = accumulate_stack(base, table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
     solved = solve_stack(
         statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=data.prior
     )
@@ -220,21 +222,21 @@ def _descend(
     groups: Sequence[_Group],
     progress: Progress,
 ) -> tuple[Factors, "list[Diverged | None]"]:
-    starts: dict[Draws, tuple[Tensor, Tensor]] = {}
+    starts: dict[Sampler, tuple[Tensor, Tensor]] = {}
     alike: dict[object, list[int]] = {}
     for place, group in enumerate(groups):
-        if group.draws not in starts:
-            starts[group.draws] = start_of(base, data, spec, group.draws)
+        if group.sampler not in starts:
+            starts[group.sampler] = initial_factors(base, data, spec, group.sampler)
         # A split by chance leaves all of them one shape; another may not.
         shape = batch_shape(base, spec, len(group.training_K))
         alike.setdefault(place if shape is None else shape, []).append(place)
-    trained: dict[int, Trained] = {}
+    trained: dict[int, TrainedFactors] = {}
     for places in alike.values():
         some = [groups[place] for place in places]
-        tasks = [Task(group.draws, group.training_K, starts[group.draws]) for group in some]
+        tasks = [StackEntry(group.sampler, group.training_K, starts[group.sampler]) for group in some]
         held = [group.held_K for group in some if group.held_K is not None]
         held_out = HeldOut(table, held) if spec.patience is not None else None
-        done, _ = descend(
+        done, _ = run_training_loop(
             base, table, spec, tasks, report=lambda step, loss, _: progress(step, loss), held_out=held_out
         )
         trained |= zip(places, done, strict=True)

@@ -1,44 +1,46 @@
-"""What a training is asked to do, in full, and its bounds."""
+"""Settings of a training: one declaration of each, and the resolved specification that a fit reads."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from typing import Any
+from types import MappingProxyType, NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from adapters.errors import OutOfRange
+from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange
 from adapters.lora.adapter import scaling_of
-from adapters.training.planning.split import By, Split
+from adapters.training.limits import MAX_STEPS
+from adapters.training.planning.split import Split
 
-MAX_STEPS = 10_000_000
-HISTORY_LENGTH = 1000
-"""Steps up to which every one is kept in the history."""
 BALANCED = "balanced"
 """Class weights that give every class of the training rows the same total weight."""
+AUTO: Literal["auto"] = "auto"
+"""Value of a setting that the data decide."""
+Auto = Literal["auto"]
 
 
 class Method(StrEnum):
-    """How the factors are found."""
+    """Method that finds the factors."""
 
     ADAMW = "adamw"
     """AdamW (Loshchilov & Hutter 2019)."""
     SGD = "sgd"
-    """Stochastic gradient descent, with momentum where that is asked for."""
+    """Stochastic gradient descent, optionally with momentum."""
     CLOSED_FORM = "closed_form"
-    """The exact minimum of the squared error at that rank, from one decomposition."""
+    """The exact minimum of the squared error at the rank, from one decomposition."""
 
 
 class Loss(StrEnum):
-    """What is minimised: the weighted mean over rows of what each row has."""
+    """Loss that is minimised: the weighted mean of the losses of the rows."""
 
     MSE = "mse"
     """Squared error, the mean over outputs."""
     HUBER = "huber"
-    """Squared error up to a distance, straight beyond it (Huber 1964), the mean over outputs."""
+    """Squared error up to a distance and linear beyond it (Huber 1964), the mean over outputs."""
     CROSS_ENTROPY = "cross_entropy"
-    """Softmax cross-entropy with one class a row."""
+    """Softmax cross-entropy with one class per row."""
     BINARY_CROSS_ENTROPY = "binary_cross_entropy"
-    """Logistic loss of each output by itself, the mean over outputs: several labels a row."""
+    """Logistic loss of each output, the mean over outputs: several labels per row."""
     COSINE = "cosine"
     """1 - cos(output, target)."""
     MULTIPLE_NEGATIVES = "multiple_negatives"
@@ -46,104 +48,279 @@ class Loss(StrEnum):
 
 
 class Init(StrEnum):
-    """Where the factors start."""
+    """Initialization of the factors."""
 
     ZERO_DELTA = "zero_delta"
-    """A = 0 and B Kaiming-uniform, as PEFT starts: the first answer is the base layer's."""
+    """A = 0 and B Kaiming-uniform, as in PEFT: the first answer is the base layer's."""
     RANDN = "randn"
     """Both standard normal."""
     FACTORS = "factors"
-    """A and B as given with the data."""
+    """A and B from the data file."""
 
 
 class Schedule(StrEnum):
-    """How the learning rate goes on after the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
 
     CONSTANT = "constant"
     LINEAR = "linear"
-    """Straight down, so that one step after the last it would be 0."""
+    """Linear decay that would reach 0 one step after the last."""
     COSINE = "cosine"
-    """By half a cosine (Loshchilov & Hutter 2017, eq. 5), down to the same."""
+    """Half a cosine (Loshchilov & Hutter 2017, eq. 5) to the same end."""
+
+
+GRADIENT_METHODS = (Method.ADAMW, Method.SGD)
+_EXACT_METHODS = (Method.CLOSED_FORM,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Declaration of one setting, as the annotation of a dataclass field."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    methods: tuple[Method, ...] = tuple(Method)
+    """Methods that use it."""
+    losses: tuple[Loss, ...] = tuple(Loss)
+    """Losses that use it."""
+    description: str | None = None
+    # `settings_of` reads the rest from the field itself.
+    kind: Any = None
+    """Its type, without null and auto."""
+    takes_null: bool = False
+    takes_auto: bool = False
+    default: Any = None
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Its bounds by operator: `ge`, `gt`, `le`, `lt`."""
+        values = {"ge": self.ge, "gt": self.gt, "le": self.le, "lt": self.lt}
+        return {operator: value for operator, value in values.items() if value is not None}
+
+
+def settings_of(model: type) -> Mapping[str, Setting]:
+    """Return the table of the settings that a dataclass declares, by name and in the order of its fields."""
+    hints = get_type_hints(model, include_extras=True)
+    table = {}
+    for field in fields(model):
+        if get_origin(hints[field.name]) is not Annotated:
+            continue
+        annotation, declaration = get_args(hints[field.name])
+        kinds = get_args(annotation) or (annotation,)
+        (kind,) = (kind for kind in kinds if kind not in (NoneType, Auto))
+        table[field.name] = replace(
+            declaration,
+            kind=kind,
+            takes_null=NoneType in kinds,
+            takes_auto=Auto in kinds,
+            default=field.default,
+        )
+    return MappingProxyType(table)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyStopping:
+    """Rule that ends a training when the held-out loss stops falling; the best step is restored."""
+
+    patience: Annotated[int, Setting(ge=1, le=1_000_000, description="Evaluations without a better one.")] = 10
+    min_delta: Annotated[float, Setting(ge=0, le=1e30, description="Better is lower by more than this.")] = 0.0
+    evaluate_every: Annotated[int | None, Setting(ge=1, le=MAX_STEPS, description="Steps; null means an epoch.")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class InitFactors:
+    """Factors to start from, as the request gives them."""
+
+    A: object
+    B: object
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """Reference to the adapter to start from, or to shrink towards, as the request gives it."""
+
+    adapter: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestedSettings:
+    """Settings of a training as requested: the table of all settings, one declaration per line."""
+
+    method: Annotated[Method | Auto, Setting()] = Method.ADAMW
+    loss: Annotated[Loss, Setting()] = Loss.MSE
+    bias: Annotated[bool, Setting(description="Train the factor `bias` too.")] = False
+    epochs: Annotated[int | Auto, Setting(ge=1, le=10_000_000, methods=GRADIENT_METHODS)] = 50
+    learning_rate: Annotated[float | Auto, Setting(gt=0, le=1e6, methods=GRADIENT_METHODS)] = 0.01
+    batch_size: Annotated[
+        int | Auto | None,
+        Setting(ge=1, le=2**31, methods=GRADIENT_METHODS, description="Null means all rows."),
+    ] = 64
+    seed: Annotated[int, Setting(ge=0, lt=2**63)] = 0
+    init: Annotated[
+        object,
+        Setting(
+            methods=GRADIENT_METHODS,
+            description="Where the factors start; `zero_delta` begins with the base layer's own answers.",
+        ),
+    ] = Init.ZERO_DELTA
+    """`Init.ZERO_DELTA`, `Init.RANDN`, `InitFactors` or `AdapterSource`."""
+    validation_fraction: Annotated[float, Setting(ge=0, lt=1)] = 0
+    ridge: Annotated[float | Auto, Setting(ge=0, le=1e30, methods=_EXACT_METHODS)] = 0
+    weight_decay: Annotated[float, Setting(ge=0, le=1000, methods=GRADIENT_METHODS)] = 0
+    momentum: Annotated[float, Setting(ge=0, lt=1, methods=(Method.SGD,))] = 0
+    clip_norm: Annotated[float | None, Setting(gt=0, le=1e30, methods=GRADIENT_METHODS)] = None
+    schedule: Annotated[Schedule, Setting(methods=GRADIENT_METHODS)] = Schedule.CONSTANT
+    warmup_steps: Annotated[int, Setting(ge=0, le=MAX_STEPS, methods=GRADIENT_METHODS)] = 0
+    early_stopping: Annotated[EarlyStopping | None, Setting(methods=GRADIENT_METHODS)] = None
+    max_steps: Annotated[int | None, Setting(ge=1, le=MAX_STEPS, methods=GRADIENT_METHODS)] = None
+    max_seconds: Annotated[float | None, Setting(gt=0, le=1e7, methods=GRADIENT_METHODS)] = None
+    huber_delta: Annotated[float, Setting(gt=0, le=1e30, losses=(Loss.HUBER,))] = 1.0
+    label_smoothing: Annotated[float, Setting(ge=0, lt=1, losses=(Loss.CROSS_ENTROPY,))] = 0.0
+    class_weights: Annotated[
+        object, Setting(losses=(Loss.CROSS_ENTROPY,), description='"balanced", or one number above 0 a class.')
+    ] = None
+    temperature: Annotated[float, Setting(ge=1e-4, le=1e4, losses=(Loss.MULTIPLE_NEGATIVES,))] = 0.05
+    prior: Annotated[AdapterSource | None, Setting(methods=_EXACT_METHODS)] = None
+    keep_statistics: Annotated[bool, Setting(methods=_EXACT_METHODS)] = False
+    given: frozenset[str] = frozenset()
+    """Settings that the client sent."""
+
+    def check(self) -> None:
+        """Check that the settings go together.
+
+        Raises `IgnoredField`, `InvalidCombination` or `MissingField`.
+        """
+        for name, setting in SETTINGS.items():
+            if name in self.given and self.loss not in setting.losses:
+                raise self.ignored(name, f"with {self.loss}")
+        if self.method == Method.CLOSED_FORM and self.loss is not Loss.MSE:
+            raise InvalidCombination(
+                f"closed_form minimises squared error, which has an exact solution; {self.loss} has none: "
+                "use adamw or sgd",
+                field="training.loss",
+                given=self.loss,
+                expected="mse with closed_form",
+            )
+        if self.method != AUTO:
+            self.check_used_by(self.method, f"with {self.method}")
+        if self.loss is Loss.MULTIPLE_NEGATIVES and "batch_size" not in self.given:
+            raise MissingField(
+                "multiple_negatives takes the negatives from the row's batch: say how large it is",
+                field="training.batch_size",
+                expected="a batch_size, or auto",
+            )
+
+    def check_used_by(self, method: Method, context: str, *, unless_auto: bool = False) -> None:
+        """Raise `IgnoredField` for a setting that was sent and that the method does not use."""
+        for name in unused_settings(method):
+            if name in self.given and not (unless_auto and getattr(self, name) == AUTO):
+                raise self.ignored(name, context)
+
+    def ignored(self, name: str, context: str) -> IgnoredField:
+        """Return the error for a setting without effect in this context."""
+        return IgnoredField(
+            f"training.{name} has no effect {context}: leave it out",
+            field=f"training.{name}",
+            given=None if name in ("early_stopping", "prior") else _plain(getattr(self, name)),
+            expected=f"{name} left out {context}",
+        )
+
+
+def _plain(value: object) -> object:
+    """Return a setting as the request gave it."""
+    if isinstance(value, InitFactors):
+        return {"A": value.A, "B": value.B}
+    return {"adapter": value.adapter} if isinstance(value, AdapterSource) else value
+
+
+SETTINGS = settings_of(RequestedSettings)
+"""Every setting under `training` in a request, by name."""
+_default = {name: setting.default for name, setting in SETTINGS.items()}
+
+
+def unused_settings(method: Method) -> tuple[str, ...]:
+    """Return the settings that a method does not use."""
+    return tuple(name for name, setting in SETTINGS.items() if method not in setting.methods)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSpec:
-    """Settings of one training, all of them decided but for what only held-out rows can decide."""
+    """Resolved settings of one training; held-out rows still choose among `try_ranks`, `try_rates` and ridges."""
 
     rank: int
     alpha: float
     rslora: bool = False
-    method: Method = Method.ADAMW
-    loss: Loss = Loss.MSE
-    bias: bool = False
-    """Train the factor `bias` too."""
-    epochs: int = 50
-    learning_rate: float = 0.01
-    batch_size: int | None = 64
-    """Rows of one step; None means all of them."""
-    seed: int = 0
-    init: Init = Init.ZERO_DELTA
+    method: Method = _default["method"]
+    loss: Loss = _default["loss"]
+    bias: bool = _default["bias"]
+    epochs: int = _default["epochs"]
+    learning_rate: float = _default["learning_rate"]
+    batch_size: int | None = _default["batch_size"]
+    """Rows per step; None means all of them."""
+    seed: int = _default["seed"]
+    init: Init = _default["init"]
     split: Split | None = None
-    """None where nothing is held out, or a data set of its own is."""
-    ridge: float = 0.0
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    clip_norm: float | None = None
-    """The gradient's norm, over all factors of an adapter, is brought down to this."""
-    schedule: Schedule = Schedule.CONSTANT
-    warmup_steps: int = 0
-    """Steps in which the learning rate grows from 0, straight."""
+    """None if no rows are held out, or if a separate data set is."""
+    ridge: float = _default["ridge"]
+    weight_decay: float = _default["weight_decay"]
+    momentum: float = _default["momentum"]
+    clip_norm: float | None = _default["clip_norm"]
+    """Largest norm of the gradient over all factors of an adapter."""
+    schedule: Schedule = _default["schedule"]
+    warmup_steps: int = _default["warmup_steps"]
+    """Steps of the linear warm-up from 0."""
     patience: int | None = None
-    """Evaluations without a better held-out loss after which it ends; None goes to the end."""
+    """Evaluations without a better held-out loss that end the training; None never does."""
     min_delta: float = 0.0
-    """A held-out loss is better where it is lower by more than this."""
+    """A held-out loss is better if it is lower by more than this."""
     evaluate_every: int | None = None
     """Steps between evaluations; None means an epoch."""
-    max_steps: int | None = None
-    max_seconds: float | None = None
-    huber_delta: float = 1.0
-    label_smoothing: float = 0.0
-    class_weights: str | tuple[float, ...] | None = None
-    temperature: float = 0.05
+    max_steps: int | None = _default["max_steps"]
+    max_seconds: float | None = _default["max_seconds"]
+    huber_delta: float = _default["huber_delta"]
+    label_smoothing: float = _default["label_smoothing"]
+    class_weights: str | tuple[float, ...] | None = _default["class_weights"]
+    temperature: float = _default["temperature"]
     classes: int | None = None
-    """How many of the first outputs are the task's; None means all."""
-    keep_statistics: bool = False
+    """Number of leading outputs that the task uses; None means all."""
+    keep_statistics: bool = _default["keep_statistics"]
     try_ranks: tuple[int, ...] = ()
-    """Ranks of which the held-out loss chooses; empty keeps `rank`."""
+    """Ranks among which the held-out loss chooses; empty keeps `rank`."""
     try_rates: tuple[float, ...] = ()
-    """Learning rates of which it chooses; empty keeps `learning_rate`."""
+    """Learning rates among which it chooses; empty keeps `learning_rate`."""
     try_ridges: bool = False
-    """Whether it chooses the ridge."""
+    """Whether the held-out loss chooses the ridge."""
     alpha_is_rank: bool = False
-    """Whether alpha goes with a rank that is chosen."""
+    """Whether alpha is the chosen rank."""
 
     @property
     def scaling(self) -> float:
-        """s, the factor in front of the low-rank term."""
+        """Return s, the factor of the low-rank term."""
         return scaling_of(self.alpha, self.rank, rslora=self.rslora)
 
     @property
     def is_exact(self) -> bool:
-        """Whether one decomposition gives the factors."""
+        """Return whether one decomposition gives the factors."""
         return self.method is Method.CLOSED_FORM
 
     def batch(self, training_rows: int) -> int:
-        """Rows of a step."""
+        """Return the rows per step."""
         return min(self.batch_size or training_rows, training_rows)
 
     def steps_an_epoch(self, training_rows: int) -> int:
-        """Updates in which each row is seen once; a last short batch counts."""
+        """Return the steps of an epoch; a last short batch counts."""
         return math.ceil(training_rows / self.batch(training_rows))
 
     def steps(self, training_rows: int) -> int:
-        """Updates that the training makes at most."""
+        """Return the largest number of steps of the training."""
         if self.is_exact:
             return 1
         steps = self.epochs * self.steps_an_epoch(training_rows)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted from 1, of so many."""
+        """Return the learning rate of a step, counted from 1, of `steps`."""
         if step <= self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
         if self.schedule is Schedule.CONSTANT:
@@ -154,7 +331,7 @@ class TrainingSpec:
         )
 
     def check_steps(self, training_rows: int) -> None:
-        """Raises `OutOfRange` where the steps are too many."""
+        """Raise `OutOfRange` if the training has more than `MAX_STEPS` steps."""
         if self.steps(training_rows) > MAX_STEPS:
             raise OutOfRange(
                 f"{self.epochs} epochs of {training_rows} rows in batches of {self.batch(training_rows)} are "
@@ -166,16 +343,18 @@ class TrainingSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingSpec":
-        """The spec that `dataclasses.asdict` and JSON made `values` of."""
-        weights, split = values["class_weights"], values["split"]
-        kinds = {
-            "method": Method(values["method"]),
-            "loss": Loss(values["loss"]),
-            "init": Init(values["init"]),
-            "schedule": Schedule(values["schedule"]),
-            "split": None if split is None else Split(**{**split, "by": By(split["by"])}),
-            "class_weights": tuple(weights) if isinstance(weights, list) else weights,
-            "try_ranks": tuple(values["try_ranks"]),
-            "try_rates": tuple(values["try_rates"]),
+        """Return the specification that `dataclasses.asdict` made `values` of, here or in an earlier release."""
+        present = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        convert: dict[str, Callable[[Any], Any]] = {
+            "method": Method,
+            "loss": Loss,
+            "init": Init,
+            "schedule": Schedule,
+            "split": Split.from_json,
         }
-        return cls(**{**values, **kinds})
+        convert |= {"class_weights": _tuple_of_list, "try_ranks": tuple, "try_rates": tuple}
+        return cls(**{name: convert[name](value) if name in convert else value for name, value in present.items()})
+
+
+def _tuple_of_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

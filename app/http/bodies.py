@@ -9,7 +9,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from adapters.errors import RequestTimeout, WrongType
-from adapters.json.reader import read_in_process
+from adapters.large_json.reader import read_in_process
 from adapters.lora.base_layer import BaseLayer
 from adapters.strict_json import parse
 from app.http.errors import (
@@ -156,7 +156,7 @@ class JsonBodies:
         self._columns |= {f"{data}.corpus": base.out_features for data in ("data", "add", "forget")}
         self._longest = max(_LONGEST_LIST, base.in_features, base.out_features)
         self._threads = asyncio.Semaphore(1)
-        # One process may take `MEMORY_BYTES` of `adapters.json.reader`.
+        # One process may take `MEMORY_BYTES` of `adapters.large_json.reader`.
         self._processes = asyncio.Semaphore(1)
 
     async def parse(self, body: bytes | bytearray, *, longest: int = 0, what: str = "the body") -> object:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import TypeAdapter
 from starlette.routing import compile_path
 
-from adapters.datasets.readers.formats import CONTENT_TYPES
+from adapters.datasets.ingest import CONTENT_TYPES
 from adapters.names import LIVE
 from app.http.bodies import BINARY, JSON, LEAST_LIMIT_BYTES
 from app.http.dependencies import check_feature_space, check_query_fields
@@ -23,11 +23,11 @@ from app.http.schemas.adapters import FactorsUpload, LiveRequest, PeftFiles, Pef
 from app.http.schemas.datasets import DatasetVersionBody
 from app.http.schemas.jobs import JobWithHistory
 from app.http.schemas.predictions import InferAnswer, InferRequest, PredictAnswer, PredictRequest
+from app.http.schemas.trainings import PlanBody, TrainRequest, UpdateRequest
 from app.http.uploads import MULTIPART, ZIP
 from app.serving import asgi
 from app.serving.asgi import EndpointHandler
 from app.serving.oip import routes as oip
-from app.training.schemas import PlanBody, TrainRequest, UpdateRequest
 
 REQUEST_ID, FEATURE_SPACE, REQUEST_TIMEOUT = "X-Request-Id", "X-Feature-Space", "X-Request-Timeout"
 IF_MATCH, IF_NONE_MATCH = "If-Match", "If-None-Match"

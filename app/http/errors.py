@@ -28,7 +28,7 @@ from adapters.errors import (
     TooManyOpenFiles,
     UnknownField,
     WrongType,
-    shown,
+    shorten,
 )
 from app.observability.records import NOT_ANSWERED
 
@@ -329,7 +329,7 @@ async def _answer_defect(request: Request, _error: Exception) -> Response:
 
 
 def _from_framework(error: HTTPException, request: Request) -> LoraplexError:
-    path = shown(request.url.path)
+    path = shorten(request.url.path)
     known: dict[int, tuple[type[LoraplexError], str]] = {
         404: (RouteNotFound, f"there is nothing at {path}"),
         405: (MethodNotAllowed, f"{path} does not take the method {request.method}"),

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 
-from adapters.errors import LoraplexError, shown
+from adapters.errors import LoraplexError, shorten
 
 ALWAYS_ALLOWED = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_HOST = "*"
@@ -164,7 +164,7 @@ def _check_origin(headers: Headers, hosts: Sequence[bytes]) -> None:
         name = None if match is None else host_name(match[1])
         if name is None or {host_name(_text(host)) for host in hosts} != {name}:
             raise CrossSite(
-                f"the request comes from a page of {shown(origin)}, which is not the host that it is addressed to; a "
+                f"the request comes from a page of {shorten(origin)}, which is not the host that it is addressed to; a "
                 "proxy in front has to pass the client's Host on",
                 field="Origin",
                 given=origin,
@@ -174,7 +174,7 @@ def _check_origin(headers: Headers, hosts: Sequence[bytes]) -> None:
 
 def _not_allowed(host: str) -> HostNotAllowed:
     return HostNotAllowed(
-        f"the service does not answer to the host '{shown(host)}'; if that is its name, add it to "
+        f"the service does not answer to the host '{shorten(host)}'; if that is its name, add it to "
         "LORAPLEX_ALLOWED_HOSTS",
         field="Host",
         given=host,

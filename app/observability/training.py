@@ -38,10 +38,10 @@ def _trace(tracing: "Tracing", run: Run) -> None:
     A long run reports only some of its epochs, and each says how many it stands for.
     """
     job = run.job
-    attributes = {
+    attributes: dict[str, str | int | bool] = {
         "loraplex.job": job.id,
         "loraplex.adapter": job.adapter,
-        "loraplex.adapters": job.spec["adapters"],
+        "loraplex.adapters": job.training.adapters,
         "loraplex.method": run.method,
         "loraplex.attempt": job.attempt,
         "loraplex.resumed": run.resumed,

@@ -63,7 +63,7 @@ class ProtocolError(BaseModel):
 
 def titles(kind: type[LoraplexError] = LoraplexError) -> Iterator[tuple[str, str]]:
     """Every error's code and title."""
-    yield kind.code, (kind.__doc__ or "").partition("\n")[0]
+    yield kind.code, kind.title()
     for child in kind.__subclasses__():
         yield from titles(child)
 

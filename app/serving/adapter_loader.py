@@ -233,10 +233,9 @@ def _resolve(keys: Sequence[_ReferenceKey]) -> Iterator[tuple[_ReferenceKey, Ver
 
 def _locate(error: LoraplexError, reference: Reference, entry: QueueEntry) -> LoraplexError:
     """Set the field of the request, and the row if there is one, that an error is about."""
-    error.field = "adapter"
     if entry.request.by_row:
-        error.field, error.row = "adapters", entry.request.references.index(reference)
-    return error
+        return error.at(field="adapters", row=entry.request.references.index(reference))
+    return error.at(field="adapter")
 
 
 def _completed(value: V) -> "asyncio.Future[V]":

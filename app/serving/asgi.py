@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.errors import LoraplexError, OutOfRange, WrongType
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import LONGEST_REFERENCE
+from adapters.names import MAX_REFERENCE_CHARACTERS
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type
 from app.http.dependencies import ServiceOf
 from app.http.errors import problem, too_large
@@ -160,7 +160,7 @@ def max_json_bytes(service: Service) -> int:
     """Return the largest JSON of a predict or infer request: what its largest shape can need, or the setting."""
     settings = service.settings
     numbers = settings.max_rows * service.base.in_features
-    needed = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + settings.max_rows * LONGEST_REFERENCE
+    needed = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + settings.max_rows * MAX_REFERENCE_CHARACTERS
     return min(settings.max_predict_json_bytes, needed)
 
 

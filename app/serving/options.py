@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from adapters.errors import InvalidCombination, OutOfRange, WrongType, shown
+from adapters.errors import InvalidCombination, OutOfRange, WrongType, shorten
 
 OUTPUTS, PROBABILITIES, LABELS = MEMBERS = ("outputs", "probabilities", "labels")
 """What `return` may ask for, in the order in which the answer has it."""
@@ -33,7 +33,7 @@ def read_options(given: object, top_k: int | None, *, out_features: int) -> Pred
         )
     if top_k is not None and top_k > out_features:
         raise OutOfRange(
-            f"top_k is {shown(top_k)}; the layer has {out_features} outputs",
+            f"top_k is {shorten(top_k)}; the layer has {out_features} outputs",
             field="top_k",
             given=top_k,
             expected=f"a whole number from 1 to {out_features}",
@@ -52,7 +52,7 @@ def _members(given: object) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise WrongType(f"{place}: not a string", field="return", given=name, expected=_EXPECTED)
         if name not in MEMBERS:
-            detail = f"{place}: there is no {shown(name)} to answer with"
+            detail = f"{place}: there is no {shorten(name)} to answer with"
             raise OutOfRange(detail, field="return", given=name, expected=_EXPECTED)
         if name in seen:
             raise InvalidCombination(f"{place}: {name} twice", field="return", given=name, expected=_EXPECTED)

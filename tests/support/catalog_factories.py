@@ -16,9 +16,12 @@ from adapters.catalog.versions import Publication, Published, Source, Version
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.jobs.queue import JobQueue
+from adapters.jobs.training_job import Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import STORE_ID
+from adapters.training.evaluation.gate import Gate
+from adapters.training.settings import TrainingSpec
 from tests.support.external_programs import skip_or_fail
 
 BASE = load_base_layer("random:10,2,42")
@@ -43,6 +46,21 @@ def put(catalog: Catalog, name: str, seed: int = 0) -> Version:
     return catalog.put(publication(name, seed))[0]
 
 
+def training_job(**description: Any) -> TrainingJob:
+    """Return a training that shows this description."""
+    return TrainingJob(
+        spec=TrainingSpec(rank=1, alpha=1.0),
+        gate=Gate(),
+        labels=None,
+        steps=9,
+        adapters=1,
+        is_fleet=False,
+        is_update=False,
+        provenance=Provenance(data={}),
+        description=description,
+    )
+
+
 def write_orphan(catalog: Catalog, content: bytes) -> str:
     """Write a blob without a pending row, as a crash leaves one; return its name."""
     name = f"{catalog.revision():012x}-{uuid.uuid4().hex}"
@@ -61,7 +79,7 @@ def submit_fleet(queue: JobQueue, names: Sequence[str], job_id: str = "j", **fie
 
 
 def _submit(queue: JobQueue, job_id: str, **fields: Any) -> Job:
-    usual: dict[str, Any] = {"base": "", "feature_space": None, "spec": {}, "steps": 9, "data": b"rows"}
+    usual: dict[str, Any] = {"base": "", "feature_space": None, "training": training_job(), "data": b"rows"}
     return queue.submit(job_id, **usual | {"max_queued": 100} | fields)
 
 

@@ -10,15 +10,16 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from adapters.datasets.convert import convert
-from adapters.datasets.readers.formats import Format
-from adapters.datasets.report import Report
+from adapters.datasets.ingest import Format, convert
 from adapters.datasets.table import Table
+from adapters.datasets.validation import IngestReport
 
 MAX_BYTES = 2**24
 
 
-def read(folder: Path, content: bytes, kind: Format, *, max_bytes: int = MAX_BYTES) -> tuple[Report, dict[str, Any]]:
+def read(
+    folder: Path, content: bytes, kind: Format, *, max_bytes: int = MAX_BYTES
+) -> tuple[IngestReport, dict[str, Any]]:
     """The report on a file, and the values of each column as they are stored."""
     raw, out = folder / "raw", folder / "stored"
     raw.write_bytes(content)
@@ -32,12 +33,12 @@ def table_of(folder: Path, table: Any) -> Table:
     return Table.open(folder / "stored")
 
 
-def types(report: Report) -> dict[str, tuple[str, int | None]]:
+def types(report: IngestReport) -> dict[str, tuple[str, int | None]]:
     """Type and width of each column."""
     return {column.name: (column.type, column.width) for column in report.columns}
 
 
-def bad(report: Report) -> list[tuple[int, str | None, str]]:
+def bad(report: IngestReport) -> list[tuple[int, str | None, str]]:
     """The bad rows as plain tuples."""
     return [(row.row, row.column, row.reason) for row in report.bad_rows]
 

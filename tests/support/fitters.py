@@ -37,11 +37,11 @@ class _ReusedFitter(Fitter):
             raise
         return self._is_idle
 
-    def begin(self, request: Mapping[str, Any]) -> None:
+    def begin(self, request: Mapping[str, Any], *, checkpoint: Path = Path()) -> None:
         while not self.is_ready(1.0):
             pass
         self._is_idle = False
-        self._fitter.begin(request)
+        self._fitter.begin(request, checkpoint=checkpoint)
 
     def next_frame(self, seconds: float) -> Frame | None:
         frame = self._fitter.next_frame(seconds)
@@ -61,6 +61,7 @@ def reused_fitter(settings: Settings) -> Iterator[Fitter]:
     """
     key = settings.model_dump_json(include=_KEYS)
     fitter = _IDLE.pop(key, None) or open_fitter(settings)
+    fitter.data_folder = settings.data_dir
     try:
         yield _ReusedFitter(fitter)
     finally:

@@ -29,7 +29,7 @@ def reader_of(pid: int) -> psutil.Process:
 
     def found() -> psutil.Process | None:
         for child in psutil.Process(pid).children():
-            if "adapters.datasets.ingest_process" in child.cmdline():
+            if "adapters.datasets.ingest" in child.cmdline():
                 return child
         return None
 

@@ -9,29 +9,34 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
-from adapters.datasets.cells import is_list, null_elements, plain, scalar_type, value_type, without_rows
-from adapters.datasets.readers.source import (
+from adapters.datasets.columns import (
     TEXT_BLOCK_BYTES,
-    Planned,
+    PlannedColumn,
+    ReportUnreadable,
     Source,
-    Unreadable,
-    Widths,
+    WidthCounter,
     check_names,
-    pieces,
+    element_type,
+    is_list,
+    rows_with_null_elements,
+    scalar_type,
+    set_rows_null,
+    split_batch,
+    storage_type,
 )
-from adapters.errors import InvalidDataset, shown
+from adapters.errors import InvalidDataset, shorten
 
 _FILE_MAGIC = b"ARROW1"
 
 
 def open_parquet(path: str) -> Source:
     """A Parquet file; raises `InvalidDataset`."""
-    with _refused("Parquet"):
+    with _errors_as_invalid("Parquet"):
         file = pq.ParquetFile(pa.memory_map(path))
         schema = file.schema_arrow
         rows, names = file.metadata.num_rows, schema.names
     check_names(names)
-    plan = _Plan(schema)
+    plan = _ColumnPlanner(schema)
     if plan.open_lists:
         lists = [names[position] for position in plan.open_lists]
         for batch in _parquet_batches(file, columns=lists):
@@ -48,34 +53,34 @@ def open_arrow_stream(path: str) -> Source:
                 field="body",
                 expected="an Arrow IPC stream",
             )
-    with _refused("an Arrow stream"):
+    with _errors_as_invalid("an Arrow stream"):
         schema = ipc.open_stream(pa.memory_map(path)).schema
         names = schema.names  # read here: they may be no text
     check_names(names)
-    plan = _Plan(schema)
+    plan = _ColumnPlanner(schema)
     if plan.open_lists:
         for batch in _stream_batches(path):
             plan.survey({names[position]: batch.column(position) for position in plan.open_lists})
     return Source(columns=plan.columns(), chunks=partial(_chunks, partial(_stream_batches, path)))
 
 
-class _Plan:
+class _ColumnPlanner:
     """How each column of a schema will be stored; of lists, once all have been seen."""
 
     def __init__(self, schema: Any) -> None:
-        self._columns: list[Planned | None] = []
-        self._lists: dict[str, tuple[Any, Widths]] = {}
+        self._columns: list[PlannedColumn | None] = []
+        self._lists: dict[str, tuple[Any, WidthCounter]] = {}
         self._names = schema.names
         for field in schema:
-            given = plain(field.type)
+            given = storage_type(field.type)
             if not is_list(given):
-                self._columns.append(Planned(name=field.name, type=scalar_type(field.name, given)))
+                self._columns.append(PlannedColumn(name=field.name, type=scalar_type(field.name, given)))
                 continue
-            inner = value_type(field.name, given)
+            inner = element_type(field.name, given)
             if pa.types.is_fixed_size_list(given) and given.list_size > 0 and not pa.types.is_string(inner):
-                self._columns.append(Planned(name=field.name, type=pa.list_(inner, given.list_size)))
+                self._columns.append(PlannedColumn(name=field.name, type=pa.list_(inner, given.list_size)))
                 continue
-            self._lists[field.name] = (inner, Widths())
+            self._lists[field.name] = (inner, WidthCounter())
             self._columns.append(None)
 
     @property
@@ -86,10 +91,10 @@ class _Plan:
     def survey(self, arrays: dict[str, Any]) -> None:
         """Count the widths in these columns."""
         for name, array in arrays.items():
-            array = _undressed(array)
-            self._lists[name][1].add(without_rows(array, null_elements(array)))
+            array = _plain_lists(array)
+            self._lists[name][1].add(set_rows_null(array, rows_with_null_elements(array)))
 
-    def columns(self) -> list[Planned]:
+    def columns(self) -> list[PlannedColumn]:
         """All of them."""
         return [
             column or self._lists[name][1].plan(name, self._lists[name][0])
@@ -97,23 +102,23 @@ class _Plan:
         ]
 
 
-def _chunks(batches: Callable[[], Iterable[Any]], unreadable: Unreadable) -> Iterator[Sequence[Any]]:
+def _chunks(batches: Callable[[], Iterable[Any]], unreadable: ReportUnreadable) -> Iterator[Sequence[Any]]:
     row = 0
     for batch in batches():
         arrays = []
         for name, array in zip(batch.schema.names, batch.columns, strict=True):
-            if is_list(plain(array.type)):
-                array = _undressed(array)
-                bad = null_elements(array)
+            if is_list(storage_type(array.type)):
+                array = _plain_lists(array)
+                bad = rows_with_null_elements(array)
                 for place in bad:
                     unreadable(row + int(place), name, "a null in the list")
-                array = without_rows(array, bad)
+                array = set_rows_null(array, bad)
             arrays.append(array)
         yield arrays
         row += batch.num_rows
 
 
-def _undressed(array: Any) -> Any:
+def _plain_lists(array: Any) -> Any:
     """A list array itself, where it is kept under an extension's name or in a dictionary."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
@@ -121,14 +126,14 @@ def _undressed(array: Any) -> Any:
 
 
 def _parquet_batches(file: Any, columns: Sequence[str] | None = None) -> Iterator[Any]:
-    with _refused("Parquet"):
-        for batch in file.iter_batches(_rows_at_once(file.metadata), columns=columns, use_threads=False):
+    with _errors_as_invalid("Parquet"):
+        for batch in file.iter_batches(_chunk_rows(file.metadata), columns=columns, use_threads=False):
             # Text is not checked while Parquet is read.
             batch.validate(full=True)
-            yield from pieces(batch)
+            yield from split_batch(batch)
 
 
-def _rows_at_once(metadata: Any) -> int:
+def _chunk_rows(metadata: Any) -> int:
     """So many rows that they fit in memory, by what the file says of itself."""
     each: int = 8 * metadata.num_columns + sum(
         metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)
@@ -137,21 +142,21 @@ def _rows_at_once(metadata: Any) -> int:
 
 
 def _stream_batches(path: str) -> Iterator[Any]:
-    with _refused("an Arrow stream"):
+    with _errors_as_invalid("an Arrow stream"):
         # Mapped: a batch may be as large as the file, and is looked at in pieces.
         for batch in ipc.open_stream(pa.memory_map(path)):
             # Its offsets and indices are a stranger's: nothing may follow them before this.
             batch.validate(full=True)
-            yield from pieces(batch)
+            yield from split_batch(batch)
 
 
 @contextmanager
-def _refused(what: str) -> Iterator[None]:
+def _errors_as_invalid(what: str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowMemoryError:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
         raise InvalidDataset(
-            f"the body cannot be read as {what}: {shown(str(error))}", field="body", expected=f"{what} that is whole"
+            f"the body cannot be read as {what}: {shorten(str(error))}", field="body", expected=f"{what} that is whole"
         ) from None

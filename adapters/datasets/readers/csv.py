@@ -16,10 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from adapters.datasets.readers.source import LONGEST_NAME, MAX_COLUMNS, Planned, Source, Unreadable, check_names
-from adapters.errors import MOST_BAD_ROWS, BadRow, BadRows, InvalidDataset, shown
+from adapters.datasets.columns import (
+    MAX_COLUMNS,
+    MAX_NAME_CHARACTERS,
+    PlannedColumn,
+    ReportUnreadable,
+    Source,
+    check_names,
+)
+from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, InvalidDataset, shorten
 
-_LONGEST_HEADER_BYTES = MAX_COLUMNS * (LONGEST_NAME + 4)
+_MAX_HEADER_BYTES = MAX_COLUMNS * (MAX_NAME_CHARACTERS + 4)
 _BLOCK_BYTES = 2**21
 """Arrow reads so much at once, sets as much aside for each column in turn, and takes no row that is longer."""
 _BLANKS = " \t"
@@ -29,7 +36,7 @@ _TRUTH = r"^(?i)(true|false)$"
 
 
 @dataclass(slots=True)
-class _Seen:
+class _CellCounts:
     """How many cells of a column are what."""
 
     whole: int = 0
@@ -51,24 +58,24 @@ def open_csv(path: str) -> Source:
     if not names:
         raise InvalidDataset("the first line is empty; the names of the columns stand there", field="body")
     check_names(names)
-    seen = [_Seen() for _ in names]
+    seen = [_CellCounts() for _ in names]
     rows = 0
     for batch in _batches(path, names):
         rows += batch.num_rows
         for column, cells in zip(seen, batch.columns, strict=True):
             _count(column, cells)
-    columns = [Planned(name=name, type=column.type()) for name, column in zip(names, seen, strict=True)]
+    columns = [PlannedColumn(name=name, type=column.type()) for name, column in zip(names, seen, strict=True)]
     return Source(columns=columns, chunks=partial(_chunks, path, columns), rows=rows)
 
 
 def _header(path: str) -> list[str]:
     with open(path, "rb") as file:
-        start = file.read(_LONGEST_HEADER_BYTES)
+        start = file.read(_MAX_HEADER_BYTES)
     if b"\0" in start:
         raise InvalidDataset("the file has NUL bytes: it is not CSV in UTF-8", field="body", expected="CSV in UTF-8")
     try:
         # The last character may be cut in two.
-        text = start.decode("utf-8-sig", "ignore" if len(start) == _LONGEST_HEADER_BYTES else "strict")
+        text = start.decode("utf-8-sig", "ignore" if len(start) == _MAX_HEADER_BYTES else "strict")
     except UnicodeDecodeError as error:
         row = start[: error.start].count(b"\n") - 1
         raise InvalidDataset(
@@ -91,7 +98,7 @@ def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
         bad.append(
             BadRow(row.number - 2, None, f"{row.actual_columns} cells, where there are {row.expected_columns} names")
         )
-        return "skip" if len(bad) < MOST_BAD_ROWS else "error"
+        return "skip" if len(bad) < MAX_BAD_ROWS else "error"
 
     row = 0
     try:
@@ -109,14 +116,14 @@ def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
             ),
         )
         for batch in reader:
-            cells = [_utf8(name, cells, row) for name, cells in zip(names, batch.columns, strict=True)]
+            cells = [_decode_cells(name, cells, row) for name, cells in zip(names, batch.columns, strict=True)]
             yield pa.record_batch(cells, names=list(names))
             row += batch.num_rows
     except pa.ArrowMemoryError:
         raise
     except pa.ArrowException as error:
         if not bad:
-            raise _unreadable_file(str(error)) from None
+            raise _not_csv(str(error)) from None
     if bad:
         raise BadRows(
             f"the file has rows with more or fewer cells than the {len(names)} of the header line, the first of them"
@@ -126,23 +133,23 @@ def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
         )
 
 
-def _unreadable_file(why: str) -> InvalidDataset:
+def _not_csv(why: str) -> InvalidDataset:
     if "straddling" in why:
         why = f"a row has more than {_BLOCK_BYTES} bytes, or a quote is not closed"
     if "Empty CSV file" in why:
         why = "there is a header line, and no row"
     return InvalidDataset(
-        f"the body cannot be read as CSV: {shown(why)}", field="body", expected="CSV with a header line"
+        f"the body cannot be read as CSV: {shorten(why)}", field="body", expected="CSV with a header line"
     )
 
 
-def _utf8(name: str, cells: Any, row: int) -> Any:
+def _decode_cells(name: str, cells: Any, row: int) -> Any:
     try:
         return cells.cast(pa.string())
     except pa.ArrowInvalid:
         place = next(place for place, cell in enumerate(cells.to_pylist()) if cell is not None and not _is_utf8(cell))
         raise InvalidDataset(
-            f"row {row + place}, column {shown(name)!r}, is not UTF-8 text",
+            f"row {row + place}, column {shorten(name)!r}, is not UTF-8 text",
             field=name,
             row=row + place,
             expected="CSV in UTF-8",
@@ -157,17 +164,17 @@ def _is_utf8(cell: bytes) -> bool:
     return True
 
 
-def _count(seen: _Seen, cells: Any) -> None:
+def _count(seen: _CellCounts, cells: Any) -> None:
     filled = len(cells) - cells.null_count
-    if _cast(cells, pa.int64()) is not None:
+    if _cast_or_none(cells, pa.int64()) is not None:
         seen.whole += filled
-    elif _cast(cells, pa.float64()) is not None:
+    elif _cast_or_none(cells, pa.float64()) is not None:
         seen.fractional += filled
     else:
-        texts = _trimmed(cells)
+        texts = _trim(cells)
         numbers = texts.filter(_matches(texts, _NUMBER))
         whole = numbers.filter(_matches(numbers, _WHOLE))
-        if _cast(whole, pa.int64()) is None:
+        if _cast_or_none(whole, pa.int64()) is None:
             whole = whole.slice(0, 0)
         truths = pc.sum(_matches(texts, _TRUTH)).as_py() or 0
         seen.whole += len(whole)
@@ -176,33 +183,33 @@ def _count(seen: _Seen, cells: Any) -> None:
         seen.texts += len(texts) - texts.null_count - len(numbers) - truths
 
 
-def _chunks(path: str, columns: Sequence[Planned], unreadable: Unreadable) -> Iterator[Sequence[Any]]:
+def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnreadable) -> Iterator[Sequence[Any]]:
     row = 0
     for batch in _batches(path, [column.name for column in columns]):
         arrays = []
         for column, cells in zip(columns, batch.columns, strict=True):
-            arrays.append(_converted(cells, column, row, unreadable))
+            arrays.append(_convert_cells(cells, column, row, unreadable))
         yield arrays
         row += batch.num_rows
 
 
-def _converted(cells: Any, column: Planned, row: int, unreadable: Unreadable) -> Any:
+def _convert_cells(cells: Any, column: PlannedColumn, row: int, unreadable: ReportUnreadable) -> Any:
     if pa.types.is_string(column.type):
         return cells
     if pa.types.is_boolean(column.type):
-        return pc.equal(pc.utf8_lower(_trimmed(cells)), "true")
-    fast = _cast(cells, column.type)
+        return pc.equal(pc.utf8_lower(_trim(cells)), "true")
+    fast = _cast_or_none(cells, column.type)
     if fast is not None:
         return fast
-    texts = _trimmed(cells)
+    texts = _trim(cells)
     numbers = _matches(texts, _NUMBER)
     wrong = np.flatnonzero(pc.and_(texts.is_valid(), pc.invert(numbers)).to_numpy(zero_copy_only=False))
-    for place in wrong[:MOST_BAD_ROWS]:
-        unreadable(row + int(place), column.name, f"not a number: {shown(texts[int(place)].as_py())}")
+    for place in wrong[:MAX_BAD_ROWS]:
+        unreadable(row + int(place), column.name, f"not a number: {shorten(texts[int(place)].as_py())}")
     return pc.if_else(numbers, texts, pa.scalar(None, pa.string())).cast(column.type)
 
 
-def _cast(cells: Any, target: Any) -> Any:
+def _cast_or_none(cells: Any, target: Any) -> Any:
     """The cells as numbers, or None where one of them is not one."""
     try:
         numbers = cells.cast(target)
@@ -214,7 +221,7 @@ def _cast(cells: Any, target: Any) -> Any:
     return numbers
 
 
-def _trimmed(cells: Any) -> Any:
+def _trim(cells: Any) -> Any:
     """Without blanks around the text; what is blank is null."""
     texts = pc.utf8_trim(cells, characters=_BLANKS)
     return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)

@@ -13,44 +13,44 @@ import orjson
 import pyarrow as pa
 
 from adapters import strict_json
-from adapters.datasets.readers.source import (
+from adapters.datasets.columns import (
     MAX_COLUMNS,
     MAX_ROW_BYTES,
     TEXT_BLOCK_BYTES,
-    Planned,
+    PlannedColumn,
+    ReportUnreadable,
     Source,
-    Unreadable,
-    Widths,
+    WidthCounter,
     check_names,
 )
-from adapters.errors import MOST_BAD_ROWS, BadRow, BadRows, DuplicateKey, InvalidDataset, NotJson, shown
+from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, DuplicateKey, InvalidDataset, NotJson, shorten
 
 _NUMBERS = {int, float}
-_ROWS_AT_ONCE = 4096
-_CELLS_AT_ONCE = 2**20
-_PLAIN = frozenset({float, str, bool, type(None)})
+_CHUNK_ROWS = 4096
+_CHUNK_CELLS = 2**20
+_SCALARS = frozenset({float, str, bool, type(None)})
 
 
 def open_json_lines(path: str) -> Source:
     """A file of JSON objects, one a line; raises `InvalidDataset`, and `BadRows` for lines that are none."""
-    seen: dict[str, _Seen] = {}
+    seen: dict[str, _ValueCounts] = {}
     rows, bad = 0, []
     for row, (line, text) in enumerate(_lines(path)):
         rows = row + 1
         try:
-            members = _read(text, line)
+            members = _parse_line(text, line)
         except InvalidDataset as error:
             bad.append(BadRow(row, None, error.detail))
-            if len(bad) == MOST_BAD_ROWS:
+            if len(bad) == MAX_BAD_ROWS:
                 break
             continue
         for name, value in members.items():
             if name not in seen:
                 if len(seen) == MAX_COLUMNS:
                     check_names([*seen, name])
-                seen[name] = _Seen(name)
+                seen[name] = _ValueCounts(name)
             kind = type(value)
-            if kind in _PLAIN:
+            if kind in _SCALARS:
                 seen[name].kinds[kind] += 1
             else:
                 seen[name].add(value, row)
@@ -64,7 +64,7 @@ def open_json_lines(path: str) -> Source:
     return Source(columns=columns, chunks=partial(_chunks, path, columns), rows=rows)
 
 
-class _Seen:
+class _ValueCounts:
     """How many values of a column are what."""
 
     def __init__(self, name: str) -> None:
@@ -72,7 +72,7 @@ class _Seen:
         self.kinds: Counter[Any] = Counter()
         """By their Python types; lists are `numbers`, `texts` or `empty`."""
         self._wide = self._fractional_lists = False
-        self._widths = Widths()
+        self._widths = WidthCounter()
 
     def add(self, value: Any, row: int) -> None:
         """Count a value that is neither a float, text, a boolean nor null: those need no look."""
@@ -80,11 +80,11 @@ class _Seen:
             self._add_list(value, row)
         elif type(value) is int:
             self.kinds[int] += 1
-            self._wide = self._wide or not _fits(value)
+            self._wide = self._wide or not _fits_int64(value)
         else:
             raise self._nested("an object", row)
 
-    def plan(self) -> Planned:
+    def plan(self) -> PlannedColumn:
         """How the column is stored."""
         numbers = self.kinds[int] + self.kinds[float]
         counts = {
@@ -102,7 +102,7 @@ class _Seen:
             return self._widths.plan(self._name, pa.float64() if self._fractional_lists else pa.int64())
         whole = numbers and not self.kinds[float] and not self._wide
         types = {"number": pa.int64() if whole else pa.float64(), "text": pa.string(), "truth": pa.bool_()}
-        return Planned(name=self._name, type=types.get(kind, pa.list_(pa.string())))
+        return PlannedColumn(name=self._name, type=types.get(kind, pa.list_(pa.string())))
 
     def _add_list(self, value: list[Any], row: int) -> None:
         kinds = set(map(type, value))
@@ -111,13 +111,15 @@ class _Seen:
         if kinds <= _NUMBERS:
             self.kinds["numbers" if value else "empty"] += 1
             self._widths.count(len(value))
-            self._fractional_lists |= float in kinds or (bool(value) and not (_fits(max(value)) and _fits(min(value))))
+            self._fractional_lists |= float in kinds or (
+                bool(value) and not (_fits_int64(max(value)) and _fits_int64(min(value)))
+            )
         elif kinds == {str}:
             self.kinds["texts"] += 1
 
     def _nested(self, what: str, row: int) -> InvalidDataset:
         return InvalidDataset(
-            f"row {row}, column {shown(self._name)!r}, is {what}",
+            f"row {row}, column {shorten(self._name)!r}, is {what}",
             field=self._name,
             row=row,
             expected="numbers, text, booleans, null, and lists of numbers or of text",
@@ -144,7 +146,7 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
         yield number + 1, rest
 
 
-def _read(text: bytes, line: int) -> dict[str, Any]:
+def _parse_line(text: bytes, line: int) -> dict[str, Any]:
     """One line; raises `InvalidDataset` with the reason."""
     try:
         value = orjson.loads(text)
@@ -166,33 +168,33 @@ def _read(text: bytes, line: int) -> dict[str, Any]:
     return value
 
 
-def _chunks(path: str, columns: Sequence[Planned], unreadable: Unreadable) -> Iterator[Sequence[Any]]:
-    at_once = max(1, min(_ROWS_AT_ONCE, _CELLS_AT_ONCE // max(1, len(columns))))
+def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnreadable) -> Iterator[Sequence[Any]]:
+    at_once = max(1, min(_CHUNK_ROWS, _CHUNK_CELLS // max(1, len(columns))))
     rows: list[dict[str, Any]] = []
     begin = size = 0
     for line, text in _lines(path):
-        rows.append(_read(text, line))
+        rows.append(_parse_line(text, line))
         size += len(text)
         if len(rows) == at_once or size > TEXT_BLOCK_BYTES:
-            yield _arrays(rows, columns, begin, unreadable)
+            yield _to_arrays(rows, columns, begin, unreadable)
             begin, size, rows = begin + len(rows), 0, []
     if rows:
-        yield _arrays(rows, columns, begin, unreadable)
+        yield _to_arrays(rows, columns, begin, unreadable)
 
 
-def _arrays(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[Planned], begin: int, unreadable: Unreadable
+def _to_arrays(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[PlannedColumn], begin: int, unreadable: ReportUnreadable
 ) -> list[Any]:
     arrays = []
     for column in columns:
         values = [row.get(column.name) for row in rows]
-        if not _all_fit(values, column.type):
-            values = [_one(value, column, begin + place, unreadable) for place, value in enumerate(values)]
+        if not _need_no_conversion(values, column.type):
+            values = [_convert_value(value, column, begin + place, unreadable) for place, value in enumerate(values)]
         arrays.append(pa.array(values, column.type))
     return arrays
 
 
-def _all_fit(values: Sequence[Any], target: Any) -> bool:
+def _need_no_conversion(values: Sequence[Any], target: Any) -> bool:
     """Whether Arrow takes all of them as they are."""
     kinds = set(map(type, values)) - {type(None)}
     if pa.types.is_list(target) or pa.types.is_fixed_size_list(target):
@@ -205,7 +207,7 @@ def _all_fit(values: Sequence[Any], target: Any) -> bool:
     return kinds <= {int if pa.types.is_integer(target) else bool if pa.types.is_boolean(target) else str}
 
 
-def _one(value: Any, column: Planned, row: int, unreadable: Unreadable) -> Any:
+def _convert_value(value: Any, column: PlannedColumn, row: int, unreadable: ReportUnreadable) -> Any:
     """A value as its column's type takes it; None where it cannot be."""
     if value is None:
         return None
@@ -216,26 +218,26 @@ def _one(value: Any, column: Planned, row: int, unreadable: Unreadable) -> Any:
             allowed = {str} if pa.types.is_string(target.value_type) else _NUMBERS
             odd = next((part for part in value if type(part) not in allowed), _NUMBERS)
             if odd is _NUMBERS:
-                return [_float(part) for part in value] if pa.types.is_floating(target.value_type) else value
-            unreadable(row, column.name, f"not {wanted}: there is {shown(odd)} in it")
+                return [_to_float(part) for part in value] if pa.types.is_floating(target.value_type) else value
+            unreadable(row, column.name, f"not {wanted}: there is {shorten(odd)} in it")
             return None
     elif kind in _NUMBERS and not pa.types.is_string(target) and not pa.types.is_boolean(target):
-        return _float(value) if pa.types.is_floating(target) else value
+        return _to_float(value) if pa.types.is_floating(target) else value
     elif (pa.types.is_string(target) and kind is str) or (pa.types.is_boolean(target) and kind is bool):
         return value
     else:
         wanted = "text" if pa.types.is_string(target) else "a boolean" if pa.types.is_boolean(target) else "a number"
-    unreadable(row, column.name, f"not {wanted}: {shown(value)}")
+    unreadable(row, column.name, f"not {wanted}: {shorten(value)}")
     return None
 
 
-def _float(value: float) -> float:
+def _to_float(value: float) -> float:
     try:
         return float(value)
     except OverflowError:
         return float("inf") if value > 0 else float("-inf")
 
 
-def _fits(value: float) -> bool:
+def _fits_int64(value: float) -> bool:
     """Whether a whole number fits in 64 bits."""
     return -(2**63) <= value < 2**63

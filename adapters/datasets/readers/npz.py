@@ -12,13 +12,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib import format as npy
 
-from adapters.datasets.readers.source import MAX_ROW_BYTES, TEXT_BLOCK_BYTES, Planned, Source, Unreadable, check_names
-from adapters.errors import InvalidDataset, shown
+from adapters.datasets.columns import (
+    MAX_ROW_BYTES,
+    TEXT_BLOCK_BYTES,
+    PlannedColumn,
+    ReportUnreadable,
+    Source,
+    check_names,
+)
+from adapters.errors import InvalidDataset, shorten
 
-_ENDING = ".npy"
-_MOST_FORTRAN_BYTES = 2**25
-_LONGEST_HEADER = 10_000
-_TAKEN = "arrays of numbers, booleans or text"
+_SUFFIX = ".npy"
+_MAX_FORTRAN_BYTES = 2**25
+_MAX_HEADER_CHARACTERS = 10_000
+_SUPPORTED = "arrays of numbers, booleans or text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,61 +49,63 @@ def open_npz(path: str) -> Source:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise InvalidDataset(
-            f"the body cannot be read as NPZ: {shown(str(error))}", field="body", expected="a zip of .npy files"
+            f"the body cannot be read as NPZ: {shorten(str(error))}", field="body", expected="a zip of .npy files"
         ) from None
     members = archive.infolist()
-    check_names([member.filename.removesuffix(_ENDING) for member in members])
+    check_names([member.filename.removesuffix(_SUFFIX) for member in members])
     arrays = [_read_header(archive, member) for member in members]
     rows = arrays[0].shape[0]
     for array in arrays:
         if array.shape[0] != rows:
-            raise _bad(array.name, f"has {array.shape[0]} rows, and {arrays[0].name!r} has {rows}", f"{rows} rows")
-    columns = [Planned(name=array.name, type=_stored_type(array)) for array in arrays]
+            raise _invalid_array(
+                array.name, f"has {array.shape[0]} rows, and {arrays[0].name!r} has {rows}", f"{rows} rows"
+            )
+    columns = [PlannedColumn(name=array.name, type=_stored_type(array)) for array in arrays]
     return Source(columns=columns, chunks=partial(_chunks, archive, arrays), rows=rows)
 
 
 def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Array:
-    name = member.filename.removesuffix(_ENDING)
-    if not member.filename.endswith(_ENDING):
-        raise _bad(name, "is not a .npy file", "a zip of .npy files")
+    name = member.filename.removesuffix(_SUFFIX)
+    if not member.filename.endswith(_SUFFIX):
+        raise _invalid_array(name, "is not a .npy file", "a zip of .npy files")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 0x1:
-        raise _bad(name, "is encrypted or packed otherwise than with deflate", "members stored or deflated")
+        raise _invalid_array(name, "is encrypted or packed otherwise than with deflate", "members stored or deflated")
     try:
         with archive.open(member) as file:
             version = npy.read_magic(file)
             read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}.get(version)
             if read is None:
-                raise _bad(name, f"is of the NPY version {version[0]}.{version[1]}", "version 1.0 or 2.0")
-            shape, fortran, dtype = read(file, max_header_size=_LONGEST_HEADER)
+                raise _invalid_array(name, f"is of the NPY version {version[0]}.{version[1]}", "version 1.0 or 2.0")
+            shape, fortran, dtype = read(file, max_header_size=_MAX_HEADER_CHARACTERS)
             data_bytes = member.file_size - file.tell()
     except (ValueError, OSError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise _bad(name, f"has no header that can be read: {shown(str(error))}", "a NPY header") from None
+        raise _invalid_array(name, f"has no header that can be read: {shorten(str(error))}", "a NPY header") from None
     array = _Array(name=name, member=member, shape=shape, fortran=fortran and len(shape) > 1, dtype=dtype)
-    _check(array, data_bytes)
+    _check_header(array, data_bytes)
     return array
 
 
-def _check(array: _Array, data_bytes: int) -> None:
+def _check_header(array: _Array, data_bytes: int) -> None:
     """Everything that the header claims, before any memory is used for it."""
     if array.dtype.hasobject:
-        raise _bad(array.name, "holds Python objects, which only pickle could read", _TAKEN)
+        raise _invalid_array(array.name, "holds Python objects, which only pickle could read", _SUPPORTED)
     if array.dtype.kind not in "biufU" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
-        raise _bad(array.name, f"is of the type {shown(str(array.dtype))}, which is not taken", _TAKEN)
+        raise _invalid_array(array.name, f"is of the type {shorten(str(array.dtype))}, which is not taken", _SUPPORTED)
     if any(type(length) is not int or length < 0 for length in array.shape):
-        raise _bad(array.name, f"has the shape {array.shape}", "lengths of 0 or more")
+        raise _invalid_array(array.name, f"has the shape {array.shape}", "lengths of 0 or more")
     if len(array.shape) not in (1, 2) or 0 in array.shape[1:] or (array.dtype.kind == "U" and len(array.shape) > 1):
-        raise _bad(array.name, f"has the shape {array.shape}", "(rows,), or (rows, width) for numbers")
+        raise _invalid_array(array.name, f"has the shape {array.shape}", "(rows,), or (rows, width) for numbers")
     claimed = prod(array.shape) * array.dtype.itemsize
     if claimed != data_bytes:
-        raise _bad(
+        raise _invalid_array(
             array.name,
             f"claims the shape {array.shape}, which takes {claimed} bytes, and has {data_bytes}",
             "a header that its data bears out",
         )
     if array.row_bytes > MAX_ROW_BYTES:
-        raise _bad(array.name, f"has {array.row_bytes} bytes a row", f"at most {MAX_ROW_BYTES} bytes a row")
-    if array.fortran and claimed > _MOST_FORTRAN_BYTES:
-        raise _bad(array.name, "is in Fortran order: save numpy.ascontiguousarray of it", "C order")
+        raise _invalid_array(array.name, f"has {array.row_bytes} bytes a row", f"at most {MAX_ROW_BYTES} bytes a row")
+    if array.fortran and claimed > _MAX_FORTRAN_BYTES:
+        raise _invalid_array(array.name, "is in Fortran order: save numpy.ascontiguousarray of it", "C order")
 
 
 def _stored_type(array: _Array) -> Any:
@@ -110,13 +119,15 @@ def _stored_type(array: _Array) -> Any:
     return value if len(array.shape) == 1 else pa.list_(value, array.shape[1])
 
 
-def _chunks(archive: zipfile.ZipFile, arrays: Sequence[_Array], _unreadable: Unreadable) -> Iterator[Sequence[Any]]:
+def _chunks(
+    archive: zipfile.ZipFile, arrays: Sequence[_Array], _unreadable: ReportUnreadable
+) -> Iterator[Sequence[Any]]:
     rows = arrays[0].shape[0]
     each = sum(array.row_bytes for array in arrays)
     at_once = max(1, min(8192, TEXT_BLOCK_BYTES // max(1, each)))
     readers = [_rows(archive, array, at_once) for array in arrays]
     for _ in range(0, rows, at_once):
-        yield [_as_arrow(array, next(reader)) for array, reader in zip(arrays, readers, strict=True)]
+        yield [_to_arrow(array, next(reader)) for array, reader in zip(arrays, readers, strict=True)]
 
 
 def _rows(archive: zipfile.ZipFile, array: _Array, at_once: int) -> Iterator[Any]:
@@ -125,47 +136,47 @@ def _rows(archive: zipfile.ZipFile, array: _Array, at_once: int) -> Iterator[Any
         with archive.open(array.member) as file:
             version = npy.read_magic(file)
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            read(file, max_header_size=_LONGEST_HEADER)
+            read(file, max_header_size=_MAX_HEADER_CHARACTERS)
             whole = None
             if array.fortran:
-                whole = _take(file, array, array.row_bytes * rows).reshape(array.shape, order="F")
+                whole = _read_bytes(file, array, array.row_bytes * rows).reshape(array.shape, order="F")
             for begin in range(0, rows, at_once):
                 count = min(at_once, rows - begin)
                 if whole is not None:
                     yield np.ascontiguousarray(whole[begin : begin + count])
                     continue
                 if begin + count == rows:
-                    yield _last(file, array, count)
+                    yield _read_last(file, array, count)
                     continue
-                yield _take(file, array, array.row_bytes * count).reshape(count, *array.shape[1:])
+                yield _read_bytes(file, array, array.row_bytes * count).reshape(count, *array.shape[1:])
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _bad(array.name, f"cannot be unpacked: {shown(str(error))}", "a zip that is whole") from None
+        raise _invalid_array(array.name, f"cannot be unpacked: {shorten(str(error))}", "a zip that is whole") from None
 
 
-def _last(file: IO[bytes], array: _Array, count: int) -> Any:
-    values = _take(file, array, array.row_bytes * count).reshape(count, *array.shape[1:])
+def _read_last(file: IO[bytes], array: _Array, count: int) -> Any:
+    values = _read_bytes(file, array, array.row_bytes * count).reshape(count, *array.shape[1:])
     file.read(1)  # at the end the checksum is compared
     return values
 
 
-def _take(file: IO[bytes], array: _Array, size: int) -> Any:
+def _read_bytes(file: IO[bytes], array: _Array, size: int) -> Any:
     content = file.read(size)
     if len(content) != size:
-        raise _bad(array.name, "ends before its last row", "data as long as the header says")
+        raise _invalid_array(array.name, "ends before its last row", "data as long as the header says")
     return np.frombuffer(content, array.dtype)
 
 
-def _as_arrow(array: _Array, values: Any) -> Any:
+def _to_arrow(array: _Array, values: Any) -> Any:
     if array.dtype.kind == "U":
         try:
             return pa.array(values.tolist(), pa.string())
         except (UnicodeEncodeError, ValueError, SystemError):
-            raise _bad(array.name, "has text that is not Unicode", "text") from None
+            raise _invalid_array(array.name, "has text that is not Unicode", "text") from None
     if array.dtype.kind == "b" and values.ndim > 1:
         values = values.astype(np.int64)
     flat = pa.array(values.reshape(-1).astype(array.dtype.newbyteorder("="), copy=False))
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def _bad(name: str, what: str, expected: str) -> InvalidDataset:
-    return InvalidDataset(f"the array {shown(name)!r} {what}", field=name, expected=expected)
+def _invalid_array(name: str, what: str, expected: str) -> InvalidDataset:
+    return InvalidDataset(f"the array {shorten(name)!r} {what}", field=name, expected=expected)

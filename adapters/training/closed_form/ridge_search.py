@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapters.training.closed_form.solver import problem, reduced_rank, spectrum
+from adapters.training.closed_form.solver import reduced_rank, spectrum, sums_for
 from adapters.training.closed_form.statistics import Statistics
 
-HAIR = 1e-3
+LOSS_TOLERANCE = 1e-3
 """How much worse than the best, relatively, the loss of a smaller rank may be to be preferred."""
 _ROUNDING = 1e-12
 """Relative to the bare base's loss: losses that differ by less are the same."""
-_LEAST_SHARED = 1e-9
+_MIN_SHARED_RIDGE = 1e-9
 """Ridges below this share of the largest eigenvalue are solved one by one, at unit diagonal: the shared decomposition
 is only exact to rounding of that eigenvalue."""
 _WELL_CONDITIONED = 1e-8
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RidgeChoice:
     """The pair that is chosen, and all that were tried: by ridge, then rank, as they were given."""
 
     ridge: float
@@ -41,7 +41,7 @@ class Choice:
     table: tuple[Candidate, ...]
 
 
-class _Held(NamedTuple):
+class _HeldOutSums(NamedTuple):
     """The held-out rows' sums about the point where training centres, in the eigenvectors of the training rows."""
 
     gram_II: Tensor
@@ -56,14 +56,14 @@ class _Held(NamedTuple):
 
 def default_ridges(statistics: Statistics, *, bias: bool) -> list[float]:
     """Two a decade, from 1e-5 to 100 times the mean of the columns' sums of squares; and 0 where that is safe."""
-    gram_II = problem(statistics, bias=bias).gram_II
+    gram_II = sums_for(statistics, bias=bias).gram_II
     middle = float(gram_II.diagonal().mean()) or 1.0
     ridges = [middle * 10 ** (half / 2) for half in range(-10, 5)]
     values_I = spectrum(gram_II, gram_II.new_zeros(())).values_I
     return [0.0, *ridges] if float(values_I[0]) > _WELL_CONDITIONED * float(values_I[-1]) else ridges
 
 
-def search(
+def search_ridge(
     training: Statistics,
     held_out: Statistics,
     *,
@@ -71,17 +71,18 @@ def search(
     ridges: Sequence[float],
     bias: bool = False,
     prior_OI: Tensor | None = None,
-) -> Choice:
-    """The pair with the least held-out loss when trained on `training` alone. Both have rows; no list is empty.
+) -> RidgeChoice:
+    """Return the ridge and the rank with the least held-out loss after training on `training` alone.
 
-    The smallest rank whose loss is within `HAIR` of the least is taken, of that rank the ridge with the least loss,
-    and of equal losses the larger ridge. Each loss is that of the float64 minimum, before its factors are rounded.
+    Both statistics have rows, and neither list is empty. The smallest rank whose loss is within `LOSS_TOLERANCE` of the
+    least is chosen; of that rank, the ridge with the least loss; of equal losses, the larger ridge. Each loss is that
+    of the float64 minimum, before its factors are rounded.
     """
-    sums = problem(training, bias=bias)
+    sums = sums_for(training, bias=bias)
     held = held_out.about(training.mean_I, training.mean_O) if bias else held_out.about_zero()
     values_I, vectors_II = torch.linalg.eigh(sums.gram_II)
     values_I = values_I.clamp(min=0.0)
-    turned = _Held(vectors_II.T @ held.gram_II @ vectors_II, vectors_II.T @ held.cross_IO, held.square)
+    turned = _HeldOutSums(vectors_II.T @ held.gram_II @ vectors_II, vectors_II.T @ held.cross_IO, held.square)
     cross_IO = vectors_II.T @ sums.cross_IO
     given_IO = None if prior_OI is None else prior_OI.to(cross_IO).T
     prior_IO = torch.zeros_like(cross_IO) if given_IO is None else vectors_II.T @ given_IO
@@ -89,8 +90,8 @@ def search(
     elements = held_out.weight * held_out.out_features
     table = []
     for ridge in ridges:
-        if ridge > 0 and ridge >= _LEAST_SHARED * float(values_I[-1]):
-            p_IK, v_OK = _leading(values_I + ridge, cross_IO + ridge * prior_IO, longest)
+        if ridge > 0 and ridge >= _MIN_SHARED_RIDGE * float(values_I[-1]):
+            p_IK, v_OK = _leading_columns(values_I + ridge, cross_IO + ridge * prior_IO, longest)
         else:
             solution_GIO, basis_GOK = reduced_rank(
                 sums.gram_II[None],
@@ -103,35 +104,35 @@ def search(
             p_IK = vectors_II.T @ (solution_GIO[0] @ v_OK)
         losses_K = (turned.path(p_IK, v_OK) / elements).tolist()
         table += [Candidate(ridge, rank, losses_K[min(rank, longest) - 1]) for rank in ranks]
-    return _chosen(table, bare=float(held.square) / elements)
+    return _choose(table, bare=float(held.square) / elements)
 
 
-def search_in_turn(
+def cross_validate_ridge(
     parts: Sequence[Statistics],
     *,
     ranks: Sequence[int],
     ridges: Sequence[float],
     bias: bool = False,
     prior_OI: Tensor | None = None,
-) -> Choice:
-    """As `search`, with each of two or more parts held out in turn from what the others train (Stone 1974).
+) -> RidgeChoice:
+    """As `search_ridge`, with each of two or more parts held out in turn from what the others train (Stone 1974).
 
     A pair's loss is the mean over the rows of all parts. Each part has rows.
     """
     tables = []
     for turn, held_out in enumerate(parts):
         others = reduce(Statistics.plus, (part for place, part in enumerate(parts) if place != turn))
-        tables.append(search(others, held_out, ranks=ranks, ridges=ridges, bias=bias, prior_OI=prior_OI).table)
+        tables.append(search_ridge(others, held_out, ranks=ranks, ridges=ridges, bias=bias, prior_OI=prior_OI).table)
     total = sum(part.weight for part in parts)
     shares = [part.weight / total for part in parts]
     table = [
         Candidate(same[0].ridge, same[0].rank, sum(share * each.loss for share, each in zip(shares, same, strict=True)))
         for same in zip(*tables, strict=True)
     ]
-    return _chosen(table, bare=sum(part.square for part in parts) / (total * parts[0].out_features))
+    return _choose(table, bare=sum(part.square for part in parts) / (total * parts[0].out_features))
 
 
-def _leading(values_I: Tensor, cross_IO: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def _leading_columns(values_I: Tensor, cross_IO: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """P = M·V (I, K) and V (O, K) for G = diag(values): V from the smaller of the two squares of G^½·M."""
     roots_I1 = values_I.rsqrt()[:, None]
     whitened_IO = roots_I1 * cross_IO
@@ -144,11 +145,11 @@ def _leading(values_I: Tensor, cross_IO: Tensor, most: int) -> tuple[Tensor, Ten
     return roots_I1 * (whitened_IO @ v_OK), v_OK
 
 
-def _chosen(table: Sequence[Candidate], *, bare: float) -> Choice:
+def _choose(table: Sequence[Candidate], *, bare: float) -> RidgeChoice:
     least = min(candidate.loss for candidate in table)
-    near = [each for each in table if each.loss <= least * (1 + HAIR) + _ROUNDING * bare]
+    near = [each for each in table if each.loss <= least * (1 + LOSS_TOLERANCE) + _ROUNDING * bare]
     rank = min(candidate.rank for candidate in near)
     of_rank = [candidate for candidate in near if candidate.rank == rank]
     lowest = min(candidate.loss for candidate in of_rank)
     best = max((each for each in of_rank if each.loss <= lowest + _ROUNDING * bare), key=lambda each: each.ridge)
-    return Choice(best.ridge, best.rank, best.loss, tuple(table))
+    return RidgeChoice(best.ridge, best.rank, best.loss, tuple(table))

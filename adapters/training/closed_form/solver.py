@@ -19,7 +19,7 @@ from torch.nn import functional
 from adapters.errors import Diverged
 from adapters.training.closed_form.statistics import Statistics, Sums
 
-_LEAST_CUT = 64
+_MIN_CUTOFF_SIZE = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +77,7 @@ def solve_stack(
 
     ridge: one, or (G,). prior_OI: (O, I) for all of them, or (G, O, I). The factors of a group with an error are 0.
     """
-    sums = problem(statistics, bias=bias)
+    sums = sums_for(statistics, bias=bias)
     sound_G = torch.isfinite(sums.gram_II).all(-1).all(-1) & torch.isfinite(sums.cross_IO).all(-1).all(-1)
     gram_GII, cross_GIO = (torch.where(sound_G[:, None, None], each, 0.0) for each in sums[:2])
     ridge_G = torch.as_tensor(ridge, dtype=torch.float64, device=gram_GII.device).expand(len(gram_GII))
@@ -85,7 +85,7 @@ def solve_stack(
     if prior_OI is not None:
         prior_GIO = prior_OI.to(cross_GIO).mT.expand_as(cross_GIO)
     solution_GIO, basis_GOR = reduced_rank(gram_GII, cross_GIO, ridge_G=ridge_G, rank=rank, prior_GIO=prior_GIO)
-    a_GOR, b_GRI = _as_factors(solution_GIO, basis_GOR, scaling=scaling)
+    a_GOR, b_GRI = _balanced_factors(solution_GIO, basis_GOR, scaling=scaling)
     bias_GO = None
     if bias:
         # From the factors as they are stored: what their rounding did at the mean is made good.
@@ -99,7 +99,7 @@ def solve_stack(
         each[~sound_G] = 0.0
     stored = [each.cpu().contiguous() for each in parts]
     factors = Factors(stored[0], stored[1], stored[2] if bias else None)
-    return factors, [None if sound else _past_float32() for sound in sound_G.tolist()]
+    return factors, [None if sound else _overflow_error() for sound in sound_G.tolist()]
 
 
 def loss_of_factors(statistics: Statistics, factors: Factors, *, scaling: float) -> float:
@@ -117,7 +117,7 @@ def loss_of_factors(statistics: Statistics, factors: Factors, *, scaling: float)
     return max(0.0, float(error)) / (statistics.weight * statistics.out_features)
 
 
-def problem(statistics: Statistics, *, bias: bool) -> Sums:
+def sums_for(statistics: Statistics, *, bias: bool) -> Sums:
     """The sums that the minimum depends on: about the means where there is a bias, else about zero."""
     if not bias:
         return statistics.about_zero()
@@ -138,14 +138,14 @@ def spectrum(gram_II: Tensor, ridge: Tensor) -> Spectrum:
     diagonal_I = gram_II.diagonal(dim1=-2, dim2=-1)
     scale_I = torch.where(diagonal_I > 0, diagonal_I, 1.0).rsqrt()
     values_I, vectors_II = torch.linalg.eigh(scale_I[..., None] * gram_II * scale_I[..., None, :])
-    return Spectrum(scale_I, values_I, vectors_II, values_I > cut_of(values_I))
+    return Spectrum(scale_I, values_I, vectors_II, values_I > eigenvalue_cutoff(values_I))
 
 
-def cut_of(values_I: Tensor) -> Tensor:
+def eigenvalue_cutoff(values_I: Tensor) -> Tensor:
     """(…, 1): eigenvalues up to this are rounding: of the decomposition, n·ε·λmax, or of columns that differ by no
     more than float32 does, whose squares are some 16·ε.
     """
-    return max(values_I.shape[-1], _LEAST_CUT) * torch.finfo(values_I.dtype).eps * values_I[..., -1:]
+    return max(values_I.shape[-1], _MIN_CUTOFF_SIZE) * torch.finfo(values_I.dtype).eps * values_I[..., -1:]
 
 
 def reduced_rank(
@@ -162,28 +162,28 @@ def reduced_rank(
     found = spectrum(gram_GII, ridge_G)
     full_G = found.kept_I.all(-1)
     if bool(full_G.all()):
-        return _determined(found, cross_GIO, rank)
+        return _full_rank_basis(found, cross_GIO, rank)
     solution_GIO = torch.empty_like(cross_GIO)
     basis_GOR = cross_GIO.new_zeros(len(cross_GIO), cross_GIO.shape[-1], rank)
     if bool(full_G.any()):
         some = Spectrum(*(each[full_G] for each in found))
-        solution_GIO[full_G], basis_GOR[full_G] = _determined(some, cross_GIO[full_G], rank)
+        solution_GIO[full_G], basis_GOR[full_G] = _full_rank_basis(some, cross_GIO[full_G], rank)
     for group in torch.nonzero(~full_G).flatten().tolist():
         one = Spectrum(*(each[group] for each in found))
         prior_IO = None if prior_GIO is None else prior_GIO[group]
-        solution_GIO[group], basis_OK = _partly_free(one, cross_GIO[group], rank, prior_IO)
+        solution_GIO[group], basis_OK = _minimum_norm_basis(one, cross_GIO[group], rank, prior_IO)
         basis_GOR[group, :, : basis_OK.shape[1]] = basis_OK
     return solution_GIO, basis_GOR
 
 
-def _determined(found: Spectrum, cross_GIO: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _full_rank_basis(found: Spectrum, cross_GIO: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     directions_GII = (found.scale_I[..., None] * found.vectors_II) * found.values_I.rsqrt()[..., None, :]
     whitened_GIO = directions_GII.mT @ cross_GIO
     right_GKO = torch.linalg.svd(whitened_GIO, full_matrices=False).Vh[:, :rank]
     return directions_GII @ whitened_GIO, functional.pad(right_GKO, (0, 0, 0, rank - right_GKO.shape[1])).mT
 
 
-def _partly_free(found: Spectrum, cross_IO: Tensor, rank: int, prior_IO: Tensor | None) -> tuple[Tensor, Tensor]:
+def _minimum_norm_basis(found: Spectrum, cross_IO: Tensor, rank: int, prior_IO: Tensor | None) -> tuple[Tensor, Tensor]:
     """For one group, which its rows and the ridge leave free along some directions: there the solution is the prior's.
 
     For a ridge that goes to 0 the basis is that of the rows as far as they have one, and after that the prior's.
@@ -214,7 +214,7 @@ def _right_singular(matrix_KO: Tensor, most: int, of: Tensor | None = None) -> T
     return strong_KO[:most]
 
 
-def _as_factors(solution_GIO: Tensor, basis_GOR: Tensor, *, scaling: float) -> tuple[Tensor, Tensor]:
+def _balanced_factors(solution_GIO: Tensor, basis_GOR: Tensor, *, scaling: float) -> tuple[Tensor, Tensor]:
     """Balanced: column k of A and row k of B get the same norm, and the sign that makes A's largest entry positive."""
     right_GIR = solution_GIO @ basis_GOR
     norms_GR = torch.linalg.vector_norm(right_GIR, dim=-2)
@@ -226,7 +226,7 @@ def _as_factors(solution_GIO: Tensor, basis_GOR: Tensor, *, scaling: float) -> t
     return a_GOR.float(), b_GIR.mT.float()
 
 
-def _past_float32() -> Diverged:
+def _overflow_error() -> Diverged:
     return Diverged(
         "the minimum has factors past what float32 holds",
         step=1,

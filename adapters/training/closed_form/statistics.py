@@ -1,10 +1,11 @@
-"""All that squared error needs to know of rows, in a size that does not grow with them.
+"""Sufficient statistics of squared error: sums whose size does not depend on the number of rows.
 
-Kept about the means, not about zero: a column whose mean is a thousand times its spread would lose six digits of that
-spread in XᵀX. Sums about any other point follow from these. Parts are put together and taken away by the pairwise
+They are kept about the means, not about zero: in XᵀX, a column whose mean is a thousand times its spread would lose six
+digits of that spread. Sums about any other point follow from these. Parts are added and subtracted by the pairwise
 update of Chan, Golub & LeVeque 1983 (section 2).
 """
 
+# N rows · I columns · … any leading dimensions
 # N rows · I in_features · O out_features · J = I + 1 · G groups · … any leading dimensions
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -18,18 +19,18 @@ from torch.nn import functional
 
 from adapters.errors import BlobCorrupt, InvalidCombination
 from adapters.lora.base_layer import BaseLayer
-from adapters.training.closed_form.centring import near_the_mean
 
 Chunk = tuple[Tensor, Tensor, Tensor | None]
 """Rows: x (N, I) and y (N, O), and their weights (N,) or None, which is 1 each."""
 
-_NUMBERS_AT_ONCE = 2**22
+_CHUNK_NUMBERS = 2**22
 """Numbers of inputs and residuals that are widened together: 32 MiB as float64, and a few times that at work."""
-_ROWS_AT_ONCE = 4096
+_CHUNK_ROWS = 4096
 """And rows: where a column has few different numbers, roundings of one long sum all go the same way."""
-_CONSTANT = 1e-13
+_CONSTANT_TOLERANCE = 1e-13
 """Spread, relative to the mean, below which a column is one number: its rounding in float64 is far below this, and
 the least that float32 tells apart is far above."""
+_LATTICE_BITS = 16
 
 
 class Sums(NamedTuple):
@@ -121,7 +122,7 @@ class Statistics:
     def constant(self) -> Tensor:
         """(…, I): the columns of x that hold one number, as far as float64 can tell."""
         spread_I = self.gram_II.diagonal(dim1=-2, dim2=-1)
-        return spread_I <= self.total[..., None] * (_CONSTANT * self.mean_I).square()
+        return spread_I <= self.total[..., None] * (_CONSTANT_TOLERANCE * self.mean_I).square()
 
     def about(self, point_I: Tensor, point_O: Tensor) -> Sums:
         """The sums about another point than the means."""
@@ -176,7 +177,7 @@ class Statistics:
             gram_II,
             self.cross_IO + sign * other.cross_IO + pull_I[..., None] * gap_O[..., None, :],
             spread,
-            torch.maximum(peak_2J, _reached(total, mean_I, mean_O, gram_II, spread)),
+            torch.maximum(peak_2J, _peaks(total, mean_I, mean_O, gram_II, spread)),
         )
 
     def to_bytes(self) -> bytes:
@@ -202,54 +203,54 @@ class Statistics:
         return found
 
 
-def gather(base: BaseLayer, chunks: Iterable[Chunk]) -> Statistics:
+def accumulate(base: BaseLayer, chunks: Iterable[Chunk]) -> Statistics:
     """The statistics of all rows, one chunk after the other: chunks may be of any length, and are not kept.
 
     x (N, I) and y (N, O) float32, weights (N,) finite and at least 0, or None. Computes on the base's device.
     """
     gathered = Statistics.zeros(base.in_features, base.out_features, device=base.device)
     for x_NI, y_NO, weights_N in chunks:
-        gathered = _gathered(base, gathered, x_NI, y_NO, weights_N)
+        gathered = _add_in_chunks(base, gathered, x_NI, y_NO, weights_N)
     return gathered
 
 
-def gather_stack(base: BaseLayer, x_GNI: Tensor, y_GNO: Tensor, weights_GN: Tensor | None) -> Statistics:
+def accumulate_stack(base: BaseLayer, x_GNI: Tensor, y_GNO: Tensor, weights_GN: Tensor | None) -> Statistics:
     """The statistics of G groups at once, as a stack.
 
     x (G, N, I), y (G, N, O), weights (G, N): rows that only fill up a shorter group are finite and weigh 0. The
     result is G·(I + O)·I numbers of float64: the caller chooses G.
     """
     nothing = Statistics.zeros(base.in_features, base.out_features, groups=len(x_GNI), device=base.device)
-    return _gathered(base, nothing, x_GNI, y_GNO, weights_GN)
+    return _add_in_chunks(base, nothing, x_GNI, y_GNO, weights_GN)
 
 
-def _gathered(
+def _add_in_chunks(
     base: BaseLayer, gathered: Statistics, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None
 ) -> Statistics:
     groups = gathered.total.numel()
-    at_once = _NUMBERS_AT_ONCE // (max(1, groups) * (base.in_features + base.out_features))
-    at_once = min(max(1, at_once), _ROWS_AT_ONCE)
+    at_once = _CHUNK_NUMBERS // (max(1, groups) * (base.in_features + base.out_features))
+    at_once = min(max(1, at_once), _CHUNK_ROWS)
     for begin in range(0, x_NI.shape[-2], at_once):
         rows = slice(begin, begin + at_once)
         some_N = None if weights_N is None else weights_N[..., rows]
-        gathered = gathered.plus(_of_rows(base, x_NI[..., rows, :], y_NO[..., rows, :], some_N))
+        gathered = gathered.plus(_statistics_of_rows(base, x_NI[..., rows, :], y_NO[..., rows, :], some_N))
     return gathered
 
 
-def _of_rows(base: BaseLayer, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None) -> Statistics:
+def _statistics_of_rows(base: BaseLayer, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None) -> Statistics:
     x_NI, y_NO = (rows.to(base.device).double() for rows in (x_NI, y_NO))
     r_NO = y_NO - functional.linear(
         x_NI, base.weight_OI.double(), None if base.bias_O is None else base.bias_O.double()
     )
     if weights_N is None:
         total, count = x_NI.new_full(x_NI.shape[:-2], x_NI.shape[-2]), torch.tensor(x_NI.shape[-2], device=base.device)
-        near_I, near_O = near_the_mean(x_NI, None), near_the_mean(r_NO, None)
+        near_I, near_O = lattice_mean(x_NI, None), lattice_mean(r_NO, None)
         dx_NI, dr_NO = x_NI - near_I[..., None, :], r_NO - near_O[..., None, :]
         wx_NI, wr_NO = dx_NI, dr_NO
     else:
         weights_N = weights_N.to(base.device).double()
         total, count = weights_N.sum(-1), (weights_N > 0).sum(-1)
-        near_I, near_O = near_the_mean(x_NI, weights_N > 0), near_the_mean(r_NO, weights_N > 0)
+        near_I, near_O = lattice_mean(x_NI, weights_N > 0), lattice_mean(r_NO, weights_N > 0)
         dx_NI, dr_NO = x_NI - near_I[..., None, :], r_NO - near_O[..., None, :]
         wx_NI, wr_NO = dx_NI * weights_N[..., None], dr_NO * weights_N[..., None]
     safe = torch.where(total > 0, total, 1.0)[..., None]
@@ -261,12 +262,32 @@ def _of_rows(base: BaseLayer, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | No
     cross_IO = dx_NI.mT @ wr_NO - pull_I[..., None] * gap_O[..., None, :]
     spread = (dr_NO * wr_NO).sum((-2, -1)) - total * gap_O.square().sum(-1)
     mean_I, mean_O = near_I + gap_I, near_O + gap_O
-    peak_2J = _reached(total, mean_I, mean_O, gram_II, spread)
+    peak_2J = _peaks(total, mean_I, mean_O, gram_II, spread)
     return Statistics(count.expand(total.shape), total, mean_I, mean_O, gram_II, cross_IO, spread, peak_2J)
 
 
-def _reached(total: Tensor, mean_I: Tensor, mean_O: Tensor, gram_II: Tensor, spread: Tensor) -> Tensor:
+def _peaks(total: Tensor, mean_I: Tensor, mean_O: Tensor, gram_II: Tensor, spread: Tensor) -> Tensor:
     """(…, 2, I + 1): Σ w·x² of each column and, last, Σ w·‖r‖², about the means and about zero."""
     near_J = torch.cat([gram_II.diagonal(dim1=-2, dim2=-1), spread[..., None]], dim=-1)
     level_J = torch.cat([mean_I.square(), mean_O.square().sum(-1, keepdim=True)], dim=-1)
     return torch.stack([near_J, near_J + total[..., None] * level_J], dim=-2)
+
+
+def lattice_mean(rows_NI: Tensor, counts_N: Tensor | None) -> Tensor:
+    """A point near the mean of the rows that count, with so few bits that differences from it, and sums of their
+    products, are exact where the column holds counts, flags or classes: one-hot columns stay exactly dependent.
+
+    For a column of one number it is that number, and 0 where no row counts.
+    """
+    if counts_N is None:
+        lowest_I, highest_I, mean_I = rows_NI.amin(-2), rows_NI.amax(-2), rows_NI.mean(-2)
+    else:
+        out_N1 = ~counts_N[..., None]
+        lowest_I = rows_NI.masked_fill(out_N1, torch.inf).amin(-2)
+        highest_I = rows_NI.masked_fill(out_N1, -torch.inf).amax(-2)
+        counted = counts_N.sum(-1, keepdim=True)
+        mean_I = rows_NI.masked_fill(out_N1, 0.0).sum(-2) / counted.clamp(min=1)
+        lowest_I, highest_I = (torch.where(counted > 0, each, 0.0) for each in (lowest_I, highest_I))
+    exponent_I = torch.frexp(torch.maximum(lowest_I.abs(), highest_I.abs())).exponent
+    unit_I = torch.ldexp(torch.ones_like(mean_I), exponent_I - _LATTICE_BITS)
+    return torch.where(lowest_I == highest_I, lowest_I, (mean_I / unit_I).round() * unit_I)

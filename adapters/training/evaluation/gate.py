@@ -46,29 +46,29 @@ class Gate:
 
     def decide(
         self, held_out: Mapping[str, Any] | None, live: Version | None, *, unmatched: str | None = None
-    ) -> "Verdict":
+    ) -> "GateDecision":
         """Compare; `held_out` has the metrics of `adapter`, `base` and, where there is one, `live`, and `rows`.
 
         unmatched: why the outputs of `live` could not be matched to the classes, if so. Then live stays where it is:
         what was not compared was not beaten.
         """
         if not self.compares:
-            return Verdict(self.moves, "", self, {})
+            return GateDecision(self.moves, "", self, {})
         assert held_out is not None
         values = {who: held_out[who].get(self.metric) for who in ("adapter", "base", "live") if who in held_out}
         if unmatched is not None and live is not None:
             reason = f"it cannot be compared with the live version {live.version}: {unmatched}"
-            return Verdict(False, reason, self, values)
+            return GateDecision(False, reason, self, values)
         # Rows that weigh little tell little: as many of equal weight would tell as much (Kish 1965).
         rows = held_out["adapter"].get("effective_rows", held_out["rows"])
         if rows < self.min_rows:
-            return Verdict(False, f"{rows:.4g} held-out rows are fewer than {self.min_rows}", self, values)
+            return GateDecision(False, f"{rows:.4g} held-out rows are fewer than {self.min_rows}", self, values)
         margin = f" by {self.margin:g} or more" if self.margin > 0 else ""
         for who in ("base", "live"):
             if who in values and not self._beats(values["adapter"], values[who]):
                 name = "the base layer" if who == "base" else f"the live version {live.version if live else ''}".strip()
-                return Verdict(False, f"its {self.metric} does not beat that of {name}{margin}", self, values)
-        return Verdict(True, f"its {self.metric} beats the others{margin}", self, values)
+                return GateDecision(False, f"its {self.metric} does not beat that of {name}{margin}", self, values)
+        return GateDecision(True, f"its {self.metric} beats the others{margin}", self, values)
 
     def _beats(self, mine: float | None, theirs: float | None) -> bool:
         if mine is None or theirs is None:
@@ -78,7 +78,7 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateDecision:
     """What a gate decided, and on what."""
 
     moves: bool

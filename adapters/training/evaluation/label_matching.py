@@ -13,13 +13,13 @@ from adapters.training.gradient.losses import row_losses
 from adapters.training.settings import Loss, TrainingSpec
 
 Labels: TypeAlias = Sequence[str | int]
-_OF_CLASSES = (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
-_LEAST_PROBABILITY = torch.finfo(torch.float64).eps
+_CLASS_LOSSES = (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
+_MIN_PROBABILITY = torch.finfo(torch.float64).eps
 """Of a class that the version lacks: 0 would make its loss infinite. scikit-learn's `log_loss` clips there too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Matching:
+class LabelMatching:
     """Matching of a training's classes to the outputs of a version with other labels."""
 
     labels: int
@@ -37,9 +37,9 @@ class Matching:
         """
         x_NL, places_C = y_NO[:, : self.labels], self.places_C.to(y_NO.device)
         if loss is Loss.BINARY_CROSS_ENTROPY:
-            least = math.log(_LEAST_PROBABILITY) - math.log1p(-_LEAST_PROBABILITY)
+            least = math.log(_MIN_PROBABILITY) - math.log1p(-_MIN_PROBABILITY)
             return torch.where(places_C >= 0, x_NL[:, places_C.clamp_min(0)], least)
-        least_N1 = x_NL.logsumexp(dim=1, keepdim=True) + math.log(_LEAST_PROBABILITY)
+        least_N1 = x_NL.logsumexp(dim=1, keepdim=True) + math.log(_MIN_PROBABILITY)
         known_NC = torch.where(places_C >= 0, x_NL[:, places_C.clamp_min(0)], least_N1)
         return torch.cat([known_NC, x_NL[:, self.others_E.to(y_NO.device)]], dim=1)
 
@@ -55,17 +55,17 @@ class Matching:
         own_N = self.places_C.to(targets.device)[targets]
         own_spec = replace(spec, classes=self.labels)
         losses_N = row_losses(own_spec, y_NO.T.unsqueeze(0), own_N.clamp_min(0).unsqueeze(0))[0]
-        return torch.where(own_N >= 0, losses_N, -math.log(_LEAST_PROBABILITY))
+        return torch.where(own_N >= 0, losses_N, -math.log(_MIN_PROBABILITY))
 
 
 def match_labels(
     version: Labels | None, training: Labels | None, spec: TrainingSpec, *, outputs: int
-) -> Matching | None:
+) -> LabelMatching | None:
     """Return how to match a version's outputs, or None if they are in the order of the training's classes already.
 
     Outputs that are numbers to hit have no labels, and stay in their order.
     """
-    if spec.loss not in _OF_CLASSES or version == training:
+    if spec.loss not in _CLASS_LOSSES or version == training:
         return None
     theirs = range(outputs) if version is None else version
     ours = range(spec.classes or outputs) if training is None else training
@@ -74,7 +74,7 @@ def match_labels(
     place = {label: number for number, label in enumerate(theirs)}
     known = set(ours)
     others = [number for number, label in enumerate(theirs) if label not in known]
-    return Matching(
+    return LabelMatching(
         labels=len(theirs),
         places_C=torch.tensor([place.get(label, -1) for label in ours]),
         others_E=torch.tensor(others, dtype=torch.int64),
@@ -86,9 +86,9 @@ def why_unmatched(version: Labels | None, version_loss: object, training: Labels
 
     version_loss: what the version was trained with, None if that is not known.
     """
-    if loss not in _OF_CLASSES:
+    if loss not in _CLASS_LOSSES:
         return None
-    if version_loss in _OF_CLASSES and version_loss != loss:
+    if version_loss in _CLASS_LOSSES and version_loss != loss:
         return f"it was trained with {version_loss}, and this training is one with {loss}"
     if version is not None and training is not None:
         return None if set(version) & set(training) else "it has none of the labels of this training"

@@ -23,9 +23,11 @@ from typing import Any, BinaryIO
 
 import torch
 
-from adapters.errors import BaseChanged, BaseNotLoadable, FitFailed, LoraplexError, OutOfMemory
+from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
 from adapters.lora.adapter import Adapter, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.storage.blobs import FolderBlobs
+from adapters.storage.quarantine import Quarantine
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData
@@ -34,7 +36,7 @@ from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient.epochs import Epochs
 from adapters.training.gradient.stack import History
-from adapters.training.gradient.training_loop import Kept
+from adapters.training.gradient.training_loop import CheckpointOptions
 from adapters.training.settings import TrainingSpec
 
 _SECONDS_BETWEEN_REPORTS = 0.5
@@ -88,8 +90,12 @@ def _claim_stdout() -> BinaryIO:
 class _Job:
     """One request, from its data to its last frame."""
 
-    def __init__(self, request: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
+    def __init__(self, message: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
+        request = message["request"]
         self._request, self._base, self._out = request, base, out
+        folder = Path(message["data_folder"])
+        self._blobs = FolderBlobs(folder, quarantine=Quarantine(folder, now=time.time))
+        self._checkpoint = Path(message["checkpoint"])
         self._latest: dict[str, Any] = {"step": 0, "loss": None, "history": []}
         self._epochs = Epochs() if request.get("epochs") else None
         self._told_at = time.monotonic()
@@ -112,11 +118,11 @@ class _Job:
         if base.fingerprint != request["base"]:
             # It was loaded when this process started: the file may have been replaced after the trainer read it.
             raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request["base"])
-        data = TrainingData.open(Path(request["data_path"]))
+        data = TrainingData.open(self._data_path(request["data"]))
         spec = TrainingSpec.from_json(request["spec"])
         meaning = {"feature_space": request["feature_space"], "labels": request["labels"]}
         if request["statistics"] is not None:
-            kept = Statistics.from_bytes(Path(request["statistics"]).read_bytes())
+            kept = Statistics.from_bytes(self._blobs.read(request["statistics"]))
             self._finish(refit(base, kept, data, spec, **meaning))
         elif data.groups_N is not None:
             done = frozenset(request["done"])
@@ -130,9 +136,25 @@ class _Job:
                 self._send_outcomes(outcomes)
             _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
         else:
-            kept_at = Kept(Path(request["checkpoint"]), request["checkpoint_seconds"], self._resumed)
+            kept_at = CheckpointOptions(self._checkpoint, request["checkpoint_seconds"], self._resumed)
             watcher = Watcher(self._report, self._note, kept_at, self._epochs)
-            self._finish(fit(base, data, spec, present=_present(request["present"]), watcher=watcher, **meaning))
+            self._finish(fit(base, data, spec, present=self._live_adapter(), watcher=watcher, **meaning))
+
+    def _data_path(self, name: str) -> Path:
+        """Return the file of the job's data; raise `FitFailed` if it is missing, as after some restores."""
+        try:
+            return self._blobs.local(name)
+        except BlobCorrupt as error:
+            raise FitFailed(error.detail) from None
+
+    def _live_adapter(self) -> Adapter | None:
+        """Return the live version that the request names, which the new adapter is compared with."""
+        present = self._request["present"]
+        if present is None:
+            return None
+        return from_canonical_bytes(
+            self._blobs.read(present["blob"], offset=present["offset"], length=present["length"])
+        )
 
     def _report(self, step: int, loss: float, history: History) -> None:
         self._latest.update(step=step, loss=loss, history=history)
@@ -180,15 +202,6 @@ class _Job:
 
     def _fail(self, error: LoraplexError) -> None:
         _send(self._out, {"frame": "error", **self._latest, "error": error.members(), **self._timed()})
-
-
-def _present(where: Mapping[str, Any] | None) -> Adapter | None:
-    """The live version that the request says where to find."""
-    if where is None:
-        return None
-    with Path(where["path"]).open("rb") as file:
-        file.seek(where["offset"])
-        return from_canonical_bytes(file.read(where["bytes"]))
 
 
 def _send(out: BinaryIO, frame: Mapping[str, Any], parts: Sequence[bytes] | None = None) -> None:

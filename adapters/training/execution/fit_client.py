@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from adapters.child_process import command
-from adapters.stopped_process import StoppedClock
+from adapters.child_process import StoppedClock, command
 
 Frame = dict[str, Any]
 _NO_MEMORY = (
@@ -47,10 +46,17 @@ class Fitter:
     """
 
     def __init__(
-        self, base_arguments: Mapping[str, str], *, threads: int, memory_bytes: int, stopped_seconds: float = math.inf
+        self,
+        base_arguments: Mapping[str, str],
+        *,
+        data_folder: Path,
+        threads: int,
+        memory_bytes: int,
+        stopped_seconds: float = math.inf,
     ) -> None:
         """A process that has been stopped (SIGSTOP) for more than `stopped_seconds` is killed."""
         self._first = json.dumps({"base": dict(base_arguments), "threads": threads, "memory_bytes": memory_bytes})
+        self.data_folder = data_folder
         self._stopped_seconds = stopped_seconds
         self._stopped = StoppedClock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -92,11 +98,12 @@ class Fitter:
             self._ready = True
         return self._ready
 
-    def begin(self, request: Mapping[str, Any]) -> None:
+    def begin(self, request: Mapping[str, Any], *, checkpoint: Path = Path()) -> None:
         """Have it fit, once it is ready; its frames come from `next_frame`. Raises `FitterDied`."""
         while not self.is_ready(1.0):
             pass
-        self._send(json.dumps(dict(request)))
+        paths = {"data_folder": str(self.data_folder), "checkpoint": str(checkpoint)}
+        self._send(json.dumps({"request": dict(request), **paths}))
 
     def next_frame(self, seconds: float) -> Frame | None:
         """The next frame, or None where none came in time. Raises `FitterDied`."""

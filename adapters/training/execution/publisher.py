@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,13 +15,14 @@ from adapters.clock import seconds_since
 from adapters.errors import Conflict, FitFailed, FleetFailed, NotFound
 from adapters.jobs.job import Job
 from adapters.jobs.queue import JobQueue
+from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from adapters.training.evaluation.gate import Gate, Verdict
+from adapters.training.evaluation.gate import GateDecision
 from adapters.training.evaluation.label_matching import why_unmatched
 from adapters.training.execution.fit_client import Frame
-from adapters.training.settings import Loss
+from adapters.training.settings import TrainingSpec
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +32,10 @@ class Publisher:
 
     def __init__(self, catalog: Catalog, queue: JobQueue, base: BaseLayer, claim: Job) -> None:
         self._catalog, self._queue, self._base, self._claim = catalog, queue, base, claim
-        self._gate = Gate.from_json(claim.spec["publish"])
-        self._is_fleet = claim.spec["fleet"]
+        self._gate = claim.training.gate
+        self._is_fleet = claim.training.is_fleet
         self._waiting = {each.position: each for each in queue.waiting(claim)}
-        self._total: int = claim.spec["adapters"]
+        self._total: int = claim.training.adapters
         self._live: Version | None = None
         self._unmatched: str | None = None
 
@@ -47,25 +49,25 @@ class Publisher:
         return self._queue.tally(self._claim) if self._is_fleet else None
 
     def request(self) -> dict[str, Any]:
-        """What the process that fits has to know, but for where checkpoints go."""
-        claim, blobs = self._claim, self._catalog.blobs
+        """Return the request of the fit: blobs are given by name, so that the fit may run on another machine."""
+        claim = self._claim
         assert claim.data_file is not None
         present = None
         if self._gate.compares:
             self._live = self._find_live(claim.adapter)
             if self._live is not None and self._live.base == self._base.fingerprint:
                 live = self._live
-                loss = Loss(claim.spec["resolved"]["loss"])
-                self._unmatched = why_unmatched(live.labels, live.loss, claim.spec["labels"], loss)
+                training = claim.training
+                self._unmatched = why_unmatched(live.labels, live.loss, training.labels, training.spec.loss)
                 if self._unmatched is None:
-                    present = {"path": str(blobs.local(live.file)), "offset": live.offset, "bytes": live.bytes}
-        statistics = str(blobs.local(self._statistics())) if claim.spec["update"] else None
+                    present = {"blob": live.file, "offset": live.offset, "length": live.bytes}
+        statistics = self._statistics() if claim.training.is_update else None
         return {
-            "data_path": str(blobs.local(claim.data_file)),
-            "spec": claim.spec["resolved"],
+            "data": claim.data_file,
+            "spec": asdict(claim.training.spec),
             "feature_space": claim.feature_space,
             "base": claim.base,
-            "labels": claim.spec["labels"],
+            "labels": claim.training.labels,
             "done": [position for position in range(self._total) if position not in self._waiting],
             "present": present,
             "statistics": statistics,
@@ -97,16 +99,16 @@ class Publisher:
         publication = self._publication(
             claim.adapter, content, metrics, 0, statistics=statistics, verdict=verdict, resolved=frame["spec"]
         )
-        steps = claim.spec["steps"]
+        steps = claim.training.steps
         last = frame["history"][-1] if frame["history"] else (steps, None)
         progress = {"step": last[0], "steps": steps, "loss": last[1]}
 
         def also(connection: Connection, published: Sequence[Published]) -> None:
             made = published[0]
             decision = {"gate": verdict.told(moved=made.moved_live)} if self._gate.compares else {}
-            chosen = _chosen(claim.spec["resolved"], frame["spec"])
+            chosen = _chosen(claim.training.spec, frame["spec"])
             decision |= {"chosen": chosen} if chosen else {}
-            if claim.spec["update"] and self._gate.moves and not made.moved_live:
+            if claim.training.is_update and self._gate.moves and not made.moved_live:
                 raise Conflict(
                     f"another version of {claim.adapter} has become live while this update was computed: send it again"
                 )
@@ -153,7 +155,7 @@ class Publisher:
         position: int,
         *,
         statistics: bytes | None = None,
-        verdict: Verdict | None = None,
+        verdict: GateDecision | None = None,
         rows: int | None = None,
         resolved: Mapping[str, Any] | None = None,
     ) -> Publication:
@@ -167,7 +169,7 @@ class Publisher:
             position=position,
             metrics=metrics,
             moves_live=self._gate.moves if verdict is None else verdict.moves,
-            checks_live=self._gate.compares or claim.spec["update"],
+            checks_live=self._gate.compares or claim.training.is_update,
             expected_live=None if self._live is None else self._live.version,
             lineage=self._lineage(rows, resolved),
             statistics=statistics,
@@ -178,11 +180,15 @@ class Publisher:
         claim = self._claim
         assert claim.started_at is not None
         return {
-            **claim.spec["lineage"],
+            **claim.training.lineage(),
             **({} if rows is None else {"rows": rows}),
             # With what held-out rows have decided.
             **({} if resolved is None else {"spec": resolved}),
-            **({"parent": f"{self._live.adapter}@{self._live.version}"} if claim.spec["update"] and self._live else {}),
+            **(
+                {"parent": f"{self._live.adapter}@{self._live.version}"}
+                if claim.training.is_update and self._live
+                else {}
+            ),
             "code": _code_version(),
             "seconds": seconds_since(claim.started_at, self._queue.now()),
         }
@@ -198,11 +204,11 @@ class Publisher:
 
         Raises `Conflict` where that was trained in another way than what was live when the update was sent.
         """
-        wanted = self._claim.spec["lineage"]
+        training = self._claim.training
         self._live = found = self._catalog.find(Reference(self._claim.adapter))
         # Its sums are of residuals of the base that it was made for.
         found.check_servable(self._base, self._claim.feature_space)
-        if found.statistics is None or found.lineage is None or _way(found.lineage) != _way(wanted):
+        if found.statistics is None or found.lineage is None or not _is_trained_alike(found.lineage, training):
             raise Conflict(
                 f"{found.adapter}@{found.version} has become live since this update was sent, and was trained in "
                 "another way: send it again",
@@ -211,15 +217,16 @@ class Publisher:
         return found.statistics
 
 
-def _chosen(asked: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """What was left to the held-out rows, and what they decided."""
-    left = {"rank": asked["try_ranks"], "learning_rate": asked["try_rates"], "ridge": asked["try_ridges"]}
-    return {name: resolved[name] for name, is_open in left.items() if is_open}
+def _chosen(spec: TrainingSpec, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the held-out rows have chosen, by name."""
+    were_open = {"rank": spec.try_ranks, "learning_rate": spec.try_rates, "ridge": spec.try_ridges}
+    return {name: resolved[name] for name, is_open in were_open.items() if is_open}
 
 
-def _way(lineage: Mapping[str, Any]) -> tuple[object, object]:
-    """What the statistics of two versions have to have in common."""
-    return {**lineage["spec"], "split": None}, lineage["prior"]
+def _is_trained_alike(lineage: Mapping[str, Any], training: TrainingJob) -> bool:
+    """Return whether the statistics of a version are those of the same settings and the same prior."""
+    spec = replace(TrainingSpec.from_json(lineage["spec"]), split=None)
+    return spec == replace(training.spec, split=None) and lineage["prior"] == training.provenance.prior
 
 
 def _arrived(content: bytes) -> Adapter:

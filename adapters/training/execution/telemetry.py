@@ -51,7 +51,7 @@ class Run:
     @property
     def method(self) -> str:
         """How it was trained."""
-        return str(self.job.spec["resolved"]["method"])
+        return self.job.training.spec.method.value
 
 
 @dataclass(frozen=True, slots=True)

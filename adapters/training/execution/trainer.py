@@ -23,7 +23,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.execution.fit_client import Fitter, FitterDied, Frame
 from adapters.training.execution.publisher import Publisher
 from adapters.training.execution.telemetry import Ending, Listener, Recorder
-from adapters.training.gradient.checkpoint import Checkpoints
+from adapters.training.gradient.checkpoint import CheckpointFolder
 from adapters.training.gradient.training_loop import SECONDS_BETWEEN_CHECKPOINTS
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
@@ -57,7 +57,7 @@ class Trainer:
         self._base = base
         self._fitter = fitter
         self._stop = stop
-        self._checkpoints = Checkpoints(checkpoints)
+        self._checkpoints = CheckpointFolder(checkpoints)
         self._lease_seconds = lease_seconds
         # Progress is written at most once a second; a lease shorter than three seconds wants more.
         self._heartbeat_seconds = min(1.0, lease_seconds / 3)
@@ -153,10 +153,10 @@ class Trainer:
         """Until the job has ended, or is handed back. Raises `ClaimLost` and `FitterDied`."""
         publisher = Publisher(self._catalog, self._queue, self._base, claim)
         checkpoint = self._checkpoints.take_over(claim.id, claim.fence)
-        kept = {"checkpoint": str(checkpoint), "checkpoint_seconds": self._checkpoint_seconds}
-        self._fitter.begin(publisher.request() | kept | {"epochs": self._listener.wants_epochs})
+        options = {"checkpoint_seconds": self._checkpoint_seconds, "epochs": self._listener.wants_epochs}
+        self._fitter.begin(publisher.request() | options, checkpoint=checkpoint)
         progress, history = claim.progress, claim.history
-        pace = _Pace(claim.spec["steps"], self._monotonic)
+        pace = _Pace(claim.training.steps, self._monotonic)
         heartbeat_at = self._monotonic() + self._heartbeat_seconds
         while True:
             frame = self._fitter.next_frame(SECONDS_BETWEEN_LOOKS)
@@ -169,7 +169,7 @@ class Trainer:
                 if frame["frame"] == "done":
                     with recorder.publishing() as publish:
                         succeeded = publisher.finish(frame)
-                        publish.adapters = 0 if claim.spec["fleet"] else 1
+                        publish.adapters = 0 if claim.training.is_fleet else 1
                     return Ending.SUCCEEDED if succeeded else Ending.FAILED
                 if frame["frame"] == "outcomes":
                     with recorder.publishing() as publish:

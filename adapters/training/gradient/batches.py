@@ -1,180 +1,319 @@
-"""The rows of each step of adapters that are trained together."""
+"""Batches of the rows of adapters that are trained together, each adapter's rows padded to one of a few shapes.
 
-# G adapters of a stack · L lanes · S steps of an epoch · K rows of a batch · T rows of all adapters, filled up
-# N rows · I in_features · O out_features · W numbers of a row with all that belongs to it
+The order in which linear algebra adds depends on a matrix's shape and on its alignment in memory. Gradient descent
+amplifies a difference in the last bit: if a gradient is only rounding, AdamW divides it by its own size. So that an
+adapter of a fleet gets the same result as alone, its rows are a matrix of their own, which begins on a cache line and
+whose length depends only on their number.
+"""
+
+# G adapters of a stack · D different orders · S steps of an epoch · K rows of a batch or of one adapter, padded
+# T rows of all adapters, padded · N rows of the data · I in_features · O out_features · W numbers of a row and its data
+import itertools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
-from adapters.training.gradient.layout import Batch, frozen, is_laid, laid_numbers, laid_rows, lay
-from adapters.training.gradient.losses import documents_of
-from adapters.training.sampling import Draws
+from adapters.training.gradient.losses import document_ids
+from adapters.training.gradient.sampling import Sampler
 from adapters.training.settings import Loss, TrainingSpec
 
-_FROZEN_AT_ONCE = 2**26
-"""Numbers of the base's answers that are kept for all steps; past it they are computed batch by batch."""
-_ROWS_AT_ONCE = 8192
+LINE = 16
+"""Number of float32 in a cache line of 64 bytes."""
+VECTOR = 8
+"""Number of float32 in 32 bytes. On x86, products that begin on a multiple of this had the same bits anywhere."""
+_MIN_ROWS = 4
+"""Fewest rows. A product with a single row or column uses another algorithm, which depends on the stack."""
+_MAX_BATCH_ROWS = 4096
+_MAX_NUMBERS = 2**22
+"""Most numbers of one adapter's packed rows. An adapter with more rows is trained alone, without a packed copy."""
+_MAX_CACHED_OUTPUTS = 2**26
+"""Most numbers of the base layer's outputs that are kept for all steps. Beyond it, each batch computes its own."""
+_CHUNK_ROWS = 8192
 
-Rows = tuple[Draws, Tensor]
-"""What is drawn for an adapter, and (N,) int64: its rows of the data."""
+SampledRows = tuple[Sampler, Tensor]
+"""Sampler of an adapter, and the indices of its rows in the data, (N,) int64."""
+
+
+class Batch(NamedTuple):
+    """Rows of one step, for each adapter of a stack."""
+
+    x_GKI: Tensor
+    base_GOK: Tensor
+    """Outputs of the base layer."""
+    targets: Tensor
+    """(G, O, K) float32, or (G, K) int64."""
+    weights_GK: Tensor | None
+    """0 for padding; None if every row has weight 1."""
+    documents_GK: Tensor | None
+    """For `multiple_negatives`: equal numbers for equal targets, -1 for padding."""
+
+    def select(self, positions: Sequence[int]) -> "Batch":
+        """Return the batch of the adapters at these positions."""
+        positions_G = torch.tensor(positions, dtype=torch.int64, device=self.x_GKI.device)
+        return Batch(*(None if part is None else part.index_select(0, positions_G) for part in self))  # type: ignore[arg-type]
+
+
+class PackedRows(NamedTuple):
+    """Concatenated rows of several adapters, each padded with its first row."""
+
+    x_TI: Tensor
+    base_outputs: Sequence[Tensor]
+    """Outputs of the base layer, (g, O, K) for each run of g adapters with equally many rows."""
+    targets_T: Tensor
+    weights_T: Tensor | None
+    documents_T: Tensor | None
+
+    def answers(self) -> Tensor:
+        """Return the outputs of the base layer, (T, O)."""
+        return torch.cat([base_gOK.transpose(1, 2).flatten(0, 1) for base_gOK in self.base_outputs])
+
+    def batch(self, rows: int) -> Batch:
+        """Return one batch of all rows, for adapters that all have `rows` rows."""
+        (base_GOK,) = self.base_outputs
+        targets = self.targets_T.unflatten(0, (-1, rows))
+        return Batch(
+            self.x_TI.unflatten(0, (-1, rows)),
+            base_GOK,
+            targets.transpose(1, 2).contiguous() if targets.dim() == 3 else targets,
+            None if self.weights_T is None else self.weights_T.unflatten(0, (-1, rows)),
+            None if self.documents_T is None else self.documents_T.unflatten(0, (-1, rows)),
+        )
+
+
+def padded_rows(rows: int, *widths: int) -> int:
+    """Return the number of rows after padding, at most a sixteenth more if they are many.
+
+    A matrix of that many rows with one of these widths is a whole number of cache lines.
+    """
+    least = max(_MIN_ROWS, LINE // math.gcd(LINE, *widths))
+    return _round_up(rows, max(least, 1 << max(0, (rows - 1).bit_length() - 5)))
+
+
+def padded_width(numbers: int) -> int:
+    """Return the width of a row after padding to whole cache lines."""
+    return _round_up(numbers, LINE)
+
+
+def is_packed(rows: int, batch: int, base: BaseLayer) -> bool:
+    """Return whether an adapter with so many rows, and rows in a batch, is trained from packed rows."""
+    return batch <= _MAX_BATCH_ROWS and rows * (base.in_features + 2 * base.out_features) <= _MAX_NUMBERS
+
+
+def pack_rows(
+    base: BaseLayer,
+    data: TrainingData,
+    rows: Sequence[Tensor],
+    lengths: Sequence[int],
+    documents_N: Tensor | None = None,
+) -> PackedRows:
+    """Pack the rows of each adapter, given by their indices in `data`, padded to its length."""
+    rows_T, is_row_T = (part.to(base.device) for part in pad_rows(rows, torch.tensor(lengths)))
+    x_TI = data.inputs_NI.index_select(0, rows_T)
+    weights_T = None if data.weights_N is None else data.weights_N[rows_T]
+    documents_T = None if documents_N is None else documents_N[rows_T]
+    if not bool(is_row_T.all()):
+        weights_T = is_row_T.float() if weights_T is None else weights_T * is_row_T
+        documents_T = None if documents_T is None else documents_T.masked_fill(~is_row_T, -1)
+    answers, begin = [], 0
+    for K, some in itertools.groupby(lengths):
+        end = begin + K * len(list(some))
+        answers.append(stack_base_outputs(base, x_TI[begin:end].unflatten(0, (-1, K))))
+        begin = end
+    return PackedRows(x_TI, answers, data.targets.index_select(0, rows_T), weights_T, documents_T)
+
+
+def pad_rows(rows: Sequence[Tensor], lengths_G: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad the rows of each adapter to its length with its first row: (T,) int64, and (T,) bool, False for padding."""
+    counts_G = torch.tensor([len(rows_K) for rows_K in rows])
+    offset_T = torch.arange(int(lengths_G.sum())) - _starts(lengths_G).repeat_interleave(lengths_G)
+    is_row_T = offset_T < counts_G.repeat_interleave(lengths_G)
+    begin_T = _starts(counts_G).repeat_interleave(lengths_G)
+    return torch.cat(list(rows))[begin_T + offset_T * is_row_T], is_row_T
+
+
+def _starts(lengths_G: Tensor) -> Tensor:
+    return lengths_G.cumsum(0) - lengths_G
+
+
+def base_outputs(base: BaseLayer, x_NI: Tensor) -> Tensor:
+    """Return the outputs of the base layer, (N, I) -> (N, O) float32."""
+    bias_O = None if base.bias_O is None else base.bias_O.float()
+    return functional.linear(x_NI, base.weight_OI.float(), bias_O)
+
+
+def stack_base_outputs(base: BaseLayer, x_GKI: Tensor) -> Tensor:
+    """Return the outputs of the base layer, (G, K, I) -> (G, O, K) in the dtype of x, one product per adapter."""
+    weight_OI = base.weight_OI.to(x_GKI.dtype)
+    weight_GOI, x_GIK = weight_OI.expand(len(x_GKI), *weight_OI.shape), x_GKI.transpose(1, 2)
+    if base.bias_O is None:
+        return torch.bmm(weight_GOI, x_GIK)
+    bias_O1 = base.bias_O.to(x_GKI.dtype).unsqueeze(1)
+    return torch.baddbmm(bias_O1.expand(len(x_GKI), len(bias_O1), x_GKI.shape[1]), weight_GOI, x_GIK)
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def open_batches(
-    base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Rows]
-) -> "LaidBatches | LooseBatches":
-    """Batches that go with a stack from step to step. An adapter that has too many rows to be laid out is alone."""
-    if all(is_laid(len(draws.training_K), draws.batch, base) for draws in dict(tasks)):
-        return LaidBatches(base, data, spec, tasks)
+    base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[SampledRows]
+) -> "PackedBatches | StreamedBatches":
+    """Return the batches of a stack. An adapter with too many rows to be packed is the only one in its stack."""
+    if all(is_packed(len(sampler.training_K), sampler.batch, base) for sampler in dict(tasks)):
+        return PackedBatches(base, data, spec, tasks)
     (task,) = tasks
-    return LooseBatches(base, data, spec, task)
+    return StreamedBatches(base, data, spec, task)
 
 
 def batch_shape(base: BaseLayer, spec: TrainingSpec, rows: int) -> tuple[int, bool] | None:
-    """Adapters for whose numbers of rows this is the same train together as each would alone; None trains alone.
+    """Return the padded rows of a batch and whether a batch is all rows; None for an adapter that is trained alone.
 
-    How many rows a batch is filled up to, and whether it has all of them.
+    Adapters with equal batch shapes can be trained in one stack, each with the result that it has alone.
     """
     batch = spec.batch(rows)
-    if not is_laid(rows, batch, base):
+    if not is_packed(rows, batch, base):
         return None
-    return laid_rows(batch, base.in_features, base.out_features, spec.rank), batch == rows
+    return padded_rows(batch, base.in_features, base.out_features, spec.rank), batch == rows
 
 
-class LaidBatches:
-    """Of adapters whose rows are laid out; a batch is filled up to one number of rows for all of them."""
+class PackedBatches:
+    """Batches of adapters with packed rows. Each batch is padded to the same number of rows."""
 
-    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[Rows]) -> None:
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[SampledRows]) -> None:
         widths = (base.in_features, base.out_features, spec.rank)
-        self._tasks, self._device = [draws for draws, _ in tasks], base.device
+        self._tasks, self._device = [sampler for sampler, _ in tasks], base.device
         drawn = dict.fromkeys(self._tasks)
-        self._rows = max(laid_rows(draws.batch, *widths) for draws in drawn)
-        documents_N = documents_of(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
-        self._all = all(draws.is_full_batch for draws in drawn)
-        # One more than there are where batches are taken out: what fills up the short ones.
-        lengths = [self._rows if self._all else laid_rows(len(rows_N) + 1, *widths) for _, rows_N in tasks]
-        laid = lay(base, data, [rows_N for _, rows_N in tasks], lengths, documents_N)
+        self._rows = max(padded_rows(sampler.batch, *widths) for sampler in drawn)
+        documents_N = document_ids(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+        self._all = all(sampler.is_full_batch for sampler in drawn)
+        # If batches are parts of the rows, one more row is the padding of short batches.
+        lengths = [self._rows if self._all else padded_rows(len(rows_N) + 1, *widths) for _, rows_N in tasks]
+        packed = pack_rows(base, data, [rows_N for _, rows_N in tasks], lengths, documents_N)
         self._batch: Batch | None = None
-        self._whole = laid.batch(self._rows) if self._all else None
+        self._whole = packed.batch(self._rows) if self._all else None
         self._live: Sequence[int] | None = None
         if self._all:
             return
-        self._weighted, self._documents_T = data.weights_N is not None, laid.documents_T
-        self._classes_T = laid.targets_T if laid.targets_T.dim() == 1 else None
-        # Side by side: rows are fetched once a step and not three times.
-        parts = [laid.x_TI, laid.answers()] + ([laid.targets_T] if self._classes_T is None else [])
+        self._weighted, self._documents_T = data.weights_N is not None, packed.documents_T
+        self._classes_T = packed.targets_T if packed.targets_T.dim() == 1 else None
+        # In one table, so that a step fetches rows once instead of three times.
+        parts = [packed.x_TI, packed.answers()] + ([packed.targets_T] if self._classes_T is None else [])
         self._widths = [part.shape[1] for part in parts]
         width = sum(self._widths) + 1
-        blank_TW = laid.x_TI.new_zeros(len(laid.x_TI), laid_numbers(width) - width)
-        assert laid.weights_T is not None
-        self._table_TW = torch.cat([*parts, blank_TW, laid.weights_T.unsqueeze(1)], dim=1)
+        padding_TW = packed.x_TI.new_zeros(len(packed.x_TI), padded_width(width) - width)
+        assert packed.weights_T is not None
+        self._table_TW = torch.cat([*parts, padding_TW, packed.weights_T.unsqueeze(1)], dim=1)
         begins = torch.tensor([0, *lengths[:-1]]).cumsum(0)
         self._begins_G1 = begins.unsqueeze(1)
-        self._lanes = {draws: _Lane(draws, self._rows) for draws in drawn}
+        self._orders = {sampler: _BatchOrder(sampler, self._rows) for sampler in drawn}
 
-    def forget(self) -> None:
-        """Other tasks are live from now on."""
+    def reset(self) -> None:
+        """Drop what depends on the live entries, because they have changed."""
         self._live = self._batch = None
 
-    def of(self, step: int, live: Sequence[int]) -> Batch:
-        """The batches of a step, counted from 1, for the tasks that are live; call it for each step in turn."""
+    def batch_at(self, step: int, live: Sequence[int]) -> Batch:
+        """Return the batches of a step, which counts from 1, for the live entries. Call it for each step in order."""
         if self._whole is not None:
             if self._batch is None:
-                self._batch = self._whole if len(live) == len(self._tasks) else self._whole.of(live)
+                self._batch = self._whole if len(live) == len(self._tasks) else self._whole.select(live)
             return self._batch
         if self._live is None:
             self._live = live
             drawn = list(dict.fromkeys(self._tasks[task] for task in live))
-            place = {draws: number for number, draws in enumerate(drawn)}
-            self._drawn = [self._lanes[draws] for draws in drawn]
-            self._lane_G = torch.tensor([place[self._tasks[task]] for task in live])
+            index = {sampler: number for number, sampler in enumerate(drawn)}
+            self._live_orders = [self._orders[sampler] for sampler in drawn]
+            self._order_index_G = torch.tensor([index[self._tasks[task]] for task in live])
             self._live_begins_G1 = self._begins_G1[list(live)]
-        rows_LK = torch.stack([lane.rows_of(step) for lane in self._drawn])
-        rows_GK = (rows_LK if len(self._drawn) == 1 else rows_LK[self._lane_G]) + self._live_begins_G1
-        return self._take(rows_GK.to(self._device), filled=any(lane.fills(step) for lane in self._drawn))
+        rows_DK = torch.stack([order.rows_of(step) for order in self._live_orders])
+        rows_GK = (rows_DK if len(self._live_orders) == 1 else rows_DK[self._order_index_G]) + self._live_begins_G1
+        return self._take(rows_GK.to(self._device), filled=any(order.fills(step) for order in self._live_orders))
 
     def _take(self, rows_GK: Tensor, *, filled: bool) -> Batch:
         rows_T = rows_GK.flatten()
         row_GKW = self._table_TW.index_select(0, rows_T).view(*rows_GK.shape, -1)
-        x_GKI, frozen_GKO, *rest = row_GKW[..., : sum(self._widths)].split(self._widths, dim=-1)
+        x_GKI, base_GKO, *rest = row_GKW[..., : sum(self._widths)].split(self._widths, dim=-1)
         return Batch(
             x_GKI,
-            frozen_GKO.transpose(1, 2).contiguous(),
+            base_GKO.transpose(1, 2).contiguous(),
             rest[0].transpose(1, 2).contiguous() if self._classes_T is None else self._classes_T[rows_GK],
             row_GKW[..., -1].contiguous() if filled or self._weighted else None,
             None if self._documents_T is None else self._documents_T[rows_GK],
         )
 
 
-class _Lane:
-    """Adapters for which the same is drawn: which of its rows a batch has, filled up with the one past the last."""
+class _BatchOrder:
+    """Order of the rows for adapters with one sampler. Short batches are padded with the row after the last."""
 
-    def __init__(self, draws: Draws, rows: int) -> None:
-        self._draws, self._rows = draws, rows
+    def __init__(self, sampler: Sampler, rows: int) -> None:
+        self._sampler, self._rows = sampler, rows
         self._order_SK: Tensor | None = None
 
     def rows_of(self, step: int) -> Tensor:
-        """(K,) int64; call it for each step in turn."""
-        draws = self._draws
-        place = (step - 1) % draws.steps_an_epoch
-        if place == 0:
-            draws.rows_of(step)
+        """Return the positions of a step's rows, (K,) int64. Call it for each step in order."""
+        sampler = self._sampler
+        step_of_epoch = (step - 1) % sampler.steps_an_epoch
+        if step_of_epoch == 0:
+            sampler.batch_rows(step)
             self._order_SK = None
         if self._order_SK is None:
-            # Not drawn anew in the middle of an epoch, which is where a checkpoint may be.
-            batch, count = draws.batch, len(draws.order_K)
-            self._order_SK = torch.full((draws.steps_an_epoch, self._rows), count)
+            # Not drawn again within an epoch, because a checkpoint may resume there.
+            batch, count = sampler.batch, len(sampler.order_K)
+            self._order_SK = torch.full((sampler.steps_an_epoch, self._rows), count)
             whole = count // batch
-            self._order_SK[:whole, :batch] = draws.order_K[: whole * batch].view(whole, batch)
-            if whole < draws.steps_an_epoch:
-                self._order_SK[whole, : count - whole * batch] = draws.order_K[whole * batch :]
-        return self._order_SK[place]
+            self._order_SK[:whole, :batch] = sampler.order_K[: whole * batch].view(whole, batch)
+            if whole < sampler.steps_an_epoch:
+                self._order_SK[whole, : count - whole * batch] = sampler.order_K[whole * batch :]
+        return self._order_SK[step_of_epoch]
 
     def fills(self, step: int) -> bool:
-        """Whether the batch of a step is short of rows."""
-        draws = self._draws
-        last = (step - 1) % draws.steps_an_epoch + 1
-        return draws.batch < self._rows or last * draws.batch > len(draws.order_K)
+        """Return whether the batch of a step contains padding."""
+        sampler = self._sampler
+        last = (step - 1) % sampler.steps_an_epoch + 1
+        return sampler.batch < self._rows or last * sampler.batch > len(sampler.order_K)
 
 
-def _frozen_part_by_part(base: BaseLayer, inputs_NI: Tensor) -> Tensor:
-    """(N, O) float32: the base layer's answers to rows that lie on the disk, by way of one copy.
+def _base_outputs_in_chunks(base: BaseLayer, inputs_NI: Tensor) -> Tensor:
+    """Return the outputs of the base layer for rows on disk, (N, O) float32, with one buffer for all chunks.
 
-    A copy, as they may not begin where the processor likes numbers to begin. One, as answers would come to lie between
-    many: what is freed could not be used again, and memory would grow by all of them.
+    The chunks are copied, because the rows on disk may not be aligned. One buffer is used, because outputs between
+    freed buffers would fragment the memory.
     """
-    frozen_NO = inputs_NI.new_empty(len(inputs_NI), base.out_features)
-    copy_KI = inputs_NI.new_empty(min(_ROWS_AT_ONCE, len(inputs_NI)), inputs_NI.shape[1])
-    for begin in range(0, len(inputs_NI), _ROWS_AT_ONCE):
-        part_KI = inputs_NI[begin : begin + _ROWS_AT_ONCE]
-        mine_KI = copy_KI[: len(part_KI)].copy_(part_KI)
-        frozen_NO[begin : begin + len(part_KI)] = frozen(base, mine_KI)
-    return frozen_NO
+    base_NO = inputs_NI.new_empty(len(inputs_NI), base.out_features)
+    copy_KI = inputs_NI.new_empty(min(_CHUNK_ROWS, len(inputs_NI)), inputs_NI.shape[1])
+    for begin in range(0, len(inputs_NI), _CHUNK_ROWS):
+        part_KI = inputs_NI[begin : begin + _CHUNK_ROWS]
+        copied_KI = copy_KI[: len(part_KI)].copy_(part_KI)
+        base_NO[begin : begin + len(part_KI)] = base_outputs(base, copied_KI)
+    return base_NO
 
 
-class LooseBatches:
-    """Of one adapter with many rows, which are read where they are."""
+class StreamedBatches:
+    """Batches of one adapter with many rows, which are read from the data for each step."""
 
-    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, task: Rows) -> None:
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, task: SampledRows) -> None:
         self._base, self._data = base, data
-        self._draws, self._rows_N = task
-        self._documents_N = documents_of(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
-        self._frozen_NO: Tensor | None = None
-        if data.rows * base.out_features <= _FROZEN_AT_ONCE:
-            self._frozen_NO = _frozen_part_by_part(base, data.inputs_NI)
+        self._sampler, self._rows_N = task
+        self._documents_N = document_ids(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+        self._base_NO: Tensor | None = None
+        if data.rows * base.out_features <= _MAX_CACHED_OUTPUTS:
+            self._base_NO = _base_outputs_in_chunks(base, data.inputs_NI)
         self._batch: Batch | None = None
 
-    def forget(self) -> None:
-        """There is but one task."""
+    def reset(self) -> None:
+        """Do nothing, because the stack has only one entry."""
 
-    def of(self, step: int, _live: Sequence[int]) -> Batch:
-        """The batch of a step, counted from 1; call it for each step in turn."""
+    def batch_at(self, step: int, _live: Sequence[int]) -> Batch:
+        """Return the batch of a step, which counts from 1. Call it for each step in order."""
         if self._batch is not None:
             return self._batch
-        batch = self._take(self._rows_N[self._draws.rows_of(step)])
-        if self._draws.is_full_batch:
+        batch = self._take(self._rows_N[self._sampler.batch_rows(step)])
+        if self._sampler.is_full_batch:
             self._batch = batch
         return batch
 
@@ -183,14 +322,14 @@ class LooseBatches:
         whole = len(rows_K) == data.rows and bool((rows_K == torch.arange(data.rows, device=rows_K.device)).all())
 
         def take(flat: Tensor) -> Tensor:
-            # All rows as they lie: nothing to copy.
+            # If the batch is all rows in order, nothing is copied.
             return (flat if whole else flat.index_select(0, rows_K)).unsqueeze(0)
 
         x_1KI, targets = take(data.inputs_NI), take(data.targets)
-        frozen_1KO = frozen(self._base, x_1KI) if self._frozen_NO is None else take(self._frozen_NO)
+        base_1KO = base_outputs(self._base, x_1KI) if self._base_NO is None else take(self._base_NO)
         return Batch(
             x_1KI,
-            frozen_1KO.transpose(1, 2).contiguous(),
+            base_1KO.transpose(1, 2).contiguous(),
             targets.transpose(1, 2).contiguous() if targets.dim() == 3 else targets,
             None if data.weights_N is None else take(data.weights_N),
             None if self._documents_N is None else take(self._documents_N),

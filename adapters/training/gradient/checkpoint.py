@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: an attempt after a death goes on from here, to the same last bit."""
+"""Checkpoint files. After its process has died, a training resumes from one with bit-identical results."""
 
 import json
 import logging
@@ -19,44 +19,44 @@ log = logging.getLogger(__name__)
 
 
 class _File(NamedTuple):
-    """One file of the folder: a checkpoint, or one that was being written."""
+    """Checkpoint file, complete or being written."""
 
     job_id: str
     fence: int
     path: Path
 
 
-class Checkpoints:
-    """The folder of them: a file for each claim of a job, `{job}.{fence}.safetensors`.
+class CheckpointFolder:
+    """Folder with one checkpoint file for each claim of a job, `{job}.{fence}.safetensors`.
 
-    A trainer that lost its claim while it stood still may have a fit that goes on writing: into its own file, never
-    into that of the next claim.
+    The fit of a trainer that was stopped and lost its claim may still write. It writes to its own file, never to that
+    of the next claim.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def take_over(self, job_id: str, fence: int) -> Path:
-        """Where a claim's checkpoint goes; what the claims before it had reached lies there when this returns."""
-        mine = self._folder / f"{job_id}.{fence}{_SUFFIX}"
+        """Return the path of a claim's checkpoint, after moving the latest checkpoint of earlier claims there."""
+        path = self._folder / f"{job_id}.{fence}{_SUFFIX}"
         earlier = sorted(
             (file.fence, file.path)
             for file in self._files()
             if file.job_id == job_id and file.fence < fence and file.path.suffix == _SUFFIX
         )
-        while earlier and not mine.exists():
+        while earlier and not path.exists():
             with suppress(FileNotFoundError):
-                earlier.pop()[1].rename(mine)
-        return mine
+                earlier.pop()[1].rename(path)
+        return path
 
     def drop(self, job_id: str) -> None:
-        """Remove those of a job that has ended."""
+        """Remove the checkpoints of a job."""
         for file in self._files():
             if file.job_id == job_id:
                 file.path.unlink(missing_ok=True)
 
     def jobs(self) -> Set[str]:
-        """The jobs that have any."""
+        """Return the ids of the jobs that have checkpoints."""
         return {file.job_id for file in self._files()}
 
     def _files(self) -> Iterator[_File]:
@@ -67,13 +67,13 @@ class Checkpoints:
                     yield _File(job_id, int(fence), path)
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], *, of: str) -> None:
-    """Replace the file by a new one, whole or not at all. `of` says of which training it is.
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, of: str) -> None:
+    """Replace the checkpoint atomically. `of` identifies the training.
 
-    Where it cannot be written, as on a full disk, the training goes on: only a death costs more then.
+    If it cannot be written, for example on a full disk, a warning is logged and the training continues.
     """
     temporary = path.with_suffix(_TEMPORARY)
-    text = json.dumps({**about, "of": of})
+    text = json.dumps({**metadata, "of": of})
     content = save({name: t.contiguous() for name, t in tensors.items()}, metadata={_METADATA_KEY: text})
     try:
         path.parent.mkdir(exist_ok=True)
@@ -89,13 +89,13 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], about: Mapping[st
 
 
 def load_checkpoint(path: Path, *, of: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What `save_checkpoint` wrote last of this training; None where that cannot be read: it begins again."""
+    """Return the tensors and metadata of this training's checkpoint, or None without a readable one."""
     try:
         with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads(file.metadata()[_METADATA_KEY])
-            if about["of"] != of:
+            metadata: dict[str, Any] = json.loads(file.metadata()[_METADATA_KEY])
+            if metadata["of"] != of:
                 return None
-            # Copies: the file may be replaced while they are in use.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}, about  # noqa: SIM118 - no mapping
+            # Copied, because the file may be replaced while the tensors are in use.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None

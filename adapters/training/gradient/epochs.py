@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from adapters.training.gradient.stack import History, Report
+from adapters.training.gradient.stack import History, ReportStep
 
 MOST_EPOCHS = 200
 """Epochs of one training that are told of; of more, every k-th."""
@@ -32,7 +32,7 @@ class Epochs:
         self._now = now
         self._ended: list[Epoch] = []
 
-    def timing(self, report: Report, *, steps: int, steps_an_epoch: int) -> Report:
+    def timing(self, report: ReportStep, *, steps: int, steps_an_epoch: int) -> ReportStep:
         """`report`, with a look at the clock at the end of each epoch; call it when the first step begins."""
         every = math.ceil(math.ceil(steps / steps_an_epoch) / MOST_EPOCHS)
         began = self._now()

@@ -1,4 +1,4 @@
-"""What is minimised: the loss of each row, what each row counts, and what an adapter reaches on rows."""
+"""Losses with their gradients, row and class weights, and the outputs of a stack of adapters."""
 
 # G adapters of a stack · K rows of a batch · N rows · O out_features · C classes
 import math
@@ -12,15 +12,15 @@ from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
 from adapters.training.settings import BALANCED, Loss, TrainingSpec
 
-_BY_HAND = (Loss.MSE, Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
+_ANALYTIC = (Loss.MSE, Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
 
 
 def row_losses(spec: TrainingSpec, outputs_GOK: Tensor, targets: Tensor, documents_GK: Tensor | None = None) -> Tensor:
-    """(G, K): the loss of each row, before its weight.
+    """Return the unweighted loss of each row, (G, K).
 
-    outputs_GOK: (G, O, K): a row's outputs are a column, which is how small layers multiply fastest. targets: (G, O,
-    K), or (G, K) int64 classes. documents_GK: (G, K) int64, for `multiple_negatives` only: equal numbers are the same
-    document, -1 is no row at all.
+    outputs_GOK: (G, O, K), where a row's outputs are a column, because small layers multiply fastest that way.
+    targets: (G, O, K), or (G, K) int64 classes. documents_GK: (G, K) int64, for `multiple_negatives` only: equal
+    numbers are the same document, and -1 is padding.
     """
     y_GCK = outputs_GOK if spec.classes is None else outputs_GOK[:, : spec.classes]
     match spec.loss:
@@ -33,23 +33,23 @@ def row_losses(spec: TrainingSpec, outputs_GOK: Tensor, targets: Tensor, documen
         case Loss.BINARY_CROSS_ENTROPY:
             return functional.binary_cross_entropy_with_logits(y_GCK, targets, reduction="none").mean(dim=1)
         case Loss.COSINE:
-            return 1 - functional.cosine_similarity(y_GCK, _directions(targets), dim=1)
+            return 1 - functional.cosine_similarity(y_GCK, _unit_columns(targets), dim=1)
         case Loss.MULTIPLE_NEGATIVES:
             assert documents_GK is not None
             return _multiple_negatives(y_GCK, targets, documents_GK, spec.temperature)
 
 
-def slope_share(spec: TrainingSpec, y_GOK: Tensor, weights_GK: Tensor | None) -> Tensor | float:
-    """(G, 1, K), or one number for all: by what the slopes of outputs go into that of the weighted mean."""
+def gradient_scale(spec: TrainingSpec, y_GOK: Tensor, weights_GK: Tensor | None) -> Tensor | float:
+    """Return the factor of each row's gradient in the gradient of the weighted mean, (G, 1, K), or one for all rows."""
     O, K = y_GOK.shape[1:]
     by = {Loss.MSE: 2 / O, Loss.BINARY_CROSS_ENTROPY: 1 / O}.get(spec.loss, 1.0)
     if weights_GK is None:
         return 1 / K * by
-    # In float64, so that rows that all weigh 1 have the very share of rows without weights.
-    return (weights_GK * (1 / _sum(weights_GK).double() * by).to(weights_GK.dtype)).unsqueeze(1)
+    # In float64, so that weights of 1 give exactly the factor of rows without weights.
+    return (weights_GK * (1 / _weight_sums(weights_GK).double() * by).to(weights_GK.dtype)).unsqueeze(1)
 
 
-def loss_and_slope(
+def loss_and_gradient(
     spec: TrainingSpec,
     y_GOK: Tensor,
     targets: Tensor,
@@ -57,44 +57,49 @@ def loss_and_slope(
     documents_GK: Tensor | None,
     share: Tensor | float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(G,) the weighted mean of `row_losses`, and (G, O, K) its slope in the outputs, which are written over.
+    """Return the weighted mean of `row_losses`, (G,), and its gradient in the outputs, (G, O, K).
 
-    share: `slope_share` of these weights, where it is known from an earlier step.
-    By hand for the losses that most have: autograd costs as much as all the rest of a small step.
+    The outputs are overwritten. share: `gradient_scale` of these weights, if it is known from an earlier step. The
+    common losses have analytic gradients, because autograd costs as much as the rest of a small step.
     """
-    if spec.loss not in _BY_HAND or spec.classes is not None:
+    if spec.loss not in _ANALYTIC or spec.classes is not None:
         y_GOK.requires_grad_()
         losses_G = weighted_mean(row_losses(spec, y_GOK, targets, documents_GK), weights_GK)
-        (slope_GOK,) = torch.autograd.grad(losses_G.sum(), y_GOK)
-        return losses_G.detach(), slope_GOK
-    share = slope_share(spec, y_GOK, weights_GK) if share is None else share
+        (gradient_GOK,) = torch.autograd.grad(losses_G.sum(), y_GOK)
+        return losses_G.detach(), gradient_GOK
+    share = gradient_scale(spec, y_GOK, weights_GK) if share is None else share
     if spec.loss is Loss.MSE:
-        apart_GOK = y_GOK.sub_(targets)
-        # Not `square`: as a power it takes five times as long.
-        losses_GK = (apart_GOK * apart_GOK).mean(dim=1)
-        slope_GOK = apart_GOK.mul_(share)
+        error_GOK = y_GOK.sub_(targets)
+        # Not `square`, which computes a power and takes five times as long.
+        losses_GK = (error_GOK * error_GOK).mean(dim=1)
+        gradient_GOK = error_GOK.mul_(share)
     elif spec.loss is Loss.BINARY_CROSS_ENTROPY:
         losses_GK = row_losses(spec, y_GOK, targets)
-        # Not `sigmoid`: the last few numbers of a tensor would be rounded otherwise than the rest.
-        slope_GOK = y_GOK.neg_().exp_().add_(1).reciprocal_().sub_(targets).mul_(share)
+        # Not `sigmoid`, which rounds the last few numbers of a tensor differently from the rest.
+        gradient_GOK = y_GOK.neg_().exp_().add_(1).reciprocal_().sub_(targets).mul_(share)
     else:
         log_p_GOK = functional.log_softmax(y_GOK, dim=1)
         losses_GK = _cross_entropy(log_p_GOK, targets, spec.label_smoothing)
-        slope_GOK = log_p_GOK.exp_().sub_(spec.label_smoothing / y_GOK.shape[1])
+        gradient_GOK = log_p_GOK.exp_().sub_(spec.label_smoothing / y_GOK.shape[1])
         own_G1K = targets.unsqueeze(1)
-        slope_GOK.scatter_add_(1, own_G1K, torch.full_like(slope_GOK[:, :1], spec.label_smoothing - 1)).mul_(share)
-    return weighted_mean(losses_GK, weights_GK), slope_GOK
+        gradient_GOK.scatter_add_(1, own_G1K, torch.full_like(gradient_GOK[:, :1], spec.label_smoothing - 1)).mul_(
+            share
+        )
+    return weighted_mean(losses_GK, weights_GK), gradient_GOK
 
 
 def _cross_entropy(log_p_GCK: Tensor, classes_GK: Tensor, smoothing: float) -> Tensor:
-    """Szegedy et al. 2016, section 7: the smoothed target has ε/C on every class, and 1 - ε more on its own."""
+    """Return the cross-entropy with smoothed targets: ε/C for each class, and 1 - ε more for the row's own class.
+
+    (Szegedy et al. 2016, section 7.)
+    """
     own_GK = -log_p_GCK.gather(1, classes_GK.unsqueeze(1)).squeeze(1)
     return own_GK if smoothing == 0 else (1 - smoothing) * own_GK - smoothing * log_p_GCK.mean(dim=1)
 
 
 def _multiple_negatives(y_GOK: Tensor, targets_GOK: Tensor, documents_GK: Tensor, temperature: float) -> Tensor:
-    """-log softmax over j of cos(yᵢ, tⱼ)/temperature at j = i, equal targets left out (Henderson 2017, eq. 5)."""
-    y_GOK, targets_GOK = functional.normalize(y_GOK, dim=1), _directions(targets_GOK)
+    """Return -log softmax over j of cos(yᵢ, tⱼ)/temperature at j = i, without equal targets (Henderson 2017, eq. 5)."""
+    y_GOK, targets_GOK = functional.normalize(y_GOK, dim=1), _unit_columns(targets_GOK)
     logits_GKK = y_GOK.transpose(1, 2) @ targets_GOK / temperature
     same_GKK = documents_GK.unsqueeze(-1) == documents_GK.unsqueeze(-2)
     itself_KK = torch.eye(logits_GKK.shape[-1], dtype=torch.bool, device=logits_GKK.device)
@@ -103,8 +108,8 @@ def _multiple_negatives(y_GOK: Tensor, targets_GOK: Tensor, documents_GK: Tensor
     return -functional.log_softmax(logits_GKK, dim=-1).diagonal(dim1=-2, dim2=-1)
 
 
-def _directions(targets_GOK: Tensor) -> Tensor:
-    """Columns of length 1, however short they were; 0 stays 0."""
+def _unit_columns(targets_GOK: Tensor) -> Tensor:
+    """Return columns of length 1, without underflow for short ones; 0 stays 0."""
     targets_GOK = targets_GOK / targets_GOK.abs().amax(dim=1, keepdim=True).clamp_min(
         torch.finfo(targets_GOK.dtype).tiny
     )
@@ -112,21 +117,22 @@ def _directions(targets_GOK: Tensor) -> Tensor:
 
 
 def weighted_mean(losses_GK: Tensor, weights_GK: Tensor | None) -> Tensor:
-    """(G,): Σ w·loss / Σ w over rows; 0 where no row counts."""
+    """Return Σ w·loss / Σ w over rows, (G,); 0 if all weights are 0."""
     if weights_GK is None:
         return losses_GK.mean(dim=-1)
-    return (losses_GK * weights_GK).sum(dim=-1) / _sum(weights_GK)[:, 0]
+    return (losses_GK * weights_GK).sum(dim=-1) / _weight_sums(weights_GK)[:, 0]
 
 
-def _sum(weights_GK: Tensor) -> Tensor:
-    """(G, 1): what to divide by."""
+def _weight_sums(weights_GK: Tensor) -> Tensor:
+    """Return the sums of weights, (G, 1), at least the smallest normal number."""
     return weights_GK.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights_GK.dtype).tiny)
 
 
 def class_weights(spec: TrainingSpec, classes_N: Tensor, weights_N: Tensor | None, outputs: int) -> Tensor | None:
-    """(C,) float32: what a row of each class counts; None where all count the same.
+    """Return the weight of each class, (C,) float32, or None if all are equal.
 
-    Balanced: w_c = n / (k·n_c) over the k classes that there are rows of (King & Zeng 2001, section 4.1), n by weight.
+    Balanced weights are w_c = n / (k·n_c) over the k classes that have rows (King & Zeng 2001, section 4.1), where n is
+    the sum of the row weights.
     """
     if spec.class_weights is None:
         return None
@@ -135,14 +141,14 @@ def class_weights(spec: TrainingSpec, classes_N: Tensor, weights_N: Tensor | Non
     weights_N = torch.ones(classes_N.shape, device=classes_N.device) if weights_N is None else weights_N
     counts_C = torch.zeros(spec.classes or outputs, dtype=torch.float64, device=classes_N.device)
     counts_C.index_add_(0, classes_N, weights_N.double())
-    there_C = counts_C > 0
-    return torch.where(there_C, counts_C.sum() / (there_C.sum() * counts_C), 1.0).float()
+    is_present_C = counts_C > 0
+    return torch.where(is_present_C, counts_C.sum() / (is_present_C.sum() * counts_C), 1.0).float()
 
 
 def row_weights(data: TrainingData, weights_C: Tensor | None) -> Tensor | None:
-    """(N,) float32: what each row counts: its own weight times its class's; None where all count 1.
+    """Return the weight of each row times that of its class, (N,) float32, or None if all are 1.
 
-    In a mean only ratios matter: they are brought near 1, by a power of two, which rounds nothing.
+    Only ratios matter in a mean, so the weights are scaled to about 1 by a power of two, which rounds nothing.
     """
     if weights_C is None and data.weights_N is None:
         return None
@@ -153,14 +159,14 @@ def row_weights(data: TrainingData, weights_C: Tensor | None) -> Tensor | None:
     return (weights_N * 2.0 ** -math.floor(math.log2(largest)) if largest > 0 else weights_N).float()
 
 
-def documents_of(targets_NO: Tensor) -> Tensor:
-    """(N,) int64: equal numbers for equal rows of targets."""
+def document_ids(targets_NO: Tensor) -> Tensor:
+    """Return equal numbers for equal rows of targets, (N,) int64."""
     numbers_N: Tensor = torch.unique(targets_NO, dim=0, return_inverse=True)[1]
     return numbers_N
 
 
-def outputs_of(base: BaseLayer, inputs_NI: Tensor, factors: Factors | None, scaling: float) -> Tensor:
-    """(N, O) float64: the layer's answer with these factors, or of the bare base layer."""
+def compute_outputs(base: BaseLayer, inputs_NI: Tensor, factors: Factors | None, scaling: float) -> Tensor:
+    """Return the outputs with these factors, or of the base layer alone, (N, I) -> (N, O) float64."""
     bias_O = None if base.bias_O is None else base.bias_O.double()
     y_NO = functional.linear(inputs_NI.double(), base.weight_OI.double(), bias_O)
     if factors is None:
@@ -170,22 +176,22 @@ def outputs_of(base: BaseLayer, inputs_NI: Tensor, factors: Factors | None, scal
     return y_NO if factors.bias_O is None else y_NO + scaling * factors.bias_O.to(y_NO)
 
 
-def outputs_stack(
+def compute_stack_outputs(
     base: BaseLayer, x_GKI: Tensor, factors: "tuple[Tensor, Tensor, Tensor | None]", scaling: float
 ) -> Tensor:
-    """(G, O, K) in the dtype of `x_GKI`: each adapter's answers, its factors A (G, O, R), B (G, R, I), bias (G, O)."""
+    """Return each adapter's outputs, (G, O, K) in the dtype of x, for factors A (G, O, R), B (G, R, I), bias (G, O)."""
     a_GOR, b_GRI, bias_GO = (None if factor is None else factor.to(x_GKI.dtype) for factor in factors)
     assert a_GOR is not None
     assert b_GRI is not None
     base_O = None if base.bias_O is None else base.bias_O.to(x_GKI.dtype)
-    frozen_GKO = functional.linear(x_GKI, base.weight_OI.to(x_GKI.dtype), base_O)
-    return adapted_stack(frozen_GKO.transpose(1, 2), x_GKI, (a_GOR, b_GRI, bias_GO), scaling)
+    base_GKO = functional.linear(x_GKI, base.weight_OI.to(x_GKI.dtype), base_O)
+    return add_low_rank_stack(base_GKO.transpose(1, 2), x_GKI, (a_GOR, b_GRI, bias_GO), scaling)
 
 
-def adapted_stack(
-    frozen_GOK: Tensor, x_GKI: Tensor, factors: "tuple[Tensor, Tensor, Tensor | None]", scaling: float
+def add_low_rank_stack(
+    base_GOK: Tensor, x_GKI: Tensor, factors: "tuple[Tensor, Tensor, Tensor | None]", scaling: float
 ) -> Tensor:
-    """The same from the base layer's answers, everything in one dtype."""
+    """Return each adapter's outputs, (G, O, K), from those of the base layer; all tensors have one dtype."""
     a_GOR, b_GRI, bias_GO = factors
-    y_GOK = torch.baddbmm(frozen_GOK, a_GOR, b_GRI @ x_GKI.transpose(1, 2), alpha=scaling)
+    y_GOK = torch.baddbmm(base_GOK, a_GOR, b_GRI @ x_GKI.transpose(1, 2), alpha=scaling)
     return y_GOK if bias_GO is None else y_GOK.add_(bias_GO.unsqueeze(2), alpha=scaling)

@@ -1,4 +1,4 @@
-"""One update of a stack of adapters, each by its own gradient, as torch.optim has the formulas."""
+"""Optimizers of a stack of adapters, with the formulas of torch.optim: AdamW and SGD."""
 
 # G adapters of a stack · P numbers of one adapter's factors
 from collections.abc import Sequence
@@ -12,53 +12,53 @@ _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
 
 class Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2), or SGD with momentum (Sutskever et al. 2013 as torch has it).
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2), or SGD with momentum (Sutskever et al. 2013, as in torch).
 
-    With AdamW the weight decay is decoupled; with SGD it is part of the gradient.
+    AdamW's weight decay is decoupled; that of SGD is part of the gradient.
     """
 
     def __init__(self, spec: TrainingSpec, factors_GP: Tensor) -> None:
         self._spec = spec
         moments = 2 if spec.method is Method.ADAMW else 1 if spec.momentum > 0 else 0
         self.state: Sequence[Tensor] = [torch.zeros_like(factors_GP) for _ in range(moments)]
-        """(G, P) each: what it remembers of earlier gradients."""
+        """Moments of earlier gradients, (G, P) each."""
 
-    def keep(self, places_G: Tensor) -> None:
-        """Go on with these adapters alone."""
-        self.state = [moment[places_G] for moment in self.state]
+    def keep(self, positions_G: Tensor) -> None:
+        """Drop the state of all adapters but these."""
+        self.state = [moment[positions_G] for moment in self.state]
 
-    def update(self, factors_GP: Tensor, slopes_GP: Tensor, rates_G1: Tensor | float, *, step: int) -> None:
-        """Step number `step`, counted from 1, in place; `slopes_GP` may be written to.
+    def update(self, factors_GP: Tensor, gradients_GP: Tensor, rates_G1: Tensor | float, *, step: int) -> None:
+        """Update the factors in place; `gradients_GP` may be overwritten. `step` counts from 1.
 
-        rates_G1: (G, 1) float64, or the one of all.
+        rates_G1: the learning rates, (G, 1) float64, or one for all adapters.
         """
         spec = self._spec
         if spec.clip_norm is not None:
-            norms_G1 = torch.linalg.vector_norm(slopes_GP, dim=1, keepdim=True)
-            slopes_GP.mul_((spec.clip_norm / (norms_G1 + 1e-6)).clamp_max(1.0))
+            norms_G1 = torch.linalg.vector_norm(gradients_GP, dim=1, keepdim=True)
+            gradients_GP.mul_((spec.clip_norm / (norms_G1 + 1e-6)).clamp_max(1.0))
         if spec.method is Method.ADAMW:
             first_GP, second_GP = self.state
             if spec.weight_decay > 0:
-                factors_GP.mul_(_rounded(1 - rates_G1 * spec.weight_decay, factors_GP))
-            first_GP.lerp_(slopes_GP, 1 - _BETA1)
-            second_GP.mul_(_BETA2).addcmul_(slopes_GP, slopes_GP, value=1 - _BETA2)
+                factors_GP.mul_(_to_dtype_of(1 - rates_G1 * spec.weight_decay, factors_GP))
+            first_GP.lerp_(gradients_GP, 1 - _BETA1)
+            second_GP.mul_(_BETA2).addcmul_(gradients_GP, gradients_GP, value=1 - _BETA2)
             root_GP = second_GP.sqrt().div_((1 - _BETA2**step) ** 0.5).add_(_EPS)
             corrected = 1 / (1 - _BETA1**step)
             if isinstance(rates_G1, float):
                 factors_GP.addcdiv_(first_GP, root_GP, value=-rates_G1 * corrected)
             else:
-                # Rounded where `addcdiv` rounds, so that one adapter gets the same from both.
-                factors_GP.add_(first_GP.mul(_rounded(-rates_G1 * corrected, factors_GP)).div_(root_GP))
+                # Rounded at the same point as in `addcdiv`, so that both branches give the same bits.
+                factors_GP.add_(first_GP.mul(_to_dtype_of(-rates_G1 * corrected, factors_GP)).div_(root_GP))
             return
         if spec.weight_decay > 0:
-            slopes_GP.add_(factors_GP, alpha=spec.weight_decay)
+            gradients_GP.add_(factors_GP, alpha=spec.weight_decay)
         if spec.momentum > 0:
             (velocity_GP,) = self.state
-            # torch.optim.SGD begins with the first gradient itself.
-            slopes_GP = velocity_GP.mul_(spec.momentum if step > 1 else 0.0).add_(slopes_GP)
-        factors_GP.sub_(slopes_GP * _rounded(rates_G1, factors_GP))
+            # The first velocity is the first gradient, as in torch.optim.SGD.
+            gradients_GP = velocity_GP.mul_(spec.momentum if step > 1 else 0.0).add_(gradients_GP)
+        factors_GP.sub_(gradients_GP * _to_dtype_of(rates_G1, factors_GP))
 
 
-def _rounded(numbers_G1: Tensor | float, like: Tensor) -> Tensor | float:
-    """Rates are float64, one or each adapter's, until they meet the factors."""
+def _to_dtype_of(numbers_G1: Tensor | float, like: Tensor) -> Tensor | float:
+    """Return numbers in the dtype of `like`; a Python float as it is."""
     return numbers_G1.to(like.dtype) if isinstance(numbers_G1, Tensor) else numbers_G1

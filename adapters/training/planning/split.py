@@ -1,9 +1,11 @@
-"""Which rows are held out: drawn at random, by groups, by time, or as a column says."""
+"""Split of rows into a training side and a held-out side: at random, by group, by time, or by a column."""
 
 # N rows · K rows of one side
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,45 +13,50 @@ from torch import Tensor
 from adapters.errors import OutOfRange
 
 
-class By(StrEnum):
-    """What decides on which side a row is."""
+class SplitBy(StrEnum):
+    """What decides whether a row is trained on or held out."""
 
     ROWS = "rows"
-    """Chance, each row by itself."""
+    """Each row is drawn by itself."""
     GROUP = "group"
-    """Chance, all rows of a group together."""
+    """Whole groups are drawn."""
     TIME = "time"
     """The latest rows are held out."""
     COLUMN = "column"
-    """The rows of which a column says so."""
+    """A column names the held-out rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
     """How rows are held out."""
 
-    by: By = By.ROWS
+    by: SplitBy = SplitBy.ROWS
     fraction: float = 0.2
-    """Of the rows, rounded half up; a group is taken where that brings the part nearer to as many."""
+    """Share of the rows, rounded half up; a group is taken if that brings the number of held-out rows nearer to it."""
     stratify: bool = False
-    """Whether each class, by itself, is split in this fraction."""
+    """Whether each class is split in this fraction by itself."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> "Split | None":
+        """Return the split that `dataclasses.asdict` made `values` of."""
+        return None if values is None else cls(**{**values, "by": SplitBy(values["by"])})
 
     def held_out_rows(self, rows: int) -> int:
-        """How many of `rows` rows are to be held out."""
+        """Return how many of `rows` rows the fraction holds out."""
         return math.floor(rows * self.fraction + 0.5)
 
     def sides(
         self, rows: int, generator: torch.Generator, *, key_N: Tensor | None = None, classes_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Row numbers, sorted, to train on and held out: int64, disjoint, together all rows.
+        """Return the sorted row numbers of both sides, training first: int64, disjoint, together all rows.
 
-        key_N: (N,) int64: the row's group, its place in time, or 1 for a held-out row, as `by` has it.
-        classes_N: (N,) int64, read with `stratify`. Raises `OutOfRange` where a side would be empty.
+        key_N: (N,) int64, by `by`: the row's group, its position in time, or 1 for a held-out row.
+        classes_N: (N,) int64, read with `stratify`. Raises `OutOfRange` if a side would be empty.
         """
         held_N = torch.zeros(rows, dtype=torch.bool)
-        if self.by is By.ROWS and not (self.stratify and classes_N is not None):
+        if self.by is SplitBy.ROWS and not (self.stratify and classes_N is not None):
             held_N[torch.randperm(rows, generator=generator)[: self.held_out_rows(rows)]] = True
-        elif self.by is By.ROWS:
+        elif self.by is SplitBy.ROWS:
             assert classes_N is not None
             for rows_K in _members(classes_N):
                 order_K = torch.randperm(len(rows_K), generator=generator)
@@ -71,24 +78,24 @@ class Split:
     def _by_key(self, key_N: Tensor, generator: torch.Generator) -> Tensor:
         rows = len(key_N)
         held_N = torch.zeros(rows, dtype=torch.bool)
-        if self.by is By.COLUMN:
+        if self.by is SplitBy.COLUMN:
             return key_N == 1
-        if self.by is By.TIME:
-            # Stable: of rows at the same time the later ones in the data are later.
+        if self.by is SplitBy.TIME:
+            # Stable: of rows at the same time, those that come later in the data count as later.
             held_N[torch.argsort(key_N, stable=True)[rows - self.held_out_rows(rows) :]] = True
             return held_N
         members = list(_members(key_N))
-        wanted, held = self.held_out_rows(rows), 0
+        target, held = self.held_out_rows(rows), 0
         for group in torch.randperm(len(members), generator=generator).tolist():
-            with_it = held + len(members[group])
-            if abs(with_it - wanted) < abs(held - wanted):
+            held_with_group = held + len(members[group])
+            if abs(held_with_group - target) < abs(held - target):
                 held_N[members[group]] = True
-                held = with_it
+                held = held_with_group
         return held_N
 
 
 def _members(codes_N: Tensor) -> list[Tensor]:
-    """The row numbers of each distinct code, in order of code."""
+    """Return the row numbers of each distinct code, in the order of codes."""
     order_N = torch.argsort(codes_N, stable=True)
     counts = torch.unique(codes_N, return_counts=True)[1]
     return list(order_N.split(counts.tolist()))

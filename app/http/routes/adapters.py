@@ -1,4 +1,4 @@
-"""`/adapters`: train, upload, show, roll back, download, delete."""
+"""Handlers of `/adapters`: train, upload, show, roll back, download and delete."""
 
 import time
 from typing import Annotated
@@ -11,9 +11,12 @@ from starlette.responses import JSONResponse
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.versions import AdapterSummary, Publication, Source
 from adapters.errors import WrongType
+from adapters.jobs.job import Job
 from adapters.names import Reference, check_name, check_prefix
 from adapters.peft.archive import pack
 from adapters.peft.weights import DEFAULT_MODULE, check_module, write_peft
+from adapters.training.planning.planner import Plan, submit
+from adapters.training.planning.updates import plan_update, updatable_version
 from app.http.bodies import object_of_body, read_as, read_json
 from app.http.dependencies import ServiceOf
 from app.http.paging import Page, QueryFlag, QueryInteger, page_of, read_cursor
@@ -28,22 +31,21 @@ from app.http.schemas.adapters import (
     VersionPage,
 )
 from app.http.schemas.jobs import JobWithHistory
-from app.http.uploads import ZIP, read_upload
+from app.http.schemas.trainings import training_request, update_request
+from app.http.uploads import ZIP, read_adapter
 from app.service import Service
-from app.training.requests import plan_training, queue_training
-from app.training.updates import queue_update
 
-_MOST_DIGITS = 200
+_MAX_DIGITS = 200
 
 
 class AdapterQuery(Page):
-    """Which adapters."""
+    """Query of the list of adapters."""
 
     prefix: str = Field("", description="Only names that begin with this.")
 
 
 class DownloadQuery(BaseModel):
-    """What to download, and under which module path."""
+    """Query of a download: the version, and the module path in the files."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -52,7 +54,7 @@ class DownloadQuery(BaseModel):
 
 
 class TrainQuery(BaseModel):
-    """Whether to train, or only to say what would be trained."""
+    """Query of a training: whether it is a dry run."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -70,9 +72,9 @@ async def train_adapter(
     body = await _read_json(request, service)
     async with service.writes.turn(service.plannings):
         if query.dry_run:
-            plan = await run_in_threadpool(plan_training, service, body)
-            return JSONResponse(plan.answer())
-        job = await service.writes.run(queue_training, service, body)
+            plan = await run_in_threadpool(_plan_training, service, body)
+            return JSONResponse(plan.to_json())
+        job = await service.writes.run(_queue_training, service, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)
 
@@ -81,11 +83,11 @@ async def upload_adapter(name: str, request: Request, response: Response, servic
     """PEFT files, a zip of them, or JSON become a new version (201), unless the live one has the same bytes (200)."""
     check_name(name)
     condition = precondition(request)
-    adapter, module = await read_upload(request, service)
+    adapter, module = await read_adapter(request, service)
     publication = Publication(name=name, adapter=adapter, base=service.base, source=Source.UPLOAD, module=module)
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     version, is_new = await service.writes.run(service.catalog.put, publication, precondition=condition)
-    service.observer.finish_publish(request.scope, began, is_new=is_new)
+    service.observer.finish_publish(request.scope, started_at, is_new=is_new)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
     return VersionBody.of(version)
@@ -93,10 +95,10 @@ async def upload_adapter(name: str, request: Request, response: Response, servic
 
 def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -> AdapterPage:
     """Adapters in byte order of name, as summaries: `GET /adapters/{name}` has the lists in metrics and lineage too."""
-    of = f"adapters {check_prefix(query.prefix)}"
-    after = read_cursor(of, query.cursor) or ""
-    found = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
-    data, next_cursor = page_of(of, found, query.limit, lambda adapter: adapter.name)
+    list_key = f"adapters {check_prefix(query.prefix)}"
+    after = read_cursor(list_key, query.cursor) or ""
+    page = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
+    data, next_cursor = page_of(list_key, page, query.limit, lambda adapter: adapter.name)
     base, feature_space = service.base, service.settings.feature_space
     return AdapterPage(
         data=[AdapterEntryBody.of(adapter, base, feature_space) for adapter in data], next_cursor=next_cursor
@@ -110,16 +112,16 @@ def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
 
 def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
     """An adapter's versions, newest first, as summaries: one version has the lists in metrics and lineage too."""
-    of = f"versions {check_name(name)}"
-    before = read_cursor(of, query.cursor)
-    found = service.catalog.versions(name, before=before, limit=query.limit + 1)
-    data, next_cursor = page_of(of, found, query.limit, lambda version: version.version)
+    list_key = f"versions {check_name(name)}"
+    before = read_cursor(list_key, query.cursor)
+    page = service.catalog.versions(name, before=before, limit=query.limit + 1)
+    data, next_cursor = page_of(list_key, page, query.limit, lambda version: version.version)
     return VersionPage(data=[VersionEntryBody.of(version) for version in data], next_cursor=next_cursor)
 
 
 def show_version(name: str, version: str, service: ServiceOf) -> VersionBody:
     """One version."""
-    return VersionBody.of(service.catalog.find(Reference(check_name(name), version=_number(version))))
+    return VersionBody.of(service.catalog.find(Reference(check_name(name), version=_parse_version(version))))
 
 
 def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
@@ -144,7 +146,7 @@ async def update_adapter(name: str, request: Request, response: Response, servic
     """Refit, exactly, an adapter that was trained with `keep_statistics`, with rows added and rows forgotten."""
     body = await _read_json(request, service)
     async with service.writes.turn(service.plannings):
-        job = await service.writes.run(queue_update, service, name, body)
+        job = await service.writes.run(_queue_update, service, name, body)
     response.headers["Location"] = f"/jobs/{job.id}"
     return JobWithHistory.of(job)
 
@@ -156,16 +158,34 @@ async def delete_adapter(name: str, request: Request, service: ServiceOf) -> Non
 
 
 async def _read_json(request: Request, service: Service) -> object:
-    """Return what a JSON body says; its bytes are gone by then."""
+    """Return the parsed body, whose bytes are freed by then."""
     return await service.json.parse(await read_json(request))
+
+
+def _plan_training(service: Service, body: object) -> Plan:
+    return service.planner.plan(training_request(body))
+
+
+def _queue_training(service: Service, body: object) -> Job:
+    return _submit(service, _plan_training(service, body))
+
+
+def _queue_update(service: Service, name: str, body: object) -> Job:
+    version = updatable_version(service.planner, name)
+    return _submit(service, plan_update(service.planner, version, update_request(body)))
+
+
+def _submit(service: Service, plan: Plan) -> Job:
+    limit = service.settings.max_queued_jobs
+    return submit(plan, service.queue, job_id=service.new_id(), planner=service.planner, max_queued=limit)
 
 
 def _body(adapter: AdapterSummary, service: Service) -> AdapterBody:
     return AdapterBody.of(adapter, service.base, service.settings.feature_space)
 
 
-def _number(text: str) -> int:
-    """A version's number in a path; of one far too large to exist, enough digits to stay so."""
+def _parse_version(text: str) -> int:
+    """Return the version in a path. A number with more digits than any version can have is cut, and does not exist."""
     if not (text.isascii() and text.isdigit()):
         raise WrongType("the version is not a whole number", field="version", given=text, expected="a version's number")
-    return int(text[:_MOST_DIGITS])
+    return int(text[:_MAX_DIGITS])

@@ -1,4 +1,4 @@
-"""`/datasets`: upload, list, show, preview, delete."""
+"""Handlers of `/datasets`: upload, list, show, preview and delete."""
 
 from typing import Annotated
 
@@ -22,18 +22,18 @@ from app.http.schemas.datasets import (
     DatasetVersionPage,
     PreviewBody,
 )
-from app.http.uploads import receive_dataset
+from app.http.uploads import read_dataset
 from app.service import Service
 
 
 class DatasetQuery(Page):
-    """Which data sets."""
+    """Query of the list of data sets."""
 
     prefix: str = Field("", description="Only names that begin with this.")
 
 
 class PreviewQuery(BaseModel):
-    """Which rows."""
+    """Query of a preview: the version and the rows."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -48,7 +48,7 @@ async def upload_dataset(name: str, request: Request, response: Response, servic
     The answer reports its columns, and rows that cannot be trained on.
     """
     check_name(name)
-    version, is_new = await receive_dataset(name, request, service, precondition(request))
+    version, is_new = await read_dataset(name, request, service, precondition(request))
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
     return DatasetVersionBody.of(version)
@@ -56,10 +56,10 @@ async def upload_dataset(name: str, request: Request, response: Response, servic
 
 def list_datasets(query: Annotated[DatasetQuery, Query()], service: ServiceOf) -> DatasetPage:
     """Data sets in byte order of name, without their reports."""
-    of = f"datasets {check_prefix(query.prefix)}"
-    after = read_cursor(of, query.cursor) or ""
-    found = list(service.datasets.list(prefix=query.prefix, after=after, limit=query.limit + 1))
-    data, next_cursor = page_of(of, found, query.limit, lambda dataset: dataset.name)
+    list_key = f"datasets {check_prefix(query.prefix)}"
+    after = read_cursor(list_key, query.cursor) or ""
+    page = list(service.datasets.list(prefix=query.prefix, after=after, limit=query.limit + 1))
+    data, next_cursor = page_of(list_key, page, query.limit, lambda dataset: dataset.name)
     return DatasetPage(data=[DatasetSummaryBody.of(dataset) for dataset in data], next_cursor=next_cursor)
 
 
@@ -77,10 +77,10 @@ def show_dataset(name: str, service: ServiceOf) -> DatasetBody:
 
 def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> DatasetVersionPage:
     """A data set's versions, newest first, without their reports."""
-    of = f"dataset versions {check_name(name)}"
-    before = read_cursor(of, query.cursor)
-    found = list(service.datasets.versions(name, before=before, limit=query.limit + 1))
-    data, next_cursor = page_of(of, found, query.limit, lambda version: version.version)
+    list_key = f"dataset versions {check_name(name)}"
+    before = read_cursor(list_key, query.cursor)
+    page = list(service.datasets.versions(name, before=before, limit=query.limit + 1))
+    data, next_cursor = page_of(list_key, page, query.limit, lambda version: version.version)
     return DatasetVersionPage(data=[DatasetEntryBody.of(version) for version in data], next_cursor=next_cursor)
 
 
@@ -115,6 +115,6 @@ async def delete_dataset(name: str, request: Request, service: ServiceOf) -> Non
 
 
 def _find(service: Service, name: str, number: int | float | None) -> DatasetVersion:
-    # A number too long to count in is a version that no data set has.
+    # `whole_number` returns a float for digits that are too long to be a version.
     exact = number if number is None or isinstance(number, int) else 2**63
     return service.datasets.find(Reference(name, version=exact), field="version" if number is not None else "name")

@@ -1,5 +1,6 @@
 """Jobs, their adapters and what became of them, as clients see them."""
 
+import math
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -54,7 +55,7 @@ class JobBody(BaseModel):
     def of(cls, job: Job) -> "JobBody":
         """A job as its clients see it in a list."""
         own = {name: getattr(job, name) for name in JobBody.model_fields if name != "spec"}
-        return cls(**own, spec=job.spec["shown"])
+        return cls(**own, spec=dict(job.training.description))
 
 
 class LogLine(BaseModel):
@@ -75,7 +76,8 @@ class JobWithHistory(JobBody):
         """A job as its clients see it by itself."""
         return cls(
             **dict(JobBody.of(job)),
-            history=[(int(step), float(loss)) for step, loss in job.history],
+            # A loss that was not finite is stored as null.
+            history=[(int(step), math.nan if loss is None else float(loss)) for step, loss in job.history],
             log=[LogLine(time=line.at, text=line.text) for line in job.log],
         )
 

@@ -49,10 +49,10 @@ def _histogram(name: str, meaning: str, bounds: tuple[float, ...], *labels: str)
 
 
 REQUESTS = _counter(
-    "loraplex_requests_total", "Requests answered, by the route's template.", "route", "method", "status"
+    "loraplex_requests_total", "Answered requests, by the template of the route.", "route", "method", "status"
 )
 REQUEST_SECONDS = _histogram(
-    "loraplex_request_seconds", "From a request's head read to its answer.", _REQUEST_SECONDS, "route"
+    "loraplex_request_seconds", "Time from the end of a request's head to its answer.", _REQUEST_SECONDS, "route"
 )
 FAST_PATH_FALLBACKS = _counter(
     "loraplex_fast_path_fallbacks_total",
@@ -60,59 +60,66 @@ FAST_PATH_FALLBACKS = _counter(
     "reason",
 )
 QUEUE_SECONDS = _histogram(
-    "loraplex_queue_seconds", "What a predict request waited for its batch to start.", _BATCH_SECONDS
+    "loraplex_queue_seconds", "Time that a predict request waited for its batch to start.", _BATCH_SECONDS
 )
-FORWARD_SECONDS = _histogram("loraplex_forward_seconds", "What one batch took to compute.", _BATCH_SECONDS)
-BATCH_ROWS = _histogram("loraplex_batch_rows", "Rows computed together in one batch.", _ROWS)
+FORWARD_SECONDS = _histogram("loraplex_forward_seconds", "Time to compute one batch.", _BATCH_SECONDS)
+BATCH_ROWS = _histogram("loraplex_batch_rows", "Rows in one batch.", _ROWS)
 BATCH_ADAPTERS = _histogram(
-    "loraplex_batch_adapters", "Distinct adapters in one batch; the bare base is none.", _ADAPTERS
+    "loraplex_batch_adapters", "Different adapters in one batch, without the base layer.", _ADAPTERS
 )
 QUEUE_ROWS = _gauge("loraplex_queue_rows", "Rows of predict requests that are not answered yet.")
-QUEUE_ROWS_LIMIT = _gauge("loraplex_queue_rows_limit", "Rows that may wait, in all workers; past it 429.")
-RESIDENCY_HITS = _counter("loraplex_residency_hits_total", "Adapters asked for that were in memory.")
-RESIDENCY_MISSES = _counter("loraplex_residency_misses_total", "Adapters asked for that were not in memory.")
-RESIDENCY_LOADS = _counter("loraplex_residency_loads_total", "Adapters read from disk into memory.")
-RESIDENCY_EVICTIONS = _counter("loraplex_residency_evictions_total", "Adapters that left memory for others.")
-RESIDENT_BYTES = _gauge("loraplex_resident_bytes", "Bytes of adapters in memory, in all workers.")
-RESIDENT_ADAPTERS = _gauge("loraplex_resident_adapters", "Adapters in memory, in all workers.")
+QUEUE_ROWS_LIMIT = _gauge(
+    "loraplex_queue_rows_limit", "Maximum number of waiting rows, in all workers; beyond it, requests are 429."
+)
+RESIDENCY_HITS = _counter("loraplex_residency_hits_total", "Requested adapters that were in the cache.")
+RESIDENCY_MISSES = _counter("loraplex_residency_misses_total", "Requested adapters that were not in the cache.")
+RESIDENCY_LOADS = _counter("loraplex_residency_loads_total", "Adapters loaded from disk into the cache.")
+RESIDENCY_EVICTIONS = _counter("loraplex_residency_evictions_total", "Adapters evicted from the cache.")
+RESIDENT_BYTES = _gauge("loraplex_resident_bytes", "Bytes of cached adapters, in all workers.")
+RESIDENT_ADAPTERS = _gauge("loraplex_resident_adapters", "Cached adapters, in all workers.")
 TRAINING_SECONDS = _histogram(
     "loraplex_training_seconds",
-    "A job on one trainer, from its claim to its end there.",
+    "Time of a job on one trainer, from its claim to its end there.",
     _TRAINING_SECONDS,
     "method",
     "status",
 )
 PUBLISH_SECONDS = _histogram(
-    "loraplex_publish_seconds", "From adapters' bytes to their versions, durable.", _PUBLISH_SECONDS, "source"
+    "loraplex_publish_seconds", "Time from the bytes of adapters to their durable versions.", _PUBLISH_SECONDS, "source"
 )
-PUBLISHED = _counter("loraplex_adapters_published_total", "Adapters published.", "source")
-FITS_DIED = _counter("loraplex_fits_died_total", "Processes that fitted a job and died.")
-RESUMED = _counter("loraplex_checkpoints_resumed_total", "Trainings that went on from a checkpoint.")
+PUBLISHED = _counter("loraplex_adapters_published_total", "Published adapters.", "source")
+FITS_DIED = _counter("loraplex_fits_died_total", "Fit processes that died during a job.")
+RESUMED = _counter("loraplex_checkpoints_resumed_total", "Trainings that continued from a checkpoint.")
 STARTS = _counter("loraplex_process_starts_total", "Starts of this process: one more than its restarts.", "process")
-RESIDENT_MEMORY = _gauge("loraplex_process_resident_memory_bytes", "Memory that the process holds.", "process")
-CPU_SECONDS = _counter("loraplex_process_cpu_seconds_total", "Processor time since the process started.", "process")
+RESIDENT_MEMORY = _gauge("loraplex_process_resident_memory_bytes", "Resident memory of the process.", "process")
+CPU_SECONDS = _counter("loraplex_process_cpu_seconds_total", "CPU time since the process started.", "process")
 OPEN_FDS = _gauge("loraplex_process_open_fds", "Open file descriptors.", "process")
-START_TIME = _gauge("loraplex_process_start_time_seconds", "When the process started, since the epoch.", "process")
+START_TIME = _gauge(
+    "loraplex_process_start_time_seconds", "Start time of the process, in seconds since the epoch.", "process"
+)
 
-PROCESSES = _gauge("loraplex_processes", "Processes that live, by what they do.", "role")
+PROCESSES = _gauge("loraplex_processes", "Running processes, by role.", "role")
 BUILD_INFO = _gauge("loraplex_build_info", "1, with the version that runs.", "version")
 BASE_INFO = _gauge(
-    "loraplex_base_info", "1, with the base layer's shape and place.", "in_features", "out_features", "dtype", "device"
+    "loraplex_base_info",
+    "1, with the shape, type and device of the base layer.",
+    "in_features",
+    "out_features",
+    "dtype",
+    "device",
 )
-CATALOG_UP = _gauge(
-    "loraplex_catalog_up", "Whether the catalogue could be read: 1, or 0, and what is counted in it is absent."
-)
+CATALOG_UP = _gauge("loraplex_catalog_up", "1 if the catalogue can be read, otherwise 0; its counts are then absent.")
 JOBS = _gauge("loraplex_jobs", "Jobs in the catalogue, by status.", "status")
 OLDEST_QUEUED = _gauge(
-    "loraplex_oldest_queued_job_seconds", "How long the oldest queued job for this base layer has waited; 0 for none."
+    "loraplex_oldest_queued_job_seconds", "Wait of the oldest queued job for this base layer; 0 for none."
 )
-QUEUED_JOBS_LIMIT = _gauge("loraplex_queued_jobs_limit", "Jobs that may wait; past it 429.")
+QUEUED_JOBS_LIMIT = _gauge("loraplex_queued_jobs_limit", "Maximum number of queued jobs; beyond it, requests are 429.")
 ADAPTERS = _gauge("loraplex_adapters", "Adapters in the catalogue.")
 VERSIONS = _gauge("loraplex_versions", "Versions of all adapters.")
 VERSION_BYTES = _gauge("loraplex_version_bytes", "Bytes of all versions, on disk.")
 DATASETS = _gauge("loraplex_datasets", "Data sets in the catalogue.")
 DATASET_BYTES = _gauge("loraplex_dataset_bytes", "Bytes of all data sets' versions, on disk.")
-DISK_FREE = _gauge("loraplex_disk_free_bytes", "Bytes free on the file system of DATA_DIR.")
+DISK_FREE = _gauge("loraplex_disk_free_bytes", "Free bytes on the file system of DATA_DIR.")
 DISK_SIZE = _gauge("loraplex_disk_size_bytes", "Size of the file system of DATA_DIR.")
 
 DEFINITIONS: Mapping[str, Definition] = MappingProxyType(

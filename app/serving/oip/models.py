@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import BaseModel
 
 from adapters.catalog.versions import AdapterSummary
-from adapters.errors import LoraplexError, VersionNotFound, shown
+from adapters.errors import LoraplexError, VersionNotFound, shorten
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, check_name
 from app.serving.oip.request import INPUT, OUTPUT
@@ -95,7 +95,7 @@ def parse_model(name: str, version: str | None = None) -> Reference | None:
 
 def _no_version(name: str, version: str | None, there: str) -> VersionNotFound:
     return VersionNotFound(
-        f"{name!r} has no version {shown(version)}; {there}", field="version", given=version, expected=there
+        f"{name!r} has no version {shorten(version)}; {there}", field="version", given=version, expected=there
     )
 
 

@@ -25,7 +25,7 @@ from adapters.errors import (
     UnknownField,
     WrongShape,
     WrongType,
-    shown,
+    shorten,
 )
 from adapters.strict_json import parse
 from app.serving.request import count_lists, has_lists, read_flat, read_rows
@@ -115,7 +115,7 @@ def _only_input(request: Mapping[str, object]) -> dict[str, object]:
         name = required(object_of(tensor, "inputs"), "name", "the name inputs", within="inputs.")
         if name != INPUT:
             raise UnknownField(
-                f"there is no input {shown(name)}; the model has one, called {INPUT}",
+                f"there is no input {shorten(name)}; the model has one, called {INPUT}",
                 field="inputs.name",
                 given=name,
                 expected=INPUT,
@@ -140,7 +140,7 @@ def _rows(shape: object, columns: int, max_rows: int) -> int:
         raise wrong("inputs.shape", shape, f"a list of whole numbers, {expected}")
     if len(shape) != 2 or shape[1] != columns or shape[0] < 1:
         raise WrongShape(
-            f"inputs.shape is {shown(shape)}, expected {expected} with at least 1 row",
+            f"inputs.shape is {shorten(shape)}, expected {expected} with at least 1 row",
             field="inputs.shape",
             given=shape,
             expected=expected,
@@ -148,7 +148,7 @@ def _rows(shape: object, columns: int, max_rows: int) -> int:
     rows: int = shape[0]
     if rows > max_rows:
         raise OutOfRange(
-            f"inputs.shape has {shown(rows)} rows; at most {max_rows} fit in one request",
+            f"inputs.shape has {shorten(rows)} rows; at most {max_rows} fit in one request",
             field="inputs.shape",
             given=rows,
             expected=f"at most {max_rows} rows",
@@ -162,7 +162,7 @@ def _datatype(given: object) -> str:
     if given not in ITEM_BYTES:
         known = ", ".join(ITEM_BYTES)
         raise OutOfRange(
-            f"inputs.datatype is {shown(given)}; the model takes {known}",
+            f"inputs.datatype is {shorten(given)}; the model takes {known}",
             field="inputs.datatype",
             given=given,
             expected=f"one of {known}",
@@ -193,7 +193,7 @@ def _binary_size(tensor: Mapping[str, object], rows: int, columns: int, datatype
         raise wrong("inputs.parameters.binary_data_size", size, "a whole number of bytes")
     if size != wanted:
         raise WrongShape(
-            f"binary_data_size is {shown(size)}; shape [{rows}, {columns}] of {datatype} takes {wanted} bytes",
+            f"binary_data_size is {shorten(size)}; shape [{rows}, {columns}] of {datatype} takes {wanted} bytes",
             field="inputs.parameters.binary_data_size",
             given=size,
             expected=f"{wanted} bytes",
@@ -211,7 +211,7 @@ def _only_output(request: Mapping[str, object]) -> dict[str, object]:
         name = required(object_of(output, "outputs", ("name", "parameters")), "name", OUTPUT, within="outputs.")
         if name != OUTPUT:
             raise UnknownField(
-                f"there is no output {shown(name)}; the model has one, called {OUTPUT}",
+                f"there is no output {shorten(name)}; the model has one, called {OUTPUT}",
                 field="outputs.name",
                 given=name,
                 expected=OUTPUT,
@@ -232,7 +232,7 @@ def _classes(parameters: Mapping[str, object]) -> int | None:
         raise wrong(field, count, "a whole number of classes")
     if not 1 <= count < _MOST_CLASSES:
         raise OutOfRange(
-            f"{field} is {shown(count)}",
+            f"{field} is {shorten(count)}",
             field=field,
             given=count,
             expected=f"a whole number from 1 to {_MOST_CLASSES - 1}",
@@ -281,7 +281,7 @@ def object_of(value: object, field: str, known: tuple[str, ...] | None = None) -
     for key in value:
         if known is not None and key not in known:
             raise UnknownField(
-                f"{shown(key)} is not a field of {field}; the fields are {', '.join(known)}",
+                f"{shorten(key)} is not a field of {field}; the fields are {', '.join(known)}",
                 field=key,
                 given=key,
                 expected=f"one of {', '.join(known)}",
@@ -298,7 +298,7 @@ def required(holder: Mapping[str, object], field: str, expected: str, *, within:
 
 def wrong(field: str, given: object, expected: str) -> WrongType:
     """The error for a value of another type than is expected."""
-    return WrongType(f"{shown(field)} must be {expected}", field=field, given=given, expected=expected)
+    return WrongType(f"{shorten(field)} must be {expected}", field=field, given=given, expected=expected)
 
 
 # N rows · I in_features
@@ -502,7 +502,7 @@ def check_model_name(header: InferHeader, model: str) -> None:
     """Raises `InvalidCombination` where the body names another model than the path."""
     if header.model_name is not None and header.model_name != model:
         raise InvalidCombination(
-            f"model_name is {shown(header.model_name)}, the path says {model}",
+            f"model_name is {shorten(header.model_name)}, the path says {model}",
             field="model_name",
             given=header.model_name,
             expected=f"{model}, or no model_name",

@@ -10,10 +10,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapters.datasets.report import Column
-from adapters.datasets.selectors import Selection
+from adapters.datasets.selectors import ColumnSelector
 from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
+from adapters.datasets.validation import Column
 from adapters.names import Reference, check_name, check_prefix
 from adapters.training.settings import Loss, Method
 from app.http.dependencies import ServiceOf
@@ -91,7 +91,7 @@ def _form(service: Service, version: DatasetVersion) -> dict[str, Any]:
     """What the form offers for these columns on this base layer."""
     base = service.base
     inputs = input_choices(version.columns, base.in_features)
-    first: Selection | None = inputs[0].selection if inputs and inputs[0].fits else None
+    first: ColumnSelector | None = inputs[0].selection if inputs and inputs[0].fits else None
     return {
         "base": base,
         "inputs": inputs,
@@ -108,7 +108,7 @@ class Choice:
     """Some columns that the form offers."""
 
     label: str
-    selection: Selection
+    selection: ColumnSelector
     width: int
     """Numbers in a row."""
     fits: bool
@@ -128,13 +128,13 @@ def input_choices(columns: Sequence[Column], width: int) -> list[Choice]:
     floats = [column.name for column in columns if column.type in _NUMBERS and column.type.startswith("float")]
     for names in (numeric, floats):
         if len(names) == width > 1 and not any(choice.fits for choice in found):
-            found.append(Choice(f"All {width} columns of numbers", Selection(columns=tuple(names)), width, True))
+            found.append(Choice(f"All {width} columns of numbers", ColumnSelector(columns=tuple(names)), width, True))
     if width == 1:
-        found += [Choice(name, Selection(column=name), 1, True) for name in numeric[:_MOST_TARGETS]]
+        found += [Choice(name, ColumnSelector(column=name), 1, True) for name in numeric[:_MOST_TARGETS]]
     return sorted(found, key=lambda choice: not choice.fits)
 
 
-def target_choices(columns: Sequence[Column], inputs: Selection | None, width: int) -> list[Choice]:
+def target_choices(columns: Sequence[Column], inputs: ColumnSelector | None, width: int) -> list[Choice]:
     """Columns that could be targets of a layer with `width` outputs, the likeliest first."""
     taken = set(names_of(columns, inputs))
     free = [column for column in columns if column.name not in taken]
@@ -142,13 +142,13 @@ def target_choices(columns: Sequence[Column], inputs: Selection | None, width: i
     for column in free:
         loss = _loss_of(column, width)
         if loss is not None:
-            found.append(Choice(column.name, Selection(column=column.name), 1, True, loss))
+            found.append(Choice(column.name, ColumnSelector(column=column.name), 1, True, loss))
         if len(found) == _MOST_TARGETS:
             break
     return found
 
 
-def names_of(columns: Iterable[Column], selection: Selection | None) -> list[str]:
+def names_of(columns: Iterable[Column], selection: ColumnSelector | None) -> list[str]:
     """The columns that a selection means."""
     if selection is None:
         return []
@@ -157,7 +157,7 @@ def names_of(columns: Iterable[Column], selection: Selection | None) -> list[str
     return [selection.column] if selection.column is not None else list(selection.columns or ())
 
 
-def group_choices(columns: Sequence[Column], inputs: Selection | None) -> list[str]:
+def group_choices(columns: Sequence[Column], inputs: ColumnSelector | None) -> list[str]:
     """Columns whose values could keep rows together."""
     taken = set(names_of(columns, inputs))
     return [column.name for column in columns if column.type in _NAMES and column.name not in taken][:_MOST_GROUPS]
@@ -168,14 +168,14 @@ def _wide(columns: Sequence[Column], width: int) -> Iterable[Choice]:
     for column in columns:
         if column.width is not None:
             label = f"{column.name} (lists of {column.width})"
-            yield Choice(label, Selection(column=column.name), column.width, column.width == width, Loss.MSE)
+            yield Choice(label, ColumnSelector(column=column.name), column.width, column.width == width, Loss.MSE)
     numbered = (_NUMBERED.fullmatch(column.name) for column in columns)
     prefixes = Counter(found["prefix"] for found in numbered if found and found["prefix"])
     for prefix, _ in prefixes.most_common(_MOST_PREFIXES):
         members = [column for column in columns if column.name.startswith(prefix)]
         if len(members) > 1 and all(column.type in _NUMBERS for column in members):
             label = f"{prefix}… ({len(members)} columns)"
-            yield Choice(label, Selection(prefix=prefix), len(members), len(members) == width, Loss.MSE)
+            yield Choice(label, ColumnSelector(prefix=prefix), len(members), len(members) == width, Loss.MSE)
 
 
 def _loss_of(column: Column, width: int) -> Loss | None:

@@ -57,7 +57,7 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
         part="fragments/job_parts.html",
         job=job,
         ended=not TRANSITIONS[job.status],
-        fleet=bool(job.spec.get("fleet")),
+        fleet=job.training.is_fleet,
         other_base=job.base != service.base.fingerprint,
         adapters=[(adapter, metric_tables.headline(adapter.metrics)) for adapter in adapters],
         cursor=cursor,
@@ -65,13 +65,13 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
         held_out=metric_tables.held_out(job.metrics),
         losses=metric_tables.losses(job.metrics),
         settings=_settings(job),
-        data=job.spec["shown"].get("data"),
+        data=job.training.description.get("data"),
     )
 
 
 def _settings(job: Job) -> list[tuple[str, str]]:
     """The resolved spec, flat: what it was trained from has a place of its own."""
-    shown = {name: value for name, value in job.spec["shown"].items() if name not in ("data", "name")}
+    shown = {name: value for name, value in job.training.description.items() if name not in ("data", "name")}
     return [(name, _plain(value)) for name, value in _flat(shown)]
 
 

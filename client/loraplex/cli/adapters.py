@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from loraplex.cli.errors import BadFile
+from loraplex.cli.output import Fitting
 from loraplex.cli.plugins import complete_adapter
 from loraplex.cli.session import Session, command, confirm
 from loraplex.cli.summary import dash, headline, number, pairs, when
-from loraplex.cli.tables import Fitting
 from loraplex.errors import AdapterNotLive, VersionNotFound
 from loraplex.results import Adapter, Version
 
@@ -24,11 +24,9 @@ def register(cli: typer.Typer, *, panel: str) -> None:
     @command(cli, "adapters", panel=panel)
     def list_adapters(
         session: Session,
-        prefix: Annotated[
-            str, typer.Argument(metavar="PREFIX", help="Only names that begin so.", show_default=False)
-        ] = "",
+        prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Prefix of the names.", show_default=False)] = "",
         *,
-        limit: Annotated[int | None, typer.Option(help="How many at most.", min=1)] = None,
+        limit: Annotated[int | None, typer.Option(help="Maximum number.", min=1)] = None,
     ) -> None:
         """List the adapters in order of their names."""
         adapters = list(session.client.adapters(prefix=prefix, limit=limit))
@@ -62,9 +60,11 @@ def register(cli: typer.Typer, *, panel: str) -> None:
     def download(
         session: Session,
         name: Name,
-        folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; made where it is missing.")],
+        folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Target folder; created if it does not exist.")],
         *,
-        version: Annotated[int | None, typer.Option(help="Which one.", min=1, show_default="the live one")] = None,
+        version: Annotated[
+            int | None, typer.Option(help="Number of the version.", min=1, show_default="the live one")
+        ] = None,
         module: Annotated[
             str | None,
             typer.Option(
@@ -83,7 +83,9 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         name: Name,
         version: Annotated[
             int | None,
-            typer.Argument(metavar="VERSION", help="Which version.", min=1, show_default="the one before the live one"),
+            typer.Argument(
+                metavar="VERSION", help="Number of the version.", min=1, show_default="the one before the live one"
+            ),
         ] = None,
     ) -> None:
         """Make another version of an adapter live."""
@@ -98,7 +100,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         session: Session,
         name: Name,
         *,
-        yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+        yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     ) -> None:
         """Delete an adapter with all its versions."""
         confirm(f"Delete the adapter {name} with all its versions?", yes=yes)

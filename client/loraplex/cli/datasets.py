@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from loraplex.cli.errors import BadFile, WrongUsage
+from loraplex.cli.output import Fitting
 from loraplex.cli.plugins import complete_dataset
 from loraplex.cli.session import Session, command, confirm, plural
 from loraplex.cli.summary import dash, pairs, size, when
-from loraplex.cli.tables import Fitting
 from loraplex.results import Dataset, DatasetVersion, Preview
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
@@ -22,7 +22,9 @@ _LONGEST_CELL = 24
 Name = Annotated[
     str,
     typer.Argument(
-        metavar="NAME", help="Name of the data set; show takes a version too: name@3.", autocompletion=complete_dataset
+        metavar="NAME",
+        help="Name of the data set; `show` also accepts a version: name@3.",
+        autocompletion=complete_dataset,
     ),
 ]
 
@@ -72,7 +74,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         session: Session,
         file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, Parquet, Arrow stream, JSON lines or NPZ.")],
         *,
-        name: Annotated[str | None, typer.Option(help="What to call it.", show_default="the file's name")] = None,
+        name: Annotated[str | None, typer.Option(help="Name of the data set.", show_default="the file's name")] = None,
     ) -> None:
         """Upload a file as a data set, or as a new version of one."""
         session.give(put_dataset(session, name or name_of(file), file))
@@ -95,8 +97,8 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         session: Session,
         name: Name,
         *,
-        offset: Annotated[int, typer.Option(help="Row to begin at, from 0.", min=0)] = 0,
-        limit: Annotated[int, typer.Option(help="How many rows.", min=1, max=100)] = 10,
+        offset: Annotated[int, typer.Option(help="First row, from 0.", min=0)] = 0,
+        limit: Annotated[int, typer.Option(help="Number of rows.", min=1, max=100)] = 10,
     ) -> None:
         """Show some rows of a data set."""
         rows = session.client.preview(name, offset=offset, limit=limit)
@@ -110,7 +112,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         session: Session,
         name: Name,
         *,
-        yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+        yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     ) -> None:
         """Delete a data set with all its versions."""
         confirm(f"Delete the data set {name} with all its versions?", yes=yes)

@@ -6,11 +6,10 @@ import typer
 
 from loraplex.calls.jobs import succeeded
 from loraplex.cli.errors import WrongUsage
+from loraplex.cli.output import Fitting
 from loraplex.cli.plugins import complete_adapter, complete_job
-from loraplex.cli.progress import follow, follow_in_lines
-from loraplex.cli.session import Session, command
+from loraplex.cli.session import Session, command, follow, follow_in_lines
 from loraplex.cli.summary import dash, fleet_summary, held_out, losses, number, outcome, pairs, when
-from loraplex.cli.tables import Fitting
 from loraplex.cli.train import show_ended
 from loraplex.results import JobFields, JobStatus
 
@@ -30,16 +29,16 @@ def register(cli: typer.Typer, *, panel: str) -> None:
     def jobs(
         session: Session,
         *,
-        status: Annotated[JobStatus | None, typer.Option(help="Only these.")] = None,
+        status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
         adapter: Annotated[
-            str | None, typer.Option(help="Only those that train this one.", autocompletion=complete_adapter)
+            str | None, typer.Option(help="Only jobs that train this adapter.", autocompletion=complete_adapter)
         ] = None,
-        limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = 20,
+        limit: Annotated[int, typer.Option(help="Maximum number.", min=1)] = 20,
         follow_id: Annotated[
             str | None,
             typer.Option(
                 "--follow",
-                help="Watch this job until it has ended: its id, or the first 4 or more characters.",
+                help="Follow this job until it ends: its id, or its first 4 or more characters.",
                 metavar="ID",
                 autocompletion=complete_job,
             ),

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraplex.cli.columns import Selection, has_columns, infer_inputs, listed, selected
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.output import Answers, check_out, takes_numbers, write_answers
 from loraplex.cli.plugins import complete_adapter
+from loraplex.cli.request import Selection, has_columns, infer_inputs, listed, selected
 from loraplex.cli.rows import Rows, read_rows, rows_of_options
 from loraplex.cli.session import Session, command
 from loraplex.errors import AdapterNotLive, AliasNotFound
@@ -50,11 +50,13 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         ] = None,
         *,
         row: Annotated[list[str] | None, typer.Option(help='One row, such as "1,2,3"; again for more.')] = None,
-        base: Annotated[bool, typer.Option("--base", help="The bare base layer, instead of an adapter.")] = False,
-        inputs: Annotated[str | None, typer.Option(help="Columns that go into the layer, as a,b,c.")] = None,
-        input_prefix: Annotated[str | None, typer.Option(help="All columns whose name begins so.")] = None,
-        input_column: Annotated[str | None, typer.Option(help="One column of lists, such as embeddings.")] = None,
-        limit: Annotated[int | None, typer.Option(help="Only the first rows.", min=1)] = None,
+        base: Annotated[bool, typer.Option("--base", help="Use the base layer instead of an adapter.")] = False,
+        inputs: Annotated[str | None, typer.Option(help="Input columns, as a,b,c.")] = None,
+        input_prefix: Annotated[str | None, typer.Option(help="Prefix of the names of the input columns.")] = None,
+        input_column: Annotated[
+            str | None, typer.Option(help="Input column that contains lists, such as embeddings.")
+        ] = None,
+        limit: Annotated[int | None, typer.Option(help="Predict only this number of rows.", min=1)] = None,
         labels: Annotated[
             bool | None,
             typer.Option(
@@ -66,11 +68,11 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         top_k: Annotated[
             int | None,
             typer.Option(
-                help="How many classes of each row, most probable first; means --labels.", min=1, show_default="3"
+                help="Number of classes per row, most probable first; implies --labels.", min=1, show_default="3"
             ),
         ] = None,
         out: Annotated[
-            Path | None, typer.Option(help="Write to this .csv, .jsonl or .npy, instead of showing.")
+            Path | None, typer.Option(help="Write the predictions to this .csv, .jsonl or .npy file.")
         ] = None,
     ) -> None:
         """Predict rows: classes with probabilities if the adapter is a classifier, otherwise the layer's outputs."""

@@ -8,14 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from loraplex.calls.jobs import succeeded
-from loraplex.cli.columns import selected, split_names
 from loraplex.cli.datasets import find_dataset, name_of, put_dataset
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.plugins import complete_adapter, complete_dataset
-from loraplex.cli.progress import follow
-from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, make_request
+from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, make_request, selected, split_names
 from loraplex.cli.rows import can_read
-from loraplex.cli.session import Session, command
+from loraplex.cli.session import Session, command, follow
 from loraplex.cli.summary import fleet_summary, held_out, is_live, losses, outcome, pairs, size
 from loraplex.results import DatasetVersion, Estimate, JobFields, JobStatus
 
@@ -46,38 +44,38 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         *,
         name: Annotated[
             str,
-            typer.Option(help="The adapter to make, or to make a new version of.", autocompletion=complete_adapter),
+            typer.Option(
+                help="Name of the adapter; if it exists, it gets a new version.", autocompletion=complete_adapter
+            ),
         ],
         target: Annotated[
-            str, typer.Option(help="Column of what is right; several of numbers as a,b,c.", rich_help_panel=DATA)
+            str, typer.Option(help="Target column; several numeric columns as a,b,c.", rich_help_panel=DATA)
         ],
         dataset: Annotated[
             str | None,
             typer.Option(
-                help="A data set that is there already, instead of FILE.",
+                help="An existing data set, instead of FILE.",
                 autocompletion=complete_dataset,
                 rich_help_panel=DATA,
             ),
         ] = None,
         dataset_name: Annotated[
             str | None,
-            typer.Option(help="What to call the data set.", show_default="the file's name", rich_help_panel=DATA),
+            typer.Option(help="Name of the data set.", show_default="the file's name", rich_help_panel=DATA),
         ] = None,
-        inputs: Annotated[
-            str | None, typer.Option(help="Columns that go into the layer, as a,b,c.", rich_help_panel=DATA)
-        ] = None,
+        inputs: Annotated[str | None, typer.Option(help="Input columns, as a,b,c.", rich_help_panel=DATA)] = None,
         input_prefix: Annotated[
-            str | None, typer.Option(help="All columns whose name begins so.", rich_help_panel=DATA)
+            str | None, typer.Option(help="Prefix of the names of the input columns.", rich_help_panel=DATA)
         ] = None,
         input_column: Annotated[
-            str | None, typer.Option(help="One column of lists, such as embeddings.", rich_help_panel=DATA)
+            str | None, typer.Option(help="Input column that contains lists, such as embeddings.", rich_help_panel=DATA)
         ] = None,
         weight: Annotated[
-            str | None, typer.Option(help="Column of what each row counts.", rich_help_panel=DATA)
+            str | None, typer.Option(help="Column with the weights of the rows.", rich_help_panel=DATA)
         ] = None,
         labels: Annotated[
             str | None,
-            typer.Option(help="What the outputs are called, in their order, as a,b,c.", rich_help_panel=DATA),
+            typer.Option(help="Names of the outputs, in order, as a,b,c.", rich_help_panel=DATA),
         ] = None,
         group: Annotated[
             str | None,
@@ -98,11 +96,11 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         ] = None,
         loss: Annotated[
             Loss | None,
-            typer.Option(help="What is minimised.", show_default="by what the target is", rich_help_panel=HOW),
+            typer.Option(help="Loss to minimise.", show_default="by the type of the target", rich_help_panel=HOW),
         ] = None,
-        method: Annotated[Method, typer.Option(help="How the factors are found.", rich_help_panel=HOW)] = Method.AUTO,
+        method: Annotated[Method, typer.Option(help="Training method.", rich_help_panel=HOW)] = Method.AUTO,
         epochs: Annotated[
-            int | None, typer.Option(help="Times that each row is seen.", show_default="auto", rich_help_panel=HOW)
+            int | None, typer.Option(help="Passes over the training rows.", show_default="auto", rich_help_panel=HOW)
         ] = None,
         learning_rate: Annotated[
             float | None, typer.Option(help="Size of a step.", show_default="auto", rich_help_panel=HOW)
@@ -112,17 +110,15 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         ] = None,
         ridge: Annotated[
             float | None,
-            typer.Option(
-                help="Of the closed form: what holds the factors down.", show_default="auto", rich_help_panel=HOW
-            ),
+            typer.Option(help="Ridge penalty of the closed form.", show_default="auto", rich_help_panel=HOW),
         ] = None,
         seed: Annotated[
-            int | None, typer.Option(help="What chance is drawn from.", show_default="0", rich_help_panel=HOW)
+            int | None, typer.Option(help="Seed of the random generator.", show_default="0", rich_help_panel=HOW)
         ] = None,
         split: Annotated[
             SplitBy | None,
             typer.Option(
-                help="What decides which rows are held out. Fewer than 100 rows are all trained on unless it is given.",
+                help="How the held-out rows are chosen. Without it, fewer than 100 rows are all trained on.",
                 show_default="group with --group, else rows",
                 rich_help_panel=WHAT_COUNTS,
             ),
@@ -134,7 +130,7 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             float | None,
             typer.Option(
                 "--held-out",
-                help="Share of the rows that is held out.",
+                help="Fraction of the rows that is held out.",
                 show_default="0.2",
                 rich_help_panel=WHAT_COUNTS,
             ),
@@ -145,19 +141,22 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         metric: Annotated[
             str | None,
             typer.Option(
-                help="What is better, with --publish if-better, such as accuracy.",
+                help="Metric that --publish if-better compares, such as accuracy.",
                 show_default="loss",
                 rich_help_panel=WHAT_COUNTS,
             ),
         ] = None,
         margin: Annotated[
-            float | None, typer.Option(help="By how much it is better.", show_default="0", rich_help_panel=WHAT_COUNTS)
+            float | None,
+            typer.Option(help="Minimum improvement of the metric.", show_default="0", rich_help_panel=WHAT_COUNTS),
         ] = None,
-        no_wait: Annotated[bool, typer.Option("--no-wait", help="End once it is queued.", rich_help_panel=GO)] = False,
+        no_wait: Annotated[
+            bool, typer.Option("--no-wait", help="Do not wait for the job.", rich_help_panel=GO)
+        ] = False,
         dry_run: Annotated[
             bool,
             typer.Option(
-                "--dry-run", help="Say what would be trained; FILE is uploaded all the same.", rich_help_panel=GO
+                "--dry-run", help="Print what would be trained. FILE is uploaded in any case.", rich_help_panel=GO
             ),
         ] = False,
     ) -> None:

@@ -5,8 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from adapters.datasets.readers.formats import CONTENT_TYPES
-from adapters.datasets.readers.source import LONGEST_NAME, MAX_COLUMNS
+from adapters.datasets.columns import MAX_COLUMNS, MAX_NAME_CHARACTERS
+from adapters.datasets.ingest import CONTENT_TYPES
 from tests.conftest import Serve
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data-sets.md").read_text()
@@ -42,4 +42,4 @@ def test_the_table_of_formats_is_the_code_s() -> None:
 
 def test_the_bounds_are_the_code_s() -> None:
     assert f"| columns | {MAX_COLUMNS:,};" in PAGE
-    assert f"1 to {LONGEST_NAME} printable characters" in PAGE
+    assert f"1 to {MAX_NAME_CHARACTERS} printable characters" in PAGE

@@ -30,7 +30,7 @@ def test_every_error_has_a_status_or_is_a_job_s() -> None:
 
 def test_the_page_lists_every_code_with_its_status_and_title() -> None:
     listed = {code: (int(status), title) for code, status, title in re.findall(r"\| `(\w+)` \| (\d+) \| (.+) \|", PAGE)}
-    titles = {code: (kind.__doc__ or "").partition("\n")[0] for code, kind in _all().items()}
+    titles = {code: kind.title() for code, kind in _all().items()}
     assert listed == {code: (status, titles[code]) for code, status in STATUS.items()}
 
 

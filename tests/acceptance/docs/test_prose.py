@@ -8,7 +8,7 @@ import pytest
 from tests.acceptance.docs.executable_pages import ROOT
 
 PAGES = [
-    ROOT / "README.md",
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     ROOT / "client" / "README.md",
     ROOT / "benchmarks" / "README.md",
     *(ROOT / "docs").rglob("*.md"),

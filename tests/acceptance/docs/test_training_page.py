@@ -17,11 +17,13 @@ from adapters.training.evaluation.evaluate import task_of
 from adapters.training.evaluation.gate import When
 from adapters.training.evaluation.metrics import HIGHER_IS_BETTER
 from adapters.training.gradient import training_loop as descent
-from adapters.training.planning.split import By
-from adapters.training.settings import MAX_STEPS, Init, Loss, Method, Schedule
+from adapters.training.limits import MAX_STEPS
+from adapters.training.planning import auto
+from adapters.training.planning.publish_policy import GATE_METRICS
+from adapters.training.planning.split import SplitBy
+from adapters.training.settings import AUTO, SETTINGS, Init, Loss, Method, Schedule
+from app.http.schemas import trainings as schemas
 from app.http.schemas.adapters import not_null
-from app.training import auto, fields, schemas
-from app.training.gates import METRICS
 from tests.conftest import Serve
 
 PAGE = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
@@ -87,7 +89,7 @@ def _takes_null(field: FieldInfo) -> bool:
 
 
 def _takes_auto(field: FieldInfo) -> bool:
-    return schemas.OrAuto in field.metadata or schemas.AUTO in _kinds(field.annotation)
+    return schemas.OrAuto in field.metadata or AUTO in _kinds(field.annotation)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -144,16 +146,15 @@ def test_a_field_has_its_bound(model: type[BaseModel], name: str) -> None:
     assert ("auto" in re.findall(r"\w+", told)) == _takes_auto(field)
     if bool in kinds:
         assert "true, false" in told
-    words = {each for each in kinds if isinstance(each, str)} - {schemas.AUTO}
+    words = {each for each in kinds if isinstance(each, str)} - {AUTO}
     assert set(_names(told)) == words
 
 
 def test_a_setting_says_which_methods_or_losses_it_goes_with() -> None:
     for name, (_, _, told, _) in _table(schemas.TrainingBody).items():
-        methods = [method for method in Method if name not in fields.IGNORED[method]]
-        losses = fields._OF_LOSSES.get(name)
-        wanted = losses or ("all",) if len(methods) == len(Method) else methods
-        assert told == ", ".join(wanted), name
+        methods, losses = SETTINGS[name].methods, SETTINGS[name].losses
+        expected = methods if methods != tuple(Method) else losses if losses != tuple(Loss) else ("all",)
+        assert told == ", ".join(expected), name
 
 
 def _first_column(text: str) -> list[str]:
@@ -170,7 +171,7 @@ def test_every_choice_has_its_line() -> None:
         "binary_cross_entropy",
     ]
     assert sorted(_first_column("## Losses")) == sorted(Loss)
-    assert _first_column("| `by` | held out are |") == list(By)
+    assert _first_column("| `by` | held out are |") == list(SplitBy)
     assert _first_column("| `init` | start |")[:2] == [Init.ZERO_DELTA, Init.RANDN]
     assert _first_column("| method | update with rate η, gradient g |") == [Method.ADAMW, Method.SGD]
     assert f"\n## {Method.CLOSED_FORM}\n" in PAGE
@@ -184,7 +185,7 @@ def test_the_metrics_that_can_gate_are_those_of_the_code() -> None:
     told = {
         loss: set(_names(row[1])) for row in _rows_after("| loss | metrics that can gate |") for loss in _names(row[0])
     }
-    assert told == {loss: set(METRICS[task_of(loss)]) for loss in Loss}
+    assert told == {loss: set(GATE_METRICS[task_of(loss)]) for loss in Loss}
     assert set(_names(_table(schemas.GateBody)["metric"][1])) == set(HIGHER_IS_BETTER)
 
 
@@ -193,19 +194,19 @@ def test_what_auto_becomes_is_what_the_code_decides() -> None:
     request = {name for name, field in schemas.TrainRequest.model_fields.items() if _takes_auto(field)}
     settings = {name for name, field in schemas.TrainingBody.model_fields.items() if _takes_auto(field)}
     assert told.keys() == request | settings
-    assert f"of {', '.join(map(str, auto._RANKS))} up to" in told["rank"]
-    assert f"within {100 * ridge_search.HAIR:g} % of the least" in told["rank"]
-    assert f"of {', '.join(f'{rate:g}' for rate in auto._RATES)} whose" in told["learning_rate"]
+    assert f"of {', '.join(map(str, auto.RANKS))} up to" in told["rank"]
+    assert f"within {100 * ridge_search.LOSS_TOLERANCE:g} % of the least" in told["rank"]
+    assert f"of {', '.join(f'{rate:g}' for rate in auto.LEARNING_RATES)} whose" in told["learning_rate"]
     assert f"a trial of {choice.TRIAL_STEPS} steps" in told["learning_rate"]
-    assert f"up to {auto._FULL_BATCH_ROWS} rows" in told["batch_size"]
-    assert f"about {auto._STEPS} steps" in told["epochs"]
+    assert f"up to {auto.FULL_BATCH_ROWS} rows" in told["batch_size"]
+    assert f"about {auto.STEPS} steps" in told["epochs"]
     section = PAGE.partition("\n## auto\n")[2].partition("\n## ")[0]
     for words in (
-        f"Fewer than {auto._FEW_ROWS} rows",
-        f"Fewer than {auto._FEWEST_ROWS} rows",
-        f"min({auto._FEW_ROWS_RANK}, ",
-        f"about {auto._FEW_ROWS_STEPS} steps",
-        f"the rate {auto._RATE:g}",
+        f"Fewer than {auto.FEW_ROWS} rows",
+        f"Fewer than {auto.MIN_ROWS} rows",
+        f"min({auto.FEW_ROWS_RANK}, ",
+        f"about {auto.FEW_ROWS_STEPS} steps",
+        f"the rate {auto.FALLBACK_RATE:g}",
     ):
         assert words in section, words
 

@@ -11,7 +11,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from adapters.stopped_process import StoppedClock
+from adapters.child_process import StoppedClock
 from tests.support.deadlines import scaled
 from tests.support.external_programs import skip_or_fail
 from tests.support.failing_disk import STOP, SYNC, FailingDisk

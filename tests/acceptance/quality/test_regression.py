@@ -12,8 +12,8 @@ from sklearn.metrics import r2_score
 from adapters.lora.base_layer import load_base_layer
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
+from adapters.training.gradient.sampling import Sampler
 from adapters.training.planning.split import Split as HoldOut
-from adapters.training.sampling import Draws
 from adapters.training.settings import Method, TrainingSpec
 from tests.acceptance.quality.real_data import Array, Split, numbers
 from tests.support.dense_oracle import answer
@@ -68,7 +68,7 @@ def test_below_full_rank_it_is_what_a_minimiser_finds_by_itself() -> None:
 def test_an_open_ridge_is_as_good_as_a_fine_search_on_the_same_rows() -> None:
     data = numbers("diabetes", seed=2, test=0.5).data
     spec = _spec(1, try_ridges=True, split=HoldOut())
-    draws = Draws(spec, data.rows)
+    draws = Sampler(spec, data.rows)
     assert draws.held_K is not None
     x_NI, y_NO = data.inputs_NI.double().numpy(), data.targets.double().numpy()
     train_K, held_K = draws.training_K.numpy(), draws.held_K.numpy()
@@ -95,7 +95,7 @@ def test_an_open_rank_is_the_smallest_that_a_search_finds_as_good() -> None:
     images_NI = load_digits().data.astype(np.float32)[:400]
     data = TrainingData(torch.from_numpy(images_NI[:, :32].copy()), torch.from_numpy(images_NI[:, 32:].copy()))
     spec = _spec(32, ridge=100.0, try_ranks=RANKS, split=HoldOut())
-    draws = Draws(spec, data.rows)
+    draws = Sampler(spec, data.rows)
     assert draws.held_K is not None
     x_NI, y_NO = images_NI[:, :32].astype(float), images_NI[:, 32:].astype(float)
     train_K, held_K = draws.training_K.numpy(), draws.held_K.numpy()

@@ -13,9 +13,9 @@ from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import load_base_layer
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
-from adapters.training.planning.split import By
+from adapters.training.gradient.sampling import Sampler
 from adapters.training.planning.split import Split as HoldOut
-from adapters.training.sampling import Draws
+from adapters.training.planning.split import SplitBy
 from adapters.training.settings import Loss, TrainingSpec
 from tests.acceptance.quality.real_data import Array, turned_and_inverted
 from tests.support.dense_oracle import answer
@@ -29,7 +29,7 @@ SPEC = TrainingSpec(
     learning_rate=0.01,
     batch_size=64,
     temperature=TEMPERATURE,
-    split=HoldOut(by=By.GROUP),
+    split=HoldOut(by=SplitBy.GROUP),
 )
 
 
@@ -64,7 +64,7 @@ def done(data: TrainingData) -> Fit:
 
 
 def _held_out(data: TrainingData) -> TrainingData:
-    held_K = Draws(SPEC, data.rows, key_N=data.key_N).held_K
+    held_K = Sampler(SPEC, data.rows, key_N=data.key_N).held_K
     assert held_K is not None
     return data.take(held_K)
 

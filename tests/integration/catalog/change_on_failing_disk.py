@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.catalog.catalog import Catalog
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format, Ingestion, upload_file
 from adapters.datasets.store import Datasets
 from adapters.errors import DatasetNotFound, JobNotFound, LoraplexError
 from adapters.jobs.queue import JobQueue
@@ -37,9 +36,9 @@ class _World:
         submit(self.queue)
 
     def add(self) -> None:
-        with raw_file(self.folder / "tmp") as raw:
+        with upload_file(self.folder / "tmp") as raw:
             raw.write(b"a,b\n1,2\n")
-            reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+            reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
             self.datasets.add("rows", reading, content_type="text/csv")
 
     def is_stored(self, change: str) -> bool:

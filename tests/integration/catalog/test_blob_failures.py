@@ -10,8 +10,7 @@ import pytest
 
 import adapters.storage.blobs
 from adapters.catalog.catalog import Catalog
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format, Ingestion, upload_file
 from adapters.datasets.store import Datasets
 from adapters.errors import BlobCorrupt, StorageFailed
 from adapters.jobs.queue import JobQueue
@@ -57,9 +56,9 @@ def test_the_file_of_a_data_set_is_synced_before_its_name(
 ) -> None:
     datasets = Datasets(catalog.database, catalog.writer, now=lambda: 1.0)
     calls = DiskCalls(monkeypatch)
-    with raw_file(folder / "tmp") as raw:
+    with upload_file(folder / "tmp") as raw:
         raw.write(b"x,y\n1,a\n")
-        reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+        reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
         version, _ = datasets.add("rows", reading, content_type="text/csv")
     calls.assert_durable(catalog.blobs.local(version.file))
 

@@ -183,7 +183,7 @@ def test_the_log_keeps_the_newest_lines_and_their_numbers(catalog: Catalog, queu
     assert queue.get("j").log[-1][1:] == ("another attempt", MAX_LOG_LINES + 4)
     queue.heartbeat(again, progress={"step": 1}, history=[[1, 0.5]])
     queue.heartbeat(again, progress={"step": 2})
-    assert (queue.get("j").progress, queue.get("j").history) == ({"step": 2}, [[1, 0.5]])
+    assert (queue.get("j").progress, queue.get("j").history) == ({"step": 2}, [(1, 0.5)])
 
 
 def test_data_may_be_written_as_they_come_and_what_fails_leaves_nothing(queue: JobQueue, folder: Path) -> None:

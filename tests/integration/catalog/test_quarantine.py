@@ -10,8 +10,7 @@ import pytest
 
 import adapters.storage.blobs
 from adapters.catalog.catalog import Catalog
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format, Ingestion, upload_file
 from adapters.datasets.store import Datasets
 from adapters.errors import StorageFull
 from adapters.storage.store_identity import check_store
@@ -143,10 +142,10 @@ def test_a_full_disk_empties_the_quarantine_and_the_blob_is_stored(disk: Path, c
     shutil.move(orphan, disk / "data" / "quarantine" / f"20010909T014640Z-{orphan.name}")
     (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - 60_000))
     put(catalog, "acme", 1)
-    with raw_file(disk) as raw:
+    with upload_file(disk) as raw:
         raw.write(b"x\n" + b"1\n" * 15_000)
         (disk / "more").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 30_000)))
-        reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+        reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
         datasets = Datasets(catalog.database, catalog.writer, now=clock)
         assert datasets.add("rows", reading, content_type="text/csv")[0].rows == 15_000
     assert quarantined_files(disk / "data") == set()

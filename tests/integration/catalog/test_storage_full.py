@@ -28,6 +28,7 @@ from tests.support.catalog_factories import (
     referenced_files,
     stored_files,
     submit,
+    training_job,
 )
 from tests.support.external_programs import skip_or_fail
 
@@ -113,7 +114,7 @@ def test_a_job_that_does_not_fit_leaves_no_data(full_catalog: None, folder: Path
 
     def submit_more() -> None:
         for number in range(500):
-            submit(queue, f"{number}", spec={"long": "x" * 20_000}, max_queued=1000)
+            submit(queue, f"{number}", training=training_job(long="x" * 20_000), max_queued=1000)
 
     with pytest.raises(StorageFull):
         submit_more()

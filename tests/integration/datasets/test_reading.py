@@ -14,9 +14,8 @@ import pyarrow as pa
 import pytest
 
 from adapters.datasets import ingest as module
-from adapters.datasets.ingest import Reading, ReadingCancelled, raw_file
-from adapters.datasets.readers.formats import Format
-from adapters.datasets.report import Report
+from adapters.datasets.ingest import Format, Ingestion, IngestionCancelled, upload_file
+from adapters.datasets.validation import IngestReport
 from adapters.errors import BadRows, InvalidDataset, StorageFull
 from tests.support.data_set_files import arrow_stream, parquet
 from tests.support.service import DEADLINE_SECONDS, eventually
@@ -25,20 +24,20 @@ from tests.support.slow_data_set import reader_of, slow_parquet
 _MEMORY_BYTES = 2**28
 
 
-def _read(folder: Path, content: bytes, kind: Format, *, max_bytes: int = 2**32) -> Report:
-    with raw_file(folder) as raw:
+def _read(folder: Path, content: bytes, kind: Format, *, max_bytes: int = 2**32) -> IngestReport:
+    with upload_file(folder) as raw:
         raw.write(content)
-        return Reading(raw, kind, memory_bytes=_MEMORY_BYTES, max_bytes=max_bytes).run(folder / "out")
+        return Ingestion(raw, kind, memory_bytes=_MEMORY_BYTES, max_bytes=max_bytes).run(folder / "out")
 
 
 class Slow:
     """A reading that runs in a thread until something ends it."""
 
     def __init__(self, folder: Path) -> None:
-        self._raw = raw_file(folder)
+        self._raw = upload_file(folder)
         raw = self._raw.__enter__()
         raw.write(slow_parquet())
-        self.reading = Reading(raw, Format.PARQUET, memory_bytes=_MEMORY_BYTES, max_bytes=2**32)
+        self.reading = Ingestion(raw, Format.PARQUET, memory_bytes=_MEMORY_BYTES, max_bytes=2**32)
         self.raised: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(folder / "out",))
         self._thread.start()
@@ -62,7 +61,7 @@ class Slow:
 
 def test_a_report_comes_back_as_it_was_made(tmp_path: Path) -> None:
     report = _read(tmp_path, b"x,t\n1,a\nNaN,\n2,b\n", Format.CSV)
-    assert Report.from_json(report.to_json()) == report
+    assert IngestReport.from_json(report.to_json()) == report
     assert (report.rows, report.bytes) == (3, (tmp_path / "out").stat().st_size)
     assert [bad.reason for bad in report.bad_rows] == ["NaN", "null"]
 
@@ -77,14 +76,14 @@ def test_errors_come_back_with_all_they_say(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_storage_full(tmp_path: Path) -> None:
-    with raw_file(tmp_path) as raw:
+    with upload_file(tmp_path) as raw:
         raw.write(b"x\n1\n")
         with pytest.raises(StorageFull):
-            Reading(raw, Format.CSV, memory_bytes=_MEMORY_BYTES, max_bytes=2**20).run(Path("/dev/full"))
+            Ingestion(raw, Format.CSV, memory_bytes=_MEMORY_BYTES, max_bytes=2**20).run(Path("/dev/full"))
 
 
 def test_nothing_of_an_upload_has_a_name(tmp_path: Path) -> None:
-    with raw_file(tmp_path / "tmp") as raw:
+    with upload_file(tmp_path / "tmp") as raw:
         raw.write(b"rows")
         assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -92,14 +91,14 @@ def test_nothing_of_an_upload_has_a_name(tmp_path: Path) -> None:
 def test_a_cancel_ends_the_process(tmp_path: Path) -> None:
     slow = Slow(tmp_path)
     slow.reading.cancel()
-    assert isinstance(slow.end(), ReadingCancelled)
+    assert isinstance(slow.end(), IngestionCancelled)
 
 
 def test_a_cancel_before_the_start_starts_nothing(tmp_path: Path) -> None:
-    with raw_file(tmp_path) as raw:
-        reading = Reading(raw, Format.CSV, memory_bytes=_MEMORY_BYTES, max_bytes=2**20)
+    with upload_file(tmp_path) as raw:
+        reading = Ingestion(raw, Format.CSV, memory_bytes=_MEMORY_BYTES, max_bytes=2**20)
         reading.cancel()
-        with pytest.raises(ReadingCancelled):
+        with pytest.raises(IngestionCancelled):
             reading.run(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -113,7 +112,7 @@ def test_a_process_that_is_killed_refuses_the_file(tmp_path: Path) -> None:
 
 
 def test_a_process_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(module, "_MIN_SECONDS", 0.5)
     with pytest.raises(InvalidDataset, match="not read within"):
         _read(tmp_path, slow_parquet(), Format.PARQUET)
 
@@ -121,7 +120,7 @@ def test_a_process_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pyt
 _PARENT = """
 import sys
 from pathlib import Path
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format
 from adapters.datasets.ingest import Reading, raw_file
 folder = Path(sys.argv[1])
 with raw_file(folder) as raw:
@@ -161,7 +160,7 @@ _BOMBS: dict[Callable[[], bytes], Format] = {
 _MEASURED = """
 import resource, sys
 from pathlib import Path
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format
 from adapters.datasets.ingest import Reading, raw_file
 from adapters.errors import InvalidDataset
 path = Path(sys.argv[1])

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from adapters.catalog.catalog import Catalog
-from adapters.datasets.ingest import Reading, raw_file
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format, Ingestion, upload_file
+from adapters.datasets.selectors import ColumnSelector
 from adapters.datasets.store import Datasets, DatasetVersion
-from adapters.datasets.table import Selection, Table
+from adapters.datasets.table import Table
 from adapters.errors import (
     AliasNotFound,
     DatasetNotFound,
@@ -31,9 +31,9 @@ class Store:
         self.datasets = Datasets(self.catalog.database, self.catalog.writer, now=lambda: 1.0)
 
     def add(self, name: str, text: str) -> tuple[DatasetVersion, bool]:
-        with raw_file(self.folder / "tmp") as raw:
+        with upload_file(self.folder / "tmp") as raw:
             raw.write(text.encode())
-            reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+            reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
             return self.datasets.add(name, reading, content_type="text/csv")
 
     def files(self) -> set[str]:
@@ -61,7 +61,7 @@ def test_versions_are_numbered_and_references_find_them(store: Store) -> None:
     summary = store.datasets.get("rows")
     assert (summary.newest.version, summary.versions) == (2, 2)
     table = Table.open(store.datasets.local(first))
-    assert table.numbers(Selection(column="x"), field="inputs").tolist() == [[1.0], [2.0]]
+    assert table.numbers(ColumnSelector(column="x"), field="inputs").tolist() == [[1.0], [2.0]]
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_a_failed_condition_leaves_nothing(store: Store) -> None:
     def refuse(exists: bool, digest: str | None) -> None:
         raise PreconditionFailed(f"{exists} {digest}")
 
-    with raw_file(store.folder / "tmp") as raw:
+    with upload_file(store.folder / "tmp") as raw:
         raw.write(b"x\n1\n")
-        reading = Reading(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
+        reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
         with pytest.raises(PreconditionFailed, match="False None"):
             store.datasets.add("rows", reading, content_type="text/csv", precondition=refuse)
     assert store.files() == set()

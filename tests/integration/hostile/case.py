@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from adapters.errors import MOST_BAD_ROWS
+from adapters.errors import MAX_BAD_ROWS
 from app.service import Service
 
 _PAGE = (Path(__file__).parents[3] / "docs" / "errors.md").read_text()
@@ -112,7 +112,7 @@ def problem_of(answer: httpx.Response) -> dict[str, Any]:
     members: dict[str, Any] = answer.json()
     assert members.keys() >= _NEEDED, members
     rows = members.pop("rows", [])
-    assert (members["code"] == "bad_rows") == (0 < len(rows) <= MOST_BAD_ROWS), rows
+    assert (members["code"] == "bad_rows") == (0 < len(rows) <= MAX_BAD_ROWS), rows
     assert all(row.keys() == {"row", "column", "reason"} and len(row["reason"]) <= 200 for row in rows), rows
     assert members.keys() <= _NEEDED | _OPTIONAL, members
     assert (members["status"], members["title"]) == DOCUMENTED[members["code"]], members

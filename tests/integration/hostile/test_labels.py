@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import shown
+from adapters.errors import shorten
 from tests.integration.hostile.bodies import (
     A_NAME,
     B_NAME,
@@ -99,7 +99,7 @@ def _predict(title: str, code: str, says: str, *, field: str, **body: Any) -> Ca
 
 
 RETURNS = [
-    _predict(f"answer with {shown(given)[:40]}", code, says, field="return", **{"return": given})
+    _predict(f"answer with {shorten(given)[:40]}", code, says, field="return", **{"return": given})
     for given, code, says in (
         (None, "wrong_type", "null"),
         ("labels", "wrong_type", "labels"),

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from adapters.errors import InvalidInput, NotJson, OutOfRange
-from adapters.json import reader as json_reading
-from adapters.json.reader import read_in_process
-from adapters.json.reader_process import MOST_LEVELS
+from adapters.large_json import reader as json_reading
+from adapters.large_json.reader import read_in_process
+from adapters.large_json.reader_process import MAX_LEVELS
 
 LONG = "a" * 2**16
 NUMBERS = ",".join(["1"] * 2000)
@@ -50,12 +50,12 @@ def test_objects_that_are_nested_too_deeply_are_refused_as_such(caplog: pytest.L
 
 
 def test_as_many_levels_as_are_accepted_are_given_back() -> None:
-    value: Any = read_in_process(b'{"a":1,"b":' + _nested(MOST_LEVELS - 1) + b"}", longest=10)
+    value: Any = read_in_process(b'{"a":1,"b":' + _nested(MAX_LEVELS - 1) + b"}", longest=10)
     levels = 0
     inner = value["b"]
     while len(inner):
         inner, levels = inner[0], levels + 1
-    assert levels == MOST_LEVELS - 2
+    assert levels == MAX_LEVELS - 2
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_texts_of_the_greatest_length_are_given_back_whole() -> None:
 
 
 def _process(**streams: Any) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-P", "-m", "adapters.json.reader_process"]
+    command = [sys.executable, "-P", "-m", "adapters.large_json.reader_process"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **streams)
 
 
@@ -101,7 +101,7 @@ def test_a_process_whose_answer_nobody_reads_ends_without_a_traceback() -> None:
 
 def test_a_lower_limit_of_the_parent_process_is_kept() -> None:
     code = (
-        "import resource; from adapters.json.reader_process import _lower_limit as lower\n"
+        "import resource; from adapters.large_json.reader_process import _lower_limit as lower\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (2**29, 2**29)); lower(resource.RLIMIT_DATA, 2**30)\n"
         "print(resource.getrlimit(resource.RLIMIT_DATA)); lower(resource.RLIMIT_DATA, 2**28)\n"
         "print(resource.getrlimit(resource.RLIMIT_DATA))"
@@ -142,8 +142,8 @@ def test_a_body_is_read_once_more_if_its_process_is_killed(monkeypatch: pytest.M
         "import os, pathlib, sys\n"
         f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\n"
         "if not mark.exists():\n    mark.touch(); os.kill(os.getpid(), 9)\n"
-        "from adapters.json.reader_process import main\nmain()\n"
+        "from adapters.large_json.reader_process import main\nmain()\n"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(json_reading.__file__).parents[1]}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(json_reading.__file__).parents[2]}")
     monkeypatch.setattr(json_reading, "_MODULE", "killed_once")
     assert read_in_process(b"[1]", longest=10) == [1]

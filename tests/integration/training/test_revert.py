@@ -20,9 +20,10 @@ from tests.support.catalog_factories import (
     put,
     submit,
     submit_fleet,
+    training_job,
 )
 
-SPEC = {"shown": {"rank": 1}}
+TRAINING = training_job(rank=1)
 FLEET = ["kept", "moved", "gone", "again", "unlive", "failed", "new"]
 ROWS = [[1.0] * 10]
 
@@ -34,7 +35,7 @@ def both(serve: Serve) -> tuple[httpx.Client, Service]:
 
 
 def _fleet(service: Service, names: list[str] = FLEET) -> Job:
-    submit_fleet(service.queue, names, spec=SPEC)
+    submit_fleet(service.queue, names, training=TRAINING)
     return claimed(service.queue)
 
 
@@ -123,7 +124,7 @@ def test_a_second_revert_moves_nothing(both: tuple[httpx.Client, Service]) -> No
 def test_jobs_are_reverted_one_after_the_other(both: tuple[httpx.Client, Service]) -> None:
     client, service = both
     for job_id in ("first", "second"):
-        submit(service.queue, job_id, spec=SPEC)
+        submit(service.queue, job_id, training=TRAINING)
         finish(service.catalog, service.queue, claimed(service.queue))
     done = [client.post(f"/jobs/{job_id}/revert").json()["reverted"] for job_id in ("second", "first")]
     assert done == [[{"name": "acme", "from": 2, "to": 1}], [{"name": "acme", "from": 1, "to": None}]]
@@ -131,7 +132,7 @@ def test_jobs_are_reverted_one_after_the_other(both: tuple[httpx.Client, Service
 
 def test_a_job_that_has_not_ended_is_not_reverted(both: tuple[httpx.Client, Service]) -> None:
     client, service = both
-    submit(service.queue, spec=SPEC)
+    submit(service.queue, training=TRAINING)
     queued = client.post("/jobs/j/revert")
     claim = claimed(service.queue)
     running = client.post("/jobs/j/revert")

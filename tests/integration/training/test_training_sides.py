@@ -10,17 +10,18 @@ import pyarrow as pa
 import pytest
 import torch
 
+from tests.integration.training.conftest import Running
 from tests.support import training_oracle as world
 from tests.support.service import train
 from tests.support.training_columns import COLUMNS, DATA, GROUPS, HALF, TIMES, put, spec_of
 from tests.support.training_oracle import CLASSES, INPUTS, LABELS, NUMBERS, OUTPUTS, RANK, ROWS, X, Y
 
 
-@pytest.fixture
-def data(trained: httpx.Client) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def data(running: Running) -> dict[str, Any]:
     """The rows as columns of a data set, the first of them as another's, and a request's words for the first."""
-    put(trained, "columns", COLUMNS)
-    put(trained, "apart", pa.table(COLUMNS)[:6])
+    put(running[0], "columns", COLUMNS)
+    put(running[0], "apart", pa.table(COLUMNS)[:6])
     return DATA
 
 

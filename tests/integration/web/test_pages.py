@@ -19,7 +19,7 @@ from app.service import Service
 from app.settings import Settings
 from app.web.pages import rendering
 from tests.conftest import Serve
-from tests.support.catalog_factories import submit
+from tests.support.catalog_factories import submit, training_job
 from tests.support.dense_oracle import random_adapter
 from tests.support.html_markup import Markup
 from tests.support.service import eventually, serving
@@ -63,7 +63,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         client.put("/adapters/acme", json=factors).raise_for_status()
         table = f'"{HOSTILE.replace(chr(34), chr(34) * 2)}",label\n' + "1,a\n,b\n"
         client.put("/datasets/t", content=table, headers={"Content-Type": "text/csv"}).raise_for_status()
-        submit(service.queue, "j", spec={"shown": {"rank": 1, "note": HOSTILE}})
+        submit(service.queue, "j", training=training_job(rank=1, note=HOSTILE))
         service.queue.cancel("j")
         yield client, service
 

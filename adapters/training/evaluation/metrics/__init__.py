@@ -1,16 +1,124 @@
-"""What people read to judge an adapter: metrics of outputs on held-out rows. docs/metrics.md has every formula.
+"""Metrics that tell how good an adapter is on held-out rows; docs/metrics.md has every formula.
 
-The front is here; each kind of task has a module.
+This file defines the tasks, the metrics that each task has, its primary metric, and whether more of a metric is better.
+The modules compute them: `classification`, `regression`, `retrieval`, with row weights from `weighting`.
 """
 
-from adapters.training.evaluation.metrics.tasks import (
-    HIGHER_IS_BETTER,
-    PRIMARY,
-    Task,
-    measure,
-    measure_trivial,
-    scalars,
+# N rows · K classes or labels · O outputs · M documents of a corpus
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+from torch import Tensor
+
+from adapters.training.evaluation.metrics.classification import (
+    measure_classification,
+    measure_multilabel,
+    measure_trivial_classification,
+    measure_trivial_multilabel,
 )
-from adapters.training.evaluation.metrics.values import Metrics
+from adapters.training.evaluation.metrics.regression import measure_regression, measure_trivial_regression
+from adapters.training.evaluation.metrics.retrieval import measure_retrieval, measure_trivial_retrieval
+from adapters.training.evaluation.metrics.weighting import Metrics
 
 __all__ = ["HIGHER_IS_BETTER", "PRIMARY", "Metrics", "Task", "measure", "measure_trivial", "scalars"]
+
+
+class Task(StrEnum):
+    """What the outputs are for."""
+
+    CLASSIFICATION = "classification"
+    """One class a row: the first K outputs are logits."""
+    MULTILABEL = "multilabel"
+    """Any number of labels a row: the first K outputs are logits."""
+    REGRESSION = "regression"
+    """The outputs are numbers that should be the targets, or point where they do."""
+    RETRIEVAL = "retrieval"
+    """The output is a query that should lie nearest to its document."""
+
+
+HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
+    {
+        "loss": False,
+        "accuracy": True,
+        "macro_f1": True,
+        "micro_f1": True,
+        "exact_match": True,
+        "calibration_error": False,
+        "r2_mean": True,
+        "mae_mean": False,
+        "rmse": False,
+        "cosine": True,
+        "recall_at_1": True,
+        "recall_at_5": True,
+        "recall_at_10": True,
+        "mrr": True,
+    }
+)
+"""Every metric that is one number and can be better or worse: those that may gate a publish."""
+
+PRIMARY: Mapping[Task, tuple[str, bool]] = MappingProxyType(
+    {
+        task: (name, HIGHER_IS_BETTER[name])
+        for task, name in (
+            (Task.CLASSIFICATION, "accuracy"),
+            (Task.MULTILABEL, "macro_f1"),
+            # Not r2_mean, which does not exist on one row or where no target varies.
+            (Task.REGRESSION, "rmse"),
+            (Task.RETRIEVAL, "recall_at_1"),
+        )
+    }
+)
+"""The headline of each task, and whether higher is better."""
+
+
+def measure(
+    task: Task,
+    outputs_NO: Tensor,
+    targets: Tensor,
+    *,
+    weights_N: Tensor | None = None,
+    classes: int | None = None,
+    corpus_MO: Tensor | None = None,
+) -> Metrics:
+    """The task's metrics of these outputs. `classes` (K) is for classification alone, all outputs where it is None;
+    `corpus_MO` is for retrieval alone. Multilabel targets (N, K) say K themselves.
+    """
+    if task is Task.CLASSIFICATION:
+        return measure_classification(outputs_NO[:, :classes], targets, weights_N=weights_N)
+    if task is Task.MULTILABEL:
+        return measure_multilabel(outputs_NO[:, : targets.shape[1]], targets, weights_N=weights_N)
+    if task is Task.REGRESSION:
+        return measure_regression(outputs_NO, targets, weights_N=weights_N)
+    return measure_retrieval(outputs_NO, targets, corpus_MO=corpus_MO, weights_N=weights_N)
+
+
+def measure_trivial(
+    task: Task,
+    summary_K: Tensor,
+    targets: Tensor,
+    *,
+    weights_N: Tensor | None = None,
+    corpus_MO: Tensor | None = None,
+) -> Metrics:
+    """What the task's trivial baseline reaches on these rows.
+
+    summary_K tells of the training targets: class counts (K,), label rates (K,), or means (O,). Retrieval's chance
+    needs none, and does not look at it.
+    """
+    if task is Task.CLASSIFICATION:
+        return measure_trivial_classification(summary_K, targets, weights_N=weights_N)
+    if task is Task.MULTILABEL:
+        return measure_trivial_multilabel(summary_K, targets, weights_N=weights_N)
+    if task is Task.REGRESSION:
+        return measure_trivial_regression(summary_K, targets, weights_N=weights_N)
+    return measure_trivial_retrieval(targets, corpus_MO=corpus_MO, weights_N=weights_N)
+
+
+def scalars(metrics: Metrics) -> dict[str, float | None]:
+    """Those of `HIGHER_IS_BETTER` that are there, in its order."""
+    return {
+        name: value
+        for name in HIGHER_IS_BETTER
+        if name in metrics and isinstance(value := metrics[name], float | int | None)
+    }

@@ -1,18 +1,59 @@
-"""One class a row: accuracy, macro F1, the confusion matrix, calibration."""
+"""Metrics of classification, with one class or several labels per row: accuracy, F1, confusion, calibration."""
 
-# N rows · K classes
+# N rows · K classes or labels · B bins
+import math
+from statistics import NormalDist
+
 import torch
 from torch import Tensor
 
-from adapters.training.evaluation.metrics.decisions import calibration_gaps, f1, wilson
-from adapters.training.evaluation.metrics.rows import effective_rows, row_weights, slices
-from adapters.training.evaluation.metrics.values import Metrics, number
+from adapters.training.evaluation.metrics.weighting import Metrics, effective_rows, number, row_weights, slices
 
-MOST_CONFUSED = 50
-"""Classes up to which the confusion matrix is told."""
+CONFIDENCE = 0.95
+BINS = 15
+MAX_CONFUSION_CLASSES = 50
+"""Most classes for which the confusion matrix is reported."""
+THRESHOLD = 0.5
+"""A label is present, in truth or in the prediction, above it: scikit-learn's rule for a decision, logit > 0."""
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
-def classification(logits_NK: Tensor, classes_N: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
+def wilson(share: float | None, rows: float) -> list[float] | None:
+    """[low, high]: the 95 % score interval of a proportion seen on so many (effective) rows; None without any.
+
+    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), Wilson 1927.
+    """
+    if share is None or rows <= 0:
+        return None
+    squared = _Z * _Z / rows
+    middle = share + squared / 2
+    spread = math.sqrt(squared * max(0.0, share * (1 - share)) + squared * squared / 4)
+    low = max(0.0, (middle - spread) / (1 + squared))
+    # Rounding alone would end some intervals of all right just short of 1.
+    high = 1.0 if share >= 1 else min(1.0, (middle + spread) / (1 + squared))
+    return [low, high]
+
+
+def f1(hit: Tensor, present: Tensor, predicted: Tensor) -> Tensor:
+    """2·hit / (present + predicted), elementwise: weights of the rows that have it, were said to, and both.
+
+    0 where nothing has it and nothing was said to (scikit-learn's `zero_division=0`).
+    """
+    either = present + predicted
+    return torch.where(either > 0, 2 * hit / either, 0.0)
+
+
+def calibration_gaps(probability_N: Tensor, outcome_N: Tensor, weights_N: Tensor) -> Tensor:
+    """(B,) Σ w·(outcome − probability) over the rows of each bin; bin m is (m/15, (m+1)/15], and the first has 0.
+
+    The expected calibration error (Guo et al. 2017, eq. 3) is Σ|gap| / Σw: gaps of chunks add up.
+    """
+    edges = torch.arange(1, BINS, dtype=torch.float64, device=probability_N.device) / BINS
+    bin_N = torch.bucketize(probability_N, edges)
+    return torch.bincount(bin_N, weights_N * (outcome_N - probability_N), minlength=BINS)
+
+
+def measure_classification(logits_NK: Tensor, classes_N: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
     """Finite logits (N, K) float, true classes (N,) int64 in 0 … K−1, weights (N,) ≥ 0.
 
     `accuracy` with `accuracy_interval` (Wilson, over the `effective_rows` of Kish where rows are weighted), `macro_f1`
@@ -41,7 +82,7 @@ def classification(logits_NK: Tensor, classes_N: Tensor, *, weights_N: Tensor | 
     }
 
 
-def trivial_classification(counts_K: Tensor, classes_N: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
+def measure_trivial_classification(counts_K: Tensor, classes_N: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
     """What always answering with the class frequencies of the training rows reaches on these rows.
 
     counts_K: rows, or their weights, of each class in the training rows. The prediction is the most frequent class. As
@@ -53,7 +94,7 @@ def trivial_classification(counts_K: Tensor, classes_N: Tensor, *, weights_N: Te
     present_K = torch.bincount(classes_N, weights, minlength=shares_K.shape[0])
     loss = number(-torch.xlogy(present_K, shares_K.to(present_K.device)).sum() / weights.sum())
     logits_NK = shares_K.to(classes_N.device).log().expand(classes_N.shape[0], -1)
-    return {"loss": loss} | classification(logits_NK, classes_N, weights_N=weights_N)
+    return {"loss": loss} | measure_classification(logits_NK, classes_N, weights_N=weights_N)
 
 
 def _predictions(logits_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,9 +112,63 @@ def _predictions(logits_NK: Tensor) -> tuple[Tensor, Tensor]:
 def _confusion(
     classes_N: Tensor, predicted_N: Tensor, weights_N: Tensor | None, *, classes: int
 ) -> list[list[float]] | None:
-    if classes > MOST_CONFUSED:
+    if classes > MAX_CONFUSION_CLASSES:
         return None
     weights = None if weights_N is None else row_weights(weights_N, classes_N)
     cells = torch.bincount(classes_N * classes + predicted_N, weights, minlength=classes * classes)
     matrix: list[list[float]] = cells.view(classes, classes).tolist()
     return matrix
+
+
+def measure_multilabel(logits_NK: Tensor, targets_NK: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
+    """Finite logits (N, K) float, targets (N, K) in 0 … 1, weights (N,) ≥ 0.
+
+    `exact_match`: the share of rows with every label right, and its `exact_match_interval` (Wilson, over the
+    `effective_rows` of Kish where rows are weighted). `micro_f1` over all decisions, `macro_f1` the mean over all K
+    labels. `calibration_error`: of all N·K probabilities against their targets.
+    """
+    rows, labels = logits_NK.shape
+    weights = row_weights(weights_N, targets_NK)
+    hit_K, present_K, said_K = torch.zeros(3, labels, dtype=torch.float64, device=weights.device)
+    gaps_B = torch.zeros(BINS, dtype=torch.float64, device=weights.device)
+    exact = torch.zeros((), dtype=torch.float64, device=weights.device)
+    for part in slices(rows, labels):
+        probability_NK, targets, weight_N = logits_NK[part].double().sigmoid(), targets_NK[part].double(), weights[part]
+        said_NK, present_NK = probability_NK > THRESHOLD, targets > THRESHOLD
+        hit_K += weight_N @ (said_NK & present_NK).double()
+        present_K += weight_N @ present_NK.double()
+        said_K += weight_N @ said_NK.double()
+        exact += weight_N @ (said_NK == present_NK).all(dim=1).double()
+        each = weight_N[:, None].expand_as(targets).reshape(-1)
+        gaps_B += calibration_gaps(probability_NK.view(-1), targets.reshape(-1), each)
+    total, effective = weights.sum(), effective_rows(weights)
+    matched = number(exact / total)
+    return {
+        "rows": rows,
+        "effective_rows": effective,
+        "exact_match": matched,
+        "exact_match_interval": wilson(matched, effective),
+        "micro_f1": number(f1(hit_K.sum(), present_K.sum(), said_K.sum())),
+        "macro_f1": number(f1(hit_K, present_K, said_K).mean()),
+        "calibration_error": number(gaps_B.abs().sum() / (total * labels)),
+    }
+
+
+def measure_trivial_multilabel(rates_K: Tensor, targets_NK: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
+    """What always answering with the label rates of the training rows reaches on these rows.
+
+    rates_K: the mean of each label's training targets, 0 … 1. As `measure_multilabel`, and `loss`: the mean binary
+    cross-entropy of the rates; None where one of 0 or 1 is wrong about a row, which would make it infinite.
+    """
+    rates_K = rates_K.to(targets_NK.device, torch.float64)
+    rows, labels = targets_NK.shape
+    weights = row_weights(weights_N, targets_NK)
+    # Both sums, not one from the other: a label that every row has must leave exactly nothing for the log of 0.
+    present_K, absent_K = torch.zeros(2, labels, dtype=torch.float64, device=weights.device)
+    for part in slices(rows, labels):
+        targets = targets_NK[part].double()
+        present_K += weights[part] @ targets
+        absent_K += weights[part] @ (1 - targets)
+    likelihood_K = torch.xlogy(present_K, rates_K) + torch.xlogy(absent_K, 1 - rates_K)
+    loss = number(-likelihood_K.sum() / (weights.sum() * labels))
+    return {"loss": loss} | measure_multilabel(rates_K.logit().expand(rows, -1), targets_NK, weights_N=weights_N)

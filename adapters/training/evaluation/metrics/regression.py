@@ -4,14 +4,13 @@
 import torch
 from torch import Tensor
 
-from adapters.training.evaluation.metrics.rows import effective_rows, row_weights, slices
-from adapters.training.evaluation.metrics.values import Metrics, number, numbers
+from adapters.training.evaluation.metrics.weighting import Metrics, effective_rows, number, numbers, row_weights, slices
 
-MOST_OUTPUTS = 1000
+MAX_REPORTED_OUTPUTS = 1000
 """Outputs up to which each one's numbers are told."""
 
 
-def regression(outputs_NO: Tensor, targets_NO: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
+def measure_regression(outputs_NO: Tensor, targets_NO: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
     """Finite outputs and targets (N, O) float, weights (N,) ≥ 0.
 
     `r2_per_output`, `mae_per_output`, `rmse_per_output` (None past 1,000 outputs); `r2_mean` over the outputs that
@@ -29,10 +28,10 @@ def regression(outputs_NO: Tensor, targets_NO: Tensor, *, weights_N: Tensor | No
         absolute_O += weight_N @ error.abs()
         squared_O += weight_N @ error.square_()
         cosine += weight_N @ cosine_of(given, wanted)
-    spread_O = _spread(targets_NO, weights)
+    spread_O = _sum_of_squares(targets_NO, weights)
     r2_O = torch.where(spread_O > 0, 1 - squared_O / spread_O, torch.nan)
     mae_O, mse_O = absolute_O / total, squared_O / total
-    told = outputs <= MOST_OUTPUTS
+    told = outputs <= MAX_REPORTED_OUTPUTS
     return {
         "rows": rows,
         "effective_rows": effective_rows(weights),
@@ -46,13 +45,13 @@ def regression(outputs_NO: Tensor, targets_NO: Tensor, *, weights_N: Tensor | No
     }
 
 
-def trivial_regression(mean_O: Tensor, targets_NO: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
-    """What always answering with the mean of the training targets, (O,), reaches on these rows: as `regression`.
+def measure_trivial_regression(mean_O: Tensor, targets_NO: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
+    """Return the metrics of always answering with the mean of the training targets, (O,), as `measure_regression`.
 
     It has no `loss`, which of several losses a training has being the caller's to know: that of `mean_O.expand(N, -1)`.
     """
     mean_O = mean_O.to(targets_NO.device, torch.float64)
-    return regression(mean_O.expand(targets_NO.shape[0], -1), targets_NO, weights_N=weights_N)
+    return measure_regression(mean_O.expand(targets_NO.shape[0], -1), targets_NO, weights_N=weights_N)
 
 
 def cosine_of(one: Tensor, other: Tensor) -> Tensor:
@@ -62,7 +61,7 @@ def cosine_of(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(lengths > 0, cosines, 0.0)
 
 
-def _spread(targets_NO: Tensor, weights_N: Tensor) -> Tensor:
+def _sum_of_squares(targets_NO: Tensor, weights_N: Tensor) -> Tensor:
     """(O,) Σ w·(t − mean)², exactly 0 where t is constant."""
     rows, outputs = targets_NO.shape
     # Around a row that counts, not around 0: a constant is then 0 in every row, whatever the rounding of its mean.

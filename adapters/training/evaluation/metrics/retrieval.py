@@ -9,15 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters.training.evaluation.metrics.regression import cosine_of
-from adapters.training.evaluation.metrics.rows import effective_rows, row_weights, slices, tiles
-from adapters.training.evaluation.metrics.values import Metrics, number
+from adapters.training.evaluation.metrics.weighting import Metrics, effective_rows, number, row_weights, slices, tiles
 
 CUTOFFS = (1, 5, 10)
 _TIE = 1e-12
 """Cosines that are nearer than this differ by rounding (O·ε at worst), and count as equal."""
 
 
-def retrieval(
+def measure_retrieval(
     outputs_NO: Tensor, documents_NO: Tensor, *, corpus_MO: Tensor | None = None, weights_N: Tensor | None = None
 ) -> Metrics:
     """Finite queries (N, O), the true document of each (N, O), weights (N,) ≥ 0; what is searched (M, O), or all
@@ -39,10 +38,10 @@ def retrieval(
     return metrics | {"documents": distinct_D.shape[0], "missing": int((~found_N).sum())}
 
 
-def trivial_retrieval(
+def measure_trivial_retrieval(
     documents_NO: Tensor, *, corpus_MO: Tensor | None = None, weights_N: Tensor | None = None
 ) -> Metrics:
-    """What a random order of the D documents is expected to reach on these rows: as `retrieval`.
+    """What a random order of the D documents is expected to reach on these rows: as `measure_retrieval`.
 
     The rank is then uniform over 1 … D: recall at k is min(k, D)/D and the reciprocal rank (1 + 1/2 + … + 1/D)/D, times
     the share of rows whose document is there. It has no `loss`: that depends on which negatives a loss looks at.

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format
 from adapters.errors import InvalidDataset
 from tests.support.data_set_files import arrow_stream, bad, lists, parquet, read, types
 

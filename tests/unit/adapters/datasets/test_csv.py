@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from adapters.datasets.readers.formats import Format
-from adapters.datasets.report import Report
+from adapters.datasets.ingest import Format
+from adapters.datasets.validation import IngestReport
 from adapters.errors import BadRows, InvalidDataset
 from tests.support.data_set_files import bad, read, types
 
 
-def _read(folder: Path, text: str | bytes) -> tuple[Report, dict[str, list[object]]]:
+def _read(folder: Path, text: str | bytes) -> tuple[IngestReport, dict[str, list[object]]]:
     return read(folder, text.encode() if isinstance(text, str) else text, Format.CSV)
 
 

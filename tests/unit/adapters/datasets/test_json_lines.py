@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from adapters.datasets.readers.formats import Format
-from adapters.datasets.report import Report
+from adapters.datasets.ingest import Format
+from adapters.datasets.validation import IngestReport
 from adapters.errors import BadRows, InvalidDataset
 from tests.support.data_set_files import bad, read, types
 
 
-def _read(folder: Path, *lines: str) -> tuple[Report, dict[str, list[object]]]:
+def _read(folder: Path, *lines: str) -> tuple[IngestReport, dict[str, list[object]]]:
     return read(folder, "\n".join(lines).encode(), Format.JSON_LINES)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format
 from adapters.errors import InvalidDataset
 from tests.support.data_set_files import npz, read, types
 

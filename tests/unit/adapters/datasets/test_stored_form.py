@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
 
-from adapters.datasets.readers.formats import Format
+from adapters.datasets.ingest import Format
 from adapters.errors import InvalidDataset
 from tests.support.data_set_files import arrow_stream, lists, parquet, read
 

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adapters.datasets.table import Selection, Table, parse_selection
+from adapters.datasets.selectors import ColumnSelector, parse_selector
+from adapters.datasets.table import Table
 from adapters.errors import BadRows, BlobCorrupt, InvalidInput, LoraplexError, OutOfRange, WrongType
 from tests.support.data_set_files import lists, table_of
 
@@ -24,7 +25,7 @@ def test_columns_of_every_numeric_type_are_float32_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x_N, k_N, b_N = rng.standard_normal(ROWS), rng.integers(-5, 5, ROWS), rng.random(ROWS) < 0.5
     table = table_of(tmp_path, pa.table({"x": x_N, "k": k_N, "b": b_N, "f": x_N.astype(np.float32), "t": ["a"] * ROWS}))
-    selection = Selection(columns=("b", "x", "f", "k"))
+    selection = ColumnSelector(columns=("b", "x", "f", "k"))
     expected = np.stack([b_N, x_N, x_N, k_N], axis=1).astype(np.float32)
     got = table.numbers(selection, field="inputs")
     assert got.dtype == np.float32
@@ -43,33 +44,33 @@ def test_a_column_of_lists_is_float32_rows(tmp_path: Path, value_type: Any) -> N
     x_NC = np.random.default_rng(0).integers(0, 99, (ROWS, 5))
     column = pa.FixedSizeListArray.from_arrays(pa.array(x_NC.reshape(-1)).cast(value_type), 5)
     table = table_of(tmp_path, pa.table({"e": column, "y": np.arange(ROWS)}))
-    assert table.width(Selection(column="e"), field="inputs") == 5
-    np.testing.assert_array_equal(table.numbers(Selection(column="e"), field="inputs"), x_NC.astype(np.float32))
+    assert table.width(ColumnSelector(column="e"), field="inputs") == 5
+    np.testing.assert_array_equal(table.numbers(ColumnSelector(column="e"), field="inputs"), x_NC.astype(np.float32))
     np.testing.assert_array_equal(
-        table.numbers(Selection(column="e"), field="inputs", begin=9_999, end=10_001), x_NC[9_999:10_001]
+        table.numbers(ColumnSelector(column="e"), field="inputs", begin=9_999, end=10_001), x_NC[9_999:10_001]
     )
-    assert table.numbers(Selection(column="y"), field="inputs").shape == (ROWS, 1)
+    assert table.numbers(ColumnSelector(column="y"), field="inputs").shape == (ROWS, 1)
 
 
 def test_a_prefix_takes_its_columns_in_the_order_of_the_file(tmp_path: Path) -> None:
     table = table_of(tmp_path, pa.table({"f10": [1], "g": [2], "f9": [3]}))
-    assert table.numbers(Selection(prefix="f"), field="inputs").tolist() == [[1, 3]]
-    assert table.width(Selection(prefix="f"), field="inputs") == 2
+    assert table.numbers(ColumnSelector(prefix="f"), field="inputs").tolist() == [[1, 3]]
+    assert table.width(ColumnSelector(prefix="f"), field="inputs") == 2
 
 
 @pytest.mark.parametrize(
     ("selection", "error", "says"),
     [
-        (Selection(column="z"), InvalidInput, "no column of the data set is called 'z'; there are: x, t, e"),
-        (Selection(columns=("x", "z")), InvalidInput, "called 'z'"),
-        (Selection(prefix="q"), InvalidInput, "begins with 'q'"),
-        (Selection(column="t"), WrongType, "'t' is of the type string"),
-        (Selection(columns=("x", "e")), WrongType, r"'e' is of the type list<float64>"),
-        (Selection(prefix="t"), WrongType, "'t' is of the type string"),
+        (ColumnSelector(column="z"), InvalidInput, "no column of the data set is called 'z'; there are: x, t, e"),
+        (ColumnSelector(columns=("x", "z")), InvalidInput, "called 'z'"),
+        (ColumnSelector(prefix="q"), InvalidInput, "begins with 'q'"),
+        (ColumnSelector(column="t"), WrongType, "'t' is of the type string"),
+        (ColumnSelector(columns=("x", "e")), WrongType, r"'e' is of the type list<float64>"),
+        (ColumnSelector(prefix="t"), WrongType, "'t' is of the type string"),
     ],
 )
 def test_columns_that_are_no_numbers_are_refused_by_name(
-    tmp_path: Path, selection: Selection, error: type[LoraplexError], says: str
+    tmp_path: Path, selection: ColumnSelector, error: type[LoraplexError], says: str
 ) -> None:
     table = table_of(tmp_path, pa.table({"x": [1], "t": ["a"], "e": [[1.5, 2.5]]}))
     for call in (table.width, table.numbers, table.check_numbers):
@@ -83,7 +84,7 @@ def test_bad_numbers_are_named_by_their_row_in_the_table(tmp_path: Path) -> None
     x_N[[9_000, 15_000]] = [np.nan, 1e39]
     y_N[9_000] = -np.inf
     table = table_of(tmp_path, pa.table({"x": x_N, "y": pa.array(y_N, mask=np.arange(ROWS) == 12_000)}))
-    both = Selection(columns=("x", "y"))
+    both = ColumnSelector(columns=("x", "y"))
     expected = [
         (9_000, "x", "NaN"),
         (9_000, "y", "-Infinity"),
@@ -103,22 +104,24 @@ def test_bad_numbers_are_named_by_their_row_in_the_table(tmp_path: Path) -> None
 def test_of_many_bad_rows_the_first_twenty_are_named(tmp_path: Path) -> None:
     table = table_of(tmp_path, pa.table({"x": np.full(ROWS, np.nan)}))
     with pytest.raises(BadRows) as caught:
-        table.check_numbers(Selection(column="x"), field="inputs")
+        table.check_numbers(ColumnSelector(column="x"), field="inputs")
     assert [row for row, _, _ in _bad(caught)] == list(range(20))
 
 
 def test_lists_of_another_width_are_bad_rows(tmp_path: Path) -> None:
     rows: list[list[float] | None] = [[1.0, 2.0]] * 10_000 + [[3.0], None, [4.0, float("inf")]] + [[5.0, 6.0]] * 10
     table = table_of(tmp_path, pa.table({"e": lists(rows, pa.float64())}))
-    assert table.width(Selection(column="e"), field="inputs") == 2
+    assert table.width(ColumnSelector(column="e"), field="inputs") == 2
     with pytest.raises(BadRows) as caught:
-        table.numbers(Selection(column="e"), field="inputs")
+        table.numbers(ColumnSelector(column="e"), field="inputs")
     assert _bad(caught) == [
         (10_000, "e", "1 numbers, where most rows have 2"),
         (10_001, "e", "null"),
         (10_002, "e", "element 1 is Infinity"),
     ]
-    np.testing.assert_array_equal(table.numbers(Selection(column="e"), field="inputs", begin=10_003), [[5.0, 6.0]] * 10)
+    np.testing.assert_array_equal(
+        table.numbers(ColumnSelector(column="e"), field="inputs", begin=10_003), [[5.0, 6.0]] * 10
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,13 +215,13 @@ def test_a_file_that_is_missing_or_damaged_is_corrupt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "selection"),
     [
-        ({"column": "x"}, Selection(column="x")),
-        ({"columns": ["x", "y"]}, Selection(columns=("x", "y"))),
-        ({"prefix": "f_"}, Selection(prefix="f_")),
+        ({"column": "x"}, ColumnSelector(column="x")),
+        ({"columns": ["x", "y"]}, ColumnSelector(columns=("x", "y"))),
+        ({"prefix": "f_"}, ColumnSelector(prefix="f_")),
     ],
 )
-def test_a_selection_says_one_column_some_or_a_prefix(value: object, selection: Selection) -> None:
-    assert parse_selection(value, field="inputs") == selection
+def test_a_selection_says_one_column_some_or_a_prefix(value: object, selection: ColumnSelector) -> None:
+    assert parse_selector(value, field="inputs") == selection
     assert selection.to_json() == value
 
 
@@ -240,7 +243,7 @@ def test_a_selection_says_one_column_some_or_a_prefix(value: object, selection: 
 )
 def test_other_selections_are_refused(value: object, code: str, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        parse_selection(value, field=field.partition(".")[0])
+        parse_selector(value, field=field.partition(".")[0])
     assert (caught.value.code, caught.value.field) == (code, field)
 
 
@@ -268,7 +271,7 @@ def test_a_row_without_a_time_is_bad(tmp_path: Path, bad: float | None) -> None:
 
 
 def test_texts_that_are_too_long_for_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.datasets.table._MOST_TEXT_BYTES", 100)
+    monkeypatch.setattr("adapters.datasets.table._MAX_TEXT_BYTES", 100)
     table = table_of(tmp_path, pa.table({"y": ["a name of some length"] * 10, "z": [["a name of some length"]] * 10}))
     with pytest.raises(OutOfRange, match="100 bytes"):
         table.codes("y", field="data.group")

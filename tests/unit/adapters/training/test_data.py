@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from adapters.training.data_file import Column, DataFile, TrainingData, whole
+from adapters.training.data_file import Column, DataFile, TrainingData, in_memory_column
 
 INPUTS = torch.arange(60, dtype=torch.float32).reshape(20, 3)
 DATA = TrainingData(INPUTS, INPUTS[:, :1] * 10, torch.ones(1, 2), torch.ones(2, 3))
@@ -106,7 +106,7 @@ def _in_parts(array: NDArray[Any], most: int) -> Column:
         for begin in range(0, len(array), most):
             yield array[begin : begin + most]
 
-    return Column(whole(array).dtype, array.shape, parts())
+    return Column(in_memory_column(array).dtype, array.shape, parts())
 
 
 @pytest.mark.parametrize("most", [1, 3, 7, 20])
@@ -114,7 +114,7 @@ def test_parts_make_the_file_and_the_digest_that_the_whole_makes(most: int) -> N
     arrays = {"inputs_NI": INPUTS.numpy(), "targets": np.arange(20), "weights_N": np.ones(20, np.float32)}
     at_once, by_parts = io.BytesIO(), io.BytesIO()
     files = [
-        DataFile({name: whole(array) for name, array in arrays.items()}),
+        DataFile({name: in_memory_column(array) for name, array in arrays.items()}),
         DataFile({name: _in_parts(array, most) for name, array in arrays.items()}),
     ]
     for file, target in zip(files, (at_once, by_parts), strict=True):

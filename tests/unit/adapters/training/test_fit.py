@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from adapters.errors import Diverged, OutOfRange
-from adapters.training.closed_form.statistics import gather
+from adapters.training.closed_form.statistics import accumulate
 from adapters.training.fit import Fit, Watcher, fit
-from adapters.training.planning.split import By, Split
+from adapters.training.planning.split import Split, SplitBy
 from adapters.training.settings import Method, TrainingSpec
 from tests.unit.adapters.training.held_out_oracle import (
     BASE,
@@ -92,16 +92,20 @@ def test_the_statistics_that_are_kept_are_those_of_the_rows_that_were_trained_on
     kept = fit(BASE, data, spec).statistics
     assert kept is not None
     training = data.take(sides()[0])
-    wanted = gather(BASE, [(training.inputs_NI, training.targets, training.weights_N)])
+    wanted = accumulate(BASE, [(training.inputs_NI, training.targets, training.weights_N)])
     torch.testing.assert_close(kept.gram_II, wanted.gram_II, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(kept.cross_IO, wanted.cross_IO, rtol=1e-12, atol=1e-12)
     assert kept.rows == int((training.weights_N > 0).sum() if training.weights_N is not None else 30)
     assert fit(BASE, data, replace(spec, keep_statistics=False)).statistics is None
 
 
-@pytest.mark.parametrize("by", [By.GROUP, By.TIME, By.COLUMN])
-def test_a_split_by_a_key_holds_out_the_rows_that_it_says(by: By) -> None:
-    key_N = {By.GROUP: torch.arange(ROWS) // 5, By.TIME: -torch.arange(ROWS), By.COLUMN: torch.arange(ROWS) % 2}[by]
+@pytest.mark.parametrize("by", [SplitBy.GROUP, SplitBy.TIME, SplitBy.COLUMN])
+def test_a_split_by_a_key_holds_out_the_rows_that_it_says(by: SplitBy) -> None:
+    key_N = {
+        SplitBy.GROUP: torch.arange(ROWS) // 5,
+        SplitBy.TIME: -torch.arange(ROWS),
+        SplitBy.COLUMN: torch.arange(ROWS) % 2,
+    }[by]
     split = Split(by=by, fraction=0.4)
     spec = replace(SPEC, split=split)
     done = fit(BASE, replace(data_of(spec, False), key_N=key_N), spec)
@@ -112,7 +116,7 @@ def test_a_split_by_a_key_holds_out_the_rows_that_it_says(by: By) -> None:
 
 
 def test_a_split_that_leaves_a_side_empty_is_refused_before_anything_is_trained() -> None:
-    spec = replace(SPEC, split=Split(by=By.GROUP))
+    spec = replace(SPEC, split=Split(by=SplitBy.GROUP))
     with pytest.raises(OutOfRange):
         fit(BASE, replace(data_of(spec, False), key_N=torch.zeros(ROWS).long()), spec)
 

@@ -12,8 +12,8 @@ from adapters.errors import Diverged, OutOfRange
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, fit
 from adapters.training.fleet import Outcome, fit_fleet
-from adapters.training.gradient import layout
-from adapters.training.planning.split import By, Split
+from adapters.training.gradient import batches as layout
+from adapters.training.planning.split import Split, SplitBy
 from adapters.training.settings import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import Float64, delta, layer
 
@@ -110,11 +110,11 @@ def test_whatever_the_method_each_group_s_adapter_is_the_one_trained_alone(chang
 
 
 @pytest.mark.parametrize("patience", [None, 2])
-@pytest.mark.parametrize("by", list(By))
-def test_whatever_the_split_each_group_is_split_and_stopped_as_if_alone(by: By, patience: int | None) -> None:
+@pytest.mark.parametrize("by", list(SplitBy))
+def test_whatever_the_split_each_group_is_split_and_stopped_as_if_alone(by: SplitBy, patience: int | None) -> None:
     data = _table(LARGER)
     key_N = torch.randint(0, 6, (data.rows,), generator=torch.Generator().manual_seed(4))
-    data = replace(data, key_N=key_N % 2 if by is By.COLUMN else key_N)
+    data = replace(data, key_N=key_N % 2 if by is SplitBy.COLUMN else key_N)
     spec = replace(SPEC, split=Split(by=by, fraction=0.3), patience=patience, batch_size=8, epochs=12)
     _check_each_is_the_one_trained_alone(data, spec)
 
@@ -212,7 +212,7 @@ def test_groups_of_many_sizes_share_stacks_by_shape_and_each_comes_once() -> Non
     assert sorted(position for stack in stacks for position in stack) == list(range(300))
     assert len(stacks) < 10
     for stack in stacks:
-        shapes = {layout.laid_rows(sizes[position], I, O, SPEC.rank) for position in stack}
+        shapes = {layout.padded_rows(sizes[position], I, O, SPEC.rank) for position in stack}
         assert len(shapes) == 1
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from adapters.errors import OutOfRange
-from adapters.training.planning.split import By, Split
+from adapters.training.planning.split import Split, SplitBy
 from adapters.training.settings import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
 
 SPEC = TrainingSpec(rank=2, alpha=2.0)
@@ -59,7 +59,7 @@ def test_what_is_left_out_is_the_contract_s_default() -> None:
 
 
 @pytest.mark.parametrize("class_weights", [None, BALANCED, (0.5, 2.0)])
-@pytest.mark.parametrize("split", [None, Split(by=By.GROUP, fraction=0.3), Split(stratify=True)])
+@pytest.mark.parametrize("split", [None, Split(by=SplitBy.GROUP, fraction=0.3), Split(stratify=True)])
 def test_a_spec_survives_json(class_weights: str | tuple[float, ...] | None, split: Split | None) -> None:
     spec = replace(
         SPEC,
@@ -82,7 +82,7 @@ def test_a_spec_survives_json(class_weights: str | tuple[float, ...] | None, spl
         Init,
         Schedule,
     ]
-    assert split is None or type(again.split.by if again.split else None) is By
+    assert split is None or type(again.split.by if again.split else None) is SplitBy
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from adapters.errors import InvalidInput, UnknownField, shown
+from adapters.errors import InvalidInput, UnknownField, shorten
 from app.http import errors
 from app.http.bodies import read_as
 from app.http.schemas.predictions import PredictRequest
-from app.training.schemas import TrainRequest
+from app.http.schemas.trainings import TrainRequest
 
 
 class _Counted:
@@ -21,16 +21,16 @@ class _Counted:
 
 
 def test_only_the_beginning_of_a_value_is_shown() -> None:
-    assert shown([_Counted()] * 100_000).startswith('["x", "x"')
-    assert shown({"a" * 1000: [[1] * 1000] * 1000}) == '{"' + "a" * 97 + "…"
+    assert shorten([_Counted()] * 100_000).startswith('["x", "x"')
+    assert shorten({"a" * 1000: [[1] * 1000] * 1000}) == '{"' + "a" * 97 + "…"
     assert _Counted.shown < 1000
     values: list[Any] = [[1, 2.5, None], {"a": [True, "ä"]}, "text", 10**200, [[[[]]]], (1, "b"), float("nan")]
     for value in values:
-        assert len(shown(value)) < 100
+        assert len(shorten(value)) < 100
     nested: list[Any] = []
     for _ in range(900):
         nested = [nested]
-    assert shown(nested) == "[" * 99 + "…"
+    assert shorten(nested) == "[" * 99 + "…"
 
 
 def test_of_many_unknown_fields_one_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adapters.datasets.report import Column
+from adapters.datasets.validation import Column
 from adapters.training.settings import Loss
 from app.web.pages.datasets import group_choices, input_choices, target_choices
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, solve
-from adapters.training.closed_form.statistics import Chunk, Statistics, gather
+from adapters.training.closed_form.statistics import Chunk, Statistics, accumulate
 from tests.support.dense_oracle import Float64, layer
 
 
@@ -61,7 +61,7 @@ class Problem:
 
     def statistics(self, rows: slice | Sequence[int] = slice(None)) -> Statistics:
         """Of some rows, in one chunk."""
-        return gather(self.base, [self.chunk(rows)])
+        return accumulate(self.base, [self.chunk(rows)])
 
     def solved(
         self, *, rank: int, ridge: float, bias: bool, prior_OI: Float64 | None = None, scaling: float = 1.0

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 
 from adapters.training.closed_form.solver import solve
-from adapters.training.closed_form.statistics import gather
+from adapters.training.closed_form.statistics import accumulate
 from tests.support.dense_oracle import Float64, layer, relative_error
 
 
@@ -35,7 +35,7 @@ class Problem:
         self.residual_NO = y_NO - self.x_NI @ self.base.weight_OI.double().numpy().T - self.base.bias_O.double().numpy()
 
     def factors(self, *, rank: int, scaling: float = 1.0, ridge: float = 0.0) -> tuple[Float64, Float64]:
-        factors = solve(gather(self.base, [(*self.rows, None)]), rank=rank, scaling=scaling, ridge=ridge)
+        factors = solve(accumulate(self.base, [(*self.rows, None)]), rank=rank, scaling=scaling, ridge=ridge)
         a_OR, b_RI = factors.a_OR, factors.b_RI
         assert (a_OR.dtype, b_RI.dtype) == (torch.float32, torch.float32)
         assert (a_OR.shape, b_RI.shape) == ((self.residual_NO.shape[1], rank), (rank, self.x_NI.shape[1]))

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 
 from adapters.errors import Diverged
 from adapters.training.closed_form.solver import Factors, loss_of_factors, solve
-from adapters.training.closed_form.statistics import gather
+from adapters.training.closed_form.statistics import accumulate
 from tests.support.dense_oracle import Float64, layer
 from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, dense, numbers, relative
 
@@ -204,13 +204,13 @@ def test_the_bias_factor_is_divided_by_s_and_the_loss_is_that_of_the_rows(scalin
 def test_a_loss_of_nothing_is_not_below_zero() -> None:
     truth_OI, x_NI = numbers(3, 4, seed=1), numbers(50, 4, seed=2)
     base = layer(torch.zeros(3, 4))
-    statistics = gather(base, [(torch.from_numpy(x_NI).float(), torch.from_numpy(x_NI @ truth_OI.T).float(), None)])
+    statistics = accumulate(base, [(torch.from_numpy(x_NI).float(), torch.from_numpy(x_NI @ truth_OI.T).float(), None)])
     loss = loss_of_factors(statistics, solve(statistics, rank=3, scaling=1.0, ridge=0.0), scaling=1.0)
     assert 0 <= loss < 1e-12
 
 
 def test_a_minimum_past_float32_is_said_and_not_stored() -> None:
     x_N1 = torch.tensor([[1e-38], [2e-38]])
-    statistics = gather(layer(torch.zeros(1, 1)), [(x_N1, torch.tensor([[3e38], [3e38]]), None)])
+    statistics = accumulate(layer(torch.zeros(1, 1)), [(x_N1, torch.tensor([[3e38], [3e38]]), None)])
     with pytest.raises(Diverged, match="float32"):
         solve(statistics, rank=1, scaling=1e-4, ridge=0.0)

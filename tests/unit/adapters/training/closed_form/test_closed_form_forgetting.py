@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapters.errors import IllConditioned, InvalidCombination
-from adapters.training.closed_form.forgetting import forget
+from adapters.training.closed_form.refit import forget
 from adapters.training.closed_form.solver import solve
 from adapters.training.closed_form.statistics import Statistics
 from tests.support.dense_oracle import Float64, layer

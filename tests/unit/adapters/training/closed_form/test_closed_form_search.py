@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.training.closed_form.ridge_search import HAIR, Choice, default_ridges, search
+from adapters.training.closed_form.ridge_search import LOSS_TOLERANCE, RidgeChoice, default_ridges, search_ridge
 from adapters.training.closed_form.statistics import Statistics
 from tests.support.dense_oracle import Float64
 from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, numbers
@@ -30,8 +30,10 @@ def _part(problem: Problem, rows: slice) -> Problem:
     return Problem(problem.base, problem.x_NI[rows], problem.y_NO[rows], problem.weights_N[rows], problem.r_NO[rows])
 
 
-def _searched(training: Problem, held: Problem, ranks: Sequence[int], ridges: Sequence[float], **how: Any) -> Choice:
-    return search(training.statistics(), held.statistics(), ranks=ranks, ridges=ridges, **how)
+def _searched(
+    training: Problem, held: Problem, ranks: Sequence[int], ridges: Sequence[float], **how: Any
+) -> RidgeChoice:
+    return search_ridge(training.statistics(), held.statistics(), ranks=ranks, ridges=ridges, **how)
 
 
 @pytest.mark.parametrize("with_prior", [False, True])
@@ -79,8 +81,8 @@ def test_the_smallest_rank_within_a_hair_of_the_least_loss_is_chosen() -> None:
     choice = _searched(training, held, [1, 2, 3, 4, 6], [0.0, 1.0, 10.0], bias=True)
     least = min(each.loss for each in choice.table)
     assert choice.rank == 2
-    assert choice.loss <= least * (1 + HAIR)
-    assert min(each.loss for each in choice.table if each.rank == 1) > least * (1 + HAIR)
+    assert choice.loss <= least * (1 + LOSS_TOLERANCE)
+    assert min(each.loss for each in choice.table if each.rank == 1) > least * (1 + LOSS_TOLERANCE)
     assert choice.loss == min(each.loss for each in choice.table if each.rank == 2)
 
 
@@ -93,7 +95,7 @@ def test_of_equal_losses_the_larger_ridge_and_the_smaller_rank_are_chosen() -> N
     silent = Statistics.zeros(4, 3).plus(exact.statistics())
     silent.cross_IO.zero_()
     silent.mean_O.zero_()
-    choice = search(silent, _problem(4, 3).statistics(), ranks=[3, 1, 2], ridges=[0.1, 10.0, 1.0])
+    choice = search_ridge(silent, _problem(4, 3).statistics(), ranks=[3, 1, 2], ridges=[0.1, 10.0, 1.0])
     assert (choice.ridge, choice.rank) == (10.0, 1)
 
 
@@ -105,7 +107,7 @@ def test_noise_wants_a_large_ridge_and_no_noise_wants_none() -> None:
         problem = Problem.of(x_NI, x_NI @ truth_OI.T - bare.r_NO + noise * numbers(60, 4, seed=3))
         training = problem.statistics(slice(0, 30))
         ridges = default_ridges(training, bias=False)
-        return search(training, problem.statistics(slice(30, 60)), ranks=[4], ridges=ridges).ridge
+        return search_ridge(training, problem.statistics(slice(30, 60)), ranks=[4], ridges=ridges).ridge
 
     assert chosen(0.0) == 0
     assert chosen(20.0) > 30

@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters.errors import BlobCorrupt, InvalidCombination
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form import statistics as module
-from adapters.training.closed_form.statistics import Statistics, gather, gather_stack
+from adapters.training.closed_form.statistics import Statistics, accumulate, accumulate_stack
 from tests.support.dense_oracle import Float64
 from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, numbers
 
@@ -80,27 +80,27 @@ def test_the_sums_about_zero_are_the_plain_ones(weighted: bool) -> None:
 def test_chunks_of_any_length_come_to_the_same_as_one(length: int, weighted: bool) -> None:
     problem = _problem(weighted=weighted, shift=50.0)
     chunks = (problem.chunk(slice(begin, begin + length)) for begin in range(0, 90, length))
-    _assert_same(gather(problem.base, chunks), problem.statistics())
+    _assert_same(accumulate(problem.base, chunks), problem.statistics())
 
 
 def test_a_large_chunk_is_worked_through_in_bounded_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = _problem()
     whole = problem.statistics()
-    seen, of_rows = [], module._of_rows
+    seen, of_rows = [], module._statistics_of_rows
 
     def watched(base: BaseLayer, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None) -> Statistics:
         seen.append(len(x_NI))
         return of_rows(base, x_NI, y_NO, weights_N)
 
-    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", 250)
-    monkeypatch.setattr(module, "_of_rows", watched)
+    monkeypatch.setattr(module, "_CHUNK_NUMBERS", 250)
+    monkeypatch.setattr(module, "_statistics_of_rows", watched)
     _assert_same(problem.statistics(), whole)
     assert seen == [25, 25, 25, 15]
 
 
 def test_no_rows_come_to_nothing_and_add_nothing() -> None:
     problem = _problem()
-    nothing = gather(problem.base, [])
+    nothing = accumulate(problem.base, [])
     assert (nothing.rows, nothing.weight, nothing.square) == (0, 0.0, 0.0)
     _assert_same(nothing.plus(problem.statistics()), problem.statistics(), 1e-15)
     _assert_same(problem.statistics().plus(nothing), problem.statistics(), 1e-15)
@@ -111,7 +111,7 @@ def test_rows_of_weight_zero_are_not_there() -> None:
     x_NI, y_NO, weights_N = problem.chunk()
     assert weights_N is not None
     padded = (torch.cat([x_NI, 100 * x_NI[:9]]), torch.cat([y_NO, y_NO[:9]]), torch.cat([weights_N, torch.zeros(9)]))
-    _assert_same(gather(problem.base, [padded]), problem.statistics())
+    _assert_same(accumulate(problem.base, [padded]), problem.statistics())
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -119,7 +119,7 @@ def test_a_column_of_one_number_has_no_spread_at_all_in_one_part_or_several(weig
     x_NI = numbers(90, 6, seed=1)
     x_NI[:, 2], x_NI[:, 4] = 1000.1, 0
     problem = Problem.of(x_NI, numbers(90, 4, seed=2), np.abs(numbers(90, seed=4)) if weighted else None)
-    parts = gather(problem.base, [problem.chunk(slice(begin, begin + 13)) for begin in range(0, 90, 13)])
+    parts = accumulate(problem.base, [problem.chunk(slice(begin, begin + 13)) for begin in range(0, 90, 13)])
     rest = problem.statistics().minus(problem.statistics(slice(0, 80)))
     for statistics in (problem.statistics(), parts, rest):
         assert statistics.constant().tolist() == [False, False, True, False, True, False]
@@ -181,9 +181,9 @@ def test_groups_of_different_lengths_come_to_the_same_together_as_each_alone(mon
         chunk = problem.chunk(slice(starts[group], starts[group] + length))
         assert chunk[2] is not None
         x_GNI[group, :length], y_GNO[group, :length], weights_GN[group, :length] = chunk[0], chunk[1], chunk[2]
-        alone.append(gather(problem.base, [chunk]))
-    monkeypatch.setattr(module, "_NUMBERS_AT_ONCE", 4 * 10 * 11)
-    stack = gather_stack(problem.base, x_GNI, y_GNO, weights_GN)
+        alone.append(accumulate(problem.base, [chunk]))
+    monkeypatch.setattr(module, "_CHUNK_NUMBERS", 4 * 10 * 11)
+    stack = accumulate_stack(problem.base, x_GNI, y_GNO, weights_GN)
     for group, one in enumerate(alone):
         _assert_same(stack[group], one)
     _assert_same(Statistics.stack(alone), stack)
@@ -192,7 +192,7 @@ def test_groups_of_different_lengths_come_to_the_same_together_as_each_alone(mon
 def test_without_weights_every_row_of_a_stack_counts_once() -> None:
     problem = _problem(weighted=False)
     x_NI, y_NO, _ = problem.chunk()
-    stack = gather_stack(problem.base, x_NI.reshape(3, 30, 6), y_NO.reshape(3, 30, 4), None)
+    stack = accumulate_stack(problem.base, x_NI.reshape(3, 30, 6), y_NO.reshape(3, 30, 4), None)
     assert stack.count.tolist() == [30, 30, 30]
     for group in range(3):
         _assert_same(stack[group], problem.statistics(slice(30 * group, 30 * group + 30)))

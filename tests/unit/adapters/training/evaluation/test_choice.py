@@ -10,10 +10,10 @@ import torch
 from sklearn.linear_model import Ridge
 
 from adapters.lora.base_layer import load_base_layer
-from adapters.training.closed_form.ridge_search import search_in_turn
-from adapters.training.closed_form.statistics import gather
+from adapters.training.closed_form.ridge_search import cross_validate_ridge
+from adapters.training.closed_form.statistics import accumulate
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation.selection import TRIAL_STEPS, Tried, choose_by_trials
+from adapters.training.evaluation.selection import TRIAL_STEPS, TrialLoss, choose_rate_and_rank
 from adapters.training.fit import Watcher, fit
 from adapters.training.settings import Loss, Method, TrainingSpec
 
@@ -28,7 +28,7 @@ WEIGHTS = torch.rand(45, generator=DRAW) + 0.5
 def _choose(losses: dict[float, float], *, error: float) -> tuple[float, list[str]]:
     told: list[str] = []
     spec = replace(SPEC, try_rates=tuple(losses))
-    chosen = choose_by_trials(spec, lambda trial: Tried(losses[trial.learning_rate], error), note=told.append)
+    chosen = choose_rate_and_rank(spec, lambda trial: TrialLoss(losses[trial.learning_rate], error), note=told.append)
     assert chosen.try_rates == ()
     return chosen.learning_rate, told
 
@@ -52,12 +52,12 @@ def test_where_every_rate_diverges_the_smallest_is_taken() -> None:
 def test_a_trial_is_short_and_goes_to_its_end_whatever_stops_the_training() -> None:
     seen: list[TrainingSpec] = []
 
-    def trial(spec: TrainingSpec) -> Tried:
+    def trial(spec: TrainingSpec) -> TrialLoss:
         seen.append(spec)
-        return Tried(1.0 / spec.rank, 0.0)
+        return TrialLoss(1.0 / spec.rank, 0.0)
 
     spec = replace(SPEC, try_rates=RATES, try_ranks=(1, 2, 8), max_seconds=5)
-    chosen = choose_by_trials(spec, trial, note=lambda _text: None)
+    chosen = choose_rate_and_rank(spec, trial, note=lambda _text: None)
     assert [each.rank for each in seen] == [8] * 5 + [1, 2, 8]
     assert {(each.max_steps, each.patience, each.max_seconds) for each in seen} == {(TRIAL_STEPS, None, None)}
     assert [each.alpha for each in seen[5:]] == [1.0, 2.0, 8.0]
@@ -67,9 +67,9 @@ def test_a_trial_is_short_and_goes_to_its_end_whatever_stops_the_training() -> N
 def test_parts_in_turn_are_the_cross_validation_that_scikit_learns_ridge_gives() -> None:
     base = load_base_layer("zeros:6,3", device="cpu")
     places = np.array_split(np.arange(45), 7)
-    parts = [gather(base, [(X[rows], Y[rows], WEIGHTS[rows])]) for rows in places]
+    parts = [accumulate(base, [(X[rows], Y[rows], WEIGHTS[rows])]) for rows in places]
     ridges = [0.0, 1.0, 10.0, 100.0]
-    found = search_in_turn(parts, ranks=(3,), ridges=ridges, bias=True)
+    found = cross_validate_ridge(parts, ranks=(3,), ridges=ridges, bias=True)
     x_NI, y_NO, weights_N = X.double().numpy(), Y.double().numpy(), WEIGHTS.double().numpy()
     for ridge, candidate in zip(ridges, found.table, strict=True):
         errors_N = np.empty(45)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from adapters.training.gradient.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
+from adapters.training.gradient.checkpoint import CheckpointFolder, load_checkpoint, save_checkpoint
 
 
 def _save(path: Path, number: float) -> None:
@@ -67,7 +67,7 @@ def test_what_cannot_be_written_leaves_the_last_one_and_ends_nothing(
 
 
 def test_the_next_claim_goes_on_from_the_last_one_s_and_shares_no_file_with_it(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints")
     first = checkpoints.take_over("job", 1)
     assert _read(first) is None
     _save(first, 1)
@@ -83,7 +83,7 @@ def test_the_next_claim_goes_on_from_the_last_one_s_and_shares_no_file_with_it(t
 
 
 def test_claims_that_wrote_none_are_passed_over(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointFolder(tmp_path)
     _save(checkpoints.take_over("job", 2), 2)
     # As numbers and not as text: 10 comes after 9.
     assert _read(checkpoints.take_over("job", 9)) == 2
@@ -92,7 +92,7 @@ def test_claims_that_wrote_none_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_later_claim_s_is_not_taken_by_an_earlier_one(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointFolder(tmp_path)
     _save(checkpoints.take_over("job", 3), 3)
     assert _read(checkpoints.take_over("job", 2)) is None
     assert _names(tmp_path) == ["job.3.safetensors"]
@@ -100,12 +100,12 @@ def test_a_later_claim_s_is_not_taken_by_an_earlier_one(tmp_path: Path) -> None:
 
 def test_one_that_is_half_written_is_not_handed_on(tmp_path: Path) -> None:
     (tmp_path / "job.1.tmp").write_bytes(b"half")
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointFolder(tmp_path)
     assert not checkpoints.take_over("job", 2).exists()
 
 
 def test_a_job_that_has_ended_loses_all_of_its_files_and_no_other_does(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = CheckpointFolder(tmp_path)
     assert checkpoints.jobs() == set()
     for job_id in ("job", "another"):
         _save(checkpoints.take_over(job_id, 1), 1)
@@ -119,7 +119,7 @@ def test_a_job_that_has_ended_loses_all_of_its_files_and_no_other_does(tmp_path:
 
 
 def test_a_folder_that_is_not_there_has_no_checkpoints(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "none")
+    checkpoints = CheckpointFolder(tmp_path / "none")
     assert checkpoints.jobs() == set()
     checkpoints.drop("job")
     assert not (tmp_path / "none").exists()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from adapters.training.data_file import TrainingData
-from adapters.training.gradient.stack import Task, Trained
-from adapters.training.gradient.training_loop import HeldOut, descend
-from adapters.training.sampling import Draws
+from adapters.training.gradient.sampling import Sampler
+from adapters.training.gradient.stack import StackEntry, TrainedFactors
+from adapters.training.gradient.training_loop import HeldOut, run_training_loop
 from adapters.training.settings import Loss, TrainingSpec
 from tests.support.dense_oracle import layer
 from tests.unit.adapters.training.loss_oracle import (
@@ -58,23 +58,23 @@ SPECS = {
 }
 
 
-def _train(spec: TrainingSpec, held_K: Tensor | None = EACH) -> tuple[Trained, list[int]]:
+def _train(spec: TrainingSpec, held_K: Tensor | None = EACH) -> tuple[TrainedFactors, list[int]]:
     """What it ends with, and the steps of its history; with None nothing is held out."""
     data, held = (CLASSES[DATA], CLASSES[HELD_OUT]) if spec.loss is Loss.CROSS_ENTROPY else (DATA, HELD_OUT)
-    draws = Draws(spec, ROWS)
-    task = Task(draws, torch.arange(ROWS), draws.start(BASE))
+    sampler = Sampler(spec, ROWS)
+    task = StackEntry(sampler, torch.arange(ROWS), sampler.draw_factors(BASE))
     held_out = None if held_K is None else HeldOut(held, [held_K])
-    (trained,), history = descend(BASE, data, spec, [task], report=lambda *_: None, held_out=held_out)
+    (trained,), history = run_training_loop(BASE, data, spec, [task], report=lambda *_: None, held_out=held_out)
     return trained, [step for step, _ in history]
 
 
 @cache
 def _by_hand(spec: TrainingSpec) -> Descended:
     """All steps that there could be."""
-    draws = Draws(spec, ROWS)
-    start = draws.start(BASE)
+    sampler = Sampler(spec, ROWS)
+    start = sampler.draw_factors(BASE)
     data = CLASSES[DATA] if spec.loss is Loss.CROSS_ENTROPY else DATA
-    batches = [draws.rows_of(step) for step in range(1, draws.steps + 1)]
+    batches = [sampler.batch_rows(step) for step in range(1, sampler.steps + 1)]
     return descend_by_hand(BASE, data, spec, start, batches)
 
 

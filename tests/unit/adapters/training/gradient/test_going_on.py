@@ -13,7 +13,7 @@ import torch
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.gradient.stack import History
-from adapters.training.gradient.training_loop import Kept
+from adapters.training.gradient.training_loop import CheckpointOptions
 from adapters.training.planning.split import Split
 from adapters.training.settings import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import layer
@@ -70,7 +70,7 @@ class Attempts:
             if step == death:
                 raise _Death
 
-        kept = Kept(self.path, seconds=seconds, note=self.notes.append)
+        kept = CheckpointOptions(self.path, seconds=seconds, note=self.notes.append)
         try:
             return fit(BASE, _data(spec) if data is None else data, spec, watcher=Watcher(report, kept=kept))
         except _Death:

@@ -76,18 +76,18 @@ def _by_hand(
     s = scaling_of(spec.alpha, spec.rank, rslora=spec.rslora)
     x_NI, targets = data.inputs_NI.double().numpy(), data.targets.double().numpy()
     assert BASE.bias_O is not None
-    frozen_NO = x_NI @ BASE.weight_OI.double().numpy().T + BASE.bias_O.double().numpy()
+    base_NO = x_NI @ BASE.weight_OI.double().numpy().T + BASE.bias_O.double().numpy()
     a_OR, b_RI = (factor.copy() for factor in start)
     steps_a, steps_b = optimizer(spec.learning_rate), optimizer(spec.learning_rate)
     losses = []
     for rows in batches:
-        y_NO = frozen_NO[rows] + s * x_NI[rows] @ b_RI.T @ a_OR.T
+        y_NO = base_NO[rows] + s * x_NI[rows] @ b_RI.T @ a_OR.T
         loss, slope_NO = slope_of(y_NO, targets[rows])
         losses.append(loss)
         slope_OI = s * slope_NO.T @ x_NI[rows]
-        slope_a, slope_b = slope_OI @ b_RI.T, a_OR.T @ slope_OI
-        steps_a.step(a_OR, slope_a)
-        steps_b.step(b_RI, slope_b)
+        gradient_a, gradient_b = slope_OI @ b_RI.T, a_OR.T @ slope_OI
+        steps_a.step(a_OR, gradient_a)
+        steps_b.step(b_RI, gradient_b)
     return a_OR, b_RI, losses
 
 

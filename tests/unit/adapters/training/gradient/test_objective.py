@@ -15,10 +15,10 @@ from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.losses import (
     class_weights,
-    documents_of,
-    loss_and_slope,
-    outputs_of,
-    outputs_stack,
+    compute_outputs,
+    compute_stack_outputs,
+    document_ids,
+    loss_and_gradient,
     row_losses,
     row_weights,
     weighted_mean,
@@ -75,7 +75,7 @@ def _weights(weighted: bool) -> Tensor | None:
 def _documents(spec: TrainingSpec, targets: Tensor) -> Tensor | None:
     if spec.loss is not Loss.MULTIPLE_NEGATIVES:
         return None
-    return documents_of(targets.flatten(0, 1)).view(G, K)
+    return document_ids(targets.flatten(0, 1)).view(G, K)
 
 
 def _ours(
@@ -86,8 +86,8 @@ def _ours(
     given = targets.to(dtype).transpose(1, 2).contiguous() if targets.is_floating_point() else targets
     y_GOK = y_GKO.to(dtype).transpose(1, 2).contiguous()
     weights_GK = None if weights_GK is None else weights_GK.to(dtype)
-    losses_G, slope_GOK = loss_and_slope(spec, y_GOK, given, weights_GK, documents_GK)
-    return losses_G, slope_GOK.transpose(1, 2)
+    losses_G, gradient_GOK = loss_and_gradient(spec, y_GOK, given, weights_GK, documents_GK)
+    return losses_G, gradient_GOK.transpose(1, 2)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -150,12 +150,12 @@ def test_rows_that_fill_up_a_batch_are_nobody_s_negatives() -> None:
     filled_GK[:, 5:] = -1
     weights_GK[:, 5:] = 0
     columns = [each.transpose(1, 2).contiguous() for each in (y_GKO, targets_GKO)]
-    losses_G, slope_GOK = loss_and_slope(spec, columns[0].clone(), columns[1], weights_GK, filled_GK)
+    losses_G, gradient_GOK = loss_and_gradient(spec, columns[0].clone(), columns[1], weights_GK, filled_GK)
     shorter_y, shorter_targets = (each[..., :5].contiguous() for each in columns)
-    wanted_G, wanted_GOK = loss_and_slope(spec, shorter_y, shorter_targets, None, documents_GK[:, :5])
+    wanted_G, wanted_GOK = loss_and_gradient(spec, shorter_y, shorter_targets, None, documents_GK[:, :5])
     torch.testing.assert_close(losses_G, wanted_G, rtol=1e-12, atol=0)
-    torch.testing.assert_close(slope_GOK[..., :5], wanted_GOK, rtol=1e-12, atol=1e-15)
-    assert not slope_GOK[..., 5:].any()
+    torch.testing.assert_close(gradient_GOK[..., :5], wanted_GOK, rtol=1e-12, atol=1e-15)
+    assert not gradient_GOK[..., 5:].any()
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -226,7 +226,7 @@ def test_weights_of_any_size_count_by_their_ratio(size: float) -> None:
 
 def test_documents_are_the_same_where_targets_are_equal_to_the_last_bit() -> None:
     targets_NO = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0], [1.0, 2.0 + 2**-22], [2.0, 1.0]])
-    numbers = documents_of(targets_NO).tolist()
+    numbers = document_ids(targets_NO).tolist()
     same = [[a == b for b in numbers] for a in numbers]
     assert same == [[bool(torch.equal(a, b)) for b in targets_NO] for a in targets_NO]
 
@@ -243,12 +243,14 @@ def test_outputs_are_those_of_the_dense_layer(bias: bool, with_base_bias: bool) 
         torch.stack([each.b_RI for each in adapters]),
         torch.stack(biases) if biases else None,
     )
-    y_GOK = outputs_stack(base, x_GKI.double(), stacked, 1.5)
+    y_GOK = compute_stack_outputs(base, x_GKI.double(), stacked, 1.5)
     for place, adapter in enumerate(adapters):
         wanted_KO = answer(base, x_GKI[place], adapter)
         np.testing.assert_allclose(y_GOK[place].T.numpy(), wanted_KO, rtol=1e-12, atol=1e-12)
         factors = Factors(adapter.a_OR, adapter.b_RI, adapter.bias_O)
         np.testing.assert_allclose(
-            outputs_of(base, x_GKI[place], factors, 1.5).numpy(), wanted_KO, rtol=1e-12, atol=1e-12
+            compute_outputs(base, x_GKI[place], factors, 1.5).numpy(), wanted_KO, rtol=1e-12, atol=1e-12
         )
-    np.testing.assert_allclose(outputs_of(base, x_GKI[0], None, 1.0).numpy(), answer(base, x_GKI[0], None), rtol=1e-12)
+    np.testing.assert_allclose(
+        compute_outputs(base, x_GKI[0], None, 1.0).numpy(), answer(base, x_GKI[0], None), rtol=1e-12
+    )

@@ -40,9 +40,9 @@ def _with_torch(spec: TrainingSpec, group: int, rates: list[float]) -> Tensor:
         optimizer = torch.optim.AdamW([parameter], weight_decay=spec.weight_decay)
     else:
         optimizer = torch.optim.SGD([parameter], momentum=spec.momentum, weight_decay=spec.weight_decay)
-    for slopes_GP, rate in zip(SLOPES, rates, strict=True):
+    for gradients_GP, rate in zip(SLOPES, rates, strict=True):
         optimizer.param_groups[0]["lr"] = rate
-        parameter.grad = slopes_GP[group].clone()
+        parameter.grad = gradients_GP[group].clone()
         if spec.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_([parameter], spec.clip_norm)
         optimizer.step()
@@ -56,9 +56,9 @@ def test_updates_are_torch_s(name: str, own_rates: bool) -> None:
     factors_GP = START.clone()
     optimizer = Optimizer(spec, factors_GP)
     rates = [[0.1 / step * (1 + own_rates * group) for group in range(G)] for step in range(1, STEPS + 1)]
-    for step, (slopes_GP, of_step) in enumerate(zip(SLOPES, rates, strict=True), start=1):
+    for step, (gradients_GP, of_step) in enumerate(zip(SLOPES, rates, strict=True), start=1):
         given = torch.tensor(of_step, dtype=torch.float64).unsqueeze(1) if own_rates else of_step[0]
-        optimizer.update(factors_GP, slopes_GP.clone(), given, step=step)
+        optimizer.update(factors_GP, gradients_GP.clone(), given, step=step)
     for group in range(G):
         wanted_P = _with_torch(spec, group, [of_step[group] for of_step in rates])
         torch.testing.assert_close(factors_GP[group], wanted_P, rtol=1e-10, atol=1e-12)
@@ -69,10 +69,10 @@ def test_adapters_that_stay_go_on_as_if_the_others_had_never_been_there(name: st
     spec, stay_G = SPECS[name], torch.tensor([0, 3])
     all_of_them, those_alone = START.clone(), START[stay_G].clone()
     together, alone = Optimizer(spec, all_of_them), Optimizer(spec, those_alone)
-    for step, slopes_GP in enumerate(SLOPES, start=1):
+    for step, gradients_GP in enumerate(SLOPES, start=1):
         if step == 10:
             all_of_them = all_of_them[stay_G]
             together.keep(stay_G)
-        together.update(all_of_them, (slopes_GP if step < 10 else slopes_GP[stay_G]).clone(), 0.05, step=step)
-        alone.update(those_alone, slopes_GP[stay_G].clone(), 0.05, step=step)
+        together.update(all_of_them, (gradients_GP if step < 10 else gradients_GP[stay_G]).clone(), 0.05, step=step)
+        alone.update(those_alone, gradients_GP[stay_G].clone(), 0.05, step=step)
     assert all_of_them.equal(those_alone)

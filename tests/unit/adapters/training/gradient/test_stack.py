@@ -10,10 +10,10 @@ from torch import Tensor
 
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.batches import batch_shape
-from adapters.training.gradient.stack import Task, Trained
-from adapters.training.gradient.training_loop import HeldOut, descend
+from adapters.training.gradient.sampling import Sampler
+from adapters.training.gradient.stack import StackEntry, TrainedFactors
+from adapters.training.gradient.training_loop import HeldOut, run_training_loop
 from adapters.training.planning.split import Split
-from adapters.training.sampling import Draws
 from adapters.training.settings import Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import layer
 
@@ -53,33 +53,33 @@ class Table:
         members = list(torch.randperm(rows, generator=draw).split(list(sizes)))
         return cls(TrainingData(inputs_NI, targets, weights_N=weights_N), members)
 
-    def together(self, spec: TrainingSpec, *, shared: bool = True) -> list[Trained]:
+    def together(self, spec: TrainingSpec, *, shared: bool = True) -> list[TrainedFactors]:
         """All in one stack; those of one size share what is drawn for them, as in a fleet, or not."""
-        drawn: dict[int, tuple[Draws, tuple[Tensor, Tensor]]] = {}
+        drawn: dict[int, tuple[Sampler, tuple[Tensor, Tensor]]] = {}
         tasks, held = [], []
         for place, rows_K in enumerate(self.members):
             key = len(rows_K) if shared else -place - 1
             if key not in drawn:
-                draws = Draws(spec, len(rows_K))
-                drawn[key] = draws, draws.start(BASE)
-            draws, start = drawn[key]
-            tasks.append(Task(draws, rows_K[draws.training_K], start))
-            if draws.held_K is not None:
-                held.append(rows_K[draws.held_K])
+                sampler = Sampler(spec, len(rows_K))
+                drawn[key] = sampler, sampler.draw_factors(BASE)
+            sampler, start = drawn[key]
+            tasks.append(StackEntry(sampler, rows_K[sampler.training_K], start))
+            if sampler.held_K is not None:
+                held.append(rows_K[sampler.held_K])
         held_out = HeldOut(self.data, held) if held and spec.patience else None
-        return descend(BASE, self.data, spec, tasks, report=lambda *_: None, held_out=held_out)[0]
+        return run_training_loop(BASE, self.data, spec, tasks, report=lambda *_: None, held_out=held_out)[0]
 
-    def alone(self, spec: TrainingSpec, member: int) -> Trained:
+    def alone(self, spec: TrainingSpec, member: int) -> TrainedFactors:
         """One of them, from a table of its own."""
         return Table(self.data.take(self.members[member]), [torch.arange(len(self.members[member]))]).together(spec)[0]
 
 
-def _numbers(trained: Trained) -> Tensor:
+def _numbers(trained: TrainedFactors) -> Tensor:
     bias = [] if trained.bias_O is None else [trained.bias_O]
     return torch.cat([each.flatten() for each in (trained.a_OR, trained.b_RI, *bias)])
 
 
-def _assert_same(together: list[Trained], table: Table, spec: TrainingSpec) -> None:
+def _assert_same(together: list[TrainedFactors], table: Table, spec: TrainingSpec) -> None:
     for member, trained in enumerate(together):
         alone = table.alone(spec, member)
         assert (trained.step, trained.steps) == (alone.step, alone.steps)
@@ -178,7 +178,7 @@ def test_stopped_early_with_different_sizes_each_is_what_it_is_alone() -> None:
 def test_one_that_diverges_is_not_brought_back_by_its_best_step() -> None:
     spec = replace(SPEC, batch_size=7, patience=3, split=Split(fraction=0.4))
     table = Table.of([23] * 3, Loss.MSE)
-    training_K = Draws(spec, 23).training_K
+    training_K = Sampler(spec, 23).training_K
     table.data.inputs_NI[table.members[1][training_K[-1]]] = 1e25
     together = table.together(spec)
     assert [each.error is not None for each in together] == [False, True, False]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adapters.errors import OutOfRange
-from adapters.training.planning.split import By, Split
+from adapters.training.planning.split import Split, SplitBy
 
 
 def _sides(
@@ -26,14 +26,14 @@ def _sides(
     ("rows", "fraction", "held_out"),
     [(10, 0.3, 3), (10, 0.25, 3), (10, 0.24, 2), (3, 0.5, 2), (7, 0.9, 6), (20, 0.05, 1), (20, 0.95, 19), (2, 0.5, 1)],
 )
-@pytest.mark.parametrize("by", [By.ROWS, By.TIME])
-def test_the_fraction_of_the_rows_is_rounded_half_up(by: By, rows: int, fraction: float, held_out: int) -> None:
+@pytest.mark.parametrize("by", [SplitBy.ROWS, SplitBy.TIME])
+def test_the_fraction_of_the_rows_is_rounded_half_up(by: SplitBy, rows: int, fraction: float, held_out: int) -> None:
     assert len(_sides(Split(by=by, fraction=fraction), rows, key_N=torch.arange(rows))[1]) == held_out
 
 
 @pytest.mark.parametrize(("rows", "fraction"), [(1, 0.5), (2, 0.1), (10, 0.999), (10, 0.01)])
-@pytest.mark.parametrize("by", [By.ROWS, By.TIME])
-def test_neither_side_may_be_empty(by: By, rows: int, fraction: float) -> None:
+@pytest.mark.parametrize("by", [SplitBy.ROWS, SplitBy.TIME])
+def test_neither_side_may_be_empty(by: SplitBy, rows: int, fraction: float) -> None:
     with pytest.raises(OutOfRange) as caught:
         _sides(Split(by=by, fraction=fraction), rows, key_N=torch.arange(rows))
     assert caught.value.field == "split"
@@ -77,7 +77,7 @@ def test_a_group_is_never_on_both_sides_and_the_part_is_near_the_fraction(fracti
     # Codes with gaps, in no order.
     key_N = (torch.arange(30) * 5 + 2).repeat_interleave(sizes)
     key_N = key_N[torch.randperm(len(key_N), generator=torch.Generator().manual_seed(seed))]
-    training, held = _sides(Split(by=By.GROUP, fraction=fraction), len(key_N), seed, key_N=key_N)
+    training, held = _sides(Split(by=SplitBy.GROUP, fraction=fraction), len(key_N), seed, key_N=key_N)
     assert not set(key_N[training].tolist()) & set(key_N[held].tolist())
     assert abs(len(held) - fraction * len(key_N)) <= 4.5
 
@@ -86,7 +86,7 @@ def test_a_group_is_never_on_both_sides_and_the_part_is_near_the_fraction(fracti
 def test_a_group_is_taken_where_that_brings_the_part_nearer_to_the_fraction(
     fraction: float, held_out: int | None
 ) -> None:
-    split, key_N = Split(by=By.GROUP, fraction=fraction), torch.tensor([4] * 5 + [9] * 5)
+    split, key_N = Split(by=SplitBy.GROUP, fraction=fraction), torch.tensor([4] * 5 + [9] * 5)
     if held_out is None:
         with pytest.raises(OutOfRange):
             _sides(split, 10, key_N=key_N)
@@ -96,7 +96,7 @@ def test_a_group_is_taken_where_that_brings_the_part_nearer_to_the_fraction(
 
 def test_groups_are_drawn_at_random_from_the_seed() -> None:
     key_N = torch.arange(40) // 4
-    split = Split(by=By.GROUP, fraction=0.3)
+    split = Split(by=SplitBy.GROUP, fraction=0.3)
     assert len({tuple(_sides(split, 40, seed, key_N=key_N)[1]) for seed in range(8)}) > 4
     assert _sides(split, 40, 2, key_N=key_N) == _sides(split, 40, 2, key_N=key_N)
 
@@ -104,13 +104,17 @@ def test_groups_are_drawn_at_random_from_the_seed() -> None:
 @pytest.mark.parametrize("groups", [[5] * 9, [1] + [2] * 99])
 def test_groups_that_leave_a_side_empty_are_refused(groups: list[int]) -> None:
     with pytest.raises(OutOfRange):
-        _sides(Split(by=By.GROUP, fraction=0.001 if len(groups) > 50 else 0.3), len(groups), key_N=torch.tensor(groups))
+        _sides(
+            Split(by=SplitBy.GROUP, fraction=0.001 if len(groups) > 50 else 0.3),
+            len(groups),
+            key_N=torch.tensor(groups),
+        )
 
 
 def test_the_latest_rows_are_held_out_and_of_equal_times_the_later_in_the_data() -> None:
     key_N = torch.tensor([50, 10, 40, 10, 40, 40, 2**62, -(2**62)])
-    assert _sides(Split(by=By.TIME, fraction=0.5), 8, key_N=key_N)[1] == [0, 4, 5, 6]
-    assert _sides(Split(by=By.TIME, fraction=0.25), 8, key_N=key_N)[1] == [0, 6]
+    assert _sides(Split(by=SplitBy.TIME, fraction=0.5), 8, key_N=key_N)[1] == [0, 4, 5, 6]
+    assert _sides(Split(by=SplitBy.TIME, fraction=0.25), 8, key_N=key_N)[1] == [0, 6]
 
 
 @pytest.mark.parametrize(
@@ -120,12 +124,12 @@ def test_of_the_rows_at_the_boundary_time_only_as_many_are_held_out_as_the_fract
     fraction: float, held_out: list[int]
 ) -> None:
     key_N = torch.tensor([20, 10, 20, 30, 20])
-    assert _sides(Split(by=By.TIME, fraction=fraction), 5, key_N=key_N)[1] == held_out
+    assert _sides(Split(by=SplitBy.TIME, fraction=fraction), 5, key_N=key_N)[1] == held_out
 
 
 def test_a_column_holds_out_the_rows_that_it_says() -> None:
     key_N = torch.tensor([0, 1, 1, 0, 0, 1])
-    assert _sides(Split(by=By.COLUMN), 6, key_N=key_N) == ([0, 3, 4], [1, 2, 5])
+    assert _sides(Split(by=SplitBy.COLUMN), 6, key_N=key_N) == ([0, 3, 4], [1, 2, 5])
     for side in (0, 1):
         with pytest.raises(OutOfRange):
-            _sides(Split(by=By.COLUMN), 6, key_N=torch.full((6,), side))
+            _sides(Split(by=SplitBy.COLUMN), 6, key_N=torch.full((6,), side))

@@ -106,7 +106,7 @@ def test_only_what_can_be_better_or_worse_is_a_scalar() -> None:
 @pytest.mark.parametrize("task", Task)
 def test_chunks_of_any_size_tell_the_same(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _both(task)
-    monkeypatch.setattr("adapters.training.evaluation.metrics.rows.CHUNK_ELEMENTS", 49)
+    monkeypatch.setattr("adapters.training.evaluation.metrics.weighting.CHUNK_ELEMENTS", 49)
     for one, other in zip(_both(task), whole, strict=True):
         assert scalars(one) == pytest.approx(scalars(other), rel=1e-12)
         assert one.keys() == other.keys()
@@ -130,7 +130,7 @@ class _Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("task", Task)
 def test_nothing_as_large_as_the_outputs_or_all_pairs_is_ever_made(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.training.evaluation.metrics.rows.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("adapters.training.evaluation.metrics.weighting.CHUNK_ELEMENTS", 1000)
     rows = 900
     made = held_out(task, rows=rows)
     largest = _Largest()

@@ -1,0 +1,94 @@
+"""Training as it passes from the planner through the queue to the fit, the publisher and the version's lineage."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from adapters.training.evaluation.gate import Gate
+from adapters.training.settings import TrainingSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Data and adapters that a training starts from."""
+
+    data: Mapping[str, Any]
+    """Data set, columns, rows and digest; of an update, those of `add` and `forget`."""
+    split: Mapping[str, Any] | None = None
+    """How rows are held out; None if none are."""
+    parent: str | None = None
+    """Reference of the adapter that the factors start from, or that an update refits."""
+    prior: str | None = None
+    """Reference of the adapter that a closed form shrinks towards."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """A planned training: everything that the queue, the fit and the publisher read of it."""
+
+    spec: TrainingSpec
+    gate: Gate
+    labels: tuple[str | int, ...] | None
+    steps: int
+    """Steps of the fit at most; of a fleet, its adapters."""
+    adapters: int
+    """Adapters that it trains."""
+    is_fleet: bool
+    is_update: bool
+    """Whether the fit starts from the statistics of the live version."""
+    provenance: Provenance
+    description: Mapping[str, Any]
+    """Resolved settings as clients read them: `spec` of `GET /jobs/{id}`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object that the queue stores, in the layout of the first release.
+
+        Services of two versions may share a data folder during an update, so both have to read it.
+        """
+        return {
+            "shown": dict(self.description),
+            "resolved": asdict(self.spec),
+            "steps": self.steps,
+            "publish": asdict(self.gate),
+            "fleet": self.is_fleet,
+            "adapters": self.adapters,
+            "labels": None if self.labels is None else list(self.labels),
+            "update": self.is_update,
+            "lineage": self.lineage(),
+        }
+
+    def lineage(self, spec: TrainingSpec | None = None) -> dict[str, Any]:
+        """Return the lineage of a version that it publishes: enough to train it again from the same data.
+
+        spec: the specification with everything that held-out rows have decided, if the fit has.
+        """
+        return {
+            "loss": str(self.spec.loss),
+            "data": dict(self.provenance.data),
+            "split": None if self.provenance.split is None else dict(self.provenance.split),
+            "seed": self.spec.seed,
+            "spec": asdict(self.spec if spec is None else spec),
+            "parent": self.provenance.parent,
+            "prior": self.provenance.prior,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainingJob":
+        """Read what `to_json` returned, here or in an earlier release; members that are missing have defaults."""
+        labels, lineage = values.get("labels"), values.get("lineage") or {}
+        return cls(
+            spec=TrainingSpec.from_json(values.get("resolved") or {"rank": 1, "alpha": 1.0}),
+            gate=Gate.from_json(values.get("publish") or {"when": "always"}),
+            labels=None if labels is None else tuple(labels),
+            steps=values.get("steps", 1),
+            adapters=values.get("adapters", 1),
+            is_fleet=values.get("fleet", False),
+            is_update=values.get("update", False),
+            provenance=Provenance(
+                data=lineage.get("data") or {},
+                split=lineage.get("split"),
+                parent=lineage.get("parent"),
+                prior=lineage.get("prior"),
+            ),
+            description=values.get("shown") or {},
+        )

@@ -1,0 +1,329 @@
+"""Training requests as clients send them, and their translation to the domain's values.
+
+docs/training.md has every field, its bound and its default. Settings are declared in `adapters.training.settings`; the
+models here are built from that table.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, create_model
+
+from adapters.errors import OutOfRange, WrongType
+from adapters.training.evaluation.gate import When
+from adapters.training.planning import request as domain
+from adapters.training.planning.split import SplitBy
+from adapters.training.settings import (
+    AUTO,
+    SETTINGS,
+    AdapterSource,
+    EarlyStopping,
+    Init,
+    RequestedSettings,
+    Setting,
+    settings_of,
+)
+from adapters.training.settings import InitFactors as DomainInitFactors
+from app.http.bodies import object_of_body, read_as
+from app.http.schemas.adapters import NOT_NULL, Labels, Matrix
+from app.openapi.field_schemas import OrWord, ShownAs
+
+Metric = Literal[
+    "loss",
+    "accuracy",
+    "macro_f1",
+    "micro_f1",
+    "exact_match",
+    "calibration_error",
+    "r2_mean",
+    "mae_mean",
+    "rmse",
+    "cosine",
+    "recall_at_1",
+    "recall_at_5",
+    "recall_at_10",
+    "mrr",
+]
+_COLUMNS = {
+    "oneOf": [
+        {"type": "object", "properties": {"column": {"type": "string"}}, "required": ["column"]},
+        {
+            "type": "object",
+            "properties": {"columns": {"type": "array", "items": {"type": "string"}}},
+            "required": ["columns"],
+        },
+        {"type": "object", "properties": {"prefix": {"type": "string"}}, "required": ["prefix"]},
+    ]
+}
+
+
+def is_auto(value: object) -> bool:
+    """Whether a field is left to the data."""
+    return value == AUTO
+
+
+def _or_auto(value: object, check: ValidatorFunctionWrapHandler) -> Any:
+    return value if is_auto(value) else check(value)
+
+
+class _OrAuto(OrWord):
+    word = AUTO
+
+
+# Not a union: pydantic names the branch of a union, and not the field alone, where neither fits.
+OrAuto = _OrAuto(_or_auto)
+Vector = list[float]
+Selected = Annotated[Any, Field(json_schema_extra=_COLUMNS)]
+Column = Annotated[str | None, NOT_NULL]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    def gave(self, name: str) -> bool:
+        """Whether the client sent this field."""
+        return name in self.model_fields_set
+
+
+class InlineData(_Request):
+    """Rows in the request itself."""
+
+    inputs: Matrix
+    targets: Annotated[Any, ShownAs(list[Vector] | Vector | list[int] | list[str] | list[list[str]])] = Field(
+        description="Rows of numbers, or one number a row if the layer has one output; one class a row "
+        "(cross_entropy); a list of labels, or of 0 and 1, a row (binary_cross_entropy)."
+    )
+    weights: Annotated[Any, NOT_NULL, ShownAs(Vector)] = Field(None, description="One number ≥ 0 a row.")
+    groups: Annotated[Any, NOT_NULL, ShownAs(list[str] | list[int])] = Field(
+        None, description="One string or whole number a row: what a split by group keeps together."
+    )
+    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
+    corpus: Annotated[Any, NOT_NULL, ShownAs(list[Vector])] = Field(
+        None, description="Rows of numbers: the documents that held-out queries are to find their own among."
+    )
+
+
+class CorpusBody(_Request):
+    """Documents in a data set."""
+
+    dataset: Annotated[Any, ShownAs(str)] = Field(description="Reference to a data set: name, or name@3.")
+    documents: Selected
+
+
+class DatasetData(_Request):
+    """Rows of a stored data set."""
+
+    dataset: Annotated[Any, ShownAs(str)] = Field(description="Reference to a data set: name, or name@3.")
+    inputs: Selected
+    targets: Selected
+    weight: Column = Field(None, description="A column of numbers ≥ 0: what each row counts.")
+    group: Column = Field(None, description="A column: what a split by group keeps together.")
+    group_by: Column = Field(None, description="A column: one adapter for each of its values, a fleet.")
+    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
+    corpus: Annotated[CorpusBody | None, NOT_NULL] = None
+
+
+class InitFactors(_Request):
+    """Factors to start from."""
+
+    A: Matrix
+    B: Matrix
+
+
+class InitAdapter(_Request):
+    """An adapter to start from."""
+
+    adapter: Annotated[Any, ShownAs(str)]
+
+
+class PriorBody(_Request):
+    """The adapter to shrink towards."""
+
+    adapter: Annotated[Any, ShownAs(str)]
+
+
+_SHOWN_AS: dict[str, Any] = {
+    "init": Annotated[Any, ShownAs(Literal["zero_delta", "randn"] | InitFactors | InitAdapter)],
+    "class_weights": Annotated[Any, ShownAs(Literal["balanced"] | Vector | None)],
+}
+
+
+def _field(name: str, setting: Setting, models: dict[Any, Any]) -> Any:
+    """Return the type and the default of a model's field for a setting."""
+    kind, default = models.get(setting.kind, setting.kind), setting.default
+    if name in _SHOWN_AS:
+        kind = _SHOWN_AS[name]
+    elif isinstance(kind, type) and issubclass(kind, StrEnum):
+        words = [*kind, AUTO] if setting.takes_auto else [*kind]
+        kind = Literal[tuple(map(str, words))]
+    elif setting.bounds:
+        optional = kind | None if setting.takes_null else kind
+        bound = Field(**setting.bounds)  # type: ignore[call-overload]  # the names of operators are its keywords
+        kind = Annotated[optional, bound, OrAuto] if setting.takes_auto else Annotated[optional, bound]
+    elif setting.takes_null:
+        kind = kind | None
+    default = str(default) if isinstance(default, StrEnum) else default
+    return kind, Field(default, description=setting.description)
+
+
+def _declared(setting: Setting) -> Any:
+    return Field(setting.default, description=setting.description, **setting.bounds)  # type: ignore[call-overload]
+
+
+def _model(name: str, doc: str, table: dict[str, Setting], models: dict[Any, Any] | None = None) -> type[_Request]:
+    fields = {field: _field(field, setting, models or {}) for field, setting in table.items()}
+    return create_model(name, __base__=_Request, __doc__=doc, __module__=__name__, **fields)
+
+
+EarlyStoppingBody = _model(
+    "EarlyStoppingBody",
+    "When to wait no longer for a better held-out loss; the best step is restored.",
+    dict(settings_of(EarlyStopping)),
+)
+TrainingBody = _model(
+    "TrainingBody",
+    "How to train.",
+    dict(SETTINGS),
+    {EarlyStopping: EarlyStoppingBody, AdapterSource: PriorBody},
+)
+_SPLIT, _PUBLISH = settings_of(domain.SplitRequest), settings_of(domain.PublishRequest)
+
+
+class SplitBody(_Request):
+    """Which rows are held out."""
+
+    by: Literal["rows", "group", "time", "column"] | None = None
+    column: Column = Field(
+        None, description="With time: what orders rows. With column: 1, true or validation hold out."
+    )
+    fraction: float = _declared(_SPLIT["fraction"])
+    stratify: bool = _declared(_SPLIT["stratify"])
+    dataset: Annotated[Any, ShownAs(str | None)] = Field(
+        None, description="A data set that is held out whole, in place of all the others."
+    )
+
+
+class GateBody(_Request):
+    """When live moves."""
+
+    when: Literal["always", "never", "if_better"]
+    metric: Metric = "loss"
+    margin: float = _declared(_PUBLISH["margin"])
+    min_rows: int = _declared(_PUBLISH["min_rows"])
+
+
+Publish = Annotated[Any, ShownAs(Literal["always", "never"] | GateBody)]
+
+
+class TrainRequest(_Request):
+    """An adapter to train, or a fleet of them."""
+
+    name: Annotated[Any, ShownAs(str)] = Field(description="A name; for a fleet a template such as acme-{tenant}.")
+    rank: Annotated[int, Field(ge=1), OrAuto]
+    alpha: Annotated[float | None, NOT_NULL, Field(gt=0, le=1e6), OrAuto] = Field(
+        None, description="Defaults to the rank, so that s = 1."
+    )
+    data: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(
+        description="Rows inline, or columns of a data set."
+    )
+    split: SplitBody | None = None
+    training: TrainingBody = Field(default_factory=TrainingBody)  # type: ignore[valid-type]  # it is built from a table
+    publish: Publish = Field("always", description="When `live` moves to the new version.")
+
+
+class UpdateRequest(_Request):
+    """Rows to add to what a closed form came from, and rows to forget."""
+
+    add: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(None, description="Rows, as for training.")
+    forget: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(
+        None, description="Rows that were trained on, as for training."
+    )
+    publish: Publish = "always"
+
+
+class PlanBody(BaseModel):
+    """What would be trained, as far as that is known before it is."""
+
+    spec: dict[str, Any]
+    estimate: dict[str, float]
+    adapters: int
+
+
+def training_request(body: object) -> domain.TrainingRequest:
+    """Return a training request from its JSON value; raise `InvalidInput` for the first thing wrong."""
+    request = read_as(TrainRequest, object_of_body(body))
+    return domain.TrainingRequest(
+        name=request.name,
+        rank=request.rank,
+        alpha=request.alpha,
+        rows=_row_source(request.data, field="data"),
+        split=None if request.split is None else _split(request.split),
+        settings=_settings(request.training),
+        publish=_publish(request.publish),
+    )
+
+
+def update_request(body: object) -> domain.UpdateRequest:
+    """Return an update request from its JSON value; raise `InvalidInput` for the first thing wrong."""
+    request = read_as(UpdateRequest, object_of_body(body))
+    rows = {
+        field: _row_source(getattr(request, field), field=field) for field in ("add", "forget") if request.gave(field)
+    }
+    return domain.UpdateRequest(rows=rows, publish=_publish(request.publish))
+
+
+def _row_source(value: object, *, field: str) -> domain.RowSource:
+    if not isinstance(value, dict):
+        raise WrongType(f"{field} must be an object", field=field, given=value, expected="rows, or a data set")
+    if "dataset" not in value:
+        return domain.InlineRows(**dict(read_as(InlineData, value, within=field)))
+    members = dict(read_as(DatasetData, value, within=field))
+    corpus = members.pop("corpus")
+    return domain.DatasetColumns(**members, corpus=None if corpus is None else domain.CorpusColumns(**dict(corpus)))
+
+
+def _split(body: SplitBody) -> domain.SplitRequest:
+    by = None if body.by is None else SplitBy(body.by)
+    return domain.SplitRequest(**dict(body) | {"by": by}, given=frozenset(body.model_fields_set))
+
+
+def _settings(body: _Request) -> RequestedSettings:
+    values = dict(body)
+    for name, setting in SETTINGS.items():
+        if isinstance(setting.kind, type) and issubclass(setting.kind, StrEnum) and values[name] != AUTO:
+            values[name] = setting.kind(values[name])
+    stopping, prior = values["early_stopping"], values["prior"]
+    values["early_stopping"] = None if stopping is None else EarlyStopping(**dict(stopping))
+    values["prior"] = None if prior is None else AdapterSource(prior.adapter)
+    values["init"] = _init(values["init"])
+    return RequestedSettings(**values, given=frozenset(body.model_fields_set))
+
+
+def _init(value: object) -> object:
+    field = "training.init"
+    if isinstance(value, str) and value in (Init.ZERO_DELTA, Init.RANDN):
+        return Init(value)
+    if not isinstance(value, dict):
+        raise WrongType(
+            "training.init is not a way to start",
+            field=field,
+            given=value,
+            expected='"zero_delta", "randn", {"A", "B"} or {"adapter": reference}',
+        )
+    if "adapter" in value:
+        return AdapterSource(read_as(InitAdapter, value, within=field).adapter)
+    factors = read_as(InitFactors, value, within=field)
+    return DomainInitFactors(factors.A, factors.B)
+
+
+def _publish(value: object) -> domain.PublishRequest:
+    expected = '"always", "never" or {"when": "if_better", …}'
+    if isinstance(value, str):
+        if value not in (When.ALWAYS, When.NEVER):
+            raise OutOfRange("publish is not a way to publish", field="publish", given=value, expected=expected)
+        return domain.PublishRequest(when=When(value), as_sent=value)
+    if not isinstance(value, dict):
+        raise WrongType("publish must be a string or an object", field="publish", given=value, expected=expected)
+    body = read_as(GateBody, value, within="publish")
+    when = When(body.when)
+    return domain.PublishRequest(**dict(body) | {"when": when}, given=frozenset(body.model_fields_set), as_sent=value)
