@@ -14,7 +14,6 @@ from adapters.training.settings import AUTO, SETTINGS, Loss, Method, Setting
 
 _ROOT: Any = get_command(cli)
 OPTIONS = {option.name: option for option in _ROOT.commands["train"].params}
-TYPES = {int: "integer", float: "float"}
 
 
 def _shown_default(name: str) -> object:
@@ -22,7 +21,7 @@ def _shown_default(name: str) -> object:
 
 
 def test_the_choices_are_those_of_the_service() -> None:
-    assert list(request.Loss) == list(Loss)
+    assert [loss.value for loss in request.Loss] == [loss.value for loss in Loss]
     assert sorted(request.Method) == sorted([AUTO, *Method])
     assert sorted(request.SplitBy) == sorted(["none", *SplitBy])
     assert [publish.replace("-", "_") for publish in request.Publish] == list(When)
@@ -31,7 +30,7 @@ def test_the_choices_are_those_of_the_service() -> None:
 @pytest.mark.parametrize("name", sorted(SETTINGS.keys() & OPTIONS.keys() - {"method", "loss"}))
 def test_a_setting_s_option_has_its_type_and_its_default(name: str) -> None:
     setting: Setting = SETTINGS[name]
-    assert OPTIONS[name].type.name == TYPES[setting.kind]
+    assert OPTIONS[name].type_descriptor.annotation is setting.kind
     assert _shown_default(name) == (AUTO if setting.takes_auto else str(setting.default))
 
 
