@@ -23,9 +23,9 @@ Chunk = tuple[Tensor, Tensor, Tensor | None]
 """Rows: x (N, I) and y (N, O), and their weights (N,), or None for weights of 1."""
 
 _CHUNK_NUMBERS = 2**22
-"""Most numbers of inputs and residuals that are converted to float64 at once: 32 MiB, several times in use."""
+"""Most numbers of inputs and residuals that are float64 at once: 32 MiB, several times in use."""
 _CHUNK_ROWS = 4096
-"""Most rows at once. In a longer sum over a column with few different numbers, all roundings have the same sign."""
+"""Most rows at once. In a longer sum over few different numbers, all roundings would have the same sign."""
 _CONSTANT_TOLERANCE = 1e-13
 """Spread relative to the mean below which a column is constant. Rounding in float64 is far below it, and the smallest
 difference in float32 is far above it."""
