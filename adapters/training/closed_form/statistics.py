@@ -47,8 +47,8 @@ class Sums(NamedTuple):
 class Statistics:
     """Sufficient statistics of rows x with residuals r = y − x·Wᵀ − b and weights w, in float64.
 
-    The tensors may have common leading dimensions: a stack, with the statistics of one group each. The caller never adds
-    statistics of different base layers.
+    The tensors may have common leading dimensions: a stack, with the statistics of one group each. Never add statistics
+    of different base layers.
     """
 
     count: Tensor
