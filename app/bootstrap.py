@@ -1,18 +1,22 @@
 """Start of API workers and trainers: what both open from the settings, and the warnings that they log."""
 
 import logging
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import count_live_by_base, count_queued_by_base
+from adapters.errors import BaseNotLoadable, CatalogNotLoadable
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.database import SqliteDatabase
 from adapters.training.execution.fit_client import Fitter
+from app.processes.signals import EXIT_CONFIG
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,10 +45,24 @@ def base_arguments(settings: Settings) -> dict[str, str]:
     }
 
 
+@contextmanager
+def exit_if_unusable(settings: Settings) -> Iterator[None]:
+    """End the process with `EXIT_CONFIG` if the base layer or the data folder cannot be used."""
+    try:
+        yield
+    except (BaseNotLoadable, CatalogNotLoadable) as error:
+        print(f"loraplex: {error.detail}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+    except (IsADirectoryError, NotADirectoryError) as error:
+        print(f"loraplex: the data folder {settings.data_dir} cannot be used: {error}", file=sys.stderr)
+        sys.exit(EXIT_CONFIG)
+
+
 def open_fitter(settings: Settings) -> Fitter:
     """Return the client of a fit process, which is not started yet."""
     return Fitter(
         base_arguments(settings),
+        data_folder=settings.data_dir,
         threads=settings.trainer_threads,
         memory_bytes=settings.trainer_memory_bytes,
         stopped_seconds=settings.lease_seconds,

@@ -1,4 +1,4 @@
-"""`loraplex serve` and `loraplex trainer`, which the client's command line finds by their entry points."""
+"""Commands `loraplex serve` and `loraplex trainer`, which the client's command line loads as plugins."""
 
 import sys
 from pathlib import Path
@@ -38,9 +38,9 @@ def serve(
     accept_catalog: AcceptCatalog = False,
 ) -> None:
     """Answer requests and train, until SIGTERM. Every other setting is an environment variable."""
-    from app.processes.supervisor import serve as run  # torch stays out of this process
+    from app.processes.supervisor import serve as run  # imported late, because `loraplex --help` loads this module
 
-    given = {
+    options = {
         "base": base,
         "data_dir": data_dir,
         "host": host,
@@ -49,7 +49,7 @@ def serve(
         "trainers": trainers,
     }
     try:
-        settings = load_settings(given)
+        settings = load_settings(options)
         logs.configure(settings.log_format, process="supervisor")
         with guarded_store(settings, accept_catalog=accept_catalog):
             status = run(settings)
@@ -64,7 +64,9 @@ def trainer(base: Base = None, data_dir: DataDir = None, accept_catalog: AcceptC
         settings = load_settings({"base": base, "data_dir": data_dir})
         logs.configure(settings.log_format, process="trainer")
         with guarded_store(settings, accept_catalog=accept_catalog):
-            from app.processes.trainer import run_trainer  # imports torch: a start that is refused need not wait for it
+            from app.processes.trainer import (
+                run_trainer,  # imported late, because it loads torch: a start that is refused need not wait for it
+            )
 
             run_trainer(settings, stop_on_signals())
     except (SettingsError, CatalogNotLoadable) as error:

@@ -20,7 +20,7 @@ from adapters.training.planning.planner import Planner, PlanningLimits
 from app.bootstrap import load_base, open_queue, open_tracing
 from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
-from app.http.job_events import JobWatch
+from app.http.job_events import JobEvents
 from app.http.write_threads import WriteThreads
 from app.observability.logs import line_of
 from app.observability.metrics.catalog_metrics import CatalogMetrics
@@ -66,7 +66,7 @@ class Service:
     """Held while an uploaded adapter is unpacked and checked: each may take a few times the largest body."""
     bodies: BodyMemory = field(init=False)
     json: JsonBodies = field(init=False)
-    watch: JobWatch = field(init=False)
+    job_events: JobEvents = field(init=False)
     catalog_figures: CatalogMetrics = field(init=False)
     scrape: MetricsExposition = field(init=False)
 
@@ -88,13 +88,13 @@ class Service:
         self.json = JsonBodies(self.base)
         figures = self.catalog_figures = CatalogMetrics(self.catalog, base=self.base.fingerprint, now=self.queue.now)
         self.scrape = MetricsExposition(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
-        self.watch = JobWatch(self.queue, draining=lambda: self.draining)
+        self.job_events = JobEvents(self.queue, draining=lambda: self.draining)
 
     def close(self) -> None:
         """Pass on what was observed; end the threads; give back the connections and this process's place."""
         self.observer.close()
         self.batcher.close()
-        self.watch.close()
+        self.job_events.close()
         self.resolver.close()
         self.catalog.close()
         self.catalog_figures.close()
@@ -120,14 +120,14 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
     catalog = Catalog(settings.data_dir, now=now, quarantine_days=settings.quarantine_days)
     catalog.sweep()
     resolver = Resolver(catalog)
-    residency = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
-    lookup = AdapterLoader(base, resolver, residency, feature_space=settings.feature_space)
+    cache = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
+    loader = AdapterLoader(base, resolver, cache, feature_space=settings.feature_space)
     metrics = Metrics.open(settings.data_dir / METRICS, "worker")
     observer = _open_observer(settings, metrics)
     batcher = Batcher(
-        base, lookup, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows, on_batch=observer.ran
+        base, loader, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows, on_batch=observer.finish_batch
     )
-    observer.watch(batcher.standing)
+    observer.watch_queue(batcher.state)
     return Service(
         settings=settings,
         base=base,

@@ -1,4 +1,4 @@
-"""Every knob, with its unit, its bound and its reason. Each is read from `LORAPLEX_` and its name."""
+"""Settings: environment variables `LORAPLEX_*`, each with its bounds, default and description."""
 
 import ipaddress
 import os
@@ -14,24 +14,24 @@ from app.http.host_policy import parse_allowed_hosts
 
 PREFIX = "LORAPLEX_"
 BUNDLED = "digits"
-_OF_THE_CLIENT = {"LORAPLEX_URL"}
+_CLIENT_SETTINGS = {"LORAPLEX_URL"}
 
 
 class SettingsError(Exception):
-    """The service cannot start with these settings; the message names each."""
+    """Settings with which the service cannot start; the message names each of them."""
 
 
 class LogFormat(StrEnum):
-    """The form of what the processes log."""
+    """Format of the log."""
 
     AUTO = "auto"
-    """`console` where standard error is a terminal, else `json`."""
+    """`console` if standard error is a terminal, else `json`."""
     JSON = "json"
     CONSOLE = "console"
 
 
 class LogRequests(StrEnum):
-    """Which requests have a line in the log."""
+    """Requests that have a line in the log."""
 
     ALL = "all"
     FAILED = "failed"
@@ -39,7 +39,7 @@ class LogRequests(StrEnum):
 
 
 class Settings(BaseSettings):
-    """What the service was started with."""
+    """Settings of the service."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
@@ -50,7 +50,7 @@ class Settings(BaseSettings):
         "`identity:DIM` or `zeros:IN,OUT`.",
     )
     base_weight_key: str = Field("weight", min_length=1, description="Name of W in the safetensors file.")
-    base_bias_key: str = Field("bias", min_length=1, description="Name of b in the file; it may be missing there.")
+    base_bias_key: str = Field("bias", min_length=1, description="Name of b in the file, which may have none.")
     feature_space: str | None = Field(
         None,
         min_length=1,
@@ -195,20 +195,20 @@ class Settings(BaseSettings):
         return self
 
 
-def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
-    """Settings from the environment, with `given` (from the command line) on top. Paths come out absolute.
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings of the environment, overridden by options of the command line; paths are absolute.
 
-    Raises `SettingsError` for a bad value and for a `LORAPLEX_` name that is not a setting.
+    Raises `SettingsError` for an invalid value and for a `LORAPLEX_` name that is not a setting.
     """
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _OF_THE_CLIENT
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | _CLIENT_SETTINGS
     unknown = sorted(name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known)
     if unknown:
-        ours = ", ".join(sorted(known - _OF_THE_CLIENT))
-        raise SettingsError(f"not a setting: {', '.join(unknown)}; the settings are: {ours}")
+        names = ", ".join(sorted(known - _CLIENT_SETTINGS))
+        raise SettingsError(f"not a setting: {', '.join(unknown)}; the settings are: {names}")
     try:
-        settings = Settings(**{name: value for name, value in (given or {}).items() if value is not None})
+        settings = Settings(**{name: value for name, value in (overrides or {}).items() if value is not None})
     except ValidationError as error:
-        raise SettingsError("; ".join(_sentence(problem) for problem in error.errors())) from None
+        raise SettingsError("; ".join(_describe(problem) for problem in error.errors())) from None
     base = settings.base
     if base != BUNDLED and Path(base).is_file():
         base = str(Path(base).absolute())
@@ -216,7 +216,7 @@ def load_settings(given: Mapping[str, Any] | None = None) -> Settings:
 
 
 def make_data_dir(settings: Settings) -> None:
-    """Make the data folder where it is missing; raises `SettingsError` where it can be neither made nor written."""
+    """Create the data folder if it is missing; raise `SettingsError` if it cannot be created or written."""
     folder = settings.data_dir
     reason = "it is not writable"
     try:
@@ -228,15 +228,15 @@ def make_data_dir(settings: Settings) -> None:
 
 
 def as_environment(settings: Settings) -> dict[str, str]:
-    """This process's environment with every setting in it, for a child process."""
+    """Return this process's environment with every setting, for a child process."""
     values = settings.model_dump(mode="json", exclude_none=True)
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
     return inherited | {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
 
 
-def _sentence(problem: Any) -> str:
-    where = f"{PREFIX}{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
-    return where + str(problem["msg"]).removeprefix("Value error, ")
+def _describe(problem: Any) -> str:
+    variable = f"{PREFIX}{str(problem['loc'][0]).upper()}: " if problem["loc"] else ""
+    return variable + str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _is_loopback(host: str) -> bool:

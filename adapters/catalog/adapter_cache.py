@@ -1,4 +1,4 @@
-"""Which adapters are in memory."""
+"""LRU cache of adapters on the base layer's device, bounded in bytes."""
 
 from collections import OrderedDict
 
@@ -10,52 +10,52 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
 from adapters.storage.blobs import FolderBlobs
 
-_AT_ONCE_BYTES = 2**17
-"""About 0.2 ms of reading and checking."""
+_SMALL_BYTES = 2**17
+"""Largest adapter that the event loop loads itself: reading and checking it takes about 0.2 ms."""
 
 
 class AdapterCache:
-    """Adapters on the base's device under a budget of bytes, the least recently used leaving first.
+    """Least-recently-used cache of adapters on the base layer's device, bounded in bytes.
 
-    They are kept by digest: they never change, and two names with the same bytes share one. An adapter that
-    leaves stays whole for the request that holds it. Everything but `load` is for one thread only.
+    The key is the digest: adapters never change, and two names with the same bytes share one. An evicted adapter stays
+    valid for the request that holds it. All methods but `load` are for one thread.
     """
 
     def __init__(self, base: BaseLayer, blobs: FolderBlobs, *, budget_bytes: int) -> None:
         self._base = base
         self._blobs = blobs
         self._budget = budget_bytes
-        self._resident: OrderedDict[str, Adapter] = OrderedDict()
+        self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self.bytes = 0
-        """Of the adapters that are resident."""
+        """Memory of the cached adapters."""
         self.evictions = 0
-        # Apart, because they are counted by two threads.
+        # Two counters, because two threads count.
         self._read_loads = self._cached_loads = 0
 
     @property
     def loads(self) -> int:
-        """Adapters read from disk, whether they then were kept or not."""
+        """Number of adapters read from disk, cached afterwards or not."""
         return self._read_loads + self._cached_loads
 
     def __len__(self) -> int:
-        return len(self._resident)
+        return len(self._adapters)
 
     def get(self, digest: str) -> Adapter | None:
-        """The adapter with this digest where it is resident."""
-        adapter = self._resident.get(digest)
+        """Return the cached adapter with this digest; None if there is none."""
+        adapter = self._adapters.get(digest)
         if adapter is not None:
-            self._resident.move_to_end(digest)
+            self._adapters.move_to_end(digest)
         return adapter
 
     def load(self, version: Version) -> Adapter:
-        """A version's adapter on the base's device, read and checked; raises `BlobCorrupt`."""
+        """Read and check a version's adapter, and return it on the base's device; raise `BlobCorrupt`."""
         adapter = read_adapter(version, self._blobs).to(self._base)
         self._read_loads += 1
         return adapter
 
     def load_cached(self, version: Version) -> Adapter | None:
-        """The same for a small one whose bytes the kernel has in memory, and it is resident; else None."""
-        if version.bytes > min(_AT_ONCE_BYTES, self._budget) or self._base.device.type != "cpu":
+        """Load and cache a small adapter whose bytes the kernel has in memory; return None for others."""
+        if version.bytes > min(_SMALL_BYTES, self._budget) or self._base.device.type != "cpu":
             return None
         content = self._blobs.read_cached(version.file, offset=version.offset, length=version.bytes)
         if content is None or digest_of(content) != version.digest:
@@ -66,36 +66,36 @@ class AdapterCache:
         return adapter
 
     def add(self, digest: str, adapter: Adapter) -> None:
-        """Make a loaded adapter resident; one that is larger than the whole budget does not drive the others out."""
-        if digest in self._resident or adapter.memory_bytes > self._budget:
+        """Cache a loaded adapter, and evict others; one that is larger than the whole budget is not cached."""
+        if digest in self._adapters or adapter.memory_bytes > self._budget:
             return
-        self._resident[digest] = adapter
+        self._adapters[digest] = adapter
         self.bytes += adapter.memory_bytes
         while self.bytes > self._budget:
-            _, evicted = self._resident.popitem(last=False)
+            _, evicted = self._adapters.popitem(last=False)
             self.bytes -= evicted.memory_bytes
             self.evictions += 1
 
 
 def find_adapter(catalog: Catalog, reference: Reference) -> tuple[Version, Adapter]:
-    """What a reference means now, and its adapter read from its blob.
+    """Return the version that a reference means now, and its adapter, read from its blob.
 
-    Raises a `NotFound` that says what there is instead, or `BlobCorrupt`.
+    Raises a `NotFound` that lists what exists instead, or `BlobCorrupt`.
     """
     version = catalog.find(reference)
     while True:
         try:
             return version, read_adapter(version, catalog.blobs)
         except BlobCorrupt:
-            # Deleted between the look and the read, and perhaps made again: only what still stands is corrupt.
-            again = catalog.find(reference)
-            if again == version:
+            # The version may have been deleted, and created again, between the query and the read.
+            current = catalog.find(reference)
+            if current == version:
                 raise
-            version = again
+            version = current
 
 
 def read_adapter(version: Version, blobs: FolderBlobs) -> Adapter:
-    """A version's adapter from its blob; raises `BlobCorrupt` where the bytes are not those of its digest."""
+    """Return a version's adapter, read from its blob; raise `BlobCorrupt` if the bytes do not have its digest."""
     content = blobs.read(version.file, offset=version.offset, length=version.bytes)
     if digest_of(content) != version.digest:
         raise BlobCorrupt(f"the stored bytes of {version.adapter}@{version.version} are not those that were published")

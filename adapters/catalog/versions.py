@@ -1,4 +1,4 @@
-"""What the catalogue knows of an adapter and of its versions."""
+"""The values of the catalogue: versions, summaries of adapters, and publications."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,9 +57,9 @@ class Version:
         return scaling_of(self.alpha, self.rank, rslora=self.rslora)
 
     def check_servable(self, base: BaseLayer, feature_space: str | None) -> None:
-        """Raises `BaseMismatch` or `FeatureSpaceMismatch` where it cannot be served here.
+        """Raise `BaseMismatch` or `FeatureSpaceMismatch` if it cannot be served with this base and feature space.
 
-        A version that was made under no feature space makes no claim about its encoder, and passes.
+        A version without a feature space may come from any encoder, and passes.
         """
         if self.base != base.fingerprint:
             raise BaseMismatch(
@@ -104,7 +104,7 @@ class AdapterSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """One adapter on its way into the catalogue."""
+    """One adapter to be published."""
 
     name: str
     adapter: Adapter
@@ -114,23 +114,23 @@ class Publication:
     job: str | None = None
     metrics: Mapping[str, object] | None = None
     position: int | None = None
-    """Its place among the adapters of its job."""
+    """Its position among the adapters of its job."""
     moves_live: bool = True
     checks_live: bool = False
-    """Move live only where it still points at `expected_live`, which the adapter was compared with."""
+    """Whether live moves only if it still points at `expected_live`, which the adapter was compared with."""
     expected_live: int | None = None
-    """The number of a version; None: no version is live."""
+    """Version number; None if no version is live."""
     lineage: Mapping[str, object] | None = None
     statistics: bytes | None = None
-    """What `adapters.training.closed_form.statistics` wrote, to be kept with the version."""
+    """Sums of a closed form, as `adapters.training.closed_form.statistics` writes them, kept with the version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """What has become of a publication."""
+    """Result of a publication."""
 
     position: int | None
     version: Version
     moved_live: bool
     replaced: int | None
-    """Where live pointed before; None: nowhere."""
+    """Number of the version that was live before; None if none was."""

@@ -1,4 +1,4 @@
-"""One training job: its states, its record, and the statements on its row."""
+"""One training job: its states, its values, and the statements on its row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from adapters.storage.schema import DEFAULT_TENANT, job_adapters, jobs
 
 
 class JobStatus(StrEnum):
-    """Where a job is."""
+    """State of a job."""
 
     QUEUED = "queued"
-    """Waits for a trainer."""
+    """Waiting for a trainer."""
     RUNNING = "running"
     """A trainer holds its lease."""
     SUCCEEDED = "succeeded"
-    """What it trained is published."""
+    """Its adapters are published."""
     FAILED = "failed"
     """It ended with an error. Of a fleet, what was published before stays."""
     CANCELLED = "cancelled"
@@ -30,8 +30,7 @@ class JobStatus(StrEnum):
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
-    # Back to queued: a trainer that stops hands its lease back. Running again: another trainer claims it, because
-    # its lease has run out.
+    # To queued: a trainer that stops releases the job. To running: another trainer claims it after its lease expired.
     JobStatus.RUNNING: frozenset(
         {JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
     ),
@@ -47,45 +46,45 @@ class LogLine(NamedTuple):
     at: str
     text: str
     number: int
-    """From 1 on, whatever lines are kept."""
+    """Counts all lines from 1 on, also those that are no longer kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One training, as it stands in the queue."""
+    """One job in the queue."""
 
     sequence: int
-    """The order in which jobs were queued."""
+    """Position in the order in which jobs were queued."""
     id: str
     adapter: str
-    """What it trains: a name, or the template of a fleet's names."""
+    """The name that it trains, or the template of a fleet's names."""
     status: JobStatus
     created_at: str
     started_at: str | None
     """When a trainer first claimed it."""
     finished_at: str | None
     attempt: int
-    """Claims so far; a lease that was handed back does not count."""
+    """Claims so far; a job that its trainer released was not claimed."""
     fence: int
-    """Goes up with every claim: a trainer whose number is old may not publish."""
+    """Fencing token, raised by every claim: a trainer with an old one cannot publish."""
     lease_until: float | None
     base: str
     feature_space: str | None
     training: TrainingJob
     data_file: str | None
-    """The blob with the data that are its own; None once the job has ended."""
+    """The blob with its own data; None once the job has ended."""
     progress: Mapping[str, Any] | None
     history: Sequence[tuple[int, float | None]]
     metrics: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
     log: Sequence[LogLine] = ()
-    """What happened on the way."""
+    """Its newest lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
-    """What a watcher of a job is told of it."""
+    """The part of a job that its watchers see."""
 
     status: JobStatus
     attempt: int
@@ -98,34 +97,34 @@ class JobState:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the job has ended."""
         return not TRANSITIONS[self.status]
 
 
 MAX_LOG_LINES = 200
-"""Lines of a job's log that are kept: the newest."""
-_LONGEST_LINE = 500
+"""Number of the newest lines of a job's log that are kept."""
+_MAX_LINE_CHARACTERS = 500
 _AFTER_ALL = "\U0010ffff"
 """Sorts after every character of an id."""
 _STATE = [jobs.c[name] for name in JobState.__dataclass_fields__]
-_SHOWN = [column for column in jobs.c if column.name not in ("history", "log")]
+_LISTED = [column for column in jobs.c if column.name not in ("history", "log")]
 
 
 def get(connection: Connection, job_id: str) -> Job:
-    """One job; raises `JobNotFound`."""
+    """Return one job; raise `JobNotFound`."""
     require(connection, job_id)
     return job_from_row(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
 
 
 def require(connection: Connection, job_id: str) -> None:
-    """Raises `JobNotFound` where there is no such job."""
-    there = sa.select(jobs.c.id).where(jobs.c.tenant == DEFAULT_TENANT, jobs.c.id == job_id)
-    if connection.execute(there).one_or_none() is None:
+    """Raise `JobNotFound` if there is no such job."""
+    statement = sa.select(jobs.c.id).where(jobs.c.tenant == DEFAULT_TENANT, jobs.c.id == job_id)
+    if connection.execute(statement).one_or_none() is None:
         raise JobNotFound(f"there is no job {job_id!r}", field="id", given=job_id)
 
 
 def job_from_row(row: sa.Row[Any]) -> Job:
-    """A row of the jobs table as the value that the rest of the house knows."""
+    """Return the job that a row of the table of jobs describes."""
     values = row._asdict()
     values.pop("tenant")
     values["training"] = TrainingJob.from_json(values.pop("spec"))
@@ -143,11 +142,11 @@ def list_jobs(
     before: int | None = None,
     limit: int = 100,
 ) -> list[Job]:
-    """Jobs, newest first, from below sequence number `before` on, without history and log.
+    """Return jobs with sequence numbers below `before`, newest first, without history and log.
 
-    `adapter` finds the fleets that train that name too; `prefix` is how their ids begin.
+    adapter: a name that they train, alone or in a fleet. prefix: the beginning of their ids.
     """
-    statement = sa.select(*_SHOWN).where(jobs.c.tenant == DEFAULT_TENANT)
+    statement = sa.select(*_LISTED).where(jobs.c.tenant == DEFAULT_TENANT)
     if status is not None:
         statement = statement.where(jobs.c.status == status)
     if adapter is not None:
@@ -162,31 +161,31 @@ def list_jobs(
 
 
 def states(connection: Connection, job_ids: Sequence[str]) -> dict[str, JobState]:
-    """What a watcher is told of each of these jobs, at most a few hundred."""
-    found = {}
+    """Return the states of these jobs, at most a few hundred."""
+    by_id = {}
     for row in connection.execute(sa.select(jobs.c.id, *_STATE).where(jobs.c.id.in_(job_ids))):
         values = row._asdict()
         job_id, status, lines = values.pop("id"), JobStatus(values.pop("status")), _lines(values.pop("log"))
-        found[job_id] = JobState(status=status, log=lines, **values)
-    return found
+        by_id[job_id] = JobState(status=status, log=lines, **values)
+    return by_id
 
 
 def claimable(connection: Connection, now: float, base: str) -> Job | None:
-    """The oldest job for the base layer with this fingerprint that waits or whose lease has run out."""
+    """Return the oldest job for this base layer, by its fingerprint, that is queued or whose lease has expired."""
     expired = (jobs.c.status == JobStatus.RUNNING) & (jobs.c.lease_until <= now)
-    # By the index on status, which leaves a few jobs to look at: an index on the base would find every job there was.
+    # Found by the index on status, which leaves few jobs: an index on the base would find every job that there was.
     statement = sa.select(jobs).where((jobs.c.status == JobStatus.QUEUED) | expired, jobs.c.base == base)
     row = connection.execute(statement.order_by(jobs.c.sequence).limit(1)).one_or_none()
     return None if row is None else job_from_row(row)
 
 
 def update(connection: Connection, job: Job, **values: Any) -> None:
-    """Write columns of a job's row."""
+    """Set columns of a job's row."""
     connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
 
 
 def change_status(connection: Connection, job: Job, to: JobStatus, **values: Any) -> Job:
-    """Move a job to another status by one of the legal moves, and write columns with it; returns it as it is then."""
+    """Change a job's status by a legal transition, set other columns, and return the job as it is then."""
     if to not in TRANSITIONS[job.status]:
         raise ValueError(f"a job cannot go from {job.status} to {to}")
     update(connection, job, status=to, **values)
@@ -194,10 +193,10 @@ def change_status(connection: Connection, job: Job, to: JobStatus, **values: Any
 
 
 def append_log(connection: Connection, claim: Job, text: str, *, at: str) -> None:
-    """Append a line to a job's log. Of a log that is full, the oldest goes."""
+    """Append a line to a job's log; if the log is full, the oldest line is dropped."""
     lines = _lines(connection.scalars(sa.select(jobs.c.log).where(jobs.c.id == claim.id)).one())
     number = lines[-1].number + 1 if lines else 1
-    update(connection, claim, log=[*lines[1 - MAX_LOG_LINES :], LogLine(at, text[:_LONGEST_LINE], number)])
+    update(connection, claim, log=[*lines[1 - MAX_LOG_LINES :], LogLine(at, text[:_MAX_LINE_CHARACTERS], number)])
 
 
 def _lines(stored: Sequence[Sequence[Any]] | None) -> list[LogLine]:
@@ -205,8 +204,8 @@ def _lines(stored: Sequence[Sequence[Any]] | None) -> list[LogLine]:
 
 
 def check_claim(connection: Connection, claim: Job) -> None:
-    """Raises `ClaimLost` where the job was cancelled or claimed again since `claim`."""
-    # Asked five times a second: without the history and the spec, which may be long.
+    """Raise `ClaimLost` if the job was cancelled or claimed again since `claim`."""
+    # Called five times a second: history and spec, which may be long, are not read.
     statement = sa.select(jobs.c.status, jobs.c.fence).where(jobs.c.id == claim.id)
     status, fence = connection.execute(statement).one()
     if status != JobStatus.RUNNING or fence != claim.fence:
@@ -214,7 +213,7 @@ def check_claim(connection: Connection, claim: Job) -> None:
 
 
 def check_room(connection: Connection, max_queued: int, base: str) -> None:
-    """Raise `QueueFull` if as many jobs for the base layer with this fingerprint wait as may.
+    """Raise `QueueFull` if `max_queued` jobs for this base layer, by its fingerprint, are queued.
 
     Jobs for another base layer do not count: no trainer of this service takes them, so they would fill the queue for
     good.

@@ -1,4 +1,4 @@
-"""The adapters that a job trains, one or a fleet: statements on their rows, in a transaction that the caller holds."""
+"""The adapters that a job trains, one or a fleet: their values, and the statements on their rows."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ _WAITS = _columns.version.is_(None) & _columns.error.is_(None)
 
 
 class AdapterStatus(StrEnum):
-    """What has become of one adapter of a job."""
+    """State of one adapter of a job."""
 
     WAITING = "waiting"
-    """Nothing yet; nothing ever, where the job was cancelled."""
+    """Neither published nor failed. It stays so if the job was cancelled."""
     PUBLISHED = "published"
     """It has a version."""
     FAILED = "failed"
     """It has an error."""
 
 
-_IS: Mapping[AdapterStatus, sa.ColumnElement[bool]] = {
+_CONDITIONS: Mapping[AdapterStatus, sa.ColumnElement[bool]] = {
     AdapterStatus.WAITING: _WAITS,
     AdapterStatus.PUBLISHED: _columns.version.is_not(None),
     AdapterStatus.FAILED: _columns.error.is_not(None),
@@ -42,12 +42,12 @@ class JobAdapter:
 
     name: str
     group: str | None
-    """The value that its rows have in common; None where the job is no fleet."""
+    """The value that its rows have in common; None if the job is not a fleet."""
     rows: int
     position: int = 0
-    """Its place among the adapters of its job, from 0 on."""
+    """Its position among the adapters of its job, from 0 on."""
     deletions: int = 0
-    """How often an adapter of that name had been deleted when the job was queued."""
+    """Number of times that the name had been deleted when the job was queued."""
     version: int | None = None
     digest: str | None = None
     metrics: Mapping[str, Any] | None = None
@@ -55,14 +55,14 @@ class JobAdapter:
     moved_live: bool = False
     """Whether its publish moved live."""
     replaced: int | None = None
-    """Where live pointed before that; None: nowhere."""
+    """Number of the version that was live before; None if none was."""
 
 
 _FIELDS = [_columns[name] for name in JobAdapter.__dataclass_fields__]
 
 
 def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter]) -> None:
-    """Store what a job is to train, in that order, each with its name's deletions as they are now."""
+    """Store the adapters that a job trains, in that order, each with the current number of deletions of its name."""
     deletions = queries.deletions(connection, [adapter.name for adapter in adapters])
     values = [
         {
@@ -87,46 +87,46 @@ def list_adapters(
     after: int | None = None,
     limit: int | None = None,
 ) -> list[JobAdapter]:
-    """A job's adapters in their order, those of one outcome, from past position `after` on."""
+    """Return a job's adapters behind position `after`, in their order, of one outcome or of all."""
     statement = sa.select(*_FIELDS).where(_columns.job == job_id).order_by(_columns.position).limit(limit)
     if outcome is not None:
-        statement = statement.where(_IS[outcome])
+        statement = statement.where(_CONDITIONS[outcome])
     if after is not None:
         statement = statement.where(_columns.position > after)
     return [JobAdapter(**row._mapping) for row in connection.execute(statement)]
 
 
 def count_adapters(connection: Connection, job_id: str) -> dict[str, int]:
-    """How many of a job's adapters are published and how many failed, of how many in all."""
+    """Return the numbers of a job's adapters: published, failed, and in total."""
     counts = (sa.func.count(_columns.version), sa.func.count(_columns.error), sa.func.count())
     row = connection.execute(sa.select(*counts).where(_columns.job == job_id)).one()
     return dict(zip(("published", "failed", "total"), row, strict=True))
 
 
 def deleted_since(connection: Connection, adapters: Iterable[JobAdapter]) -> list[JobAdapter]:
-    """Those whose names were deleted after the job was queued, whether or not they exist again."""
-    asked = list(adapters)
-    now = queries.deletions(connection, [adapter.name for adapter in asked])
-    return [adapter for adapter in asked if now.get(adapter.name, 0) != adapter.deletions]
+    """Return those whose names were deleted after the job was queued, whether or not they exist again."""
+    adapters = list(adapters)
+    deletions = queries.deletions(connection, [adapter.name for adapter in adapters])
+    return [adapter for adapter in adapters if deletions.get(adapter.name, 0) != adapter.deletions]
 
 
 def adapters_at(connection: Connection, job_id: str, positions: Sequence[int]) -> list[JobAdapter]:
-    """A job's adapters at these positions."""
-    found: list[JobAdapter] = []
+    """Return a job's adapters at these positions."""
+    adapters: list[JobAdapter] = []
     for part in batched(positions):
         statement = sa.select(*_FIELDS).where(_columns.job == job_id, _columns.position.in_(part))
-        found += [JobAdapter(**row._mapping) for row in connection.execute(statement)]
-    return found
+        adapters += [JobAdapter(**row._mapping) for row in connection.execute(statement)]
+    return adapters
 
 
 def admit(connection: Connection, claim: Job, publications: Sequence[Publication]) -> list[bool]:
-    """Which publications of a job may become versions; those whose adapters were deleted since fail.
+    """Return which publications of a job may become versions; the others fail, because their names were deleted.
 
-    Raises `AdapterDeleted` where the job trains just that one, and `ValueError` for a publication without position.
+    Raises `AdapterDeleted` if the job trains only that one, and `ValueError` for a publication without position.
     """
     positions = [publication.position for publication in publications if publication.position is not None]
     if len(positions) < len(publications):
-        raise ValueError("a job's publication says which of the job's adapters it is")
+        raise ValueError("a job's publication needs a position")
     failures = {}
     for deleted in deleted_since(connection, adapters_at(connection, claim.id, positions)):
         error = AdapterDeleted(f"the adapter {deleted.name!r} was deleted after this job was queued")
@@ -138,34 +138,34 @@ def admit(connection: Connection, claim: Job, publications: Sequence[Publication
 
 
 def record(connection: Connection, job_id: str, published: Sequence[Published]) -> None:
-    """Store what each was published as; each knows its position."""
+    """Store the version of each published adapter, found by its position."""
     _set(
         connection,
         job_id,
         published,
-        lambda made: {
-            "b_position": made.position,
-            "version": made.version.version,
-            "digest": made.version.digest,
-            "metrics": made.version.metrics,
-            "moved_live": made.moved_live,
-            "replaced": made.replaced,
+        lambda item: {
+            "b_position": item.position,
+            "version": item.version.version,
+            "digest": item.version.digest,
+            "metrics": item.version.metrics,
+            "moved_live": item.moved_live,
+            "replaced": item.replaced,
         },
     )
 
 
 def fail(connection: Connection, job_id: str, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-    """Store why each of these positions has no version."""
+    """Store the errors of the adapters at these positions."""
     _set(connection, job_id, failures, lambda failed: {"b_position": failed[0], "error": dict(failed[1])})
 
 
 def fail_waiting(connection: Connection, job_id: str, error: Mapping[str, Any]) -> None:
-    """Store the error that ended the job with every adapter that has neither version nor error."""
+    """Store the error that ended the job in the rows of its adapters that have neither version nor error."""
     connection.execute(sa.update(job_adapters).where(_columns.job == job_id, _WAITS).values(error=dict(error)))
 
 
 def _set(connection: Connection, job_id: str, items: Sequence[Any], values: Callable[[Any], dict[str, Any]]) -> None:
     if not items:
         return
-    mine = (_columns.job == job_id, _columns.position == sa.bindparam("b_position"))
-    connection.execute(sa.update(job_adapters).where(*mine), [values(item) for item in items])
+    is_adapter = (_columns.job == job_id, _columns.position == sa.bindparam("b_position"))
+    connection.execute(sa.update(job_adapters).where(*is_adapter), [values(item) for item in items])

@@ -1,6 +1,6 @@
-"""The durable queue of training jobs: lease, heartbeat, fence, cancel.
+"""The durable queue of training jobs: leases, heartbeats, fencing tokens, cancelling.
 
-Here are the whole transactions; the statements that they are made of are in `jobs` and `job_adapters`.
+The statements that its transactions consist of are in `job` and `job_adapters`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,7 @@ class JobQueue:
         self._lease_seconds = lease_seconds
 
     def now(self) -> float:
-        """Seconds since the epoch, by the clock that jobs are timed with."""
+        """Return the seconds since the epoch by the clock of the jobs."""
         return self._now()
 
     def submit(
@@ -96,7 +96,7 @@ class JobQueue:
         return self._database.queue_watch()
 
     def get(self, job_id: str) -> Job:
-        """One job; raises `JobNotFound`."""
+        """Return one job; raise `JobNotFound`."""
         with self._database.read() as connection:
             return job_rows.get(connection, job_id)
 
@@ -109,33 +109,33 @@ class JobQueue:
         before: int | None = None,
         limit: int = 100,
     ) -> list[Job]:
-        """Jobs, newest first, from below sequence number `before` on, without history and log."""
+        """Return jobs with sequence numbers below `before`, newest first, without history and log."""
         with self._database.read() as connection:
             return job_rows.list_jobs(
                 connection, status=status, adapter=adapter, prefix=prefix, before=before, limit=limit
             )
 
     def state(self, job_id: str) -> JobState:
-        """What a watcher is told of one job; raises `JobNotFound`."""
+        """Return the state of one job; raise `JobNotFound`."""
         with self._database.read() as connection:
             job_rows.require(connection, job_id)
             return job_rows.states(connection, [job_id])[job_id]
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        """What watchers are told of these jobs."""
+        """Return the states of these jobs."""
         with self._database.read() as connection:
             return job_rows.states(connection, job_ids)
 
     def adapters(
         self, job_id: str, *, outcome: AdapterStatus | None = None, after: int | None = None, limit: int | None = None
     ) -> Sequence[JobAdapter]:
-        """What a job trains, in its order, from past position `after` on; raises `JobNotFound`."""
+        """Return the adapters of a job behind position `after`, in their order; raise `JobNotFound`."""
         with self._database.read() as connection:
             job_rows.require(connection, job_id)
             return job_adapters.list_adapters(connection, job_id, outcome=outcome, after=after, limit=limit)
 
     def revert(self, job_id: str) -> RevertResult:
-        """Point each live that the job moved, and that still points at its version, back to where it pointed before.
+        """Point back each live alias that the job moved and that still points at its version.
 
         Raises `JobNotFound` and `JobNotEnded`.
         """
@@ -148,9 +148,9 @@ class JobQueue:
             return revert(connection, job_id)
 
     def cancel(self, job_id: str) -> Job:
-        """End a job that has not ended; cancelled already is fine. Raises `JobNotFound` and `JobEnded`.
+        """End a job that has not ended, or was cancelled before. Raises `JobNotFound` and `JobEnded`.
 
-        The trainer that runs it sees this within its next look, and can no longer publish.
+        The trainer that runs it can no longer publish, and notices this at its next check.
         """
         with self._database.write() as connection:
             job = job_rows.get(connection, job_id)
@@ -163,11 +163,10 @@ class JobQueue:
         return cancelled
 
     def claim(self, *, base: str) -> Job | None:
-        """Take the oldest job that waits or whose lease has run out, or return None if there is none.
+        """Claim the oldest job that is queued or whose lease has expired; return None if there is none.
 
-        Only jobs that were queued for the base layer with this fingerprint: the others are for the trainers of another
-        service on the same data folder. A job whose trainer died on the last of its attempts is ended here, as
-        `worker_died`.
+        Takes only jobs for the base layer with this fingerprint: others belong to the trainers of another service on
+        the same data folder. A job whose trainer died in its last attempt is ended as `worker_died`.
         """
         while True:
             with self._database.read() as connection:
@@ -187,7 +186,7 @@ class JobQueue:
                         fence=job.fence + 1,
                         lease_until=now + self._lease_seconds,
                         started_at=job.started_at or rfc3339(now),
-                        # An attempt before this one is forgotten: the fit begins again.
+                        # The fit begins again, so the progress of an earlier attempt is dropped.
                         progress={**(job.progress or {}), "step": 0, "loss": None},
                         history=[],
                     )
@@ -196,79 +195,73 @@ class JobQueue:
             self.remove_data(job)
 
     def check_claim(self, claim: Job) -> None:
-        """Raises `ClaimLost` where the job was cancelled, or claimed again by another trainer."""
+        """Raise `ClaimLost` if the job was cancelled, or claimed by another trainer."""
         with self._database.read() as connection:
             job_rows.check_claim(connection, claim)
 
     def heartbeat(
         self, claim: Job, *, progress: Mapping[str, Any] | None, history: Sequence[Any] | None = None
     ) -> None:
-        """Renew the lease and store the progress, and the history where it is given; raises `ClaimLost`."""
-        reached: dict[str, Any] = {} if history is None else {"history": list(history)}
+        """Renew the lease and store the progress, and the history if it is given; raise `ClaimLost`."""
+        values: dict[str, Any] = {} if history is None else {"history": list(history)}
         with self._database.write() as connection:
             job_rows.check_claim(connection, claim)
             lease_until = self._now() + self._lease_seconds
-            job_rows.update(connection, claim, lease_until=lease_until, progress=progress, **reached)
+            job_rows.update(connection, claim, lease_until=lease_until, progress=progress, **values)
 
     def append_log(self, claim: Job, text: str) -> None:
-        """Append a line to the job's log; raises `ClaimLost`."""
+        """Append a line to the job's log; raise `ClaimLost`."""
         with self._database.write() as connection:
             job_rows.check_claim(connection, claim)
             job_rows.append_log(connection, claim, text, at=rfc3339(self._now()))
 
     def waiting(self, claim: Job) -> Sequence[JobAdapter]:
-        """Those of the job's adapters that have neither version nor error; raises `ClaimLost`."""
+        """Return the job's adapters that have neither version nor error; raise `ClaimLost`."""
         with self._database.read() as connection:
             job_rows.check_claim(connection, claim)
             return job_adapters.list_adapters(connection, claim.id, outcome=AdapterStatus.WAITING)
 
     def tally(self, claim: Job) -> dict[str, int]:
-        """How many of the job's adapters are `published` and `failed`, of how many in `total`."""
+        """Return the numbers of the job's adapters that are `published` and `failed`, and the `total`."""
         with self._database.read() as connection:
             return job_adapters.count_adapters(connection, claim.id)
 
     def release(self, claim: Job) -> None:
-        """Let another trainer have the job at once, this claim not counted. Raises `ClaimLost`."""
+        """Queue the job again without counting this claim. Raises `ClaimLost`."""
         with self._database.write() as connection:
             job_rows.check_claim(connection, claim)
             job_rows.change_status(connection, claim, JobStatus.QUEUED, attempt=claim.attempt - 1, lease_until=None)
 
     def expire_lease(self, claim: Job) -> None:
-        """Let any trainer have the job at once, this claim counted: its fit died. Raises `ClaimLost`."""
+        """Let any trainer claim the job at once, and count this claim, because its fit died. Raises `ClaimLost`."""
         with self._database.write() as connection:
             job_rows.check_claim(connection, claim)
             job_rows.update(connection, claim, lease_until=self._now())
 
     def fail(self, claim: Job, error: Mapping[str, Any], **reached: Any) -> None:
-        """End the job with an error, and with the `progress` and `history` that it reached, where they are given.
-
-        Raises `ClaimLost`.
-        """
+        """End the job with an error; `reached` may have its `progress` and `history`. Raises `ClaimLost`."""
         with self._database.write() as connection:
             job_rows.check_claim(connection, claim)
             self._end(connection, claim, JobStatus.FAILED, error=dict(error), **reached)
         self.remove_data(claim)
 
     def fail_adapters(self, claim: Job, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-        """Store, for positions among the job's adapters, the members of the error that each ended with.
-
-        Raises `ClaimLost`.
-        """
+        """Store the members of the errors of the adapters at these positions. Raises `ClaimLost`."""
         with self._database.write() as connection:
             job_rows.check_claim(connection, claim)
             job_adapters.fail(connection, claim.id, failures)
 
     def admit(self, connection: Connection, claim: Job, publications: Sequence[Publication]) -> Sequence[bool]:
-        """Which of the job's publications may become versions: `admit` of `Catalog.publish`.
+        """Return which of the job's publications may become versions, as `admit` of `Catalog.publish`.
 
-        Not those whose adapters were deleted after the job was queued: in a fleet each of them fails, alone. Raises
-        `ClaimLost`, and `AdapterDeleted` where the job trains just that one.
+        An adapter whose name was deleted after the job was queued fails. Raises `ClaimLost`, and `AdapterDeleted` if
+        the job trains only that one.
         """
         job_rows.check_claim(connection, claim)
         return job_adapters.admit(connection, claim, publications)
 
     def record(self, connection: Connection, claim: Job, published: Sequence[Published]) -> None:
-        """Store what the job's adapters were published as: `record` of `Catalog.publish`. Raises `ClaimLost`."""
+        """Store the versions of the job's adapters, as `record` of `Catalog.publish`. Raises `ClaimLost`."""
         job_rows.check_claim(connection, claim)
         job_adapters.record(connection, claim.id, published)
 
@@ -282,9 +275,9 @@ class JobQueue:
         history: Sequence[Any],
         connection: Connection | None = None,
     ) -> None:
-        """End the job, in the transaction of `connection` or in one of its own. Raises `ClaimLost`.
+        """End the job, in the transaction of `connection` or in its own. Raises `ClaimLost`.
 
-        In a transaction of the caller's the data stay: `remove_data` is for after the commit.
+        With a transaction of the caller, the data stay: the caller calls `remove_data` after the commit.
         """
         if connection is None:
             with self._database.write() as connection:

@@ -1,4 +1,4 @@
-"""Taking back what a job published: each live that it moved points again where it pointed before."""
+"""Revert of a job: each live alias that it moved is pointed back at the version that was live before."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class SkipReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RevertedAdapter:
-    """A live alias that points back."""
+    """A live alias that was pointed back."""
 
     name: str
     version: int
-    """The job's, which it pointed at."""
+    """Version of the job, which was live."""
     to: int | None
-    """None: no version was live before, and none is now."""
+    """Version that is live again; None if none was live before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +50,27 @@ class SkippedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class RevertResult:
-    """Every adapter of a job, each in one of the two."""
+    """Result of a revert: every adapter of the job is in one of the two lists."""
 
     reverted: Sequence[RevertedAdapter]
     skipped: Sequence[SkippedAdapter]
 
 
 def revert(connection: Connection, job_id: str) -> RevertResult:
-    """Within the caller's transaction: all that can be pointed back is, and the revision moves once."""
+    """Point back every live alias for which that is possible, and increment the revision once."""
     adapters = job_adapters.list_adapters(connection, job_id)
     names = [adapter.name for adapter in adapters]
     live = queries.alias_targets(connection, names, LIVE)
     deleted = {adapter.position for adapter in job_adapters.deleted_since(connection, adapters)}
-    wanted = [(adapter.name, adapter.replaced) for adapter in adapters if adapter.replaced is not None]
-    there = queries.existing_versions(connection, wanted)
+    replaced = [(adapter.name, adapter.replaced) for adapter in adapters if adapter.replaced is not None]
+    existing = queries.existing_versions(connection, replaced)
     reverted, skipped = [], []
     for adapter in adapters:
-        gone = adapter.replaced is not None and (adapter.name, adapter.replaced) not in there
-        reason = _reason(adapter, live, deleted=adapter.position in deleted, gone=gone)
+        is_gone = adapter.replaced is not None and (adapter.name, adapter.replaced) not in existing
+        reason = _reason(adapter, live, is_deleted=adapter.position in deleted, is_gone=is_gone)
         if reason is not None:
-            now = f"it is {live[adapter.name]}" if adapter.name in live else "nothing is live"
-            detail = _SENTENCES[reason].format(adapter=adapter, now=now)
+            current = f"it is {live[adapter.name]}" if adapter.name in live else "nothing is live"
+            detail = _DETAILS[reason].format(adapter=adapter, current=current)
             skipped.append(SkippedAdapter(adapter.name, adapter.version, reason, detail))
         elif adapter.version is not None:
             reverted.append(RevertedAdapter(adapter.name, adapter.version, adapter.replaced))
@@ -81,22 +81,22 @@ def revert(connection: Connection, job_id: str) -> RevertResult:
     return RevertResult(reverted, skipped)
 
 
-_SENTENCES: Mapping[SkipReason, str] = {
+_DETAILS: Mapping[SkipReason, str] = {
     SkipReason.NOT_PUBLISHED: "the job published no version of {adapter.name}",
     SkipReason.NEVER_LIVE: "{adapter.name}@{adapter.version} was published without moving live",
     SkipReason.ADAPTER_DELETED: "{adapter.name} was deleted since",
-    SkipReason.LIVE_MOVED: "live of {adapter.name} is no longer version {adapter.version}: {now}",
+    SkipReason.LIVE_MOVED: "live of {adapter.name} is no longer version {adapter.version}: {current}",
     SkipReason.VERSION_GONE: "{adapter.name}@{adapter.replaced}, which was live before, is no longer there",
 }
 
 
-def _reason(adapter: JobAdapter, live: Mapping[str, int], *, deleted: bool, gone: bool) -> SkipReason | None:
+def _reason(adapter: JobAdapter, live: Mapping[str, int], *, is_deleted: bool, is_gone: bool) -> SkipReason | None:
     if adapter.version is None:
         return SkipReason.NOT_PUBLISHED
     if not adapter.moved_live:
         return SkipReason.NEVER_LIVE
-    if deleted:
+    if is_deleted:
         return SkipReason.ADAPTER_DELETED
     if live.get(adapter.name) != adapter.version:
         return SkipReason.LIVE_MOVED
-    return SkipReason.VERSION_GONE if gone else None
+    return SkipReason.VERSION_GONE if is_gone else None

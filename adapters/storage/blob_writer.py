@@ -180,8 +180,14 @@ class BlobWriter:
                 return self._free_keys.popleft()
             self._hold_lock()
             key, *others = keys = [uuid.uuid4().hex for _ in range(_KEYS_AT_ONCE)]
-            with self._database.write() as connection:
-                connection.execute(sa.insert(pending_blobs), [{"key": key, "owner": self._owner} for key in keys])
+            try:
+                with self._database.write() as connection:
+                    connection.execute(sa.insert(pending_blobs), [{"key": key, "owner": self._owner} for key in keys])
+            except LoraplexError as error:
+                if not error.outcome_unknown:
+                    raise
+                # Of the change itself, nothing has been stored.
+                raise type(error)(f"{error.detail} This was before the change: nothing was stored") from error
             self._free_keys.extend(others)
             return key
 

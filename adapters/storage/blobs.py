@@ -99,7 +99,7 @@ class FolderBlobs:
             sync_folder(self._folder)
         except BaseException as error:
             for path in (temporary, blob):
-                # What a failing disk does not let us remove is left to the next sweep.
+                # Files that a failing disk keeps are left to the next sweep.
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
             what = "a file" if callable(content) else f"a file of {len(content)} bytes"
@@ -108,13 +108,13 @@ class FolderBlobs:
             raise
 
     def read(self, name: str, *, offset: int = 0, length: int = -1) -> bytes:
-        """Return `length` bytes from `offset` on (all if it is -1); raise `BlobCorrupt` if they are not there.
+        """Return `length` bytes from `offset` on, or all if it is -1.
 
-        Raises `StorageFailed` if this process may not read the file.
+        Raises `BlobCorrupt` if they are missing, and `StorageFailed` if this process may not read the file.
         """
         try:
-            # No file object: its system calls would each hand the interpreter to whoever waits for it.
-            # Non-blocking: a pipe in place of the file must not hold the thread.
+            # No file object: each of its system calls would release the interpreter lock.
+            # Non-blocking: a pipe in place of the file must not block the thread.
             file = os.open(f"{self._folder}/{name}", os.O_RDONLY | os.O_NONBLOCK)
             try:
                 content = os.pread(file, os.fstat(file).st_size if length < 0 else length, offset)
@@ -135,9 +135,9 @@ class FolderBlobs:
         return content
 
     def read_cached(self, name: str, *, offset: int, length: int) -> bytearray | None:
-        """The same where the kernel has these bytes in memory: None rather than wait for the disk.
+        """Return the same bytes if the kernel has them in memory; None instead of waiting for the disk.
 
-        None too where the kernel cannot tell: only Linux can, and not on every file system.
+        The kernel can tell on Linux only, and not on every file system; otherwise the result is None.
         """
         content = bytearray(length)
         try:

@@ -38,7 +38,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _DAMAGED_WORDS = ("unsupported file format", "no such table", "Could not decode to UTF-8")
-"""Messages of SQLite and Python, without an error code, about a file that was cut off or overwritten."""
+"""Messages of SQLite and Python, without an error code, about a truncated or overwritten file."""
 _FAILED = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL}
 _UNDONE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
 """Codes of a COMMIT that is certainly rolled back: they come from what precedes the truncation of the journal."""
@@ -149,7 +149,7 @@ class SqliteDatabase:
             return False
 
     def _migrate(self, folder: Path) -> None:
-        # `api` and `trainer` start together: one migrates, the other waits and finds nothing to do.
+        # `api` and `trainer` start together: one migrates, the other waits and then has nothing to do.
         with migration_lock(folder):
             config = Config()
             config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
@@ -278,7 +278,7 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
             with connection.begin():
                 yield connection
         except (DatabaseError, sqlite3.DatabaseError) as error:
-            # What a connection remembers of a file that has failed may not be so. Closed after its rollback, not
+            # The connection's cache of a file that has failed may be wrong. It is closed after its rollback, not
             # before: a cursor that is still in use would keep it open, and the catalogue locked.
             if _is_damage(error) or _code(error) & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
                 connection.invalidate()

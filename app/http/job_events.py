@@ -1,7 +1,7 @@
-"""A job as it goes on, told as server-sent events (WHATWG HTML, section 9.2).
+"""Job events: the state of a job as server-sent events (WHATWG HTML, section 9.2).
 
-What a client has been told is in the id of each event, so that any worker can go on from `Last-Event-ID`: nothing is
-kept for a client that is away, and one that reads slowly misses progress in between, never a line of the log.
+The id of each event says which events the client has received, so that any worker can continue from `Last-Event-ID`.
+Nothing is stored for a client that is away. A slow client misses intermediate progress, but no line of the log.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from adapters.errors import CatalogBusy, QueueFull
 from adapters.jobs.job import TRANSITIONS, JobState, JobStatus
 from adapters.jobs.queue import JobQueue
 
-MOST_WATCHERS = 256
+MAX_SUBSCRIBERS = 256
 """Streams that one worker holds open."""
-_SECONDS_BETWEEN_LOOKS = 0.25
+_POLL_SECONDS = 0.25
 _HEARTBEAT_SECONDS = 10.0
 _HEARTBEAT = format_sse_event(comment="heartbeat")
-_ID = re.compile(
+_EVENT_ID = re.compile(
     r"(?P<job>[0-9a-f]{8})\.(?P<fence>[0-9]{1,18})\.(?P<status>-|" + "|".join(JobStatus) + ")"
     r"\.(?P<progress>[0-9a-f]{8})\.(?P<lines>[0-9]{1,18})\.(?P<metrics>[01])"
 )
@@ -35,167 +35,172 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a client has been told of a job."""
+class StreamPosition:
+    """Events of a job that a client has received."""
 
     fence: int = 0
     status: JobStatus | None = None
     progress: str = "0" * 8
-    """Checksum of the newest progress."""
+    """Checksum of the last progress."""
     lines: int = 0
-    """Number of the newest line of the log."""
+    """Number of the last line of the log."""
     metrics: bool = False
 
     @property
-    def all(self) -> bool:
-        """Whether that was the end of the job."""
+    def is_end(self) -> bool:
+        """Whether the client has received the job's last event."""
         return self.status is not None and not TRANSITIONS[self.status]
 
 
 class Event(NamedTuple):
-    """One event, and what its reader has been told by then."""
+    """One event, and the position of a client that has received it."""
 
     name: str
     data: Mapping[str, Any]
-    seen: Seen
+    position: StreamPosition
 
 
-def event_id(job_id: str, seen: Seen) -> str:
-    """`seen` as the id of an event of that job."""
-    return f"{_checksum(job_id)}.{seen.fence}.{seen.status or '-'}.{seen.progress}.{seen.lines}.{seen.metrics:d}"
+def event_id(job_id: str, position: StreamPosition) -> str:
+    """Return a position as the id of an event of this job."""
+    status, metrics = position.status or "-", int(position.metrics)
+    return f"{_checksum(job_id)}.{position.fence}.{status}.{position.progress}.{position.lines}.{metrics}"
 
 
-def read_event_id(job_id: str, given: str | None) -> Seen:
-    """What `event_id` was made from; nothing seen where the id is not one of this job's."""
-    found = None if given is None else _ID.fullmatch(given)
-    if found is None or found["job"] != _checksum(job_id):
-        return Seen()
-    return Seen(
-        fence=int(found["fence"]),
-        status=None if found["status"] == "-" else JobStatus(found["status"]),
-        progress=found["progress"],
-        lines=int(found["lines"]),
-        metrics=found["metrics"] == "1",
+def read_event_id(job_id: str, text: str | None) -> StreamPosition:
+    """Return the position in an event id, or the beginning if the id is not one of this job's."""
+    match = None if text is None else _EVENT_ID.fullmatch(text)
+    if match is None or match["job"] != _checksum(job_id):
+        return StreamPosition()
+    return StreamPosition(
+        fence=int(match["fence"]),
+        status=None if match["status"] == "-" else JobStatus(match["status"]),
+        progress=match["progress"],
+        lines=int(match["lines"]),
+        metrics=match["metrics"] == "1",
     )
 
 
-def news(state: JobState, seen: Seen) -> Iterator[Event]:
-    """What a client that has seen so much is to be told now; of a job that has ended, its status comes last."""
-    changed = (state.status, state.fence) != (seen.status, seen.fence)
-    if changed and not state.ended:
-        seen = replace(seen, status=state.status, fence=state.fence)
-        yield Event("status", {"status": state.status, "attempt": state.attempt}, seen)
+def events_since(state: JobState, position: StreamPosition) -> Iterator[Event]:
+    """Yield the events that lead from a position to a state. The status of a job that has ended comes last."""
+    is_changed = (state.status, state.fence) != (position.status, position.fence)
+    if is_changed and not state.ended:
+        position = replace(position, status=state.status, fence=state.fence)
+        yield Event("status", {"status": state.status, "attempt": state.attempt}, position)
     for line in state.log:
-        if line.number > seen.lines:
-            seen = replace(seen, lines=line.number)
-            yield Event("log", {"time": line.at, "text": line.text}, seen)
-    if state.progress is not None and (progress := _checksum(state.progress)) != seen.progress:
-        seen = replace(seen, progress=progress)
-        yield Event("progress", state.progress, seen)
-    if changed and state.ended:
-        if state.metrics is not None and not seen.metrics:
-            seen = replace(seen, metrics=True)
-            yield Event("metrics", state.metrics, seen)
-        seen = replace(seen, status=state.status, fence=state.fence)
+        if line.number > position.lines:
+            position = replace(position, lines=line.number)
+            yield Event("log", {"time": line.at, "text": line.text}, position)
+    if state.progress is not None and (progress := _checksum(state.progress)) != position.progress:
+        position = replace(position, progress=progress)
+        yield Event("progress", state.progress, position)
+    if is_changed and state.ended:
+        if state.metrics is not None and not position.metrics:
+            position = replace(position, metrics=True)
+            yield Event("metrics", state.metrics, position)
+        position = replace(position, status=state.status, fence=state.fence)
         end = {"status": state.status, "attempt": state.attempt, "result": state.result, "error": state.error}
-        yield Event("status", end, seen)
+        yield Event("status", end, position)
 
 
 @dataclass(eq=False, slots=True)
-class Watcher:
-    """One stream: the job as it was last seen, and whether that is news."""
+class Subscription:
+    """One stream: the newest state of its job, and whether it has changed."""
 
     job_id: str
     state: JobState
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class JobWatch:
-    """The jobs that clients of one worker watch, looked at together: one look costs the same for one and for many.
+class JobEvents:
+    """Source of the events of all jobs that a worker's clients follow.
 
-    Used on the event loop alone; the catalogue is read by a thread, and only where somebody has committed.
+    One poll reads all these jobs, so that its cost does not grow with the subscriptions. It runs on a thread, and reads
+    only if the catalogue has changed. Everything else runs on the event loop.
     """
 
     def __init__(self, queue: JobQueue, *, draining: Callable[[], bool]) -> None:
-        self.seconds_between_looks = _SECONDS_BETWEEN_LOOKS
+        self.poll_seconds = _POLL_SECONDS
         self.heartbeat_seconds = _HEARTBEAT_SECONDS
-        self.most = MOST_WATCHERS
+        self.max_subscribers = MAX_SUBSCRIBERS
         self._queue = queue
         self._changes = queue.watch()
         self._draining = draining
-        self._watchers: set[Watcher] = set()
-        self._arrivals = 0
-        self._looked = (0, 0)
-        self._looking: asyncio.Task[None] | None = None
+        self._subscriptions: set[Subscription] = set()
+        self._subscription_count = 0
+        """Number of subscriptions since the start, with those that have ended."""
+        self._polled = (0, 0)
+        """Change number of the catalogue and count of subscriptions at the last poll."""
+        self._poller: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         """Close the connection to the catalogue."""
         self._changes.close()
 
     @contextmanager
-    def watching(self, job_id: str, state: JobState) -> Iterator[Watcher]:
-        """Hold a place among the watchers; raises `QueueFull` where there is none."""
-        if len(self._watchers) >= self.most:
+    def subscribe(self, job_id: str, state: JobState) -> Iterator[Subscription]:
+        """Hold a subscription to a job whose state has just been read; raise `QueueFull` if there are too many."""
+        if len(self._subscriptions) >= self.max_subscribers:
             raise QueueFull(
-                f"{self.most} clients watch jobs already, as many as may", expected=f"fewer than {self.most}"
+                f"{self.max_subscribers} clients watch jobs already, as many as may",
+                expected=f"fewer than {self.max_subscribers}",
             )
-        watcher = Watcher(job_id, state)
-        self._watchers.add(watcher)
-        # What was committed since `state` was read may have been looked at already, without this watcher.
-        self._arrivals += 1
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look_on())
+        subscription = Subscription(job_id, state)
+        self._subscriptions.add(subscription)
+        # A poll since `state` was read may have taken a change without this subscription. The next poll reads again.
+        self._subscription_count += 1
+        if self._poller is None:
+            self._poller = asyncio.create_task(self._poll_forever())
         try:
-            yield watcher
+            yield subscription
         finally:
-            self._watchers.discard(watcher)
+            self._subscriptions.discard(subscription)
 
-    async def stream(self, watcher: Watcher, seen: Seen) -> AsyncIterator[bytes]:
-        """Events as bytes, until the job has ended or the service is about to; a comment where nothing happens."""
+    async def stream(self, subscription: Subscription, position: StreamPosition) -> AsyncIterator[bytes]:
+        """Yield events as bytes until the job has ended or the service is draining, and heartbeats meanwhile."""
         while True:
-            watcher.changed.clear()
-            state = watcher.state
-            for event in news(state, seen):
-                seen = event.seen
-                data, told = orjson.dumps(event.data).decode(), event_id(watcher.job_id, seen)
-                yield format_sse_event(event=event.name, data_str=data, id=told)
-            if state.ended or self._draining() or self._looking is None:
+            subscription.changed.clear()
+            state = subscription.state
+            for event in events_since(state, position):
+                position = event.position
+                data = orjson.dumps(event.data).decode()
+                yield format_sse_event(event=event.name, data_str=data, id=event_id(subscription.job_id, position))
+            if state.ended or self._draining() or self._poller is None:
                 return
             try:
                 async with asyncio.timeout(self.heartbeat_seconds):
-                    await watcher.changed.wait()
+                    await subscription.changed.wait()
             except TimeoutError:
                 yield _HEARTBEAT
 
-    async def _look_on(self) -> None:
+    async def _poll_forever(self) -> None:
         try:
-            while self._watchers:
-                job_ids = {watcher.job_id for watcher in self._watchers}
-                states = await run_in_threadpool(self._look, job_ids, self._arrivals)
-                for watcher in self._watchers:
-                    state = states.get(watcher.job_id, watcher.state)
-                    if state != watcher.state or self._draining():
-                        watcher.state = state
-                        watcher.changed.set()
-                await asyncio.sleep(self.seconds_between_looks)
+            while self._subscriptions:
+                job_ids = {subscription.job_id for subscription in self._subscriptions}
+                states = await run_in_threadpool(self._poll, job_ids, self._subscription_count)
+                for subscription in self._subscriptions:
+                    state = states.get(subscription.job_id, subscription.state)
+                    if state != subscription.state or self._draining():
+                        subscription.state = state
+                        subscription.changed.set()
+                await asyncio.sleep(self.poll_seconds)
         except Exception:
-            log.exception("the jobs that are watched cannot be looked at")
+            log.exception("the jobs that clients follow cannot be read")
         finally:
-            # After an error nobody would hear anything more: let every stream end, and its client ask again.
-            self._looking = None
-            for watcher in self._watchers:
-                watcher.changed.set()
+            # After an error nothing polls. Every stream ends, and its client connects again.
+            self._poller = None
+            for subscription in self._subscriptions:
+                subscription.changed.set()
 
-    def _look(self, job_ids: set[str], arrivals: int) -> dict[str, JobState]:
-        """The jobs as they are; nothing where nobody has committed and no watcher has come since the last look."""
+    def _poll(self, job_ids: set[str], subscription_count: int) -> dict[str, JobState]:
+        """Return the states of the jobs, or nothing if neither catalogue nor subscriptions have changed."""
         try:
-            now = self._changes.change_number(), arrivals
-            if now == self._looked:
+            current = self._changes.change_number(), subscription_count
+            if current == self._polled:
                 return {}
             states = self._queue.states(list(job_ids))
         except CatalogBusy:
             return {}
-        self._looked = now
+        self._polled = current
         return states
 
 

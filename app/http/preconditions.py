@@ -1,4 +1,4 @@
-"""If-Match and If-None-Match (RFC 9110, section 13.1) on the digest of an adapter's live version."""
+"""Preconditions: `If-Match` and `If-None-Match` (RFC 9110, section 13.1) on the digest of the live version."""
 
 import re
 from collections.abc import Callable
@@ -10,26 +10,29 @@ from adapters.errors import PreconditionFailed
 _STRONG_TAG = re.compile(r'(?:^|[\s,])"([\x21\x23-\x7e\x80-\xff]*)"(?=$|[\s,])')
 _ANY = re.compile(r"(?:^|,)\s*\*\s*(?:,|$)")
 
+Precondition = Callable[[bool, str | None], None]
+"""Called with whether the name exists and the digest of its live version; raises `PreconditionFailed`."""
+
 
 def etag(digest: str) -> str:
-    """The strong entity tag of a digest."""
+    """Return a digest as a strong entity tag."""
     return f'"{digest}"'
 
 
-def precondition(request: Request) -> Callable[[bool, str | None], None] | None:
-    """What the request's conditions ask of (whether the name exists, the digest of its live version).
+def precondition(request: Request) -> Precondition | None:
+    """Return the check that a request's headers ask for, or None if it has no conditions.
 
-    None where there are no conditions. Weak tags, and what is not a quoted tag, never match.
+    Weak tags and unquoted text never match.
     """
     match, none_match = _header(request, "if-match"), _header(request, "if-none-match")
     if match is None and none_match is None:
         return None
 
     def check(exists: bool, live: str | None) -> None:
-        if match is not None and not _holds(match, exists, live):
-            raise _failed("If-Match", match, exists, live)
-        if none_match is not None and _holds(none_match, exists, live):
-            raise _failed("If-None-Match", none_match, exists, live)
+        if match is not None and not _matches(match, exists, live):
+            raise _failure("If-Match", match, exists, live)
+        if none_match is not None and _matches(none_match, exists, live):
+            raise _failure("If-None-Match", none_match, exists, live)
 
     return check
 
@@ -39,13 +42,13 @@ def _header(request: Request, name: str) -> str | None:
     return ", ".join(values).strip() if values else None
 
 
-def _holds(condition: str, exists: bool, live: str | None) -> bool:
+def _matches(condition: str, exists: bool, live: str | None) -> bool:
     if _ANY.search(condition):
         return exists
     return live is not None and live in _STRONG_TAG.findall(condition)
 
 
-def _failed(header: str, given: str, exists: bool, live: str | None) -> PreconditionFailed:
+def _failure(header: str, condition: str, exists: bool, live: str | None) -> PreconditionFailed:
     missing = "nothing is live" if exists else "there is nothing of that name"
     state = f"the live version is {etag(live)}" if live else missing
-    return PreconditionFailed(f"{header} does not hold: {state}", field=header, given=given, expected=live)
+    return PreconditionFailed(f"{header} does not hold: {state}", field=header, given=condition, expected=live)

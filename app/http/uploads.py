@@ -1,7 +1,7 @@
-"""The three forms in which an adapter comes in, all ending in the same factors."""
+"""Uploads: adapters in three forms, and data sets, which are written to a file and read by a child process."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import IO
 
@@ -23,21 +23,24 @@ from adapters.peft.archive import unpack
 from adapters.peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft.weights import TENSOR_FILE, read_peft
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, object_of_body, read_as, read_bytes
+from app.http.preconditions import Precondition
 from app.http.schemas.adapters import FactorsUpload, PeftUpload
 from app.service import Service
 from app.serving.request import count_lists
 
 MULTIPART, ZIP = "multipart/form-data", "application/zip"
 _FILES = (TENSOR_FILE, CONFIG_FILE)
-_IGNORED = "README.md"
+_IGNORED_FILE = "README.md"
+_MAX_FORM_PARTS = 8
 _LABEL_BYTES = 16 * MAX_LABEL_CHARACTERS
-"""Most bytes of a label in JSON: a character outside the basic plane is written in twelve."""
-_COUNTED_BYTES = 2**19
-"""Smaller bodies are read at once, and need not be counted."""
+"""Longest JSON of a label: a character outside the basic plane is written in twelve bytes."""
+_UNCOUNTED_BYTES = 2**19
+"""Lists are counted only in larger bodies, because smaller ones are parsed quickly."""
+_WRITE_BYTES = 2**20
 
 
-async def read_upload(request: Request, service: Service) -> tuple[Adapter, str | None]:
-    """The adapter in a request's body, and the path of its module where the body says one."""
+async def read_adapter(request: Request, service: Service) -> tuple[Adapter, str | None]:
+    """Return the adapter in a request's body, and the path of its module if the body names one."""
     form = content_type(request.headers.get("content-type", ""), MULTIPART, ZIP, JSON)
     if form == MULTIPART:
         files = await _read_multipart(request)
@@ -49,71 +52,82 @@ async def read_upload(request: Request, service: Service) -> tuple[Adapter, str 
             return await run_in_threadpool(_from_zip, bytes(body), service)
     base, max_rank = service.base, service.settings.max_rank
     hint = f": an adapter of rank {max_rank}, the largest accepted here, needs fewer"
-    body = await read_bytes(request, max_bytes=_most_json_bytes(base, max_rank), hint=hint)
-    await asyncio.to_thread(_check_lists, body, base, max_rank)
+    body = await read_bytes(request, max_bytes=_max_json_bytes(base, max_rank), hint=hint)
+    await asyncio.to_thread(_check_list_count, body, base, max_rank)
     value = object_of_body(await service.json.parse(body))
     del body
     async with service.uploads:
         return await run_in_threadpool(_from_json, value, service), None
 
 
-def _most_json_bytes(base: BaseLayer, max_rank: int) -> int:
-    """Return how long the JSON of an adapter can be: numbers of bounded length, and labels."""
+async def read_dataset(
+    name: str, request: Request, service: Service, precondition: Precondition | None
+) -> tuple[DatasetVersion, bool]:
+    """Read the body into a version of `name`; return it and whether it is new.
+
+    Raises `UnsupportedMediaType`, the errors of the reader, and `ClientDisconnect`, which leaves nothing behind.
+    """
+    kind = content_type(request.headers.get("content-type", ""), *CONTENT_TYPES)
+    with upload_file(service.settings.data_dir / "tmp") as raw:
+        await _receive(request, raw)
+        reading = Ingestion(
+            raw,
+            CONTENT_TYPES[kind],
+            memory_bytes=service.settings.trainer_memory_bytes,
+            max_bytes=service.settings.max_dataset_bytes,
+        )
+        adding = asyncio.create_task(_add_dataset(name, reading, kind, service, precondition))
+        disconnect = asyncio.create_task(_wait_for_disconnect(request))
+        try:
+            await asyncio.wait((adding, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if not adding.done():
+                raise ClientDisconnect
+            return adding.result()
+        finally:
+            disconnect.cancel()
+            adding.cancel()
+            # The file must stay open until the reader has ended.
+            await asyncio.wait((adding,))
+
+
+def _max_json_bytes(base: BaseLayer, max_rank: int) -> int:
+    """Return the longest JSON of an adapter: numbers of bounded length, and labels."""
     outputs = base.out_features
     numbers = max_rank * (base.in_features + outputs) + outputs
     return LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + outputs * _LABEL_BYTES
 
 
-def _check_lists(body: bytearray, base: BaseLayer, max_rank: int) -> None:
+def _check_list_count(body: bytearray, base: BaseLayer, max_rank: int) -> None:
     """Raise `WrongShape` if the body has more opening brackets than its lists and labels can have.
 
-    Factors with the sides exchanged pass: their own check says so.
+    The limit allows factors that are transposed, because `check_factors` has a better error for them.
     """
-    if len(body) <= _COUNTED_BYTES:
+    if len(body) <= _UNCOUNTED_BYTES:
         return
-    rows = 2 * (base.in_features + base.out_features + max_rank)
-    most = rows + base.out_features * MAX_LABEL_CHARACTERS + MAX_LABEL_CHARACTERS
+    max_rows = 2 * (base.in_features + base.out_features + max_rank)
     lists = count_lists(body)
-    if lists > most:
+    if lists > max_rows + (base.out_features + 1) * MAX_LABEL_CHARACTERS:
         raise WrongShape(
-            f"the body has {lists} lists; the factors of an adapter of this layer have at most {rows // 2} rows",
+            f"the body has {lists} lists; the factors of an adapter of this layer have at most {max_rows // 2} rows",
             field="body",
             given=f"{lists} lists",
-            expected=f"at most {rows // 2} rows",
+            expected=f"at most {max_rows // 2} rows",
         )
 
 
 async def _read_multipart(request: Request) -> dict[str, bytes]:
     try:
-        form = await request.form(max_files=8, max_fields=8)
-    except (HTTPException, ValueError) as error:  # ValueError: a charset that the parser looks up and cannot use
-        why = error.detail if isinstance(error, HTTPException) else error
-        raise InvalidUpload(f"the multipart body cannot be read: {why}", field="body") from None
+        form = await request.form(max_files=_MAX_FORM_PARTS, max_fields=_MAX_FORM_PARTS)
+    except (HTTPException, ValueError) as error:  # ValueError: the parser does not support the charset
+        reason = error.detail if isinstance(error, HTTPException) else error
+        raise InvalidUpload(f"the multipart body cannot be read: {reason}", field="body") from None
     try:
         files: dict[str, bytes] = {}
         for field, part in form.multi_items():
-            if not isinstance(part, UploadFile):
-                raise InvalidUpload(
-                    f"the part {field[:80]!r} is not a file", field=field[:80], expected=" and ".join(_FILES)
-                )
-            name = part.filename or ""
-            if name == _IGNORED:
+            if isinstance(part, UploadFile) and part.filename == _IGNORED_FILE:
                 continue
-            if name not in _FILES or name in files:
-                twice = "is there twice" if name in files else "is not one that is taken"
-                raise InvalidUpload(
-                    f"the file {name[:80]!r} {twice}",
-                    field=field[:80],
-                    given=name,
-                    expected=" and ".join(_FILES),
-                )
-            if name == CONFIG_FILE and (part.size or 0) > MAX_CONFIG_BYTES:
-                raise InvalidUpload(
-                    f"{CONFIG_FILE} has {part.size} bytes",
-                    field=CONFIG_FILE,
-                    given=f"{part.size} bytes",
-                    expected=f"at most {MAX_CONFIG_BYTES} bytes",
-                )
+            name = _check_part(field[:80], part, files)
+            assert isinstance(part, UploadFile)
             files[name] = await part.read()
     finally:
         await form.close()
@@ -121,6 +135,23 @@ async def _read_multipart(request: Request) -> dict[str, bytes]:
         if name not in files:
             raise InvalidUpload(f"the file {name} is missing", field=name, expected=" and ".join(_FILES))
     return files
+
+
+def _check_part(field: str, part: UploadFile | str, files: Mapping[str, bytes]) -> str:
+    """Return the file name of a part; raise `InvalidUpload` if it is not one of the two files, or too large."""
+    expected = " and ".join(_FILES)
+    if not isinstance(part, UploadFile):
+        raise InvalidUpload(f"the part {field!r} is not a file", field=field, expected=expected)
+    name = part.filename or ""
+    if name not in _FILES or name in files:
+        reason = "is there twice" if name in files else "is not one that is taken"
+        raise InvalidUpload(f"the file {name[:80]!r} {reason}", field=field, given=name, expected=expected)
+    if name == CONFIG_FILE and (part.size or 0) > MAX_CONFIG_BYTES:
+        size = f"{part.size} bytes"
+        raise InvalidUpload(
+            f"{CONFIG_FILE} has {size}", field=CONFIG_FILE, given=size, expected=f"at most {MAX_CONFIG_BYTES} bytes"
+        )
+    return name
 
 
 def _from_zip(body: bytes, service: Service) -> tuple[Adapter, str]:
@@ -138,76 +169,35 @@ def _from_peft(files: dict[str, bytes], service: Service) -> tuple[Adapter, str]
 
 
 def _from_json(value: dict[str, object], service: Service) -> Adapter:
-    ours, theirs = (
-        sorted(value.keys() & {"A", "B", "alpha", "bias"}),
-        sorted(value.keys() & {"lora_A", "lora_B", "lora_alpha"}),
-    )
-    if ours and theirs:
+    own_names = sorted(value.keys() & {"A", "B", "alpha", "bias"})
+    peft_names = sorted(value.keys() & {"lora_A", "lora_B", "lora_alpha"})
+    if own_names and peft_names:
         raise UnknownField(
-            f"{theirs[0]} does not go with {ours[0]}: send A and B, or PEFT's lora_A and lora_B",
-            field=theirs[0],
-            given=theirs[0],
+            f"{peft_names[0]} does not go with {own_names[0]}: send A and B, or PEFT's lora_A and lora_B",
+            field=peft_names[0],
+            given=peft_names[0],
             expected="one set of names",
         )
     upload: FactorsUpload | PeftUpload
-    if theirs:
+    if peft_names:
         upload = peft = read_as(PeftUpload, value)
-        left, right, alpha, bias = peft.lora_B, peft.lora_A, peft.lora_alpha, None
+        a, b, alpha, bias = peft.lora_B, peft.lora_A, peft.lora_alpha, None
         names = ("lora_B", "lora_A", "bias")
     else:
         upload = own = read_as(FactorsUpload, value)
-        left, right, alpha, bias = own.A, own.B, own.alpha, own.bias
+        a, b, alpha, bias = own.A, own.B, own.alpha, own.bias
         names = ("A", "B", "bias")
-    a_OR, b_RI = (
-        torch.from_numpy(matrix(given, field=name)) for given, name in zip((left, right), names, strict=False)
-    )
+    a_OR, b_RI = torch.from_numpy(matrix(a, field=names[0])), torch.from_numpy(matrix(b, field=names[1]))
     outputs = service.base.out_features
     bias_O = None if bias is None else torch.from_numpy(vector(bias, field="bias", length=outputs))
     check_factors(a_OR, b_RI, bias_O, service.base, max_rank=service.settings.max_rank, names=names)
-    scale = check_alpha(b_RI.shape[0] if alpha is None else alpha)
+    checked_alpha = check_alpha(b_RI.shape[0] if alpha is None else alpha)
     labels = check_labels(upload.labels, field="labels", outputs=outputs) if upload.gave("labels") else None
-    return Adapter(a_OR, b_RI, bias_O, scale, feature_space=service.settings.feature_space, labels=labels)
+    return Adapter(a_OR, b_RI, bias_O, checked_alpha, feature_space=service.settings.feature_space, labels=labels)
 
 
-_BYTES_AT_ONCE = 2**20
-
-
-async def receive_dataset(
-    name: str, request: Request, service: Service, precondition: Callable[[bool, str | None], None] | None
-) -> tuple[DatasetVersion, bool]:
-    """Read the body into a version of `name`; returns it and whether it is new.
-
-    Raises `UnsupportedMediaType`, what the reading raises, and `ClientDisconnect`, which leaves nothing behind.
-    """
-    kind = content_type(request.headers.get("content-type", ""), *CONTENT_TYPES)
-    with upload_file(service.settings.data_dir / "tmp") as raw:
-        await _receive(request, raw)
-        reading = Ingestion(
-            raw,
-            CONTENT_TYPES[kind],
-            memory_bytes=service.settings.trainer_memory_bytes,
-            max_bytes=service.settings.max_dataset_bytes,
-        )
-        adding = asyncio.create_task(_add(name, reading, kind, service, precondition))
-        leaving = asyncio.create_task(_until_client_leaves(request))
-        try:
-            await asyncio.wait((adding, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not adding.done():
-                raise ClientDisconnect
-            return adding.result()
-        finally:
-            leaving.cancel()
-            adding.cancel()
-            # The file stays open until nobody reads it any more.
-            await asyncio.wait((adding,))
-
-
-async def _add(
-    name: str,
-    reading: Ingestion,
-    kind: str,
-    service: Service,
-    precondition: Callable[[bool, str | None], None] | None,
+async def _add_dataset(
+    name: str, reading: Ingestion, kind: str, service: Service, precondition: Precondition | None
 ) -> tuple[DatasetVersion, bool]:
     async with service.writes.turn(service.readings):
         add = partial(service.datasets.add, name, reading, content_type=kind, precondition=precondition)
@@ -215,7 +205,7 @@ async def _add(
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
-            # A thread cannot be cancelled: without its child it ends by itself.
+            # A thread cannot be cancelled, but it ends when its child process does.
             await asyncio.to_thread(reading.cancel)
             await asyncio.wait((thread,))
             thread.exception()
@@ -228,7 +218,7 @@ async def _receive(request: Request, raw: IO[bytes]) -> None:
     async for part in request.stream():
         parts.append(part)
         size += len(part)
-        if size >= _BYTES_AT_ONCE:
+        if size >= _WRITE_BYTES:
             await run_in_threadpool(_write, raw, b"".join(parts))
             parts, size = [], 0
     await run_in_threadpool(_write, raw, b"".join(parts))
@@ -240,6 +230,6 @@ def _write(raw: IO[bytes], content: bytes) -> None:
         view = view[raw.write(view) :]
 
 
-async def _until_client_leaves(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

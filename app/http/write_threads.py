@@ -1,7 +1,6 @@
-"""Threads of their own for calls that change the catalogue: while it is locked, only such calls wait.
+"""Threads for calls that write to the catalogue, so that only such calls wait while it is locked.
 
-Calls that read go on in the web server's threads, because SQLite serves them while another process holds the write
-lock.
+Calls that read use the web server's threads, because SQLite serves them while another process holds the write lock.
 """
 
 import asyncio
@@ -19,36 +18,36 @@ from adapters.errors import CatalogBusy
 P = ParamSpec("P")
 T = TypeVar("T")
 _THREADS = 16
-_MOST_WAITING = 200
-_PATIENCE_SECONDS = 15.0
-"""Longest wait of a call for a thread, the same as that of a thread for the lock."""
+_MAX_WAITING = 200
+_TIMEOUT_SECONDS = 15.0
+"""Longest wait of a call for a thread, equal to that of a thread for the lock."""
 
 
 class WriteThreads:
-    """Runs a bounded number of writing calls at once; the others wait, up to a number and a time."""
+    """Bounded pool for calls that write: a bounded number of other calls wait for a bounded time."""
 
     def __init__(
         self,
         *,
         threads: int = _THREADS,
-        most_waiting: int = _MOST_WAITING,
-        patience_seconds: float = _PATIENCE_SECONDS,
+        max_waiting: int = _MAX_WAITING,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._free = asyncio.Semaphore(threads)
         self._limiter = anyio.CapacityLimiter(threads)
-        self._most_waiting = most_waiting
-        self._patience_seconds = patience_seconds
+        self._max_waiting = max_waiting
+        self._timeout_seconds = timeout_seconds
         self._monotonic = monotonic
         self._waiting = 0
         self._locked_at = -float("inf")
-        """When a call last found the catalogue locked."""
+        """Monotonic time at which a call last found the catalogue locked."""
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `function` in a thread; raises `CatalogBusy` if too many calls wait, or this one has for too long."""
-        with self._waits():
+        """Call `function` in a thread; raise `CatalogBusy` if too many calls wait, or if this one waits too long."""
+        with self._waiting_call():
             try:
-                async with asyncio.timeout(self._patience_seconds):
+                async with asyncio.timeout(self._timeout_seconds):
                     await self._free.acquire()
             except TimeoutError:
                 raise CatalogBusy("the catalogue is written to by many at once; try again") from None
@@ -62,25 +61,25 @@ class WriteThreads:
 
     @asynccontextmanager
     async def turn(self, semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Hold `semaphore`, which bounds what precedes a write.
+        """Hold a semaphore that bounds the work before a write.
 
-        Its holders may compute for long, and are waited for. If they wait for the catalogue instead, raises
-        `CatalogBusy` after that time.
+        Its holders may compute for long, so the wait has no time limit. If the catalogue was locked meanwhile, raise
+        `CatalogBusy` after the time limit of a write.
         """
-        began = self._monotonic()
-        with self._waits():
+        started_at = self._monotonic()
+        with self._waiting_call():
             await semaphore.acquire()
         try:
-            waited = self._monotonic() - began
-            if waited >= self._patience_seconds and self._locked_at >= began:
+            waited = self._monotonic() - started_at
+            if waited >= self._timeout_seconds and self._locked_at >= started_at:
                 raise CatalogBusy("the catalogue is locked by another process; try again")
             yield
         finally:
             semaphore.release()
 
     @contextmanager
-    def _waits(self) -> Iterator[None]:
-        if self._waiting >= self._most_waiting:
+    def _waiting_call(self) -> Iterator[None]:
+        if self._waiting >= self._max_waiting:
             raise CatalogBusy(f"{self._waiting} calls wait to change the catalogue already; try again")
         self._waiting += 1
         try:

@@ -1,4 +1,4 @@
-"""Signals, exit status and argument that a supervisor and its child processes share."""
+"""Signals, the exit status and the argument that the supervisor and its child processes share."""
 
 import os
 import signal
@@ -6,13 +6,13 @@ import threading
 from collections.abc import Callable
 
 EXIT_CONFIG = 78
-"""Exit status (sysexits.h) of a child that can never start with these settings: starting it again is no use."""
-FIRST = "first"
-"""Argument of one worker of a service: it does what is done once at a start."""
+"""Exit status (sysexits.h) of a child that cannot start with these settings, so that a restart is useless."""
+FIRST_WORKER = "first"
+"""Argument of the worker that logs the warnings at the start of a service."""
 
 
-def when_parent_ends(action: Callable[[], None]) -> None:
-    """Call `action`, from a thread, once standard input is at its end: it is a pipe of the supervisor's."""
+def on_parent_exit(action: Callable[[], None]) -> None:
+    """Call `action` on a thread when standard input, a pipe from the supervisor, is closed."""
 
     def watch() -> None:
         while os.read(0, 1024):
@@ -23,9 +23,9 @@ def when_parent_ends(action: Callable[[], None]) -> None:
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
+    """Return an event that SIGTERM and SIGINT set."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # From a thread: a handler interrupts this very thread, which may hold the event's lock.
+        # On a thread: the handler interrupts the main thread, which may hold the event's lock.
         signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
     return stop

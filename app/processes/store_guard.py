@@ -1,4 +1,4 @@
-"""Checks and upkeep of the data folder before, during and after a run of `serve` or `trainer`."""
+"""Checks and maintenance of the data folder before, during and after a run of `serve` or `trainer`."""
 
 import fcntl
 import logging
@@ -29,7 +29,7 @@ RUNNING = "running"
 
 An unlocked file belongs to a process that did not end cleanly.
 """
-MOST_BYTES_AT_START = 256 * 2**20
+MAX_BYTES_AT_START = 256 * 2**20
 """A larger catalogue is checked in the background, and only after an unclean end."""
 _SECONDS_BETWEEN_PURGES = 3600.0
 
@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]:
-    """Check the data folder, then note that a process runs on it until this ends.
+    """Check the data folder, and hold a mark in it that a process is running.
 
-    With `accept_catalog`, the catalogue is taken as it is, and made if it is missing. Raises `SettingsError` if the
+    With `accept_catalog`, the catalogue is used as it is, and created if it is missing. Raises `SettingsError` if the
     folder cannot be used, and `CatalogNotLoadable` if its catalogue is damaged or does not belong to the blobs.
     """
     make_data_dir(settings)
@@ -52,7 +52,7 @@ def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]
             _accept(folder, quarantine)
         is_large = _check(folder)
     except BaseException:
-        # The files stay: the next start checks again.
+        # The marks stay, so that the next start checks again.
         _unlock(abandoned)
         raise
     marks = _mark(folder / RUNNING)
@@ -60,19 +60,19 @@ def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]
     if is_large and abandoned:
         threading.Thread(target=_check_in_background, args=(folder, abandoned), daemon=True).start()
     else:
-        _forget(abandoned)
+        _remove(abandoned)
     threading.Thread(target=_purge_hourly, args=(quarantine, stop), daemon=True).start()
     try:
         yield
     finally:
         stop.set()
-        _forget(marks)
+        _remove(marks)
 
 
 def _check(folder: Path) -> bool:
-    """Check what can be checked before the start; return whether the catalogue is too large for that."""
+    """Check the store; return whether the catalogue is too large for an integrity check before the start."""
     catalog = folder / CATALOG
-    is_large = catalog_bytes(folder) > MOST_BYTES_AT_START
+    is_large = catalog_bytes(folder) > MAX_BYTES_AT_START
     try:
         check_store(folder)
         if not is_large:
@@ -113,7 +113,7 @@ def _check_in_background(folder: Path, abandoned: list[tuple[Path, int]]) -> Non
         log.error("%s", error.detail)
         _unlock(abandoned)
     else:
-        _forget(abandoned)
+        _remove(abandoned)
 
 
 def _purge_hourly(quarantine: Quarantine, stop: threading.Event) -> None:
@@ -125,19 +125,19 @@ def _purge_hourly(quarantine: Quarantine, stop: threading.Event) -> None:
 
 
 def _mark(running: Path) -> list[tuple[Path, int]]:
-    """Make the file of this process; return it with its lock, which no child process inherits."""
+    """Create the mark of this process; return it with its lock, which no child process inherits."""
     try:
-        return [_make_mark(running)]
+        return [_create_mark(running)]
     except OSError as error:
-        # On a full disk, for one. What is there can be served all the same.
+        # For example on a full disk, from which the service can still serve.
         log.warning("an unclean end of this process will not be noticed: %s", error)
         return []
 
 
-def _make_mark(running: Path) -> tuple[Path, int]:
+def _create_mark(running: Path) -> tuple[Path, int]:
     running.mkdir(exist_ok=True)
     path = running / f"{uuid.uuid4().hex}.lock"
-    # Locked before it has the name that others look for: else one of them could take it for abandoned.
+    # Locked before it gets the name that others search for. Otherwise they could take it for abandoned.
     fresh = path.with_suffix(".new")
     lock = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,10 +146,10 @@ def _make_mark(running: Path) -> tuple[Path, int]:
 
 
 def _lock_abandoned(running: Path) -> list[tuple[Path, int]]:
-    """Return the files whose processes have died, locked: of several starts at once, one does the check."""
+    """Return the marks of dead processes, locked, so that only one of several simultaneous starts does the check."""
     abandoned = []
     for path in running.glob("*.lock"):
-        # A folder of that name is not one of ours.
+        # A folder of that name is not a mark.
         with suppress(FileNotFoundError, IsADirectoryError):
             lock = os.open(path, os.O_RDWR)
             try:
@@ -161,7 +161,7 @@ def _lock_abandoned(running: Path) -> list[tuple[Path, int]]:
     return abandoned
 
 
-def _forget(marks: list[tuple[Path, int]]) -> None:
+def _remove(marks: list[tuple[Path, int]]) -> None:
     for path, _ in marks:
         path.unlink(missing_ok=True)
     _unlock(marks)

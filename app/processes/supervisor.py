@@ -1,4 +1,4 @@
-"""API workers and trainers as child processes: started, restarted, stopped."""
+"""Supervisor: starts, restarts and stops API workers and trainers as child processes."""
 
 import errno
 import logging
@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 
 from adapters.child_process import StoppedClock, command
 from app.observability.metrics.process_slot import METRICS, clean_slots
-from app.processes.signals import EXIT_CONFIG, FIRST, stop_on_signals
+from app.processes.signals import EXIT_CONFIG, FIRST_WORKER, stop_on_signals
 from app.settings import Settings, SettingsError, as_environment, make_data_dir
 
-_SECONDS_BETWEEN_LOOKS = 0.1
-_LONGEST_PAUSE_SECONDS = 10.0
+_POLL_SECONDS = 0.1
+_MAX_PAUSE_SECONDS = 10.0
+_FIRST_PAUSE_SECONDS = 0.5
 _STEADY_SECONDS = 30.0
-"""A child that ran this long before it died is started again at once."""
+"""A child that ran this long before it died is restarted without a pause."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Child:
-    """One child process, through all its restarts."""
+    """One child process with its restarts."""
 
     name: str
     arguments: Sequence[str]
@@ -31,15 +32,15 @@ class _Child:
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
     start_at: float = 0.0
-    pause_seconds: float = 0.5
+    pause_seconds: float = _FIRST_PAUSE_SECONDS
     stopped: StoppedClock = field(default_factory=StoppedClock)
 
 
 def serve(settings: Settings) -> int:
-    """Run the service until SIGTERM or SIGINT; returns the exit status.
+    """Run the service until SIGTERM or SIGINT; return the exit status.
 
-    Children hold a pipe of ours as standard input: when this process dies, however it dies, they end too.
-    Raises `SettingsError` where the address cannot be listened on or the data folder cannot be used.
+    The standard input of each child is a pipe from this process, so that the children end when it dies in any way.
+    Raises `SettingsError` if it cannot listen on the address or use the data folder.
     """
     make_data_dir(settings)
     stop = stop_on_signals()
@@ -48,34 +49,34 @@ def serve(settings: Settings) -> int:
     log.info("listening on http://%s:%d, data in %s", f"[{host}]" if ":" in host else host, port, settings.data_dir)
     worker, trainer = command("app.processes.worker", str(listener.fileno())), command("app.processes.trainer")
     children = [
-        _Child(f"worker {n + 1}", worker if n else [*worker, FIRST], [listener.fileno()])
-        for n in range(settings.workers)
+        _Child(f"worker {index + 1}", worker if index else [*worker, FIRST_WORKER], [listener.fileno()])
+        for index in range(settings.workers)
     ]
-    children += [_Child(f"trainer {n + 1}", trainer) for n in range(settings.trainers)]
+    children += [_Child(f"trainer {index + 1}", trainer) for index in range(settings.trainers)]
     environment = as_environment(settings)
-    _forget_figures(settings)
+    _clean_metrics(settings)
     status = 0
     try:
         while not stop.is_set():
             for child in children:
-                if _look_after(child, environment, settings.lease_seconds) == EXIT_CONFIG:
+                if _supervise(child, environment, settings.lease_seconds) == EXIT_CONFIG:
                     status = EXIT_CONFIG
                     stop.set()
-            stop.wait(_SECONDS_BETWEEN_LOOKS)
+            stop.wait(_POLL_SECONDS)
     finally:
         listener.close()
-        _end(children, settings.shutdown_grace_seconds)
+        _terminate(children, settings.shutdown_grace_seconds)
     return status
 
 
-def _forget_figures(settings: Settings) -> None:
-    """What an earlier run's processes have counted: a service that is started begins at zero."""
-    started = {"worker": settings.workers, "trainer": settings.trainers}
+def _clean_metrics(settings: Settings) -> None:
+    """Remove the metrics of an earlier run's processes, so that counters begin at zero."""
+    counts = {"worker": settings.workers, "trainer": settings.trainers}
     try:
-        for role in [role for role, count in started.items() if count]:
+        for role in [role for role, count in counts.items() if count]:
             clean_slots(settings.data_dir / METRICS, role)
     except OSError as error:
-        log.warning("what an earlier run counted cannot be removed: %s", error)
+        log.warning("the metrics of an earlier run cannot be removed: %s", error)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -87,10 +88,11 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror or error}{hint}") from None
 
 
-def _look_after(child: _Child, environment: dict[str, str], lease_seconds: float) -> int | None:
-    """Start a child that does not run, unless it pauses after a death; returns how it ended where it just did.
+def _supervise(child: _Child, environment: dict[str, str], lease_seconds: float) -> int | None:
+    """Start a child that does not run, unless it pauses after a death; return its exit status if it has just ended.
 
-    A child that has been stopped for longer than the lease is killed: it may hold the catalogue's lock.
+    A child that has been stopped (SIGSTOP) for longer than the lease is killed, because it may hold the catalogue's
+    lock.
     """
     now = time.monotonic()
     if child.process is None:
@@ -110,16 +112,16 @@ def _look_after(child: _Child, environment: dict[str, str], lease_seconds: float
     if child.process.stdin is not None:
         child.process.stdin.close()
     child.process = None
-    steady = now - child.started_at >= _STEADY_SECONDS
-    child.start_at = now if steady else now + child.pause_seconds
-    child.pause_seconds = 0.5 if steady else min(2 * child.pause_seconds, _LONGEST_PAUSE_SECONDS)
+    is_steady = now - child.started_at >= _STEADY_SECONDS
+    child.start_at = now if is_steady else now + child.pause_seconds
+    child.pause_seconds = _FIRST_PAUSE_SECONDS if is_steady else min(2 * child.pause_seconds, _MAX_PAUSE_SECONDS)
     if status != EXIT_CONFIG:
         log.error("%s ended with status %d; it is started again", child.name, status)
     return status
 
 
-def _end(children: Sequence[_Child], grace_seconds: float) -> None:
-    """SIGTERM to all, and SIGKILL to those that have not ended in time."""
+def _terminate(children: Sequence[_Child], grace_seconds: float) -> None:
+    """Send SIGTERM to all children, and SIGKILL to those that do not end in time."""
     running = [child.process for child in children if child.process is not None]
     for process in running:
         process.terminate()

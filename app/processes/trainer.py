@@ -1,22 +1,29 @@
-"""One process that trains."""
+"""Trainer: a process that runs the jobs in the queue."""
 
 import logging
-import sys
 import threading
 import time
 
 import torch
 
 from adapters.catalog.catalog import Catalog
-from adapters.errors import BaseNotLoadable, CatalogBusy, CatalogNotLoadable
+from adapters.errors import CatalogBusy
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.execution.trainer import Trainer
-from app.bootstrap import CHECKPOINTS, load_base, open_fitter, open_queue, open_tracing, warn_about_jobs
+from app.bootstrap import (
+    CHECKPOINTS,
+    exit_if_unusable,
+    load_base,
+    open_fitter,
+    open_queue,
+    open_tracing,
+    warn_about_jobs,
+)
 from app.observability import logs
 from app.observability.metrics.process_slot import METRICS
 from app.observability.metrics.recorder import Metrics
 from app.observability.training import listener
-from app.processes.signals import EXIT_CONFIG, stop_on_signals, when_parent_ends
+from app.processes.signals import on_parent_exit, stop_on_signals
 from app.settings import Settings, load_settings
 
 _SECONDS_TO_CLOSE = 1.0
@@ -25,19 +32,13 @@ log = logging.getLogger(__name__)
 
 
 def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool = False) -> None:
-    """Train what is in the queue until `stop` is set; `supervised`: for a service, whose first worker logs warnings."""
+    """Run jobs until `stop` is set. The trainer of a supervised service leaves the warnings to the first worker."""
     logs.configure(settings.log_format, process="trainer")
     torch.set_num_threads(1)
-    try:
+    with exit_if_unusable(settings):
         base = load_base(settings)
         catalog = Catalog(settings.data_dir, now=time.time, quarantine_days=settings.quarantine_days)
         catalog.sweep()
-    except (BaseNotLoadable, CatalogNotLoadable) as error:
-        print(f"loraplex: {error.detail}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
-    except (IsADirectoryError, NotADirectoryError) as error:
-        print(f"loraplex: the data folder {settings.data_dir} cannot be used: {error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
     metrics = Metrics.open(settings.data_dir / METRICS, "trainer")
     logs.configure(settings.log_format, process=metrics.process)
     if not supervised:
@@ -61,9 +62,9 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
 
 
 def main() -> None:
-    """Train until SIGTERM or until the supervisor is gone; settings in the environment."""
+    """Run jobs until SIGTERM, or until the supervisor has ended."""
     stop = stop_on_signals()
-    when_parent_ends(stop.set)
+    on_parent_exit(stop.set)
     run_trainer(load_settings(), stop, supervised=True)
 
 

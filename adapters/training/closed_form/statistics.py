@@ -18,12 +18,11 @@ from torch.nn import functional
 
 from adapters.errors import BlobCorrupt, InvalidCombination
 from adapters.lora.base_layer import BaseLayer
+from adapters.training.limits import SUM_CHUNK_NUMBERS
 
 Chunk = tuple[Tensor, Tensor, Tensor | None]
 """Rows: x (N, I) and y (N, O), and their weights (N,), or None for weights of 1."""
 
-_CHUNK_NUMBERS = 2**22
-"""Most numbers of inputs and residuals that are float64 at once: 32 MiB, several times in use."""
 _CHUNK_ROWS = 4096
 """Most rows at once. In a longer sum over few different numbers, all roundings would have the same sign."""
 _CONSTANT_TOLERANCE = 1e-13
@@ -232,7 +231,7 @@ def _add_in_chunks(
     base: BaseLayer, gathered: Statistics, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None
 ) -> Statistics:
     groups = gathered.total.numel()
-    chunk_rows = _CHUNK_NUMBERS // (max(1, groups) * (base.in_features + base.out_features))
+    chunk_rows = SUM_CHUNK_NUMBERS // (max(1, groups) * (base.in_features + base.out_features))
     chunk_rows = min(max(1, chunk_rows), _CHUNK_ROWS)
     for begin in range(0, x_NI.shape[-2], chunk_rows):
         rows = slice(begin, begin + chunk_rows)

@@ -1,4 +1,4 @@
-"""`/jobs`: list, show, watch, cancel, revert."""
+"""Handlers of `/jobs`: list, show, follow, cancel and revert."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from adapters.jobs.job import JobStatus
 from adapters.jobs.job_adapters import AdapterStatus
 from adapters.names import check_name
 from app.http.dependencies import ServiceOf
-from app.http.job_events import Watcher, read_event_id
+from app.http.job_events import Subscription, read_event_id
 from app.http.paging import Page, QueryStatus, page_of, read_cursor
 from app.http.schemas.jobs import JobAdapterBody, JobAdapterPage, JobBody, JobPage, JobWithHistory, RevertBody
 
@@ -20,77 +20,78 @@ EVENT_STREAM = "text/event-stream"
 
 
 class JobQuery(Page):
-    """Which jobs."""
+    """Query of the list of jobs."""
 
     status: QueryStatus | None = None
     adapter: str | None = Field(None, description="Only jobs that train this adapter.")
     prefix: str | None = Field(
-        None, min_length=4, max_length=128, description="Only jobs whose id begins with these 4 or more characters."
+        None, min_length=4, max_length=128, description="Only jobs whose id has this prefix of 4 or more characters."
     )
 
 
 class JobAdapterQuery(Page):
-    """Which of a job's adapters."""
+    """Query of the list of a job's adapters."""
 
     status: Literal["waiting", "published", "failed"] | None = None
 
 
-async def _watcher(job_id: str, service: ServiceOf) -> AsyncIterator[Watcher]:
-    """A place among the watchers, held for as long as the answer lasts."""
+async def _subscription(job_id: str, service: ServiceOf) -> AsyncIterator[Subscription]:
+    """Hold a subscription for as long as the answer lasts."""
     state = await run_in_threadpool(service.queue.state, job_id)
-    with service.watch.watching(job_id, state) as watcher:
-        yield watcher
+    with service.job_events.subscribe(job_id, state) as subscription:
+        yield subscription
 
 
 def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPage:
-    """Jobs, newest first, without their histories."""
+    """List jobs, newest first, without their histories."""
     adapter = None if query.adapter is None else check_name(query.adapter, field="adapter")
     status = None if query.status is None else JobStatus(query.status)
-    of = f"jobs {status} {adapter} {query.prefix}"
-    before = read_cursor(of, query.cursor)
-    found = service.queue.list(
-        status=status, adapter=adapter, prefix=query.prefix, before=before, limit=query.limit + 1
-    )
-    data, next_cursor = page_of(of, found, query.limit, lambda job: job.sequence)
+    list_key = f"jobs {status} {adapter} {query.prefix}"
+    before = read_cursor(list_key, query.cursor)
+    page = service.queue.list(status=status, adapter=adapter, prefix=query.prefix, before=before, limit=query.limit + 1)
+    data, next_cursor = page_of(list_key, page, query.limit, lambda job: job.sequence)
     return JobPage(data=[JobBody.of(job) for job in data], next_cursor=next_cursor)
 
 
 def show_job(job_id: str, service: ServiceOf) -> JobWithHistory:
-    """One job with the losses on its way and its log."""
+    """Show one job with its loss history and its log."""
     return JobWithHistory.of(service.queue.get(job_id))
 
 
 def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], service: ServiceOf) -> JobAdapterPage:
-    """What a job trains, in its order: one adapter, or a fleet's."""
+    """List the adapters of a job in its order: one, or those of a fleet."""
     outcome = None if query.status is None else AdapterStatus(query.status)
-    of = f"adapters of job {job_id} {outcome}"
-    after = read_cursor(of, query.cursor)
-    found = service.queue.adapters(job_id, outcome=outcome, after=after, limit=query.limit + 1)
-    data, next_cursor = page_of(of, list(found), query.limit, lambda adapter: adapter.position)
+    list_key = f"adapters of job {job_id} {outcome}"
+    after = read_cursor(list_key, query.cursor)
+    page = service.queue.adapters(job_id, outcome=outcome, after=after, limit=query.limit + 1)
+    data, next_cursor = page_of(list_key, list(page), query.limit, lambda adapter: adapter.position)
     return JobAdapterPage(data=[JobAdapterBody.of(adapter) for adapter in data], next_cursor=next_cursor)
 
 
 async def watch_job(
-    watcher: Annotated[Watcher, Depends(_watcher)],
+    subscription: Annotated[Subscription, Depends(_subscription)],
     service: ServiceOf,
-    last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
+    last_event_id: Annotated[str | None, Header(description="Continue after this event.")] = None,
 ) -> Response:
-    """The job as it goes on: server-sent events `status`, `log`, `progress` and `metrics`, until it has ended.
+    """Stream server-sent events `status`, `log`, `progress` and `metrics` until the job has ended.
 
-    204 where the client has been told the end."""
-    seen = read_event_id(watcher.job_id, last_event_id)
-    if seen.all:
+    The answer is 204 if the client has received the last event.
+    """
+    position = read_event_id(subscription.job_id, last_event_id)
+    if position.is_end:
         return Response(status_code=204)
-    # Neither stored on the way nor held back: nginx gathers answers unless it is told.
+    # Proxies must neither store nor buffer the stream: nginx buffers answers by default.
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(service.watch.stream(watcher, seen), media_type=EVENT_STREAM, headers=headers)
+    return StreamingResponse(
+        service.job_events.stream(subscription, position), media_type=EVENT_STREAM, headers=headers
+    )
 
 
 async def cancel_job(job_id: str, service: ServiceOf) -> JobWithHistory:
-    """End a job that has not ended: it publishes nothing from now on; of a fleet, what is published stays."""
+    """Cancel a job, which then publishes nothing more. Adapters that a fleet has published remain."""
     return JobWithHistory.of(await service.writes.run(service.queue.cancel, job_id))
 
 
 async def revert_job(job_id: str, service: ServiceOf) -> RevertBody:
-    """Point each live that an ended job moved back to where it pointed before, unless it has moved again since."""
+    """Restore each live version that an ended job replaced, unless it has changed again since."""
     return RevertBody.of(await service.writes.run(service.queue.revert, job_id))

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from loraplex.cli.errors import BadFile
+from loraplex.cli.output import Fitting
 from loraplex.cli.plugins import complete_adapter
 from loraplex.cli.session import Session, command, confirm
 from loraplex.cli.summary import dash, headline, number, pairs, when
-from loraplex.cli.tables import Fitting
 from loraplex.errors import AdapterNotLive, VersionNotFound
 from loraplex.results import Adapter, Version
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from loraplex.cli.errors import BadFile, WrongUsage
+from loraplex.cli.output import Fitting
 from loraplex.cli.plugins import complete_dataset
 from loraplex.cli.session import Session, command, confirm, plural
 from loraplex.cli.summary import dash, pairs, size, when
-from loraplex.cli.tables import Fitting
 from loraplex.results import Dataset, DatasetVersion, Preview
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")

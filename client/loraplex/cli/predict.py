@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraplex.cli.columns import Selection, has_columns, infer_inputs, listed, selected
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.output import Answers, check_out, takes_numbers, write_answers
 from loraplex.cli.plugins import complete_adapter
+from loraplex.cli.request import Selection, has_columns, infer_inputs, listed, selected
 from loraplex.cli.rows import Rows, read_rows, rows_of_options
 from loraplex.cli.session import Session, command
 from loraplex.errors import AdapterNotLive, AliasNotFound

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from zipfile import BadZipFile
 
-from loraplex.cli.columns import Selection, has_columns
 from loraplex.cli.errors import BadFile, WrongUsage
+from loraplex.cli.request import Selection, has_columns
 from loraplex.results import Column
 
 if TYPE_CHECKING:

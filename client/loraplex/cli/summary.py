@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
+from loraplex.cli.output import Fitting, Pairs
 from loraplex.cli.session import Session, plural
-from loraplex.cli.tables import Fitting, Pairs
 from loraplex.results import JobAdapter, JobFields
 
 _HIGHER, _LOWER = "↑", "↓"

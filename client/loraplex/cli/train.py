@@ -8,14 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from loraplex.calls.jobs import succeeded
-from loraplex.cli.columns import selected, split_names
 from loraplex.cli.datasets import find_dataset, name_of, put_dataset
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.plugins import complete_adapter, complete_dataset
-from loraplex.cli.progress import follow
-from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, make_request
+from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, make_request, selected, split_names
 from loraplex.cli.rows import can_read
-from loraplex.cli.session import Session, command
+from loraplex.cli.session import Session, command, follow
 from loraplex.cli.summary import fleet_summary, held_out, is_live, losses, outcome, pairs, size
 from loraplex.results import DatasetVersion, Estimate, JobFields, JobStatus
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from adapters.lora.base_layer import load_base_layer
-from adapters.training.execution.fit_client import Fitter, Frame, _read_frames
+from adapters.training.execution.fit_client import FitRequest, Fitter, Frame, _read_frames
+from tests.support.catalog_factories import training_job
 from tests.support.service import eventually
 
 
@@ -21,9 +22,9 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
     of_the_trainer = load_base_layer(str(file))
     save_file({"weight": torch.ones(2, 10)}, file)
     # A process that fits starts late, after a cancel for one, and reads the file anew.
-    fitter = Fitter({"source": str(file)}, threads=1, memory_bytes=2**31)
+    fitter = Fitter({"source": str(file)}, data_folder=Path(), threads=1, memory_bytes=2**31)
     try:
-        fitter.begin({"base": of_the_trainer.fingerprint, "data_path": "", "spec": {}, "feature_space": None})
+        fitter.begin(FitRequest(job=training_job(), base=of_the_trainer.fingerprint, feature_space=None, data=""))
         frame = eventually(lambda: fitter.next_frame(0.1), what="a frame")
     finally:
         fitter.kill()
@@ -31,7 +32,7 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
 
 
 def test_it_runs_where_nothing_else_wants_the_core_once_it_has_loaded_what_it_needs() -> None:
-    fitter = Fitter({"source": "zeros:2,2"}, threads=1, memory_bytes=2**31)
+    fitter = Fitter({"source": "zeros:2,2"}, data_folder=Path(), threads=1, memory_bytes=2**31)
     try:
         process = fitter.start()
         assert os.sched_getscheduler(process.pid) == os.sched_getscheduler(0) != os.SCHED_IDLE
@@ -42,7 +43,7 @@ def test_it_runs_where_nothing_else_wants_the_core_once_it_has_loaded_what_it_ne
 
 
 def test_a_thread_that_has_ended_keeps_no_other_from_that_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    fitter = Fitter({"source": "zeros:2,2"}, threads=1, memory_bytes=2**31)
+    fitter = Fitter({"source": "zeros:2,2"}, data_folder=Path(), threads=1, memory_bytes=2**31)
     try:
         process = fitter.start()
         ended = str(2**30)  # above every id that the kernel gives
@@ -55,7 +56,7 @@ def test_a_thread_that_has_ended_keeps_no_other_from_that_class(monkeypatch: pyt
 
 def test_it_runs_on_systems_without_that_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "SCHED_IDLE", raising=False)
-    fitter = Fitter({"source": "zeros:2,2"}, threads=1, memory_bytes=2**31)
+    fitter = Fitter({"source": "zeros:2,2"}, data_folder=Path(), threads=1, memory_bytes=2**31)
     try:
         assert eventually(lambda: fitter.is_ready(0.1), what="a process that fits")
     finally:

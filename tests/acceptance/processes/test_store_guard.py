@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
 @pytest.fixture
 def is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every catalogue is too large to be checked before the start."""
-    monkeypatch.setattr(store_guard, "MOST_BYTES_AT_START", 0)
+    monkeypatch.setattr(store_guard, "MAX_BYTES_AT_START", 0)
 
 
 @pytest.fixture

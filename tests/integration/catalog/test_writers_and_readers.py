@@ -91,7 +91,7 @@ def test_calls_that_wait_too_long_for_the_lock_are_refused_and_leave_nothing(
 ) -> None:
     monkeypatch.setattr(adapters.storage.database, "_BUSY_MILLISECONDS", 300)
     client, service = serve()
-    service.writes = WriteThreads(threads=2, patience_seconds=0.3)
+    service.writes = WriteThreads(threads=2, timeout_seconds=0.3)
     folder = service.settings.data_dir
     with closing(_lock(folder)), ThreadPoolExecutor(24) as pool:
         uploads = [pool.submit(client.put, f"/adapters/{n}", json=as_upload(make_adapter(n))) for n in range(12)]
@@ -118,7 +118,7 @@ def released() -> Iterator[threading.Event]:
 
 def test_more_calls_than_may_wait_are_refused_at_once(released: threading.Event) -> None:
     async def crowd() -> None:
-        writes = WriteThreads(threads=1, most_waiting=2)
+        writes = WriteThreads(threads=1, max_waiting=2)
         calls = [asyncio.create_task(writes.run(released.wait)) for _ in range(3)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -133,7 +133,7 @@ def test_more_calls_than_may_wait_are_refused_at_once(released: threading.Event)
 
 def test_a_call_waits_as_long_as_those_before_it_compute(released: threading.Event) -> None:
     async def crowd() -> None:
-        writes, turns = WriteThreads(patience_seconds=0.01), asyncio.Semaphore(1)
+        writes, turns = WriteThreads(timeout_seconds=0.01), asyncio.Semaphore(1)
 
         async def hold() -> None:
             async with writes.turn(turns):

@@ -17,7 +17,7 @@ MANY = 1_005
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where a service answers that has a thousand adapters, and no room for anybody who watches a job."""
     with serving(Settings(data_dir=tmp_path_factory.mktemp("full") / "data"), trainer=True) as (client, service):
-        service.watch.most = 0
+        service.job_events.max_subscribers = 0
         data = {"inputs": [[1] * 64] * MANY, "targets": [[1] * 10] * MANY, "groups": [f"{n}" for n in range(MANY)]}
         train(client, name="a-{group}", rank=1, data=data, training={"method": "closed_form", "ridge": 1})
         yield str(client.base_url).rstrip("/")

@@ -13,7 +13,7 @@ import pytest
 from adapters.catalog.catalog import Catalog
 from adapters.jobs.job import Job, JobState, JobStatus, LogLine
 from adapters.jobs.queue import JobQueue
-from app.http.job_events import Seen, event_id, news, read_event_id
+from app.http.job_events import StreamPosition, event_id, events_since, read_event_id
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import claimed, finish, publish_for, submit, submit_fleet, training_job
@@ -182,7 +182,7 @@ def test_a_job_that_does_not_exist_is_404_before_anything_is_streamed(both: tupl
 
 def test_a_stream_in_which_nothing_happens_has_heartbeats(both: tuple[httpx.Client, Service]) -> None:
     client, service = both
-    service.watch.heartbeat_seconds = 0.02
+    service.job_events.heartbeat_seconds = 0.02
     _run(service)
     with _watch(client) as stream:
         assert [stream.next().name for _ in range(2)] == ["status", "progress"]
@@ -192,7 +192,7 @@ def test_a_stream_in_which_nothing_happens_has_heartbeats(both: tuple[httpx.Clie
 
 def test_watchers_are_bounded_and_one_that_goes_makes_room(both: tuple[httpx.Client, Service]) -> None:
     client, service = both
-    service.watch.most = 2
+    service.job_events.max_subscribers = 2
     _run(service)
     with ExitStack() as stack:
         held = [stack.enter_context(_watch(client)) for _ in range(2)]
@@ -274,26 +274,26 @@ def _state(**fields: Any) -> JobState:
 
 
 def test_who_reads_slowly_misses_progress_and_no_line() -> None:
-    seen = [*news(_state(progress={"step": 1}), Seen())][-1].seen
+    seen = [*events_since(_state(progress={"step": 1}), StreamPosition())][-1].position
     log = [LogLine("t", f"line {number}", number) for number in range(1, 6)]
     later = _state(progress={"step": 900}, log=log)
-    assert [event.data for event in news(later, seen)] == [
+    assert [event.data for event in events_since(later, seen)] == [
         *({"time": "t", "text": f"line {number}"} for number in range(1, 6)),
         {"step": 900},
     ]
 
 
 def test_a_job_that_waits_again_or_runs_again_says_so() -> None:
-    seen = Seen()
+    seen = StreamPosition()
     told = []
     for status, attempt, fence in (("running", 1, 1), ("queued", 0, 1), ("running", 1, 2), ("running", 2, 3)):
-        for event in news(_state(status=JobStatus(status), attempt=attempt, fence=fence), seen):
-            seen = event.seen
+        for event in events_since(_state(status=JobStatus(status), attempt=attempt, fence=fence), seen):
+            seen = event.position
             told.append(tuple(event.data.values()))
     assert told == [("running", 1), ("queued", 0), ("running", 1), ("running", 2)]
 
 
 def test_an_id_says_all_that_was_seen_and_only_of_its_own_job() -> None:
-    for seen in (Seen(), Seen(3, JobStatus.RUNNING, "0123abcd", 17, True)):
+    for seen in (StreamPosition(), StreamPosition(3, JobStatus.RUNNING, "0123abcd", 17, True)):
         assert read_event_id("j", event_id("j", seen)) == seen
-        assert read_event_id("k", event_id("j", seen)) == Seen()
+        assert read_event_id("k", event_id("j", seen)) == StreamPosition()
