@@ -87,7 +87,7 @@ async def upload_adapter(name: str, request: Request, response: Response, servic
     publication = Publication(name=name, adapter=adapter, base=service.base, source=Source.UPLOAD, module=module)
     started_at = time.perf_counter()
     version, is_new = await service.writes.run(service.catalog.put, publication, precondition=condition)
-    service.observer.published(request.scope, started_at, is_new=is_new)
+    service.observer.finish_publish(request.scope, started_at, is_new=is_new)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
     return VersionBody.of(version)

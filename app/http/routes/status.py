@@ -39,6 +39,6 @@ async def metrics(service: ServiceOf, accept: Annotated[str, Header()] = "") -> 
     The format is Prometheus' text format, or OpenMetrics if `Accept` prefers it. docs/metrics-reference.md lists every
     metric.
     """
-    service.metrics.gather()
+    service.metrics.collect()
     body, content_type = await asyncio.to_thread(service.scrape.answer, accept)
     return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})

@@ -42,7 +42,7 @@ def show_overview(request: Request, service: ServiceOf) -> Response:
 @router.get("/ui/throughput", response_model=None)
 async def show_throughput(service: ServiceOf) -> Response:
     """Return the counters of predictions in all workers. The page shows the difference between two calls."""
-    service.metrics.gather()
+    service.metrics.collect()
     return JSONResponse(await asyncio.to_thread(_predictions, service), headers={"Cache-Control": "no-store"})
 
 
@@ -53,7 +53,7 @@ def show_missing(path: str) -> None:
 
 
 def _predictions(service: Service) -> dict[str, Any]:
-    figures = sum_values(each.figures for each in service.metrics.everyone())
+    figures = sum_values(each.figures for each in service.metrics.all_processes())
     rows, counts = 0.0, [0] * (len(d.REQUEST_SECONDS.bounds) + 1)
     for metric, labels, tally in figures.tallies():
         if metric is d.BATCH_ROWS:
