@@ -16,6 +16,8 @@ from tests.acceptance.browser.service_factory import DIGITS, ended, put_dataset,
 from tests.conftest import Serve
 from tests.support.service import DEADLINE_SECONDS
 
+pytestmark = pytest.mark.slow
+
 SLOWLY = DEADLINE_SECONDS * 1000
 
 

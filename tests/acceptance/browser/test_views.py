@@ -18,6 +18,8 @@ from tests.acceptance.browser.viewports import SCHEMES, View
 from tests.conftest import Serve
 from tests.support.service import eventually
 
+pytestmark = pytest.mark.slow
+
 NARROW = View(360, 780)
 WIDE = View(1280, 900)
 PICTURES = Path(__file__).parents[3] / "docs" / "screenshots"
