@@ -120,14 +120,14 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
     catalog = Catalog(settings.data_dir, now=now, quarantine_days=settings.quarantine_days)
     catalog.sweep()
     resolver = Resolver(catalog)
-    residency = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
-    lookup = AdapterLoader(base, resolver, residency, feature_space=settings.feature_space)
+    cache = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
+    loader = AdapterLoader(base, resolver, cache, feature_space=settings.feature_space)
     metrics = Metrics.open(settings.data_dir / METRICS, "worker")
     observer = _open_observer(settings, metrics)
     batcher = Batcher(
-        base, lookup, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows, on_batch=observer.ran
+        base, loader, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows, on_batch=observer.finish_batch
     )
-    observer.watch(batcher.standing)
+    observer.watch_queue(batcher.state)
     return Service(
         settings=settings,
         base=base,

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from _pytest.nodeid import NodeId
 
 from app.service import Service
 from app.settings import Settings
@@ -37,8 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     items.sort(key=lambda item: _KINDS.index(item.path.relative_to(_TESTS).parts[0]))
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+        marker = item.get_closest_marker("xdist_group")
+        group = marker.args[0] if marker else _group_of(item)
+        if hasattr(item.config, "workerinput"):
+            # pytest-xdist 3.8 appends the group to an attribute that pytest 9.2 does not read.
+            item._id = NodeId.parse(f"{item.nodeid}@{group}")
 
 
 def _group_of(item: pytest.Item) -> str:

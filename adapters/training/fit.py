@@ -1,4 +1,4 @@
-"""One training from data to adapter: split, choose, fit, measure."""
+"""Fit of one adapter from its data file: split, choice of open settings, training, evaluation."""
 
 # N rows · K rows of one side · C classes
 import math
@@ -15,9 +15,10 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, loss_of_factors, solve
 from adapters.training.closed_form.statistics import Statistics, accumulate
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation import selection as choice
+from adapters.training.evaluation import selection
 from adapters.training.evaluation.evaluate import (
     ComparedFactors,
+    Evaluation,
     compare_on_held_out,
     evaluate_factors,
     summarize_targets,
@@ -28,49 +29,55 @@ from adapters.training.gradient.losses import class_weights, document_ids, row_w
 from adapters.training.gradient.sampling import Sampler, initial_factors
 from adapters.training.gradient.stack import History, ReportStep, StackEntry, TrainedFactors
 from adapters.training.gradient.training_loop import CheckpointOptions, HeldOut, run_training_loop
+from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import Loss, TrainingSpec
 
-ROWS_AT_ONCE = 8192
-_LEAST_SHARE = 1e-3
-"""Of the bare base's loss: from here on sums give a loss to some twelve digits."""
+_MIN_LOSS_SHARE = 1e-3
+"""Share of the base layer's loss above which the sums give a loss to about twelve digits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a training ends in."""
+    """Result of a training."""
 
     adapter: Adapter
-    metrics: Mapping[str, Any]
+    evaluation: Evaluation
     history: History
     spec: TrainingSpec
-    """As asked for, and with what the held-out rows decided."""
+    """The requested specification, with the settings that held-out rows have chosen."""
     statistics: Statistics | None = None
-    """What the closed form came from, where it is to be kept."""
+    """Statistics of the closed form, if they are to be kept."""
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Return the evaluation as a job shows it."""
+        return self.evaluation.to_json()
 
 
 class Watcher(NamedTuple):
-    """Who is told of a training on its way, and where it is kept."""
+    """Callbacks of a training, and its checkpoints."""
 
     report: ReportStep = lambda _step, _loss, _history: None
     note: Callable[[str], None] = lambda _text: None
-    """Told in a sentence what was chosen, and why it ended early."""
+    """Takes a sentence about a choice, or about an early end."""
     kept: CheckpointOptions | None = None
     epochs: Epochs | None = None
-    """Takes the times of epochs, where somebody wants them."""
+    """Records the times of epochs."""
 
 
 class Sides(NamedTuple):
-    """The rows to train on and those held out; the two may be of one table."""
+    """Rows to train on and held-out rows; both may be rows of one table."""
 
     training: TrainingData
     training_K: Tensor | None
-    """Which of its rows; None means all."""
+    """Rows of `training` to train on; None means all."""
     held: TrainingData | None
     held_K: Tensor | None
+    """Rows of `held` that are held out; None means all."""
     own_weights_N: Tensor | None
-    """What the rows of `training` count of themselves, without their classes' weights."""
+    """Weights of the rows of `training` without those of their classes."""
     held_own_weights_N: Tensor | None
-    """And those of `held`."""
+    """Weights of the rows of `held` without those of their classes."""
 
 
 def fit(
@@ -83,11 +90,10 @@ def fit(
     present: Adapter | None = None,
     watcher: Watcher = Watcher(),  # noqa: B008 - immutable
 ) -> Fit:
-    """Train as `spec` says. The same base, data, spec and thread count give the same adapter, bit for bit.
+    """Train one adapter. The same base, data, spec and thread count give the same adapter, bit for bit.
 
-    `labels` go into the adapter. `present` is the live version, which is measured on the held-out rows too, its outputs
-    matched to the classes by label. Raises
-    `Diverged`, and `OutOfRange` where the split leaves a side empty.
+    labels: stored in the adapter. present: the live version, which is evaluated on the held-out rows too, its outputs
+    matched to the classes by label. Raises `Diverged`, and `OutOfRange` if the split leaves a side empty.
     """
     sampler = _sampler(spec, data)
     sides = sides_of(base, data.to(base.device), spec, sampler)
@@ -96,24 +102,25 @@ def fit(
     if spec.is_exact:
         statistics = accumulate(base, _chunks(sides.training, sides.training_K))
         prior_OI = data.prior
-        spec = choice.choose_ridge_and_rank(base, sides, spec, statistics, prior_OI=prior_OI, note=watcher.note)
+        spec = selection.choose_ridge_and_rank(base, sides, spec, statistics, prior_OI=prior_OI, note=watcher.note)
         factors = solve(
             statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=prior_OI
         )
         history = []
     else:
-        spec = choice.choose_rate_and_rank(spec, lambda trial: _trial(base, data, sides, trial), note=watcher.note)
-        # Drawn anew: the trials and the choice leave no trace in what follows.
+        spec = selection.choose_rate_and_rank(spec, lambda trial: _trial(base, data, sides, trial), note=watcher.note)
+        # A new sampler, so that the trials do not change what follows.
         sampler = _sampler(spec, data)
-        trained, history = _descend(base, data, sides, spec, sampler, watcher)
+        trained, history = _train(base, data, sides, spec, sampler, watcher)
         factors = Factors(
             trained.a_OR.cpu(), trained.b_RI.cpu(), None if trained.bias_O is None else trained.bias_O.cpu()
         )
         if trained.step != trained.steps or trained.steps < sampler.steps:
             watcher.note(f"took {trained.steps} of {sampler.steps} steps; the factors are those of step {trained.step}")
-    metrics = measure_sides(base, sides, spec, factors, present, statistics, labels=labels)
+    evaluation = evaluate_fit(base, sides, spec, factors, present, statistics, labels=labels)
     if spec.is_exact:
-        history = [(0, metrics["base_train_loss"]), (1, metrics["train_loss"])]
+        losses = evaluation.losses
+        history = [(0, losses["base_train_loss"]), (1, losses["train_loss"])]  # type: ignore[list-item]  # no None here
         watcher.report(1, history[-1][1], history)
     adapter = Adapter(
         factors.a_OR,
@@ -124,7 +131,7 @@ def fit(
         feature_space,
         None if labels is None else tuple(labels),
     )
-    return Fit(adapter, metrics, history, spec, statistics if spec.keep_statistics else None)
+    return Fit(adapter, evaluation, history, spec, statistics if spec.keep_statistics else None)
 
 
 def _sampler(spec: TrainingSpec, data: TrainingData) -> Sampler:
@@ -133,29 +140,29 @@ def _sampler(spec: TrainingSpec, data: TrainingData) -> Sampler:
 
 
 def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, sampler: Sampler) -> Sides:
-    """The two sides, their rows counting what they and their classes do; the data are on the base's device."""
+    """Return both sides with the weights of rows and classes; the data are on the device of the base layer."""
     device = base.device
     training_K = None if sampler.held_K is None else sampler.training_K.to(device)
     held_K = None if sampler.held_K is None else sampler.held_K.to(device)
     held = data if held_K is not None else data.held_out
     own_weights_N, held_own_weights_N = data.weights_N, None if held is None else held.weights_N
-    # Not for the closed form: there the ridge is beside sums of weights, and their size matters.
+    # Not for the closed form: its ridge is added to sums of weights, so their size matters.
     if not spec.is_exact:
-        some = slice(None) if training_K is None else training_K
-        weights_N = None if data.weights_N is None else data.weights_N[some]
-        weights_C = class_weights(spec, data.targets[some], weights_N, base.out_features)
-        whole = held is data
+        selected = slice(None) if training_K is None else training_K
+        weights_N = None if data.weights_N is None else data.weights_N[selected]
+        weights_C = class_weights(spec, data.targets[selected], weights_N, base.out_features)
+        is_shared = held is data
         data = data.weighted(row_weights(data, weights_C))
-        held = data if whole else None if held is None else held.weighted(row_weights(held, weights_C))
+        held = data if is_shared else None if held is None else held.weighted(row_weights(held, weights_C))
     return Sides(data, training_K, held, held_K, own_weights_N, held_own_weights_N)
 
 
 def _chunks(data: TrainingData, rows_K: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    for part in data.parts(rows_K, ROWS_AT_ONCE):
+    for part in data.parts(rows_K, CHUNK_ROWS):
         yield part.inputs_NI, part.targets, part.weights_N
 
 
-def _descend(
+def _train(
     base: BaseLayer, data: TrainingData, sides: Sides, spec: TrainingSpec, sampler: Sampler, watcher: Watcher
 ) -> tuple[TrainedFactors, History]:
     task = StackEntry(sampler, sampler.training_K, initial_factors(base, data, spec, sampler))
@@ -174,34 +181,23 @@ def _descend(
     return trained, history
 
 
-def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpec) -> choice.TrialLoss:
-    """What a short training reaches on the held-out rows; an infinite loss where it diverges."""
+def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpec) -> selection.TrialLoss:
+    """Return the held-out loss of a short training; infinite if it diverges."""
     sampler = _sampler(trial, data)
     assert sides.held is not None
     try:
-        trained, _ = _descend(base, data, sides, trial, sampler, Watcher())
+        trained, _ = _train(base, data, sides, trial, sampler, Watcher())
     except Diverged:
-        return choice.TrialLoss(math.inf, 0.0)
+        return selection.TrialLoss(math.inf, 0.0)
     factors = Factors(trained.a_OR, trained.b_RI, trained.bias_O)
     documents_N = document_ids(sides.held.targets) if trial.loss is Loss.MULTIPLE_NEGATIVES else None
-    found = evaluate_factors(base, sides.held, sides.held_K, trial, factors, documents_N)
-    return (
-        choice.TrialLoss(found["loss"], found["error"])
-        if math.isfinite(found["loss"])
-        else choice.TrialLoss(math.inf, 0.0)
-    )
+    losses = evaluate_factors(base, sides.held, sides.held_K, trial, factors, documents_N)
+    if not math.isfinite(losses["loss"]):
+        return selection.TrialLoss(math.inf, 0.0)
+    return selection.TrialLoss(losses["loss"], losses["error"])
 
 
-def _from_sums(statistics: Statistics, spec: TrainingSpec, factors: Factors | None) -> float | None:
-    """The squared error over all rows without going through them; None where the sums' rounding would show in it."""
-    bare = statistics.square / (statistics.weight * statistics.out_features)
-    if factors is None:
-        return bare
-    loss = loss_of_factors(statistics, factors, scaling=spec.scaling)
-    return loss if loss > _LEAST_SHARE * bare else None
-
-
-def measure_sides(
+def evaluate_fit(
     base: BaseLayer,
     sides: Sides,
     spec: TrainingSpec,
@@ -210,58 +206,69 @@ def measure_sides(
     statistics: Statistics | None = None,
     *,
     labels: Sequence[str | int] | None = None,
-) -> dict[str, Any]:
-    """The job's losses on both sides, with the factors as they are stored and without; and what people read of the
-    held-out side. `statistics` are those of the training side, `labels` those of the classes. Raises `Diverged` where a
-    loss is not finite."""
-    metrics: dict[str, Any] = {}
-    negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
+) -> Evaluation:
+    """Evaluate factors, as they are stored, and the base layer on both sides, and all metrics on the held-out side.
+
+    present: the live version, which is evaluated on the held-out rows too. statistics: those of the training side.
+    labels: those of the classes. Raises `Diverged` if a loss is not finite.
+    """
+    losses = _evaluate_sides(base, sides, spec, factors, statistics)
+    if any(value is not None and not math.isfinite(value) for value in losses.values()):
+        raise Diverged("the trained layer's loss is not finite", step=1)
+    if sides.held is None:
+        return Evaluation(losses=losses)
+    compared = {"adapter": ComparedFactors(factors, spec.scaling), "base": ComparedFactors(None, 1.0)}
+    if present is not None:
+        matching = match_labels(present.labels, labels, spec, outputs=base.out_features)
+        live = Factors(present.a_OR, present.b_RI, present.bias_O)
+        compared["live"] = ComparedFactors(live, present.scaling, matching)
+    training = sides.training.weighted(sides.own_weights_N)
+    held_out = compare_on_held_out(
+        base,
+        sides.held,
+        sides.held_K,
+        spec,
+        compared,
+        weights_N=sides.held_own_weights_N,
+        summary=summarize_targets(training, sides.training_K, spec, base.out_features),
+        corpus_MO=sides.training.corpus_MO,
+    )
+    held_out["adapter"]["loss"] = losses["validation_loss"]
+    held_out["base"]["loss"] = losses["base_validation_loss"]
+    if present is not None:
+        documents_N = document_ids(sides.held.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+        live_spec = replace(spec, alpha=present.alpha, rank=present.rank, rslora=present.rslora)
+        live_losses = evaluate_factors(base, sides.held, sides.held_K, live_spec, live, documents_N, matching=matching)
+        held_out["live"]["loss"] = live_losses["loss"]
+    return Evaluation(losses=losses, held_out=held_out)
+
+
+def _evaluate_sides(
+    base: BaseLayer, sides: Sides, spec: TrainingSpec, factors: Factors, statistics: Statistics | None
+) -> dict[str, float | None]:
+    """Return the job's losses, and with classes the accuracies, of the factors and of the base layer on both sides."""
+    losses: dict[str, float | None] = {}
+    names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     sides_by_name = {
         "train": (sides.training, sides.training_K, sides.own_weights_N),
         "validation": (sides.held, sides.held_K, sides.held_own_weights_N),
     }
-    for part, (rows, rows_K, own_weights_N) in sides_by_name.items():
+    for side, (rows, rows_K, own_weights_N) in sides_by_name.items():
+        negatives = spec.loss is Loss.MULTIPLE_NEGATIVES and rows is not None
         documents_N = document_ids(rows.targets) if negatives and rows is not None else None
-        for who, some in (("", factors), ("base_", None)):
-            known = None if part != "train" or statistics is None else _from_sums(statistics, spec, some)
-            if known is not None:
-                found = {"loss": known}
-            else:
-                found = (
-                    {} if rows is None else evaluate_factors(base, rows, rows_K, spec, some, documents_N, own_weights_N)
-                )
-            for measure in ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",):
-                metrics[f"{who}{part}_{measure}"] = found.get(measure)
-    if any(value is not None and not math.isfinite(value) for value in metrics.values()):
-        raise Diverged("the trained layer's loss is not finite", step=1)
-    if sides.held is not None:
-        contenders = {"adapter": ComparedFactors(factors, spec.scaling), "base": ComparedFactors(None, 1.0)}
-        if present is not None:
-            live = Factors(present.a_OR, present.b_RI, present.bias_O)
-            matching = match_labels(present.labels, labels, spec, outputs=base.out_features)
-            contenders["live"] = ComparedFactors(live, present.scaling, matching)
-        held_out = compare_on_held_out(
-            base,
-            sides.held,
-            sides.held_K,
-            spec,
-            contenders,
-            weights_N=sides.held_own_weights_N,
-            summary=summarize_targets(
-                sides.training.weighted(sides.own_weights_N), sides.training_K, spec, base.out_features
-            ),
-            corpus_MO=sides.training.corpus_MO,
-        )
-        held_out["adapter"]["loss"], held_out["base"]["loss"] = (
-            metrics["validation_loss"],
-            metrics["base_validation_loss"],
-        )
-        if present is not None:
-            documents_N = document_ids(sides.held.targets) if negatives else None
-            with_scaling = replace(spec, alpha=present.alpha, rank=present.rank, rslora=present.rslora)
-            of_live = evaluate_factors(
-                base, sides.held, sides.held_K, with_scaling, live, documents_N, matching=matching
-            )
-            held_out["live"]["loss"] = of_live["loss"]
-        metrics["held_out"] = held_out
-    return metrics
+        for prefix, evaluated in (("", factors), ("base_", None)):
+            loss = None if side != "train" or statistics is None else _loss_from_sums(statistics, spec, evaluated)
+            values: Mapping[str, float] = {} if loss is None else {"loss": loss}
+            if loss is None and rows is not None:
+                values = evaluate_factors(base, rows, rows_K, spec, evaluated, documents_N, own_weights_N)
+            losses |= {f"{prefix}{side}_{name}": values.get(name) for name in names}
+    return losses
+
+
+def _loss_from_sums(statistics: Statistics, spec: TrainingSpec, factors: Factors | None) -> float | None:
+    """Return the squared error over all rows without reading them; None if the rounding of the sums would show."""
+    base_loss = statistics.square / (statistics.weight * statistics.out_features)
+    if factors is None:
+        return base_loss
+    loss = loss_of_factors(statistics, factors, scaling=spec.scaling)
+    return loss if loss > _MIN_LOSS_SHARE * base_loss else None

@@ -21,12 +21,10 @@ from adapters.training.gradient.losses import class_weights, row_weights
 from adapters.training.gradient.sampling import Sampler, initial_factors
 from adapters.training.gradient.stack import StackEntry, TrainedFactors
 from adapters.training.gradient.training_loop import HeldOut, run_training_loop
+from adapters.training.limits import MAX_STACK_GROUPS, STACK_NUMBERS
 from adapters.training.planning.split import SplitBy
 from adapters.training.settings import TrainingSpec
 
-_NUMBERS_AT_ONCE = 2**20
-"""In a stack: its rows, what comes of them and the factors stay near the core."""
-_MOST_AT_ONCE = 256
 Progress = Callable[[int, float], None]
 """Told of a stack's step, and of the mean of its groups' losses."""
 
@@ -87,8 +85,8 @@ def _stacks(sizes: Sequence[int], base: BaseLayer, spec: TrainingSpec) -> Iterat
     before = None
     for position in sorted(range(len(sizes)), key=lambda each: (sizes[each], each)):
         shape = _shape(base, spec, sizes[position])
-        too_many = (len(stack) + 1) * _numbers(base, spec, sizes[position]) > _NUMBERS_AT_ONCE
-        if stack and (shape is None or shape != before or too_many or len(stack) == _MOST_AT_ONCE):
+        too_many = (len(stack) + 1) * _numbers(base, spec, sizes[position]) > STACK_NUMBERS
+        if stack and (shape is None or shape != before or too_many or len(stack) == MAX_STACK_GROUPS):
             yield stack
             stack = []
         stack.append(position)

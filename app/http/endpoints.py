@@ -106,7 +106,7 @@ _INFER: dict[str, Any] = {
         "response_class": Response,
         "responses": {
             200: {
-                "description": "The outputs, as JSON, or as JSON with the numbers as bytes after it",
+                "description": "The outputs as JSON, or as JSON followed by binary numbers",
                 "content": {
                     JSON: {"schema": TypeAdapter(InferAnswer).json_schema(ref_template=SCHEMA_REFERENCE)},
                     _OCTETS: _BYTES,
@@ -125,7 +125,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         response_headers=(SERVER_TIMING,),
         body={JSON: PredictRequest},
         errors=("invalid_name", *_PREDICTS),
-        answer={"responses": {200: {"model": PredictAnswer, "description": "An answer a row"}}},
+        answer={"responses": {200: {"model": PredictAnswer, "description": "One answer for each row"}}},
     ),
     Endpoint(
         *("POST", "/v2/models/{name}/infer", oip.post_infer, OIP, "Apply a model to rows"),
@@ -144,8 +144,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answer={
             "status_code": 202,
             "response_model": JobWithHistory,
-            "response_description": "The job, which waits for a trainer",
-            "responses": {200: {"model": PlanBody, "description": "A dry run: what would be trained"}},
+            "response_description": "The queued job",
+            "responses": {200: {"model": PlanBody, "description": "The plan of a dry run"}},
         },
     ),
     Endpoint(
@@ -156,8 +156,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=(*_PEFT, "wrong_shape", "request_timeout", *_WRITES),
         answer={
             "responses": {
-                200: {"model": VersionBody, "description": "The live version, which has these bytes already"},
-                201: {"model": VersionBody, "description": "A new version, live from now on"},
+                200: {"model": VersionBody, "description": "The live version, which has the same bytes"},
+                201: {"model": VersionBody, "description": "The new version, which is live"},
             }
         },
     ),
@@ -204,7 +204,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         response_headers=("Location",),
         body={JSON: UpdateRequest},
         errors=(*_TRAINS, "no_statistics", "conflict"),
-        answer={"status_code": 202, "response_description": "The job, which waits for a trainer"},
+        answer={"status_code": 202, "response_description": "The queued job"},
     ),
     Endpoint(
         *("DELETE", "/adapters/{name}", adapters.delete_adapter, "adapters", "Delete an adapter"),
@@ -225,9 +225,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             "responses": {
                 200: {
                     "model": DatasetVersionBody,
-                    "description": "The newest version, which has this content already",
+                    "description": "The newest version, which has the same content",
                 },
-                201: {"model": DatasetVersionBody, "description": "A new version"},
+                201: {"model": DatasetVersionBody, "description": "The new version"},
             }
         },
     ),
@@ -273,7 +273,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             "response_class": Response,
             "responses": {
                 200: {"description": "The events", "content": {jobs.EVENT_STREAM: _TEXT}},
-                204: {"description": "The client has been told the end already"},
+                204: {"description": "The client has received the last event"},
             },
         },
     ),

@@ -16,10 +16,8 @@ from app.http.endpoints import Endpoint, find_endpoint
 from app.http.errors import InternalError, TooManyBytes, answer_at, known_failure, too_large
 from app.http.host_policy import HostPolicy
 from app.observability.observer import Observer
-from app.observability.records import NOT_ANSWERED, OTHER
+from app.observability.records import NO_ANSWER, NOT_ANSWERED, OTHER, RequestRecord
 
-NO_ANSWER = "not_answered"
-"""Code of a request whose client closed the connection before the answer."""
 _REQUEST_ID = b"x-request-id"
 _CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 # A request id is this prefix of the process and a count, which costs less than random bytes for each request.
@@ -93,17 +91,19 @@ class Middleware:
         status, code = exchange.status, state.get("code")
         if status in (0, NOT_ANSWERED):
             status, code = NOT_ANSWERED, NO_ANSWER
-        self._observer.answered(
-            exchange.route,
-            scope["method"],
-            status,
-            exchange.began,
-            exchange.request_id,
-            scope["path"],
-            code,
-            state.get("ticket"),
-            exchange.headers,
-            state.get("publish"),
+        self._observer.finish_request(
+            RequestRecord(
+                exchange.route,
+                scope["method"],
+                status,
+                exchange.began,
+                exchange.request_id,
+                scope["path"],
+                exchange.headers,
+                code,
+                state.get("queue_entry"),
+                state.get("publish"),
+            )
         )
 
 

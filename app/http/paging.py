@@ -32,8 +32,8 @@ class Page(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    limit: QueryInteger = Field(100, ge=1, le=1000, description="How many at most.")
-    cursor: str | None = Field(None, description="`next_cursor` of the page before.")
+    limit: QueryInteger = Field(100, ge=1, le=1000, description="Maximum number of entries.")
+    cursor: str | None = Field(None, description="`next_cursor` of the previous page.")
 
 
 def make_cursor(list_key: str, position: str | int) -> str:

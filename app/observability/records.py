@@ -1,56 +1,79 @@
-"""What is known of a request when it has been answered: what metrics, the request log and traces are made of."""
+"""Records of finished requests, from which metrics, the request log and traces are made."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from adapters.catalog.versions import Version
 from adapters.names import Reference
 
+if TYPE_CHECKING:
+    from app.serving.queue_entry import QueueEntry
+
 FAILED = 400
-"""The first status of a request that failed."""
+"""First status of a failed request."""
 NOT_ANSWERED = 499
-"""The status of a request that got no answer: its client had gone, or the service ended. Nobody is sent it."""
+"""Status recorded for a request without an answer, because its client disconnected or the service stopped."""
+NO_ANSWER = "not_answered"
+"""Error code recorded for such a request."""
 OTHER = "other"
-"""The route of a path that has none, and the method of a request with one that is none."""
+"""Route recorded for a path that has none, and method recorded for a method that does not exist."""
 LONGEST_PATH = 200
-"""Characters of a path that are kept: paths are the clients'."""
-
-
-class PredictionRecord(NamedTuple):
-    """Of a predict or infer request, as far as it came."""
-
-    reference: Reference | None
-    """What was asked for; None is the bare base. Of the row form, the first."""
-    version: Version | None
-    """What answered."""
-    by_row: bool
-    adapters: int
-    """Distinct adapters that answered."""
-    rows: int
-    queue_seconds: float | None
-    """None where no batch has taken it."""
-    forward_seconds: float
+"""Largest number of recorded characters of a path, which clients choose."""
 
 
 class Timespan(NamedTuple):
-    """A part of a request that is worth a span; times are `time.perf_counter`'s."""
+    """Part of a request that gets a span; times of `time.perf_counter`, in seconds."""
 
     began: float
     ended: float
 
 
 class RequestRecord(NamedTuple):
-    """One request, from its beginning to its answer; times are `time.perf_counter`'s."""
+    """A finished request, as its handler reports it; times of `time.perf_counter`, in seconds."""
 
     route: str
-    """The route's template, such as `/adapters/{name}`."""
+    """Template of the route, such as `/adapters/{name}`."""
+    method: str
+    status: int
+    began: float
+    request_id: bytes
+    path: str
+    """Without the query."""
+    headers: Mapping[bytes, bytes]
+    """Headers of the request, for the parent of its trace."""
+    code: str | None = None
+    """Error code, if it failed."""
+    entry: "QueueEntry | None" = None
+    publish: Timespan | None = None
+
+
+class PredictionRecord(NamedTuple):
+    """What the request log and traces show of a predict or infer request."""
+
+    reference: Reference | None
+    """Reference of the first row; None for the bare base layer."""
+    version: Version | None
+    """Version of the first row."""
+    by_row: bool
+    adapters: int
+    """Number of distinct adapters."""
+    rows: int
+    queue_seconds: float | None
+    """None if no batch has taken it."""
+    forward_seconds: float
+
+
+class LogRecord(NamedTuple):
+    """A finished request, as the request log and traces show it; times of `time.perf_counter`, in seconds."""
+
+    route: str
     method: str
     status: int
     began: float
     ended: float
     request_id: bytes
     path: str
-    """Without the query, and no more than `LONGEST_PATH` of it."""
+    """Without the query, at most `LONGEST_PATH` characters."""
     code: str | None = None
-    """Of the error, where it ended in one."""
     prediction: PredictionRecord | None = None
     trace_id: str | None = None

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.observability.logs import Render
-from app.observability.records import FAILED, PredictionRecord, RequestRecord
+from app.observability.records import FAILED, LogRecord, PredictionRecord
 from app.settings import LogRequests
 
 _MOST_WAITING_BYTES = 2**20
@@ -107,14 +107,14 @@ class RequestLog:
         self._room = [float(MOST_A_SECOND * is_wanted) for is_wanted in self._is_wanted]
         self._left_out = 0
         self._left_out_since = self._flushed = clock()
-        self._answered: list[RequestRecord] = []
+        self._records: list[LogRecord] = []
 
     @property
-    def owes(self) -> bool:
+    def has_unreported(self) -> bool:
         """Whether a line about lines left out is due, now or later."""
         return self._left_out > 0
 
-    def makes_room(self, has_failed: bool, /) -> bool:
+    def reserve_line(self, has_failed: bool, /) -> bool:
         """Whether a request is to be noted; one that is not is counted."""
         if self._room[has_failed] >= 1.0:
             self._room[has_failed] -= 1.0
@@ -123,19 +123,9 @@ class RequestLog:
             self._leave_out(1)
         return False
 
-    @property
-    def has_room(self) -> bool:
-        """Whether a request that succeeds now would be noted."""
-        return self._room[False] >= 1.0
-
-    def leave_out(self, succeeded: int) -> None:
-        """So many requests that succeeded came while there was no room."""
-        if self._is_wanted[False]:
-            self._leave_out(succeeded)
-
-    def note(self, answered: RequestRecord) -> None:
+    def add(self, record: LogRecord) -> None:
         """Write this request's line with the next ones."""
-        self._answered.append(answered)
+        self._records.append(record)
 
     def flush(self) -> None:
         """Write the lines of what was noted."""
@@ -144,17 +134,17 @@ class RequestLog:
             more = MOST_A_SECOND * (now - self._flushed) * is_wanted
             self._room[has_failed] = min(MOST_A_SECOND, self._room[has_failed] + more)
         self._flushed = now
-        answered, self._answered = self._answered, []
-        if answered:
+        records, self._records = self._records, []
+        if records:
             epoch = time.time() - time.perf_counter()
-            self._leave_out(self._writer.put([self._line(each, epoch + each.ended) for each in answered]))
+            self._leave_out(self._writer.put([self._line(record, epoch + record.ended) for record in records]))
         if now - self._left_out_since >= 1.0:
-            self._tell_left_out(now)
+            self._report_left_out(now)
 
     def close(self) -> None:
         """Write what waits."""
         self.flush()
-        self._tell_left_out(self._clock())
+        self._report_left_out(self._clock())
         self._writer.close(_SECONDS_TO_CLOSE)
 
     def _leave_out(self, requests: int) -> None:
@@ -162,7 +152,7 @@ class RequestLog:
             self._left_out_since = self._clock()
         self._left_out += requests
 
-    def _tell_left_out(self, now: float) -> None:
+    def _report_left_out(self, now: float) -> None:
         if self._left_out:
             first = self._first(time.time(), logging.INFO, "requests left out")
             told = {"left_out": self._left_out, "seconds": round(now - self._left_out_since, 3)}
@@ -170,22 +160,22 @@ class RequestLog:
             if not self._writer.put([self._finished(first | told)]):
                 self._left_out = 0
 
-    def _line(self, each: RequestRecord, at: float) -> bytes:
-        status = each.status
+    def _line(self, record: LogRecord, at: float) -> bytes:
+        status = record.status
         level = logging.INFO if status < FAILED else logging.WARNING if status < 500 else logging.ERROR
         fields = self._first(at, level, "request")
-        fields["request_id"] = each.request_id.decode("latin-1")
-        fields["method"] = each.method
-        fields["route"] = each.route
-        fields["path"] = each.path
+        fields["request_id"] = record.request_id.decode("latin-1")
+        fields["method"] = record.method
+        fields["route"] = record.route
+        fields["path"] = record.path
         fields["status"] = status
-        fields["ms"] = _ms(each.ended - each.began)
-        if each.prediction is not None:
-            _add_prediction(fields, each.prediction)
-        if each.code is not None:
-            fields["code"] = each.code
-        if each.trace_id is not None:
-            fields["trace_id"] = each.trace_id
+        fields["ms"] = _ms(record.ended - record.began)
+        if record.prediction is not None:
+            _add_prediction(fields, record.prediction)
+        if record.code is not None:
+            fields["code"] = record.code
+        if record.trace_id is not None:
+            fields["trace_id"] = record.trace_id
         return self._finished(fields)
 
     def _first(self, at: float, level: int, event: str) -> dict[str, Any]:

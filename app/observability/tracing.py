@@ -1,4 +1,14 @@
-"""What happened, as OpenTelemetry spans, exported by OTLP over HTTP as the standard `OTEL_*` variables say."""
+"""Traces as OpenTelemetry spans, exported by OTLP over HTTP as the standard `OTEL_*` variables say.
+
+`app.bootstrap.open_tracing` imports this module only if traces are wanted. Spans are made when their work has ended,
+from times that were measured anyway:
+
+    tracing = open_tracing(settings, process="trainer-1")
+    if tracing is not None:
+        job = tracing.add_span("job", began, ended, attributes={"loraplex.job": id})   # seconds since the epoch
+        tracing.add_span("epoch", began, ended, within=job)
+        tracing.close(1.0)
+"""
 
 import threading
 import time
@@ -14,93 +24,86 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, s
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from app.observability.records import RequestRecord, Timespan
-from app.serving.queue_entry import QueueEntry
+from app.observability.records import LogRecord, RequestRecord
 
 _NANOSECONDS = 1_000_000_000
 _SERVER_ERROR = 500
-_EMPTY = Context()
+_NO_PARENT = Context()
 Attributes = Mapping[str, AttributeValue]
 
 
 class Tracing:
-    """One process's spans. Nothing here waits for whoever takes them: a thread does, and drops what is too much."""
+    """Spans of one process. A thread exports them, and drops spans if the collector is too slow."""
 
     def __init__(self, process: str) -> None:
-        named = {"service.name": "loraplex", "service.version": version("loraplex-server")}
-        # What the environment says comes on top.
-        resource = Resource.create(named | {"service.instance.id": process}).merge(OTELResourceDetector().detect())
+        defaults = {"service.name": "loraplex", "service.version": version("loraplex-server")}
+        # The environment takes precedence.
+        resource = Resource.create(defaults | {"service.instance.id": process}).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("loraplex")
-        self._parents = TraceContextTextMapPropagator()
+        self._propagator = TraceContextTextMapPropagator()
 
     def close(self, seconds: float) -> None:
-        """Export what waits, for so long at most: a collector that hangs is given up."""
+        """Export the remaining spans; give up after a time, because the collector may hang."""
         closing = threading.Thread(target=self._provider.shutdown, name="end of traces", daemon=True)
         closing.start()
         closing.join(seconds)
 
-    def request(
-        self,
-        answered: RequestRecord,
-        headers: Mapping[bytes, bytes],
-        ticket: QueueEntry | None,
-        publish: Timespan | None,
-    ) -> str | None:
-        """A request and its parts, below the span that its `traceparent` names; returns the trace's id."""
+    def trace_request(self, line: LogRecord, record: RequestRecord) -> str | None:
+        """Add the spans of a request, below the span of its `traceparent`; return the trace's id if it is sampled."""
         epoch = time.time() - time.perf_counter()
         attributes: dict[str, AttributeValue] = {
-            "http.request.method": answered.method,
-            "http.route": answered.route,
-            "url.path": answered.path,
-            "http.response.status_code": answered.status,
-            "loraplex.request_id": answered.request_id.decode("latin-1"),
+            "http.request.method": line.method,
+            "http.route": line.route,
+            "url.path": line.path,
+            "http.response.status_code": line.status,
+            "loraplex.request_id": line.request_id.decode("latin-1"),
         }
-        if answered.code is not None:
-            attributes["error.type"] = answered.code
+        if line.code is not None:
+            attributes["error.type"] = line.code
         span = self._tracer.start_span(
-            f"{answered.method} {answered.route}",
-            self._parent(headers),
+            f"{line.method} {line.route}",
+            self._parent(record.headers),
             SpanKind.SERVER,
-            attributes | _of_prediction(answered),
-            start_time=_nanoseconds(epoch + answered.began),
+            attributes | _prediction_attributes(line),
+            start_time=_nanoseconds(epoch + line.began),
         )
         if span.is_recording():
-            within = set_span_in_context(span, _EMPTY)
-            for name, began, ended, more in _parts(ticket, publish):
-                self.span(name, epoch + began, epoch + ended, within=within, attributes=more)
-            if answered.status >= _SERVER_ERROR:
-                span.set_status(Status(StatusCode.ERROR, answered.code))
-        span.end(_nanoseconds(epoch + answered.ended))
+            within = set_span_in_context(span, _NO_PARENT)
+            for name, began, ended, part_attributes in _parts(record):
+                self.add_span(name, epoch + began, epoch + ended, within=within, attributes=part_attributes)
+            if line.status >= _SERVER_ERROR:
+                span.set_status(Status(StatusCode.ERROR, line.code))
+        span.end(_nanoseconds(epoch + line.ended))
         context = span.get_span_context()
         return format_trace_id(context.trace_id) if context.trace_flags.sampled else None
 
-    def span(
+    def add_span(
         self,
         name: str,
         began: float,
         ended: float,
         *,
-        within: Context = _EMPTY,
+        within: Context = _NO_PARENT,
         attributes: Attributes | None = None,
-        failed: str | None = None,
+        error: str | None = None,
     ) -> Context:
-        """Any span, from when to when in seconds since the epoch; what is returned is `within` for those below it."""
+        """Add a span, with times in seconds since the epoch; return the context for the spans below it."""
         span = self._tracer.start_span(name, within, attributes=attributes, start_time=_nanoseconds(began))
-        if failed is not None:
-            span.set_status(Status(StatusCode.ERROR, failed))
+        if error is not None:
+            span.set_status(Status(StatusCode.ERROR, error))
         span.end(_nanoseconds(ended))
         return set_span_in_context(span, within)
 
     def _parent(self, headers: Mapping[bytes, bytes]) -> Context:
         names = (b"traceparent", b"tracestate")
-        carried = {name.decode(): headers[name].decode("latin-1") for name in names if name in headers}
-        return self._parents.extract(carried, _EMPTY) if carried else _EMPTY
+        carrier = {name.decode(): headers[name].decode("latin-1") for name in names if name in headers}
+        return self._propagator.extract(carrier, _NO_PARENT) if carrier else _NO_PARENT
 
 
-def _of_prediction(answered: RequestRecord) -> dict[str, AttributeValue]:
-    prediction = answered.prediction
+def _prediction_attributes(line: LogRecord) -> dict[str, AttributeValue]:
+    prediction = line.prediction
     if prediction is None:
         return {}
     attributes: dict[str, AttributeValue] = {"loraplex.rows": prediction.rows}
@@ -114,20 +117,21 @@ def _of_prediction(answered: RequestRecord) -> dict[str, AttributeValue]:
     return attributes
 
 
-def _parts(ticket: QueueEntry | None, publish: Timespan | None) -> list[tuple[str, float, float, Attributes]]:
-    """The spans below a request's, each from where the one before it ended."""
+def _parts(record: RequestRecord) -> list[tuple[str, float, float, Attributes]]:
+    """Return name, begin, end and attributes of the spans below a request's span."""
     parts: list[tuple[str, float, float, Attributes]] = []
-    if publish is not None:
-        parts.append(("publish", publish.began, publish.ended, {}))
-    if ticket is None or ticket.pinned is None:
+    if record.publish is not None:
+        parts.append(("publish", record.publish.began, record.publish.ended, {}))
+    if record.entry is None or record.entry.timing.resolved is None:
         return parts
-    parts.append(("resolve", ticket.submitted, ticket.pinned, {}))
-    if ticket.taken is None:
+    timing = record.entry.timing
+    parts.append(("resolve", timing.submitted, record.entry.timing.resolved, {}))
+    if timing.taken is None:
         return parts
-    parts.append(("queue", ticket.pinned, ticket.taken, {}))
-    if ticket.ran is not None:
-        batch = {"loraplex.batch.rows": ticket.ran.rows, "loraplex.batch.adapters": ticket.ran.adapters}
-        parts.append(("forward", ticket.taken, ticket.ran.ended, batch))
+    parts.append(("queue", record.entry.timing.resolved, timing.taken, {}))
+    if timing.batch is not None:
+        attributes = {"loraplex.batch.rows": timing.batch.rows, "loraplex.batch.adapters": timing.batch.adapters}
+        parts.append(("forward", timing.taken, timing.batch.ended, attributes))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""What trainers do, counted and traced: what `adapters.training.execution.telemetry` tells, for metrics and spans."""
+"""Telemetry of trainers: counts and traces what `adapters.training.execution.telemetry` reports."""
 
 import logging
 from collections.abc import Callable
@@ -11,31 +11,34 @@ if TYPE_CHECKING:
     from app.observability.tracing import Tracing
 
 log = logging.getLogger(__name__)
-_Told = TypeVar("_Told")
+_Report = TypeVar("_Report")
 
 
 def listener(metrics: Metrics, tracing: "Tracing | None" = None) -> Listener:
-    """Who is told of a trainer's runs and publishes; epochs are timed where they are traced."""
+    """Return a listener for a trainer's runs and publishes. Epochs are timed only if they are traced."""
 
-    def published(publish: Publish) -> None:
-        metrics.published(publish.ended - publish.began, publish.adapters, source="job")
+    def on_publish(publish: Publish) -> None:
+        metrics.record_publish(publish.ended - publish.began, publish.adapters, source="job")
 
-    def ran(run: Run) -> None:
-        metrics.trained(run.method, run.ending, run.ended - run.began)
+    def on_run(run: Run) -> None:
+        metrics.record_training(run.method, run.ending, run.ended - run.began)
         if run.ending is Ending.DIED:
-            metrics.fit_died()
+            metrics.record_fit_death()
         if run.resumed:
-            metrics.resumed()
+            metrics.record_resume()
         if tracing is not None:
             _trace(tracing, run)
 
-    return Listener(published=_unharmed(published), ran=_unharmed(ran), wants_epochs=tracing is not None)
+    return Listener(published=_log_errors(on_publish), ran=_log_errors(on_run), wants_epochs=tracing is not None)
 
 
 def _trace(tracing: "Tracing", run: Run) -> None:
-    """A span `job`, and below it `epoch` and `publish`; of very many only some, which say for how many they stand."""
+    """Add a span `job` with spans `epoch` and `publish` below it.
+
+    A long run reports only some of its epochs, and each says how many it stands for.
+    """
     job = run.job
-    about: dict[str, str | int | bool] = {
+    attributes: dict[str, str | int | bool] = {
         "loraplex.job": job.id,
         "loraplex.adapter": job.adapter,
         "loraplex.adapters": job.training.adapters,
@@ -44,23 +47,23 @@ def _trace(tracing: "Tracing", run: Run) -> None:
         "loraplex.resumed": run.resumed,
         "loraplex.ending": run.ending.value,
     }
-    failed = run.ending.value if run.ending in (Ending.FAILED, Ending.DIED) else None
-    within = tracing.span("job", run.began, run.ended, attributes=about, failed=failed)
+    error = run.ending.value if run.ending in (Ending.FAILED, Ending.DIED) else None
+    within = tracing.add_span("job", run.began, run.ended, attributes=attributes, error=error)
     for epoch in run.epochs:
-        seen = {"loraplex.epoch": epoch.number, "loraplex.epochs": epoch.every, "loraplex.loss": epoch.loss}
-        tracing.span("epoch", epoch.began, epoch.ended, within=within, attributes=seen)
+        epoch_attributes = {"loraplex.epoch": epoch.number, "loraplex.epochs": epoch.every, "loraplex.loss": epoch.loss}
+        tracing.add_span("epoch", epoch.began, epoch.ended, within=within, attributes=epoch_attributes)
     for publish in run.publishes:
-        made = {"loraplex.adapters": publish.adapters}
-        tracing.span("publish", publish.began, publish.ended, within=within, attributes=made)
+        publish_attributes = {"loraplex.adapters": publish.adapters}
+        tracing.add_span("publish", publish.began, publish.ended, within=within, attributes=publish_attributes)
 
 
-def _unharmed(tell: Callable[[_Told], None]) -> Callable[[_Told], None]:
-    """The same, but that a training goes on whatever goes wrong in telling of it."""
+def _log_errors(report: Callable[[_Report], None]) -> Callable[[_Report], None]:
+    """Return `report` with its errors logged: a training goes on whatever happens to its telemetry."""
 
-    def told(what: _Told) -> None:
+    def report_safely(value: _Report) -> None:
         try:
-            tell(what)
+            report(value)
         except Exception:
-            log.exception("a run cannot be counted or traced")
+            log.exception("the telemetry of a run could not be recorded")
 
-    return told
+    return report_safely

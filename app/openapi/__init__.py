@@ -1,1 +1,4 @@
-"""The OpenAPI document: what FastAPI cannot know of calls that read their own bodies, put beside what it can."""
+"""The OpenAPI document: FastAPI's, completed with headers, error codes and examples.
+
+Read `document` first.
+"""

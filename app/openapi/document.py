@@ -15,21 +15,21 @@ from app.openapi.problems import RETRY_AFTER, Problem, ProtocolError, responses,
 from app.web.pages.rendering import CONTENT_SECURITY_POLICY, render
 
 TAGS = {
-    "predict": "Ask: any adapters, mixed in one batch.",
-    "adapters": "Train, upload, download, roll back. Versions never change; `live` is the one that a bare name means.",
-    "datasets": "Files of rows to train from, kept in versions.",
-    "jobs": "Trainings, on their way and afterwards.",
-    "base": "The frozen layer.",
-    "health": "What a load balancer and Prometheus ask.",
-    "Open Inference Protocol": "The same adapters for clients of KServe and Triton, with its own form of errors.",
+    "predict": "Apply adapters to rows.",
+    "adapters": "Train, upload, download and roll back. Versions never change; a bare name means the `live` version.",
+    "datasets": "Versioned files of rows for training.",
+    "jobs": "Queued, running and finished trainings.",
+    "base": "The frozen base layer.",
+    "health": "Endpoints for load balancers and Prometheus.",
+    "Open Inference Protocol": "The same adapters for clients of KServe and Triton. Errors have its own form.",
 }
-_ABOUT = """An adapter is asked for by reference: `acme` (its live version), `acme@3` or `acme@live`. Lists come in
-pages: `limit`, and `cursor` with the `next_cursor` of the page before. Every answer has an `X-Request-Id`.
+_ABOUT = """A request names an adapter by reference: `acme` (its live version), `acme@3` or `acme@live`. Lists have
+pages: pass `limit`, and `cursor` with the `next_cursor` of the previous page. Every answer has an `X-Request-Id`.
 
-Every error is `application/problem+json`; match on `code`. A path that there is not is `route_not_found`, and a method
-that a path does not take `method_not_allowed`. A request to a host that is not the service's is `host_not_allowed`
-on every path except health, and a web page of another host that does more than read is `cross_site`. What else an
-operation can end in is listed there.
+Every error is `application/problem+json`; match on `code`. An unknown path is `route_not_found`, and a method that a
+path does not have is `method_not_allowed`. A request to a host that is not the service's is `host_not_allowed` on every
+path except health, and a web page of another host that does more than read is `cross_site`. Each operation lists its
+other codes.
 """
 
 
@@ -39,35 +39,35 @@ def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
 
 PARAMETERS: Mapping[str, Any] = {
     "RequestId": _header(
-        "X-Request-Id", "Name for this request in the answer and in the log; else the service makes one.",
+        "X-Request-Id", "Id of this request in the answer and in the log; the service creates one if it is missing.",
         pattern="^[A-Za-z0-9._-]{1,64}$",
     ),
     "FeatureSpace": _header(
-        "X-Feature-Space", "Name of the encoder that the inputs come from: 409 where this service's is another one."
+        "X-Feature-Space", "Name of the encoder of the inputs; 409 if this service has another one."
     ),
     "RequestTimeout": _header(
-        "X-Request-Timeout", "Seconds that the client waits: past them 503, and no work for nothing.",
+        "X-Request-Timeout", "Seconds that the client waits; after that, 503.",
         type="number", exclusiveMinimum=0,
     ),
-    "IfMatch": _header("If-Match", "Only where the live (or newest) version has one of these entity tags."),
-    "IfNoneMatch": _header("If-None-Match", "Only where it has none of these; `*`: only where the name is new."),
+    "IfMatch": _header("If-Match", "Only if the live (or newest) version has one of these entity tags."),
+    "IfNoneMatch": _header("If-None-Match", "Only if it has none of these; `*`: only if the name is new."),
     "InferenceHeader": _header(
-        "Inference-Header-Content-Length", "How many bytes of the body are JSON; the rest is the tensor's data.",
+        "Inference-Header-Content-Length", "Number of bytes of JSON; the rest of the body is the tensor's data.",
         type="integer", minimum=0,
     ),
 }  # fmt: skip
 HEADERS: Mapping[str, Any] = {
-    "RequestId": {"description": "The request's name in the service's log.", "schema": {"type": "string"}},
+    "RequestId": {"description": "Id of the request in the service's log.", "schema": {"type": "string"}},
     "RetryAfter": RETRY_AFTER,
-    "Location": {"description": "Where the job is: `/jobs/{id}`.", "schema": {"type": "string"}},
+    "Location": {"description": "URL of the job: `/jobs/{id}`.", "schema": {"type": "string"}},
     "ETag": {"description": "The version's digest in quotes, for `If-Match`.", "schema": {"type": "string"}},
     "ServerTiming": {
-        "description": "Milliseconds that the request waited and that its batch was computed.",
+        "description": "Milliseconds of waiting, and of computing the batch.",
         "schema": {"type": "string", "examples": ["queue;dur=0.214, forward;dur=0.087"]},
     },
-    "ContentDisposition": {"description": "A file name.", "schema": {"type": "string"}},
+    "ContentDisposition": {"description": "File name of the download.", "schema": {"type": "string"}},
     "InferenceHeader": {
-        "description": "How many bytes of the body are JSON, where the rest is binary.",
+        "description": "Number of bytes of JSON, if the rest of the body is binary.",
         "schema": {"type": "integer"},
     },
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""How a field is described, where its own type does not say it. Nothing here looks at a value."""
+"""Descriptions of fields whose own type is not precise. They change the document, never the validation."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from pydantic_core import CoreSchema
 
 
 class ShownAs:
-    """Described as another type: that of a field which is checked, or made, elsewhere."""
+    """Describes a field as another type, if other code checks or creates its value."""
 
     def __init__(self, kind: Any) -> None:
         self._kind = kind
@@ -18,19 +18,19 @@ class ShownAs:
 
 
 class NotNull(BeforeValidator):
-    """Described without null, which the validator refuses."""
+    """Describes a field without null, which the validator refuses."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        found = handler(schema)
-        kinds = [kind for kind in found.get("anyOf", []) if kind != {"type": "null"}]
+        described = handler(schema)
+        kinds = [kind for kind in described.get("anyOf", []) if kind != {"type": "null"}]
         if not kinds:
-            return found
-        rest = {name: value for name, value in found.items() if name != "anyOf"}
+            return described
+        rest = {name: value for name, value in described.items() if name != "anyOf"}
         return rest | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
 
 
 class OrWord(WrapValidator):
-    """Described as also taking the word that `class Auto(OrWord): word = ...` names, which the validator lets by."""
+    """Describes a field that also takes a word, which the subclass names and its validator passes."""
 
     word = ""
 

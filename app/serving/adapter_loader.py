@@ -1,4 +1,4 @@
-"""What a question's references mean, and their adapters: at hand, or fetched by threads off the event loop."""
+"""Adapter loader: resolves the references of a queue entry, and loads its adapters off the event loop."""
 
 import asyncio
 import time
@@ -14,79 +14,24 @@ from adapters.errors import BlobCorrupt, LoraplexError
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from app.serving.queue_entry import QueueEntry
+from app.serving.queue_entry import QueueEntry, Resolution
+
+_THREADS = 1
+_INLINE_SECONDS = 0.001
+"""Time for which a batch reads adapters from the page cache on the event loop. A switch to a thread takes several times
+as long as reading one."""
+_REPORT_SECONDS = 0.002
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-_TOGETHER_SECONDS = 0.002
-
-
-class SingleFlight(Generic[K, V]):
-    """What is on its way, by key. Nothing is remembered once it has come.
-
-    `fetch`, which a thread runs, yields for each of its keys the value or the error, one by one as they come.
-    """
-
-    def __init__(self, fetch: Callable[[Sequence[K]], Iterator[tuple[K, V | Exception]]], threads: Executor) -> None:
-        self._fetch = fetch
-        self._threads = threads
-        self._coming: dict[K, asyncio.Future[V]] = {}
-        self._asked: list[K] = []
-
-    def get(self, key: K) -> "asyncio.Future[V]":
-        """The value of a key, when it comes; whoever waits for it must not cancel it."""
-        future = self._coming.get(key)
-        if future is None:
-            loop = asyncio.get_running_loop()
-            future = self._coming[key] = loop.create_future()
-            if not self._asked:
-                loop.call_soon(self._send, loop)
-            self._asked.append(key)
-        return future
-
-    def _send(self, loop: asyncio.AbstractEventLoop) -> None:
-        keys, self._asked = self._asked, []
-        self._threads.submit(self._work, loop, keys)
-
-    def _work(self, loop: asyncio.AbstractEventLoop, keys: Sequence[K]) -> None:
-        missing = dict.fromkeys(keys)
-        failure: Exception = AssertionError("a key was neither fetched nor refused")
-        come: list[tuple[K, V | Exception]] = []
-        told = time.monotonic()
-        try:
-            for key, result in self._fetch(keys):
-                del missing[key]
-                come.append((key, result))
-                # Each telling may start a batch: what comes quickly comes together.
-                if time.monotonic() - told > _TOGETHER_SECONDS:
-                    loop.call_soon_threadsafe(self._come, come)
-                    come, told = [], time.monotonic()
-        except Exception as error:
-            failure = error
-        loop.call_soon_threadsafe(self._come, come + [(key, failure) for key in missing])
-
-    def _come(self, results: Sequence[tuple[K, V | Exception]]) -> None:
-        for key, result in results:
-            future = self._coming.pop(key)
-            if isinstance(result, Exception):
-                future.set_exception(result)
-                future.exception()  # seen, even where everybody who asked has gone
-            else:
-                future.set_result(result)
-
-
-_THREADS = 1
-_AT_ONCE_SECONDS = 0.001
-"""So long a batch takes in what the kernel has in memory: a hop to a thread costs several times what that does."""
-Found = tuple[Sequence[Version | None], Sequence[Adapter | None]]
-_Asked = tuple[Snapshot, Reference]
+_ReferenceKey = tuple[Snapshot, Reference]
 
 
 class CacheStats(NamedTuple):
-    """Sums since the start, and what is in memory now."""
+    """Counts of the adapter cache since the start, and its size now."""
 
     hits: int
-    """Adapters asked for that were resident."""
+    """Requested adapters that were in memory."""
     misses: int
     loads: int
     evictions: int
@@ -94,151 +39,206 @@ class CacheStats(NamedTuple):
     resident_adapters: int
 
 
-class AdapterLoader:
-    """References → versions that may answer on this base → resident adapters."""
+class SingleFlight(Generic[K, V]):
+    """Loads values in threads: each key once, however many callers wait for it, and many keys with one switch.
 
-    def __init__(
-        self, base: BaseLayer, resolver: Resolver, residency: AdapterCache, *, feature_space: str | None
-    ) -> None:
+    `load` runs in a thread, and yields each key with its value or error. Values are not kept.
+    """
+
+    def __init__(self, load: Callable[[Sequence[K]], Iterator[tuple[K, V | Exception]]], threads: Executor) -> None:
+        self._load = load
+        self._threads = threads
+        self._futures: dict[K, asyncio.Future[V]] = {}
+        self._requested: list[K] = []
+
+    def get(self, key: K) -> "asyncio.Future[V]":
+        """Return the future of a key's value. It may be shared, so the caller must not cancel it."""
+        future = self._futures.get(key)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            future = self._futures[key] = loop.create_future()
+            if not self._requested:
+                loop.call_soon(self._submit, loop)
+            self._requested.append(key)
+        return future
+
+    def _submit(self, loop: asyncio.AbstractEventLoop) -> None:
+        keys, self._requested = self._requested, []
+        self._threads.submit(self._run, loop, keys)
+
+    def _run(self, loop: asyncio.AbstractEventLoop, keys: Sequence[K]) -> None:
+        missing = dict.fromkeys(keys)
+        failure: Exception = AssertionError("a key was neither loaded nor refused")
+        results: list[tuple[K, V | Exception]] = []
+        reported = time.monotonic()
+        try:
+            for key, result in self._load(keys):
+                del missing[key]
+                results.append((key, result))
+                # Each report may start a batch, so values that load quickly are reported together.
+                if time.monotonic() - reported > _REPORT_SECONDS:
+                    loop.call_soon_threadsafe(self._set_results, results)
+                    results, reported = [], time.monotonic()
+        except Exception as error:
+            failure = error
+        loop.call_soon_threadsafe(self._set_results, results + [(key, failure) for key in missing])
+
+    def _set_results(self, results: Sequence[tuple[K, V | Exception]]) -> None:
+        for key, result in results:
+            future = self._futures.pop(key)
+            if isinstance(result, Exception):
+                future.set_exception(result)
+                future.exception()  # marks it as retrieved, even if no caller waits any more
+            else:
+                future.set_result(result)
+
+
+class AdapterLoader:
+    """Resolves references to versions, checks that they fit the base layer, and loads their adapters."""
+
+    def __init__(self, base: BaseLayer, resolver: Resolver, cache: AdapterCache, *, feature_space: str | None) -> None:
         self._base = base
         self._resolver = resolver
-        self._residency = residency
+        self._cache = cache
         self._feature_space = feature_space
-        # Apart: after a publish even warm adapters' names are looked up, and must not wait for slow loads.
-        self._resolving = ThreadPoolExecutor(_THREADS, "resolve")
-        self._loading = ThreadPoolExecutor(_THREADS, "load")
-        # By view: what was asked before a commit must not answer what is asked after it.
-        self._versions: SingleFlight[_Asked, Version] = SingleFlight(_resolve, self._resolving)
-        self._adapters: SingleFlight[Version, Adapter] = SingleFlight(self._load, self._loading)
-        self._at_once_until = 0.0
+        # Two pools: after a publish even the names of cached adapters are resolved again, which must not wait for slow
+        # loads.
+        self._resolve_threads = ThreadPoolExecutor(_THREADS, "resolve")
+        self._load_threads = ThreadPoolExecutor(_THREADS, "load")
+        # Keyed by the snapshot too: a query from before a commit must not answer a request from after it.
+        self._versions: SingleFlight[_ReferenceKey, Version] = SingleFlight(_resolve, self._resolve_threads)
+        self._adapters: SingleFlight[Version, Adapter] = SingleFlight(self._read, self._load_threads)
+        self._inline_until = 0.0
         self._hits = self._misses = 0
 
     def close(self) -> None:
-        """Give back the threads."""
-        self._resolving.shutdown()
-        self._loading.shutdown()
+        """Stop the threads."""
+        self._resolve_threads.shutdown()
+        self._load_threads.shutdown()
 
-    def counted(self) -> CacheStats:
-        """For an observer."""
-        residency = self._residency
-        return CacheStats(
-            self._hits, self._misses, residency.loads, residency.evictions, residency.bytes, len(residency)
-        )
+    def stats(self) -> CacheStats:
+        """Return the counts of the cache, for telemetry."""
+        cache = self._cache
+        return CacheStats(self._hits, self._misses, cache.loads, cache.evictions, cache.bytes, len(cache))
 
     def current(self) -> Snapshot:
-        """A view that is not older than this call; raises `CatalogBusy`."""
-        self._at_once_until = time.perf_counter() + _AT_ONCE_SECONDS
+        """Return the catalogue's current snapshot, for one batch; raise `CatalogBusy`."""
+        self._inline_until = time.perf_counter() + _INLINE_SECONDS
         return self._resolver.current()
 
-    def at_hand(self, view: Snapshot, ticket: QueueEntry) -> Found | None:
-        """What a ticket asks for where all of it is known and resident; raises as `fetch` does."""
+    def try_cached(self, snapshot: Snapshot, entry: QueueEntry) -> Resolution | None:
+        """Return the resolution of an entry without waiting, or None if it needs `load`; raise the errors of `load`."""
         versions: list[Version | None] = []
         adapters: list[Adapter | None] = []
         hits = misses = 0
-        for reference in ticket.choices:
+        for reference in entry.references:
             if reference is None:
                 versions.append(None)
                 adapters.append(None)
                 continue
-            version = view.cached(reference)
+            version = snapshot.cached(reference)
             if version is None:
                 return None
-            self._check(version, reference, ticket)
-            adapter = self._residency.get(version.digest)
+            self._check(version, reference, entry)
+            adapter = self._cache.get(version.digest)
             if adapter is not None:
                 hits += 1
             else:
                 misses += 1
-                if time.perf_counter() < self._at_once_until:
-                    adapter = self._residency.load_cached(version)
+                if time.perf_counter() < self._inline_until:
+                    adapter = self._cache.load_cached(version)
                 if adapter is None:
-                    # `fetch` looks again, and counts.
-                    return None
+                    return None  # `load` starts again, and counts the hits and misses
             versions.append(version)
             adapters.append(adapter)
         self._hits += hits
         if misses:
             self._misses += misses
-        return versions, adapters
+        return Resolution(versions, adapters)
 
-    async def fetch(self, view: Snapshot, ticket: QueueEntry) -> Found:
-        """What a ticket asks for, its unknown references read from the catalogue and its adapters from their blobs.
+    async def load(self, snapshot: Snapshot, entry: QueueEntry) -> Resolution:
+        """Resolve an entry with queries to the catalogue, and load its adapters from their blobs.
 
-        Raises a `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` that names the row, or `BlobCorrupt`.
+        Raises `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` with the row, or `BlobCorrupt`.
         """
-        before: list[Version | None] | None = None
+        previous: list[Version | None] | None = None
         while True:
-            versions = await self._find(view, ticket)
-            # All are asked for before the first is waited for.
-            coming = [None if version is None else self._adapter(version) for version in versions]
+            versions = await self._find_versions(snapshot, entry)
+            # Start all loads before waiting for the first.
+            futures = [None if version is None else self._get_adapter(version) for version in versions]
             try:
-                adapters = [None if adapter is None else await adapter for adapter in coming]
+                adapters = [None if future is None else await future for future in futures]
             except BlobCorrupt:
-                # Deleted between the look and the read, and perhaps made again: only what still stands is corrupt.
-                if versions == before:
+                # The version may have been deleted since it was resolved, and its blob with it: resolve it again, and
+                # report the blob only if the versions are still the same.
+                if versions == previous:
                     raise
-                view, before = self._resolver.fresh(), versions
+                snapshot, previous = self._resolver.fresh(), versions
                 continue
             for version, adapter in zip(versions, adapters, strict=True):
                 if version is not None and adapter is not None:
-                    self._residency.add(version.digest, adapter)
-            return versions, adapters
+                    self._cache.add(version.digest, adapter)
+            return Resolution(versions, adapters)
 
-    async def _find(self, view: Snapshot, ticket: QueueEntry) -> list[Version | None]:
-        asked = [None if reference is None else self._version(view, reference) for reference in ticket.choices]
+    async def _find_versions(self, snapshot: Snapshot, entry: QueueEntry) -> list[Version | None]:
+        futures = [
+            None if reference is None else self._get_version(snapshot, reference) for reference in entry.references
+        ]
         versions: list[Version | None] = []
-        for reference, coming in zip(ticket.choices, asked, strict=True):
-            if reference is None or coming is None:
+        for reference, future in zip(entry.references, futures, strict=True):
+            if reference is None or future is None:
                 versions.append(None)
                 continue
             try:
-                version = await coming
+                version = await future
             except LoraplexError as error:
-                # Others may have asked the same: each names its own field and row.
-                raise _named(copy(error), reference, ticket) from None
-            self._check(version, reference, ticket)
+                # Other entries may get the same error, and each adds a field and a row of its own.
+                raise _locate(copy(error), reference, entry) from None
+            self._check(version, reference, entry)
             versions.append(version)
         return versions
 
-    def _version(self, view: Snapshot, reference: Reference) -> "asyncio.Future[Version]":
-        version = view.cached(reference)
-        return self._versions.get((view, reference)) if version is None else _here(version)
+    def _get_version(self, snapshot: Snapshot, reference: Reference) -> "asyncio.Future[Version]":
+        version = snapshot.cached(reference)
+        return self._versions.get((snapshot, reference)) if version is None else _completed(version)
 
-    def _adapter(self, version: Version) -> "asyncio.Future[Adapter]":
-        adapter = self._residency.get(version.digest)
+    def _get_adapter(self, version: Version) -> "asyncio.Future[Adapter]":
+        adapter = self._cache.get(version.digest)
         if adapter is None:
             self._misses += 1
             return self._adapters.get(version)
         self._hits += 1
-        return _here(adapter)
+        return _completed(adapter)
 
-    def _check(self, version: Version, reference: Reference, ticket: QueueEntry) -> None:
+    def _check(self, version: Version, reference: Reference, entry: QueueEntry) -> None:
         try:
             version.check_servable(self._base, self._feature_space)
         except LoraplexError as error:
-            raise _named(error, reference, ticket) from None
+            raise _locate(error, reference, entry) from None
 
-    def _load(self, versions: Sequence[Version]) -> Iterator[tuple[Version, Adapter | Exception]]:
+    def _read(self, versions: Sequence[Version]) -> Iterator[tuple[Version, Adapter | Exception]]:
         for version in versions:
             try:
-                yield version, self._residency.load(version)
+                yield version, self._cache.load(version)
             except Exception as error:
                 yield version, error
 
 
-def _resolve(asked: Sequence[_Asked]) -> Iterator[tuple[_Asked, Version | Exception]]:
-    for view in {view for view, _ in asked}:
-        for reference, found in view.versions([reference for of, reference in asked if of is view]):
-            yield (view, reference), found
+def _resolve(keys: Sequence[_ReferenceKey]) -> Iterator[tuple[_ReferenceKey, Version | Exception]]:
+    for snapshot in {snapshot for snapshot, _ in keys}:
+        references = [reference for key_snapshot, reference in keys if key_snapshot is snapshot]
+        for reference, result in snapshot.versions(references):
+            yield (snapshot, reference), result
 
 
-def _named(error: LoraplexError, reference: Reference, ticket: QueueEntry) -> LoraplexError:
-    if ticket.question.by_row:
-        return error.at(field="adapters", row=ticket.question.references.index(reference))
+def _locate(error: LoraplexError, reference: Reference, entry: QueueEntry) -> LoraplexError:
+    """Set the field of the request, and the row if there is one, that an error is about."""
+    if entry.request.by_row:
+        return error.at(field="adapters", row=entry.request.references.index(reference))
     return error.at(field="adapter")
 
 
-def _here(value: V) -> "asyncio.Future[V]":
+def _completed(value: V) -> "asyncio.Future[V]":
     future: asyncio.Future[V] = asyncio.get_running_loop().create_future()
     future.set_result(value)
     return future

@@ -1,14 +1,15 @@
-"""Requests → batches → compute: what waits together runs together, whatever its adapters, ranks and row counts.
+"""Batcher: the queue of inference requests, and the batches that are computed from it.
 
-Everything here runs on the event loop, apart from what is handed to a thread by name: so there are no locks. A batch
-starts when the engine is free, never after a timer.
+Requests for any adapters, of any rank and number of rows, share a batch. A batch starts when the previous one has
+ended, never on a timer. Everything runs on the event loop except the forward pass of a large batch, so there are no
+locks.
 """
 
 # N rows of one request · M rows of one batch · I in_features · O out_features
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -22,233 +23,238 @@ from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.lora.forward import mixed_forward
 from app.serving.adapter_loader import AdapterLoader, CacheStats
-from app.serving.queue_entry import BatchRecord, EntrySlice, InferenceResult, QueueEntry
+from app.serving.queue_entry import BatchRecord, Disconnected, EntrySlice, InferenceResult, QueueEntry
 from app.serving.request import InferenceRequest
 
 _INLINE_MULTIPLICATIONS = 2**26
-"""Up to about 3 ms of work is done on the event loop's own thread: a hop to another costs more than it frees."""
+"""Largest batch, about 3 ms of work, that is computed on the event loop. A smaller one costs less than the switch to a
+thread."""
 _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_LOCK_SECONDS = 5.0
 _LOCK_RETRY_SECONDS = 0.001
 _REFUSAL_SECONDS = 0.002
 _LONGEST_REFUSAL_SECONDS = 1.0
-"""Whoever is refused is back at once, and refusing takes time from answering: a crowd is told one by one, and the first
-without delay."""
+"""Refusals are sent 2 ms apart, with a delay of at most 1 s: refused clients retry immediately, and each refusal takes
+time from the requests in the queue."""
 
-
-_Answers = tuple[Float32, BatchRecord]
-"""(M, O), and what they took."""
+_Outputs = tuple[Float32, BatchRecord]
+"""Outputs of a batch, (M, O), and its record."""
 
 
 class QueueState(NamedTuple):
-    """What waits now, and what is in memory."""
+    """Rows in the queue, their limit, and the adapter cache."""
 
     rows: int
     rows_limit: int
-    residency: CacheStats
+    cache: CacheStats
 
 
 class Batcher:
-    """The queue in front of one base layer."""
+    """Queue and batches of one base layer."""
 
     def __init__(
         self,
         base: BaseLayer,
-        lookup: AdapterLoader,
+        loader: AdapterLoader,
         *,
         queue_rows: int,
         batch_rows: int,
-        on_batch: Callable[[BatchRecord], None] = lambda _ran: None,
+        on_batch: Callable[[BatchRecord], None] = lambda _batch: None,
     ) -> None:
-        """`on_batch` is told each batch that was computed."""
+        """Create an empty queue; `on_batch` is called after each computed batch."""
         self._on_batch = on_batch
         self._base = base
-        self._lookup = lookup
+        self._loader = loader
         self._queue_rows = queue_rows
         self._batch_rows = batch_rows
         self._arrived: list[QueueEntry] = []
         self._ready: deque[QueueEntry] = deque()
-        """Those whose versions and adapters are known."""
+        """Entries whose adapters are loaded."""
         self._rows = 0
-        """Of everything that is not answered yet."""
-        self._refused = 0.0
-        """When the last refusal is told: seconds of the monotonic clock."""
-        self._engaged = False
+        """Rows of all entries that are not released."""
+        self._last_refusal = 0.0
+        """Time of the last scheduled refusal, in seconds of the monotonic clock."""
+        self._is_running = False
+        """Whether a batch is scheduled or being computed."""
         self._seen = 0
-        self._computing = False
+        """Entries that had arrived when the next batch was last postponed."""
+        self._is_computing = False
+        """Whether the thread computes a batch."""
         self._locked_since: float | None = None
-        self._fetches: set[asyncio.Task[None]] = set()
+        self._loads: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, "forward")
         self._loop: asyncio.AbstractEventLoop
 
     def close(self) -> None:
-        """Give back the threads, once nothing is asked any more."""
+        """Stop the threads. No request may be in the queue."""
         self._thread.shutdown()
-        self._lookup.close()
+        self._loader.close()
 
-    def standing(self) -> QueueState:
-        """For an observer."""
-        return QueueState(self._rows, self._queue_rows, self._lookup.counted())
+    def state(self) -> QueueState:
+        """Return the state of the queue, for telemetry."""
+        return QueueState(self._rows, self._queue_rows, self._loader.stats())
 
     def has_room(self, rows: int = 1) -> bool:
-        """Whether so many rows more may wait; alone, a request may be larger than the queue."""
+        """Return whether the queue has room for more rows. An empty queue takes a request of any size."""
         return not self._rows or self._rows + rows <= self._queue_rows
 
     async def admit(self, rows: int = 1, *, timeout_seconds: float | None = None) -> None:
-        """Raises `QueueFull` where there is no room: up to a second late, and never later than `timeout_seconds`."""
-        if not self.has_room(rows):
-            now = time.monotonic()
-            self._refused = min(max(now, self._refused + _REFUSAL_SECONDS), now + _LONGEST_REFUSAL_SECONDS)
-            wait = self._refused - now
-            await asyncio.sleep(wait if timeout_seconds is None else min(wait, timeout_seconds))
-            raise QueueFull(
-                f"at most {self._queue_rows} rows may wait: try again in a moment",
-                expected=f"at most {self._queue_rows} rows waiting",
-            )
+        """Raise `QueueFull` if there is no room, after a delay of at most a second or `timeout_seconds`."""
+        if self.has_room(rows):
+            return
+        now = time.monotonic()
+        self._last_refusal = min(max(now, self._last_refusal + _REFUSAL_SECONDS), now + _LONGEST_REFUSAL_SECONDS)
+        delay = self._last_refusal - now
+        await asyncio.sleep(delay if timeout_seconds is None else min(delay, timeout_seconds))
+        raise QueueFull(
+            f"at most {self._queue_rows} rows may wait: try again in a moment",
+            expected=f"at most {self._queue_rows} rows waiting",
+        )
 
-    async def ask(
+    async def infer(
         self,
-        question: InferenceRequest,
+        request: InferenceRequest,
         *,
         timeout_seconds: float | None = None,
-        gone: Callable[[], Awaitable[None]] | None = None,
-        entered: Callable[[QueueEntry], None] = lambda _ticket: None,
+        disconnected: Disconnected | None = None,
+        on_entry: Callable[[QueueEntry], None] = lambda _entry: None,
     ) -> InferenceResult:
-        """The answer to a question; `gone` returns when nobody waits for it any more. `entered` is told its ticket.
+        """Return the result of a request; `on_entry` is called with its queue entry.
 
-        `timeout_seconds` may only shorten the minute that a question waits at most. Raises `QueueFull`,
-        `RequestTimeout`, `ClientDisconnect`, `OutputNotFinite`, and what `AdapterLoader` raises.
+        `timeout_seconds` can only shorten the limit of a minute. Raises `QueueFull`, `RequestTimeout`,
+        `ClientDisconnect`, `OutputNotFinite`, and the errors of `AdapterLoader`.
         """
-        await self.admit(len(question.inputs_NI), timeout_seconds=timeout_seconds)
+        await self.admit(len(request.inputs_NI), timeout_seconds=timeout_seconds)
         wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
-        ticket = self.enter(question, wait_seconds=wait, gone=gone)
-        entered(ticket)
+        entry = self.enqueue(request, wait_seconds=wait, disconnected=disconnected)
+        on_entry(entry)
         try:
-            return await ticket.future
+            return await entry.future
         finally:
-            self.leave(ticket)
+            self.release(entry)
 
-    def enter(
+    def enqueue(
         self,
-        question: InferenceRequest,
+        request: InferenceRequest,
         *,
         wait_seconds: float = _LONGEST_WAIT_SECONDS,
-        gone: Callable[[], Awaitable[None]] | None = None,
+        disconnected: Disconnected | None = None,
     ) -> QueueEntry:
-        """The same for whoever has seen that there is room: the ticket whose future ends as `ask` does.
+        """Put a request into the queue, which must have room, and return its entry.
 
-        Whoever entered must `leave` when the future has ended, or after cancelling it.
+        The future of the entry ends as `infer` does. Call `release` when it has ended, or after cancelling it.
         """
         if not self._arrived:
-            # Once a batch: it is a system call.
+            # Once for each batch, because it is a system call.
             self._loop = asyncio.get_running_loop()
-        ticket = QueueEntry(question, self._loop.create_future(), wait_seconds=wait_seconds, gone=gone)
-        self._rows += ticket.rows
-        self._arrived.append(ticket)
-        if self._computing:
-            ticket.linger()
-        self._engage()
-        return ticket
+        entry = QueueEntry(request, self._loop.create_future(), wait_seconds=wait_seconds, disconnected=disconnected)
+        self._rows += entry.rows
+        self._arrived.append(entry)
+        if self._is_computing:
+            entry.watch()
+        self._schedule()
+        return entry
 
-    def leave(self, ticket: QueueEntry) -> None:
-        """Nobody waits for this ticket any more."""
-        ticket.leave()
-        self._rows -= ticket.rows
+    def release(self, entry: QueueEntry) -> None:
+        """Give back the room of an entry that has ended."""
+        entry.release()
+        self._rows -= entry.rows
 
-    def _engage(self) -> None:
-        if not self._engaged and (self._arrived or self._ready):
-            self._engaged = True
+    def _schedule(self) -> None:
+        if not self._is_running and (self._arrived or self._ready):
+            self._is_running = True
             self._loop.call_soon(self._start)
 
     def _start(self) -> None:
-        """Run one batch of what waits now."""
+        """Start a batch of the entries that wait."""
         if self._seen < len(self._arrived) and self._rows < self._batch_rows:
-            # What its sockets hold already joins: a turn of the loop reads it, and while that brings more, another.
+            # Requests that the sockets hold already should join the batch. One turn of the loop reads them; as long as
+            # a turn brings more, wait for another.
             self._seen = len(self._arrived)
             self._loop.call_soon(self._start)
             return
         self._seen = 0
         try:
-            self._prepare()
+            self._resolve_arrived()
             slices = self._next_batch()
             if slices:
                 self._run(slices)
             else:
-                self._disengage()
+                self._finish_batch()
         except CatalogBusy as error:
             self._locked_since = self._locked_since or time.monotonic()
             if time.monotonic() - self._locked_since < _LONGEST_LOCK_SECONDS:
                 self._loop.call_later(_LOCK_RETRY_SECONDS, self._start)
             else:
-                self._give_up(error)
+                self._fail_all(error)
         except Exception as error:
-            self._give_up(error)
+            self._fail_all(error)
 
-    def _give_up(self, error: Exception) -> None:
-        for ticket in [*self._arrived, *self._ready]:
-            ticket.fail(error)
-        self._arrived, self._locked_since, self._engaged = [], None, False
+    def _fail_all(self, error: Exception) -> None:
+        for entry in [*self._arrived, *self._ready]:
+            entry.fail(error)
+        self._arrived, self._locked_since, self._is_running = [], None, False
         self._ready.clear()
 
-    def _prepare(self) -> None:
-        """One look at the catalogue, and what arrived since the last one is ready, or being fetched."""
+    def _resolve_arrived(self) -> None:
+        """Resolve the entries that have arrived, with one look at the catalogue's revision; start the loads."""
         if not self._arrived:
             return
-        view = self._lookup.current()
+        snapshot = self._loader.current()
         self._locked_since = None
         arrived, self._arrived = self._arrived, []
         now = time.perf_counter()
-        for ticket in arrived:
-            if ticket.ended(now):
+        for entry in arrived:
+            if entry.has_ended(now):
                 continue
             try:
-                found = self._lookup.at_hand(view, ticket)
+                resolution = self._loader.try_cached(snapshot, entry)
             except Exception as error:
-                ticket.fail(error)
+                entry.fail(error)
                 continue
-            if found is None:
-                ticket.linger_soon()
-                fetch = self._loop.create_task(self._fetch(view, ticket))
-                # The loop holds its tasks weakly.
-                self._fetches.add(fetch)
-                fetch.add_done_callback(self._fetches.discard)
+            if resolution is None:
+                entry.watch_later()
+                load = self._loop.create_task(self._load(snapshot, entry))
+                # The loop has weak references to its tasks only.
+                self._loads.add(load)
+                load.add_done_callback(self._loads.discard)
             else:
-                ticket.pin(*found, now)
-                self._ready.append(ticket)
+                entry.resolve(resolution, now)
+                self._ready.append(entry)
                 if len(self._ready) > self._batch_rows:
-                    ticket.linger()
+                    entry.watch()
 
-    async def _fetch(self, view: Snapshot, ticket: QueueEntry) -> None:
+    async def _load(self, snapshot: Snapshot, entry: QueueEntry) -> None:
         try:
-            found = await self._lookup.fetch(view, ticket)
-            ticket.pin(*found, time.perf_counter())
+            resolution = await self._loader.load(snapshot, entry)
+            entry.resolve(resolution, time.perf_counter())
         except Exception as error:
-            ticket.fail(error)
+            entry.fail(error)
         else:
-            self._ready.append(ticket)
-            self._engage()
+            self._ready.append(entry)
+            self._schedule()
 
     def _next_batch(self) -> list[EntrySlice]:
-        """From those that are ready, of each its fair share of the batch, and then the rest in their order."""
+        """Take a fair share of rows from each ready entry, then fill the batch in the order of arrival."""
         now = time.perf_counter()
-        tickets: list[QueueEntry] = []
-        while self._ready and len(tickets) < self._batch_rows:
-            ticket = self._ready.popleft()
-            if not ticket.ended(now):
-                tickets.append(ticket)
-        lefts = [ticket.left_rows for ticket in tickets]
-        if sum(lefts) <= self._batch_rows:
-            return [ticket.take(left, now) for ticket, left in zip(tickets, lefts, strict=True)]
-        share = self._batch_rows // len(tickets)
-        counts = [min(left, share) for left in lefts]
+        entries: list[QueueEntry] = []
+        while self._ready and len(entries) < self._batch_rows:
+            entry = self._ready.popleft()
+            if not entry.has_ended(now):
+                entries.append(entry)
+        left = [entry.rows_left for entry in entries]
+        if sum(left) <= self._batch_rows:
+            return [entry.take(rows, now) for entry, rows in zip(entries, left, strict=True)]
+        share = self._batch_rows // len(entries)
+        counts = [min(rows, share) for rows in left]
         room = self._batch_rows - sum(counts)
         slices = []
-        for ticket, count in zip(tickets, counts, strict=True):
-            more = min(ticket.left_rows - count, room)
+        for entry, count in zip(entries, counts, strict=True):
+            more = min(entry.rows_left - count, room)
             room -= more
-            slices.append(ticket.take(count + more, now))
-            if ticket.left_rows:
-                ticket.linger()
+            slices.append(entry.take(count + more, now))
+            if entry.rows_left:
+                entry.watch()
         return slices
 
     def _run(self, slices: list[EntrySlice]) -> None:
@@ -256,72 +262,78 @@ class Batcher:
         choice_M: list[int] = []
         parts: list[Float32] = []
         ranks = 0
-        for ticket, begin, end in slices:
-            parts.append(ticket.question.inputs_NI[begin:end])
-            ranks += (end - begin) * ticket.rank
-            for choice in ticket.choice_N[begin:end]:
-                choice_M.append(choices.setdefault(ticket.adapters[choice], len(choices)))
+        for entry, begin, end in slices:
+            assert entry.resolution is not None
+            adapters = entry.resolution.adapters
+            parts.append(entry.request.inputs_NI[begin:end])
+            ranks += (end - begin) * entry.rank
+            for choice in entry.choice_N[begin:end]:
+                choice_M.append(choices.setdefault(adapters[choice], len(choices)))
         arguments = parts, list(choices), choice_M
-        if self._is_quick(len(choice_M), ranks):
+        if self._is_small(len(choice_M), ranks):
             try:
-                answers = self._forward(*arguments)
+                outputs = self._forward(*arguments)
             except Exception as error:
-                self._fail(slices, error)
+                self._fail_batch(slices, error)
             else:
-                self._answer(slices, answers)
+                self._distribute(slices, outputs)
             return
-        self._computing = True
+        self._is_computing = True
         work = self._loop.run_in_executor(self._thread, self._forward, *arguments)
-        work.add_done_callback(lambda work: self._computed(slices, work))
+        work.add_done_callback(lambda work: self._finish_computing(slices, work))
 
-    def _is_quick(self, M: int, ranks: int) -> bool:
+    def _is_small(self, M: int, ranks: int) -> bool:
+        """Return whether a batch of `M` rows is computed on the event loop; `ranks` is the sum of its rows' ranks."""
         base = self._base
-        # A low-rank term has no rows to share its factors with: four times the cost of as much of the base GEMM.
+        # A multiplication of a low-rank term takes four times as long as one of the base GEMM: each row reads factors
+        # of its own.
         multiplications = M * base.in_features * base.out_features + 4 * ranks * (base.in_features + base.out_features)
         return base.device.type == "cpu" and multiplications <= _INLINE_MULTIPLICATIONS
 
     def _forward(
         self, parts: Sequence[Float32], choices: Sequence[Adapter | None], choice_M: Sequence[int]
-    ) -> _Answers:
-        begin = time.perf_counter()
+    ) -> _Outputs:
+        """Compute a batch; row m of the concatenated parts is for `choices[choice_M[m]]`."""
+        began = time.perf_counter()
         x_MI = torch.from_numpy(np.concatenate(parts))
         if self._base.device.type == "cpu":
             y_MO = mixed_forward(self._base, x_MI, choices, choice_M)
         else:
             y_MO = mixed_forward(self._base, x_MI.to(self._base.weight_OI), choices, choice_M).float().cpu()
         adapters = len(choices) - (None in choices)
-        return y_MO.numpy(), BatchRecord(len(choice_M), adapters, begin, time.perf_counter())
+        return y_MO.numpy(), BatchRecord(len(choice_M), adapters, began, time.perf_counter())
 
-    def _computed(self, slices: list[EntrySlice], work: "asyncio.Future[_Answers]") -> None:
-        self._computing = False
+    def _finish_computing(self, slices: list[EntrySlice], work: "asyncio.Future[_Outputs]") -> None:
+        self._is_computing = False
         error = work.exception()
         assert error is None or isinstance(error, Exception)
         if error is None:
-            self._answer(slices, work.result())
+            self._distribute(slices, work.result())
         else:
-            self._fail(slices, error)
+            self._fail_batch(slices, error)
 
-    def _fail(self, slices: list[EntrySlice], error: Exception) -> None:
+    def _fail_batch(self, slices: list[EntrySlice], error: Exception) -> None:
         for part in slices:
-            part.ticket.fail(error)
-        self._disengage()
+            part.entry.fail(error)
+        self._finish_batch()
 
-    def _answer(self, slices: list[EntrySlice], answers: _Answers) -> None:
-        y_MO, ran = answers
-        self._on_batch(ran)
-        finite = bool(np.isfinite(y_MO).all())
-        at = 0
+    def _distribute(self, slices: list[EntrySlice], outputs: _Outputs) -> None:
+        """Give each entry the outputs of its rows, and put entries with more rows back into the queue."""
+        y_MO, batch = outputs
+        self._on_batch(batch)
+        is_finite = bool(np.isfinite(y_MO).all())
+        begin = 0
         for part in slices:
-            y_KO = y_MO[at : at + part.end - part.begin]
-            at += len(y_KO)
-            if finite or np.isfinite(y_KO).all():
-                part.ticket.put(part, y_KO, ran)
+            y_KO = y_MO[begin : begin + part.end - part.begin]
+            begin += len(y_KO)
+            if is_finite or np.isfinite(y_KO).all():
+                part.entry.add_outputs(part, y_KO, batch)
             else:
-                part.ticket.refuse(part, y_KO)
-            if part.ticket.left_rows:
-                self._ready.append(part.ticket)
-        self._disengage()
+                part.entry.fail_not_finite(part, y_KO)
+            if part.entry.rows_left:
+                self._ready.append(part.entry)
+        self._finish_batch()
 
-    def _disengage(self) -> None:
-        self._engaged = False
-        self._engage()
+    def _finish_batch(self) -> None:
+        self._is_running = False
+        self._schedule()

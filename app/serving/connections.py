@@ -114,7 +114,7 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
-def most_connections(wanted: int) -> int:
+def limit_connections(wanted: int) -> int:
     """Return how many of the `wanted` connections the limit of open files allows.
 
     A quarter of the files is kept for the database, stored files and uploads.

@@ -1,54 +1,99 @@
-"""Small requests in the form that most have, from a connection to the queue and back: no task, no ASGI, no framework.
+"""Fast path: small plain requests from a connection to the queue and back, without a task, ASGI or FastAPI.
 
-What is taken here is answered in the bytes with which the ASGI application would answer it. Everything else (a doubt
-about the body, a header that asks for something, a full queue) is left to that.
+Its answers have the same bytes as those of the ASGI application. A request takes it only if every header is on the
+allow-list of its endpoint. All other requests fall back to ASGI, and a metric counts them by reason.
 """
 
 import logging
 import re
-import time
 from collections.abc import Mapping
+from enum import StrEnum
 from http import HTTPStatus
 from typing import NamedTuple
 
 from adapters.arrays import Float32
 from adapters.errors import LoraplexError
-from app.http.bodies import JSON
+from app.http.endpoints import ENDPOINTS, INFERENCE_HEADER, REQUEST_ID
 from app.http.errors import InternalError, answer_at, known_failure
-from app.http.middleware import NO_ANSWER, request_id_of
-from app.observability.records import NOT_ANSWERED
+from app.http.middleware import request_id_of
+from app.observability.records import NO_ANSWER, NOT_ANSWERED, RequestRecord
 from app.service import Service
-from app.serving import asgi
-from app.serving.asgi import BYTES_AT_ONCE, Headers, Small
-from app.serving.oip import routes
-from app.serving.oip.models import reference_of
-from app.serving.oip.request import Header, check_named, read_infer_fast, read_request
-from app.serving.oip.response import write_answer as write_infer_answer
-from app.serving.queue_entry import InferenceResult, QueueEntry
+from app.serving.asgi import JSON_TYPE, MAX_INLINE_BYTES, Headers, predict_headers
+from app.serving.oip.models import parse_model
+from app.serving.oip.request import InferHeader, check_model_name, read_infer_fast, read_infer_request
+from app.serving.oip.response import write_infer_response
+from app.serving.oip.routes import INFERENCE_HEADER_NAME, infer_headers, is_small, parse_length
+from app.serving.queue_entry import QueueEntry
 from app.serving.request import InferenceRequest, read_fast
-from app.serving.response import NUMBERS_AT_ONCE, write_answer, write_numbers
+from app.serving.response import MAX_INLINE_NUMBERS, write_numbers, write_response
 
-PREDICT_URL = asgi.ROUTE.encode()
-PLAIN_URL = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,128})(?:/versions/([0-9]{1,20}))?/infer")
-"""Of these, the ones with nothing in them to decode or to refuse."""
-_MOST_DIGITS = 12
-_ASKING_FOR_MORE = frozenset(
+PREDICT, INFER, INFER_VERSION = "/predict", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
+_PREDICT_URL = PREDICT.encode()
+_INFER_URL = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,128})(?:/versions/([0-9]{1,20}))?/infer")
+"""URLs of infer calls in which nothing has to be decoded and no name is invalid."""
+_MAX_LENGTH_DIGITS = 12
+_IMPLEMENTED_HEADERS = frozenset({REQUEST_ID, INFERENCE_HEADER})
+"""Headers of the endpoint table that the fast path honours itself."""
+_PASSIVE_HEADERS = frozenset(
     {
-        *(b"content-encoding", b"expect", b"transfer-encoding", b"upgrade", b"x-feature-space", b"x-request-timeout"),
-        # Of a web page: `HostPolicy.check` decides.
-        *(b"origin", b"sec-fetch-site"),
+        # Read here: `host` by the host policy, `connection` by the HTTP parser.
+        *("host", "connection", "content-type", "content-length"),
+        # They describe the client. Every answer has one type and no encoding, whatever the client accepts.
+        *("user-agent", "accept", "accept-encoding", "accept-language", "accept-charset", "cache-control", "pragma"),
+        *("referer", "priority", "dnt", "cookie", "authorization", "keep-alive", "from"),
+        # Added by proxies.
+        *("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto"),
+        *("x-forwarded-prefix", "x-forwarded-server", "x-forwarded-scheme", "x-forwarded-ssl", "x-real-ip"),
+        *("x-scheme", "x-original-forwarded-for", "x-envoy-external-address"),
+        # Traces: the observer reads `traceparent` and `tracestate`.
+        *("traceparent", "tracestate", "baggage", "b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid"),
+        *("x-b3-sampled", "x-b3-flags", "x-amzn-trace-id", "x-cloud-trace-context", "uber-trace-id"),
     }
 )
-_STATUS_LINE = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+"""Headers that change no answer of the endpoints with a fast path, in lower case."""
+ALLOWED_HEADERS: Mapping[str, frozenset[bytes]] = {
+    endpoint.path: frozenset(
+        name.lower().encode()
+        for name in (_PASSIVE_HEADERS - {header.lower() for header in endpoint.request_headers})
+        | (_IMPLEMENTED_HEADERS & {*endpoint.request_headers})
+    )
+    for endpoint in ENDPOINTS
+    if endpoint.asgi is not None
+}
+"""Allow-list of each endpoint with a fast path, by its path."""
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 log = logging.getLogger(__name__)
 
 
-class FastPathRequest(NamedTuple):
-    """A request that is in the queue."""
+class Fallback(StrEnum):
+    """Reason why a request to an endpoint with a fast path is left to ASGI."""
 
-    small: Small
-    ticket: QueueEntry
+    HEADER = "header"
+    """A header is not on the allow-list, or there twice."""
+    HOST = "host"
+    """The host policy does not accept the `Host` header."""
+    LENGTH = "length"
+    """The body has no Content-Length, or is too large for the event loop."""
+    CONNECTION = "connection"
+    """The connection closes, waits for an earlier answer, or its client reads too slowly."""
+    QUEUE = "queue"
+    """The queue is full."""
+    MEMORY = "memory"
+    """Too many bytes of bodies are in memory."""
+    BODY = "body"
+    """The body needs the exact parser, is invalid, or asks for more than outputs."""
+    ROWS = "rows"
+    """The answer has too many numbers to write it on the event loop."""
+
+
+class FastPathRequest(NamedTuple):
+    """A request of the fast path that is in the queue."""
+
+    entry: QueueEntry
+    route: str
+    infer: tuple[InferHeader, str] | None
+    """Header and model name of an infer request; None for `/predict`."""
     request_id: bytes
     path: str
     began: float
@@ -56,141 +101,173 @@ class FastPathRequest(NamedTuple):
 
 
 class FastPath:
-    """One worker's, for all of its connections."""
+    """Fast path of one worker, shared by all of its connections."""
 
     def __init__(self, service: Service) -> None:
-        self._service = service
         self._batcher = service.batcher
         self._observer = service.observer
-        self._accepts_host, self._accepted_hosts = service.host_policy.accepts, service.host_policy.accepted
+        self._host_policy = service.host_policy
+        self._accepted_hosts = service.host_policy.accepted
         self.bodies = service.bodies
-        known = asgi.ROUTE, routes.ROUTE, routes.VERSION_ROUTE
-        self._briefs = {route: service.observer.brief(route, "POST", 200) for route in known}
+        self._base, self._parser = service.base, service.parser
         settings = service.settings
-        self._most_bytes = min(BYTES_AT_ONCE, settings.max_predict_json_bytes, settings.max_body_bytes)
-        self._most_rows = NUMBERS_AT_ONCE // service.base.out_features
+        self._max_request_rows = settings.max_rows
+        self._max_bytes = min(MAX_INLINE_BYTES, settings.max_predict_json_bytes, settings.max_body_bytes)
+        self._max_rows = MAX_INLINE_NUMBERS // service.base.out_features
+        # A counter that does not exist yet cannot be told from one that nothing exports.
+        service.metrics.record_fallbacks(dict.fromkeys(Fallback, 0))
 
-    def may_take(self, url: bytes, headers: Headers) -> Mapping[bytes, bytes] | None:
-        """Return the headers by their names if a POST with this head is worth reading here, otherwise None."""
+    def accept(self, url: bytes, headers: Headers, *, is_idle: bool) -> Mapping[bytes, bytes] | None:
+        """Return the headers of a POST by name if it may take the fast path, judging by its head, otherwise None.
+
+        `is_idle` is whether the connection can send the answer as soon as there is one.
+        """
+        if url == _PREDICT_URL:
+            allowed = ALLOWED_HEADERS[PREDICT]
+        elif _INFER_URL.fullmatch(url) is not None:
+            allowed = ALLOWED_HEADERS[INFER]
+        else:
+            return None
         named = dict(headers)
         length = named.get(b"content-length", b"")
-        is_ours = (
-            (url == PREDICT_URL or PLAIN_URL.fullmatch(url) is not None)
+        if (
+            is_idle
             and len(named) == len(headers)
-            and _ASKING_FOR_MORE.isdisjoint(named)
-            and (named.get(b"host") in self._accepted_hosts or self._accepts_host(named.get(b"host")))
+            and allowed.issuperset(named)
+            and (named.get(b"host") in self._accepted_hosts or self._host_policy.accepts(named.get(b"host")))
             and length.isdigit()
-            and len(length) <= _MOST_DIGITS
-            and int(length) <= self._most_bytes
+            and len(length) <= _MAX_LENGTH_DIGITS
+            and int(length) <= self._max_bytes
             and self._batcher.has_room()
-        )
-        return named if is_ours else None
+        ):
+            return named
+        self.count_fallback(self._head_fallback(named, headers, allowed, is_idle=is_idle))
+        return None
 
-    def ask(self, url: bytes, named: Mapping[bytes, bytes], body: bytes, began: float) -> FastPathRequest | None:
-        """Put a request, whose head was there when it `began`, into the queue; None where it is not for here."""
-        read = _read_predict if url == PREDICT_URL else _read_infer
+    def enqueue(self, url: bytes, headers: Mapping[bytes, bytes], body: bytes, began: float) -> FastPathRequest | None:
+        """Put an accepted request into the queue, or return None if its body needs ASGI.
+
+        `began` is the time at which its head was complete.
+        """
         try:
-            small = read(self._service, url, named, body)
+            if url == _PREDICT_URL:
+                route, infer, request = PREDICT, None, self._read_predict(headers, body)
+            else:
+                route, infer, request = self._read_infer(url, headers, body)
         except Exception:
-            log.exception("a request to %r could not be read at once", url[:100])
+            log.exception("the fast path could not read a request to %r", url[:100])
+            request = None
+        if request is None:
+            self.count_fallback(Fallback.BODY)
             return None
-        if small is None:
+        rows = len(request.inputs_NI)
+        if rows > self._max_rows or not self._batcher.has_room(rows):
+            self.count_fallback(Fallback.ROWS if rows > self._max_rows else Fallback.QUEUE)
             return None
-        rows = len(small.question.inputs_NI)
-        if rows > self._most_rows or not self._batcher.has_room(rows):
-            return None
-        ticket = self._batcher.enter(small.question)
-        return FastPathRequest(small, ticket, request_id_of(named), url.decode(), began, named)
+        entry = self._batcher.enqueue(request)
+        return FastPathRequest(entry, route, infer, request_id_of(headers), url.decode(), began, headers)
 
-    def answer(self, asked: FastPathRequest, given: Headers, *, keep_alive: bool) -> bytes | None:
-        """The whole answer of one whose future is done, with the headers that are `given`; None where nobody waits."""
-        self._batcher.leave(asked.ticket)
-        if asked.ticket.future.cancelled():
-            self._observe(asked, NOT_ANSWERED, NO_ANSWER)
+    def respond(self, request: FastPathRequest, default_headers: Headers, *, keep_alive: bool) -> bytes | None:
+        """Return the whole answer of a request whose future has ended, or None if the client has disconnected."""
+        entry = request.entry
+        self._batcher.release(entry)
+        if entry.future.cancelled():
+            self._finish(request, NOT_ANSWERED, NO_ANSWER)
             return None
         status, code = 200, None
         try:
-            outcome = asked.ticket.future.result()
-            body, headers = asked.small.written(outcome)
+            body, headers = _write(request)
         except Exception as error:
-            request_id = asked.request_id.decode()
-            known = known_failure(error)
-            if known is None:
-                log.exception("POST %s failed", asked.small.route, extra={"request_id": request_id})
-                known = InternalError(f"the service failed on request {request_id}; its log says why")
+            known = _known_error(request, error)
             code = known.code
-            response = answer_at(asked.path, known)
-            # Its length is among its headers, and is written below.
+            response = answer_at(request.path, known)
             status, body = response.status_code, bytes(response.body)
+            # The length is written below.
             headers = [header for header in response.raw_headers if header[0] != b"content-length"]
-        if code is None and self._observer.is_brief:
-            seconds, queued = self._briefs[asked.small.route]
-            seconds.append(time.perf_counter() - asked.began)
-            queued.append(outcome.queue_seconds)
-        else:
-            self._observe(asked, status, code)
-        lines = [b"%b: %b\r\n" % header for header in (*given, *headers)]
-        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+        self._finish(request, status, code)
+        lines = [b"%b: %b\r\n" % header for header in (*default_headers, *headers)]
         return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n%b%b" % (
-            _STATUS_LINE[status],
+            _STATUS_LINES[status],
             len(body),
             b"".join(lines),
-            asked.request_id,
-            end,
+            request.request_id,
+            b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
             body,
         )
 
-    def _observe(self, asked: FastPathRequest, status: int, code: str | None) -> None:
-        small, ticket, request_id, path, began, headers = asked
-        self._observer.answered(small.route, "POST", status, began, request_id, path, code, ticket, headers)
+    def count_fallback(self, reason: Fallback) -> None:
+        """Count a request that is left to ASGI."""
+        self._observer.count_fallback(reason)
 
+    def _finish(self, request: FastPathRequest, status: int, code: str | None) -> None:
+        entry, route, _, request_id, path, began, headers = request
+        record = RequestRecord(route, "POST", status, began, request_id, path, headers, code, entry)
+        self._observer.finish_request(record)
 
-def _read_predict(service: Service, _url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
-    """A small `POST /predict`, where it has the form that most have."""
-    if headers.get(b"content-type") != JSON.encode():
-        return None
-    question = read_fast(body, service.base, max_rows=service.settings.max_rows, parser=service.parser)
-    if question is None:
-        return None
-    return Small(
-        question,
-        lambda outcome: (
-            write_answer(question, outcome, write_numbers(outcome.outputs_NO)),
-            asgi.response_headers(outcome),
-        ),
-        asgi.ROUTE,
-    )
+    def _head_fallback(
+        self, named: Mapping[bytes, bytes], headers: Headers, allowed: frozenset[bytes], *, is_idle: bool
+    ) -> Fallback:
+        """Return the reason why `accept` refused a head."""
+        if not is_idle:
+            return Fallback.CONNECTION
+        if len(named) != len(headers) or not allowed.issuperset(named):
+            return Fallback.HEADER
+        if not self._host_policy.accepts(named.get(b"host")):
+            return Fallback.HOST
+        length = named.get(b"content-length", b"")
+        if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS or int(length) > self._max_bytes:
+            return Fallback.LENGTH
+        return Fallback.QUEUE
 
-
-def _read_infer(service: Service, url: bytes, headers: Mapping[bytes, bytes], body: bytes) -> Small | None:
-    """A small infer request, where it has the form that most have."""
-    named = PLAIN_URL.fullmatch(url)
-    if named is None:
-        return None
-    model, version = named[1].decode(), None if named[2] is None else named[2].decode()
-    try:
-        reference = reference_of(model, version)
-        read = _read_header_and_rows(service, headers.get(routes.HEADER_LENGTH_NAME), body)
-        if read is None or not read[0].plain:
+    def _read_predict(self, headers: Mapping[bytes, bytes], body: bytes) -> InferenceRequest | None:
+        if headers.get(b"content-type") != JSON_TYPE:
             return None
-        header, inputs_NI = read
-        check_named(header, model)
-    except LoraplexError:
-        return None
+        return read_fast(body, self._base, max_rows=self._max_request_rows, parser=self._parser)
 
-    def written(outcome: InferenceResult) -> tuple[bytes, Headers]:
-        data = None if header.binary_output else write_numbers(outcome.outputs_NO.reshape(-1))
-        content, text_length = write_infer_answer(header, model, outcome.versions[0], outcome.outputs_NO, data)
-        return content, routes.response_headers(outcome, text_length)
+    def _read_infer(
+        self, url: bytes, headers: Mapping[bytes, bytes], body: bytes
+    ) -> tuple[str, tuple[InferHeader, str] | None, InferenceRequest | None]:
+        """Return the route, the header with the model's name, and the request; the last two may be None."""
+        match = _INFER_URL.fullmatch(url)
+        assert match is not None
+        model, version = match[1].decode(), None if match[2] is None else match[2].decode()
+        route = INFER if version is None else INFER_VERSION
+        try:
+            reference = parse_model(model, version)
+            parsed = self._read_rows(headers.get(INFERENCE_HEADER_NAME), body)
+            if parsed is None or not parsed[0].is_plain:
+                return route, None, None
+            header, inputs_NI = parsed
+            check_model_name(header, model)
+        except LoraplexError:
+            return route, None, None
+        return route, (header, model), InferenceRequest(inputs_NI, [reference])
 
-    return Small(
-        InferenceRequest(inputs_NI, [reference]), written, routes.ROUTE if version is None else routes.VERSION_ROUTE
-    )
+    def _read_rows(self, length: bytes | None, body: bytes) -> tuple[InferHeader, Float32] | None:
+        columns, max_rows = self._base.in_features, self._max_request_rows
+        if length is None:
+            return read_infer_fast(body, columns, max_rows, parser=self._parser)
+        header_length = parse_length(length)
+        return read_infer_request(body, header_length, columns, max_rows) if is_small(body, header_length) else None
 
 
-def _read_header_and_rows(service: Service, length: bytes | None, body: bytes) -> tuple[Header, Float32] | None:
-    columns, max_rows = service.base.in_features, service.settings.max_rows
-    if length is None:
-        return read_infer_fast(body, columns, max_rows, parser=service.parser)
-    header_length = routes.whole_number(length)
-    return read_request(body, header_length, columns, max_rows) if routes.is_quick(body, header_length) else None
+def _write(request: FastPathRequest) -> tuple[bytes, Headers]:
+    """Return the body and the headers of a 200; raise the error of the entry."""
+    result = request.entry.future.result()
+    if request.infer is None:
+        body = write_response(request.entry.request, result, write_numbers(result.outputs_NO))
+        return body, predict_headers(result)
+    header, model = request.infer
+    data = None if header.binary_output else write_numbers(result.outputs_NO.reshape(-1))
+    body, json_length = write_infer_response(header, model, result.versions[0], result.outputs_NO, data)
+    return body, infer_headers(result, json_length)
+
+
+def _known_error(request: FastPathRequest, error: Exception) -> LoraplexError:
+    """Return the error to answer with; log a defect."""
+    known = known_failure(error)
+    if known is not None:
+        return known
+    request_id = request.request_id.decode()
+    log.error("POST %s failed", request.route, exc_info=error, extra={"request_id": request_id})
+    return InternalError(f"the service failed on request {request_id}; its log says why")

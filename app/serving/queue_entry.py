@@ -1,6 +1,6 @@
-"""One question's way through the queue."""
+"""Queue entry: one inference request in the queue of the batcher, from its arrival to its result."""
 
-# N rows of one request · O out_features
+# N rows of one request · K rows of one slice · O out_features
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,128 +16,135 @@ from adapters.lora.adapter import Adapter
 from app.observability.records import PredictionRecord
 from app.serving.request import InferenceRequest
 
-_MOMENT_SECONDS = 0.02
+_WATCH_DELAY_SECONDS = 0.02
+
+Disconnected = Callable[[], Awaitable[None]]
+"""Callable that returns when the client has disconnected."""
 
 
 class InferenceResult(NamedTuple):
-    """The answer to a question: its numbers, and which version each row's come from."""
+    """Outputs of one request, and the version that each row was computed with."""
 
     outputs_NO: Float32
     """(N, O), every number finite."""
     versions: Sequence[Version | None]
-    """Of the distinct references, in the order in which they first stand."""
+    """Versions of the distinct references, in the order of their first rows; None for the bare base layer."""
     choice_N: Sequence[int]
-    """Row n was answered by `versions[choice_N[n]]`."""
+    """Row n was computed with `versions[choice_N[n]]`."""
     queue_seconds: float
     forward_seconds: float
 
 
 class BatchRecord(NamedTuple):
-    """One batch that was computed; times are `time.perf_counter`'s."""
+    """One computed batch. Times are those of `time.perf_counter`, in seconds."""
 
     rows: int
     adapters: int
-    """Distinct ones; the bare base is none."""
+    """Distinct adapters, without the bare base layer."""
     began: float
     ended: float
 
 
+class Resolution(NamedTuple):
+    """Versions and adapters of the distinct references of one request; None for the bare base layer."""
+
+    versions: Sequence[Version | None]
+    adapters: Sequence[Adapter | None]
+
+    def max_rank(self) -> int:
+        """Return the largest rank of the adapters; 0 for the bare base layer alone."""
+        return max([0 if adapter is None else adapter.rank for adapter in self.adapters])
+
+
+class Timing:
+    """Times of one entry, those of `time.perf_counter` in seconds; None for a step that has not been reached."""
+
+    __slots__ = ("batch", "deadline", "forward_seconds", "resolved", "submitted", "taken")
+
+    def __init__(self, wait_seconds: float) -> None:
+        self.submitted = time.perf_counter()
+        self.deadline = self.submitted + wait_seconds
+        self.resolved: float | None = None
+        self.taken: float | None = None
+        """Start of the first batch that has rows of the entry."""
+        self.batch: BatchRecord | None = None
+        """Last batch that had rows of the entry."""
+        self.forward_seconds = 0.0
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """Time from the arrival to the first batch."""
+        return None if self.taken is None else self.taken - self.submitted
+
+    def timeout_error(self) -> RequestTimeout:
+        """Return the error of an entry whose deadline has passed."""
+        waited = time.perf_counter() - self.submitted
+        allowed = self.deadline - self.submitted
+        return RequestTimeout(f"the request waited {waited:.3g} s, and its limit is {allowed:.3g} s")
+
+
 class QueueEntry:
-    """A question that waits, what has become of it, and the future of its outcome."""
+    """Queue entry of one inference request: its progress, and the future of its result."""
 
     __slots__ = (
-        "_deadline",
-        "_done_rows",
-        "_forward_seconds",
-        "_gone",
-        "_outputs_NO",
-        "_timer",
-        "_watch",
-        "adapters",
-        "choice_N",
-        "choices",
-        "future",
-        "pinned",
-        "question",
-        "ran",
-        "rank",
-        "rows",
-        "submitted",
-        "taken",
-        "taken_rows",
-        "versions",
+        *("request", "references", "choice_N", "rows", "future", "timing", "resolution", "rank", "taken_rows"),
+        *("_done_rows", "_outputs_NO", "_disconnected", "_watch"),
     )
 
     def __init__(
         self,
-        question: InferenceRequest,
+        request: InferenceRequest,
         future: "asyncio.Future[InferenceResult]",
         *,
         wait_seconds: float,
-        gone: Callable[[], Awaitable[None]] | None,
+        disconnected: Disconnected | None,
     ) -> None:
-        self.question = question
+        self.request = request
         self.future = future
-        self.choices = question.references
-        if question.by_row:
-            self.choices = list(dict.fromkeys(question.references))
-            position = {reference: index for index, reference in enumerate(self.choices)}
-            self.choice_N = [position[reference] for reference in question.references]
+        self.references = request.references
+        """Distinct references; row n is for `references[choice_N[n]]`."""
+        if request.by_row:
+            self.references = list(dict.fromkeys(request.references))
+            position = {reference: index for index, reference in enumerate(self.references)}
+            self.choice_N = [position[reference] for reference in request.references]
         else:
-            self.choice_N = [0] * len(question.inputs_NI)
+            self.choice_N = [0] * len(request.inputs_NI)
         self.rows = len(self.choice_N)
-        self.versions: Sequence[Version | None] = ()
-        self.adapters: Sequence[Adapter | None] = ()
+        self.timing = Timing(wait_seconds)
+        self.resolution: Resolution | None = None
         self.rank = 0
+        """Largest rank of its adapters."""
         self.taken_rows = 0
+        """Rows that a batch has taken."""
         self._done_rows = 0
         self._outputs_NO: Float32 | None = None
-        self.submitted = time.perf_counter()
-        self.pinned: float | None = None
-        """When it was known what the references mean."""
-        self.taken: float | None = None
-        """When the first batch took of its rows."""
-        self.ran: BatchRecord | None = None
-        """The last batch that computed some of its rows."""
-        self._deadline = self.submitted + wait_seconds
-        self._forward_seconds = 0.0
-        self._gone = gone
-        self._watch: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._disconnected = disconnected
+        self._watch: DisconnectWatch | None = None
 
     @property
-    def left_rows(self) -> int:
+    def rows_left(self) -> int:
         """Rows that no batch has taken yet."""
         return self.rows - self.taken_rows
 
-    def pin(self, versions: Sequence[Version | None], adapters: Sequence[Adapter | None], now: float) -> None:
-        """Say what the choices mean, for all of its rows: delete and replace change nothing from here on."""
-        self.versions, self.adapters, self.pinned = versions, adapters, now
-        self.rank = max([0 if adapter is None else adapter.rank for adapter in adapters])
-
-    def fail(self, error: Exception) -> None:
-        """End it with an error, unless it has ended."""
-        if not self.future.done():
-            self.future.set_exception(error)
-
-    def ended(self, now: float) -> bool:
-        """Whether it has an outcome, or its time is up `now`."""
-        if now > self._deadline:
-            self.fail(self._timeout())
-        return self.future.done()
+    def resolve(self, resolution: Resolution, now: float) -> None:
+        """Fix the versions of all rows. A later delete or publish does not change the result."""
+        self.resolution = resolution
+        self.rank = resolution.max_rank()
+        self.timing.resolved = now
 
     def take(self, rows: int, now: float) -> "EntrySlice":
-        """The next rows, for a batch that begins `now`."""
-        if self.taken is None:
-            self.taken = now
+        """Return the next rows, for a batch that begins `now`."""
+        if self.timing.taken is None:
+            self.timing.taken = now
         begin = self.taken_rows
         self.taken_rows += rows
         return EntrySlice(self, begin, self.taken_rows)
 
-    def put(self, part: "EntrySlice", outputs_KO: Float32, ran: BatchRecord) -> None:
-        """Give it the answers to a slice; the last one ends it."""
-        self.ran = ran
-        self._forward_seconds += ran.ended - ran.began
+    def add_outputs(self, part: "EntrySlice", outputs_KO: Float32, batch: BatchRecord) -> None:
+        """Store the outputs of a slice, (K, O); after the last slice, set the result."""
+        timing = self.timing
+        timing.batch = batch
+        timing.forward_seconds += batch.ended - batch.began
         self._done_rows += len(outputs_KO)
         if len(outputs_KO) == self.rows:
             self._outputs_NO = outputs_KO
@@ -146,73 +153,115 @@ class QueueEntry:
                 self._outputs_NO = np.empty((self.rows, outputs_KO.shape[1]), dtype=np.float32)
             self._outputs_NO[part.begin : part.end] = outputs_KO
         if self._done_rows == self.rows and not self.future.done():
-            assert self.taken is not None
-            outcome = InferenceResult(
-                self._outputs_NO, self.versions, self.choice_N, self.taken - self.submitted, self._forward_seconds
-            )
-            self.future.set_result(outcome)
+            assert timing.taken is not None
+            assert self.resolution is not None
+            queue_seconds, versions = timing.taken - timing.submitted, self.resolution.versions
+            result = InferenceResult(self._outputs_NO, versions, self.choice_N, queue_seconds, timing.forward_seconds)
+            self.future.set_result(result)
 
-    def refuse(self, part: "EntrySlice", outputs_KO: Float32) -> None:
-        """End it because of the first row of a slice whose answer is not finite."""
+    def fail(self, error: Exception) -> None:
+        """Set an error as the result, unless there is a result already."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def fail_not_finite(self, part: "EntrySlice", outputs_KO: Float32) -> None:
+        """Fail because of the first row of a slice whose outputs are not finite."""
         row = part.begin + int(np.argmin(np.isfinite(outputs_KO).all(axis=1)))
         self.fail(
             OutputNotFinite(
-                f"the answer to row {row} is past what float32 holds",
+                f"the outputs of row {row} are too large for float32",
                 field="inputs",
                 row=row,
                 expected="inputs and factors whose product is finite",
             )
         )
 
-    def linger(self) -> None:
-        """See from now on whether anybody still waits: not worth a task for what the next batch answers."""
-        if self._watch is None and not self.future.done():
-            self._watch = asyncio.get_running_loop().create_task(self._see_whether_anybody_waits())
+    def has_ended(self, now: float) -> bool:
+        """Return whether there is a result. An entry whose deadline has passed fails first."""
+        if now > self.timing.deadline:
+            self.fail(self.timing.timeout_error())
+        return self.future.done()
 
-    def linger_soon(self) -> None:
-        """The same, where it has not ended in a moment."""
-        self._timer = asyncio.get_running_loop().call_later(_MOMENT_SECONDS, self.linger)
+    def watch(self) -> None:
+        """Fail from now on as soon as the client disconnects or the deadline passes."""
+        self._get_watch().start()
 
-    def leave(self) -> None:
-        """It has ended."""
-        if self._timer is not None:
-            self._timer.cancel()
+    def watch_later(self) -> None:
+        """Call `watch` after a short time, in which most entries end."""
+        self._get_watch().start_later()
+
+    def release(self) -> None:
+        """Stop watching. Must be called when the future has ended or is cancelled."""
         if self._watch is not None:
-            self._watch.cancel()
-            # The cancelled task holds this ticket by its traceback: a circle would keep the adapters for long.
+            self._watch.stop()
+            # The watch refers to this entry: the cycle would keep the adapters until a garbage collection.
             self._watch = None
 
-    async def _see_whether_anybody_waits(self) -> None:
-        try:
-            async with asyncio.timeout(self._deadline - time.perf_counter()):
-                await (self._gone() if self._gone is not None else asyncio.Event().wait())
-        except TimeoutError:
-            self.fail(self._timeout())
-        else:
-            self.fail(ClientDisconnect())
-
-    def told(self) -> PredictionRecord:
-        """What an observer is told of it; it holds nothing large."""
-        by_row = self.question.by_row
+    def summarize(self) -> PredictionRecord:
+        """Return what telemetry records. It refers to no large array."""
+        by_row, versions = self.request.by_row, self.resolution.versions if self.resolution else ()
         return PredictionRecord(
-            self.choices[0],
-            self.versions[0] if self.versions else None,
+            self.references[0],
+            versions[0] if versions else None,
             by_row,
-            len({version.digest for version in self.versions if version is not None}) if by_row else 1,
+            len({version.digest for version in versions if version is not None}) if by_row else 1,
             self.rows,
-            None if self.taken is None else self.taken - self.submitted,
-            self._forward_seconds,
+            self.timing.queue_seconds,
+            self.timing.forward_seconds,
         )
 
-    def _timeout(self) -> RequestTimeout:
-        waited = time.perf_counter() - self.submitted
-        allowed = self._deadline - self.submitted
-        return RequestTimeout(f"the request waited for {waited:.3g} s and would not wait for more than {allowed:.3g}")
+    def _get_watch(self) -> "DisconnectWatch":
+        if self._watch is None:
+            self._watch = DisconnectWatch(self, self._disconnected)
+        return self._watch
+
+
+class DisconnectWatch:
+    """Task that fails an entry when its client disconnects or its deadline passes.
+
+    An entry has one only if it waits for longer than the next batch: a task costs more than a small forward pass.
+    """
+
+    __slots__ = ("_disconnected", "_entry", "_task", "_timer")
+
+    def __init__(self, entry: QueueEntry, disconnected: Disconnected | None) -> None:
+        self._entry = entry
+        self._disconnected = disconnected
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Start the task, unless it runs or the entry has ended."""
+        if self._task is None and not self._entry.future.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def start_later(self) -> None:
+        """Start the task after 20 ms."""
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_DELAY_SECONDS, self.start)
+
+    def stop(self) -> None:
+        """Cancel the task and the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            # The traceback of a cancelled task refers to the entry: see `QueueEntry.release`.
+            self._task = None
+
+    async def _run(self) -> None:
+        timing = self._entry.timing
+        try:
+            async with asyncio.timeout(timing.deadline - time.perf_counter()):
+                await (self._disconnected() if self._disconnected is not None else asyncio.Event().wait())
+        except TimeoutError:
+            self._entry.fail(timing.timeout_error())
+        else:
+            self._entry.fail(ClientDisconnect())
 
 
 class EntrySlice(NamedTuple):
-    """Rows `begin` to `end` of a ticket."""
+    """Rows `begin` to `end` of an entry."""
 
-    ticket: QueueEntry
+    entry: QueueEntry
     begin: int
     end: int

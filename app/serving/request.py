@@ -82,7 +82,7 @@ class InferenceRequest(NamedTuple):
     references: Sequence[Reference | None]
     """One for all rows, or one a row where `by_row`; None is the bare base layer."""
     by_row: bool = False
-    wanted: PredictOptions | None = None
+    options: PredictOptions | None = None
     """None is the outputs."""
 
 
@@ -104,9 +104,9 @@ def read_fast(
         N = len(inputs_NI)
         lists = 1 + N
         if names == ["adapter", "inputs"]:
-            references, by_row = [_reference(request["adapter"])], False
+            references, by_row = [_parse_reference(request["adapter"])], False
         elif names == ["adapters", "inputs"]:
-            references, by_row = [_reference(given) for given in request["adapters"]], True
+            references, by_row = [_parse_reference(given) for given in request["adapters"]], True
             lists += 1
         else:
             return None
@@ -138,10 +138,10 @@ def request_from_json(value: object, base: BaseLayer, *, max_rows: int) -> Infer
             field="adapter",
             expected="a reference or null",
         )
-    wanted = read_options(request.wanted, request.top_k, out_features=base.out_features)
+    options = read_options(request.wanted, request.top_k, out_features=base.out_features)
     inputs_NI = matrix(request.inputs, field="inputs", columns=base.in_features, max_rows=max_rows)
     if request.gave("adapter"):
-        return InferenceRequest(inputs_NI, [_reference(request.adapter)], wanted=wanted)
+        return InferenceRequest(inputs_NI, [_parse_reference(request.adapter)], options=options)
     if not isinstance(request.adapters, list):
         raise WrongType(
             "adapters must be a list",
@@ -156,9 +156,9 @@ def request_from_json(value: object, base: BaseLayer, *, max_rows: int) -> Infer
             given=f"{len(request.adapters)} entries",
             expected=f"{len(inputs_NI)} entries",
         )
-    references = [_reference(given, "adapters", row) for row, given in enumerate(request.adapters)]
-    return InferenceRequest(inputs_NI, references, by_row=True, wanted=wanted)
+    references = [_parse_reference(given, "adapters", row) for row, given in enumerate(request.adapters)]
+    return InferenceRequest(inputs_NI, references, by_row=True, options=options)
 
 
-def _reference(given: object, field: str = "adapter", row: int | None = None) -> Reference | None:
+def _parse_reference(given: object, field: str = "adapter", row: int | None = None) -> Reference | None:
     return None if given is None else parse_reference(given, field=field, row=row)

@@ -20,22 +20,22 @@ from app.serving.request import InferenceRequest
 # N rows · O out_features
 
 
-NUMBERS_AT_ONCE = 2**15
+MAX_INLINE_NUMBERS = 2**15
 """About a millisecond of writing, which holds up everything else."""
 _OUTPUTS = b'{"outputs":%b,%b'
-MEMBERS = b"{%b,%b"
+MEMBERS_FORMAT = b"{%b,%b"
 """The form of an answer whose members are written already."""
-_NOBODY = orjson.dumps({"adapter": None})
+_BASE_LAYER = orjson.dumps({"adapter": None})
 
 
-def write_answer(question: InferenceRequest, outcome: InferenceResult, written: bytes, form: bytes = _OUTPUTS) -> bytes:
+def write_response(request: InferenceRequest, result: InferenceResult, written: bytes, form: bytes = _OUTPUTS) -> bytes:
     """The body of the answer, with its numbers as `write_numbers` has them, or its `MEMBERS` as `write_options` has."""
-    if question.by_row:
-        described = [None if version is None else _describe(version) for version in outcome.versions]
-        which = orjson.dumps(_by_row(described, outcome.choice_N))
+    if request.by_row:
+        described = [None if version is None else _to_json(version) for version in result.versions]
+        which = orjson.dumps(_by_row(described, result.choice_N))
     else:
-        version = outcome.versions[0]
-        which = _NOBODY if version is None else _alone(version.adapter, version.version, version.digest)
+        version = result.versions[0]
+        which = _BASE_LAYER if version is None else _write_adapter(version.adapter, version.version, version.digest)
     return form % (written, which[1:])
 
 
@@ -46,9 +46,9 @@ def write_numbers(numbers: Float32) -> bytes:
 
 async def write_many_numbers(numbers: Float32) -> bytes:
     """The same; between the parts of a large array, others get their turn."""
-    if numbers.size <= NUMBERS_AT_ONCE:
+    if numbers.size <= MAX_INLINE_NUMBERS:
         return write_numbers(numbers)
-    step = max(1, NUMBERS_AT_ONCE * len(numbers) // numbers.size)
+    step = max(1, MAX_INLINE_NUMBERS * len(numbers) // numbers.size)
     parts = []
     for begin in range(0, len(numbers), step):
         parts.append(write_numbers(numbers[begin : begin + step])[1:-1])
@@ -56,12 +56,12 @@ async def write_many_numbers(numbers: Float32) -> bytes:
     return b"[%b]" % b",".join(parts)
 
 
-def _describe(version: Version) -> dict[str, object]:
+def _to_json(version: Version) -> dict[str, object]:
     return {"name": version.adapter, "version": version.version, "digest": version.digest}
 
 
 @lru_cache(2**14)
-def _alone(name: str, version: int, digest: str) -> bytes:
+def _write_adapter(name: str, version: int, digest: str) -> bytes:
     return orjson.dumps({"adapter": {"name": name, "version": version, "digest": digest}})
 
 
@@ -77,76 +77,76 @@ def _by_row(described: list[dict[str, object] | None], choice_N: Sequence[int]) 
 # N rows · O out_features · C classes of one adapter · T the most probable of them
 
 
-MOST_LABEL_BYTES = 2**26
+MAX_LABEL_BYTES = 2**26
 """Of one answer. Labels may be 20 times as long as numbers, and a short request ask for all of them in every row."""
-_NUMBERS_AT_ONCE = 2**15
+_BLOCK_NUMBERS = 2**15
 
 
-def write_options(wanted: PredictOptions, outcome: InferenceResult) -> bytes:
+def write_options(options: PredictOptions, result: InferenceResult) -> bytes:
     """The members of an answer as JSON, without the braces; raises `OutOfRange` past `MOST_LABEL_BYTES` of labels."""
-    parts: dict[str, list[bytes]] = {name: [] for name in wanted.members}
+    parts: dict[str, list[bytes]] = {name: [] for name in options.members}
     label_bytes = 0
-    for block in blocks(*outcome.outputs_NO.shape):
-        for name, rows in _answered(wanted, outcome, block).items():
+    for block in split_rows(*result.outputs_NO.shape):
+        for name, rows in _write_block(options, result, block).items():
             parts[name].append(orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
         label_bytes += len(parts[LABELS][-1]) if LABELS in parts else 0
-        check_size(label_bytes, field="top_k")
+        check_label_size(label_bytes, field="top_k")
     return b",".join(b'"%b":[%b]' % (name.encode(), b",".join(rows)) for name, rows in parts.items())
 
 
-def blocks(rows: int, columns: int) -> Iterator[slice]:
+def split_rows(rows: int, columns: int) -> Iterator[slice]:
     """All rows, as many at once as take a millisecond or so: between two of them, others get the interpreter."""
-    step = max(1, _NUMBERS_AT_ONCE // columns)
+    step = max(1, _BLOCK_NUMBERS // columns)
     return (slice(begin, begin + step) for begin in range(0, rows, step))
 
 
-def check_size(label_bytes: int, *, field: str) -> None:
+def check_label_size(label_bytes: int, *, field: str) -> None:
     """Raises `OutOfRange` where labels take too much room; `field` is what asked for so many."""
-    if label_bytes > MOST_LABEL_BYTES:
+    if label_bytes > MAX_LABEL_BYTES:
         raise OutOfRange(
-            f"{field}: the answer's labels take more than {MOST_LABEL_BYTES} bytes: ask for fewer, or with fewer rows",
+            f"{field}: the answer's labels take more than {MAX_LABEL_BYTES} bytes: ask for fewer, or with fewer rows",
             field=field,
-            expected=f"labels of at most {MOST_LABEL_BYTES} bytes",
+            expected=f"labels of at most {MAX_LABEL_BYTES} bytes",
         )
 
 
-def classes_of(version: Version | None, x_NO: Float32) -> tuple[Sequence[str | int] | None, Float32]:
+def select_classes(version: Version | None, x_NO: Float32) -> tuple[Sequence[str | int] | None, Float32]:
     """What the classes of a version, or of the base layer, are called; and the outputs that belong to them, (N, C)."""
     labels = None if version is None else version.labels
     return labels, x_NO if labels is None else x_NO[:, : len(labels)]
 
 
-def _answered(wanted: PredictOptions, outcome: InferenceResult, block: slice) -> dict[str, list[Any]]:
+def _write_block(options: PredictOptions, result: InferenceResult, block: slice) -> dict[str, list[Any]]:
     """For some rows, what each is answered with: every row by the classes of its own adapter."""
-    x_NO, choice_N = outcome.outputs_NO[block], outcome.choice_N[block]
+    x_NO, choice_N = result.outputs_NO[block], result.choice_N[block]
     of_choice: dict[int, list[int]] = {}
     for row, choice in enumerate(choice_N):
         of_choice.setdefault(choice, []).append(row)
-    answered: dict[str, list[Any]] = {name: [None] * len(choice_N) for name in wanted.members}
+    answered: dict[str, list[Any]] = {name: [None] * len(choice_N) for name in options.members}
     for choice, rows in of_choice.items():
-        for name, values in _of_one(wanted, outcome.versions[choice], x_NO[rows]).items():
+        for name, values in _select(options, result.versions[choice], x_NO[rows]).items():
             for row, value in zip(rows, values, strict=True):
                 answered[name][row] = value
     return answered
 
 
-def _of_one(wanted: PredictOptions, version: Version | None, x_NO: Float32) -> dict[str, Sequence[Any]]:
+def _select(options: PredictOptions, version: Version | None, x_NO: Float32) -> dict[str, Sequence[Any]]:
     """The same for rows of one version."""
-    labels, x_NC = classes_of(version, x_NO)
+    labels, x_NC = select_classes(version, x_NO)
     found: dict[str, Sequence[Any]] = {}
-    if OUTPUTS in wanted.members:
+    if OUTPUTS in options.members:
         found[OUTPUTS] = list(x_NO)
     order_NT = None
-    if LABELS in wanted.members or wanted.top_k is not None:
-        order_NT = most_probable(x_NC, wanted.top_k or 1)
-    if PROBABILITIES in wanted.members:
+    if LABELS in options.members or options.top_k is not None:
+        order_NT = most_probable(x_NC, options.top_k or 1)
+    if PROBABILITIES in options.members:
         probability_NC = sigmoid(x_NC) if _is_multi_label(version) else softmax(x_NC)
-        if wanted.top_k is not None and order_NT is not None:
+        if options.top_k is not None and order_NT is not None:
             probability_NC = np.ascontiguousarray(np.take_along_axis(probability_NC, order_NT, axis=1))
         found[PROBABILITIES] = list(probability_NC)
-    if LABELS in wanted.members and order_NT is not None:
+    if LABELS in options.members and order_NT is not None:
         names_NT = order_NT if labels is None else np.array(labels, dtype=object)[order_NT]
-        found[LABELS] = (names_NT if wanted.top_k is not None else names_NT[:, 0]).tolist()
+        found[LABELS] = (names_NT if options.top_k is not None else names_NT[:, 0]).tolist()
     return found
 
 

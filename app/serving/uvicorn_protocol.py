@@ -1,4 +1,4 @@
-"""Connections on which small requests are answered without ASGI, and all others by the application."""
+"""uvicorn's connection protocol with the fast path: small plain requests never become an ASGI call."""
 
 import asyncio
 import time
@@ -13,26 +13,26 @@ from app.http.errors import NotHttp
 from app.http.host_policy import authority_of
 from app.service import Service
 from app.serving.connection_guard import BETWEEN_REQUESTS, BODY, HEAD, RESTARTED_IN_PIECE, GuardedHttpProtocol
-from app.serving.connections import OpenConnections, most_connections
-from app.serving.fast_path import FastPath, FastPathRequest
+from app.serving.connections import OpenConnections, limit_connections
+from app.serving.fast_path import Fallback, FastPath, FastPathRequest
 
 
 def protocol_factory(service: Service) -> type[asyncio.Protocol]:
-    """What uvicorn makes a connection with, as `http`."""
+    """Return what uvicorn makes each connection with (its setting `http`)."""
     settings = service.settings
-    made = partial(
-        Protocol,
-        direct=FastPath(service),
-        open_connections=OpenConnections(most_connections(settings.max_connections)),
+    factory = partial(
+        FastPathProtocol,
+        fast_path=FastPath(service),
+        open_connections=OpenConnections(limit_connections(settings.max_connections)),
         max_head_bytes=settings.max_head_bytes,
     )
-    return cast("type[asyncio.Protocol]", made)
+    return cast("type[asyncio.Protocol]", factory)
 
 
-class _Exchange:
-    """A request that `FastPath` answers, as far as uvicorn's protocol has to see one."""
+class _FastPathCycle:
+    """Stand-in for uvicorn's `RequestResponseCycle` while the fast path answers a request."""
 
-    message_event = asyncio.Event()  # nobody waits for it
+    message_event = asyncio.Event()  # uvicorn sets it; nothing waits for it
 
     def __init__(self) -> None:
         self.keep_alive = True
@@ -40,89 +40,91 @@ class _Exchange:
         self.disconnected = False
 
 
-class Protocol(GuardedHttpProtocol):
-    """One connection; what `direct` takes never becomes an ASGI call."""
+class FastPathProtocol(GuardedHttpProtocol):
+    """One connection. Requests that the fast path does not accept go to the ASGI application."""
 
-    def __init__(self, *given: Any, direct: FastPath, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self._direct = direct
-        self._bodies = direct.bodies
+    def __init__(self, *args: Any, fast_path: FastPath, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._fast_path = fast_path
+        self._bodies = fast_path.bodies
         self._body: bytes | None = None
-        """What has come of a request that is read for `direct`."""
-        self._named: Mapping[bytes, bytes] | None = None
-        """Its headers by their names."""
+        """Body so far of a request that the fast path has accepted; None for other requests."""
+        self._named_headers: Mapping[bytes, bytes] = {}
         self._began = 0.0
-        """When its head was there."""
-        self._asked: FastPathRequest | None = None
-        self._exchange = _Exchange()
+        """Time at which the head of that request was complete."""
+        self._request: FastPathRequest | None = None
+        self._fast_cycle = _FastPathCycle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone."""
+        """Give up the current request."""
         super().connection_lost(exc)
-        if self._asked is not None:
-            self._asked.ticket.future.cancel()
+        if self._request is not None:
+            self._request.entry.future.cancel()
         self._drop_body()
 
     def on_message_begin(self) -> None:
-        """A request begins. What ASGI has to know of it is gathered where it becomes an ASGI call."""
+        """Begin a request, without what uvicorn prepares for its ASGI call: `_become_asgi` does that."""
         self.stage = HEAD
         self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
-        """Its head is here."""
+        """Choose between the fast path and ASGI."""
         if self.head_bytes > 0:
             self.check_head_bytes()
         parser = self.parser
-        if (
-            parser.get_method() == b"POST"
-            and getattr(self.cycle, "response_complete", True)  # there is none at first
-            and (named := self._direct.may_take(self.url, self.headers)) is not None
-            and parser.should_keep_alive()
-            and parser.get_http_version() == "1.1"
-            and not self.flow.write_paused
-        ):
-            self._body, self._named = b"", named
+        named = None
+        if parser.get_method() == b"POST":
+            is_idle = (
+                getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
+                and parser.should_keep_alive()
+                and parser.get_http_version() == "1.1"
+                and not self.flow.write_paused
+            )
+            named = self._fast_path.accept(self.url, self.headers, is_idle=is_idle)
+        if named is not None:
+            self._body, self._named_headers = b"", named
             self._began = time.perf_counter()
         elif self.begin_body():
             self._become_asgi()
-        # Not before: a request whose head is refused has no ASGI call yet.
+        # Set last, because a request whose head is refused has no ASGI call yet.
         self.stage = BODY
 
     def on_body(self, body: bytes) -> None:
-        """A part of its body is."""
+        """Keep a part of the body, or pass it on to the ASGI call."""
         if self._body is None:
             super().on_body(body)
-        else:
-            self._body += body
-            bodies = self._bodies
-            bodies.held += len(body)
-            if bodies.held > bodies.limit:
-                # It is refused there.
-                self._become_asgi()
+            return
+        self._body += body
+        bodies = self._bodies
+        bodies.held += len(body)
+        if bodies.held > bodies.limit:
+            # The ASGI application refuses it.
+            self._fast_path.count_fallback(Fallback.MEMORY)
+            self._become_asgi()
 
     def on_message_complete(self) -> None:
-        """All of it is."""
+        """Put the complete request into the queue, or leave it to ASGI."""
         if self._body is not None:
-            assert self._named is not None
-            asked = self._direct.ask(self.url, self._named, self._body, self._began)
-            if asked is not None:
+            request = self._fast_path.enqueue(self.url, self._named_headers, self._body, self._began)
+            if request is not None:
                 self.stage, self.head_bytes = BETWEEN_REQUESTS, RESTARTED_IN_PIECE
-                self._wait_for(asked)
+                self._wait_for(request)
                 return
             self._become_asgi()
         super().on_message_complete()
 
     def shutdown(self) -> None:
-        """The service stops: whoever has begun a request gets its answer."""
+        """Stop the connection after the current request, which may not be complete yet."""
         if self._body is not None:
+            self._fast_path.count_fallback(Fallback.CONNECTION)
             self._become_asgi()
         super().shutdown()
 
     def _become_asgi(self) -> None:
-        """Go on with what has come of a request as uvicorn does."""
-        url, headers, expected = self.url, self.headers, self.expect_100_continue
+        """Make an ASGI call of the request as far as it has been read."""
+        url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, expected
+        self.url, self.expect_100_continue = url, expect_100_continue
         self.headers.extend(headers)
         if self._body is not None:
             self.scope["state"]["began"] = self._began
@@ -136,10 +138,10 @@ class Protocol(GuardedHttpProtocol):
             raise NotHttp("this is not an HTTP/1.1 request: its address cannot be read") from error
         body, self._body = self._body, None
         if body:
-            # From here on, it is counted as it is received.
+            # The middleware counts the body again when it receives it.
             self._bodies.held -= len(body)
             super().on_body(body)
-        # Its trailers come here, and not into the headers that the application has.
+        # Trailers are added here, so that they do not become headers of the ASGI call.
         self.headers = []
 
     def _drop_body(self) -> None:
@@ -148,31 +150,31 @@ class Protocol(GuardedHttpProtocol):
             self._body = None
 
     def _refuse(self, error: LoraplexError) -> None:
-        """Refuse a request that is read for `direct` as if its head were not complete: it has no ASGI call."""
+        """Refuse the current request. One of the fast path has no ASGI call, as if its head were not complete."""
         if self._body is not None:
             self._drop_body()
             self.stage = HEAD
         super()._refuse(error)
 
-    def _wait_for(self, asked: FastPathRequest) -> None:
+    def _wait_for(self, request: FastPathRequest) -> None:
         assert self._body is not None
         self._bodies.held -= len(self._body)
-        self._body, self._asked = None, asked
-        # As a request that is being answered: those that follow on this connection wait for it.
-        self._exchange.response_complete = False
-        self.cycle = self._exchange  # type: ignore[assignment]
-        asked.ticket.future.add_done_callback(self._answer)
+        self._body, self._request = None, request
+        # uvicorn queues the requests that follow on this connection until the cycle is complete.
+        self._fast_cycle.response_complete = False
+        self.cycle = self._fast_cycle  # type: ignore[assignment]
+        request.entry.future.add_done_callback(self._respond)
 
-    def _answer(self, _future: object) -> None:
-        asked, self._asked = self._asked, None
-        assert asked is not None
-        exchange = self._exchange
-        content = self._direct.answer(asked, self.server_state.default_headers, keep_alive=exchange.keep_alive)
+    def _respond(self, _future: object) -> None:
+        request, self._request = self._request, None
+        assert request is not None
+        cycle = self._fast_cycle
+        content = self._fast_path.respond(request, self.server_state.default_headers, keep_alive=cycle.keep_alive)
         if content is None or self.transport.is_closing():
             return
         self.transport.write(content)
-        exchange.response_complete = True
-        if not exchange.keep_alive:
+        cycle.response_complete = True
+        if not cycle.keep_alive:
             self.transport.close()
         if self.pipeline:
             self.on_response_complete()

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 import torch
+from alembic import command
+from alembic.config import Config
 from sqlalchemy.engine import Connection
 
 from adapters.catalog.catalog import Catalog, Record
@@ -173,3 +176,14 @@ def _column(folder: Path, statement: str) -> Sequence[str]:
         return [str(row[0]) for row in connection.execute(statement)]
     finally:
         connection.close()
+
+
+def migrate(path: Path, revision: str) -> None:
+    """Create a catalogue, or migrate it, with the tables of an earlier revision of the migrations."""
+    engine = sa.create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "adapters" / "storage" / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+    engine.dispose()

@@ -1,13 +1,12 @@
 """Fitters whose process is kept for the next test, because the import of torch in it takes over a second."""
 
 import atexit
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from adapters.training.execution.fit_client import Fitter, FitterDied, Frame
+from adapters.training.execution.fit_client import FitRequest, Fitter, FitterDied, Frame
 from app.bootstrap import open_fitter
 from app.settings import Settings
 
@@ -37,7 +36,7 @@ class _ReusedFitter(Fitter):
             raise
         return self._is_idle
 
-    def begin(self, request: Mapping[str, Any], *, checkpoint: Path = Path()) -> None:
+    def begin(self, request: FitRequest, *, checkpoint: Path = Path()) -> None:
         while not self.is_ready(1.0):
             pass
         self._is_idle = False

@@ -27,7 +27,9 @@ from adapters.training.closed_form.solver import (
 )
 from adapters.training.closed_form.statistics import Statistics, Sums, accumulate
 from adapters.training.data_file import TrainingData
-from adapters.training.fit import ROWS_AT_ONCE, Fit
+from adapters.training.evaluation.evaluate import Evaluation
+from adapters.training.fit import Fit
+from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import TrainingSpec
 
 TOLERANCE = 1e-6
@@ -191,11 +193,11 @@ def refit(
     """
     kept = kept.to(base.device)
     data = data.to(base.device)
-    parts = data.parts(None, ROWS_AT_ONCE)
+    parts = data.parts(None, CHUNK_ROWS)
     statistics = kept.plus(accumulate(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts)))
     gone = data.gone
     if gone is not None:
-        parts = gone.parts(None, ROWS_AT_ONCE)
+        parts = gone.parts(None, CHUNK_ROWS)
         forgotten = accumulate(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts))
         statistics = forget(
             statistics, forgotten, ridge=spec.ridge, bias=spec.bias, rank=spec.rank, prior_OI=data.prior
@@ -205,13 +207,8 @@ def refit(
     )
     bare = float(statistics.square) / (statistics.weight * base.out_features)
     loss = loss_of_factors(statistics, factors, scaling=spec.scaling)
-    metrics = {
-        "train_loss": loss,
-        "base_train_loss": bare,
-        "validation_loss": None,
-        "base_validation_loss": None,
-        "rows": statistics.rows,
-    }
+    losses = {"train_loss": loss, "base_train_loss": bare, "validation_loss": None, "base_validation_loss": None}
     names = None if labels is None else tuple(labels)
     adapter = Adapter(factors.a_OR, factors.b_RI, factors.bias_O, spec.alpha, spec.rslora, feature_space, names)
-    return Fit(adapter, metrics, [(0, bare), (1, loss)], spec, statistics)
+    evaluation = Evaluation(losses=losses, rows=statistics.rows)
+    return Fit(adapter, evaluation, [(0, bare), (1, loss)], spec, statistics)

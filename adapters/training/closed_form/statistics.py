@@ -19,14 +19,13 @@ from torch.nn import functional
 
 from adapters.errors import BlobCorrupt, InvalidCombination
 from adapters.lora.base_layer import BaseLayer
+from adapters.training.limits import SUM_CHUNK_NUMBERS
 
 Chunk = tuple[Tensor, Tensor, Tensor | None]
 """Rows: x (N, I) and y (N, O), and their weights (N,) or None, which is 1 each."""
 
-_CHUNK_NUMBERS = 2**22
-"""Numbers of inputs and residuals that are widened together: 32 MiB as float64, and a few times that at work."""
 _CHUNK_ROWS = 4096
-"""And rows: where a column has few different numbers, roundings of one long sum all go the same way."""
+"""Rows that are summed together: in a long sum over few different numbers, all roundings have the same sign."""
 _CONSTANT_TOLERANCE = 1e-13
 """Spread, relative to the mean, below which a column is one number: its rounding in float64 is far below this, and
 the least that float32 tells apart is far above."""
@@ -228,7 +227,7 @@ def _add_in_chunks(
     base: BaseLayer, gathered: Statistics, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None
 ) -> Statistics:
     groups = gathered.total.numel()
-    at_once = _CHUNK_NUMBERS // (max(1, groups) * (base.in_features + base.out_features))
+    at_once = SUM_CHUNK_NUMBERS // (max(1, groups) * (base.in_features + base.out_features))
     at_once = min(max(1, at_once), _CHUNK_ROWS)
     for begin in range(0, x_NI.shape[-2], at_once):
         rows = slice(begin, begin + at_once)

@@ -3,6 +3,7 @@
 # G adapters of a stack · N rows · K rows of one part · I in_features · O out_features · M documents
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +17,9 @@ from adapters.training.evaluation.label_matching import LabelMatching
 from adapters.training.evaluation.metrics import Task, measure, measure_trivial
 from adapters.training.gradient.batches import pad_rows, stack_base_outputs
 from adapters.training.gradient.losses import add_low_rank_stack, compute_outputs, document_ids, row_losses
+from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import Loss, TrainingSpec
 
-_CHUNK_ROWS = 8192
 _CHUNK_NUMBERS = 2**17
 """Inputs and outputs of so many groups stay near the core, as float64."""
 _PREFIXES = ("", "base_")
@@ -30,6 +31,29 @@ _TASKS = {
     Loss.BINARY_CROSS_ENTROPY: Task.MULTILABEL,
     Loss.MULTIPLE_NEGATIVES: Task.RETRIEVAL,
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Losses on both sides of the split, and metrics on the held-out rows."""
+
+    losses: Mapping[str, float | None]
+    """`train_loss`, `base_train_loss`, `validation_loss`, …; with classes the accuracies too. None without rows."""
+    held_out: Mapping[str, Any] | None = None
+    """Rows, and metrics by what was compared; None if no rows are held out."""
+    rows: int | None = None
+    """Rows in the statistics of an update."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the metrics as a job shows them."""
+        optional = {"rows": self.rows, "held_out": self.held_out}
+        return {**self.losses, **{name: value for name, value in optional.items() if value is not None}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Evaluation":
+        """Read what `to_json` returned."""
+        losses = {name: value for name, value in values.items() if name not in ("rows", "held_out")}
+        return cls(losses=losses, held_out=values.get("held_out"), rows=values.get("rows"))
 
 
 def task_of(loss: Loss) -> Task:
@@ -57,7 +81,7 @@ def evaluate_factors(
     """
     negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
     rows = data.rows if rows_K is None else len(rows_K)
-    most = spec.batch(rows) if negatives else _CHUNK_ROWS
+    most = spec.batch(rows) if negatives else CHUNK_ROWS
     total = squares = weight = weight_squares = right = counted = 0.0
     begin = 0
     for part in data.parts(rows_K, most):
@@ -121,8 +145,8 @@ def compare_on_held_out(
     for name, contender in contenders.items():
         # Into one tensor: parts that are kept would lie between what is freed, and memory would grow by all of it.
         y_NO = held.inputs_NI.new_empty(held.rows, base.out_features, dtype=torch.float64)
-        for begin in range(0, held.rows, _CHUNK_ROWS):
-            some = slice(begin, begin + _CHUNK_ROWS)
+        for begin in range(0, held.rows, CHUNK_ROWS):
+            some = slice(begin, begin + CHUNK_ROWS)
             y_NO[some] = compute_outputs(base, held.inputs_NI[some], contender.factors, contender.scaling)
         classes = spec.classes
         if contender.matching is not None:
@@ -137,7 +161,7 @@ def summarize_targets(data: TrainingData, training_K: Tensor | None, spec: Train
     classes = spec.classes or outputs
     total = torch.zeros(classes if task_of(spec.loss) is Task.CLASSIFICATION else data.targets.shape[-1]).double()
     weight = 0.0
-    for part in data.parts(training_K, _CHUNK_ROWS):
+    for part in data.parts(training_K, CHUNK_ROWS):
         weights_N = torch.ones(part.rows).double() if part.weights_N is None else part.weights_N.double().cpu()
         weight += float(weights_N.sum())
         if part.targets.dtype == torch.int64:
@@ -166,7 +190,7 @@ def measure_stack(
         if not rows:
             found: list[dict[str, Any]] = [dict.fromkeys(f"{who}{each}" for who in _PREFIXES for each in measures)]
             found *= len(metrics)
-        elif spec.loss is Loss.MULTIPLE_NEGATIVES or max(map(len, rows)) > _CHUNK_ROWS:
+        elif spec.loss is Loss.MULTIPLE_NEGATIVES or max(map(len, rows)) > CHUNK_ROWS:
             found = _measure_one_by_one(base, table, spec, rows, factors, own_weights_N)
         else:
             found = []

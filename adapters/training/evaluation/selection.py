@@ -17,6 +17,7 @@ from adapters.training.closed_form.ridge_search import (
 )
 from adapters.training.closed_form.statistics import Statistics, accumulate
 from adapters.training.data_file import TrainingData
+from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import TrainingSpec
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 TRIAL_STEPS = 200
 """Steps of a trial: enough to tell learning rates and ranks apart, a fraction of a training."""
 _FOLDS = 10
-_CHUNK_ROWS = 8192
 AddNote = Callable[[str], None]
 
 
@@ -43,9 +43,7 @@ def choose_ridge_and_rank(
         chosen = cross_validate_ridge(list(_folds(base, sides.training, spec)), **tried)
         told = "loss of each tenth of the rows, held out in turn,"
     else:
-        chunks = (
-            (part.inputs_NI, part.targets, part.weights_N) for part in sides.held.parts(sides.held_K, _CHUNK_ROWS)
-        )
+        chunks = ((part.inputs_NI, part.targets, part.weights_N) for part in sides.held.parts(sides.held_K, CHUNK_ROWS))
         chosen, told = search_ridge(training, accumulate(base, chunks), **tried), "held-out loss,"
     ranks, ridges = (sorted({tried[place] for tried in chosen.table}) for place in (1, 0))
     note(

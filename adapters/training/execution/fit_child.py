@@ -1,8 +1,8 @@
-"""The process that fits: one job at a time, on its own, so that it can be killed without harm.
+"""Child process that fits one job at a time, and that can be killed without harm.
 
-Requests come in on standard input, one JSON object a line; the first says which base layer, and what the process may
-use. Frames go out on standard output, one JSON object a line; one with `parts` is followed by as many bytes as those
-sum up to: adapters, or statistics.
+Requests arrive on standard input, one JSON object per line; the first names the base layer and the limits of the
+process. Frames leave on standard output, one JSON object per line; a frame with `parts` is followed by as many bytes as
+their sum: adapters, or statistics.
 """
 
 import ctypes
@@ -31,13 +31,12 @@ from adapters.storage.quarantine import Quarantine
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData
-from adapters.training.execution.fit_client import says_no_memory
+from adapters.training.execution.fit_client import FitRequest, says_no_memory
 from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient.epochs import Epochs
 from adapters.training.gradient.stack import History
 from adapters.training.gradient.training_loop import CheckpointOptions
-from adapters.training.settings import TrainingSpec
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -45,7 +44,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Serve requests until standard input closes."""
-    # A Ctrl-C reaches the whole group of processes: it is the trainer's to answer.
+    # A Ctrl-C reaches the whole process group; the trainer handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_the_trainer()
     out = _claim_stdout()
@@ -53,9 +52,9 @@ def main() -> None:
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     first = json.loads(requests.get())
     torch.set_num_threads(first["threads"])
-    # Its threads begin here, before there is a limit: a stack that cannot be allocated would end the process.
+    # Start its threads before there is a limit: a stack that cannot be allocated would end the process.
     torch.ones(2**20).neg_()
-    # Of its own memory, and not of files that it maps: data larger than this can be read through.
+    # The limit does not count mapped files, so data may be larger than it.
     resource.setrlimit(resource.RLIMIT_DATA, (first["memory_bytes"], first["memory_bytes"]))
     try:
         base = load_base_layer(**first["base"])
@@ -63,12 +62,12 @@ def main() -> None:
         sys.exit(f"loraplex: {error.detail}")
     _send(out, {"frame": "ready"})
     while True:
-        _Job(json.loads(requests.get()), base, out).serve()
+        _Fit(json.loads(requests.get()), base, out).serve()
 
 
 def _die_with_the_trainer() -> None:
-    """Have the kernel kill this process with the trainer: a stopped one does not see that standard input closes."""
-    # Only Linux has it.
+    """Let the kernel kill this process with the trainer: a stopped process does not see that standard input closes."""
+    # Only Linux has prctl.
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -76,32 +75,31 @@ def _die_with_the_trainer() -> None:
 def _read_requests(requests: "queue.SimpleQueue[str]") -> None:
     for line in sys.stdin:
         requests.put(line)
-    # The trainer is gone, or wants no more: whatever is being fitted is for nobody.
+    # The trainer has ended, so nothing can receive the fit.
     os._exit(0)
 
 
 def _claim_stdout() -> BinaryIO:
-    """Keep the pipe for frames alone: whatever else is printed goes to standard error."""
+    """Return the pipe for frames; anything else that is printed goes to standard error."""
     frames = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return frames
 
 
-class _Job:
-    """One request, from its data to its last frame."""
+class _Fit:
+    """Fit of one request, from its data to its last frame."""
 
     def __init__(self, message: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
-        request = message["request"]
-        self._request, self._base, self._out = request, base, out
+        self._request, self._base, self._out = FitRequest.from_json(message["request"]), base, out
         folder = Path(message["data_folder"])
         self._blobs = FolderBlobs(folder, quarantine=Quarantine(folder, now=time.time))
         self._checkpoint = Path(message["checkpoint"])
         self._latest: dict[str, Any] = {"step": 0, "loss": None, "history": []}
-        self._epochs = Epochs() if request.get("epochs") else None
-        self._told_at = time.monotonic()
+        self._epochs = Epochs() if self._request.times_epochs else None
+        self._reported_at = time.monotonic()
 
     def serve(self) -> None:
-        """Fit, and send what comes of it; whatever goes wrong becomes a frame."""
+        """Fit, and send the result; an error becomes a frame too."""
         try:
             self._fit()
         except LoraplexError as error:
@@ -115,30 +113,33 @@ class _Job:
 
     def _fit(self) -> None:
         request, base = self._request, self._base
-        if base.fingerprint != request["base"]:
-            # It was loaded when this process started: the file may have been replaced after the trainer read it.
-            raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request["base"])
-        data = TrainingData.open(self._data_path(request["data"]))
-        spec = TrainingSpec.from_json(request["spec"])
-        meaning = {"feature_space": request["feature_space"], "labels": request["labels"]}
-        if request["statistics"] is not None:
-            kept = Statistics.from_bytes(self._blobs.read(request["statistics"]))
-            self._finish(refit(base, kept, data, spec, **meaning))
+        if base.fingerprint != request.base:
+            # It was loaded when this process started, and the file may have been replaced before the trainer read it.
+            raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request.base)
+        data = TrainingData.open(self._data_path(request.data))
+        spec, feature_space, labels = request.job.spec, request.feature_space, request.job.labels
+        if request.statistics is not None:
+            statistics = Statistics.from_bytes(self._blobs.read(request.statistics))
+            self._finish(refit(base, statistics, data, spec, feature_space=feature_space, labels=labels))
         elif data.groups_N is not None:
-            done = frozenset(request["done"])
+            done = frozenset(request.done)
             finished = len(done)
 
             def progress(_step: int, loss: float) -> None:
                 self._report(finished, loss, [])
 
-            for outcomes in fit_fleet(base, data, spec, done=done, progress=progress, **meaning):
+            for outcomes in fit_fleet(
+                base, data, spec, done=done, progress=progress, feature_space=feature_space, labels=labels
+            ):
                 finished += len(outcomes)
                 self._send_outcomes(outcomes)
             _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
         else:
-            kept_at = CheckpointOptions(self._checkpoint, request["checkpoint_seconds"], self._resumed)
-            watcher = Watcher(self._report, self._note, kept_at, self._epochs)
-            self._finish(fit(base, data, spec, present=self._live_adapter(), watcher=watcher, **meaning))
+            kept = CheckpointOptions(self._checkpoint, request.checkpoint_seconds, self._resumed)
+            watcher = Watcher(self._report, self._note, kept, self._epochs)
+            present = self._live_adapter()
+            result = fit(base, data, spec, feature_space=feature_space, labels=labels, present=present, watcher=watcher)
+            self._finish(result)
 
     def _data_path(self, name: str) -> Path:
         """Return the file of the job's data; raise `FitFailed` if it is missing, as after some restores."""
@@ -148,18 +149,16 @@ class _Job:
             raise FitFailed(error.detail) from None
 
     def _live_adapter(self) -> Adapter | None:
-        """Return the live version that the request names, which the new adapter is compared with."""
-        present = self._request["present"]
-        if present is None:
+        """Return the live version that the new adapter is compared with."""
+        live = self._request.live
+        if live is None:
             return None
-        return from_canonical_bytes(
-            self._blobs.read(present["blob"], offset=present["offset"], length=present["length"])
-        )
+        return from_canonical_bytes(self._blobs.read(live.blob, offset=live.offset, length=live.bytes))
 
     def _report(self, step: int, loss: float, history: History) -> None:
         self._latest.update(step=step, loss=loss, history=history)
-        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_REPORTS:
-            self._told_at = time.monotonic()
+        if time.monotonic() - self._reported_at >= _SECONDS_BETWEEN_REPORTS:
+            self._reported_at = time.monotonic()
             _send(self._out, {"frame": "progress", **self._latest, **self._timed()})
 
     def _timed(self) -> dict[str, Any]:
@@ -179,7 +178,7 @@ class _Job:
             self._out,
             {
                 "frame": "done",
-                "metrics": done.metrics,
+                "metrics": done.evaluation.to_json(),
                 "history": done.history,
                 "spec": asdict(done.spec),
                 **self._timed(),

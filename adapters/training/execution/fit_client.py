@@ -1,4 +1,4 @@
-"""A trainer's hold on the process that fits."""
+"""Client of the child process that fits: its requests, its frames, and its life."""
 
 import json
 import logging
@@ -10,12 +10,15 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from adapters.child_process import StoppedClock, command
+from adapters.jobs.training_job import TrainingJob
 
 Frame = dict[str, Any]
+"""Message of the child process: its kind under `frame`, and the blobs that follow it under `contents`."""
 _NO_MEMORY = (
     "can't allocate memory",
     "Cannot allocate memory",
@@ -24,25 +27,71 @@ _NO_MEMORY = (
     "Thread creation failed",
     "Out of memory",
 )
-"""What the CPU allocator, C++, Python and libgomp say where an allocation fails: in words, and some then abort."""
+"""Messages of the CPU allocator, C++, Python and libgomp about a failed allocation; some abort after it."""
 _LAST_LINES = 20
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """Canonical bytes of an adapter within a blob."""
+
+    blob: str
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRequest:
+    """Request for the fit of one claimed job. Data is named by blob, wherever the fit runs."""
+
+    job: TrainingJob
+    base: str
+    """Fingerprint of the base layer that the job was queued for."""
+    feature_space: str | None
+    data: str
+    """Blob of the data file."""
+    done: tuple[int, ...] = ()
+    """Positions of a fleet's adapters that have a version or an error."""
+    live: StoredAdapter | None = None
+    """The live version, if the gate compares with it."""
+    statistics: str | None = None
+    """Blob of the statistics that an update starts from."""
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints."""
+    times_epochs: bool = False
+    """Whether the frames report the times of epochs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return {**asdict(self), "job": self.job.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "FitRequest":
+        """Read what `to_json` returned."""
+        live = values["live"]
+        typed = {
+            "job": TrainingJob.from_json(values["job"]),
+            "done": tuple(values["done"]),
+            "live": None if live is None else StoredAdapter(**live),
+        }
+        return cls(**{**values, **typed})
+
+
 class FitterDied(Exception):
-    """The process ended, or was killed, before it had answered."""
+    """The child process ended, or was killed, before it had answered."""
 
     def __init__(self, *, out_of_memory: bool = False) -> None:
         super().__init__()
         self.out_of_memory = out_of_memory
-        """Whether its last words were that an allocation had failed."""
+        """Whether its last lines report a failed allocation."""
 
 
 class Fitter:
-    """One child process that has torch and the base layer loaded, and fits what it is sent.
+    """Child process that has torch and the base layer loaded, and fits one request after another.
 
-    It serves job after job, so that a small one does not pay for the start; after a kill it is started anew.
+    It serves job after job, so that a small one does not pay for the start. After a kill it is started again.
     """
 
     def __init__(
@@ -54,7 +103,7 @@ class Fitter:
         memory_bytes: int,
         stopped_seconds: float = math.inf,
     ) -> None:
-        """A process that has been stopped (SIGSTOP) for more than `stopped_seconds` is killed."""
+        """Configure the process; one that is stopped (SIGSTOP) for more than `stopped_seconds` is killed."""
         self._first = json.dumps({"base": dict(base_arguments), "threads": threads, "memory_bytes": memory_bytes})
         self.data_folder = data_folder
         self._stopped_seconds = stopped_seconds
@@ -66,7 +115,7 @@ class Fitter:
         self._listener: threading.Thread | None = None
 
     def start(self) -> "subprocess.Popen[bytes]":
-        """The process; it is started where it does not run."""
+        """Return the process, started if it does not run."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.kill()
@@ -76,7 +125,7 @@ class Fitter:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        # Where the machine or the container runs out of memory, the kernel ends this process and none that serves.
+        # If the machine or the container runs out of memory, the kernel ends this process and none that serves.
         with suppress(OSError):
             Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000")
         self._frames, self._words = queue.SimpleQueue(), deque(maxlen=_LAST_LINES)
@@ -88,9 +137,9 @@ class Fitter:
         return self._process
 
     def is_ready(self, seconds: float) -> bool:
-        """Whether it has loaded torch and the base; it is started where it does not run, and given so long.
+        """Return whether it has loaded torch and the base layer; start it if it does not run, and wait `seconds`.
 
-        Raises `FitterDied` where it ended instead.
+        Raises `FitterDied` if it ended instead.
         """
         process = self.start()
         if not self._ready and self.next_frame(seconds) is not None:
@@ -98,15 +147,18 @@ class Fitter:
             self._ready = True
         return self._ready
 
-    def begin(self, request: Mapping[str, Any], *, checkpoint: Path = Path()) -> None:
-        """Have it fit, once it is ready; its frames come from `next_frame`. Raises `FitterDied`."""
+    def begin(self, request: FitRequest, *, checkpoint: Path = Path()) -> None:
+        """Start a fit as soon as the process is ready; its frames come from `next_frame`.
+
+        checkpoint: the file of its checkpoints. Raises `FitterDied`.
+        """
         while not self.is_ready(1.0):
             pass
         paths = {"data_folder": str(self.data_folder), "checkpoint": str(checkpoint)}
-        self._send(json.dumps({"request": dict(request), **paths}))
+        self._send(json.dumps({"request": request.to_json(), **paths}))
 
     def next_frame(self, seconds: float) -> Frame | None:
-        """The next frame, or None where none came in time. Raises `FitterDied`."""
+        """Return the next frame, or None if none came in time; raise `FitterDied`."""
         try:
             frame = self._frames.get(timeout=seconds)
         except queue.Empty:
@@ -117,23 +169,23 @@ class Fitter:
         return frame
 
     def kill(self) -> None:
-        """End the process at once, whatever it does."""
+        """End the process immediately."""
         if self._process is None:
             return
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None:
-                # A request that it never read is flushed again, into nothing.
+                # Closing flushes a request that it never read.
                 with suppress(BrokenPipeError):
                     pipe.close()
         self._process = None
         self._ready = False
 
     def _end_if_stopped(self) -> None:
-        """Kill a process that stands still; the next frame is its death."""
+        """Kill a process that has been stopped for too long; the next frame reports its death."""
         if self._process is not None and self._stopped.seconds(self._process.pid) > self._stopped_seconds:
-            log.error("the process that fits has been stopped for more than %g s and is killed", self._stopped_seconds)
+            log.error("the fit process has been stopped for more than %g s and is killed", self._stopped_seconds)
             self._process.kill()
             self._stopped = StoppedClock()
 
@@ -153,11 +205,11 @@ class Fitter:
 
 
 def _give_way(process: int) -> None:
-    """Let all threads of a process have what answering leaves.
+    """Schedule all threads of a process only when a core is idle, so that serving comes first.
 
-    Not before it has loaded what it needs: on busy cores that would take minutes, in which no job begins.
+    Call it after the process has loaded what it needs: on busy cores the start would take minutes.
     """
-    # Only Linux knows this class, and not in every sandbox.
+    # Only Linux has this scheduling class, and not in every sandbox.
     with suppress(AttributeError, OSError):
         for thread in os.listdir(f"/proc/{process}/task"):
             with suppress(ProcessLookupError):  # a thread that has ended meanwhile
@@ -165,17 +217,17 @@ def _give_way(process: int) -> None:
 
 
 def says_no_memory(text: str) -> bool:
-    """Whether an error means that an allocation failed: torch and what it calls say so in words only."""
+    """Return whether an error text reports a failed allocation, for which torch has no type."""
     return any(words in text for words in _NO_MEMORY)
 
 
 def _pass_on(process: "subprocess.Popen[bytes]", words: "deque[bytes]") -> None:
-    """What it says on standard error goes into our log, and its newest lines are kept."""
+    """Log the lines of its standard error, and keep the newest."""
     assert process.stderr is not None
     with suppress(ValueError, OSError):  # closed, by `kill` or from outside
         for line in process.stderr:
             words.append(line)
-            log.warning("the process that fits says: %s", line.decode(errors="replace").rstrip())
+            log.warning("the fit process says: %s", line.decode(errors="replace").rstrip())
 
 
 def _read_frames(process: "subprocess.Popen[bytes]", frames: "queue.SimpleQueue[Frame | None]") -> None:

@@ -1,8 +1,8 @@
-"""From what a fit sends to versions: publishing under the job's fence, the gate, the lineage."""
+"""Publisher of a claimed job: the request for its fit, and versions from its frames, under the fencing token."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,62 +19,65 @@ from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
+from adapters.training.evaluation.evaluate import Evaluation
 from adapters.training.evaluation.gate import GateDecision
 from adapters.training.evaluation.label_matching import why_unmatched
-from adapters.training.execution.fit_client import Frame
+from adapters.training.execution.fit_client import FitRequest, Frame, StoredAdapter
 from adapters.training.settings import TrainingSpec
 
 log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """One claim's: what the fit is asked, and what becomes of its answers."""
+    """Publisher of the adapters of one claim."""
 
     def __init__(self, catalog: Catalog, queue: JobQueue, base: BaseLayer, claim: Job) -> None:
         self._catalog, self._queue, self._base, self._claim = catalog, queue, base, claim
         self._gate = claim.training.gate
         self._is_fleet = claim.training.is_fleet
-        self._waiting = {each.position: each for each in queue.waiting(claim)}
+        self._waiting = {adapter.position: adapter for adapter in queue.waiting(claim)}
         self._total: int = claim.training.adapters
         self._live: Version | None = None
         self._unmatched: str | None = None
 
     @property
     def finished(self) -> int:
-        """Adapters that have a version or an error."""
+        """Return the number of adapters that have a version or an error."""
         return self._total - len(self._waiting)
 
     def tally(self) -> dict[str, int] | None:
-        """How far a fleet is; None where the job trains one adapter."""
+        """Return how many adapters of a fleet are published and failed; None for a job of one adapter."""
         return self._queue.tally(self._claim) if self._is_fleet else None
 
-    def request(self) -> dict[str, Any]:
-        """Return the request of the fit: blobs are given by name, so that the fit may run on another machine."""
-        claim = self._claim
+    def request(self, *, checkpoint_seconds: float, times_epochs: bool) -> FitRequest:
+        """Return the request for the fit: blobs are given by name, so that it may run on another machine.
+
+        Raises `Conflict` if an update no longer fits the live version.
+        """
+        claim, training = self._claim, self._claim.training
         assert claim.data_file is not None
-        present = None
+        stored = None
         if self._gate.compares:
             self._live = self._find_live(claim.adapter)
             if self._live is not None and self._live.base == self._base.fingerprint:
                 live = self._live
-                training = claim.training
                 self._unmatched = why_unmatched(live.labels, live.loss, training.labels, training.spec.loss)
                 if self._unmatched is None:
-                    present = {"blob": live.file, "offset": live.offset, "length": live.bytes}
-        statistics = self._statistics() if claim.training.is_update else None
-        return {
-            "data": claim.data_file,
-            "spec": asdict(claim.training.spec),
-            "feature_space": claim.feature_space,
-            "base": claim.base,
-            "labels": claim.training.labels,
-            "done": [position for position in range(self._total) if position not in self._waiting],
-            "present": present,
-            "statistics": statistics,
-        }
+                    stored = StoredAdapter(live.file, live.offset, live.bytes)
+        return FitRequest(
+            job=training,
+            base=claim.base,
+            feature_space=claim.feature_space,
+            data=claim.data_file,
+            done=tuple(position for position in range(self._total) if position not in self._waiting),
+            live=stored,
+            statistics=self._statistics() if training.is_update else None,
+            checkpoint_seconds=checkpoint_seconds,
+            times_epochs=times_epochs,
+        )
 
     def publish_some(self, frame: Frame) -> int:
-        """Publish what one stack of a fleet came to, and store why the others failed; how many were published."""
+        """Publish the adapters of one stack of a fleet, and store the errors of the others; return how many."""
         claim = self._claim
         if frame["failed"]:
             self._queue.fail_adapters(claim, [(position, error) for position, error in frame["failed"]])
@@ -85,16 +88,17 @@ class Publisher:
             for (position, metrics), content in zip(frame["trained"], frame["contents"], strict=True)
         ]
         published = self._catalog.publish(publications, admit=self._admit, record=self._record)
-        for position in [each[0] for each in (*frame["trained"], *frame["failed"])]:
+        for position in [position for position, _ in (*frame["trained"], *frame["failed"])]:
             self._waiting.pop(position, None)
         return len(published)
 
     def finish(self, frame: Frame) -> bool:
-        """End the job, with the version of its one adapter or what its fleet has come to; whether it succeeded."""
+        """End the job with the version of its adapter, or with the tally of its fleet; return whether it succeeded."""
         if self._is_fleet:
             return self._finish_fleet(frame)
         claim, metrics = self._claim, frame["metrics"]
-        verdict = self._gate.decide(metrics.get("held_out"), self._live, unmatched=self._unmatched)
+        evaluation = Evaluation.from_json(metrics)
+        verdict = self._gate.decide(evaluation.held_out, self._live, unmatched=self._unmatched)
         content, statistics = frame["contents"][0], next(iter(frame["contents"][1:]), None)
         publication = self._publication(
             claim.adapter, content, metrics, 0, statistics=statistics, verdict=verdict, resolved=frame["spec"]
@@ -162,7 +166,7 @@ class Publisher:
         claim = self._claim
         return Publication(
             name=name,
-            adapter=_arrived(content),
+            adapter=_read_fitted(content),
             base=self._base,
             source=Source.JOB,
             job=claim.id,
@@ -176,13 +180,13 @@ class Publisher:
         )
 
     def _lineage(self, rows: int | None, resolved: Mapping[str, Any] | None) -> dict[str, object]:
-        """What it was trained from and how: enough to train it again."""
+        """Return what the version was trained from and how: enough to train it again."""
         claim = self._claim
         assert claim.started_at is not None
         return {
             **claim.training.lineage(),
             **({} if rows is None else {"rows": rows}),
-            # With what held-out rows have decided.
+            # With the settings that held-out rows have chosen.
             **({} if resolved is None else {"spec": resolved}),
             **(
                 {"parent": f"{self._live.adapter}@{self._live.version}"}
@@ -200,21 +204,22 @@ class Publisher:
             return None
 
     def _statistics(self) -> str:
-        """The blob of the live version, which an update begins with: an earlier one in the queue has had its turn.
+        """Return the blob of the live version's statistics, which earlier updates in the queue have changed.
 
-        Raises `Conflict` where that was trained in another way than what was live when the update was sent.
+        Raises `Conflict` if that version was trained in another way than the one that was live when the update was
+        sent.
         """
         training = self._claim.training
-        self._live = found = self._catalog.find(Reference(self._claim.adapter))
-        # Its sums are of residuals of the base that it was made for.
-        found.check_servable(self._base, self._claim.feature_space)
-        if found.statistics is None or found.lineage is None or not _is_trained_alike(found.lineage, training):
+        self._live = live = self._catalog.find(Reference(self._claim.adapter))
+        # Its sums are of residuals of the base layer that it was made for.
+        live.check_servable(self._base, self._claim.feature_space)
+        if live.statistics is None or live.lineage is None or not _is_trained_alike(live.lineage, training):
             raise Conflict(
-                f"{found.adapter}@{found.version} has become live since this update was sent, and was trained in "
+                f"{live.adapter}@{live.version} has become live since this update was sent, and was trained in "
                 "another way: send it again",
-                given=f"{found.adapter}@{found.version}",
+                given=f"{live.adapter}@{live.version}",
             )
-        return found.statistics
+        return live.statistics
 
 
 def _chosen(spec: TrainingSpec, resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,7 +234,7 @@ def _is_trained_alike(lineage: Mapping[str, Any], training: TrainingJob) -> bool
     return spec == replace(training.spec, split=None) and lineage["prior"] == training.provenance.prior
 
 
-def _arrived(content: bytes) -> Adapter:
+def _read_fitted(content: bytes) -> Adapter:
     adapter = from_canonical_bytes(content)
     if digest_of(content) != adapter.digest:
         raise FitFailed("a fitted adapter did not arrive whole")
@@ -238,7 +243,7 @@ def _arrived(content: bytes) -> Adapter:
 
 @cache
 def _code_version() -> str:
-    # Once a process: a fleet asks for each of its adapters, and reading it takes longer than training some of them.
+    # Cached: reading it takes longer than training some adapters of a fleet.
     try:
         return version("loraplex-server")
     except PackageNotFoundError:

@@ -153,8 +153,10 @@ class Trainer:
         """Until the job has ended, or is handed back. Raises `ClaimLost` and `FitterDied`."""
         publisher = Publisher(self._catalog, self._queue, self._base, claim)
         checkpoint = self._checkpoints.take_over(claim.id, claim.fence)
-        options = {"checkpoint_seconds": self._checkpoint_seconds, "epochs": self._listener.wants_epochs}
-        self._fitter.begin(publisher.request() | options, checkpoint=checkpoint)
+        request = publisher.request(
+            checkpoint_seconds=self._checkpoint_seconds, times_epochs=self._listener.wants_epochs
+        )
+        self._fitter.begin(request, checkpoint=checkpoint)
         progress, history = claim.progress, claim.history
         pace = _Pace(claim.training.steps, self._monotonic)
         heartbeat_at = self._monotonic() + self._heartbeat_seconds

@@ -21,6 +21,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.losses import document_ids
 from adapters.training.gradient.sampling import Sampler
+from adapters.training.limits import CHUNK_ROWS, MAX_CACHED_OUTPUTS
 from adapters.training.settings import Loss, TrainingSpec
 
 LINE = 16
@@ -32,9 +33,6 @@ _MIN_ROWS = 4
 _MAX_BATCH_ROWS = 4096
 _MAX_NUMBERS = 2**22
 """Most numbers of one adapter's packed rows. An adapter with more rows is trained alone, without a packed copy."""
-_MAX_CACHED_OUTPUTS = 2**26
-"""Most numbers of the base layer's outputs that are kept for all steps. Beyond it, each batch computes its own."""
-_CHUNK_ROWS = 8192
 
 SampledRows = tuple[Sampler, Tensor]
 """Sampler of an adapter, and the indices of its rows in the data, (N,) int64."""
@@ -285,9 +283,9 @@ def _base_outputs_in_chunks(base: BaseLayer, inputs_NI: Tensor) -> Tensor:
     freed buffers would fragment the memory.
     """
     base_NO = inputs_NI.new_empty(len(inputs_NI), base.out_features)
-    copy_KI = inputs_NI.new_empty(min(_CHUNK_ROWS, len(inputs_NI)), inputs_NI.shape[1])
-    for begin in range(0, len(inputs_NI), _CHUNK_ROWS):
-        part_KI = inputs_NI[begin : begin + _CHUNK_ROWS]
+    copy_KI = inputs_NI.new_empty(min(CHUNK_ROWS, len(inputs_NI)), inputs_NI.shape[1])
+    for begin in range(0, len(inputs_NI), CHUNK_ROWS):
+        part_KI = inputs_NI[begin : begin + CHUNK_ROWS]
         copied_KI = copy_KI[: len(part_KI)].copy_(part_KI)
         base_NO[begin : begin + len(part_KI)] = base_outputs(base, copied_KI)
     return base_NO
@@ -301,7 +299,7 @@ class StreamedBatches:
         self._sampler, self._rows_N = task
         self._documents_N = document_ids(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
         self._base_NO: Tensor | None = None
-        if data.rows * base.out_features <= _MAX_CACHED_OUTPUTS:
+        if data.rows * base.out_features <= MAX_CACHED_OUTPUTS:
             self._base_NO = _base_outputs_in_chunks(base, data.inputs_NI)
         self._batch: Batch | None = None
 

@@ -21,9 +21,8 @@ from adapters.training.gradient.losses import (
     weighted_mean,
 )
 from adapters.training.gradient.stack import Stack
+from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import Loss, TrainingSpec
-
-_CHUNK_ROWS = 8192
 
 
 class _HeldOutBlock(NamedTuple):
@@ -107,7 +106,7 @@ class EarlyStopping:
         """Return the held-out loss of one adapter with too many rows to be packed."""
         factors = stack.factors([position])
         total = weight = 0.0
-        for part in self._data.parts(self._held[task].to(self._base.device), _CHUNK_ROWS):
+        for part in self._data.parts(self._held[task].to(self._base.device), CHUNK_ROWS):
             y_1OK = compute_stack_outputs(self._base, part.inputs_NI.unsqueeze(0), factors, self._spec.scaling)
             targets = part.targets.unsqueeze(0)
             targets = targets.transpose(1, 2) if targets.dim() == 3 else targets

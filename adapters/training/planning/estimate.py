@@ -1,25 +1,27 @@
-"""What a training will take, before it is queued: memory of the process that fits, and time."""
+"""Estimate of a training before it is queued: memory of the fit process, and time."""
 
 from dataclasses import dataclass
 
+from adapters.training.limits import (
+    CHUNK_ROWS,
+    MAX_CACHED_OUTPUTS,
+    MAX_STACK_GROUPS,
+    STACK_NUMBERS,
+    SUM_CHUNK_NUMBERS,
+)
 from adapters.training.settings import Loss, TrainingSpec
 
 _PROCESS_BYTES = 320 * 2**20
-"""torch, a base layer of a few MiB, and what small fits need."""
+"""Memory of torch, a base layer of a few MiB, and small fits."""
 _FLOPS_A_SECOND = 5e9
 _SECONDS_A_STEP = 2e-4
-"""What a step costs however small it is."""
-_FROZEN_AT_ONCE = 2**26
-_MEASURED_AT_ONCE = 8192
-_GATHERED_AT_ONCE = 2**22
-_STACK_NUMBERS = 2**20
-_GROUPS_AT_ONCE = 256
+"""Cost of the smallest step."""
 _RETRIEVAL_TILE = 2**21
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Rough, and rather too much than too little."""
+    """Rough estimate, too high rather than too low."""
 
     memory_bytes: int
     seconds: float
@@ -35,13 +37,13 @@ def estimate(
     groups: int | None = None,
     largest_group: int = 0,
 ) -> Estimate:
-    """Of one adapter, or of a fleet of `groups`. The data themselves are read from the disk, and are not counted."""
+    """Estimate the training of one adapter, or of a fleet of `groups`; the data are read from disk and do not count."""
     I, O, R = in_features, out_features, spec.rank
-    base_bytes = 4 * I * O * 3  # as it is held, and in float64 while it is measured
+    base_bytes = 4 * I * O * 3  # float32, and float64 while it is evaluated
     if groups is not None:
         return _of_fleet(spec, I, O, training_rows, groups, largest_group, base_bytes)
-    # Rows that are taken out, those before them, and both again in float64.
-    measured = min(_MEASURED_AT_ONCE, max(training_rows, held_rows)) * (16 * I + 32 * O)
+    # Rows that are read, those before them, and both again in float64.
+    measured = min(CHUNK_ROWS, max(training_rows, held_rows)) * (16 * I + 32 * O)
     held = held_rows * (4 * I + 8 * O * 4)
     if spec.loss is Loss.MULTIPLE_NEGATIVES:
         held += 8 * _RETRIEVAL_TILE * 4
@@ -49,7 +51,7 @@ def estimate(
     if spec.is_exact:
         J = I + 1
         needed = (
-            8 * J * J * 10 + 8 * J * O * 8 + 8 * O * O * 3 + 8 * min(training_rows * (I + O), _GATHERED_AT_ONCE) * 5
+            8 * J * J * 10 + 8 * J * O * 8 + 8 * O * O * 3 + 8 * min(training_rows * (I + O), SUM_CHUNK_NUMBERS) * 5
         )
         operations = 2.0 * training_rows * J * (J + 2 * O) + 25.0 * I**3 + 8.0 * I * O * min(I, O)
         if spec.try_ridges or spec.try_ranks:
@@ -57,7 +59,7 @@ def estimate(
         seconds = operations / _FLOPS_A_SECOND
     else:
         batch, numbers = spec.batch(training_rows), O * R + R * I + O
-        frozen = 4 * training_rows * O if training_rows * O <= _FROZEN_AT_ONCE else 0
+        frozen = 4 * training_rows * O if training_rows * O <= MAX_CACHED_OUTPUTS else 0
         needed = frozen + 4 * batch * (I + 6 * O + 2 * R) + 4 * numbers * 6
         if batch == training_rows and held_rows:
             needed += 4 * training_rows * (I + O)
@@ -71,17 +73,17 @@ def estimate(
 
 
 def _of_fleet(spec: TrainingSpec, I: int, O: int, rows: int, groups: int, largest: int, base_bytes: int) -> Estimate:
-    R, J, together = spec.rank, I + 1, min(_GROUPS_AT_ONCE, groups)
-    # A stack's rows: taken out, laid out, and in float64 while they are measured.
-    in_a_stack = max(largest * (I + 2 * O), min(rows * (I + 2 * O), _STACK_NUMBERS))
+    R, J, together = spec.rank, I + 1, min(MAX_STACK_GROUPS, groups)
+    # The rows of a stack: read, padded, and in float64 while they are evaluated.
+    in_a_stack = max(largest * (I + 2 * O), min(rows * (I + 2 * O), STACK_NUMBERS))
     needed = 36 * in_a_stack + 8 * 4 * rows
     if spec.is_exact:
         of_a_group = J * (J + O)
-        needed += 48 * in_a_stack + 64 * min(together * of_a_group, max(of_a_group, 2 * _STACK_NUMBERS))
+        needed += 48 * in_a_stack + 64 * min(together * of_a_group, max(of_a_group, 2 * STACK_NUMBERS))
         seconds = groups * (25.0 * I**3 + 8.0 * I * O * min(I, O)) / _FLOPS_A_SECOND
     else:
         of_a_group = R * (I + O) + O
-        needed += 24 * min(together * of_a_group, max(of_a_group, _STACK_NUMBERS // 4))
+        needed += 24 * min(together * of_a_group, max(of_a_group, STACK_NUMBERS // 4))
         if spec.loss is Loss.MULTIPLE_NEGATIVES:
             most = spec.batch(largest)
             needed += 32 * most**2 * min(together, max(1, in_a_stack // (most * (I + 2 * O))))

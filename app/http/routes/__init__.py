@@ -1,1 +1,1 @@
-"""The calls, one file a resource."""
+"""Handlers of the calls, one module for each resource; `app.http.endpoints` assigns them to paths."""

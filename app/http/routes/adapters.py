@@ -41,7 +41,7 @@ _MAX_DIGITS = 200
 class AdapterQuery(Page):
     """Query of the list of adapters."""
 
-    prefix: str = Field("", description="Only names that begin with this.")
+    prefix: str = Field("", description="Only names with this prefix.")
 
 
 class DownloadQuery(BaseModel):
@@ -58,16 +58,16 @@ class TrainQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    dry_run: QueryFlag = Field(False, description="Check everything, decide what is open, and queue nothing.")
+    dry_run: QueryFlag = Field(False, description="Check the request and plan the training, but queue nothing.")
 
 
 async def train_adapter(
     query: Annotated[TrainQuery, Query()], request: Request, response: Response, service: ServiceOf
 ) -> JobWithHistory | JSONResponse:
-    """Everything is checked before the 202; the training goes on in the background, as the job that is answered.
+    """Check the whole request, then queue a job, which is the answer.
 
     The rows are in the request, or in a stored data set. A `name` such as `acme-{tenant}` trains one adapter for each
-    value of `data.group_by`. docs/training.md has every field.
+    value of `data.group_by`. docs/training.md describes every field.
     """
     body = await _read_json(request, service)
     async with service.writes.turn(service.plannings):
@@ -80,21 +80,24 @@ async def train_adapter(
 
 
 async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> VersionBody:
-    """PEFT files, a zip of them, or JSON become a new version (201), unless the live one has the same bytes (200)."""
+    """Create a version from PEFT files, a zip of them, or JSON (201); if live has the same bytes, return it (200)."""
     check_name(name)
     condition = precondition(request)
     adapter, module = await read_adapter(request, service)
     publication = Publication(name=name, adapter=adapter, base=service.base, source=Source.UPLOAD, module=module)
     started_at = time.perf_counter()
     version, is_new = await service.writes.run(service.catalog.put, publication, precondition=condition)
-    service.observer.published(request.scope, started_at, is_new=is_new)
+    service.observer.finish_publish(request.scope, started_at, is_new=is_new)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
     return VersionBody.of(version)
 
 
 def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -> AdapterPage:
-    """Adapters in byte order of name, as summaries: `GET /adapters/{name}` has the lists in metrics and lineage too."""
+    """List adapters in byte order of name, without the lists in metrics and lineage.
+
+    `GET /adapters/{name}` includes these lists.
+    """
     list_key = f"adapters {check_prefix(query.prefix)}"
     after = read_cursor(list_key, query.cursor) or ""
     page = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
@@ -106,12 +109,15 @@ def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -
 
 
 def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
-    """One adapter and its live version."""
+    """Show one adapter and its live version."""
     return _body(service.catalog.adapter(check_name(name)), service)
 
 
 def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
-    """An adapter's versions, newest first, as summaries: one version has the lists in metrics and lineage too."""
+    """List an adapter's versions, newest first, without the lists in metrics and lineage.
+
+    `GET /adapters/{name}/versions/{version}` includes these lists.
+    """
     list_key = f"versions {check_name(name)}"
     before = read_cursor(list_key, query.cursor)
     page = service.catalog.versions(name, before=before, limit=query.limit + 1)
@@ -120,12 +126,12 @@ def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf
 
 
 def show_version(name: str, version: str, service: ServiceOf) -> VersionBody:
-    """One version."""
+    """Show one version."""
     return VersionBody.of(service.catalog.find(Reference(check_name(name), version=_parse_version(version))))
 
 
 def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
-    """A zip that `PeftModel.from_pretrained` loads once unpacked."""
+    """Download a zip; `PeftModel.from_pretrained` loads its files."""
     reference = Reference(check_name(name), version=query.version)
     version, adapter = find_adapter(service.catalog, reference)
     module = check_module(query.module) if query.module is not None else version.module or DEFAULT_MODULE
@@ -135,7 +141,7 @@ def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], servic
 
 
 async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBody:
-    """Let the bare name mean another version; every next request uses it."""
+    """Make another version live. Every later request for the bare name uses it."""
     check_name(name)
     body = read_as(LiveRequest, object_of_body(await _read_json(request, service)))
     adapter = await service.writes.run(service.catalog.set_live, name, body.version, precondition=precondition(request))
@@ -143,7 +149,7 @@ async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBo
 
 
 async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
-    """Refit, exactly, an adapter that was trained with `keep_statistics`, with rows added and rows forgotten."""
+    """Refit an adapter exactly with rows added and rows removed. It must be trained with `keep_statistics`."""
     body = await _read_json(request, service)
     async with service.writes.turn(service.plannings):
         job = await service.writes.run(_queue_update, service, name, body)
@@ -152,7 +158,7 @@ async def update_adapter(name: str, request: Request, response: Response, servic
 
 
 async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
-    """Delete an adapter with all its versions; a name made again goes on counting."""
+    """Delete an adapter with all its versions. If the name is created again, version numbers continue."""
     check_name(name)
     await service.writes.run(service.catalog.delete, name, precondition=precondition(request))
 

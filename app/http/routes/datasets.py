@@ -29,7 +29,7 @@ from app.service import Service
 class DatasetQuery(Page):
     """Query of the list of data sets."""
 
-    prefix: str = Field("", description="Only names that begin with this.")
+    prefix: str = Field("", description="Only names with this prefix.")
 
 
 class PreviewQuery(BaseModel):
@@ -37,15 +37,15 @@ class PreviewQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    version: QueryInteger | None = Field(None, ge=1, description="The newest where it is left out.")
-    offset: QueryInteger = Field(0, ge=0, description="Row to begin at, from 0.")
-    limit: QueryInteger = Field(10, ge=1, le=100, description="How many rows at most.")
+    version: QueryInteger | None = Field(None, ge=1, description="The newest version if omitted.")
+    offset: QueryInteger = Field(0, ge=0, description="First row, from 0.")
+    limit: QueryInteger = Field(10, ge=1, le=100, description="Maximum number of rows.")
 
 
 async def upload_dataset(name: str, request: Request, response: Response, service: ServiceOf) -> DatasetVersionBody:
-    """A file becomes a new version (201), unless the newest one has the same content (200).
+    """Create a version from a file (201); if the newest version has the same content, return it (200).
 
-    The answer reports its columns, and rows that cannot be trained on.
+    The answer reports the columns, and the rows that cannot be used for training.
     """
     check_name(name)
     version, is_new = await read_dataset(name, request, service, precondition(request))
@@ -55,7 +55,7 @@ async def upload_dataset(name: str, request: Request, response: Response, servic
 
 
 def list_datasets(query: Annotated[DatasetQuery, Query()], service: ServiceOf) -> DatasetPage:
-    """Data sets in byte order of name, without their reports."""
+    """List data sets in byte order of name, without their reports."""
     list_key = f"datasets {check_prefix(query.prefix)}"
     after = read_cursor(list_key, query.cursor) or ""
     page = list(service.datasets.list(prefix=query.prefix, after=after, limit=query.limit + 1))
@@ -64,7 +64,7 @@ def list_datasets(query: Annotated[DatasetQuery, Query()], service: ServiceOf) -
 
 
 def show_dataset(name: str, service: ServiceOf) -> DatasetBody:
-    """One data set and its newest version."""
+    """Show one data set and its newest version."""
     dataset = service.datasets.get(check_name(name))
     newest = _find(service, name, dataset.newest.version)
     return DatasetBody(
@@ -76,7 +76,7 @@ def show_dataset(name: str, service: ServiceOf) -> DatasetBody:
 
 
 def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> DatasetVersionPage:
-    """A data set's versions, newest first, without their reports."""
+    """List a data set's versions, newest first, without their reports."""
     list_key = f"dataset versions {check_name(name)}"
     before = read_cursor(list_key, query.cursor)
     page = list(service.datasets.versions(name, before=before, limit=query.limit + 1))
@@ -85,7 +85,7 @@ def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf
 
 
 def show_version(name: str, version: str, service: ServiceOf) -> DatasetVersionBody:
-    """One version."""
+    """Show one version."""
     check_name(name)
     if not (version.isascii() and version.isdigit()):
         raise WrongType(
@@ -95,7 +95,7 @@ def show_version(name: str, version: str, service: ServiceOf) -> DatasetVersionB
 
 
 def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf) -> PreviewBody:
-    """Some rows of a version; what is not finite is null."""
+    """Show some rows of a version. Numbers that are not finite are null."""
     version = _find(service, check_name(name), query.version)
     rows = Table.open(service.datasets.local(version)).preview(query.offset, query.limit)
     end = query.offset + len(rows)
@@ -109,7 +109,7 @@ def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service:
 
 
 async def delete_dataset(name: str, request: Request, service: ServiceOf) -> None:
-    """Delete a data set with all its versions; a name made again goes on counting."""
+    """Delete a data set with all its versions. If the name is created again, version numbers continue."""
     check_name(name)
     await service.writes.run(service.datasets.delete, name, precondition=precondition(request))
 

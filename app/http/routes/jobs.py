@@ -25,7 +25,7 @@ class JobQuery(Page):
     status: QueryStatus | None = None
     adapter: str | None = Field(None, description="Only jobs that train this adapter.")
     prefix: str | None = Field(
-        None, min_length=4, max_length=128, description="Only jobs whose id begins with these 4 or more characters."
+        None, min_length=4, max_length=128, description="Only jobs whose id has this prefix of 4 or more characters."
     )
 
 
@@ -43,7 +43,7 @@ async def _subscription(job_id: str, service: ServiceOf) -> AsyncIterator[Subscr
 
 
 def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPage:
-    """Jobs, newest first, without their histories."""
+    """List jobs, newest first, without their histories."""
     adapter = None if query.adapter is None else check_name(query.adapter, field="adapter")
     status = None if query.status is None else JobStatus(query.status)
     list_key = f"jobs {status} {adapter} {query.prefix}"
@@ -54,12 +54,12 @@ def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPag
 
 
 def show_job(job_id: str, service: ServiceOf) -> JobWithHistory:
-    """One job with the losses on its way and its log."""
+    """Show one job with its loss history and its log."""
     return JobWithHistory.of(service.queue.get(job_id))
 
 
 def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], service: ServiceOf) -> JobAdapterPage:
-    """What a job trains, in its order: one adapter, or a fleet's."""
+    """List the adapters of a job in its order: one, or those of a fleet."""
     outcome = None if query.status is None else AdapterStatus(query.status)
     list_key = f"adapters of job {job_id} {outcome}"
     after = read_cursor(list_key, query.cursor)
@@ -71,11 +71,12 @@ def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], s
 async def watch_job(
     subscription: Annotated[Subscription, Depends(_subscription)],
     service: ServiceOf,
-    last_event_id: Annotated[str | None, Header(description="Go on after this event.")] = None,
+    last_event_id: Annotated[str | None, Header(description="Continue after this event.")] = None,
 ) -> Response:
-    """The job as it goes on: server-sent events `status`, `log`, `progress` and `metrics`, until it has ended.
+    """Stream server-sent events `status`, `log`, `progress` and `metrics` until the job has ended.
 
-    204 where the client has been told the end."""
+    The answer is 204 if the client has received the last event.
+    """
     position = read_event_id(subscription.job_id, last_event_id)
     if position.is_end:
         return Response(status_code=204)
@@ -87,10 +88,10 @@ async def watch_job(
 
 
 async def cancel_job(job_id: str, service: ServiceOf) -> JobWithHistory:
-    """End a job that has not ended: it publishes nothing from now on; of a fleet, what is published stays."""
+    """Cancel a job, which then publishes nothing more. Adapters that a fleet has published remain."""
     return JobWithHistory.of(await service.writes.run(service.queue.cancel, job_id))
 
 
 async def revert_job(job_id: str, service: ServiceOf) -> RevertBody:
-    """Point each live that an ended job moved back to where it pointed before, unless it has moved again since."""
+    """Restore each live version that an ended job replaced, unless it has changed again since."""
     return RevertBody.of(await service.writes.run(service.queue.revert, job_id))

@@ -13,17 +13,17 @@ from app.http.schemas.adapters import BaseBody
 
 
 def show_base(service: ServiceOf) -> BaseBody:
-    """The frozen layer that every adapter adds to: its shape, fingerprint and feature space."""
+    """Show the frozen layer: its shape, fingerprint and feature space."""
     return BaseBody.of(service.base, service.settings.feature_space)
 
 
 async def healthz() -> dict[str, str]:
-    """Alive: the process answers. Touches nothing else."""
+    """Answer without using any other part of the service."""
     return {"status": "alive"}
 
 
 async def readyz(service: ServiceOf) -> dict[str, str]:
-    """Able to serve: the base is loaded, the catalogue can be read, and the service is not stopping."""
+    """Check that the base layer is loaded, the catalogue can be read and the service is not draining."""
     if service.draining:
         raise NotReady("the service is stopping")
     try:
@@ -34,11 +34,11 @@ async def readyz(service: ServiceOf) -> dict[str, str]:
 
 
 async def metrics(service: ServiceOf, accept: Annotated[str, Header()] = "") -> Response:
-    """What the service counts and measures, all of its processes together, as Prometheus reads it.
+    """Show the metrics of all processes together.
 
-    In Prometheus' text format, or in OpenMetrics where `Accept` asks for that. docs/metrics-reference.md lists every
+    The format is Prometheus' text format, or OpenMetrics if `Accept` prefers it. docs/metrics-reference.md lists every
     metric.
     """
-    service.metrics.gather()
+    service.metrics.collect()
     body, content_type = await asyncio.to_thread(service.scrape.answer, accept)
     return Response(body, headers={"Content-Type": content_type, "Cache-Control": "no-store"})

@@ -1,6 +1,6 @@
-"""Requests and answers as clients see them.
+"""Adapters, their versions and uploads as clients see them.
 
-Arrays are `Any` here: they are checked by `adapters.arrays`, which is as strict and far faster.
+Arrays are `Any` here, and `adapters.arrays` checks them: it is as strict as pydantic and much faster.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Matrix = Annotated[
 
 
 def not_null(value: object) -> object:
-    """For a field that may be left out, and not be null."""
+    """Return the value of a field that may be omitted, but not be null."""
     if value is None:
         raise ValueError("it may be left out, but not be null")
     return value
@@ -33,47 +33,49 @@ Labels = Annotated[Any, NOT_NULL, Field(json_schema_extra={"type": "array", "ite
 
 
 class RequestBody(BaseModel):
+    """Base of request bodies: strict types, no unknown fields."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     def gave(self, name: str) -> bool:
-        """Whether the client sent this field."""
+        """Return whether the client sent this field."""
         return name in self.model_fields_set
 
 
 class FactorsUpload(RequestBody):
-    """An adapter's factors."""
+    """Factors of an adapter."""
 
     A: Matrix = Field(description="(out, r)")
     B: Matrix = Field(description="(r, in)")
     alpha: Alpha = Field(None, ge=-1e6, le=1e6, description="Defaults to the rank, so that s = 1.")
     bias: Annotated[Any, NOT_NULL, ShownAs(list[float])] = Field(None, description="(out)")
-    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
+    labels: Labels = Field(None, description="Class labels of the first outputs.")
 
 
 class PeftUpload(RequestBody):
-    """An adapter's factors under PEFT's names, which are the other way round."""
+    """Factors of an adapter under PEFT's names, which are swapped."""
 
     lora_A: Matrix = Field(description="(r, in)")
     lora_B: Matrix = Field(description="(out, r)")
     lora_alpha: Alpha = Field(None, ge=-1e6, le=1e6, description="Defaults to the rank, so that s = 1.")
-    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
+    labels: Labels = Field(None, description="Class labels of the first outputs.")
 
 
 class PeftFiles(BaseModel):
-    """The two files that PEFT's `save_pretrained` writes: known by their file names, whatever the fields are called."""
+    """The two files of PEFT's `save_pretrained`, recognised by their file names. Field names are ignored."""
 
     adapter_model: File = Field(description="`adapter_model.safetensors`")
     adapter_config: File = Field(description="`adapter_config.json`")
 
 
 class LiveRequest(RequestBody):
-    """The version that a bare name shall mean."""
+    """Version to make live."""
 
     version: int = Field(ge=1)
 
 
 class VersionEntryBody(BaseModel):
-    """One immutable version in a list: without the lists in its metrics and lineage, which grow with the layer."""
+    """Version in a list, without the lists in its metrics and lineage, whose size grows with the layer."""
 
     adapter: str
     version: int
@@ -103,7 +105,7 @@ class VersionEntryBody(BaseModel):
 
 
 class VersionBody(VersionEntryBody):
-    """One immutable version."""
+    """Immutable version of an adapter."""
 
     @classmethod
     def of(cls, version: domain.Version) -> "VersionBody":
@@ -113,7 +115,7 @@ class VersionBody(VersionEntryBody):
 
 
 class AdapterEntryBody(BaseModel):
-    """One adapter in a list."""
+    """Adapter in a list."""
 
     name: str
     created_at: str
@@ -121,7 +123,7 @@ class AdapterEntryBody(BaseModel):
     live: VersionEntryBody | None
     versions: int
     problem: Annotated[str | None, ShownAs(Literal["base_mismatch", "feature_space_mismatch"] | None)] = Field(
-        description="Code of the error that `/predict` answers for the live version on this service; null if none."
+        description="Code of the error of `/predict` for the live version on this service; null if there is none."
     )
 
     @classmethod
@@ -138,7 +140,7 @@ class AdapterEntryBody(BaseModel):
 
 
 class AdapterBody(AdapterEntryBody):
-    """One adapter."""
+    """Adapter with its live version."""
 
     live: VersionBody | None
 
@@ -159,7 +161,7 @@ def _without_lists(members: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class BaseBody(BaseModel):
-    """The frozen layer."""
+    """The frozen base layer."""
 
     in_features: int
     out_features: int
@@ -172,7 +174,7 @@ class BaseBody(BaseModel):
 
     @classmethod
     def of(cls, base: BaseLayer, feature_space: str | None) -> "BaseBody":
-        """The base layer as clients see it."""
+        """Return the base layer as clients see it."""
         return cls(
             in_features=base.in_features,
             out_features=base.out_features,
@@ -186,14 +188,14 @@ class BaseBody(BaseModel):
 
 
 class AdapterPage(BaseModel):
-    """A part of the list of adapters."""
+    """Page of the list of adapters."""
 
     data: list[AdapterEntryBody]
     next_cursor: str | None
 
 
 class VersionPage(BaseModel):
-    """A part of an adapter's list of versions."""
+    """Page of an adapter's list of versions."""
 
     data: list[VersionEntryBody]
     next_cursor: str | None

@@ -8,7 +8,7 @@ from adapters.datasets import store as domain
 
 
 class ColumnBody(BaseModel):
-    """One column."""
+    """Column of a data set."""
 
     name: str
     type: str
@@ -18,7 +18,7 @@ class ColumnBody(BaseModel):
 
 
 class BadRowBody(BaseModel):
-    """A row that cannot be trained on, where its column is used."""
+    """Row that cannot be used for training with its column."""
 
     row: int
     column: str | None
@@ -26,7 +26,7 @@ class BadRowBody(BaseModel):
 
 
 class DatasetEntryBody(BaseModel):
-    """One immutable version, as it stands in a list."""
+    """Version of a data set in a list."""
 
     dataset: str
     version: int
@@ -38,19 +38,19 @@ class DatasetEntryBody(BaseModel):
 
     @classmethod
     def of(cls, version: domain.DatasetEntry) -> "DatasetEntryBody":
-        """A version as its clients see it in a list."""
+        """Return a version as clients see it in a list."""
         return cls(**{name: getattr(version, name) for name in DatasetEntryBody.model_fields})
 
 
 class DatasetVersionBody(DatasetEntryBody):
-    """One immutable version with its report."""
+    """Immutable version of a data set with its report."""
 
     columns: list[ColumnBody]
     bad_rows: list[BadRowBody]
 
     @classmethod
     def of(cls, version: domain.DatasetEntry) -> "DatasetVersionBody":
-        """A version as its clients see it by itself."""
+        """Return a version as clients see it by itself."""
         assert isinstance(version, domain.DatasetVersion)
         return cls(
             **dict(DatasetEntryBody.of(version)),
@@ -60,7 +60,7 @@ class DatasetVersionBody(DatasetEntryBody):
 
 
 class DatasetSummaryBody(BaseModel):
-    """One data set, as it stands in a list."""
+    """Data set in a list."""
 
     name: str
     created_at: str
@@ -69,7 +69,7 @@ class DatasetSummaryBody(BaseModel):
 
     @classmethod
     def of(cls, dataset: domain.DatasetSummary) -> "DatasetSummaryBody":
-        """A data set as its clients see it in a list."""
+        """Return a data set as clients see it in a list."""
         return cls(
             name=dataset.name,
             created_at=dataset.created_at,
@@ -79,7 +79,7 @@ class DatasetSummaryBody(BaseModel):
 
 
 class DatasetBody(BaseModel):
-    """One data set with its newest version."""
+    """Data set with its newest version."""
 
     name: str
     created_at: str
@@ -88,21 +88,21 @@ class DatasetBody(BaseModel):
 
 
 class DatasetPage(BaseModel):
-    """A part of the list of data sets."""
+    """Page of the list of data sets."""
 
     data: list[DatasetSummaryBody]
     next_cursor: str | None
 
 
 class DatasetVersionPage(BaseModel):
-    """A part of a data set's list of versions."""
+    """Page of a data set's list of versions."""
 
     data: list[DatasetEntryBody]
     next_cursor: str | None
 
 
 class PreviewBody(BaseModel):
-    """Some rows of a version."""
+    """Rows of a version."""
 
     dataset: str
     version: int

@@ -1,4 +1,4 @@
-"""Jobs, their adapters and what became of them, as clients see them."""
+"""Jobs, their adapters and their results as clients see them."""
 
 import math
 from dataclasses import asdict
@@ -14,29 +14,31 @@ from app.openapi.problems import JobProblem
 
 
 class ProgressBody(BaseModel):
-    """How far a job is; all of it may be missing until the first step."""
+    """Progress of a job; it may be null until the first step."""
 
     step: int
     steps: int
     loss: float | None
     seconds_left: float | None = None
-    adapters: dict[str, int] | None = Field(None, description="Of a fleet: how many are published, failed, in total.")
+    adapters: dict[str, int] | None = Field(None, description="Of a fleet: adapters published, failed and in total.")
 
 
 class ResultBody(BaseModel):
-    """What a job of one adapter published."""
+    """Version that a job of one adapter published."""
 
     name: str
     version: int
     digest: str
 
 
-Metrics = Annotated[dict[str, Any] | None, Field(description="Losses and metrics by name; docs/training.md has all.")]
+Metrics = Annotated[
+    dict[str, Any] | None, Field(description="Losses and metrics by name; docs/training.md lists them.")
+]
 Error = Annotated[dict[str, Any] | None, ShownAs(JobProblem | None)]
 
 
 class JobBody(BaseModel):
-    """One training job."""
+    """Training job."""
 
     id: str
     status: Annotated[str, ShownAs(JobStatus)]
@@ -53,27 +55,27 @@ class JobBody(BaseModel):
 
     @classmethod
     def of(cls, job: Job) -> "JobBody":
-        """A job as its clients see it in a list."""
+        """Return a job as clients see it in a list."""
         own = {name: getattr(job, name) for name in JobBody.model_fields if name != "spec"}
         return cls(**own, spec=dict(job.training.description))
 
 
 class LogLine(BaseModel):
-    """Something that happened on the way."""
+    """Line of a job's log."""
 
     time: str
     text: str
 
 
 class JobWithHistory(JobBody):
-    """One training job with the losses on its way and its log."""
+    """Training job with its loss history and its log."""
 
     history: list[tuple[int, float]]
     log: list[LogLine]
 
     @classmethod
     def of(cls, job: Job) -> "JobWithHistory":
-        """A job as its clients see it by itself."""
+        """Return a job as clients see it by itself."""
         return cls(
             **dict(JobBody.of(job)),
             # A loss that was not finite is stored as null.
@@ -83,14 +85,14 @@ class JobWithHistory(JobBody):
 
 
 class JobPage(BaseModel):
-    """A part of the list of jobs."""
+    """Page of the list of jobs."""
 
     data: list[JobBody]
     next_cursor: str | None
 
 
 class JobAdapterBody(BaseModel):
-    """One adapter that a job trains."""
+    """Adapter that a job trains."""
 
     name: str
     group: str | None
@@ -104,19 +106,19 @@ class JobAdapterBody(BaseModel):
 
     @classmethod
     def of(cls, adapter: JobAdapter) -> "JobAdapterBody":
-        """An adapter of a job as its clients see it."""
+        """Return an adapter of a job as clients see it."""
         return cls(**{name: getattr(adapter, name) for name in cls.model_fields})
 
 
 class JobAdapterPage(BaseModel):
-    """A part of the list of a job's adapters."""
+    """Page of the list of a job's adapters."""
 
     data: list[JobAdapterBody]
     next_cursor: str | None
 
 
 class BackBody(BaseModel):
-    """A live alias that points back; `to` null: no version is live now."""
+    """Live alias that was restored. If `to` is null, no version is live now."""
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
 
@@ -126,7 +128,7 @@ class BackBody(BaseModel):
 
 
 class SkippedBody(BaseModel):
-    """An adapter of the job that was left as it is."""
+    """Adapter of the job that was not changed."""
 
     name: str
     version: int | None
@@ -135,14 +137,14 @@ class SkippedBody(BaseModel):
 
 
 class RevertBody(BaseModel):
-    """Every adapter of a job, each in one of the two."""
+    """Result of a revert: every adapter of the job is in one of the two lists."""
 
     reverted: list[BackBody]
     skipped: list[SkippedBody]
 
     @classmethod
     def of(cls, done: RevertResult) -> "RevertBody":
-        """What a revert did as its clients see it."""
+        """Return the result of a revert as clients see it."""
         return cls(
             reverted=[BackBody(name=back.name, version=back.version, to=back.to) for back in done.reverted],
             skipped=[SkippedBody(**asdict(skipped)) for skipped in done.skipped],

@@ -54,6 +54,11 @@ REQUESTS = _counter(
 REQUEST_SECONDS = _histogram(
     "loraplex_request_seconds", "Time from the end of a request's head to its answer.", _REQUEST_SECONDS, "route"
 )
+FAST_PATH_FALLBACKS = _counter(
+    "loraplex_fast_path_fallbacks_total",
+    "Small predict and infer requests that the fast path left to ASGI, by reason.",
+    "reason",
+)
 QUEUE_SECONDS = _histogram(
     "loraplex_queue_seconds", "Time that a predict request waited for its batch to start.", _BATCH_SECONDS
 )

@@ -78,7 +78,7 @@ class MetricsExposition:
 
     def answer(self, accept: str) -> tuple[bytes, str]:
         """The body and its content type for a request with this `Accept`. Reads files and SQL: for a thread."""
-        everyone = self._metrics.everyone()
+        everyone = self._metrics.all_processes()
         here = MetricValues()
         for role in _ROLES:
             here.put(d.PROCESSES, sum(each.lives and each.name.rpartition("-")[0] == role for each in everyone), role)

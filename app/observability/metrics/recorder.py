@@ -3,7 +3,7 @@
 import os
 import resource
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Metrics:
         self._folder, self._slot = folder, slot
         self._figures = MetricValues() if slot is None else slot.counted()
         self._routes: set[str] = set()
-        self._gatherer: Callable[[], None] | None = None
+        self._collector: Callable[[], None] | None = None
         self._changed = False
         self._write_lock = threading.Lock()
         self._closed = threading.Event()
@@ -84,7 +84,7 @@ class Metrics:
         if self._writer is not None:
             self._writer.join()
         if self._slot is not None:
-            self.gather()
+            self.collect()
             with self._write_lock:
                 self._slot.leave(self._figures, ended=True)
                 self._slot.give_back()
@@ -92,7 +92,7 @@ class Metrics:
 
     # What workers count
 
-    def answered(self, route: str, method: str, status: int, seconds: Sequence[float]) -> None:
+    def record_requests(self, route: str, method: str, status: int, seconds: Sequence[float]) -> None:
         """So many requests to this route's template (`/adapters/{name}`, never the path itself) took so long each."""
         if route not in self._routes:
             route = route if len(self._routes) < _MOST_ROUTES else OTHER
@@ -100,22 +100,27 @@ class Metrics:
         self._count(d.REQUESTS, len(seconds), route, method if method in _METHODS else OTHER, str(status))
         self._observe(d.REQUEST_SECONDS, seconds, route)
 
-    def queued(self, seconds: Sequence[float]) -> None:
+    def record_queue_seconds(self, seconds: Sequence[float]) -> None:
         """So long predict requests waited for their batches."""
         self._observe(d.QUEUE_SECONDS, seconds)
 
-    def batches(self, rows: Sequence[int], adapters: Sequence[int], seconds: Sequence[float]) -> None:
+    def record_batches(self, rows: Sequence[int], adapters: Sequence[int], seconds: Sequence[float]) -> None:
         """Of each batch its rows, its distinct adapters, and what it took to compute."""
         self._observe(d.BATCH_ROWS, rows)
         self._observe(d.BATCH_ADAPTERS, adapters)
         self._observe(d.FORWARD_SECONDS, seconds)
 
-    def waiting(self, rows: int, limit: int) -> None:
+    def record_fallbacks(self, counts: Mapping[str, int]) -> None:
+        """Count requests that the fast path left to ASGI, by reason."""
+        for reason, requests in counts.items():
+            self._count(d.FAST_PATH_FALLBACKS, requests, str(reason))
+
+    def set_queue_rows(self, rows: int, limit: int) -> None:
         """So many rows wait now, of so many that may."""
         self._put(d.QUEUE_ROWS, rows)
         self._put(d.QUEUE_ROWS_LIMIT, limit)
 
-    def residency(
+    def record_cache(
         self,
         *,
         hits: int,
@@ -133,37 +138,37 @@ class Metrics:
         self._put(d.RESIDENT_BYTES, resident_bytes)
         self._put(d.RESIDENT_ADAPTERS, resident_adapters)
 
-    def published(self, seconds: float, adapters: int, *, source: str = "upload") -> None:
+    def record_publish(self, seconds: float, adapters: int, *, source: str = "upload") -> None:
         """One publish made so many adapters durable; `source` is `upload` or `job`."""
         self._observe(d.PUBLISH_SECONDS, [seconds], source)
         self._count(d.PUBLISHED, adapters, source)
 
     # What trainers count
 
-    def trained(self, method: str, status: str, seconds: float) -> None:
+    def record_training(self, method: str, status: str, seconds: float) -> None:
         """One job ended so on this trainer, so long after it was claimed."""
         self._observe(d.TRAINING_SECONDS, [seconds], method, status)
 
-    def fit_died(self) -> None:
+    def record_fit_death(self) -> None:
         """The process that fitted a job died."""
         self._count(d.FITS_DIED, 1)
 
-    def resumed(self) -> None:
+    def record_resume(self) -> None:
         """A training went on from a checkpoint."""
         self._count(d.RESUMED, 1)
 
     # What scrapes ask
 
-    def gather_from(self, gatherer: Callable[[], None]) -> None:
+    def set_collector(self, collector: Callable[[], None]) -> None:
         """Have this called on the event loop before a scrape, so that what was not handed over yet is in it."""
-        self._gatherer = gatherer
+        self._collector = collector
 
-    def gather(self) -> None:
+    def collect(self) -> None:
         """Have it called now."""
-        if self._gatherer is not None:
-            self._gatherer()
+        if self._collector is not None:
+            self._collector()
 
-    def everyone(self) -> list[ProcessMetrics]:
+    def all_processes(self) -> list[ProcessMetrics]:
         """The figures of every process, this one's first. Reads files: for a thread."""
         # First to the disk: what one scrape has shown, none may fall behind, also when this process dies at once.
         self._write()

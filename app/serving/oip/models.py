@@ -17,7 +17,7 @@ EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "mo
 PLATFORM = "loraplex"
 """What runs the models."""
 _VERSION = re.compile(r"[1-9][0-9]*")
-_MOST_DIGITS = 200
+_MAX_DIGITS = 200
 
 
 class Tensor(BaseModel):
@@ -75,7 +75,7 @@ class IndexEntry(BaseModel):
     reason: str = ""
 
 
-def reference_of(name: str, version: str | None = None) -> Reference | None:
+def parse_model(name: str, version: str | None = None) -> Reference | None:
     """The adapter that a path's model and version mean; None is the bare base layer.
 
     Raises `InvalidName`, and `VersionNotFound` for what can be no version.
@@ -90,7 +90,7 @@ def reference_of(name: str, version: str | None = None) -> Reference | None:
     if not _VERSION.fullmatch(version):
         raise _no_version(name, version, "versions are numbers from 1 on")
     # Of a number far too large to exist, enough digits to stay so.
-    return Reference(name, version=int(version[:_MOST_DIGITS]))
+    return Reference(name, version=int(version[:_MAX_DIGITS]))
 
 
 def _no_version(name: str, version: str | None, there: str) -> VersionNotFound:

@@ -30,14 +30,14 @@ from adapters.errors import (
 from adapters.strict_json import parse
 from app.serving.request import count_lists, has_lists, read_flat, read_rows
 
-WHAT = "the JSON of the request"
+JSON_SUBJECT = "the JSON of the request"
 INPUT, OUTPUT = "inputs", "outputs"
 """The only tensors that a model has."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
 ITEM_BYTES: Mapping[str, int] = {"FP32": 4, "FP64": 8, "FP16": 2, "BF16": 2}
 """The datatypes that an input may have."""
-LONGEST_REMEMBERED = 1024
-_REMEMBERED = 1024
+MAX_CACHED_BYTES = 1024
+_CACHED_HEADERS = 1024
 _MOST_CLASSES = 2**32
 """Triton reads 32 bits. More than there are is all of them, as there."""
 _REQUEST = ("id", "model_name", "parameters", "inputs", "outputs")
@@ -46,7 +46,7 @@ _NOT_SERVED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class InferHeader:
     """What an infer request says: rows of a datatype, and how it wants the answer."""
 
     rows: int
@@ -61,16 +61,16 @@ class Header:
     timeout_seconds: float | None
     classes: int | None = None
     """So many of the classes with the largest outputs, instead of the outputs."""
-    plain: bool = True
+    is_plain: bool = True
     """Whether there is neither a time-out nor a wish for classes."""
 
 
-def read_header(text: bytes, *, columns: int, max_rows: int) -> Header:
+def read_header(text: bytes, *, columns: int, max_rows: int) -> InferHeader:
     """The JSON part of a request; raises `NotJson` and every `InvalidInput`."""
-    return header_of(parse(text, what=WHAT), columns=columns, max_rows=max_rows)
+    return header_of(parse(text, what=JSON_SUBJECT), columns=columns, max_rows=max_rows)
 
 
-def header_of(value: object, *, columns: int, max_rows: int) -> Header:
+def header_of(value: object, *, columns: int, max_rows: int) -> InferHeader:
     """Do the same for what the JSON says."""
     request = object_of(value, "the request", _REQUEST)
     for field in ("id", "model_name"):
@@ -87,7 +87,7 @@ def header_of(value: object, *, columns: int, max_rows: int) -> Header:
     binary_output, classes = flag(output, "outputs.parameters", "binary_data"), _classes(output)
     if binary_output is None:
         binary_output = flag(parameters, "parameters", "binary_data_output") or False
-    return Header(
+    return InferHeader(
         rows=rows,
         datatype=datatype,
         binary_bytes=size,
@@ -97,12 +97,12 @@ def header_of(value: object, *, columns: int, max_rows: int) -> Header:
         model_name=request.get("model_name"),  # type: ignore[arg-type]  # the same
         timeout_seconds=timeout,
         classes=classes,
-        plain=timeout is None and classes is None,
+        is_plain=timeout is None and classes is None,
     )
 
 
-@lru_cache(maxsize=_REMEMBERED)
-def read_header_again(text: bytes, columns: int, max_rows: int) -> Header:
+@lru_cache(maxsize=_CACHED_HEADERS)
+def read_header_cached(text: bytes, columns: int, max_rows: int) -> InferHeader:
     """As `read_header`, remembered: a client that sends its numbers as bytes sends the same few headers."""
     return read_header(text, columns=columns, max_rows=max_rows)
 
@@ -314,7 +314,7 @@ _END_OF_ROWS = re.compile(rb"\][ \t\r\n]*\]")
 
 def read_infer_fast(
     body: bytes, columns: int, max_rows: int, *, parser: simdjson.Parser | None = None
-) -> tuple[Header, Float32] | None:
+) -> tuple[InferHeader, Float32] | None:
     """The header and the rows, (N, I) float32, that the exact reading would return; None where that has to decide.
 
     `parser` is one that nobody else uses meanwhile: it keeps its memory from body to body.
@@ -327,14 +327,14 @@ def read_infer_fast(
     last = _END_OF_ROWS.search(body, begin) if nested else None
     end = last.end() if last is not None else body.find(b"]", begin) + 1
     # What is around the numbers is remembered: it must be short, whoever sends it.
-    if not end or len(body) - (end - begin) >= LONGEST_REMEMBERED:
+    if not end or len(body) - (end - begin) >= MAX_CACHED_BYTES:
         return None
     if len(body) > _COUNTED_BYTES and count_lists(body) > max_rows + _MOST_LISTS:
         return None
     try:
         # Without its numbers, the text is short, and much the same from request to request. In the tensor's data, where
         # alone a list may stand under that name, it has none: had the name been anywhere else, this would be an error.
-        header = read_header_again(b"%b[]%b" % (body[:begin], body[end:]), columns, max_rows)
+        header = read_header_cached(b"%b[]%b" % (body[:begin], body[end:]), columns, max_rows)
         numbers = body[begin:end]
         array = (parser or simdjson.Parser()).parse(numbers)
         inputs_NI = read_rows(array, columns, max_rows=max_rows) if nested else read_flat(array, header.rows, columns)
@@ -348,7 +348,7 @@ def read_infer_fast(
 # N rows · I in_features · O out_features
 
 
-_STORED: Mapping[str, np.dtype[Any]] = {
+DTYPES: Mapping[str, np.dtype[Any]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
     "FP16": np.dtype("<f2"),
@@ -356,7 +356,9 @@ _STORED: Mapping[str, np.dtype[Any]] = {
 }
 
 
-def read_request(body: bytes, header_length: int | None, columns: int, max_rows: int) -> tuple[Header, Float32]:
+def read_infer_request(
+    body: bytes, header_length: int | None, columns: int, max_rows: int
+) -> tuple[InferHeader, Float32]:
     """An infer request's header and its rows, (N, I) float32, finite.
 
     `header_length` is how many bytes of the body are JSON: None where all are, 0 where the body is the rows
@@ -366,7 +368,7 @@ def read_request(body: bytes, header_length: int | None, columns: int, max_rows:
     return quick or read_exactly(body, header_length, columns, max_rows)
 
 
-def json_part(body: bytes, header_length: int | None) -> bytes:
+def json_bytes(body: bytes, header_length: int | None) -> bytes:
     """Return the bytes of a body that are JSON; none if it says that it has more than there are."""
     if header_length is None or header_length == len(body):
         return body
@@ -375,7 +377,7 @@ def json_part(body: bytes, header_length: int | None) -> bytes:
 
 def read_exactly(
     body: bytes, header_length: int | None, columns: int, max_rows: int, value: object = None
-) -> tuple[Header, Float32]:
+) -> tuple[InferHeader, Float32]:
     """The same, number by number where they are JSON. `value` is what the JSON says, if it has been read."""
     if header_length == 0:
         header = _raw(len(body), columns, max_rows)
@@ -392,7 +394,7 @@ def read_exactly(
         )
     else:
         text = bytes(memoryview(body)[:header_length])
-        read = read_header_again if header_length <= LONGEST_REMEMBERED else _read_header_once
+        read = read_header_cached if header_length <= MAX_CACHED_BYTES else _read_header_once
         header = read(text, columns, max_rows)
     if header.binary_bytes is None:
         return header, _from_json(header, columns, leftover=len(body) - (header_length or len(body)))
@@ -413,11 +415,11 @@ def read_exactly(
     return header, _from_bytes(body, header_length, header, columns)
 
 
-def _read_header_once(text: bytes, columns: int, max_rows: int) -> Header:
+def _read_header_once(text: bytes, columns: int, max_rows: int) -> InferHeader:
     return read_header(text, columns=columns, max_rows=max_rows)
 
 
-def _raw(size: int, columns: int, max_rows: int) -> Header:
+def _raw(size: int, columns: int, max_rows: int) -> InferHeader:
     """The header of a request without one: all of its body is FP32, and binary is what it gets."""
     rows, rest = divmod(size, columns * ITEM_BYTES["FP32"])
     if rest or not rows:
@@ -434,10 +436,10 @@ def _raw(size: int, columns: int, max_rows: int) -> Header:
             given=f"{rows} rows",
             expected=f"at most {max_rows} rows",
         )
-    return Header(rows, "FP32", size, None, True, None, None, None)
+    return InferHeader(rows, "FP32", size, None, True, None, None, None)
 
 
-def _from_json(header: Header, columns: int, *, leftover: int) -> Float32:
+def _from_json(header: InferHeader, columns: int, *, leftover: int) -> Float32:
     if leftover:
         raise WrongShape(
             f"{leftover} bytes follow the JSON, and no input has a binary_data_size",
@@ -465,8 +467,8 @@ def _from_json(header: Header, columns: int, *, leftover: int) -> Float32:
     return x_NI
 
 
-def _from_bytes(body: bytes, offset: int, header: Header, columns: int) -> Float32:
-    given = np.frombuffer(body, _STORED[header.datatype], header.rows * columns, offset)
+def _from_bytes(body: bytes, offset: int, header: InferHeader, columns: int) -> Float32:
+    given = np.frombuffer(body, DTYPES[header.datatype], header.rows * columns, offset)
     if header.datatype == "BF16":
         x: Float32 = (given.astype(np.uint32) << 16).view(np.float32)
     elif header.datatype == "FP32":
@@ -496,7 +498,7 @@ def _check_finite(x_NI: Float32, given_NI: NDArray[Any], datatype: str) -> None:
     )
 
 
-def check_named(header: Header, model: str) -> None:
+def check_model_name(header: InferHeader, model: str) -> None:
     """Raises `InvalidCombination` where the body names another model than the path."""
     if header.model_name is not None and header.model_name != model:
         raise InvalidCombination(

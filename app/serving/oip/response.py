@@ -13,28 +13,30 @@ from adapters.arrays import Float32
 from adapters.catalog.versions import Version
 from adapters.lora.labels import most_probable
 from app.serving.oip.models import BASE_VERSION
-from app.serving.oip.request import _STORED, OUTPUT, Header
-from app.serving.response import blocks, check_size, classes_of
+from app.serving.oip.request import DTYPES, OUTPUT, InferHeader
+from app.serving.response import check_label_size, select_classes, split_rows
 
 # N rows · O out_features · C classes of one adapter · T the largest of them
 
 
-def write_classes(header: Header, model: str, version: Version | None, outputs_NO: Float32) -> tuple[bytes, int | None]:
+def write_classes(
+    header: InferHeader, model: str, version: Version | None, outputs_NO: Float32
+) -> tuple[bytes, int | None]:
     """The body of an answer, and how many bytes of it are JSON where the rest is the tensor.
 
     The tensor is BYTES of shape (N, T), each element `value:index[:label]`, in UTF-8, the largest outputs first: T is
     what was asked for, or C where that is less. Raises `OutOfRange` where it would be too large.
     """
     assert header.classes is not None
-    labels, x_NC = classes_of(version, outputs_NO)
+    labels, x_NC = select_classes(version, outputs_NO)
     suffixes = [f":{index}" if labels is None else f":{index}:{labels[index]}" for index in range(x_NC.shape[1])]
     rows, count = len(x_NC), min(header.classes, x_NC.shape[1])
     parts: list[bytes] = []
     size = 0
-    for block in blocks(*x_NC.shape):
+    for block in split_rows(*x_NC.shape):
         parts.append(_serialised(_elements(x_NC[block], count, suffixes), binary=header.binary_output))
         size += len(parts[-1])
-        check_size(size, field="outputs.parameters.classification")
+        check_label_size(size, field="outputs.parameters.classification")
     about = {} if header.id is None else {"id": header.id}
     tensor: dict[str, object] = {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, count]}
     if header.binary_output:
@@ -66,8 +68,8 @@ def _serialised(elements: list[str], *, binary: bool) -> bytes:
     return b"".join([part for text in encoded for part in (len(text).to_bytes(4, "little"), text)])
 
 
-def write_answer(
-    header: Header, model: str, version: Version | None, outputs_NO: Float32, data: bytes | None
+def write_infer_response(
+    header: InferHeader, model: str, version: Version | None, outputs_NO: Float32, data: bytes | None
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and how many bytes of it are JSON where the rest is the tensor.
 
@@ -81,6 +83,6 @@ def write_answer(
     )
     if data is not None:
         return b'%b"data":%b}]}' % (begin.encode(), data), None
-    tensor = outputs_NO.astype(_STORED["FP32"], copy=False).tobytes()
+    tensor = outputs_NO.astype(DTYPES["FP32"], copy=False).tobytes()
     text = f'{begin}"parameters":{{"binary_data_size":{len(tensor)}}}}}]}}'.encode()
     return text + tensor, len(text)

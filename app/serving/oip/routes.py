@@ -20,31 +20,30 @@ from app.http.errors import BodyTooLarge, RouteNotFound, UnsupportedMediaType, p
 from app.http.routes.status import readyz
 from app.service import Service
 from app.serving.asgi import (
-    MOST_QUICK_BYTES,
+    MAX_FAST_JSON_BYTES,
     AsgiResponse,
     Headers,
-    answer,
     check_feature_space,
-    disconnected,
-    most_json_bytes,
+    max_json_bytes,
     read_body,
-    remember,
+    send_response,
     server_timing,
     timeout_seconds,
+    wait_for_disconnect,
 )
 from app.serving.oip import models as models
-from app.serving.oip.models import Configuration, IndexEntry, Metadata, State, reference_of
+from app.serving.oip.models import Configuration, IndexEntry, Metadata, State, parse_model
 from app.serving.oip.request import (
     HEADER_LENGTH,
-    WHAT,
-    Header,
-    check_named,
-    json_part,
+    JSON_SUBJECT,
+    InferHeader,
+    check_model_name,
+    json_bytes,
     read_exactly,
     read_infer_fast,
-    read_request,
+    read_infer_request,
 )
-from app.serving.oip.response import write_answer, write_classes
+from app.serving.oip.response import write_classes, write_infer_response
 from app.serving.queue_entry import InferenceResult
 from app.serving.request import InferenceRequest
 from app.serving.response import write_many_numbers
@@ -53,10 +52,10 @@ INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 """The paths that this answers; what else there is under `/v2` is FastAPI's."""
 ROUTE, VERSION_ROUTE = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 _HINT = ": send fewer rows in each request, or the numbers as binary data"
-_MOST_DIGITS = 12
+_MAX_DIGITS = 12
 _JSON_INLINE = 2**14
 _BINARY_INLINE = 2**18
-HEADER_LENGTH_NAME = HEADER_LENGTH.lower().encode()
+INFERENCE_HEADER_NAME = HEADER_LENGTH.lower().encode()
 _JSON, _BINARY = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
 
 
@@ -64,7 +63,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
     """Answer an infer request, whether well or in the protocol's own shape of an error."""
     try:
         model, version = _model(scope["path"])
-        reference = reference_of(model, version)
+        reference = parse_model(model, version)
         headers = dict(scope["headers"])
         check_feature_space(service, headers, scope)
         header_length = _header_length(scope["headers"])
@@ -72,55 +71,59 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
         await service.batcher.admit(timeout_seconds=timeout)
         body = await _body(service, headers, receive, header_length)
         header, inputs_NI = await _read(service, body, header_length)
-        check_named(header, model)
+        check_model_name(header, model)
         waits = [seconds for seconds in (timeout, header.timeout_seconds) if seconds is not None]
-        outcome = await service.batcher.ask(
+        result = await service.batcher.infer(
             InferenceRequest(inputs_NI, [reference]),
             timeout_seconds=min(waits, default=None),
-            gone=partial(disconnected, receive),
-            entered=remember(scope),
+            disconnected=partial(wait_for_disconnect, receive),
+            on_entry=partial(scope["state"].__setitem__, "queue_entry"),
         )
-        content, text_length = await _write(header, model, outcome)
+        content, text_length = await _write(header, model, result)
     except ClientDisconnect:
         return
     except LoraplexError as error:
         await protocol_error(error)(scope, receive, send)
         return
-    await answer(send, content, response_headers(outcome, text_length))
+    await send_response(send, content, infer_headers(result, text_length))
 
 
-async def _read(service: Service, body: bytes, header_length: int | None) -> tuple[Header, Float32]:
+async def _read(service: Service, body: bytes, header_length: int | None) -> tuple[InferHeader, Float32]:
     columns, max_rows = service.base.in_features, service.settings.max_rows
-    if is_quick(body, header_length):
-        return read_request(body, header_length, columns, max_rows)
-    if header_length is None and len(body) <= MOST_QUICK_BYTES:
+    if is_small(body, header_length):
+        return read_infer_request(body, header_length, columns, max_rows)
+    if header_length is None and len(body) <= MAX_FAST_JSON_BYTES:
         read = await asyncio.to_thread(read_infer_fast, body, columns, max_rows)
         if read is not None:
             return read
-    text = json_part(body, header_length)
+    text = json_bytes(body, header_length)
     # None is what `null` says: it is read again, being small.
-    value = await service.json.parse(text, longest=max_rows * columns, what=WHAT) if len(text) > _JSON_INLINE else None
+    value = (
+        await service.json.parse(text, longest=max_rows * columns, what=JSON_SUBJECT)
+        if len(text) > _JSON_INLINE
+        else None
+    )
     return await asyncio.to_thread(read_exactly, body, header_length, columns, max_rows, value)
 
 
-def is_quick(body: bytes, header_length: int | None) -> bool:
+def is_small(body: bytes, header_length: int | None) -> bool:
     # The exact reading of JSON takes half a millisecond for 16 KiB.
     text_bytes = len(body) if header_length is None else header_length
     return len(body) <= _BINARY_INLINE and text_bytes <= _JSON_INLINE
 
 
-async def _write(header: Header, model: str, outcome: InferenceResult) -> tuple[bytes, int | None]:
-    version, outputs_NO = outcome.versions[0], outcome.outputs_NO
+async def _write(header: InferHeader, model: str, result: InferenceResult) -> tuple[bytes, int | None]:
+    version, outputs_NO = result.versions[0], result.outputs_NO
     if header.classes is not None:
         return await asyncio.to_thread(write_classes, header, model, version, outputs_NO)
     data = None if header.binary_output else await write_many_numbers(outputs_NO.reshape(-1))
-    return write_answer(header, model, version, outputs_NO, data)
+    return write_infer_response(header, model, version, outputs_NO, data)
 
 
-def response_headers(outcome: InferenceResult, text_length: int | None) -> Headers:
+def infer_headers(result: InferenceResult, text_length: int | None) -> Headers:
     if text_length is None:
-        return _JSON, server_timing(outcome)
-    return _BINARY, (HEADER_LENGTH_NAME, b"%d" % text_length), server_timing(outcome)
+        return _JSON, server_timing(result)
+    return _BINARY, (INFERENCE_HEADER_NAME, b"%d" % text_length), server_timing(result)
 
 
 def _model(path: str) -> tuple[str, str | None]:
@@ -135,10 +138,10 @@ def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     """How many bytes of the body are JSON, where that is said."""
     found = None
     for name, value in headers:
-        if name == HEADER_LENGTH_NAME:
+        if name == INFERENCE_HEADER_NAME:
             if found is not None:
                 raise InvalidCombination(f"{HEADER_LENGTH} is there twice", field=HEADER_LENGTH, expected="one of it")
-            found = whole_number(value)
+            found = parse_length(value)
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             encoding = value.decode("latin-1")
             raise UnsupportedMediaType(
@@ -150,8 +153,8 @@ def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     return found
 
 
-def whole_number(value: bytes) -> int:
-    if not value.isdigit() or len(value) > _MOST_DIGITS:
+def parse_length(value: bytes) -> int:
+    if not value.isdigit() or len(value) > _MAX_DIGITS:
         given = value.decode("latin-1")
         raise WrongType(
             f"{HEADER_LENGTH} is {given[:100]!r}, not a number of bytes",
@@ -164,7 +167,7 @@ def whole_number(value: bytes) -> int:
 
 async def _body(service: Service, headers: Mapping[bytes, bytes], receive: Receive, header_length: int | None) -> bytes:
     """The whole body; raises `BodyTooLarge` before more of it is in memory than may be."""
-    limit = most_json_bytes(service)
+    limit = max_json_bytes(service)
     if header_length is not None:
         if header_length > limit:
             raise BodyTooLarge(
@@ -261,7 +264,7 @@ async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEn
 
 def _require(service: Service, name: str, version: str | None) -> None:
     """Raises what a request to infer with this model would be answered with."""
-    reference = models.reference_of(name, version)
+    reference = models.parse_model(name, version)
     if reference is not None:
         service.catalog.find(reference).check_servable(service.base, service.settings.feature_space)
 

@@ -1,4 +1,4 @@
-"""`/ui/adapters`: search, and one adapter with its versions."""
+"""Pages `/ui/adapters`: the list with its search, and one adapter with its versions."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,19 +9,19 @@ from app.http.paging import page_of, read_cursor
 from app.web.pages import metric_tables
 from app.web.pages.rendering import page, page_router, render
 
-_ADAPTERS_A_PAGE = 25
-_VERSIONS_A_PAGE = 10
+_ADAPTERS_PER_PAGE = 25
+_VERSIONS_PER_PAGE = 10
 router = page_router()
 
 
 @page(router, "/ui/adapters")
 def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor: str | None = None) -> Response:
-    """Adapters whose names begin with `prefix`."""
+    """Show the adapters whose names begin with `prefix`."""
     prefix = prefix.strip()
-    of = f"adapters {check_prefix(prefix)}"
-    after = read_cursor(of, cursor or None) or ""
-    found = service.catalog.adapters(prefix=prefix, after=after, limit=_ADAPTERS_A_PAGE + 1)
-    data, next_cursor = page_of(of, found, _ADAPTERS_A_PAGE, lambda adapter: adapter.name)
+    list_key = f"adapters {check_prefix(prefix)}"
+    after = read_cursor(list_key, cursor or None) or ""
+    listed = service.catalog.adapters(prefix=prefix, after=after, limit=_ADAPTERS_PER_PAGE + 1)
+    data, next_cursor = page_of(list_key, listed, _ADAPTERS_PER_PAGE, lambda adapter: adapter.name)
     rows = [
         (
             adapter,
@@ -43,12 +43,12 @@ def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor
 
 @page(router, "/ui/adapters/{name}")
 def show_adapter(request: Request, service: ServiceOf, name: str, cursor: str | None = None) -> Response:
-    """One adapter, its versions newest first."""
-    of = f"versions {check_name(name)}"
-    before = read_cursor(of, cursor or None)
+    """Show one adapter with its versions, newest first."""
+    list_key = f"versions {check_name(name)}"
+    before = read_cursor(list_key, cursor or None)
     adapter = service.catalog.adapter(name)
-    found = service.catalog.versions(name, before=before, limit=_VERSIONS_A_PAGE + 1)
-    data, next_cursor = page_of(of, found, _VERSIONS_A_PAGE, lambda version: version.version)
+    listed = service.catalog.versions(name, before=before, limit=_VERSIONS_PER_PAGE + 1)
+    data, next_cursor = page_of(list_key, listed, _VERSIONS_PER_PAGE, lambda version: version.version)
     feature_space = service.settings.feature_space
     versions = [
         (

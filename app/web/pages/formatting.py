@@ -1,11 +1,11 @@
-"""Numbers, times and names as people read them: filters of the templates."""
+"""Formatting of numbers, times and names: the filters of the templates."""
 
 import math
 from datetime import UTC, datetime
 from urllib.parse import quote
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
-_SHOWN_OF_A_DIGEST = 10
+_DIGEST_DIGITS = 10
 _CAPITALISED = frozenset(
     (
         "a",
@@ -26,7 +26,7 @@ _CAPITALISED = frozenset(
         "which",
     )
 )
-"""As in `sentence` of app/web/static/js/wording.js."""
+"""The same list is in `sentence` of app/web/static/js/wording.js."""
 _METRICS = {
     "loss": "Loss",
     "accuracy": "Accuracy",
@@ -46,12 +46,12 @@ _METRICS = {
 
 
 def whole(number: int) -> str:
-    """`12,345`."""
+    """Format a whole number: `12,345`."""
     return f"{number:,}"
 
 
 def figure(number: object) -> str:
-    """Three significant digits or so: `0.0661`, `15.9`, `1.2e-05`; an en dash where there is none."""
+    """Format a number with three significant digits: `0.0661`, `15.9`, `1.2e-05`; anything else is an en dash."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         return "–"
     if isinstance(number, int):
@@ -66,7 +66,7 @@ def figure(number: object) -> str:
 
 
 def size(number: int) -> str:
-    """`264 KiB`."""
+    """Format a size in bytes: `264 KiB`."""
     value = float(number)
     for unit in _UNITS:
         if value < 1024 or unit == _UNITS[-1]:
@@ -76,22 +76,22 @@ def size(number: int) -> str:
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
-    """`1 row`, `500 rows`."""
+    """Format a number with its noun: `1 row`, `500 rows`."""
     return f"{whole(number)} {one if number == 1 else many or one + 's'}"
 
 
 def when(text: str) -> str:
-    """RFC 3339 in UTC → `25 Nov 2026, 02:58 UTC`."""
+    """Format an RFC 3339 time: `25 Nov 2026, 02:58 UTC`."""
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%-d %b %Y, %H:%M UTC")
 
 
 def clock(text: str) -> str:
-    """RFC 3339 in UTC → `02:58:26`."""
+    """Format the clock time of an RFC 3339 time: `02:58:26`."""
     return datetime.fromisoformat(text).astimezone(UTC).strftime("%H:%M:%S")
 
 
 def lasted(begin: str, end: str) -> str:
-    """The time between two times: `0.9 s`, `3 min 20 s`."""
+    """Format the time between two RFC 3339 times: `0.9 s`, `3 min 20 s`."""
     seconds = (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -101,29 +101,29 @@ def lasted(begin: str, end: str) -> str:
 
 
 def short(digest: str) -> str:
-    """The beginning of a digest, without the name of its algorithm."""
-    return digest.removeprefix("sha256:")[:_SHOWN_OF_A_DIGEST]
+    """Return the first digits of a digest, without the name of its algorithm."""
+    return digest.removeprefix("sha256:")[:_DIGEST_DIGITS]
 
 
 def part(text: str) -> str:
-    """Any text as one part of a path."""
+    """Quote any text as one segment of a path."""
     return quote(text, safe="")
 
 
 def metric(name: str) -> str:
-    """What a metric is called on the page."""
+    """Return the label of a metric."""
     return _METRICS.get(name, name.replace("_", " ").capitalize())
 
 
 def inline(text: str) -> str:
-    """Return a metric's name as it stands within a sentence: `accuracy`, but `RMSE`."""
+    """Return a metric's label for use within a sentence: `accuracy`, but `RMSE`."""
     return text[:1].lower() + text[1:] if text[1:2].islower() else text
 
 
 def sentence(text: str) -> str:
-    """With a full stop at its end, and a capital at its beginning.
+    """Return a text with a full stop and an initial capital.
 
-    Only a word of `_CAPITALISED` gets a capital: any other may be the name of an adapter, a data set or a field.
+    Only the words of `_CAPITALISED` get a capital, because others may be names of adapters, data sets or fields.
     """
     whole_text = text[:1].upper() + text[1:] if text.partition(" ")[0] in _CAPITALISED else text
     return whole_text if whole_text.endswith((".", "!", "?")) else f"{whole_text}."

@@ -1,4 +1,4 @@
-"""`/ui/jobs`: the queue, and one job as it goes on."""
+"""Pages `/ui/jobs`: the queue, and one job with its progress."""
 
 import json
 from typing import Any
@@ -13,8 +13,8 @@ from app.http.paging import page_of, read_cursor
 from app.web.pages import metric_tables
 from app.web.pages.rendering import page, page_router, render
 
-_JOBS_A_PAGE = 25
-_ADAPTERS_A_PAGE = 50
+_JOBS_PER_PAGE = 25
+_ADAPTERS_PER_PAGE = 50
 router = page_router()
 
 
@@ -22,21 +22,21 @@ router = page_router()
 def list_jobs(
     request: Request, service: ServiceOf, status: str = "", adapter: str = "", cursor: str | None = None
 ) -> Response:
-    """Jobs, newest first."""
+    """Show the jobs, newest first."""
     chosen = JobStatus(status) if status in list(JobStatus) else None
     adapter = adapter.strip()
     name = check_name(adapter, field="adapter") if adapter else None
-    of = f"jobs {chosen} {name}"
-    before = read_cursor(of, cursor or None)
-    found = service.queue.list(status=chosen, adapter=name, before=before, limit=_JOBS_A_PAGE + 1)
-    data, next_cursor = page_of(of, found, _JOBS_A_PAGE, lambda job: job.sequence)
+    list_key = f"jobs {chosen} {name}"
+    before = read_cursor(list_key, cursor or None)
+    listed = service.queue.list(status=chosen, adapter=name, before=before, limit=_JOBS_PER_PAGE + 1)
+    data, next_cursor = page_of(list_key, listed, _JOBS_PER_PAGE, lambda job: job.sequence)
     return render(
         request,
         "jobs.html",
         part="fragments/job_rows.html",
         jobs=data,
         statuses=list(JobStatus),
-        wanted=chosen,
+        selected_status=chosen,
         adapter=adapter,
         cursor=cursor,
         next_cursor=next_cursor,
@@ -45,12 +45,12 @@ def list_jobs(
 
 @page(router, "/ui/jobs/{job_id}")
 def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | None = None) -> Response:
-    """One job; what has come of it alone where that is refreshed."""
+    """Show one job; a refresh renders only its results."""
     job = service.queue.get(job_id)
-    of = f"adapters of job {job_id} None"
-    after = read_cursor(of, cursor or None)
-    found = list(service.queue.adapters(job_id, after=after, limit=_ADAPTERS_A_PAGE + 1))
-    adapters, next_cursor = page_of(of, found, _ADAPTERS_A_PAGE, lambda adapter: adapter.position)
+    list_key = f"adapters of job {job_id} None"
+    after = read_cursor(list_key, cursor or None)
+    listed = list(service.queue.adapters(job_id, after=after, limit=_ADAPTERS_PER_PAGE + 1))
+    adapters, next_cursor = page_of(list_key, listed, _ADAPTERS_PER_PAGE, lambda adapter: adapter.position)
     return render(
         request,
         "job.html",
@@ -70,9 +70,9 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
 
 
 def _settings(job: Job) -> list[tuple[str, str]]:
-    """The resolved spec, flat: what it was trained from has a place of its own."""
+    """Return the resolved settings as names and values; the page shows the data separately."""
     shown = {name: value for name, value in job.training.description.items() if name not in ("data", "name")}
-    return [(name, _plain(value)) for name, value in _flat(shown)]
+    return [(name, _format(value)) for name, value in _flat(shown)]
 
 
 def _flat(members: dict[str, Any], within: str = "") -> list[tuple[str, Any]]:
@@ -87,6 +87,6 @@ def _flat(members: dict[str, Any], within: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _plain(value: Any) -> str:
+def _format(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 400 else f"{text[:400]} …"

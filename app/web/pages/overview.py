@@ -1,4 +1,4 @@
-"""`/`: whether the service answers, with what, and what is going on."""
+"""Page `/`: the state of the service, its base layer and its newest jobs."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ router = page_router()
 
 @page(router, "/")
 def show_overview(request: Request, service: ServiceOf) -> Response:
-    """The overview; its figures alone where they are refreshed."""
+    """Show the overview; a refresh renders only its figures."""
     census = service.catalog_figures.census()
     return render(
         request,
@@ -30,7 +30,7 @@ def show_overview(request: Request, service: ServiceOf) -> Response:
         part="fragments/figures.html",
         base=service.base,
         feature_space=service.settings.feature_space,
-        # That the catalogue can be read is seen in showing this.
+        # Rendering the page has already read the catalogue.
         not_ready="It is stopping." if service.draining else None,
         census=census,
         first_steps=census is not None and not census.adapters,
@@ -41,8 +41,8 @@ def show_overview(request: Request, service: ServiceOf) -> Response:
 
 @router.get("/ui/throughput", response_model=None)
 async def show_throughput(service: ServiceOf) -> Response:
-    """Predictions of all workers since each began: what is between two looks is the page's to work out."""
-    service.metrics.gather()
+    """Return the counters of predictions in all workers. The page shows the difference between two calls."""
+    service.metrics.collect()
     return JSONResponse(await asyncio.to_thread(_predictions, service), headers={"Cache-Control": "no-store"})
 
 
@@ -53,11 +53,11 @@ def show_missing(path: str) -> None:
 
 
 def _predictions(service: Service) -> dict[str, Any]:
-    figures = sum_values(each.figures for each in service.metrics.everyone())
+    figures = sum_values(each.figures for each in service.metrics.all_processes())
     rows, counts = 0.0, [0] * (len(d.REQUEST_SECONDS.bounds) + 1)
     for metric, labels, tally in figures.tallies():
         if metric is d.BATCH_ROWS:
             rows += tally.total
         elif metric is d.REQUEST_SECONDS and labels in _PREDICTIONS:
-            counts = [one + more for one, more in zip(counts, tally.counts.tolist(), strict=True)]
+            counts = [count + more for count, more in zip(counts, tally.counts.tolist(), strict=True)]
     return {"at": time.monotonic(), "rows": rows, "bounds": d.REQUEST_SECONDS.bounds, "counts": counts}

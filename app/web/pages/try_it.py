@@ -1,4 +1,4 @@
-"""`/ui/try`: several adapters beside each other on one row."""
+"""Page `/ui/try`: the answers of several adapters to one row."""
 
 from typing import Any
 
@@ -14,19 +14,20 @@ from app.http.errors import problem
 from app.web.pages.datasets import input_choices, names_of
 from app.web.pages.rendering import page, page_router, render
 
-_OFFERED = 8
+_ADAPTERS_OFFERED = 8
 _DATASETS_OFFERED = 200
-MOST_ADAPTERS = 8
-_DRAWN = 64
+MAX_ADAPTERS = 8
+_DIGIT_PIXELS = 64
+"""Inputs of the bundled classifier of digits, for which the page has a drawing area."""
 router = page_router()
 
 
 @page(router, "/ui/try")
 def show_try(request: Request, service: ServiceOf, prefix: str = "") -> Response:
-    """The view; the adapters that are offered alone while somebody searches."""
+    """Show the page; a search renders only the adapters that it offers."""
     prefix = prefix.strip()
-    chosen = request.query_params.getlist("adapter")[:MOST_ADAPTERS]
-    offered = service.catalog.adapters(prefix=check_prefix(prefix), limit=_OFFERED + 1)
+    chosen = request.query_params.getlist("adapter")[:MAX_ADAPTERS]
+    offered = service.catalog.adapters(prefix=check_prefix(prefix), limit=_ADAPTERS_OFFERED + 1)
     answers = bool(offered) and offered[0].live is not None
     if (
         not chosen
@@ -39,20 +40,20 @@ def show_try(request: Request, service: ServiceOf, prefix: str = "") -> Response
         request,
         "try.html",
         part="fragments/offered.html",
-        offered=offered[:_OFFERED],
-        more=len(offered) > _OFFERED,
+        offered=offered[:_ADAPTERS_OFFERED],
+        more=len(offered) > _ADAPTERS_OFFERED,
         prefix=prefix,
         chosen=[str(parse_reference(text)) for text in chosen],
-        most=MOST_ADAPTERS,
+        most=MAX_ADAPTERS,
         base=service.base,
-        drawn=service.base.in_features == _DRAWN,
+        drawn=service.base.in_features == _DIGIT_PIXELS,
         datasets=service.datasets.list(limit=_DATASETS_OFFERED),
     )
 
 
 @page(router, "/ui/try/row")
 def read_row(service: ServiceOf, dataset: str = "", row: str = "0") -> Response:
-    """One row of a data set as this layer takes it: `values`, and of the other columns `beside`."""
+    """Return one row of a data set as the layer's inputs (`values`), and some other columns (`beside`)."""
     try:
         version = service.datasets.find(Reference(check_name(dataset, field="dataset")))
         return JSONResponse(_row(version, Table.open(service.datasets.local(version)), row, service.base.in_features))

@@ -42,7 +42,11 @@ class House:
     """One data folder and what is done to it."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.catalog = Catalog(folder, now=time.time)
+        # The first blob of a process makes its lock and commits pending rows: the points are those of a later one.
+        with self.catalog.writer.upload() as upload:
+            upload.write(b"removed at once")
         self.queue = JobQueue(self.catalog.database, self.catalog.writer, now=time.time, lease_seconds=15)
 
     def submit(self, job_id: str) -> Job:
@@ -52,6 +56,10 @@ class House:
     def replace(self) -> object:
         """Publish version 2 of acme."""
         return put(self.catalog, "acme", 2)
+
+    def replace_at_first(self) -> object:
+        """Publish version 2 of acme as the first change of a process."""
+        return put(Catalog(self.folder, now=time.time), "acme", 2)
 
     def replace_by_the_same(self) -> object:
         """Upload what is live."""
@@ -118,6 +126,10 @@ def _at_commit(house: House) -> None:
     sa.event.listen(house.catalog.database._engine, "commit", die)
 
 
+def _at_commit_of_any(_: House) -> None:
+    sa.event.listen(sa.Engine, "commit", die)
+
+
 def _after_commit(house: House) -> None:
     write = house.catalog.database.write
 
@@ -146,7 +158,12 @@ def _in_last_statement(house: House) -> None:
 
 
 POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
-    "the writer's lock is held, no key is pending": (House.replace, _instead(BlobWriter, "_hold_lock", after=True)),
+    "the writer's lock has no name": (House.replace_at_first, _instead(Path, "rename")),
+    "the writer's lock is held, no key is pending": (
+        House.replace_at_first,
+        _instead(BlobWriter, "_hold_lock", after=True),
+    ),
+    "keys are pending, not committed": (House.replace_at_first, _at_commit_of_any),
     "keys are pending, no file": (House.replace, _instead(FolderBlobs, "write")),
     "the pending key is replaced, not committed": (House.replace, _instead(Upload, "publish", after=True)),
     "the blob is written, not synced": (House.replace, _instead(os, "fsync")),

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from adapters.lora.base_layer import load_base_layer
-from adapters.training.execution.fit_client import Fitter, Frame, _read_frames
+from adapters.training.execution.fit_client import FitRequest, Fitter, Frame, _read_frames
+from tests.support.catalog_factories import training_job
 from tests.support.service import eventually
 
 
@@ -23,7 +24,7 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
     # A process that fits starts late, after a cancel for one, and reads the file anew.
     fitter = Fitter({"source": str(file)}, data_folder=Path(), threads=1, memory_bytes=2**31)
     try:
-        fitter.begin({"base": of_the_trainer.fingerprint, "data": "", "spec": {}, "feature_space": None})
+        fitter.begin(FitRequest(job=training_job(), base=of_the_trainer.fingerprint, feature_space=None, data=""))
         frame = eventually(lambda: fitter.next_frame(0.1), what="a frame")
     finally:
         fitter.kill()

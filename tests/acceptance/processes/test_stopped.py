@@ -136,5 +136,5 @@ def test_a_trainer_or_a_fit_that_stays_stopped_is_killed_and_the_job_goes_on(tmp
         another(leader, TRAINER, trainer)
         wait_until_it_runs(service.client, job_id, attempt=3)
         log = service.log.read_text()
-        assert "the process that fits has been stopped for more than 3 s and is killed" in log
+        assert "the fit process has been stopped for more than 3 s and is killed" in log
         assert "trainer 1 has been stopped for more than 3 s and is killed" in log

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-import sqlalchemy as sa
 import torch
-from alembic import command
-from alembic.config import Config
 
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
@@ -27,6 +24,7 @@ from tests.support.catalog_factories import (
     claimed,
     finish,
     make_adapter,
+    migrate,
     publication,
     publish_for,
     put,
@@ -260,7 +258,7 @@ def test_a_fleet_of_ten_thousand_is_queued_published_and_reverted(catalog: Catal
 
 def test_a_job_from_before_fleets_has_its_adapter_too(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite3"
-    _migrate(path, "0001")
+    migrate(path, "0001")
     common = ("default", "acme", "", 1, 1, "", 2, '{"shown": {"data": {"rows": 7}}}', "[]")
     with closing(sqlite3.connect(path)) as connection, connection:
         for job_id, status, result, metrics, error in (
@@ -288,13 +286,3 @@ def test_a_job_from_before_fleets_has_its_adapter_too(tmp_path: Path) -> None:
         assert ended.finished_at is not None
         assert datetime.fromisoformat(ended.finished_at).tzinfo is not None
         assert [job.id for job in queue.list(adapter="acme")] == ["on", "bad", "ok"]
-
-
-def _migrate(path: Path, to: str) -> None:
-    engine = sa.create_engine(f"sqlite:///{path}")
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[3] / "adapters" / "storage" / "migrations"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, to)
-    engine.dispose()

@@ -176,10 +176,10 @@ def test_an_address_that_cannot_be_read_is_refused_after_the_answers_before_it(
 @pytest.mark.parametrize(
     ("owner", "callback", "sent"),
     [
-        (wire.Protocol, "begin_body", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (wire.FastPathProtocol, "begin_body", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
         (HttpToolsProtocol, "on_url", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"),
         (HttpToolsProtocol, "on_body", CHUNKED),
-        (FastPath, "ask", GOOD),
+        (FastPath, "enqueue", GOOD),
     ],
 )
 def test_a_defect_is_logged_and_not_blamed_on_the_client(

@@ -104,14 +104,14 @@ def test_a_tunnel_is_refused_and_what_would_go_through_it_is_not_read(running: t
 def test_an_error_in_the_made_up_head_of_a_body_is_an_answer(
     running: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch, chunked: bool
 ) -> None:
-    begin_body = wire.Protocol.begin_body
+    begin_body = wire.FastPathProtocol.begin_body
 
-    def fail_when_resuming(self: wire.Protocol) -> bool:
+    def fail_when_resuming(self: wire.FastPathProtocol) -> bool:
         if self._is_resuming:
             raise NotHttp("a body that cannot be read")
         return begin_body(self)
 
-    monkeypatch.setattr(wire.Protocol, "begin_body", fail_when_resuming)
+    monkeypatch.setattr(wire.FastPathProtocol, "begin_body", fail_when_resuming)
     message = b"PUT /adapters/new HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
     message += framed(SMUGGLED, chunked=chunked)
     assert statuses(running[0], LAST.replace(b"Connection: close\r\n", b"") + message, one_by_one=False) == [200, 400]

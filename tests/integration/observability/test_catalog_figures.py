@@ -119,7 +119,7 @@ def test_those_who_ask_at_once_share_one_count(tmp_path: Path, monkeypatch: pyte
 
 def test_a_locked_catalogue_keeps_a_scrape_from_nothing_else(serve: Serve, tmp_path: Path) -> None:
     client, service = serve()
-    service.metrics.published(0.1, 7)
+    service.metrics.record_publish(0.1, 7)
     lock = sqlite3.connect(service.catalog.database.path, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     began = time.monotonic()

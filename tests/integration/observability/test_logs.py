@@ -151,7 +151,7 @@ def test_requests_and_batches_are_counted_where_they_are_answered(serve: Serve) 
 def test_what_is_observed_is_handed_on_although_nobody_scrapes(serve: Serve) -> None:
     client, service = serve()
     handed: list[int] = []
-    service.metrics.answered = lambda *given: handed.append(len(given[-1]))  # type: ignore[method-assign]
+    service.metrics.record_requests = lambda *given: handed.append(len(given[-1]))  # type: ignore[method-assign]
     for _ in range(3):
         client.post("/predict", json={"adapter": None, "inputs": [[0.0] * 10]}).raise_for_status()
     eventually(lambda: sum(handed) == 3, what="the handing on")

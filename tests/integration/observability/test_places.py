@@ -19,7 +19,7 @@ PUBLISHED = series("adapters_published_total", source="upload")
 
 
 def _all(metrics: Metrics) -> Shown:
-    return shown_of(sum_values(left.figures for left in metrics.everyone()))
+    return shown_of(sum_values(left.figures for left in metrics.all_processes()))
 
 
 @contextmanager
@@ -37,9 +37,9 @@ def test_each_process_of_a_role_has_a_place_of_its_own_and_sees_the_sum(tmp_path
     opened = [Metrics.open(tmp_path, role) for role in ("worker", "worker", "trainer")]
     assert [metrics.process for metrics in opened] == ["worker-1", "worker-2", "trainer-1"]
     for number, metrics in enumerate(opened, 1):
-        metrics.published(0.1, number)
+        metrics.record_publish(0.1, number)
     for metrics in opened:
-        metrics.everyone()  # which writes its own
+        metrics.all_processes()  # which writes its own
     for metrics in opened:
         assert _all(metrics)[PUBLISHED] == 6
     for metrics in opened:
@@ -48,15 +48,15 @@ def test_each_process_of_a_role_has_a_place_of_its_own_and_sees_the_sum(tmp_path
 
 def test_a_process_that_takes_a_place_goes_on_from_what_was_counted_there(tmp_path: Path) -> None:
     watching, dying = Metrics.open(tmp_path, "worker"), Metrics.open(tmp_path, "worker")
-    dying.published(0.1, 5)
-    dying.waiting(7, 100)
+    dying.record_publish(0.1, 5)
+    dying.set_queue_rows(7, 100)
     dying.close()
     shown = _all(watching)
     assert shown[PUBLISHED] == 5
     assert series("queue_rows") not in shown, "what it has waiting, it has no more"
     assert series("process_starts_total", process="worker-2") not in shown
     again = Metrics.open(tmp_path, "worker")
-    again.published(0.1, 1)
+    again.record_publish(0.1, 1)
     shown = _all(again)
     assert shown[PUBLISHED] == 6
     assert shown[series("process_starts_total", process="worker-2")] == 2
@@ -67,7 +67,7 @@ def test_a_process_that_takes_a_place_goes_on_from_what_was_counted_there(tmp_pa
 def test_a_service_that_is_started_begins_at_zero_unless_one_of_its_processes_lives(tmp_path: Path) -> None:
     for role in ("worker", "trainer"):
         metrics = Metrics.open(tmp_path, role)
-        metrics.published(0.1, 1)
+        metrics.record_publish(0.1, 1)
         metrics.close()
     alive = Metrics.open(tmp_path, "trainer")
     for role in ("worker", "trainer"):
@@ -85,7 +85,7 @@ def test_a_damaged_file_counts_as_none_and_is_written_anew(
     (tmp_path / "worker-1.json").write_bytes(damage)
     (tmp_path / "worker-9.json").write_bytes(damage)
     metrics = Metrics.open(tmp_path, "worker")
-    metrics.published(0.1, 3)
+    metrics.record_publish(0.1, 3)
     for _ in range(3):
         assert _all(metrics)[PUBLISHED] == 3
     assert len([record for record in caplog.records if "is no metrics" in record.message]) == 2
@@ -101,7 +101,7 @@ def test_counts_of_another_shape_are_no_metrics(tmp_path: Path) -> None:
     tallies = [["loraplex_publish_seconds", ["upload"], counts, 1]]
     (tmp_path / "worker-9.json").write_text(json.dumps({"written_at": 1, "numbers": [], "tallies": tallies}))
     metrics = Metrics.open(tmp_path, "worker")
-    metrics.published(0.1, 3)
+    metrics.record_publish(0.1, 3)
     assert _all(metrics)[PUBLISHED] == 3
     metrics.close()
 
@@ -112,7 +112,7 @@ def test_what_is_not_ours_or_cannot_be_read_now_is_left_alone(
     notes = tmp_path / "notes.json"
     notes.write_text("{}")
     metrics, other = Metrics.open(tmp_path, "worker"), Metrics.open(tmp_path, "worker")
-    other.published(0.1, 4)
+    other.record_publish(0.1, 4)
     other.close()
     assert _all(metrics)[PUBLISHED] == 4
 
@@ -135,7 +135,7 @@ def test_a_full_disk_is_told_of_once_and_stops_nobody_from_counting(
     metrics = Metrics.open(tmp_path, "worker")
     with _no_room():
         for _ in range(3):
-            metrics.published(0.1, 1)
+            metrics.record_publish(0.1, 1)
             shown = _all(metrics)
     assert shown[PUBLISHED] == 3
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_made_leaves_a_process_with_its_own_figures(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     metrics = Metrics.open(tmp_path / "file", "worker")
-    metrics.published(0.1, 1)
+    metrics.record_publish(0.1, 1)
     assert _all(metrics)[PUBLISHED] == 1
     assert len(caplog.records) == 1
     metrics.close()
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_made_leaves_a_process_with_its_own_figures(
 def test_a_route_or_a_method_of_any_kind_adds_no_series_without_end() -> None:
     metrics = Metrics.open(None, "worker")
     for number in range(1000):
-        metrics.answered(f"/made-up/{number}", f"M{number}", 404, [0.1])
+        metrics.record_requests(f"/made-up/{number}", f"M{number}", 404, [0.1])
     shown = _all(metrics)
     requests = {labels: value for (name, labels), value in shown.items() if name == "loraplex_requests_total"}
     assert len(requests) <= 201

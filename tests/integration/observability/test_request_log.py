@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from app.observability.logs import line_of
-from app.observability.records import RequestRecord
+from app.observability.records import LogRecord
 from app.observability.request_log import MOST_A_SECOND, LineWriter, RequestLog
 from app.settings import LogFormat, LogRequests
 from tests.integration.observability.memory_log import Kept
@@ -24,8 +24,8 @@ class Clock:
 
 def answer(log: RequestLog, status: int = 200, times: int = 1) -> None:
     for _ in range(times):
-        if log.makes_room(status >= 400):
-            log.note(RequestRecord("/predict", "POST", status, 1.0, 1.25, b"id", "/predict"))
+        if log.reserve_line(status >= 400):
+            log.add(LogRecord("/predict", "POST", status, 1.0, 1.25, b"id", "/predict"))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_past_a_thousand_lines_a_second_one_says_how_many_were_left_out(clock: C
     assert line["left_out"] == 10 * MOST_A_SECOND - written
     # The first of them came with the second thousand, a tenth of a second after the first one.
     assert line["seconds"] == pytest.approx(1.01)
-    assert not log.owes
+    assert not log.has_unreported
 
     clock.now += 1.0
     log.flush()
@@ -77,7 +77,7 @@ def test_what_is_left_out_after_an_hour_of_rest_was_not_left_out_in_an_hour(cloc
     clock.now += 3600.0
     answer(log, times=MOST_A_SECOND + 1)
     clock.now += 0.1
-    log.leave_out(499)
+    answer(log, times=499)
     log.flush()
     assert kept.of("requests left out") == []
     clock.now += 0.95
@@ -94,14 +94,14 @@ def test_what_found_no_room_with_the_writer_is_told_once_it_has_room_again(clock
         answer(log, times=500)
         clock.now += 1.0
         log.flush()
-    assert log.owes
+    assert log.has_unreported
     assert kept.lines == []
     kept.is_full = False
     log.flush()
     (line,) = kept.lines
     assert (line["event"], line["left_out"]) == ("requests left out", 2500)
     assert line["seconds"] == pytest.approx(4.0)
-    assert not log.owes
+    assert not log.has_unreported
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_only_what_is_wanted_is_written_and_the_rest_is_not_counted_as_left_out(
     log, kept = a_log(clock, wanted)
     for status in (200, 399, 400, 500):
         answer(log, status)
-    assert not log.owes
+    assert not log.has_unreported
     clock.now += 2.0
     log.close()
     assert [line["status"] for line in kept.lines] == statuses
@@ -123,7 +123,7 @@ def test_only_what_is_wanted_is_written_and_the_rest_is_not_counted_as_left_out(
 def test_what_was_left_out_is_told_at_the_end_too(clock: Clock) -> None:
     log, kept = a_log(clock)
     answer(log, times=MOST_A_SECOND + 3)
-    assert log.owes
+    assert log.has_unreported
     log.close()
     assert kept.of("requests left out")[0]["left_out"] == 3
 

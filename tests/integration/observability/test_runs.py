@@ -176,7 +176,7 @@ def test_a_trainer_that_stops_says_that_it_handed_its_job_back_and_is_counted_an
         stop.set()
         eventually(lambda: client.get(f"/jobs/{job_id}").json()["status"] == "queued", what="the job's return")
     tracing.close(1.0)
-    shown = shown_of(sum_values(left.figures for left in metrics.everyone()))
+    shown = shown_of(sum_values(left.figures for left in metrics.all_processes()))
     assert shown[series("training_seconds_count", method="adamw", status="succeeded")] == 1
     assert shown[series("training_seconds_count", method="sgd", status="handed_back")] == 1
     assert shown[series("adapters_published_total", source="job")] == 1

@@ -27,9 +27,9 @@ def test_what_a_turn_of_the_loop_brings_joins_the_batch_that_is_about_to_start(s
     question = InferenceRequest(np.ones((1, service.base.in_features), np.float32), [None])
 
     async def scene() -> tuple[InferenceResult, InferenceResult]:
-        first = asyncio.create_task(service.batcher.ask(question))
+        first = asyncio.create_task(service.batcher.infer(question))
         await asyncio.sleep(0)
-        return await asyncio.gather(first, service.batcher.ask(question))
+        return await asyncio.gather(first, service.batcher.infer(question))
 
     first, second = asyncio.run(scene())
     # To the nanosecond: they were measured once.
@@ -48,8 +48,8 @@ def test_a_crowd_is_refused_one_by_one_and_none_later_than_it_would_wait(tmp_pat
 
     async def scene() -> tuple[list[float], float]:
         # As if a batch were being computed all the time.
-        service.batcher._engaged = True
-        waiting = asyncio.create_task(service.batcher.ask(question))
+        service.batcher._is_running = True
+        waiting = asyncio.create_task(service.batcher.infer(question))
         await asyncio.sleep(0)
         begin = time.monotonic()
         crowd = asyncio.gather(*(told(begin) for _ in range(100)))

@@ -215,7 +215,7 @@ def test_requests_that_wait_share_a_batch_equally(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(batcher, "_run", record)
 
     async def ask_together() -> list[InferenceResult]:
-        return await asyncio.gather(*(batcher.ask(Rows(x_NI, [None])) for x_NI in inputs))
+        return await asyncio.gather(*(batcher.infer(Rows(x_NI, [None])) for x_NI in inputs))
 
     outcomes = asyncio.run(ask_together())
     service.close()

@@ -1,6 +1,7 @@
 """Small requests are answered straight from their connection: as the ASGI application would, and without it."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 
 from adapters.lora.adapter import Adapter
+from app.http.endpoints import ENDPOINTS
 from app.http.middleware import Middleware
 from app.service import Service
-from app.serving.fast_path import FastPath
+from app.serving.fast_path import ALLOWED_HEADERS, PREDICT, FastPath
 from app.settings import Settings
 from tests.support.concurrent_clients import JSON, publish
 from tests.support.deadlines import scaled
@@ -160,6 +162,84 @@ def test_an_answer_is_the_one_that_the_application_gives(
     assert told(answer) == told(through_asgi)
 
 
+ALLOWED = sorted(name.decode() for name in ALLOWED_HEADERS[PREDICT] - {b"host", b"connection", b"content-length"})
+NOT_ALLOWED = {
+    "X-Request-Timeout": "50",
+    "X-Feature-Space": "other",
+    "Origin": "http://localhost",
+    "Sec-Fetch-Site": "same-origin",
+    "Content-Encoding": "identity",
+    "Idempotency-Key": "7",
+    "X-Unknown": "1",
+}
+
+
+def fallbacks(client: httpx.Client) -> dict[str, float]:
+    """Requests that were left to ASGI so far, by reason."""
+    lines = client.get("/metrics").raise_for_status().text.splitlines()
+    pattern = re.compile(r'loraplex_fast_path_fallbacks_total\{reason="(\w+)"\} (\S+)')
+    return {match[1]: float(match[2]) for line in lines if (match := pattern.fullmatch(line))}
+
+
+@pytest.mark.parametrize("header", ALLOWED)
+@pytest.mark.parametrize("name", ["an adapter", "binary"])
+def test_a_header_of_the_allow_list_changes_nothing(
+    world: tuple[httpx.Client, Service], calls: list[str], name: str, header: str
+) -> None:
+    client, _ = world
+    path, body, headers = TAKEN[name]
+    with_header = headers if header in ("content-type", "x-request-id") else headers | {header: "x"}
+
+    answer = client.post(path, content=body, headers=with_header)
+    assert calls == []
+    assert told(answer) == told(client.post(path, content=body, headers=with_header | THROUGH_ASGI))
+
+
+@pytest.mark.parametrize("header", NOT_ALLOWED)
+def test_any_other_header_is_left_to_the_application_and_counted(
+    world: tuple[httpx.Client, Service], calls: list[str], header: str
+) -> None:
+    client, _ = world
+    path, body, headers = TAKEN["an adapter"]
+    before = fallbacks(client)
+    calls.clear()
+
+    client.post(path, content=body, headers=headers | {header: NOT_ALLOWED[header]})
+
+    assert calls == [path]
+    assert fallbacks(client) == before | {"header": before["header"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("request_parts", "reason"),
+    [
+        ((*predict("a", ROW)[:2], JSON | {"Host": "elsewhere.example"}), "host"),
+        (predict("a", [*ROW, 1]), "body"),
+        (("/predict", b" " * 2**18 + predict("a", ROW)[1], JSON), "length"),
+        ((*predict("a", ROW)[:2], JSON | {"Connection": "close"}), "connection"),
+        (infer("a~b", ROW), None),
+    ],
+    ids=["host", "body", "length", "connection", "another path"],
+)
+def test_a_request_that_is_left_to_the_application_is_counted_by_its_reason(
+    world: tuple[httpx.Client, Service], request_parts: tuple[str, bytes, dict[str, str]], reason: str | None
+) -> None:
+    client, _ = world
+    path, body, headers = request_parts
+    before = fallbacks(client)
+
+    client.post(path, content=body, headers=headers)
+
+    assert fallbacks(client) == before | ({} if reason is None else {reason: before[reason] + 1})
+
+
+def test_the_allow_list_has_no_header_that_the_endpoint_honours_and_the_fast_path_does_not() -> None:
+    for endpoint in ENDPOINTS:
+        if endpoint.asgi is not None:
+            honoured = {header.lower().encode() for header in endpoint.request_headers}
+            assert honoured & ALLOWED_HEADERS[endpoint.path] <= {b"x-request-id", b"inference-header-content-length"}
+
+
 def test_a_clients_request_id_is_kept_and_others_have_one_of_their_own(world: tuple[httpx.Client, Service]) -> None:
     client, _ = world
     path, body, headers = TAKEN["an adapter"]
@@ -230,13 +310,13 @@ def test_a_client_that_does_not_read_its_answers_is_left_to_the_application(
     small = message(*predict(None, *[[1.0]] * MOST_WIDE_ROWS))
     last = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     direct_answers: list[bytes | None] = []
-    answer = FastPath.answer
+    answer = FastPath.respond
 
     def record(self: FastPath, *given: Any, **named: Any) -> bytes | None:
         direct_answers.append(answer(self, *given, **named))
         return direct_answers[-1]
 
-    monkeypatch.setattr(FastPath, "answer", record)
+    monkeypatch.setattr(FastPath, "respond", record)
 
     def is_answered(sent: int) -> bool:
         return bool(calls) or len(direct_answers) == sent

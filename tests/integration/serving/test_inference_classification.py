@@ -87,7 +87,7 @@ def test_many_rows_are_in_their_order(world: World, monkeypatch: pytest.MonkeyPa
     tensor = {"name": "inputs", "shape": [48, I], "datatype": "FP32", "data": np.tile(X_NI, (8, 1)).tolist()}
     body = {"inputs": [tensor], "outputs": [CLASSIFIED]}
     at_once = world[0].post("/v2/models/animals/infer", json=body).raise_for_status().content
-    monkeypatch.setattr(labelling, "_NUMBERS_AT_ONCE", 7 * O)
+    monkeypatch.setattr(labelling, "_BLOCK_NUMBERS", 7 * O)
     again = world[0].post("/v2/models/animals/infer", json=body).raise_for_status().content
     assert again == at_once
     assert len(json.loads(again)["outputs"][0]["data"]) == 48 * 2
@@ -104,7 +104,7 @@ def test_a_request_without_the_wish_is_answered_in_numbers_again(world: World) -
 def test_labels_that_would_fill_the_memory_are_refused(
     client: triton.InferenceServerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labelling, "MOST_LABEL_BYTES", 50)
+    monkeypatch.setattr(labelling, "MAX_LABEL_BYTES", 50)
     with pytest.raises(InferenceServerException, match=r"outputs\.parameters\.classification") as refused:
         _infer(client, "animals", 3, binary=True)
     assert refused.value.status() == "422"

@@ -145,7 +145,7 @@ def test_many_rows_of_many_adapters_are_answered_in_their_order(
         "top_k": 2,
     }
     at_once = client.post("/predict", json=body).raise_for_status().content
-    monkeypatch.setattr(labelling, "_NUMBERS_AT_ONCE", 7 * O)
+    monkeypatch.setattr(labelling, "_BLOCK_NUMBERS", 7 * O)
     assert client.post("/predict", json=body).raise_for_status().content == at_once
 
 
@@ -154,7 +154,7 @@ def test_labels_that_would_fill_the_memory_are_refused(
 ) -> None:
     client, _ = world
     body = {"adapter": "animals", "inputs": ROWS, "return": ["labels"], "top_k": 3}
-    monkeypatch.setattr(labelling, "MOST_LABEL_BYTES", 50)
+    monkeypatch.setattr(labelling, "MAX_LABEL_BYTES", 50)
     refused = client.post("/predict", json=body)
     assert (refused.status_code, refused.json()["code"], refused.json()["field"]) == (422, "out_of_range", "top_k")
     assert client.post("/predict", json=body | {"inputs": ROWS[:1]}).status_code == 200

@@ -7,7 +7,9 @@ from loraplex.effects import Answer
 
 from adapters import errors as domain
 from app.http import errors as web
+from app.http import host_policy
 
+MODULES = (domain, web, host_policy)
 OWN = {"Unreachable", "TimedOut", "BadAnswer", "JobFailed", "JobCancelled"}
 
 
@@ -22,14 +24,14 @@ def tree_of(root: type[Exception], *modules: str) -> dict[str, tuple[str, str]]:
 
 
 def test_every_error_of_the_service_has_its_class_here_with_the_same_code_and_parent() -> None:
-    services = tree_of(domain.LoraplexError, domain.__name__, web.__name__)
+    services = tree_of(domain.LoraplexError, *(module.__name__ for module in MODULES))
     clients = tree_of(errors.LoraplexError, errors.__name__)
     assert len(services) > 50
     assert {name: of for name, of in clients.items() if name not in OWN} == services
 
 
 def test_every_error_has_the_title_that_the_service_gives_it() -> None:
-    for module in (domain, web):
+    for module in MODULES:
         for name in tree_of(domain.LoraplexError, module.__name__):
             title = str(getattr(module, name).__doc__).partition("\n")[0].rstrip(".")
             assert str(getattr(errors, name).__doc__).partition("\n")[0].rstrip(".") == title

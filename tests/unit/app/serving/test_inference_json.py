@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from adapters.arrays import Float32
 from adapters.errors import LoraplexError
-from app.serving.oip.request import LONGEST_REMEMBERED, Header, read_exactly, read_header_again, read_infer_fast
+from app.serving.oip.request import MAX_CACHED_BYTES, InferHeader, read_exactly, read_header_cached, read_infer_fast
 from tests.unit.app.serving.test_questions import AWKWARD, MANY, MAX_ROWS, NUMBERS, TOKENS
 
 I = 3
@@ -69,15 +69,15 @@ def bodies(draw: st.DrawFn) -> bytes:
     return body
 
 
-def _exactly(body: bytes) -> tuple[Header, Float32] | None:
+def _exactly(body: bytes) -> tuple[InferHeader, Float32] | None:
     try:
         return read_exactly(body, None, I, MAX_ROWS)
     except LoraplexError:
         return None
 
 
-def _without_data(header: Header) -> list[object]:
-    return [getattr(header, name) for name in Header.__slots__ if name != "data"]
+def _without_data(header: InferHeader) -> list[object]:
+    return [getattr(header, name) for name in InferHeader.__slots__ if name != "data"]
 
 
 @MANY
@@ -98,9 +98,9 @@ def test_only_what_is_short_is_remembered() -> None:
         return json.dumps({"id": "x" * around, "inputs": [tensor]}).encode()
 
     assert read_infer_fast(body(around=100), I, MAX_ROWS) is not None
-    read_header_again.cache_clear()
-    assert read_infer_fast(body(around=LONGEST_REMEMBERED), I, MAX_ROWS) is None
-    assert read_header_again.cache_info().currsize == 0
+    read_header_cached.cache_clear()
+    assert read_infer_fast(body(around=MAX_CACHED_BYTES), I, MAX_ROWS) is None
+    assert read_header_cached.cache_info().currsize == 0
 
 
 @pytest.mark.parametrize("nested", [False, True])

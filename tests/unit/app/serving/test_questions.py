@@ -88,7 +88,7 @@ def _same(quick: InferenceRequest, exact: InferenceRequest) -> bool:
         quick.inputs_NI.tobytes() == exact.inputs_NI.tobytes()
         and quick.inputs_NI.shape == exact.inputs_NI.shape
         and list(quick.references) == list(exact.references)
-        and (quick.by_row, quick.wanted) == (exact.by_row, exact.wanted)
+        and (quick.by_row, quick.options) == (exact.by_row, exact.options)
     )
 
 
@@ -155,11 +155,11 @@ def test_the_fast_reading_leaves_to_the_exact_one_what_is_to_be_answered_otherwi
     assert exact is not None
     wanted = dict(asked)
     if wanted["return"] == ["outputs"]:
-        assert exact.wanted is None
+        assert exact.options is None
     else:
-        assert exact.wanted is not None
-        assert set(exact.wanted.members) == set(wanted["return"])
-        assert exact.wanted.top_k == wanted.get("top_k")
+        assert exact.options is not None
+        assert set(exact.options.members) == set(wanted["return"])
+        assert exact.options.top_k == wanted.get("top_k")
 
 
 def test_a_number_past_64_bits_is_read_by_the_exact_one() -> None:

@@ -92,7 +92,7 @@ def test_a_large_chunk_is_worked_through_in_bounded_parts(monkeypatch: pytest.Mo
         seen.append(len(x_NI))
         return of_rows(base, x_NI, y_NO, weights_N)
 
-    monkeypatch.setattr(module, "_CHUNK_NUMBERS", 250)
+    monkeypatch.setattr(module, "SUM_CHUNK_NUMBERS", 250)
     monkeypatch.setattr(module, "_statistics_of_rows", watched)
     _assert_same(problem.statistics(), whole)
     assert seen == [25, 25, 25, 15]
@@ -182,7 +182,7 @@ def test_groups_of_different_lengths_come_to_the_same_together_as_each_alone(mon
         assert chunk[2] is not None
         x_GNI[group, :length], y_GNO[group, :length], weights_GN[group, :length] = chunk[0], chunk[1], chunk[2]
         alone.append(accumulate(problem.base, [chunk]))
-    monkeypatch.setattr(module, "_CHUNK_NUMBERS", 4 * 10 * 11)
+    monkeypatch.setattr(module, "SUM_CHUNK_NUMBERS", 4 * 10 * 11)
     stack = accumulate_stack(problem.base, x_GNI, y_GNO, weights_GN)
     for group, one in enumerate(alone):
         _assert_same(stack[group], one)

@@ -132,7 +132,7 @@ def test_rows_that_all_weigh_the_same_are_rows_that_have_no_weights() -> None:
 def test_so_many_rows_that_they_are_taken_from_where_they_lie_are_trained_on_alike(
     kept_answers: int, batch_size: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adapters.training.gradient.batches._MAX_CACHED_OUTPUTS", kept_answers)
+    monkeypatch.setattr("adapters.training.gradient.batches.MAX_CACHED_OUTPUTS", kept_answers)
     rows = 5000
     inputs_NI = torch.randn(rows, I, generator=DRAW)
     data = TrainingData(inputs_NI, torch.randn(rows, O, generator=DRAW), START.a_OR, START.b_RI)
