@@ -58,6 +58,7 @@ class AdapterCache:
         if version.bytes > min(_SMALL_BYTES, self._budget) or self._base.device.type != "cpu":
             return None
         content = self._blobs.read_cached(version.file, offset=version.offset, length=version.bytes)
+        # A digest that does not match is left to `load`, which reports it.
         if content is None or digest_of(content) != version.digest:
             return None
         adapter = from_canonical_bytes(content).to(self._base)

@@ -91,6 +91,7 @@ class Catalog:
         name, digest = publication.name, publication.adapter.digest
         with self._drafts([publication]) as (drafts, upload):
             draft = drafts[0].version
+            # Read before the write lock is taken: a slow disk must not hold up other writers.
             corrupt = self._corrupt_live(name, digest)
             with self.database.write() as connection:
                 live = queries.find_live(connection, name)
@@ -115,6 +116,7 @@ class Catalog:
             _check(connection, name, precondition)
             unused = queries.delete_adapter(connection, name)
             queries.increment_revision(connection)
+        # After the commit: a crash in between leaves files without rows, never rows without files.
         self.blobs.remove(unused)
 
     def set_live(self, name: str, number: int, *, precondition: Precondition | None = None) -> AdapterSummary:
@@ -208,6 +210,7 @@ class Catalog:
         contents = [publication.adapter.canonical_bytes for publication in publications]
         norms = delta_norms([publication.adapter for publication in publications])
         with self.writer.upload() as upload:
+            # One file for all: a fleet of thousands would otherwise cost thousands of syncs.
             file = upload.write(lambda blob: blob.writelines(contents))
             created_at, drafts = rfc3339(self._now()), []
             offsets = accumulate(map(len, contents), initial=0)
@@ -230,6 +233,7 @@ def _insert(connection: Connection, drafts: Sequence[_Draft]) -> list[Published]
     moved, published = {}, []
     for (publication, draft), number in zip(drafts, numbers, strict=True):
         name, before = publication.name, live.get(publication.name)
+        # If live has moved since the adapter was compared with it, the comparison no longer holds.
         moves = publication.moves_live and (not publication.checks_live or before == publication.expected_live)
         if moves:
             live[name] = moved[name] = number

@@ -1,10 +1,11 @@
 """Counts of the catalogue's rows for metrics and warnings, read in slices so that writers do not wait."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from adapters.clock import seconds_since
 from adapters.jobs.job import JobStatus
@@ -65,47 +66,49 @@ def count_catalog(database: SqliteDatabase, *, base: str, now: float) -> Catalog
 def _count_published(database: SqliteDatabase) -> tuple[int, int, int]:
     """Return the numbers of adapters, of versions and of their bytes."""
     names = number_of_versions = version_bytes = 0
-    after: str | None = ""
-    while after is not None:
-        rest = adapters.c.tenant == TENANT, adapters.c.name > after
-        end = sa.select(adapters.c.name).where(*rest).order_by(adapters.c.name).offset(_NAMES_AT_ONCE).limit(1)
-        with database.read() as connection:
-            last = connection.scalar(end)
-            in_slice = [*rest] if last is None else [*rest, adapters.c.name <= last]
-            counted = sa.select(sa.func.count()).select_from(adapters).where(*in_slice, ~adapters.c.deleted)
-            names += connection.scalar(counted) or 0
-            in_versions = [versions.c.tenant == TENANT, versions.c.adapter > after]
-            in_versions += [] if last is None else [versions.c.adapter <= last]
-            sums = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(versions.c.bytes), 0)).where(*in_versions)
-            more, more_bytes = connection.execute(sums).one()
-        number_of_versions, version_bytes, after = number_of_versions + more, version_bytes + more_bytes, last
+    for connection, after, last in _slices(database, adapters.c.name):
+        in_slice = (adapters.c.tenant == TENANT, ~adapters.c.deleted, *_between(adapters.c.name, after, last))
+        names += connection.scalar(sa.select(sa.func.count()).select_from(adapters).where(*in_slice)) or 0
+        in_slice = (versions.c.tenant == TENANT, *_between(versions.c.adapter, after, last))
+        sums = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(versions.c.bytes), 0)).where(*in_slice)
+        number, number_of_bytes = connection.execute(sums).one()
+        number_of_versions, version_bytes = number_of_versions + number, version_bytes + number_of_bytes
     return names, number_of_versions, version_bytes
 
 
 def count_live_by_base(database: SqliteDatabase) -> dict[tuple[str, str | None], int]:
     """Count adapters by the base layer (its fingerprint) and the feature space that their live version was made for.
 
-    Reads the names in slices, as `count_catalog` does. Raises `CatalogBusy`.
+    Raises `CatalogBusy`.
     """
     totals: Counter[tuple[str, str | None]] = Counter()
+    is_target = (versions.c.adapter == aliases.c.adapter) & (versions.c.version == aliases.c.version)
+    origin = (versions.c.base, versions.c.feature_space)
+    statement = sa.select(*origin, sa.func.count()).select_from(aliases)
+    statement = statement.join(versions, is_target & (versions.c.tenant == TENANT)).group_by(*origin)
+    for connection, after, last in _slices(database, aliases.c.adapter):
+        in_slice = (aliases.c.tenant == TENANT, aliases.c.alias == LIVE, *_between(aliases.c.adapter, after, last))
+        for base, feature_space, total in connection.execute(statement.where(*in_slice)):
+            totals[base, feature_space] += total
+    return dict(totals)
+
+
+def _slices(database: SqliteDatabase, column: sa.Column[str]) -> Iterator[tuple[Connection, str, str | None]]:
+    """Yield a read transaction for each slice of a column of names: those after one name and up to another.
+
+    The last slice has no upper end.
+    """
     after: str | None = ""
     while after is not None:
-        rest = aliases.c.tenant == TENANT, aliases.c.adapter > after
-        end = sa.select(aliases.c.adapter).where(*rest).order_by(aliases.c.adapter).offset(_NAMES_AT_ONCE).limit(1)
+        names = sa.select(column).where(column.table.c.tenant == TENANT, column > after).order_by(column)
         with database.read() as connection:
-            last = connection.scalar(end)
-            in_slice = [*rest, aliases.c.alias == LIVE]
-            in_slice += [] if last is None else [aliases.c.adapter <= last]
-            same = (versions.c.adapter == aliases.c.adapter) & (versions.c.version == aliases.c.version)
-            origin = (versions.c.base, versions.c.feature_space)
-            statement = sa.select(*origin, sa.func.count()).select_from(aliases)
-            statement = (
-                statement.join(versions, same & (versions.c.tenant == TENANT)).where(*in_slice).group_by(*origin)
-            )
-            for base, feature_space, total in connection.execute(statement):
-                totals[base, feature_space] += total
+            last = connection.scalar(names.offset(_NAMES_AT_ONCE).limit(1))
+            yield connection, after, last
         after = last
-    return dict(totals)
+
+
+def _between(column: sa.Column[str], after: str, last: str | None) -> list[sa.ColumnElement[bool]]:
+    return [column > after] if last is None else [column > after, column <= last]
 
 
 def count_queued_by_base(database: SqliteDatabase) -> dict[str, int]:

@@ -204,6 +204,7 @@ def alias_targets(connection: Connection, names: Iterable[str], alias: str) -> d
 
 def set_alias(connection: Connection, alias: str, numbers: Mapping[str, int]) -> None:
     """Point an alias of each of these names at that version."""
+    # Not an upsert, which every database spells differently.
     remove_alias(connection, alias, numbers)
     values = [
         {"tenant": TENANT, "adapter": name, "alias": alias, "version": number} for name, number in numbers.items()

@@ -32,6 +32,7 @@ class Snapshot:
         """Yield each reference with the version that it means, or with the error that `version` would raise."""
         uncached = [reference for reference in references if reference not in self._versions]
         versions = self._catalog.find_all(uncached) if uncached else {}
+        # References that mean nothing are not cached: a client could send any number of them.
         if len(self._versions) < _MAX_CACHED:
             self._versions |= versions
         for reference in references:

@@ -159,6 +159,7 @@ class JobQueue:
             if JobStatus.CANCELLED not in job_rows.TRANSITIONS[job.status]:
                 raise JobEnded(f"job {job_id} has {job.status} already", field="id", given=job.status)
             cancelled = self._end(connection, job, JobStatus.CANCELLED)
+        # After the commit: a job that still has to run must not lose its data to a crash.
         self.remove_data(job)
         return cancelled
 
@@ -169,6 +170,7 @@ class JobQueue:
         the same data folder. A job whose trainer died in its last attempt is ended as `worker_died`.
         """
         while True:
+            # Trainers poll: only one that finds a job takes the write lock.
             with self._database.read() as connection:
                 if job_rows.claimable(connection, self._now(), base) is None:
                     return None

@@ -86,6 +86,7 @@ class BlobWriter:
         self._database = database
         self._folder = folder / WRITERS
         self._owner = uuid.uuid4().hex
+        # A descriptor, closed with this object: an open file object would warn about it.
         self._release: weakref.finalize[[int], BlobWriter] | None = None
         self._reserving = threading.Lock()
         self._free_keys: deque[str] = deque()
@@ -108,6 +109,7 @@ class BlobWriter:
         except BaseException as error:
             self._give_up(upload, is_refused=isinstance(error, LoraplexError) and not error.outcome_unknown)
             raise
+        # The transaction has committed, so the keys that it reserved are pending.
         unpublished = [name for name in upload.names if name not in upload.next_keys]
         self.blobs.remove(unpublished)
         self._free_keys.extend([*upload.next_keys.values(), *map(blob_key, unpublished)])
@@ -121,6 +123,7 @@ class BlobWriter:
         names = self.blobs.names()
         self.delete_stale_rows()
         unreferenced: list[str] = []
+        # A part at a time, so that no read keeps a writer waiting for long.
         for part in batched(names):
             statement = sa.select(pending_blobs.c.key).where(pending_blobs.c.key.in_(map(blob_key, part)))
             with self._database.read() as connection:

@@ -56,6 +56,7 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
             listener=listener(metrics, tracing),
         ).run()
     finally:
+        catalog.close()
         metrics.close()
         if tracing is not None:
             tracing.close(_SECONDS_TO_CLOSE)
