@@ -7,10 +7,10 @@ from enum import StrEnum
 from pydantic import BaseModel
 
 from adapters.catalog.versions import AdapterSummary
-from adapters.errors import LoraplexError, VersionNotFound, shorten
+from adapters.errors import InvalidCombination, LoraplexError, VersionNotFound, shorten
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, check_name
-from app.serving.oip.request import INPUT, OUTPUT
+from app.serving.oip.request import INPUT, OUTPUT, InferHeader
 
 BASE_MODEL, BASE_VERSION = "__base__", "1"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
@@ -137,3 +137,14 @@ def index_entry(adapter: AdapterSummary, base: BaseLayer, feature_space: str | N
     except LoraplexError as error:
         entry.state, entry.reason = State.UNAVAILABLE, error.detail
     return entry
+
+
+def check_model_name(header: InferHeader, model: str) -> None:
+    """Raise `InvalidCombination` if the body has another model than the path."""
+    if header.model_name is not None and header.model_name != model:
+        raise InvalidCombination(
+            f"model_name is {shorten(header.model_name)}, the path says {model}",
+            field="model_name",
+            given=header.model_name,
+            expected=f"{model}, or no model_name",
+        )

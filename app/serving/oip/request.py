@@ -496,14 +496,3 @@ def _check_finite(x_NI: Float32, given_NI: NDArray[Any], datatype: str) -> None:
         given=float(given_NI[row, column]),
         expected="a finite number",
     )
-
-
-def check_model_name(header: InferHeader, model: str) -> None:
-    """Raise `InvalidCombination` if the body has another model than the path."""
-    if header.model_name is not None and header.model_name != model:
-        raise InvalidCombination(
-            f"model_name is {shorten(header.model_name)}, the path says {model}",
-            field="model_name",
-            given=header.model_name,
-            expected=f"{model}, or no model_name",
-        )

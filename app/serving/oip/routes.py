@@ -35,12 +35,11 @@ from app.serving.asgi import (
     wait_for_disconnect,
 )
 from app.serving.oip import models as models
-from app.serving.oip.models import Configuration, IndexEntry, Metadata, State, parse_model
+from app.serving.oip.models import Configuration, IndexEntry, Metadata, State, check_model_name, parse_model
 from app.serving.oip.request import (
     HEADER_LENGTH,
     JSON_SUBJECT,
     InferHeader,
-    check_model_name,
     json_bytes,
     read_exactly,
     read_infer_fast,
