@@ -16,9 +16,7 @@
     ├── Conflict
     │   ├── BaseMismatch · FeatureSpaceMismatch
     │   └── JobEnded · JobNotEnded · NoStatistics
-    ├── PreconditionFailed
-    ├── QueueFull · RequestTimeout
-    ├── CatalogBusy
+    ├── PreconditionFailed · QueueFull · RequestTimeout · CatalogBusy
     ├── StorageFull · StorageFailed · TooManyOpenFiles
     ├── BlobCorrupt
     ├── TrainingFailed
@@ -87,10 +85,7 @@ class LoraplexError(Exception):
         return (cls.__doc__ or "").partition("\n")[0].removesuffix(".")
 
     def at(self, *, field: str, row: int | None = None, given: object = _NOT_GIVEN) -> Self:
-        """Set the position in the request that the error is about; return the error.
-
-        The function that checks a value does not know where the value is in the request. Its caller does.
-        """
+        """Set the position in the request of a value whose check raised this error; return the error."""
         self.field = field
         self.row = self.row if row is None else row
         self.given = self.given if given is _NOT_GIVEN else given

@@ -1,4 +1,4 @@
-"""What the handlers of one worker share."""
+"""Service: the parts of one API worker that its handlers share, and how they are opened."""
 
 import asyncio
 import time
@@ -101,7 +101,7 @@ class Service:
         self.metrics.close()
 
     def check_feature_space(self, given: list[str]) -> None:
-        """Raises `FeatureSpaceMismatch` where a request says that its inputs come from another encoder."""
+        """Raise `FeatureSpaceMismatch` if a request names another encoder than that of the base layer."""
         ours = self.settings.feature_space
         for theirs in given:
             if theirs != ours:

@@ -1,4 +1,9 @@
-"""The formats that a data set can come in, and which reader takes each."""
+"""Ingestion of an uploaded file: a child process reads it, checks it, and writes the stored form.
+
+The parsers see a client's bytes only in the child process, under a memory limit. `Ingestion` starts the process and
+waits for it. The child, `main`, gets one line of JSON on standard input and answers with one line on standard output.
+It exits when standard input is closed, which also happens if its parent dies.
+"""
 
 import errno
 import json
@@ -26,12 +31,12 @@ from adapters.errors import BadRow, BadRows, InvalidDataset, StorageFull, shorte
 
 
 class Format(StrEnum):
-    """A file format."""
+    """File format of an upload."""
 
     CSV = "csv"
     """Comma-separated text with a header line."""
     JSON_LINES = "json_lines"
-    """One JSON object a line."""
+    """One JSON object per line."""
     PARQUET = "parquet"
     ARROW = "arrow"
     """Arrow's IPC stream."""
@@ -49,16 +54,16 @@ CONTENT_TYPES: Mapping[str, Format] = {
     "application/x-npz": Format.NPZ,
     "application/zip": Format.NPZ,
 }
-"""What `Content-Type` says → the format. Two names where both are in use."""
+"""Formats by media type. Some formats have two names in use."""
 
 
 _MAX_MEMORY_BYTES = 2**30
 _MIN_SECONDS, _BYTES_PER_SECOND = 120.0, 2**20
 _MODULE = "adapters.datasets.ingest"
 _ENVIRONMENT = {
-    "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others reserve far more than they use, which the limit would count
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others reserve more than they use, which counts
     "MALLOC_ARENA_MAX": "2",
-    # What Arrow sets aside for a column and gives back must not leave a hole: with many columns those add up.
+    # Memory that Arrow frees for each column is returned, because with many columns the gaps add up.
     "MALLOC_MMAP_THRESHOLD_": "32768",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -68,19 +73,19 @@ log = logging.getLogger(__name__)
 
 
 class IngestionCancelled(Exception):
-    """Nobody wants the file read any more."""
+    """The ingestion was cancelled."""
 
 
 @contextmanager
 def upload_file(folder: Path) -> Iterator[IO[bytes]]:
-    """A file in `folder` for the bytes of an upload. It has no name: whatever ends this process ends it too."""
+    """Open a file in `folder` for the bytes of an upload. It has no name, so it disappears with the process."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         yield file
 
 
 class Ingestion:
-    """One uploaded file on its way into the stored form, in a child process that can be ended at any time."""
+    """Ingestion of one uploaded file in a child process that can be cancelled at any time."""
 
     def __init__(self, raw: IO[bytes], kind: Format, *, memory_bytes: int, max_bytes: int) -> None:
         self._raw = raw
@@ -93,19 +98,19 @@ class Ingestion:
         self._too_slow = False
 
     def cancel(self) -> None:
-        """Let `run` end at once, or never begin. Call it from any thread."""
+        """Stop `run` immediately, or keep it from starting. Thread-safe."""
         with self._lock:
             self._cancelled = True
             self._kill()
 
     def run(self, out: Path) -> IngestReport:
-        """Write the stored form to `out`, and wait for it.
+        """Write the stored form to `out`, and return the report.
 
         Raises `InvalidDataset`, `BadRows`, `StorageFull`, and `IngestionCancelled` after a `cancel`.
         """
         seconds = _MIN_SECONDS + os.fstat(self._raw.fileno()).st_size / _BYTES_PER_SECOND
         process = self._start(out)
-        timer = threading.Timer(seconds, self._give_up)
+        timer = threading.Timer(seconds, self._time_out)
         timer.start()
         try:
             assert process.stdout is not None
@@ -119,7 +124,7 @@ class Ingestion:
             raise IngestionCancelled
         if self._too_slow:
             raise _unreadable_file(f"the file was not read within {seconds:.0f} seconds")
-        return self._understood(answer, process.returncode)
+        return self._parse_answer(answer, process.returncode)
 
     def _start(self, out: Path) -> "subprocess.Popen[bytes]":
         request = {
@@ -146,13 +151,13 @@ class Ingestion:
             self._process.stdin.flush()
         return self._process
 
-    def _give_up(self) -> None:
+    def _time_out(self) -> None:
         with self._lock:
             self._too_slow = self._process is not None
             self._kill()
 
     def _kill(self) -> None:
-        """End the child, whatever it does; hold the lock. Of one that has ended already the status stays."""
+        """Kill the child process and wait for it; the caller holds the lock. The status of an ended process is kept."""
         if self._process is None:
             return
         self._process.kill()
@@ -162,11 +167,11 @@ class Ingestion:
             with suppress(BrokenPipeError):
                 pipe.close()
 
-    def _understood(self, text: bytes, status: int) -> IngestReport:
+    def _parse_answer(self, text: bytes, status: int) -> IngestReport:
         try:
             answer: Mapping[str, Any] = json.loads(text)
         except ValueError:
-            # What the C++ side cannot allocate it sometimes dies of; a kill is the kernel's, out of memory too.
+            # C++ code may die if an allocation fails, and the kernel may kill the process when memory is short.
             raise _unreadable_file(
                 f"the process that read the file died (status {status}), as one does that needs more than the"
                 f" {self._memory_bytes} bytes of memory that it may use"
@@ -194,10 +199,10 @@ def _unreadable_file(detail: str) -> InvalidDataset:
 
 
 def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestReport:
-    """Read the file at `raw`, write its stored form to `out`.
+    """Read the file at `raw`, and write its stored form to `out`.
 
-    Raises `InvalidDataset` where it cannot be read, has no rows or would be stored in more than `max_bytes` bytes;
-    `BadRows` for rows that are not rows of a table; `MemoryError`; `OSError` where the disk is full.
+    Raises `InvalidDataset` if the file cannot be read, has no rows, or would be stored in more than `max_bytes` bytes;
+    `BadRows` for rows that are not rows of a table; `MemoryError`; and `OSError`, for example if the disk is full.
     """
     source = _open_source(raw, kind)
     if source.rows == 0:
@@ -256,13 +261,13 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def main() -> None:
-    """Read one file."""
+    """Read one file as the child process."""
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     sys.meta_path.insert(0, _NoPandas())
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    # Whoever waits for an answer goes first.
+    # A lower priority than that of the processes that answer requests.
     os.nice(10)
     _set_limits(request["memory_bytes"], request["max_bytes"])
     answer = json.dumps(_run_request(request))
@@ -290,7 +295,7 @@ def _exit_with_parent() -> None:
 
 
 def _set_limits(memory_bytes: int, max_bytes: int) -> None:
-    # RLIMIT_DATA, not RLIMIT_AS: mapped files and libraries do not count, and their pages can be given back.
+    # RLIMIT_DATA, not RLIMIT_AS, because pages of mapped files and libraries can be reclaimed.
     for kind, limit in (
         (resource.RLIMIT_DATA, memory_bytes),
         (resource.RLIMIT_FSIZE, max_bytes),
@@ -312,12 +317,12 @@ def _run_request(request: dict[str, Any]) -> dict[str, Any]:
             "invalid": {"detail": error.detail, "field": error.field, "row": error.row, "expected": error.expected}
             | given
         }
-    except MemoryError:  # pyarrow's own is one
+    except MemoryError:  # pyarrow's own error is a subclass
         return {"out_of_memory": True}
     except OSError as error:
         return {"storage_full": True} if error.errno in _DISK_FULL else {"failed": traceback.format_exc()}
     except Exception as error:
-        # A parser in C may wrap it.
+        # A parser in C may wrap a `MemoryError`.
         if isinstance(error.__cause__ or error.__context__, MemoryError):
             return {"out_of_memory": True}
         return {"failed": traceback.format_exc()}

@@ -1,4 +1,4 @@
-"""Which columns of a data set a training takes as numbers."""
+"""Column selectors: which columns of a data set a training reads as numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ _KEYS = ("column", "columns", "prefix")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnSelector:
-    """One column of lists or numbers, some columns of numbers, or those whose name begins with something.
+    """One column of lists or numbers, several columns of numbers, or all columns with a prefix.
 
-    Exactly one of the three is not None.
+    Exactly one of the three fields is not None.
     """
 
     column: str | None = None
@@ -22,17 +22,17 @@ class ColumnSelector:
     prefix: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What `parse_selector` takes."""
+        """Return the JSON that `parse_selector` parses."""
         if self.columns is not None:
             return {"columns": list(self.columns)}
         return {"column": self.column} if self.column is not None else {"prefix": self.prefix}
 
 
 def parse_selector(value: object, *, field: str) -> ColumnSelector:
-    """`{"column": name}`, `{"columns": [names]}` or `{"prefix": text}` → Selection.
+    """Parse `{"column": name}`, `{"columns": [names]}` or `{"prefix": text}`.
 
-    Raises `WrongType`, `UnknownField`, `MissingField`, `InvalidCombination` (two of them) or `OutOfRange` (none in
-    the list, or one twice), naming the field.
+    Raises `WrongType`, `UnknownField`, `MissingField`, `InvalidCombination` (two keys) or `OutOfRange` (an empty list,
+    or a duplicate name), with the field.
     """
     if not isinstance(value, Mapping):
         raise WrongType(f"{field} must be an object", field=field, given=value, expected=_EXPECTED)
@@ -47,14 +47,16 @@ def parse_selector(value: object, *, field: str) -> ColumnSelector:
         raise InvalidCombination(
             f"{field} says {' and '.join(value)}; one of them is enough", field=field, expected=_EXPECTED
         )
-    ((key, given),) = value.items()
+    ((key, argument),) = value.items()
     if key == "columns":
-        return ColumnSelector(columns=_parse_names(given, field=f"{field}.columns"))
-    if not isinstance(given, str):
-        raise WrongType(f"{field}.{key} must be a string", field=f"{field}.{key}", given=given, expected=_EXPECTED)
-    if key == "prefix" and not given:
-        raise OutOfRange(f"{field}.prefix is empty", field=f"{field}.prefix", given=given, expected="some characters")
-    return ColumnSelector(column=given) if key == "column" else ColumnSelector(prefix=given)
+        return ColumnSelector(columns=_parse_names(argument, field=f"{field}.columns"))
+    if not isinstance(argument, str):
+        raise WrongType(f"{field}.{key} must be a string", field=f"{field}.{key}", given=argument, expected=_EXPECTED)
+    if key == "prefix" and not argument:
+        raise OutOfRange(
+            f"{field}.prefix is empty", field=f"{field}.prefix", given=argument, expected="some characters"
+        )
+    return ColumnSelector(column=argument) if key == "column" else ColumnSelector(prefix=argument)
 
 
 def _parse_names(value: object, *, field: str) -> tuple[str, ...]:

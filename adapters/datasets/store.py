@@ -1,6 +1,6 @@
-"""Names and versions of data sets: what the catalogue knows of them.
+"""Store of data sets: their names and versions in the catalogue, and their stored forms as blobs.
 
-Their stored forms are blobs, and are swept with the adapters' (`adapters.catalog.catalog.Catalog.sweep`).
+The blobs are swept together with those of the adapters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,23 +31,23 @@ from adapters.storage.schema import dataset_versions as versions
 from adapters.storage.schema import datasets
 
 Precondition = Callable[[bool, str | None], None]
-"""Told whether the name exists and the digest of its newest version; raises `PreconditionFailed`."""
+"""Callback with whether the name exists, and the digest of its newest version. It may raise `PreconditionFailed`."""
 _DATASET_TENANT = datasets.c.tenant == TENANT
 _VERSION_TENANT = versions.c.tenant == TENANT
-# A list reads no reports: those of wide data sets are long.
+# Lists do not read the reports, which are long for wide data sets.
 _SELECT_ENTRY = sa.select(*(column for column in versions.c if column.name not in ("tenant", "columns", "bad_rows")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetEntry:
-    """One immutable version of a data set, as it stands in a list."""
+    """Immutable version of a data set, as in a list."""
 
     dataset: str
     version: int
     digest: str
     created_at: str
     content_type: str
-    """Of the file that it was uploaded as."""
+    """Media type of the uploaded file."""
     rows: int
     file: str
     """The blob with its stored form, `bytes` long."""
@@ -59,16 +59,16 @@ class DatasetEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetVersion(DatasetEntry):
-    """One immutable version of a data set, and what is known of its columns."""
+    """Immutable version of a data set, with its columns and first bad rows."""
 
     columns: tuple[Column, ...] = field(hash=False)
     bad_rows: tuple[BadRow, ...] = field(hash=False)
-    """The first ones."""
+    """The first bad rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSummary:
-    """A name, its newest version and how many versions it has."""
+    """Data set with its newest version and the number of its versions."""
 
     name: str
     created_at: str
@@ -77,7 +77,7 @@ class DatasetSummary:
 
 
 class Datasets:
-    """The data sets in one catalogue. Safe to use from any thread and from several processes."""
+    """Data sets of one catalogue. Safe to use from any thread and from several processes."""
 
     def __init__(self, database: SqliteDatabase, writer: BlobWriter, *, now: Callable[[], float]) -> None:
         self._database = database
@@ -86,18 +86,18 @@ class Datasets:
         self._now = now
 
     def add(
-        self, name: str, reading: Ingestion, *, content_type: str, precondition: Precondition | None = None
+        self, name: str, ingestion: Ingestion, *, content_type: str, precondition: Precondition | None = None
     ) -> tuple[DatasetVersion, bool]:
-        """Read an upload and make it a version, unless the newest one has its bytes; returns it and whether it is new.
+        """Ingest an upload as a new version, unless the newest one has the same bytes; return it and whether it is new.
 
-        If the stored copy of those bytes is missing or corrupt, that version gets the new copy. Raises what `reading`
+        If the stored copy of those bytes is missing or corrupt, that version gets the new copy. Raises what `ingestion`
         and `precondition` raise, and then nothing has changed.
         """
         with self._writer.upload() as upload:
             reports: list[IngestReport] = []
 
             def convert(file: BinaryIO) -> None:
-                reports.append(reading.run(Path(file.name)))
+                reports.append(ingestion.run(Path(file.name)))
 
             file = upload.write(convert)
             unnumbered = _new_version(
@@ -119,13 +119,13 @@ class Datasets:
         return replace(newest, file=file), False
 
     def get(self, name: str) -> DatasetSummary:
-        """One data set; raises `DatasetNotFound`."""
+        """Return one data set; raise `DatasetNotFound`."""
         with self._database.read() as connection:
             _require(connection, name)
             return _summary(connection, name)
 
     def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[DatasetSummary]:
-        """Data sets whose name begins with `prefix`, in byte order of name, from past `after` on."""
+        """Return the data sets whose name begins with `prefix`, in byte order of name, after the name `after`."""
         statement = (
             sa.select(datasets.c.name)
             .where(_DATASET_TENANT, datasets.c.deleted.is_(False))
@@ -137,7 +137,7 @@ class Datasets:
             return [_summary(connection, name) for name in connection.scalars(statement).all()]
 
     def versions(self, name: str, *, before: int | None = None, limit: int = 100) -> Sequence[DatasetEntry]:
-        """A data set's versions, newest first, those below `before`; raises `DatasetNotFound`."""
+        """Return the versions of a data set below `before`, newest first; raise `DatasetNotFound`."""
         bound = MAX_VERSION + 1 if before is None else before
         statement = (
             _SELECT_ENTRY.where(_VERSION_TENANT, versions.c.dataset == name, versions.c.version < bound)
@@ -149,9 +149,9 @@ class Datasets:
             return [DatasetEntry(**row._mapping) for row in connection.execute(statement)]
 
     def find(self, reference: Reference, *, field: str = "dataset") -> DatasetVersion:
-        """The version that a reference means now, the newest where it says none.
+        """Return the version that a reference resolves to; a bare name is the newest version.
 
-        Raises `DatasetNotFound`, `VersionNotFound` or `AliasNotFound`, naming `field`.
+        Raises `DatasetNotFound`, `VersionNotFound` or `AliasNotFound`, with `field`.
         """
         name = reference.name
         if reference.version is None and reference.alias != LIVE:
@@ -164,18 +164,18 @@ class Datasets:
             assert newest is not None
             if reference.version is None:
                 return newest
-            found = _version(connection, name, reference.version)
-        if found is None:
+            version = _version(connection, name, reference.version)
+        if version is None:
             raise VersionNotFound(
                 f"the data set {name!r} has no version {shorten(reference.version)}; its newest is {newest.version}",
                 field=field,
                 given=reference.version,
                 expected=f"a version of {name!r}",
             )
-        return found
+        return version
 
     def delete(self, name: str, *, precondition: Precondition | None = None) -> None:
-        """Remove the data set with all its versions; its next number stays. Raises `DatasetNotFound`."""
+        """Delete a data set with all its versions, but keep its next version number. Raise `DatasetNotFound`."""
         mine = (_VERSION_TENANT, versions.c.dataset == name)
         with self._database.write() as connection:
             _require(connection, name)
@@ -195,7 +195,7 @@ class Datasets:
         return self._blobs.local(version.file, size=version.bytes)
 
     def _corrupt_newest(self, name: str, digest: str) -> str | None:
-        """The blob of the newest version if that has this digest and the blob does not."""
+        """Return the blob of the newest version if the version has this digest but the blob is corrupt."""
         with self._database.read() as connection:
             newest = _newest(connection, name)
         if newest is None or newest.digest != digest or self._blobs.has_digest(newest.file, digest):

@@ -1,4 +1,4 @@
-"""What training reads: a stored data set, mapped into memory, as float32 rows, as classes or as lists of labels."""
+"""Reader of a stored data set, memory-mapped: columns as float32 rows, as class codes, or as lists of labels."""
 
 # N rows · C columns
 import errno
@@ -31,20 +31,20 @@ _MAX_NAMES_LISTED = 20
 _PREVIEW_BYTES = 2**23
 _MAX_READERS = 8
 _MAX_TEXT_BYTES = 2**29
-"""Of a column that is read as names: they are encoded in memory, and Arrow's arrays of text end at 2 GiB."""
+"""Most bytes of text in a column of names: they are encoded in memory, and Arrow's text arrays end at 2 GiB."""
 
-# Arrow's own allocator keeps what it has had; the process that reads here answers requests, and goes on to.
+# Arrow's default allocator keeps freed memory, and this process goes on to answer requests.
 pa.set_memory_pool(pa.system_memory_pool())
 
 
 class Table:
-    """One stored data set. Make it with `open`; use it from one thread."""
+    """Stored data set. Create it with `open`, and use it from one thread."""
 
     def __init__(self, path: Path) -> None:
         self._file = pa.memory_map(str(path))
         self._readers: dict[tuple[int, ...], Any] = {}
         self._widths: dict[str, int] = {}
-        # Of one column only: a look at a batch costs as much as it has columns.
+        # Only one column, because reading a batch takes time for each column.
         reader = self._reader((0,))
         counts = [reader.get_batch(batch).num_rows for batch in range(reader.num_record_batches)]
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
@@ -54,32 +54,32 @@ class Table:
 
     @classmethod
     def open(cls, path: Path) -> "Table":
-        """The table in the file at `path`; raises `BlobCorrupt` where there is none."""
+        """Open the file at `path`; raise `BlobCorrupt` if it is missing or damaged."""
         try:
             return cls(path)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                raise  # which says nothing about the file
+                raise  # not a fault of the file
             raise BlobCorrupt(f"the file of a stored data set is missing or damaged: {path.name}: {error}") from None
 
     @property
     def rows(self) -> int:
-        """N."""
+        """Return N."""
         return int(self._starts[-1])
 
     @property
     def columns(self) -> Sequence[str]:
-        """Their names, in the order of the file."""
+        """Return the names of the columns, in the order of the file."""
         return list(self._types)
 
     def type_of(self, column: str, *, field: str) -> str:
-        """The type of a column as clients see it; raises `InvalidInput` where there is no such column."""
+        """Return the type of a column in the API; raise `InvalidInput` if there is no such column."""
         return type_name(self._type(column, field))
 
     def width(self, selection: ColumnSelector, *, field: str) -> int:
-        """C: how many numbers a row has in these columns; of lists of several lengths, the most common one.
+        """Return C, the numbers per row in these columns; for lists of several lengths, the most common one.
 
-        Raises `InvalidInput` for a column that is not there and `WrongType` for one that has no numbers.
+        Raises `InvalidInput` for a missing column, and `WrongType` for one without numbers.
         """
         names = self._names(selection, field)
         if selection.column is None or not is_list(self._types[names[0]]):
@@ -87,10 +87,10 @@ class Table:
         return self._list_width(names[0])
 
     def numbers(self, selection: ColumnSelector, *, field: str, begin: int = 0, end: int | None = None) -> Float32:
-        """The rows from `begin` to `end` (all, where it is None) → (N, C) float32, C-contiguous; true counts as 1.
+        """Return the rows from `begin` to `end` (None: the last), (N, C) float32, C-contiguous; true is 1.
 
-        Raises as `width` does, and `BadRows` for nulls, for what is not finite as float32 and for lists of another
-        width, naming up to 20 rows by their number in the table.
+        Raises the errors of `width`, and `BadRows` for nulls, numbers that are not finite as float32, and lists of
+        another width, with up to 20 rows by their index in the table.
         """
         end = self.rows if end is None else min(end, self.rows)
         out_NC = np.empty((max(0, end - begin), self.width(selection, field=field)), np.float32)
@@ -102,40 +102,40 @@ class Table:
         return out_NC
 
     def check_numbers(self, selection: ColumnSelector, *, field: str) -> None:
-        """Look at every row as `numbers` does, in memory that does not grow; raises as it does."""
+        """Check every row as `numbers` does, in constant memory; raise its errors."""
         bad: list[BadRow] = []
         for _ in self._blocks(selection, field, 0, self.rows, bad):
             pass
         raise_bad_rows(bad, field)
 
     def codes(self, column: str, *, field: str) -> tuple[NDArray[np.int64], list[str | int]]:
-        """A column of text or whole numbers → (N,) int64 positions in its distinct values, and these, sorted.
+        """Return a column of text or integers as codes, (N,) int64, and the sorted distinct values that they index.
 
-        true and false are 1 and 0; floats that are whole are whole numbers. Raises `InvalidInput` for a column that is
-        not there, `WrongType` for one of another type, `BadRows` for nulls and for floats that are not whole.
+        true and false are 1 and 0; whole floats are integers. Raises `InvalidInput` for a missing column, `WrongType`
+        for one of another type, and `BadRows` for nulls and for floats that are not whole.
         """
-        given = self._type(column, field)
-        if is_list(given):
-            raise _wrong_type(column, given, field, "a column of text or of whole numbers")
+        column_type = self._type(column, field)
+        if is_list(column_type):
+            raise _wrong_type(column, column_type, field, "a column of text or of whole numbers")
         bad: list[BadRow] = []
         arrays = []
-        room = _MAX_TEXT_BYTES
+        remaining_bytes = _MAX_TEXT_BYTES
         for start, batch in self._batches((column,), 0, self.rows):
             array = batch.column(0)
             add_bad_rows(bad, start, column, np.flatnonzero(null_mask(array)), lambda _row: "null")
-            if pa.types.is_floating(given):
+            if pa.types.is_floating(column_type):
                 array = to_int64(array, column, start, bad)
-            arrays.append(array.cast(pa.int64()) if pa.types.is_boolean(given) else array)
-            room = _subtract_text(room, array, column, field)
+            arrays.append(array.cast(pa.int64()) if pa.types.is_boolean(column_type) else array)
+            remaining_bytes = _subtract_text(remaining_bytes, array, column, field)
             if len(bad) >= MAX_BAD_ROWS:
                 break
         raise_bad_rows(bad, field)
         return _encode(arrays)
 
     def order(self, column: str, *, field: str) -> NDArray[np.int64]:
-        """A column of floats → (N,) int64: each row's place among the distinct values, in float64.
+        """Return the rank of each row's float among the distinct values, (N,) int64.
 
-        Raises as `codes` does, and `BadRows` for NaN.
+        Raises the errors of `codes`, and `BadRows` for NaN.
         """
         self._type(column, field)
         bad: list[BadRow] = []
@@ -151,63 +151,66 @@ class Table:
         return places.astype(np.int64)
 
     def lists_labels(self, column: str, *, numbers: bool, field: str) -> bool:
-        """Whether a column holds lists of labels: of text; of whole numbers, where these are labels (`numbers`) or the
-        lists are of several lengths."""
-        given = self._type(column, field)
-        if not is_list(given):
+        """Return whether a column has lists of labels.
+
+        These are lists of text, and lists of integers if integers are labels (`numbers`) or the lengths differ.
+        """
+        column_type = self._type(column, field)
+        if not is_list(column_type):
             return False
-        if pa.types.is_string(given.value_type):
+        if pa.types.is_string(column_type.value_type):
             return True
-        return pa.types.is_integer(given.value_type) and (numbers or not pa.types.is_fixed_size_list(given))
+        return pa.types.is_integer(column_type.value_type) and (numbers or not pa.types.is_fixed_size_list(column_type))
 
     def listed(self, column: str, *, field: str) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str | int]]:
-        """A column of lists of text or of whole numbers → for each of K entries its row, (K,) int64, and its position
-        in the distinct values, (K,) int64; and these, sorted.
+        """Return the K labels in a column of lists: rows (K,) int64, codes (K,) int64, and the sorted distinct values.
 
-        Raises `InvalidInput` for a column that is not there, `WrongType` for one of another type, `BadRows` for nulls.
+        Raises `InvalidInput` for a missing column, `WrongType` for one of another type, and `BadRows` for nulls.
         """
-        given = self._type(column, field)
-        if not is_list(given) or not (pa.types.is_string(given.value_type) or pa.types.is_integer(given.value_type)):
-            raise _wrong_type(column, given, field, "a column of lists of text or of whole numbers")
+        column_type = self._type(column, field)
+        if not is_list(column_type) or not (
+            pa.types.is_string(column_type.value_type) or pa.types.is_integer(column_type.value_type)
+        ):
+            raise _wrong_type(column, column_type, field, "a column of lists of text or of whole numbers")
         bad: list[BadRow] = []
-        room = _MAX_TEXT_BYTES
-        rows, entries = [np.zeros(0, np.int64)], [pa.array([], given.value_type)]
+        remaining_bytes = _MAX_TEXT_BYTES
+        rows, entries = [np.zeros(0, np.int64)], [pa.array([], column_type.value_type)]
         for start, batch in self._batches((column,), 0, self.rows):
             array = batch.column(0)
             add_bad_rows(bad, start, column, np.flatnonzero(null_mask(array)), lambda _row: "null")
             lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
             rows.append(start + np.repeat(np.arange(len(array), dtype=np.int64), lengths))
             entries.append(array.flatten())
-            room = _subtract_text(room, entries[-1], column, field)
+            remaining_bytes = _subtract_text(remaining_bytes, entries[-1], column, field)
         raise_bad_rows(bad, field)
         codes, values = _encode(entries)
         return np.concatenate(rows), codes, values
 
     def preview(self, offset: int, limit: int) -> list[dict[str, Any]]:
-        """Up to `limit` rows from `offset` on, ready for JSON: what is not finite is None.
+        """Return up to `limit` rows from `offset` on as JSON, with None for numbers that are not finite.
 
-        Fewer where they are large, and at least one where there is one.
+        There are fewer rows if they are large, but at least one if there is one.
         """
         rows: list[dict[str, Any]] = []
-        room = _PREVIEW_BYTES
+        remaining_bytes = _PREVIEW_BYTES
         for start, batch in self._batches(tuple(self._types), offset, min(self.rows, offset + limit)):
-            some = batch.slice(max(0, offset - start), offset + limit - max(offset, start))
-            taken = np.cumsum(row_bytes(some))
-            fit = int(np.searchsorted(taken, room, side="right"))
+            rows_of_batch = batch.slice(max(0, offset - start), offset + limit - max(offset, start))
+            taken = np.cumsum(row_bytes(rows_of_batch))
+            fit = int(np.searchsorted(taken, remaining_bytes, side="right"))
             fit = max(fit, 0 if rows else 1)
-            for values in some.slice(0, fit).to_pylist():
+            for values in rows_of_batch.slice(0, fit).to_pylist():
                 rows.append({name: _finite_or_none(value) for name, value in values.items()})
-            if fit < some.num_rows:
+            if fit < rows_of_batch.num_rows:
                 break
-            room -= int(taken[-1])
+            remaining_bytes -= int(taken[-1])
         return rows
 
     def _blocks(
         self, selection: ColumnSelector, field: str, begin: int, end: int, bad: list[BadRow]
     ) -> Iterator[tuple[int, Float32 | None]]:
-        """The rows from `begin` to `end` batch by batch: the first one's number and, where all are good, the numbers.
+        """Yield batches of the rows from `begin` to `end`: the index of the first row, and the numbers if all are good.
 
-        Stops once `bad` has as many as are named.
+        Bad rows are appended to `bad`. The iteration stops when it has enough of them.
         """
         names = self._names(selection, field)
         width = self.width(selection, field=field)
@@ -218,7 +221,7 @@ class Table:
             for name in names:
                 add_bad_column_rows(batch.column(name), name, width, first, bad)
             if len(bad) > before:
-                bad[before:] = sorted(bad[before:], key=lambda found: found.row)
+                bad[before:] = sorted(bad[before:], key=lambda bad_row: bad_row.row)
                 yield first, None
             else:
                 yield first, to_matrix([batch.column(name) for name in names], width)
@@ -233,12 +236,12 @@ class Table:
         else:
             names = selection.columns or (str(selection.column),)
         for name in names:
-            given = self._type(name, field)
-            listed = is_list(given) and selection.column is not None
-            inner = given.value_type if listed else given
+            column_type = self._type(name, field)
+            listed = is_list(column_type) and selection.column is not None
+            inner = column_type.value_type if listed else column_type
             if is_list(inner) or pa.types.is_string(inner):
                 raise _wrong_type(
-                    name, given, field, "numbers" if selection.column else "one number a row in each column"
+                    name, column_type, field, "numbers" if selection.column else "one number a row in each column"
                 )
         return names
 
@@ -249,10 +252,10 @@ class Table:
 
     def _missing(self, what: str, given: str, field: str) -> InvalidInput:
         names = self.columns
-        there = ", ".join(shorten(name) for name in names[:_MAX_NAMES_LISTED])
+        existing = ", ".join(shorten(name) for name in names[:_MAX_NAMES_LISTED])
         more = f" and {len(names) - _MAX_NAMES_LISTED} more" if len(names) > _MAX_NAMES_LISTED else ""
         return InvalidInput(
-            f"{field}: no column of the data set {what}; there are: {there}{more}",
+            f"{field}: no column of the data set {what}; there are: {existing}{more}",
             field=field,
             given=given,
             expected="a column of the data set",
@@ -269,7 +272,7 @@ class Table:
         return self._widths[name]
 
     def _batches(self, names: tuple[str, ...], begin: int, end: int) -> Iterator[tuple[int, Any]]:
-        """The batches with a row from `begin` to `end`, of these columns, each with its first row's number."""
+        """Yield the batches that overlap the rows from `begin` to `end`, each with the index of its first row."""
         if begin >= end:
             return
         reader = self._reader(tuple(sorted(self._position[name] for name in names)))
@@ -289,9 +292,9 @@ class Table:
         return self._readers[positions]
 
 
-def _subtract_text(room: int, array: Any, column: str, field: str) -> int:
-    """What is left of the bytes that names may take; raises `OutOfRange` where they take more."""
-    left = room - (array.nbytes if pa.types.is_string(array.type) else 0)
+def _subtract_text(remaining_bytes: int, array: Any, column: str, field: str) -> int:
+    """Return the remaining bytes for names; raise `OutOfRange` if there are none left."""
+    left = remaining_bytes - (array.nbytes if pa.types.is_string(array.type) else 0)
     if left < 0:
         raise OutOfRange(
             f"{field}: the texts of the column {shorten(column)!r} take more than {_MAX_TEXT_BYTES} bytes",

@@ -1,4 +1,4 @@
-"""Reads a large JSON body in a process of its own, so that this one neither stalls nor grows."""
+"""Start of the process that reads a large JSON body, and decoding of its answer."""
 
 # N rows · C columns
 import json
@@ -35,17 +35,17 @@ log = logging.getLogger(__name__)
 
 
 class _KilledError(Exception):
-    """Another process killed the one that was reading the body."""
+    """The reading process was killed by another process."""
 
 
 class _UnreadableError(EOFError):
-    """The process answered that it could not read the body."""
+    """The process answered that the body cannot be read."""
 
 
 def read_in_process(
     body: bytes | bytearray, *, longest: int, columns: Mapping[str, int] | None = None, what: str = "the body"
 ) -> object:
-    """Return what `large_json.read_large` returns for a body; lists of more than `longest` entries are cut.
+    """Return what `parser.read_large` returns for a body; lists of more than `longest` entries are cut.
 
     `longest` is what a valid list of this call may have; a list may also be as long as the longest table. `columns` is
     as `read_large` takes it. Raises what `read_large` raises, and `InvalidInput` for a body that cannot be read within
@@ -112,8 +112,8 @@ def _log_end(process: "subprocess.Popen[bytes]") -> None:
     status = process.wait()
     if status != 0:
         # A pipe holds 64 KiB. A process that writes more waits, and is killed.
-        said = process.stderr.read()[-_STDERR_KEPT:].decode(errors="replace")
-        log.error("a process that read a JSON body ended with status %d:\n%s", status, said)
+        stderr = process.stderr.read()[-_STDERR_KEPT:].decode(errors="replace")
+        log.error("a process that read a JSON body ended with status %d:\n%s", status, stderr)
 
 
 def _send(pipe: IO[bytes], head: bytes, body: bytes | bytearray) -> None:
@@ -157,16 +157,16 @@ def _read_array(pipe: IO[bytes], shape: Sequence[int]) -> Float32:
     return numbers_NC
 
 
-def _decode_value(told: Any, lines: list[list[Any]], arrays: list[Float32]) -> Any:
-    """Return the value that `json_process.Answer` encoded."""
-    if isinstance(told, dict):
-        return {key: _decode_value(value, lines, arrays) for key, value in told.items()}
-    if not isinstance(told, list):
-        return told
-    how, content = told
-    if how == PLAIN:
+def _decode_value(encoded: Any, lines: list[list[Any]], arrays: list[Float32]) -> Any:
+    """Return the value that `reader_process.AnswerWriter` encoded."""
+    if isinstance(encoded, dict):
+        return {key: _decode_value(value, lines, arrays) for key, value in encoded.items()}
+    if not isinstance(encoded, list):
+        return encoded
+    encoding, content = encoded
+    if encoding == PLAIN:
         return [_decode_value(entry, lines, arrays) for entry in content]
-    if how == LINES:
+    if encoding == LINES:
         return [entry for line in lines[content[0] : content[1]] for entry in line]
     first = [_decode_value(entry, lines, arrays) for entry in content["first"]]
     table = NumberTable(numbers_NC=arrays[content["array"]] if "array" in content else None)

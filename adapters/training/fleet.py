@@ -1,4 +1,4 @@
-"""One table, an adapter for each of its groups: trained together, in stacks of groups of about one size."""
+"""Fit of a fleet: one adapter for each group of a table, trained in stacks of groups of about one size."""
 
 # G groups of a stack · N rows · K rows of one group
 import math
@@ -63,7 +63,7 @@ def fit_fleet(
     labels: Sequence[str | int] | None = None,
     progress: Progress = lambda _step, _loss: None,
 ) -> Iterator[list[Outcome]]:
-    """An adapter for each code of `data.groups_N`, as `fit` would train it on the group's rows alone; stack by stack.
+    """Train an adapter for each code of `data.groups_N` as `fit` would on the rows of the group; yield stack by stack.
 
     Stacks in which every position is in `done` are passed over. Which groups share a stack depends on the data alone,
     so that an attempt after a death gives the rest as the first one would have.
@@ -96,7 +96,7 @@ def _stacks(sizes: Sequence[int], base: BaseLayer, spec: TrainingSpec) -> Iterat
 
 
 def _shape(base: BaseLayer, spec: TrainingSpec, size: int) -> tuple[int, bool] | None:
-    """What groups of a stack have in common, as far as their size tells; None stays alone."""
+    """Return what the groups of a stack have in common by their size; a group with None is trained alone."""
     if spec.is_exact:
         return 0, True
     held = (

@@ -1,6 +1,6 @@
-"""What the processes print on standard error: one line an event, as JSON for machines or as text for people.
+"""Logs of the processes on standard error: one line for each event, as JSON or as text.
 
-Everything that logs does so through the standard library, uvicorn and Alembic too; structlog makes the lines.
+All modules, uvicorn and Alembic log through the standard library; structlog formats the lines.
 """
 
 import json
@@ -18,21 +18,21 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from app.settings import LogFormat
 
 Render = Callable[[MutableMapping[str, Any]], bytes]
-"""The fields of an event, in their order → its line, without the end of the line."""
+"""Formats the fields of an event, in their order, as a line without its line feed."""
 _FIRST = ("timestamp", "level", "event", "logger", "process")
 _COLUMN = 30
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""What could begin a line or speak to a terminal, as it is shown instead."""
+"""Characters that could begin a line or control a terminal, and their escaped form."""
 _LINE_ENDS = {"\x85".encode(): b"\\u0085", "\u2028".encode(): b"\\u2028", "\u2029".encode(): b"\\u2029"}
-"""What JSON leaves as it is, and some readers take for the end of a line."""
+"""Characters that JSON does not escape, and that some readers take for the end of a line."""
 
 log = logging.getLogger(__name__)
 
 
 def configure(form: LogFormat = LogFormat.AUTO, *, process: str = "loraplex") -> None:
-    """Let this process log from INFO on; of Alembic, which talks at every start, only what is wrong.
+    """Log from INFO on, and from WARNING on for Alembic, which logs at every start.
 
-    `process` stands in each line. May be called again, once a process knows its name.
+    `process` is a field of each line. May be called again when the name of the process is known.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -46,7 +46,7 @@ def configure(form: LogFormat = LogFormat.AUTO, *, process: str = "loraplex") ->
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 _named(process),
-                # Text, and nothing more: structlog's other forms of a traceback show local variables, which are inputs.
+                # Plain tracebacks: structlog's other forms show local variables, which may be inputs.
                 structlog.processors.format_exc_info,
                 _rendered(line_of(form)),
             ],
@@ -55,17 +55,17 @@ def configure(form: LogFormat = LogFormat.AUTO, *, process: str = "loraplex") ->
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    sys.excepthook = _log_the_end
-    threading.excepthook = lambda told: _log_the_end(told.exc_type, told.exc_value, told.exc_traceback)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
-def _log_the_end(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:
     if error is not None and not issubclass(kind, KeyboardInterrupt):
-        log.critical("nothing has caught this", exc_info=(kind, error, traceback))
+        log.critical("uncaught exception", exc_info=(kind, error, traceback))
 
 
 def line_of(form: LogFormat) -> Render:
-    """How an event becomes a line in this form; `auto` is text where standard error is a terminal."""
+    """Return the formatter of lines; `auto` means text if standard error is a terminal, otherwise JSON."""
     terminal = sys.stderr.isatty()
     return _console(colors=terminal) if form is LogFormat.CONSOLE or (form is LogFormat.AUTO and terminal) else _json
 
@@ -73,7 +73,7 @@ def line_of(form: LogFormat) -> Render:
 def _named(process: str) -> Processor:
     def add(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
         fields["process"] = process
-        fields.pop("color_message", None)  # uvicorn's second form of the same
+        fields.pop("color_message", None)  # uvicorn adds the message again, with colors
         return fields
 
     return add

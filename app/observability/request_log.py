@@ -1,4 +1,4 @@
-"""One line a request: who asked for what, how it ended, and how long that took. Never inputs, outputs or headers."""
+"""Request log: one line for each request, with its adapter, status and durations, never its inputs or headers."""
 
 import logging
 import os
@@ -19,11 +19,14 @@ from app.settings import LogRequests
 _MOST_WAITING_BYTES = 2**20
 _AT_ONCE_BYTES = 2**16
 _AT_ONCE_BYTES_PIPE = 4096
-"""PIPE_BUF: what is written at once up to this stays in one piece, although other processes write to the same pipe."""
+"""PIPE_BUF: a write of at most this size is not mixed with those of other processes."""
 
 
 class LineWriter:
-    """Writes what it is given in its order; where more than 1 MiB waits to be written, new lines find no room."""
+    """Writes lines to a file descriptor from a thread, in order; drops new lines while more than 1 MiB waits.
+
+    A slow reader of the log does not delay requests.
+    """
 
     def __init__(self, descriptor: int = 2, *, most_waiting_bytes: int = _MOST_WAITING_BYTES) -> None:
         self._descriptor = descriptor
@@ -34,7 +37,7 @@ class LineWriter:
         self._thread: threading.Thread | None = None
 
     def put(self, lines: Sequence[bytes]) -> int:
-        """Have these written, each of which ends in a line feed; returns how many found no room."""
+        """Queue lines, each with a line feed at its end; return how many were dropped."""
         with self._lock:
             taken = 0
             while taken < len(lines) and self._waiting + len(lines[taken]) <= self._most:
@@ -48,7 +51,7 @@ class LineWriter:
         return len(lines) - taken
 
     def close(self, seconds: float) -> None:
-        """Write what waits, for so long at most."""
+        """Write the queued lines; give up after a time."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(seconds)
@@ -68,7 +71,7 @@ class LineWriter:
 
     def _write(self, part: bytes) -> None:
         left = part
-        with suppress(OSError):  # nobody reads any more
+        with suppress(OSError):  # the reader has closed it
             while left:
                 try:
                     left = left[os.write(self._descriptor, left) :]
@@ -79,17 +82,18 @@ class LineWriter:
 
 
 MOST_A_SECOND = 1000
-"""Lines of requests that succeeded, and as many of those that failed: a line costs a fifth of a fast answer."""
+"""Largest number of lines a second for successful requests, and the same for failed ones. A line costs a fifth of a
+fast answer."""
 _SECONDS_TO_CLOSE = 1.0
 _LOGGER = "app.requests"
 _LEVELS = {level: logging.getLevelName(level).lower() for level in (logging.INFO, logging.WARNING, logging.ERROR)}
 
 
 class RequestLog:
-    """Writes the lines of requests that have been answered, a handful at a time.
+    """Writes the lines of finished requests, many at a time, with a rate limit.
 
-    There is room for `MOST_A_SECOND` lines at once; a tenth of that comes back in each tenth of a second, so that
-    under a heavy load lines are spread over the second, and their cost with them.
+    The limit is a token bucket of `MOST_A_SECOND` lines that is refilled at each flush, ten times a second. So the
+    cost of the lines is spread over the second.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class RequestLog:
     ) -> None:
         self._render, self._writer, self._process, self._clock = render, writer, process, clock
         self._is_wanted = wanted is LogRequests.ALL, wanted is not LogRequests.NONE
-        """By whether requests failed, as is the next."""
+        """Indexed by whether a request failed, as `_room` is."""
         self._room = [float(MOST_A_SECOND * is_wanted) for is_wanted in self._is_wanted]
         self._left_out = 0
         self._left_out_since = self._flushed = clock()
@@ -111,11 +115,11 @@ class RequestLog:
 
     @property
     def has_unreported(self) -> bool:
-        """Whether a line about lines left out is due, now or later."""
+        """Whether there are dropped lines that no line has reported."""
         return self._left_out > 0
 
     def reserve_line(self, has_failed: bool, /) -> bool:
-        """Whether a request is to be noted; one that is not is counted."""
+        """Return whether a request gets a line; count it as dropped if it only lacks room."""
         if self._room[has_failed] >= 1.0:
             self._room[has_failed] -= 1.0
             return True
@@ -124,11 +128,11 @@ class RequestLog:
         return False
 
     def add(self, record: LogRecord) -> None:
-        """Write this request's line with the next ones."""
+        """Write the line of a request with the next flush."""
         self._records.append(record)
 
     def flush(self) -> None:
-        """Write the lines of what was noted."""
+        """Write the lines of all records since the last call."""
         now = self._clock()
         for has_failed, is_wanted in enumerate(self._is_wanted):
             more = MOST_A_SECOND * (now - self._flushed) * is_wanted
@@ -142,7 +146,7 @@ class RequestLog:
             self._report_left_out(now)
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write all remaining lines."""
         self.flush()
         self._report_left_out(self._clock())
         self._writer.close(_SECONDS_TO_CLOSE)
@@ -155,9 +159,9 @@ class RequestLog:
     def _report_left_out(self, now: float) -> None:
         if self._left_out:
             first = self._first(time.time(), logging.INFO, "requests left out")
-            told = {"left_out": self._left_out, "seconds": round(now - self._left_out_since, 3)}
-            # Where this line finds no room either, the next one says more.
-            if not self._writer.put([self._finished(first | told)]):
+            counts = {"left_out": self._left_out, "seconds": round(now - self._left_out_since, 3)}
+            # If this line is dropped too, the next one reports more.
+            if not self._writer.put([self._finished(first | counts)]):
                 self._left_out = 0
 
     def _line(self, record: LogRecord, at: float) -> bytes:
@@ -192,7 +196,7 @@ class RequestLog:
 
 
 def _add_prediction(fields: dict[str, Any], prediction: PredictionRecord) -> None:
-    """Which adapter answered, or of the row form how many did; the bare base is null."""
+    """Add the adapter and its version, or the number of adapters of a request with one for each row."""
     if prediction.by_row:
         fields["adapters"] = prediction.adapters
     else:

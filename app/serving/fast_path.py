@@ -19,8 +19,8 @@ from app.http.middleware import request_id_of
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, RequestRecord
 from app.service import Service
 from app.serving.asgi import JSON_TYPE, MAX_INLINE_BYTES, Headers, predict_headers
-from app.serving.oip.models import parse_model
-from app.serving.oip.request import InferHeader, check_model_name, read_infer_fast, read_infer_request
+from app.serving.oip.models import check_model_name, parse_model
+from app.serving.oip.request import InferHeader, read_infer_fast, read_infer_request
 from app.serving.oip.response import write_infer_response
 from app.serving.oip.routes import INFERENCE_HEADER_NAME, infer_headers, is_small, parse_length
 from app.serving.queue_entry import QueueEntry

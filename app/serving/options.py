@@ -1,25 +1,25 @@
-"""What a predict request wants to be answered with: its `return` and `top_k`."""
+"""Options of a predict request: the members `return` and `top_k`."""
 
 from typing import NamedTuple
 
 from adapters.errors import InvalidCombination, OutOfRange, WrongType, shorten
 
 OUTPUTS, PROBABILITIES, LABELS = MEMBERS = ("outputs", "probabilities", "labels")
-"""What `return` may ask for, in the order in which the answer has it."""
+"""Values of `return`, in the order of the answer's members."""
 _EXPECTED = f"1 to {len(MEMBERS)} of {', '.join(MEMBERS)}, each once"
 
 
 class PredictOptions(NamedTuple):
-    """What an answer shall have, where that is not the outputs alone."""
+    """Options of a request that asks for more than its outputs."""
 
     members: tuple[str, ...]
-    """Some of `MEMBERS`, in their order."""
+    """Subset of `MEMBERS`, in their order."""
     top_k: int | None
-    """So many of the most probable classes; None is all probabilities, and one label a row."""
+    """Number of most probable classes. None means all probabilities, and one label for each row."""
 
 
 def read_options(given: object, top_k: int | None, *, out_features: int) -> PredictOptions | None:
-    """What `return` and `top_k`, at least 1, ask for; None where that is the outputs alone.
+    """Check `return` and `top_k` (at least 1); return None if they ask for the outputs alone.
 
     Raises `WrongType`, `OutOfRange` and `InvalidCombination`, naming the field and the position.
     """
@@ -48,13 +48,13 @@ def _members(given: object) -> tuple[str, ...]:
         raise OutOfRange("return is empty", field="return", given=given, expected=_EXPECTED)
     seen: set[str] = set()
     for position, name in enumerate(given):
-        place = f"return, position {position}"
+        location = f"return, position {position}"
         if not isinstance(name, str):
-            raise WrongType(f"{place}: not a string", field="return", given=name, expected=_EXPECTED)
+            raise WrongType(f"{location}: not a string", field="return", given=name, expected=_EXPECTED)
         if name not in MEMBERS:
-            detail = f"{place}: there is no {shorten(name)} to answer with"
+            detail = f"{location}: there is no {shorten(name)} to answer with"
             raise OutOfRange(detail, field="return", given=name, expected=_EXPECTED)
         if name in seen:
-            raise InvalidCombination(f"{place}: {name} twice", field="return", given=name, expected=_EXPECTED)
+            raise InvalidCombination(f"{location}: {name} twice", field="return", given=name, expected=_EXPECTED)
         seen.add(name)
     return tuple(name for name in MEMBERS if name in seen)

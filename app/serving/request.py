@@ -26,9 +26,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_rows(rows: Any, columns: int, *, max_rows: int) -> Float32 | None:
-    """An array of 1 to `max_rows` arrays of `columns` numbers → (N, C), each finite as float32.
+    """Convert an array of 1 to `max_rows` arrays of `columns` numbers to (N, C) float32, or return None.
 
-    `rows` is an array of pysimdjson's; raises what that raises where it holds anything but numbers.
+    `rows` is an array of pysimdjson, which raises an error if it contains anything but numbers.
     """
     N = len(rows)
     if not 1 <= N <= max_rows:
@@ -40,7 +40,7 @@ def read_rows(rows: Any, columns: int, *, max_rows: int) -> Float32 | None:
 
 
 def read_flat(numbers: Any, rows: int, columns: int) -> Float32 | None:
-    """The same of one array of all the numbers, row by row."""
+    """Convert one flat array of all numbers, row by row, to (N, C) float32, or return None."""
     return _float32(np.frombuffer(numbers.as_buffer(of_type="d")), rows, columns)
 
 
@@ -50,7 +50,7 @@ def count_lists(text: bytes | bytearray) -> int:
 
 
 def has_lists(text: bytes, count: int) -> bool:
-    """Whether there are exactly `count` opening brackets."""
+    """Return whether there are exactly `count` opening brackets."""
     # Not `text.count`, which takes five times as long.
     at = -1
     for _ in range(count):
@@ -71,31 +71,31 @@ def _float32(flat: Any, rows: int, columns: int) -> Float32 | None:
 
 
 _MEMBERS = 2
-"""Of a request that is read quickly: its rows, and the adapters of these."""
+"""Members of a request that the fast parser reads: the rows, and their adapter or adapters."""
 
 
 class InferenceRequest(NamedTuple):
-    """Rows, and which adapter each is for."""
+    """Rows of one request, and the adapter of each."""
 
     inputs_NI: Float32
     """(N, I), every number finite."""
     references: Sequence[Reference | None]
-    """One for all rows, or one a row where `by_row`; None is the bare base layer."""
+    """One for all rows, or one for each row if `by_row`; None means the bare base layer."""
     by_row: bool = False
     options: PredictOptions | None = None
-    """None is the outputs."""
+    """None means the outputs alone."""
 
 
 def read_fast(
     body: bytes, base: BaseLayer, *, max_rows: int, parser: simdjson.Parser | None = None
 ) -> InferenceRequest | None:
-    """What `read_exactly` would return, or None where that one has to decide.
+    """Read a body as `read_exactly` does; return None if the fast parser cannot decide.
 
-    `parser` is one that nobody else uses meanwhile: it keeps its memory from body to body.
+    `parser` keeps its memory from body to body. No other thread may use it meanwhile.
     """
     try:
         request: Any = (parser or simdjson.Parser()).parse(body)
-        if len(request) != _MEMBERS:  # one that stands twice counts twice
+        if len(request) != _MEMBERS:  # a repeated member counts twice
             return None
         names = sorted(request.keys())
         inputs_NI = read_rows(request["inputs"], base.in_features, max_rows=max_rows)
@@ -112,19 +112,19 @@ def read_fast(
             return None
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, LoraplexError):
         return None
-    # A byte order mark is the other thing that the parser lets pass.
+    # The parser accepts a byte order mark, which is not JSON.
     if not has_lists(body, lists) or (by_row and len(references) != N) or body[0] > 127:
         return None
     return InferenceRequest(inputs_NI, references, by_row)
 
 
 def read_exactly(body: bytes, base: BaseLayer, *, max_rows: int) -> InferenceRequest:
-    """What a body asks; raises the `InvalidInput` or `NotJson` that says what is wrong with it."""
+    """Read a body; raise `InvalidInput` or `NotJson`."""
     return request_from_json(parse(body), base, max_rows=max_rows)
 
 
 def request_from_json(value: object, base: BaseLayer, *, max_rows: int) -> InferenceRequest:
-    """Do the same for what a body's JSON says."""
+    """Read the JSON value of a body; raise `InvalidInput`."""
     request = read_as(PredictRequest, object_of_body(value))
     if request.gave("adapter") and request.gave("adapters"):
         raise InvalidCombination(

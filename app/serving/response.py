@@ -1,4 +1,4 @@
-"""`POST /predict`, from its bytes to its answer."""
+"""Response: the body of a `POST /predict`, from numbers to probabilities and labels."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,21 @@ from app.serving.options import LABELS, OUTPUTS, PROBABILITIES, PredictOptions
 from app.serving.queue_entry import InferenceResult
 from app.serving.request import InferenceRequest
 
-# N rows · O out_features
-
+# N rows · O out_features · C classes of one adapter · T most probable classes
 
 MAX_INLINE_NUMBERS = 2**15
-"""About a millisecond of writing, which holds up everything else."""
+"""Largest number of outputs, about a millisecond of work, that are written in one turn of the event loop."""
 _OUTPUTS = b'{"outputs":%b,%b'
 MEMBERS_FORMAT = b"{%b,%b"
-"""The form of an answer whose members are written already."""
+"""Format of a body whose members are JSON already."""
 _BASE_LAYER = orjson.dumps({"adapter": None})
 
 
 def write_response(request: InferenceRequest, result: InferenceResult, written: bytes, form: bytes = _OUTPUTS) -> bytes:
-    """The body of the answer, with its numbers as `write_numbers` has them, or its `MEMBERS` as `write_options` has."""
+    """Return the body of an answer.
+
+    `written` is the outputs from `write_numbers`, or with `MEMBERS_FORMAT` the members from `write_options`.
+    """
     if request.by_row:
         described = [None if version is None else _to_json(version) for version in result.versions]
         which = orjson.dumps(_by_row(described, result.choice_N))
@@ -40,12 +42,12 @@ def write_response(request: InferenceRequest, result: InferenceResult, written: 
 
 
 def write_numbers(numbers: Float32) -> bytes:
-    """An array as JSON."""
+    """Return an array as JSON."""
     return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 async def write_many_numbers(numbers: Float32) -> bytes:
-    """The same; between the parts of a large array, others get their turn."""
+    """Return an array as JSON; let the event loop run other tasks between the parts of a large array."""
     if numbers.size <= MAX_INLINE_NUMBERS:
         return write_numbers(numbers)
     step = max(1, MAX_INLINE_NUMBERS * len(numbers) // numbers.size)
@@ -66,24 +68,25 @@ def _write_adapter(name: str, version: int, digest: str) -> bytes:
 
 
 def _by_row(described: list[dict[str, object] | None], choice_N: Sequence[int]) -> dict[str, object]:
-    # `acme` and `acme@3` may be the same version: the distinct ones are told apart by their contents.
+    # Two references, such as `acme` and `acme@3`, may be the same version.
     keys = [None if entry is None else (entry["name"], entry["version"]) for entry in described]
     distinct = {key: entry for key, entry in zip(keys, described, strict=True) if key is not None}
-    place: dict[object, int] = {key: index for index, key in enumerate(distinct)}
-    row_adapters = [place.get(keys[choice]) for choice in choice_N]
+    position: dict[object, int] = {key: index for index, key in enumerate(distinct)}
+    row_adapters = [position.get(keys[choice]) for choice in choice_N]
     return {"adapters": list(distinct.values()), "row_adapters": row_adapters}
 
 
-# N rows · O out_features · C classes of one adapter · T the most probable of them
-
-
 MAX_LABEL_BYTES = 2**26
-"""Of one answer. Labels may be 20 times as long as numbers, and a short request ask for all of them in every row."""
+"""Largest labels of one answer. A short request can ask for all labels of every row, and a label can be 20 times as
+long as a number."""
 _BLOCK_NUMBERS = 2**15
 
 
 def write_options(options: PredictOptions, result: InferenceResult) -> bytes:
-    """The members of an answer as JSON, without the braces; raises `OutOfRange` past `MOST_LABEL_BYTES` of labels."""
+    """Return the members of an answer as JSON without the braces; raise `OutOfRange` if the labels are too long.
+
+    Call it in a thread: some thousand rows with a thousand classes take a while.
+    """
     parts: dict[str, list[bytes]] = {name: [] for name in options.members}
     label_bytes = 0
     for block in split_rows(*result.outputs_NO.shape):
@@ -95,13 +98,13 @@ def write_options(options: PredictOptions, result: InferenceResult) -> bytes:
 
 
 def split_rows(rows: int, columns: int) -> Iterator[slice]:
-    """All rows, as many at once as take a millisecond or so: between two of them, others get the interpreter."""
+    """Return blocks of rows that take about a millisecond each, so that other threads run between them."""
     step = max(1, _BLOCK_NUMBERS // columns)
     return (slice(begin, begin + step) for begin in range(0, rows, step))
 
 
 def check_label_size(label_bytes: int, *, field: str) -> None:
-    """Raises `OutOfRange` where labels take too much room; `field` is what asked for so many."""
+    """Raise `OutOfRange` if labels are too long; `field` is the field of the request that asks for them."""
     if label_bytes > MAX_LABEL_BYTES:
         raise OutOfRange(
             f"{field}: the answer's labels take more than {MAX_LABEL_BYTES} bytes: ask for fewer, or with fewer rows",
@@ -111,31 +114,31 @@ def check_label_size(label_bytes: int, *, field: str) -> None:
 
 
 def select_classes(version: Version | None, x_NO: Float32) -> tuple[Sequence[str | int] | None, Float32]:
-    """What the classes of a version, or of the base layer, are called; and the outputs that belong to them, (N, C)."""
+    """Return the labels of a version, None if it has none, and the outputs of its classes, (N, O) -> (N, C)."""
     labels = None if version is None else version.labels
     return labels, x_NO if labels is None else x_NO[:, : len(labels)]
 
 
 def _write_block(options: PredictOptions, result: InferenceResult, block: slice) -> dict[str, list[Any]]:
-    """For some rows, what each is answered with: every row by the classes of its own adapter."""
+    """Return the values of each member for a block of rows; each row has the classes of its own adapter."""
     x_NO, choice_N = result.outputs_NO[block], result.choice_N[block]
-    of_choice: dict[int, list[int]] = {}
+    rows_by_choice: dict[int, list[int]] = {}
     for row, choice in enumerate(choice_N):
-        of_choice.setdefault(choice, []).append(row)
-    answered: dict[str, list[Any]] = {name: [None] * len(choice_N) for name in options.members}
-    for choice, rows in of_choice.items():
+        rows_by_choice.setdefault(choice, []).append(row)
+    members: dict[str, list[Any]] = {name: [None] * len(choice_N) for name in options.members}
+    for choice, rows in rows_by_choice.items():
         for name, values in _select(options, result.versions[choice], x_NO[rows]).items():
             for row, value in zip(rows, values, strict=True):
-                answered[name][row] = value
-    return answered
+                members[name][row] = value
+    return members
 
 
 def _select(options: PredictOptions, version: Version | None, x_NO: Float32) -> dict[str, Sequence[Any]]:
-    """The same for rows of one version."""
+    """Return the values of each member for rows of one version."""
     labels, x_NC = select_classes(version, x_NO)
-    found: dict[str, Sequence[Any]] = {}
+    members: dict[str, Sequence[Any]] = {}
     if OUTPUTS in options.members:
-        found[OUTPUTS] = list(x_NO)
+        members[OUTPUTS] = list(x_NO)
     order_NT = None
     if LABELS in options.members or options.top_k is not None:
         order_NT = most_probable(x_NC, options.top_k or 1)
@@ -143,13 +146,13 @@ def _select(options: PredictOptions, version: Version | None, x_NO: Float32) -> 
         probability_NC = sigmoid(x_NC) if _is_multi_label(version) else softmax(x_NC)
         if options.top_k is not None and order_NT is not None:
             probability_NC = np.ascontiguousarray(np.take_along_axis(probability_NC, order_NT, axis=1))
-        found[PROBABILITIES] = list(probability_NC)
+        members[PROBABILITIES] = list(probability_NC)
     if LABELS in options.members and order_NT is not None:
         names_NT = order_NT if labels is None else np.array(labels, dtype=object)[order_NT]
-        found[LABELS] = (names_NT if options.top_k is not None else names_NT[:, 0]).tolist()
-    return found
+        members[LABELS] = (names_NT if options.top_k is not None else names_NT[:, 0]).tolist()
+    return members
 
 
 def _is_multi_label(version: Version | None) -> bool:
-    """Whether each class is right or not by itself: the version was trained so, as its lineage says."""
+    """Return whether the classes do not exclude each other, by the loss that the version was trained with."""
     return version is not None and version.loss == Loss.BINARY_CROSS_ENTROPY

@@ -1,4 +1,4 @@
-"""Parquet and Arrow's IPC stream, a batch at a time."""
+"""Readers of Parquet and of Arrow IPC streams, one batch at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ _FILE_MAGIC = b"ARROW1"
 
 
 def open_parquet(path: str) -> Source:
-    """A Parquet file; raises `InvalidDataset`."""
+    """Open a Parquet file; raise `InvalidDataset`."""
     with _errors_as_invalid("Parquet"):
         file = pq.ParquetFile(pa.memory_map(path))
         schema = file.schema_arrow
@@ -45,7 +45,7 @@ def open_parquet(path: str) -> Source:
 
 
 def open_arrow_stream(path: str) -> Source:
-    """An Arrow IPC stream; raises `InvalidDataset`."""
+    """Open an Arrow IPC stream; raise `InvalidDataset`."""
     with open(path, "rb") as file:
         if file.read(len(_FILE_MAGIC)) == _FILE_MAGIC:
             raise InvalidDataset(
@@ -55,7 +55,7 @@ def open_arrow_stream(path: str) -> Source:
             )
     with _errors_as_invalid("an Arrow stream"):
         schema = ipc.open_stream(pa.memory_map(path)).schema
-        names = schema.names  # read here: they may be no text
+        names = schema.names  # read here, because they may not be text
     check_names(names)
     plan = _ColumnPlanner(schema)
     if plan.open_lists:
@@ -65,7 +65,7 @@ def open_arrow_stream(path: str) -> Source:
 
 
 class _ColumnPlanner:
-    """How each column of a schema will be stored; of lists, once all have been seen."""
+    """Planner of the stored columns of a schema. The width of lists is known after a survey of all rows."""
 
     def __init__(self, schema: Any) -> None:
         self._columns: list[PlannedColumn | None] = []
@@ -85,17 +85,17 @@ class _ColumnPlanner:
 
     @property
     def open_lists(self) -> list[int]:
-        """Positions of the columns whose width is not known yet."""
+        """Return the positions of the columns whose width is not known yet."""
         return [position for position, column in enumerate(self._columns) if column is None]
 
     def survey(self, arrays: dict[str, Any]) -> None:
-        """Count the widths in these columns."""
+        """Count the widths of the lists in these columns."""
         for name, array in arrays.items():
             array = _plain_lists(array)
             self._lists[name][1].add(set_rows_null(array, rows_with_null_elements(array)))
 
     def columns(self) -> list[PlannedColumn]:
-        """All of them."""
+        """Return the planned columns."""
         return [
             column or self._lists[name][1].plan(name, self._lists[name][0])
             for name, column in zip(self._names, self._columns, strict=True)
@@ -119,7 +119,7 @@ def _chunks(batches: Callable[[], Iterable[Any]], unreadable: ReportUnreadable) 
 
 
 def _plain_lists(array: Any) -> Any:
-    """A list array itself, where it is kept under an extension's name or in a dictionary."""
+    """Return the list array in an extension or dictionary array."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
@@ -128,13 +128,13 @@ def _plain_lists(array: Any) -> Any:
 def _parquet_batches(file: Any, columns: Sequence[str] | None = None) -> Iterator[Any]:
     with _errors_as_invalid("Parquet"):
         for batch in file.iter_batches(_chunk_rows(file.metadata), columns=columns, use_threads=False):
-            # Text is not checked while Parquet is read.
+            # pyarrow does not validate text when it reads Parquet.
             batch.validate(full=True)
             yield from split_batch(batch)
 
 
 def _chunk_rows(metadata: Any) -> int:
-    """So many rows that they fit in memory, by what the file says of itself."""
+    """Return the rows of a batch that fits in memory, from the sizes in the file's metadata."""
     each: int = 8 * metadata.num_columns + sum(
         metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)
     ) // max(1, metadata.num_rows)
@@ -143,9 +143,9 @@ def _chunk_rows(metadata: Any) -> int:
 
 def _stream_batches(path: str) -> Iterator[Any]:
     with _errors_as_invalid("an Arrow stream"):
-        # Mapped: a batch may be as large as the file, and is looked at in pieces.
+        # Mapped, because a batch may be as large as the file, and is processed in slices.
         for batch in ipc.open_stream(pa.memory_map(path)):
-            # Its offsets and indices are a stranger's: nothing may follow them before this.
+            # A client's offsets and indices must not be followed before they are validated.
             batch.validate(full=True)
             yield from split_batch(batch)
 

@@ -1,7 +1,7 @@
-"""CSV, read twice: once to know what is in each column, once to take it.
+"""Reader of CSV. It reads a file twice: first to find the type of each column, then for the rows.
 
-A column is of numbers where more than half of its cells that are not empty are; the others are left out and named.
-An empty cell is a null.
+A column has numbers if more than half of its cells that are not empty are numbers. Other cells are reported and left
+out. An empty cell is a null.
 """
 
 import csv
@@ -28,7 +28,7 @@ from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, InvalidDataset, short
 
 _MAX_HEADER_BYTES = MAX_COLUMNS * (MAX_NAME_CHARACTERS + 4)
 _BLOCK_BYTES = 2**21
-"""Arrow reads so much at once, sets as much aside for each column in turn, and takes no row that is longer."""
+"""Bytes that Arrow reads at once. It allocates as much for each column in turn, and refuses a longer row."""
 _BLANKS = " \t"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^(?i)[+-]?(nan|inf|infinity)$"
 _WHOLE = r"^-?\d{1,19}$"
@@ -37,7 +37,7 @@ _TRUTH = r"^(?i)(true|false)$"
 
 @dataclass(slots=True)
 class _CellCounts:
-    """How many cells of a column are what."""
+    """Number of cells of a column, by kind."""
 
     whole: int = 0
     fractional: int = 0
@@ -45,7 +45,7 @@ class _CellCounts:
     texts: int = 0
 
     def type(self) -> Any:
-        """How the column is stored."""
+        """Return the stored type of the column."""
         numbers, others = self.whole + self.fractional, self.truths + self.texts
         if numbers > others or numbers + others == 0:
             return pa.float64() if self.fractional or not numbers else pa.int64()
@@ -53,7 +53,7 @@ class _CellCounts:
 
 
 def open_csv(path: str) -> Source:
-    """A CSV file with a header line; raises `InvalidDataset`, and `BadRows` for rows with too few or many cells."""
+    """Open a CSV file with a header line; raise `InvalidDataset`, or `BadRows` for rows of a wrong length."""
     names = _header(path)
     if not names:
         raise InvalidDataset("the first line is empty; the names of the columns stand there", field="body")
@@ -74,7 +74,7 @@ def _header(path: str) -> list[str]:
     if b"\0" in start:
         raise InvalidDataset("the file has NUL bytes: it is not CSV in UTF-8", field="body", expected="CSV in UTF-8")
     try:
-        # The last character may be cut in two.
+        # The last character may be incomplete.
         text = start.decode("utf-8-sig", "ignore" if len(start) == _MAX_HEADER_BYTES else "strict")
     except UnicodeDecodeError as error:
         row = start[: error.start].count(b"\n") - 1
@@ -90,11 +90,11 @@ def _header(path: str) -> list[str]:
 
 
 def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
-    """All cells as text that is UTF-8, null where they are empty."""
+    """Yield batches of cells as UTF-8 text, with null for empty cells."""
     bad: list[BadRow] = []
 
     def invalid(row: Any) -> str:
-        # Arrow counts from 1, and the header line too.
+        # Arrow counts from 1, including the header line.
         bad.append(
             BadRow(row.number - 2, None, f"{row.actual_columns} cells, where there are {row.expected_columns} names")
         )
@@ -210,7 +210,7 @@ def _convert_cells(cells: Any, column: PlannedColumn, row: int, unreadable: Repo
 
 
 def _cast_or_none(cells: Any, target: Any) -> Any:
-    """The cells as numbers, or None where one of them is not one."""
+    """Return the cells as numbers, or None if one of them is not a number."""
     try:
         numbers = cells.cast(target)
     except pa.ArrowInvalid:
@@ -222,7 +222,7 @@ def _cast_or_none(cells: Any, target: Any) -> Any:
 
 
 def _trim(cells: Any) -> Any:
-    """Without blanks around the text; what is blank is null."""
+    """Return text without surrounding blanks; blank text is null."""
     texts = pc.utf8_trim(cells, characters=_BLANKS)
     return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
 

@@ -1,6 +1,6 @@
-"""JSON lines, read twice: once to know what is in each column, once to take it.
+"""Reader of JSON lines. It reads a file twice: first to find the type of each column, then for the rows.
 
-A column is of what most of its values are; the others are left out and named. A key that a line lacks is a null.
+A column has the kind of most of its values. Other values are reported and left out. A missing key is a null.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ _SCALARS = frozenset({float, str, bool, type(None)})
 
 
 def open_json_lines(path: str) -> Source:
-    """A file of JSON objects, one a line; raises `InvalidDataset`, and `BadRows` for lines that are none."""
+    """Open a file with one JSON object per line; raise `InvalidDataset`, or `BadRows` for other lines."""
     seen: dict[str, _ValueCounts] = {}
     rows, bad = 0, []
     for row, (line, text) in enumerate(_lines(path)):
@@ -65,17 +65,17 @@ def open_json_lines(path: str) -> Source:
 
 
 class _ValueCounts:
-    """How many values of a column are what."""
+    """Number of values of a column, by kind."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self.kinds: Counter[Any] = Counter()
-        """By their Python types; lists are `numbers`, `texts` or `empty`."""
+        """Counts by Python type; lists are `numbers`, `texts` or `empty`."""
         self._wide = self._fractional_lists = False
         self._widths = WidthCounter()
 
     def add(self, value: Any, row: int) -> None:
-        """Count a value that is neither a float, text, a boolean nor null: those need no look."""
+        """Count a value that is not one of `_SCALARS`."""
         if type(value) is list:
             self._add_list(value, row)
         elif type(value) is int:
@@ -85,7 +85,7 @@ class _ValueCounts:
             raise self._nested("an object", row)
 
     def plan(self) -> PlannedColumn:
-        """How the column is stored."""
+        """Return the planned column."""
         numbers = self.kinds[int] + self.kinds[float]
         counts = {
             "number": numbers,
@@ -94,7 +94,7 @@ class _ValueCounts:
             "numbers": self.kinds["numbers"],
             "texts": self.kinds["texts"],
         }
-        # Of those that are equally many, the one that is named first here.
+        # Of equal counts, `max` returns the first one here.
         kind = max(counts, key=lambda kind: counts[kind])
         if counts[kind] == 0 and self.kinds["empty"]:
             kind = "texts"
@@ -127,7 +127,7 @@ class _ValueCounts:
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers from 1."""
+    """Yield the lines that are not blank, with their numbers, which count from 1."""
     number, rest = 0, b""
     with open(path, "rb") as file:
         while block := file.read(TEXT_BLOCK_BYTES):
@@ -147,10 +147,10 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse_line(text: bytes, line: int) -> dict[str, Any]:
-    """One line; raises `InvalidDataset` with the reason."""
+    """Parse one line; raise `InvalidDataset` with the reason."""
     try:
         value = orjson.loads(text)
-        # As many colons as keys: no key stands there twice. Where there are more, most are in texts.
+        # With as many colons as keys, no key is duplicate. More colons are usually in text.
         if type(value) is dict and text.count(b":") == len(value):
             return value
     except orjson.JSONDecodeError:
@@ -169,13 +169,13 @@ def _parse_line(text: bytes, line: int) -> dict[str, Any]:
 
 
 def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnreadable) -> Iterator[Sequence[Any]]:
-    at_once = max(1, min(_CHUNK_ROWS, _CHUNK_CELLS // max(1, len(columns))))
+    chunk_rows = max(1, min(_CHUNK_ROWS, _CHUNK_CELLS // max(1, len(columns))))
     rows: list[dict[str, Any]] = []
     begin = size = 0
     for line, text in _lines(path):
         rows.append(_parse_line(text, line))
         size += len(text)
-        if len(rows) == at_once or size > TEXT_BLOCK_BYTES:
+        if len(rows) == chunk_rows or size > TEXT_BLOCK_BYTES:
             yield _to_arrays(rows, columns, begin, unreadable)
             begin, size, rows = begin + len(rows), 0, []
     if rows:
@@ -189,13 +189,13 @@ def _to_arrays(
     for column in columns:
         values = [row.get(column.name) for row in rows]
         if not _need_no_conversion(values, column.type):
-            values = [_convert_value(value, column, begin + place, unreadable) for place, value in enumerate(values)]
+            values = [_convert_value(value, column, begin + index, unreadable) for index, value in enumerate(values)]
         arrays.append(pa.array(values, column.type))
     return arrays
 
 
 def _need_no_conversion(values: Sequence[Any], target: Any) -> bool:
-    """Whether Arrow takes all of them as they are."""
+    """Return whether Arrow accepts all values without a conversion."""
     kinds = set(map(type, values)) - {type(None)}
     if pa.types.is_list(target) or pa.types.is_fixed_size_list(target):
         if kinds - {list}:
@@ -208,26 +208,26 @@ def _need_no_conversion(values: Sequence[Any], target: Any) -> bool:
 
 
 def _convert_value(value: Any, column: PlannedColumn, row: int, unreadable: ReportUnreadable) -> Any:
-    """A value as its column's type takes it; None where it cannot be."""
+    """Return a value converted to the type of its column, or None (reported) if that is not possible."""
     if value is None:
         return None
     target, kind = column.type, type(value)
     if pa.types.is_list(target) or pa.types.is_fixed_size_list(target):
-        wanted = "a list of text" if pa.types.is_string(target.value_type) else "a list of numbers"
+        expected = "a list of text" if pa.types.is_string(target.value_type) else "a list of numbers"
         if kind is list:
             allowed = {str} if pa.types.is_string(target.value_type) else _NUMBERS
-            odd = next((part for part in value if type(part) not in allowed), _NUMBERS)
-            if odd is _NUMBERS:
+            invalid = next((part for part in value if type(part) not in allowed), _NUMBERS)
+            if invalid is _NUMBERS:
                 return [_to_float(part) for part in value] if pa.types.is_floating(target.value_type) else value
-            unreadable(row, column.name, f"not {wanted}: there is {shorten(odd)} in it")
+            unreadable(row, column.name, f"not {expected}: there is {shorten(invalid)} in it")
             return None
     elif kind in _NUMBERS and not pa.types.is_string(target) and not pa.types.is_boolean(target):
         return _to_float(value) if pa.types.is_floating(target) else value
     elif (pa.types.is_string(target) and kind is str) or (pa.types.is_boolean(target) and kind is bool):
         return value
     else:
-        wanted = "text" if pa.types.is_string(target) else "a boolean" if pa.types.is_boolean(target) else "a number"
-    unreadable(row, column.name, f"not {wanted}: {shorten(value)}")
+        expected = "text" if pa.types.is_string(target) else "a boolean" if pa.types.is_boolean(target) else "a number"
+    unreadable(row, column.name, f"not {expected}: {shorten(value)}")
     return None
 
 
@@ -239,5 +239,5 @@ def _to_float(value: float) -> float:
 
 
 def _fits_int64(value: float) -> bool:
-    """Whether a whole number fits in 64 bits."""
+    """Return whether an integer fits in 64 bits."""
     return -(2**63) <= value < 2**63

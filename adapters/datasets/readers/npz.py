@@ -1,4 +1,4 @@
-"""NPZ: a zip of NumPy arrays, each of them a column. Nothing is unpickled, and no array is held whole."""
+"""Reader of NPZ, a zip with one NumPy array per column. Nothing is unpickled, and arrays are read in chunks."""
 
 import zipfile
 import zlib
@@ -30,7 +30,7 @@ _SUPPORTED = "arrays of numbers, booleans or text"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Array:
-    """One member of the zip, by its header."""
+    """Array in the zip, described by its header."""
 
     name: str
     member: zipfile.ZipInfo
@@ -44,7 +44,7 @@ class _Array:
 
 
 def open_npz(path: str) -> Source:
-    """An NPZ file; raises `InvalidDataset`."""
+    """Open an NPZ file; raise `InvalidDataset`."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
@@ -86,7 +86,7 @@ def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Array:
 
 
 def _check_header(array: _Array, data_bytes: int) -> None:
-    """Everything that the header claims, before any memory is used for it."""
+    """Check everything in the header, before any memory is allocated for it."""
     if array.dtype.hasobject:
         raise _invalid_array(array.name, "holds Python objects, which only pickle could read", _SUPPORTED)
     if array.dtype.kind not in "biufU" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
@@ -123,14 +123,14 @@ def _chunks(
     archive: zipfile.ZipFile, arrays: Sequence[_Array], _unreadable: ReportUnreadable
 ) -> Iterator[Sequence[Any]]:
     rows = arrays[0].shape[0]
-    each = sum(array.row_bytes for array in arrays)
-    at_once = max(1, min(8192, TEXT_BLOCK_BYTES // max(1, each)))
-    readers = [_rows(archive, array, at_once) for array in arrays]
-    for _ in range(0, rows, at_once):
+    row_bytes = sum(array.row_bytes for array in arrays)
+    chunk_rows = max(1, min(8192, TEXT_BLOCK_BYTES // max(1, row_bytes)))
+    readers = [_rows(archive, array, chunk_rows) for array in arrays]
+    for _ in range(0, rows, chunk_rows):
         yield [_to_arrow(array, next(reader)) for array, reader in zip(arrays, readers, strict=True)]
 
 
-def _rows(archive: zipfile.ZipFile, array: _Array, at_once: int) -> Iterator[Any]:
+def _rows(archive: zipfile.ZipFile, array: _Array, chunk_rows: int) -> Iterator[Any]:
     rows = array.shape[0]
     try:
         with archive.open(array.member) as file:
@@ -140,8 +140,8 @@ def _rows(archive: zipfile.ZipFile, array: _Array, at_once: int) -> Iterator[Any
             whole = None
             if array.fortran:
                 whole = _read_bytes(file, array, array.row_bytes * rows).reshape(array.shape, order="F")
-            for begin in range(0, rows, at_once):
-                count = min(at_once, rows - begin)
+            for begin in range(0, rows, chunk_rows):
+                count = min(chunk_rows, rows - begin)
                 if whole is not None:
                     yield np.ascontiguousarray(whole[begin : begin + count])
                     continue
@@ -155,7 +155,7 @@ def _rows(archive: zipfile.ZipFile, array: _Array, at_once: int) -> Iterator[Any
 
 def _read_last(file: IO[bytes], array: _Array, count: int) -> Any:
     values = _read_bytes(file, array, array.row_bytes * count).reshape(count, *array.shape[1:])
-    file.read(1)  # at the end the checksum is compared
+    file.read(1)  # compares the checksum at the end
     return values
 
 

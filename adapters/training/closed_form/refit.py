@@ -1,9 +1,9 @@
-"""Taking rows out of statistics: what is left is as if they had never been in, or it is refused.
+"""Refit from stored statistics: add rows, and remove rows with a bound on the rounding error.
 
-The sums that are left are exact only to rounding of what they came to before. Where little is left in some direction
-that is no longer small against it. How far it moves ΔW is estimated to first order, entry by entry:
-δΔWᵀ = G⁻¹·(δ(XᵀR) − δ(XᵀX)·ΔWᵀ) with δ(XᵀX)ᵢⱼ of the size ε·√(pᵢ·pⱼ) for the peaks p (Higham 2002, section 7.2, with
-roots of sums of squares in place of sums: roundings are independent).
+Sums after a subtraction are exact only to rounding of the largest sums before it. If little is left in some direction,
+that error is no longer small. How far it moves ΔW is estimated to first order, element by element:
+δΔWᵀ = G⁻¹·(δ(XᵀR) − δ(XᵀX)·ΔWᵀ), where δ(XᵀX)ᵢⱼ is about ε·√(pᵢ·pⱼ) for the peaks p (Higham 2002, section 7.2, with
+roots of sums of squares in place of sums, because roundings are independent).
 """
 
 # I in_features · O out_features · K directions kept
@@ -33,19 +33,19 @@ from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import TrainingSpec
 
 TOLERANCE = 1e-6
-"""How far, relatively, ΔW may be from that of rows that were never in."""
+"""Largest relative difference of ΔW from that of a training without the removed rows."""
 _EPSILON = torch.finfo(torch.float64).eps
 _MARGIN = 32.0
-"""What estimates are multiplied by before they are held against a tolerance: measured errors were up to 9 of them."""
+"""Safety factor of the estimates. Measured errors were up to 9 times the estimate."""
 _WEAK_DIRECTION = 1e-9
-"""Strength, relative to the first, of a direction that adds too little to ΔW for its turning to be seen."""
+"""Strength, relative to the strongest direction, below which an error of a direction has no visible effect on ΔW."""
 
 
 class _Noise(NamedTuple):
-    """ε times the peaks that rounding is relative to.
+    """Rounding errors: ε times the peaks of the sums.
 
-    Sums about zero are off by √(nearᵢ·nearⱼ). Sums about means are so too, with the peaks about the means, and where
-    a mean was rounded by √(nearᵢ·farⱼ) + √(farᵢ·nearⱼ), with those about zero.
+    Sums about zero have an error of √(nearᵢ·nearⱼ). Sums about means have that error with the peaks about the means,
+    and from the rounding of the means √(nearᵢ·farⱼ) + √(farᵢ·nearⱼ), with the peaks about zero.
     """
 
     near_I: Tensor
@@ -54,12 +54,12 @@ class _Noise(NamedTuple):
     far_square: Tensor
 
     def of_gram(self, scale_I: Tensor) -> float:
-        """A bound on the norm of the error of scale·G·scale."""
-        near, far = ((each * scale_I.square()).sum() for each in (self.near_I, self.far_I))
+        """Return a bound on the norm of the error of scale·G·scale."""
+        near, far = ((peak_I * scale_I.square()).sum() for peak_I in (self.near_I, self.far_I))
         return float(near + 2 * (near * far).sqrt())
 
     def of_fit(self, solution_IO: Tensor) -> tuple[Tensor, Tensor]:
-        """The squared size of δ(XᵀR) − δ(XᵀX)·ΔWᵀ in row i, over its own peak: for near and for far."""
+        """Return the squared size of δ(XᵀR) − δ(XᵀX)·ΔWᵀ in row i, divided by its own peak, for near and for far."""
         squares_I = solution_IO.square().sum(1)
         return (self.near_I @ squares_I) + self.near_square, (self.far_I @ squares_I) + self.far_square
 
@@ -73,12 +73,12 @@ def forget(
     rank: int | None = None,
     prior_OI: Tensor | None = None,
 ) -> Statistics:
-    """`kept` without the rows of `gone`, good for `solve` with this ridge, bias and prior to `TOLERANCE`.
+    """Return `kept` without the rows of `gone`, exact enough for `solve` with this ridge, bias and prior.
 
-    With `rank`, the choice of its directions is looked at too: where the last one in and the first one out are nearly
-    as strong, rounding decides between them. Raises `IllConditioned` where rounding could move ΔW further than that,
-    where no rows would remain, and where what remains cannot be a sum over rows, so that some were never in it (most
-    such mistakes cannot be seen: pass rows that are). Raises `InvalidCombination` where the shapes differ.
+    With `rank`, the choice of directions is checked too: if the last chosen one and the first one left out have nearly
+    equal strength, rounding decides between them. Raises `IllConditioned` if rounding could change ΔW by more than
+    `TOLERANCE`, if no rows would remain, or if the remainder cannot be a sum over rows, because some rows were never in
+    it. (Most such mistakes cannot be detected.) Raises `InvalidCombination` if the shapes differ.
     """
     rest = kept.minus(gone)
     if gone.rows == 0:
@@ -90,17 +90,17 @@ def forget(
             expected="some rows that stay; to forget all of them, delete the adapter",
         )
     noise = _noise(kept, rest, bias=bias)
-    # Not `sums_for`: that takes a column whose sum of squares has become negative for a constant one.
+    # Not `sums_for`, which treats a column whose sum of squares has become negative as constant.
     sums = Sums(rest.gram_II, rest.cross_IO, rest.spread) if bias else rest.about_zero()
     _check_remainder(sums, noise)
-    found = spectrum(sums.gram_II, sums.gram_II.new_tensor(ridge))
-    _check_free_directions(sums, found, noise, ridge=ridge)
-    _check_movement(sums, found, noise, ridge=ridge, rank=rank, prior_OI=prior_OI)
+    decomposition = spectrum(sums.gram_II, sums.gram_II.new_tensor(ridge))
+    _check_free_directions(sums, decomposition, noise, ridge=ridge)
+    _check_movement(sums, decomposition, noise, ridge=ridge, rank=rank, prior_OI=prior_OI)
     return rest
 
 
 def _noise(kept: Statistics, rest: Statistics, *, bias: bool) -> _Noise:
-    # A column that never varied, or was always 0, is known to be that still: no rounding there.
+    # A column that was always constant, or always 0, has no rounding error.
     live_I = sums_for(kept, bias=bias).gram_II.diagonal() > 0
     about_means_J, about_zero_J = _EPSILON * rest.peak_2J
     near_J, far_J = (about_means_J, about_zero_J) if bias else (about_zero_J, torch.zeros_like(about_zero_J))
@@ -108,7 +108,7 @@ def _noise(kept: Statistics, rest: Statistics, *, bias: bool) -> _Noise:
 
 
 def _check_remainder(sums: Sums, noise: _Noise) -> None:
-    """A sum over rows has no negative eigenvalue beyond rounding."""
+    """Raise `IllConditioned` if the remainder has a negative eigenvalue beyond rounding, unlike any sum over rows."""
     diagonal_I = torch.maximum(sums.gram_II.diagonal(), noise.near_I)
     scale_I = torch.where(diagonal_I > 0, diagonal_I, 1.0).rsqrt()
     least = torch.linalg.eigvalsh(scale_I[:, None] * sums.gram_II * scale_I)[0]
@@ -116,18 +116,18 @@ def _check_remainder(sums: Sums, noise: _Noise) -> None:
         raise _not_in_sums()
 
 
-def _check_free_directions(sums: Sums, found: Spectrum, noise: _Noise, *, ridge: float) -> None:
-    """Directions that count as free must be that: rounding may neither have hidden a small one nor made one up."""
+def _check_free_directions(sums: Sums, decomposition: Spectrum, noise: _Noise, *, ridge: float) -> None:
+    """Raise `IllConditioned` if rounding could have hidden a small eigenvalue among the free directions."""
     absent = int((sums.gram_II.diagonal() + ridge == 0).sum())
-    hidden = int((~found.kept_I).sum()) > absent
-    if hidden and noise.of_gram(found.scale_I) > float(eigenvalue_cutoff(found.values_I)):
+    hidden = int((~decomposition.kept_I).sum()) > absent
+    if hidden and noise.of_gram(decomposition.scale_I) > float(eigenvalue_cutoff(decomposition.values_I)):
         raise _ill_conditioned("in some direction nothing but rounding is left")
 
 
 def _check_movement(
-    sums: Sums, found: Spectrum, noise: _Noise, *, ridge: float, rank: int | None, prior_OI: Tensor | None
+    sums: Sums, decomposition: Spectrum, noise: _Noise, *, ridge: float, rank: int | None, prior_OI: Tensor | None
 ) -> None:
-    """Rounding of the size of the noise may move the solution by no more than the tolerance."""
+    """Raise `IllConditioned` if rounding could move the solution by more than the tolerance."""
     prior_IO = None if prior_OI is None else prior_OI.to(sums.cross_IO).T
     solution_GIO, basis_GOR = reduced_rank(
         sums.gram_II[None],
@@ -136,15 +136,17 @@ def _check_movement(
         rank=sums.cross_IO.shape[1],
         prior_GIO=None if prior_IO is None else prior_IO[None],
     )
-    directions_IK = (found.scale_I[:, None] * found.vectors_II[:, found.kept_I]) * found.values_I[found.kept_I].rsqrt()
+    directions_IK = (
+        decomposition.scale_I[:, None] * decomposition.vectors_II[:, decomposition.kept_I]
+    ) * decomposition.values_I[decomposition.kept_I].rsqrt()
     near, far = noise.of_fit(solution_GIO[0])
     explained = (directions_IK.T @ sums.cross_IO).square().sum()
     if float(explained - sums.square) > _MARGIN * len(directions_IK) * float(near + 2 * (near * far).sqrt()):
-        # No fit explains more of the residuals' squares than there is.
+        # No fit explains more than the sum of squared residuals.
         raise _not_in_sums()
     inverse_near, inverse_far = (
-        torch.linalg.matrix_norm(directions_IK @ (directions_IK.T * each_I.sqrt())).square()
-        for each_I in (noise.near_I, noise.far_I)
+        torch.linalg.matrix_norm(directions_IK @ (directions_IK.T * peak_I.sqrt())).square()
+        for peak_I in (noise.near_I, noise.far_I)
     )
     moved = _MARGIN * (inverse_near * near + inverse_far * near + inverse_near * far).sqrt()
     if rank is not None:
@@ -156,7 +158,7 @@ def _check_movement(
 
 
 def _amplification(whitened_KO: Tensor, rank: int) -> Tensor:
-    """How much more a truncation moves than what is truncated: σᵣ / (σᵣ − σᵣ₊₁), from its first derivative."""
+    """Return how much a truncation amplifies an error: σᵣ / (σᵣ − σᵣ₊₁), from its first derivative."""
     strengths_K = torch.linalg.svdvals(whitened_KO)
     if rank >= len(strengths_K) or strengths_K[rank - 1] <= _WEAK_DIRECTION * strengths_K[0]:
         return whitened_KO.new_ones(())
@@ -187,9 +189,9 @@ def refit(
     feature_space: str | None,
     labels: Sequence[str | int] | None = None,
 ) -> Fit:
-    """The closed form as if the rows of `data` had been there from the beginning, and its `gone_*` rows never.
+    """Return the closed-form fit with the rows of `data` added to the statistics, and its `gone_*` rows removed.
 
-    Raises `IllConditioned` where rounding could show, and `Diverged` as `solve` does.
+    Raises `IllConditioned` as `forget` does, and `Diverged` as `solve` does.
     """
     kept = kept.to(base.device)
     data = data.to(base.device)

@@ -1,4 +1,4 @@
-"""Ridge and rank by the loss of rows that were held out: every pair of them from one decomposition."""
+"""Choice of ridge and rank by held-out loss, with one decomposition for all pairs."""
 
 # I in_features · O out_features · K columns of the longest path
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ from adapters.training.closed_form.solver import reduced_rank, spectrum, sums_fo
 from adapters.training.closed_form.statistics import Statistics
 
 LOSS_TOLERANCE = 1e-3
-"""How much worse than the best, relatively, the loss of a smaller rank may be to be preferred."""
+"""Relative increase of the loss up to which a smaller rank is preferred."""
 _ROUNDING = 1e-12
-"""Relative to the bare base's loss: losses that differ by less are the same."""
+"""Difference, relative to the base layer's loss, below which losses are equal."""
 _MIN_SHARED_RIDGE = 1e-9
-"""Ridges below this share of the largest eigenvalue are solved one by one, at unit diagonal: the shared decomposition
-is only exact to rounding of that eigenvalue."""
+"""Ridges below this share of the largest eigenvalue are solved one by one, at unit diagonal, because the shared
+decomposition is exact only to rounding of that eigenvalue."""
 _WELL_CONDITIONED = 1e-8
 
 
 class Candidate(NamedTuple):
-    """One pair and what it comes to."""
+    """Pair of ridge and rank, with its held-out loss."""
 
     ridge: float
     rank: int
     loss: float
-    """The held-out rows' weighted mean of the squared error over all elements."""
+    """Weighted mean of the squared error over all elements of the held-out rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class RidgeChoice:
-    """The pair that is chosen, and all that were tried: by ridge, then rank, as they were given."""
+    """Chosen pair, and all candidates in the given order of ridges, then ranks."""
 
     ridge: float
     rank: int
@@ -42,20 +42,20 @@ class RidgeChoice:
 
 
 class _HeldOutSums(NamedTuple):
-    """The held-out rows' sums about the point where training centres, in the eigenvectors of the training rows."""
+    """Sums of the held-out rows about the centre of the training rows, in the basis of their eigenvectors."""
 
     gram_II: Tensor
     cross_IO: Tensor
     square: Tensor
 
-    def path(self, p_IK: Tensor, v_OK: Tensor) -> Tensor:
-        """(K,): the squared error of ΔWᵀ = Σ p·vᵀ over the first 1, 2, … K columns; V's are orthonormal."""
+    def errors(self, p_IK: Tensor, v_OK: Tensor) -> Tensor:
+        """Return the squared errors of ΔWᵀ = Σ p·vᵀ over the first 1, 2, … K columns, (K,). V is orthonormal."""
         gained_K = 2 * (self.cross_IO.T @ p_IK * v_OK).sum(0) - (p_IK * (self.gram_II @ p_IK)).sum(0)
         return (self.square - gained_K.cumsum(0)).clamp(min=0.0)
 
 
 def default_ridges(statistics: Statistics, *, bias: bool) -> list[float]:
-    """Two a decade, from 1e-5 to 100 times the mean of the columns' sums of squares; and 0 where that is safe."""
+    """Return two ridges per decade, from 1e-5 to 100 times the mean diagonal, and 0 if that is well conditioned."""
     gram_II = sums_for(statistics, bias=bias).gram_II
     middle = float(gram_II.diagonal().mean()) or 1.0
     ridges = [middle * 10 ** (half / 2) for half in range(-10, 5)]
@@ -84,8 +84,8 @@ def search_ridge(
     values_I = values_I.clamp(min=0.0)
     turned = _HeldOutSums(vectors_II.T @ held.gram_II @ vectors_II, vectors_II.T @ held.cross_IO, held.square)
     cross_IO = vectors_II.T @ sums.cross_IO
-    given_IO = None if prior_OI is None else prior_OI.to(cross_IO).T
-    prior_IO = torch.zeros_like(cross_IO) if given_IO is None else vectors_II.T @ given_IO
+    prior_or_none_IO = None if prior_OI is None else prior_OI.to(cross_IO).T
+    prior_IO = torch.zeros_like(cross_IO) if prior_or_none_IO is None else vectors_II.T @ prior_or_none_IO
     longest = min(max(ranks), *cross_IO.shape)
     elements = held_out.weight * held_out.out_features
     table = []
@@ -98,11 +98,11 @@ def search_ridge(
                 sums.cross_IO[None],
                 ridge_G=sums.gram_II.new_tensor([ridge]),
                 rank=longest,
-                prior_GIO=None if given_IO is None else given_IO[None],
+                prior_GIO=None if prior_or_none_IO is None else prior_or_none_IO[None],
             )
             v_OK = basis_GOK[0]
             p_IK = vectors_II.T @ (solution_GIO[0] @ v_OK)
-        losses_K = (turned.path(p_IK, v_OK) / elements).tolist()
+        losses_K = (turned.errors(p_IK, v_OK) / elements).tolist()
         table += [Candidate(ridge, rank, losses_K[min(rank, longest) - 1]) for rank in ranks]
     return _choose(table, bare=float(held.square) / elements)
 
@@ -115,25 +115,25 @@ def cross_validate_ridge(
     bias: bool = False,
     prior_OI: Tensor | None = None,
 ) -> RidgeChoice:
-    """As `search_ridge`, with each of two or more parts held out in turn from what the others train (Stone 1974).
+    """Return the choice by cross-validation: each of two or more parts is held out in turn (Stone 1974).
 
-    A pair's loss is the mean over the rows of all parts. Each part has rows.
+    The loss of a pair is the mean over the rows of all parts. Each part has rows.
     """
     tables = []
-    for turn, held_out in enumerate(parts):
-        others = reduce(Statistics.plus, (part for place, part in enumerate(parts) if place != turn))
+    for index, held_out in enumerate(parts):
+        others = reduce(Statistics.plus, (part for other, part in enumerate(parts) if other != index))
         tables.append(search_ridge(others, held_out, ranks=ranks, ridges=ridges, bias=bias, prior_OI=prior_OI).table)
     total = sum(part.weight for part in parts)
     shares = [part.weight / total for part in parts]
     table = [
-        Candidate(same[0].ridge, same[0].rank, sum(share * each.loss for share, each in zip(shares, same, strict=True)))
+        Candidate(same[0].ridge, same[0].rank, sum(share * fold.loss for share, fold in zip(shares, same, strict=True)))
         for same in zip(*tables, strict=True)
     ]
     return _choose(table, bare=sum(part.square for part in parts) / (total * parts[0].out_features))
 
 
 def _leading_columns(values_I: Tensor, cross_IO: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """P = M·V (I, K) and V (O, K) for G = diag(values): V from the smaller of the two squares of G^½·M."""
+    """Return P = M·V (I, K) and V (O, K) for G = diag(values), from the smaller of the two squares of G^½·M."""
     roots_I1 = values_I.rsqrt()[:, None]
     whitened_IO = roots_I1 * cross_IO
     if cross_IO.shape[1] <= cross_IO.shape[0]:
@@ -147,9 +147,12 @@ def _leading_columns(values_I: Tensor, cross_IO: Tensor, most: int) -> tuple[Ten
 
 def _choose(table: Sequence[Candidate], *, bare: float) -> RidgeChoice:
     least = min(candidate.loss for candidate in table)
-    near = [each for each in table if each.loss <= least * (1 + LOSS_TOLERANCE) + _ROUNDING * bare]
+    near = [candidate for candidate in table if candidate.loss <= least * (1 + LOSS_TOLERANCE) + _ROUNDING * bare]
     rank = min(candidate.rank for candidate in near)
     of_rank = [candidate for candidate in near if candidate.rank == rank]
     lowest = min(candidate.loss for candidate in of_rank)
-    best = max((each for each in of_rank if each.loss <= lowest + _ROUNDING * bare), key=lambda each: each.ridge)
+    best = max(
+        (candidate for candidate in of_rank if candidate.loss <= lowest + _ROUNDING * bare),
+        key=lambda candidate: candidate.ridge,
+    )
     return RidgeChoice(best.ridge, best.rank, best.loss, tuple(table))

@@ -1,11 +1,11 @@
-"""The best adapter of a rank under squared error, from one decomposition.
+"""Closed-form solver: the best adapter of a rank under squared error, from one decomposition.
 
-Reduced-rank regression (Izenman 1975, section 2), with a ridge (Mukherjee & Zhu 2011, section 2). Over all ΔW of at
-most that rank and, where a bias is asked for, all β, the adapter minimises
+This is reduced-rank regression (Izenman 1975, section 2) with a ridge (Mukherjee & Zhu 2011, section 2). Over all ΔW of
+at most that rank and, with a bias, over all β, the adapter minimises
 
     Σ w·‖x·ΔWᵀ + β − r‖² + ridge·‖ΔW − ΔW₀‖²_F,    r = y − x·Wᵀ − b
 
-where ΔW₀ is the prior's, or 0. β has no ridge: minimising over it is centring x and r at their weighted means.
+where ΔW₀ is the prior, or 0. β has no ridge, so minimising over it means centring x and r at their weighted means.
 """
 
 # I in_features · O out_features · R rank · K directions kept · F directions free · G groups · … leading dimensions
@@ -24,7 +24,7 @@ _MIN_CUTOFF_SIZE = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Factors:
-    """What an adapter has, float32 and contiguous on the CPU; in a stack each with G in front."""
+    """Factors of an adapter, contiguous float32 on the CPU; of a stack, with leading dimension G."""
 
     a_OR: Tensor
     b_RI: Tensor
@@ -32,14 +32,14 @@ class Factors:
 
 
 class Spectrum(NamedTuple):
-    """The eigenvectors of G = Σ + ridge·1 once it has a unit diagonal."""
+    """Eigendecomposition of G = Σ + ridge·1, scaled to unit diagonal."""
 
     scale_I: Tensor
     """1 / √diagonal."""
     values_I: Tensor
     vectors_II: Tensor
     kept_I: Tensor
-    """Which of them are more than rounding. Along the others X does not vary: they are free."""
+    """Whether each eigenvalue is more than rounding. X does not vary along the other directions: they are free."""
 
 
 def solve(
@@ -51,11 +51,11 @@ def solve(
     bias: bool = False,
     prior_OI: Tensor | None = None,
 ) -> Factors:
-    """The factors with s·A·B = ΔW and s·bias = β of the minimum.
+    """Return the factors of the minimum, with s·A·B = ΔW and s·bias = β.
 
-    Where several ΔW are minima, the one that is nearest to ΔW₀ is taken: the limit of a ridge that goes to 0. Float64
-    inside. Rank that the minimum does not need is padded with zeros. Raises `Diverged` where statistics or factors
-    are past what their dtype holds.
+    If several ΔW are minima, the result is the one nearest to ΔW₀, which is the limit of a ridge that goes to 0. It is
+    computed in float64. Rank that the minimum does not need is padded with zeros. Raises `Diverged` if statistics or
+    factors overflow.
     """
     stack = Statistics.stack([statistics])
     factors, (error,) = solve_stack(stack, rank=rank, scaling=scaling, ridge=ridge, bias=bias, prior_OI=prior_OI)
@@ -73,13 +73,14 @@ def solve_stack(
     bias: bool = False,
     prior_OI: Tensor | None = None,
 ) -> tuple[Factors, list[Diverged | None]]:
-    """`solve` for each group of a stack, together: A (G, O, R), B (G, R, I) and bias (G, O); and each group's error.
+    """Return the factors of each group of a stack, A (G, O, R), B (G, R, I) and bias (G, O), and each group's error.
 
-    ridge: one, or (G,). prior_OI: (O, I) for all of them, or (G, O, I). The factors of a group with an error are 0.
+    ridge: one for all groups, or (G,). prior_OI: (O, I) for all groups, or (G, O, I). The factors of a group with an
+    error are 0. `solve` has the details.
     """
     sums = sums_for(statistics, bias=bias)
     sound_G = torch.isfinite(sums.gram_II).all(-1).all(-1) & torch.isfinite(sums.cross_IO).all(-1).all(-1)
-    gram_GII, cross_GIO = (torch.where(sound_G[:, None, None], each, 0.0) for each in sums[:2])
+    gram_GII, cross_GIO = (torch.where(sound_G[:, None, None], sum_GIJ, 0.0) for sum_GIJ in sums[:2])
     ridge_G = torch.as_tensor(ridge, dtype=torch.float64, device=gram_GII.device).expand(len(gram_GII))
     prior_GIO = None
     if prior_OI is not None:
@@ -88,24 +89,24 @@ def solve_stack(
     a_GOR, b_GRI = _balanced_factors(solution_GIO, basis_GOR, scaling=scaling)
     bias_GO = None
     if bias:
-        # From the factors as they are stored: what their rounding did at the mean is made good.
+        # From the rounded factors, so that the bias corrects the effect of their rounding at the mean.
         shift_GR = (b_GRI.double() @ statistics.mean_I[..., None]).squeeze(-1)
         fitted_GO = scaling * (a_GOR.double() @ shift_GR[..., None]).squeeze(-1)
         bias_GO = ((statistics.mean_O - fitted_GO) / scaling).float()
-    parts = [each for each in (a_GOR, b_GRI, bias_GO) if each is not None]
-    for each in parts:
-        sound_G = sound_G & torch.isfinite(each).flatten(1).all(1)
-    for each in parts:
-        each[~sound_G] = 0.0
-    stored = [each.cpu().contiguous() for each in parts]
+    parts = [factor for factor in (a_GOR, b_GRI, bias_GO) if factor is not None]
+    for factor in parts:
+        sound_G = sound_G & torch.isfinite(factor).flatten(1).all(1)
+    for factor in parts:
+        factor[~sound_G] = 0.0
+    stored = [factor.cpu().contiguous() for factor in parts]
     factors = Factors(stored[0], stored[1], stored[2] if bias else None)
     return factors, [None if sound else _overflow_error() for sound in sound_G.tolist()]
 
 
 def loss_of_factors(statistics: Statistics, factors: Factors, *, scaling: float) -> float:
-    """The weighted mean of the squared error over all elements; the ridge is no part of it.
+    """Return the weighted mean of the squared error over all elements, without the ridge term.
 
-    From sums: what is below 1e-15 of the bare base's loss is rounding.
+    It is computed from the sums, so anything below 1e-15 of the base layer's loss is rounding.
     """
     a_OR, b_RI = scaling * factors.a_OR.to(statistics.mean_O), factors.b_RI.to(statistics.mean_I)
     offset_O = statistics.mean_O - a_OR @ (b_RI @ statistics.mean_I)
@@ -118,7 +119,7 @@ def loss_of_factors(statistics: Statistics, factors: Factors, *, scaling: float)
 
 
 def sums_for(statistics: Statistics, *, bias: bool) -> Sums:
-    """The sums that the minimum depends on: about the means where there is a bias, else about zero."""
+    """Return the sums that the minimum depends on: about the means with a bias, else about zero."""
     if not bias:
         return statistics.about_zero()
     varies_I = ~statistics.constant()
@@ -130,11 +131,11 @@ def sums_for(statistics: Statistics, *, bias: bool) -> Sums:
 
 
 def spectrum(gram_II: Tensor, ridge: Tensor) -> Spectrum:
-    """Of (…, I, I) and (…)."""
+    """Return the spectrum of gram + ridge·1, for (…, I, I) and (…)."""
     gram_II = gram_II + ridge[..., None, None] * torch.eye(
         gram_II.shape[-1], dtype=gram_II.dtype, device=gram_II.device
     )
-    # Unit diagonal first: columns of X that differ by 1e9 in scale would drown each other in the spectrum.
+    # Scaled to unit diagonal, because columns of X may differ by 1e9 in scale, and the small ones would be lost.
     diagonal_I = gram_II.diagonal(dim1=-2, dim2=-1)
     scale_I = torch.where(diagonal_I > 0, diagonal_I, 1.0).rsqrt()
     values_I, vectors_II = torch.linalg.eigh(scale_I[..., None] * gram_II * scale_I[..., None, :])
@@ -142,8 +143,10 @@ def spectrum(gram_II: Tensor, ridge: Tensor) -> Spectrum:
 
 
 def eigenvalue_cutoff(values_I: Tensor) -> Tensor:
-    """(…, 1): eigenvalues up to this are rounding: of the decomposition, n·ε·λmax, or of columns that differ by no
-    more than float32 does, whose squares are some 16·ε.
+    """Return the largest eigenvalue that counts as rounding, (…, 1).
+
+    Rounding of the decomposition is n·ε·λmax. Columns that differ by no more than float32 rounding have squared
+    differences of about 16·ε.
     """
     return max(values_I.shape[-1], _MIN_CUTOFF_SIZE) * torch.finfo(values_I.dtype).eps * values_I[..., -1:]
 
@@ -151,49 +154,59 @@ def eigenvalue_cutoff(values_I: Tensor) -> Tensor:
 def reduced_rank(
     gram_GII: Tensor, cross_GIO: Tensor, *, ridge_G: Tensor, rank: int, prior_GIO: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The full-rank minimiser M (G, I, O) and an orthonormal basis V (G, O, R), its last columns 0 where fewer are
-    needed, such that ΔWᵀ = M·V·Vᵀ is the minimiser of that rank.
+    """Return the full-rank minimiser M (G, I, O) and an orthonormal basis V (G, O, R).
+
+    ΔWᵀ = M·V·Vᵀ is the minimiser of the given rank. The last columns of V are 0 if fewer are needed.
 
     With G = XᵀX + ridge·1 and M = G⁻¹(XᵀR + ridge·ΔW₀ᵀ) the loss is a constant plus ‖G^½·(ΔWᵀ − M)‖², so V spans the
     leading right singular vectors of G^½·M (Eckart & Young 1936).
     """
     if prior_GIO is not None:
         cross_GIO = cross_GIO + ridge_G[:, None, None] * prior_GIO
-    found = spectrum(gram_GII, ridge_G)
-    full_G = found.kept_I.all(-1)
+    decomposition = spectrum(gram_GII, ridge_G)
+    full_G = decomposition.kept_I.all(-1)
     if bool(full_G.all()):
-        return _full_rank_basis(found, cross_GIO, rank)
+        return _full_rank_basis(decomposition, cross_GIO, rank)
     solution_GIO = torch.empty_like(cross_GIO)
     basis_GOR = cross_GIO.new_zeros(len(cross_GIO), cross_GIO.shape[-1], rank)
     if bool(full_G.any()):
-        some = Spectrum(*(each[full_G] for each in found))
-        solution_GIO[full_G], basis_GOR[full_G] = _full_rank_basis(some, cross_GIO[full_G], rank)
+        full = Spectrum(*(part[full_G] for part in decomposition))
+        solution_GIO[full_G], basis_GOR[full_G] = _full_rank_basis(full, cross_GIO[full_G], rank)
     for group in torch.nonzero(~full_G).flatten().tolist():
-        one = Spectrum(*(each[group] for each in found))
+        single = Spectrum(*(part[group] for part in decomposition))
         prior_IO = None if prior_GIO is None else prior_GIO[group]
-        solution_GIO[group], basis_OK = _minimum_norm_basis(one, cross_GIO[group], rank, prior_IO)
+        solution_GIO[group], basis_OK = _minimum_norm_basis(single, cross_GIO[group], rank, prior_IO)
         basis_GOR[group, :, : basis_OK.shape[1]] = basis_OK
     return solution_GIO, basis_GOR
 
 
-def _full_rank_basis(found: Spectrum, cross_GIO: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    directions_GII = (found.scale_I[..., None] * found.vectors_II) * found.values_I.rsqrt()[..., None, :]
+def _full_rank_basis(decomposition: Spectrum, cross_GIO: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    directions_GII = (decomposition.scale_I[..., None] * decomposition.vectors_II) * decomposition.values_I.rsqrt()[
+        ..., None, :
+    ]
     whitened_GIO = directions_GII.mT @ cross_GIO
     right_GKO = torch.linalg.svd(whitened_GIO, full_matrices=False).Vh[:, :rank]
     return directions_GII @ whitened_GIO, functional.pad(right_GKO, (0, 0, 0, rank - right_GKO.shape[1])).mT
 
 
-def _minimum_norm_basis(found: Spectrum, cross_IO: Tensor, rank: int, prior_IO: Tensor | None) -> tuple[Tensor, Tensor]:
-    """For one group, which its rows and the ridge leave free along some directions: there the solution is the prior's.
+def _minimum_norm_basis(
+    decomposition: Spectrum, cross_IO: Tensor, rank: int, prior_IO: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return solution and basis of one group whose rows and ridge leave some directions free.
 
-    For a ridge that goes to 0 the basis is that of the rows as far as they have one, and after that the prior's.
+    Along free directions, the solution is the prior. As the limit of a ridge that goes to 0, the basis consists of the
+    directions of the rows first, and then of those of the prior.
     """
-    kept_I = found.kept_I
-    directions_IK = (found.scale_I[:, None] * found.vectors_II[:, kept_I]) * found.values_I[kept_I].rsqrt()
+    kept_I = decomposition.kept_I
+    directions_IK = (decomposition.scale_I[:, None] * decomposition.vectors_II[:, kept_I]) * decomposition.values_I[
+        kept_I
+    ].rsqrt()
     whitened_KO = directions_IK.T @ cross_IO
     right_KO = _right_singular(whitened_KO, rank)
     solution_IO = directions_IK @ whitened_KO
-    free_IF = torch.linalg.qr(functional.normalize(found.scale_I[:, None] * found.vectors_II[:, ~kept_I], dim=0)).Q
+    free_IF = torch.linalg.qr(
+        functional.normalize(decomposition.scale_I[:, None] * decomposition.vectors_II[:, ~kept_I], dim=0)
+    ).Q
     solution_IO = solution_IO - free_IF @ (free_IF.T @ solution_IO)
     if prior_IO is None:
         return solution_IO, right_KO.T
@@ -204,7 +217,7 @@ def _minimum_norm_basis(found: Spectrum, cross_IO: Tensor, rank: int, prior_IO: 
 
 
 def _right_singular(matrix_KO: Tensor, most: int, of: Tensor | None = None) -> Tensor:
-    """The leading right singular vectors, (≤ most, O), those of rounding left out: relative to `of` if given."""
+    """Return the leading right singular vectors, (≤ most, O), above rounding (relative to `of` if it is given)."""
     if 0 in matrix_KO.shape:
         return matrix_KO[:0]
     _, strengths_K, right_KO = torch.linalg.svd(matrix_KO, full_matrices=False)
@@ -215,7 +228,7 @@ def _right_singular(matrix_KO: Tensor, most: int, of: Tensor | None = None) -> T
 
 
 def _balanced_factors(solution_GIO: Tensor, basis_GOR: Tensor, *, scaling: float) -> tuple[Tensor, Tensor]:
-    """Balanced: column k of A and row k of B get the same norm, and the sign that makes A's largest entry positive."""
+    """Return balanced factors: column k of A and row k of B have equal norms, and A's largest entry is positive."""
     right_GIR = solution_GIO @ basis_GOR
     norms_GR = torch.linalg.vector_norm(right_GIR, dim=-2)
     share_GR = (norms_GR / scaling).sqrt()

@@ -5,7 +5,6 @@ digits of that spread. Sums about any other point follow from these. Parts are a
 update of Chan, Golub & LeVeque 1983 (section 2).
 """
 
-# N rows · I columns · … any leading dimensions
 # N rows · I in_features · O out_features · J = I + 1 · G groups · … any leading dimensions
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -22,18 +21,18 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.limits import SUM_CHUNK_NUMBERS
 
 Chunk = tuple[Tensor, Tensor, Tensor | None]
-"""Rows: x (N, I) and y (N, O), and their weights (N,) or None, which is 1 each."""
+"""Rows: x (N, I) and y (N, O), and their weights (N,), or None for weights of 1."""
 
 _CHUNK_ROWS = 4096
-"""Rows that are summed together: in a long sum over few different numbers, all roundings have the same sign."""
+"""Most rows at once. In a longer sum over few different numbers, all roundings would have the same sign."""
 _CONSTANT_TOLERANCE = 1e-13
-"""Spread, relative to the mean, below which a column is one number: its rounding in float64 is far below this, and
-the least that float32 tells apart is far above."""
+"""Spread relative to the mean below which a column is constant. Rounding in float64 is far below it, and the smallest
+difference in float32 is far above it."""
 _LATTICE_BITS = 16
 
 
 class Sums(NamedTuple):
-    """Of rows about a point (x₀, r₀)."""
+    """Sums over rows about a point (x₀, r₀)."""
 
     gram_II: Tensor
     """Σ w·(x − x₀)ᵀ(x − x₀), (…, I, I)."""
@@ -45,20 +44,20 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Statistics:
-    """What rows x with residuals r = y − x·Wᵀ − b and weights w come to; float64.
+    """Sufficient statistics of rows x with residuals r = y − x·Wᵀ − b and weights w, in float64.
 
-    All tensors may have the same leading dimensions: a stack, one of these for each of its groups. They are sums over
-    one base layer: two of different base layers must not be added, and the caller sees to that.
+    The tensors may have common leading dimensions: a stack, with the statistics of one group each. Never add statistics
+    of different base layers.
     """
 
     count: Tensor
-    """(…) int64: rows whose weight is above 0."""
+    """(…) int64: number of rows with a weight above 0."""
     total: Tensor
     """(…): Σ w."""
     mean_I: Tensor
-    """(…, I): of x; 0 where there are no rows."""
+    """(…, I): mean of x; 0 without rows."""
     mean_O: Tensor
-    """(…, O): of r."""
+    """(…, O): mean of r."""
     gram_II: Tensor
     """(…, I, I): Σ w·xᵀx about the means."""
     cross_IO: Tensor
@@ -66,14 +65,14 @@ class Statistics:
     spread: Tensor
     """(…): Σ w·‖r‖² about the mean."""
     peak_2J: Tensor
-    """(…, 2, I + 1): the most that Σ w·x² of each column and, last, Σ w·‖r‖² came to in any sum that led here, about
-    the means and about zero. What rounding has done to these statistics is relative to that."""
+    """(…, 2, I + 1): maxima of Σ w·x² of each column and, last, of Σ w·‖r‖², about the means and about zero, over all
+    sums that led here. Rounding errors of these statistics are relative to them."""
 
     @classmethod
     def zeros(
         cls, in_features: int, out_features: int, *, groups: int | None = None, device: torch.device | None = None
     ) -> "Statistics":
-        """Of no rows; with `groups`, a stack of that many."""
+        """Return the statistics of no rows, or a stack of `groups` of them."""
         I, O = in_features, out_features
         lead = () if groups is None else (groups,)
         shapes = ((), (I,), (O,), (I, I), (I, O), (), (2, I + 1))
@@ -82,49 +81,49 @@ class Statistics:
 
     @classmethod
     def stack(cls, parts: "Sequence[Statistics]") -> "Statistics":
-        """Several of the same layer in one, (G, …). At least one."""
-        return cls(*(torch.stack([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+        """Stack one or more statistics of the same layer, (G, …)."""
+        return cls(*(torch.stack([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def __getitem__(self, group: int) -> "Statistics":
-        """One group of a stack."""
-        return Statistics(*(getattr(self, each.name)[group] for each in fields(self)))
+        """Return one group of a stack."""
+        return Statistics(*(getattr(self, field.name)[group] for field in fields(self)))
 
     def to(self, device: torch.device) -> "Statistics":
-        """The same on a device."""
-        return Statistics(*(getattr(self, each.name).to(device) for each in fields(self)))
+        """Return a copy on a device."""
+        return Statistics(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     @property
     def in_features(self) -> int:
-        """I."""
+        """Return I."""
         return self.mean_I.shape[-1]
 
     @property
     def out_features(self) -> int:
-        """O."""
+        """Return O."""
         return self.mean_O.shape[-1]
 
     @property
     def rows(self) -> int:
-        """Rows whose weight is above 0; not for a stack."""
+        """Return the number of rows with a weight above 0; not for a stack."""
         return int(self.count)
 
     @property
     def weight(self) -> float:
-        """Σ w; not for a stack."""
+        """Return Σ w; not for a stack."""
         return float(self.total)
 
     @property
     def square(self) -> float:
-        """Σ w·‖r‖²; not for a stack."""
+        """Return Σ w·‖r‖²; not for a stack."""
         return float(self.spread + self.total * self.mean_O.square().sum())
 
     def constant(self) -> Tensor:
-        """(…, I): the columns of x that hold one number, as far as float64 can tell."""
+        """Return which columns of x are constant, up to rounding in float64, (…, I) bool."""
         spread_I = self.gram_II.diagonal(dim1=-2, dim2=-1)
         return spread_I <= self.total[..., None] * (_CONSTANT_TOLERANCE * self.mean_I).square()
 
     def about(self, point_I: Tensor, point_O: Tensor) -> Sums:
-        """The sums about another point than the means."""
+        """Return the sums about a point other than the means."""
         gap_I, gap_O = self.mean_I - point_I, self.mean_O - point_O
         pull_I = self.total[..., None] * gap_I
         return Sums(
@@ -134,19 +133,20 @@ class Statistics:
         )
 
     def about_zero(self) -> Sums:
-        """XᵀX, XᵀR and tr RᵀR, weighted."""
+        """Return weighted XᵀX, XᵀR and tr RᵀR."""
         return self.about(torch.zeros_like(self.mean_I), torch.zeros_like(self.mean_O))
 
     def plus(self, other: "Statistics") -> "Statistics":
-        """Of the rows of both. Raises `InvalidCombination` where they are of layers of different shapes."""
+        """Return the statistics of the rows of both. Raise `InvalidCombination` if their shapes differ."""
         return self._joined(other, 1)
 
     def minus(self, other: "Statistics") -> "Statistics":
-        """Of the rows without those of `other`, which must be among them: the module `forgetting` checks that, and what
-        rounding has left. Raises `InvalidCombination` as `plus` does.
+        """Return the statistics without the rows of `other`, which must be among them (`refit.forget` checks that).
+
+        Raises `InvalidCombination` if their shapes differ.
         """
         rest = self._joined(other, -1)
-        # A column of one number is that in every part: what is left of its spread is rounding.
+        # A constant column is constant in every part, so the rest of its spread is rounding.
         varies_I = ~self.constant()
         rest.gram_II.mul_(varies_I[..., None] & varies_I[..., None, :])
         rest.cross_IO.mul_(varies_I[..., None])
@@ -154,7 +154,7 @@ class Statistics:
 
     def _joined(self, other: "Statistics", sign: int) -> "Statistics":
         if self.cross_IO.shape != other.cross_IO.shape:
-            shapes = [tuple(each.cross_IO.shape) for each in (self, other)]
+            shapes = [tuple(part.cross_IO.shape) for part in (self, other)]
             raise InvalidCombination(
                 f"statistics of shape {shapes[1]} cannot be joined to those of shape {shapes[0]} (inputs, outputs)",
                 given=str(shapes[1]),
@@ -180,32 +180,36 @@ class Statistics:
         )
 
     def to_bytes(self) -> bytes:
-        """A safetensors file, the same for the same statistics."""
-        return save({each.name: getattr(self, each.name).cpu().contiguous() for each in fields(self)})
+        """Return a safetensors file. Equal statistics have equal bytes."""
+        return save({field.name: getattr(self, field.name).cpu().contiguous() for field in fields(self)})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Statistics":
-        """What `to_bytes` made of one (not of a stack), on the CPU. Raises `BlobCorrupt` where it is not that."""
+        """Return the statistics (not a stack) of `to_bytes`, on the CPU; raise `BlobCorrupt` if they are malformed."""
         try:
             tensors = load(content)
-            found = cls(**tensors)
-            like = cls.zeros(found.mean_I.shape[0], found.mean_O.shape[0])
+            statistics = cls(**tensors)
+            like = cls.zeros(statistics.mean_I.shape[0], statistics.mean_O.shape[0])
         except (SafetensorError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise BlobCorrupt(f"stored statistics cannot be read: {error}") from None
-        for each in fields(cls):
-            tensor, wanted = tensors[each.name], getattr(like, each.name)
-            if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype or not bool(torch.isfinite(tensor).all()):
+        for field in fields(cls):
+            tensor, expected = tensors[field.name], getattr(like, field.name)
+            if (
+                tensor.shape != expected.shape
+                or tensor.dtype != expected.dtype
+                or not bool(torch.isfinite(tensor).all())
+            ):
                 raise BlobCorrupt(
-                    f"stored statistics cannot be read: {each.name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
-                    f"expected finite {wanted.dtype} of shape {tuple(wanted.shape)}"
+                    f"stored statistics cannot be read: {field.name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                    f"expected finite {expected.dtype} of shape {tuple(expected.shape)}"
                 )
-        return found
+        return statistics
 
 
 def accumulate(base: BaseLayer, chunks: Iterable[Chunk]) -> Statistics:
-    """The statistics of all rows, one chunk after the other: chunks may be of any length, and are not kept.
+    """Return the statistics of all rows. The chunks may have any length; each is dropped before the next one is read.
 
-    x (N, I) and y (N, O) float32, weights (N,) finite and at least 0, or None. Computes on the base's device.
+    x (N, I) and y (N, O) are float32; weights (N,) are finite and not negative, or None. The base's device computes.
     """
     gathered = Statistics.zeros(base.in_features, base.out_features, device=base.device)
     for x_NI, y_NO, weights_N in chunks:
@@ -214,10 +218,10 @@ def accumulate(base: BaseLayer, chunks: Iterable[Chunk]) -> Statistics:
 
 
 def accumulate_stack(base: BaseLayer, x_GNI: Tensor, y_GNO: Tensor, weights_GN: Tensor | None) -> Statistics:
-    """The statistics of G groups at once, as a stack.
+    """Return the statistics of G groups as a stack.
 
-    x (G, N, I), y (G, N, O), weights (G, N): rows that only fill up a shorter group are finite and weigh 0. The
-    result is G·(I + O)·I numbers of float64: the caller chooses G.
+    x (G, N, I), y (G, N, O), weights (G, N): padding rows are finite and have weight 0. The result is G·(I + O)·I
+    numbers of float64, so the caller bounds G.
     """
     nothing = Statistics.zeros(base.in_features, base.out_features, groups=len(x_GNI), device=base.device)
     return _add_in_chunks(base, nothing, x_GNI, y_GNO, weights_GN)
@@ -227,12 +231,12 @@ def _add_in_chunks(
     base: BaseLayer, gathered: Statistics, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None
 ) -> Statistics:
     groups = gathered.total.numel()
-    at_once = SUM_CHUNK_NUMBERS // (max(1, groups) * (base.in_features + base.out_features))
-    at_once = min(max(1, at_once), _CHUNK_ROWS)
-    for begin in range(0, x_NI.shape[-2], at_once):
-        rows = slice(begin, begin + at_once)
-        some_N = None if weights_N is None else weights_N[..., rows]
-        gathered = gathered.plus(_statistics_of_rows(base, x_NI[..., rows, :], y_NO[..., rows, :], some_N))
+    chunk_rows = SUM_CHUNK_NUMBERS // (max(1, groups) * (base.in_features + base.out_features))
+    chunk_rows = min(max(1, chunk_rows), _CHUNK_ROWS)
+    for begin in range(0, x_NI.shape[-2], chunk_rows):
+        rows = slice(begin, begin + chunk_rows)
+        chunk_weights_N = None if weights_N is None else weights_N[..., rows]
+        gathered = gathered.plus(_statistics_of_rows(base, x_NI[..., rows, :], y_NO[..., rows, :], chunk_weights_N))
     return gathered
 
 
@@ -253,7 +257,7 @@ def _statistics_of_rows(base: BaseLayer, x_NI: Tensor, y_NO: Tensor, weights_N: 
         dx_NI, dr_NO = x_NI - near_I[..., None, :], r_NO - near_O[..., None, :]
         wx_NI, wr_NO = dx_NI * weights_N[..., None], dr_NO * weights_N[..., None]
     safe = torch.where(total > 0, total, 1.0)[..., None]
-    # The means, from the points: what is left to take out at them is small.
+    # The means relative to the points are small, so subtracting them loses no digits.
     gap_I, gap_O = wx_NI.sum(-2) / safe, wr_NO.sum(-2) / safe
     pull_I = total[..., None] * gap_I
     gram_II = dx_NI.mT @ wx_NI
@@ -266,17 +270,17 @@ def _statistics_of_rows(base: BaseLayer, x_NI: Tensor, y_NO: Tensor, weights_N: 
 
 
 def _peaks(total: Tensor, mean_I: Tensor, mean_O: Tensor, gram_II: Tensor, spread: Tensor) -> Tensor:
-    """(…, 2, I + 1): Σ w·x² of each column and, last, Σ w·‖r‖², about the means and about zero."""
+    """Return Σ w·x² of each column and, last, Σ w·‖r‖², about the means and about zero, (…, 2, I + 1)."""
     near_J = torch.cat([gram_II.diagonal(dim1=-2, dim2=-1), spread[..., None]], dim=-1)
     level_J = torch.cat([mean_I.square(), mean_O.square().sum(-1, keepdim=True)], dim=-1)
     return torch.stack([near_J, near_J + total[..., None] * level_J], dim=-2)
 
 
 def lattice_mean(rows_NI: Tensor, counts_N: Tensor | None) -> Tensor:
-    """A point near the mean of the rows that count, with so few bits that differences from it, and sums of their
-    products, are exact where the column holds counts, flags or classes: one-hot columns stay exactly dependent.
+    """Return a point near the mean, with few significant bits, of the rows whose count is not 0.
 
-    For a column of one number it is that number, and 0 where no row counts.
+    Differences from it, and sums of their products, are exact if a column has counts, flags or classes, so that one-hot
+    columns stay exactly dependent. The point of a constant column is its value, and 0 without rows.
     """
     if counts_N is None:
         lowest_I, highest_I, mean_I = rows_NI.amin(-2), rows_NI.amax(-2), rows_NI.mean(-2)
@@ -286,7 +290,7 @@ def lattice_mean(rows_NI: Tensor, counts_N: Tensor | None) -> Tensor:
         highest_I = rows_NI.masked_fill(out_N1, -torch.inf).amax(-2)
         counted = counts_N.sum(-1, keepdim=True)
         mean_I = rows_NI.masked_fill(out_N1, 0.0).sum(-2) / counted.clamp(min=1)
-        lowest_I, highest_I = (torch.where(counted > 0, each, 0.0) for each in (lowest_I, highest_I))
+        lowest_I, highest_I = (torch.where(counted > 0, bound_I, 0.0) for bound_I in (lowest_I, highest_I))
     exponent_I = torch.frexp(torch.maximum(lowest_I.abs(), highest_I.abs())).exponent
     unit_I = torch.ldexp(torch.ones_like(mean_I), exponent_I - _LATTICE_BITS)
     return torch.where(lowest_I == highest_I, lowest_I, (mean_I / unit_I).round() * unit_I)

@@ -1,4 +1,4 @@
-"""What factors reach on rows, in float64, and what people read about it."""
+"""Losses, accuracies and metrics of factors on rows, in float64, for one adapter or a stack."""
 
 # G adapters of a stack · N rows · K rows of one part · I in_features · O out_features · M documents
 import math
@@ -21,7 +21,7 @@ from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import Loss, TrainingSpec
 
 _CHUNK_NUMBERS = 2**17
-"""Inputs and outputs of so many groups stay near the core, as float64."""
+"""Most inputs and outputs that are measured together: as float64, they fit in the processor's cache."""
 _PREFIXES = ("", "base_")
 _TASKS = {
     Loss.MSE: Task.REGRESSION,
@@ -57,7 +57,7 @@ class Evaluation:
 
 
 def task_of(loss: Loss) -> Task:
-    """What the outputs of an adapter that minimises this loss are for."""
+    """Return the task of a training with this loss."""
     return _TASKS[loss]
 
 
@@ -71,13 +71,12 @@ def evaluate_factors(
     own_weights_N: Tensor | None = None,
     matching: LabelMatching | None = None,
 ) -> dict[str, float]:
-    """`loss`, the job's own, over these rows (None: all); with classes `accuracy` too. A part of the rows at a time.
+    """Return `loss`, the training's own loss, over these rows (None: all), its standard `error`, and maybe `accuracy`.
 
-    `error` is the standard error of the loss, by how much the rows' own differ.
-    `multiple_negatives` is looked at in batches of the rows as they stand, with `documents_N` of all of the data's.
-    own_weights_N: (N,), what the data's rows count without the weights of their classes, which are the loss's alone:
-    the accuracy is by these.
-    matching: where the classes are among the outputs, if not in their order.
+    The rows are evaluated in chunks. `multiple_negatives` is evaluated in batches of the rows in order, with the
+    document ids of all rows in documents_N. own_weights_N: (N,), the row weights without class weights, for the
+    accuracy, because class weights are part of the loss alone. matching: which outputs are the classes, if they are not
+    the first ones in order.
     """
     negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
     rows = data.rows if rows_K is None else len(rows_K)
@@ -87,12 +86,12 @@ def evaluate_factors(
     for part in data.parts(rows_K, most):
         y_NO = compute_outputs(base, part.inputs_NI, factors, spec.scaling)
         targets = part.targets if part.targets.dtype == torch.int64 else part.targets.double().T
-        mine = slice(begin, begin + part.rows) if rows_K is None else rows_K[begin : begin + part.rows]
+        part_rows = slice(begin, begin + part.rows) if rows_K is None else rows_K[begin : begin + part.rows]
         if matching is not None:
             losses_N = matching.losses(spec, y_NO, part.targets)
             y_NO = matching.logits(spec.loss, y_NO)
         else:
-            documents_1K = None if documents_N is None else documents_N[mine].unsqueeze(0)
+            documents_1K = None if documents_N is None else documents_N[part_rows].unsqueeze(0)
             losses_N = row_losses(spec, y_NO.T.unsqueeze(0), targets.unsqueeze(0), documents_1K)[0]
             y_NO = y_NO[:, : spec.classes]
         weights_N = torch.ones_like(losses_N) if part.weights_N is None else part.weights_N.double()
@@ -101,7 +100,7 @@ def evaluate_factors(
         weight += float(weights_N.sum())
         weight_squares += float(weights_N.square().sum())
         if spec.loss is Loss.CROSS_ENTROPY:
-            own_N = torch.ones_like(losses_N) if own_weights_N is None else own_weights_N[mine].to(losses_N)
+            own_N = torch.ones_like(losses_N) if own_weights_N is None else own_weights_N[part_rows].to(losses_N)
             right += float((y_NO.argmax(dim=1) == part.targets).double() @ own_N)
             counted += float(own_N.sum())
         begin += part.rows
@@ -113,13 +112,13 @@ def evaluate_factors(
 
 
 class ComparedFactors(NamedTuple):
-    """Somebody whose outputs on the held-out rows are to be measured."""
+    """Factors that are measured on the held-out rows."""
 
     factors: Factors | None
-    """None is the bare base layer."""
+    """None for the base layer alone."""
     scaling: float
     matching: LabelMatching | None = None
-    """Where the classes are among its outputs, if not in their order."""
+    """Which outputs are the classes, if they are not the first ones in order."""
 
 
 def compare_on_held_out(
@@ -127,37 +126,36 @@ def compare_on_held_out(
     data: TrainingData,
     held_K: Tensor | None,
     spec: TrainingSpec,
-    contenders: Mapping[str, ComparedFactors],
+    entries: Mapping[str, ComparedFactors],
     *,
     weights_N: Tensor | None,
     summary: Tensor,
     corpus_MO: Tensor | None,
 ) -> dict[str, Any]:
-    """The metrics of each contender, and of the trivial baseline, on the same held-out rows.
+    """Return the metrics of each entry, and of the trivial baseline, on the same held-out rows.
 
-    weights_N: (N,), the rows' own; the losses that are compared with training have the classes' in them too.
-    summary: see `measure_trivial`.
+    weights_N: (N,), the row weights without class weights. summary: see `measure_trivial`.
     """
     held = next(data.parts(held_K, data.rows))
     held = held.weighted(None if weights_N is None else weights_N if held_K is None else weights_N[held_K])
     task, targets = task_of(spec.loss), held.targets if held.targets.dtype == torch.int64 else held.targets.double()
-    found: dict[str, Any] = {"rows": held.rows}
-    for name, contender in contenders.items():
-        # Into one tensor: parts that are kept would lie between what is freed, and memory would grow by all of it.
+    metrics: dict[str, Any] = {"rows": held.rows}
+    for name, entry in entries.items():
+        # All chunks write to one tensor, because tensors between freed ones would fragment the memory.
         y_NO = held.inputs_NI.new_empty(held.rows, base.out_features, dtype=torch.float64)
         for begin in range(0, held.rows, CHUNK_ROWS):
-            some = slice(begin, begin + CHUNK_ROWS)
-            y_NO[some] = compute_outputs(base, held.inputs_NI[some], contender.factors, contender.scaling)
+            chunk = slice(begin, begin + CHUNK_ROWS)
+            y_NO[chunk] = compute_outputs(base, held.inputs_NI[chunk], entry.factors, entry.scaling)
         classes = spec.classes
-        if contender.matching is not None:
-            y_NO, classes = contender.matching.logits(spec.loss, y_NO), None
-        found[name] = measure(task, y_NO, targets, weights_N=held.weights_N, classes=classes, corpus_MO=corpus_MO)
-    found["trivial"] = measure_trivial(task, summary, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
-    return found
+        if entry.matching is not None:
+            y_NO, classes = entry.matching.logits(spec.loss, y_NO), None
+        metrics[name] = measure(task, y_NO, targets, weights_N=held.weights_N, classes=classes, corpus_MO=corpus_MO)
+    metrics["trivial"] = measure_trivial(task, summary, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
+    return metrics
 
 
 def summarize_targets(data: TrainingData, training_K: Tensor | None, spec: TrainingSpec, outputs: int) -> Tensor:
-    """What the trivial baseline knows of the training rows: counts of classes, or the targets' means; float64."""
+    """Return the summary of the training rows for the trivial baseline: class counts, or mean targets; float64."""
     classes = spec.classes or outputs
     total = torch.zeros(classes if task_of(spec.loss) is Task.CLASSIFICATION else data.targets.shape[-1]).double()
     weight = 0.0
@@ -179,31 +177,35 @@ def measure_stack(
     factors: Factors,
     own_weights_N: Tensor | None,
 ) -> list[dict[str, Any]]:
-    """For each adapter the losses, and with classes the accuracies, of its rows on each side: adapted, and bare.
+    """Return the losses, and for classes the accuracies, of each adapter and of the base layer, on each part.
 
-    `sides` gives for each name the adapters' rows of `table`; none of them has any where the name is without.
-    own_weights_N: (N,), what rows count without the weights of their classes, as the accuracy has it.
+    `sides` has the indices in `table` of each adapter's rows, by name of the part; the list is empty if no adapter has
+    rows there. own_weights_N: (N,), the row weights without class weights, for the accuracy.
     """
     metrics: list[dict[str, Any]] = [{} for _ in factors.a_OR]
     measures = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     for side, rows in sides.items():
         if not rows:
-            found: list[dict[str, Any]] = [dict.fromkeys(f"{who}{each}" for who in _PREFIXES for each in measures)]
+            found: list[dict[str, Any]] = [
+                dict.fromkeys(f"{prefix}{measure}" for prefix in _PREFIXES for measure in measures)
+            ]
             found *= len(metrics)
         elif spec.loss is Loss.MULTIPLE_NEGATIVES or max(map(len, rows)) > CHUNK_ROWS:
             found = _measure_one_by_one(base, table, spec, rows, factors, own_weights_N)
         else:
             found = []
             numbers = max(map(len, rows)) * (base.in_features + 2 * base.out_features)
-            at_once = max(1, _CHUNK_NUMBERS // numbers)
-            for begin in range(0, len(rows), at_once):
-                some = slice(begin, begin + at_once)
-                bias_GO = None if factors.bias_O is None else factors.bias_O[some]
-                mine = Factors(factors.a_OR[some], factors.b_RI[some], bias_GO)
-                found += _measure_together(base, table, spec, rows[some], mine, own_weights_N)
+            groups_at_once = max(1, _CHUNK_NUMBERS // numbers)
+            for begin in range(0, len(rows), groups_at_once):
+                chunk = slice(begin, begin + groups_at_once)
+                bias_GO = None if factors.bias_O is None else factors.bias_O[chunk]
+                own = Factors(factors.a_OR[chunk], factors.b_RI[chunk], bias_GO)
+                found += _measure_together(base, table, spec, rows[chunk], own, own_weights_N)
         for of_all, of_side in zip(metrics, found, strict=True):
             of_all |= {
-                f"{who}{side}_{measure}": of_side[f"{who}{measure}"] for who in _PREFIXES for measure in measures
+                f"{prefix}{side}_{measure}": of_side[f"{prefix}{measure}"]
+                for prefix in _PREFIXES
+                for measure in measures
             }
     return metrics
 
@@ -230,11 +232,11 @@ def _measure_together(
     base_only_GOK = stack_base_outputs(base, x_GKI)
     adapted_GOK = add_low_rank_stack(base_only_GOK, x_GKI, (a_GOR, b_GRI, bias_GO), spec.scaling)
     found: dict[str, list[float]] = {}
-    for who, y_GOK in zip(_PREFIXES, (adapted_GOK, base_only_GOK), strict=True):
-        found[f"{who}loss"] = _weighted_means(row_losses(spec, y_GOK, targets), weights_GK)
+    for prefix, y_GOK in zip(_PREFIXES, (adapted_GOK, base_only_GOK), strict=True):
+        found[f"{prefix}loss"] = _weighted_means(row_losses(spec, y_GOK, targets), weights_GK)
         if spec.loss is Loss.CROSS_ENTROPY:
             right_GK = (y_GOK[:, : spec.classes].argmax(dim=1) == targets).double()
-            found[f"{who}accuracy"] = _weighted_means(right_GK, own_GK)
+            found[f"{prefix}accuracy"] = _weighted_means(right_GK, own_GK)
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
 
 
@@ -246,16 +248,18 @@ def _measure_one_by_one(
     factors: Factors,
     own_weights_N: Tensor | None,
 ) -> list[dict[str, Any]]:
-    """Where there are very many rows; and where what a row is told apart from depends on how many its adapter has."""
+    """Measure each adapter by itself: for very many rows, or for a loss that depends on an adapter's number of rows."""
     documents_N = document_ids(table.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
     metrics: list[dict[str, Any]] = []
-    for place, rows_K in enumerate(rows):
-        bias_O = None if factors.bias_O is None else factors.bias_O[place]
-        mine = Factors(factors.a_OR[place], factors.b_RI[place], bias_O)
+    for index, rows_K in enumerate(rows):
+        bias_O = None if factors.bias_O is None else factors.bias_O[index]
+        own = Factors(factors.a_OR[index], factors.b_RI[index], bias_O)
         found: dict[str, Any] = {}
-        for who, some in zip(_PREFIXES, (mine, None), strict=True):
-            told = evaluate_factors(base, table, rows_K.to(base.device), spec, some, documents_N, own_weights_N)
-            found |= {f"{who}{measure}": told[measure] for measure in ("loss", "accuracy") if measure in told}
+        for prefix, factors_or_none in zip(_PREFIXES, (own, None), strict=True):
+            values = evaluate_factors(
+                base, table, rows_K.to(base.device), spec, factors_or_none, documents_N, own_weights_N
+            )
+            found |= {f"{prefix}{measure}": values[measure] for measure in ("loss", "accuracy") if measure in values}
         metrics.append(found)
     return metrics
 
@@ -266,13 +270,13 @@ def _weighted_means(values_GK: Tensor, weights_GK: Tensor) -> list[float]:
 
 
 def pad_to_matrix(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """(G, K) int64 row numbers, the first row where there are fewer, and (G, K) float32: 1 where there is one."""
+    """Return row indices padded with the first row, (G, K) int64, and 1 for rows or 0 for padding, (G, K) float32."""
     K = max(map(len, rows))
     rows_T, is_row_T = pad_rows(rows, torch.full((len(rows),), K))
     return rows_T.view(-1, K), is_row_T.view(-1, K).float()
 
 
 def padded_row_weights(table: TrainingData, rows_GK: Tensor, is_row_GK: Tensor) -> Tensor:
-    """(G, K): what each of these rows counts; nothing where there is none."""
+    """Return the weights of padded rows, (G, K), with 0 for padding."""
     is_row_GK = is_row_GK.to(table.inputs_NI.device)
     return is_row_GK if table.weights_N is None else is_row_GK * table.weights_N[rows_GK.to(table.inputs_NI.device)]

@@ -1,4 +1,4 @@
-"""Match the outputs of a stored version to the classes of a training, by label."""
+"""Matching of a stored version's outputs to the classes of a training, by label."""
 
 # N rows · O out_features · C classes of the training · L labels of the version · E of these that the training lacks
 import math
@@ -15,7 +15,7 @@ from adapters.training.settings import Loss, TrainingSpec
 Labels: TypeAlias = Sequence[str | int]
 _CLASS_LOSSES = (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
 _MIN_PROBABILITY = torch.finfo(torch.float64).eps
-"""Of a class that the version lacks: 0 would make its loss infinite. scikit-learn's `log_loss` clips there too."""
+"""Probability of a class that the version lacks. With 0, its loss would be infinite; `log_loss` clips here too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -109,7 +109,7 @@ class Publisher:
 
         def also(connection: Connection, published: Sequence[Published]) -> None:
             made = published[0]
-            decision = {"gate": verdict.told(moved=made.moved_live)} if self._gate.compares else {}
+            decision = {"gate": verdict.to_json(moved=made.moved_live)} if self._gate.compares else {}
             chosen = _chosen(claim.training.spec, frame["spec"])
             decision |= {"chosen": chosen} if chosen else {}
             if claim.training.is_update and self._gate.moves and not made.moved_live:

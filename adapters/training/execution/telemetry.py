@@ -1,4 +1,4 @@
-"""What a trainer did with a job, told to whoever counts or traces it. The domain knows no metrics and no spans."""
+"""Records of a trainer's runs and publishes, for listeners that count or trace them."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,21 +12,21 @@ from adapters.training.gradient.epochs import Epoch
 
 
 class Ending(StrEnum):
-    """How a job left a trainer."""
+    """End of a run."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     LOST = "lost"
-    """It was cancelled, or another trainer took it over, or the catalogue could not be written to."""
+    """The job was cancelled or claimed by another trainer, or the catalogue could not be written."""
     DIED = "died"
-    """The process that fitted it died."""
+    """The fit process died."""
     HANDED_BACK = "handed_back"
-    """The trainer was told to stop, and the job waits again."""
+    """The trainer stopped, and the job is queued again."""
 
 
 @dataclass(slots=True)
 class Publish:
-    """One publish: its adapters are durable from `ended` on. Times are seconds since the epoch of clocks."""
+    """One publish, whose adapters are durable from `ended` on; times are seconds since the epoch."""
 
     began: float
     ended: float = 0.0
@@ -42,46 +42,46 @@ class Run:
     ended: float = 0.0
     ending: Ending = Ending.LOST
     resumed: bool = False
-    """Whether it went on from an earlier attempt's checkpoint."""
+    """Whether it resumed from the checkpoint of an earlier attempt."""
     publishes: list[Publish] = field(default_factory=list)
-    """The newest, of very many."""
+    """The newest publishes, up to a limit."""
     epochs: list[Epoch] = field(default_factory=list)
-    """As far as they are wanted, and of very many only some."""
+    """Epochs, if a listener wants them; a sample of very many."""
 
     @property
     def method(self) -> str:
-        """How it was trained."""
+        """Return the method of the training."""
         return self.job.training.spec.method.value
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who is told. What these raise ends the trainer: they take care of themselves."""
+    """Callbacks for publishes and runs; an exception in one ends the trainer."""
 
     published: Callable[[Publish], None] = lambda _publish: None
     ran: Callable[[Run], None] = lambda _run: None
     wants_epochs: bool = False
-    """Whether the process that fits is to take the times of epochs."""
+    """Whether the fit records the times of epochs."""
 
 
 _MOST_PUBLISHES = 200
 
 
 class Recorder:
-    """Notes one run, and tells of it."""
+    """Recorder of one run, which passes it to a listener."""
 
     def __init__(self, job: Job, listener: Listener, now: Callable[[], float] = time.time) -> None:
         self._listener, self._now = listener, now
         self._run = Run(job, now())
 
     def saw(self, frame: Frame) -> None:
-        """Note what a frame says of epochs and of an earlier attempt."""
+        """Record the epochs of a frame, and whether the fit was resumed."""
         self._run.resumed |= frame.get("resumed", False)
         self._run.epochs += [Epoch(*epoch) for epoch in frame.get("epochs", ())]
 
     @contextmanager
     def publishing(self) -> Iterator[Publish]:
-        """Around a publish, which says how many adapters it made; one that made none, or failed, is not told of."""
+        """Record a publish, unless it fails or makes no adapter."""
         publish = Publish(self._now())
         yield publish
         publish.ended = self._now()
@@ -90,6 +90,6 @@ class Recorder:
             self._listener.published(publish)
 
     def end(self, ending: Ending) -> None:
-        """Tell of the whole run."""
+        """Pass the whole run to the listener."""
         self._run.ending, self._run.ended = ending, self._now()
         self._listener.ran(self._run)

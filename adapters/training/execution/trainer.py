@@ -1,4 +1,4 @@
-"""The loop that claims jobs, watches over their fits and publishes what comes out."""
+"""Trainer: claims jobs, watches their fits, and publishes the results."""
 
 import logging
 import threading
@@ -28,16 +28,16 @@ from adapters.training.gradient.training_loop import SECONDS_BETWEEN_CHECKPOINTS
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 SECONDS_BETWEEN_LOOKS = 0.2
-"""How often a running job is looked at for a cancel, and the queue for a new job."""
+"""Interval of the checks for a cancelled job, and for a new job in the queue."""
 
 _TRANSIENT = (CatalogBusy, StorageFailed, TooManyOpenFiles)
-"""No fault of a job's: it is left until its lease runs out, and another attempt may succeed."""
+"""Errors that are no fault of a job: its lease runs out, and another attempt may succeed."""
 
 log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Takes jobs from the queue, one at a time, until it is told to stop."""
+    """Worker that takes jobs from the queue, one at a time, until `stop` is set."""
 
     def __init__(
         self,
@@ -59,23 +59,23 @@ class Trainer:
         self._stop = stop
         self._checkpoints = CheckpointFolder(checkpoints)
         self._lease_seconds = lease_seconds
-        # Progress is written at most once a second; a lease shorter than three seconds wants more.
+        # Progress is written once a second, or more often for a lease shorter than three seconds.
         self._heartbeat_seconds = min(1.0, lease_seconds / 3)
-        # A death costs what came since the last checkpoint, and waits for the lease: the one is of the other's size.
+        # A crash costs the work since the last checkpoint and the rest of the lease, so both are kept similar.
         self._checkpoint_seconds = min(SECONDS_BETWEEN_CHECKPOINTS, lease_seconds / 3)
         self._monotonic = monotonic
         self._listener = listener
         self._sweep_at = monotonic()
 
     def run(self) -> None:
-        """Work until `stop` is set; then a running job is handed back to the queue."""
+        """Work until `stop` is set, and then hand a running job back to the queue."""
         pause = _SHORTEST_PAUSE_SECONDS
         try:
             while not self._stop.is_set():
                 try:
                     ready = self._fitter.is_ready(SECONDS_BETWEEN_LOOKS)
                 except FitterDied:
-                    log.error("the process that fits cannot start; it is tried again in %g s", pause)
+                    log.error("the fit process cannot start; the next attempt is in %g s", pause)
                     self._fitter.kill()
                     self._stop.wait(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -96,14 +96,14 @@ class Trainer:
             if claim is not None or self._monotonic() >= self._sweep_at:
                 self._sweep()
         except (*_TRANSIENT, StorageFull) as error:
-            # What could not be written now is found again: the job's lease runs out.
+            # The job is claimed again after its lease has run out.
             log.warning("%s", error.detail)
             self._stop.wait(_SHORTEST_PAUSE_SECONDS)
             return False
         return claim is not None
 
     def _sweep(self) -> None:
-        """Remove the checkpoints of jobs that have ended: cancelled, or with a trainer that did not live to do it."""
+        """Remove the checkpoints of jobs that have ended, by a cancellation or with another trainer."""
         self._sweep_at = self._monotonic() + self._lease_seconds
         if present := self._checkpoints.jobs():
             states = self._queue.states(sorted(present))
@@ -119,23 +119,23 @@ class Trainer:
             recorder.end(ending)
 
     def _end_of(self, claim: Job, recorder: Recorder) -> Ending:
-        """See to a job until it is not ours any more."""
+        """Run a claimed job to its end, and return how it ended."""
         try:
             try:
                 return self._watch_fit(claim, recorder)
             except BaseException:
-                # Whatever it was: the fit may still run, and its frames must not be taken for the next job's.
+                # The fit may still run, and its frames must not be taken for those of the next job.
                 self._fitter.kill()
                 raise
         except ClaimLost as error:
             log.info("%s", error)
             return Ending.LOST
         except FitterDied as death:
-            log.warning("job %s: the process that fits died", claim.id)
+            log.warning("job %s: the fit process died", claim.id)
             if death.out_of_memory:
-                # Another attempt would end the same way.
-                ran_out = OutOfMemory("the fit ran out of memory, and its process ended")
-                _unless_lost(self._queue.fail, claim, ran_out.members())
+                # Another attempt would run out of memory too.
+                out_of_memory = OutOfMemory("the fit ran out of memory, and its process ended")
+                _unless_lost(self._queue.fail, claim, out_of_memory.members())
             else:
                 _unless_lost(self._queue.expire_lease, claim)
             return Ending.DIED
@@ -143,14 +143,14 @@ class Trainer:
             raise
         except LoraplexError as error:
             if error.outcome_unknown:
-                # It may have ended in success.
+                # The job may have succeeded.
                 raise
             log.info("job %s failed: %s", claim.id, error.detail)
             _unless_lost(self._queue.fail, claim, error.members())
             return Ending.FAILED
 
     def _watch_fit(self, claim: Job, recorder: Recorder) -> Ending:
-        """Until the job has ended, or is handed back. Raises `ClaimLost` and `FitterDied`."""
+        """Process the frames of a fit until the job has ended or is handed back; raise `ClaimLost` and `FitterDied`."""
         publisher = Publisher(self._catalog, self._queue, self._base, claim)
         checkpoint = self._checkpoints.take_over(claim.id, claim.fence)
         request = publisher.request(
@@ -191,18 +191,18 @@ class Trainer:
                     heartbeat_at = self._monotonic() + self._heartbeat_seconds
                     self._queue.heartbeat(claim, progress=progress, history=history)
             except (*_TRANSIENT, StorageFull) as error:
-                # The fit goes on: where the lease runs out meanwhile, the fence keeps it from publishing.
+                # The fit continues; if the lease runs out meanwhile, the fencing token prevents its publish.
                 log.warning("job %s: %s", claim.id, error.detail)
 
     def _fail(self, claim: Job, frame: Frame, progress: Any, history: Any) -> None:
         self._queue.fail(claim, frame["error"], progress=progress, history=history)
         if frame["error"]["code"] == "out_of_memory":
-            # Its heap is as large as it may become, and in pieces.
+            # Its heap has reached its limit and is fragmented.
             self._fitter.kill()
 
 
 class _Pace:
-    """How far a fit is, and how long it will take if it goes on as it has since it began."""
+    """Progress of a fit, with the remaining time estimated from its pace so far."""
 
     def __init__(self, steps: int, monotonic: Callable[[], float]) -> None:
         self._steps = steps
@@ -210,7 +210,7 @@ class _Pace:
         self._began: tuple[int, float] | None = None
 
     def progress(self, step: int, loss: float | None, tally: Mapping[str, int] | None) -> dict[str, object]:
-        """What a job shows."""
+        """Return the progress as a job shows it."""
         now = self._monotonic()
         began_at, began = self._began = self._began or (step, now)
         left = (self._steps - step) * (now - began) / (step - began_at) if step > began_at else None

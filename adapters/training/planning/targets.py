@@ -1,4 +1,4 @@
-"""Targets as a client gives them → what the fit reads: rows of numbers, or one class a row."""
+"""Targets of a request, checked and converted to what the fit reads: rows of numbers, or one class per row."""
 
 # N rows · O outputs · C classes
 from collections.abc import Collection, Sequence
@@ -25,7 +25,7 @@ from adapters.training.settings import Loss
 Classes = NDArray[np.int64]
 _NAMES = (str, int)
 _NAMED = 20
-"""Labels that an error names."""
+"""Labels that an error lists at most."""
 
 
 CLASSES_HINT = '; for one class a row, say "loss": "cross_entropy" in training'
@@ -33,23 +33,23 @@ CLASSES_HINT = '; for one class a row, say "loss": "cross_entropy" in training'
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Targets:
-    """What the rows of one side are to come to."""
+    """Targets of the rows, with the labels of the classes."""
 
     values: Float32 | Classes
     """(N, O) or (N, C) float32, or (N,) int64."""
     labels: tuple[str | int, ...] | None = None
-    """What the classes are called, where they have names."""
+    """Labels of the classes, if they have names."""
 
     @property
     def classes(self) -> Classes | None:
-        """The targets, where they are one class a row."""
+        """Return the targets if they are one class per row."""
         return self.values if self.values.dtype == np.int64 else None  # type: ignore[return-value]  # it is Classes
 
 
 def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs: int, labels: object) -> Targets:
-    """The targets of rows in a request. Raises the `InvalidInput` that names the field and the row.
+    """Return the targets of rows in a request; raise the `InvalidInput` that names the field and the row.
 
-    `labels` are those given with the data, or None: then they are inferred where classes are strings.
+    labels: those sent with the data, or None; then they are inferred if the classes are strings.
     """
     check_has_labels(loss, labels, field=field)
     if loss is Loss.CROSS_ENTROPY:
@@ -86,7 +86,7 @@ def _rows_of_one(value: object) -> object:
 def coded_targets(
     codes_N: Classes, values: Sequence[str | int], *, field: str, outputs: int, labels: object
 ) -> Targets:
-    """The classes of a column that came as positions in its distinct values, which are sorted."""
+    """Return the classes of a column, which are positions in its sorted distinct values."""
     if labels is None and all(type(value) is int for value in values):
         # Whole numbers without labels are class indices, as they are in a request.
         for value in values:
@@ -112,9 +112,9 @@ def coded_targets(
 def listed_names(
     values: Sequence[str | int], rows_K: Classes, codes_K: Classes, *, field: str, outputs: int, labels: object
 ) -> tuple[tuple[str | int, ...], Classes]:
-    """What a column of lists holds, as positions in its distinct values → labels, and (K,) the places in these.
+    """Return the labels of a column of lists, and (K,) the position of each entry among them.
 
-    rows_K: the row that each is of.
+    codes_K: positions in the distinct values. rows_K: the row of each entry.
     """
     names = _names(list(values), labels, field=field, outputs=outputs)
     place = {name: number for number, name in enumerate(names)}
@@ -126,7 +126,7 @@ def listed_names(
 
 
 def share_names(width: int, labels: object, *, field: str, outputs: int) -> tuple[str | int, ...] | None:
-    """What so many numbers a row are called; raises `WrongShape` where outputs or labels are not as many."""
+    """Return the labels of `width` numbers per row; raise `WrongShape` if outputs or labels do not match them."""
     if width > outputs:
         raise WrongShape(
             f"{field} has {width} numbers a row, the layer has {outputs} outputs",
@@ -148,7 +148,7 @@ def share_names(width: int, labels: object, *, field: str, outputs: int) -> tupl
 
 
 def check_shares(values_NC: Float32, *, field: str, begin: int = 0) -> None:
-    """Raises `OutOfRange` for a number that is not from 0 to 1; the rows are those from `begin` on."""
+    """Raise `OutOfRange` for a number outside 0 to 1; the first row counts as row `begin`."""
     wrong = np.argwhere((values_NC < 0) | (values_NC > 1))
     if len(wrong):
         row, column = map(int, wrong[0])
@@ -162,7 +162,7 @@ def check_shares(values_NC: Float32, *, field: str, begin: int = 0) -> None:
 
 
 def check_has_labels(loss: Loss, labels: object, *, field: str) -> None:
-    """Raises `InvalidCombination` where labels were given and targets are no classes."""
+    """Raise `InvalidCombination` if labels were sent and the targets are not classes."""
     if labels is not None and loss not in (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY):
         raise InvalidCombination(
             f"labels name classes, and {loss} has none",
@@ -184,7 +184,7 @@ def _named(names: list[Any], labels: object, *, field: str, outputs: int) -> Tar
 
 
 def _lists_labels(lists: Sequence[Any], labels: object) -> bool:
-    """Whether rows list labels, rather than 0 and 1 for each: labels that are numbers are listed."""
+    """Return whether rows list labels instead of a 0 or 1 for each; integer labels are always listed."""
     if any(isinstance(each, list) and any(type(name) is str for name in each) for each in lists):
         return True
     return isinstance(labels, list) and (any(type(name) is int for name in labels) or not any(lists))
@@ -214,7 +214,7 @@ def _several_named(lists: Sequence[Sequence[Any]], labels: object, *, field: str
 
 
 def _names(found: Collection[str | int], labels: object, *, field: str, outputs: int) -> tuple[str | int, ...]:
-    """The labels that are given, or those that occur, sorted; what is wrong with these is wrong with the targets."""
+    """Return the labels that were sent, or those that occur, sorted; errors about the latter name the targets."""
     if labels is not None:
         return check_labels(labels, field=field.replace("targets", "labels"), outputs=outputs)
     names = sorted(found, key=lambda name: (str(type(name)), name))
@@ -242,7 +242,7 @@ def _check_name(name: object, field: str, row: int) -> None:
 
 
 def _no_such_label(found: Sequence[tuple[int, str | int]], known: Sequence[str | int], field: str) -> BadRows:
-    """`found`: the first row of each that is no label."""
+    """Return the error for values that are no labels: the first row of each, and the value."""
     rows = [BadRow(row, None, f"there is no label {str(name)[:80]!r}") for row, name in sorted(found)[:MAX_BAD_ROWS]]
     return BadRows(
         f"{field}: {rows[0].reason}, which row {rows[0].row} has; the labels are: {_listed(known)}",

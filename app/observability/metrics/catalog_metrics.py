@@ -1,4 +1,4 @@
-"""What the catalogue holds, for scrapes and the page: counted rarely, and not waited for long."""
+"""Counts of the catalogue for `/metrics` and the overview page, taken rarely and with a short wait."""
 
 import logging
 import shutil
@@ -15,14 +15,14 @@ from app.observability.metrics.values import MetricValues
 
 _SHORTEST_SECONDS = 1.0
 _SHARE = 0.05
-"""Of the time, at most, is spent counting: a count is shown for twenty times as long as it took."""
+"""Largest share of time spent counting: a count is used for twenty times as long as it took."""
 _PATIENCE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
 
 class CatalogMetrics:
-    """Counts on a thread of its own, which a locked catalogue may hold up: who asks goes on without it then."""
+    """Counts on a thread of its own. Callers do not wait for it if the catalogue is locked for long."""
 
     def __init__(
         self, catalog: Catalog, *, base: str, now: Callable[[], float], monotonic: Callable[[], float] = time.monotonic
@@ -36,7 +36,7 @@ class CatalogMetrics:
         self._complained = False
 
     def census(self) -> CatalogCounts | None:
-        """A count, as of a moment ago; None where the catalogue cannot be read, or not soon. For a thread."""
+        """Return a recent count; None if the catalogue cannot be read within a second. Call it in a thread."""
         with self._lock:
             if self._counting is None or (self._counting.done() and self._monotonic() >= self._good_until):
                 self._counting = self._thread.submit(self._count)
@@ -44,10 +44,10 @@ class CatalogMetrics:
         try:
             return counting.result(_PATIENCE_SECONDS)
         except TakesTooLong:
-            return None  # whoever asks next finds it done, or waits for it too
+            return None  # the next call gets it, or waits for it too
 
     def note(self, figures: MetricValues) -> None:
-        """Put the catalogue's and its disk's figures among these; where it cannot be read, only that. For a thread."""
+        """Set the metrics of the catalogue and of its disk. Call it in a thread."""
         census = self.census()
         figures.put(d.CATALOG_UP, census is not None)
         if census is not None:
@@ -68,7 +68,7 @@ class CatalogMetrics:
             figures.put(d.DISK_SIZE, usage.total)
 
     def close(self) -> None:
-        """Give back the thread."""
+        """Stop the thread."""
         self._thread.shutdown(cancel_futures=True)
 
     def _count(self) -> CatalogCounts | None:

@@ -14,14 +14,14 @@ _ADAPTERS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 
 
 class Kind(StrEnum):
-    """What may happen to a figure."""
+    """Kind of a metric."""
 
     COUNTER = "counter"
-    """It only goes up; all processes' are added up, also those of processes that have ended."""
+    """Only increases; the sum over all processes, also those that have ended."""
     GAUGE = "gauge"
-    """It is what it is now; those of all processes that live are added up, unless a label tells them apart."""
+    """Current value; the sum over live processes, unless a label names the process."""
     HISTOGRAM = "histogram"
-    """How many observations were at most each bound; added up as counters are."""
+    """Observations in buckets; summed as counters are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Definition:
     meaning: str
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
-    """Of a histogram's buckets, each the largest value in it; one more, without a bound, follows."""
+    """Largest values of a histogram's buckets. A bucket without a bound follows."""
 
 
 def _counter(name: str, meaning: str, *labels: str) -> Definition:
@@ -123,6 +123,6 @@ DISK_FREE = _gauge("loraplex_disk_free_bytes", "Free bytes on the file system of
 DISK_SIZE = _gauge("loraplex_disk_size_bytes", "Size of the file system of DATA_DIR.")
 
 DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
-    {each.name: each for each in list(globals().values()) if isinstance(each, Definition)}
+    {value.name: value for value in list(globals().values()) if isinstance(value, Definition)}
 )
 """All of them by name, in the order in which `/metrics` shows them."""

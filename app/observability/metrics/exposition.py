@@ -1,4 +1,4 @@
-"""Figures as Prometheus reads them: its text format, or OpenMetrics where the request asks for that."""
+"""Exposition of all metrics for `/metrics`, in Prometheus' text format or OpenMetrics."""
 
 from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -20,14 +20,14 @@ _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def exposition(figures: MetricValues, accept: str) -> tuple[bytes, str]:
-    """The body and the content type of an answer to a request with this `Accept`."""
-    # Of what clients write only that: a version that is none would be an error, and it would be echoed.
+    """Return the body and the content type of an answer, by the request's `Accept`."""
+    # The encoder raises an error for an unknown version, and echoes it, so the header itself is not passed on.
     encode, content_type = choose_encoder(_OPENMETRICS if "application/openmetrics-text" in accept else "")
     return encode(_Shown(figures)), content_type
 
 
 class _Shown(Collector):
-    """Everything that there is a number for, in the order of the definitions."""
+    """Metrics that have a value, in the order of the definitions."""
 
     def __init__(self, figures: MetricValues) -> None:
         self._numbers = sorted(figures.numbers(), key=_by_labels)
@@ -66,7 +66,7 @@ _ROLES = ("worker", "trainer")
 
 
 class MetricsExposition:
-    """What answers for one worker, and says the same as any other worker would."""
+    """Answers of one worker to scrapes. Every worker gives the same answer."""
 
     def __init__(self, metrics: Metrics, catalog: CatalogMetrics, base: BaseLayer, *, max_queued_jobs: int) -> None:
         self._metrics, self._catalog = metrics, catalog
@@ -77,7 +77,7 @@ class MetricsExposition:
         self._fixed.put(d.BASE_INFO, 1, str(base.in_features), str(base.out_features), dtype, str(base.device))
 
     def answer(self, accept: str) -> tuple[bytes, str]:
-        """The body and its content type for a request with this `Accept`. Reads files and SQL: for a thread."""
+        """Return the body and the content type of an answer. Reads files and the database: call it in a thread."""
         everyone = self._metrics.all_processes()
         here = MetricValues()
         for role in _ROLES:

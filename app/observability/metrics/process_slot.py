@@ -1,8 +1,9 @@
-"""Which process of a role is which: `worker-1`, `trainer-2`, by locks in a folder that they share.
+"""Process slots: the names `worker-1`, `trainer-2` … of the processes of a role, and the metrics that each one writes.
 
-A place belongs to whoever holds the lock on its file, and the kernel gives the lock back when that process ends,
-however it ends. So no name has a pid in it (two containers on one volume have the same ones), a process that is started
-again takes over where it was, and there are never more places than there were processes at once.
+A slot belongs to the process that holds the lock on its file. The kernel releases the lock when that process ends, so
+a restarted process takes over the slot and continues its counters, and there are never more slots than processes that
+ran at once. Names have no pid, because two containers on one volume can have the same pids. The metrics are plain files
+that are replaced, not mapped: writing to a mapped page on a full disk ends the process.
 """
 
 import fcntl
@@ -21,20 +22,20 @@ from app.observability.metrics.definitions import Definition, Kind
 from app.observability.metrics.values import MetricValues
 
 METRICS = "metrics"
-"""Folder, in the data folder, of what each process has counted."""
+"""Folder, in the data folder, of the metrics of all processes."""
 _MOST = 1024
 
 
 class SlotLock(NamedTuple):
-    """What one process holds until it closes the lock, or ends."""
+    """Lock of one slot, held until it is closed or the process ends."""
 
     name: str
     lock: int
-    """A file descriptor, which no child process inherits."""
+    """File descriptor, which child processes do not inherit."""
 
 
 def take_slot_lock(folder: Path, role: str) -> SlotLock | None:
-    """The first place of this role that is free; None where very many are taken. Raises `OSError`."""
+    """Lock the first free slot of a role; return None if 1,023 are taken. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, _MOST):
         lock = _lock(folder / f"{role}-{number}.lock")
@@ -44,9 +45,9 @@ def take_slot_lock(folder: Path, role: str) -> SlotLock | None:
 
 
 def clean_slots(folder: Path, role: str) -> None:
-    """Forget what processes of this role have left, unless one of them still runs: then all of it goes on.
+    """Remove the metrics that processes of a role have left, unless one of them still runs.
 
-    For whoever is about to start processes of the role. Raises `OSError`.
+    Call it before the processes of the role start. Raises `OSError`.
     """
     locks: list[int] = []
     try:
@@ -55,7 +56,7 @@ def clean_slots(folder: Path, role: str) -> None:
             if lock is None:
                 return
             locks.append(lock)
-        # Not the locks themselves: whoever waits for one would hold a file that is no longer there.
+        # Lock files stay: a process that opened one would lock a file that no longer has a name.
         for path in [*folder.glob(f"{role}-*.json"), *folder.glob(f"{role}-*.tmp")]:
             path.unlink(missing_ok=True)
     finally:
@@ -64,7 +65,7 @@ def clean_slots(folder: Path, role: str) -> None:
 
 
 def _lock(path: Path) -> int | None:
-    """The locked file, or None where another process holds it."""
+    """Return the descriptor of the locked file, or None if another process holds the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,25 +79,25 @@ def _lock(path: Path) -> int | None:
 
 
 DEAD_AFTER_SECONDS = 15.0
-"""A process writes every few seconds; one that has not for so long has ended, or stands still."""
+"""Age after which the metrics of a process count as those of a dead one: live processes write every few seconds."""
 
 _NAME = re.compile(r"[a-z]+-[0-9]+")
-"""Of a place; what else lies in the folder is not ours."""
+"""Names of slots. Other files in the folder are ignored."""
 
 log = logging.getLogger(__name__)
 
 
 class ProcessMetrics(NamedTuple):
-    """What a process has left."""
+    """Metrics of one process, as read from its file."""
 
     name: str
     figures: MetricValues
-    """Where it lives no more, only what it has counted."""
+    """Without gauges if the process is dead."""
     lives: bool
 
 
 class ProcessSlot:
-    """One process's place, from `take` to `give_back`."""
+    """Slot of one process, from `take` to `give_back`."""
 
     def __init__(self, folder: Path, place: SlotLock) -> None:
         self.name, self._lock = place
@@ -105,7 +106,7 @@ class ProcessSlot:
 
     @classmethod
     def take(cls, folder: Path, role: str) -> "ProcessSlot | None":
-        """The first free place of this role; None where the folder does not let us, which is logged."""
+        """Return the first free slot of a role; log a warning and return None if the folder cannot be used."""
         try:
             place = take_slot_lock(folder, role)
         except OSError as error:
@@ -114,12 +115,12 @@ class ProcessSlot:
         return None if place is None else cls(folder, place)
 
     def counted(self) -> MetricValues:
-        """What was counted in this place before."""
+        """Return the counters that an earlier process left in this slot."""
         stored = _read(self._path)
         return MetricValues() if stored is None else stored.figures.only(_is_counted)
 
     def leave(self, figures: MetricValues, *, ended: bool = False) -> None:
-        """Replace what lies here. Where that cannot be done, the first time is logged."""
+        """Write the metrics of this process; log the first failure."""
         written = self._path.with_suffix(".tmp")
         content = {"written_at": 0.0 if ended else time.time(), **figures.to_json()}
         try:
@@ -137,12 +138,12 @@ class ProcessSlot:
             self._complained = False
 
     def give_back(self) -> None:
-        """Let the next process have the place."""
+        """Release the slot for another process."""
         os.close(self._lock)
 
 
 def read_other_slots(folder: Path, own: str | None) -> Iterator[ProcessMetrics]:
-    """What lies in every place but our own; a file that cannot be read is none."""
+    """Yield the metrics of all other slots; skip files that cannot be read."""
     try:
         paths = sorted(folder.glob("*.json"))
     except OSError:
@@ -160,14 +161,14 @@ class _Stored(NamedTuple):
 
 
 def _read(path: Path) -> _Stored | None:
-    """What lies there; what is no metrics is removed: its process writes anew, where it lives."""
+    """Return the content of a file; remove a malformed one, which a live process writes again."""
     try:
         stored = orjson.loads(path.read_bytes())
         return _Stored(float(stored["written_at"]), MetricValues.from_json(stored))
     except FileNotFoundError:
         return None
     except OSError as error:
-        # It may be read again, such as where only too many files were open.
+        # The error may be temporary, such as too many open files.
         log.warning("the metrics in %s cannot be read now: %s", path.name, error)
         return None
     except (ValueError, TypeError, KeyError, OverflowError) as error:
@@ -182,5 +183,5 @@ def _is_counted(metric: Definition) -> bool:
 
 
 def _outlives(metric: Definition) -> bool:
-    """What a process is, nobody wants to know when it has ended; what it did, stays done."""
+    """Return whether a metric is kept after its process has ended: counters and histograms are, gauges are not."""
     return _is_counted(metric) and "process" not in metric.labels

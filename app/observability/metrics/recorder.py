@@ -1,4 +1,4 @@
-"""The door for those who count: each figure has a method, and takes what was gathered since the last call."""
+"""Metrics recorder of one process: a method for each metric, which takes all values since the last call."""
 
 import os
 import resource
@@ -19,7 +19,7 @@ _STARTED_AFTER_BOOT, _RESIDENT_PAGES = 19, 21
 
 
 def note_process(figures: MetricValues, process: str) -> None:
-    """Put this process's memory, processor time, descriptors and start among its figures, as far as they can be had."""
+    """Set the memory, processor time, open files and start time of this process, as far as they can be read."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     figures.put(CPU_SECONDS, used.ru_utime + used.ru_stime, process)
     with suppress(OSError, ValueError, IndexError):
@@ -37,23 +37,23 @@ def _booted() -> float:
 
 _SECONDS_BETWEEN_WRITES = 1.0
 _WRITES_BETWEEN_PROOFS = 5
-"""A process that has nothing new to tell still proves, every so often, that it lives."""
+"""A process without new values writes every fifth time, to show that it is alive."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _MOST_ROUTES = 200
 
 
 class Metrics:
-    """One process's figures. Every method may be called from any thread, and none raises for what the disk does.
+    """Metrics of one process. Every method may be called from any thread, and none raises an error of the disk.
 
-    Amounts are what came since the last call; what *is* (rows waiting, bytes resident) is as it is now. Lists cost
-    little more than single numbers: whoever has many gathers them, and calls about once a second.
+    Counters take the amount since the last call, gauges the current value. A list costs little more than one number,
+    so callers with many values collect them and call about once a second.
     """
 
     def __init__(
         self, process: str = "worker-1", *, folder: Path | None = None, slot: ProcessSlot | None = None
     ) -> None:
         self.process = process
-        """The name that tells this process from the others, such as `worker-2`."""
+        """Name of the process, such as `worker-2`."""
         self._folder, self._slot = folder, slot
         self._figures = MetricValues() if slot is None else slot.counted()
         self._routes: set[str] = set()
@@ -70,16 +70,16 @@ class Metrics:
 
     @classmethod
     def open(cls, folder: Path | None, role: str) -> "Metrics":
-        """The figures of this process, which is a `worker` or a `trainer`.
+        """Open the metrics of this process, a `worker` or a `trainer`.
 
-        With a folder, its place among the processes of its role (`worker-1` …) is the first that is free, and what was
-        counted there before goes on. Without one, or where it cannot be written, they are this process's alone.
+        With a folder, the process takes the first free slot of its role (`worker-1` …) and continues its counters.
+        Without one, or if it cannot be written, the metrics are not shared with other processes.
         """
         slot = None if folder is None else ProcessSlot.take(folder, role)
         return cls(f"{role}-1" if slot is None else slot.name, folder=folder, slot=slot)
 
     def close(self) -> None:
-        """Leave what was counted to the others."""
+        """Write the final values, and release the slot."""
         self._closed.set()
         if self._writer is not None:
             self._writer.join()
@@ -90,10 +90,10 @@ class Metrics:
                 self._slot.give_back()
                 self._slot = None
 
-    # What workers count
+    # --- workers
 
     def record_requests(self, route: str, method: str, status: int, seconds: Sequence[float]) -> None:
-        """So many requests to this route's template (`/adapters/{name}`, never the path itself) took so long each."""
+        """Record the durations of requests to a route, given by its template such as `/adapters/{name}`."""
         if route not in self._routes:
             route = route if len(self._routes) < _MOST_ROUTES else OTHER
             self._routes.add(route)
@@ -101,11 +101,11 @@ class Metrics:
         self._observe(d.REQUEST_SECONDS, seconds, route)
 
     def record_queue_seconds(self, seconds: Sequence[float]) -> None:
-        """So long predict requests waited for their batches."""
+        """Record how long requests waited for their first batch."""
         self._observe(d.QUEUE_SECONDS, seconds)
 
     def record_batches(self, rows: Sequence[int], adapters: Sequence[int], seconds: Sequence[float]) -> None:
-        """Of each batch its rows, its distinct adapters, and what it took to compute."""
+        """Record the rows, distinct adapters and duration of each batch."""
         self._observe(d.BATCH_ROWS, rows)
         self._observe(d.BATCH_ADAPTERS, adapters)
         self._observe(d.FORWARD_SECONDS, seconds)
@@ -116,7 +116,7 @@ class Metrics:
             self._count(d.FAST_PATH_FALLBACKS, requests, str(reason))
 
     def set_queue_rows(self, rows: int, limit: int) -> None:
-        """So many rows wait now, of so many that may."""
+        """Set the rows in the queue, and their limit."""
         self._put(d.QUEUE_ROWS, rows)
         self._put(d.QUEUE_ROWS_LIMIT, limit)
 
@@ -130,7 +130,7 @@ class Metrics:
         resident_bytes: int,
         resident_adapters: int,
     ) -> None:
-        """What came since the last call, and what is in memory now."""
+        """Record the counts of the adapter cache since the last call, and its size now."""
         self._count(d.RESIDENCY_HITS, hits)
         self._count(d.RESIDENCY_MISSES, misses)
         self._count(d.RESIDENCY_LOADS, loads)
@@ -139,45 +139,45 @@ class Metrics:
         self._put(d.RESIDENT_ADAPTERS, resident_adapters)
 
     def record_publish(self, seconds: float, adapters: int, *, source: str = "upload") -> None:
-        """One publish made so many adapters durable; `source` is `upload` or `job`."""
+        """Record a publish of some adapters; `source` is `upload` or `job`."""
         self._observe(d.PUBLISH_SECONDS, [seconds], source)
         self._count(d.PUBLISHED, adapters, source)
 
-    # What trainers count
+    # --- trainers
 
     def record_training(self, method: str, status: str, seconds: float) -> None:
-        """One job ended so on this trainer, so long after it was claimed."""
+        """Record a job that has ended on this trainer, and the time since it was claimed."""
         self._observe(d.TRAINING_SECONDS, [seconds], method, status)
 
     def record_fit_death(self) -> None:
-        """The process that fitted a job died."""
+        """Count a fit process that died."""
         self._count(d.FITS_DIED, 1)
 
     def record_resume(self) -> None:
-        """A training went on from a checkpoint."""
+        """Count a training that resumed from a checkpoint."""
         self._count(d.RESUMED, 1)
 
-    # What scrapes ask
+    # --- scrapes
 
     def set_collector(self, collector: Callable[[], None]) -> None:
-        """Have this called on the event loop before a scrape, so that what was not handed over yet is in it."""
+        """Set the callback that passes on values before a scrape. It is called on the event loop."""
         self._collector = collector
 
     def collect(self) -> None:
-        """Have it called now."""
+        """Run the callback immediately."""
         if self._collector is not None:
             self._collector()
 
     def all_processes(self) -> list[ProcessMetrics]:
-        """The figures of every process, this one's first. Reads files: for a thread."""
-        # First to the disk: what one scrape has shown, none may fall behind, also when this process dies at once.
+        """Return the metrics of every process, this one first. Reads files: call it in a thread."""
+        # Written first, so that no later scrape shows a lower counter, even if this process dies now.
         self._write()
         own = None if self._slot is None else self._slot.name
         others = () if self._folder is None else read_other_slots(self._folder, own)
         return [ProcessMetrics(self.process, self._figures, True), *others]
 
     def _start(self) -> None:
-        # A counter that is not there yet looks, to a rule about its increase, like one that cannot be read.
+        # Alerts on an increase cannot tell a counter that does not exist yet from one that is not exported.
         residency = d.RESIDENCY_HITS, d.RESIDENCY_MISSES, d.RESIDENCY_LOADS, d.RESIDENCY_EVICTIONS
         for metric in (*residency, d.FITS_DIED, d.RESUMED):
             self._count(metric, 0)

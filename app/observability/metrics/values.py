@@ -1,4 +1,4 @@
-"""Figures of one process, or of several together: numbers by metric and labels."""
+"""Values of metrics, of one process or summed over several, by metric and labels."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from app.observability.metrics.definitions import DEFINITIONS, Definition
 
 Labels = tuple[str, ...]
-"""Values, in the order of the definition's labels."""
+"""Values of the labels, in the order of the definition."""
 _Counts = NDArray[np.int64]
 
 
 class HistogramValue(NamedTuple):
-    """A histogram's state: observations in each bucket, the last one without a bound, and their sum."""
+    """Value of a histogram: observations in each bucket, the last without a bound, and their sum."""
 
     counts: _Counts
     total: float
@@ -26,7 +26,7 @@ class HistogramValue(NamedTuple):
 
 
 class MetricValues:
-    """Safe to use from any thread."""
+    """Values by metric and labels. Every method may be called from any thread."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, Labels], float] = {}
@@ -34,52 +34,52 @@ class MetricValues:
         self._lock = threading.Lock()
 
     def add(self, metric: Definition, amount: float, *labels: str) -> bool:
-        """Count; whether that changed anything."""
+        """Increase a counter; return whether it changed."""
         with self._lock:
             key = metric.name, labels
             self._numbers[key] = self._numbers.get(key, 0.0) + amount
         return amount != 0
 
     def put(self, metric: Definition, value: float, *labels: str) -> bool:
-        """Set what a gauge shows; whether that changed anything."""
+        """Set a gauge; return whether it changed."""
         with self._lock:
             key = metric.name, labels
             before, self._numbers[key] = self._numbers.get(key), float(value)
         return before != value
 
     def observe(self, metric: Definition, values: Sequence[float], *labels: str) -> None:
-        """Put all of these into a histogram."""
+        """Add observations to a histogram."""
         values_N = np.asarray(values, dtype=np.float64)
-        places_N = np.searchsorted(np.asarray(metric.bounds), values_N)
-        seen = HistogramValue(np.bincount(places_N, minlength=len(metric.bounds) + 1), float(values_N.sum()))
+        bucket_N = np.searchsorted(np.asarray(metric.bounds), values_N)
+        seen = HistogramValue(np.bincount(bucket_N, minlength=len(metric.bounds) + 1), float(values_N.sum()))
         with self._lock:
             key = metric.name, labels
             before = self._tallies.get(key)
             self._tallies[key] = seen if before is None else before + seen
 
     def numbers(self) -> Iterator[tuple[Definition, Labels, float]]:
-        """Counters and gauges."""
+        """Yield counters and gauges."""
         with self._lock:
             numbers = list(self._numbers.items())
         for (name, labels), value in numbers:
             yield DEFINITIONS[name], labels, value
 
     def tallies(self) -> Iterator[tuple[Definition, Labels, HistogramValue]]:
-        """Histograms."""
+        """Yield histograms."""
         with self._lock:
             tallies = list(self._tallies.items())
         for (name, labels), tally in tallies:
             yield DEFINITIONS[name], labels, tally
 
     def only(self, wanted: Callable[[Definition], bool]) -> "MetricValues":
-        """Those of the `wanted` metrics."""
-        some = MetricValues()
-        some._numbers = {(each.name, labels): value for each, labels, value in self.numbers() if wanted(each)}
-        some._tallies = {(each.name, labels): tally for each, labels, tally in self.tallies() if wanted(each)}
-        return some
+        """Return the values of the metrics for which `wanted` is true."""
+        selected = MetricValues()
+        selected._numbers = {(each.name, labels): value for each, labels, value in self.numbers() if wanted(each)}
+        selected._tallies = {(each.name, labels): tally for each, labels, tally in self.tallies() if wanted(each)}
+        return selected
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json` reads."""
+        """Return the form that `from_json` reads."""
         return {
             "numbers": [[metric.name, labels, value] for metric, labels, value in self.numbers()],
             "tallies": [
@@ -89,9 +89,9 @@ class MetricValues:
 
     @classmethod
     def from_json(cls, stored: Any) -> "MetricValues":
-        """Read what `to_json` gave; a metric that is not there any more, or has changed, is left out.
+        """Read the form of `to_json`, without metrics that no longer exist or have changed.
 
-        Raises `ValueError`, `TypeError`, `KeyError` or `OverflowError` where it is nothing of ours.
+        Raises `ValueError`, `TypeError`, `KeyError` or `OverflowError` if it is malformed.
         """
         figures = cls()
         for name, labels, value in stored["numbers"]:
@@ -108,7 +108,7 @@ class MetricValues:
 
 
 def sum_values(parts: Iterable[MetricValues]) -> MetricValues:
-    """All of them together, metric by metric and label by label."""
+    """Return the sum of values by metric and labels."""
     whole = MetricValues()
     for part in parts:
         for metric, labels, value in part.numbers():

@@ -1,4 +1,4 @@
-"""Adapters as the Open Inference Protocol's models: what they are called and how they are described."""
+"""Models of the Open Inference Protocol: their names, metadata, configuration and index. Each adapter is a model."""
 
 import re
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from enum import StrEnum
 from pydantic import BaseModel
 
 from adapters.catalog.versions import AdapterSummary
-from adapters.errors import LoraplexError, VersionNotFound, shorten
+from adapters.errors import InvalidCombination, LoraplexError, VersionNotFound, shorten
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, check_name
-from app.serving.oip.request import INPUT, OUTPUT
+from app.serving.oip.request import INPUT, OUTPUT, InferHeader
 
 BASE_MODEL, BASE_VERSION = "__base__", "1"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
 PLATFORM = "loraplex"
-"""What runs the models."""
+"""Platform and backend of every model."""
 _VERSION = re.compile(r"[1-9][0-9]*")
 _MAX_DIGITS = 200
 
@@ -76,9 +76,9 @@ class IndexEntry(BaseModel):
 
 
 def parse_model(name: str, version: str | None = None) -> Reference | None:
-    """The adapter that a path's model and version mean; None is the bare base layer.
+    """Return the reference of a path's model and version; None for the bare base layer.
 
-    Raises `InvalidName`, and `VersionNotFound` for what can be no version.
+    Raises `InvalidName`, or `VersionNotFound` for a malformed version.
     """
     if name == BASE_MODEL:
         if version not in (None, BASE_VERSION):
@@ -89,7 +89,7 @@ def parse_model(name: str, version: str | None = None) -> Reference | None:
         return Reference(name)
     if not _VERSION.fullmatch(version):
         raise _no_version(name, version, "versions are numbers from 1 on")
-    # Of a number far too large to exist, enough digits to stay so.
+    # Python refuses to read thousands of digits. A number of 200 digits does not exist either.
     return Reference(name, version=int(version[:_MAX_DIGITS]))
 
 
@@ -100,7 +100,7 @@ def _no_version(name: str, version: str | None, there: str) -> VersionNotFound:
 
 
 def metadata(name: str, versions: Sequence[object], base: BaseLayer) -> Metadata:
-    """What a model takes and gives, and the versions that a path may name."""
+    """Return the metadata of a model: its tensors, and the versions of its paths."""
     return Metadata(
         name=name,
         versions=[str(version) for version in versions],
@@ -111,7 +111,7 @@ def metadata(name: str, versions: Sequence[object], base: BaseLayer) -> Metadata
 
 
 def configuration(name: str, base: BaseLayer, *, max_rows: int) -> Configuration:
-    """A model's configuration."""
+    """Return the configuration of a model."""
     return Configuration(
         name=name,
         platform=PLATFORM,
@@ -123,12 +123,12 @@ def configuration(name: str, base: BaseLayer, *, max_rows: int) -> Configuration
 
 
 def base_entry() -> IndexEntry:
-    """The bare base layer in the index."""
+    """Return the index entry of the bare base layer."""
     return IndexEntry(name=BASE_MODEL, version=BASE_VERSION)
 
 
 def index_entry(adapter: AdapterSummary, base: BaseLayer, feature_space: str | None) -> IndexEntry:
-    """An adapter in the index: the version that its bare name means, and why it does not answer where it does not."""
+    """Return the index entry of an adapter: its live version, and the reason if it cannot answer."""
     if adapter.live is None:
         return IndexEntry(name=adapter.name, version="", state=State.UNAVAILABLE, reason="no version is live")
     entry = IndexEntry(name=adapter.name, version=str(adapter.live.version))
@@ -137,3 +137,14 @@ def index_entry(adapter: AdapterSummary, base: BaseLayer, feature_space: str | N
     except LoraplexError as error:
         entry.state, entry.reason = State.UNAVAILABLE, error.detail
     return entry
+
+
+def check_model_name(header: InferHeader, model: str) -> None:
+    """Raise `InvalidCombination` if the body has another model than the path."""
+    if header.model_name is not None and header.model_name != model:
+        raise InvalidCombination(
+            f"model_name is {shorten(header.model_name)}, the path says {model}",
+            field="model_name",
+            given=header.model_name,
+            expected=f"{model}, or no model_name",
+        )

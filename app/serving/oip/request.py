@@ -39,39 +39,39 @@ ITEM_BYTES: Mapping[str, int] = {"FP32": 4, "FP64": 8, "FP16": 2, "BF16": 2}
 MAX_CACHED_BYTES = 1024
 _CACHED_HEADERS = 1024
 _MOST_CLASSES = 2**32
-"""Triton reads 32 bits. More than there are is all of them, as there."""
+"""Triton reads 32 bits. A number above that of the classes means all of them."""
 _REQUEST = ("id", "model_name", "parameters", "inputs", "outputs")
 _NOT_SERVED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
-"""Parameters that would change the answer, from extensions that are not here."""
+"""Parameters of extensions that the service does not support, and that would change the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class InferHeader:
-    """What an infer request says: rows of a datatype, and how it wants the answer."""
+    """JSON part of an infer request: the input tensor, and the form of the answer."""
 
     rows: int
     datatype: str
     binary_bytes: int | None
-    """How many bytes of binary data follow the JSON; None where the numbers are in `data`."""
+    """Bytes of binary data after the JSON; None if the numbers are in `data`."""
     data: list[object] | None
     binary_output: bool
     id: str | None
     model_name: str | None
-    """The model as the body names it: some clients do, and then it must be the one in the path."""
+    """Name of the model, if the body has it. It must be the one in the path."""
     timeout_seconds: float | None
     classes: int | None = None
-    """So many of the classes with the largest outputs, instead of the outputs."""
+    """Number of classes with the largest outputs to answer with, instead of the outputs."""
     is_plain: bool = True
-    """Whether there is neither a time-out nor a wish for classes."""
+    """Whether it has neither a timeout nor asks for classes."""
 
 
 def read_header(text: bytes, *, columns: int, max_rows: int) -> InferHeader:
-    """The JSON part of a request; raises `NotJson` and every `InvalidInput`."""
+    """Read the JSON part of a request; raise `NotJson` or `InvalidInput`."""
     return header_of(parse(text, what=JSON_SUBJECT), columns=columns, max_rows=max_rows)
 
 
 def header_of(value: object, *, columns: int, max_rows: int) -> InferHeader:
-    """Do the same for what the JSON says."""
+    """Read the parsed JSON part of a request; raise `InvalidInput`."""
     request = object_of(value, "the request", _REQUEST)
     for field in ("id", "model_name"):
         if field in request and not isinstance(request[field], str):
@@ -103,7 +103,7 @@ def header_of(value: object, *, columns: int, max_rows: int) -> InferHeader:
 
 @lru_cache(maxsize=_CACHED_HEADERS)
 def read_header_cached(text: bytes, columns: int, max_rows: int) -> InferHeader:
-    """As `read_header`, remembered: a client that sends its numbers as bytes sends the same few headers."""
+    """Call `read_header` with a cache: a client that sends its numbers as bytes repeats a few headers."""
     return read_header(text, columns=columns, max_rows=max_rows)
 
 
@@ -202,7 +202,7 @@ def _binary_size(tensor: Mapping[str, object], rows: int, columns: int, datatype
 
 
 def _only_output(request: Mapping[str, object]) -> dict[str, object]:
-    """The parameters of the output, empty where the request does not name it."""
+    """Return the parameters of the output; empty if the request does not have it."""
     outputs = request.get("outputs", [])
     if not isinstance(outputs, list):
         raise wrong("outputs", outputs, "a list of outputs to answer with")
@@ -258,7 +258,7 @@ def _refuse_extensions(parameters: Mapping[str, object], field: str) -> None:
 
 
 def parameters_of(holder: Mapping[str, object], field: str) -> dict[str, object]:
-    """The parameters of a request or tensor: strings, numbers and booleans; which ones is free, by the protocol."""
+    """Return the parameters of a request or tensor, which may have any names, with strings, numbers and booleans."""
     parameters = object_of(holder.get("parameters", {}), field)
     for key, value in parameters.items():
         if not isinstance(value, str | int | float):
@@ -267,7 +267,7 @@ def parameters_of(holder: Mapping[str, object], field: str) -> dict[str, object]
 
 
 def flag(parameters: Mapping[str, object], within: str, key: str) -> bool | None:
-    """A parameter that is true or false; None where it is not there."""
+    """Return a boolean parameter; None if it is missing."""
     value = parameters.get(key)
     if value is not None and not isinstance(value, bool):
         raise wrong(f"{within}.{key}", value, "true or false")
@@ -275,7 +275,7 @@ def flag(parameters: Mapping[str, object], within: str, key: str) -> bool | None
 
 
 def object_of(value: object, field: str, known: tuple[str, ...] | None = None) -> dict[str, object]:
-    """`value` itself where it is an object with no other fields than the known ones."""
+    """Return `value` if it is an object whose fields are all known."""
     if not isinstance(value, dict):
         raise wrong(field, value, "an object")
     for key in value:
@@ -290,14 +290,14 @@ def object_of(value: object, field: str, known: tuple[str, ...] | None = None) -
 
 
 def required(holder: Mapping[str, object], field: str, expected: str, *, within: str = "") -> object:
-    """The value of a field; raises `MissingField`."""
+    """Return the value of a field; raise `MissingField`."""
     if field not in holder:
         raise MissingField(f"{within}{field} is missing", field=f"{within}{field}", expected=expected)
     return holder[field]
 
 
 def wrong(field: str, given: object, expected: str) -> WrongType:
-    """The error for a value of another type than is expected."""
+    """Return the error for a value of the wrong type."""
     return WrongType(f"{shorten(field)} must be {expected}", field=field, given=given, expected=expected)
 
 
@@ -315,9 +315,9 @@ _END_OF_ROWS = re.compile(rb"\][ \t\r\n]*\]")
 def read_infer_fast(
     body: bytes, columns: int, max_rows: int, *, parser: simdjson.Parser | None = None
 ) -> tuple[InferHeader, Float32] | None:
-    """The header and the rows, (N, I) float32, that the exact reading would return; None where that has to decide.
+    """Read a body of JSON as `read_exactly` does; return None if the fast parser cannot decide.
 
-    `parser` is one that nobody else uses meanwhile: it keeps its memory from body to body.
+    `parser` keeps its memory from body to body. No other thread may use it meanwhile.
     """
     found = _DATA.search(body)
     if found is None or body.find(b'"data"', found.end()) >= 0:
@@ -326,7 +326,7 @@ def read_infer_fast(
     nested = _ROWS.match(body, begin) is not None
     last = _END_OF_ROWS.search(body, begin) if nested else None
     end = last.end() if last is not None else body.find(b"]", begin) + 1
-    # What is around the numbers is remembered: it must be short, whoever sends it.
+    # The text around the numbers is a key of the cache, so its length is bounded.
     if not end or len(body) - (end - begin) >= MAX_CACHED_BYTES:
         return None
     if len(body) > _COUNTED_BYTES and count_lists(body) > max_rows + _MOST_LISTS:
@@ -359,17 +359,17 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 def read_infer_request(
     body: bytes, header_length: int | None, columns: int, max_rows: int
 ) -> tuple[InferHeader, Float32]:
-    """An infer request's header and its rows, (N, I) float32, finite.
+    """Read the header and the rows, (N, I) float32, of an infer request.
 
-    `header_length` is how many bytes of the body are JSON: None where all are, 0 where the body is the rows
-    themselves in FP32. Raises `NotJson` and every `InvalidInput`.
+    `header_length` is the length of the JSON in bytes: None if the whole body is JSON, 0 if it is the rows in FP32.
+    Raises `NotJson` or `InvalidInput`.
     """
     quick = read_infer_fast(body, columns, max_rows) if header_length is None else None
     return quick or read_exactly(body, header_length, columns, max_rows)
 
 
 def json_bytes(body: bytes, header_length: int | None) -> bytes:
-    """Return the bytes of a body that are JSON; none if it says that it has more than there are."""
+    """Return the JSON of a body; empty if `header_length` is more than the body has."""
     if header_length is None or header_length == len(body):
         return body
     return body[:header_length] if header_length < len(body) else b""
@@ -378,7 +378,7 @@ def json_bytes(body: bytes, header_length: int | None) -> bytes:
 def read_exactly(
     body: bytes, header_length: int | None, columns: int, max_rows: int, value: object = None
 ) -> tuple[InferHeader, Float32]:
-    """The same, number by number where they are JSON. `value` is what the JSON says, if it has been read."""
+    """Read an infer request with the exact parser. `value` is the parsed JSON, if it has been parsed."""
     if header_length == 0:
         header = _raw(len(body), columns, max_rows)
     elif value is not None:
@@ -420,7 +420,7 @@ def _read_header_once(text: bytes, columns: int, max_rows: int) -> InferHeader:
 
 
 def _raw(size: int, columns: int, max_rows: int) -> InferHeader:
-    """The header of a request without one: all of its body is FP32, and binary is what it gets."""
+    """Return the header of a request whose body is FP32 alone; its answer is binary too."""
     rows, rest = divmod(size, columns * ITEM_BYTES["FP32"])
     if rest or not rows:
         raise WrongShape(
@@ -459,7 +459,7 @@ def _from_json(header: InferHeader, columns: int, *, leftover: int) -> Float32:
         data = [data[begin : begin + columns] for begin in range(0, len(data), columns)]
     x_NI = matrix(data, field=INPUT, rows=header.rows, columns=columns)
     if header.datatype == "FP16":
-        # The client says that these are numbers of 16 bits.
+        # Round to 16 bits, as the client would have sent them in binary.
         with np.errstate(over="ignore"):
             narrow_NI = x_NI.astype(np.float16).astype(np.float32)
         _check_finite(narrow_NI, x_NI, header.datatype)
@@ -472,7 +472,7 @@ def _from_bytes(body: bytes, offset: int, header: InferHeader, columns: int) -> 
     if header.datatype == "BF16":
         x: Float32 = (given.astype(np.uint32) << 16).view(np.float32)
     elif header.datatype == "FP32":
-        # A copy of its own: the body may start anywhere, and is not to be written to.
+        # A copy, because the body may be unaligned and is read-only.
         x = given.astype(np.float32)
     else:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -487,7 +487,7 @@ def _check_finite(x_NI: Float32, given_NI: NDArray[Any], datatype: str) -> None:
     finite_NI = np.isfinite(x_NI)
     if finite_NI.all():
         return
-    row, column = (int(place) for place in np.unravel_index(np.argmin(finite_NI), finite_NI.shape))
+    row, column = (int(index) for index in np.unravel_index(np.argmin(finite_NI), finite_NI.shape))
     narrow = "FP16" if datatype == "FP16" else "float32"
     raise NotFinite(
         f"{INPUT}, row {row}, column {column}: not a finite {narrow} number",
@@ -496,14 +496,3 @@ def _check_finite(x_NI: Float32, given_NI: NDArray[Any], datatype: str) -> None:
         given=float(given_NI[row, column]),
         expected="a finite number",
     )
-
-
-def check_model_name(header: InferHeader, model: str) -> None:
-    """Raises `InvalidCombination` where the body names another model than the path."""
-    if header.model_name is not None and header.model_name != model:
-        raise InvalidCombination(
-            f"model_name is {shorten(header.model_name)}, the path says {model}",
-            field="model_name",
-            given=header.model_name,
-            expected=f"{model}, or no model_name",
-        )

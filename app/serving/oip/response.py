@@ -1,7 +1,6 @@
-"""Triton's classification extension: classes instead of the outputs.
+"""Answers of infer requests: the outputs, or their classes (Triton's classification extension).
 
-https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md. For a thread, as
-`app.serving.labelling` is.
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_classification.md
 """
 
 import json
@@ -22,10 +21,10 @@ from app.serving.response import check_label_size, select_classes, split_rows
 def write_classes(
     header: InferHeader, model: str, version: Version | None, outputs_NO: Float32
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and how many bytes of it are JSON where the rest is the tensor.
+    """Return the body of an answer, and the length of its JSON if binary data follows.
 
-    The tensor is BYTES of shape (N, T), each element `value:index[:label]`, in UTF-8, the largest outputs first: T is
-    what was asked for, or C where that is less. Raises `OutOfRange` where it would be too large.
+    The tensor is BYTES of shape (N, T), each element `value:index[:label]` in UTF-8, the largest outputs first. T is
+    the requested number of classes, at most C. Call it in a thread. Raises `OutOfRange` if the answer is too large.
     """
     assert header.classes is not None
     labels, x_NC = select_classes(version, outputs_NO)
@@ -53,7 +52,7 @@ def write_classes(
 
 
 def _elements(x_NC: Float32, count: int, suffixes: list[str]) -> list[str]:
-    """Those of some rows, one row after the other; each value in the fewest digits that are that float32."""
+    """Return the elements of some rows, each value with the fewest digits that identify the float32."""
     order_NT = most_probable(x_NC, count)
     values_NT = np.ascontiguousarray(np.take_along_axis(x_NC, order_NT, axis=1))
     values = orjson.dumps(values_NT.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode().split(",")
@@ -61,7 +60,7 @@ def _elements(x_NC: Float32, count: int, suffixes: list[str]) -> list[str]:
 
 
 def _serialised(elements: list[str], *, binary: bool) -> bytes:
-    """JSON without the brackets; or, as the binary extension has it, each after its length in 4 bytes."""
+    """Return the elements as JSON without the brackets, or in binary each after its length in 4 bytes."""
     if not binary:
         return orjson.dumps(elements)[1:-1]
     encoded = [element.encode() for element in elements]
@@ -71,9 +70,9 @@ def _serialised(elements: list[str], *, binary: bool) -> bytes:
 def write_infer_response(
     header: InferHeader, model: str, version: Version | None, outputs_NO: Float32, data: bytes | None
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and how many bytes of it are JSON where the rest is the tensor.
+    """Return the body of an answer, and the length of its JSON if binary data follows.
 
-    `data` are the numbers as JSON, None where the client wants the tensor.
+    `data` is the outputs as JSON; None if the client wants binary data.
     """
     rows, columns = outputs_NO.shape
     about = "" if header.id is None else f'"id":{json.dumps(header.id)},'

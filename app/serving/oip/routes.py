@@ -1,4 +1,7 @@
-"""`POST /v2/models/{name}[/versions/{version}]/infer`: a plain ASGI callable, because every µs of it counts."""
+"""Calls below `/v2`, the Open Inference Protocol. Each adapter is a model; the bare base layer is `__base__`.
+
+The infer calls are plain ASGI callables, as `app.serving.asgi` explains.
+"""
 
 import asyncio
 import re
@@ -32,12 +35,11 @@ from app.serving.asgi import (
     wait_for_disconnect,
 )
 from app.serving.oip import models as models
-from app.serving.oip.models import Configuration, IndexEntry, Metadata, State, parse_model
+from app.serving.oip.models import Configuration, IndexEntry, Metadata, State, check_model_name, parse_model
 from app.serving.oip.request import (
     HEADER_LENGTH,
     JSON_SUBJECT,
     InferHeader,
-    check_model_name,
     json_bytes,
     read_exactly,
     read_infer_fast,
@@ -49,7 +51,7 @@ from app.serving.request import InferenceRequest
 from app.serving.response import write_many_numbers
 
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-"""The paths that this answers; what else there is under `/v2` is FastAPI's."""
+"""Paths of the infer calls."""
 ROUTE, VERSION_ROUTE = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 _HINT = ": send fewer rows in each request, or the numbers as binary data"
 _MAX_DIGITS = 12
@@ -60,7 +62,7 @@ _JSON, _BINARY = (b"content-type", b"application/json"), (b"content-type", b"app
 
 
 async def infer(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer an infer request, whether well or in the protocol's own shape of an error."""
+    """Answer an infer request; errors have the form of the protocol."""
     try:
         model, version = _model(scope["path"])
         reference = parse_model(model, version)
@@ -97,7 +99,7 @@ async def _read(service: Service, body: bytes, header_length: int | None) -> tup
         if read is not None:
             return read
     text = json_bytes(body, header_length)
-    # None is what `null` says: it is read again, being small.
+    # `null` is None too. It is small, so that it is parsed again.
     value = (
         await service.json.parse(text, longest=max_rows * columns, what=JSON_SUBJECT)
         if len(text) > _JSON_INLINE
@@ -107,6 +109,7 @@ async def _read(service: Service, body: bytes, header_length: int | None) -> tup
 
 
 def is_small(body: bytes, header_length: int | None) -> bool:
+    """Return whether a body is read on the event loop."""
     # The exact reading of JSON takes half a millisecond for 16 KiB.
     text_bytes = len(body) if header_length is None else header_length
     return len(body) <= _BINARY_INLINE and text_bytes <= _JSON_INLINE
@@ -121,27 +124,28 @@ async def _write(header: InferHeader, model: str, result: InferenceResult) -> tu
 
 
 def infer_headers(result: InferenceResult, text_length: int | None) -> Headers:
+    """Return the headers of a successful answer, without its length."""
     if text_length is None:
         return _JSON, server_timing(result)
     return _BINARY, (INFERENCE_HEADER_NAME, b"%d" % text_length), server_timing(result)
 
 
 def _model(path: str) -> tuple[str, str | None]:
-    """The model and perhaps its version that a path names; raises `RouteNotFound`."""
-    named = INFER_PATH.fullmatch(path)
-    if named is None:
+    """Return the model and the version, if any, of a path; raise `RouteNotFound`."""
+    match = INFER_PATH.fullmatch(path)
+    if match is None:
         raise RouteNotFound(f"there is nothing at {path[:100]}")
-    return named[1], named[2]
+    return match[1], match[2]
 
 
 def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """How many bytes of the body are JSON, where that is said."""
-    found = None
+    """Return the length of the JSON part in bytes, or None if the header is missing; check the Content-Encoding."""
+    length = None
     for name, value in headers:
         if name == INFERENCE_HEADER_NAME:
-            if found is not None:
+            if length is not None:
                 raise InvalidCombination(f"{HEADER_LENGTH} is there twice", field=HEADER_LENGTH, expected="one of it")
-            found = parse_length(value)
+            length = parse_length(value)
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             encoding = value.decode("latin-1")
             raise UnsupportedMediaType(
@@ -150,10 +154,11 @@ def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
                 given=encoding,
                 expected="none, or identity",
             )
-    return found
+    return length
 
 
 def parse_length(value: bytes) -> int:
+    """Return the value of `Inference-Header-Content-Length`; raise `WrongType`."""
     if not value.isdigit() or len(value) > _MAX_DIGITS:
         given = value.decode("latin-1")
         raise WrongType(
@@ -166,7 +171,7 @@ def parse_length(value: bytes) -> int:
 
 
 async def _body(service: Service, headers: Mapping[bytes, bytes], receive: Receive, header_length: int | None) -> bytes:
-    """The whole body; raises `BodyTooLarge` before more of it is in memory than may be."""
+    """Return the whole body; raise `BodyTooLarge` before more than the limit is in memory."""
     limit = max_json_bytes(service)
     if header_length is not None:
         if header_length > limit:
@@ -258,12 +263,12 @@ def list_models(service: ServiceOf) -> list[IndexEntry]:
 async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEntry]:
     """The models, or only those that are ready; the body may be left out."""
     body = await read_bytes(request)
-    asked = read_as(IndexRequest, parse_object(body) if body.strip() else {})
-    return await run_in_threadpool(_index, service, only_ready=asked.ready)
+    index_request = read_as(IndexRequest, parse_object(body) if body.strip() else {})
+    return await run_in_threadpool(_index, service, only_ready=index_request.ready)
 
 
 def _require(service: Service, name: str, version: str | None) -> None:
-    """Raises what a request to infer with this model would be answered with."""
+    """Raise the error that an infer request for the model would get."""
     reference = models.parse_model(name, version)
     if reference is not None:
         service.catalog.find(reference).check_servable(service.base, service.settings.feature_space)

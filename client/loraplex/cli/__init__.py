@@ -2,10 +2,9 @@
 
 import io
 import os
+import signal
 import sys
 from typing import TextIO
-
-from loraplex.cli.errors import INTERRUPTED
 
 
 def main() -> None:
@@ -15,8 +14,9 @@ def main() -> None:
         from loraplex.cli.root import run
 
         run()
-    except KeyboardInterrupt:  # before a command has started
-        raise SystemExit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        # Before a command has started, even while typer is imported: so the status is not that of `errors`.
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _prepare_stdio() -> None:

@@ -12,6 +12,8 @@ from tests.acceptance.browser.conftest import PageAt
 from tests.acceptance.browser.viewports import DESKTOP, PHONE, SCHEMES, Scheme, View
 from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 SWAGGER_UI_S_OWN = (
     *("heading-order", "nested-interactive"),
     *("landmark-main-is-top-level", "landmark-no-duplicate-main", "landmark-unique"),

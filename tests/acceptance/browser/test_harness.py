@@ -13,6 +13,8 @@ from tests.acceptance.browser.conftest import PageAt
 from tests.acceptance.browser.page_errors import Troubles
 from tests.acceptance.browser.viewports import PHONE
 
+pytestmark = pytest.mark.slow
+
 POLICY = "default-src 'self'; img-src 'self' data:"
 GOOD = """<!doctype html><html lang="en"><head><title>Good</title><link rel="icon" href="data:,"></head>
 <body><main><h1>Good</h1><p>Nothing is wrong here.</p></main></body></html>"""

@@ -11,6 +11,8 @@ from playwright.sync_api import Browser, Page
 from tests.acceptance.browser.conftest import REBOUND_HOST
 from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 POST_THERE = """async url => {
     const request = { method: "POST", mode: "no-cors", headers: { "Content-Type": "text/plain" }, body: "{}" };
     return (await fetch(url, request)).type;

@@ -16,6 +16,8 @@ from tests.acceptance.browser.service_factory import DIGITS, ended, put_dataset,
 from tests.conftest import Serve
 from tests.support.service import DEADLINE_SECONDS
 
+pytestmark = pytest.mark.slow
+
 SLOWLY = DEADLINE_SECONDS * 1000
 
 
@@ -108,7 +110,7 @@ def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], pag
     labels = _labels(client, "acme@1", [pixels[number] for number in numbers])
     for number, label in zip(numbers, labels, strict=True):
         page.get_by_label("Row", exact=True).fill(str(number))
-        expect(page.locator("[data-beside]")).to_have_text(f"Beside it stands digit: {truth[number]}")
+        expect(page.locator("[data-beside]")).to_have_text(f"Label: {truth[number]}")
         expect(said).to_contain_text(f"acme@1: {label} (")
     assert sum(label == truth[number] for number, label in zip(numbers, labels, strict=True)) >= 4
     expect(page.get_by_role("table", name="acme")).to_be_visible()
@@ -327,10 +329,10 @@ def test_adapters_are_added_and_taken_away_and_the_address_keeps_them(digits: ht
     page.get_by_role("button", name="Add tenant-13").click()
     expect(page.get_by_role("table", name="tenant-13")).to_be_visible()
     expect(page).to_have_url(re.compile(r"\?adapter=acme&adapter=tenant-13$"))
-    page.get_by_role("button", name="Take away acme").click()
+    page.get_by_role("button", name="Remove acme").click()
     expect(page.get_by_role("table")).to_have_count(2)
     page.reload()
-    expect(page.get_by_role("button", name="Take away tenant-13")).to_be_visible()
+    expect(page.get_by_role("button", name="Remove tenant-13")).to_be_visible()
 
 
 def test_the_keyboard_is_enough(digits: httpx.Client, page_at: PageAt) -> None:

@@ -18,6 +18,8 @@ from tests.acceptance.browser.viewports import SCHEMES, View
 from tests.conftest import Serve
 from tests.support.service import eventually
 
+pytestmark = pytest.mark.slow
+
 NARROW = View(360, 780)
 WIDE = View(1280, 900)
 PICTURES = Path(__file__).parents[3] / "docs" / "screenshots"
@@ -66,7 +68,7 @@ def _settle(page: Page, name: str, client: httpx.Client) -> None:
         page.get_by_role("radio", name="A stored row").check()
         page.get_by_label("Data set").select_option("turned-digits")
         page.get_by_label("Row", exact=True).fill("3")
-        expect(page.locator("[data-beside]")).to_have_text("Beside it stands digit: 3")
+        expect(page.locator("[data-beside]")).to_have_text("Label: 3")
         expect(page.locator("[data-said]")).to_contain_text("Base: 2 (")
     if name in ("job", "failed-job"):
         expect(page.locator("[data-about]")).to_contain_text("Of each step's batch")

@@ -17,6 +17,8 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 USERS = """
 import importlib, json, os, sys

@@ -14,6 +14,8 @@ from adapters.catalog.catalog import Catalog
 from adapters.names import Reference
 from tests.support.catalog_factories import make_adapter, put, quarantined_files, referenced_files, stored_files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:

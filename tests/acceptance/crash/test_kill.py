@@ -16,6 +16,8 @@ from tests.acceptance.crash.load import Load, train_one
 from tests.acceptance.crash.oracle import BASE
 from tests.support.service import ServiceProcess
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("CRASH_KILLS", "3"))
 LONG = KILLS > 10
 _LONGEST_LOAD_SECONDS = 4.0 if LONG else 2.0

@@ -30,6 +30,8 @@ from tests.support.catalog_factories import referenced_files, stored_files
 from tests.support.process_tree import FIT, TrainerProcess, running, session_of
 from tests.support.service import ServiceProcess, eventually, wait_for_job
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("TRAINING_KILLS", "5"))
 LEASE_SECONDS = 1
 TRAINERS = 2

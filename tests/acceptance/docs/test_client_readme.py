@@ -8,6 +8,8 @@ import pytest
 from app.settings import Settings
 from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "client" / "README.md").read_text()
 

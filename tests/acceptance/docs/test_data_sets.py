@@ -5,9 +5,13 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from adapters.datasets.columns import MAX_COLUMNS, MAX_NAME_CHARACTERS
 from adapters.datasets.ingest import CONTENT_TYPES
 from tests.conftest import Serve
+
+pytestmark = pytest.mark.slow
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data-sets.md").read_text()
 

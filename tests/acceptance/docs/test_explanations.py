@@ -9,6 +9,8 @@ from adapters.lora.adapter import Adapter
 from tests.acceptance.crash.crash_points import POINTS
 from tests.acceptance.docs.executable_pages import ROOT
 
+pytestmark = pytest.mark.slow
+
 EXPLANATION = ROOT / "docs" / "explanation"
 RESULTS = (ROOT / "benchmarks" / "RESULTS.md").read_text()
 

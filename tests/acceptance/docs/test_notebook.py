@@ -11,6 +11,8 @@ import pytest
 from tests.acceptance.docs.executable_pages import ROOT, check_output
 from tests.support.service import environment
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = ROOT / "notebooks" / "lora_from_scratch.ipynb"
 
 

@@ -8,6 +8,8 @@ import pytest
 from tests.acceptance.docs.executable_pages import ROOT, blocks
 from tests.acceptance.docs.terminal_sessions import Reader
 
+pytestmark = pytest.mark.slow
+
 DOCS = ROOT / "docs"
 PROXY = DOCS / "how-to" / "behind-a-proxy.md"
 """It wants nginx, a certificate and a host name: test_proxy.py."""

@@ -18,6 +18,8 @@ from tests.acceptance.docs.executable_pages import blocks, check_output
 from tests.acceptance.docs.nginx import ASKING, CONFIG, PAGE, PASSWORD, Proxy, make_certificate, trusting
 from tests.conftest import Serve
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"client_header_timeout 10s": "client_header_timeout 1s", "client_body_timeout   30s": "client_body_timeout 1s"}
 
 

@@ -11,6 +11,8 @@ from app.settings import PREFIX, Settings
 from tests.acceptance.docs.executable_pages import ROOT, blocks
 from tests.acceptance.docs.terminal_sessions import Reader
 
+pytestmark = pytest.mark.slow
+
 README = (ROOT / "README.md").read_text()
 
 

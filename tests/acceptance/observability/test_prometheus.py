@@ -14,6 +14,8 @@ from tests.acceptance.observability.monitoring_files import ALERTS, PROMETHEUS, 
 from tests.support.external_programs import program
 from tests.support.service import ServiceProcess, eventually, free_port
 
+pytestmark = pytest.mark.slow
+
 A, B = [[0.1], [0.2]], [[0.1] * 10]
 DATA = {"inputs": [[1.0] * 10] * 4, "targets": [[0.0, 1.0]] * 4}
 DEADLINE_SECONDS = 60

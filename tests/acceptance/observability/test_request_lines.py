@@ -15,6 +15,8 @@ import pytest
 from tests.support.log_lines import line_of, lines
 from tests.support.service import ServiceProcess, eventually
 
+pytestmark = pytest.mark.slow
+
 CANARY = 271828.1828
 ROWS = [[CANARY, 2.0, 3.0]]
 

@@ -15,6 +15,8 @@ from tests.support.deadlines import scaled
 from tests.support.log_lines import line_of, lines
 from tests.support.service import ServiceProcess, environment, eventually
 
+pytestmark = pytest.mark.slow
+
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 CANARY = 271828.1828

@@ -10,6 +10,8 @@ from tests.support.metrics_exposition import Shown, scrape, scraped, series, tot
 from tests.support.process_tree import TRAINER, TrainerProcess, another, the, workers
 from tests.support.service import ServiceProcess, eventually
 
+pytestmark = pytest.mark.slow
+
 BODY = {"adapter": None, "inputs": [[1.0] * 10]}
 PREDICTED = {"route": "/predict", "method": "POST", "status": "200"}
 REQUESTS, CONNECTIONS = 60, 12

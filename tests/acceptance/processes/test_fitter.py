@@ -15,6 +15,8 @@ from adapters.training.execution.fit_client import FitRequest, Fitter, Frame, _r
 from tests.support.catalog_factories import training_job
 from tests.support.service import eventually
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_path: Path) -> None:
     file = tmp_path / "base.safetensors"

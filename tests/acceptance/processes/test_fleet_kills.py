@@ -5,11 +5,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from tests.support.catalog_factories import referenced_files, stored_files
 from tests.support.long_jobs import versions
 from tests.support.process_tree import FIT, LEASE_SECONDS, TRAINER, another, the
 from tests.support.service import ServiceProcess, eventually, wait_for_job
+
+pytestmark = pytest.mark.slow
 
 _GROUPS = 20
 """Of sizes so different that most are a batch of their own."""

@@ -17,6 +17,8 @@ from tests.support.long_jobs import submit, submit_endless, versions, wait_until
 from tests.support.process_tree import FIT, Process, suspended
 from tests.support.service import eventually, serving, wait_for_job
 
+pytestmark = pytest.mark.slow
+
 
 def _fit_process() -> Process | None:
     """The process that fits for the trainer in this process."""

@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.long_jobs import submit
 from tests.support.process_tree import TrainerProcess
 from tests.support.service import ServiceProcess, eventually
+
+pytestmark = pytest.mark.slow
 
 FACTORS = {"A": [[1.0], [2.0]], "B": [[1.0] * 10]}
 

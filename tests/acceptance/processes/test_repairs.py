@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.process_tree import workers
 from tests.support.service import ServiceProcess, eventually
+
+pytestmark = pytest.mark.slow
 
 BODY = {"A": [[1.0]] * 2, "B": [[1.0] * 10]}
 

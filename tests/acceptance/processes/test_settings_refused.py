@@ -14,6 +14,8 @@ from app.settings import Settings, SettingsError, load_settings
 from tests.support.deadlines import scaled
 from tests.support.service import LORAPLEX, environment, free_port
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_TORCH_SECONDS = 15
 WITH_TORCH_SECONDS = 45
 

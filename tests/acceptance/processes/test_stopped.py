@@ -19,6 +19,8 @@ from tests.support.long_jobs import submit_endless, wait_until_it_runs
 from tests.support.process_tree import FIT, TRAINER, Process, all_gone, another, suspended, the, workers
 from tests.support.service import ServiceProcess, eventually
 
+pytestmark = pytest.mark.slow
+
 BASE = "random:10,2,42"
 LEASE_SECONDS = 3
 BODY = {"A": [[1.0], [1.0]], "B": [[1.0] * 10]}

@@ -16,6 +16,8 @@ from app.settings import Settings
 from tests.support.catalog_factories import put
 from tests.support.service import ServiceProcess, eventually
 
+pytestmark = pytest.mark.slow
+
 BASE = "random:10,2,42"
 
 

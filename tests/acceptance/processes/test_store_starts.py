@@ -18,6 +18,8 @@ from app.processes.store_guard import guarded_store
 from app.settings import Settings
 from tests.support.service import LORAPLEX, ServiceProcess, environment, eventually, free_port, serving
 
+pytestmark = pytest.mark.slow
+
 BASE = "random:10,2,42"
 NAMES = ("first", "second", "third")
 ROWS = [[0.5] * 10]

@@ -7,12 +7,16 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from adapters.catalog.catalog import Catalog
 from adapters.jobs.job import Job, JobStatus
 from adapters.jobs.queue import JobQueue
 from tests.support.long_jobs import submit_endless, wait_until_it_runs
 from tests.support.process_tree import FIT, TRAINER, all_gone, another, is_running, session_of, the, workers
 from tests.support.service import ServiceProcess, eventually
+
+pytestmark = pytest.mark.slow
 
 BASE = "random:10,2,42"
 _END_SECONDS = 10

@@ -21,6 +21,8 @@ from tests.support.process_tree import (
 )
 from tests.support.service import ServiceProcess, eventually, wait_for_job
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def fit(service: ServiceProcess, trainer: TrainerProcess) -> Process:

@@ -18,6 +18,8 @@ from tests.support.long_jobs import versions
 from tests.support.process_tree import FIT, Process, is_running, running
 from tests.support.service import ServiceProcess, eventually, wait_for_job
 
+pytestmark = pytest.mark.slow
+
 CANCELS = int(os.environ.get("TRAINING_CANCELS", "3"))
 MOST_SECONDS = 1.0
 BASE = "random:768,768,1"

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import httpx
+import pytest
 
 from app.settings import Settings
 from tests.support.long_jobs import submit, submit_endless
 from tests.support.service import eventually, serving
+
+pytestmark = pytest.mark.slow
 
 GOES_ON = "goes on from the checkpoint at step "
 

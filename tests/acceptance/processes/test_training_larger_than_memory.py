@@ -16,6 +16,8 @@ from app.settings import Settings
 from tests.support.service import serving, wait_for_job
 from tests.support.training_oracle import published_delta
 
+pytestmark = pytest.mark.slow
+
 I, O, ROWS, PART = 512, 3, 310_000, 10_000
 MEMORY_BYTES = 600 * 2**20
 SEED = 5

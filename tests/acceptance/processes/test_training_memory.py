@@ -22,6 +22,8 @@ from tests.conftest import Serve
 from tests.support.process_tree import FIT, Process, TrainerProcess, is_running, the
 from tests.support.service import ServiceProcess, eventually, serving, wait_for_job
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 2000
 BASE = f"identity:{WIDTH}"
 LITTLE = 2**29

@@ -30,6 +30,8 @@ from tests.support.process_tree import (
 )
 from tests.support.service import ServiceProcess, eventually, wait_for_job
 
+pytestmark = pytest.mark.slow
+
 _GROUPS, _ROWS_A_GROUP = 600, 4
 """Three batches."""
 

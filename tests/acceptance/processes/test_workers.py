@@ -13,6 +13,8 @@ import pytest
 from tests.support.process_tree import Process, workers
 from tests.support.service import ServiceProcess, eventually
 
+pytestmark = pytest.mark.slow
+
 REPLACEMENTS = 1000
 WORKERS, READERS = 3, 2
 """Processes that answer, and connections that each of them is asked over all the while."""

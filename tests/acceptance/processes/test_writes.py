@@ -3,7 +3,11 @@
 import json
 import socket
 
+import pytest
+
 from tests.support.service import ServiceProcess
+
+pytestmark = pytest.mark.slow
 
 ANSWERS = 200
 BODY = json.dumps({"adapter": None, "inputs": [[1.0] * 64]}).encode()

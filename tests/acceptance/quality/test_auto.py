@@ -12,6 +12,8 @@ from app.settings import Settings
 from tests.acceptance.quality.real_data import Array, Split, classes, numbers
 from tests.support.service import serving, train
 
+pytestmark = pytest.mark.slow
+
 OPEN = {"method": "auto", "learning_rate": "auto", "epochs": "auto", "batch_size": "auto"}
 DESCENT = {
     "epochs": 150,

@@ -17,6 +17,8 @@ from adapters.training.fit import fit
 from adapters.training.settings import Loss, Schedule, TrainingSpec
 from tests.acceptance.quality.real_data import classes
 
+pytestmark = pytest.mark.slow
+
 RANK, BATCH, EPOCHS, RATE, DECAY, WARMUP = 4, 64, 30, 0.02, 0.1, 20
 SEEDS = (0, 1, 2)
 SPEC = TrainingSpec(

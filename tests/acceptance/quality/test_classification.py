@@ -14,6 +14,8 @@ from tests.acceptance.quality.real_data import Split, classes
 from tests.conftest import Serve
 from tests.support.service import train
 
+pytestmark = pytest.mark.slow
+
 CLOSE = 0.015
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

@@ -14,6 +14,8 @@ from sklearn.model_selection import GroupShuffleSplit
 from app.settings import Settings
 from tests.support.service import serving, train
 
+pytestmark = pytest.mark.slow
+
 PEOPLE, VISITS = 70, 4
 IF_BETTER = {"when": "if_better", "metric": "rmse"}
 

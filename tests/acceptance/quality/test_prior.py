@@ -13,6 +13,8 @@ from adapters.training.fit import fit
 from adapters.training.settings import Method, TrainingSpec
 from tests.acceptance.quality.real_data import Split, classes
 
+pytestmark = pytest.mark.slow
+
 TEN = 10
 RIDGES = (20.0, 200.0, 2000.0)
 SPEC = TrainingSpec(rank=10, alpha=10.0, method=Method.CLOSED_FORM, bias=True, ridge=2000.0)

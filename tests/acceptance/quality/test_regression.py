@@ -18,6 +18,8 @@ from adapters.training.settings import Method, TrainingSpec
 from tests.acceptance.quality.real_data import Array, Split, numbers
 from tests.support.dense_oracle import answer
 
+pytestmark = pytest.mark.slow
+
 RANKS = (1, 2, 4, 8, 16, 32)
 
 

@@ -20,6 +20,8 @@ from adapters.training.settings import Loss, TrainingSpec
 from tests.acceptance.quality.real_data import Array, turned_and_inverted
 from tests.support.dense_oracle import answer
 
+pytestmark = pytest.mark.slow
+
 DOCUMENTS, COPIES, TEMPERATURE = 600, 2, 0.1
 SPEC = TrainingSpec(
     rank=32,

@@ -22,6 +22,8 @@ from tests.support.dense_oracle import relative_error
 from tests.support.process_tree import WORKER, the
 from tests.support.service import ServiceProcess
 
+pytestmark = pytest.mark.slow
+
 ADAPTERS, RESIDENT = 10_000, 100
 BASE = "random:576,64,5"
 I, O, R = 576, 64, 8

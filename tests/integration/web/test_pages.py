@@ -235,7 +235,7 @@ def test_the_overview_is_there_before_the_catalogue_is_counted(serve: Serve, mon
     try:
         shown = client.get("/").text
         assert begins.is_set()
-        assert "How much is stored is not known just now." in shown
+        assert "The numbers of stored adapters and data sets are not known at the moment." in shown
         assert "First steps" not in shown
         assert "Nothing has been trained yet." in shown
     finally:

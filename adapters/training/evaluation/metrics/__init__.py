@@ -25,16 +25,16 @@ __all__ = ["HIGHER_IS_BETTER", "PRIMARY", "Metrics", "Task", "measure", "measure
 
 
 class Task(StrEnum):
-    """What the outputs are for."""
+    """Kind of task that the outputs are for."""
 
     CLASSIFICATION = "classification"
-    """One class a row: the first K outputs are logits."""
+    """One class per row: the first K outputs are logits."""
     MULTILABEL = "multilabel"
-    """Any number of labels a row: the first K outputs are logits."""
+    """Any number of labels per row: the first K outputs are logits."""
     REGRESSION = "regression"
-    """The outputs are numbers that should be the targets, or point where they do."""
+    """The outputs are numbers that should equal the targets, or have their direction."""
     RETRIEVAL = "retrieval"
-    """The output is a query that should lie nearest to its document."""
+    """The output is a query that should be nearest to its document."""
 
 
 HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
@@ -55,7 +55,7 @@ HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
         "mrr": True,
     }
 )
-"""Every metric that is one number and can be better or worse: those that may gate a publish."""
+"""The metrics that are one number and have a better direction: those that a gate can compare."""
 
 PRIMARY: Mapping[Task, tuple[str, bool]] = MappingProxyType(
     {
@@ -69,7 +69,7 @@ PRIMARY: Mapping[Task, tuple[str, bool]] = MappingProxyType(
         )
     }
 )
-"""The headline of each task, and whether higher is better."""
+"""Primary metric of each task, and whether higher is better."""
 
 
 def measure(
@@ -81,8 +81,9 @@ def measure(
     classes: int | None = None,
     corpus_MO: Tensor | None = None,
 ) -> Metrics:
-    """The task's metrics of these outputs. `classes` (K) is for classification alone, all outputs where it is None;
-    `corpus_MO` is for retrieval alone. Multilabel targets (N, K) say K themselves.
+    """Return the metrics of a task for these outputs.
+
+    `classes` (K) is for classification alone, with None for all outputs. `corpus_MO` is for retrieval alone.
     """
     if task is Task.CLASSIFICATION:
         return measure_classification(outputs_NO[:, :classes], targets, weights_N=weights_N)
@@ -101,10 +102,9 @@ def measure_trivial(
     weights_N: Tensor | None = None,
     corpus_MO: Tensor | None = None,
 ) -> Metrics:
-    """What the task's trivial baseline reaches on these rows.
+    """Return the metrics of the task's trivial baseline on these rows.
 
-    summary_K tells of the training targets: class counts (K,), label rates (K,), or means (O,). Retrieval's chance
-    needs none, and does not look at it.
+    summary_K summarizes the training targets: class counts (K,), label rates (K,), or means (O,). Retrieval ignores it.
     """
     if task is Task.CLASSIFICATION:
         return measure_trivial_classification(summary_K, targets, weights_N=weights_N)
@@ -116,7 +116,7 @@ def measure_trivial(
 
 
 def scalars(metrics: Metrics) -> dict[str, float | None]:
-    """Those of `HIGHER_IS_BETTER` that are there, in its order."""
+    """Return the metrics of `HIGHER_IS_BETTER` that are present, in its order."""
     return {
         name: value
         for name in HIGHER_IS_BETTER

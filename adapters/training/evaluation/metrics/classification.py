@@ -19,7 +19,7 @@ _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 def wilson(share: float | None, rows: float) -> list[float] | None:
-    """[low, high]: the 95 % score interval of a proportion seen on so many (effective) rows; None without any.
+    """Return the 95 % score interval [low, high] of a proportion on so many (effective) rows; None without any.
 
     (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), Wilson 1927.
     """
@@ -29,24 +29,26 @@ def wilson(share: float | None, rows: float) -> list[float] | None:
     middle = share + squared / 2
     spread = math.sqrt(squared * max(0.0, share * (1 - share)) + squared * squared / 4)
     low = max(0.0, (middle - spread) / (1 + squared))
-    # Rounding alone would end some intervals of all right just short of 1.
+    # Rounding would end some intervals of a proportion of 1 just below 1.
     high = 1.0 if share >= 1 else min(1.0, (middle + spread) / (1 + squared))
     return [low, high]
 
 
 def f1(hit: Tensor, present: Tensor, predicted: Tensor) -> Tensor:
-    """2·hit / (present + predicted), elementwise: weights of the rows that have it, were said to, and both.
+    """Return F1, 2·hit / (present + predicted), elementwise.
 
-    0 where nothing has it and nothing was said to (scikit-learn's `zero_division=0`).
+    The arguments are weights of rows: with the label in both, in truth, and in the prediction. F1 is 0 if no row has
+    the label in either (scikit-learn's `zero_division=0`).
     """
     either = present + predicted
     return torch.where(either > 0, 2 * hit / either, 0.0)
 
 
 def calibration_gaps(probability_N: Tensor, outcome_N: Tensor, weights_N: Tensor) -> Tensor:
-    """(B,) Σ w·(outcome − probability) over the rows of each bin; bin m is (m/15, (m+1)/15], and the first has 0.
+    """Return Σ w·(outcome − probability) over the rows of each bin, (B,).
 
-    The expected calibration error (Guo et al. 2017, eq. 3) is Σ|gap| / Σw: gaps of chunks add up.
+    Bin m is (m/15, (m+1)/15]; the first bin includes 0. The expected calibration error (Guo et al. 2017, eq. 3) is
+    Σ|gap| / Σw. Gaps of chunks add up.
     """
     edges = torch.arange(1, BINS, dtype=torch.float64, device=probability_N.device) / BINS
     bin_N = torch.bucketize(probability_N, edges)
@@ -54,10 +56,10 @@ def calibration_gaps(probability_N: Tensor, outcome_N: Tensor, weights_N: Tensor
 
 
 def measure_classification(logits_NK: Tensor, classes_N: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
-    """Finite logits (N, K) float, true classes (N,) int64 in 0 … K−1, weights (N,) ≥ 0.
+    """Return the metrics of finite logits (N, K), true classes (N,) int64 in 0 … K−1, and weights (N,) ≥ 0.
 
     `accuracy` with `accuracy_interval` (Wilson, over the `effective_rows` of Kish where rows are weighted), `macro_f1`
-    over the classes that are true or predicted in a row that weighs something, `confusion` (truth × prediction; counts,
+    over the classes that are true or predicted in a row with a weight, `confusion` (truth × prediction; counts,
     or sums of weights; None past 50 classes), `calibration_error` of the top probability. Of equal logits the first
     is the prediction.
     """
@@ -83,7 +85,7 @@ def measure_classification(logits_NK: Tensor, classes_N: Tensor, *, weights_N: T
 
 
 def measure_trivial_classification(counts_K: Tensor, classes_N: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
-    """What always answering with the class frequencies of the training rows reaches on these rows.
+    """Return the metrics, and `loss`, of always predicting the class frequencies of the training rows.
 
     counts_K: rows, or their weights, of each class in the training rows. The prediction is the most frequent class. As
     `classification`, and `loss`: the cross-entropy of the frequencies; None where a class occurs that was never trained
@@ -98,7 +100,7 @@ def measure_trivial_classification(counts_K: Tensor, classes_N: Tensor, *, weigh
 
 
 def _predictions(logits_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) int64 the class with the largest logit, and (N,) float64 its softmax probability."""
+    """Return the class with the largest logit, (N,) int64, and its softmax probability, (N,) float64."""
     rows, classes = logits_NK.shape
     predicted_N = torch.empty(rows, dtype=torch.int64, device=logits_NK.device)
     top_N = torch.empty(rows, dtype=torch.float64, device=logits_NK.device)
@@ -121,7 +123,7 @@ def _confusion(
 
 
 def measure_multilabel(logits_NK: Tensor, targets_NK: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
-    """Finite logits (N, K) float, targets (N, K) in 0 … 1, weights (N,) ≥ 0.
+    """Return the metrics of finite logits (N, K), targets (N, K) in 0 … 1, and weights (N,) ≥ 0.
 
     `exact_match`: the share of rows with every label right, and its `exact_match_interval` (Wilson, over the
     `effective_rows` of Kish where rows are weighted). `micro_f1` over all decisions, `macro_f1` the mean over all K
@@ -155,7 +157,7 @@ def measure_multilabel(logits_NK: Tensor, targets_NK: Tensor, *, weights_N: Tens
 
 
 def measure_trivial_multilabel(rates_K: Tensor, targets_NK: Tensor, *, weights_N: Tensor | None = None) -> Metrics:
-    """What always answering with the label rates of the training rows reaches on these rows.
+    """Return the metrics, and `loss`, of always predicting the label rates of the training rows.
 
     rates_K: the mean of each label's training targets, 0 … 1. As `measure_multilabel`, and `loss`: the mean binary
     cross-entropy of the rates; None where one of 0 or 1 is wrong about a row, which would make it infinite.
@@ -163,7 +165,7 @@ def measure_trivial_multilabel(rates_K: Tensor, targets_NK: Tensor, *, weights_N
     rates_K = rates_K.to(targets_NK.device, torch.float64)
     rows, labels = targets_NK.shape
     weights = row_weights(weights_N, targets_NK)
-    # Both sums, not one from the other: a label that every row has must leave exactly nothing for the log of 0.
+    # Both sums are computed, because a label that every row has must leave exactly 0 for the log of 0.
     present_K, absent_K = torch.zeros(2, labels, dtype=torch.float64, device=weights.device)
     for part in slices(rows, labels):
         targets = targets_NK[part].double()

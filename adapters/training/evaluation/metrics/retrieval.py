@@ -1,4 +1,4 @@
-"""Outputs as queries: where the true document comes among all of them by cosine."""
+"""Metrics of retrieval: the rank of the true document by cosine, with the outputs as queries."""
 
 # N rows · O outputs · M documents of a corpus · D distinct ones
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ from adapters.training.evaluation.metrics.weighting import Metrics, effective_ro
 
 CUTOFFS = (1, 5, 10)
 _TIE = 1e-12
-"""Cosines that are nearer than this differ by rounding (O·ε at worst), and count as equal."""
+"""Largest difference of cosines that is rounding (at most O·ε); they then count as equal."""
 
 
 def measure_retrieval(
     outputs_NO: Tensor, documents_NO: Tensor, *, corpus_MO: Tensor | None = None, weights_N: Tensor | None = None
 ) -> Metrics:
-    """Finite queries (N, O), the true document of each (N, O), weights (N,) ≥ 0; what is searched (M, O), or all
-    the true documents. Equal rows are one document; `documents` says how many there are.
+    """Return the metrics of finite queries (N, O), their true documents (N, O), and weights (N,) ≥ 0.
 
-    `recall_at_1`, `_5`, `_10`: the share of rows whose document ranks so high; `mrr`: the mean of 1/rank. The rank is
-    the number of documents at least as similar as the true one, itself included: ties count against the adapter. So do
-    rows whose document is not in the corpus, as never found; `missing` says how many. N·D·O multiplications, a tile
-    at a time.
+    The corpus (M, O) is searched, or all true documents. Equal rows are one document; `documents` is their number.
+    `recall_at_1`, `_5`, `_10`: the share of rows whose document has at most that rank; `mrr`: the mean of 1/rank. The
+    rank is the number of documents that are at least as similar as the true one, itself included, so that ties count
+    against the adapter. Rows whose document is not in the corpus are never found; `missing` is their number. This takes
+    N·D·O multiplications, one tile at a time.
     """
     searched_MO, distinct_D, found_N = _documents(documents_NO, corpus_MO)
     weights = row_weights(weights_N, outputs_NO)
@@ -41,10 +41,10 @@ def measure_retrieval(
 def measure_trivial_retrieval(
     documents_NO: Tensor, *, corpus_MO: Tensor | None = None, weights_N: Tensor | None = None
 ) -> Metrics:
-    """What a random order of the D documents is expected to reach on these rows: as `measure_retrieval`.
+    """Return the expected metrics of a random order of the D documents.
 
-    The rank is then uniform over 1 … D: recall at k is min(k, D)/D and the reciprocal rank (1 + 1/2 + … + 1/D)/D, times
-    the share of rows whose document is there. It has no `loss`: that depends on which negatives a loss looks at.
+    The rank is uniform over 1 … D: recall at k is min(k, D)/D and the reciprocal rank (1 + 1/2 + … + 1/D)/D, times the
+    share of rows whose document is in the corpus. There is no `loss`, which depends on the negatives of a loss.
     """
     _, distinct_D, found_N = _documents(documents_NO, corpus_MO)
     weights = row_weights(weights_N, documents_NO)
@@ -58,7 +58,7 @@ def measure_trivial_retrieval(
 
 
 def _documents(documents_NO: Tensor, corpus_MO: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What is searched; (D,) where in it each distinct row first is; (N,) whether a row's document is among them."""
+    """Return the corpus, the position of each distinct row, (D,), and whether it has each row's document, (N,)."""
     wanted = list(_digests(documents_NO))
     positions: dict[bytes, int] = {}
     for position, digest in enumerate(wanted if corpus_MO is None else _digests(corpus_MO)):
@@ -70,14 +70,14 @@ def _documents(documents_NO: Tensor, corpus_MO: Tensor | None) -> tuple[Tensor, 
 
 
 def _digests(rows_MO: Tensor) -> Iterator[bytes]:
-    """A hash of each row's float64 bytes; −0 is 0."""
+    """Yield a hash of each row's float64 bytes, with −0 as 0."""
     for part in slices(*rows_MO.shape):
         for row_O in (rows_MO[part].double() + 0.0).cpu().numpy():
             yield blake2b(row_O, digest_size=16).digest()
 
 
 def _ranks(outputs_NO: Tensor, documents_NO: Tensor, searched_MO: Tensor, distinct_D: Tensor) -> Tensor:
-    """(N,) int64 the number of distinct documents at least as similar as the row's own, which need not be there."""
+    """Return the number of distinct documents that are at least as similar as the row's own, (N,) int64."""
     rows, outputs = outputs_NO.shape
     ranks_N = torch.zeros(rows, dtype=torch.int64, device=outputs_NO.device)
     for columns in tiles(distinct_D.shape[0], outputs):
@@ -85,11 +85,11 @@ def _ranks(outputs_NO: Tensor, documents_NO: Tensor, searched_MO: Tensor, distin
         for part in tiles(rows, outputs):
             own_N = cosine_of(outputs_NO[part].double(), documents_NO[part].double())
             cosine_ND = _unit(outputs_NO[part]) @ unit_DO.T
-            # What is not less similar, so that an output that is not a number finds nothing.
+            # Counted as not less similar, so that the rank of a NaN output is the last one.
             ranks_N[part] += unit_DO.shape[0] - (cosine_ND < own_N[:, None] - _TIE).sum(dim=1)
     return ranks_N
 
 
 def _unit(rows_NO: Tensor) -> Tensor:
-    """Each row at length 1, in float64; zero stays zero."""
+    """Return each row with length 1, in float64; 0 stays 0."""
     return functional.normalize(rows_NO.double(), dim=1, eps=torch.finfo(torch.float64).tiny)

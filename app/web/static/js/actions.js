@@ -1,4 +1,4 @@
-/** Buttons that change something: `data-opens` a dialog, `data-method` and `data-url` call. */
+/** Buttons that change something: `data-opens` opens a dialog, `data-method` and `data-url` make a call. */
 import { call, clearProblem, showProblem } from "./api.js";
 import { sayThen } from "./notice.js";
 

@@ -1,4 +1,4 @@
-/** The public JSON calls, and what they answer when they refuse (RFC 9457). */
+/** The public JSON calls, and their errors (RFC 9457). */
 import { inWordsOf, sentence } from "./wording.js";
 
 export class Problem extends Error {
@@ -18,7 +18,7 @@ export function parseProblem(status, text) {
   }
 }
 
-/** A call; resolves with what is in the answer's body (null where there is nothing), rejects with a Problem. */
+/** Make a call; resolve with the body of the answer (null if it is empty), reject with a Problem. */
 export async function call(method, url, body, headers = {}) {
   const sent = { method, headers: { Accept: "application/json", ...headers } };
   if (body !== undefined && body !== null) {
@@ -36,7 +36,7 @@ export async function call(method, url, body, headers = {}) {
   return text ? JSON.parse(text) : null;
 }
 
-/** Show a problem in `place`; in a form, mark the input that it names and go there. */
+/** Show a problem in `place`; in a form, mark and focus the input that it names. */
 export function showProblem(place, error, form = null) {
   place.replaceChildren();
   const said = document.createElement("p");
@@ -65,7 +65,7 @@ export function clearProblem(place, form = null) {
   if (form) for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
 }
 
-/** The input for a field such as `training.epochs`, or for the nearest one around it. */
+/** The input for a field such as `training.epochs`, or for the nearest field that contains it. */
 function inputOf(form, field) {
   const parts = field.split(".");
   for (; parts.length; parts.pop()) {

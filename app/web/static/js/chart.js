@@ -1,4 +1,4 @@
-/** Curves by uPlot, in the page's colours, as wide as their place, drawn again where light turns dark. */
+/** Charts by uPlot in the page's colours and width; drawn again when the colour scheme changes. */
 
 const { uPlot } = window;
 const onlyTens = (_plot, marks) => marks.map((mark) => (Math.abs(Math.log10(mark) % 1) < 1e-6 ? mark : null));

@@ -1,4 +1,4 @@
-/** The adapters that are to answer: chips that can be taken away, kept in the address. */
+/** The chosen adapters: chips that can be removed, stored in the address. */
 
 export class Chosen {
   #list;
@@ -16,7 +16,7 @@ export class Chosen {
     return [...this.#list.children].map((item) => item.dataset.reference);
   }
 
-  /** Whether there was room for it. */
+  /** Return whether there was room for it. */
   add(reference) {
     if (this.references.includes(reference)) return true;
     if (this.references.length >= this.#most) return false;
@@ -35,7 +35,7 @@ export class Chosen {
     const away = document.createElement("button");
     away.type = "button";
     away.textContent = "×";
-    away.setAttribute("aria-label", `Take away ${item.dataset.reference}`);
+    away.setAttribute("aria-label", `Remove ${item.dataset.reference}`);
     away.addEventListener("click", () => {
       const next = (item.nextElementSibling || item.previousElementSibling)?.querySelector("button");
       item.remove();

@@ -1,4 +1,4 @@
-/** A job as it goes on: its curve, its progress and its log, told by server-sent events. */
+/** A running job: its chart, progress and log, from server-sent events. */
 import { call } from "./api.js";
 import { Chart, short } from "./chart.js";
 
@@ -108,7 +108,7 @@ function watch() {
       await refresh();
       await readHistory();
     } catch {
-      // The service went away meanwhile: the events go on once it is back.
+      // The service was unavailable: the events continue when it is back.
     }
   });
 }

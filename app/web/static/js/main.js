@@ -1,4 +1,4 @@
-/** On every page. */
+/** Scripts of every page. */
 import { say, sayWhatWasKept, takeBack } from "./notice.js";
 
 sayWhatWasKept();
@@ -10,7 +10,7 @@ function complain(text) {
   say(text);
 }
 
-// A part of a page that could not be had stays as it was, and says so until one can be had again.
+// A part of a page that cannot be refreshed stays as it was, with a message until a refresh succeeds.
 document.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;
   const field = event.detail.elt;
@@ -22,7 +22,7 @@ document.addEventListener("htmx:afterRequest", (event) => {
   if (event.detail.successful) takeBack(trouble);
 });
 
-// Words that no name begins with are not asked for.
+// Text that cannot be the beginning of a name is not searched for.
 document.addEventListener("htmx:beforeRequest", (event) => {
   const field = event.detail.elt;
   if ("checkValidity" in field && !field.checkValidity()) {

@@ -1,4 +1,4 @@
-/** A line at the top of the page that says what has happened, also across a move to another page. */
+/** A notice at the top of the page, which is also shown after a move to another page. */
 
 const KEPT = "loraplex-notice";
 
@@ -6,7 +6,7 @@ export function say(text) {
   document.getElementById("notice").textContent = text;
 }
 
-/** Take back what was said, unless something else has been said since. */
+/** Remove a notice, unless another one has replaced it. */
 export function takeBack(text) {
   const place = document.getElementById("notice");
   if (place.textContent === text) place.textContent = "";
@@ -22,6 +22,6 @@ export function sayWhatWasKept() {
   const text = sessionStorage.getItem(KEPT);
   if (text === null) return;
   sessionStorage.removeItem(KEPT);
-  // A moment later, so that the region is there before its text changes: only then is it read out.
+  // Later, so that the region exists before its text changes: only then do screen readers read it out.
   setTimeout(() => say(text), 50);
 }

@@ -1,6 +1,6 @@
-/** Numbers out of what somebody pasted. */
+/** Parser of pasted numbers. */
 
-/** Text → numbers; throws an Error that says what is wrong. */
+/** Convert text to numbers; throw an Error that describes the mistake. */
 export function readNumbers(text, width) {
   const numbers = text.trim().startsWith("[") ? fromJson(text) : text.split(/[\s,;]+/).filter(Boolean).map((word) => finite(Number(word), word));
   if (numbers.length !== width) throw new Error(`There are ${numbers.length} numbers, and the layer takes ${width}.`);
@@ -12,7 +12,7 @@ function fromJson(text) {
   try {
     value = JSON.parse(text);
   } catch {
-    throw new Error("It begins as a JSON array and is none: look for a bracket or a comma that is missing.");
+    throw new Error("It begins like a JSON array, but is not valid: look for a missing bracket or comma.");
   }
   // One row in a list of rows is a row.
   if (Array.isArray(value) && value.length === 1 && Array.isArray(value[0])) [value] = value;

@@ -1,4 +1,4 @@
-/** Rows a second, and how long an answer takes: differences between two looks at counters that only go up. */
+/** Rows per second and latency: differences between two readings of counters. */
 import { Chart, short } from "./chart.js";
 
 const EVERY = 2000;
@@ -20,7 +20,7 @@ const charts = {
 const points = [];
 let before = null;
 
-/** What this share of what was counted is within, in ms, as if each bucket were filled evenly; null where nothing was counted. */
+/** Quantile in ms, interpolated within its bucket; null if nothing was counted. */
 function quantile(bounds, counts, share) {
   const total = counts.reduce((sum, count) => sum + count, 0);
   if (!total) return null;
@@ -62,8 +62,8 @@ function show() {
   charts.latency.show([x, points.map((point) => point[1]), points.map((point) => point[2])]);
   at("rate").textContent = short(rate);
   at("latency").textContent = median === null ? "–" : `${short(median)} · ${short(late)} ms`;
-  place.querySelector("[data-chart=rate]").setAttribute("aria-label", `Rows answered a second: ${short(rate)} now`);
-  place.querySelector("[data-chart=latency]").setAttribute("aria-label", median === null ? "Time to an answer: nothing was asked just now" : `Time to an answer now: median ${short(median)} ms, 99th percentile ${short(late)} ms`);
+  place.querySelector("[data-chart=rate]").setAttribute("aria-label", `Rows per second: ${short(rate)} now`);
+  place.querySelector("[data-chart=latency]").setAttribute("aria-label", median === null ? "Time to an answer: no requests at the moment" : `Time to an answer now: median ${short(median)} ms, 99th percentile ${short(late)} ms`);
 }
 
 look();

@@ -10,7 +10,7 @@ const COUNT = "a whole number, or auto";
 const SIZE = "a number, or auto";
 const NUMBERS = { epochs: COUNT, learning_rate: SIZE, batch_size: COUNT, ridge: SIZE, seed: "a whole number" };
 
-/** What POST /adapters takes; throws a Problem that names the field of a text that is no number. */
+/** Body of POST /adapters; throws a Problem that names the field of a text that is not a number. */
 function request() {
   const loss = fields.loss.value;
   const training = { method: fields.method.value, loss };
@@ -45,7 +45,7 @@ function inputs() {
   return columns.length === 1 ? { column: columns[0] } : { columns };
 }
 
-/** Whether a number is in its bounds, and auto is possible, the service says. */
+/** The service checks bounds, and whether auto is possible. */
 function numberOrAuto(text, field, expected) {
   if (text === "auto") return text;
   if (text === "" || !Number.isFinite(Number(text))) throw new Problem(422, { field, detail: `${field} must be ${expected}` });
@@ -88,7 +88,7 @@ function say(plan) {
   const { split, training, rank, auto } = plan.spec;
   const told = [
     `It can be trained: about ${seconds < 1 ? "a second" : `${Math.ceil(seconds)} seconds`} and ${Math.ceil(memory / 2 ** 20)} MiB of memory, roughly.`,
-    split ? `${split.train.rows} rows are trained on, ${split.held_out.rows} held out.` : "No rows are held out: nothing will tell how good it is.",
+    split ? `${split.train.rows} rows are trained on, ${split.held_out.rows} held out.` : "No rows are held out: the result will not be measured.",
     `Method ${training.method.replaceAll("_", " ")}, loss ${training.loss.replaceAll("_", " ")}, rank ${rank}.`,
     ...Object.entries(auto || {}).map(([name, why]) => `${name.replaceAll("_", " ")}: ${why}.`),
     ...(split?.warnings || []).map((warning) => `Mind: ${warning}.`),

@@ -1,4 +1,4 @@
-/** One row, answered by several adapters beside each other. */
+/** One row, with the answers of several adapters side by side. */
 import { call, clearProblem, showProblem } from "./api.js";
 import { barTable, percent } from "./bars.js";
 import { Chosen } from "./chosen.js";
@@ -23,14 +23,14 @@ const chosen = new Chosen(at("chosen"), { most: Number(root.dataset.most), chang
 const drawing = canvas && new Drawing(canvas, { changed: drawn, tell: (text) => (at("cell").textContent = text) });
 const way = () => root.querySelector("[name=way]:checked").value;
 
-/** Ask once nothing has changed for a moment; what was asked before is out of date at once. */
+/** Send a request after a moment without changes; the answer to an earlier request is discarded. */
 function soon() {
   asked += 1;
   clearTimeout(waiting);
   waiting = setTimeout(() => ask({ quiet: true }), 200);
 }
 
-/** The row's values, and what stands beside them where they are stored; null where there is none yet and nothing was asked for. */
+/** The row's values with the other columns of a stored row; null if there is no row yet. */
 async function row(quiet) {
   if (way() === "draw") return drawing.empty && quiet ? null : { values: drawing.values };
   if (way() === "paste") return paste.value.trim() === "" && quiet ? null : { values: readNumbers(paste.value, width) };
@@ -39,9 +39,9 @@ async function row(quiet) {
 }
 
 function showStored({ values, beside }) {
-  const told = Object.entries(beside).map(([name, value]) => `${name}: ${Array.isArray(value) ? value.join(", ") : value}`);
+  const others = Object.entries(beside).map(([name, value]) => [name, Array.isArray(value) ? value.join(", ") : value]);
   drawing?.show(values);
-  at("beside").textContent = told.length ? `Beside it stands ${told.join(", ")}` : "";
+  at("beside").textContent = others.length === 1 ? `Label: ${others[0][1]}` : others.map((pair) => pair.join(": ")).join(", ");
 }
 
 async function ask({ quiet = false } = {}) {
@@ -63,7 +63,7 @@ async function ask({ quiet = false } = {}) {
   }
 }
 
-/** What the classes of a version are called: it never changes. */
+/** Class labels of a version, which never change. */
 async function learn({ name, version, digest }) {
   if (named.has(digest)) return;
   const { labels } = await call("GET", `/adapters/${encodeURIComponent(name)}/versions/${version}`);
@@ -93,7 +93,7 @@ function changeWay() {
   soon();
 }
 
-/** Whoever draws over a stored row has a drawing. */
+/** A drawing replaces the stored row. */
 function drawn() {
   if (way() === "draw") soon();
   else {

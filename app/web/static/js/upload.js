@@ -1,4 +1,4 @@
-/** Drop a file, or choose one; it becomes a data set under a name. */
+/** Upload of a dropped or chosen file as a data set. */
 import { clearProblem, parseProblem, showProblem } from "./api.js";
 import { sayThen } from "./notice.js";
 
@@ -60,7 +60,7 @@ function send(name) {
   label.textContent = "Uploading";
   going(true);
   at("status").textContent = "Uploading";
-  // fetch tells nothing of an upload on its way.
+  // fetch does not report the progress of an upload.
   request = new XMLHttpRequest();
   request.open("PUT", `/datasets/${encodeURIComponent(name)}`);
   request.setRequestHeader("Content-Type", typeOf(file));
@@ -78,7 +78,7 @@ function send(name) {
     else if (status === 201) sayThen(`${name} was read: ${JSON.parse(responseText).rows} rows`, `/ui/datasets/${encodeURIComponent(name)}`);
     else refused(parseProblem(status, responseText));
   });
-  request.addEventListener("error", () => refused({ message: "The connection was lost on the way. Try again" }));
+  request.addEventListener("error", () => refused({ message: "The connection was lost during the upload. Try again" }));
   request.addEventListener("abort", () => {
     going(false);
     at("status").textContent = "Cancelled: nothing was stored";

@@ -1,6 +1,6 @@
-/** What people read of an error: a sentence that names the fields of a form by their labels. */
+/** Text of an error: a sentence that names the fields of a form by their labels. */
 
-/** As in `sentence` of app/web/pages/wording.py: any other word may be the name of an adapter, a data set or a column. */
+/** The same list is in app/web/pages/formatting.py. Other words may be names of adapters, data sets or columns. */
 const CAPITALISED = new Set("a an at each every it its no none one only the there they this which".split(" "));
 
 export function sentence(text) {
@@ -14,7 +14,7 @@ export function inWordsOf(form, text) {
   return inputs.reduce((words, input) => words.replace(pathOf(input.dataset.field), labelOf(input)), text);
 }
 
-/** A field's path as a word of its own; one without a dot is a word like any other, and is a field only at the beginning. */
+/** A field's path as a separate word. A path without a dot counts as a field only at the beginning. */
 function pathOf(field) {
   const path = field.replaceAll(".", "\\.");
   return new RegExp(field.includes(".") ? `(?<![\\w.])${path}(?![\\w.]*\\w)` : `^${path}(?=[ :,])`, "g");

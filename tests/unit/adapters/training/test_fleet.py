@@ -144,12 +144,12 @@ def test_a_start_that_is_given_is_that_of_every_group() -> None:
     _check_each_is_the_one_trained_alone(data, replace(SPEC, init=Init.FACTORS, batch_size=None))
 
 
-@pytest.mark.parametrize("most", ["_MOST_ROWS", "_MOST_NUMBERS"])
+@pytest.mark.parametrize("most", ["_MAX_BATCH_ROWS", "_MAX_NUMBERS"])
 @pytest.mark.parametrize("batch_size", [None, 32])
 def test_groups_of_very_many_rows_are_trained_from_where_their_rows_are(
     batch_size: int | None, most: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, most, 25 if most == "_MOST_ROWS" else 25 * (I + 2 * O))
+    monkeypatch.setattr(layout, most, 25 if most == "_MAX_BATCH_ROWS" else 25 * (I + 2 * O))
     spec = replace(SPEC, batch_size=batch_size, split=Split(), patience=2)
     _check_each_is_the_one_trained_alone(_table(LARGER), spec)
 

@@ -115,7 +115,7 @@ def test_a_metric_that_the_task_has_not_moves_nothing() -> None:
 
 def test_what_a_job_shows_says_what_was_compared_and_whether_live_moved() -> None:
     verdict = IF_BETTER.decide(_held_out({"adapter": 0.9, "base": 0.1}), None)
-    told = verdict.told(moved=True)
+    told = verdict.to_json(moved=True)
     assert told == {
         "metric": "accuracy",
         "margin": 0.02,
@@ -124,11 +124,11 @@ def test_what_a_job_shows_says_what_was_compared_and_whether_live_moved() -> Non
         "moves_live": True,
         "reason": verdict.reason,
     }
-    overtaken = verdict.told(moved=False)
+    overtaken = verdict.to_json(moved=False)
     assert overtaken["moves_live"] is False
     assert overtaken["reason"] != verdict.reason
     lost = IF_BETTER.decide(_held_out({"adapter": 0.1, "base": 0.9}), None)
-    assert lost.told(moved=False)["reason"] == lost.reason
+    assert lost.to_json(moved=False)["reason"] == lost.reason
 
 
 @pytest.mark.parametrize("gate", [Gate(), IF_BETTER, Gate(when=When.NEVER)])

@@ -1,0 +1,45 @@
+"""Options of `loraplex train`, against the service's table of settings, which the client cannot import."""
+
+from typing import Any
+
+import pytest
+from loraplex.cli import request
+from loraplex.cli.root import cli
+from typer.main import get_command
+
+from adapters.training.evaluation.gate import Gate, When
+from adapters.training.planning import auto
+from adapters.training.planning.split import Split, SplitBy
+from adapters.training.settings import AUTO, SETTINGS, Loss, Method, Setting
+
+_ROOT: Any = get_command(cli)
+OPTIONS = {option.name: option for option in _ROOT.commands["train"].params}
+
+
+def _shown_default(name: str) -> object:
+    return getattr(OPTIONS[name], "show_default", None)
+
+
+def test_the_choices_are_those_of_the_service() -> None:
+    assert [loss.value for loss in request.Loss] == [loss.value for loss in Loss]
+    assert sorted(request.Method) == sorted([AUTO, *Method])
+    assert sorted(request.SplitBy) == sorted(["none", *SplitBy])
+    assert [publish.replace("-", "_") for publish in request.Publish] == list(When)
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS.keys() & OPTIONS.keys() - {"method", "loss"}))
+def test_a_setting_s_option_has_its_type_and_its_default(name: str) -> None:
+    setting: Setting = SETTINGS[name]
+    assert OPTIONS[name].type_descriptor.annotation is setting.kind
+    assert _shown_default(name) == (AUTO if setting.takes_auto else str(setting.default))
+
+
+def test_the_options_of_the_split_and_of_the_gate_have_their_defaults() -> None:
+    gate = Gate()
+    assert _shown_default("held_out_share") == str(Split().fraction)
+    assert (_shown_default("metric"), _shown_default("margin")) == (gate.metric, f"{gate.margin:g}")
+
+
+def test_the_numbers_that_the_command_line_repeats_are_those_of_the_service() -> None:
+    assert request._FEW_ROWS == auto.FEW_ROWS
+    assert SETTINGS["learning_rate"].default == request._FLEET_RATE
