@@ -25,7 +25,7 @@ def check_answer(
     rank: int,
     binary: bool,
 ) -> None:
-    """Raises `BenchFailed` unless request `number` was answered with 200 and the right numbers."""
+    """Raise `BenchFailed` unless request `number` was answered with 200 and the right numbers."""
     status, headers, body = exchanged
     if status != 200:
         raise BenchFailed(f"{who} answered {status}: {body[:500]!r}")

@@ -48,7 +48,7 @@ def over_base(results: Results, layer: str, case: str, contender: str) -> float 
 
 
 def rates(results: Results, layer: str, row: str, connections: int = _CONNECTIONS) -> dict[int, float]:
-    """Requests a second by round."""
+    """Return the requests per second by round."""
     wanted = (layer, row, connections)
     return {
         record["round"]: record["requests_per_second"]
@@ -71,7 +71,7 @@ def training_ratio(results: Results) -> float | None:
 
 
 def limit_beside_loop_ratio(results: Results) -> float | None:
-    """The same of the limit beside a loop of the trainer's scheduling class: what the machine does by itself."""
+    """Return the same for the limit beside a loop of the trainer's scheduling class, which shows the machine's part."""
     rounds = [each for each in results.get("training", {}).get("rounds", []) if "limit_loop" in each]
     return median(each["limit_loop"]["p99_ms"] / each["limit_idle"]["p99_ms"] for each in rounds) if rounds else None
 
@@ -83,7 +83,7 @@ def goodput_ratio(results: Results) -> float | None:
 
 
 def refused_otherwise(results: Results) -> float | None:
-    """Requests that overload ended in another way than 200 or a 429 with Retry-After, in all rounds."""
+    """Return how many requests of all rounds ended in something other than 200 or 429 with Retry-After."""
     rounds = results.get("overload", {}).get("rounds", [])
     if not rounds:
         return None
@@ -97,7 +97,7 @@ def refused_otherwise(results: Results) -> float | None:
 
 
 def cold_milliseconds(results: Results, percent: float, kind: str = "cached") -> float | None:
-    """A cold load: an adapter's first answer less the median of warm ones."""
+    """Return the cost of a cold load: an adapter's first answer minus the median of warm ones."""
     cold = results.get("start", {}).get("cold", {}).get(kind)
     return float(np.percentile(cold["cold_ms"], percent)) - median(cold["warm_ms"]) if cold else None
 
@@ -115,7 +115,7 @@ def unlike_alone(results: Results) -> float | None:
 
 
 def fleet_memory_ratio(results: Results) -> float | None:
-    """The most memory of the process that fits over what it may use."""
+    """Return the largest memory of the fit process, relative to its limit."""
     many = results.get("fits", {}).get("many")
     return float(many["peak_bytes"] / many["limit_bytes"]) if many else None
 

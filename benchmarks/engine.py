@@ -50,7 +50,7 @@ CASES = (
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
-    """A record for each layer, case and contender: seconds a call, one number a repetition."""
+    """Return a record for each layer, case and contender: seconds per call, one number per repetition."""
     torch.set_num_threads(1)
     records = []
     for shape in plan.engine_shapes:

@@ -36,7 +36,7 @@ _ALIKE = 1e-3
 
 
 def measure(plan: Plan, folder: Path) -> dict[str, Any]:
-    """A fleet in rounds, a large one once, some of its groups alone, and `closed_form` beside AdamW."""
+    """Measure a fleet in rounds, a large one once, some of its groups alone, and `closed_form` beside AdamW."""
     folder.mkdir(parents=True)
     store = folder / "store"
     with ExitStack() as stack:
@@ -93,7 +93,7 @@ def _plain_seconds(table: Table, fits: int) -> tuple[float, list[tuple[torch.Ten
 
 
 def _measure_alone(server: Server, table: Table, plan: Plan, published: "_Published") -> dict[str, Any]:
-    """Some of the groups trained again, each as a job of its own: equal digests, and the largest difference of ΔW."""
+    """Train some groups as jobs of their own; return whether digests are equal, and the largest difference of ΔW."""
     equal, largest = 0, 0.0
     tenants = np.random.default_rng(5).permutation(plan.fleet_groups)[: plan.fits_alone].tolist()
     for tenant in tenants:
@@ -109,7 +109,7 @@ def _measure_alone(server: Server, table: Table, plan: Plan, published: "_Publis
 
 
 def _measure_many(server: Server, plan: Plan) -> dict[str, Any]:
-    """The large fleet comes first: it finds a process that fits with nothing in its memory but torch."""
+    """Measure the large fleet first, while the fit process has only torch in memory."""
     _upload(server, "many", make_table(SHAPE, tenants=plan.large_fleet_groups, rows=ROWS, rank=RANK))
     before = _peak_bytes(server)
     job = _train(server, "many-{tenant}", "many")
@@ -120,7 +120,7 @@ def _measure_many(server: Server, plan: Plan) -> dict[str, Any]:
 
 
 def _peak_bytes(server: Server) -> int:
-    """The most that the process that fits has had in memory, file pages that it had mapped among them."""
+    """Return the peak memory of the fit process, including mapped file pages."""
     fits = [process.pid for process in server.tree() if "adapters.training.execution.fit_child" in process.cmdline()]
     if len(fits) != 1:
         raise BenchFailed(f"there are {len(fits)} processes that fit")
@@ -171,7 +171,7 @@ def _wait(server: Server, job_id: str) -> dict[str, Any]:
 
 
 def _difference(given_OI: torch.Tensor, wanted_OI: torch.Tensor) -> float:
-    """The largest, relative to the largest number that is wanted."""
+    """Return the largest difference, relative to the largest expected number."""
     return float((given_OI - wanted_OI).abs().max() / wanted_OI.abs().max())
 
 
@@ -182,6 +182,6 @@ class _Published:
         self._catalog = Catalog(store, now=time.time)
 
     def adapter(self, name: str) -> Adapter:
-        """The live version of an adapter."""
+        """Return the live version of an adapter."""
         version = self._catalog.find(Reference(name))
         return from_canonical_bytes(self._catalog.blobs.read(version.file, offset=version.offset, length=version.bytes))

@@ -25,12 +25,12 @@ class Table:
     tenants_N: NDArray[np.int64]
 
     def rows_of(self, tenant: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Inputs (K, I) and targets (K, O) of one of them."""
+        """Return the inputs (K, I) and targets (K, O) of one group."""
         mine_K = np.flatnonzero(self.tenants_N == tenant)
         return self.inputs_NI[mine_K], self.targets_NO[mine_K]
 
     def arrow(self) -> memoryview:
-        """The stream, its columns `x`, `y` and `tenant`."""
+        """Return the Arrow stream with the columns `x`, `y` and `tenant`."""
         columns = {
             "x": pa.FixedSizeListArray.from_arrays(self.inputs_NI.reshape(-1), self.inputs_NI.shape[1]),
             "y": pa.FixedSizeListArray.from_arrays(self.targets_NO.reshape(-1), self.targets_NO.shape[1]),

@@ -26,7 +26,7 @@ class LayerServers:
 
     @contextmanager
     def running(self, name: str) -> Iterator[Server]:
-        """The server, ready; every other one is stopped meanwhile."""
+        """Start one server and wait until it is ready; all others are stopped meanwhile."""
         if name in self._running:
             server = self._running[name]
             server.resume()

@@ -22,7 +22,7 @@ _QUEUE_ROWS = _PEAK_CONNECTIONS
 
 
 def measure(plan: Plan, folder: Path) -> dict[str, Any]:
-    """A record for each round: the peak, and what came of three times as much."""
+    """Return a record for each round: the peak rate, and the outcome of three times that rate."""
     folder.mkdir(parents=True)
     store = make_store(folder / "store", SHAPE, tenants=plan.tenants, rank=RANK)
     requests = write_requests(folder / "requests", SHAPE, Mix(plan.tenants), binary=False)

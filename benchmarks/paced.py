@@ -63,7 +63,7 @@ class Connection:
         return not self.unsent
 
     def receive(self) -> tuple[int, bool] | None:
-        """The status and whether there is a Retry-After, once the answer is whole. Raises `OSError`."""
+        """Return the status of a complete answer, and whether it has a Retry-After; raise `OSError`."""
         data = self.socket.recv(_CHUNK)
         if not data:
             raise ConnectionError
@@ -156,13 +156,13 @@ class PacedClient:
 
 
 def percentile(values: list[float], percent: float) -> float | None:
-    """The smallest value that at least `percent` of a hundred are not above; None where there are no values."""
+    """Return the smallest value that at least `percent` of the values do not exceed; None without values."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else None
 
 
 def _timer(interval: float) -> int:
-    """A descriptor that becomes readable every `interval` seconds (Python 3.11 has no call for it)."""
+    """Return a descriptor that becomes readable every `interval` seconds (Python 3.11 has no call for it)."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor: int = libc.timerfd_create(_MONOTONIC, os.O_NONBLOCK)
     nanoseconds = max(1, round(interval * 1e9))

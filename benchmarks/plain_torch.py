@@ -18,7 +18,7 @@ def train_alone(
     learning_rate: float = 0.01,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """A (O, R) and B (R, I) of the layer x·(W + A·B)ᵀ, its squared error brought down by AdamW; A starts at 0."""
+    """Return A (O, R) and B (R, I) of the layer x·(W + A·B)ᵀ, trained by AdamW on the squared error from A = 0."""
     generator = torch.Generator().manual_seed(seed)
     a_OR = torch.zeros(weight_OI.shape[0], rank)
     b_RI = torch.empty(rank, weight_OI.shape[1])

@@ -50,7 +50,7 @@ class Server:
         raise BenchFailed(f"{self._log.stem} did not get ready: {self._log.read_text()[-2000:]}")
 
     def tree(self) -> list[psutil.Process]:
-        """The server's processes, as they are now."""
+        """Return the current processes of the server."""
         return [self._process, *self._process.children(recursive=True)]
 
     def cpu_seconds(self) -> float:
@@ -122,7 +122,7 @@ def start_peer(name: str, logs: Path, **arguments: object) -> Server:
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment, one thread for linear algebra, none of our settings, no proxy."""
+    """Return an environment with one thread for linear algebra, none of our settings and no proxy."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -138,7 +138,7 @@ def exchange(port: int, request: bytes, *, seconds: float = 60) -> tuple[int, Me
 
 
 def converse(connection: socket.socket, request: bytes) -> tuple[int, Message, bytes]:
-    """The same on a connection that stays open."""
+    """Send a request on a connection that stays open."""
     connection.sendall(request)
     with HTTPResponse(connection) as response:
         response.begin()
@@ -146,12 +146,12 @@ def converse(connection: socket.socket, request: bytes) -> tuple[int, Message, b
 
 
 def get(path: str) -> bytes:
-    """A whole GET."""
+    """Return the bytes of a GET request."""
     return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port

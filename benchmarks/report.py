@@ -14,7 +14,7 @@ from benchmarks.service_rows import TITLES as ROWS
 
 
 def page(results: Results) -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [
         _head(results),
         _bars(results),
@@ -214,7 +214,7 @@ def _fits(results: Results) -> Iterable[str]:
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; numbers to the right of the first column."""
+    """Return a Markdown table, with numbers right-aligned after the first column."""
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

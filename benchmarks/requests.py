@@ -73,12 +73,12 @@ def binary_request(row_I: Any, adapter: str | None) -> bytes:
 
 
 def message(path: str, body: bytes, fields: str) -> bytes:
-    """A whole POST."""
+    """Return the bytes of a POST request."""
     return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{fields}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def write_requests(folder: Path, shape: Shape, mix: Mix, *, binary: bool) -> Path:
-    """The files that `wrk.lua` and the paced client draw from; returns the folder."""
+    """Write the files that `wrk.lua` and the paced client draw from, and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rows_NI = input_rows(shape)
     form = binary_request if binary else json_request

@@ -24,7 +24,7 @@ _CHECKED_REQUEST = 3
 
 
 def measure(plan: Plan, folder: Path) -> list[dict[str, Any]]:
-    """A record for each measurement, on all layers."""
+    """Return a record for each measurement, on all layers."""
     records: list[dict[str, Any]] = []
     for shape in (*plan.service_shapes, *plan.more_service_shapes):
         every = shape in plan.service_shapes

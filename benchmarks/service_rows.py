@@ -38,7 +38,7 @@ TITLES = {
 
 
 def rows_of(plan: Plan, *, every: bool) -> list[Row]:
-    """What is measured on a layer: every line, or the few that tell how the layer's width matters."""
+    """Return the measurements of a layer: all, or the few that depend on the layer's width."""
     base, one = Mix(None), Mix(1)
     uniform, zipf = Mix(plan.tenants), Mix(plan.tenants, zipf=True)
     many = Mix(plan.many_tenants, zipf=True)

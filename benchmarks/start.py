@@ -57,10 +57,7 @@ def _start_to_ready(store: Path) -> float:
 
 
 def _cold_loads(store: Path, plan: Plan, *, evict: bool) -> dict[str, list[float]]:
-    """An adapter's first answer and its second, in milliseconds, one after the other for many adapters.
-
-    With `evict` its bytes have to come from the disk: the page cache forgets them before the first answer.
-    """
+    """Return the milliseconds of the first and of the second answer of many adapters, one after the other."""
     server, _ = _start(store)
     rows_NI = input_rows(SHAPE)
     numbers = np.random.default_rng(11).permutation(plan.many_tenants)[: plan.cold_loads + _WARM_REQUESTS]

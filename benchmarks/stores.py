@@ -25,22 +25,22 @@ _MAKE_STORE = (
 
 
 def base_name(shape: Shape) -> str:
-    """What the service is told to load, for the layer that the peers make too."""
+    """Return the base layer that the service loads, which the peers create too."""
     return f"random:{shape.in_features},{shape.out_features},{SEED}"
 
 
 def load_base(shape: Shape) -> BaseLayer:
-    """The layer as the service has it."""
+    """Return the layer as the service loads it."""
     return load_base_layer(base_name(shape), device="cpu")
 
 
 def as_adapter(tenant: Factors) -> Adapter:
-    """A tenant's factors as the service keeps them."""
+    """Return a tenant's factors as the service stores them."""
     return Adapter(torch.from_numpy(tenant.a_OR), torch.from_numpy(tenant.b_RI), None, alpha=float(tenant.rank))
 
 
 def make_store(folder: Path, shape: Shape, *, tenants: int, rank: int) -> Path:
-    """A data folder in which that many adapters are published; returns it."""
+    """Return a data folder with that many published adapters; create it if it is missing."""
     folder.mkdir(parents=True)
     base = load_base(shape)
     catalog = Catalog(folder, now=time.time)
@@ -63,5 +63,5 @@ def make_store_of(root: Path, folder: Path, shape: Shape, *, tenants: int, rank:
 
 
 def memory_bytes(shape: Shape, rank: int) -> int:
-    """What the service counts one of these adapters as."""
+    """Return the bytes that the service counts for one of these adapters."""
     return as_adapter(factors(0, shape.in_features, shape.out_features, rank)).memory_bytes

@@ -25,7 +25,7 @@ class Factors:
 
 
 def name_of(number: int) -> str:
-    """What the tenant is called."""
+    """Return the name of the tenant."""
     return f"tenant-{number:05d}"
 
 

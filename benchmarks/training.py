@@ -35,7 +35,7 @@ _JSON = "Content-Type: application/json"
 
 
 def measure(plan: Plan, folder: Path) -> dict[str, Any]:
-    """The peak, and a record for each round: idle, then training."""
+    """Return the peak rate, and a record for each round: idle, then beside training."""
     folder.mkdir(parents=True)
     store = make_store(folder / "store", SHAPE, tenants=plan.tenants, rank=RANK)
     requests = write_requests(folder / "requests", SHAPE, Mix(plan.tenants), binary=False)
@@ -89,7 +89,7 @@ def _offer_half(server: Server, requests: Path, peak: float, plan: Plan) -> dict
 
 
 def _start_job(server: Server) -> str:
-    """A job that trains for minutes; returns its id once it runs."""
+    """Queue a job that trains for minutes, and return its id once it runs."""
     generator = np.random.default_rng(5)
     inputs_NI = generator.standard_normal((_ROWS, SHAPE.in_features)).round(3)
     targets_NO = generator.standard_normal((_ROWS, SHAPE.out_features)).round(3)

@@ -26,7 +26,7 @@ class Load:
 
 
 def require_wrk() -> str:
-    """The path of wrk; raises `BenchFailed` where there is none."""
+    """Return the path of wrk; raise `BenchFailed` if it is missing."""
     path = shutil.which("wrk")
     if path is None:
         raise BenchFailed(

@@ -33,7 +33,7 @@ class Digits:
     labels: Array
 
     def seen_by(self, scanner: Scanner) -> "Digits":
-        """The same digits, as that scanner delivers them."""
+        """Return the same digits as the new scanner delivers them."""
         return Digits(scanner(self.images), self.labels)
 
     def share_right(self, answers_N: Array) -> float:
@@ -42,7 +42,7 @@ class Digits:
 
 
 def load_digits() -> tuple[Digits, Digits]:
-    """The rows that may be trained on, and the held-out ones."""
+    """Return the rows for training, and the held-out rows."""
     with np.load(DATA_FILE, allow_pickle=False) as file:
         # Signed: 16 - x on bytes would be right for these images only.
         images_NI, labels_N = file["images"].astype(np.int16), file["labels"].astype(np.int64)
@@ -51,7 +51,7 @@ def load_digits() -> tuple[Digits, Digits]:
 
 
 def rotate_and_invert(images_NI: Array) -> Array:
-    """Turned by 90° anticlockwise, black for white."""
+    """Return the images turned by 90° anticlockwise, with black and white exchanged."""
     return (INK - np.rot90(images_NI.reshape(-1, 8, 8), axes=(1, 2))).reshape(-1, 64)
 
 

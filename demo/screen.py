@@ -20,7 +20,7 @@ class Screen:
             self._console.width = _PLAIN_WIDTH
 
     def chapter(self, title: str) -> None:
-        """A heading."""
+        """Print a heading."""
         self._console.print(f"\n[bold cyan]{title}[/]")
 
     def say(self, sentence: str) -> None:
@@ -35,7 +35,7 @@ class Screen:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """A spinner for as long as the block runs, or one line."""
+        """Show a spinner while the block runs, or print one line."""
         if not self._console.is_terminal:
             self.say(f"{what} …")
             yield
@@ -45,7 +45,7 @@ class Screen:
 
     @contextmanager
     def training_progress(self) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Yields a function that shows a job: as a bar that moves, or as a line for each new step."""
+        """Yield a function that displays a job: as a progress bar, or as a line for each new step."""
         if not self._console.is_terminal:
             yield self._print_step_once()
             return
@@ -60,7 +60,7 @@ class Screen:
             yield show
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A small table."""
+        """Print a small table."""
         table = Table(*headings, show_lines=True)
         for row in rows:
             table.add_row(*row)

@@ -93,7 +93,7 @@ class Service:
             raise DemoFailed(f"The service ended with code {code} and left {left_over} processes behind.")
 
     def log_tail(self, lines: int = 25) -> str:
-        """The last lines that it wrote, for when something went wrong."""
+        """Return the last lines of the service's log, to show after an error."""
         if not self._log.exists():
             return "(nothing was logged)"
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
@@ -107,10 +107,7 @@ def _free_port() -> int:
 
 
 def _members_of_session(session: int) -> list[int]:
-    """The live processes of a session, children that made a group of their own included.
-
-    Only Linux tells, in /proc; elsewhere the leader stands for its group.
-    """
+    """Return the live processes of a session, including children in process groups of their own."""
     if not (_PROC / "self" / "stat").exists():
         with suppress(ProcessLookupError):
             os.killpg(session, 0)
@@ -125,7 +122,7 @@ def _members_of_session(session: int) -> list[int]:
 
 
 def _wait_until_gone(members: list[int]) -> None:
-    """A killed process lives on for a moment, and until then it may hold its port and its locks."""
+    """Wait for the end of a killed process, which may hold its port and its locks for a moment."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and any(_state_and_session(pid)[0] not in "Z" for pid in members):
         time.sleep(0.01)

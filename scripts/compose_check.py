@@ -59,7 +59,7 @@ class CheckFailed(Exception):
 
 
 def expect(condition: object, message: str) -> None:
-    """Raises CheckFailed with `message` unless `condition` holds."""
+    """Raise CheckFailed with `message` unless `condition` holds."""
     if not condition:
         raise CheckFailed(message)
 
@@ -70,12 +70,12 @@ def say(message: str) -> None:
 
 
 def compose(*arguments: str, check: bool = True) -> None:
-    """Runs one `docker compose` command, its output going where ours goes."""
+    """Run one `docker compose` command, and pass its output on."""
     subprocess.run([*COMPOSE, *arguments], cwd=ROOT, env=ENVIRONMENT, check=check)
 
 
 def build() -> None:
-    """Builds the image; what the build prints matters only where it fails."""
+    """Build the image; show the output of the build only if it fails."""
     done = subprocess.run(
         [*COMPOSE, "--progress", "plain", "build"],
         cwd=ROOT,
@@ -91,7 +91,7 @@ def build() -> None:
 
 
 def read(*command: str) -> str:
-    """What one command prints."""
+    """Return the output of a command."""
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip()
 
@@ -104,7 +104,7 @@ def address() -> str:
 
 
 def train(service: httpx.Client, inputs: list[list[float]], classes: list[int]) -> str:
-    """Uploads a data set, trains the adapter `check` from it through the queue, and returns its digest."""
+    """Upload a data set, train the adapter `check` from it through the queue, and return its digest."""
     header = [*(f"x{column}" for column in range(len(inputs[0]))), *(f"is_{label}" for label in range(10))]
     lines = [",".join(header)]
     for row, label in zip(inputs, classes, strict=True):
@@ -151,7 +151,7 @@ def check_confinement() -> None:
 
 
 def check_metrics(service: httpx.Client) -> None:
-    """The one scrape shows both services, and what the trainer published."""
+    """Check that one scrape shows both services, and what the trainer published."""
     deadline = time.monotonic() + METRICS_SECONDS
     wanted = {'loraplex_processes{role="trainer"} 1.0', 'loraplex_adapters_published_total{source="job"} 1.0'}
     while not wanted <= set(service.get("/metrics").raise_for_status().text.splitlines()):
@@ -161,7 +161,7 @@ def check_metrics(service: httpx.Client) -> None:
 
 
 def check_hosts(service: httpx.Client) -> None:
-    """The service answers to its name in the stack and to no stranger's."""
+    """Check that the service accepts its name in the stack, and refuses another host name."""
     for host, status in (("api:8000", 200), ("evil.example", 403)):
         answer = service.get("/base", headers={"Host": host})
         expect(answer.status_code == status, f"GET /base of the host {host} answered {answer.status_code}")
@@ -192,7 +192,7 @@ def check_stop() -> None:
 
 
 def check() -> None:
-    """The whole story, from the build on."""
+    """Run all checks, from the build on."""
     started = time.monotonic()
     say("building the image: a minute or two where nothing is cached")
     build()

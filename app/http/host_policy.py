@@ -32,13 +32,13 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 # These two errors are here, because `app.settings` imports this module, which must not load the web framework.
 class HostNotAllowed(LoraplexError):
-    """The request is addressed to a host that is not this service's"""
+    """The request is addressed to a host that is not this service's."""
 
     code = "host_not_allowed"
 
 
 class CrossSite(LoraplexError):
-    """A web page of another host may not change or compute anything here"""
+    """A web page of another host may not change or compute anything here."""
 
     code = "cross_site"
 

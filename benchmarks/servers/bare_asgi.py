@@ -23,6 +23,7 @@ class BareApp:
         self._weight, self._bias = linear.weight.detach(), linear.bias.detach()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
         message = await receive()
         body = message["body"]
         while message["more_body"]:

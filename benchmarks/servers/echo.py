@@ -6,7 +6,7 @@ from benchmarks.servers.layer import arguments, run
 
 
 async def app(_scope: Any, receive: Any, send: Any) -> None:
-    """An ASGI application."""
+    """Answer every request with the same body (ASGI)."""
     body = b""
     more = True
     while more:

@@ -21,7 +21,7 @@ class Answer(BaseModel):
 
 
 def make_app(linear: nn.Linear) -> FastAPI:
-    """The application over one layer."""
+    """Return the application for one layer."""
     app = FastAPI()
 
     # async: on this little work the thread that a plain def runs in would cost more than it gives.

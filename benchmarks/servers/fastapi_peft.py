@@ -23,7 +23,7 @@ class Answer(BaseModel):
 
 
 def make_app(layer: PeftLayer) -> FastAPI:
-    """The application over one layer and its adapters."""
+    """Return the application for one layer and its adapters."""
     app = FastAPI()
 
     @app.post("/predict")

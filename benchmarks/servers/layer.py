@@ -12,7 +12,7 @@ SEED = 42
 
 
 def arguments() -> argparse.Namespace:
-    """What a peer is told: the port, the layer's shape and, where it has adapters, how many and of which rank."""
+    """Parse the arguments of a peer: port, shape of the layer, and number and rank of adapters if it has any."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--in-features", type=int, required=True)
@@ -24,7 +24,7 @@ def arguments() -> argparse.Namespace:
 
 
 def make_linear(in_features: int, out_features: int) -> nn.Linear:
-    """The layer that loraplex calls `random:IN,OUT,42`; one thread, no gradients."""
+    """Return the layer that loraplex calls `random:IN,OUT,42`; use one thread and no gradients."""
     torch.set_num_threads(1)
     linear = nn.Linear(in_features, out_features)
     generator = torch.Generator().manual_seed(SEED)

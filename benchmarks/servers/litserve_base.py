@@ -17,7 +17,7 @@ class LinearAPI(ls.LitAPI):
         self._shape = in_features, out_features
 
     def setup(self, device: str) -> None:
-        """Runs in the worker process."""
+        """Load the layer in the worker process."""
         self.linear = make_linear(*self._shape).to(device)
 
     def decode_request(self, request: dict[str, Any]) -> Any:
@@ -25,7 +25,7 @@ class LinearAPI(ls.LitAPI):
         return np.asarray(request["inputs"], dtype=np.float32)
 
     def batch(self, inputs: list[Any]) -> Any:
-        """The rows of all requests; every request here has one."""
+        """Return the rows of all requests; every request here has one."""
         return np.concatenate(inputs)
 
     def predict(self, x: Any) -> Any:
@@ -34,7 +34,7 @@ class LinearAPI(ls.LitAPI):
             return self.linear(torch.from_numpy(x)).numpy()
 
     def unbatch(self, output: Any) -> Any:
-        """A row for each request again."""
+        """Return one row for each request."""
         return list(output[:, None, :])
 
     def encode_response(self, output: Any) -> dict[str, Any]:

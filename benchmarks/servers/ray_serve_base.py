@@ -27,6 +27,7 @@ class Linear:
         self._linear = make_linear(in_features, out_features)
 
     async def __call__(self, request: Request) -> dict[str, Any]:
+        """Answer one request."""
         question = await request.json()
         return {"outputs": await self._forward(np.asarray(question["inputs"], dtype=np.float32))}
 

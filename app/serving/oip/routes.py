@@ -212,7 +212,7 @@ class IndexRequest(BaseModel):
 
 
 async def show_server() -> ServerMetadata:
-    """The service and the extensions of the protocol that it has."""
+    """Return the metadata of the service, with the protocol extensions that it supports."""
     return ServerMetadata(name="loraplex", version=version_of("loraplex-server"), extensions=models.EXTENSIONS)
 
 
@@ -228,14 +228,14 @@ async def ready(service: ServiceOf) -> dict[str, bool]:
 
 
 def show_model(name: str, service: ServiceOf, version: str | None = None) -> Metadata:
-    """What a model takes and gives, and its versions."""
+    """Return the metadata of a model: its inputs, its outputs and its versions."""
     _require(service, name, version)
     versions = [models.BASE_VERSION] if name == models.BASE_MODEL else service.catalog.version_numbers(name)
     return models.metadata(name, versions, service.base)
 
 
 def show_configuration(name: str, service: ServiceOf, version: str | None = None) -> Configuration:
-    """A model's configuration, in the form of Triton's."""
+    """Return the configuration of a model, in the form of Triton's."""
     _require(service, name, version)
     return models.configuration(name, service.base, max_rows=service.settings.max_rows)
 
@@ -247,21 +247,17 @@ def model_ready(name: str, service: ServiceOf, version: str | None = None) -> Mo
 
 
 async def post_infer(name: str, service: ServiceOf, version: str | None = None) -> Response:  # noqa: ARG001
-    """The rows are the tensor `inputs`, as JSON, or as bytes after the JSON (the binary tensor data extension).
-
-    `Inference-Header-Content-Length` says how many bytes the JSON has. With `classification` in the parameters of
-    `outputs` the answer is Triton's classes.
-    """
+    """Answer rows: the tensor `inputs`, in JSON or as binary data after the JSON (binary tensor data extension)."""
     return AsgiResponse(infer, service)
 
 
 def list_models(service: ServiceOf) -> list[IndexEntry]:
-    """The models, each with the version that its bare name means."""
+    """Return the models, each with its live version."""
     return _index(service, only_ready=False)
 
 
 async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEntry]:
-    """The models, or only those that are ready; the body may be left out."""
+    """Return the models, or only those that are ready; the body is optional."""
     body = await read_bytes(request)
     index_request = read_as(IndexRequest, parse_object(body) if body.strip() else {})
     return await run_in_threadpool(_index, service, only_ready=index_request.ready)
