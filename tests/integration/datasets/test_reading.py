@@ -121,11 +121,11 @@ _PARENT = """
 import sys
 from pathlib import Path
 from adapters.datasets.ingest import Format
-from adapters.datasets.ingest import Reading, raw_file
+from adapters.datasets.ingest import Ingestion, upload_file
 folder = Path(sys.argv[1])
-with raw_file(folder) as raw:
+with upload_file(folder) as raw:
     raw.write((folder / "slow").read_bytes())
-    Reading(raw, Format.PARQUET, memory_bytes=2**28, max_bytes=2**32).run(folder / "out")
+    Ingestion(raw, Format.PARQUET, memory_bytes=2**28, max_bytes=2**32).run(folder / "out")
 """
 
 
@@ -161,7 +161,7 @@ _MEASURED = """
 import resource, sys
 from pathlib import Path
 from adapters.datasets.ingest import Format
-from adapters.datasets.ingest import Reading, raw_file
+from adapters.datasets.ingest import Ingestion, upload_file
 from adapters.errors import InvalidDataset
 path = Path(sys.argv[1])
 with raw_file(path.parent) as raw:
