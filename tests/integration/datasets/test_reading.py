@@ -164,10 +164,10 @@ from adapters.datasets.ingest import Format
 from adapters.datasets.ingest import Ingestion, upload_file
 from adapters.errors import InvalidDataset
 path = Path(sys.argv[1])
-with raw_file(path.parent) as raw:
+with upload_file(path.parent) as raw:
     raw.write(path.read_bytes())
     try:
-        Reading(raw, Format(sys.argv[2]), memory_bytes=2**28, max_bytes=2**32).run(path.with_name("out"))
+        Ingestion(raw, Format(sys.argv[2]), memory_bytes=2**28, max_bytes=2**32).run(path.with_name("out"))
     except InvalidDataset as error:
         print(error.detail)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
