@@ -28,8 +28,8 @@ class TruncatedList(list[Any]):
     def __init__(self, first: list[Any], length: int, table: "NumberTable | None" = None) -> None:
         super().__init__(first)
         self.length = length
+        # The numbers or the first faults of a list of lists, as `matrix` needs them.
         self.table = table
-        """The numbers or the first faults of a list of lists, as `matrix` needs them."""
 
     def __len__(self) -> int:
         return self.length

@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 _CHECK_SECONDS = 1.0
+# Most seconds that one check may add, because the checking process may itself have been stopped.
 _MAX_STEP_SECONDS = 2.0
-"""Most seconds that one check may add, because the checking process may itself have been stopped."""
 
 
 def command(module: str, *arguments: str) -> list[str]:

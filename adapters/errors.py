@@ -36,8 +36,8 @@ from typing import ClassVar, NamedTuple, Self
 
 _MAX_VALUE_CHARACTERS = 100
 _MAX_DETAIL_CHARACTERS = 1500
+# Default of `given`. It is not None, because None is a null that a client sent.
 _NOT_GIVEN = object()
-"""Default of `given`. It is not None, because None is a null that a client sent."""
 MAX_BAD_ROWS = 20
 """Most rows of a data set that an error or a report lists."""
 
@@ -76,8 +76,8 @@ class LoraplexError(Exception):
         self.row = row
         self.given = given
         self.expected = expected
+        # Whether the change may have been stored despite this error.
         self.outcome_unknown = outcome_unknown
-        """Whether the change may have been stored despite this error."""
 
     @classmethod
     def title(cls) -> str:

@@ -4,8 +4,8 @@ import json
 
 from adapters.errors import DuplicateKey, NotJson
 
+# Most digits of an integer. Longer ones exceed float64 anyway, and Python refuses to convert more than 4,300.
 _MAX_DIGITS = 400
-"""Most digits of an integer. Longer ones exceed float64 anyway, and Python refuses to convert more than 4,300."""
 
 
 def parse(text: bytes | bytearray, *, what: str = "the body") -> object:

@@ -22,8 +22,8 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from app.observability.tracing import Tracing
 
+# Folder, in the data folder, of the checkpoints of running fits.
 CHECKPOINTS = "checkpoints"
-"""Folder, in the data folder, of the checkpoints of running fits."""
 _MAX_LISTED = 5
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
 from adapters.storage.blobs import FolderBlobs
 
+# Largest adapter that the event loop loads itself: reading and checking it takes about 0.2 ms.
 _SMALL_BYTES = 2**17
-"""Largest adapter that the event loop loads itself: reading and checking it takes about 0.2 ms."""
 
 
 class AdapterCache:
@@ -26,8 +26,8 @@ class AdapterCache:
         self._blobs = blobs
         self._budget = budget_bytes
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
+        # Memory of the cached adapters.
         self.bytes = 0
-        """Memory of the cached adapters."""
         self.evictions = 0
         # Two counters, because two threads count.
         self._read_loads = self._cached_loads = 0

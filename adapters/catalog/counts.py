@@ -14,8 +14,8 @@ from adapters.storage.database import SqliteDatabase
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
 from adapters.storage.schema import adapters, aliases, dataset_versions, datasets, jobs, versions
 
+# Names in one read transaction of about ten milliseconds, during which no other process can commit.
 _NAMES_AT_ONCE = 10_000
-"""Names in one read transaction of about ten milliseconds, during which no other process can commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Version
 from adapters.names import Reference
 
+# References. Above this number a snapshot stops caching, so that a client cannot fill memory with names.
 _MAX_CACHED = 100_000
-"""References. Above this number a snapshot stops caching, so that a client cannot fill memory with names."""
 
 
 class Snapshot:

@@ -16,15 +16,15 @@ import pyarrow.compute as pc
 from adapters.errors import InvalidDataset, shorten
 
 MAX_COLUMNS = 16_384
+# Most characters of a column's name.
 MAX_NAME_CHARACTERS = 200
-"""Most characters of a column's name."""
+# Bytes of text that are read at once.
 TEXT_BLOCK_BYTES = 2**23
-"""Bytes of text that are read at once."""
+# Most bytes of one row, as text and as stored. At most a few such rows are in memory.
 MAX_ROW_BYTES = 2**24
-"""Most bytes of one row, as text and as stored. At most a few such rows are in memory."""
 
+# Callback for each cell that was left out: its row, counted from the start of the file, its column, and the reason.
 ReportUnreadable: TypeAlias = Callable[[int, str, str], None]
-"""Callback for each cell that was left out: its row, counted from the start of the file, its column, and the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

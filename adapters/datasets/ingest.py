@@ -44,6 +44,7 @@ class Format(StrEnum):
     """A zip of NumPy arrays."""
 
 
+# Formats by media type. Some formats have two names in use.
 CONTENT_TYPES: Mapping[str, Format] = {
     "text/csv": Format.CSV,
     "application/x-ndjson": Format.JSON_LINES,
@@ -54,7 +55,6 @@ CONTENT_TYPES: Mapping[str, Format] = {
     "application/x-npz": Format.NPZ,
     "application/zip": Format.NPZ,
 }
-"""Formats by media type. Some formats have two names in use."""
 
 
 _MAX_MEMORY_BYTES = 2**30

@@ -30,8 +30,8 @@ from adapters.storage.schema import DEFAULT_TENANT as TENANT
 from adapters.storage.schema import dataset_versions as versions
 from adapters.storage.schema import datasets
 
+# Callback with whether the name exists, and the digest of its newest version. It may raise `PreconditionFailed`.
 Precondition = Callable[[bool, str | None], None]
-"""Callback with whether the name exists, and the digest of its newest version. It may raise `PreconditionFailed`."""
 _DATASET_TENANT = datasets.c.tenant == TENANT
 _VERSION_TENANT = versions.c.tenant == TENANT
 # Lists do not read the reports, which are long for wide data sets.

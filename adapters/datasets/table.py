@@ -30,8 +30,8 @@ from adapters.errors import MAX_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, Out
 _MAX_NAMES_LISTED = 20
 _PREVIEW_BYTES = 2**23
 _MAX_READERS = 8
+# Most bytes of text in a column of names: they are encoded in memory, and Arrow's text arrays end at 2 GiB.
 _MAX_TEXT_BYTES = 2**29
-"""Most bytes of text in a column of names: they are encoded in memory, and Arrow's text arrays end at 2 GiB."""
 
 # Arrow's default allocator keeps freed memory, and this process goes on to answer requests.
 pa.set_memory_pool(pa.system_memory_pool())

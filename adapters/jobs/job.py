@@ -101,11 +101,11 @@ class JobState:
         return not TRANSITIONS[self.status]
 
 
+# Number of the newest lines of a job's log that are kept.
 MAX_LOG_LINES = 200
-"""Number of the newest lines of a job's log that are kept."""
 _MAX_LINE_CHARACTERS = 500
+# Sorts after every character of an id.
 _AFTER_ALL = "\U0010ffff"
-"""Sorts after every character of an id."""
 _STATE = [jobs.c[name] for name in JobState.__dataclass_fields__]
 _LISTED = [column for column in jobs.c if column.name not in ("history", "log")]
 

@@ -20,27 +20,25 @@ from adapters.strict_json import DECODER, nested_too_deeply, parse_text, repeate
 
 MAX_KEYS = 10_000
 """Most keys of one object. A valid object has a few dozen, apart from free parameters."""
+# Most entries of a list whose first entry is an object. A valid list has one or two tensors.
 _MAX_OBJECTS = 1000
-"""Most entries of a list whose first entry is an object. A valid list has one or two tensors."""
+# Levels of nesting at which tables are converted. The scanner reads a deeper value as a whole.
 _MAX_TABLE_DEPTH = 5
-"""Levels of nesting at which tables are converted. The scanner reads a deeper value as a whole."""
+# Numbers and rows that are collected before they are converted to float32.
 _BATCH_NUMBERS = 2**16
-"""Numbers and rows that are collected before they are converted to float32."""
+# Characters of rows that are collected before they are converted: rows of nested lists may have few entries.
 _BATCH_CHARACTERS = 2**21
-"""Characters of rows that are collected before they are converted: rows of nested lists may have few entries."""
+# Most rows of a table whose rows have no known length, unless the caller allows longer lists.
 _MAX_ROWS = 2**20
-"""Most rows of a table whose rows have no known length, unless the caller allows longer lists."""
+# Name of the field with one row for each row of the field `_LABELS_FIELD` of the same object.
 _INPUTS_FIELD = "inputs"
-"""Name of the field with one row for each row of the field `_LABELS_FIELD` of the same object."""
+# Name of a field whose rows may be lists of labels. If they are not numbers, the list is read as a whole.
 _LABELS_FIELD = "targets"
-"""Name of a field whose rows may be lists of labels. If they are not numbers, the list is read as a whole."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 _EXACT_SCAN: Any = DECODER.scan_once  # type: ignore[attr-defined]  # typeshed leaves it out
+# Scanner like `_EXACT_SCAN`, but faster: it makes no Python call for each integer.
+# It raises `ValueError` for an integer with thousands of digits, which `_EXACT_SCAN` reads.
 _QUICK_SCAN: Any = json.JSONDecoder(object_pairs_hook=DECODER.object_pairs_hook).scan_once  # type: ignore[attr-defined]
-"""Scanner like `_EXACT_SCAN`, but faster: it makes no Python call for each integer.
-
-It raises `ValueError` for an integer with thousands of digits, which `_EXACT_SCAN` reads.
-"""
 
 
 class _MalformedError(Exception):
@@ -103,8 +101,8 @@ class _Parser:
         self._text = text
         self._columns = columns
         self._longest = longest
+        # Rows of the tables in `columns` that have been read.
         self._row_counts: dict[str, int] = {}
-        """Rows of the tables in `columns` that have been read."""
 
     def read(self) -> object:
         """Return the value of the whole text."""
@@ -252,8 +250,8 @@ class _TableBuilder:
         self._batch: list[Any] = []
         self._batch_numbers = 0
         self._batch_characters = 0
+        # Float32 numbers of the rows so far. It grows in place: parts that are joined are in memory twice.
         self._numbers = bytearray()
-        """Float32 numbers of the rows so far. It grows in place: parts that are joined are in memory twice."""
         self._count = 0
         self._first: Any = None
         self._table = NumberTable()

@@ -25,8 +25,8 @@ MEMORY_BYTES = 640 * 2**20
 _MODULE = "adapters.large_json.reader_process"
 _MAX_SECONDS = 120.0
 _CHUNK_BYTES = 2**20
+# Bytes of what a process wrote to standard error that are logged.
 _STDERR_KEPT = 4000
-"""Bytes of what a process wrote to standard error that are logged."""
 _SECONDS_TO_END = 1.0
 _ATTEMPTS = 2
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

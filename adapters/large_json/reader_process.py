@@ -30,10 +30,10 @@ PLAIN, LINES, LONG = range(3)
 """Encoding of a list: entries in the head, entries in the lines after the head, or a `TruncatedList`."""
 _MAX_PLAIN_ENTRIES = 1000
 _ENTRIES_PER_LINE = 5000
+# Entries that are kept of a list that is cut, which is enough for an error message.
 _ENTRIES_KEPT = 100
-"""Entries that are kept of a list that is cut, which is enough for an error message."""
+# Most characters of a string that is not in a long list; more are cut in an error message.
 _MAX_TEXT_CHARACTERS = 2**16
-"""Most characters of a string that is not in a long list; more are cut in an error message."""
 
 
 _CONTAINERS = {list, dict, TruncatedList}

@@ -12,8 +12,8 @@ from torch import Tensor
 from adapters.lora.adapter import RECORD, Adapter
 from adapters.lora.base_layer import BaseLayer
 
+# Most rows times rank for the kernel if all rows use one adapter. Beyond it, two GEMMs are faster.
 _KERNEL_MAX_RANK_ROWS = 512
-"""Most rows times rank for the kernel if all rows use one adapter. Beyond it, two GEMMs are faster."""
 _NO_TERM = RECORD.pack(0, 0, 0, 0, 0.0)
 
 

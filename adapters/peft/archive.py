@@ -14,8 +14,8 @@ from adapters.peft.weights import TENSOR_FILE
 _IGNORED = "README.md"
 _FILES = (CONFIG_FILE, TENSOR_FILE)
 _MAX_ENTRIES, _MAX_DIRECTORY_BYTES, _END_BYTES = 8, 64 * 1024, 22
+# Earliest time in a zip. It is fixed, so that archives of the same adapter have the same bytes.
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Earliest time in a zip. It is fixed, so that archives of the same adapter have the same bytes."""
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:

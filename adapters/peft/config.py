@@ -18,6 +18,7 @@ MAX_CONFIG_BYTES = 2**19
 Number = TypeVar("Number", int, float)
 
 _LITERAL_PATH = re.compile(r"[A-Za-z0-9_.-]+")
+# Keys that do not change the answers of a loaded adapter. `target_modules` may be a regex, which is never run.
 _KEYS_WITHOUT_EFFECT = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -30,7 +31,6 @@ _KEYS_WITHOUT_EFFECT = {
     "target_modules",
     "task_type",
 }
-"""Keys that do not change the answers of a loaded adapter. `target_modules` may be a regex, which is never run."""
 _KEYS_READ = {
     "alpha_pattern",
     "init_lora_weights",

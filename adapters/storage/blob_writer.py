@@ -31,16 +31,16 @@ from adapters.storage.blobs import Content, FolderBlobs, blob_key, storage_error
 from adapters.storage.database import SqliteDatabase
 from adapters.storage.schema import batched, catalog, pending_blobs
 
+# Folder, in the data folder, of the owners' lock files.
 WRITERS = "writers"
-"""Folder, in the data folder, of the owners' lock files."""
 _LOCK_SUFFIX = ".lock"
 _KEYS_AT_ONCE = 8
 _REPLACE = (
     sa.update(pending_blobs).where(pending_blobs.c.key == sa.bindparam("used")).values(key=sa.bindparam("next_key"))
 )
 
+# Returns those of some blobs' names that rows refer to.
 References = Callable[[Connection, Sequence[str]], Collection[str]]
-"""Returns those of some blobs' names that rows refer to."""
 
 
 class Upload:
@@ -49,12 +49,12 @@ class Upload:
     def __init__(self, new_name: Callable[[], str], blobs: FolderBlobs) -> None:
         self._new_name = new_name
         self._blobs = blobs
+        # Names of the blobs that were written, or begun.
         self.names: list[str] = []
-        """Names of the blobs that were written, or begun."""
+        # Key that took the place of each published blob's key.
         self.next_keys: dict[str, str] = {}
-        """Key that took the place of each published blob's key."""
+        # Whether a pending row was gone.
         self.is_lost = False
-        """Whether a pending row was gone."""
 
     def write(self, content: Content) -> str:
         """Store `content` durably and return its name. Raises what `FolderBlobs.write` and the database raise."""

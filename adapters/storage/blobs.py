@@ -18,12 +18,12 @@ from typing import BinaryIO, TypeAlias
 from adapters.errors import BlobCorrupt, LoraplexError, StorageFailed, StorageFull
 from adapters.storage.quarantine import Quarantine
 
+# Bytes, or a function that writes them to a file.
 Content: TypeAlias = bytes | Callable[[BinaryIO], object]
-"""Bytes, or a function that writes them to a file."""
+# Folder, in the data folder, of the blobs.
 BLOBS = "blobs"
-"""Folder, in the data folder, of the blobs."""
+# File in that folder that says which catalogue it belongs to (`adapters.storage.store_identity`).
 STORE_ID = "store-id"
-"""File in that folder that says which catalogue it belongs to (`adapters.storage.store_identity`)."""
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _FAILED = {errno.EIO, errno.EROFS, *_FORBIDDEN}

@@ -37,16 +37,16 @@ _BUSY_MILLISECONDS = 15_000
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# Messages of SQLite and Python, without an error code, about a truncated or overwritten file.
 _DAMAGED_WORDS = ("unsupported file format", "no such table", "Could not decode to UTF-8")
-"""Messages of SQLite and Python, without an error code, about a truncated or overwritten file."""
 _FAILED = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL}
+# Codes of a COMMIT that is certainly rolled back: they come from what precedes the truncation of the journal.
 _UNDONE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE}
-"""Codes of a COMMIT that is certainly rolled back: they come from what precedes the truncation of the journal."""
 _UNKNOWN = "it is unknown whether the change was stored; look before you repeat it"
 _PROBE_BYTES = 2**18
 
+# The call with which SQLite syncs.
 _sync = getattr(os, "fdatasync", os.fsync)
-"""The call with which SQLite syncs."""
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+# Largest part of the file system that quarantined files may take.
 SHARE_OF_DISK = 0.05
-"""Largest part of the file system that quarantined files may take."""
 DEFAULT_DAYS = 7
 _TIME = "%Y%m%dT%H%M%SZ"
 _TIME_LENGTH = len("20261129T154501Z")

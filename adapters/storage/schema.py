@@ -6,12 +6,12 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
+# Tenant of every root row until there are keys.
 DEFAULT_TENANT = "default"
-"""Tenant of every root row until there are keys."""
+# 64 bits on every database. SQLite's INTEGER has them, and only it can number the rows of a table.
 BIG_INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-"""64 bits on every database. SQLite's INTEGER has them, and only it can number the rows of a table."""
+# Text that every database orders by its bytes.
 NAME = sa.String().with_variant(sa.String(collation="C"), "postgresql")
-"""Text that every database orders by its bytes."""
 _ITEMS_AT_ONCE = 500
 
 Item = TypeVar("Item")

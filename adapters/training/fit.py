@@ -32,8 +32,8 @@ from adapters.training.gradient.training_loop import CheckpointOptions, HeldOut,
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import Loss, TrainingSpec
 
+# Share of the base layer's loss above which the sums give a loss to about twelve digits.
 _MIN_LOSS_SHARE = 1e-3
-"""Share of the base layer's loss above which the sums give a loss to about twelve digits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ from adapters.training.limits import MAX_STACK_GROUPS, STACK_NUMBERS
 from adapters.training.planning.split import SplitBy
 from adapters.training.settings import TrainingSpec
 
+# Told of a stack's step, and of the mean of its groups' losses.
 Progress = Callable[[int, float], None]
-"""Told of a stack's step, and of the mean of its groups' losses."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from adapters.lora.adapter import scaling_of
 from adapters.training.limits import MAX_STEPS
 from adapters.training.planning.split import Split
 
+# Class weights that give every class of the training rows the same total weight.
 BALANCED = "balanced"
-"""Class weights that give every class of the training rows the same total weight."""
+# Value of a setting that the data decide.
 AUTO: Literal["auto"] = "auto"
-"""Value of a setting that the data decide."""
 Auto = Literal["auto"]
 
 
@@ -234,8 +234,8 @@ def _plain(value: object) -> object:
     return {"adapter": value.adapter} if isinstance(value, AdapterSource) else value
 
 
+# Every setting under `training` in a request, by name.
 SETTINGS = settings_of(RequestedSettings)
-"""Every setting under `training` in a request, by name."""
 _default = {name: setting.default for name, setting in SETTINGS.items()}
 
 

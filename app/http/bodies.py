@@ -21,21 +21,21 @@ from app.http.errors import (
 )
 
 JSON = "application/json"
+# Model, in the endpoint table, of a body that is not JSON.
 BINARY = bytes
-"""Model, in the endpoint table, of a body that is not JSON."""
+# Largest JSON of a number, with its comma and the white space around it, in bytes.
 NUMBER_BYTES = 64
-"""Largest JSON of a number, with its comma and the white space around it, in bytes."""
+# Bytes that a JSON body may have besides its numbers and labels.
 LEAST_LIMIT_BYTES = 2**21
-"""Bytes that a JSON body may have besides its numbers and labels."""
+# Freed memory is returned to the system after a body of this size or more.
 LARGE_BYTES = 2**20
-"""Freed memory is returned to the system after a body of this size or more."""
 _SECONDS_BETWEEN_TRIMS = 1.0
 _UNQUEUED_JSON_BYTES = 2**14
+# A thread parses this much in about 50 ms, and holds the interpreter lock meanwhile.
 _THREAD_JSON_BYTES = 2**19
-"""A thread parses this much in about 50 ms, and holds the interpreter lock meanwhile."""
 _LONGEST_LIST = 10_000
+# Longest wait of a large body for the reader process, because reading another body may take minutes.
 _MAX_WAIT_SECONDS = 30.0
-"""Longest wait of a large body for the reader process, because reading another body may take minutes."""
 Model = TypeVar("Model", bound=BaseModel)
 
 

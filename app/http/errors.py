@@ -35,8 +35,8 @@ from app.observability.records import NOT_ANSWERED
 _OBJECTS = ("model_type", "model_attributes_type", "dict_type")
 _NUMBERS = ("int_type", "float_type")
 _BOUNDS = ("greater_than", "less_than", "too_long", "too_short")
+# Longest name that is compared with the known fields, because the comparison of a long one takes long.
 _MAX_COMPARED_CHARACTERS = 100
-"""Longest name that is compared with the known fields, because the comparison of a long one takes long."""
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
 
@@ -95,6 +95,7 @@ class InternalError(LoraplexError):
     code = "internal_error"
 
 
+# Status of every code that an answer can have. The other codes are in `JOB_CODES`.
 STATUS: Mapping[str, int] = {
     "not_http": 400,
     "not_json": 400,
@@ -153,8 +154,8 @@ STATUS: Mapping[str, int] = {
     "too_many_open_files": 503,
     "storage_full": 507,
 }
-"""Status of every code that an answer can have. The other codes are in `JOB_CODES`."""
 
+# Codes of errors outside a request: in a job's `error`, or at the start of a process.
 JOB_CODES = frozenset(
     {
         "adapter_deleted",
@@ -171,7 +172,6 @@ JOB_CODES = frozenset(
         "worker_died",
     }
 )
-"""Codes of errors outside a request: in a job's `error`, or at the start of a process."""
 
 
 class ProblemResponse(Response):

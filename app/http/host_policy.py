@@ -14,10 +14,10 @@ from contextlib import suppress
 from adapters.errors import LoraplexError, shorten
 
 ALWAYS_ALLOWED = frozenset({"localhost", "127.0.0.1", "::1"})
+# Entry of the setting `ALLOWED_HOSTS` that allows every host.
 ANY_HOST = "*"
-"""Entry of the setting `ALLOWED_HOSTS` that allows every host."""
+# Methods that neither change nor compute anything here.
 SAFE_METHODS = frozenset({"GET", "HEAD"})
-"""Methods that neither change nor compute anything here."""
 _HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 _HEALTH_PREFIX = "/v2/health/"
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.*)", re.DOTALL)

@@ -21,8 +21,8 @@ from adapters.errors import CatalogBusy, QueueFull
 from adapters.jobs.job import TRANSITIONS, JobState, JobStatus
 from adapters.jobs.queue import JobQueue
 
+# Streams that one worker holds open.
 MAX_SUBSCRIBERS = 256
-"""Streams that one worker holds open."""
 _POLL_SECONDS = 0.25
 _HEARTBEAT_SECONDS = 10.0
 _HEARTBEAT = format_sse_event(comment="heartbeat")
@@ -126,10 +126,10 @@ class JobEvents:
         self._changes = queue.watch()
         self._draining = draining
         self._subscriptions: set[Subscription] = set()
+        # Number of subscriptions since the start, with those that have ended.
         self._subscription_count = 0
-        """Number of subscriptions since the start, with those that have ended."""
+        # Change number of the catalogue and count of subscriptions at the last poll.
         self._polled = (0, 0)
-        """Change number of the catalogue and count of subscriptions at the last poll."""
         self._poller: asyncio.Task[None] | None = None
 
     def close(self) -> None:

@@ -131,10 +131,10 @@ class _Exchange:
         self.headers = dict(scope["headers"])
         self.request_id = request_id_of(self.headers)
         self.state["request_id"] = self.request_id.decode()
+        # Set when the head of the request is accepted.
         self.endpoint: Endpoint | None = None
-        """Set when the head of the request is accepted."""
+        # Status of the answer; 0 until it has begun.
         self.status = 0
-        """Status of the answer; 0 until it has begun."""
         self._receive = receive
         self._send = send
         self._body_limit = body_limit

@@ -10,8 +10,8 @@ from adapters.errors import PreconditionFailed
 _STRONG_TAG = re.compile(r'(?:^|[\s,])"([\x21\x23-\x7e\x80-\xff]*)"(?=$|[\s,])')
 _ANY = re.compile(r"(?:^|,)\s*\*\s*(?:,|$)")
 
+# Called with whether the name exists and the digest of its live version; raises `PreconditionFailed`.
 Precondition = Callable[[bool, str | None], None]
-"""Called with whether the name exists and the digest of its live version; raises `PreconditionFailed`."""
 
 
 def etag(digest: str) -> str:

@@ -32,10 +32,10 @@ MULTIPART, ZIP = "multipart/form-data", "application/zip"
 _FILES = (TENSOR_FILE, CONFIG_FILE)
 _IGNORED_FILE = "README.md"
 _MAX_FORM_PARTS = 8
+# Longest JSON of a label: a character outside the basic plane is written in twelve bytes.
 _LABEL_BYTES = 16 * MAX_LABEL_CHARACTERS
-"""Longest JSON of a label: a character outside the basic plane is written in twelve bytes."""
+# Lists are counted only in larger bodies, because smaller ones are parsed quickly.
 _UNCOUNTED_BYTES = 2**19
-"""Lists are counted only in larger bodies, because smaller ones are parsed quickly."""
 _WRITE_BYTES = 2**20
 
 

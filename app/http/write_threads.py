@@ -19,8 +19,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _THREADS = 16
 _MAX_WAITING = 200
+# Longest wait of a call for a thread, equal to that of a thread for the lock.
 _TIMEOUT_SECONDS = 15.0
-"""Longest wait of a call for a thread, equal to that of a thread for the lock."""
 
 
 class WriteThreads:
@@ -40,8 +40,8 @@ class WriteThreads:
         self._timeout_seconds = timeout_seconds
         self._monotonic = monotonic
         self._waiting = 0
+        # Monotonic time at which a call last found the catalogue locked.
         self._locked_at = -float("inf")
-        """Monotonic time at which a call last found the catalogue locked."""
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` in a thread; raise `CatalogBusy` if too many calls wait, or if this one waits too long."""

@@ -17,14 +17,14 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from app.settings import LogFormat
 
+# Formats the fields of an event, in their order, as a line without its line feed.
 Render = Callable[[MutableMapping[str, Any]], bytes]
-"""Formats the fields of an event, in their order, as a line without its line feed."""
 _FIRST = ("timestamp", "level", "event", "logger", "process")
 _COLUMN = 30
+# Characters that could begin a line or control a terminal, and their escaped form.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {0x2028: "\\u2028", 0x2029: "\\u2029"}
-"""Characters that could begin a line or control a terminal, and their escaped form."""
+# Characters that JSON does not escape, and that some readers take for the end of a line.
 _LINE_ENDS = {"\x85".encode(): b"\\u0085", "\u2028".encode(): b"\\u2028", "\u2029".encode(): b"\\u2029"}
-"""Characters that JSON does not escape, and that some readers take for the end of a line."""
 
 log = logging.getLogger(__name__)
 

@@ -35,8 +35,8 @@ class Observer:
         self._request_log = request_log
         self._tracing = tracing
         # Arrays, because thousands of float objects would displace from the processor's cache what a batch needs.
+        # Seconds of requests by route, method and status.
         self._durations: dict[tuple[str, str, int], array[float]] = {}
-        """Seconds of requests by route, method and status."""
         self._queue_seconds = array("d")
         self._batches: list[BatchRecord] = []
         self._fallbacks: Counter[str] = Counter()

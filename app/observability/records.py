@@ -9,16 +9,16 @@ from adapters.names import Reference
 if TYPE_CHECKING:
     from app.serving.queue_entry import QueueEntry
 
+# First status of a failed request.
 FAILED = 400
-"""First status of a failed request."""
+# Status recorded for a request without an answer, because its client disconnected or the service stopped.
 NOT_ANSWERED = 499
-"""Status recorded for a request without an answer, because its client disconnected or the service stopped."""
+# Error code recorded for such a request.
 NO_ANSWER = "not_answered"
-"""Error code recorded for such a request."""
+# Route recorded for a path that has none, and method recorded for a method that does not exist.
 OTHER = "other"
-"""Route recorded for a path that has none, and method recorded for a method that does not exist."""
+# Largest number of recorded characters of a path, which clients choose.
 LONGEST_PATH = 200
-"""Largest number of recorded characters of a path, which clients choose."""
 
 
 class Timespan(NamedTuple):

@@ -18,8 +18,8 @@ from app.settings import LogRequests
 
 _MOST_WAITING_BYTES = 2**20
 _AT_ONCE_BYTES = 2**16
+# PIPE_BUF: a write of at most this size is not mixed with those of other processes.
 _AT_ONCE_BYTES_PIPE = 4096
-"""PIPE_BUF: a write of at most this size is not mixed with those of other processes."""
 
 
 class LineWriter:
@@ -81,9 +81,9 @@ class LineWriter:
             self._waiting -= len(part)
 
 
+# Largest number of lines a second for successful requests, and the same for failed ones. A line costs a fifth of a fast
+# answer.
 MOST_A_SECOND = 1000
-"""Largest number of lines a second for successful requests, and the same for failed ones. A line costs a fifth of a
-fast answer."""
 _SECONDS_TO_CLOSE = 1.0
 _LOGGER = "app.requests"
 _LEVELS = {level: logging.getLevelName(level).lower() for level in (logging.INFO, logging.WARNING, logging.ERROR)}
@@ -106,8 +106,8 @@ class RequestLog:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._render, self._writer, self._process, self._clock = render, writer, process, clock
+        # Indexed by whether a request failed, as `_room` is.
         self._is_wanted = wanted is LogRequests.ALL, wanted is not LogRequests.NONE
-        """Indexed by whether a request failed, as `_room` is."""
         self._room = [float(MOST_A_SECOND * is_wanted) for is_wanted in self._is_wanted]
         self._left_out = 0
         self._left_out_since = self._flushed = clock()

@@ -10,8 +10,8 @@ from adapters.errors import LoraplexError
 from app.http.errors import JOB_CODES, MEDIA_TYPE, RETRY_AFTER_SECONDS, STATUS
 from app.http.schemas.datasets import BadRowBody
 
+# Statuses with a `Retry-After` header.
 RETRIED = (429, 503)
-"""Statuses with a `Retry-After` header."""
 _EXAMPLE: dict[str, Any] = {
     "type": "urn:loraplex:not_finite",
     "title": "A number is not finite as float32",

@@ -5,10 +5,10 @@ import signal
 import threading
 from collections.abc import Callable
 
+# Exit status (sysexits.h) of a child that cannot start with these settings, so that a restart is useless.
 EXIT_CONFIG = 78
-"""Exit status (sysexits.h) of a child that cannot start with these settings, so that a restart is useless."""
+# Argument of the worker that logs the warnings at the start of a service.
 FIRST_WORKER = "first"
-"""Argument of the worker that logs the warnings at the start of a service."""
 
 
 def on_parent_exit(action: Callable[[], None]) -> None:

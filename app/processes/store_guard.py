@@ -24,13 +24,11 @@ from adapters.storage.store_identity import (
 )
 from app.settings import Settings, make_data_dir
 
+# Folder, in the data folder, with a locked file for each `serve` and `trainer` that runs.
+# An unlocked file belongs to a process that did not end cleanly.
 RUNNING = "running"
-"""Folder, in the data folder, with a locked file for each `serve` and `trainer` that runs.
-
-An unlocked file belongs to a process that did not end cleanly.
-"""
+# A larger catalogue is checked in the background, and only after an unclean end.
 MAX_BYTES_AT_START = 256 * 2**20
-"""A larger catalogue is checked in the background, and only after an unclean end."""
 _SECONDS_BETWEEN_PURGES = 3600.0
 
 log = logging.getLogger(__name__)

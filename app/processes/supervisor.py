@@ -16,8 +16,8 @@ from app.settings import Settings, SettingsError, as_environment, make_data_dir
 _POLL_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.5
+# A child that ran this long before it died is restarted without a pause.
 _STEADY_SECONDS = 30.0
-"""A child that ran this long before it died is restarted without a pause."""
 
 log = logging.getLogger(__name__)
 

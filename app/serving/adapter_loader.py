@@ -17,9 +17,9 @@ from adapters.names import Reference
 from app.serving.queue_entry import QueueEntry, Resolution
 
 _THREADS = 1
+# Time for which a batch reads adapters from the page cache on the event loop. A switch to a thread takes several times
+# as long as reading one.
 _INLINE_SECONDS = 0.001
-"""Time for which a batch reads adapters from the page cache on the event loop. A switch to a thread takes several times
-as long as reading one."""
 _REPORT_SECONDS = 0.002
 
 K = TypeVar("K", bound=Hashable)

@@ -28,11 +28,10 @@ from app.serving.response import MEMBERS_FORMAT, write_many_numbers, write_optio
 EndpointHandler = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
 
+# Largest body, about half a millisecond of parsing, that is read on the event loop. A thread reads larger ones.
 MAX_INLINE_BYTES = 2**18
-"""Largest body, about half a millisecond of parsing, that is read on the event loop. A thread reads larger ones."""
+# Largest body for the fast parser, which holds the interpreter lock for about 60 ms then. A process reads larger ones.
 MAX_FAST_JSON_BYTES = 2**24
-"""Largest body for the fast parser, which holds the interpreter lock for about 60 ms then. A process reads larger
-ones."""
 JSON_TYPE = JSON.encode()
 _CONTENT_TYPE = (b"content-type", JSON_TYPE)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")

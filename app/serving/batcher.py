@@ -26,19 +26,19 @@ from app.serving.adapter_loader import AdapterLoader, CacheStats
 from app.serving.queue_entry import BatchRecord, Disconnected, EntrySlice, InferenceResult, QueueEntry
 from app.serving.request import InferenceRequest
 
+# Largest batch, about 3 ms of work, that is computed on the event loop. A smaller one costs less than the switch to a
+# thread.
 _INLINE_MULTIPLICATIONS = 2**26
-"""Largest batch, about 3 ms of work, that is computed on the event loop. A smaller one costs less than the switch to a
-thread."""
 _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_LOCK_SECONDS = 5.0
 _LOCK_RETRY_SECONDS = 0.001
 _REFUSAL_SECONDS = 0.002
+# Refusals are sent 2 ms apart, with a delay of at most 1 s: refused clients retry immediately, and each refusal takes
+# time from the requests in the queue.
 _LONGEST_REFUSAL_SECONDS = 1.0
-"""Refusals are sent 2 ms apart, with a delay of at most 1 s: refused clients retry immediately, and each refusal takes
-time from the requests in the queue."""
 
+# Outputs of a batch, (M, O), and its record.
 _Outputs = tuple[Float32, BatchRecord]
-"""Outputs of a batch, (M, O), and its record."""
 
 
 class QueueState(NamedTuple):
@@ -68,18 +68,18 @@ class Batcher:
         self._queue_rows = queue_rows
         self._batch_rows = batch_rows
         self._arrived: list[QueueEntry] = []
+        # Entries whose adapters are loaded.
         self._ready: deque[QueueEntry] = deque()
-        """Entries whose adapters are loaded."""
+        # Rows of all entries that are not released.
         self._rows = 0
-        """Rows of all entries that are not released."""
+        # Time of the last scheduled refusal, in seconds of the monotonic clock.
         self._last_refusal = 0.0
-        """Time of the last scheduled refusal, in seconds of the monotonic clock."""
+        # Whether a batch is scheduled or being computed.
         self._is_running = False
-        """Whether a batch is scheduled or being computed."""
+        # Entries that had arrived when the next batch was last postponed.
         self._seen = 0
-        """Entries that had arrived when the next batch was last postponed."""
+        # Whether the thread computes a batch.
         self._is_computing = False
-        """Whether the thread computes a batch."""
         self._locked_since: float | None = None
         self._loads: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, "forward")

@@ -17,23 +17,23 @@ from app.http.errors import HeadTooLarge, InternalError, NotHttp
 from app.observability.records import LONGEST_PATH, OTHER
 from app.serving.connections import BufferedTransport, OpenConnections, Phase
 
+# Longest time from the first bytes of a head to its end. After it, the connection is closed.
 HEAD_SECONDS = 30.0
-"""Longest time from the first bytes of a head to its end. After it, the connection is closed."""
+# Longest time without content while a body is read. After it, the connection is closed.
 BODY_SECONDS = 75.0
-"""Longest time without content while a body is read. After it, the connection is closed."""
+# Longest time in which the client reads nothing of the data that waits for it. After it, the connection is closed.
 UNREAD_SECONDS = 75.0
-"""Longest time in which the client reads nothing of the data that waits for it. After it, the connection is closed."""
+# Stage of the parser: between two requests, before the headers are complete, or before the body is complete.
 BETWEEN_REQUESTS, HEAD, BODY = range(3)
-"""Stage of the parser: between two requests, before the headers are complete, or before the body is complete."""
+# Value of a byte counter that restarts inside the current piece (the bytes of one `_feed` call).
 RESTARTED_IN_PIECE = -1
-"""Value of a byte counter that restarts inside the current piece (the bytes of one `_feed` call)."""
+# Bytes of chunk framing that each byte of content pays for. The smallest chunks have 6: `1\r\n` and `\r\n` with a byte
+# between them, and a few for longer sizes.
 _FRAMING_PER_CONTENT = 16
-"""Bytes of chunk framing that each byte of content pays for. The smallest chunks have 6: `1\\r\\n` and `\\r\\n` with
-a byte between them, and a few for longer sizes."""
 _REQUEST_LINE_REST = len(" " + " HTTP/1.1\r\n" + "\r\n")
 _HEADER_REST = len(":" + "\r\n")
+# Digits of a Content-Length, leading zeros included: Python refuses to read a number of thousands.
 _MOST_LENGTH_DIGITS = 20
-"""Digits of a Content-Length, leading zeros included: Python refuses to read a number of thousands."""
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +50,21 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._open_connections = open_connections
         self._max_head_bytes = max_head_bytes
         self.stage = BETWEEN_REQUESTS
+        # Bytes of the current head in earlier pieces. `RESTARTED_IN_PIECE` if another request ended in the current one.
         self.head_bytes = 0
-        """Bytes of the current head in earlier pieces. `RESTARTED_IN_PIECE` if another request ended in the current
-        one."""
+        # Bytes of content since `_count_bytes` last ran in the body.
         self._content_bytes = 0
-        """Bytes of content since `_count_bytes` last ran in the body."""
+        # Bytes of chunk framing and trailers that may follow. Content adds to it, up to `max_head_bytes`.
         self._framing_bytes_left = 0
-        """Bytes of chunk framing and trailers that may follow. Content adds to it, up to `max_head_bytes`."""
         self._is_chunked = False
+        # Time at which the current head began, or at which the last content of the current body arrived.
         self._silent_since = 0.0
-        """Time at which the current head began, or at which the last content of the current body arrived."""
+        # Time of the last complete response, or of the connection's start if there is none.
         self.idle_since = 0.0
-        """Time of the last complete response, or of the connection's start if there is none."""
+        # Header line that frames the body of a request with an `Upgrade` header; empty for other requests.
         self._upgrade_framing = b""
-        """Header line that frames the body of a request with an `Upgrade` header; empty for other requests."""
+        # Whether the parser is reading the head that `_resume_body` made.
         self._is_resuming = False
-        """Whether the parser is reading the head that `_resume_body` made."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, and close it if there are too many."""

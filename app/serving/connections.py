@@ -13,10 +13,10 @@ from typing import Any, Protocol
 _MOST_FILES = 2**16
 _LEAST_RESERVED_FILES = 64
 _SECONDS_BETWEEN_SWEEPS = 1.0
+# When the limit is reached, 1/64 of it is closed at once: each look at all connections pays for many new ones.
 _CLOSED_TOGETHER = 64
-"""When the limit is reached, 1/64 of it is closed at once: each look at all connections pays for many new ones."""
+# Shortest silence after which a connection with a request under way is closed to make room for a new one.
 _LEAST_SILENT_SECONDS = 5.0
-"""Shortest silence after which a connection with a request under way is closed to make room for a new one."""
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +141,9 @@ class BufferedTransport:
         self._sent_at = 0.0
         self._call_soon = asyncio.get_running_loop().call_soon
         self.is_closing = transport.is_closing
+        # Whether `close` leaves a client that still sends some time to read the answer: bytes that come to a closed
+        # connection make its kernel drop what it has received.
         self.lingers = False
-        """Whether `close` leaves a client that still sends some time to read the answer: bytes that come to a closed
-        connection make its kernel drop what it has received."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -29,11 +29,12 @@ from app.serving.response import MAX_INLINE_NUMBERS, write_numbers, write_respon
 
 PREDICT, INFER, INFER_VERSION = "/predict", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 _PREDICT_URL = PREDICT.encode()
+# URLs of infer calls in which nothing has to be decoded and no name is invalid.
 _INFER_URL = re.compile(rb"/v2/models/([A-Za-z0-9._-]{1,128})(?:/versions/([0-9]{1,20}))?/infer")
-"""URLs of infer calls in which nothing has to be decoded and no name is invalid."""
 _MAX_LENGTH_DIGITS = 12
+# Headers of the endpoint table that the fast path honours itself.
 _IMPLEMENTED_HEADERS = frozenset({REQUEST_ID, INFERENCE_HEADER})
-"""Headers of the endpoint table that the fast path honours itself."""
+# Headers that change no answer of the endpoints with a fast path, in lower case.
 _PASSIVE_HEADERS = frozenset(
     {
         # Read here: `host` by the host policy, `connection` by the HTTP parser.
@@ -50,7 +51,7 @@ _PASSIVE_HEADERS = frozenset(
         *("x-b3-sampled", "x-b3-flags", "x-amzn-trace-id", "x-cloud-trace-context", "uber-trace-id"),
     }
 )
-"""Headers that change no answer of the endpoints with a fast path, in lower case."""
+# Allow-list of each endpoint with a fast path, by its path.
 ALLOWED_HEADERS: Mapping[str, frozenset[bytes]] = {
     endpoint.path: frozenset(
         name.lower().encode()
@@ -60,7 +61,6 @@ ALLOWED_HEADERS: Mapping[str, frozenset[bytes]] = {
     for endpoint in ENDPOINTS
     if endpoint.asgi is not None
 }
-"""Allow-list of each endpoint with a fast path, by its path."""
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 log = logging.getLogger(__name__)

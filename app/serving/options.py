@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from adapters.errors import InvalidCombination, OutOfRange, WrongType, shorten
 
+# Values of `return`, in the order of the answer's members.
 OUTPUTS, PROBABILITIES, LABELS = MEMBERS = ("outputs", "probabilities", "labels")
-"""Values of `return`, in the order of the answer's members."""
 _EXPECTED = f"1 to {len(MEMBERS)} of {', '.join(MEMBERS)}, each once"
 
 

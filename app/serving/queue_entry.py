@@ -18,8 +18,8 @@ from app.serving.request import InferenceRequest
 
 _WATCH_DELAY_SECONDS = 0.02
 
+# Callable that returns when the client has disconnected.
 Disconnected = Callable[[], Awaitable[None]]
-"""Callable that returns when the client has disconnected."""
 
 
 class InferenceResult(NamedTuple):
@@ -65,10 +65,10 @@ class Timing:
         self.submitted = time.perf_counter()
         self.deadline = self.submitted + wait_seconds
         self.resolved: float | None = None
+        # Start of the first batch that has rows of the entry.
         self.taken: float | None = None
-        """Start of the first batch that has rows of the entry."""
+        # Last batch that had rows of the entry.
         self.batch: BatchRecord | None = None
-        """Last batch that had rows of the entry."""
         self.forward_seconds = 0.0
 
     @property
@@ -101,8 +101,8 @@ class QueueEntry:
     ) -> None:
         self.request = request
         self.future = future
+        # Distinct references; row n is for `references[choice_N[n]]`.
         self.references = request.references
-        """Distinct references; row n is for `references[choice_N[n]]`."""
         if request.by_row:
             self.references = list(dict.fromkeys(request.references))
             position = {reference: index for index, reference in enumerate(self.references)}
@@ -112,10 +112,10 @@ class QueueEntry:
         self.rows = len(self.choice_N)
         self.timing = Timing(wait_seconds)
         self.resolution: Resolution | None = None
+        # Largest rank of its adapters.
         self.rank = 0
-        """Largest rank of its adapters."""
+        # Rows that a batch has taken.
         self.taken_rows = 0
-        """Rows that a batch has taken."""
         self._done_rows = 0
         self._outputs_NO: Float32 | None = None
         self._disconnected = disconnected

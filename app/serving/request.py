@@ -70,8 +70,8 @@ def _float32(flat: Any, rows: int, columns: int) -> Float32 | None:
 # N rows · I in_features
 
 
+# Members of a request that the fast parser reads: the rows, and their adapter or adapters.
 _MEMBERS = 2
-"""Members of a request that the fast parser reads: the rows, and their adapter or adapters."""
 
 
 class InferenceRequest(NamedTuple):

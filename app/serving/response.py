@@ -19,11 +19,11 @@ from app.serving.request import InferenceRequest
 
 # N rows · O out_features · C classes of one adapter · T most probable classes
 
+# Largest number of outputs, about a millisecond of work, that are written in one turn of the event loop.
 MAX_INLINE_NUMBERS = 2**15
-"""Largest number of outputs, about a millisecond of work, that are written in one turn of the event loop."""
 _OUTPUTS = b'{"outputs":%b,%b'
+# Format of a body whose members are JSON already.
 MEMBERS_FORMAT = b"{%b,%b"
-"""Format of a body whose members are JSON already."""
 _BASE_LAYER = orjson.dumps({"adapter": None})
 
 
@@ -76,9 +76,9 @@ def _by_row(described: list[dict[str, object] | None], choice_N: Sequence[int]) 
     return {"adapters": list(distinct.values()), "row_adapters": row_adapters}
 
 
+# Largest labels of one answer. A short request can ask for all labels of every row, and a label can be 20 times as long
+# as a number.
 MAX_LABEL_BYTES = 2**26
-"""Largest labels of one answer. A short request can ask for all labels of every row, and a label can be 20 times as
-long as a number."""
 _BLOCK_NUMBERS = 2**15
 
 

@@ -47,11 +47,11 @@ class FastPathProtocol(GuardedHttpProtocol):
         super().__init__(*args, **named)
         self._fast_path = fast_path
         self._bodies = fast_path.bodies
+        # Body so far of a request that the fast path has accepted; None for other requests.
         self._body: bytes | None = None
-        """Body so far of a request that the fast path has accepted; None for other requests."""
         self._named_headers: Mapping[bytes, bytes] = {}
+        # Time at which the head of that request was complete.
         self._began = 0.0
-        """Time at which the head of that request was complete."""
         self._request: FastPathRequest | None = None
         self._fast_cycle = _FastPathCycle()
 

@@ -24,8 +24,8 @@ from loraplex.retry import send_with_retries
 from loraplex.transport import Settings, answer, from_httpx, late, request
 
 T = TypeVar("T")
+# Longer than the timeouts of httpx, so that httpx raises first and its error names the cause.
 _MOMENT_SECONDS = 0.1
-"""Longer than the timeouts of httpx, so that httpx raises first and its error names the cause."""
 
 
 class AsyncDriver:

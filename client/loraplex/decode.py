@@ -140,6 +140,7 @@ def _as(kind: type[T], value: Mapping[str, Any], **read: Any) -> T:
 
 
 PROBLEM = "application/problem+json"
+# Errors for answers without a code, or with one that this client has no class for.
 _OF_STATUS: Mapping[int, type[LoraplexError]] = {
     400: errors.InvalidInput,
     404: errors.NotFound,
@@ -153,7 +154,6 @@ _OF_STATUS: Mapping[int, type[LoraplexError]] = {
     503: errors.NotReady,
     507: errors.StorageFull,
 }
-"""Errors for answers without a code, or with one that this client has no class for."""
 _MEANINGS: Mapping[int, str] = {status.value: status.phrase for status in HTTPStatus}
 
 

@@ -73,21 +73,21 @@ class LoraplexError(Exception):
         members: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
+        # What was wrong, in one sentence.
         self.detail = detail
-        """What was wrong, in one sentence."""
+        # The field of the request, such as `training.epochs`.
         self.field = field
-        """The field of the request, such as `training.epochs`."""
+        # The row of the inputs or of the data set, from 0.
         self.row = row
-        """The row of the inputs or of the data set, from 0."""
         self.given = given
+        # What would be valid.
         self.expected = expected
-        """What would be valid."""
+        # HTTP status; None if the client itself raised the error, or if it is the error of a job.
         self.status = status
-        """HTTP status; None if the client itself raised the error, or if it is the error of a job."""
+        # Id of the request in the log of the service.
         self.request_id = request_id
-        """Id of the request in the log of the service."""
+        # All members of the problem that the service sent (RFC 9457).
         self.members: Mapping[str, Any] = members or {}
-        """All members of the problem that the service sent (RFC 9457)."""
 
     @property
     def title(self) -> str:
@@ -395,8 +395,8 @@ class BadAnswer(LoraplexError):
 class _JobEndedBadly(LoraplexError):
     def __init__(self, detail: str, *, job: Any) -> None:
         super().__init__(detail)
+        # The job: a `Job` or an `AsyncJob`.
         self.job = job
-        """The job: a `Job` or an `AsyncJob`."""
 
 
 class JobFailed(_JobEndedBadly):

@@ -1,7 +1,7 @@
 """Escapes for text of others (names, labels, messages) before it is printed to a terminal."""
 
+# Scripts and emoji need them.
 _JOINERS = "\u200c\u200d"
-"""Scripts and emoji need them."""
 
 
 def escape(text: str) -> str:

@@ -16,8 +16,8 @@ from loraplex.errors import InvalidDataset, WrongType
 NPZ = "application/x-npz"
 LINES = "application/x-ndjson"
 ARROW = "application/vnd.apache.arrow.stream"
+# First bytes of an Arrow file, the other format of Arrow, which often has the ending .arrow too.
 _ARROW_FILE = b"ARROW1"
-"""First bytes of an Arrow file, the other format of Arrow, which often has the ending .arrow too."""
 _BY_ENDING: Mapping[str, str] = {
     ".csv": "text/csv",
     ".jsonl": LINES,

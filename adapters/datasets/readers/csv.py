@@ -27,8 +27,8 @@ from adapters.datasets.columns import (
 from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, InvalidDataset, shorten
 
 _MAX_HEADER_BYTES = MAX_COLUMNS * (MAX_NAME_CHARACTERS + 4)
+# Bytes that Arrow reads at once. It allocates as much for each column in turn, and refuses a longer row.
 _BLOCK_BYTES = 2**21
-"""Bytes that Arrow reads at once. It allocates as much for each column in turn, and refuses a longer row."""
 _BLANKS = " \t"
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$|^(?i)[+-]?(nan|inf|infinity)$"
 _WHOLE = r"^-?\d{1,19}$"

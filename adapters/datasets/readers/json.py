@@ -69,8 +69,8 @@ class _ValueCounts:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        # Counts by Python type; lists are `numbers`, `texts` or `empty`.
         self.kinds: Counter[Any] = Counter()
-        """Counts by Python type; lists are `numbers`, `texts` or `empty`."""
         self._wide = self._fractional_lists = False
         self._widths = WidthCounter()
 

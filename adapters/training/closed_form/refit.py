@@ -32,13 +32,13 @@ from adapters.training.fit import Fit
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import TrainingSpec
 
+# Largest relative difference of ΔW from that of a training without the removed rows.
 TOLERANCE = 1e-6
-"""Largest relative difference of ΔW from that of a training without the removed rows."""
 _EPSILON = torch.finfo(torch.float64).eps
+# Safety factor of the estimates. Measured errors were up to 9 times the estimate.
 _MARGIN = 32.0
-"""Safety factor of the estimates. Measured errors were up to 9 times the estimate."""
+# Strength, relative to the strongest direction, below which an error of a direction has no visible effect on ΔW.
 _WEAK_DIRECTION = 1e-9
-"""Strength, relative to the strongest direction, below which an error of a direction has no visible effect on ΔW."""
 
 
 class _Noise(NamedTuple):

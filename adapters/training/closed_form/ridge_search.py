@@ -12,13 +12,13 @@ from torch import Tensor
 from adapters.training.closed_form.solver import reduced_rank, spectrum, sums_for
 from adapters.training.closed_form.statistics import Statistics
 
+# Relative increase of the loss up to which a smaller rank is preferred.
 LOSS_TOLERANCE = 1e-3
-"""Relative increase of the loss up to which a smaller rank is preferred."""
+# Difference, relative to the base layer's loss, below which losses are equal.
 _ROUNDING = 1e-12
-"""Difference, relative to the base layer's loss, below which losses are equal."""
+# Ridges below this share of the largest eigenvalue are solved one by one, at unit diagonal, because the shared
+# decomposition is exact only to rounding of that eigenvalue.
 _MIN_SHARED_RIDGE = 1e-9
-"""Ridges below this share of the largest eigenvalue are solved one by one, at unit diagonal, because the shared
-decomposition is exact only to rounding of that eigenvalue."""
 _WELL_CONDITIONED = 1e-8
 
 

@@ -20,14 +20,14 @@ from adapters.errors import BlobCorrupt, InvalidCombination
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.limits import SUM_CHUNK_NUMBERS
 
+# Rows: x (N, I) and y (N, O), and their weights (N,), or None for weights of 1.
 Chunk = tuple[Tensor, Tensor, Tensor | None]
-"""Rows: x (N, I) and y (N, O), and their weights (N,), or None for weights of 1."""
 
+# Most rows at once. In a longer sum over few different numbers, all roundings would have the same sign.
 _CHUNK_ROWS = 4096
-"""Most rows at once. In a longer sum over few different numbers, all roundings would have the same sign."""
+# Spread relative to the mean below which a column is constant. Rounding in float64 is far below it, and the smallest
+# difference in float32 is far above it.
 _CONSTANT_TOLERANCE = 1e-13
-"""Spread relative to the mean below which a column is constant. Rounding in float64 is far below it, and the smallest
-difference in float32 is far above it."""
 _LATTICE_BITS = 16
 
 

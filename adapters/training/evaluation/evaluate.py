@@ -20,8 +20,8 @@ from adapters.training.gradient.losses import add_low_rank_stack, compute_output
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import Loss, TrainingSpec
 
+# Most inputs and outputs that are measured together: as float64, they fit in the processor's cache.
 _CHUNK_NUMBERS = 2**17
-"""Most inputs and outputs that are measured together: as float64, they fit in the processor's cache."""
 _PREFIXES = ("", "base_")
 _TASKS = {
     Loss.MSE: Task.REGRESSION,

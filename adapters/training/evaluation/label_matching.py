@@ -14,8 +14,8 @@ from adapters.training.settings import Loss, TrainingSpec
 
 Labels: TypeAlias = Sequence[str | int]
 _CLASS_LOSSES = (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
+# Probability of a class that the version lacks. With 0, its loss would be infinite; `log_loss` clips here too.
 _MIN_PROBABILITY = torch.finfo(torch.float64).eps
-"""Probability of a class that the version lacks. With 0, its loss would be infinite; `log_loss` clips here too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

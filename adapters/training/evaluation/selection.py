@@ -23,8 +23,8 @@ from adapters.training.settings import TrainingSpec
 if TYPE_CHECKING:
     from adapters.training.fit import Sides
 
+# Steps of a trial: enough to compare learning rates and ranks, and a fraction of a training.
 TRIAL_STEPS = 200
-"""Steps of a trial: enough to compare learning rates and ranks, and a fraction of a training."""
 _FOLDS = 10
 AddNote = Callable[[str], None]
 

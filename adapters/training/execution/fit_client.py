@@ -17,8 +17,9 @@ from typing import Any
 from adapters.child_process import StoppedClock, command
 from adapters.jobs.training_job import TrainingJob
 
+# Message of the child process: its kind under `frame`, and the blobs that follow it under `contents`.
 Frame = dict[str, Any]
-"""Message of the child process: its kind under `frame`, and the blobs that follow it under `contents`."""
+# Messages of the CPU allocator, C++, Python and libgomp about a failed allocation; some abort after it.
 _NO_MEMORY = (
     "can't allocate memory",
     "Cannot allocate memory",
@@ -27,7 +28,6 @@ _NO_MEMORY = (
     "Thread creation failed",
     "Out of memory",
 )
-"""Messages of the CPU allocator, C++, Python and libgomp about a failed allocation; some abort after it."""
 _LAST_LINES = 20
 
 log = logging.getLogger(__name__)
@@ -84,8 +84,8 @@ class FitterDied(Exception):
 
     def __init__(self, *, out_of_memory: bool = False) -> None:
         super().__init__()
+        # Whether its last lines report a failed allocation.
         self.out_of_memory = out_of_memory
-        """Whether its last lines report a failed allocation."""
 
 
 class Fitter:

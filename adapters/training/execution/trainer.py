@@ -27,11 +27,11 @@ from adapters.training.gradient.checkpoint import CheckpointFolder
 from adapters.training.gradient.training_loop import SECONDS_BETWEEN_CHECKPOINTS
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
+# Interval of the checks for a cancelled job, and for a new job in the queue.
 SECONDS_BETWEEN_LOOKS = 0.2
-"""Interval of the checks for a cancelled job, and for a new job in the queue."""
 
+# Errors that are no fault of a job: its lease runs out, and another attempt may succeed.
 _TRANSIENT = (CatalogBusy, StorageFailed, TooManyOpenFiles)
-"""Errors that are no fault of a job: its lease runs out, and another attempt may succeed."""
 
 log = logging.getLogger(__name__)
 

@@ -24,18 +24,18 @@ from adapters.training.gradient.sampling import Sampler
 from adapters.training.limits import CHUNK_ROWS, MAX_CACHED_OUTPUTS
 from adapters.training.settings import Loss, TrainingSpec
 
+# Number of float32 in a cache line of 64 bytes.
 LINE = 16
-"""Number of float32 in a cache line of 64 bytes."""
+# Number of float32 in 32 bytes. On x86, products that begin on a multiple of this had the same bits anywhere.
 VECTOR = 8
-"""Number of float32 in 32 bytes. On x86, products that begin on a multiple of this had the same bits anywhere."""
+# Fewest rows. A product with a single row or column uses another algorithm, which depends on the stack.
 _MIN_ROWS = 4
-"""Fewest rows. A product with a single row or column uses another algorithm, which depends on the stack."""
 _MAX_BATCH_ROWS = 4096
+# Most numbers of one adapter's packed rows. An adapter with more rows is trained alone, without a packed copy.
 _MAX_NUMBERS = 2**22
-"""Most numbers of one adapter's packed rows. An adapter with more rows is trained alone, without a packed copy."""
 
+# Sampler of an adapter, and the indices of its rows in the data, (N,) int64.
 SampledRows = tuple[Sampler, Tensor]
-"""Sampler of an adapter, and the indices of its rows in the data, (N,) int64."""
 
 
 class Batch(NamedTuple):

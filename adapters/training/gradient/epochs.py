@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from adapters.training.gradient.stack import History, ReportStep
 
+# Epochs of one training that are told of; of more, every k-th.
 MOST_EPOCHS = 200
-"""Epochs of one training that are told of; of more, every k-th."""
 
 
 class Epoch(NamedTuple):

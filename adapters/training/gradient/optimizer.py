@@ -20,8 +20,8 @@ class Optimizer:
     def __init__(self, spec: TrainingSpec, factors_GP: Tensor) -> None:
         self._spec = spec
         moments = 2 if spec.method is Method.ADAMW else 1 if spec.momentum > 0 else 0
+        # Moments of earlier gradients, (G, P) each.
         self.state: Sequence[Tensor] = [torch.zeros_like(factors_GP) for _ in range(moments)]
-        """Moments of earlier gradients, (G, P) each."""
 
     def keep(self, positions_G: Tensor) -> None:
         """Drop the state of all adapters but these."""

@@ -28,14 +28,14 @@ class Sampler:
     ) -> None:
         self._spec = spec
         self.generator = torch.Generator().manual_seed(spec.seed)
+        # Indices of the rows to train on, sorted.
         self.training_K: Tensor = torch.arange(rows)
-        """Indices of the rows to train on, sorted."""
+        # Indices of the held-out rows, sorted; None without a split.
         self.held_K: Tensor | None = None
-        """Indices of the held-out rows, sorted; None without a split."""
         if spec.split is not None:
             self.training_K, self.held_K = spec.split.sides(rows, self.generator, key_N=key_N, classes_N=classes_N)
+        # Order of the rows in the current epoch, as positions in `training_K`.
         self.order_K: Tensor = torch.arange(len(self.training_K))
-        """Order of the rows in the current epoch, as positions in `training_K`."""
 
     @property
     def batch(self) -> int:

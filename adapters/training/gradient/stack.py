@@ -19,10 +19,10 @@ from adapters.training.limits import HISTORY_LENGTH
 from adapters.training.settings import TrainingSpec
 
 _CONTIGUOUS = torch.contiguous_format
+# Steps, each with the loss of its batch before the update.
 History = list[tuple[int, float]]
-"""Steps, each with the loss of its batch before the update."""
+# Callback after each step, with the step, its loss and the history.
 ReportStep = Callable[[int, float, History], None]
-"""Callback after each step, with the step, its loss and the history."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +68,8 @@ class Stack:
         flat = {key: self._flat(*start) for key, start in {id(task.start): task.start for task in tasks}.items()}
         self.factors_GP = torch.stack([flat[id(task.start)] for task in tasks]).to(base.device)
         self.optimizer = Optimizer(spec, self.factors_GP)
+        # Entries that are still trained, in the order of the rows of `factors_GP`.
         self.live = list(range(len(tasks)))
-        """Entries that are still trained, in the order of the rows of `factors_GP`."""
         self.trained: list[TrainedFactors | None] = [None] * len(tasks)
         self._some_ended = False
         self._steps = [task.sampler.steps for task in tasks]

@@ -14,21 +14,21 @@ from adapters.training.settings import AUTO, GRADIENT_METHODS, SETTINGS, Loss, M
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+# Learning rate if no rows are held out to choose one by.
 FALLBACK_RATE = 0.01
-"""Learning rate if no rows are held out to choose one by."""
+# Rows below which held-out rows decide nothing, not even in turn.
 MIN_ROWS = 10
-"""Rows below which held-out rows decide nothing, not even in turn."""
+# Rows below which none are held out to decide by: a fifth of them says little, and training misses them.
 FEW_ROWS = 100
-"""Rows below which none are held out to decide by: a fifth of them says little, and training misses them."""
 FEW_ROWS_RANK = 16
 FULL_BATCH_ROWS = 256
 STEPS = 1000
+# Steps on few rows: beyond them the held-out loss seldom falls, and the adapter becomes overconfident.
 FEW_ROWS_STEPS = 200
-"""Steps on few rows: beyond them the held-out loss seldom falls, and the adapter becomes overconfident."""
 _PATIENCE = 20
 _BATCH_SIZE = 64
+# Losses for which the size of the targets does not say how far the factors have to go.
 _SCALE_FREE_LOSSES = (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY, Loss.COSINE, Loss.MULTIPLE_NEGATIVES)
-"""Losses for which the size of the targets does not say how far the factors have to go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +104,8 @@ def decide(request: TrainingRequest, rows: Rows, split: Split | None, *, holds_o
     return Decisions(method=method, split=split, values=values, reasons=reasons)
 
 
+# A setting's name, the fields of the specification that it becomes, and the reason; None if it is not `auto`.
 _Choice = tuple[str, dict[str, Any], str] | None
-"""A setting's name, the fields of the specification that it becomes, and the reason; None if it is not `auto`."""
 
 
 def _choose_method(settings: RequestedSettings) -> tuple[Method, str]:

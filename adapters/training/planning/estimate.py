@@ -11,11 +11,11 @@ from adapters.training.limits import (
 )
 from adapters.training.settings import Loss, TrainingSpec
 
+# Memory of torch, a base layer of a few MiB, and small fits.
 _PROCESS_BYTES = 320 * 2**20
-"""Memory of torch, a base layer of a few MiB, and small fits."""
 _FLOPS_A_SECOND = 5e9
+# Cost of the smallest step.
 _SECONDS_A_STEP = 2e-4
-"""Cost of the smallest step."""
 _RETRIEVAL_TILE = 2**21
 
 

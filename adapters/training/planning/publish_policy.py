@@ -9,13 +9,13 @@ from adapters.training.evaluation.metrics import Task
 from adapters.training.planning.request import PublishRequest
 from adapters.training.settings import Loss
 
+# Metrics that a gate may compare, by the task of the loss.
 GATE_METRICS: Mapping[Task, tuple[str, ...]] = {
     Task.CLASSIFICATION: ("loss", "accuracy", "macro_f1", "calibration_error"),
     Task.MULTILABEL: ("loss", "exact_match", "macro_f1", "micro_f1", "calibration_error"),
     Task.REGRESSION: ("loss", "r2_mean", "mae_mean", "rmse", "cosine"),
     Task.RETRIEVAL: ("loss", "recall_at_1", "recall_at_5", "recall_at_10", "mrr"),
 }
-"""Metrics that a gate may compare, by the task of the loss."""
 
 
 def make_gate(request: PublishRequest, loss: Loss, *, holds_out: bool, is_fleet: bool) -> Gate:

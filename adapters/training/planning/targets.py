@@ -24,8 +24,8 @@ from adapters.training.settings import Loss
 
 Classes = NDArray[np.int64]
 _NAMES = (str, int)
+# Labels that an error lists at most.
 _NAMED = 20
-"""Labels that an error lists at most."""
 
 
 CLASSES_HINT = '; for one class a row, say "loss": "cross_entropy" in training'

@@ -14,8 +14,8 @@ from app.observability.metrics import definitions as d
 from app.observability.metrics.values import MetricValues
 
 _SHORTEST_SECONDS = 1.0
+# Largest share of time spent counting: a count is used for twenty times as long as it took.
 _SHARE = 0.05
-"""Largest share of time spent counting: a count is used for twenty times as long as it took."""
 _PATIENCE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)

@@ -122,7 +122,7 @@ DATASET_BYTES = _gauge("loraplex_dataset_bytes", "Bytes of all data sets' versio
 DISK_FREE = _gauge("loraplex_disk_free_bytes", "Free bytes on the file system of DATA_DIR.")
 DISK_SIZE = _gauge("loraplex_disk_size_bytes", "Size of the file system of DATA_DIR.")
 
+# All of them by name, in the order in which `/metrics` shows them.
 DEFINITIONS: Mapping[str, Definition] = MappingProxyType(
     {value.name: value for value in list(globals().values()) if isinstance(value, Definition)}
 )
-"""All of them by name, in the order in which `/metrics` shows them."""

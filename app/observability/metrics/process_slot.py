@@ -21,8 +21,8 @@ import orjson
 from app.observability.metrics.definitions import Definition, Kind
 from app.observability.metrics.values import MetricValues
 
+# Folder, in the data folder, of the metrics of all processes.
 METRICS = "metrics"
-"""Folder, in the data folder, of the metrics of all processes."""
 _MOST = 1024
 
 
@@ -78,11 +78,11 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
+# Age after which the metrics of a process count as those of a dead one: live processes write every few seconds.
 DEAD_AFTER_SECONDS = 15.0
-"""Age after which the metrics of a process count as those of a dead one: live processes write every few seconds."""
 
+# Names of slots. Other files in the folder are ignored.
 _NAME = re.compile(r"[a-z]+-[0-9]+")
-"""Names of slots. Other files in the folder are ignored."""
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from app.observability.metrics.values import MetricValues
 from app.observability.records import OTHER
 
 _PROC = Path("/proc")
+# Fields of /proc/self/stat (proc(5)), counted from the one after the command's name.
 _STARTED_AFTER_BOOT, _RESIDENT_PAGES = 19, 21
-"""Fields of /proc/self/stat (proc(5)), counted from the one after the command's name."""
 
 
 def note_process(figures: MetricValues, process: str) -> None:
@@ -36,8 +36,8 @@ def _booted() -> float:
 
 
 _SECONDS_BETWEEN_WRITES = 1.0
+# A process without new values writes every fifth time, to show that it is alive.
 _WRITES_BETWEEN_PROOFS = 5
-"""A process without new values writes every fifth time, to show that it is alive."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _MOST_ROUTES = 200
 
@@ -52,8 +52,8 @@ class Metrics:
     def __init__(
         self, process: str = "worker-1", *, folder: Path | None = None, slot: ProcessSlot | None = None
     ) -> None:
+        # Name of the process, such as `worker-2`.
         self.process = process
-        """Name of the process, such as `worker-2`."""
         self._folder, self._slot = folder, slot
         self._figures = MetricValues() if slot is None else slot.counted()
         self._routes: set[str] = set()

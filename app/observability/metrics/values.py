@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from app.observability.metrics.definitions import DEFINITIONS, Definition
 
+# Values of the labels, in the order of the definition.
 Labels = tuple[str, ...]
-"""Values of the labels, in the order of the definition."""
 _Counts = NDArray[np.int64]
 
 

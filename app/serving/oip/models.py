@@ -14,8 +14,8 @@ from app.serving.oip.request import INPUT, OUTPUT, InferHeader
 
 BASE_MODEL, BASE_VERSION = "__base__", "1"
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
+# Platform and backend of every model.
 PLATFORM = "loraplex"
-"""Platform and backend of every model."""
 _VERSION = re.compile(r"[1-9][0-9]*")
 _MAX_DIGITS = 200
 

@@ -31,18 +31,18 @@ from adapters.strict_json import parse
 from app.serving.request import count_lists, has_lists, read_flat, read_rows
 
 JSON_SUBJECT = "the JSON of the request"
+# The only tensors that a model has.
 INPUT, OUTPUT = "inputs", "outputs"
-"""The only tensors that a model has."""
 HEADER_LENGTH = "Inference-Header-Content-Length"
+# The datatypes that an input may have.
 ITEM_BYTES: Mapping[str, int] = {"FP32": 4, "FP64": 8, "FP16": 2, "BF16": 2}
-"""The datatypes that an input may have."""
 MAX_CACHED_BYTES = 1024
 _CACHED_HEADERS = 1024
+# Triton reads 32 bits. A number above that of the classes means all of them.
 _MOST_CLASSES = 2**32
-"""Triton reads 32 bits. A number above that of the classes means all of them."""
 _REQUEST = ("id", "model_name", "parameters", "inputs", "outputs")
+# Parameters of extensions that the service does not support, and that would change the answer.
 _NOT_SERVED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
-"""Parameters of extensions that the service does not support, and that would change the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +305,8 @@ def wrong(field: str, given: object, expected: str) -> WrongType:
 
 
 _COUNTED_BYTES = 2**18
+# Around the rows: more than those there are in any text that is remembered and plain.
 _MOST_LISTS = 100
-"""Around the rows: more than those there are in any text that is remembered and plain."""
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
 _ROWS = re.compile(rb"\[[ \t\r\n]*\[")
 _END_OF_ROWS = re.compile(rb"\][ \t\r\n]*\]")

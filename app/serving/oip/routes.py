@@ -50,8 +50,8 @@ from app.serving.queue_entry import InferenceResult
 from app.serving.request import InferenceRequest
 from app.serving.response import write_many_numbers
 
+# Paths of the infer calls.
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-"""Paths of the infer calls."""
 ROUTE, VERSION_ROUTE = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 _HINT = ": send fewer rows in each request, or the numbers as binary data"
 _MAX_DIGITS = 12

@@ -31,8 +31,8 @@ _NUMBERED = re.compile(r"(?P<prefix>.*?)\d+")
 _NUMBERS = ("int64", "float32", "float64", "bool")
 _NAMES = ("string", "int64", "bool")
 _MAX_PREFIXES = 20
+# Most columns that the form offers, so that a person can look through the list.
 _MAX_TARGETS, _MAX_GROUPS = 500, 50
-"""Most columns that the form offers, so that a person can look through the list."""
 router = page_router()
 
 

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _DIGEST_DIGITS = 10
+# The same list is in `sentence` of app/web/static/js/wording.js.
 _CAPITALISED = frozenset(
     (
         "a",
@@ -26,7 +27,6 @@ _CAPITALISED = frozenset(
         "which",
     )
 )
-"""The same list is in `sentence` of app/web/static/js/wording.js."""
 _METRICS = {
     "loss": "Loss",
     "accuracy": "Accuracy",

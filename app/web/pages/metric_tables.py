@@ -7,13 +7,13 @@ from typing import Any
 from adapters.training.evaluation.metrics import HIGHER_IS_BETTER, PRIMARY
 
 _SIDES = {"adapter": "Adapter", "base": "Base alone", "trivial": "Guess", "live": "Live before"}
+# Rows, metric and member of metrics without `held_out`, as a fleet's adapters have. Members of the base have a prefix
+# `base_`.
 _WITHOUT_EVALUATION = (
     ("held-out", "accuracy", "validation_accuracy"),
     ("held-out", "loss", "validation_loss"),
     ("training", "loss", "train_loss"),
 )
-"""Rows, metric and member of metrics without `held_out`, as a fleet's adapters have. Members of the base have a
-prefix `base_`."""
 _TRAINING = (("Loss", "train_loss", "base_train_loss"), ("Accuracy", "train_accuracy", "base_train_accuracy"))
 
 

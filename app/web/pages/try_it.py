@@ -17,8 +17,8 @@ from app.web.pages.rendering import page, page_router, render
 _ADAPTERS_OFFERED = 8
 _DATASETS_OFFERED = 200
 MAX_ADAPTERS = 8
+# Inputs of the bundled classifier of digits, for which the page has a drawing area.
 _DIGIT_PIXELS = 64
-"""Inputs of the bundled classifier of digits, for which the page has a drawing area."""
 router = page_router()
 
 

@@ -13,8 +13,8 @@ T = TypeVar("T")
 Query = Mapping[str, str | int | None]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAMES = "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit"
+# The largest page of the service.
 _PAGE = 1000
-"""The largest page of the service."""
 
 
 def path(*parts: str | int) -> str:

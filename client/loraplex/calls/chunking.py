@@ -17,8 +17,8 @@ from loraplex.results import AdapterRef
 V = TypeVar("V")
 MAX_ROWS = 4096
 """Rows of one request, with the default settings of the service."""
+# Bytes of the rows of one request: half of the service's default limit.
 _BINARY_BYTES = 2**25
-"""Bytes of the rows of one request: half of the service's default limit."""
 _JSON_BYTES = 3 * 2**20
 _JSON_BYTES_A_NUMBER = 24
 

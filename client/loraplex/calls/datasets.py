@@ -18,8 +18,8 @@ from loraplex.results import Dataset, DatasetVersion, Preview
 from loraplex.tables import LINES, media_type, write_table
 
 _READING_SECONDS = 120.0
+# Time that the service allows itself for reading a file: two minutes, and a second for each MiB.
 _READING_SECONDS_A_BYTE = 2.0**-20
-"""Time that the service allows itself for reading a file: two minutes, and a second for each MiB."""
 
 
 def put_dataset(

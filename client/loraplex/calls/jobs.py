@@ -18,10 +18,10 @@ from loraplex.results import Event, JobFields, JobStatus, Reverted
 from loraplex.retry import RetryPolicy, seconds_to_wait, send_until_success
 
 T = TypeVar("T")
+# The longest silence of a stream; the service sends something every 10 s.
 _SILENCE_SECONDS = 25.0
-"""The longest silence of a stream; the service sends something every 10 s."""
+# Time for which a broken stream is opened again, because a restart of the service takes a while.
 _AWAY_SECONDS = 60.0
-"""Time for which a broken stream is opened again, because a restart of the service takes a while."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
 

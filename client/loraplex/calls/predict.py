@@ -20,12 +20,10 @@ from loraplex.results import AdapterRef, Label, Prediction
 
 Which = str | Sequence[str | None] | None
 """One adapter for all rows, or one for each row; None is the base layer."""
+# Statuses that stand for several codes: an answer under `/v2` gives the code only in words.
+# 500 and 503 are not among them: a service in trouble is not sent the same request again. They raise `InternalError`
+# and `NotReady`.
 _UNTOLD = (404, 409, 422)
-"""Statuses that stand for several codes: an answer under `/v2` gives the code only in words.
-
-500 and 503 are not among them: a service in trouble is not sent the same request again. They raise `InternalError` and
-`NotReady`.
-"""
 
 
 def predict(which: Which, inputs: Any, *, encode: Encode | None, timeout: float | None) -> Operation[Prediction]:

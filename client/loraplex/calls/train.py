@@ -20,8 +20,8 @@ INLINE_NUMBERS = 200_000
 """Numbers of inputs, targets and the rest that are sent in the request: about 4 MiB of JSON."""
 _TEMPORARY = "loraplex-client-"
 _ARRAYS = ("inputs", "targets", "weights", "groups", "corpus")
+# Time that the service may take to check the rows of a training.
 _PLANNING_SECONDS = 120.0
-"""Time that the service may take to check the rows of a training."""
 
 
 class Sending:

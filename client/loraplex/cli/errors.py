@@ -14,8 +14,8 @@ from loraplex.errors import LoraplexError
 from loraplex.sanitize import escape
 
 _FEW_ROWS = 5
+# Field of a problem with an uploaded file. It is not shown, because the user named a file and not a field.
 _WHOLE = "body"
-"""Field of a problem with an uploaded file. It is not shown, because the user named a file and not a field."""
 
 
 class WrongUsage(LoraplexError):

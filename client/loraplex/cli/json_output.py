@@ -9,8 +9,8 @@ from typing import Any
 from loraplex.errors import LoraplexError
 from loraplex.results import Back, Estimate, JobFields, LossPoint
 
+# Fields that a list leaves out. The client sets them to empty values.
 _NOT_IN_LISTS = ("history", "log", "columns", "bad_rows", "lineage")
-"""Fields that a list leaves out. The client sets them to empty values."""
 
 
 def plain(value: Any, *, listed: bool = False) -> Any:

@@ -12,8 +12,8 @@ from loraplex.results import Base, Column, DatasetVersion
 AUTO = "auto"
 Selection = Mapping[str, Any]
 """Columns in the form of the API: `{"column": name}`, `{"columns": names}` or `{"prefix": text}`."""
+# With fewer rows, the service trains on all of them, because few held-out rows give no reliable metrics.
 _FEW_ROWS = 100
-"""With fewer rows, the service trains on all of them, because few held-out rows give no reliable metrics."""
 _FLEET_RANK, _FLEET_RATE, _FLEET_RIDGE = 8, 0.01, 1.0
 Say = Callable[[str], None]
 

@@ -224,8 +224,8 @@ def _number(cell: object) -> float:
         raise ValueError(cell) from None
 
 
+# First bytes of an Arrow file; Arrow streams may have the ending .arrow too.
 _ARROW_FILE = b"ARROW1"
-"""First bytes of an Arrow file; Arrow streams may have the ending .arrow too."""
 _BATCH_ROWS = 4096
 Cells = list[list[Any]]
 

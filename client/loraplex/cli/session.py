@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from loraplex.client import Client
 
+# Few retries, because a user waits: an unreachable service is reported within two seconds.
 _RETRIES = 2
-"""Few retries, because a user waits: an unreachable service is reported within two seconds."""
+# A narrower terminal breaks the lines of a table itself, because columns without width would lose their content.
 _NARROWEST = 80
-"""A narrower terminal breaks the lines of a table itself, because columns without width would lose their content."""
 P = ParamSpec("P")
 
 Url = Annotated[
@@ -167,8 +167,8 @@ def plural(count: int, one: str) -> str:
     return f"{count:,} {one}{'' if count == 1 else 's'}"
 
 
+# Errors after which `wait` polls the job, because it has no event stream.
 _NO_EVENTS = (QueueFull, TimedOut, Unreachable, BadAnswer)
-"""Errors after which `wait` polls the job, because it has no event stream."""
 
 
 def follow(session: Session, job_id: str) -> JobFields:

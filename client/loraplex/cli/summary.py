@@ -10,6 +10,7 @@ from loraplex.cli.session import Session, plural
 from loraplex.results import JobAdapter, JobFields
 
 _HIGHER, _LOWER = "↑", "↓"
+# Direction of each metric of docs/metrics.md: whether higher or lower is better.
 _METRICS: Mapping[str, str] = {
     "accuracy": _HIGHER,
     "exact_match": _HIGHER,
@@ -26,15 +27,14 @@ _METRICS: Mapping[str, str] = {
     "calibration_error": _LOWER,
     "loss": _LOWER,
 }
-"""Direction of each metric of docs/metrics.md: whether higher or lower is better."""
 _HEADLINES = ("accuracy", "exact_match", "recall_at_1", "rmse")
+# Kind, metric and member of a version without `held_out`, such as a fleet adapter; the base layer's has the prefix
+# `base_`.
 _WITHOUT_EVALUATION = (
     ("held-out", "accuracy", "validation_accuracy"),
     ("held-out", "loss", "validation_loss"),
     ("training", "loss", "train_loss"),
 )
-"""Kind, metric and member of a version without `held_out`, such as a fleet adapter; the base layer's has the prefix
-`base_`."""
 _SIDES: Mapping[str, str] = {
     "adapter": "adapter",
     "base": "bare base",

@@ -37,6 +37,7 @@ class Task(StrEnum):
     """The output is a query that should be nearest to its document."""
 
 
+# The metrics that are one number and have a better direction: those that a gate can compare.
 HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
     {
         "loss": False,
@@ -55,8 +56,8 @@ HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
         "mrr": True,
     }
 )
-"""The metrics that are one number and have a better direction: those that a gate can compare."""
 
+# Primary metric of each task, and whether higher is better.
 PRIMARY: Mapping[Task, tuple[str, bool]] = MappingProxyType(
     {
         task: (name, HIGHER_IS_BETTER[name])
@@ -69,7 +70,6 @@ PRIMARY: Mapping[Task, tuple[str, bool]] = MappingProxyType(
         )
     }
 )
-"""Primary metric of each task, and whether higher is better."""
 
 
 def measure(

@@ -11,10 +11,10 @@ from adapters.training.evaluation.metrics.weighting import Metrics, effective_ro
 
 CONFIDENCE = 0.95
 BINS = 15
+# Most classes for which the confusion matrix is reported.
 MAX_CONFUSION_CLASSES = 50
-"""Most classes for which the confusion matrix is reported."""
+# A label is present, in truth or in the prediction, above it: scikit-learn's rule for a decision, logit > 0.
 THRESHOLD = 0.5
-"""A label is present, in truth or in the prediction, above it: scikit-learn's rule for a decision, logit > 0."""
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 

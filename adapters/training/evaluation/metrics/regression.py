@@ -6,8 +6,8 @@ from torch import Tensor
 
 from adapters.training.evaluation.metrics.weighting import Metrics, effective_rows, number, numbers, row_weights, slices
 
+# Most outputs for which metrics per output are reported.
 MAX_REPORTED_OUTPUTS = 1000
-"""Most outputs for which metrics per output are reported."""
 
 
 def measure_regression(outputs_NO: Tensor, targets_NO: Tensor, *, weights_N: Tensor | None = None) -> Metrics:

@@ -12,8 +12,8 @@ from adapters.training.evaluation.metrics.regression import cosine_of
 from adapters.training.evaluation.metrics.weighting import Metrics, effective_rows, number, row_weights, slices, tiles
 
 CUTOFFS = (1, 5, 10)
+# Largest difference of cosines that is rounding (at most O·ε); they then count as equal.
 _TIE = 1e-12
-"""Largest difference of cosines that is rounding (at most O·ε); they then count as equal."""
 
 
 def measure_retrieval(

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+# The largest temporary: 8 MiB of float64.
 CHUNK_ELEMENTS = 2**20
-"""The largest temporary: 8 MiB of float64."""
+# Value of a metric. None is undefined; no value is infinite or NaN.
 Number = float | int | None
-"""Value of a metric. None is undefined; no value is infinite or NaN."""
+# JSON values by the names in docs/metrics.md.
 Metrics = dict[str, Number | Sequence[Number] | Sequence[Sequence[Number]]]
-"""JSON values by the names in docs/metrics.md."""
 
 
 def slices(rows: int, width: int) -> Iterator[slice]:
