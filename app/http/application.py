@@ -22,7 +22,10 @@ def create_app(service: Service) -> ASGIApp:
 
     def body_limit(endpoint: Endpoint | None) -> int:
         limit = "max_body_bytes" if endpoint is None else endpoint.body_limit
-        return limit if isinstance(limit, int) else getattr(service.settings, limit)
+        # A call with a limit of its own is also bound by the setting.
+        return (
+            min(limit, service.settings.max_body_bytes) if isinstance(limit, int) else getattr(service.settings, limit)
+        )
 
     return Middleware(
         app,
@@ -47,8 +50,9 @@ def build_routes() -> FastAPI:
         # FastAPI's own telemetry would repeat what the middleware records, if an environment variable turns it on.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    add_error_handlers(app)
-    app.include_router(build_router())
+    router = build_router()
+    add_error_handlers(app, router.routes)
+    app.include_router(router)
     app.include_router(document_router)
     # The overview comes last: it also answers every path under /ui that has no page.
     for page in (adapters, datasets, jobs, try_it, overview):

@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from adapters.arrays import is_finite
@@ -277,31 +277,31 @@ def from_request_validation(error: RequestValidationError) -> LoraplexError:
     return from_validation(first)
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error that a route or the framework raises as a problem."""
+def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Answer every error that one of `routes` or the framework raises as a problem."""
+
+    async def answer_framework_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        answer = answer_at(request.scope["path"], _from_framework(error, request))
+        answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            # The framework names the methods of the first route at this path, and there may be several.
+            matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+            methods = {method for route in matching for method in getattr(route, "methods", ())}
+            answer.headers["Allow"] = ", ".join(sorted(methods)) or answer.headers["Allow"]
+        return answer
+
     app.add_exception_handler(LoraplexError, _answer_own_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(OSError, _answer_system_error)
     app.add_exception_handler(ClientDisconnect, _answer_disconnect)
     app.add_exception_handler(Exception, _answer_defect)
-    app.add_exception_handler(HTTPException, _answer_framework_error)
+    app.add_exception_handler(HTTPException, answer_framework_error)
 
 
 async def _answer_own_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, LoraplexError)
     return answer_at(request.scope["path"], error)
-
-
-async def _answer_framework_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    answer = answer_at(request.scope["path"], _from_framework(error, request))
-    answer.headers.update(error.headers or {})
-    if error.status_code == 405:
-        # The framework names the methods of the first route at this path, and there may be several.
-        routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-        methods = {method for route in routes for method in getattr(route, "methods", ())}
-        answer.headers["Allow"] = ", ".join(sorted(methods)) or answer.headers["Allow"]
-    return answer
 
 
 async def _answer_validation_error(_request: Request, error: Exception) -> Response:

@@ -55,6 +55,7 @@ def _writers(client: httpx.Client) -> list[Callable[[], httpx.Response]]:
     return [lambda n=n: kinds[n % len(kinds)](n) for n in range(WRITERS)]  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_sixty_blocked_writers_do_not_keep_a_reader_waiting(tmp_path: Path) -> None:
     limits = httpx.Limits(max_connections=None)
     with (

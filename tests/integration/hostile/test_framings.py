@@ -148,6 +148,7 @@ async def _try_all(service: Service, through_asgi: Any) -> list[str]:
     return faults
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # half a minute of one core
 def test_no_request_is_answered_that_was_not_sent_as_one_and_both_paths_answer_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -306,6 +306,7 @@ def test_a_client_that_reads_nothing_is_let_go(running: Running, monkeypatch: py
         assert 1 < seconds_until_closed(connection, b"\r\n") < scaled(10)
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_slowly_is_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guarded_http, "UNREAD_SECONDS", 1.5)
     times = 100

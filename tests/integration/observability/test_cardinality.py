@@ -54,6 +54,7 @@ def _one_of_each(client: httpx.Client, service: Service) -> None:
     scrape(client)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_names_add_no_series(serve: Serve) -> None:
     client, service = serve()
     _one_of_each(client, service)

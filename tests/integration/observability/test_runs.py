@@ -108,6 +108,7 @@ def test_each_epoch_is_told_of_with_its_times(told: Told) -> None:
     assert told.publishes == [publish]
 
 
+@pytest.mark.slow
 def test_of_very_many_epochs_some_are_told_of(told: Told) -> None:
     _train(told.client, epochs=10 * MOST_EPOCHS + 1)
     epochs = told.run().epochs

@@ -78,6 +78,7 @@ def test_held_out_rows_do_not_reach_the_factors(trained: httpx.Client) -> None:
     assert plain["metrics"]["validation_loss"] < other["metrics"]["validation_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "steps", "kept"),
     [
