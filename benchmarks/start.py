@@ -57,7 +57,10 @@ def _start_to_ready(store: Path) -> float:
 
 
 def _cold_loads(store: Path, plan: Plan, *, evict: bool) -> dict[str, list[float]]:
-    """Return the milliseconds of the first and of the second answer of many adapters, one after the other."""
+    """Return the milliseconds of the first and of the second answer of many adapters, one after the other.
+
+    With `evict`, the bytes come from the disk, because the page cache is emptied before the first answer.
+    """
     server, _ = _start(store)
     rows_NI = input_rows(SHAPE)
     numbers = np.random.default_rng(11).permutation(plan.many_tenants)[: plan.cold_loads + _WARM_REQUESTS]

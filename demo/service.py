@@ -107,7 +107,10 @@ def _free_port() -> int:
 
 
 def _members_of_session(session: int) -> list[int]:
-    """Return the live processes of a session, including children in process groups of their own."""
+    """Return the live processes of a session, including children in process groups of their own.
+
+    This needs /proc, which only Linux has; on other systems, the result is the leader alone.
+    """
     if not (_PROC / "self" / "stat").exists():
         with suppress(ProcessLookupError):
             os.killpg(session, 0)

@@ -247,7 +247,11 @@ def model_ready(name: str, service: ServiceOf, version: str | None = None) -> Mo
 
 
 async def post_infer(name: str, service: ServiceOf, version: str | None = None) -> Response:  # noqa: ARG001
-    """Answer rows: the tensor `inputs`, in JSON or as binary data after the JSON (binary tensor data extension)."""
+    """Answer rows: the tensor `inputs`, in JSON or as binary data after the JSON (binary tensor data extension).
+
+    `Inference-Header-Content-Length` is the number of bytes of the JSON. With `classification` in the parameters of
+    `outputs`, the answer has Triton's classes.
+    """
     return AsgiResponse(infer, service)
 
 

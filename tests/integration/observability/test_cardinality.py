@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator, Sequence
 
 import httpx
+import pytest
 import torch
 
 from adapters.lora.adapter import Adapter
