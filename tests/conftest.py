@@ -65,9 +65,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start one worker with these settings, in this process; `trainer=True` trains too."""
     with ExitStack() as stack:
 
-        def start(*, trainer: bool = False, **settings: Any) -> tuple[httpx.Client, Service]:
+        def start(*, trainer: bool = False, own_fitter: bool = False, **settings: Any) -> tuple[httpx.Client, Service]:
             chosen: dict[str, Any] = {"data_dir": tmp_path / "data", "base": "random:10,2,42"} | settings
-            return stack.enter_context(serving(Settings(**chosen), trainer=trainer))
+            return stack.enter_context(serving(Settings(**chosen), trainer=trainer, own_fitter=own_fitter))
 
         yield start
 

@@ -72,7 +72,19 @@ def reused_fitter(settings: Settings) -> Iterator[Fitter]:
             _IDLE.pop(oldest).kill()
 
 
-@atexit.register
-def _end_all() -> None:
-    for fitter in _IDLE.values():
+@contextmanager
+def new_fitter(settings: Settings) -> Iterator[Fitter]:
+    """Yield a fitter whose process is the only one of this process and ends with it, for tests that look for it."""
+    end_idle_fitters()
+    fitter = open_fitter(settings)
+    try:
+        yield fitter
+    finally:
         fitter.kill()
+
+
+@atexit.register
+def end_idle_fitters() -> None:
+    """End the processes that are kept."""
+    while _IDLE:
+        _IDLE.popitem()[1].kill()

@@ -22,7 +22,7 @@ from app.service import Service, open_service
 from app.serving.uvicorn_protocol import protocol_factory
 from app.settings import LogRequests, Settings
 from tests.support.deadlines import scaled
-from tests.support.fitters import reused_fitter
+from tests.support.fitters import new_fitter, reused_fitter
 
 DEADLINE_SECONDS = 60.0
 LORAPLEX = Path(sys.executable).with_name("loraplex")
@@ -63,9 +63,11 @@ def train(client: httpx.Client, **body: Any) -> dict[str, Any]:
 
 @contextmanager
 def serving(
-    settings: Settings, *, trainer: bool = False, keep_alive_seconds: int = 60
+    settings: Settings, *, trainer: bool = False, own_fitter: bool = False, keep_alive_seconds: int = 60
 ) -> Iterator[tuple[httpx.Client, Service]]:
-    """One worker in a thread, on a real socket; with `trainer`, one that trains too, in a process of `reused_fitter`.
+    """Run one worker in a thread, on a real socket; with `trainer`, one that trains too.
+
+    Its fits run in a process that later tests reuse, or with `own_fitter` in a new one.
 
     Requests are logged where the settings ask for it by name: thousands of lines would drown what a test says.
     """
@@ -90,7 +92,7 @@ def serving(
             service.catalog,
             service.queue,
             service.base,
-            fitters.enter_context(reused_fitter(settings)),
+            fitters.enter_context(new_fitter(settings) if own_fitter else reused_fitter(settings)),
             stop=stop,
             lease_seconds=settings.lease_seconds,
             checkpoints=settings.data_dir / CHECKPOINTS,

@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
 from app.observability.metrics.definitions import Definition, Kind
-from app.observability.metrics.values import MetricValues
+
+if TYPE_CHECKING:
+    from app.observability.metrics.values import MetricValues
 
 # Folder, in the data folder, of the metrics of all processes.
 METRICS = "metrics"
@@ -91,7 +93,7 @@ class ProcessMetrics(NamedTuple):
     """Metrics of one process, as read from its file."""
 
     name: str
-    figures: MetricValues
+    figures: "MetricValues"
     """Without gauges if the process is dead."""
     lives: bool
 
@@ -114,12 +116,14 @@ class ProcessSlot:
             return None
         return None if place is None else cls(folder, place)
 
-    def counted(self) -> MetricValues:
+    def counted(self) -> "MetricValues":
         """Return the counters that an earlier process left in this slot."""
+        from app.observability.metrics.values import MetricValues
+
         stored = _read(self._path)
         return MetricValues() if stored is None else stored.figures.only(_is_counted)
 
-    def leave(self, figures: MetricValues, *, ended: bool = False) -> None:
+    def leave(self, figures: "MetricValues", *, ended: bool = False) -> None:
         """Write the metrics of this process; log the first failure."""
         written = self._path.with_suffix(".tmp")
         content = {"written_at": 0.0 if ended else time.time(), **figures.to_json()}
@@ -157,11 +161,14 @@ def read_other_slots(folder: Path, own: str | None) -> Iterator[ProcessMetrics]:
 
 class _Stored(NamedTuple):
     written_at: float
-    figures: MetricValues
+    figures: "MetricValues"
 
 
 def _read(path: Path) -> _Stored | None:
     """Return the content of a file; remove a malformed one, which a live process writes again."""
+    # The supervisor imports this module, and it does without numpy.
+    from app.observability.metrics.values import MetricValues
+
     try:
         stored = orjson.loads(path.read_bytes())
         return _Stored(float(stored["written_at"]), MetricValues.from_json(stored))

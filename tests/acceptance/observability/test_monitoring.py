@@ -22,7 +22,12 @@ from tests.support.external_programs import program
 pytestmark = pytest.mark.slow
 
 SECONDS = 60
-NOT_SHOWN = {"loraplex_base_info", "loraplex_process_start_time_seconds", "loraplex_resident_adapters"}
+NOT_SHOWN = {
+    "loraplex_base_info",
+    "loraplex_fast_path_fallbacks_total",
+    "loraplex_process_start_time_seconds",
+    "loraplex_resident_adapters",
+}
 """Of use in other people's queries."""
 
 

@@ -48,7 +48,7 @@ def _full(*_: object, **__: object) -> NoReturn:
 def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Service]]:
     """A service that trains, for the tests that leave it able to."""
     settings = Settings(data_dir=tmp_path_factory.mktemp("training"), base="random:10,2,42", lease_seconds=1)
-    with serving(settings, trainer=True) as started:
+    with serving(settings, trainer=True, own_fitter=True) as started:
         yield started
 
 

@@ -164,7 +164,7 @@ def _fit() -> Any:
 
 
 def test_the_fence_alone_refuses_what_comes_too_late(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    client, service = serve(trainer=True, lease_seconds=1)
+    client, service = serve(trainer=True, own_fitter=True, lease_seconds=1)
     # A trainer that looks at its lease nowhere but where it publishes, and waits for a fit that stands still.
     monkeypatch.setattr(Fitter, "_end_if_stopped", lambda _: None)
     monkeypatch.setattr(service.queue, "check_claim", lambda _: None)
