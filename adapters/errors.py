@@ -38,8 +38,8 @@ _MAX_VALUE_CHARACTERS = 100
 _MAX_DETAIL_CHARACTERS = 1500
 # Default of `given`. It is not None, because None is a null that a client sent.
 _NOT_GIVEN = object()
+# Most rows of a data set that an error or a report lists.
 MAX_BAD_ROWS = 20
-"""Most rows of a data set that an error or a report lists."""
 
 
 class BadRow(NamedTuple):

@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 from adapters.errors import InvalidName, InvalidReference, WrongType
 
+# The alias that a bare name refers to.
 LIVE = "live"
-"""The alias that a bare name refers to."""
 
 NAME_RULE = "1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]*")
 MAX_REFERENCE_CHARACTERS = 256
+# Largest version number. A larger number in a request names no version.
 MAX_VERSION = 2**31 - 1
-"""Largest version number. A larger number in a request names no version."""
 
 
 def check_name(name: object, *, field: str = "name") -> str:

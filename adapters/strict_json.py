@@ -70,5 +70,5 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return result
 
 
+# Decoder that `parse` and `adapters.large_json.parser` use.
 DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates, parse_int=whole_number)
-"""Decoder that `parse` and `adapters.large_json.parser` use."""

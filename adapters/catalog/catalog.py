@@ -27,12 +27,12 @@ from adapters.storage.quarantine import DEFAULT_DAYS, Quarantine
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
 from adapters.storage.store_identity import check_store, complete_store
 
+# Takes whether the name exists and the digest of its live version; raises `PreconditionFailed`.
 Precondition: TypeAlias = Callable[[bool, str | None], None]
-"""Takes whether the name exists and the digest of its live version; raises `PreconditionFailed`."""
+# Returns, in the transaction of a publish, which publications may become versions. An error undoes the publish.
 Admit: TypeAlias = Callable[[Connection, Sequence[Publication]], Sequence[bool]]
-"""Returns, in the transaction of a publish, which publications may become versions. An error undoes the publish."""
+# Stores more in the transaction of a publish, given the new versions. An error undoes the publish.
 Record: TypeAlias = Callable[[Connection, Sequence[Published]], None]
-"""Stores more in the transaction of a publish, given the new versions. An error undoes the publish."""
 
 
 class _Draft(NamedTuple):

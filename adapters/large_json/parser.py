@@ -18,8 +18,8 @@ from adapters.arrays import NumberTable, TruncatedList, find_bad_number, matrix
 from adapters.errors import InvalidInput, LoraplexError, NotJson, OutOfRange, WrongShape
 from adapters.strict_json import DECODER, nested_too_deeply, parse_text, repeated_key
 
+# Most keys of one object. A valid object has a few dozen, apart from free parameters.
 MAX_KEYS = 10_000
-"""Most keys of one object. A valid object has a few dozen, apart from free parameters."""
 # Most entries of a list whose first entry is an object. A valid list has one or two tensors.
 _MAX_OBJECTS = 1000
 # Levels of nesting at which tables are converted. The scanner reads a deeper value as a whole.

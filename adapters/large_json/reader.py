@@ -20,8 +20,8 @@ from adapters.errors import InvalidInput
 from adapters.large_json.reader_process import LINES, PLAIN
 from adapters.strict_json import whole_number
 
+# Memory limit of the process: a body of 64 MiB takes its text, its arrays, and the Python form of one value.
 MEMORY_BYTES = 640 * 2**20
-"""Memory limit of the process: a body of 64 MiB takes its text, its arrays, and the Python form of one value."""
 _MODULE = "adapters.large_json.reader_process"
 _MAX_SECONDS = 120.0
 _CHUNK_BYTES = 2**20

@@ -22,12 +22,12 @@ from adapters.errors import LoraplexError, OutOfRange, shorten
 from adapters.large_json.parser import read_large
 from adapters.strict_json import decode, nested_too_deeply
 
+# Most bytes of JSON in an answer, arrays excluded. The service parses it all at once and without this memory limit.
 MAX_JSON_BYTES = 2**24
-"""Most bytes of JSON in an answer, arrays excluded. The service parses it all at once and without this memory limit."""
+# Most levels of lists and objects in a value. An answer has up to twice as many, and each takes recursive calls.
 MAX_LEVELS = 100
-"""Most levels of lists and objects in a value. An answer has up to twice as many, and each takes recursive calls."""
+# Encoding of a list: entries in the head, entries in the lines after the head, or a `TruncatedList`.
 PLAIN, LINES, LONG = range(3)
-"""Encoding of a list: entries in the head, entries in the lines after the head, or a `TruncatedList`."""
 _MAX_PLAIN_ENTRIES = 1000
 _ENTRIES_PER_LINE = 5000
 # Entries that are kept of a list that is cut, which is enough for an error message.

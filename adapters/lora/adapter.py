@@ -23,8 +23,8 @@ MAX_ALPHA = 1e6
 _METADATA_KEY = "loraplex"
 # Most numbers in one stack of factors: 32 MiB as float64.
 _STACK_NUMBERS = 2**22
+# Record for `adapters.lora.kernel`: addresses of Aᵀ (R, O), B (R, I) and bias (O) or 0, contiguous float32; R; s.
 RECORD = Struct("<qqqqd")
-"""Record for `adapters.lora.kernel`: addresses of Aᵀ (R, O), B (R, I) and bias (O) or 0, contiguous float32; R; s."""
 
 
 def digest_of(content: bytes | bytearray) -> str:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from adapters.errors import BaseNotLoadable
 
+# Source name of the classifier in this package: 8×8 digits, 64 → 10.
 BUNDLED = "digits"
-"""Source name of the classifier in this package: 8×8 digits, 64 → 10."""
 BUNDLED_FILE = Path(__file__).parents[1] / "bundled" / "digits.safetensors"
 
 _STORED_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}

@@ -12,8 +12,8 @@ from adapters.errors import InvalidCombination, LoraplexError, NotFinite, OutOfR
 
 MIN_LABELS = 2
 MAX_LABEL_CHARACTERS = 200
+# Largest numeric label. A client that reads JSON numbers as float64 would confuse larger ones.
 MAX_LABEL = 2**53
-"""Largest numeric label. A client that reads JSON numbers as float64 would confuse larger ones."""
 
 
 def check_labels(value: object, *, field: str, outputs: int) -> tuple[str | int, ...]:

@@ -13,8 +13,8 @@ from adapters.lora.adapter import check_alpha
 from adapters.strict_json import parse
 
 CONFIG_FILE = "adapter_config.json"
+# Most bytes of a config. Real ones have a few kilobytes; a larger one would stall the process that parses it.
 MAX_CONFIG_BYTES = 2**19
-"""Most bytes of a config. Real ones have a few kilobytes; a larger one would stall the process that parses it."""
 Number = TypeVar("Number", int, float)
 
 _LITERAL_PATH = re.compile(r"[A-Za-z0-9_.-]+")

@@ -15,8 +15,8 @@ from torch import Tensor
 from adapters.errors import InvalidSafetensors, LoraplexError, NotFinite, OutOfRange
 from adapters.strict_json import parse
 
+# Most bytes of a header. The library allows 100 MB; three tensors need a few hundred bytes.
 MAX_HEADER_BYTES = 64 * 1024
-"""Most bytes of a header. The library allows 100 MB; three tensors need a few hundred bytes."""
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

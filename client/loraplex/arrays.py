@@ -155,8 +155,8 @@ def _torch() -> Any:
     return sys.modules.get("torch")
 
 
+# Encoder: texts to one row of numbers per text, such as `SentenceTransformer.encode`.
 Encode = Callable[[list[str]], Any]
-"""Encoder: texts to one row of numbers per text, such as `SentenceTransformer.encode`."""
 
 
 def read_rows(inputs: Any, encode: Encode | None, *, field: str = "inputs") -> Operation[Rows]:

@@ -125,8 +125,8 @@ class Emit:
 
 
 Effect = Call[Any] | Attempt | OpenStream | ReadStream | Sleep | CallFunction | Emit
+# A generator that yields effects, receives their results or errors, and returns the result of the operation.
 Operation = Generator[Effect, Any, T]
-"""A generator that yields effects, receives their results or errors, and returns the result of the operation."""
 
 
 def ask(call: Call[T]) -> Operation[T]:

@@ -15,8 +15,8 @@ from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, OutOfRange
 from loraplex.results import AdapterRef
 
 V = TypeVar("V")
+# Rows of one request, with the default settings of the service.
 MAX_ROWS = 4096
-"""Rows of one request, with the default settings of the service."""
 # Bytes of the rows of one request: half of the service's default limit.
 _BINARY_BYTES = 2**25
 _JSON_BYTES = 3 * 2**20

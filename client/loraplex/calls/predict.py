@@ -18,8 +18,8 @@ from loraplex.effects import JSON, Answer, Call, Operation, Repeat, ask
 from loraplex.errors import BadAnswer, LoraplexError, WrongShape
 from loraplex.results import AdapterRef, Label, Prediction
 
+# One adapter for all rows, or one for each row; None is the base layer.
 Which = str | Sequence[str | None] | None
-"""One adapter for all rows, or one for each row; None is the base layer."""
 # Statuses that stand for several codes: an answer under `/v2` gives the code only in words.
 # 500 and 503 are not among them: a service in trouble is not sent the same request again. They raise `InternalError`
 # and `NotReady`.

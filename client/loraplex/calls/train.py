@@ -16,8 +16,8 @@ from loraplex.effects import Operation, Repeat, ask
 from loraplex.errors import InvalidCombination, LoraplexError, WrongType
 from loraplex.results import JobFields
 
+# Numbers of inputs, targets and the rest that are sent in the request: about 4 MiB of JSON.
 INLINE_NUMBERS = 200_000
-"""Numbers of inputs, targets and the rest that are sent in the request: about 4 MiB of JSON."""
 _TEMPORARY = "loraplex-client-"
 _ARRAYS = ("inputs", "targets", "weights", "groups", "corpus")
 # Time that the service may take to check the rows of a training.

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# Name and cells of the column with the correct labels.
 Truth = tuple[str, list[Any]] | None
-"""Name and cells of the column with the correct labels."""
 _MOST_OUTPUTS = 10
 
 

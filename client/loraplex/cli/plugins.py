@@ -13,9 +13,9 @@ from typer.main import get_command
 from loraplex.address import address
 from loraplex.cli.errors import REFUSED
 
+# Entry points of this group are Typer functions. They are imported when they run, because their imports are slow, and
+# because the working directory may have a package of the same name.
 GROUP = "loraplex.commands"
-"""Entry points of this group are Typer functions. They are imported when they run, because their imports are slow, and
-because the working directory may have a package of the same name."""
 PANEL = "The service"
 _HELP = {
     "serve": "Answer requests and train, until SIGTERM.",

@@ -10,8 +10,8 @@ from loraplex.cli.session import plural
 from loraplex.results import Base, Column, DatasetVersion
 
 AUTO = "auto"
+# Columns in the form of the API: `{"column": name}`, `{"columns": names}` or `{"prefix": text}`.
 Selection = Mapping[str, Any]
-"""Columns in the form of the API: `{"column": name}`, `{"columns": names}` or `{"prefix": text}`."""
 # With fewer rows, the service trains on all of them, because few held-out rows give no reliable metrics.
 _FEW_ROWS = 100
 _FLEET_RANK, _FLEET_RATE, _FLEET_RIDGE = 8, 0.01, 1.0

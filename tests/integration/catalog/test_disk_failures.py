@@ -21,6 +21,8 @@ from tests.support.catalog_factories import as_upload, make_adapter, put, refere
 from tests.support.failing_disk import SYNC, TRUNCATE, WRITE, FailingDisk
 from tests.support.service import ServiceProcess
 
+pytestmark = pytest.mark.slow
+
 JOURNAL, CATALOG, ALL = "catalog.sqlite3-journal", "catalog.sqlite3", "*"
 FULL, FAILED = "storage_full", "storage_failed"
 
