@@ -42,11 +42,14 @@ def scrape(client: httpx.Client) -> Shown:
 def scraped(
     client: httpx.Client, condition: Callable[[Shown], Any], *, what: str = "what a scrape was to show"
 ) -> Shown:
-    """The first scrape of which a condition holds."""
+    """Return the first scrape that fulfils a condition. A connection to a worker that was killed is opened again."""
     found: list[Shown] = []
 
     def holds() -> bool:
-        found.append(scrape(client))
+        try:
+            found.append(scrape(client))
+        except httpx.TransportError:
+            return False
         return bool(condition(found[-1]))
 
     eventually(holds, what=what)
