@@ -171,11 +171,7 @@ def _check_rows(value: list[Any], field: str, columns: int | None, expected: str
     for row, numbers in enumerate(value, begin):
         if not isinstance(numbers, list):
             raise WrongType(
-                f"{field}, row {row}, is not a list of numbers",
-                field=field,
-                row=row,
-                given=numbers,
-                expected=expected,
+                f"{field}, row {row}, is not a list of numbers", field=field, row=row, given=numbers, expected=expected
             )
         if width is None:
             width = len(numbers)

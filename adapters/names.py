@@ -64,11 +64,7 @@ def parse_reference(text: object, *, field: str = "adapter", row: int | None = N
         return reference
     if not _NAME.fullmatch(text.partition("@")[0]):
         raise InvalidName(
-            f"{field} must begin with a name: {NAME_RULE}",
-            field=field,
-            row=row,
-            given=text,
-            expected=NAME_RULE,
+            f"{field} must begin with a name: {NAME_RULE}", field=field, row=row, given=text, expected=NAME_RULE
         )
     raise InvalidReference(
         f"after the @ of {field} comes a version number from 1 on or an alias",

@@ -40,14 +40,7 @@ def serve(
     """Answer requests and train, until SIGTERM. Every other setting is an environment variable."""
     from app.processes.supervisor import serve as run  # imported late, because `loraplex --help` loads this module
 
-    options = {
-        "base": base,
-        "data_dir": data_dir,
-        "host": host,
-        "port": port,
-        "workers": workers,
-        "trainers": trainers,
-    }
+    options = {"base": base, "data_dir": data_dir, "host": host, "port": port, "workers": workers, "trainers": trainers}
     try:
         settings = load_settings(options)
         logs.configure(settings.log_format, process="supervisor")

@@ -223,10 +223,7 @@ def _valid_training(size: int) -> bytes:
     count = size // (len(inputs) + len(targets) + 4)
     return (
         b'{"name":"valid","rank":4,"training":{"method":"adamw","epochs":1},"data":{"inputs":[%b],"targets":[%b]}}'
-        % (
-            b",".join([inputs] * count),
-            b",".join([targets] * count),
-        )
+        % (b",".join([inputs] * count), b",".join([targets] * count))
     )
 
 

@@ -67,13 +67,7 @@ def _run_plain(base: BaseLayer, data: TrainingData, rate: float) -> dict[str, fl
     """Return the time without the losses on all rows, which the service computes with every fit."""
     begin = time.perf_counter()
     a_OR, b_RI = train_alone(
-        base.weight_OI,
-        data.inputs_NI,
-        data.targets,
-        rank=RANK,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        learning_rate=rate,
+        base.weight_OI, data.inputs_NI, data.targets, rank=RANK, epochs=EPOCHS, batch_size=BATCH, learning_rate=rate
     )
     seconds = time.perf_counter() - begin
     outputs_NO = data.inputs_NI.double() @ (base.weight_OI.double() + a_OR.double() @ b_RI.double()).T

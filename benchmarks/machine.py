@@ -51,14 +51,7 @@ def _commit() -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
     changed = git(
-        "status",
-        "--porcelain",
-        "--",
-        "adapters",
-        "app",
-        "benchmarks",
-        ":!benchmarks/*.md",
-        ":!benchmarks/results*",
+        "status", "--porcelain", "--", "adapters", "app", "benchmarks", ":!benchmarks/*.md", ":!benchmarks/results*"
     )
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + (", with changes" if changed else "")
 

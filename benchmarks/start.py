@@ -27,10 +27,7 @@ def measure(plan: Plan, folder: Path) -> dict[str, Any]:
     store = make_store(folder / "store", SHAPE, tenants=plan.many_tenants, rank=RANK)
     ready = [_start_to_ready(store) for _ in range(plan.starts)]
     say(f"start: ready after {', '.join(f'{seconds:.2f}' for seconds in ready)} s")
-    cold = {
-        "cached": _cold_loads(store, plan, evict=False),
-        "evicted": _cold_loads(store, plan, evict=True),
-    }
+    cold = {"cached": _cold_loads(store, plan, evict=False), "evicted": _cold_loads(store, plan, evict=True)}
     return {
         "layer": str(SHAPE),
         "published": plan.many_tenants,

@@ -46,12 +46,7 @@ print(json.dumps({
     "no_new_privileges": status.split("NoNewPrivs:")[1].split()[0] == "1",
 }))
 """
-CONFINED = {
-    "root_read_only": True,
-    "data_writable": True,
-    "capabilities": 0,
-    "no_new_privileges": True,
-}
+CONFINED = {"root_read_only": True, "data_writable": True, "capabilities": 0, "no_new_privileges": True}
 
 
 class CheckFailed(Exception):

@@ -48,10 +48,7 @@ class IngestReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        return asdict(self) | {
-            "columns": columns_to_json(self.columns),
-            "bad_rows": bad_rows_to_json(self.bad_rows),
-        }
+        return asdict(self) | {"columns": columns_to_json(self.columns), "bad_rows": bad_rows_to_json(self.bad_rows)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "IngestReport":

@@ -31,12 +31,7 @@ class JobQueue:
     """The jobs in one data folder. Safe to use from any thread and from several processes."""
 
     def __init__(
-        self,
-        database: SqliteDatabase,
-        writer: BlobWriter,
-        *,
-        now: Callable[[], float],
-        lease_seconds: float,
+        self, database: SqliteDatabase, writer: BlobWriter, *, now: Callable[[], float], lease_seconds: float
     ) -> None:
         self._database = database
         self._writer = writer

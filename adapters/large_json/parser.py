@@ -212,9 +212,7 @@ class _Parser:
         if name != _LABELS_FIELD or inputs not in self._columns:
             most = max(self._longest, _MAX_ROWS)
             return most, OutOfRange(
-                f"{field or 'the body'} has more than {most} rows",
-                field=field or None,
-                expected=f"at most {most} rows",
+                f"{field or 'the body'} has more than {most} rows", field=field or None, expected=f"at most {most} rows"
             )
         expected = f"one row for each row of {inputs}"
         if inputs in self._row_counts:

@@ -223,13 +223,7 @@ def check_alpha(alpha: float, *, field: str = "alpha") -> float:
 
 
 def check_factors(
-    a_OR: Tensor,
-    b_RI: Tensor,
-    bias_O: Tensor | None,
-    base: BaseLayer,
-    *,
-    max_rank: int,
-    names: tuple[str, str, str],
+    a_OR: Tensor, b_RI: Tensor, bias_O: Tensor | None, base: BaseLayer, *, max_rank: int, names: tuple[str, str, str]
 ) -> None:
     """Raise `WrongShape` or `RankTooLarge` if the factors do not fit each other and the base.
 

@@ -67,12 +67,7 @@ class BaseLayer:
 
 
 def load_base_layer(
-    source: str,
-    *,
-    weight_key: str = "weight",
-    bias_key: str = "bias",
-    device: str = "auto",
-    dtype: str = "float32",
+    source: str, *, weight_key: str = "weight", bias_key: str = "bias", device: str = "auto", dtype: str = "float32"
 ) -> BaseLayer:
     """Load the layer that `source` names: `digits`, a safetensors path, or a generated layer.
 

@@ -41,8 +41,7 @@ def _check_header(file: bytes, what: str) -> Mapping[str, object]:
     length = int.from_bytes(file[:8], "little")
     if len(file) < 8 or length > len(file) - 8:
         raise InvalidSafetensors(
-            f"{what} is not a safetensors file: its {len(file)} bytes are fewer than its header needs",
-            field=what,
+            f"{what} is not a safetensors file: its {len(file)} bytes are fewer than its header needs", field=what
         )
     if length > MAX_HEADER_BYTES:
         raise InvalidSafetensors(
@@ -63,10 +62,7 @@ def _check_header(file: bytes, what: str) -> Mapping[str, object]:
 def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in _DTYPES:
         raise InvalidSafetensors(
-            f"{name} is {tensor.dtype}",
-            field=name,
-            given=str(tensor.dtype),
-            expected="float32, float16 or bfloat16",
+            f"{name} is {tensor.dtype}", field=name, given=str(tensor.dtype), expected="float32, float16 or bfloat16"
         )
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):

@@ -23,14 +23,7 @@ from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
-from adapters.errors import (
-    CatalogBusy,
-    CatalogNotLoadable,
-    LoraplexError,
-    StorageFailed,
-    StorageFull,
-    TooManyOpenFiles,
-)
+from adapters.errors import CatalogBusy, CatalogNotLoadable, LoraplexError, StorageFailed, StorageFull, TooManyOpenFiles
 from adapters.storage.store_identity import CATALOG, migration_lock
 
 _BUSY_MILLISECONDS = 15_000

@@ -189,11 +189,7 @@ def _header(columns: Mapping[str, Column]) -> bytes:
     entries, offset = {}, 0
     for name, column in columns.items():
         size = int(np.prod(column.shape, dtype=np.int64)) * _DTYPES[column.dtype].itemsize
-        entries[name] = {
-            "dtype": column.dtype,
-            "shape": list(column.shape),
-            "data_offsets": [offset, offset + size],
-        }
+        entries[name] = {"dtype": column.dtype, "shape": list(column.shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

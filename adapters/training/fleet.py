@@ -119,11 +119,7 @@ class _Trained:
 
 
 def _train_stack(
-    base: BaseLayer,
-    data: TrainingData,
-    spec: TrainingSpec,
-    members: Sequence[tuple[int, Tensor]],
-    progress: Progress,
+    base: BaseLayer, data: TrainingData, spec: TrainingSpec, members: Sequence[tuple[int, Tensor]], progress: Progress
 ) -> list[_Trained]:
     rows_N = torch.cat([rows_K for _, rows_K in members])
     table = data.take(rows_N).to(base.device)

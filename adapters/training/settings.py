@@ -110,11 +110,7 @@ def settings_of(model: type) -> Mapping[str, Setting]:
         kinds = get_args(annotation) or (annotation,)
         (kind,) = (kind for kind in kinds if kind not in (NoneType, Auto))
         table[field.name] = replace(
-            declaration,
-            kind=kind,
-            takes_null=NoneType in kinds,
-            takes_auto=Auto in kinds,
-            default=field.default,
+            declaration, kind=kind, takes_null=NoneType in kinds, takes_auto=Auto in kinds, default=field.default
         )
     return MappingProxyType(table)
 
@@ -153,8 +149,7 @@ class RequestedSettings:
     epochs: Annotated[int | Auto, Setting(ge=1, le=10_000_000, methods=GRADIENT_METHODS)] = 50
     learning_rate: Annotated[float | Auto, Setting(gt=0, le=1e6, methods=GRADIENT_METHODS)] = 0.01
     batch_size: Annotated[
-        int | Auto | None,
-        Setting(ge=1, le=2**31, methods=GRADIENT_METHODS, description="Null means all rows."),
+        int | Auto | None, Setting(ge=1, le=2**31, methods=GRADIENT_METHODS, description="Null means all rows.")
     ] = 64
     seed: Annotated[int, Setting(ge=0, lt=2**63)] = 0
     init: Annotated[

@@ -12,13 +12,7 @@ from adapters.errors import RequestTimeout, WrongType
 from adapters.large_json.reader import read_in_process
 from adapters.lora.base_layer import BaseLayer
 from adapters.strict_json import parse
-from app.http.errors import (
-    TooManyBytes,
-    UnsupportedMediaType,
-    drop_unknown_fields,
-    from_validation,
-    too_large,
-)
+from app.http.errors import TooManyBytes, UnsupportedMediaType, drop_unknown_fields, from_validation, too_large
 
 JSON = "application/json"
 # Model, in the endpoint table, of a body that is not JSON.

@@ -111,7 +111,7 @@ _INFER: dict[str, Any] = {
                     JSON: {"schema": TypeAdapter(InferAnswer).json_schema(ref_template=SCHEMA_REFERENCE)},
                     _OCTETS: _BYTES,
                 },
-            },
+            }
         },
     },
 }
@@ -162,8 +162,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         },
     ),
     Endpoint(
-        *("GET", "/adapters", adapters.list_adapters, "adapters", "List adapters"),
-        errors=("invalid_name", *_READS),
+        *("GET", "/adapters", adapters.list_adapters, "adapters", "List adapters"), errors=("invalid_name", *_READS)
     ),
     Endpoint(
         *("GET", "/adapters/{name}", adapters.show_adapter, "adapters", "Show an adapter"),
@@ -187,10 +186,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             *("adapter_not_found", "version_not_found", "adapter_not_live", "invalid_input", "blob_corrupt"),
             *_READS,
         ),
-        answer={
-            "response_class": Response,
-            "responses": {200: {"description": "The zip", "content": {ZIP: _BYTES}}},
-        },
+        answer={"response_class": Response, "responses": {200: {"description": "The zip", "content": {ZIP: _BYTES}}}},
     ),
     Endpoint(
         *("PUT", f"/adapters/{{name}}/aliases/{LIVE}", adapters.set_live, "adapters", "Roll back or forward"),
@@ -223,10 +219,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=("invalid_dataset", "invalid_archive", "not_json", "duplicate_key", *_WRITES),
         answer={
             "responses": {
-                200: {
-                    "model": DatasetVersionBody,
-                    "description": "The newest version, which has the same content",
-                },
+                200: {"model": DatasetVersionBody, "description": "The newest version, which has the same content"},
                 201: {"model": DatasetVersionBody, "description": "The new version"},
             }
         },
@@ -344,10 +337,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         name="show_model_version_configuration",
         errors=_MODEL,
     ),
-    Endpoint(
-        *("GET", "/v2/models/{name}/ready", oip.model_ready, OIP, "Check that a model answers"),
-        errors=_MODEL,
-    ),
+    Endpoint(*("GET", "/v2/models/{name}/ready", oip.model_ready, OIP, "Check that a model answers"), errors=_MODEL),
     Endpoint(
         *("GET", "/v2/models/{name}/versions/{version}/ready", oip.model_ready, OIP, "Check that a version answers"),
         name="model_version_ready",

@@ -116,13 +116,7 @@ class _Exchange:
     )
 
     def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        *,
-        body_limit: int,
-        memory: BodyMemory | None,
+        self, scope: Scope, receive: Receive, send: Send, *, body_limit: int, memory: BodyMemory | None
     ) -> None:
         self.scope = scope
         self.state = scope.setdefault("state", {})

@@ -54,10 +54,7 @@ def read_cursor(list_key: str, cursor: str | None) -> Any:
     except (ValueError, TypeError, RecursionError):
         pass
     raise InvalidCursor(
-        "cursor was not issued by this service for this list",
-        field="cursor",
-        given=cursor,
-        expected="a next_cursor",
+        "cursor was not issued by this service for this list", field="cursor", given=cursor, expected="a next_cursor"
     )
 
 

@@ -134,9 +134,7 @@ def request_from_json(value: object, base: BaseLayer, *, max_rows: int) -> Infer
         )
     if not (request.gave("adapter") or request.gave("adapters")):
         raise MissingField(
-            "adapter is missing; null means the bare base layer",
-            field="adapter",
-            expected="a reference or null",
+            "adapter is missing; null means the bare base layer", field="adapter", expected="a reference or null"
         )
     options = read_options(request.wanted, request.top_k, out_features=base.out_features)
     inputs_NI = matrix(request.inputs, field="inputs", columns=base.in_features, max_rows=max_rows)
@@ -144,10 +142,7 @@ def request_from_json(value: object, base: BaseLayer, *, max_rows: int) -> Infer
         return InferenceRequest(inputs_NI, [_parse_reference(request.adapter)], options=options)
     if not isinstance(request.adapters, list):
         raise WrongType(
-            "adapters must be a list",
-            field="adapters",
-            given=request.adapters,
-            expected="one reference or null a row",
+            "adapters must be a list", field="adapters", given=request.adapters, expected="one reference or null a row"
         )
     if len(request.adapters) != len(inputs_NI):
         raise WrongShape(

@@ -115,12 +115,7 @@ class Client:
         return self._driver.run(predictions.predict(adapter, inputs, encode=encode, timeout=timeout))
 
     def classify(
-        self,
-        adapter: str | Sequence[str | None] | None,
-        inputs: Any,
-        *,
-        top_k: int = 1,
-        timeout: float | None = None,
+        self, adapter: str | Sequence[str | None] | None, inputs: Any, *, top_k: int = 1, timeout: float | None = None
     ) -> list[list[Label]]:
         """Return the `top_k` most probable classes of each row, in order of probability."""
         encode = self._settings.encode
@@ -329,12 +324,7 @@ class Client:
         DataFrame, or any object that exports Arrow streams, such as a `pyarrow.Table`.
         """
         steps = datasets.put_dataset(
-            name,
-            source,
-            content_type=content_type,
-            if_match=if_match,
-            if_none_match=if_none_match,
-            timeout=timeout,
+            name, source, content_type=content_type, if_match=if_match, if_none_match=if_none_match, timeout=timeout
         )
         return self._driver.run(steps)
 

@@ -95,10 +95,7 @@ def estimate(value: Any) -> results.Estimate:
     """Decode an estimate."""
     guessed = value["estimate"]
     return results.Estimate(
-        spec=value["spec"],
-        memory_bytes=guessed["memory_bytes"],
-        seconds=guessed["seconds"],
-        adapters=value["adapters"],
+        spec=value["spec"], memory_bytes=guessed["memory_bytes"], seconds=guessed["seconds"], adapters=value["adapters"]
     )
 
 

@@ -19,12 +19,7 @@ class Sampler:
     """
 
     def __init__(
-        self,
-        spec: TrainingSpec,
-        rows: int,
-        *,
-        key_N: Tensor | None = None,
-        classes_N: Tensor | None = None,
+        self, spec: TrainingSpec, rows: int, *, key_N: Tensor | None = None, classes_N: Tensor | None = None
     ) -> None:
         self._spec = spec
         self.generator = torch.Generator().manual_seed(spec.seed)

@@ -2,13 +2,7 @@
 
 from dataclasses import dataclass
 
-from adapters.training.limits import (
-    CHUNK_ROWS,
-    MAX_CACHED_OUTPUTS,
-    MAX_STACK_GROUPS,
-    STACK_NUMBERS,
-    SUM_CHUNK_NUMBERS,
-)
+from adapters.training.limits import CHUNK_ROWS, MAX_CACHED_OUTPUTS, MAX_STACK_GROUPS, STACK_NUMBERS, SUM_CHUNK_NUMBERS
 from adapters.training.settings import Loss, TrainingSpec
 
 # Memory of torch, a base layer of a few MiB, and small fits.

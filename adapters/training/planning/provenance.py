@@ -11,17 +11,7 @@ from adapters.training.planning.split_report import SplitReport
 from adapters.training.settings import AUTO, SETTINGS, EarlyStopping, Init, TrainingSpec, unused_settings
 
 _ALWAYS_SHOWN = frozenset(
-    {
-        "method",
-        "loss",
-        "epochs",
-        "learning_rate",
-        "batch_size",
-        "seed",
-        "init",
-        "validation_fraction",
-        "ridge",
-    }
+    {"method", "loss", "epochs", "learning_rate", "batch_size", "seed", "init", "validation_fraction", "ridge"}
 )
 
 

@@ -148,9 +148,7 @@ def report_fleet_split(
             expected="a split that leaves rows on both sides of a group",
         )
     return SplitReport(
-        rule=_rule(spec.split, column),
-        train=SideReport(rows=rows.count - held_out),
-        held_out=SideReport(rows=held_out),
+        rule=_rule(spec.split, column), train=SideReport(rows=rows.count - held_out), held_out=SideReport(rows=held_out)
     )
 
 
@@ -206,10 +204,7 @@ def _column_key(rows: Rows, column: str, by: SplitBy) -> Codes:
         )
     if len(values) < 2:
         raise OutOfRange(
-            f"{field}: {column} puts every row on one side",
-            field=field,
-            given=values[0],
-            expected="both of its values",
+            f"{field}: {column} puts every row on one side", field=field, given=values[0], expected="both of its values"
         )
     return np.array([_HELD_OUT_VALUES[value] for value in values], np.int64)[codes_N]
 

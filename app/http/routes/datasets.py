@@ -68,10 +68,7 @@ def show_dataset(name: str, service: ServiceOf) -> DatasetBody:
     dataset = service.datasets.get(check_name(name))
     newest = _find(service, name, dataset.newest.version)
     return DatasetBody(
-        name=name,
-        created_at=dataset.created_at,
-        versions=dataset.versions,
-        newest=DatasetVersionBody.of(newest),
+        name=name, created_at=dataset.created_at, versions=dataset.versions, newest=DatasetVersionBody.of(newest)
     )
 
 

@@ -24,11 +24,9 @@ class PredictRequest(RequestBody):
         None, description="Instead of `adapter`: a reference or null for each row."
     )
     inputs: Matrix = Field(description="Rows of `in_features` numbers.")
-    wanted: Annotated[
-        Any,
-        NOT_NULL,
-        Field(json_schema_extra={"type": "array", "items": {"enum": [*MEMBERS]}}),
-    ] = Field(["outputs"], alias="return", description="Members of the answer, each at most once.")
+    wanted: Annotated[Any, NOT_NULL, Field(json_schema_extra={"type": "array", "items": {"enum": [*MEMBERS]}})] = Field(
+        ["outputs"], alias="return", description="Members of the answer, each at most once."
+    )
     top_k: Annotated[int | None, NOT_NULL] = Field(
         None, ge=1, description="Number of most probable classes for each row, with labels or probabilities."
     )

@@ -181,10 +181,7 @@ EarlyStoppingBody = _model(
     dict(settings_of(EarlyStopping)),
 )
 TrainingBody = _model(
-    "TrainingBody",
-    "How to train.",
-    dict(SETTINGS),
-    {EarlyStopping: EarlyStoppingBody, AdapterSource: PriorBody},
+    "TrainingBody", "How to train.", dict(SETTINGS), {EarlyStopping: EarlyStoppingBody, AdapterSource: PriorBody}
 )
 _SPLIT, _PUBLISH = settings_of(domain.SplitRequest), settings_of(domain.PublishRequest)
 

@@ -121,14 +121,7 @@ class Metrics:
         self._put(d.QUEUE_ROWS_LIMIT, limit)
 
     def record_cache(
-        self,
-        *,
-        hits: int,
-        misses: int,
-        loads: int,
-        evictions: int,
-        resident_bytes: int,
-        resident_adapters: int,
+        self, *, hits: int, misses: int, loads: int, evictions: int, resident_bytes: int, resident_adapters: int
     ) -> None:
         """Record the counts of the adapter cache since the last call, and its size now."""
         self._count(d.RESIDENCY_HITS, hits)

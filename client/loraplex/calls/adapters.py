@@ -52,11 +52,7 @@ def delete(name: str, *, if_match: str | None) -> Operation[None]:
 def remove(where: str, if_match: str | None) -> Call[None]:
     """Return a DELETE call."""
     return Call(
-        method="DELETE",
-        path=where,
-        read=reading.nothing,
-        repeats=Repeat.IF_REFUSED,
-        headers=conditions(if_match, None),
+        method="DELETE", path=where, read=reading.nothing, repeats=Repeat.IF_REFUSED, headers=conditions(if_match, None)
     )
 
 

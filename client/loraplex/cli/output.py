@@ -53,9 +53,7 @@ class Answers:
             headings, rows = headings[:keep], (cells[:keep] for cells in rows)
         always = 2 if truth is None else 3
         made = Fitting(
-            *headings,
-            right=[heading for heading in headings if heading != "label"],
-            least=headings[: always - 1 : -1],
+            *headings, right=[heading for heading in headings if heading != "label"], least=headings[: always - 1 : -1]
         )
         for cells in rows:
             made.add_row(*map(str, cells))

@@ -54,14 +54,11 @@ def register(cli: typer.Typer, *, panel: str) -> None:
         dataset: Annotated[
             str | None,
             typer.Option(
-                help="An existing data set, instead of FILE.",
-                autocompletion=complete_dataset,
-                rich_help_panel=DATA,
+                help="An existing data set, instead of FILE.", autocompletion=complete_dataset, rich_help_panel=DATA
             ),
         ] = None,
         dataset_name: Annotated[
-            str | None,
-            typer.Option(help="Name of the data set.", show_default="the file's name", rich_help_panel=DATA),
+            str | None, typer.Option(help="Name of the data set.", show_default="the file's name", rich_help_panel=DATA)
         ] = None,
         inputs: Annotated[str | None, typer.Option(help="Input columns, as a,b,c.", rich_help_panel=DATA)] = None,
         input_prefix: Annotated[
@@ -74,16 +71,14 @@ def register(cli: typer.Typer, *, panel: str) -> None:
             str | None, typer.Option(help="Column with the weights of the rows.", rich_help_panel=DATA)
         ] = None,
         labels: Annotated[
-            str | None,
-            typer.Option(help="Names of the outputs, in order, as a,b,c.", rich_help_panel=DATA),
+            str | None, typer.Option(help="Names of the outputs, in order, as a,b,c.", rich_help_panel=DATA)
         ] = None,
         group: Annotated[
             str | None,
             typer.Option(help="Column whose values a split keeps together, such as customer.", rich_help_panel=DATA),
         ] = None,
         group_by: Annotated[
-            str | None,
-            typer.Option(help="Column with one adapter for each value: a fleet.", rich_help_panel=DATA),
+            str | None, typer.Option(help="Column with one adapter for each value: a fleet.", rich_help_panel=DATA)
         ] = None,
         rank: Annotated[
             str, typer.Option(help="Rank of the adapter.", metavar="N|auto", callback=_rank, rich_help_panel=HOW)

@@ -146,9 +146,7 @@ def _spill(house: House) -> None:
     """Let SQLite write pages of the open transaction into its file, so that a hot journal is left to undo them."""
     house.catalog.database._engine.dispose()
     sa.event.listen(
-        house.catalog.database._engine,
-        "connect",
-        lambda connection, _: connection.execute("PRAGMA cache_size=5"),
+        house.catalog.database._engine, "connect", lambda connection, _: connection.execute("PRAGMA cache_size=5")
     )
     house.before_commit = die  # type: ignore[method-assign]
 

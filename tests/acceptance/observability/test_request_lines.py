@@ -108,9 +108,7 @@ def test_the_route_is_the_template_and_the_path_is_without_its_query(service: Se
     assert "secret" not in service.log.read_text()
 
 
-def test_neither_inputs_nor_outputs_nor_headers_nor_what_a_refused_body_held_is_logged(
-    service: ServiceProcess,
-) -> None:
+def test_neither_inputs_nor_outputs_nor_headers_nor_what_a_refused_body_held_is_logged(service: ServiceProcess) -> None:
     key = {"Authorization": "Bearer canary-key", "X-Api-Key": "canary-key"}
     inner = service.client
     asked = {"adapter": "acme", "inputs": ROWS}

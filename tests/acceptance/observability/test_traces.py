@@ -68,8 +68,7 @@ def job_span(collector: Collector, job_id: str) -> Span:
 
 # The header leaves the second to ASGI, and the third is what the first one is in the other protocol.
 @pytest.mark.parametrize(
-    ("path", "headers"),
-    [("/predict", {}), ("/predict", {"X-Request-Timeout": "5"}), ("/v2/models/acme/infer", {})],
+    ("path", "headers"), [("/predict", {}), ("/predict", {"X-Request-Timeout": "5"}), ("/v2/models/acme/infer", {})]
 )
 def test_a_prediction_is_a_span_with_its_parts_in_their_order_below_it(
     world: World, path: str, headers: dict[str, str]

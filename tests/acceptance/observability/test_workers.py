@@ -63,11 +63,7 @@ def test_every_answer_has_the_requests_of_both_workers(service: ServiceProcess) 
         assert shown[series("queue_rows_limit")] == 2 * 16_384
         assert {
             process for (name, labels), _ in shown.items() if name.endswith("open_fds") for _, process in labels
-        } == {
-            "worker-1",
-            "worker-2",
-            "trainer-1",
-        }
+        } == {"worker-1", "worker-2", "trainer-1"}
 
 
 def _kill_one(service: ServiceProcess) -> None:

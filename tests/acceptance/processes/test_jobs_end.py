@@ -150,9 +150,7 @@ def test_what_changed_since_a_job_was_queued_ends_it(training: tuple[httpx.Clien
     assert _stored(service) == stored + 3  # two of `first`, one of `other`
 
 
-def test_a_fit_that_dies_three_times_ends_its_job(
-    training: tuple[httpx.Client, Service],
-) -> None:
+def test_a_fit_that_dies_three_times_ends_its_job(training: tuple[httpx.Client, Service]) -> None:
     client, service = training
     stored = _stored(service)
     job_id = submit_endless(client, "deadly")

@@ -162,11 +162,7 @@ def _replace_by_tableless(catalog: Path, stores: dict[str, Path]) -> None:
     ],
 )
 def test_a_start_without_its_catalogue_is_refused_and_loses_nothing(
-    folder: Path,
-    stores: dict[str, Path],
-    change: Callable[[Path, dict[str, Path]], None],
-    said: str,
-    command: str,
+    folder: Path, stores: dict[str, Path], change: Callable[[Path, dict[str, Path]], None], said: str, command: str
 ) -> None:
     catalog, before = folder / "catalog.sqlite3", _blobs(folder)
     change(catalog, stores)

@@ -15,12 +15,7 @@ from tests.support.service import serving, train
 pytestmark = pytest.mark.slow
 
 OPEN = {"method": "auto", "learning_rate": "auto", "epochs": "auto", "batch_size": "auto"}
-DESCENT = {
-    "epochs": 150,
-    "learning_rate": 0.005,
-    "batch_size": 64,
-    "early_stopping": {"patience": 15},
-}
+DESCENT = {"epochs": 150, "learning_rate": 0.005, "batch_size": 64, "early_stopping": {"patience": 15}}
 BY_HAND: dict[str, tuple[str, int, dict[str, Any]]] = {
     "digits": ("zeros:64,10", 10, DESCENT),
     "cancer": ("zeros:30,2", 2, DESCENT),

@@ -115,9 +115,7 @@ def test_one_of_a_fleet_is_repaired_and_the_others_keep_their_file(catalog: Cata
     assert stored_files(folder) == {first.file, repaired.file}
 
 
-def test_a_condition_that_fails_repairs_nothing(
-    harm: Callable[[Callable[[Path], None]], httpx.Client],
-) -> None:
+def test_a_condition_that_fails_repairs_nothing(harm: Callable[[Callable[[Path], None]], httpx.Client]) -> None:
     client = harm(_flip)
     answer = client.put("/adapters/bad", json=as_upload(make_adapter(1)), headers={"If-None-Match": "*"})
     assert answer.status_code == 412

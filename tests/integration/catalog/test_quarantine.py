@@ -163,9 +163,7 @@ def orphaned(serve: Serve) -> tuple[Service, Callable[[], set[str]]]:
     return service, lambda: quarantined_files(folder)
 
 
-def test_a_catalogue_that_cannot_grow_empties_the_quarantine(
-    orphaned: tuple[Service, Callable[[], set[str]]],
-) -> None:
+def test_a_catalogue_that_cannot_grow_empties_the_quarantine(orphaned: tuple[Service, Callable[[], set[str]]]) -> None:
     service, in_quarantine = orphaned
 
     def grow() -> None:

@@ -27,9 +27,7 @@ from loraplex import (
     TimedOut,
     Unreachable,
 )
-from loraplex import (
-    decode as reading,
-)
+from loraplex import decode as reading
 from loraplex.calls import jobs
 from loraplex.calls.jobs import EventParser
 from loraplex.effects import Answer, Call, Effect, Execution, OpenStream, Operation, ReadStream, Sleep

@@ -4,17 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.hostile.bodies import (
-    A_NAME,
-    B_NAME,
-    IN,
-    LEFT_OUT,
-    OUT,
-    TENSOR_FILE,
-    Raw,
-    factors,
-    safetensors,
-)
+from tests.integration.hostile.bodies import A_NAME, B_NAME, IN, LEFT_OUT, OUT, TENSOR_FILE, Raw, factors, safetensors
 from tests.integration.hostile.case import Case, Target
 from tests.integration.hostile.upload_forms import Both, cases, tensors
 

@@ -24,11 +24,7 @@ from tests.integration.hostile.conftest import MAX_BODY_BYTES, MAX_PREDICT_JSON_
 from tests.support.catalog_factories import stored_files
 
 PREDICT = ("POST", "/predict", to_json({"adapter": None, "inputs": [ROW]}))
-TRAIN = (
-    "POST",
-    "/adapters",
-    to_json({"name": "fresh", "rank": 1, "data": {"inputs": [ROW], "targets": [[1] * OUT]}}),
-)
+TRAIN = ("POST", "/adapters", to_json({"name": "fresh", "rank": 1, "data": {"inputs": [ROW], "targets": [[1] * OUT]}}))
 UPLOAD = ("PUT", "/adapters/fresh", to_json({"A": [[1]] * OUT, "B": [[1] * IN]}))
 ROLL_BACK = ("PUT", "/adapters/acme/aliases/live", b'{"version": 1}')
 

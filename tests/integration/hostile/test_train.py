@@ -9,12 +9,7 @@ from tests.integration.hostile.case import Case, Target
 from tests.integration.hostile.conftest import MAX_RANK
 
 DATA = {"inputs": [ROW] * 4, "targets": [[1.0] * OUT] * 4}
-WHOLE_NUMBERS = {
-    "a fraction": 1.5,
-    "2.0": 2.0,
-    "2e0": Raw("2e0"),
-    "a string of digits": "2",
-} | NOT_NUMBERS
+WHOLE_NUMBERS = {"a fraction": 1.5, "2.0": 2.0, "2e0": Raw("2e0"), "a string of digits": "2"} | NOT_NUMBERS
 
 
 def _case(

@@ -82,12 +82,7 @@ LEFT_TO_THE_DATA = [
     ),
     *(
         setting(
-            f"ignore {name} where auto comes to adamw",
-            "ignored_field",
-            "adamw",
-            data=data,
-            **training,
-            method="auto",
+            f"ignore {name} where auto comes to adamw", "ignored_field", "adamw", data=data, **training, method="auto"
         )
         for name, data, training in USELESS
     ),
@@ -155,7 +150,7 @@ PRIORS = [
             ("a bad name", "invalid_name", ".adapter", ["../x"], {"adapter": "../x"}),
             ("a bad version", "invalid_reference", ".adapter", ["acme@0"], {"adapter": "acme@0"}),
         )
-    ),
+    )
 ]
 
 

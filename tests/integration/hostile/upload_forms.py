@@ -11,13 +11,7 @@ Both = tuple[Case, Case]
 
 
 def upload(
-    title: str,
-    code: str,
-    files: Mapping[str, bytes],
-    /,
-    *says: str,
-    field: str | None = None,
-    row: int | None = None,
+    title: str, code: str, files: Mapping[str, bytes], /, *says: str, field: str | None = None, row: int | None = None
 ) -> Both:
     """The upload of these files."""
 

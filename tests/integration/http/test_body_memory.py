@@ -101,10 +101,7 @@ def test_an_upload_is_bounded_by_what_its_layer_can_need(serve: Serve) -> None:
 def test_a_large_config_is_refused_unread(serve: Serve) -> None:
     client, _ = serve()
     config, tensors = b"{" + b" " * MAX_CONFIG_BYTES + b"}", b"x"
-    files = {
-        "config": ("adapter_config.json", config),
-        "tensors": ("adapter_model.safetensors", tensors),
-    }
+    files = {"config": ("adapter_config.json", config), "tensors": ("adapter_model.safetensors", tensors)}
     refused = client.put("/adapters/acme", files=files)
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_upload")
     packed = BytesIO()

@@ -221,10 +221,6 @@ def test_requests_that_wait_share_a_batch_equally(tmp_path: Path, monkeypatch: p
     service.close()
 
     # A request that needs less than its share leaves the rest of it to the others, the first of them first.
-    assert batches == [
-        {20: (0, 5), 5: (0, 3), 1: (0, 1)},
-        {20: (5, 12), 5: (3, 5)},
-        {20: (12, 20)},
-    ]
+    assert batches == [{20: (0, 5), 5: (0, 3), 1: (0, 1)}, {20: (5, 12), 5: (3, 5)}, {20: (12, 20)}]
     for x_NI, outcome in zip(inputs, outcomes, strict=True):
         np.testing.assert_allclose(outcome.outputs_NO, x_NI, rtol=TOLERANCE)

@@ -69,8 +69,7 @@ def test_a_request_means_the_same_in_every_form(
     )
     assert binary.tobytes() == flat.tobytes() == nested.tobytes()
     predicted = models[0].post(
-        "/predict",
-        json={"adapter": None if name == "__base__" else name, "inputs": x_NI.astype(np.float32).tolist()},
+        "/predict", json={"adapter": None if name == "__base__" else name, "inputs": x_NI.astype(np.float32).tolist()}
     )
     assert np.array(predicted.json()["outputs"], np.float32).tobytes() == binary.tobytes()
 

@@ -171,12 +171,7 @@ def test_a_jobs_adapters_are_paged_and_chosen_by_what_became_of_them(both: tuple
     claim = _fleet(service, names)
     _publish(service, claim, names[:4])
     service.queue.fail_adapters(claim, [(4, {"code": "diverged"})])
-    for status, wanted in (
-        (None, names),
-        ("published", names[:4]),
-        ("failed", names[4:5]),
-        ("waiting", names[5:]),
-    ):
+    for status, wanted in ((None, names), ("published", names[:4]), ("failed", names[4:5]), ("waiting", names[5:])):
         query: dict[str, Any] = {"limit": 3} | ({} if status is None else {"status": status})
         found = []
         while True:

@@ -124,13 +124,7 @@ def test_the_job_shows_its_settings_in_full_and_its_data_by_digest(trained: http
 
 def test_the_closed_form_s_settings_are_those_that_it_uses(trained: httpx.Client) -> None:
     training = _train(trained, "spec-closed", method="closed_form", ridge=0.5)["spec"]["training"]
-    assert training == {
-        "method": "closed_form",
-        "loss": "mse",
-        "seed": 0,
-        "validation_fraction": 0,
-        "ridge": 0.5,
-    }
+    assert training == {"method": "closed_form", "loss": "mse", "seed": 0, "validation_fraction": 0, "ridge": 0.5}
 
 
 def test_a_job_answers_from_the_moment_it_is_queued(trained: httpx.Client) -> None:

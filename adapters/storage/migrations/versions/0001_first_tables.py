@@ -50,9 +50,7 @@ def upgrade() -> None:
         sa.Column("version", BIG_INTEGER, nullable=False),
     )
     catalog = op.create_table(
-        "catalog",
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("revision", BIG_INTEGER, nullable=False),
+        "catalog", sa.Column("id", sa.Integer, primary_key=True), sa.Column("revision", BIG_INTEGER, nullable=False)
     )
     op.create_table(
         "jobs",

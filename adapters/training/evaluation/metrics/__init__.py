@@ -95,12 +95,7 @@ def measure(
 
 
 def measure_trivial(
-    task: Task,
-    summary_K: Tensor,
-    targets: Tensor,
-    *,
-    weights_N: Tensor | None = None,
-    corpus_MO: Tensor | None = None,
+    task: Task, summary_K: Tensor, targets: Tensor, *, weights_N: Tensor | None = None, corpus_MO: Tensor | None = None
 ) -> Metrics:
     """Return the metrics of the task's trivial baseline on these rows.
 

@@ -31,11 +31,7 @@ _TIME = datetime.datetime(2024, 2, 29, 12, 30, 1, 5, datetime.UTC)
         (pa.array([7, None]).dictionary_encode(), ("int64", None), [7, None]),
         (pa.array([1, 2], pa.decimal128(9, 2)), ("float64", None), [1.0, 2.0]),
         (pa.array([_DAY, None]), ("string", None), ["2024-02-29", None]),
-        (
-            pa.array([_TIME], pa.timestamp("us", "Asia/Tokyo")),
-            ("string", None),
-            ["2024-02-29T12:30:01.000005Z"],
-        ),
+        (pa.array([_TIME], pa.timestamp("us", "Asia/Tokyo")), ("string", None), ["2024-02-29T12:30:01.000005Z"]),
         (pa.array([_TIME.replace(tzinfo=None)], pa.timestamp("ms")), ("string", None), ["2024-02-29T12:30:01.000"]),
         (lists([[1.5, 2], None], pa.float32()), ("list<float32>", 2), [[1.5, 2.0], None]),
         (pa.array([[1, 2], None], pa.list_(pa.uint8(), 2)), ("list<int64>", 2), [[1, 2], None]),

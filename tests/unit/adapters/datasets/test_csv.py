@@ -60,12 +60,7 @@ def test_an_empty_cell_is_a_null_and_a_quoted_one_is_empty_text(tmp_path: Path) 
 
 def test_what_is_not_finite_as_float32_is_named(tmp_path: Path) -> None:
     report, values = _read(tmp_path, "x\n1.5\nNaN\n-inf\n1e39\n1e999\n")
-    assert [reason for _, _, reason in bad(report)] == [
-        "NaN",
-        "-Infinity",
-        "not finite as float32: 1e+39",
-        "Infinity",
-    ]
+    assert [reason for _, _, reason in bad(report)] == ["NaN", "-Infinity", "not finite as float32: 1e+39", "Infinity"]
     assert report.columns[0].not_finite == 4
     assert math.isnan(float(str(values["x"][1])))
 

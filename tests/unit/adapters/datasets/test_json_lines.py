@@ -47,11 +47,7 @@ def test_a_key_that_a_line_lacks_or_that_comes_late_is_a_null(tmp_path: Path) ->
 def test_a_column_is_of_what_most_of_it_is(tmp_path: Path) -> None:
     report, values = _read(tmp_path, '{"x": 1}', '{"x": "one"}', '{"x": true}', '{"x": 2.5}', '{"x": 3}', '{"x": [1]}')
     assert values == {"x": [1.0, None, None, 2.5, 3.0, None]}
-    assert bad(report) == [
-        (1, "x", "not a number: one"),
-        (2, "x", "not a number: true"),
-        (5, "x", "not a number: [1]"),
-    ]
+    assert bad(report) == [(1, "x", "not a number: one"), (2, "x", "not a number: true"), (5, "x", "not a number: [1]")]
 
 
 def test_lists_of_floats_of_another_width_are_bad_rows(tmp_path: Path) -> None:

@@ -183,8 +183,7 @@ def test_what_is_no_list_of_labels_is_refused(
 
 def test_a_preview_is_json_ready_and_reaches_across_batches(tmp_path: Path) -> None:
     table = table_of(
-        tmp_path,
-        pa.table({"x": [1.5, float("nan"), None] * 5000, "e": [[1.0, float("inf")], None, [3.0, 4.0]] * 5000}),
+        tmp_path, pa.table({"x": [1.5, float("nan"), None] * 5000, "e": [[1.0, float("inf")], None, [3.0, 4.0]] * 5000})
     )
     assert table.preview(8190, 4) == [
         {"x": 1.5, "e": [1.0, None]},

@@ -62,13 +62,7 @@ def _with_peft(base: BaseLayer, data: TrainingData, held_out: TrainingData, seed
 
 def _with_ours(base: BaseLayer, data: TrainingData, held_out: TrainingData, seed: int) -> float:
     spec = TrainingSpec(
-        rank=RANK,
-        alpha=RANK,
-        loss=Loss.CROSS_ENTROPY,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        learning_rate=RATE,
-        seed=seed,
+        rank=RANK, alpha=RANK, loss=Loss.CROSS_ENTROPY, epochs=EPOCHS, batch_size=BATCH, learning_rate=RATE, seed=seed
     )
     adapter = fit(base, data, spec).adapter
     answers_NO = answer(base, held_out.inputs_NI, adapter)
