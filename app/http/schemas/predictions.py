@@ -6,10 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.http.schemas.adapters import NOT_NULL, Matrix, RequestBody
 from app.openapi.field_schemas import ShownAs
-from app.serving.options import MEMBERS
 
 Parameters = Annotated[dict[str, str | int | float | bool] | None, Field(description="Of the protocol's extensions.")]
 Datatype = Literal["FP32", "FP64", "FP16", "BF16"]
+# Values of `return`, in the order of the answer's members.
+OUTPUTS, PROBABILITIES, LABELS = MEMBERS = ("outputs", "probabilities", "labels")
 
 
 class PredictRequest(RequestBody):
@@ -24,8 +25,8 @@ class PredictRequest(RequestBody):
         None, description="Instead of `adapter`: a reference or null for each row."
     )
     inputs: Matrix = Field(description="Rows of `in_features` numbers.")
-    wanted: Annotated[Any, NOT_NULL, Field(json_schema_extra={"type": "array", "items": {"enum": [*MEMBERS]}})] = Field(
-        ["outputs"], alias="return", description="Members of the answer, each at most once."
+    members: Annotated[list[Any], NOT_NULL, Field(json_schema_extra={"items": {"enum": [*MEMBERS]}})] = Field(
+        [OUTPUTS], alias="return", description="Members of the answer, each at most once."
     )
     top_k: Annotated[int | None, NOT_NULL] = Field(
         None, ge=1, description="Number of most probable classes for each row, with labels or probabilities."
