@@ -66,16 +66,14 @@ class Version:
         """
         if self.base != base.fingerprint:
             raise BaseMismatch(
-                f"{self} was made for the base layer {self.base},"
-                f" this service has {base.fingerprint}",
+                f"{self} was made for the base layer {self.base}, this service has {base.fingerprint}",
                 field="adapter",
                 given=self.base,
                 expected=base.fingerprint,
             )
         if self.feature_space is not None and self.feature_space != feature_space:
             raise FeatureSpaceMismatch(
-                f"{self} is for the feature space {self.feature_space!r},"
-                f" this service has {feature_space!r}",
+                f"{self} is for the feature space {self.feature_space!r}, this service has {feature_space!r}",
                 field="adapter",
                 given=self.feature_space,
                 expected=feature_space,
