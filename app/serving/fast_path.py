@@ -213,7 +213,7 @@ class FastPath:
             return PREDICT, None, request
         match = _INFER_URL.fullmatch(url)
         assert match is not None
-        model, version = match[1].decode(), match[2] and match[2].decode()
+        model, version = match[1].decode(), None if match[2] is None else match[2].decode()
         route = INFER if version is None else INFER_VERSION
         reference = parse_model(model, version)
         length = headers.get(INFERENCE_HEADER_NAME)

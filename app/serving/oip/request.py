@@ -56,7 +56,7 @@ _MOST_CLASSES = 2**32
 _REQUEST_FIELDS = {"id": str, "model_name": str, "parameters": dict, INPUT: list, OUTPUT: list}
 _INPUT_FIELDS = {"name": str, "shape": list, "datatype": str, "parameters": dict, "data": list}
 _OUTPUT_FIELDS = {"name": str, "parameters": dict}
-_TYPE_NAMES = {str: "a string", dict: "an object", list: "a list"}
+_TYPE_NAMES: Mapping[type, str] = {str: "a string", dict: "an object", list: "a list"}
 _FLAGS = ("binary_data", "binary_data_output")
 # Parameters of extensions that the service does not support, and that would change the answer.
 _NOT_SERVED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
