@@ -23,8 +23,7 @@ from app.http.host_policy import HostPolicy
 from app.http.job_events import JobEvents
 from app.http.write_threads import WriteThreads
 from app.observability.logs import line_of
-from app.observability.metrics.catalog_metrics import CatalogMetrics
-from app.observability.metrics.exposition import MetricsExposition
+from app.observability.metrics.exposition import CatalogMetrics, MetricsExposition
 from app.observability.metrics.process_slot import METRICS
 from app.observability.metrics.recorder import Metrics
 from app.observability.observer import Observer
@@ -122,7 +121,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
     resolver = Resolver(catalog)
     cache = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
     loader = AdapterLoader(base, resolver, cache, feature_space=settings.feature_space)
-    metrics = Metrics.open(settings.data_dir / METRICS, "worker")
+    metrics = Metrics(settings.data_dir / METRICS, "worker")
     observer = _open_observer(settings, metrics)
     batcher = Batcher(
         base, loader, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows, on_batch=observer.finish_batch

@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -11,7 +12,7 @@ from app.http.dependencies import ServiceOf
 from app.http.endpoints import ENDPOINTS
 from app.http.errors import RouteNotFound
 from app.observability.metrics import definitions as d
-from app.observability.metrics.values import sum_values
+from app.observability.metrics.recorder import sum_values
 from app.service import Service
 from app.web.pages.rendering import page, page_router, render
 
@@ -53,11 +54,11 @@ def show_missing(path: str) -> None:
 
 
 def _predictions(service: Service) -> dict[str, Any]:
-    figures = sum_values(each.figures for each in service.metrics.all_processes())
-    rows, counts = 0.0, [0] * (len(d.REQUEST_SECONDS.bounds) + 1)
-    for metric, labels, tally in figures.tallies():
+    values = sum_values(process.values for process in service.metrics.all_processes())
+    rows, counts_B = 0.0, np.zeros(len(d.REQUEST_SECONDS.bounds) + 1)
+    for (metric, labels), value in values.items():
         if metric is d.BATCH_ROWS:
-            rows += tally.total
+            rows += np.asarray(value)[-1]
         elif metric is d.REQUEST_SECONDS and labels in _PREDICTIONS:
-            counts = [count + more for count, more in zip(counts, tally.counts.tolist(), strict=True)]
-    return {"at": time.monotonic(), "rows": rows, "bounds": d.REQUEST_SECONDS.bounds, "counts": counts}
+            counts_B += np.asarray(value)[:-1]
+    return {"at": time.monotonic(), "rows": rows, "bounds": d.REQUEST_SECONDS.bounds, "counts": counts_B.tolist()}

@@ -14,7 +14,7 @@ import pytest
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import CatalogCounts, count_catalog
 from adapters.catalog.versions import Publication, Source
-from app.observability.metrics import catalog_metrics as figures_of_the_catalogue
+from app.observability.metrics import exposition as figures_of_the_catalogue
 from app.service import Service
 from app.settings import Settings
 from app.web.pages import rendering
