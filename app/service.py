@@ -142,6 +142,6 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
 
 def _open_observer(settings: Settings, metrics: Metrics) -> Observer:
     request_log = RequestLog(
-        line_of(settings.log_format), LineWriter(), process=metrics.process, wanted=settings.log_requests
+        line_of(settings.log_format), LineWriter(), process=metrics.process, log_requests=settings.log_requests
     )
     return Observer(metrics, request_log, open_tracing(settings, process=metrics.process))
