@@ -14,14 +14,14 @@ from app.http.errors import RouteNotFound
 from app.observability.metrics import definitions as d
 from app.observability.metrics.recorder import sum_values
 from app.service import Service
-from app.web.pages.rendering import page, page_router, render
+from app.web.pages.rendering import PageRouter, render
 
 _NEWEST_JOBS = 6
 _PREDICTIONS = {(endpoint.path,) for endpoint in ENDPOINTS if endpoint.asgi is not None}
-router = page_router()
+router = PageRouter()
 
 
-@page(router, "/")
+@router.page("/")
 def show_overview(request: Request, service: ServiceOf) -> Response:
     """Show the overview; a refresh renders only its figures."""
     census = service.catalog_figures.census()
@@ -47,7 +47,7 @@ async def show_throughput(service: ServiceOf) -> Response:
     return JSONResponse(await asyncio.to_thread(_predictions, service), headers={"Cache-Control": "no-store"})
 
 
-@page(router, "/ui/{path:path}")
+@router.page("/ui/{path:path}")
 def show_missing(path: str) -> None:
     """Answer a path without a page with a page, for people who follow a link."""
     raise RouteNotFound(f"there is nothing at /ui/{path[:100]}")
