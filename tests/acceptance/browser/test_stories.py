@@ -189,9 +189,7 @@ def test_what_has_changed_meanwhile_is_not_deleted_by_mistake(
     page.get_by_role("button", name="Delete…").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete permanently").click()
     troubles.allow("status of 412")
-    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text(
-        "changed since the page was loaded"
-    )
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("changed since the page was loaded")
     assert digits.get("/adapters/acme").json()["versions"] == 2
 
 
