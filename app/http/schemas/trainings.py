@@ -158,12 +158,16 @@ def _field(name: str, setting: Setting, models: dict[Any, Any]) -> Any:
         kind = Literal[tuple(map(str, words))]
     elif setting.bounds:
         optional = kind | None if setting.takes_null else kind
-        bound = Field(**setting.bounds)  # type: ignore[call-overload]  # the names of operators are its keywords
-        kind = Annotated[optional, bound, OrAuto] if setting.takes_auto else Annotated[optional, bound]
+        bounds = _bounds(setting)
+        kind = Annotated[optional, bounds, OrAuto] if setting.takes_auto else Annotated[optional, bounds]
     elif setting.takes_null:
         kind = kind | None
     default = str(default) if isinstance(default, StrEnum) else default
     return kind, Field(default, description=setting.description)
+
+
+def _bounds(setting: Setting) -> Any:
+    return Field(**setting.bounds)  # type: ignore[call-overload]  # the names of operators are its keywords
 
 
 def _declared(setting: Setting) -> Any:
@@ -181,7 +185,10 @@ EarlyStoppingBody = _model(
     dict(settings_of(EarlyStopping)),
 )
 TrainingBody = _model(
-    "TrainingBody", "How to train.", dict(SETTINGS), {EarlyStopping: EarlyStoppingBody, AdapterSource: PriorBody}
+    "TrainingBody",
+    "How to train.",
+    {name: setting for name, setting in SETTINGS.items() if not setting.is_top_level},
+    {EarlyStopping: EarlyStoppingBody, AdapterSource: PriorBody},
 )
 _SPLIT, _PUBLISH = settings_of(domain.SplitRequest), settings_of(domain.PublishRequest)
 
@@ -216,9 +223,9 @@ class TrainRequest(_Request):
     """An adapter to train, or a fleet of them."""
 
     name: Annotated[Any, ShownAs(str)] = Field(description="A name; for a fleet a template such as acme-{tenant}.")
-    rank: Annotated[int, Field(ge=1), OrAuto]
-    alpha: Annotated[float | None, NOT_NULL, Field(gt=0, le=1e6), OrAuto] = Field(
-        None, description="Defaults to the rank, so that s = 1."
+    rank: Annotated[int, _bounds(SETTINGS["rank"]), OrAuto]
+    alpha: Annotated[float | None, NOT_NULL, _bounds(SETTINGS["alpha"]), OrAuto] = Field(
+        None, description=SETTINGS["alpha"].description
     )
     data: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(
         description="Rows inline, or columns of a data set."
@@ -251,11 +258,9 @@ def training_request(body: object) -> domain.TrainingRequest:
     request = read_as(TrainRequest, object_of_body(body))
     return domain.TrainingRequest(
         name=request.name,
-        rank=request.rank,
-        alpha=request.alpha,
         rows=_row_source(request.data, field="data"),
         split=None if request.split is None else _split(request.split),
-        settings=_settings(request.training),
+        settings=_settings(request.training, rank=request.rank, alpha=request.alpha),
         publish=_publish(request.publish),
     )
 
@@ -284,8 +289,8 @@ def _split(body: SplitBody) -> domain.SplitRequest:
     return domain.SplitRequest(**dict(body) | {"by": by}, given=frozenset(body.model_fields_set))
 
 
-def _settings(body: _Request) -> RequestedSettings:
-    values = dict(body)
+def _settings(body: _Request, *, rank: Any, alpha: Any) -> RequestedSettings:
+    values: dict[str, Any] = {"rank": rank, "alpha": alpha, **dict(body)}
     for name, setting in SETTINGS.items():
         if isinstance(setting.kind, type) and issubclass(setting.kind, StrEnum) and values[name] != AUTO:
             values[name] = setting.kind(values[name])

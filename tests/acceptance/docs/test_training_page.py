@@ -19,7 +19,7 @@ from adapters.training.evaluation.metrics import HIGHER_IS_BETTER
 from adapters.training.gradient import training_loop as descent
 from adapters.training.limits import MAX_STEPS
 from adapters.training.planning import auto
-from adapters.training.planning.publish_policy import GATE_METRICS
+from adapters.training.planning.request import GATE_METRICS
 from adapters.training.planning.split import SplitBy
 from adapters.training.settings import AUTO, SETTINGS, Init, Loss, Method, Schedule
 from app.http.schemas import trainings as schemas
