@@ -20,10 +20,9 @@ from adapters.catalog.versions import AdapterSummary
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
 from adapters.lora.base_layer import BaseLayer
 from app.http.bodies import parse_object, read_as, read_bytes
-from app.http.dependencies import ServiceOf
 from app.http.errors import BodyTooLarge, UnsupportedMediaType
-from app.http.routes.status import readyz
-from app.service import Service
+from app.http.routes.status import check_ready
+from app.service import Service, ServiceOf
 from app.serving.asgi import (
     MAX_FAST_JSON_BYTES,
     Headers,
@@ -267,7 +266,7 @@ async def live() -> dict[str, bool]:
 
 async def ready(service: ServiceOf) -> dict[str, bool]:
     """As `/readyz`."""
-    await readyz(service)
+    await check_ready(service)
     return {"ready": True}
 
 
