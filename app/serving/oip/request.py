@@ -14,20 +14,9 @@ import numpy as np
 import simdjson
 from numpy.typing import NDArray
 
+from adapters import errors
 from adapters.arrays import Float32, matrix
-from adapters.errors import (
-    InvalidCombination,
-    InvalidInput,
-    LoraplexError,
-    MissingField,
-    NotFinite,
-    OutOfRange,
-    UnknownField,
-    VersionNotFound,
-    WrongShape,
-    WrongType,
-    shorten,
-)
+from adapters.errors import InvalidInput, LoraplexError, shorten
 from adapters.names import Reference, check_name
 from adapters.strict_json import parse
 from app.serving.request import count_lists, has_lists, read_flat, read_rows
@@ -95,9 +84,8 @@ def parse_model(name: str, version: str | None = None) -> Reference | None:
         check_name(name)
     if version is not None and not (version == BASE_VERSION if is_base else _VERSION.fullmatch(version)):
         versions = f"its version is {BASE_VERSION}" if is_base else "versions are numbers from 1 on"
-        raise VersionNotFound(
-            f"{name!r} has no version {shorten(version)}; {versions}", field="version", given=version, expected=versions
-        )
+        detail = f"{name!r} has no version {shorten(version)}; {versions}"
+        raise errors.VersionNotFound(detail, field="version", given=version, expected=versions)
     if is_base:
         return None
     # Python refuses to read thousands of digits. A number of 200 digits does not exist either.
@@ -107,7 +95,7 @@ def parse_model(name: str, version: str | None = None) -> Reference | None:
 def check_model_name(header: InferHeader, model: str) -> None:
     """Raise `InvalidCombination` if the body has another model than the path."""
     if header.model_name is not None and header.model_name != model:
-        raise _invalid(InvalidCombination, "model_name", header.model_name, f"{model}, as in the path")
+        raise _invalid(errors.InvalidCombination, "model_name", header.model_name, f"{model}, as in the path")
 
 
 def header_of(value: object, *, columns: int, max_rows: int) -> InferHeader:
@@ -118,15 +106,15 @@ def header_of(value: object, *, columns: int, max_rows: int) -> InferHeader:
     shape, datatype = tensor["shape"], tensor["datatype"]
     # Booleans are ints to Python. Nothing is multiplied before each number is known to be small.
     if any(type(size) is not int for size in shape) or shape[1:] != [columns] or not 1 <= shape[0] <= max_rows:
-        raise _invalid(WrongShape, "inputs.shape", shape, f"[rows, {columns}] with 1 to {max_rows} rows")
+        raise _invalid(errors.WrongShape, "inputs.shape", shape, f"[rows, {columns}] with 1 to {max_rows} rows")
     if datatype not in DTYPES:
-        raise _invalid(OutOfRange, "inputs.datatype", datatype, f"one of {', '.join(DTYPES)}")
+        raise _invalid(errors.OutOfRange, "inputs.datatype", datatype, f"one of {', '.join(DTYPES)}")
     parameters, output_parameters = request.get("parameters", {}), output.get("parameters", {})
     timeout, classes = parameters.get("timeout", 0), output_parameters.get("classification")
     if type(timeout) is not int or not 0 <= timeout < 2**63:
-        raise _invalid(OutOfRange, "parameters.timeout", timeout, "a whole number of microseconds, 0 for none")
+        raise _invalid(errors.OutOfRange, "parameters.timeout", timeout, "a whole number of microseconds, 0 for none")
     if classes is not None and (type(classes) is not int or not 1 <= classes < _MOST_CLASSES):
-        raise _invalid(OutOfRange, "outputs.parameters.classification", classes, "a whole number from 1 to 2^32 - 1")
+        raise _invalid(errors.OutOfRange, "outputs.parameters.classification", classes, "1 to 2^32 - 1")
     return InferHeader(
         rows=shape[0],
         datatype=datatype,
@@ -154,10 +142,10 @@ def _read_tensor(
 ) -> dict[str, Any]:
     """Return the only tensor of a list, which is called as the field is."""
     if len(tensors) != 1:
-        raise _invalid(WrongShape, field, f"{len(tensors)} tensors", f"1 tensor called {field}")
+        raise _invalid(errors.WrongShape, field, f"{len(tensors)} tensors", f"1 tensor called {field}")
     tensor = _read_object(tensors[0], field, types, required=required)
     if tensor["name"] != field:
-        raise _invalid(UnknownField, f"{field}.name", tensor["name"], f"{field}, the only one of the model")
+        raise _invalid(errors.UnknownField, f"{field}.name", tensor["name"], f"{field}, the only one of the model")
     return tensor
 
 
@@ -165,27 +153,24 @@ def _read_object(value: object, field: str, types: Mapping[str, type], *, requir
     """Return an object after checking its fields, their types and its parameters."""
     within = f"{field}." if field else ""
     if not isinstance(value, dict):
-        raise _invalid(WrongType, field or "the request", value, "an object")
+        raise _invalid(errors.WrongType, field or "the request", value, "an object")
     for key, entry in value.items():
         if key not in types:
-            raise UnknownField(
-                f"{shorten(key)} is not a field of {field or 'the request'}",
-                field=key,
-                given=key,
-                expected=f"one of {', '.join(types)}",
-            )
+            detail = f"{shorten(key)} is not a field of {field or 'the request'}"
+            raise errors.UnknownField(detail, field=key, given=key, expected=f"one of {', '.join(types)}")
         if not isinstance(entry, types[key]):
-            raise _invalid(WrongType, f"{within}{key}", entry, _TYPE_NAMES[types[key]])
+            raise _invalid(errors.WrongType, f"{within}{key}", entry, _TYPE_NAMES[types[key]])
     for key in required:
         if key not in value:
-            raise MissingField(f"{within}{key} is missing", field=f"{within}{key}", expected=_TYPE_NAMES[types[key]])
+            detail = f"{within}{key} is missing"
+            raise errors.MissingField(detail, field=f"{within}{key}", expected=_TYPE_NAMES[types[key]])
     for key, entry in value.get("parameters", {}).items():
         location = f"{within}parameters.{key}"
         if key in _NOT_SERVED:
             raise _invalid(InvalidInput, location, entry, "only the extensions binary_tensor_data and classification")
         if not isinstance(entry, bool if key in _FLAGS else str | int | float):
             kinds = "true or false" if key in _FLAGS else "a string, a number or a boolean"
-            raise _invalid(WrongType, location, entry, kinds)
+            raise _invalid(errors.WrongType, location, entry, kinds)
     return value
 
 
@@ -193,19 +178,16 @@ def _binary_bytes(tensor: Mapping[str, Any], numbers: int, datatype: str) -> int
     """Return the size of the binary data of an input; None if its numbers are in `data`."""
     size = tensor.get("parameters", {}).get("binary_data_size")
     if (size is None) != ("data" in tensor):
-        raise InvalidCombination(
-            "inputs must have either data or the parameter binary_data_size",
-            field="inputs.data",
-            expected="one of them",
-        )
+        detail = "inputs must have either data or the parameter binary_data_size"
+        raise errors.InvalidCombination(detail, field="inputs.data", expected="one of the two")
     if size is None:
         if datatype == "BF16":
-            raise _invalid(InvalidCombination, "inputs.datatype", datatype, "binary data, as BF16 has no form in JSON")
+            raise _invalid(errors.InvalidCombination, "inputs.datatype", datatype, "FP32, or BF16 as binary data")
         return None
     expected = numbers * DTYPES[datatype].itemsize
     if type(size) is not int or size != expected:
         field = "inputs.parameters.binary_data_size"
-        raise _invalid(WrongShape, field, size, f"{expected} bytes, which {numbers} numbers of {datatype} take")
+        raise _invalid(errors.WrongShape, field, size, f"{expected} bytes, which {numbers} numbers of {datatype} take")
     return expected
 
 
@@ -273,7 +255,7 @@ def json_bytes(body: bytes, header_length: int | None) -> bytes:
     if header_length is None:
         return body
     if header_length > len(body):
-        raise _invalid(WrongShape, HEADER_LENGTH, header_length, f"at most {len(body)}, the length of the body")
+        raise _invalid(errors.WrongShape, HEADER_LENGTH, header_length, f"at most {len(body)}, the length of the body")
     return body[:header_length]
 
 
@@ -291,13 +273,9 @@ def read_exactly(
         header = (read_header_cached if is_cached else read_header_cached.__wrapped__)(text, columns, max_rows)
     rest = 0 if header_length is None else len(body) - header_length
     if rest != (header.binary_bytes or 0):
-        raise WrongShape(
-            f"{rest} bytes follow the JSON, and binary_data_size says {header.binary_bytes or 0}: {HEADER_LENGTH} is"
-            " the length of the JSON",
-            field=HEADER_LENGTH,
-            given=header_length,
-            expected=f"{header.binary_bytes or 0} bytes after the JSON",
-        )
+        size = f"{header.binary_bytes or 0} bytes"
+        detail = f"{rest} bytes follow the JSON, whose length is {HEADER_LENGTH}, and binary_data_size says {size}"
+        raise errors.WrongShape(detail, field=HEADER_LENGTH, given=header_length, expected=size)
     return header, _from_json(header, columns) if header.data is not None else _from_bytes(body, rest, header, columns)
 
 
@@ -306,18 +284,16 @@ def _raw_header(size: int, columns: int, max_rows: int) -> InferHeader:
     row_bytes = columns * DTYPES["FP32"].itemsize
     rows, rest = divmod(size, row_bytes)
     if rest or not 1 <= rows <= max_rows:
-        raise _invalid(WrongShape, "body", f"{size} bytes", f"1 to {max_rows} rows of {row_bytes} bytes each")
+        raise _invalid(errors.WrongShape, "body", f"{size} bytes", f"1 to {max_rows} rows of {row_bytes} bytes each")
     return InferHeader(rows, "FP32", size, None, True)
 
 
 def _from_json(header: InferHeader, columns: int) -> Float32:
     data: Any = header.data
     if not (data and isinstance(data[0], list)):
-        expected = header.rows * columns
-        if len(data) != expected:
-            raise _invalid(
-                WrongShape, "inputs.data", f"{len(data)} numbers", f"{expected}, or {header.rows} lists of {columns}"
-            )
+        if len(data) != header.rows * columns:
+            numbers, expected = f"{len(data)} numbers", f"{header.rows * columns}, or {header.rows} lists of {columns}"
+            raise _invalid(errors.WrongShape, "inputs.data", numbers, expected)
         data = [data[begin : begin + columns] for begin in range(0, len(data), columns)]
     x_NI = matrix(data, field=INPUT, rows=header.rows, columns=columns)
     if header.datatype != "FP16":
@@ -347,10 +323,6 @@ def _finite(x_NI: Float32, numbers: NDArray[Any], datatype: str) -> Float32:
         return x_NI
     index = int(np.argmin(finite_NI))
     row, column = divmod(index, x_NI.shape[1])
-    raise NotFinite(
-        f"{INPUT}, row {row}, column {column}: not a finite {'FP16' if datatype == 'FP16' else 'float32'} number",
-        field=INPUT,
-        row=row,
-        given=float(numbers.flat[index]),
-        expected="a finite number",
-    )
+    kind, number = "FP16" if datatype == "FP16" else "float32", float(numbers.flat[index])
+    detail = f"{INPUT}, row {row}, column {column}: not a finite {kind} number"
+    raise errors.NotFinite(detail, field=INPUT, row=row, given=number, expected="a finite number")

@@ -35,19 +35,10 @@ def write_classes(
         parts.append(_serialised(_elements(x_NC[block], count, suffixes), binary=header.binary_output))
         size += len(parts[-1])
         check_label_size(size, field="outputs.parameters.classification")
-    about = {} if header.id is None else {"id": header.id}
-    tensor: dict[str, object] = {"name": OUTPUT, "datatype": "BYTES", "shape": [rows, count]}
+    begin = _begin(header, model, version, "BYTES", (rows, count))
     if header.binary_output:
-        tensor["parameters"] = {"binary_data_size": size}
-    text = json.dumps(
-        {"model_name": model, "model_version": str(version.version if version else BASE_VERSION)}
-        | about
-        | {"outputs": [tensor]},
-        separators=(",", ":"),
-    ).encode()
-    if header.binary_output:
-        return b"".join([text, *parts]), len(text)
-    return b'%b,"data":[%b]}]}' % (text[: -len(b"}]}")], b",".join(parts)), None
+        return _with_binary_data(begin, b"".join(parts))
+    return b'%b"data":[%b]}]}' % (begin, b",".join(parts)), None
 
 
 def _elements(x_NC: Float32, count: int, suffixes: list[str]) -> list[str]:
@@ -73,14 +64,22 @@ def write_infer_response(
 
     `data` is the outputs as JSON; None if the client wants binary data.
     """
-    rows, columns = outputs_NO.shape
-    about = "" if header.id is None else f'"id":{json.dumps(header.id)},'
-    begin = (
-        f'{{"model_name":"{model}","model_version":"{BASE_VERSION if version is None else version.version}",{about}'
-        f'"outputs":[{{"name":"{OUTPUT}","datatype":"FP32","shape":[{rows},{columns}],'
-    )
+    begin = _begin(header, model, version, "FP32", outputs_NO.shape)
     if data is not None:
-        return b'%b"data":%b}]}' % (begin.encode(), data), None
-    tensor = outputs_NO.astype(DTYPES["FP32"], copy=False).tobytes()
-    text = f'{begin}"parameters":{{"binary_data_size":{len(tensor)}}}}}]}}'.encode()
-    return text + tensor, len(text)
+        return b'%b"data":%b}]}' % (begin, data), None
+    return _with_binary_data(begin, outputs_NO.astype(DTYPES["FP32"], copy=False).tobytes())
+
+
+def _begin(header: InferHeader, model: str, version: Version | None, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """Return the JSON of an answer up to the values of its only tensor."""
+    rows, columns = shape
+    about = "" if header.id is None else f'"id":{json.dumps(header.id)},'
+    return (
+        f'{{"model_name":"{model}","model_version":"{BASE_VERSION if version is None else version.version}",{about}'
+        f'"outputs":[{{"name":"{OUTPUT}","datatype":"{datatype}","shape":[{rows},{columns}],'
+    ).encode()
+
+
+def _with_binary_data(begin: bytes, content: bytes) -> tuple[bytes, int]:
+    text = b'%b"parameters":{"binary_data_size":%d}}]}' % (begin, len(content))
+    return text + content, len(text)

@@ -23,17 +23,7 @@ from app.http.bodies import parse_object, read_as, read_bytes
 from app.http.errors import BodyTooLarge, UnsupportedMediaType
 from app.http.routes.status import check_ready
 from app.service import Service, ServiceOf
-from app.serving.asgi import (
-    MAX_FAST_JSON_BYTES,
-    Headers,
-    check_feature_space,
-    max_json_bytes,
-    read_body,
-    send_response,
-    server_timing,
-    timeout_seconds,
-    wait_for_disconnect,
-)
+from app.serving import asgi
 from app.serving.oip.request import (
     BASE_MODEL,
     BASE_VERSION,
@@ -80,9 +70,9 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
     model, version = match.groups()
     reference = parse_model(model, version)
     headers = dict(scope["headers"])
-    check_feature_space(service, headers, scope)
+    asgi.check_feature_space(service, headers, scope)
     header_length = _header_length(scope["headers"])
-    timeout = timeout_seconds(headers)
+    timeout = asgi.timeout_seconds(headers)
     await service.batcher.admit(timeout_seconds=timeout)
     body = await _body(service, headers, receive, header_length)
     header, inputs_NI = await _read(service, body, header_length)
@@ -91,18 +81,18 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
     result = await service.batcher.infer(
         InferenceRequest(inputs_NI, [reference]),
         timeout_seconds=min(waits, default=None),
-        disconnected=partial(wait_for_disconnect, receive),
+        disconnected=partial(asgi.wait_for_disconnect, receive),
         on_entry=partial(scope["state"].__setitem__, "queue_entry"),
     )
     content, text_length = await _write(header, model, result)
-    await send_response(send, content, infer_headers(result, text_length))
+    await asgi.send_response(send, content, infer_headers(result, text_length))
 
 
 async def _read(service: Service, body: bytes, header_length: int | None) -> tuple[InferHeader, Float32]:
     columns, max_rows = service.base.in_features, service.settings.max_rows
     if is_small(body, header_length):
         return read_infer_request(body, header_length, columns, max_rows)
-    if header_length is None and len(body) <= MAX_FAST_JSON_BYTES:
+    if header_length is None and len(body) <= asgi.MAX_FAST_JSON_BYTES:
         read = await asyncio.to_thread(read_infer_fast, body, columns, max_rows)
         if read is not None:
             return read
@@ -128,11 +118,11 @@ async def _write(header: InferHeader, model: str, result: InferenceResult) -> tu
     return write_infer_response(header, model, version, outputs_NO, data)
 
 
-def infer_headers(result: InferenceResult, text_length: int | None) -> Headers:
+def infer_headers(result: InferenceResult, text_length: int | None) -> asgi.Headers:
     """Return the headers of a successful answer, without its length."""
     if text_length is None:
-        return _JSON, server_timing(result)
-    return _BINARY, (INFERENCE_HEADER_NAME, b"%d" % text_length), server_timing(result)
+        return _JSON, asgi.server_timing(result)
+    return _BINARY, (INFERENCE_HEADER_NAME, b"%d" % text_length), asgi.server_timing(result)
 
 
 def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
@@ -161,13 +151,13 @@ def parse_length(value: bytes) -> int:
 
 async def _body(service: Service, headers: Mapping[bytes, bytes], receive: Receive, header_length: int | None) -> bytes:
     """Return the whole body; raise `BodyTooLarge` before more than the limit is in memory."""
-    limit = max_json_bytes(service)
+    limit = asgi.max_json_bytes(service)
     if header_length is None:
-        return await read_body(headers, receive, max_bytes=limit, hint=_HINT)
+        return await asgi.read_body(headers, receive, max_bytes=limit, hint=_HINT)
     if header_length > limit:
         detail = f"{HEADER_LENGTH} is {header_length}, and the JSON may have {limit} bytes"
         raise BodyTooLarge(detail, field=HEADER_LENGTH, given=header_length, expected=f"at most {limit} bytes")
-    return await read_body(headers, receive, max_bytes=service.settings.max_body_bytes, hint=_HINT)
+    return await asgi.read_body(headers, receive, max_bytes=service.settings.max_body_bytes, hint=_HINT)
 
 
 _EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
