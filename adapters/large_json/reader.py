@@ -2,7 +2,7 @@
 
 The service calls `read_in_process`, and the process runs `main`. Standard input has one line of JSON, the request, and
 then the body. It stays open until the answer is read: the process exits when it is closed. Standard output has one line
-of JSON, the head, then the long lists as JSON texts and then the arrays as raw float32.
+of JSON, the head, and then the parts: long lists as JSON texts, and arrays as raw float32.
 """
 
 # N rows · C columns
@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import chain
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -40,7 +41,7 @@ _SECONDS_TO_END = 1.0
 _ATTEMPTS = 2
 # Bytes of what a process wrote to standard error that are logged.
 _STDERR_KEPT = 4000
-# Encoding of a list: entries in the head, entries in the lines after the head, or a `TruncatedList`.
+# Encoding of a list: entries in the head, entries in parts after the head, or a `TruncatedList`.
 _PLAIN, _LINES, _LONG = range(3)
 _MAX_PLAIN_ENTRIES = 1000
 _ENTRIES_PER_LINE = 5000
@@ -99,11 +100,8 @@ def read_in_process(
 
 
 def _unreadable_error(what: str) -> InvalidInput:
-    return InvalidInput(
-        f"{what} cannot be read in {MEMORY_BYTES} bytes of memory and {_MAX_SECONDS:g} seconds",
-        field="body",
-        expected="JSON with rows of numbers; larger data belongs in a data set",
-    )
+    detail = f"{what} cannot be read in {MEMORY_BYTES} bytes of memory and {_MAX_SECONDS:g} seconds"
+    return InvalidInput(detail, field="body", expected="JSON with rows of numbers; larger data belongs in a data set")
 
 
 def _log_end(process: "subprocess.Popen[bytes]") -> None:
@@ -129,33 +127,34 @@ def _receive(pipe: IO[bytes], what: str) -> object:
         if "failed" in head:
             log.error("a JSON body could not be read:\n%s", head["failed"])
         raise _unreadable_error(what)
-    lines = [json.loads(pipe.read(length), parse_int=whole_number) for length in head["lines"]]
-    return _decode_value(head["value"], lines, [_read_array(pipe, shape) for shape in head["arrays"]])
+    return _decode_value(head["value"], [_read_part(pipe, size) for size in head["parts"]])
 
 
-def _read_array(pipe: IO[bytes], shape: tuple[int, int]) -> Float32:
-    numbers_NC: Float32 = np.empty(shape, np.float32)
+def _read_part(pipe: IO[bytes], size: int | list[int]) -> Any:
+    """Return a long list, whose size is its length as JSON in bytes, or an array, whose size is its shape."""
+    if isinstance(size, int):
+        return json.loads(pipe.read(size), parse_int=whole_number)
+    numbers_NC: Float32 = np.empty(size, np.float32)
     if pipe.readinto(numbers_NC.data.cast("B")) < numbers_NC.nbytes:  # type: ignore[attr-defined]  # a BufferedReader
         raise EOFError
     return numbers_NC
 
 
-def _decode_value(encoded: Any, lines: list[list[Any]], arrays: list[Float32]) -> Any:
+def _decode_value(encoded: Any, parts: list[Any]) -> Any:
     """Return the value that `AnswerWriter` encoded."""
     if isinstance(encoded, dict):
-        return {key: _decode_value(value, lines, arrays) for key, value in encoded.items()}
+        return {key: _decode_value(value, parts) for key, value in encoded.items()}
     if not isinstance(encoded, list):
         return encoded
     encoding, content = encoded
     if encoding == _PLAIN:
-        return [_decode_value(entry, lines, arrays) for entry in content]
+        return [_decode_value(entry, parts) for entry in content]
     if encoding == _LINES:
-        return [entry for line in lines[content[0] : content[1]] for entry in line]
-    first = [_decode_value(entry, lines, arrays) for entry in content["first"]]
-    table = NumberTable(numbers_NC=arrays[content["array"]] if "array" in content else None)
+        return list(chain.from_iterable(parts[index] for index in content))
+    table = NumberTable(parts[content["array"]] if "array" in content else None)
     for fault in content.keys() & {"odd", "bad"}:
-        setattr(table, fault, tuple(_decode_value(entry, lines, arrays) for entry in content[fault]))
-    return TruncatedList(first, content["length"], table)
+        setattr(table, fault, tuple(_decode_value(entry, parts) for entry in content[fault]))
+    return TruncatedList([_decode_value(entry, parts) for entry in content["first"]], content["length"], table)
 
 
 def main() -> None:
@@ -218,9 +217,8 @@ class AnswerWriter:
     def __init__(self, *, longest: int, what: str) -> None:
         self._longest = longest
         self._what = what
-        self._lines: list[str] = []
-        self._arrays: list[Float32] = []
-        self._json_bytes = 0
+        self._parts: list[bytes | memoryview] = []
+        self._sizes: list[int | tuple[int, ...]] = []
 
     def head(self, value: object) -> dict[str, Any]:
         """Encode a value and return the head.
@@ -230,19 +228,17 @@ class AnswerWriter:
         """
         self._measure(value, MAX_LEVELS)
         encoded = self._encode(value, "", self._longest)
-        self._count_json(len(json.dumps(encoded)))
-        return {
-            "value": encoded,
-            "lines": [len(line) for line in self._lines],
-            "arrays": [array.shape for array in self._arrays],
-        }
+        line_bytes = sum(size for size in self._sizes if isinstance(size, int))
+        if len(json.dumps(encoded)) + line_bytes > MAX_JSON_BYTES:
+            expected = f"at most {MAX_JSON_BYTES} bytes of JSON besides rows of numbers; a data set may have more"
+            raise OutOfRange(f"the body is too large: expected {expected}", field="body", expected=expected)
+        return {"value": encoded, "parts": self._sizes}
 
     def write(self, head: dict[str, Any], file: BinaryIO) -> None:
-        """Write the head, and the lines and the arrays of a value."""
+        """Write the head, and the parts of a value."""
         file.write(json.dumps(head).encode() + b"\n")
         if "value" in head:
-            file.writelines(line.encode() for line in self._lines)
-            file.writelines(array.data.cast("B") for array in self._arrays)
+            file.writelines(self._parts)
         file.flush()
 
     def _measure(self, value: Any, levels: int) -> None:
@@ -287,12 +283,15 @@ class AnswerWriter:
             return [_LONG, {"length": len(value), "first": self._encode_some(value[:_ENTRIES_KEPT], field)}]
         if len(value) <= _MAX_PLAIN_ENTRIES:
             return [_PLAIN, [self._encode(entry, field, longest) for entry in value]]
-        begin = len(self._lines)
-        for at in range(0, len(value), _ENTRIES_PER_LINE):
-            line = json.dumps(value[at : at + _ENTRIES_PER_LINE])
-            self._count_json(len(line))
-            self._lines.append(line)
-        return [_LINES, [begin, len(self._lines)]]
+        batches = (value[at : at + _ENTRIES_PER_LINE] for at in range(0, len(value), _ENTRIES_PER_LINE))
+        lines = (json.dumps(batch).encode() for batch in batches)
+        return [_LINES, [self._add_part(line, len(line)) for line in lines]]
+
+    def _add_part(self, part: bytes | memoryview, size: int | tuple[int, ...]) -> int:
+        """Add a part and return its index."""
+        self._parts.append(part)
+        self._sizes.append(size)
+        return len(self._parts) - 1
 
     def _encode_some(self, values: Iterable[Any], field: str) -> list[Any]:
         """Encode values for an error message."""
@@ -307,30 +306,16 @@ class AnswerWriter:
             if fault is not None:
                 encoded[name] = self._encode_some(fault, field)
         if table.numbers_NC is not None:
-            encoded["array"] = len(self._arrays)
-            self._arrays.append(table.numbers_NC)
+            encoded["array"] = self._add_part(table.numbers_NC.data.cast("B"), table.numbers_NC.shape)
         return encoded
-
-    def _count_json(self, size: int) -> None:
-        """Add to the bytes of JSON; raise `OutOfRange` if there are too many."""
-        self._json_bytes += size
-        if self._json_bytes > MAX_JSON_BYTES:
-            raise OutOfRange(
-                f"besides rows of numbers the body has more than {MAX_JSON_BYTES} bytes of JSON",
-                field="body",
-                expected=f"at most {MAX_JSON_BYTES} bytes of text and labels; a data set may have more",
-            )
 
 
 def _checked_text(text: str, field: str) -> str:
     """Return a string or a key of an object; raise `OutOfRange` if it is too long."""
     if len(text) > _MAX_TEXT_CHARACTERS:
-        raise OutOfRange(
-            f"a string in {shorten(field or 'the body')} has {len(text)} characters",
-            field=shorten(field) if field else None,
-            given=shorten(text),
-            expected=f"at most {_MAX_TEXT_CHARACTERS} characters",
-        )
+        detail = f"a string in {shorten(field or 'the body')} has {len(text)} characters"
+        expected = f"at most {_MAX_TEXT_CHARACTERS} characters"
+        raise OutOfRange(detail, field=shorten(field or "body"), given=shorten(text), expected=expected)
     return text
 
 

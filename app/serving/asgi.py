@@ -15,14 +15,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.errors import OutOfRange
-from adapters.lora.base_layer import BaseLayer
 from adapters.names import MAX_REFERENCE_CHARACTERS
 from app.http import preconditions
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type
 from app.http.errors import too_large
 from app.service import Service
 from app.serving.queue_entry import InferenceResult
-from app.serving.request import InferenceRequest, count_lists, read_fast, request_from_json
+from app.serving.request import InferenceRequest, read_fast, request_from_json
 from app.serving.response import MEMBERS_FORMAT, write_many_numbers, write_options, write_response
 
 EndpointHandler = Callable[[Service, Scope, Receive, Send], Awaitable[None]]
@@ -58,12 +57,7 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
     request = await _read_request(
         service, await read_body(headers, receive, max_bytes=max_json_bytes(service), hint=_HINT)
     )
-    result = await service.batcher.infer(
-        request,
-        timeout_seconds=timeout,
-        disconnected=partial(wait_for_disconnect, receive),
-        on_entry=partial(scope["state"].__setitem__, "queue_entry"),
-    )
+    result = await submit(service, scope, receive, request, timeout_seconds=timeout)
     if request.options is None:
         content = write_response(request, result, await write_many_numbers(result.outputs_NO))
     else:
@@ -115,8 +109,19 @@ def timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
     return float(text)
 
 
-async def wait_for_disconnect(receive: Receive) -> None:
-    """Return when the client has disconnected. The body must have been read."""
+def submit(
+    service: Service, scope: Scope, receive: Receive, request: InferenceRequest, *, timeout_seconds: float | None
+) -> Awaitable[InferenceResult]:
+    """Put a request, whose body has been read, into the queue, and return its awaitable result."""
+    return service.batcher.infer(
+        request,
+        timeout_seconds=timeout_seconds,
+        disconnected=partial(_wait_for_disconnect, receive),
+        on_entry=partial(scope["state"].__setitem__, "queue_entry"),
+    )
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -146,18 +151,10 @@ async def _read_request(service: Service, body: bytes) -> InferenceRequest:
     if len(body) <= MAX_INLINE_BYTES:
         request = read_fast(body, base, max_rows=max_rows, parser=service.parser)
     elif len(body) <= MAX_FAST_JSON_BYTES:
-        request = await asyncio.to_thread(_read_in_thread, body, base, max_rows=max_rows)
+        request = await asyncio.to_thread(read_fast, body, base, max_rows=max_rows)
     else:
         request = None
     if request is None:
         value = await service.json.parse(body, longest=max_rows)
         request = await asyncio.to_thread(request_from_json, value, base, max_rows=max_rows)
     return request
-
-
-def _read_in_thread(body: bytes, base: BaseLayer, *, max_rows: int) -> InferenceRequest | None:
-    # The lists are the rows, the list of rows and the adapters. The parser would hold the interpreter lock for a text
-    # with more lists, only to refuse it.
-    if count_lists(body) > max_rows + 2:
-        return None
-    return read_fast(body, base, max_rows=max_rows)

@@ -107,10 +107,8 @@ class Batcher:
         self._last_refusal = min(max(now, self._last_refusal + _REFUSAL_SECONDS), now + _LONGEST_REFUSAL_SECONDS)
         delay = self._last_refusal - now
         await asyncio.sleep(delay if timeout_seconds is None else min(delay, timeout_seconds))
-        raise QueueFull(
-            f"at most {self._queue_rows} rows may wait: try again in a moment",
-            expected=f"at most {self._queue_rows} rows waiting",
-        )
+        expected = f"at most {self._queue_rows} rows waiting"
+        raise QueueFull(f"the queue is full: try again in a moment; it takes {expected}", expected=expected)
 
     async def infer(
         self,
@@ -126,8 +124,7 @@ class Batcher:
         `ClientDisconnect`, `OutputNotFinite`, and the errors of `AdapterLoader`.
         """
         await self.admit(len(request.inputs_NI), timeout_seconds=timeout_seconds)
-        wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
-        entry = self.enqueue(request, wait_seconds=wait, disconnected=disconnected)
+        entry = self.enqueue(request, timeout_seconds=timeout_seconds, disconnected=disconnected)
         on_entry(entry)
         try:
             return await entry.future
@@ -138,7 +135,7 @@ class Batcher:
         self,
         request: InferenceRequest,
         *,
-        wait_seconds: float = _LONGEST_WAIT_SECONDS,
+        timeout_seconds: float | None = None,
         disconnected: Disconnected | None = None,
     ) -> QueueEntry:
         """Put a request into the queue, which must have room, and return its entry.
@@ -148,7 +145,8 @@ class Batcher:
         if not self._arrived:
             # Once for each batch, because it is a system call.
             self._loop = asyncio.get_running_loop()
-        entry = QueueEntry(request, self._loop.create_future(), wait_seconds=wait_seconds, disconnected=disconnected)
+        wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
+        entry = QueueEntry(request, self._loop.create_future(), wait_seconds=wait, disconnected=disconnected)
         self._rows += entry.rows
         self._arrived.append(entry)
         if self._is_computing:

@@ -268,11 +268,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def _head_too_large(self) -> HeadTooLarge:
         most = self._max_head_bytes
-        return HeadTooLarge(
-            f"the request's line and headers, or the trailers of its body, have more than {most} bytes",
-            field="head",
-            expected=f"at most {most} bytes",
-        )
+        detail = f"the request's line and headers, or the trailers of its body, have more than {most} bytes"
+        return HeadTooLarge(detail, field="head", expected=f"at most {most} bytes")
 
     def _refuse(self, error: LoraplexError) -> None:
         """Answer the current request with `error` after all earlier requests, and close the connection.

@@ -8,8 +8,9 @@ import logging
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from http import HTTPStatus
 from typing import NamedTuple
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from adapters.errors import LoraplexError
 from app.http.endpoints import ENDPOINTS, INFERENCE_HEADER, REQUEST_ID
@@ -19,7 +20,7 @@ from app.observability.metrics.definitions import FAST_PATH_FALLBACKS
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, RequestRecord
 from app.service import Service
 from app.serving.asgi import JSON_TYPE, MAX_INLINE_BYTES, Headers, predict_headers
-from app.serving.oip.request import InferHeader, check_model_name, parse_model, read_infer_fast, read_infer_request
+from app.serving.oip.request import InferHeader, check_model_name, parse_model, read_exactly, read_infer_fast
 from app.serving.oip.response import write_infer_response
 from app.serving.oip.routes import INFERENCE_HEADER_NAME, infer_headers, is_small, parse_length
 from app.serving.queue_entry import QueueEntry
@@ -60,7 +61,6 @@ ALLOWED_HEADERS: Mapping[str, frozenset[bytes]] = {
     for endpoint in ENDPOINTS
     if endpoint.asgi is not None
 }
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class FastPath:
         self._finish(request, status, code)
         lines = [b"%b: %b\r\n" % header for header in (*default_headers, *headers)]
         return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n%b%b" % (
-            _STATUS_LINES[status],
+            STATUS_LINE[status],
             len(body),
             b"".join(lines),
             request.request_id,
@@ -224,7 +224,7 @@ class FastPath:
         else:
             header_length = parse_length(length)
             is_inline = is_small(body, header_length)
-            parsed = read_infer_request(body, header_length, columns, max_rows) if is_inline else None
+            parsed = read_exactly(body, header_length, columns, max_rows) if is_inline else None
         if parsed is None or not parsed[0].is_plain:
             return route, None, None
         header, inputs_NI = parsed

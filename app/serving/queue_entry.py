@@ -4,6 +4,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -52,20 +53,18 @@ class Resolution(NamedTuple):
     adapters: Sequence[Adapter | None]
 
 
+@dataclass(slots=True)
 class Timing:
     """Times of one entry, those of `time.perf_counter` in seconds; None for a step that has not been reached."""
 
-    __slots__ = ("batch", "deadline", "forward_seconds", "resolved", "submitted", "taken")
-
-    def __init__(self, wait_seconds: float) -> None:
-        self.submitted = time.perf_counter()
-        self.deadline = self.submitted + wait_seconds
-        self.resolved: float | None = None
-        # Start of the first batch that has rows of the entry.
-        self.taken: float | None = None
-        # Last batch that had rows of the entry.
-        self.batch: BatchRecord | None = None
-        self.forward_seconds = 0.0
+    submitted: float
+    deadline: float
+    resolved: float | None = None
+    taken: float | None = None
+    """Start of the first batch that has rows of the entry."""
+    batch: BatchRecord | None = None
+    """Last batch that had rows of the entry."""
+    forward_seconds: float = 0.0
 
     @property
     def queue_seconds(self) -> float | None:
@@ -106,7 +105,8 @@ class QueueEntry:
         else:
             self.choice_N = [0] * len(request.inputs_NI)
         self.rows = len(self.choice_N)
-        self.timing = Timing(wait_seconds)
+        now = time.perf_counter()
+        self.timing = Timing(now, now + wait_seconds)
         self.resolution: Resolution | None = None
         # Largest rank of its adapters; 0 for the bare base layer alone.
         self.rank = 0
@@ -166,14 +166,8 @@ class QueueEntry:
     def fail_not_finite(self, part: "EntrySlice", outputs_KO: Float32) -> None:
         """Fail because of the first row of a slice whose outputs are not finite."""
         row = part.begin + int(np.argmin(np.isfinite(outputs_KO).all(axis=1)))
-        self.fail(
-            OutputNotFinite(
-                f"the outputs of row {row} are too large for float32",
-                field="inputs",
-                row=row,
-                expected="inputs and factors whose product is finite",
-            )
-        )
+        detail, expected = f"the outputs of row {row} are too large for float32", "inputs whose outputs are finite"
+        self.fail(OutputNotFinite(detail, field="inputs", row=row, expected=expected))
 
     def has_ended(self, now: float) -> bool:
         """Return whether there is a result. An entry whose deadline has passed fails first."""

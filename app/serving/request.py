@@ -29,6 +29,8 @@ from app.http.schemas.predictions import MEMBERS, OUTPUTS, PredictRequest
 # N rows · C columns · I in_features
 
 _LARGEST = float(np.finfo(np.float32).max)
+# Above this size, the lists of a text are counted before it is parsed.
+COUNTED_BYTES = 2**18
 # Members of a request that the fast parser reads: the rows, and their adapter or adapters.
 _FAST_MEMBERS = 2
 
@@ -103,6 +105,10 @@ def read_fast(
 
     `parser` keeps its memory from body to body. No other thread may use it meanwhile.
     """
+    # The lists are the rows, the list of rows and the adapters. The parser would hold the interpreter lock for a text
+    # with more lists, only to refuse it.
+    if len(body) > COUNTED_BYTES and count_lists(body) > max_rows + 2:
+        return None
     try:
         request: Any = (parser or simdjson.Parser()).parse(body)
         if len(request) != _FAST_MEMBERS:  # a repeated member counts twice

@@ -41,8 +41,8 @@ def write_response(request: InferenceRequest, result: InferenceResult, written: 
     return form % (written, which[1:])
 
 
-def write_numbers(numbers: Float32) -> bytes:
-    """Return an array as JSON."""
+def write_numbers(numbers: Float32 | list[Any]) -> bytes:
+    """Return an array, or a list of arrays or labels, as JSON."""
     return orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -50,10 +50,9 @@ async def write_many_numbers(numbers: Float32) -> bytes:
     """Return an array as JSON; let the event loop run other tasks between the parts of a large array."""
     if numbers.size <= MAX_INLINE_NUMBERS:
         return write_numbers(numbers)
-    step = max(1, MAX_INLINE_NUMBERS * len(numbers) // numbers.size)
     parts = []
-    for begin in range(0, len(numbers), step):
-        parts.append(write_numbers(numbers[begin : begin + step])[1:-1])
+    for block in split_rows(len(numbers), numbers.size // len(numbers)):
+        parts.append(write_numbers(numbers[block])[1:-1])
         await asyncio.sleep(0)
     return b"[%b]" % b",".join(parts)
 
@@ -79,7 +78,6 @@ def _by_row(described: list[dict[str, object] | None], choice_N: Sequence[int]) 
 # Largest labels of one answer. A short request can ask for all labels of every row, and a label can be 20 times as long
 # as a number.
 MAX_LABEL_BYTES = 2**26
-_BLOCK_NUMBERS = 2**15
 
 
 def write_options(options: PredictOptions, result: InferenceResult) -> bytes:
@@ -91,7 +89,7 @@ def write_options(options: PredictOptions, result: InferenceResult) -> bytes:
     label_bytes = 0
     for block in split_rows(*result.outputs_NO.shape):
         for name, rows in _write_block(options, result, block).items():
-            parts[name].append(orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+            parts[name].append(write_numbers(rows)[1:-1])
         label_bytes += len(parts[LABELS][-1]) if LABELS in parts else 0
         check_label_size(label_bytes, field="top_k")
     return b",".join(b'"%b":[%b]' % (name.encode(), b",".join(rows)) for name, rows in parts.items())
@@ -99,18 +97,15 @@ def write_options(options: PredictOptions, result: InferenceResult) -> bytes:
 
 def split_rows(rows: int, columns: int) -> Iterator[slice]:
     """Return blocks of rows that take about a millisecond each, so that other threads run between them."""
-    step = max(1, _BLOCK_NUMBERS // columns)
+    step = max(1, MAX_INLINE_NUMBERS // columns)
     return (slice(begin, begin + step) for begin in range(0, rows, step))
 
 
 def check_label_size(label_bytes: int, *, field: str) -> None:
     """Raise `OutOfRange` if labels are too long; `field` is the field of the request that asks for them."""
     if label_bytes > MAX_LABEL_BYTES:
-        raise OutOfRange(
-            f"{field}: the answer's labels take more than {MAX_LABEL_BYTES} bytes: ask for fewer, or with fewer rows",
-            field=field,
-            expected=f"labels of at most {MAX_LABEL_BYTES} bytes",
-        )
+        expected = f"labels of at most {MAX_LABEL_BYTES} bytes in one answer"
+        raise OutOfRange(f"{field} asks for too much: expected {expected}", field=field, expected=expected)
 
 
 def select_classes(version: Version | None, x_NO: Float32) -> tuple[Sequence[str | int] | None, Float32]:
@@ -143,7 +138,9 @@ def _select(options: PredictOptions, version: Version | None, x_NO: Float32) -> 
     if LABELS in options.members or options.top_k is not None:
         order_NT = most_probable(x_NC, options.top_k or 1)
     if PROBABILITIES in options.members:
-        probability_NC = sigmoid(x_NC) if _is_multi_label(version) else softmax(x_NC)
+        # The loss that a version was trained with decides whether its classes exclude each other.
+        is_multi_label = version is not None and version.loss == Loss.BINARY_CROSS_ENTROPY
+        probability_NC = sigmoid(x_NC) if is_multi_label else softmax(x_NC)
         if options.top_k is not None and order_NT is not None:
             probability_NC = np.ascontiguousarray(np.take_along_axis(probability_NC, order_NT, axis=1))
         members[PROBABILITIES] = list(probability_NC)
@@ -151,8 +148,3 @@ def _select(options: PredictOptions, version: Version | None, x_NO: Float32) -> 
         names_NT = order_NT if labels is None else np.array(labels, dtype=object)[order_NT]
         members[LABELS] = (names_NT if options.top_k is not None else names_NT[:, 0]).tolist()
     return members
-
-
-def _is_multi_label(version: Version | None) -> bool:
-    """Return whether the classes do not exclude each other, by the loss that the version was trained with."""
-    return version is not None and version.loss == Loss.BINARY_CROSS_ENTROPY

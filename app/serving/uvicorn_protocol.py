@@ -108,7 +108,12 @@ class FastPathProtocol(GuardedHttpProtocol):
             request = self._fast_path.enqueue(self.url, self._named_headers, self._body, self._began)
             if request is not None:
                 self.stage, self.head_bytes = BETWEEN_REQUESTS, RESTARTED_IN_PIECE
-                self._wait_for(request)
+                self._drop_body()
+                self._request = request
+                # uvicorn queues the requests that follow on this connection until the cycle is complete.
+                self._fast_cycle.response_complete = False
+                self.cycle = self._fast_cycle  # type: ignore[assignment]
+                request.entry.future.add_done_callback(self._respond)
                 return
             self._become_asgi()
         super().on_message_complete()
@@ -156,15 +161,6 @@ class FastPathProtocol(GuardedHttpProtocol):
             self.stage = HEAD
         super()._refuse(error)
 
-    def _wait_for(self, request: FastPathRequest) -> None:
-        assert self._body is not None
-        self._bodies.held -= len(self._body)
-        self._body, self._request = None, request
-        # uvicorn queues the requests that follow on this connection until the cycle is complete.
-        self._fast_cycle.response_complete = False
-        self.cycle = self._fast_cycle  # type: ignore[assignment]
-        request.entry.future.add_done_callback(self._respond)
-
     def _respond(self, _future: object) -> None:
         request, self._request = self._request, None
         assert request is not None
@@ -176,8 +172,4 @@ class FastPathProtocol(GuardedHttpProtocol):
         cycle.response_complete = True
         if not cycle.keep_alive:
             self.transport.close()
-        if self.pipeline:
-            self.on_response_complete()
-        else:
-            self.server_state.total_requests += 1
-            self.idle_since = self.loop.time()
+        self.on_response_complete()

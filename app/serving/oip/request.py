@@ -19,7 +19,7 @@ from adapters.arrays import Float32, matrix
 from adapters.errors import InvalidInput, LoraplexError, shorten
 from adapters.names import Reference, check_name
 from adapters.strict_json import parse
-from app.serving.request import count_lists, has_lists, read_flat, read_rows
+from app.serving.request import COUNTED_BYTES, count_lists, has_lists, read_flat, read_rows
 
 # N rows · I in_features
 
@@ -197,7 +197,6 @@ def _invalid(kind: type[InvalidInput], field: str, given: object, expected: str)
     )
 
 
-_COUNTED_BYTES = 2**18
 # Around the rows: more than those there are in any text that is remembered and plain.
 _MOST_LISTS = 100
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
@@ -222,7 +221,7 @@ def read_infer_fast(
     # The text around the numbers is a key of the cache, so its length is bounded.
     if not end or len(body) - (end - begin) >= MAX_CACHED_BYTES:
         return None
-    if len(body) > _COUNTED_BYTES and count_lists(body) > max_rows + _MOST_LISTS:
+    if len(body) > COUNTED_BYTES and count_lists(body) > max_rows + _MOST_LISTS:
         return None
     try:
         # Without its numbers, the text is short, and much the same from request to request. In the tensor's data, where
@@ -238,18 +237,6 @@ def read_infer_fast(
     return (header, inputs_NI) if has_lists(numbers, 1 + header.rows if nested else 1) else None
 
 
-def read_infer_request(
-    body: bytes, header_length: int | None, columns: int, max_rows: int
-) -> tuple[InferHeader, Float32]:
-    """Read the header and the rows, (N, I) float32, of an infer request.
-
-    `header_length` is the length of the JSON in bytes: None if the whole body is JSON, 0 if it is the rows in FP32.
-    Raises `NotJson` or `InvalidInput`.
-    """
-    quick = read_infer_fast(body, columns, max_rows) if header_length is None else None
-    return quick or read_exactly(body, header_length, columns, max_rows)
-
-
 def json_bytes(body: bytes, header_length: int | None) -> bytes:
     """Return the JSON of a body; raise `WrongShape` if `header_length` is more than the body has."""
     if header_length is None:
@@ -262,7 +249,11 @@ def json_bytes(body: bytes, header_length: int | None) -> bytes:
 def read_exactly(
     body: bytes, header_length: int | None, columns: int, max_rows: int, value: object = None
 ) -> tuple[InferHeader, Float32]:
-    """Read an infer request with the exact parser. `value` is the parsed JSON, if it has been parsed."""
+    """Read the header and the rows, (N, I) float32, of an infer request.
+
+    `header_length` is the length of the JSON in bytes: None if the whole body is JSON, 0 if it is the rows in FP32.
+    `value` is the parsed JSON, if it has been parsed. Raises `NotJson` or `InvalidInput`.
+    """
     if header_length == 0:
         header = _raw_header(len(body), columns, max_rows)
     elif value is not None:

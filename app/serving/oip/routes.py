@@ -37,7 +37,6 @@ from app.serving.oip.request import (
     parse_model,
     read_exactly,
     read_infer_fast,
-    read_infer_request,
 )
 from app.serving.oip.response import write_classes, write_infer_response
 from app.serving.queue_entry import InferenceResult
@@ -78,24 +77,20 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
     header, inputs_NI = await _read(service, body, header_length)
     check_model_name(header, model)
     waits = [seconds for seconds in (timeout, header.timeout_seconds) if seconds is not None]
-    result = await service.batcher.infer(
-        InferenceRequest(inputs_NI, [reference]),
-        timeout_seconds=min(waits, default=None),
-        disconnected=partial(asgi.wait_for_disconnect, receive),
-        on_entry=partial(scope["state"].__setitem__, "queue_entry"),
-    )
+    request = InferenceRequest(inputs_NI, [reference])
+    result = await asgi.submit(service, scope, receive, request, timeout_seconds=min(waits, default=None))
     content, text_length = await _write(header, model, result)
     await asgi.send_response(send, content, infer_headers(result, text_length))
 
 
 async def _read(service: Service, body: bytes, header_length: int | None) -> tuple[InferHeader, Float32]:
     columns, max_rows = service.base.in_features, service.settings.max_rows
-    if is_small(body, header_length):
-        return read_infer_request(body, header_length, columns, max_rows)
+    is_inline, read = is_small(body, header_length), None
     if header_length is None and len(body) <= asgi.MAX_FAST_JSON_BYTES:
-        read = await asyncio.to_thread(read_infer_fast, body, columns, max_rows)
-        if read is not None:
-            return read
+        fast = partial(read_infer_fast, body, columns, max_rows)
+        read = fast() if is_inline else await asyncio.to_thread(fast)
+    if read is not None or is_inline:
+        return read or read_exactly(body, header_length, columns, max_rows)
     text, value = json_bytes(body, header_length), None
     if len(text) > _JSON_INLINE:
         value = await service.json.parse(text, longest=max_rows * columns, what=JSON_SUBJECT)

@@ -87,7 +87,7 @@ def test_many_rows_are_in_their_order(world: World, monkeypatch: pytest.MonkeyPa
     tensor = {"name": "inputs", "shape": [48, I], "datatype": "FP32", "data": np.tile(X_NI, (8, 1)).tolist()}
     body = {"inputs": [tensor], "outputs": [CLASSIFIED]}
     at_once = world[0].post("/v2/models/animals/infer", json=body).raise_for_status().content
-    monkeypatch.setattr(labelling, "_BLOCK_NUMBERS", 7 * O)
+    monkeypatch.setattr(labelling, "MAX_INLINE_NUMBERS", 7 * O)
     again = world[0].post("/v2/models/animals/infer", json=body).raise_for_status().content
     assert again == at_once
     assert len(json.loads(again)["outputs"][0]["data"]) == 48 * 2

@@ -145,7 +145,7 @@ def test_many_rows_of_many_adapters_are_answered_in_their_order(
         "top_k": 2,
     }
     at_once = client.post("/predict", json=body).raise_for_status().content
-    monkeypatch.setattr(labelling, "_BLOCK_NUMBERS", 7 * O)
+    monkeypatch.setattr(labelling, "MAX_INLINE_NUMBERS", 7 * O)
     assert client.post("/predict", json=body).raise_for_status().content == at_once
 
 
