@@ -4,14 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
-from loraplex.calls.jobs import succeeded
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.output import Fitting
 from loraplex.cli.plugins import complete_adapter, complete_job
 from loraplex.cli.session import Session, command, follow, follow_in_lines
 from loraplex.cli.summary import dash, fleet_summary, held_out, losses, number, outcome, pairs, when
 from loraplex.cli.train import show_ended
-from loraplex.results import JobFields, JobStatus
+from loraplex.results import JobFields, JobStatus, succeeded
 
 Id = Annotated[
     str,

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from loraplex.calls.jobs import succeeded
 from loraplex.cli.datasets import find_dataset, name_of, put_dataset
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.plugins import complete_adapter, complete_dataset
@@ -15,7 +14,7 @@ from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, m
 from loraplex.cli.rows import can_read
 from loraplex.cli.session import Session, command, follow
 from loraplex.cli.summary import fleet_summary, held_out, is_live, losses, outcome, pairs, size
-from loraplex.results import DatasetVersion, Estimate, JobFields, JobStatus
+from loraplex.results import DatasetVersion, Estimate, JobFields, JobStatus, succeeded
 
 DATA, HOW, WHAT_COUNTS, GO = "Data", "How to train", "Held-out rows and publishing", "This run"
 
