@@ -52,7 +52,7 @@ def write_columns(columns: Mapping[str, Any], file: Path) -> str:
     if all(isinstance(column, np.ndarray) for column in columns.values()):
         return write_table(columns, file)
     # A scalar has no length.
-    lengths = {name: None if np.ndim(column) == 0 else len(column) for name, column in columns.items()}
+    lengths = {name: len(column) if getattr(column, "ndim", 1) else None for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         detail = "columns differ in length: " + ", ".join(f"{name} has {rows}" for name, rows in lengths.items())
         raise WrongShape(detail, given=lengths, expected="a value for each row")

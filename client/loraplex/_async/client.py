@@ -233,9 +233,10 @@ class AsyncClient:
         """
         factors: dict[str, Any] = given({"A": A, "B": B, "alpha": alpha, "bias": bias, "labels": labels})
         if (source is None) == (not factors):
-            detail = "an adapter is uploaded from a source or from factors, " + _not(both=bool(factors))
             expected = "a PEFT model, a folder or a zip; or A and B"
-            raise InvalidCombination(detail, field="source", expected=expected)
+            raise InvalidCombination(
+                "an adapter comes from a source or from factors", field="source", expected=expected
+            )
         where, headers = path("adapters", name), conditions(if_match, if_none_match)
         if source is None:
             # Labels are not converted: an array would turn numbers beside texts into texts, which the service refuses.
@@ -377,9 +378,8 @@ class AsyncClient:
     ) -> T:
         rows = given(rows)
         if (data is None) == (not rows):
-            detail = "rows come as inputs and targets, or as data, " + _not(both=bool(rows))
             expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
-            raise InvalidCombination(detail, field="data", expected=expected)
+            raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)
         query = {"dry_run": "true"} if dry_run else {}
         async with aclosing(AsyncTrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
             data = await sent.prepare(rows or data, field="data", fleet="{" in name)
@@ -389,7 +389,3 @@ class AsyncClient:
 
     def _read_job(self, value: Any) -> AsyncJob:
         return decode.build(AsyncJob, value, client=self)
-
-
-def _not(*, both: bool) -> str:
-    return "and not as both" if both else "and neither is given"

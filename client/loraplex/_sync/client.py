@@ -229,9 +229,10 @@ class Client:
         """
         factors: dict[str, Any] = given({"A": A, "B": B, "alpha": alpha, "bias": bias, "labels": labels})
         if (source is None) == (not factors):
-            detail = "an adapter is uploaded from a source or from factors, " + _not(both=bool(factors))
             expected = "a PEFT model, a folder or a zip; or A and B"
-            raise InvalidCombination(detail, field="source", expected=expected)
+            raise InvalidCombination(
+                "an adapter comes from a source or from factors", field="source", expected=expected
+            )
         where, headers = path("adapters", name), conditions(if_match, if_none_match)
         if source is None:
             # Labels are not converted: an array would turn numbers beside texts into texts, which the service refuses.
@@ -373,9 +374,8 @@ class Client:
     ) -> T:
         rows = given(rows)
         if (data is None) == (not rows):
-            detail = "rows come as inputs and targets, or as data, " + _not(both=bool(rows))
             expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
-            raise InvalidCombination(detail, field="data", expected=expected)
+            raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)
         query = {"dry_run": "true"} if dry_run else {}
         with closing(TrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
             data = sent.prepare(rows or data, field="data", fleet="{" in name)
@@ -385,7 +385,3 @@ class Client:
 
     def _read_job(self, value: Any) -> Job:
         return decode.build(Job, value, client=self)
-
-
-def _not(*, both: bool) -> str:
-    return "and not as both" if both else "and neither is given"
