@@ -4,8 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.names import check_name, check_prefix
-from app.http.dependencies import ServiceOf
 from app.http.paging import page_of, read_cursor
+from app.service import ServiceOf
 from app.web.pages import metric_tables
 from app.web.pages.rendering import page, page_router, render
 

@@ -16,9 +16,8 @@ from adapters.datasets.table import Table
 from adapters.datasets.validation import Column
 from adapters.names import Reference, check_name, check_prefix
 from adapters.training.settings import Loss, Method
-from app.http.dependencies import ServiceOf
 from app.http.paging import page_of, read_cursor
-from app.service import Service
+from app.service import Service, ServiceOf
 from app.web.pages.rendering import page, page_router, render
 
 _DATASETS_PER_PAGE = 25

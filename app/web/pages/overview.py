@@ -7,12 +7,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.http.dependencies import ServiceOf
 from app.http.endpoints import ENDPOINTS
 from app.http.errors import RouteNotFound
 from app.observability.metrics import definitions as d
 from app.observability.metrics.values import sum_values
-from app.service import Service
+from app.service import Service, ServiceOf
 from app.web.pages.rendering import page, page_router, render
 
 _NEWEST_JOBS = 6

@@ -9,8 +9,8 @@ from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import InvalidCombination, LoraplexError, OutOfRange
 from adapters.names import Reference, check_name, check_prefix, parse_reference
-from app.http.dependencies import ServiceOf
 from app.http.errors import problem
+from app.service import ServiceOf
 from app.web.pages.datasets import input_choices, names_of
 from app.web.pages.rendering import page, page_router, render
 
