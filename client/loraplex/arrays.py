@@ -87,14 +87,13 @@ def array(value: object, *, field: str) -> NDArray[Any]:
     if _is_tensor(value):
         value = _from_tensor(value, field)
     try:
-        held = np.asarray(lists_of_vectors(value, field=field))
+        values = np.asarray(lists_of_vectors(value, field=field))
         # pandas has columns of several numeric types as objects.
-        numeric = held.dtype == object and all(isinstance(cell, int | float | np.number) for cell in held.flat)
-        return np.asarray(held.tolist()) if numeric else held
+        is_numeric = values.dtype == object and all(isinstance(cell, int | float | np.number) for cell in values.flat)
+        return np.asarray(values.tolist()) if is_numeric else values
     except ValueError:
-        raise WrongShape(
-            f"{field} is no array: its rows differ in length", field=field, expected="rows of one length"
-        ) from None
+        detail = f"{field} is no array: its rows differ in length"
+        raise WrongShape(detail, field=field, expected="rows of one length") from None
 
 
 def lists_of_vectors(value: Any, *, field: str) -> Any:
@@ -105,15 +104,14 @@ def lists_of_vectors(value: Any, *, field: str) -> Any:
     # Only what NumPy would turn into an array of objects: neither a list nor a tensor.
     if isinstance(value, list | tuple | str) or not hasattr(value, "__array__"):
         return value
-    held = np.asarray(value)
-    if held.dtype != object or held.ndim != 1 or not any(map(_is_vector, held)):
+    cells = np.asarray(value)
+    if cells.dtype != object or cells.ndim != 1 or not any(map(_is_vector, cells)):
         return value
-    for row, cell in enumerate(held):
+    for row, cell in enumerate(cells):
         if not _is_vector(cell):
-            raise WrongType(
-                f"{field}, row {row}: {cell!r} is no vector", field=field, row=row, given=cell, expected="a vector"
-            )
-    return [np.asarray(cell).tolist() for cell in held]
+            detail = f"{field}, row {row}: {cell!r} is no vector"
+            raise WrongType(detail, field=field, row=row, given=cell, expected="a vector")
+    return [np.asarray(cell).tolist() for cell in cells]
 
 
 def _is_vector(cell: object) -> bool:
@@ -124,13 +122,11 @@ def _from_tensor(tensor: Any, field: str) -> NDArray[Any]:
     try:
         # NumPy has no bfloat16.
         narrow = tensor.dtype.is_floating_point and tensor.element_size() < 4
-        held: NDArray[Any] = (tensor.float() if narrow else tensor).numpy(force=True)
+        return (tensor.float() if narrow else tensor).numpy(force=True)  # type: ignore[no-any-return]
     except (TypeError, RuntimeError) as error:
         # A sparse or quantized tensor, or one without data.
-        raise WrongType(
-            f"{field} is a tensor that is no array: {error}", field=field, expected="a dense tensor of numbers"
-        ) from None
-    return held
+        detail = f"{field} is a tensor that is no array: {error}"
+        raise WrongType(detail, field=field, expected="a dense tensor of numbers") from None
 
 
 def _is_tensor(value: object) -> bool:

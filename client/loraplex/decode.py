@@ -9,27 +9,8 @@ from http import HTTPStatus
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
-from loraplex import errors
+from loraplex import errors, results
 from loraplex.errors import BadAnswer, BadRow, LoraplexError
-from loraplex.results import (
-    Adapter,
-    AdapterRef,
-    Back,
-    Base,
-    Column,
-    Dataset,
-    DatasetVersion,
-    Estimate,
-    JobAdapter,
-    JobStatus,
-    LogLine,
-    LossPoint,
-    Preview,
-    Progress,
-    Reverted,
-    Skipped,
-    Version,
-)
 
 T = TypeVar("T")
 
@@ -72,10 +53,9 @@ def _members(kind: Callable[..., Any]) -> Mapping[str, bool]:
     return {name: member.default is Parameter.empty for name, member in signature(kind).parameters.items()}
 
 
-def build(kind: type[T], value: Mapping[str, Any], **members: Any) -> T:
+def build(kind: Callable[..., T], value: Mapping[str, Any], **members: Any) -> T:
     """Return a result with `members` and those of a JSON object; `_NESTED` decodes results among them."""
-    required_members = _members(kind)  # type: ignore[arg-type]  # classes are hashable
-    names = [name for name, required in required_members.items() if required or name in value]
+    names = [name for name, required in _members(kind).items() if required or name in value]
     decoded = {name: _NESTED.get(name, _unchanged)(value[name]) for name in names if name not in members}
     return kind(**decoded, **members)
 
@@ -92,16 +72,16 @@ def _each(read: Callable[[Any], T], values: Any) -> tuple[T, ...]:
     return tuple(read(value) for value in values)
 
 
-log_line = partial(build, LogLine)
-progress = partial(build, Progress)
-adapter = partial(build, Adapter)
-version = partial(build, Version)
-reference = partial(build, AdapterRef)
-base = partial(build, Base)
-dataset = partial(build, Dataset)
-dataset_version = partial(build, DatasetVersion)
-job_adapter = partial(build, JobAdapter)
-preview = partial(build, Preview)
+log_line = partial(build, results.LogLine)
+progress = partial(build, results.Progress)
+adapter = partial(build, results.Adapter)
+version = partial(build, results.Version)
+reference = partial(build, results.AdapterRef)
+base = partial(build, results.Base)
+dataset = partial(build, results.Dataset)
+dataset_version = partial(build, results.DatasetVersion)
+job_adapter = partial(build, results.JobAdapter)
+preview = partial(build, results.Preview)
 
 
 def error_of_job(members: Mapping[str, Any] | None) -> LoraplexError | None:
@@ -113,27 +93,27 @@ def error_of_job(members: Mapping[str, Any] | None) -> LoraplexError | None:
 _NESTED: Mapping[str, Callable[[Any], Any]] = {
     "live": partial(_optional, version),
     "newest": dataset_version,
-    "columns": partial(_each, partial(build, Column)),
+    "columns": partial(_each, partial(build, results.Column)),
     "bad_rows": partial(_each, partial(build, BadRow)),
-    "status": JobStatus,
+    "status": results.JobStatus,
     "progress": partial(_optional, progress),
     "result": partial(_optional, reference),
     "error": error_of_job,
-    "history": partial(_each, LossPoint._make),
+    "history": partial(_each, results.LossPoint._make),
     "log": partial(_each, log_line),
 }
 
 
-def estimate(value: Any) -> Estimate:
+def estimate(value: Any) -> results.Estimate:
     """Decode an estimate."""
-    return build(Estimate, {**value, **value["estimate"]})
+    return build(results.Estimate, {**value, **value["estimate"]})
 
 
-def reverted(value: Any) -> Reverted:
+def reverted(value: Any) -> results.Reverted:
     """Decode the result of a revert."""
-    return Reverted(
-        [Back(back["name"], back["from"], back["to"]) for back in value["reverted"]],
-        [build(Skipped, skipped) for skipped in value["skipped"]],
+    return results.Reverted(
+        [results.Back(back["name"], back["from"], back["to"]) for back in value["reverted"]],
+        [build(results.Skipped, skipped) for skipped in value["skipped"]],
     )
 
 

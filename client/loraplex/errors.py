@@ -186,8 +186,6 @@ class InvalidDataset(InvalidUpload):
 class BadRows(InvalidInput):
     """Rows have values that cannot be trained on."""
 
-    code = "bad_rows"
-
     @property
     def rows(self) -> Sequence[BadRow]:
         """Up to 20 of them."""

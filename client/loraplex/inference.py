@@ -3,7 +3,7 @@
 # N rows · I in_features · O out_features
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -85,34 +85,35 @@ def prediction(rows: Rows, parts: Sequence[Part], *, by_row: bool) -> Prediction
 
 
 def json_call(
-    references: Sequence[str | None], x_NI: Float32, *, by_row: bool, top_k: int | None, timeout: float | None
+    references: Sequence[str | None],
+    x_NI: Float32,
+    *,
+    by_row: bool,
+    options: Mapping[str, object],
+    timeout: float | None,
 ) -> Call:
-    """Return the call for outputs, or for the `top_k` most probable classes, in JSON."""
-    body: dict[str, Any] = {"adapters": list(references)} if by_row else {"adapter": references[0]}
-    body["inputs"] = x_NI
-    if top_k is not None:
-        body |= {"return": ["labels", "probabilities"], "top_k": top_k}
+    """Return the call for outputs, or for what the options ask for, in JSON."""
+    which = {"adapters": list(references)} if by_row else {"adapter": references[0]}
+    body = {**which, "inputs": x_NI, **options}
     return Call("POST", "/predict", safe=True, headers=_limit(timeout), json=body, timeout=timeout)
 
 
-def read_json(answer: Answer, *, top_k: int | None) -> Part:
+def read_json(answer: Answer, *, has_labels: bool) -> Part:
     """Return outputs or classes; raise `BadAnswer`."""
-    return answer.decode(lambda value: _part(answer, value, with_labels=top_k is not None))
-
-
-def _part(answer: Answer, value: Any, *, with_labels: bool) -> Part:
-    if with_labels:
-        pairs = zip(value["labels"], value["probabilities"], strict=True)
-        values: Any = [[Label(*pair) for pair in zip(*row, strict=True)] for row in pairs]
-    else:
-        values = np.asarray(value["outputs"], np.float32)
-    if "row_adapters" in value:
-        versions = [reference(version) for version in value["adapters"]]
-        # `index` raises if there is no such position.
-        positions = range(len(versions))
-        versions_N = [None if i is None else versions[positions.index(i)] for i in value["row_adapters"]]
-    else:
-        versions_N = [None if value["adapter"] is None else reference(value["adapter"])] * len(values)
+    with answer.reading():
+        value = json.loads(answer.content)
+        if has_labels:
+            pairs = zip(value["labels"], value["probabilities"], strict=True)
+            values: Any = [[Label(*pair) for pair in zip(*row, strict=True)] for row in pairs]
+        else:
+            values = np.asarray(value["outputs"], np.float32)
+        if "row_adapters" in value:
+            versions = [reference(version) for version in value["adapters"]]
+            # `index` raises if there is no such position.
+            positions = range(len(versions))
+            versions_N = [None if i is None else versions[positions.index(i)] for i in value["row_adapters"]]
+        else:
+            versions_N = [None if value["adapter"] is None else reference(value["adapter"])] * len(values)
     return Part(values, versions_N, *_times(answer))
 
 

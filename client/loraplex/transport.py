@@ -127,8 +127,8 @@ def errors_of_httpx(url: str) -> Iterator[None]:
         raise BadAnswer(f"{url} answered with something that cannot be read: {error}", given=url) from error
 
 
-def success(response: httpx.Response, content: bytes) -> Answer:
-    """Return an answer with this body; raise the error that its status means."""
+def answer_of(response: httpx.Response, content: bytes) -> Answer:
+    """Return an answer with this body; raise the error that its status means, unless it is a success."""
     url = str(response.request.url.copy_with(query=None))
     answer = Answer(url=url, status=response.status_code, headers=dict(response.headers), content=content)
     if not response.is_success:

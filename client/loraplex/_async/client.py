@@ -86,7 +86,7 @@ class AsyncClient:
         """
         rows = await read_rows(inputs, self._encode)
         references, by_row = references_of(adapter, len(rows.x_NI))
-        predictor = AsyncPredictor(connection=self._connection, by_row=by_row, top_k=None, timeout=timeout)
+        predictor = AsyncPredictor(connection=self._connection, by_row=by_row, options={}, timeout=timeout)
         return prediction(rows, await predictor.predict(references, rows.x_NI), by_row=by_row)
 
     async def classify(
@@ -95,7 +95,8 @@ class AsyncClient:
         """Return the `top_k` most probable classes of each row, in order of probability."""
         rows = await read_rows(inputs, self._encode)
         references, by_row = references_of(adapter, len(rows.x_NI))
-        predictor = AsyncPredictor(connection=self._connection, by_row=by_row, top_k=top_k, timeout=timeout)
+        options = {"return": ["labels", "probabilities"], "top_k": top_k}
+        predictor = AsyncPredictor(connection=self._connection, by_row=by_row, options=options, timeout=timeout)
         return [labels for part in await predictor.predict(references, rows.x_NI) for labels in part.values]
 
     async def train(

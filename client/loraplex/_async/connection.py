@@ -18,13 +18,13 @@ from loraplex.decode import Answer
 from loraplex.errors import InvalidInput, LoraplexError
 from loraplex.transport import (
     Settings,
+    answer_of,
     as_bytes,
     check_timeout,
     errors_of_httpx,
     may_repeat,
     retry_after,
     seconds_to_wait,
-    success,
 )
 
 T = TypeVar("T")
@@ -123,14 +123,14 @@ class AsyncConnection:
                         if time.monotonic() > end:
                             raise TimeoutError
                         content += chunk
-        return success(response, bytes(content))
+        return answer_of(response, bytes(content))
 
     async def _open(self, call: Call, _seconds: float) -> httpx.Response:
         with errors_of_httpx(self.settings.url):
             response = await self._http.send(self._request(call, _STREAM_TIMEOUT), stream=True)
             if not response.is_success:
                 async with aclosing(response):
-                    success(response, await response.aread())
+                    answer_of(response, await response.aread())
             return response
 
     def _request(self, call: Call, timeout: httpx.Timeout) -> httpx.Request:

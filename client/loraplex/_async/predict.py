@@ -4,7 +4,7 @@
 
 # N rows · I in_features
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,13 @@ class AsyncPredictor:
     connection: AsyncConnection
     by_row: bool
     """True if each row has its own adapter."""
-    top_k: int | None
-    """Number of classes for each row; None for outputs."""
+    options: Mapping[str, object]
+    """Fields of the request that ask for classes; empty for outputs."""
     timeout: float | None
 
     async def predict(self, references: Sequence[str | None], x_NI: Float32) -> list[Part]:
         """Return the answers to all rows, each with its reference, in as few requests as possible."""
-        as_json = self.by_row or self.top_k is not None or model_path(references[0]) is None
+        as_json = self.by_row or bool(self.options) or model_path(references[0]) is None
         try:
             return await self._send_all(references, x_NI, as_json=as_json)
         except InvalidInput as error:
@@ -105,5 +105,5 @@ class AsyncPredictor:
             raise
 
     async def _send_json(self, references: Sequence[str | None], x_NI: Float32) -> Part:
-        call = json_call(references, x_NI, by_row=self.by_row, top_k=self.top_k, timeout=self.timeout)
-        return read_json(await self.connection.send(call), top_k=self.top_k)
+        call = json_call(references, x_NI, by_row=self.by_row, options=self.options, timeout=self.timeout)
+        return read_json(await self.connection.send(call), has_labels=bool(self.options))

@@ -84,7 +84,7 @@ class Client:
         """
         rows = read_rows(inputs, self._encode)
         references, by_row = references_of(adapter, len(rows.x_NI))
-        predictor = Predictor(connection=self._connection, by_row=by_row, top_k=None, timeout=timeout)
+        predictor = Predictor(connection=self._connection, by_row=by_row, options={}, timeout=timeout)
         return prediction(rows, predictor.predict(references, rows.x_NI), by_row=by_row)
 
     def classify(
@@ -93,7 +93,8 @@ class Client:
         """Return the `top_k` most probable classes of each row, in order of probability."""
         rows = read_rows(inputs, self._encode)
         references, by_row = references_of(adapter, len(rows.x_NI))
-        predictor = Predictor(connection=self._connection, by_row=by_row, top_k=top_k, timeout=timeout)
+        options = {"return": ["labels", "probabilities"], "top_k": top_k}
+        predictor = Predictor(connection=self._connection, by_row=by_row, options=options, timeout=timeout)
         return [labels for part in predictor.predict(references, rows.x_NI) for labels in part.values]
 
     def train(

@@ -16,13 +16,13 @@ from loraplex.decode import Answer
 from loraplex.errors import InvalidInput, LoraplexError
 from loraplex.transport import (
     Settings,
+    answer_of,
     as_bytes,
     check_timeout,
     errors_of_httpx,
     may_repeat,
     retry_after,
     seconds_to_wait,
-    success,
 )
 
 T = TypeVar("T")
@@ -121,14 +121,14 @@ class Connection:
                         if time.monotonic() > end:
                             raise TimeoutError
                         content += chunk
-        return success(response, bytes(content))
+        return answer_of(response, bytes(content))
 
     def _open(self, call: Call, _seconds: float) -> httpx.Response:
         with errors_of_httpx(self.settings.url):
             response = self._http.send(self._request(call, _STREAM_TIMEOUT), stream=True)
             if not response.is_success:
                 with closing(response):
-                    success(response, response.read())
+                    answer_of(response, response.read())
             return response
 
     def _request(self, call: Call, timeout: httpx.Timeout) -> httpx.Request:
