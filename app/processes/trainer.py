@@ -10,6 +10,7 @@ from adapters.catalog.catalog import Catalog
 from adapters.errors import CatalogBusy
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.execution.trainer import Trainer
+from adapters.training.gradient.checkpoint import CheckpointFolder
 from app.bootstrap import (
     CHECKPOINTS,
     exit_if_unusable,
@@ -52,7 +53,7 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
             open_fitter(settings),
             stop=stop,
             lease_seconds=settings.lease_seconds,
-            checkpoints=settings.data_dir / CHECKPOINTS,
+            checkpoints=CheckpointFolder(settings.data_dir / CHECKPOINTS),
             listener=listener(metrics, tracing),
         ).run()
     finally:
