@@ -94,7 +94,7 @@ def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
     members = metrics or {}
     sides = members.get("held_out")
     if sides is not None:
-        for name, _ in PRIMARY.values():
+        for name in PRIMARY.values():
             if isinstance(value := sides["adapter"].get(name), int | float):
                 return Headline("held-out", name, value, sides["base"].get(name))
     for rows, name, member in _WITHOUT_EVALUATION:
