@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from adapters.errors import IgnoredField, InvalidCombination, MissingField
-from adapters.training.evaluation.evaluate import task_of
+from adapters.training.evaluation.evaluate import TASKS
 from adapters.training.evaluation.gate import Gate
 from adapters.training.evaluation.metrics import Task
 from adapters.training.planning.request import PublishRequest
@@ -47,7 +47,7 @@ def make_gate(request: PublishRequest, loss: Loss, *, holds_out: bool, is_fleet:
             field="split",
             expected="a split, or training.validation_fraction",
         )
-    metrics = GATE_METRICS[task_of(loss)]
+    metrics = GATE_METRICS[TASKS[loss]]
     if gate.metric not in metrics:
         raise InvalidCombination(
             f"publish.metric: {gate.metric} is no metric of {loss}",
