@@ -9,7 +9,8 @@ where ΔW₀ is the prior, or 0. β has no ridge, so minimising over it means ce
 """
 
 # I in_features · O out_features · R rank · K directions kept · F directions free · G groups · … leading dimensions
-from dataclasses import dataclass
+from collections.abc import Callable
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -22,13 +23,20 @@ from adapters.training.closed_form.statistics import Statistics, Sums
 _MIN_CUTOFF_SIZE = 64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Factors:
-    """Factors of an adapter, contiguous float32 on the CPU; of a stack, with leading dimension G."""
+class Factors(NamedTuple):
+    """Factors of an adapter; of a stack, with leading dimension G."""
 
     a_OR: Tensor
     b_RI: Tensor
     bias_O: Tensor | None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Factors":
+        """Return the factors after the same change to each tensor."""
+        return Factors(change(self.a_OR), change(self.b_RI), None if self.bias_O is None else change(self.bias_O))
+
+    def at(self, index: int | slice) -> "Factors":
+        """Return the factors of one adapter of a stack, or of a slice of them."""
+        return self.map(itemgetter(index))
 
 
 class Spectrum(NamedTuple):
@@ -61,7 +69,7 @@ def solve(
     factors, (error,) = solve_stack(stack, rank=rank, scaling=scaling, ridge=ridge, bias=bias, prior_OI=prior_OI)
     if error is not None:
         raise error
-    return Factors(factors.a_OR[0], factors.b_RI[0], None if factors.bias_O is None else factors.bias_O[0])
+    return factors.at(0)
 
 
 def solve_stack(

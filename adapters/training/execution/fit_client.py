@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from adapters.child_process import StoppedClock, command
 from adapters.jobs.training_job import TrainingJob
-from adapters.training.gradient.epochs import Epoch
+from adapters.training.gradient.training_loop import Epoch
 
 # Messages of the CPU allocator, C++, Python and libgomp about a failed allocation; some abort after it.
 _NO_MEMORY = (
