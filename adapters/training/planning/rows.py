@@ -17,7 +17,7 @@ from adapters.names import parse_reference
 from adapters.training.data_file import Column, rows_digest
 from adapters.training.limits import MAX_DATASET_ROWS
 from adapters.training.planning.request import DatasetColumns, InlineRows, RowSource
-from adapters.training.planning.targets import Codes, TargetReader, Targets, check_names, check_width, read_numbers
+from adapters.training.planning.targets import Codes, TargetReader, Targets, check_one_kind, check_width, read_numbers
 from adapters.training.settings import Loss, no_effect
 
 
@@ -163,7 +163,7 @@ def _dataset_groups(table: Table, column: str | None, *, field: str) -> Groups |
 
 def _inline_groups(value: object, rows: int, *, field: str) -> Groups:
     groups = one_per_row(value, field=field, rows=rows, expected="one string or whole number a row")
-    check_names(groups, range(rows), field=field)
+    check_one_kind(groups, field=field)
     values = sorted(set(groups))
     code_of = {group: code for code, group in enumerate(values)}
     return Groups(np.array([code_of[group] for group in groups], np.int64), values)

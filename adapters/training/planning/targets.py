@@ -65,7 +65,7 @@ class TargetReader:
         field = self.field
         if self.loss is Loss.CROSS_ENTROPY:
             classes = one_per_row(value, field=field, rows=rows, expected=f"{rows} rows: one class a row")
-            check_names(classes, range(rows), field=field)
+            check_one_kind(classes, field=field)
             return self._classes(*_encode(classes))
         if self.loss is Loss.BINARY_CROSS_ENTROPY:
             expected = f"{rows} rows: a list of labels, or of 0 and 1, a row"
@@ -208,12 +208,21 @@ class TargetReader:
 
 
 def check_names(names: Sequence[object], rows: Sequence[int], *, field: str) -> None:
-    """Raise `WrongType` or `NotFinite` for an entry that is no string or integer, or of another kind than the first."""
+    """Raise `WrongType` or `NotFinite` for an entry that is no string or integer."""
     for name, row in zip(names, rows, strict=True):
-        if type(name) not in (str, int) or type(name) is not type(names[0]):
+        if type(name) not in (str, int):
             kind = NotFinite if type(name) is float and not is_finite(name) else WrongType
-            expected = "a string or a whole number, all of one kind"
+            expected = "a string or a whole number"
             raise kind(f"{field}, row {row}: not {expected}", field=field, row=row, given=name, expected=expected)
+
+
+def check_one_kind(names: Sequence[object], *, field: str) -> None:
+    """Raise the errors of `check_names` for one entry per row, and `WrongType` for strings and numbers together."""
+    check_names(names, range(len(names)), field=field)
+    for row, name in enumerate(names):
+        if type(name) is not type(names[0]):
+            detail = f"{field}, row {row}: strings and numbers together"
+            raise WrongType(detail, field=field, row=row, given=name, expected="entries of one kind")
 
 
 def read_numbers(table: Table, selection: ColumnSelector, width: int, *, field: str) -> Column:
