@@ -56,6 +56,9 @@ class Version:
         """s, the factor in front of the low-rank term."""
         return scaling_of(self.alpha, self.rank, rslora=self.rslora)
 
+    def __str__(self) -> str:
+        return f"{self.adapter}@{self.version}"
+
     def check_servable(self, base: BaseLayer, feature_space: str | None) -> None:
         """Raise `BaseMismatch` or `FeatureSpaceMismatch` if it cannot be served with this base and feature space.
 
@@ -63,16 +66,14 @@ class Version:
         """
         if self.base != base.fingerprint:
             raise BaseMismatch(
-                f"{self.adapter}@{self.version} was made for the base layer {self.base},"
-                f" this service has {base.fingerprint}",
+                f"{self} was made for the base layer {self.base}, this service has {base.fingerprint}",
                 field="adapter",
                 given=self.base,
                 expected=base.fingerprint,
             )
         if self.feature_space is not None and self.feature_space != feature_space:
             raise FeatureSpaceMismatch(
-                f"{self.adapter}@{self.version} is for the feature space {self.feature_space!r},"
-                f" this service has {feature_space!r}",
+                f"{self} is for the feature space {self.feature_space!r}, this service has {feature_space!r}",
                 field="adapter",
                 given=self.feature_space,
                 expected=feature_space,
