@@ -2,7 +2,7 @@
 
 # N rows · K rows of one side · C classes
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from adapters.errors import Diverged
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, loss_of_factors, solve
-from adapters.training.closed_form.statistics import Statistics, accumulate
+from adapters.training.closed_form.statistics import Statistics, accumulate_data
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation import selection
 from adapters.training.evaluation.evaluate import (
@@ -28,7 +28,6 @@ from adapters.training.gradient.losses import class_weights, document_ids, row_w
 from adapters.training.gradient.sampling import Sampler, StackEntry, initial_factors
 from adapters.training.gradient.stack import History, ReportStep, TrainedFactors
 from adapters.training.gradient.training_loop import CheckpointOptions, Epochs, HeldOut, run_training_loop
-from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import Loss, TrainingSpec
 
 # Share of the base layer's loss above which the sums give a loss to about twelve digits.
@@ -99,7 +98,7 @@ def fit(
     statistics = None
     history: History
     if spec.is_exact:
-        statistics = accumulate(base, _chunks(sides.training, sides.training_K))
+        statistics = accumulate_data(base, sides.training, sides.training_K)
         prior_OI = data.prior
         spec = selection.choose_ridge_and_rank(base, sides, spec, statistics, prior_OI=prior_OI, note=watcher.note)
         factors = solve(
@@ -145,11 +144,6 @@ def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, sampler: S
         data = data.weighted(row_weights(data, weights_C))
         held = data if is_shared else None if held is None else held.weighted(row_weights(held, weights_C))
     return Sides(data, training_K, held, held_K, own_weights_N, held_own_weights_N)
-
-
-def _chunks(data: TrainingData, rows_K: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    for part in data.parts(rows_K, CHUNK_ROWS):
-        yield part.inputs_NI, part.targets, part.weights_N
 
 
 def _train(
