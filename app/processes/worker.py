@@ -17,7 +17,7 @@ from app.bootstrap import warn_in_background
 from app.http.application import create_app
 from app.observability import logs
 from app.processes.supervisor import FIRST_WORKER
-from app.service import Service, open_service
+from app.service import Service
 from app.serving.connections import raise_file_limit
 from app.serving.uvicorn_protocol import protocol_factory
 from app.settings import exit_if_unusable, load_settings
@@ -69,7 +69,7 @@ def main() -> None:
     temporary.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(temporary)
     with exit_if_unusable():
-        service = open_service(settings)
+        service = Service(settings)
     logs.configure(settings.log_format, process=service.metrics.process)
     if FIRST_WORKER in sys.argv[2:]:
         warn_in_background(service.catalog.database, service.base, settings.feature_space)

@@ -1,18 +1,26 @@
 """Handlers of `/datasets`: upload, list, show, preview and delete."""
 
+import asyncio
 from dataclasses import replace
-from typing import Annotated
+from functools import partial
+from typing import IO, Annotated
 
 from fastapi import Query, Request, Response
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
+from adapters.datasets.ingest import CONTENT_TYPES, Ingestion, upload_file
+from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.names import Reference, check_name, check_prefix
+from app.http.bodies import content_type
 from app.http.paging import NamePage, Page, QueryFields, QueryInteger, read_cursor, version_in_path
-from app.http.preconditions import etag, precondition
+from app.http.preconditions import Precondition, etag, precondition
 from app.http.schemas.datasets import DatasetBody, DatasetPage, DatasetVersionBody, DatasetVersionPage, PreviewBody
-from app.http.uploads import read_dataset
-from app.service import ServiceOf
+from app.service import Service, ServiceOf
+
+_WRITE_BYTES = 2**20
 
 
 class PreviewQuery(QueryFields):
@@ -29,7 +37,7 @@ async def upload_dataset(name: str, request: Request, response: Response, servic
     The answer reports the columns, and the rows that cannot be used for training.
     """
     check_name(name)
-    version, is_new = await read_dataset(name, request, service, precondition(request))
+    version, is_new = await _read_dataset(name, request, service, precondition(request))
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
     return DatasetVersionBody.of(version)
@@ -83,3 +91,72 @@ async def delete_dataset(name: str, request: Request, service: ServiceOf) -> Non
     """Delete a data set with all its versions. If the name is created again, version numbers continue."""
     check_name(name)
     await service.writes.run(service.datasets.delete, name, precondition=precondition(request))
+
+
+async def _read_dataset(
+    name: str, request: Request, service: Service, precondition: Precondition | None
+) -> tuple[DatasetVersion, bool]:
+    """Read the body into a version of `name`; return it and whether it is new.
+
+    Raises `UnsupportedMediaType`, the errors of the reader, and `ClientDisconnect`, which leaves nothing behind.
+    """
+    kind = content_type(request.headers.get("content-type", ""), *CONTENT_TYPES)
+    with upload_file(service.settings.data_dir / "tmp") as raw:
+        await _receive(request, raw)
+        reading = Ingestion(
+            raw,
+            CONTENT_TYPES[kind],
+            memory_bytes=service.settings.trainer_memory_bytes,
+            max_bytes=service.settings.max_dataset_bytes,
+        )
+        adding = asyncio.create_task(_add_dataset(name, reading, kind, service, precondition))
+        disconnect = asyncio.create_task(_wait_for_disconnect(request))
+        try:
+            await asyncio.wait((adding, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if not adding.done():
+                raise ClientDisconnect
+            return adding.result()
+        finally:
+            disconnect.cancel()
+            adding.cancel()
+            # The file must stay open until the reader has ended.
+            await asyncio.wait((adding,))
+
+
+async def _add_dataset(
+    name: str, reading: Ingestion, kind: str, service: Service, precondition: Precondition | None
+) -> tuple[DatasetVersion, bool]:
+    async with service.writes.turn(service.readings):
+        add = partial(service.datasets.add, name, reading, content_type=kind, precondition=precondition)
+        thread = asyncio.create_task(service.writes.run(add))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled, but it ends when its child process does.
+            await asyncio.to_thread(reading.cancel)
+            await asyncio.wait((thread,))
+            thread.exception()
+            raise
+
+
+async def _receive(request: Request, raw: IO[bytes]) -> None:
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size >= _WRITE_BYTES:
+            await run_in_threadpool(_write, raw, b"".join(parts))
+            parts, size = [], 0
+    await run_in_threadpool(_write, raw, b"".join(parts))
+
+
+def _write(raw: IO[bytes], content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[raw.write(view) :]
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
