@@ -46,12 +46,6 @@ def content_type(header: str, *accepted: str) -> str:
     return media_type
 
 
-async def read_json(request: Request) -> bytearray:
-    """Return the bytes of a JSON body; raise `UnsupportedMediaType`."""
-    content_type(request.headers.get("content-type", ""), JSON)
-    return await read_bytes(request)
-
-
 async def read_bytes(request: Request, *, max_bytes: int | None = None, hint: str = "") -> bytearray:
     """Return a whole body, which the middleware bounds; raise `BodyTooLarge` with the hint past a smaller limit."""
     if max_bytes is not None and int(request.headers.get("content-length", "0")) > max_bytes:
@@ -152,6 +146,11 @@ class JsonBodies:
         self._threads = asyncio.Semaphore(1)
         # One process may take `MEMORY_BYTES` of `adapters.large_json.reader`.
         self._processes = asyncio.Semaphore(1)
+
+    async def read(self, request: Request) -> object:
+        """Read and parse the body of a request; raise `UnsupportedMediaType` and what `parse` raises."""
+        content_type(request.headers.get("content-type", ""), JSON)
+        return await self.parse(await read_bytes(request))
 
     async def parse(self, body: bytes | bytearray, *, longest: int = 0, what: str = "the body") -> object:
         """Parse a body; tables of a large one come as `LongList`.

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.bodies import BodyMemory
 from app.http.endpoints import Endpoint, find_endpoint
-from app.http.errors import InternalError, TooManyBytes, answer_at, known_failure, too_large
+from app.http.errors import TooManyBytes, answer_at, defect, known_failure, too_large
 from app.http.host_policy import HostPolicy
 from app.observability.observer import Observer
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, OTHER, RequestRecord
@@ -74,16 +74,9 @@ class Middleware:
 
     def _check_head(self, exchange: "_Exchange") -> None:
         """Raise the error that a request can be refused with before its body is read."""
-        scope, state = exchange.scope, exchange.state
-        if "refusal" in state:  # set by the connection, which found the request malformed
-            raise state["refusal"]
-        self._host_policy.check(
-            scope["method"],
-            scope["path"],
-            scope["headers"],
-            http_version=scope["http_version"],
-            target_authority=state.get("target_authority"),
-        )
+        if "refusal" in exchange.state:  # set by the connection, which found the request malformed
+            raise exchange.state["refusal"]
+        self._host_policy.check(exchange.scope)
         exchange.check_length()
 
     def _observe(self, exchange: "_Exchange") -> None:
@@ -187,7 +180,7 @@ class _Exchange:
         if known is None or self.status:
             request_id = self.request_id.decode()
             log.exception("%s %s failed", self.scope["method"], self.route, extra={"request_id": request_id})
-            known = InternalError(f"the service failed on this request; its id is {request_id}")
+            known = defect(request_id)
         self.state["code"] = known.code
         if not self.status:
             await answer_at(self.scope["path"], known)(self.scope, self._receive, self.send)

@@ -29,28 +29,10 @@ from adapters.peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft.weights import DEFAULT_MODULE, TENSOR_FILE, check_module, read_peft, write_peft
 from adapters.training.planning.planner import Plan, submit
 from adapters.training.planning.updates import plan_update, updatable_version
-from app.http.bodies import (
-    JSON,
-    LEAST_LIMIT_BYTES,
-    NUMBER_BYTES,
-    content_type,
-    object_of_body,
-    read_as,
-    read_bytes,
-    read_json,
-)
+from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, object_of_body, read_as, read_bytes
 from app.http.paging import NamePage, Page, QueryFields, QueryFlag, QueryInteger, page_of, read_cursor, version_in_path
 from app.http.preconditions import etag, precondition
-from app.http.schemas.adapters import (
-    AdapterBody,
-    AdapterEntryBody,
-    AdapterPage,
-    FactorsUpload,
-    LiveRequest,
-    PeftUpload,
-    VersionBody,
-    VersionPage,
-)
+from app.http.schemas import adapters as schemas
 from app.http.schemas.jobs import JobWithHistory
 from app.http.schemas.trainings import training_request, update_request
 from app.service import Service, ServiceOf
@@ -87,17 +69,15 @@ async def train_adapter(
     The rows are in the request, or in a stored data set. A `name` such as `acme-{tenant}` trains one adapter for each
     value of `data.group_by`. docs/training.md describes every field.
     """
-    body = await _read_json(request, service)
+    body = await service.json.read(request)
     async with service.writes.turn(service.plannings):
         if query.dry_run:
             plan = await run_in_threadpool(_plan_training, service, body)
             return JSONResponse(plan.to_json())
-        job = await service.writes.run(_queue_training, service, body)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobWithHistory.of(job)
+        return await _queue(partial(_plan_training, service, body), service, response)
 
 
-async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> VersionBody:
+async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> schemas.VersionBody:
     """Create a version from PEFT files, a zip of them, or JSON (201); if live has the same bytes, return it (200)."""
     check_name(name)
     condition = precondition(request)
@@ -108,10 +88,10 @@ async def upload_adapter(name: str, request: Request, response: Response, servic
     service.observer.finish_publish(request.scope, started_at, is_new=is_new)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
-    return VersionBody.of(version)
+    return schemas.VersionBody.of(version)
 
 
-def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf) -> AdapterPage:
+def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf) -> schemas.AdapterPage:
     """List adapters in byte order of name, without the lists in metrics and lineage.
 
     `GET /adapters/{name}` includes these lists.
@@ -120,16 +100,16 @@ def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf) -> Ad
     after = read_cursor(list_key, query.cursor) or ""
     page = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
     data, next_cursor = page_of(list_key, page, query.limit, attrgetter("name"))
-    body = partial(AdapterEntryBody.served_by, service.base, service.settings.feature_space)
-    return AdapterPage(data=[body(adapter) for adapter in data], next_cursor=next_cursor)
+    body = partial(schemas.AdapterEntryBody.served_by, service.base, service.settings.feature_space)
+    return schemas.AdapterPage(data=[body(adapter) for adapter in data], next_cursor=next_cursor)
 
 
-def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
+def show_adapter(name: str, service: ServiceOf) -> schemas.AdapterBody:
     """Show one adapter and its live version."""
     return _body(service.catalog.adapter(check_name(name)), service)
 
 
-def list_adapter_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
+def list_adapter_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> schemas.VersionPage:
     """List an adapter's versions, newest first, without the lists in metrics and lineage.
 
     `GET /adapters/{name}/versions/{version}` includes these lists.
@@ -137,12 +117,12 @@ def list_adapter_versions(name: str, query: Annotated[Page, Query()], service: S
     list_key = f"versions {check_name(name)}"
     before = read_cursor(list_key, query.cursor)
     page = service.catalog.versions(name, before=before, limit=query.limit + 1)
-    return query.answer(VersionPage, list_key, page, "version")
+    return query.answer(schemas.VersionPage, list_key, page, "version")
 
 
-def show_adapter_version(name: str, version: str, service: ServiceOf) -> VersionBody:
+def show_adapter_version(name: str, version: str, service: ServiceOf) -> schemas.VersionBody:
     """Show one version."""
-    return VersionBody.of(service.catalog.find(Reference(check_name(name), version=version_in_path(version))))
+    return schemas.VersionBody.of(service.catalog.find(Reference(check_name(name), version=version_in_path(version))))
 
 
 def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
@@ -155,32 +135,25 @@ def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], servic
     return Response(archive, media_type=ZIP, headers={"Content-Disposition": disposition})
 
 
-async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBody:
+async def set_live(name: str, request: Request, service: ServiceOf) -> schemas.AdapterBody:
     """Make another version live. Every later request for the bare name uses it."""
     check_name(name)
-    body = read_as(LiveRequest, object_of_body(await _read_json(request, service)))
+    body = read_as(schemas.LiveRequest, object_of_body(await service.json.read(request)))
     adapter = await service.writes.run(service.catalog.set_live, name, body.version, precondition=precondition(request))
     return _body(adapter, service)
 
 
 async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
     """Refit an adapter exactly with rows added and rows removed. It must be trained with `keep_statistics`."""
-    body = await _read_json(request, service)
+    body = await service.json.read(request)
     async with service.writes.turn(service.plannings):
-        job = await service.writes.run(_queue_update, service, name, body)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobWithHistory.of(job)
+        return await _queue(partial(_plan_update, service, name, body), service, response)
 
 
 async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
     """Delete an adapter with all its versions. If the name is created again, version numbers continue."""
     check_name(name)
     await service.writes.run(service.catalog.delete, name, precondition=precondition(request))
-
-
-async def _read_json(request: Request, service: Service) -> object:
-    """Return the parsed body, whose bytes are freed by then."""
-    return await service.json.parse(await read_json(request))
 
 
 async def _read_adapter(request: Request, service: Service) -> tuple[Adapter, str | None]:
@@ -284,13 +257,13 @@ def _from_json(value: dict[str, object], service: Service) -> tuple[Adapter, Non
             given=peft_names[0],
             expected="one set of names",
         )
-    upload: FactorsUpload | PeftUpload
+    upload: schemas.FactorsUpload | schemas.PeftUpload
     if peft_names:
-        upload = peft = read_as(PeftUpload, value)
+        upload = peft = read_as(schemas.PeftUpload, value)
         a, b, alpha, bias = peft.lora_B, peft.lora_A, peft.lora_alpha, None
         names = ("lora_B", "lora_A", "bias")
     else:
-        upload = own = read_as(FactorsUpload, value)
+        upload = own = read_as(schemas.FactorsUpload, value)
         a, b, alpha, bias = own.A, own.B, own.alpha, own.bias
         names = ("A", "B", "bias")
     a_OR, b_RI = torch.from_numpy(matrix(a, field=names[0])), torch.from_numpy(matrix(b, field=names[1]))
@@ -307,19 +280,22 @@ def _plan_training(service: Service, body: object) -> Plan:
     return service.planner.plan(training_request(body))
 
 
-def _queue_training(service: Service, body: object) -> Job:
-    return _submit(service, _plan_training(service, body))
-
-
-def _queue_update(service: Service, name: str, body: object) -> Job:
+def _plan_update(service: Service, name: str, body: object) -> Plan:
     version = updatable_version(service.planner, name)
-    return _submit(service, plan_update(service.planner, version, update_request(body)))
+    return plan_update(service.planner, version, update_request(body))
 
 
-def _submit(service: Service, plan: Plan) -> Job:
-    limit = service.settings.max_queued_jobs
-    return submit(plan, service.queue, job_id=service.new_id(), planner=service.planner, max_queued=limit)
+async def _queue(plan: Callable[[], Plan], service: Service, response: Response) -> JobWithHistory:
+    """Plan a training and queue its job, on one thread; return the job."""
+
+    def submit_plan() -> Job:
+        limit = service.settings.max_queued_jobs
+        return submit(plan(), service.queue, job_id=service.new_id(), planner=service.planner, max_queued=limit)
+
+    job = await service.writes.run(submit_plan)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return JobWithHistory.of(job)
 
 
-def _body(adapter: AdapterSummary, service: Service) -> AdapterBody:
-    return AdapterBody.served_by(service.base, service.settings.feature_space, adapter)
+def _body(adapter: AdapterSummary, service: Service) -> schemas.AdapterBody:
+    return schemas.AdapterBody.served_by(service.base, service.settings.feature_space, adapter)
