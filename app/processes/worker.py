@@ -5,6 +5,7 @@ import gc
 import socket
 import sys
 import tempfile
+from functools import partial
 from threading import Timer
 from types import FrameType
 
@@ -13,7 +14,7 @@ import uvicorn
 
 from adapters.child_process import on_parent_exit
 from adapters.lora import kernel  # noqa: F401 - compiled with all other imports, while the collector is off
-from app.bootstrap import warn_in_background
+from app.bootstrap import warn_about_adapters, warn_about_jobs, warn_in_background
 from app.http.application import create_app
 from app.observability import logs
 from app.processes.supervisor import FIRST_WORKER
@@ -72,7 +73,11 @@ def main() -> None:
         service = Service(settings)
     logs.configure(settings.log_format, process=service.metrics.process)
     if FIRST_WORKER in sys.argv[2:]:
-        warn_in_background(service.catalog.database, service.base, settings.feature_space)
+        database, base = service.catalog.database, service.base
+        warn_in_background(
+            partial(warn_about_adapters, database, base, settings.feature_space),
+            partial(warn_about_jobs, database, base),
+        )
     config = uvicorn.Config(
         create_app(service),
         http=protocol_factory(service),
