@@ -2,7 +2,7 @@
 
 import asyncio
 import ctypes
-from functools import partial
+from contextlib import nullcontext
 from typing import TypeVar
 
 from fastapi import Request
@@ -159,10 +159,8 @@ class JsonBodies:
         and lists of the same length. Raises `NotJson`, `DuplicateKey`, the errors of `read_in_process`, and
         `RequestTimeout` if other large bodies are read for too long.
         """
-        if len(body) <= _UNQUEUED_JSON_BYTES:
-            return await asyncio.to_thread(parse, body, what=what)
         if len(body) <= _THREAD_JSON_BYTES:
-            async with self._threads:
+            async with nullcontext() if len(body) <= _UNQUEUED_JSON_BYTES else self._threads:
                 return await asyncio.to_thread(parse, body, what=what)
         longest = max(longest, self._longest)
         try:
@@ -173,7 +171,6 @@ class JsonBodies:
                 f"{what} waited {_MAX_WAIT_SECONDS:g} s for other large bodies to be read; try again"
             ) from None
         try:
-            read = partial(read_in_process, body, longest=longest, columns=self._columns, what=what)
-            return await asyncio.to_thread(read)
+            return await asyncio.to_thread(read_in_process, body, longest=longest, columns=self._columns, what=what)
         finally:
             self._processes.release()

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.bodies import BodyMemory
 from app.http.endpoints import Endpoint, find_endpoint
-from app.http.errors import TooManyBytes, answer_at, defect, known_failure, too_large
+from app.http.errors import InternalError, TooManyBytes, answer_at, known_failure, too_large
 from app.http.host_policy import HostPolicy
 from app.observability.observer import Observer
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, OTHER, RequestRecord
@@ -180,7 +180,7 @@ class _Exchange:
         if known is None or self.status:
             request_id = self.request_id.decode()
             log.exception("%s %s failed", self.scope["method"], self.route, extra={"request_id": request_id})
-            known = defect(request_id)
+            known = InternalError(f"the service failed on request {request_id}; its log says why")
         self.state["code"] = known.code
         if not self.status:
             await answer_at(self.scope["path"], known)(self.scope, self._receive, self.send)

@@ -75,6 +75,7 @@ HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 _JSON = ("not_json", "duplicate_key", "missing_field", "unknown_field", "wrong_type", "out_of_range", "not_finite")
+_QUERY = ("unknown_field", "wrong_type", "out_of_range", "invalid_combination")
 _EVERY_CALL = ("internal_error", "head_too_large", "not_http", "too_many_open_files")
 # Tags whose calls write to the catalogue, unless they are GET.
 _STORED = frozenset({"adapters", "datasets", "jobs"})
@@ -151,16 +152,17 @@ def _complete(endpoint: Endpoint, operation: dict[str, Any], schemas: dict[str, 
     dropped = {("accept", "header"), *([("version", "query")] if is_oip else [])}
     parameters = operation.get("parameters", [])
     kept = [parameter for parameter in parameters if (parameter["name"], parameter["in"]) not in dropped]
-    operation["parameters"] = [*kept, *_request_headers(endpoint)]
+    honoured = [{"$ref": f"#/components/parameters/{_component(header)}"} for header in endpoint.request_headers]
+    operation["parameters"] = kept + honoured
     answers = {status: answer for status, answer in operation["responses"].items() if status.startswith("2")}
     bodies = [operation["requestBody"]] if "requestBody" in operation else []
     for holder in [*bodies, *answers.values()]:
         for content in holder.get("content", {}).values():
             content["schema"] = _hoist(content.get("schema", {}), schemas)
+    for status, answer in answers.items():
+        own = (*endpoint.response_headers, *(("Location",) if status == "202" else ()), "X-Request-Id")
+        answer["headers"] = {header: {"$ref": f"#/components/headers/{_component(header)}"} for header in own}
     operation["responses"] = answers | responses(_error_codes(endpoint, operation), protocol=is_oip)
-    for status, answer in operation["responses"].items():
-        if headers := answer.get("headers", {}) | _response_headers(endpoint, status):
-            answer["headers"] = headers
 
 
 def _add_examples(operation: dict[str, Any], examples: Mapping[str, Mapping[str, Any]]) -> None:
@@ -195,42 +197,26 @@ def _tidy(schema: Any) -> None:
                 _tidy(member)
 
 
-def _request_headers(endpoint: Endpoint) -> list[dict[str, str]]:
-    """Return references to the headers that an endpoint honours."""
-    return [{"$ref": f"#/components/parameters/{_component(header)}"} for header in endpoint.request_headers]
-
-
-def _response_headers(endpoint: Endpoint, status: str) -> dict[str, dict[str, str]]:
-    """Return references to the headers of an endpoint's answer."""
-    if not status.startswith("2"):
-        return {}
-    own = (*endpoint.response_headers, *(("Location",) if status == "202" else ()), "X-Request-Id")
-    return {header: {"$ref": f"#/components/headers/{_component(header)}"} for header in own}
-
-
 def _error_codes(endpoint: Endpoint, operation: Mapping[str, Any]) -> set[str]:
     """Return all codes of an operation of the document, whose parameters and body are complete."""
-    codes = {*_EVERY_CALL, *endpoint.errors}
-    for prefix, path_codes in _BY_PATH.items():
+    parameters, body = operation["parameters"], endpoint.body
+    rules: list[tuple[object, Iterable[str]]] = [
+        (True, (*_EVERY_CALL, *endpoint.errors)),
+        (endpoint.tag in _STORED and endpoint.method != "GET", ("storage_full",)),
+        ("{version}" in endpoint.path and endpoint.tag != OIP, ("version_not_found", "wrong_type")),
+        (any(parameter.get("in") == "query" for parameter in parameters), _QUERY),
+        (body, ("body_too_large",)),
+        (body and not endpoint.is_streamed, ("too_many_bytes",)),
+        (body and endpoint.body_is_required, ("unsupported_media_type",)),
+        ("application/json" in body, _JSON),
+        *((True, _BY_HEADER.get(header, ())) for header in endpoint.request_headers),
+        *((True, _BY_PARAMETER.get(parameter.get("name"), ())) for parameter in parameters),
+    ]
+    for prefix, codes in _BY_PATH.items():
         # An upload to a path creates what is not found there.
-        if endpoint.path.startswith(prefix) and (endpoint.method, endpoint.path) != ("PUT", prefix):
-            codes |= set(path_codes)
-    if endpoint.tag in _STORED and endpoint.method != "GET":
-        codes |= {"storage_full"}
-    if "{version}" in endpoint.path and endpoint.tag != OIP:
-        codes |= {"version_not_found", "wrong_type"}
-    for header in endpoint.request_headers:
-        codes |= set(_BY_HEADER.get(header, ()))
-    for parameter in operation["parameters"]:
-        codes |= set(_BY_PARAMETER.get(parameter.get("name"), ()))
-    if any(parameter.get("in") == "query" for parameter in operation["parameters"]):
-        codes |= {"unknown_field", "wrong_type", "out_of_range", "invalid_combination"}
-    if endpoint.body:
-        codes |= {"body_too_large"}
-        codes |= set() if endpoint.is_streamed else {"too_many_bytes"}
-        codes |= {"unsupported_media_type"} if endpoint.body_is_required else set()
-        codes |= set(_JSON) if "application/json" in endpoint.body else set()
-    return codes
+        is_upload = (endpoint.method, endpoint.path) == ("PUT", prefix)
+        rules.append((endpoint.path.startswith(prefix) and not is_upload, codes))
+    return {code for applies, codes in rules if applies for code in codes}
 
 
 def table_of_codes() -> str:
