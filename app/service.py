@@ -25,8 +25,7 @@ from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
 from app.http.job_events import JobEvents
 from app.observability.logs import line_of
-from app.observability.metrics.catalog_metrics import CatalogMetrics
-from app.observability.metrics.exposition import MetricsExposition
+from app.observability.metrics.exposition import CatalogMetrics, MetricsExposition
 from app.observability.metrics.process_slot import METRICS
 from app.observability.metrics.recorder import Metrics
 from app.observability.observer import Observer
@@ -129,7 +128,7 @@ class Service:
         self.queue = open_queue(self.catalog, settings)
         self.datasets = Datasets(self.catalog.database, self.catalog.writer, now=time.time)
         self.resolver = Resolver(self.catalog)
-        self.metrics = Metrics.open(settings.data_dir / METRICS, "worker")
+        self.metrics = Metrics(settings.data_dir / METRICS, "worker")
         self.observer = _open_observer(settings, self.metrics)
         cache = AdapterCache(base, self.catalog.blobs, budget_bytes=settings.cache_bytes)
         self.batcher = Batcher(
@@ -189,6 +188,6 @@ ServiceOf = Annotated[Service, Depends(_service)]
 
 def _open_observer(settings: Settings, metrics: Metrics) -> Observer:
     request_log = RequestLog(
-        line_of(settings.log_format), LineWriter(), process=metrics.process, wanted=settings.log_requests
+        line_of(settings.log_format), LineWriter(), process=metrics.process, log_requests=settings.log_requests
     )
     return Observer(metrics, request_log, open_tracing(settings, process=metrics.process))

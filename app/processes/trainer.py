@@ -27,7 +27,7 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
         base = bootstrap.load_base(settings)
         catalog = Catalog(settings.data_dir, now=time.time, quarantine_days=settings.quarantine_days)
         catalog.sweep()
-    metrics = Metrics.open(settings.data_dir / METRICS, "trainer")
+    metrics = Metrics(settings.data_dir / METRICS, "trainer")
     logs.configure(settings.log_format, process=metrics.process)
     if not supervised:
         bootstrap.warn_in_background(partial(bootstrap.warn_about_jobs, catalog.database, base))
