@@ -9,6 +9,7 @@ import torch
 from adapters.catalog.catalog import Catalog
 from adapters.child_process import on_parent_exit, stop_on_signals
 from adapters.training.execution.trainer import Trainer
+from adapters.training.gradient.checkpoint import CheckpointFolder
 from app import bootstrap
 from app.observability import logs
 from app.observability.metrics.process_slot import METRICS
@@ -40,7 +41,7 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
             bootstrap.open_fitter(settings),
             stop=stop,
             lease_seconds=settings.lease_seconds,
-            checkpoints=settings.data_dir / bootstrap.CHECKPOINTS,
+            checkpoints=CheckpointFolder(settings.data_dir / bootstrap.CHECKPOINTS),
             listener=listener(metrics, tracing),
         ).run()
     finally:
