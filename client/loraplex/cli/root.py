@@ -15,7 +15,7 @@ from loraplex.cli import train as training
 from loraplex.cli.errors import REFUSED
 from loraplex.cli.output import pairs
 from loraplex.cli.session import AsJson, Session, Url, command
-from loraplex.results import Base, JobStatus
+from loraplex.results import JobStatus
 
 _PANEL = "The service"
 # Entry points of this group are Typer functions. They are imported when they run, because their imports are slow, and
@@ -101,7 +101,7 @@ def root(
 @command(_service, "base", panel=_PANEL)
 def base(session: Session) -> None:
     """Show the base layer."""
-    layer: Base = session.client.base()
+    layer = session.client.base()
     about = {
         "source": layer.source,
         "numbers in": layer.in_features,
@@ -143,8 +143,3 @@ def _count(items: Iterable[object]) -> int:
 for commands in (training.app, predicting.app, adapters.app, jobs.app, _service):
     cli.add_typer(commands)
 cli.add_typer(datasets.app, name="dataset", rich_help_panel=jobs.PANEL)
-
-
-def run() -> None:
-    """Run the command line."""
-    cli(prog_name="loraplex")

@@ -62,7 +62,7 @@ class Session:
             return
         printer = console(stderr=False)
         for part in shown:
-            printer.print(part, crop=False)
+            printer.print(escape(part) if isinstance(part, str) else part, crop=False)
 
     def give_json(self, value: object, *, indent: int | None = None) -> None:
         """Print JSON, in one line without `indent`."""
@@ -81,6 +81,11 @@ Function = TypeVar("Function", bound=Callable[Concatenate[Session, ...], None])
 def option(text: str, *names: str, panel: str | None = None, **settings: Any) -> Any:
     """Return the declaration of an option with its help."""
     return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
+
+
+def argument(metavar: str, text: str, *, show_default: bool | str = False, **settings: Any) -> Any:
+    """Return the declaration of an argument with its help."""
+    return typer.Argument(metavar=metavar, help=text, show_default=show_default, **settings)
 
 
 Url = Annotated[

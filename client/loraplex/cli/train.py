@@ -14,11 +14,9 @@ from loraplex.cli.datasets import FORMATS, find_dataset, name_of, put_dataset
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.jobs import follow, note_warnings
 from loraplex.cli.output import pairs, size
-from loraplex.cli.rows import can_read
-from loraplex.cli.session import Session, command, complete_adapter, complete_dataset, option
-from loraplex.results import Base, DatasetVersion, Estimate, JobFields
+from loraplex.cli.session import Session, argument, command, complete_adapter, complete_dataset, option
+from loraplex.results import Base, DatasetVersion, Estimate
 
-PANEL = "Train and ask"
 AUTO = "auto"
 Method = Literal["auto", "adamw", "sgd", "closed_form"]
 Loss = Literal["mse", "huber", "cross_entropy", "binary_cross_entropy", "cosine", "multiple_negatives"]
@@ -45,8 +43,9 @@ def _rank(text: str) -> str:
 
 @dataclass(kw_only=True)
 class Options:
-    """Options of `train`; None if an option is not given."""
+    """Arguments and options of `train`; None if an option is not given."""
 
+    file: Annotated[Path | None, argument("FILE", f"{FORMATS}; uploaded as a data set.")] = None
     name: Annotated[
         str, option("Name of the adapter; if it exists, it gets a new version.", autocompletion=complete_adapter)
     ]
@@ -85,9 +84,15 @@ class Options:
         str | None, _what_counts("Metric that --publish if-better compares, such as accuracy.", show_default="loss")
     ] = None
     margin: Annotated[float | None, _what_counts("Minimum improvement of the metric.", show_default="0")] = None
+    no_wait: Annotated[bool, _this_run("Do not wait for the job.", "--no-wait")] = False
+    dry_run: Annotated[bool, _this_run("Print what would be trained. FILE is uploaded in any case.", "--dry-run")] = (
+        False
+    )
 
     def __post_init__(self) -> None:
         # Contradictions are reported before a file is uploaded.
+        if (self.file is None) == (self.dataset is None):
+            raise WrongUsage("Give the rows: FILE to upload, or --dataset NAME for one that is there. One of the two.")
         self.targets = split_names(self.target)
         self.selection = selected(self.inputs, self.input_prefix, self.input_column)
         self.is_fleet = self.group_by is not None or "{" in self.name
@@ -99,35 +104,22 @@ class Options:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-@command(app, "train", panel=PANEL, example="Example: loraplex train tickets.csv --name acme --target queue")
-def train(
-    session: Session,
-    file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help=f"{FORMATS}; uploaded as a data set.", show_default=False)
-    ] = None,
-    *,
-    options: Options,
-    no_wait: Annotated[bool, _this_run("Do not wait for the job.", "--no-wait")] = False,
-    dry_run: Annotated[
-        bool, _this_run("Print what would be trained. FILE is uploaded in any case.", "--dry-run")
-    ] = False,
-) -> None:
+@command(app, "train", panel="Train and ask", example="Example: loraplex train tickets.csv --name acme --target queue")
+def train(session: Session, options: Options) -> None:
     """Train an adapter from a file, and wait for its version and its metrics on held-out rows."""
-    if (file is None) == (options.dataset is None):
-        raise WrongUsage("Give the rows: FILE to upload, or --dataset NAME for one that is there. One of the two.")
-    if file is None:
+    if options.file is None:
         dataset = find_dataset(session, options.dataset or "")
     else:
-        dataset = put_dataset(session, options.dataset_name or name_of(file), file)
+        dataset = put_dataset(session, options.dataset_name or name_of(options.file), options.file)
     request = make_request(options, dataset, session.client.base(), session.note)
-    if dry_run:
+    if options.dry_run:
         _show_estimate(session, session.client.estimate(**request))
         return
-    job: JobFields = session.client.train(**request)
-    if no_wait:
+    job = session.client.train(**request)
+    if options.no_wait:
         session.give(job, f"{job.id} is {job.status}. To follow it: loraplex jobs --follow {job.id}")
     else:
-        succeeded(follow(session, job.id, rows=file if file and can_read(file) else None))
+        succeeded(follow(session, job.id, rows=options.file))
 
 
 def make_request(options: Options, dataset: DatasetVersion, base: Base, note: Note) -> dict[str, Any]:
@@ -147,16 +139,15 @@ def make_request(options: Options, dataset: DatasetVersion, base: Base, note: No
         **({} if options.labels is None else {"labels": split_names(options.labels)}),
     }
     gate = options.given("metric", "margin")
-    request = {
+    return {
         "name": _name(options, note),
         "rank": _rank_of(options, base, note),
         "data": data,
         "training": _training(options, loss, note),
         "publish": {"when": "if_better", **gate} if options.publish == "if-better" else options.publish,
         **options.given("alpha"),
+        **_split(options, loss, dataset.rows),
     }
-    split = _split(options, loss, dataset.rows)
-    return request | ({} if split is None else {"split": split})
 
 
 def _inputs(options: Options, dataset: DatasetVersion, base: Base, note: Note) -> Selection:
@@ -200,32 +191,27 @@ def _training(options: Options, loss: str, note: Note) -> dict[str, Any]:
     return training | given | options.given("ridge", "seed")
 
 
-def _split(options: Options, loss: str, rows: int) -> dict[str, Any] | None:
-    is_given = bool(options.given("split", "held_out", "split_column"))
-    if options.split == "none" or (not is_given and rows < _FEW_ROWS and options.publish != "if-better"):
-        return None
+def _split(options: Options, loss: str, rows: int) -> dict[str, Any]:
+    given = options.given("split", "held_out", "split_column")
+    if options.split == "none" or (not given and rows < _FEW_ROWS and options.publish != "if-better"):
+        return {}
     by = options.split or ("rows" if options.group is None else "group")
-    split: dict[str, Any] = {"by": by}
-    if options.split_column is not None:
-        split["column"] = options.split_column
-    if options.held_out is not None or by != "column":
-        split["fraction"] = 0.2 if options.held_out is None else options.held_out
-    if by == "rows" and loss == "cross_entropy":
-        split["stratify"] = True
-    return split
+    stratify = {"stratify": True} if by == "rows" and loss == "cross_entropy" else {}
+    members = {"held_out": "fraction", "split_column": "column"}
+    return {"split": {"by": by, **stratify, **{members[name]: given[name] for name in members if name in given}}}
 
 
 def _show_estimate(session: Session, estimate: Estimate) -> None:
     """Show the settings and the estimate of a training."""
     spec = estimate.spec
     # No option of `train` sets validation_fraction, because a split holds the rows out.
-    training = {name: value for name, value in spec.get("training", {}).items() if name != "validation_fraction"}
+    training = spec.get("training", {}).items()
     split = spec.get("split") or {}
     held_out = f"{split['held_out']['rows']} of them, by {split.get('by', 'data set')}" if "held_out" in split else None
     about = {
         "adapters": estimate.adapters,
         "rank": spec.get("rank"),
-        **{name: value for name, value in training.items() if value is not None},
+        **{name: value for name, value in training if value is not None and name != "validation_fraction"},
         "rows": spec["data"]["rows"],
         "held out": held_out,
         "memory": f"about {size(estimate.memory_bytes)}",
