@@ -28,8 +28,7 @@ from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
 from app.http.job_events import JobEvents
 from app.observability.logs import line_of
-from app.observability.metrics.catalog_metrics import CatalogMetrics
-from app.observability.metrics.exposition import MetricsExposition
+from app.observability.metrics.exposition import CatalogMetrics, MetricsExposition
 from app.observability.metrics.process_slot import METRICS
 from app.observability.metrics.recorder import Metrics
 from app.observability.observer import Observer
@@ -199,7 +198,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
     resolver = Resolver(catalog)
     cache = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
     loader = AdapterLoader(base, resolver, cache, feature_space=settings.feature_space)
-    metrics = Metrics.open(settings.data_dir / METRICS, "worker")
+    metrics = Metrics(settings.data_dir / METRICS, "worker")
     observer = _open_observer(settings, metrics)
     batcher = Batcher(
         base, loader, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows, on_batch=observer.finish_batch
@@ -220,6 +219,6 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
 
 def _open_observer(settings: Settings, metrics: Metrics) -> Observer:
     request_log = RequestLog(
-        line_of(settings.log_format), LineWriter(), process=metrics.process, wanted=settings.log_requests
+        line_of(settings.log_format), LineWriter(), process=metrics.process, log_requests=settings.log_requests
     )
     return Observer(metrics, request_log, open_tracing(settings, process=metrics.process))

@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from loraplex.calls.jobs import succeeded
 from loraplex.cli.columns import Selection, infer_inputs, infer_loss, listed, selected, selection_of, split_names
 from loraplex.cli.datasets import FORMATS, find_dataset, name_of, put_dataset
 from loraplex.cli.errors import WrongUsage
 from loraplex.cli.jobs import follow, note_warnings
 from loraplex.cli.output import pairs, size
 from loraplex.cli.session import Session, argument, command, complete_adapter, complete_dataset, option
-from loraplex.results import Base, DatasetVersion, Estimate
+from loraplex.results import Base, DatasetVersion, Estimate, succeeded
 
 AUTO = "auto"
 Method = Literal["auto", "adamw", "sgd", "closed_form"]

@@ -15,10 +15,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
 from adapters.training.execution.trainer import Trainer
-from adapters.training.gradient.epochs import MOST_EPOCHS
+from adapters.training.gradient.checkpoint import CheckpointFolder
+from adapters.training.gradient.training_loop import MAX_RECORDED_EPOCHS
 from app.bootstrap import CHECKPOINTS
-from app.observability.metrics.recorder import Metrics
-from app.observability.metrics.values import sum_values
+from app.observability.metrics.recorder import Metrics, sum_values
 from app.observability.tracing import Tracing
 from app.observability.training import listener
 from app.settings import Settings
@@ -59,7 +59,7 @@ def training(folder: Path, listens: Listener) -> Iterator[tuple[httpx.Client, th
             fitter,
             stop=stop,
             lease_seconds=LEASE_SECONDS,
-            checkpoints=folder / CHECKPOINTS,
+            checkpoints=CheckpointFolder(folder / CHECKPOINTS),
             listener=listens,
         )
         thread = threading.Thread(target=trainer.run)
@@ -110,11 +110,11 @@ def test_each_epoch_is_told_of_with_its_times(told: Told) -> None:
 
 @pytest.mark.slow
 def test_of_very_many_epochs_some_are_told_of(told: Told) -> None:
-    _train(told.client, epochs=10 * MOST_EPOCHS + 1)
+    _train(told.client, epochs=10 * MAX_RECORDED_EPOCHS + 1)
     epochs = told.run().epochs
-    assert [epoch.number for epoch in epochs] == list(range(11, 10 * MOST_EPOCHS + 2, 11))
+    assert [epoch.number for epoch in epochs] == list(range(11, 10 * MAX_RECORDED_EPOCHS + 2, 11))
     assert {epoch.every for epoch in epochs} == {11}
-    assert len(epochs) <= MOST_EPOCHS
+    assert len(epochs) <= MAX_RECORDED_EPOCHS
 
 
 def test_an_epoch_that_steps_cut_short_is_told_of(told: Told) -> None:
@@ -166,7 +166,7 @@ def test_a_run_whose_process_dies_says_so_and_the_next_goes_on_from_its_checkpoi
 
 
 def test_a_trainer_that_stops_says_that_it_handed_its_job_back_and_is_counted_and_traced(tmp_path: Path) -> None:
-    metrics, tracing, exported = Metrics.open(None, "trainer"), Tracing("trainer-1"), InMemorySpanExporter()
+    metrics, tracing, exported = Metrics(None, "trainer"), Tracing("trainer-1"), InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exported))
     tracing._tracer = provider.get_tracer("test")
@@ -177,7 +177,7 @@ def test_a_trainer_that_stops_says_that_it_handed_its_job_back_and_is_counted_an
         stop.set()
         eventually(lambda: client.get(f"/jobs/{job_id}").json()["status"] == "queued", what="the job's return")
     tracing.close(1.0)
-    shown = shown_of(sum_values(left.figures for left in metrics.all_processes()))
+    shown = shown_of(sum_values(process.values for process in metrics.all_processes()))
     assert shown[series("training_seconds_count", method="adamw", status="succeeded")] == 1
     assert shown[series("training_seconds_count", method="sgd", status="handed_back")] == 1
     assert shown[series("adapters_published_total", source="job")] == 1
