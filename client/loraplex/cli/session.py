@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import typer
 
-from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
+from loraplex.calls import DEFAULT_URL, URL_VARIABLE, address
 from loraplex.cli.errors import REFUSED, WrongUsage, reported
 from loraplex.cli.output import console, plain
 from loraplex.errors import InvalidInput
