@@ -95,13 +95,12 @@ def _of_pandas(frame: Any) -> Any:
     pyarrow = _pyarrow(frame)
     columns: dict[str, Any] = {}
     for index, name in enumerate(map(str, frame.columns)):
-        if name in columns:
-            expected = "a name of its own for each column"
-            raise WrongType(f"two columns are called {name!r}", field=name, given=name, expected=expected)
         try:
+            if name in columns:
+                raise ValueError("another column has its name")
             columns[name] = pyarrow.Array.from_pandas(frame.iloc[:, index])
         except (pyarrow.ArrowException, TypeError, ValueError) as error:
-            detail, kind = f"the column {name!r} has no form in Arrow: {error}", str(frame.dtypes.iloc[index])
+            detail, kind = f"the column {name!r} cannot be a column of Arrow: {error}", str(frame.dtypes.iloc[index])
             expected = "values of one type: numbers, booleans, text, dates, or lists of numbers or of text"
             raise WrongType(detail, field=name, given=kind, expected=expected) from None
     return pyarrow.table(columns)

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from loraplex.cli.errors import BadFile
 from loraplex.cli.output import Table, pairs, when
 from loraplex.cli.session import Session, Yes, argument, command, complete_adapter, confirm, option
 from loraplex.cli.summary import headline
@@ -52,8 +51,6 @@ def upload(
     source: Annotated[Path, argument("SOURCE", "A folder that PEFT saved, or a zip of it.")],
 ) -> None:
     """Upload an adapter in the format of PEFT as a new live version."""
-    if not source.exists():
-        raise BadFile(f"There is no {source}")
     version = session.client.upload(name, source)
     session.give(version, f"{version.reference} is live (rank {version.rank}, {version.digest})")
 

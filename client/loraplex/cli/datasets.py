@@ -18,10 +18,8 @@ _MAX_COLUMNS = 12
 _MAX_CELL = 24
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: upload, list, show, preview, delete.")
-Name = Annotated[
-    str,
-    argument("NAME", "Name of the data set; `show` also accepts a version: name@3.", autocompletion=complete_dataset),
-]
+_NAME_HELP = "Name of the data set; `show` also accepts a version: name@3."
+Name = Annotated[str, argument("NAME", _NAME_HELP, autocompletion=complete_dataset)]
 
 
 def put_dataset(session: Session, name: str, file: Path) -> DatasetVersion:

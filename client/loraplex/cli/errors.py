@@ -59,8 +59,6 @@ _HINTS = (
     (errors.QueueFull, "It is busy: try again in a moment."),
 )
 _SHOWN_ROWS = 5
-# Field of a problem with an uploaded file. It is not shown, because the user named a file and not a field.
-_WHOLE = "body"
 
 
 @contextmanager
@@ -110,7 +108,8 @@ def _hint(error: LoraplexError, url: str) -> str:
 
 def _position(error: LoraplexError) -> str:
     """Return the position of an error, unless its detail already gives it."""
-    field = None if error.field == _WHOLE else error.field
+    # The field `body` of an uploaded file is not shown, because the user named a file and not a field.
+    field = None if error.field == "body" else error.field
     parts = {"field": field, "row": error.row, "given": error.given, "expected": error.expected or None}
     shown = [
         f"{name}: {value}"

@@ -68,9 +68,8 @@ class Answers:
         headings = headings[: len(headings) - left_out]
         right = [heading for heading in headings if heading != "label"]
         # All columns after the first of the answer may be dropped, from the last on.
-        yield Table(
-            headings, [row[: len(headings)] for row in rows], right=right, least=headings[: len(truth) + 1 : -1]
-        )
+        least = headings[: len(truth) + 1 : -1]
+        yield Table(headings, [row[: len(headings)] for row in rows], right=right, least=least)
         if left_out:
             yield f"{left_out} more outputs a row: --json or --out has all"
         for name, cells in truth.items():
@@ -84,10 +83,7 @@ class Options:
     """Arguments and options of `predict`."""
 
     name: Annotated[
-        str | None,
-        argument(
-            "NAME", "The adapter: acme, or acme@3 for a version.", autocompletion=complete_adapter, show_default=False
-        ),
+        str | None, argument("NAME", "The adapter: acme, or acme@3 for a version.", autocompletion=complete_adapter)
     ] = None
     file: Annotated[
         str | None, argument("FILE", "Rows in CSV, Parquet, Arrow, JSON lines, NPZ or NPY, or - for standard input.")
@@ -200,7 +196,8 @@ def _truth(rows: Rows, data: Mapping[str, Any]) -> Truth:
     targets = _targets(data)
     if rows.names is None or len(targets) != 1 or targets[0] not in rows.names:
         return {}
-    return {targets[0]: rows.column(targets[0])}
+    index = rows.names.index(targets[0])
+    return {targets[0]: [cells[index] for cells in rows.cells]}
 
 
 def _is_same(label: str | int, cell: Any) -> bool:

@@ -57,11 +57,6 @@ class Rows:
             raise BadFile(f"{self.source} has no column {what}")
         return columns
 
-    def column(self, name: str) -> list[Any]:
-        """Return the cells of one column."""
-        index = (self.names or []).index(name)
-        return [cells[index] for cells in self.cells]
-
     def described(self) -> list[Column]:
         """Return the columns with the types of their first cells."""
         described = []

@@ -88,10 +88,8 @@ def argument(metavar: str, text: str, *, show_default: bool | str = False, **set
     return typer.Argument(metavar=metavar, help=text, show_default=show_default, **settings)
 
 
-Url = Annotated[
-    str | None,
-    option(f"Where the service answers, instead of {URL_VARIABLE} or {DEFAULT_URL}.", "--url", metavar="URL"),
-]
+_URL_HELP = f"Where the service answers, instead of {URL_VARIABLE} or {DEFAULT_URL}."
+Url = Annotated[str | None, option(_URL_HELP, "--url", metavar="URL")]
 AsJson = Annotated[bool, option("Print JSON instead of tables.", "--json")]
 Yes = Annotated[bool, option("Do not ask for confirmation.", "--yes", "-y")]
 

@@ -1,6 +1,5 @@
 """Command `train`: its options, and the request that they and the columns of the data set make."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +24,12 @@ Publish = Literal["always", "never", "if-better"]
 _FEW_ROWS = 100
 _FLEET_RANK, _FLEET_RATE, _FLEET_RIDGE = 8, 0.01, 1.0
 _GRADIENT_SETTINGS = ("epochs", "learning_rate", "batch_size")
-Note = Callable[[str], None]
 
 app = typer.Typer()
 _data = partial(option, panel="Data")
 _how = partial(option, panel="How to train")
 _what_counts = partial(option, panel="Held-out rows and publishing")
-_this_run = partial(option, panel="This run")
+_run = partial(option, panel="This run")
 
 
 def _rank(text: str) -> str:
@@ -49,9 +47,7 @@ class Options:
         str, option("Name of the adapter; if it exists, it gets a new version.", autocompletion=complete_adapter)
     ]
     target: Annotated[str, _data("Target column; several numeric columns as a,b,c.")]
-    dataset: Annotated[str | None, _data("An existing data set, instead of FILE.", autocompletion=complete_dataset)] = (
-        None
-    )
+    dataset: Annotated[str | None, _data("Existing data set, instead of FILE.", autocompletion=complete_dataset)] = None
     dataset_name: Annotated[str | None, _data("Name of the data set.", show_default="the file's name")] = None
     inputs: Annotated[str | None, _data("Input columns, as a,b,c.")] = None
     input_prefix: Annotated[str | None, _data("Prefix of the names of the input columns.")] = None
@@ -83,10 +79,8 @@ class Options:
         str | None, _what_counts("Metric that --publish if-better compares, such as accuracy.", show_default="loss")
     ] = None
     margin: Annotated[float | None, _what_counts("Minimum improvement of the metric.", show_default="0")] = None
-    no_wait: Annotated[bool, _this_run("Do not wait for the job.", "--no-wait")] = False
-    dry_run: Annotated[bool, _this_run("Print what would be trained. FILE is uploaded in any case.", "--dry-run")] = (
-        False
-    )
+    no_wait: Annotated[bool, _run("Do not wait for the job.", "--no-wait")] = False
+    dry_run: Annotated[bool, _run("Print what would be trained. FILE is uploaded in any case.", "--dry-run")] = False
 
     def __post_init__(self) -> None:
         # Contradictions are reported before a file is uploaded.
@@ -110,7 +104,7 @@ def train(session: Session, options: Options) -> None:
         dataset = find_dataset(session, options.dataset or "")
     else:
         dataset = put_dataset(session, options.dataset_name or name_of(options.file), options.file)
-    request = make_request(options, dataset, session.client.base(), session.note)
+    request = _request(session, options, dataset)
     if options.dry_run:
         _show_estimate(session, session.client.estimate(**request))
         return
@@ -121,69 +115,62 @@ def train(session: Session, options: Options) -> None:
         succeeded(follow(session, job.id, rows=options.file))
 
 
-def make_request(options: Options, dataset: DatasetVersion, base: Base, note: Note) -> dict[str, Any]:
-    """Return the arguments of `Client.train`, and pass each inferred value to `note`; raise `WrongUsage`."""
+def _request(session: Session, options: Options, dataset: DatasetVersion) -> dict[str, Any]:
+    """Return the arguments of `Client.train`, and print each inferred value; raise `WrongUsage`."""
+    base = session.client.base()
     names = [column.name for column in dataset.columns]
     missing = [name for name in options.targets if name not in names]
     if missing:
         raise WrongUsage(f"There is no column {listed(missing)}; the columns are {listed(names)}.")
     loss, why = (options.loss, "") if options.loss else infer_loss(dataset.columns, options.targets, base)
     if why:
-        note(f"loss: {loss}, as {why} (another one: --loss)")
+        session.note(f"loss: {loss}, as {why} (another one: --loss)")
     data = {
         "dataset": f"{dataset.dataset}@{dataset.version}",
-        "inputs": _inputs(options, dataset, base, note),
+        "inputs": _inputs(session, options, dataset, base),
         "targets": selection_of(options.targets),
         **options.given("weight", "group", "group_by"),
         **({} if options.labels is None else {"labels": split_names(options.labels)}),
     }
     gate = options.given("metric", "margin")
     return {
-        "name": _name(options, note),
-        "rank": _rank_of(options, base, note),
+        **_name_and_rank(session, options, base),
         "data": data,
-        "training": _training(options, loss, note),
+        "training": _training(session, options, loss),
         "publish": {"when": "if_better", **gate} if options.publish == "if-better" else options.publish,
         **options.given("alpha"),
         **_split(options, loss, dataset.rows),
     }
 
 
-def _inputs(options: Options, dataset: DatasetVersion, base: Base, note: Note) -> Selection:
+def _inputs(session: Session, options: Options, dataset: DatasetVersion, base: Base) -> Selection:
     if options.selection is not None:
         return options.selection
     other_roles = options.given("group", "group_by", "weight", "split_column").values()
     selection, why = infer_inputs(dataset.columns, base, taken={*options.targets, *other_roles})
-    note(f"inputs: {why}")
+    session.note(f"inputs: {why}")
     return selection
 
 
-def _name(options: Options, note: Note) -> str:
-    if options.group_by is None or "{" in options.name:
-        return options.name
-    name = f"{options.name}-{{{options.group_by}}}"
-    note(f"names: {name}, one adapter for each {options.group_by}")
-    return name
+def _name_and_rank(session: Session, options: Options, base: Base) -> dict[str, Any]:
+    name, rank = options.name, AUTO if options.rank == AUTO else int(options.rank)
+    if options.group_by is not None and "{" not in name:
+        name = f"{name}-{{{options.group_by}}}"
+        session.note(f"names: {name}, one adapter for each {options.group_by}")
+    if options.is_fleet and rank == AUTO:
+        rank = min(_FLEET_RANK, base.in_features, base.out_features)
+        session.note(f"rank: {rank}, as each group would need another one to be chosen (another one: --rank)")
+    return {"name": name, "rank": rank}
 
 
-def _rank_of(options: Options, base: Base, note: Note) -> int | str:
-    if options.rank != AUTO:
-        return int(options.rank)
-    if not options.is_fleet:
-        return AUTO
-    rank = min(_FLEET_RANK, base.in_features, base.out_features)
-    note(f"rank: {rank}, as each group would need another one to be chosen (another one: --rank)")
-    return rank
-
-
-def _training(options: Options, loss: str, note: Note) -> dict[str, Any]:
+def _training(session: Session, options: Options, loss: str) -> dict[str, Any]:
     given = options.given(*_GRADIENT_SETTINGS)
     is_exact = loss == "mse" and (options.method == "closed_form" or (options.method == AUTO and not given))
     training: dict[str, Any] = {"method": options.method, "loss": loss}
     if options.method != "closed_form":
         training |= dict.fromkeys(_GRADIENT_SETTINGS, AUTO)
         if options.is_fleet and not is_exact and options.learning_rate is None:
-            note(f"learning rate: {_FLEET_RATE} (another one: --learning-rate)")
+            session.note(f"learning rate: {_FLEET_RATE} (another one: --learning-rate)")
             training["learning_rate"] = _FLEET_RATE
     if is_exact:
         training["ridge"] = _FLEET_RIDGE if options.is_fleet else AUTO
