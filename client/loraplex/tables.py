@@ -29,9 +29,9 @@ _BY_ENDING: Mapping[str, str] = {
 }
 
 
-def media_type(file: Path, said: str | None = None) -> str:
-    """Return the media type of a file, from `said` or from its ending; raise `InvalidDataset` if neither gives one."""
-    kind = said or _BY_ENDING.get(file.suffix.lower())
+def media_type(file: Path, content_type: str | None = None) -> str:
+    """Return a file's media type, from `content_type` or its ending; raise `InvalidDataset` if neither gives one."""
+    kind = content_type or _BY_ENDING.get(file.suffix.lower())
     if kind is None or not file.is_file():
         problem = "is no file" if not file.is_file() else "does not say by its ending what it is"
         expected = f"a file that ends in {', '.join(_BY_ENDING)}"

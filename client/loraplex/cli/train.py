@@ -27,8 +27,8 @@ _GRADIENT_SETTINGS = ("epochs", "learning_rate", "batch_size")
 
 app = typer.Typer()
 _data = partial(option, panel="Data")
-_how = partial(option, panel="How to train")
-_what_counts = partial(option, panel="Held-out rows and publishing")
+_fit = partial(option, panel="How to train")
+_evaluation = partial(option, panel="Held-out rows and publishing")
 _run = partial(option, panel="This run")
 
 
@@ -56,29 +56,29 @@ class Options:
     labels: Annotated[str | None, _data("Names of the outputs, in order, as a,b,c.")] = None
     group: Annotated[str | None, _data("Column whose values a split keeps together, such as customer.")] = None
     group_by: Annotated[str | None, _data("Column with one adapter for each value: a fleet.")] = None
-    rank: Annotated[str, _how("Rank of the adapter.", metavar="N|auto", callback=_rank)] = AUTO
-    alpha: Annotated[float | None, _how("Alpha: the layer adds alpha/rank times A·B.", show_default="the rank")] = None
-    loss: Annotated[Loss | None, _how("Loss to minimise.", show_default="by the type of the target")] = None
-    method: Annotated[Method, _how("Training method.")] = "auto"
-    epochs: Annotated[int | None, _how("Passes over the training rows.", show_default="auto")] = None
-    learning_rate: Annotated[float | None, _how("Size of a step.", show_default="auto")] = None
-    batch_size: Annotated[int | None, _how("Rows of a step.", show_default="auto")] = None
-    ridge: Annotated[float | None, _how("Ridge penalty of the closed form.", show_default="auto")] = None
-    seed: Annotated[int | None, _how("Seed of the random generator.", show_default="0")] = None
+    rank: Annotated[str, _fit("Rank of the adapter.", metavar="N|auto", callback=_rank)] = AUTO
+    alpha: Annotated[float | None, _fit("Alpha: the layer adds alpha/rank times A·B.", show_default="the rank")] = None
+    loss: Annotated[Loss | None, _fit("Loss to minimise.", show_default="by the type of the target")] = None
+    method: Annotated[Method, _fit("Training method.")] = "auto"
+    epochs: Annotated[int | None, _fit("Passes over the training rows.", show_default="auto")] = None
+    learning_rate: Annotated[float | None, _fit("Size of a step.", show_default="auto")] = None
+    batch_size: Annotated[int | None, _fit("Rows of a step.", show_default="auto")] = None
+    ridge: Annotated[float | None, _fit("Ridge penalty of the closed form.", show_default="auto")] = None
+    seed: Annotated[int | None, _fit("Seed of the random generator.", show_default="0")] = None
     split: Annotated[
         SplitBy | None,
-        _what_counts(
+        _evaluation(
             "How the held-out rows are chosen. Without it, fewer than 100 rows are all trained on.",
             show_default="group with --group, else rows",
         ),
     ] = None
-    split_column: Annotated[str | None, _what_counts("The column of --split time and --split column.")] = None
-    held_out: Annotated[float | None, _what_counts("Fraction of the rows that is held out.", show_default="0.2")] = None
-    publish: Annotated[Publish, _what_counts("When the new version becomes live.")] = "always"
+    split_column: Annotated[str | None, _evaluation("The column of --split time and --split column.")] = None
+    held_out: Annotated[float | None, _evaluation("Fraction of the rows that is held out.", show_default="0.2")] = None
+    publish: Annotated[Publish, _evaluation("When the new version becomes live.")] = "always"
     metric: Annotated[
-        str | None, _what_counts("Metric that --publish if-better compares, such as accuracy.", show_default="loss")
+        str | None, _evaluation("Metric that --publish if-better compares, such as accuracy.", show_default="loss")
     ] = None
-    margin: Annotated[float | None, _what_counts("Minimum improvement of the metric.", show_default="0")] = None
+    margin: Annotated[float | None, _evaluation("Minimum improvement of the metric.", show_default="0")] = None
     no_wait: Annotated[bool, _run("Do not wait for the job.", "--no-wait")] = False
     dry_run: Annotated[bool, _run("Print what would be trained. FILE is uploaded in any case.", "--dry-run")] = False
 
