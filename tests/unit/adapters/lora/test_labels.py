@@ -73,8 +73,8 @@ def test_labels_are_taken_as_they_are(labels: list[str | int]) -> None:
         (["a", "\ud800"], WrongType, "position 1: has a lone surrogate"),
         (["a", 1], InvalidCombination, "position 1"),
         ([1, 2, "a"], InvalidCombination, "position 2"),
-        (["a", "b", "a"], InvalidCombination, "position 2: a stands at position 0"),
-        ([7, 8, 8], InvalidCombination, "position 2: 8 stands at position 1"),
+        (["a", "b", "a"], InvalidCombination, "position 2: a is already at position 0"),
+        ([7, 8, 8], InvalidCombination, "position 2: 8 is already at position 1"),
     ],
 )
 def test_what_are_no_labels_is_refused_by_position(labels: Any, error: type[Exception], says: str) -> None:
