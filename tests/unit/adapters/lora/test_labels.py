@@ -20,8 +20,7 @@ from adapters.arrays import Float32
 from adapters.errors import InvalidCombination, NotFinite, OutOfRange, WrongType
 from adapters.lora.adapter import Adapter, from_canonical_bytes
 from adapters.lora.labels import check_labels, most_probable, sigmoid, softmax
-from adapters.peft.safetensors import MAX_HEADER_BYTES
-from adapters.peft.weights import read_peft, write_peft
+from adapters.peft.weights import MAX_HEADER_BYTES, read_peft, write_peft
 from tests.support.dense_oracle import layer, random_adapter
 
 MANY = settings(max_examples=300, deadline=None, derandomize=True, database=None)
