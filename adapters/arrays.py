@@ -105,24 +105,6 @@ def one_per_row(value: object, *, field: str, rows: int, expected: str) -> list[
     return _check_list(value, rows, of="rows", field=field, expected=expected)
 
 
-def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDArray[np.int64]:
-    """Return one class index (0 to classes - 1) per row, (N,) int64; raise the errors of `matrix`."""
-    expected = f"{rows} whole numbers from 0 to {classes - 1}"
-    for row, index in enumerate(one_per_row(value, field=field, rows=rows, expected=expected)):
-        error: LoraplexError
-        if type(index) is float and not is_finite(index):
-            error = _bad_number(index)
-        elif type(index) is not int:
-            error = WrongType("a class index is a whole number")
-        elif not 0 <= index < classes:
-            error = OutOfRange(f"there is no class {str(index)[:20]}; the layer has {classes} outputs")
-        else:
-            continue
-        location = f"{field}, row {row}: "
-        raise error.explain(before=location).at(field=field, row=row, given=index, expected=expected)
-    return np.array(value, dtype=np.int64)
-
-
 def _check_list(
     value: object, length: int | None, *, of: str, field: str, expected: str, row: int | None = None
 ) -> list[Any]:

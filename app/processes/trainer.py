@@ -11,6 +11,7 @@ from adapters.child_process import on_parent_exit, stop_on_signals
 from adapters.errors import CatalogBusy
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.execution.trainer import Trainer
+from adapters.training.gradient.checkpoint import CheckpointFolder
 from app.bootstrap import CHECKPOINTS, load_base, open_fitter, open_queue, open_tracing, warn_about_jobs
 from app.observability import logs
 from app.observability.metrics.process_slot import METRICS
@@ -44,7 +45,7 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
             open_fitter(settings),
             stop=stop,
             lease_seconds=settings.lease_seconds,
-            checkpoints=settings.data_dir / CHECKPOINTS,
+            checkpoints=CheckpointFolder(settings.data_dir / CHECKPOINTS),
             listener=listener(metrics, tracing),
         ).run()
     finally:

@@ -16,6 +16,7 @@ import httpx
 import uvicorn
 
 from adapters.training.execution.trainer import Trainer
+from adapters.training.gradient.checkpoint import CheckpointFolder
 from app.bootstrap import CHECKPOINTS
 from app.http.application import create_app
 from app.service import Service, open_service
@@ -95,7 +96,7 @@ def serving(
             fitters.enter_context(new_fitter(settings) if own_fitter else reused_fitter(settings)),
             stop=stop,
             lease_seconds=settings.lease_seconds,
-            checkpoints=settings.data_dir / CHECKPOINTS,
+            checkpoints=CheckpointFolder(settings.data_dir / CHECKPOINTS),
         )
         threads.append(threading.Thread(target=loop.run))
     for thread in threads:
