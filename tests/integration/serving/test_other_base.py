@@ -69,9 +69,9 @@ def test_the_page_marks_them(mixed: httpx.Client) -> None:
     for name, problem in WANTED.items():
         page = mixed.get(f"/ui/adapters/{name}").text
         text = " ".join(Markup(page).text.split())
-        assert ("this service does not answer with it" in text) is (problem is not None)
+        assert ("this service cannot serve it" in text) is (problem is not None)
         assert (f'/ui/try?adapter={name}"' in page) is (problem is None)
         if problem is not None:
             assert problem in text
         else:
-            assert "The bare name answers with version 1." in text
+            assert "Live version: 1." in text
