@@ -13,7 +13,7 @@ from adapters.errors import Diverged, LoraplexError, OutOfRange
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, solve_stack
-from adapters.training.closed_form.statistics import accumulate_stack
+from adapters.training.closed_form.statistics import accumulate
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix
 from adapters.training.gradient.batches import batch_shape
@@ -200,7 +200,8 @@ def _solve(
     rows_GK, weights_GK = pad_to_matrix([group.training_K for group in groups], base.device)
     if table.weights_N is not None:
         weights_GK = weights_GK * table.weights_N[rows_GK]
-    statistics = accumulate_stack(base, table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
+    chunk = (table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
+    statistics = accumulate(base, [chunk], groups=len(rows_GK))
     solved = solve_stack(
         statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=data.prior
     )

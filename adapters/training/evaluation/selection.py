@@ -79,10 +79,10 @@ def choose_rate_and_rank(
     because few held-out rows do not distinguish more, and a large rate overshoots. The rank is chosen as in
     `search_ridge`.
     """
-    short = replace(spec, max_steps=min(spec.max_steps or TRIAL_STEPS, TRIAL_STEPS), max_seconds=None)
     # A trial's last step counts, not its best one. With few held-out rows, the best of many evaluations is chance, and
     # the largest rate, whose loss varies most, gains most from it.
-    short = replace(short, patience=None, try_rates=(), try_ranks=())
+    steps = min(spec.max_steps or TRIAL_STEPS, TRIAL_STEPS)
+    short = replace(spec, max_steps=steps, max_seconds=None, patience=None, try_rates=(), try_ranks=())
     if spec.try_rates:
         tried = {rate: trial(replace(short, learning_rate=rate)) for rate in spec.try_rates}
         best = min(tried.values())
