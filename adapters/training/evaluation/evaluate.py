@@ -107,10 +107,9 @@ class LabelMatching:
         """
         if spec.loss is Loss.BINARY_CROSS_ENTROPY:
             logits_NC = self.logits(spec.loss, y_NO)
-            return row_losses(replace(spec, classes=None), logits_NC.T.unsqueeze(0), targets.to(y_NO).T.unsqueeze(0))[0]
+            return _losses_of_rows(replace(spec, classes=None), logits_NC, targets)
         own_N = self.outputs_C.to(targets.device)[targets]
-        own_spec = replace(spec, classes=self.labels)
-        losses_N = row_losses(own_spec, y_NO.T.unsqueeze(0), own_N.clamp_min(0).unsqueeze(0))[0]
+        losses_N = _losses_of_rows(replace(spec, classes=self.labels), y_NO, own_N.clamp_min(0))
         return torch.where(own_N >= 0, losses_N, -math.log(_MIN_PROBABILITY))
 
 
@@ -127,9 +126,9 @@ def match_labels(
     ours = range(spec.classes or outputs) if training is None else training
     if list(theirs) == list(ours):
         return None
-    output_of = {label: output for output, label in enumerate(theirs)}
+    output_of, known = {label: output for output, label in enumerate(theirs)}, set(ours)
     outputs_C = torch.tensor([output_of.get(label, -1) for label in ours])
-    others = [output for label, output in output_of.items() if label not in set(ours)]
+    others = [output for label, output in output_of.items() if label not in known]
     return LabelMatching(len(theirs), outputs_C, torch.tensor(others, dtype=torch.int64))
 
 
@@ -184,10 +183,8 @@ def evaluate_factors(
             losses_N = matching.losses(spec, y_NO, part.targets)
             y_NO = matching.logits(spec.loss, y_NO)
         else:
-            documents_1K = None if documents_N is None else documents_N[part_rows].unsqueeze(0)
-            losses_N = row_losses(
-                spec, y_NO.T.unsqueeze(0), target_columns(_float64(part.targets).unsqueeze(0)), documents_1K
-            )[0]
+            documents_K = None if documents_N is None else documents_N[part_rows]
+            losses_N = _losses_of_rows(spec, y_NO, part.targets, documents_K)
             y_NO = y_NO[:, : spec.classes]
         ones_N = torch.ones_like(losses_N)
         weights_N = ones_N if part.weights_N is None else part.weights_N.double()
@@ -203,6 +200,12 @@ def evaluate_factors(
         spread = max(0.0, squares / weight - (total / weight) ** 2)
         mean = {"loss": total / weight, "error": math.sqrt(spread * weight_squares) / weight}
     return mean | {"accuracy": right / counted} if counted > 0 else mean
+
+
+def _losses_of_rows(spec: TrainingSpec, y_NO: Tensor, targets: Tensor, documents_N: Tensor | None = None) -> Tensor:
+    documents_1N = None if documents_N is None else documents_N.unsqueeze(0)
+    targets = target_columns(_float64(targets).unsqueeze(0))
+    return row_losses(spec, y_NO.T.unsqueeze(0), targets, documents_1N)[0]
 
 
 class ComparedFactors(NamedTuple):
