@@ -32,7 +32,7 @@ stable name. `app.http.errors` maps codes to HTTP statuses.
 import json
 from collections.abc import Sequence
 from itertools import islice
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 _MAX_VALUE_CHARACTERS = 100
 _MAX_DETAIL_CHARACTERS = 1500
@@ -264,6 +264,9 @@ class InvalidDataset(InvalidUpload):
     """An uploaded data set cannot be read."""
 
     code = "invalid_dataset"
+
+    def __init__(self, detail: str, *, field: str = "body", **position: Any) -> None:
+        super().__init__(detail, field=field, **position)
 
 
 class BadRows(InvalidInput):

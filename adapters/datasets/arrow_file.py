@@ -4,6 +4,7 @@ Its bytes depend only on the content. Record batches are split by stored rows an
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,16 +41,11 @@ class ArrowFileWriter:
         """Append rows, as arrays of the stored types; raise `InvalidDataset` if a row or the file is too large."""
         batch = pa.record_batch(list(arrays), schema=self._schema)
         sizes = row_bytes(batch)
-        too_large_error = np.flatnonzero(sizes > MAX_ROW_BYTES)
-        if len(too_large_error):
-            row = self.rows + self._pending_rows + int(too_large_error[0])
-            raise InvalidDataset(
-                f"row {row} would be stored in {sizes[too_large_error[0]]} bytes, and a row may have {MAX_ROW_BYTES}",
-                field="body",
-                row=row,
-                given=f"{sizes[too_large_error[0]]} bytes",
-                expected=f"at most {MAX_ROW_BYTES} bytes",
-            )
+        too_large = np.flatnonzero(sizes > MAX_ROW_BYTES)
+        if len(too_large):
+            row, size = self.rows + self._pending_rows + int(too_large[0]), f"{sizes[too_large[0]]} bytes"
+            detail = f"row {row} would be stored in {size}, and a row may have {MAX_ROW_BYTES}"
+            raise InvalidDataset(detail, row=row, given=size, expected=f"at most {MAX_ROW_BYTES} bytes")
         ends, begin = np.cumsum(sizes), 0
         while begin < batch.num_rows:
             before = int(ends[begin - 1]) if begin else 0
@@ -113,10 +109,8 @@ def _list_bytes(array: Any) -> NDArray[np.int64]:
     lengths: NDArray[np.int64] = pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64)
     if not pa.types.is_string(array.type.value_type):
         return lengths * int(_fixed_bytes(array.type.value_type))
-    texts = np.concatenate([[0], np.cumsum(pc.binary_length(array.flatten()).fill_null(0).to_numpy() + 4)])
-    ends = np.cumsum(lengths)
-    sizes: NDArray[np.int64] = texts[ends] - texts[ends - lengths]
-    return sizes
+    text_bytes = pc.binary_length(array.flatten()).fill_null(0).to_numpy() + 4
+    return np.bincount(pc.list_parent_indices(array).to_numpy(), text_bytes, len(array)).astype(np.int64)
 
 
 def _fixed_bytes(arrow_type: Any) -> float:
@@ -127,7 +121,7 @@ def _fixed_bytes(arrow_type: Any) -> float:
     return float(arrow_type.bit_width / 8)
 
 
-class _BoundedFile:
+class _BoundedFile(io.RawIOBase):
     """File with a digest and a maximum size, as pyarrow writes to it."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -135,7 +129,6 @@ class _BoundedFile:
         self._max_bytes = max_bytes
         self.digest = hashlib.sha256()
         self.bytes = 0
-        self.closed = False
 
     def write(self, content: Any) -> int:
         """Append bytes."""
@@ -151,32 +144,19 @@ class _BoundedFile:
         """Return the position of the next byte."""
         return self.bytes
 
-    def flush(self) -> None:
-        """Flush the buffer to the operating system."""
-        self._file.flush()
-
     def close(self) -> None:
-        """Close the file."""
+        """Flush the buffer and close the file."""
         self._file.close()
-        self.closed = True
-
-    def readable(self) -> bool:
-        """Return False."""
-        return False
+        super().close()
 
     def writable(self) -> bool:
         """Return True."""
         return True
 
-    def seekable(self) -> bool:
-        """Return False."""
-        return False
-
 
 def too_large_error(max_bytes: int) -> InvalidDataset:
     """Return the error for a data set whose stored form is too large."""
+    bound = f"{max_bytes} bytes"
     return InvalidDataset(
-        f"the data set would be stored in more than {max_bytes} bytes",
-        field="body",
-        expected=f"at most {max_bytes} bytes, uncompressed",
+        f"the data set would be stored in more than {bound}", expected=f"at most {bound}, uncompressed"
     )

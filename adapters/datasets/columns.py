@@ -51,29 +51,19 @@ class Source:
 
 def check_names(names: Sequence[str]) -> None:
     """Raise `InvalidDataset` for no columns, too many columns, a duplicate name or an invalid name."""
-    if not names:
-        raise InvalidDataset("the data set has no columns", field="body", expected="one or more columns")
-    if len(names) > MAX_COLUMNS:
+    if not 0 < len(names) <= MAX_COLUMNS:
         raise InvalidDataset(
-            f"the data set has {len(names)} columns, and at most {MAX_COLUMNS} are taken; send wide rows as a column"
-            " of lists",
-            field="body",
+            f"the data set has {len(names) or 'no'} columns; send wide rows as a column of lists",
             given=f"{len(names)} columns",
-            expected=f"at most {MAX_COLUMNS} columns",
+            expected=f"1 to {MAX_COLUMNS} columns",
         )
     earlier: set[str] = set()
     for position, name in enumerate(names):
         if not name.strip() or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
-            raise InvalidDataset(
-                f"the name of column {position} is not one: {shorten(name)!r}",
-                field="body",
-                given=name,
-                expected=f"1 to {MAX_NAME_CHARACTERS} printable characters",
-            )
+            detail = f"the name of column {position} is not one: {shorten(name)!r}"
+            raise InvalidDataset(detail, given=name, expected=f"1 to {MAX_NAME_CHARACTERS} printable characters")
         if name in earlier:
-            raise InvalidDataset(
-                f"two columns are called {shorten(name)!r}", field="body", given=name, expected="a name of its own"
-            )
+            raise InvalidDataset(f"two columns are called {name!r}", given=name, expected="a name of its own")
         earlier.add(name)
 
 
@@ -118,13 +108,16 @@ _SUPPORTED = "numbers, booleans, text, dates, and lists of numbers or of text"
 
 def storage_type(arrow_type: Any) -> Any:
     """Return the type of the values in a dictionary or extension type; other types as they are."""
-    while True:
-        if isinstance(arrow_type, pa.BaseExtensionType):
-            arrow_type = arrow_type.storage_type
-        elif pa.types.is_dictionary(arrow_type):
-            arrow_type = arrow_type.value_type
-        else:
-            return arrow_type
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        return storage_type(arrow_type.storage_type)
+    return storage_type(arrow_type.value_type) if pa.types.is_dictionary(arrow_type) else arrow_type
+
+
+def storage_array(array: Any) -> Any:
+    """Return the values in a dictionary or extension array; other arrays as they are."""
+    if isinstance(array, pa.ExtensionArray):
+        return storage_array(array.storage)
+    return storage_array(array.dictionary_decode()) if isinstance(array, pa.DictionaryArray) else array
 
 
 def is_list(arrow_type: Any) -> bool:
@@ -177,13 +170,7 @@ def to_stored_array(array: Any, target: Any) -> Any:
     The values behind nulls become zero, so that equal columns have equal bytes, whatever the upload's format. Raises
     `pyarrow.ArrowInvalid` for a value that the type cannot hold.
     """
-    while True:
-        if isinstance(array, pa.ExtensionArray):
-            array = array.storage
-        elif isinstance(array, pa.DictionaryArray):
-            array = array.dictionary_decode()
-        else:
-            break
+    array = storage_array(array)
     if is_list(target):
         return _to_stored_list(array, target)
     if pa.types.is_string(target):

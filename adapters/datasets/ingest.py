@@ -69,6 +69,10 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 
+# Members of an error that the child process found, which its parent raises again.
+_ERROR_MEMBERS = frozenset({"detail", "field", "row", "given", "expected"})
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
 log = logging.getLogger(__name__)
 
 
@@ -109,17 +113,17 @@ class Ingestion:
         Raises `InvalidDataset`, `BadRows`, `StorageFull`, and `IngestionCancelled` after a `cancel`.
         """
         seconds = _MIN_SECONDS + os.fstat(self._raw.fileno()).st_size / _BYTES_PER_SECOND
-        process = self._start(out)
-        timer = threading.Timer(seconds, self._time_out)
-        timer.start()
-        try:
-            assert process.stdout is not None
-            answer = process.stdout.read()
-        finally:
-            timer.cancel()
-            with self._lock:
-                self._kill()
-                self._process = None
+        with self._start(out) as process:
+            timer = threading.Timer(seconds, self._time_out)
+            timer.start()
+            try:
+                assert process.stdout is not None
+                answer = process.stdout.read()
+            finally:
+                timer.cancel()
+                with self._lock:
+                    process.kill()
+                    process.wait()
         if self._cancelled:
             raise IngestionCancelled
         if self._too_slow:
@@ -142,30 +146,24 @@ class Ingestion:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                bufsize=0,
                 pass_fds=(self._raw.fileno(),),
                 env=os.environ | _ENVIRONMENT,
             )
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
         return self._process
 
     def _time_out(self) -> None:
         with self._lock:
-            self._too_slow = self._process is not None
+            self._too_slow = True
             self._kill()
 
     def _kill(self) -> None:
-        """Kill the child process and wait for it; the caller holds the lock. The status of an ended process is kept."""
-        if self._process is None:
-            return
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
+        """Kill the child process; the caller holds the lock, so that the process is not waited for meanwhile."""
+        if self._process is not None:
+            self._process.kill()
 
     def _parse_answer(self, text: bytes, status: int) -> IngestReport:
         try:
@@ -178,24 +176,18 @@ class Ingestion:
             ) from None
         if "report" in answer:
             return IngestReport.from_json(answer["report"])
-        if "invalid" in answer:
-            raise InvalidDataset(**answer["invalid"])
         if "bad_rows" in answer:
             rows = [BadRow(**bad) for bad in answer["bad_rows"]]
             raise BadRows(answer["detail"], rows=rows, field=answer["field"])
         if "storage_full" in answer:
             raise StorageFull("the disk is full: the data set could not be stored")
-        if "out_of_memory" in answer:
-            raise _unreadable_file(
-                f"to read the file takes more than {self._memory_bytes} bytes of memory: write it in smaller batches or"
-                " row groups, or with fewer columns"
-            )
-        log.error("a data set could not be read:\n%s", answer["failed"])
-        raise _unreadable_file(f"the file cannot be read: {str(answer['failed']).strip().splitlines()[-1][:300]}")
+        if "traceback" in answer:
+            log.error("a data set could not be read:\n%s", answer["traceback"])
+        raise InvalidDataset(**{name: value for name, value in answer["invalid"].items() if name in _ERROR_MEMBERS})
 
 
 def _unreadable_file(detail: str) -> InvalidDataset:
-    return InvalidDataset(detail, field="body", expected="a file that can be read within bounds")
+    return InvalidDataset(detail, expected="a file that can be read within bounds")
 
 
 def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestReport:
@@ -205,8 +197,6 @@ def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestRepor
     `BadRows` for rows that are not rows of a table; `MemoryError`; and `OSError`, for example if the disk is full.
     """
     source = _open_source(raw, kind)
-    if source.rows == 0:
-        raise _no_rows()
     if source.rows is not None and source.rows * min_row_bytes(source.columns) > max_bytes:
         raise too_large_error(max_bytes)
     report = ColumnReport(source.columns)
@@ -215,11 +205,9 @@ def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestRepor
             file.add([_to_stored(array, column) for array, column in zip(arrays, source.columns, strict=True)])
         digest, size = file.finish()
     if file.rows == 0:
-        raise _no_rows()
+        raise InvalidDataset("the data set has no rows", expected="one or more rows")
     if source.rows is not None and file.rows != source.rows:
-        raise InvalidDataset(
-            f"the file says that it has {source.rows} rows, and has {file.rows}", field="body", expected="a whole file"
-        )
+        raise InvalidDataset(f"the file says {source.rows} rows, and has {file.rows}", expected="a whole file")
     return IngestReport(rows=file.rows, columns=report.columns(), bad_rows=report.bad_rows(), digest=digest, bytes=size)
 
 
@@ -253,13 +241,6 @@ def _to_stored(array: Any, column: PlannedColumn) -> Any:
         ) from None
 
 
-def _no_rows() -> InvalidDataset:
-    return InvalidDataset("the data set has no rows", field="body", expected="one or more rows")
-
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-
-
 def main() -> None:
     """Read one file as the child process."""
     request = json.loads(sys.stdin.readline())
@@ -270,8 +251,7 @@ def main() -> None:
     # A lower priority than that of the processes that answer requests.
     os.nice(10)
     _set_limits(request["memory_bytes"], request["max_bytes"])
-    answer = json.dumps(_run_request(request))
-    sys.stdout.write(answer)
+    sys.stdout.write(json.dumps(_run_request(request)))
     sys.stdout.flush()
 
 
@@ -296,11 +276,8 @@ def _exit_with_parent() -> None:
 
 def _set_limits(memory_bytes: int, max_bytes: int) -> None:
     # RLIMIT_DATA, not RLIMIT_AS, because pages of mapped files and libraries can be reclaimed.
-    for kind, limit in (
-        (resource.RLIMIT_DATA, memory_bytes),
-        (resource.RLIMIT_FSIZE, max_bytes),
-        (resource.RLIMIT_CORE, 0),
-    ):
+    limits = {resource.RLIMIT_DATA: memory_bytes, resource.RLIMIT_FSIZE: max_bytes, resource.RLIMIT_CORE: 0}
+    for kind, limit in limits.items():
         resource.setrlimit(kind, (limit, limit))
 
 
@@ -312,20 +289,21 @@ def _run_request(request: dict[str, Any]) -> dict[str, Any]:
     except BadRows as error:
         return {"bad_rows": [bad._asdict() for bad in error.rows], "detail": error.detail, "field": error.field}
     except InvalidDataset as error:
-        given = {} if error.members().get("given") is None else {"given": error.members()["given"]}
-        return {
-            "invalid": {"detail": error.detail, "field": error.field, "row": error.row, "expected": error.expected}
-            | given
-        }
-    except MemoryError:  # pyarrow's own error is a subclass
-        return {"out_of_memory": True}
-    except OSError as error:
-        return {"storage_full": True} if error.errno in _DISK_FULL else {"failed": traceback.format_exc()}
+        return {"invalid": error.members()}
     except Exception as error:
-        # A parser in C may wrap a `MemoryError`.
-        if isinstance(error.__cause__ or error.__context__, MemoryError):
-            return {"out_of_memory": True}
-        return {"failed": traceback.format_exc()}
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return {"storage_full": True}
+        # pyarrow's own error is a `MemoryError` too, and a parser in C may wrap one.
+        if any(isinstance(cause, MemoryError) for cause in (error, error.__cause__, error.__context__)):
+            invalid = _unreadable_file(
+                f"to read the file takes more than {request['memory_bytes']} bytes of memory: write it in smaller"
+                " batches or row groups, or with fewer columns"
+            )
+            return {"invalid": invalid.members()}
+        invalid = _unreadable_file(
+            f"the file cannot be read: {traceback.format_exception_only(error)[-1].strip()[:300]}"
+        )
+        return {"invalid": invalid.members(), "traceback": traceback.format_exc()}
     return {"report": report.to_json()}
 
 

@@ -1,5 +1,6 @@
 """Column selectors: which columns of a data set a training reads as numbers."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 from adapters.errors import InvalidCombination, MissingField, OutOfRange, UnknownField, WrongType
 
 _EXPECTED = '{"column": name}, {"columns": [names]} or {"prefix": text}'
-_KEYS = ("column", "columns", "prefix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,37 +36,22 @@ def parse_selector(value: object, *, field: str) -> ColumnSelector:
     """
     if not isinstance(value, Mapping):
         raise WrongType(f"{field} must be an object", field=field, given=value, expected=_EXPECTED)
-    for key in value:
-        if key not in _KEYS:
-            raise UnknownField(
-                f"{field}.{key} is not a field here", field=f"{field}.{key}", given=key, expected=_EXPECTED
-            )
+    if unknown := [key for key in value if key not in ColumnSelector.__dataclass_fields__]:
+        field = f"{field}.{unknown[0]}"
+        raise UnknownField(f"{field} is not a field here", field=field, given=unknown[0], expected=_EXPECTED)
     if not value:
         raise MissingField(f"{field} must name a column", field=field, expected=_EXPECTED)
     if len(value) > 1:
-        raise InvalidCombination(
-            f"{field} says {' and '.join(value)}; one of them is enough", field=field, expected=_EXPECTED
-        )
+        detail = f"{field} says {' and '.join(value)}; one of them is enough"
+        raise InvalidCombination(detail, field=field, expected=_EXPECTED)
     ((key, argument),) = value.items()
-    if key == "columns":
-        return ColumnSelector(columns=_parse_names(argument, field=f"{field}.columns"))
-    if not isinstance(argument, str):
-        raise WrongType(f"{field}.{key} must be a string", field=f"{field}.{key}", given=argument, expected=_EXPECTED)
-    if key == "prefix" and not argument:
-        raise OutOfRange(
-            f"{field}.prefix is empty", field=f"{field}.prefix", given=argument, expected="some characters"
-        )
-    return ColumnSelector(column=argument) if key == "column" else ColumnSelector(prefix=argument)
-
-
-def _parse_names(value: object, *, field: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise WrongType(f"{field} must be a list of names", field=field, given=value, expected=_EXPECTED)
-    if not value:
-        raise OutOfRange(
-            f"{field} must name at least one column", field=field, given=value, expected="one or more names"
-        )
-    if len(set(value)) != len(value):
-        twice = next(name for position, name in enumerate(value) if name in value[:position])
-        raise OutOfRange(f"{field} names {twice!r} twice", field=field, given=twice, expected="each name once")
-    return tuple(value)
+    field, names = f"{field}.{key}", argument if key == "columns" else [argument]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        what = "a list of names" if key == "columns" else "a string"
+        raise WrongType(f"{field} must be {what}", field=field, given=argument, expected=_EXPECTED)
+    if not argument and key != "column":
+        raise OutOfRange(f"{field} is empty", field=field, given=argument, expected="one or more names or characters")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        detail = f"{field} names {repeated[0]!r} twice"
+        raise OutOfRange(detail, field=field, given=repeated[0], expected="each name once")
+    return ColumnSelector(**{key: tuple(names) if key == "columns" else argument})

@@ -56,7 +56,7 @@ def open_csv(path: str) -> Source:
     """Open a CSV file with a header line; raise `InvalidDataset`, or `BadRows` for rows of a wrong length."""
     names = _header(path)
     if not names:
-        raise InvalidDataset("the first line is empty; the names of the columns stand there", field="body")
+        raise InvalidDataset("the first line is empty; the names of the columns stand there")
     check_names(names)
     seen = [_CellCounts() for _ in names]
     rows = 0
@@ -72,21 +72,15 @@ def _header(path: str) -> list[str]:
     with open(path, "rb") as file:
         start = file.read(_MAX_HEADER_BYTES)
     if b"\0" in start:
-        raise InvalidDataset("the file has NUL bytes: it is not CSV in UTF-8", field="body", expected="CSV in UTF-8")
+        raise InvalidDataset("the file has NUL bytes: it is not CSV in UTF-8", expected="CSV in UTF-8")
     try:
         # The last character may be incomplete.
         text = start.decode("utf-8-sig", "ignore" if len(start) == _MAX_HEADER_BYTES else "strict")
-    except UnicodeDecodeError as error:
-        row = start[: error.start].count(b"\n") - 1
-        raise InvalidDataset(
-            f"the file is not UTF-8 text at byte {error.start}", field="body", row=max(row, 0), expected="CSV in UTF-8"
-        ) from None
-    try:
         return next(csv.reader(io.StringIO(text, newline="")), [])
-    except csv.Error as error:
-        raise InvalidDataset(
-            f"the header line cannot be read: {error}", field="body", expected="names with commas between them"
-        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        row = max(0, start[: error.start].count(b"\n") - 1) if isinstance(error, UnicodeDecodeError) else None
+        detail = f"the beginning of the file is not CSV in UTF-8: {error}"
+        raise InvalidDataset(detail, row=row, expected="CSV in UTF-8 with a header line") from None
 
 
 def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
@@ -95,9 +89,8 @@ def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
 
     def invalid(row: Any) -> str:
         # Arrow counts from 1, including the header line.
-        bad.append(
-            BadRow(row.number - 2, None, f"{row.actual_columns} cells, where there are {row.expected_columns} names")
-        )
+        reason = f"{row.actual_columns} cells, where there are {row.expected_columns} names"
+        bad.append(BadRow(row.number - 2, None, reason))
         return "skip" if len(bad) < MAX_BAD_ROWS else "error"
 
     row = 0
@@ -123,45 +116,29 @@ def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
         raise
     except pa.ArrowException as error:
         if not bad:
-            raise _not_csv(str(error)) from None
+            reason = str(error)
+            if "straddling" in reason:
+                reason = f"a row has more than {_BLOCK_BYTES} bytes, or a quote is not closed"
+            detail = f"the body cannot be read as CSV: {shorten(reason)}"
+            raise InvalidDataset(detail, expected="CSV with a header line and rows") from None
     if bad:
-        raise BadRows(
-            f"the file has rows with more or fewer cells than the {len(names)} of the header line, the first of them"
-            f" row {bad[0].row}",
-            rows=bad,
-            field="body",
+        detail = (
+            f"the file has rows without the {len(names)} cells of the header line, the first of them row {bad[0].row}"
         )
-
-
-def _not_csv(why: str) -> InvalidDataset:
-    if "straddling" in why:
-        why = f"a row has more than {_BLOCK_BYTES} bytes, or a quote is not closed"
-    if "Empty CSV file" in why:
-        why = "there is a header line, and no row"
-    return InvalidDataset(
-        f"the body cannot be read as CSV: {shorten(why)}", field="body", expected="CSV with a header line"
-    )
+        raise BadRows(detail, rows=bad, field="body")
 
 
 def _decode_cells(name: str, cells: Any, row: int) -> Any:
     try:
         return cells.cast(pa.string())
     except pa.ArrowInvalid:
-        place = next(place for place, cell in enumerate(cells.to_pylist()) if cell is not None and not _is_utf8(cell))
-        raise InvalidDataset(
-            f"row {row + place}, column {shorten(name)!r}, is not UTF-8 text",
-            field=name,
-            row=row + place,
-            expected="CSV in UTF-8",
-        ) from None
-
-
-def _is_utf8(cell: bytes) -> bool:
-    try:
-        cell.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+        for index, cell in enumerate(cells.to_pylist()):
+            try:
+                (cell or b"").decode()
+            except UnicodeDecodeError:
+                detail = f"row {row + index}, column {shorten(name)!r}, is not UTF-8 text"
+                raise InvalidDataset(detail, field=name, row=row + index, expected="CSV in UTF-8") from None
+        raise
 
 
 def _count(seen: _CellCounts, cells: Any) -> None:
@@ -186,10 +163,9 @@ def _count(seen: _CellCounts, cells: Any) -> None:
 def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnreadable) -> Iterator[Sequence[Any]]:
     row = 0
     for batch in _batches(path, [column.name for column in columns]):
-        arrays = []
-        for column, cells in zip(columns, batch.columns, strict=True):
-            arrays.append(_convert_cells(cells, column, row, unreadable))
-        yield arrays
+        yield [
+            _convert_cells(cells, column, row, unreadable) for column, cells in zip(columns, batch.columns, strict=True)
+        ]
         row += batch.num_rows
 
 
@@ -204,8 +180,8 @@ def _convert_cells(cells: Any, column: PlannedColumn, row: int, unreadable: Repo
     texts = _trim(cells)
     numbers = _matches(texts, _NUMBER)
     wrong = np.flatnonzero(pc.and_(texts.is_valid(), pc.invert(numbers)).to_numpy(zero_copy_only=False))
-    for place in wrong[:MAX_BAD_ROWS]:
-        unreadable(row + int(place), column.name, f"not a number: {shorten(texts[int(place)].as_py())}")
+    for index in map(int, wrong[:MAX_BAD_ROWS]):
+        unreadable(row + index, column.name, f"not a number: {shorten(texts[index].as_py())}")
     return pc.if_else(numbers, texts, pa.scalar(None, pa.string())).cast(column.type)
 
 
