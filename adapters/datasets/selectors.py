@@ -54,4 +54,5 @@ def parse_selector(value: object, *, field: str) -> ColumnSelector:
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         detail = f"{field} names {repeated[0]!r} twice"
         raise OutOfRange(detail, field=field, given=repeated[0], expected="each name once")
-    return ColumnSelector(**{key: tuple(names) if key == "columns" else argument})
+    selected: dict[str, Any] = {key: tuple(names) if key == "columns" else argument}
+    return ColumnSelector(**selected)

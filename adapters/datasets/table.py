@@ -2,7 +2,6 @@
 
 # N rows · C columns
 import errno
-import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import islice
@@ -29,6 +28,7 @@ from adapters.datasets.validation import (
     type_name,
 )
 from adapters.errors import MAX_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shorten
+from adapters.strict_json import replace_nan
 
 _MAX_NAMES_LISTED = 20
 _PREVIEW_BYTES = 2**23
@@ -176,8 +176,7 @@ class Table:
             taken = np.cumsum(row_bytes(rows_of_batch))
             fit = int(np.searchsorted(taken, remaining_bytes, side="right"))
             fit = max(fit, 0 if rows else 1)
-            for values in rows_of_batch.slice(0, fit).to_pylist():
-                rows.append({name: _finite_or_none(value) for name, value in values.items()})
+            rows += replace_nan(rows_of_batch.slice(0, fit).to_pylist())
             if fit < rows_of_batch.num_rows:
                 break
             remaining_bytes -= int(taken[-1])
@@ -315,12 +314,6 @@ def _encode(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]:
     place = np.empty(len(values), np.int64)
     place[order] = np.arange(len(values))
     return place[encoded.indices.to_numpy()], [values[position] for position in order]
-
-
-def _finite_or_none(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite_or_none(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _wrong_type(column: str, given: Any, field: str, expected: str) -> WrongType:

@@ -137,7 +137,12 @@ def not_finite_rows(array: Any) -> NDArray[np.int64]:
 
 def to_float32(numbers: Any) -> NDArray[np.float32]:
     """Return numbers as float32, with zero for null, one for true, and infinity for what is too large."""
-    narrow: NDArray[np.float32] = numbers.cast(pa.float32(), safe=False).fill_null(0).to_numpy()
+    if pa.types.is_boolean(numbers.type):
+        numbers = numbers.cast(pa.float32())
+    if numbers.null_count:
+        numbers = numbers.fill_null(0)
+    with np.errstate(over="ignore"):
+        narrow: NDArray[np.float32] = numbers.to_numpy().astype(np.float32, copy=False)
     return narrow
 
 

@@ -21,7 +21,7 @@ from adapters.jobs.training_job import TrainingJob
 from adapters.storage import schema
 from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.blobs import Content
-from adapters.storage.database import QueueWatch, SqliteDatabase
+from adapters.storage.database import CommitWatch, SqliteDatabase
 from adapters.storage.schema import DEFAULT_TENANT
 
 MAX_ATTEMPTS = 3
@@ -86,9 +86,9 @@ class JobQueue:
                 upload.publish(connection)
                 return job_rows.get(connection, job_id)
 
-    def watch(self) -> QueueWatch:
+    def watch(self) -> CommitWatch:
         """Open a watch of the jobs."""
-        return self._database.queue_watch()
+        return self._database.commit_watch()
 
     def get(self, job_id: str) -> Job:
         """Return one job; raise `JobNotFound`."""

@@ -142,22 +142,18 @@ class BlobWriter:
         if not stale and not abandoned:
             return
         with self._database.write() as connection:
-            for part in batched(abandoned):
-                connection.execute(sa.delete(pending_blobs).where(pending_blobs.c.key.in_(part)))
-            for part in batched(stale):
-                connection.execute(sa.delete(pending_blobs).where(pending_blobs.c.owner.in_(part)))
+            for column, values in ((pending_blobs.c.key, abandoned), (pending_blobs.c.owner, stale)):
+                for part in batched(values):
+                    connection.execute(sa.delete(pending_blobs).where(column.in_(part)))
 
     def live_owners(self) -> set[str]:
         """Return the owners whose locks are held, in this process and others; remove the files of the others."""
         live = set()
-        with suppress(FileNotFoundError):
-            for file in os.listdir(self._folder):
-                path = self._folder / file
-                if path.suffix == _LOCK_SUFFIX:
-                    if _is_locked(path):
-                        live.add(path.stem)
-                    else:
-                        path.unlink(missing_ok=True)
+        for path in self._folder.glob(f"*{_LOCK_SUFFIX}"):
+            if _is_locked(path):
+                live.add(path.stem)
+            else:
+                path.unlink(missing_ok=True)
         return live
 
     def close(self) -> None:

@@ -45,10 +45,10 @@ def blob_key(name: str) -> str:
     return name.removesuffix(_TEMPORARY).rpartition("-")[2]
 
 
-def blob_names(blobs: Path) -> list[str]:
-    """Return the names of the blobs in a folder, without temporary files; none if there is no such folder."""
+def blob_names(blobs: Path, *, with_temporary: bool = False) -> list[str]:
+    """Return the names of the blobs in a folder, and of the temporary files if asked; none if there is no folder."""
     with suppress(FileNotFoundError), os.scandir(blobs) as entries:
-        return [entry.name for entry in entries if _is_blob(entry)]
+        return [entry.name for entry in entries if _is_blob(entry, with_temporary=with_temporary)]
     return []
 
 
@@ -120,16 +120,14 @@ class FolderBlobs:
                 content = os.pread(file, os.fstat(file).st_size if length < 0 else length, offset)
             finally:
                 os.close(file)
-        except FileNotFoundError:
-            raise BlobCorrupt(f"the file of a stored adapter or data set is missing: {name}") from None
         except OSError as error:
+            detail = f"the file of a stored adapter or data set cannot be read: {name} ({_reason(error)})"
             if error.errno in _FORBIDDEN:
-                detail = f"the file of a stored adapter or data set cannot be read: {name} ({_reason(error)})"
                 log.error("%s", detail)
                 raise StorageFailed(detail) from error
             if error.errno in _NO_DESCRIPTORS:
                 raise
-            raise BlobCorrupt(f"the file of a stored adapter or data set cannot be read: {name}") from error
+            raise BlobCorrupt(detail) from error
         if length >= 0 and len(content) != length:
             raise BlobCorrupt(f"the file {name} ends before byte {offset + length}")
         return content
@@ -192,14 +190,7 @@ class FolderBlobs:
 
     def names(self) -> list[str]:
         """Return the names of the blobs and of the temporary files."""
-        # Another process may be writing the id now.
-        others = {STORE_ID, f"{STORE_ID}{_TEMPORARY}"}
-        with os.scandir(self._folder) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if entry.name not in others and (entry.name.endswith(_TEMPORARY) or _is_blob(entry))
-            ]
+        return blob_names(self._folder, with_temporary=True)
 
     def discard(self, names: Iterable[str]) -> int:
         """Remove temporary files and move blobs into quarantine; return how many.
@@ -234,10 +225,14 @@ def _reason(error: OSError) -> str:
     return f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror}"
 
 
-def _is_blob(entry: "os.DirEntry[str]") -> bool:
+def _is_blob(entry: "os.DirEntry[str]", *, with_temporary: bool) -> bool:
     """Return whether it is a file that holds content; `lost+found`, for one, is not."""
-    is_ours = entry.name != STORE_ID and not entry.name.endswith(_TEMPORARY) and not entry.name.startswith(".")
-    return is_ours and entry.is_file(follow_symlinks=False)
+    # Another process may be writing the id now.
+    if entry.name in (STORE_ID, f"{STORE_ID}{_TEMPORARY}"):
+        return False
+    if entry.name.endswith(_TEMPORARY):
+        return with_temporary
+    return not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
 
 
 def sync_folder(path: Path) -> None:

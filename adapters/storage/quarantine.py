@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 # Largest part of the file system that quarantined files may take.
 SHARE_OF_DISK = 0.05
@@ -21,16 +20,9 @@ DEFAULT_DAYS = 7
 _TIME = "%Y%m%dT%H%M%SZ"
 _TIME_LENGTH = len("20261129T154501Z")
 _SECONDS_A_DAY = 86_400
+_MAX_NAMES_LOGGED = 5
 
 log = logging.getLogger(__name__)
-
-
-class _Entry(NamedTuple):
-    """One quarantined file."""
-
-    name: str
-    moved_at: float
-    bytes: int
 
 
 class Quarantine:
@@ -45,7 +37,8 @@ class Quarantine:
         """Move files here, then remove the oldest ones if there are too many bytes; return how many were moved."""
         moved = [path.name for path in paths if self._move(path, self.folder / f"{self._time()}-{path.name}")]
         if moved:
-            log.warning("moved %d files that no row refers to into %s: %s", len(moved), self.folder, _listed(moved))
+            first = ", ".join(moved[:_MAX_NAMES_LOGGED])
+            log.warning("moved %d files that no row refers to into %s: %s …", len(moved), self.folder, first)
             self._remove(moved_by=-math.inf)
         return len(moved)
 
@@ -83,22 +76,23 @@ class Quarantine:
     def _remove(self, *, moved_by: float) -> int:
         """Remove files that were moved by a time, and the oldest while there are too many bytes; return the bytes."""
         entries = sorted(self._entries())
-        total, most = sum(entry.bytes for entry in entries), self._most_bytes()
+        total, most = sum(size for _, _, size in entries), self._most_bytes()
         count = removed = 0
-        for entry in entries:
-            if entry.moved_at > moved_by and total - removed <= most:
+        for name, moved_at, size in entries:
+            if moved_at > moved_by and total - removed <= most:
                 break
             try:
-                (self.folder / entry.name).unlink(missing_ok=True)
+                (self.folder / name).unlink(missing_ok=True)
             except OSError as error:
-                log.warning("%s cannot be removed from %s: %s", entry.name, self.folder, error)
+                log.warning("%s cannot be removed from %s: %s", name, self.folder, error)
                 continue
-            count, removed = count + 1, removed + entry.bytes
+            count, removed = count + 1, removed + size
         if count:
             log.warning("removed the %d oldest files in %s, of %d bytes", count, self.folder, removed)
         return removed
 
-    def _entries(self) -> Iterator[_Entry]:
+    def _entries(self) -> Iterator[tuple[str, float, int]]:
+        """Yield the name, the time of the move and the bytes of each file."""
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.folder) as files:
             for file in files:
                 # Entries of other programs are left alone.
@@ -106,7 +100,7 @@ class Quarantine:
                     if not file.is_file(follow_symlinks=False):
                         continue
                     moved_at = datetime.strptime(file.name[:_TIME_LENGTH], _TIME).replace(tzinfo=UTC).timestamp()
-                    yield _Entry(file.name, moved_at, file.stat(follow_symlinks=False).st_size)
+                    yield file.name, moved_at, file.stat(follow_symlinks=False).st_size
 
     def _most_bytes(self) -> float:
         disk = os.statvfs(self.folder.parent)
@@ -130,8 +124,3 @@ def _move(path: Path, target: Path) -> None:
         target.unlink(missing_ok=True)
         raise
     path.unlink(missing_ok=True)
-
-
-def _listed(names: list[str], *, most: int = 5) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -18,7 +18,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -31,7 +31,6 @@ from adapters.storage.blobs import BLOBS, STORE_ID, blob_key, blob_names, revisi
 CATALOG = "catalog.sqlite3"
 _BUSY_SECONDS = 15
 _SECONDS_BEFORE_LOG = 3.0
-_SECONDS_BETWEEN_TRIES = 0.05
 _MOST_FINDINGS = 10
 _REFERENCES = (("versions", "file"), ("versions", "statistics"), ("dataset_versions", "file"), ("jobs", "data_file"))
 
@@ -118,9 +117,7 @@ def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int
     with migration_lock(folder), connected(folder / CATALOG) as connection:
         newest = max(newest_revision(folder), revision_at_least)
         row = connection.execute("SELECT store_id, revision FROM catalog").fetchone()
-        if row is None:
-            raise damaged(folder / CATALOG, "its table catalog has no row")
-        store_id, revision = _store_id(folder / CATALOG, row[0]), _revision(folder / CATALOG, row[1])
+        store_id, revision = _checked(folder / CATALOG, row)
         if store_id is None:
             raise damaged(folder / CATALOG, "it has no store id")
         if newest > revision:
@@ -143,16 +140,16 @@ def migration_lock(folder: Path) -> Iterator[None]:
     """
     path = folder / "migrate.lock"
     with path.open("a") as lock:
-        log_at = time.monotonic() + _SECONDS_BEFORE_LOG
-        while True:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            if time.monotonic() >= log_at:
-                log.warning("waiting for another process that migrates the catalogue and holds the lock %s", path)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = "waiting for another process that migrates the catalogue and holds the lock %s"
+            timer = threading.Timer(_SECONDS_BEFORE_LOG, log.warning, (message, path))
+            timer.start()
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                break
-            time.sleep(_SECONDS_BETWEEN_TRIES)
+            finally:
+                timer.cancel()
         yield
 
 
@@ -217,16 +214,17 @@ def _mismatch(
     folder: Path, catalog: CatalogIdentity | None, *, folder_id: str | None, names: list[str], opened_here: str | None
 ) -> str | None:
     """Return why the catalogue and the blobs do not belong together; None if they do."""
+    owner_of_blobs = f"the blobs belong to the store {folder_id}"
     if catalog is None:
-        if folder_id is not None:
-            return f"the catalogue is missing or empty, and the blobs belong to the store {folder_id}"
-        return f"the catalogue is missing or empty, and there are {len(names)} blobs" if names else None
+        if folder_id is None and not names:
+            return None
+        blobs = owner_of_blobs if folder_id is not None else f"there are {len(names)} blobs"
+        return f"the catalogue is missing or empty, and {blobs}"
     if folder_id is None:
         return _mismatch_without_id(folder, catalog, names=names, opened_here=opened_here)
-    if catalog.store_id is None:
-        return f"the catalogue is of an older release without a store id, and the blobs belong to the store {folder_id}"
     if catalog.store_id != folder_id:
-        return f"the catalogue belongs to the store {catalog.store_id}, and the blobs belong to the store {folder_id}"
+        store = catalog.store_id or "of an older release, without an id"
+        return f"the catalogue belongs to the store {store}, and {owner_of_blobs}"
     newer = [name for name in names if revision_of(name) > catalog.revision]
     if newer and opened_here == folder_id:
         newest = max(map(revision_of, newer))
@@ -281,21 +279,19 @@ def _read_catalog(path: Path, *, with_references: bool) -> CatalogIdentity | Non
                     references.update(file for (file,) in connection.execute(statement))
         if row is None:
             return None
-        return CatalogIdentity(_store_id(path, row[0]), _revision(path, row[1]), frozenset(references), pending)
+        return CatalogIdentity(*_checked(path, row), frozenset(references), pending)
 
 
-def _store_id(path: Path, value: object) -> str | None:
-    """Return a store id as a catalogue has it; raise `CatalogNotLoadable` if it is not text."""
-    if value is None or isinstance(value, str):
-        return value
-    raise damaged(path, "its store id is not text")
-
-
-def _revision(path: Path, value: object) -> int:
-    """Return a revision as a catalogue has it; raise `CatalogNotLoadable` if it is not a whole number."""
-    if isinstance(value, int):
-        return value
-    raise damaged(path, f"its revision is {'NULL' if value is None else 'not a whole number'}")
+def _checked(path: Path, row: tuple[object, object] | None) -> tuple[str | None, int]:
+    """Return the store id and the revision in a row; raise `CatalogNotLoadable` if there is none or it is damaged."""
+    if row is None:
+        raise damaged(path, "its table catalog has no row")
+    store_id, revision = row
+    if not isinstance(revision, int):
+        raise damaged(path, f"its revision is {'NULL' if revision is None else 'not a whole number'}")
+    if not isinstance(store_id, str | None):
+        raise damaged(path, "its store id is not text")
+    return store_id, revision
 
 
 def _names(folder: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Readers of Parquet and of Arrow IPC streams, one batch at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ def open_parquet(path: str) -> Source:
         schema, metadata = file.schema_arrow, file.metadata
         check_names(schema.names)
 
-    def batches(columns: Sequence[str] | None = None) -> Iterable[Any]:
+    def batches(columns: Sequence[str] | None = None) -> Any:
         return file.iter_batches(_chunk_rows(metadata), columns=columns, use_threads=False)
 
     return _source(schema, partial(_checked, "Parquet", batches), rows=metadata.num_rows)
@@ -55,7 +55,7 @@ def open_arrow_stream(path: str) -> Source:
         schema = ipc.open_stream(pa.memory_map(path)).schema
         check_names(schema.names)  # here, because they may not be text
 
-    def batches(_columns: Sequence[str] | None = None) -> Iterable[Any]:
+    def batches(_columns: Sequence[str] | None = None) -> Any:
         # Mapped, because a batch may be as large as the file, and is processed in slices.
         return ipc.open_stream(pa.memory_map(path))
 
@@ -101,7 +101,7 @@ def _chunks(batches: Callable[[], Iterator[Any]], unreadable: ReportUnreadable) 
 
 
 def _checked(
-    what: str, batches: Callable[[Sequence[str] | None], Iterable[Any]], columns: Sequence[str] | None = None
+    what: str, batches: Callable[[Sequence[str] | None], Any], columns: Sequence[str] | None = None
 ) -> Iterator[Any]:
     """Yield small batches, validated: pyarrow checks neither the text of Parquet nor the offsets in a stream."""
     with _errors_as_invalid(what):
@@ -113,7 +113,7 @@ def _checked(
 def _chunk_rows(metadata: Any) -> int:
     """Return the rows of a batch that fits in memory, from the sizes in the file's metadata."""
     total_bytes = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    row_bytes = 8 * metadata.num_columns + total_bytes // max(1, metadata.num_rows)
+    row_bytes: int = 8 * metadata.num_columns + total_bytes // max(1, metadata.num_rows)
     return max(1, min(8192, TEXT_BLOCK_BYTES // max(1, row_bytes)))
 
 

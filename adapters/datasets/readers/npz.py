@@ -127,7 +127,7 @@ def _chunks(
 def _rows(archive: zipfile.ZipFile, array: _Array, chunk_rows: int) -> Iterator[Any]:
     rows = array.shape[0]
     # An array in Fortran order can only be read as a whole.
-    rows_at_once, order = (rows, "F") if array.fortran else (chunk_rows, "C")
+    rows_at_once = rows if array.fortran else chunk_rows
     with _errors_as_invalid(array.name, "data", "a zip that is whole"), archive.open(array.member) as file:
         file.read(array.header_bytes)
         for begin in range(0, rows, max(1, rows_at_once)):
@@ -137,7 +137,8 @@ def _rows(archive: zipfile.ZipFile, array: _Array, chunk_rows: int) -> Iterator[
                 raise _invalid_array(array.name, "ends before its last row", "data as long as the header says")
             if begin + count == rows:
                 file.read(1)  # compares the checksum at the end
-            values = np.ndarray((count, *array.shape[1:]), array.dtype, content, order=order)
+            shape = (count, *array.shape[1:])
+            values = np.ndarray(shape, array.dtype, content, order="F" if array.fortran else "C")
             for position in range(0, count, chunk_rows):
                 yield _to_arrow(array, values[position : position + chunk_rows])
 
