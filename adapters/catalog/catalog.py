@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, compress
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -19,12 +19,12 @@ from adapters.clock import rfc3339
 from adapters.errors import BlobCorrupt
 from adapters.lora.adapter import delta_norms, digest_of
 from adapters.names import LIVE, MAX_VERSION, Reference
-from adapters.storage import schema
 from adapters.storage.blob_writer import BlobWriter, Upload
 from adapters.storage.blobs import FolderBlobs
 from adapters.storage.database import SqliteDatabase
 from adapters.storage.quarantine import DEFAULT_DAYS, Quarantine
 from adapters.storage.schema import DEFAULT_TENANT as TENANT
+from adapters.storage.schema import adapters, versions
 from adapters.storage.store_identity import check_store, complete_store
 
 # Takes whether the name exists and the digest of its live version; raises `PreconditionFailed`.
@@ -138,11 +138,6 @@ class Catalog:
         with self.database.read() as connection:
             return queries.find_all(connection, references)
 
-    def revision(self) -> int:
-        """Return the number that every publish, delete and roll back raises, and nothing else does."""
-        with self.database.read() as connection:
-            return int(connection.scalars(sa.select(schema.catalog.c.revision)).one())
-
     def adapter(self, name: str) -> AdapterSummary:
         """Return one adapter; raise `AdapterNotFound`."""
         with self.database.read() as connection:
@@ -151,39 +146,23 @@ class Catalog:
 
     def adapters(self, *, prefix: str = "", after: str = "", limit: int = 100) -> list[AdapterSummary]:
         """Return the adapters whose names begin with `prefix` and follow `after`, in byte order of name."""
-        columns = schema.adapters.c
-        statement = (
-            sa.select(columns.name)
-            .where(columns.tenant == TENANT, columns.deleted.is_(False))
-            .where(*queries.name_range(columns.name, prefix=prefix, after=after))
-            .order_by(columns.name)
-            .limit(limit)
-        )
         with self.database.read() as connection:
-            return queries.summaries(connection, connection.scalars(statement).all())
+            names = queries.list_names(connection, adapters, prefix=prefix, after=after, limit=limit)
+            return queries.summaries(connection, names)
 
     def versions(self, name: str, *, before: int | None = None, limit: int = 100) -> list[Version]:
         """Return an adapter's versions below `before`, newest first; raise `AdapterNotFound`."""
-        columns = schema.versions.c
-        bound = MAX_VERSION + 1 if before is None else before
-        statement = (
-            sa.select(schema.versions)
-            .where(columns.tenant == TENANT, columns.adapter == name, columns.version < bound)
-            .order_by(columns.version.desc())
-            .limit(limit)
-        )
+        is_below = versions.c.version < (MAX_VERSION + 1 if before is None else before)
+        statement = sa.select(versions).where(versions.c.tenant == TENANT, versions.c.adapter == name, is_below)
+        statement = statement.order_by(versions.c.version.desc()).limit(limit)
         with self.database.read() as connection:
             queries.require(connection, name)
             return [queries.version_from_row(row) for row in connection.execute(statement)]
 
     def version_numbers(self, name: str) -> list[int]:
         """Return the numbers of all versions of an adapter, oldest first; raise `AdapterNotFound`."""
-        columns = schema.versions.c
-        statement = (
-            sa.select(columns.version)
-            .where(columns.tenant == TENANT, columns.adapter == name)
-            .order_by(columns.version)
-        )
+        statement = sa.select(versions.c.version).where(versions.c.tenant == TENANT, versions.c.adapter == name)
+        statement = statement.order_by(versions.c.version)
         with self.database.read() as connection:
             queries.require(connection, name)
             return list(connection.scalars(statement))
@@ -216,9 +195,8 @@ class Catalog:
             offsets = accumulate(map(len, contents), initial=0)
             for publication, norm, offset in zip(publications, norms, offsets, strict=False):
                 statistics = None if publication.statistics is None else upload.write(publication.statistics)
-                version = _describe(
-                    publication, norm=norm, created_at=created_at, file=file, offset=offset, statistics=statistics
-                )
+                location = {"file": file, "offset": offset, "statistics": statistics}
+                version = _describe(publication, norm=norm, created_at=created_at, **location)
                 drafts.append(_Draft(publication, version))
             yield drafts, upload
 
@@ -237,14 +215,9 @@ def _insert(connection: Connection, drafts: Sequence[_Draft]) -> list[Published]
         moves = publication.moves_live and (not publication.checks_live or before == publication.expected_live)
         if moves:
             live[name] = moved[name] = number
-        published.append(
-            Published(
-                position=publication.position,
-                version=replace(draft, version=number),
-                moved_live=moves,
-                replaced=before if moves else None,
-            )
-        )
+        version, replaced = replace(draft, version=number), before if moves else None
+        position = publication.position
+        published.append(Published(position=position, version=version, moved_live=moves, replaced=replaced))
     queries.insert_versions(connection, [item.version for item in published])
     queries.set_alias(connection, LIVE, moved)
     queries.increment_revision(connection)
@@ -263,30 +236,19 @@ def _check(connection: Connection, name: str, precondition: Precondition | None)
         precondition(True, live.digest if live else None)
 
 
-def _describe(
-    publication: Publication, *, norm: float, created_at: str, file: str, offset: int, statistics: str | None
-) -> Version:
-    loss = (publication.lineage or {}).get("loss")
+def _describe(publication: Publication, *, norm: float, created_at: str, **location: Any) -> Version:
+    """Return a publication's version without its number. location: `file`, `offset` and `statistics`."""
+    adapter, base, loss = publication.adapter, publication.base, (publication.lineage or {}).get("loss")
     return Version(
         adapter=publication.name,
         version=0,
-        digest=publication.adapter.digest,
-        rank=publication.adapter.rank,
-        alpha=publication.adapter.alpha,
-        rslora=publication.adapter.rslora,
-        base=publication.base.fingerprint,
-        feature_space=publication.adapter.feature_space,
+        **{name: getattr(adapter, name) for name in ("digest", "rank", "alpha", "rslora", "feature_space")},
+        base=base.fingerprint,
         created_at=created_at,
-        source=publication.source,
-        job=publication.job,
-        module=publication.module,
-        metrics=publication.metrics,
-        relative_norm=None if publication.base.weight_norm == 0 else norm / publication.base.weight_norm,
-        file=file,
-        offset=offset,
-        bytes=len(publication.adapter.canonical_bytes),
-        lineage=publication.lineage,
+        **{name: getattr(publication, name) for name in ("source", "job", "module", "metrics", "lineage")},
+        relative_norm=None if base.weight_norm == 0 else norm / base.weight_norm,
+        bytes=len(adapter.canonical_bytes),
         loss=None if loss is None else str(loss),
-        statistics=statistics,
-        labels=None if publication.adapter.labels is None else list(publication.adapter.labels),
+        labels=None if adapter.labels is None else list(adapter.labels),
+        **location,
     )

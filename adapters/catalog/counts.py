@@ -48,9 +48,8 @@ def count_catalog(database: SqliteDatabase, *, base: str, now: float) -> Catalog
             .order_by(jobs.c.sequence)
             .limit(1)
         )
-        number_of_datasets = connection.scalar(
-            sa.select(sa.func.count()).select_from(datasets).where(~datasets.c.deleted)
-        )
+        counted = sa.select(sa.func.count()).select_from(datasets).where(~datasets.c.deleted)
+        number_of_datasets = connection.scalar(counted)
         dataset_bytes = connection.scalar(sa.select(sa.func.sum(dataset_versions.c.bytes)))
     return CatalogCounts(
         adapters=names,

@@ -78,9 +78,8 @@ class ArrowFileWriter:
         if not self._pending:
             return
         whole = self._pending[0] if len(self._pending) == 1 else pa.concat_batches(self._pending)
-        arrays = [
-            to_stored_array(array, column.type) for array, column in zip(whole.columns, self._columns, strict=True)
-        ]
+        columns = zip(whole.columns, self._columns, strict=True)
+        arrays = [to_stored_array(array, column.type) for array, column in columns]
         batch = pa.record_batch(arrays, schema=self._schema)
         self._on_batch(batch, self.rows)
         self._writer.write_batch(batch)

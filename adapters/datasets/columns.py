@@ -18,6 +18,8 @@ from adapters.errors import InvalidDataset, shorten
 MAX_COLUMNS = 16_384
 # Most characters of a column's name.
 MAX_NAME_CHARACTERS = 200
+# Most bytes of a CSV header.
+MAX_HEADER_BYTES = MAX_COLUMNS * (MAX_NAME_CHARACTERS + 4)
 # Bytes of text that are read at once.
 TEXT_BLOCK_BYTES = 2**23
 # Most bytes of one row, as text and as stored. At most a few such rows are in memory.
@@ -95,15 +97,16 @@ class WidthCounter:
         return min(self._counts, key=lambda width: (-self._counts[width], width), default=None)
 
 
+def rows_per_chunk(row_bytes: int) -> int:
+    """Return how many rows of this size are few enough to be copied a few times."""
+    return max(1, min(8192, TEXT_BLOCK_BYTES // max(1, row_bytes)))
+
+
 def split_batch(batch: Any) -> Iterator[Any]:
     """Yield a record batch in slices that are small enough to be copied a few times."""
-    row_bytes = max(1, batch.nbytes // max(1, batch.num_rows))
-    rows = max(1, min(8192, TEXT_BLOCK_BYTES // row_bytes))
+    rows = rows_per_chunk(batch.nbytes // max(1, batch.num_rows))
     for begin in range(0, batch.num_rows, rows):
         yield batch.slice(begin, rows)
-
-
-_SUPPORTED = "numbers, booleans, text, dates, and lists of numbers or of text"
 
 
 def storage_type(arrow_type: Any) -> Any:
@@ -140,28 +143,21 @@ def scalar_type(name: str, arrow_type: Any) -> Any:
     text = kinds.is_string(plain) or kinds.is_large_string(plain) or kinds.is_string_view(plain)
     if text or kinds.is_date(plain) or kinds.is_timestamp(plain):
         return pa.string()
-    raise unsupported_type(name, arrow_type)
+    raise _unsupported_type(name, arrow_type)
 
 
 def element_type(name: str, arrow_type: Any) -> Any:
     """Return the stored type of the elements of a list type; raise `InvalidDataset` if it is not supported."""
     plain = storage_type(storage_type(arrow_type).value_type)
-    if is_list(plain):
-        raise unsupported_type(name, arrow_type)
-    chosen = scalar_type(name, plain)
-    if pa.types.is_boolean(chosen):
-        raise unsupported_type(name, arrow_type)
-    return chosen
+    if is_list(plain) or pa.types.is_boolean(plain):
+        raise _unsupported_type(name, arrow_type)
+    return scalar_type(name, plain)
 
 
-def unsupported_type(name: str, arrow_type: object) -> InvalidDataset:
-    """Return the error for a column whose type cannot be stored."""
-    return InvalidDataset(
-        f"the column {shorten(name)!r} is of the type {shorten(str(arrow_type))}, which is not taken",
-        field=name,
-        given=str(arrow_type),
-        expected=_SUPPORTED,
-    )
+def _unsupported_type(name: str, arrow_type: object) -> InvalidDataset:
+    detail = f"the column {shorten(name)!r} is of the type {shorten(str(arrow_type))}, which is not taken"
+    expected = "numbers, booleans, text, dates, and lists of numbers or of text"
+    return InvalidDataset(detail, field=name, given=str(arrow_type), expected=expected)
 
 
 def to_stored_array(array: Any, target: Any) -> Any:
@@ -173,15 +169,9 @@ def to_stored_array(array: Any, target: Any) -> Any:
     array = storage_array(array)
     if is_list(target):
         return _to_stored_list(array, target)
-    if pa.types.is_string(target):
-        return _repack_text(_to_text(array))
-    if pa.types.is_null(array.type):
-        return pa.nulls(len(array), target)
-    numbers = array.cast(target)
-    nulls = _null_mask(numbers)
-    if nulls is not None:
-        numbers = numbers.fill_null(False if pa.types.is_boolean(target) else 0)
-    return pa.array(numbers.to_numpy(zero_copy_only=False), type=target, mask=nulls)
+    array = _to_text(array) if pa.types.is_string(target) else array.cast(target)
+    # The copy has nothing before or after its values, and zeros or no text behind nulls.
+    return array.take(pa.array(np.arange(len(array))))
 
 
 def rows_with_null_elements(array: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -225,21 +215,6 @@ def _to_text(array: Any) -> Any:
     if kinds.is_timestamp(arrow_type) and arrow_type.tz is not None:
         array = array.cast(pa.timestamp(arrow_type.unit, "UTC"))
     return pc.replace_substring(array.cast(pa.string()), " ", "T")
-
-
-def _repack_text(texts: Any) -> Any:
-    """Return text in buffers without bytes before or after it."""
-    valid = None
-    if texts.null_count:
-        present = texts.is_valid()
-        valid = pa.array(present.to_numpy(zero_copy_only=False)).buffers()[1]
-        texts = pc.if_else(present, texts, "")
-    _, ends, content = texts.buffers()
-    if ends is None or content is None:
-        return pa.array([None if valid else ""] * len(texts), pa.string())
-    offsets = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    content = content.slice(offsets[0], offsets[-1] - offsets[0])
-    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets - offsets[0]), content, valid)
 
 
 def _null_mask(array: Any) -> "np.ndarray[Any, np.dtype[np.bool_]] | None":

@@ -283,9 +283,8 @@ def _set_limits(memory_bytes: int, max_bytes: int) -> None:
 
 def _run_request(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        report = convert(
-            request["raw"], Format(request["format"]), Path(request["out"]), max_bytes=request["max_bytes"]
-        )
+        kind, out = Format(request["format"]), Path(request["out"])
+        report = convert(request["raw"], kind, out, max_bytes=request["max_bytes"])
     except BadRows as error:
         return {"bad_rows": [bad._asdict() for bad in error.rows], "detail": error.detail, "field": error.field}
     except InvalidDataset as error:

@@ -6,12 +6,12 @@ The blobs are swept together with those of the adapters.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters.catalog.queries import name_range
+from adapters.catalog import queries
 from adapters.clock import rfc3339
 from adapters.datasets.ingest import Ingestion
 from adapters.datasets.validation import Column, IngestReport, findings_from_json, findings_to_json
@@ -119,22 +119,14 @@ class Datasets:
 
     def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[DatasetSummary]:
         """Return the data sets whose name begins with `prefix`, in byte order of name, after the name `after`."""
-        statement = (
-            sa.select(datasets.c.name)
-            .where(_DATASET_TENANT, datasets.c.deleted.is_(False))
-            .where(*name_range(datasets.c.name, prefix=prefix, after=after))
-            .order_by(datasets.c.name)
-            .limit(limit)
-        )
         with self._database.read() as connection:
-            return [_summary(connection, name) for name in connection.scalars(statement).all()]
+            names = queries.list_names(connection, datasets, prefix=prefix, after=after, limit=limit)
+            return [_summary(connection, name) for name in names]
 
     def versions(self, name: str, *, before: int | None = None, limit: int = 100) -> Sequence[DatasetEntry]:
         """Return the versions of a data set below `before`, newest first; raise `DatasetNotFound`."""
-        bound = MAX_VERSION + 1 if before is None else before
-        statement = (
-            _SELECT_ENTRY.where(*_of(name), versions.c.version < bound).order_by(versions.c.version.desc()).limit(limit)
-        )
+        is_below = versions.c.version < (MAX_VERSION + 1 if before is None else before)
+        statement = _SELECT_ENTRY.where(*_of(name), is_below).order_by(versions.c.version.desc()).limit(limit)
         with self._database.read() as connection:
             _require(connection, name)
             return [DatasetEntry(**row._mapping) for row in connection.execute(statement)]
@@ -146,20 +138,15 @@ class Datasets:
         """
         name = reference.name
         if reference.version is None and reference.alias != LIVE:
-            raise AliasNotFound(
-                f"a data set has no aliases but {LIVE}, its newest version", field=field, given=str(reference)
-            )
+            detail = f"a data set has no aliases but {LIVE}, its newest version"
+            raise AliasNotFound(detail, field=field, given=str(reference))
         with self._database.read() as connection:
             _require(connection, name, field=field)
             version = _newest(connection, name, number=reference.version)
             newest = version or _newest(connection, name)
         if version is None:
-            raise VersionNotFound(
-                f"the data set {name!r} has no version {shorten(reference.version)}; its newest is {newest}",
-                field=field,
-                given=reference.version,
-                expected=f"a version of {name!r}",
-            )
+            detail = f"the data set {name!r} has no version {shorten(reference.version)}; its newest is {newest}"
+            raise VersionNotFound(detail, field=field, given=reference.version, expected=f"a version of {name!r}")
         return version
 
     def delete(self, name: str, *, precondition: Precondition | None = None) -> None:
@@ -198,15 +185,7 @@ def _of(name: str, number: int | None = None) -> list[sa.ColumnElement[bool]]:
 
 def _insert(connection: Connection, unnumbered: DatasetVersion) -> DatasetVersion:
     name, created_at = unnumbered.dataset, unnumbered.created_at
-    mine = (_DATASET_TENANT, datasets.c.name == name)
-    row = connection.execute(sa.select(datasets.c.next_version, datasets.c.deleted).where(*mine)).one_or_none()
-    number = 1 if row is None else int(row.next_version)
-    values: dict[str, Any] = {"next_version": number + 1, "deleted": False}
-    if row is None:
-        connection.execute(sa.insert(datasets).values(tenant=TENANT, name=name, created_at=created_at, **values))
-    else:
-        back = {"created_at": created_at} if row.deleted else {}
-        connection.execute(sa.update(datasets).where(*mine).values(**values, **back))
+    (number,) = queries.allocate_numbers(connection, [name], created_at, datasets)
     version = replace(unnumbered, version=number)
     row_values = {name: getattr(version, name) for name in DatasetVersion.__dataclass_fields__}
     row_values |= findings_to_json(version.columns, version.bad_rows)
@@ -215,10 +194,7 @@ def _insert(connection: Connection, unnumbered: DatasetVersion) -> DatasetVersio
 
 
 def _require(connection: Connection, name: str, *, field: str = "name") -> None:
-    statement = sa.select(datasets.c.name).where(
-        _DATASET_TENANT, datasets.c.name == name, datasets.c.deleted.is_(False)
-    )
-    if connection.execute(statement).one_or_none() is None:
+    if not queries.exists(connection, name, datasets):
         raise DatasetNotFound(f"there is no data set {name!r}", field=field, given=name)
 
 

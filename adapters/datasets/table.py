@@ -19,15 +19,8 @@ from adapters.arrays import Float32
 from adapters.datasets.arrow_file import row_bytes
 from adapters.datasets.columns import WidthCounter, is_list
 from adapters.datasets.selectors import ColumnSelector
-from adapters.datasets.validation import (
-    find_bad_rows,
-    not_finite_rows,
-    raise_bad_rows,
-    rows_where,
-    to_float32,
-    type_name,
-)
-from adapters.errors import MAX_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shorten
+from adapters.datasets.validation import find_bad_rows, not_finite_rows, rows_where, to_float32, type_name
+from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shorten
 from adapters.strict_json import replace_nan
 
 _MAX_NAMES_LISTED = 20
@@ -193,14 +186,14 @@ class Table:
             cells = []
             for name in names:
                 array = batch.column(name)
-                reasons = find_bad_rows(array, not_finite_rows(array), width)
+                reasons = find_bad_rows(array, width, not_finite_rows(array))
                 cells += [BadRow(start + row, name, reason) for row, reason in reasons]
             bad += sorted(cells, key=attrgetter("row"))
             if len(bad) >= MAX_BAD_ROWS:
                 break
             if not bad:
                 yield start, _to_matrix([batch.column(name) for name in names], width)
-        raise_bad_rows(bad, field)
+        _raise_bad_rows(bad, field)
 
     def _arrays(self, column: str, field: str) -> Iterator[tuple[Any, list[tuple[int, str]]]]:
         """Yield the arrays of one column, each with a list to which the caller appends its bad rows.
@@ -216,18 +209,15 @@ class Table:
             values = array.flatten() if is_list(array.type) else array
             text_bytes += values.nbytes if pa.types.is_string(values.type) else 0
             if text_bytes > _MAX_TEXT_BYTES:
-                raise OutOfRange(
-                    f"{field}: the texts of the column {shorten(column)!r} take more than {_MAX_TEXT_BYTES} bytes",
-                    field=field,
-                    given=column,
-                    expected=f"names: at most {_MAX_TEXT_BYTES} bytes in all rows",
-                )
+                detail = f"{field}: the texts of the column {shorten(column)!r} take more than {_MAX_TEXT_BYTES} bytes"
+                expected = f"names: at most {_MAX_TEXT_BYTES} bytes in all rows"
+                raise OutOfRange(detail, field=field, given=column, expected=expected)
             reasons = [(int(row), "null") for row in rows_where(array.is_null())]
             yield array, reasons
             bad += [BadRow(start + row, column, reason) for row, reason in sorted(reasons)[:MAX_BAD_ROWS]]
             if len(bad) >= MAX_BAD_ROWS:
                 break
-        raise_bad_rows(bad, field)
+        _raise_bad_rows(bad, field)
 
     def _names(self, selection: ColumnSelector, field: str) -> tuple[str, ...]:
         if selection.prefix is not None:
@@ -241,9 +231,8 @@ class Table:
             listed = is_list(column_type) and selection.column is not None
             inner = column_type.value_type if listed else column_type
             if is_list(inner) or pa.types.is_string(inner):
-                raise _wrong_type(
-                    name, column_type, field, "numbers" if selection.column else "one number a row in each column"
-                )
+                expected = "numbers" if selection.column else "one number a row in each column"
+                raise _wrong_type(name, column_type, field, expected)
         return names
 
     def _type(self, column: str, field: str) -> Any:
@@ -254,12 +243,8 @@ class Table:
     def _missing(self, what: str, name: str, field: str) -> InvalidInput:
         existing = ", ".join(shorten(name) for name in islice(self._types, _MAX_NAMES_LISTED))
         more = ", …" if len(self._types) > _MAX_NAMES_LISTED else ""
-        return InvalidInput(
-            f"{field}: no column of the data set {what}; there are: {existing}{more}",
-            field=field,
-            given=name,
-            expected="a column of the data set",
-        )
+        detail = f"{field}: no column of the data set {what}; there are: {existing}{more}"
+        return InvalidInput(detail, field=field, given=name, expected="a column of the data set")
 
     def _list_width(self, name: str) -> int:
         if pa.types.is_fixed_size_list(self._types[name]):
@@ -316,10 +301,15 @@ def _encode(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]:
     return place[encoded.indices.to_numpy()], [values[position] for position in order]
 
 
-def _wrong_type(column: str, given: Any, field: str, expected: str) -> WrongType:
-    return WrongType(
-        f"{field}: the column {shorten(column)!r} is of the type {type_name(given)}",
-        field=field,
-        given=type_name(given),
-        expected=expected,
-    )
+def _wrong_type(column: str, column_type: Any, field: str, expected: str) -> WrongType:
+    given = type_name(column_type)
+    detail = f"{field}: the column {shorten(column)!r} is of the type {given}"
+    return WrongType(detail, field=field, given=given, expected=expected)
+
+
+def _raise_bad_rows(bad: Sequence[BadRow], field: str) -> None:
+    """Raise `BadRows` if there are any."""
+    if bad:
+        row, column, reason = bad[0]
+        detail = f"{field}: row {row}, column {shorten(column)!r}: {reason}"
+        raise BadRows(detail, rows=bad[:MAX_BAD_ROWS], field=field)

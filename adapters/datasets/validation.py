@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from adapters.datasets.columns import PlannedColumn, is_list
-from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, shorten
+from adapters.errors import MAX_BAD_ROWS, BadRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +60,8 @@ def findings_to_json(columns: Sequence[Column], bad_rows: Sequence[BadRow]) -> d
 
 def findings_from_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """Return `columns` and `bad_rows` from the JSON of `findings_to_json`."""
-    return {
-        "columns": tuple(Column(**column) for column in value["columns"]),
-        "bad_rows": tuple(BadRow(**bad) for bad in value["bad_rows"]),
-    }
+    columns = tuple(Column(**column) for column in value["columns"])
+    return {"columns": columns, "bad_rows": tuple(BadRow(**bad) for bad in value["bad_rows"])}
 
 
 class ColumnReport:
@@ -92,7 +90,7 @@ class ColumnReport:
             not_finite = not_finite_rows(array)
             self._not_finite[position] += len(not_finite)
             if not is_full:
-                reasons = find_bad_rows(array, not_finite, column.usual_width)
+                reasons = find_bad_rows(array, column.usual_width, not_finite)
                 bad_cells += [(begin + row, position, reason) for row, reason in reasons]
         self._bad_cells = sorted(bad_cells)[:MAX_BAD_ROWS]
 
@@ -113,10 +111,8 @@ class ColumnReport:
         """Return the first bad rows, in order of row, then of column."""
         reasons = {(row, position): reason for row, position, reason in self._bad_cells}
         reasons |= {(row, position): reason for row, position, reason in self._unreadable}
-        return tuple(
-            BadRow(row, self._columns[position].name, reason)
-            for (row, position), reason in sorted(reasons.items())[:MAX_BAD_ROWS]
-        )
+        first = sorted(reasons.items())[:MAX_BAD_ROWS]
+        return tuple(BadRow(row, self._columns[position].name, reason) for (row, position), reason in first)
 
 
 def type_name(arrow_type: Any) -> str:
@@ -146,10 +142,10 @@ def to_float32(numbers: Any) -> NDArray[np.float32]:
     return narrow
 
 
-def find_bad_rows(array: Any, not_finite: NDArray[np.int64], width: int | None) -> Iterator[tuple[int, str]]:
-    """Yield the first rows that cannot be read as numbers, of each kind, with the reason.
+def find_bad_rows(array: Any, width: int | None, not_finite: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+    """Yield the first rows of an array that cannot be read as numbers, of each kind, with the reason.
 
-    not_finite: the result of `not_finite_rows`. width: the length of the lists, or None if it may differ.
+    width: the length of the lists, or None if it may differ. not_finite: the result of `not_finite_rows`.
     """
     for row in rows_where(array.is_null())[:MAX_BAD_ROWS] if array.null_count else ():
         yield int(row), "null"
@@ -173,11 +169,3 @@ def _describe_not_finite(value: float | list[float]) -> str:
 def rows_where(mask: Any) -> NDArray[np.int64]:
     """Return the rows of an array of booleans that are true, (K,) int64."""
     return np.flatnonzero(mask.fill_null(False).to_numpy(zero_copy_only=False))
-
-
-def raise_bad_rows(bad: Sequence[BadRow], field: str) -> None:
-    """Raise `BadRows` if there are any."""
-    if bad:
-        row, column, reason = bad[0]
-        detail = f"{field}: row {row}, column {shorten(column)!r}: {reason}"
-        raise BadRows(detail, rows=bad[:MAX_BAD_ROWS], field=field)

@@ -12,7 +12,7 @@ from adapters.catalog import queries
 from adapters.catalog.versions import Publication, Published
 from adapters.errors import AdapterDeleted
 from adapters.jobs.job import Job
-from adapters.storage.schema import batched, job_adapters
+from adapters.storage.schema import job_adapters, rows_in
 
 _columns = job_adapters.c
 _WAITS = _columns.version.is_(None) & _columns.error.is_(None)
@@ -64,18 +64,10 @@ _FIELDS = [_columns[name] for name in JobAdapter.__dataclass_fields__]
 def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter]) -> None:
     """Store the adapters that a job trains, in that order, each with the current number of deletions of its name."""
     deletions = queries.deletions(connection, [adapter.name for adapter in adapters])
-    values = [
-        {
-            "job": job_id,
-            "position": position,
-            "name": adapter.name,
-            "group": adapter.group,
-            "rows": adapter.rows,
-            "deletions": deletions.get(adapter.name, 0),
-            "moved_live": False,
-        }
-        for position, adapter in enumerate(adapters)
-    ]
+    values = []
+    for position, adapter in enumerate(adapters):
+        row = {name: getattr(adapter, name) for name in JobAdapter.__dataclass_fields__}
+        values.append(row | {"job": job_id, "position": position, "deletions": deletions.get(adapter.name, 0)})
     connection.execute(sa.insert(job_adapters), values)
 
 
@@ -112,11 +104,8 @@ def deleted_since(connection: Connection, adapters: Iterable[JobAdapter]) -> lis
 
 def adapters_at(connection: Connection, job_id: str, positions: Sequence[int]) -> list[JobAdapter]:
     """Return a job's adapters at these positions."""
-    adapters: list[JobAdapter] = []
-    for part in batched(positions):
-        statement = sa.select(*_FIELDS).where(_columns.job == job_id, _columns.position.in_(part))
-        adapters += [JobAdapter(**row._mapping) for row in connection.execute(statement)]
-    return adapters
+    statement = sa.select(*_FIELDS).where(_columns.job == job_id)
+    return [JobAdapter(**row._mapping) for row in rows_in(connection, statement, _columns.position, positions)]
 
 
 def admit(connection: Connection, claim: Job, publications: Sequence[Publication]) -> list[bool]:

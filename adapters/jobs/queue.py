@@ -3,7 +3,8 @@
 The statements that its transactions consist of are in `job` and `job_adapters`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,10 +12,10 @@ from sqlalchemy.engine import Connection
 
 from adapters.catalog.versions import Publication, Published
 from adapters.clock import rfc3339
-from adapters.errors import JobEnded, JobNotEnded, WorkerDied
+from adapters.errors import JobEnded, JobNotEnded, QueueFull, WorkerDied
 from adapters.jobs import job as job_rows
 from adapters.jobs import job_adapters
-from adapters.jobs.job import Job, JobState, JobStatus
+from adapters.jobs.job import Job, JobState, JobStatus, LogLine
 from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
 from adapters.jobs.revert import RevertResult, revert
 from adapters.jobs.training_job import TrainingJob
@@ -22,9 +23,15 @@ from adapters.storage import schema
 from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.blobs import Content
 from adapters.storage.database import CommitWatch, SqliteDatabase
-from adapters.storage.schema import DEFAULT_TENANT
+from adapters.storage.schema import DEFAULT_TENANT, jobs
 
 MAX_ATTEMPTS = 3
+# Number of the newest lines of a job's log that are kept.
+MAX_LOG_LINES = 200
+_MAX_LINE_CHARACTERS = 500
+# Sorts after every character of an id.
+_AFTER_ALL = "\U0010ffff"
+_LISTED = [column for column in jobs.c if column.name not in ("history", "log")]
 
 
 class JobQueue:
@@ -61,9 +68,8 @@ class JobQueue:
         """
         # Checked before the data is written, so that a full queue costs no disk; decided in the transaction.
         with self._database.read() as connection:
-            job_rows.check_room(connection, max_queued, base)
+            _check_room(connection, max_queued, base)
         with self._writer.upload() as upload:
-            data_file = None if data is None else upload.write(data)
             values = {
                 "id": job_id,
                 "tenant": DEFAULT_TENANT,
@@ -76,12 +82,12 @@ class JobQueue:
                 "feature_space": feature_space,
                 "spec": training.to_json(),
                 "progress": {"step": 0, "steps": training.steps, "loss": None},
-                "data_file": data_file,
+                "data_file": None if data is None else upload.write(data),
                 "history": [],
             }
             with self._database.write() as connection:
-                job_rows.check_room(connection, max_queued, base)
-                connection.execute(sa.insert(schema.jobs).values(values))
+                _check_room(connection, max_queued, base)
+                connection.execute(sa.insert(jobs).values(values))
                 job_adapters.insert(connection, job_id, adapters)
                 upload.publish(connection)
                 return job_rows.get(connection, job_id)
@@ -104,20 +110,27 @@ class JobQueue:
         before: int | None = None,
         limit: int = 100,
     ) -> list[Job]:
-        """Return jobs with sequence numbers below `before`, newest first, without history and log."""
-        with self._database.read() as connection:
-            return job_rows.list_jobs(
-                connection, status=status, adapter=adapter, prefix=prefix, before=before, limit=limit
-            )
+        """Return jobs with sequence numbers below `before`, newest first, without history and log.
 
-    def state(self, job_id: str) -> JobState:
-        """Return the state of one job; raise `JobNotFound`."""
+        adapter: a name that they train, alone or in a fleet. prefix: the beginning of their ids.
+        """
+        conditions = [jobs.c.tenant == DEFAULT_TENANT]
+        if status is not None:
+            conditions.append(jobs.c.status == status)
+        if adapter is not None:
+            trained = schema.job_adapters.c
+            conditions.append(jobs.c.id.in_(sa.select(trained.job).where(trained.name == adapter)))
+        if prefix is not None:
+            # A range, which SQLite finds in the index on ids.
+            conditions += [jobs.c.id >= prefix, jobs.c.id < prefix + _AFTER_ALL]
+        if before is not None:
+            conditions.append(jobs.c.sequence < before)
+        statement = sa.select(*_LISTED).where(*conditions).order_by(jobs.c.sequence.desc()).limit(limit)
         with self._database.read() as connection:
-            job_rows.require(connection, job_id)
-            return job_rows.states(connection, [job_id])[job_id]
+            return [job_rows.job_from_row(row) for row in connection.execute(statement)]
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        """Return the states of these jobs."""
+        """Return the states of these jobs, at most a few hundred."""
         with self._database.read() as connection:
             return job_rows.states(connection, job_ids)
 
@@ -136,10 +149,9 @@ class JobQueue:
         """
         with self._database.write() as connection:
             job = job_rows.get(connection, job_id)
-            if job_rows.TRANSITIONS[job.status]:
-                raise JobNotEnded(
-                    f"job {job_id} is {job.status}: cancel it first, or wait for its end", field="id", given=job.status
-                )
+            if not job.ended:
+                detail = f"job {job_id} is {job.status}: cancel it first, or wait for its end"
+                raise JobNotEnded(detail, field="id", given=job.status)
             return revert(connection, job_id)
 
     def cancel(self, job_id: str) -> Job:
@@ -151,7 +163,7 @@ class JobQueue:
             job = job_rows.get(connection, job_id)
             if job.status is JobStatus.CANCELLED:
                 return job
-            if JobStatus.CANCELLED not in job_rows.TRANSITIONS[job.status]:
+            if job.ended:
                 raise JobEnded(f"job {job_id} has {job.status} already", field="id", given=job.status)
             cancelled = self._end(connection, job, JobStatus.CANCELLED)
         # After the commit: a job that still has to run must not lose its data to a crash.
@@ -167,10 +179,10 @@ class JobQueue:
         while True:
             # Trainers poll: only one that finds a job takes the write lock.
             with self._database.read() as connection:
-                if job_rows.claimable(connection, self._now(), base) is None:
+                if _claimable(connection, self._now(), base) is None:
                     return None
             with self._database.write() as connection:
-                job = job_rows.claimable(connection, self._now(), base)
+                job = _claimable(connection, self._now(), base)
                 if job is None:
                     return None
                 if job.attempt < MAX_ATTEMPTS:
@@ -201,16 +213,16 @@ class JobQueue:
     ) -> None:
         """Renew the lease and store the progress, and the history if it is given; raise `ClaimLost`."""
         values: dict[str, Any] = {} if history is None else {"history": list(history)}
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
+        with self._claimed(claim) as connection:
             lease_until = self._now() + self._lease_seconds
             job_rows.update(connection, claim, lease_until=lease_until, progress=progress, **values)
 
     def append_log(self, claim: Job, text: str) -> None:
-        """Append a line to the job's log; raise `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
-            job_rows.append_log(connection, claim, text, at=rfc3339(self._now()))
+        """Append a line to the job's log, and drop the oldest line of a full one; raise `ClaimLost`."""
+        with self._claimed(claim) as connection:
+            lines = job_rows.states(connection, [claim.id])[claim.id].log
+            line = LogLine(rfc3339(self._now()), text[:_MAX_LINE_CHARACTERS], lines[-1].number + 1 if lines else 1)
+            job_rows.update(connection, claim, log=[*lines[1 - MAX_LOG_LINES :], line])
 
     def waiting(self, claim: Job) -> Sequence[JobAdapter]:
         """Return the job's adapters that have neither version nor error; raise `ClaimLost`."""
@@ -225,27 +237,23 @@ class JobQueue:
 
     def release(self, claim: Job) -> None:
         """Queue the job again without counting this claim. Raises `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
+        with self._claimed(claim) as connection:
             job_rows.change_status(connection, claim, JobStatus.QUEUED, attempt=claim.attempt - 1, lease_until=None)
 
     def expire_lease(self, claim: Job) -> None:
         """Let any trainer claim the job at once, and count this claim, because its fit died. Raises `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
+        with self._claimed(claim) as connection:
             job_rows.update(connection, claim, lease_until=self._now())
 
     def fail(self, claim: Job, error: Mapping[str, Any], **reached: Any) -> None:
         """End the job with an error; `reached` may have its `progress` and `history`. Raises `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
+        with self._claimed(claim) as connection:
             self._end(connection, claim, JobStatus.FAILED, error=dict(error), **reached)
         self.remove_data(claim)
 
     def fail_adapters(self, claim: Job, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         """Store the members of the errors of the adapters at these positions. Raises `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
+        with self._claimed(claim) as connection:
             job_adapters.fail(connection, claim.id, failures)
 
     def admit(self, connection: Connection, claim: Job, publications: Sequence[Publication]) -> Sequence[bool]:
@@ -276,33 +284,54 @@ class JobQueue:
 
         With a transaction of the caller, the data stay: the caller calls `remove_data` after the commit.
         """
+        with self._claimed(claim, connection) as transaction:
+            self._end(
+                transaction,
+                claim,
+                JobStatus.SUCCEEDED,
+                result=None if result is None else dict(result),
+                progress=dict(progress),
+                metrics=dict(metrics),
+                history=list(history),
+            )
         if connection is None:
-            with self._database.write() as connection:
-                self.succeed(
-                    claim, result=result, progress=progress, metrics=metrics, history=history, connection=connection
-                )
             self.remove_data(claim)
-            return
-        job_rows.check_claim(connection, claim)
-        self._end(
-            connection,
-            claim,
-            JobStatus.SUCCEEDED,
-            result=None if result is None else dict(result),
-            progress=dict(progress),
-            metrics=dict(metrics),
-            history=list(history),
-        )
 
     def remove_data(self, job: Job) -> None:
         """Remove the data of a job that has ended."""
         if job.data_file is not None:
             self._writer.blobs.remove([job.data_file])
 
+    @contextmanager
+    def _claimed(self, claim: Job, connection: Connection | None = None) -> Iterator[Connection]:
+        """Write in the caller's transaction, or in a new one, for the trainer of a claim; raise `ClaimLost`."""
+        with self._database.write() if connection is None else nullcontext(connection) as transaction:
+            job_rows.check_claim(transaction, claim)
+            yield transaction
+
     def _end(self, connection: Connection, job: Job, status: JobStatus, **values: Any) -> Job:
-        finished_at = rfc3339(self._now())
         if status is JobStatus.FAILED:
             job_adapters.fail_waiting(connection, job.id, values["error"])
-        return job_rows.change_status(
-            connection, job, status, finished_at=finished_at, lease_until=None, data_file=None, **values
-        )
+        values |= {"finished_at": rfc3339(self._now()), "lease_until": None, "data_file": None}
+        return job_rows.change_status(connection, job, status, **values)
+
+
+def _claimable(connection: Connection, now: float, base: str) -> Job | None:
+    """Return the oldest job for this base layer, by its fingerprint, that is queued or whose lease has expired."""
+    expired = (jobs.c.status == JobStatus.RUNNING) & (jobs.c.lease_until <= now)
+    # Found by the index on status, which leaves few jobs: an index on the base would find every job that there was.
+    statement = sa.select(jobs).where((jobs.c.status == JobStatus.QUEUED) | expired, jobs.c.base == base)
+    row = connection.execute(statement.order_by(jobs.c.sequence).limit(1)).one_or_none()
+    return None if row is None else job_rows.job_from_row(row)
+
+
+def _check_room(connection: Connection, max_queued: int, base: str) -> None:
+    """Raise `QueueFull` if `max_queued` jobs for this base layer, by its fingerprint, are queued.
+
+    Jobs for another base layer do not count: no trainer of this service takes them, so they would fill the queue for
+    good.
+    """
+    queued = (jobs.c.status == JobStatus.QUEUED, jobs.c.base == base)
+    waiting = connection.scalars(sa.select(sa.func.count()).select_from(jobs).where(*queued)).one()
+    if waiting >= max_queued:
+        raise QueueFull(f"{waiting} jobs wait already, as many as may", expected=f"fewer than {max_queued}")

@@ -99,7 +99,7 @@ class SqliteDatabase:
             unknown = committing and _code(error) not in _UNDONE and not self._is_rolled_back(before)
         finally:
             self._writer.release()
-        ours = _as_ours(failure, folder=self.path.parent, outcome_unknown=unknown)
+        ours = _translate(failure, folder=self.path.parent, outcome_unknown=unknown)
         if ours is None:
             raise failure
         if isinstance(ours, StorageFull):
@@ -251,7 +251,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (DatabaseError, sqlite3.DatabaseError) as error:
-        if ours := _as_ours(error):
+        if ours := _translate(error):
             raise ours from error
         raise
 
@@ -269,9 +269,7 @@ def _is_damage(error: BaseException) -> bool:
     return _code(error) & 0xFF in _DAMAGED or any(words in str(_cause(error)) for words in _DAMAGED_WORDS)
 
 
-def _as_ours(
-    error: BaseException, *, folder: Path | None = None, outcome_unknown: bool = False
-) -> LoraplexError | None:
+def _translate(error: Exception, *, folder: Path | None = None, outcome_unknown: bool = False) -> LoraplexError | None:
     """Return our own error for one of SQLite; None if storage is not its cause. `folder` is given for a write."""
     code, is_damage = _code(error) & 0xFF, _is_damage(error)
     if code in _BUSY:

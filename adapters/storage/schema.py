@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 # Tenant of every root row until there are keys.
 DEFAULT_TENANT = "default"
@@ -24,6 +25,20 @@ def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
+def rows_in(
+    connection: Connection, statement: sa.Select[Any], column: sa.ColumnElement[Any], values: Iterable[object]
+) -> Iterator[sa.Row[Any]]:
+    """Yield the rows of a statement whose column has one of these values, as many at once as one statement takes."""
+    for part in batched(values):
+        yield from connection.execute(statement.where(column.in_(part)))
+
+
+def _index_present(column: sa.Column[str]) -> None:
+    """Index the rows in which a column has a value."""
+    present = column.is_not(None)
+    sa.Index(f"ix_{column.table.name}_{column.name}", column, sqlite_where=present, postgresql_where=present)
+
+
 metadata = sa.MetaData()
 
 adapters = sa.Table(
@@ -35,7 +50,7 @@ adapters = sa.Table(
     sa.Column("next_version", BIG_INTEGER, nullable=False),
     # A deleted adapter's row stays as a tombstone, so that a name made again goes on counting.
     sa.Column("deleted", sa.Boolean, nullable=False),
-    sa.Column("deletions", sa.Integer, nullable=False),
+    sa.Column("deletions", sa.Integer, nullable=False, default=0),
 )
 
 versions = sa.Table(
@@ -66,12 +81,7 @@ versions = sa.Table(
     # Of the lineage: each prediction needs it, and the rest may be long.
     sa.Column("loss", sa.String),
 )
-sa.Index(
-    "ix_versions_statistics",
-    versions.c.statistics,
-    sqlite_where=versions.c.statistics.is_not(None),
-    postgresql_where=versions.c.statistics.is_not(None),
-)
+_index_present(versions.c.statistics)
 
 aliases = sa.Table(
     "aliases",
@@ -117,12 +127,7 @@ jobs = sa.Table(
     sa.Column("log", sa.JSON(none_as_null=True)),
     sqlite_autoincrement=True,
 )
-sa.Index(
-    "ix_jobs_data_file",
-    jobs.c.data_file,
-    sqlite_where=jobs.c.data_file.is_not(None),
-    postgresql_where=jobs.c.data_file.is_not(None),
-)
+_index_present(jobs.c.data_file)
 
 job_adapters = sa.Table(
     "job_adapters",

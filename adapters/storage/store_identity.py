@@ -175,9 +175,8 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
 
 def damaged(path: Path, finding: str) -> CatalogNotLoadable:
     """Return the error for a catalogue whose file is corrupt."""
-    return CatalogNotLoadable(
-        f"the catalogue {path} is damaged: {finding}; restore it from a backup (docs/operations.md)"
-    )
+    detail = f"the catalogue {path} is damaged: {finding}; restore it from a backup (docs/operations.md)"
+    return CatalogNotLoadable(detail)
 
 
 def check_integrity(path: Path, *, by_table: bool = False) -> None:

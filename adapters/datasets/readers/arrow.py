@@ -10,7 +10,6 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
 from adapters.datasets.columns import (
-    TEXT_BLOCK_BYTES,
     PlannedColumn,
     ReportUnreadable,
     Source,
@@ -18,6 +17,7 @@ from adapters.datasets.columns import (
     check_names,
     element_type,
     is_list,
+    rows_per_chunk,
     rows_with_null_elements,
     scalar_type,
     set_rows_null,
@@ -47,10 +47,8 @@ def open_arrow_stream(path: str) -> Source:
     """Open an Arrow IPC stream; raise `InvalidDataset`."""
     with open(path, "rb") as file:
         if file.read(len(_FILE_MAGIC)) == _FILE_MAGIC:
-            raise InvalidDataset(
-                "this is an Arrow file (Feather), not an Arrow stream: write it with pyarrow.ipc.new_stream",
-                expected="an Arrow IPC stream",
-            )
+            detail = "this is an Arrow file (Feather), not an Arrow stream: write it with pyarrow.ipc.new_stream"
+            raise InvalidDataset(detail, expected="an Arrow IPC stream")
     with _errors_as_invalid("an Arrow stream"):
         schema = ipc.open_stream(pa.memory_map(path)).schema
         check_names(schema.names)  # here, because they may not be text
@@ -100,9 +98,7 @@ def _chunks(batches: Callable[[], Iterator[Any]], unreadable: ReportUnreadable) 
         begin += batch.num_rows
 
 
-def _checked(
-    what: str, batches: Callable[[Sequence[str] | None], Any], columns: Sequence[str] | None = None
-) -> Iterator[Any]:
+def _checked(what: str, batches: Callable[..., Any], columns: Sequence[str] | None = None) -> Iterator[Any]:
     """Yield small batches, validated: pyarrow checks neither the text of Parquet nor the offsets in a stream."""
     with _errors_as_invalid(what):
         for batch in batches(columns):
@@ -114,7 +110,7 @@ def _chunk_rows(metadata: Any) -> int:
     """Return the rows of a batch that fits in memory, from the sizes in the file's metadata."""
     total_bytes = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
     row_bytes: int = 8 * metadata.num_columns + total_bytes // max(1, metadata.num_rows)
-    return max(1, min(8192, TEXT_BLOCK_BYTES // max(1, row_bytes)))
+    return rows_per_chunk(row_bytes)
 
 
 @contextmanager
@@ -124,6 +120,5 @@ def _errors_as_invalid(what: str) -> Iterator[None]:
     except pa.ArrowMemoryError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InvalidDataset(
-            f"the body cannot be read as {what}: {shorten(str(error))}", expected=f"{what} that is whole"
-        ) from None
+        detail = f"the body cannot be read as {what}: {shorten(str(error))}"
+        raise InvalidDataset(detail, expected=f"{what} that is whole") from None

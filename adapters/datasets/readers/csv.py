@@ -16,17 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from adapters.datasets.columns import (
-    MAX_COLUMNS,
-    MAX_NAME_CHARACTERS,
-    PlannedColumn,
-    ReportUnreadable,
-    Source,
-    check_names,
-)
+from adapters.datasets.columns import MAX_HEADER_BYTES, PlannedColumn, ReportUnreadable, Source, check_names
 from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, InvalidDataset, shorten
 
-_MAX_HEADER_BYTES = MAX_COLUMNS * (MAX_NAME_CHARACTERS + 4)
 # Bytes that Arrow reads at once. It allocates as much for each column in turn, and refuses a longer row.
 _BLOCK_BYTES = 2**21
 _BLANKS = " \t"
@@ -70,12 +62,12 @@ def open_csv(path: str) -> Source:
 
 def _header(path: str) -> list[str]:
     with open(path, "rb") as file:
-        start = file.read(_MAX_HEADER_BYTES)
+        start = file.read(MAX_HEADER_BYTES)
     if b"\0" in start:
         raise InvalidDataset("the file has NUL bytes: it is not CSV in UTF-8", expected="CSV in UTF-8")
     try:
         # The last character may be incomplete.
-        text = start.decode("utf-8-sig", "ignore" if len(start) == _MAX_HEADER_BYTES else "strict")
+        text = start.decode("utf-8-sig", "ignore" if len(start) == MAX_HEADER_BYTES else "strict")
         return next(csv.reader(io.StringIO(text, newline="")), [])
     except (UnicodeDecodeError, csv.Error) as error:
         row = max(0, start[: error.start].count(b"\n") - 1) if isinstance(error, UnicodeDecodeError) else None
@@ -163,9 +155,8 @@ def _count(seen: _CellCounts, cells: Any) -> None:
 def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnreadable) -> Iterator[Sequence[Any]]:
     row = 0
     for batch in _batches(path, [column.name for column in columns]):
-        yield [
-            _convert_cells(cells, column, row, unreadable) for column, cells in zip(columns, batch.columns, strict=True)
-        ]
+        columns_and_cells = zip(columns, batch.columns, strict=True)
+        yield [_convert_cells(cells, column, row, unreadable) for column, cells in columns_and_cells]
         row += batch.num_rows
 
 

@@ -176,7 +176,7 @@ def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnrea
 
 
 def _to_arrays(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[PlannedColumn], begin: int, unreadable: ReportUnreadable
+    rows: Sequence[dict[str, Any]], columns: Sequence[PlannedColumn], begin: int, unreadable: ReportUnreadable
 ) -> list[Any]:
     arrays = []
     for column in columns:

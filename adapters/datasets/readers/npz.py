@@ -13,14 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib import format as npy
 
-from adapters.datasets.columns import (
-    MAX_ROW_BYTES,
-    TEXT_BLOCK_BYTES,
-    PlannedColumn,
-    ReportUnreadable,
-    Source,
-    check_names,
-)
+from adapters.datasets.columns import MAX_ROW_BYTES, PlannedColumn, Source, check_names, rows_per_chunk
 from adapters.errors import InvalidDataset, shorten
 
 _SUFFIX = ".npy"
@@ -116,11 +109,8 @@ def _stored_type(array: _Array) -> Any:
     return value if is_flat else pa.list_(value, array.shape[1])
 
 
-def _chunks(
-    archive: zipfile.ZipFile, arrays: Sequence[_Array], _unreadable: ReportUnreadable
-) -> Iterator[Sequence[Any]]:
-    row_bytes = sum(array.row_bytes for array in arrays)
-    chunk_rows = max(1, min(8192, TEXT_BLOCK_BYTES // max(1, row_bytes)))
+def _chunks(archive: zipfile.ZipFile, arrays: Sequence[_Array], _unreadable: object) -> Iterator[Sequence[Any]]:
+    chunk_rows = rows_per_chunk(sum(array.row_bytes for array in arrays))
     return zip(*(_rows(archive, array, chunk_rows) for array in arrays), strict=True)
 
 

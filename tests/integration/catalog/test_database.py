@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from adapters.catalog.catalog import Catalog
 from adapters.errors import CatalogNotLoadable
 from adapters.storage.schema import metadata
-from tests.support.catalog_factories import put
+from tests.support.catalog_factories import put, revision_of
 
 _OPEN_AT_ONCE = """
 import sys
@@ -95,7 +95,7 @@ def test_processes_that_open_a_new_folder_at_once_all_find_its_tables_made_once(
     errors = [opener.communicate(timeout=60)[1] for opener in openers]
     assert [opener.returncode for opener in openers] == [0, 0, 0], errors
     catalog = Catalog(folder, now=lambda: 0.0)
-    assert catalog.revision() == 0
+    assert revision_of(catalog) == 0
     assert put(catalog, "acme").version == 1
     with catalog.database.read() as connection:
         assert len(connection.exec_driver_sql("SELECT * FROM alembic_version").all()) == 1

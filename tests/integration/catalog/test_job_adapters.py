@@ -14,9 +14,9 @@ import torch
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterDeleted, BadRows, ClaimLost, StorageFull
-from adapters.jobs.job import MAX_LOG_LINES, JobStatus
+from adapters.jobs.job import JobStatus
 from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
-from adapters.jobs.queue import JobQueue
+from adapters.jobs.queue import MAX_LOG_LINES, JobQueue
 from adapters.lora.adapter import delta_norms
 from adapters.names import Reference
 from tests.support.catalog_factories import (
@@ -29,6 +29,7 @@ from tests.support.catalog_factories import (
     publish_for,
     put,
     referenced_files,
+    revision_of,
     stored_files,
     submit,
     submit_fleet,
@@ -128,9 +129,9 @@ def test_a_batch_of_which_every_adapter_was_deleted_publishes_nothing(
     put(catalog, "a")
     submit_fleet(queue, ["a"])
     catalog.delete("a")
-    claim, before = claimed(queue), catalog.revision()
+    claim, before = claimed(queue), revision_of(catalog)
     assert publish_for(catalog, queue, claim, queue.waiting(claim)) == []
-    assert (catalog.revision(), catalog.adapters()) == (before, [])
+    assert (revision_of(catalog), catalog.adapters()) == (before, [])
     assert _outcomes(queue, AdapterStatus.FAILED) == ["a"]
     assert stored_files(folder) == referenced_files(folder)
 
@@ -243,9 +244,9 @@ def test_a_fleet_of_ten_thousand_is_queued_published_and_reverted(catalog: Catal
         publish_for(catalog, queue, claim, batch)
     queue.cancel("j")
     assert queue.tally(claim) == {"published": 10_000, "failed": 0, "total": 10_000}
-    before = catalog.revision()
+    before = revision_of(catalog)
     done = queue.revert("j")
-    assert catalog.revision() == before + 1
+    assert revision_of(catalog) == before + 1
     assert time.monotonic() - begun < scaled(
         30
     )  # 2.3 ms for each adapter, as one by one, would take longer to publish alone
