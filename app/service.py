@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 import simdjson
 
 from adapters.catalog.adapter_cache import AdapterCache
-from adapters.catalog.catalog import Catalog
-from adapters.catalog.resolver import Resolver
+from adapters.catalog.catalog import Catalog, Resolver
 from adapters.datasets.store import Datasets
 from adapters.errors import FeatureSpaceMismatch
 from adapters.jobs.queue import JobQueue

@@ -16,8 +16,7 @@ from adapters.errors import JobEnded, JobNotEnded, QueueFull, WorkerDied
 from adapters.jobs import job as job_rows
 from adapters.jobs import job_adapters
 from adapters.jobs.job import Job, JobState, JobStatus, LogLine
-from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
-from adapters.jobs.revert import RevertResult, revert
+from adapters.jobs.job_adapters import AdapterStatus, JobAdapter, RevertResult, revert
 from adapters.jobs.training_job import TrainingJob
 from adapters.storage import schema
 from adapters.storage.blob_writer import BlobWriter

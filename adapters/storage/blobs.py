@@ -2,21 +2,27 @@
 
 A blob's name is the catalogue's revision at the time of writing and a random key: `<12 hex digits>-<32 hex digits>`.
 (Older releases wrote the key alone.) A blob is written once, never changed, and belongs to one publish or one job.
+
+Blobs that no row refers to move to the quarantine, and are removed after some days. A file in it is named `<time of its
+move>-<its name in blobs/>`, such as `20261129T154501Z-00000000002a-…`, so that the order of the names is the order of
+the moves. To bring a file back, move it to `blobs/` under the rest of its name.
 """
 
 import errno
 import hashlib
 import logging
+import math
 import os
 import re
+import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from adapters.errors import BlobCorrupt, LoraplexError, StorageFailed, StorageFull
-from adapters.storage.quarantine import Quarantine
 
 # Bytes, or a function that writes them to a file.
 Content: TypeAlias = bytes | Callable[[BinaryIO], object]
@@ -30,6 +36,13 @@ _FAILED = {errno.EIO, errno.EROFS, *_FORBIDDEN}
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
+# Largest part of the file system that quarantined files may take.
+SHARE_OF_DISK = 0.05
+DEFAULT_DAYS = 7
+_TIME = "%Y%m%dT%H%M%SZ"
+_TIME_LENGTH = len("20261129T154501Z")
+_SECONDS_A_DAY = 86_400
+_MAX_NAMES_LOGGED = 5
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +63,88 @@ def blob_names(blobs: Path, *, with_temporary: bool = False) -> list[str]:
     with suppress(FileNotFoundError), os.scandir(blobs) as entries:
         return [entry.name for entry in entries if _is_blob(entry, with_temporary=with_temporary)]
     return []
+
+
+class Quarantine:
+    """The quarantine in one data folder. Safe to use from several processes."""
+
+    def __init__(self, folder: Path, *, now: Callable[[], float], days: float = DEFAULT_DAYS) -> None:
+        self.folder = folder / "quarantine"
+        self._now = now
+        self._keep_seconds = days * _SECONDS_A_DAY
+
+    def take(self, paths: Iterable[Path]) -> int:
+        """Move files here, then remove the oldest ones if there are too many bytes; return how many were moved."""
+        moved = [path.name for path in paths if self._move(path, self.folder / f"{self._time()}-{path.name}")]
+        if moved:
+            first = ", ".join(moved[:_MAX_NAMES_LOGGED])
+            log.warning("moved %d files that no row refers to into %s: %s …", len(moved), self.folder, first)
+            self._remove(moved_by=-math.inf)
+        return len(moved)
+
+    def keep(self, paths: Iterable[Path]) -> Path:
+        """Move files into a folder of their own in here, which is never removed; return it. Raises `OSError`."""
+        kept = self.folder / f"kept-{self._time()}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            _move(path, kept / path.name)
+        return kept
+
+    def purge(self) -> int:
+        """Remove the files whose days are over, and the oldest ones if there are too many bytes; return the bytes."""
+        return self._remove(moved_by=self._now() - self._keep_seconds)
+
+    def empty(self) -> int:
+        """Remove every file, because the disk is full; return the bytes."""
+        return self._remove(moved_by=math.inf)
+
+    def _time(self) -> str:
+        return datetime.fromtimestamp(self._now(), UTC).strftime(_TIME)
+
+    def _move(self, path: Path, target: Path) -> bool:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            _move(path, target)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            # On a full disk, for one. It is no reason not to start: the next sweep tries again.
+            log.warning("%s cannot be moved into %s: %s", path, self.folder, error)
+            return False
+        return True
+
+    def _remove(self, *, moved_by: float) -> int:
+        """Remove files that were moved by a time, and the oldest while there are too many bytes; return the bytes."""
+        entries = sorted(self._entries())
+        total, most = sum(size for _, _, size in entries), self._most_bytes()
+        count = removed = 0
+        for name, moved_at, size in entries:
+            if moved_at > moved_by and total - removed <= most:
+                break
+            try:
+                (self.folder / name).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s cannot be removed from %s: %s", name, self.folder, error)
+                continue
+            count, removed = count + 1, removed + size
+        if count:
+            log.warning("removed the %d oldest files in %s, of %d bytes", count, self.folder, removed)
+        return removed
+
+    def _entries(self) -> Iterator[tuple[str, float, int]]:
+        """Yield the name, the time of the move and the bytes of each file."""
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.folder) as files:
+            for file in files:
+                # Entries of other programs are left alone.
+                with suppress(ValueError, FileNotFoundError):
+                    if not file.is_file(follow_symlinks=False):
+                        continue
+                    moved_at = datetime.strptime(file.name[:_TIME_LENGTH], _TIME).replace(tzinfo=UTC).timestamp()
+                    yield file.name, moved_at, file.stat(follow_symlinks=False).st_size
+
+    def _most_bytes(self) -> float:
+        disk = os.statvfs(self.folder.parent)
+        return SHARE_OF_DISK * disk.f_frsize * disk.f_blocks
 
 
 class FolderBlobs:
@@ -242,3 +337,22 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file, also to another file system: `blobs/` may be a mount of its own."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    try:
+        shutil.copyfile(path, target)
+        with target.open("rb") as copy:
+            os.fsync(copy.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)

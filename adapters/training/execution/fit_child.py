@@ -26,8 +26,7 @@ import torch
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
 from adapters.lora.adapter import Adapter, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
-from adapters.storage.blobs import FolderBlobs
-from adapters.storage.quarantine import Quarantine
+from adapters.storage.blobs import FolderBlobs, Quarantine
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData

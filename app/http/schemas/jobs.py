@@ -7,8 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.jobs.job import Job, JobStatus
-from adapters.jobs.job_adapters import JobAdapter
-from adapters.jobs.revert import RevertResult, SkipReason
+from adapters.jobs.job_adapters import JobAdapter, RevertResult, SkipReason
 from app.openapi.field_schemas import ShownAs
 from app.openapi.problems import JobProblem
 

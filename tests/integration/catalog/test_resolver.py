@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.catalog.catalog import Catalog
-from adapters.catalog.resolver import Resolver
+from adapters.catalog.catalog import Catalog, Resolver
 from adapters.errors import AdapterNotFound, CatalogBusy
 from adapters.jobs.queue import JobQueue
 from adapters.names import Reference

@@ -7,9 +7,8 @@ import pytest
 
 from adapters.catalog.catalog import Catalog
 from adapters.datasets.ingest import Format, Ingestion, upload_file
-from adapters.datasets.selectors import ColumnSelector
 from adapters.datasets.store import Datasets, DatasetVersion
-from adapters.datasets.table import Table
+from adapters.datasets.table import ColumnSelector, Table
 from adapters.errors import (
     AliasNotFound,
     DatasetNotFound,
