@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, compress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -23,8 +23,7 @@ from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage.blob_writer import BlobWriter, Upload
 from adapters.storage.blobs import DEFAULT_DAYS, FolderBlobs, Quarantine
 from adapters.storage.database import SqliteDatabase
-from adapters.storage.schema import DEFAULT_TENANT as TENANT
-from adapters.storage.schema import adapters, versions
+from adapters.storage.schema import TENANT, adapters, catalog, versions
 from adapters.storage.store_identity import check_store, complete_store
 
 # Takes whether the name exists and the digest of its live version; raises `PreconditionFailed`.
@@ -33,13 +32,8 @@ Precondition: TypeAlias = Callable[[bool, str | None], None]
 Admit: TypeAlias = Callable[[Connection, Sequence[Publication]], Sequence[bool]]
 # Stores more in the transaction of a publish, given the new versions. An error undoes the publish.
 Record: TypeAlias = Callable[[Connection, Sequence[Published]], None]
-
-
-class _Draft(NamedTuple):
-    """A publication, and its version without its number, which is given in the transaction."""
-
-    publication: Publication
-    version: Version
+# A publication, and its version without its number, which is given in the transaction.
+_Draft: TypeAlias = tuple[Publication, Version]
 
 
 class Catalog:
@@ -90,7 +84,7 @@ class Catalog:
         """
         name, digest = publication.name, publication.adapter.digest
         with self._drafts([publication]) as (drafts, upload):
-            draft = drafts[0].version
+            ((_, draft),) = drafts
             # Read before the write lock is taken: a slow disk must not hold up other writers.
             corrupt = self._corrupt_live(name, digest)
             with self.database.write() as connection:
@@ -138,6 +132,11 @@ class Catalog:
         with self.database.read() as connection:
             return queries.find_all(connection, references)
 
+    def revision(self) -> int:
+        """Return the number that every publish, delete and roll back raises, and nothing else does."""
+        with self.database.read() as connection:
+            return int(connection.scalars(sa.select(catalog.c.revision)).one())
+
     def adapter(self, name: str) -> AdapterSummary:
         """Return one adapter; raise `AdapterNotFound`."""
         with self.database.read() as connection:
@@ -169,7 +168,7 @@ class Catalog:
 
     def sweep(self) -> int:
         """Move the files that no row refers to, and that nobody is writing, into quarantine; return their number."""
-        return self.writer.sweep(queries.referenced_blobs)
+        return self.writer.sweep()
 
     def _corrupt_live(self, name: str, digest: str) -> Version | None:
         """Return the live version of a name if it has this digest and its stored bytes do not."""
@@ -197,7 +196,7 @@ class Catalog:
                 statistics = None if publication.statistics is None else upload.write(publication.statistics)
                 location = {"file": file, "offset": offset, "statistics": statistics}
                 version = _describe(publication, norm=norm, created_at=created_at, **location)
-                drafts.append(_Draft(publication, version))
+                drafts.append((publication, version))
             yield drafts, upload
 
 
@@ -206,7 +205,7 @@ def _insert(connection: Connection, drafts: Sequence[_Draft]) -> list[Published]
     if not drafts:
         return []
     names = [publication.name for publication, _ in drafts]
-    numbers = queries.allocate_numbers(connection, names, drafts[0].version.created_at)
+    numbers = queries.allocate_numbers(connection, names, drafts[0][1].created_at)
     live = queries.alias_targets(connection, dict.fromkeys(names), LIVE)
     moved, published = {}, []
     for (publication, draft), number in zip(drafts, numbers, strict=True):
@@ -269,15 +268,8 @@ class Snapshot:
         """Return the version that a reference means if it was read before; None otherwise."""
         return self._versions.get(reference)
 
-    def version(self, reference: Reference) -> Version:
-        """Return the version that a reference means; raise a `NotFound` that lists what exists instead."""
-        ((_, version),) = self.versions([reference])
-        if isinstance(version, Exception):
-            raise version
-        return version
-
     def versions(self, references: Sequence[Reference]) -> Iterator[tuple[Reference, Version | Exception]]:
-        """Yield each reference with the version that it means, or with the error that `version` would raise."""
+        """Yield each reference with the version that it means, or with the error that `Catalog.find` raises."""
         uncached = [reference for reference in references if reference not in self._versions]
         versions = self._catalog.find_all(uncached) if uncached else {}
         # References that mean nothing are not cached: a client could send any number of them.

@@ -9,8 +9,7 @@ from sqlalchemy.engine import Connection
 from adapters.catalog.versions import AdapterSummary, Source, Version
 from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound, shorten
 from adapters.names import LIVE, MAX_VERSION, Reference
-from adapters.storage.schema import DEFAULT_TENANT as TENANT
-from adapters.storage.schema import adapters, aliases, batched, catalog, dataset_versions, jobs, rows_in, versions
+from adapters.storage.schema import TENANT, adapters, aliases, batched, catalog, rows_in, versions
 
 _OF_ADAPTER = adapters.c.tenant == TENANT
 _OF_VERSION = versions.c.tenant == TENANT
@@ -125,12 +124,6 @@ def version_from_row(row: sa.Row[*tuple[Any, ...]]) -> Version:
     """Return the version in a row of the table of versions; metrics and lineage are None if they were not read."""
     values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
     return Version(**{"metrics": None} | values | {"source": Source(values["source"])})
-
-
-def referenced_blobs(connection: Connection, names: Sequence[str]) -> set[str]:
-    """Return those of the blobs of these names that rows of any table refer to."""
-    columns = (versions.c.file, versions.c.statistics, dataset_versions.c.file, jobs.c.data_file)
-    return {name for column in columns for name in connection.scalars(sa.select(column).where(column.in_(names)))}
 
 
 def allocate_numbers(

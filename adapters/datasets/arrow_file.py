@@ -28,7 +28,6 @@ class ArrowFileWriter:
     def __init__(
         self, path: Path, columns: Sequence[PlannedColumn], *, max_bytes: int, on_batch: Callable[[Any, int], None]
     ) -> None:
-        self._columns = columns
         self._schema = pa.schema([(column.name, column.type) for column in columns])
         self._sink = _BoundedFile(path, max_bytes)
         self._writer = ipc.new_file(self._sink, self._schema)
@@ -61,10 +60,8 @@ class ArrowFileWriter:
             self._pending_bytes += int(ends[end - 1]) - before
             begin = end
 
-    def __enter__(self) -> "ArrowFileWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._sink.close()
 
     def finish(self) -> tuple[str, int]:
@@ -78,8 +75,7 @@ class ArrowFileWriter:
         if not self._pending:
             return
         whole = self._pending[0] if len(self._pending) == 1 else pa.concat_batches(self._pending)
-        columns = zip(whole.columns, self._columns, strict=True)
-        arrays = [to_stored_array(array, column.type) for array, column in columns]
+        arrays = list(map(to_stored_array, whole.columns, self._schema.types))
         batch = pa.record_batch(arrays, schema=self._schema)
         self._on_batch(batch, self.rows)
         self._writer.write_batch(batch)

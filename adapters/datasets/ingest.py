@@ -1,8 +1,8 @@
 """Ingestion of an uploaded file: a child process reads it, checks it, and writes the stored form.
 
 The parsers see a client's bytes only in the child process, under a memory limit. `Ingestion` starts the process and
-waits for it. The child, `main`, gets one line of JSON on standard input and answers with one line on standard output.
-It exits when standard input is closed, which also happens if its parent dies.
+waits for it. The child, `main`, gets JSON as its argument and answers with JSON on standard output. It exits when
+standard input is closed, which also happens if its parent dies.
 """
 
 import errno
@@ -16,7 +16,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from enum import StrEnum
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -98,14 +98,12 @@ class Ingestion:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._cancelled = False
-        self._too_slow = False
+        # Why the process was killed.
+        self._stopped: Exception | None = None
 
     def cancel(self) -> None:
         """Stop `run` immediately, or keep it from starting. Thread-safe."""
-        with self._lock:
-            self._cancelled = True
-            self._kill()
+        self._stop(IngestionCancelled())
 
     def run(self, out: Path) -> IngestReport:
         """Write the stored form to `out`, and return the report.
@@ -113,8 +111,9 @@ class Ingestion:
         Raises `InvalidDataset`, `BadRows`, `StorageFull`, and `IngestionCancelled` after a `cancel`.
         """
         seconds = _MIN_SECONDS + os.fstat(self._raw.fileno()).st_size / _BYTES_PER_SECOND
+        too_slow = _unreadable_file(f"the file was not read within {seconds:.0f} seconds")
         with self._start(out) as process:
-            timer = threading.Timer(seconds, self._time_out)
+            timer = threading.Timer(seconds, self._stop, [too_slow])
             timer.start()
             try:
                 assert process.stdout is not None
@@ -124,10 +123,8 @@ class Ingestion:
                 with self._lock:
                     process.kill()
                     process.wait()
-        if self._cancelled:
-            raise IngestionCancelled
-        if self._too_slow:
-            raise _unreadable_file(f"the file was not read within {seconds:.0f} seconds")
+        if self._stopped is not None:
+            raise self._stopped
         return self._parse_answer(answer, process.returncode)
 
     def _start(self, out: Path) -> "subprocess.Popen[bytes]":
@@ -139,31 +136,25 @@ class Ingestion:
             "max_bytes": self._max_bytes,
         }
         with self._lock:
-            if self._cancelled:
-                raise IngestionCancelled
+            if self._stopped is not None:
+                raise self._stopped
+            # Its standard input stays open and empty: it is closed if this process dies, and then the child exits.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _MODULE],
+                [sys.executable, "-P", "-m", _MODULE, json.dumps(request)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                bufsize=0,
                 pass_fds=(self._raw.fileno(),),
                 env=os.environ | _ENVIRONMENT,
             )
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
         return self._process
 
-    def _time_out(self) -> None:
+    def _stop(self, reason: Exception) -> None:
+        # The lock keeps the process from being waited for meanwhile: its id may then belong to another one.
         with self._lock:
-            self._too_slow = True
-            self._kill()
-
-    def _kill(self) -> None:
-        """Kill the child process; the caller holds the lock, so that the process is not waited for meanwhile."""
-        if self._process is not None:
-            self._process.kill()
+            self._stopped = self._stopped or reason
+            if self._process is not None:
+                self._process.kill()
 
     def _parse_answer(self, text: bytes, status: int) -> IngestReport:
         try:
@@ -200,7 +191,7 @@ def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestRepor
     if source.rows is not None and source.rows * min_row_bytes(source.columns) > max_bytes:
         raise too_large_error(max_bytes)
     report = ColumnReport(source.columns)
-    with ArrowFileWriter(out, source.columns, max_bytes=max_bytes, on_batch=report.add_batch) as file:
+    with closing(ArrowFileWriter(out, source.columns, max_bytes=max_bytes, on_batch=report.add_batch)) as file:
         for arrays in source.chunks(report.add_unreadable):
             file.add([_to_stored(array, column) for array, column in zip(arrays, source.columns, strict=True)])
         digest, size = file.finish()
@@ -234,16 +225,15 @@ def _to_stored(array: Any, column: PlannedColumn) -> Any:
     except pa.ArrowMemoryError:
         raise
     except (pa.ArrowException, ValueError) as error:
-        raise InvalidDataset(
-            f"the column {shorten(column.name)!r} has a value that {column.type} cannot hold: {shorten(str(error))}",
-            field=column.name,
-            expected=str(column.type),
-        ) from None
+        detail = (
+            f"the column {column.name!r} has a value that {column.type} cannot hold: {shorten(str(error))}"
+        )
+        raise InvalidDataset(detail, field=column.name, expected=str(column.type)) from None
 
 
 def main() -> None:
     """Read one file as the child process."""
-    request = json.loads(sys.stdin.readline())
+    request = json.loads(sys.argv[1])
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     sys.meta_path.insert(0, _NoPandas())
     pa.set_cpu_count(1)

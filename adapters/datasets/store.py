@@ -19,9 +19,8 @@ from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, VersionNotFo
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.database import SqliteDatabase
-from adapters.storage.schema import DEFAULT_TENANT as TENANT
+from adapters.storage.schema import TENANT, datasets
 from adapters.storage.schema import dataset_versions as versions
-from adapters.storage.schema import datasets
 
 # Callback with whether the name exists, and the digest of its newest version. It may raise `PreconditionFailed`.
 Precondition = Callable[[bool, str | None], None]

@@ -1,13 +1,8 @@
-"""Reader of a stored data set, memory-mapped: columns as float32 rows, as class codes, or as lists of labels.
-
-`ColumnSelector` says which columns a training reads as numbers.
-"""
+"""Reader of a stored data set, memory-mapped: columns as float32 rows, as class codes, or as lists of labels."""
 
 # N rows · C columns
 import errno
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import islice
 from operator import attrgetter
@@ -22,21 +17,9 @@ from numpy.typing import NDArray
 
 from adapters.arrays import Float32
 from adapters.datasets.arrow_file import row_bytes
-from adapters.datasets.columns import WidthCounter, is_list
+from adapters.datasets.columns import ColumnSelector, WidthCounter, is_list
 from adapters.datasets.validation import find_bad_rows, not_finite_rows, rows_where, to_float32, type_name
-from adapters.errors import (
-    MAX_BAD_ROWS,
-    BadRow,
-    BadRows,
-    BlobCorrupt,
-    InvalidCombination,
-    InvalidInput,
-    MissingField,
-    OutOfRange,
-    UnknownField,
-    WrongType,
-    shorten,
-)
+from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shorten
 from adapters.strict_json import replace_nan
 
 _MAX_NAMES_LISTED = 20
@@ -46,58 +29,8 @@ _MAX_EXACT_FLOAT = 2.0**53
 # Most bytes of text in a column of names: they are encoded in memory, and Arrow's text arrays end at 2 GiB.
 _MAX_TEXT_BYTES = 2**29
 
-_EXPECTED = '{"column": name}, {"columns": [names]} or {"prefix": text}'
-
 # Arrow's default allocator keeps freed memory, and this process goes on to answer requests.
 pa.set_memory_pool(pa.system_memory_pool())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ColumnSelector:
-    """One column of lists or numbers, several columns of numbers, or all columns with a prefix.
-
-    Exactly one of the three fields is not None.
-    """
-
-    column: str | None = None
-    columns: tuple[str, ...] | None = None
-    prefix: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON that `parse_selector` parses."""
-        if self.columns is not None:
-            return {"columns": list(self.columns)}
-        return {"column": self.column} if self.column is not None else {"prefix": self.prefix}
-
-
-def parse_selector(value: object, *, field: str) -> ColumnSelector:
-    """Parse `{"column": name}`, `{"columns": [names]}` or `{"prefix": text}`.
-
-    Raises `WrongType`, `UnknownField`, `MissingField`, `InvalidCombination` (two keys) or `OutOfRange` (an empty list,
-    or a duplicate name), with the field.
-    """
-    if not isinstance(value, Mapping):
-        raise WrongType(f"{field} must be an object", field=field, given=value, expected=_EXPECTED)
-    if unknown := [key for key in value if key not in ColumnSelector.__dataclass_fields__]:
-        field = f"{field}.{unknown[0]}"
-        raise UnknownField(f"{field} is not a field here", field=field, given=unknown[0], expected=_EXPECTED)
-    if not value:
-        raise MissingField(f"{field} must name a column", field=field, expected=_EXPECTED)
-    if len(value) > 1:
-        detail = f"{field} says {' and '.join(value)}; one of them is enough"
-        raise InvalidCombination(detail, field=field, expected=_EXPECTED)
-    ((key, argument),) = value.items()
-    field, names = f"{field}.{key}", argument if key == "columns" else [argument]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        what = "a list of names" if key == "columns" else "a string"
-        raise WrongType(f"{field} must be {what}", field=field, given=argument, expected=_EXPECTED)
-    if not argument and key != "column":
-        raise OutOfRange(f"{field} is empty", field=field, given=argument, expected="one or more names or characters")
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        detail = f"{field} names {repeated[0]!r} twice"
-        raise OutOfRange(detail, field=field, given=repeated[0], expected="each name once")
-    selected: dict[str, Any] = {key: tuple(names) if key == "columns" else argument}
-    return ColumnSelector(**selected)
 
 
 class Table:
@@ -358,13 +291,9 @@ def _to_int64(array: Any) -> tuple[Any, list[tuple[int, float]]]:
 
 def _encode(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]:
     encoded = pa.chunked_array(arrays).dictionary_encode().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().chunk(0)
-    values: list[str | int] = encoded.dictionary.to_pylist()
-    order = sorted(range(len(values)), key=values.__getitem__)
-    place = np.empty(len(values), np.int64)
-    place[order] = np.arange(len(values))
-    return place[encoded.indices.to_numpy()], [values[position] for position in order]
+    order = pc.array_sort_indices(encoded.dictionary).to_numpy()
+    codes: NDArray[np.int64] = np.argsort(order)[encoded.indices.to_numpy()]
+    return codes, encoded.dictionary.take(order).to_pylist()
 
 
 def _wrong_type(column: str, column_type: Any, field: str, expected: str) -> WrongType:

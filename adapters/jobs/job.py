@@ -1,4 +1,4 @@
-"""One training job: its states, its values, and the statements on its row."""
+"""One training job: its states and its values."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,8 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
 
-from adapters.errors import ClaimLost, JobNotFound
 from adapters.jobs.training_job import TrainingJob
-from adapters.storage.schema import DEFAULT_TENANT, jobs
 
 
 class JobStatus(StrEnum):
@@ -31,12 +28,8 @@ class JobStatus(StrEnum):
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
     # To queued: a trainer that stops releases the job. To running: another trainer claims it after its lease expired.
-    JobStatus.RUNNING: frozenset(
-        {JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
-    ),
-    JobStatus.SUCCEEDED: frozenset(),
-    JobStatus.FAILED: frozenset(),
-    JobStatus.CANCELLED: frozenset(),
+    JobStatus.RUNNING: frozenset(JobStatus),
+    **dict.fromkeys((JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED), frozenset[JobStatus]()),
 }
 
 
@@ -93,22 +86,6 @@ class Job(JobState):
     history: Sequence[tuple[int, float | None]]
 
 
-_STATE = [jobs.c[name] for name in JobState.__dataclass_fields__]
-
-
-def get(connection: Connection, job_id: str) -> Job:
-    """Return one job; raise `JobNotFound`."""
-    require(connection, job_id)
-    return job_from_row(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
-
-
-def require(connection: Connection, job_id: str) -> None:
-    """Raise `JobNotFound` if there is no such job."""
-    statement = sa.select(jobs.c.id).where(jobs.c.tenant == DEFAULT_TENANT, jobs.c.id == job_id)
-    if connection.execute(statement).one_or_none() is None:
-        raise JobNotFound(f"there is no job {job_id!r}", field="id", given=job_id)
-
-
 def job_from_row(row: sa.Row[Any]) -> Job:
     """Return the job that a row of the table of jobs describes."""
     values = row._asdict()
@@ -118,36 +95,11 @@ def job_from_row(row: sa.Row[Any]) -> Job:
     return Job(**values | _parsed(values) | {"training": training, "history": history})
 
 
+def state_from_row(row: sa.Row[Any]) -> JobState:
+    """Return the state in a row with the columns of `JobState` and others."""
+    values = {name: getattr(row, name) for name in JobState.__dataclass_fields__}
+    return JobState(**values | _parsed(values))
+
+
 def _parsed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"status": JobStatus(values["status"]), "log": [LogLine(*line) for line in values.get("log") or ()]}
-
-
-def states(connection: Connection, job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Return the states of these jobs, at most a few hundred."""
-    by_id = {}
-    for row in connection.execute(sa.select(jobs.c.id, *_STATE).where(jobs.c.id.in_(job_ids))):
-        values = row._asdict()
-        by_id[values.pop("id")] = JobState(**values | _parsed(values))
-    return by_id
-
-
-def update(connection: Connection, job: Job, **values: Any) -> None:
-    """Set columns of a job's row."""
-    connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
-
-
-def change_status(connection: Connection, job: Job, to: JobStatus, **values: Any) -> Job:
-    """Change a job's status by a legal transition, set other columns, and return the job as it is then."""
-    if to not in TRANSITIONS[job.status]:
-        raise ValueError(f"a job cannot go from {job.status} to {to}")
-    update(connection, job, status=to, **values)
-    return get(connection, job.id)
-
-
-def check_claim(connection: Connection, claim: Job) -> None:
-    """Raise `ClaimLost` if the job was cancelled or claimed again since `claim`."""
-    # Called five times a second: history and spec, which may be long, are not read.
-    statement = sa.select(jobs.c.status, jobs.c.fence).where(jobs.c.id == claim.id)
-    status, fence = connection.execute(statement).one()
-    if status != JobStatus.RUNNING or fence != claim.fence:
-        raise ClaimLost(f"job {claim.id} is {status} at fence {fence}; this claim has fence {claim.fence}")

@@ -1,6 +1,6 @@
 """The durable queue of training jobs: leases, heartbeats, fencing tokens, cancelling.
 
-The statements that its transactions consist of are in `job` and `job_adapters`.
+The values are in `job`, and the statements on the adapters of a job in `job_adapters`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,17 +12,16 @@ from sqlalchemy.engine import Connection
 
 from adapters.catalog.versions import Publication, Published
 from adapters.clock import rfc3339
-from adapters.errors import JobEnded, JobNotEnded, QueueFull, WorkerDied
-from adapters.jobs import job as job_rows
+from adapters.errors import ClaimLost, JobEnded, JobNotEnded, JobNotFound, QueueFull, WorkerDied
 from adapters.jobs import job_adapters
-from adapters.jobs.job import Job, JobState, JobStatus, LogLine
+from adapters.jobs.job import TRANSITIONS, Job, JobState, JobStatus, LogLine, job_from_row, state_from_row
 from adapters.jobs.job_adapters import AdapterStatus, JobAdapter, RevertResult, revert
 from adapters.jobs.training_job import TrainingJob
 from adapters.storage import schema
 from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.blobs import Content
 from adapters.storage.database import CommitWatch, SqliteDatabase
-from adapters.storage.schema import DEFAULT_TENANT, jobs
+from adapters.storage.schema import TENANT, jobs
 
 MAX_ATTEMPTS = 3
 # Number of the newest lines of a job's log that are kept.
@@ -30,6 +29,7 @@ MAX_LOG_LINES = 200
 _MAX_LINE_CHARACTERS = 500
 # Sorts after every character of an id.
 _AFTER_ALL = "\U0010ffff"
+_STATE = [jobs.c[name] for name in JobState.__dataclass_fields__]
 _LISTED = [column for column in jobs.c if column.name not in ("history", "log")]
 
 
@@ -71,7 +71,7 @@ class JobQueue:
         with self._writer.upload() as upload:
             values = {
                 "id": job_id,
-                "tenant": DEFAULT_TENANT,
+                "tenant": TENANT,
                 "adapter": adapter,
                 "status": JobStatus.QUEUED,
                 "created_at": rfc3339(self._now()),
@@ -89,7 +89,7 @@ class JobQueue:
                 connection.execute(sa.insert(jobs).values(values))
                 job_adapters.insert(connection, job_id, adapters)
                 upload.publish(connection)
-                return job_rows.get(connection, job_id)
+                return _get(connection, job_id)
 
     def watch(self) -> CommitWatch:
         """Open a watch of the jobs."""
@@ -98,7 +98,7 @@ class JobQueue:
     def get(self, job_id: str) -> Job:
         """Return one job; raise `JobNotFound`."""
         with self._database.read() as connection:
-            return job_rows.get(connection, job_id)
+            return _get(connection, job_id)
 
     def list(
         self,
@@ -113,7 +113,7 @@ class JobQueue:
 
         adapter: a name that they train, alone or in a fleet. prefix: the beginning of their ids.
         """
-        conditions = [jobs.c.tenant == DEFAULT_TENANT]
+        conditions = [jobs.c.tenant == TENANT]
         if status is not None:
             conditions.append(jobs.c.status == status)
         if adapter is not None:
@@ -126,19 +126,20 @@ class JobQueue:
             conditions.append(jobs.c.sequence < before)
         statement = sa.select(*_LISTED).where(*conditions).order_by(jobs.c.sequence.desc()).limit(limit)
         with self._database.read() as connection:
-            return [job_rows.job_from_row(row) for row in connection.execute(statement)]
+            return [job_from_row(row) for row in connection.execute(statement)]
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """Return the states of these jobs, at most a few hundred."""
         with self._database.read() as connection:
-            return job_rows.states(connection, job_ids)
+            statement = sa.select(jobs.c.id, *_STATE).where(jobs.c.id.in_(job_ids))
+            return {row.id: state_from_row(row) for row in connection.execute(statement)}
 
     def adapters(
         self, job_id: str, *, outcome: AdapterStatus | None = None, after: int | None = None, limit: int | None = None
     ) -> Sequence[JobAdapter]:
         """Return the adapters of a job behind position `after`, in their order; raise `JobNotFound`."""
         with self._database.read() as connection:
-            job_rows.require(connection, job_id)
+            _require(connection, job_id)
             return job_adapters.list_adapters(connection, job_id, outcome=outcome, after=after, limit=limit)
 
     def revert(self, job_id: str) -> RevertResult:
@@ -147,7 +148,7 @@ class JobQueue:
         Raises `JobNotFound` and `JobNotEnded`.
         """
         with self._database.write() as connection:
-            job = job_rows.get(connection, job_id)
+            job = _get(connection, job_id)
             if not job.ended:
                 detail = f"job {job_id} is {job.status}: cancel it first, or wait for its end"
                 raise JobNotEnded(detail, field="id", given=job.status)
@@ -159,7 +160,7 @@ class JobQueue:
         The trainer that runs it can no longer publish, and notices this at its next check.
         """
         with self._database.write() as connection:
-            job = job_rows.get(connection, job_id)
+            job = _get(connection, job_id)
             if job.status is JobStatus.CANCELLED:
                 return job
             if job.ended:
@@ -186,7 +187,7 @@ class JobQueue:
                     return None
                 if job.attempt < MAX_ATTEMPTS:
                     now = self._now()
-                    return job_rows.change_status(
+                    return _change_status(
                         connection,
                         job,
                         JobStatus.RUNNING,
@@ -205,7 +206,7 @@ class JobQueue:
     def check_claim(self, claim: Job) -> None:
         """Raise `ClaimLost` if the job was cancelled, or claimed by another trainer."""
         with self._database.read() as connection:
-            job_rows.check_claim(connection, claim)
+            _check_claim(connection, claim)
 
     def heartbeat(
         self, claim: Job, *, progress: Mapping[str, Any] | None, history: Sequence[Any] | None = None
@@ -214,19 +215,20 @@ class JobQueue:
         values: dict[str, Any] = {} if history is None else {"history": list(history)}
         with self._claimed(claim) as connection:
             lease_until = self._now() + self._lease_seconds
-            job_rows.update(connection, claim, lease_until=lease_until, progress=progress, **values)
+            _update(connection, claim, lease_until=lease_until, progress=progress, **values)
 
     def append_log(self, claim: Job, text: str) -> None:
         """Append a line to the job's log, and drop the oldest line of a full one; raise `ClaimLost`."""
         with self._claimed(claim) as connection:
-            lines = job_rows.states(connection, [claim.id])[claim.id].log
+            (state,) = map(state_from_row, connection.execute(sa.select(*_STATE).where(jobs.c.id == claim.id)))
+            lines = state.log
             line = LogLine(rfc3339(self._now()), text[:_MAX_LINE_CHARACTERS], lines[-1].number + 1 if lines else 1)
-            job_rows.update(connection, claim, log=[*lines[1 - MAX_LOG_LINES :], line])
+            _update(connection, claim, log=[*lines[1 - MAX_LOG_LINES :], line])
 
     def waiting(self, claim: Job) -> Sequence[JobAdapter]:
         """Return the job's adapters that have neither version nor error; raise `ClaimLost`."""
         with self._database.read() as connection:
-            job_rows.check_claim(connection, claim)
+            _check_claim(connection, claim)
             return job_adapters.list_adapters(connection, claim.id, outcome=AdapterStatus.WAITING)
 
     def tally(self, claim: Job) -> dict[str, int]:
@@ -237,12 +239,12 @@ class JobQueue:
     def release(self, claim: Job) -> None:
         """Queue the job again without counting this claim. Raises `ClaimLost`."""
         with self._claimed(claim) as connection:
-            job_rows.change_status(connection, claim, JobStatus.QUEUED, attempt=claim.attempt - 1, lease_until=None)
+            _change_status(connection, claim, JobStatus.QUEUED, attempt=claim.attempt - 1, lease_until=None)
 
     def expire_lease(self, claim: Job) -> None:
         """Let any trainer claim the job at once, and count this claim, because its fit died. Raises `ClaimLost`."""
         with self._claimed(claim) as connection:
-            job_rows.update(connection, claim, lease_until=self._now())
+            _update(connection, claim, lease_until=self._now())
 
     def fail(self, claim: Job, error: Mapping[str, Any], **reached: Any) -> None:
         """End the job with an error; `reached` may have its `progress` and `history`. Raises `ClaimLost`."""
@@ -261,12 +263,12 @@ class JobQueue:
         An adapter whose name was deleted after the job was queued fails. Raises `ClaimLost`, and `AdapterDeleted` if
         the job trains only that one.
         """
-        job_rows.check_claim(connection, claim)
+        _check_claim(connection, claim)
         return job_adapters.admit(connection, claim, publications)
 
     def record(self, connection: Connection, claim: Job, published: Sequence[Published]) -> None:
         """Store the versions of the job's adapters, as `record` of `Catalog.publish`. Raises `ClaimLost`."""
-        job_rows.check_claim(connection, claim)
+        _check_claim(connection, claim)
         job_adapters.record(connection, claim.id, published)
 
     def succeed(
@@ -305,14 +307,48 @@ class JobQueue:
     def _claimed(self, claim: Job, connection: Connection | None = None) -> Iterator[Connection]:
         """Write in the caller's transaction, or in a new one, for the trainer of a claim; raise `ClaimLost`."""
         with self._database.write() if connection is None else nullcontext(connection) as transaction:
-            job_rows.check_claim(transaction, claim)
+            _check_claim(transaction, claim)
             yield transaction
 
     def _end(self, connection: Connection, job: Job, status: JobStatus, **values: Any) -> Job:
         if status is JobStatus.FAILED:
             job_adapters.fail_waiting(connection, job.id, values["error"])
         values |= {"finished_at": rfc3339(self._now()), "lease_until": None, "data_file": None}
-        return job_rows.change_status(connection, job, status, **values)
+        return _change_status(connection, job, status, **values)
+
+
+def _get(connection: Connection, job_id: str) -> Job:
+    _require(connection, job_id)
+    return job_from_row(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
+
+
+def _require(connection: Connection, job_id: str) -> None:
+    """Raise `JobNotFound` if there is no such job."""
+    statement = sa.select(jobs.c.id).where(jobs.c.tenant == TENANT, jobs.c.id == job_id)
+    if connection.execute(statement).one_or_none() is None:
+        raise JobNotFound(f"there is no job {job_id!r}", field="id", given=job_id)
+
+
+def _update(connection: Connection, job: Job, **values: Any) -> None:
+    """Set columns of a job's row."""
+    connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+
+
+def _change_status(connection: Connection, job: Job, to: JobStatus, **values: Any) -> Job:
+    """Change a job's status by a legal transition, set other columns, and return the job as it is then."""
+    if to not in TRANSITIONS[job.status]:
+        raise ValueError(f"a job cannot go from {job.status} to {to}")
+    _update(connection, job, status=to, **values)
+    return _get(connection, job.id)
+
+
+def _check_claim(connection: Connection, claim: Job) -> None:
+    """Raise `ClaimLost` if the job was cancelled or claimed again since `claim`."""
+    # Called five times a second: history and spec, which may be long, are not read.
+    statement = sa.select(jobs.c.status, jobs.c.fence).where(jobs.c.id == claim.id)
+    status, fence = connection.execute(statement).one()
+    if status != JobStatus.RUNNING or fence != claim.fence:
+        raise ClaimLost(f"job {claim.id} is {status} at fence {fence}; this claim has fence {claim.fence}")
 
 
 def _claimable(connection: Connection, now: float, base: str) -> Job | None:
@@ -321,7 +357,7 @@ def _claimable(connection: Connection, now: float, base: str) -> Job | None:
     # Found by the index on status, which leaves few jobs: an index on the base would find every job that there was.
     statement = sa.select(jobs).where((jobs.c.status == JobStatus.QUEUED) | expired, jobs.c.base == base)
     row = connection.execute(statement.order_by(jobs.c.sequence).limit(1)).one_or_none()
-    return None if row is None else job_rows.job_from_row(row)
+    return None if row is None else job_from_row(row)
 
 
 def _check_room(connection: Connection, max_queued: int, base: str) -> None:

@@ -19,7 +19,7 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from sqlalchemy.engine import Connection
 from adapters.errors import CatalogBusy, LoraplexError
 from adapters.storage.blobs import Content, FolderBlobs, blob_key, storage_error
 from adapters.storage.database import SqliteDatabase
-from adapters.storage.schema import batched, catalog, pending_blobs
+from adapters.storage.schema import batched, catalog, dataset_versions, jobs, pending_blobs, versions
 
 # Folder, in the data folder, of the owners' lock files.
 WRITERS = "writers"
@@ -39,8 +39,7 @@ _REPLACE = (
     sa.update(pending_blobs).where(pending_blobs.c.key == sa.bindparam("used")).values(key=sa.bindparam("next_key"))
 )
 
-# Returns those of some blobs' names that rows refer to.
-References = Callable[[Connection, Sequence[str]], Collection[str]]
+_REFERENCES = (versions.c.file, versions.c.statistics, dataset_versions.c.file, jobs.c.data_file)
 
 
 class Upload:
@@ -114,7 +113,7 @@ class BlobWriter:
         self.blobs.remove(unpublished)
         self._free_keys.extend([*upload.next_keys.values(), *map(blob_key, unpublished)])
 
-    def sweep(self, references: References) -> int:
+    def sweep(self) -> int:
         """Move the blobs that are neither pending nor referenced into quarantine, and remove temporary files.
 
         Return the number of both. The writes of other processes go on meanwhile: the files are listed first, so the
@@ -127,7 +126,7 @@ class BlobWriter:
         for part in batched(names):
             statement = sa.select(pending_blobs.c.key).where(pending_blobs.c.key.in_(map(blob_key, part)))
             with self._database.read() as connection:
-                pending, referenced = set(connection.scalars(statement)), references(connection, part)
+                pending, referenced = set(connection.scalars(statement)), _referenced(connection, part)
             unreferenced += [name for name in part if name not in referenced and blob_key(name) not in pending]
         return self.blobs.discard(unreferenced)
 
@@ -224,6 +223,11 @@ class BlobWriter:
             self._free_keys.extend(keys)
         else:
             self._abandoned += keys
+
+
+def _referenced(connection: Connection, names: Sequence[str]) -> set[str]:
+    """Return those of the blobs of these names that rows of any table refer to."""
+    return {name for column in _REFERENCES for name in connection.scalars(sa.select(column).where(column.in_(names)))}
 
 
 def _is_locked(path: Path) -> bool:

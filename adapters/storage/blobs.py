@@ -121,10 +121,7 @@ class Quarantine:
         for name, moved_at, size in entries:
             if moved_at > moved_by and total - removed <= most:
                 break
-            try:
-                (self.folder / name).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("%s cannot be removed from %s: %s", name, self.folder, error)
+            if not _unlink(self.folder / name):
                 continue
             count, removed = count + 1, removed + size
         if count:
@@ -274,10 +271,7 @@ class FolderBlobs:
         A blob that cannot be removed is logged and left to the next sweep: the change that it belongs to is stored.
         """
         for name in names:
-            try:
-                (self._folder / name).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("the blob %s cannot be removed: %s", name, error)
+            _unlink(self._folder / name)
 
     def set_aside(self, names: Iterable[str]) -> None:
         """Move blobs that no row refers to any more into quarantine. Missing ones are skipped."""
@@ -356,3 +350,13 @@ def _move(path: Path, target: Path) -> None:
         target.unlink(missing_ok=True)
         raise
     path.unlink(missing_ok=True)
+
+
+def _unlink(path: Path) -> bool:
+    """Remove a file, if it is there; log an error. Return whether it is gone."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("the file %s cannot be removed: %s", path, error)
+        return False
+    return True

@@ -187,12 +187,3 @@ def migrate(path: Path, revision: str) -> None:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
     engine.dispose()
-
-
-def revision_of(catalog: Catalog) -> int:
-    """The revision of a catalogue."""
-    watch = catalog.database.catalog_watch()
-    try:
-        return watch.revision()
-    finally:
-        watch.close()

@@ -15,15 +15,10 @@ from adapters.datasets.columns import (
     Source,
     WidthCounter,
     check_names,
-    element_type,
-    is_list,
     rows_per_chunk,
-    rows_with_null_elements,
-    scalar_type,
-    set_rows_null,
     split_batch,
-    storage_array,
-    storage_type,
+    stored_type,
+    without_null_elements,
 )
 from adapters.errors import InvalidDataset, shorten
 
@@ -62,37 +57,24 @@ def open_arrow_stream(path: str) -> Source:
 
 def _source(schema: Any, batches: Callable[..., Iterator[Any]], *, rows: int | None) -> Source:
     """Return the source of batches with this schema. The widths of some lists are known only after a pass over all."""
-    planned: dict[str, PlannedColumn] = {}
-    lists: dict[str, tuple[Any, WidthCounter]] = {}
-    for field in schema:
-        column_type = storage_type(field.type)
-        if not is_list(column_type):
-            planned[field.name] = PlannedColumn(name=field.name, type=scalar_type(field.name, column_type))
-            continue
-        element = element_type(field.name, column_type)
-        if pa.types.is_fixed_size_list(column_type) and column_type.list_size > 0 and not pa.types.is_string(element):
-            planned[field.name] = PlannedColumn(name=field.name, type=pa.list_(element, column_type.list_size))
-        else:
-            lists[field.name] = (element, WidthCounter())
-    for batch in batches(list(lists)) if lists else ():
-        for name, (_, widths) in lists.items():
-            array = storage_array(batch.column(name))
-            widths.add(set_rows_null(array, rows_with_null_elements(array)))
-    planned |= {name: widths.plan(name, element) for name, (element, widths) in lists.items()}
-    return Source(columns=[planned[name] for name in schema.names], chunks=partial(_chunks, batches), rows=rows)
+    types = {field.name: stored_type(field.name, field.type) for field in schema}
+    widths = {name: WidthCounter() for name, column_type in types.items() if pa.types.is_list(column_type)}
+    for batch in batches(list(widths)) if widths else ():
+        for name, counter in widths.items():
+            counter.add(without_null_elements(batch.column(name))[0])
+    planned = {name: PlannedColumn(name, column_type) for name, column_type in types.items()}
+    planned |= {name: counter.plan(name, types[name].value_type) for name, counter in widths.items()}
+    return Source(columns=list(planned.values()), chunks=partial(_chunks, batches), rows=rows)
 
 
 def _chunks(batches: Callable[[], Iterator[Any]], unreadable: ReportUnreadable) -> Iterator[Sequence[Any]]:
     begin = 0
     for batch in batches():
         arrays = []
-        for name, array in zip(batch.schema.names, batch.columns, strict=True):
-            if is_list(storage_type(array.type)):
-                array = storage_array(array)
-                rows = rows_with_null_elements(array)
-                for row in rows:
-                    unreadable(begin + int(row), name, "a null in the list")
-                array = set_rows_null(array, rows)
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            array, rows = without_null_elements(column)
+            for row in rows:
+                unreadable(begin + int(row), name, "a null in the list")
             arrays.append(array)
         yield arrays
         begin += batch.num_rows

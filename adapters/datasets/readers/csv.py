@@ -56,7 +56,7 @@ def open_csv(path: str) -> Source:
         rows += batch.num_rows
         for column, cells in zip(seen, batch.columns, strict=True):
             _count(column, cells)
-    columns = [PlannedColumn(name=name, type=column.type()) for name, column in zip(names, seen, strict=True)]
+    columns = [PlannedColumn(name, column.type()) for name, column in zip(names, seen, strict=True)]
     return Source(columns=columns, chunks=partial(_chunks, path, columns), rows=rows)
 
 

@@ -117,26 +117,20 @@ class _ValueCounts:
             column_type = texts if counts["empty"] else pa.float64()
         if column_type is None:
             return self._widths.plan(self._name, pa.float64() if self._fractional_lists else pa.int64())
-        return PlannedColumn(name=self._name, type=column_type)
+        return PlannedColumn(self._name, column_type)
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that are not blank, with their numbers, which count from 1."""
-    number, rest = 0, b""
     with open(path, "rb") as file:
-        while block := file.read(TEXT_BLOCK_BYTES):
-            if not number and not rest:
-                block = block.removeprefix(b"\xef\xbb\xbf")
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                number += 1
-                if line and not line.isspace():
-                    yield number, line
-            if len(rest) > MAX_ROW_BYTES:
-                detail = f"line {number + 1} has more than {MAX_ROW_BYTES} bytes"
+        for number, line in enumerate(iter(partial(file.readline, MAX_ROW_BYTES + 1), b""), 1):
+            if len(line) > MAX_ROW_BYTES:
+                detail = f"line {number} has more than {MAX_ROW_BYTES} bytes"
                 raise InvalidDataset(detail, expected="one object a line")
-    if rest and not rest.isspace():
-        yield number + 1, rest
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line and not line.isspace():
+                yield number, line
 
 
 def _parse_line(text: bytes, line: int) -> dict[str, Any]:

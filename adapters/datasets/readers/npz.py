@@ -54,7 +54,7 @@ def open_npz(path: str) -> Source:
         if array.shape[0] != rows:
             what = f"has {array.shape[0]} rows, and {arrays[0].name!r} has {rows}"
             raise _invalid_array(array.name, what, f"{rows} rows")
-    columns = [PlannedColumn(name=array.name, type=_stored_type(array)) for array in arrays]
+    columns = [PlannedColumn(array.name, _stored_type(array)) for array in arrays]
     return Source(columns=columns, chunks=partial(_chunks, archive, arrays), rows=rows)
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.arrays import Float32, is_finite, matrix, one_per_row, vector
+from adapters.datasets.columns import ColumnSelector, parse_selector
 from adapters.datasets.store import Datasets
-from adapters.datasets.table import ColumnSelector, Table, parse_selector
+from adapters.datasets.table import Table
 from adapters.errors import BadRow, BadRows, IgnoredField, NotFinite, OutOfRange, WrongShape, WrongType
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import parse_reference

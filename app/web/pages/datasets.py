@@ -10,8 +10,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from adapters.datasets.columns import ColumnSelector
 from adapters.datasets.store import DatasetVersion
-from adapters.datasets.table import ColumnSelector, Table
+from adapters.datasets.table import Table
 from adapters.datasets.validation import Column
 from adapters.names import Reference, check_name, check_prefix
 from adapters.training.settings import Loss, Method

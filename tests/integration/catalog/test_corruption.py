@@ -20,7 +20,6 @@ from tests.support.catalog_factories import (
     publication,
     quarantined_files,
     referenced_files,
-    revision_of,
     stored_files,
 )
 
@@ -100,8 +99,8 @@ def test_a_sound_copy_stays_where_it_is(serve: Serve) -> None:
     client, service = serve()
     for status in (201, 200):
         assert client.put("/adapters/acme", json=as_upload(make_adapter(1))).status_code == status
-        file, revision = service.catalog.find(Reference("acme")).file, revision_of(service.catalog)
-    assert (service.catalog.find(Reference("acme")).file, revision_of(service.catalog)) == (file, 1) == (file, revision)
+        file, revision = service.catalog.find(Reference("acme")).file, service.catalog.revision()
+    assert (service.catalog.find(Reference("acme")).file, service.catalog.revision()) == (file, 1) == (file, revision)
 
 
 def test_one_of_a_fleet_is_repaired_and_the_others_keep_their_file(catalog: Catalog, folder: Path) -> None:

@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationContext
 from adapters.catalog.catalog import Catalog
 from adapters.errors import CatalogNotLoadable
 from adapters.storage.schema import metadata
-from tests.support.catalog_factories import put, revision_of
+from tests.support.catalog_factories import put
 
 _OPEN_AT_ONCE = """
 import sys
@@ -42,10 +42,10 @@ def test_the_migrations_make_the_same_columns_keys_and_indexes_one_by_one(catalo
 
 
 def _shape(inspector: sa.Inspector, table: str) -> list[object]:
-    columns = [
+    columns = sorted(
         (column["name"], str(column["type"]), column["nullable"], column.get("primary_key"))
         for column in inspector.get_columns(table)
-    ]
+    )
     indexes = sorted((str(index["name"]), tuple(index["column_names"])) for index in inspector.get_indexes(table))
     unique = [tuple(constraint["column_names"]) for constraint in inspector.get_unique_constraints(table)]
     return [columns, indexes, unique, inspector.get_pk_constraint(table)["constrained_columns"]]
@@ -95,7 +95,7 @@ def test_processes_that_open_a_new_folder_at_once_all_find_its_tables_made_once(
     errors = [opener.communicate(timeout=60)[1] for opener in openers]
     assert [opener.returncode for opener in openers] == [0, 0, 0], errors
     catalog = Catalog(folder, now=lambda: 0.0)
-    assert revision_of(catalog) == 0
+    assert catalog.revision() == 0
     assert put(catalog, "acme").version == 1
     with catalog.database.read() as connection:
         assert len(connection.exec_driver_sql("SELECT * FROM alembic_version").all()) == 1

@@ -29,7 +29,6 @@ from tests.support.catalog_factories import (
     publish_for,
     put,
     referenced_files,
-    revision_of,
     stored_files,
     submit,
     submit_fleet,
@@ -129,9 +128,9 @@ def test_a_batch_of_which_every_adapter_was_deleted_publishes_nothing(
     put(catalog, "a")
     submit_fleet(queue, ["a"])
     catalog.delete("a")
-    claim, before = claimed(queue), revision_of(catalog)
+    claim, before = claimed(queue), catalog.revision()
     assert publish_for(catalog, queue, claim, queue.waiting(claim)) == []
-    assert (revision_of(catalog), catalog.adapters()) == (before, [])
+    assert (catalog.revision(), catalog.adapters()) == (before, [])
     assert _outcomes(queue, AdapterStatus.FAILED) == ["a"]
     assert stored_files(folder) == referenced_files(folder)
 
@@ -244,9 +243,9 @@ def test_a_fleet_of_ten_thousand_is_queued_published_and_reverted(catalog: Catal
         publish_for(catalog, queue, claim, batch)
     queue.cancel("j")
     assert queue.tally(claim) == {"published": 10_000, "failed": 0, "total": 10_000}
-    before = revision_of(catalog)
+    before = catalog.revision()
     done = queue.revert("j")
-    assert revision_of(catalog) == before + 1
+    assert catalog.revision() == before + 1
     assert time.monotonic() - begun < scaled(
         30
     )  # 2.3 ms for each adapter, as one by one, would take longer to publish alone

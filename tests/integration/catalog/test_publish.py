@@ -10,15 +10,7 @@ from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterNotFound, VersionNotFound
 from adapters.lora.adapter import digest_of
 from adapters.names import Reference
-from tests.support.catalog_factories import (
-    make_adapter,
-    publication,
-    put,
-    referenced_files,
-    revision_of,
-    stored_files,
-    write_orphan,
-)
+from tests.support.catalog_factories import make_adapter, publication, put, referenced_files, stored_files, write_orphan
 
 
 class _SecondThoughts(Exception):
@@ -42,7 +34,7 @@ def test_a_fleet_is_one_file_and_each_version_knows_its_part_of_it(catalog: Cata
 
 def test_a_fleet_is_one_transaction_and_one_revision(catalog: Catalog, folder: Path) -> None:
     put(catalog, "device-1", seed=100)
-    before = revision_of(catalog)
+    before = catalog.revision()
 
     def refuse(*_: object) -> None:
         raise _SecondThoughts
@@ -50,11 +42,11 @@ def test_a_fleet_is_one_transaction_and_one_revision(catalog: Catalog, folder: P
     fleet = [publication(f"device-{n}", n) for n in range(3)]
     with pytest.raises(_SecondThoughts):
         catalog.publish(fleet, record=refuse)
-    assert revision_of(catalog) == before
+    assert catalog.revision() == before
     assert [adapter.name for adapter in catalog.adapters()] == ["device-1"]
     assert catalog.adapter("device-1").versions == 1
     catalog.publish(fleet)
-    assert revision_of(catalog) == before + 1
+    assert catalog.revision() == before + 1
     assert catalog.adapter("device-1").aliases == {"live": 2}
     assert catalog.sweep() == 1  # the blob of the fleet that was refused
     assert stored_files(folder) == referenced_files(folder)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from adapters.catalog.catalog import Catalog
+from adapters.datasets.columns import ColumnSelector
 from adapters.datasets.ingest import Format, Ingestion, upload_file
 from adapters.datasets.store import Datasets, DatasetVersion
-from adapters.datasets.table import ColumnSelector, Table
+from adapters.datasets.table import Table
 from adapters.errors import (
     AliasNotFound,
     DatasetNotFound,

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adapters.datasets.table import ColumnSelector, Table, parse_selector
+from adapters.datasets.columns import ColumnSelector, parse_selector
+from adapters.datasets.table import Table
 from adapters.errors import BadRows, BlobCorrupt, InvalidInput, LoraplexError, OutOfRange, WrongType
 from tests.support.data_set_files import lists, table_of
 
