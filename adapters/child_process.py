@@ -1,11 +1,14 @@
-"""Child processes of the service: the launcher, and a clock of how long a process has been stopped.
+"""Child processes of the service: the launcher, signals, and a clock of how long a process has been stopped.
 
 `python -m adapters.child_process MODULE …` imports MODULE and calls its `main`. The launcher is part of the domain
 because the fit client starts the fit process with it; `app.processes` starts its workers and trainers with it too.
 """
 
 import gc
+import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -31,6 +34,26 @@ def main() -> None:
     gc.freeze()
     gc.enable()
     module.main()
+
+
+def on_parent_exit(action: Callable[[], None]) -> None:
+    """Call `action` on a thread when standard input, a pipe from the supervisor, is closed."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        action()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # On a thread: the handler interrupts the main thread, which may hold the event's lock.
+        signal.signal(number, lambda *_: threading.Thread(target=stop.set).start())
+    return stop
 
 
 class StoppedClock:

@@ -25,11 +25,12 @@
     ├── ClaimLost
     └── BaseNotLoadable · CatalogNotLoadable
 
-The first line of a class's docstring, without its period, is the title of the error in every answer. `code` is its
-stable name. `app.http.errors` maps codes to HTTP statuses.
+The first line of a class's docstring, without its period, is the title of the error in every answer. The class's name
+in snake case is its code, which never changes: `NotJson` is `not_json`. `app.http.errors` maps codes to HTTP statuses.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, Self
@@ -59,6 +60,9 @@ class LoraplexError(Exception):
     """Something went wrong."""
 
     code: ClassVar[str] = "error"
+
+    def __init_subclass__(cls) -> None:
+        cls.code = re.sub(r"(?<!^)[A-Z]", r"_\g<0>", cls.__name__).lower()
 
     def __init__(
         self,
@@ -149,121 +153,81 @@ def _cut(text: str, longest: int) -> str:
 class InvalidInput(LoraplexError):
     """The request has a value that cannot be used."""
 
-    code = "invalid_input"
-
 
 class NotJson(InvalidInput):
     """The text is not JSON."""
-
-    code = "not_json"
 
 
 class DuplicateKey(InvalidInput):
     """A JSON object has the same key twice."""
 
-    code = "duplicate_key"
-
 
 class MissingField(InvalidInput):
     """A field that is needed was left out."""
-
-    code = "missing_field"
 
 
 class UnknownField(InvalidInput):
     """A field is not one that is known here."""
 
-    code = "unknown_field"
-
 
 class IgnoredField(InvalidInput):
     """A field was given that the chosen method would ignore."""
-
-    code = "ignored_field"
 
 
 class WrongType(InvalidInput):
     """A value is of the wrong type."""
 
-    code = "wrong_type"
-
 
 class OutOfRange(InvalidInput):
     """A value is outside its bounds."""
-
-    code = "out_of_range"
 
 
 class WrongShape(InvalidInput):
     """An array has the wrong shape."""
 
-    code = "wrong_shape"
-
 
 class NotFinite(InvalidInput):
     """A number is not finite as float32."""
-
-    code = "not_finite"
 
 
 class RankTooLarge(InvalidInput):
     """The rank is above what this service accepts."""
 
-    code = "rank_too_large"
-
 
 class InvalidName(InvalidInput):
     """A name does not follow the rule for names."""
-
-    code = "invalid_name"
 
 
 class InvalidReference(InvalidInput):
     """A reference to an adapter is malformed."""
 
-    code = "invalid_reference"
-
 
 class InvalidCursor(InvalidInput):
     """A cursor was not issued by this service for this list."""
-
-    code = "invalid_cursor"
 
 
 class InvalidCombination(InvalidInput):
     """Two values are fine alone and cannot be used together."""
 
-    code = "invalid_combination"
-
 
 class InvalidUpload(InvalidInput):
     """An uploaded adapter cannot be read."""
-
-    code = "invalid_upload"
 
 
 class InvalidSafetensors(InvalidUpload):
     """A safetensors file is malformed or outside its limits."""
 
-    code = "invalid_safetensors"
-
 
 class InvalidArchive(InvalidUpload):
     """A zip archive is malformed, unsafe or outside its limits."""
-
-    code = "invalid_archive"
 
 
 class PeftUnsupported(InvalidUpload):
     """A PEFT adapter uses a feature that cannot be served exactly."""
 
-    code = "peft_unsupported"
-
 
 class InvalidDataset(InvalidUpload):
     """An uploaded data set cannot be read."""
-
-    code = "invalid_dataset"
 
     def __init__(self, detail: str, *, field: str = "body", **position: Any) -> None:
         super().__init__(detail, field=field, **position)
@@ -271,8 +235,6 @@ class InvalidDataset(InvalidUpload):
 
 class BadRows(InvalidInput):
     """Rows have values that cannot be trained on."""
-
-    code = "bad_rows"
 
     def __init__(self, detail: str, *, rows: "Sequence[BadRow]", field: str | None = None) -> None:
         first = rows[0] if rows else None
@@ -287,151 +249,101 @@ class BadRows(InvalidInput):
 class EstimateTooLarge(InvalidInput):
     """The training would need more memory than a trainer has."""
 
-    code = "estimate_too_large"
-
 
 class OutputNotFinite(InvalidInput):
     """The layer's answer to a row is not finite."""
-
-    code = "output_not_finite"
 
 
 class NotFound(LoraplexError):
     """Nothing has that name."""
 
-    code = "not_found"
-
 
 class AdapterNotFound(NotFound):
     """There is no adapter of that name."""
-
-    code = "adapter_not_found"
 
 
 class VersionNotFound(NotFound):
     """There is no such version."""
 
-    code = "version_not_found"
-
 
 class AliasNotFound(NotFound):
     """There is no such alias."""
-
-    code = "alias_not_found"
 
 
 class AdapterNotLive(NotFound):
     """The adapter has versions, and none of them is live."""
 
-    code = "adapter_not_live"
-
 
 class DatasetNotFound(NotFound):
     """There is no data set of that name."""
-
-    code = "dataset_not_found"
 
 
 class JobNotFound(NotFound):
     """There is no job of that id."""
 
-    code = "job_not_found"
-
 
 class Conflict(LoraplexError):
     """The request does not fit the state of what it names."""
-
-    code = "conflict"
 
 
 class BaseMismatch(Conflict):
     """The adapter was made for another base layer."""
 
-    code = "base_mismatch"
-
 
 class FeatureSpaceMismatch(Conflict):
     """The inputs come from another encoder than the one that is served."""
-
-    code = "feature_space_mismatch"
 
 
 class JobEnded(Conflict):
     """The job has ended already."""
 
-    code = "job_ended"
-
 
 class JobNotEnded(Conflict):
     """The job has not ended yet."""
-
-    code = "job_not_ended"
 
 
 class NoStatistics(Conflict):
     """The version was trained without keep_statistics."""
 
-    code = "no_statistics"
-
 
 class PreconditionFailed(LoraplexError):
     """A condition in the request's headers does not hold."""
-
-    code = "precondition_failed"
 
 
 class QueueFull(LoraplexError):
     """The queue is full."""
 
-    code = "queue_full"
-
 
 class RequestTimeout(LoraplexError):
     """The request's time was up before it was answered."""
-
-    code = "request_timeout"
 
 
 class CatalogBusy(LoraplexError):
     """The catalogue is locked by another process."""
 
-    code = "catalog_busy"
-
 
 class StorageFull(LoraplexError):
     """The disk is full."""
-
-    code = "storage_full"
 
 
 class StorageFailed(LoraplexError):
     """The disk failed, or the catalogue on it is damaged."""
 
-    code = "storage_failed"
-
 
 class TooManyOpenFiles(LoraplexError):
     """The process has no file descriptors left for now."""
-
-    code = "too_many_open_files"
 
 
 class BlobCorrupt(LoraplexError):
     """A stored file is missing or no longer has the bytes that were stored."""
 
-    code = "blob_corrupt"
-
 
 class TrainingFailed(LoraplexError):
     """The training did not end in an adapter."""
 
-    code = "training_failed"
-
 
 class Diverged(TrainingFailed):
     """The loss or the factors stopped being finite."""
-
-    code = "diverged"
 
     def __init__(self, detail: str, *, step: int, expected: str = "a finite loss; try a lower learning_rate") -> None:
         super().__init__(detail, expected=expected)
@@ -445,58 +357,38 @@ class Diverged(TrainingFailed):
 class WorkerDied(TrainingFailed):
     """The process that trained died on three attempts."""
 
-    code = "worker_died"
-
 
 class AdapterDeleted(TrainingFailed):
     """The adapter was deleted after the job was queued."""
-
-    code = "adapter_deleted"
 
 
 class BaseChanged(TrainingFailed):
     """The base layer is no longer the one that the job was queued for."""
 
-    code = "base_changed"
-
 
 class OutOfMemory(TrainingFailed):
     """The training needs more memory than there is."""
-
-    code = "out_of_memory"
 
 
 class FitFailed(TrainingFailed):
     """The training stopped on an error of its own."""
 
-    code = "fit_failed"
-
 
 class IllConditioned(TrainingFailed):
     """What would be left after forgetting is lost in rounding."""
-
-    code = "ill_conditioned"
 
 
 class FleetFailed(TrainingFailed):
     """No group of the fleet could be trained."""
 
-    code = "fleet_failed"
-
 
 class ClaimLost(LoraplexError):
     """The job is no longer this trainer's: it was cancelled, or its lease ran out."""
-
-    code = "claim_lost"
 
 
 class BaseNotLoadable(LoraplexError):
     """The base layer cannot be loaded."""
 
-    code = "base_not_loadable"
-
 
 class CatalogNotLoadable(LoraplexError):
     """The catalogue cannot be opened."""
-
-    code = "catalog_not_loadable"

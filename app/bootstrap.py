@@ -1,22 +1,18 @@
 """Start of API workers and trainers: what both open from the settings, and the warnings that they log."""
 
 import logging
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import count_live_by_base, count_queued_by_base
-from adapters.errors import BaseNotLoadable, CatalogNotLoadable
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.database import SqliteDatabase
 from adapters.training.execution.fit_client import Fitter
-from app.processes.signals import EXIT_CONFIG
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,19 +39,6 @@ def base_arguments(settings: Settings) -> dict[str, str]:
         "device": settings.device,
         "dtype": settings.dtype,
     }
-
-
-@contextmanager
-def exit_if_unusable(settings: Settings) -> Iterator[None]:
-    """End the process with `EXIT_CONFIG` if the base layer or the data folder cannot be used."""
-    try:
-        yield
-    except (BaseNotLoadable, CatalogNotLoadable) as error:
-        print(f"loraplex: {error.detail}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
-    except (IsADirectoryError, NotADirectoryError) as error:
-        print(f"loraplex: the data folder {settings.data_dir} cannot be used: {error}", file=sys.stderr)
-        sys.exit(EXIT_CONFIG)
 
 
 def open_fitter(settings: Settings) -> Fitter:
@@ -96,23 +79,17 @@ def warn_about_adapters(database: SqliteDatabase, base: BaseLayer, feature_space
             by_base[fingerprint] += adapters
         elif space is not None and space != feature_space:
             by_space[repr(space)] += adapters
-    if by_base:
-        log.warning(
-            "%s made for another base layer than this service's, %s, and answer 409 base_mismatch: %s. Start the "
-            "service with the base layer that they were made for (LORAPLEX_BASE), or make them again",
-            _format_total(by_base, "live adapter was", "live adapters were"),
-            base.fingerprint,
-            _list_largest(by_base),
-        )
-    if by_space:
-        log.warning(
-            "%s made for another feature space than this service's, %r, and answer 409 feature_space_mismatch: %s. "
-            "Start the service with the feature space that they were made for (LORAPLEX_FEATURE_SPACE), or make them "
-            "again",
-            _format_total(by_space, "live adapter was", "live adapters were"),
-            feature_space,
-            _list_largest(by_space),
-        )
+    for counts, kind, ours, code, setting in (
+        (by_base, "base layer", base.fingerprint, "base_mismatch", "LORAPLEX_BASE"),
+        (by_space, "feature space", repr(feature_space), "feature_space_mismatch", "LORAPLEX_FEATURE_SPACE"),
+    ):
+        if counts:
+            log.warning(
+                "%s made for another %s than this service's, %s, and answer 409 %s: %s. Start the service with the %s "
+                "that they were made for (%s), or make them again",
+                _format_total(counts, "live adapter was", "live adapters were"),
+                *(kind, ours, code, _list_largest(counts), kind, setting),
+            )
 
 
 def warn_about_jobs(database: SqliteDatabase, base: BaseLayer) -> None:

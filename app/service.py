@@ -3,15 +3,21 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, ParamSpec, TypeVar
 
+import anyio
+import anyio.to_thread
 import simdjson
+from fastapi import Depends, Request
 
 from adapters.catalog.adapter_cache import AdapterCache
 from adapters.catalog.catalog import Catalog, Resolver
 from adapters.datasets.store import Datasets
-from adapters.errors import FeatureSpaceMismatch
+from adapters.errors import CatalogBusy
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
 from adapters.lora.forward import load_kernel
@@ -20,10 +26,8 @@ from app.bootstrap import load_base, open_queue, open_tracing
 from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
 from app.http.job_events import JobEvents
-from app.http.write_threads import WriteThreads
 from app.observability.logs import line_of
-from app.observability.metrics.catalog_metrics import CatalogMetrics
-from app.observability.metrics.exposition import MetricsExposition
+from app.observability.metrics.exposition import CatalogMetrics, MetricsExposition
 from app.observability.metrics.process_slot import METRICS
 from app.observability.metrics.recorder import Metrics
 from app.observability.observer import Observer
@@ -35,6 +39,81 @@ from app.settings import Settings
 _PLANNINGS_AT_ONCE = 2
 _READINGS_AT_ONCE = 2
 _UPLOADS_AT_ONCE = 2
+_WRITE_THREADS = 16
+_MAX_WAITING_WRITES = 200
+# Longest wait of a call for a thread that writes, equal to that of a thread for the lock.
+_WRITE_TIMEOUT_SECONDS = 15.0
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class WriteThreads:
+    """Bounded pool for calls that write to the catalogue: a bounded number of other calls wait for a bounded time.
+
+    Only such calls wait while it is locked. Calls that read use the web server's threads, because SQLite serves them
+    while another process holds the write lock.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int = _WRITE_THREADS,
+        max_waiting: int = _MAX_WAITING_WRITES,
+        timeout_seconds: float = _WRITE_TIMEOUT_SECONDS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._free = asyncio.Semaphore(threads)
+        self._limiter = anyio.CapacityLimiter(threads)
+        self._max_waiting = max_waiting
+        self._timeout_seconds = timeout_seconds
+        self._monotonic = monotonic
+        self._waiting = 0
+        # Monotonic time at which a call last found the catalogue locked.
+        self._locked_at = -float("inf")
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `function` in a thread; raise `CatalogBusy` if too many calls wait, or if this one waits too long."""
+        with self._waiting_call():
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    await self._free.acquire()
+            except TimeoutError:
+                raise CatalogBusy("the catalogue is written to by many at once; try again") from None
+        try:
+            return await anyio.to_thread.run_sync(partial(function, *args, **kwargs), limiter=self._limiter)
+        except CatalogBusy:
+            self._locked_at = self._monotonic()
+            raise
+        finally:
+            self._free.release()
+
+    @asynccontextmanager
+    async def turn(self, semaphore: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Hold a semaphore that bounds the work before a write.
+
+        Its holders may compute for long, so the wait has no time limit. If the catalogue was locked meanwhile, raise
+        `CatalogBusy` after the time limit of a write.
+        """
+        started_at = self._monotonic()
+        with self._waiting_call():
+            await semaphore.acquire()
+        try:
+            waited = self._monotonic() - started_at
+            if waited >= self._timeout_seconds and self._locked_at >= started_at:
+                raise CatalogBusy("the catalogue is locked by another process; try again")
+            yield
+        finally:
+            semaphore.release()
+
+    @contextmanager
+    def _waiting_call(self) -> Iterator[None]:
+        if self._waiting >= self._max_waiting:
+            raise CatalogBusy(f"{self._waiting} calls wait to change the catalogue already; try again")
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
 
 @dataclass(slots=True)
@@ -99,17 +178,14 @@ class Service:
         self.catalog_figures.close()
         self.metrics.close()
 
-    def check_feature_space(self, given: list[str]) -> None:
-        """Raise `FeatureSpaceMismatch` if a request names another encoder than that of the base layer."""
-        ours = self.settings.feature_space
-        for theirs in given:
-            if theirs != ours:
-                raise FeatureSpaceMismatch(
-                    f"the request is for the feature space {theirs!r}, this service has {ours!r}",
-                    field="X-Feature-Space",
-                    given=theirs,
-                    expected=ours,
-                )
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+# The service as a parameter of a handler.
+ServiceOf = Annotated[Service, Depends(_service)]
 
 
 def open_service(settings: Settings, *, now: Callable[[], float] = time.time) -> Service:
@@ -121,7 +197,7 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
     resolver = Resolver(catalog)
     cache = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
     loader = AdapterLoader(base, resolver, cache, feature_space=settings.feature_space)
-    metrics = Metrics.open(settings.data_dir / METRICS, "worker")
+    metrics = Metrics(settings.data_dir / METRICS, "worker")
     observer = _open_observer(settings, metrics)
     batcher = Batcher(
         base, loader, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows, on_batch=observer.finish_batch
@@ -142,6 +218,6 @@ def open_service(settings: Settings, *, now: Callable[[], float] = time.time) ->
 
 def _open_observer(settings: Settings, metrics: Metrics) -> Observer:
     request_log = RequestLog(
-        line_of(settings.log_format), LineWriter(), process=metrics.process, wanted=settings.log_requests
+        line_of(settings.log_format), LineWriter(), process=metrics.process, log_requests=settings.log_requests
     )
     return Observer(metrics, request_log, open_tracing(settings, process=metrics.process))

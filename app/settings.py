@@ -2,18 +2,23 @@
 
 import ipaddress
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from adapters.errors import BaseNotLoadable, CatalogNotLoadable
 from app.http.host_policy import parse_allowed_hosts
 
 PREFIX = "LORAPLEX_"
 BUNDLED = "digits"
+# Exit status (sysexits.h) of a process that cannot start with these settings, so that a restart is useless.
+EXIT_CONFIG = 78
 _CLIENT_SETTINGS = {"LORAPLEX_URL"}
 
 
@@ -39,145 +44,98 @@ class LogRequests(StrEnum):
 
 
 class Settings(BaseSettings):
-    """Settings of the service."""
+    """Settings of the service. The docstrings of the fields are the descriptions in the documentation."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    base: str = Field(
-        BUNDLED,
-        min_length=1,
-        description="The base layer: `digits` (the bundled classifier), a safetensors path, `random:IN,OUT,SEED`, "
-        "`identity:DIM` or `zeros:IN,OUT`.",
-    )
-    base_weight_key: str = Field("weight", min_length=1, description="Name of W in the safetensors file.")
-    base_bias_key: str = Field("bias", min_length=1, description="Name of b in the file, which may have none.")
-    feature_space: str | None = Field(
-        None,
-        min_length=1,
-        max_length=200,
-        description="Name of the encoder that feeds the layer, such as `minilm-l6-v2@1`. It is recorded in "
-        "versions and checked, because the width alone does not distinguish encoders.",
-    )
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Type of W and b on CUDA; on the CPU always float32."
-    )
-    data_dir: Path = Field(Path("data"), description="Folder of all persistent data and of temporary files.")
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    workers: int = Field(
-        1, ge=1, le=64, description="Number of processes that answer requests, each with its own cache."
-    )
-    trainers: int = Field(
-        1, ge=0, le=64, description="Number of processes that train; 0 if `loraplex trainer` runs separately."
-    )
-    allow_open: bool = Field(
-        False,
-        description="Allow listening on other addresses than loopback, although there are no keys: anyone who can "
-        "reach the port may do everything.",
-    )
-    allowed_hosts: str | None = Field(
-        None,
-        description="Host names that requests may be addressed to, separated by commas, in addition to `localhost`, "
-        "`127.0.0.1`, `[::1]` and the value of `LORAPLEX_HOST` if it is not a wildcard. Ports are ignored; `*` allows "
-        "any host.",
-    )
-    max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="Maximum size of a request body, in bytes.")
-    max_head_bytes: int = Field(
-        64 * 2**10,
-        ge=2**12,
-        le=2**20,
-        description="Maximum size of the head of a request (its line and its headers), and of trailers, in bytes;"
-        " a larger one is 431.",
-    )
-    max_connections: int = Field(
-        8192,
-        ge=1,
-        le=2**20,
-        description="Maximum number of open connections, per worker; fewer if the limit of open files is lower. "
-        "Beyond it, the connection that has been idle longest is closed.",
-    )
-    max_dataset_bytes: int = Field(
-        4 * 2**30, ge=1024, le=2**44, description="Maximum size of a data set, in bytes: as uploaded, and as stored."
-    )
-    max_predict_json_bytes: int = Field(
-        4 * 2**20,
-        ge=1024,
-        le=2**31,
-        description="Maximum size of the JSON of `/predict` and of `/v2/…/infer`, in bytes, because JSON is "
-        "parsed in one step.",
-    )
-    max_inflight_body_bytes: int = Field(
-        512 * 2**20,
-        ge=1024,
-        le=2**44,
-        description="Maximum size of all request bodies in memory, in bytes, per worker; beyond it, requests are "
-        "503. A larger body than this is never accepted. Data sets are streamed to a file and not "
-        "counted.",
-    )
-    max_rows: int = Field(4096, ge=1, le=2**20, description="Maximum number of rows in one predict request.")
-    max_rank: int = Field(256, ge=1, le=2**14, description="Maximum rank of an adapter.")
-    max_queued_jobs: int = Field(
-        100, ge=1, le=10**6, description="Maximum number of queued jobs; beyond it, requests are 429."
-    )
-    max_groups: int = Field(100_000, ge=1, le=10**7, description="Maximum number of adapters that one job trains.")
-    trainer_memory_bytes: int = Field(
-        4 * 2**30,
-        ge=2**29,
-        le=2**44,
-        description="Maximum memory of the fit process, and of the process that reads an uploaded data set, in "
-        "bytes; a training that is estimated to need more is refused.",
-    )
-    trainer_threads: int = Field(
-        1, ge=1, le=256, description="Threads of a fit. Another number may result in other digests."
-    )
-    cache_bytes: int = Field(2**30, ge=0, le=2**44, description="Size of the adapter cache, in bytes, per worker.")
-    queue_rows: int = Field(
-        16_384,
-        ge=1,
-        le=2**24,
-        description="Maximum number of waiting rows of predict requests, per worker; beyond it, requests are 429.",
-    )
-    max_batch_rows: int = Field(
-        256,
-        ge=1,
-        le=2**16,
-        description="Maximum number of rows in a batch. A larger request is split, so that other requests wait "
-        "for at most one batch.",
-    )
-    lease_seconds: float = Field(
-        15,
-        ge=1,
-        le=3600,
-        description="Seconds after its last heartbeat after which a trainer counts as dead, and after which a "
-        "stopped child process (SIGSTOP) is killed.",
-    )
-    shutdown_grace_seconds: float = Field(
-        30, ge=1, le=3600, description="Seconds that requests in flight have to finish after SIGTERM."
-    )
-    quarantine_days: int = Field(
-        7,
-        ge=0,
-        le=3650,
-        description="Days that files to which the catalogue does not refer are kept in `quarantine/`; 0 removes "
-        "them at the next purge.",
-    )
-    log_format: LogFormat = Field(
-        LogFormat.AUTO,
-        description="`json` (one object per line), `console` (text), or `auto`: `console` if standard error is a "
-        "terminal, otherwise `json`.",
-    )
-    log_requests: LogRequests = Field(
-        LogRequests.ALL,
-        description="Log a line for each request (`all`), for each failed request (`failed`: 400 and above), or "
-        "for `none`. A process writes at most 1000 lines per second for requests that succeeded and "
-        "1000 for those that failed, and then one with the number of lines that were left out.",
-    )
-    traces: bool = Field(
-        False,
-        description="Send OpenTelemetry traces by OTLP over HTTP to the address in the standard `OTEL_*` "
-        "variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, by default http://localhost:4318).",
-    )
+    base: str = Field(BUNDLED, min_length=1)
+    """The base layer: `digits` (the bundled classifier), a safetensors path, `random:IN,OUT,SEED`, `identity:DIM` or
+    `zeros:IN,OUT`."""
+    base_weight_key: str = Field("weight", min_length=1)
+    """Name of W in the safetensors file."""
+    base_bias_key: str = Field("bias", min_length=1)
+    """Name of b in the file, which may have none."""
+    feature_space: str | None = Field(None, min_length=1, max_length=200)
+    """Name of the encoder that feeds the layer, such as `minilm-l6-v2@1`. It is recorded in versions and checked,
+    because the width alone does not distinguish encoders."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of W and b on CUDA; on the CPU always float32."""
+    data_dir: Annotated[Path, AfterValidator(Path.absolute)] = Path("data")
+    """Folder of all persistent data and of temporary files."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    workers: int = Field(1, ge=1, le=64)
+    """Number of processes that answer requests, each with its own cache."""
+    trainers: int = Field(1, ge=0, le=64)
+    """Number of processes that train; 0 if `loraplex trainer` runs separately."""
+    allow_open: bool = False
+    """Allow listening on other addresses than loopback, although there are no keys: anyone who can reach the port may
+    do everything."""
+    allowed_hosts: str | None = None
+    """Host names that requests may be addressed to, separated by commas, in addition to `localhost`, `127.0.0.1`,
+    `[::1]` and the value of `LORAPLEX_HOST` if it is not a wildcard. Ports are ignored; `*` allows any host."""
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31)
+    """Maximum size of a request body, in bytes."""
+    max_head_bytes: int = Field(64 * 2**10, ge=2**12, le=2**20)
+    """Maximum size of the head of a request (its line and its headers), and of trailers, in bytes; a larger one is 431.
+    """
+    max_connections: int = Field(8192, ge=1, le=2**20)
+    """Maximum number of open connections, per worker; fewer if the limit of open files is lower. Beyond it, the
+    connection that has been idle longest is closed."""
+    max_dataset_bytes: int = Field(4 * 2**30, ge=1024, le=2**44)
+    """Maximum size of a data set, in bytes: as uploaded, and as stored."""
+    max_predict_json_bytes: int = Field(4 * 2**20, ge=1024, le=2**31)
+    """Maximum size of the JSON of `/predict` and of `/v2/…/infer`, in bytes, because JSON is parsed in one step."""
+    max_inflight_body_bytes: int = Field(512 * 2**20, ge=1024, le=2**44)
+    """Maximum size of all request bodies in memory, in bytes, per worker; beyond it, requests are 503. A larger body
+    than this is never accepted. Data sets are streamed to a file and not counted."""
+    max_rows: int = Field(4096, ge=1, le=2**20)
+    """Maximum number of rows in one predict request."""
+    max_rank: int = Field(256, ge=1, le=2**14)
+    """Maximum rank of an adapter."""
+    max_queued_jobs: int = Field(100, ge=1, le=10**6)
+    """Maximum number of queued jobs; beyond it, requests are 429."""
+    max_groups: int = Field(100_000, ge=1, le=10**7)
+    """Maximum number of adapters that one job trains."""
+    trainer_memory_bytes: int = Field(4 * 2**30, ge=2**29, le=2**44)
+    """Maximum memory of the fit process, and of the process that reads an uploaded data set, in bytes; a training that
+    is estimated to need more is refused."""
+    trainer_threads: int = Field(1, ge=1, le=256)
+    """Threads of a fit. Another number may result in other digests."""
+    cache_bytes: int = Field(2**30, ge=0, le=2**44)
+    """Size of the adapter cache, in bytes, per worker."""
+    queue_rows: int = Field(16_384, ge=1, le=2**24)
+    """Maximum number of waiting rows of predict requests, per worker; beyond it, requests are 429."""
+    max_batch_rows: int = Field(256, ge=1, le=2**16)
+    """Maximum number of rows in a batch. A larger request is split, so that other requests wait for at most one batch.
+    """
+    lease_seconds: float = Field(15, ge=1, le=3600)
+    """Seconds after its last heartbeat after which a trainer counts as dead, and after which a stopped child process
+    (SIGSTOP) is killed."""
+    shutdown_grace_seconds: float = Field(30, ge=1, le=3600)
+    """Seconds that requests in flight have to finish after SIGTERM."""
+    quarantine_days: int = Field(7, ge=0, le=3650)
+    """Days that files to which the catalogue does not refer are kept in `quarantine/`; 0 removes them at the next
+    purge."""
+    log_format: LogFormat = LogFormat.AUTO
+    """`json` (one object per line), `console` (text), or `auto`: `console` if standard error is a terminal, otherwise
+    `json`."""
+    log_requests: LogRequests = LogRequests.ALL
+    """Log a line for each request (`all`), for each failed request (`failed`: 400 and above), or for `none`. A process
+    writes at most 1000 lines per second for requests that succeeded and 1000 for those that failed, and then one with
+    the number of lines that were left out."""
+    traces: bool = False
+    """Send OpenTelemetry traces by OTLP over HTTP to the address in the standard `OTEL_*` variables
+    (`OTEL_EXPORTER_OTLP_ENDPOINT`, by default http://localhost:4318)."""
+
+    @field_validator("base")
+    @classmethod
+    def _absolute_if_file(cls, base: str) -> str:
+        return str(Path(base).absolute()) if base != BUNDLED and Path(base).is_file() else base
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -196,7 +154,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings of the environment, overridden by options of the command line; paths are absolute.
+    """Return the settings of the environment, overridden by options of the command line.
 
     Raises `SettingsError` for an invalid value and for a `LORAPLEX_` name that is not a setting.
     """
@@ -206,13 +164,9 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         names = ", ".join(sorted(known - _CLIENT_SETTINGS))
         raise SettingsError(f"not a setting: {', '.join(unknown)}; the settings are: {names}")
     try:
-        settings = Settings(**{name: value for name, value in (overrides or {}).items() if value is not None})
+        return Settings(**{name: value for name, value in (overrides or {}).items() if value is not None})
     except ValidationError as error:
         raise SettingsError("; ".join(_describe(problem) for problem in error.errors())) from None
-    base = settings.base
-    if base != BUNDLED and Path(base).is_file():
-        base = str(Path(base).absolute())
-    return settings.model_copy(update={"data_dir": settings.data_dir.absolute(), "base": base})
 
 
 def make_data_dir(settings: Settings) -> None:
@@ -239,10 +193,27 @@ def _describe(problem: Any) -> str:
     return variable + str(problem["msg"]).removeprefix("Value error, ")
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def description_of(name: str) -> str:
+    """Return the description of a setting as one line."""
+    return " ".join(str(Settings.model_fields[name].description).split())
+
+
+@contextmanager
+def exit_if_unusable() -> Iterator[None]:
+    """End the process with `EXIT_CONFIG` if the settings, the base layer or the data folder cannot be used."""
     try:
+        yield
+    except (SettingsError, BaseNotLoadable, CatalogNotLoadable) as error:
+        reason = str(error)
+    except (IsADirectoryError, NotADirectoryError) as error:
+        reason = f"the data folder cannot be used: {error}"
+    else:
+        return
+    print(f"loraplex: {reason}", file=sys.stderr)
+    sys.exit(EXIT_CONFIG)
+
+
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"

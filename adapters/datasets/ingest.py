@@ -225,9 +225,7 @@ def _to_stored(array: Any, column: PlannedColumn) -> Any:
     except pa.ArrowMemoryError:
         raise
     except (pa.ArrowException, ValueError) as error:
-        detail = (
-            f"the column {column.name!r} has a value that {column.type} cannot hold: {shorten(str(error))}"
-        )
+        detail = f"the column {column.name!r} has a value that {column.type} cannot hold: {shorten(str(error))}"
         raise InvalidDataset(detail, field=column.name, expected=str(column.type)) from None
 
 

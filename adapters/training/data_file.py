@@ -4,7 +4,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,13 +18,18 @@ _DTYPES = {"F32": torch.float32, "I64": torch.int64}
 
 
 class Column(NamedTuple):
-    """Tensor of a data file, given in parts, so that it need not be in memory as a whole."""
+    """Array that a data file stores, read part by part, so that it need not be in memory as a whole."""
 
     dtype: str
     """`F32` or `I64`."""
     shape: Sequence[int]
-    parts: Iterator[NDArray[Any]]
-    """Chunks of its rows in order, contiguous."""
+    parts: Callable[[], Iterator[NDArray[Any]]]
+    """Iterator over chunks of its rows in order; a new one per call."""
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> "Column":
+        """Return the column of an array in memory."""
+        return cls("I64" if array.dtype == np.int64 else "F32", array.shape, lambda: iter([array]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,16 +74,16 @@ class TrainingData:
     @property
     def held_out(self) -> "TrainingData | None":
         """Return the rows of a separate held-out table, if there is one."""
-        if self.held_inputs_NI is None or self.held_targets is None:
-            return None
-        return TrainingData(self.held_inputs_NI, self.held_targets, weights_N=self.held_weights_N)
+        return self._table("held_")
 
     @property
     def gone(self) -> "TrainingData | None":
         """Return the rows to forget, if there are any."""
-        if self.gone_inputs_NI is None or self.gone_targets is None:
-            return None
-        return TrainingData(self.gone_inputs_NI, self.gone_targets, weights_N=self.gone_weights_N)
+        return self._table("gone_")
+
+    def _table(self, prefix: str) -> "TrainingData | None":
+        inputs_NI, targets, weights_N = (getattr(self, prefix + name) for name in ("inputs_NI", "targets", "weights_N"))
+        return None if inputs_NI is None else TrainingData(inputs_NI, targets, weights_N=weights_N)
 
     def take(self, rows_K: Tensor) -> "TrainingData":
         """Return these rows."""
@@ -106,20 +111,12 @@ class TrainingData:
         """Return the data on a device."""
         if device.type == "cpu":
             return self
-        moved = {name: tensor.to(device) for name, tensor in self._tensors().items() if name not in _HOST_TENSORS}
-        return replace(self, **moved)
-
-    def digest(self) -> str:
-        """Return `sha256:` + hex over the rows, as `DataFile.digest` does."""
-        return self.file().digest()
-
-    def file(self) -> "DataFile":
-        """Return a data file with these tensors."""
-        return DataFile({name: in_memory_column(tensor.numpy()) for name, tensor in self._tensors().items()})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _HOST_TENSORS}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
     @classmethod
     def open(cls, path: Path) -> "TrainingData":
-        """Open the file that `DataFile.write` wrote. It is mapped: read on demand, and not to be written to."""
+        """Open the file that `write_data_file` wrote. It is mapped: read on demand, and not to be written to."""
         # Not with safetensors, whose private mapping counts towards the memory limit of the process.
         content = np.memmap(path, dtype=np.uint8, mode="r")
         begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
@@ -132,65 +129,40 @@ class TrainingData:
                 tensors[name] = flat.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
         return cls(**tensors)
 
-    def _tensors(self) -> Mapping[str, Tensor]:
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
 
 _HOST_TENSORS = frozenset({"key_N", "groups_N"})
 _FACTOR_TENSORS = frozenset({"start_OR", "start_RI", "prior_OR", "prior_RI"})
 
 
-class DataFile:
-    """Writer of a safetensors file of training data, which may be larger than memory.
+def write_data_file(columns: Mapping[str, Column], file: BinaryIO) -> None:
+    """Write a safetensors file of training data, which may be larger than memory.
 
     The format is an 8-byte length, a JSON header of that length, and the tensors one after the other
     (safetensors' README).
     """
-
-    def __init__(self, columns: Mapping[str, Column]) -> None:
-        # Larger dtypes first, so that each tensor is aligned to its dtype.
-        columns = dict(sorted(columns.items(), key=lambda named: -_DTYPES[named[1].dtype].itemsize))
-        self._columns = columns
-        # The digest covers the rows, not the factors: a header of the rows alone, then their bytes.
-        self._rows = hashlib.sha256(_header({name: c for name, c in columns.items() if name not in _FACTOR_TENSORS}))
-        self._read = False
-
-    def write(self, file: BinaryIO) -> None:
-        """Write the file. The chunks can be written only once."""
-        file.write(_header(self._columns))
-        for content in self._parts():
-            file.write(content)
-
-    def digest(self) -> str:
-        """Return `sha256:` + hex over the rows; read them if they have not been written yet."""
-        if not self._read:
-            for _ in self._parts():
-                pass
-        return f"sha256:{self._rows.hexdigest()}"
-
-    def _parts(self) -> Iterator[bytes | memoryview]:
-        assert not self._read, "the parts of a data file can be read once"
-        self._read = True
-        for name, column in self._columns.items():
-            for part in column.parts:
-                content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-                if name not in _FACTOR_TENSORS:
-                    self._rows.update(content)
-                yield content
+    for content in _contents(columns):
+        file.write(content)
 
 
-def in_memory_column(array: NDArray[Any]) -> Column:
-    """Return a column with one chunk that is already in memory."""
-    return Column("I64" if array.dtype == np.int64 else "F32", array.shape, iter([array]))
+def rows_digest(columns: Mapping[str, Column]) -> str:
+    """Return `sha256:` + hex of a data file with the rows alone, without the factors to start from or shrink to."""
+    digest = hashlib.sha256()
+    for content in _contents({name: column for name, column in columns.items() if name not in _FACTOR_TENSORS}):
+        digest.update(content)
+    return f"sha256:{digest.hexdigest()}"
 
 
-def _header(columns: Mapping[str, Column]) -> bytes:
+def _contents(columns: Mapping[str, Column]) -> Iterator[bytes | memoryview]:
+    """Yield the header and the tensors, those of larger dtypes first, so that each is aligned to its dtype."""
+    columns = dict(sorted(columns.items(), key=lambda named: -_DTYPES[named[1].dtype].itemsize))
     entries, offset = {}, 0
     for name, column in columns.items():
         size = int(np.prod(column.shape, dtype=np.int64)) * _DTYPES[column.dtype].itemsize
         entries[name] = {"dtype": column.dtype, "shape": list(column.shape), "data_offsets": [offset, offset + size]}
         offset += size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    yield len(header).to_bytes(8, "little") + header
+    for column in columns.values():
+        for part in column.parts():
+            yield np.ascontiguousarray(part).reshape(-1).view(np.uint8).data

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType, NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange
-from adapters.lora.adapter import scaling_of
+from adapters.lora.adapter import MAX_ALPHA, scaling_of
 from adapters.training.limits import MAX_STEPS
 from adapters.training.planning.split import Split
 
@@ -84,6 +84,8 @@ class Setting:
     """Methods that use it."""
     losses: tuple[Loss, ...] = tuple(Loss)
     """Losses that use it."""
+    is_top_level: bool = False
+    """Whether it is a member of the request itself, and not of its `training`."""
     description: str | None = None
     # `settings_of` reads the rest from the field itself.
     kind: Any = None
@@ -95,8 +97,8 @@ class Setting:
     @property
     def bounds(self) -> dict[str, float]:
         """Its bounds by operator: `ge`, `gt`, `le`, `lt`."""
-        values = {"ge": self.ge, "gt": self.gt, "le": self.le, "lt": self.lt}
-        return {operator: value for operator, value in values.items() if value is not None}
+        operators = ("ge", "gt", "le", "lt")
+        return {name: value for name in operators if (value := getattr(self, name)) is not None}
 
 
 def settings_of(model: type) -> Mapping[str, Setting]:
@@ -143,6 +145,11 @@ class AdapterSource:
 class RequestedSettings:
     """Settings of a training as requested: the table of all settings, one declaration per line."""
 
+    rank: Annotated[int | Auto, Setting(ge=1, is_top_level=True)]
+    alpha: Annotated[
+        float | Auto | None,
+        Setting(gt=0, le=MAX_ALPHA, is_top_level=True, description="Defaults to the rank, so that s = 1."),
+    ] = None
     method: Annotated[Method | Auto, Setting()] = Method.ADAMW
     loss: Annotated[Loss, Setting()] = Loss.MSE
     bias: Annotated[bool, Setting(description="Train the factor `bias` too.")] = False
@@ -179,7 +186,7 @@ class RequestedSettings:
     prior: Annotated[AdapterSource | None, Setting(methods=_EXACT_METHODS)] = None
     keep_statistics: Annotated[bool, Setting(methods=_EXACT_METHODS)] = False
     given: frozenset[str] = frozenset()
-    """Settings that the client sent."""
+    """Settings under `training` that the client sent."""
 
     def check(self) -> None:
         """Check that the settings go together.
@@ -214,29 +221,35 @@ class RequestedSettings:
 
     def ignored(self, name: str, context: str) -> IgnoredField:
         """Return the error for a setting without effect in this context."""
-        return IgnoredField(
-            f"training.{name} has no effect {context}: leave it out",
-            field=f"training.{name}",
-            given=None if name in ("early_stopping", "prior") else _plain(getattr(self, name)),
-            expected=f"{name} left out {context}",
-        )
+        given, field = getattr(self, name), field_of(name)
+        if is_dataclass(given):
+            given = {member.name: getattr(given, member.name) for member in fields(given)}
+        detail = f"{field} has no effect {context}: leave it out"
+        return IgnoredField(detail, field=field, given=given, expected=f"{name} left out {context}")
 
 
-def _plain(value: object) -> object:
-    """Return a setting as the request gave it."""
-    if isinstance(value, InitFactors):
-        return {"A": value.A, "B": value.B}
-    return {"adapter": value.adapter} if isinstance(value, AdapterSource) else value
-
-
-# Every setting under `training` in a request, by name.
+# Every setting, by name.
 SETTINGS = settings_of(RequestedSettings)
 _default = {name: setting.default for name, setting in SETTINGS.items()}
+
+
+def field_of(name: str) -> str:
+    """Return the path of a setting in a request."""
+    return name if SETTINGS[name].is_top_level else f"training.{name}"
 
 
 def unused_settings(method: Method) -> tuple[str, ...]:
     """Return the settings that a method does not use."""
     return tuple(name for name, setting in SETTINGS.items() if method not in setting.methods)
+
+
+_FROM_JSON: Mapping[str, Callable[[Any], Any]] = {
+    "method": Method,
+    "loss": Loss,
+    "init": Init,
+    "schedule": Schedule,
+    "split": Split.from_json,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,17 +352,10 @@ class TrainingSpec:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingSpec":
         """Return the specification that `dataclasses.asdict` made `values` of, here or in an earlier release."""
-        present = {field.name: values[field.name] for field in fields(cls) if field.name in values}
-        convert: dict[str, Callable[[Any], Any]] = {
-            "method": Method,
-            "loss": Loss,
-            "init": Init,
-            "schedule": Schedule,
-            "split": Split.from_json,
-        }
-        convert |= {"class_weights": _tuple_of_list, "try_ranks": tuple, "try_rates": tuple}
-        return cls(**{name: convert[name](value) if name in convert else value for name, value in present.items()})
-
-
-def _tuple_of_list(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        members = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        for name, value in members.items():
+            if name in _FROM_JSON:
+                members[name] = _FROM_JSON[name](value)
+            elif isinstance(value, list):
+                members[name] = tuple(value)
+        return cls(**members)

@@ -2,13 +2,13 @@
 
 import errno
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import ErrorDetails
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -17,19 +17,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from adapters import errors as domain
 from adapters.arrays import is_finite
-from adapters.errors import (
-    InvalidInput,
-    LoraplexError,
-    MissingField,
-    NotFinite,
-    OutOfRange,
-    StorageFull,
-    TooManyOpenFiles,
-    UnknownField,
-    WrongType,
-    shorten,
-)
+from adapters.errors import InvalidInput, LoraplexError, MissingField, NotFinite, StorageFull, UnknownField, shorten
+from app.http.host_policy import CrossSite, HostNotAllowed
 from app.observability.records import NOT_ANSWERED
 
 _OBJECTS = ("model_type", "model_attributes_type", "dict_type")
@@ -39,6 +30,8 @@ _BOUNDS = ("greater_than", "less_than", "too_long", "too_short")
 _MAX_COMPARED_CHARACTERS = 100
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
+# Statuses with a `Retry-After` header.
+RETRIED = (429, 503)
 
 
 class BodyTooLarge(LoraplexError):
@@ -95,83 +88,104 @@ class InternalError(LoraplexError):
     code = "internal_error"
 
 
-# Status of every code that an answer can have. The other codes are in `JOB_CODES`.
+# Errors by status; an error that is not listed has the status of its parent. Errors with None occur outside requests:
+# in a job's `error`, or at the start of a process.
+_ERRORS: Mapping[int | None, Sequence[type[LoraplexError]]] = {
+    400: (NotHttp, domain.NotJson),
+    403: (CrossSite, HostNotAllowed),
+    404: (domain.NotFound, RouteNotFound),
+    405: (MethodNotAllowed,),
+    409: (domain.Conflict,),
+    412: (domain.PreconditionFailed,),
+    413: (BodyTooLarge,),
+    415: (UnsupportedMediaType,),
+    422: (InvalidInput,),
+    429: (domain.QueueFull,),
+    431: (HeadTooLarge,),
+    500: (LoraplexError,),
+    503: (
+        *(NotReady, TooManyBytes, domain.BlobCorrupt, domain.CatalogBusy),
+        *(domain.RequestTimeout, domain.StorageFailed, domain.TooManyOpenFiles),
+    ),
+    507: (StorageFull,),
+    None: (domain.TrainingFailed, domain.ClaimLost, domain.BaseNotLoadable, domain.CatalogNotLoadable),
+}
+_STATUS_OF_CLASS = {kind: status for status, kinds in _ERRORS.items() for kind in kinds}
+
+
+def errors(kind: type[LoraplexError] = LoraplexError) -> Iterator[type[LoraplexError]]:
+    """Yield the class of every error."""
+    yield kind
+    for child in kind.__subclasses__():
+        yield from errors(child)
+
+
+_STATUSES = {
+    kind.code: next(_STATUS_OF_CLASS[base] for base in kind.__mro__ if base in _STATUS_OF_CLASS) for kind in errors()
+}
+# Status of every code that an answer can have, in the order of both. The other codes are in `JOB_CODES`.
 STATUS: Mapping[str, int] = {
-    "not_http": 400,
-    "not_json": 400,
-    "cross_site": 403,
-    "host_not_allowed": 403,
-    "adapter_not_found": 404,
-    "adapter_not_live": 404,
-    "alias_not_found": 404,
-    "dataset_not_found": 404,
-    "job_not_found": 404,
-    "not_found": 404,
-    "route_not_found": 404,
-    "version_not_found": 404,
-    "method_not_allowed": 405,
-    "base_mismatch": 409,
-    "conflict": 409,
-    "feature_space_mismatch": 409,
-    "job_ended": 409,
-    "job_not_ended": 409,
-    "no_statistics": 409,
-    "precondition_failed": 412,
-    "body_too_large": 413,
-    "unsupported_media_type": 415,
-    "bad_rows": 422,
-    "duplicate_key": 422,
-    "estimate_too_large": 422,
-    "ignored_field": 422,
-    "invalid_archive": 422,
-    "invalid_combination": 422,
-    "invalid_cursor": 422,
-    "invalid_dataset": 422,
-    "invalid_input": 422,
-    "invalid_name": 422,
-    "invalid_reference": 422,
-    "invalid_safetensors": 422,
-    "invalid_upload": 422,
-    "missing_field": 422,
-    "not_finite": 422,
-    "out_of_range": 422,
-    "output_not_finite": 422,
-    "peft_unsupported": 422,
-    "rank_too_large": 422,
-    "unknown_field": 422,
-    "wrong_shape": 422,
-    "wrong_type": 422,
-    "queue_full": 429,
-    "head_too_large": 431,
-    "error": 500,
-    "internal_error": 500,
-    "blob_corrupt": 503,
-    "catalog_busy": 503,
-    "not_ready": 503,
-    "request_timeout": 503,
-    "storage_failed": 503,
-    "too_many_bytes": 503,
-    "too_many_open_files": 503,
-    "storage_full": 507,
+    code: status for status, code in sorted((status, code) for code, status in _STATUSES.items() if status is not None)
+}
+JOB_CODES = frozenset(_STATUSES) - frozenset(STATUS)
+TITLES: Mapping[str, str] = {kind.code: kind.title() for kind in errors()}
+EXAMPLE: Mapping[str, Any] = {
+    "type": "urn:loraplex:not_finite",
+    "title": TITLES["not_finite"],
+    "status": 422,
+    "detail": "inputs, row 3, column 1: not a finite float32 number",
+    "code": "not_finite",
+    "field": "inputs",
+    "row": 3,
+    "given": "NaN",
+    "expected": "a number of at most 3.402823e+38 in magnitude",
 }
 
-# Codes of errors outside a request: in a job's `error`, or at the start of a process.
-JOB_CODES = frozenset(
-    {
-        "adapter_deleted",
-        "base_changed",
-        "base_not_loadable",
-        "catalog_not_loadable",
-        "claim_lost",
-        "diverged",
-        "fit_failed",
-        "fleet_failed",
-        "ill_conditioned",
-        "out_of_memory",
-        "training_failed",
-        "worker_died",
-    }
-)
+
+class BadRowBody(BaseModel):
+    """Row that cannot be used for training with its column."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    row: int
+    column: str | None
+    reason: str
+
+
+class _Members(BaseModel):
+    type: str = Field(description="`urn:loraplex:` followed by the code.")
+    title: str = Field(description="Meaning of the code, always the same text.")
+    detail: str = Field(description="What happened in this request.")
+    field: str | None = Field(None, description="Field of the request, as a path: `training.epochs`.")
+    row: int | None = Field(None, description="Row, from 0.")
+    given: str | None = Field(None, description="Given value, cut to 100 characters.")
+    expected: str | None = Field(None, description="What is valid instead.")
+    outcome: Literal["unknown"] | None = Field(
+        None, description="`unknown` if the change may have been stored: check before you repeat the request."
+    )
+    rows: list[BadRowBody] | None = Field(None, description="With `bad_rows`: up to 20 rows with reasons.")
+
+
+class Problem(_Members):
+    """Error (RFC 9457). Match on `code`, which does not change."""
+
+    model_config = {"json_schema_extra": {"examples": [dict(EXAMPLE)]}}
+
+    status: int = Field(description="Status of the answer.")
+    code: Annotated[str, Field(json_schema_extra={"enum": [*STATUS]})]
+
+
+class JobProblem(_Members):
+    """Error of a failed job or of one of its adapters: a problem without a status."""
+
+    code: Annotated[str, Field(json_schema_extra={"enum": sorted(_STATUSES)})]
+    step: int | None = Field(None, description="With `diverged`: the step after which a number was not finite.")
+
+
+class ProtocolError(BaseModel):
+    """Error in the form of the Open Inference Protocol: one text that includes the given value."""
+
+    error: str
 
 
 class ProblemResponse(Response):
@@ -192,7 +206,7 @@ def problem(error: LoraplexError) -> Response:
     status = STATUS[error.code]
     headers = {}
     # A client must not repeat a request whose outcome is unknown without checking first.
-    if status in (429, 503) and not error.outcome_unknown:
+    if status in RETRIED and not error.outcome_unknown:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if status == 413 or error.code == TooManyBytes.code:
         # The rest of the body is not read, so the connection cannot be used again.
@@ -228,11 +242,13 @@ def known_failure(error: Exception) -> LoraplexError | None:
     """
     if isinstance(error, LoraplexError):
         return error
+    if isinstance(error, RequestValidationError):
+        return from_request_validation(error)
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull("the disk is full: a temporary file could not be written")
     if code in (errno.EMFILE, errno.ENFILE):
-        return TooManyOpenFiles("too many files are open: nothing was stored; try again in a moment")
+        return domain.TooManyOpenFiles("too many files are open: nothing was stored; try again in a moment")
     return None
 
 
@@ -256,7 +272,7 @@ def from_validation(error: ErrorDetails, *, within: str = "", model: type[BaseMo
     if isinstance(value, str) and kind in _NUMBERS:
         message += ", and this is text: leave the quotes out"
     is_bound = any(word in kind for word in _BOUNDS) or (kind == "literal_error" and isinstance(value, str))
-    error_type: type[InvalidInput] = OutOfRange if is_bound else WrongType
+    error_type: type[InvalidInput] = domain.OutOfRange if is_bound else domain.WrongType
     return error_type(f"{field}: {message}", field=field, given=value, expected=message)
 
 
@@ -282,7 +298,12 @@ def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     async def answer_framework_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        answer = answer_at(request.scope["path"], _from_framework(error, request))
+        path = shorten(request.url.path)
+        known: dict[int, LoraplexError] = {
+            404: RouteNotFound(f"there is nothing at {path}"),
+            405: MethodNotAllowed(f"{path} does not take the method {request.method}"),
+        }
+        answer = answer_at(request.scope["path"], known.get(error.status_code, InvalidInput(str(error.detail))))
         answer.headers.update(error.headers or {})
         if error.status_code == 405:
             # The framework names the methods of the first route at this path, and there may be several.
@@ -291,29 +312,18 @@ def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             answer.headers["Allow"] = ", ".join(sorted(methods)) or answer.headers["Allow"]
         return answer
 
-    app.add_exception_handler(LoraplexError, _answer_own_error)
-    app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_exception_handler(OSError, _answer_system_error)
+    for kind in (LoraplexError, RequestValidationError, OSError):
+        app.add_exception_handler(kind, _answer_known_failure)
     app.add_exception_handler(ClientDisconnect, _answer_disconnect)
     app.add_exception_handler(Exception, _answer_defect)
     app.add_exception_handler(HTTPException, answer_framework_error)
 
 
-async def _answer_own_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, LoraplexError)
-    return answer_at(request.scope["path"], error)
-
-
-async def _answer_validation_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    return problem(from_request_validation(error))
-
-
-async def _answer_system_error(request: Request, error: Exception) -> Response:
+async def _answer_known_failure(request: Request, error: Exception) -> Response:
     known = known_failure(error)
     if known is None:
         raise error
-    if isinstance(known, StorageFull):
+    if isinstance(error, OSError) and isinstance(known, StorageFull):
         await run_in_threadpool(request.app.state.service.catalog.quarantine.empty)
     return answer_at(request.scope["path"], known)
 
@@ -324,20 +334,12 @@ async def _answer_disconnect(_request: Request, _error: Exception) -> Response:
 
 async def _answer_defect(request: Request, _error: Exception) -> Response:
     request_id = request.scope.get("state", {}).get("request_id")
-    defect = InternalError(f"the service failed on request {request_id}; its log says why")
-    return answer_at(request.scope["path"], defect)
+    return answer_at(request.scope["path"], defect(request_id))
 
 
-def _from_framework(error: HTTPException, request: Request) -> LoraplexError:
-    path = shorten(request.url.path)
-    known: dict[int, tuple[type[LoraplexError], str]] = {
-        404: (RouteNotFound, f"there is nothing at {path}"),
-        405: (MethodNotAllowed, f"{path} does not take the method {request.method}"),
-        413: (BodyTooLarge, "the body is too large"),
-        415: (UnsupportedMediaType, "the content type is not one that this call takes"),
-    }
-    kind, detail = known.get(error.status_code, (InvalidInput, str(error.detail)))
-    return kind(detail)
+def defect(request_id: str) -> InternalError:
+    """Return the error for a request that failed because of a defect of the service."""
+    return InternalError(f"the service failed on request {request_id}; its log says why")
 
 
 def known_fields(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], str | None]:

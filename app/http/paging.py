@@ -1,15 +1,20 @@
-"""Pagination: the query parameters of a list, and cursors that are valid only for the list that issued them."""
+"""Query parameters, pages of lists, and cursors that are valid only for the list that issued them."""
 
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Annotated, Any, Literal, TypeVar
 
+from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from adapters.errors import InvalidCursor
+from adapters.errors import InvalidCombination, InvalidCursor, WrongType, shorten
 from adapters.strict_json import whole_number
+from app.http.schemas.fields import PageBody
+
+_MAX_DIGITS = 200
 
 
 def _parse_digits(value: object) -> object:
@@ -25,15 +30,51 @@ QueryFlag = Annotated[bool, BeforeValidator(_parse_flag)]
 QueryInteger = Annotated[int, BeforeValidator(_parse_digits)]
 QueryStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Item = TypeVar("Item")
+Body = TypeVar("Body", bound=PageBody[Any])
 
 
-class Page(BaseModel):
-    """Query parameters of a list."""
+class QueryFields(BaseModel):
+    """Base of query parameters: strict types, no unknown fields."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+
+class Page(QueryFields):
+    """Query parameters of a list."""
+
     limit: QueryInteger = Field(100, ge=1, le=1000, description="Maximum number of entries.")
     cursor: str | None = Field(None, description="`next_cursor` of the previous page.")
+
+    def answer(self, body: type[Body], list_key: str, items: Iterable[Any], position: str) -> Body:
+        """Return a page of up to `limit + 1` items, whose attribute `position` is the position in the list."""
+        data, next_cursor = page_of(list_key, list(items), self.limit, attrgetter(position))
+        return body(data=data, next_cursor=next_cursor)
+
+
+async def check_query_fields(request: Request) -> None:
+    """Raise `InvalidCombination` if a query field is repeated, because either value could be meant."""
+    # A call without query parameters ignores its query.
+    if not request.scope["route"].dependant.query_params:
+        return
+    for field in request.query_params:
+        values = request.query_params.getlist(field)
+        if len(values) > 1:
+            raise InvalidCombination(
+                f"{shorten(field)} is in the query {len(values)} times", field=field, given=values, expected="it once"
+            )
+
+
+class NamePage(Page):
+    """Query parameters of a list of names."""
+
+    prefix: str = Field("", description="Only names with this prefix.")
+
+
+def version_in_path(text: str) -> int:
+    """Return the version in a path. A number with more digits than any version can have is cut, and does not exist."""
+    if not (text.isascii() and text.isdigit()):
+        raise WrongType("the version is not a whole number", field="version", given=text, expected="a version's number")
+    return int(text[:_MAX_DIGITS])
 
 
 def make_cursor(list_key: str, position: str | int) -> str:

@@ -1,11 +1,11 @@
-"""Preconditions: `If-Match` and `If-None-Match` (RFC 9110, section 13.1) on the digest of the live version."""
+"""Preconditions: `If-Match` and `If-None-Match` (RFC 9110, section 13.1), and the feature space of a request."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fastapi import Request
 
-from adapters.errors import PreconditionFailed
+from adapters.errors import FeatureSpaceMismatch, PreconditionFailed
 
 _STRONG_TAG = re.compile(r'(?:^|[\s,])"([\x21\x23-\x7e\x80-\xff]*)"(?=$|[\s,])')
 _ANY = re.compile(r"(?:^|,)\s*\*\s*(?:,|$)")
@@ -35,6 +35,21 @@ def precondition(request: Request) -> Precondition | None:
             raise _failure("If-None-Match", none_match, exists, live)
 
     return check
+
+
+def check_feature_space(headers: Iterable[tuple[bytes, bytes]], feature_space: str | None) -> None:
+    """Raise `FeatureSpaceMismatch` if `X-Feature-Space` names another encoder than that of the base layer.
+
+    The header may be repeated. Clients write the names of encoders in UTF-8.
+    """
+    for name, value in headers:
+        if name == b"x-feature-space" and (theirs := value.decode("utf-8", "replace")) != feature_space:
+            raise FeatureSpaceMismatch(
+                f"the request is for the feature space {theirs!r}, this service has {feature_space!r}",
+                field="X-Feature-Space",
+                given=theirs,
+                expected=feature_space,
+            )
 
 
 def _header(request: Request, name: str) -> str | None:

@@ -45,10 +45,9 @@ def configure(form: LogFormat = LogFormat.AUTO, *, process: str = "loraplex") ->
             ],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                _named(process),
                 # Plain tracebacks: structlog's other forms show local variables, which may be inputs.
                 structlog.processors.format_exc_info,
-                _rendered(line_of(form)),
+                _renderer(line_of(form), process),
             ],
         )
     )
@@ -70,21 +69,16 @@ def line_of(form: LogFormat) -> Render:
     return _console(colors=terminal) if form is LogFormat.CONSOLE or (form is LogFormat.AUTO and terminal) else _json
 
 
-def _named(process: str) -> Processor:
-    def add(_logger: WrappedLogger, _method: str, fields: EventDict) -> EventDict:
+def _renderer(render: Render, process: str) -> Processor:
+    """Return the last processor: it adds the name of the process, orders the fields and renders the line."""
+
+    def render_line(_logger: WrappedLogger, _method: str, fields: EventDict) -> str:
         fields["process"] = process
         fields.pop("color_message", None)  # uvicorn adds the message again, with colors
-        return fields
-
-    return add
-
-
-def _rendered(render: Render) -> Processor:
-    def end(_logger: WrappedLogger, _method: str, fields: EventDict) -> str:
         first = {name: fields[name] for name in _FIRST if name in fields}
         return render(first | dict(fields)).decode()
 
-    return end
+    return render_line
 
 
 def _json(fields: MutableMapping[str, Any]) -> bytes:

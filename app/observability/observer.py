@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
+from app.observability.metrics import definitions as d
 from app.observability.metrics.recorder import Metrics
 from app.observability.records import FAILED, LONGEST_PATH, LogRecord, RequestRecord, Timespan
 from app.observability.request_log import RequestLog
@@ -43,7 +44,8 @@ class Observer:
         self._timer: asyncio.TimerHandle | None = None
         self._flushed_at = time.perf_counter()
         self._queue_state: Callable[[], QueueState] | None = None
-        self._last_state: QueueState | None = None
+        # Hits, misses, loads and evictions of the adapter cache at the last flush.
+        self._cache_counts = (0, 0, 0, 0)
         metrics.set_collector(self.flush)
 
     def watch_queue(self, queue_state: Callable[[], QueueState]) -> None:
@@ -94,18 +96,16 @@ class Observer:
         self._flushed_at = time.perf_counter()
         for key, durations in self._durations.items():
             self._metrics.record_requests(*key, durations)
-        self._metrics.record_queue_seconds(self._queue_seconds)
-        self._metrics.record_fallbacks(self._fallbacks)
+        self._metrics.observe(d.QUEUE_SECONDS, self._queue_seconds)
+        for reason, requests in self._fallbacks.items():
+            self._metrics.add(d.FAST_PATH_FALLBACKS, requests, str(reason))
         self._durations.clear()
         self._queue_seconds = array("d")
         self._fallbacks.clear()
         batches, self._batches = self._batches, []
-        if batches:
-            self._metrics.record_batches(
-                [batch.rows for batch in batches],
-                [batch.adapters for batch in batches],
-                [batch.ended - batch.began for batch in batches],
-            )
+        self._metrics.observe(d.BATCH_ROWS, [batch.rows for batch in batches])
+        self._metrics.observe(d.BATCH_ADAPTERS, [batch.adapters for batch in batches])
+        self._metrics.observe(d.FORWARD_SECONDS, [batch.ended - batch.began for batch in batches])
         self._record_queue_state()
 
     def _schedule_flush(self) -> None:
@@ -142,15 +142,12 @@ class Observer:
     def _record_queue_state(self) -> None:
         if self._queue_state is None:
             return
-        before, now = self._last_state, self._queue_state()
-        self._last_state = now
-        self._metrics.set_queue_rows(now.rows, now.rows_limit)
-        cache, old = now.cache, None if before is None else before.cache
-        self._metrics.record_cache(
-            hits=cache.hits - (old.hits if old else 0),
-            misses=cache.misses - (old.misses if old else 0),
-            loads=cache.loads - (old.loads if old else 0),
-            evictions=cache.evictions - (old.evictions if old else 0),
-            resident_bytes=cache.resident_bytes,
-            resident_adapters=cache.resident_adapters,
-        )
+        state = self._queue_state()
+        self._metrics.put(d.QUEUE_ROWS, state.rows)
+        self._metrics.put(d.QUEUE_ROWS_LIMIT, state.rows_limit)
+        self._metrics.put(d.RESIDENT_BYTES, state.cache.resident_bytes)
+        self._metrics.put(d.RESIDENT_ADAPTERS, state.cache.resident_adapters)
+        counts = state.cache.hits, state.cache.misses, state.cache.loads, state.cache.evictions
+        for metric, before, now in zip(d.RESIDENCY_COUNTERS, self._cache_counts, counts, strict=True):
+            self._metrics.add(metric, now - before)
+        self._cache_counts = counts

@@ -62,6 +62,15 @@ class PredictionRecord(NamedTuple):
     """None if no batch has taken it."""
     forward_seconds: float
 
+    def members(self) -> dict[str, str | int | None]:
+        """Return the adapter with its version, or the number of adapters if each row has its own, and the rows."""
+        if self.by_row:
+            return {"adapters": self.adapters, "rows": self.rows}
+        members: dict[str, str | int | None] = {"adapter": None if self.reference is None else str(self.reference)}
+        if self.version is not None:
+            members |= {"version": self.version.version, "digest": self.version.digest}
+        return members | {"rows": self.rows}
+
 
 class LogRecord(NamedTuple):
     """A finished request, as the request log and traces show it; times of `time.perf_counter`, in seconds."""

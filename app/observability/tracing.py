@@ -12,7 +12,7 @@ from times that were measured anyway:
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 
 from opentelemetry.context import Context
@@ -62,11 +62,13 @@ class Tracing:
         }
         if line.code is not None:
             attributes["error.type"] = line.code
+        members = {} if line.prediction is None else line.prediction.members()
+        attributes |= {f"loraplex.{name}": value for name, value in members.items() if value is not None}
         span = self._tracer.start_span(
             f"{line.method} {line.route}",
             self._parent(record.headers),
             SpanKind.SERVER,
-            attributes | _prediction_attributes(line),
+            attributes,
             start_time=_nanoseconds(epoch + line.began),
         )
         if span.is_recording():
@@ -102,37 +104,20 @@ class Tracing:
         return self._propagator.extract(carrier, _NO_PARENT) if carrier else _NO_PARENT
 
 
-def _prediction_attributes(line: LogRecord) -> dict[str, AttributeValue]:
-    prediction = line.prediction
-    if prediction is None:
-        return {}
-    attributes: dict[str, AttributeValue] = {"loraplex.rows": prediction.rows}
-    if prediction.by_row:
-        return attributes | {"loraplex.adapters": prediction.adapters}
-    if prediction.reference is not None:
-        attributes["loraplex.adapter"] = str(prediction.reference)
-    if prediction.version is not None:
-        attributes["loraplex.version"] = prediction.version.version
-        attributes["loraplex.digest"] = prediction.version.digest
-    return attributes
-
-
-def _parts(record: RequestRecord) -> list[tuple[str, float, float, Attributes]]:
-    """Return name, begin, end and attributes of the spans below a request's span."""
-    parts: list[tuple[str, float, float, Attributes]] = []
+def _parts(record: RequestRecord) -> Iterator[tuple[str, float, float, Attributes]]:
+    """Yield name, begin, end and attributes of the spans below a request's span."""
     if record.publish is not None:
-        parts.append(("publish", record.publish.began, record.publish.ended, {}))
+        yield "publish", record.publish.began, record.publish.ended, {}
     if record.entry is None or record.entry.timing.resolved is None:
-        return parts
-    timing = record.entry.timing
-    parts.append(("resolve", timing.submitted, record.entry.timing.resolved, {}))
+        return
+    timing, resolved = record.entry.timing, record.entry.timing.resolved
+    yield "resolve", timing.submitted, resolved, {}
     if timing.taken is None:
-        return parts
-    parts.append(("queue", record.entry.timing.resolved, timing.taken, {}))
+        return
+    yield "queue", resolved, timing.taken, {}
     if timing.batch is not None:
         attributes = {"loraplex.batch.rows": timing.batch.rows, "loraplex.batch.adapters": timing.batch.adapters}
-        parts.append(("forward", timing.taken, timing.batch.ended, attributes))
-    return parts
+        yield "forward", timing.taken, timing.batch.ended, attributes
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
+from app.observability.metrics import definitions as d
 from app.observability.metrics.recorder import Metrics
 
 if TYPE_CHECKING:
@@ -21,11 +22,9 @@ def listener(metrics: Metrics, tracing: "Tracing | None" = None) -> Listener:
         metrics.record_publish(publish.ended - publish.began, publish.adapters, source="job")
 
     def on_run(run: Run) -> None:
-        metrics.record_training(run.method, run.ending, run.ended - run.began)
-        if run.ending is Ending.DIED:
-            metrics.record_fit_death()
-        if run.resumed:
-            metrics.record_resume()
+        metrics.observe(d.TRAINING_SECONDS, [run.ended - run.began], run.method, run.ending)
+        metrics.add(d.FITS_DIED, run.ending is Ending.DIED)
+        metrics.add(d.RESUMED, run.resumed)
         if tracing is not None:
             _trace(tracing, run)
 

@@ -1,8 +1,9 @@
 """The OpenAPI document: FastAPI's, completed from the endpoint table, and the page that shows it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
+from itertools import groupby
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -10,8 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from starlette.responses import HTMLResponse
 
-from app.http.endpoints import ENDPOINTS, SCHEMA_REFERENCE, Endpoint
-from app.openapi.problems import RETRY_AFTER, Problem, ProtocolError, responses, table_of_codes
+from app.http.endpoints import ENDPOINTS, OIP, READ_ERRORS, SCHEMA_REFERENCE, Endpoint
+from app.http.errors import EXAMPLE, MEDIA_TYPE, RETRIED, RETRY_AFTER_SECONDS, STATUS, TITLES, Problem, ProtocolError
 from app.web.pages.rendering import CONTENT_SECURITY_POLICY, render
 
 TAGS = {
@@ -58,7 +59,10 @@ PARAMETERS: Mapping[str, Any] = {
 }  # fmt: skip
 HEADERS: Mapping[str, Any] = {
     "RequestId": {"description": "Id of the request in the service's log.", "schema": {"type": "string"}},
-    "RetryAfter": RETRY_AFTER,
+    "RetryAfter": {
+        "description": "Seconds to wait before the request is repeated.",
+        "schema": {"type": "integer", "minimum": 1, "examples": [RETRY_AFTER_SECONDS]},
+    },
     "Location": {"description": "URL of the job: `/jobs/{id}`.", "schema": {"type": "string"}},
     "ETag": {"description": "The version's digest in quotes, for `If-Match`.", "schema": {"type": "string"}},
     "ServerTiming": {
@@ -82,8 +86,16 @@ _RESPONSE_COMPONENTS = {
 }
 _JSON = ("not_json", "duplicate_key", "missing_field", "unknown_field", "wrong_type", "out_of_range", "not_finite")
 _EVERY_CALL = ("internal_error", "head_too_large", "not_http", "too_many_open_files")
+_BY_PATH = {
+    "/adapters/{name}": ("adapter_not_found",),
+    "/datasets/{name}": ("dataset_not_found",),
+    "/jobs/{job_id}": ("job_not_found",),
+    "/v2/models/{name}": ("adapter_not_found", "version_not_found", "adapter_not_live", "base_mismatch"),
+}
+_BY_PARAMETER = {"cursor": ("invalid_cursor",)} | dict.fromkeys(("name", "prefix", "adapter"), ("invalid_name",))
 _BY_HEADER = {
-    "X-Feature-Space": ("feature_space_mismatch",),
+    # Calls with this header read the catalogue.
+    "X-Feature-Space": ("feature_space_mismatch", *READ_ERRORS),
     "If-Match": ("precondition_failed",),
     "X-Request-Timeout": ("wrong_type", "out_of_range"),
 }
@@ -202,11 +214,16 @@ def _response_headers(endpoint: Endpoint, status: str) -> dict[str, dict[str, st
 def _error_codes(endpoint: Endpoint, operation: Mapping[str, Any]) -> set[str]:
     """Return all codes of an operation of the document, whose parameters and body are complete."""
     codes = {*_EVERY_CALL, *endpoint.errors}
+    for prefix, not_found in _BY_PATH.items():
+        # An upload to a path creates what is not found there.
+        if endpoint.path.startswith(prefix) and (endpoint.method, endpoint.path) != ("PUT", prefix):
+            codes |= set(not_found)
+    if "{version}" in endpoint.path and endpoint.tag != OIP:
+        codes |= {"version_not_found", "wrong_type"}
     for header in endpoint.request_headers:
         codes |= set(_BY_HEADER.get(header, ()))
-    parameter_names = {parameter.get("name") for parameter in operation["parameters"]}
-    codes |= {"invalid_cursor"} if "cursor" in parameter_names else set()
-    codes |= {"invalid_name"} if "name" in parameter_names else set()
+    for parameter in operation["parameters"]:
+        codes |= set(_BY_PARAMETER.get(parameter.get("name"), ()))
     if any(parameter.get("in") == "query" for parameter in operation["parameters"]):
         codes |= {"unknown_field", "wrong_type", "out_of_range", "invalid_combination"}
     if endpoint.body:
@@ -215,6 +232,40 @@ def _error_codes(endpoint: Endpoint, operation: Mapping[str, Any]) -> set[str]:
         codes |= {"unsupported_media_type"} if endpoint.body_is_required else set()
         codes |= set(_JSON) if "application/json" in endpoint.body else set()
     return codes
+
+
+def table_of_codes() -> str:
+    """Return all codes of answers as a Markdown table."""
+    rows = [f"| `{code}` | {status} | {TITLES[code]} |" for code, status in STATUS.items()]
+    return "\n".join(["| code | status | meaning |", "|---|---|---|", *rows])
+
+
+def responses(codes: Iterable[str], *, protocol: bool) -> dict[str, Any]:
+    """Return the error responses of an operation with these codes, by status."""
+    responses_by_status = {}
+    for status, group in groupby(sorted(codes, key=lambda code: (STATUS[code], code)), STATUS.__getitem__):
+        codes_here = list(group)
+        content: Mapping[str, Any] = {
+            MEDIA_TYPE: {
+                "schema": {"$ref": "#/components/schemas/Problem", "properties": {"code": {"enum": codes_here}}},
+                "example": _example(codes_here[0], status),
+            }
+        }
+        if protocol:
+            content = {"application/json": {"schema": {"$ref": "#/components/schemas/ProtocolError"}}}
+        text = "\n".join(f"- `{code}`: {TITLES[code]}" for code in codes_here)
+        response: dict[str, Any] = {"description": text, "content": content}
+        if status in RETRIED:
+            response["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
+        responses_by_status[str(status)] = response
+    return responses_by_status
+
+
+def _example(code: str, status: int) -> dict[str, Any]:
+    if code == EXAMPLE["code"]:
+        return dict(EXAMPLE)
+    title = TITLES[code]
+    return {"type": f"urn:loraplex:{code}", "title": title, "status": status, "detail": title, "code": code}
 
 
 @router.get("/docs")

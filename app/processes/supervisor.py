@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from adapters.child_process import StoppedClock, command
+from adapters.child_process import StoppedClock, command, stop_on_signals
 from app.observability.metrics.process_slot import METRICS, clean_slots
-from app.processes.signals import EXIT_CONFIG, FIRST_WORKER, stop_on_signals
-from app.settings import Settings, SettingsError, as_environment, make_data_dir
+from app.settings import EXIT_CONFIG, Settings, SettingsError, as_environment, make_data_dir
 
+# Argument of the worker that logs the warnings at the start of a service.
+FIRST_WORKER = "first"
 _POLL_SECONDS = 0.1
 _MAX_PAUSE_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.5

@@ -7,24 +7,16 @@ import time
 import torch
 
 from adapters.catalog.catalog import Catalog
+from adapters.child_process import on_parent_exit, stop_on_signals
 from adapters.errors import CatalogBusy
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.execution.trainer import Trainer
-from app.bootstrap import (
-    CHECKPOINTS,
-    exit_if_unusable,
-    load_base,
-    open_fitter,
-    open_queue,
-    open_tracing,
-    warn_about_jobs,
-)
+from app.bootstrap import CHECKPOINTS, load_base, open_fitter, open_queue, open_tracing, warn_about_jobs
 from app.observability import logs
 from app.observability.metrics.process_slot import METRICS
 from app.observability.metrics.recorder import Metrics
 from app.observability.training import listener
-from app.processes.signals import on_parent_exit, stop_on_signals
-from app.settings import Settings, load_settings
+from app.settings import Settings, exit_if_unusable, load_settings
 
 _SECONDS_TO_CLOSE = 1.0
 
@@ -35,11 +27,11 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
     """Run jobs until `stop` is set. The trainer of a supervised service leaves the warnings to the first worker."""
     logs.configure(settings.log_format, process="trainer")
     torch.set_num_threads(1)
-    with exit_if_unusable(settings):
+    with exit_if_unusable():
         base = load_base(settings)
         catalog = Catalog(settings.data_dir, now=time.time, quarantine_days=settings.quarantine_days)
         catalog.sweep()
-    metrics = Metrics.open(settings.data_dir / METRICS, "trainer")
+    metrics = Metrics(settings.data_dir / METRICS, "trainer")
     logs.configure(settings.log_format, process=metrics.process)
     if not supervised:
         _warn_about_jobs(catalog, base)

@@ -11,15 +11,16 @@ from types import FrameType
 import torch
 import uvicorn
 
+from adapters.child_process import on_parent_exit
 from adapters.lora import kernel  # noqa: F401 - compiled with all other imports, while the collector is off
-from app.bootstrap import exit_if_unusable, warn_in_background
+from app.bootstrap import warn_in_background
 from app.http.application import create_app
 from app.observability import logs
-from app.processes.signals import FIRST_WORKER, on_parent_exit
+from app.processes.supervisor import FIRST_WORKER
 from app.service import Service, open_service
 from app.serving.connections import raise_file_limit
 from app.serving.uvicorn_protocol import protocol_factory
-from app.settings import load_settings
+from app.settings import exit_if_unusable, load_settings
 
 _DRAIN_SECONDS = 0.5
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
@@ -67,7 +68,7 @@ def main() -> None:
     temporary = settings.data_dir / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(temporary)
-    with exit_if_unusable(settings):
+    with exit_if_unusable():
         service = open_service(settings)
     logs.configure(settings.log_format, process=service.metrics.process)
     if FIRST_WORKER in sys.argv[2:]:

@@ -17,10 +17,10 @@ from starlette.types import Receive, Scope, Send
 from adapters.errors import LoraplexError, OutOfRange, WrongType
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import MAX_REFERENCE_CHARACTERS
+from app.http import preconditions
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type
-from app.http.dependencies import ServiceOf
 from app.http.errors import problem, too_large
-from app.service import Service
+from app.service import Service, ServiceOf
 from app.serving.queue_entry import InferenceResult
 from app.serving.request import InferenceRequest, count_lists, read_fast, request_from_json
 from app.serving.response import MEMBERS_FORMAT, write_many_numbers, write_options, write_response
@@ -119,9 +119,7 @@ async def send_response(send: Send, body: bytes, headers: Headers) -> None:
 def check_feature_space(service: Service, headers: Mapping[bytes, bytes], scope: Scope) -> None:
     """Raise `FeatureSpaceMismatch` if `X-Feature-Space` names another encoder than that of the base layer."""
     if b"x-feature-space" in headers:
-        # The header may be repeated, and clients write the names of encoders in UTF-8.
-        values = [value for name, value in scope["headers"] if name == b"x-feature-space"]
-        service.check_feature_space([value.decode("utf-8", "replace") for value in values])
+        preconditions.check_feature_space(scope["headers"], service.settings.feature_space)
 
 
 def timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:

@@ -16,6 +16,7 @@ from adapters.errors import LoraplexError
 from app.http.endpoints import ENDPOINTS, INFERENCE_HEADER, REQUEST_ID
 from app.http.errors import InternalError, answer_at, known_failure
 from app.http.middleware import request_id_of
+from app.observability.metrics.definitions import FAST_PATH_FALLBACKS
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, RequestRecord
 from app.service import Service
 from app.serving.asgi import JSON_TYPE, MAX_INLINE_BYTES, Headers, predict_headers
@@ -115,7 +116,8 @@ class FastPath:
         self._max_bytes = min(MAX_INLINE_BYTES, settings.max_predict_json_bytes, settings.max_body_bytes)
         self._max_rows = MAX_INLINE_NUMBERS // service.base.out_features
         # A counter that does not exist yet cannot be told from one that nothing exports.
-        service.metrics.record_fallbacks(dict.fromkeys(Fallback, 0))
+        for reason in Fallback:
+            service.metrics.add(FAST_PATH_FALLBACKS, 0, reason)
 
     def accept(self, url: bytes, headers: Headers, *, is_idle: bool) -> Mapping[bytes, bytes] | None:
         """Return the headers of a POST by name if it may take the fast path, judging by its head, otherwise None.

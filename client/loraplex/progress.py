@@ -1,18 +1,18 @@
 """Display of a job's progress: a bar in a terminal or a notebook, lines elsewhere."""
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from loraplex import decode as reading
 from loraplex.results import Event, JobFields, LogLine, Progress
-from loraplex.sanitize import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _SECONDS_BETWEEN_LINES = 2.0
 _BETWEEN = " · "
+# Scripts and emoji need them.
+_JOINERS = "\u200c\u200d"
 
 
 class Display:
@@ -59,9 +59,7 @@ class Display:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         return None
 
 
@@ -69,52 +67,47 @@ class Bar(Display):
     """A line that is redrawn below the log of the job."""
 
     def __init__(self, console: "Console") -> None:
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-        from rich.progress import Progress as Line
+        from rich import progress as rich
 
         super().__init__()
-        self._line = Line(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[said]}", markup=False),
-            console=console,
-        )
-        self._task = self._line.add_task("", total=None, said="")
-        self._status = self._said = ""
+        name, note = (rich.TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[note]"))
+        self._bar = rich.Progress(name, rich.BarColumn(), rich.TaskProgressColumn(), note, console=console)
+        self._task = self._bar.add_task("", total=None, note="")
+        self._status = self._figures = ""
 
     def job(self, job: JobFields) -> None:
         """Show the name of the adapter."""
-        self._line.update(self._task, description=escape(job.adapter))
+        self._bar.update(self._task, description=escape(job.adapter))
         super().job(job)
 
     def progress(self, progress: Progress) -> None:
         """Move the bar."""
-        self._said = _said(progress)
-        self._line.update(self._task, total=progress.steps, completed=progress.step)
-        self._say()
+        self._figures = _figures(progress)
+        self._bar.update(self._task, total=progress.steps, completed=progress.step)
+        self._update_note()
 
     def status(self, status: str) -> None:
         """Show the status, unless the job is running."""
         self._status = status
-        self._say()
-        self._line.refresh()
+        self._update_note()
+        self._bar.refresh()
 
     def log(self, text: str) -> None:
         """Print a line above the bar."""
-        _print(self._line.console, f"  {text}")
+        _print(self._bar.console, f"  {text}")
 
-    def _say(self) -> None:
-        goes_on = self._status in ("queued", "running")
-        said = self._said or self._status if goes_on else _joined(self._said.partition(_BETWEEN)[0], self._status)
-        self._line.update(self._task, said=said)
+    def _update_note(self) -> None:
+        note = self._figures or self._status
+        if self._status not in ("queued", "running"):
+            note = _joined(self._figures.partition(_BETWEEN)[0], self._status)
+        self._bar.update(self._task, note=note)
 
     def __enter__(self) -> Self:
-        self._line.start()
+        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._line.stop()
+        self._bar.stop()
 
 
 class Lines(Display):
@@ -123,9 +116,8 @@ class Lines(Display):
     def __init__(self, console: "Console") -> None:
         super().__init__()
         self._console = console
-        self._name = ""
-        self._status = ""
-        self._shown_at = 0.0
+        self._name = self._status = ""
+        self._printed_at = 0.0
         self._step = 0
 
     def job(self, job: JobFields) -> None:
@@ -136,22 +128,22 @@ class Lines(Display):
     def progress(self, progress: Progress) -> None:
         """Print a line, unless the last one is recent."""
         now = time.monotonic()
-        late = now - self._shown_at >= _SECONDS_BETWEEN_LINES or progress.step == progress.steps
-        if progress.step != self._step and late:
-            self._shown_at, self._step = now, progress.step
-            self._say(_joined(f"step {progress.step}/{progress.steps}", _said(progress)))
+        is_due = now - self._printed_at >= _SECONDS_BETWEEN_LINES or progress.step == progress.steps
+        if progress.step != self._step and is_due:
+            self._printed_at, self._step = now, progress.step
+            self._print(_joined(f"step {progress.step}/{progress.steps}", _figures(progress)))
 
     def status(self, status: str) -> None:
         """Print a line if the status has changed."""
         if status != self._status:
             self._status = status
-            self._say(status)
+            self._print(status)
 
     def log(self, text: str) -> None:
         """Print the line."""
-        self._say(f"  {text}")
+        self._print(f"  {text}")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         _print(self._console, f"{self._name}: {text}")
 
 
@@ -162,23 +154,35 @@ def display(console: "Console | None" = None) -> Display:
     """
     from rich.console import Console
 
-    drawn_on = console or Console(stderr=True)
-    return Bar(drawn_on) if drawn_on.is_terminal or drawn_on.is_jupyter else Lines(drawn_on)
+    console = console or Console(stderr=True)
+    return Bar(console) if console.is_terminal or console.is_jupyter else Lines(console)
 
 
 def _print(console: "Console", text: str) -> None:
     console.print(escape(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def _said(progress: Progress) -> str:
+def _figures(progress: Progress) -> str:
     fleet = progress.adapters
-    parts = [
-        None if fleet is None else f"{fleet['published']} of {fleet['total']} published, {fleet['failed']} failed",
+    return _joined(
+        fleet and f"{fleet['published']} of {fleet['total']} published, {fleet['failed']} failed",
         None if progress.loss is None else f"loss {progress.loss:.4g}",
-        None if not progress.seconds_left else f"{progress.seconds_left:.0f} s left",
-    ]
-    return _joined(*parts)
+        f"{progress.seconds_left:.0f} s left" if progress.seconds_left else None,
+    )
 
 
-def _joined(*parts: str | None) -> str:
-    return _BETWEEN.join(part for part in parts if part)
+def _joined(*parts: object) -> str:
+    return _BETWEEN.join(str(part) for part in parts if part)
+
+
+def escape(text: str) -> str:
+    """Return text of others (names, labels, messages) as one line that cannot steer a terminal.
+
+    Control characters, line ends, changes of direction and lone surrogates become escapes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in _JOINERS else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -3,7 +3,7 @@
 # O out_features · I in_features · R rank
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,9 @@ from adapters.catalog.versions import Version
 from adapters.errors import Conflict, InvalidCombination, NotFound, OutOfRange, WrongShape
 from adapters.lora.adapter import MAX_ALPHA, Adapter, check_factors, digest_of, scaling_of
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import Reference, parse_reference
-from adapters.training.data_file import Column, in_memory_column
-from adapters.training.planning.request import TrainingRequest
-from adapters.training.settings import AUTO, AdapterSource, Init, InitFactors
+from adapters.names import parse_reference
+from adapters.training.data_file import Column
+from adapters.training.settings import AUTO, AdapterSource, Init, InitFactors, RequestedSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +45,7 @@ class AdapterFinder:
 
 @dataclass(frozen=True, slots=True)
 class Initialization:
-    """Initial factors, with the alpha and the labels of the adapter that they come from."""
+    """Initial factors with the alpha and the labels of the adapter that they come from, and the prior."""
 
     init: Init
     a_OR: torch.Tensor | None = None
@@ -57,9 +56,11 @@ class Initialization:
     rslora: bool = False
     labels: Sequence[str | int] | None = None
     """Labels of the outputs of that adapter, if it has some."""
+    prior: tuple[Version, Adapter] | None = None
+    """The adapter that a closed form shrinks towards."""
 
     def description(self) -> Any:
-        """Return the JSON value that the job shows."""
+        """Return the JSON value that the job shows for `init`."""
         if self.parent is not None:
             return {"adapter": self.parent}
         if self.a_OR is None or self.b_RI is None:
@@ -67,34 +68,43 @@ class Initialization:
         return {"digest": digest_of(save({"A": self.a_OR, "B": self.b_RI}))}
 
     def columns(self) -> dict[str, Column]:
-        """Return the columns of a data file for given factors."""
+        """Return the columns of a data file for given factors and for the prior."""
+        columns = prior_columns(None if self.prior is None else self.prior[1])
         if self.a_OR is None or self.b_RI is None:
-            return {}
-        return {"start_OR": in_memory_column(self.a_OR.numpy()), "start_RI": in_memory_column(self.b_RI.numpy())}
+            return columns
+        return {"start_OR": Column.of(self.a_OR.numpy()), "start_RI": Column.of(self.b_RI.numpy())} | columns
 
 
-def read_initialization(request: TrainingRequest, adapters: AdapterFinder, *, max_rank: int) -> Initialization:
-    """Read `training.init`; raise the error that names the field."""
-    init, field = request.settings.init, "training.init"
+def read_initialization(settings: RequestedSettings, adapters: AdapterFinder, *, max_rank: int) -> Initialization:
+    """Read `training.init` and `training.prior`; raise the error that names the field."""
+    start = _read_init(settings, adapters, max_rank=max_rank)
+    if settings.prior is None:
+        return start
+    return replace(start, prior=adapters.find(settings.prior.adapter, field="training.prior.adapter"))
+
+
+def _read_init(settings: RequestedSettings, adapters: AdapterFinder, *, max_rank: int) -> Initialization:
+    init, field = settings.init, "training.init"
     if isinstance(init, Init):
         return Initialization(init)
-    if request.rank == AUTO:
-        raise InvalidCombination(
-            "rank cannot be auto where training.init gives factors, which have one",
-            field="rank",
-            given=AUTO,
-            expected="the rank of the factors",
-        )
+    if settings.rank == AUTO:
+        detail = "rank cannot be auto where training.init gives factors, which have one"
+        raise InvalidCombination(detail, field="rank", given=AUTO, expected="the rank of the factors")
     if isinstance(init, AdapterSource):
-        return _from_adapter(request, init.adapter, adapters)
-    assert isinstance(init, InitFactors)
-    a_OR, b_RI = (
-        torch.from_numpy(matrix(value, field=f"{field}.{name}")) for name, value in (("A", init.A), ("B", init.B))
-    )
-    names = (f"{field}.A", f"{field}.B", f"{field}.bias")
-    check_factors(a_OR, b_RI, None, adapters.base, max_rank=max_rank, names=names)
-    _check_rank(b_RI.shape[0], request.rank)
-    return Initialization(Init.FACTORS, a_OR, b_RI)
+        start = _from_adapter(settings, init.adapter, adapters)
+    else:
+        assert isinstance(init, InitFactors)
+        a_OR = torch.from_numpy(matrix(init.A, field=f"{field}.A"))
+        b_RI = torch.from_numpy(matrix(init.B, field=f"{field}.B"))
+        names = (f"{field}.A", f"{field}.B", f"{field}.bias")
+        check_factors(a_OR, b_RI, None, adapters.base, max_rank=max_rank, names=names)
+        start = Initialization(Init.FACTORS, a_OR, b_RI)
+    assert start.b_RI is not None
+    rank = len(start.b_RI)
+    if rank != settings.rank:
+        detail = f"training.init has rank {rank}, the request has rank {settings.rank}"
+        raise WrongShape(detail, field=field, given=f"rank {rank}", expected=f"rank {settings.rank}")
+    return start
 
 
 def check_label_positions(start: Initialization, labels: Sequence[str | int] | None) -> None:
@@ -122,45 +132,23 @@ def prior_columns(prior: Adapter | None) -> dict[str, Column]:
     """
     if prior is None:
         return {}
-    return {
-        "prior_OR": in_memory_column((prior.a_OR * prior.scaling).numpy()),
-        "prior_RI": in_memory_column(prior.b_RI.numpy()),
-    }
+    scaled_OR = prior.a_OR * prior.scaling
+    return {"prior_OR": Column.of(scaled_OR.numpy()), "prior_RI": Column.of(prior.b_RI.numpy())}
 
 
-def _from_adapter(request: TrainingRequest, reference: object, adapters: AdapterFinder) -> Initialization:
+def _from_adapter(settings: RequestedSettings, reference: object, adapters: AdapterFinder) -> Initialization:
     """Start from the ΔW of an adapter: with its alpha, or with A rescaled to the requested alpha."""
     version, adapter = adapters.find(reference, field="training.init.adapter")
-    _check_rank(version.rank, request.rank)
-    parent = str(Reference(version.adapter, version.version))
-    if request.alpha is not None and request.alpha != AUTO:
-        scaling = scaling_of(request.alpha, version.rank, rslora=False)
-        rescaled_OR = adapter.a_OR * (adapter.scaling / scaling if scaling > 0 else math.inf)
-        if not bool(torch.isfinite(rescaled_OR).all()):
-            raise OutOfRange(
-                f"alpha is too small to start from {parent}: A would have to grow past float32",
-                field="alpha",
-                given=request.alpha,
-                expected="a larger alpha",
-            )
-        return Initialization(Init.FACTORS, rescaled_OR, adapter.b_RI, parent, labels=adapter.labels)
-    if adapter.alpha <= 0:
-        raise OutOfRange(
-            f"{parent} has alpha {adapter.alpha:g}, and training needs one above 0: give alpha",
-            field="alpha",
-            given=adapter.alpha,
-            expected=f"a number above 0, at most {MAX_ALPHA:g}",
-        )
-    return Initialization(
-        Init.FACTORS, adapter.a_OR, adapter.b_RI, parent, adapter.alpha, adapter.rslora, adapter.labels
-    )
-
-
-def _check_rank(rank: int, expected: object) -> None:
-    if rank != expected:
-        raise WrongShape(
-            f"training.init has rank {rank}, the request has rank {expected}",
-            field="training.init",
-            given=f"rank {rank}",
-            expected=f"rank {expected}",
-        )
+    start = Initialization(Init.FACTORS, adapter.a_OR, adapter.b_RI, str(version), labels=adapter.labels)
+    if settings.alpha is None or settings.alpha == AUTO:
+        if adapter.alpha <= 0:
+            detail = f"{start.parent} has alpha {adapter.alpha:g}, and training needs one above 0: give alpha"
+            expected = f"a number above 0, at most {MAX_ALPHA:g}"
+            raise OutOfRange(detail, field="alpha", given=adapter.alpha, expected=expected)
+        return replace(start, alpha=adapter.alpha, rslora=adapter.rslora)
+    scaling = scaling_of(settings.alpha, version.rank, rslora=False)
+    rescaled_OR = adapter.a_OR * (adapter.scaling / scaling if scaling > 0 else math.inf)
+    if not bool(torch.isfinite(rescaled_OR).all()):
+        detail = f"alpha is too small to start from {start.parent}: A would have to grow past float32"
+        raise OutOfRange(detail, field="alpha", given=settings.alpha, expected="a larger alpha")
+    return replace(start, a_OR=rescaled_OR)

@@ -1,20 +1,22 @@
 """Planner: checks a training request in full, decides what it leaves open, and makes a training job of it."""
 
 # N rows · I in_features · O out_features
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from adapters.arrays import vector
 from adapters.catalog.catalog import Catalog
-from adapters.catalog.versions import Version
 from adapters.datasets.store import Datasets
 from adapters.errors import (
     EstimateTooLarge,
     IgnoredField,
     InvalidCombination,
+    InvalidName,
+    LoraplexError,
     MissingField,
     OutOfRange,
     RankTooLarge,
@@ -25,27 +27,37 @@ from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import Provenance, TrainingJob
-from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import Reference, check_name
-from adapters.training.data_file import Column, DataFile, in_memory_column
+from adapters.names import check_name
+from adapters.training.data_file import Column, write_data_file
 from adapters.training.planning.auto import Decisions, decide
 from adapters.training.planning.estimate import Estimate, estimate
-from adapters.training.planning.fleet_template import check_not_fleet, fleet_adapters
+from adapters.training.planning.holdout import Holdout, SplitReport, read_holdout, report_split
 from adapters.training.planning.initialization import (
     AdapterFinder,
     Initialization,
     check_label_positions,
-    prior_columns,
     read_initialization,
 )
-from adapters.training.planning.provenance import describe
-from adapters.training.planning.publish_policy import make_gate
-from adapters.training.planning.request import DatasetColumns, RowSource, TrainingRequest
-from adapters.training.planning.rows import Codes, Rows, read_rows
-from adapters.training.planning.split import Split
-from adapters.training.planning.split_report import SplitReport, read_split, report_fleet_split, report_split
-from adapters.training.settings import AUTO, BALANCED, SETTINGS, Loss, TrainingSpec
+from adapters.training.planning.request import RowSource, TrainingRequest, nothing_held_out
+from adapters.training.planning.rows import Groups, Rows, read_rows
+from adapters.training.planning.targets import Labels
+from adapters.training.settings import (
+    AUTO,
+    BALANCED,
+    SETTINGS,
+    EarlyStopping,
+    Init,
+    Loss,
+    RequestedSettings,
+    TrainingSpec,
+    unused_settings,
+)
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_ALWAYS_SHOWN = frozenset(
+    {"method", "loss", "epochs", "learning_rate", "batch_size", "seed", "init", "validation_fraction", "ridge"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +78,8 @@ class Plan:
     adapters: tuple[JobAdapter, ...]
     job: TrainingJob
     estimate: Estimate
-    columns: Callable[[], dict[str, Column]]
-    """Columns of the data file; new ones per call."""
+    columns: Mapping[str, Column]
+    """Columns of the data file."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the answer to a dry run."""
@@ -75,40 +87,7 @@ class Plan:
 
     def write_data(self, file: BinaryIO) -> None:
         """Write the data file."""
-        DataFile(self.columns()).write(file)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Inputs:
-    """Rows and adapters that a request refers to, each loaded and checked by itself."""
-
-    start: Initialization
-    prior: tuple[Version, Adapter] | None
-    rows: Rows
-    fleet: list[JobAdapter] | None
-    held_rows: Rows | None
-    """A data set that is held out whole."""
-    split: Split | None
-    key_N: Codes | None
-    """The key that decides the split."""
-
-    @property
-    def holds_out(self) -> bool:
-        """Return whether the request holds rows out."""
-        return self.split is not None or self.held_rows is not None
-
-    def columns(self, key_N: Codes | None) -> dict[str, Column]:
-        """Return the columns of the data file."""
-        columns = self.rows.columns()
-        if self.held_rows is not None:
-            columns |= self.held_rows.columns("held_")
-        if key_N is not None:
-            columns["key_N"] = in_memory_column(key_N)
-        if self.fleet is not None and self.rows.fleet is not None:
-            columns["groups_N"] = in_memory_column(self.rows.fleet.codes_N)
-        if self.rows.corpus is not None:
-            columns["corpus_MO"] = self.rows.corpus.column()
-        return columns | self.start.columns() | prior_columns(None if self.prior is None else self.prior[1])
+        write_data_file(self.columns, file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,56 +114,63 @@ class Planner:
 
         Raises the `InvalidInput`, `NotFound` or `Conflict` that names the field.
         """
-        inputs = self._load(request)
-        rows, fleet, base = inputs.rows, inputs.fleet, self.base
-        max_rank = min(base.in_features, base.out_features, self.limits.max_rank)
-        decisions = decide(request, rows, inputs.split, holds_out=inputs.holds_out, max_rank=max_rank)
-        # A split that was decided here keeps the groups together, if there are any.
-        by_groups = decisions.split is not inputs.split and rows.groups is not None
-        key_N = rows.groups.codes_N if by_groups and rows.groups is not None else inputs.key_N
-        spec = _resolve(request, inputs, decisions, outputs=base.out_features)
-        holds_out = inputs.holds_out or spec.split is not None
-        gate = make_gate(request.publish, spec.loss, holds_out=holds_out, is_fleet=fleet is not None)
-        _check_used(request, inputs, holds_out=holds_out)
-        split = _report_split(request, inputs, spec, key_N)
-        training_rows = rows.count if split is None else split.train.rows
+        settings, base, limits = request.settings, self.base, self.limits
+        if not request.is_fleet:
+            check_name(request.name)
+        if settings.rank != AUTO and settings.rank > limits.max_rank:
+            detail = f"rank is {str(settings.rank)[:20]}, at most {limits.max_rank} is accepted"
+            expected = f"a rank of at most {limits.max_rank}"
+            raise RankTooLarge(detail, field="rank", given=settings.rank, expected=expected)
+        settings.check()
+        start = read_initialization(settings, self.adapters, max_rank=limits.max_rank)
+        rows = self.read_rows(request.rows, settings.loss, field="data")
+        check_label_positions(start, rows.targets.labels)
+        adapters = _adapters(request, rows, max_groups=limits.max_groups)
+        sizes = [adapter.rows for adapter in adapters] if request.is_fleet else None
+        holdout = read_holdout(request, rows, datasets=self.datasets, base=base)
+        max_rank = min(base.in_features, base.out_features, limits.max_rank)
+        decisions = decide(request, rows, holdout, max_rank=max_rank)
+        holdout = decisions.holdout
+        spec = _resolve(request, rows, start, decisions, outputs=base.out_features)
+        gate = request.publish.make_gate(spec.loss, holds_out=holdout is not None, is_fleet=request.is_fleet)
+        _check_used(request, rows, holdout)
+        split = _report_split(request, rows, holdout, spec, sizes)
+        training_rows, held_rows = (rows.count, 0) if split is None else (split.train.rows, split.held_out.rows)
         spec.check_steps(training_rows)
-        cost = self.estimate(spec, training_rows, held_rows=0 if split is None else split.held_out.rows, fleet=fleet)
+        cost = self.estimate(spec, training_rows, held_rows=held_rows, group_sizes=sizes)
         provenance = Provenance(
             data=rows.description(),
             split=None if split is None else split.rule,
-            parent=inputs.start.parent,
-            prior=None if inputs.prior is None else reference_of(inputs.prior[0]),
+            parent=start.parent,
+            prior=None if start.prior is None else str(start.prior[0]),
         )
-        return Plan(
-            name=str(request.name),
-            adapters=tuple(fleet or [JobAdapter(str(request.name), None, rows.count)]),
-            job=TrainingJob(
-                spec=spec,
-                gate=gate,
-                labels=rows.labels,
-                steps=spec.steps(training_rows) if fleet is None else len(fleet),
-                adapters=1 if fleet is None else len(fleet),
-                is_fleet=fleet is not None,
-                is_update=False,
-                provenance=provenance,
-                description=describe(
-                    request,
-                    spec,
-                    inputs.start,
-                    provenance,
-                    labels=rows.labels,
-                    split=split,
-                    decisions=decisions,
-                    warnings=[*_label_warnings(request, rows, base), *(() if split is None else split.warnings)],
-                ),
-            ),
-            estimate=cost,
-            columns=lambda: inputs.columns(key_N),
+        labels = rows.targets.labels
+        description = _describe(
+            request,
+            spec,
+            start,
+            provenance,
+            labels=labels,
+            warnings=_label_warnings(request, labels, base),
+            split=split,
+            reasons=decisions.reasons,
         )
+        job = TrainingJob(
+            spec=spec,
+            gate=gate,
+            labels=labels,
+            steps=len(adapters) if request.is_fleet else spec.steps(training_rows),
+            adapters=len(adapters),
+            is_fleet=request.is_fleet,
+            is_update=False,
+            provenance=provenance,
+            description=description,
+        )
+        columns = _columns(rows, holdout, is_fleet=request.is_fleet) | start.columns()
+        return Plan(name=str(request.name), adapters=tuple(adapters), job=job, estimate=cost, columns=columns)
 
     def estimate(
-        self, spec: TrainingSpec, training_rows: int, *, held_rows: int = 0, fleet: list[JobAdapter] | None = None
+        self, spec: TrainingSpec, training_rows: int, *, held_rows: int = 0, group_sizes: Sequence[int] | None = None
     ) -> Estimate:
         """Estimate the cost of a training; raise `EstimateTooLarge` if no trainer may use as much memory."""
         cost = estimate(
@@ -193,8 +179,8 @@ class Planner:
             out_features=self.base.out_features,
             training_rows=training_rows,
             held_rows=held_rows,
-            groups=None if fleet is None else len(fleet),
-            largest_group=0 if fleet is None else max(adapter.rows for adapter in fleet),
+            groups=None if group_sizes is None else len(group_sizes),
+            largest_group=max(group_sizes or [0]),
         )
         limit = self.limits.trainer_memory_bytes
         if cost.memory_bytes > limit:
@@ -206,56 +192,6 @@ class Planner:
                 expected=f"a training of at most {limit} bytes",
             )
         return cost
-
-    def _load(self, request: TrainingRequest) -> _Inputs:
-        settings, limits = request.settings, self.limits
-        if not request.is_fleet:
-            check_name(request.name)
-        if request.rank != AUTO and request.rank > limits.max_rank:
-            raise RankTooLarge(
-                f"rank is {str(request.rank)[:20]}, at most {limits.max_rank} is accepted",
-                field="rank",
-                given=request.rank,
-                expected=f"a rank of at most {limits.max_rank}",
-            )
-        settings.check()
-        start = read_initialization(request, self.adapters, max_rank=limits.max_rank)
-        prior = None
-        if settings.prior is not None:
-            prior = self.adapters.find(settings.prior.adapter, field="training.prior.adapter")
-        rows = self.read_rows(request.rows, settings.loss, field="data")
-        check_label_positions(start, rows.labels)
-        fleet = None
-        if request.is_fleet:
-            fleet = fleet_adapters(str(request.name), rows, max_groups=limits.max_groups)
-        else:
-            check_not_fleet(rows)
-        split, key_N = read_split(request, rows)
-        held_rows = self._held_rows(request, rows)
-        return _Inputs(start=start, prior=prior, rows=rows, fleet=fleet, held_rows=held_rows, split=split, key_N=key_N)
-
-    def _held_rows(self, request: TrainingRequest, rows: Rows) -> Rows | None:
-        """Return the data set that is held out whole, read by the columns of the training rows."""
-        if request.split is None or request.split.dataset is None:
-            return None
-        if not isinstance(request.rows, DatasetColumns):
-            raise InvalidCombination(
-                "split.dataset holds out a data set by the columns of the training data, which are in the request",
-                field="split.dataset",
-                given=request.split.dataset,
-                expected="training data from a data set too",
-            )
-        source = replace(request.rows, dataset=request.split.dataset, labels=rows.labels, corpus=None, group_by=None)
-        held_rows = self.read_rows(source, request.settings.loss, field="split")
-        if held_rows.targets.shape[1:] != rows.targets.shape[1:]:
-            raise WrongShape(
-                f"split.dataset has {held_rows.targets.shape[1]} targets a row, the training data have "
-                f"{rows.targets.shape[1]}",
-                field="split.dataset",
-                given=f"{held_rows.targets.shape[1]} targets",
-                expected=f"{rows.targets.shape[1]} targets",
-            )
-        return held_rows
 
 
 def submit(plan: Plan, queue: JobQueue, *, job_id: str, planner: Planner, max_queued: int) -> Job:
@@ -275,39 +211,76 @@ def submit(plan: Plan, queue: JobQueue, *, job_id: str, planner: Planner, max_qu
     )
 
 
-def reference_of(version: Version) -> str:
-    """Return `name@3` for a version."""
-    return str(Reference(version.adapter, version.version))
+def _adapters(request: TrainingRequest, rows: Rows, *, max_groups: int) -> list[JobAdapter]:
+    """Return the adapters to train: of a fleet, one for each group, in the order of the group codes."""
+    name, group_by = str(request.name), rows.origin.get("group_by")
+    if request.is_fleet:
+        groups = _fleet_groups(name, rows, max_groups=max_groups)
+        sizes = np.bincount(groups.codes_N, minlength=len(groups.values))
+        return [
+            JobAdapter(_expand(name, value), str(value), int(size), position=position)
+            for position, (value, size) in enumerate(zip(groups.values, sizes, strict=True))
+        ]
+    if group_by is not None:
+        detail = f"data.group_by trains an adapter a group: the name has to have {{{group_by}}}"
+        raise InvalidCombination(detail, field="name", expected=f"a template such as acme-{{{group_by}}}")
+    return [JobAdapter(name, None, rows.count)]
 
 
-def _resolve(request: TrainingRequest, inputs: _Inputs, decisions: Decisions, *, outputs: int) -> TrainingSpec:
+def _fleet_groups(template: str, rows: Rows, *, max_groups: int) -> Groups:
+    """Return the groups of a fleet if the template of its names, such as `acme-{tenant}`, has their column."""
+    placeholders = _PLACEHOLDER.findall(template)
+    if not placeholders:
+        check_name(template)
+    is_inline = rows.table is None
+    column = "group" if is_inline else rows.origin.get("group_by")
+    if rows.fleet is None:
+        field = "data.groups" if is_inline else "data.group_by"
+        detail = f"name has a placeholder, so each group gets an adapter: say with {field} which group a row is of"
+        raise MissingField(detail, field=field, given=template, expected="groups, or a name without a placeholder")
+    if placeholders != [column]:
+        detail = f"name has to have {{{column}}}, once, and no other placeholder"
+        raise InvalidName(detail, field="name", given=template, expected=f"a template such as acme-{{{column}}}")
+    count = len(rows.fleet.values)
+    if count > max_groups:
+        detail = f"the fleet has {count} groups, at most {max_groups} are accepted (LORAPLEX_MAX_GROUPS)"
+        raise OutOfRange(detail, field="data", given=f"{count} groups", expected=f"at most {max_groups} groups")
+    return rows.fleet
+
+
+def _expand(template: str, value: str | int) -> str:
+    try:
+        return check_name(_PLACEHOLDER.sub(lambda _: str(value), template))
+    except LoraplexError as error:
+        raise error.explain(before=f"the group {str(value)[:80]!r} makes no name: ") from None
+
+
+def _resolve(
+    request: TrainingRequest, rows: Rows, start: Initialization, decisions: Decisions, *, outputs: int
+) -> TrainingSpec:
     """Return the settings of the training, resolved but for what held-out rows decide in the fit.
 
     Raises the `InvalidInput` that names the field.
     """
-    settings, start, stopping = request.settings, inputs.start, request.settings.early_stopping
-    if stopping is not None and not inputs.holds_out and decisions.split is None:
-        raise MissingField(
-            "early_stopping looks at the loss of held-out rows, and none are held out",
-            field="split",
-            expected="a split, or training.validation_fraction",
-        )
+    settings, holdout = request.settings, decisions.holdout
+    if settings.early_stopping is not None and holdout is None:
+        raise nothing_held_out("early_stopping looks at the loss of held-out rows")
     shared = SETTINGS.keys() & TrainingSpec.__dataclass_fields__.keys()
     values: dict[str, Any] = {name: getattr(settings, name) for name in shared}
-    values["rank"] = request.rank
-    if stopping is not None:
-        values |= asdict(stopping)
+    if settings.early_stopping is not None:
+        values |= asdict(settings.early_stopping)
     values |= decisions.values
-    has_own_alpha = request.alpha is not None and request.alpha != AUTO
-    inherited = values["rank"] if start.alpha is None else start.alpha
-    classes = _classes(inputs.rows, outputs)
+    has_own_alpha = settings.alpha is not None and settings.alpha != AUTO
+    if not has_own_alpha:
+        values["alpha"] = values["rank"] if start.alpha is None else start.alpha
+    classes = _classes(rows, outputs)
     values |= {
-        "alpha": float(request.alpha if has_own_alpha else inherited),  # type: ignore[arg-type]  # it is a number then
+        "alpha": float(values["alpha"]),
         "alpha_is_rank": not has_own_alpha and start.alpha is None,
         "rslora": start.rslora,
         "method": decisions.method,
         "init": start.init,
-        "split": decisions.split,
+        "split": None if holdout is None else holdout.split,
         "classes": classes,
         "class_weights": _class_weights(settings.class_weights, classes or outputs),
     }
@@ -316,9 +289,11 @@ def _resolve(request: TrainingRequest, inputs: _Inputs, decisions: Decisions, *,
 
 def _classes(rows: Rows, outputs: int) -> int | None:
     """Return the number of outputs that the task uses; None if it uses all."""
-    classes = None if rows.labels is None else len(rows.labels)
-    if classes is None and rows.classes_N is None and len(rows.targets.shape) == 2:
-        classes = rows.targets.shape[1]
+    targets, classes = rows.targets, None
+    if targets.labels is not None:
+        classes = len(targets.labels)
+    elif targets.classes_N is None:
+        classes = targets.column.shape[1]
     return None if classes == outputs else classes
 
 
@@ -329,67 +304,111 @@ def _class_weights(value: object, classes: int) -> str | tuple[float, ...] | Non
     if not isinstance(value, list):
         raise WrongType(f"{field} is no list of numbers", field=field, given=value, expected=expected)
     if len(value) != classes:
-        raise WrongShape(
-            f"{field} has {len(value)} numbers for {classes} classes",
-            field=field,
-            given=f"{len(value)} numbers",
-            expected=expected,
-        )
+        given, detail = f"{len(value)} numbers", f"{field} has {len(value)} numbers for {classes} classes"
+        raise WrongShape(detail, field=field, given=given, expected=expected)
     weights_C = vector(value, field=field, length=classes)
     if not ((weights_C > 0) & (weights_C <= np.float32(1e30))).all():
-        raise OutOfRange(
-            f"{field}: not every number is above 0 and at most 1e30", field=field, given=value, expected=expected
-        )
+        detail = f"{field}: not every number is above 0 and at most 1e30"
+        raise OutOfRange(detail, field=field, given=value, expected=expected)
     return tuple(map(float, value))
 
 
-def _check_used(request: TrainingRequest, inputs: _Inputs, *, holds_out: bool) -> None:
+def _check_used(request: TrainingRequest, rows: Rows, holdout: Holdout | None) -> None:
     """Raise `IgnoredField` or `InvalidCombination` for a field without effect."""
-    rows = inputs.rows
-    if inputs.fleet is not None:
-        refused: Mapping[str, bool] = {
-            "split.dataset": inputs.held_rows is not None,
+    if request.is_fleet:
+        refused = {
+            "split.dataset": holdout is not None and holdout.rows is not None,
             "training.keep_statistics": request.settings.keep_statistics,
-            "data.corpus": request.rows.corpus is not None,
+            "data.corpus": rows.corpus is not None,
         }
         for field, is_refused in refused.items():
             if is_refused:
                 raise InvalidCombination(f"{field} does not go with a fleet", field=field, expected=f"{field} left out")
-    elif rows.groups is not None and not holds_out:
-        field = "data.groups" if rows.table is None else "data.group"
-        raise IgnoredField(
-            f"{field} has no effect: groups are kept together where rows are held out, and none are",
-            field=field,
-            expected="a split, or no groups",
-        )
-    elif rows.corpus is not None and not holds_out:
-        raise IgnoredField(
-            "data.corpus has no effect: held-out rows are looked for in it, and none are held out",
-            field="data.corpus",
-            expected="a split, or no corpus",
-        )
-
-
-def _label_warnings(request: TrainingRequest, rows: Rows, base: BaseLayer) -> list[str]:
-    if rows.labels is None or request.rows.labels is not None or base.weight_norm == 0:
-        return []
-    return [
-        f"the labels were taken from the data and sorted: output 0 is {str(rows.labels[0])[:40]!r}; where the base "
-        "layer's outputs have an order of their own, give data.labels"
-    ]
+    elif holdout is None:
+        unused = {"data.groups" if rows.table is None else "data.group": rows.groups, "data.corpus": rows.corpus}
+        for field, value in unused.items():
+            if value is not None:
+                detail = f"{field} has no effect: only held-out rows need it, and none are held out"
+                raise IgnoredField(detail, field=field, expected=f"a split, or {field} left out")
 
 
 def _report_split(
-    request: TrainingRequest, inputs: _Inputs, spec: TrainingSpec, key_N: Codes | None
+    request: TrainingRequest, rows: Rows, holdout: Holdout | None, spec: TrainingSpec, sizes: Sequence[int] | None
 ) -> SplitReport | None:
-    column = None if request.split is None else request.split.column
     try:
-        if inputs.fleet is not None:
-            # Each group is split by itself, in the fit.
-            sizes = [adapter.rows for adapter in inputs.fleet]
-            return report_fleet_split(inputs.rows, sizes, spec, key_N, column=column)
-        return report_split(inputs.rows, inputs.held_rows, spec, key_N, column=column)
+        return report_split(rows, holdout, spec, group_sizes=sizes)
     except OutOfRange as error:
-        if request.settings.validation_fraction > 0:
-            raise error.at(field="training.validation_fraction", given=request.settings.validation_fraction) from None
-        raise
+        fraction = request.settings.validation_fraction
+        raise (error.at(field="training.validation_fraction", given=fraction) if fraction > 0 else error) from None
+
+
+def _columns(rows: Rows, holdout: Holdout | None, *, is_fleet: bool) -> dict[str, Column]:
+    """Return the columns of the data file for the rows."""
+    columns = rows.columns()
+    if holdout is not None and holdout.rows is not None:
+        columns |= holdout.rows.columns("held_")
+    if holdout is not None and holdout.key_N is not None:
+        columns["key_N"] = Column.of(holdout.key_N)
+    if is_fleet and rows.fleet is not None:
+        columns["groups_N"] = Column.of(rows.fleet.codes_N)
+    return columns if rows.corpus is None else columns | {"corpus_MO": rows.corpus}
+
+
+def _describe(
+    request: TrainingRequest,
+    spec: TrainingSpec,
+    start: Initialization,
+    provenance: Provenance,
+    *,
+    labels: Labels | None,
+    warnings: Sequence[str],
+    split: SplitReport | None,
+    reasons: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the resolved settings as the job shows them: what the method uses, and the data by digest."""
+    description: dict[str, Any] = {
+        "name": request.name,
+        "rank": AUTO if spec.try_ranks else spec.rank,
+        "alpha": AUTO if spec.try_ranks and spec.alpha_is_rank else spec.alpha,
+        "data": provenance.data,
+        "training": _describe_settings(request.settings, spec, start),
+        "publish": request.publish.as_sent,
+    }
+    optional = {
+        "labels": None if labels is None else list(labels),
+        "rslora": spec.rslora and spec.init is Init.FACTORS,
+        "warnings": [*warnings, *(() if split is None else split.warnings)],
+        "split": None if split is None else split.to_json(),
+        "auto": dict(reasons),
+    }
+    return description | {name: value for name, value in optional.items() if value}
+
+
+def _describe_settings(settings: RequestedSettings, spec: TrainingSpec, start: Initialization) -> dict[str, Any]:
+    # Only the held-out rows decide these, in the fit.
+    open_names = {"learning_rate": bool(spec.try_rates), "ridge": spec.try_ridges}
+    shown = (_ALWAYS_SHOWN | settings.given) - set(unused_settings(spec.method))
+    members: dict[str, Any] = {}
+    for name in SETTINGS:
+        if name not in shown:
+            continue
+        value = getattr(settings, name)
+        if name == "init":
+            value = start.description()
+        elif name == "prior" and start.prior is not None:
+            value = {"adapter": str(start.prior[0])}
+        elif isinstance(value, EarlyStopping):
+            value = asdict(value)
+        elif value == AUTO and not open_names.get(name, False):
+            value = getattr(spec, name)
+        members[name] = value
+    return members
+
+
+def _label_warnings(request: TrainingRequest, labels: Labels | None, base: BaseLayer) -> list[str]:
+    if labels is None or request.rows.labels is not None or base.weight_norm == 0:
+        return []
+    return [
+        f"the labels were taken from the data and sorted: output 0 is {str(labels[0])[:40]!r}; where the base "
+        "layer's outputs have an order of their own, give data.labels"
+    ]

@@ -4,10 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from adapters.errors import IgnoredField, InvalidCombination, MissingField
+from adapters.training.evaluation.evaluate import task_of
 from adapters.training.evaluation.gate import Gate, When
+from adapters.training.evaluation.metrics import Task
 from adapters.training.planning.split import Split, SplitBy
-from adapters.training.settings import Auto, RequestedSettings, Setting
+from adapters.training.settings import Loss, RequestedSettings, Setting
 
+# Metrics that a gate may compare, by the task of the loss.
+GATE_METRICS: Mapping[Task, tuple[str, ...]] = {
+    Task.CLASSIFICATION: ("loss", "accuracy", "macro_f1", "calibration_error"),
+    Task.MULTILABEL: ("loss", "exact_match", "macro_f1", "micro_f1", "calibration_error"),
+    Task.REGRESSION: ("loss", "r2_mean", "mae_mean", "rmse", "cosine"),
+    Task.RETRIEVAL: ("loss", "recall_at_1", "recall_at_5", "recall_at_10", "mrr"),
+}
 _SPLIT, _GATE = Split(), Gate()
 
 
@@ -74,6 +84,36 @@ class PublishRequest:
     as_sent: object = When.ALWAYS.value
     """JSON value that the job shows."""
 
+    def make_gate(self, loss: Loss, *, holds_out: bool, is_fleet: bool) -> Gate:
+        """Return the gate of a training with this loss.
+
+        Raises `IgnoredField`, `InvalidCombination` or `MissingField`.
+        """
+        gate = Gate(when=self.when, metric=self.metric, margin=self.margin, min_rows=self.min_rows)
+        if not gate.compares:
+            for name in ("metric", "margin", "min_rows"):
+                if name in self.given:
+                    path, given = f"publish.{name}", getattr(self, name)
+                    detail = f"{path} has no effect with {self.when}: leave it out"
+                    raise IgnoredField(detail, field=path, given=given, expected=f"{name} with if_better")
+            return gate
+        if is_fleet:
+            detail, expected = "publish if_better compares one adapter, and a fleet trains many", "always or never"
+            raise InvalidCombination(detail, field="publish.when", given=self.when, expected=expected)
+        if not holds_out:
+            raise nothing_held_out("publish if_better compares on held-out rows")
+        metrics = GATE_METRICS[task_of(loss)]
+        if gate.metric not in metrics:
+            detail, expected = f"publish.metric: {gate.metric} is no metric of {loss}", f"one of {', '.join(metrics)}"
+            raise InvalidCombination(detail, field="publish.metric", given=gate.metric, expected=expected)
+        return gate
+
+
+def nothing_held_out(need: str) -> MissingField:
+    """Return the error for a part of a request that needs held-out rows."""
+    detail = f"{need}, and none are held out"
+    return MissingField(detail, field="split", expected="a split, or training.validation_fraction")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRequest:
@@ -81,12 +121,9 @@ class TrainingRequest:
 
     name: object
     """Name of the adapter, or the template of a fleet's names."""
-    rank: int | Auto
-    alpha: float | Auto | None = None
-    """None means the rank."""
     rows: RowSource
     split: SplitRequest | None = None
-    settings: RequestedSettings = field(default_factory=RequestedSettings)
+    settings: RequestedSettings
     publish: PublishRequest = field(default_factory=PublishRequest)
 
     @property

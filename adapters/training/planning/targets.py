@@ -1,7 +1,7 @@
 """Targets of a request, checked and converted to what the fit reads: rows of numbers, or one class per row."""
 
-# N rows · O outputs · C classes
-from collections.abc import Collection, Sequence
+# N rows · K labels in all rows · O outputs · C classes
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.arrays import Float32, class_indices, is_finite, matrix, one_per_row
+from adapters.datasets.columns import ColumnSelector
+from adapters.datasets.table import Table
 from adapters.errors import (
     MAX_BAD_ROWS,
     BadRow,
@@ -20,236 +22,255 @@ from adapters.errors import (
     WrongType,
 )
 from adapters.lora.labels import MIN_LABELS, check_labels
+from adapters.training.data_file import Column
 from adapters.training.settings import Loss
 
-Classes = NDArray[np.int64]
-_NAMES = (str, int)
+Codes = NDArray[np.int64]
+Labels = tuple[str | int, ...]
 # Labels that an error lists at most.
-_NAMED = 20
-
-
-CLASSES_HINT = '; for one class a row, say "loss": "cross_entropy" in training'
+_MAX_LISTED = 20
+_NUMBERS_PER_PART = 2**21
+_CLASSES_HINT = '; for one class a row, say "loss": "cross_entropy" in training'
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Targets:
-    """Targets of the rows, with the labels of the classes."""
+    """Checked targets of the rows, with the labels of the classes."""
 
-    values: Float32 | Classes
+    column: Column
     """(N, O) or (N, C) float32, or (N,) int64."""
-    labels: tuple[str | int, ...] | None = None
+    labels: Labels | None = None
     """Labels of the classes, if they have names."""
+    classes_N: Codes | None = None
+    """The targets if they are one class per row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetReader:
+    """Reader of the targets of one request for a loss.
+
+    The methods raise the `InvalidInput` that names the field and the row.
+    """
+
+    loss: Loss
+    outputs: int
+    labels: object
+    """Labels sent with the data, or None; then they are inferred if the classes are strings."""
+    field: str
+
+    def read_inline(self, value: object, *, rows: int) -> Targets:
+        """Read targets in the request itself."""
+        self._check_has_classes()
+        field = self.field
+        if self.loss is Loss.CROSS_ENTROPY:
+            are_strings = isinstance(value, list) and value and all(type(name) is str for name in value)
+            if self.labels is None and not are_strings:
+                return _one_class_per_row(class_indices(value, field=field, rows=rows, classes=self.outputs))
+            names = one_per_row(value, field=field, rows=rows, expected=f"{rows} rows: one class a row")
+            self._check_names(names, range(rows))
+            return self._name_classes(*_encode(names))
+        if self.loss is Loss.BINARY_CROSS_ENTROPY:
+            expected = f"{rows} rows: a list of labels, or of 0 and 1, a row"
+            lists = one_per_row(value, field=field, rows=rows, expected=expected)
+            if self._lists_labels(lists):
+                return self._name_lists(lists)
+            return self._shares(Column.of(matrix(value, field=field, rows=rows)))
+        if self.outputs == 1 and isinstance(value, list) and not any(isinstance(entry, list) for entry in value):
+            value = [[number] for number in value]
+        try:
+            return Targets(Column.of(matrix(value, field=field, rows=rows, columns=self.outputs)))
+        except WrongType as error:
+            if isinstance(value, list) and value and type(value[0]) in (str, int):
+                raise error.explain(after=_CLASSES_HINT) from None
+            raise
+
+    def read_columns(self, table: Table, selection: ColumnSelector) -> Targets:
+        """Read columns of a data set."""
+        self._check_has_classes()
+        field, column = self.field, selection.column
+        if self.loss is Loss.CROSS_ENTROPY:
+            if column is None:
+                given, expected = selection.to_json(), '{"column": name}'
+                raise WrongType(f"{field}: classes are in one column", field=field, given=given, expected=expected)
+            codes_N, values = table.codes(column, field=field)
+            if self.labels is None and all(type(value) is int for value in values):
+                # Integers without labels are class indices, as they are in a request.
+                return self._index_classes(codes_N, values)
+            return self._name_classes(codes_N, values)
+        if self.loss is not Loss.BINARY_CROSS_ENTROPY:
+            try:
+                return Targets(read_numbers(table, selection, self.outputs, field=field))
+            except WrongType as error:
+                raise error.explain(after=_CLASSES_HINT) from None
+        are_integers = isinstance(self.labels, list | tuple) and any(type(name) is int for name in self.labels)
+        if column is not None and table.lists_labels(column, numbers=are_integers, field=field):
+            rows_K, codes_K, values = table.listed(column, field=field)
+            labels, classes_K = self._positions(codes_K, values, rows_K)
+            return Targets(_indicators(table.rows, rows_K, classes_K, len(labels)), labels)
+        return self._shares(read_numbers(table, selection, table.width(selection, field=field), field=field))
+
+    def _check_has_classes(self) -> None:
+        if self.labels is not None and self.loss not in (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY):
+            raise InvalidCombination(
+                f"labels name classes, and {self.loss} has none",
+                field=self._labels_field,
+                given=self.labels,
+                expected="labels with cross_entropy or binary_cross_entropy",
+            )
 
     @property
-    def classes(self) -> Classes | None:
-        """Return the targets if they are one class per row."""
-        return self.values if self.values.dtype == np.int64 else None  # type: ignore[return-value]  # it is Classes
+    def _labels_field(self) -> str:
+        return self.field.replace("targets", "labels")
 
+    def _check_names(self, names: Sequence[object], rows: Sequence[int]) -> None:
+        for name, row in zip(names, rows, strict=True):
+            if type(name) not in (str, int):
+                kind = NotFinite if type(name) is float and not is_finite(name) else WrongType
+                detail = f"{self.field}, row {row}: a label is a string or a whole number"
+                raise kind(detail, field=self.field, row=row, given=name, expected="a label")
 
-def inline_targets(value: object, loss: Loss, *, field: str, rows: int, outputs: int, labels: object) -> Targets:
-    """Return the targets of rows in a request; raise the `InvalidInput` that names the field and the row.
+    def _lists_labels(self, lists: Sequence[Any]) -> bool:
+        """Return whether rows list labels instead of a 0 or 1 for each; integer labels are always listed."""
+        if any(isinstance(entries, list) and any(type(name) is str for name in entries) for entries in lists):
+            return True
+        return isinstance(self.labels, list) and (any(type(name) is int for name in self.labels) or not any(lists))
 
-    labels: those sent with the data, or None; then they are inferred if the classes are strings.
-    """
-    check_has_labels(loss, labels, field=field)
-    if loss is Loss.CROSS_ENTROPY:
-        if labels is None and not (isinstance(value, list) and value and all(type(each) is str for each in value)):
-            return Targets(class_indices(value, field=field, rows=rows, classes=outputs))
-        names = one_per_row(value, field=field, rows=rows, expected=f"{rows} rows: one class a row")
-        return _named(names, labels, field=field, outputs=outputs)
-    if loss is Loss.BINARY_CROSS_ENTROPY:
-        lists = one_per_row(
-            value, field=field, rows=rows, expected=f"{rows} rows: a list of labels, or of 0 and 1, a row"
-        )
-        if _lists_labels(lists, labels):
-            return _several_named(lists, labels, field=field, outputs=outputs)
-        values_NC = matrix(value, field=field, rows=rows)
-        known = share_names(values_NC.shape[1], labels, field=field, outputs=outputs)
-        check_shares(values_NC, field=field)
-        return Targets(values_NC, known)
-    numbers = _rows_of_one(value) if outputs == 1 else value
-    try:
-        return Targets(matrix(numbers, field=field, rows=rows, columns=outputs))
-    except WrongType as error:
-        if isinstance(value, list) and value and type(value[0]) in _NAMES:
-            raise error.explain(after=CLASSES_HINT) from None
-        raise
+    def _name_lists(self, lists: Sequence[Any]) -> Targets:
+        for row, names in enumerate(lists):
+            if not isinstance(names, list):
+                detail = f"{self.field}, row {row}, is not a list of labels"
+                raise WrongType(detail, field=self.field, row=row, given=names, expected="a list")
+        rows_K = np.repeat(np.arange(len(lists)), [len(names) for names in lists])
+        all_names = [name for names in lists for name in names]
+        self._check_names(all_names, rows_K.tolist())
+        labels, classes_K = self._positions(*_encode(all_names), rows_K)
+        return Targets(_indicators(len(lists), rows_K, classes_K, len(labels)), labels)
 
-
-def _rows_of_one(value: object) -> object:
-    """Return a flat list as rows of one entry, and any other value as it is."""
-    if isinstance(value, list) and not any(isinstance(entry, list) for entry in value):
-        return [[entry] for entry in value]
-    return value
-
-
-def coded_targets(
-    codes_N: Classes, values: Sequence[str | int], *, field: str, outputs: int, labels: object
-) -> Targets:
-    """Return the classes of a column, which are positions in its sorted distinct values."""
-    if labels is None and all(type(value) is int for value in values):
-        # Whole numbers without labels are class indices, as they are in a request.
-        for value in values:
-            if not 0 <= int(value) < outputs:
-                row = int(np.flatnonzero(codes_N == values.index(value))[0])
+    def _index_classes(self, codes_N: Codes, values: Sequence[Any]) -> Targets:
+        for code, value in enumerate(values):
+            if not 0 <= value < self.outputs:
+                row = int(np.argmax(codes_N == code))
                 raise OutOfRange(
-                    f"{field}, row {row}: there is no class {value}; the layer has {outputs} outputs",
-                    field=field,
+                    f"{self.field}, row {row}: there is no class {value}; the layer has {self.outputs} outputs",
+                    field=self.field,
                     row=row,
                     given=value,
-                    expected=f"a whole number from 0 to {outputs - 1}, or labels",
+                    expected=f"a whole number from 0 to {self.outputs - 1}, or labels",
                 )
-        return Targets(np.array(values, np.int64)[codes_N])
-    names = _names(list(values), labels, field=field, outputs=outputs)
-    place = {name: number for number, name in enumerate(names)}
-    unknown = [code for code, value in enumerate(values) if value not in place]
-    if unknown:
-        first = {code: int(np.argmax(codes_N == code)) for code in unknown[:MAX_BAD_ROWS]}
-        raise _no_such_label([(row, values[code]) for code, row in first.items()], names, field)
-    return Targets(np.array([place[value] for value in values], np.int64)[codes_N], names)
+        return _one_class_per_row(np.array(values, np.int64)[codes_N])
 
+    def _name_classes(self, codes_N: Codes, values: Sequence[str | int]) -> Targets:
+        labels, classes_N = self._positions(codes_N, values)
+        return _one_class_per_row(classes_N, labels)
 
-def listed_names(
-    values: Sequence[str | int], rows_K: Classes, codes_K: Classes, *, field: str, outputs: int, labels: object
-) -> tuple[tuple[str | int, ...], Classes]:
-    """Return the labels of a column of lists, and (K,) the position of each entry among them.
+    def _positions(
+        self, codes_K: Codes, values: Sequence[str | int], rows_K: Codes | None = None
+    ) -> tuple[Labels, Codes]:
+        """Return the labels, and (K,) the position of each entry among them.
 
-    codes_K: positions in the distinct values. rows_K: the row of each entry.
-    """
-    names = _names(list(values), labels, field=field, outputs=outputs)
-    place = {name: number for number, name in enumerate(names)}
-    unknown = [code for code, value in enumerate(values) if value not in place]
-    if unknown:
-        first = {code: int(rows_K[np.argmax(codes_K == code)]) for code in unknown[:MAX_BAD_ROWS]}
-        raise _no_such_label([(row, values[code]) for code, row in first.items()], names, field)
-    return names, np.array([place[value] for value in values], np.int64)[codes_K]
+        codes_K: positions in the distinct `values`. rows_K: the row of each entry; None if there is one per row.
+        """
+        labels = self._known_labels(values)
+        position_of = {label: position for position, label in enumerate(labels)}
+        unknown = [code for code, value in enumerate(values) if value not in position_of]
+        if unknown:
+            entries = [(int(np.argmax(codes_K == code)), values[code]) for code in unknown[:MAX_BAD_ROWS]]
+            bad = [
+                BadRow(k if rows_K is None else int(rows_K[k]), None, f"there is no label {str(value)[:80]!r}")
+                for k, value in sorted(entries)
+            ]
+            detail = f"{self.field}: {bad[0].reason}, which row {bad[0].row} has; the labels are: {_listed(labels)}"
+            raise BadRows(detail, rows=bad, field=self.field)
+        return labels, np.array([position_of[value] for value in values], np.int64)[codes_K]
 
-
-def share_names(width: int, labels: object, *, field: str, outputs: int) -> tuple[str | int, ...] | None:
-    """Return the labels of `width` numbers per row; raise `WrongShape` if outputs or labels do not match them."""
-    if width > outputs:
-        raise WrongShape(
-            f"{field} has {width} numbers a row, the layer has {outputs} outputs",
-            field=field,
-            given=f"{width} numbers",
-            expected=f"at most {outputs} numbers",
-        )
-    if labels is None:
-        return None
-    names = check_labels(labels, field=field.replace("targets", "labels"), outputs=outputs)
-    if len(names) != width:
-        raise WrongShape(
-            f"{field} has {width} numbers a row for {len(names)} labels",
-            field=field,
-            given=f"{width} numbers",
-            expected=f"{len(names)} numbers, or lists of labels",
-        )
-    return names
-
-
-def check_shares(values_NC: Float32, *, field: str, begin: int = 0) -> None:
-    """Raise `OutOfRange` for a number outside 0 to 1; the first row counts as row `begin`."""
-    wrong = np.argwhere((values_NC < 0) | (values_NC > 1))
-    if len(wrong):
-        row, column = map(int, wrong[0])
-        raise OutOfRange(
-            f"{field}, row {begin + row}, column {column}: not from 0 to 1",
-            field=field,
-            row=begin + row,
-            given=float(values_NC[row, column]),
-            expected="0 where the label does not hold, 1 where it does",
-        )
-
-
-def check_has_labels(loss: Loss, labels: object, *, field: str) -> None:
-    """Raise `InvalidCombination` if labels were sent and the targets are not classes."""
-    if labels is not None and loss not in (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY):
-        raise InvalidCombination(
-            f"labels name classes, and {loss} has none",
-            field=field.replace("targets", "labels"),
-            given=labels,
-            expected="labels with cross_entropy or binary_cross_entropy",
-        )
-
-
-def _named(names: list[Any], labels: object, *, field: str, outputs: int) -> Targets:
-    for row, name in enumerate(names):
-        _check_name(name, field, row)
-    known = _names(set(names), labels, field=field, outputs=outputs)
-    place = {name: number for number, name in enumerate(known)}
-    unknown = {name: row for row, name in reversed(list(enumerate(names))) if name not in place}
-    if unknown:
-        raise _no_such_label([(row, name) for name, row in unknown.items()], known, field)
-    return Targets(np.array([place[name] for name in names], np.int64), known)
-
-
-def _lists_labels(lists: Sequence[Any], labels: object) -> bool:
-    """Return whether rows list labels instead of a 0 or 1 for each; integer labels are always listed."""
-    if any(isinstance(each, list) and any(type(name) is str for name in each) for each in lists):
-        return True
-    return isinstance(labels, list) and (any(type(name) is int for name in labels) or not any(lists))
-
-
-def _several_named(lists: Sequence[Sequence[Any]], labels: object, *, field: str, outputs: int) -> Targets:
-    for row, names in enumerate(lists):
-        if not isinstance(names, list):
-            raise WrongType(
-                f"{field}, row {row}, is not a list of labels", field=field, row=row, given=names, expected="a list"
+    def _known_labels(self, values: Sequence[str | int]) -> Labels:
+        """Return the labels that were sent, or those that occur, sorted; errors about the latter name the targets."""
+        if self.labels is not None:
+            return check_labels(self.labels, field=self._labels_field, outputs=self.outputs)
+        names = sorted(values, key=lambda name: (str(type(name)), name))
+        if not MIN_LABELS <= len(names) <= self.outputs:
+            raise OutOfRange(
+                f"{self.field} has {len(names)} different labels ({_listed(names)}); at least {MIN_LABELS}, and at "
+                f"most one for each of the layer's {self.outputs} outputs",
+                field=self.field,
+                given=f"{len(names)} labels",
+                expected=f"{MIN_LABELS} to {self.outputs} different labels",
             )
-        for name in names:
-            _check_name(name, field, row)
-    known = _names({name for names in lists for name in names}, labels, field=field, outputs=outputs)
-    place = {name: number for number, name in enumerate(known)}
-    values_NC = np.zeros((len(lists), len(known)), np.float32)
-    unknown: dict[str | int, int] = {}
-    for row, names in enumerate(lists):
-        for name in names:
-            if name in place:
-                values_NC[row, place[name]] = 1
-            else:
-                unknown.setdefault(name, row)
-    if unknown:
-        raise _no_such_label([(row, name) for name, row in unknown.items()], known, field)
-    return Targets(values_NC, known)
+        return check_labels(names, field=self.field, outputs=self.outputs)
+
+    def _shares(self, column: Column) -> Targets:
+        """Return numbers from 0 to 1 as targets, one for each class."""
+        width, labels = column.shape[1], None
+        if width > self.outputs:
+            raise _wrong_width(self.field, width, f"at most {self.outputs} numbers")
+        if self.labels is not None:
+            labels = check_labels(self.labels, field=self._labels_field, outputs=self.outputs)
+            if len(labels) != width:
+                raise _wrong_width(self.field, width, f"{len(labels)} numbers for {len(labels)} labels")
+        begin = 0
+        for part_NC in column.parts():
+            wrong = np.argwhere((part_NC < 0) | (part_NC > 1))
+            if len(wrong):
+                row, output = map(int, wrong[0])
+                raise OutOfRange(
+                    f"{self.field}, row {begin + row}, column {output}: not from 0 to 1",
+                    field=self.field,
+                    row=begin + row,
+                    given=float(part_NC[row, output]),
+                    expected="0 where the label does not hold, 1 where it does",
+                )
+            begin += len(part_NC)
+        return Targets(column, labels)
 
 
-def _names(found: Collection[str | int], labels: object, *, field: str, outputs: int) -> tuple[str | int, ...]:
-    """Return the labels that were sent, or those that occur, sorted; errors about the latter name the targets."""
-    if labels is not None:
-        return check_labels(labels, field=field.replace("targets", "labels"), outputs=outputs)
-    names = sorted(found, key=lambda name: (str(type(name)), name))
-    if not MIN_LABELS <= len(names) <= outputs:
-        raise OutOfRange(
-            f"{field} has {len(names)} different labels ({_listed(names)}); at least {MIN_LABELS}, and at most one "
-            f"for each of the layer's {outputs} outputs",
-            field=field,
-            given=f"{len(names)} labels",
-            expected=f"{MIN_LABELS} to {outputs} different labels",
-        )
-    return check_labels(names, field=field, outputs=outputs)
+def read_numbers(table: Table, selection: ColumnSelector, width: int, *, field: str) -> Column:
+    """Return columns of numbers, checked in full and read part by part; raise `WrongShape` and `BadRows`."""
+    check_width(table, selection, width, field=field)
+    table.check_numbers(selection, field=field)
+    step = max(1, _NUMBERS_PER_PART // width)
+
+    def parts() -> Iterator[NDArray[Any]]:
+        for begin in range(0, table.rows, step):
+            yield table.numbers(selection, field=field, begin=begin, end=begin + step)
+
+    return Column("F32", (table.rows, width), parts)
 
 
-def _check_name(name: object, field: str, row: int) -> None:
-    if type(name) not in _NAMES:
-        kind = NotFinite if type(name) is float and not is_finite(name) else WrongType
-        raise kind(
-            f"{field}, row {row}: a label is a string or a whole number",
-            field=field,
-            row=row,
-            given=name,
-            expected="a label",
-        )
+def check_width(table: Table, selection: ColumnSelector, expected: int, *, field: str) -> None:
+    """Raise `WrongShape` if columns have another number of entries per row."""
+    width = table.width(selection, field=field)
+    if width != expected:
+        raise _wrong_width(field, width, f"{expected} numbers")
 
 
-def _no_such_label(found: Sequence[tuple[int, str | int]], known: Sequence[str | int], field: str) -> BadRows:
-    """Return the error for values that are no labels: the first row of each, and the value."""
-    rows = [BadRow(row, None, f"there is no label {str(name)[:80]!r}") for row, name in sorted(found)[:MAX_BAD_ROWS]]
-    return BadRows(
-        f"{field}: {rows[0].reason}, which row {rows[0].row} has; the labels are: {_listed(known)}",
-        rows=rows,
-        field=field,
-    )
+def _wrong_width(field: str, width: int, expected: str) -> WrongShape:
+    detail = f"{field} has {width} numbers a row, expected {expected}"
+    return WrongShape(detail, field=field, given=f"{width} numbers", expected=expected)
+
+
+def _one_class_per_row(classes_N: Codes, labels: Labels | None = None) -> Targets:
+    return Targets(Column.of(classes_N), labels, classes_N)
+
+
+def _encode(names: Sequence[str | int]) -> tuple[Codes, list[str | int]]:
+    """Return names as positions in their distinct values, and these values."""
+    codes: dict[str | int, int] = {}
+    return np.array([codes.setdefault(name, len(codes)) for name in names], np.int64), list(codes)
+
+
+def _indicators(rows: int, rows_K: Codes, classes_K: Codes, classes: int) -> Column:
+    """Return (N, C) float32: 1 where the list of a row has the label."""
+    step = max(1, _NUMBERS_PER_PART // classes)
+
+    def parts() -> Iterator[Float32]:
+        for begin in range(0, rows, step):
+            part_NC = np.zeros((min(step, rows - begin), classes), np.float32)
+            first, last = np.searchsorted(rows_K, [begin, begin + len(part_NC)])
+            part_NC[rows_K[first:last] - begin, classes_K[first:last]] = 1
+            yield part_NC
+
+    return Column("F32", (rows, classes), parts)
 
 
 def _listed(names: Sequence[str | int]) -> str:
-    return ", ".join(str(name)[:40] for name in names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    return ", ".join(str(name)[:40] for name in names[:_MAX_LISTED]) + (", …" if len(names) > _MAX_LISTED else "")

@@ -14,10 +14,9 @@ from adapters.jobs.training_job import Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, check_name
-from adapters.training.data_file import Column, in_memory_column
+from adapters.training.data_file import Column
 from adapters.training.planning.initialization import prior_columns
-from adapters.training.planning.planner import Plan, Planner, reference_of
-from adapters.training.planning.publish_policy import make_gate
+from adapters.training.planning.planner import Plan, Planner
 from adapters.training.planning.request import RowSource, UpdateRequest
 from adapters.training.planning.rows import Rows
 from adapters.training.settings import Loss, TrainingSpec
@@ -50,12 +49,12 @@ def plan_update(planner: Planner, version: Version, request: UpdateRequest) -> P
     rows = {field: _read(planner, source, field) for field, source in request.rows.items()}
     lineage: Mapping[str, Any] = version.lineage or {}
     spec = TrainingSpec.from_json(lineage["spec"])
-    gate = make_gate(request.publish, spec.loss, holds_out=False, is_fleet=False)
+    gate = request.publish.make_gate(spec.loss, holds_out=False, is_fleet=False)
     prior = _prior(planner, lineage.get("prior"))
     spec = replace(spec, split=None)
     count = sum(part.count for part in rows.values())
     cost = planner.estimate(spec, count)
-    parent = reference_of(version)
+    parent = str(version)
     data = {field: part.description() for field, part in rows.items()}
     job = TrainingJob(
         spec=spec,
@@ -80,7 +79,7 @@ def plan_update(planner: Planner, version: Version, request: UpdateRequest) -> P
         adapters=(JobAdapter(version.adapter, None, count),),
         job=job,
         estimate=cost,
-        columns=lambda: _columns(rows, planner.base, prior),
+        columns=_columns(rows, planner.base, prior),
     )
 
 
@@ -113,7 +112,7 @@ def _columns(rows: Mapping[str, Rows], base: BaseLayer, prior: Adapter | None) -
         columns = rows["add"].columns()
     else:
         shapes = {"inputs_NI": (0, base.in_features), "targets": (0, base.out_features)}
-        columns = {name: in_memory_column(np.zeros(shape, np.float32)) for name, shape in shapes.items()}
+        columns = {name: Column.of(np.zeros(shape, np.float32)) for name, shape in shapes.items()}
     if "forget" in rows:
         columns |= rows["forget"].columns("gone_")
     return columns | prior_columns(prior)

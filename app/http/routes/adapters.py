@@ -1,16 +1,17 @@
 """Handlers of `/adapters`: train, upload, show, roll back, download and delete."""
 
 import time
+from functools import partial
+from operator import attrgetter
 from typing import Annotated
 
 from fastapi import Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.versions import AdapterSummary, Publication, Source
-from adapters.errors import WrongType
 from adapters.jobs.job import Job
 from adapters.names import Reference, check_name, check_prefix
 from adapters.peft.archive import pack
@@ -18,45 +19,24 @@ from adapters.peft.weights import DEFAULT_MODULE, check_module, write_peft
 from adapters.training.planning.planner import Plan, submit
 from adapters.training.planning.updates import plan_update, updatable_version
 from app.http.bodies import object_of_body, read_as, read_json
-from app.http.dependencies import ServiceOf
-from app.http.paging import Page, QueryFlag, QueryInteger, page_of, read_cursor
+from app.http.paging import NamePage, Page, QueryFields, QueryFlag, QueryInteger, page_of, read_cursor, version_in_path
 from app.http.preconditions import etag, precondition
-from app.http.schemas.adapters import (
-    AdapterBody,
-    AdapterEntryBody,
-    AdapterPage,
-    LiveRequest,
-    VersionBody,
-    VersionEntryBody,
-    VersionPage,
-)
+from app.http.schemas.adapters import AdapterBody, AdapterEntryBody, AdapterPage, LiveRequest, VersionBody, VersionPage
 from app.http.schemas.jobs import JobWithHistory
 from app.http.schemas.trainings import training_request, update_request
 from app.http.uploads import ZIP, read_adapter
-from app.service import Service
-
-_MAX_DIGITS = 200
+from app.service import Service, ServiceOf
 
 
-class AdapterQuery(Page):
-    """Query of the list of adapters."""
-
-    prefix: str = Field("", description="Only names with this prefix.")
-
-
-class DownloadQuery(BaseModel):
+class DownloadQuery(QueryFields):
     """Query of a download: the version, and the module path in the files."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     version: QueryInteger | None = Field(None, ge=1)
     module: str | None = Field(None, description="Path of the linear layer in the model that loads it.")
 
 
-class TrainQuery(BaseModel):
+class TrainQuery(QueryFields):
     """Query of a training: whether it is a dry run."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     dry_run: QueryFlag = Field(False, description="Check the request and plan the training, but queue nothing.")
 
@@ -93,7 +73,7 @@ async def upload_adapter(name: str, request: Request, response: Response, servic
     return VersionBody.of(version)
 
 
-def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -> AdapterPage:
+def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf) -> AdapterPage:
     """List adapters in byte order of name, without the lists in metrics and lineage.
 
     `GET /adapters/{name}` includes these lists.
@@ -101,11 +81,9 @@ def list_adapters(query: Annotated[AdapterQuery, Query()], service: ServiceOf) -
     list_key = f"adapters {check_prefix(query.prefix)}"
     after = read_cursor(list_key, query.cursor) or ""
     page = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
-    data, next_cursor = page_of(list_key, page, query.limit, lambda adapter: adapter.name)
-    base, feature_space = service.base, service.settings.feature_space
-    return AdapterPage(
-        data=[AdapterEntryBody.of(adapter, base, feature_space) for adapter in data], next_cursor=next_cursor
-    )
+    data, next_cursor = page_of(list_key, page, query.limit, attrgetter("name"))
+    body = partial(AdapterEntryBody.served_by, service.base, service.settings.feature_space)
+    return AdapterPage(data=[body(adapter) for adapter in data], next_cursor=next_cursor)
 
 
 def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
@@ -113,7 +91,7 @@ def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
     return _body(service.catalog.adapter(check_name(name)), service)
 
 
-def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
+def list_adapter_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
     """List an adapter's versions, newest first, without the lists in metrics and lineage.
 
     `GET /adapters/{name}/versions/{version}` includes these lists.
@@ -121,13 +99,12 @@ def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf
     list_key = f"versions {check_name(name)}"
     before = read_cursor(list_key, query.cursor)
     page = service.catalog.versions(name, before=before, limit=query.limit + 1)
-    data, next_cursor = page_of(list_key, page, query.limit, lambda version: version.version)
-    return VersionPage(data=[VersionEntryBody.of(version) for version in data], next_cursor=next_cursor)
+    return query.answer(VersionPage, list_key, page, "version")
 
 
-def show_version(name: str, version: str, service: ServiceOf) -> VersionBody:
+def show_adapter_version(name: str, version: str, service: ServiceOf) -> VersionBody:
     """Show one version."""
-    return VersionBody.of(service.catalog.find(Reference(check_name(name), version=_parse_version(version))))
+    return VersionBody.of(service.catalog.find(Reference(check_name(name), version=version_in_path(version))))
 
 
 def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
@@ -187,11 +164,4 @@ def _submit(service: Service, plan: Plan) -> Job:
 
 
 def _body(adapter: AdapterSummary, service: Service) -> AdapterBody:
-    return AdapterBody.of(adapter, service.base, service.settings.feature_space)
-
-
-def _parse_version(text: str) -> int:
-    """Return the version in a path. A number with more digits than any version can have is cut, and does not exist."""
-    if not (text.isascii() and text.isdigit()):
-        raise WrongType("the version is not a whole number", field="version", given=text, expected="a version's number")
-    return int(text[:_MAX_DIGITS])
+    return AdapterBody.served_by(service.base, service.settings.feature_space, adapter)

@@ -1,41 +1,22 @@
 """Handlers of `/datasets`: upload, list, show, preview and delete."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
-from adapters.errors import WrongType
 from adapters.names import Reference, check_name, check_prefix
-from adapters.strict_json import whole_number
-from app.http.dependencies import ServiceOf
-from app.http.paging import Page, QueryInteger, page_of, read_cursor
+from app.http.paging import NamePage, Page, QueryFields, QueryInteger, read_cursor, version_in_path
 from app.http.preconditions import etag, precondition
-from app.http.schemas.datasets import (
-    DatasetBody,
-    DatasetEntryBody,
-    DatasetPage,
-    DatasetSummaryBody,
-    DatasetVersionBody,
-    DatasetVersionPage,
-    PreviewBody,
-)
+from app.http.schemas.datasets import DatasetBody, DatasetPage, DatasetVersionBody, DatasetVersionPage, PreviewBody
 from app.http.uploads import read_dataset
-from app.service import Service
+from app.service import ServiceOf
 
 
-class DatasetQuery(Page):
-    """Query of the list of data sets."""
-
-    prefix: str = Field("", description="Only names with this prefix.")
-
-
-class PreviewQuery(BaseModel):
+class PreviewQuery(QueryFields):
     """Query of a preview: the version and the rows."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     version: QueryInteger | None = Field(None, ge=1, description="The newest version if omitted.")
     offset: QueryInteger = Field(0, ge=0, description="First row, from 0.")
@@ -54,46 +35,39 @@ async def upload_dataset(name: str, request: Request, response: Response, servic
     return DatasetVersionBody.of(version)
 
 
-def list_datasets(query: Annotated[DatasetQuery, Query()], service: ServiceOf) -> DatasetPage:
+def list_datasets(query: Annotated[NamePage, Query()], service: ServiceOf) -> DatasetPage:
     """List data sets in byte order of name, without their reports."""
     list_key = f"datasets {check_prefix(query.prefix)}"
     after = read_cursor(list_key, query.cursor) or ""
-    page = list(service.datasets.list(prefix=query.prefix, after=after, limit=query.limit + 1))
-    data, next_cursor = page_of(list_key, page, query.limit, lambda dataset: dataset.name)
-    return DatasetPage(data=[DatasetSummaryBody.of(dataset) for dataset in data], next_cursor=next_cursor)
+    page = service.datasets.list(prefix=query.prefix, after=after, limit=query.limit + 1)
+    return query.answer(DatasetPage, list_key, page, "name")
 
 
 def show_dataset(name: str, service: ServiceOf) -> DatasetBody:
     """Show one data set and its newest version."""
     dataset = service.datasets.get(check_name(name))
-    newest = _find(service, name, dataset.newest.version)
-    return DatasetBody(
-        name=name, created_at=dataset.created_at, versions=dataset.versions, newest=DatasetVersionBody.of(newest)
-    )
+    newest = service.datasets.find(Reference(name, version=dataset.newest.version), field="name")
+    return DatasetBody.of(replace(dataset, newest=newest))
 
 
-def list_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> DatasetVersionPage:
+def list_dataset_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> DatasetVersionPage:
     """List a data set's versions, newest first, without their reports."""
     list_key = f"dataset versions {check_name(name)}"
     before = read_cursor(list_key, query.cursor)
-    page = list(service.datasets.versions(name, before=before, limit=query.limit + 1))
-    data, next_cursor = page_of(list_key, page, query.limit, lambda version: version.version)
-    return DatasetVersionPage(data=[DatasetEntryBody.of(version) for version in data], next_cursor=next_cursor)
+    page = service.datasets.versions(name, before=before, limit=query.limit + 1)
+    return query.answer(DatasetVersionPage, list_key, page, "version")
 
 
-def show_version(name: str, version: str, service: ServiceOf) -> DatasetVersionBody:
+def show_dataset_version(name: str, version: str, service: ServiceOf) -> DatasetVersionBody:
     """Show one version."""
-    check_name(name)
-    if not (version.isascii() and version.isdigit()):
-        raise WrongType(
-            "the version is not a whole number", field="version", given=version, expected="a version's number"
-        )
-    return DatasetVersionBody.of(_find(service, name, whole_number(version)))
+    reference = Reference(check_name(name), version=version_in_path(version))
+    return DatasetVersionBody.of(service.datasets.find(reference, field="version"))
 
 
 def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf) -> PreviewBody:
     """Show some rows of a version. Numbers that are not finite are null."""
-    version = _find(service, check_name(name), query.version)
+    reference = Reference(check_name(name), version=query.version)
+    version = service.datasets.find(reference, field="name" if query.version is None else "version")
     rows = Table.open(service.datasets.local(version)).preview(query.offset, query.limit)
     end = query.offset + len(rows)
     return PreviewBody(
@@ -109,9 +83,3 @@ async def delete_dataset(name: str, request: Request, service: ServiceOf) -> Non
     """Delete a data set with all its versions. If the name is created again, version numbers continue."""
     check_name(name)
     await service.writes.run(service.datasets.delete, name, precondition=precondition(request))
-
-
-def _find(service: Service, name: str, number: int | float | None) -> DatasetVersion:
-    # `whole_number` returns a float for digits that are too long to be a version.
-    exact = number if number is None or isinstance(number, int) else 2**63
-    return service.datasets.find(Reference(name, version=exact), field="version" if number is not None else "name")

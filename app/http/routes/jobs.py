@@ -11,10 +11,10 @@ from starlette.responses import Response, StreamingResponse
 from adapters.jobs.job import JobStatus
 from adapters.jobs.job_adapters import AdapterStatus
 from adapters.names import check_name
-from app.http.dependencies import ServiceOf
 from app.http.job_events import Subscription, read_event_id
-from app.http.paging import Page, QueryStatus, page_of, read_cursor
-from app.http.schemas.jobs import JobAdapterBody, JobAdapterPage, JobBody, JobPage, JobWithHistory, RevertBody
+from app.http.paging import Page, QueryStatus, read_cursor
+from app.http.schemas.jobs import JobAdapterPage, JobPage, JobWithHistory, RevertBody
+from app.service import ServiceOf
 
 EVENT_STREAM = "text/event-stream"
 
@@ -49,8 +49,7 @@ def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPag
     list_key = f"jobs {status} {adapter} {query.prefix}"
     before = read_cursor(list_key, query.cursor)
     page = service.queue.list(status=status, adapter=adapter, prefix=query.prefix, before=before, limit=query.limit + 1)
-    data, next_cursor = page_of(list_key, page, query.limit, lambda job: job.sequence)
-    return JobPage(data=[JobBody.of(job) for job in data], next_cursor=next_cursor)
+    return query.answer(JobPage, list_key, page, "sequence")
 
 
 def show_job(job_id: str, service: ServiceOf) -> JobWithHistory:
@@ -64,8 +63,7 @@ def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], s
     list_key = f"adapters of job {job_id} {outcome}"
     after = read_cursor(list_key, query.cursor)
     page = service.queue.adapters(job_id, outcome=outcome, after=after, limit=query.limit + 1)
-    data, next_cursor = page_of(list_key, list(page), query.limit, lambda adapter: adapter.position)
-    return JobAdapterPage(data=[JobAdapterBody.of(adapter) for adapter in data], next_cursor=next_cursor)
+    return query.answer(JobAdapterPage, list_key, page, "position")
 
 
 async def watch_job(

@@ -4,36 +4,41 @@ import asyncio
 from typing import Annotated
 
 from fastapi import Header
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
-from app.http.dependencies import ServiceOf
+from adapters.errors import LoraplexError
 from app.http.errors import NotReady
 from app.http.schemas.adapters import BaseBody
+from app.service import ServiceOf
 
 
 def show_base(service: ServiceOf) -> BaseBody:
     """Show the frozen layer: its shape, fingerprint and feature space."""
-    return BaseBody.of(service.base, service.settings.feature_space)
+    base = service.base
+    own = {name: getattr(base, name) for name in ("in_features", "out_features", "dtype", "fingerprint", "source")}
+    feature_space = service.settings.feature_space
+    return BaseBody(**own, bias=base.bias_O is not None, device=str(base.device), feature_space=feature_space)
 
 
-async def healthz() -> dict[str, str]:
+async def check_alive() -> dict[str, str]:
     """Answer without using any other part of the service."""
     return {"status": "alive"}
 
 
-async def readyz(service: ServiceOf) -> dict[str, str]:
+async def check_ready(service: ServiceOf) -> dict[str, str]:
     """Check that the base layer is loaded, the catalogue can be read and the service is not draining."""
     if service.draining:
         raise NotReady("the service is stopping")
     try:
         await asyncio.to_thread(service.catalog.revision)
-    except (SQLAlchemyError, OSError) as error:
+    except LoraplexError:
+        raise
+    except Exception as error:
         raise NotReady("the catalogue cannot be read") from error
     return {"status": "ready"}
 
 
-async def metrics(service: ServiceOf, accept: Annotated[str, Header()] = "") -> Response:
+async def show_metrics(service: ServiceOf, accept: Annotated[str, Header()] = "") -> Response:
     """Show the metrics of all processes together.
 
     The format is Prometheus' text format, or OpenMetrics if `Accept` prefers it. docs/metrics-reference.md lists every

@@ -1,45 +1,16 @@
-"""Adapters, their versions and uploads as clients see them.
-
-Arrays are `Any` here, and `adapters.arrays` checks them: it is as strict as pydantic and much faster.
-"""
+"""Adapters, their versions and uploads as clients see them."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from adapters.catalog import versions as domain
-from adapters.catalog.versions import Source
+from adapters.catalog.versions import AdapterSummary, Source
 from adapters.lora.base_layer import BaseLayer
-from app.openapi.field_schemas import NotNull, ShownAs
+from app.http.schemas.fields import NOT_NULL, AnswerBody, Labels, Matrix, PageBody, RequestBody, ShownAs
 
-Matrix = Annotated[
-    Any, Field(json_schema_extra={"type": "array", "items": {"type": "array", "items": {"type": "number"}}})
-]
-
-
-def not_null(value: object) -> object:
-    """Return the value of a field that may be omitted, but not be null."""
-    if value is None:
-        raise ValueError("it may be left out, but not be null")
-    return value
-
-
-NOT_NULL = NotNull(not_null)
 Alpha = Annotated[float | None, NOT_NULL]
 File = Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
-_LABEL = {"anyOf": [{"type": "string"}, {"type": "integer"}]}
-Labels = Annotated[Any, NOT_NULL, Field(json_schema_extra={"type": "array", "items": _LABEL})]
-
-
-class RequestBody(BaseModel):
-    """Base of request bodies: strict types, no unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    def gave(self, name: str) -> bool:
-        """Return whether the client sent this field."""
-        return name in self.model_fields_set
 
 
 class FactorsUpload(RequestBody):
@@ -74,7 +45,21 @@ class LiveRequest(RequestBody):
     version: int = Field(ge=1)
 
 
-class VersionEntryBody(BaseModel):
+def _without_lists(members: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return members without lists, which have an entry for each output, class or column; intervals are kept."""
+    if members is None:
+        return None
+    return {
+        name: _without_lists(value) if isinstance(value, Mapping) else value
+        for name, value in members.items()
+        if not isinstance(value, list) or name.endswith("_interval")
+    }
+
+
+WithoutLists = Annotated[dict[str, Any] | None, BeforeValidator(_without_lists)]
+
+
+class VersionEntryBody(AnswerBody):
     """Version in a list, without the lists in its metrics and lineage, whose size grows with the layer."""
 
     adapter: str
@@ -91,30 +76,21 @@ class VersionEntryBody(BaseModel):
     created_at: str
     source: Annotated[str, ShownAs(Source)]
     job: str | None
-    metrics: dict[str, Any] | None
-    effect: dict[str, float | None]
-    lineage: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, version: domain.Version) -> "VersionEntryBody":
-        """Return a version as clients see it in a list."""
-        own = {name: getattr(version, name) for name in VersionEntryBody.model_fields if name != "effect"}
-        own["metrics"] = None if version.metrics is None else _without_lists(version.metrics)
-        own["lineage"] = None if version.lineage is None else _without_lists(version.lineage)
-        return cls(**own, effect={"relative_norm": version.relative_norm})
+    metrics: WithoutLists
+    effect: Annotated[dict[str, float | None], BeforeValidator(lambda norm: {"relative_norm": norm})] = Field(
+        validation_alias="relative_norm"
+    )
+    lineage: WithoutLists
 
 
 class VersionBody(VersionEntryBody):
     """Immutable version of an adapter."""
 
-    @classmethod
-    def of(cls, version: domain.Version) -> "VersionBody":
-        """Return a version as clients see it by itself."""
-        entry = dict(VersionEntryBody.of(version))
-        return cls(**entry | {"metrics": version.metrics, "lineage": version.lineage})
+    metrics: dict[str, Any] | None
+    lineage: dict[str, Any] | None
 
 
-class AdapterEntryBody(BaseModel):
+class AdapterEntryBody(AnswerBody):
     """Adapter in a list."""
 
     name: str
@@ -127,37 +103,16 @@ class AdapterEntryBody(BaseModel):
     )
 
     @classmethod
-    def of(cls, adapter: domain.AdapterSummary, base: BaseLayer, feature_space: str | None) -> "AdapterEntryBody":
-        """Return an adapter as clients of a service with this base layer and feature space see it in a list."""
-        return cls(
-            name=adapter.name,
-            created_at=adapter.created_at,
-            aliases=dict(adapter.aliases),
-            live=None if adapter.live is None else VersionEntryBody.of(adapter.live),
-            versions=adapter.versions,
-            problem=adapter.serving_problem(base, feature_space),
-        )
+    def served_by(cls, base: BaseLayer, feature_space: str | None, adapter: AdapterSummary) -> Self:
+        """Return an adapter as clients of a service with this base layer and feature space see it."""
+        own = {name: getattr(adapter, name) for name in cls.model_fields if name != "problem"}
+        return cls(**own, problem=adapter.serving_problem(base, feature_space))
 
 
 class AdapterBody(AdapterEntryBody):
     """Adapter with its live version."""
 
     live: VersionBody | None
-
-    @classmethod
-    def of(cls, adapter: domain.AdapterSummary, base: BaseLayer, feature_space: str | None) -> "AdapterBody":
-        """Return an adapter as clients of a service with this base layer and feature space see it by itself."""
-        entry = dict(AdapterEntryBody.of(adapter, base, feature_space))
-        return cls(**entry | {"live": None if adapter.live is None else VersionBody.of(adapter.live)})
-
-
-def _without_lists(members: Mapping[str, Any]) -> dict[str, Any]:
-    """Return members without lists, which have an entry for each output, class or column; intervals are kept."""
-    return {
-        name: _without_lists(value) if isinstance(value, Mapping) else value
-        for name, value in members.items()
-        if not isinstance(value, list) or name.endswith("_interval")
-    }
 
 
 class BaseBody(BaseModel):
@@ -172,30 +127,10 @@ class BaseBody(BaseModel):
     feature_space: str | None
     source: str
 
-    @classmethod
-    def of(cls, base: BaseLayer, feature_space: str | None) -> "BaseBody":
-        """Return the base layer as clients see it."""
-        return cls(
-            in_features=base.in_features,
-            out_features=base.out_features,
-            bias=base.bias_O is not None,
-            dtype=base.dtype,
-            device=str(base.device),
-            fingerprint=base.fingerprint,
-            feature_space=feature_space,
-            source=base.source,
-        )
 
-
-class AdapterPage(BaseModel):
+class AdapterPage(PageBody[AdapterEntryBody]):
     """Page of the list of adapters."""
 
-    data: list[AdapterEntryBody]
-    next_cursor: str | None
 
-
-class VersionPage(BaseModel):
+class VersionPage(PageBody[VersionEntryBody]):
     """Page of an adapter's list of versions."""
-
-    data: list[VersionEntryBody]
-    next_cursor: str | None

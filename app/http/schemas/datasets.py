@@ -4,10 +4,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from adapters.datasets import store as domain
+from app.http.errors import BadRowBody
+from app.http.schemas.fields import AnswerBody, PageBody
 
 
-class ColumnBody(BaseModel):
+class ColumnBody(AnswerBody):
     """Column of a data set."""
 
     name: str
@@ -17,15 +18,7 @@ class ColumnBody(BaseModel):
     not_finite: int
 
 
-class BadRowBody(BaseModel):
-    """Row that cannot be used for training with its column."""
-
-    row: int
-    column: str | None
-    reason: str
-
-
-class DatasetEntryBody(BaseModel):
+class DatasetEntryBody(AnswerBody):
     """Version of a data set in a list."""
 
     dataset: str
@@ -36,11 +29,6 @@ class DatasetEntryBody(BaseModel):
     rows: int
     bytes: int
 
-    @classmethod
-    def of(cls, version: domain.DatasetEntry) -> "DatasetEntryBody":
-        """Return a version as clients see it in a list."""
-        return cls(**{name: getattr(version, name) for name in DatasetEntryBody.model_fields})
-
 
 class DatasetVersionBody(DatasetEntryBody):
     """Immutable version of a data set with its report."""
@@ -48,18 +36,8 @@ class DatasetVersionBody(DatasetEntryBody):
     columns: list[ColumnBody]
     bad_rows: list[BadRowBody]
 
-    @classmethod
-    def of(cls, version: domain.DatasetEntry) -> "DatasetVersionBody":
-        """Return a version as clients see it by itself."""
-        assert isinstance(version, domain.DatasetVersion)
-        return cls(
-            **dict(DatasetEntryBody.of(version)),
-            columns=[ColumnBody.model_validate(column, from_attributes=True) for column in version.columns],
-            bad_rows=[BadRowBody(**bad._asdict()) for bad in version.bad_rows],
-        )
 
-
-class DatasetSummaryBody(BaseModel):
+class DatasetSummaryBody(AnswerBody):
     """Data set in a list."""
 
     name: str
@@ -67,38 +45,19 @@ class DatasetSummaryBody(BaseModel):
     versions: int
     newest: DatasetEntryBody
 
-    @classmethod
-    def of(cls, dataset: domain.DatasetSummary) -> "DatasetSummaryBody":
-        """Return a data set as clients see it in a list."""
-        return cls(
-            name=dataset.name,
-            created_at=dataset.created_at,
-            versions=dataset.versions,
-            newest=DatasetEntryBody.of(dataset.newest),
-        )
 
-
-class DatasetBody(BaseModel):
+class DatasetBody(DatasetSummaryBody):
     """Data set with its newest version."""
 
-    name: str
-    created_at: str
-    versions: int
     newest: DatasetVersionBody
 
 
-class DatasetPage(BaseModel):
+class DatasetPage(PageBody[DatasetSummaryBody]):
     """Page of the list of data sets."""
 
-    data: list[DatasetSummaryBody]
-    next_cursor: str | None
 
-
-class DatasetVersionPage(BaseModel):
+class DatasetVersionPage(PageBody[DatasetEntryBody]):
     """Page of a data set's list of versions."""
-
-    data: list[DatasetEntryBody]
-    next_cursor: str | None
 
 
 class PreviewBody(BaseModel):

@@ -1,15 +1,14 @@
 """Jobs, their adapters and their results as clients see them."""
 
 import math
-from dataclasses import asdict
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
-from adapters.jobs.job import Job, JobStatus
-from adapters.jobs.job_adapters import JobAdapter, RevertResult, SkipReason
-from app.openapi.field_schemas import ShownAs
-from app.openapi.problems import JobProblem
+from adapters.jobs.job import JobStatus
+from adapters.jobs.job_adapters import SkipReason
+from app.http.errors import JobProblem
+from app.http.schemas.fields import AnswerBody, PageBody, ShownAs
 
 
 class ProgressBody(BaseModel):
@@ -34,9 +33,11 @@ Metrics = Annotated[
     dict[str, Any] | None, Field(description="Losses and metrics by name; docs/training.md lists them.")
 ]
 Error = Annotated[dict[str, Any] | None, ShownAs(JobProblem | None)]
+# A loss that was not finite is stored as null.
+StoredLoss = Annotated[float, BeforeValidator(lambda loss: math.nan if loss is None else loss)]
 
 
-class JobBody(BaseModel):
+class JobBody(AnswerBody):
     """Training job."""
 
     id: str
@@ -50,47 +51,30 @@ class JobBody(BaseModel):
     metrics: Metrics
     result: Annotated[dict[str, Any] | None, ShownAs(ResultBody | None)]
     error: Error
-    spec: dict[str, Any] = Field(description="The resolved settings, with rows and digest in place of inline data.")
-
-    @classmethod
-    def of(cls, job: Job) -> "JobBody":
-        """Return a job as clients see it in a list."""
-        own = {name: getattr(job, name) for name in JobBody.model_fields if name != "spec"}
-        return cls(**own, spec=dict(job.training.description))
+    spec: Annotated[dict[str, Any], BeforeValidator(lambda training: training.description)] = Field(
+        validation_alias="training", description="The resolved settings, with rows and digest in place of inline data."
+    )
 
 
-class LogLine(BaseModel):
+class LogLine(AnswerBody):
     """Line of a job's log."""
 
-    time: str
+    time: str = Field(validation_alias="at")
     text: str
 
 
 class JobWithHistory(JobBody):
     """Training job with its loss history and its log."""
 
-    history: list[tuple[int, float]]
+    history: list[tuple[int, StoredLoss]]
     log: list[LogLine]
 
-    @classmethod
-    def of(cls, job: Job) -> "JobWithHistory":
-        """Return a job as clients see it by itself."""
-        return cls(
-            **dict(JobBody.of(job)),
-            # A loss that was not finite is stored as null.
-            history=[(int(step), math.nan if loss is None else float(loss)) for step, loss in job.history],
-            log=[LogLine(time=line.at, text=line.text) for line in job.log],
-        )
 
-
-class JobPage(BaseModel):
+class JobPage(PageBody[JobBody]):
     """Page of the list of jobs."""
 
-    data: list[JobBody]
-    next_cursor: str | None
 
-
-class JobAdapterBody(BaseModel):
+class JobAdapterBody(AnswerBody):
     """Adapter that a job trains."""
 
     name: str
@@ -103,30 +87,20 @@ class JobAdapterBody(BaseModel):
     moved_live: bool
     replaced: int | None
 
-    @classmethod
-    def of(cls, adapter: JobAdapter) -> "JobAdapterBody":
-        """Return an adapter of a job as clients see it."""
-        return cls(**{name: getattr(adapter, name) for name in cls.model_fields})
 
-
-class JobAdapterPage(BaseModel):
+class JobAdapterPage(PageBody[JobAdapterBody]):
     """Page of the list of a job's adapters."""
 
-    data: list[JobAdapterBody]
-    next_cursor: str | None
 
-
-class BackBody(BaseModel):
+class BackBody(AnswerBody):
     """Live alias that was restored. If `to` is null, no version is live now."""
 
-    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
-
     name: str
-    version: int = Field(alias="from")
+    version: int = Field(serialization_alias="from")
     to: int | None
 
 
-class SkippedBody(BaseModel):
+class SkippedBody(AnswerBody):
     """Adapter of the job that was not changed."""
 
     name: str
@@ -135,16 +109,8 @@ class SkippedBody(BaseModel):
     detail: str
 
 
-class RevertBody(BaseModel):
+class RevertBody(AnswerBody):
     """Result of a revert: every adapter of the job is in one of the two lists."""
 
     reverted: list[BackBody]
     skipped: list[SkippedBody]
-
-    @classmethod
-    def of(cls, done: RevertResult) -> "RevertBody":
-        """Return the result of a revert as clients see it."""
-        return cls(
-            reverted=[BackBody(name=back.name, version=back.version, to=back.to) for back in done.reverted],
-            skipped=[SkippedBody(**asdict(skipped)) for skipped in done.skipped],
-        )

@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.http.schemas.adapters import NOT_NULL, Matrix, RequestBody
-from app.openapi.field_schemas import ShownAs
+from app.http.schemas.fields import NOT_NULL, Matrix, RequestBody, ShownAs
 from app.serving.options import MEMBERS
 
 Parameters = Annotated[dict[str, str | int | float | bool] | None, Field(description="Of the protocol's extensions.")]

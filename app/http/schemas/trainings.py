@@ -7,7 +7,7 @@ models here are built from that table.
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, create_model
+from pydantic import BaseModel, Field, create_model
 
 from adapters.errors import OutOfRange, WrongType
 from adapters.training.evaluation.gate import When
@@ -25,67 +25,25 @@ from adapters.training.settings import (
 )
 from adapters.training.settings import InitFactors as DomainInitFactors
 from app.http.bodies import object_of_body, read_as
-from app.http.schemas.adapters import NOT_NULL, Labels, Matrix
-from app.openapi.field_schemas import OrWord, ShownAs
+from app.http.schemas.fields import NOT_NULL, OR_AUTO, Labels, Matrix, RequestBody, ShownAs
 
 Metric = Literal[
-    "loss",
-    "accuracy",
-    "macro_f1",
-    "micro_f1",
-    "exact_match",
-    "calibration_error",
-    "r2_mean",
-    "mae_mean",
-    "rmse",
-    "cosine",
-    "recall_at_1",
-    "recall_at_5",
-    "recall_at_10",
-    "mrr",
-]
-_COLUMNS = {
-    "oneOf": [
-        {"type": "object", "properties": {"column": {"type": "string"}}, "required": ["column"]},
-        {
-            "type": "object",
-            "properties": {"columns": {"type": "array", "items": {"type": "string"}}},
-            "required": ["columns"],
-        },
-        {"type": "object", "properties": {"prefix": {"type": "string"}}, "required": ["prefix"]},
-    ]
+    "loss", "accuracy", "macro_f1", "micro_f1", "exact_match", "calibration_error",
+    "r2_mean", "mae_mean", "rmse", "cosine",
+    "recall_at_1", "recall_at_5", "recall_at_10", "mrr",
+]  # fmt: skip
+_STRING = {"type": "string"}
+_SELECTORS = {"column": _STRING, "columns": {"type": "array", "items": _STRING}, "prefix": _STRING}
+_SELECTED = {
+    "oneOf": [{"type": "object", "properties": {name: kind}, "required": [name]} for name, kind in _SELECTORS.items()]
 }
-
-
-def is_auto(value: object) -> bool:
-    """Whether a field is left to the data."""
-    return value == AUTO
-
-
-def _or_auto(value: object, check: ValidatorFunctionWrapHandler) -> Any:
-    return value if is_auto(value) else check(value)
-
-
-class _OrAuto(OrWord):
-    word = AUTO
-
-
-# Not a union: pydantic names the branch of a union, and not the field alone, where neither fits.
-OrAuto = _OrAuto(_or_auto)
 Vector = list[float]
-Selected = Annotated[Any, Field(json_schema_extra=_COLUMNS)]
+Selected = Annotated[Any, Field(json_schema_extra=_SELECTED)]
 Column = Annotated[str | None, NOT_NULL]
+Reference = Annotated[Any, ShownAs(str)]
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    def gave(self, name: str) -> bool:
-        """Whether the client sent this field."""
-        return name in self.model_fields_set
-
-
-class InlineData(_Request):
+class InlineData(RequestBody):
     """Rows in the request itself."""
 
     inputs: Matrix
@@ -103,17 +61,17 @@ class InlineData(_Request):
     )
 
 
-class CorpusBody(_Request):
+class CorpusBody(RequestBody):
     """Documents in a data set."""
 
-    dataset: Annotated[Any, ShownAs(str)] = Field(description="Reference to a data set: name, or name@3.")
+    dataset: Reference = Field(description="Reference to a data set: name, or name@3.")
     documents: Selected
 
 
-class DatasetData(_Request):
+class DatasetData(RequestBody):
     """Rows of a stored data set."""
 
-    dataset: Annotated[Any, ShownAs(str)] = Field(description="Reference to a data set: name, or name@3.")
+    dataset: Reference = Field(description="Reference to a data set: name, or name@3.")
     inputs: Selected
     targets: Selected
     weight: Column = Field(None, description="A column of numbers ≥ 0: what each row counts.")
@@ -123,23 +81,23 @@ class DatasetData(_Request):
     corpus: Annotated[CorpusBody | None, NOT_NULL] = None
 
 
-class InitFactors(_Request):
+class InitFactors(RequestBody):
     """Factors to start from."""
 
     A: Matrix
     B: Matrix
 
 
-class InitAdapter(_Request):
+class InitAdapter(RequestBody):
     """An adapter to start from."""
 
-    adapter: Annotated[Any, ShownAs(str)]
+    adapter: Reference
 
 
-class PriorBody(_Request):
+class PriorBody(RequestBody):
     """The adapter to shrink towards."""
 
-    adapter: Annotated[Any, ShownAs(str)]
+    adapter: Reference
 
 
 _SHOWN_AS: dict[str, Any] = {
@@ -158,21 +116,25 @@ def _field(name: str, setting: Setting, models: dict[Any, Any]) -> Any:
         kind = Literal[tuple(map(str, words))]
     elif setting.bounds:
         optional = kind | None if setting.takes_null else kind
-        bound = Field(**setting.bounds)  # type: ignore[call-overload]  # the names of operators are its keywords
-        kind = Annotated[optional, bound, OrAuto] if setting.takes_auto else Annotated[optional, bound]
+        bounds = _bounds(setting)
+        kind = Annotated[optional, bounds, OR_AUTO] if setting.takes_auto else Annotated[optional, bounds]
     elif setting.takes_null:
         kind = kind | None
     default = str(default) if isinstance(default, StrEnum) else default
     return kind, Field(default, description=setting.description)
 
 
+def _bounds(setting: Setting) -> Any:
+    return Field(**setting.bounds)  # type: ignore[call-overload]  # the names of operators are its keywords
+
+
 def _declared(setting: Setting) -> Any:
     return Field(setting.default, description=setting.description, **setting.bounds)  # type: ignore[call-overload]
 
 
-def _model(name: str, doc: str, table: dict[str, Setting], models: dict[Any, Any] | None = None) -> type[_Request]:
+def _model(name: str, doc: str, table: dict[str, Setting], models: dict[Any, Any] | None = None) -> type[RequestBody]:
     fields = {field: _field(field, setting, models or {}) for field, setting in table.items()}
-    return create_model(name, __base__=_Request, __doc__=doc, __module__=__name__, **fields)
+    return create_model(name, __base__=RequestBody, __doc__=doc, __module__=__name__, **fields)
 
 
 EarlyStoppingBody = _model(
@@ -181,12 +143,15 @@ EarlyStoppingBody = _model(
     dict(settings_of(EarlyStopping)),
 )
 TrainingBody = _model(
-    "TrainingBody", "How to train.", dict(SETTINGS), {EarlyStopping: EarlyStoppingBody, AdapterSource: PriorBody}
+    "TrainingBody",
+    "How to train.",
+    {name: setting for name, setting in SETTINGS.items() if not setting.is_top_level},
+    {EarlyStopping: EarlyStoppingBody, AdapterSource: PriorBody},
 )
 _SPLIT, _PUBLISH = settings_of(domain.SplitRequest), settings_of(domain.PublishRequest)
 
 
-class SplitBody(_Request):
+class SplitBody(RequestBody):
     """Which rows are held out."""
 
     by: Literal["rows", "group", "time", "column"] | None = None
@@ -200,7 +165,7 @@ class SplitBody(_Request):
     )
 
 
-class GateBody(_Request):
+class GateBody(RequestBody):
     """When live moves."""
 
     when: Literal["always", "never", "if_better"]
@@ -212,13 +177,13 @@ class GateBody(_Request):
 Publish = Annotated[Any, ShownAs(Literal["always", "never"] | GateBody)]
 
 
-class TrainRequest(_Request):
+class TrainRequest(RequestBody):
     """An adapter to train, or a fleet of them."""
 
-    name: Annotated[Any, ShownAs(str)] = Field(description="A name; for a fleet a template such as acme-{tenant}.")
-    rank: Annotated[int, Field(ge=1), OrAuto]
-    alpha: Annotated[float | None, NOT_NULL, Field(gt=0, le=1e6), OrAuto] = Field(
-        None, description="Defaults to the rank, so that s = 1."
+    name: Reference = Field(description="A name; for a fleet a template such as acme-{tenant}.")
+    rank: Annotated[int, _bounds(SETTINGS["rank"]), OR_AUTO]
+    alpha: Annotated[float | None, NOT_NULL, _bounds(SETTINGS["alpha"]), OR_AUTO] = Field(
+        None, description=SETTINGS["alpha"].description
     )
     data: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(
         description="Rows inline, or columns of a data set."
@@ -228,7 +193,7 @@ class TrainRequest(_Request):
     publish: Publish = Field("always", description="When `live` moves to the new version.")
 
 
-class UpdateRequest(_Request):
+class UpdateRequest(RequestBody):
     """Rows to add to what a closed form came from, and rows to forget."""
 
     add: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(None, description="Rows, as for training.")
@@ -251,11 +216,9 @@ def training_request(body: object) -> domain.TrainingRequest:
     request = read_as(TrainRequest, object_of_body(body))
     return domain.TrainingRequest(
         name=request.name,
-        rank=request.rank,
-        alpha=request.alpha,
         rows=_row_source(request.data, field="data"),
         split=None if request.split is None else _split(request.split),
-        settings=_settings(request.training),
+        settings=_settings(request.training, rank=request.rank, alpha=request.alpha),
         publish=_publish(request.publish),
     )
 
@@ -284,8 +247,8 @@ def _split(body: SplitBody) -> domain.SplitRequest:
     return domain.SplitRequest(**dict(body) | {"by": by}, given=frozenset(body.model_fields_set))
 
 
-def _settings(body: _Request) -> RequestedSettings:
-    values = dict(body)
+def _settings(body: RequestBody, *, rank: Any, alpha: Any) -> RequestedSettings:
+    values: dict[str, Any] = {"rank": rank, "alpha": alpha, **dict(body)}
     for name, setting in SETTINGS.items():
         if isinstance(setting.kind, type) and issubclass(setting.kind, StrEnum) and values[name] != AUTO:
             values[name] = setting.kind(values[name])

@@ -13,6 +13,10 @@ _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096
 _ADAPTERS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1024.0)
 
 
+# Before the name of every metric.
+_PREFIX = "loraplex_"
+
+
 class Kind(StrEnum):
     """Kind of a metric."""
 
@@ -24,9 +28,9 @@ class Kind(StrEnum):
     """Observations in buckets; summed as counters are."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Definition:
-    """One metric."""
+    """One metric. Definitions are compared by identity, because they are keys of every value."""
 
     name: str
     kind: Kind
@@ -35,92 +39,90 @@ class Definition:
     bounds: tuple[float, ...] = ()
     """Largest values of a histogram's buckets. A bucket without a bound follows."""
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a value: a number, or for a histogram a number for each bucket and one for the sum."""
+        return (len(self.bounds) + 2,) if self.kind is Kind.HISTOGRAM else ()
+
 
 def _counter(name: str, meaning: str, *labels: str) -> Definition:
-    return Definition(name, Kind.COUNTER, meaning, labels)
+    return Definition(_PREFIX + name, Kind.COUNTER, meaning, labels)
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> Definition:
-    return Definition(name, Kind.GAUGE, meaning, labels)
+    return Definition(_PREFIX + name, Kind.GAUGE, meaning, labels)
 
 
 def _histogram(name: str, meaning: str, bounds: tuple[float, ...], *labels: str) -> Definition:
-    return Definition(name, Kind.HISTOGRAM, meaning, labels, bounds)
+    return Definition(_PREFIX + name, Kind.HISTOGRAM, meaning, labels, bounds)
 
 
-REQUESTS = _counter(
-    "loraplex_requests_total", "Answered requests, by the template of the route.", "route", "method", "status"
-)
+REQUESTS = _counter("requests_total", "Answered requests, by the template of the route.", "route", "method", "status")
 REQUEST_SECONDS = _histogram(
-    "loraplex_request_seconds", "Time from the end of a request's head to its answer.", _REQUEST_SECONDS, "route"
+    "request_seconds", "Time from the end of a request's head to its answer.", _REQUEST_SECONDS, "route"
 )
 FAST_PATH_FALLBACKS = _counter(
-    "loraplex_fast_path_fallbacks_total",
+    "fast_path_fallbacks_total",
     "Small predict and infer requests that the fast path left to ASGI, by reason.",
     "reason",
 )
 QUEUE_SECONDS = _histogram(
-    "loraplex_queue_seconds", "Time that a predict request waited for its batch to start.", _BATCH_SECONDS
+    "queue_seconds", "Time that a predict request waited for its batch to start.", _BATCH_SECONDS
 )
-FORWARD_SECONDS = _histogram("loraplex_forward_seconds", "Time to compute one batch.", _BATCH_SECONDS)
-BATCH_ROWS = _histogram("loraplex_batch_rows", "Rows in one batch.", _ROWS)
-BATCH_ADAPTERS = _histogram(
-    "loraplex_batch_adapters", "Different adapters in one batch, without the base layer.", _ADAPTERS
-)
-QUEUE_ROWS = _gauge("loraplex_queue_rows", "Rows of predict requests that are not answered yet.")
+FORWARD_SECONDS = _histogram("forward_seconds", "Time to compute one batch.", _BATCH_SECONDS)
+BATCH_ROWS = _histogram("batch_rows", "Rows in one batch.", _ROWS)
+BATCH_ADAPTERS = _histogram("batch_adapters", "Different adapters in one batch, without the base layer.", _ADAPTERS)
+QUEUE_ROWS = _gauge("queue_rows", "Rows of predict requests that are not answered yet.")
 QUEUE_ROWS_LIMIT = _gauge(
-    "loraplex_queue_rows_limit", "Maximum number of waiting rows, in all workers; beyond it, requests are 429."
+    "queue_rows_limit", "Maximum number of waiting rows, in all workers; beyond it, requests are 429."
 )
-RESIDENCY_HITS = _counter("loraplex_residency_hits_total", "Requested adapters that were in the cache.")
-RESIDENCY_MISSES = _counter("loraplex_residency_misses_total", "Requested adapters that were not in the cache.")
-RESIDENCY_LOADS = _counter("loraplex_residency_loads_total", "Adapters loaded from disk into the cache.")
-RESIDENCY_EVICTIONS = _counter("loraplex_residency_evictions_total", "Adapters evicted from the cache.")
-RESIDENT_BYTES = _gauge("loraplex_resident_bytes", "Bytes of cached adapters, in all workers.")
-RESIDENT_ADAPTERS = _gauge("loraplex_resident_adapters", "Cached adapters, in all workers.")
+RESIDENCY_HITS = _counter("residency_hits_total", "Requested adapters that were in the cache.")
+RESIDENCY_MISSES = _counter("residency_misses_total", "Requested adapters that were not in the cache.")
+RESIDENCY_LOADS = _counter("residency_loads_total", "Adapters loaded from disk into the cache.")
+RESIDENCY_EVICTIONS = _counter("residency_evictions_total", "Adapters evicted from the cache.")
+RESIDENCY_COUNTERS = (RESIDENCY_HITS, RESIDENCY_MISSES, RESIDENCY_LOADS, RESIDENCY_EVICTIONS)
+RESIDENT_BYTES = _gauge("resident_bytes", "Bytes of cached adapters, in all workers.")
+RESIDENT_ADAPTERS = _gauge("resident_adapters", "Cached adapters, in all workers.")
 TRAINING_SECONDS = _histogram(
-    "loraplex_training_seconds",
+    "training_seconds",
     "Time of a job on one trainer, from its claim to its end there.",
     _TRAINING_SECONDS,
     "method",
     "status",
 )
 PUBLISH_SECONDS = _histogram(
-    "loraplex_publish_seconds", "Time from the bytes of adapters to their durable versions.", _PUBLISH_SECONDS, "source"
+    "publish_seconds", "Time from the bytes of adapters to their durable versions.", _PUBLISH_SECONDS, "source"
 )
-PUBLISHED = _counter("loraplex_adapters_published_total", "Published adapters.", "source")
-FITS_DIED = _counter("loraplex_fits_died_total", "Fit processes that died during a job.")
-RESUMED = _counter("loraplex_checkpoints_resumed_total", "Trainings that continued from a checkpoint.")
-STARTS = _counter("loraplex_process_starts_total", "Starts of this process: one more than its restarts.", "process")
-RESIDENT_MEMORY = _gauge("loraplex_process_resident_memory_bytes", "Resident memory of the process.", "process")
-CPU_SECONDS = _counter("loraplex_process_cpu_seconds_total", "CPU time since the process started.", "process")
-OPEN_FDS = _gauge("loraplex_process_open_fds", "Open file descriptors.", "process")
-START_TIME = _gauge(
-    "loraplex_process_start_time_seconds", "Start time of the process, in seconds since the epoch.", "process"
-)
+PUBLISHED = _counter("adapters_published_total", "Published adapters.", "source")
+FITS_DIED = _counter("fits_died_total", "Fit processes that died during a job.")
+RESUMED = _counter("checkpoints_resumed_total", "Trainings that continued from a checkpoint.")
+STARTS = _counter("process_starts_total", "Starts of this process: one more than its restarts.", "process")
+RESIDENT_MEMORY = _gauge("process_resident_memory_bytes", "Resident memory of the process.", "process")
+CPU_SECONDS = _counter("process_cpu_seconds_total", "CPU time since the process started.", "process")
+OPEN_FDS = _gauge("process_open_fds", "Open file descriptors.", "process")
+START_TIME = _gauge("process_start_time_seconds", "Start time of the process, in seconds since the epoch.", "process")
 
-PROCESSES = _gauge("loraplex_processes", "Running processes, by role.", "role")
-BUILD_INFO = _gauge("loraplex_build_info", "1, with the version that runs.", "version")
+PROCESSES = _gauge("processes", "Running processes, by role.", "role")
+BUILD_INFO = _gauge("build_info", "1, with the version that runs.", "version")
 BASE_INFO = _gauge(
-    "loraplex_base_info",
+    "base_info",
     "1, with the shape, type and device of the base layer.",
     "in_features",
     "out_features",
     "dtype",
     "device",
 )
-CATALOG_UP = _gauge("loraplex_catalog_up", "1 if the catalogue can be read, otherwise 0; its counts are then absent.")
-JOBS = _gauge("loraplex_jobs", "Jobs in the catalogue, by status.", "status")
-OLDEST_QUEUED = _gauge(
-    "loraplex_oldest_queued_job_seconds", "Wait of the oldest queued job for this base layer; 0 for none."
-)
-QUEUED_JOBS_LIMIT = _gauge("loraplex_queued_jobs_limit", "Maximum number of queued jobs; beyond it, requests are 429.")
-ADAPTERS = _gauge("loraplex_adapters", "Adapters in the catalogue.")
-VERSIONS = _gauge("loraplex_versions", "Versions of all adapters.")
-VERSION_BYTES = _gauge("loraplex_version_bytes", "Bytes of all versions, on disk.")
-DATASETS = _gauge("loraplex_datasets", "Data sets in the catalogue.")
-DATASET_BYTES = _gauge("loraplex_dataset_bytes", "Bytes of all data sets' versions, on disk.")
-DISK_FREE = _gauge("loraplex_disk_free_bytes", "Free bytes on the file system of DATA_DIR.")
-DISK_SIZE = _gauge("loraplex_disk_size_bytes", "Size of the file system of DATA_DIR.")
+CATALOG_UP = _gauge("catalog_up", "1 if the catalogue can be read, otherwise 0; its counts are then absent.")
+JOBS = _gauge("jobs", "Jobs in the catalogue, by status.", "status")
+OLDEST_QUEUED = _gauge("oldest_queued_job_seconds", "Wait of the oldest queued job for this base layer; 0 for none.")
+QUEUED_JOBS_LIMIT = _gauge("queued_jobs_limit", "Maximum number of queued jobs; beyond it, requests are 429.")
+ADAPTERS = _gauge("adapters", "Adapters in the catalogue.")
+VERSIONS = _gauge("versions", "Versions of all adapters.")
+VERSION_BYTES = _gauge("version_bytes", "Bytes of all versions, on disk.")
+DATASETS = _gauge("datasets", "Data sets in the catalogue.")
+DATASET_BYTES = _gauge("dataset_bytes", "Bytes of all data sets' versions, on disk.")
+DISK_FREE = _gauge("disk_free_bytes", "Free bytes on the file system of DATA_DIR.")
+DISK_SIZE = _gauge("disk_size_bytes", "Size of the file system of DATA_DIR.")
 
 # All of them by name, in the order in which `/metrics` shows them.
 DEFINITIONS: Mapping[str, Definition] = MappingProxyType(

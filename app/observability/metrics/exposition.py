@@ -1,68 +1,104 @@
-"""Exposition of all metrics for `/metrics`, in Prometheus' text format or OpenMetrics."""
+"""Exposition of all metrics for `/metrics`, in Prometheus' text format or OpenMetrics, with counts of the catalogue."""
 
-from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TakesTooLong
+from importlib.metadata import version
 from itertools import accumulate
-from typing import Any
 
+import numpy as np
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from adapters.catalog.catalog import Catalog
+from adapters.catalog.counts import CatalogCounts, count_catalog
 from adapters.lora.base_layer import BaseLayer
 from app.observability.metrics import definitions as d
-from app.observability.metrics.catalog_metrics import CatalogMetrics
-from app.observability.metrics.definitions import DEFINITIONS, Definition
-from app.observability.metrics.recorder import Metrics
-from app.observability.metrics.values import HistogramValue, Labels, MetricValues, sum_values
+from app.observability.metrics.definitions import DEFINITIONS, Kind
+from app.observability.metrics.recorder import Metrics, MetricValues, sum_values
 
-_OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-
-
-def exposition(figures: MetricValues, accept: str) -> tuple[bytes, str]:
-    """Return the body and the content type of an answer, by the request's `Accept`."""
-    # The encoder raises an error for an unknown version, and echoes it, so the header itself is not passed on.
-    encode, content_type = choose_encoder(_OPENMETRICS if "application/openmetrics-text" in accept else "")
-    return encode(_Shown(figures)), content_type
-
-
-class _Shown(Collector):
-    """Metrics that have a value, in the order of the definitions."""
-
-    def __init__(self, figures: MetricValues) -> None:
-        self._numbers = sorted(figures.numbers(), key=_by_labels)
-        self._tallies = sorted(figures.tallies(), key=_by_labels)
-
-    def collect(self) -> Iterable[Metric]:
-        metrics = {name: Metric(name.removesuffix("_total"), d.meaning, d.kind) for name, d in DEFINITIONS.items()}
-        for definition, values, number in self._numbers:
-            metrics[definition.name].add_sample(definition.name, _named(definition, values), number)
-        for definition, values, tally in self._tallies:
-            for name, labels, number in _samples(definition, values, tally):
-                metrics[definition.name].add_sample(name, labels, number)
-        return [metric for metric in metrics.values() if metric.samples]
-
-
-def _samples(
-    definition: Definition, values: Labels, tally: HistogramValue
-) -> Iterator[tuple[str, dict[str, str], float]]:
-    labels, name = _named(definition, values), definition.name
-    counts = list(accumulate(tally.counts.tolist()))
-    for bound, count in zip((*map(str, definition.bounds), "+Inf"), counts, strict=True):
-        yield f"{name}_bucket", {**labels, "le": bound}, count
-    yield f"{name}_count", labels, counts[-1]
-    yield f"{name}_sum", labels, tally.total
-
-
-def _named(definition: Definition, values: Labels) -> dict[str, str]:
-    return dict(zip(definition.labels, values, strict=True))
-
-
-def _by_labels(figure: tuple[Definition, Labels, Any]) -> Labels:
-    return figure[1]
-
-
+_OPENMETRICS = "application/openmetrics-text"
+_FAMILIES = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: GaugeMetricFamily, Kind.HISTOGRAM: HistogramMetricFamily}
 _ROLES = ("worker", "trainer")
+_SHORTEST_SECONDS = 1.0
+# Largest share of time spent counting: a count is used for twenty times as long as it took.
+_SHARE = 0.05
+_PATIENCE_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class CatalogMetrics:
+    """Counts of the catalogue, taken rarely on a thread of its own.
+
+    Callers do not wait for it if the catalogue is locked for long.
+    """
+
+    def __init__(
+        self, catalog: Catalog, *, base: str, now: Callable[[], float], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._catalog, self._base = catalog, base
+        self._now, self._monotonic = now, monotonic
+        self._thread = ThreadPoolExecutor(1, "census")
+        self._lock = threading.Lock()
+        self._counting: Future[CatalogCounts | None] | None = None
+        self._good_until = 0.0
+        self._has_failed = False
+
+    def census(self) -> CatalogCounts | None:
+        """Return a recent count; None if the catalogue cannot be read within a second. Call it in a thread."""
+        with self._lock:
+            if self._counting is None or (self._counting.done() and self._monotonic() >= self._good_until):
+                self._counting = self._thread.submit(self._count)
+            counting = self._counting
+        try:
+            return counting.result(_PATIENCE_SECONDS)
+        except TakesTooLong:
+            return None  # the next call gets it, or waits for it too
+
+    def record(self, values: MetricValues) -> None:
+        """Set the metrics of the catalogue and of its disk. Call it in a thread."""
+        census = self.census()
+        values.put(d.CATALOG_UP, census is not None)
+        if census is not None:
+            values.put(d.ADAPTERS, census.adapters)
+            values.put(d.VERSIONS, census.versions)
+            values.put(d.VERSION_BYTES, census.version_bytes)
+            values.put(d.DATASETS, census.datasets)
+            values.put(d.DATASET_BYTES, census.dataset_bytes)
+            values.put(d.OLDEST_QUEUED, census.oldest_queued_seconds)
+            for status, jobs in census.jobs.items():
+                values.put(d.JOBS, jobs, status)
+        try:
+            usage = shutil.disk_usage(self._catalog.folder)
+        except OSError as error:
+            log.warning("the size of the disk of the data folder cannot be read: %s", error)
+        else:
+            values.put(d.DISK_FREE, usage.free)
+            values.put(d.DISK_SIZE, usage.total)
+
+    def close(self) -> None:
+        """Stop the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _count(self) -> CatalogCounts | None:
+        begin = self._monotonic()
+        try:
+            census = count_catalog(self._catalog.database, base=self._base, now=self._now())
+        except Exception as error:
+            if not self._has_failed:
+                log.warning("the catalogue cannot be counted: %s", error)
+            self._has_failed = True
+            return None
+        self._has_failed = False
+        end = self._monotonic()
+        self._good_until = end + max(_SHORTEST_SECONDS, (end - begin) / _SHARE)
+        return census
 
 
 class MetricsExposition:
@@ -70,24 +106,47 @@ class MetricsExposition:
 
     def __init__(self, metrics: Metrics, catalog: CatalogMetrics, base: BaseLayer, *, max_queued_jobs: int) -> None:
         self._metrics, self._catalog = metrics, catalog
-        self._fixed = MetricValues()
-        self._fixed.put(d.QUEUED_JOBS_LIMIT, max_queued_jobs)
-        self._fixed.put(d.BUILD_INFO, 1, _version())
-        dtype = str(base.weight_OI.dtype).removeprefix("torch.")
-        self._fixed.put(d.BASE_INFO, 1, str(base.in_features), str(base.out_features), dtype, str(base.device))
+        self._constants = MetricValues()
+        self._constants.put(d.QUEUED_JOBS_LIMIT, max_queued_jobs)
+        self._constants.put(d.BUILD_INFO, 1, version("loraplex-server"))
+        shape = str(base.in_features), str(base.out_features)
+        self._constants.put(d.BASE_INFO, 1, *shape, base.dtype, str(base.device))
 
     def answer(self, accept: str) -> tuple[bytes, str]:
         """Return the body and the content type of an answer. Reads files and the database: call it in a thread."""
-        everyone = self._metrics.all_processes()
-        here = MetricValues()
+        processes = self._metrics.all_processes()
+        shared = MetricValues()
+        alive = [process.name.rpartition("-")[0] for process in processes if process.is_alive]
         for role in _ROLES:
-            here.put(d.PROCESSES, sum(each.lives and each.name.rpartition("-")[0] == role for each in everyone), role)
-        self._catalog.note(here)
-        return exposition(sum_values([*(each.figures for each in everyone), here, self._fixed]), accept)
+            shared.put(d.PROCESSES, alive.count(role), role)
+        self._catalog.record(shared)
+        return exposition(sum_values([*(process.values for process in processes), shared, self._constants]), accept)
 
 
-def _version() -> str:
-    try:
-        return version("loraplex-server")
-    except PackageNotFoundError:
-        return "unknown"
+def exposition(values: MetricValues, accept: str) -> tuple[bytes, str]:
+    """Return the body and the content type of an answer, by the request's `Accept`."""
+    # The encoder raises an error for an unknown version, and echoes it, so the header itself is not passed on.
+    encode, content_type = choose_encoder(f"{_OPENMETRICS}; version=1.0.0" if _OPENMETRICS in accept else "")
+    return encode(_Families(values)), content_type
+
+
+class _Families(Collector):
+    """Metrics that have a value, in the order of the definitions."""
+
+    def __init__(self, values: MetricValues) -> None:
+        self._values = sorted(values.items(), key=lambda item: item[0][1])
+
+    def collect(self) -> Iterable[Metric]:
+        families = {
+            definition: _FAMILIES[definition.kind](definition.name, definition.meaning, labels=definition.labels)
+            for definition in DEFINITIONS.values()
+        }
+        for (definition, labels), value in self._values:
+            family = families[definition]
+            if isinstance(family, HistogramMetricFamily):
+                *counts, total = np.asarray(value).tolist()
+                bounds = (*map(str, definition.bounds), "+Inf")
+                family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
+            else:
+                family.add_metric(labels, float(value))
+        return [family for family in families.values() if family.samples]

@@ -1,156 +1,188 @@
-"""Metrics recorder of one process: a method for each metric, which takes all values since the last call."""
+"""Metrics recorder: the values of one process, which it shares with the others in a file, and the sum over processes.
 
+The files are replaced, not mapped: writing to a mapped page on a full disk ends the process.
+"""
+
+# B buckets of a histogram
+import logging
 import os
+import re
 import resource
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
 
 from app.observability.metrics import definitions as d
-from app.observability.metrics.definitions import CPU_SECONDS, OPEN_FDS, RESIDENT_MEMORY, START_TIME
-from app.observability.metrics.process_slot import ProcessMetrics, ProcessSlot, read_other_slots
-from app.observability.metrics.values import MetricValues
+from app.observability.metrics.definitions import DEFINITIONS, Definition, Kind
+from app.observability.metrics.process_slot import take_slot
 from app.observability.records import OTHER
+
+# Values of the labels, in the order of the definition.
+Labels = tuple[str, ...]
+Key = tuple[Definition, Labels]
+# A number, or (B + 1,) float64 for a histogram: the observations in each bucket, then the sum of all.
+Value = float | NDArray[np.float64]
 
 _PROC = Path("/proc")
 # Fields of /proc/self/stat (proc(5)), counted from the one after the command's name.
 _STARTED_AFTER_BOOT, _RESIDENT_PAGES = 19, 21
-
-
-def note_process(figures: MetricValues, process: str) -> None:
-    """Set the memory, processor time, open files and start time of this process, as far as they can be read."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    figures.put(CPU_SECONDS, used.ru_utime + used.ru_stime, process)
-    with suppress(OSError, ValueError, IndexError):
-        fields = (_PROC / "self/stat").read_text().rpartition(")")[2].split()
-        figures.put(RESIDENT_MEMORY, int(fields[_RESIDENT_PAGES]) * resource.getpagesize(), process)
-        figures.put(OPEN_FDS, len(os.listdir(_PROC / "self/fd")), process)
-        started = int(fields[_STARTED_AFTER_BOOT]) / os.sysconf("SC_CLK_TCK")
-        figures.put(START_TIME, _booted() + started, process)
-
-
-def _booted() -> float:
-    lines = (_PROC / "stat").read_text().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith("btime ")))
-
-
 _SECONDS_BETWEEN_WRITES = 1.0
 # A process without new values writes every fifth time, to show that it is alive.
 _WRITES_BETWEEN_PROOFS = 5
+# Age after which the metrics of a process count as those of a dead one.
+DEAD_AFTER_SECONDS = 15.0
+# Names of slots. Other files in the folder are ignored.
+_SLOT_NAME = re.compile(r"[a-z]+-[0-9]+")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
-_MOST_ROUTES = 200
+_MAX_ROUTES = 200
+# Counters that begin at 0: an alert cannot tell a counter that does not exist yet from one that nothing exports.
+_ZEROS = (
+    *((metric, ()) for metric in (*d.RESIDENCY_COUNTERS, d.FITS_DIED, d.RESUMED)),
+    *((d.PUBLISHED, (source,)) for source in ("upload", "job")),
+)
+
+log = logging.getLogger(__name__)
 
 
-class Metrics:
-    """Metrics of one process. Every method may be called from any thread, and none raises an error of the disk.
+class MetricValues:
+    """Values by metric and labels. Every method may be called from any thread."""
 
-    Counters take the amount since the last call, gauges the current value. A list costs little more than one number,
-    so callers with many values collect them and call about once a second.
-    """
+    def __init__(self, values: Iterable[tuple[Key, Value]] = ()) -> None:
+        self._values = dict(values)
+        self._lock = threading.Lock()
+        # Whether a value has changed since this was last set to False.
+        self.changed = False
 
-    def __init__(
-        self, process: str = "worker-1", *, folder: Path | None = None, slot: ProcessSlot | None = None
-    ) -> None:
-        # Name of the process, such as `worker-2`.
-        self.process = process
-        self._folder, self._slot = folder, slot
-        self._figures = MetricValues() if slot is None else slot.counted()
-        self._routes: set[str] = set()
-        self._collector: Callable[[], None] | None = None
-        self._changed = False
-        self._write_lock = threading.Lock()
-        self._closed = threading.Event()
-        self._start()
-        self._writer: threading.Thread | None = None
-        if slot is not None:
-            self._write()
-            self._writer = threading.Thread(target=self._write_on, name="metrics", daemon=True)
-            self._writer.start()
+    def add(self, metric: Definition, amount: Value, *labels: str) -> None:
+        """Increase a counter or a histogram."""
+        with self._lock:
+            self._values[metric, labels] = self._values.get((metric, labels), 0.0) + amount
+        if np.any(amount):
+            self.changed = True
+
+    def put(self, metric: Definition, value: float, *labels: str) -> None:
+        """Set a gauge, or a counter that is counted elsewhere."""
+        with self._lock:
+            before, self._values[metric, labels] = self._values.get((metric, labels)), float(value)
+        if before != value:
+            self.changed = True
+
+    def observe(self, metric: Definition, values: Sequence[float], *labels: str) -> None:
+        """Add observations to a histogram. A list costs little more than one, so callers collect them."""
+        if values:
+            value_N = np.asarray(values, dtype=np.float64)
+            buckets = np.searchsorted(np.asarray(metric.bounds), value_N)
+            count_B = np.bincount(buckets, minlength=len(metric.bounds) + 1)
+            self.add(metric, np.append(count_B, value_N.sum()), *labels)
+
+    def items(self) -> list[tuple[Key, Value]]:
+        """Return a copy of all values."""
+        with self._lock:
+            return list(self._values.items())
+
+    def only(self, condition: Callable[[Definition], bool]) -> "MetricValues":
+        """Return the values of the metrics that fulfil a condition."""
+        return MetricValues((key, value) for key, value in self.items() if condition(key[0]))
+
+    def to_json(self) -> list[Any]:
+        """Return the form that `from_json` reads."""
+        return [[metric.name, labels, np.asarray(value).tolist()] for (metric, labels), value in self.items()]
 
     @classmethod
-    def open(cls, folder: Path | None, role: str) -> "Metrics":
-        """Open the metrics of this process, a `worker` or a `trainer`.
+    def from_json(cls, stored: Any) -> "MetricValues":
+        """Read the form of `to_json`, without metrics that no longer exist or have changed.
 
-        With a folder, the process takes the first free slot of its role (`worker-1` …) and continues its counters.
-        Without one, or if it cannot be written, the metrics are not shared with other processes.
+        Raises `ValueError`, `TypeError` or `OverflowError` if it is malformed.
         """
-        slot = None if folder is None else ProcessSlot.take(folder, role)
-        return cls(f"{role}-1" if slot is None else slot.name, folder=folder, slot=slot)
+        values: dict[Key, Value] = {}
+        for name, labels, entry in stored:
+            metric, value = DEFINITIONS.get(name), np.asarray(entry, dtype=np.float64)
+            if metric is None or len(labels) != len(metric.labels) or value.shape != metric.shape:
+                continue
+            values[metric, tuple(map(str, labels))] = value if metric.shape else float(value)
+        return cls(values.items())
+
+
+def sum_values(parts: Iterable[MetricValues]) -> MetricValues:
+    """Return the sum of values by metric and labels."""
+    whole = MetricValues()
+    for part in parts:
+        for (metric, labels), value in part.items():
+            whole.add(metric, value, *labels)
+    return whole
+
+
+class ProcessMetrics(NamedTuple):
+    """Metrics of one process."""
+
+    name: str
+    values: MetricValues
+    """Without gauges if the process is dead."""
+    is_alive: bool
+
+
+class Metrics(MetricValues):
+    """Metrics of this process. No method raises an error of the disk.
+
+    Counters take the amount since the last call, gauges the current value. Callers with many values collect them and
+    call about once a second.
+    """
+
+    def __init__(self, folder: Path | None, role: str) -> None:
+        """Take the first free slot of a role, `worker` or `trainer`, and continue its counters.
+
+        Without a folder, or if it cannot be written, the metrics are not shared with other processes.
+        """
+        self._folder = folder
+        self._slot = None if folder is None else take_slot(folder, role)
+        stored = None if self._slot is None else _read(self._slot.file)
+        super().__init__([] if stored is None else stored.values.only(_is_counted).items())
+        # Name of the process, such as `worker-2`.
+        self.process = f"{role}-1" if self._slot is None else self._slot.name
+        self._routes: set[str] = set()
+        self._collector: Callable[[], None] | None = None
+        self._has_failed_to_write = False
+        self._write_lock = threading.Lock()
+        self._closed = threading.Event()
+        self._writer = threading.Thread(target=self._write_on, name="metrics", daemon=True)
+        for metric, labels in _ZEROS:
+            self.add(metric, 0, *labels)
+        self.add(d.STARTS, 1, self.process)
+        self._write()
+        if self._slot is not None:
+            self._writer.start()
 
     def close(self) -> None:
         """Write the final values, and release the slot."""
         self._closed.set()
-        if self._writer is not None:
-            self._writer.join()
-        if self._slot is not None:
-            self.collect()
-            with self._write_lock:
-                self._slot.leave(self._figures, ended=True)
-                self._slot.give_back()
-                self._slot = None
-
-    # --- workers
+        if self._slot is None:
+            return
+        self._writer.join()
+        self.collect()
+        self._write(has_ended=True)
+        with self._write_lock:
+            self._slot.release()
+            self._slot = None
 
     def record_requests(self, route: str, method: str, status: int, seconds: Sequence[float]) -> None:
         """Record the durations of requests to a route, given by its template such as `/adapters/{name}`."""
         if route not in self._routes:
-            route = route if len(self._routes) < _MOST_ROUTES else OTHER
+            route = route if len(self._routes) < _MAX_ROUTES else OTHER
             self._routes.add(route)
-        self._count(d.REQUESTS, len(seconds), route, method if method in _METHODS else OTHER, str(status))
-        self._observe(d.REQUEST_SECONDS, seconds, route)
-
-    def record_queue_seconds(self, seconds: Sequence[float]) -> None:
-        """Record how long requests waited for their first batch."""
-        self._observe(d.QUEUE_SECONDS, seconds)
-
-    def record_batches(self, rows: Sequence[int], adapters: Sequence[int], seconds: Sequence[float]) -> None:
-        """Record the rows, distinct adapters and duration of each batch."""
-        self._observe(d.BATCH_ROWS, rows)
-        self._observe(d.BATCH_ADAPTERS, adapters)
-        self._observe(d.FORWARD_SECONDS, seconds)
-
-    def record_fallbacks(self, counts: Mapping[str, int]) -> None:
-        """Count requests that the fast path left to ASGI, by reason."""
-        for reason, requests in counts.items():
-            self._count(d.FAST_PATH_FALLBACKS, requests, str(reason))
-
-    def set_queue_rows(self, rows: int, limit: int) -> None:
-        """Set the rows in the queue, and their limit."""
-        self._put(d.QUEUE_ROWS, rows)
-        self._put(d.QUEUE_ROWS_LIMIT, limit)
-
-    def record_cache(
-        self, *, hits: int, misses: int, loads: int, evictions: int, resident_bytes: int, resident_adapters: int
-    ) -> None:
-        """Record the counts of the adapter cache since the last call, and its size now."""
-        self._count(d.RESIDENCY_HITS, hits)
-        self._count(d.RESIDENCY_MISSES, misses)
-        self._count(d.RESIDENCY_LOADS, loads)
-        self._count(d.RESIDENCY_EVICTIONS, evictions)
-        self._put(d.RESIDENT_BYTES, resident_bytes)
-        self._put(d.RESIDENT_ADAPTERS, resident_adapters)
+        self.add(d.REQUESTS, len(seconds), route, method if method in _METHODS else OTHER, str(status))
+        self.observe(d.REQUEST_SECONDS, seconds, route)
 
     def record_publish(self, seconds: float, adapters: int, *, source: str = "upload") -> None:
         """Record a publish of some adapters; `source` is `upload` or `job`."""
-        self._observe(d.PUBLISH_SECONDS, [seconds], source)
-        self._count(d.PUBLISHED, adapters, source)
-
-    # --- trainers
-
-    def record_training(self, method: str, status: str, seconds: float) -> None:
-        """Record a job that has ended on this trainer, and the time since it was claimed."""
-        self._observe(d.TRAINING_SECONDS, [seconds], method, status)
-
-    def record_fit_death(self) -> None:
-        """Count a fit process that died."""
-        self._count(d.FITS_DIED, 1)
-
-    def record_resume(self) -> None:
-        """Count a training that resumed from a checkpoint."""
-        self._count(d.RESUMED, 1)
-
-    # --- scrapes
+        self.observe(d.PUBLISH_SECONDS, [seconds], source)
+        self.add(d.PUBLISHED, adapters, source)
 
     def set_collector(self, collector: Callable[[], None]) -> None:
         """Set the callback that passes on values before a scrape. It is called on the event loop."""
@@ -165,42 +197,89 @@ class Metrics:
         """Return the metrics of every process, this one first. Reads files: call it in a thread."""
         # Written first, so that no later scrape shows a lower counter, even if this process dies now.
         self._write()
-        own = None if self._slot is None else self._slot.name
-        others = () if self._folder is None else read_other_slots(self._folder, own)
-        return [ProcessMetrics(self.process, self._figures, True), *others]
+        return [ProcessMetrics(self.process, self, True), *self._others()]
 
-    def _start(self) -> None:
-        # Alerts on an increase cannot tell a counter that does not exist yet from one that is not exported.
-        residency = d.RESIDENCY_HITS, d.RESIDENCY_MISSES, d.RESIDENCY_LOADS, d.RESIDENCY_EVICTIONS
-        for metric in (*residency, d.FITS_DIED, d.RESUMED):
-            self._count(metric, 0)
-        for source in ("upload", "job"):
-            self._count(d.PUBLISHED, 0, source)
-        self._count(d.STARTS, 1, self.process)
-        note_process(self._figures, self.process)
-
-    def _count(self, metric: d.Definition, amount: float, *labels: str) -> None:
-        self._changed |= self._figures.add(metric, amount, *labels)
-
-    def _put(self, metric: d.Definition, value: float, *labels: str) -> None:
-        self._changed |= self._figures.put(metric, value, *labels)
-
-    def _observe(self, metric: d.Definition, values: Sequence[float], *labels: str) -> None:
-        if values:
-            self._figures.observe(metric, values, *labels)
-            self._changed = True
+    def _others(self) -> Iterator[ProcessMetrics]:
+        own = None if self._slot is None else self._slot.file
+        paths: list[Path] = []
+        with suppress(OSError):
+            paths = [] if self._folder is None else sorted(self._folder.glob("*.json"))
+        for path in paths:
+            if path == own or not _SLOT_NAME.fullmatch(path.stem) or (stored := _read(path)) is None:
+                continue
+            is_alive = abs(time.time() - stored.written_at) < DEAD_AFTER_SECONDS
+            yield ProcessMetrics(path.stem, stored.values if is_alive else stored.values.only(_outlives), is_alive)
 
     def _write_on(self) -> None:
         quiet = 0
         while not self._closed.wait(_SECONDS_BETWEEN_WRITES):
-            quiet = 0 if self._changed else quiet + 1
-            if self._changed or quiet >= _WRITES_BETWEEN_PROOFS:
+            quiet = 0 if self.changed else quiet + 1
+            if self.changed or quiet >= _WRITES_BETWEEN_PROOFS:
                 quiet = 0
                 self._write()
 
-    def _write(self) -> None:
-        note_process(self._figures, self.process)
+    def _write(self, *, has_ended: bool = False) -> None:
+        """Write the file, if there is one; log the first failure in a row."""
+        _note_process(self, self.process)
         with self._write_lock:
-            if self._slot is not None:
-                self._changed = False
-                self._slot.leave(self._figures)
+            if self._slot is None:
+                return
+            self.changed = False
+            temporary = self._slot.file.with_suffix(".tmp")
+            content = {"written_at": 0.0 if has_ended else time.time(), "values": self.to_json()}
+            try:
+                temporary.write_bytes(orjson.dumps(content))
+                temporary.replace(self._slot.file)
+            except OSError as error:
+                with suppress(OSError):
+                    temporary.unlink()
+                if not self._has_failed_to_write:
+                    log.warning("the metrics of this process cannot be written, and others show old ones: %s", error)
+                self._has_failed_to_write = True
+            else:
+                self._has_failed_to_write = False
+
+
+def _note_process(values: MetricValues, process: str) -> None:
+    """Set the memory, processor time, open files and start time of this process, as far as they can be read."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    values.put(d.CPU_SECONDS, used.ru_utime + used.ru_stime, process)
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        fields = (_PROC / "self/stat").read_text().rpartition(")")[2].split()
+        values.put(d.RESIDENT_MEMORY, int(fields[_RESIDENT_PAGES]) * resource.getpagesize(), process)
+        values.put(d.OPEN_FDS, len(os.listdir(_PROC / "self/fd")), process)
+        lines = (_PROC / "stat").read_text().splitlines()
+        booted = next(float(line.split()[1]) for line in lines if line.startswith("btime "))
+        values.put(d.START_TIME, booted + int(fields[_STARTED_AFTER_BOOT]) / os.sysconf("SC_CLK_TCK"), process)
+
+
+class _Stored(NamedTuple):
+    written_at: float
+    values: MetricValues
+
+
+def _read(path: Path) -> _Stored | None:
+    """Return the content of a file; remove a malformed one, which a live process writes again."""
+    try:
+        content = orjson.loads(path.read_bytes())
+        return _Stored(float(content["written_at"]), MetricValues.from_json(content["values"]))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # The error may be temporary, such as too many open files.
+        log.warning("the metrics in %s cannot be read now: %s", path.name, error)
+        return None
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        log.warning("%s does not hold metrics, and is not counted: %s", path.name, error)
+        with suppress(OSError):
+            path.unlink()
+        return None
+
+
+def _is_counted(metric: Definition) -> bool:
+    return metric.kind is not Kind.GAUGE
+
+
+def _outlives(metric: Definition) -> bool:
+    """Return whether a metric is kept after its process has ended: counters and histograms are, gauges are not."""
+    return _is_counted(metric) and "process" not in metric.labels

@@ -18,10 +18,9 @@ from starlette.types import Receive, Scope, Send
 from adapters.arrays import Float32
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
 from app.http.bodies import parse_object, read_as, read_bytes
-from app.http.dependencies import ServiceOf
 from app.http.errors import BodyTooLarge, RouteNotFound, UnsupportedMediaType, protocol_error
-from app.http.routes.status import readyz
-from app.service import Service
+from app.http.routes.status import check_ready
+from app.service import Service, ServiceOf
 from app.serving.asgi import (
     MAX_FAST_JSON_BYTES,
     AsgiResponse,
@@ -223,7 +222,7 @@ async def live() -> dict[str, bool]:
 
 async def ready(service: ServiceOf) -> dict[str, bool]:
     """As `/readyz`."""
-    await readyz(service)
+    await check_ready(service)
     return {"ready": True}
 
 

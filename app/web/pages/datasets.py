@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,27 +16,27 @@ from adapters.datasets.table import Table
 from adapters.datasets.validation import Column
 from adapters.names import Reference, check_name, check_prefix
 from adapters.training.settings import Loss, Method
-from app.http.dependencies import ServiceOf
 from app.http.paging import page_of, read_cursor
-from app.service import Service
-from app.web.pages.rendering import page, page_router, render
+from app.service import Service, ServiceOf
+from app.web.pages.rendering import PageRouter, render
 
 _DATASETS_PER_PAGE = 25
-_VERSIONS_SHOWN = 20
-_ROWS_SHOWN = 5
-_COLUMNS_SHOWN = 100
-_CELLS_SHOWN = 36
-_LAST_SHOWN = 4
+_MAX_VERSIONS = 20
+_PREVIEW_ROWS = 5
+_MAX_COLUMNS = 100
+# Most columns of the preview, and how many of them are the last ones.
+_PREVIEW_COLUMNS, _LAST_COLUMNS = 36, 4
 _NUMBERED = re.compile(r"(?P<prefix>.*?)\d+")
-_NUMBERS = ("int64", "float32", "float64", "bool")
+_FLOATS = ("float32", "float64")
+_NUMBERS = ("int64", "bool", *_FLOATS)
 _NAMES = ("string", "int64", "bool")
 _MAX_PREFIXES = 20
 # Most columns that the form offers, so that a person can look through the list.
 _MAX_TARGETS, _MAX_GROUPS = 500, 50
-router = page_router()
+router = PageRouter()
 
 
-@page(router, "/ui/datasets")
+@router.page("/ui/datasets")
 def list_datasets(request: Request, service: ServiceOf, prefix: str = "", cursor: str | None = None) -> Response:
     """Show the data sets and the upload form."""
     prefix = prefix.strip()
@@ -56,13 +56,13 @@ def list_datasets(request: Request, service: ServiceOf, prefix: str = "", cursor
     )
 
 
-@page(router, "/ui/datasets/{name}")
+@router.page("/ui/datasets/{name}")
 def show_dataset(request: Request, service: ServiceOf, name: str, offset: int = 0) -> Response:
     """Show the report of the newest version, some of its rows, and the form that trains from it."""
     dataset = service.datasets.get(check_name(name))
     newest = service.datasets.find(Reference(name, version=dataset.newest.version), field="name")
     offset = min(max(0, offset), max(0, newest.rows - 1))
-    rows = Table.open(service.datasets.local(newest)).preview(offset, _ROWS_SHOWN)
+    rows = Table.open(service.datasets.local(newest)).preview(offset, _PREVIEW_ROWS)
     return render(
         request,
         "dataset.html",
@@ -71,32 +71,32 @@ def show_dataset(request: Request, service: ServiceOf, name: str, offset: int = 
         newest=newest,
         offset=offset,
         end=offset + len(rows),
-        step=_ROWS_SHOWN,
+        step=_PREVIEW_ROWS,
         rows=rows,
-        columns=newest.columns[:_COLUMNS_SHOWN],
+        columns=newest.columns[:_MAX_COLUMNS],
         sample_columns=_first_and_last(newest.columns),
-        versions=service.datasets.versions(name, limit=_VERSIONS_SHOWN),
+        versions=service.datasets.versions(name, limit=_MAX_VERSIONS),
         form=_form(service, newest),
     )
 
 
 def _first_and_last(columns: Sequence[Column]) -> Sequence[Column]:
     """Return the first and last of many columns, because the target is often the last."""
-    if len(columns) <= _CELLS_SHOWN:
+    if len(columns) <= _PREVIEW_COLUMNS:
         return columns
-    return [*columns[: _CELLS_SHOWN - _LAST_SHOWN], *columns[-_LAST_SHOWN:]]
+    return [*columns[: _PREVIEW_COLUMNS - _LAST_COLUMNS], *columns[-_LAST_COLUMNS:]]
 
 
 def _form(service: Service, version: DatasetVersion) -> dict[str, Any]:
     """Return the choices of the training form for these columns and this base layer."""
     base = service.base
     inputs = input_choices(version.columns, base.in_features)
-    first: ColumnSelector | None = inputs[0].selection if inputs and inputs[0].fits else None
+    input_names = inputs[0].names if inputs and inputs[0].fits else ()
     return {
         "base": base,
         "inputs": inputs,
-        "targets": target_choices(version.columns, first, base.out_features),
-        "groups": group_choices(version.columns, first),
+        "targets": target_choices(version.columns, input_names, base.out_features),
+        "groups": group_choices(version.columns, input_names),
         "losses": list(Loss),
         "methods": list(Method),
         "max_rank": service.settings.max_rank,
@@ -109,9 +109,10 @@ class Choice:
 
     label: str
     selection: ColumnSelector
-    width: int
-    """Numbers in each row."""
-    fits: bool
+    names: Sequence[str]
+    """Names of the columns that are selected."""
+    fits: bool = True
+    """Whether a row of them is as wide as the layer."""
     loss: Loss | None = None
     """Usual loss for such a target."""
 
@@ -123,62 +124,56 @@ class Choice:
 
 def input_choices(columns: Sequence[Column], width: int) -> list[Choice]:
     """Return the choices of inputs: those of `width` numbers, or all lists of numbers if none fits."""
-    choices = list(_wide(columns, width))
+    choices = list(_wide_choices(columns, width))
     numeric = [column.name for column in columns if column.type in _NUMBERS]
-    floats = [column.name for column in columns if column.type in _NUMBERS and column.type.startswith("float")]
+    floats = [column.name for column in columns if column.type in _FLOATS]
     for names in (numeric, floats):
         if len(names) == width > 1 and not any(choice.fits for choice in choices):
-            choices.append(Choice(f"All {width} columns of numbers", ColumnSelector(columns=tuple(names)), width, True))
+            choices.append(Choice(f"All {width} columns of numbers", ColumnSelector(columns=tuple(names)), names))
     if width == 1:
-        choices += [Choice(name, ColumnSelector(column=name), 1, True) for name in numeric[:_MAX_TARGETS]]
+        choices += [_column_choice(name) for name in numeric[:_MAX_TARGETS]]
     return sorted(choices, key=lambda choice: not choice.fits)
 
 
-def target_choices(columns: Sequence[Column], inputs: ColumnSelector | None, width: int) -> list[Choice]:
+def target_choices(columns: Sequence[Column], input_names: Collection[str], width: int) -> list[Choice]:
     """Return the choices of targets for a layer with `width` outputs, the likeliest first."""
-    taken = set(names_of(columns, inputs))
-    free = [column for column in columns if column.name not in taken]
-    choices = [choice for choice in _wide(free, width) if choice.fits]
-    for column in free:
-        loss = _loss_of(column, width)
-        if loss is not None:
-            choices.append(Choice(column.name, ColumnSelector(column=column.name), 1, True, loss))
-        if len(choices) == _MAX_TARGETS:
-            break
-    return choices
+    others = _without(columns, input_names)
+    losses = ((column.name, _usual_loss(column, width)) for column in others)
+    choices = [choice for choice in _wide_choices(others, width) if choice.fits]
+    choices += [_column_choice(name, loss) for name, loss in losses if loss is not None]
+    return choices[:_MAX_TARGETS]
 
 
-def names_of(columns: Iterable[Column], selection: ColumnSelector | None) -> list[str]:
-    """Return the names of the selected columns."""
-    if selection is None:
-        return []
-    if selection.prefix is not None:
-        return [column.name for column in columns if column.name.startswith(selection.prefix)]
-    return [selection.column] if selection.column is not None else list(selection.columns or ())
-
-
-def group_choices(columns: Sequence[Column], inputs: ColumnSelector | None) -> list[str]:
+def group_choices(columns: Sequence[Column], input_names: Collection[str]) -> list[str]:
     """Return the columns by which rows could be grouped."""
-    taken = set(names_of(columns, inputs))
-    return [column.name for column in columns if column.type in _NAMES and column.name not in taken][:_MAX_GROUPS]
+    return [column.name for column in _without(columns, input_names) if column.type in _NAMES][:_MAX_GROUPS]
 
 
-def _wide(columns: Sequence[Column], width: int) -> Iterable[Choice]:
+def _without(columns: Sequence[Column], names: Collection[str]) -> list[Column]:
+    excluded = set(names)
+    return [column for column in columns if column.name not in excluded]
+
+
+def _column_choice(name: str, loss: Loss | None = None) -> Choice:
+    return Choice(name, ColumnSelector(column=name), [name], loss=loss)
+
+
+def _wide_choices(columns: Sequence[Column], width: int) -> Iterable[Choice]:
     """Yield columns of lists, and groups of numbered columns such as `pixel_0`, `pixel_1`."""
     for column in columns:
         if column.width is not None:
-            label = f"{column.name} (lists of {column.width})"
-            yield Choice(label, ColumnSelector(column=column.name), column.width, column.width == width, Loss.MSE)
+            label, selection = f"{column.name} (lists of {column.width})", ColumnSelector(column=column.name)
+            yield Choice(label, selection, [column.name], column.width == width, Loss.MSE)
     numbered = (_NUMBERED.fullmatch(column.name) for column in columns)
     prefixes = Counter(match["prefix"] for match in numbered if match and match["prefix"])
     for prefix, _ in prefixes.most_common(_MAX_PREFIXES):
-        members = [column for column in columns if column.name.startswith(prefix)]
-        if len(members) > 1 and all(column.type in _NUMBERS for column in members):
-            label = f"{prefix}… ({len(members)} columns)"
-            yield Choice(label, ColumnSelector(prefix=prefix), len(members), len(members) == width, Loss.MSE)
+        group = [column for column in columns if column.name.startswith(prefix)]
+        if len(group) > 1 and all(column.type in _NUMBERS for column in group):
+            label, names = f"{prefix}… ({len(group)} columns)", [column.name for column in group]
+            yield Choice(label, ColumnSelector(prefix=prefix), names, len(group) == width, Loss.MSE)
 
 
-def _loss_of(column: Column, width: int) -> Loss | None:
+def _usual_loss(column: Column, width: int) -> Loss | None:
     """Return the usual loss for a target column, or None if it cannot be a target of this layer."""
     if column.type in ("list<string>", "list<int64>"):
         return Loss.BINARY_CROSS_ENTROPY if column.width != width else None

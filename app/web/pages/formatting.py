@@ -1,48 +1,29 @@
-"""Formatting of numbers, times and names: the filters of the templates."""
+"""Formatting of numbers, times, names and tables of metrics: the filters of the templates."""
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 from urllib.parse import quote
+
+from adapters.training.evaluation.metrics import HIGHER_IS_BETTER, PRIMARY
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 _DIGEST_DIGITS = 10
-# The same list is in `sentence` of app/web/static/js/wording.js.
-_CAPITALISED = frozenset(
-    (
-        "a",
-        "an",
-        "at",
-        "each",
-        "every",
-        "it",
-        "its",
-        "no",
-        "none",
-        "one",
-        "only",
-        "the",
-        "there",
-        "they",
-        "this",
-        "which",
-    )
-)
-_METRICS = {
-    "loss": "Loss",
-    "accuracy": "Accuracy",
+# The same list is in app/web/static/js/wording.js. Other words may be names of adapters, data sets or fields.
+_CAPITALISED = "a|an|at|each|every|it|its|no|none|one|only|the|there|they|this|which"
+# Labels of the metrics whose names are not words.
+_LABELS = {
     "macro_f1": "Macro F1",
     "micro_f1": "Micro F1",
-    "exact_match": "Exact match",
-    "calibration_error": "Calibration error",
     "r2_mean": "R², mean",
     "mae_mean": "Mean absolute error",
     "rmse": "RMSE",
-    "cosine": "Cosine",
-    "recall_at_1": "Recall at 1",
-    "recall_at_5": "Recall at 5",
-    "recall_at_10": "Recall at 10",
     "mrr": "MRR",
 }
+_MODELS = {"adapter": "Adapter", "base": "Base layer", "trivial": "Trivial guess", "live": "Previous live"}
+_MAIN_METRICS = (*(name for name, _ in PRIMARY.values()), "loss")
 
 
 def whole(number: int) -> str:
@@ -112,7 +93,7 @@ def part(text: str) -> str:
 
 def metric(name: str) -> str:
     """Return the label of a metric."""
-    return _METRICS.get(name, name.replace("_", " ").capitalize())
+    return _LABELS.get(name, name.replace("_", " ").capitalize())
 
 
 def inline(text: str) -> str:
@@ -121,25 +102,97 @@ def inline(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a text with a full stop and an initial capital.
-
-    Only the words of `_CAPITALISED` get a capital, because others may be names of adapters, data sets or fields.
-    """
-    whole_text = text[:1].upper() + text[1:] if text.partition(" ")[0] in _CAPITALISED else text
-    return whole_text if whole_text.endswith((".", "!", "?")) else f"{whole_text}."
+    """Return a text with a full stop, and with an initial capital if it begins with a word of `_CAPITALISED`."""
+    capitalised = text[:1].upper() + text[1:] if re.match(rf"({_CAPITALISED})(?= |$)", text) else text
+    return capitalised if capitalised.endswith((".", "!", "?")) else f"{capitalised}."
 
 
-FILTERS = {
-    "whole": whole,
-    "figure": figure,
-    "size": size,
-    "count": count,
-    "when": when,
-    "clock": clock,
-    "lasted": lasted,
-    "short": short,
-    "part": part,
-    "metric": metric,
-    "inline": inline,
-    "sentence": sentence,
-}
+class Measure(NamedTuple):
+    """One metric of all compared models on the same rows."""
+
+    name: str
+    higher_is_better: bool
+    values: tuple[Any, ...]
+    best: int | None
+    """Index of the best value; None if fewer than two models have one."""
+
+
+class HeldOut(NamedTuple):
+    """Comparison on rows that were not trained on."""
+
+    rows: int | None
+    """None if the number is unknown."""
+    models: list[str]
+    measures: list[Measure]
+
+
+class Headline(NamedTuple):
+    """Metric that a list shows."""
+
+    rows: str
+    """Rows that it was computed on: `held-out` or `training`."""
+    name: str
+    adapter: float
+    base: float | None
+
+
+def held_out(metrics: Mapping[str, Any] | None) -> HeldOut | None:
+    """Compare the adapter with the base, a trivial guess and the previous live version; None without held-out rows."""
+    comparison = _comparison(metrics or {})
+    if comparison is None:
+        return None
+    models = [model for model in _MODELS if comparison.get(model) is not None]
+    measures = [_measure(name, comparison, models) for name in HIGHER_IS_BETTER if name in comparison["adapter"]]
+    return HeldOut(comparison.get("rows"), [_MODELS[model] for model in models], measures)
+
+
+def losses(metrics: Mapping[str, Any] | None) -> list[tuple[str, Any, Any]]:
+    """Return the label, and the values of adapter and base, of each metric on the training rows."""
+    values = metrics or {}
+    names = [name for name in ("loss", "accuracy") if values.get(f"train_{name}") is not None]
+    return [(metric(name), values[f"train_{name}"], values.get(f"base_train_{name}")) for name in names]
+
+
+def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
+    """Return the main metric on held-out rows, or the loss on training rows."""
+    values = metrics or {}
+    comparison = _comparison(values)
+    if comparison is not None:
+        for name in _MAIN_METRICS:
+            if isinstance(value := comparison["adapter"].get(name), int | float):
+                return Headline("held-out", name, value, comparison["base"].get(name))
+    if isinstance(value := values.get("train_loss"), int | float):
+        return Headline("training", "loss", value, values.get("base_train_loss"))
+    return None
+
+
+def _comparison(metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return `held_out`, or the same form of the fewer metrics that a fleet's adapters have."""
+    comparison: Mapping[str, Any] | None = metrics.get("held_out")
+    if comparison is not None:
+        return comparison
+    names = [name for name in ("loss", "accuracy") if metrics.get(f"validation_{name}") is not None]
+    if not names:
+        return None
+    return {
+        "adapter": {name: metrics[f"validation_{name}"] for name in names},
+        "base": {name: metrics.get(f"base_validation_{name}") for name in names},
+    }
+
+
+def _measure(name: str, comparison: Mapping[str, Any], models: Sequence[str]) -> Measure:
+    values = [comparison[model].get(name) for model in models]
+    # Class frequencies are calibrated by construction, so that the guess is not ranked.
+    ranked = [
+        (value, index)
+        for index, (model, value) in enumerate(zip(models, values, strict=True))
+        if isinstance(value, int | float) and (name, model) != ("calibration_error", "trivial")
+    ]
+    is_better = HIGHER_IS_BETTER[name]
+    best = (max if is_better else min)(ranked)[1] if len(ranked) > 1 else None
+    return Measure(name, is_better, tuple(values), best)
+
+
+_FUNCTIONS = whole, figure, size, count, when, clock, lasted, short, part, metric, inline, sentence
+_TABLES = held_out, losses, headline
+FILTERS = {function.__name__: function for function in (*_FUNCTIONS, *_TABLES)}

@@ -8,17 +8,16 @@ from starlette.responses import Response
 
 from adapters.jobs.job import TRANSITIONS, Job, JobStatus
 from adapters.names import check_name
-from app.http.dependencies import ServiceOf
 from app.http.paging import page_of, read_cursor
-from app.web.pages import metric_tables
-from app.web.pages.rendering import page, page_router, render
+from app.service import ServiceOf
+from app.web.pages.rendering import PageRouter, render
 
 _JOBS_PER_PAGE = 25
 _ADAPTERS_PER_PAGE = 50
-router = page_router()
+router = PageRouter()
 
 
-@page(router, "/ui/jobs")
+@router.page("/ui/jobs")
 def list_jobs(
     request: Request, service: ServiceOf, status: str = "", adapter: str = "", cursor: str | None = None
 ) -> Response:
@@ -43,7 +42,7 @@ def list_jobs(
     )
 
 
-@page(router, "/ui/jobs/{job_id}")
+@router.page("/ui/jobs/{job_id}")
 def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | None = None) -> Response:
     """Show one job; a refresh renders only its results."""
     job = service.queue.get(job_id)
@@ -59,11 +58,9 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
         ended=not TRANSITIONS[job.status],
         fleet=job.training.is_fleet,
         other_base=job.base != service.base.fingerprint,
-        adapters=[(adapter, metric_tables.headline(adapter.metrics)) for adapter in adapters],
+        adapters=adapters,
         cursor=cursor,
         next_cursor=next_cursor,
-        held_out=metric_tables.held_out(job.metrics),
-        losses=metric_tables.losses(job.metrics),
         settings=_settings(job),
         data=job.training.description.get("data"),
     )

@@ -4,23 +4,23 @@ import asyncio
 import time
 from typing import Any
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.http.dependencies import ServiceOf
 from app.http.endpoints import ENDPOINTS
 from app.http.errors import RouteNotFound
 from app.observability.metrics import definitions as d
-from app.observability.metrics.values import sum_values
-from app.service import Service
-from app.web.pages.rendering import page, page_router, render
+from app.observability.metrics.recorder import sum_values
+from app.service import Service, ServiceOf
+from app.web.pages.rendering import PageRouter, render
 
 _NEWEST_JOBS = 6
 _PREDICTIONS = {(endpoint.path,) for endpoint in ENDPOINTS if endpoint.asgi is not None}
-router = page_router()
+router = PageRouter()
 
 
-@page(router, "/")
+@router.page("/")
 def show_overview(request: Request, service: ServiceOf) -> Response:
     """Show the overview; a refresh renders only its figures."""
     census = service.catalog_figures.census()
@@ -46,18 +46,18 @@ async def show_throughput(service: ServiceOf) -> Response:
     return JSONResponse(await asyncio.to_thread(_predictions, service), headers={"Cache-Control": "no-store"})
 
 
-@page(router, "/ui/{path:path}")
+@router.page("/ui/{path:path}")
 def show_missing(path: str) -> None:
     """Answer a path without a page with a page, for people who follow a link."""
     raise RouteNotFound(f"there is nothing at /ui/{path[:100]}")
 
 
 def _predictions(service: Service) -> dict[str, Any]:
-    figures = sum_values(each.figures for each in service.metrics.all_processes())
-    rows, counts = 0.0, [0] * (len(d.REQUEST_SECONDS.bounds) + 1)
-    for metric, labels, tally in figures.tallies():
+    values = sum_values(process.values for process in service.metrics.all_processes())
+    rows, counts_B = 0.0, np.zeros(len(d.REQUEST_SECONDS.bounds) + 1)
+    for (metric, labels), value in values.items():
         if metric is d.BATCH_ROWS:
-            rows += tally.total
+            rows += np.asarray(value)[-1]
         elif metric is d.REQUEST_SECONDS and labels in _PREDICTIONS:
-            counts = [count + more for count, more in zip(counts, tally.counts.tolist(), strict=True)]
-    return {"at": time.monotonic(), "rows": rows, "bounds": d.REQUEST_SECONDS.bounds, "counts": counts}
+            counts_B += np.asarray(value)[:-1]
+    return {"at": time.monotonic(), "rows": rows, "bounds": d.REQUEST_SECONDS.bounds, "counts": counts_B.tolist()}

@@ -22,17 +22,9 @@ from app.web.pages.formatting import FILTERS
 
 STATIC_FOLDER = Path(__file__).parents[1] / "static"
 STATIC_PREFIX = "/static"
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    )
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 _PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
@@ -57,21 +49,6 @@ def render(
     return HTMLResponse(html, status, headers=_PAGE_HEADERS)
 
 
-def page_router() -> APIRouter:
-    """Return a router for pages, which are not part of the API."""
-    return APIRouter(route_class=PageRoute, include_in_schema=False)
-
-
-def page(router: APIRouter, path: str) -> Callable[[Handler], Handler]:
-    """Decorate the handler of GET and HEAD of `path`."""
-
-    def register(handler: Handler) -> Handler:
-        router.add_api_route(path, handler, methods=["GET", "HEAD"], response_model=None)
-        return handler
-
-    return register
-
-
 class PageRoute(APIRoute):
     """Route that answers the service's own errors as pages."""
 
@@ -88,6 +65,17 @@ class PageRoute(APIRoute):
                 return _render_error(request, error)
 
         return handler
+
+
+class PageRouter(APIRouter):
+    """Router for pages, which are not part of the API."""
+
+    def __init__(self) -> None:
+        super().__init__(route_class=PageRoute, include_in_schema=False)
+
+    def page(self, path: str) -> Callable[[Handler], Handler]:
+        """Decorate the handler of GET and HEAD of `path`."""
+        return self.api_route(path, methods=["GET", "HEAD"], response_model=None)
 
 
 @cache

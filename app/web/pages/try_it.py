@@ -9,33 +9,29 @@ from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import InvalidCombination, LoraplexError, OutOfRange
 from adapters.names import Reference, check_name, check_prefix, parse_reference
-from app.http.dependencies import ServiceOf
 from app.http.errors import problem
-from app.web.pages.datasets import input_choices, names_of
-from app.web.pages.rendering import page, page_router, render
+from app.service import ServiceOf
+from app.web.pages.datasets import input_choices
+from app.web.pages.rendering import PageRouter, render
 
 _ADAPTERS_OFFERED = 8
 _DATASETS_OFFERED = 200
 MAX_ADAPTERS = 8
 # Inputs of the bundled classifier of digits, for which the page has a drawing area.
 _DIGIT_PIXELS = 64
-router = page_router()
+router = PageRouter()
 
 
-@page(router, "/ui/try")
+@router.page("/ui/try")
 def show_try(request: Request, service: ServiceOf, prefix: str = "") -> Response:
     """Show the page; a search renders only the adapters that it offers."""
     prefix = prefix.strip()
     chosen = request.query_params.getlist("adapter")[:MAX_ADAPTERS]
     offered = service.catalog.adapters(prefix=check_prefix(prefix), limit=_ADAPTERS_OFFERED + 1)
-    answers = bool(offered) and offered[0].live is not None
-    if (
-        not chosen
-        and not prefix
-        and answers
-        and not offered[0].serving_problem(service.base, service.settings.feature_space)
-    ):
-        chosen = [offered[0].name]
+    if offered and not chosen and not prefix:
+        first = offered[0]
+        is_served = first.live and not first.serving_problem(service.base, service.settings.feature_space)
+        chosen = [first.name] if is_served else []
     return render(
         request,
         "try.html",
@@ -44,16 +40,16 @@ def show_try(request: Request, service: ServiceOf, prefix: str = "") -> Response
         more=len(offered) > _ADAPTERS_OFFERED,
         prefix=prefix,
         chosen=[str(parse_reference(text)) for text in chosen],
-        most=MAX_ADAPTERS,
+        max_adapters=MAX_ADAPTERS,
         base=service.base,
-        drawn=service.base.in_features == _DIGIT_PIXELS,
+        can_draw=service.base.in_features == _DIGIT_PIXELS,
         datasets=service.datasets.list(limit=_DATASETS_OFFERED),
     )
 
 
-@page(router, "/ui/try/row")
+@router.page("/ui/try/row")
 def read_row(service: ServiceOf, dataset: str = "", row: str = "0") -> Response:
-    """Return one row of a data set as the layer's inputs (`values`), and some other columns (`beside`)."""
+    """Return one row of a data set as the layer's inputs (`values`), and up to five other columns."""
     try:
         version = service.datasets.find(Reference(check_name(dataset, field="dataset")))
         return JSONResponse(_row(version, Table.open(service.datasets.local(version)), row, service.base.in_features))
@@ -65,22 +61,20 @@ def _row(version: DatasetVersion, table: Table, row: str, width: int) -> dict[st
     number = int(row) if row.isascii() and row.isdigit() and len(row) < 12 else -1
     if not 0 <= number < version.rows:
         raise OutOfRange(
-            f"the data set {version.dataset} has the rows 0 to {version.rows - 1}",
+            f"the data set {version.dataset} has rows 0 to {version.rows - 1}",
             field="row",
             given=row,
             expected=f"a row from 0 to {version.rows - 1}",
         )
-    fitting = [choice for choice in input_choices(version.columns, width) if choice.fits]
-    if not fitting:
+    inputs = next((choice for choice in input_choices(version.columns, width) if choice.fits), None)
+    if inputs is None:
         raise InvalidCombination(
-            f"the data set {version.dataset} has no columns that make {width} numbers a row: paste them instead",
+            f"the data set {version.dataset} has no columns that give {width} numbers per row; paste them instead",
             field="dataset",
             given=version.dataset,
             expected=f"a list column of width {width}, or {width} numbered columns",
         )
-    chosen = fitting[0].selection
-    (values,) = table.numbers(chosen, field="dataset", begin=number, end=number + 1).tolist()
-    taken = set(names_of(version.columns, chosen))
-    shown = table.preview(number, 1)[0]
-    beside = {name: value for name, value in shown.items() if name not in taken}
-    return {"row": number, "rows": version.rows, "values": values, "beside": dict(list(beside.items())[:5])}
+    (values,) = table.numbers(inputs.selection, field="dataset", begin=number, end=number + 1).tolist()
+    excluded = set(inputs.names)
+    others = [(name, value) for name, value in table.preview(number, 1)[0].items() if name not in excluded]
+    return {"row": number, "rows": version.rows, "values": values, "other_columns": dict(others[:5])}

@@ -7,138 +7,129 @@ from typing import Annotated
 import typer
 
 from loraplex.cli.errors import BadFile
-from loraplex.cli.output import Fitting
-from loraplex.cli.plugins import complete_adapter
-from loraplex.cli.session import Session, command, confirm
-from loraplex.cli.summary import dash, headline, number, pairs, when
+from loraplex.cli.output import Table, pairs, when
+from loraplex.cli.session import Session, Yes, command, complete_adapter, confirm, option
+from loraplex.cli.summary import headline
 from loraplex.errors import AdapterNotLive, VersionNotFound
 from loraplex.results import Adapter, Version
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the adapter.", autocompletion=complete_adapter)]
+PANEL = "Adapters"
 _DIGEST = 19
 
-
-def register(cli: typer.Typer, *, panel: str) -> None:
-    """Register the commands."""
-
-    @command(cli, "adapters", panel=panel)
-    def list_adapters(
-        session: Session,
-        prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Prefix of the names.", show_default=False)] = "",
-        *,
-        limit: Annotated[int | None, typer.Option(help="Maximum number.", min=1)] = None,
-    ) -> None:
-        """List the adapters in order of their names."""
-        adapters = list(session.client.adapters(prefix=prefix, limit=limit))
-        none = "There are none. To train one: loraplex train FILE --name NAME --target COLUMN"
-        session.give(adapters, _adapter_table(adapters) if adapters else none)
-
-    @command(cli, "adapter", panel=panel)
-    def show_adapter(session: Session, name: Name) -> None:
-        """Show the versions of an adapter, newest first, with their metrics."""
-        adapter: Adapter = session.client.adapter(name)
-        versions = list(session.client.versions(name))
-        about = {"adapter": adapter.name, "live": None if adapter.live is None else adapter.live.reference}
-        if adapter.problem is not None:
-            about["problem"] = adapter.problem
-        table = _version_table(versions, adapter.live)
-        session.give({"adapter": adapter, "versions": versions}, pairs(about), "", table)
-
-    @command(cli, "upload", panel=panel)
-    def upload(
-        session: Session,
-        name: Name,
-        source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that PEFT saved, or a zip of it.")],
-    ) -> None:
-        """Upload an adapter in the format of PEFT as a new live version."""
-        if not source.exists():
-            raise BadFile(f"There is no {source}")
-        version: Version = session.client.upload(name, source)
-        session.give(version, f"{version.reference} is live (rank {version.rank}, {version.digest})")
-
-    @command(cli, "download", panel=panel)
-    def download(
-        session: Session,
-        name: Name,
-        folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Target folder; created if it does not exist.")],
-        *,
-        version: Annotated[
-            int | None, typer.Option(help="Number of the version.", min=1, show_default="the live one")
-        ] = None,
-        module: Annotated[
-            str | None,
-            typer.Option(
-                help="Path of the linear layer in the model that loads it.",
-                show_default="the uploaded one's, or linear",
-            ),
-        ] = None,
-    ) -> None:
-        """Download an adapter as a folder that PEFT loads."""
-        path = session.client.download(name, folder, version=version, module=module)
-        session.give({"folder": path}, f"{name} is in {path}")
-
-    @command(cli, "rollback", panel=panel)
-    def rollback(
-        session: Session,
-        name: Name,
-        version: Annotated[
-            int | None,
-            typer.Argument(
-                metavar="VERSION", help="Number of the version.", min=1, show_default="the one before the live one"
-            ),
-        ] = None,
-    ) -> None:
-        """Make another version of an adapter live."""
-        before = session.client.adapter(name)
-        chosen = version if version is not None else _before_live(session, before)
-        after: Adapter = session.client.roll_back(name, chosen)
-        was = "none" if before.live is None else str(before.live.version)
-        session.give(after, f"{name}@{chosen} is live (before: {was})")
-
-    @command(cli, "delete", panel=panel)
-    def delete(
-        session: Session,
-        name: Name,
-        *,
-        yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
-    ) -> None:
-        """Delete an adapter with all its versions."""
-        confirm(f"Delete the adapter {name} with all its versions?", yes=yes)
-        session.client.delete(name)
-        session.give({"deleted": name}, f"deleted {name}")
+app = typer.Typer()
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the adapter.", autocompletion=complete_adapter)]
 
 
-def _adapter_table(adapters: Sequence[Adapter]) -> Fitting:
+@command(app, "adapters", panel=PANEL)
+def list_adapters(
+    session: Session,
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Prefix of the names.", show_default=False)] = "",
+    *,
+    limit: Annotated[int | None, option("Maximum number.", min=1)] = None,
+) -> None:
+    """List the adapters in order of their names."""
+    adapters = list(session.client.adapters(prefix=prefix, limit=limit))
+    none = "There are none. To train one: loraplex train FILE --name NAME --target COLUMN"
+    session.give(adapters, _adapter_table(adapters) if adapters else none)
+
+
+@command(app, "adapter", panel=PANEL)
+def show_adapter(session: Session, name: Name) -> None:
+    """Show the versions of an adapter, newest first, with their metrics."""
+    adapter: Adapter = session.client.adapter(name)
+    versions = list(session.client.versions(name))
+    about = {"adapter": adapter.name, "live": None if adapter.live is None else adapter.live.reference}
+    if adapter.problem is not None:
+        about["problem"] = adapter.problem
+    table = _version_table(versions, adapter.live)
+    session.give({"adapter": adapter, "versions": versions}, pairs(about), "", table)
+
+
+@command(app, "upload", panel=PANEL)
+def upload(
+    session: Session,
+    name: Name,
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that PEFT saved, or a zip of it.")],
+) -> None:
+    """Upload an adapter in the format of PEFT as a new live version."""
+    if not source.exists():
+        raise BadFile(f"There is no {source}")
+    version: Version = session.client.upload(name, source)
+    session.give(version, f"{version.reference} is live (rank {version.rank}, {version.digest})")
+
+
+@command(app, "download", panel=PANEL)
+def download(
+    session: Session,
+    name: Name,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Target folder; created if it does not exist.")],
+    *,
+    version: Annotated[int | None, option("Number of the version.", min=1, show_default="the live one")] = None,
+    module: Annotated[
+        str | None,
+        option("Path of the linear layer in the model that loads it.", show_default="the uploaded one's, or linear"),
+    ] = None,
+) -> None:
+    """Download an adapter as a folder that PEFT loads."""
+    path = session.client.download(name, folder, version=version, module=module)
+    session.give({"folder": path}, f"{name} is in {path}")
+
+
+@command(app, "rollback", panel=PANEL)
+def rollback(
+    session: Session,
+    name: Name,
+    version: Annotated[
+        int | None,
+        typer.Argument(
+            metavar="VERSION", help="Number of the version.", min=1, show_default="the one before the live one"
+        ),
+    ] = None,
+) -> None:
+    """Make another version of an adapter live."""
+    before = session.client.adapter(name)
+    number = version if version is not None else _before_live(session, before)
+    after: Adapter = session.client.roll_back(name, number)
+    was = "none" if before.live is None else before.live.version
+    session.give(after, f"{name}@{number} is live (before: {was})")
+
+
+@command(app, "delete", panel=PANEL)
+def delete(session: Session, name: Name, *, yes: Yes = False) -> None:
+    """Delete an adapter with all its versions."""
+    confirm(f"Delete the adapter {name} with all its versions?", yes=yes)
+    session.client.delete(name)
+    session.give({"deleted": name}, f"deleted {name}")
+
+
+def _adapter_table(adapters: Sequence[Adapter]) -> Table:
     # The column is shown only if it has a value.
     problems = ["problem"] if any(adapter.problem for adapter in adapters) else []
-    table = Fitting(
-        *("name", "live", *problems, "versions", "rank", "how good", "made"),
-        right=("live", "versions", "rank"),
-        least=("versions", "rank", "made"),
-    )
+    rows = []
     for adapter in adapters:
-        live, *about = ("–", "–", "–", "–") if adapter.live is None else _about(adapter.live)
-        problem = [adapter.problem or "–"] if problems else []
-        table.add_row(adapter.name, live, *problem, str(adapter.versions), *about)
-    return table
+        version, *about = _about(adapter.live) if adapter.live else (None, None, None, None)
+        rows.append((adapter.name, version, *([adapter.problem] if problems else []), adapter.versions, *about))
+    headings = ("name", "live", *problems, "versions", "rank", "how good", "made")
+    return Table(headings, rows, right=("live", "versions", "rank"), least=("versions", "rank", "made"))
 
 
-def _version_table(versions: Sequence[Version], live: Version | None) -> Fitting:
-    table = Fitting(
-        *("version", "rank", "from", "how good", "change", "made", "digest"),
+def _about(version: Version) -> tuple[object, ...]:
+    return f"@{version.version}", version.rank, headline(version.metrics), when(version.created_at)
+
+
+def _version_table(versions: Sequence[Version], live: Version | None) -> Table:
+    rows = []
+    for version in versions:
+        mark = " (live)" if live is not None and version.version == live.version else ""
+        change, digest = version.effect.get("relative_norm"), version.digest[:_DIGEST]
+        _, rank, metric, created = _about(version)
+        rows.append((f"{version.version}{mark}", rank, version.source, metric, change, created, digest))
+    return Table(
+        ("version", "rank", "from", "how good", "change", "made", "digest"),
+        rows,
         right=("version", "rank", "change"),
         least=("digest", "change", "from", "rank"),
     )
-    for version in versions:
-        mark = " (live)" if live is not None and version.version == live.version else ""
-        change, digest = number(version.effect.get("relative_norm")), version.digest[:_DIGEST]
-        metric, created = dash(headline(version.metrics)), when(version.created_at)
-        table.add_row(f"{version.version}{mark}", str(version.rank), version.source, metric, change, created, digest)
-    return table
-
-
-def _about(version: Version) -> tuple[str, str, str, str]:
-    return f"@{version.version}", str(version.rank), dash(headline(version.metrics)), when(version.created_at)
 
 
 def _before_live(session: Session, adapter: Adapter) -> int:

@@ -9,118 +9,9 @@ from typing import Final
 import typer
 
 from loraplex import errors
-from loraplex.cli.json_output import problem
+from loraplex.cli.output import problem
 from loraplex.errors import LoraplexError
-from loraplex.sanitize import escape
-
-_FEW_ROWS = 5
-# Field of a problem with an uploaded file. It is not shown, because the user named a file and not a field.
-_WHOLE = "body"
-
-
-class WrongUsage(LoraplexError):
-    """The command line is incomplete or contradictory."""
-
-    code = "usage"
-
-
-class BadFile(LoraplexError):
-    """A file cannot be used."""
-
-    code = "bad_file"
-
-
-class Interrupted(LoraplexError):
-    """The command was ended by Ctrl-C."""
-
-    code = "interrupted"
-
-
-@contextmanager
-def told(url: str, *, as_json: bool) -> Iterator[None]:
-    """Print an error, and exit with its status."""
-    try:
-        yield
-    except LoraplexError as error:
-        _say(error, url, as_json=as_json)
-        raise typer.Exit(exit_status(error)) from None
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        of = f": {error.filename}" if error.filename else ""
-        _say(BadFile(f"Cannot read or write{of}: {error.strerror or error}"), url, as_json=as_json)
-        raise typer.Exit(REFUSED) from None
-
-
-def _say(error: LoraplexError, url: str, *, as_json: bool) -> None:
-    print(json.dumps(problem(error)) if as_json else in_words(error, url), file=sys.stderr)
-
-
-def exit_status(error: LoraplexError) -> int:
-    """Return the exit status of an error."""
-    if isinstance(error, Interrupted):
-        return INTERRUPTED
-    if isinstance(error, WrongUsage):
-        return USAGE
-    if isinstance(error, errors.Unreachable | errors.TimedOut | errors.BadAnswer):
-        return UNREACHABLE
-    if isinstance(error, errors.JobFailed | errors.JobCancelled):
-        return JOB_ENDED_BADLY
-    return REFUSED
-
-
-def in_words(error: LoraplexError, url: str) -> str:
-    """Return an error in one or two lines, with up to five bad rows of a data set below."""
-    if isinstance(error, Interrupted):  # our own lines
-        return error.detail
-    lines = [f"loraplex: {error.detail}"]
-    hint = _hint(error, url)
-    if hint:
-        lines.append(hint)
-    if isinstance(error, errors.BadRows):
-        lines += [
-            f"  row {bad.row}" + (f", column {bad.column}" if bad.column else "") + f": {bad.reason}"
-            for bad in error.rows[:_FEW_ROWS]
-        ]
-        more = len(error.rows) - _FEW_ROWS
-        lines += [f"  … and {more} more"] if more > 0 else []
-    return "\n".join(map(escape, lines))
-
-
-def _hint(error: LoraplexError, url: str) -> str:
-    if isinstance(error, errors.Unreachable):
-        return f"Is the service running at {url}? Start it with `loraplex serve`, or say where it is by --url."
-    if isinstance(error, errors.BadAnswer | errors.RouteNotFound) or _from_in_between(error):
-        return f"Is {url} the address of a loraplex service? Say where it is by --url or LORAPLEX_URL."
-    if isinstance(error, errors.AdapterNotFound):
-        return "`loraplex adapters` lists those that there are."
-    if isinstance(error, errors.DatasetNotFound):
-        return "`loraplex dataset list` lists those that there are."
-    if isinstance(error, errors.JobNotFound):
-        return "`loraplex jobs` lists those that there are."
-    if isinstance(error, errors.QueueFull):
-        return "It is busy: try again in a moment."
-    return _where(error)
-
-
-def _from_in_between(error: LoraplexError) -> bool:
-    """Return whether the answer comes from a proxy: it has neither the form of the service nor that of `/v2`."""
-    return error.status is not None and not {"code", "error"} & error.members.keys()
-
-
-def _where(error: LoraplexError) -> str:
-    """Return the position of an error, unless its detail already gives it."""
-    parts = []
-    if error.field and error.field != _WHOLE and error.field not in error.detail:
-        parts.append(f"field: {error.field}")
-    if error.row is not None and f"row {error.row}" not in error.detail:
-        parts.append(f"row: {error.row}")
-    if error.given is not None and str(error.given) not in error.detail:
-        parts.append(f"given: {error.given}")
-    if error.expected and error.expected not in error.detail:
-        parts.append(f"expected: {error.expected}")
-    return "  " + "; ".join(parts) if parts else ""
-
+from loraplex.progress import escape
 
 REFUSED: Final = 1
 """The service refused the request, or a file cannot be used."""
@@ -133,3 +24,97 @@ JOB_ENDED_BADLY: Final = 4
 """A job failed or was cancelled."""
 INTERRUPTED: Final = 130
 """Ctrl-C."""
+
+
+class WrongUsage(LoraplexError):
+    """The command line is incomplete or contradictory."""
+
+    code = "usage"
+
+
+class BadFile(LoraplexError):
+    """A file cannot be used."""
+
+
+class Interrupted(LoraplexError):
+    """The command was ended by Ctrl-C."""
+
+
+# All other errors are REFUSED.
+_STATUSES = (
+    (Interrupted, INTERRUPTED),
+    (WrongUsage, USAGE),
+    (errors.Unreachable | errors.TimedOut | errors.BadAnswer, UNREACHABLE),
+    (errors.JobFailed | errors.JobCancelled, JOB_ENDED_BADLY),
+)
+_NOT_OURS = "Is {url} the address of a loraplex service? Say where it is by --url or LORAPLEX_URL."
+_LISTED = "`loraplex {}` lists those that there are."
+_HINTS = (
+    (
+        errors.Unreachable,
+        "Is the service running at {url}? Start it with `loraplex serve`, or say where it is by --url.",
+    ),
+    (errors.BadAnswer | errors.RouteNotFound, _NOT_OURS),
+    (errors.AdapterNotFound, _LISTED.format("adapters")),
+    (errors.DatasetNotFound, _LISTED.format("dataset list")),
+    (errors.JobNotFound, _LISTED.format("jobs")),
+    (errors.QueueFull, "It is busy: try again in a moment."),
+)
+_SHOWN_ROWS = 5
+# Field of a problem with an uploaded file. It is not shown, because the user named a file and not a field.
+_WHOLE = "body"
+
+
+@contextmanager
+def reported(url: str, *, as_json: bool) -> Iterator[None]:
+    """Print an error, and exit with its status."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (LoraplexError, OSError) as caught:
+        error = _bad_file(caught) if isinstance(caught, OSError) else caught
+        print(json.dumps(problem(error)) if as_json else in_words(error, url), file=sys.stderr)
+        raise typer.Exit(exit_status(error)) from None
+
+
+def exit_status(error: LoraplexError) -> int:
+    """Return the exit status of an error."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), REFUSED)
+
+
+def in_words(error: LoraplexError, url: str) -> str:
+    """Return an error in one or two lines, with up to five bad rows of a data set below."""
+    if isinstance(error, Interrupted):  # our own lines
+        return error.detail
+    bad_rows = error.rows if isinstance(error, errors.BadRows) else ()
+    lines = [f"loraplex: {error.detail}", _hint(error, url)]
+    for bad in bad_rows[:_SHOWN_ROWS]:
+        lines.append(f"  row {bad.row}" + (f", column {bad.column}" if bad.column else "") + f": {bad.reason}")
+    if len(bad_rows) > _SHOWN_ROWS:
+        lines.append(f"  … and {len(bad_rows) - _SHOWN_ROWS} more")
+    return "\n".join(escape(line) for line in lines if line)
+
+
+def _bad_file(error: OSError) -> BadFile:
+    name = f": {error.filename}" if error.filename else ""
+    return BadFile(f"Cannot read or write{name}: {error.strerror or error}")
+
+
+def _hint(error: LoraplexError, url: str) -> str:
+    # An answer that has neither the form of the service nor that of `/v2` comes from a proxy.
+    if error.status is not None and not {"code", "error"} & error.members.keys():
+        return _NOT_OURS.format(url=url)
+    return next((hint.format(url=url) for kind, hint in _HINTS if isinstance(error, kind)), _position(error))
+
+
+def _position(error: LoraplexError) -> str:
+    """Return the position of an error, unless its detail already gives it."""
+    field = None if error.field == _WHOLE else error.field
+    parts = {"field": field, "row": error.row, "given": error.given, "expected": error.expected or None}
+    shown = [
+        f"{name}: {value}"
+        for name, value in parts.items()
+        if value is not None and (f"row {value}" if name == "row" else str(value)) not in error.detail
+    ]
+    return "  " + "; ".join(shown) if shown else ""

@@ -1,101 +1,101 @@
-"""Commands `jobs`, `job`, `cancel` and `revert`."""
+"""Commands `jobs`, `job`, `cancel` and `revert`, and the display of a job until its end."""
 
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from loraplex.calls.jobs import succeeded
-from loraplex.cli.errors import WrongUsage
-from loraplex.cli.output import Fitting
-from loraplex.cli.plugins import complete_adapter, complete_job
-from loraplex.cli.session import Session, command, follow, follow_in_lines
-from loraplex.cli.summary import dash, fleet_summary, held_out, losses, number, outcome, pairs, when
-from loraplex.cli.train import show_ended
+from loraplex.cli.errors import Interrupted, WrongUsage
+from loraplex.cli.output import Table, console, pairs, when
+from loraplex.cli.session import Session, command, complete_adapter, complete_job, option
+from loraplex.cli.summary import fleet_summary, held_out, is_live, outcome
+from loraplex.errors import BadAnswer, JobCancelled, JobFailed, QueueFull, TimedOut, Unreachable
+from loraplex.progress import Display, display
 from loraplex.results import JobFields, JobStatus
 
+PANEL = "Jobs and data sets"
 Id = Annotated[
     str,
     typer.Argument(metavar="ID", help="Id of the job, or its first 4 or more characters.", autocompletion=complete_job),
 ]
+_FOLLOW = "Follow this job until it ends: its id, or its first 4 or more characters."
 _ID_LENGTH = 32
 _SHORTEST_PREFIX = 4
-_MOST_CANDIDATES = 5
+_MAX_CANDIDATES = 5
+# Errors after which `wait` polls the job, because it has no event stream.
+_NO_EVENTS = (QueueFull, TimedOut, Unreachable, BadAnswer)
+app = typer.Typer()
 
 
-def register(cli: typer.Typer, *, panel: str) -> None:
-    """Register the commands."""
+@command(app, "jobs", panel=PANEL)
+def jobs(
+    session: Session,
+    *,
+    status: Annotated[JobStatus | None, option("Only jobs with this status.")] = None,
+    adapter: Annotated[
+        str | None, option("Only jobs that train this adapter.", autocompletion=complete_adapter)
+    ] = None,
+    limit: Annotated[int, option("Maximum number.", min=1)] = 20,
+    follow_id: Annotated[str | None, option(_FOLLOW, "--follow", metavar="ID", autocompletion=complete_job)] = None,
+) -> None:
+    """List the training jobs, newest first, or follow one of them."""
+    if follow_id is not None:
+        job_id = find_id(session, follow_id)
+        succeeded(_follow_in_lines(session, job_id) if session.as_json else follow(session, job_id))
+        return
+    found = list(session.client.jobs(status=status, adapter=adapter, limit=limit))
+    table = Table(
+        ("id", "adapter", "status", "steps", "training loss", "made"),
+        [(job.id, job.adapter, job.status.value, *_progress(job), when(job.created_at)) for job in found],
+        right=("steps", "training loss"),
+        least=("made", "training loss", "steps"),
+    )
+    session.give(found, table if found else "There are none.")
 
-    @command(cli, "jobs", panel=panel)
-    def jobs(
-        session: Session,
-        *,
-        status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
-        adapter: Annotated[
-            str | None, typer.Option(help="Only jobs that train this adapter.", autocompletion=complete_adapter)
-        ] = None,
-        limit: Annotated[int, typer.Option(help="Maximum number.", min=1)] = 20,
-        follow_id: Annotated[
-            str | None,
-            typer.Option(
-                "--follow",
-                help="Follow this job until it ends: its id, or its first 4 or more characters.",
-                metavar="ID",
-                autocompletion=complete_job,
-            ),
-        ] = None,
-    ) -> None:
-        """List the training jobs, newest first, or follow one of them."""
-        if follow_id is not None:
-            _follow(session, follow_id)
-            return
-        found = list(session.client.jobs(status=status, adapter=adapter, limit=limit))
-        shown = Fitting(
-            *("id", "adapter", "status", "steps", "training loss", "made"),
-            right=("steps", "training loss"),
-            least=("made", "training loss", "steps"),
-        )
-        for each in found:
-            shown.add_row(each.id, each.adapter, each.status.value, *_progress(each), when(each.created_at))
-        session.give(found, shown if found else "There are none.")
 
-    @command(cli, "job", panel=panel)
-    def job(session: Session, id: Id) -> None:
-        """Show one job: its status, its result and its log."""
-        found: JobFields = session.client.job(find_id(session, id))
-        steps, loss = _progress(found)
-        about = {
-            "job": found.id,
-            "adapter": found.adapter,
-            "status": found.status.value,
-            "steps": steps,
-            "training loss": loss,
-            "attempt": found.attempt,
-            "queued": when(found.created_at),
-            "began": when(found.started_at),
-            "ended": when(found.finished_at),
-            "error": None if found.error is None else f"{found.error.detail} ({found.error.code})",
-        }
-        metrics = held_out(found.metrics)
-        ended = [line for line in (losses(found.metrics), *outcome(found)) if line]
-        log = [f"{when(line.time)}  {line.text}" for line in found.log]
-        shown: list[Any] = [pairs(about)]
-        for part in ([metrics] if metrics is not None else [], fleet_summary(session, found), ended, log):
-            shown += ["", *part] if part else []
-        session.give(found, *shown)
+@command(app, "job", panel=PANEL)
+def show_job(session: Session, id: Id) -> None:
+    """Show one job: its status, its result and its log."""
+    job: JobFields = session.client.job(find_id(session, id))
+    steps, loss = _progress(job)
+    about = {
+        "job": job.id,
+        "adapter": job.adapter,
+        "status": job.status.value,
+        "steps": steps,
+        "training loss": loss,
+        "attempt": job.attempt,
+        "queued": when(job.created_at),
+        "began": when(job.started_at),
+        "ended": when(job.finished_at),
+        "error": None if job.error is None else f"{job.error.detail} ({job.error.code})",
+    }
+    log = [f"{when(line.time)}  {line.text}" for line in job.log]
+    session.give(
+        job, *_separated([pairs(about)], held_out(job.metrics), fleet_summary(session, job), outcome(job), log)
+    )
 
-    @command(cli, "cancel", panel=panel)
-    def cancel(session: Session, id: Id) -> None:
-        """Cancel a job that has not ended. It publishes nothing after that."""
-        ended: JobFields = session.client.cancel(find_id(session, id))
-        session.give(ended, f"{ended.id} is {ended.status.value}")
 
-    @command(cli, "revert", panel=panel)
-    def revert(session: Session, id: Id) -> None:
-        """Undo what a job published: each live alias that it moved points to the version before."""
-        done = session.client.revert(find_id(session, id))
-        lines = [f"{back.name}: live is {_version(back.to)} again (it was {back.version})" for back in done.reverted]
-        lines += [f"{skipped.name}: left as it is, {skipped.detail}" for skipped in done.skipped]
-        session.give(done, *lines)
+@command(app, "cancel", panel=PANEL)
+def cancel(session: Session, id: Id) -> None:
+    """Cancel a job that has not ended. It publishes nothing after that."""
+    job: JobFields = session.client.cancel(find_id(session, id))
+    session.give(job, f"{job.id} is {job.status.value}")
+
+
+@command(app, "revert", panel=PANEL)
+def revert(session: Session, id: Id) -> None:
+    """Undo what a job published: each live alias that it moved points to the version before."""
+    done = session.client.revert(find_id(session, id))
+    lines = [f"{back.name}: live is {back.to or 'none'} again (it was {back.version})" for back in done.reverted]
+    lines += [f"{skipped.name}: left as it is, {skipped.detail}" for skipped in done.skipped]
+    session.give(done, *lines)
 
 
 def find_id(session: Session, text: str) -> str:
@@ -105,29 +105,85 @@ def find_id(session: Session, text: str) -> str:
     """
     if not _SHORTEST_PREFIX <= len(text) < _ID_LENGTH:
         return text
-    found = list(session.client.jobs(prefix=text, limit=_MOST_CANDIDATES + 1))
-    if len(found) > 1:
-        named = ", ".join(f"{job.id} ({job.adapter}, {job.status.value})" for job in found[:_MOST_CANDIDATES])
-        more = ", and more" if len(found) > _MOST_CANDIDATES else ""
-        raise WrongUsage(f"The ids of several jobs begin with {text}: {named}{more}. Give more of the id.")
-    return found[0].id if found else text
+    candidates = list(session.client.jobs(prefix=text, limit=_MAX_CANDIDATES + 1))
+    if len(candidates) > 1:
+        named = [f"{job.id} ({job.adapter}, {job.status.value})" for job in candidates[:_MAX_CANDIDATES]]
+        named += ["and more"] if len(candidates) > _MAX_CANDIDATES else []
+        raise WrongUsage(f"The ids of several jobs begin with {text}: {', '.join(named)}. Give more of the id.")
+    return candidates[0].id if candidates else text
 
 
-def _follow(session: Session, job_id: str) -> None:
-    job_id = find_id(session, job_id)
-    if session.as_json:
-        job = follow_in_lines(session, job_id)
-    else:
-        job = follow(session, job_id)
-        show_ended(session, job)
-    succeeded(job)
+def follow(session: Session, job_id: str, *, rows: Path | None = None) -> JobFields:
+    """Follow a job until it ends, and return it; show its progress and its result.
+
+    `rows` is a file to suggest for the next step. Raises `Interrupted` on Ctrl-C; the job continues.
+    """
+    with _still_running(job_id), _unwinding_on_sigterm():
+        job = _wait(session, job_id, Display() if session.as_json else display(console(stderr=True)))
+    note_warnings(session, job.spec)
+    is_done = job.status is JobStatus.SUCCEEDED
+    result = (held_out(job.metrics), fleet_summary(session, job), outcome(job)) if is_done else ()
+    session.give(job, *_separated(*result))
+    if is_done and job.result is not None:
+        name = job.result.name if is_live(job) else str(job.result)
+        session.note(f"next: loraplex predict {name} {f'{shlex.quote(str(rows))} --limit 5' if rows else 'FILE'}")
+    return job
 
 
-def _progress(job: JobFields) -> tuple[str, str]:
-    if job.progress is None:
-        return "–", "–"
-    return f"{job.progress.step}/{job.progress.steps}", number(job.progress.loss)
+def note_warnings(session: Session, spec: Any) -> None:
+    """Print the warnings about the settings of a training."""
+    for warning in spec.get("warnings", ()):
+        session.note(f"note: {warning}")
 
 
-def _version(number: int | None) -> str:
-    return "none" if number is None else dash(number)
+def _follow_in_lines(session: Session, job_id: str) -> JobFields:
+    """Follow a job until it ends, and print each event as a line of JSON, or only the end if there are no events."""
+    with _still_running(job_id):
+        try:
+            for event in session.client.events(job_id):
+                session.give_json({"event": event.name, "data": event.data, "id": event.id})
+        except _NO_EVENTS:
+            job = _wait(session, job_id, Display())
+            end = {"status": job.status, "attempt": job.attempt, "result": job.result, "error": job.error}
+            session.give_json({"event": "status", "data": end, "id": None})
+            return job
+        ended: JobFields = session.client.job(job_id)
+        return ended
+
+
+def _wait(session: Session, job_id: str, progress: Display) -> JobFields:
+    try:
+        return session.client.wait(job_id, progress=progress)
+    except (JobFailed, JobCancelled) as error:
+        ended: JobFields = error.job
+        return ended
+
+
+@contextmanager
+def _still_running(job_id: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"The job goes on. To follow it: loraplex jobs --follow {job_id}\nTo end it: loraplex cancel {job_id}"
+        ) from None
+
+
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """Raise an exception on SIGTERM, so that a progress bar shows the cursor again."""
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _separated(*parts: list[Any]) -> list[Any]:
+    """Return the items of all parts, with an empty line between the parts."""
+    lines = [item for part in parts if part for item in ("", *part)]
+    return lines[1:]
+
+
+def _progress(job: JobFields) -> tuple[str | None, float | None]:
+    return (None, None) if job.progress is None else (f"{job.progress.step}/{job.progress.steps}", job.progress.loss)

@@ -1,98 +1,148 @@
-"""Root of the command line, with the commands `base` and `status`."""
+"""Root of the command line: `base`, `status`, and the commands of the other modules and of other distributions."""
 
+import sys
 from collections.abc import Iterable
-from importlib.metadata import version
-from typing import Annotated
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from loraplex.cli import adapters, datasets, jobs
 from loraplex.cli import predict as predicting
 from loraplex.cli import train as training
 from loraplex.cli.errors import REFUSED
-from loraplex.cli.plugins import PANEL, RootGroup
-from loraplex.cli.session import AsJson, Given, Session, Url, command
-from loraplex.cli.summary import pairs
+from loraplex.cli.output import pairs
+from loraplex.cli.session import AsJson, Session, Url, command
 from loraplex.results import Base, JobStatus
 
-
-def _register_status(cli: typer.Typer, *, panel: str) -> None:
-
-    @command(cli, "base", panel=panel)
-    def base(session: Session) -> None:
-        """Show the base layer."""
-        found: Base = session.client.base()
-        about = {
-            "source": found.source,
-            "numbers in": found.in_features,
-            "numbers out": found.out_features,
-            "bias": "yes" if found.bias else "no",
-            "held in": f"{found.dtype} on {found.device}",
-            "encoder": found.feature_space,
-            "fingerprint": found.fingerprint,
-        }
-        session.give(found, pairs(about))
-
-    @command(cli, "status", panel=panel)
-    def status(session: Session) -> None:
-        """Show whether the service answers, with the number of its adapters and jobs."""
-        client = session.client
-        found = client.base()
-        ready = client.ready()
-        counts = {
-            "adapters": _count(client.adapters()),
-            "jobs_running": _count(client.jobs(status=JobStatus.RUNNING)),
-            "jobs_queued": _count(client.jobs(status=JobStatus.QUEUED)),
-        }
-        about = {
-            "service": session.url,
-            "ready": "yes" if ready else "no: it is starting or stopping",
-            "base layer": f"{found.source}, {found.in_features} numbers in, {found.out_features} out",
-            **{name.replace("_", " "): f"{count:,}" for name, count in counts.items()},
-        }
-        session.give({"url": session.url, "ready": ready, "base": found, **counts}, pairs(about))
-        if not ready:
-            raise typer.Exit(REFUSED)
+_PANEL = "The service"
+# Entry points of this group are Typer functions. They are imported when they run, because their imports are slow, and
+# because the working directory may have a package of the same name.
+_GROUP = "loraplex.commands"
+_HELP = {
+    "serve": "Answer requests and train, until SIGTERM.",
+    "trainer": "Only train, until SIGTERM: for a service that runs apart on the same data folder.",
+}
 
 
-def _count(found: Iterable[object]) -> int:
-    return sum(1 for _ in found)
+class _RootGroup(TyperGroup):
+    """Group of the client's commands and of the installed ones."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands."""
+        return [*super().list_commands(ctx), *sorted(entry.name for entry in entry_points(group=_GROUP))]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command by its name; None if there is none."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for entry in entry_points(group=_GROUP, name=cmd_name):
+            return _InstalledCommand(entry)
+        if cmd_name in _HELP:
+            ctx.fail(f"'{cmd_name}' comes with the service, which is not installed: pip install 'loraplex[server]'.")
+        return None
+
+
+class _InstalledCommand(TyperCommand):
+    """Placeholder for a command of another distribution until it runs."""
+
+    def __init__(self, entry: EntryPoint) -> None:
+        help_text = _HELP.get(entry.name, f"From {entry.module}.")
+        super().__init__(entry.name, help=help_text, rich_help_panel=_PANEL)
+        self._entry = entry
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return the context of the command itself."""
+        entry = self._entry
+        try:
+            function = entry.load()
+        except Exception as error:
+            print(
+                f"loraplex: cannot load {entry.value}: {error}. Where PYTHONPATH leads to another package called "
+                f"{entry.module.partition('.')[0]}, unset it.",
+                file=sys.stderr,
+            )
+            raise SystemExit(REFUSED) from error
+        app = typer.Typer(add_completion=False)
+        app.command(entry.name)(function)
+        return get_command(app).make_context(info_name, args, parent=parent, **extra)
 
 
 cli = typer.Typer(
     help="Train, use and manage named LoRA adapters of one frozen linear layer.",
-    cls=RootGroup,
+    cls=_RootGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+_service = typer.Typer()
 
 
-def _say_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         print(f"loraplex {version('loraplex')}")
         raise typer.Exit
 
 
 @cli.callback()
 def root(
-    ctx: typer.Context,
     url: Url = None,
     as_json: AsJson = False,
     _version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Read the options before the command."""
-    ctx.obj = Given(url=url, as_json=as_json)
+    """Read the options before the command; `command` looks them up."""
 
 
-training.register(cli, panel="Train and ask")
-predicting.register(cli, panel="Train and ask")
-adapters.register(cli, panel="Adapters")
-jobs.register(cli, panel="Jobs and data sets")
-datasets.register(cli, panel="Jobs and data sets")
-_register_status(cli, panel=PANEL)
+@command(_service, "base", panel=_PANEL)
+def base(session: Session) -> None:
+    """Show the base layer."""
+    layer: Base = session.client.base()
+    about = {
+        "source": layer.source,
+        "numbers in": layer.in_features,
+        "numbers out": layer.out_features,
+        "bias": "yes" if layer.bias else "no",
+        "held in": f"{layer.dtype} on {layer.device}",
+        "encoder": layer.feature_space,
+        "fingerprint": layer.fingerprint,
+    }
+    session.give(layer, pairs(about))
+
+
+@command(_service, "status", panel=_PANEL)
+def status(session: Session) -> None:
+    """Show whether the service answers, with the number of its adapters and jobs."""
+    client = session.client
+    layer = client.base()
+    is_ready = client.ready()
+    counts = {
+        "adapters": _count(client.adapters()),
+        "jobs_running": _count(client.jobs(status=JobStatus.RUNNING)),
+        "jobs_queued": _count(client.jobs(status=JobStatus.QUEUED)),
+    }
+    about = {
+        "service": session.url,
+        "ready": "yes" if is_ready else "no: it is starting or stopping",
+        "base layer": f"{layer.source}, {layer.in_features} numbers in, {layer.out_features} out",
+        **{name.replace("_", " "): f"{count:,}" for name, count in counts.items()},
+    }
+    session.give({"url": session.url, "ready": is_ready, "base": layer, **counts}, pairs(about))
+    if not is_ready:
+        raise typer.Exit(REFUSED)
+
+
+def _count(items: Iterable[object]) -> int:
+    return sum(1 for _ in items)
+
+
+for commands in (training.app, predicting.app, adapters.app, jobs.app, _service):
+    cli.add_typer(commands)
+cli.add_typer(datasets.app, name="dataset", rich_help_panel=jobs.PANEL)
 
 
 def run() -> None:

@@ -6,29 +6,38 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from zipfile import BadZipFile
 
+from loraplex.cli.columns import Selection, has_columns, names_in
 from loraplex.cli.errors import BadFile, WrongUsage
-from loraplex.cli.request import Selection, has_columns
 from loraplex.results import Column
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-STDIN = "-"
-_JSON_LINES = (".jsonl", ".ndjson", ".json")
-_TABLES = (".parquet", ".arrow", ".arrows", ".npz")
-_KINDS = (".csv", *_JSON_LINES, ".npy", *_TABLES)
-_SHOWN = 40
-_WRONG = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deep"}
+# N rows · I in_features
+
+_STDIN = "-"
+_JSON = (".jsonl", ".ndjson", ".json")
+_ARROW = (".parquet", ".arrow", ".arrows")
+_ARRAYS = (".npy", ".npz")
+_KINDS = (".csv", *_JSON, *_ARROW, *_ARRAYS)
+# First bytes of an Arrow file; Arrow streams may have the ending .arrow too.
+_ARROW_FILE = b"ARROW1"
+_BATCH_ROWS = 4096
+_MAX_SHOWN = 40
+_UNREADABLE = (OSError, ValueError, EOFError, BadZipFile, csv.Error, RecursionError)
+_REASONS = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deep"}
+# Names of the columns, or None if rows consist only of numbers; and the cells of each row, or an array (N, I).
+Table = tuple[list[str] | None, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Rows with their columns."""
 
@@ -42,30 +51,27 @@ class Rows:
         """Return the selected columns; raise `BadFile` for one that does not exist."""
         names = self.names or []
         if "prefix" in selection:
-            wanted = [name for name in names if name.startswith(selection["prefix"])]
+            prefix = selection["prefix"]
+            columns, missing = [name for name in names if name.startswith(prefix)], f"that begins with {prefix}"
         else:
-            wanted = list(selection.get("columns") or [selection["column"]])
-        missing = [name for name in wanted if name not in names]
-        if missing or not wanted:
-            what = f"no column {', '.join(missing)}" if missing else f"no column that begins with {selection['prefix']}"
-            raise BadFile(f"{self.source} has {what}")
-        return wanted
+            columns = names_in(selection)
+            missing = ", ".join(name for name in columns if name not in names)
+        if not columns or not set(columns) <= set(names):
+            raise BadFile(f"{self.source} has no column {missing}")
+        return columns
 
     def column(self, name: str) -> list[Any]:
         """Return the cells of one column."""
-        place = (self.names or []).index(name)
-        return [row[place] for row in self.cells]
+        index = (self.names or []).index(name)
+        return [cells[index] for cells in self.cells]
 
     def described(self) -> list[Column]:
         """Return the columns with the types of their first cells."""
-        return [self._described(name, cell) for name, cell in zip(self.names or (), self.cells[0], strict=True)]
-
-    @staticmethod
-    def _described(name: str, cell: object) -> Column:
-        if isinstance(cell, list):
-            return Column(name, "list<float64>", len(cell), 0, 0)
-        is_number = not isinstance(cell, bool) and _is_number(cell)
-        return Column(name, "float64" if is_number else "string", None, 0, 0)
+        described = []
+        for name, cell in zip(self.names or (), self.cells[0], strict=True):
+            kind = "list<float64>" if isinstance(cell, list) else "float64" if _is_number(cell) else "string"
+            described.append(Column(name, kind, len(cell) if isinstance(cell, list) else None, 0, 0))
+        return described
 
     def numbers(self, selection: Selection | None) -> "NDArray[Any]":
         """Return (N, I): the selected columns, or all if rows consist only of numbers; raise `BadFile`."""
@@ -74,53 +80,25 @@ class Rows:
         if isinstance(self.cells, np.ndarray):
             return self.cells
         names = self.names or []
-        places = None if selection is None else [names.index(name) for name in self.used(selection)]
-        found = [
-            [number for place in (range(len(cells)) if places is None else places) for number in self._cell(row, place)]
+        indexes = None if selection is None else [names.index(name) for name in self.used(selection)]
+        rows = [
+            [number for index in indexes or range(len(cells)) for number in self._numbers_in(row, index)]
             for row, cells in enumerate(self.cells)
         ]
-        width = len(found[0])
-        for row, numbers in enumerate(found):
-            if len(numbers) != width:
-                raise BadFile(f"{self.source}, row {row}: {len(numbers)} numbers, where row 0 has {width}", row=row)
-        return np.array(found)
+        for row, numbers in enumerate(rows):
+            if len(numbers) != len(rows[0]):
+                problem = f"{len(numbers)} numbers, where row 0 has {len(rows[0])}"
+                raise BadFile(f"{self.source}, row {row}: {problem}", row=row)
+        return np.array(rows)
 
-    def _cell(self, row: int, place: int) -> list[float]:
-        cell = self.cells[row][place]
+    def _numbers_in(self, row: int, index: int) -> list[float]:
+        cell = self.cells[row][index]
         try:
-            return [_number(each) for each in (cell if isinstance(cell, list) else [cell])]
+            return [_number(item) for item in (cell if isinstance(cell, list) else [cell])]
         except ValueError:
-            column = self.names[place] if self.names else place
-            raise BadFile(
-                f"{self.source}, row {row}, column {column}: not a number: {str(cell)[:_SHOWN]!r}", row=row
-            ) from None
-
-
-def read_rows(source: str, *, limit: int | None, expected: Selection | None) -> Rows:
-    """Return the rows of a file by its ending, or of standard input (`-`), as JSON or CSV by its first byte.
-
-    A first line that consists only of numbers is a row, unless it has the `expected` columns. Raises `BadFile` and
-    `WrongUsage`.
-    """
-    path = Path(source)
-    kind = path.suffix.lower()
-    try:
-        if source == STDIN:
-            # The encoding of files, whatever the locale is.
-            file = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
-            return _read_text(file, "standard input", limit, expected, as_json=None)
-        if kind == ".npy":
-            return _read_npy(path, limit)
-        if kind in _TABLES:
-            names, cells = read_table_file(path, limit)
-            return _checked(Rows(source=path.name, names=names, cells=cells))
-        if kind in _JSON_LINES or kind == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as opened:
-                return _read_text(opened, path.name, limit, expected, as_json=kind != ".csv")
-    except (OSError, UnicodeDecodeError, csv.Error, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else _WRONG.get(type(error), str(error))
-        raise BadFile(f"Cannot read {'standard input' if source == STDIN else source}: {reason}") from None
-    raise WrongUsage(f"{source}: rows come from {', '.join(_KINDS)}, or from standard input (-).")
+            column = self.names[index] if self.names else index
+            problem = f"not a number: {str(cell)[:_MAX_SHOWN]!r}"
+            raise BadFile(f"{self.source}, row {row}, column {column}: {problem}", row=row) from None
 
 
 def can_read(file: Path) -> bool:
@@ -130,80 +108,94 @@ def can_read(file: Path) -> bool:
 
 def rows_of_options(texts: Sequence[str]) -> Rows:
     """Return the rows of `--row "1,2,3"`; spaces may separate the numbers too."""
-    cells = [text.replace(",", " ").split() for text in texts]
-    return _checked(Rows(source="--row", names=None, cells=cells))
+    return _checked(Rows("--row", None, [text.replace(",", " ").split() for text in texts]))
 
 
-def _read_npy(path: Path, limit: int | None) -> Rows:
-    import numpy as np
+def read_rows(source: str, *, limit: int | None, expected: Selection | None) -> Rows:
+    """Return the rows of a file by its ending, or of standard input (`-`), as JSON or CSV by its first byte.
 
+    A first line that consists only of numbers is a row, unless it has the `expected` columns. Raises `BadFile` and
+    `WrongUsage`.
+    """
+    if source != _STDIN and not can_read(Path(source)):
+        raise WrongUsage(f"{source}: rows come from {', '.join(_KINDS)}, or from standard input (-).")
+    name = "standard input" if source == _STDIN else Path(source).name
     try:
-        with path.open("rb") as file:  # given a path, `np.load` leaves a broken archive open
-            array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError, BadZipFile) as error:
-        raise BadFile(f"Cannot read {path.name}: {error}") from None
-    if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.dtype.kind not in "fiu":
-        raise BadFile(f"{path.name}: expected an array of numbers, one row of inputs a row")
-    return _checked(Rows(source=path.name, names=None, cells=np.atleast_2d(array)[:limit]))
-
-
-def _read_text(
-    file: TextIO, source: str, limit: int | None, expected: Selection | None, *, as_json: bool | None
-) -> Rows:
-    text = itertools.dropwhile(lambda line: not line.strip(), file)
-    first = next(text, "")
-    lines = itertools.chain([first], text)
-    if as_json is None:
-        as_json = first.lstrip()[:1] in ("{", "[")
-    return _checked(_read_json(lines, source, limit) if as_json else _read_csv(lines, source, limit, expected))
-
-
-def _read_csv(lines: Iterator[str], source: str, limit: int | None, expected: Selection | None) -> Rows:
-    reader = (cells for cells in csv.reader(lines) if cells)
-    first = next(reader, [])
-    has_names = not all(map(_is_number, first)) or (expected is not None and has_columns(first, expected))
-    twice = [name for name, count in Counter(first).items() if count > 1] if has_names else []
-    if twice:
-        raise BadFile(f"{source}: two columns are called {twice[0]!r}")
-    cells = list(itertools.islice(reader if has_names else itertools.chain([first], reader), limit))
-    for row, each in enumerate(cells):
-        if len(each) != len(first):
-            raise BadFile(f"{source}, row {row}: {len(each)} cells, expected {len(first)}", row=row)
-    return Rows(source=source, names=first if has_names else None, cells=cells)
-
-
-def _read_json(lines: Iterator[str], source: str, limit: int | None) -> Rows:
-    found = _json_values("".join(lines), source)
-    found = found[:limit]
-    if all(isinstance(each, dict) for each in found):
-        names = list(found[0]) if found else []
-        cells = [[each.get(name) for name in names] for each in found]
-        return Rows(source=source, names=names, cells=cells)
-    for row, each in enumerate(found):
-        if not isinstance(each, list):
-            raise BadFile(f"{source}, row {row}: expected an object or a list of numbers", row=row)
-    return Rows(source=source, names=None, cells=found)
-
-
-def _json_values(text: str, source: str) -> list[Any]:
-    """Return one value per row: those of the lines, or the items of a document that is one list."""
-    try:
-        whole = json.loads(text)
-    except ValueError:
-        found = []
-        for number, line in enumerate(text.splitlines()):
-            try:
-                found += [json.loads(line)] if line.strip() else []
-            except ValueError:
-                raise BadFile(f"{source}, line {number + 1}: it is not JSON: {line.strip()[:_SHOWN]}") from None
-        return found
-    return whole if isinstance(whole, list) and whole and isinstance(whole[0], list | dict) else [whole]
+        names, cells = _read(source, limit, expected)
+    except _UNREADABLE as error:
+        reason = error.strerror if isinstance(error, OSError) else _REASONS.get(type(error), error)
+        raise BadFile(f"Cannot read {name}: {reason}") from None
+    return _checked(Rows(name, names, cells))
 
 
 def _checked(rows: Rows) -> Rows:
+    """Return the rows; raise `BadFile` if there are none, or if names and cells do not form a table."""
+    names = rows.names
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise BadFile(f"{rows.source}: two columns are called {repeated[0]!r}")
+    for row, cells in enumerate(rows.cells if isinstance(rows.cells, list) else ()):
+        if not isinstance(cells, list):
+            raise BadFile(f"{rows.source}, row {row}: expected an object or a list of numbers", row=row)
+        if names is not None and len(cells) != len(names):
+            raise BadFile(f"{rows.source}, row {row}: {len(cells)} cells, expected {len(names)}", row=row)
     if not len(rows.cells) or not len(rows.cells[0]):
         raise BadFile(f"{rows.source} has no rows")
     return rows
+
+
+def _read(source: str, limit: int | None, expected: Selection | None) -> Table:
+    path = Path(source)
+    kind = path.suffix.lower()
+    if source == _STDIN:
+        # The encoding of files, whatever the locale is.
+        text = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="")
+        return _read_text(text, limit, expected, is_json=None)
+    if kind in _ARRAYS:
+        return _read_arrays(path, limit)
+    if kind in _ARROW:
+        return _read_arrow(path, limit)
+    with path.open(encoding="utf-8-sig", newline="") as opened:
+        return _read_text(opened, limit, expected, is_json=kind in _JSON)
+
+
+def _read_text(file: TextIO, limit: int | None, expected: Selection | None, *, is_json: bool | None) -> Table:
+    text = itertools.dropwhile(lambda line: not line.strip(), file)
+    first = next(text, "")
+    lines = itertools.chain([first], text)
+    if is_json or (is_json is None and first.lstrip()[:1] in ("{", "[")):
+        return _read_json("".join(lines), limit)
+    return _read_csv(lines, limit, expected)
+
+
+def _read_csv(lines: Iterable[str], limit: int | None, expected: Selection | None) -> Table:
+    reader = (cells for cells in csv.reader(lines) if cells)
+    first = next(reader, [])
+    if not all(map(_is_number, first)) or (expected is not None and has_columns(first, expected)):
+        return first, list(itertools.islice(reader, limit))
+    return None, list(itertools.islice(itertools.chain([first], reader), limit))
+
+
+def _read_json(text: str, limit: int | None) -> Table:
+    rows = _json_values(text)[:limit]
+    if rows and all(isinstance(row, dict) for row in rows):
+        return list(rows[0]), [[row.get(name) for name in rows[0]] for row in rows]
+    return None, rows
+
+
+def _json_values(text: str) -> list[Any]:
+    """Return one value per row: those of the lines, or the items of a document that is one list."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError:
+                raise ValueError(f"line {number}: it is not JSON: {line.strip()[:_MAX_SHOWN]}") from None
+        return rows
+    return document if isinstance(document, list) and document and isinstance(document[0], list | dict) else [document]
 
 
 def _is_number(cell: object) -> bool:
@@ -224,71 +216,56 @@ def _number(cell: object) -> float:
         raise ValueError(cell) from None
 
 
-# First bytes of an Arrow file; Arrow streams may have the ending .arrow too.
-_ARROW_FILE = b"ARROW1"
-_BATCH_ROWS = 4096
-Cells = list[list[Any]]
-
-
-def read_table_file(path: Path, limit: int | None) -> tuple[list[str], Cells]:
-    """Return the names of the columns, and the cells of each row. true and false are 1 and 0, as in a data set.
-
-    Raises `BadFile` and `OSError`.
-    """
-    if path.suffix.lower() == ".npz":
-        return _read_npz(path, limit)
-    return _read_arrow(path, limit)
-
-
-def _read_npz(path: Path, limit: int | None) -> tuple[list[str], Cells]:
+def _read_arrays(path: Path, limit: int | None) -> Table:
+    """Return the rows of one array, or the named arrays of an archive as columns, where true and false are 1 and 0."""
     import numpy as np
 
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            columns = {name: np.atleast_1d(array)[:limit] for name, array in archive.items()}
-    except (ValueError, EOFError, BadZipFile, AttributeError, TypeError) as error:
-        raise BadFile(f"Cannot read {path.name}: {error}") from None
+    with path.open("rb") as file:  # given a path, `np.load` leaves a broken archive open
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            if loaded.ndim not in (1, 2) or loaded.dtype.kind not in "fiu":
+                raise ValueError("expected an array of numbers, one row of inputs a row")
+            return None, np.atleast_2d(loaded)[:limit]
+        columns = {name: np.atleast_1d(array)[:limit] for name, array in loaded.items()}
     lengths = {name: len(array) for name, array in columns.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} has {rows}" for name, rows in lengths.items())
-        raise BadFile(f"{path.name}: the arrays differ in length: {listed}")
+        raise ValueError(f"the arrays differ in length: {listed}")
     lists = [(array.astype(int) if array.dtype.kind == "b" else array).tolist() for array in columns.values()]
-    return list(columns), [list(row) for row in zip(*lists, strict=True)]
+    return list(columns), [list(cells) for cells in zip(*lists, strict=True)]
 
 
-def _read_arrow(path: Path, limit: int | None) -> tuple[list[str], Cells]:
+def _read_arrow(path: Path, limit: int | None) -> Table:
     try:
         pyarrow = import_module("pyarrow")
     except ImportError:
         raise BadFile(
             f"Cannot read {path.name} without pyarrow: pip install 'loraplex[arrow]', or give the rows as CSV or NPZ."
         ) from None
-    cells: Cells = []
-    try:
-        with path.open("rb") as file:
-            names, batches = _batches(file, is_parquet=path.suffix.lower() == ".parquet")
-            for batch in batches:
+    names: list[str] = []
+    cells: list[list[Any]] = []
+    with path.open("rb") as file:
+        try:
+            for batch in _batches(file, is_parquet=path.suffix.lower() == ".parquet"):
+                names = batch.schema.names
                 columns = [_plain(pyarrow, column).to_pylist() for column in batch.columns]
                 cells += map(list, zip(*columns, strict=True))
                 if limit is not None and len(cells) >= limit:
                     break
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise BadFile(f"Cannot read {path.name}: {error}") from None
+        except pyarrow.ArrowException as error:
+            raise ValueError(str(error)) from None
     return names, cells[:limit]
 
 
-def _batches(file: Any, *, is_parquet: bool) -> tuple[list[str], Any]:
+def _batches(file: Any, *, is_parquet: bool) -> Iterable[Any]:
     if is_parquet:
-        parquet = import_module("pyarrow.parquet").ParquetFile(file)
-        return parquet.schema_arrow.names, parquet.iter_batches(batch_size=_BATCH_ROWS)
+        batches: Iterable[Any] = import_module("pyarrow.parquet").ParquetFile(file).iter_batches(_BATCH_ROWS)
+        return batches
     ipc = import_module("pyarrow.ipc")
     is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
     file.seek(0)
-    if not is_file:
-        stream = ipc.open_stream(file)
-        return stream.schema.names, stream
-    opened = ipc.open_file(file)
-    return opened.schema.names, (opened.get_batch(number) for number in range(opened.num_record_batches))
+    reader: Any = ipc.open_file(file) if is_file else ipc.open_stream(file)
+    return map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
 
 
 def _plain(pyarrow: Any, column: Any) -> Any:

@@ -1,32 +1,20 @@
 """Summary of the result of a training, for people."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from loraplex.cli.output import Fitting, Pairs
-from loraplex.cli.session import Session, plural
+from loraplex.cli.output import Table, cell_text, pairs, plural
+from loraplex.cli.session import Session
 from loraplex.results import JobAdapter, JobFields
 
-_HIGHER, _LOWER = "↑", "↓"
-# Direction of each metric of docs/metrics.md: whether higher or lower is better.
-_METRICS: Mapping[str, str] = {
-    "accuracy": _HIGHER,
-    "exact_match": _HIGHER,
-    "macro_f1": _HIGHER,
-    "micro_f1": _HIGHER,
-    "recall_at_1": _HIGHER,
-    "recall_at_5": _HIGHER,
-    "recall_at_10": _HIGHER,
-    "mrr": _HIGHER,
-    "r2_mean": _HIGHER,
-    "rmse": _LOWER,
-    "mae_mean": _LOWER,
-    "cosine": _HIGHER,
-    "calibration_error": _LOWER,
-    "loss": _LOWER,
-}
+# Metrics of docs/metrics.md, in the order of their display.
+_METRICS = (
+    *("accuracy", "exact_match", "macro_f1", "micro_f1", "recall_at_1", "recall_at_5", "recall_at_10", "mrr"),
+    *("r2_mean", "rmse", "mae_mean", "cosine", "calibration_error", "loss"),
+)
+_LOWER_IS_BETTER = ("rmse", "mae_mean", "calibration_error", "loss")
 _HEADLINES = ("accuracy", "exact_match", "recall_at_1", "rmse")
 # Kind, metric and member of a version without `held_out`, such as a fleet adapter; the base layer's has the prefix
 # `base_`.
@@ -35,17 +23,13 @@ _WITHOUT_EVALUATION = (
     ("held-out", "loss", "validation_loss"),
     ("training", "loss", "train_loss"),
 )
-_SIDES: Mapping[str, str] = {
+_SUBJECTS: Mapping[str, str] = {
     "adapter": "adapter",
     "base": "bare base",
     "trivial": "trivial guess",
     "live": "live before",
 }
-
-
-def pairs(values: Mapping[str, object]) -> Pairs:
-    """Return a table of names and values."""
-    return Pairs({name: dash(value) for name, value in values.items()})
+_MAX_NAMED = 3
 
 
 class Headline(NamedTuple):
@@ -70,104 +54,66 @@ class Headline(NamedTuple):
         """Return how much better the version is than the base layer; None without a figure of the base layer."""
         if self.base is None:
             return None
-        return self.own - self.base if _METRICS[self.metric] == _HIGHER else self.base - self.own
+        return self.base - self.own if self.metric in _LOWER_IS_BETTER else self.own - self.base
 
     def __str__(self) -> str:
-        return f"{self.heading} {number(self.own)} (base {number(self.base)})"
+        return f"{self.heading} {cell_text(self.own)} (base {cell_text(self.base)})"
 
 
-def held_out(metrics: Mapping[str, Any] | None) -> Fitting | None:
-    """Return the metrics on held-out rows, with and without the adapter; None if no rows were held out."""
-    told = (metrics or {}).get("held_out") or _validation(metrics or {})
-    if not told:
-        return None
-    sides = [side for side in _SIDES if told.get(side)]
-    headings = [_SIDES[side] for side in sides]
-    title = f"On {told['rows']:,} held-out rows" if "rows" in told else "On held-out rows"
-    made = Fitting("", *headings, title=title, right=headings)
-    for name, arrow in _METRICS.items():
-        if name in told["adapter"]:
-            cells = [
-                _with_interval(told[side], name) if side == "adapter" else number(told[side].get(name))
-                for side in sides
-            ]
-            made.add_row(f"{name} {arrow}", *cells)
-    return made
-
-
-def losses(metrics: Mapping[str, Any] | None) -> str:
-    """Return the training loss in one line; empty if there is none."""
-    told = metrics or {}
-    if told.get("train_loss") is None:
-        return ""
-    base = number(told.get("base_train_loss"))
-    return f"loss on the rows that it was trained on: {number(told['train_loss'])} (bare base: {base})"
-
-
-def outcome(job: JobFields) -> list[str]:
-    """Return what was selected and published, and whether it is live."""
-    metrics = job.metrics or {}
-    lines = []
-    if metrics.get("chosen"):
-        lines.append("chosen: " + ", ".join(f"{name} {number(value)}" for name, value in metrics["chosen"].items()))
-    if "published" in metrics:
-        lines.append(f"published {metrics['published']} of {metrics['total']} adapters, {metrics['failed']} failed")
-    if job.result is not None:
-        lines.append(f"{job.result} {_about_live(job)}")
-    return lines
+# An adapter of a fleet with its most important metric.
+Reached = tuple[JobAdapter, Headline]
 
 
 def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
     """Return the most important metric of a version; None without metrics."""
-    told = metrics or {}
-    sides = told.get("held_out") or {"adapter": {}}
+    metrics = metrics or {}
+    evaluation = metrics.get("held_out") or {"adapter": {}}
     for name in _HEADLINES:
-        if sides["adapter"].get(name) is not None:
-            return Headline("held-out", name, sides["adapter"][name], sides["base"].get(name))
+        if evaluation["adapter"].get(name) is not None:
+            return Headline("held-out", name, evaluation["adapter"][name], evaluation["base"].get(name))
     for kind, name, member in _WITHOUT_EVALUATION:
-        if told.get(member) is not None:
-            return Headline(kind, name, told[member], told.get(f"base_{member}"))
+        if metrics.get(member) is not None:
+            return Headline(kind, name, metrics[member], metrics.get(f"base_{member}"))
     return None
 
 
-def number(value: object) -> str:
-    """Return a number with four digits; – for None."""
-    return f"{value:.4g}" if isinstance(value, float) else dash(value)
+def held_out(metrics: Mapping[str, Any] | None) -> list[Table]:
+    """Return a table of the metrics on held-out rows, with and without the adapter; nothing if there are none."""
+    evaluation = (metrics or {}).get("held_out") or _validation(metrics or {})
+    subjects = [subject for subject in _SUBJECTS if evaluation.get(subject)]
+    if not subjects:
+        return []
+    headings = [_SUBJECTS[subject] for subject in subjects]
+    count = f"{evaluation['rows']:,} " if "rows" in evaluation else ""
+    rows = [
+        (
+            f"{name} {'↓' if name in _LOWER_IS_BETTER else '↑'}",
+            *(_cell(evaluation, subject, name) for subject in subjects),
+        )
+        for name in _METRICS
+        if name in evaluation["adapter"]
+    ]
+    return [Table(("", *headings), rows, title=f"On {count}held-out rows", right=headings)]
 
 
-def dash(value: object) -> str:
-    """Return a value as text; – for None."""
-    return "–" if value is None else str(value)
-
-
-def when(time: str | None) -> str:
-    """Return a time in UTC, to the second."""
-    return dash(time if time is None else time[:19].replace("T", " "))
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with its unit."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
-def _validation(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the losses on held-out rows in the form of `held_out`; empty if no rows were held out."""
-    if metrics.get("validation_loss") is None:
-        return {}
-    names = ("loss", "accuracy")
-    return {
-        "adapter": {name: metrics[f"validation_{name}"] for name in names if f"validation_{name}" in metrics},
-        "base": {name: metrics.get(f"base_validation_{name}") for name in names},
-    }
-
-
-def _with_interval(told: Mapping[str, Any], name: str) -> str:
-    interval = told.get(f"{name}_interval")
-    return number(told.get(name)) + (f" ({number(interval[0])} – {number(interval[1])})" if interval else "")
+def outcome(job: JobFields) -> list[str]:
+    """Return the training loss, and what was selected and published, and whether it is live."""
+    metrics = job.metrics or {}
+    lines = []
+    if metrics.get("train_loss") is not None:
+        own, base = cell_text(metrics["train_loss"]), cell_text(metrics.get("base_train_loss"))
+        lines.append(f"loss on the rows that it was trained on: {own} (bare base: {base})")
+    if metrics.get("chosen"):
+        lines.append("chosen: " + ", ".join(f"{name} {cell_text(value)}" for name, value in metrics["chosen"].items()))
+    if "published" in metrics:
+        lines.append(f"published {metrics['published']} of {metrics['total']} adapters, {metrics['failed']} failed")
+    if job.result is not None and is_live(job):
+        lines.append(f"{job.result} is live")
+    elif job.result is not None:
+        why = metrics["gate"]["reason"] if metrics.get("gate") else "--publish never was asked for"
+        undo = f"loraplex rollback {job.result.name} {job.result.version}"
+        lines.append(f"{job.result} was made, and live did not move: {why}. To make it live: {undo}")
+    return lines
 
 
 def is_live(job: JobFields) -> bool:
@@ -178,69 +124,67 @@ def is_live(job: JobFields) -> bool:
     return when != "never" if gate is None else bool(gate["moves_live"])
 
 
-def _about_live(job: JobFields) -> str:
-    if is_live(job):
-        return "is live"
-    gate = (job.metrics or {}).get("gate")
-    why = "--publish never was asked for" if gate is None else gate["reason"]
-    name, version, _ = job.result or ("", 0, None)
-    return f"was made, and live did not move: {why}. To make it live: loraplex rollback {name} {version}"
-
-
-_MOST_NAMED = 3
-Reached = list[tuple[JobAdapter, Headline]]
-
-
-def is_fleet(job: JobFields) -> bool:
-    """Return whether a job trains one adapter for each group."""
-    return "{" in job.adapter
-
-
 def fleet_summary(session: Session, job: JobFields) -> list[Any]:
     """Return what the adapters of a fleet reached, as tables and lines; nothing for a job of one adapter."""
-    return [] if session.as_json or not is_fleet(job) else summarize(session.client.job_adapters(job.id))
+    return [] if session.as_json or "{" not in job.adapter else summarize(session.client.job_adapters(job.id))
 
 
 def summarize(adapters: Iterable[JobAdapter]) -> list[Any]:
     """Return counts, the median of one metric, the adapters with the smallest gain, and failures."""
     counts = Counter({"published": 0, "failed": 0})
-    reached: Reached = []
-    failed: list[str] = []
+    reached: list[Reached] = []
+    failures: list[str] = []
     for adapter in adapters:
         if adapter.error is not None:
             counts["failed"] += 1
-            failed += [f"{adapter.name} failed: {adapter.error.detail}"] if len(failed) < _MOST_NAMED else []
+            failures += [f"{adapter.name} failed: {adapter.error.detail}"] if len(failures) < _MAX_NAMED else []
             continue
         counts["waiting" if adapter.version is None else "published"] += 1
-        found = headline(adapter.metrics)
-        if found is not None:
-            reached.append((adapter, found))
+        metric = headline(adapter.metrics)
+        if metric is not None:
+            reached.append((adapter, metric))
     about = {"adapters": ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())}
     if not reached:
-        return [pairs(about), *failed]
+        return [pairs(about), *failures]
     # Groups with few rows have no held-out rows, and their training loss cannot be compared with held-out metrics.
-    metric = min((found for _, found in reached), key=lambda found: found.kind != "held-out").heading
-    reached = [(adapter, found) for adapter, found in reached if found.heading == metric]
-    return [pairs(about | _medians(reached)), "", _worst(reached), *failed]
+    heading = min((metric for _, metric in reached), key=lambda metric: metric.kind != "held-out").heading
+    reached = [(adapter, metric) for adapter, metric in reached if metric.heading == heading]
+    return [*_gains(reached, heading, about), *failures]
 
 
-def _medians(reached: Reached) -> dict[str, str]:
-    found = [headline for _, headline in reached]
-    bases = [each.base for each in found if each.base is not None]
-    gains = [each.gain for each in found if each.gain is not None]
-    own, base = number(median(each.own for each in found)), number(median(bases)) if bases else dash(None)
-    return {
-        found[0].heading: f"median {own} (base {base}), of {plural(len(found), 'adapter')}",
+def _gains(reached: Sequence[Reached], heading: str, about: Mapping[str, str]) -> list[Any]:
+    """Return a table of `about` and the median of one metric, and one of the adapters with the smallest gain."""
+    bases = [metric.base for _, metric in reached if metric.base is not None]
+    gains = [metric.gain for _, metric in reached if metric.gain is not None]
+    own, base = cell_text(median(metric.own for _, metric in reached)), cell_text(median(bases) if bases else None)
+    medians = {
+        heading: f"median {own} (base {base}), of {plural(len(reached), 'adapter')}",
         "better than base": f"{sum(gain > 0 for gain in gains):,} of {len(gains):,}",
+    }
+    least = sorted(reached, key=lambda item: item[1].gain or 0.0)[:_MAX_NAMED]
+    table = Table(
+        ("adapter", "rows", heading, "base"),
+        [(adapter.name, f"{adapter.rows:,}", metric.own, metric.base) for adapter, metric in least],
+        title="Least gain over the base layer",
+        right=("rows", heading, "base"),
+    )
+    return [pairs({**about, **medians}), "", table]
+
+
+def _validation(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a version without `held_out` on held-out rows in the same form; empty if there are none."""
+    if metrics.get("validation_loss") is None:
+        return {}
+    names = ("loss", "accuracy")
+    return {
+        "adapter": {name: metrics[f"validation_{name}"] for name in names if f"validation_{name}" in metrics},
+        "base": {name: metrics.get(f"base_validation_{name}") for name in names},
     }
 
 
-def _worst(reached: Reached) -> Fitting:
-    least = sorted(reached, key=lambda one: one[1].gain or 0.0)[:_MOST_NAMED]
-    heading = reached[0][1].heading
-    made = Fitting(
-        "adapter", "rows", heading, "base", title="Least gain over the base layer", right=("rows", heading, "base")
+def _cell(evaluation: Mapping[str, Any], subject: str, name: str) -> str:
+    """Return a metric of the adapter, the base layer or another model; that of the adapter with its interval."""
+    interval = evaluation[subject].get(f"{name}_interval") if subject == "adapter" else None
+    return cell_text(evaluation[subject].get(name)) + (
+        " ({} – {})".format(*map(cell_text, interval)) if interval else ""
     )
-    for adapter, found in least:
-        made.add_row(adapter.name, f"{adapter.rows:,}", number(found.own), number(found.base))
-    return made

@@ -1,23 +1,40 @@
-"""Command `train`."""
+"""Command `train`: its options, and the request that they and the columns of the data set make."""
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from loraplex.calls.jobs import succeeded
-from loraplex.cli.datasets import find_dataset, name_of, put_dataset
+from loraplex.cli.columns import Selection, infer_inputs, infer_loss, listed, selected, selection_of, split_names
+from loraplex.cli.datasets import FORMATS, find_dataset, name_of, put_dataset
 from loraplex.cli.errors import WrongUsage
-from loraplex.cli.plugins import complete_adapter, complete_dataset
-from loraplex.cli.request import AUTO, Loss, Method, Publish, SplitBy, Wanted, make_request, selected, split_names
+from loraplex.cli.jobs import follow, note_warnings
+from loraplex.cli.output import pairs, size
 from loraplex.cli.rows import can_read
-from loraplex.cli.session import Session, command, follow
-from loraplex.cli.summary import fleet_summary, held_out, is_live, losses, outcome, pairs, size
-from loraplex.results import DatasetVersion, Estimate, JobFields, JobStatus
+from loraplex.cli.session import Session, command, complete_adapter, complete_dataset, option
+from loraplex.results import Base, DatasetVersion, Estimate, JobFields
 
-DATA, HOW, WHAT_COUNTS, GO = "Data", "How to train", "Held-out rows and publishing", "This run"
+PANEL = "Train and ask"
+AUTO = "auto"
+Method = Literal["auto", "adamw", "sgd", "closed_form"]
+Loss = Literal["mse", "huber", "cross_entropy", "binary_cross_entropy", "cosine", "multiple_negatives"]
+SplitBy = Literal["rows", "group", "time", "column", "none"]
+Publish = Literal["always", "never", "if-better"]
+# With fewer rows, the service trains on all of them, because few held-out rows give no reliable metrics.
+_FEW_ROWS = 100
+_FLEET_RANK, _FLEET_RATE, _FLEET_RIDGE = 8, 0.01, 1.0
+_GRADIENT_SETTINGS = ("epochs", "learning_rate", "batch_size")
+Note = Callable[[str], None]
+
+app = typer.Typer()
+_data = partial(option, panel="Data")
+_how = partial(option, panel="How to train")
+_what_counts = partial(option, panel="Held-out rows and publishing")
+_this_run = partial(option, panel="This run")
 
 
 def _rank(text: str) -> str:
@@ -26,224 +43,193 @@ def _rank(text: str) -> str:
     return text
 
 
-def register(cli: typer.Typer, *, panel: str) -> None:
-    """Register the command."""
-    example = "Example: loraplex train tickets.csv --name acme --target queue"
+@dataclass(kw_only=True)
+class Options:
+    """Options of `train`; None if an option is not given."""
 
-    @command(cli, "train", panel=panel, example=example)
-    def train(
-        session: Session,
-        file: Annotated[
-            Path | None,
-            typer.Argument(
-                metavar="FILE",
-                help="CSV, Parquet, Arrow stream, JSON lines or NPZ; uploaded as a data set.",
-                show_default=False,
-            ),
-        ] = None,
-        *,
-        name: Annotated[
-            str,
-            typer.Option(
-                help="Name of the adapter; if it exists, it gets a new version.", autocompletion=complete_adapter
-            ),
-        ],
-        target: Annotated[
-            str, typer.Option(help="Target column; several numeric columns as a,b,c.", rich_help_panel=DATA)
-        ],
-        dataset: Annotated[
-            str | None,
-            typer.Option(
-                help="An existing data set, instead of FILE.", autocompletion=complete_dataset, rich_help_panel=DATA
-            ),
-        ] = None,
-        dataset_name: Annotated[
-            str | None, typer.Option(help="Name of the data set.", show_default="the file's name", rich_help_panel=DATA)
-        ] = None,
-        inputs: Annotated[str | None, typer.Option(help="Input columns, as a,b,c.", rich_help_panel=DATA)] = None,
-        input_prefix: Annotated[
-            str | None, typer.Option(help="Prefix of the names of the input columns.", rich_help_panel=DATA)
-        ] = None,
-        input_column: Annotated[
-            str | None, typer.Option(help="Input column that contains lists, such as embeddings.", rich_help_panel=DATA)
-        ] = None,
-        weight: Annotated[
-            str | None, typer.Option(help="Column with the weights of the rows.", rich_help_panel=DATA)
-        ] = None,
-        labels: Annotated[
-            str | None, typer.Option(help="Names of the outputs, in order, as a,b,c.", rich_help_panel=DATA)
-        ] = None,
-        group: Annotated[
-            str | None,
-            typer.Option(help="Column whose values a split keeps together, such as customer.", rich_help_panel=DATA),
-        ] = None,
-        group_by: Annotated[
-            str | None, typer.Option(help="Column with one adapter for each value: a fleet.", rich_help_panel=DATA)
-        ] = None,
-        rank: Annotated[
-            str, typer.Option(help="Rank of the adapter.", metavar="N|auto", callback=_rank, rich_help_panel=HOW)
-        ] = AUTO,
-        alpha: Annotated[
-            float | None,
-            typer.Option(
-                help="Alpha: the layer adds alpha/rank times A·B.", show_default="the rank", rich_help_panel=HOW
-            ),
-        ] = None,
-        loss: Annotated[
-            Loss | None,
-            typer.Option(help="Loss to minimise.", show_default="by the type of the target", rich_help_panel=HOW),
-        ] = None,
-        method: Annotated[Method, typer.Option(help="Training method.", rich_help_panel=HOW)] = Method.AUTO,
-        epochs: Annotated[
-            int | None, typer.Option(help="Passes over the training rows.", show_default="auto", rich_help_panel=HOW)
-        ] = None,
-        learning_rate: Annotated[
-            float | None, typer.Option(help="Size of a step.", show_default="auto", rich_help_panel=HOW)
-        ] = None,
-        batch_size: Annotated[
-            int | None, typer.Option(help="Rows of a step.", show_default="auto", rich_help_panel=HOW)
-        ] = None,
-        ridge: Annotated[
-            float | None,
-            typer.Option(help="Ridge penalty of the closed form.", show_default="auto", rich_help_panel=HOW),
-        ] = None,
-        seed: Annotated[
-            int | None, typer.Option(help="Seed of the random generator.", show_default="0", rich_help_panel=HOW)
-        ] = None,
-        split: Annotated[
-            SplitBy | None,
-            typer.Option(
-                help="How the held-out rows are chosen. Without it, fewer than 100 rows are all trained on.",
-                show_default="group with --group, else rows",
-                rich_help_panel=WHAT_COUNTS,
-            ),
-        ] = None,
-        split_column: Annotated[
-            str | None, typer.Option(help="The column of --split time and --split column.", rich_help_panel=WHAT_COUNTS)
-        ] = None,
-        held_out_share: Annotated[
-            float | None,
-            typer.Option(
-                "--held-out",
-                help="Fraction of the rows that is held out.",
-                show_default="0.2",
-                rich_help_panel=WHAT_COUNTS,
-            ),
-        ] = None,
-        publish: Annotated[
-            Publish, typer.Option(help="When the new version becomes live.", rich_help_panel=WHAT_COUNTS)
-        ] = Publish.ALWAYS,
-        metric: Annotated[
-            str | None,
-            typer.Option(
-                help="Metric that --publish if-better compares, such as accuracy.",
-                show_default="loss",
-                rich_help_panel=WHAT_COUNTS,
-            ),
-        ] = None,
-        margin: Annotated[
-            float | None,
-            typer.Option(help="Minimum improvement of the metric.", show_default="0", rich_help_panel=WHAT_COUNTS),
-        ] = None,
-        no_wait: Annotated[
-            bool, typer.Option("--no-wait", help="Do not wait for the job.", rich_help_panel=GO)
-        ] = False,
-        dry_run: Annotated[
-            bool,
-            typer.Option(
-                "--dry-run", help="Print what would be trained. FILE is uploaded in any case.", rich_help_panel=GO
-            ),
-        ] = False,
-    ) -> None:
-        """Train an adapter from a file, and wait for its version and its metrics on held-out rows."""
-        wanted = Wanted(
-            name=name,
-            targets=split_names(target),
-            inputs=selected(inputs, input_prefix, input_column),
-            group=group,
-            group_by=group_by,
-            weight=weight,
-            labels=None if labels is None else split_names(labels),
-            rank=None if rank == AUTO else int(rank),
-            alpha=alpha,
-            loss=loss,
-            method=method,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            ridge=ridge,
-            seed=seed,
-            split=split,
-            split_column=split_column,
-            fraction=held_out_share,
-            publish=publish,
-            metric=metric,
-            margin=margin,
-        )
-        stored = _dataset(session, file, dataset, dataset_name)
-        request = make_request(wanted, stored, session.client.base(), session.say)
-        if dry_run:
-            show_estimate(session, session.client.estimate(**request))
-            return
-        job: JobFields = session.client.train(**request)
-        if no_wait:
-            session.give(job, f"{job.id} is {job.status}. To follow it: loraplex jobs --follow {job.id}")
-            return
-        job = follow(session, job.id)
-        show_ended(session, job, rows_of=file if file and can_read(file) else None)
-        succeeded(job)
+    name: Annotated[
+        str, option("Name of the adapter; if it exists, it gets a new version.", autocompletion=complete_adapter)
+    ]
+    target: Annotated[str, _data("Target column; several numeric columns as a,b,c.")]
+    dataset: Annotated[str | None, _data("An existing data set, instead of FILE.", autocompletion=complete_dataset)] = (
+        None
+    )
+    dataset_name: Annotated[str | None, _data("Name of the data set.", show_default="the file's name")] = None
+    inputs: Annotated[str | None, _data("Input columns, as a,b,c.")] = None
+    input_prefix: Annotated[str | None, _data("Prefix of the names of the input columns.")] = None
+    input_column: Annotated[str | None, _data("Input column that contains lists, such as embeddings.")] = None
+    weight: Annotated[str | None, _data("Column with the weights of the rows.")] = None
+    labels: Annotated[str | None, _data("Names of the outputs, in order, as a,b,c.")] = None
+    group: Annotated[str | None, _data("Column whose values a split keeps together, such as customer.")] = None
+    group_by: Annotated[str | None, _data("Column with one adapter for each value: a fleet.")] = None
+    rank: Annotated[str, _how("Rank of the adapter.", metavar="N|auto", callback=_rank)] = AUTO
+    alpha: Annotated[float | None, _how("Alpha: the layer adds alpha/rank times A·B.", show_default="the rank")] = None
+    loss: Annotated[Loss | None, _how("Loss to minimise.", show_default="by the type of the target")] = None
+    method: Annotated[Method, _how("Training method.")] = "auto"
+    epochs: Annotated[int | None, _how("Passes over the training rows.", show_default="auto")] = None
+    learning_rate: Annotated[float | None, _how("Size of a step.", show_default="auto")] = None
+    batch_size: Annotated[int | None, _how("Rows of a step.", show_default="auto")] = None
+    ridge: Annotated[float | None, _how("Ridge penalty of the closed form.", show_default="auto")] = None
+    seed: Annotated[int | None, _how("Seed of the random generator.", show_default="0")] = None
+    split: Annotated[
+        SplitBy | None,
+        _what_counts(
+            "How the held-out rows are chosen. Without it, fewer than 100 rows are all trained on.",
+            show_default="group with --group, else rows",
+        ),
+    ] = None
+    split_column: Annotated[str | None, _what_counts("The column of --split time and --split column.")] = None
+    held_out: Annotated[float | None, _what_counts("Fraction of the rows that is held out.", show_default="0.2")] = None
+    publish: Annotated[Publish, _what_counts("When the new version becomes live.")] = "always"
+    metric: Annotated[
+        str | None, _what_counts("Metric that --publish if-better compares, such as accuracy.", show_default="loss")
+    ] = None
+    margin: Annotated[float | None, _what_counts("Minimum improvement of the metric.", show_default="0")] = None
+
+    def __post_init__(self) -> None:
+        # Contradictions are reported before a file is uploaded.
+        self.targets = split_names(self.target)
+        self.selection = selected(self.inputs, self.input_prefix, self.input_column)
+        self.is_fleet = self.group_by is not None or "{" in self.name
+        if self.publish != "if-better" and self.given("metric", "margin"):
+            raise WrongUsage("--metric and --margin say what better means: they go with --publish if-better.")
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Return those of these options that are given."""
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def _dataset(session: Session, file: Path | None, dataset: str | None, name: str | None) -> DatasetVersion:
-    if (file is None) == (dataset is None):
+@command(app, "train", panel=PANEL, example="Example: loraplex train tickets.csv --name acme --target queue")
+def train(
+    session: Session,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help=f"{FORMATS}; uploaded as a data set.", show_default=False)
+    ] = None,
+    *,
+    options: Options,
+    no_wait: Annotated[bool, _this_run("Do not wait for the job.", "--no-wait")] = False,
+    dry_run: Annotated[
+        bool, _this_run("Print what would be trained. FILE is uploaded in any case.", "--dry-run")
+    ] = False,
+) -> None:
+    """Train an adapter from a file, and wait for its version and its metrics on held-out rows."""
+    if (file is None) == (options.dataset is None):
         raise WrongUsage("Give the rows: FILE to upload, or --dataset NAME for one that is there. One of the two.")
-    if dataset is not None:
-        return find_dataset(session, dataset)
-    assert file is not None
-    return put_dataset(session, name or name_of(file), file)
+    if file is None:
+        dataset = find_dataset(session, options.dataset or "")
+    else:
+        dataset = put_dataset(session, options.dataset_name or name_of(file), file)
+    request = make_request(options, dataset, session.client.base(), session.note)
+    if dry_run:
+        _show_estimate(session, session.client.estimate(**request))
+        return
+    job: JobFields = session.client.train(**request)
+    if no_wait:
+        session.give(job, f"{job.id} is {job.status}. To follow it: loraplex jobs --follow {job.id}")
+    else:
+        succeeded(follow(session, job.id, rows=file if file and can_read(file) else None))
 
 
-def show_estimate(session: Session, estimate: Estimate) -> None:
+def make_request(options: Options, dataset: DatasetVersion, base: Base, note: Note) -> dict[str, Any]:
+    """Return the arguments of `Client.train`, and pass each inferred value to `note`; raise `WrongUsage`."""
+    names = [column.name for column in dataset.columns]
+    missing = [name for name in options.targets if name not in names]
+    if missing:
+        raise WrongUsage(f"There is no column {listed(missing)}; the columns are {listed(names)}.")
+    loss, why = (options.loss, "") if options.loss else infer_loss(dataset.columns, options.targets, base)
+    if why:
+        note(f"loss: {loss}, as {why} (another one: --loss)")
+    data = {
+        "dataset": f"{dataset.dataset}@{dataset.version}",
+        "inputs": _inputs(options, dataset, base, note),
+        "targets": selection_of(options.targets),
+        **options.given("weight", "group", "group_by"),
+        **({} if options.labels is None else {"labels": split_names(options.labels)}),
+    }
+    gate = options.given("metric", "margin")
+    request = {
+        "name": _name(options, note),
+        "rank": _rank_of(options, base, note),
+        "data": data,
+        "training": _training(options, loss, note),
+        "publish": {"when": "if_better", **gate} if options.publish == "if-better" else options.publish,
+        **options.given("alpha"),
+    }
+    split = _split(options, loss, dataset.rows)
+    return request | ({} if split is None else {"split": split})
+
+
+def _inputs(options: Options, dataset: DatasetVersion, base: Base, note: Note) -> Selection:
+    if options.selection is not None:
+        return options.selection
+    other_roles = options.given("group", "group_by", "weight", "split_column").values()
+    selection, why = infer_inputs(dataset.columns, base, taken={*options.targets, *other_roles})
+    note(f"inputs: {why}")
+    return selection
+
+
+def _name(options: Options, note: Note) -> str:
+    if options.group_by is None or "{" in options.name:
+        return options.name
+    name = f"{options.name}-{{{options.group_by}}}"
+    note(f"names: {name}, one adapter for each {options.group_by}")
+    return name
+
+
+def _rank_of(options: Options, base: Base, note: Note) -> int | str:
+    if options.rank != AUTO:
+        return int(options.rank)
+    if not options.is_fleet:
+        return AUTO
+    rank = min(_FLEET_RANK, base.in_features, base.out_features)
+    note(f"rank: {rank}, as each group would need another one to be chosen (another one: --rank)")
+    return rank
+
+
+def _training(options: Options, loss: str, note: Note) -> dict[str, Any]:
+    given = options.given(*_GRADIENT_SETTINGS)
+    is_exact = loss == "mse" and (options.method == "closed_form" or (options.method == AUTO and not given))
+    training: dict[str, Any] = {"method": options.method, "loss": loss}
+    if options.method != "closed_form":
+        training |= dict.fromkeys(_GRADIENT_SETTINGS, AUTO)
+        if options.is_fleet and not is_exact and options.learning_rate is None:
+            note(f"learning rate: {_FLEET_RATE} (another one: --learning-rate)")
+            training["learning_rate"] = _FLEET_RATE
+    if is_exact:
+        training["ridge"] = _FLEET_RIDGE if options.is_fleet else AUTO
+    return training | given | options.given("ridge", "seed")
+
+
+def _split(options: Options, loss: str, rows: int) -> dict[str, Any] | None:
+    is_given = bool(options.given("split", "held_out", "split_column"))
+    if options.split == "none" or (not is_given and rows < _FEW_ROWS and options.publish != "if-better"):
+        return None
+    by = options.split or ("rows" if options.group is None else "group")
+    split: dict[str, Any] = {"by": by}
+    if options.split_column is not None:
+        split["column"] = options.split_column
+    if options.held_out is not None or by != "column":
+        split["fraction"] = 0.2 if options.held_out is None else options.held_out
+    if by == "rows" and loss == "cross_entropy":
+        split["stratify"] = True
+    return split
+
+
+def _show_estimate(session: Session, estimate: Estimate) -> None:
     """Show the settings and the estimate of a training."""
     spec = estimate.spec
     # No option of `train` sets validation_fraction, because a split holds the rows out.
     training = {name: value for name, value in spec.get("training", {}).items() if name != "validation_fraction"}
-    shown = {name: value for name, value in training.items() if value is not None}
-    sides = spec.get("split") or {}
-    rows = {side: sides[side]["rows"] for side in ("train", "held_out") if side in sides}
-    session.give(
-        estimate,
-        pairs(
-            {
-                "adapters": estimate.adapters,
-                "rank": spec.get("rank"),
-                **shown,
-                "rows": spec["data"]["rows"],
-                "held out": f"{rows['held_out']} of them, by {sides.get('by', 'data set')}" if rows else None,
-                "memory": f"about {size(estimate.memory_bytes)}",
-                "time": f"about {estimate.seconds:.3g} s",
-            }
-        ),
-    )
-    _warn(session, spec)
-
-
-def show_ended(session: Session, job: JobFields, *, rows_of: Path | None = None) -> None:
-    """Show the result of a job; `rows_of` is a file to suggest for the next step."""
-    _warn(session, job.spec)
-    metrics = held_out(job.metrics)
-    shown: list[Any] = []
-    if job.status is JobStatus.SUCCEEDED:
-        shown += [metrics, ""] if metrics is not None else []
-        summary = fleet_summary(session, job)
-        shown += [*summary, ""] if summary else []
-        shown += [line for line in (losses(job.metrics), *outcome(job)) if line]
-    session.give(job, *shown)
-    if job.status is JobStatus.SUCCEEDED and job.result is not None:
-        name = job.result.name if is_live(job) else str(job.result)
-        session.say(f"next: loraplex predict {name} {f'{shlex.quote(str(rows_of))} --limit 5' if rows_of else 'FILE'}")
-
-
-def _warn(session: Session, spec: Mapping[str, Any]) -> None:
-    for warning in spec.get("warnings", ()):
-        session.say(f"note: {warning}")
+    split = spec.get("split") or {}
+    held_out = f"{split['held_out']['rows']} of them, by {split.get('by', 'data set')}" if "held_out" in split else None
+    about = {
+        "adapters": estimate.adapters,
+        "rank": spec.get("rank"),
+        **{name: value for name, value in training.items() if value is not None},
+        "rows": spec["data"]["rows"],
+        "held out": held_out,
+        "memory": f"about {size(estimate.memory_bytes)}",
+        "time": f"about {estimate.seconds:.3g} s",
+    }
+    session.give(estimate, pairs(about))
+    note_warnings(session, spec)

@@ -79,14 +79,14 @@ def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], pag
     page.get_by_role("button", name="Upload").click()
 
     expect(page.get_by_role("heading", level=1)).to_have_text("turned-digits")
-    expect(page.locator("#notice")).to_have_text("turned-digits was read: 500 rows")
-    expect(page.get_by_text("Every cell can be trained on.")).to_be_visible()
+    expect(page.locator("#notice")).to_have_text("turned-digits was uploaded: 500 rows")
+    expect(page.get_by_text("Every cell can be used for training.")).to_be_visible()
     expect(page.get_by_label("Inputs")).to_have_value('{"prefix": "pixel_"}')
     expect(page.get_by_label("Target")).to_have_value('{"column": "digit"}')
     expect(page.get_by_label("Loss")).to_have_value("cross_entropy")
-    page.get_by_label("Adapter's name").fill("acme")
-    page.get_by_role("button", name="Check first").click()
-    expect(page.locator("[data-estimate]")).to_contain_text("400 rows are trained on, 100 held out.")
+    page.get_by_label("Name of the adapter").fill("acme")
+    page.get_by_role("button", name="Check").click()
+    expect(page.locator("[data-estimate]")).to_contain_text("400 rows are used for training, and 100 are held out.")
     page.get_by_role("button", name="Train", exact=True).click()
 
     expect(page.get_by_role("heading", level=1)).to_have_text("Training of acme")
@@ -101,7 +101,7 @@ def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], pag
     page.get_by_role("link", name="Try it").last.click()
 
     arrive(page, "Try it")
-    said = page.locator("[data-said]")
+    said = page.locator("[data-summary]")
     _draw_a_one(page)
     expect(said).to_contain_text("Base: 1")
     page.get_by_role("radio", name="A stored row").check()
@@ -110,7 +110,7 @@ def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], pag
     labels = _labels(client, "acme@1", [pixels[number] for number in numbers])
     for number, label in zip(numbers, labels, strict=True):
         page.get_by_label("Row", exact=True).fill(str(number))
-        expect(page.locator("[data-beside]")).to_have_text(f"Label: {truth[number]}")
+        expect(page.locator("[data-other-columns]")).to_have_text(f"Label: {truth[number]}")
         expect(said).to_contain_text(f"acme@1: {label} (")
     assert sum(label == truth[number] for number, label in zip(numbers, labels, strict=True)) >= 4
     expect(page.get_by_role("table", name="acme")).to_be_visible()
@@ -130,8 +130,8 @@ def test_a_training_is_watched_as_it_goes_on_and_cancelled(
     expect(curve).not_to_have_attribute("aria-label", str(begun), timeout=SLOWLY)
     page.get_by_role("button", name="Cancel…").click()
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text("What it has learnt so far is lost")
-    dialog.get_by_role("button", name="Let it go on").click()
+    expect(dialog).to_contain_text("Its progress is lost")
+    dialog.get_by_role("button", name="Keep training").click()
     expect(dialog).not_to_be_visible()
     page.get_by_role("button", name="Cancel…").click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel the training").click()
@@ -162,21 +162,21 @@ def test_versions_are_rolled_back_and_an_adapter_deleted_once_that_is_confirmed(
     upload(digits, "acme")
     digits.put("/adapters/acme", json={"A": [[1.0]] * 10, "B": [[0.02] * 64]}).raise_for_status()
     page = page_at(digits, "/ui/adapters/acme")
-    expect(page.get_by_text("The bare name answers with version 2.")).to_be_visible()
-    page.get_by_role("button", name="Roll back to it").click()
-    expect(page.locator("#notice")).to_have_text("acme answers with version 1 now")
+    expect(page.get_by_text("Live version: 2.")).to_be_visible()
+    page.get_by_role("button", name="Roll back to this version").click()
+    expect(page.locator("#notice")).to_have_text("Version 1 of acme is live")
     assert digits.get("/adapters/acme").json()["aliases"] == {"live": 1}
     with page.expect_download() as downloading:
         page.get_by_role("link", name="Download version 2").click()
     assert downloading.value.suggested_filename == "acme-2.zip"
-    page.get_by_role("button", name="Roll forward to it").click()
-    expect(page.locator("#notice")).to_have_text("acme answers with version 2 now")
-    expect(page.get_by_text("The bare name answers with version 2.")).to_be_visible()
+    page.get_by_role("button", name="Make this version live").click()
+    expect(page.locator("#notice")).to_have_text("Version 2 of acme is live")
+    expect(page.get_by_text("Live version: 2.")).to_be_visible()
     page.get_by_role("button", name="Delete…").click()
     dialog = page.get_by_role("dialog")
-    expect(dialog).to_contain_text("Gone will be all 2 versions")
-    dialog.get_by_role("button", name="Delete for good").click()
-    expect(page.locator("#notice")).to_have_text("acme is deleted")
+    expect(dialog).to_contain_text("This deletes all 2 versions")
+    dialog.get_by_role("button", name="Delete permanently").click()
+    expect(page.locator("#notice")).to_have_text("acme was deleted")
     assert digits.get("/adapters/acme").status_code == 404
 
 
@@ -187,9 +187,9 @@ def test_what_has_changed_meanwhile_is_not_deleted_by_mistake(
     page = page_at(digits, "/ui/adapters/acme")
     digits.put("/adapters/acme", json={"A": [[1.0]] * 10, "B": [[0.02] * 64]}).raise_for_status()
     page.get_by_role("button", name="Delete…").click()
-    page.get_by_role("dialog").get_by_role("button", name="Delete for good").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete permanently").click()
     troubles.allow("status of 412")
-    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("It has changed since this page was shown")
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("changed since the page was loaded")
     assert digits.get("/adapters/acme").json()["versions"] == 2
 
 
@@ -198,12 +198,12 @@ def test_a_refusal_is_shown_beside_the_form_and_its_field_marked(
 ) -> None:
     put_dataset(digits, "turned-digits", DIGITS.read_bytes())
     page = page_at(digits, "/ui/datasets/turned-digits")
-    name = page.get_by_label("Adapter's name")
+    name = page.get_by_label("Name of the adapter")
     name.fill("not a name")
     page.get_by_role("button", name="Train", exact=True).click()
     troubles.allow("status of 422")
     expect(page.get_by_role("alert")).to_have_text(
-        "Adapter's name must be 1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit."
+        "Name of the adapter must be 1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit."
     )
     expect(name).to_have_attribute("aria-invalid", "true")
     expect(name).to_be_focused()
@@ -219,7 +219,7 @@ def test_a_refusal_is_shown_beside_the_form_and_its_field_marked(
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("Epochs: input should be greater than or equal to 1")
     page.get_by_label("Epochs").fill("")
-    page.get_by_label("Inputs").select_option(label="Columns that I name …")
+    page.get_by_label("Inputs").select_option(label="Other columns …")
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_role("alert")).to_have_text("Columns must name at least one column.")
     expect(page.get_by_role("textbox", name="Columns")).to_be_focused()
@@ -232,10 +232,10 @@ def test_an_upload_on_its_way_can_be_cancelled(digits: httpx.Client, page_at: Pa
     expect(page.get_by_label("Name of the data set")).to_have_value("Some-Table-2-")
     page.get_by_role("button", name="Upload").click()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.locator("[data-status]")).to_have_text("Cancelled: nothing was stored")
+    expect(page.locator("[data-status]")).to_have_text("Cancelled. Nothing was stored")
     page.unroute_all()
     _drop(page, "slides.pdf", "")
-    expect(page.get_by_role("alert")).to_contain_text("it has to end in .csv")
+    expect(page.get_by_role("alert")).to_contain_text("the name must end in .csv")
     _drop(page, "bad.csv", "a,b\n1\n")
     page.get_by_role("button", name="Upload").click()
     troubles.allow("status of 422")
@@ -247,7 +247,7 @@ def test_numbers_are_pasted_in_any_usual_form_and_counted(digits: httpx.Client, 
     upload(digits, "acme")
     page = page_at(digits, "/ui/try?adapter=acme")
     page.get_by_role("radio", name="Paste").check()
-    numbers, said, alert = page.locator("#numbers"), page.locator("[data-said]"), page.get_by_role("alert")
+    numbers, said, alert = page.locator("#numbers"), page.locator("[data-summary]"), page.get_by_role("alert")
     rows, _ = _rows()
     one_of_each = dict(zip(_labels(digits, "acme", rows), rows, strict=True))
     forms: list[Callable[[list[float]], str]] = [
@@ -287,10 +287,10 @@ def test_a_stored_row_that_comes_late_does_not_undo_a_drawing(digits: httpx.Clie
     with page.expect_request("**/predict") as asked:
         page.get_by_role("button", name="Compare").click()
     expect(page.locator("#canvas")).to_have_attribute("aria-label", drawing)
-    expect(page.locator("[data-beside]")).to_be_empty()
+    expect(page.locator("[data-other-columns]")).to_be_empty()
     body: Any = asked.value.post_data_json
     (drawn,) = body["inputs"]
-    assert f"{sum(map(bool, drawn))} of them inked" in drawing
+    assert f"{sum(map(bool, drawn))} of them filled" in drawing
 
 
 def test_what_could_not_be_had_is_told_until_it_can_be_had_again(
@@ -299,17 +299,17 @@ def test_what_could_not_be_had_is_told_until_it_can_be_had_again(
     upload(digits, "acme", "globex")
     page = page_at(digits, "/ui/adapters/acme")
     page.get_by_role("button", name="Delete…").click()
-    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("button", name="Delete permanently").click()
     notice, status, prefix = page.locator("#notice"), page.locator("#status"), page.get_by_label("Name begins with")
-    expect(notice).to_have_text("acme is deleted")
+    expect(notice).to_have_text("acme was deleted")
     prefix.fill("g")
     expect(status).to_have_text("1 adapter beginning with “g”")
-    expect(notice).to_have_text("acme is deleted")
+    expect(notice).to_have_text("acme was deleted")
     for pattern in ("ERR_FAILED|htmx:", "status of 503|Status Error Code 503"):
         troubles.allow(pattern)
     refusals: list[tuple[Callable[[Route], None], str]] = [
         (lambda route: route.abort(), "The service cannot be reached. Is it running?"),
-        (lambda route: route.fulfill(status=503), "This could not be refreshed (status 503)."),
+        (lambda route: route.fulfill(status=503), "The page could not be refreshed (status 503)."),
     ]
     for refuse, said in refusals:
         page.route("**/ui/adapters?prefix=*", refuse)
@@ -357,23 +357,23 @@ def test_the_keyboard_is_enough(digits: httpx.Client, page_at: PageAt) -> None:
     keys.press("Escape")
     expect(focused).to_have_text("Delete…")
     keys.press("Enter")
-    _tab_to(page, "Delete for good")
+    _tab_to(page, "Delete permanently")
     keys.press("Enter")
-    expect(page.locator("#notice")).to_have_text("globex is deleted")
+    expect(page.locator("#notice")).to_have_text("globex was deleted")
 
     _tab_to(page, "Try it")
     keys.press("Enter")
     arrive(page, "Try it")
-    page.locator("#way-draw").focus()
+    page.locator("#source-draw").focus()
     keys.press("Tab")
     expect(focused).to_have_attribute("id", "canvas")
     for key in ("ArrowRight", "ArrowRight", "ArrowRight", *(["Space", "ArrowDown"] * 7), "Space"):
         keys.press(key)
     expect(page.locator("[data-cell]")).to_have_text("Row 8, column 4: 16 of 16")
-    expect(page.locator("#canvas")).to_have_attribute("aria-label", "Drawing of 8 by 8 cells, 8 of them inked")
+    expect(page.locator("#canvas")).to_have_attribute("aria-label", "Drawing of 8 by 8 cells, 8 of them filled")
     drawn = [16.0 if column == 3 else 0.0 for _ in range(8) for column in range(8)]
     outputs = digits.post("/predict", json={"adapter": None, "inputs": [drawn]}).json()["outputs"][0]
-    expect(page.locator("[data-said]")).to_contain_text(f"Base: {outputs.index(max(outputs))} (")
+    expect(page.locator("[data-summary]")).to_contain_text(f"Base: {outputs.index(max(outputs))} (")
 
 
 def _tab_to(page: Page, text: str) -> None:
@@ -393,11 +393,11 @@ def test_the_name_of_a_data_set_stays_as_it_is_written(
     page.get_by_role("radio", name="A stored row").check()
     troubles.allow("status of 422")
     expect(page.get_by_role("alert")).to_have_text(
-        "The data set diabetes has no columns that make 64 numbers a row: paste them instead."
+        "The data set diabetes has no columns that give 64 numbers per row; paste them instead."
     )
     page.goto("/ui/datasets")
     _drop(page, "diabetes.pdf", "")
-    expect(page.get_by_role("alert")).to_contain_text("diabetes.pdf is of a kind that is not read here")
+    expect(page.get_by_role("alert")).to_contain_text("diabetes.pdf has an unknown file type")
 
 
 def test_the_id_of_a_job_is_there_to_be_used(digits: httpx.Client, page_at: PageAt) -> None:

@@ -68,10 +68,10 @@ def _settle(page: Page, name: str, client: httpx.Client) -> None:
         page.get_by_role("radio", name="A stored row").check()
         page.get_by_label("Data set").select_option("turned-digits")
         page.get_by_label("Row", exact=True).fill("3")
-        expect(page.locator("[data-beside]")).to_have_text("Label: 3")
-        expect(page.locator("[data-said]")).to_contain_text("Base: 2 (")
+        expect(page.locator("[data-other-columns]")).to_have_text("Label: 3")
+        expect(page.locator("[data-summary]")).to_contain_text("Base: 2 (")
     if name in ("job", "failed-job"):
-        expect(page.locator("[data-about]")).to_contain_text("Of each step's batch")
+        expect(page.locator("[data-caption]")).to_contain_text("Loss on the batch of each step")
 
 
 def _traffic(page: Page, client: httpx.Client) -> None:
@@ -80,7 +80,7 @@ def _traffic(page: Page, client: httpx.Client) -> None:
 
     def enough() -> bool:
         client.post("/predict", json={"adapter": "acme", "inputs": [[0] * 64] * (1 + next(sizes) % 40)})
-        return int(page.locator("#traffic").get_attribute("data-looks") or 0) >= 8
+        return int(page.locator("#traffic").get_attribute("data-samples") or 0) >= 8
 
     eventually(enough, what="a curve")
 
@@ -224,7 +224,7 @@ def test_an_answer_of_a_name_without_a_break_does_not_stick_out(page_at: PageAt,
     try:
         page = page_at(running[0], f"/ui/try?adapter={name}", view=NARROW)
         page.get_by_role("button", name="Load a sample 3").click()
-        expect(page.locator("[data-said]")).to_contain_text(name)
+        expect(page.locator("[data-summary]")).to_contain_text(name)
         assert _sticks_out(page) <= 0
     finally:
         running[0].delete(f"/adapters/{name}").raise_for_status()

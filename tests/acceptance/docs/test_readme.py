@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import PREFIX, Settings
+from app.settings import PREFIX, Settings, description_of
 from tests.acceptance.docs.executable_pages import ROOT, blocks
 from tests.acceptance.docs.terminal_sessions import Reader
 
@@ -49,7 +49,7 @@ def test_the_settings_table_is_the_settings() -> None:
         return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
     expected = {
-        f"{PREFIX}{name.upper()}": (shown(field.default), field.description)
+        f"{PREFIX}{name.upper()}": (shown(field.default), description_of(name))
         for name, field in Settings.model_fields.items()
     }
     page = (ROOT / "docs" / "settings.md").read_text()

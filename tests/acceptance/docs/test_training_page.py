@@ -19,11 +19,11 @@ from adapters.training.evaluation.metrics import HIGHER_IS_BETTER
 from adapters.training.gradient import training_loop as descent
 from adapters.training.limits import MAX_STEPS
 from adapters.training.planning import auto
-from adapters.training.planning.publish_policy import GATE_METRICS
+from adapters.training.planning.request import GATE_METRICS
 from adapters.training.planning.split import SplitBy
 from adapters.training.settings import AUTO, SETTINGS, Init, Loss, Method, Schedule
 from app.http.schemas import trainings as schemas
-from app.http.schemas.adapters import not_null
+from app.http.schemas.fields import OR_AUTO, RequestBody, not_null
 from tests.conftest import Serve
 
 PAGE = (Path(__file__).parents[3] / "docs" / "training.md").read_text()
@@ -89,7 +89,7 @@ def _takes_null(field: FieldInfo) -> bool:
 
 
 def _takes_auto(field: FieldInfo) -> bool:
-    return schemas.OrAuto in field.metadata or AUTO in _kinds(field.annotation)
+    return OR_AUTO in field.metadata or AUTO in _kinds(field.annotation)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -98,10 +98,8 @@ def test_a_table_has_the_fields_of_its_model_in_their_order(model: type[BaseMode
 
 
 def test_every_body_of_a_request_has_a_table() -> None:
-    requests = {
-        kind for kind in vars(schemas).values() if isinstance(kind, type) and issubclass(kind, schemas._Request)
-    }
-    assert requests - {schemas._Request} == set(MODELS)
+    requests = {kind for kind in vars(schemas).values() if isinstance(kind, type) and issubclass(kind, RequestBody)}
+    assert requests - {RequestBody} == set(MODELS)
     assert len(re.findall(r"<!-- fields: \w+ -->", PAGE)) == len(MODELS)
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.processes.signals import EXIT_CONFIG
 from app.processes.trainer import run_trainer
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import EXIT_CONFIG, Settings, SettingsError, load_settings
 from tests.support.deadlines import scaled
 from tests.support.service import LORAPLEX, environment, free_port
 

@@ -13,9 +13,8 @@ import httpx
 import pytest
 
 from adapters.storage.blobs import Quarantine
-from app.processes.signals import EXIT_CONFIG
 from app.processes.store_guard import guarded_store
-from app.settings import Settings
+from app.settings import EXIT_CONFIG, Settings
 from tests.support.service import LORAPLEX, ServiceProcess, environment, eventually, free_port, serving
 
 pytestmark = pytest.mark.slow

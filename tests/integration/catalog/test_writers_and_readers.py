@@ -15,7 +15,7 @@ import pytest
 
 import adapters.storage.database
 from adapters.errors import CatalogBusy
-from app.http.write_threads import WriteThreads
+from app.service import WriteThreads
 from tests.conftest import Serve
 from tests.support.catalog_factories import as_upload, make_adapter, referenced_files, stored_files
 from tests.support.deadlines import scaled

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from loraplex.cli.session import console
+from loraplex.cli.output import console
 from loraplex.cli.summary import summarize
 from loraplex.errors import LoraplexError
 from loraplex.results import JobAdapter

@@ -198,9 +198,9 @@ def test_a_table_that_cannot_be_read_says_why(run: Run, trained: Ended, tmp_path
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib; sys.modules['pyarrow'] = None\n"
-        "from loraplex.cli.rows import read_table_file\n"
-        "read_table_file(pathlib.Path('rows.parquet'), None)\n"
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from loraplex.cli.rows import read_rows\n"
+        "read_rows('rows.parquet', limit=None, expected=None)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "Cannot read rows.parquet without pyarrow: pip install 'loraplex[arrow]'" in ended.stderr

@@ -18,9 +18,9 @@ from adapters.jobs.job import JobStatus
 from adapters.jobs.queue import JobQueue
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import load_base_layer
-from app.observability.metrics import catalog_metrics as figures_of
-from app.observability.metrics.catalog_metrics import CatalogMetrics
-from app.observability.metrics.values import MetricValues
+from app.observability.metrics import exposition as figures_of
+from app.observability.metrics.exposition import CatalogMetrics
+from app.observability.metrics.recorder import MetricValues
 from tests.conftest import Serve
 from tests.support.catalog_factories import submit
 from tests.support.concurrent_clients import publish
@@ -81,7 +81,7 @@ def test_a_count_is_shown_for_a_second(tmp_path: Path) -> None:
 
     def adapters() -> float:
         figures = MetricValues()
-        counting.note(figures)
+        counting.record(figures)
         return shown_of(figures)[series("adapters")]
 
     assert adapters() == 0

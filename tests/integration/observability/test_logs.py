@@ -166,7 +166,7 @@ def test_closing_twice_is_closing_once(serve: Serve) -> None:
 def test_each_of_very_many_requests_is_counted_and_those_without_a_line_are_said(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request_log, "MOST_A_SECOND", 10)
+    monkeypatch.setattr(request_log, "MAX_LINES_PER_SECOND", 10)
     client, service = serve(log_requests=LogRequests.ALL)
     kept = Kept()
     service.observer._request_log._writer = kept

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from app.observability.metrics.definitions import QUEUE_ROWS
 from app.observability.metrics.process_slot import clean_slots
-from app.observability.metrics.recorder import Metrics
-from app.observability.metrics.values import sum_values
+from app.observability.metrics.recorder import Metrics, sum_values
 from tests.support.metrics_exposition import Shown, series, shown_of
 
 PUBLISHED = series("adapters_published_total", source="upload")
 
 
 def _all(metrics: Metrics) -> Shown:
-    return shown_of(sum_values(left.figures for left in metrics.all_processes()))
+    return shown_of(sum_values(process.values for process in metrics.all_processes()))
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def _no_room() -> Iterator[None]:
 
 
 def test_each_process_of_a_role_has_a_place_of_its_own_and_sees_the_sum(tmp_path: Path) -> None:
-    opened = [Metrics.open(tmp_path, role) for role in ("worker", "worker", "trainer")]
+    opened = [Metrics(tmp_path, role) for role in ("worker", "worker", "trainer")]
     assert [metrics.process for metrics in opened] == ["worker-1", "worker-2", "trainer-1"]
     for number, metrics in enumerate(opened, 1):
         metrics.record_publish(0.1, number)
@@ -47,15 +47,15 @@ def test_each_process_of_a_role_has_a_place_of_its_own_and_sees_the_sum(tmp_path
 
 
 def test_a_process_that_takes_a_place_goes_on_from_what_was_counted_there(tmp_path: Path) -> None:
-    watching, dying = Metrics.open(tmp_path, "worker"), Metrics.open(tmp_path, "worker")
+    watching, dying = Metrics(tmp_path, "worker"), Metrics(tmp_path, "worker")
     dying.record_publish(0.1, 5)
-    dying.set_queue_rows(7, 100)
+    dying.put(QUEUE_ROWS, 7)
     dying.close()
     shown = _all(watching)
     assert shown[PUBLISHED] == 5
     assert series("queue_rows") not in shown, "what it has waiting, it has no more"
     assert series("process_starts_total", process="worker-2") not in shown
-    again = Metrics.open(tmp_path, "worker")
+    again = Metrics(tmp_path, "worker")
     again.record_publish(0.1, 1)
     shown = _all(again)
     assert shown[PUBLISHED] == 6
@@ -66,10 +66,10 @@ def test_a_process_that_takes_a_place_goes_on_from_what_was_counted_there(tmp_pa
 
 def test_a_service_that_is_started_begins_at_zero_unless_one_of_its_processes_lives(tmp_path: Path) -> None:
     for role in ("worker", "trainer"):
-        metrics = Metrics.open(tmp_path, role)
+        metrics = Metrics(tmp_path, role)
         metrics.record_publish(0.1, 1)
         metrics.close()
-    alive = Metrics.open(tmp_path, "trainer")
+    alive = Metrics(tmp_path, "trainer")
     for role in ("worker", "trainer"):
         clean_slots(tmp_path, role)
     assert _all(alive)[PUBLISHED] == 1
@@ -78,29 +78,33 @@ def test_a_service_that_is_started_begins_at_zero_unless_one_of_its_processes_li
     assert list(tmp_path.glob("*.json")) == []
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"written_at": 1}', b"\xff" * 100, b'{"numbers": [[1]]}'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b'{"written_at": 1}', b"\xff" * 100, b'{"written_at": 1, "values": [[1]]}']
+)
 def test_a_damaged_file_counts_as_none_and_is_written_anew(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "worker-1.json").write_bytes(damage)
     (tmp_path / "worker-9.json").write_bytes(damage)
-    metrics = Metrics.open(tmp_path, "worker")
+    metrics = Metrics(tmp_path, "worker")
     metrics.record_publish(0.1, 3)
     for _ in range(3):
         assert _all(metrics)[PUBLISHED] == 3
-    assert len([record for record in caplog.records if "is no metrics" in record.message]) == 2
+    assert len([record for record in caplog.records if "does not hold metrics" in record.message]) == 2
     metrics.close()
-    again = Metrics.open(tmp_path, "worker")
+    again = Metrics(tmp_path, "worker")
     assert again.process == "worker-1"
     assert _all(again)[PUBLISHED] == 3
     again.close()
 
 
 def test_counts_of_another_shape_are_no_metrics(tmp_path: Path) -> None:
-    counts = [[1]] * 15
-    tallies = [["loraplex_publish_seconds", ["upload"], counts, 1]]
-    (tmp_path / "worker-9.json").write_text(json.dumps({"written_at": 1, "numbers": [], "tallies": tallies}))
-    metrics = Metrics.open(tmp_path, "worker")
+    values = [
+        ["loraplex_publish_seconds", ["upload"], [[1]] * 16],
+        ["loraplex_adapters_published_total", ["upload"], [7]],
+    ]
+    (tmp_path / "worker-9.json").write_text(json.dumps({"written_at": 1, "values": values}))
+    metrics = Metrics(tmp_path, "worker")
     metrics.record_publish(0.1, 3)
     assert _all(metrics)[PUBLISHED] == 3
     metrics.close()
@@ -111,7 +115,7 @@ def test_what_is_not_ours_or_cannot_be_read_now_is_left_alone(
 ) -> None:
     notes = tmp_path / "notes.json"
     notes.write_text("{}")
-    metrics, other = Metrics.open(tmp_path, "worker"), Metrics.open(tmp_path, "worker")
+    metrics, other = Metrics(tmp_path, "worker"), Metrics(tmp_path, "worker")
     other.record_publish(0.1, 4)
     other.close()
     assert _all(metrics)[PUBLISHED] == 4
@@ -132,7 +136,7 @@ def test_what_is_not_ours_or_cannot_be_read_now_is_left_alone(
 def test_a_full_disk_is_told_of_once_and_stops_nobody_from_counting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    metrics = Metrics.open(tmp_path, "worker")
+    metrics = Metrics(tmp_path, "worker")
     with _no_room():
         for _ in range(3):
             metrics.record_publish(0.1, 1)
@@ -141,7 +145,7 @@ def test_a_full_disk_is_told_of_once_and_stops_nobody_from_counting(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert list(tmp_path.glob("*.tmp")) == []
     metrics.close()
-    later = Metrics.open(tmp_path, "worker")
+    later = Metrics(tmp_path, "worker")
     assert _all(later)[PUBLISHED] == 3
     later.close()
 
@@ -150,7 +154,7 @@ def test_a_folder_that_cannot_be_made_leaves_a_process_with_its_own_figures(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
-    metrics = Metrics.open(tmp_path / "file", "worker")
+    metrics = Metrics(tmp_path / "file", "worker")
     metrics.record_publish(0.1, 1)
     assert _all(metrics)[PUBLISHED] == 1
     assert len(caplog.records) == 1
@@ -158,7 +162,7 @@ def test_a_folder_that_cannot_be_made_leaves_a_process_with_its_own_figures(
 
 
 def test_a_route_or_a_method_of_any_kind_adds_no_series_without_end() -> None:
-    metrics = Metrics.open(None, "worker")
+    metrics = Metrics(None, "worker")
     for number in range(1000):
         metrics.record_requests(f"/made-up/{number}", f"M{number}", 404, [0.1])
     shown = _all(metrics)

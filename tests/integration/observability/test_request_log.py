@@ -8,7 +8,7 @@ import pytest
 
 from app.observability.logs import line_of
 from app.observability.records import LogRecord
-from app.observability.request_log import MOST_A_SECOND, LineWriter, RequestLog
+from app.observability.request_log import MAX_LINES_PER_SECOND, LineWriter, RequestLog
 from app.settings import LogFormat, LogRequests
 from tests.integration.observability.memory_log import Kept
 from tests.support.service import eventually
@@ -35,13 +35,13 @@ def clock() -> Clock:
 
 def a_log(clock: Clock, wanted: LogRequests = LogRequests.ALL) -> tuple[RequestLog, Kept]:
     kept = Kept()
-    return RequestLog(line_of(LogFormat.JSON), kept, process="worker-1", wanted=wanted, clock=clock), kept
+    return RequestLog(line_of(LogFormat.JSON), kept, process="worker-1", log_requests=wanted, clock=clock), kept
 
 
 def test_past_a_thousand_lines_a_second_one_says_how_many_were_left_out(clock: Clock) -> None:
     log, kept = a_log(clock)
     for _ in range(10):
-        answer(log, times=MOST_A_SECOND)
+        answer(log, times=MAX_LINES_PER_SECOND)
         clock.now += 0.1
         log.flush()
     assert kept.of("requests left out") == []
@@ -49,24 +49,24 @@ def test_past_a_thousand_lines_a_second_one_says_how_many_were_left_out(clock: C
     log.flush()
     # A thousand at once, and a tenth of that came back nine times.
     written = len(kept.of("request"))
-    assert written == pytest.approx(1.9 * MOST_A_SECOND, abs=5)
+    assert written == pytest.approx(1.9 * MAX_LINES_PER_SECOND, abs=5)
     (line,) = kept.of("requests left out")
-    assert line["left_out"] == 10 * MOST_A_SECOND - written
+    assert line["left_out"] == 10 * MAX_LINES_PER_SECOND - written
     # The first of them came with the second thousand, a tenth of a second after the first one.
     assert line["seconds"] == pytest.approx(1.01)
     assert not log.has_unreported
 
     clock.now += 1.0
     log.flush()
-    answer(log, times=MOST_A_SECOND)
+    answer(log, times=MAX_LINES_PER_SECOND)
     log.flush()
-    assert len(kept.of("request")) == written + MOST_A_SECOND
+    assert len(kept.of("request")) == written + MAX_LINES_PER_SECOND
     assert len(kept.of("requests left out")) == 1
 
 
 def test_requests_that_succeed_take_no_room_from_those_that_fail(clock: Clock) -> None:
     log, kept = a_log(clock)
-    answer(log, times=5 * MOST_A_SECOND)
+    answer(log, times=5 * MAX_LINES_PER_SECOND)
     answer(log, 503, times=10)
     log.flush()
     assert sum(line["status"] == 503 for line in kept.of("request")) == 10
@@ -75,7 +75,7 @@ def test_requests_that_succeed_take_no_room_from_those_that_fail(clock: Clock) -
 def test_what_is_left_out_after_an_hour_of_rest_was_not_left_out_in_an_hour(clock: Clock) -> None:
     log, kept = a_log(clock)
     clock.now += 3600.0
-    answer(log, times=MOST_A_SECOND + 1)
+    answer(log, times=MAX_LINES_PER_SECOND + 1)
     clock.now += 0.1
     answer(log, times=499)
     log.flush()
@@ -122,7 +122,7 @@ def test_only_what_is_wanted_is_written_and_the_rest_is_not_counted_as_left_out(
 
 def test_what_was_left_out_is_told_at_the_end_too(clock: Clock) -> None:
     log, kept = a_log(clock)
-    answer(log, times=MOST_A_SECOND + 3)
+    answer(log, times=MAX_LINES_PER_SECOND + 3)
     assert log.has_unreported
     log.close()
     assert kept.of("requests left out")[0]["left_out"] == 3
@@ -130,7 +130,7 @@ def test_what_was_left_out_is_told_at_the_end_too(clock: Clock) -> None:
 
 def test_a_reader_that_has_stopped_costs_lines_and_no_time() -> None:
     reading, writing = os.pipe()
-    writer = LineWriter(writing, most_waiting_bytes=300_000)
+    writer = LineWriter(writing, max_waiting_bytes=300_000)
     line = b"x" * 999 + b"\n"
     lost = sum(writer.put([line] * 100) for _ in range(10))
     assert 600 < lost <= 1000 - 300

@@ -17,8 +17,7 @@ from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
 from adapters.training.execution.trainer import Trainer
 from adapters.training.gradient.epochs import MOST_EPOCHS
 from app.bootstrap import CHECKPOINTS
-from app.observability.metrics.recorder import Metrics
-from app.observability.metrics.values import sum_values
+from app.observability.metrics.recorder import Metrics, sum_values
 from app.observability.tracing import Tracing
 from app.observability.training import listener
 from app.settings import Settings
@@ -166,7 +165,7 @@ def test_a_run_whose_process_dies_says_so_and_the_next_goes_on_from_its_checkpoi
 
 
 def test_a_trainer_that_stops_says_that_it_handed_its_job_back_and_is_counted_and_traced(tmp_path: Path) -> None:
-    metrics, tracing, exported = Metrics.open(None, "trainer"), Tracing("trainer-1"), InMemorySpanExporter()
+    metrics, tracing, exported = Metrics(None, "trainer"), Tracing("trainer-1"), InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exported))
     tracing._tracer = provider.get_tracer("test")
@@ -177,7 +176,7 @@ def test_a_trainer_that_stops_says_that_it_handed_its_job_back_and_is_counted_an
         stop.set()
         eventually(lambda: client.get(f"/jobs/{job_id}").json()["status"] == "queued", what="the job's return")
     tracing.close(1.0)
-    shown = shown_of(sum_values(left.figures for left in metrics.all_processes()))
+    shown = shown_of(sum_values(process.values for process in metrics.all_processes()))
     assert shown[series("training_seconds_count", method="adamw", status="succeeded")] == 1
     assert shown[series("training_seconds_count", method="sgd", status="handed_back")] == 1
     assert shown[series("adapters_published_total", source="job")] == 1

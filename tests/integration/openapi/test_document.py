@@ -8,9 +8,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from app.http.endpoints import ENDPOINTS
-from app.http.errors import MEDIA_TYPE, STATUS
+from app.http.errors import MEDIA_TYPE, RETRIED, STATUS
 from app.openapi.document import TAGS, to_text
-from app.openapi.problems import RETRIED
 from scripts.write_openapi import FILE
 from tests.conftest import Serve
 from tests.integration.openapi.document_schemas import DOCUMENT, OPERATIONS, Operation, holds

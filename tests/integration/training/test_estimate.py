@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.training.data_file import TrainingData
+from adapters.training.data_file import TrainingData, write_data_file
 from adapters.training.planning.estimate import Estimate, estimate
 from adapters.training.planning.split import Split
 from adapters.training.settings import Loss, Method, TrainingSpec
+from tests.support.data_file_columns import columns_of
 
 SPEC = TrainingSpec(rank=4, alpha=4.0, max_steps=20)
 EXACT = replace(SPEC, method=Method.CLOSED_FORM)
@@ -57,7 +58,7 @@ class Case:
         groups_N = None if self.groups is None else torch.arange(self.rows) % self.groups
         data = TrainingData(torch.randn(self.rows, self.in_features, generator=draw), targets, groups_N=groups_N)
         with path.open("wb") as file:
-            data.file().write(file)
+            write_data_file(columns_of(data), file)
 
 
 CASES = {

@@ -14,7 +14,7 @@ import pytest
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import CatalogCounts, count_catalog
 from adapters.catalog.versions import Publication, Source
-from app.observability.metrics import catalog_metrics as figures_of_the_catalogue
+from app.observability.metrics import exposition as figures_of_the_catalogue
 from app.service import Service
 from app.settings import Settings
 from app.web.pages import rendering
@@ -235,7 +235,7 @@ def test_the_overview_is_there_before_the_catalogue_is_counted(serve: Serve, mon
     try:
         shown = client.get("/").text
         assert begins.is_set()
-        assert "The numbers of stored adapters and data sets are not known at the moment." in shown
+        assert "The stored adapters and data sets cannot be counted at the moment." in shown
         assert "First steps" not in shown
         assert "Nothing has been trained yet." in shown
     finally:
@@ -262,7 +262,7 @@ def test_a_stored_row_comes_as_the_layer_takes_it(serve: Serve, tmp_path: Path) 
     client.put("/datasets/t", content="\n".join(lines), headers=headers).raise_for_status()
     client.put("/datasets/narrow", content="a,b\n1,2\n", headers=headers).raise_for_status()
     row = client.get("/ui/try/row", params={"dataset": "t", "row": 2}).json()
-    assert row == {"row": 2, "rows": 3, "values": [2.0] * 10, "beside": {"label": "l2"}}
+    assert row == {"row": 2, "rows": 3, "values": [2.0] * 10, "other_columns": {"label": "l2"}}
     for dataset, number, code in (
         ("t", "3", "out_of_range"),
         ("t", "-1", "out_of_range"),

@@ -1,6 +1,6 @@
 /** Buttons that change something: `data-opens` opens a dialog, `data-method` and `data-url` make a call. */
 import { call, clearProblem, showProblem } from "./api.js";
-import { sayThen } from "./notice.js";
+import { showAfterwards } from "./notice.js";
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button");
@@ -11,23 +11,22 @@ document.addEventListener("click", (event) => {
 });
 
 async function act(button) {
-  const { method, url, body, then, said, ifMatch } = button.dataset;
-  const place = (button.closest("dialog") || document).querySelector("[data-problem]");
-  clearProblem(place);
+  const { method, url, body, next, notice, ifMatch } = button.dataset;
+  const output = (button.closest("dialog") || document).querySelector("[data-problem]");
+  clearProblem(output);
   button.disabled = true;
   try {
     const answer = await call(method, url, body, ifMatch ? { "If-Match": `"${ifMatch}"` } : {});
-    sayThen(answer && answer.reverted ? reverted(answer) : said, then);
+    showAfterwards(answer && answer.reverted ? describeRevert(answer) : notice, next);
   } catch (error) {
     button.disabled = false;
-    showProblem(place, error);
+    showProblem(output, error);
   }
 }
 
-function reverted({ reverted: back, skipped }) {
-  const moved = back.map(({ name, to }) => (to === null ? `${name} has no live version now` : `${name} answers with version ${to} again`));
-  const left = skipped.map(({ detail }) => detail);
-  const some = [...moved, ...left].slice(0, 5);
-  const more = moved.length + left.length - some.length;
-  return `${some.join("; ")}${more > 0 ? `; and ${more} more` : ""}`;
+function describeRevert({ reverted, skipped }) {
+  const moves = reverted.map(({ name, to }) => (to === null ? `${name} has no live version` : `version ${to} of ${name} is live again`));
+  const parts = [...moves, ...skipped.map(({ detail }) => detail)];
+  const shown = parts.slice(0, 5).join("; ");
+  return parts.length > 5 ? `${shown}; and ${parts.length - 5} more` : shown;
 }

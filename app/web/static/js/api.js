@@ -1,5 +1,5 @@
 /** The public JSON calls, and their errors (RFC 9457). */
-import { inWordsOf, sentence } from "./wording.js";
+import { sentence, withLabels } from "./wording.js";
 
 export class Problem extends Error {
   constructor(status, members) {
@@ -20,14 +20,14 @@ export function parseProblem(status, text) {
 
 /** Make a call; resolve with the body of the answer (null if it is empty), reject with a Problem. */
 export async function call(method, url, body, headers = {}) {
-  const sent = { method, headers: { Accept: "application/json", ...headers } };
+  const request = { method, headers: { Accept: "application/json", ...headers } };
   if (body !== undefined && body !== null) {
-    sent.body = typeof body === "string" ? body : JSON.stringify(body);
-    sent.headers["Content-Type"] = "application/json";
+    request.body = typeof body === "string" ? body : JSON.stringify(body);
+    request.headers["Content-Type"] = "application/json";
   }
   let answer;
   try {
-    answer = await fetch(url, sent);
+    answer = await fetch(url, request);
   } catch {
     throw new Problem(0, { detail: "The service cannot be reached. Is it running?" });
   }
@@ -36,13 +36,13 @@ export async function call(method, url, body, headers = {}) {
   return text ? JSON.parse(text) : null;
 }
 
-/** Show a problem in `place`; in a form, mark and focus the input that it names. */
-export function showProblem(place, error, form = null) {
-  place.replaceChildren();
-  const said = document.createElement("p");
-  const message = form ? inWordsOf(form, error.message) : error.message;
-  said.textContent = error.status === 412 ? "It has changed since this page was shown. Reload the page, then decide again." : sentence(message);
-  place.append(said);
+/** Show a problem in `output`; in a form, mark and focus the input that it names. */
+export function showProblem(output, error, form = null) {
+  output.replaceChildren();
+  const paragraph = document.createElement("p");
+  const message = form ? withLabels(form, error.message) : error.message;
+  paragraph.textContent = error.status === 412 ? "This has changed since the page was loaded. Reload the page and decide again." : sentence(message);
+  output.append(paragraph);
   if (error.rows && error.rows.length) {
     const list = document.createElement("ul");
     for (const bad of error.rows.slice(0, 6)) {
@@ -50,18 +50,18 @@ export function showProblem(place, error, form = null) {
       item.textContent = `Row ${bad.row}${bad.column === null ? "" : `, ${bad.column}`}: ${bad.reason}`;
       list.append(item);
     }
-    place.append(list);
+    output.append(list);
   }
   const input = form && error.field ? inputOf(form, error.field) : null;
   if (input) {
-    for (let hidden = input.closest("details"); hidden; hidden = hidden.parentElement.closest("details")) hidden.open = true;
+    for (let details = input.closest("details"); details; details = details.parentElement.closest("details")) details.open = true;
     input.setAttribute("aria-invalid", "true");
     input.focus();
   }
 }
 
-export function clearProblem(place, form = null) {
-  place.replaceChildren();
+export function clearProblem(output, form = null) {
+  output.replaceChildren();
   if (form) for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
 }
 

@@ -1,4 +1,4 @@
-// Swagger UI on the page /docs. It follows the system's light or dark by a class, not by a media query.
+// Swagger UI on the page /docs. Its colour scheme depends on a class, which follows the scheme of the system.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const followScheme = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
 dark.addEventListener("change", followScheme);

@@ -1,16 +1,16 @@
-/** One adapter's answer as a table whose numbers have bars. */
+/** Table of one adapter's answer, with a bar for each number. */
 
-const SHOWN = 12;
+const MAX_BARS = 12;
 
-/** `values` under their `labels` (their places where there are none): probabilities where `share`, else numbers of either sign. */
-export function barTable({ title, note, values, labels, share }) {
-  const order = values.map((_value, place) => place);
-  const long = values.length > 2 * SHOWN;
-  if (long) order.sort((one, other) => values[other] - values[one]);
-  const shown = long ? order.slice(0, SHOWN) : order;
+/** `labels` default to the indices of `values`, which are probabilities if `isProbability`, otherwise any numbers. */
+export function barTable({ title, note, values, labels, isProbability }) {
+  const order = values.map((_value, index) => index);
+  const isLong = values.length > 2 * MAX_BARS;
+  if (isLong) order.sort((one, other) => values[other] - values[one]);
+  const shown = isLong ? order.slice(0, MAX_BARS) : order;
   const low = Math.min(0, ...values);
   const high = Math.max(0, ...values);
-  const span = share ? 1 : high - low || 1;
+  const span = isProbability ? 1 : high - low || 1;
   const top = values.indexOf(Math.max(...values));
   const table = document.createElement("table");
   table.className = "answer";
@@ -18,11 +18,11 @@ export function barTable({ title, note, values, labels, share }) {
   const name = document.createElement("span");
   name.className = "wrap";
   name.textContent = title;
-  const small = document.createElement("small");
-  small.textContent = ` ${note}${long ? `, the ${SHOWN} largest of ${values.length}` : ""}`;
-  caption.append(name, small);
+  const details = document.createElement("small");
+  details.textContent = ` ${note}${isLong ? `, the ${MAX_BARS} largest of ${values.length}` : ""}`;
+  caption.append(name, details);
   const head = table.createTHead().insertRow();
-  for (const [text, kind] of [["Output", ""], ["", "hide"], [share ? "Probability" : "Value", "number"]]) {
+  for (const [text, kind] of [["Output", ""], ["", "hide"], [isProbability ? "Probability" : "Value", "number"]]) {
     const cell = document.createElement(kind === "hide" ? "td" : "th");
     if (kind !== "hide") cell.scope = "col";
     cell.className = kind === "number" ? "number" : "";
@@ -30,24 +30,24 @@ export function barTable({ title, note, values, labels, share }) {
     head.append(cell);
   }
   const body = table.createTBody();
-  for (const place of shown) {
+  for (const index of shown) {
     const row = body.insertRow();
-    row.classList.toggle("most", place === top);
+    row.classList.toggle("largest", index === top);
     const label = document.createElement("th");
     label.scope = "row";
     label.className = "wrap";
-    label.textContent = String(labels?.[place] ?? place);
+    label.textContent = String(labels?.[index] ?? index);
     const bar = document.createElement("span");
     bar.className = "bar";
     const ink = document.createElement("i");
-    ink.style.setProperty("--from", `${(100 * (Math.min(0, values[place]) - (share ? 0 : low))) / span}%`);
-    ink.style.setProperty("--long", `${(100 * Math.abs(values[place])) / span}%`);
+    ink.style.setProperty("--from", `${(100 * (Math.min(0, values[index]) - (isProbability ? 0 : low))) / span}%`);
+    ink.style.setProperty("--long", `${(100 * Math.abs(values[index])) / span}%`);
     bar.append(ink);
     row.append(label);
     row.insertCell().append(bar);
     const number = row.insertCell();
     number.className = "number";
-    number.textContent = share ? percent(values[place]) : figure(values[place]);
+    number.textContent = isProbability ? percent(values[index]) : figure(values[index]);
   }
   return table;
 }

@@ -1,4 +1,4 @@
-/** Charts by uPlot in the page's colours and width; drawn again when the colour scheme changes. */
+/** Line charts by uPlot, in the colours and width of the page; redrawn when the colour scheme changes. */
 
 const { uPlot } = window;
 const onlyTens = (_plot, marks) => marks.map((mark) => (Math.abs(Math.log10(mark) % 1) < 1e-6 ? mark : null));
@@ -20,18 +20,18 @@ function axis(more) {
 }
 
 export class Chart {
-  #place;
+  #container;
   #options;
   #data;
   #plot = null;
 
-  /** `series`: [{label, paint, width, dash}]; `labels` writes marks of x, which spans `span` where that is given. */
-  constructor(place, options) {
-    this.#place = place;
+  /** `series`: [{label, paint, width, dash}]; `labels` formats the marks of x; `span` is the range of x, if it is fixed. */
+  constructor(container, options) {
+    this.#container = container;
     this.#options = options;
     this.#data = [[], ...options.series.map(() => [])];
     this.#draw();
-    new ResizeObserver(() => this.#plot.setSize(this.#size())).observe(place);
+    new ResizeObserver(() => this.#plot.setSize(this.#size())).observe(container);
     dark.addEventListener("change", () => this.#draw());
   }
 
@@ -46,7 +46,7 @@ export class Chart {
   }
 
   #size() {
-    return { width: Math.max(120, this.#place.clientWidth), height: this.#place.clientHeight };
+    return { width: Math.max(120, this.#container.clientWidth), height: this.#container.clientHeight };
   }
 
   #draw() {
@@ -65,12 +65,12 @@ export class Chart {
         hooks: { setCursor: [(plot) => this.#options.point?.(plot.cursor.idx ?? null)] },
       },
       this.#data,
-      this.#place,
+      this.#container,
     );
   }
 }
 
-/** `0.0661`, `15.9`, `12 k`: three digits or so. */
+/** Format a number with about three digits: `0.0661`, `15.9`, `12 k`. */
 export function short(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   if (value === 0) return "0";

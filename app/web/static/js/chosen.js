@@ -1,14 +1,14 @@
-/** The chosen adapters: chips that can be removed, stored in the address. */
+/** The chosen adapters: a list of removable chips, which the URL of the page stores. */
 
 export class Chosen {
   #list;
-  #most;
-  #changed;
+  #maxAdapters;
+  #onChange;
 
-  constructor(list, { most, changed }) {
+  constructor(list, { maxAdapters, onChange }) {
     this.#list = list;
-    this.#most = most;
-    this.#changed = changed;
+    this.#maxAdapters = maxAdapters;
+    this.#onChange = onChange;
     for (const item of list.children) this.#fill(item);
   }
 
@@ -16,15 +16,15 @@ export class Chosen {
     return [...this.#list.children].map((item) => item.dataset.reference);
   }
 
-  /** Return whether there was room for it. */
+  /** Add an adapter; return false if there are too many. */
   add(reference) {
     if (this.references.includes(reference)) return true;
-    if (this.references.length >= this.#most) return false;
+    if (this.references.length >= this.#maxAdapters) return false;
     const item = document.createElement("li");
     item.dataset.reference = reference;
     this.#fill(item);
     this.#list.append(item);
-    this.#told();
+    this.#save();
     return true;
   }
 
@@ -32,22 +32,22 @@ export class Chosen {
     const name = document.createElement("span");
     name.className = "wrap";
     name.textContent = item.dataset.reference;
-    const away = document.createElement("button");
-    away.type = "button";
-    away.textContent = "×";
-    away.setAttribute("aria-label", `Remove ${item.dataset.reference}`);
-    away.addEventListener("click", () => {
-      const next = (item.nextElementSibling || item.previousElementSibling)?.querySelector("button");
+    const remove = document.createElement("button");
+    remove.type = "button";
+    remove.textContent = "×";
+    remove.setAttribute("aria-label", `Remove ${item.dataset.reference}`);
+    remove.addEventListener("click", () => {
+      const neighbour = (item.nextElementSibling || item.previousElementSibling)?.querySelector("button");
       item.remove();
-      (next || document.getElementById("find")).focus();
-      this.#told();
+      (neighbour || document.getElementById("find")).focus();
+      this.#save();
     });
-    item.replaceChildren(name, away);
+    item.replaceChildren(name, remove);
   }
 
-  #told() {
-    const asked = new URLSearchParams(this.references.map((reference) => ["adapter", reference]));
-    history.replaceState(null, "", this.references.length ? `?${asked}` : location.pathname);
-    this.#changed();
+  #save() {
+    const query = new URLSearchParams(this.references.map((reference) => ["adapter", reference]));
+    history.replaceState(null, "", this.references.length ? `?${query}` : location.pathname);
+    this.#onChange();
   }
 }

@@ -1,4 +1,4 @@
-/** Ten digits as they are drawn on 8 × 8 cells, from 0 (paper) to 16 (ink). */
+/** Ten sample digits of 8 × 8 cells, from 0 (empty) to 16 (full). */
 
 export const DIGITS = [
   [0, 0, 6, 16, 13, 11, 1, 0, 0, 0, 16, 15, 12, 16, 1, 0, 0, 3, 16, 7, 0, 13, 6, 0, 0, 4, 16, 0, 0, 10, 8, 0, 0, 8, 16, 0, 0, 14, 6, 0, 0, 5, 16, 7, 9, 16, 5, 0, 0, 1, 15, 16, 16, 16, 1, 0, 0, 0, 6, 16, 14, 6, 0, 0],

@@ -1,22 +1,22 @@
 /** An 8 × 8 drawing of values from 0 to 16, by pointer or keyboard. */
 
 const SIDE = 8;
-const MOST = 16;
+const FULL = 16;
 const MOVES = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 export class Drawing {
   #canvas;
-  #changed;
-  #tell;
+  #onChange;
+  #onMove;
   #cells = new Array(SIDE * SIDE).fill(0);
   #cursor = [0, 0];
   #last = null;
 
-  /** `changed()` after each change; `tell(text)` says where the keyboard is. */
-  constructor(canvas, { changed, tell }) {
+  /** `onChange()` follows each change by the user; `onMove(text)` describes the cell of the keyboard cursor. */
+  constructor(canvas, { onChange, onMove }) {
     this.#canvas = canvas;
-    this.#changed = changed;
-    this.#tell = tell;
+    this.#onChange = onChange;
+    this.#onMove = onMove;
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
       this.#ink(event);
@@ -35,16 +35,16 @@ export class Drawing {
 
   set values(cells) {
     this.show(cells);
-    this.#changed();
+    this.#onChange();
   }
 
-  /** Draw what somebody else has, as far as it can be drawn. */
+  /** Show values without a call of `onChange`; values outside 0 to 16 are clipped. */
   show(cells) {
-    this.#cells = cells.map((value) => Math.min(MOST, Math.max(0, value)));
+    this.#cells = cells.map((value) => Math.min(FULL, Math.max(0, value)));
     this.#paint();
   }
 
-  get empty() {
+  get isEmpty() {
     return this.#cells.every((value) => value === 0);
   }
 
@@ -52,44 +52,44 @@ export class Drawing {
     this.values = new Array(SIDE * SIDE).fill(0);
   }
 
-  /** A round brush: full ink under the pointer, fading within a cell; a stroke has no gaps. */
+  /** A round brush: full ink under the pointer, fading within a cell. Strokes have no gaps. */
   #ink({ offsetX, offsetY }) {
     const cell = this.#canvas.clientWidth / SIDE;
     const to = [offsetX / cell, offsetY / cell];
     const from = this.#last || to;
-    const pieces = Math.max(1, Math.ceil(4 * Math.hypot(to[0] - from[0], to[1] - from[1])));
-    for (let piece = 1; piece <= pieces; piece += 1) {
-      const x = from[0] + ((to[0] - from[0]) * piece) / pieces;
-      const y = from[1] + ((to[1] - from[1]) * piece) / pieces;
-      this.#cells = this.#cells.map((value, place) => {
-        const far = Math.hypot(x - (place % SIDE) - 0.5, y - Math.floor(place / SIDE) - 0.5);
-        return Math.max(value, Math.round(MOST * Math.min(1, Math.max(0, 1.35 - far))));
+    const steps = Math.max(1, Math.ceil(4 * Math.hypot(to[0] - from[0], to[1] - from[1])));
+    for (let step = 1; step <= steps; step += 1) {
+      const x = from[0] + ((to[0] - from[0]) * step) / steps;
+      const y = from[1] + ((to[1] - from[1]) * step) / steps;
+      this.#cells = this.#cells.map((value, index) => {
+        const distance = Math.hypot(x - (index % SIDE) - 0.5, y - Math.floor(index / SIDE) - 0.5);
+        return Math.max(value, Math.round(FULL * Math.min(1, Math.max(0, 1.35 - distance))));
       });
     }
     this.#last = to;
     this.#paint();
-    this.#changed();
+    this.#onChange();
   }
 
   #press(event) {
     const [row, column] = this.#cursor;
-    const place = row * SIDE + column;
+    const index = row * SIDE + column;
     if (event.key in MOVES) {
       const [down, right] = MOVES[event.key];
       this.#cursor = [Math.min(SIDE - 1, Math.max(0, row + down)), Math.min(SIDE - 1, Math.max(0, column + right))];
     } else if (event.key === " ") {
-      this.#cells[place] = MOST;
-      this.#changed();
+      this.#cells[index] = FULL;
+      this.#onChange();
     } else if (event.key === "Backspace" || event.key === "Delete") {
-      this.#cells[place] = 0;
-      this.#changed();
+      this.#cells[index] = 0;
+      this.#onChange();
     } else {
       return;
     }
     event.preventDefault();
     this.#paint();
     const [down, right] = this.#cursor;
-    this.#tell(`Row ${down + 1}, column ${right + 1}: ${this.#cells[down * SIDE + right]} of ${MOST}`);
+    this.#onMove(`Row ${down + 1}, column ${right + 1}: ${this.#cells[down * SIDE + right]} of ${FULL}`);
   }
 
   #paint() {
@@ -98,9 +98,9 @@ export class Drawing {
     const pen = canvas.getContext("2d");
     const cell = canvas.width / SIDE;
     pen.clearRect(0, 0, canvas.width, canvas.height);
-    for (let place = 0; place < SIDE * SIDE; place += 1) {
-      const [x, y] = [(place % SIDE) * cell, Math.floor(place / SIDE) * cell];
-      pen.globalAlpha = this.#cells[place] / MOST;
+    for (let index = 0; index < SIDE * SIDE; index += 1) {
+      const [x, y] = [(index % SIDE) * cell, Math.floor(index / SIDE) * cell];
+      pen.globalAlpha = this.#cells[index] / FULL;
       pen.fillStyle = style.getPropertyValue("--text");
       pen.fillRect(x, y, cell, cell);
       pen.globalAlpha = 1;
@@ -113,7 +113,7 @@ export class Drawing {
       pen.strokeRect(this.#cursor[1] * cell + 2, this.#cursor[0] * cell + 2, cell - 4, cell - 4);
       pen.lineWidth = 1;
     }
-    const inked = this.#cells.filter(Boolean).length;
-    canvas.setAttribute("aria-label", `Drawing of 8 by 8 cells, ${inked ? `${inked} of them inked` : "empty"}`);
+    const filled = this.#cells.filter(Boolean).length;
+    canvas.setAttribute("aria-label", `Drawing of 8 by 8 cells, ${filled ? `${filled} of them filled` : "empty"}`);
   }
 }

@@ -1,9 +1,9 @@
-/** A running job: its chart, progress and log, from server-sent events. */
+/** Chart, progress and log of a job, from server-sent events. */
 import { call } from "./api.js";
 import { Chart, short } from "./chart.js";
 
 const STATES = { queued: "is queued", running: "is running", succeeded: "has succeeded", failed: "has failed", cancelled: "was cancelled" };
-const SMOOTHED = 10; // steps that the drawn line is a mean of, the newest counting most
+const SMOOTHED = 10; // steps in the moving average, in which newer steps weigh more
 
 const root = document.getElementById("job");
 const at = (name) => root.querySelector(`[data-${name}]`);
@@ -15,11 +15,11 @@ let smooth = [];
 
 const chart = new Chart(at("chart"), {
   series: [
-    { label: "each step's batch", paint: "faint", width: 1 },
+    { label: "batch of each step", paint: "faint", width: 1 },
     { label: "smoothed", paint: "accent", width: 2.5 },
   ],
-  point: (place) => {
-    const text = place === null || place >= steps.length ? latest() : `step ${steps[place]}: ${short(values[place])}`;
+  point: (index) => {
+    const text = index === null || index >= steps.length ? latest() : `step ${steps[index]}: ${short(values[index])}`;
     at("now").textContent = text;
   },
 });
@@ -28,7 +28,7 @@ function latest() {
   return steps.length ? `${short(values.at(-1))} at step ${steps.at(-1)}` : "";
 }
 
-function take(step, loss) {
+function addStep(step, loss) {
   if (loss === null || loss === undefined || (steps.length && step <= steps.at(-1))) return;
   const keep = 1 - 1 / Math.min(SMOOTHED, steps.length + 1);
   smooth.push(smooth.length ? keep * smooth.at(-1) + (1 - keep) * loss : loss);
@@ -37,33 +37,33 @@ function take(step, loss) {
 }
 
 function draw() {
-  if (at("chart").hidden) return; // a fleet has as many curves as adapters, and keeps none
+  if (at("chart").hidden) return; // a fleet would have a curve for each adapter, and keeps none
   if (!steps.length) {
-    at("about").textContent = "ended" in root.dataset ? "No step was taken." : "The curve begins with the first step.";
+    at("caption").textContent = "ended" in root.dataset ? "No step was taken." : "The curve starts with the first step.";
     return;
   }
-  const least = Math.min(...values);
-  const log = least > 0 && Math.max(...values) / least > 50;
+  const lowest = Math.min(...values);
+  const log = lowest > 0 && Math.max(...values) / lowest > 50;
   chart.show([steps, values, smooth], { log });
   at("now").textContent = latest();
   at("chart").setAttribute("aria-label", `Loss by step: ${short(values[0])} at step ${steps[0]}, ${latest()}`);
-  at("about").textContent = `Of each step's batch before its update, and smoothed${log ? "; on a logarithmic scale" : ""}.`;
+  at("caption").textContent = `Loss on the batch of each step, before the update, and its moving average${log ? ", on a logarithmic scale" : ""}.`;
 }
 
 async function readHistory() {
   const job = await call("GET", address);
   if (job.history.length < steps.length && !("ended" in root.dataset)) return;
   [steps, values, smooth] = [[], [], []];
-  for (const [step, loss] of job.history) take(step, loss);
+  for (const [step, loss] of job.history) addStep(step, loss);
   draw();
 }
 
-function progress({ step, steps: all, loss, seconds_left: left, adapters }) {
+function showProgress({ step, steps: total, loss, seconds_left: left, adapters }) {
   const bar = at("progress");
-  const [done, whole] = adapters ? [adapters.published + adapters.failed, adapters.total] : [step ?? 0, all ?? 1];
+  const [done, whole] = adapters ? [adapters.published + adapters.failed, adapters.total] : [step ?? 0, total ?? 1];
   bar.max = whole || 1;
   bar.value = done;
-  if (step) take(step, loss);
+  if (step) addStep(step, loss);
   draw();
   const parts = [adapters ? `${done} of ${whole} adapters` : `step ${done} of ${whole}`];
   if (loss !== null && loss !== undefined) parts.push(`loss ${short(loss)}`);
@@ -71,15 +71,15 @@ function progress({ step, steps: all, loss, seconds_left: left, adapters }) {
   if (whole) at("now").textContent = parts.join(" · ");
 }
 
-function line({ time, text }) {
+function addLine({ time, text }) {
   const when = document.createElement("time");
   when.dateTime = time;
   when.textContent = time.slice(11, 19);
-  const said = document.createElement("span");
-  said.className = "wrap";
-  said.textContent = text;
+  const message = document.createElement("span");
+  message.className = "wrap";
+  message.textContent = text;
   const item = document.createElement("li");
-  item.append(when, " ", said);
+  item.append(when, " ", message);
   at("log").append(item);
   at("no-log").hidden = true;
 }
@@ -91,8 +91,8 @@ function refresh() {
 function watch() {
   const events = new EventSource(`${address}/events`);
   at("log").replaceChildren();
-  events.addEventListener("progress", (event) => progress(JSON.parse(event.data)));
-  events.addEventListener("log", (event) => line(JSON.parse(event.data)));
+  events.addEventListener("progress", (event) => showProgress(JSON.parse(event.data)));
+  events.addEventListener("log", (event) => addLine(JSON.parse(event.data)));
   events.addEventListener("status", async (event) => {
     const { status, result } = JSON.parse(event.data);
     const ended = !["queued", "running"].includes(status);
@@ -108,7 +108,7 @@ function watch() {
       await refresh();
       await readHistory();
     } catch {
-      // The service was unavailable: the events continue when it is back.
+      // The service is unavailable. The events continue when it is back.
     }
   });
 }

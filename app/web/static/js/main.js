@@ -1,13 +1,13 @@
 /** Scripts of every page. */
-import { say, sayWhatWasKept, takeBack } from "./notice.js";
+import { clearNotice, showNotice, showStored } from "./notice.js";
 
-sayWhatWasKept();
+showStored();
 
-let trouble = "";
+let complaint = "";
 
 function complain(text) {
-  trouble = text;
-  say(text);
+  complaint = text;
+  showNotice(text);
 }
 
 // A part of a page that cannot be refreshed stays as it was, with a message until a refresh succeeds.
@@ -15,14 +15,14 @@ document.addEventListener("htmx:responseError", (event) => {
   const status = event.detail.xhr.status;
   const field = event.detail.elt;
   if (status === 422 && "setCustomValidity" in field) return;
-  complain(`This could not be refreshed (status ${status}).`);
+  complain(`The page could not be refreshed (status ${status}).`);
 });
 document.addEventListener("htmx:sendError", () => complain("The service cannot be reached. Is it running?"));
 document.addEventListener("htmx:afterRequest", (event) => {
-  if (event.detail.successful) takeBack(trouble);
+  if (event.detail.successful) clearNotice(complaint);
 });
 
-// Text that cannot be the beginning of a name is not searched for.
+// A search for text that no name can begin with is not sent.
 document.addEventListener("htmx:beforeRequest", (event) => {
   const field = event.detail.elt;
   if ("checkValidity" in field && !field.checkValidity()) {

@@ -1,27 +1,28 @@
-/** A notice at the top of the page, which is also shown after a move to another page. */
+/** A notice at the top of the page. It can also be shown on the page that is loaded next. */
 
-const KEPT = "loraplex-notice";
+const STORED = "loraplex-notice";
 
-export function say(text) {
+export function showNotice(text) {
   document.getElementById("notice").textContent = text;
 }
 
 /** Remove a notice, unless another one has replaced it. */
-export function takeBack(text) {
-  const place = document.getElementById("notice");
-  if (place.textContent === text) place.textContent = "";
+export function clearNotice(text) {
+  const notice = document.getElementById("notice");
+  if (notice.textContent === text) notice.textContent = "";
 }
 
-export function sayThen(text, address) {
-  sessionStorage.setItem(KEPT, text);
+/** Load an address, or the same page for `reload`, and show the notice there. */
+export function showAfterwards(text, address) {
+  sessionStorage.setItem(STORED, text);
   if (address === "reload") location.reload();
   else location.assign(address);
 }
 
-export function sayWhatWasKept() {
-  const text = sessionStorage.getItem(KEPT);
+export function showStored() {
+  const text = sessionStorage.getItem(STORED);
   if (text === null) return;
-  sessionStorage.removeItem(KEPT);
-  // Later, so that the region exists before its text changes: only then do screen readers read it out.
-  setTimeout(() => say(text), 50);
+  sessionStorage.removeItem(STORED);
+  // After a pause, because screen readers announce a change of the region only if the region already exists.
+  setTimeout(() => showNotice(text), 50);
 }

@@ -12,14 +12,14 @@ function fromJson(text) {
   try {
     value = JSON.parse(text);
   } catch {
-    throw new Error("It begins like a JSON array, but is not valid: look for a missing bracket or comma.");
+    throw new Error("This is not a valid JSON array. Look for a missing bracket or comma.");
   }
-  // One row in a list of rows is a row.
+  // A list of one row counts as the row.
   if (Array.isArray(value) && value.length === 1 && Array.isArray(value[0])) [value] = value;
   return value.map((number) => finite(number));
 }
 
-function finite(number, given = number) {
-  if (!Number.isFinite(number)) throw new Error(`${JSON.stringify(given)} is not a number.`);
+function finite(number, text = number) {
+  if (!Number.isFinite(number)) throw new Error(`${JSON.stringify(text)} is not a number.`);
   return number;
 }

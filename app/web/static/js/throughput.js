@@ -1,15 +1,15 @@
-/** Rows per second and latency: differences between two readings of counters. */
+/** Rows per second and latency: differences between two samples of the counters. */
 import { Chart, short } from "./chart.js";
 
-const EVERY = 2000;
-const KEPT = 60;
+const INTERVAL_MS = 2000;
+const MAX_POINTS = 60;
 
-const place = document.getElementById("traffic");
-const at = (name) => place.querySelector(`[data-${name}]`);
-const seconds = { span: [(-(KEPT - 1) * EVERY) / 1000, 0], labels: (_plot, marks) => marks.map((mark) => `${mark} s`) };
+const section = document.getElementById("traffic");
+const at = (name) => section.querySelector(`[data-${name}]`);
+const seconds = { span: [(-(MAX_POINTS - 1) * INTERVAL_MS) / 1000, 0], labels: (_plot, marks) => marks.map((mark) => `${mark} s`) };
 const charts = {
-  rate: new Chart(place.querySelector("[data-chart=rate]"), { ...seconds, series: [{ label: "rows", paint: "accent" }] }),
-  latency: new Chart(place.querySelector("[data-chart=latency]"), {
+  rate: new Chart(section.querySelector("[data-chart=rate]"), { ...seconds, series: [{ label: "rows", paint: "accent" }] }),
+  latency: new Chart(section.querySelector("[data-chart=latency]"), {
     ...seconds,
     series: [
       { label: "median", paint: "accent" },
@@ -24,17 +24,17 @@ let before = null;
 function quantile(bounds, counts, share) {
   const total = counts.reduce((sum, count) => sum + count, 0);
   if (!total) return null;
-  let seen = 0;
-  for (let place = 0; place < counts.length; place += 1) {
-    const low = place ? bounds[place - 1] : 0;
-    const high = bounds[Math.min(place, bounds.length - 1)];
-    if (seen + counts[place] >= share * total) return 1000 * (low + (high - low) * ((share * total - seen) / (counts[place] || 1)));
-    seen += counts[place];
+  let below = 0;
+  for (let index = 0; index < counts.length; index += 1) {
+    const low = index ? bounds[index - 1] : 0;
+    const high = bounds[Math.min(index, bounds.length - 1)];
+    if (below + counts[index] >= share * total) return 1000 * (low + (high - low) * ((share * total - below) / (counts[index] || 1)));
+    below += counts[index];
   }
   return null;
 }
 
-async function look() {
+async function sample() {
   if (document.hidden) return;
   let now;
   try {
@@ -46,25 +46,25 @@ async function look() {
     return;
   }
   if (before && now.at > before.at && now.rows >= before.rows) {
-    const counts = now.counts.map((count, place) => Math.max(0, count - before.counts[place]));
+    const counts = now.counts.map((count, index) => Math.max(0, count - before.counts[index]));
     points.push([(now.rows - before.rows) / (now.at - before.at), quantile(now.bounds, counts, 0.5), quantile(now.bounds, counts, 0.99)]);
-    if (points.length > KEPT) points.shift();
+    if (points.length > MAX_POINTS) points.shift();
     show();
   }
   before = now;
 }
 
 function show() {
-  const x = points.map((_point, place) => ((place - points.length + 1) * EVERY) / 1000);
-  const [rate, median, late] = points.at(-1);
-  place.dataset.looks = points.length;
+  const x = points.map((_point, index) => ((index - points.length + 1) * INTERVAL_MS) / 1000);
+  const [rate, median, tail] = points.at(-1);
+  section.dataset.samples = points.length;
   charts.rate.show([x, points.map((point) => point[0])]);
   charts.latency.show([x, points.map((point) => point[1]), points.map((point) => point[2])]);
   at("rate").textContent = short(rate);
-  at("latency").textContent = median === null ? "–" : `${short(median)} · ${short(late)} ms`;
-  place.querySelector("[data-chart=rate]").setAttribute("aria-label", `Rows per second: ${short(rate)} now`);
-  place.querySelector("[data-chart=latency]").setAttribute("aria-label", median === null ? "Time to an answer: no requests at the moment" : `Time to an answer now: median ${short(median)} ms, 99th percentile ${short(late)} ms`);
+  at("latency").textContent = median === null ? "–" : `${short(median)} · ${short(tail)} ms`;
+  section.querySelector("[data-chart=rate]").setAttribute("aria-label", `Rows per second: ${short(rate)} now`);
+  section.querySelector("[data-chart=latency]").setAttribute("aria-label", median === null ? "Latency: no requests at the moment" : `Latency now: median ${short(median)} ms, 99th percentile ${short(tail)} ms`);
 }
 
-look();
-setInterval(look, EVERY);
+sample();
+setInterval(sample, INTERVAL_MS);

@@ -7,16 +7,16 @@ const problem = form.querySelector("[data-problem]");
 const estimate = form.querySelector("[data-estimate]");
 
 const COUNT = "a whole number, or auto";
-const SIZE = "a number, or auto";
-const NUMBERS = { epochs: COUNT, learning_rate: SIZE, batch_size: COUNT, ridge: SIZE, seed: "a whole number" };
+const NUMBER = "a number, or auto";
+const SETTINGS = { epochs: COUNT, learning_rate: NUMBER, batch_size: COUNT, ridge: NUMBER, seed: "a whole number" };
 
-/** Body of POST /adapters; throws a Problem that names the field of a text that is not a number. */
+/** Return the body of POST /adapters; throw a Problem with the field of a text that is not a number. */
 function request() {
   const loss = fields.loss.value;
   const training = { method: fields.method.value, loss };
-  for (const [name, expected] of Object.entries(NUMBERS)) {
-    const given = fields[name].value.trim();
-    if (given) training[name] = numberOrAuto(given, `training.${name}`, expected);
+  for (const [name, expected] of Object.entries(SETTINGS)) {
+    const text = fields[name].value.trim();
+    if (text) training[name] = numberOrAuto(text, `training.${name}`, expected);
   }
   if (training.method !== "closed_form" && !(training.method === "auto" && loss === "mse")) {
     for (const name of ["epochs", "learning_rate", "batch_size"]) training[name] ??= "auto";
@@ -27,15 +27,15 @@ function request() {
   const data = { dataset: form.dataset.dataset, inputs: inputs(), targets: fields.target.value ? JSON.parse(fields.target.value) : {} };
   const labels = lines(fields.labels.value);
   if (labels.length) data.labels = labels;
-  const held = fields.held.selectedOptions[0];
+  const split = fields.split.selectedOptions[0];
   const body = { name: fields.name.value.trim(), rank: numberOrAuto(fields.rank.value.trim(), "rank", COUNT), data, training };
-  if (held.value === "group") {
-    data.group = held.dataset.column;
+  if (split.value === "group") {
+    data.group = split.dataset.column;
     body.split = { by: "group", fraction: 0.2 };
-  } else if (held.value) {
-    body.split = { by: "rows", fraction: held.value === "tenth" ? 0.1 : 0.2 };
+  } else if (split.value) {
+    body.split = { by: "rows", fraction: split.value === "tenth" ? 0.1 : 0.2 };
   }
-  if (fields.gate.checked && held.value) body.publish = { when: "if_better" };
+  if (fields.gate.checked && split.value) body.publish = { when: "if_better" };
   return body;
 }
 
@@ -45,7 +45,7 @@ function inputs() {
   return columns.length === 1 ? { column: columns[0] } : { columns };
 }
 
-/** The service checks bounds, and whether auto is possible. */
+/** Parse a number; the service checks its bounds, and whether auto is possible. */
 function numberOrAuto(text, field, expected) {
   if (text === "auto") return text;
   if (text === "" || !Number.isFinite(Number(text))) throw new Problem(422, { field, detail: `${field} must be ${expected}` });
@@ -66,10 +66,10 @@ function offerColumns() {
 }
 
 function offerGate() {
-  fields.gate.disabled = fields.held.value === "";
+  fields.gate.disabled = fields.split.value === "";
 }
 
-async function ask(url, button) {
+async function send(url, button) {
   clearProblem(problem, form);
   estimate.replaceChildren();
   button.disabled = true;
@@ -83,18 +83,18 @@ async function ask(url, button) {
   }
 }
 
-function say(plan) {
+function showPlan(plan) {
   const { seconds, memory_bytes: memory } = plan.estimate;
   const { split, training, rank, auto } = plan.spec;
-  const told = [
-    `It can be trained: about ${seconds < 1 ? "a second" : `${Math.ceil(seconds)} seconds`} and ${Math.ceil(memory / 2 ** 20)} MiB of memory, roughly.`,
-    split ? `${split.train.rows} rows are trained on, ${split.held_out.rows} held out.` : "No rows are held out: the result will not be measured.",
+  const sentences = [
+    `The training takes about ${seconds < 1 ? "a second" : `${Math.ceil(seconds)} seconds`} and ${Math.ceil(memory / 2 ** 20)} MiB of memory.`,
+    split ? `${split.train.rows} rows are used for training, and ${split.held_out.rows} are held out.` : "No rows are held out, so the result is not measured.",
     `Method ${training.method.replaceAll("_", " ")}, loss ${training.loss.replaceAll("_", " ")}, rank ${rank}.`,
-    ...Object.entries(auto || {}).map(([name, why]) => `${name.replaceAll("_", " ")}: ${why}.`),
-    ...(split?.warnings || []).map((warning) => `Mind: ${warning}.`),
+    ...Object.entries(auto || {}).map(([name, reason]) => `${name.replaceAll("_", " ")}: ${reason}.`),
+    ...(split?.warnings || []).map((warning) => `Warning: ${warning}.`),
   ];
   const list = document.createElement("ul");
-  for (const text of told) {
+  for (const text of sentences) {
     const item = document.createElement("li");
     item.textContent = text;
     list.append(item);
@@ -104,16 +104,16 @@ function say(plan) {
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const job = await ask("/adapters", event.submitter || form.querySelector("[type=submit]"));
+  const job = await send("/adapters", event.submitter || form.querySelector("[type=submit]"));
   if (job) location.assign(`/ui/jobs/${encodeURIComponent(job.id)}`);
 });
 form.querySelector("[data-check]").addEventListener("click", async (event) => {
-  const plan = await ask("/adapters?dry_run=true", event.currentTarget);
-  if (plan) say(plan);
+  const plan = await send("/adapters?dry_run=true", event.currentTarget);
+  if (plan) showPlan(plan);
 });
 fields.target.addEventListener("change", suggestLoss);
 fields.inputs.addEventListener("change", offerColumns);
-fields.held.addEventListener("change", offerGate);
+fields.split.addEventListener("change", offerGate);
 suggestLoss();
 offerColumns();
 offerGate();

@@ -1,6 +1,6 @@
 /** Upload of a dropped or chosen file as a data set. */
 import { clearProblem, parseProblem, showProblem } from "./api.js";
-import { sayThen } from "./notice.js";
+import { showAfterwards } from "./notice.js";
 
 const TYPES = {
   csv: "text/csv",
@@ -19,18 +19,18 @@ const problem = at("problem");
 let file = null;
 let request = null;
 
-function choose(chosen) {
+function choose(candidate) {
   clearProblem(problem, form);
-  if (!chosen) return;
-  if (!typeOf(chosen)) {
-    showProblem(problem, { message: `${chosen.name} is of a kind that is not read here: it has to end in ${Object.keys(TYPES).map((end) => `.${end}`).join(", ")}` });
+  if (!candidate) return;
+  if (!typeOf(candidate)) {
+    showProblem(problem, { message: `${candidate.name} has an unknown file type; the name must end in ${Object.keys(TYPES).map((end) => `.${end}`).join(", ")}` });
     return;
   }
-  file = chosen;
+  file = candidate;
   at("file").textContent = `${file.name}, ${bytes(file.size)}`;
   form.elements.name.value = nameOf(file.name);
   at("ready").hidden = false;
-  at("status").textContent = `${file.name} is chosen`;
+  at("status").textContent = `Chosen file: ${file.name}`;
   form.elements.name.focus();
   form.elements.name.select();
 }
@@ -47,9 +47,9 @@ function bytes(number) {
   return number < 1024 ? `${number} bytes` : number < 2 ** 20 ? `${(number / 1024).toFixed(0)} KiB` : `${(number / 2 ** 20).toFixed(1)} MiB`;
 }
 
-function going(on) {
-  at("going").hidden = !on;
-  at("ready").hidden = on;
+function showProgress(isUploading) {
+  at("uploading").hidden = !isUploading;
+  at("ready").hidden = isUploading;
 }
 
 function send(name) {
@@ -58,7 +58,7 @@ function send(name) {
   clearProblem(problem, form);
   bar.value = 0;
   label.textContent = "Uploading";
-  going(true);
+  showProgress(true);
   at("status").textContent = "Uploading";
   // fetch does not report the progress of an upload.
   request = new XMLHttpRequest();
@@ -70,25 +70,25 @@ function send(name) {
   request.upload.addEventListener("load", () => {
     bar.removeAttribute("value");
     label.textContent = "Reading";
-    at("status").textContent = "Uploaded; it is being read";
+    at("status").textContent = "Uploaded. The service is reading the file";
   });
   request.addEventListener("load", () => {
     const { status, responseText } = request;
-    if (status === 200) sayThen(`${name} has this content already`, `/ui/datasets/${encodeURIComponent(name)}`);
-    else if (status === 201) sayThen(`${name} was read: ${JSON.parse(responseText).rows} rows`, `/ui/datasets/${encodeURIComponent(name)}`);
-    else refused(parseProblem(status, responseText));
+    if (status === 200) showAfterwards(`${name} already has this content`, `/ui/datasets/${encodeURIComponent(name)}`);
+    else if (status === 201) showAfterwards(`${name} was uploaded: ${JSON.parse(responseText).rows} rows`, `/ui/datasets/${encodeURIComponent(name)}`);
+    else showRefusal(parseProblem(status, responseText));
   });
-  request.addEventListener("error", () => refused({ message: "The connection was lost during the upload. Try again" }));
+  request.addEventListener("error", () => showRefusal({ message: "The connection was lost during the upload. Try again" }));
   request.addEventListener("abort", () => {
-    going(false);
-    at("status").textContent = "Cancelled: nothing was stored";
+    showProgress(false);
+    at("status").textContent = "Cancelled. Nothing was stored";
     form.elements.name.focus();
   });
   request.send(file);
 }
 
-function refused(error) {
-  going(false);
+function showRefusal(error) {
+  showProgress(false);
   at("status").textContent = "";
   showProblem(problem, error, form);
 }

@@ -1,20 +1,20 @@
-/** Text of an error: a sentence that names the fields of a form by their labels. */
+/** Texts of errors as sentences, with the labels of a form in place of field names. */
 
 /** The same list is in app/web/pages/formatting.py. Other words may be names of adapters, data sets or columns. */
 const CAPITALISED = new Set("a an at each every it its no none one only the there they this which".split(" "));
 
 export function sentence(text) {
-  const whole = CAPITALISED.has(text.split(" ", 1)[0]) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
-  return /[.!?]$/.test(whole) ? whole : `${whole}.`;
+  const capitalised = CAPITALISED.has(text.split(" ", 1)[0]) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
+  return /[.!?]$/.test(capitalised) ? capitalised : `${capitalised}.`;
 }
 
-/** `training.epochs: …` → `Epochs: …`, for every field that the form has. */
-export function inWordsOf(form, text) {
+/** Replace the path of each field of the form: `training.epochs: …` → `Epochs: …`. */
+export function withLabels(form, text) {
   const inputs = [...form.querySelectorAll("[data-field]")].sort((one, other) => other.dataset.field.length - one.dataset.field.length);
-  return inputs.reduce((words, input) => words.replace(pathOf(input.dataset.field), labelOf(input)), text);
+  return inputs.reduce((result, input) => result.replace(pathOf(input.dataset.field), labelOf(input)), text);
 }
 
-/** A field's path as a separate word. A path without a dot counts as a field only at the beginning. */
+/** Return a pattern for a path as a word of its own; a path without a dot matches only at the beginning. */
 function pathOf(field) {
   const path = field.replaceAll(".", "\\.");
   return new RegExp(field.includes(".") ? `(?<![\\w.])${path}(?![\\w.]*\\w)` : `^${path}(?=[ :,])`, "g");

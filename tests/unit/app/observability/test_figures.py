@@ -18,7 +18,7 @@ from app.observability.metrics.definitions import (
     Kind,
 )
 from app.observability.metrics.exposition import exposition
-from app.observability.metrics.values import MetricValues, sum_values
+from app.observability.metrics.recorder import MetricValues, sum_values
 from tests.support.metrics_exposition import read, series, shown_of
 
 OBSERVED = st.lists(
@@ -64,10 +64,12 @@ def test_what_is_written_is_read_again() -> None:
 
 
 def test_a_metric_that_another_release_defined_otherwise_is_left_out() -> None:
-    stored = {
-        "numbers": [["loraplex_gone_total", [], 1.0], [PUBLISHED.name, [], 1.0], [PUBLISHED.name, ["job"], 2.0]],
-        "tallies": [[BATCH_ROWS.name, [], [1, 2, 3], 4.0]],
-    }
+    stored = [
+        ["loraplex_gone_total", [], 1.0],
+        [PUBLISHED.name, [], 1.0],
+        [PUBLISHED.name, ["job"], 2.0],
+        [BATCH_ROWS.name, [], [1, 2, 3, 4.0]],
+    ]
     assert shown_of(MetricValues.from_json(stored)) == {series("adapters_published_total", source="job"): 2}
 
 

@@ -55,13 +55,13 @@ def test_numbers_beside_a_class_of_whole_numbers_are_told_apart_from_it() -> Non
 def test_the_loss_is_what_the_target_is_usually_trained_with(
     type: str, width: int | None, outputs: int, loss: Loss
 ) -> None:
-    inputs = input_choices(PIXELS, 64)[0].selection
+    inputs = input_choices(PIXELS, 64)[0].names
     (choice,) = target_choices([*PIXELS, _column("target", type, width)], inputs, outputs)
     assert (choice.selection.column, choice.loss) == ("target", loss)
 
 
 def test_what_cannot_be_a_target_of_the_layer_is_not_offered() -> None:
-    inputs = input_choices(PIXELS, 64)[0].selection
+    inputs = input_choices(PIXELS, 64)[0].names
     columns = [*PIXELS, _column("price"), _column("e", "list<float>", 7), _column("customer", "string")]
     assert [choice.label for choice in target_choices(columns, inputs, 10)] == ["customer"]
     assert group_choices(columns, inputs) == ["customer"]

@@ -1,0 +1,275 @@
+"""Rows that a request holds out: read and checked, and reported with the training rows before anything is trained."""
+
+# N rows · K rows of one side · I in_features
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adapters.datasets.store import Datasets
+from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongShape, WrongType
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.gradient.sampling import Sampler
+from adapters.training.planning.request import DatasetColumns, SplitRequest, TrainingRequest
+from adapters.training.planning.rows import Rows, read_rows
+from adapters.training.planning.split import Split, SplitBy
+from adapters.training.planning.targets import Codes
+from adapters.training.settings import TrainingSpec
+
+_HELD_OUT_VALUES = {1: 1, 0: 0, "validation": 1, "train": 0}
+_MAX_CLASSES_SHOWN = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Holdout:
+    """Rows that are not trained on: a part of the training rows, or a data set of its own."""
+
+    split: Split | None = None
+    key_N: Codes | None = None
+    """The key that decides the split, see `Split.sides`."""
+    column: str | None = None
+    """Column of the data set that the key was read from."""
+    rows: Rows | None = None
+    """A data set that is held out whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideReport:
+    """Rows of one side of a split."""
+
+    rows: int
+    groups: int | None = None
+    """Distinct groups; None if the rows have none."""
+    classes: Mapping[str, int] | None = None
+    """Rows per class, the first 100 classes; None if the targets are not classes."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the side as a job shows it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitReport:
+    """How rows are held out, and the rows on each side."""
+
+    rule: Mapping[str, Any]
+    """How rows are held out, as a job and a version show it."""
+    train: SideReport
+    held_out: SideReport
+    warnings: tuple[str, ...] = ()
+    """Reasons why held-out metrics may be too good, or the split not as requested."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the split as a job shows it, without the warnings."""
+        return {**self.rule, "train": self.train.to_json(), "held_out": self.held_out.to_json()}
+
+
+def read_holdout(request: TrainingRequest, rows: Rows, *, datasets: Datasets, base: BaseLayer) -> Holdout | None:
+    """Read what a request holds out; None if nothing. Raises the `InvalidInput` that names the field."""
+    requested, fraction = request.split, request.settings.validation_fraction
+    if requested is None:
+        return Holdout(split=Split(fraction=fraction)) if fraction > 0 else None
+    if fraction > 0:
+        raise InvalidCombination(
+            "split and training.validation_fraction both hold rows out: give one of them",
+            field="split",
+            expected="split, or training.validation_fraction",
+        )
+    _check_fields(requested)
+    if requested.by is None:
+        return Holdout(rows=_held_out_data_set(request, rows, datasets=datasets, base=base))
+    if requested.stratify and (requested.by is not SplitBy.ROWS or rows.targets.classes_N is None):
+        detail = "split.stratify needs one class a row, and a split by rows"
+        expected = "cross_entropy with a split by rows"
+        raise InvalidCombination(detail, field="split.stratify", given=True, expected=expected)
+    key_N = None
+    if requested.by is SplitBy.GROUP:
+        if rows.groups is None:
+            detail = "a split by group needs each row's group: give data.group (of a data set) or data.groups"
+            raise MissingField(detail, field="data.group", expected="groups")
+        key_N = rows.groups.codes_N
+    elif requested.column is not None:
+        key_N = _column_key(rows, requested.column, requested.by)
+    split = Split(by=requested.by, fraction=requested.fraction, stratify=requested.stratify)
+    return Holdout(split=split, key_N=key_N, column=requested.column)
+
+
+def report_split(
+    rows: Rows, holdout: Holdout | None, spec: TrainingSpec, *, group_sizes: Sequence[int] | None
+) -> SplitReport | None:
+    """Report both sides of a split; None if no rows are held out.
+
+    group_sizes: rows of each group of a fleet. Raises `OutOfRange` if a side would be empty.
+    """
+    if holdout is None:
+        return None
+    if holdout.rows is not None:
+        return SplitReport(
+            rule={name: holdout.rows.origin[name] for name in ("dataset", "dataset_digest")},
+            train=_side(rows, slice(None)),
+            held_out=_side(holdout.rows, slice(None)),
+            warnings=_repeated_warning(_hashes(rows), _hashes(holdout.rows)),
+        )
+    assert holdout.split is not None
+    rule = _rule(holdout.split, holdout.column)
+    if group_sizes is not None:
+        held_out = _held_out_of_fleet(rows, holdout.split, holdout.key_N, group_sizes)
+        return SplitReport(rule=rule, train=SideReport(rows=rows.count - held_out), held_out=SideReport(rows=held_out))
+    key_N, classes_N = (
+        None if array is None else torch.from_numpy(array) for array in (holdout.key_N, rows.targets.classes_N)
+    )
+    sampler = Sampler(spec, rows.count, key_N=key_N, classes_N=classes_N)
+    assert sampler.held_K is not None
+    training_K, held_K = sampler.training_K.numpy(), sampler.held_K.numpy()
+    for side_K, purpose in ((training_K, "to train on"), (held_K, "to validate on")):
+        if rows.weights_N is not None and not rows.weights_N[side_K].any():
+            detail = f"the split leaves no row that counts {purpose}: their weights are all 0"
+            raise OutOfRange(detail, field="split", given=0, expected="a row of a weight above 0 on both sides")
+    hashes_N = _hashes(rows)
+    warnings = _group_warnings(rows, holdout.split, training_K, held_K)
+    return SplitReport(
+        rule=rule,
+        train=_side(rows, training_K),
+        held_out=_side(rows, held_K),
+        warnings=warnings + _repeated_warning(hashes_N[training_K], hashes_N[held_K]),
+    )
+
+
+def _held_out_of_fleet(rows: Rows, split: Split, key_N: Codes | None, group_sizes: Sequence[int]) -> int:
+    """Return the held-out rows of a fleet, whose groups are split one by one in the fit."""
+    if split.by is SplitBy.COLUMN and key_N is not None:
+        held_out = int(key_N.sum())
+    else:
+        held_out = sum(map(split.held_out_rows, group_sizes))
+    if not 0 < held_out < rows.count:
+        raise OutOfRange(
+            f"the split of each group by itself holds out {held_out} of {rows.count} rows; neither side may be empty",
+            field="split",
+            given=f"{split.fraction:g} by {split.by}",
+            expected="a split that leaves rows on both sides of a group",
+        )
+    return held_out
+
+
+def _held_out_data_set(request: TrainingRequest, rows: Rows, *, datasets: Datasets, base: BaseLayer) -> Rows:
+    """Return the data set that is held out whole, read by the columns of the training rows."""
+    assert request.split is not None
+    dataset = request.split.dataset
+    if not isinstance(request.rows, DatasetColumns):
+        detail = "split.dataset is read by the columns of the training data, which are in the request"
+        expected = "training data from a data set too"
+        raise InvalidCombination(detail, field="split.dataset", given=dataset, expected=expected)
+    source = replace(request.rows, dataset=dataset, labels=rows.targets.labels, corpus=None, group_by=None)
+    held_out = read_rows(source, request.settings.loss, datasets=datasets, base=base, field="split")
+    widths = [part.targets.column.shape[1:] for part in (held_out, rows)]
+    if widths[0] != widths[1]:
+        given, expected = (f"{width[0]} targets" for width in widths)
+        detail = f"split.dataset has {given} a row, the training data have {expected}"
+        raise WrongShape(detail, field="split.dataset", given=given, expected=expected)
+    return held_out
+
+
+def _check_fields(requested: SplitRequest) -> None:
+    needs_column = requested.by in (SplitBy.TIME, SplitBy.COLUMN)
+    if (requested.by is None) == (requested.dataset is None):
+        raise InvalidCombination(
+            "split says how rows are drawn (by), or which data set is held out (dataset): one of them",
+            field="split",
+            expected='{"by": …} or {"dataset": reference}',
+        )
+    ignored = {
+        "column": not needs_column,
+        "fraction": requested.by in (SplitBy.COLUMN, None),
+        "stratify": requested.by is None,
+    }
+    for name, is_ignored in ignored.items():
+        if is_ignored and name in requested.given:
+            context = "with split.dataset" if requested.by is None else f"by {requested.by}"
+            detail, given = f"split.{name} has no effect {context}: leave it out", getattr(requested, name)
+            raise IgnoredField(detail, field=f"split.{name}", given=given, expected=f"{name} left out")
+    if needs_column and requested.column is None:
+        detail = f"a split by {requested.by} needs a column"
+        raise MissingField(detail, field="split.column", expected="a column's name")
+
+
+def _column_key(rows: Rows, column: str, by: SplitBy) -> Codes:
+    """Return (N,) the position in time of each row, or 1 for the rows that the column holds out."""
+    field = "split.column"
+    if rows.table is None:
+        detail = f"a split by {by} reads a column of a data set, and these rows are in the request"
+        expected = "a data set, or a split by rows or group"
+        raise InvalidCombination(detail, field=field, given=column, expected=expected)
+    if by is SplitBy.TIME and rows.table.type_of(column, field=field).startswith("float"):
+        return rows.table.order(column, field=field)
+    codes_N, values = rows.table.codes(column, field=field)
+    if by is SplitBy.TIME:
+        return codes_N
+    others = [value for value in values if value not in _HELD_OUT_VALUES]
+    if others:
+        detail = f"{field}: {column} has other values than a column that says which rows are held out"
+        expected = "0 and 1, true and false, or train and validation"
+        raise WrongType(detail, field=field, given=others[0], expected=expected)
+    if len(values) < 2:
+        detail = f"{field}: {column} puts every row on one side"
+        raise OutOfRange(detail, field=field, given=values[0], expected="both of its values")
+    return np.array([_HELD_OUT_VALUES[value] for value in values], np.int64)[codes_N]
+
+
+def _rule(split: Split, column: str | None) -> dict[str, Any]:
+    """Return a split as a job shows it, without the members that have no effect on it."""
+    rule: dict[str, Any] = {"by": str(split.by)}
+    if column is not None:
+        rule["column"] = column
+    if split.by is not SplitBy.COLUMN:
+        rule["fraction"] = split.fraction
+    if split.by is SplitBy.ROWS:
+        rule["stratify"] = split.stratify
+    return rule
+
+
+def _side(rows: Rows, selected: NDArray[np.int64] | slice) -> SideReport:
+    targets, class_counts = rows.targets, None
+    if targets.classes_N is not None:
+        classes, counts = np.unique(targets.classes_N[selected], return_counts=True)
+        names = [targets.labels[index] if targets.labels else int(index) for index in classes[:_MAX_CLASSES_SHOWN]]
+        class_counts = {str(name): int(count) for name, count in zip(names, counts, strict=False)}
+    return SideReport(
+        rows=rows.count if isinstance(selected, slice) else len(selected),
+        groups=None if rows.groups is None else len(np.unique(rows.groups.codes_N[selected])),
+        classes=class_counts,
+    )
+
+
+def _group_warnings(
+    rows: Rows, split: Split, training_K: NDArray[np.int64], held_K: NDArray[np.int64]
+) -> tuple[str, ...]:
+    if rows.groups is None:
+        return ()
+    if split.by is SplitBy.GROUP:
+        held, target = len(held_K), split.held_out_rows(rows.count)
+        if 2 * abs(held - target) <= target:
+            return ()
+        return (f"{held} rows are held out, where {target} were asked for: the groups are too large to come nearer",)
+    codes_N = rows.groups.codes_N
+    shared = len(np.intersect1d(codes_N[training_K], codes_N[held_K]))
+    return (f"{shared} groups have rows on both sides: a split by group would keep them apart",) if shared else ()
+
+
+def _repeated_warning(training_K: NDArray[np.uint64], held_K: NDArray[np.uint64]) -> tuple[str, ...]:
+    """Return a warning if rows of both sides, given by their hashes, have the same inputs."""
+    repeated = int(np.isin(held_K, training_K).sum())
+    return (f"{repeated} held-out rows have the inputs of a row that is trained on",) if repeated else ()
+
+
+def _hashes(rows: Rows) -> NDArray[np.uint64]:
+    """Return (N,) hashes: equal for rows of equal inputs; others collide with a probability of at most 2⁻³².
+
+    Multilinear hashing (Lemire & Kaser 2014, section 3) of the numbers' bits, with fixed random odd factors.
+    """
+    factors_I = np.random.default_rng(0).integers(2**63, size=rows.inputs.shape[1], dtype=np.uint64) * 2 + 1
+    # 0 and -0 are the same number.
+    parts = ((part_NI + np.float32(0)).view(np.uint32).astype(np.uint64) @ factors_I for part_NI in rows.inputs.parts())
+    return np.concatenate(list(parts))

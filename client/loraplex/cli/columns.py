@@ -1,0 +1,111 @@
+"""Columns of a table: which ones are inputs, and which loss fits the targets, from options or from their types."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from loraplex.cli.errors import WrongUsage
+from loraplex.cli.output import plural
+from loraplex.results import Base, Column
+
+# Columns in the form of the API: `{"column": name}`, `{"columns": names}` or `{"prefix": text}`.
+Selection = Mapping[str, Any]
+_MAX_LISTED = 5
+_CLASSES = ("int64", "bool")
+_NUMBERS = ("int64", "float32", "float64")
+
+
+def selected(names: str | None, prefix: str | None, column: str | None) -> Selection | None:
+    """Return the inputs that the options name, None if they name none; raise `WrongUsage` for more than one option."""
+    if [names, prefix, column].count(None) < 2:
+        raise WrongUsage("--inputs, --input-prefix and --input-column all name the inputs: give one of them.")
+    if names is not None:
+        return selection_of(split_names(names))
+    if prefix is not None:
+        return {"prefix": prefix}
+    return None if column is None else {"column": column}
+
+
+def selection_of(names: Sequence[str]) -> Selection:
+    """Return columns in the form of the API."""
+    return {"columns": list(names)} if len(names) > 1 else {"column": names[0]}
+
+
+def has_columns(names: Collection[str], selection: Selection) -> bool:
+    """Return whether all selected columns are among these."""
+    if "prefix" in selection:
+        return any(name.startswith(selection["prefix"]) for name in names)
+    return set(names_in(selection)) <= set(names)
+
+
+def names_in(selection: Selection) -> list[str]:
+    """Return the names of a selection that has no prefix."""
+    return [selection["column"]] if "column" in selection else list(selection.get("columns", ()))
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names in `a,b,c`."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise WrongUsage(f"Not a list of column names: '{text}'. Write them as a,b,c.")
+    return names
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as text, without the middle of a long list."""
+    if len(names) <= _MAX_LISTED:
+        return ", ".join(names)
+    return f"{names[0]}, {names[1]} … {names[-1]} ({len(names)} columns)"
+
+
+def infer_inputs(columns: Sequence[Column], base: Base, *, taken: Collection[str]) -> tuple[Selection, str]:
+    """Return the inputs, and the reason: all other numeric columns, those with a common stem, or one list column.
+
+    The first selection that is as wide as the layer is used. Raises `WrongUsage` if none is.
+    """
+    width = base.in_features
+    free = [column for column in columns if column.name not in taken]
+    numbers = [column.name for column in free if column.type in _NUMBERS]
+    besides = f" besides {listed(sorted(taken))}" if taken else ""
+    if len(numbers) == width:
+        return selection_of(numbers), f"{listed(numbers)}: all columns of numbers{besides}"
+    by_stem = defaultdict(list)
+    for name in numbers:
+        by_stem[name.rstrip("0123456789")].append(name)
+    alike = [names for names in by_stem.values() if len(names) == width]
+    if len(alike) == 1:
+        return selection_of(alike[0]), f"{listed(alike[0])}: the columns that are called so"
+    lists = [column.name for column in free if _is_list(column) and column.width == width]
+    if len(lists) == 1:
+        return selection_of(lists), f"{lists[0]}: the column of {width} numbers"
+    candidates = f"{plural(len(numbers), 'column')} of numbers{besides}"
+    candidates += f" and {len(lists)} of lists of that width ({listed(lists)})" if lists else ""
+    raise WrongUsage(
+        f"The base layer takes {plural(width, 'number')} a row, and there are {candidates}: say which by --inputs, "
+        "--input-prefix or --input-column."
+    )
+
+
+def infer_loss(columns: Sequence[Column], targets: Sequence[str], base: Base) -> tuple[str, str]:
+    """Return the loss for the type of the targets, and the reason; raise `WrongUsage` if there is none."""
+    if len(targets) > 1:
+        return "mse", f"{len(targets)} columns of numbers"
+    column = next(column for column in columns if column.name == targets[0])
+    if _is_list(column):
+        if column.width is None:
+            return "binary_cross_entropy", f"{column.name} has several labels a row"
+        return "mse", f"{column.name} has {plural(column.width, 'number')} a row"
+    if column.type == "string":
+        return "cross_entropy", f"{column.name} is text: one class a row"
+    if base.out_features == 1:
+        return "mse", f"{column.name} is a number"
+    if column.type in _CLASSES:
+        return "cross_entropy", f"{column.name} is whole numbers: one class a row"
+    raise WrongUsage(
+        f"{column.name} is one number with a fraction a row, and the base layer gives {base.out_features}: name "
+        f"{base.out_features} columns or one of lists by --target, or say --loss cross_entropy if they are classes."
+    )
+
+
+def _is_list(column: Column) -> bool:
+    return column.type.startswith("list")
