@@ -17,8 +17,7 @@ from sqlalchemy.engine import Connection
 from adapters.catalog import queries
 from adapters.catalog.versions import AdapterSummary, Publication, Published, Version
 from adapters.clock import rfc3339
-from adapters.errors import BlobCorrupt
-from adapters.lora.adapter import delta_norms, digest_of
+from adapters.lora.adapter import delta_norms
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage.blob_writer import BlobWriter, Upload
 from adapters.storage.blobs import DEFAULT_DAYS, FolderBlobs, Quarantine
@@ -176,11 +175,8 @@ class Catalog:
             live = queries.find_live(connection, name)
         if live is None or live.digest != digest:
             return None
-        try:
-            content = self.blobs.read(live.file, offset=live.offset, length=live.bytes)
-        except BlobCorrupt:
-            return live
-        return None if digest_of(content) == digest else live
+        is_intact = self.blobs.has_digest(live.file, digest, offset=live.offset, length=live.bytes)
+        return None if is_intact else live
 
     @contextmanager
     def _drafts(self, publications: Sequence[Publication]) -> Iterator[tuple[list[_Draft], Upload]]:

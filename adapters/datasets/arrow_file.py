@@ -5,7 +5,7 @@ Its bytes depend only on the content. Record batches are split by stored rows an
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from adapters.datasets.columns import MAX_ROW_BYTES, PlannedColumn, is_list, to_stored_array
+from adapters.datasets.validation import ColumnReport
 from adapters.errors import InvalidDataset
 
 BATCH_ROWS = 8192
@@ -23,15 +24,13 @@ BATCH_BYTES = 2**22
 
 
 class ArrowFileWriter:
-    """Writer that appends chunks of rows. It calls `on_batch` with each stored batch and the index of its first row."""
+    """Writer that appends chunks of rows. It adds each stored batch to a report."""
 
-    def __init__(
-        self, path: Path, columns: Sequence[PlannedColumn], *, max_bytes: int, on_batch: Callable[[Any, int], None]
-    ) -> None:
+    def __init__(self, path: Path, columns: Sequence[PlannedColumn], report: ColumnReport, *, max_bytes: int) -> None:
         self._schema = pa.schema([(column.name, column.type) for column in columns])
         self._sink = _BoundedFile(path, max_bytes)
         self._writer = ipc.new_file(self._sink, self._schema)
-        self._on_batch = on_batch
+        self._report = report
         self._pending: list[Any] = []
         self._pending_rows = self._pending_bytes = 0
         self.rows = 0
@@ -77,7 +76,7 @@ class ArrowFileWriter:
         whole = self._pending[0] if len(self._pending) == 1 else pa.concat_batches(self._pending)
         arrays = list(map(to_stored_array, whole.columns, self._schema.types))
         batch = pa.record_batch(arrays, schema=self._schema)
-        self._on_batch(batch, self.rows)
+        self._report.add_batch(batch, self.rows)
         self._writer.write_batch(batch)
         self.rows += batch.num_rows
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0

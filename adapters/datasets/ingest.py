@@ -5,7 +5,6 @@ waits for it. The child, `main`, gets JSON as its argument and answers with JSON
 standard input is closed, which also happens if its parent dies.
 """
 
-import errno
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from adapters.datasets.arrow_file import ArrowFileWriter, min_row_bytes, too_lar
 from adapters.datasets.columns import PlannedColumn, Source, to_stored_array
 from adapters.datasets.validation import ColumnReport, IngestReport
 from adapters.errors import BadRow, BadRows, InvalidDataset, StorageFull, shorten
+from adapters.storage.blobs import DISK_FULL
 
 
 class Format(StrEnum):
@@ -71,7 +71,6 @@ _ENVIRONMENT = {
 
 # Members of an error that the child process found, which its parent raises again.
 _ERROR_MEMBERS = frozenset({"detail", "field", "row", "given", "expected"})
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +190,7 @@ def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestRepor
     if source.rows is not None and source.rows * min_row_bytes(source.columns) > max_bytes:
         raise too_large_error(max_bytes)
     report = ColumnReport(source.columns)
-    with closing(ArrowFileWriter(out, source.columns, max_bytes=max_bytes, on_batch=report.add_batch)) as file:
+    with closing(ArrowFileWriter(out, source.columns, report, max_bytes=max_bytes)) as file:
         for arrays in source.chunks(report.add_unreadable):
             file.add([_to_stored(array, column) for array, column in zip(arrays, source.columns, strict=True)])
         digest, size = file.finish()
@@ -238,7 +237,10 @@ def main() -> None:
     pa.set_io_thread_count(1)
     # A lower priority than that of the processes that answer requests.
     os.nice(10)
-    _set_limits(request["memory_bytes"], request["max_bytes"])
+    # RLIMIT_DATA, not RLIMIT_AS, because pages of mapped files and libraries can be reclaimed.
+    limits = {"DATA": request["memory_bytes"], "FSIZE": request["max_bytes"], "CORE": 0}
+    for name, limit in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
     sys.stdout.write(json.dumps(_run_request(request)))
     sys.stdout.flush()
 
@@ -262,13 +264,6 @@ def _exit_with_parent() -> None:
     os._exit(0)
 
 
-def _set_limits(memory_bytes: int, max_bytes: int) -> None:
-    # RLIMIT_DATA, not RLIMIT_AS, because pages of mapped files and libraries can be reclaimed.
-    limits = {resource.RLIMIT_DATA: memory_bytes, resource.RLIMIT_FSIZE: max_bytes, resource.RLIMIT_CORE: 0}
-    for kind, limit in limits.items():
-        resource.setrlimit(kind, (limit, limit))
-
-
 def _run_request(request: dict[str, Any]) -> dict[str, Any]:
     try:
         kind, out = Format(request["format"]), Path(request["out"])
@@ -278,7 +273,7 @@ def _run_request(request: dict[str, Any]) -> dict[str, Any]:
     except InvalidDataset as error:
         return {"invalid": error.members()}
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             return {"storage_full": True}
         # pyarrow's own error is a `MemoryError` too, and a parser in C may wrap one.
         if any(isinstance(cause, MemoryError) for cause in (error, error.__cause__, error.__context__)):

@@ -1,7 +1,6 @@
 """Reader of a stored data set, memory-mapped: columns as float32 rows, as class codes, or as lists of labels."""
 
 # N rows · C columns
-import errno
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import islice
@@ -20,6 +19,7 @@ from adapters.datasets.arrow_file import row_bytes
 from adapters.datasets.columns import ColumnSelector, WidthCounter, is_list
 from adapters.datasets.validation import find_bad_rows, not_finite_rows, rows_where, to_float32, type_name
 from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shorten
+from adapters.storage.blobs import NO_DESCRIPTORS
 from adapters.strict_json import replace_nan
 
 _MAX_NAMES_LISTED = 20
@@ -53,7 +53,7 @@ class Table:
         try:
             return cls(path)
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
                 raise  # not a fault of the file
             raise BlobCorrupt(f"the file of a stored data set is missing or damaged: {path.name}: {error}") from None
 

@@ -3,7 +3,7 @@
 `revert` points each live alias that the job moved back at the version that was live before.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -132,24 +132,23 @@ def admit(connection: Connection, claim: Job, publications: Sequence[Publication
 
 def record(connection: Connection, job_id: str, published: Sequence[Published]) -> None:
     """Store the version of each published adapter, found by its position."""
-    _set(
-        connection,
-        job_id,
-        published,
-        lambda item: {
+    rows = [
+        {
             "b_position": item.position,
             "version": item.version.version,
             "digest": item.version.digest,
             "metrics": item.version.metrics,
             "moved_live": item.moved_live,
             "replaced": item.replaced,
-        },
-    )
+        }
+        for item in published
+    ]
+    _set(connection, job_id, rows)
 
 
 def fail(connection: Connection, job_id: str, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
     """Store the errors of the adapters at these positions."""
-    _set(connection, job_id, failures, lambda failed: {"b_position": failed[0], "error": dict(failed[1])})
+    _set(connection, job_id, [{"b_position": position, "error": dict(error)} for position, error in failures])
 
 
 def fail_waiting(connection: Connection, job_id: str, error: Mapping[str, Any]) -> None:
@@ -157,11 +156,10 @@ def fail_waiting(connection: Connection, job_id: str, error: Mapping[str, Any]) 
     connection.execute(sa.update(job_adapters).where(_columns.job == job_id, _WAITS).values(error=dict(error)))
 
 
-def _set(connection: Connection, job_id: str, items: Sequence[Any], values: Callable[[Any], dict[str, Any]]) -> None:
-    if not items:
-        return
-    is_adapter = (_columns.job == job_id, _columns.position == sa.bindparam("b_position"))
-    connection.execute(sa.update(job_adapters).where(*is_adapter), [values(item) for item in items])
+def _set(connection: Connection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        is_adapter = (_columns.job == job_id, _columns.position == sa.bindparam("b_position"))
+        connection.execute(sa.update(job_adapters).where(*is_adapter), rows)
 
 
 class SkipReason(StrEnum):

@@ -35,10 +35,8 @@ from adapters.storage.schema import batched, catalog, dataset_versions, jobs, pe
 WRITERS = "writers"
 _LOCK_SUFFIX = ".lock"
 _KEYS_AT_ONCE = 8
-_REPLACE = (
-    sa.update(pending_blobs).where(pending_blobs.c.key == sa.bindparam("used")).values(key=sa.bindparam("next_key"))
-)
-
+_KEY = pending_blobs.c.key
+_REPLACE = sa.update(pending_blobs).where(sa.bindparam("used") == _KEY).values(key=sa.bindparam("next_key"))
 _REFERENCES = (versions.c.file, versions.c.statistics, dataset_versions.c.file, jobs.c.data_file)
 
 
@@ -124,7 +122,7 @@ class BlobWriter:
         unreferenced: list[str] = []
         # A part at a time, so that no read keeps a writer waiting for long.
         for part in batched(names):
-            statement = sa.select(pending_blobs.c.key).where(pending_blobs.c.key.in_(map(blob_key, part)))
+            statement = sa.select(_KEY).where(_KEY.in_(map(blob_key, part)))
             with self._database.read() as connection:
                 pending, referenced = set(connection.scalars(statement)), _referenced(connection, part)
             unreferenced += [name for name in part if name not in referenced and blob_key(name) not in pending]
@@ -141,7 +139,7 @@ class BlobWriter:
         if not stale and not abandoned:
             return
         with self._database.write() as connection:
-            for column, values in ((pending_blobs.c.key, abandoned), (pending_blobs.c.owner, stale)):
+            for column, values in ((_KEY, abandoned), (pending_blobs.c.owner, stale)):
                 for part in batched(values):
                     connection.execute(sa.delete(pending_blobs).where(column.in_(part)))
 

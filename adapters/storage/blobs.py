@@ -30,10 +30,11 @@ Content: TypeAlias = bytes | Callable[[BinaryIO], object]
 BLOBS = "blobs"
 # File in that folder that says which catalogue it belongs to (`adapters.storage.store_identity`).
 STORE_ID = "store-id"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+# Error numbers of a full disk, of a disk that fails, and of a process without file descriptors.
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _FAILED = {errno.EIO, errno.EROFS, *_FORBIDDEN}
-_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
+NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
 # Largest part of the file system that quarantined files may take.
@@ -217,7 +218,7 @@ class FolderBlobs:
             if error.errno in _FORBIDDEN:
                 log.error("%s", detail)
                 raise StorageFailed(detail) from error
-            if error.errno in _NO_DESCRIPTORS:
+            if error.errno in NO_DESCRIPTORS:
                 raise
             raise BlobCorrupt(detail) from error
         if length >= 0 and len(content) != length:
@@ -257,11 +258,13 @@ class FolderBlobs:
             raise BlobCorrupt(f"the file {name} has {status.st_size} bytes instead of {size}")
         return path
 
-    def has_digest(self, name: str, digest: str) -> bool:
-        """Return whether a blob is there and its bytes have this digest."""
+    def has_digest(self, name: str, digest: str, *, offset: int = 0, length: int | None = None) -> bool:
+        """Return whether a blob, or `length` bytes of it from `offset` on, is there and has this digest."""
         try:
             with self.local(name).open("rb") as file:
-                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+                file.seek(offset)
+                content = hashlib.file_digest(file, "sha256") if length is None else hashlib.sha256(file.read(length))
+                return f"sha256:{content.hexdigest()}" == digest
         except (OSError, BlobCorrupt):
             return False
 
@@ -301,7 +304,7 @@ class FolderBlobs:
 
 def storage_error(error: OSError, *, what: str) -> LoraplexError | None:
     """Return the error to raise if a file could not be written; None if the disk is not the reason."""
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         return StorageFull(f"the disk is full: {what} could not be stored")
     if error.errno not in _FAILED:
         return None

@@ -3,7 +3,6 @@
 No module but this one and `store_identity`, which looks at a catalogue before anything else does, opens the file.
 """
 
-import errno
 import json
 import logging
 import os
@@ -12,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
 from adapters.errors import CatalogBusy, CatalogNotLoadable, LoraplexError, StorageFailed, StorageFull, TooManyOpenFiles
+from adapters.storage.blobs import DISK_FULL, NO_DESCRIPTORS
 from adapters.storage.store_identity import CATALOG, migration_lock
 from adapters.strict_json import replace_nan
 
@@ -63,7 +64,6 @@ class SqliteDatabase:
         self._writing = self._engine.execution_options(writes=True)
         # Two writers in one process would wait in SQLite's busy handler, which sleeps; a lock wakes at once.
         self._writer = threading.Lock()
-        self._commits: CommitWatch | None = None
         try:
             self._migrate(folder)
         except (CommandError, DatabaseError, sqlite3.DatabaseError, StorageFailed) as error:
@@ -90,7 +90,7 @@ class SqliteDatabase:
         try:
             with _transaction(self._writing) as connection:
                 # Before the first change: a transaction that outgrows SQLite's cache locks readers out early.
-                before = self._change_number()
+                before = self._commits.change_number()
                 yield connection
                 committing = True
             return
@@ -117,14 +117,13 @@ class SqliteDatabase:
     def close(self) -> None:
         """Close every connection, except those of watches."""
         self._engine.dispose()
-        if self._commits is not None:
+        if "_commits" in vars(self):
             self._commits.close()
 
-    def _change_number(self) -> int:
-        """Return a number that every commit changes. The caller holds the write lock."""
-        if self._commits is None:
-            self._commits = self.commit_watch()
-        return self._commits.change_number()
+    @cached_property
+    def _commits(self) -> "CommitWatch":
+        """Watch that is used by the holder of the write lock only."""
+        return self.commit_watch()
 
     def _is_rolled_back(self, before: int) -> bool:
         """Return whether the transaction of a failed COMMIT is certainly rolled back.
@@ -137,7 +136,7 @@ class SqliteDatabase:
             # the one that does so: its number would change.
             with self.read() as connection:
                 connection.exec_driver_sql("SELECT revision FROM catalog").one()
-            return self._change_number() == before
+            return self._commits.change_number() == before
         except LoraplexError:
             return False
 
@@ -279,9 +278,9 @@ def _translate(error: Exception, *, folder: Path | None = None, outcome_unknown:
     kind: type[LoraplexError] = StorageFailed
     if is_damage:
         what = "the catalogue's file is damaged and has to be restored from a backup"
-    elif _has_no_descriptors():
+    elif (trial := _trial(folder)) in NO_DESCRIPTORS:
         kind, what = TooManyOpenFiles, "the process has no file descriptors left for the catalogue"
-    elif folder is not None and (code == sqlite3.SQLITE_FULL or _is_full(folder)):
+    elif folder is not None and (code == sqlite3.SQLITE_FULL or trial in DISK_FULL):
         kind, what = StorageFull, "the disk is full"
     else:
         what = f"the catalogue cannot be {'read' if folder is None else 'written'}"
@@ -292,22 +291,19 @@ def _translate(error: Exception, *, folder: Path | None = None, outcome_unknown:
     return kind(detail, outcome_unknown=outcome_unknown)
 
 
-def _has_no_descriptors() -> bool:
+def _trial(folder: Path | None) -> int:
+    """Return the error number of opening a file, and of writing one in `folder`; 0 if there is no error.
+
+    SQLite does not say why it cannot open a file or why an fsync failed.
+    """
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
+        if folder is not None:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                _sync(file.fileno())
+                file.truncate(0)
     except OSError as error:
-        return error.errno in (errno.EMFILE, errno.ENFILE)
-    return False
-
-
-def _is_full(folder: Path) -> bool:
-    """Return whether the disk of `folder` is full now, by a trial write: SQLite does not say why an fsync failed."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_PROBE_BYTES))
-            file.flush()
-            _sync(file.fileno())
-            file.truncate(0)
-    except OSError as error:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return False
+        return error.errno or 0
+    return 0

@@ -25,9 +25,7 @@ def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
-def rows_in(
-    connection: Connection, statement: sa.Select[Any], column: sa.ColumnElement[Any], values: Iterable[object]
-) -> Iterator[sa.Row[Any]]:
+def rows_in(connection: Connection, statement: sa.Select[Any], column: Any, values: Iterable[object]) -> Iterator[Any]:
     """Yield the rows of a statement whose column has one of these values, as many at once as one statement takes."""
     for part in batched(values):
         yield from connection.execute(statement.where(column.in_(part)))

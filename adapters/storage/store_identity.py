@@ -226,11 +226,8 @@ def _mismatch(
         return f"the catalogue belongs to the store {store}, and {owner_of_blobs}"
     newer = [name for name in names if revision_of(name) > catalog.revision]
     if newer and opened_here == folder_id:
-        newest = max(map(revision_of, newer))
-        return (
-            f"the catalogue is older than the blobs: it is at revision {catalog.revision}, and {len(newer)} blobs are "
-            f"newer, up to revision {newest}"
-        )
+        revisions = f"it is at revision {catalog.revision}, and {len(newer)} blobs at up to {newest_revision(folder)}"
+        return f"the catalogue is older than the blobs: {revisions}"
     return None
 
 

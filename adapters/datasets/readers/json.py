@@ -170,7 +170,7 @@ def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnrea
 
 
 def _to_arrays(
-    rows: Sequence[dict[str, Any]], columns: Sequence[PlannedColumn], begin: int, unreadable: ReportUnreadable
+    rows: list[Any], columns: Sequence[PlannedColumn], begin: int, unreadable: ReportUnreadable
 ) -> list[Any]:
     arrays = []
     for column in columns:
