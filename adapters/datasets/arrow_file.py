@@ -150,7 +150,5 @@ class _BoundedFile(io.RawIOBase):
 
 def too_large_error(max_bytes: int) -> InvalidDataset:
     """Return the error for a data set whose stored form is too large."""
-    bound = f"{max_bytes} bytes"
-    return InvalidDataset(
-        f"the data set would be stored in more than {bound}", expected=f"at most {bound}, uncompressed"
-    )
+    detail = f"the data set would be stored in more than {max_bytes} bytes"
+    return InvalidDataset(detail, expected=f"at most {max_bytes} bytes, uncompressed")

@@ -160,10 +160,8 @@ class Ingestion:
             answer: Mapping[str, Any] = json.loads(text)
         except ValueError:
             # C++ code may die if an allocation fails, and the kernel may kill the process when memory is short.
-            raise _unreadable_file(
-                f"the process that read the file died (status {status}), as one does that needs more than the"
-                f" {self._memory_bytes} bytes of memory that it may use"
-            ) from None
+            reason = f"it may use {self._memory_bytes} bytes of memory"
+            raise _unreadable_file(f"the process that read the file died (status {status}); {reason}") from None
         if "report" in answer:
             return IngestReport.from_json(answer["report"])
         if "bad_rows" in answer:
@@ -277,15 +275,12 @@ def _run_request(request: dict[str, Any]) -> dict[str, Any]:
             return {"storage_full": True}
         # pyarrow's own error is a `MemoryError` too, and a parser in C may wrap one.
         if any(isinstance(cause, MemoryError) for cause in (error, error.__cause__, error.__context__)):
-            invalid = _unreadable_file(
-                f"to read the file takes more than {request['memory_bytes']} bytes of memory: write it in smaller"
-                " batches or row groups, or with fewer columns"
-            )
-            return {"invalid": invalid.members()}
-        invalid = _unreadable_file(
-            f"the file cannot be read: {traceback.format_exception_only(error)[-1].strip()[:300]}"
-        )
-        return {"invalid": invalid.members(), "traceback": traceback.format_exc()}
+            limit = f"more than {request['memory_bytes']} bytes of memory"
+            hint = "write it in smaller batches or row groups, or with fewer columns"
+            return {"invalid": _unreadable_file(f"to read the file takes {limit}: {hint}").members()}
+        reason = traceback.format_exception_only(error)[-1].strip()[:300]
+        invalid = _unreadable_file(f"the file cannot be read: {reason}").members()
+        return {"invalid": invalid, "traceback": traceback.format_exc()}
     return {"report": report.to_json()}
 
 

@@ -46,6 +46,8 @@ class Table:
         reader = self._reader((0,))
         counts = [reader.get_batch(batch).num_rows for batch in range(reader.num_record_batches)]
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        # N.
+        self.rows = int(self._starts[-1])
 
     @classmethod
     def open(cls, path: Path) -> "Table":
@@ -57,16 +59,6 @@ class Table:
                 raise  # not a fault of the file
             raise BlobCorrupt(f"the file of a stored data set is missing or damaged: {path.name}: {error}") from None
 
-    @property
-    def rows(self) -> int:
-        """Return N."""
-        return int(self._starts[-1])
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """Return the names of the columns, in the order of the file."""
-        return list(self._types)
-
     def type_of(self, column: str, *, field: str) -> str:
         """Return the type of a column in the API; raise `InvalidInput` if there is no such column."""
         return type_name(self._type(column, field))
@@ -77,9 +69,17 @@ class Table:
         Raises `InvalidInput` for a missing column, and `WrongType` for one without numbers.
         """
         names = self._names(selection, field)
-        if selection.column is None or not is_list(self._types[names[0]]):
+        column_type = self._types[names[0]]
+        if selection.column is None or not is_list(column_type):
             return len(names)
-        return self._list_width(names[0])
+        if pa.types.is_fixed_size_list(column_type):
+            return int(column_type.list_size)
+        if names[0] not in self._widths:
+            widths = WidthCounter()
+            for _, batch in self._batches(names, 0, self.rows):
+                widths.add(batch.column(0))
+            self._widths[names[0]] = widths.usual() or 0
+        return self._widths[names[0]]
 
     def numbers(self, selection: ColumnSelector, *, field: str, begin: int = 0, end: int | None = None) -> Float32:
         """Return the rows from `begin` to `end` (None: the last), (N, C) float32, C-contiguous; true is 1.
@@ -244,16 +244,6 @@ class Table:
         more = ", …" if len(self._types) > _MAX_NAMES_LISTED else ""
         detail = f"{field}: no column of the data set {what}; there are: {existing}{more}"
         return InvalidInput(detail, field=field, given=name, expected="a column of the data set")
-
-    def _list_width(self, name: str) -> int:
-        if pa.types.is_fixed_size_list(self._types[name]):
-            return int(self._types[name].list_size)
-        if name not in self._widths:
-            widths = WidthCounter()
-            for _, batch in self._batches((name,), 0, self.rows):
-                widths.add(batch.column(0))
-            self._widths[name] = widths.usual() or 0
-        return self._widths[name]
 
     def _batches(self, names: tuple[str, ...], begin: int, end: int) -> Iterator[tuple[int, Any]]:
         """Yield the rows from `begin` to `end` of some columns in batches, each with the index of its first row."""

@@ -132,17 +132,10 @@ def admit(connection: Connection, claim: Job, publications: Sequence[Publication
 
 def record(connection: Connection, job_id: str, published: Sequence[Published]) -> None:
     """Store the version of each published adapter, found by its position."""
-    rows = [
-        {
-            "b_position": item.position,
-            "version": item.version.version,
-            "digest": item.version.digest,
-            "metrics": item.version.metrics,
-            "moved_live": item.moved_live,
-            "replaced": item.replaced,
-        }
-        for item in published
-    ]
+    rows = []
+    for item in published:
+        row = {name: getattr(item.version, name) for name in ("version", "digest", "metrics")}
+        rows.append(row | {"b_position": item.position, "moved_live": item.moved_live, "replaced": item.replaced})
     _set(connection, job_id, rows)
 
 

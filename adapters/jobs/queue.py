@@ -128,6 +128,12 @@ class JobQueue:
         with self._database.read() as connection:
             return [job_from_row(row) for row in connection.execute(statement)]
 
+    def state(self, job_id: str) -> JobState:
+        """Return the state of one job; raise `JobNotFound`."""
+        with self._database.read() as connection:
+            _require(connection, job_id)
+        return self.states([job_id])[job_id]
+
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
         """Return the states of these jobs, at most a few hundred."""
         with self._database.read() as connection:
@@ -271,30 +277,13 @@ class JobQueue:
         _check_claim(connection, claim)
         job_adapters.record(connection, claim.id, published)
 
-    def succeed(
-        self,
-        claim: Job,
-        *,
-        result: Mapping[str, Any] | None,
-        progress: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        history: Sequence[Any],
-        connection: Connection | None = None,
-    ) -> None:
-        """End the job, in the transaction of `connection` or in its own. Raises `ClaimLost`.
+    def succeed(self, claim: Job, *, connection: Connection | None = None, **outcome: Any) -> None:
+        """End the job with its `result`, `progress`, `metrics` and `history`. Raises `ClaimLost`.
 
-        With a transaction of the caller, the data stay: the caller calls `remove_data` after the commit.
+        With a transaction of the caller, `connection`, the data stay: the caller calls `remove_data` after the commit.
         """
         with self._claimed(claim, connection) as transaction:
-            self._end(
-                transaction,
-                claim,
-                JobStatus.SUCCEEDED,
-                result=None if result is None else dict(result),
-                progress=dict(progress),
-                metrics=dict(metrics),
-                history=list(history),
-            )
+            self._end(transaction, claim, JobStatus.SUCCEEDED, **outcome)
         if connection is None:
             self.remove_data(claim)
 

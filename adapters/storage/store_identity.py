@@ -65,13 +65,11 @@ def check_store(folder: Path) -> None:
     if mismatch is not None:
         accepted = "make a new, empty catalogue" if catalog is None else "take the catalogue as it is"
         raise CatalogNotLoadable(
-            f"{folder}: the catalogue {CATALOG} and the files in {BLOBS}/ do not belong together: {mismatch}. Nothing "
-            "was changed.\n"
-            "- If one of the two was moved or is not mounted yet, put it back and start again.\n"
-            "- From a backup, restore its catalogue and its blobs together into a new, empty folder, and start there "
-            "('Restore' in docs/operations.md).\n"
-            f"- To {accepted}, start once with --accept-catalog. The {len(names)} files in {BLOBS}/ are kept: those "
-            f"that the catalogue does not refer to move to {folder / 'quarantine'}/kept-<time>/."
+            f"{folder}: the catalogue {CATALOG} and the files in {BLOBS}/ do not belong together: {mismatch}.\n"
+            "- Put back the one that was moved or is not mounted yet. From a backup, restore the catalogue and the"
+            " blobs together into a new, empty folder ('Restore' in docs/operations.md).\n"
+            f"- To {accepted}, start once with --accept-catalog. Of the {len(names)} files in {BLOBS}/, those that it"
+            f" does not refer to move to {folder / 'quarantine'}/kept-<time>/. Nothing was changed."
         )
 
 

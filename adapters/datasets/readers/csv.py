@@ -6,8 +6,8 @@ out. An empty cell is a null.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,36 +27,19 @@ _WHOLE = r"^-?\d{1,19}$"
 _TRUTH = r"^(?i)(true|false)$"
 
 
-@dataclass(slots=True)
-class _CellCounts:
-    """Number of cells of a column, by kind."""
-
-    whole: int = 0
-    fractional: int = 0
-    truths: int = 0
-    texts: int = 0
-
-    def type(self) -> Any:
-        """Return the stored type of the column."""
-        numbers, others = self.whole + self.fractional, self.truths + self.texts
-        if numbers > others or numbers + others == 0:
-            return pa.float64() if self.fractional or not numbers else pa.int64()
-        return pa.bool_() if numbers + self.texts == 0 else pa.string()
-
-
 def open_csv(path: str) -> Source:
     """Open a CSV file with a header line; raise `InvalidDataset`, or `BadRows` for rows of a wrong length."""
     names = _header(path)
     if not names:
         raise InvalidDataset("the first line is empty; the names of the columns stand there")
     check_names(names)
-    seen = [_CellCounts() for _ in names]
+    seen: list[Counter[str]] = [Counter() for _ in names]
     rows = 0
     for batch in _batches(path, names):
         rows += batch.num_rows
         for column, cells in zip(seen, batch.columns, strict=True):
-            _count(column, cells)
-    columns = [PlannedColumn(name, column.type()) for name, column in zip(names, seen, strict=True)]
+            column.update(_count(cells))
+    columns = [PlannedColumn(name, _type(column)) for name, column in zip(names, seen, strict=True)]
     return Source(columns=columns, chunks=partial(_chunks, path, columns), rows=rows)
 
 
@@ -114,9 +97,7 @@ def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
             detail = f"the body cannot be read as CSV: {shorten(reason)}"
             raise InvalidDataset(detail, expected="CSV with a header line and rows") from None
     if bad:
-        detail = (
-            f"the file has rows without the {len(names)} cells of the header line, the first of them row {bad[0].row}"
-        )
+        detail = f"the file has rows of other lengths than the header line, the first of them row {bad[0].row}"
         raise BadRows(detail, rows=bad, field="body")
 
 
@@ -133,23 +114,28 @@ def _decode_cells(name: str, cells: Any, row: int) -> Any:
         raise
 
 
-def _count(seen: _CellCounts, cells: Any) -> None:
+def _count(cells: Any) -> dict[str, int]:
+    """Return the number of cells of each kind: `whole` and `fractional` numbers, `truths` and `texts`."""
     filled = len(cells) - cells.null_count
     if _cast_or_none(cells, pa.int64()) is not None:
-        seen.whole += filled
-    elif _cast_or_none(cells, pa.float64()) is not None:
-        seen.fractional += filled
-    else:
-        texts = _trim(cells)
-        numbers = texts.filter(_matches(texts, _NUMBER))
-        whole = numbers.filter(_matches(numbers, _WHOLE))
-        if _cast_or_none(whole, pa.int64()) is None:
-            whole = whole.slice(0, 0)
-        truths = pc.sum(_matches(texts, _TRUTH)).as_py() or 0
-        seen.whole += len(whole)
-        seen.fractional += len(numbers) - len(whole)
-        seen.truths += truths
-        seen.texts += len(texts) - texts.null_count - len(numbers) - truths
+        return {"whole": filled}
+    if _cast_or_none(cells, pa.float64()) is not None:
+        return {"fractional": filled}
+    texts = _trim(cells)
+    numbers = texts.filter(_matches(texts, _NUMBER))
+    whole = numbers.filter(_matches(numbers, _WHOLE))
+    count = len(whole) if _cast_or_none(whole, pa.int64()) is not None else 0
+    truths = pc.sum(_matches(texts, _TRUTH)).as_py() or 0
+    others = len(texts) - texts.null_count - len(numbers) - truths
+    return {"whole": count, "fractional": len(numbers) - count, "truths": truths, "texts": others}
+
+
+def _type(counts: Counter[str]) -> Any:
+    """Return the stored type of a column with these numbers of cells."""
+    numbers, others = counts["whole"] + counts["fractional"], counts["truths"] + counts["texts"]
+    if numbers > others or numbers + others == 0:
+        return pa.float64() if counts["fractional"] or not numbers else pa.int64()
+    return pa.bool_() if numbers + counts["texts"] == 0 else pa.string()
 
 
 def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnreadable) -> Iterator[Sequence[Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib import format as npy
 
-from adapters.datasets.columns import MAX_ROW_BYTES, PlannedColumn, Source, check_names, rows_per_chunk
+from adapters.datasets.columns import MAX_ROW_BYTES, PlannedColumn, Source, check_names, rows_per_chunk, stored_type
 from adapters.errors import InvalidDataset, shorten
 
 _SUFFIX = ".npy"
@@ -99,14 +99,13 @@ def _check_header(array: _Array) -> None:
 
 
 def _stored_type(array: _Array) -> Any:
-    kind, is_flat = array.dtype.kind, len(array.shape) == 1
-    if kind == "f":
-        value = pa.float32() if array.dtype.itemsize <= 4 else pa.float64()
-    elif kind == "U":
-        value = pa.string()
-    else:
-        value = pa.bool_() if kind == "b" and is_flat else pa.int64()
-    return value if is_flat else pa.list_(value, array.shape[1])
+    if array.dtype.kind == "U":
+        return pa.string()
+    value = stored_type(array.name, pa.from_numpy_dtype(array.dtype.newbyteorder("=")))
+    if len(array.shape) == 1:
+        return value
+    # There are no lists of booleans.
+    return pa.list_(pa.int64() if array.dtype.kind == "b" else value, array.shape[1])
 
 
 def _chunks(archive: zipfile.ZipFile, arrays: Sequence[_Array], _unreadable: object) -> Iterator[Sequence[Any]]:
