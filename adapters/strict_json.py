@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from adapters.errors import DuplicateKey, NotJson
@@ -17,25 +18,20 @@ def parse(text: bytes | bytearray, *, what: str = "the body") -> object:
     `NaN`, `Infinity` and numbers too large for float64 become non-finite floats, so that the caller's error can name
     their field. `what` names the text in errors. Raises `NotJson` and `DuplicateKey`.
     """
-    return parse_text(decode(text, what=what), what=what)
+    with json_errors(what):
+        return DECODER.decode(text.decode())
 
 
-def decode(text: bytes | bytearray, *, what: str = "the body") -> str:
-    """Return the characters of UTF-8 bytes; raise `NotJson` for other bytes."""
+@contextmanager
+def json_errors(what: str) -> Iterator[None]:
+    """Raise `NotJson` in place of the errors of a decoder."""
     try:
-        return text.decode("utf-8")
+        yield
     except UnicodeDecodeError as error:
         raise NotJson(f"{what} is not UTF-8 text at byte {error.start}", expected="JSON in UTF-8") from None
-
-
-def parse_text(text: str, *, what: str = "the body") -> object:
-    """Parse decoded text, as `parse` does."""
-    try:
-        return DECODER.decode(_checked_start(text))
     except json.JSONDecodeError as error:
-        raise NotJson(
-            f"{what} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", expected="JSON"
-        ) from None
+        location = f"line {error.lineno}, column {error.colno}"
+        raise NotJson(f"{what} is not JSON: {error.msg} at {location}", expected="JSON") from None
     except RecursionError:
         raise nested_too_deeply(what) from None
 
@@ -62,13 +58,6 @@ def nested_too_deeply(what: str) -> NotJson:
 def repeated_key(key: str) -> DuplicateKey:
     """Return the error for a key that one object has twice."""
     return DuplicateKey(f"the key {key!r} stands twice in one object", field=key)
-
-
-def _checked_start(text: str) -> str:
-    if text.startswith("\ufeff"):
-        # The same error as from `json.loads`.
-        raise json.JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", text, 0)
-    return text
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

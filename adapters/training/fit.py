@@ -2,7 +2,7 @@
 
 # N rows · K rows of one side · C classes
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from adapters.errors import Diverged
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, loss_of_factors, solve
-from adapters.training.closed_form.statistics import Statistics, accumulate
+from adapters.training.closed_form.statistics import Statistics, accumulate_data
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation import selection
 from adapters.training.evaluation.evaluate import (
@@ -21,15 +21,13 @@ from adapters.training.evaluation.evaluate import (
     Evaluation,
     compare_on_held_out,
     evaluate_factors,
+    match_labels,
     summarize_targets,
 )
-from adapters.training.evaluation.label_matching import match_labels
-from adapters.training.gradient.epochs import Epochs
 from adapters.training.gradient.losses import class_weights, document_ids, row_weights
-from adapters.training.gradient.sampling import Sampler, initial_factors
-from adapters.training.gradient.stack import History, ReportStep, StackEntry, TrainedFactors
-from adapters.training.gradient.training_loop import CheckpointOptions, HeldOut, run_training_loop
-from adapters.training.limits import CHUNK_ROWS
+from adapters.training.gradient.sampling import Sampler, StackEntry, initial_factors
+from adapters.training.gradient.stack import History, ReportStep, TrainedFactors
+from adapters.training.gradient.training_loop import CheckpointOptions, Epochs, HeldOut, run_training_loop
 from adapters.training.settings import Loss, TrainingSpec
 
 # Share of the base layer's loss above which the sums give a loss to about twelve digits.
@@ -100,7 +98,7 @@ def fit(
     statistics = None
     history: History
     if spec.is_exact:
-        statistics = accumulate(base, _chunks(sides.training, sides.training_K))
+        statistics = accumulate_data(base, sides.training, sides.training_K)
         prior_OI = data.prior
         spec = selection.choose_ridge_and_rank(base, sides, spec, statistics, prior_OI=prior_OI, note=watcher.note)
         factors = solve(
@@ -112,9 +110,7 @@ def fit(
         # A new sampler, so that the trials do not change what follows.
         sampler = _sampler(spec, data)
         trained, history = _train(base, data, sides, spec, sampler, watcher)
-        factors = Factors(
-            trained.a_OR.cpu(), trained.b_RI.cpu(), None if trained.bias_O is None else trained.bias_O.cpu()
-        )
+        factors = trained.factors.map(Tensor.cpu)
         if trained.step != trained.steps or trained.steps < sampler.steps:
             watcher.note(f"took {trained.steps} of {sampler.steps} steps; the factors are those of step {trained.step}")
     evaluation = evaluate_fit(base, sides, spec, factors, present, statistics, labels=labels)
@@ -122,15 +118,8 @@ def fit(
         losses = evaluation.losses
         history = [(0, losses["base_train_loss"]), (1, losses["train_loss"])]  # type: ignore[list-item]  # no None here
         watcher.report(1, history[-1][1], history)
-    adapter = Adapter(
-        factors.a_OR,
-        factors.b_RI,
-        factors.bias_O,
-        spec.alpha,
-        spec.rslora,
-        feature_space,
-        None if labels is None else tuple(labels),
-    )
+    names = None if labels is None else tuple(labels)
+    adapter = Adapter(*factors, spec.alpha, spec.rslora, feature_space, names)
     return Fit(adapter, evaluation, history, spec, statistics if spec.keep_statistics else None)
 
 
@@ -155,11 +144,6 @@ def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, sampler: S
         data = data.weighted(row_weights(data, weights_C))
         held = data if is_shared else None if held is None else held.weighted(row_weights(held, weights_C))
     return Sides(data, training_K, held, held_K, own_weights_N, held_own_weights_N)
-
-
-def _chunks(data: TrainingData, rows_K: Tensor | None) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    for part in data.parts(rows_K, CHUNK_ROWS):
-        yield part.inputs_NI, part.targets, part.weights_N
 
 
 def _train(
@@ -189,9 +173,8 @@ def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpe
         trained, _ = _train(base, data, sides, trial, sampler, Watcher())
     except Diverged:
         return selection.TrialLoss(math.inf, 0.0)
-    factors = Factors(trained.a_OR, trained.b_RI, trained.bias_O)
-    documents_N = document_ids(sides.held.targets) if trial.loss is Loss.MULTIPLE_NEGATIVES else None
-    losses = evaluate_factors(base, sides.held, sides.held_K, trial, factors, documents_N)
+    documents_N = document_ids(trial, sides.held.targets)
+    losses = evaluate_factors(base, sides.held, sides.held_K, trial, trained.factors, documents_N)
     if not math.isfinite(losses["loss"]):
         return selection.TrialLoss(math.inf, 0.0)
     return selection.TrialLoss(losses["loss"], losses["error"])
@@ -236,7 +219,7 @@ def evaluate_fit(
     held_out["adapter"]["loss"] = losses["validation_loss"]
     held_out["base"]["loss"] = losses["base_validation_loss"]
     if present is not None:
-        documents_N = document_ids(sides.held.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+        documents_N = document_ids(spec, sides.held.targets)
         live_spec = replace(spec, alpha=present.alpha, rank=present.rank, rslora=present.rslora)
         live_losses = evaluate_factors(base, sides.held, sides.held_K, live_spec, live, documents_N, matching=matching)
         held_out["live"]["loss"] = live_losses["loss"]
@@ -254,8 +237,7 @@ def _evaluate_sides(
         "validation": (sides.held, sides.held_K, sides.held_own_weights_N),
     }
     for side, (rows, rows_K, own_weights_N) in sides_by_name.items():
-        negatives = spec.loss is Loss.MULTIPLE_NEGATIVES and rows is not None
-        documents_N = document_ids(rows.targets) if negatives and rows is not None else None
+        documents_N = None if rows is None else document_ids(spec, rows.targets)
         for prefix, evaluated in (("", factors), ("base_", None)):
             loss = None if side != "train" or statistics is None else _loss_from_sums(statistics, spec, evaluated)
             values: Mapping[str, float] = {} if loss is None else {"loss": loss}

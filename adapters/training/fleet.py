@@ -15,11 +15,11 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, solve_stack
 from adapters.training.closed_form.statistics import accumulate_stack
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix, padded_row_weights
+from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
-from adapters.training.gradient.sampling import Sampler, initial_factors
-from adapters.training.gradient.stack import StackEntry, TrainedFactors
+from adapters.training.gradient.sampling import Sampler, StackEntry, initial_factors
+from adapters.training.gradient.stack import TrainedFactors
 from adapters.training.gradient.training_loop import HeldOut, run_training_loop
 from adapters.training.limits import MAX_STACK_GROUPS, STACK_NUMBERS
 from adapters.training.planning.split import SplitBy
@@ -138,8 +138,7 @@ def _train_stack(
         error = errors[place]
         if error is None and not all(value is None or math.isfinite(value) for value in metrics[place].values()):
             error = Diverged("the trained layer's loss is not finite", step=1)
-        bias_O = None if factors.bias_O is None else factors.bias_O[place]
-        mine = None if error else Factors(factors.a_OR[place], factors.b_RI[place], bias_O)
+        mine = None if error else factors.at(place)
         trained.append(_Trained(group.position, mine, {} if error else metrics[place], error))
     return trained + failed
 
@@ -198,8 +197,9 @@ def _solve(
     groups: Sequence[_Group],
     progress: Progress,
 ) -> tuple[Factors, "list[Diverged | None]"]:
-    rows_GK, there_GK = pad_to_matrix([group.training_K for group in groups])
-    weights_GK = padded_row_weights(table, rows_GK, there_GK)
+    rows_GK, weights_GK = pad_to_matrix([group.training_K for group in groups], base.device)
+    if table.weights_N is not None:
+        weights_GK = weights_GK * table.weights_N[rows_GK]
     statistics = accumulate_stack(base, table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
     solved = solve_stack(
         statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=data.prior
@@ -235,12 +235,9 @@ def _descend(
         )
         trained |= zip(places, done, strict=True)
     in_order = [trained[place] for place in range(len(groups))]
-    biases = [each.bias_O for each in in_order if each.bias_O is not None]
-    factors = Factors(
-        torch.stack([each.a_OR for each in in_order]),
-        torch.stack([each.b_RI for each in in_order]),
-        torch.stack(biases) if biases else None,
-    )
+    a_GOR, b_GRI, biases = zip(*(each.factors for each in in_order), strict=True)
+    bias_GO = torch.stack(biases) if spec.bias else None
+    factors = Factors(torch.stack(a_GOR), torch.stack(b_GRI), bias_GO)
     return factors, [each.error for each in in_order]
 
 
@@ -249,8 +246,6 @@ def _as_outcome(
 ) -> Outcome:
     if trained.factors is None:
         return Outcome(trained.position, None, {}, trained.error)
-    a_OR, b_RI = trained.factors.a_OR.cpu().contiguous(), trained.factors.b_RI.cpu().contiguous()
-    bias_O = None if trained.factors.bias_O is None else trained.factors.bias_O.cpu().contiguous()
-    names = None if labels is None else tuple(labels)
-    adapter = Adapter(a_OR, b_RI, bias_O, spec.alpha, spec.rslora, feature_space, names)
+    factors = trained.factors.map(lambda part: part.cpu().contiguous())
+    adapter = Adapter(*factors, spec.alpha, spec.rslora, feature_space, None if labels is None else tuple(labels))
     return Outcome(trained.position, adapter, trained.metrics)

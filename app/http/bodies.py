@@ -154,7 +154,7 @@ class JsonBodies:
         self._processes = asyncio.Semaphore(1)
 
     async def parse(self, body: bytes | bytearray, *, longest: int = 0, what: str = "the body") -> object:
-        """Parse a body; tables of a large one come as `LongList`.
+        """Parse a body; tables of a large one come as `TruncatedList`.
 
         `longest`: entries of the longest list that a valid body of this call may have, apart from tables of numbers
         and lists of the same length. Raises `NotJson`, `DuplicateKey`, the errors of `read_in_process`, and

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.bodies import BodyMemory
@@ -66,6 +67,8 @@ class Middleware:
             exchange.endpoint = endpoint
             app = self._app if endpoint is None else self._asgi_calls.get(endpoint.path, self._app)
             await app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            pass  # observed as a request without an answer
         except Exception as error:
             await exchange.answer_error(error)
         finally:

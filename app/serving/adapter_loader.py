@@ -164,10 +164,17 @@ class AdapterLoader:
         previous: list[Version | None] | None = None
         while True:
             versions = await self._find_versions(snapshot, entry)
+            cached = [None if version is None else self._cache.get(version.digest) for version in versions]
             # Start all loads before waiting for the first.
-            futures = [None if version is None else self._get_adapter(version) for version in versions]
+            loads = [
+                None if version is None or adapter is not None else self._adapters.get(version)
+                for version, adapter in zip(versions, cached, strict=True)
+            ]
+            self._hits += len(cached) - cached.count(None)
+            self._misses += len(loads) - loads.count(None)
             try:
-                adapters = [None if future is None else await future for future in futures]
+                pairs = zip(cached, loads, strict=True)
+                adapters = [adapter if load is None else await load for adapter, load in pairs]
             except BlobCorrupt:
                 # The version may have been deleted since it was resolved, and its blob with it: resolve it again, and
                 # report the blob only if the versions are still the same.
@@ -181,34 +188,24 @@ class AdapterLoader:
             return Resolution(versions, adapters)
 
     async def _find_versions(self, snapshot: Snapshot, entry: QueueEntry) -> list[Version | None]:
-        futures = [
-            None if reference is None else self._get_version(snapshot, reference) for reference in entry.references
-        ]
+        queries = {
+            reference: self._versions.get((snapshot, reference))
+            for reference in entry.references
+            if reference is not None and snapshot.cached(reference) is None
+        }
         versions: list[Version | None] = []
-        for reference, future in zip(entry.references, futures, strict=True):
-            if reference is None or future is None:
+        for reference in entry.references:
+            if reference is None:
                 versions.append(None)
                 continue
             try:
-                version = await future
+                version = snapshot.cached(reference) or await queries[reference]
             except LoraplexError as error:
                 # Other entries may get the same error, and each adds a field and a row of its own.
                 raise _locate(copy(error), reference, entry) from None
             self._check(version, reference, entry)
             versions.append(version)
         return versions
-
-    def _get_version(self, snapshot: Snapshot, reference: Reference) -> "asyncio.Future[Version]":
-        version = snapshot.cached(reference)
-        return self._versions.get((snapshot, reference)) if version is None else _completed(version)
-
-    def _get_adapter(self, version: Version) -> "asyncio.Future[Adapter]":
-        adapter = self._cache.get(version.digest)
-        if adapter is None:
-            self._misses += 1
-            return self._adapters.get(version)
-        self._hits += 1
-        return _completed(adapter)
 
     def _check(self, version: Version, reference: Reference, entry: QueueEntry) -> None:
         try:
@@ -236,9 +233,3 @@ def _locate(error: LoraplexError, reference: Reference, entry: QueueEntry) -> Lo
     if entry.request.by_row:
         return error.at(field="adapters", row=entry.request.references.index(reference))
     return error.at(field="adapter")
-
-
-def _completed(value: V) -> "asyncio.Future[V]":
-    future: asyncio.Future[V] = asyncio.get_running_loop().create_future()
-    future.set_result(value)
-    return future

@@ -14,13 +14,13 @@ from fastapi import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from adapters.errors import LoraplexError, OutOfRange, WrongType
+from adapters.errors import OutOfRange
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import MAX_REFERENCE_CHARACTERS
 from app.http import preconditions
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type
-from app.http.errors import problem, too_large
-from app.service import Service, ServiceOf
+from app.http.errors import too_large
+from app.service import Service
 from app.serving.queue_entry import InferenceResult
 from app.serving.request import InferenceRequest, count_lists, read_fast, request_from_json
 from app.serving.response import MEMBERS_FORMAT, write_many_numbers, write_options, write_response
@@ -38,56 +38,38 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _HINT = ": send fewer rows in each request, or the binary form (POST /v2/models/{name}/infer with binary tensors)"
 
 
-class AsgiResponse(Response):
-    """Response of a FastAPI route that passes the request on to a plain ASGI callable."""
-
-    def __init__(self, handler: EndpointHandler, service: Service) -> None:
-        super().__init__()
-        self._handler = handler
-        self._service = service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request."""
-        await self._handler(self._service, scope, receive, send)
-
-
-async def post_predict(service: ServiceOf) -> Response:
+async def post_predict() -> Response:
     """One adapter for all rows (`adapter`), or each row its own (`adapters`); `null` is the bare base layer.
 
     Requests that wait are computed together, whatever adapters they name. `return` asks for probabilities and labels,
     and `top_k` for so many of them.
     """
-    return AsgiResponse(predict, service)
+    raise NotImplementedError("the middleware calls `predict`")
 
 
 async def predict(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a `POST /predict`."""
     headers = dict(scope["headers"])
-    try:
-        if headers.get(b"content-type") != JSON_TYPE:
-            content_type(headers.get(b"content-type", b"").decode("latin-1"), JSON)
-        check_feature_space(service, headers, scope)
-        timeout = timeout_seconds(headers)
-        await service.batcher.admit(timeout_seconds=timeout)
-        body = await read_body(headers, receive, max_bytes=max_json_bytes(service), hint=_HINT)
-        request = await _read_request(service, body)
-        result = await service.batcher.infer(
-            request,
-            timeout_seconds=timeout,
-            disconnected=partial(wait_for_disconnect, receive),
-            on_entry=partial(scope["state"].__setitem__, "queue_entry"),
-        )
-        if request.options is None:
-            body = write_response(request, result, await write_many_numbers(result.outputs_NO))
-        else:
-            members = await asyncio.to_thread(write_options, request.options, result)
-            body = write_response(request, result, members, MEMBERS_FORMAT)
-    except LoraplexError as error:
-        await problem(error)(scope, receive, send)
-        return
-    except ClientDisconnect:
-        return
-    await send_response(send, body, predict_headers(result))
+    if headers.get(b"content-type") != JSON_TYPE:
+        content_type(headers.get(b"content-type", b"").decode("latin-1"), JSON)
+    check_feature_space(service, headers, scope)
+    timeout = timeout_seconds(headers)
+    await service.batcher.admit(timeout_seconds=timeout)
+    request = await _read_request(
+        service, await read_body(headers, receive, max_bytes=max_json_bytes(service), hint=_HINT)
+    )
+    result = await service.batcher.infer(
+        request,
+        timeout_seconds=timeout,
+        disconnected=partial(wait_for_disconnect, receive),
+        on_entry=partial(scope["state"].__setitem__, "queue_entry"),
+    )
+    if request.options is None:
+        content = write_response(request, result, await write_many_numbers(result.outputs_NO))
+    else:
+        members = await asyncio.to_thread(write_options, request.options, result)
+        content = write_response(request, result, members, MEMBERS_FORMAT)
+    await send_response(send, content, predict_headers(result))
 
 
 async def read_body(headers: Mapping[bytes, bytes], receive: Receive, *, max_bytes: int, hint: str = "") -> bytes:
@@ -128,12 +110,9 @@ def timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
     if value is None:
         return None
     text, field, expected = value.decode("latin-1").strip(), "X-Request-Timeout", "seconds, more than 0"
-    if not _NUMBER.fullmatch(text):
-        raise WrongType(f"{field} is not a number of seconds", field=field, given=text, expected=expected)
-    seconds = float(text)
-    if not 0 < seconds < math.inf:
-        raise OutOfRange(f"{field} is out of range", field=field, given=text, expected=expected)
-    return seconds
+    if not _NUMBER.fullmatch(text) or not 0 < float(text) < math.inf:
+        raise OutOfRange(f"{field} is not a number of {expected}", field=field, given=text, expected=expected)
+    return float(text)
 
 
 async def wait_for_disconnect(receive: Receive) -> None:

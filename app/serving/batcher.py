@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -180,7 +181,7 @@ class Batcher:
             if slices:
                 self._run(slices)
             else:
-                self._finish_batch()
+                self._end_batch()
         except CatalogBusy as error:
             self._locked_since = self._locked_since or time.monotonic()
             if time.monotonic() - self._locked_since < _LONGEST_LOCK_SECONDS:
@@ -269,18 +270,13 @@ class Batcher:
             ranks += (end - begin) * entry.rank
             for choice in entry.choice_N[begin:end]:
                 choice_M.append(choices.setdefault(adapters[choice], len(choices)))
-        arguments = parts, list(choices), choice_M
+        forward = partial(self._forward, parts, list(choices), choice_M)
         if self._is_small(len(choice_M), ranks):
-            try:
-                outputs = self._forward(*arguments)
-            except Exception as error:
-                self._fail_batch(slices, error)
-            else:
-                self._distribute(slices, outputs)
-            return
-        self._is_computing = True
-        work = self._loop.run_in_executor(self._thread, self._forward, *arguments)
-        work.add_done_callback(lambda work: self._finish_computing(slices, work))
+            self._finish(slices, forward)
+        else:
+            self._is_computing = True
+            work = self._loop.run_in_executor(self._thread, forward)
+            work.add_done_callback(lambda work: self._finish(slices, work.result))
 
     def _is_small(self, M: int, ranks: int) -> bool:
         """Return whether a batch of `M` rows is computed on the event loop; `ranks` is the sum of its rows' ranks."""
@@ -303,23 +299,20 @@ class Batcher:
         adapters = len(choices) - (None in choices)
         return y_MO.numpy(), BatchRecord(len(choice_M), adapters, began, time.perf_counter())
 
-    def _finish_computing(self, slices: list[EntrySlice], work: "asyncio.Future[_Outputs]") -> None:
+    def _finish(self, slices: list[EntrySlice], outputs: Callable[[], _Outputs]) -> None:
+        """Give each entry the outputs of its rows, or the error that `outputs` raises, and start the next batch."""
         self._is_computing = False
-        error = work.exception()
-        assert error is None or isinstance(error, Exception)
-        if error is None:
-            self._distribute(slices, work.result())
+        try:
+            y_MO, batch = outputs()
+        except Exception as error:
+            for part in slices:
+                part.entry.fail(error)
         else:
-            self._fail_batch(slices, error)
+            self._distribute(slices, y_MO, batch)
+        self._end_batch()
 
-    def _fail_batch(self, slices: list[EntrySlice], error: Exception) -> None:
-        for part in slices:
-            part.entry.fail(error)
-        self._finish_batch()
-
-    def _distribute(self, slices: list[EntrySlice], outputs: _Outputs) -> None:
+    def _distribute(self, slices: list[EntrySlice], y_MO: Float32, batch: BatchRecord) -> None:
         """Give each entry the outputs of its rows, and put entries with more rows back into the queue."""
-        y_MO, batch = outputs
         self._on_batch(batch)
         is_finite = bool(np.isfinite(y_MO).all())
         begin = 0
@@ -332,8 +325,7 @@ class Batcher:
                 part.entry.fail_not_finite(part, y_KO)
             if part.entry.rows_left:
                 self._ready.append(part.entry)
-        self._finish_batch()
 
-    def _finish_batch(self) -> None:
+    def _end_batch(self) -> None:
         self._is_running = False
         self._schedule()

@@ -19,12 +19,11 @@ from app.serving.connections import BufferedTransport, OpenConnections, Phase
 
 # Longest time from the first bytes of a head to its end. After it, the connection is closed.
 HEAD_SECONDS = 30.0
-# Longest time without content while a body is read. After it, the connection is closed.
-BODY_SECONDS = 75.0
-# Longest time in which the client reads nothing of the data that waits for it. After it, the connection is closed.
-UNREAD_SECONDS = 75.0
+# Longest time in which no content of a body arrives, or the client reads nothing of the data that waits for it. After
+# it, the connection is closed.
+MESSAGE_SECONDS = 75.0
 # Stage of the parser: between two requests, before the headers are complete, or before the body is complete.
-BETWEEN_REQUESTS, HEAD, BODY = range(3)
+BETWEEN_REQUESTS, HEAD, BODY = Phase
 # Value of a byte counter that restarts inside the current piece (the bytes of one `_feed` call).
 RESTARTED_IN_PIECE = -1
 # Bytes of chunk framing that each byte of content pays for. The smallest chunks have 6: `1\r\n` and `\r\n` with a byte
@@ -164,21 +163,11 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def is_overdue(self, now: float) -> bool:
         """Return whether the client has neither sent nor read anything for too long."""
-        stalled_since = self.transport.stalled_since(now)  # type: ignore[attr-defined]
-        if stalled_since is not None and now - stalled_since > UNREAD_SECONDS:
-            return True
-        if self.parser is None:
-            return False  # A request was refused or the connection is lost: it closes once everything is sent.
-        if self.stage == BODY:
-            if not self._may_send_body():
-                self._silent_since = now
-            return now - self._silent_since > BODY_SECONDS
-        if stalled_since is not None or not getattr(self.cycle, "response_complete", True):
-            self._silent_since = self.idle_since = now  # The client waits for a response or reads one.
+        silence = self.silence(now)
+        if silence is None:
             return False
-        if self.stage == HEAD:
-            return now - self._silent_since > HEAD_SECONDS
-        return now - self.idle_since > self.timeout_keep_alive
+        phase, since = silence
+        return now - since > (self.timeout_keep_alive, HEAD_SECONDS, MESSAGE_SECONDS)[phase]
 
     def silence(self, now: float) -> tuple[Phase, float] | None:
         """Return what the client has stopped in, and since when it has neither sent nor read anything.
@@ -186,23 +175,22 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         Return None if the connection is closing or the client waits for the service.
         """
         stalled_since = self.transport.stalled_since(now)  # type: ignore[attr-defined]
-        if stalled_since is not None:
-            return Phase.MESSAGE, stalled_since
-        if self.parser is None:
-            return None
+        if stalled_since is None and self.parser is None:
+            return None  # A request was refused or the connection is lost: it closes once everything is sent.
         if self.stage == BODY:
-            return (Phase.MESSAGE, self._silent_since) if self._may_send_body() else None
-        if not getattr(self.cycle, "response_complete", True):
-            return None
-        return (Phase.HEAD, self._silent_since) if self.stage == HEAD else (Phase.IDLE, self.idle_since)
+            # The service reads the body.
+            is_its_turn = not (self.flow.read_paused or getattr(self.cycle, "waiting_for_100_continue", False))
+        else:
+            is_its_turn = getattr(self.cycle, "response_complete", True)
+        if stalled_since is None and is_its_turn:
+            return self.stage, self.idle_since if self.stage == BETWEEN_REQUESTS else self._silent_since
+        # The times begin again once the client has read everything, or the service has done its part.
+        self._silent_since = self.idle_since = now
+        return None if stalled_since is None else (BODY, stalled_since)
 
     def close_now(self) -> None:
         """Close the connection, without the data that the client has not read."""
         self.transport.close_now()  # type: ignore[attr-defined]
-
-    def _may_send_body(self) -> bool:
-        """Return whether the service reads the body, so that it is the client's turn."""
-        return not (self.flow.read_paused or getattr(self.cycle, "waiting_for_100_continue", False))
 
     def _feed(self, data: bytes | memoryview) -> None:
         try:

@@ -8,7 +8,10 @@ import sys
 import termios
 from contextlib import suppress
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from app.serving.connection_guard import GuardedHttpProtocol
 
 _MOST_FILES = 2**16
 _LEAST_RESERVED_FILES = 64
@@ -22,27 +25,14 @@ log = logging.getLogger(__name__)
 
 
 class Phase(IntEnum):
-    """Phase in which a client has fallen silent. To make room, connections of the lower phases are closed first."""
+    """Phase that a connection is in. To make room, silent connections of the lower phases are closed first."""
 
     IDLE = 0
     """No request is under way."""
     HEAD = 1
     """The client has not completed a head."""
     MESSAGE = 2
-    """The client has stopped sending a body or reading a response."""
-
-
-class Connection(Protocol):
-    """Interface of a connection. Times are those of the event loop."""
-
-    def is_overdue(self, now: float) -> bool:
-        """Return whether the client has let its deadline pass."""
-
-    def silence(self, now: float) -> tuple[Phase, float] | None:
-        """Return what the client has stopped in, and since when; None if it waits for the service."""
-
-    def close_now(self) -> None:
-        """Close the connection without waiting for the client."""
+    """The client has not completed a body, or not read a response."""
 
 
 class OpenConnections:
@@ -53,11 +43,11 @@ class OpenConnections:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._connections: set[Connection] = set()
+        self._connections: set[GuardedHttpProtocol] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed_for_others = 0
 
-    def add(self, connection: Connection) -> bool:
+    def add(self, connection: "GuardedHttpProtocol") -> bool:
         """Take a new connection; return False if there are too many and none of them may be closed for it."""
         if len(self._connections) >= self._limit and not self._make_room():
             return False
@@ -66,7 +56,7 @@ class OpenConnections:
             self._schedule()
         return True
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: "GuardedHttpProtocol") -> None:
         """Forget a connection that is closed."""
         self._connections.discard(connection)
 

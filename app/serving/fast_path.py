@@ -11,7 +11,6 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import NamedTuple
 
-from adapters.arrays import Float32
 from adapters.errors import LoraplexError
 from app.http.endpoints import ENDPOINTS, INFERENCE_HEADER, REQUEST_ID
 from app.http.errors import InternalError, answer_at, known_failure
@@ -20,8 +19,7 @@ from app.observability.metrics.definitions import FAST_PATH_FALLBACKS
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, RequestRecord
 from app.service import Service
 from app.serving.asgi import JSON_TYPE, MAX_INLINE_BYTES, Headers, predict_headers
-from app.serving.oip.models import check_model_name, parse_model
-from app.serving.oip.request import InferHeader, read_infer_fast, read_infer_request
+from app.serving.oip.request import InferHeader, check_model_name, parse_model, read_infer_fast, read_infer_request
 from app.serving.oip.response import write_infer_response
 from app.serving.oip.routes import INFERENCE_HEADER_NAME, infer_headers, is_small, parse_length
 from app.serving.queue_entry import QueueEntry
@@ -107,6 +105,7 @@ class FastPath:
     def __init__(self, service: Service) -> None:
         self._batcher = service.batcher
         self._observer = service.observer
+        self.count_fallback = service.observer.count_fallback
         self._host_policy = service.host_policy
         self._accepted_hosts = service.host_policy.accepted
         self.bodies = service.bodies
@@ -131,19 +130,20 @@ class FastPath:
         else:
             return None
         named = dict(headers)
-        length = named.get(b"content-length", b"")
-        if (
-            is_idle
-            and len(named) == len(headers)
-            and allowed.issuperset(named)
-            and (named.get(b"host") in self._accepted_hosts or self._host_policy.accepts(named.get(b"host")))
-            and length.isdigit()
-            and len(length) <= _MAX_LENGTH_DIGITS
-            and int(length) <= self._max_bytes
-            and self._batcher.has_room()
-        ):
+        host, length = named.get(b"host"), named.get(b"content-length", b"")
+        if not is_idle:
+            reason = Fallback.CONNECTION
+        elif len(named) != len(headers) or not allowed.issuperset(named):
+            reason = Fallback.HEADER
+        elif host not in self._accepted_hosts and not self._host_policy.accepts(host):
+            reason = Fallback.HOST
+        elif not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS or int(length) > self._max_bytes:
+            reason = Fallback.LENGTH
+        elif not self._batcher.has_room():
+            reason = Fallback.QUEUE
+        else:
             return named
-        self.count_fallback(self._head_fallback(named, headers, allowed, is_idle=is_idle))
+        self.count_fallback(reason)
         return None
 
     def enqueue(self, url: bytes, headers: Mapping[bytes, bytes], body: bytes, began: float) -> FastPathRequest | None:
@@ -152,12 +152,10 @@ class FastPath:
         `began` is the time at which its head was complete.
         """
         try:
-            if url == _PREDICT_URL:
-                route, infer, request = PREDICT, None, self._read_predict(headers, body)
-            else:
-                route, infer, request = self._read_infer(url, headers, body)
-        except Exception:
-            log.exception("the fast path could not read a request to %r", url[:100])
+            route, infer, request = self._read(url, headers, body)
+        except Exception as error:
+            if not isinstance(error, LoraplexError):
+                log.exception("the fast path could not read a request to %r", url[:100])
             request = None
         if request is None:
             self.count_fallback(Fallback.BODY)
@@ -180,7 +178,11 @@ class FastPath:
         try:
             body, headers = _write(request)
         except Exception as error:
-            known = _known_error(request, error)
+            known = known_failure(error)
+            if known is None:
+                request_id = request.request_id.decode()
+                log.exception("POST %s failed", request.route, extra={"request_id": request_id})
+                known = InternalError(f"the service failed on request {request_id}; its log says why")
             code = known.code
             response = answer_at(request.path, known)
             status, body = response.status_code, bytes(response.body)
@@ -197,60 +199,37 @@ class FastPath:
             body,
         )
 
-    def count_fallback(self, reason: Fallback) -> None:
-        """Count a request that is left to ASGI."""
-        self._observer.count_fallback(reason)
-
     def _finish(self, request: FastPathRequest, status: int, code: str | None) -> None:
         entry, route, _, request_id, path, began, headers = request
         record = RequestRecord(route, "POST", status, began, request_id, path, headers, code, entry)
         self._observer.finish_request(record)
 
-    def _head_fallback(
-        self, named: Mapping[bytes, bytes], headers: Headers, allowed: frozenset[bytes], *, is_idle: bool
-    ) -> Fallback:
-        """Return the reason why `accept` refused a head."""
-        if not is_idle:
-            return Fallback.CONNECTION
-        if len(named) != len(headers) or not allowed.issuperset(named):
-            return Fallback.HEADER
-        if not self._host_policy.accepts(named.get(b"host")):
-            return Fallback.HOST
-        length = named.get(b"content-length", b"")
-        if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS or int(length) > self._max_bytes:
-            return Fallback.LENGTH
-        return Fallback.QUEUE
-
-    def _read_predict(self, headers: Mapping[bytes, bytes], body: bytes) -> InferenceRequest | None:
-        if headers.get(b"content-type") != JSON_TYPE:
-            return None
-        return read_fast(body, self._base, max_rows=self._max_request_rows, parser=self._parser)
-
-    def _read_infer(
+    def _read(
         self, url: bytes, headers: Mapping[bytes, bytes], body: bytes
     ) -> tuple[str, tuple[InferHeader, str] | None, InferenceRequest | None]:
-        """Return the route, the header with the model's name, and the request; the last two may be None."""
+        """Return the route, the header and the model of an infer request, and the request if its body is plain."""
+        columns, max_rows, parser = self._base.in_features, self._max_request_rows, self._parser
+        if url == _PREDICT_URL:
+            is_json = headers.get(b"content-type") == JSON_TYPE
+            request = read_fast(body, self._base, max_rows=max_rows, parser=parser) if is_json else None
+            return PREDICT, None, request
         match = _INFER_URL.fullmatch(url)
         assert match is not None
         model, version = match[1].decode(), None if match[2] is None else match[2].decode()
         route = INFER if version is None else INFER_VERSION
-        try:
-            reference = parse_model(model, version)
-            parsed = self._read_rows(headers.get(INFERENCE_HEADER_NAME), body)
-            if parsed is None or not parsed[0].is_plain:
-                return route, None, None
-            header, inputs_NI = parsed
-            check_model_name(header, model)
-        except LoraplexError:
-            return route, None, None
-        return route, (header, model), InferenceRequest(inputs_NI, [reference])
-
-    def _read_rows(self, length: bytes | None, body: bytes) -> tuple[InferHeader, Float32] | None:
-        columns, max_rows = self._base.in_features, self._max_request_rows
+        reference = parse_model(model, version)
+        length = headers.get(INFERENCE_HEADER_NAME)
         if length is None:
-            return read_infer_fast(body, columns, max_rows, parser=self._parser)
-        header_length = parse_length(length)
-        return read_infer_request(body, header_length, columns, max_rows) if is_small(body, header_length) else None
+            parsed = read_infer_fast(body, columns, max_rows, parser=parser)
+        else:
+            header_length = parse_length(length)
+            is_inline = is_small(body, header_length)
+            parsed = read_infer_request(body, header_length, columns, max_rows) if is_inline else None
+        if parsed is None or not parsed[0].is_plain:
+            return route, None, None
+        header, inputs_NI = parsed
+        check_model_name(header, model)
+        return route, (header, model), InferenceRequest(inputs_NI, [reference])
 
 
 def _write(request: FastPathRequest) -> tuple[bytes, Headers]:
@@ -263,13 +242,3 @@ def _write(request: FastPathRequest) -> tuple[bytes, Headers]:
     data = None if header.binary_output else write_numbers(result.outputs_NO.reshape(-1))
     body, json_length = write_infer_response(header, model, result.versions[0], result.outputs_NO, data)
     return body, infer_headers(result, json_length)
-
-
-def _known_error(request: FastPathRequest, error: Exception) -> LoraplexError:
-    """Return the error to answer with; log a defect."""
-    known = known_failure(error)
-    if known is not None:
-        return known
-    request_id = request.request_id.decode()
-    log.error("POST %s failed", request.route, exc_info=error, extra={"request_id": request_id})
-    return InternalError(f"the service failed on request {request_id}; its log says why")

@@ -51,10 +51,6 @@ class Resolution(NamedTuple):
     versions: Sequence[Version | None]
     adapters: Sequence[Adapter | None]
 
-    def max_rank(self) -> int:
-        """Return the largest rank of the adapters; 0 for the bare base layer alone."""
-        return max([0 if adapter is None else adapter.rank for adapter in self.adapters])
-
 
 class Timing:
     """Times of one entry, those of `time.perf_counter` in seconds; None for a step that has not been reached."""
@@ -73,7 +69,7 @@ class Timing:
 
     @property
     def queue_seconds(self) -> float | None:
-        """Time from the arrival to the first batch."""
+        """Time from the arrival to the first batch, if there was one."""
         return None if self.taken is None else self.taken - self.submitted
 
     def timeout_error(self) -> RequestTimeout:
@@ -88,7 +84,7 @@ class QueueEntry:
 
     __slots__ = (
         *("request", "references", "choice_N", "rows", "future", "timing", "resolution", "rank", "taken_rows"),
-        *("_done_rows", "_outputs_NO", "_disconnected", "_watch"),
+        *("_done_rows", "_outputs_NO", "_disconnected", "_watch", "_watch_timer"),
     )
 
     def __init__(
@@ -112,14 +108,17 @@ class QueueEntry:
         self.rows = len(self.choice_N)
         self.timing = Timing(wait_seconds)
         self.resolution: Resolution | None = None
-        # Largest rank of its adapters.
+        # Largest rank of its adapters; 0 for the bare base layer alone.
         self.rank = 0
         # Rows that a batch has taken.
         self.taken_rows = 0
         self._done_rows = 0
         self._outputs_NO: Float32 | None = None
         self._disconnected = disconnected
-        self._watch: DisconnectWatch | None = None
+        # Task that fails the entry when its client disconnects or its deadline passes. An entry has one only if it
+        # waits for longer than the next batch: a task costs more than a small forward pass.
+        self._watch: asyncio.Task[None] | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
 
     @property
     def rows_left(self) -> int:
@@ -129,7 +128,7 @@ class QueueEntry:
     def resolve(self, resolution: Resolution, now: float) -> None:
         """Fix the versions of all rows. A later delete or publish does not change the result."""
         self.resolution = resolution
-        self.rank = resolution.max_rank()
+        self.rank = max([0 if adapter is None else adapter.rank for adapter in resolution.adapters])
         self.timing.resolved = now
 
     def take(self, rows: int, now: float) -> "EntrySlice":
@@ -184,18 +183,20 @@ class QueueEntry:
 
     def watch(self) -> None:
         """Fail from now on as soon as the client disconnects or the deadline passes."""
-        self._get_watch().start()
+        if self._watch is None and not self.future.done():
+            self._watch = asyncio.get_running_loop().create_task(self._fail_if_abandoned())
 
     def watch_later(self) -> None:
         """Call `watch` after a short time, in which most entries end."""
-        self._get_watch().start_later()
+        self._watch_timer = asyncio.get_running_loop().call_later(_WATCH_DELAY_SECONDS, self.watch)
 
     def release(self) -> None:
         """Stop watching. Must be called when the future has ended or is cancelled."""
-        if self._watch is not None:
-            self._watch.stop()
-            # The watch refers to this entry: the cycle would keep the adapters until a garbage collection.
-            self._watch = None
+        for watch in (self._watch, self._watch_timer):
+            if watch is not None:
+                watch.cancel()
+        # Both refer to this entry: the cycle would keep the adapters until a garbage collection.
+        self._watch = self._watch_timer = None
 
     def summarize(self) -> PredictionRecord:
         """Return what telemetry records. It refers to no large array."""
@@ -210,53 +211,14 @@ class QueueEntry:
             self.timing.forward_seconds,
         )
 
-    def _get_watch(self) -> "DisconnectWatch":
-        if self._watch is None:
-            self._watch = DisconnectWatch(self, self._disconnected)
-        return self._watch
-
-
-class DisconnectWatch:
-    """Task that fails an entry when its client disconnects or its deadline passes.
-
-    An entry has one only if it waits for longer than the next batch: a task costs more than a small forward pass.
-    """
-
-    __slots__ = ("_disconnected", "_entry", "_task", "_timer")
-
-    def __init__(self, entry: QueueEntry, disconnected: Disconnected | None) -> None:
-        self._entry = entry
-        self._disconnected = disconnected
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        """Start the task, unless it runs or the entry has ended."""
-        if self._task is None and not self._entry.future.done():
-            self._task = asyncio.get_running_loop().create_task(self._run())
-
-    def start_later(self) -> None:
-        """Start the task after 20 ms."""
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_DELAY_SECONDS, self.start)
-
-    def stop(self) -> None:
-        """Cancel the task and the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-            # The traceback of a cancelled task refers to the entry: see `QueueEntry.release`.
-            self._task = None
-
-    async def _run(self) -> None:
-        timing = self._entry.timing
+    async def _fail_if_abandoned(self) -> None:
         try:
-            async with asyncio.timeout(timing.deadline - time.perf_counter()):
+            async with asyncio.timeout(self.timing.deadline - time.perf_counter()):
                 await (self._disconnected() if self._disconnected is not None else asyncio.Event().wait())
         except TimeoutError:
-            self._entry.fail(timing.timeout_error())
+            self.fail(self.timing.timeout_error())
         else:
-            self._entry.fail(ClientDisconnect())
+            self.fail(ClientDisconnect())
 
 
 class EntrySlice(NamedTuple):

@@ -1,4 +1,4 @@
-"""The body of `POST /predict` → one float32 array and the references of its rows.
+"""The body of `POST /predict` → one float32 array, the references of its rows and the members of the answer.
 
 First by a fast parser that makes no Python number per element. What that one does not take as it stands, an error or
 a number past 64 bits, is decided by the exact one: the two never disagree on what they both take.
@@ -11,18 +11,47 @@ import numpy as np
 import simdjson
 
 from adapters.arrays import Float32, matrix
-from adapters.errors import InvalidCombination, LoraplexError, MissingField, WrongShape, WrongType
+from adapters.errors import (
+    InvalidCombination,
+    InvalidInput,
+    LoraplexError,
+    MissingField,
+    OutOfRange,
+    WrongShape,
+    WrongType,
+    shorten,
+)
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, parse_reference
-from adapters.strict_json import parse
 from app.http.bodies import object_of_body, read_as
-from app.http.schemas.predictions import PredictRequest
-from app.serving.options import PredictOptions, read_options
+from app.http.schemas.predictions import MEMBERS, OUTPUTS, PredictRequest
 
-# N rows · C columns
-
+# N rows · C columns · I in_features
 
 _LARGEST = float(np.finfo(np.float32).max)
+# Members of a request that the fast parser reads: the rows, and their adapter or adapters.
+_FAST_MEMBERS = 2
+
+
+class PredictOptions(NamedTuple):
+    """Options of a request that asks for more than its outputs."""
+
+    members: tuple[str, ...]
+    """Subset of `MEMBERS`, in their order."""
+    top_k: int | None
+    """Number of most probable classes. None means all probabilities, and one label for each row."""
+
+
+class InferenceRequest(NamedTuple):
+    """Rows of one request, and the adapter of each."""
+
+    inputs_NI: Float32
+    """(N, I), every number finite."""
+    references: Sequence[Reference | None]
+    """One for all rows, or one for each row if `by_row`; None means the bare base layer."""
+    by_row: bool = False
+    options: PredictOptions | None = None
+    """None means the outputs alone."""
 
 
 def read_rows(rows: Any, columns: int, *, max_rows: int) -> Float32 | None:
@@ -67,35 +96,16 @@ def _float32(flat: Any, rows: int, columns: int) -> Float32 | None:
     return x_NC
 
 
-# N rows · I in_features
-
-
-# Members of a request that the fast parser reads: the rows, and their adapter or adapters.
-_MEMBERS = 2
-
-
-class InferenceRequest(NamedTuple):
-    """Rows of one request, and the adapter of each."""
-
-    inputs_NI: Float32
-    """(N, I), every number finite."""
-    references: Sequence[Reference | None]
-    """One for all rows, or one for each row if `by_row`; None means the bare base layer."""
-    by_row: bool = False
-    options: PredictOptions | None = None
-    """None means the outputs alone."""
-
-
 def read_fast(
     body: bytes, base: BaseLayer, *, max_rows: int, parser: simdjson.Parser | None = None
 ) -> InferenceRequest | None:
-    """Read a body as `read_exactly` does; return None if the fast parser cannot decide.
+    """Read a body as `request_from_json` does; return None if the fast parser cannot decide.
 
     `parser` keeps its memory from body to body. No other thread may use it meanwhile.
     """
     try:
         request: Any = (parser or simdjson.Parser()).parse(body)
-        if len(request) != _MEMBERS:  # a repeated member counts twice
+        if len(request) != _FAST_MEMBERS:  # a repeated member counts twice
             return None
         names = sorted(request.keys())
         inputs_NI = read_rows(request["inputs"], base.in_features, max_rows=max_rows)
@@ -106,7 +116,7 @@ def read_fast(
         if names == ["adapter", "inputs"]:
             references, by_row = [_parse_reference(request["adapter"])], False
         elif names == ["adapters", "inputs"]:
-            references, by_row = [_parse_reference(given) for given in request["adapters"]], True
+            references, by_row = [_parse_reference(reference) for reference in request["adapters"]], True
             lists += 1
         else:
             return None
@@ -118,42 +128,58 @@ def read_fast(
     return InferenceRequest(inputs_NI, references, by_row)
 
 
-def read_exactly(body: bytes, base: BaseLayer, *, max_rows: int) -> InferenceRequest:
-    """Read a body; raise `InvalidInput` or `NotJson`."""
-    return request_from_json(parse(body), base, max_rows=max_rows)
-
-
 def request_from_json(value: object, base: BaseLayer, *, max_rows: int) -> InferenceRequest:
     """Read the JSON value of a body; raise `InvalidInput`."""
     request = read_as(PredictRequest, object_of_body(value))
-    if request.gave("adapter") and request.gave("adapters"):
-        raise InvalidCombination(
-            "adapter and adapters cannot both be given",
-            field="adapters",
-            expected="adapter for all rows, or adapters with one a row",
-        )
-    if not (request.gave("adapter") or request.gave("adapters")):
-        raise MissingField(
-            "adapter is missing; null means the bare base layer", field="adapter", expected="a reference or null"
-        )
-    options = read_options(request.wanted, request.top_k, out_features=base.out_features)
+    by_row = request.gave("adapters")
+    if by_row and request.gave("adapter"):
+        raise InvalidCombination("adapter and adapters are both given", field="adapters", expected="one of the two")
+    if not by_row and not request.gave("adapter"):
+        detail = "adapter is missing; null means the bare base layer"
+        raise MissingField(detail, field="adapter", expected="a reference or null")
+    options = _read_options(request.members, request.top_k, out_features=base.out_features)
     inputs_NI = matrix(request.inputs, field="inputs", columns=base.in_features, max_rows=max_rows)
-    if request.gave("adapter"):
+    if not by_row:
         return InferenceRequest(inputs_NI, [_parse_reference(request.adapter)], options=options)
-    if not isinstance(request.adapters, list):
-        raise WrongType(
-            "adapters must be a list", field="adapters", given=request.adapters, expected="one reference or null a row"
-        )
-    if len(request.adapters) != len(inputs_NI):
-        raise WrongShape(
-            f"adapters has {len(request.adapters)} entries, inputs has {len(inputs_NI)} rows",
-            field="adapters",
-            given=f"{len(request.adapters)} entries",
-            expected=f"{len(inputs_NI)} entries",
-        )
-    references = [_parse_reference(given, "adapters", row) for row, given in enumerate(request.adapters)]
+    references, expected = request.adapters, f"a list of {len(inputs_NI)} entries, one for each row"
+    if not isinstance(references, list):
+        raise WrongType("adapters is not a list", field="adapters", given=references, expected=expected)
+    if len(references) != len(inputs_NI):
+        entries = f"{len(references)} entries"
+        raise WrongShape(f"adapters has {entries}", field="adapters", given=entries, expected=expected)
+    references = [_parse_reference(reference, "adapters", row) for row, reference in enumerate(references)]
     return InferenceRequest(inputs_NI, references, by_row=True, options=options)
 
 
-def _parse_reference(given: object, field: str = "adapter", row: int | None = None) -> Reference | None:
-    return None if given is None else parse_reference(given, field=field, row=row)
+def _parse_reference(reference: object, field: str = "adapter", row: int | None = None) -> Reference | None:
+    return None if reference is None else parse_reference(reference, field=field, row=row)
+
+
+def _read_options(members: Sequence[object], top_k: int | None, *, out_features: int) -> PredictOptions | None:
+    """Check `return` and `top_k` (at least 1); return None if they ask for the outputs alone.
+
+    Raises `WrongType`, `OutOfRange` and `InvalidCombination`, naming the field and the position.
+    """
+    expected = f"1 to {len(MEMBERS)} of {', '.join(MEMBERS)}, each once"
+    if not members:
+        raise OutOfRange("return is empty", field="return", given=members, expected=expected)
+    for position, name in enumerate(members):
+        kind: type[InvalidInput]
+        if not isinstance(name, str):
+            kind = WrongType
+        elif name not in MEMBERS:
+            kind = OutOfRange
+        elif name in members[:position]:
+            kind = InvalidCombination
+        else:
+            continue
+        detail = f"return, position {position}: {shorten(name)}; expected {expected}"
+        raise kind(detail, field="return", given=name, expected=expected)
+    selected = tuple(name for name in MEMBERS if name in members)
+    if top_k is not None and selected == (OUTPUTS,):
+        detail = "top_k is given, and return asks for neither probabilities nor labels"
+        raise InvalidCombination(detail, field="top_k", given=top_k, expected="probabilities or labels in return")
+    if top_k is not None and top_k > out_features:
+        detail, expected = f"top_k is {shorten(top_k)}", f"a whole number from 1 to {out_features}, the outputs"
+        raise OutOfRange(f"{detail}; expected {expected}", field="top_k", given=top_k, expected=expected)
+    return None if selected == (OUTPUTS,) else PredictOptions(selected, top_k)

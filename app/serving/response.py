@@ -13,9 +13,9 @@ from adapters.catalog.versions import Version
 from adapters.errors import OutOfRange
 from adapters.lora.labels import most_probable, sigmoid, softmax
 from adapters.training.settings import Loss
-from app.serving.options import LABELS, OUTPUTS, PROBABILITIES, PredictOptions
+from app.http.schemas.predictions import LABELS, OUTPUTS, PROBABILITIES
 from app.serving.queue_entry import InferenceResult
-from app.serving.request import InferenceRequest
+from app.serving.request import InferenceRequest, PredictOptions
 
 # N rows · O out_features · C classes of one adapter · T most probable classes
 

@@ -8,7 +8,7 @@ roots of sums of squares in place of sums, because roundings are independent).
 
 # I in_features · O out_features · K directions kept
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,11 +25,10 @@ from adapters.training.closed_form.solver import (
     spectrum,
     sums_for,
 )
-from adapters.training.closed_form.statistics import Statistics, Sums, accumulate
+from adapters.training.closed_form.statistics import Statistics, Sums, accumulate_data
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import Evaluation
 from adapters.training.fit import Fit
-from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import TrainingSpec
 
 # Largest relative difference of ΔW from that of a training without the removed rows.
@@ -128,18 +127,11 @@ def _check_movement(
     sums: Sums, decomposition: Spectrum, noise: _Noise, *, ridge: float, rank: int | None, prior_OI: Tensor | None
 ) -> None:
     """Raise `IllConditioned` if rounding could move the solution by more than the tolerance."""
-    prior_IO = None if prior_OI is None else prior_OI.to(sums.cross_IO).T
-    solution_GIO, basis_GOR = reduced_rank(
-        sums.gram_II[None],
-        sums.cross_IO[None],
-        ridge_G=sums.gram_II.new_tensor([ridge]),
-        rank=sums.cross_IO.shape[1],
-        prior_GIO=None if prior_IO is None else prior_IO[None],
+    (solution_IO,), (basis_OR,) = reduced_rank(
+        sums.gram_II[None], sums.cross_IO[None], ridge=ridge, rank=sums.cross_IO.shape[1], prior_OI=prior_OI
     )
-    directions_IK = (
-        decomposition.scale_I[:, None] * decomposition.vectors_II[:, decomposition.kept_I]
-    ) * decomposition.values_I[decomposition.kept_I].rsqrt()
-    near, far = noise.of_fit(solution_GIO[0])
+    directions_IK = decomposition.kept().whitening()
+    near, far = noise.of_fit(solution_IO)
     explained = (directions_IK.T @ sums.cross_IO).square().sum()
     if float(explained - sums.square) > _MARGIN * len(directions_IK) * float(near + 2 * (near * far).sqrt()):
         # No fit explains more than the sum of squared residuals.
@@ -150,9 +142,9 @@ def _check_movement(
     )
     moved = _MARGIN * (inverse_near * near + inverse_far * near + inverse_near * far).sqrt()
     if rank is not None:
-        pulled_IO = sums.cross_IO if prior_IO is None else sums.cross_IO + ridge * prior_IO
+        pulled_IO = sums.cross_IO if prior_OI is None else sums.cross_IO + ridge * prior_OI.to(sums.cross_IO).T
         moved = moved * _amplification(directions_IK.T @ pulled_IO, rank)
-    reached = torch.linalg.matrix_norm(solution_GIO[0] @ basis_GOR[0][:, :rank])
+    reached = torch.linalg.matrix_norm(solution_IO @ basis_OR[:, :rank])
     if not float(moved) <= TOLERANCE * float(reached):
         raise _ill_conditioned(f"rounding could move the solution by {float(moved / reached):.1e} of its size")
 
@@ -195,22 +187,14 @@ def refit(
     """
     kept = kept.to(base.device)
     data = data.to(base.device)
-    parts = data.parts(None, CHUNK_ROWS)
-    statistics = kept.plus(accumulate(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts)))
-    gone = data.gone
-    if gone is not None:
-        parts = gone.parts(None, CHUNK_ROWS)
-        forgotten = accumulate(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts))
-        statistics = forget(
-            statistics, forgotten, ridge=spec.ridge, bias=spec.bias, rank=spec.rank, prior_OI=data.prior
-        )
-    factors = solve(
-        statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=data.prior
-    )
+    statistics = kept.plus(accumulate_data(base, data))
+    settings: dict[str, Any] = {"ridge": spec.ridge, "bias": spec.bias, "rank": spec.rank, "prior_OI": data.prior}
+    if data.gone is not None:
+        statistics = forget(statistics, accumulate_data(base, data.gone), **settings)
+    factors = solve(statistics, scaling=spec.scaling, **settings)
     bare = float(statistics.square) / (statistics.weight * base.out_features)
     loss = loss_of_factors(statistics, factors, scaling=spec.scaling)
     losses = {"train_loss": loss, "base_train_loss": bare, "validation_loss": None, "base_validation_loss": None}
-    names = None if labels is None else tuple(labels)
-    adapter = Adapter(factors.a_OR, factors.b_RI, factors.bias_O, spec.alpha, spec.rslora, feature_space, names)
+    adapter = Adapter(*factors, spec.alpha, spec.rslora, feature_space, None if labels is None else tuple(labels))
     evaluation = Evaluation(losses=losses, rows=statistics.rows)
     return Fit(adapter, evaluation, [(0, bare), (1, loss)], spec, statistics)

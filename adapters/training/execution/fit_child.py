@@ -33,9 +33,8 @@ from adapters.training.data_file import TrainingData
 from adapters.training.execution.fit_client import FitRequest, says_no_memory
 from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import Outcome, fit_fleet
-from adapters.training.gradient.epochs import Epochs
 from adapters.training.gradient.stack import History
-from adapters.training.gradient.training_loop import CheckpointOptions
+from adapters.training.gradient.training_loop import CheckpointOptions, Epochs
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PR_SET_PDEATHSIG = 1

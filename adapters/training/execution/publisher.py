@@ -19,9 +19,8 @@ from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from adapters.training.evaluation.evaluate import Evaluation
+from adapters.training.evaluation.evaluate import Evaluation, why_unmatched
 from adapters.training.evaluation.gate import GateDecision
-from adapters.training.evaluation.label_matching import why_unmatched
 from adapters.training.execution.fit_client import FitRequest, Frame, StoredAdapter
 from adapters.training.settings import TrainingSpec
 

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from adapters.jobs.job import Job
 from adapters.training.execution.fit_client import Frame
-from adapters.training.gradient.epochs import Epoch
+from adapters.training.gradient.training_loop import Epoch
 
 
 class Ending(StrEnum):

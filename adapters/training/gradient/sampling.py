@@ -2,6 +2,7 @@
 
 # N rows · K rows of one part · I in_features · O out_features · R rank
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -77,3 +78,14 @@ def initial_factors(base: BaseLayer, data: TrainingData, spec: TrainingSpec, sam
     assert data.start_OR is not None
     assert data.start_RI is not None
     return data.start_OR, data.start_RI
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StackEntry:
+    """One adapter to train: its sampler, rows and initial factors."""
+
+    sampler: Sampler
+    rows_K: Tensor
+    """(K,) int64: the indices of its training rows in the data. The positions of `sampler` refer to this order."""
+    start: tuple[Tensor, Tensor]
+    """A (O, R) and B (R, I), float32."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from adapters.errors import IgnoredField, InvalidCombination, MissingField
-from adapters.training.evaluation.evaluate import task_of
+from adapters.training.evaluation.evaluate import TASKS
 from adapters.training.evaluation.gate import Gate, When
 from adapters.training.evaluation.metrics import Task
 from adapters.training.planning.split import Split, SplitBy
@@ -102,7 +102,7 @@ class PublishRequest:
             raise InvalidCombination(detail, field="publish.when", given=self.when, expected=expected)
         if not holds_out:
             raise nothing_held_out("publish if_better compares on held-out rows")
-        metrics = GATE_METRICS[task_of(loss)]
+        metrics = GATE_METRICS[TASKS[loss]]
         if gate.metric not in metrics:
             detail, expected = f"publish.metric: {gate.metric} is no metric of {loss}", f"one of {', '.join(metrics)}"
             raise InvalidCombination(detail, field="publish.metric", given=gate.metric, expected=expected)

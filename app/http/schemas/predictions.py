@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.http.schemas.fields import NOT_NULL, Matrix, RequestBody, ShownAs
-from app.serving.options import MEMBERS
 
 Parameters = Annotated[dict[str, str | int | float | bool] | None, Field(description="Of the protocol's extensions.")]
 Datatype = Literal["FP32", "FP64", "FP16", "BF16"]
+# Values of `return`, in the order of the answer's members.
+OUTPUTS, PROBABILITIES, LABELS = MEMBERS = ("outputs", "probabilities", "labels")
 
 
 class PredictRequest(RequestBody):
@@ -23,8 +24,8 @@ class PredictRequest(RequestBody):
         None, description="Instead of `adapter`: a reference or null for each row."
     )
     inputs: Matrix = Field(description="Rows of `in_features` numbers.")
-    wanted: Annotated[Any, NOT_NULL, Field(json_schema_extra={"type": "array", "items": {"enum": [*MEMBERS]}})] = Field(
-        ["outputs"], alias="return", description="Members of the answer, each at most once."
+    members: Annotated[list[Any], NOT_NULL, Field(json_schema_extra={"items": {"enum": [*MEMBERS]}})] = Field(
+        [OUTPUTS], alias="return", description="Members of the answer, each at most once."
     )
     top_k: Annotated[int | None, NOT_NULL] = Field(
         None, ge=1, description="Number of most probable classes for each row, with labels or probabilities."

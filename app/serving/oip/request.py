@@ -1,11 +1,11 @@
-"""The Open Inference Protocol's infer requests and answers: bytes ↔ rows.
+"""The Open Inference Protocol's infer requests: bytes → rows.
 
 https://github.com/kserve/open-inference-protocol, with the binary tensor data extension:
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol/binary-tensor-data-extension
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,24 +23,41 @@ from adapters.errors import (
     NotFinite,
     OutOfRange,
     UnknownField,
+    VersionNotFound,
     WrongShape,
     WrongType,
     shorten,
 )
+from adapters.names import Reference, check_name
 from adapters.strict_json import parse
 from app.serving.request import count_lists, has_lists, read_flat, read_rows
 
+# N rows · I in_features
+
+BASE_MODEL, BASE_VERSION = "__base__", "1"
 JSON_SUBJECT = "the JSON of the request"
-# The only tensors that a model has.
+# The only tensors that a model has, which are also the fields that hold them.
 INPUT, OUTPUT = "inputs", "outputs"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 # The datatypes that an input may have.
-ITEM_BYTES: Mapping[str, int] = {"FP32": 4, "FP64": 8, "FP16": 2, "BF16": 2}
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "FP16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 MAX_CACHED_BYTES = 1024
 _CACHED_HEADERS = 1024
+_VERSION = re.compile(r"[1-9][0-9]*")
+_MAX_VERSION_DIGITS = 200
 # Triton reads 32 bits. A number above that of the classes means all of them.
 _MOST_CLASSES = 2**32
-_REQUEST = ("id", "model_name", "parameters", "inputs", "outputs")
+# Fields of each object, with their types.
+_REQUEST_FIELDS = {"id": str, "model_name": str, "parameters": dict, INPUT: list, OUTPUT: list}
+_INPUT_FIELDS = {"name": str, "shape": list, "datatype": str, "parameters": dict, "data": list}
+_OUTPUT_FIELDS = {"name": str, "parameters": dict}
+_TYPE_NAMES: Mapping[type, str] = {str: "a string", dict: "an object", list: "a list"}
+_FLAGS = ("binary_data", "binary_data_output")
 # Parameters of extensions that the service does not support, and that would change the answer.
 _NOT_SERVED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 
@@ -55,253 +72,147 @@ class InferHeader:
     """Bytes of binary data after the JSON; None if the numbers are in `data`."""
     data: list[object] | None
     binary_output: bool
-    id: str | None
-    model_name: str | None
+    id: str | None = None
+    model_name: str | None = None
     """Name of the model, if the body has it. It must be the one in the path."""
-    timeout_seconds: float | None
+    timeout_seconds: float | None = None
     classes: int | None = None
     """Number of classes with the largest outputs to answer with, instead of the outputs."""
-    is_plain: bool = True
-    """Whether it has neither a timeout nor asks for classes."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has neither a timeout nor asks for classes."""
+        return self.timeout_seconds is None and self.classes is None
 
 
-def read_header(text: bytes, *, columns: int, max_rows: int) -> InferHeader:
-    """Read the JSON part of a request; raise `NotJson` or `InvalidInput`."""
-    return header_of(parse(text, what=JSON_SUBJECT), columns=columns, max_rows=max_rows)
+def parse_model(name: str, version: str | None = None) -> Reference | None:
+    """Return the reference of a path's model and version; None for the bare base layer.
+
+    Raises `InvalidName`, or `VersionNotFound` for a malformed version.
+    """
+    is_base = name == BASE_MODEL
+    if not is_base:
+        check_name(name)
+    if version is not None and not (version == BASE_VERSION if is_base else _VERSION.fullmatch(version)):
+        versions = f"its version is {BASE_VERSION}" if is_base else "versions are numbers from 1 on"
+        raise VersionNotFound(
+            f"{name!r} has no version {shorten(version)}; {versions}", field="version", given=version, expected=versions
+        )
+    if is_base:
+        return None
+    # Python refuses to read thousands of digits. A number of 200 digits does not exist either.
+    return Reference(name) if version is None else Reference(name, version=int(version[:_MAX_VERSION_DIGITS]))
+
+
+def check_model_name(header: InferHeader, model: str) -> None:
+    """Raise `InvalidCombination` if the body has another model than the path."""
+    if header.model_name is not None and header.model_name != model:
+        raise _invalid(InvalidCombination, "model_name", header.model_name, f"{model}, as in the path")
 
 
 def header_of(value: object, *, columns: int, max_rows: int) -> InferHeader:
     """Read the parsed JSON part of a request; raise `InvalidInput`."""
-    request = object_of(value, "the request", _REQUEST)
-    for field in ("id", "model_name"):
-        if field in request and not isinstance(request[field], str):
-            raise wrong(field, request[field], "a string")
-    parameters = parameters_of(request, "parameters")
-    given = _only_input(request)
-    rows, datatype = _rows(given["shape"], columns, max_rows), _datatype(given["datatype"])
-    size = _binary_size(given, rows, columns, datatype)
-    data = given.get("data")
-    if size is None and not isinstance(data, list):
-        raise wrong("inputs.data", data, "a list of numbers, flat or nested")
-    output, timeout = _only_output(request), _timeout(parameters)
-    binary_output, classes = flag(output, "outputs.parameters", "binary_data"), _classes(output)
-    if binary_output is None:
-        binary_output = flag(parameters, "parameters", "binary_data_output") or False
+    request = _read_object(value, "", _REQUEST_FIELDS, required=(INPUT,))
+    tensor = _read_tensor(request[INPUT], INPUT, _INPUT_FIELDS, required=("name", "shape", "datatype"))
+    output = _read_tensor(request[OUTPUT], OUTPUT, _OUTPUT_FIELDS, required=("name",)) if request.get(OUTPUT) else {}
+    shape, datatype = tensor["shape"], tensor["datatype"]
+    # Booleans are ints to Python. Nothing is multiplied before each number is known to be small.
+    if any(type(size) is not int for size in shape) or shape[1:] != [columns] or not 1 <= shape[0] <= max_rows:
+        raise _invalid(WrongShape, "inputs.shape", shape, f"[rows, {columns}] with 1 to {max_rows} rows")
+    if datatype not in DTYPES:
+        raise _invalid(OutOfRange, "inputs.datatype", datatype, f"one of {', '.join(DTYPES)}")
+    parameters, output_parameters = request.get("parameters", {}), output.get("parameters", {})
+    timeout, classes = parameters.get("timeout", 0), output_parameters.get("classification")
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
+        raise _invalid(OutOfRange, "parameters.timeout", timeout, "a whole number of microseconds, 0 for none")
+    if classes is not None and (type(classes) is not int or not 1 <= classes < _MOST_CLASSES):
+        raise _invalid(OutOfRange, "outputs.parameters.classification", classes, "a whole number from 1 to 2^32 - 1")
     return InferHeader(
-        rows=rows,
+        rows=shape[0],
         datatype=datatype,
-        binary_bytes=size,
-        data=data if isinstance(data, list) else None,
-        binary_output=binary_output,
-        id=request.get("id"),  # type: ignore[arg-type]  # a string: checked above
-        model_name=request.get("model_name"),  # type: ignore[arg-type]  # the same
-        timeout_seconds=timeout,
+        binary_bytes=_binary_bytes(tensor, shape[0] * columns, datatype),
+        data=tensor.get("data"),
+        binary_output=output_parameters.get("binary_data", parameters.get("binary_data_output", False)),
+        id=request.get("id"),
+        model_name=request.get("model_name"),
+        timeout_seconds=timeout / 1e6 if timeout else None,
         classes=classes,
-        is_plain=timeout is None and classes is None,
     )
 
 
 @lru_cache(maxsize=_CACHED_HEADERS)
 def read_header_cached(text: bytes, columns: int, max_rows: int) -> InferHeader:
-    """Call `read_header` with a cache: a client that sends its numbers as bytes repeats a few headers."""
-    return read_header(text, columns=columns, max_rows=max_rows)
+    """Read the JSON part of a request; raise `NotJson` or `InvalidInput`.
+
+    It is cached, because a client that sends its numbers as bytes repeats a few headers.
+    """
+    return header_of(parse(text, what=JSON_SUBJECT), columns=columns, max_rows=max_rows)
 
 
-def _only_input(request: Mapping[str, object]) -> dict[str, object]:
-    inputs = required(request, "inputs", "one tensor called inputs")
-    if not isinstance(inputs, list):
-        raise wrong("inputs", inputs, "a list of one tensor")
-    for tensor in inputs:
-        name = required(object_of(tensor, "inputs"), "name", "the name inputs", within="inputs.")
-        if name != INPUT:
-            raise UnknownField(
-                f"there is no input {shorten(name)}; the model has one, called {INPUT}",
-                field="inputs.name",
-                given=name,
-                expected=INPUT,
-            )
-    if len(inputs) != 1:
-        raise WrongShape(
-            f"the request has {len(inputs)} tensors in inputs; the model takes 1, called {INPUT}",
-            field="inputs",
-            given=f"{len(inputs)} tensors",
-            expected="1 tensor",
-        )
-    tensor = object_of(inputs[0], "inputs", ("name", "shape", "datatype", "parameters", "data"))
-    for field, expected in (("shape", "[rows, columns]"), ("datatype", "FP32, FP64, FP16 or BF16")):
-        required(tensor, field, expected, within="inputs.")
+def _read_tensor(
+    tensors: list[object], field: str, types: Mapping[str, type], *, required: Sequence[str]
+) -> dict[str, Any]:
+    """Return the only tensor of a list, which is called as the field is."""
+    if len(tensors) != 1:
+        raise _invalid(WrongShape, field, f"{len(tensors)} tensors", f"1 tensor called {field}")
+    tensor = _read_object(tensors[0], field, types, required=required)
+    if tensor["name"] != field:
+        raise _invalid(UnknownField, f"{field}.name", tensor["name"], f"{field}, the only one of the model")
     return tensor
 
 
-def _rows(shape: object, columns: int, max_rows: int) -> int:
-    expected = f"[rows, {columns}]"
-    # Booleans are ints to Python. Nothing is multiplied before each number is known to be small.
-    if not isinstance(shape, list) or any(type(size) is not int for size in shape):
-        raise wrong("inputs.shape", shape, f"a list of whole numbers, {expected}")
-    if len(shape) != 2 or shape[1] != columns or shape[0] < 1:
-        raise WrongShape(
-            f"inputs.shape is {shorten(shape)}, expected {expected} with at least 1 row",
-            field="inputs.shape",
-            given=shape,
-            expected=expected,
-        )
-    rows: int = shape[0]
-    if rows > max_rows:
-        raise OutOfRange(
-            f"inputs.shape has {shorten(rows)} rows; at most {max_rows} fit in one request",
-            field="inputs.shape",
-            given=rows,
-            expected=f"at most {max_rows} rows",
-        )
-    return rows
-
-
-def _datatype(given: object) -> str:
-    if not isinstance(given, str):
-        raise wrong("inputs.datatype", given, "a string")
-    if given not in ITEM_BYTES:
-        known = ", ".join(ITEM_BYTES)
-        raise OutOfRange(
-            f"inputs.datatype is {shorten(given)}; the model takes {known}",
-            field="inputs.datatype",
-            given=given,
-            expected=f"one of {known}",
-        )
-    return given
-
-
-def _binary_size(tensor: Mapping[str, object], rows: int, columns: int, datatype: str) -> int | None:
-    parameters = parameters_of(tensor, "inputs.parameters")
-    _refuse_extensions(parameters, "inputs.parameters")
-    size, wanted = parameters.get("binary_data_size"), rows * columns * ITEM_BYTES[datatype]
-    if size is None:
-        if datatype == "BF16":
-            raise InvalidCombination(
-                "BF16 has no form in JSON: send it as binary data",
-                field="inputs.datatype",
-                given=datatype,
-                expected="binary_data_size, or FP32",
-            )
-        if "data" not in tensor:
-            raise MissingField("inputs has neither data nor binary_data_size", field="inputs.data", expected="numbers")
-        return None
-    if "data" in tensor:
-        raise InvalidCombination(
-            "inputs has both data and binary_data_size", field="inputs.data", expected="one of the two"
-        )
-    if type(size) is not int:
-        raise wrong("inputs.parameters.binary_data_size", size, "a whole number of bytes")
-    if size != wanted:
-        raise WrongShape(
-            f"binary_data_size is {shorten(size)}; shape [{rows}, {columns}] of {datatype} takes {wanted} bytes",
-            field="inputs.parameters.binary_data_size",
-            given=size,
-            expected=f"{wanted} bytes",
-        )
-    return wanted
-
-
-def _only_output(request: Mapping[str, object]) -> dict[str, object]:
-    """Return the parameters of the output; empty if the request does not have it."""
-    outputs = request.get("outputs", [])
-    if not isinstance(outputs, list):
-        raise wrong("outputs", outputs, "a list of outputs to answer with")
-    parameters: dict[str, object] = {}
-    for output in outputs:
-        name = required(object_of(output, "outputs", ("name", "parameters")), "name", OUTPUT, within="outputs.")
-        if name != OUTPUT:
-            raise UnknownField(
-                f"there is no output {shorten(name)}; the model has one, called {OUTPUT}",
-                field="outputs.name",
-                given=name,
-                expected=OUTPUT,
-            )
-        parameters = parameters_of(output, "outputs.parameters")
-        _refuse_extensions(parameters, "outputs.parameters")
-    if len(outputs) > 1:
-        raise InvalidCombination(f"the output {OUTPUT} is asked for twice", field="outputs", expected="each once")
-    return parameters
-
-
-def _classes(parameters: Mapping[str, object]) -> int | None:
-    field = "outputs.parameters.classification"
-    if "classification" not in parameters:
-        return None
-    count = parameters["classification"]
-    if type(count) is not int:
-        raise wrong(field, count, "a whole number of classes")
-    if not 1 <= count < _MOST_CLASSES:
-        raise OutOfRange(
-            f"{field} is {shorten(count)}",
-            field=field,
-            given=count,
-            expected=f"a whole number from 1 to {_MOST_CLASSES - 1}",
-        )
-    return count
-
-
-def _timeout(parameters: Mapping[str, object]) -> float | None:
-    timeout = parameters.get("timeout", 0)
-    if type(timeout) is not int or not 0 <= timeout < 2**63:
-        raise wrong("parameters.timeout", timeout, "a whole number of microseconds, 0 for none")
-    return timeout / 1e6 if timeout else None
-
-
-def _refuse_extensions(parameters: Mapping[str, object], field: str) -> None:
-    for key in _NOT_SERVED:
-        if key in parameters:
-            raise InvalidInput(
-                f"{field}.{key} is of an extension that this service does not have",
-                field=f"{field}.{key}",
-                expected="the extensions binary_tensor_data and classification",
-            )
-
-
-def parameters_of(holder: Mapping[str, object], field: str) -> dict[str, object]:
-    """Return the parameters of a request or tensor, which may have any names, with strings, numbers and booleans."""
-    parameters = object_of(holder.get("parameters", {}), field)
-    for key, value in parameters.items():
-        if not isinstance(value, str | int | float):
-            raise wrong(f"{field}.{key}", value, "a string, a number or a boolean")
-    return parameters
-
-
-def flag(parameters: Mapping[str, object], within: str, key: str) -> bool | None:
-    """Return a boolean parameter; None if it is missing."""
-    value = parameters.get(key)
-    if value is not None and not isinstance(value, bool):
-        raise wrong(f"{within}.{key}", value, "true or false")
-    return value
-
-
-def object_of(value: object, field: str, known: tuple[str, ...] | None = None) -> dict[str, object]:
-    """Return `value` if it is an object whose fields are all known."""
+def _read_object(value: object, field: str, types: Mapping[str, type], *, required: Sequence[str]) -> dict[str, Any]:
+    """Return an object after checking its fields, their types and its parameters."""
+    within = f"{field}." if field else ""
     if not isinstance(value, dict):
-        raise wrong(field, value, "an object")
-    for key in value:
-        if known is not None and key not in known:
+        raise _invalid(WrongType, field or "the request", value, "an object")
+    for key, entry in value.items():
+        if key not in types:
             raise UnknownField(
-                f"{shorten(key)} is not a field of {field}; the fields are {', '.join(known)}",
+                f"{shorten(key)} is not a field of {field or 'the request'}",
                 field=key,
                 given=key,
-                expected=f"one of {', '.join(known)}",
+                expected=f"one of {', '.join(types)}",
             )
+        if not isinstance(entry, types[key]):
+            raise _invalid(WrongType, f"{within}{key}", entry, _TYPE_NAMES[types[key]])
+    for key in required:
+        if key not in value:
+            raise MissingField(f"{within}{key} is missing", field=f"{within}{key}", expected=_TYPE_NAMES[types[key]])
+    for key, entry in value.get("parameters", {}).items():
+        location = f"{within}parameters.{key}"
+        if key in _NOT_SERVED:
+            raise _invalid(InvalidInput, location, entry, "only the extensions binary_tensor_data and classification")
+        if not isinstance(entry, bool if key in _FLAGS else str | int | float):
+            kinds = "true or false" if key in _FLAGS else "a string, a number or a boolean"
+            raise _invalid(WrongType, location, entry, kinds)
     return value
 
 
-def required(holder: Mapping[str, object], field: str, expected: str, *, within: str = "") -> object:
-    """Return the value of a field; raise `MissingField`."""
-    if field not in holder:
-        raise MissingField(f"{within}{field} is missing", field=f"{within}{field}", expected=expected)
-    return holder[field]
+def _binary_bytes(tensor: Mapping[str, Any], numbers: int, datatype: str) -> int | None:
+    """Return the size of the binary data of an input; None if its numbers are in `data`."""
+    size = tensor.get("parameters", {}).get("binary_data_size")
+    if (size is None) != ("data" in tensor):
+        raise InvalidCombination(
+            "inputs must have either data or the parameter binary_data_size",
+            field="inputs.data",
+            expected="one of them",
+        )
+    if size is None:
+        if datatype == "BF16":
+            raise _invalid(InvalidCombination, "inputs.datatype", datatype, "binary data, as BF16 has no form in JSON")
+        return None
+    expected = numbers * DTYPES[datatype].itemsize
+    if type(size) is not int or size != expected:
+        field = "inputs.parameters.binary_data_size"
+        raise _invalid(WrongShape, field, size, f"{expected} bytes, which {numbers} numbers of {datatype} take")
+    return expected
 
 
-def wrong(field: str, given: object, expected: str) -> WrongType:
-    """Return the error for a value of the wrong type."""
-    return WrongType(f"{shorten(field)} must be {expected}", field=field, given=given, expected=expected)
-
-
-# N rows · I in_features
+def _invalid(kind: type[InvalidInput], field: str, given: object, expected: str) -> InvalidInput:
+    return kind(
+        f"{shorten(field)} is {shorten(given)}; expected {expected}", field=field, given=given, expected=expected
+    )
 
 
 _COUNTED_BYTES = 2**18
@@ -319,10 +230,10 @@ def read_infer_fast(
 
     `parser` keeps its memory from body to body. No other thread may use it meanwhile.
     """
-    found = _DATA.search(body)
-    if found is None or body.find(b'"data"', found.end()) >= 0:
+    start = _DATA.search(body)
+    if start is None or body.find(b'"data"', start.end()) >= 0:
         return None
-    begin = found.end()
+    begin = start.end()
     nested = _ROWS.match(body, begin) is not None
     last = _END_OF_ROWS.search(body, begin) if nested else None
     end = last.end() if last is not None else body.find(b"]", begin) + 1
@@ -345,17 +256,6 @@ def read_infer_fast(
     return (header, inputs_NI) if has_lists(numbers, 1 + header.rows if nested else 1) else None
 
 
-# N rows · I in_features · O out_features
-
-
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "FP16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
-
-
 def read_infer_request(
     body: bytes, header_length: int | None, columns: int, max_rows: int
 ) -> tuple[InferHeader, Float32]:
@@ -369,10 +269,12 @@ def read_infer_request(
 
 
 def json_bytes(body: bytes, header_length: int | None) -> bytes:
-    """Return the JSON of a body; empty if `header_length` is more than the body has."""
-    if header_length is None or header_length == len(body):
+    """Return the JSON of a body; raise `WrongShape` if `header_length` is more than the body has."""
+    if header_length is None:
         return body
-    return body[:header_length] if header_length < len(body) else b""
+    if header_length > len(body):
+        raise _invalid(WrongShape, HEADER_LENGTH, header_length, f"at most {len(body)}, the length of the body")
+    return body[:header_length]
 
 
 def read_exactly(
@@ -380,119 +282,75 @@ def read_exactly(
 ) -> tuple[InferHeader, Float32]:
     """Read an infer request with the exact parser. `value` is the parsed JSON, if it has been parsed."""
     if header_length == 0:
-        header = _raw(len(body), columns, max_rows)
+        header = _raw_header(len(body), columns, max_rows)
     elif value is not None:
         header = header_of(value, columns=columns, max_rows=max_rows)
-    elif header_length is None or header_length == len(body):
-        header = read_header(body, columns=columns, max_rows=max_rows)
-    elif header_length > len(body):
+    else:
+        text = json_bytes(body, header_length)
+        is_cached = len(text) < len(body) and len(text) <= MAX_CACHED_BYTES
+        header = (read_header_cached if is_cached else read_header_cached.__wrapped__)(text, columns, max_rows)
+    rest = 0 if header_length is None else len(body) - header_length
+    if rest != (header.binary_bytes or 0):
         raise WrongShape(
-            f"{HEADER_LENGTH} is {header_length}, and the body has {len(body)} bytes",
+            f"{rest} bytes follow the JSON, and binary_data_size says {header.binary_bytes or 0}: {HEADER_LENGTH} is"
+            " the length of the JSON",
             field=HEADER_LENGTH,
             given=header_length,
-            expected=f"at most {len(body)}",
+            expected=f"{header.binary_bytes or 0} bytes after the JSON",
         )
-    else:
-        text = bytes(memoryview(body)[:header_length])
-        read = read_header_cached if header_length <= MAX_CACHED_BYTES else _read_header_once
-        header = read(text, columns, max_rows)
-    if header.binary_bytes is None:
-        return header, _from_json(header, columns, leftover=len(body) - (header_length or len(body)))
-    if header_length is None:
-        raise MissingField(
-            f"{HEADER_LENGTH} is missing: without it the whole body is JSON, and binary_data_size says that it is not",
-            field=HEADER_LENGTH,
-            expected="how many bytes of the body are JSON",
-        )
-    there = len(body) - header_length
-    if there != header.binary_bytes:
-        raise WrongShape(
-            f"{there} bytes follow the JSON, and binary_data_size says {header.binary_bytes}",
-            field="binary_data_size",
-            given=f"{there} bytes",
-            expected=f"{header.binary_bytes} bytes",
-        )
-    return header, _from_bytes(body, header_length, header, columns)
+    return header, _from_json(header, columns) if header.data is not None else _from_bytes(body, rest, header, columns)
 
 
-def _read_header_once(text: bytes, columns: int, max_rows: int) -> InferHeader:
-    return read_header(text, columns=columns, max_rows=max_rows)
-
-
-def _raw(size: int, columns: int, max_rows: int) -> InferHeader:
+def _raw_header(size: int, columns: int, max_rows: int) -> InferHeader:
     """Return the header of a request whose body is FP32 alone; its answer is binary too."""
-    rows, rest = divmod(size, columns * ITEM_BYTES["FP32"])
-    if rest or not rows:
-        raise WrongShape(
-            f"the body has {size} bytes; rows of {columns} FP32 numbers take {columns * 4} bytes each",
-            field="body",
-            given=f"{size} bytes",
-            expected=f"a multiple of {columns * 4} bytes",
-        )
-    if rows > max_rows:
-        raise OutOfRange(
-            f"the body has {rows} rows; at most {max_rows} fit in one request",
-            field="body",
-            given=f"{rows} rows",
-            expected=f"at most {max_rows} rows",
-        )
-    return InferHeader(rows, "FP32", size, None, True, None, None, None)
+    row_bytes = columns * DTYPES["FP32"].itemsize
+    rows, rest = divmod(size, row_bytes)
+    if rest or not 1 <= rows <= max_rows:
+        raise _invalid(WrongShape, "body", f"{size} bytes", f"1 to {max_rows} rows of {row_bytes} bytes each")
+    return InferHeader(rows, "FP32", size, None, True)
 
 
-def _from_json(header: InferHeader, columns: int, *, leftover: int) -> Float32:
-    if leftover:
-        raise WrongShape(
-            f"{leftover} bytes follow the JSON, and no input has a binary_data_size",
-            field=HEADER_LENGTH,
-            given=f"{leftover} bytes",
-            expected="no bytes after the JSON",
-        )
+def _from_json(header: InferHeader, columns: int) -> Float32:
     data: Any = header.data
     if not (data and isinstance(data[0], list)):
-        if len(data) != header.rows * columns:
-            raise WrongShape(
-                f"inputs.data has {len(data)} numbers; shape [{header.rows}, {columns}] takes {header.rows * columns}",
-                field="inputs.data",
-                given=f"{len(data)} numbers",
-                expected=f"{header.rows * columns} numbers, or {header.rows} lists of {columns}",
+        expected = header.rows * columns
+        if len(data) != expected:
+            raise _invalid(
+                WrongShape, "inputs.data", f"{len(data)} numbers", f"{expected}, or {header.rows} lists of {columns}"
             )
         data = [data[begin : begin + columns] for begin in range(0, len(data), columns)]
     x_NI = matrix(data, field=INPUT, rows=header.rows, columns=columns)
-    if header.datatype == "FP16":
-        # Round to 16 bits, as the client would have sent them in binary.
-        with np.errstate(over="ignore"):
-            narrow_NI = x_NI.astype(np.float16).astype(np.float32)
-        _check_finite(narrow_NI, x_NI, header.datatype)
-        return narrow_NI
-    return x_NI
+    if header.datatype != "FP16":
+        return x_NI
+    # Round to 16 bits, as the client would have sent them in binary.
+    with np.errstate(over="ignore"):
+        return _finite(x_NI.astype(np.float16).astype(np.float32), x_NI, header.datatype)
 
 
-def _from_bytes(body: bytes, offset: int, header: InferHeader, columns: int) -> Float32:
-    given = np.frombuffer(body, DTYPES[header.datatype], header.rows * columns, offset)
-    if header.datatype == "BF16":
-        x: Float32 = (given.astype(np.uint32) << 16).view(np.float32)
-    elif header.datatype == "FP32":
+def _from_bytes(body: bytes, size: int, header: InferHeader, columns: int) -> Float32:
+    numbers = np.frombuffer(body, DTYPES[header.datatype], offset=len(body) - size)
+    if header.datatype == "FP32":
         # A copy, because the body may be unaligned and is read-only.
-        x = given.astype(np.float32)
+        x = numbers.astype(np.float32)
+    elif header.datatype == "BF16":
+        x = numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
     else:
         with np.errstate(over="ignore", invalid="ignore"):
-            x = given.astype(np.float32)
-    x_NI: Float32 = x.reshape(header.rows, columns)
-    if not np.isfinite(x).all():
-        _check_finite(x_NI, x_NI if header.datatype == "BF16" else given.reshape(x_NI.shape), header.datatype)
-    return x_NI
+            x = numbers.astype(np.float32)
+    return _finite(x.reshape(header.rows, columns), numbers, header.datatype)
 
 
-def _check_finite(x_NI: Float32, given_NI: NDArray[Any], datatype: str) -> None:
+def _finite(x_NI: Float32, numbers: NDArray[Any], datatype: str) -> Float32:
+    """Return an array if it is finite; raise `NotFinite` with the first of the `numbers` before the conversion."""
     finite_NI = np.isfinite(x_NI)
     if finite_NI.all():
-        return
-    row, column = (int(index) for index in np.unravel_index(np.argmin(finite_NI), finite_NI.shape))
-    narrow = "FP16" if datatype == "FP16" else "float32"
+        return x_NI
+    index = int(np.argmin(finite_NI))
+    row, column = divmod(index, x_NI.shape[1])
     raise NotFinite(
-        f"{INPUT}, row {row}, column {column}: not a finite {narrow} number",
+        f"{INPUT}, row {row}, column {column}: not a finite {'FP16' if datatype == 'FP16' else 'float32'} number",
         field=INPUT,
         row=row,
-        given=float(given_NI[row, column]),
+        given=float(numbers.flat[index]),
         expected="a finite number",
     )

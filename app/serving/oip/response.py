@@ -11,8 +11,7 @@ import orjson
 from adapters.arrays import Float32
 from adapters.catalog.versions import Version
 from adapters.lora.labels import most_probable
-from app.serving.oip.models import BASE_VERSION
-from app.serving.oip.request import DTYPES, OUTPUT, InferHeader
+from app.serving.oip.request import BASE_VERSION, DTYPES, OUTPUT, InferHeader
 from app.serving.response import check_label_size, select_classes, split_rows
 
 # N rows · O out_features · C classes of one adapter · T the largest of them

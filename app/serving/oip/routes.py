@@ -6,24 +6,25 @@ The infer calls are plain ASGI callables, as `app.serving.asgi` explains.
 import asyncio
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from functools import partial
 from importlib.metadata import version as version_of
 
 from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from adapters.arrays import Float32
+from adapters.catalog.versions import AdapterSummary
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
+from adapters.lora.base_layer import BaseLayer
 from app.http.bodies import parse_object, read_as, read_bytes
-from app.http.errors import BodyTooLarge, RouteNotFound, UnsupportedMediaType, protocol_error
+from app.http.errors import BodyTooLarge, UnsupportedMediaType
 from app.http.routes.status import check_ready
 from app.service import Service, ServiceOf
 from app.serving.asgi import (
     MAX_FAST_JSON_BYTES,
-    AsgiResponse,
     Headers,
     check_feature_space,
     max_json_bytes,
@@ -33,13 +34,17 @@ from app.serving.asgi import (
     timeout_seconds,
     wait_for_disconnect,
 )
-from app.serving.oip import models as models
-from app.serving.oip.models import Configuration, IndexEntry, Metadata, State, check_model_name, parse_model
 from app.serving.oip.request import (
+    BASE_MODEL,
+    BASE_VERSION,
     HEADER_LENGTH,
+    INPUT,
     JSON_SUBJECT,
+    OUTPUT,
     InferHeader,
+    check_model_name,
     json_bytes,
+    parse_model,
     read_exactly,
     read_infer_fast,
     read_infer_request,
@@ -51,7 +56,6 @@ from app.serving.response import write_many_numbers
 
 # Paths of the infer calls.
 INFER_PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
-ROUTE, VERSION_ROUTE = "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"
 _HINT = ": send fewer rows in each request, or the numbers as binary data"
 _MAX_DIGITS = 12
 _JSON_INLINE = 2**14
@@ -60,32 +64,37 @@ INFERENCE_HEADER_NAME = HEADER_LENGTH.lower().encode()
 _JSON, _BINARY = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
 
 
+async def post_infer(name: str, version: str | None = None) -> Response:
+    """Answer rows: the tensor `inputs`, in JSON or as binary data after the JSON (binary tensor data extension).
+
+    `Inference-Header-Content-Length` is the number of bytes of the JSON. With `classification` in the parameters of
+    `outputs`, the answer has Triton's classes.
+    """
+    raise NotImplementedError("the middleware calls `infer`")
+
+
 async def infer(service: Service, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer an infer request; errors have the form of the protocol."""
-    try:
-        model, version = _model(scope["path"])
-        reference = parse_model(model, version)
-        headers = dict(scope["headers"])
-        check_feature_space(service, headers, scope)
-        header_length = _header_length(scope["headers"])
-        timeout = timeout_seconds(headers)
-        await service.batcher.admit(timeout_seconds=timeout)
-        body = await _body(service, headers, receive, header_length)
-        header, inputs_NI = await _read(service, body, header_length)
-        check_model_name(header, model)
-        waits = [seconds for seconds in (timeout, header.timeout_seconds) if seconds is not None]
-        result = await service.batcher.infer(
-            InferenceRequest(inputs_NI, [reference]),
-            timeout_seconds=min(waits, default=None),
-            disconnected=partial(wait_for_disconnect, receive),
-            on_entry=partial(scope["state"].__setitem__, "queue_entry"),
-        )
-        content, text_length = await _write(header, model, result)
-    except ClientDisconnect:
-        return
-    except LoraplexError as error:
-        await protocol_error(error)(scope, receive, send)
-        return
+    """Answer an infer request."""
+    match = INFER_PATH.fullmatch(scope["path"])
+    assert match is not None
+    model, version = match.groups()
+    reference = parse_model(model, version)
+    headers = dict(scope["headers"])
+    check_feature_space(service, headers, scope)
+    header_length = _header_length(scope["headers"])
+    timeout = timeout_seconds(headers)
+    await service.batcher.admit(timeout_seconds=timeout)
+    body = await _body(service, headers, receive, header_length)
+    header, inputs_NI = await _read(service, body, header_length)
+    check_model_name(header, model)
+    waits = [seconds for seconds in (timeout, header.timeout_seconds) if seconds is not None]
+    result = await service.batcher.infer(
+        InferenceRequest(inputs_NI, [reference]),
+        timeout_seconds=min(waits, default=None),
+        disconnected=partial(wait_for_disconnect, receive),
+        on_entry=partial(scope["state"].__setitem__, "queue_entry"),
+    )
+    content, text_length = await _write(header, model, result)
     await send_response(send, content, infer_headers(result, text_length))
 
 
@@ -97,13 +106,10 @@ async def _read(service: Service, body: bytes, header_length: int | None) -> tup
         read = await asyncio.to_thread(read_infer_fast, body, columns, max_rows)
         if read is not None:
             return read
-    text = json_bytes(body, header_length)
-    # `null` is None too. It is small, so that it is parsed again.
-    value = (
-        await service.json.parse(text, longest=max_rows * columns, what=JSON_SUBJECT)
-        if len(text) > _JSON_INLINE
-        else None
-    )
+    text, value = json_bytes(body, header_length), None
+    if len(text) > _JSON_INLINE:
+        value = await service.json.parse(text, longest=max_rows * columns, what=JSON_SUBJECT)
+    # `null` is None too, and is parsed again. It is small.
     return await asyncio.to_thread(read_exactly, body, header_length, columns, max_rows, value)
 
 
@@ -129,14 +135,6 @@ def infer_headers(result: InferenceResult, text_length: int | None) -> Headers:
     return _BINARY, (INFERENCE_HEADER_NAME, b"%d" % text_length), server_timing(result)
 
 
-def _model(path: str) -> tuple[str, str | None]:
-    """Return the model and the version, if any, of a path; raise `RouteNotFound`."""
-    match = INFER_PATH.fullmatch(path)
-    if match is None:
-        raise RouteNotFound(f"there is nothing at {path[:100]}")
-    return match[1], match[2]
-
-
 def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
     """Return the length of the JSON part in bytes, or None if the header is missing; check the Content-Encoding."""
     length = None
@@ -146,44 +144,35 @@ def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
                 raise InvalidCombination(f"{HEADER_LENGTH} is there twice", field=HEADER_LENGTH, expected="one of it")
             length = parse_length(value)
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-            encoding = value.decode("latin-1")
-            raise UnsupportedMediaType(
-                f"the body's Content-Encoding is {encoding[:100]}; send it as it is",
-                field="Content-Encoding",
-                given=encoding,
-                expected="none, or identity",
-            )
+            encoding, expected = value.decode("latin-1")[:100], "none, or identity"
+            detail = f"the body's Content-Encoding is {encoding}; send it as it is"
+            raise UnsupportedMediaType(detail, field="Content-Encoding", given=encoding, expected=expected)
     return length
 
 
 def parse_length(value: bytes) -> int:
     """Return the value of `Inference-Header-Content-Length`; raise `WrongType`."""
     if not value.isdigit() or len(value) > _MAX_DIGITS:
-        given = value.decode("latin-1")
-        raise WrongType(
-            f"{HEADER_LENGTH} is {given[:100]!r}, not a number of bytes",
-            field=HEADER_LENGTH,
-            given=given,
-            expected="how many bytes of the body are JSON",
-        )
+        text, expected = value.decode("latin-1")[:100], "how many bytes of the body are JSON"
+        detail = f"{HEADER_LENGTH} is {text!r}, not a number of bytes"
+        raise WrongType(detail, field=HEADER_LENGTH, given=text, expected=expected)
     return int(value)
 
 
 async def _body(service: Service, headers: Mapping[bytes, bytes], receive: Receive, header_length: int | None) -> bytes:
     """Return the whole body; raise `BodyTooLarge` before more than the limit is in memory."""
     limit = max_json_bytes(service)
-    if header_length is not None:
-        if header_length > limit:
-            raise BodyTooLarge(
-                f"{HEADER_LENGTH} is {header_length}, and the JSON may have {limit} bytes",
-                field=HEADER_LENGTH,
-                given=header_length,
-                expected=f"at most {limit} bytes",
-            )
-        limit = service.settings.max_body_bytes
-    return await read_body(headers, receive, max_bytes=limit, hint=_HINT)
+    if header_length is None:
+        return await read_body(headers, receive, max_bytes=limit, hint=_HINT)
+    if header_length > limit:
+        detail = f"{HEADER_LENGTH} is {header_length}, and the JSON may have {limit} bytes"
+        raise BodyTooLarge(detail, field=HEADER_LENGTH, given=header_length, expected=f"at most {limit} bytes")
+    return await read_body(headers, receive, max_bytes=service.settings.max_body_bytes, hint=_HINT)
 
 
+_EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
+# Platform and backend of every model.
+_PLATFORM = "loraplex"
 _PAGE = 1000
 
 
@@ -195,11 +184,66 @@ class ServerMetadata(BaseModel):
     extensions: list[str]
 
 
+class Tensor(BaseModel):
+    """A tensor of a model; -1 in its shape is any number of rows."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class Metadata(BaseModel):
+    """A model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+class ConfiguredTensor(BaseModel):
+    """A tensor of a model, as a configuration has it: `dims` are those of one row."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+
+
+class Configuration(BaseModel):
+    """A model's configuration, as far as it has a meaning here: rows are what Triton calls a batch."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int
+    input: list[ConfiguredTensor]
+    output: list[ConfiguredTensor]
+
+
 class ModelReady(BaseModel):
     """Whether a model answers."""
 
     name: str
     ready: bool
+
+
+class State(StrEnum):
+    """Whether a model answers."""
+
+    READY = "READY"
+    """It does."""
+    UNAVAILABLE = "UNAVAILABLE"
+    """No version is live, or the live one was made for another base or feature space."""
+
+
+class IndexEntry(BaseModel):
+    """A model in the index; `version` is the one that its bare name means, empty where there is none."""
+
+    name: str
+    version: str
+    state: State = State.READY
+    reason: str = ""
 
 
 class IndexRequest(BaseModel):
@@ -212,7 +256,7 @@ class IndexRequest(BaseModel):
 
 async def show_server() -> ServerMetadata:
     """Return the metadata of the service, with the protocol extensions that it supports."""
-    return ServerMetadata(name="loraplex", version=version_of("loraplex-server"), extensions=models.EXTENSIONS)
+    return ServerMetadata(name="loraplex", version=version_of("loraplex-server"), extensions=_EXTENSIONS)
 
 
 async def live() -> dict[str, bool]:
@@ -229,14 +273,28 @@ async def ready(service: ServiceOf) -> dict[str, bool]:
 def show_model(name: str, service: ServiceOf, version: str | None = None) -> Metadata:
     """Return the metadata of a model: its inputs, its outputs and its versions."""
     _require(service, name, version)
-    versions = [models.BASE_VERSION] if name == models.BASE_MODEL else service.catalog.version_numbers(name)
-    return models.metadata(name, versions, service.base)
+    base = service.base
+    return Metadata(
+        name=name,
+        versions=[BASE_VERSION] if name == BASE_MODEL else list(map(str, service.catalog.version_numbers(name))),
+        platform=_PLATFORM,
+        inputs=[Tensor(name=INPUT, datatype="FP32", shape=[-1, base.in_features])],
+        outputs=[Tensor(name=OUTPUT, datatype="FP32", shape=[-1, base.out_features])],
+    )
 
 
 def show_configuration(name: str, service: ServiceOf, version: str | None = None) -> Configuration:
     """Return the configuration of a model, in the form of Triton's."""
     _require(service, name, version)
-    return models.configuration(name, service.base, max_rows=service.settings.max_rows)
+    base = service.base
+    return Configuration(
+        name=name,
+        platform=_PLATFORM,
+        backend=_PLATFORM,
+        max_batch_size=service.settings.max_rows,
+        input=[ConfiguredTensor(name=INPUT, data_type="TYPE_FP32", dims=[base.in_features])],
+        output=[ConfiguredTensor(name=OUTPUT, data_type="TYPE_FP32", dims=[base.out_features])],
+    )
 
 
 def model_ready(name: str, service: ServiceOf, version: str | None = None) -> ModelReady:
@@ -245,38 +303,38 @@ def model_ready(name: str, service: ServiceOf, version: str | None = None) -> Mo
     return ModelReady(name=name, ready=True)
 
 
-async def post_infer(name: str, service: ServiceOf, version: str | None = None) -> Response:  # noqa: ARG001
-    """Answer rows: the tensor `inputs`, in JSON or as binary data after the JSON (binary tensor data extension).
-
-    `Inference-Header-Content-Length` is the number of bytes of the JSON. With `classification` in the parameters of
-    `outputs`, the answer has Triton's classes.
-    """
-    return AsgiResponse(infer, service)
-
-
 def list_models(service: ServiceOf) -> list[IndexEntry]:
     """Return the models, each with its live version."""
-    return _index(service, only_ready=False)
+    entries = [IndexEntry(name=BASE_MODEL, version=BASE_VERSION)]
+    after = ""
+    while page := service.catalog.adapters(after=after, limit=_PAGE):
+        entries += [_index_entry(adapter, service.base, service.settings.feature_space) for adapter in page]
+        after = page[-1].name
+    return entries
 
 
 async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEntry]:
     """Return the models, or only those that are ready; the body is optional."""
     body = await read_bytes(request)
     index_request = read_as(IndexRequest, parse_object(body) if body.strip() else {})
-    return await run_in_threadpool(_index, service, only_ready=index_request.ready)
+    entries = await run_in_threadpool(list_models, service)
+    return [entry for entry in entries if entry.state is State.READY or not index_request.ready]
 
 
 def _require(service: Service, name: str, version: str | None) -> None:
     """Raise the error that an infer request for the model would get."""
-    reference = models.parse_model(name, version)
+    reference = parse_model(name, version)
     if reference is not None:
         service.catalog.find(reference).check_servable(service.base, service.settings.feature_space)
 
 
-def _index(service: Service, *, only_ready: bool) -> list[IndexEntry]:
-    entries = [models.base_entry()]
-    after = ""
-    while page := service.catalog.adapters(after=after, limit=_PAGE):
-        entries += [models.index_entry(adapter, service.base, service.settings.feature_space) for adapter in page]
-        after = page[-1].name
-    return [entry for entry in entries if not only_ready or entry.state is State.READY]
+def _index_entry(adapter: AdapterSummary, base: BaseLayer, feature_space: str | None) -> IndexEntry:
+    """Return the index entry of an adapter: its live version, and the reason if it cannot answer."""
+    if adapter.live is None:
+        return IndexEntry(name=adapter.name, version="", state=State.UNAVAILABLE, reason="no version is live")
+    entry = IndexEntry(name=adapter.name, version=str(adapter.live.version))
+    try:
+        adapter.live.check_servable(base, feature_space)
+    except LoraplexError as error:
+        entry.state, entry.reason = State.UNAVAILABLE, error.detail
+    return entry

@@ -60,7 +60,7 @@ LENGTHS = [
         ("take no rows", "wrong_shape", ["0 bytes"], b"", 0),
         ("take half a row", "wrong_shape", ["20 bytes"], CONTENT[:20], 0),
         ("take JSON for rows", "wrong_shape", ["bytes"], GOOD, 0),
-        ("take too many rows", "out_of_range", [f"{MAX_ROWS + 1} rows"], CONTENT * (MAX_ROWS + 1), 0),
+        ("take too many rows", "out_of_range", [f"{SIZE * (MAX_ROWS + 1)} bytes"], CONTENT * (MAX_ROWS + 1), 0),
         ("take rows of NaN", "not_finite", ["row 0, column 0"], struct.pack("<f", float("nan")) * IN, 0),
     )
 ]  # fmt: skip

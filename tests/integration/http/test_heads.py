@@ -249,8 +249,8 @@ def test_a_refused_client_that_goes_on_is_let_go(running: Running) -> None:
         (b"", None),
         (b"G", "HEAD_SECONDS"),
         (GOOD + b"GET / HTTP/1.1\r\nX: ", "HEAD_SECONDS"),
-        (GOOD[:-1], "BODY_SECONDS"),
-        (CHUNKED, "BODY_SECONDS"),
+        (GOOD[:-1], "MESSAGE_SECONDS"),
+        (CHUNKED, "MESSAGE_SECONDS"),
     ],
     ids=["nothing", "a byte", "a head after a request", "a body", "a chunk"],
 )
@@ -273,7 +273,7 @@ def test_a_head_has_its_time_from_its_first_byte(running: Running, monkeypatch: 
 
 
 def test_a_body_that_comes_slowly_is_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarded_http, "BODY_SECONDS", 1.5)
+    monkeypatch.setattr(guarded_http, "MESSAGE_SECONDS", 1.5)
     with connect(running) as connection:
         connection.sendall(GOOD[:-5])
         for byte in GOOD[-5:]:
@@ -301,14 +301,14 @@ def connect_unreading(running: Running, sent: bytes) -> socket.socket:
     ids=["many requests", "a refusal", "the last request"],
 )
 def test_a_client_that_reads_nothing_is_let_go(running: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(guarded_http, "UNREAD_SECONDS", 1.5)
+    monkeypatch.setattr(guarded_http, "MESSAGE_SECONDS", 1.5)
     with connect_unreading(running, sent) as connection:
         assert 1 < seconds_until_closed(connection, b"\r\n") < scaled(10)
 
 
 @pytest.mark.slow
 def test_a_client_that_reads_slowly_is_waited_for(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarded_http, "UNREAD_SECONDS", 1.5)
+    monkeypatch.setattr(guarded_http, "MESSAGE_SECONDS", 1.5)
     times = 100
     with connect_unreading(running, LARGE * times) as connection:
         received = bytearray()

@@ -12,8 +12,7 @@ import pytest
 
 from adapters.errors import InvalidInput, NotJson, OutOfRange
 from adapters.large_json import reader as json_reading
-from adapters.large_json.reader import read_in_process
-from adapters.large_json.reader_process import MAX_LEVELS
+from adapters.large_json.reader import MAX_LEVELS, read_in_process
 
 LONG = "a" * 2**16
 NUMBERS = ",".join(["1"] * 2000)
@@ -61,7 +60,7 @@ def test_as_many_levels_as_are_accepted_are_given_back() -> None:
 @pytest.mark.parametrize(
     ("value", "field", "said"),
     [
-        ({"data": {LONG + "b": 1, LONG + "c": 2}}, "a" * 99 + "…", "a key of an object has 65537 characters"),
+        ({"data": {LONG + "b": 1, LONG + "c": 2}}, "data", "a string in data has 65537 characters"),
         ({"data": {"dataset": LONG + "b"}}, "data.dataset", "data.dataset has 65537 characters"),
         ({"data": {"labels": ["x", LONG + "b"]}}, "data.labels", "data.labels has 65537 characters"),
     ],
@@ -79,7 +78,7 @@ def test_texts_of_the_greatest_length_are_given_back_whole() -> None:
 
 
 def _process(**streams: Any) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-P", "-m", "adapters.large_json.reader_process"]
+    command = [sys.executable, "-P", "-m", "adapters.large_json.reader"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **streams)
 
 
@@ -101,7 +100,7 @@ def test_a_process_whose_answer_nobody_reads_ends_without_a_traceback() -> None:
 
 def test_a_lower_limit_of_the_parent_process_is_kept() -> None:
     code = (
-        "import resource; from adapters.large_json.reader_process import _lower_limit as lower\n"
+        "import resource; from adapters.large_json.reader import _lower_limit as lower\n"
         "resource.setrlimit(resource.RLIMIT_DATA, (2**29, 2**29)); lower(resource.RLIMIT_DATA, 2**30)\n"
         "print(resource.getrlimit(resource.RLIMIT_DATA)); lower(resource.RLIMIT_DATA, 2**28)\n"
         "print(resource.getrlimit(resource.RLIMIT_DATA))"
@@ -142,7 +141,7 @@ def test_a_body_is_read_once_more_if_its_process_is_killed(monkeypatch: pytest.M
         "import os, pathlib, sys\n"
         f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\n"
         "if not mark.exists():\n    mark.touch(); os.kill(os.getpid(), 9)\n"
-        "from adapters.large_json.reader_process import main\nmain()\n"
+        "from adapters.large_json.reader import main\nmain()\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(json_reading.__file__).parents[2]}")
     monkeypatch.setattr(json_reading, "_MODULE", "killed_once")

@@ -214,7 +214,7 @@ def test_a_deleted_model_is_gone_and_a_new_one_is_there_at_once(serve: Serve) ->
         ("'acme' has no version 9", "404", "acme", _input(), {"model_version": "9"}),
         ("expected [rows, 10]", "422", "acme", _input(X_NI[:, :9]), {}),
         ("row 2, column 4: not a finite", "422", "acme", _input(np.where(X_NI[2, 4] == X_NI, np.nan, X_NI)), {}),
-        ("there is no output other", "422", "acme", _input(), {"outputs": [triton.InferRequestedOutput("other")]}),
+        ("outputs.name is other", "422", "acme", _input(), {"outputs": [triton.InferRequestedOutput("other")]}),
         ("Content-Encoding is gzip", "415", "acme", _input(), {"request_compression_algorithm": "gzip"}),
         ("classification is -1", "422", "acme", _input(), {"outputs": [LESS_THAN_NO_CLASSES]}),
     ],

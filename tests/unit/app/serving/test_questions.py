@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from adapters.errors import LoraplexError
 from adapters.lora.base_layer import load_base_layer
-from app.serving.request import InferenceRequest, read_exactly, read_fast
+from adapters.strict_json import parse
+from app.serving.request import InferenceRequest, read_fast, request_from_json
 
 BASE = load_base_layer("random:3,2,1")
 MAX_ROWS = 5
@@ -78,7 +79,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 def _exactly(body: bytes) -> InferenceRequest | None:
     try:
-        return read_exactly(body, BASE, max_rows=MAX_ROWS)
+        return request_from_json(parse(body), BASE, max_rows=MAX_ROWS)
     except LoraplexError:
         return None
 
@@ -112,7 +113,7 @@ def test_the_fast_reading_takes_what_clients_send(by_row: bool) -> None:
             quick = read_fast(text.encode(), BASE, max_rows=MAX_ROWS)
             assert quick is not None
             assert np.array_equal(quick.inputs_NI, np.array(inputs).astype(np.float32))
-            assert _same(quick, read_exactly(text.encode(), BASE, max_rows=MAX_ROWS))
+            assert _same(quick, request_from_json(parse(text.encode()), BASE, max_rows=MAX_ROWS))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import torch
 
 from adapters.errors import Diverged
 from adapters.training.closed_form.solver import Factors, solve, solve_stack
-from adapters.training.closed_form.statistics import Statistics
-from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, dense, numbers, relative
+from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, dense, numbers, relative, stacked
 
 INPUTS, OUTPUTS, RANK, SCALING = 6, 4, 3, 0.5
 
@@ -39,7 +38,7 @@ def test_each_group_is_what_it_is_alone(ridge: float, bias: bool, with_prior: bo
     groups = [problem.statistics() for problem in _groups()]
     prior_OI = torch.from_numpy(numbers(OUTPUTS, INPUTS, seed=99)) if with_prior else None
     together, errors = solve_stack(
-        Statistics.stack(groups), rank=RANK, scaling=SCALING, ridge=ridge, bias=bias, prior_OI=prior_OI
+        stacked(groups), rank=RANK, scaling=SCALING, ridge=ridge, bias=bias, prior_OI=prior_OI
     )
     assert errors == [None] * len(groups)
     assert together.a_OR.shape == (len(groups), OUTPUTS, RANK)
@@ -53,7 +52,7 @@ def test_each_group_is_what_it_is_alone(ridge: float, bias: bool, with_prior: bo
 
 def test_each_group_reaches_its_own_minimum() -> None:
     problems = _groups()
-    statistics = Statistics.stack([problem.statistics() for problem in problems])
+    statistics = stacked([problem.statistics() for problem in problems])
     together, _ = solve_stack(statistics, rank=OUTPUTS, scaling=SCALING, ridge=0.0)
     for group, problem in enumerate(problems):
         root_N1 = np.sqrt(problem.w_N)[:, None]
@@ -66,7 +65,7 @@ def test_each_group_may_have_its_own_ridge_and_prior() -> None:
     priors_GOI = torch.from_numpy(numbers(3, OUTPUTS, INPUTS, seed=5))
     ridges = [0.5, 0.0, 80.0]
     together, _ = solve_stack(
-        Statistics.stack([problem.statistics() for problem in problems]),
+        stacked([problem.statistics() for problem in problems]),
         rank=RANK,
         scaling=SCALING,
         ridge=torch.tensor(ridges, dtype=torch.float64),
@@ -81,9 +80,9 @@ def test_a_group_that_fails_leaves_the_others_as_they_are() -> None:
     groups = [problem.statistics() for problem in _groups()[:3]]
     base = _groups()[0].base
     far = Problem(base, 1e-30 * numbers(9, INPUTS, seed=1), 3e37 * numbers(9, OUTPUTS, seed=2), None, np.zeros((9, 4)))
-    broken = Statistics.stack([groups[0]])[0]
+    broken = stacked([groups[0]])[0]
     broken.gram_II.fill_(float("nan"))
-    stack = Statistics.stack([groups[0], broken, groups[1], far.statistics(), groups[2]])
+    stack = stacked([groups[0], broken, groups[1], far.statistics(), groups[2]])
     together, errors = solve_stack(stack, rank=RANK, scaling=1e-15, ridge=0.0, bias=True)
     assert [None if error is None else type(error) for error in errors] == [None, Diverged, None, Diverged, None]
     for place, group in ((0, 0), (2, 1), (4, 2)):

@@ -15,7 +15,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form import statistics as module
 from adapters.training.closed_form.statistics import Statistics, accumulate, accumulate_stack
 from tests.support.dense_oracle import Float64
-from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, numbers
+from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, numbers, stacked
 
 Exact = Any
 """Arrays of numpy's longdouble: 64 bits of mantissa."""
@@ -186,7 +186,7 @@ def test_groups_of_different_lengths_come_to_the_same_together_as_each_alone(mon
     stack = accumulate_stack(problem.base, x_GNI, y_GNO, weights_GN)
     for group, one in enumerate(alone):
         _assert_same(stack[group], one)
-    _assert_same(Statistics.stack(alone), stack)
+    _assert_same(stacked(alone), stack)
 
 
 def test_without_weights_every_row_of_a_stack_counts_once() -> None:
@@ -225,7 +225,7 @@ DAMAGED = {
     "a mean without a shape": _stored(mean_I=torch.zeros((), dtype=torch.float64)),
     "float32": _stored(spread=torch.zeros(())),
     "not finite": _stored(total=torch.tensor(float("nan"), dtype=torch.float64)),
-    "a stack": Statistics.stack([_problem().statistics()] * 2).to_bytes(),
+    "a stack": stacked([_problem().statistics()] * 2).to_bytes(),
 }
 
 

@@ -13,10 +13,11 @@ from torch.nn import functional
 
 from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
+from adapters.training.gradient.batches import stack_base_outputs
 from adapters.training.gradient.losses import (
+    add_low_rank_stack,
     class_weights,
     compute_outputs,
-    compute_stack_outputs,
     document_ids,
     loss_and_gradient,
     row_losses,
@@ -73,9 +74,8 @@ def _weights(weighted: bool) -> Tensor | None:
 
 
 def _documents(spec: TrainingSpec, targets: Tensor) -> Tensor | None:
-    if spec.loss is not Loss.MULTIPLE_NEGATIVES:
-        return None
-    return document_ids(targets.flatten(0, 1)).view(G, K)
+    documents = document_ids(spec, targets.flatten(0, 1))
+    return None if documents is None else documents.view(G, K)
 
 
 def _ours(
@@ -226,7 +226,9 @@ def test_weights_of_any_size_count_by_their_ratio(size: float) -> None:
 
 def test_documents_are_the_same_where_targets_are_equal_to_the_last_bit() -> None:
     targets_NO = torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0], [1.0, 2.0 + 2**-22], [2.0, 1.0]])
-    numbers = document_ids(targets_NO).tolist()
+    documents_N = document_ids(SPECS["multiple_negatives"], targets_NO)
+    assert documents_N is not None
+    numbers = documents_N.tolist()
     same = [[a == b for b in numbers] for a in numbers]
     assert same == [[bool(torch.equal(a, b)) for b in targets_NO] for a in targets_NO]
 
@@ -238,12 +240,13 @@ def test_outputs_are_those_of_the_dense_layer(bias: bool, with_base_bias: bool) 
     x_GKI = torch.randn(2, 6, 4, generator=_generator())
     adapters = [random_adapter(5, 4, 2, alpha=3.0, bias=bias, seed=seed) for seed in (1, 2)]
     biases = [each.bias_O for each in adapters if each.bias_O is not None]
-    stacked = (
+    stacked = Factors(
         torch.stack([each.a_OR for each in adapters]),
         torch.stack([each.b_RI for each in adapters]),
         torch.stack(biases) if biases else None,
     )
-    y_GOK = compute_stack_outputs(base, x_GKI.double(), stacked, 1.5)
+    base_GOK = stack_base_outputs(base, x_GKI.double())
+    y_GOK = add_low_rank_stack(base_GOK, x_GKI.double(), stacked.map(Tensor.double), 1.5)
     for place, adapter in enumerate(adapters):
         wanted_KO = answer(base, x_GKI[place], adapter)
         np.testing.assert_allclose(y_GOK[place].T.numpy(), wanted_KO, rtol=1e-12, atol=1e-12)

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 
-from adapters.training.evaluation.metrics.classification import BINS, calibration_gaps, f1, wilson
-from adapters.training.evaluation.metrics.weighting import effective_rows
+from adapters.training.evaluation.metrics import BINS, calibration_gaps, effective_rows, f1, wilson
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapters.training.evaluation.metrics import Metrics, Task
+from adapters.training.evaluation.metrics import HIGHER_IS_BETTER, Metrics, Task
 
 Float64 = NDArray[np.float64]
 
@@ -59,3 +59,9 @@ def listed(metrics: Metrics, name: str) -> Float64:
     value = metrics[name]
     assert isinstance(value, list)
     return np.array(value, dtype=np.float64)
+
+
+def scalars(metrics: Metrics) -> dict[str, float | None]:
+    """Return the metrics that have a better direction, in the order of `HIGHER_IS_BETTER`."""
+    values = {name: metrics[name] for name in HIGHER_IS_BETTER if name in metrics}
+    return {name: value for name, value in values.items() if isinstance(value, float | int | None)}
