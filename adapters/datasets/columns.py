@@ -175,7 +175,9 @@ def to_stored_array(array: Any, target: Any) -> Any:
     if is_list(target):
         return _to_stored_list(array, target)
     array = _to_text(array) if pa.types.is_string(target) else array.cast(target)
-    # The copy has nothing before or after its values, and zeros or no text behind nulls.
+    # Neither copy has anything before or after its values, and the second has zeros or no text behind nulls.
+    if not array.null_count and not pa.types.is_string(target):
+        return pa.array(array.to_numpy(zero_copy_only=False), type=target)
     return array.take(pa.array(np.arange(len(array))))
 
 
@@ -194,16 +196,13 @@ def without_null_elements(array: Any) -> tuple[Any, NDArray[np.int64]]:
 
 
 def _to_stored_list(array: Any, target: Any) -> Any:
-    nulls = _null_mask(array)
-    mask = None if nulls is None else pa.array(nulls)
+    valid = array.is_valid().to_numpy(zero_copy_only=False)
+    mask = pa.array(~valid) if array.null_count else None
     values = to_stored_array(array.flatten(), target.value_type)  # of the lists that are not null
     if pa.types.is_fixed_size_list(target):
-        width = target.list_size
-        if nulls is None:
-            return pa.FixedSizeListArray.from_arrays(values, width)
-        whole = np.zeros((len(array), width), target.value_type.to_pandas_dtype())
-        whole[~nulls] = values.to_numpy().reshape(-1, width)
-        return pa.FixedSizeListArray.from_arrays(pa.array(whole.reshape(-1)), width, mask=mask)
+        rows = np.zeros((len(array), target.list_size), target.value_type.to_pandas_dtype())
+        rows[valid] = values.to_numpy().reshape(-1, target.list_size)
+        return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), target.list_size, mask=mask)
     lengths = pc.list_value_length(array).fill_null(0).to_numpy()
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=mask)
@@ -216,10 +215,6 @@ def _to_text(array: Any) -> Any:
     if kinds.is_timestamp(arrow_type) and arrow_type.tz is not None:
         array = array.cast(pa.timestamp(arrow_type.unit, "UTC"))
     return pc.replace_substring(array.cast(pa.string()), " ", "T")
-
-
-def _null_mask(array: Any) -> NDArray[np.bool_] | None:
-    return array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

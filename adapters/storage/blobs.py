@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -117,7 +117,8 @@ class Quarantine:
     def _remove(self, *, moved_by: float) -> int:
         """Remove files that were moved by a time, and the oldest while there are too many bytes; return the bytes."""
         entries = sorted(self._entries())
-        total, most = sum(size for _, _, size in entries), self._most_bytes()
+        disk = os.statvfs(self.folder.parent)
+        total, most = sum(size for _, _, size in entries), SHARE_OF_DISK * disk.f_frsize * disk.f_blocks
         count = removed = 0
         for name, moved_at, size in entries:
             if moved_at > moved_by and total - removed <= most:
@@ -139,10 +140,6 @@ class Quarantine:
                         continue
                     moved_at = datetime.strptime(file.name[:_TIME_LENGTH], _TIME).replace(tzinfo=UTC).timestamp()
                     yield file.name, moved_at, file.stat(follow_symlinks=False).st_size
-
-    def _most_bytes(self) -> float:
-        disk = os.statvfs(self.folder.parent)
-        return SHARE_OF_DISK * disk.f_frsize * disk.f_blocks
 
 
 class FolderBlobs:
@@ -284,22 +281,15 @@ class FolderBlobs:
         """Return the names of the blobs and of the temporary files."""
         return blob_names(self._folder, with_temporary=True)
 
-    def discard(self, names: Iterable[str]) -> int:
+    def discard(self, names: Sequence[str]) -> int:
         """Remove temporary files and move blobs into quarantine; return how many.
 
         Files whose days in quarantine are over are removed first.
         """
-        blobs, removed = [], 0
-        for name in names:
-            if name.endswith(_TEMPORARY):
-                # A folder of that name is not one of ours.
-                with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
-                    (self._folder / name).unlink()
-                removed += 1
-            else:
-                blobs.append(self._folder / name)
+        temporary = [name for name in names if name.endswith(_TEMPORARY)]
+        self.remove(temporary)
         self._quarantine.purge()
-        return removed + self._quarantine.take(blobs)
+        return len(temporary) + self._quarantine.take(self._folder / name for name in set(names).difference(temporary))
 
 
 def storage_error(error: OSError, *, what: str) -> LoraplexError | None:
