@@ -128,31 +128,6 @@ def one_per_row(value: object, *, field: str, rows: int, expected: str) -> list[
     return value
 
 
-def class_indices(value: object, *, field: str, rows: int, classes: int) -> NDArray[np.int64]:
-    """Return one class index (0 to classes - 1) per row, (N,) int64; raise the errors of `matrix`."""
-    expected = f"{rows} whole numbers from 0 to {classes - 1}"
-    for row, index in enumerate(one_per_row(value, field=field, rows=rows, expected=expected)):
-        if type(index) is float and not is_finite(index):
-            raise _bad_number(index, field, f"{field}, row {row}", row)
-        if type(index) is not int:
-            raise WrongType(
-                f"{field}, row {row}: a class index is a whole number",
-                field=field,
-                row=row,
-                given=index,
-                expected=expected,
-            )
-        if not 0 <= index < classes:
-            raise OutOfRange(
-                f"{field}, row {row}: there is no class {str(index)[:20]}; the layer has {classes} outputs",
-                field=field,
-                row=row,
-                given=index,
-                expected=expected,
-            )
-    return np.array(value, dtype=np.int64)
-
-
 def _checked_table(value: TruncatedList, field: str, columns: int | None, expected: str) -> Float32:
     first, table = value[0], value.table
     _check_rows([first], field, columns, expected)

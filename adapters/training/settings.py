@@ -221,11 +221,18 @@ class RequestedSettings:
 
     def ignored(self, name: str, context: str) -> IgnoredField:
         """Return the error for a setting without effect in this context."""
-        given, field = getattr(self, name), field_of(name)
+        given = getattr(self, name)
         if is_dataclass(given):
             given = {member.name: getattr(given, member.name) for member in fields(given)}
-        detail = f"{field} has no effect {context}: leave it out"
-        return IgnoredField(detail, field=field, given=given, expected=f"{name} left out {context}")
+        return no_effect(field_of(name), context, given=given)
+
+
+def no_effect(field: str, context: str, **details: Any) -> IgnoredField:
+    """Return the error for a field without effect in this context."""
+    name = field.rpartition(".")[2]
+    return IgnoredField(
+        f"{field} has no effect {context}: leave it out", field=field, expected=f"{name} left out {context}", **details
+    )
 
 
 # Every setting, by name.

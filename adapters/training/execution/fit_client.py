@@ -1,4 +1,4 @@
-"""Client of the child process that fits: its requests, its frames, and its life."""
+"""Client of the child process that fits: the values that the two exchange, and the life of the process."""
 
 import json
 import logging
@@ -8,17 +8,16 @@ import queue
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from adapters.child_process import StoppedClock, command
 from adapters.jobs.training_job import TrainingJob
+from adapters.training.gradient.training_loop import Epoch
 
-# Message of the child process: its kind under `frame`, and the blobs that follow it under `contents`.
-Frame = dict[str, Any]
 # Messages of the CPU allocator, C++, Python and libgomp about a failed allocation; some abort after it.
 _NO_MEMORY = (
     "can't allocate memory",
@@ -31,6 +30,86 @@ _NO_MEMORY = (
 _LAST_LINES = 20
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Message of the fit process. The base class says that the process is ready for requests."""
+
+    contents: Sequence[bytes] = ()
+    """Blobs that follow the frame on the pipe."""
+    epochs: Sequence[Epoch] = ()
+    """Epochs that have ended since the last frame, if the request asked for their times."""
+
+    def write(self, file: BinaryIO) -> None:
+        """Write a line of JSON with the lengths of the contents, and the contents."""
+        members = {field.name: getattr(self, field.name) for field in fields(self)}
+        members |= {"kind": type(self).__name__, "contents": [len(content) for content in self.contents]}
+        file.write(b"".join((json.dumps(members).encode(), b"\n", *self.contents)))
+        file.flush()
+
+    @staticmethod
+    def read(file: BinaryIO) -> "Frame | None":
+        """Read what `write` wrote; None if the file ends, even in the middle of a frame."""
+        line = file.readline()
+        if not line.endswith(b"\n"):
+            return None
+        members = json.loads(line)
+        lengths = members["contents"]
+        members["contents"] = [file.read(length) for length in lengths]
+        members["epochs"] = [Epoch(*epoch) for epoch in members["epochs"]]
+        if any(len(content) < length for content, length in zip(members["contents"], lengths, strict=True)):
+            return None
+        return _FRAMES[members.pop("kind")](**members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Frame):
+    """Line for the log of the job."""
+
+    text: str
+    resumed: bool = False
+    """Whether the fit goes on from a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Frame):
+    """Latest step of the fit."""
+
+    step: int = 0
+    loss: float | None = None
+    history: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Progress):
+    """End of a fit with an error, and the step that it reached."""
+
+    error: Mapping[str, Any]
+    """Members of the problem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes(Frame):
+    """End of a stack of a fleet. The contents are the adapters that were trained."""
+
+    trained: Sequence[tuple[int, Mapping[str, Any]]]
+    """Position and metrics of each adapter."""
+    failed: Sequence[tuple[int, Mapping[str, Any]]]
+    """Position and error of each group without an adapter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Frame):
+    """End of a fit. The contents are the adapter and the statistics to keep; a fleet's adapters came in `Outcomes`."""
+
+    metrics: Mapping[str, Any]
+    history: Sequence[tuple[int, float]] = ()
+    spec: Mapping[str, Any] | None = None
+    """The specification with the settings that held-out rows have chosen; None for a fleet."""
+
+
+_FRAMES: Mapping[str, type[Frame]] = {kind.__name__: kind for kind in (Frame, Note, Progress, Failed, Outcomes, Done)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +168,16 @@ class FitterDied(Exception):
 
 
 class Fitter:
-    """Child process that has torch and the base layer loaded, and fits one request after another.
+    """The seam behind which a fit runs. This one is a child process that has torch and the base layer loaded.
 
     It serves job after job, so that a small one does not pay for the start. After a kill it is started again.
+
+    A fitter that runs elsewhere, such as a remote task, must promise the same. It reads what a `FitRequest` names from
+    the shared blobs and writes nothing there: publishing stays with the trainer, under its fencing token. It serves one
+    request at a time, and its frames come in order: any number of `Note`, `Progress` and `Outcomes`, then one `Done` or
+    `Failed`. `next_frame` returns in time, so that the trainer can keep its lease, and raises `FitterDied` if no more
+    frames will come. After `kill` returns, no frame of the request comes, and the fit may be repeated: the same request
+    gives the same adapters.
     """
 
     def __init__(
@@ -232,15 +318,7 @@ def _pass_on(process: "subprocess.Popen[bytes]", words: "deque[bytes]") -> None:
 
 def _read_frames(process: "subprocess.Popen[bytes]", frames: "queue.SimpleQueue[Frame | None]") -> None:
     assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            frame = json.loads(line)
-            frame["contents"] = [process.stdout.read(length) for length in frame.get("parts", ())]
-            if any(
-                len(content) < length for content, length in zip(frame["contents"], frame.get("parts", ()), strict=True)
-            ):
-                break  # killed in the middle of an adapter
+    with suppress(ValueError):  # the pipe was closed by `kill`
+        while (frame := Frame.read(process.stdout)) is not None:  # type: ignore[arg-type]  # it is buffered
             frames.put(frame)
-    except ValueError:
-        pass  # killed in the middle of a line, or the pipe was closed under us
     frames.put(None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adapters.jobs.job import Job
-from adapters.training.execution.fit_client import Frame
+from adapters.training.execution.fit_client import Frame, Note
 from adapters.training.gradient.training_loop import Epoch
 
 
@@ -76,8 +76,8 @@ class Recorder:
 
     def saw(self, frame: Frame) -> None:
         """Record the epochs of a frame, and whether the fit was resumed."""
-        self._run.resumed |= frame.get("resumed", False)
-        self._run.epochs += [Epoch(*epoch) for epoch in frame.get("epochs", ())]
+        self._run.resumed |= isinstance(frame, Note) and frame.resumed
+        self._run.epochs += frame.epochs
 
     @contextmanager
     def publishing(self) -> Iterator[Publish]:

@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from adapters.datasets.store import Datasets
-from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, WrongShape, WrongType
+from adapters.errors import InvalidCombination, MissingField, OutOfRange, WrongShape, WrongType
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.gradient.sampling import Sampler
 from adapters.training.planning.request import DatasetColumns, SplitRequest, TrainingRequest
 from adapters.training.planning.rows import Rows, read_rows
 from adapters.training.planning.split import Split, SplitBy
 from adapters.training.planning.targets import Codes
-from adapters.training.settings import TrainingSpec
+from adapters.training.settings import TrainingSpec, no_effect
 
 _HELD_OUT_VALUES = {1: 1, 0: 0, "validation": 1, "train": 0}
 _MAX_CLASSES_SHOWN = 100
@@ -55,15 +55,17 @@ class SideReport:
 class SplitReport:
     """How rows are held out, and the rows on each side."""
 
-    rule: Mapping[str, Any]
-    """How rows are held out, as a job and a version show it."""
     train: SideReport
-    held_out: SideReport
+    held_out: SideReport = SideReport(rows=0)
+    rule: Mapping[str, Any] | None = None
+    """How rows are held out, as a job and a version show it; None if none are."""
     warnings: tuple[str, ...] = ()
     """Reasons why held-out metrics may be too good, or the split not as requested."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the split as a job shows it, without the warnings."""
+        """Return the split as a job shows it, without the warnings; empty if no rows are held out."""
+        if self.rule is None:
+            return {}
         return {**self.rule, "train": self.train.to_json(), "held_out": self.held_out.to_json()}
 
 
@@ -99,13 +101,13 @@ def read_holdout(request: TrainingRequest, rows: Rows, *, datasets: Datasets, ba
 
 def report_split(
     rows: Rows, holdout: Holdout | None, spec: TrainingSpec, *, group_sizes: Sequence[int] | None
-) -> SplitReport | None:
-    """Report both sides of a split; None if no rows are held out.
+) -> SplitReport:
+    """Report both sides of a split.
 
     group_sizes: rows of each group of a fleet. Raises `OutOfRange` if a side would be empty.
     """
     if holdout is None:
-        return None
+        return SplitReport(train=SideReport(rows=rows.count))
     if holdout.rows is not None:
         return SplitReport(
             rule={name: holdout.rows.origin[name] for name in ("dataset", "dataset_digest")},
@@ -188,8 +190,7 @@ def _check_fields(requested: SplitRequest) -> None:
     for name, is_ignored in ignored.items():
         if is_ignored and name in requested.given:
             context = "with split.dataset" if requested.by is None else f"by {requested.by}"
-            detail, given = f"split.{name} has no effect {context}: leave it out", getattr(requested, name)
-            raise IgnoredField(detail, field=f"split.{name}", given=given, expected=f"{name} left out")
+            raise no_effect(f"split.{name}", context, given=getattr(requested, name))
     if needs_column and requested.column is None:
         detail = f"a split by {requested.by} needs a column"
         raise MissingField(detail, field="split.column", expected="a column's name")

@@ -13,15 +13,12 @@ from adapters.catalog.catalog import Catalog
 from adapters.datasets.store import Datasets
 from adapters.errors import (
     EstimateTooLarge,
-    IgnoredField,
     InvalidCombination,
     InvalidName,
     LoraplexError,
     MissingField,
     OutOfRange,
     RankTooLarge,
-    WrongShape,
-    WrongType,
 )
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
@@ -49,8 +46,8 @@ from adapters.training.settings import (
     EarlyStopping,
     Init,
     Loss,
-    RequestedSettings,
     TrainingSpec,
+    no_effect,
     unused_settings,
 )
 
@@ -135,26 +132,22 @@ class Planner:
         gate = request.publish.make_gate(spec.loss, holds_out=holdout is not None, is_fleet=request.is_fleet)
         _check_used(request, rows, holdout)
         split = _report_split(request, rows, holdout, spec, sizes)
-        training_rows, held_rows = (rows.count, 0) if split is None else (split.train.rows, split.held_out.rows)
+        training_rows, labels = split.train.rows, rows.targets.labels
         spec.check_steps(training_rows)
-        cost = self.estimate(spec, training_rows, held_rows=held_rows, group_sizes=sizes)
+        cost = self.estimate(spec, training_rows, held_rows=split.held_out.rows, group_sizes=sizes)
         provenance = Provenance(
             data=rows.description(),
-            split=None if split is None else split.rule,
+            split=split.rule,
             parent=start.parent,
             prior=None if start.prior is None else str(start.prior[0]),
         )
-        labels = rows.targets.labels
-        description = _describe(
-            request,
-            spec,
-            start,
-            provenance,
-            labels=labels,
-            warnings=_label_warnings(request, labels, base),
-            split=split,
-            reasons=decisions.reasons,
-        )
+        optional = {
+            "labels": None if labels is None else list(labels),
+            "rslora": spec.rslora and spec.init is Init.FACTORS,
+            "warnings": [*_label_warnings(request, labels, base), *split.warnings],
+            "split": split.to_json(),
+            "auto": dict(decisions.reasons),
+        }
         job = TrainingJob(
             spec=spec,
             gate=gate,
@@ -164,7 +157,8 @@ class Planner:
             is_fleet=request.is_fleet,
             is_update=False,
             provenance=provenance,
-            description=description,
+            description=_describe(request, spec, start, provenance)
+            | {name: value for name, value in optional.items() if value},
         )
         columns = _columns(rows, holdout, is_fleet=request.is_fleet) | start.columns()
         return Plan(name=str(request.name), adapters=tuple(adapters), job=job, estimate=cost, columns=columns)
@@ -297,15 +291,10 @@ def _classes(rows: Rows, outputs: int) -> int | None:
     return None if classes == outputs else classes
 
 
-def _class_weights(value: object, classes: int) -> str | tuple[float, ...] | None:
+def _class_weights(value: Any, classes: int) -> str | tuple[float, ...] | None:
     field, expected = "training.class_weights", f'"balanced", or {classes} numbers above 0'
     if value is None or value == BALANCED:
         return None if value is None else BALANCED
-    if not isinstance(value, list):
-        raise WrongType(f"{field} is no list of numbers", field=field, given=value, expected=expected)
-    if len(value) != classes:
-        given, detail = f"{len(value)} numbers", f"{field} has {len(value)} numbers for {classes} classes"
-        raise WrongShape(detail, field=field, given=given, expected=expected)
     weights_C = vector(value, field=field, length=classes)
     if not ((weights_C > 0) & (weights_C <= np.float32(1e30))).all():
         detail = f"{field}: not every number is above 0 and at most 1e30"
@@ -328,13 +317,12 @@ def _check_used(request: TrainingRequest, rows: Rows, holdout: Holdout | None) -
         unused = {"data.groups" if rows.table is None else "data.group": rows.groups, "data.corpus": rows.corpus}
         for field, value in unused.items():
             if value is not None:
-                detail = f"{field} has no effect: only held-out rows need it, and none are held out"
-                raise IgnoredField(detail, field=field, expected=f"a split, or {field} left out")
+                raise no_effect(field, "because no rows are held out")
 
 
 def _report_split(
     request: TrainingRequest, rows: Rows, holdout: Holdout | None, spec: TrainingSpec, sizes: Sequence[int] | None
-) -> SplitReport | None:
+) -> SplitReport:
     try:
         return report_split(rows, holdout, spec, group_sizes=sizes)
     except OutOfRange as error:
@@ -355,54 +343,33 @@ def _columns(rows: Rows, holdout: Holdout | None, *, is_fleet: bool) -> dict[str
 
 
 def _describe(
-    request: TrainingRequest,
-    spec: TrainingSpec,
-    start: Initialization,
-    provenance: Provenance,
-    *,
-    labels: Labels | None,
-    warnings: Sequence[str],
-    split: SplitReport | None,
-    reasons: Mapping[str, str],
+    request: TrainingRequest, spec: TrainingSpec, start: Initialization, provenance: Provenance
 ) -> dict[str, Any]:
     """Return the resolved settings as the job shows them: what the method uses, and the data by digest."""
-    description: dict[str, Any] = {
-        "name": request.name,
-        "rank": AUTO if spec.try_ranks else spec.rank,
-        "alpha": AUTO if spec.try_ranks and spec.alpha_is_rank else spec.alpha,
-        "data": provenance.data,
-        "training": _describe_settings(request.settings, spec, start),
-        "publish": request.publish.as_sent,
-    }
-    optional = {
-        "labels": None if labels is None else list(labels),
-        "rslora": spec.rslora and spec.init is Init.FACTORS,
-        "warnings": [*warnings, *(() if split is None else split.warnings)],
-        "split": None if split is None else split.to_json(),
-        "auto": dict(reasons),
-    }
-    return description | {name: value for name, value in optional.items() if value}
-
-
-def _describe_settings(settings: RequestedSettings, spec: TrainingSpec, start: Initialization) -> dict[str, Any]:
+    settings = request.settings
+    shown = (_ALWAYS_SHOWN | settings.given) - set(unused_settings(spec.method))
     # Only the held-out rows decide these, in the fit.
     open_names = {"learning_rate": bool(spec.try_rates), "ridge": spec.try_ridges}
-    shown = (_ALWAYS_SHOWN | settings.given) - set(unused_settings(spec.method))
-    members: dict[str, Any] = {}
-    for name in SETTINGS:
-        if name not in shown:
-            continue
+    training = {}
+    for name in filter(shown.__contains__, SETTINGS):
         value = getattr(settings, name)
         if name == "init":
             value = start.description()
-        elif name == "prior" and start.prior is not None:
-            value = {"adapter": str(start.prior[0])}
+        elif name == "prior" and provenance.prior is not None:
+            value = {"adapter": provenance.prior}
         elif isinstance(value, EarlyStopping):
             value = asdict(value)
         elif value == AUTO and not open_names.get(name, False):
             value = getattr(spec, name)
-        members[name] = value
-    return members
+        training[name] = value
+    return {
+        "name": request.name,
+        "rank": AUTO if spec.try_ranks else spec.rank,
+        "alpha": AUTO if spec.try_ranks and spec.alpha_is_rank else spec.alpha,
+        "data": provenance.data,
+        "training": training,
+        "publish": request.publish.as_sent,
+    }
 
 
 def _label_warnings(request: TrainingRequest, labels: Labels | None, base: BaseLayer) -> list[str]:

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from adapters.arrays import Float32, is_finite, matrix, one_per_row, vector
+from adapters.arrays import Float32, matrix, one_per_row, vector
 from adapters.datasets.columns import ColumnSelector, parse_selector
 from adapters.datasets.store import Datasets, DatasetVersion
 from adapters.datasets.table import Table
-from adapters.errors import BadRow, BadRows, IgnoredField, NotFinite, OutOfRange, WrongType
+from adapters.errors import BadRow, BadRows, OutOfRange
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import parse_reference
 from adapters.training.data_file import Column, rows_digest
 from adapters.training.limits import MAX_DATASET_ROWS
 from adapters.training.planning.request import DatasetColumns, InlineRows, RowSource
-from adapters.training.planning.targets import Codes, TargetReader, Targets, check_width, read_numbers
-from adapters.training.settings import Loss
+from adapters.training.planning.targets import Codes, TargetReader, Targets, check_one_kind, check_width, read_numbers
+from adapters.training.settings import Loss, no_effect
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,8 +71,7 @@ def read_rows(source: RowSource, loss: Loss, *, datasets: Datasets, base: BaseLa
     Raises the `InvalidInput` that names the field and the row.
     """
     if source.corpus is not None and loss is not Loss.MULTIPLE_NEGATIVES:
-        detail = f"{field}.corpus has no effect with {loss}: documents are searched with multiple_negatives"
-        raise IgnoredField(detail, field=f"{field}.corpus", expected="no corpus, or multiple_negatives")
+        raise no_effect(f"{field}.corpus", f"with {loss}, which searches no documents")
     targets = TargetReader(loss=loss, outputs=base.out_features, labels=source.labels, field=f"{field}.targets")
     if isinstance(source, DatasetColumns):
         rows = _dataset_rows(source, targets, datasets=datasets, base=base, field=field)
@@ -163,13 +162,8 @@ def _dataset_groups(table: Table, column: str | None, *, field: str) -> Groups |
 
 
 def _inline_groups(value: object, rows: int, *, field: str) -> Groups:
-    expected = "one string or whole number a row"
-    groups = one_per_row(value, field=field, rows=rows, expected=expected)
-    for row, group in enumerate(groups):
-        if type(group) not in (str, int) or type(group) is not type(groups[0]):
-            kind = NotFinite if type(group) is float and not is_finite(group) else WrongType
-            detail = f"{field}, row {row}: not {expected}, all of one kind"
-            raise kind(detail, field=field, row=row, given=group, expected=expected)
+    groups = one_per_row(value, field=field, rows=rows, expected="one string or whole number a row")
+    check_one_kind(groups, field=field)
     values = sorted(set(groups))
     code_of = {group: code for code, group in enumerate(values)}
     return Groups(np.array([code_of[group] for group in groups], np.int64), values)

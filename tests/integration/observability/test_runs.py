@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
 from adapters.training.execution.trainer import Trainer
+from adapters.training.gradient.checkpoint import CheckpointFolder
 from adapters.training.gradient.training_loop import MAX_RECORDED_EPOCHS
 from app.bootstrap import CHECKPOINTS
 from app.observability.metrics.recorder import Metrics, sum_values
@@ -58,7 +59,7 @@ def training(folder: Path, listens: Listener) -> Iterator[tuple[httpx.Client, th
             fitter,
             stop=stop,
             lease_seconds=LEASE_SECONDS,
-            checkpoints=folder / CHECKPOINTS,
+            checkpoints=CheckpointFolder(folder / CHECKPOINTS),
             listener=listens,
         )
         thread = threading.Thread(target=trainer.run)

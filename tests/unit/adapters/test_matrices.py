@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.arrays import class_indices, matrix, vector
+from adapters.arrays import matrix, vector
 from adapters.errors import LoraplexError, NotFinite, OutOfRange, WrongShape, WrongType
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -103,29 +103,3 @@ def test_a_shape_that_does_not_fit_is_named(
     with pytest.raises(error) as caught:
         matrix(value, field="x", **bounds)
     assert (caught.value.field, caught.value.row) == ("x", row)
-
-
-def test_classes_are_whole_numbers_below_their_count() -> None:
-    indices = class_indices([0, 2, 1], field="targets", rows=3, classes=3)
-    assert indices.dtype == np.int64
-    assert indices.tolist() == [0, 2, 1]
-
-
-@pytest.mark.parametrize("bad", [1.0, "1", True, None, [1]])
-def test_a_class_that_is_no_whole_number_is_refused(bad: object) -> None:
-    with pytest.raises(WrongType) as caught:
-        class_indices([0, bad], field="targets", rows=2, classes=3)
-    assert caught.value.row == 1
-
-
-@pytest.mark.parametrize("bad", [-1, 3, 10**30])
-def test_a_class_that_the_layer_does_not_have_is_refused(bad: int) -> None:
-    with pytest.raises(OutOfRange) as caught:
-        class_indices([0, bad], field="targets", rows=2, classes=3)
-    assert caught.value.row == 1
-
-
-@pytest.mark.parametrize("value", [[0], [0, 1, 2], []])
-def test_there_is_one_class_a_row(value: list[int]) -> None:
-    with pytest.raises(WrongShape):
-        class_indices(value, field="targets", rows=2, classes=3)
