@@ -146,11 +146,13 @@ class BlobWriter:
     def live_owners(self) -> set[str]:
         """Return the owners whose locks are held, in this process and others; remove the files of the others."""
         live = set()
-        for path in self._folder.glob(f"*{_LOCK_SUFFIX}"):
-            if _is_locked(path):
-                live.add(path.stem)
-            else:
-                path.unlink(missing_ok=True)
+        # Not `glob`, which takes a file in place of the folder for an empty folder.
+        with suppress(FileNotFoundError):
+            for path in map(self._folder.joinpath, os.listdir(self._folder)):
+                if path.suffix == _LOCK_SUFFIX and _is_locked(path):
+                    live.add(path.stem)
+                elif path.suffix == _LOCK_SUFFIX:
+                    path.unlink(missing_ok=True)
         return live
 
     def close(self) -> None:
