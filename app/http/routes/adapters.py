@@ -17,7 +17,6 @@ from adapters.names import Reference, check_name, check_prefix
 from adapters.peft.archive import pack
 from adapters.peft.weights import DEFAULT_MODULE, check_module, write_peft
 from adapters.training.planning.planner import Plan, submit
-from adapters.training.planning.updates import plan_update, updatable_version
 from app.http.bodies import object_of_body, read_as, read_json
 from app.http.paging import NamePage, Page, QueryFields, QueryFlag, QueryInteger, page_of, read_cursor, version_in_path
 from app.http.preconditions import etag, precondition
@@ -154,8 +153,8 @@ def _queue_training(service: Service, body: object) -> Job:
 
 
 def _queue_update(service: Service, name: str, body: object) -> Job:
-    version = updatable_version(service.planner, name)
-    return _submit(service, plan_update(service.planner, version, update_request(body)))
+    version = service.planner.updatable_version(name)
+    return _submit(service, service.planner.plan_update(version, update_request(body)))
 
 
 def _submit(service: Service, plan: Plan) -> Job:
