@@ -158,13 +158,12 @@ class FitRequest:
         return cls(**{**values, **typed})
 
 
+@dataclass(eq=False)
 class FitterDied(Exception):
     """The child process ended, or was killed, before it had answered."""
 
-    def __init__(self, *, out_of_memory: bool = False) -> None:
-        super().__init__()
-        # Whether its last lines report a failed allocation.
-        self.out_of_memory = out_of_memory
+    out_of_memory: bool = False
+    """Whether its last lines report a failed allocation."""
 
 
 class Fitter:
