@@ -197,21 +197,13 @@ class RequestedSettings:
             if name in self.given and self.loss not in setting.losses:
                 raise self.ignored(name, f"with {self.loss}")
         if self.method == Method.CLOSED_FORM and self.loss is not Loss.MSE:
-            raise InvalidCombination(
-                f"closed_form minimises squared error, which has an exact solution; {self.loss} has none: "
-                "use adamw or sgd",
-                field="training.loss",
-                given=self.loss,
-                expected="mse with closed_form",
-            )
+            detail = f"closed_form minimises squared error; {self.loss} has no exact solution: use adamw or sgd"
+            raise InvalidCombination(detail, field="training.loss", given=self.loss, expected="mse with closed_form")
         if self.method != AUTO:
             self.check_used_by(self.method, f"with {self.method}")
         if self.loss is Loss.MULTIPLE_NEGATIVES and "batch_size" not in self.given:
-            raise MissingField(
-                "multiple_negatives takes the negatives from the row's batch: say how large it is",
-                field="training.batch_size",
-                expected="a batch_size, or auto",
-            )
+            detail = "multiple_negatives takes the negatives from the row's batch: say how large it is"
+            raise MissingField(detail, field="training.batch_size", expected="a batch_size, or auto")
 
     def check_used_by(self, method: Method, context: str, *, unless_auto: bool = False) -> None:
         """Raise `IgnoredField` for a setting that was sent and that the method does not use."""
@@ -347,14 +339,11 @@ class TrainingSpec:
 
     def check_steps(self, training_rows: int) -> None:
         """Raise `OutOfRange` if the training has more than `MAX_STEPS` steps."""
-        if self.steps(training_rows) > MAX_STEPS:
-            raise OutOfRange(
-                f"{self.epochs} epochs of {training_rows} rows in batches of {self.batch(training_rows)} are "
-                f"{self.steps(training_rows)} steps",
-                field="training.epochs",
-                given=self.epochs,
-                expected=f"at most {MAX_STEPS} steps",
-            )
+        steps, batch = self.steps(training_rows), self.batch(training_rows)
+        if steps > MAX_STEPS:
+            detail = f"{self.epochs} epochs of {training_rows} rows in batches of {batch} are {steps} steps"
+            expected = f"at most {MAX_STEPS} steps"
+            raise OutOfRange(detail, field="training.epochs", given=self.epochs, expected=expected)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingSpec":

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from adapters.arrays import vector
+from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Version
 from adapters.datasets.store import Datasets
@@ -26,14 +27,14 @@ from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import Provenance, TrainingJob
+from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import Reference, check_name
+from adapters.names import Reference, check_name, parse_reference
 from adapters.training.data_file import Column, write_data_file
 from adapters.training.planning.auto import Decisions, decide
 from adapters.training.planning.estimate import Estimate, estimate
 from adapters.training.planning.holdout import Holdout, SplitReport, read_holdout, report_split
 from adapters.training.planning.initialization import (
-    AdapterFinder,
     Initialization,
     check_label_positions,
     prior_columns,
@@ -99,10 +100,18 @@ class Planner:
     feature_space: str | None
     limits: PlanningLimits
 
-    @property
-    def adapters(self) -> AdapterFinder:
-        """Return the lookup of adapters that a training may start from or shrink towards."""
-        return AdapterFinder(catalog=self.catalog, base=self.base, feature_space=self.feature_space)
+    def find_adapter(self, reference: object, field: str) -> tuple[Version, Adapter]:
+        """Return the version that a reference means, and its adapter, if this service can answer with it.
+
+        Raises the error about the reference, `NotFound`, or `Conflict` for another base layer or feature space.
+        """
+        parsed = parse_reference(reference, field=field)
+        try:
+            version, adapter = find_adapter(self.catalog, parsed)
+            version.check_servable(self.base, self.feature_space)
+        except (NotFound, Conflict) as error:
+            raise error.at(field=field) from None
+        return version, adapter
 
     def read_rows(self, source: RowSource, loss: Loss, *, field: str) -> Rows:
         """Read and check rows; raise the `InvalidInput` that names the field and the row."""
@@ -121,7 +130,7 @@ class Planner:
             expected = f"a rank of at most {limits.max_rank}"
             raise RankTooLarge(detail, field="rank", given=settings.rank, expected=expected)
         settings.check()
-        start = read_initialization(settings, self.adapters, max_rank=limits.max_rank)
+        start = read_initialization(settings, self.find_adapter, base=base, max_rank=limits.max_rank)
         rows = self.read_rows(request.rows, settings.loss, field="data")
         check_label_positions(start, rows.targets.labels)
         name = str(request.name)
@@ -230,7 +239,7 @@ class Planner:
         if reference is None:
             return {}
         try:
-            return prior_columns(self.adapters.find(reference, field="name")[1])
+            return prior_columns(self.find_adapter(reference, "name")[1])
         except NotFound:
             detail = f"the adapter that it shrinks towards, {reference}, is gone: train it again"
             expected = "a prior that is still there"

@@ -19,7 +19,7 @@ from adapters.names import check_name, parse_reference
 from adapters.training.data_file import Column, rows_digest
 from adapters.training.limits import MAX_DATASET_ROWS
 from adapters.training.planning.request import DatasetColumns, InlineRows, RowSource
-from adapters.training.planning.targets import Codes, TargetReader, Targets, check_one_kind, check_width, read_numbers
+from adapters.training.planning.targets import Codes, TargetReader, Targets, check_one_kind, read_numbers
 from adapters.training.settings import Loss, no_effect
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -136,9 +136,8 @@ def _dataset_rows(
     target_columns = parse_selector(source.targets, field=f"{field}.targets")
     weights_N = corpus = None
     if source.weight is not None:
-        column = ColumnSelector(column=source.weight)
-        check_width(table, column, 1, field=f"{field}.weight")
-        weights_N = np.ascontiguousarray(table.numbers(column, field=f"{field}.weight")[:, 0])
+        weights = read_numbers(table, ColumnSelector(column=source.weight), 1, field=f"{field}.weight")
+        weights_N = np.concatenate([part_N1[:, 0] for part_N1 in weights.parts()])
     if source.corpus is not None:
         documents = parse_selector(source.corpus.documents, field=f"{field}.corpus.documents")
         _, documents_table = _open_table(datasets, source.corpus.dataset, field=f"{field}.corpus.dataset")

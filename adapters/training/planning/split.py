@@ -65,15 +65,16 @@ class Split:
             assert key_N is not None
             held_N = self._by_key(key_N, generator)
         training_K, held_K = (~held_N).nonzero()[:, 0], held_N.nonzero()[:, 0]
-        if len(training_K) == 0 or len(held_K) == 0:
-            raise OutOfRange(
-                f"the split of {rows} rows leaves {len(training_K)} rows to train on and {len(held_K)} to validate "
-                "on; neither may be empty",
-                field="split",
-                given=f"{self.fraction:g} by {self.by}",
-                expected="a split that leaves rows on both sides",
-            )
+        self.check_sides(len(training_K), len(held_K))
         return training_K, held_K
+
+    def check_sides(self, training_rows: int, held_out_rows: int) -> None:
+        """Raise `OutOfRange` if the split leaves a side empty."""
+        if not training_rows or not held_out_rows:
+            counts = f"{training_rows} rows to train on and {held_out_rows} to validate on"
+            detail = f"the split of {training_rows + held_out_rows} rows leaves {counts}; neither may be empty"
+            given, expected = f"{self.fraction:g} by {self.by}", "a split that leaves rows on both sides"
+            raise OutOfRange(detail, field="split", given=given, expected=expected)
 
     def _by_key(self, key_N: Tensor, generator: torch.Generator) -> Tensor:
         rows = len(key_N)
