@@ -19,7 +19,7 @@ from adapters.training.execution.trainer import Trainer
 from adapters.training.gradient.checkpoint import CheckpointFolder
 from app.bootstrap import CHECKPOINTS
 from app.http.application import create_app
-from app.service import Service, open_service
+from app.service import Service
 from app.serving.uvicorn_protocol import protocol_factory
 from app.settings import LogRequests, Settings
 from tests.support.deadlines import scaled
@@ -74,7 +74,7 @@ def serving(
     """
     if "log_requests" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_requests": LogRequests.NONE})
-    service = open_service(settings)
+    service = Service(settings)
     config = uvicorn.Config(
         create_app(service),
         http=protocol_factory(service),

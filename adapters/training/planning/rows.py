@@ -101,7 +101,7 @@ def read_rows(source: RowSource, loss: Loss, *, datasets: Datasets, base: BaseLa
     else:
         rows = _inline_rows(source, targets, base=base, field=field)
     if rows.weights_N is not None:
-        _check_weights(rows.weights_N, field=f"{field}.weight" if rows.table else f"{field}.weights")
+        _check_weights(rows.weights_N, field=f"{field}.weights" if rows.table is None else f"{field}.weight")
     return rows
 
 

@@ -10,14 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from loraplex.calls.jobs import succeeded
 from loraplex.cli.errors import Interrupted, WrongUsage
 from loraplex.cli.output import Table, console, pairs, when
 from loraplex.cli.session import Session, command, complete_adapter, complete_job, option
 from loraplex.cli.summary import fleet_summary, held_out, is_live, outcome
 from loraplex.errors import BadAnswer, JobCancelled, JobFailed, QueueFull, TimedOut, Unreachable
 from loraplex.progress import Display, display
-from loraplex.results import JobFields, JobStatus
+from loraplex.results import JobFields, JobStatus, succeeded
 
 PANEL = "Jobs and data sets"
 Id = Annotated[

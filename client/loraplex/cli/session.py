@@ -25,7 +25,7 @@ from loraplex.progress import escape
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from loraplex.client import Client
+    from loraplex import Client
 
 # Few retries, because a user waits: an unreachable service is reported within two seconds.
 _RETRIES = 2
@@ -43,7 +43,7 @@ class Session:
     @cached_property
     def client(self) -> "Client":
         """Return the client, which is created on first use."""
-        from loraplex.client import Client  # imports httpx and numpy
+        from loraplex import Client  # imports httpx and numpy
 
         try:
             return Client(self.url, retries=_RETRIES)

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from loraplex.calls.jobs import succeeded
 from loraplex.cli.columns import Selection, infer_inputs, infer_loss, listed, selected, selection_of, split_names
 from loraplex.cli.datasets import FORMATS, find_dataset, name_of, put_dataset
 from loraplex.cli.errors import WrongUsage
@@ -16,7 +15,7 @@ from loraplex.cli.jobs import follow, note_warnings
 from loraplex.cli.output import pairs, size
 from loraplex.cli.rows import can_read
 from loraplex.cli.session import Session, command, complete_adapter, complete_dataset, option
-from loraplex.results import Base, DatasetVersion, Estimate, JobFields
+from loraplex.results import Base, DatasetVersion, Estimate, JobFields, succeeded
 
 PANEL = "Train and ask"
 AUTO = "auto"

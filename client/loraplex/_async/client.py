@@ -1,26 +1,27 @@
-"""Asynchronous client and job.
-
-`scripts/generate_client.py` makes `client.py`, the blocking client, from this file.
-"""
+"""Asynchronous client of a loraplex service."""
 
 # ruff: noqa: ASYNC109  # both clients have the same parameters, so `timeout` is one of them
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
-from loraplex.arrays import Encode
-from loraplex.async_driver import AsyncDriver
-from loraplex.calls import adapters as catalog
-from loraplex.calls import datasets, jobs
-from loraplex.calls import predict as predictions
-from loraplex.calls import train as trainings
-from loraplex.calls.jobs import succeeded
-from loraplex.effects import ask
+from loraplex import decode
+from loraplex._async.connection import AsyncConnection
+from loraplex._async.jobs import AsyncJob, wait_for, watch
+from loraplex._async.predict import AsyncPredictor, read_rows
+from loraplex._async.uploads import AsyncTrainingRows, upload_file, upload_table
+from loraplex.arrays import Encode, numbers
+from loraplex.calls import Call, conditions, given, path, planning_call
+from loraplex.errors import InvalidCombination, LoraplexError
+from loraplex.inference import prediction, references_of
+from loraplex.peft_files import read_source, unpack
 from loraplex.progress import Display
 from loraplex.results import (
     Adapter,
@@ -30,49 +31,18 @@ from loraplex.results import (
     Estimate,
     Event,
     JobAdapter,
-    JobFields,
     Label,
     Prediction,
     Preview,
     Reverted,
     Version,
+    succeeded,
 )
+from loraplex.tables import media_type, write_table
 from loraplex.transport import settings
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AsyncJob(JobFields):
-    """Training job, in the state in which it was fetched."""
-
-    client: "AsyncClient" = field(repr=False, compare=False)
-
-    async def wait(self, *, progress: bool | Display = False, timeout: float | None = None) -> "AsyncJob":
-        """Wait for the end of the job, and return it; `progress` shows its progress on standard error or a `Display`.
-
-        Raises `JobFailed` and `JobCancelled`, which carry the job, and `TimedOut` after `timeout` seconds. The job
-        continues if the wait is interrupted.
-        """
-        return await self.client.wait(self.id, progress=progress, timeout=timeout)
-
-    def events(self) -> AsyncIterator[Event]:
-        """Iterate over the events of the job until it ends."""
-        return self.client.events(self.id)
-
-    async def refresh(self) -> "AsyncJob":
-        """Return the current state of the job."""
-        return await self.client.job(self.id)
-
-    async def cancel(self) -> "AsyncJob":
-        """Cancel the job; raise `JobEnded` if it has already ended."""
-        return await self.client.cancel(self.id)
-
-    def adapters(self, *, status: str | None = None, limit: int | None = None) -> AsyncIterator[JobAdapter]:
-        """Iterate over the adapters that the job trains; `status` is `waiting`, `published` or `failed`."""
-        return self.client.job_adapters(self.id, status=status, limit=limit)
-
-    async def revert(self) -> Reverted:
-        """Point the live aliases that the job moved back; raise `JobNotEnded` if it is running."""
-        return await self.client.revert(self.id)
+T = TypeVar("T")
+_ROWS = ("inputs", "targets", "weights", "groups", "labels", "corpus")
 
 
 class AsyncClient:
@@ -97,15 +67,14 @@ class AsyncClient:
         headers: Mapping[str, str] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._settings = settings(
-            url, encode=encode, feature_space=feature_space, timeout=timeout, retries=retries, headers=headers
-        )
-        self._driver = AsyncDriver(self._settings, transport)
+        checked = settings(url, feature_space=feature_space, timeout=timeout, retries=retries, headers=headers)
+        self._connection = AsyncConnection(checked, transport)
+        self._encode = encode
 
     @property
     def url(self) -> str:
         """Address of the service."""
-        return self._settings.url
+        return self._connection.settings.url
 
     async def predict(
         self, adapter: str | Sequence[str | None] | None, inputs: Any, *, timeout: float | None = None
@@ -115,16 +84,20 @@ class AsyncClient:
         `inputs` is (rows, in_features) or one row, as a NumPy array, a tensor or nested lists, or texts if the client
         has an encoder. Rows that do not fit in one request are sent in several, and the same versions answer all.
         """
-        encode = self._settings.encode
-        return await self._driver.run(predictions.predict(adapter, inputs, encode=encode, timeout=timeout))
+        rows = await read_rows(inputs, self._encode)
+        references, by_row = references_of(adapter, len(rows.x_NI))
+        predictor = AsyncPredictor(connection=self._connection, by_row=by_row, options={}, timeout=timeout)
+        return prediction(rows, await predictor.predict(references, rows.x_NI), by_row=by_row)
 
     async def classify(
         self, adapter: str | Sequence[str | None] | None, inputs: Any, *, top_k: int = 1, timeout: float | None = None
     ) -> list[list[Label]]:
         """Return the `top_k` most probable classes of each row, in order of probability."""
-        encode = self._settings.encode
-        steps = predictions.classify(adapter, inputs, top_k=top_k, encode=encode, timeout=timeout)
-        return await self._driver.run(steps)
+        rows = await read_rows(inputs, self._encode)
+        references, by_row = references_of(adapter, len(rows.x_NI))
+        options = {"return": ["labels", "probabilities"], "top_k": top_k}
+        predictor = AsyncPredictor(connection=self._connection, by_row=by_row, options=options, timeout=timeout)
+        return [labels for part in await predictor.predict(references, rows.x_NI) for labels in part.values]
 
     async def train(
         self,
@@ -149,16 +122,9 @@ class AsyncClient:
         The rows are `inputs` and `targets`, with optional weights and groups, or `data`, such as columns of a data set.
         Large arrays are sent as a temporary data set, which is deleted once the job has its rows.
         """
-        rows = {
-            "inputs": inputs,
-            "targets": targets,
-            "weights": weights,
-            "groups": groups,
-            "labels": labels,
-            "corpus": corpus,
-        }
+        rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
         body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
-        return self._job(await self._train(name, rows, data, body, timeout, dry_run=False))
+        return await self._train(self._read_job, name, dict(rows), data, body, timeout=timeout)
 
     async def estimate(
         self,
@@ -179,17 +145,9 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Estimate:
         """Check the arguments of `train`, and return the resolved settings with the estimated memory and time."""
-        rows = {
-            "inputs": inputs,
-            "targets": targets,
-            "weights": weights,
-            "groups": groups,
-            "labels": labels,
-            "corpus": corpus,
-        }
+        rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
         body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
-        estimate: Estimate = await self._train(name, rows, data, body, timeout, dry_run=True)
-        return estimate
+        return await self._train(decode.estimate, name, dict(rows), data, body, timeout=timeout, dry_run=True)
 
     async def update(
         self,
@@ -204,15 +162,18 @@ class AsyncClient:
 
         Both are `{"inputs": …, "targets": …, "weights": …}`, or columns of a data set.
         """
-        rows, encode = {"add": add, "forget": forget}, self._settings.encode
-        steps = trainings.update(name, rows, {"publish": publish}, encode=encode, timeout=timeout)
-        return self._job(await self._driver.run(steps))
+        body: dict[str, Any] = given({"publish": publish})
+        async with aclosing(AsyncTrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
+            for field, rows in given({"add": add, "forget": forget}).items():
+                body[field] = await sent.prepare(rows, field=field)
+            call = planning_call(path("adapters", name, "update"), body, timeout=timeout)
+            return await self._connection.fetch(call, self._read_job)
 
     async def job(self, job_id: str) -> AsyncJob:
         """Return the current state of a job."""
-        return self._job(await self._driver.run(ask(jobs.show_job(job_id))))
+        return await self._connection.get(path("jobs", job_id), self._read_job)
 
-    async def jobs(
+    def jobs(
         self,
         *,
         status: str | None = None,
@@ -224,32 +185,32 @@ class AsyncClient:
 
         `prefix` is the beginning of a job id, of at least 4 characters.
         """
-        steps = jobs.list_jobs(status=status, adapter=adapter, prefix=prefix, limit=limit)
-        async for job in self._driver.iterate(steps):
-            yield self._job(job)
+        query = {"status": status, "adapter": adapter, "prefix": prefix}
+        return self._connection.pages("/jobs", self._read_job, query, limit=limit)
 
     def job_adapters(
         self, job_id: str, *, status: str | None = None, limit: int | None = None
     ) -> AsyncIterator[JobAdapter]:
         """Iterate over the adapters that a job trains; `status` is `waiting`, `published` or `failed`."""
-        return self._driver.iterate(jobs.list_job_adapters(job_id, status=status, limit=limit))
+        where = path("jobs", job_id, "adapters")
+        return self._connection.pages(where, decode.job_adapter, {"status": status}, limit=limit)
 
     def events(self, job_id: str) -> AsyncIterator[Event]:
         """Iterate over the events of a job until it ends; a broken connection is opened again."""
-        return self._driver.iterate(jobs.watch(job_id, self._settings.retry_policy))
+        return watch(self._connection, job_id)
 
     async def wait(self, job_id: str, *, progress: bool | Display = False, timeout: float | None = None) -> AsyncJob:
         """Wait for the end of a job, as `AsyncJob.wait` does."""
-        steps = jobs.wait(job_id, self._settings.retry_policy, timeout=timeout, progress=progress)
-        return succeeded(self._job(await self._driver.run(steps)))
+        job = await wait_for(self._connection, job_id, self._read_job, progress=progress, timeout=timeout)
+        return succeeded(job)
 
     async def cancel(self, job_id: str) -> AsyncJob:
         """Cancel a job; raise `JobEnded` if it has already ended."""
-        return self._job(await self._driver.run(jobs.cancel(job_id)))
+        return await self._connection.fetch(Call("POST", path("jobs", job_id, "cancel")), self._read_job)
 
     async def revert(self, job_id: str) -> Reverted:
         """Point the live aliases that a job moved back to the versions before; raise `JobNotEnded` if it is running."""
-        return await self._driver.run(jobs.revert(job_id))
+        return await self._connection.fetch(Call("POST", path("jobs", job_id, "revert")), decode.reverted)
 
     async def upload(
         self,
@@ -271,11 +232,22 @@ class AsyncClient:
         (out, r), `B` (r, in) and `bias` (out). `if_match` is the digest that the live version must have, and
         `if_none_match="*"` requires that the name is new.
         """
-        factors = {"A": A, "B": B, "alpha": alpha, "bias": bias, "labels": labels}
-        steps = catalog.upload(
-            name, source, factors=factors, if_match=if_match, if_none_match=if_none_match, timeout=timeout
-        )
-        return await self._driver.run(steps)
+        factors: dict[str, Any] = given({"A": A, "B": B, "alpha": alpha, "bias": bias, "labels": labels})
+        if (source is None) == (not factors):
+            expected = "a PEFT model, a folder or a zip; or A and B"
+            raise InvalidCombination(
+                "an adapter comes from a source or from factors", field="source", expected=expected
+            )
+        where, headers = path("adapters", name), conditions(if_match, if_none_match)
+        if source is None:
+            # Labels are not converted: an array would turn numbers beside texts into texts, which the service refuses.
+            factors |= {key: numbers(factors[key], field=key) for key in ("A", "B", "bias") if key in factors}
+            call = Call("PUT", where, headers=headers, json=factors, timeout=timeout)
+        else:
+            headers["Content-Type"] = "application/zip"
+            archive = await asyncio.to_thread(read_source, source)
+            call = Call("PUT", where, headers=headers, content=archive, timeout=timeout)
+        return await self._connection.fetch(call, decode.version)
 
     async def download(
         self,
@@ -287,32 +259,36 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Path:
         """Write an adapter to a folder that `PeftModel.from_pretrained` loads, and return the folder."""
-        steps = catalog.download(name, Path(folder), version=version, module=module, timeout=timeout)
-        return await self._driver.run(steps)
+        query = {"version": version, "module": module}
+        call = Call("GET", path("adapters", name, "download"), safe=True, query=query, timeout=timeout)
+        answer = await self._connection.send(call)
+        return await asyncio.to_thread(unpack, answer.content, Path(folder))
 
     def adapters(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Adapter]:
         """Iterate over adapters in byte order of their names; `limit` is the most to return."""
-        return self._driver.iterate(catalog.list_adapters(prefix=prefix, limit=limit))
+        return self._connection.pages("/adapters", decode.adapter, {"prefix": prefix}, limit=limit)
 
     async def adapter(self, name: str) -> Adapter:
         """Return an adapter and its live version."""
-        return await self._driver.run(catalog.show_adapter(name))
+        return await self._connection.get(path("adapters", name), decode.adapter)
 
     def versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[Version]:
         """Iterate over the versions of an adapter, newest first."""
-        return self._driver.iterate(catalog.list_versions(name, limit=limit))
+        return self._connection.pages(path("adapters", name, "versions"), decode.version, limit=limit)
 
     async def version(self, name: str, version: int) -> Version:
         """Return one version of an adapter."""
-        return await self._driver.run(catalog.show_version(name, version))
+        return await self._connection.get(path("adapters", name, "versions", version), decode.version)
 
     async def roll_back(self, name: str, version: int, *, if_match: str | None = None) -> Adapter:
         """Make an earlier or later version live."""
-        return await self._driver.run(catalog.roll_back(name, version, if_match=if_match))
+        where = path("adapters", name, "aliases", "live")
+        call = Call("PUT", where, headers=conditions(if_match), json={"version": version})
+        return await self._connection.fetch(call, decode.adapter)
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Delete an adapter with all its versions."""
-        await self._driver.run(catalog.delete(name, if_match=if_match))
+        await self._connection.send(Call("DELETE", path("adapters", name), headers=conditions(if_match)))
 
     async def put_dataset(
         self,
@@ -329,48 +305,58 @@ class AsyncClient:
         `source` is the path of a file (its ending gives the format), a mapping of names to arrays, a pandas or polars
         DataFrame, or any object that exports Arrow streams, such as a `pyarrow.Table`.
         """
-        steps = datasets.put_dataset(
-            name, source, content_type=content_type, if_match=if_match, if_none_match=if_none_match, timeout=timeout
-        )
-        return await self._driver.run(steps)
+        headers = conditions(if_match, if_none_match)
+        if isinstance(source, str | Path):
+            headers["Content-Type"] = media_type(Path(source), content_type)
+            return await upload_file(self._connection, name, Path(source), headers=headers, timeout=timeout)
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        write = partial(write_table, source)
+        return await upload_table(self._connection, name, write, headers=headers, timeout=timeout)
 
     def datasets(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Dataset]:
         """Iterate over data sets in byte order of their names, without their reports."""
-        return self._driver.iterate(datasets.list_datasets(prefix=prefix, limit=limit))
+        return self._connection.pages("/datasets", decode.dataset, {"prefix": prefix}, limit=limit)
 
     async def dataset(self, name: str) -> Dataset:
         """Return a data set with the report of its newest version."""
-        return await self._driver.run(datasets.show_dataset(name))
+        return await self._connection.get(path("datasets", name), decode.dataset)
 
     def dataset_versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[DatasetVersion]:
         """Iterate over the versions of a data set, newest first, without their reports."""
-        return self._driver.iterate(datasets.list_dataset_versions(name, limit=limit))
+        return self._connection.pages(path("datasets", name, "versions"), decode.dataset_version, limit=limit)
 
     async def dataset_version(self, name: str, version: int) -> DatasetVersion:
         """Return one version of a data set with its report."""
-        return await self._driver.run(datasets.show_dataset_version(name, version))
+        return await self._connection.get(path("datasets", name, "versions", version), decode.dataset_version)
 
     async def preview(
         self, name: str, *, version: int | None = None, offset: int | None = None, limit: int | None = None
     ) -> Preview:
         """Return rows of a data set: `limit` of them (10 by default) from row `offset` on."""
-        return await self._driver.run(datasets.preview(name, version=version, offset=offset, limit=limit))
+        query = {"version": version, "offset": offset, "limit": limit}
+        return await self._connection.get(path("datasets", name, "preview"), decode.preview, query)
 
     async def delete_dataset(self, name: str, *, if_match: str | None = None) -> None:
         """Delete a data set with all its versions."""
-        await self._driver.run(datasets.delete_dataset(name, if_match=if_match))
+        await self._connection.send(Call("DELETE", path("datasets", name), headers=conditions(if_match)))
 
     async def base(self) -> Base:
         """Return the description of the base layer."""
-        return await self._driver.run(catalog.show_base())
+        return await self._connection.get("/base", decode.base)
 
     async def ready(self) -> bool:
         """Return whether the service answers and is ready to serve."""
-        return await self._driver.run(catalog.ready(self._settings.timeout))
+        try:
+            # There are no retries, because "not ready" is a result.
+            await self._connection.send(Call("GET", "/readyz", retries=0))
+        except LoraplexError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._driver.close()
+        await self._connection.close()
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -381,12 +367,26 @@ class AsyncClient:
         await self.close()
 
     async def _train(
-        self, name: str, rows: Mapping[str, Any], data: Any, body: Any, timeout: float | None, *, dry_run: bool
-    ) -> Any:
-        encode = self._settings.encode
-        steps = trainings.train(name, rows, data, body, encode=encode, timeout=timeout, dry_run=dry_run)
-        return await self._driver.run(steps)
+        self,
+        read: Callable[[Any], T],
+        name: str,
+        rows: Mapping[str, Any],
+        data: Any,
+        body: Mapping[str, Any],
+        *,
+        timeout: float | None,
+        dry_run: bool = False,
+    ) -> T:
+        rows = given(rows)
+        if (data is None) == (not rows):
+            expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
+            raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)
+        query = {"dry_run": "true"} if dry_run else {}
+        async with aclosing(AsyncTrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
+            data = await sent.prepare(rows or data, field="data", fleet="{" in name)
+            whole = {"name": name, **given(body), "data": data}
+            call = planning_call("/adapters", whole, safe=dry_run, query=query, timeout=timeout)
+            return await self._connection.fetch(call, read)
 
-    def _job(self, job: Any) -> AsyncJob:
-        members = {member.name: getattr(job, member.name) for member in fields(JobFields)}
-        return AsyncJob(**members, client=self)
+    def _read_job(self, value: Any) -> AsyncJob:
+        return decode.build(AsyncJob, value, client=self)
