@@ -111,9 +111,8 @@ def settings_of(model: type) -> Mapping[str, Setting]:
         annotation, declaration = get_args(hints[field.name])
         kinds = get_args(annotation) or (annotation,)
         (kind,) = (kind for kind in kinds if kind not in (NoneType, Auto))
-        table[field.name] = replace(
-            declaration, kind=kind, takes_null=NoneType in kinds, takes_auto=Auto in kinds, default=field.default
-        )
+        takes = {"takes_null": NoneType in kinds, "takes_auto": Auto in kinds}
+        table[field.name] = replace(declaration, kind=kind, default=field.default, **takes)
     return MappingProxyType(table)
 
 
@@ -333,9 +332,8 @@ class TrainingSpec:
         if self.schedule is Schedule.CONSTANT:
             return self.learning_rate
         done = (step - self.warmup_steps - 1) / max(1, steps - self.warmup_steps)
-        return self.learning_rate * (
-            1 - done if self.schedule is Schedule.LINEAR else (1 + math.cos(math.pi * done)) / 2
-        )
+        share = 1 - done if self.schedule is Schedule.LINEAR else (1 + math.cos(math.pi * done)) / 2
+        return self.learning_rate * share
 
     def check_steps(self, training_rows: int) -> None:
         """Raise `OutOfRange` if the training has more than `MAX_STEPS` steps."""

@@ -149,13 +149,10 @@ class FitRequest:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FitRequest":
         """Read what `to_json` returned."""
-        live = values["live"]
-        typed = {
-            "job": TrainingJob.from_json(values["job"]),
-            "done": tuple(values["done"]),
-            "live": None if live is None else StoredAdapter(**live),
-        }
-        return cls(**{**values, **typed})
+        live = None if values["live"] is None else StoredAdapter(**values["live"])
+        return cls(
+            **{**values, "job": TrainingJob.from_json(values["job"]), "done": tuple(values["done"]), "live": live}
+        )
 
 
 @dataclass(eq=False)

@@ -255,8 +255,7 @@ class Planner:
             out_features=self.base.out_features,
             training_rows=training_rows,
             held_rows=held_rows,
-            groups=None if group_sizes is None else len(group_sizes),
-            largest_group=max(group_sizes or [0]),
+            group_sizes=group_sizes,
         )
         limit = self.limits.trainer_memory_bytes
         if cost.memory_bytes > limit:
