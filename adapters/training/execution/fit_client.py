@@ -149,10 +149,9 @@ class FitRequest:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FitRequest":
         """Read what `to_json` returned."""
-        live = None if values["live"] is None else StoredAdapter(**values["live"])
-        return cls(
-            **{**values, "job": TrainingJob.from_json(values["job"]), "done": tuple(values["done"]), "live": live}
-        )
+        job, done, live = TrainingJob.from_json(values["job"]), tuple(values["done"]), values["live"]
+        live = None if live is None else StoredAdapter(**live)
+        return cls(**{**values, "job": job, "done": done, "live": live})
 
 
 @dataclass(eq=False)
