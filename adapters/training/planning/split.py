@@ -54,11 +54,9 @@ class Split:
         classes_N: (N,) int64, read with `stratify`. Raises `OutOfRange` if a side would be empty.
         """
         held_N = torch.zeros(rows, dtype=torch.bool)
-        if self.by is SplitBy.ROWS and not (self.stratify and classes_N is not None):
-            held_N[torch.randperm(rows, generator=generator)[: self.held_out_rows(rows)]] = True
-        elif self.by is SplitBy.ROWS:
-            assert classes_N is not None
-            for rows_K in _members(classes_N):
+        if self.by is SplitBy.ROWS:
+            strata = _members(classes_N) if self.stratify and classes_N is not None else [torch.arange(rows)]
+            for rows_K in strata:
                 order_K = torch.randperm(len(rows_K), generator=generator)
                 held_N[rows_K[order_K[: self.held_out_rows(len(rows_K))]]] = True
         else:
