@@ -130,6 +130,7 @@ class Planner:
             expected = f"a rank of at most {limits.max_rank}"
             raise RankTooLarge(detail, field="rank", given=settings.rank, expected=expected)
         settings.check()
+        # 1. Read what the request refers to, and check each part by itself.
         start = read_initialization(settings, self.find_adapter, base=base, max_rank=limits.max_rank)
         rows = self.read_rows(request.rows, settings.loss, field="data")
         check_label_positions(start, rows.targets.labels)
@@ -137,6 +138,7 @@ class Planner:
         adapters = rows.job_adapters(name, is_fleet=request.is_fleet, max_groups=limits.max_groups)
         sizes = [adapter.rows for adapter in adapters] if request.is_fleet else None
         holdout = read_holdout(request, rows, datasets=self.datasets, base=base)
+        # 2. Decide what the request leaves open, and check that the parts go together.
         max_rank = min(base.in_features, base.out_features, limits.max_rank)
         decisions = decide(request, rows, holdout, max_rank=max_rank)
         holdout = decisions.holdout
@@ -145,6 +147,7 @@ class Planner:
         _check_used(request, rows, holdout)
         split = _report_split(request, rows, holdout, spec, sizes)
         training_rows, labels = split.train.rows, rows.targets.labels
+        # 3. Check the cost, and describe the training.
         spec.check_steps(training_rows)
         cost = self.estimate(spec, training_rows, held_rows=split.held_out.rows, group_sizes=sizes)
         provenance = Provenance(
