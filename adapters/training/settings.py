@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType, NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange
+from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, RankTooLarge, shorten
 from adapters.lora.adapter import MAX_ALPHA, scaling_of
 from adapters.training.limits import MAX_STEPS
 from adapters.training.planning.split import Split
@@ -187,11 +187,14 @@ class RequestedSettings:
     given: frozenset[str] = frozenset()
     """Settings under `training` that the client sent."""
 
-    def check(self) -> None:
-        """Check that the settings go together.
+    def check(self, *, max_rank: int) -> None:
+        """Check that the service accepts the rank, and that the settings go together.
 
-        Raises `IgnoredField`, `InvalidCombination` or `MissingField`.
+        Raises `RankTooLarge`, `IgnoredField`, `InvalidCombination` or `MissingField`.
         """
+        if self.rank != AUTO and self.rank > max_rank:
+            detail, expected = f"rank is {shorten(self.rank)}, at most {max_rank} is accepted", f"at most {max_rank}"
+            raise RankTooLarge(detail, field="rank", given=self.rank, expected=expected)
         for name, setting in SETTINGS.items():
             if name in self.given and self.loss not in setting.losses:
                 raise self.ignored(name, f"with {self.loss}")

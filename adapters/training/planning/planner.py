@@ -21,7 +21,6 @@ from adapters.errors import (
     NoStatistics,
     NotFound,
     OutOfRange,
-    RankTooLarge,
 )
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
@@ -125,11 +124,7 @@ class Planner:
         settings, base, limits = request.settings, self.base, self.limits
         if not request.is_fleet:
             check_name(request.name)
-        if settings.rank != AUTO and settings.rank > limits.max_rank:
-            detail = f"rank is {str(settings.rank)[:20]}, at most {limits.max_rank} is accepted"
-            expected = f"a rank of at most {limits.max_rank}"
-            raise RankTooLarge(detail, field="rank", given=settings.rank, expected=expected)
-        settings.check()
+        settings.check(max_rank=limits.max_rank)
         # 1. Read what the request refers to, and check each part by itself.
         start = read_initialization(settings, self.find_adapter, base=base, max_rank=limits.max_rank)
         rows = self.read_rows(request.rows, settings.loss, field="data")
