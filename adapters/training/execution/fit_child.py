@@ -182,8 +182,8 @@ class _Fit:
         contents = [result.adapter.canonical_bytes]
         if result.statistics is not None:
             contents.append(result.statistics.to_bytes())
-        metrics, spec = result.evaluation.to_json(), asdict(result.spec)
-        self._send(Done(metrics=metrics, history=result.history, spec=spec, contents=contents))
+        done = Done(metrics=result.metrics, history=result.history, spec=asdict(result.spec), contents=contents)
+        self._send(done)
 
     def _fail(self, error: LoraplexError) -> None:
         latest = self._latest
