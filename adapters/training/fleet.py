@@ -156,11 +156,11 @@ def _split_groups(
     groups, failed = [], []
     samplers: dict[int, Sampler] = {}
     # Groups of one size draw the same rows then, and share a sampler.
-    depends_on_size = spec.split is None or (spec.split.by is SplitBy.ROWS and not spec.split.stratify)
+    depends_on_size_alone = spec.split is None or (spec.split.by is SplitBy.ROWS and not spec.split.stratify)
     for position, rows_K in members.items():
         size = len(rows_K)
         try:
-            sampler = samplers.get(size) if depends_on_size else None
+            sampler = samplers.get(size) if depends_on_size_alone else None
             if sampler is None:
                 key_N = None if table.key_N is None else table.key_N[rows_K]
                 classes_N = table.targets[rows_K] if table.targets.dtype == torch.int64 else None

@@ -41,10 +41,10 @@ def choose_ridge_and_rank(
     ridges_tried = default_ridges(training, bias=spec.bias) if spec.try_ridges else (spec.ridge,)
     tried: dict[str, Any] = {"ranks": ranks_tried, "ridges": ridges_tried, "bias": spec.bias, "prior_OI": prior_OI}
     if sides.held is None:
-        chosen = cross_validate_ridge(list(_folds(base, sides.training, spec)), **tried)
+        chosen = cross_validate_ridge(list(_folds(base, sides.training.data, spec)), **tried)
         label = "loss of each tenth of the rows, held out in turn,"
     else:
-        chosen = search_ridge(training, accumulate_data(base, sides.held, sides.held_K), **tried)
+        chosen = search_ridge(training, accumulate_data(base, sides.held.data, sides.held.rows_K), **tried)
         label = "held-out loss,"
     ranks, ridges = (sorted({candidate[index] for candidate in chosen.table}) for index in (1, 0))
     note(
