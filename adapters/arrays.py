@@ -37,11 +37,9 @@ class TruncatedList(list[Any]):
     def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()
         # A caller that iterates would take the first entries for the whole list.
-        raise OutOfRange(
-            f"a list has {self.length} entries, more than any list may have here",
-            given=f"{self.length} entries",
-            expected="a shorter list",
-        )
+        count = f"{self.length} entries"
+        detail = f"a list has {count}, more than any list may have here"
+        raise OutOfRange(detail, given=count, expected="a shorter list")
 
 
 @dataclass(slots=True)
@@ -73,12 +71,9 @@ def matrix(
     expected = f"{rows or 'one or more'} rows of {columns or 'equally many'} numbers"
     lists = _check_list(value, rows, of="rows", field=field, expected=expected)
     if max_rows is not None and len(lists) > max_rows:
-        raise OutOfRange(
-            f"{field} has {len(lists)} rows; at most {max_rows} fit in one request",
-            field=field,
-            given=f"{len(lists)} rows",
-            expected=f"at most {max_rows} rows",
-        )
+        count, expected = f"{len(lists)} rows", f"at most {max_rows} rows"
+        detail = f"{field} has {count}; at most {max_rows} fit in one request"
+        raise OutOfRange(detail, field=field, given=count, expected=expected)
     if isinstance(lists, TruncatedList):
         return _checked_table(lists, field, columns, expected)
     _check_rows(lists, field, columns, expected, begin=begin)

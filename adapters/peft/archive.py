@@ -56,11 +56,9 @@ def _check_directory(content: bytes) -> None:
     entries = int.from_bytes(content[end + 10 : end + 12], "little")
     size = int.from_bytes(content[end + 12 : end + 16], "little")
     if entries > _MAX_ENTRIES or size > _MAX_DIRECTORY_BYTES or content[max(0, end - 20) :][:4] == b"PK\6\7":
-        raise InvalidArchive(
-            f"the zip has {entries} entries in a directory of {size} bytes",
-            given=f"{entries} entries",
-            expected=f"at most {_MAX_ENTRIES} entries in {_MAX_DIRECTORY_BYTES} bytes",
-        )
+        detail = f"the zip has {entries} entries in a directory of {size} bytes"
+        expected = f"at most {_MAX_ENTRIES} entries in {_MAX_DIRECTORY_BYTES} bytes"
+        raise InvalidArchive(detail, given=f"{entries} entries", expected=expected)
 
 
 def _select_entries(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
