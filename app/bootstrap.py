@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from adapters.catalog.catalog import Catalog
@@ -52,18 +52,18 @@ def open_fitter(settings: Settings) -> Fitter:
     )
 
 
-def open_queue(catalog: Catalog, settings: Settings, *, now: Callable[[], float] = time.time) -> JobQueue:
+def open_queue(catalog: Catalog, settings: Settings) -> JobQueue:
     """Return the job queue in the catalogue's database."""
-    return JobQueue(catalog.database, catalog.writer, now=now, lease_seconds=settings.lease_seconds)
+    return JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=settings.lease_seconds)
 
 
-def warn_in_background(database: SqliteDatabase, base: BaseLayer, feature_space: str | None) -> None:
-    """Log both warnings from a thread, because reading a million adapters takes seconds."""
+def warn_in_background(*warnings: Callable[[], None]) -> None:
+    """Log warnings from a thread, because reading a million adapters takes seconds."""
 
     def warn() -> None:
         try:
-            warn_about_adapters(database, base, feature_space)
-            warn_about_jobs(database, base)
+            for warning in warnings:
+                warning()
         except Exception as error:
             log.warning("whether the data folder was made for this base layer could not be checked: %s", error)
 
@@ -79,44 +79,34 @@ def warn_about_adapters(database: SqliteDatabase, base: BaseLayer, feature_space
             by_base[fingerprint] += adapters
         elif space is not None and space != feature_space:
             by_space[repr(space)] += adapters
-    for counts, kind, ours, code, setting in (
-        (by_base, "base layer", base.fingerprint, "base_mismatch", "LORAPLEX_BASE"),
-        (by_space, "feature space", repr(feature_space), "feature_space_mismatch", "LORAPLEX_FEATURE_SPACE"),
-    ):
-        if counts:
-            log.warning(
-                "%s made for another %s than this service's, %s, and answer 409 %s: %s. Start the service with the %s "
-                "that they were made for (%s), or make them again",
-                _format_total(counts, "live adapter was", "live adapters were"),
-                *(kind, ours, code, _list_largest(counts), kind, setting),
-            )
+    advice = "They answer 409 %s: start the service with the one that they were made for (%s), or make them again"
+    _warn(
+        *("live adapter(s) made for another base layer", base.fingerprint, by_base),
+        advice % ("base_mismatch", "LORAPLEX_BASE"),
+    )
+    _warn(
+        *("live adapter(s) made for another feature space", repr(feature_space), by_space),
+        advice % ("feature_space_mismatch", "LORAPLEX_FEATURE_SPACE"),
+    )
 
 
 def warn_about_jobs(database: SqliteDatabase, base: BaseLayer) -> None:
     """Log how many queued jobs are for another base layer; raise `CatalogBusy`."""
-    by_base = Counter(
-        {other: jobs for other, jobs in count_queued_by_base(database).items() if other != base.fingerprint}
-    )
-    if by_base:
-        log.warning(
-            "%s for another base layer than this service's, %s: %s. They wait for a trainer that has it, or until "
-            "they are cancelled",
-            _format_total(by_base, "queued job is", "queued jobs are"),
-            base.fingerprint,
-            _list_largest(by_base),
-        )
+    by_base = Counter(count_queued_by_base(database))
+    del by_base[base.fingerprint]
+    advice = "They wait for a trainer that has it, or until they are cancelled"
+    _warn("queued job(s) for another base layer", base.fingerprint, by_base, advice)
 
 
-def _format_total(counts: Mapping[str, int], singular: str, plural: str) -> str:
-    total = sum(counts.values())
-    return f"{total} {singular if total == 1 else plural}"
-
-
-def _list_largest(counts: "Counter[str]") -> str:
-    """Return the largest counts with their names, and the sum of the others."""
-    parts = [f"{total} for {name}" for name, total in counts.most_common(_MAX_LISTED)]
-    rest = sum(counts.values()) - sum(total for _, total in counts.most_common(_MAX_LISTED))
-    return ", ".join(parts) + (f" and {rest} for others" if rest else "")
+def _warn(subject: str, ours: str, counts: "Counter[str]", advice: str) -> None:
+    """Log the sum of counts, the largest of them with their names, and the sum of the others."""
+    if not counts:
+        return
+    largest = counts.most_common(_MAX_LISTED)
+    listed = ", ".join(f"{total} for {name}" for name, total in largest)
+    rest = counts.total() - sum(total for _, total in largest)
+    others = f" and {rest} for others" if rest else ""
+    log.warning("%d %s than this service's, %s: %s%s. %s", counts.total(), subject, ours, listed, others, advice)
 
 
 def open_tracing(settings: Settings, *, process: str) -> "Tracing | None":

@@ -5,7 +5,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -15,12 +14,9 @@ import simdjson
 from fastapi import Depends, Request
 
 from adapters.catalog.adapter_cache import AdapterCache
-from adapters.catalog.catalog import Catalog
-from adapters.catalog.resolver import Resolver
+from adapters.catalog.catalog import Catalog, Resolver
 from adapters.datasets.store import Datasets
 from adapters.errors import CatalogBusy
-from adapters.jobs.queue import JobQueue
-from adapters.lora.base_layer import BaseLayer
 from adapters.lora.forward import load_kernel
 from adapters.training.planning.planner import Planner, PlanningLimits
 from app.bootstrap import load_base, open_queue, open_tracing
@@ -37,9 +33,6 @@ from app.serving.adapter_loader import AdapterLoader
 from app.serving.batcher import Batcher
 from app.settings import Settings
 
-_PLANNINGS_AT_ONCE = 2
-_READINGS_AT_ONCE = 2
-_UPLOADS_AT_ONCE = 2
 _WRITE_THREADS = 16
 _MAX_WAITING_WRITES = 200
 # Longest wait of a call for a thread that writes, equal to that of a thread for the lock.
@@ -117,44 +110,38 @@ class WriteThreads:
             self._waiting -= 1
 
 
-@dataclass(slots=True)
 class Service:
-    """One worker's base layer, catalogue, queue and resident adapters."""
+    """One worker's base layer, catalogue, queue and resident adapters.
 
-    settings: Settings
-    base: BaseLayer
-    catalog: Catalog
-    queue: JobQueue
-    datasets: Datasets
-    resolver: Resolver
-    batcher: Batcher
-    metrics: Metrics
-    observer: Observer
-    new_id: Callable[[], str] = field(default=lambda: uuid.uuid4().hex)
-    draining: bool = False
-    parser: simdjson.Parser = field(default_factory=simdjson.Parser)
-    """Of the event loop: it keeps its memory from body to body."""
-    plannings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PLANNINGS_AT_ONCE))
-    """How many requests to train are looked at together: each may take memory for all rows of a data set."""
-    readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READINGS_AT_ONCE))
-    """Held while an uploaded data set is read: each reading may take up to 1 GiB of memory."""
-    writes: WriteThreads = field(default_factory=WriteThreads)
-    host_policy: HostPolicy = field(init=False)
-    planner: Planner = field(init=False)
-    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_UPLOADS_AT_ONCE))
-    """Held while an uploaded adapter is unpacked and checked: each may take a few times the largest body."""
-    bodies: BodyMemory = field(init=False)
-    json: JsonBodies = field(init=False)
-    job_events: JobEvents = field(init=False)
-    catalog_figures: CatalogMetrics = field(init=False)
-    scrape: MetricsExposition = field(init=False)
+    Opening it loads the base and the kernel, and opens the data folder; raises `BaseNotLoadable`.
+    """
 
-    def __post_init__(self) -> None:
-        settings = self.settings
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.draining = False
+        self.new_id: Callable[[], str] = lambda: uuid.uuid4().hex
+        self.base = base = load_base(settings)
+        load_kernel()
+        self.catalog = Catalog(settings.data_dir, now=time.time, quarantine_days=settings.quarantine_days)
+        self.catalog.sweep()
+        self.queue = open_queue(self.catalog, settings)
+        self.datasets = Datasets(self.catalog.database, self.catalog.writer, now=time.time)
+        self.resolver = Resolver(self.catalog)
+        self.metrics = Metrics(settings.data_dir / METRICS, "worker")
+        self.observer = _open_observer(settings, self.metrics)
+        cache = AdapterCache(base, self.catalog.blobs, budget_bytes=settings.cache_bytes)
+        self.batcher = Batcher(
+            base,
+            AdapterLoader(base, self.resolver, cache, feature_space=settings.feature_space),
+            queue_rows=settings.queue_rows,
+            batch_rows=settings.max_batch_rows,
+            on_batch=self.observer.finish_batch,
+        )
+        self.observer.watch_queue(self.batcher.state)
         self.planner = Planner(
             catalog=self.catalog,
             datasets=self.datasets,
-            base=self.base,
+            base=base,
             feature_space=settings.feature_space,
             limits=PlanningLimits(
                 max_rank=settings.max_rank,
@@ -162,22 +149,31 @@ class Service:
                 trainer_memory_bytes=settings.trainer_memory_bytes,
             ),
         )
-        self.host_policy = HostPolicy(self.settings.host, self.settings.allowed_hosts)
-        self.bodies = BodyMemory(self.settings.max_inflight_body_bytes)
-        self.json = JsonBodies(self.base)
-        figures = self.catalog_figures = CatalogMetrics(self.catalog, base=self.base.fingerprint, now=self.queue.now)
-        self.scrape = MetricsExposition(self.metrics, figures, self.base, max_queued_jobs=self.settings.max_queued_jobs)
+        self.host_policy = HostPolicy(settings.host, settings.allowed_hosts)
+        self.bodies = BodyMemory(settings.max_inflight_body_bytes)
+        self.json = JsonBodies(base)
+        # Of the event loop: it keeps its memory from body to body.
+        self.parser = simdjson.Parser()
+        self.writes = WriteThreads()
+        # How many requests to train are looked at together: each may take memory for all rows of a data set.
+        self.plannings = asyncio.Semaphore(2)
+        # Held while an uploaded data set is read: each reading may take up to 1 GiB of memory.
+        self.readings = asyncio.Semaphore(2)
+        # Held while an uploaded adapter is unpacked and checked: each may take a few times the largest body.
+        self.uploads = asyncio.Semaphore(2)
+        self.catalog_figures = CatalogMetrics(self.catalog, base=base.fingerprint, now=self.queue.now)
+        self.scrape = MetricsExposition(
+            self.metrics, self.catalog_figures, base, max_queued_jobs=settings.max_queued_jobs
+        )
         self.job_events = JobEvents(self.queue, draining=lambda: self.draining)
 
     def close(self) -> None:
         """Pass on what was observed; end the threads; give back the connections and this process's place."""
-        self.observer.close()
-        self.batcher.close()
-        self.job_events.close()
-        self.resolver.close()
-        self.catalog.close()
-        self.catalog_figures.close()
-        self.metrics.close()
+        for part in (
+            *(self.observer, self.batcher, self.job_events, self.resolver),
+            *(self.catalog, self.catalog_figures, self.metrics),
+        ):
+            part.close()
 
 
 def _service(request: Request) -> Service:
@@ -187,34 +183,6 @@ def _service(request: Request) -> Service:
 
 # The service as a parameter of a handler.
 ServiceOf = Annotated[Service, Depends(_service)]
-
-
-def open_service(settings: Settings, *, now: Callable[[], float] = time.time) -> Service:
-    """Load the base and the kernel, and open the data folder; raises `BaseNotLoadable`."""
-    base = load_base(settings)
-    load_kernel()
-    catalog = Catalog(settings.data_dir, now=now, quarantine_days=settings.quarantine_days)
-    catalog.sweep()
-    resolver = Resolver(catalog)
-    cache = AdapterCache(base, catalog.blobs, budget_bytes=settings.cache_bytes)
-    loader = AdapterLoader(base, resolver, cache, feature_space=settings.feature_space)
-    metrics = Metrics(settings.data_dir / METRICS, "worker")
-    observer = _open_observer(settings, metrics)
-    batcher = Batcher(
-        base, loader, queue_rows=settings.queue_rows, batch_rows=settings.max_batch_rows, on_batch=observer.finish_batch
-    )
-    observer.watch_queue(batcher.state)
-    return Service(
-        settings=settings,
-        base=base,
-        catalog=catalog,
-        queue=open_queue(catalog, settings, now=now),
-        datasets=Datasets(catalog.database, catalog.writer, now=now),
-        resolver=resolver,
-        batcher=batcher,
-        metrics=metrics,
-        observer=observer,
-    )
 
 
 def _open_observer(settings: Settings, metrics: Metrics) -> Observer:

@@ -130,8 +130,8 @@ class TrainingData:
         return cls(**tensors)
 
 
-_HOST_TENSORS = frozenset({"key_N", "groups_N"})
 _FACTOR_TENSORS = frozenset({"start_OR", "start_RI", "prior_OR", "prior_RI"})
+_HOST_TENSORS = _FACTOR_TENSORS | {"key_N", "groups_N"}
 
 
 def write_data_file(columns: Mapping[str, Column], file: BinaryIO) -> None:

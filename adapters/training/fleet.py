@@ -2,8 +2,10 @@
 
 # G groups of a stack · N rows · K rows of one group
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -13,19 +15,19 @@ from adapters.errors import Diverged, LoraplexError, OutOfRange
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, solve_stack
-from adapters.training.closed_form.statistics import accumulate_stack
+from adapters.training.closed_form.statistics import accumulate
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix, padded_row_weights
+from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
-from adapters.training.gradient.sampling import Sampler, initial_factors
-from adapters.training.gradient.stack import StackEntry, TrainedFactors
+from adapters.training.gradient.sampling import Sampler, StackEntry, initial_factors
+from adapters.training.gradient.stack import TrainedFactors
 from adapters.training.gradient.training_loop import HeldOut, run_training_loop
 from adapters.training.limits import MAX_STACK_GROUPS, STACK_NUMBERS
 from adapters.training.planning.split import SplitBy
 from adapters.training.settings import TrainingSpec
 
-# Told of a stack's step, and of the mean of its groups' losses.
+# Callback with a stack's step, and the mean of its groups' losses.
 Progress = Callable[[int, float], None]
 
 
@@ -39,18 +41,65 @@ class Outcome:
     error: LoraplexError | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Group:
-    """One group's rows of a stack's table."""
+class FleetSource:
+    """The seam that the rows of a fleet come from. This one is one table, in which the rows of a group may be anywhere.
 
-    position: int
-    sampler: Sampler
-    rows_K: Tensor
-    """(K,) int64: its rows, in the order of the data."""
-    training_K: Tensor
-    """Those to train on."""
-    held_K: Tensor | None
-    """Those held out; None where none are."""
+    A source over many files or machines must promise the same. `stacks` has each position of a group exactly once.
+    Which groups share a stack, and the order of the stacks, depends on the data, the base layer and the specification
+    alone, so that another attempt after a death gives the adapters that the first one would have given. The rows of a
+    stack fit in memory together, unless it is a single group. `read` returns all rows of a group, in the order of the
+    data, with their weights and keys, and with the factors to start from and to shrink towards.
+    """
+
+    def __init__(self, data: TrainingData) -> None:
+        assert data.groups_N is not None
+        self._data = data
+        order_N = torch.argsort(data.groups_N, stable=True)
+        self._rows = order_N.split(torch.bincount(data.groups_N).tolist())
+
+    def stacks(self, base: BaseLayer, spec: TrainingSpec) -> Iterator[list[int]]:
+        """Yield the positions of groups of one shape, as many as are fast together, from the smallest groups on."""
+        stack: list[int] = []
+        last_shape = None
+        for position, size in sorted(enumerate(map(len, self._rows)), key=itemgetter(1, 0)):
+            shape = _shape(base, spec, size)
+            is_too_large = (len(stack) + 1) * _numbers(base, spec, size) > STACK_NUMBERS
+            if stack and (shape is None or shape != last_shape or is_too_large or len(stack) == MAX_STACK_GROUPS):
+                yield stack
+                stack = []
+            stack.append(position)
+            last_shape = shape
+        if stack:
+            yield stack
+
+    def read(self, positions: Sequence[int]) -> tuple[TrainingData, list[Tensor]]:
+        """Return the rows of these groups as one table, and the indices of the rows of each group, int64."""
+        data, sizes = self._data, [len(self._rows[position]) for position in positions]
+        rows_N = torch.cat([self._rows[position] for position in positions])
+        taken = data.take(rows_N)
+        table = replace(
+            data,
+            inputs_NI=taken.inputs_NI,
+            targets=taken.targets,
+            weights_N=taken.weights_N,
+            key_N=None if data.key_N is None else data.key_N[rows_N],
+            groups_N=None,
+        )
+        return table, list(torch.arange(len(rows_N)).split(sizes))
+
+
+def _shape(base: BaseLayer, spec: TrainingSpec, size: int) -> tuple[int, bool] | None:
+    """Return what the groups of a stack have in common by their size; a group with None is trained alone."""
+    if spec.is_exact:
+        return 0, True
+    splits_by_size = spec.split is not None and spec.split.by not in (SplitBy.GROUP, SplitBy.COLUMN)
+    held = spec.split.held_out_rows(size) if spec.split is not None and splits_by_size else 0
+    return batch_shape(base, spec, max(1, size - held))
+
+
+def _numbers(base: BaseLayer, spec: TrainingSpec, size: int) -> int:
+    I, O = base.in_features, base.out_features
+    return size * (I + 2 * O) + (I * (I + O) if spec.is_exact else 6 * spec.rank * (I + O))
 
 
 def fit_fleet(
@@ -65,118 +114,87 @@ def fit_fleet(
 ) -> Iterator[list[Outcome]]:
     """Train an adapter for each code of `data.groups_N` as `fit` would on the rows of the group; yield stack by stack.
 
-    Stacks in which every position is in `done` are passed over. Which groups share a stack depends on the data alone,
-    so that an attempt after a death gives the rest as the first one would have.
+    Stacks in which every position is in `done` are passed over.
     """
-    assert data.groups_N is not None
-    order_N = torch.argsort(data.groups_N, stable=True)
-    members = order_N.split(torch.bincount(data.groups_N).tolist())
-    for positions in _stacks([len(rows_K) for rows_K in members], base, spec):
-        if not all(position in done for position in positions):
-            trained = _train_stack(base, data, spec, [(p, members[p]) for p in positions], progress)
-            yield [
-                _as_outcome(outcome, spec, feature_space, labels) for outcome in trained if outcome.position not in done
-            ]
+    source = FleetSource(data)
+    for positions in source.stacks(base, spec):
+        if all(position in done for position in positions):
+            continue
+        table, rows = source.read(positions)
+        groups, outcomes = _split_groups(table, spec, dict(zip(positions, rows, strict=True)))
+        if groups:
+            factors, errors, metrics = _fit_stack(base, table, spec, groups, progress)
+            factors = factors.map(Tensor.cpu)
+        for index, group in enumerate(groups):
+            if (error := errors[index]) is not None:
+                outcomes.append(Outcome(group.position, None, {}, error))
+                continue
+            own, names = factors.at(index).map(Tensor.contiguous), None if labels is None else tuple(labels)
+            adapter = Adapter(*own, spec.alpha, spec.rslora, feature_space, names)
+            outcomes.append(Outcome(group.position, adapter, metrics[index]))
+        yield [outcome for outcome in outcomes if outcome.position not in done]
 
 
-def _stacks(sizes: Sequence[int], base: BaseLayer, spec: TrainingSpec) -> Iterator[list[int]]:
-    """Positions by size: groups of one shape, as many as are fast together."""
-    stack: list[int] = []
-    before = None
-    for position in sorted(range(len(sizes)), key=lambda each: (sizes[each], each)):
-        shape = _shape(base, spec, sizes[position])
-        too_many = (len(stack) + 1) * _numbers(base, spec, sizes[position]) > STACK_NUMBERS
-        if stack and (shape is None or shape != before or too_many or len(stack) == MAX_STACK_GROUPS):
-            yield stack
-            stack = []
-        stack.append(position)
-        before = shape
-    if stack:
-        yield stack
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """Rows of one group, as indices in the table of its stack."""
 
-
-def _shape(base: BaseLayer, spec: TrainingSpec, size: int) -> tuple[int, bool] | None:
-    """Return what the groups of a stack have in common by their size; a group with None is trained alone."""
-    if spec.is_exact:
-        return 0, True
-    held = (
-        0 if spec.split is None or spec.split.by in (SplitBy.GROUP, SplitBy.COLUMN) else spec.split.held_out_rows(size)
-    )
-    return batch_shape(base, spec, max(1, size - held))
-
-
-def _numbers(base: BaseLayer, spec: TrainingSpec, size: int) -> int:
-    I, O = base.in_features, base.out_features
-    return size * (I + 2 * O) + (I * (I + O) if spec.is_exact else 6 * spec.rank * (I + O))
-
-
-@dataclass(frozen=True, slots=True)
-class _Trained:
     position: int
-    factors: Factors | None
-    metrics: dict[str, Any]
-    error: LoraplexError | None
+    sampler: Sampler
+    rows_K: Tensor
+    """(K,) int64: its rows, in the order of the data."""
+    training_K: Tensor
+    """Rows to train on."""
+    held_K: Tensor | None
+    """Held-out rows; None if none are."""
 
 
-def _train_stack(
-    base: BaseLayer, data: TrainingData, spec: TrainingSpec, members: Sequence[tuple[int, Tensor]], progress: Progress
-) -> list[_Trained]:
-    rows_N = torch.cat([rows_K for _, rows_K in members])
-    table = data.take(rows_N).to(base.device)
-    groups, failed = _lay(table, spec, members, None if data.key_N is None else data.key_N[rows_N])
-    if not groups:
-        return failed
+def _split_groups(
+    table: TrainingData, spec: TrainingSpec, members: Mapping[int, Tensor]
+) -> tuple[list[_Group], list[Outcome]]:
+    """Return each group with its samples; one that cannot be split has failed."""
+    groups, failed = [], []
+    samplers: dict[int, Sampler] = {}
+    # Groups of one size draw the same rows then, and share a sampler.
+    depends_on_size_alone = spec.split is None or (spec.split.by is SplitBy.ROWS and not spec.split.stratify)
+    for position, rows_K in members.items():
+        size = len(rows_K)
+        try:
+            sampler = samplers.get(size) if depends_on_size_alone else None
+            if sampler is None:
+                key_N = None if table.key_N is None else table.key_N[rows_K]
+                classes_N = table.targets[rows_K] if table.targets.dtype == torch.int64 else None
+                sampler = samplers[size] = Sampler(spec, size, key_N=key_N, classes_N=classes_N)
+            training_K, held_K = rows_K[sampler.training_K], None
+            if sampler.held_K is not None:
+                held_K = rows_K[sampler.held_K]
+            for side_K in (training_K, held_K):
+                if table.weights_N is not None and side_K is not None and not table.weights_N[side_K].any():
+                    raise OutOfRange("no row of the group counts on one side: the weights are all 0", field="weights")
+        except LoraplexError as error:
+            failed.append(Outcome(position, None, {}, error))
+        else:
+            groups.append(_Group(position, sampler, rows_K, training_K, held_K))
+    return groups, failed
+
+
+def _fit_stack(
+    base: BaseLayer, table: TrainingData, spec: TrainingSpec, groups: Sequence[_Group], progress: Progress
+) -> tuple[Factors, Sequence[LoraplexError | None], list[dict[str, Any]]]:
+    """Return the factors of each group, the error of each or None, and the metrics of each."""
+    is_weighted = not spec.is_exact and (spec.class_weights is not None or table.weights_N is not None)
+    weights_N = _balanced(table, spec, groups, base.out_features) if is_weighted else table.weights_N
+    table = table.to(base.device)
     own_weights_N = table.weights_N
-    if not spec.is_exact and (spec.class_weights is not None or table.weights_N is not None):
-        table = table.weighted(_balanced(table, spec, groups, base.out_features))
-    factors, errors = (_solve if spec.is_exact else _descend)(base, data, table, spec, groups, progress)
+    table = table.weighted(None if weights_N is None else weights_N.to(base.device))
+    factors, errors = (_solve if spec.is_exact else _descend)(base, table, spec, groups, progress)
     held = [group.held_K for group in groups if group.held_K is not None]
     sides = {"train": [group.training_K for group in groups], "validation": held}
     metrics = measure_stack(base, table, spec, sides, factors, own_weights_N)
-    trained = []
-    for place, group in enumerate(groups):
-        error = errors[place]
-        if error is None and not all(value is None or math.isfinite(value) for value in metrics[place].values()):
-            error = Diverged("the trained layer's loss is not finite", step=1)
-        bias_O = None if factors.bias_O is None else factors.bias_O[place]
-        mine = None if error else Factors(factors.a_OR[place], factors.b_RI[place], bias_O)
-        trained.append(_Trained(group.position, mine, {} if error else metrics[place], error))
-    return trained + failed
-
-
-def _lay(
-    table: TrainingData, spec: TrainingSpec, members: Sequence[tuple[int, Tensor]], key_N: Tensor | None
-) -> tuple[list[_Group], list[_Trained]]:
-    """Each group with what is drawn for it; those that cannot be split have failed."""
-    groups, failed = [], []
-    alike: dict[int, Sampler] = {}
-    by_chance = spec.split is None or (spec.split.by is SplitBy.ROWS and not spec.split.stratify)
-    begin = 0
-    for position, rows_K in members:
-        mine = slice(begin, begin + len(rows_K))
-        rows = torch.arange(begin, begin + len(rows_K))
-        begin += len(rows_K)
-        try:
-            if by_chance:
-                sampler = alike.get(len(rows)) or alike.setdefault(len(rows), Sampler(spec, len(rows)))
-            else:
-                classes_N = table.targets[mine].cpu() if table.targets.dtype == torch.int64 else None
-                sampler = Sampler(spec, len(rows), key_N=None if key_N is None else key_N[mine], classes_N=classes_N)
-        except LoraplexError as error:
-            failed.append(_Trained(position, None, {}, error))
-        else:
-            training_K, held_K = rows, None
-            if sampler.held_K is not None:
-                training_K, held_K = rows[sampler.training_K], rows[sampler.held_K]
-            sides = [training_K] if held_K is None else [training_K, held_K]
-            if table.weights_N is not None and not all(bool(table.weights_N[side_K].any()) for side_K in sides):
-                weightless = OutOfRange(
-                    "no row of the group counts on one side: the weights are all 0", field="weights"
-                )
-                failed.append(_Trained(position, None, {}, weightless))
-            else:
-                groups.append(_Group(position, sampler, rows, training_K, held_K))
-    return groups, failed
+    for index, values in enumerate(metrics):
+        if errors[index] is None and not all(value is None or math.isfinite(value) for value in values.values()):
+            errors[index] = Diverged("the trained layer's loss is not finite", step=1)
+    return factors, errors, metrics
 
 
 def _balanced(table: TrainingData, spec: TrainingSpec, groups: Sequence[_Group], outputs: int) -> Tensor:
@@ -184,73 +202,50 @@ def _balanced(table: TrainingData, spec: TrainingSpec, groups: Sequence[_Group],
     for group in groups:
         training = table.take(group.training_K)
         weights_C = class_weights(spec, training.targets, training.weights_N, outputs)
-        counted = row_weights(table.take(group.rows_K), weights_C)
-        assert counted is not None
-        weights_N[group.rows_K] = counted
+        group_weights_K = row_weights(table.take(group.rows_K), weights_C)
+        assert group_weights_K is not None
+        weights_N[group.rows_K] = group_weights_K
     return weights_N
 
 
 def _solve(
-    base: BaseLayer,
-    data: TrainingData,
-    table: TrainingData,
-    spec: TrainingSpec,
-    groups: Sequence[_Group],
-    progress: Progress,
-) -> tuple[Factors, "list[Diverged | None]"]:
-    rows_GK, there_GK = pad_to_matrix([group.training_K for group in groups])
-    weights_GK = padded_row_weights(table, rows_GK, there_GK)
-    statistics = accumulate_stack(base, table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
+    base: BaseLayer, table: TrainingData, spec: TrainingSpec, groups: Sequence[_Group], progress: Progress
+) -> "tuple[Factors, list[Diverged | None]]":
+    rows_GK, weights_GK = pad_to_matrix([group.training_K for group in groups], base.device)
+    if table.weights_N is not None:
+        weights_GK = weights_GK * table.weights_N[rows_GK]
+    chunk = (table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
+    statistics = accumulate(base, [chunk], groups=len(rows_GK))
     solved = solve_stack(
-        statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=data.prior
+        statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=table.prior
     )
     progress(1, 0.0)
     return solved
 
 
 def _descend(
-    base: BaseLayer,
-    data: TrainingData,
-    table: TrainingData,
-    spec: TrainingSpec,
-    groups: Sequence[_Group],
-    progress: Progress,
-) -> tuple[Factors, "list[Diverged | None]"]:
-    starts: dict[Sampler, tuple[Tensor, Tensor]] = {}
-    alike: dict[object, list[int]] = {}
-    for place, group in enumerate(groups):
-        if group.sampler not in starts:
-            starts[group.sampler] = initial_factors(base, data, spec, group.sampler)
-        # A split by chance leaves all of them one shape; another may not.
+    base: BaseLayer, table: TrainingData, spec: TrainingSpec, groups: Sequence[_Group], progress: Progress
+) -> "tuple[Factors, list[Diverged | None]]":
+    starts = {
+        sampler: initial_factors(base, table, spec, sampler)
+        for sampler in dict.fromkeys(group.sampler for group in groups)
+    }
+    # A split by chance leaves all groups of a stack one shape; another may not.
+    indices_by_shape: dict[object, list[int]] = defaultdict(list)
+    for index, group in enumerate(groups):
         shape = batch_shape(base, spec, len(group.training_K))
-        alike.setdefault(place if shape is None else shape, []).append(place)
+        indices_by_shape[index if shape is None else shape].append(index)
     trained: dict[int, TrainedFactors] = {}
-    for places in alike.values():
-        some = [groups[place] for place in places]
-        tasks = [StackEntry(group.sampler, group.training_K, starts[group.sampler]) for group in some]
-        held = [group.held_K for group in some if group.held_K is not None]
+    for indices in indices_by_shape.values():
+        members = [groups[index] for index in indices]
+        entries = [StackEntry(group.sampler, group.training_K, starts[group.sampler]) for group in members]
+        held = [group.held_K for group in members if group.held_K is not None]
         held_out = HeldOut(table, held) if spec.patience is not None else None
-        done, _ = run_training_loop(
-            base, table, spec, tasks, report=lambda step, loss, _: progress(step, loss), held_out=held_out
+        results, _ = run_training_loop(
+            base, table, spec, entries, report=lambda step, loss, _: progress(step, loss), held_out=held_out
         )
-        trained |= zip(places, done, strict=True)
-    in_order = [trained[place] for place in range(len(groups))]
-    biases = [each.bias_O for each in in_order if each.bias_O is not None]
-    factors = Factors(
-        torch.stack([each.a_OR for each in in_order]),
-        torch.stack([each.b_RI for each in in_order]),
-        torch.stack(biases) if biases else None,
-    )
-    return factors, [each.error for each in in_order]
-
-
-def _as_outcome(
-    trained: _Trained, spec: TrainingSpec, feature_space: str | None, labels: Sequence[str | int] | None
-) -> Outcome:
-    if trained.factors is None:
-        return Outcome(trained.position, None, {}, trained.error)
-    a_OR, b_RI = trained.factors.a_OR.cpu().contiguous(), trained.factors.b_RI.cpu().contiguous()
-    bias_O = None if trained.factors.bias_O is None else trained.factors.bias_O.cpu().contiguous()
-    names = None if labels is None else tuple(labels)
-    adapter = Adapter(a_OR, b_RI, bias_O, spec.alpha, spec.rslora, feature_space, names)
-    return Outcome(trained.position, adapter, trained.metrics)
+        trained |= zip(indices, results, strict=True)
+    in_order = [trained[index] for index in range(len(groups))]
+    a_GOR, b_GRI, biases = zip(*(result.factors for result in in_order), strict=True)
+    bias_GO = torch.stack(biases) if spec.bias else None
+    return Factors(torch.stack(a_GOR), torch.stack(b_GRI), bias_GO), [result.error for result in in_order]

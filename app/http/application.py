@@ -21,11 +21,11 @@ def create_app(service: Service) -> ASGIApp:
     app.state.service = service
 
     def body_limit(endpoint: Endpoint | None) -> int:
-        limit = "max_body_bytes" if endpoint is None else endpoint.body_limit
-        # A call with a limit of its own is also bound by the setting.
-        return (
-            min(limit, service.settings.max_body_bytes) if isinstance(limit, int) else getattr(service.settings, limit)
-        )
+        settings = service.settings
+        if endpoint is not None and endpoint.is_streamed:
+            return settings.max_dataset_bytes
+        own = None if endpoint is None else endpoint.body_limit
+        return settings.max_body_bytes if own is None else min(own, settings.max_body_bytes)
 
     return Middleware(
         app,

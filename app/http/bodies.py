@@ -2,7 +2,7 @@
 
 import asyncio
 import ctypes
-from functools import partial
+from contextlib import nullcontext
 from typing import TypeVar
 
 from fastapi import Request
@@ -44,12 +44,6 @@ def content_type(header: str, *accepted: str) -> str:
             expected=", ".join(accepted),
         )
     return media_type
-
-
-async def read_json(request: Request) -> bytearray:
-    """Return the bytes of a JSON body; raise `UnsupportedMediaType`."""
-    content_type(request.headers.get("content-type", ""), JSON)
-    return await read_bytes(request)
 
 
 async def read_bytes(request: Request, *, max_bytes: int | None = None, hint: str = "") -> bytearray:
@@ -153,6 +147,11 @@ class JsonBodies:
         # One process may take `MEMORY_BYTES` of `adapters.large_json.reader`.
         self._processes = asyncio.Semaphore(1)
 
+    async def read(self, request: Request) -> object:
+        """Read and parse the body of a request; raise `UnsupportedMediaType` and what `parse` raises."""
+        content_type(request.headers.get("content-type", ""), JSON)
+        return await self.parse(await read_bytes(request))
+
     async def parse(self, body: bytes | bytearray, *, longest: int = 0, what: str = "the body") -> object:
         """Parse a body; tables of a large one come as `TruncatedList`.
 
@@ -160,10 +159,8 @@ class JsonBodies:
         and lists of the same length. Raises `NotJson`, `DuplicateKey`, the errors of `read_in_process`, and
         `RequestTimeout` if other large bodies are read for too long.
         """
-        if len(body) <= _UNQUEUED_JSON_BYTES:
-            return await asyncio.to_thread(parse, body, what=what)
         if len(body) <= _THREAD_JSON_BYTES:
-            async with self._threads:
+            async with nullcontext() if len(body) <= _UNQUEUED_JSON_BYTES else self._threads:
                 return await asyncio.to_thread(parse, body, what=what)
         longest = max(longest, self._longest)
         try:
@@ -174,7 +171,6 @@ class JsonBodies:
                 f"{what} waited {_MAX_WAIT_SECONDS:g} s for other large bodies to be read; try again"
             ) from None
         try:
-            read = partial(read_in_process, body, longest=longest, columns=self._columns, what=what)
-            return await asyncio.to_thread(read)
+            return await asyncio.to_thread(read_in_process, body, longest=longest, columns=self._columns, what=what)
         finally:
             self._processes.release()

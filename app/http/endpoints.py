@@ -20,12 +20,12 @@ from app.http.bodies import BINARY, JSON, LEAST_LIMIT_BYTES
 from app.http.paging import check_query_fields
 from app.http.preconditions import check_feature_space
 from app.http.routes import adapters, datasets, jobs, status
+from app.http.routes.adapters import MULTIPART, ZIP
 from app.http.schemas.adapters import FactorsUpload, LiveRequest, PeftFiles, PeftUpload, VersionBody
 from app.http.schemas.datasets import DatasetVersionBody
 from app.http.schemas.jobs import JobWithHistory
 from app.http.schemas.predictions import InferAnswer, InferRequest, PredictAnswer, PredictRequest
 from app.http.schemas.trainings import PlanBody, TrainRequest, UpdateRequest
-from app.http.uploads import MULTIPART, ZIP
 from app.service import ServiceOf
 from app.serving import asgi
 from app.serving.asgi import EndpointHandler
@@ -34,12 +34,10 @@ from app.serving.oip import routes as oip
 REQUEST_ID, FEATURE_SPACE, REQUEST_TIMEOUT = "X-Request-Id", "X-Feature-Space", "X-Request-Timeout"
 IF_MATCH, IF_NONE_MATCH = "If-Match", "If-None-Match"
 INFERENCE_HEADER, SERVER_TIMING = "Inference-Header-Content-Length", "Server-Timing"
-MAX_BODY_BYTES, MAX_DATASET_BYTES = "max_body_bytes", "max_dataset_bytes"
 OIP = "Open Inference Protocol"
 SCHEMA_REFERENCE = "#/components/schemas/{model}"
 
 _OCTETS = "application/octet-stream"
-_CONDITIONAL = (IF_MATCH, IF_NONE_MATCH, FEATURE_SPACE, REQUEST_ID)
 _SERVER = (REQUEST_ID,)
 _TEXT_FORMATS = frozenset({"text/csv", "application/x-ndjson", "application/jsonl"})
 
@@ -49,7 +47,7 @@ _REFERENCE = ("invalid_reference", "adapter_not_found", "version_not_found", "al
 _USED = (*_REFERENCE, "base_mismatch", "feature_space_mismatch")
 _TRAINS = (
     *("ignored_field", "invalid_combination", "estimate_too_large", "queue_full", "request_timeout", "blob_corrupt"),
-    *("dataset_not_found", "wrong_shape", "bad_rows", "storage_full", *_USED),
+    *("dataset_not_found", "wrong_shape", "bad_rows", *_USED),
 )
 _PREDICTS = (
     *("wrong_shape", "invalid_combination", "output_not_finite", "queue_full", "request_timeout", "not_ready"),
@@ -71,19 +69,19 @@ class Endpoint:
     """ASGI callable that answers in place of FastAPI, which then only documents the call."""
     name: str = ""
     """Operation id, if it is not the handler's name."""
-    request_headers: tuple[str, ...] = (FEATURE_SPACE, REQUEST_ID)
-    """Documented headers that can change the answer."""
+    headers: tuple[str, ...] | None = None
+    """Documented headers that can change the answer, if they are not those of its method."""
     response_headers: tuple[str, ...] = ()
-    """Headers of a successful answer, besides `X-Request-Id`."""
+    """Headers of a successful answer, besides `X-Request-Id` and, for 202, `Location`."""
     body: Mapping[str, Any] = field(default_factory=dict)
     """Content type → model of the request body."""
     body_is_required: bool = True
-    body_limit: str | int = MAX_BODY_BYTES
-    """Largest request body in bytes, or the name of the setting that holds it."""
+    body_limit: int | None = None
+    """Largest request body in bytes, if it is smaller than the setting `MAX_BODY_BYTES`."""
     is_streamed: bool = False
-    """Whether the body goes to a file, so that it does not count as memory."""
+    """Whether the body is a data set that goes to a file, so that it does not count as memory."""
     errors: tuple[str, ...] = ()
-    """Error codes, besides those that follow from the path, the headers, the query and the body."""
+    """Error codes, besides those that follow from the method, the path, the headers, the query and the body."""
     is_documented: bool = True
     status: int = 200
     """Status of the usual answer."""
@@ -96,6 +94,14 @@ class Endpoint:
         return self.name or self.handler.__name__
 
     @property
+    def request_headers(self) -> tuple[str, ...]:
+        """Documented headers that can change the answer."""
+        if self.headers is not None:
+            return self.headers
+        conditions = (IF_MATCH, IF_NONE_MATCH) if self.method in ("PUT", "DELETE") else ()
+        return (*conditions, FEATURE_SPACE, REQUEST_ID)
+
+    @property
     def tag(self) -> str:
         """Group of the call in the OpenAPI document."""
         first = self.path.split("/")[1]
@@ -104,7 +110,7 @@ class Endpoint:
 
 _INFER: dict[str, Any] = {
     "asgi": oip.infer,
-    "request_headers": (REQUEST_TIMEOUT, INFERENCE_HEADER, FEATURE_SPACE, REQUEST_ID),
+    "headers": (REQUEST_TIMEOUT, INFERENCE_HEADER, FEATURE_SPACE, REQUEST_ID),
     "response_headers": (SERVER_TIMING, INFERENCE_HEADER),
     "body": {JSON: InferRequest, _OCTETS: BINARY},
     "errors": _PREDICTS,
@@ -118,7 +124,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         *("POST", "/predict", asgi.post_predict, "Apply adapters to rows"),
         asgi=asgi.predict,
         name="predict",
-        request_headers=(REQUEST_TIMEOUT, FEATURE_SPACE, REQUEST_ID),
+        headers=(REQUEST_TIMEOUT, FEATURE_SPACE, REQUEST_ID),
         response_headers=(SERVER_TIMING,),
         body={JSON: PredictRequest},
         errors=("invalid_name", *_PREDICTS),
@@ -133,7 +139,6 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     # --- adapters
     Endpoint(
         *("POST", "/adapters", adapters.train_adapter, "Train an adapter or a fleet"),
-        response_headers=("Location",),
         body={JSON: TrainRequest},
         errors=(*_TRAINS, "rank_too_large", "invalid_name"),
         status=202,
@@ -141,10 +146,9 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         *("PUT", "/adapters/{name}", adapters.upload_adapter, "Upload an adapter"),
-        request_headers=_CONDITIONAL,
         response_headers=("ETag",),
         body={JSON: FactorsUpload | PeftUpload, MULTIPART: PeftFiles, ZIP: BINARY},
-        errors=(*_PEFT, "wrong_shape", "request_timeout", "storage_full"),
+        errors=(*_PEFT, "wrong_shape", "request_timeout"),
         answers={
             200: ("The live version, which has the same bytes", VersionBody),
             201: ("The new version, which is live", VersionBody),
@@ -164,34 +168,25 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         *("PUT", f"/adapters/{{name}}/aliases/{LIVE}", adapters.set_live, "Roll back or forward"),
-        request_headers=_CONDITIONAL,
         body={JSON: LiveRequest},
         body_limit=LEAST_LIMIT_BYTES,
-        errors=("version_not_found", "request_timeout", "storage_full"),
+        errors=("version_not_found", "request_timeout"),
     ),
     Endpoint(
         *("POST", "/adapters/{name}/update", adapters.update_adapter, "Add or forget rows of an adapter"),
-        response_headers=("Location",),
         body={JSON: UpdateRequest},
         errors=(*_TRAINS, "no_statistics", "conflict"),
         status=202,
         answers={202: ("The queued job", JobWithHistory)},
     ),
-    Endpoint(
-        *("DELETE", "/adapters/{name}", adapters.delete_adapter, "Delete an adapter"),
-        request_headers=_CONDITIONAL,
-        errors=("storage_full",),
-        status=204,
-    ),
+    Endpoint("DELETE", "/adapters/{name}", adapters.delete_adapter, "Delete an adapter", status=204),
     # --- data sets
     Endpoint(
         *("PUT", "/datasets/{name}", datasets.upload_dataset, "Upload a data set"),
-        request_headers=_CONDITIONAL,
         response_headers=("ETag",),
         body={kind: str if kind in _TEXT_FORMATS else BINARY for kind in CONTENT_TYPES},
-        body_limit=MAX_DATASET_BYTES,
         is_streamed=True,
-        errors=("invalid_dataset", "invalid_archive", "not_json", "duplicate_key", "storage_full"),
+        errors=("invalid_dataset", "invalid_archive", "not_json", "duplicate_key"),
         answers={
             200: ("The newest version, which has the same content", DatasetVersionBody),
             201: ("The new version", DatasetVersionBody),
@@ -207,12 +202,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         *("GET", "/datasets/{name}/preview", datasets.preview_dataset, "Preview rows of a data set"),
         errors=("version_not_found", "blob_corrupt"),
     ),
-    Endpoint(
-        *("DELETE", "/datasets/{name}", datasets.delete_dataset, "Delete a data set"),
-        request_headers=_CONDITIONAL,
-        errors=("storage_full",),
-        status=204,
-    ),
+    Endpoint("DELETE", "/datasets/{name}", datasets.delete_dataset, "Delete a data set", status=204),
     # --- jobs
     Endpoint("GET", "/jobs", jobs.list_jobs, "List jobs"),
     Endpoint("GET", "/jobs/{job_id}", jobs.show_job, "Show a job"),
@@ -222,39 +212,25 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=("queue_full",),
         answers={200: ("The events", {jobs.EVENT_STREAM: str}), 204: ("The client has received the last event", None)},
     ),
-    Endpoint(*("POST", "/jobs/{job_id}/cancel", jobs.cancel_job, "Cancel a job"), errors=("job_ended", "storage_full")),
+    Endpoint(*("POST", "/jobs/{job_id}/cancel", jobs.cancel_job, "Cancel a job"), errors=("job_ended",)),
     Endpoint(
-        *("POST", "/jobs/{job_id}/revert", jobs.revert_job, "Take back what a job made live"),
-        errors=("job_not_ended", "storage_full"),
+        *("POST", "/jobs/{job_id}/revert", jobs.revert_job, "Take back what a job made live"), errors=("job_not_ended",)
     ),
     # --- the service itself
-    Endpoint("GET", "/base", status.show_base, "Show the base layer", request_headers=_SERVER),
-    Endpoint("GET", "/healthz", status.check_alive, "Check that the process answers", request_headers=_SERVER),
-    Endpoint(
-        *("GET", "/readyz", status.check_ready, "Check that the service can answer"),
-        request_headers=_SERVER,
-        errors=("not_ready", *READ_ERRORS),
-    ),
+    Endpoint("GET", "/base", status.show_base, "Show the base layer", headers=_SERVER),
+    Endpoint("GET", "/healthz", status.check_alive, "Check that the process answers", headers=_SERVER),
+    Endpoint("GET", "/readyz", status.check_ready, "Check that the service can answer", headers=_SERVER),
     Endpoint(
         *("GET", "/metrics", status.show_metrics, "Show the metrics"),
-        request_headers=_SERVER,
+        headers=_SERVER,
         answers={200: ("All metrics", {"text/plain": str, "application/openmetrics-text": str})},
     ),
     # --- Open Inference Protocol
-    Endpoint("GET", "/v2", oip.show_server, "Show the server", request_headers=_SERVER),
+    Endpoint("GET", "/v2", oip.show_server, "Show the server", headers=_SERVER),
     # The protocol's own OpenAPI file has the path with a slash at its end.
-    Endpoint("GET", "/v2/", oip.show_server, "Show the server", request_headers=_SERVER, is_documented=False),
-    Endpoint(
-        *("GET", "/v2/health/live", oip.live, "Check that the process answers"),
-        name="server_live",
-        request_headers=_SERVER,
-    ),
-    Endpoint(
-        *("GET", "/v2/health/ready", oip.ready, "Check that the service can answer"),
-        name="server_ready",
-        request_headers=_SERVER,
-        errors=("not_ready", *READ_ERRORS),
-    ),
+    Endpoint("GET", "/v2/", oip.show_server, "Show the server", headers=_SERVER, is_documented=False),
+    Endpoint("GET", "/v2/health/live", oip.server_live, "Check that the process answers", headers=_SERVER),
+    Endpoint("GET", "/v2/health/ready", oip.server_ready, "Check that the service can answer", headers=_SERVER),
     Endpoint("GET", "/v2/models/{name}", oip.show_model, "Show a model"),
     Endpoint(
         *("GET", "/v2/models/{name}/versions/{version}", oip.show_model, "Show a version of a model"),

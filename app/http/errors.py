@@ -37,55 +37,37 @@ RETRIED = (429, 503)
 class BodyTooLarge(LoraplexError):
     """The body has more bytes than are accepted."""
 
-    code = "body_too_large"
-
 
 class HeadTooLarge(LoraplexError):
     """The head of the request has more bytes than are accepted."""
-
-    code = "head_too_large"
 
 
 class NotHttp(LoraplexError):
     """The bytes cannot be read as one HTTP/1.1 request."""
 
-    code = "not_http"
-
 
 class UnsupportedMediaType(LoraplexError):
     """The body's content type is missing or not one that this call takes."""
-
-    code = "unsupported_media_type"
 
 
 class RouteNotFound(LoraplexError):
     """There is nothing at this path."""
 
-    code = "route_not_found"
-
 
 class MethodNotAllowed(LoraplexError):
     """This path does not take that method."""
-
-    code = "method_not_allowed"
 
 
 class TooManyBytes(LoraplexError):
     """The request bodies in memory have more bytes than are accepted."""
 
-    code = "too_many_bytes"
-
 
 class NotReady(LoraplexError):
     """The service is starting or stopping."""
 
-    code = "not_ready"
-
 
 class InternalError(LoraplexError):
     """Something went wrong in the service."""
-
-    code = "internal_error"
 
 
 # Errors by status; an error that is not listed has the status of its parent. Errors with None occur outside requests:
@@ -161,7 +143,7 @@ class _Members(BaseModel):
     given: str | None = Field(None, description="Given value, cut to 100 characters.")
     expected: str | None = Field(None, description="What is valid instead.")
     outcome: Literal["unknown"] | None = Field(
-        None, description="`unknown` if the change may have been stored: check before you repeat the request."
+        None, description="`unknown`: it may have been stored; look before you repeat it."
     )
     rows: list[BadRowBody] | None = Field(None, description="With `bad_rows`: up to 20 rows with reasons.")
 
@@ -312,17 +294,16 @@ def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
             answer.headers["Allow"] = ", ".join(sorted(methods)) or answer.headers["Allow"]
         return answer
 
-    for kind in (LoraplexError, RequestValidationError, OSError):
+    for kind in (LoraplexError, RequestValidationError, OSError, Exception):
         app.add_exception_handler(kind, _answer_known_failure)
     app.add_exception_handler(ClientDisconnect, _answer_disconnect)
-    app.add_exception_handler(Exception, _answer_defect)
     app.add_exception_handler(HTTPException, answer_framework_error)
 
 
 async def _answer_known_failure(request: Request, error: Exception) -> Response:
     known = known_failure(error)
     if known is None:
-        raise error
+        raise error  # a defect, which the middleware logs and answers
     if isinstance(error, OSError) and isinstance(known, StorageFull):
         await run_in_threadpool(request.app.state.service.catalog.quarantine.empty)
     return answer_at(request.scope["path"], known)
@@ -330,16 +311,6 @@ async def _answer_known_failure(request: Request, error: Exception) -> Response:
 
 async def _answer_disconnect(_request: Request, _error: Exception) -> Response:
     return Response(status_code=NOT_ANSWERED)  # the client has closed the connection
-
-
-async def _answer_defect(request: Request, _error: Exception) -> Response:
-    request_id = request.scope.get("state", {}).get("request_id")
-    return answer_at(request.scope["path"], defect(request_id))
-
-
-def defect(request_id: str) -> InternalError:
-    """Return the error for a request that failed because of a defect of the service."""
-    return InternalError(f"the service failed on request {request_id}; its log says why")
 
 
 def known_fields(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], str | None]:

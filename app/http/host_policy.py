@@ -8,8 +8,9 @@ are cross-site, and are refused if they could change or compute something.
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from adapters.errors import LoraplexError, shorten
 
@@ -34,13 +35,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 class HostNotAllowed(LoraplexError):
     """The request is addressed to a host that is not this service's."""
 
-    code = "host_not_allowed"
-
 
 class CrossSite(LoraplexError):
     """A web page of another host may not change or compute anything here."""
-
-    code = "cross_site"
 
 
 class HostPolicy:
@@ -69,35 +66,28 @@ class HostPolicy:
             self.accepted.add(host)
         return True
 
-    def check(
-        self, method: str, path: str, headers: Headers, *, http_version: str, target_authority: bytes | None = None
-    ) -> None:
-        """Raise `HostNotAllowed` or `CrossSite` for a request that may not be answered.
+    def check(self, scope: Mapping[str, Any]) -> None:
+        """Raise `HostNotAllowed` or `CrossSite` for a request, as an ASGI scope, that may not be answered.
 
-        `target_authority` is the `host:port` of a request target in absolute form (`GET http://host:port/path`).
+        `target_authority` in its state is the `host:port` of a target in absolute form (`GET http://host:port/path`).
         """
-        headers = [header for header in headers if header[0] in _HEADERS_READ]
+        method, path = scope["method"], scope["path"]
+        headers = [header for header in scope["headers"] if header[0] in _HEADERS_READ]
         hosts = _values(headers, b"host")
+        target = scope["state"].get("target_authority")
         if not (self._allows_any or (method in SAFE_METHODS and _is_health(path))):
-            self._check_hosts(hosts, http_version)
-            if target_authority is not None and not self.accepts(target_authority):
-                raise _not_allowed(_text(target_authority))
+            # HTTP/1.0 has no Host header.
+            if len(hosts) != 1 and (hosts or scope["http_version"] != "1.0"):
+                raise _not_allowed(f"the request has {len(hosts) or 'no'} Host headers; it needs exactly one", hosts)
+            for host in [*hosts, *([] if target is None else [target])]:
+                if not self.accepts(host):
+                    raise _not_allowed(
+                        f"the service does not answer to the host '{shorten(_text(host))}'; if that is its name, add "
+                        "it to LORAPLEX_ALLOWED_HOSTS",
+                        [host],
+                    )
         if method not in SAFE_METHODS:
-            _check_origin(headers, hosts if target_authority is None else [*hosts, target_authority])
-
-    def _check_hosts(self, hosts: Sequence[bytes], http_version: str) -> None:
-        if len(hosts) == 1 and self.accepts(hosts[0]):
-            return
-        if not hosts and http_version == "1.0":
-            return
-        if len(hosts) == 1:
-            raise _not_allowed(_text(hosts[0]))
-        raise HostNotAllowed(
-            f"the request has {len(hosts) or 'no'} Host headers; it needs exactly one",
-            field="Host",
-            given=", ".join(map(_text, hosts)),
-            expected=_EXPECTED_HOST,
-        )
+            _check_origin(headers, hosts if target is None else [*hosts, target])
 
 
 def host_name(authority: str) -> str | None:
@@ -172,14 +162,8 @@ def _check_origin(headers: Headers, hosts: Sequence[bytes]) -> None:
             )
 
 
-def _not_allowed(host: str) -> HostNotAllowed:
-    return HostNotAllowed(
-        f"the service does not answer to the host '{shorten(host)}'; if that is its name, add it to "
-        "LORAPLEX_ALLOWED_HOSTS",
-        field="Host",
-        given=host,
-        expected=_EXPECTED_HOST,
-    )
+def _not_allowed(detail: str, hosts: Sequence[bytes]) -> HostNotAllowed:
+    return HostNotAllowed(detail, field="Host", given=", ".join(map(_text, hosts)), expected=_EXPECTED_HOST)
 
 
 def _is_health(path: str) -> bool:

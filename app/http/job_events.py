@@ -21,10 +21,6 @@ from adapters.errors import CatalogBusy, QueueFull
 from adapters.jobs.job import TRANSITIONS, JobState, JobStatus
 from adapters.jobs.queue import JobQueue
 
-# Streams that one worker holds open.
-MAX_SUBSCRIBERS = 256
-_POLL_SECONDS = 0.25
-_HEARTBEAT_SECONDS = 10.0
 _HEARTBEAT = format_sse_event(comment="heartbeat")
 _EVENT_ID = re.compile(
     r"(?P<job>[0-9a-f]{8})\.(?P<fence>[0-9]{1,18})\.(?P<status>-|" + "|".join(JobStatus) + ")"
@@ -118,10 +114,12 @@ class JobEvents:
     only if the catalogue has changed. Everything else runs on the event loop.
     """
 
+    poll_seconds = 0.25
+    heartbeat_seconds = 10.0
+    max_subscribers = 256
+    """Streams that one worker holds open."""
+
     def __init__(self, queue: JobQueue, *, draining: Callable[[], bool]) -> None:
-        self.poll_seconds = _POLL_SECONDS
-        self.heartbeat_seconds = _HEARTBEAT_SECONDS
-        self.max_subscribers = MAX_SUBSCRIBERS
         self._queue = queue
         self._changes = queue.watch()
         self._draining = draining

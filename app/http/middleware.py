@@ -77,16 +77,9 @@ class Middleware:
 
     def _check_head(self, exchange: "_Exchange") -> None:
         """Raise the error that a request can be refused with before its body is read."""
-        scope, state = exchange.scope, exchange.state
-        if "refusal" in state:  # set by the connection, which found the request malformed
-            raise state["refusal"]
-        self._host_policy.check(
-            scope["method"],
-            scope["path"],
-            scope["headers"],
-            http_version=scope["http_version"],
-            target_authority=state.get("target_authority"),
-        )
+        if "refusal" in exchange.state:  # set by the connection, which found the request malformed
+            raise exchange.state["refusal"]
+        self._host_policy.check(exchange.scope)
         exchange.check_length()
 
     def _observe(self, exchange: "_Exchange") -> None:
@@ -190,7 +183,7 @@ class _Exchange:
         if known is None or self.status:
             request_id = self.request_id.decode()
             log.exception("%s %s failed", self.scope["method"], self.route, extra={"request_id": request_id})
-            known = InternalError(f"the service failed on this request; its id is {request_id}")
+            known = InternalError(f"the service failed on request {request_id}; its log says why")
         self.state["code"] = known.code
         if not self.status:
             await answer_at(self.scope["path"], known)(self.scope, self._receive, self.send)

@@ -15,6 +15,7 @@ from app.http.endpoints import ENDPOINTS, OIP, READ_ERRORS, SCHEMA_REFERENCE, En
 from app.http.errors import EXAMPLE, MEDIA_TYPE, RETRIED, RETRY_AFTER_SECONDS, STATUS, TITLES, Problem, ProtocolError
 from app.web.pages.rendering import CONTENT_SECURITY_POLICY, render
 
+_STRING = {"type": "string"}
 TAGS = {
     "predict": "Apply adapters to rows.",
     "adapters": "Train, upload, download and roll back. Versions never change; a bare name means the `live` version.",
@@ -34,62 +35,56 @@ other codes.
 """
 
 
-def _header(name: str, description: str, **schema: Any) -> dict[str, Any]:
-    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"} | schema}
+def _component(header: str) -> str:
+    """Return the name of a header among the components of the document."""
+    return header.removeprefix("X-").removesuffix("-Content-Length").replace("-", "")
 
 
-PARAMETERS: Mapping[str, Any] = {
-    "RequestId": _header(
-        "X-Request-Id", "Id of this request in the answer and in the log; the service creates one if it is missing.",
-        pattern="^[A-Za-z0-9._-]{1,64}$",
+# Header of requests → description and schema.
+PARAMETERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "X-Request-Id": (
+        "Id of this request in the answer and in the log; the service creates one if it is missing.",
+        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
     ),
-    "FeatureSpace": _header(
-        "X-Feature-Space", "Name of the encoder of the inputs; 409 if this service has another one."
+    "X-Feature-Space": ("Name of the encoder of the inputs; 409 if this service has another one.", _STRING),
+    "X-Request-Timeout": (
+        "Seconds that the client waits; after that, 503.", {"type": "number", "exclusiveMinimum": 0}
     ),
-    "RequestTimeout": _header(
-        "X-Request-Timeout", "Seconds that the client waits; after that, 503.",
-        type="number", exclusiveMinimum=0,
-    ),
-    "IfMatch": _header("If-Match", "Only if the live (or newest) version has one of these entity tags."),
-    "IfNoneMatch": _header("If-None-Match", "Only if it has none of these; `*`: only if the name is new."),
-    "InferenceHeader": _header(
-        "Inference-Header-Content-Length", "Number of bytes of JSON; the rest of the body is the tensor's data.",
-        type="integer", minimum=0,
+    "If-Match": ("Only if the live (or newest) version has one of these entity tags.", _STRING),
+    "If-None-Match": ("Only if it has none of these; `*`: only if the name is new.", _STRING),
+    "Inference-Header-Content-Length": (
+        "Number of bytes of JSON; the rest of the body is the tensor's data.", {"type": "integer", "minimum": 0}
     ),
 }  # fmt: skip
-HEADERS: Mapping[str, Any] = {
-    "RequestId": {"description": "Id of the request in the service's log.", "schema": {"type": "string"}},
-    "RetryAfter": {
-        "description": "Seconds to wait before the request is repeated.",
-        "schema": {"type": "integer", "minimum": 1, "examples": [RETRY_AFTER_SECONDS]},
-    },
-    "Location": {"description": "URL of the job: `/jobs/{id}`.", "schema": {"type": "string"}},
-    "ETag": {"description": "The version's digest in quotes, for `If-Match`.", "schema": {"type": "string"}},
-    "ServerTiming": {
-        "description": "Milliseconds of waiting, and of computing the batch.",
-        "schema": {"type": "string", "examples": ["queue;dur=0.214, forward;dur=0.087"]},
-    },
-    "ContentDisposition": {"description": "File name of the download.", "schema": {"type": "string"}},
-    "InferenceHeader": {
-        "description": "Number of bytes of JSON, if the rest of the body is binary.",
-        "schema": {"type": "integer"},
-    },
+# Header of answers → description and schema.
+HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "X-Request-Id": ("Id of the request in the service's log.", _STRING),
+    "Retry-After": (
+        "Seconds to wait before the request is repeated.",
+        {"type": "integer", "minimum": 1, "examples": [RETRY_AFTER_SECONDS]},
+    ),
+    "Location": ("URL of the job: `/jobs/{id}`.", _STRING),
+    "ETag": ("The version's digest in quotes, for `If-Match`.", _STRING),
+    "Server-Timing": (
+        "Milliseconds of waiting, and of computing the batch.",
+        {"type": "string", "examples": ["queue;dur=0.214, forward;dur=0.087"]},
+    ),
+    "Content-Disposition": ("File name of the download.", _STRING),
+    "Inference-Header-Content-Length": (
+        "Number of bytes of JSON, if the rest of the body is binary.", {"type": "integer"}
+    ),
 }  # fmt: skip
-_REQUEST_COMPONENTS = {parameter["name"]: name for name, parameter in PARAMETERS.items()}
-_RESPONSE_COMPONENTS = {
-    "X-Request-Id": "RequestId",
-    "Location": "Location",
-    "ETag": "ETag",
-    "Server-Timing": "ServerTiming",
-    "Content-Disposition": "ContentDisposition",
-    "Inference-Header-Content-Length": "InferenceHeader",
-}
 _JSON = ("not_json", "duplicate_key", "missing_field", "unknown_field", "wrong_type", "out_of_range", "not_finite")
+_QUERY = ("unknown_field", "wrong_type", "out_of_range", "invalid_combination")
 _EVERY_CALL = ("internal_error", "head_too_large", "not_http", "too_many_open_files")
+# Tags whose calls write to the catalogue, unless they are GET.
+_STORED = frozenset({"adapters", "datasets", "jobs"})
 _BY_PATH = {
     "/adapters/{name}": ("adapter_not_found",),
     "/datasets/{name}": ("dataset_not_found",),
     "/jobs/{job_id}": ("job_not_found",),
+    "/readyz": ("not_ready", *READ_ERRORS),
+    "/v2/health/ready": ("not_ready", *READ_ERRORS),
     "/v2/models/{name}": ("adapter_not_found", "version_not_found", "adapter_not_live", "base_mismatch"),
 }
 _BY_PARAMETER = {"cursor": ("invalid_cursor",)} | dict.fromkeys(("name", "prefix", "adapter"), ("invalid_name",))
@@ -126,7 +121,13 @@ def _build(app: FastAPI) -> dict[str, Any]:
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
     components = openapi["components"]
-    components |= {"parameters": dict(PARAMETERS), "headers": dict(HEADERS)}
+    components["parameters"] = {
+        _component(name): {"name": name, "in": "header", "description": text, "schema": schema}
+        for name, (text, schema) in PARAMETERS.items()
+    }
+    components["headers"] = {
+        _component(name): {"description": text, "schema": schema} for name, (text, schema) in HEADERS.items()
+    }
     schemas = components["schemas"]
     for model in (Problem, ProtocolError):
         _hoist(TypeAdapter(model).json_schema(ref_template=SCHEMA_REFERENCE), schemas)
@@ -151,16 +152,17 @@ def _complete(endpoint: Endpoint, operation: dict[str, Any], schemas: dict[str, 
     dropped = {("accept", "header"), *([("version", "query")] if is_oip else [])}
     parameters = operation.get("parameters", [])
     kept = [parameter for parameter in parameters if (parameter["name"], parameter["in"]) not in dropped]
-    operation["parameters"] = [*kept, *_request_headers(endpoint)]
+    honoured = [{"$ref": f"#/components/parameters/{_component(header)}"} for header in endpoint.request_headers]
+    operation["parameters"] = kept + honoured
     answers = {status: answer for status, answer in operation["responses"].items() if status.startswith("2")}
     bodies = [operation["requestBody"]] if "requestBody" in operation else []
     for holder in [*bodies, *answers.values()]:
         for content in holder.get("content", {}).values():
             content["schema"] = _hoist(content.get("schema", {}), schemas)
+    for status, answer in answers.items():
+        own = (*endpoint.response_headers, *(("Location",) if status == "202" else ()), "X-Request-Id")
+        answer["headers"] = {header: {"$ref": f"#/components/headers/{_component(header)}"} for header in own}
     operation["responses"] = answers | responses(_error_codes(endpoint, operation), protocol=is_oip)
-    for status, answer in operation["responses"].items():
-        if headers := answer.get("headers", {}) | _response_headers(endpoint, status):
-            answer["headers"] = headers
 
 
 def _add_examples(operation: dict[str, Any], examples: Mapping[str, Mapping[str, Any]]) -> None:
@@ -195,43 +197,26 @@ def _tidy(schema: Any) -> None:
                 _tidy(member)
 
 
-def _request_headers(endpoint: Endpoint) -> list[dict[str, str]]:
-    """Return references to the headers that an endpoint honours."""
-    return [{"$ref": f"#/components/parameters/{_REQUEST_COMPONENTS[header]}"} for header in endpoint.request_headers]
-
-
-def _response_headers(endpoint: Endpoint, status: str) -> dict[str, dict[str, str]]:
-    """Return references to the headers of an endpoint's answer."""
-    if not status.startswith("2"):
-        return {}
-    # A dry run (200) creates nothing that could have a location.
-    own = [header for header in endpoint.response_headers if (header, status) != ("Location", "200")]
-    return {
-        header: {"$ref": f"#/components/headers/{_RESPONSE_COMPONENTS[header]}"} for header in (*own, "X-Request-Id")
-    }
-
-
 def _error_codes(endpoint: Endpoint, operation: Mapping[str, Any]) -> set[str]:
     """Return all codes of an operation of the document, whose parameters and body are complete."""
-    codes = {*_EVERY_CALL, *endpoint.errors}
-    for prefix, not_found in _BY_PATH.items():
+    parameters, body = operation["parameters"], endpoint.body
+    rules: list[tuple[object, Iterable[str]]] = [
+        (True, (*_EVERY_CALL, *endpoint.errors)),
+        (endpoint.tag in _STORED and endpoint.method != "GET", ("storage_full",)),
+        ("{version}" in endpoint.path and endpoint.tag != OIP, ("version_not_found", "wrong_type")),
+        (any(parameter.get("in") == "query" for parameter in parameters), _QUERY),
+        (body, ("body_too_large",)),
+        (body and not endpoint.is_streamed, ("too_many_bytes",)),
+        (body and endpoint.body_is_required, ("unsupported_media_type",)),
+        ("application/json" in body, _JSON),
+        *((True, _BY_HEADER.get(header, ())) for header in endpoint.request_headers),
+        *((True, _BY_PARAMETER.get(parameter.get("name"), ())) for parameter in parameters),
+    ]
+    for prefix, codes in _BY_PATH.items():
         # An upload to a path creates what is not found there.
-        if endpoint.path.startswith(prefix) and (endpoint.method, endpoint.path) != ("PUT", prefix):
-            codes |= set(not_found)
-    if "{version}" in endpoint.path and endpoint.tag != OIP:
-        codes |= {"version_not_found", "wrong_type"}
-    for header in endpoint.request_headers:
-        codes |= set(_BY_HEADER.get(header, ()))
-    for parameter in operation["parameters"]:
-        codes |= set(_BY_PARAMETER.get(parameter.get("name"), ()))
-    if any(parameter.get("in") == "query" for parameter in operation["parameters"]):
-        codes |= {"unknown_field", "wrong_type", "out_of_range", "invalid_combination"}
-    if endpoint.body:
-        codes |= {"body_too_large"}
-        codes |= set() if endpoint.is_streamed else {"too_many_bytes"}
-        codes |= {"unsupported_media_type"} if endpoint.body_is_required else set()
-        codes |= set(_JSON) if "application/json" in endpoint.body else set()
-    return codes
+        is_upload = (endpoint.method, endpoint.path) == ("PUT", prefix)
+        rules.append((endpoint.path.startswith(prefix) and not is_upload, codes))
+    return {code for applies, codes in rules if applies for code in codes}
 
 
 def table_of_codes() -> str:

@@ -5,6 +5,7 @@ import gc
 import socket
 import sys
 import tempfile
+from functools import partial
 from threading import Timer
 from types import FrameType
 
@@ -13,11 +14,11 @@ import uvicorn
 
 from adapters.child_process import on_parent_exit
 from adapters.lora import kernel  # noqa: F401 - compiled with all other imports, while the collector is off
-from app.bootstrap import warn_in_background
+from app.bootstrap import warn_about_adapters, warn_about_jobs, warn_in_background
 from app.http.application import create_app
 from app.observability import logs
 from app.processes.supervisor import FIRST_WORKER
-from app.service import Service, open_service
+from app.service import Service
 from app.serving.connections import raise_file_limit
 from app.serving.uvicorn_protocol import protocol_factory
 from app.settings import exit_if_unusable, load_settings
@@ -69,10 +70,14 @@ def main() -> None:
     temporary.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(temporary)
     with exit_if_unusable():
-        service = open_service(settings)
+        service = Service(settings)
     logs.configure(settings.log_format, process=service.metrics.process)
     if FIRST_WORKER in sys.argv[2:]:
-        warn_in_background(service.catalog.database, service.base, settings.feature_space)
+        database, base = service.catalog.database, service.base
+        warn_in_background(
+            partial(warn_about_adapters, database, base, settings.feature_space),
+            partial(warn_about_jobs, database, base),
+        )
     config = uvicorn.Config(
         create_app(service),
         http=protocol_factory(service),

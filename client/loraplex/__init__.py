@@ -7,108 +7,20 @@ with Client("http://127.0.0.1:8000") as client:
     client.predict("acme", x).outputs
 """
 
+# ruff: noqa: F403, F405  # `__all__` has the names of both modules that are public
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loraplex.errors import (
-    AdapterDeleted,
-    AdapterNotFound,
-    AdapterNotLive,
-    AliasNotFound,
-    BadAnswer,
-    BadRow,
-    BadRows,
-    BaseChanged,
-    BaseMismatch,
-    BaseNotLoadable,
-    BlobCorrupt,
-    BodyTooLarge,
-    CatalogBusy,
-    CatalogNotLoadable,
-    ClaimLost,
-    Conflict,
-    DatasetNotFound,
-    Diverged,
-    DuplicateKey,
-    EstimateTooLarge,
-    FeatureSpaceMismatch,
-    FitFailed,
-    FleetFailed,
-    IgnoredField,
-    IllConditioned,
-    InternalError,
-    InvalidArchive,
-    InvalidCombination,
-    InvalidCursor,
-    InvalidDataset,
-    InvalidInput,
-    InvalidName,
-    InvalidReference,
-    InvalidSafetensors,
-    InvalidUpload,
-    JobCancelled,
-    JobEnded,
-    JobFailed,
-    JobNotEnded,
-    JobNotFound,
-    LoraplexError,
-    MethodNotAllowed,
-    MissingField,
-    NoStatistics,
-    NotFinite,
-    NotFound,
-    NotJson,
-    NotReady,
-    OutOfMemory,
-    OutOfRange,
-    OutputNotFinite,
-    PeftUnsupported,
-    PreconditionFailed,
-    QueueFull,
-    RankTooLarge,
-    RequestTimeout,
-    RouteNotFound,
-    StorageFailed,
-    StorageFull,
-    TimedOut,
-    TooManyBytes,
-    TrainingFailed,
-    UnknownField,
-    Unreachable,
-    UnsupportedMediaType,
-    VersionNotFound,
-    WorkerDied,
-    WrongShape,
-    WrongType,
-)
+from loraplex.errors import *
 from loraplex.progress import Display
-from loraplex.results import (
-    Adapter,
-    AdapterRef,
-    Back,
-    Base,
-    Column,
-    Dataset,
-    DatasetVersion,
-    Estimate,
-    Event,
-    JobAdapter,
-    JobFields,
-    JobStatus,
-    Label,
-    LogLine,
-    LossPoint,
-    Prediction,
-    Preview,
-    Progress,
-    Reverted,
-    Skipped,
-    Version,
-)
+from loraplex.results import *
 
 if TYPE_CHECKING:
-    from loraplex.async_client import AsyncClient, AsyncJob
-    from loraplex.client import Client, Job
+    from loraplex._async.client import AsyncClient
+    from loraplex._async.jobs import AsyncJob
+    from loraplex._sync.client import Client
+    from loraplex._sync.jobs import Job
 
 __all__ = [
     "Adapter",
@@ -209,10 +121,10 @@ __all__ = [
 ]
 
 _CLIENTS = {
-    "AsyncClient": "loraplex.async_client",
-    "AsyncJob": "loraplex.async_client",
-    "Client": "loraplex.client",
-    "Job": "loraplex.client",
+    "AsyncClient": "loraplex._async.client",
+    "AsyncJob": "loraplex._async.jobs",
+    "Client": "loraplex._sync.client",
+    "Job": "loraplex._sync.jobs",
 }
 
 if not TYPE_CHECKING:
@@ -221,8 +133,8 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> Any:
         if name not in _CLIENTS:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = globals()[name] = getattr(import_module(_CLIENTS[name]), name)
-        return found
+        value = globals()[name] = getattr(import_module(_CLIENTS[name]), name)
+        return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_CLIENTS})
+        return __all__

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from loraplex.effects import Operation, work
 from loraplex.errors import NotFinite, WrongShape, WrongType
 
 Float32 = NDArray[np.float32]
@@ -41,22 +40,16 @@ def is_text(value: object) -> bool:
     )
 
 
-def rows(value: object, *, field: str = "inputs") -> Rows:
+def rows_of(value: object, *, field: str = "inputs") -> Rows:
     """Return rows of numbers, (N, I), or a single row, (I,).
 
     Raises `WrongType`, `WrongShape` and `NotFinite`.
     """
-    tensor = _is_tensor(value)
     x = numbers(value, field=field)
     if x.ndim not in (1, 2) or 0 in x.shape:
-        raise WrongShape(
-            f"{field} has the shape {x.shape}",
-            field=field,
-            given=x.shape,
-            expected="(rows, columns), or (columns,) for one row; at least one of each",
-        )
-    x_NI = x if x.ndim == 2 else x.reshape(1, -1)
-    return Rows(x_NI, x.ndim == 1, value.device if tensor else None)  # type: ignore[attr-defined]
+        expected = "(rows, columns), or (columns,) for one row; at least one of each"
+        raise WrongShape(f"{field} has the shape {x.shape}", field=field, given=x.shape, expected=expected)
+    return Rows(np.atleast_2d(x), x.ndim == 1, value.device if _is_tensor(value) else None)  # type: ignore[attr-defined]
 
 
 def numbers(value: object, *, field: str) -> Float32:
@@ -64,34 +57,29 @@ def numbers(value: object, *, field: str) -> Float32:
 
     Raises `WrongType`, `WrongShape` and, with the row, `NotFinite`.
     """
-    given = array(value, field=field)
-    if given.dtype.kind not in "iuf":
-        raise WrongType(
-            f"{field} is no array of numbers: its type is {given.dtype}",
-            field=field,
-            given=str(given.dtype),
-            expected="real numbers",
-        )
+    values = array(value, field=field)
+    if values.dtype.kind not in "iuf":
+        detail = f"{field} is no array of numbers: its type is {values.dtype}"
+        raise WrongType(detail, field=field, given=str(values.dtype), expected="real numbers")
+    return finite(values, field=field)
+
+
+def finite(values: NDArray[Any], *, field: str) -> Float32:
+    """Return numbers as float32; raise `NotFinite` for the first that is not finite."""
     with np.errstate(over="ignore"):
-        narrow = np.ascontiguousarray(given, np.float32)
-    check_finite(narrow, given, field=field)
+        narrow = np.asarray(values, np.float32, order="C")
+    is_finite = np.isfinite(narrow)
+    if not is_finite.all():
+        position = [int(index) for index in np.unravel_index(np.argmin(is_finite), is_finite.shape)]
+        where = "".join(f", {name} {index}" for name, index in zip(("row", "column"), position, strict=False))
+        raise NotFinite(
+            f"{field}{where}: not a finite float32 number",
+            field=field,
+            row=position[0] if position else None,
+            given=float(values[tuple(position)]),
+            expected="a finite number",
+        )
     return narrow
-
-
-def check_finite(narrow: NDArray[Any], given: NDArray[Any], *, field: str) -> None:
-    """Raise `NotFinite` for the first number of `narrow` that is not finite; `given` holds the original number."""
-    finite = np.isfinite(narrow)
-    if finite.all():
-        return
-    place = [int(index) for index in np.unravel_index(np.argmin(finite), finite.shape)]
-    where = "".join(f", {name} {index}" for name, index in zip(("row", "column"), place, strict=False))
-    raise NotFinite(
-        f"{field}{where}: not a finite float32 number",
-        field=field,
-        row=place[0] if place else None,
-        given=float(given[tuple(place)]),
-        expected="a finite number",
-    )
 
 
 def array(value: object, *, field: str) -> NDArray[Any]:
@@ -99,14 +87,13 @@ def array(value: object, *, field: str) -> NDArray[Any]:
     if _is_tensor(value):
         value = _from_tensor(value, field)
     try:
-        held = np.asarray(lists_of_vectors(value, field=field))
+        values = np.asarray(lists_of_vectors(value, field=field))
         # pandas has columns of several numeric types as objects.
-        numeric = held.dtype == object and all(isinstance(cell, int | float | np.number) for cell in held.flat)
-        return np.asarray(held.tolist()) if numeric else held
+        is_numeric = values.dtype == object and all(isinstance(cell, int | float | np.number) for cell in values.flat)
+        return np.asarray(values.tolist()) if is_numeric else values
     except ValueError:
-        raise WrongShape(
-            f"{field} is no array: its rows differ in length", field=field, expected="rows of one length"
-        ) from None
+        detail = f"{field} is no array: its rows differ in length"
+        raise WrongShape(detail, field=field, expected="rows of one length") from None
 
 
 def lists_of_vectors(value: Any, *, field: str) -> Any:
@@ -117,15 +104,14 @@ def lists_of_vectors(value: Any, *, field: str) -> Any:
     # Only what NumPy would turn into an array of objects: neither a list nor a tensor.
     if isinstance(value, list | tuple | str) or not hasattr(value, "__array__"):
         return value
-    held = np.asarray(value)
-    if held.dtype != object or held.ndim != 1 or not any(map(_is_vector, held)):
+    cells = np.asarray(value)
+    if cells.dtype != object or cells.ndim != 1 or not any(map(_is_vector, cells)):
         return value
-    for row, cell in enumerate(held):
+    for row, cell in enumerate(cells):
         if not _is_vector(cell):
-            raise WrongType(
-                f"{field}, row {row}: {cell!r} is no vector", field=field, row=row, given=cell, expected="a vector"
-            )
-    return [np.asarray(cell).tolist() for cell in held]
+            detail = f"{field}, row {row}: {cell!r} is no vector"
+            raise WrongType(detail, field=field, row=row, given=cell, expected="a vector")
+    return [np.asarray(cell).tolist() for cell in cells]
 
 
 def _is_vector(cell: object) -> bool:
@@ -136,13 +122,11 @@ def _from_tensor(tensor: Any, field: str) -> NDArray[Any]:
     try:
         # NumPy has no bfloat16.
         narrow = tensor.dtype.is_floating_point and tensor.element_size() < 4
-        held: NDArray[Any] = (tensor.float() if narrow else tensor).numpy(force=True)
+        return (tensor.float() if narrow else tensor).numpy(force=True)  # type: ignore[no-any-return]
     except (TypeError, RuntimeError) as error:
         # A sparse or quantized tensor, or one without data.
-        raise WrongType(
-            f"{field} is a tensor that is no array: {error}", field=field, expected="a dense tensor of numbers"
-        ) from None
-    return held
+        detail = f"{field} is a tensor that is no array: {error}"
+        raise WrongType(detail, field=field, expected="a dense tensor of numbers") from None
 
 
 def _is_tensor(value: object) -> bool:
@@ -159,29 +143,15 @@ def _torch() -> Any:
 Encode = Callable[[list[str]], Any]
 
 
-def read_rows(inputs: Any, encode: Encode | None, *, field: str = "inputs") -> Operation[Rows]:
-    """Return rows from numbers, or from texts by the encoder."""
-    if not is_text(inputs):
-        return rows(inputs, field=field)
+def encode_rows(inputs: Any, encode: Encode | None, *, field: str) -> Rows:
+    """Return rows from texts by the encoder; raise `WrongType` without one."""
     if encode is None:
-        raise WrongType(
-            f"{field} are texts, and this client has no encoder",
-            field=field,
-            given="text",
-            expected="numbers, or a Client(url, encode=model.encode)",
-        )
+        detail, expected = "are texts, and this client has no encoder", "numbers, or a Client(url, encode=model.encode)"
+        raise WrongType(f"{field} {detail}", field=field, given="text", expected=expected)
     texts = [inputs] if isinstance(inputs, str) else np.asarray(inputs, dtype=object).ravel().tolist()
-    found = rows((yield from work(lambda: encode(texts))), field=field)
-    if found.one or len(found.x_NI) != len(texts):
-        raise WrongShape(
-            f"the encoder made {found.x_NI.shape} numbers of {len(texts)} texts",
-            field=field,
-            given=found.x_NI.shape,
-            expected=f"({len(texts)}, columns)",
-        )
-    return Rows(found.x_NI, isinstance(inputs, str), None)
-
-
-def plain(values: Any) -> list[Any]:
-    """Return a list that JSON can represent."""
-    return np.asarray(values).tolist()  # type: ignore[no-any-return]
+    rows = rows_of(encode(texts), field=field)
+    if rows.one or len(rows.x_NI) != len(texts):
+        shape, expected = rows.x_NI.shape, f"({len(texts)}, columns)"
+        detail = f"the encoder made {shape} numbers of {len(texts)} texts"
+        raise WrongShape(detail, field=field, given=shape, expected=expected)
+    return Rows(rows.x_NI, isinstance(inputs, str), None)

@@ -70,6 +70,7 @@ class LoraplexError(Exception):
         expected: str | None = None,
         status: int | None = None,
         request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
         members: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(detail)
@@ -86,6 +87,8 @@ class LoraplexError(Exception):
         self.status = status
         # Id of the request in the log of the service.
         self.request_id = request_id
+        # Headers of the answer, with names in lower case.
+        self.headers: Mapping[str, str] = headers or {}
         # All members of the problem that the service sent (RFC 9457).
         self.members: Mapping[str, Any] = members or {}
 
@@ -182,8 +185,6 @@ class InvalidDataset(InvalidUpload):
 
 class BadRows(InvalidInput):
     """Rows have values that cannot be trained on."""
-
-    code = "bad_rows"
 
     @property
     def rows(self) -> Sequence[BadRow]:

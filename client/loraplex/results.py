@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from loraplex.errors import BadRow, LoraplexError
+from loraplex.errors import BadRow, JobCancelled, JobFailed, LoraplexError
 
 Json = Mapping[str, Any]
 
@@ -145,9 +145,9 @@ class Progress:
 
     step: int
     steps: int
-    loss: float | None
-    seconds_left: float | None
-    adapters: Json | None
+    loss: float | None = None
+    seconds_left: float | None = None
+    adapters: Json | None = None
     """Of a fleet: `published`, `failed`, `total`."""
 
 
@@ -174,6 +174,19 @@ class JobFields:
     """Losses during the training; empty in a list of jobs."""
     log: Sequence[LogLine] = ()
     """Log of the job; empty in a list of jobs."""
+
+
+J = TypeVar("J", bound=JobFields)
+
+
+def succeeded(job: J) -> J:
+    """Return the job; raise `JobFailed` or `JobCancelled` if it did not succeed."""
+    if job.status is JobStatus.CANCELLED:
+        raise JobCancelled(f"job {job.id} ({job.adapter}) was cancelled", job=job)
+    if job.status is JobStatus.FAILED:
+        reason = "without a reason" if job.error is None else f"{job.error.code}: {job.error.detail}"
+        raise JobFailed(f"job {job.id} ({job.adapter}) failed, {reason}", job=job) from job.error
+    return job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

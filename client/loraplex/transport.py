@@ -1,26 +1,45 @@
-"""Settings of a client, calls as httpx requests, and the errors of httpx as errors of loraplex."""
+"""Settings of a client, the errors of httpx as errors of loraplex, and the rules of retries.
 
-import asyncio
-import random
+| what happened | calls that change nothing | calls that change something |
+|---|---|---|
+| no connection was made | retry | retry: nothing was sent |
+| 429 or 503 from the service itself | retry | retry: it did nothing |
+| 429 or 503 from a proxy | retry | no |
+| the connection broke, or the answer is late | retry, while there is time | no |
+| anything else | no | no |
+"""
+
+import math
 import re
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import IO, Any
 
 import httpx
 
-from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
-from loraplex.arrays import Encode
-from loraplex.effects import Answer, Attempt, OpenStream
-from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, TimedOut, Unreachable
-from loraplex.retry import NotSent, RetryPolicy, check_timeout
+from loraplex.calls import DEFAULT_URL, URL_VARIABLE, address
+from loraplex.decode import Answer, error_of, is_problem
+from loraplex.errors import (
+    BadAnswer,
+    CatalogBusy,
+    InvalidInput,
+    LoraplexError,
+    NotReady,
+    QueueFull,
+    TimedOut,
+    TooManyBytes,
+    Unreachable,
+)
 
-_CHUNK_BYTES = 2**18
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"|[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-\x20\x7f])?")
+_FIRST_SECONDS = 0.25
+_LONGEST_SECONDS = 8.0
+_BUSY = (429, 503)
+_NOTHING_DONE = (QueueFull, NotReady, CatalogBusy, TooManyBytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,130 +47,47 @@ class Settings:
     """Settings of a client."""
 
     url: str
-    encode: Encode | None
-    retry_policy: RetryPolicy
+    timeout: float
+    """Seconds that a call may take, including retries."""
+    retries: int
     headers: Mapping[bytes, bytes]
-
-    @property
-    def timeout(self) -> float:
-        """Return the seconds that a call may take, including retries."""
-        return self.retry_policy.timeout
 
 
 def settings(
-    url: str | None,
-    *,
-    encode: Encode | None,
-    feature_space: str | None,
-    timeout: float,
-    retries: int,
-    headers: Mapping[str, str] | None,
+    url: str | None, *, feature_space: str | None, timeout: float, retries: int, headers: Mapping[str, str] | None
 ) -> Settings:
     """Return checked settings; raise `InvalidInput`."""
-    where = address(url)
+    url = address(url)
     try:
-        parsed = httpx.URL(where)
+        parsed = httpx.URL(url)
     except httpx.InvalidURL:
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise InvalidInput(
-            f"{where!r} is no address of a service", field="url", given=where, expected=f"such as {DEFAULT_URL}"
-        )
+        expected = f"such as {DEFAULT_URL}"
+        raise InvalidInput(f"{url!r} is no address of a service", field="url", given=url, expected=expected)
     check_timeout(timeout)
     if retries < 0:
         raise InvalidInput(f"retries is {retries}", field="retries", given=retries, expected="a whole number from 0 on")
-    own = {"User-Agent": f"loraplex-python/{_version()}", **(headers or {})}
+    sent = {"User-Agent": f"loraplex-python/{_version()}", **(headers or {})}
     if feature_space is not None:
-        own["X-Feature-Space"] = feature_space
-    for name, value in own.items():
+        sent["X-Feature-Space"] = feature_space
+    for name, value in sent.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             # The value may be a key, so it is not shown.
-            raise InvalidInput(
-                f"the header {name!r} cannot be sent",
-                field="headers",
-                expected="a name of letters, digits and -, and text on one line that has no spaces around it",
-            )
-    retry_policy = RetryPolicy(timeout=timeout, retries=retries, clock=time.monotonic, chance=random.random)
-    return Settings(
-        url=where.rstrip("/"),
-        encode=encode,
-        retry_policy=retry_policy,
-        headers={name.encode(): value.encode() for name, value in own.items()},
-    )
+            expected = "a name of letters, digits and -, and text on one line that has no spaces around it"
+            raise InvalidInput(f"the header {name!r} cannot be sent", field="headers", expected=expected)
+    return Settings(url=url.rstrip("/"), timeout=timeout, retries=retries, headers=as_bytes(sent))
 
 
-def request(client: httpx.Client | httpx.AsyncClient, step: Attempt | OpenStream) -> httpx.Request:
-    """Return the httpx request of a call; a file is read from its beginning."""
-    call = step.call
-    # As bytes, because httpx refuses text that is not ASCII, which the id of an event may contain.
-    headers = {name.encode(): value.encode() for name, value in call.headers.items()}
-    content: Any = call.content
-    if isinstance(content, Path):
-        headers[b"Content-Length"] = str(content.stat().st_size).encode()
-        content = _chunks(content) if isinstance(client, httpx.Client) else _chunks_async(content)
-    return client.build_request(
-        call.method,
-        call.path,
-        params=dict(call.query) or None,
-        headers=headers,
-        content=content or None,
-        timeout=httpx.Timeout(step.seconds, pool=None) if isinstance(step, Attempt) else _quiet(step.seconds),
-    )
+def check_timeout(seconds: float) -> None:
+    """Raise `InvalidInput` if the timeout is not a positive finite number."""
+    if not 0 < seconds < math.inf:
+        raise InvalidInput(f"timeout is {seconds}", field="timeout", given=seconds, expected="seconds, more than 0")
 
 
-def answer(response: httpx.Response, content: bytes) -> Answer:
-    """Return an answer with this body."""
-    url = str(response.request.url.copy_with(query=None))
-    return Answer(url=url, status=response.status_code, headers=dict(response.headers), content=content)
-
-
-def from_httpx(error: Exception, url: str) -> LoraplexError:
-    """Return the loraplex error for an error of httpx."""
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return NotSent(
-            f"{url} cannot be reached: {_said(error)}",
-            given=url,
-            expected=f"a running service: start one with `loraplex serve`, or say where it is by url or {URL_VARIABLE}",
-        )
-    if isinstance(error, httpx.TimeoutException):
-        return late(url)
-    if isinstance(error, httpx.TransportError):
-        return Unreachable(
-            f"the connection to {url} broke: {_said(error)}",
-            given=url,
-            expected="a service that is not stopping; look whether what was asked for has been done",
-        )
-    return BadAnswer(f"{url} answered with something that cannot be read: {error}", given=url)
-
-
-def late(url: str) -> TimedOut:
-    """Return the error for an answer that is missing or incomplete when its time is up."""
-    return TimedOut(
-        f"{url} did not answer in time", given=url, expected="a longer timeout, or less to do in one request"
-    )
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def _quiet(seconds: float) -> httpx.Timeout:
-    return httpx.Timeout(seconds, connect=10.0, pool=None)
-
-
-def _chunks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        while chunk := opened.read(_CHUNK_BYTES):
-            yield chunk
-
-
-async def _chunks_async(file: Path) -> AsyncIterator[bytes]:
-    opened: IO[bytes] = await asyncio.to_thread(file.open, "rb")
-    try:
-        while chunk := await asyncio.to_thread(opened.read, _CHUNK_BYTES):
-            yield chunk
-    finally:
-        opened.close()
+def as_bytes(headers: Mapping[str, str]) -> dict[bytes, bytes]:
+    """Return headers as bytes, because httpx refuses text that is not ASCII."""
+    return {name.encode(): value.encode() for name, value in headers.items()}
 
 
 def _version() -> str:
@@ -159,3 +95,70 @@ def _version() -> str:
         return version("loraplex")
     except PackageNotFoundError:
         return "unknown"
+
+
+class NotSent(Unreachable):
+    """The service could not be reached, so nothing was sent."""
+
+    code = Unreachable.code
+
+
+@contextmanager
+def errors_of_httpx(url: str) -> Iterator[None]:
+    """Raise the loraplex error for an error of httpx in the block, and `TimedOut` for `TimeoutError`."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise NotSent(
+            f"{url} cannot be reached: {str(error) or type(error).__name__}",
+            given=url,
+            expected=f"a running service: start one with `loraplex serve`, or say where it is by url or {URL_VARIABLE}",
+        ) from error
+    except (httpx.TimeoutException, TimeoutError) as error:
+        expected = "a longer timeout, or less to do in one request"
+        raise TimedOut(f"{url} did not answer in time", given=url, expected=expected) from error
+    except httpx.TransportError as error:
+        raise Unreachable(
+            f"the connection to {url} broke: {str(error) or type(error).__name__}",
+            given=url,
+            expected="a service that is not stopping; check whether it made the change",
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise BadAnswer(f"{url} answered with something that cannot be read: {error}", given=url) from error
+
+
+def answer_of(response: httpx.Response, content: bytes) -> Answer:
+    """Return an answer with this body; raise the error that its status means, unless it is a success."""
+    url = str(response.request.url.copy_with(query=None))
+    answer = Answer(url=url, status=response.status_code, headers=dict(response.headers), content=content)
+    if not response.is_success:
+        raise error_of(answer)
+    return answer
+
+
+def may_repeat(error: LoraplexError, *, safe: bool) -> bool:
+    """Return whether the table above allows a retry after an error of a call; `safe` if the call changes nothing."""
+    if isinstance(error, NotSent):
+        return True
+    if safe:
+        return isinstance(error, Unreachable | TimedOut) or error.status in _BUSY
+    # A code that this client has no class for gets the class of its status, which may not mean that nothing was done.
+    did_nothing = isinstance(error, _NOTHING_DONE) and error.code == type(error).code
+    return did_nothing and error.status in _BUSY and is_problem(error.headers)
+
+
+def seconds_to_wait(attempt: int, at_least: float, *, chance: float) -> float:
+    """Return the seconds before the next attempt: exponential backoff with jitter, and no less than `at_least`."""
+    most = min(_LONGEST_SECONDS, _FIRST_SECONDS * 2.0**attempt)
+    return at_least + most * (0.5 + 0.5 * chance)
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds of `Retry-After`; 0 if there is none."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0

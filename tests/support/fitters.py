@@ -6,12 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.training.execution.fit_client import FitRequest, Fitter, FitterDied, Frame
+from adapters.training.execution.fit_client import Done, Failed, FitRequest, Fitter, FitterDied, Frame
 from app.bootstrap import open_fitter
 from app.settings import Settings
 
-_LAST_FRAMES = {"done", "error"}
-"""Kinds of the frame that ends a fit."""
 _MOST_IDLE = 2
 """Processes that are kept. Each has torch in its memory."""
 _KEYS = {"base", "base_weight_key", "base_bias_key", "device", "dtype", "trainer_threads", "trainer_memory_bytes"}
@@ -44,7 +42,7 @@ class _ReusedFitter(Fitter):
 
     def next_frame(self, seconds: float) -> Frame | None:
         frame = self._fitter.next_frame(seconds)
-        self._is_idle = frame is not None and frame["frame"] in _LAST_FRAMES
+        self._is_idle = isinstance(frame, Done | Failed)
         return frame
 
     def kill(self) -> None:

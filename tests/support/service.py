@@ -16,9 +16,10 @@ import httpx
 import uvicorn
 
 from adapters.training.execution.trainer import Trainer
+from adapters.training.gradient.checkpoint import CheckpointFolder
 from app.bootstrap import CHECKPOINTS
 from app.http.application import create_app
-from app.service import Service, open_service
+from app.service import Service
 from app.serving.uvicorn_protocol import protocol_factory
 from app.settings import LogRequests, Settings
 from tests.support.deadlines import scaled
@@ -73,7 +74,7 @@ def serving(
     """
     if "log_requests" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_requests": LogRequests.NONE})
-    service = open_service(settings)
+    service = Service(settings)
     config = uvicorn.Config(
         create_app(service),
         http=protocol_factory(service),
@@ -95,7 +96,7 @@ def serving(
             fitters.enter_context(new_fitter(settings) if own_fitter else reused_fitter(settings)),
             stop=stop,
             lease_seconds=settings.lease_seconds,
-            checkpoints=settings.data_dir / CHECKPOINTS,
+            checkpoints=CheckpointFolder(settings.data_dir / CHECKPOINTS),
         )
         threads.append(threading.Thread(target=loop.run))
     for thread in threads:

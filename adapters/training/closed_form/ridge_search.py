@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters.training.closed_form.solver import reduced_rank, spectrum, sums_for
-from adapters.training.closed_form.statistics import Statistics
+from adapters.training.closed_form.statistics import Statistics, Sums
 
 # Relative increase of the loss up to which a smaller rank is preferred.
 LOSS_TOLERANCE = 1e-3
@@ -41,19 +41,6 @@ class RidgeChoice:
     table: tuple[Candidate, ...]
 
 
-class _HeldOutSums(NamedTuple):
-    """Sums of the held-out rows about the centre of the training rows, in the basis of their eigenvectors."""
-
-    gram_II: Tensor
-    cross_IO: Tensor
-    square: Tensor
-
-    def errors(self, p_IK: Tensor, v_OK: Tensor) -> Tensor:
-        """Return the squared errors of ΔWᵀ = Σ p·vᵀ over the first 1, 2, … K columns, (K,). V is orthonormal."""
-        gained_K = 2 * (self.cross_IO.T @ p_IK * v_OK).sum(0) - (p_IK * (self.gram_II @ p_IK)).sum(0)
-        return (self.square - gained_K.cumsum(0)).clamp(min=0.0)
-
-
 def default_ridges(statistics: Statistics, *, bias: bool) -> list[float]:
     """Return two ridges per decade, from 1e-5 to 100 times the mean diagonal, and 0 if that is well conditioned."""
     gram_II = sums_for(statistics, bias=bias).gram_II
@@ -82,10 +69,10 @@ def search_ridge(
     held = held_out.about(training.mean_I, training.mean_O) if bias else held_out.about_zero()
     values_I, vectors_II = torch.linalg.eigh(sums.gram_II)
     values_I = values_I.clamp(min=0.0)
-    turned = _HeldOutSums(vectors_II.T @ held.gram_II @ vectors_II, vectors_II.T @ held.cross_IO, held.square)
+    # In the basis of the eigenvectors.
+    held = Sums(vectors_II.T @ held.gram_II @ vectors_II, vectors_II.T @ held.cross_IO, held.square)
     cross_IO = vectors_II.T @ sums.cross_IO
-    prior_or_none_IO = None if prior_OI is None else prior_OI.to(cross_IO).T
-    prior_IO = torch.zeros_like(cross_IO) if prior_or_none_IO is None else vectors_II.T @ prior_or_none_IO
+    prior_IO = 0.0 if prior_OI is None else vectors_II.T @ prior_OI.to(cross_IO).T
     longest = min(max(ranks), *cross_IO.shape)
     elements = held_out.weight * held_out.out_features
     table = []
@@ -94,15 +81,11 @@ def search_ridge(
             p_IK, v_OK = _leading_columns(values_I + ridge, cross_IO + ridge * prior_IO, longest)
         else:
             solution_GIO, basis_GOK = reduced_rank(
-                sums.gram_II[None],
-                sums.cross_IO[None],
-                ridge_G=sums.gram_II.new_tensor([ridge]),
-                rank=longest,
-                prior_GIO=None if prior_or_none_IO is None else prior_or_none_IO[None],
+                sums.gram_II[None], sums.cross_IO[None], ridge=ridge, rank=longest, prior_OI=prior_OI
             )
             v_OK = basis_GOK[0]
             p_IK = vectors_II.T @ (solution_GIO[0] @ v_OK)
-        losses_K = (turned.errors(p_IK, v_OK) / elements).tolist()
+        losses_K = (_squared_errors(held, p_IK, v_OK) / elements).tolist()
         table += [Candidate(ridge, rank, losses_K[min(rank, longest) - 1]) for rank in ranks]
     return _choose(table, bare=float(held.square) / elements)
 
@@ -132,6 +115,12 @@ def cross_validate_ridge(
     return _choose(table, bare=sum(part.square for part in parts) / (total * parts[0].out_features))
 
 
+def _squared_errors(held: Sums, p_IK: Tensor, v_OK: Tensor) -> Tensor:
+    """Return the squared errors of ΔWᵀ = Σ p·vᵀ over the first 1, 2, … K columns, (K,). V is orthonormal."""
+    gained_K = 2 * (held.cross_IO.T @ p_IK * v_OK).sum(0) - (p_IK * (held.gram_II @ p_IK)).sum(0)
+    return (held.square - gained_K.cumsum(0)).clamp(min=0.0)
+
+
 def _leading_columns(values_I: Tensor, cross_IO: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Return P = M·V (I, K) and V (O, K) for G = diag(values), from the smaller of the two squares of G^½·M."""
     roots_I1 = values_I.rsqrt()[:, None]
@@ -151,8 +140,6 @@ def _choose(table: Sequence[Candidate], *, bare: float) -> RidgeChoice:
     rank = min(candidate.rank for candidate in near)
     of_rank = [candidate for candidate in near if candidate.rank == rank]
     lowest = min(candidate.loss for candidate in of_rank)
-    best = max(
-        (candidate for candidate in of_rank if candidate.loss <= lowest + _ROUNDING * bare),
-        key=lambda candidate: candidate.ridge,
-    )
-    return RidgeChoice(best.ridge, best.rank, best.loss, tuple(table))
+    # Of one rank, the largest is that with the largest ridge.
+    best = max(candidate for candidate in of_rank if candidate.loss <= lowest + _ROUNDING * bare)
+    return RidgeChoice(*best, tuple(table))

@@ -9,7 +9,8 @@ where ΔW₀ is the prior, or 0. β has no ridge, so minimising over it means ce
 """
 
 # I in_features · O out_features · R rank · K directions kept · F directions free · G groups · … leading dimensions
-from dataclasses import dataclass
+from collections.abc import Callable
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -22,13 +23,20 @@ from adapters.training.closed_form.statistics import Statistics, Sums
 _MIN_CUTOFF_SIZE = 64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Factors:
-    """Factors of an adapter, contiguous float32 on the CPU; of a stack, with leading dimension G."""
+class Factors(NamedTuple):
+    """Factors of an adapter; of a stack, with leading dimension G."""
 
     a_OR: Tensor
     b_RI: Tensor
     bias_O: Tensor | None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Factors":
+        """Return the factors after the same change to each tensor."""
+        return Factors(change(self.a_OR), change(self.b_RI), None if self.bias_O is None else change(self.bias_O))
+
+    def at(self, index: int | slice) -> "Factors":
+        """Return the factors of one adapter of a stack, or of a slice of them."""
+        return self.map(itemgetter(index))
 
 
 class Spectrum(NamedTuple):
@@ -40,6 +48,14 @@ class Spectrum(NamedTuple):
     vectors_II: Tensor
     kept_I: Tensor
     """Whether each eigenvalue is more than rounding. X does not vary along the other directions: they are free."""
+
+    def kept(self) -> "Spectrum":
+        """Return the part of one group's spectrum that is more than rounding."""
+        return Spectrum(self.scale_I, self.values_I[self.kept_I], self.vectors_II[:, self.kept_I], self.kept_I)
+
+    def whitening(self) -> Tensor:
+        """Return columns in which G is the identity, (…, I, K); the values must be more than rounding."""
+        return (self.scale_I[..., None] * self.vectors_II) * self.values_I.rsqrt()[..., None, :]
 
 
 def solve(
@@ -57,11 +73,12 @@ def solve(
     computed in float64. Rank that the minimum does not need is padded with zeros. Raises `Diverged` if statistics or
     factors overflow.
     """
-    stack = Statistics.stack([statistics])
-    factors, (error,) = solve_stack(stack, rank=rank, scaling=scaling, ridge=ridge, bias=bias, prior_OI=prior_OI)
+    factors, (error,) = solve_stack(
+        statistics[None], rank=rank, scaling=scaling, ridge=ridge, bias=bias, prior_OI=prior_OI
+    )
     if error is not None:
         raise error
-    return Factors(factors.a_OR[0], factors.b_RI[0], None if factors.bias_O is None else factors.bias_O[0])
+    return factors.at(0)
 
 
 def solve_stack(
@@ -81,11 +98,7 @@ def solve_stack(
     sums = sums_for(statistics, bias=bias)
     sound_G = torch.isfinite(sums.gram_II).all(-1).all(-1) & torch.isfinite(sums.cross_IO).all(-1).all(-1)
     gram_GII, cross_GIO = (torch.where(sound_G[:, None, None], sum_GIJ, 0.0) for sum_GIJ in sums[:2])
-    ridge_G = torch.as_tensor(ridge, dtype=torch.float64, device=gram_GII.device).expand(len(gram_GII))
-    prior_GIO = None
-    if prior_OI is not None:
-        prior_GIO = prior_OI.to(cross_GIO).mT.expand_as(cross_GIO)
-    solution_GIO, basis_GOR = reduced_rank(gram_GII, cross_GIO, ridge_G=ridge_G, rank=rank, prior_GIO=prior_GIO)
+    solution_GIO, basis_GOR = reduced_rank(gram_GII, cross_GIO, ridge=ridge, rank=rank, prior_OI=prior_OI)
     a_GOR, b_GRI = _balanced_factors(solution_GIO, basis_GOR, scaling=scaling)
     bias_GO = None
     if bias:
@@ -98,9 +111,12 @@ def solve_stack(
         sound_G = sound_G & torch.isfinite(factor).flatten(1).all(1)
     for factor in parts:
         factor[~sound_G] = 0.0
-    stored = [factor.cpu().contiguous() for factor in parts]
-    factors = Factors(stored[0], stored[1], stored[2] if bias else None)
-    return factors, [None if sound else _overflow_error() for sound in sound_G.tolist()]
+    factors = Factors(a_GOR, b_GRI, bias_GO).map(lambda part: part.cpu().contiguous())
+    expected = "inputs and targets of smaller magnitude, or a ridge"
+    return factors, [
+        None if sound else Diverged("the minimum has factors past what float32 holds", step=1, expected=expected)
+        for sound in sound_G.tolist()
+    ]
 
 
 def loss_of_factors(statistics: Statistics, factors: Factors, *, scaling: float) -> float:
@@ -131,10 +147,8 @@ def sums_for(statistics: Statistics, *, bias: bool) -> Sums:
 
 
 def spectrum(gram_II: Tensor, ridge: Tensor) -> Spectrum:
-    """Return the spectrum of gram + ridge·1, for (…, I, I) and (…)."""
-    gram_II = gram_II + ridge[..., None, None] * torch.eye(
-        gram_II.shape[-1], dtype=gram_II.dtype, device=gram_II.device
-    )
+    """Return the spectrum of gram + ridge·1, for (…, I, I) and a ridge for all or (…)."""
+    gram_II = gram_II + ridge[..., None, None] * torch.eye(gram_II.shape[-1], dtype=ridge.dtype, device=ridge.device)
     # Scaled to unit diagonal, because columns of X may differ by 1e9 in scale, and the small ones would be lost.
     diagonal_I = gram_II.diagonal(dim1=-2, dim2=-1)
     scale_I = torch.where(diagonal_I > 0, diagonal_I, 1.0).rsqrt()
@@ -152,18 +166,23 @@ def eigenvalue_cutoff(values_I: Tensor) -> Tensor:
 
 
 def reduced_rank(
-    gram_GII: Tensor, cross_GIO: Tensor, *, ridge_G: Tensor, rank: int, prior_GIO: Tensor | None
+    gram_GII: Tensor, cross_GIO: Tensor, *, ridge: float | Tensor, rank: int, prior_OI: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Return the full-rank minimiser M (G, I, O) and an orthonormal basis V (G, O, R).
+
+    ridge and prior_OI: for all groups, or with leading dimension G.
 
     ΔWᵀ = M·V·Vᵀ is the minimiser of the given rank. The last columns of V are 0 if fewer are needed.
 
     With G = XᵀX + ridge·1 and M = G⁻¹(XᵀR + ridge·ΔW₀ᵀ) the loss is a constant plus ‖G^½·(ΔWᵀ − M)‖², so V spans the
     leading right singular vectors of G^½·M (Eckart & Young 1936).
     """
-    if prior_GIO is not None:
-        cross_GIO = cross_GIO + ridge_G[:, None, None] * prior_GIO
-    decomposition = spectrum(gram_GII, ridge_G)
+    ridge = torch.as_tensor(ridge, dtype=gram_GII.dtype, device=gram_GII.device)
+    prior_GIO = None
+    if prior_OI is not None:
+        prior_GIO = prior_OI.to(cross_GIO).mT.expand_as(cross_GIO)
+        cross_GIO = cross_GIO + ridge[..., None, None] * prior_GIO
+    decomposition = spectrum(gram_GII, ridge)
     full_G = decomposition.kept_I.all(-1)
     if bool(full_G.all()):
         return _full_rank_basis(decomposition, cross_GIO, rank)
@@ -181,9 +200,7 @@ def reduced_rank(
 
 
 def _full_rank_basis(decomposition: Spectrum, cross_GIO: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    directions_GII = (decomposition.scale_I[..., None] * decomposition.vectors_II) * decomposition.values_I.rsqrt()[
-        ..., None, :
-    ]
+    directions_GII = decomposition.whitening()
     whitened_GIO = directions_GII.mT @ cross_GIO
     right_GKO = torch.linalg.svd(whitened_GIO, full_matrices=False).Vh[:, :rank]
     return directions_GII @ whitened_GIO, functional.pad(right_GKO, (0, 0, 0, rank - right_GKO.shape[1])).mT
@@ -197,16 +214,12 @@ def _minimum_norm_basis(
     Along free directions, the solution is the prior. As the limit of a ridge that goes to 0, the basis consists of the
     directions of the rows first, and then of those of the prior.
     """
-    kept_I = decomposition.kept_I
-    directions_IK = (decomposition.scale_I[:, None] * decomposition.vectors_II[:, kept_I]) * decomposition.values_I[
-        kept_I
-    ].rsqrt()
+    directions_IK = decomposition.kept().whitening()
     whitened_KO = directions_IK.T @ cross_IO
     right_KO = _right_singular(whitened_KO, rank)
     solution_IO = directions_IK @ whitened_KO
-    free_IF = torch.linalg.qr(
-        functional.normalize(decomposition.scale_I[:, None] * decomposition.vectors_II[:, ~kept_I], dim=0)
-    ).Q
+    free_IF = decomposition.scale_I[:, None] * decomposition.vectors_II[:, ~decomposition.kept_I]
+    free_IF = torch.linalg.qr(functional.normalize(free_IF, dim=0)).Q
     solution_IO = solution_IO - free_IF @ (free_IF.T @ solution_IO)
     if prior_IO is None:
         return solution_IO, right_KO.T
@@ -237,11 +250,3 @@ def _balanced_factors(solution_GIO: Tensor, basis_GOR: Tensor, *, scaling: float
     a_GOR = basis_GOR * weights_G1R
     b_GIR = functional.normalize(right_GIR, dim=-2, eps=0.0).nan_to_num() * weights_G1R
     return a_GOR.float(), b_GIR.mT.float()
-
-
-def _overflow_error() -> Diverged:
-    return Diverged(
-        "the minimum has factors past what float32 holds",
-        step=1,
-        expected="inputs and targets of smaller magnitude, or a ridge",
-    )

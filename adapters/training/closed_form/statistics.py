@@ -6,7 +6,7 @@ update of Chan, Golub & LeVeque 1983 (section 2).
 """
 
 # N rows · I in_features · O out_features · J = I + 1 · G groups · … any leading dimensions
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from adapters.errors import BlobCorrupt, InvalidCombination
 from adapters.lora.base_layer import BaseLayer
-from adapters.training.limits import SUM_CHUNK_NUMBERS
+from adapters.training.data_file import TrainingData
+from adapters.training.limits import CHUNK_ROWS, SUM_CHUNK_NUMBERS
 
 # Rows: x (N, I) and y (N, O), and their weights (N,), or None for weights of 1.
 Chunk = tuple[Tensor, Tensor, Tensor | None]
@@ -79,23 +80,13 @@ class Statistics:
         sums = [torch.zeros(lead + shape, dtype=torch.float64, device=device) for shape in shapes]
         return cls(torch.zeros(lead, dtype=torch.int64, device=device), *sums)
 
-    @classmethod
-    def stack(cls, parts: "Sequence[Statistics]") -> "Statistics":
-        """Stack one or more statistics of the same layer, (G, …)."""
-        return cls(*(torch.stack([getattr(part, field.name) for part in parts]) for field in fields(cls)))
-
-    def __getitem__(self, group: int) -> "Statistics":
-        """Return one group of a stack."""
+    def __getitem__(self, group: int | None) -> "Statistics":
+        """Return one group of a stack; with None, a stack of these statistics alone."""
         return Statistics(*(getattr(self, field.name)[group] for field in fields(self)))
 
     def to(self, device: torch.device) -> "Statistics":
         """Return a copy on a device."""
         return Statistics(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-    @property
-    def in_features(self) -> int:
-        """Return I."""
-        return self.mean_I.shape[-1]
 
     @property
     def out_features(self) -> int:
@@ -127,8 +118,8 @@ class Statistics:
         gap_I, gap_O = self.mean_I - point_I, self.mean_O - point_O
         pull_I = self.total[..., None] * gap_I
         return Sums(
-            self.gram_II + pull_I[..., None] * gap_I[..., None, :],
-            self.cross_IO + pull_I[..., None] * gap_O[..., None, :],
+            self.gram_II + _outer(pull_I, gap_I),
+            self.cross_IO + _outer(pull_I, gap_O),
             self.spread + self.total * gap_O.square().sum(-1),
         )
 
@@ -148,36 +139,27 @@ class Statistics:
         rest = self._joined(other, -1)
         # A constant column is constant in every part, so the rest of its spread is rounding.
         varies_I = ~self.constant()
-        rest.gram_II.mul_(varies_I[..., None] & varies_I[..., None, :])
+        rest.gram_II.mul_(_outer(varies_I, varies_I))
         rest.cross_IO.mul_(varies_I[..., None])
         return rest
 
     def _joined(self, other: "Statistics", sign: int) -> "Statistics":
         if self.cross_IO.shape != other.cross_IO.shape:
-            shapes = [tuple(part.cross_IO.shape) for part in (self, other)]
-            raise InvalidCombination(
-                f"statistics of shape {shapes[1]} cannot be joined to those of shape {shapes[0]} (inputs, outputs)",
-                given=str(shapes[1]),
-                expected=f"statistics of shape {shapes[0]}",
-            )
+            own, given = (tuple(part.cross_IO.shape) for part in (self, other))
+            text = f"statistics of shape {given} cannot be joined to those of shape {own} (inputs, outputs)"
+            raise InvalidCombination(text, given=str(given), expected=f"statistics of shape {own}")
         total = self.total + sign * other.total
         share = torch.where(total > 0, sign * other.total / torch.where(total > 0, total, 1.0), 0.0)
         gap_I, gap_O = other.mean_I - self.mean_I, other.mean_O - self.mean_O
         pull_I = (self.total * share)[..., None] * gap_I
         mean_I, mean_O = self.mean_I + share[..., None] * gap_I, self.mean_O + share[..., None] * gap_O
-        gram_II = self.gram_II + sign * other.gram_II + pull_I[..., None] * gap_I[..., None, :]
+        gram_II = self.gram_II + sign * other.gram_II + _outer(pull_I, gap_I)
+        cross_IO = self.cross_IO + sign * other.cross_IO + _outer(pull_I, gap_O)
         spread = self.spread + sign * other.spread + self.total * share * gap_O.square().sum(-1)
         peak_2J = torch.maximum(self.peak_2J, other.peak_2J)
-        return Statistics(
-            self.count + sign * other.count,
-            total,
-            mean_I,
-            mean_O,
-            gram_II,
-            self.cross_IO + sign * other.cross_IO + pull_I[..., None] * gap_O[..., None, :],
-            spread,
-            torch.maximum(peak_2J, _peaks(total, mean_I, mean_O, gram_II, spread)),
-        )
+        peak_2J = torch.maximum(peak_2J, _peaks(total, mean_I, mean_O, gram_II, spread))
+        count = self.count + sign * other.count
+        return Statistics(count, total, mean_I, mean_O, gram_II, cross_IO, spread, peak_2J)
 
     def to_bytes(self) -> bytes:
         """Return a safetensors file. Equal statistics have equal bytes."""
@@ -192,81 +174,76 @@ class Statistics:
             like = cls.zeros(statistics.mean_I.shape[0], statistics.mean_O.shape[0])
         except (SafetensorError, AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise BlobCorrupt(f"stored statistics cannot be read: {error}") from None
-        for field in fields(cls):
-            tensor, expected = tensors[field.name], getattr(like, field.name)
-            if (
-                tensor.shape != expected.shape
-                or tensor.dtype != expected.dtype
-                or not bool(torch.isfinite(tensor).all())
-            ):
+        for name, tensor in tensors.items():
+            expected: Tensor = getattr(like, name)
+            same_form = (tensor.shape, tensor.dtype) == (expected.shape, expected.dtype)
+            if not same_form or not bool(torch.isfinite(tensor).all()):
                 raise BlobCorrupt(
-                    f"stored statistics cannot be read: {field.name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
+                    f"stored statistics cannot be read: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, "
                     f"expected finite {expected.dtype} of shape {tuple(expected.shape)}"
                 )
         return statistics
 
 
-def accumulate(base: BaseLayer, chunks: Iterable[Chunk]) -> Statistics:
+def base_outputs(base: BaseLayer, x_NI: Tensor) -> Tensor:
+    """Return the outputs of the base layer, (…, I) -> (…, O), in the dtype of x."""
+    bias_O = None if base.bias_O is None else base.bias_O.to(x_NI.dtype)
+    return functional.linear(x_NI, base.weight_OI.to(x_NI.dtype), bias_O)
+
+
+def accumulate_data(base: BaseLayer, data: TrainingData, rows_K: Tensor | None = None) -> Statistics:
+    """Return the statistics of these rows of the data (None: all), which are read in chunks."""
+    parts = data.parts(rows_K, CHUNK_ROWS)
+    return accumulate(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts))
+
+
+def accumulate(base: BaseLayer, chunks: Iterable[Chunk], *, groups: int | None = None) -> Statistics:
     """Return the statistics of all rows. The chunks may have any length; each is dropped before the next one is read.
 
     x (N, I) and y (N, O) are float32; weights (N,) are finite and not negative, or None. The base's device computes.
+    groups: all tensors have a leading dimension G, and so has the result, which is G·(I + O)·I numbers of float64.
+    Padding rows are finite and have weight 0.
     """
-    gathered = Statistics.zeros(base.in_features, base.out_features, device=base.device)
-    for x_NI, y_NO, weights_N in chunks:
-        gathered = _add_in_chunks(base, gathered, x_NI, y_NO, weights_N)
-    return gathered
-
-
-def accumulate_stack(base: BaseLayer, x_GNI: Tensor, y_GNO: Tensor, weights_GN: Tensor | None) -> Statistics:
-    """Return the statistics of G groups as a stack.
-
-    x (G, N, I), y (G, N, O), weights (G, N): padding rows are finite and have weight 0. The result is G·(I + O)·I
-    numbers of float64, so the caller bounds G.
-    """
-    nothing = Statistics.zeros(base.in_features, base.out_features, groups=len(x_GNI), device=base.device)
-    return _add_in_chunks(base, nothing, x_GNI, y_GNO, weights_GN)
-
-
-def _add_in_chunks(
-    base: BaseLayer, gathered: Statistics, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None
-) -> Statistics:
-    groups = gathered.total.numel()
-    chunk_rows = SUM_CHUNK_NUMBERS // (max(1, groups) * (base.in_features + base.out_features))
+    statistics = Statistics.zeros(base.in_features, base.out_features, groups=groups, device=base.device)
+    chunk_rows = SUM_CHUNK_NUMBERS // ((groups or 1) * (base.in_features + base.out_features))
     chunk_rows = min(max(1, chunk_rows), _CHUNK_ROWS)
-    for begin in range(0, x_NI.shape[-2], chunk_rows):
-        rows = slice(begin, begin + chunk_rows)
-        chunk_weights_N = None if weights_N is None else weights_N[..., rows]
-        gathered = gathered.plus(_statistics_of_rows(base, x_NI[..., rows, :], y_NO[..., rows, :], chunk_weights_N))
-    return gathered
+    for x_NI, y_NO, weights_N in chunks:
+        for begin in range(0, x_NI.shape[-2], chunk_rows):
+            rows = slice(begin, begin + chunk_rows)
+            part_N = None if weights_N is None else weights_N[..., rows]
+            statistics = statistics.plus(_statistics_of_rows(base, x_NI[..., rows, :], y_NO[..., rows, :], part_N))
+    return statistics
 
 
 def _statistics_of_rows(base: BaseLayer, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None) -> Statistics:
     x_NI, y_NO = (rows.to(base.device).double() for rows in (x_NI, y_NO))
-    r_NO = y_NO - functional.linear(
-        x_NI, base.weight_OI.double(), None if base.bias_O is None else base.bias_O.double()
-    )
+    r_NO = y_NO - base_outputs(base, x_NI)
     if weights_N is None:
+        is_counted_N = None
         total, count = x_NI.new_full(x_NI.shape[:-2], x_NI.shape[-2]), torch.tensor(x_NI.shape[-2], device=base.device)
-        near_I, near_O = lattice_mean(x_NI, None), lattice_mean(r_NO, None)
-        dx_NI, dr_NO = x_NI - near_I[..., None, :], r_NO - near_O[..., None, :]
-        wx_NI, wr_NO = dx_NI, dr_NO
     else:
         weights_N = weights_N.to(base.device).double()
-        total, count = weights_N.sum(-1), (weights_N > 0).sum(-1)
-        near_I, near_O = lattice_mean(x_NI, weights_N > 0), lattice_mean(r_NO, weights_N > 0)
-        dx_NI, dr_NO = x_NI - near_I[..., None, :], r_NO - near_O[..., None, :]
-        wx_NI, wr_NO = dx_NI * weights_N[..., None], dr_NO * weights_N[..., None]
+        is_counted_N = weights_N > 0
+        total, count = weights_N.sum(-1), is_counted_N.sum(-1)
+    near_I, near_O = lattice_mean(x_NI, is_counted_N), lattice_mean(r_NO, is_counted_N)
+    dx_NI, dr_NO = x_NI - near_I[..., None, :], r_NO - near_O[..., None, :]
+    wx_NI, wr_NO = (rows if weights_N is None else rows * weights_N[..., None] for rows in (dx_NI, dr_NO))
     safe = torch.where(total > 0, total, 1.0)[..., None]
     # The means relative to the points are small, so subtracting them loses no digits.
     gap_I, gap_O = wx_NI.sum(-2) / safe, wr_NO.sum(-2) / safe
     pull_I = total[..., None] * gap_I
     gram_II = dx_NI.mT @ wx_NI
-    gram_II = (gram_II + gram_II.mT) / 2 - pull_I[..., None] * gap_I[..., None, :]
-    cross_IO = dx_NI.mT @ wr_NO - pull_I[..., None] * gap_O[..., None, :]
+    gram_II = (gram_II + gram_II.mT) / 2 - _outer(pull_I, gap_I)
+    cross_IO = dx_NI.mT @ wr_NO - _outer(pull_I, gap_O)
     spread = (dr_NO * wr_NO).sum((-2, -1)) - total * gap_O.square().sum(-1)
     mean_I, mean_O = near_I + gap_I, near_O + gap_O
     peak_2J = _peaks(total, mean_I, mean_O, gram_II, spread)
     return Statistics(count.expand(total.shape), total, mean_I, mean_O, gram_II, cross_IO, spread, peak_2J)
+
+
+def _outer(left_I: Tensor, right_O: Tensor) -> Tensor:
+    """Return the outer product, (…, I) and (…, O) -> (…, I, O)."""
+    return left_I[..., None] * right_O[..., None, :]
 
 
 def _peaks(total: Tensor, mean_I: Tensor, mean_O: Tensor, gram_II: Tensor, spread: Tensor) -> Tensor:
@@ -276,19 +253,19 @@ def _peaks(total: Tensor, mean_I: Tensor, mean_O: Tensor, gram_II: Tensor, sprea
     return torch.stack([near_J, near_J + total[..., None] * level_J], dim=-2)
 
 
-def lattice_mean(rows_NI: Tensor, counts_N: Tensor | None) -> Tensor:
-    """Return a point near the mean, with few significant bits, of the rows whose count is not 0.
+def lattice_mean(rows_NI: Tensor, is_counted_N: Tensor | None) -> Tensor:
+    """Return a point near the mean, with few significant bits, of the counted rows (None: all).
 
     Differences from it, and sums of their products, are exact if a column has counts, flags or classes, so that one-hot
     columns stay exactly dependent. The point of a constant column is its value, and 0 without rows.
     """
-    if counts_N is None:
+    if is_counted_N is None:
         lowest_I, highest_I, mean_I = rows_NI.amin(-2), rows_NI.amax(-2), rows_NI.mean(-2)
     else:
-        out_N1 = ~counts_N[..., None]
+        out_N1 = ~is_counted_N[..., None]
         lowest_I = rows_NI.masked_fill(out_N1, torch.inf).amin(-2)
         highest_I = rows_NI.masked_fill(out_N1, -torch.inf).amax(-2)
-        counted = counts_N.sum(-1, keepdim=True)
+        counted = is_counted_N.sum(-1, keepdim=True)
         mean_I = rows_NI.masked_fill(out_N1, 0.0).sum(-2) / counted.clamp(min=1)
         lowest_I, highest_I = (torch.where(counted > 0, bound_I, 0.0) for bound_I in (lowest_I, highest_I))
     exponent_I = torch.frexp(torch.maximum(lowest_I.abs(), highest_I.abs())).exponent

@@ -1,10 +1,16 @@
-"""Losses, accuracies and metrics of factors on rows, in float64, for one adapter or a stack."""
+"""Losses, accuracies and metrics of factors on rows, in float64, for one adapter or a stack.
+
+A stored version may have other labels than the training, or the same in another order. `match_labels` finds its output
+for each class, so that the versions can be compared.
+"""
 
 # G adapters of a stack · N rows · K rows of one part · I in_features · O out_features · M documents
+# C classes of the training · L labels of a version · E of these that the training lacks
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,17 +19,22 @@ from torch.nn import functional
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation.label_matching import LabelMatching
 from adapters.training.evaluation.metrics import Task, measure, measure_trivial
 from adapters.training.gradient.batches import pad_rows, stack_base_outputs
-from adapters.training.gradient.losses import add_low_rank_stack, compute_outputs, document_ids, row_losses
+from adapters.training.gradient.losses import (
+    add_low_rank_stack,
+    compute_outputs,
+    document_ids,
+    row_losses,
+    target_columns,
+)
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import Loss, TrainingSpec
 
-# Most inputs and outputs that are measured together: as float64, they fit in the processor's cache.
-_CHUNK_NUMBERS = 2**17
-_PREFIXES = ("", "base_")
-_TASKS = {
+Labels: TypeAlias = Sequence[str | int]
+
+# Task of a training, by its loss.
+TASKS: Mapping[Loss, Task] = {
     Loss.MSE: Task.REGRESSION,
     Loss.HUBER: Task.REGRESSION,
     Loss.COSINE: Task.REGRESSION,
@@ -31,6 +42,12 @@ _TASKS = {
     Loss.BINARY_CROSS_ENTROPY: Task.MULTILABEL,
     Loss.MULTIPLE_NEGATIVES: Task.RETRIEVAL,
 }
+_PREFIXES = ("", "base_")
+_CLASS_LOSSES = (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
+# Most inputs and outputs that are measured together: as float64, they fit in the processor's cache.
+_CHUNK_NUMBERS = 2**17
+# Probability of a class that the version lacks. With 0, its loss would be infinite; `log_loss` clips here too.
+_MIN_PROBABILITY = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +73,86 @@ class Evaluation:
         return cls(losses=losses, held_out=values.get("held_out"), rows=values.get("rows"))
 
 
-def task_of(loss: Loss) -> Task:
-    """Return the task of a training with this loss."""
-    return _TASKS[loss]
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelMatching:
+    """Matching of a training's classes to the outputs of a version with other labels."""
+
+    labels: int
+    """L: the outputs of the version that have a label, the first ones."""
+    outputs_C: Tensor
+    """(C,) int64: the output of the version for each class; -1 if the version has no such label."""
+    others_E: Tensor
+    """(E,) int64: outputs of the version whose labels the training lacks."""
+
+    def logits(self, loss: Loss, y_NO: Tensor) -> Tensor:
+        """Return the version's outputs in the order of the classes: (N, O) float64 -> (N, C), or (N, C + E).
+
+        With `cross_entropy`, the labels that only the version has follow: it can answer with them, and then it is
+        wrong. A class that the version lacks has the least probability, so it is never the answer.
+        """
+        y_NL, outputs_C = y_NO[:, : self.labels], self.outputs_C.to(y_NO.device)
+        own_NC = y_NL[:, outputs_C.clamp_min(0)]
+        if loss is Loss.BINARY_CROSS_ENTROPY:
+            least = math.log(_MIN_PROBABILITY) - math.log1p(-_MIN_PROBABILITY)
+            return torch.where(outputs_C >= 0, own_NC, least)
+        least_N1 = y_NL.logsumexp(dim=1, keepdim=True) + math.log(_MIN_PROBABILITY)
+        own_NC = torch.where(outputs_C >= 0, own_NC, least_N1)
+        return torch.cat([own_NC, y_NL[:, self.others_E.to(y_NO.device)]], dim=1)
+
+    def losses(self, spec: TrainingSpec, y_NO: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each row, (N,): of outputs (N, O) float64 against classes (N,), or shares (N, C).
+
+        With `cross_entropy`, the probabilities (and the label smoothing) are over the version's own labels, and a row
+        of a class that it lacks has the loss of the least probability.
+        """
+        if spec.loss is Loss.BINARY_CROSS_ENTROPY:
+            logits_NC = self.logits(spec.loss, y_NO)
+            return _losses_of_rows(replace(spec, classes=None), logits_NC, targets)
+        own_N = self.outputs_C.to(targets.device)[targets]
+        losses_N = _losses_of_rows(replace(spec, classes=self.labels), y_NO, own_N.clamp_min(0))
+        return torch.where(own_N >= 0, losses_N, -math.log(_MIN_PROBABILITY))
+
+
+def match_labels(
+    version: Labels | None, training: Labels | None, spec: TrainingSpec, *, outputs: int
+) -> LabelMatching | None:
+    """Return how to match a version's outputs, or None if they are in the order of the training's classes already.
+
+    Outputs that are numbers to hit have no labels, and stay in their order.
+    """
+    if spec.loss not in _CLASS_LOSSES or version == training:
+        return None
+    theirs = range(outputs) if version is None else version
+    ours = range(spec.classes or outputs) if training is None else training
+    if list(theirs) == list(ours):
+        return None
+    output_of, known = {label: output for output, label in enumerate(theirs)}, set(ours)
+    outputs_C = torch.tensor([output_of.get(label, -1) for label in ours])
+    others = [output for label, output in output_of.items() if label not in known]
+    return LabelMatching(len(theirs), outputs_C, torch.tensor(others, dtype=torch.int64))
+
+
+def why_unmatched(version: Labels | None, version_loss: object, training: Labels | None, loss: Loss) -> str | None:
+    """Say why a version's outputs cannot be matched to the classes of a training; None if they can.
+
+    version_loss: what the version was trained with, None if that is not known.
+    """
+    if loss not in _CLASS_LOSSES:
+        return None
+    if version_loss in _CLASS_LOSSES and version_loss != loss:
+        return f"it was trained with {version_loss}, and this training is one with {loss}"
+    if version is not None and training is not None:
+        return None if set(version) & set(training) else "it has none of the labels of this training"
+    if version is None and not _are_positions(training):
+        return "it has no labels, and this training has"
+    if training is None and not _are_positions(version):
+        return "it has labels, and this training has none"
+    return None
+
+
+def _are_positions(labels: Labels | None) -> bool:
+    """Return whether each label is the number of its output, which is the name of an output without a label."""
+    return labels is None or list(labels) == list(range(len(labels)))
 
 
 def evaluate_factors(
@@ -78,37 +172,40 @@ def evaluate_factors(
     accuracy, because class weights are part of the loss alone. matching: which outputs are the classes, if they are not
     the first ones in order.
     """
-    negatives = spec.loss is Loss.MULTIPLE_NEGATIVES
     rows = data.rows if rows_K is None else len(rows_K)
-    most = spec.batch(rows) if negatives else CHUNK_ROWS
-    total = squares = weight = weight_squares = right = counted = 0.0
-    begin = 0
-    for part in data.parts(rows_K, most):
+    chunk_rows = CHUNK_ROWS if documents_N is None else spec.batch(rows)
+    sums, right, counted, begin = torch.zeros(4, dtype=torch.float64), 0.0, 0.0, 0
+    for part in data.parts(rows_K, chunk_rows):
         y_NO = compute_outputs(base, part.inputs_NI, factors, spec.scaling)
-        targets = part.targets if part.targets.dtype == torch.int64 else part.targets.double().T
         part_rows = slice(begin, begin + part.rows) if rows_K is None else rows_K[begin : begin + part.rows]
+        begin += part.rows
         if matching is not None:
             losses_N = matching.losses(spec, y_NO, part.targets)
             y_NO = matching.logits(spec.loss, y_NO)
         else:
-            documents_1K = None if documents_N is None else documents_N[part_rows].unsqueeze(0)
-            losses_N = row_losses(spec, y_NO.T.unsqueeze(0), targets.unsqueeze(0), documents_1K)[0]
+            documents_K = None if documents_N is None else documents_N[part_rows]
+            losses_N = _losses_of_rows(spec, y_NO, part.targets, documents_K)
             y_NO = y_NO[:, : spec.classes]
-        weights_N = torch.ones_like(losses_N) if part.weights_N is None else part.weights_N.double()
-        total += float(losses_N @ weights_N)
-        squares += float(losses_N.square() @ weights_N)
-        weight += float(weights_N.sum())
-        weight_squares += float(weights_N.square().sum())
+        ones_N = torch.ones_like(losses_N)
+        weights_N = ones_N if part.weights_N is None else part.weights_N.double()
+        terms = (losses_N, losses_N.square(), ones_N, weights_N)
+        sums += torch.stack([term_N @ weights_N for term_N in terms]).cpu()
         if spec.loss is Loss.CROSS_ENTROPY:
-            own_N = torch.ones_like(losses_N) if own_weights_N is None else own_weights_N[part_rows].to(losses_N)
+            own_N = ones_N if own_weights_N is None else own_weights_N[part_rows].double()
             right += float((y_NO.argmax(dim=1) == part.targets).double() @ own_N)
             counted += float(own_N.sum())
-        begin += part.rows
+    total, squares, weight, weight_squares = sums.tolist()
     mean = {"loss": 0.0, "error": 0.0}
     if weight > 0:
         spread = max(0.0, squares / weight - (total / weight) ** 2)
         mean = {"loss": total / weight, "error": math.sqrt(spread * weight_squares) / weight}
     return mean | {"accuracy": right / counted} if counted > 0 else mean
+
+
+def _losses_of_rows(spec: TrainingSpec, y_NO: Tensor, targets: Tensor, documents_N: Tensor | None = None) -> Tensor:
+    documents_1N = None if documents_N is None else documents_N.unsqueeze(0)
+    targets = target_columns(_float64(targets).unsqueeze(0))
+    return row_losses(spec, y_NO.T.unsqueeze(0), targets, documents_1N)[0]
 
 
 class ComparedFactors(NamedTuple):
@@ -138,7 +235,7 @@ def compare_on_held_out(
     """
     held = next(data.parts(held_K, data.rows))
     held = held.weighted(None if weights_N is None else weights_N if held_K is None else weights_N[held_K])
-    task, targets = task_of(spec.loss), held.targets if held.targets.dtype == torch.int64 else held.targets.double()
+    task, targets = TASKS[spec.loss], _float64(held.targets)
     metrics: dict[str, Any] = {"rows": held.rows}
     for name, entry in entries.items():
         # All chunks write to one tensor, because tensors between freed ones would fragment the memory.
@@ -157,16 +254,15 @@ def compare_on_held_out(
 def summarize_targets(data: TrainingData, training_K: Tensor | None, spec: TrainingSpec, outputs: int) -> Tensor:
     """Return the summary of the training rows for the trivial baseline: class counts, or mean targets; float64."""
     classes = spec.classes or outputs
-    total = torch.zeros(classes if task_of(spec.loss) is Task.CLASSIFICATION else data.targets.shape[-1]).double()
+    is_classes = data.targets.dtype == torch.int64
+    total = torch.zeros(classes if is_classes else data.targets.shape[-1], dtype=torch.float64)
     weight = 0.0
     for part in data.parts(training_K, CHUNK_ROWS):
         weights_N = torch.ones(part.rows).double() if part.weights_N is None else part.weights_N.double().cpu()
         weight += float(weights_N.sum())
-        if part.targets.dtype == torch.int64:
-            total += weights_N @ functional.one_hot(part.targets.cpu(), classes).double()
-        else:
-            total += weights_N @ part.targets.double().cpu()
-    return total if task_of(spec.loss) is Task.CLASSIFICATION else total / max(weight, 1e-300)
+        targets = part.targets.cpu()
+        total += weights_N @ (functional.one_hot(targets, classes) if is_classes else targets).double()
+    return total if is_classes else total / max(weight, 1e-300)
 
 
 def measure_stack(
@@ -183,31 +279,40 @@ def measure_stack(
     rows there. own_weights_N: (N,), the row weights without class weights, for the accuracy.
     """
     metrics: list[dict[str, Any]] = [{} for _ in factors.a_OR]
-    measures = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
+    names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     for side, rows in sides.items():
-        if not rows:
-            found: list[dict[str, Any]] = [
-                dict.fromkeys(f"{prefix}{measure}" for prefix in _PREFIXES for measure in measures)
-            ]
-            found *= len(metrics)
-        elif spec.loss is Loss.MULTIPLE_NEGATIVES or max(map(len, rows)) > CHUNK_ROWS:
-            found = _measure_one_by_one(base, table, spec, rows, factors, own_weights_N)
-        else:
-            found = []
-            numbers = max(map(len, rows)) * (base.in_features + 2 * base.out_features)
-            groups_at_once = max(1, _CHUNK_NUMBERS // numbers)
-            for begin in range(0, len(rows), groups_at_once):
-                chunk = slice(begin, begin + groups_at_once)
-                bias_GO = None if factors.bias_O is None else factors.bias_O[chunk]
-                own = Factors(factors.a_OR[chunk], factors.b_RI[chunk], bias_GO)
-                found += _measure_together(base, table, spec, rows[chunk], own, own_weights_N)
-        for of_all, of_side in zip(metrics, found, strict=True):
-            of_all |= {
-                f"{prefix}{side}_{measure}": of_side[f"{prefix}{measure}"]
-                for prefix in _PREFIXES
-                for measure in measures
+        measured = _measure_side(base, table, spec, rows, factors, own_weights_N) if rows else repeat({}, len(metrics))
+        for of_adapter, values in zip(metrics, measured, strict=True):
+            of_adapter |= {
+                f"{prefix}{side}_{name}": values.get(prefix + name) for prefix in _PREFIXES for name in names
             }
     return metrics
+
+
+def _measure_side(
+    base: BaseLayer,
+    table: TrainingData,
+    spec: TrainingSpec,
+    rows: Sequence[Tensor],
+    factors: Factors,
+    own_weights_N: Tensor | None,
+) -> Iterator[dict[str, float]]:
+    """Yield `loss`, `base_loss` and maybe the accuracies of each adapter on its rows."""
+    largest = max(map(len, rows))
+    documents_N = document_ids(spec, table.targets)
+    if documents_N is None and largest <= CHUNK_ROWS:
+        groups_at_once = max(1, _CHUNK_NUMBERS // (largest * (base.in_features + 2 * base.out_features)))
+        for begin in range(0, len(rows), groups_at_once):
+            chunk = slice(begin, begin + groups_at_once)
+            yield from _measure_together(base, table, spec, rows[chunk], factors.at(chunk), own_weights_N)
+        return
+    # One by one: with very many rows, or a loss that depends on an adapter's number of rows.
+    for group, rows_K in enumerate(rows):
+        measured: dict[str, float] = {}
+        for prefix, own in zip(_PREFIXES, (factors.at(group), None), strict=True):
+            of_rows = evaluate_factors(base, table, rows_K.to(base.device), spec, own, documents_N, own_weights_N)
+            measured |= {prefix + name: value for name, value in of_rows.items()}
+        yield measured
 
 
 def _measure_together(
@@ -217,51 +322,24 @@ def _measure_together(
     rows: Sequence[Tensor],
     factors: Factors,
     own_weights_N: Tensor | None,
-) -> list[dict[str, Any]]:
-    parts = [factors.a_OR, factors.b_RI, factors.bias_O]
-    a_GOR, b_GRI, bias_GO = (None if part is None else part.to(base.device).double() for part in parts)
-    assert a_GOR is not None
-    assert b_GRI is not None
-    rows_GK, is_row_GK = pad_to_matrix(rows)
-    rows_N = rows_GK.flatten().to(base.device)
-    x_GKI = table.inputs_NI.index_select(0, rows_N).double().unflatten(0, rows_GK.shape)
-    targets = table.targets.index_select(0, rows_N).unflatten(0, rows_GK.shape)
-    targets = targets.double().transpose(1, 2) if targets.dim() == 3 else targets
-    weights_GK = padded_row_weights(table, rows_GK, is_row_GK).double()
-    own_GK = padded_row_weights(table.weighted(own_weights_N), rows_GK, is_row_GK).double()
-    base_only_GOK = stack_base_outputs(base, x_GKI)
-    adapted_GOK = add_low_rank_stack(base_only_GOK, x_GKI, (a_GOR, b_GRI, bias_GO), spec.scaling)
-    found: dict[str, list[float]] = {}
-    for prefix, y_GOK in zip(_PREFIXES, (adapted_GOK, base_only_GOK), strict=True):
-        found[f"{prefix}loss"] = _weighted_means(row_losses(spec, y_GOK, targets), weights_GK)
+) -> list[dict[str, float]]:
+    rows_GK, is_row_GK = pad_to_matrix(rows, base.device)
+    x_GKI = table.inputs_NI.index_select(0, rows_GK.flatten()).double().unflatten(0, rows_GK.shape)
+    targets = table.targets.index_select(0, rows_GK.flatten()).unflatten(0, rows_GK.shape)
+    targets = target_columns(_float64(targets))
+    weights_GK, own_GK = (
+        (is_row_GK if weights_N is None else is_row_GK * weights_N[rows_GK]).double()
+        for weights_N in (table.weights_N, own_weights_N)
+    )
+    base_GOK = stack_base_outputs(base, x_GKI)
+    adapted_GOK = add_low_rank_stack(base_GOK, x_GKI, factors.map(lambda part: part.to(x_GKI)), spec.scaling)
+    means: dict[str, list[float]] = {}
+    for prefix, y_GOK in zip(_PREFIXES, (adapted_GOK, base_GOK), strict=True):
+        means[f"{prefix}loss"] = _weighted_means(row_losses(spec, y_GOK, targets), weights_GK)
         if spec.loss is Loss.CROSS_ENTROPY:
-            right_GK = (y_GOK[:, : spec.classes].argmax(dim=1) == targets).double()
-            found[f"{prefix}accuracy"] = _weighted_means(right_GK, own_GK)
-    return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
-
-
-def _measure_one_by_one(
-    base: BaseLayer,
-    table: TrainingData,
-    spec: TrainingSpec,
-    rows: Sequence[Tensor],
-    factors: Factors,
-    own_weights_N: Tensor | None,
-) -> list[dict[str, Any]]:
-    """Measure each adapter by itself: for very many rows, or for a loss that depends on an adapter's number of rows."""
-    documents_N = document_ids(table.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
-    metrics: list[dict[str, Any]] = []
-    for index, rows_K in enumerate(rows):
-        bias_O = None if factors.bias_O is None else factors.bias_O[index]
-        own = Factors(factors.a_OR[index], factors.b_RI[index], bias_O)
-        found: dict[str, Any] = {}
-        for prefix, factors_or_none in zip(_PREFIXES, (own, None), strict=True):
-            values = evaluate_factors(
-                base, table, rows_K.to(base.device), spec, factors_or_none, documents_N, own_weights_N
-            )
-            found |= {f"{prefix}{measure}": values[measure] for measure in ("loss", "accuracy") if measure in values}
-        metrics.append(found)
-    return metrics
+            is_right_GK = (y_GOK[:, : spec.classes].argmax(dim=1) == targets).double()
+            means[f"{prefix}accuracy"] = _weighted_means(is_right_GK, own_GK)
+    return [dict(zip(means, of_adapter, strict=True)) for of_adapter in zip(*means.values(), strict=True)]
 
 
 def _weighted_means(values_GK: Tensor, weights_GK: Tensor) -> list[float]:
@@ -269,14 +347,13 @@ def _weighted_means(values_GK: Tensor, weights_GK: Tensor) -> list[float]:
     return means
 
 
-def pad_to_matrix(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _float64(targets: Tensor) -> Tensor:
+    """Return targets in float64; classes as they are."""
+    return targets if targets.dtype == torch.int64 else targets.double()
+
+
+def pad_to_matrix(rows: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return row indices padded with the first row, (G, K) int64, and 1 for rows or 0 for padding, (G, K) float32."""
     K = max(map(len, rows))
     rows_T, is_row_T = pad_rows(rows, torch.full((len(rows),), K))
-    return rows_T.view(-1, K), is_row_T.view(-1, K).float()
-
-
-def padded_row_weights(table: TrainingData, rows_GK: Tensor, is_row_GK: Tensor) -> Tensor:
-    """Return the weights of padded rows, (G, K), with 0 for padding."""
-    is_row_GK = is_row_GK.to(table.inputs_NI.device)
-    return is_row_GK if table.weights_N is None else is_row_GK * table.weights_N[rows_GK.to(table.inputs_NI.device)]
+    return rows_T.view(-1, K).to(device), is_row_T.view(-1, K).float().to(device)

@@ -15,9 +15,8 @@ from adapters.training.closed_form.ridge_search import (
     default_ridges,
     search_ridge,
 )
-from adapters.training.closed_form.statistics import Statistics, accumulate
+from adapters.training.closed_form.statistics import Statistics, accumulate_data
 from adapters.training.data_file import TrainingData
-from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import TrainingSpec
 
 if TYPE_CHECKING:
@@ -42,11 +41,11 @@ def choose_ridge_and_rank(
     ridges_tried = default_ridges(training, bias=spec.bias) if spec.try_ridges else (spec.ridge,)
     tried: dict[str, Any] = {"ranks": ranks_tried, "ridges": ridges_tried, "bias": spec.bias, "prior_OI": prior_OI}
     if sides.held is None:
-        chosen = cross_validate_ridge(list(_folds(base, sides.training, spec)), **tried)
+        chosen = cross_validate_ridge(list(_folds(base, sides.training.data, spec)), **tried)
         label = "loss of each tenth of the rows, held out in turn,"
     else:
-        chunks = ((part.inputs_NI, part.targets, part.weights_N) for part in sides.held.parts(sides.held_K, CHUNK_ROWS))
-        chosen, label = search_ridge(training, accumulate(base, chunks), **tried), "held-out loss,"
+        chosen = search_ridge(training, accumulate_data(base, sides.held.data, sides.held.rows_K), **tried)
+        label = "held-out loss,"
     ranks, ridges = (sorted({candidate[index] for candidate in chosen.table}) for index in (1, 0))
     note(
         f"rank {chosen.rank} of {_describe_range(ranks)} and ridge {chosen.ridge:g} of {_describe_range(ridges)}: "
@@ -60,8 +59,7 @@ def _folds(base: BaseLayer, data: TrainingData, spec: TrainingSpec) -> Iterator[
     rows_K = torch.arange(data.rows) if data.weights_N is None else data.weights_N.cpu().nonzero()[:, 0]
     order_K = rows_K[torch.randperm(len(rows_K), generator=torch.Generator().manual_seed(spec.seed))]
     for fold_K in order_K.tensor_split(min(_FOLDS, len(order_K))):
-        part = data.take(fold_K)
-        yield accumulate(base, [(part.inputs_NI, part.targets, part.weights_N)])
+        yield accumulate_data(base, data, fold_K)
 
 
 class TrialLoss(NamedTuple):
@@ -81,10 +79,10 @@ def choose_rate_and_rank(
     because few held-out rows do not distinguish more, and a large rate overshoots. The rank is chosen as in
     `search_ridge`.
     """
-    short = replace(spec, max_steps=min(spec.max_steps or TRIAL_STEPS, TRIAL_STEPS), max_seconds=None)
     # A trial's last step counts, not its best one. With few held-out rows, the best of many evaluations is chance, and
     # the largest rate, whose loss varies most, gains most from it.
-    short = replace(short, patience=None, try_rates=(), try_ranks=())
+    steps = min(spec.max_steps or TRIAL_STEPS, TRIAL_STEPS)
+    short = replace(spec, max_steps=steps, max_seconds=None, patience=None, try_rates=(), try_ranks=())
     if spec.try_rates:
         tried = {rate: trial(replace(short, learning_rate=rate)) for rate in spec.try_rates}
         best = min(tried.values())

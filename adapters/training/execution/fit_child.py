@@ -1,8 +1,7 @@
 """Child process that fits one job at a time, and that can be killed without harm.
 
 Requests arrive on standard input, one JSON object per line; the first names the base layer and the limits of the
-process. Frames leave on standard output, one JSON object per line; a frame with `parts` is followed by as many bytes as
-their sum: adapters, or statistics.
+process. Frames leave on standard output (see `fit_client.Frame`).
 """
 
 import ctypes
@@ -15,28 +14,35 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
-from adapters.lora.adapter import Adapter, from_canonical_bytes
+from adapters.lora.adapter import from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
-from adapters.storage.blobs import FolderBlobs
-from adapters.storage.quarantine import Quarantine
+from adapters.storage.blobs import FolderBlobs, Quarantine
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData
-from adapters.training.execution.fit_client import FitRequest, says_no_memory
+from adapters.training.execution.fit_client import (
+    Done,
+    Failed,
+    FitRequest,
+    Frame,
+    Note,
+    Outcomes,
+    Progress,
+    says_no_memory,
+)
 from adapters.training.fit import Fit, Watcher, fit
-from adapters.training.fleet import Outcome, fit_fleet
-from adapters.training.gradient.epochs import Epochs
+from adapters.training.fleet import fit_fleet
 from adapters.training.gradient.stack import History
-from adapters.training.gradient.training_loop import CheckpointOptions
+from adapters.training.gradient.training_loop import CheckpointOptions, Epochs
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -60,7 +66,7 @@ def main() -> None:
         base = load_base_layer(**first["base"])
     except BaseNotLoadable as error:
         sys.exit(f"loraplex: {error.detail}")
-    _send(out, {"frame": "ready"})
+    Frame().write(out)
     while True:
         _Fit(json.loads(requests.get()), base, out).serve()
 
@@ -94,7 +100,7 @@ class _Fit:
         folder = Path(message["data_folder"])
         self._blobs = FolderBlobs(folder, quarantine=Quarantine(folder, now=time.time))
         self._checkpoint = Path(message["checkpoint"])
-        self._latest: dict[str, Any] = {"step": 0, "loss": None, "history": []}
+        self._latest = Progress()
         self._epochs = Epochs() if self._request.times_epochs else None
         self._reported_at = time.monotonic()
 
@@ -116,94 +122,73 @@ class _Fit:
         if base.fingerprint != request.base:
             # It was loaded when this process started, and the file may have been replaced before the trainer read it.
             raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request.base)
-        data = TrainingData.open(self._data_path(request.data))
+        data = self._open_data()
         spec, feature_space, labels = request.job.spec, request.feature_space, request.job.labels
         if request.statistics is not None:
             statistics = Statistics.from_bytes(self._blobs.read(request.statistics))
             self._finish(refit(base, statistics, data, spec, feature_space=feature_space, labels=labels))
         elif data.groups_N is not None:
-            done = frozenset(request.done)
-            finished = len(done)
-
-            def progress(_step: int, loss: float) -> None:
-                self._report(finished, loss, [])
-
-            for outcomes in fit_fleet(
-                base, data, spec, done=done, progress=progress, feature_space=feature_space, labels=labels
-            ):
-                finished += len(outcomes)
-                self._send_outcomes(outcomes)
-            _send(self._out, {"frame": "done", "metrics": {}, "history": [], "parts": []})
+            self._fit_fleet(data)
         else:
-            kept = CheckpointOptions(self._checkpoint, request.checkpoint_seconds, self._resumed)
-            watcher = Watcher(self._report, self._note, kept, self._epochs)
-            present = self._live_adapter()
+            checkpoint = CheckpointOptions(
+                self._checkpoint, request.checkpoint_seconds, lambda text: self._send(Note(text=text, resumed=True))
+            )
+            watcher = Watcher(self._report, lambda text: self._send(Note(text=text)), checkpoint, self._epochs)
+            live = request.live
+            present = None
+            if live is not None:
+                present = from_canonical_bytes(self._blobs.read(live.blob, offset=live.offset, length=live.bytes))
             result = fit(base, data, spec, feature_space=feature_space, labels=labels, present=present, watcher=watcher)
             self._finish(result)
 
-    def _data_path(self, name: str) -> Path:
-        """Return the file of the job's data; raise `FitFailed` if it is missing, as after some restores."""
+    def _open_data(self) -> TrainingData:
+        """Open the job's data; raise `FitFailed` if they are missing, as after some restores."""
         try:
-            return self._blobs.local(name)
+            return TrainingData.open(self._blobs.local(self._request.data))
         except BlobCorrupt as error:
             raise FitFailed(error.detail) from None
 
-    def _live_adapter(self) -> Adapter | None:
-        """Return the live version that the new adapter is compared with."""
-        live = self._request.live
-        if live is None:
-            return None
-        return from_canonical_bytes(self._blobs.read(live.blob, offset=live.offset, length=live.bytes))
+    def _fit_fleet(self, data: TrainingData) -> None:
+        request, done = self._request, frozenset(self._request.done)
+        finished = len(done)
+        stacks = fit_fleet(
+            self._base,
+            data,
+            request.job.spec,
+            done=done,
+            progress=lambda _step, loss: self._report(finished, loss, []),
+            feature_space=request.feature_space,
+            labels=request.job.labels,
+        )
+        for outcomes in stacks:
+            finished += len(outcomes)
+            trained = [(outcome, outcome.adapter) for outcome in outcomes if outcome.adapter is not None]
+            self._send(
+                Outcomes(
+                    trained=[(outcome.position, outcome.metrics) for outcome, _ in trained],
+                    failed=[(outcome.position, outcome.error.members()) for outcome in outcomes if outcome.error],
+                    contents=[adapter.canonical_bytes for _, adapter in trained],
+                )
+            )
+        self._send(Done(metrics={}))
 
     def _report(self, step: int, loss: float, history: History) -> None:
-        self._latest.update(step=step, loss=loss, history=history)
+        self._latest = Progress(step=step, loss=loss, history=history)
         if time.monotonic() - self._reported_at >= _SECONDS_BETWEEN_REPORTS:
             self._reported_at = time.monotonic()
-            _send(self._out, {"frame": "progress", **self._latest, **self._timed()})
+            self._send(self._latest)
 
-    def _timed(self) -> dict[str, Any]:
-        return {} if self._epochs is None else {"epochs": self._epochs.take()}
-
-    def _note(self, text: str) -> None:
-        _send(self._out, {"frame": "note", "text": text})
-
-    def _resumed(self, text: str) -> None:
-        _send(self._out, {"frame": "note", "text": text, "resumed": True})
-
-    def _finish(self, done: Fit) -> None:
-        parts = [done.adapter.canonical_bytes]
-        if done.statistics is not None:
-            parts.append(done.statistics.to_bytes())
-        _send(
-            self._out,
-            {
-                "frame": "done",
-                "metrics": done.evaluation.to_json(),
-                "history": done.history,
-                "spec": asdict(done.spec),
-                **self._timed(),
-            },
-            parts,
-        )
-
-    def _send_outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        trained = [(outcome, outcome.adapter) for outcome in outcomes if outcome.adapter is not None]
-        failed = [(outcome.position, outcome.error.members()) for outcome in outcomes if outcome.error is not None]
-        _send(
-            self._out,
-            {
-                "frame": "outcomes",
-                "trained": [(outcome.position, outcome.metrics) for outcome, _ in trained],
-                "failed": failed,
-            },
-            [adapter.canonical_bytes for _, adapter in trained],
-        )
+    def _finish(self, result: Fit) -> None:
+        contents = [result.adapter.canonical_bytes]
+        if result.statistics is not None:
+            contents.append(result.statistics.to_bytes())
+        done = Done(metrics=result.metrics, history=result.history, spec=asdict(result.spec), contents=contents)
+        self._send(done)
 
     def _fail(self, error: LoraplexError) -> None:
-        _send(self._out, {"frame": "error", **self._latest, "error": error.members(), **self._timed()})
+        latest = self._latest
+        self._send(Failed(step=latest.step, loss=latest.loss, history=latest.history, error=error.members()))
 
-
-def _send(out: BinaryIO, frame: Mapping[str, Any], parts: Sequence[bytes] | None = None) -> None:
-    announced = dict(frame) if parts is None else {**frame, "parts": [len(part) for part in parts]}
-    out.write(json.dumps(announced).encode() + b"\n" + b"".join(parts or ()))
-    out.flush()
+    def _send(self, frame: Frame) -> None:
+        """Write a frame with the epochs that have ended since the last one."""
+        (frame if self._epochs is None else replace(frame, epochs=self._epochs.take())).write(self._out)

@@ -1,4 +1,4 @@
-"""Client of the child process that fits: its requests, its frames, and its life."""
+"""Client of the child process that fits: the values that the two exchange, and the life of the process."""
 
 import json
 import logging
@@ -8,17 +8,16 @@ import queue
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from adapters.child_process import StoppedClock, command
 from adapters.jobs.training_job import TrainingJob
+from adapters.training.gradient.training_loop import Epoch
 
-# Message of the child process: its kind under `frame`, and the blobs that follow it under `contents`.
-Frame = dict[str, Any]
 # Messages of the CPU allocator, C++, Python and libgomp about a failed allocation; some abort after it.
 _NO_MEMORY = (
     "can't allocate memory",
@@ -31,6 +30,86 @@ _NO_MEMORY = (
 _LAST_LINES = 20
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Message of the fit process. The base class says that the process is ready for requests."""
+
+    contents: Sequence[bytes] = ()
+    """Blobs that follow the frame on the pipe."""
+    epochs: Sequence[Epoch] = ()
+    """Epochs that have ended since the last frame, if the request asked for their times."""
+
+    def write(self, file: BinaryIO) -> None:
+        """Write a line of JSON with the lengths of the contents, and the contents."""
+        members = {field.name: getattr(self, field.name) for field in fields(self)}
+        members |= {"kind": type(self).__name__, "contents": [len(content) for content in self.contents]}
+        file.write(b"".join((json.dumps(members).encode(), b"\n", *self.contents)))
+        file.flush()
+
+    @staticmethod
+    def read(file: BinaryIO) -> "Frame | None":
+        """Read what `write` wrote; None if the file ends, even in the middle of a frame."""
+        line = file.readline()
+        if not line.endswith(b"\n"):
+            return None
+        members = json.loads(line)
+        lengths = members["contents"]
+        members["contents"] = [file.read(length) for length in lengths]
+        members["epochs"] = [Epoch(*epoch) for epoch in members["epochs"]]
+        if any(len(content) < length for content, length in zip(members["contents"], lengths, strict=True)):
+            return None
+        return _FRAMES[members.pop("kind")](**members)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note(Frame):
+    """Line for the log of the job."""
+
+    text: str
+    resumed: bool = False
+    """Whether the fit goes on from a checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Frame):
+    """Latest step of the fit."""
+
+    step: int = 0
+    loss: float | None = None
+    history: Sequence[tuple[int, float]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Progress):
+    """End of a fit with an error, and the step that it reached."""
+
+    error: Mapping[str, Any]
+    """Members of the problem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes(Frame):
+    """End of a stack of a fleet. The contents are the adapters that were trained."""
+
+    trained: Sequence[tuple[int, Mapping[str, Any]]]
+    """Position and metrics of each adapter."""
+    failed: Sequence[tuple[int, Mapping[str, Any]]]
+    """Position and error of each group without an adapter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Frame):
+    """End of a fit. The contents are the adapter and the statistics to keep; a fleet's adapters came in `Outcomes`."""
+
+    metrics: Mapping[str, Any]
+    history: Sequence[tuple[int, float]] = ()
+    spec: Mapping[str, Any] | None = None
+    """The specification with the settings that held-out rows have chosen; None for a fleet."""
+
+
+_FRAMES: Mapping[str, type[Frame]] = {kind.__name__: kind for kind in (Frame, Note, Progress, Failed, Outcomes, Done)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +149,30 @@ class FitRequest:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FitRequest":
         """Read what `to_json` returned."""
-        live = values["live"]
-        typed = {
-            "job": TrainingJob.from_json(values["job"]),
-            "done": tuple(values["done"]),
-            "live": None if live is None else StoredAdapter(**live),
-        }
-        return cls(**{**values, **typed})
+        job, done, live = TrainingJob.from_json(values["job"]), tuple(values["done"]), values["live"]
+        live = None if live is None else StoredAdapter(**live)
+        return cls(**{**values, "job": job, "done": done, "live": live})
 
 
+@dataclass(eq=False)
 class FitterDied(Exception):
     """The child process ended, or was killed, before it had answered."""
 
-    def __init__(self, *, out_of_memory: bool = False) -> None:
-        super().__init__()
-        # Whether its last lines report a failed allocation.
-        self.out_of_memory = out_of_memory
+    out_of_memory: bool = False
+    """Whether its last lines report a failed allocation."""
 
 
 class Fitter:
-    """Child process that has torch and the base layer loaded, and fits one request after another.
+    """The seam behind which a fit runs. This one is a child process that has torch and the base layer loaded.
 
     It serves job after job, so that a small one does not pay for the start. After a kill it is started again.
+
+    A fitter that runs elsewhere, such as a remote task, must promise the same. It reads what a `FitRequest` names from
+    the shared blobs and writes nothing there: publishing stays with the trainer, under its fencing token. It serves one
+    request at a time, and its frames come in order: any number of `Note`, `Progress` and `Outcomes`, then one `Done` or
+    `Failed`. `next_frame` returns in time, so that the trainer can keep its lease, and raises `FitterDied` if no more
+    frames will come. After `kill` returns, no frame of the request comes, and the fit may be repeated: the same request
+    gives the same adapters.
     """
 
     def __init__(
@@ -107,31 +188,25 @@ class Fitter:
         self._first = json.dumps({"base": dict(base_arguments), "threads": threads, "memory_bytes": memory_bytes})
         self.data_folder = data_folder
         self._stopped_seconds = stopped_seconds
-        self._stopped = StoppedClock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._ready = False
-        self._words: deque[bytes] = deque(maxlen=_LAST_LINES)
-        self._listener: threading.Thread | None = None
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Return the process, started if it does not run."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.kill()
-        self._process = subprocess.Popen(
-            command("adapters.training.execution.fit_child"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        pipe = subprocess.PIPE
+        module = command("adapters.training.execution.fit_child")
+        self._process = subprocess.Popen(module, stdin=pipe, stdout=pipe, stderr=pipe)
         # If the machine or the container runs out of memory, the kernel ends this process and none that serves.
         with suppress(OSError):
             Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000")
-        self._frames, self._words = queue.SimpleQueue(), deque(maxlen=_LAST_LINES)
+        self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._last_lines: deque[bytes] = deque(maxlen=_LAST_LINES)
         self._stopped = StoppedClock()
         threading.Thread(target=_read_frames, args=(self._process, self._frames), daemon=True).start()
-        self._listener = threading.Thread(target=_pass_on, args=(self._process, self._words), daemon=True)
+        self._listener = threading.Thread(target=_log_lines, args=(self._process, self._last_lines), daemon=True)
         self._listener.start()
         self._send(self._first)
         return self._process
@@ -199,9 +274,9 @@ class Fitter:
             raise self._death() from None
 
     def _death(self) -> FitterDied:
-        assert self._listener is not None
         self._listener.join(1.0)
-        return FitterDied(out_of_memory=any(says_no_memory(line.decode(errors="replace")) for line in self._words))
+        lines = (line.decode(errors="replace") for line in self._last_lines)
+        return FitterDied(out_of_memory=any(map(says_no_memory, lines)))
 
 
 def _give_way(process: int) -> None:
@@ -221,26 +296,18 @@ def says_no_memory(text: str) -> bool:
     return any(words in text for words in _NO_MEMORY)
 
 
-def _pass_on(process: "subprocess.Popen[bytes]", words: "deque[bytes]") -> None:
+def _log_lines(process: "subprocess.Popen[bytes]", last_lines: "deque[bytes]") -> None:
     """Log the lines of its standard error, and keep the newest."""
     assert process.stderr is not None
     with suppress(ValueError, OSError):  # closed, by `kill` or from outside
         for line in process.stderr:
-            words.append(line)
+            last_lines.append(line)
             log.warning("the fit process says: %s", line.decode(errors="replace").rstrip())
 
 
 def _read_frames(process: "subprocess.Popen[bytes]", frames: "queue.SimpleQueue[Frame | None]") -> None:
     assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            frame = json.loads(line)
-            frame["contents"] = [process.stdout.read(length) for length in frame.get("parts", ())]
-            if any(
-                len(content) < length for content, length in zip(frame["contents"], frame.get("parts", ()), strict=True)
-            ):
-                break  # killed in the middle of an adapter
+    with suppress(ValueError):  # the pipe was closed by `kill`
+        while (frame := Frame.read(process.stdout)) is not None:  # type: ignore[arg-type]  # it is buffered
             frames.put(frame)
-    except ValueError:
-        pass  # killed in the middle of a line, or the pipe was closed under us
     frames.put(None)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -19,10 +20,9 @@ from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from adapters.training.evaluation.evaluate import Evaluation
+from adapters.training.evaluation.evaluate import Evaluation, why_unmatched
 from adapters.training.evaluation.gate import GateDecision
-from adapters.training.evaluation.label_matching import why_unmatched
-from adapters.training.execution.fit_client import FitRequest, Frame, StoredAdapter
+from adapters.training.execution.fit_client import Done, FitRequest, Outcomes, StoredAdapter
 from adapters.training.settings import TrainingSpec
 
 log = logging.getLogger(__name__)
@@ -58,12 +58,13 @@ class Publisher:
         assert claim.data_file is not None
         stored = None
         if self._gate.compares:
-            self._live = self._find_live(claim.adapter)
-            if self._live is not None and self._live.base == self._base.fingerprint:
-                live = self._live
-                self._unmatched = why_unmatched(live.labels, live.loss, training.labels, training.spec.loss)
-                if self._unmatched is None:
-                    stored = StoredAdapter(live.file, live.offset, live.bytes)
+            with suppress(NotFound):
+                self._live = self._catalog.find(Reference(claim.adapter))
+        live = self._live
+        if live is not None and live.base == self._base.fingerprint:
+            self._unmatched = why_unmatched(live.labels, live.loss, training.labels, training.spec.loss)
+            if self._unmatched is None:
+                stored = StoredAdapter(live.file, live.offset, live.bytes)
         return FitRequest(
             job=training,
             base=claim.base,
@@ -71,77 +72,71 @@ class Publisher:
             data=claim.data_file,
             done=tuple(position for position in range(self._total) if position not in self._waiting),
             live=stored,
-            statistics=self._statistics() if training.is_update else None,
+            statistics=self._find_statistics() if training.is_update else None,
             checkpoint_seconds=checkpoint_seconds,
             times_epochs=times_epochs,
         )
 
-    def publish_some(self, frame: Frame) -> int:
+    def publish_outcomes(self, frame: Outcomes) -> int:
         """Publish the adapters of one stack of a fleet, and store the errors of the others; return how many."""
-        claim = self._claim
-        if frame["failed"]:
-            self._queue.fail_adapters(claim, [(position, error) for position, error in frame["failed"]])
+        if frame.failed:
+            self._queue.fail_adapters(self._claim, frame.failed)
+        waiting = self._waiting
         publications = [
-            self._publication(
-                self._waiting[position].name, content, metrics, position, rows=self._waiting[position].rows
-            )
-            for (position, metrics), content in zip(frame["trained"], frame["contents"], strict=True)
+            self._publication(waiting[position].name, content, metrics, position=position, rows=waiting[position].rows)
+            for (position, metrics), content in zip(frame.trained, frame.contents, strict=True)
         ]
         published = self._catalog.publish(publications, admit=self._admit, record=self._record)
-        for position in [position for position, _ in (*frame["trained"], *frame["failed"])]:
-            self._waiting.pop(position, None)
+        for position, _ in (*frame.trained, *frame.failed):
+            waiting.pop(position, None)
         return len(published)
 
-    def finish(self, frame: Frame) -> bool:
+    def finish(self, frame: Done) -> bool:
         """End the job with the version of its adapter, or with the tally of its fleet; return whether it succeeded."""
         if self._is_fleet:
-            return self._finish_fleet(frame)
-        claim, metrics = self._claim, frame["metrics"]
-        evaluation = Evaluation.from_json(metrics)
-        verdict = self._gate.decide(evaluation.held_out, self._live, unmatched=self._unmatched)
-        content, statistics = frame["contents"][0], next(iter(frame["contents"][1:]), None)
+            return self._finish_fleet()
+        claim, training = self._claim, self._claim.training
+        verdict = self._gate.decide(Evaluation.from_json(frame.metrics).held_out, self._live, unmatched=self._unmatched)
+        assert frame.spec is not None
+        spec, (content, *statistics) = TrainingSpec.from_json(frame.spec), frame.contents
         publication = self._publication(
-            claim.adapter, content, metrics, 0, statistics=statistics, verdict=verdict, resolved=frame["spec"]
+            claim.adapter, content, frame.metrics, spec=spec, verdict=verdict, statistics=next(iter(statistics), None)
         )
-        steps = claim.training.steps
-        last = frame["history"][-1] if frame["history"] else (steps, None)
-        progress = {"step": last[0], "steps": steps, "loss": last[1]}
+        step, loss = frame.history[-1] if frame.history else (training.steps, None)
 
-        def also(connection: Connection, published: Sequence[Published]) -> None:
-            made = published[0]
-            decision = {"gate": verdict.to_json(moved=made.moved_live)} if self._gate.compares else {}
-            chosen = _chosen(claim.training.spec, frame["spec"])
-            decision |= {"chosen": chosen} if chosen else {}
-            if claim.training.is_update and self._gate.moves and not made.moved_live:
-                raise Conflict(
-                    f"another version of {claim.adapter} has become live while this update was computed: send it again"
-                )
+        def record(connection: Connection, published: Sequence[Published]) -> None:
+            (made,) = published
+            if training.is_update and self._gate.moves and not made.moved_live:
+                detail = f"another version of {claim.adapter} has become live while this update was computed"
+                raise Conflict(f"{detail}: send it again")
             self._record(connection, published)
-            result = {"name": made.version.adapter, "version": made.version.version, "digest": made.version.digest}
+            decisions: dict[str, Any] = {"gate": verdict.to_json(moved=made.moved_live)} if self._gate.compares else {}
+            if chosen := _chosen(training.spec, spec):
+                decisions["chosen"] = chosen
+            version = made.version
             self._queue.succeed(
                 claim,
-                result=result,
-                progress=progress,
-                metrics={**metrics, **decision},
-                history=frame["history"],
+                result={"name": version.adapter, "version": version.version, "digest": version.digest},
+                progress={"step": step, "steps": training.steps, "loss": loss},
+                metrics={**frame.metrics, **decisions},
+                history=frame.history,
                 connection=connection,
             )
 
-        (made,) = self._catalog.publish([publication], admit=self._admit, record=also)
+        (made,) = self._catalog.publish([publication], admit=self._admit, record=record)
         self._queue.remove_data(claim)
-        log.info("job %s published %s@%d", claim.id, claim.adapter, made.version.version)
+        log.info("job %s published %s", claim.id, made.version)
         return True
 
-    def _finish_fleet(self, frame: Frame) -> bool:
+    def _finish_fleet(self) -> bool:
         claim, tally = self._claim, self._queue.tally(self._claim)
         progress = {"step": self._total, "steps": self._total, "loss": None, "adapters": tally}
         if tally["published"] == 0:
-            error = FleetFailed(
-                f"none of the {self._total} groups could be trained; GET /jobs/{claim.id}/adapters says why each failed"
-            )
+            detail = f"none of the {self._total} groups could be trained"
+            error = FleetFailed(f"{detail}; GET /jobs/{claim.id}/adapters says why each failed")
             self._queue.fail(claim, error.members(), progress=progress)
             return False
-        self._queue.succeed(claim, result=None, progress=progress, metrics=tally, history=frame["history"])
+        self._queue.succeed(claim, result=None, progress=progress, metrics=tally, history=[])
         log.info("job %s published %d of %d adapters", claim.id, tally["published"], self._total)
         return True
 
@@ -156,14 +151,14 @@ class Publisher:
         name: str,
         content: bytes,
         metrics: Mapping[str, Any],
-        position: int,
         *,
-        statistics: bytes | None = None,
-        verdict: GateDecision | None = None,
+        position: int = 0,
         rows: int | None = None,
-        resolved: Mapping[str, Any] | None = None,
+        spec: TrainingSpec | None = None,
+        verdict: GateDecision | None = None,
+        statistics: bytes | None = None,
     ) -> Publication:
-        claim = self._claim
+        claim, live = self._claim, self._live
         return Publication(
             name=name,
             adapter=_read_fitted(content),
@@ -174,58 +169,41 @@ class Publisher:
             metrics=metrics,
             moves_live=self._gate.moves if verdict is None else verdict.moves,
             checks_live=self._gate.compares or claim.training.is_update,
-            expected_live=None if self._live is None else self._live.version,
-            lineage=self._lineage(rows, resolved),
+            expected_live=None if live is None else live.version,
+            lineage=self._lineage(rows, spec),
             statistics=statistics,
         )
 
-    def _lineage(self, rows: int | None, resolved: Mapping[str, Any] | None) -> dict[str, object]:
+    def _lineage(self, rows: int | None, spec: TrainingSpec | None) -> dict[str, object]:
         """Return what the version was trained from and how: enough to train it again."""
         claim = self._claim
         assert claim.started_at is not None
-        return {
-            **claim.training.lineage(),
-            **({} if rows is None else {"rows": rows}),
-            # With the settings that held-out rows have chosen.
-            **({} if resolved is None else {"spec": resolved}),
-            **(
-                {"parent": f"{self._live.adapter}@{self._live.version}"}
-                if claim.training.is_update and self._live
-                else {}
-            ),
-            "code": _code_version(),
-            "seconds": seconds_since(claim.started_at, self._queue.now()),
-        }
+        lineage = claim.training.lineage(spec)
+        if rows is not None:
+            lineage["rows"] = rows
+        if claim.training.is_update and self._live is not None:
+            lineage["parent"] = str(self._live)
+        return lineage | {"code": _code_version(), "seconds": seconds_since(claim.started_at, self._queue.now())}
 
-    def _find_live(self, name: str) -> Version | None:
-        try:
-            return self._catalog.find(Reference(name))
-        except NotFound:
-            return None
-
-    def _statistics(self) -> str:
+    def _find_statistics(self) -> str:
         """Return the blob of the live version's statistics, which earlier updates in the queue have changed.
 
         Raises `Conflict` if that version was trained in another way than the one that was live when the update was
         sent.
         """
-        training = self._claim.training
         self._live = live = self._catalog.find(Reference(self._claim.adapter))
         # Its sums are of residuals of the base layer that it was made for.
         live.check_servable(self._base, self._claim.feature_space)
-        if live.statistics is None or live.lineage is None or not _is_trained_alike(live.lineage, training):
-            raise Conflict(
-                f"{live.adapter}@{live.version} has become live since this update was sent, and was trained in "
-                "another way: send it again",
-                given=f"{live.adapter}@{live.version}",
-            )
+        if live.statistics is None or live.lineage is None or not _is_trained_alike(live.lineage, self._claim.training):
+            detail = f"{live} has become live since this update was sent, and was trained in another way"
+            raise Conflict(f"{detail}: send it again", given=str(live))
         return live.statistics
 
 
-def _chosen(spec: TrainingSpec, resolved: Mapping[str, Any]) -> dict[str, Any]:
+def _chosen(requested: TrainingSpec, spec: TrainingSpec) -> dict[str, Any]:
     """Return the settings that the held-out rows have chosen, by name."""
-    were_open = {"rank": spec.try_ranks, "learning_rate": spec.try_rates, "ridge": spec.try_ridges}
-    return {name: resolved[name] for name, is_open in were_open.items() if is_open}
+    were_open = {"rank": requested.try_ranks, "learning_rate": requested.try_rates, "ridge": requested.try_ridges}
+    return {name: getattr(spec, name) for name, is_open in were_open.items() if is_open}
 
 
 def _is_trained_alike(lineage: Mapping[str, Any], training: TrainingJob) -> bool:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adapters.jobs.job import Job
-from adapters.training.execution.fit_client import Frame
-from adapters.training.gradient.epochs import Epoch
+from adapters.training.execution.fit_client import Frame, Note
+from adapters.training.gradient.training_loop import Epoch
 
 
 class Ending(StrEnum):
@@ -70,26 +70,25 @@ _MOST_PUBLISHES = 200
 class Recorder:
     """Recorder of one run, which passes it to a listener."""
 
-    def __init__(self, job: Job, listener: Listener, now: Callable[[], float] = time.time) -> None:
-        self._listener, self._now = listener, now
-        self._run = Run(job, now())
+    def __init__(self, job: Job, listener: Listener) -> None:
+        self._listener, self._run = listener, Run(job, time.time())
 
     def saw(self, frame: Frame) -> None:
         """Record the epochs of a frame, and whether the fit was resumed."""
-        self._run.resumed |= frame.get("resumed", False)
-        self._run.epochs += [Epoch(*epoch) for epoch in frame.get("epochs", ())]
+        self._run.resumed |= isinstance(frame, Note) and frame.resumed
+        self._run.epochs += frame.epochs
 
     @contextmanager
     def publishing(self) -> Iterator[Publish]:
         """Record a publish, unless it fails or makes no adapter."""
-        publish = Publish(self._now())
+        publish = Publish(time.time())
         yield publish
-        publish.ended = self._now()
+        publish.ended = time.time()
         if publish.adapters:
             self._run.publishes = [*self._run.publishes[1 - _MOST_PUBLISHES :], publish]
             self._listener.published(publish)
 
     def end(self, ending: Ending) -> None:
         """Pass the whole run to the listener."""
-        self._run.ending, self._run.ended = ending, self._now()
+        self._run.ending, self._run.ended = ending, time.time()
         self._listener.ran(self._run)

@@ -1,10 +1,11 @@
 """Trainer: claims jobs, watches their fits, and publishes the results."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from adapters.catalog.catalog import Catalog
@@ -20,7 +21,7 @@ from adapters.errors import (
 from adapters.jobs.job import Job
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer
-from adapters.training.execution.fit_client import Fitter, FitterDied, Frame
+from adapters.training.execution.fit_client import Done, Failed, Fitter, FitterDied, Note, Outcomes, Progress
 from adapters.training.execution.publisher import Publisher
 from adapters.training.execution.telemetry import Ending, Listener, Recorder
 from adapters.training.gradient.checkpoint import CheckpointFolder
@@ -36,187 +37,164 @@ _TRANSIENT = (CatalogBusy, StorageFailed, TooManyOpenFiles)
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True, eq=False)
 class Trainer:
     """Worker that takes jobs from the queue, one at a time, until `stop` is set."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        queue: JobQueue,
-        base: BaseLayer,
-        fitter: Fitter,
-        *,
-        stop: threading.Event,
-        lease_seconds: float,
-        checkpoints: Path,
-        monotonic: Callable[[], float] = time.monotonic,
-        listener: Listener = Listener(),  # noqa: B008 - immutable
-    ) -> None:
-        self._catalog = catalog
-        self._queue = queue
-        self._base = base
-        self._fitter = fitter
-        self._stop = stop
-        self._checkpoints = CheckpointFolder(checkpoints)
-        self._lease_seconds = lease_seconds
-        # Progress is written once a second, or more often for a lease shorter than three seconds.
-        self._heartbeat_seconds = min(1.0, lease_seconds / 3)
-        # A crash costs the work since the last checkpoint and the rest of the lease, so both are kept similar.
-        self._checkpoint_seconds = min(SECONDS_BETWEEN_CHECKPOINTS, lease_seconds / 3)
-        self._monotonic = monotonic
-        self._listener = listener
-        self._sweep_at = monotonic()
+    catalog: Catalog
+    queue: JobQueue
+    base: BaseLayer
+    fitter: Fitter
+    _: KW_ONLY
+    stop: threading.Event
+    lease_seconds: float
+    checkpoints: CheckpointFolder
+    listener: Listener = field(default_factory=Listener)
+    monotonic: Callable[[], float] = time.monotonic
+    _sweep_at: float = field(default=-math.inf, init=False)
 
     def run(self) -> None:
         """Work until `stop` is set, and then hand a running job back to the queue."""
         pause = _SHORTEST_PAUSE_SECONDS
         try:
-            while not self._stop.is_set():
+            while not self.stop.is_set():
                 try:
-                    ready = self._fitter.is_ready(SECONDS_BETWEEN_LOOKS)
+                    ready = self.fitter.is_ready(SECONDS_BETWEEN_LOOKS)
                 except FitterDied:
                     log.error("the fit process cannot start; the next attempt is in %g s", pause)
-                    self._fitter.kill()
-                    self._stop.wait(pause)
+                    self.fitter.kill()
+                    self.stop.wait(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                     continue
                 if ready:
                     pause = _SHORTEST_PAUSE_SECONDS
                     if not self._work_once():
-                        self._stop.wait(SECONDS_BETWEEN_LOOKS)
+                        self.stop.wait(SECONDS_BETWEEN_LOOKS)
         finally:
-            self._fitter.kill()
+            self.fitter.kill()
 
     def _work_once(self) -> bool:
         try:
-            claim = self._queue.claim(base=self._base.fingerprint)
+            claim = self.queue.claim(base=self.base.fingerprint)
             if claim is not None:
                 log.info("job %s for %s: attempt %d", claim.id, claim.adapter, claim.attempt)
                 self._train(claim)
-            if claim is not None or self._monotonic() >= self._sweep_at:
+            if claim is not None or self.monotonic() >= self._sweep_at:
                 self._sweep()
         except (*_TRANSIENT, StorageFull) as error:
             # The job is claimed again after its lease has run out.
             log.warning("%s", error.detail)
-            self._stop.wait(_SHORTEST_PAUSE_SECONDS)
+            self.stop.wait(_SHORTEST_PAUSE_SECONDS)
             return False
         return claim is not None
 
     def _sweep(self) -> None:
         """Remove the checkpoints of jobs that have ended, by a cancellation or with another trainer."""
-        self._sweep_at = self._monotonic() + self._lease_seconds
-        if present := self._checkpoints.jobs():
-            states = self._queue.states(sorted(present))
+        self._sweep_at = self.monotonic() + self.lease_seconds
+        if present := self.checkpoints.jobs():
+            states = self.queue.states(sorted(present))
             for job_id in present:
                 if job_id not in states or states[job_id].ended:
-                    self._checkpoints.drop(job_id)
+                    self.checkpoints.drop(job_id)
 
     def _train(self, claim: Job) -> None:
-        recorder, ending = Recorder(claim, self._listener), Ending.LOST
+        """Run a claimed job to its end."""
+        recorder, ending = Recorder(claim, self.listener), Ending.LOST
         try:
-            ending = self._end_of(claim, recorder)
+            ending = self._watch_fit(claim, recorder)
+        except BaseException as error:
+            # The fit may still run, and its frames must not be taken for those of the next job.
+            self.fitter.kill()
+            ending = self._end_after(error, claim)
         finally:
             recorder.end(ending)
 
-    def _end_of(self, claim: Job, recorder: Recorder) -> Ending:
-        """Run a claimed job to its end, and return how it ended."""
-        try:
-            try:
-                return self._watch_fit(claim, recorder)
-            except BaseException:
-                # The fit may still run, and its frames must not be taken for those of the next job.
-                self._fitter.kill()
-                raise
-        except ClaimLost as error:
+    def _end_after(self, error: BaseException, claim: Job) -> Ending:
+        """End a job after an error of its fit or its publish; raise the error again if it does not end the job."""
+        if isinstance(error, ClaimLost):
             log.info("%s", error)
             return Ending.LOST
-        except FitterDied as death:
+        if isinstance(error, FitterDied):
             log.warning("job %s: the fit process died", claim.id)
-            if death.out_of_memory:
+            if error.out_of_memory:
                 # Another attempt would run out of memory too.
                 out_of_memory = OutOfMemory("the fit ran out of memory, and its process ended")
-                _unless_lost(self._queue.fail, claim, out_of_memory.members())
+                _unless_lost(self.queue.fail, claim, out_of_memory.members())
             else:
-                _unless_lost(self._queue.expire_lease, claim)
+                _unless_lost(self.queue.expire_lease, claim)
             return Ending.DIED
-        except _TRANSIENT:
-            raise
-        except LoraplexError as error:
-            if error.outcome_unknown:
-                # The job may have succeeded.
-                raise
-            log.info("job %s failed: %s", claim.id, error.detail)
-            _unless_lost(self._queue.fail, claim, error.members())
-            return Ending.FAILED
+        # After an unknown outcome, the job may have succeeded.
+        if not isinstance(error, LoraplexError) or isinstance(error, _TRANSIENT) or error.outcome_unknown:
+            raise error
+        log.info("job %s failed: %s", claim.id, error.detail)
+        _unless_lost(self.queue.fail, claim, error.members())
+        return Ending.FAILED
 
     def _watch_fit(self, claim: Job, recorder: Recorder) -> Ending:
         """Process the frames of a fit until the job has ended or is handed back; raise `ClaimLost` and `FitterDied`."""
-        publisher = Publisher(self._catalog, self._queue, self._base, claim)
-        checkpoint = self._checkpoints.take_over(claim.id, claim.fence)
-        request = publisher.request(
-            checkpoint_seconds=self._checkpoint_seconds, times_epochs=self._listener.wants_epochs
-        )
-        self._fitter.begin(request, checkpoint=checkpoint)
+        publisher = Publisher(self.catalog, self.queue, self.base, claim)
+        checkpoint = self.checkpoints.take_over(claim.id, claim.fence)
+        # A crash costs the work since the last checkpoint and the rest of the lease, so both are kept similar.
+        checkpoint_seconds = min(SECONDS_BETWEEN_CHECKPOINTS, self.lease_seconds / 3)
+        # Progress is written once a second, or more often for a lease shorter than three seconds.
+        heartbeat_seconds = min(1.0, self.lease_seconds / 3)
+        request = publisher.request(checkpoint_seconds=checkpoint_seconds, times_epochs=self.listener.wants_epochs)
+        self.fitter.begin(request, checkpoint=checkpoint)
         progress, history = claim.progress, claim.history
-        pace = _Pace(claim.training.steps, self._monotonic)
-        heartbeat_at = self._monotonic() + self._heartbeat_seconds
+        pace = _Pace(claim.training.steps, self.monotonic)
+        heartbeat_at = self.monotonic() + heartbeat_seconds
         while True:
-            frame = self._fitter.next_frame(SECONDS_BETWEEN_LOOKS)
-            if self._stop.is_set():
-                self._fitter.kill()
-                self._queue.release(claim)
+            frame = self.fitter.next_frame(SECONDS_BETWEEN_LOOKS)
+            if self.stop.is_set():
+                self.fitter.kill()
+                self.queue.release(claim)
                 return Ending.HANDED_BACK
             if frame is not None:
                 recorder.saw(frame)
-                if frame["frame"] == "done":
-                    with recorder.publishing() as publish:
-                        succeeded = publisher.finish(frame)
-                        publish.adapters = 0 if claim.training.is_fleet else 1
-                    return Ending.SUCCEEDED if succeeded else Ending.FAILED
-                if frame["frame"] == "outcomes":
-                    with recorder.publishing() as publish:
-                        publish.adapters = publisher.publish_some(frame)
-                    progress = pace.progress(publisher.finished, None, publisher.tally())
-                elif frame["frame"] == "note":
-                    self._queue.append_log(claim, frame["text"])
-                else:
-                    progress = pace.progress(frame["step"], frame["loss"], publisher.tally())
-                    history = frame["history"]
-                if frame["frame"] == "error":
-                    self._fail(claim, frame, progress, history)
-                    return Ending.FAILED
+            if isinstance(frame, Done):
+                with recorder.publishing() as publish:
+                    succeeded = publisher.finish(frame)
+                    publish.adapters = 0 if claim.training.is_fleet else 1
+                return Ending.SUCCEEDED if succeeded else Ending.FAILED
+            if isinstance(frame, Outcomes):
+                with recorder.publishing() as publish:
+                    publish.adapters = publisher.publish_outcomes(frame)
+                progress = pace.progress(publisher.finished, None, publisher.tally())
+            elif isinstance(frame, Note):
+                self.queue.append_log(claim, frame.text)
+            elif isinstance(frame, Progress):
+                progress, history = pace.progress(frame.step, frame.loss, publisher.tally()), frame.history
+            if isinstance(frame, Failed):
+                self.queue.fail(claim, frame.error, progress=progress, history=history)
+                if frame.error["code"] == OutOfMemory.code:
+                    # Its heap has reached its limit and is fragmented.
+                    self.fitter.kill()
+                return Ending.FAILED
             try:
-                self._queue.check_claim(claim)
-                if self._monotonic() >= heartbeat_at:
-                    heartbeat_at = self._monotonic() + self._heartbeat_seconds
-                    self._queue.heartbeat(claim, progress=progress, history=history)
+                self.queue.check_claim(claim)
+                if self.monotonic() >= heartbeat_at:
+                    heartbeat_at = self.monotonic() + heartbeat_seconds
+                    self.queue.heartbeat(claim, progress=progress, history=history)
             except (*_TRANSIENT, StorageFull) as error:
                 # The fit continues; if the lease runs out meanwhile, the fencing token prevents its publish.
                 log.warning("job %s: %s", claim.id, error.detail)
 
-    def _fail(self, claim: Job, frame: Frame, progress: Any, history: Any) -> None:
-        self._queue.fail(claim, frame["error"], progress=progress, history=history)
-        if frame["error"]["code"] == "out_of_memory":
-            # Its heap has reached its limit and is fragmented.
-            self._fitter.kill()
 
-
+@dataclass(slots=True)
 class _Pace:
     """Progress of a fit, with the remaining time estimated from its pace so far."""
 
-    def __init__(self, steps: int, monotonic: Callable[[], float]) -> None:
-        self._steps = steps
-        self._monotonic = monotonic
-        self._began: tuple[int, float] | None = None
+    steps: int
+    monotonic: Callable[[], float]
+    _began: tuple[int, float] | None = None
 
     def progress(self, step: int, loss: float | None, tally: Mapping[str, int] | None) -> dict[str, object]:
         """Return the progress as a job shows it."""
-        now = self._monotonic()
+        now = self.monotonic()
         began_at, began = self._began = self._began or (step, now)
-        left = (self._steps - step) * (now - began) / (step - began_at) if step > began_at else None
-        shown: dict[str, object] = {"step": step, "steps": self._steps, "loss": loss}
-        shown["seconds_left"] = None if left is None else round(left, 1)
-        return shown if tally is None else shown | {"adapters": tally}
+        left = round((self.steps - step) * (now - began) / (step - began_at), 1) if step > began_at else None
+        progress: dict[str, object] = {"step": step, "steps": self.steps, "loss": loss, "seconds_left": left}
+        return progress if tally is None else progress | {"adapters": tally}
 
 
 def _unless_lost(action: Callable[..., None], *arguments: Any) -> None:

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters.lora.base_layer import BaseLayer
+from adapters.training.closed_form.statistics import base_outputs
 from adapters.training.data_file import TrainingData
-from adapters.training.gradient.losses import document_ids
-from adapters.training.gradient.sampling import Sampler
+from adapters.training.gradient.losses import document_ids, target_columns
+from adapters.training.gradient.sampling import StackEntry
 from adapters.training.limits import CHUNK_ROWS, MAX_CACHED_OUTPUTS
-from adapters.training.settings import Loss, TrainingSpec
+from adapters.training.settings import TrainingSpec
 
 # Number of float32 in a cache line of 64 bytes.
 LINE = 16
@@ -33,9 +34,6 @@ _MIN_ROWS = 4
 _MAX_BATCH_ROWS = 4096
 # Most numbers of one adapter's packed rows. An adapter with more rows is trained alone, without a packed copy.
 _MAX_NUMBERS = 2**22
-
-# Sampler of an adapter, and the indices of its rows in the data, (N,) int64.
-SampledRows = tuple[Sampler, Tensor]
 
 
 class Batch(NamedTuple):
@@ -51,6 +49,14 @@ class Batch(NamedTuple):
     documents_GK: Tensor | None
     """For `multiple_negatives`: equal numbers for equal targets, -1 for padding."""
 
+    @classmethod
+    def of_rows(
+        cls, x_GKI: Tensor, base_GKO: Tensor, targets: Tensor, weights_GK: Tensor | None, documents_GK: Tensor | None
+    ) -> "Batch":
+        """Return the batch with outputs and targets, (G, K, O) or (G, K), turned into columns."""
+        base_GOK = base_GKO.transpose(1, 2).contiguous()
+        return cls(x_GKI, base_GOK, target_columns(targets).contiguous(), weights_GK, documents_GK)
+
     def select(self, positions: Sequence[int]) -> "Batch":
         """Return the batch of the adapters at these positions."""
         positions_G = torch.tensor(positions, dtype=torch.int64, device=self.x_GKI.device)
@@ -61,27 +67,15 @@ class PackedRows(NamedTuple):
     """Concatenated rows of several adapters, each padded with its first row."""
 
     x_TI: Tensor
-    base_outputs: Sequence[Tensor]
-    """Outputs of the base layer, (g, O, K) for each run of g adapters with equally many rows."""
+    base_TO: Tensor
+    """Outputs of the base layer."""
     targets_T: Tensor
     weights_T: Tensor | None
     documents_T: Tensor | None
 
-    def answers(self) -> Tensor:
-        """Return the outputs of the base layer, (T, O)."""
-        return torch.cat([base_gOK.transpose(1, 2).flatten(0, 1) for base_gOK in self.base_outputs])
-
     def batch(self, rows: int) -> Batch:
         """Return one batch of all rows, for adapters that all have `rows` rows."""
-        (base_GOK,) = self.base_outputs
-        targets = self.targets_T.unflatten(0, (-1, rows))
-        return Batch(
-            self.x_TI.unflatten(0, (-1, rows)),
-            base_GOK,
-            targets.transpose(1, 2).contiguous() if targets.dim() == 3 else targets,
-            None if self.weights_T is None else self.weights_T.unflatten(0, (-1, rows)),
-            None if self.documents_T is None else self.documents_T.unflatten(0, (-1, rows)),
-        )
+        return Batch.of_rows(*(None if part is None else part.unflatten(0, (-1, rows)) for part in self))  # type: ignore[arg-type]
 
 
 def padded_rows(rows: int, *widths: int) -> int:
@@ -118,12 +112,13 @@ def pack_rows(
     if not bool(is_row_T.all()):
         weights_T = is_row_T.float() if weights_T is None else weights_T * is_row_T
         documents_T = None if documents_T is None else documents_T.masked_fill(~is_row_T, -1)
-    answers, begin = [], 0
-    for K, some in itertools.groupby(lengths):
-        end = begin + K * len(list(some))
-        answers.append(stack_base_outputs(base, x_TI[begin:end].unflatten(0, (-1, K))))
+    base_parts, begin = [], 0
+    for K, run in itertools.groupby(lengths):
+        end = begin + K * len(list(run))
+        base_gOK = stack_base_outputs(base, x_TI[begin:end].unflatten(0, (-1, K)))
+        base_parts.append(base_gOK.transpose(1, 2).flatten(0, 1))
         begin = end
-    return PackedRows(x_TI, answers, data.targets.index_select(0, rows_T), weights_T, documents_T)
+    return PackedRows(x_TI, torch.cat(base_parts), data.targets.index_select(0, rows_T), weights_T, documents_T)
 
 
 def pad_rows(rows: Sequence[Tensor], lengths_G: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,12 +132,6 @@ def pad_rows(rows: Sequence[Tensor], lengths_G: Tensor) -> tuple[Tensor, Tensor]
 
 def _starts(lengths_G: Tensor) -> Tensor:
     return lengths_G.cumsum(0) - lengths_G
-
-
-def base_outputs(base: BaseLayer, x_NI: Tensor) -> Tensor:
-    """Return the outputs of the base layer, (N, I) -> (N, O) float32."""
-    bias_O = None if base.bias_O is None else base.bias_O.float()
-    return functional.linear(x_NI, base.weight_OI.float(), bias_O)
 
 
 def stack_base_outputs(base: BaseLayer, x_GKI: Tensor) -> Tensor:
@@ -160,13 +149,15 @@ def _round_up(number: int, step: int) -> int:
 
 
 def open_batches(
-    base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[SampledRows]
-) -> "PackedBatches | StreamedBatches":
+    base: BaseLayer, data: TrainingData, spec: TrainingSpec, entries: Sequence[StackEntry]
+) -> "FullBatches | MiniBatches | StreamedBatches":
     """Return the batches of a stack. An adapter with too many rows to be packed is the only one in its stack."""
-    if all(is_packed(len(sampler.training_K), sampler.batch, base) for sampler in dict(tasks)):
-        return PackedBatches(base, data, spec, tasks)
-    (task,) = tasks
-    return StreamedBatches(base, data, spec, task)
+    samplers = {entry.sampler for entry in entries}
+    if not all(is_packed(len(sampler.training_K), sampler.batch, base) for sampler in samplers):
+        (entry,) = entries
+        return StreamedBatches(base, data, spec, entry)
+    kind = FullBatches if all(sampler.is_full_batch for sampler in samplers) else MiniBatches
+    return kind(base, data, spec, entries)
 
 
 def batch_shape(base: BaseLayer, spec: TrainingSpec, rows: int) -> tuple[int, bool] | None:
@@ -180,100 +171,81 @@ def batch_shape(base: BaseLayer, spec: TrainingSpec, rows: int) -> tuple[int, bo
     return padded_rows(batch, base.in_features, base.out_features, spec.rank), batch == rows
 
 
-class PackedBatches:
-    """Batches of adapters with packed rows. Each batch is padded to the same number of rows."""
+def _batch_rows(base: BaseLayer, spec: TrainingSpec, entries: Sequence[StackEntry]) -> int:
+    """Return the rows of each batch of a stack after padding."""
+    return max(padded_rows(entry.sampler.batch, base.in_features, base.out_features, spec.rank) for entry in entries)
 
-    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[SampledRows]) -> None:
+
+class FullBatches:
+    """Batch of all rows of each adapter, the same in each step."""
+
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, entries: Sequence[StackEntry]) -> None:
+        rows = _batch_rows(base, spec, entries)
+        packed = pack_rows(
+            base, data, [entry.rows_K for entry in entries], [rows] * len(entries), document_ids(spec, data.targets)
+        )
+        self._all = self._batch = packed.batch(rows)
+
+    def keep(self, live: Sequence[int]) -> None:
+        """Keep the batches of the live entries alone."""
+        self._batch = self._all.select(live)
+
+    def batch_at(self, _step: int) -> Batch:
+        """Return the batch of the live entries."""
+        return self._batch
+
+
+class MiniBatches:
+    """Batches that are parts of the rows of each adapter, in the order of its sampler, padded to one length."""
+
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, entries: Sequence[StackEntry]) -> None:
+        self._entries, self._device = entries, base.device
+        self._rows = _batch_rows(base, spec, entries)
+        # One row more than the adapter has is the padding of short batches.
         widths = (base.in_features, base.out_features, spec.rank)
-        self._tasks, self._device = [sampler for sampler, _ in tasks], base.device
-        drawn = dict.fromkeys(self._tasks)
-        self._rows = max(padded_rows(sampler.batch, *widths) for sampler in drawn)
-        documents_N = document_ids(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
-        self._all = all(sampler.is_full_batch for sampler in drawn)
-        # If batches are parts of the rows, one more row is the padding of short batches.
-        lengths = [self._rows if self._all else padded_rows(len(rows_N) + 1, *widths) for _, rows_N in tasks]
-        packed = pack_rows(base, data, [rows_N for _, rows_N in tasks], lengths, documents_N)
-        self._batch: Batch | None = None
-        self._whole = packed.batch(self._rows) if self._all else None
-        self._live: Sequence[int] | None = None
-        if self._all:
-            return
-        self._weighted, self._documents_T = data.weights_N is not None, packed.documents_T
+        lengths = [padded_rows(len(entry.rows_K) + 1, *widths) for entry in entries]
+        packed = pack_rows(base, data, [entry.rows_K for entry in entries], lengths, document_ids(spec, data.targets))
+        self._is_weighted, self._documents_T = data.weights_N is not None, packed.documents_T
         self._classes_T = packed.targets_T if packed.targets_T.dim() == 1 else None
         # In one table, so that a step fetches rows once instead of three times.
-        parts = [packed.x_TI, packed.answers()] + ([packed.targets_T] if self._classes_T is None else [])
+        parts = [packed.x_TI, packed.base_TO] + ([packed.targets_T] if self._classes_T is None else [])
         self._widths = [part.shape[1] for part in parts]
         width = sum(self._widths) + 1
         padding_TW = packed.x_TI.new_zeros(len(packed.x_TI), padded_width(width) - width)
         assert packed.weights_T is not None
         self._table_TW = torch.cat([*parts, padding_TW, packed.weights_T.unsqueeze(1)], dim=1)
-        begins = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-        self._begins_G1 = begins.unsqueeze(1)
-        self._orders = {sampler: _BatchOrder(sampler, self._rows) for sampler in drawn}
+        self._begins_G1 = torch.tensor([0, *lengths[:-1]]).cumsum(0).unsqueeze(1)
+        self.keep(range(len(entries)))
 
-    def reset(self) -> None:
-        """Drop what depends on the live entries, because they have changed."""
-        self._live = self._batch = None
+    def keep(self, live: Sequence[int]) -> None:
+        """Keep the batches of the live entries alone."""
+        samplers = [self._entries[task].sampler for task in live]
+        numbers = {sampler: number for number, sampler in enumerate(dict.fromkeys(samplers))}
+        self._live_samplers = list(numbers)
+        self._order_index_G = torch.tensor([numbers[sampler] for sampler in samplers], dtype=torch.int64)
+        self._live_begins_G1 = self._begins_G1[list(live)]
 
-    def batch_at(self, step: int, live: Sequence[int]) -> Batch:
+    def batch_at(self, step: int) -> Batch:
         """Return the batches of a step, which counts from 1, for the live entries. Call it for each step in order."""
-        if self._whole is not None:
-            if self._batch is None:
-                self._batch = self._whole if len(live) == len(self._tasks) else self._whole.select(live)
-            return self._batch
-        if self._live is None:
-            self._live = live
-            drawn = list(dict.fromkeys(self._tasks[task] for task in live))
-            index = {sampler: number for number, sampler in enumerate(drawn)}
-            self._live_orders = [self._orders[sampler] for sampler in drawn]
-            self._order_index_G = torch.tensor([index[self._tasks[task]] for task in live])
-            self._live_begins_G1 = self._begins_G1[list(live)]
-        rows_DK = torch.stack([order.rows_of(step) for order in self._live_orders])
-        rows_GK = (rows_DK if len(self._live_orders) == 1 else rows_DK[self._order_index_G]) + self._live_begins_G1
-        return self._take(rows_GK.to(self._device), filled=any(order.fills(step) for order in self._live_orders))
-
-    def _take(self, rows_GK: Tensor, *, filled: bool) -> Batch:
-        rows_T = rows_GK.flatten()
-        row_GKW = self._table_TW.index_select(0, rows_T).view(*rows_GK.shape, -1)
-        x_GKI, base_GKO, *rest = row_GKW[..., : sum(self._widths)].split(self._widths, dim=-1)
-        return Batch(
+        orders = [sampler.batch_rows(step) for sampler in self._live_samplers]
+        is_padded = min(map(len, orders)) < self._rows
+        if is_padded:
+            orders = [
+                functional.pad(rows_K, (0, self._rows - len(rows_K)), value=len(sampler.training_K))
+                for sampler, rows_K in zip(self._live_samplers, orders, strict=True)
+            ]
+        rows_DK = torch.stack(orders)
+        rows_GK = (rows_DK if len(orders) == 1 else rows_DK[self._order_index_G]) + self._live_begins_G1
+        rows_GK = rows_GK.to(self._device)
+        row_GKW = self._table_TW.index_select(0, rows_GK.flatten()).view(*rows_GK.shape, -1)
+        x_GKI, base_GKO, *targets = row_GKW[..., : sum(self._widths)].split(self._widths, dim=-1)
+        return Batch.of_rows(
             x_GKI,
-            base_GKO.transpose(1, 2).contiguous(),
-            rest[0].transpose(1, 2).contiguous() if self._classes_T is None else self._classes_T[rows_GK],
-            row_GKW[..., -1].contiguous() if filled or self._weighted else None,
+            base_GKO,
+            targets[0] if self._classes_T is None else self._classes_T[rows_GK],
+            row_GKW[..., -1].contiguous() if is_padded or self._is_weighted else None,
             None if self._documents_T is None else self._documents_T[rows_GK],
         )
-
-
-class _BatchOrder:
-    """Order of the rows for adapters with one sampler. Short batches are padded with the row after the last."""
-
-    def __init__(self, sampler: Sampler, rows: int) -> None:
-        self._sampler, self._rows = sampler, rows
-        self._order_SK: Tensor | None = None
-
-    def rows_of(self, step: int) -> Tensor:
-        """Return the positions of a step's rows, (K,) int64. Call it for each step in order."""
-        sampler = self._sampler
-        step_of_epoch = (step - 1) % sampler.steps_an_epoch
-        if step_of_epoch == 0:
-            sampler.batch_rows(step)
-            self._order_SK = None
-        if self._order_SK is None:
-            # Not drawn again within an epoch, because a checkpoint may resume there.
-            batch, count = sampler.batch, len(sampler.order_K)
-            self._order_SK = torch.full((sampler.steps_an_epoch, self._rows), count)
-            whole = count // batch
-            self._order_SK[:whole, :batch] = sampler.order_K[: whole * batch].view(whole, batch)
-            if whole < sampler.steps_an_epoch:
-                self._order_SK[whole, : count - whole * batch] = sampler.order_K[whole * batch :]
-        return self._order_SK[step_of_epoch]
-
-    def fills(self, step: int) -> bool:
-        """Return whether the batch of a step contains padding."""
-        sampler = self._sampler
-        last = (step - 1) % sampler.steps_an_epoch + 1
-        return sampler.batch < self._rows or last * sampler.batch > len(sampler.order_K)
 
 
 def _base_outputs_in_chunks(base: BaseLayer, inputs_NI: Tensor) -> Tensor:
@@ -294,41 +266,37 @@ def _base_outputs_in_chunks(base: BaseLayer, inputs_NI: Tensor) -> Tensor:
 class StreamedBatches:
     """Batches of one adapter with many rows, which are read from the data for each step."""
 
-    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, task: SampledRows) -> None:
-        self._base, self._data = base, data
-        self._sampler, self._rows_N = task
-        self._documents_N = document_ids(data.targets) if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, entry: StackEntry) -> None:
+        self._base, self._data, self._entry = base, data, entry
+        self._documents_N = document_ids(spec, data.targets)
         self._base_NO: Tensor | None = None
         if data.rows * base.out_features <= MAX_CACHED_OUTPUTS:
             self._base_NO = _base_outputs_in_chunks(base, data.inputs_NI)
         self._batch: Batch | None = None
 
-    def reset(self) -> None:
+    def keep(self, _live: Sequence[int]) -> None:
         """Do nothing, because the stack has only one entry."""
 
-    def batch_at(self, step: int, _live: Sequence[int]) -> Batch:
+    def batch_at(self, step: int) -> Batch:
         """Return the batch of a step, which counts from 1. Call it for each step in order."""
-        if self._batch is not None:
-            return self._batch
-        batch = self._take(self._rows_N[self._sampler.batch_rows(step)])
-        if self._sampler.is_full_batch:
-            self._batch = batch
-        return batch
+        sampler = self._entry.sampler
+        if self._batch is None or not sampler.is_full_batch:
+            self._batch = self._take(self._entry.rows_K[sampler.batch_rows(step)].to(self._base.device))
+        return self._batch
 
     def _take(self, rows_K: Tensor) -> Batch:
-        data, rows_K = self._data, rows_K.to(self._base.device)
-        whole = len(rows_K) == data.rows and bool((rows_K == torch.arange(data.rows, device=rows_K.device)).all())
+        data = self._data
+        # If the batch is all rows in order, nothing is copied.
+        is_all = len(rows_K) == data.rows and bool((rows_K == torch.arange(data.rows, device=rows_K.device)).all())
 
-        def take(flat: Tensor) -> Tensor:
-            # If the batch is all rows in order, nothing is copied.
-            return (flat if whole else flat.index_select(0, rows_K)).unsqueeze(0)
+        def take(part: Tensor) -> Tensor:
+            return (part if is_all else part.index_select(0, rows_K)).unsqueeze(0)
 
-        x_1KI, targets = take(data.inputs_NI), take(data.targets)
-        base_1KO = base_outputs(self._base, x_1KI) if self._base_NO is None else take(self._base_NO)
-        return Batch(
+        x_1KI = take(data.inputs_NI)
+        return Batch.of_rows(
             x_1KI,
-            base_1KO.transpose(1, 2).contiguous(),
-            targets.transpose(1, 2).contiguous() if targets.dim() == 3 else targets,
+            base_outputs(self._base, x_1KI) if self._base_NO is None else take(self._base_NO),
+            take(data.targets),
             None if data.weights_N is None else take(data.weights_N),
             None if self._documents_N is None else take(self._documents_N),
         )

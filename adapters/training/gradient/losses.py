@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors
+from adapters.training.closed_form.statistics import base_outputs
 from adapters.training.data_file import TrainingData
 from adapters.training.settings import BALANCED, Loss, TrainingSpec
 
@@ -69,23 +70,20 @@ def loss_and_gradient(
         return losses_G.detach(), gradient_GOK
     share = gradient_scale(spec, y_GOK, weights_GK) if share is None else share
     if spec.loss is Loss.MSE:
-        error_GOK = y_GOK.sub_(targets)
+        gradient_GOK = y_GOK.sub_(targets)
         # Not `square`, which computes a power and takes five times as long.
-        losses_GK = (error_GOK * error_GOK).mean(dim=1)
-        gradient_GOK = error_GOK.mul_(share)
+        losses_GK = (gradient_GOK * gradient_GOK).mean(dim=1)
     elif spec.loss is Loss.BINARY_CROSS_ENTROPY:
         losses_GK = row_losses(spec, y_GOK, targets)
         # Not `sigmoid`, which rounds the last few numbers of a tensor differently from the rest.
-        gradient_GOK = y_GOK.neg_().exp_().add_(1).reciprocal_().sub_(targets).mul_(share)
+        gradient_GOK = y_GOK.neg_().exp_().add_(1).reciprocal_().sub_(targets)
     else:
         log_p_GOK = functional.log_softmax(y_GOK, dim=1)
         losses_GK = _cross_entropy(log_p_GOK, targets, spec.label_smoothing)
         gradient_GOK = log_p_GOK.exp_().sub_(spec.label_smoothing / y_GOK.shape[1])
-        own_G1K = targets.unsqueeze(1)
-        gradient_GOK.scatter_add_(1, own_G1K, torch.full_like(gradient_GOK[:, :1], spec.label_smoothing - 1)).mul_(
-            share
-        )
-    return weighted_mean(losses_GK, weights_GK), gradient_GOK
+        own_G1K = torch.full_like(gradient_GOK[:, :1], spec.label_smoothing - 1)
+        gradient_GOK.scatter_add_(1, targets.unsqueeze(1), own_G1K)
+    return weighted_mean(losses_GK, weights_GK), gradient_GOK.mul_(share)
 
 
 def _cross_entropy(log_p_GCK: Tensor, classes_GK: Tensor, smoothing: float) -> Tensor:
@@ -139,8 +137,7 @@ def class_weights(spec: TrainingSpec, classes_N: Tensor, weights_N: Tensor | Non
     if spec.class_weights != BALANCED:
         return torch.tensor(spec.class_weights, dtype=torch.float32, device=classes_N.device)
     weights_N = torch.ones(classes_N.shape, device=classes_N.device) if weights_N is None else weights_N
-    counts_C = torch.zeros(spec.classes or outputs, dtype=torch.float64, device=classes_N.device)
-    counts_C.index_add_(0, classes_N, weights_N.double())
+    counts_C = torch.bincount(classes_N, weights_N.double(), minlength=spec.classes or outputs)
     is_present_C = counts_C > 0
     return torch.where(is_present_C, counts_C.sum() / (is_present_C.sum() * counts_C), 1.0).float()
 
@@ -159,38 +156,27 @@ def row_weights(data: TrainingData, weights_C: Tensor | None) -> Tensor | None:
     return (weights_N * 2.0 ** -math.floor(math.log2(largest)) if largest > 0 else weights_N).float()
 
 
-def document_ids(targets_NO: Tensor) -> Tensor:
-    """Return equal numbers for equal rows of targets, (N,) int64."""
-    numbers_N: Tensor = torch.unique(targets_NO, dim=0, return_inverse=True)[1]
-    return numbers_N
+def document_ids(spec: TrainingSpec, targets_NO: Tensor) -> Tensor | None:
+    """Return equal numbers for equal rows of targets, (N,) int64; None for a loss that does not compare targets."""
+    return torch.unique(targets_NO, dim=0, return_inverse=True)[1] if spec.loss is Loss.MULTIPLE_NEGATIVES else None
+
+
+def target_columns(targets: Tensor) -> Tensor:
+    """Return targets as `row_losses` takes them: (G, K, O) -> (G, O, K); classes (G, K) as they are."""
+    return targets.transpose(1, 2) if targets.dim() == 3 else targets
 
 
 def compute_outputs(base: BaseLayer, inputs_NI: Tensor, factors: Factors | None, scaling: float) -> Tensor:
     """Return the outputs with these factors, or of the base layer alone, (N, I) -> (N, O) float64."""
-    bias_O = None if base.bias_O is None else base.bias_O.double()
-    y_NO = functional.linear(inputs_NI.double(), base.weight_OI.double(), bias_O)
+    y_NO = base_outputs(base, inputs_NI.double())
     if factors is None:
         return y_NO
-    left_OR = factors.a_OR.to(y_NO) * scaling
-    y_NO = y_NO + (inputs_NI.double() @ factors.b_RI.to(y_NO).T) @ left_OR.T
-    return y_NO if factors.bias_O is None else y_NO + scaling * factors.bias_O.to(y_NO)
+    a_OR, b_RI, own_bias_O = factors.map(lambda part: part.to(y_NO))
+    y_NO = y_NO + (inputs_NI.double() @ b_RI.T) @ (a_OR * scaling).T
+    return y_NO if own_bias_O is None else y_NO + scaling * own_bias_O
 
 
-def compute_stack_outputs(
-    base: BaseLayer, x_GKI: Tensor, factors: "tuple[Tensor, Tensor, Tensor | None]", scaling: float
-) -> Tensor:
-    """Return each adapter's outputs, (G, O, K) in the dtype of x, for factors A (G, O, R), B (G, R, I), bias (G, O)."""
-    a_GOR, b_GRI, bias_GO = (None if factor is None else factor.to(x_GKI.dtype) for factor in factors)
-    assert a_GOR is not None
-    assert b_GRI is not None
-    base_O = None if base.bias_O is None else base.bias_O.to(x_GKI.dtype)
-    base_GKO = functional.linear(x_GKI, base.weight_OI.to(x_GKI.dtype), base_O)
-    return add_low_rank_stack(base_GKO.transpose(1, 2), x_GKI, (a_GOR, b_GRI, bias_GO), scaling)
-
-
-def add_low_rank_stack(
-    base_GOK: Tensor, x_GKI: Tensor, factors: "tuple[Tensor, Tensor, Tensor | None]", scaling: float
-) -> Tensor:
+def add_low_rank_stack(base_GOK: Tensor, x_GKI: Tensor, factors: Factors, scaling: float) -> Tensor:
     """Return each adapter's outputs, (G, O, K), from those of the base layer; all tensors have one dtype."""
     a_GOR, b_GRI, bias_GO = factors
     y_GOK = torch.baddbmm(base_GOK, a_GOR, b_GRI @ x_GKI.transpose(1, 2), alpha=scaling)

@@ -3,59 +3,98 @@
 # G adapters of a stack · K rows of a batch · I in_features · O out_features · R rank · P numbers of the factors, padded
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from adapters.errors import Diverged
 from adapters.lora.base_layer import BaseLayer
+from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.batches import LINE, VECTOR, Batch, open_batches, padded_width
 from adapters.training.gradient.losses import gradient_scale, loss_and_gradient
-from adapters.training.gradient.optimizer import Optimizer
-from adapters.training.gradient.sampling import Sampler
+from adapters.training.gradient.sampling import StackEntry
 from adapters.training.limits import HISTORY_LENGTH
-from adapters.training.settings import TrainingSpec
+from adapters.training.settings import Method, TrainingSpec
 
-_CONTIGUOUS = torch.contiguous_format
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 # Steps, each with the loss of its batch before the update.
 History = list[tuple[int, float]]
 # Callback after each step, with the step, its loss and the history.
 ReportStep = Callable[[int, float, History], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StackEntry:
-    """One adapter to train: its sampler, rows and initial factors."""
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2), or SGD with momentum (Sutskever et al. 2013, as in torch).
 
-    sampler: Sampler
-    rows_K: Tensor
-    """(K,) int64: the indices of its training rows in the data. The positions of `sampler` refer to this order."""
-    start: tuple[Tensor, Tensor]
-    """A (O, R) and B (R, I), float32."""
+    AdamW's weight decay is decoupled; that of SGD is part of the gradient.
+    """
+
+    def __init__(self, spec: TrainingSpec, factors_GP: Tensor) -> None:
+        self._spec = spec
+        moments = 2 if spec.method is Method.ADAMW else 1 if spec.momentum > 0 else 0
+        # Moments of earlier gradients, (G, P) each.
+        self.state: Sequence[Tensor] = [torch.zeros_like(factors_GP) for _ in range(moments)]
+
+    def keep(self, positions_G: Tensor) -> None:
+        """Drop the state of all adapters but these."""
+        self.state = [moment[positions_G] for moment in self.state]
+
+    def update(self, factors_GP: Tensor, gradients_GP: Tensor, rates_G1: Tensor | float, *, step: int) -> None:
+        """Update the factors in place; `gradients_GP` may be overwritten. `step` counts from 1.
+
+        rates_G1: the learning rates, (G, 1) float64, or one for all adapters.
+        """
+        spec = self._spec
+        if spec.clip_norm is not None:
+            norms_G1 = torch.linalg.vector_norm(gradients_GP, dim=1, keepdim=True)
+            gradients_GP.mul_((spec.clip_norm / (norms_G1 + 1e-6)).clamp_max(1.0))
+        if spec.method is Method.ADAMW:
+            first_GP, second_GP = self.state
+            if spec.weight_decay > 0:
+                factors_GP.mul_(_to_dtype_of(1 - rates_G1 * spec.weight_decay, factors_GP))
+            first_GP.lerp_(gradients_GP, 1 - _BETA1)
+            second_GP.mul_(_BETA2).addcmul_(gradients_GP, gradients_GP, value=1 - _BETA2)
+            root_GP = second_GP.sqrt().div_((1 - _BETA2**step) ** 0.5).add_(_EPS)
+            corrected = 1 / (1 - _BETA1**step)
+            if isinstance(rates_G1, float):
+                factors_GP.addcdiv_(first_GP, root_GP, value=-rates_G1 * corrected)
+            else:
+                # Rounded at the same point as in `addcdiv`, so that both branches give the same bits.
+                factors_GP.add_(first_GP.mul(_to_dtype_of(-rates_G1 * corrected, factors_GP)).div_(root_GP))
+            return
+        if spec.weight_decay > 0:
+            gradients_GP.add_(factors_GP, alpha=spec.weight_decay)
+        if spec.momentum > 0:
+            (velocity_GP,) = self.state
+            # The first velocity is the first gradient, as in torch.optim.SGD.
+            gradients_GP = velocity_GP.mul_(spec.momentum if step > 1 else 0.0).add_(gradients_GP)
+        factors_GP.sub_(gradients_GP * _to_dtype_of(rates_G1, factors_GP))
+
+
+def _to_dtype_of(numbers_G1: Tensor | float, like: Tensor) -> Tensor | float:
+    """Return numbers in the dtype of `like`; a Python float as it is."""
+    return numbers_G1.to(like.dtype) if isinstance(numbers_G1, Tensor) else numbers_G1
 
 
 @dataclass(slots=True, eq=False)
 class TrainedFactors:
     """Result of the training of one adapter."""
 
-    a_OR: Tensor
-    b_RI: Tensor
-    bias_O: Tensor | None
+    factors: Factors
     step: int
     """The step whose factors these are."""
     steps: int
     """Number of steps taken."""
     error: Diverged | None = None
-    history: History = field(default_factory=list)
 
 
 class Stack:
     """Factors and optimizer state of adapters that are trained together."""
 
-    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, tasks: Sequence[StackEntry]) -> None:
-        self._base, self._spec, self._tasks = base, spec, tasks
+    def __init__(self, base: BaseLayer, data: TrainingData, spec: TrainingSpec, entries: Sequence[StackEntry]) -> None:
+        self._base, self._spec, self.entries = base, spec, entries
         # Rank 1 is trained as rank 2 with zeros, which stay zeros: products with a single row differ (see `batches`).
         self._rank = max(2, spec.rank)
         self._sizes = (base.out_features * self._rank, self._rank * base.in_features, base.out_features * spec.bias)
@@ -65,17 +104,20 @@ class Stack:
         self.step = 0
         self.history: History = []
         # Adapters with one sampler share their initial factors.
-        flat = {key: self._flat(*start) for key, start in {id(task.start): task.start for task in tasks}.items()}
-        self.factors_GP = torch.stack([flat[id(task.start)] for task in tasks]).to(base.device)
+        starts = {id(entry.start): entry.start for entry in entries}
+        flat = {key: self._flat(*start) for key, start in starts.items()}
+        self.factors_GP = torch.stack([flat[id(entry.start)] for entry in entries]).to(base.device)
         self.optimizer = Optimizer(spec, self.factors_GP)
         # Entries that are still trained, in the order of the rows of `factors_GP`.
-        self.live = list(range(len(tasks)))
-        self.trained: list[TrainedFactors | None] = [None] * len(tasks)
-        self._some_ended = False
-        self._steps = [task.sampler.steps for task in tasks]
+        self.live = list(range(len(entries)))
+        # Results, by entry.
+        self.trained: dict[int, TrainedFactors] = {}
+        # Whether an entry has ended since the last `drop`.
+        self.some_ended = False
+        self._steps = [entry.sampler.steps for entry in entries]
         self.steps = max(self._steps)
         self._next_end = min(self._steps)
-        self._batches = open_batches(base, data, spec, [(task.sampler, task.rows_K) for task in tasks])
+        self._batches = open_batches(base, data, spec, entries)
         self._batch: Batch | None = None
         self._share: Tensor | float | None = None
         self._reset_gradients()
@@ -83,7 +125,7 @@ class Stack:
     def advance(self) -> float:
         """Take one step with every live adapter; return the mean of their losses before the update."""
         self.step += 1
-        batch = self._batches.batch_at(self.step, self.live)
+        batch = self._batches.batch_at(self.step)
         a_GOR, b_GRI, bias_GO = self._factors
         h_GRK = b_GRI @ batch.x_GKI.transpose(1, 2)
         y_GOK = torch.baddbmm(batch.base_GOK, a_GOR, h_GRK, alpha=self._spec.scaling)
@@ -96,73 +138,47 @@ class Stack:
         )
         if self._spec.scaling != 1:
             gradient_GOK.mul_(self._spec.scaling)
-        gradient_a, gradient_b, gradient_bias = self._gradients
-        _multiply_into(gradient_a, gradient_GOK, h_GRK.transpose(1, 2))
-        _multiply_into(gradient_b, a_GOR.transpose(1, 2) @ gradient_GOK, batch.x_GKI)
-        if gradient_bias is not None:
-            gradient_bias.copy_(gradient_GOK.sum(dim=2))
+        gradients = self._gradients
+        _multiply_into(gradients.a_OR, gradient_GOK, h_GRK.transpose(1, 2))
+        _multiply_into(gradients.b_RI, a_GOR.transpose(1, 2) @ gradient_GOK, batch.x_GKI)
+        if gradients.bias_O is not None:
+            gradients.bias_O.copy_(gradient_GOK.sum(dim=2))
         self.optimizer.update(self.factors_GP, self._gradients_GP, self._rates(), step=self.step)
         return self._finish_ended(loss_G)
 
-    def single_sampler(self) -> Sampler:
-        """Return the sampler of the only adapter of a stack of one."""
-        (task,) = self._tasks
-        return task.sampler
-
-    def steps_an_epoch(self, task: int) -> int:
-        """Return the steps of an epoch of an entry."""
-        return self._tasks[task].sampler.steps_an_epoch
-
-    def has_ended(self, task: int) -> bool:
-        """Return whether an entry has taken its last step or has diverged."""
-        return self.trained[task] is not None
-
-    def has_failed(self, task: int) -> bool:
-        """Return whether an entry has diverged."""
-        trained = self.trained[task]
-        return trained is not None and trained.error is not None
-
-    def factors(self, positions: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the current A (G, O, R), B (G, R, I), and bias (G, O) or None, at these positions of the stack.
-
-        Rank 1 has a second column and row of zeros.
-        """
+    def factors(self, positions: Sequence[int]) -> Factors:
+        """Return the current factors at these positions of the stack. Rank 1 has a second column and row of zeros."""
         return self._factors if len(positions) == len(self.live) else self._views(self.factors_GP[list(positions)])
-
-    def result(self) -> list[TrainedFactors]:
-        """Return the results of all entries, after the last one has ended."""
-        assert not self.live
-        return [trained for trained in self.trained if trained is not None]
 
     def end(self, position: int, *, factors_P: Tensor | None = None, step: int | None = None) -> None:
         """Set the result of an adapter: the current factors, or earlier ones. `drop` then removes it from the stack."""
-        if factors_P is None:
-            trained = self._as_trained(self._factors, position)
-        else:
-            trained = self._as_trained(self._views(factors_P.unsqueeze(0)), 0)
-        trained.step = self.step if step is None else step
-        self.trained[self.live[position]] = trained
-        self._some_ended = True
+        ended = self._factors.at(position) if factors_P is None else self._views(factors_P.unsqueeze(0)).at(0)
+        a_OR, b_RI, bias_O = ended
+        factors = Factors(a_OR[:, : self._spec.rank], b_RI[: self._spec.rank], bias_O)
+        # Copied, because the next step changes the views.
+        factors = factors.map(lambda part: part.clone(memory_format=torch.contiguous_format))
+        self.trained[self.live[position]] = TrainedFactors(factors, self.step if step is None else step, self.step)
+        self.some_ended = True
 
     def end_all(self) -> None:
         """End all live adapters with their current factors."""
-        for position, task in enumerate(self.live):
-            if not self.has_ended(task):
+        for position, entry in enumerate(self.live):
+            if entry not in self.trained:
                 self.end(position)
 
     def drop(self) -> None:
         """Remove the adapters that have ended from the stack."""
-        if not self._some_ended:
+        if not self.some_ended:
             return
-        self._some_ended = False
-        positions = [position for position, task in enumerate(self.live) if self.trained[task] is None]
+        self.some_ended = False
+        positions = [position for position, entry in enumerate(self.live) if entry not in self.trained]
         self.live = [self.live[position] for position in positions]
         positions_G = torch.tensor(positions, dtype=torch.int64, device=self._base.device)
         self.factors_GP = self.factors_GP[positions_G]
         self._reset_gradients()
-        self._next_end = min((self._steps[task] for task in self.live), default=0)
+        self._next_end = min((self._steps[entry] for entry in self.live), default=0)
         self.optimizer.keep(positions_G)
-        self._batches.reset()
+        self._batches.keep(self.live)
 
     def _reset_gradients(self) -> None:
         self._gradients_GP = torch.zeros_like(self.factors_GP)
@@ -173,21 +189,19 @@ class Stack:
         mean = float(loss_G.mean())
         # A sum is finite if all its terms are, so one pass suffices in the usual case.
         if not math.isfinite(mean + float(self.factors_GP.sum())):
-            fine_G, sound_G = torch.isfinite(loss_G), torch.isfinite(self.factors_GP).all(dim=1)
-            mean = float(loss_G[fine_G].mean()) if bool(fine_G.any()) else math.nan
-            for position in (~(fine_G & sound_G)).nonzero()[:, 0].tolist():
+            has_loss_G, is_sound_G = torch.isfinite(loss_G), torch.isfinite(self.factors_GP).all(dim=1)
+            mean = float(loss_G[has_loss_G].mean())
+            for position in (~(has_loss_G & is_sound_G)).nonzero()[:, 0].tolist():
                 self.end(position)
-                trained = self.trained[self.live[position]]
-                assert trained is not None
-                trained.error = Diverged(
+                self.trained[self.live[position]].error = Diverged(
                     f"the factors are not finite after step {self.step}"
-                    if bool(fine_G[position])
+                    if bool(has_loss_G[position])
                     else f"the loss of step {self.step} is not finite",
                     step=self.step,
                 )
         if self.step >= self._next_end:
-            for position, task in enumerate(self.live):
-                if self.step >= self._steps[task] and self.trained[task] is None:
+            for position, entry in enumerate(self.live):
+                if self.step >= self._steps[entry] and entry not in self.trained:
                     self.end(position)
         every = -(-self.steps // HISTORY_LENGTH)
         if self.step % every == 0 or self.step == self.steps:
@@ -195,34 +209,27 @@ class Stack:
         return mean
 
     def _rates(self) -> Tensor | float:
-        steps = [self._steps[task] for task in self.live]
+        steps = [self._steps[entry] for entry in self.live]
         rates = {count: self._spec.rate(self.step, count) for count in set(steps)}
         if len(set(rates.values())) == 1:
             return rates[steps[0]]
         rates_G = torch.tensor([rates[count] for count in steps], dtype=torch.float64, device=self._base.device)
         return rates_G.unsqueeze(1)
 
-    def _views(self, numbers_GP: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _views(self, numbers_GP: Tensor) -> Factors:
         # Each part begins on a cache line (see `batches`).
         parts = numbers_GP.split(self._widths, dim=1)
         a_GP, b_GP, bias_GO = (part[:, :size] for part, size in zip(parts, self._sizes, strict=True))
-        O, R, I = self._base.out_features, self._rank, self._base.in_features
-        return a_GP.unflatten(1, (O, R)), b_GP.unflatten(1, (R, I)), bias_GO if self._spec.bias else None
-
-    def _as_trained(self, factors: tuple[Tensor, Tensor, Tensor | None], position: int) -> TrainedFactors:
-        rank, (a_GOR, b_GRI, bias_GO) = self._spec.rank, factors
-        a_OR, b_RI = (
-            a_GOR[position, :, :rank].clone(memory_format=_CONTIGUOUS),
-            b_GRI[position, :rank].clone(memory_format=_CONTIGUOUS),
-        )
-        return TrainedFactors(a_OR, b_RI, None if bias_GO is None else bias_GO[position].clone(), self.step, self.step)
+        a_GOR = a_GP.unflatten(1, (self._base.out_features, self._rank))
+        b_GRI = b_GP.unflatten(1, (self._rank, self._base.in_features))
+        return Factors(a_GOR, b_GRI, bias_GO if self._spec.bias else None)
 
     def _flat(self, a_OR: Tensor, b_RI: Tensor) -> Tensor:
-        flat_P = torch.zeros(1, sum(self._widths))
-        a_1OR, b_1RI, _ = self._views(flat_P)
-        a_1OR[..., : self._spec.rank] = a_OR
-        b_1RI[:, : self._spec.rank] = b_RI
-        return flat_P[0]
+        flat_P = torch.zeros(sum(self._widths))
+        views = self._views(flat_P.unsqueeze(0)).at(0)
+        views.a_OR[:, : self._spec.rank] = a_OR
+        views.b_RI[: self._spec.rank] = b_RI
+        return flat_P
 
 
 def _multiply_into(target: Tensor, left: Tensor, right: Tensor) -> None:

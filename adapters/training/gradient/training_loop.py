@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -15,10 +16,13 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.checkpoint import load_checkpoint, save_checkpoint
 from adapters.training.gradient.early_stopping import EarlyStopping
-from adapters.training.gradient.stack import History, ReportStep, Stack, StackEntry, TrainedFactors
+from adapters.training.gradient.sampling import StackEntry
+from adapters.training.gradient.stack import History, ReportStep, Stack, TrainedFactors
 from adapters.training.settings import TrainingSpec
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
+# Most epochs of one training that are recorded. Of more epochs, every k-th is recorded.
+MAX_RECORDED_EPOCHS = 200
 _IDENTITY_ROWS = 1024
 
 
@@ -38,11 +42,54 @@ class CheckpointOptions(NamedTuple):
     """Callback with a message if a training resumes from a checkpoint."""
 
 
+class Epoch(NamedTuple):
+    """Times of one epoch, or of the rest of one after a training was resumed."""
+
+    number: int
+    """Counts from 1."""
+    began: float
+    """Seconds since 1970."""
+    ended: float
+    every: int
+    """Number of epochs that this record stands for; 1 if each epoch is recorded."""
+    loss: float
+    """Loss of its last step."""
+
+
+class Epochs:
+    """Recorder of the times of epochs."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._ended: list[Epoch] = []
+
+    def timing(self, report: ReportStep, *, steps: int, steps_an_epoch: int) -> ReportStep:
+        """Return `report` with a record of each epoch that ends. Call this when the first step begins."""
+        every = math.ceil(math.ceil(steps / steps_an_epoch) / MAX_RECORDED_EPOCHS)
+        began = self._now()
+
+        def record(step: int, loss: float, history: History) -> None:
+            nonlocal began
+            if step % steps_an_epoch == 0 or step == steps:
+                number, ended = math.ceil(step / steps_an_epoch), self._now()
+                if number % every == 0:
+                    self._ended.append(Epoch(number, began, ended, every, loss))
+                began = ended
+            report(step, loss, history)
+
+        return record
+
+    def take(self) -> list[Epoch]:
+        """Return the epochs that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
+
+
 def run_training_loop(
     base: BaseLayer,
     data: TrainingData,
     spec: TrainingSpec,
-    tasks: Sequence[StackEntry],
+    entries: Sequence[StackEntry],
     *,
     report: ReportStep,
     held_out: HeldOut | None = None,
@@ -53,9 +100,9 @@ def run_training_loop(
     With `held_out`, the best step of each is restored. With `checkpoint`, for one entry alone, the training resumes
     from the checkpoint of the same training, if there is one.
     """
-    stack = Stack(base, data, spec, tasks)
+    stack = Stack(base, data, spec, entries)
     stopping = None if held_out is None else EarlyStopping(base, held_out.data, spec, stack, held_out.rows)
-    of = "" if checkpoint is None else _identity(base, spec, stack, data, tasks[0].rows_K, held_out)
+    of = "" if checkpoint is None else _identity(base, spec, stack, data, held_out)
     spent = 0.0 if checkpoint is None else _resume(stack, stopping, checkpoint, of)
     began = saved = time.monotonic()
     while stack.live:
@@ -65,23 +112,21 @@ def run_training_loop(
             stack.end_all()
         if stopping is not None:
             stopping.evaluate(stack)
-        if checkpoint is not None and now - saved >= checkpoint.seconds and not any(map(stack.has_ended, stack.live)):
+        if checkpoint is not None and now - saved >= checkpoint.seconds and not stack.some_ended:
             saved = now
             _save(stack, stopping, checkpoint, of, spent + now - began)
         stack.drop()
         if not stack.live and stack.history[-1:] != [(stack.step, loss)]:
             stack.history.append((stack.step, loss))
         report(stack.step, loss, stack.history)
-    return stack.result(), stack.history
+    return [stack.trained[entry] for entry in range(len(entries))], stack.history
 
 
-def _identity(
-    base: BaseLayer, spec: TrainingSpec, stack: Stack, data: TrainingData, rows_K: Tensor, held_out: HeldOut | None
-) -> str:
+def _identity(base: BaseLayer, spec: TrainingSpec, stack: Stack, data: TrainingData, held_out: HeldOut | None) -> str:
     """Return a hash that identifies a training: base, spec, initial factors and rows (a sample, if they are many)."""
     digest = hashlib.sha256(json.dumps([base.fingerprint, asdict(spec)]).encode())
     digest.update(stack.factors_GP.cpu().numpy().tobytes())
-    parts = [(data, rows_K)] if held_out is None else [(data, rows_K), (held_out.data, held_out.rows[0])]
+    parts = [(data, stack.entries[0].rows_K)] + ([] if held_out is None else [(held_out.data, held_out.rows[0])])
     for table, part_K in parts:
         sample = table.take(part_K[:: max(1, len(part_K) // _IDENTITY_ROWS)])
         for tensor in (part_K.new_tensor(len(part_K)), sample.inputs_NI, sample.targets, sample.weights_N):
@@ -90,15 +135,20 @@ def _identity(
     return digest.hexdigest()
 
 
-def _save(stack: Stack, stopping: EarlyStopping | None, checkpoint: CheckpointOptions, of: str, spent: float) -> None:
-    sampler = stack.single_sampler()
-    tensors = {"factors": stack.factors_GP, "generator": sampler.generator.get_state(), "order": sampler.order_K}
+def _state(stack: Stack, stopping: EarlyStopping | None) -> dict[str, Tensor]:
+    """Return the tensors of a training that a checkpoint stores; all are updated in place when one is loaded."""
+    tensors = {"factors": stack.factors_GP, "order": stack.entries[0].sampler.order_K}
     tensors |= {f"moment_{number}": moment for number, moment in enumerate(stack.optimizer.state)}
+    return tensors if stopping is None else tensors | {"best": stopping.best_GP}
+
+
+def _save(stack: Stack, stopping: EarlyStopping | None, checkpoint: CheckpointOptions, of: str, spent: float) -> None:
+    tensors = {name: tensor.cpu() for name, tensor in _state(stack, stopping).items()}
+    tensors["generator"] = stack.entries[0].sampler.generator.get_state()
     metadata: dict[str, Any] = {"step": stack.step, "history": stack.history, "spent": spent}
     if stopping is not None:
-        tensors["best"] = stopping.best_GP
         metadata |= {"best_step": stopping.best_step, "best_loss": stopping.best_loss, "without": stopping.without}
-    save_checkpoint(checkpoint.path, {name: tensor.cpu() for name, tensor in tensors.items()}, metadata, of=of)
+    save_checkpoint(checkpoint.path, tensors, metadata, of=of)
 
 
 def _resume(stack: Stack, stopping: EarlyStopping | None, checkpoint: CheckpointOptions, of: str) -> float:
@@ -107,15 +157,11 @@ def _resume(stack: Stack, stopping: EarlyStopping | None, checkpoint: Checkpoint
     if loaded is None:
         return 0.0
     tensors, metadata = loaded
-    sampler = stack.single_sampler()
-    stack.factors_GP.copy_(tensors["factors"])
-    for number, moment in enumerate(stack.optimizer.state):
-        moment.copy_(tensors[f"moment_{number}"])
-    sampler.generator.set_state(tensors["generator"].to(torch.uint8))
-    sampler.order_K = tensors["order"]
+    for name, tensor in _state(stack, stopping).items():
+        tensor.copy_(tensors[name])
+    stack.entries[0].sampler.generator.set_state(tensors["generator"].to(torch.uint8))
     stack.step, stack.history = metadata["step"], [(int(step), float(loss)) for step, loss in metadata["history"]]
     if stopping is not None:
-        stopping.best_GP.copy_(tensors["best"])
         stopping.best_step, stopping.best_loss = metadata["best_step"], metadata["best_loss"]
         stopping.without = metadata["without"]
     checkpoint.note(f"goes on from the checkpoint at step {stack.step}")

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from adapters.errors import IgnoredField, InvalidCombination, MissingField
-from adapters.training.evaluation.evaluate import task_of
+from adapters.errors import InvalidCombination, MissingField
+from adapters.training.evaluation.evaluate import TASKS
 from adapters.training.evaluation.gate import Gate, When
 from adapters.training.evaluation.metrics import Task
 from adapters.training.planning.split import Split, SplitBy
-from adapters.training.settings import Loss, RequestedSettings, Setting
+from adapters.training.settings import Loss, RequestedSettings, Setting, no_effect
 
 # Metrics that a gate may compare, by the task of the loss.
 GATE_METRICS: Mapping[Task, tuple[str, ...]] = {
@@ -93,16 +93,14 @@ class PublishRequest:
         if not gate.compares:
             for name in ("metric", "margin", "min_rows"):
                 if name in self.given:
-                    path, given = f"publish.{name}", getattr(self, name)
-                    detail = f"{path} has no effect with {self.when}: leave it out"
-                    raise IgnoredField(detail, field=path, given=given, expected=f"{name} with if_better")
+                    raise no_effect(f"publish.{name}", f"with {self.when}", given=getattr(self, name))
             return gate
         if is_fleet:
             detail, expected = "publish if_better compares one adapter, and a fleet trains many", "always or never"
             raise InvalidCombination(detail, field="publish.when", given=self.when, expected=expected)
         if not holds_out:
             raise nothing_held_out("publish if_better compares on held-out rows")
-        metrics = GATE_METRICS[task_of(loss)]
+        metrics = GATE_METRICS[TASKS[loss]]
         if gate.metric not in metrics:
             detail, expected = f"publish.metric: {gate.metric} is no metric of {loss}", f"one of {', '.join(metrics)}"
             raise InvalidCombination(detail, field="publish.metric", given=gate.metric, expected=expected)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.arrays import Float32, class_indices, is_finite, matrix, one_per_row
-from adapters.datasets.selectors import ColumnSelector
+from adapters.arrays import Float32, is_finite, matrix, one_per_row
+from adapters.datasets.columns import ColumnSelector
 from adapters.datasets.table import Table
 from adapters.errors import (
     MAX_BAD_ROWS,
@@ -20,6 +20,7 @@ from adapters.errors import (
     OutOfRange,
     WrongShape,
     WrongType,
+    shorten,
 )
 from adapters.lora.labels import MIN_LABELS, check_labels
 from adapters.training.data_file import Column
@@ -63,12 +64,9 @@ class TargetReader:
         self._check_has_classes()
         field = self.field
         if self.loss is Loss.CROSS_ENTROPY:
-            are_strings = isinstance(value, list) and value and all(type(name) is str for name in value)
-            if self.labels is None and not are_strings:
-                return _one_class_per_row(class_indices(value, field=field, rows=rows, classes=self.outputs))
-            names = one_per_row(value, field=field, rows=rows, expected=f"{rows} rows: one class a row")
-            self._check_names(names, range(rows))
-            return self._name_classes(*_encode(names))
+            classes = one_per_row(value, field=field, rows=rows, expected=f"{rows} rows: one class a row")
+            check_one_kind(classes, field=field)
+            return self._classes(*_encode(classes))
         if self.loss is Loss.BINARY_CROSS_ENTROPY:
             expected = f"{rows} rows: a list of labels, or of 0 and 1, a row"
             lists = one_per_row(value, field=field, rows=rows, expected=expected)
@@ -92,11 +90,7 @@ class TargetReader:
             if column is None:
                 given, expected = selection.to_json(), '{"column": name}'
                 raise WrongType(f"{field}: classes are in one column", field=field, given=given, expected=expected)
-            codes_N, values = table.codes(column, field=field)
-            if self.labels is None and all(type(value) is int for value in values):
-                # Integers without labels are class indices, as they are in a request.
-                return self._index_classes(codes_N, values)
-            return self._name_classes(codes_N, values)
+            return self._classes(*table.codes(column, field=field))
         if self.loss is not Loss.BINARY_CROSS_ENTROPY:
             try:
                 return Targets(read_numbers(table, selection, self.outputs, field=field))
@@ -111,23 +105,12 @@ class TargetReader:
 
     def _check_has_classes(self) -> None:
         if self.labels is not None and self.loss not in (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY):
-            raise InvalidCombination(
-                f"labels name classes, and {self.loss} has none",
-                field=self._labels_field,
-                given=self.labels,
-                expected="labels with cross_entropy or binary_cross_entropy",
-            )
+            detail, expected = f"labels name classes, and {self.loss} has none", "no labels, or a loss with classes"
+            raise InvalidCombination(detail, field=self._labels_field, given=self.labels, expected=expected)
 
     @property
     def _labels_field(self) -> str:
         return self.field.replace("targets", "labels")
-
-    def _check_names(self, names: Sequence[object], rows: Sequence[int]) -> None:
-        for name, row in zip(names, rows, strict=True):
-            if type(name) not in (str, int):
-                kind = NotFinite if type(name) is float and not is_finite(name) else WrongType
-                detail = f"{self.field}, row {row}: a label is a string or a whole number"
-                raise kind(detail, field=self.field, row=row, given=name, expected="a label")
 
     def _lists_labels(self, lists: Sequence[Any]) -> bool:
         """Return whether rows list labels instead of a 0 or 1 for each; integer labels are always listed."""
@@ -142,26 +125,23 @@ class TargetReader:
                 raise WrongType(detail, field=self.field, row=row, given=names, expected="a list")
         rows_K = np.repeat(np.arange(len(lists)), [len(names) for names in lists])
         all_names = [name for names in lists for name in names]
-        self._check_names(all_names, rows_K.tolist())
+        check_names(all_names, rows_K.tolist(), field=self.field)
         labels, classes_K = self._positions(*_encode(all_names), rows_K)
         return Targets(_indicators(len(lists), rows_K, classes_K, len(labels)), labels)
 
-    def _index_classes(self, codes_N: Codes, values: Sequence[Any]) -> Targets:
+    def _classes(self, codes_N: Codes, values: Sequence[Any]) -> Targets:
+        """Return one class per row; integers without labels are indices of outputs."""
+        if self.labels is not None or not all(type(value) is int for value in values):
+            labels, classes_N = self._positions(codes_N, values)
+            return Targets(Column.of(classes_N), labels, classes_N)
         for code, value in enumerate(values):
             if not 0 <= value < self.outputs:
-                row = int(np.argmax(codes_N == code))
-                raise OutOfRange(
-                    f"{self.field}, row {row}: there is no class {value}; the layer has {self.outputs} outputs",
-                    field=self.field,
-                    row=row,
-                    given=value,
-                    expected=f"a whole number from 0 to {self.outputs - 1}, or labels",
-                )
-        return _one_class_per_row(np.array(values, np.int64)[codes_N])
-
-    def _name_classes(self, codes_N: Codes, values: Sequence[str | int]) -> Targets:
-        labels, classes_N = self._positions(codes_N, values)
-        return _one_class_per_row(classes_N, labels)
+                row, outputs = int(np.argmax(codes_N == code)), self.outputs
+                detail = f"{self.field}, row {row}: there is no class {shorten(value)}; the layer has {outputs} outputs"
+                expected = f"a whole number from 0 to {outputs - 1}, or labels"
+                raise OutOfRange(detail, field=self.field, row=row, given=value, expected=expected)
+        classes_N = np.array(values, np.int64)[codes_N]
+        return Targets(Column.of(classes_N), None, classes_N)
 
     def _positions(
         self, codes_K: Codes, values: Sequence[str | int], rows_K: Codes | None = None
@@ -189,13 +169,9 @@ class TargetReader:
             return check_labels(self.labels, field=self._labels_field, outputs=self.outputs)
         names = sorted(values, key=lambda name: (str(type(name)), name))
         if not MIN_LABELS <= len(names) <= self.outputs:
-            raise OutOfRange(
-                f"{self.field} has {len(names)} different labels ({_listed(names)}); at least {MIN_LABELS}, and at "
-                f"most one for each of the layer's {self.outputs} outputs",
-                field=self.field,
-                given=f"{len(names)} labels",
-                expected=f"{MIN_LABELS} to {self.outputs} different labels",
-            )
+            expected = f"{MIN_LABELS} to {self.outputs} labels, at most one for each output"
+            detail = f"{self.field} has {len(names)} different labels ({_listed(names)}), expected {expected}"
+            raise OutOfRange(detail, field=self.field, given=f"{len(names)} labels", expected=expected)
         return check_labels(names, field=self.field, outputs=self.outputs)
 
     def _shares(self, column: Column) -> Targets:
@@ -211,21 +187,38 @@ class TargetReader:
         for part_NC in column.parts():
             wrong = np.argwhere((part_NC < 0) | (part_NC > 1))
             if len(wrong):
-                row, output = map(int, wrong[0])
-                raise OutOfRange(
-                    f"{self.field}, row {begin + row}, column {output}: not from 0 to 1",
-                    field=self.field,
-                    row=begin + row,
-                    given=float(part_NC[row, output]),
-                    expected="0 where the label does not hold, 1 where it does",
-                )
+                index, output = map(int, wrong[0])
+                row, given = begin + index, float(part_NC[index, output])
+                detail = f"{self.field}, row {row}, column {output}: not from 0 to 1"
+                expected = "0 where the label does not hold, 1 where it does"
+                raise OutOfRange(detail, field=self.field, row=row, given=given, expected=expected)
             begin += len(part_NC)
         return Targets(column, labels)
 
 
+def check_names(names: Sequence[object], rows: Sequence[int], *, field: str) -> None:
+    """Raise `WrongType` or `NotFinite` for an entry that is no string or integer."""
+    for name, row in zip(names, rows, strict=True):
+        if type(name) not in (str, int):
+            kind = NotFinite if type(name) is float and not is_finite(name) else WrongType
+            expected = "a string or a whole number"
+            raise kind(f"{field}, row {row}: not {expected}", field=field, row=row, given=name, expected=expected)
+
+
+def check_one_kind(names: Sequence[object], *, field: str) -> None:
+    """Raise the errors of `check_names` for one entry per row, and `WrongType` for strings and numbers together."""
+    check_names(names, range(len(names)), field=field)
+    for row, name in enumerate(names):
+        if type(name) is not type(names[0]):
+            detail = f"{field}, row {row}: strings and numbers together"
+            raise WrongType(detail, field=field, row=row, given=name, expected="entries of one kind")
+
+
 def read_numbers(table: Table, selection: ColumnSelector, width: int, *, field: str) -> Column:
     """Return columns of numbers, checked in full and read part by part; raise `WrongShape` and `BadRows`."""
-    check_width(table, selection, width, field=field)
+    actual = table.width(selection, field=field)
+    if actual != width:
+        raise _wrong_width(field, actual, f"{width} numbers")
     table.check_numbers(selection, field=field)
     step = max(1, _NUMBERS_PER_PART // width)
 
@@ -236,20 +229,9 @@ def read_numbers(table: Table, selection: ColumnSelector, width: int, *, field: 
     return Column("F32", (table.rows, width), parts)
 
 
-def check_width(table: Table, selection: ColumnSelector, expected: int, *, field: str) -> None:
-    """Raise `WrongShape` if columns have another number of entries per row."""
-    width = table.width(selection, field=field)
-    if width != expected:
-        raise _wrong_width(field, width, f"{expected} numbers")
-
-
 def _wrong_width(field: str, width: int, expected: str) -> WrongShape:
     detail = f"{field} has {width} numbers a row, expected {expected}"
     return WrongShape(detail, field=field, given=f"{width} numbers", expected=expected)
-
-
-def _one_class_per_row(classes_N: Codes, labels: Labels | None = None) -> Targets:
-    return Targets(Column.of(classes_N), labels, classes_N)
 
 
 def _encode(names: Sequence[str | int]) -> tuple[Codes, list[str | int]]:

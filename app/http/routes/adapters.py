@@ -1,31 +1,50 @@
 """Handlers of `/adapters`: train, upload, show, roll back, download and delete."""
 
+import asyncio
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import attrgetter
 from typing import Annotated
 
+import torch
 from fastapi import Query, Request, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from adapters.arrays import matrix, vector
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.versions import AdapterSummary, Publication, Source
+from adapters.errors import InvalidUpload, UnknownField, WrongShape
 from adapters.jobs.job import Job
+from adapters.lora.adapter import Adapter, check_alpha, check_factors
+from adapters.lora.base_layer import BaseLayer
+from adapters.lora.labels import MAX_LABEL_CHARACTERS, check_labels
 from adapters.names import Reference, check_name, check_prefix
-from adapters.peft.archive import pack
-from adapters.peft.weights import DEFAULT_MODULE, check_module, write_peft
+from adapters.peft.archive import pack, unpack
+from adapters.peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
+from adapters.peft.weights import DEFAULT_MODULE, TENSOR_FILE, check_module, read_peft, write_peft
 from adapters.training.planning.planner import Plan, submit
-from adapters.training.planning.updates import plan_update, updatable_version
-from app.http.bodies import object_of_body, read_as, read_json
+from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, object_of_body, read_as, read_bytes
 from app.http.paging import NamePage, Page, QueryFields, QueryFlag, QueryInteger, page_of, read_cursor, version_in_path
 from app.http.preconditions import etag, precondition
-from app.http.schemas.adapters import AdapterBody, AdapterEntryBody, AdapterPage, LiveRequest, VersionBody, VersionPage
+from app.http.schemas import adapters as schemas
 from app.http.schemas.jobs import JobWithHistory
 from app.http.schemas.trainings import training_request, update_request
-from app.http.uploads import ZIP, read_adapter
 from app.service import Service, ServiceOf
+from app.serving.request import count_lists
+
+MULTIPART, ZIP = "multipart/form-data", "application/zip"
+_FILES = (TENSOR_FILE, CONFIG_FILE)
+_IGNORED_FILE = "README.md"
+_MAX_FORM_PARTS = 8
+# Longest JSON of a label: a character outside the basic plane is written in twelve bytes.
+_LABEL_BYTES = 16 * MAX_LABEL_CHARACTERS
+# Lists are counted only in larger bodies, because smaller ones are parsed quickly.
+_UNCOUNTED_BYTES = 2**19
 
 
 class DownloadQuery(QueryFields):
@@ -49,31 +68,29 @@ async def train_adapter(
     The rows are in the request, or in a stored data set. A `name` such as `acme-{tenant}` trains one adapter for each
     value of `data.group_by`. docs/training.md describes every field.
     """
-    body = await _read_json(request, service)
+    body = await service.json.read(request)
     async with service.writes.turn(service.plannings):
         if query.dry_run:
             plan = await run_in_threadpool(_plan_training, service, body)
             return JSONResponse(plan.to_json())
-        job = await service.writes.run(_queue_training, service, body)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobWithHistory.of(job)
+        return await _queue(partial(_plan_training, service, body), service, response)
 
 
-async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> VersionBody:
+async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> schemas.VersionBody:
     """Create a version from PEFT files, a zip of them, or JSON (201); if live has the same bytes, return it (200)."""
     check_name(name)
     condition = precondition(request)
-    adapter, module = await read_adapter(request, service)
+    adapter, module = await _read_adapter(request, service)
     publication = Publication(name=name, adapter=adapter, base=service.base, source=Source.UPLOAD, module=module)
     started_at = time.perf_counter()
     version, is_new = await service.writes.run(service.catalog.put, publication, precondition=condition)
     service.observer.finish_publish(request.scope, started_at, is_new=is_new)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
-    return VersionBody.of(version)
+    return schemas.VersionBody.of(version)
 
 
-def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf) -> AdapterPage:
+def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf) -> schemas.AdapterPage:
     """List adapters in byte order of name, without the lists in metrics and lineage.
 
     `GET /adapters/{name}` includes these lists.
@@ -82,16 +99,16 @@ def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf) -> Ad
     after = read_cursor(list_key, query.cursor) or ""
     page = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
     data, next_cursor = page_of(list_key, page, query.limit, attrgetter("name"))
-    body = partial(AdapterEntryBody.served_by, service.base, service.settings.feature_space)
-    return AdapterPage(data=[body(adapter) for adapter in data], next_cursor=next_cursor)
+    body = partial(schemas.AdapterEntryBody.served_by, service.base, service.settings.feature_space)
+    return schemas.AdapterPage(data=[body(adapter) for adapter in data], next_cursor=next_cursor)
 
 
-def show_adapter(name: str, service: ServiceOf) -> AdapterBody:
+def show_adapter(name: str, service: ServiceOf) -> schemas.AdapterBody:
     """Show one adapter and its live version."""
     return _body(service.catalog.adapter(check_name(name)), service)
 
 
-def list_adapter_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> VersionPage:
+def list_adapter_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> schemas.VersionPage:
     """List an adapter's versions, newest first, without the lists in metrics and lineage.
 
     `GET /adapters/{name}/versions/{version}` includes these lists.
@@ -99,12 +116,12 @@ def list_adapter_versions(name: str, query: Annotated[Page, Query()], service: S
     list_key = f"versions {check_name(name)}"
     before = read_cursor(list_key, query.cursor)
     page = service.catalog.versions(name, before=before, limit=query.limit + 1)
-    return query.answer(VersionPage, list_key, page, "version")
+    return query.answer(schemas.VersionPage, list_key, page, "version")
 
 
-def show_adapter_version(name: str, version: str, service: ServiceOf) -> VersionBody:
+def show_adapter_version(name: str, version: str, service: ServiceOf) -> schemas.VersionBody:
     """Show one version."""
-    return VersionBody.of(service.catalog.find(Reference(check_name(name), version=version_in_path(version))))
+    return schemas.VersionBody.of(service.catalog.find(Reference(check_name(name), version=version_in_path(version))))
 
 
 def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
@@ -117,21 +134,19 @@ def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], servic
     return Response(archive, media_type=ZIP, headers={"Content-Disposition": disposition})
 
 
-async def set_live(name: str, request: Request, service: ServiceOf) -> AdapterBody:
+async def set_live(name: str, request: Request, service: ServiceOf) -> schemas.AdapterBody:
     """Make another version live. Every later request for the bare name uses it."""
     check_name(name)
-    body = read_as(LiveRequest, object_of_body(await _read_json(request, service)))
+    body = read_as(schemas.LiveRequest, object_of_body(await service.json.read(request)))
     adapter = await service.writes.run(service.catalog.set_live, name, body.version, precondition=precondition(request))
     return _body(adapter, service)
 
 
 async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
     """Refit an adapter exactly with rows added and rows removed. It must be trained with `keep_statistics`."""
-    body = await _read_json(request, service)
+    body = await service.json.read(request)
     async with service.writes.turn(service.plannings):
-        job = await service.writes.run(_queue_update, service, name, body)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobWithHistory.of(job)
+        return await _queue(partial(_plan_update, service, name, body), service, response)
 
 
 async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
@@ -140,28 +155,146 @@ async def delete_adapter(name: str, request: Request, service: ServiceOf) -> Non
     await service.writes.run(service.catalog.delete, name, precondition=precondition(request))
 
 
-async def _read_json(request: Request, service: Service) -> object:
+async def _read_adapter(request: Request, service: Service) -> tuple[Adapter, str | None]:
+    """Return the adapter in a request's body, and the path of its module if the body names one."""
+    form = content_type(request.headers.get("content-type", ""), MULTIPART, ZIP, JSON)
+    read: Callable[[], tuple[Adapter, str | None]]
+    if form == MULTIPART:
+        read = partial(_from_peft, await _read_multipart(request), service)
+    elif form == ZIP:
+        read = partial(_from_zip, bytes(await read_bytes(request)), service)
+    else:
+        read = partial(_from_json, await _read_factors(request, service), service)
+    async with service.uploads:
+        return await run_in_threadpool(read)
+
+
+async def _read_factors(request: Request, service: Service) -> dict[str, object]:
     """Return the parsed body, whose bytes are freed by then."""
-    return await service.json.parse(await read_json(request))
+    base, max_rank = service.base, service.settings.max_rank
+    hint = f": an adapter of rank {max_rank}, the largest accepted here, needs fewer"
+    # Numbers of bounded length, and labels.
+    numbers = max_rank * (base.in_features + base.out_features) + base.out_features
+    max_bytes = LEAST_LIMIT_BYTES + numbers * NUMBER_BYTES + base.out_features * _LABEL_BYTES
+    body = await read_bytes(request, max_bytes=max_bytes, hint=hint)
+    await asyncio.to_thread(_check_list_count, body, base, max_rank)
+    return object_of_body(await service.json.parse(body))
+
+
+def _check_list_count(body: bytearray, base: BaseLayer, max_rank: int) -> None:
+    """Raise `WrongShape` if the body has more opening brackets than its lists and labels can have.
+
+    The limit allows factors that are transposed, because `check_factors` has a better error for them.
+    """
+    if len(body) <= _UNCOUNTED_BYTES:
+        return
+    max_rows = 2 * (base.in_features + base.out_features + max_rank)
+    lists = count_lists(body)
+    if lists > max_rows + (base.out_features + 1) * MAX_LABEL_CHARACTERS:
+        raise WrongShape(
+            f"the body has {lists} lists; the factors of an adapter of this layer have at most {max_rows // 2} rows",
+            field="body",
+            given=f"{lists} lists",
+            expected=f"at most {max_rows // 2} rows",
+        )
+
+
+async def _read_multipart(request: Request) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    try:
+        async with request.form(max_files=_MAX_FORM_PARTS, max_fields=_MAX_FORM_PARTS) as form:
+            for field, part in form.multi_items():
+                if isinstance(part, UploadFile) and part.filename == _IGNORED_FILE:
+                    continue
+                file = _check_part(field[:80], part, files)
+                files[file.filename or ""] = await file.read()
+    except (HTTPException, ValueError) as error:  # ValueError: the parser does not support the charset
+        reason = error.detail if isinstance(error, HTTPException) else error
+        raise InvalidUpload(f"the multipart body cannot be read: {reason}", field="body") from None
+    for name in _FILES:
+        if name not in files:
+            raise InvalidUpload(f"the file {name} is missing", field=name, expected=" and ".join(_FILES))
+    return files
+
+
+def _check_part(field: str, part: UploadFile | str, files: Mapping[str, bytes]) -> UploadFile:
+    """Return a part; raise `InvalidUpload` if it is not one of the two files, or too large."""
+    expected = " and ".join(_FILES)
+    if not isinstance(part, UploadFile):
+        raise InvalidUpload(f"the part {field!r} is not a file", field=field, expected=expected)
+    name = part.filename or ""
+    if name not in _FILES or name in files:
+        reason = "is there twice" if name in files else "is not one that is taken"
+        raise InvalidUpload(f"the file {name[:80]!r} {reason}", field=field, given=name, expected=expected)
+    if name == CONFIG_FILE and (part.size or 0) > MAX_CONFIG_BYTES:
+        size, expected = f"{part.size} bytes", f"at most {MAX_CONFIG_BYTES} bytes"
+        raise InvalidUpload(f"{name} has {size}", field=name, given=size, expected=expected)
+    return part
+
+
+def _from_zip(body: bytes, service: Service) -> tuple[Adapter, str]:
+    return _from_peft(unpack(body, max_bytes=service.settings.max_body_bytes), service)
+
+
+def _from_peft(files: dict[str, bytes], service: Service) -> tuple[Adapter, str]:
+    return read_peft(
+        files[CONFIG_FILE],
+        files[TENSOR_FILE],
+        base=service.base,
+        feature_space=service.settings.feature_space,
+        max_rank=service.settings.max_rank,
+    )
+
+
+def _from_json(value: dict[str, object], service: Service) -> tuple[Adapter, None]:
+    own_names = sorted(value.keys() & {"A", "B", "alpha", "bias"})
+    peft_names = sorted(value.keys() & {"lora_A", "lora_B", "lora_alpha"})
+    if own_names and peft_names:
+        raise UnknownField(
+            f"{peft_names[0]} does not go with {own_names[0]}: send A and B, or PEFT's lora_A and lora_B",
+            field=peft_names[0],
+            given=peft_names[0],
+            expected="one set of names",
+        )
+    upload: schemas.FactorsUpload | schemas.PeftUpload
+    if peft_names:
+        upload = peft = read_as(schemas.PeftUpload, value)
+        a, b, alpha, bias = peft.lora_B, peft.lora_A, peft.lora_alpha, None
+        names = ("lora_B", "lora_A", "bias")
+    else:
+        upload = own = read_as(schemas.FactorsUpload, value)
+        a, b, alpha, bias = own.A, own.B, own.alpha, own.bias
+        names = ("A", "B", "bias")
+    a_OR, b_RI = torch.from_numpy(matrix(a, field=names[0])), torch.from_numpy(matrix(b, field=names[1]))
+    outputs = service.base.out_features
+    bias_O = None if bias is None else torch.from_numpy(vector(bias, field="bias", length=outputs))
+    check_factors(a_OR, b_RI, bias_O, service.base, max_rank=service.settings.max_rank, names=names)
+    checked_alpha = check_alpha(b_RI.shape[0] if alpha is None else alpha)
+    labels = check_labels(upload.labels, field="labels", outputs=outputs) if upload.gave("labels") else None
+    feature_space = service.settings.feature_space
+    return Adapter(a_OR, b_RI, bias_O, checked_alpha, feature_space=feature_space, labels=labels), None
 
 
 def _plan_training(service: Service, body: object) -> Plan:
     return service.planner.plan(training_request(body))
 
 
-def _queue_training(service: Service, body: object) -> Job:
-    return _submit(service, _plan_training(service, body))
+def _plan_update(service: Service, name: str, body: object) -> Plan:
+    version = service.planner.updatable_version(name)
+    return service.planner.plan_update(version, update_request(body))
 
 
-def _queue_update(service: Service, name: str, body: object) -> Job:
-    version = updatable_version(service.planner, name)
-    return _submit(service, plan_update(service.planner, version, update_request(body)))
+async def _queue(plan: Callable[[], Plan], service: Service, response: Response) -> JobWithHistory:
+    """Plan a training and queue its job, on one thread; return the job."""
+
+    def submit_plan() -> Job:
+        limit = service.settings.max_queued_jobs
+        return submit(plan(), service.queue, job_id=service.new_id(), planner=service.planner, max_queued=limit)
+
+    job = await service.writes.run(submit_plan)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return JobWithHistory.of(job)
 
 
-def _submit(service: Service, plan: Plan) -> Job:
-    limit = service.settings.max_queued_jobs
-    return submit(plan, service.queue, job_id=service.new_id(), planner=service.planner, max_queued=limit)
-
-
-def _body(adapter: AdapterSummary, service: Service) -> AdapterBody:
-    return AdapterBody.served_by(service.base, service.settings.feature_space, adapter)
+def _body(adapter: AdapterSummary, service: Service) -> schemas.AdapterBody:
+    return schemas.AdapterBody.served_by(service.base, service.settings.feature_space, adapter)

@@ -1,18 +1,26 @@
 """Handlers of `/datasets`: upload, list, show, preview and delete."""
 
+import asyncio
 from dataclasses import replace
-from typing import Annotated
+from functools import partial
+from typing import IO, Annotated
 
 from fastapi import Query, Request, Response
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
+from adapters.datasets.ingest import CONTENT_TYPES, Ingestion, upload_file
+from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.names import Reference, check_name, check_prefix
+from app.http.bodies import content_type
 from app.http.paging import NamePage, Page, QueryFields, QueryInteger, read_cursor, version_in_path
-from app.http.preconditions import etag, precondition
-from app.http.schemas.datasets import DatasetBody, DatasetPage, DatasetVersionBody, DatasetVersionPage, PreviewBody
-from app.http.uploads import read_dataset
-from app.service import ServiceOf
+from app.http.preconditions import Precondition, etag, precondition
+from app.http.schemas import datasets as schemas
+from app.service import Service, ServiceOf
+
+_WRITE_BYTES = 2**20
 
 
 class PreviewQuery(QueryFields):
@@ -23,54 +31,56 @@ class PreviewQuery(QueryFields):
     limit: QueryInteger = Field(10, ge=1, le=100, description="Maximum number of rows.")
 
 
-async def upload_dataset(name: str, request: Request, response: Response, service: ServiceOf) -> DatasetVersionBody:
+async def upload_dataset(
+    name: str, request: Request, response: Response, service: ServiceOf
+) -> schemas.DatasetVersionBody:
     """Create a version from a file (201); if the newest version has the same content, return it (200).
 
     The answer reports the columns, and the rows that cannot be used for training.
     """
     check_name(name)
-    version, is_new = await read_dataset(name, request, service, precondition(request))
+    version, is_new = await _read_dataset(name, request, service, precondition(request))
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
-    return DatasetVersionBody.of(version)
+    return schemas.DatasetVersionBody.of(version)
 
 
-def list_datasets(query: Annotated[NamePage, Query()], service: ServiceOf) -> DatasetPage:
+def list_datasets(query: Annotated[NamePage, Query()], service: ServiceOf) -> schemas.DatasetPage:
     """List data sets in byte order of name, without their reports."""
     list_key = f"datasets {check_prefix(query.prefix)}"
     after = read_cursor(list_key, query.cursor) or ""
     page = service.datasets.list(prefix=query.prefix, after=after, limit=query.limit + 1)
-    return query.answer(DatasetPage, list_key, page, "name")
+    return query.answer(schemas.DatasetPage, list_key, page, "name")
 
 
-def show_dataset(name: str, service: ServiceOf) -> DatasetBody:
+def show_dataset(name: str, service: ServiceOf) -> schemas.DatasetBody:
     """Show one data set and its newest version."""
     dataset = service.datasets.get(check_name(name))
     newest = service.datasets.find(Reference(name, version=dataset.newest.version), field="name")
-    return DatasetBody.of(replace(dataset, newest=newest))
+    return schemas.DatasetBody.of(replace(dataset, newest=newest))
 
 
-def list_dataset_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> DatasetVersionPage:
+def list_dataset_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> schemas.DatasetVersionPage:
     """List a data set's versions, newest first, without their reports."""
     list_key = f"dataset versions {check_name(name)}"
     before = read_cursor(list_key, query.cursor)
     page = service.datasets.versions(name, before=before, limit=query.limit + 1)
-    return query.answer(DatasetVersionPage, list_key, page, "version")
+    return query.answer(schemas.DatasetVersionPage, list_key, page, "version")
 
 
-def show_dataset_version(name: str, version: str, service: ServiceOf) -> DatasetVersionBody:
+def show_dataset_version(name: str, version: str, service: ServiceOf) -> schemas.DatasetVersionBody:
     """Show one version."""
     reference = Reference(check_name(name), version=version_in_path(version))
-    return DatasetVersionBody.of(service.datasets.find(reference, field="version"))
+    return schemas.DatasetVersionBody.of(service.datasets.find(reference, field="version"))
 
 
-def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf) -> PreviewBody:
+def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf) -> schemas.PreviewBody:
     """Show some rows of a version. Numbers that are not finite are null."""
     reference = Reference(check_name(name), version=query.version)
     version = service.datasets.find(reference, field="name" if query.version is None else "version")
     rows = Table.open(service.datasets.local(version)).preview(query.offset, query.limit)
     end = query.offset + len(rows)
-    return PreviewBody(
+    return schemas.PreviewBody(
         dataset=name,
         version=version.version,
         offset=query.offset,
@@ -83,3 +93,72 @@ async def delete_dataset(name: str, request: Request, service: ServiceOf) -> Non
     """Delete a data set with all its versions. If the name is created again, version numbers continue."""
     check_name(name)
     await service.writes.run(service.datasets.delete, name, precondition=precondition(request))
+
+
+async def _read_dataset(
+    name: str, request: Request, service: Service, precondition: Precondition | None
+) -> tuple[DatasetVersion, bool]:
+    """Read the body into a version of `name`; return it and whether it is new.
+
+    Raises `UnsupportedMediaType`, the errors of the reader, and `ClientDisconnect`, which leaves nothing behind.
+    """
+    kind = content_type(request.headers.get("content-type", ""), *CONTENT_TYPES)
+    with upload_file(service.settings.data_dir / "tmp") as raw:
+        await _receive(request, raw)
+        reading = Ingestion(
+            raw,
+            CONTENT_TYPES[kind],
+            memory_bytes=service.settings.trainer_memory_bytes,
+            max_bytes=service.settings.max_dataset_bytes,
+        )
+        adding = asyncio.create_task(_add_dataset(name, reading, kind, service, precondition))
+        disconnect = asyncio.create_task(_wait_for_disconnect(request))
+        try:
+            await asyncio.wait((adding, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if not adding.done():
+                raise ClientDisconnect
+            return adding.result()
+        finally:
+            disconnect.cancel()
+            adding.cancel()
+            # The file must stay open until the reader has ended.
+            await asyncio.wait((adding,))
+
+
+async def _add_dataset(
+    name: str, reading: Ingestion, kind: str, service: Service, precondition: Precondition | None
+) -> tuple[DatasetVersion, bool]:
+    async with service.writes.turn(service.readings):
+        add = partial(service.datasets.add, name, reading, content_type=kind, precondition=precondition)
+        thread = asyncio.create_task(service.writes.run(add))
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled, but it ends when its child process does.
+            await asyncio.to_thread(reading.cancel)
+            await asyncio.wait((thread,))
+            thread.exception()
+            raise
+
+
+async def _receive(request: Request, raw: IO[bytes]) -> None:
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size >= _WRITE_BYTES:
+            await run_in_threadpool(_write, raw, b"".join(parts))
+            parts, size = [], 0
+    await run_in_threadpool(_write, raw, b"".join(parts))
+
+
+def _write(raw: IO[bytes], content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[raw.write(view) :]
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -4,7 +4,9 @@ docs/training.md has every field, its bound and its default. Settings are declar
 models here are built from that table.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
@@ -37,6 +39,10 @@ _SELECTORS = {"column": _STRING, "columns": {"type": "array", "items": _STRING},
 _SELECTED = {
     "oneOf": [{"type": "object", "properties": {name: kind}, "required": [name]} for name, kind in _SELECTORS.items()]
 }
+_GROUP = "One string or whole number a row: what a split by group keeps together."
+_CORPUS = "Rows of numbers: the documents that held-out queries are to find their own among."
+_LABELS = "What the first outputs are called, as classes."
+_DATASET = "Reference to a data set: name, or name@3."
 Vector = list[float]
 Selected = Annotated[Any, Field(json_schema_extra=_SELECTED)]
 Column = Annotated[str | None, NOT_NULL]
@@ -52,32 +58,28 @@ class InlineData(RequestBody):
         "(cross_entropy); a list of labels, or of 0 and 1, a row (binary_cross_entropy)."
     )
     weights: Annotated[Any, NOT_NULL, ShownAs(Vector)] = Field(None, description="One number ≥ 0 a row.")
-    groups: Annotated[Any, NOT_NULL, ShownAs(list[str] | list[int])] = Field(
-        None, description="One string or whole number a row: what a split by group keeps together."
-    )
-    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
-    corpus: Annotated[Any, NOT_NULL, ShownAs(list[Vector])] = Field(
-        None, description="Rows of numbers: the documents that held-out queries are to find their own among."
-    )
+    groups: Annotated[Any, NOT_NULL, ShownAs(list[str] | list[int])] = Field(None, description=_GROUP)
+    labels: Labels = Field(None, description=_LABELS)
+    corpus: Annotated[Any, NOT_NULL, ShownAs(list[Vector])] = Field(None, description=_CORPUS)
 
 
 class CorpusBody(RequestBody):
     """Documents in a data set."""
 
-    dataset: Reference = Field(description="Reference to a data set: name, or name@3.")
+    dataset: Reference = Field(description=_DATASET)
     documents: Selected
 
 
 class DatasetData(RequestBody):
     """Rows of a stored data set."""
 
-    dataset: Reference = Field(description="Reference to a data set: name, or name@3.")
+    dataset: Reference = Field(description=_DATASET)
     inputs: Selected
     targets: Selected
     weight: Column = Field(None, description="A column of numbers ≥ 0: what each row counts.")
     group: Column = Field(None, description="A column: what a split by group keeps together.")
     group_by: Column = Field(None, description="A column: one adapter for each of its values, a fleet.")
-    labels: Labels = Field(None, description="What the first outputs are called, as classes.")
+    labels: Labels = Field(None, description=_LABELS)
     corpus: Annotated[CorpusBody | None, NOT_NULL] = None
 
 
@@ -94,10 +96,8 @@ class InitAdapter(RequestBody):
     adapter: Reference
 
 
-class PriorBody(RequestBody):
+class PriorBody(InitAdapter):
     """The adapter to shrink towards."""
-
-    adapter: Reference
 
 
 _SHOWN_AS: dict[str, Any] = {
@@ -106,7 +106,7 @@ _SHOWN_AS: dict[str, Any] = {
 }
 
 
-def _field(name: str, setting: Setting, models: dict[Any, Any]) -> Any:
+def _field(name: str, setting: Setting, models: Mapping[Any, Any]) -> Any:
     """Return the type and the default of a model's field for a setting."""
     kind, default = models.get(setting.kind, setting.kind), setting.default
     if name in _SHOWN_AS:
@@ -132,16 +132,14 @@ def _declared(setting: Setting) -> Any:
     return Field(setting.default, description=setting.description, **setting.bounds)  # type: ignore[call-overload]
 
 
-def _model(name: str, doc: str, table: dict[str, Setting], models: dict[Any, Any] | None = None) -> type[RequestBody]:
-    fields = {field: _field(field, setting, models or {}) for field, setting in table.items()}
+def _model(
+    name: str, doc: str | None, table: Mapping[str, Setting], models: Mapping[Any, Any] = MappingProxyType({})
+) -> type[RequestBody]:
+    fields = {field: _field(field, setting, models) for field, setting in table.items()}
     return create_model(name, __base__=RequestBody, __doc__=doc, __module__=__name__, **fields)
 
 
-EarlyStoppingBody = _model(
-    "EarlyStoppingBody",
-    "When to wait no longer for a better held-out loss; the best step is restored.",
-    dict(settings_of(EarlyStopping)),
-)
+EarlyStoppingBody = _model("EarlyStoppingBody", EarlyStopping.__doc__, settings_of(EarlyStopping))
 TrainingBody = _model(
     "TrainingBody",
     "How to train.",
@@ -155,14 +153,10 @@ class SplitBody(RequestBody):
     """Which rows are held out."""
 
     by: Literal["rows", "group", "time", "column"] | None = None
-    column: Column = Field(
-        None, description="With time: what orders rows. With column: 1, true or validation hold out."
-    )
+    column: Column = Field(None, description="With time: orders rows. With column: 1, true or validation hold out.")
     fraction: float = _declared(_SPLIT["fraction"])
     stratify: bool = _declared(_SPLIT["stratify"])
-    dataset: Annotated[Any, ShownAs(str | None)] = Field(
-        None, description="A data set that is held out whole, in place of all the others."
-    )
+    dataset: Annotated[Any, ShownAs(str | None)] = Field(None, description="A data set that is held out whole.")
 
 
 class GateBody(RequestBody):
@@ -174,6 +168,7 @@ class GateBody(RequestBody):
     min_rows: int = _declared(_PUBLISH["min_rows"])
 
 
+Rows = Annotated[Any, ShownAs(InlineData | DatasetData)]
 Publish = Annotated[Any, ShownAs(Literal["always", "never"] | GateBody)]
 
 
@@ -185,9 +180,7 @@ class TrainRequest(RequestBody):
     alpha: Annotated[float | None, NOT_NULL, _bounds(SETTINGS["alpha"]), OR_AUTO] = Field(
         None, description=SETTINGS["alpha"].description
     )
-    data: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(
-        description="Rows inline, or columns of a data set."
-    )
+    data: Rows = Field(description="Rows inline, or columns of a data set.")
     split: SplitBody | None = None
     training: TrainingBody = Field(default_factory=TrainingBody)  # type: ignore[valid-type]  # it is built from a table
     publish: Publish = Field("always", description="When `live` moves to the new version.")
@@ -196,10 +189,8 @@ class TrainRequest(RequestBody):
 class UpdateRequest(RequestBody):
     """Rows to add to what a closed form came from, and rows to forget."""
 
-    add: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(None, description="Rows, as for training.")
-    forget: Annotated[Any, ShownAs(InlineData | DatasetData)] = Field(
-        None, description="Rows that were trained on, as for training."
-    )
+    add: Rows = Field(None, description="Rows, as for training.")
+    forget: Rows = Field(None, description="Rows that were trained on, as for training.")
     publish: Publish = "always"
 
 
@@ -212,7 +203,7 @@ class PlanBody(BaseModel):
 
 
 def training_request(body: object) -> domain.TrainingRequest:
-    """Return a training request from its JSON value; raise `InvalidInput` for the first thing wrong."""
+    """Return a training request from its JSON value; raise `InvalidInput` for its first error."""
     request = read_as(TrainRequest, object_of_body(body))
     return domain.TrainingRequest(
         name=request.name,
@@ -224,7 +215,7 @@ def training_request(body: object) -> domain.TrainingRequest:
 
 
 def update_request(body: object) -> domain.UpdateRequest:
-    """Return an update request from its JSON value; raise `InvalidInput` for the first thing wrong."""
+    """Return an update request from its JSON value; raise `InvalidInput` for its first error."""
     request = read_as(UpdateRequest, object_of_body(body))
     rows = {
         field: _row_source(getattr(request, field), field=field) for field in ("add", "forget") if request.gave(field)
@@ -264,12 +255,8 @@ def _init(value: object) -> object:
     if isinstance(value, str) and value in (Init.ZERO_DELTA, Init.RANDN):
         return Init(value)
     if not isinstance(value, dict):
-        raise WrongType(
-            "training.init is not a way to start",
-            field=field,
-            given=value,
-            expected='"zero_delta", "randn", {"A", "B"} or {"adapter": reference}',
-        )
+        expected = '"zero_delta", "randn", {"A", "B"} or {"adapter": reference}'
+        raise WrongType(f"{field} must be {expected}", field=field, given=value, expected=expected)
     if "adapter" in value:
         return AdapterSource(read_as(InitAdapter, value, within=field).adapter)
     factors = read_as(InitFactors, value, within=field)
@@ -277,13 +264,12 @@ def _init(value: object) -> object:
 
 
 def _publish(value: object) -> domain.PublishRequest:
-    expected = '"always", "never" or {"when": "if_better", …}'
-    if isinstance(value, str):
-        if value not in (When.ALWAYS, When.NEVER):
-            raise OutOfRange("publish is not a way to publish", field="publish", given=value, expected=expected)
+    if isinstance(value, dict):
+        body = read_as(GateBody, value, within="publish")
+        members = dict(body) | {"when": When(body.when)}
+        return domain.PublishRequest(**members, given=frozenset(body.model_fields_set), as_sent=value)
+    if isinstance(value, str) and value in (When.ALWAYS, When.NEVER):
         return domain.PublishRequest(when=When(value), as_sent=value)
-    if not isinstance(value, dict):
-        raise WrongType("publish must be a string or an object", field="publish", given=value, expected=expected)
-    body = read_as(GateBody, value, within="publish")
-    when = When(body.when)
-    return domain.PublishRequest(**dict(body) | {"when": when}, given=frozenset(body.model_fields_set), as_sent=value)
+    expected = '"always", "never" or {"when": "if_better", …}'
+    error = OutOfRange if isinstance(value, str) else WrongType
+    raise error(f"publish must be {expected}", field="publish", given=value, expected=expected)

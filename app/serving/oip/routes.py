@@ -244,12 +244,12 @@ async def show_server() -> ServerMetadata:
     return ServerMetadata(name="loraplex", version=version_of("loraplex-server"), extensions=_EXTENSIONS)
 
 
-async def live() -> dict[str, bool]:
+async def server_live() -> dict[str, bool]:
     """As `/healthz`."""
     return {"live": True}
 
 
-async def ready(service: ServiceOf) -> dict[str, bool]:
+async def server_ready(service: ServiceOf) -> dict[str, bool]:
     """As `/readyz`."""
     await check_ready(service)
     return {"ready": True}

@@ -23,7 +23,7 @@ _LABELS = {
     "mrr": "MRR",
 }
 _MODELS = {"adapter": "Adapter", "base": "Base layer", "trivial": "Trivial guess", "live": "Previous live"}
-_MAIN_METRICS = (*(name for name, _ in PRIMARY.values()), "loss")
+_MAIN_METRICS = (*PRIMARY.values(), "loss")
 
 
 def whole(number: int) -> str:

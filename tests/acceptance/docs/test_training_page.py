@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from adapters.training.closed_form import ridge_search
 from adapters.training.evaluation import selection as choice
-from adapters.training.evaluation.evaluate import task_of
+from adapters.training.evaluation.evaluate import TASKS
 from adapters.training.evaluation.gate import When
 from adapters.training.evaluation.metrics import HIGHER_IS_BETTER
 from adapters.training.gradient import training_loop as descent
@@ -183,7 +183,7 @@ def test_the_metrics_that_can_gate_are_those_of_the_code() -> None:
     told = {
         loss: set(_names(row[1])) for row in _rows_after("| loss | metrics that can gate |") for loss in _names(row[0])
     }
-    assert told == {loss: set(GATE_METRICS[task_of(loss)]) for loss in Loss}
+    assert told == {loss: set(GATE_METRICS[TASKS[loss]]) for loss in Loss}
     assert set(_names(_table(schemas.GateBody)["metric"][1])) == set(HIGHER_IS_BETTER)
 
 

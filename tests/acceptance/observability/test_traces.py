@@ -186,9 +186,9 @@ def test_the_processes_are_told_apart_and_nothing_holds_inputs_or_headers(world:
 def test_where_no_traces_are_wanted_neither_sdk_nor_exporter_is_imported(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; import app.processes.worker, app.processes.trainer\n"
-        "from app.http.application import create_app; from app.service import open_service\n"
+        "from app.http.application import create_app; from app.service import Service\n"
         "from app.settings import Settings\n"
-        f"service = open_service(Settings(data_dir=Path({str(tmp_path)!r}), base='zeros:3,2')); create_app(service)\n"
+        f"service = Service(Settings(data_dir=Path({str(tmp_path)!r}), base='zeros:3,2')); create_app(service)\n"
         "service.close()\n"
         # FastAPI imports the API, which does nothing by itself.
         "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"

@@ -1,5 +1,6 @@
 """The process that fits, and the hold on it."""
 
+import io
 import os
 import queue
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapters.lora.base_layer import load_base_layer
-from adapters.training.execution.fit_client import FitRequest, Fitter, Frame, _read_frames
+from adapters.training.execution.fit_client import Done, Failed, FitRequest, Fitter, Frame, _read_frames
 from tests.support.catalog_factories import training_job
 from tests.support.service import eventually
 
@@ -30,7 +31,8 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
         frame = eventually(lambda: fitter.next_frame(0.1), what="a frame")
     finally:
         fitter.kill()
-    assert (frame["frame"], frame["error"]["code"]) == ("error", "base_changed")
+    assert isinstance(frame, Failed)
+    assert frame.error["code"] == "base_changed"
 
 
 def test_it_runs_where_nothing_else_wants_the_core_once_it_has_loaded_what_it_needs() -> None:
@@ -66,7 +68,9 @@ def test_it_runs_on_systems_without_that_class(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_an_adapter_that_was_cut_off_is_no_adapter() -> None:
-    dying = 'import sys; sys.stdout.write(\'{"frame": "done", "parts": [1000]}\\n\' + \'x\' * 999)'
+    whole = io.BytesIO()
+    Done(metrics={}, contents=[b"x" * 1000]).write(whole)
+    dying = f"import sys; sys.stdout.buffer.write({whole.getvalue()[:-1]!r})"
     frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
     with subprocess.Popen([sys.executable, "-c", dying], stdout=subprocess.PIPE) as process:
         _read_frames(process, frames)

@@ -187,7 +187,7 @@ def test_a_temporary_file_that_does_not_fit_empties_the_quarantine(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("app.http.uploads._write", full)
+    monkeypatch.setattr("app.http.routes.datasets._write", full)
     answer = client.put("/datasets/rows", content=b"x\n1\n", headers={"Content-Type": "text/csv"})
     assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
     assert quarantined_files(service.settings.data_dir) == set()

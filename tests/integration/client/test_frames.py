@@ -9,8 +9,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from loraplex import InvalidDataset, NotFinite, WrongShape, WrongType
-from loraplex.calls import train as trainings
+from loraplex import InvalidDataset, NotFinite, WrongShape, WrongType, training_rows
 from loraplex.tables import write_table
 
 from tests.integration.client.conftest import Start
@@ -143,7 +142,7 @@ def test_the_index_of_a_data_frame_is_no_column(tmp_path: Any) -> None:
 def test_one_number_a_row_is_a_target_of_a_layer_with_one_output(
     start: Start, monkeypatch: pytest.MonkeyPatch, inline: bool
 ) -> None:
-    monkeypatch.setattr(trainings, "INLINE_NUMBERS", 10**6 if inline else 10)
+    monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 10**6 if inline else 10)
     client = start(base="random:10,1,42")
     forms: list[Any] = [Y.reshape(-1, 1), Y, Y.tolist(), pd.Series(Y), pl.Series(Y)]
     jobs = [client.train("acme", rank=1, inputs=X, targets=targets, training=CLOSED) for targets in forms]
@@ -160,7 +159,7 @@ def test_a_training_on_one_number_a_row_learns_it(start: Start) -> None:
 
 @pytest.mark.parametrize("inline", [True, False], ids=["inline", "data set"])
 def test_a_column_of_vectors_is_rows(start: Start, monkeypatch: pytest.MonkeyPatch, inline: bool) -> None:
-    monkeypatch.setattr(trainings, "INLINE_NUMBERS", 10**6 if inline else 10)
+    monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 10**6 if inline else 10)
     client = start()
     pairs = X[:, :2]
     objects = np.empty(len(X), object)

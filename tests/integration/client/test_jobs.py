@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
+import httpx
 import numpy as np
 import pytest
 from loraplex import (
@@ -27,11 +28,8 @@ from loraplex import (
     TimedOut,
     Unreachable,
 )
-from loraplex import decode as reading
-from loraplex.calls import jobs
-from loraplex.calls.jobs import EventParser
-from loraplex.effects import Answer, Call, Effect, Execution, OpenStream, Operation, ReadStream, Sleep
-from loraplex.retry import NotSent, RetryPolicy
+from loraplex._sync import connection, jobs
+from loraplex.events import EventParser
 
 from tests.conftest import Serve
 from tests.integration.client.conftest import Connect, Start
@@ -307,8 +305,8 @@ def test_a_wait_keeps_its_time_over_a_silent_stream(connect: Connect, scripted: 
         connect(scripted.url, timeout=1.0, retries=0).wait("j1", timeout=0.05)
 
 
-class Imagined:
-    """Takes the steps of a wait in no time: each stream goes as `plan` says, and each word of it takes `heard` seconds.
+class Imagined(httpx.BaseTransport):
+    """Answers in no time: each stream goes as `plan` says, and each word of it takes `heard` seconds.
 
     The job itself is always there, and queued.
     """
@@ -317,36 +315,36 @@ class Imagined:
         self.now = 0.0
         self._plan = plan
         self._heard = heard
-        self._coming: Iterator[bytes | Exception] = iter(())
 
-    def run(self, steps: Operation[Any]) -> None:
-        talk = Execution(steps)
-        while not talk.ended:
-            came = self._take(talk.step)
-            if isinstance(came, Exception):
-                talk.fail(came)
-            else:
-                talk.go_on(came)
+    def monotonic(self) -> float:
+        return self.now
 
-    def _take(self, step: Effect) -> Any:
-        match step:
-            case Call():
-                return reading.job(JOB)
-            case OpenStream() if self._away():
-                return NotSent("it is away")
-            case OpenStream():
-                self._coming = iter(self._plan)
-                return Answer(url="", status=200, headers={}, content=b"")
-            case ReadStream():
-                came = next(self._coming)
-                self.now += 25.0 if isinstance(came, TimedOut) else self._heard
-                return came
-            case Sleep(seconds):
-                self.now += seconds
-        return None
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
-    def _away(self) -> bool:
-        return self.now > 0 and isinstance(self._plan[-1], NotSent)
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json=JOB)
+        if self.now > 0 and isinstance(self._plan[-1], httpx.ConnectError):
+            raise self._plan[-1]
+        return httpx.Response(200, stream=Words(self))
+
+    def words(self) -> Iterator[bytes]:
+        for word in self._plan:
+            self.now += 25.0 if isinstance(word, httpx.ReadTimeout) else self._heard
+            if isinstance(word, Exception):
+                raise word
+            yield word
+
+
+class Words(httpx.SyncByteStream):
+    """A stream of an imagined service."""
+
+    def __init__(self, world: Imagined) -> None:
+        self._world = world
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._world.words()
 
 
 TOLD = event("log", {"time": "t", "text": "one"}, "e1")
@@ -355,20 +353,23 @@ TOLD = event("log", {"time": "t", "text": "one"}, "e1")
 @pytest.mark.parametrize(
     "plan",
     [
-        [TOLD, Unreachable("it broke")],
-        [TOLD, TimedOut("it was silent")],
-        [TOLD, b""],
-        [*[b": heartbeat\n\n"] * 4, TimedOut("it was silent")],
-        [TOLD, NotSent("it broke, and is away")],
+        [TOLD, httpx.ReadError("it broke")],
+        [TOLD, httpx.ReadTimeout("it was silent")],
+        [TOLD],
+        [*[b": heartbeat\n\n"] * 4, httpx.ReadTimeout("it was silent")],
+        [TOLD, httpx.ConnectError("it broke, and is away")],
     ],
     ids=["breaks", "silent", "ends", "alive", "away"],
 )
 @pytest.mark.parametrize("timeout", [12.0, 30.0, 50.0, 100.0])
-def test_a_wait_keeps_its_time_whatever_becomes_of_the_stream(plan: list[bytes | Exception], timeout: float) -> None:
+def test_a_wait_keeps_its_time_whatever_becomes_of_the_stream(
+    monkeypatch: pytest.MonkeyPatch, plan: list[bytes | Exception], timeout: float
+) -> None:
     world = Imagined(plan, heard=4.0)
-    retry_policy = RetryPolicy(timeout=30.0, retries=4, clock=lambda: world.now, chance=lambda: 1.0)
-    with pytest.raises(TimedOut, match="still queued"):
-        world.run(jobs.wait("j1", retry_policy, timeout=timeout, progress=False))
+    monkeypatch.setattr(connection, "time", world)
+    monkeypatch.setattr(jobs, "time", world)
+    with Client("http://imagined", transport=world) as client, pytest.raises(TimedOut, match="still queued"):
+        client.wait("j1", timeout=timeout)
     assert timeout <= world.now < timeout + 1
 
 

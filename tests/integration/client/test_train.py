@@ -17,8 +17,8 @@ from loraplex import (
     UnknownField,
     WrongShape,
     WrongType,
+    training_rows,
 )
-from loraplex.calls import train as trainings
 
 from tests.conftest import Serve
 from tests.integration.client.conftest import Connect, Start
@@ -52,7 +52,7 @@ def test_large_arrays_are_the_same_rows_and_leave_no_data_set(
     rows = {"inputs": X, "targets": targets, "weights": np.linspace(1, 2, 80)}
     inline = client.train("inline", rank=1, training=training, **rows)
     assert "dataset" not in inline.spec["data"]
-    monkeypatch.setattr(trainings, "INLINE_NUMBERS", 100)
+    monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 100)
     stored = client.train("stored", rank=1, training=training, **rows)
     assert stored.spec["data"]["dataset"].startswith("loraplex-client-")
     assert list(client.datasets()) == []
@@ -86,12 +86,12 @@ def test_a_fleet_is_one_adapter_for_each_group_however_its_rows_are_sent(
         job = client.train(f"{name}-{{group}}", rank=1, inputs=X, targets=Y, groups=groups, training=CLOSED)
         job.wait(timeout=60)
         assert [(made.name, made.group) for made in job.adapters()] == [(f"{name}-eu", "eu"), (f"{name}-us", "us")]
-        monkeypatch.setattr(trainings, "INLINE_NUMBERS", 100)
+        monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 100)
     assert client.adapter("small-eu").live.digest == client.adapter("large-eu").live.digest
 
 
 def test_groups_that_a_split_keeps_together_may_be_large(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainings, "INLINE_NUMBERS", 100)
+    monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 100)
     client = start()
     split = {"by": "group", "fraction": 0.25}
     job = client.train("acme", rank=1, inputs=X, targets=Y, groups=np.arange(80) // 20, split=split, training=CLOSED)
@@ -111,7 +111,7 @@ def test_lists_of_labels_are_the_same_rows_inline_and_as_a_data_set(
     rows = {"inputs": X[:20], "targets": targets[:20], "weights": np.linspace(1, 2, 20), "labels": labels}
     inline = client.train("inline", rank=1, training=training, **rows)
     assert "dataset" not in inline.spec["data"]
-    monkeypatch.setattr(trainings, "INLINE_NUMBERS", 100)
+    monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 100)
     stored = client.train("stored", rank=1, training=training, **rows)
     assert stored.spec["labels"] == inline.spec["labels"] == labels
     assert digest(stored) == digest(inline)
@@ -133,7 +133,7 @@ def test_a_list_of_several_kinds_is_not_made_one_of_one(connect: Connect, script
 
 
 def test_documents_to_be_found_may_be_large(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainings, "INLINE_NUMBERS", 100)
+    monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 100)
     client = start()
     rows = {"inputs": X, "targets": Y, "corpus": np.concatenate([Y, Y + 1])}
     training = {"loss": "multiple_negatives", "batch_size": 16, "validation_fraction": 0.2}
@@ -175,7 +175,7 @@ def test_a_number_that_is_not_finite_is_named_with_its_row_before_anything_is_se
 
 
 def test_what_the_service_refuses_leaves_no_data_set(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainings, "INLINE_NUMBERS", 100)
+    monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 100)
     client = start()
     with pytest.raises(OutOfRange, match="epochs") as failed:
         client.train("acme", rank=1, inputs=X, targets=Y, training={"epochs": 0})
@@ -186,7 +186,7 @@ def test_what_the_service_refuses_leaves_no_data_set(start: Start, monkeypatch: 
 def test_a_job_is_not_lost_where_its_rows_cannot_be_deleted(
     connect: Connect, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainings, "INLINE_NUMBERS", 100)
+    monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 100)
     stored = {"dataset": "d", "version": 1, "digest": "", "created_at": "", "content_type": "", "rows": 1, "bytes": 1}
     scripted.plan([reply(201, stored), reply(202, JOB), hang_up])
     assert connect(scripted.url).train("acme", rank=1, inputs=X, targets=Y).id == "j1"
@@ -196,7 +196,7 @@ def test_a_job_is_not_lost_where_its_rows_cannot_be_deleted(
 def test_a_training_that_is_interrupted_takes_its_rows_back(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainings, "INLINE_NUMBERS", 100)
+    monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 100)
     busy = problem(503, "not_ready", Retry_After="20")
     scripted.plan([busy, reply(204, b"")])
 

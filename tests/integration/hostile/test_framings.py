@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 
 from adapters.catalog.versions import Publication, Source
 from app.http.application import create_app
-from app.service import Service, open_service
+from app.service import Service
 from app.serving import uvicorn_protocol as wire
 from app.serving.fast_path import FastPath
 from app.settings import LogRequests, Settings
@@ -160,7 +160,7 @@ def test_no_request_is_answered_that_was_not_sent_as_one_and_both_paths_answer_a
         max_head_bytes=MAX_HEAD_BYTES,
         allowed_hosts="x",
     )
-    service = open_service(settings)
+    service = Service(settings)
     adapter = random_adapter(IN, IN, 1, seed=1)
     service.catalog.publish(
         [Publication(name=VICTIM, adapter=adapter, base=service.base, source=Source.UPLOAD, moves_live=True)]

@@ -82,7 +82,7 @@ DOCUMENTS = [
             ("narrow documents", "wrong_shape", ["1 numbers"], 0, [[1.0]]),
             ("a document that is a number", "wrong_type", [], 1, [[1.0] * OUT, 2]),
             ("a document that is not finite", "not_finite", [], 0, [[1.0, NOT_FINITE["1e39"]]]),
-            ("documents for no held-out rows", "ignored_field", ["none are held out"], None, [[1.0] * OUT]),
+            ("documents for no held-out rows", "ignored_field", ["no rows are held out"], None, [[1.0] * OUT]),
         )
     ),
 ]

@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
 from adapters.training.execution.trainer import Trainer
-from adapters.training.gradient.epochs import MOST_EPOCHS
+from adapters.training.gradient.checkpoint import CheckpointFolder
+from adapters.training.gradient.training_loop import MAX_RECORDED_EPOCHS
 from app.bootstrap import CHECKPOINTS
 from app.observability.metrics.recorder import Metrics, sum_values
 from app.observability.tracing import Tracing
@@ -58,7 +59,7 @@ def training(folder: Path, listens: Listener) -> Iterator[tuple[httpx.Client, th
             fitter,
             stop=stop,
             lease_seconds=LEASE_SECONDS,
-            checkpoints=folder / CHECKPOINTS,
+            checkpoints=CheckpointFolder(folder / CHECKPOINTS),
             listener=listens,
         )
         thread = threading.Thread(target=trainer.run)
@@ -109,11 +110,11 @@ def test_each_epoch_is_told_of_with_its_times(told: Told) -> None:
 
 @pytest.mark.slow
 def test_of_very_many_epochs_some_are_told_of(told: Told) -> None:
-    _train(told.client, epochs=10 * MOST_EPOCHS + 1)
+    _train(told.client, epochs=10 * MAX_RECORDED_EPOCHS + 1)
     epochs = told.run().epochs
-    assert [epoch.number for epoch in epochs] == list(range(11, 10 * MOST_EPOCHS + 2, 11))
+    assert [epoch.number for epoch in epochs] == list(range(11, 10 * MAX_RECORDED_EPOCHS + 2, 11))
     assert {epoch.every for epoch in epochs} == {11}
-    assert len(epochs) <= MOST_EPOCHS
+    assert len(epochs) <= MAX_RECORDED_EPOCHS
 
 
 def test_an_epoch_that_steps_cut_short_is_told_of(told: Told) -> None:

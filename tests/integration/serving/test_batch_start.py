@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adapters.errors import QueueFull
-from app.service import Service, open_service
+from app.service import Service
 from app.serving.queue_entry import InferenceResult
 from app.serving.request import InferenceRequest
 from app.settings import Settings
@@ -18,7 +18,7 @@ from app.settings import Settings
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """One worker's, without a server in front of it."""
-    opened = open_service(Settings(data_dir=tmp_path))
+    opened = Service(Settings(data_dir=tmp_path))
     yield opened
     opened.close()
 
@@ -38,7 +38,7 @@ def test_what_a_turn_of_the_loop_brings_joins_the_batch_that_is_about_to_start(s
 
 @pytest.mark.timing
 def test_a_crowd_is_refused_one_by_one_and_none_later_than_it_would_wait(tmp_path: Path) -> None:
-    service = open_service(Settings(data_dir=tmp_path, queue_rows=1))
+    service = Service(Settings(data_dir=tmp_path, queue_rows=1))
     question = InferenceRequest(np.ones((1, service.base.in_features), np.float32), [None])
 
     async def told(begin: float, timeout_seconds: float | None = None) -> float:

@@ -15,7 +15,7 @@ import torch
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.names import Reference
-from app.service import Service, open_service
+from app.service import Service
 from app.serving.queue_entry import EntrySlice, InferenceResult
 from app.serving.request import InferenceRequest as Rows
 from app.settings import Settings
@@ -201,7 +201,7 @@ def test_an_adapter_that_cannot_answer_is_the_error_of_its_request_alone(tenants
 
 
 def test_requests_that_wait_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = open_service(Settings(data_dir=tmp_path, base="identity:4", max_batch_rows=9))
+    service = Service(Settings(data_dir=tmp_path, base="identity:4", max_batch_rows=9))
     batcher = service.batcher
     draw = np.random.default_rng(1)
     inputs = [draw.normal(size=(rows, 4)).astype(np.float32) for rows in (20, 5, 1)]

@@ -2,8 +2,7 @@
 
 import pytest
 from loraplex import errors
-from loraplex.decode import error_of
-from loraplex.effects import Answer
+from loraplex.decode import Answer, error_of
 
 from adapters import errors as domain
 from app.http import errors as web

@@ -19,8 +19,10 @@ def code_of(
 ) -> str | None:
     """The code of the refusal, or None."""
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+    state = {"target_authority": target} if target else {}
+    scope = {"method": method, "path": path, "headers": raw, "http_version": version, "state": state}
     try:
-        policy.check(method, path, raw, http_version=version, target_authority=target)
+        policy.check(scope)
     except LoraplexError as error:
         return error.code
     return None

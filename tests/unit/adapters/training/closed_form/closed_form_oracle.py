@@ -2,7 +2,7 @@
 
 # N rows · I in_features · O out_features · R rank
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,11 @@ class Problem:
             a_OR, b_RI, beta_O = split(reached.x)
             found.append((float(reached.fun), a_OR @ b_RI, beta_O * bias))
         return min(found, key=lambda each: each[0])[1:]
+
+
+def stacked(parts: Sequence[Statistics]) -> Statistics:
+    """Return the statistics of one or more groups as a stack."""
+    return Statistics(*(torch.stack([getattr(part, each.name) for part in parts]) for each in fields(Statistics)))
 
 
 def dense(factors: Factors, scaling: float = 1.0) -> tuple[Float64, Float64]:

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import Tensor
 
 from adapters.lora.adapter import Adapter
-from adapters.training.evaluation.label_matching import why_unmatched
+from adapters.training.evaluation.evaluate import why_unmatched
 from adapters.training.fit import fit
 from adapters.training.settings import Loss
 from tests.support.dense_oracle import Float64, random_adapter

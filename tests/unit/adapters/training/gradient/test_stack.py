@@ -10,8 +10,8 @@ from torch import Tensor
 
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.batches import batch_shape
-from adapters.training.gradient.sampling import Sampler
-from adapters.training.gradient.stack import StackEntry, TrainedFactors
+from adapters.training.gradient.sampling import Sampler, StackEntry
+from adapters.training.gradient.stack import TrainedFactors
 from adapters.training.gradient.training_loop import HeldOut, run_training_loop
 from adapters.training.planning.split import Split
 from adapters.training.settings import Loss, Method, Schedule, TrainingSpec
@@ -75,8 +75,7 @@ class Table:
 
 
 def _numbers(trained: TrainedFactors) -> Tensor:
-    bias = [] if trained.bias_O is None else [trained.bias_O]
-    return torch.cat([each.flatten() for each in (trained.a_OR, trained.b_RI, *bias)])
+    return torch.cat([factor.flatten() for factor in trained.factors if factor is not None])
 
 
 def _assert_same(together: list[TrainedFactors], table: Table, spec: TrainingSpec) -> None:

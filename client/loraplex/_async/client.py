@@ -1,0 +1,390 @@
+"""Asynchronous client of a loraplex service."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+
+from loraplex import decode
+from loraplex._async.connection import AsyncConnection
+from loraplex._async.jobs import AsyncJob, wait_for, watch
+from loraplex._async.predict import AsyncPredictor, read_rows
+from loraplex._async.uploads import AsyncTrainingRows, upload_table
+from loraplex.arrays import Encode, numbers
+from loraplex.calls import Call, conditions, given, path, planning_call, upload_call
+from loraplex.errors import InvalidCombination, LoraplexError
+from loraplex.inference import prediction, references_of
+from loraplex.peft_files import read_source, unpack
+from loraplex.progress import Display
+from loraplex.results import (
+    Adapter,
+    Base,
+    Dataset,
+    DatasetVersion,
+    Estimate,
+    Event,
+    JobAdapter,
+    Label,
+    Prediction,
+    Preview,
+    Reverted,
+    Version,
+    succeeded,
+)
+from loraplex.tables import media_type, write_table
+from loraplex.transport import settings
+
+T = TypeVar("T")
+_ROWS = ("inputs", "targets", "weights", "groups", "labels", "corpus")
+
+
+class AsyncClient:
+    """Client of a loraplex service. Tasks of one event loop may share it; close it, or use it in an `async with`.
+
+    `url` is the address of the service, by default `LORAPLEX_URL` or http://127.0.0.1:8000. With `encode`, such as the
+    `encode` method of a SentenceTransformer, every method that takes inputs takes texts too. `feature_space` names that
+    encoder; the service refuses inputs from an encoder that its layer was not made for. `timeout` is in seconds for
+    each call, including its `retries`. Calls for which the service reads a data set or the rows of a training may take
+    two minutes more, unless they are given a timeout of their own. A call is retried only if that is safe. Every error
+    is a `LoraplexError`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        encode: Encode | None = None,
+        feature_space: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 4,
+        headers: Mapping[str, str] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        checked = settings(url, feature_space=feature_space, timeout=timeout, retries=retries, headers=headers)
+        self._connection = AsyncConnection(checked, transport)
+        self._encode = encode
+
+    @property
+    def url(self) -> str:
+        """Address of the service."""
+        return self._connection.settings.url
+
+    async def predict(
+        self, adapter: str | Sequence[str | None] | None, inputs: Any, *, timeout: float | None = None
+    ) -> Prediction:
+        """Return the layer's outputs for rows, with one adapter for all rows (None is the base layer) or one per row.
+
+        `inputs` is (rows, in_features) or one row, as a NumPy array, a tensor or nested lists, or texts if the client
+        has an encoder. Rows that do not fit in one request are sent in several, and the same versions answer all.
+        """
+        rows = await read_rows(inputs, self._encode)
+        references, by_row = references_of(adapter, len(rows.x_NI))
+        predictor = AsyncPredictor(connection=self._connection, by_row=by_row, options={}, timeout=timeout)
+        return prediction(rows, await predictor.predict(references, rows.x_NI), by_row=by_row)
+
+    async def classify(
+        self, adapter: str | Sequence[str | None] | None, inputs: Any, *, top_k: int = 1, timeout: float | None = None
+    ) -> list[list[Label]]:
+        """Return the `top_k` most probable classes of each row, in order of probability."""
+        rows = await read_rows(inputs, self._encode)
+        references, by_row = references_of(adapter, len(rows.x_NI))
+        options = {"return": ["labels", "probabilities"], "top_k": top_k}
+        predictor = AsyncPredictor(connection=self._connection, by_row=by_row, options=options, timeout=timeout)
+        return [labels for part in await predictor.predict(references, rows.x_NI) for labels in part.values]
+
+    async def train(
+        self,
+        name: str,
+        *,
+        rank: int | str,
+        inputs: Any = None,
+        targets: Any = None,
+        weights: Any = None,
+        groups: Any = None,
+        labels: Sequence[str | int] | None = None,
+        corpus: Any = None,
+        data: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | None = None,
+        publish: str | Mapping[str, Any] | None = None,
+        alpha: float | str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncJob:
+        """Queue the training of an adapter or of a fleet; the arguments are the fields of `POST /adapters`.
+
+        The rows are `inputs` and `targets`, with optional weights and groups, or `data`, such as columns of a data set.
+        Large arrays are sent as a temporary data set, which is deleted once the job has its rows.
+        """
+        rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
+        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        return await self._train(self._read_job, name, dict(rows), data, body, timeout=timeout)
+
+    async def estimate(
+        self,
+        name: str,
+        *,
+        rank: int | str,
+        inputs: Any = None,
+        targets: Any = None,
+        weights: Any = None,
+        groups: Any = None,
+        labels: Sequence[str | int] | None = None,
+        corpus: Any = None,
+        data: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | None = None,
+        publish: str | Mapping[str, Any] | None = None,
+        alpha: float | str | None = None,
+        timeout: float | None = None,
+    ) -> Estimate:
+        """Check the arguments of `train`, and return the resolved settings with the estimated memory and time."""
+        rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
+        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        return await self._train(decode.estimate, name, dict(rows), data, body, timeout=timeout, dry_run=True)
+
+    async def update(
+        self,
+        name: str,
+        *,
+        add: Mapping[str, Any] | None = None,
+        forget: Mapping[str, Any] | None = None,
+        publish: str | Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncJob:
+        """Queue the refit of an adapter that kept its statistics, with rows to add and rows to forget.
+
+        Both are `{"inputs": …, "targets": …, "weights": …}`, or columns of a data set.
+        """
+        body: dict[str, Any] = given({"publish": publish})
+        async with aclosing(AsyncTrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
+            for field, rows in given({"add": add, "forget": forget}).items():
+                body[field] = await sent.prepare(rows, field=field)
+            call = planning_call(path("adapters", name, "update"), body, timeout=timeout)
+            return await self._connection.fetch(call, self._read_job)
+
+    async def job(self, job_id: str) -> AsyncJob:
+        """Return the current state of a job."""
+        return await self._connection.get(path("jobs", job_id), self._read_job)
+
+    def jobs(
+        self,
+        *,
+        status: str | None = None,
+        adapter: str | None = None,
+        prefix: str | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[AsyncJob]:
+        """Iterate over jobs, newest first and without their histories; `limit` is the most to return.
+
+        `prefix` is the beginning of a job id, of at least 4 characters.
+        """
+        query = {"status": status, "adapter": adapter, "prefix": prefix}
+        return self._connection.pages("/jobs", self._read_job, query, limit=limit)
+
+    def job_adapters(
+        self, job_id: str, *, status: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[JobAdapter]:
+        """Iterate over the adapters that a job trains; `status` is `waiting`, `published` or `failed`."""
+        where = path("jobs", job_id, "adapters")
+        return self._connection.pages(where, decode.job_adapter, {"status": status}, limit=limit)
+
+    def events(self, job_id: str) -> AsyncIterator[Event]:
+        """Iterate over the events of a job until it ends; a broken connection is opened again."""
+        return watch(self._connection, job_id)
+
+    async def wait(self, job_id: str, *, progress: bool | Display = False, timeout: float | None = None) -> AsyncJob:
+        """Wait for the end of a job, as `AsyncJob.wait` does."""
+        job = await wait_for(self._connection, job_id, self._read_job, progress=progress, timeout=timeout)
+        return succeeded(job)
+
+    async def cancel(self, job_id: str) -> AsyncJob:
+        """Cancel a job; raise `JobEnded` if it has already ended."""
+        return await self._connection.fetch(Call("POST", path("jobs", job_id, "cancel")), self._read_job)
+
+    async def revert(self, job_id: str) -> Reverted:
+        """Point the live aliases that a job moved back to the versions before; raise `JobNotEnded` if it is running."""
+        return await self._connection.fetch(Call("POST", path("jobs", job_id, "revert")), decode.reverted)
+
+    async def upload(
+        self,
+        name: str,
+        source: Any = None,
+        *,
+        A: Any = None,
+        B: Any = None,
+        alpha: float | None = None,
+        bias: Any = None,
+        labels: Sequence[str | int] | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        timeout: float | None = None,
+    ) -> Version:
+        """Upload an adapter, and return its new version, or the live one if that has the same bytes.
+
+        `source` is a PEFT model, a folder that PEFT wrote, or a zip archive of one. Otherwise, give the factors: `A`
+        (out, r), `B` (r, in) and `bias` (out). `if_match` is the digest that the live version must have, and
+        `if_none_match="*"` requires that the name is new.
+        """
+        factors: dict[str, Any] = given({"A": A, "B": B, "alpha": alpha, "bias": bias, "labels": labels})
+        if (source is None) == (not factors):
+            expected = "a PEFT model, a folder or a zip; or A and B"
+            detail = "an adapter comes from a source or from factors"
+            raise InvalidCombination(detail, field="source", expected=expected)
+        where, headers = path("adapters", name), conditions(if_match, if_none_match)
+        if source is None:
+            # Labels are not converted: an array would turn numbers beside texts into texts, which the service refuses.
+            factors |= {key: numbers(factors[key], field=key) for key in ("A", "B", "bias") if key in factors}
+            call = Call("PUT", where, headers=headers, json=factors, timeout=timeout)
+        else:
+            headers["Content-Type"] = "application/zip"
+            archive = await asyncio.to_thread(read_source, source)
+            call = Call("PUT", where, headers=headers, content=archive, timeout=timeout)
+        return await self._connection.fetch(call, decode.version)
+
+    async def download(
+        self,
+        name: str,
+        folder: str | Path,
+        *,
+        version: int | None = None,
+        module: str | None = None,
+        timeout: float | None = None,
+    ) -> Path:
+        """Write an adapter to a folder that `PeftModel.from_pretrained` loads, and return the folder."""
+        query = {"version": version, "module": module}
+        call = Call("GET", path("adapters", name, "download"), safe=True, query=query, timeout=timeout)
+        answer = await self._connection.send(call)
+        return await asyncio.to_thread(unpack, answer.content, Path(folder))
+
+    def adapters(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Adapter]:
+        """Iterate over adapters in byte order of their names; `limit` is the most to return."""
+        return self._connection.pages("/adapters", decode.adapter, {"prefix": prefix}, limit=limit)
+
+    async def adapter(self, name: str) -> Adapter:
+        """Return an adapter and its live version."""
+        return await self._connection.get(path("adapters", name), decode.adapter)
+
+    def versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[Version]:
+        """Iterate over the versions of an adapter, newest first."""
+        return self._connection.pages(path("adapters", name, "versions"), decode.version, limit=limit)
+
+    async def version(self, name: str, version: int) -> Version:
+        """Return one version of an adapter."""
+        return await self._connection.get(path("adapters", name, "versions", version), decode.version)
+
+    async def roll_back(self, name: str, version: int, *, if_match: str | None = None) -> Adapter:
+        """Make an earlier or later version live."""
+        where = path("adapters", name, "aliases", "live")
+        call = Call("PUT", where, headers=conditions(if_match), json={"version": version})
+        return await self._connection.fetch(call, decode.adapter)
+
+    async def delete(self, name: str, *, if_match: str | None = None) -> None:
+        """Delete an adapter with all its versions."""
+        await self._connection.send(Call("DELETE", path("adapters", name), headers=conditions(if_match)))
+
+    async def put_dataset(
+        self,
+        name: str,
+        source: Any,
+        *,
+        content_type: str | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        timeout: float | None = None,
+    ) -> DatasetVersion:
+        """Upload a data set, and return its new version, or the newest if that has the same content.
+
+        `source` is the path of a file (its ending gives the format), a mapping of names to arrays, a pandas or polars
+        DataFrame, or any object that exports Arrow streams, such as a `pyarrow.Table`.
+        """
+        headers = conditions(if_match, if_none_match)
+        if isinstance(source, str | Path):
+            headers["Content-Type"] = media_type(Path(source), content_type)
+            call = upload_call(name, Path(source), headers=headers, timeout=timeout)
+            return await self._connection.fetch(call, decode.dataset_version)
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        write = partial(write_table, source)
+        return await upload_table(self._connection, name, write, headers=headers, timeout=timeout)
+
+    def datasets(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Dataset]:
+        """Iterate over data sets in byte order of their names, without their reports."""
+        return self._connection.pages("/datasets", decode.dataset, {"prefix": prefix}, limit=limit)
+
+    async def dataset(self, name: str) -> Dataset:
+        """Return a data set with the report of its newest version."""
+        return await self._connection.get(path("datasets", name), decode.dataset)
+
+    def dataset_versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[DatasetVersion]:
+        """Iterate over the versions of a data set, newest first, without their reports."""
+        return self._connection.pages(path("datasets", name, "versions"), decode.dataset_version, limit=limit)
+
+    async def dataset_version(self, name: str, version: int) -> DatasetVersion:
+        """Return one version of a data set with its report."""
+        return await self._connection.get(path("datasets", name, "versions", version), decode.dataset_version)
+
+    async def preview(
+        self, name: str, *, version: int | None = None, offset: int | None = None, limit: int | None = None
+    ) -> Preview:
+        """Return rows of a data set: `limit` of them (10 by default) from row `offset` on."""
+        query = {"version": version, "offset": offset, "limit": limit}
+        return await self._connection.get(path("datasets", name, "preview"), decode.preview, query)
+
+    async def delete_dataset(self, name: str, *, if_match: str | None = None) -> None:
+        """Delete a data set with all its versions."""
+        await self._connection.send(Call("DELETE", path("datasets", name), headers=conditions(if_match)))
+
+    async def base(self) -> Base:
+        """Return the description of the base layer."""
+        return await self._connection.get("/base", decode.base)
+
+    async def ready(self) -> bool:
+        """Return whether the service answers and is ready to serve."""
+        try:
+            # There are no retries, because "not ready" is a result.
+            await self._connection.send(Call("GET", "/readyz", retries=0))
+        except LoraplexError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _train(
+        self,
+        read: Callable[[Any], T],
+        name: str,
+        rows: Mapping[str, Any],
+        data: Any,
+        body: Mapping[str, Any],
+        *,
+        timeout: float | None,
+        dry_run: bool = False,
+    ) -> T:
+        rows = given(rows)
+        if (data is None) == (not rows):
+            expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
+            raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)
+        query = {"dry_run": "true"} if dry_run else {}
+        async with aclosing(AsyncTrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
+            data = await sent.prepare(rows or data, field="data", fleet="{" in name)
+            whole = {"name": name, **given(body), "data": data}
+            call = planning_call("/adapters", whole, safe=dry_run, query=query, timeout=timeout)
+            return await self._connection.fetch(call, read)
+
+    def _read_job(self, value: Any) -> AsyncJob:
+        return decode.build(AsyncJob, value, client=self)

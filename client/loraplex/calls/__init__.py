@@ -1,1 +1,0 @@
-"""Each operation of the client as steps, by noun."""

@@ -1,0 +1,87 @@
+"""Rows of a training in the form in which they are sent: in the request, or as temporary data sets."""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loraplex.arrays import array, finite, lists_of_vectors
+from loraplex.calls import encoded
+from loraplex.errors import WrongShape, WrongType
+from loraplex.tables import LINES, write_table
+
+# Numbers of inputs, targets and the rest that are sent in the request: about 4 MiB of JSON.
+INLINE_NUMBERS = 200_000
+ARRAYS = ("targets", "weights", "groups", "corpus")
+"""Fields of the rows, beside the inputs, that have a value for each row or document."""
+
+
+def fits_in_request(rows: Mapping[str, Any]) -> bool:
+    """Return whether the arrays are small enough for a request in JSON."""
+    return sum(value.size for value in rows.values() if isinstance(value, np.ndarray)) <= INLINE_NUMBERS
+
+
+def temporary_name() -> str:
+    """Return a new name of a temporary data set."""
+    return f"loraplex-client-{secrets.token_hex(8)}"
+
+
+def columns_of(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of the data set that holds the arrays, without the documents."""
+    columns = {"inputs": "inputs", "targets": "targets", "weights": "weights", "groups": "group"}
+    return {column: rows[name] for name, column in columns.items() if name in rows}
+
+
+def references(rows: Mapping[str, Any], dataset: str, *, fleet: bool) -> dict[str, Any]:
+    """Return the `data` of a request whose arrays are in a data set, without the documents."""
+    data = {name: value for name, value in rows.items() if name != "inputs" and name not in ARRAYS}
+    data |= {"dataset": dataset, "inputs": {"column": "inputs"}, "targets": {"column": "targets"}}
+    if "weights" in rows:
+        data["weight"] = "weights"
+    if "groups" in rows:
+        # The placeholder of a fleet is the name of its column, which is `{group}` for rows in the request.
+        data["group_by" if fleet else "group"] = "group"
+    return data
+
+
+def write_columns(columns: Mapping[str, Any], file: Path) -> str:
+    """Write arrays and lists of labels to a file, and return its media type."""
+    # Lists of labels differ in length, which NPZ cannot represent.
+    if all(isinstance(column, np.ndarray) for column in columns.values()):
+        return write_table(columns, file)
+    # A scalar has no length.
+    lengths = {name: len(column) if getattr(column, "ndim", 1) else None for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        detail = "columns differ in length: " + ", ".join(f"{name} has {rows}" for name, rows in lengths.items())
+        raise WrongShape(detail, given=lengths, expected="a value for each row")
+    with file.open("wb") as opened:
+        for row in zip(*columns.values(), strict=True):
+            opened.write(encoded(dict(zip(columns, row, strict=True))) + b"\n")
+    return LINES
+
+
+def values_of(value: Any, *, field: str) -> Any:
+    """Return an array, with floats finite as float32; return a list of lists of labels unchanged.
+
+    Raises `WrongType` for a list of several types, which an array would convert to one: ["cat", 1] to two texts.
+    """
+    value = lists_of_vectors(value, field=field)
+    if isinstance(value, list | tuple):
+        if all(isinstance(row, list | tuple) for row in value):
+            has_names = any(isinstance(name, str) for row in value for name in row)
+            if has_names or len({len(row) for row in value}) > 1:
+                return [list(row) for row in value]
+        else:
+            types = set(map(type, value))
+            if len({_kind(type_) for type_ in types}) > 1:
+                names = ", ".join(sorted(type_.__name__ for type_ in types))
+                expected = "numbers alone, text alone, or true and false alone"
+                raise WrongType(f"{field} are of several kinds", field=field, given=names, expected=expected)
+    values = array(value, field=field)
+    return finite(values, field=field) if values.dtype.kind == "f" else values
+
+
+def _kind(type_: type) -> str:
+    return "text" if issubclass(type_, str) else "truth" if issubclass(type_, bool | np.bool_) else "number"
