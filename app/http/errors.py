@@ -37,55 +37,37 @@ RETRIED = (429, 503)
 class BodyTooLarge(LoraplexError):
     """The body has more bytes than are accepted."""
 
-    code = "body_too_large"
-
 
 class HeadTooLarge(LoraplexError):
     """The head of the request has more bytes than are accepted."""
-
-    code = "head_too_large"
 
 
 class NotHttp(LoraplexError):
     """The bytes cannot be read as one HTTP/1.1 request."""
 
-    code = "not_http"
-
 
 class UnsupportedMediaType(LoraplexError):
     """The body's content type is missing or not one that this call takes."""
-
-    code = "unsupported_media_type"
 
 
 class RouteNotFound(LoraplexError):
     """There is nothing at this path."""
 
-    code = "route_not_found"
-
 
 class MethodNotAllowed(LoraplexError):
     """This path does not take that method."""
-
-    code = "method_not_allowed"
 
 
 class TooManyBytes(LoraplexError):
     """The request bodies in memory have more bytes than are accepted."""
 
-    code = "too_many_bytes"
-
 
 class NotReady(LoraplexError):
     """The service is starting or stopping."""
 
-    code = "not_ready"
-
 
 class InternalError(LoraplexError):
     """Something went wrong in the service."""
-
-    code = "internal_error"
 
 
 # Errors by status; an error that is not listed has the status of its parent. Errors with None occur outside requests:

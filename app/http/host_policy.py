@@ -35,13 +35,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 class HostNotAllowed(LoraplexError):
     """The request is addressed to a host that is not this service's."""
 
-    code = "host_not_allowed"
-
 
 class CrossSite(LoraplexError):
     """A web page of another host may not change or compute anything here."""
-
-    code = "cross_site"
 
 
 class HostPolicy:
