@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -50,6 +51,8 @@ class Middleware:
         self._asgi_calls = asgi_calls
         self._body_limit = body_limit
         self._memory = memory
+        # Bodies that are streamed to a file.
+        self._uncounted = BodyMemory(sys.maxsize)
         self._observer = observer
         self._host_policy = host_policy
 
@@ -59,8 +62,7 @@ class Middleware:
             await self._app(scope, receive, send)
             return
         endpoint = find_endpoint(scope["method"], scope["path"])
-        is_streamed = endpoint is not None and endpoint.is_streamed
-        memory = None if is_streamed else self._memory
+        memory = self._uncounted if endpoint is not None and endpoint.is_streamed else self._memory
         exchange = _Exchange(scope, receive, send, body_limit=self._body_limit(endpoint), memory=memory)
         try:
             self._check_head(exchange)
@@ -111,9 +113,7 @@ class _Exchange:
         *("_receive", "_send", "_body_limit", "_memory", "_read_bytes", "_held_bytes", "_has_ended"),
     )
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, body_limit: int, memory: BodyMemory | None
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, body_limit: int, memory: BodyMemory) -> None:
         self.scope = scope
         self.state = scope.setdefault("state", {})
         # The fast path may have read the head already, and then left the request to ASGI.
@@ -149,7 +149,7 @@ class _Exchange:
         length = int(self.headers.get(b"content-length", b"0"))
         if length > self._body_limit:
             raise too_large(self._body_limit)
-        if self._memory is not None and not self._memory.has_room(length):
+        if not self._memory.has_room(length):
             raise self._memory.full()
 
     async def receive(self) -> Message:
@@ -190,13 +190,11 @@ class _Exchange:
 
     def release_memory(self) -> None:
         """Give back the memory that the body was counted with."""
-        if self._memory is not None and self._held_bytes:
+        if self._held_bytes:
             self._memory.release(self._held_bytes)
             self._held_bytes = 0
 
     def _hold_memory(self, size: int) -> None:
-        if self._memory is None:
-            return
         try:
             self._memory.take(size)
         except TooManyBytes:

@@ -11,12 +11,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from adapters.datasets.ingest import CONTENT_TYPES, Ingestion, upload_file
-from adapters.datasets.store import DatasetVersion
+from adapters.datasets.store import DatasetVersion, Precondition
 from adapters.datasets.table import Table
 from adapters.names import Reference, check_name, check_prefix
 from app.http.bodies import content_type
 from app.http.paging import NamePage, Page, QueryFields, QueryInteger, read_cursor, version_in_path
-from app.http.preconditions import Precondition, etag, precondition
+from app.http.preconditions import etag, precondition
 from app.http.schemas import datasets as schemas
 from app.service import Service, ServiceOf
 
