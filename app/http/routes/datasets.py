@@ -19,6 +19,7 @@ from app.http.paging import NamePage, Page, QueryFields, QueryInteger, read_curs
 from app.http.preconditions import etag, precondition
 from app.http.schemas import datasets as schemas
 from app.service import Service, ServiceOf
+from app.serving.asgi import wait_for_disconnect
 
 _WRITE_BYTES = 2**20
 
@@ -112,7 +113,7 @@ async def _read_dataset(
             max_bytes=service.settings.max_dataset_bytes,
         )
         adding = asyncio.create_task(_add_dataset(name, reading, kind, service, precondition))
-        disconnect = asyncio.create_task(_wait_for_disconnect(request))
+        disconnect = asyncio.create_task(wait_for_disconnect(request.receive))
         try:
             await asyncio.wait((adding, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not adding.done():
@@ -157,8 +158,3 @@ def _write(raw: IO[bytes], content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[raw.write(view) :]
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
