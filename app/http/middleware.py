@@ -6,19 +6,19 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import count
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.bodies import BodyMemory
-from app.http.endpoints import Endpoint, find_endpoint
+from app.http.endpoints import ENDPOINTS, Endpoint, find_endpoint
 from app.http.errors import InternalError, TooManyBytes, answer_at, known_failure, too_large
-from app.http.host_policy import HostPolicy
-from app.observability.observer import Observer
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, OTHER, RequestRecord
+from app.service import Service
 
 _REQUEST_ID = b"x-request-id"
 _CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -32,29 +32,20 @@ log = logging.getLogger(__name__)
 
 
 class Middleware:
-    """Wraps `app`, and calls the endpoints of `asgi_calls` (by path) in place of it.
+    """Wraps `app`, and calls the ASGI callables of the endpoint table in place of it.
 
     A client's own `X-Request-Id` is kept if it is 1 to 64 characters of A-Z a-z 0-9 . _ -; every answer has one.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        asgi_calls: Mapping[str, ASGIApp],
-        body_limit: Callable[[Endpoint | None], int],
-        memory: BodyMemory,
-        observer: Observer,
-        host_policy: HostPolicy,
-    ) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._asgi_calls = asgi_calls
-        self._body_limit = body_limit
-        self._memory = memory
+        self._asgi_calls = {call.path: partial(call.asgi, service) for call in ENDPOINTS if call.asgi is not None}
+        self._settings = service.settings
+        self._memory = service.bodies
         # Bodies that are streamed to a file.
         self._uncounted = BodyMemory(sys.maxsize)
-        self._observer = observer
-        self._host_policy = host_policy
+        self._observer = service.observer
+        self._host_policy = service.host_policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -62,8 +53,12 @@ class Middleware:
             await self._app(scope, receive, send)
             return
         endpoint = find_endpoint(scope["method"], scope["path"])
-        memory = self._uncounted if endpoint is not None and endpoint.is_streamed else self._memory
-        exchange = _Exchange(scope, receive, send, body_limit=self._body_limit(endpoint), memory=memory)
+        limit, memory = self._settings.max_body_bytes, self._memory
+        if endpoint is not None and endpoint.is_streamed:
+            limit, memory = self._settings.max_dataset_bytes, self._uncounted
+        elif endpoint is not None and endpoint.body_limit is not None:
+            limit = min(limit, endpoint.body_limit)
+        exchange = _Exchange(scope, receive, send, body_limit=limit, memory=memory)
         try:
             self._check_head(exchange)
             exchange.endpoint = endpoint
