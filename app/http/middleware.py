@@ -60,7 +60,11 @@ class Middleware:
             limit = min(limit, endpoint.body_limit)
         exchange = _Exchange(scope, receive, send, body_limit=limit, memory=memory)
         try:
-            self._check_head(exchange)
+            # What a request can be refused with before its body is read.
+            if "refusal" in exchange.state:  # set by the connection, which found the request malformed
+                raise exchange.state["refusal"]
+            self._host_policy.check(scope)
+            exchange.check_length()
             exchange.endpoint = endpoint
             app = self._app if endpoint is None else self._asgi_calls.get(endpoint.path, self._app)
             await app(scope, exchange.receive, exchange.send)
@@ -71,13 +75,6 @@ class Middleware:
         finally:
             exchange.release_memory()
             self._observe(exchange)
-
-    def _check_head(self, exchange: "_Exchange") -> None:
-        """Raise the error that a request can be refused with before its body is read."""
-        if "refusal" in exchange.state:  # set by the connection, which found the request malformed
-            raise exchange.state["refusal"]
-        self._host_policy.check(exchange.scope)
-        exchange.check_length()
 
     def _observe(self, exchange: "_Exchange") -> None:
         scope, state = exchange.scope, exchange.state
@@ -159,7 +156,13 @@ class _Exchange:
             raise self.state["refusal"]
         if self._read_bytes > self._body_limit:
             raise too_large(self._body_limit)
-        self._hold_memory(size)
+        try:
+            self._memory.take(size)
+        except TooManyBytes:
+            # Released before the answer is sent, because other bodies that arrive now need the room.
+            self.release_memory()
+            raise
+        self._held_bytes += size
         return message
 
     async def send(self, message: Message) -> None:
@@ -188,15 +191,6 @@ class _Exchange:
         if self._held_bytes:
             self._memory.release(self._held_bytes)
             self._held_bytes = 0
-
-    def _hold_memory(self, size: int) -> None:
-        try:
-            self._memory.take(size)
-        except TooManyBytes:
-            # Released before the answer is sent, because other bodies that arrive now need the room.
-            self.release_memory()
-            raise
-        self._held_bytes += size
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> bytes:
