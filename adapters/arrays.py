@@ -37,11 +37,9 @@ class TruncatedList(list[Any]):
     def __iter__(self) -> Iterator[Any]:
         yield from super().__iter__()
         # A caller that iterates would take the first entries for the whole list.
-        raise OutOfRange(
-            f"a list has {self.length} entries, more than any list may have here",
-            given=f"{self.length} entries",
-            expected="a shorter list",
-        )
+        count = f"{self.length} entries"
+        detail = f"a list has {count}, more than any list may have here"
+        raise OutOfRange(detail, given=count, expected="a shorter list")
 
 
 @dataclass(slots=True)
@@ -71,60 +69,48 @@ def matrix(
     `max_rows`) and `NotFinite`, with the field and row.
     """
     expected = f"{rows or 'one or more'} rows of {columns or 'equally many'} numbers"
-    if not isinstance(value, list):
-        raise WrongType(f"{field} must be a list of rows", field=field, given=value, expected=expected)
-    if not value:
-        raise WrongShape(f"{field} has no rows", field=field, given="0 rows", expected=expected)
-    if max_rows is not None and len(value) > max_rows:
-        raise OutOfRange(
-            f"{field} has {len(value)} rows; at most {max_rows} fit in one request",
-            field=field,
-            given=f"{len(value)} rows",
-            expected=f"at most {max_rows} rows",
-        )
-    if rows is not None and len(value) != rows:
-        raise WrongShape(
-            f"{field} has {len(value)} rows, expected {rows}",
-            field=field,
-            given=f"{len(value)} rows",
-            expected=expected,
-        )
-    if isinstance(value, TruncatedList):
-        return _checked_table(value, field, columns, expected)
-    _check_rows(value, field, columns, expected, begin=begin)
-    if not set(map(type, chain.from_iterable(value))) <= _NUMBERS:
-        raise _first_bad_number(value, field, begin)
-    return _as_float32(value, field, begin)
+    lists = _check_list(value, rows, of="rows", field=field, expected=expected)
+    if max_rows is not None and len(lists) > max_rows:
+        count, expected = f"{len(lists)} rows", f"at most {max_rows} rows"
+        detail = f"{field} has {count}; at most {max_rows} fit in one request"
+        raise OutOfRange(detail, field=field, given=count, expected=expected)
+    if isinstance(lists, TruncatedList):
+        return _checked_table(lists, field, columns, expected)
+    _check_rows(lists, field, columns, expected, begin=begin)
+    numbers_NC = _as_float32(lists)
+    if numbers_NC is None:
+        row, column, number = find_bad_number(lists)
+        raise _bad_number_at(begin + row, column, number, field)
+    return numbers_NC
 
 
 def vector(value: object, *, field: str, length: int) -> Float32:
     """Return a list of `length` numbers as an array, (length,) float32; raise the errors of `matrix`."""
-    if not isinstance(value, list):
-        raise WrongType(f"{field} must be a list of numbers", field=field, given=value, expected=f"{length} numbers")
-    if len(value) != length:
-        raise WrongShape(
-            f"{field} has {len(value)} numbers, expected {length}",
-            field=field,
-            given=f"{len(value)} numbers",
-            expected=f"{length} numbers",
-        )
-    for position, number in enumerate(value):
-        if type(number) not in _NUMBERS or not is_finite(number):
-            raise _bad_number(number, field, f"{field}, position {position}", None)
-    return np.array(value, dtype=np.float64).astype(np.float32)
+    numbers = _check_list(value, length, of="numbers", field=field, expected=f"{length} numbers")
+    numbers_1C = _as_float32([numbers])
+    if numbers_1C is None:
+        _, position, number = find_bad_number([numbers])
+        raise _bad_number(number).explain(before=f"{field}, position {position}: ").at(field=field)
+    row_C: Float32 = numbers_1C[0]
+    return row_C
 
 
 def one_per_row(value: object, *, field: str, rows: int, expected: str) -> list[Any]:
     """Return a list that has one entry per row; raise `WrongType` or `WrongShape` for any other value."""
+    return _check_list(value, rows, of="rows", field=field, expected=expected)
+
+
+def _check_list(
+    value: object, length: int | None, *, of: str, field: str, expected: str, row: int | None = None
+) -> list[Any]:
+    """Return a list that is not empty, and has `length` entries if that is not None."""
+    name = field if row is None else f"{field}, row {row},"
     if not isinstance(value, list):
-        raise WrongType(f"{field} must be a list", field=field, given=value, expected=expected)
-    if len(value) != rows:
-        raise WrongShape(
-            f"{field} has {len(value)} rows, inputs has {rows}",
-            field=field,
-            given=f"{len(value)} rows",
-            expected=expected,
-        )
+        raise WrongType(f"{name} must be a list of {of}", field=field, row=row, given=value, expected=expected)
+    if not len(value) or len(value) != (length or len(value)):
+        count = f"{len(value)} {of}"
+        detail = f"{name} has {count}, expected {length or 'at least 1'}"
+        raise WrongShape(detail, field=field, row=row, given=count, expected=expected)
     return value
 
 
@@ -144,32 +130,22 @@ def _checked_table(value: TruncatedList, field: str, columns: int | None, expect
 def _check_rows(value: list[Any], field: str, columns: int | None, expected: str, *, begin: int = 0) -> None:
     width = columns
     for row, numbers in enumerate(value, begin):
-        if not isinstance(numbers, list):
-            raise WrongType(
-                f"{field}, row {row}, is not a list of numbers", field=field, row=row, given=numbers, expected=expected
-            )
-        if width is None:
-            width = len(numbers)
-        if len(numbers) != width or not numbers:
-            raise WrongShape(
-                f"{field}, row {row}, has {len(numbers)} numbers, expected {width or 'at least 1'}",
-                field=field,
-                row=row,
-                given=f"{len(numbers)} numbers",
-                expected=expected,
-            )
+        # Also true of the first row if `columns` is None.
+        if not isinstance(numbers, list) or len(numbers) != width:
+            width = len(_check_list(numbers, width, of="numbers", field=field, row=row, expected=expected))
 
 
-def _as_float32(value: list[list[float]], field: str, begin: int) -> Float32:
+def _as_float32(value: list[list[Any]]) -> Float32 | None:
+    """Return equally long lists as an array, (N, C) float32, or None if an entry is not a finite number."""
+    if not set(map(type, chain.from_iterable(value))) <= _NUMBERS:
+        return None
     try:
         wide = np.array(value, dtype=np.float64)
     except OverflowError:
-        raise _first_bad_number(value, field, begin) from None
+        return None
     with np.errstate(over="ignore"):
         narrow = wide.astype(np.float32)
-    if not np.isfinite(narrow).all():
-        raise _first_bad_number(value, field, begin)
-    return narrow
+    return narrow if np.isfinite(narrow).all() else None
 
 
 def is_finite(number: float) -> bool:
@@ -189,19 +165,12 @@ def find_bad_number(value: list[list[Any]]) -> tuple[int, int, Any]:
     raise AssertionError("called although every number is finite")
 
 
-def _first_bad_number(value: list[list[Any]], field: str, begin: int) -> LoraplexError:
-    row, column, number = find_bad_number(value)
-    return _bad_number_at(begin + row, column, number, field)
-
-
 def _bad_number_at(row: int, column: int, number: object, field: str) -> LoraplexError:
-    return _bad_number(number, field, f"{field}, row {row}, column {column}", row)
+    return _bad_number(number).explain(before=f"{field}, row {row}, column {column}: ").at(field=field, row=row)
 
 
-def _bad_number(number: object, field: str, position: str, row: int | None) -> LoraplexError:
+def _bad_number(number: object) -> LoraplexError:
     expected = f"a number of at most {_MAX_FLOAT32:.6e} in magnitude"
     if type(number) in _NUMBERS:
-        return NotFinite(
-            f"{position}: not a finite float32 number", field=field, row=row, given=number, expected=expected
-        )
-    return WrongType(f"{position}: not a number", field=field, row=row, given=number, expected=expected)
+        return NotFinite("not a finite float32 number", given=number, expected=expected)
+    return WrongType("not a number", given=number, expected=expected)

@@ -83,16 +83,22 @@ class LoraplexError(Exception):
         # Whether the change may have been stored despite this error.
         self.outcome_unknown = outcome_unknown
 
+    def __str__(self) -> str:
+        return self.detail
+
     @classmethod
     def title(cls) -> str:
         """Return the short description that every error of this class has in common."""
         return (cls.__doc__ or "").partition("\n")[0].removesuffix(".")
 
-    def at(self, *, field: str, row: int | None = None, given: object = _NOT_GIVEN) -> Self:
-        """Set the position in the request of a value whose check raised this error; return the error."""
+    def at(
+        self, *, field: str, row: int | None = None, given: object = _NOT_GIVEN, expected: str | None = None
+    ) -> Self:
+        """Set the position in the request of a value whose check made this error; return the error."""
         self.field = field
         self.row = self.row if row is None else row
         self.given = self.given if given is _NOT_GIVEN else given
+        self.expected = expected or self.expected
         return self
 
     def explain(self, *, before: str = "", after: str = "") -> Self:
@@ -233,7 +239,7 @@ class InvalidDataset(InvalidUpload):
 class BadRows(InvalidInput):
     """Rows have values that cannot be trained on."""
 
-    def __init__(self, detail: str, *, rows: "Sequence[BadRow]", field: str | None = None) -> None:
+    def __init__(self, detail: str, *, rows: Sequence[BadRow], field: str | None = None) -> None:
         first = rows[0] if rows else None
         super().__init__(detail, field=field, row=first.row if first else None, expected="a usable value in every row")
         self.rows = rows

@@ -4,7 +4,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from adapters.errors import InvalidName, InvalidReference, WrongType
+from adapters.errors import InvalidName, InvalidReference, LoraplexError, WrongType
 
 # The alias that a bare name refers to.
 LIVE = "live"
@@ -29,10 +29,7 @@ def check_name(name: object, *, field: str = "name") -> str:
 
 def check_prefix(prefix: str) -> str:
     """Return the prefix if a valid name can begin with it; raise `InvalidName` if not."""
-    if prefix and not _NAME.fullmatch(prefix):
-        detail = f"prefix must be the beginning of a name: {NAME_RULE}"
-        raise InvalidName(detail, field="prefix", given=prefix, expected=NAME_RULE)
-    return prefix
+    return prefix and check_name(prefix, field="prefix")
 
 
 class Reference(NamedTuple):
@@ -50,29 +47,18 @@ class Reference(NamedTuple):
 
 def parse_reference(text: object, *, field: str = "adapter", row: int | None = None) -> Reference:
     """Parse `name`, `name@3` or `name@alias`; raise `WrongType`, `InvalidName` or `InvalidReference`."""
-    expected = "name, name@3 or name@alias"
-    if not isinstance(text, str):
-        raise WrongType(
-            f"{field} must be a string, or null for the bare base layer",
-            field=field,
-            row=row,
-            given=text,
-            expected=expected,
-        )
-    reference = _parse(text) if len(text) <= MAX_REFERENCE_CHARACTERS else None
-    if reference is not None:
+    if isinstance(text, str) and len(text) <= MAX_REFERENCE_CHARACTERS and (reference := _parse(text)) is not None:
         return reference
-    if not _NAME.fullmatch(text.partition("@")[0]):
-        raise InvalidName(
-            f"{field} must begin with a name: {NAME_RULE}", field=field, row=row, given=text, expected=NAME_RULE
-        )
-    raise InvalidReference(
-        f"after the @ of {field} comes a version number from 1 on or an alias",
-        field=field,
-        row=row,
-        given=text,
-        expected=expected,
-    )
+    expected = "name, name@3 or name@alias"
+    error: LoraplexError
+    if not isinstance(text, str):
+        error = WrongType(f"{field} must be a string, or null for the bare base layer", expected=expected)
+    elif not _NAME.fullmatch(text.partition("@")[0]):
+        error = InvalidName(f"{field} must begin with a name: {NAME_RULE}", expected=NAME_RULE)
+    else:
+        detail = f"after the @ of {field} comes a version number from 1 on or an alias"
+        error = InvalidReference(detail, expected=expected)
+    raise error.at(field=field, row=row, given=text)
 
 
 # Cached, because most requests repeat the references of earlier ones.

@@ -64,11 +64,14 @@ class Adapter:
         """Return s, the factor of the low-rank term."""
         return scaling_of(self.alpha, self.rank, rslora=self.rslora)
 
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [tensor for tensor in (self.a_OR, self.b_RI, self.bias_O) if tensor is not None]
+
     @cached_property
     def memory_bytes(self) -> int:
         """Return the bytes of the factors in memory."""
-        tensors = [self.a_OR, self.b_RI] + ([] if self.bias_O is None else [self.bias_O])
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors)
 
     @cached_property
     def canonical_bytes(self) -> bytes:
@@ -81,7 +84,7 @@ class Adapter:
             metadata["feature_space"] = self.feature_space
         if self.labels is not None:
             metadata["labels"] = list(self.labels)
-        tensors = [self.a_OR, self.b_RI] + ([] if self.bias_O is None else [self.bias_O])
+        tensors = self._tensors
         assert all(tensor.dtype is torch.float32 for tensor in tensors)
         text = json.dumps(metadata, separators=(",", ":"), sort_keys=True)
         # Not with `safetensors.save`, which takes a tenth of the time in which a fleet trains an adapter.
@@ -109,10 +112,6 @@ class Adapter:
         assert a_RO is not None
         assert b_RI is not None
         return a_RO, b_RI, bias_O
-
-    def relative_norm(self, base: BaseLayer) -> float | None:
-        """Return ‖ΔW‖_F / ‖W‖_F, or None if W is all zeros."""
-        return None if base.weight_norm == 0 else delta_norms([self])[0] / base.weight_norm
 
     def to(self, base: BaseLayer) -> "Adapter":
         """Return this adapter on the base's device and in its dtype, in the memory layout of the forward.
@@ -165,35 +164,24 @@ def _header(metadata: str, shapes: Sequence[Sequence[int]]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-@dataclass(frozen=True, slots=True)
-class _CanonicalHeader:
-    """Parsed header of canonical bytes."""
-
-    metadata: Mapping[str, Any]
-    tensors: Mapping[str, tuple[int, Sequence[int]]]
-    """Offset after the header, and shape, by name."""
-
-
 # Cached, because versions of one rank and alpha have the same header, and a cold adapter is loaded while requests wait.
 @lru_cache(maxsize=1024)
-def _parse_header(header: bytes) -> _CanonicalHeader:
+def _parse_header(header: bytes) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return our metadata, and the header's entry of each tensor by name."""
     entries = json.loads(header)
-    metadata = json.loads(entries.pop("__metadata__")[_METADATA_KEY])
-    return _CanonicalHeader(
-        metadata, {name: (entry["data_offsets"][0], entry["shape"]) for name, entry in entries.items()}
-    )
+    return json.loads(entries.pop("__metadata__")[_METADATA_KEY]), entries
 
 
 def from_canonical_bytes(content: bytes | bytearray) -> Adapter:
     """Return the adapter of canonical bytes; raise `BlobCorrupt` if they are malformed."""
     try:
         begin = 8 + int.from_bytes(content[:8], "little")
-        header = _parse_header(bytes(content[8:begin]))
+        metadata, entries = _parse_header(bytes(content[8:begin]))
         tensors = {}
-        for name, (offset, shape) in header.tensors.items():
-            flat = np.frombuffer(content, dtype="<f4", count=math.prod(shape), offset=begin + offset)
+        for name, entry in entries.items():
+            shape, offset = entry["shape"], begin + entry["data_offsets"][0]
+            flat = np.frombuffer(content, dtype="<f4", count=math.prod(shape), offset=offset)
             tensors[name] = torch.from_numpy(flat.reshape(shape).copy())
-        metadata = header.metadata
         labels = metadata.get("labels")
         return Adapter(
             tensors["A"],
@@ -213,12 +201,8 @@ def check_alpha(alpha: float, *, field: str = "alpha") -> float:
     if not is_finite(alpha):
         raise NotFinite(f"{field} is not finite", field=field, given=alpha, expected="a finite number")
     if abs(alpha) > MAX_ALPHA:
-        raise OutOfRange(
-            f"{field} is out of range",
-            field=field,
-            given=alpha,
-            expected=f"a number from -{MAX_ALPHA:g} to {MAX_ALPHA:g}",
-        )
+        expected = f"a number from -{MAX_ALPHA:g} to {MAX_ALPHA:g}"
+        raise OutOfRange(f"{field} is out of range", field=field, given=alpha, expected=expected)
     return float(alpha)
 
 
@@ -232,33 +216,23 @@ def check_factors(
     a_name, b_name, bias_name = names
     O, I = base.out_features, base.in_features
     a_shape, b_shape = tuple(a_OR.shape), tuple(b_RI.shape)
-    fits = len(a_shape) == len(b_shape) == 2 and a_shape == (O, b_shape[0]) and b_shape[1] == I
-    if not fits:
-        swapped = len(a_shape) == len(b_shape) == 2 and b_shape == (O, a_shape[0]) and a_shape[1] == I
-        hint = f"; {a_name} and {b_name} look swapped: exchange them" if swapped else ""
-        culprit, shape, expected = (
-            (a_name, a_shape, f"({O}, r)")
-            if len(a_shape) != 2 or a_shape[0] != O
-            else (b_name, b_shape, f"({a_shape[1]}, {I})")
-        )
-        raise WrongShape(
-            f"{culprit} has shape {shape}, expected {expected}: for this base layer {a_name} is ({O}, r) and "
-            f"{b_name} is (r, {I}){hint}",
-            field=culprit,
-            given=str(shape),
-            expected=expected,
-        )
-    if b_shape[0] > max_rank:
-        raise RankTooLarge(
-            f"{b_name} has rank {b_shape[0]}, at most {max_rank} is accepted",
-            field=b_name,
-            given=b_shape[0],
-            expected=f"a rank of at most {max_rank}",
-        )
-    if bias_O is not None and tuple(bias_O.shape) != (O,):
-        raise WrongShape(
-            f"{bias_name} has shape {tuple(bias_O.shape)}, expected ({O},)",
-            field=bias_name,
-            given=str(tuple(bias_O.shape)),
-            expected=f"({O},)",
-        )
+    if len(a_shape) != 2 or a_shape[0] != O:
+        name, shape, expected = a_name, a_shape, f"({O}, r)"
+    elif b_shape != (a_shape[1], I):
+        name, shape, expected = b_name, b_shape, f"({a_shape[1]}, {I})"
+    elif bias_O is not None and tuple(bias_O.shape) != (O,):
+        name, shape, expected = bias_name, tuple(bias_O.shape), f"({O},)"
+    elif b_shape[0] > max_rank:
+        detail = f"{b_name} has rank {b_shape[0]}, at most {max_rank} is accepted"
+        raise RankTooLarge(detail, field=b_name, given=b_shape[0], expected=f"a rank of at most {max_rank}")
+    else:
+        return
+    is_swapped = len(a_shape) == len(b_shape) == 2 and b_shape == (O, a_shape[0]) and a_shape[1] == I
+    hint = f"; {a_name} and {b_name} look swapped: exchange them" if is_swapped else ""
+    raise WrongShape(
+        f"{name} has shape {shape}, expected {expected}: for this base layer {a_name} is ({O}, r) and "
+        f"{b_name} is (r, {I}){hint}",
+        field=name,
+        given=str(shape),
+        expected=expected,
+    )

@@ -78,38 +78,30 @@ def load_base_layer(
     # bfloat16 is five times slower than float32 on a CPU, and less exact.
     memory_dtype = getattr(torch, dtype) if target.type == "cuda" else torch.float32
     try:
-        weight, bias = _load_tensors(source, weight_key, bias_key)
+        if generated := _GENERATED.fullmatch(source):
+            weight, bias = _generate(source, generated[1], generated[2])
+        else:
+            weight, bias = _read_file(BUNDLED_FILE if source == BUNDLED else Path(source), weight_key, bias_key)
         _check_tensors(source, weight, bias)
         weight_OI = weight.to(target, memory_dtype)
         bias_O = None if bias is None else bias.to(target, memory_dtype)
     except RuntimeError as error:
         # The device does not exist, or has too little memory.
         raise BaseNotLoadable(f"base {source!r} cannot be loaded onto {device}: {error}") from None
-    return BaseLayer(
-        weight_OI=weight_OI,
-        bias_O=bias_O,
-        source=source,
-        fingerprint=_fingerprint(weight, bias),
-        weight_norm=float(torch.linalg.vector_norm(weight.double())),
-    )
-
-
-def _load_tensors(source: str, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
-    if generated := _GENERATED.fullmatch(source):
-        return _generate(source, generated[1], generated[2])
-    return _read_file(BUNDLED_FILE if source == BUNDLED else Path(source), weight_key, bias_key)
+    norm = float(torch.linalg.vector_norm(weight.double()))
+    return BaseLayer(weight_OI, bias_O, source, fingerprint=_fingerprint(weight, bias), weight_norm=norm)
 
 
 def _choose_device(device: str) -> torch.device:
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if chosen.startswith("cuda") and not torch.cuda.is_available():
-        raise BaseNotLoadable(f"device {device!r} was asked for, and no CUDA device is available")
+    has_cuda = torch.cuda.is_available()
     try:
-        target = torch.device(chosen)
+        target = torch.device(device if device != "auto" else "cuda" if has_cuda else "cpu")
     except RuntimeError:
-        target = torch.device("meta")
-    if target.type not in ("cpu", "cuda"):
+        target = None
+    if target is None or target.type not in ("cpu", "cuda"):
         raise BaseNotLoadable(f"{device!r} is not a device: use auto, cpu, cuda or cuda:N")
+    if target.type == "cuda" and not has_cuda:
+        raise BaseNotLoadable(f"device {device!r} was requested, and no CUDA device is available")
     return target
 
 

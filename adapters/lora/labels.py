@@ -26,33 +26,19 @@ def check_labels(value: object, *, field: str, outputs: int) -> tuple[str | int,
     if not isinstance(value, list | tuple):
         raise WrongType(f"{field} must be a list of labels", field=field, given=value, expected=expected)
     if not MIN_LABELS <= len(value) <= outputs:
-        raise OutOfRange(
-            f"{field} has {len(value)} entries; at least {MIN_LABELS}, and at most one for each of the layer's"
-            f" {outputs} outputs",
-            field=field,
-            given=f"{len(value)} entries",
-            expected=expected,
-        )
+        count = f"{len(value)} entries"
+        detail = f"{field} has {count}; the layer has {outputs} outputs, and each can have one label"
+        raise OutOfRange(detail, field=field, given=count, expected=expected)
     positions: dict[object, int] = {}
     for position, label in enumerate(value):
-        location = f"{field}, position {position}"
-        error = _label_error(label, location, field)
+        error = _label_error(label)
+        if error is None and type(label) is not type(value[0]):
+            error = InvalidCombination(f"{shorten(label)} and {shorten(value[0])}: strings and numbers together")
+        elif error is None and label in positions:
+            error = InvalidCombination(f"{shorten(label)} is already at position {positions[label]}")
         if error is not None:
-            raise error
-        if type(label) is not type(value[0]):
-            raise InvalidCombination(
-                f"{location}: {shorten(label)} and {shorten(value[0])}: strings and numbers together",
-                field=field,
-                given=label,
-                expected=expected,
-            )
-        if label in positions:
-            raise InvalidCombination(
-                f"{location}: {shorten(label)} stands at position {positions[label]} already",
-                field=field,
-                given=label,
-                expected=expected,
-            )
+            location = f"{field}, position {position}: "
+            raise error.explain(before=location).at(field=field, given=label, expected=error.expected or expected)
         positions[label] = position
     return tuple(value)
 
@@ -92,25 +78,17 @@ def most_probable(x_NC: Float32, count: int) -> NDArray[np.intp]:
     return order_NC[:, :count]
 
 
-def _label_error(label: object, location: str, field: str) -> LoraplexError | None:
+def _label_error(label: object) -> LoraplexError | None:
     """Return the error of one label, if it has one."""
     expected = f"a string of 1 to {MAX_LABEL_CHARACTERS} characters, or a whole number from -2^53 to 2^53"
-    if type(label) is float and not is_finite(label):
-        return NotFinite(f"{location}: not a finite number", field=field, given=label, expected=expected)
     if type(label) is int:
-        if abs(label) <= MAX_LABEL:
-            return None
-        return OutOfRange(f"{location}: {shorten(label)} is past 2^53", field=field, given=label, expected=expected)
+        return OutOfRange(f"{shorten(label)} is past 2^53", expected=expected) if abs(label) > MAX_LABEL else None
+    if type(label) is float and not is_finite(label):
+        return NotFinite("not a finite number", expected=expected)
     if type(label) is not str:
-        return WrongType(
-            f"{location}: neither a string nor a whole number", field=field, given=label, expected=expected
-        )
+        return WrongType("neither a string nor a whole number", expected=expected)
     if not 1 <= len(label) <= MAX_LABEL_CHARACTERS:
-        return OutOfRange(
-            f"{location}: a label of {len(label)} characters", field=field, given=label, expected=expected
-        )
+        return OutOfRange(f"a label of {len(label)} characters", expected=expected)
     if any("\ud800" <= character <= "\udfff" for character in label):
-        return WrongType(
-            f"{location}: has a lone surrogate, half of a character", field=field, given=label, expected=expected
-        )
+        return WrongType("has a lone surrogate, half of a character", expected=expected)
     return None

@@ -37,19 +37,10 @@ def unpack(content: bytes, *, max_bytes: int) -> dict[str, bytes]:
     _check_directory(content)
     try:
         with zipfile.ZipFile(BytesIO(content)) as archive:
-            chosen = _select_entries(archive.infolist())
-            most = {CONFIG_FILE: min(max_bytes, MAX_CONFIG_BYTES), TENSOR_FILE: max_bytes}
-            return {name: _read(archive, entry, most[name]) for name, entry in chosen.items()}
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-        OverflowError,
-        ValueError,
-    ) as error:
+            entries = _select_entries(archive.infolist())
+            limits = {CONFIG_FILE: min(max_bytes, MAX_CONFIG_BYTES), TENSOR_FILE: max_bytes}
+            return {name: _read(archive, entry, limits[name]) for name, entry in entries.items()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, OverflowError, ValueError) as error:
         raise InvalidArchive(f"the body is not a readable zip archive: {error}", expected="a zip archive") from None
 
 
@@ -65,35 +56,31 @@ def _check_directory(content: bytes) -> None:
     entries = int.from_bytes(content[end + 10 : end + 12], "little")
     size = int.from_bytes(content[end + 12 : end + 16], "little")
     if entries > _MAX_ENTRIES or size > _MAX_DIRECTORY_BYTES or content[max(0, end - 20) :][:4] == b"PK\6\7":
-        raise InvalidArchive(
-            f"the zip has {entries} entries in a directory of {size} bytes",
-            given=f"{entries} entries",
-            expected=f"at most {_MAX_ENTRIES} entries in {_MAX_DIRECTORY_BYTES} bytes",
-        )
+        detail = f"the zip has {entries} entries in a directory of {size} bytes"
+        expected = f"at most {_MAX_ENTRIES} entries in {_MAX_DIRECTORY_BYTES} bytes"
+        raise InvalidArchive(detail, given=f"{entries} entries", expected=expected)
 
 
 def _select_entries(entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    chosen: dict[str, zipfile.ZipInfo] = {}
+    selected: dict[str, zipfile.ZipInfo] = {}
     folders = set()
     for entry in entries:
         path = PurePosixPath(entry.filename)
         _check_path(entry, path)
-        if entry.is_dir():
-            continue
-        if path.name == _IGNORED:
+        if entry.is_dir() or path.name == _IGNORED:
             continue
         folders.add(path.parent)
         if path.name not in _FILES or len(path.parts) > 2:
             raise _invalid_entry(entry, f"is not one of {', '.join(_FILES)}")
-        if path.name in chosen:
+        if path.name in selected:
             raise _invalid_entry(entry, "is there twice")
-        chosen[path.name] = entry
+        selected[path.name] = entry
     if len(folders) > 1:
         raise InvalidArchive("the zip has files in several folders", expected="both files at the root or in one folder")
     for name in _FILES:
-        if name not in chosen:
+        if name not in selected:
             raise InvalidArchive(f"the zip has no {name}", field=name, expected=", ".join(_FILES))
-    return chosen
+    return selected
 
 
 def _check_path(entry: zipfile.ZipInfo, path: PurePosixPath) -> None:

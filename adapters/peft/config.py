@@ -6,6 +6,7 @@ An unknown key is refused, because it may change an answer. The keys are those o
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, TypeVar
 
 from adapters.errors import LoraplexError, MissingField, PeftUnsupported, WrongType, shorten
@@ -31,16 +32,16 @@ _KEYS_WITHOUT_EFFECT = {
     "target_modules",
     "task_type",
 }
-_KEYS_READ = {
-    "alpha_pattern",
-    "init_lora_weights",
-    "lora_alpha",
-    "lora_bias",
-    "peft_type",
-    "r",
-    "rank_pattern",
-    "use_rslora",
+# Types of the values that are read, and their description.
+_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "r": ((int,), "a whole number"),
+    "lora_alpha": ((int, float), "a number"),
+    "use_rslora": ((bool, NoneType), "true or false"),
+    "lora_bias": ((bool, NoneType), "true or false"),
+    "rank_pattern": ((dict, NoneType), "an object"),
+    "alpha_pattern": ((dict, NoneType), "an object"),
 }
+_KNOWN_KEYS = {"peft_type", "init_lora_weights", *_TYPES, *_KEYS_WITHOUT_EFFECT}
 _DEFAULTS = {"bias": "none", "runtime_config": {"ephemeral_gpu_offload": False}}
 _EMPTY: tuple[object, ...] = ("", [], {})
 
@@ -67,21 +68,25 @@ class PeftConfig:
 
 def read_config(text: bytes) -> PeftConfig:
     """Parse a config file; raise `InvalidInput` or a subclass, with the key."""
-    config = _read_config(text)
-    return PeftConfig(
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        rslora=config["use_rslora"],
-        has_bias=config["lora_bias"],
-        rank_pattern=_check_pattern("rank_pattern", config, (int,)),
-        alpha_pattern=_check_pattern("alpha_pattern", config, (int, float)),
-    )
-
-
-def _read_config(text: bytes) -> dict[str, Any]:
     config = parse(text, what=CONFIG_FILE)
     if not isinstance(config, dict):
         raise WrongType(f"{CONFIG_FILE} must hold a JSON object", field=CONFIG_FILE, given=config)
+    _check_keys(config)
+    for key, (types, expected) in _TYPES.items():
+        if type(config.get(key)) not in types:
+            raise WrongType(f"{key} must be {expected}", field=key, given=config.get(key), expected=expected)
+    return PeftConfig(
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        rslora=bool(config.get("use_rslora")),
+        has_bias=bool(config.get("lora_bias")),
+        rank_pattern=_read_pattern(config, "rank_pattern", of="r"),
+        alpha_pattern=_read_pattern(config, "alpha_pattern", of="lora_alpha"),
+    )
+
+
+def _check_keys(config: Mapping[str, Any]) -> None:
+    """Raise `MissingField`, or `PeftUnsupported` for a feature that cannot be served exactly."""
     # The type is checked first, because other methods have neither r nor alpha.
     if config.get("peft_type") not in (None, "LORA"):
         raise _unsupported("peft_type", config["peft_type"], "LORA")
@@ -92,45 +97,26 @@ def _read_config(text: bytes) -> dict[str, Any]:
     if not (isinstance(init, bool) or init in (None, "gaussian")):
         raise _unsupported("init_lora_weights", init, 'true, false or "gaussian": the others may change the base')
     for key, value in config.items():
-        if key in _KEYS_READ or key in _KEYS_WITHOUT_EFFECT or value is None or value is False or value in _EMPTY:
-            continue
-        if _DEFAULTS.get(key) != value:
+        is_off = value is None or value is False or value in _EMPTY or value == _DEFAULTS.get(key)
+        if key not in _KNOWN_KEYS and not is_off:
             raise _unsupported(key, value, "left out, null, false or empty")
-    if type(config["r"]) is not int:
-        raise WrongType("r must be a whole number", field="r", given=config["r"], expected="a whole number")
-    if type(config["lora_alpha"]) not in (int, float):
-        raise WrongType("lora_alpha must be a number", field="lora_alpha", given=config["lora_alpha"])
-    for key in ("use_rslora", "lora_bias"):
-        config[key] = False if config.get(key) is None else config[key]
-        if config[key] is not True and config[key] is not False:
-            raise WrongType(f"{key} must be true or false", field=key, given=config[key])
-    return config
 
 
 def _unsupported(key: str, value: object, expected: str) -> LoraplexError:
-    return PeftUnsupported(
-        f"{CONFIG_FILE}: {key} = {shorten(value)[:60]} cannot be served exactly",
-        field=key,
-        given=value,
-        expected=expected,
-    )
+    detail = f"{CONFIG_FILE}: {key} = {shorten(value)[:60]} cannot be served exactly"
+    return PeftUnsupported(detail, field=key, given=value, expected=expected)
 
 
-def _check_pattern(key: str, config: Mapping[str, Any], numbers: tuple[type, ...]) -> dict[str, Any]:
+def _read_pattern(config: Mapping[str, Any], key: str, *, of: str) -> dict[str, Any]:
     """Return a pattern, whose keys must be literal paths. PEFT runs them as regexes; a client's regex is never run."""
-    pattern = {} if config.get(key) is None else config[key]
-    if not isinstance(pattern, dict):
-        raise WrongType(f"{key} must be an object", field=key, given=pattern, expected="an object")
+    pattern: dict[str, Any] = config.get(key) or {}
+    types, expected = _TYPES[of]
     for path, value in pattern.items():
         if not _LITERAL_PATH.fullmatch(path):
-            raise PeftUnsupported(
-                f"{key} has the key {path[:80]!r}, which is not a literal module path",
-                field=key,
-                given=path,
-                expected="a module path or the end of one",
-            )
-        if type(value) not in numbers:
-            raise WrongType(f"{key}[{path!r}] must be a number", field=key, given=value, expected="a number")
+            detail = f"{key} has the key {path[:80]!r}, which is not a literal module path"
+            raise PeftUnsupported(detail, field=key, given=path, expected="a module path or the end of one")
+        if type(value) not in types:
+            raise WrongType(f"{key}[{path!r}] must be {expected}", field=key, given=value, expected=expected)
     return pattern
 
 

@@ -1,6 +1,7 @@
-"""Calls: requests as values, before they are sent."""
+"""Calls: requests as values, before they are sent, and the address that they are sent to."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -10,6 +11,8 @@ from typing import Any, TypeVar
 from loraplex.errors import InvalidInput, InvalidName
 
 T = TypeVar("T")
+DEFAULT_URL = "http://127.0.0.1:8000"
+URL_VARIABLE = "LORAPLEX_URL"
 Query = Mapping[str, str | int | None]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # Time that the service allows itself for reading rows: two minutes, and a second for each MiB of a file.
@@ -40,6 +43,11 @@ class Call:
     """Seconds in addition to the timeout of the client, for work of the service."""
     retries: int | None = None
     """None for the retries of the client."""
+
+
+def address(url: str | None = None) -> str:
+    """Return the given address, or that of the environment, or that of a local `loraplex serve`."""
+    return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
 
 
 def planning_call(

@@ -23,10 +23,12 @@ class Display:
     """
 
     def __init__(self) -> None:
+        self._adapter = ""
         self._logged: set[LogLine] = set()
 
     def job(self, job: JobFields) -> None:
         """Handle the current state of the job."""
+        self._adapter = job.adapter
         self.status(str(job.status))
         for line in job.log:
             self._log(line)
@@ -75,11 +77,6 @@ class Bar(Display):
         self._task = self._bar.add_task("", total=None, note="")
         self._status = self._figures = ""
 
-    def job(self, job: JobFields) -> None:
-        """Show the name of the adapter."""
-        self._bar.update(self._task, description=escape(job.adapter))
-        super().job(job)
-
     def progress(self, progress: Progress) -> None:
         """Move the bar."""
         self._figures = _figures(progress)
@@ -100,7 +97,7 @@ class Bar(Display):
         note = self._figures or self._status
         if self._status not in ("queued", "running"):
             note = _joined(self._figures.partition(_BETWEEN)[0], self._status)
-        self._bar.update(self._task, note=note)
+        self._bar.update(self._task, description=escape(self._adapter), note=note)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -116,14 +113,9 @@ class Lines(Display):
     def __init__(self, console: "Console") -> None:
         super().__init__()
         self._console = console
-        self._name = self._status = ""
+        self._status = ""
         self._printed_at = 0.0
         self._step = 0
-
-    def job(self, job: JobFields) -> None:
-        """Print the name of the adapter."""
-        self._name = job.adapter
-        super().job(job)
 
     def progress(self, progress: Progress) -> None:
         """Print a line, unless the last one is recent."""
@@ -144,7 +136,7 @@ class Lines(Display):
         self._print(f"  {text}")
 
     def _print(self, text: str) -> None:
-        _print(self._console, f"{self._name}: {text}")
+        _print(self._console, f"{self._adapter}: {text}")
 
 
 def display(console: "Console | None" = None) -> Display:

@@ -29,26 +29,20 @@ _BY_ENDING: Mapping[str, str] = {
 }
 
 
-def media_type(file: Path, said: str | None = None) -> str:
-    """Return the media type of a file, from `said` or from its ending; raise `InvalidDataset` if neither gives one."""
-    kind = said or _BY_ENDING.get(file.suffix.lower())
+def media_type(file: Path, content_type: str | None = None) -> str:
+    """Return a file's media type, from `content_type` or its ending; raise `InvalidDataset` if neither gives one."""
+    kind = content_type or _BY_ENDING.get(file.suffix.lower())
     if kind is None or not file.is_file():
         problem = "is no file" if not file.is_file() else "does not say by its ending what it is"
-        raise InvalidDataset(
-            f"{file} {problem}",
-            field="source",
-            given=str(file),
-            expected=f"a file that ends in {', '.join(_BY_ENDING)}",
-        )
+        expected = f"a file that ends in {', '.join(_BY_ENDING)}"
+        raise InvalidDataset(f"{file} {problem}", field="source", given=str(file), expected=expected)
     if kind == ARROW:
         with file.open("rb") as opened:
-            if opened.read(len(_ARROW_FILE)) == _ARROW_FILE:
-                raise InvalidDataset(
-                    f"{file} is an Arrow file, and the service reads Arrow streams",
-                    field="source",
-                    given=str(file),
-                    expected="what pyarrow.ipc.new_stream writes, or Parquet",
-                )
+            is_arrow_file = opened.read(len(_ARROW_FILE)) == _ARROW_FILE
+        if is_arrow_file:
+            problem = "is an Arrow file, and the service reads Arrow streams"
+            expected = "what pyarrow.ipc.new_stream writes, or Parquet"
+            raise InvalidDataset(f"{file} {problem}", field="source", given=str(file), expected=expected)
     return kind
 
 
@@ -67,11 +61,8 @@ def write_table(source: Any, file: Path) -> str:
     if _is_a("pandas", "DataFrame", source):
         source = _of_pandas(source)
     if not hasattr(source, "__arrow_c_stream__"):
-        raise WrongType(
-            f"a data set cannot be read from a {type(source).__name__}",
-            field="source",
-            given=type(source).__name__,
-            expected="a file's path, a mapping of names to arrays, a pandas or polars DataFrame, or a pyarrow.Table",
+        raise _no_table(
+            source, "cannot be read", "a path, named arrays, a pandas or polars DataFrame, or a pyarrow.Table"
         )
     return _write_arrow(source, file)
 
@@ -80,9 +71,9 @@ def _write_npz(source: Mapping[Any, Any], file: Path) -> str:
     columns = {str(name): _column(value, str(name)) for name, value in source.items()}
     # The format of numpy.savez, which does not allow a column named `file`.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, held in columns.items():
+        for name, column in columns.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, held, version=(2, 0), allow_pickle=False)
+                np.lib.format.write_array(member, column, version=(2, 0), allow_pickle=False)
     return NPZ
 
 
@@ -91,8 +82,7 @@ def _write_arrow(source: Any, file: Path) -> str:
     try:
         reader = pyarrow.RecordBatchReader.from_stream(source)
     except pyarrow.ArrowInvalid as error:
-        kind = type(source).__name__
-        raise WrongType(f"a {kind} is no table: {error}", field="source", given=kind, expected="a table") from None
+        raise _no_table(source, f"is no table: {error}", "a table") from None
     ipc = import_module("pyarrow.ipc")
     with pyarrow.OSFile(str(file), "wb") as sink, ipc.new_stream(sink, reader.schema) as writer:
         for batch in reader:
@@ -104,21 +94,15 @@ def _of_pandas(frame: Any) -> Any:
     """Return the columns of a DataFrame, without its index, as a `pyarrow.Table`. NaN and NA become null."""
     pyarrow = _pyarrow(frame)
     columns: dict[str, Any] = {}
-    for place, label in enumerate(frame.columns):
-        name = str(label)
-        if name in columns:
-            raise WrongType(
-                f"two columns are called {name!r}", field=name, given=name, expected="a name of its own for each column"
-            )
+    for index, name in enumerate(map(str, frame.columns)):
         try:
-            columns[name] = pyarrow.Array.from_pandas(frame.iloc[:, place])
+            if name in columns:
+                raise ValueError("another column has its name")
+            columns[name] = pyarrow.Array.from_pandas(frame.iloc[:, index])
         except (pyarrow.ArrowException, TypeError, ValueError) as error:
-            raise WrongType(
-                f"the column {name!r} has no form in Arrow: {error}",
-                field=name,
-                given=str(frame.dtypes.iloc[place]),
-                expected="values of one type: numbers, booleans, text, dates, or lists of numbers or of text",
-            ) from None
+            detail, kind = f"the column {name!r} cannot be a column of Arrow: {error}", str(frame.dtypes.iloc[index])
+            expected = "values of one type: numbers, booleans, text, dates, or lists of numbers or of text"
+            raise WrongType(detail, field=name, given=kind, expected=expected) from None
     return pyarrow.table(columns)
 
 
@@ -126,13 +110,13 @@ def _pyarrow(source: Any) -> Any:
     try:
         return import_module("pyarrow")
     except ImportError:
-        kind = type(source).__name__
-        raise WrongType(
-            f"a {kind} is sent by way of pyarrow, which is not installed",
-            field="source",
-            given=kind,
-            expected="pip install 'loraplex[arrow]'; or a mapping of names to arrays",
-        ) from None
+        problem = "is sent by way of pyarrow, which is not installed"
+        raise _no_table(source, problem, "pip install 'loraplex[arrow]'; or a mapping of names to arrays") from None
+
+
+def _no_table(source: object, problem: str, expected: str) -> WrongType:
+    kind = type(source).__name__
+    return WrongType(f"a {kind} {problem}", field="source", given=kind, expected=expected)
 
 
 def _is_a(library: str, name: str, value: object) -> bool:
@@ -142,14 +126,10 @@ def _is_a(library: str, name: str, value: object) -> bool:
 
 
 def _column(value: Any, name: str) -> NDArray[Any]:
-    found = array(value, field=name)
-    if found.dtype == object and all(isinstance(text, str) for text in found.flat):
-        found = found.astype(str)
-    if found.dtype.hasobject:
-        raise WrongType(
-            f"{name} is no array of numbers, booleans or text",
-            field=name,
-            given=str(found.dtype),
-            expected="values of one type in each column",
-        )
-    return np.ascontiguousarray(found)
+    column = array(value, field=name)
+    if column.dtype == object and all(isinstance(text, str) for text in column.flat):
+        column = column.astype(str)
+    if column.dtype.hasobject:
+        detail, kind = f"{name} is no array of numbers, booleans or text", str(column.dtype)
+        raise WrongType(detail, field=name, given=kind, expected="values of one type in each column")
+    return np.ascontiguousarray(column)

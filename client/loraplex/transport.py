@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import httpx
 
-from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
+from loraplex.calls import DEFAULT_URL, URL_VARIABLE, address
 from loraplex.decode import Answer, error_of, is_problem
 from loraplex.errors import (
     BadAnswer,

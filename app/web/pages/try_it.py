@@ -60,20 +60,14 @@ def read_row(service: ServiceOf, dataset: str = "", row: str = "0") -> Response:
 def _row(version: DatasetVersion, table: Table, row: str, width: int) -> dict[str, Any]:
     number = int(row) if row.isascii() and row.isdigit() and len(row) < 12 else -1
     if not 0 <= number < version.rows:
-        raise OutOfRange(
-            f"the data set {version.dataset} has rows 0 to {version.rows - 1}",
-            field="row",
-            given=row,
-            expected=f"a row from 0 to {version.rows - 1}",
-        )
+        rows = f"0 to {version.rows - 1}"
+        detail = f"the data set {version.dataset} has rows {rows}"
+        raise OutOfRange(detail, field="row", given=row, expected=f"a row from {rows}")
     inputs = next((choice for choice in input_choices(version.columns, width) if choice.fits), None)
     if inputs is None:
-        raise InvalidCombination(
-            f"the data set {version.dataset} has no columns that give {width} numbers per row; paste them instead",
-            field="dataset",
-            given=version.dataset,
-            expected=f"a list column of width {width}, or {width} numbered columns",
-        )
+        name, expected = version.dataset, f"a list column of width {width}, or {width} numbered columns"
+        detail = f"the data set {name} has no columns that give {width} numbers per row; paste them instead"
+        raise InvalidCombination(detail, field="dataset", given=name, expected=expected)
     (values,) = table.numbers(inputs.selection, field="dataset", begin=number, end=number + 1).tolist()
     excluded = set(inputs.names)
     others = [(name, value) for name, value in table.preview(number, 1)[0].items() if name not in excluded]

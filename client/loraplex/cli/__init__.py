@@ -11,9 +11,9 @@ def main() -> None:
     """Run the command line, as the console script does."""
     _prepare_stdio()
     try:
-        from loraplex.cli.root import run
+        from loraplex.cli.root import cli
 
-        run()
+        cli(prog_name="loraplex")
     except KeyboardInterrupt:
         # Before a command has started, even while typer is imported: so the status is not that of `errors`.
         raise SystemExit(128 + signal.SIGINT) from None

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from loraplex.cli.errors import BadFile
 from loraplex.cli.output import Table, pairs, when
-from loraplex.cli.session import Session, Yes, command, complete_adapter, confirm, option
+from loraplex.cli.session import Session, Yes, argument, command, complete_adapter, confirm, option
 from loraplex.cli.summary import headline
 from loraplex.errors import AdapterNotLive, VersionNotFound
 from loraplex.results import Adapter, Version
@@ -17,13 +16,13 @@ PANEL = "Adapters"
 _DIGEST = 19
 
 app = typer.Typer()
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the adapter.", autocompletion=complete_adapter)]
+Name = Annotated[str, argument("NAME", "Name of the adapter.", autocompletion=complete_adapter)]
 
 
 @command(app, "adapters", panel=PANEL)
 def list_adapters(
     session: Session,
-    prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Prefix of the names.", show_default=False)] = "",
+    prefix: Annotated[str, argument("PREFIX", "Prefix of the names.")] = "",
     *,
     limit: Annotated[int | None, option("Maximum number.", min=1)] = None,
 ) -> None:
@@ -36,7 +35,7 @@ def list_adapters(
 @command(app, "adapter", panel=PANEL)
 def show_adapter(session: Session, name: Name) -> None:
     """Show the versions of an adapter, newest first, with their metrics."""
-    adapter: Adapter = session.client.adapter(name)
+    adapter = session.client.adapter(name)
     versions = list(session.client.versions(name))
     about = {"adapter": adapter.name, "live": None if adapter.live is None else adapter.live.reference}
     if adapter.problem is not None:
@@ -49,12 +48,10 @@ def show_adapter(session: Session, name: Name) -> None:
 def upload(
     session: Session,
     name: Name,
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that PEFT saved, or a zip of it.")],
+    source: Annotated[Path, argument("SOURCE", "A folder that PEFT saved, or a zip of it.")],
 ) -> None:
     """Upload an adapter in the format of PEFT as a new live version."""
-    if not source.exists():
-        raise BadFile(f"There is no {source}")
-    version: Version = session.client.upload(name, source)
+    version = session.client.upload(name, source)
     session.give(version, f"{version.reference} is live (rank {version.rank}, {version.digest})")
 
 
@@ -62,7 +59,7 @@ def upload(
 def download(
     session: Session,
     name: Name,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Target folder; created if it does not exist.")],
+    folder: Annotated[Path, argument("FOLDER", "Target folder; created if it does not exist.")],
     *,
     version: Annotated[int | None, option("Number of the version.", min=1, show_default="the live one")] = None,
     module: Annotated[
@@ -80,16 +77,13 @@ def rollback(
     session: Session,
     name: Name,
     version: Annotated[
-        int | None,
-        typer.Argument(
-            metavar="VERSION", help="Number of the version.", min=1, show_default="the one before the live one"
-        ),
+        int | None, argument("VERSION", "Number of the version.", min=1, show_default="the one before the live one")
     ] = None,
 ) -> None:
     """Make another version of an adapter live."""
     before = session.client.adapter(name)
     number = version if version is not None else _before_live(session, before)
-    after: Adapter = session.client.roll_back(name, number)
+    after = session.client.roll_back(name, number)
     was = "none" if before.live is None else before.live.version
     session.give(after, f"{name}@{number} is live (before: {was})")
 
@@ -137,5 +131,5 @@ def _before_live(session: Session, adapter: Adapter) -> int:
         raise AdapterNotLive(f"{adapter.name} has no live version to go back from: say which one to make live")
     for version in session.client.versions(adapter.name):
         if version.version < adapter.live.version:
-            return int(version.version)
+            return version.version
     raise VersionNotFound(f"{adapter.live.reference} is the first version of {adapter.name}: there is none before it")

@@ -1,7 +1,7 @@
 """Columns of a table: which ones are inputs, and which loss fits the targets, from options or from their types."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from loraplex.cli.errors import WrongUsage
@@ -33,13 +33,14 @@ def selection_of(names: Sequence[str]) -> Selection:
 
 def has_columns(names: Collection[str], selection: Selection) -> bool:
     """Return whether all selected columns are among these."""
+    columns = columns_of(selection, names)
+    return bool(columns) and set(columns) <= set(names)
+
+
+def columns_of(selection: Selection, names: Iterable[str]) -> list[str]:
+    """Return the names that a selection gives, or those of `names` that have its prefix."""
     if "prefix" in selection:
-        return any(name.startswith(selection["prefix"]) for name in names)
-    return set(names_in(selection)) <= set(names)
-
-
-def names_in(selection: Selection) -> list[str]:
-    """Return the names of a selection that has no prefix."""
+        return [name for name in names if name.startswith(selection["prefix"])]
     return [selection["column"]] if "column" in selection else list(selection.get("columns", ()))
 
 

@@ -7,55 +7,41 @@ from typing import Annotated, Any
 
 import typer
 
-from loraplex.cli.errors import BadFile, WrongUsage
+from loraplex.cli.errors import WrongUsage, list_bad_rows
 from loraplex.cli.output import Table, pairs, plural, size, when
-from loraplex.cli.session import Session, Yes, command, complete_dataset, confirm, option
+from loraplex.cli.session import Session, Yes, argument, command, complete_dataset, confirm, option
 from loraplex.results import DatasetVersion
 
 FORMATS = "CSV, Parquet, Arrow stream, JSON lines or NPZ"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
-_MAX_BAD_ROWS = 5
 _MAX_COLUMNS = 12
 _MAX_CELL = 24
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: upload, list, show, preview, delete.")
-Name = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        help="Name of the data set; `show` also accepts a version: name@3.",
-        autocompletion=complete_dataset,
-    ),
-]
+_NAME_HELP = "Name of the data set; `show` also accepts a version: name@3."
+Name = Annotated[str, argument("NAME", _NAME_HELP, autocompletion=complete_dataset)]
 
 
 def put_dataset(session: Session, name: str, file: Path) -> DatasetVersion:
     """Upload a file, and print a summary of it."""
-    if not file.is_file():
-        raise BadFile(f"{file} is no file" if file.exists() else f"There is no file {file}")
-    version: DatasetVersion = session.client.put_dataset(name, file)
+    version = session.client.put_dataset(name, file)
     rows, columns = plural(version.rows, "row"), plural(len(version.columns), "column")
     session.note(f"data set: {version.dataset}@{version.version}, {rows}, {columns}, {size(version.bytes)}")
     if version.bad_rows:
-        session.note("rows that cannot be trained on:")
-    for bad in version.bad_rows[:_MAX_BAD_ROWS]:
-        session.note(f"  row {bad.row}, column {bad.column}: {bad.reason}")
-    if len(version.bad_rows) > _MAX_BAD_ROWS:
-        session.note(f"  … more: loraplex dataset show {name}")
+        session.note(f"rows that cannot be trained on (`loraplex dataset show {name}` lists them):")
+    for line in list_bad_rows(version.bad_rows):
+        session.note(line)
     return version
 
 
 def find_dataset(session: Session, reference: str) -> DatasetVersion:
     """Return the version that `tickets` or `tickets@3` names, with its columns."""
     name, _, number = reference.partition("@")
-    version: DatasetVersion
     if number.isdecimal():
-        version = session.client.dataset_version(name, int(number))
-    elif number in ("", "live"):
-        version = session.client.dataset(name).newest
-    else:
-        raise WrongUsage(f"Not a data set: '{reference}'. Write name or name@3.")
-    return version
+        return session.client.dataset_version(name, int(number))
+    if number in ("", "live"):
+        return session.client.dataset(name).newest
+    raise WrongUsage(f"Not a data set: '{reference}'. Write name or name@3.")
 
 
 def name_of(file: Path) -> str:
@@ -66,7 +52,7 @@ def name_of(file: Path) -> str:
 @command(app, "put")
 def put(
     session: Session,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"{FORMATS}.")],
+    file: Annotated[Path, argument("FILE", f"{FORMATS}.")],
     *,
     name: Annotated[str | None, option("Name of the data set.", show_default="the file's name")] = None,
 ) -> None:

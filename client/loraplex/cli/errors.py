@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -47,13 +47,11 @@ _STATUSES = (
     (errors.Unreachable | errors.TimedOut | errors.BadAnswer, UNREACHABLE),
     (errors.JobFailed | errors.JobCancelled, JOB_ENDED_BADLY),
 )
+_NOT_RUNNING = "Is the service running at {url}? Start it with `loraplex serve`, or say where it is by --url."
 _NOT_OURS = "Is {url} the address of a loraplex service? Say where it is by --url or LORAPLEX_URL."
 _LISTED = "`loraplex {}` lists those that there are."
 _HINTS = (
-    (
-        errors.Unreachable,
-        "Is the service running at {url}? Start it with `loraplex serve`, or say where it is by --url.",
-    ),
+    (errors.Unreachable, _NOT_RUNNING),
     (errors.BadAnswer | errors.RouteNotFound, _NOT_OURS),
     (errors.AdapterNotFound, _LISTED.format("adapters")),
     (errors.DatasetNotFound, _LISTED.format("dataset list")),
@@ -61,8 +59,6 @@ _HINTS = (
     (errors.QueueFull, "It is busy: try again in a moment."),
 )
 _SHOWN_ROWS = 5
-# Field of a problem with an uploaded file. It is not shown, because the user named a file and not a field.
-_WHOLE = "body"
 
 
 @contextmanager
@@ -87,18 +83,20 @@ def in_words(error: LoraplexError, url: str) -> str:
     """Return an error in one or two lines, with up to five bad rows of a data set below."""
     if isinstance(error, Interrupted):  # our own lines
         return error.detail
-    bad_rows = error.rows if isinstance(error, errors.BadRows) else ()
-    lines = [f"loraplex: {error.detail}", _hint(error, url)]
-    for bad in bad_rows[:_SHOWN_ROWS]:
-        lines.append(f"  row {bad.row}" + (f", column {bad.column}" if bad.column else "") + f": {bad.reason}")
-    if len(bad_rows) > _SHOWN_ROWS:
-        lines.append(f"  … and {len(bad_rows) - _SHOWN_ROWS} more")
-    return "\n".join(escape(line) for line in lines if line)
+    bad_rows = list_bad_rows(error.rows) if isinstance(error, errors.BadRows) else ()
+    return "\n".join(escape(line) for line in (f"loraplex: {error.detail}", _hint(error, url), *bad_rows) if line)
+
+
+def list_bad_rows(rows: Sequence[errors.BadRow]) -> Iterator[str]:
+    """Yield a line for each of the first rows of a data set that cannot be used, and the number of the others."""
+    for bad in rows[:_SHOWN_ROWS]:
+        yield f"  row {bad.row}" + (f", column {bad.column}" if bad.column else "") + f": {bad.reason}"
+    if len(rows) > _SHOWN_ROWS:
+        yield f"  … and {len(rows) - _SHOWN_ROWS} more"
 
 
 def _bad_file(error: OSError) -> BadFile:
-    name = f": {error.filename}" if error.filename else ""
-    return BadFile(f"Cannot read or write{name}: {error.strerror or error}")
+    return BadFile(": ".join(map(str, filter(None, ("Cannot read or write", error.filename, error.strerror or error)))))
 
 
 def _hint(error: LoraplexError, url: str) -> str:
@@ -110,7 +108,8 @@ def _hint(error: LoraplexError, url: str) -> str:
 
 def _position(error: LoraplexError) -> str:
     """Return the position of an error, unless its detail already gives it."""
-    field = None if error.field == _WHOLE else error.field
+    # The field `body` of an uploaded file is not shown, because the user named a file and not a field.
+    field = None if error.field == "body" else error.field
     parts = {"field": field, "row": error.row, "given": error.given, "expected": error.expected or None}
     shown = [
         f"{name}: {value}"

@@ -6,23 +6,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from loraplex.cli.errors import Interrupted, WrongUsage
 from loraplex.cli.output import Table, console, pairs, when
-from loraplex.cli.session import Session, command, complete_adapter, complete_job, option
+from loraplex.cli.session import Session, argument, command, complete_adapter, complete_job, option
 from loraplex.cli.summary import fleet_summary, held_out, is_live, outcome
 from loraplex.errors import BadAnswer, JobCancelled, JobFailed, QueueFull, TimedOut, Unreachable
 from loraplex.progress import Display, display
 from loraplex.results import JobFields, JobStatus, succeeded
 
 PANEL = "Jobs and data sets"
-Id = Annotated[
-    str,
-    typer.Argument(metavar="ID", help="Id of the job, or its first 4 or more characters.", autocompletion=complete_job),
-]
+Id = Annotated[str, argument("ID", "Id of the job, or its first 4 or more characters.", autocompletion=complete_job)]
 _FOLLOW = "Follow this job until it ends: its id, or its first 4 or more characters."
 _ID_LENGTH = 32
 _SHORTEST_PREFIX = 4
@@ -61,7 +58,7 @@ def jobs(
 @command(app, "job", panel=PANEL)
 def show_job(session: Session, id: Id) -> None:
     """Show one job: its status, its result and its log."""
-    job: JobFields = session.client.job(find_id(session, id))
+    job = session.client.job(find_id(session, id))
     steps, loss = _progress(job)
     about = {
         "job": job.id,
@@ -84,7 +81,7 @@ def show_job(session: Session, id: Id) -> None:
 @command(app, "cancel", panel=PANEL)
 def cancel(session: Session, id: Id) -> None:
     """Cancel a job that has not ended. It publishes nothing after that."""
-    job: JobFields = session.client.cancel(find_id(session, id))
+    job = session.client.cancel(find_id(session, id))
     session.give(job, f"{job.id} is {job.status.value}")
 
 
@@ -146,16 +143,14 @@ def _follow_in_lines(session: Session, job_id: str) -> JobFields:
             end = {"status": job.status, "attempt": job.attempt, "result": job.result, "error": job.error}
             session.give_json({"event": "status", "data": end, "id": None})
             return job
-        ended: JobFields = session.client.job(job_id)
-        return ended
+        return session.client.job(job_id)
 
 
 def _wait(session: Session, job_id: str, progress: Display) -> JobFields:
     try:
         return session.client.wait(job_id, progress=progress)
     except (JobFailed, JobCancelled) as error:
-        ended: JobFields = error.job
-        return ended
+        return cast(JobFields, error.job)
 
 
 @contextmanager

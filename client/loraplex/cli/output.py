@@ -14,11 +14,9 @@ from loraplex.results import Back, Estimate, JobFields, LossPoint
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table as RichTable
-    from rich.text import Text
 
 # A narrower terminal breaks the lines of a table itself, because columns without width would lose their content.
 _NARROWEST = 80
-_ANY_WIDTH = 1_000_000
 # Fields that a list leaves out. The client sets them to empty values.
 _NOT_IN_LISTS = ("history", "log", "columns", "bad_rows", "lineage")
 _OF_PROBLEMS = ("title", "status", "detail", "code", "field", "row", "given", "expected", "request_id")
@@ -28,12 +26,8 @@ def console(*, stderr: bool) -> "Console":
     """Return a console that styles and wraps only on a terminal, so that piped rows keep their lines."""
     from rich.console import Console
 
-    class EscapingConsole(Console):
-        def render_str(self, text: str, **how: Any) -> "Text":
-            return super().render_str(escape(text), **how)
-
     width = None if (sys.stderr if stderr else sys.stdout).isatty() else 10_000
-    made = EscapingConsole(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+    made = Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
     if not stderr:
         made.width = max(made.width, _NARROWEST)
     return made
@@ -55,66 +49,58 @@ class Table:
     has_header: bool = True
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        rows = [list(map(cell_text, row)) for row in self.rows]
+        rows = [[escape(cell_text(cell)) for cell in row] for row in self.rows]
+        widths = self._least_widths(rows)
+        gap = 3 if self.has_header else 2
         for count in range(len(self.least) + 1):
             left_out = self.least[:count]
-            table = self._without(left_out, rows)
-            width = self._least_width(table, rows, console, options)
+            kept = [index for index, heading in enumerate(self.headings) if heading not in left_out]
+            width = sum(widths[index] for index in kept) + gap * (len(kept) - 1)
             if width <= options.max_width:
                 break
-        else:
-            table.width = width  # it is printed beyond the edge
+        table = self._with_columns(kept, rows)
+        table.width = width if width > options.max_width else None  # it is printed beyond the edge
         yield table
         if left_out:
             names = ", ".join(escape(name) for name in self.headings if name in left_out)
             yield f"no room for {names}: --json has all"
 
-    def _without(self, left_out: Collection[str], rows: Iterable[Sequence[str]]) -> "RichTable":
+    def _with_columns(self, kept: Sequence[int], rows: Iterable[Sequence[str]]) -> "RichTable":
         from rich import box
+        from rich.table import Column
         from rich.table import Table as RichTable
 
-        frame = box.SIMPLE_HEAD if self.has_header else None
-        table = RichTable(
-            title=self.title,
-            title_justify="left",
-            box=frame,
-            pad_edge=False,
-            show_edge=False,
-            show_header=frame is not None,
-        )
-        kept = [index for index, heading in enumerate(self.headings) if heading not in left_out]
-        for index in kept:
-            heading = self.headings[index]
-            table.add_column(
-                heading,
-                justify="right" if heading in self.right else "left",
+        columns = [
+            Column(
+                escape(self.headings[index]),
+                justify="right" if self.headings[index] in self.right else "left",
                 overflow="fold",
-                no_wrap=heading != self.folds,
-                style=None if self.has_header or index else "dim",
+                no_wrap=self.headings[index] != self.folds,
+                style="" if self.has_header or index else "dim",
             )
+            for index in kept
+        ]
+        frame = box.SIMPLE_HEAD if self.has_header else None
+        table = RichTable(*columns, title=self.title, title_justify="left", box=frame, pad_edge=False, show_edge=False)
+        table.show_header = self.has_header
         for row in rows:
             table.add_row(*(row[index] for index in kept))
         return table
 
-    def _least_width(
-        self, table: "RichTable", rows: Iterable[Sequence[str]], console: "Console", options: "ConsoleOptions"
-    ) -> int:
-        """Return the least width of the table that breaks no word."""
+    def _least_widths(self, rows: Iterable[Sequence[str]]) -> list[int]:
+        """Return the least width of each column that breaks no word."""
         from rich.cells import cell_len
-        from rich.measure import Measurement
 
-        width = Measurement.get(console, options.update(max_width=_ANY_WIDTH), table).maximum
-        if self.folds is None:
-            return width
-        index = self.headings.index(self.folds)
-        sentences = [escape(row[index]) for row in rows]
-        longest_word = max((cell_len(word) for text in sentences for word in text.split()), default=0)
-        return width - max(map(cell_len, sentences), default=0) + longest_word
+        widths = []
+        for heading, *cells in zip(self.headings, *rows, strict=True):
+            words = [word for sentence in cells for word in sentence.split()]
+            widths.append(max(map(cell_len, words if heading == self.folds else [escape(heading), *cells]), default=0))
+        return widths
 
 
 def pairs(values: Mapping[str, object]) -> Table:
     """Return a table of names and values; only values of several words may take several lines."""
-    return Table(("name", "value"), values.items(), folds="value", has_header=False)
+    return Table(("", "value"), values.items(), folds="value", has_header=False)
 
 
 def cell_text(value: object) -> str:

@@ -9,29 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from loraplex.cli.columns import Selection, has_columns, infer_inputs, listed, names_in, selected
+from loraplex.cli.columns import Selection, columns_of, has_columns, infer_inputs, listed, selected
 from loraplex.cli.errors import BadFile, WrongUsage
 from loraplex.cli.output import Table, plural
 from loraplex.cli.rows import Rows, read_rows, rows_of_options
-from loraplex.cli.session import Session, command, complete_adapter, option
+from loraplex.cli.session import Session, argument, command, complete_adapter, option
 from loraplex.errors import AdapterNotLive, AliasNotFound
 from loraplex.results import Base, Label, Version
 
-if TYPE_CHECKING:
-    pass
-
 # N rows · I in_features · O out_features
 
-PANEL = "Train and ask"
-_EXAMPLE = (
-    "Examples: loraplex predict acme tickets.csv --limit 5; loraplex predict acme@2 - --out answers.csv < rows.csv"
-)
+_EXAMPLES = "loraplex predict acme tickets.csv --limit 5; loraplex predict acme@2 - --out answers.csv < rows.csv"
 _CLASS_LOSSES = ("cross_entropy", "binary_cross_entropy")
-_LIVE = "live"
 _TOP_K = 3
 _MAX_OUTPUTS = 10
 _OUT_KINDS = (".csv", ".jsonl", ".ndjson", ".npy")
@@ -41,21 +34,19 @@ Truth = Mapping[str, list[Any]]
 app = typer.Typer()
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Answers:
     """One answer per row: its most probable classes, or the outputs of the layer."""
 
     labels: Sequence[Sequence[Label]] | None = None
     outputs_NO: Any = None
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
         """Return each row as a JSON object."""
-        if self.labels is not None:
-            for row, labels in enumerate(self.labels):
-                yield {"row": row, "labels": [label._asdict() for label in labels]}
-        else:
-            for row, outputs in enumerate(self.outputs_NO.tolist()):
-                yield {"row": row, "outputs": outputs}
+        if self.labels is None:
+            return [{"row": row, "outputs": outputs} for row, outputs in enumerate(self.outputs_NO.tolist())]
+        rows = ([label._asdict() for label in labels] for labels in self.labels)
+        return [{"row": row, "labels": labels} for row, labels in enumerate(rows)]
 
     def cells(self, truth: Truth) -> tuple[list[str], list[list[Any]]]:
         """Return headings and rows of cells, with the correct label before the answer."""
@@ -77,9 +68,8 @@ class Answers:
         headings = headings[: len(headings) - left_out]
         right = [heading for heading in headings if heading != "label"]
         # All columns after the first of the answer may be dropped, from the last on.
-        yield Table(
-            headings, [row[: len(headings)] for row in rows], right=right, least=headings[: len(truth) + 1 : -1]
-        )
+        least = headings[: len(truth) + 1 : -1]
+        yield Table(headings, [row[: len(headings)] for row in rows], right=right, least=least)
         if left_out:
             yield f"{left_out} more outputs a row: --json or --out has all"
         for name, cells in truth.items():
@@ -88,33 +78,22 @@ class Answers:
                 yield f"{name} is right in {plural(hits, 'row')} of {len(cells)}"
 
 
-@command(app, "predict", panel=PANEL, example=_EXAMPLE)
-def predict(
-    session: Session,
+@dataclass(kw_only=True)
+class Options:
+    """Arguments and options of `predict`."""
+
     name: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="NAME",
-            help="The adapter: acme, or acme@3 for a version.",
-            autocompletion=complete_adapter,
-            show_default=False,
-        ),
-    ] = None,
+        str | None, argument("NAME", "The adapter: acme, or acme@3 for a version.", autocompletion=complete_adapter)
+    ] = None
     file: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="FILE",
-            help="Rows in CSV, Parquet, Arrow, JSON lines, NPZ or NPY, or - for standard input.",
-            show_default=False,
-        ),
-    ] = None,
-    *,
-    row: Annotated[list[str] | None, option('One row, such as "1,2,3"; again for more.')] = None,
-    base: Annotated[bool, option("Use the base layer instead of an adapter.", "--base")] = False,
-    inputs: Annotated[str | None, option("Input columns, as a,b,c.")] = None,
-    input_prefix: Annotated[str | None, option("Prefix of the names of the input columns.")] = None,
-    input_column: Annotated[str | None, option("Input column that contains lists, such as embeddings.")] = None,
-    limit: Annotated[int | None, option("Predict only this number of rows.", min=1)] = None,
+        str | None, argument("FILE", "Rows in CSV, Parquet, Arrow, JSON lines, NPZ or NPY, or - for standard input.")
+    ] = None
+    row: Annotated[list[str] | None, option('One row, such as "1,2,3"; again for more.')] = None
+    base: Annotated[bool, option("Use the base layer instead of an adapter.", "--base")] = False
+    inputs: Annotated[str | None, option("Input columns, as a,b,c.")] = None
+    input_prefix: Annotated[str | None, option("Prefix of the names of the input columns.")] = None
+    input_column: Annotated[str | None, option("Input column that contains lists, such as embeddings.")] = None
+    limit: Annotated[int | None, option("Predict only this number of rows.", min=1)] = None
     labels: Annotated[
         bool | None,
         option(
@@ -122,78 +101,85 @@ def predict(
             "--labels/--outputs",
             show_default="labels of a classifier",
         ),
-    ] = None,
+    ] = None
     top_k: Annotated[
         int | None, option("Number of classes per row, most probable first; implies --labels.", min=1, show_default="3")
-    ] = None,
-    out: Annotated[Path | None, option("Write the predictions to this .csv, .jsonl or .npy file.")] = None,
-) -> None:
+    ] = None
+    out: Annotated[Path | None, option("Write the predictions to this .csv, .jsonl or .npy file.")] = None
+
+    def __post_init__(self) -> None:
+        if self.base and self.name is not None:
+            if self.file is not None:
+                raise WrongUsage("--base asks the bare base layer: leave the adapter out, or --base.")
+            self.name, self.file = None, self.name
+        if self.name is None and not self.base:
+            raise WrongUsage("Say which adapter, or --base for the bare base layer.")
+        if self.top_k is not None and self.labels is False:
+            raise WrongUsage("--top-k counts classes: leave it out, or --outputs.")
+        if (self.file is None) == (not self.row):
+            raise WrongUsage('Give the rows: a file, - for standard input, or --row "1,2,3". One of them.')
+        if self.out is not None:
+            _check_out(self.out, self.file, classes=bool(self.labels) or self.top_k is not None)
+        self.selection = selected(self.inputs, self.input_prefix, self.input_column)
+
+
+@command(app, "predict", panel="Train and ask", example=f"Examples: {_EXAMPLES}")
+def predict(session: Session, options: Options) -> None:
     """Predict rows: classes with probabilities if the adapter is a classifier, otherwise the layer's outputs."""
-    if base and name is not None:
-        if file is not None:
-            raise WrongUsage("--base asks the bare base layer: leave the adapter out, or --base.")
-        name, file = None, name
-    if name is None and not base:
-        raise WrongUsage("Say which adapter, or --base for the bare base layer.")
-    if top_k is not None and labels is False:
-        raise WrongUsage("--top-k counts classes: leave it out, or --outputs.")
-    if (file is None) == (not row):
-        raise WrongUsage('Give the rows: a file, - for standard input, or --row "1,2,3". One of them.')
-    if out is not None:
-        _check_out(out, file, classes=bool(labels) or top_k is not None)
-    selection = selected(inputs, input_prefix, input_column)
-    version = None if name is None else _find_version(session, name)
+    version = None if options.name is None else _find_version(session, options.name)
     reference = None if version is None else version.reference
-    expected = selection or _trained_on(version).get("inputs")
-    rows = rows_of_options((row or [])[:limit]) if file is None else read_rows(file, limit=limit, expected=expected)
-    layer = session.client.base()
-    x_NI = rows.numbers(_inputs(session, rows, version, layer, selection))
-    if labels is None:
-        labels = top_k is not None or (_is_classifier(version) and not (out and _takes_numbers(out)))
-    answers = Answers()
-    if labels:
-        answers.labels = session.client.classify(reference, x_NI, top_k=min(top_k or _TOP_K, layer.out_features))
+    lineage = (version and version.lineage) or {}
+    data = lineage.get("data") or {}
+    if options.file is None:
+        rows = rows_of_options((options.row or [])[: options.limit])
     else:
-        answers.outputs_NO = session.client.predict(reference, x_NI).outputs
-    truth = _truth(rows, version)
+        expected = options.selection or data.get("inputs")
+        rows = read_rows(options.file, limit=options.limit, expected=expected)
+    layer = session.client.base()
+    x_NI = rows.numbers(_inputs(session, rows, data, layer, options.selection))
+    with_labels, out = options.labels, options.out
+    if with_labels is None:
+        is_classifier = version is not None and (version.labels is not None or lineage.get("loss") in _CLASS_LOSSES)
+        with_labels = options.top_k is not None or bool(is_classifier and not (out and _takes_numbers(out)))
+    if with_labels:
+        top_k = min(options.top_k or _TOP_K, layer.out_features)
+        answers = Answers(labels=session.client.classify(reference, x_NI, top_k=top_k))
+    else:
+        answers = Answers(outputs_NO=session.client.predict(reference, x_NI).outputs)
+    truth = _truth(rows, data)
     if out is not None:
         _write(answers, truth, out)
         session.give({"file": out, "rows": len(x_NI), "adapter": reference}, f"{len(x_NI)} rows are in {out}")
     else:
-        session.give({"adapter": reference, "predictions": list(answers.rows())}, *answers.shown(truth))
+        session.give({"adapter": reference, "predictions": answers.rows()}, *answers.shown(truth))
 
 
 def _find_version(session: Session, reference: str) -> Version:
     """Return the version that `acme`, `acme@3` or `acme@live` means, so that the same version answers all requests."""
     name, _, which = reference.partition("@")
     if which.isdecimal():
-        numbered: Version = session.client.version(name, int(which))
-        return numbered
+        return session.client.version(name, int(which))
     adapter = session.client.adapter(name)
-    if which not in ("", _LIVE):
-        raise AliasNotFound(
-            f"{name} has no alias {which}: write {name}, or a version such as {name}@{adapter.versions}"
-        )
+    if which not in ("", "live"):
+        raise AliasNotFound(f"{name} has no alias {which}: write {name}, or a version like {name}@{adapter.versions}")
     if adapter.live is None:
         raise AdapterNotLive(f"none of the versions of {name} is live: name one, such as {name}@{adapter.versions}")
     return adapter.live
 
 
 def _inputs(
-    session: Session, rows: Rows, version: Version | None, layer: Base, selection: Selection | None
+    session: Session, rows: Rows, data: Mapping[str, Any], layer: Base, selection: Selection | None
 ) -> Selection | None:
-    """Return the input columns: those of the options, of the adapter's training, or those that `train` infers."""
+    """Return the input columns: those of the options, of the adapter's training `data`, or what `train` infers."""
     if rows.names is None:
         if selection is not None:
-            raise WrongUsage(
-                f"{rows.source} has no names of columns: leave --inputs, --input-prefix and --input-column out."
-            )
+            raise WrongUsage(f"{rows.source} has no names of columns: leave --inputs and the like out.")
         return None
-    trained = _trained_on(version).get("inputs")
+    trained = data.get("inputs")
     if selection is None and trained is not None and has_columns(rows.names, trained):
         selection = trained
     if selection is None:
-        taken = set(rows.names) & set(_targets(version))
+        taken = set(rows.names) & set(_targets(data))
         selection, _ = infer_inputs(rows.described(), layer, taken=taken)
     used = rows.used(selection)
     unused = [name for name in rows.names if name not in used]
@@ -201,27 +187,17 @@ def _inputs(
     return selection
 
 
-def _trained_on(version: Version | None) -> Mapping[str, Any]:
-    lineage = {} if version is None or version.lineage is None else version.lineage
-    return lineage.get("data") or {}
+def _targets(data: Mapping[str, Any]) -> list[str]:
+    return columns_of(data.get("targets") or {}, ())
 
 
-def _targets(version: Version | None) -> list[str]:
-    return names_in(_trained_on(version).get("targets") or {})
-
-
-def _truth(rows: Rows, version: Version | None) -> Truth:
+def _truth(rows: Rows, data: Mapping[str, Any]) -> Truth:
     """Return the correct labels, if the file has the target column of the adapter's training."""
-    targets = _targets(version)
+    targets = _targets(data)
     if rows.names is None or len(targets) != 1 or targets[0] not in rows.names:
         return {}
-    return {targets[0]: rows.column(targets[0])}
-
-
-def _is_classifier(version: Version | None) -> bool:
-    if version is None:
-        return False
-    return version.labels is not None or (version.lineage or {}).get("loss") in _CLASS_LOSSES
+    index = rows.names.index(targets[0])
+    return {targets[0]: [cells[index] for cells in rows.cells]}
 
 
 def _is_same(label: str | int, cell: Any) -> bool:

@@ -15,7 +15,7 @@ from loraplex.cli import train as training
 from loraplex.cli.errors import REFUSED
 from loraplex.cli.output import pairs
 from loraplex.cli.session import AsJson, Session, Url, command
-from loraplex.results import Base, JobStatus
+from loraplex.results import JobStatus
 
 _PANEL = "The service"
 # Entry points of this group are Typer functions. They are imported when they run, because their imports are slow, and
@@ -60,11 +60,9 @@ class _InstalledCommand(TyperCommand):
         try:
             function = entry.load()
         except Exception as error:
-            print(
-                f"loraplex: cannot load {entry.value}: {error}. Where PYTHONPATH leads to another package called "
-                f"{entry.module.partition('.')[0]}, unset it.",
-                file=sys.stderr,
-            )
+            package = entry.module.partition(".")[0]
+            advice = f"Where PYTHONPATH leads to another package called {package}, unset it."
+            print(f"loraplex: cannot load {entry.value}: {error}. {advice}", file=sys.stderr)
             raise SystemExit(REFUSED) from error
         app = typer.Typer(add_completion=False)
         app.command(entry.name)(function)
@@ -101,7 +99,7 @@ def root(
 @command(_service, "base", panel=_PANEL)
 def base(session: Session) -> None:
     """Show the base layer."""
-    layer: Base = session.client.base()
+    layer = session.client.base()
     about = {
         "source": layer.source,
         "numbers in": layer.in_features,
@@ -120,11 +118,12 @@ def status(session: Session) -> None:
     client = session.client
     layer = client.base()
     is_ready = client.ready()
-    counts = {
-        "adapters": _count(client.adapters()),
-        "jobs_running": _count(client.jobs(status=JobStatus.RUNNING)),
-        "jobs_queued": _count(client.jobs(status=JobStatus.QUEUED)),
+    lists: dict[str, Iterable[object]] = {
+        "adapters": client.adapters(),
+        "jobs_running": client.jobs(status=JobStatus.RUNNING),
+        "jobs_queued": client.jobs(status=JobStatus.QUEUED),
     }
+    counts = {name: sum(1 for _ in items) for name, items in lists.items()}
     about = {
         "service": session.url,
         "ready": "yes" if is_ready else "no: it is starting or stopping",
@@ -136,15 +135,6 @@ def status(session: Session) -> None:
         raise typer.Exit(REFUSED)
 
 
-def _count(items: Iterable[object]) -> int:
-    return sum(1 for _ in items)
-
-
 for commands in (training.app, predicting.app, adapters.app, jobs.app, _service):
     cli.add_typer(commands)
 cli.add_typer(datasets.app, name="dataset", rich_help_panel=jobs.PANEL)
-
-
-def run() -> None:
-    """Run the command line."""
-    cli(prog_name="loraplex")

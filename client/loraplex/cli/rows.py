@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 from zipfile import BadZipFile
 
-from loraplex.cli.columns import Selection, has_columns, names_in
+from loraplex.cli.columns import Selection, columns_of, has_columns
 from loraplex.cli.errors import BadFile, WrongUsage
 from loraplex.results import Column
 
@@ -34,7 +34,7 @@ _MAX_SHOWN = 40
 _UNREADABLE = (OSError, ValueError, EOFError, BadZipFile, csv.Error, RecursionError)
 _REASONS = {UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is nested too deep"}
 # Names of the columns, or None if rows consist only of numbers; and the cells of each row, or an array (N, I).
-Table = tuple[list[str] | None, Any]
+Cells = tuple[list[str] | None, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +50,12 @@ class Rows:
     def used(self, selection: Selection) -> list[str]:
         """Return the selected columns; raise `BadFile` for one that does not exist."""
         names = self.names or []
-        if "prefix" in selection:
-            prefix = selection["prefix"]
-            columns, missing = [name for name in names if name.startswith(prefix)], f"that begins with {prefix}"
-        else:
-            columns = names_in(selection)
-            missing = ", ".join(name for name in columns if name not in names)
-        if not columns or not set(columns) <= set(names):
-            raise BadFile(f"{self.source} has no column {missing}")
+        columns = columns_of(selection, names)
+        missing = [name for name in columns if name not in names]
+        if missing or not columns:
+            what = ", ".join(missing) or f"that begins with {selection['prefix']}"
+            raise BadFile(f"{self.source} has no column {what}")
         return columns
-
-    def column(self, name: str) -> list[Any]:
-        """Return the cells of one column."""
-        index = (self.names or []).index(name)
-        return [cells[index] for cells in self.cells]
 
     def described(self) -> list[Column]:
         """Return the columns with the types of their first cells."""
@@ -101,11 +93,6 @@ class Rows:
             raise BadFile(f"{self.source}, row {row}, column {column}: {problem}", row=row) from None
 
 
-def can_read(file: Path) -> bool:
-    """Return whether rows can be read from a file with this name."""
-    return file.suffix.lower() in _KINDS
-
-
 def rows_of_options(texts: Sequence[str]) -> Rows:
     """Return the rows of `--row "1,2,3"`; spaces may separate the numbers too."""
     return _checked(Rows("--row", None, [text.replace(",", " ").split() for text in texts]))
@@ -117,7 +104,7 @@ def read_rows(source: str, *, limit: int | None, expected: Selection | None) -> 
     A first line that consists only of numbers is a row, unless it has the `expected` columns. Raises `BadFile` and
     `WrongUsage`.
     """
-    if source != _STDIN and not can_read(Path(source)):
+    if source != _STDIN and Path(source).suffix.lower() not in _KINDS:
         raise WrongUsage(f"{source}: rows come from {', '.join(_KINDS)}, or from standard input (-).")
     name = "standard input" if source == _STDIN else Path(source).name
     try:
@@ -144,7 +131,7 @@ def _checked(rows: Rows) -> Rows:
     return rows
 
 
-def _read(source: str, limit: int | None, expected: Selection | None) -> Table:
+def _read(source: str, limit: int | None, expected: Selection | None) -> Cells:
     path = Path(source)
     kind = path.suffix.lower()
     if source == _STDIN:
@@ -159,7 +146,7 @@ def _read(source: str, limit: int | None, expected: Selection | None) -> Table:
         return _read_text(opened, limit, expected, is_json=kind in _JSON)
 
 
-def _read_text(file: TextIO, limit: int | None, expected: Selection | None, *, is_json: bool | None) -> Table:
+def _read_text(file: TextIO, limit: int | None, expected: Selection | None, *, is_json: bool | None) -> Cells:
     text = itertools.dropwhile(lambda line: not line.strip(), file)
     first = next(text, "")
     lines = itertools.chain([first], text)
@@ -168,7 +155,7 @@ def _read_text(file: TextIO, limit: int | None, expected: Selection | None, *, i
     return _read_csv(lines, limit, expected)
 
 
-def _read_csv(lines: Iterable[str], limit: int | None, expected: Selection | None) -> Table:
+def _read_csv(lines: Iterable[str], limit: int | None, expected: Selection | None) -> Cells:
     reader = (cells for cells in csv.reader(lines) if cells)
     first = next(reader, [])
     if not all(map(_is_number, first)) or (expected is not None and has_columns(first, expected)):
@@ -176,7 +163,7 @@ def _read_csv(lines: Iterable[str], limit: int | None, expected: Selection | Non
     return None, list(itertools.islice(itertools.chain([first], reader), limit))
 
 
-def _read_json(text: str, limit: int | None) -> Table:
+def _read_json(text: str, limit: int | None) -> Cells:
     rows = _json_values(text)[:limit]
     if rows and all(isinstance(row, dict) for row in rows):
         return list(rows[0]), [[row.get(name) for name in rows[0]] for row in rows]
@@ -216,7 +203,7 @@ def _number(cell: object) -> float:
         raise ValueError(cell) from None
 
 
-def _read_arrays(path: Path, limit: int | None) -> Table:
+def _read_arrays(path: Path, limit: int | None) -> Cells:
     """Return the rows of one array, or the named arrays of an archive as columns, where true and false are 1 and 0."""
     import numpy as np
 
@@ -235,37 +222,33 @@ def _read_arrays(path: Path, limit: int | None) -> Table:
     return list(columns), [list(cells) for cells in zip(*lists, strict=True)]
 
 
-def _read_arrow(path: Path, limit: int | None) -> Table:
+def _read_arrow(path: Path, limit: int | None) -> Cells:
     try:
         pyarrow = import_module("pyarrow")
     except ImportError:
         raise BadFile(
             f"Cannot read {path.name} without pyarrow: pip install 'loraplex[arrow]', or give the rows as CSV or NPZ."
         ) from None
-    names: list[str] = []
-    cells: list[list[Any]] = []
     with path.open("rb") as file:
         try:
-            for batch in _batches(file, is_parquet=path.suffix.lower() == ".parquet"):
-                names = batch.schema.names
-                columns = [_plain(pyarrow, column).to_pylist() for column in batch.columns]
-                cells += map(list, zip(*columns, strict=True))
-                if limit is not None and len(cells) >= limit:
-                    break
+            names, batches = _batches(file, is_parquet=path.suffix.lower() == ".parquet")
+            columns = ([_plain(pyarrow, column).to_pylist() for column in batch.columns] for batch in batches)
+            rows = itertools.chain.from_iterable(zip(*lists, strict=True) for lists in columns)
+            return names, [list(cells) for cells in itertools.islice(rows, limit)]
         except pyarrow.ArrowException as error:
             raise ValueError(str(error)) from None
-    return names, cells[:limit]
 
 
-def _batches(file: Any, *, is_parquet: bool) -> Iterable[Any]:
+def _batches(file: Any, *, is_parquet: bool) -> tuple[list[str], Iterable[Any]]:
+    """Return the names of the columns, and the batches of rows, which are read one by one."""
     if is_parquet:
-        batches: Iterable[Any] = import_module("pyarrow.parquet").ParquetFile(file).iter_batches(_BATCH_ROWS)
-        return batches
+        parquet = import_module("pyarrow.parquet").ParquetFile(file)
+        return parquet.schema_arrow.names, parquet.iter_batches(_BATCH_ROWS)
     ipc = import_module("pyarrow.ipc")
     is_file = file.read(len(_ARROW_FILE)) == _ARROW_FILE
     file.seek(0)
-    reader: Any = ipc.open_file(file) if is_file else ipc.open_stream(file)
-    return map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+    reader = ipc.open_file(file) if is_file else ipc.open_stream(file)
+    return reader.schema.names, map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
 
 
 def _plain(pyarrow: Any, column: Any) -> Any:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import typer
 
-from loraplex.address import DEFAULT_URL, URL_VARIABLE, address
+from loraplex.calls import DEFAULT_URL, URL_VARIABLE, address
 from loraplex.cli.errors import REFUSED, WrongUsage, reported
 from loraplex.cli.output import console, plain
 from loraplex.errors import InvalidInput
@@ -62,7 +62,7 @@ class Session:
             return
         printer = console(stderr=False)
         for part in shown:
-            printer.print(part, crop=False)
+            printer.print(escape(part) if isinstance(part, str) else part, crop=False)
 
     def give_json(self, value: object, *, indent: int | None = None) -> None:
         """Print JSON, in one line without `indent`."""
@@ -83,10 +83,13 @@ def option(text: str, *names: str, panel: str | None = None, **settings: Any) ->
     return typer.Option(*names, help=text, rich_help_panel=panel, **settings)
 
 
-Url = Annotated[
-    str | None,
-    option(f"Where the service answers, instead of {URL_VARIABLE} or {DEFAULT_URL}.", "--url", metavar="URL"),
-]
+def argument(metavar: str, text: str, *, show_default: bool | str = False, **settings: Any) -> Any:
+    """Return the declaration of an argument with its help."""
+    return typer.Argument(metavar=metavar, help=text, show_default=show_default, **settings)
+
+
+_URL_HELP = f"Where the service answers, instead of {URL_VARIABLE} or {DEFAULT_URL}."
+Url = Annotated[str | None, option(_URL_HELP, "--url", metavar="URL")]
 AsJson = Annotated[bool, option("Print JSON instead of tables.", "--json")]
 Yes = Annotated[bool, option("Do not ask for confirmation.", "--yes", "-y")]
 

@@ -1,6 +1,5 @@
 """Summary of the result of a training, for people."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -23,12 +22,7 @@ _WITHOUT_EVALUATION = (
     ("held-out", "loss", "validation_loss"),
     ("training", "loss", "train_loss"),
 )
-_SUBJECTS: Mapping[str, str] = {
-    "adapter": "adapter",
-    "base": "bare base",
-    "trivial": "trivial guess",
-    "live": "live before",
-}
+_SUBJECTS = {"adapter": "adapter", "base": "bare base", "trivial": "trivial guess", "live": "live before"}
 _MAX_NAMED = 3
 
 
@@ -67,14 +61,11 @@ Reached = tuple[JobAdapter, Headline]
 def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
     """Return the most important metric of a version; None without metrics."""
     metrics = metrics or {}
-    evaluation = metrics.get("held_out") or {"adapter": {}}
-    for name in _HEADLINES:
-        if evaluation["adapter"].get(name) is not None:
-            return Headline("held-out", name, evaluation["adapter"][name], evaluation["base"].get(name))
+    own, base = ((metrics.get("held_out") or {}).get(subject, {}) for subject in ("adapter", "base"))
+    candidates = [("held-out", name, own.get(name), base.get(name)) for name in _HEADLINES]
     for kind, name, member in _WITHOUT_EVALUATION:
-        if metrics.get(member) is not None:
-            return Headline(kind, name, metrics[member], metrics.get(f"base_{member}"))
-    return None
+        candidates.append((kind, name, metrics.get(member), metrics.get(f"base_{member}")))
+    return next((Headline(*candidate) for candidate in candidates if candidate[2] is not None), None)
 
 
 def held_out(metrics: Mapping[str, Any] | None) -> list[Table]:
@@ -131,19 +122,15 @@ def fleet_summary(session: Session, job: JobFields) -> list[Any]:
 
 def summarize(adapters: Iterable[JobAdapter]) -> list[Any]:
     """Return counts, the median of one metric, the adapters with the smallest gain, and failures."""
-    counts = Counter({"published": 0, "failed": 0})
-    reached: list[Reached] = []
-    failures: list[str] = []
-    for adapter in adapters:
-        if adapter.error is not None:
-            counts["failed"] += 1
-            failures += [f"{adapter.name} failed: {adapter.error.detail}"] if len(failures) < _MAX_NAMED else []
-            continue
-        counts["waiting" if adapter.version is None else "published"] += 1
-        metric = headline(adapter.metrics)
-        if metric is not None:
-            reached.append((adapter, metric))
-    about = {"adapters": ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())}
+    adapters = list(adapters)
+    failed = [adapter for adapter in adapters if adapter.error is not None]
+    waiting = [adapter for adapter in adapters if adapter.error is None and adapter.version is None]
+    published = len(adapters) - len(failed) - len(waiting)
+    about = {"adapters": f"{published:,} published, {len(failed):,} failed"}
+    about["adapters"] += f", {len(waiting):,} waiting" if waiting else ""
+    failures = [f"{adapter.name} failed: {adapter.error.detail}" for adapter in failed[:_MAX_NAMED] if adapter.error]
+    headlines = [(adapter, headline(adapter.metrics)) for adapter in adapters if adapter.error is None]
+    reached = [(adapter, metric) for adapter, metric in headlines if metric is not None]
     if not reached:
         return [pairs(about), *failures]
     # Groups with few rows have no held-out rows, and their training loss cannot be compared with held-out metrics.

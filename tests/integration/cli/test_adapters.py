@@ -63,7 +63,7 @@ def test_what_is_downloaded_can_be_uploaded_again(run: Run, ask: Ask, kept: str,
     again = ask("upload", "again", tmp_path / "here")
     assert again["digest"] == ask("adapter", kept)["versions"][1]["digest"]
     assert "again@1 is live (rank 1" in run("upload", "again", tmp_path / "here").stdout
-    assert "There is no" in run("upload", "again", tmp_path / "nowhere", status=1).stderr
+    assert "cannot be read: No such file" in run("upload", "again", tmp_path / "nowhere", status=1).stderr
     run("delete", "again", "--yes")
 
 

@@ -59,8 +59,8 @@ def test_the_page_of_a_job_says_that_it_waits_for_another_base_layer(serve: Serv
     data = {"inputs": [[1.0] * 10], "targets": [[1.0, 1.0]]}
     job_id = first.post("/adapters", json={"name": "waits", "rank": 1, "data": data}).raise_for_status().json()["id"]
     second, _ = serve(base=HERE)
-    assert "It waits for a trainer.</p>" in first.get(f"/ui/jobs/{job_id}").text
-    assert "another one than this service" in second.get(f"/ui/jobs/{job_id}").text
+    assert "It is waiting for a trainer.</p>" in first.get(f"/ui/jobs/{job_id}").text
+    assert "a trainer with another base layer" in second.get(f"/ui/jobs/{job_id}").text
 
 
 def test_the_page_marks_them(mixed: httpx.Client) -> None:
@@ -69,9 +69,9 @@ def test_the_page_marks_them(mixed: httpx.Client) -> None:
     for name, problem in WANTED.items():
         page = mixed.get(f"/ui/adapters/{name}").text
         text = " ".join(Markup(page).text.split())
-        assert ("this service does not answer with it" in text) is (problem is not None)
+        assert ("this service cannot serve it" in text) is (problem is not None)
         assert (f'/ui/try?adapter={name}"' in page) is (problem is None)
         if problem is not None:
             assert problem in text
         else:
-            assert "The bare name answers with version 1." in text
+            assert "Live version: 1." in text

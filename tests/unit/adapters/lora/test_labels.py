@@ -20,8 +20,7 @@ from adapters.arrays import Float32
 from adapters.errors import InvalidCombination, NotFinite, OutOfRange, WrongType
 from adapters.lora.adapter import Adapter, from_canonical_bytes
 from adapters.lora.labels import check_labels, most_probable, sigmoid, softmax
-from adapters.peft.safetensors import MAX_HEADER_BYTES
-from adapters.peft.weights import read_peft, write_peft
+from adapters.peft.weights import MAX_HEADER_BYTES, read_peft, write_peft
 from tests.support.dense_oracle import layer, random_adapter
 
 MANY = settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -73,8 +72,8 @@ def test_labels_are_taken_as_they_are(labels: list[str | int]) -> None:
         (["a", "\ud800"], WrongType, "position 1: has a lone surrogate"),
         (["a", 1], InvalidCombination, "position 1"),
         ([1, 2, "a"], InvalidCombination, "position 2"),
-        (["a", "b", "a"], InvalidCombination, "position 2: a stands at position 0"),
-        ([7, 8, 8], InvalidCombination, "position 2: 8 stands at position 1"),
+        (["a", "b", "a"], InvalidCombination, "position 2: a is already at position 0"),
+        ([7, 8, 8], InvalidCombination, "position 2: 8 is already at position 1"),
     ],
 )
 def test_what_are_no_labels_is_refused_by_position(labels: Any, error: type[Exception], says: str) -> None:
