@@ -33,7 +33,7 @@ import json
 import re
 from collections.abc import Sequence
 from itertools import islice
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 _MAX_VALUE_CHARACTERS = 100
 _MAX_DETAIL_CHARACTERS = 1500
@@ -234,6 +234,9 @@ class PeftUnsupported(InvalidUpload):
 
 class InvalidDataset(InvalidUpload):
     """An uploaded data set cannot be read."""
+
+    def __init__(self, detail: str, *, field: str = "body", **position: Any) -> None:
+        super().__init__(detail, field=field, **position)
 
 
 class BadRows(InvalidInput):

@@ -1,8 +1,10 @@
 """Strict JSON parser: UTF-8 only, and a duplicate key is an error."""
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from adapters.errors import DuplicateKey, NotJson
 
@@ -37,6 +39,15 @@ def json_errors(what: str) -> Iterator[None]:
 def whole_number(digits: str) -> int | float:
     """Return an integer as int, or as an infinite float if it has more than `_MAX_DIGITS` digits."""
     return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
+
+
+def replace_nan(value: object) -> Any:
+    """Return a value for JSON with None in place of NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {key: replace_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def nested_too_deeply(what: str) -> NotJson:

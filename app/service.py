@@ -14,8 +14,7 @@ import simdjson
 from fastapi import Depends, Request
 
 from adapters.catalog.adapter_cache import AdapterCache
-from adapters.catalog.catalog import Catalog
-from adapters.catalog.resolver import Resolver
+from adapters.catalog.catalog import Catalog, Resolver
 from adapters.datasets.store import Datasets
 from adapters.errors import CatalogBusy
 from adapters.lora.forward import load_kernel

@@ -99,5 +99,5 @@ def read_adapter(version: Version, blobs: FolderBlobs) -> Adapter:
     """Return a version's adapter, read from its blob; raise `BlobCorrupt` if the bytes do not have its digest."""
     content = blobs.read(version.file, offset=version.offset, length=version.bytes)
     if digest_of(content) != version.digest:
-        raise BlobCorrupt(f"the stored bytes of {version.adapter}@{version.version} are not those that were published")
+        raise BlobCorrupt(f"the stored bytes of {version} are not those that were published")
     return from_canonical_bytes(content)

@@ -1,6 +1,7 @@
 """Names, versions, aliases and the revision: the transactions that publish, delete, point and find adapters.
 
-The statements that they consist of are in `queries`.
+The statements that they consist of are in `queries`. `Resolver` caches, for serving, what references mean, for as long
+as the catalogue does not change.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, compress
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -16,15 +17,12 @@ from sqlalchemy.engine import Connection
 from adapters.catalog import queries
 from adapters.catalog.versions import AdapterSummary, Publication, Published, Version
 from adapters.clock import rfc3339
-from adapters.errors import BlobCorrupt
-from adapters.lora.adapter import delta_norms, digest_of
+from adapters.lora.adapter import delta_norms
 from adapters.names import LIVE, MAX_VERSION, Reference
-from adapters.storage import schema
 from adapters.storage.blob_writer import BlobWriter, Upload
-from adapters.storage.blobs import FolderBlobs
+from adapters.storage.blobs import DEFAULT_DAYS, FolderBlobs, Quarantine
 from adapters.storage.database import SqliteDatabase
-from adapters.storage.quarantine import DEFAULT_DAYS, Quarantine
-from adapters.storage.schema import DEFAULT_TENANT as TENANT
+from adapters.storage.schema import TENANT, adapters, catalog, versions
 from adapters.storage.store_identity import check_store, complete_store
 
 # Takes whether the name exists and the digest of its live version; raises `PreconditionFailed`.
@@ -33,13 +31,8 @@ Precondition: TypeAlias = Callable[[bool, str | None], None]
 Admit: TypeAlias = Callable[[Connection, Sequence[Publication]], Sequence[bool]]
 # Stores more in the transaction of a publish, given the new versions. An error undoes the publish.
 Record: TypeAlias = Callable[[Connection, Sequence[Published]], None]
-
-
-class _Draft(NamedTuple):
-    """A publication, and its version without its number, which is given in the transaction."""
-
-    publication: Publication
-    version: Version
+# A publication, and its version without its number, which is given in the transaction.
+_Draft: TypeAlias = tuple[Publication, Version]
 
 
 class Catalog:
@@ -90,7 +83,7 @@ class Catalog:
         """
         name, digest = publication.name, publication.adapter.digest
         with self._drafts([publication]) as (drafts, upload):
-            draft = drafts[0].version
+            ((_, draft),) = drafts
             # Read before the write lock is taken: a slow disk must not hold up other writers.
             corrupt = self._corrupt_live(name, digest)
             with self.database.write() as connection:
@@ -141,7 +134,7 @@ class Catalog:
     def revision(self) -> int:
         """Return the number that every publish, delete and roll back raises, and nothing else does."""
         with self.database.read() as connection:
-            return int(connection.scalars(sa.select(schema.catalog.c.revision)).one())
+            return int(connection.scalars(sa.select(catalog.c.revision)).one())
 
     def adapter(self, name: str) -> AdapterSummary:
         """Return one adapter; raise `AdapterNotFound`."""
@@ -151,46 +144,30 @@ class Catalog:
 
     def adapters(self, *, prefix: str = "", after: str = "", limit: int = 100) -> list[AdapterSummary]:
         """Return the adapters whose names begin with `prefix` and follow `after`, in byte order of name."""
-        columns = schema.adapters.c
-        statement = (
-            sa.select(columns.name)
-            .where(columns.tenant == TENANT, columns.deleted.is_(False))
-            .where(*queries.name_range(columns.name, prefix=prefix, after=after))
-            .order_by(columns.name)
-            .limit(limit)
-        )
         with self.database.read() as connection:
-            return queries.summaries(connection, connection.scalars(statement).all())
+            names = queries.list_names(connection, adapters, prefix=prefix, after=after, limit=limit)
+            return queries.summaries(connection, names)
 
     def versions(self, name: str, *, before: int | None = None, limit: int = 100) -> list[Version]:
         """Return an adapter's versions below `before`, newest first; raise `AdapterNotFound`."""
-        columns = schema.versions.c
-        bound = MAX_VERSION + 1 if before is None else before
-        statement = (
-            sa.select(schema.versions)
-            .where(columns.tenant == TENANT, columns.adapter == name, columns.version < bound)
-            .order_by(columns.version.desc())
-            .limit(limit)
-        )
+        is_below = versions.c.version < (MAX_VERSION + 1 if before is None else before)
+        statement = sa.select(versions).where(versions.c.tenant == TENANT, versions.c.adapter == name, is_below)
+        statement = statement.order_by(versions.c.version.desc()).limit(limit)
         with self.database.read() as connection:
             queries.require(connection, name)
             return [queries.version_from_row(row) for row in connection.execute(statement)]
 
     def version_numbers(self, name: str) -> list[int]:
         """Return the numbers of all versions of an adapter, oldest first; raise `AdapterNotFound`."""
-        columns = schema.versions.c
-        statement = (
-            sa.select(columns.version)
-            .where(columns.tenant == TENANT, columns.adapter == name)
-            .order_by(columns.version)
-        )
+        statement = sa.select(versions.c.version).where(versions.c.tenant == TENANT, versions.c.adapter == name)
+        statement = statement.order_by(versions.c.version)
         with self.database.read() as connection:
             queries.require(connection, name)
             return list(connection.scalars(statement))
 
     def sweep(self) -> int:
         """Move the files that no row refers to, and that nobody is writing, into quarantine; return their number."""
-        return self.writer.sweep(queries.referenced_blobs)
+        return self.writer.sweep()
 
     def _corrupt_live(self, name: str, digest: str) -> Version | None:
         """Return the live version of a name if it has this digest and its stored bytes do not."""
@@ -198,11 +175,8 @@ class Catalog:
             live = queries.find_live(connection, name)
         if live is None or live.digest != digest:
             return None
-        try:
-            content = self.blobs.read(live.file, offset=live.offset, length=live.bytes)
-        except BlobCorrupt:
-            return live
-        return None if digest_of(content) == digest else live
+        is_intact = self.blobs.has_digest(live.file, digest, offset=live.offset, length=live.bytes)
+        return None if is_intact else live
 
     @contextmanager
     def _drafts(self, publications: Sequence[Publication]) -> Iterator[tuple[list[_Draft], Upload]]:
@@ -216,10 +190,9 @@ class Catalog:
             offsets = accumulate(map(len, contents), initial=0)
             for publication, norm, offset in zip(publications, norms, offsets, strict=False):
                 statistics = None if publication.statistics is None else upload.write(publication.statistics)
-                version = _describe(
-                    publication, norm=norm, created_at=created_at, file=file, offset=offset, statistics=statistics
-                )
-                drafts.append(_Draft(publication, version))
+                location = {"file": file, "offset": offset, "statistics": statistics}
+                version = _describe(publication, norm=norm, created_at=created_at, **location)
+                drafts.append((publication, version))
             yield drafts, upload
 
 
@@ -228,7 +201,7 @@ def _insert(connection: Connection, drafts: Sequence[_Draft]) -> list[Published]
     if not drafts:
         return []
     names = [publication.name for publication, _ in drafts]
-    numbers = queries.allocate_numbers(connection, names, drafts[0].version.created_at)
+    numbers = queries.allocate_numbers(connection, names, drafts[0][1].created_at)
     live = queries.alias_targets(connection, dict.fromkeys(names), LIVE)
     moved, published = {}, []
     for (publication, draft), number in zip(drafts, numbers, strict=True):
@@ -237,14 +210,9 @@ def _insert(connection: Connection, drafts: Sequence[_Draft]) -> list[Published]
         moves = publication.moves_live and (not publication.checks_live or before == publication.expected_live)
         if moves:
             live[name] = moved[name] = number
-        published.append(
-            Published(
-                position=publication.position,
-                version=replace(draft, version=number),
-                moved_live=moves,
-                replaced=before if moves else None,
-            )
-        )
+        version, replaced = replace(draft, version=number), before if moves else None
+        position = publication.position
+        published.append(Published(position=position, version=version, moved_live=moves, replaced=replaced))
     queries.insert_versions(connection, [item.version for item in published])
     queries.set_alias(connection, LIVE, moved)
     queries.increment_revision(connection)
@@ -263,30 +231,79 @@ def _check(connection: Connection, name: str, precondition: Precondition | None)
         precondition(True, live.digest if live else None)
 
 
-def _describe(
-    publication: Publication, *, norm: float, created_at: str, file: str, offset: int, statistics: str | None
-) -> Version:
-    loss = (publication.lineage or {}).get("loss")
+def _describe(publication: Publication, *, norm: float, created_at: str, **location: Any) -> Version:
+    """Return a publication's version without its number. location: `file`, `offset` and `statistics`."""
+    adapter, base, loss = publication.adapter, publication.base, (publication.lineage or {}).get("loss")
     return Version(
         adapter=publication.name,
         version=0,
-        digest=publication.adapter.digest,
-        rank=publication.adapter.rank,
-        alpha=publication.adapter.alpha,
-        rslora=publication.adapter.rslora,
-        base=publication.base.fingerprint,
-        feature_space=publication.adapter.feature_space,
+        **{name: getattr(adapter, name) for name in ("digest", "rank", "alpha", "rslora", "feature_space")},
+        base=base.fingerprint,
         created_at=created_at,
-        source=publication.source,
-        job=publication.job,
-        module=publication.module,
-        metrics=publication.metrics,
-        relative_norm=None if publication.base.weight_norm == 0 else norm / publication.base.weight_norm,
-        file=file,
-        offset=offset,
-        bytes=len(publication.adapter.canonical_bytes),
-        lineage=publication.lineage,
+        **{name: getattr(publication, name) for name in ("source", "job", "module", "metrics", "lineage")},
+        relative_norm=None if base.weight_norm == 0 else norm / base.weight_norm,
+        bytes=len(adapter.canonical_bytes),
         loss=None if loss is None else str(loss),
-        statistics=statistics,
-        labels=None if publication.adapter.labels is None else list(publication.adapter.labels),
+        labels=None if adapter.labels is None else list(adapter.labels),
+        **location,
     )
+
+
+# References. Above this number a snapshot stops caching, so that a client cannot fill memory with names.
+_MAX_CACHED = 100_000
+
+
+class Snapshot:
+    """The versions that references mean, read at one revision of the catalogue or later."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._versions: dict[Reference, Version] = {}
+
+    def cached(self, reference: Reference) -> Version | None:
+        """Return the version that a reference means if it was read before; None otherwise."""
+        return self._versions.get(reference)
+
+    def versions(self, references: Sequence[Reference]) -> Iterator[tuple[Reference, Version | Exception]]:
+        """Yield each reference with the version that it means, or with the error that `Catalog.find` raises."""
+        uncached = [reference for reference in references if reference not in self._versions]
+        versions = self._catalog.find_all(uncached) if uncached else {}
+        # References that mean nothing are not cached: a client could send any number of them.
+        if len(self._versions) < _MAX_CACHED:
+            self._versions |= versions
+        for reference in references:
+            version = self._versions.get(reference) or versions.get(reference)
+            try:
+                yield reference, version or self._catalog.find(reference)
+            except Exception as error:
+                yield reference, error
+
+
+class Resolver:
+    """Provides snapshots that are never older than the last commit of any process on this machine."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._watch = catalog.database.catalog_watch()
+        self._revision = -1
+        self._snapshot = Snapshot(catalog)
+
+    def close(self) -> None:
+        """Close the connection that watches the catalogue."""
+        self._watch.close()
+
+    def fresh(self) -> Snapshot:
+        """Return a snapshot that caches nothing from before this call."""
+        return Snapshot(self._catalog)
+
+    def current(self) -> Snapshot:
+        """Return a snapshot that includes every change acknowledged before this call.
+
+        Raises `CatalogBusy` if a commit is under way at this moment: try again in a millisecond.
+        """
+        revision = self._watch.revision()
+        if revision != self._revision:
+            # A new snapshot, not a cleared one: a thread that read a row before the commit still holds the old one,
+            # and caches the old row there.
+            self._snapshot, self._revision = Snapshot(self._catalog), revision
+        return self._snapshot

@@ -11,11 +11,12 @@ from adapters.clock import seconds_since
 from adapters.jobs.job import JobStatus
 from adapters.names import LIVE
 from adapters.storage.database import SqliteDatabase
-from adapters.storage.schema import DEFAULT_TENANT as TENANT
-from adapters.storage.schema import adapters, aliases, dataset_versions, datasets, jobs, versions
+from adapters.storage.schema import TENANT, adapters, aliases, dataset_versions, datasets, jobs, versions
 
 # Names in one read transaction of about ten milliseconds, during which no other process can commit.
 _NAMES_AT_ONCE = 10_000
+# Sorts after every name: names are ASCII without DEL.
+_AFTER_NAMES = "\x7f"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +49,8 @@ def count_catalog(database: SqliteDatabase, *, base: str, now: float) -> Catalog
             .order_by(jobs.c.sequence)
             .limit(1)
         )
-        number_of_datasets = connection.scalar(
-            sa.select(sa.func.count()).select_from(datasets).where(~datasets.c.deleted)
-        )
+        counted = sa.select(sa.func.count()).select_from(datasets).where(~datasets.c.deleted)
+        number_of_datasets = connection.scalar(counted)
         dataset_bytes = connection.scalar(sa.select(sa.func.sum(dataset_versions.c.bytes)))
     return CatalogCounts(
         adapters=names,
@@ -67,10 +67,10 @@ def _count_published(database: SqliteDatabase) -> tuple[int, int, int]:
     """Return the numbers of adapters, of versions and of their bytes."""
     names = number_of_versions = version_bytes = 0
     for connection, after, last in _slices(database, adapters.c.name):
-        in_slice = (adapters.c.tenant == TENANT, ~adapters.c.deleted, *_between(adapters.c.name, after, last))
+        in_slice = (adapters.c.tenant == TENANT, ~adapters.c.deleted, _between(adapters.c.name, after, last))
         names += connection.scalar(sa.select(sa.func.count()).select_from(adapters).where(*in_slice)) or 0
-        in_slice = (versions.c.tenant == TENANT, *_between(versions.c.adapter, after, last))
-        sums = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(versions.c.bytes), 0)).where(*in_slice)
+        sums = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(versions.c.bytes), 0))
+        sums = sums.where(versions.c.tenant == TENANT, _between(versions.c.adapter, after, last))
         number, number_of_bytes = connection.execute(sums).one()
         number_of_versions, version_bytes = number_of_versions + number, version_bytes + number_of_bytes
     return names, number_of_versions, version_bytes
@@ -87,28 +87,25 @@ def count_live_by_base(database: SqliteDatabase) -> dict[tuple[str, str | None],
     statement = sa.select(*origin, sa.func.count()).select_from(aliases)
     statement = statement.join(versions, is_target & (versions.c.tenant == TENANT)).group_by(*origin)
     for connection, after, last in _slices(database, aliases.c.adapter):
-        in_slice = (aliases.c.tenant == TENANT, aliases.c.alias == LIVE, *_between(aliases.c.adapter, after, last))
+        in_slice = (aliases.c.tenant == TENANT, aliases.c.alias == LIVE, _between(aliases.c.adapter, after, last))
         for base, feature_space, total in connection.execute(statement.where(*in_slice)):
             totals[base, feature_space] += total
     return dict(totals)
 
 
-def _slices(database: SqliteDatabase, column: sa.Column[str]) -> Iterator[tuple[Connection, str, str | None]]:
-    """Yield a read transaction for each slice of a column of names: those after one name and up to another.
-
-    The last slice has no upper end.
-    """
-    after: str | None = ""
-    while after is not None:
+def _slices(database: SqliteDatabase, column: sa.Column[str]) -> Iterator[tuple[Connection, str, str]]:
+    """Yield a read transaction for each slice of a column of names: those after one name and up to another."""
+    after = ""
+    while after < _AFTER_NAMES:
         names = sa.select(column).where(column.table.c.tenant == TENANT, column > after).order_by(column)
         with database.read() as connection:
-            last = connection.scalar(names.offset(_NAMES_AT_ONCE).limit(1))
+            last = connection.scalar(names.offset(_NAMES_AT_ONCE).limit(1)) or _AFTER_NAMES
             yield connection, after, last
         after = last
 
 
-def _between(column: sa.Column[str], after: str, last: str | None) -> list[sa.ColumnElement[bool]]:
-    return [column > after] if last is None else [column > after, column <= last]
+def _between(column: sa.Column[str], after: str, last: str) -> sa.ColumnElement[bool]:
+    return (column > after) & (column <= last)
 
 
 def count_queued_by_base(database: SqliteDatabase) -> dict[str, int]:

@@ -9,12 +9,12 @@ from sqlalchemy.engine import Connection
 from adapters.catalog.versions import AdapterSummary, Source, Version
 from adapters.errors import AdapterNotFound, AdapterNotLive, AliasNotFound, VersionNotFound, shorten
 from adapters.names import LIVE, MAX_VERSION, Reference
-from adapters.storage.schema import DEFAULT_TENANT as TENANT
-from adapters.storage.schema import adapters, aliases, batched, catalog, dataset_versions, jobs, versions
+from adapters.storage.schema import TENANT, adapters, aliases, batched, catalog, rows_in, versions
 
 _OF_ADAPTER = adapters.c.tenant == TENANT
 _OF_VERSION = versions.c.tenant == TENANT
 _OF_ALIAS = aliases.c.tenant == TENANT
+_IS_TARGET = (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.version)
 _FIELDS = frozenset(Version.__dataclass_fields__)
 # The columns that serving needs of a version, which is cached: metrics and lineage may be long.
 _SERVED = [column for column in versions.c if column.name not in ("tenant", "metrics", "lineage")]
@@ -25,7 +25,7 @@ _NUMBERED = sa.select(*_SERVED).where(
 )
 _ALIASED = (
     sa.select(*_SERVED, aliases.c.alias)
-    .join(aliases, (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.version))
+    .join(aliases, _IS_TARGET)
     .where(_OF_ALIAS, _OF_VERSION, versions.c.adapter.in_(sa.bindparam("names", expanding=True)))
 )
 
@@ -41,10 +41,19 @@ def name_range(column: sa.ColumnElement[str], *, prefix: str, after: str) -> lis
     return [*bounds, column < prefix + "\x7f"] if prefix else bounds
 
 
-def exists(connection: Connection, name: str) -> bool:
-    """Return whether there is an adapter of that name; a tombstone does not count."""
-    statement = sa.select(adapters.c.name).where(_OF_ADAPTER, adapters.c.name == name, adapters.c.deleted.is_(False))
+def exists(connection: Connection, name: str, table: sa.Table = adapters) -> bool:
+    """Return whether a table of names, such as that of adapters, has a name; a tombstone does not count."""
+    columns = table.c
+    statement = sa.select(columns.name).where(columns.tenant == TENANT, columns.name == name, ~columns.deleted)
     return connection.execute(statement).one_or_none() is not None
+
+
+def list_names(connection: Connection, table: sa.Table, *, prefix: str, after: str, limit: int) -> Sequence[str]:
+    """Return the names in a table of names that begin with `prefix` and follow `after`, in byte order."""
+    name = table.c.name
+    statement = sa.select(name).where(table.c.tenant == TENANT, ~table.c.deleted)
+    statement = statement.where(*name_range(name, prefix=prefix, after=after))
+    return connection.scalars(statement.order_by(name).limit(limit)).all()
 
 
 def require(connection: Connection, name: str) -> None:
@@ -55,11 +64,8 @@ def require(connection: Connection, name: str) -> None:
 
 def deletions(connection: Connection, names: Iterable[str]) -> dict[str, int]:
     """Return how often adapters of these names have been deleted; names that never existed are absent."""
-    counts: dict[str, int] = {}
-    for part in batched(names):
-        statement = sa.select(adapters.c.name, adapters.c.deletions).where(_OF_ADAPTER, adapters.c.name.in_(part))
-        counts.update((row.name, row.deletions) for row in connection.execute(statement))
-    return counts
+    statement = sa.select(adapters.c.name, adapters.c.deletions).where(_OF_ADAPTER)
+    return {row.name: row.deletions for row in rows_in(connection, statement, adapters.c.name, names)}
 
 
 def find(connection: Connection, reference: Reference) -> Version:
@@ -68,18 +74,14 @@ def find(connection: Connection, reference: Reference) -> Version:
     require(connection, name)
     if reference.version is not None:
         return get_version(connection, name, reference.version)
-    statement = sa.select(aliases.c.version).where(
-        _OF_ALIAS, aliases.c.adapter == name, aliases.c.alias == reference.alias
-    )
-    number = connection.scalars(statement).one_or_none()
+    number = alias_targets(connection, [name], reference.alias).get(name)
     if number is not None:
         return get_version(connection, name, number)
     if reference.alias != LIVE:
         raise AliasNotFound(f"{name!r} has no alias {reference.alias!r}", field="adapter", given=str(reference))
     existing = ", ".join(f"{name}@{number}" for number in _newest_numbers(connection, name))
-    raise AdapterNotLive(
-        f"no version of {name!r} is live; there are: {existing}", field="adapter", given=name, expected=existing
-    )
+    detail = f"no version of {name!r} is live; there are: {existing}"
+    raise AdapterNotLive(detail, field="adapter", given=name, expected=existing)
 
 
 def find_all(connection: Connection, references: Collection[Reference]) -> dict[Reference, Version]:
@@ -90,10 +92,10 @@ def find_all(connection: Connection, references: Collection[Reference]) -> dict[
     targets: dict[Reference, Version] = {}
     for part in batched(names):
         for row in connection.execute(_ALIASED, {"names": part}):
-            targets[Reference(row.adapter, alias=row.alias)] = _served_version(row)
+            targets[Reference(row.adapter, alias=row.alias)] = version_from_row(row)
         if numbers:
             for row in connection.execute(_NUMBERED, {"names": part, "numbers": numbers}):
-                targets[Reference(row.adapter, version=row.version)] = _served_version(row)
+                targets[Reference(row.adapter, version=row.version)] = version_from_row(row)
     return {reference: targets[reference] for reference in references if reference in targets}
 
 
@@ -113,38 +115,23 @@ def get_version(connection: Connection, name: str, number: int) -> Version:
         row = connection.execute(statement).one_or_none()
     if row is None:
         existing = ", ".join(str(number) for number in _newest_numbers(connection, name))
-        raise VersionNotFound(
-            f"{name!r} has no version {shorten(number)}; there are: {existing}",
-            field="version",
-            given=number,
-            expected=f"one of {existing}",
-        )
+        detail = f"{name!r} has no version {shorten(number)}; there are: {existing}"
+        raise VersionNotFound(detail, field="version", given=number, expected=f"one of {existing}")
     return version_from_row(row)
 
 
 def version_from_row(row: sa.Row[*tuple[Any, ...]]) -> Version:
-    """Return the version that a row of the table of versions describes."""
+    """Return the version in a row of the table of versions; metrics and lineage are None if they were not read."""
     values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
-    return Version(**values | {"source": Source(values["source"])})
+    return Version(**{"metrics": None} | values | {"source": Source(values["source"])})
 
 
-def _served_version(row: sa.Row[*tuple[Any, ...]]) -> Version:
-    values = {name: value for name, value in row._mapping.items() if name in _FIELDS}
-    return Version(**values | {"source": Source(values["source"]), "metrics": None})
-
-
-def referenced_blobs(connection: Connection, names: Sequence[str]) -> set[str]:
-    """Return those of the blobs of these names that rows of any table refer to."""
-    columns = (versions.c.file, versions.c.statistics, dataset_versions.c.file, jobs.c.data_file)
-    return {name for column in columns for name in connection.scalars(sa.select(column).where(column.in_(names)))}
-
-
-def allocate_numbers(connection: Connection, names: Sequence[str], created_at: str) -> list[int]:
+def allocate_numbers(
+    connection: Connection, names: Sequence[str], created_at: str, table: sa.Table = adapters
+) -> list[int]:
     """Return the next version number for each of the names, and create or restore the rows that are missing."""
-    rows: dict[str, sa.Row[*tuple[Any, ...]]] = {}
-    for part in batched(dict.fromkeys(names)):
-        statement = sa.select(adapters).where(_OF_ADAPTER, adapters.c.name.in_(part))
-        rows.update((row.name, row) for row in connection.execute(statement))
+    is_tenant, statement = table.c.tenant == TENANT, sa.select(table).where(table.c.tenant == TENANT)
+    rows = {row.name: row for row in rows_in(connection, statement, table.c.name, dict.fromkeys(names))}
     next_numbers = {name: row.next_version for name, row in rows.items()}
     numbers = []
     for name in names:
@@ -158,12 +145,10 @@ def allocate_numbers(connection: Connection, names: Sequence[str], created_at: s
             created = created_at if row.deleted else row.created_at
             known.append({"of_name": name, "created_at": created, "next_version": number})
     if new:
-        connection.execute(sa.insert(adapters).values(tenant=TENANT, deleted=False, deletions=0), new)
+        connection.execute(sa.insert(table).values(tenant=TENANT, deleted=False), new)
     if known:
-        connection.execute(
-            sa.update(adapters).where(_OF_ADAPTER, adapters.c.name == sa.bindparam("of_name")).values(deleted=False),
-            known,
-        )
+        of_name = table.c.name == sa.bindparam("of_name")
+        connection.execute(sa.update(table).where(is_tenant, of_name).values(deleted=False), known)
     return numbers
 
 
@@ -182,33 +167,23 @@ def relocate_version(connection: Connection, version: Version, moved: Version) -
 
 def existing_versions(connection: Connection, keys: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
     """Return those of these pairs of a name and a version number that exist."""
-    existing: set[tuple[str, int]] = set()
-    for part in batched(keys):
-        statement = sa.select(versions.c.adapter, versions.c.version).where(
-            _OF_VERSION, sa.tuple_(versions.c.adapter, versions.c.version).in_(part)
-        )
-        existing.update((row.adapter, row.version) for row in connection.execute(statement))
-    return existing
+    statement = sa.select(versions.c.adapter, versions.c.version).where(_OF_VERSION)
+    key = sa.tuple_(versions.c.adapter, versions.c.version)
+    return {(row.adapter, row.version) for row in rows_in(connection, statement, key, keys)}
 
 
 def alias_targets(connection: Connection, names: Iterable[str], alias: str) -> dict[str, int]:
     """Return the version that an alias of each of these names means; names without the alias are absent."""
-    targets: dict[str, int] = {}
-    for part in batched(names):
-        statement = sa.select(aliases.c.adapter, aliases.c.version).where(
-            _OF_ALIAS, aliases.c.alias == alias, aliases.c.adapter.in_(part)
-        )
-        targets.update((row.adapter, row.version) for row in connection.execute(statement))
-    return targets
+    statement = sa.select(aliases.c.adapter, aliases.c.version).where(_OF_ALIAS, aliases.c.alias == alias)
+    return {row.adapter: row.version for row in rows_in(connection, statement, aliases.c.adapter, names)}
 
 
 def set_alias(connection: Connection, alias: str, numbers: Mapping[str, int]) -> None:
     """Point an alias of each of these names at that version."""
     # Not an upsert, which every database spells differently.
     remove_alias(connection, alias, numbers)
-    values = [
-        {"tenant": TENANT, "adapter": name, "alias": alias, "version": number} for name, number in numbers.items()
-    ]
+    common = {"tenant": TENANT, "alias": alias}
+    values = [{"adapter": name, "version": number, **common} for name, number in numbers.items()]
     if values:
         connection.execute(sa.insert(aliases), values)
 
@@ -222,18 +197,14 @@ def remove_alias(connection: Connection, alias: str, names: Iterable[str]) -> No
 def delete_adapter(connection: Connection, name: str) -> set[str]:
     """Remove an adapter's versions and aliases, leave its tombstone, and return the blobs that are no longer needed."""
     is_version = (_OF_VERSION, versions.c.adapter == name)
-    files = set(connection.scalars(sa.select(versions.c.file).where(*is_version)))
-    with_statistics = sa.select(versions.c.statistics).where(*is_version, versions.c.statistics.is_not(None))
-    statistics = set(connection.scalars(with_statistics))
+    rows = connection.execute(sa.select(versions.c.file, versions.c.statistics).where(*is_version)).all()
     connection.execute(sa.delete(versions).where(*is_version))
     connection.execute(sa.delete(aliases).where(_OF_ALIAS, aliases.c.adapter == name))
-    connection.execute(
-        sa.update(adapters)
-        .where(_OF_ADAPTER, adapters.c.name == name)
-        .values(deleted=True, deletions=adapters.c.deletions + 1)
-    )
+    tombstone = {"deleted": True, "deletions": adapters.c.deletions + 1}
+    connection.execute(sa.update(adapters).where(_OF_ADAPTER, adapters.c.name == name).values(tombstone))
+    statistics = {row.statistics for row in rows} - {None}
     # The versions of a fleet share one blob, and those of other names stay.
-    return {file for file in files if not _is_used(connection, file)} | statistics
+    return {file for file in {row.file for row in rows} if not _is_used(connection, file)} | statistics
 
 
 def increment_revision(connection: Connection) -> None:
@@ -244,18 +215,11 @@ def increment_revision(connection: Connection) -> None:
 def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSummary]:
     """Return the adapters of these names, in that order; all of them exist."""
     created = sa.select(adapters.c.name, adapters.c.created_at).where(_OF_ADAPTER, adapters.c.name.in_(names))
-    counted = (
-        sa.select(versions.c.adapter, sa.func.count().label("total"))
-        .where(_OF_VERSION, versions.c.adapter.in_(names))
-        .group_by(versions.c.adapter)
-    )
+    totals = sa.select(versions.c.adapter, sa.func.count().label("total")).where(_OF_VERSION)
+    counted = totals.where(versions.c.adapter.in_(names)).group_by(versions.c.adapter)
     pointing = sa.select(aliases).where(_OF_ALIAS, aliases.c.adapter.in_(names)).order_by(aliases.c.alias)
-    same = (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.version)
-    living = (
-        sa.select(versions)
-        .join(aliases, same & _OF_ALIAS)
-        .where(_OF_VERSION, aliases.c.alias == LIVE, versions.c.adapter.in_(names))
-    )
+    is_live = (_OF_ALIAS, aliases.c.alias == LIVE, versions.c.adapter.in_(names))
+    living = sa.select(versions).join(aliases, _IS_TARGET).where(_OF_VERSION, *is_live)
     created_at = {row.name: row.created_at for row in connection.execute(created)}
     counts = {row.adapter: row.total for row in connection.execute(counted)}
     live = {row.adapter: version_from_row(row) for row in connection.execute(living)}
@@ -275,12 +239,8 @@ def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSumma
 
 
 def _newest_numbers(connection: Connection, name: str) -> Sequence[int]:
-    statement = (
-        sa.select(versions.c.version)
-        .where(_OF_VERSION, versions.c.adapter == name)
-        .order_by(versions.c.version.desc())
-        .limit(10)
-    )
+    statement = sa.select(versions.c.version).where(_OF_VERSION, versions.c.adapter == name)
+    statement = statement.order_by(versions.c.version.desc()).limit(10)
     return connection.scalars(statement).all()
 
 

@@ -51,13 +51,13 @@ class Version:
     loss: str | None = None
     """The loss that it was trained with, which its lineage has too."""
 
+    def __str__(self) -> str:
+        return f"{self.adapter}@{self.version}"
+
     @property
     def scaling(self) -> float:
         """s, the factor in front of the low-rank term."""
         return scaling_of(self.alpha, self.rank, rslora=self.rslora)
-
-    def __str__(self) -> str:
-        return f"{self.adapter}@{self.version}"
 
     def check_servable(self, base: BaseLayer, feature_space: str | None) -> None:
         """Raise `BaseMismatch` or `FeatureSpaceMismatch` if it cannot be served with this base and feature space.
@@ -65,19 +65,12 @@ class Version:
         A version without a feature space may come from any encoder, and passes.
         """
         if self.base != base.fingerprint:
-            raise BaseMismatch(
-                f"{self} was made for the base layer {self.base}, this service has {base.fingerprint}",
-                field="adapter",
-                given=self.base,
-                expected=base.fingerprint,
-            )
-        if self.feature_space is not None and self.feature_space != feature_space:
-            raise FeatureSpaceMismatch(
-                f"{self} is for the feature space {self.feature_space!r}, this service has {feature_space!r}",
-                field="adapter",
-                given=self.feature_space,
-                expected=feature_space,
-            )
+            detail = f"{self} was made for the base layer {self.base}, this service has {base.fingerprint}"
+            raise BaseMismatch(detail, field="adapter", given=self.base, expected=base.fingerprint)
+        space = self.feature_space
+        if space is not None and space != feature_space:
+            detail = f"{self} is for the feature space {space!r}, this service has {feature_space!r}"
+            raise FeatureSpaceMismatch(detail, field="adapter", given=space, expected=feature_space)
 
     def serving_problem(self, base: BaseLayer, feature_space: str | None) -> str | None:
         """Return the code of what `check_servable` raises, or None."""

@@ -4,7 +4,8 @@ Its bytes depend only on the content. Record batches are split by stored rows an
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from adapters.datasets.columns import MAX_ROW_BYTES, PlannedColumn, is_list, to_stored_array
+from adapters.datasets.validation import ColumnReport
 from adapters.errors import InvalidDataset
 
 BATCH_ROWS = 8192
@@ -22,16 +24,13 @@ BATCH_BYTES = 2**22
 
 
 class ArrowFileWriter:
-    """Writer that appends chunks of rows. It calls `on_batch` with each stored batch and the index of its first row."""
+    """Writer that appends chunks of rows. It adds each stored batch to a report."""
 
-    def __init__(
-        self, path: Path, columns: Sequence[PlannedColumn], *, max_bytes: int, on_batch: Callable[[Any, int], None]
-    ) -> None:
-        self._columns = columns
+    def __init__(self, path: Path, columns: Sequence[PlannedColumn], report: ColumnReport, *, max_bytes: int) -> None:
         self._schema = pa.schema([(column.name, column.type) for column in columns])
         self._sink = _BoundedFile(path, max_bytes)
         self._writer = ipc.new_file(self._sink, self._schema)
-        self._on_batch = on_batch
+        self._report = report
         self._pending: list[Any] = []
         self._pending_rows = self._pending_bytes = 0
         self.rows = 0
@@ -40,16 +39,11 @@ class ArrowFileWriter:
         """Append rows, as arrays of the stored types; raise `InvalidDataset` if a row or the file is too large."""
         batch = pa.record_batch(list(arrays), schema=self._schema)
         sizes = row_bytes(batch)
-        too_large_error = np.flatnonzero(sizes > MAX_ROW_BYTES)
-        if len(too_large_error):
-            row = self.rows + self._pending_rows + int(too_large_error[0])
-            raise InvalidDataset(
-                f"row {row} would be stored in {sizes[too_large_error[0]]} bytes, and a row may have {MAX_ROW_BYTES}",
-                field="body",
-                row=row,
-                given=f"{sizes[too_large_error[0]]} bytes",
-                expected=f"at most {MAX_ROW_BYTES} bytes",
-            )
+        too_large = np.flatnonzero(sizes > MAX_ROW_BYTES)
+        if len(too_large):
+            row, size = self.rows + self._pending_rows + int(too_large[0]), f"{sizes[too_large[0]]} bytes"
+            detail = f"row {row} would be stored in {size}, and a row may have {MAX_ROW_BYTES}"
+            raise InvalidDataset(detail, row=row, given=size, expected=f"at most {MAX_ROW_BYTES} bytes")
         ends, begin = np.cumsum(sizes), 0
         while begin < batch.num_rows:
             before = int(ends[begin - 1]) if begin else 0
@@ -65,10 +59,8 @@ class ArrowFileWriter:
             self._pending_bytes += int(ends[end - 1]) - before
             begin = end
 
-    def __enter__(self) -> "ArrowFileWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._sink.close()
 
     def finish(self) -> tuple[str, int]:
@@ -82,11 +74,9 @@ class ArrowFileWriter:
         if not self._pending:
             return
         whole = self._pending[0] if len(self._pending) == 1 else pa.concat_batches(self._pending)
-        arrays = [
-            to_stored_array(array, column.type) for array, column in zip(whole.columns, self._columns, strict=True)
-        ]
+        arrays = list(map(to_stored_array, whole.columns, self._schema.types))
         batch = pa.record_batch(arrays, schema=self._schema)
-        self._on_batch(batch, self.rows)
+        self._report.add_batch(batch, self.rows)
         self._writer.write_batch(batch)
         self.rows += batch.num_rows
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
@@ -113,10 +103,8 @@ def _list_bytes(array: Any) -> NDArray[np.int64]:
     lengths: NDArray[np.int64] = pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64)
     if not pa.types.is_string(array.type.value_type):
         return lengths * int(_fixed_bytes(array.type.value_type))
-    texts = np.concatenate([[0], np.cumsum(pc.binary_length(array.flatten()).fill_null(0).to_numpy() + 4)])
-    ends = np.cumsum(lengths)
-    sizes: NDArray[np.int64] = texts[ends] - texts[ends - lengths]
-    return sizes
+    text_bytes = pc.binary_length(array.flatten()).fill_null(0).to_numpy() + 4
+    return np.bincount(pc.list_parent_indices(array).to_numpy(), text_bytes, len(array)).astype(np.int64)
 
 
 def _fixed_bytes(arrow_type: Any) -> float:
@@ -127,7 +115,7 @@ def _fixed_bytes(arrow_type: Any) -> float:
     return float(arrow_type.bit_width / 8)
 
 
-class _BoundedFile:
+class _BoundedFile(io.RawIOBase):
     """File with a digest and a maximum size, as pyarrow writes to it."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -135,7 +123,6 @@ class _BoundedFile:
         self._max_bytes = max_bytes
         self.digest = hashlib.sha256()
         self.bytes = 0
-        self.closed = False
 
     def write(self, content: Any) -> int:
         """Append bytes."""
@@ -151,32 +138,17 @@ class _BoundedFile:
         """Return the position of the next byte."""
         return self.bytes
 
-    def flush(self) -> None:
-        """Flush the buffer to the operating system."""
-        self._file.flush()
-
     def close(self) -> None:
-        """Close the file."""
+        """Flush the buffer and close the file."""
         self._file.close()
-        self.closed = True
-
-    def readable(self) -> bool:
-        """Return False."""
-        return False
+        super().close()
 
     def writable(self) -> bool:
         """Return True."""
         return True
 
-    def seekable(self) -> bool:
-        """Return False."""
-        return False
-
 
 def too_large_error(max_bytes: int) -> InvalidDataset:
     """Return the error for a data set whose stored form is too large."""
-    return InvalidDataset(
-        f"the data set would be stored in more than {max_bytes} bytes",
-        field="body",
-        expected=f"at most {max_bytes} bytes, uncompressed",
-    )
+    detail = f"the data set would be stored in more than {max_bytes} bytes"
+    return InvalidDataset(detail, expected=f"at most {max_bytes} bytes, uncompressed")

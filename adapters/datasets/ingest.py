@@ -1,11 +1,10 @@
 """Ingestion of an uploaded file: a child process reads it, checks it, and writes the stored form.
 
 The parsers see a client's bytes only in the child process, under a memory limit. `Ingestion` starts the process and
-waits for it. The child, `main`, gets one line of JSON on standard input and answers with one line on standard output.
-It exits when standard input is closed, which also happens if its parent dies.
+waits for it. The child, `main`, gets JSON as its argument and answers with JSON on standard output. It exits when
+standard input is closed, which also happens if its parent dies.
 """
 
-import errno
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from enum import StrEnum
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -28,6 +27,7 @@ from adapters.datasets.arrow_file import ArrowFileWriter, min_row_bytes, too_lar
 from adapters.datasets.columns import PlannedColumn, Source, to_stored_array
 from adapters.datasets.validation import ColumnReport, IngestReport
 from adapters.errors import BadRow, BadRows, InvalidDataset, StorageFull, shorten
+from adapters.storage.blobs import DISK_FULL
 
 
 class Format(StrEnum):
@@ -69,6 +69,9 @@ _ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }
 
+# Members of an error that the child process found, which its parent raises again.
+_ERROR_MEMBERS = frozenset({"detail", "field", "row", "given", "expected"})
+
 log = logging.getLogger(__name__)
 
 
@@ -94,14 +97,12 @@ class Ingestion:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._cancelled = False
-        self._too_slow = False
+        # Why the process was killed.
+        self._stopped: Exception | None = None
 
     def cancel(self) -> None:
         """Stop `run` immediately, or keep it from starting. Thread-safe."""
-        with self._lock:
-            self._cancelled = True
-            self._kill()
+        self._stop(IngestionCancelled())
 
     def run(self, out: Path) -> IngestReport:
         """Write the stored form to `out`, and return the report.
@@ -109,21 +110,20 @@ class Ingestion:
         Raises `InvalidDataset`, `BadRows`, `StorageFull`, and `IngestionCancelled` after a `cancel`.
         """
         seconds = _MIN_SECONDS + os.fstat(self._raw.fileno()).st_size / _BYTES_PER_SECOND
-        process = self._start(out)
-        timer = threading.Timer(seconds, self._time_out)
-        timer.start()
-        try:
-            assert process.stdout is not None
-            answer = process.stdout.read()
-        finally:
-            timer.cancel()
-            with self._lock:
-                self._kill()
-                self._process = None
-        if self._cancelled:
-            raise IngestionCancelled
-        if self._too_slow:
-            raise _unreadable_file(f"the file was not read within {seconds:.0f} seconds")
+        too_slow = _unreadable_file(f"the file was not read within {seconds:.0f} seconds")
+        with self._start(out) as process:
+            timer = threading.Timer(seconds, self._stop, [too_slow])
+            timer.start()
+            try:
+                assert process.stdout is not None
+                answer = process.stdout.read()
+            finally:
+                timer.cancel()
+                with self._lock:
+                    process.kill()
+                    process.wait()
+        if self._stopped is not None:
+            raise self._stopped
         return self._parse_answer(answer, process.returncode)
 
     def _start(self, out: Path) -> "subprocess.Popen[bytes]":
@@ -135,67 +135,47 @@ class Ingestion:
             "max_bytes": self._max_bytes,
         }
         with self._lock:
-            if self._cancelled:
-                raise IngestionCancelled
+            if self._stopped is not None:
+                raise self._stopped
+            # Its standard input stays open and empty: it is closed if this process dies, and then the child exits.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _MODULE],
+                [sys.executable, "-P", "-m", _MODULE, json.dumps(request)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(self._raw.fileno(),),
                 env=os.environ | _ENVIRONMENT,
             )
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
         return self._process
 
-    def _time_out(self) -> None:
+    def _stop(self, reason: Exception) -> None:
+        # The lock keeps the process from being waited for meanwhile: its id may then belong to another one.
         with self._lock:
-            self._too_slow = self._process is not None
-            self._kill()
-
-    def _kill(self) -> None:
-        """Kill the child process and wait for it; the caller holds the lock. The status of an ended process is kept."""
-        if self._process is None:
-            return
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
+            self._stopped = self._stopped or reason
+            if self._process is not None:
+                self._process.kill()
 
     def _parse_answer(self, text: bytes, status: int) -> IngestReport:
         try:
             answer: Mapping[str, Any] = json.loads(text)
         except ValueError:
             # C++ code may die if an allocation fails, and the kernel may kill the process when memory is short.
-            raise _unreadable_file(
-                f"the process that read the file died (status {status}), as one does that needs more than the"
-                f" {self._memory_bytes} bytes of memory that it may use"
-            ) from None
+            reason = f"it may use {self._memory_bytes} bytes of memory"
+            raise _unreadable_file(f"the process that read the file died (status {status}); {reason}") from None
         if "report" in answer:
             return IngestReport.from_json(answer["report"])
-        if "invalid" in answer:
-            raise InvalidDataset(**answer["invalid"])
         if "bad_rows" in answer:
             rows = [BadRow(**bad) for bad in answer["bad_rows"]]
             raise BadRows(answer["detail"], rows=rows, field=answer["field"])
         if "storage_full" in answer:
             raise StorageFull("the disk is full: the data set could not be stored")
-        if "out_of_memory" in answer:
-            raise _unreadable_file(
-                f"to read the file takes more than {self._memory_bytes} bytes of memory: write it in smaller batches or"
-                " row groups, or with fewer columns"
-            )
-        log.error("a data set could not be read:\n%s", answer["failed"])
-        raise _unreadable_file(f"the file cannot be read: {str(answer['failed']).strip().splitlines()[-1][:300]}")
+        if "traceback" in answer:
+            log.error("a data set could not be read:\n%s", answer["traceback"])
+        raise InvalidDataset(**{name: value for name, value in answer["invalid"].items() if name in _ERROR_MEMBERS})
 
 
 def _unreadable_file(detail: str) -> InvalidDataset:
-    return InvalidDataset(detail, field="body", expected="a file that can be read within bounds")
+    return InvalidDataset(detail, expected="a file that can be read within bounds")
 
 
 def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestReport:
@@ -205,21 +185,17 @@ def convert(raw: str, kind: Format, out: Path, *, max_bytes: int) -> IngestRepor
     `BadRows` for rows that are not rows of a table; `MemoryError`; and `OSError`, for example if the disk is full.
     """
     source = _open_source(raw, kind)
-    if source.rows == 0:
-        raise _no_rows()
     if source.rows is not None and source.rows * min_row_bytes(source.columns) > max_bytes:
         raise too_large_error(max_bytes)
     report = ColumnReport(source.columns)
-    with ArrowFileWriter(out, source.columns, max_bytes=max_bytes, on_batch=report.add_batch) as file:
+    with closing(ArrowFileWriter(out, source.columns, report, max_bytes=max_bytes)) as file:
         for arrays in source.chunks(report.add_unreadable):
             file.add([_to_stored(array, column) for array, column in zip(arrays, source.columns, strict=True)])
         digest, size = file.finish()
     if file.rows == 0:
-        raise _no_rows()
+        raise InvalidDataset("the data set has no rows", expected="one or more rows")
     if source.rows is not None and file.rows != source.rows:
-        raise InvalidDataset(
-            f"the file says that it has {source.rows} rows, and has {file.rows}", field="body", expected="a whole file"
-        )
+        raise InvalidDataset(f"the file says {source.rows} rows, and has {file.rows}", expected="a whole file")
     return IngestReport(rows=file.rows, columns=report.columns(), bad_rows=report.bad_rows(), digest=digest, bytes=size)
 
 
@@ -246,32 +222,24 @@ def _to_stored(array: Any, column: PlannedColumn) -> Any:
     except pa.ArrowMemoryError:
         raise
     except (pa.ArrowException, ValueError) as error:
-        raise InvalidDataset(
-            f"the column {shorten(column.name)!r} has a value that {column.type} cannot hold: {shorten(str(error))}",
-            field=column.name,
-            expected=str(column.type),
-        ) from None
-
-
-def _no_rows() -> InvalidDataset:
-    return InvalidDataset("the data set has no rows", field="body", expected="one or more rows")
-
-
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+        detail = f"the column {column.name!r} has a value that {column.type} cannot hold: {shorten(str(error))}"
+        raise InvalidDataset(detail, field=column.name, expected=str(column.type)) from None
 
 
 def main() -> None:
     """Read one file as the child process."""
-    request = json.loads(sys.stdin.readline())
+    request = json.loads(sys.argv[1])
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     sys.meta_path.insert(0, _NoPandas())
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     # A lower priority than that of the processes that answer requests.
     os.nice(10)
-    _set_limits(request["memory_bytes"], request["max_bytes"])
-    answer = json.dumps(_run_request(request))
-    sys.stdout.write(answer)
+    # RLIMIT_DATA, not RLIMIT_AS, because pages of mapped files and libraries can be reclaimed.
+    limits = {"DATA": request["memory_bytes"], "FSIZE": request["max_bytes"], "CORE": 0}
+    for name, limit in limits.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+    sys.stdout.write(json.dumps(_run_request(request)))
     sys.stdout.flush()
 
 
@@ -294,38 +262,25 @@ def _exit_with_parent() -> None:
     os._exit(0)
 
 
-def _set_limits(memory_bytes: int, max_bytes: int) -> None:
-    # RLIMIT_DATA, not RLIMIT_AS, because pages of mapped files and libraries can be reclaimed.
-    for kind, limit in (
-        (resource.RLIMIT_DATA, memory_bytes),
-        (resource.RLIMIT_FSIZE, max_bytes),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(kind, (limit, limit))
-
-
 def _run_request(request: dict[str, Any]) -> dict[str, Any]:
     try:
-        report = convert(
-            request["raw"], Format(request["format"]), Path(request["out"]), max_bytes=request["max_bytes"]
-        )
+        kind, out = Format(request["format"]), Path(request["out"])
+        report = convert(request["raw"], kind, out, max_bytes=request["max_bytes"])
     except BadRows as error:
         return {"bad_rows": [bad._asdict() for bad in error.rows], "detail": error.detail, "field": error.field}
     except InvalidDataset as error:
-        given = {} if error.members().get("given") is None else {"given": error.members()["given"]}
-        return {
-            "invalid": {"detail": error.detail, "field": error.field, "row": error.row, "expected": error.expected}
-            | given
-        }
-    except MemoryError:  # pyarrow's own error is a subclass
-        return {"out_of_memory": True}
-    except OSError as error:
-        return {"storage_full": True} if error.errno in _DISK_FULL else {"failed": traceback.format_exc()}
+        return {"invalid": error.members()}
     except Exception as error:
-        # A parser in C may wrap a `MemoryError`.
-        if isinstance(error.__cause__ or error.__context__, MemoryError):
-            return {"out_of_memory": True}
-        return {"failed": traceback.format_exc()}
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return {"storage_full": True}
+        # pyarrow's own error is a `MemoryError` too, and a parser in C may wrap one.
+        if any(isinstance(cause, MemoryError) for cause in (error, error.__cause__, error.__context__)):
+            limit = f"more than {request['memory_bytes']} bytes of memory"
+            hint = "write it in smaller batches or row groups, or with fewer columns"
+            return {"invalid": _unreadable_file(f"to read the file takes {limit}: {hint}").members()}
+        reason = traceback.format_exception_only(error)[-1].strip()[:300]
+        invalid = _unreadable_file(f"the file cannot be read: {reason}").members()
+        return {"invalid": invalid, "traceback": traceback.format_exc()}
     return {"report": report.to_json()}
 
 

@@ -3,37 +3,28 @@
 The blobs are swept together with those of the adapters.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from adapters.catalog.queries import name_range
+from adapters.catalog import queries
 from adapters.clock import rfc3339
 from adapters.datasets.ingest import Ingestion
-from adapters.datasets.validation import (
-    Column,
-    IngestReport,
-    bad_rows_from_json,
-    bad_rows_to_json,
-    columns_from_json,
-    columns_to_json,
-)
+from adapters.datasets.validation import Column, IngestReport, findings_from_json, findings_to_json
 from adapters.errors import AliasNotFound, BadRow, DatasetNotFound, VersionNotFound, shorten
 from adapters.names import LIVE, MAX_VERSION, Reference
 from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.database import SqliteDatabase
-from adapters.storage.schema import DEFAULT_TENANT as TENANT
+from adapters.storage.schema import TENANT, datasets
 from adapters.storage.schema import dataset_versions as versions
-from adapters.storage.schema import datasets
 
 # Callback with whether the name exists, and the digest of its newest version. It may raise `PreconditionFailed`.
 Precondition = Callable[[bool, str | None], None]
 _DATASET_TENANT = datasets.c.tenant == TENANT
-_VERSION_TENANT = versions.c.tenant == TENANT
 # Lists do not read the reports, which are long for wide data sets.
 _SELECT_ENTRY = sa.select(*(column for column in versions.c if column.name not in ("tenant", "columns", "bad_rows")))
 
@@ -100,8 +91,9 @@ class Datasets:
                 reports.append(ingestion.run(Path(file.name)))
 
             file = upload.write(convert)
-            unnumbered = _new_version(
-                name, reports[-1], created_at=rfc3339(self._now()), content_type=content_type, file=file
+            report = {name: getattr(reports[-1], name) for name in IngestReport.__dataclass_fields__}
+            unnumbered = DatasetVersion(
+                dataset=name, version=0, created_at=rfc3339(self._now()), content_type=content_type, file=file, **report
             )
             corrupt = self._corrupt_newest(name, unnumbered.digest)
             with self._database.write() as connection:
@@ -114,7 +106,7 @@ class Datasets:
                 if newest.file != corrupt:
                     return newest, False
                 upload.publish(connection)
-                _set_file(connection, newest, file)
+                connection.execute(sa.update(versions).where(*_of(name, newest.version)).values(file=file))
         self._blobs.set_aside([corrupt])
         return replace(newest, file=file), False
 
@@ -126,24 +118,14 @@ class Datasets:
 
     def list(self, *, prefix: str = "", after: str = "", limit: int = 100) -> Sequence[DatasetSummary]:
         """Return the data sets whose name begins with `prefix`, in byte order of name, after the name `after`."""
-        statement = (
-            sa.select(datasets.c.name)
-            .where(_DATASET_TENANT, datasets.c.deleted.is_(False))
-            .where(*name_range(datasets.c.name, prefix=prefix, after=after))
-            .order_by(datasets.c.name)
-            .limit(limit)
-        )
         with self._database.read() as connection:
-            return [_summary(connection, name) for name in connection.scalars(statement).all()]
+            names = queries.list_names(connection, datasets, prefix=prefix, after=after, limit=limit)
+            return [_summary(connection, name) for name in names]
 
     def versions(self, name: str, *, before: int | None = None, limit: int = 100) -> Sequence[DatasetEntry]:
         """Return the versions of a data set below `before`, newest first; raise `DatasetNotFound`."""
-        bound = MAX_VERSION + 1 if before is None else before
-        statement = (
-            _SELECT_ENTRY.where(_VERSION_TENANT, versions.c.dataset == name, versions.c.version < bound)
-            .order_by(versions.c.version.desc())
-            .limit(limit)
-        )
+        is_below = versions.c.version < (MAX_VERSION + 1 if before is None else before)
+        statement = _SELECT_ENTRY.where(*_of(name), is_below).order_by(versions.c.version.desc()).limit(limit)
         with self._database.read() as connection:
             _require(connection, name)
             return [DatasetEntry(**row._mapping) for row in connection.execute(statement)]
@@ -155,35 +137,26 @@ class Datasets:
         """
         name = reference.name
         if reference.version is None and reference.alias != LIVE:
-            raise AliasNotFound(
-                f"a data set has no aliases but {LIVE}, its newest version", field=field, given=str(reference)
-            )
+            detail = f"a data set has no aliases but {LIVE}, its newest version"
+            raise AliasNotFound(detail, field=field, given=str(reference))
         with self._database.read() as connection:
             _require(connection, name, field=field)
-            newest = _newest(connection, name)
-            assert newest is not None
-            if reference.version is None:
-                return newest
-            version = _version(connection, name, reference.version)
+            version = _newest(connection, name, number=reference.version)
+            newest = version or _newest(connection, name)
         if version is None:
-            raise VersionNotFound(
-                f"the data set {name!r} has no version {shorten(reference.version)}; its newest is {newest.version}",
-                field=field,
-                given=reference.version,
-                expected=f"a version of {name!r}",
-            )
+            detail = f"the data set {name!r} has no version {shorten(reference.version)}; its newest is {newest}"
+            raise VersionNotFound(detail, field=field, given=reference.version, expected=f"a version of {name!r}")
         return version
 
     def delete(self, name: str, *, precondition: Precondition | None = None) -> None:
         """Delete a data set with all its versions, but keep its next version number. Raise `DatasetNotFound`."""
-        mine = (_VERSION_TENANT, versions.c.dataset == name)
         with self._database.write() as connection:
             _require(connection, name)
             newest = _newest(connection, name)
             if precondition is not None:
                 precondition(True, newest.digest if newest else None)
-            files = connection.scalars(sa.select(versions.c.file).where(*mine)).all()
-            connection.execute(sa.delete(versions).where(*mine))
+            files = connection.scalars(sa.select(versions.c.file).where(*_of(name))).all()
+            connection.execute(sa.delete(versions).where(*_of(name)))
             connection.execute(sa.update(datasets).where(_DATASET_TENANT, datasets.c.name == name).values(deleted=True))
         self._blobs.remove(files)
 
@@ -203,81 +176,46 @@ class Datasets:
         return newest.file
 
 
-def _new_version(name: str, report: IngestReport, *, created_at: str, content_type: str, file: str) -> DatasetVersion:
-    return DatasetVersion(
-        dataset=name,
-        version=0,
-        digest=report.digest,
-        created_at=created_at,
-        content_type=content_type,
-        rows=report.rows,
-        columns=report.columns,
-        bad_rows=report.bad_rows,
-        file=file,
-        bytes=report.bytes,
-    )
+def _of(name: str, number: int | None = None) -> list[sa.ColumnElement[bool]]:
+    """Return the conditions for the versions of a data set, or for one of them."""
+    conditions = [versions.c.tenant == TENANT, versions.c.dataset == name]
+    return conditions if number is None else [*conditions, versions.c.version == number]
 
 
 def _insert(connection: Connection, unnumbered: DatasetVersion) -> DatasetVersion:
     name, created_at = unnumbered.dataset, unnumbered.created_at
-    mine = (_DATASET_TENANT, datasets.c.name == name)
-    row = connection.execute(sa.select(datasets.c.next_version, datasets.c.deleted).where(*mine)).one_or_none()
-    number = 1 if row is None else int(row.next_version)
-    values: dict[str, Any] = {"next_version": number + 1, "deleted": False}
-    if row is None:
-        connection.execute(sa.insert(datasets).values(tenant=TENANT, name=name, created_at=created_at, **values))
-    else:
-        back = {"created_at": created_at} if row.deleted else {}
-        connection.execute(sa.update(datasets).where(*mine).values(**values, **back))
+    (number,) = queries.allocate_numbers(connection, [name], created_at, datasets)
     version = replace(unnumbered, version=number)
-    kept = {name: getattr(version, name) for name in DatasetVersion.__dataclass_fields__}
-    kept |= {"columns": columns_to_json(version.columns), "bad_rows": bad_rows_to_json(version.bad_rows)}
-    connection.execute(sa.insert(versions).values(tenant=TENANT, **kept))
+    row_values = {name: getattr(version, name) for name in DatasetVersion.__dataclass_fields__}
+    row_values |= findings_to_json(version.columns, version.bad_rows)
+    connection.execute(sa.insert(versions).values(tenant=TENANT, **row_values))
     return version
 
 
-def _set_file(connection: Connection, version: DatasetEntry, file: str) -> None:
-    mine = (_VERSION_TENANT, versions.c.dataset == version.dataset, versions.c.version == version.version)
-    connection.execute(sa.update(versions).where(*mine).values(file=file))
-
-
 def _require(connection: Connection, name: str, *, field: str = "name") -> None:
-    statement = sa.select(datasets.c.name).where(
-        _DATASET_TENANT, datasets.c.name == name, datasets.c.deleted.is_(False)
-    )
-    if connection.execute(statement).one_or_none() is None:
+    if not queries.exists(connection, name, datasets):
         raise DatasetNotFound(f"there is no data set {name!r}", field=field, given=name)
 
 
-def _newest(connection: Connection, name: str) -> DatasetVersion | None:
-    statement = sa.select(versions).where(_VERSION_TENANT, versions.c.dataset == name)
-    row = connection.execute(statement.order_by(versions.c.version.desc()).limit(1)).one_or_none()
-    return None if row is None else _as_version(row._mapping)
-
-
-def _version(connection: Connection, name: str, number: int) -> DatasetVersion | None:
-    if number > MAX_VERSION:
+def _newest(connection: Connection, name: str, *, number: int | None = None) -> DatasetVersion | None:
+    """Return the newest version of a data set, or the one with this number; None if there is none."""
+    if number is not None and number > MAX_VERSION:
         return None
-    statement = sa.select(versions).where(_VERSION_TENANT, versions.c.dataset == name, versions.c.version == number)
+    statement = sa.select(versions).where(*_of(name, number)).order_by(versions.c.version.desc()).limit(1)
     row = connection.execute(statement).one_or_none()
-    return None if row is None else _as_version(row._mapping)
+    if row is None:
+        return None
+    values = {name: row._mapping[name] for name in DatasetVersion.__dataclass_fields__}
+    return DatasetVersion(**values | findings_from_json(values))
 
 
 def _summary(connection: Connection, name: str) -> DatasetSummary:
     created = sa.select(datasets.c.created_at).where(_DATASET_TENANT, datasets.c.name == name)
-    counted = sa.select(sa.func.count()).where(_VERSION_TENANT, versions.c.dataset == name)
-    newest = (
-        _SELECT_ENTRY.where(_VERSION_TENANT, versions.c.dataset == name).order_by(versions.c.version.desc()).limit(1)
-    )
+    counted = sa.select(sa.func.count()).where(*_of(name))
+    newest = _SELECT_ENTRY.where(*_of(name)).order_by(versions.c.version.desc()).limit(1)
     return DatasetSummary(
         name=name,
         created_at=connection.scalars(created).one(),
         newest=DatasetEntry(**connection.execute(newest).one()._mapping),
         versions=connection.scalars(counted).one(),
     )
-
-
-def _as_version(row: Mapping[Any, Any]) -> DatasetVersion:
-    values = {name: row[name] for name in DatasetVersion.__dataclass_fields__}
-    lists = {"columns": columns_from_json(values["columns"]), "bad_rows": bad_rows_from_json(values["bad_rows"])}
-    return DatasetVersion(**values | lists)

@@ -1,35 +1,31 @@
 """Reader of a stored data set, memory-mapped: columns as float32 rows, as class codes, or as lists of labels."""
 
 # N rows · C columns
-import errno
-import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 from numpy.typing import NDArray
 
 from adapters.arrays import Float32
 from adapters.datasets.arrow_file import row_bytes
-from adapters.datasets.columns import WidthCounter, is_list
-from adapters.datasets.selectors import ColumnSelector
-from adapters.datasets.validation import (
-    add_bad_column_rows,
-    add_bad_rows,
-    null_mask,
-    raise_bad_rows,
-    to_int64,
-    to_matrix,
-    type_name,
-)
-from adapters.errors import MAX_BAD_ROWS, BadRow, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shorten
+from adapters.datasets.columns import ColumnSelector, WidthCounter, is_list
+from adapters.datasets.validation import find_bad_rows, not_finite_rows, rows_where, to_float32, type_name
+from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, BlobCorrupt, InvalidInput, OutOfRange, WrongType, shorten
+from adapters.storage.blobs import NO_DESCRIPTORS
+from adapters.strict_json import replace_nan
 
 _MAX_NAMES_LISTED = 20
 _PREVIEW_BYTES = 2**23
 _MAX_READERS = 8
+_MAX_EXACT_FLOAT = 2.0**53
 # Most bytes of text in a column of names: they are encoded in memory, and Arrow's text arrays end at 2 GiB.
 _MAX_TEXT_BYTES = 2**29
 
@@ -41,16 +37,17 @@ class Table:
     """Stored data set. Create it with `open`, and use it from one thread."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pa.memory_map(str(path))
-        self._readers: dict[tuple[int, ...], Any] = {}
+        self._reader = lru_cache(_MAX_READERS)(partial(_open_columns, pa.memory_map(str(path))))
         self._widths: dict[str, int] = {}
+        schema = self._reader(None).schema
+        self._types: dict[str, Any] = {column.name: column.type for column in schema}
+        self._position = {name: position for position, name in enumerate(self._types)}
         # Only one column, because reading a batch takes time for each column.
         reader = self._reader((0,))
         counts = [reader.get_batch(batch).num_rows for batch in range(reader.num_record_batches)]
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        schema = ipc.open_file(self._file).schema
-        self._types: dict[str, Any] = {column.name: column.type for column in schema}
-        self._position = {name: position for position, name in enumerate(self._types)}
+        # N.
+        self.rows = int(self._starts[-1])
 
     @classmethod
     def open(cls, path: Path) -> "Table":
@@ -58,19 +55,9 @@ class Table:
         try:
             return cls(path)
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            if isinstance(error, OSError) and error.errno in NO_DESCRIPTORS:
                 raise  # not a fault of the file
             raise BlobCorrupt(f"the file of a stored data set is missing or damaged: {path.name}: {error}") from None
-
-    @property
-    def rows(self) -> int:
-        """Return N."""
-        return int(self._starts[-1])
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """Return the names of the columns, in the order of the file."""
-        return list(self._types)
 
     def type_of(self, column: str, *, field: str) -> str:
         """Return the type of a column in the API; raise `InvalidInput` if there is no such column."""
@@ -82,9 +69,17 @@ class Table:
         Raises `InvalidInput` for a missing column, and `WrongType` for one without numbers.
         """
         names = self._names(selection, field)
-        if selection.column is None or not is_list(self._types[names[0]]):
+        column_type = self._types[names[0]]
+        if selection.column is None or not is_list(column_type):
             return len(names)
-        return self._list_width(names[0])
+        if pa.types.is_fixed_size_list(column_type):
+            return int(column_type.list_size)
+        if names[0] not in self._widths:
+            widths = WidthCounter()
+            for _, batch in self._batches(names, 0, self.rows):
+                widths.add(batch.column(0))
+            self._widths[names[0]] = widths.usual() or 0
+        return self._widths[names[0]]
 
     def numbers(self, selection: ColumnSelector, *, field: str, begin: int = 0, end: int | None = None) -> Float32:
         """Return the rows from `begin` to `end` (None: the last), (N, C) float32, C-contiguous; true is 1.
@@ -94,19 +89,14 @@ class Table:
         """
         end = self.rows if end is None else min(end, self.rows)
         out_NC = np.empty((max(0, end - begin), self.width(selection, field=field)), np.float32)
-        bad: list[BadRow] = []
-        for start, block_NC in self._blocks(selection, field, begin, end, bad):
-            if block_NC is not None:
-                out_NC[start - begin : start - begin + len(block_NC)] = block_NC
-        raise_bad_rows(bad, field)
+        for start, block_NC in self._blocks(selection, field, begin, end):
+            out_NC[start - begin : start - begin + len(block_NC)] = block_NC
         return out_NC
 
     def check_numbers(self, selection: ColumnSelector, *, field: str) -> None:
         """Check every row as `numbers` does, in constant memory; raise its errors."""
-        bad: list[BadRow] = []
-        for _ in self._blocks(selection, field, 0, self.rows, bad):
+        for _ in self._blocks(selection, field, 0, self.rows):
             pass
-        raise_bad_rows(bad, field)
 
     def codes(self, column: str, *, field: str) -> tuple[NDArray[np.int64], list[str | int]]:
         """Return a column of text or integers as codes, (N,) int64, and the sorted distinct values that they index.
@@ -117,19 +107,12 @@ class Table:
         column_type = self._type(column, field)
         if is_list(column_type):
             raise _wrong_type(column, column_type, field, "a column of text or of whole numbers")
-        bad: list[BadRow] = []
         arrays = []
-        remaining_bytes = _MAX_TEXT_BYTES
-        for start, batch in self._batches((column,), 0, self.rows):
-            array = batch.column(0)
-            add_bad_rows(bad, start, column, np.flatnonzero(null_mask(array)), lambda _row: "null")
+        for array, bad in self._arrays(column, field):
             if pa.types.is_floating(column_type):
-                array = to_int64(array, column, start, bad)
+                array, not_whole = _to_int64(array)
+                bad.extend((int(row), f"not a whole number: {value}") for row, value in not_whole)
             arrays.append(array.cast(pa.int64()) if pa.types.is_boolean(column_type) else array)
-            remaining_bytes = _subtract_text(remaining_bytes, array, column, field)
-            if len(bad) >= MAX_BAD_ROWS:
-                break
-        raise_bad_rows(bad, field)
         return _encode(arrays)
 
     def order(self, column: str, *, field: str) -> NDArray[np.int64]:
@@ -137,18 +120,12 @@ class Table:
 
         Raises the errors of `codes`, and `BadRows` for NaN.
         """
-        self._type(column, field)
-        bad: list[BadRow] = []
-        parts = [np.zeros(0)]
-        for start, batch in self._batches((column,), 0, self.rows):
-            array = batch.column(0)
-            add_bad_rows(bad, start, column, np.flatnonzero(null_mask(array)), lambda _row: "null")
+        parts = []
+        for array, bad in self._arrays(column, field):
+            bad.extend((int(row), "not a number") for row in rows_where(pc.is_nan(array)))
             parts.append(array.to_numpy(zero_copy_only=False).astype(np.float64))
-            if not array.null_count:
-                add_bad_rows(bad, start, column, np.flatnonzero(np.isnan(parts[-1])), lambda _row: "not a number")
-        raise_bad_rows(bad, field)
-        places: NDArray[np.int64] = np.unique(np.concatenate(parts), return_inverse=True)[1]
-        return places.astype(np.int64)
+        ranks: NDArray[np.int64] = np.unique(np.concatenate(parts), return_inverse=True)[1]
+        return ranks.astype(np.int64)
 
     def lists_labels(self, column: str, *, numbers: bool, field: str) -> bool:
         """Return whether a column has lists of labels.
@@ -172,18 +149,12 @@ class Table:
             pa.types.is_string(column_type.value_type) or pa.types.is_integer(column_type.value_type)
         ):
             raise _wrong_type(column, column_type, field, "a column of lists of text or of whole numbers")
-        bad: list[BadRow] = []
-        remaining_bytes = _MAX_TEXT_BYTES
-        rows, entries = [np.zeros(0, np.int64)], [pa.array([], column_type.value_type)]
-        for start, batch in self._batches((column,), 0, self.rows):
-            array = batch.column(0)
-            add_bad_rows(bad, start, column, np.flatnonzero(null_mask(array)), lambda _row: "null")
-            lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-            rows.append(start + np.repeat(np.arange(len(array), dtype=np.int64), lengths))
-            entries.append(array.flatten())
-            remaining_bytes = _subtract_text(remaining_bytes, entries[-1], column, field)
-        raise_bad_rows(bad, field)
-        codes, values = _encode(entries)
+        rows, labels, start = [], [], 0
+        for array, _ in self._arrays(column, field):
+            rows.append(start + pc.list_parent_indices(array).to_numpy())
+            labels.append(array.flatten())
+            start += len(array)
+        codes, values = _encode(labels)
         return np.concatenate(rows), codes, values
 
     def preview(self, offset: int, limit: int) -> list[dict[str, Any]]:
@@ -193,40 +164,59 @@ class Table:
         """
         rows: list[dict[str, Any]] = []
         remaining_bytes = _PREVIEW_BYTES
-        for start, batch in self._batches(tuple(self._types), offset, min(self.rows, offset + limit)):
-            rows_of_batch = batch.slice(max(0, offset - start), offset + limit - max(offset, start))
+        for _, rows_of_batch in self._batches(tuple(self._types), offset, min(self.rows, offset + limit)):
             taken = np.cumsum(row_bytes(rows_of_batch))
             fit = int(np.searchsorted(taken, remaining_bytes, side="right"))
             fit = max(fit, 0 if rows else 1)
-            for values in rows_of_batch.slice(0, fit).to_pylist():
-                rows.append({name: _finite_or_none(value) for name, value in values.items()})
+            rows += replace_nan(rows_of_batch.slice(0, fit).to_pylist())
             if fit < rows_of_batch.num_rows:
                 break
             remaining_bytes -= int(taken[-1])
         return rows
 
-    def _blocks(
-        self, selection: ColumnSelector, field: str, begin: int, end: int, bad: list[BadRow]
-    ) -> Iterator[tuple[int, Float32 | None]]:
-        """Yield batches of the rows from `begin` to `end`: the index of the first row, and the numbers if all are good.
+    def _blocks(self, selection: ColumnSelector, field: str, begin: int, end: int) -> Iterator[tuple[int, Float32]]:
+        """Yield the rows from `begin` to `end` in blocks of numbers, each with the index of its first row.
 
-        Bad rows are appended to `bad`. The iteration stops when it has enough of them.
+        Raises `BadRows` at the end, or as soon as there are enough bad rows.
         """
-        names = self._names(selection, field)
-        width = self.width(selection, field=field)
-        for start, whole in self._batches(names, begin, end):
-            first = max(begin, start)
-            batch = whole.slice(first - start, end - first)
-            before = len(bad)
+        names, width = self._names(selection, field), self.width(selection, field=field)
+        bad: list[BadRow] = []
+        for start, batch in self._batches(names, begin, end):
+            cells = []
             for name in names:
-                add_bad_column_rows(batch.column(name), name, width, first, bad)
-            if len(bad) > before:
-                bad[before:] = sorted(bad[before:], key=lambda bad_row: bad_row.row)
-                yield first, None
-            else:
-                yield first, to_matrix([batch.column(name) for name in names], width)
+                array = batch.column(name)
+                reasons = find_bad_rows(array, width, not_finite_rows(array))
+                cells += [BadRow(start + row, name, reason) for row, reason in reasons]
+            bad += sorted(cells, key=attrgetter("row"))
             if len(bad) >= MAX_BAD_ROWS:
-                return
+                break
+            if not bad:
+                yield start, _to_matrix([batch.column(name) for name in names], width)
+        _raise_bad_rows(bad, field)
+
+    def _arrays(self, column: str, field: str) -> Iterator[tuple[Any, list[tuple[int, str]]]]:
+        """Yield the arrays of one column, each with a list to which the caller appends its bad rows.
+
+        Raises `BadRows` for those and for nulls at the end, or as soon as there are enough, and `OutOfRange` for too
+        much text.
+        """
+        self._type(column, field)
+        bad: list[BadRow] = []
+        text_bytes = 0
+        for start, batch in self._batches((column,), 0, self.rows):
+            array = batch.column(0)
+            values = array.flatten() if is_list(array.type) else array
+            text_bytes += values.nbytes if pa.types.is_string(values.type) else 0
+            if text_bytes > _MAX_TEXT_BYTES:
+                detail = f"{field}: the texts of the column {shorten(column)!r} take more than {_MAX_TEXT_BYTES} bytes"
+                expected = f"names: at most {_MAX_TEXT_BYTES} bytes in all rows"
+                raise OutOfRange(detail, field=field, given=column, expected=expected)
+            reasons = [(int(row), "null") for row in rows_where(array.is_null())]
+            yield array, reasons
+            bad += [BadRow(start + row, column, reason) for row, reason in sorted(reasons)[:MAX_BAD_ROWS]]
+            if len(bad) >= MAX_BAD_ROWS:
+                break
+        _raise_bad_rows(bad, field)
 
     def _names(self, selection: ColumnSelector, field: str) -> tuple[str, ...]:
         if selection.prefix is not None:
@@ -240,9 +230,8 @@ class Table:
             listed = is_list(column_type) and selection.column is not None
             inner = column_type.value_type if listed else column_type
             if is_list(inner) or pa.types.is_string(inner):
-                raise _wrong_type(
-                    name, column_type, field, "numbers" if selection.column else "one number a row in each column"
-                )
+                expected = "numbers" if selection.column else "one number a row in each column"
+                raise _wrong_type(name, column_type, field, expected)
         return names
 
     def _type(self, column: str, field: str) -> Any:
@@ -250,82 +239,62 @@ class Table:
             raise self._missing(f"is called {shorten(column)!r}", column, field)
         return self._types[column]
 
-    def _missing(self, what: str, given: str, field: str) -> InvalidInput:
-        names = self.columns
-        existing = ", ".join(shorten(name) for name in names[:_MAX_NAMES_LISTED])
-        more = f" and {len(names) - _MAX_NAMES_LISTED} more" if len(names) > _MAX_NAMES_LISTED else ""
-        return InvalidInput(
-            f"{field}: no column of the data set {what}; there are: {existing}{more}",
-            field=field,
-            given=given,
-            expected="a column of the data set",
-        )
-
-    def _list_width(self, name: str) -> int:
-        if pa.types.is_fixed_size_list(self._types[name]):
-            return int(self._types[name].list_size)
-        if name not in self._widths:
-            widths = WidthCounter()
-            for _, batch in self._batches((name,), 0, self.rows):
-                widths.add(batch.column(0))
-            self._widths[name] = widths.usual() or 0
-        return self._widths[name]
+    def _missing(self, what: str, name: str, field: str) -> InvalidInput:
+        existing = ", ".join(shorten(name) for name in islice(self._types, _MAX_NAMES_LISTED))
+        more = ", …" if len(self._types) > _MAX_NAMES_LISTED else ""
+        detail = f"{field}: no column of the data set {what}; there are: {existing}{more}"
+        return InvalidInput(detail, field=field, given=name, expected="a column of the data set")
 
     def _batches(self, names: tuple[str, ...], begin: int, end: int) -> Iterator[tuple[int, Any]]:
-        """Yield the batches that overlap the rows from `begin` to `end`, each with the index of its first row."""
+        """Yield the rows from `begin` to `end` of some columns in batches, each with the index of its first row."""
         if begin >= end:
             return
         reader = self._reader(tuple(sorted(self._position[name] for name in names)))
-        first = int(np.searchsorted(self._starts, begin, side="right")) - 1
-        for number in range(first, len(self._starts) - 1):
-            start = int(self._starts[number])
-            if start >= end:
-                return
-            yield start, reader.get_batch(number)
-
-    def _reader(self, positions: tuple[int, ...]) -> Any:
-        if positions not in self._readers:
-            if len(self._readers) >= _MAX_READERS:
-                self._readers.clear()
-            options = ipc.IpcReadOptions(included_fields=list(positions))
-            self._readers[positions] = ipc.open_file(self._file, options=options)
-        return self._readers[positions]
+        first, last = np.searchsorted(self._starts, [begin, end - 1], side="right") - 1
+        for number in range(first, last + 1):
+            start = max(begin, int(self._starts[number]))
+            yield start, reader.get_batch(number).slice(start - int(self._starts[number]), end - start)
 
 
-def _subtract_text(remaining_bytes: int, array: Any, column: str, field: str) -> int:
-    """Return the remaining bytes for names; raise `OutOfRange` if there are none left."""
-    left = remaining_bytes - (array.nbytes if pa.types.is_string(array.type) else 0)
-    if left < 0:
-        raise OutOfRange(
-            f"{field}: the texts of the column {shorten(column)!r} take more than {_MAX_TEXT_BYTES} bytes",
-            field=field,
-            given=column,
-            expected=f"names: at most {_MAX_TEXT_BYTES} bytes in all rows",
-        )
-    return left
+def _open_columns(file: Any, positions: tuple[int, ...] | None) -> Any:
+    """Return a reader of the columns at these positions; of all columns if it is None."""
+    return ipc.open_file(file, options=ipc.IpcReadOptions(included_fields=positions and list(positions)))
+
+
+def _to_matrix(arrays: Sequence[Any], width: int) -> Float32:
+    """Return columns without bad rows as one array, (N, C) float32."""
+    if is_list(arrays[0].type):
+        return to_float32(arrays[0].flatten()).reshape(-1, width)
+    out_NC = np.empty((len(arrays[0]), len(arrays)), np.float32)
+    for position, array in enumerate(arrays):
+        out_NC[:, position] = to_float32(array)
+    return out_NC
+
+
+def _to_int64(array: Any) -> tuple[Any, list[tuple[int, float]]]:
+    """Return whole floats as int64, and the rows and values of the others."""
+    values = array.fill_null(0).to_numpy()
+    is_whole = (np.floor(values) == values) & (np.abs(values) <= _MAX_EXACT_FLOAT)
+    others = [(row, values[row]) for row in np.flatnonzero(~is_whole)[:MAX_BAD_ROWS]]
+    return pa.array(np.where(is_whole, values, 0).astype(np.int64)), others
 
 
 def _encode(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]:
     encoded = pa.chunked_array(arrays).dictionary_encode().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().chunk(0)
-    values: list[str | int] = encoded.dictionary.to_pylist()
-    order = sorted(range(len(values)), key=values.__getitem__)
-    place = np.empty(len(values), np.int64)
-    place[order] = np.arange(len(values))
-    return place[encoded.indices.to_numpy()], [values[position] for position in order]
+    order = pc.array_sort_indices(encoded.dictionary).to_numpy()
+    codes: NDArray[np.int64] = np.argsort(order)[encoded.indices.to_numpy()]
+    return codes, encoded.dictionary.take(order).to_pylist()
 
 
-def _finite_or_none(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite_or_none(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _wrong_type(column: str, column_type: Any, field: str, expected: str) -> WrongType:
+    given = type_name(column_type)
+    detail = f"{field}: the column {shorten(column)!r} is of the type {given}"
+    return WrongType(detail, field=field, given=given, expected=expected)
 
 
-def _wrong_type(column: str, given: Any, field: str, expected: str) -> WrongType:
-    return WrongType(
-        f"{field}: the column {shorten(column)!r} is of the type {type_name(given)}",
-        field=field,
-        given=type_name(given),
-        expected=expected,
-    )
+def _raise_bad_rows(bad: Sequence[BadRow], field: str) -> None:
+    """Raise `BadRows` if there are any."""
+    if bad:
+        row, column, reason = bad[0]
+        detail = f"{field}: row {row}, column {shorten(column)!r}: {reason}"
+        raise BadRows(detail, rows=bad[:MAX_BAD_ROWS], field=field)

@@ -1,5 +1,5 @@
 """The durable queue of training jobs.
 
-`queue` has the transactions, `job` and `job_adapters` the values and statements of their tables, and `revert` takes
-back what a job published. Read `queue` first.
+`queue` has the transactions, `job` the values of a job, `job_adapters` the values and statements of the adapters that
+it trains, and `training_job` its payload. Read `queue` first.
 """

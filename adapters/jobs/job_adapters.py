@@ -1,6 +1,9 @@
-"""The adapters that a job trains, one or a fleet: their values, and the statements on their rows."""
+"""The adapters that a job trains, one or a fleet: their values, and the statements on their rows.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+`revert` points each live alias that the job moved back at the version that was live before.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -12,7 +15,8 @@ from adapters.catalog import queries
 from adapters.catalog.versions import Publication, Published
 from adapters.errors import AdapterDeleted
 from adapters.jobs.job import Job
-from adapters.storage.schema import batched, job_adapters
+from adapters.names import LIVE
+from adapters.storage.schema import job_adapters, rows_in
 
 _columns = job_adapters.c
 _WAITS = _columns.version.is_(None) & _columns.error.is_(None)
@@ -64,18 +68,10 @@ _FIELDS = [_columns[name] for name in JobAdapter.__dataclass_fields__]
 def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter]) -> None:
     """Store the adapters that a job trains, in that order, each with the current number of deletions of its name."""
     deletions = queries.deletions(connection, [adapter.name for adapter in adapters])
-    values = [
-        {
-            "job": job_id,
-            "position": position,
-            "name": adapter.name,
-            "group": adapter.group,
-            "rows": adapter.rows,
-            "deletions": deletions.get(adapter.name, 0),
-            "moved_live": False,
-        }
-        for position, adapter in enumerate(adapters)
-    ]
+    values = []
+    for position, adapter in enumerate(adapters):
+        row = {name: getattr(adapter, name) for name in JobAdapter.__dataclass_fields__}
+        values.append(row | {"job": job_id, "position": position, "deletions": deletions.get(adapter.name, 0)})
     connection.execute(sa.insert(job_adapters), values)
 
 
@@ -112,11 +108,8 @@ def deleted_since(connection: Connection, adapters: Iterable[JobAdapter]) -> lis
 
 def adapters_at(connection: Connection, job_id: str, positions: Sequence[int]) -> list[JobAdapter]:
     """Return a job's adapters at these positions."""
-    adapters: list[JobAdapter] = []
-    for part in batched(positions):
-        statement = sa.select(*_FIELDS).where(_columns.job == job_id, _columns.position.in_(part))
-        adapters += [JobAdapter(**row._mapping) for row in connection.execute(statement)]
-    return adapters
+    statement = sa.select(*_FIELDS).where(_columns.job == job_id)
+    return [JobAdapter(**row._mapping) for row in rows_in(connection, statement, _columns.position, positions)]
 
 
 def admit(connection: Connection, claim: Job, publications: Sequence[Publication]) -> list[bool]:
@@ -139,24 +132,16 @@ def admit(connection: Connection, claim: Job, publications: Sequence[Publication
 
 def record(connection: Connection, job_id: str, published: Sequence[Published]) -> None:
     """Store the version of each published adapter, found by its position."""
-    _set(
-        connection,
-        job_id,
-        published,
-        lambda item: {
-            "b_position": item.position,
-            "version": item.version.version,
-            "digest": item.version.digest,
-            "metrics": item.version.metrics,
-            "moved_live": item.moved_live,
-            "replaced": item.replaced,
-        },
-    )
+    rows = []
+    for item in published:
+        row = {name: getattr(item.version, name) for name in ("version", "digest", "metrics")}
+        rows.append(row | {"b_position": item.position, "moved_live": item.moved_live, "replaced": item.replaced})
+    _set(connection, job_id, rows)
 
 
 def fail(connection: Connection, job_id: str, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
     """Store the errors of the adapters at these positions."""
-    _set(connection, job_id, failures, lambda failed: {"b_position": failed[0], "error": dict(failed[1])})
+    _set(connection, job_id, [{"b_position": position, "error": dict(error)} for position, error in failures])
 
 
 def fail_waiting(connection: Connection, job_id: str, error: Mapping[str, Any]) -> None:
@@ -164,8 +149,97 @@ def fail_waiting(connection: Connection, job_id: str, error: Mapping[str, Any]) 
     connection.execute(sa.update(job_adapters).where(_columns.job == job_id, _WAITS).values(error=dict(error)))
 
 
-def _set(connection: Connection, job_id: str, items: Sequence[Any], values: Callable[[Any], dict[str, Any]]) -> None:
-    if not items:
-        return
-    is_adapter = (_columns.job == job_id, _columns.position == sa.bindparam("b_position"))
-    connection.execute(sa.update(job_adapters).where(*is_adapter), [values(item) for item in items])
+def _set(connection: Connection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        is_adapter = (_columns.job == job_id, _columns.position == sa.bindparam("b_position"))
+        connection.execute(sa.update(job_adapters).where(*is_adapter), rows)
+
+
+class SkipReason(StrEnum):
+    """Why an adapter of the job was left as it is."""
+
+    NOT_PUBLISHED = "not_published"
+    """The job published no version of it."""
+    NEVER_LIVE = "never_live"
+    """The job's version did not become live when it was published."""
+    ADAPTER_DELETED = "adapter_deleted"
+    """It was deleted since."""
+    LIVE_MOVED = "live_moved"
+    """Its live alias no longer points at the job's version."""
+    VERSION_GONE = "version_gone"
+    """The version that live pointed at before is no longer there."""
+
+
+@dataclass(frozen=True, slots=True)
+class RevertedAdapter:
+    """A live alias that was pointed back."""
+
+    name: str
+    version: int
+    """Version of the job, which was live."""
+    to: int | None
+    """Version that is live again; None if none was live before."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedAdapter:
+    """An adapter of the job that was left as it is."""
+
+    name: str
+    version: int | None
+    reason: SkipReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevertResult:
+    """Result of a revert: every adapter of the job is in one of the two lists."""
+
+    reverted: Sequence[RevertedAdapter]
+    skipped: Sequence[SkippedAdapter]
+
+
+def revert(connection: Connection, job_id: str) -> RevertResult:
+    """Point back every live alias for which that is possible, and increment the revision once."""
+    adapters = list_adapters(connection, job_id)
+    names = [adapter.name for adapter in adapters]
+    live = queries.alias_targets(connection, names, LIVE)
+    deleted = {adapter.position for adapter in deleted_since(connection, adapters)}
+    replaced = [(adapter.name, adapter.replaced) for adapter in adapters if adapter.replaced is not None]
+    existing = queries.existing_versions(connection, replaced)
+    reverted, skipped = [], []
+    for adapter in adapters:
+        is_gone = adapter.replaced is not None and (adapter.name, adapter.replaced) not in existing
+        reason = _reason(adapter, live, is_deleted=adapter.position in deleted, is_gone=is_gone)
+        if reason is not None:
+            current = f"it is {live[adapter.name]}" if adapter.name in live else "nothing is live"
+            detail = _DETAILS[reason].format(adapter=adapter, current=current)
+            skipped.append(SkippedAdapter(adapter.name, adapter.version, reason, detail))
+        elif adapter.version is not None:
+            reverted.append(RevertedAdapter(adapter.name, adapter.version, adapter.replaced))
+    if reverted:
+        queries.set_alias(connection, LIVE, {back.name: back.to for back in reverted if back.to is not None})
+        queries.remove_alias(connection, LIVE, [back.name for back in reverted if back.to is None])
+        queries.increment_revision(connection)
+    return RevertResult(reverted, skipped)
+
+
+_DETAILS: Mapping[SkipReason, str] = {
+    SkipReason.NOT_PUBLISHED: "the job published no version of {adapter.name}",
+    SkipReason.NEVER_LIVE: "{adapter.name}@{adapter.version} was published without moving live",
+    SkipReason.ADAPTER_DELETED: "{adapter.name} was deleted since",
+    SkipReason.LIVE_MOVED: "live of {adapter.name} is no longer version {adapter.version}: {current}",
+    SkipReason.VERSION_GONE: "{adapter.name}@{adapter.replaced}, which was live before, is no longer there",
+}
+
+
+def _reason(adapter: JobAdapter, live: Mapping[str, int], *, is_deleted: bool, is_gone: bool) -> SkipReason | None:
+    if adapter.version is None:
+        return SkipReason.NOT_PUBLISHED
+    if not adapter.moved_live:
+        return SkipReason.NEVER_LIVE
+    if is_deleted:
+        return SkipReason.ADAPTER_DELETED
+    if live.get(adapter.name) != adapter.version:
+        return SkipReason.LIVE_MOVED
+    return SkipReason.VERSION_GONE if is_gone else None

@@ -1,9 +1,10 @@
 """The durable queue of training jobs: leases, heartbeats, fencing tokens, cancelling.
 
-The statements that its transactions consist of are in `job` and `job_adapters`.
+The values are in `job`, and the statements on the adapters of a job in `job_adapters`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,20 +12,25 @@ from sqlalchemy.engine import Connection
 
 from adapters.catalog.versions import Publication, Published
 from adapters.clock import rfc3339
-from adapters.errors import JobEnded, JobNotEnded, WorkerDied
-from adapters.jobs import job as job_rows
+from adapters.errors import ClaimLost, JobEnded, JobNotEnded, JobNotFound, QueueFull, WorkerDied
 from adapters.jobs import job_adapters
-from adapters.jobs.job import Job, JobState, JobStatus
-from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
-from adapters.jobs.revert import RevertResult, revert
+from adapters.jobs.job import TRANSITIONS, Job, JobState, JobStatus, LogLine, job_from_row, state_from_row
+from adapters.jobs.job_adapters import AdapterStatus, JobAdapter, RevertResult, revert
 from adapters.jobs.training_job import TrainingJob
 from adapters.storage import schema
 from adapters.storage.blob_writer import BlobWriter
 from adapters.storage.blobs import Content
-from adapters.storage.database import QueueWatch, SqliteDatabase
-from adapters.storage.schema import DEFAULT_TENANT
+from adapters.storage.database import CommitWatch, SqliteDatabase
+from adapters.storage.schema import TENANT, jobs
 
 MAX_ATTEMPTS = 3
+# Number of the newest lines of a job's log that are kept.
+MAX_LOG_LINES = 200
+_MAX_LINE_CHARACTERS = 500
+# Sorts after every character of an id.
+_AFTER_ALL = "\U0010ffff"
+_STATE = [jobs.c[name] for name in JobState.__dataclass_fields__]
+_LISTED = [column for column in jobs.c if column.name not in ("history", "log")]
 
 
 class JobQueue:
@@ -61,12 +67,11 @@ class JobQueue:
         """
         # Checked before the data is written, so that a full queue costs no disk; decided in the transaction.
         with self._database.read() as connection:
-            job_rows.check_room(connection, max_queued, base)
+            _check_room(connection, max_queued, base)
         with self._writer.upload() as upload:
-            data_file = None if data is None else upload.write(data)
             values = {
                 "id": job_id,
-                "tenant": DEFAULT_TENANT,
+                "tenant": TENANT,
                 "adapter": adapter,
                 "status": JobStatus.QUEUED,
                 "created_at": rfc3339(self._now()),
@@ -76,24 +81,24 @@ class JobQueue:
                 "feature_space": feature_space,
                 "spec": training.to_json(),
                 "progress": {"step": 0, "steps": training.steps, "loss": None},
-                "data_file": data_file,
+                "data_file": None if data is None else upload.write(data),
                 "history": [],
             }
             with self._database.write() as connection:
-                job_rows.check_room(connection, max_queued, base)
-                connection.execute(sa.insert(schema.jobs).values(values))
+                _check_room(connection, max_queued, base)
+                connection.execute(sa.insert(jobs).values(values))
                 job_adapters.insert(connection, job_id, adapters)
                 upload.publish(connection)
-                return job_rows.get(connection, job_id)
+                return _get(connection, job_id)
 
-    def watch(self) -> QueueWatch:
+    def watch(self) -> CommitWatch:
         """Open a watch of the jobs."""
-        return self._database.queue_watch()
+        return self._database.commit_watch()
 
     def get(self, job_id: str) -> Job:
         """Return one job; raise `JobNotFound`."""
         with self._database.read() as connection:
-            return job_rows.get(connection, job_id)
+            return _get(connection, job_id)
 
     def list(
         self,
@@ -104,29 +109,43 @@ class JobQueue:
         before: int | None = None,
         limit: int = 100,
     ) -> list[Job]:
-        """Return jobs with sequence numbers below `before`, newest first, without history and log."""
+        """Return jobs with sequence numbers below `before`, newest first, without history and log.
+
+        adapter: a name that they train, alone or in a fleet. prefix: the beginning of their ids.
+        """
+        conditions = [jobs.c.tenant == TENANT]
+        if status is not None:
+            conditions.append(jobs.c.status == status)
+        if adapter is not None:
+            trained = schema.job_adapters.c
+            conditions.append(jobs.c.id.in_(sa.select(trained.job).where(trained.name == adapter)))
+        if prefix is not None:
+            # A range, which SQLite finds in the index on ids.
+            conditions += [jobs.c.id >= prefix, jobs.c.id < prefix + _AFTER_ALL]
+        if before is not None:
+            conditions.append(jobs.c.sequence < before)
+        statement = sa.select(*_LISTED).where(*conditions).order_by(jobs.c.sequence.desc()).limit(limit)
         with self._database.read() as connection:
-            return job_rows.list_jobs(
-                connection, status=status, adapter=adapter, prefix=prefix, before=before, limit=limit
-            )
+            return [job_from_row(row) for row in connection.execute(statement)]
 
     def state(self, job_id: str) -> JobState:
         """Return the state of one job; raise `JobNotFound`."""
         with self._database.read() as connection:
-            job_rows.require(connection, job_id)
-            return job_rows.states(connection, [job_id])[job_id]
+            _require(connection, job_id)
+        return self.states([job_id])[job_id]
 
     def states(self, job_ids: Sequence[str]) -> dict[str, JobState]:
-        """Return the states of these jobs."""
+        """Return the states of these jobs, at most a few hundred."""
         with self._database.read() as connection:
-            return job_rows.states(connection, job_ids)
+            statement = sa.select(jobs.c.id, *_STATE).where(jobs.c.id.in_(job_ids))
+            return {row.id: state_from_row(row) for row in connection.execute(statement)}
 
     def adapters(
         self, job_id: str, *, outcome: AdapterStatus | None = None, after: int | None = None, limit: int | None = None
     ) -> Sequence[JobAdapter]:
         """Return the adapters of a job behind position `after`, in their order; raise `JobNotFound`."""
         with self._database.read() as connection:
-            job_rows.require(connection, job_id)
+            _require(connection, job_id)
             return job_adapters.list_adapters(connection, job_id, outcome=outcome, after=after, limit=limit)
 
     def revert(self, job_id: str) -> RevertResult:
@@ -135,11 +154,10 @@ class JobQueue:
         Raises `JobNotFound` and `JobNotEnded`.
         """
         with self._database.write() as connection:
-            job = job_rows.get(connection, job_id)
-            if job_rows.TRANSITIONS[job.status]:
-                raise JobNotEnded(
-                    f"job {job_id} is {job.status}: cancel it first, or wait for its end", field="id", given=job.status
-                )
+            job = _get(connection, job_id)
+            if not job.ended:
+                detail = f"job {job_id} is {job.status}: cancel it first, or wait for its end"
+                raise JobNotEnded(detail, field="id", given=job.status)
             return revert(connection, job_id)
 
     def cancel(self, job_id: str) -> Job:
@@ -148,10 +166,10 @@ class JobQueue:
         The trainer that runs it can no longer publish, and notices this at its next check.
         """
         with self._database.write() as connection:
-            job = job_rows.get(connection, job_id)
+            job = _get(connection, job_id)
             if job.status is JobStatus.CANCELLED:
                 return job
-            if JobStatus.CANCELLED not in job_rows.TRANSITIONS[job.status]:
+            if job.ended:
                 raise JobEnded(f"job {job_id} has {job.status} already", field="id", given=job.status)
             cancelled = self._end(connection, job, JobStatus.CANCELLED)
         # After the commit: a job that still has to run must not lose its data to a crash.
@@ -167,15 +185,15 @@ class JobQueue:
         while True:
             # Trainers poll: only one that finds a job takes the write lock.
             with self._database.read() as connection:
-                if job_rows.claimable(connection, self._now(), base) is None:
+                if _claimable(connection, self._now(), base) is None:
                     return None
             with self._database.write() as connection:
-                job = job_rows.claimable(connection, self._now(), base)
+                job = _claimable(connection, self._now(), base)
                 if job is None:
                     return None
                 if job.attempt < MAX_ATTEMPTS:
                     now = self._now()
-                    return job_rows.change_status(
+                    return _change_status(
                         connection,
                         job,
                         JobStatus.RUNNING,
@@ -194,28 +212,29 @@ class JobQueue:
     def check_claim(self, claim: Job) -> None:
         """Raise `ClaimLost` if the job was cancelled, or claimed by another trainer."""
         with self._database.read() as connection:
-            job_rows.check_claim(connection, claim)
+            _check_claim(connection, claim)
 
     def heartbeat(
         self, claim: Job, *, progress: Mapping[str, Any] | None, history: Sequence[Any] | None = None
     ) -> None:
         """Renew the lease and store the progress, and the history if it is given; raise `ClaimLost`."""
         values: dict[str, Any] = {} if history is None else {"history": list(history)}
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
+        with self._claimed(claim) as connection:
             lease_until = self._now() + self._lease_seconds
-            job_rows.update(connection, claim, lease_until=lease_until, progress=progress, **values)
+            _update(connection, claim, lease_until=lease_until, progress=progress, **values)
 
     def append_log(self, claim: Job, text: str) -> None:
-        """Append a line to the job's log; raise `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
-            job_rows.append_log(connection, claim, text, at=rfc3339(self._now()))
+        """Append a line to the job's log, and drop the oldest line of a full one; raise `ClaimLost`."""
+        with self._claimed(claim) as connection:
+            (state,) = map(state_from_row, connection.execute(sa.select(*_STATE).where(jobs.c.id == claim.id)))
+            lines = state.log
+            line = LogLine(rfc3339(self._now()), text[:_MAX_LINE_CHARACTERS], lines[-1].number + 1 if lines else 1)
+            _update(connection, claim, log=[*lines[1 - MAX_LOG_LINES :], line])
 
     def waiting(self, claim: Job) -> Sequence[JobAdapter]:
         """Return the job's adapters that have neither version nor error; raise `ClaimLost`."""
         with self._database.read() as connection:
-            job_rows.check_claim(connection, claim)
+            _check_claim(connection, claim)
             return job_adapters.list_adapters(connection, claim.id, outcome=AdapterStatus.WAITING)
 
     def tally(self, claim: Job) -> dict[str, int]:
@@ -225,27 +244,23 @@ class JobQueue:
 
     def release(self, claim: Job) -> None:
         """Queue the job again without counting this claim. Raises `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
-            job_rows.change_status(connection, claim, JobStatus.QUEUED, attempt=claim.attempt - 1, lease_until=None)
+        with self._claimed(claim) as connection:
+            _change_status(connection, claim, JobStatus.QUEUED, attempt=claim.attempt - 1, lease_until=None)
 
     def expire_lease(self, claim: Job) -> None:
         """Let any trainer claim the job at once, and count this claim, because its fit died. Raises `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
-            job_rows.update(connection, claim, lease_until=self._now())
+        with self._claimed(claim) as connection:
+            _update(connection, claim, lease_until=self._now())
 
     def fail(self, claim: Job, error: Mapping[str, Any], **reached: Any) -> None:
         """End the job with an error; `reached` may have its `progress` and `history`. Raises `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
+        with self._claimed(claim) as connection:
             self._end(connection, claim, JobStatus.FAILED, error=dict(error), **reached)
         self.remove_data(claim)
 
     def fail_adapters(self, claim: Job, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         """Store the members of the errors of the adapters at these positions. Raises `ClaimLost`."""
-        with self._database.write() as connection:
-            job_rows.check_claim(connection, claim)
+        with self._claimed(claim) as connection:
             job_adapters.fail(connection, claim.id, failures)
 
     def admit(self, connection: Connection, claim: Job, publications: Sequence[Publication]) -> Sequence[bool]:
@@ -254,55 +269,93 @@ class JobQueue:
         An adapter whose name was deleted after the job was queued fails. Raises `ClaimLost`, and `AdapterDeleted` if
         the job trains only that one.
         """
-        job_rows.check_claim(connection, claim)
+        _check_claim(connection, claim)
         return job_adapters.admit(connection, claim, publications)
 
     def record(self, connection: Connection, claim: Job, published: Sequence[Published]) -> None:
         """Store the versions of the job's adapters, as `record` of `Catalog.publish`. Raises `ClaimLost`."""
-        job_rows.check_claim(connection, claim)
+        _check_claim(connection, claim)
         job_adapters.record(connection, claim.id, published)
 
-    def succeed(
-        self,
-        claim: Job,
-        *,
-        result: Mapping[str, Any] | None,
-        progress: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        history: Sequence[Any],
-        connection: Connection | None = None,
-    ) -> None:
-        """End the job, in the transaction of `connection` or in its own. Raises `ClaimLost`.
+    def succeed(self, claim: Job, *, connection: Connection | None = None, **outcome: Any) -> None:
+        """End the job with its `result`, `progress`, `metrics` and `history`. Raises `ClaimLost`.
 
-        With a transaction of the caller, the data stay: the caller calls `remove_data` after the commit.
+        With a transaction of the caller, `connection`, the data stay: the caller calls `remove_data` after the commit.
         """
+        with self._claimed(claim, connection) as transaction:
+            self._end(transaction, claim, JobStatus.SUCCEEDED, **outcome)
         if connection is None:
-            with self._database.write() as connection:
-                self.succeed(
-                    claim, result=result, progress=progress, metrics=metrics, history=history, connection=connection
-                )
             self.remove_data(claim)
-            return
-        job_rows.check_claim(connection, claim)
-        self._end(
-            connection,
-            claim,
-            JobStatus.SUCCEEDED,
-            result=None if result is None else dict(result),
-            progress=dict(progress),
-            metrics=dict(metrics),
-            history=list(history),
-        )
 
     def remove_data(self, job: Job) -> None:
         """Remove the data of a job that has ended."""
         if job.data_file is not None:
             self._writer.blobs.remove([job.data_file])
 
+    @contextmanager
+    def _claimed(self, claim: Job, connection: Connection | None = None) -> Iterator[Connection]:
+        """Write in the caller's transaction, or in a new one, for the trainer of a claim; raise `ClaimLost`."""
+        with self._database.write() if connection is None else nullcontext(connection) as transaction:
+            _check_claim(transaction, claim)
+            yield transaction
+
     def _end(self, connection: Connection, job: Job, status: JobStatus, **values: Any) -> Job:
-        finished_at = rfc3339(self._now())
         if status is JobStatus.FAILED:
             job_adapters.fail_waiting(connection, job.id, values["error"])
-        return job_rows.change_status(
-            connection, job, status, finished_at=finished_at, lease_until=None, data_file=None, **values
-        )
+        values |= {"finished_at": rfc3339(self._now()), "lease_until": None, "data_file": None}
+        return _change_status(connection, job, status, **values)
+
+
+def _get(connection: Connection, job_id: str) -> Job:
+    _require(connection, job_id)
+    return job_from_row(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
+
+
+def _require(connection: Connection, job_id: str) -> None:
+    """Raise `JobNotFound` if there is no such job."""
+    statement = sa.select(jobs.c.id).where(jobs.c.tenant == TENANT, jobs.c.id == job_id)
+    if connection.execute(statement).one_or_none() is None:
+        raise JobNotFound(f"there is no job {job_id!r}", field="id", given=job_id)
+
+
+def _update(connection: Connection, job: Job, **values: Any) -> None:
+    """Set columns of a job's row."""
+    connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+
+
+def _change_status(connection: Connection, job: Job, to: JobStatus, **values: Any) -> Job:
+    """Change a job's status by a legal transition, set other columns, and return the job as it is then."""
+    if to not in TRANSITIONS[job.status]:
+        raise ValueError(f"a job cannot go from {job.status} to {to}")
+    _update(connection, job, status=to, **values)
+    return _get(connection, job.id)
+
+
+def _check_claim(connection: Connection, claim: Job) -> None:
+    """Raise `ClaimLost` if the job was cancelled or claimed again since `claim`."""
+    # Called five times a second: history and spec, which may be long, are not read.
+    statement = sa.select(jobs.c.status, jobs.c.fence).where(jobs.c.id == claim.id)
+    status, fence = connection.execute(statement).one()
+    if status != JobStatus.RUNNING or fence != claim.fence:
+        raise ClaimLost(f"job {claim.id} is {status} at fence {fence}; this claim has fence {claim.fence}")
+
+
+def _claimable(connection: Connection, now: float, base: str) -> Job | None:
+    """Return the oldest job for this base layer, by its fingerprint, that is queued or whose lease has expired."""
+    expired = (jobs.c.status == JobStatus.RUNNING) & (jobs.c.lease_until <= now)
+    # Found by the index on status, which leaves few jobs: an index on the base would find every job that there was.
+    statement = sa.select(jobs).where((jobs.c.status == JobStatus.QUEUED) | expired, jobs.c.base == base)
+    row = connection.execute(statement.order_by(jobs.c.sequence).limit(1)).one_or_none()
+    return None if row is None else job_from_row(row)
+
+
+def _check_room(connection: Connection, max_queued: int, base: str) -> None:
+    """Raise `QueueFull` if `max_queued` jobs for this base layer, by its fingerprint, are queued.
+
+    Jobs for another base layer do not count: no trainer of this service takes them, so they would fill the queue for
+    good.
+    """
+    queued = (jobs.c.status == JobStatus.QUEUED, jobs.c.base == base)
+    waiting = connection.scalars(sa.select(sa.func.count()).select_from(jobs).where(*queued)).one()
+    if waiting >= max_queued:
+        raise QueueFull(f"{waiting} jobs wait already, as many as may", expected=f"fewer than {max_queued}")

@@ -64,12 +64,9 @@ class TrainingJob:
         """
         return {
             "loss": str(self.spec.loss),
-            "data": dict(self.provenance.data),
-            "split": None if self.provenance.split is None else dict(self.provenance.split),
             "seed": self.spec.seed,
             "spec": asdict(self.spec if spec is None else spec),
-            "parent": self.provenance.parent,
-            "prior": self.provenance.prior,
+            **asdict(self.provenance),
         }
 
     @classmethod
@@ -85,10 +82,7 @@ class TrainingJob:
             is_fleet=values.get("fleet", False),
             is_update=values.get("update", False),
             provenance=Provenance(
-                data=lineage.get("data") or {},
-                split=lineage.get("split"),
-                parent=lineage.get("parent"),
-                prior=lineage.get("prior"),
+                data=lineage.get("data") or {}, **{name: lineage.get(name) for name in ("split", "parent", "prior")}
             ),
             description=values.get("shown") or {},
         )

@@ -19,7 +19,7 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,18 +29,15 @@ from sqlalchemy.engine import Connection
 from adapters.errors import CatalogBusy, LoraplexError
 from adapters.storage.blobs import Content, FolderBlobs, blob_key, storage_error
 from adapters.storage.database import SqliteDatabase
-from adapters.storage.schema import batched, catalog, pending_blobs
+from adapters.storage.schema import batched, catalog, dataset_versions, jobs, pending_blobs, versions
 
 # Folder, in the data folder, of the owners' lock files.
 WRITERS = "writers"
 _LOCK_SUFFIX = ".lock"
 _KEYS_AT_ONCE = 8
-_REPLACE = (
-    sa.update(pending_blobs).where(pending_blobs.c.key == sa.bindparam("used")).values(key=sa.bindparam("next_key"))
-)
-
-# Returns those of some blobs' names that rows refer to.
-References = Callable[[Connection, Sequence[str]], Collection[str]]
+_KEY = pending_blobs.c.key
+_REPLACE = sa.update(pending_blobs).where(sa.bindparam("used") == _KEY).values(key=sa.bindparam("next_key"))
+_REFERENCES = (versions.c.file, versions.c.statistics, dataset_versions.c.file, jobs.c.data_file)
 
 
 class Upload:
@@ -114,7 +111,7 @@ class BlobWriter:
         self.blobs.remove(unpublished)
         self._free_keys.extend([*upload.next_keys.values(), *map(blob_key, unpublished)])
 
-    def sweep(self, references: References) -> int:
+    def sweep(self) -> int:
         """Move the blobs that are neither pending nor referenced into quarantine, and remove temporary files.
 
         Return the number of both. The writes of other processes go on meanwhile: the files are listed first, so the
@@ -125,9 +122,9 @@ class BlobWriter:
         unreferenced: list[str] = []
         # A part at a time, so that no read keeps a writer waiting for long.
         for part in batched(names):
-            statement = sa.select(pending_blobs.c.key).where(pending_blobs.c.key.in_(map(blob_key, part)))
+            statement = sa.select(_KEY).where(_KEY.in_(map(blob_key, part)))
             with self._database.read() as connection:
-                pending, referenced = set(connection.scalars(statement)), references(connection, part)
+                pending, referenced = set(connection.scalars(statement)), _referenced(connection, part)
             unreferenced += [name for name in part if name not in referenced and blob_key(name) not in pending]
         return self.blobs.discard(unreferenced)
 
@@ -142,22 +139,20 @@ class BlobWriter:
         if not stale and not abandoned:
             return
         with self._database.write() as connection:
-            for part in batched(abandoned):
-                connection.execute(sa.delete(pending_blobs).where(pending_blobs.c.key.in_(part)))
-            for part in batched(stale):
-                connection.execute(sa.delete(pending_blobs).where(pending_blobs.c.owner.in_(part)))
+            for column, values in ((_KEY, abandoned), (pending_blobs.c.owner, stale)):
+                for part in batched(values):
+                    connection.execute(sa.delete(pending_blobs).where(column.in_(part)))
 
     def live_owners(self) -> set[str]:
         """Return the owners whose locks are held, in this process and others; remove the files of the others."""
         live = set()
+        # Not `glob`, which takes a file in place of the folder for an empty folder.
         with suppress(FileNotFoundError):
-            for file in os.listdir(self._folder):
-                path = self._folder / file
-                if path.suffix == _LOCK_SUFFIX:
-                    if _is_locked(path):
-                        live.add(path.stem)
-                    else:
-                        path.unlink(missing_ok=True)
+            for path in map(self._folder.joinpath, os.listdir(self._folder)):
+                if path.suffix == _LOCK_SUFFIX and _is_locked(path):
+                    live.add(path.stem)
+                elif path.suffix == _LOCK_SUFFIX:
+                    path.unlink(missing_ok=True)
         return live
 
     def close(self) -> None:
@@ -228,6 +223,11 @@ class BlobWriter:
             self._free_keys.extend(keys)
         else:
             self._abandoned += keys
+
+
+def _referenced(connection: Connection, names: Sequence[str]) -> set[str]:
+    """Return those of the blobs of these names that rows of any table refer to."""
+    return {name for column in _REFERENCES for name in connection.scalars(sa.select(column).where(column.in_(names)))}
 
 
 def _is_locked(path: Path) -> bool:

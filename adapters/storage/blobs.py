@@ -2,21 +2,27 @@
 
 A blob's name is the catalogue's revision at the time of writing and a random key: `<12 hex digits>-<32 hex digits>`.
 (Older releases wrote the key alone.) A blob is written once, never changed, and belongs to one publish or one job.
+
+Blobs that no row refers to move to the quarantine, and are removed after some days. A file in it is named `<time of its
+move>-<its name in blobs/>`, such as `20261129T154501Z-00000000002a-…`, so that the order of the names is the order of
+the moves. To bring a file back, move it to `blobs/` under the rest of its name.
 """
 
 import errno
 import hashlib
 import logging
+import math
 import os
 import re
+import shutil
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from adapters.errors import BlobCorrupt, LoraplexError, StorageFailed, StorageFull
-from adapters.storage.quarantine import Quarantine
 
 # Bytes, or a function that writes them to a file.
 Content: TypeAlias = bytes | Callable[[BinaryIO], object]
@@ -24,12 +30,20 @@ Content: TypeAlias = bytes | Callable[[BinaryIO], object]
 BLOBS = "blobs"
 # File in that folder that says which catalogue it belongs to (`adapters.storage.store_identity`).
 STORE_ID = "store-id"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+# Error numbers of a full disk, of a disk that fails, and of a process without file descriptors.
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 _FAILED = {errno.EIO, errno.EROFS, *_FORBIDDEN}
-_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
+NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
+# Largest part of the file system that quarantined files may take.
+SHARE_OF_DISK = 0.05
+DEFAULT_DAYS = 7
+_TIME = "%Y%m%dT%H%M%SZ"
+_TIME_LENGTH = len("20261129T154501Z")
+_SECONDS_A_DAY = 86_400
+_MAX_NAMES_LOGGED = 5
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +59,87 @@ def blob_key(name: str) -> str:
     return name.removesuffix(_TEMPORARY).rpartition("-")[2]
 
 
-def blob_names(blobs: Path) -> list[str]:
-    """Return the names of the blobs in a folder, without temporary files; none if there is no such folder."""
+def blob_names(blobs: Path, *, with_temporary: bool = False) -> list[str]:
+    """Return the names of the blobs in a folder, and of the temporary files if asked; none if there is no folder."""
     with suppress(FileNotFoundError), os.scandir(blobs) as entries:
-        return [entry.name for entry in entries if _is_blob(entry)]
+        return [entry.name for entry in entries if _is_blob(entry, with_temporary=with_temporary)]
     return []
+
+
+class Quarantine:
+    """The quarantine in one data folder. Safe to use from several processes."""
+
+    def __init__(self, folder: Path, *, now: Callable[[], float], days: float = DEFAULT_DAYS) -> None:
+        self.folder = folder / "quarantine"
+        self._now = now
+        self._keep_seconds = days * _SECONDS_A_DAY
+
+    def take(self, paths: Iterable[Path]) -> int:
+        """Move files here, then remove the oldest ones if there are too many bytes; return how many were moved."""
+        moved = [path.name for path in paths if self._move(path, self.folder / f"{self._time()}-{path.name}")]
+        if moved:
+            first = ", ".join(moved[:_MAX_NAMES_LOGGED])
+            log.warning("moved %d files that no row refers to into %s: %s …", len(moved), self.folder, first)
+            self._remove(moved_by=-math.inf)
+        return len(moved)
+
+    def keep(self, paths: Iterable[Path]) -> Path:
+        """Move files into a folder of their own in here, which is never removed; return it. Raises `OSError`."""
+        kept = self.folder / f"kept-{self._time()}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            _move(path, kept / path.name)
+        return kept
+
+    def purge(self) -> int:
+        """Remove the files whose days are over, and the oldest ones if there are too many bytes; return the bytes."""
+        return self._remove(moved_by=self._now() - self._keep_seconds)
+
+    def empty(self) -> int:
+        """Remove every file, because the disk is full; return the bytes."""
+        return self._remove(moved_by=math.inf)
+
+    def _time(self) -> str:
+        return datetime.fromtimestamp(self._now(), UTC).strftime(_TIME)
+
+    def _move(self, path: Path, target: Path) -> bool:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            _move(path, target)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            # On a full disk, for one. It is no reason not to start: the next sweep tries again.
+            log.warning("%s cannot be moved into %s: %s", path, self.folder, error)
+            return False
+        return True
+
+    def _remove(self, *, moved_by: float) -> int:
+        """Remove files that were moved by a time, and the oldest while there are too many bytes; return the bytes."""
+        entries = sorted(self._entries())
+        disk = os.statvfs(self.folder.parent)
+        total, most = sum(size for _, _, size in entries), SHARE_OF_DISK * disk.f_frsize * disk.f_blocks
+        count = removed = 0
+        for name, moved_at, size in entries:
+            if moved_at > moved_by and total - removed <= most:
+                break
+            if not _unlink(self.folder / name):
+                continue
+            count, removed = count + 1, removed + size
+        if count:
+            log.warning("removed the %d oldest files in %s, of %d bytes", count, self.folder, removed)
+        return removed
+
+    def _entries(self) -> Iterator[tuple[str, float, int]]:
+        """Yield the name, the time of the move and the bytes of each file."""
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.folder) as files:
+            for file in files:
+                # Entries of other programs are left alone.
+                with suppress(ValueError, FileNotFoundError):
+                    if not file.is_file(follow_symlinks=False):
+                        continue
+                    moved_at = datetime.strptime(file.name[:_TIME_LENGTH], _TIME).replace(tzinfo=UTC).timestamp()
+                    yield file.name, moved_at, file.stat(follow_symlinks=False).st_size
 
 
 class FolderBlobs:
@@ -120,16 +210,14 @@ class FolderBlobs:
                 content = os.pread(file, os.fstat(file).st_size if length < 0 else length, offset)
             finally:
                 os.close(file)
-        except FileNotFoundError:
-            raise BlobCorrupt(f"the file of a stored adapter or data set is missing: {name}") from None
         except OSError as error:
+            detail = f"the file of a stored adapter or data set cannot be read: {name} ({_reason(error)})"
             if error.errno in _FORBIDDEN:
-                detail = f"the file of a stored adapter or data set cannot be read: {name} ({_reason(error)})"
                 log.error("%s", detail)
                 raise StorageFailed(detail) from error
-            if error.errno in _NO_DESCRIPTORS:
+            if error.errno in NO_DESCRIPTORS:
                 raise
-            raise BlobCorrupt(f"the file of a stored adapter or data set cannot be read: {name}") from error
+            raise BlobCorrupt(detail) from error
         if length >= 0 and len(content) != length:
             raise BlobCorrupt(f"the file {name} ends before byte {offset + length}")
         return content
@@ -167,11 +255,13 @@ class FolderBlobs:
             raise BlobCorrupt(f"the file {name} has {status.st_size} bytes instead of {size}")
         return path
 
-    def has_digest(self, name: str, digest: str) -> bool:
-        """Return whether a blob is there and its bytes have this digest."""
+    def has_digest(self, name: str, digest: str, *, offset: int = 0, length: int | None = None) -> bool:
+        """Return whether a blob, or `length` bytes of it from `offset` on, is there and has this digest."""
         try:
             with self.local(name).open("rb") as file:
-                return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}" == digest
+                file.seek(offset)
+                content = hashlib.file_digest(file, "sha256") if length is None else hashlib.sha256(file.read(length))
+                return f"sha256:{content.hexdigest()}" == digest
         except (OSError, BlobCorrupt):
             return False
 
@@ -181,10 +271,7 @@ class FolderBlobs:
         A blob that cannot be removed is logged and left to the next sweep: the change that it belongs to is stored.
         """
         for name in names:
-            try:
-                (self._folder / name).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("the blob %s cannot be removed: %s", name, error)
+            _unlink(self._folder / name)
 
     def set_aside(self, names: Iterable[str]) -> None:
         """Move blobs that no row refers to any more into quarantine. Missing ones are skipped."""
@@ -192,36 +279,22 @@ class FolderBlobs:
 
     def names(self) -> list[str]:
         """Return the names of the blobs and of the temporary files."""
-        # Another process may be writing the id now.
-        others = {STORE_ID, f"{STORE_ID}{_TEMPORARY}"}
-        with os.scandir(self._folder) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if entry.name not in others and (entry.name.endswith(_TEMPORARY) or _is_blob(entry))
-            ]
+        return blob_names(self._folder, with_temporary=True)
 
-    def discard(self, names: Iterable[str]) -> int:
+    def discard(self, names: Sequence[str]) -> int:
         """Remove temporary files and move blobs into quarantine; return how many.
 
         Files whose days in quarantine are over are removed first.
         """
-        blobs, removed = [], 0
-        for name in names:
-            if name.endswith(_TEMPORARY):
-                # A folder of that name is not one of ours.
-                with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
-                    (self._folder / name).unlink()
-                removed += 1
-            else:
-                blobs.append(self._folder / name)
+        temporary = [name for name in names if name.endswith(_TEMPORARY)]
+        self.remove(temporary)
         self._quarantine.purge()
-        return removed + self._quarantine.take(blobs)
+        return len(temporary) + self._quarantine.take(self._folder / name for name in set(names).difference(temporary))
 
 
 def storage_error(error: OSError, *, what: str) -> LoraplexError | None:
     """Return the error to raise if a file could not be written; None if the disk is not the reason."""
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         return StorageFull(f"the disk is full: {what} could not be stored")
     if error.errno not in _FAILED:
         return None
@@ -234,10 +307,14 @@ def _reason(error: OSError) -> str:
     return f"{errno.errorcode.get(error.errno or 0, 'OSError')}: {error.strerror}"
 
 
-def _is_blob(entry: "os.DirEntry[str]") -> bool:
+def _is_blob(entry: "os.DirEntry[str]", *, with_temporary: bool) -> bool:
     """Return whether it is a file that holds content; `lost+found`, for one, is not."""
-    is_ours = entry.name != STORE_ID and not entry.name.endswith(_TEMPORARY) and not entry.name.startswith(".")
-    return is_ours and entry.is_file(follow_symlinks=False)
+    # Another process may be writing the id now.
+    if entry.name in (STORE_ID, f"{STORE_ID}{_TEMPORARY}"):
+        return False
+    if entry.name.endswith(_TEMPORARY):
+        return with_temporary
+    return not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
 
 
 def sync_folder(path: Path) -> None:
@@ -247,3 +324,32 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Move a file, also to another file system: `blobs/` may be a mount of its own."""
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    try:
+        shutil.copyfile(path, target)
+        with target.open("rb") as copy:
+            os.fsync(copy.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
+
+
+def _unlink(path: Path) -> bool:
+    """Remove a file, if it is there; log an error. Return whether it is gone."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("the file %s cannot be removed: %s", path, error)
+        return False
+    return True

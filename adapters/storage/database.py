@@ -3,16 +3,15 @@
 No module but this one and `store_identity`, which looks at a catalogue before anything else does, opens the file.
 """
 
-import errno
 import json
 import logging
-import math
 import os
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DatabaseError
 
 from adapters.errors import CatalogBusy, CatalogNotLoadable, LoraplexError, StorageFailed, StorageFull, TooManyOpenFiles
+from adapters.storage.blobs import DISK_FULL, NO_DESCRIPTORS
 from adapters.storage.store_identity import CATALOG, migration_lock
+from adapters.strict_json import replace_nan
 
 _BUSY_MILLISECONDS = 15_000
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -63,7 +64,6 @@ class SqliteDatabase:
         self._writing = self._engine.execution_options(writes=True)
         # Two writers in one process would wait in SQLite's busy handler, which sleeps; a lock wakes at once.
         self._writer = threading.Lock()
-        self._commits: _CommitCounter | None = None
         try:
             self._migrate(folder)
         except (CommandError, DatabaseError, sqlite3.DatabaseError, StorageFailed) as error:
@@ -90,7 +90,7 @@ class SqliteDatabase:
         try:
             with _transaction(self._writing) as connection:
                 # Before the first change: a transaction that outgrows SQLite's cache locks readers out early.
-                before = self._data_version()
+                before = self._commits.change_number()
                 yield connection
                 committing = True
             return
@@ -99,7 +99,7 @@ class SqliteDatabase:
             unknown = committing and _code(error) not in _UNDONE and not self._is_rolled_back(before)
         finally:
             self._writer.release()
-        ours = _as_ours(failure, folder=self.path.parent, outcome_unknown=unknown)
+        ours = _translate(failure, folder=self.path.parent, outcome_unknown=unknown)
         if ours is None:
             raise failure
         if isinstance(ours, StorageFull):
@@ -108,23 +108,22 @@ class SqliteDatabase:
 
     def catalog_watch(self) -> "CatalogWatch":
         """Open a watch of the catalogue's revision."""
-        return CatalogWatch(_CommitCounter(self.path))
+        return CatalogWatch(self.path)
 
-    def queue_watch(self) -> "QueueWatch":
-        """Open a watch of the jobs."""
-        return QueueWatch(_CommitCounter(self.path))
+    def commit_watch(self) -> "CommitWatch":
+        """Open a watch of all changes, those of jobs for one."""
+        return CommitWatch(self.path)
 
     def close(self) -> None:
         """Close every connection, except those of watches."""
         self._engine.dispose()
-        if self._commits is not None:
+        if "_commits" in vars(self):
             self._commits.close()
 
-    def _data_version(self) -> int:
-        """Return a number that every commit changes. The caller holds the write lock."""
-        if self._commits is None:
-            self._commits = _CommitCounter(self.path)
-        return self._commits.data_version()
+    @cached_property
+    def _commits(self) -> "CommitWatch":
+        """Watch that is used by the holder of the write lock only."""
+        return self.commit_watch()
 
     def _is_rolled_back(self, before: int) -> bool:
         """Return whether the transaction of a failed COMMIT is certainly rolled back.
@@ -137,7 +136,7 @@ class SqliteDatabase:
             # the one that does so: its number would change.
             with self.read() as connection:
                 connection.exec_driver_sql("SELECT revision FROM catalog").one()
-            return self._data_version() == before
+            return self._commits.change_number() == before
         except LoraplexError:
             return False
 
@@ -151,7 +150,7 @@ class SqliteDatabase:
                 command.upgrade(config, "head")
 
 
-class _CommitCounter:
+class CommitWatch:
     """A connection that never writes and never waits, for questions that are asked before every batch.
 
     SQLite's `data_version` changes with the commits of all other connections, in this process and others, and reading
@@ -163,7 +162,7 @@ class _CommitCounter:
         self._openings = 0
         self._connection = self._open()
 
-    def data_version(self) -> int:
+    def change_number(self) -> int:
         """Return a number that every commit changes; raise `CatalogBusy` at once while one is under way."""
         try:
             row = self._connection.execute("PRAGMA data_version").fetchone()
@@ -172,11 +171,8 @@ class _CommitCounter:
             row = self._read("PRAGMA data_version")
         return self._openings * 2**32 + int(row[0])
 
-    def revision(self) -> int:
-        """Return the catalogue's revision; raise `CatalogBusy` at once while a commit is under way."""
-        return int(self._read("SELECT revision FROM catalog")[0])
-
     def close(self) -> None:
+        """Close the connection."""
         self._connection.close()
 
     def _open(self) -> sqlite3.Connection:
@@ -195,12 +191,10 @@ class _CommitCounter:
             raise
 
 
-class CatalogWatch:
+class CatalogWatch(CommitWatch):
     """The seam `CatalogWatch`: the catalogue's revision, checked before every batch. For one thread at a time."""
 
-    def __init__(self, commits: _CommitCounter) -> None:
-        self._commits = commits
-        self._data_version = self._revision = -1
+    _seen = _revision = -1
 
     def revision(self) -> int:
         """Return a revision that is no older than the last commit acknowledged before this call.
@@ -208,30 +202,11 @@ class CatalogWatch:
         Raises `CatalogBusy` at once if a commit is under way: try again in a millisecond.
         """
         # Read before the revision: a commit in between changes it again, and the next call sees that.
-        data_version = self._commits.data_version()
-        if data_version != self._data_version:
-            self._revision = self._commits.revision()
-            self._data_version = data_version
+        change_number = self.change_number()
+        if change_number != self._seen:
+            self._revision = int(self._read("SELECT revision FROM catalog")[0])
+            self._seen = change_number
         return self._revision
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._commits.close()
-
-
-class QueueWatch:
-    """Watch of the jobs, which change without a new revision of the catalogue."""
-
-    def __init__(self, commits: _CommitCounter) -> None:
-        self._commits = commits
-
-    def change_number(self) -> int:
-        """Return a number that differs from the one before if a job may have changed; raise `CatalogBusy` at once."""
-        return self._commits.data_version()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._commits.close()
 
 
 def _to_json(value: object) -> str:
@@ -239,15 +214,7 @@ def _to_json(value: object) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
-        return json.dumps(_without_nan(value), allow_nan=False)
-
-
-def _without_nan(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return json.dumps(replace_nan(value), allow_nan=False)
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
@@ -283,7 +250,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (DatabaseError, sqlite3.DatabaseError) as error:
-        if ours := _as_ours(error):
+        if ours := _translate(error):
             raise ours from error
         raise
 
@@ -301,9 +268,7 @@ def _is_damage(error: BaseException) -> bool:
     return _code(error) & 0xFF in _DAMAGED or any(words in str(_cause(error)) for words in _DAMAGED_WORDS)
 
 
-def _as_ours(
-    error: BaseException, *, folder: Path | None = None, outcome_unknown: bool = False
-) -> LoraplexError | None:
+def _translate(error: Exception, *, folder: Path | None = None, outcome_unknown: bool = False) -> LoraplexError | None:
     """Return our own error for one of SQLite; None if storage is not its cause. `folder` is given for a write."""
     code, is_damage = _code(error) & 0xFF, _is_damage(error)
     if code in _BUSY:
@@ -313,9 +278,9 @@ def _as_ours(
     kind: type[LoraplexError] = StorageFailed
     if is_damage:
         what = "the catalogue's file is damaged and has to be restored from a backup"
-    elif _has_no_descriptors():
+    elif (trial := _trial(folder)) in NO_DESCRIPTORS:
         kind, what = TooManyOpenFiles, "the process has no file descriptors left for the catalogue"
-    elif folder is not None and (code == sqlite3.SQLITE_FULL or _is_full(folder)):
+    elif folder is not None and (code == sqlite3.SQLITE_FULL or trial in DISK_FULL):
         kind, what = StorageFull, "the disk is full"
     else:
         what = f"the catalogue cannot be {'read' if folder is None else 'written'}"
@@ -326,22 +291,19 @@ def _as_ours(
     return kind(detail, outcome_unknown=outcome_unknown)
 
 
-def _has_no_descriptors() -> bool:
+def _trial(folder: Path | None) -> int:
+    """Return the error number of opening a file, and of writing one in `folder`; 0 if there is no error.
+
+    SQLite does not say why it cannot open a file or why an fsync failed.
+    """
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
+        if folder is not None:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                _sync(file.fileno())
+                file.truncate(0)
     except OSError as error:
-        return error.errno in (errno.EMFILE, errno.ENFILE)
-    return False
-
-
-def _is_full(folder: Path) -> bool:
-    """Return whether the disk of `folder` is full now, by a trial write: SQLite does not say why an fsync failed."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(_PROBE_BYTES))
-            file.flush()
-            _sync(file.fileno())
-            file.truncate(0)
-    except OSError as error:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return False
+        return error.errno or 0
+    return 0

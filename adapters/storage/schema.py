@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 # Tenant of every root row until there are keys.
-DEFAULT_TENANT = "default"
+TENANT = "default"
 # 64 bits on every database. SQLite's INTEGER has them, and only it can number the rows of a table.
 BIG_INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 # Text that every database orders by its bytes.
@@ -24,71 +25,66 @@ def batched(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
+def rows_in(connection: Connection, statement: sa.Select[Any], column: Any, values: Iterable[object]) -> Iterator[Any]:
+    """Yield the rows of a statement whose column has one of these values, as many at once as one statement takes."""
+    for part in batched(values):
+        yield from connection.execute(statement.where(column.in_(part)))
+
+
+def _key(**types: Any) -> list[sa.Column[Any]]:
+    """Return the columns of a primary key, with their types by name."""
+    return [sa.Column(name, column_type, primary_key=True) for name, column_type in types.items()]
+
+
+def _columns(column_type: Any, *names: str, nullable: bool = False) -> list[sa.Column[Any]]:
+    """Return columns of one type."""
+    return [sa.Column(name, column_type, nullable=nullable) for name in names]
+
+
 metadata = sa.MetaData()
+_JSON = sa.JSON(none_as_null=True)
 
 adapters = sa.Table(
     "adapters",
     metadata,
-    sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("name", NAME, primary_key=True),
-    sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("next_version", BIG_INTEGER, nullable=False),
+    *_key(tenant=sa.String, name=NAME),
+    *_columns(sa.String, "created_at"),
+    *_columns(BIG_INTEGER, "next_version"),
     # A deleted adapter's row stays as a tombstone, so that a name made again goes on counting.
-    sa.Column("deleted", sa.Boolean, nullable=False),
-    sa.Column("deletions", sa.Integer, nullable=False),
+    *_columns(sa.Boolean, "deleted"),
+    sa.Column("deletions", sa.Integer, nullable=False, default=0),
 )
 
 versions = sa.Table(
     "versions",
     metadata,
-    sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("adapter", NAME, primary_key=True),
-    sa.Column("version", BIG_INTEGER, primary_key=True),
-    sa.Column("digest", sa.String, nullable=False),
-    sa.Column("rank", sa.Integer, nullable=False),
-    sa.Column("alpha", sa.Float, nullable=False),
-    sa.Column("rslora", sa.Boolean, nullable=False),
-    sa.Column("base", sa.String, nullable=False),
-    sa.Column("feature_space", sa.String),
-    sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("source", sa.String, nullable=False),
-    sa.Column("job", sa.String),
-    sa.Column("module", sa.String),
-    sa.Column("metrics", sa.JSON(none_as_null=True)),
-    sa.Column("relative_norm", sa.Float),
-    sa.Column("file", sa.String, nullable=False, index=True),
-    sa.Column("offset", BIG_INTEGER, nullable=False),
-    sa.Column("bytes", BIG_INTEGER, nullable=False),
-    sa.Column("labels", sa.JSON(none_as_null=True)),
-    sa.Column("lineage", sa.JSON(none_as_null=True)),
-    # The blob with the sums that a closed form came from, if the job kept them.
-    sa.Column("statistics", sa.String),
+    *_key(tenant=sa.String, adapter=NAME, version=BIG_INTEGER),
+    *_columns(sa.String, "digest", "base", "created_at", "source"),
+    *_columns(sa.String, "feature_space", "job", "module", nullable=True),
+    *_columns(sa.Integer, "rank"),
+    *_columns(sa.Float, "alpha"),
+    *_columns(sa.Boolean, "rslora"),
+    *_columns(sa.Float, "relative_norm", nullable=True),
+    *_columns(_JSON, "metrics", "labels", "lineage", nullable=True),
     # Of the lineage: each prediction needs it, and the rest may be long.
-    sa.Column("loss", sa.String),
-)
-sa.Index(
-    "ix_versions_statistics",
-    versions.c.statistics,
-    sqlite_where=versions.c.statistics.is_not(None),
-    postgresql_where=versions.c.statistics.is_not(None),
+    *_columns(sa.String, "loss", nullable=True),
+    sa.Column("file", sa.String, nullable=False, index=True),
+    *_columns(BIG_INTEGER, "offset", "bytes"),
+    # The blob with the sums that a closed form came from, if the job kept them.
+    *_columns(sa.String, "statistics", nullable=True),
 )
 
 aliases = sa.Table(
-    "aliases",
-    metadata,
-    sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("adapter", NAME, primary_key=True),
-    sa.Column("alias", NAME, primary_key=True),
-    sa.Column("version", BIG_INTEGER, nullable=False),
+    "aliases", metadata, *_key(tenant=sa.String, adapter=NAME, alias=NAME), *_columns(BIG_INTEGER, "version")
 )
 
 catalog = sa.Table(
     "catalog",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("revision", BIG_INTEGER, nullable=False),
+    *_key(id=sa.Integer),
+    *_columns(BIG_INTEGER, "revision"),
     # Random; the folder of blobs has the same (`adapters.storage.store_identity`).
-    sa.Column("store_id", sa.String),
+    *_columns(sa.String, "store_id", nullable=True),
 )
 
 jobs = sa.Table(
@@ -96,86 +92,59 @@ jobs = sa.Table(
     metadata,
     sa.Column("sequence", BIG_INTEGER, primary_key=True, autoincrement=True),
     sa.Column("id", NAME, nullable=False, unique=True),
-    sa.Column("tenant", sa.String, nullable=False),
     sa.Column("adapter", NAME, nullable=False, index=True),
     sa.Column("status", sa.String, nullable=False, index=True),
-    sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("started_at", sa.String),
-    sa.Column("finished_at", sa.String),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("fence", sa.Integer, nullable=False),
-    sa.Column("lease_until", sa.Float),
-    sa.Column("base", sa.String, nullable=False),
-    sa.Column("feature_space", sa.String),
-    sa.Column("spec", sa.JSON(none_as_null=True), nullable=False),
-    sa.Column("data_file", sa.String),
-    sa.Column("progress", sa.JSON(none_as_null=True)),
-    sa.Column("history", sa.JSON(none_as_null=True), nullable=False),
-    sa.Column("metrics", sa.JSON(none_as_null=True)),
-    sa.Column("result", sa.JSON(none_as_null=True)),
-    sa.Column("error", sa.JSON(none_as_null=True)),
-    sa.Column("log", sa.JSON(none_as_null=True)),
+    *_columns(sa.String, "tenant", "base", "created_at"),
+    *_columns(sa.String, "feature_space", "started_at", "finished_at", "data_file", nullable=True),
+    *_columns(sa.Integer, "attempt", "fence"),
+    *_columns(sa.Float, "lease_until", nullable=True),
+    *_columns(_JSON, "spec", "history"),
+    *_columns(_JSON, "progress", "metrics", "result", "error", "log", nullable=True),
     sqlite_autoincrement=True,
 )
-sa.Index(
-    "ix_jobs_data_file",
-    jobs.c.data_file,
-    sqlite_where=jobs.c.data_file.is_not(None),
-    postgresql_where=jobs.c.data_file.is_not(None),
-)
 
+# One row for each adapter that a job trains: a fleet has many.
 job_adapters = sa.Table(
     "job_adapters",
     metadata,
-    # One row for each adapter that a job trains: a fleet has many.
-    sa.Column("job", sa.String, primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
+    *_key(job=sa.String, position=sa.Integer),
     sa.Column("name", NAME, nullable=False, index=True),
-    sa.Column("group", sa.String),
-    sa.Column("rows", BIG_INTEGER, nullable=False),
+    *_columns(BIG_INTEGER, "rows"),
     # How often the name had been deleted when the job was queued.
-    sa.Column("deletions", sa.Integer, nullable=False),
-    sa.Column("version", BIG_INTEGER),
-    sa.Column("digest", sa.String),
-    sa.Column("metrics", sa.JSON(none_as_null=True)),
-    sa.Column("error", sa.JSON(none_as_null=True)),
+    *_columns(sa.Integer, "deletions"),
+    *_columns(sa.String, "group", "digest", nullable=True),
+    *_columns(_JSON, "metrics", "error", nullable=True),
     # Whether publishing moved live, and where live pointed before (null: nowhere).
-    sa.Column("moved_live", sa.Boolean, nullable=False),
-    sa.Column("replaced", BIG_INTEGER),
+    *_columns(sa.Boolean, "moved_live"),
+    *_columns(BIG_INTEGER, "version", "replaced", nullable=True),
 )
 
 datasets = sa.Table(
     "datasets",
     metadata,
-    sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("name", NAME, primary_key=True),
-    sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("next_version", BIG_INTEGER, nullable=False),
+    *_key(tenant=sa.String, name=NAME),
+    *_columns(sa.String, "created_at"),
+    *_columns(BIG_INTEGER, "next_version"),
     # As for adapters: a tombstone, so that a name made again goes on counting.
-    sa.Column("deleted", sa.Boolean, nullable=False),
+    *_columns(sa.Boolean, "deleted"),
 )
 
 dataset_versions = sa.Table(
     "dataset_versions",
     metadata,
-    sa.Column("tenant", sa.String, primary_key=True),
-    sa.Column("dataset", NAME, primary_key=True),
-    sa.Column("version", BIG_INTEGER, primary_key=True),
-    sa.Column("digest", sa.String, nullable=False),
-    sa.Column("created_at", sa.String, nullable=False),
-    sa.Column("content_type", sa.String, nullable=False),
-    sa.Column("rows", BIG_INTEGER, nullable=False),
-    sa.Column("columns", sa.JSON(none_as_null=True), nullable=False),
-    sa.Column("bad_rows", sa.JSON(none_as_null=True), nullable=False),
+    *_key(tenant=sa.String, dataset=NAME, version=BIG_INTEGER),
+    *_columns(sa.String, "digest", "created_at", "content_type"),
+    *_columns(BIG_INTEGER, "rows", "bytes"),
+    *_columns(_JSON, "columns", "bad_rows"),
     sa.Column("file", sa.String, nullable=False, index=True),
-    sa.Column("bytes", BIG_INTEGER, nullable=False),
 )
 
 # Keys of the blobs that are being written, or may be next (`adapters.storage.blob_writer`).
 pending_blobs = sa.Table(
-    "pending_blobs",
-    metadata,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("owner", sa.String, nullable=False),
-    sqlite_with_rowid=False,
+    "pending_blobs", metadata, *_key(key=sa.String), *_columns(sa.String, "owner"), sqlite_with_rowid=False
 )
+
+# Only the rows that have a value are in these indexes.
+for _column in (versions.c.statistics, jobs.c.data_file):
+    _name, _present = f"ix_{_column.table.name}_{_column.name}", _column.is_not(None)
+    sa.Index(_name, _column, sqlite_where=_present, postgresql_where=_present)

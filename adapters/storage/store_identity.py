@@ -18,7 +18,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -31,7 +31,6 @@ from adapters.storage.blobs import BLOBS, STORE_ID, blob_key, blob_names, revisi
 CATALOG = "catalog.sqlite3"
 _BUSY_SECONDS = 15
 _SECONDS_BEFORE_LOG = 3.0
-_SECONDS_BETWEEN_TRIES = 0.05
 _MOST_FINDINGS = 10
 _REFERENCES = (("versions", "file"), ("versions", "statistics"), ("dataset_versions", "file"), ("jobs", "data_file"))
 
@@ -66,13 +65,11 @@ def check_store(folder: Path) -> None:
     if mismatch is not None:
         accepted = "make a new, empty catalogue" if catalog is None else "take the catalogue as it is"
         raise CatalogNotLoadable(
-            f"{folder}: the catalogue {CATALOG} and the files in {BLOBS}/ do not belong together: {mismatch}. Nothing "
-            "was changed.\n"
-            "- If one of the two was moved or is not mounted yet, put it back and start again.\n"
-            "- From a backup, restore its catalogue and its blobs together into a new, empty folder, and start there "
-            "('Restore' in docs/operations.md).\n"
-            f"- To {accepted}, start once with --accept-catalog. The {len(names)} files in {BLOBS}/ are kept: those "
-            f"that the catalogue does not refer to move to {folder / 'quarantine'}/kept-<time>/."
+            f"{folder}: the catalogue {CATALOG} and the files in {BLOBS}/ do not belong together: {mismatch}.\n"
+            "- Put back the one that was moved or is not mounted yet. From a backup, restore the catalogue and the"
+            " blobs together into a new, empty folder ('Restore' in docs/operations.md).\n"
+            f"- To {accepted}, start once with --accept-catalog. Of the {len(names)} files in {BLOBS}/, those that it"
+            f" does not refer to move to {folder / 'quarantine'}/kept-<time>/. Nothing was changed."
         )
 
 
@@ -118,9 +115,7 @@ def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int
     with migration_lock(folder), connected(folder / CATALOG) as connection:
         newest = max(newest_revision(folder), revision_at_least)
         row = connection.execute("SELECT store_id, revision FROM catalog").fetchone()
-        if row is None:
-            raise damaged(folder / CATALOG, "its table catalog has no row")
-        store_id, revision = _store_id(folder / CATALOG, row[0]), _revision(folder / CATALOG, row[1])
+        store_id, revision = _checked(folder / CATALOG, row)
         if store_id is None:
             raise damaged(folder / CATALOG, "it has no store id")
         if newest > revision:
@@ -143,16 +138,16 @@ def migration_lock(folder: Path) -> Iterator[None]:
     """
     path = folder / "migrate.lock"
     with path.open("a") as lock:
-        log_at = time.monotonic() + _SECONDS_BEFORE_LOG
-        while True:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            if time.monotonic() >= log_at:
-                log.warning("waiting for another process that migrates the catalogue and holds the lock %s", path)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = "waiting for another process that migrates the catalogue and holds the lock %s"
+            timer = threading.Timer(_SECONDS_BEFORE_LOG, log.warning, (message, path))
+            timer.start()
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                break
-            time.sleep(_SECONDS_BETWEEN_TRIES)
+            finally:
+                timer.cancel()
         yield
 
 
@@ -178,9 +173,8 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
 
 def damaged(path: Path, finding: str) -> CatalogNotLoadable:
     """Return the error for a catalogue whose file is corrupt."""
-    return CatalogNotLoadable(
-        f"the catalogue {path} is damaged: {finding}; restore it from a backup (docs/operations.md)"
-    )
+    detail = f"the catalogue {path} is damaged: {finding}; restore it from a backup (docs/operations.md)"
+    return CatalogNotLoadable(detail)
 
 
 def check_integrity(path: Path, *, by_table: bool = False) -> None:
@@ -217,23 +211,21 @@ def _mismatch(
     folder: Path, catalog: CatalogIdentity | None, *, folder_id: str | None, names: list[str], opened_here: str | None
 ) -> str | None:
     """Return why the catalogue and the blobs do not belong together; None if they do."""
+    owner_of_blobs = f"the blobs belong to the store {folder_id}"
     if catalog is None:
-        if folder_id is not None:
-            return f"the catalogue is missing or empty, and the blobs belong to the store {folder_id}"
-        return f"the catalogue is missing or empty, and there are {len(names)} blobs" if names else None
+        if folder_id is None and not names:
+            return None
+        blobs = owner_of_blobs if folder_id is not None else f"there are {len(names)} blobs"
+        return f"the catalogue is missing or empty, and {blobs}"
     if folder_id is None:
         return _mismatch_without_id(folder, catalog, names=names, opened_here=opened_here)
-    if catalog.store_id is None:
-        return f"the catalogue is of an older release without a store id, and the blobs belong to the store {folder_id}"
     if catalog.store_id != folder_id:
-        return f"the catalogue belongs to the store {catalog.store_id}, and the blobs belong to the store {folder_id}"
+        store = catalog.store_id or "of an older release, without an id"
+        return f"the catalogue belongs to the store {store}, and {owner_of_blobs}"
     newer = [name for name in names if revision_of(name) > catalog.revision]
     if newer and opened_here == folder_id:
-        newest = max(map(revision_of, newer))
-        return (
-            f"the catalogue is older than the blobs: it is at revision {catalog.revision}, and {len(newer)} blobs are "
-            f"newer, up to revision {newest}"
-        )
+        revisions = f"it is at revision {catalog.revision}, and {len(newer)} blobs at up to {newest_revision(folder)}"
+        return f"the catalogue is older than the blobs: {revisions}"
     return None
 
 
@@ -281,21 +273,19 @@ def _read_catalog(path: Path, *, with_references: bool) -> CatalogIdentity | Non
                     references.update(file for (file,) in connection.execute(statement))
         if row is None:
             return None
-        return CatalogIdentity(_store_id(path, row[0]), _revision(path, row[1]), frozenset(references), pending)
+        return CatalogIdentity(*_checked(path, row), frozenset(references), pending)
 
 
-def _store_id(path: Path, value: object) -> str | None:
-    """Return a store id as a catalogue has it; raise `CatalogNotLoadable` if it is not text."""
-    if value is None or isinstance(value, str):
-        return value
-    raise damaged(path, "its store id is not text")
-
-
-def _revision(path: Path, value: object) -> int:
-    """Return a revision as a catalogue has it; raise `CatalogNotLoadable` if it is not a whole number."""
-    if isinstance(value, int):
-        return value
-    raise damaged(path, f"its revision is {'NULL' if value is None else 'not a whole number'}")
+def _checked(path: Path, row: tuple[object, object] | None) -> tuple[str | None, int]:
+    """Return the store id and the revision in a row; raise `CatalogNotLoadable` if there is none or it is damaged."""
+    if row is None:
+        raise damaged(path, "its table catalog has no row")
+    store_id, revision = row
+    if not isinstance(revision, int):
+        raise damaged(path, f"its revision is {'NULL' if revision is None else 'not a whole number'}")
+    if not isinstance(store_id, str | None):
+        raise damaged(path, "its store id is not text")
+    return store_id, revision
 
 
 def _names(folder: Path) -> list[str]:

@@ -58,24 +58,27 @@ class Watcher(NamedTuple):
     report: ReportStep = lambda _step, _loss, _history: None
     note: Callable[[str], None] = lambda _text: None
     """Takes a sentence about a choice, or about an early end."""
-    kept: CheckpointOptions | None = None
+    checkpoint: CheckpointOptions | None = None
     epochs: Epochs | None = None
     """Records the times of epochs."""
+
+
+class Side(NamedTuple):
+    """Rows of one side of a split."""
+
+    data: TrainingData
+    """A table that has these rows, and the weights of rows and classes."""
+    rows_K: Tensor | None
+    """Indices of the rows; None means all."""
+    own_weights_N: Tensor | None
+    """Weights of the rows of the table without those of their classes."""
 
 
 class Sides(NamedTuple):
     """Rows to train on and held-out rows; both may be rows of one table."""
 
-    training: TrainingData
-    training_K: Tensor | None
-    """Rows of `training` to train on; None means all."""
-    held: TrainingData | None
-    held_K: Tensor | None
-    """Rows of `held` that are held out; None means all."""
-    own_weights_N: Tensor | None
-    """Weights of the rows of `training` without those of their classes."""
-    held_own_weights_N: Tensor | None
-    """Weights of the rows of `held` without those of their classes."""
+    training: Side
+    held: Side | None
 
 
 def fit(
@@ -94,11 +97,11 @@ def fit(
     matched to the classes by label. Raises `Diverged`, and `OutOfRange` if the split leaves a side empty.
     """
     sampler = _sampler(spec, data)
-    sides = sides_of(base, data.to(base.device), spec, sampler)
+    sides = _split(base, data, spec, sampler)
     statistics = None
     history: History
     if spec.is_exact:
-        statistics = accumulate_data(base, sides.training, sides.training_K)
+        statistics = accumulate_data(base, sides.training.data, sides.training.rows_K)
         prior_OI = data.prior
         spec = selection.choose_ridge_and_rank(base, sides, spec, statistics, prior_OI=prior_OI, note=watcher.note)
         factors = solve(
@@ -113,7 +116,7 @@ def fit(
         factors = trained.factors.map(Tensor.cpu)
         if trained.step != trained.steps or trained.steps < sampler.steps:
             watcher.note(f"took {trained.steps} of {sampler.steps} steps; the factors are those of step {trained.step}")
-    evaluation = evaluate_fit(base, sides, spec, factors, present, statistics, labels=labels)
+    evaluation = _evaluate(base, sides, spec, factors, present, statistics, labels=labels)
     if spec.is_exact:
         losses = evaluation.losses
         history = [(0, losses["base_train_loss"]), (1, losses["train_loss"])]  # type: ignore[list-item]  # no None here
@@ -128,22 +131,24 @@ def _sampler(spec: TrainingSpec, data: TrainingData) -> Sampler:
     return Sampler(spec, data.rows, key_N=data.key_N, classes_N=classes_N)
 
 
-def sides_of(base: BaseLayer, data: TrainingData, spec: TrainingSpec, sampler: Sampler) -> Sides:
-    """Return both sides with the weights of rows and classes; the data are on the device of the base layer."""
-    device = base.device
-    training_K = None if sampler.held_K is None else sampler.training_K.to(device)
-    held_K = None if sampler.held_K is None else sampler.held_K.to(device)
+def _split(base: BaseLayer, data: TrainingData, spec: TrainingSpec, sampler: Sampler) -> Sides:
+    """Return both sides with the weights of rows and classes, on the device of the base layer."""
+    data, training_K, held_K = data.to(base.device), None, None
+    if sampler.held_K is not None:
+        training_K, held_K = sampler.training_K.to(base.device), sampler.held_K.to(base.device)
     held = data if held_K is not None else data.held_out
-    own_weights_N, held_own_weights_N = data.weights_N, None if held is None else held.weights_N
+    weights_C = None
     # Not for the closed form: its ridge is added to sums of weights, so their size matters.
     if not spec.is_exact:
         selected = slice(None) if training_K is None else training_K
         weights_N = None if data.weights_N is None else data.weights_N[selected]
         weights_C = class_weights(spec, data.targets[selected], weights_N, base.out_features)
-        is_shared = held is data
-        data = data.weighted(row_weights(data, weights_C))
-        held = data if is_shared else None if held is None else held.weighted(row_weights(held, weights_C))
-    return Sides(data, training_K, held, held_K, own_weights_N, held_own_weights_N)
+
+    def side(table: TrainingData, rows_K: Tensor | None) -> Side:
+        weighted = table if spec.is_exact else table.weighted(row_weights(table, weights_C))
+        return Side(weighted, rows_K, table.weights_N)
+
+    return Sides(side(data, training_K), None if held is None else side(held, held_K))
 
 
 def _train(
@@ -152,13 +157,13 @@ def _train(
     task = StackEntry(sampler, sampler.training_K, initial_factors(base, data, spec, sampler))
     held_out = None
     if spec.patience is not None and sides.held is not None:
-        rows_K = torch.arange(sides.held.rows) if sides.held_K is None else sides.held_K.cpu()
-        held_out = HeldOut(sides.held, [rows_K])
+        table, rows_K, _ = sides.held
+        held_out = HeldOut(table, [torch.arange(table.rows) if rows_K is None else rows_K.cpu()])
     report = watcher.report
     if watcher.epochs is not None:
         report = watcher.epochs.timing(report, steps=sampler.steps, steps_an_epoch=sampler.steps_an_epoch)
     (trained,), history = run_training_loop(
-        base, sides.training, spec, [task], report=report, held_out=held_out, checkpoint=watcher.kept
+        base, sides.training.data, spec, [task], report=report, held_out=held_out, checkpoint=watcher.checkpoint
     )
     if trained.error is not None:
         raise trained.error
@@ -173,14 +178,14 @@ def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpe
         trained, _ = _train(base, data, sides, trial, sampler, Watcher())
     except Diverged:
         return selection.TrialLoss(math.inf, 0.0)
-    documents_N = document_ids(trial, sides.held.targets)
-    losses = evaluate_factors(base, sides.held, sides.held_K, trial, trained.factors, documents_N)
+    table, rows_K, _ = sides.held
+    losses = evaluate_factors(base, table, rows_K, trial, trained.factors, document_ids(trial, table.targets))
     if not math.isfinite(losses["loss"]):
         return selection.TrialLoss(math.inf, 0.0)
     return selection.TrialLoss(losses["loss"], losses["error"])
 
 
-def evaluate_fit(
+def _evaluate(
     base: BaseLayer,
     sides: Sides,
     spec: TrainingSpec,
@@ -205,23 +210,18 @@ def evaluate_fit(
         matching = match_labels(present.labels, labels, spec, outputs=base.out_features)
         live = Factors(present.a_OR, present.b_RI, present.bias_O)
         compared["live"] = ComparedFactors(live, present.scaling, matching)
-    training = sides.training.weighted(sides.own_weights_N)
+    table, rows_K, own_weights_N = sides.held
+    training, training_K, training_weights_N = sides.training
+    summary = summarize_targets(training.weighted(training_weights_N), training_K, spec, base.out_features)
     held_out = compare_on_held_out(
-        base,
-        sides.held,
-        sides.held_K,
-        spec,
-        compared,
-        weights_N=sides.held_own_weights_N,
-        summary=summarize_targets(training, sides.training_K, spec, base.out_features),
-        corpus_MO=sides.training.corpus_MO,
+        base, table, rows_K, spec, compared, weights_N=own_weights_N, summary=summary, corpus_MO=training.corpus_MO
     )
     held_out["adapter"]["loss"] = losses["validation_loss"]
     held_out["base"]["loss"] = losses["base_validation_loss"]
     if present is not None:
-        documents_N = document_ids(spec, sides.held.targets)
+        documents_N = document_ids(spec, table.targets)
         live_spec = replace(spec, alpha=present.alpha, rank=present.rank, rslora=present.rslora)
-        live_losses = evaluate_factors(base, sides.held, sides.held_K, live_spec, live, documents_N, matching=matching)
+        live_losses = evaluate_factors(base, table, rows_K, live_spec, live, documents_N, matching=matching)
         held_out["live"]["loss"] = live_losses["loss"]
     return Evaluation(losses=losses, held_out=held_out)
 
@@ -232,18 +232,16 @@ def _evaluate_sides(
     """Return the job's losses, and with classes the accuracies, of the factors and of the base layer on both sides."""
     losses: dict[str, float | None] = {}
     names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
-    sides_by_name = {
-        "train": (sides.training, sides.training_K, sides.own_weights_N),
-        "validation": (sides.held, sides.held_K, sides.held_own_weights_N),
-    }
-    for side, (rows, rows_K, own_weights_N) in sides_by_name.items():
-        documents_N = None if rows is None else document_ids(spec, rows.targets)
+    for side_name, side in {"train": sides.training, "validation": sides.held}.items():
+        sums = statistics if side is sides.training else None
+        documents_N = None if side is None else document_ids(spec, side.data.targets)
         for prefix, evaluated in (("", factors), ("base_", None)):
-            loss = None if side != "train" or statistics is None else _loss_from_sums(statistics, spec, evaluated)
+            loss = None if sums is None else _loss_from_sums(sums, spec, evaluated)
             values: Mapping[str, float] = {} if loss is None else {"loss": loss}
-            if loss is None and rows is not None:
-                values = evaluate_factors(base, rows, rows_K, spec, evaluated, documents_N, own_weights_N)
-            losses |= {f"{prefix}{side}_{name}": values.get(name) for name in names}
+            if loss is None and side is not None:
+                table, rows_K, own_weights_N = side
+                values = evaluate_factors(base, table, rows_K, spec, evaluated, documents_N, own_weights_N)
+            losses |= {f"{prefix}{side_name}_{name}": values.get(name) for name in names}
     return losses
 
 

@@ -15,7 +15,7 @@ from adapters.errors import Diverged, LoraplexError, OutOfRange
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, solve_stack
-from adapters.training.closed_form.statistics import accumulate_stack
+from adapters.training.closed_form.statistics import accumulate
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix
 from adapters.training.gradient.batches import batch_shape
@@ -156,11 +156,11 @@ def _split_groups(
     groups, failed = [], []
     samplers: dict[int, Sampler] = {}
     # Groups of one size draw the same rows then, and share a sampler.
-    depends_on_size = spec.split is None or (spec.split.by is SplitBy.ROWS and not spec.split.stratify)
+    depends_on_size_alone = spec.split is None or (spec.split.by is SplitBy.ROWS and not spec.split.stratify)
     for position, rows_K in members.items():
         size = len(rows_K)
         try:
-            sampler = samplers.get(size) if depends_on_size else None
+            sampler = samplers.get(size) if depends_on_size_alone else None
             if sampler is None:
                 key_N = None if table.key_N is None else table.key_N[rows_K]
                 classes_N = table.targets[rows_K] if table.targets.dtype == torch.int64 else None
@@ -214,7 +214,8 @@ def _solve(
     rows_GK, weights_GK = pad_to_matrix([group.training_K for group in groups], base.device)
     if table.weights_N is not None:
         weights_GK = weights_GK * table.weights_N[rows_GK]
-    statistics = accumulate_stack(base, table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
+    chunk = (table.inputs_NI[rows_GK], table.targets[rows_GK], weights_GK)
+    statistics = accumulate(base, [chunk], groups=len(rows_GK))
     solved = solve_stack(
         statistics, rank=spec.rank, scaling=spec.scaling, ridge=spec.ridge, bias=spec.bias, prior_OI=table.prior
     )

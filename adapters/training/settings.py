@@ -7,7 +7,7 @@ from enum import StrEnum
 from types import MappingProxyType, NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange
+from adapters.errors import IgnoredField, InvalidCombination, MissingField, OutOfRange, RankTooLarge, shorten
 from adapters.lora.adapter import MAX_ALPHA, scaling_of
 from adapters.training.limits import MAX_STEPS
 from adapters.training.planning.split import Split
@@ -111,9 +111,8 @@ def settings_of(model: type) -> Mapping[str, Setting]:
         annotation, declaration = get_args(hints[field.name])
         kinds = get_args(annotation) or (annotation,)
         (kind,) = (kind for kind in kinds if kind not in (NoneType, Auto))
-        table[field.name] = replace(
-            declaration, kind=kind, takes_null=NoneType in kinds, takes_auto=Auto in kinds, default=field.default
-        )
+        takes = {"takes_null": NoneType in kinds, "takes_auto": Auto in kinds}
+        table[field.name] = replace(declaration, kind=kind, default=field.default, **takes)
     return MappingProxyType(table)
 
 
@@ -188,30 +187,25 @@ class RequestedSettings:
     given: frozenset[str] = frozenset()
     """Settings under `training` that the client sent."""
 
-    def check(self) -> None:
-        """Check that the settings go together.
+    def check(self, *, max_rank: int) -> None:
+        """Check that the service accepts the rank, and that the settings go together.
 
-        Raises `IgnoredField`, `InvalidCombination` or `MissingField`.
+        Raises `RankTooLarge`, `IgnoredField`, `InvalidCombination` or `MissingField`.
         """
+        if self.rank != AUTO and self.rank > max_rank:
+            detail, expected = f"rank is {shorten(self.rank)}, at most {max_rank} is accepted", f"at most {max_rank}"
+            raise RankTooLarge(detail, field="rank", given=self.rank, expected=expected)
         for name, setting in SETTINGS.items():
             if name in self.given and self.loss not in setting.losses:
                 raise self.ignored(name, f"with {self.loss}")
         if self.method == Method.CLOSED_FORM and self.loss is not Loss.MSE:
-            raise InvalidCombination(
-                f"closed_form minimises squared error, which has an exact solution; {self.loss} has none: "
-                "use adamw or sgd",
-                field="training.loss",
-                given=self.loss,
-                expected="mse with closed_form",
-            )
+            detail = f"closed_form minimises squared error; {self.loss} has no exact solution: use adamw or sgd"
+            raise InvalidCombination(detail, field="training.loss", given=self.loss, expected="mse with closed_form")
         if self.method != AUTO:
             self.check_used_by(self.method, f"with {self.method}")
         if self.loss is Loss.MULTIPLE_NEGATIVES and "batch_size" not in self.given:
-            raise MissingField(
-                "multiple_negatives takes the negatives from the row's batch: say how large it is",
-                field="training.batch_size",
-                expected="a batch_size, or auto",
-            )
+            detail = "multiple_negatives takes the negatives from the row's batch: say how large it is"
+            raise MissingField(detail, field="training.batch_size", expected="a batch_size, or auto")
 
     def check_used_by(self, method: Method, context: str, *, unless_auto: bool = False) -> None:
         """Raise `IgnoredField` for a setting that was sent and that the method does not use."""
@@ -341,20 +335,16 @@ class TrainingSpec:
         if self.schedule is Schedule.CONSTANT:
             return self.learning_rate
         done = (step - self.warmup_steps - 1) / max(1, steps - self.warmup_steps)
-        return self.learning_rate * (
-            1 - done if self.schedule is Schedule.LINEAR else (1 + math.cos(math.pi * done)) / 2
-        )
+        share = 1 - done if self.schedule is Schedule.LINEAR else (1 + math.cos(math.pi * done)) / 2
+        return self.learning_rate * share
 
     def check_steps(self, training_rows: int) -> None:
         """Raise `OutOfRange` if the training has more than `MAX_STEPS` steps."""
-        if self.steps(training_rows) > MAX_STEPS:
-            raise OutOfRange(
-                f"{self.epochs} epochs of {training_rows} rows in batches of {self.batch(training_rows)} are "
-                f"{self.steps(training_rows)} steps",
-                field="training.epochs",
-                given=self.epochs,
-                expected=f"at most {MAX_STEPS} steps",
-            )
+        steps, batch = self.steps(training_rows), self.batch(training_rows)
+        if steps > MAX_STEPS:
+            detail = f"{self.epochs} epochs of {training_rows} rows in batches of {batch} are {steps} steps"
+            expected = f"at most {MAX_STEPS} steps"
+            raise OutOfRange(detail, field="training.epochs", given=self.epochs, expected=expected)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingSpec":

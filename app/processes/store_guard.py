@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from adapters.errors import CatalogBusy, CatalogNotLoadable
-from adapters.storage.blobs import FolderBlobs
-from adapters.storage.quarantine import Quarantine
+from adapters.storage.blobs import FolderBlobs, Quarantine
 from adapters.storage.store_identity import (
     CATALOG,
     catalog_bytes,

@@ -8,7 +8,7 @@ from copy import copy
 from typing import Generic, NamedTuple, TypeVar
 
 from adapters.catalog.adapter_cache import AdapterCache
-from adapters.catalog.resolver import Resolver, Snapshot
+from adapters.catalog.catalog import Resolver, Snapshot
 from adapters.catalog.versions import Version
 from adapters.errors import BlobCorrupt, LoraplexError
 from adapters.lora.adapter import Adapter

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from adapters.arrays import Float32
-from adapters.catalog.resolver import Snapshot
+from adapters.catalog.catalog import Snapshot
 from adapters.errors import CatalogBusy, QueueFull
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer

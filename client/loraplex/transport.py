@@ -121,7 +121,7 @@ def errors_of_httpx(url: str) -> Iterator[None]:
         raise Unreachable(
             f"the connection to {url} broke: {str(error) or type(error).__name__}",
             given=url,
-            expected="a service that is not stopping; look whether what was asked for has been done",
+            expected="a service that is not stopping; check whether it made the change",
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise BadAnswer(f"{url} answered with something that cannot be read: {error}", given=url) from error

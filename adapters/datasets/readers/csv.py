@@ -6,8 +6,8 @@ out. An empty cell is a null.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,17 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 
-from adapters.datasets.columns import (
-    MAX_COLUMNS,
-    MAX_NAME_CHARACTERS,
-    PlannedColumn,
-    ReportUnreadable,
-    Source,
-    check_names,
-)
+from adapters.datasets.columns import MAX_HEADER_BYTES, PlannedColumn, ReportUnreadable, Source, check_names
 from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, InvalidDataset, shorten
 
-_MAX_HEADER_BYTES = MAX_COLUMNS * (MAX_NAME_CHARACTERS + 4)
 # Bytes that Arrow reads at once. It allocates as much for each column in turn, and refuses a longer row.
 _BLOCK_BYTES = 2**21
 _BLANKS = " \t"
@@ -35,58 +27,35 @@ _WHOLE = r"^-?\d{1,19}$"
 _TRUTH = r"^(?i)(true|false)$"
 
 
-@dataclass(slots=True)
-class _CellCounts:
-    """Number of cells of a column, by kind."""
-
-    whole: int = 0
-    fractional: int = 0
-    truths: int = 0
-    texts: int = 0
-
-    def type(self) -> Any:
-        """Return the stored type of the column."""
-        numbers, others = self.whole + self.fractional, self.truths + self.texts
-        if numbers > others or numbers + others == 0:
-            return pa.float64() if self.fractional or not numbers else pa.int64()
-        return pa.bool_() if numbers + self.texts == 0 else pa.string()
-
-
 def open_csv(path: str) -> Source:
     """Open a CSV file with a header line; raise `InvalidDataset`, or `BadRows` for rows of a wrong length."""
     names = _header(path)
     if not names:
-        raise InvalidDataset("the first line is empty; the names of the columns stand there", field="body")
+        raise InvalidDataset("the first line is empty; the names of the columns stand there")
     check_names(names)
-    seen = [_CellCounts() for _ in names]
+    seen: list[Counter[str]] = [Counter() for _ in names]
     rows = 0
     for batch in _batches(path, names):
         rows += batch.num_rows
         for column, cells in zip(seen, batch.columns, strict=True):
-            _count(column, cells)
-    columns = [PlannedColumn(name=name, type=column.type()) for name, column in zip(names, seen, strict=True)]
+            column.update(_count(cells))
+    columns = [PlannedColumn(name, _type(column)) for name, column in zip(names, seen, strict=True)]
     return Source(columns=columns, chunks=partial(_chunks, path, columns), rows=rows)
 
 
 def _header(path: str) -> list[str]:
     with open(path, "rb") as file:
-        start = file.read(_MAX_HEADER_BYTES)
+        start = file.read(MAX_HEADER_BYTES)
     if b"\0" in start:
-        raise InvalidDataset("the file has NUL bytes: it is not CSV in UTF-8", field="body", expected="CSV in UTF-8")
+        raise InvalidDataset("the file has NUL bytes: it is not CSV in UTF-8", expected="CSV in UTF-8")
     try:
         # The last character may be incomplete.
-        text = start.decode("utf-8-sig", "ignore" if len(start) == _MAX_HEADER_BYTES else "strict")
-    except UnicodeDecodeError as error:
-        row = start[: error.start].count(b"\n") - 1
-        raise InvalidDataset(
-            f"the file is not UTF-8 text at byte {error.start}", field="body", row=max(row, 0), expected="CSV in UTF-8"
-        ) from None
-    try:
+        text = start.decode("utf-8-sig", "ignore" if len(start) == MAX_HEADER_BYTES else "strict")
         return next(csv.reader(io.StringIO(text, newline="")), [])
-    except csv.Error as error:
-        raise InvalidDataset(
-            f"the header line cannot be read: {error}", field="body", expected="names with commas between them"
-        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        row = max(0, start[: error.start].count(b"\n") - 1) if isinstance(error, UnicodeDecodeError) else None
+        detail = f"the beginning of the file is not CSV in UTF-8: {error}"
+        raise InvalidDataset(detail, row=row, expected="CSV in UTF-8 with a header line") from None
 
 
 def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
@@ -95,9 +64,8 @@ def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
 
     def invalid(row: Any) -> str:
         # Arrow counts from 1, including the header line.
-        bad.append(
-            BadRow(row.number - 2, None, f"{row.actual_columns} cells, where there are {row.expected_columns} names")
-        )
+        reason = f"{row.actual_columns} cells, where there are {row.expected_columns} names"
+        bad.append(BadRow(row.number - 2, None, reason))
         return "skip" if len(bad) < MAX_BAD_ROWS else "error"
 
     row = 0
@@ -123,73 +91,58 @@ def _batches(path: str, names: Sequence[str]) -> Iterator[Any]:
         raise
     except pa.ArrowException as error:
         if not bad:
-            raise _not_csv(str(error)) from None
+            reason = str(error)
+            if "straddling" in reason:
+                reason = f"a row has more than {_BLOCK_BYTES} bytes, or a quote is not closed"
+            detail = f"the body cannot be read as CSV: {shorten(reason)}"
+            raise InvalidDataset(detail, expected="CSV with a header line and rows") from None
     if bad:
-        raise BadRows(
-            f"the file has rows with more or fewer cells than the {len(names)} of the header line, the first of them"
-            f" row {bad[0].row}",
-            rows=bad,
-            field="body",
-        )
-
-
-def _not_csv(why: str) -> InvalidDataset:
-    if "straddling" in why:
-        why = f"a row has more than {_BLOCK_BYTES} bytes, or a quote is not closed"
-    if "Empty CSV file" in why:
-        why = "there is a header line, and no row"
-    return InvalidDataset(
-        f"the body cannot be read as CSV: {shorten(why)}", field="body", expected="CSV with a header line"
-    )
+        detail = f"the file has rows of other lengths than the header line, the first of them row {bad[0].row}"
+        raise BadRows(detail, rows=bad, field="body")
 
 
 def _decode_cells(name: str, cells: Any, row: int) -> Any:
     try:
         return cells.cast(pa.string())
     except pa.ArrowInvalid:
-        place = next(place for place, cell in enumerate(cells.to_pylist()) if cell is not None and not _is_utf8(cell))
-        raise InvalidDataset(
-            f"row {row + place}, column {shorten(name)!r}, is not UTF-8 text",
-            field=name,
-            row=row + place,
-            expected="CSV in UTF-8",
-        ) from None
+        for index, cell in enumerate(cells.to_pylist()):
+            try:
+                (cell or b"").decode()
+            except UnicodeDecodeError:
+                detail = f"row {row + index}, column {shorten(name)!r}, is not UTF-8 text"
+                raise InvalidDataset(detail, field=name, row=row + index, expected="CSV in UTF-8") from None
+        raise
 
 
-def _is_utf8(cell: bytes) -> bool:
-    try:
-        cell.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _count(seen: _CellCounts, cells: Any) -> None:
+def _count(cells: Any) -> dict[str, int]:
+    """Return the number of cells of each kind: `whole` and `fractional` numbers, `truths` and `texts`."""
     filled = len(cells) - cells.null_count
     if _cast_or_none(cells, pa.int64()) is not None:
-        seen.whole += filled
-    elif _cast_or_none(cells, pa.float64()) is not None:
-        seen.fractional += filled
-    else:
-        texts = _trim(cells)
-        numbers = texts.filter(_matches(texts, _NUMBER))
-        whole = numbers.filter(_matches(numbers, _WHOLE))
-        if _cast_or_none(whole, pa.int64()) is None:
-            whole = whole.slice(0, 0)
-        truths = pc.sum(_matches(texts, _TRUTH)).as_py() or 0
-        seen.whole += len(whole)
-        seen.fractional += len(numbers) - len(whole)
-        seen.truths += truths
-        seen.texts += len(texts) - texts.null_count - len(numbers) - truths
+        return {"whole": filled}
+    if _cast_or_none(cells, pa.float64()) is not None:
+        return {"fractional": filled}
+    texts = _trim(cells)
+    numbers = texts.filter(_matches(texts, _NUMBER))
+    whole = numbers.filter(_matches(numbers, _WHOLE))
+    count = len(whole) if _cast_or_none(whole, pa.int64()) is not None else 0
+    truths = pc.sum(_matches(texts, _TRUTH)).as_py() or 0
+    others = len(texts) - texts.null_count - len(numbers) - truths
+    return {"whole": count, "fractional": len(numbers) - count, "truths": truths, "texts": others}
+
+
+def _type(counts: Counter[str]) -> Any:
+    """Return the stored type of a column with these numbers of cells."""
+    numbers, others = counts["whole"] + counts["fractional"], counts["truths"] + counts["texts"]
+    if numbers > others or numbers + others == 0:
+        return pa.float64() if counts["fractional"] or not numbers else pa.int64()
+    return pa.bool_() if numbers + counts["texts"] == 0 else pa.string()
 
 
 def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnreadable) -> Iterator[Sequence[Any]]:
     row = 0
     for batch in _batches(path, [column.name for column in columns]):
-        arrays = []
-        for column, cells in zip(columns, batch.columns, strict=True):
-            arrays.append(_convert_cells(cells, column, row, unreadable))
-        yield arrays
+        columns_and_cells = zip(columns, batch.columns, strict=True)
+        yield [_convert_cells(cells, column, row, unreadable) for column, cells in columns_and_cells]
         row += batch.num_rows
 
 
@@ -204,8 +157,8 @@ def _convert_cells(cells: Any, column: PlannedColumn, row: int, unreadable: Repo
     texts = _trim(cells)
     numbers = _matches(texts, _NUMBER)
     wrong = np.flatnonzero(pc.and_(texts.is_valid(), pc.invert(numbers)).to_numpy(zero_copy_only=False))
-    for place in wrong[:MAX_BAD_ROWS]:
-        unreadable(row + int(place), column.name, f"not a number: {shorten(texts[int(place)].as_py())}")
+    for index in map(int, wrong[:MAX_BAD_ROWS]):
+        unreadable(row + index, column.name, f"not a number: {shorten(texts[index].as_py())}")
     return pc.if_else(numbers, texts, pa.scalar(None, pa.string())).cast(column.type)
 
 

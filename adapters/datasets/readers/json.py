@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -22,10 +23,14 @@ from adapters.datasets.columns import (
     Source,
     WidthCounter,
     check_names,
+    is_list,
 )
 from adapters.errors import MAX_BAD_ROWS, BadRow, BadRows, DuplicateKey, InvalidDataset, NotJson, shorten
 
 _NUMBERS = {int, float}
+# Python types that Arrow takes as they are for a stored type.
+_KINDS: Mapping[Any, set[type]] = {pa.int64(): {int}, pa.float64(): {float}, pa.bool_(): {bool}, pa.string(): {str}}
+_NOUNS = {pa.bool_(): "a boolean", pa.string(): "text"}
 _CHUNK_ROWS = 4096
 _CHUNK_CELLS = 2**20
 _SCALARS = frozenset({float, str, bool, type(None)})
@@ -55,9 +60,8 @@ def open_json_lines(path: str) -> Source:
             else:
                 seen[name].add(value, row)
     if bad:
-        raise BadRows(
-            f"the file has lines that are not objects, the first of them row {bad[0].row}", rows=bad, field="body"
-        )
+        detail = f"the file has lines that are not objects, the first of them row {bad[0].row}"
+        raise BadRows(detail, rows=bad, field="body")
     if rows:
         check_names(list(seen))
     columns = [column.plan() for column in seen.values()]
@@ -69,81 +73,64 @@ class _ValueCounts:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        # Counts by Python type; lists are `numbers`, `texts` or `empty`.
-        self.kinds: Counter[Any] = Counter()
+        # Counts by Python type, and of lists by the kind of their elements.
+        self.kinds: Counter[type | str] = Counter()
         self._wide = self._fractional_lists = False
         self._widths = WidthCounter()
 
     def add(self, value: Any, row: int) -> None:
-        """Count a value that is not one of `_SCALARS`."""
-        if type(value) is list:
-            self._add_list(value, row)
-        elif type(value) is int:
+        """Count a value that is not one of `_SCALARS`; raise `InvalidDataset` for an object or a nested list."""
+        if type(value) is int:
             self.kinds[int] += 1
-            self._wide = self._wide or not _fits_int64(value)
-        else:
-            raise self._nested("an object", row)
-
-    def plan(self) -> PlannedColumn:
-        """Return the planned column."""
-        numbers = self.kinds[int] + self.kinds[float]
-        counts = {
-            "number": numbers,
-            "text": self.kinds[str],
-            "truth": self.kinds[bool],
-            "numbers": self.kinds["numbers"],
-            "texts": self.kinds["texts"],
-        }
-        # Of equal counts, `max` returns the first one here.
-        kind = max(counts, key=lambda kind: counts[kind])
-        if counts[kind] == 0 and self.kinds["empty"]:
-            kind = "texts"
-        if kind == "numbers":
-            return self._widths.plan(self._name, pa.float64() if self._fractional_lists else pa.int64())
-        whole = numbers and not self.kinds[float] and not self._wide
-        types = {"number": pa.int64() if whole else pa.float64(), "text": pa.string(), "truth": pa.bool_()}
-        return PlannedColumn(name=self._name, type=types.get(kind, pa.list_(pa.string())))
-
-    def _add_list(self, value: list[Any], row: int) -> None:
-        kinds = set(map(type, value))
+            self._wide |= not _fit_int64(value, value)
+            return
+        kinds = set(map(type, value)) if type(value) is list else {dict}
         if kinds & {list, dict}:
-            raise self._nested("a list in a list" if list in kinds else "an object in a list", row)
+            what, where = "an object" if dict in kinds else "a list", " in a list" if type(value) is list else ""
+            raise InvalidDataset(
+                f"row {row}, column {shorten(self._name)!r}, is {what}{where}",
+                field=self._name,
+                row=row,
+                expected="numbers, text, booleans, null, and lists of numbers or of text",
+            )
         if kinds <= _NUMBERS:
             self.kinds["numbers" if value else "empty"] += 1
             self._widths.count(len(value))
-            self._fractional_lists |= float in kinds or (
-                bool(value) and not (_fits_int64(max(value)) and _fits_int64(min(value)))
-            )
+            self._fractional_lists |= float in kinds or not _fit_int64(min(value, default=0), max(value, default=0))
         elif kinds == {str}:
             self.kinds["texts"] += 1
 
-    def _nested(self, what: str, row: int) -> InvalidDataset:
-        return InvalidDataset(
-            f"row {row}, column {shorten(self._name)!r}, is {what}",
-            field=self._name,
-            row=row,
-            expected="numbers, text, booleans, null, and lists of numbers or of text",
+    def plan(self) -> PlannedColumn:
+        """Return the planned column."""
+        counts, texts = self.kinds, pa.list_(pa.string())
+        number = pa.float64() if counts[float] or self._wide else pa.int64()
+        # Of equal counts, `max` returns the first one here.
+        count, column_type = max(
+            (counts[int] + counts[float], number),
+            (counts[str], pa.string()),
+            (counts[bool], pa.bool_()),
+            (counts["numbers"], None),
+            (counts["texts"], texts),
+            key=itemgetter(0),
         )
+        if not count:
+            column_type = texts if counts["empty"] else pa.float64()
+        if column_type is None:
+            return self._widths.plan(self._name, pa.float64() if self._fractional_lists else pa.int64())
+        return PlannedColumn(self._name, column_type)
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that are not blank, with their numbers, which count from 1."""
-    number, rest = 0, b""
     with open(path, "rb") as file:
-        while block := file.read(TEXT_BLOCK_BYTES):
-            if not number and not rest:
-                block = block.removeprefix(b"\xef\xbb\xbf")
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                number += 1
-                if line and not line.isspace():
-                    yield number, line
-            if len(rest) > MAX_ROW_BYTES:
-                raise InvalidDataset(
-                    f"line {number + 1} has more than {MAX_ROW_BYTES} bytes", field="body", expected="one object a line"
-                )
-    if rest and not rest.isspace():
-        yield number + 1, rest
+        for number, line in enumerate(iter(partial(file.readline, MAX_ROW_BYTES + 1), b""), 1):
+            if len(line) > MAX_ROW_BYTES:
+                detail = f"line {number} has more than {MAX_ROW_BYTES} bytes"
+                raise InvalidDataset(detail, expected="one object a line")
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line and not line.isspace():
+                yield number, line
 
 
 def _parse_line(text: bytes, line: int) -> dict[str, Any]:
@@ -183,13 +170,13 @@ def _chunks(path: str, columns: Sequence[PlannedColumn], unreadable: ReportUnrea
 
 
 def _to_arrays(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[PlannedColumn], begin: int, unreadable: ReportUnreadable
+    rows: list[Any], columns: Sequence[PlannedColumn], begin: int, unreadable: ReportUnreadable
 ) -> list[Any]:
     arrays = []
     for column in columns:
         values = [row.get(column.name) for row in rows]
         if not _need_no_conversion(values, column.type):
-            values = [_convert_value(value, column, begin + index, unreadable) for index, value in enumerate(values)]
+            values = _convert(values, column, begin, unreadable)
         arrays.append(pa.array(values, column.type))
     return arrays
 
@@ -197,38 +184,39 @@ def _to_arrays(
 def _need_no_conversion(values: Sequence[Any], target: Any) -> bool:
     """Return whether Arrow accepts all values without a conversion."""
     kinds = set(map(type, values)) - {type(None)}
-    if pa.types.is_list(target) or pa.types.is_fixed_size_list(target):
+    if is_list(target):
         if kinds - {list}:
             return False
         kinds = set(map(type, chain.from_iterable(value for value in values if value is not None)))
         target = target.value_type
-    if pa.types.is_floating(target):
-        return kinds <= {float}
-    return kinds <= {int if pa.types.is_integer(target) else bool if pa.types.is_boolean(target) else str}
+    return kinds <= _KINDS[target]
 
 
-def _convert_value(value: Any, column: PlannedColumn, row: int, unreadable: ReportUnreadable) -> Any:
-    """Return a value converted to the type of its column, or None (reported) if that is not possible."""
-    if value is None:
-        return None
-    target, kind = column.type, type(value)
-    if pa.types.is_list(target) or pa.types.is_fixed_size_list(target):
-        expected = "a list of text" if pa.types.is_string(target.value_type) else "a list of numbers"
-        if kind is list:
-            allowed = {str} if pa.types.is_string(target.value_type) else _NUMBERS
-            invalid = next((part for part in value if type(part) not in allowed), _NUMBERS)
-            if invalid is _NUMBERS:
-                return [_to_float(part) for part in value] if pa.types.is_floating(target.value_type) else value
-            unreadable(row, column.name, f"not {expected}: there is {shorten(invalid)} in it")
-            return None
-    elif kind in _NUMBERS and not pa.types.is_string(target) and not pa.types.is_boolean(target):
-        return _to_float(value) if pa.types.is_floating(target) else value
-    elif (pa.types.is_string(target) and kind is str) or (pa.types.is_boolean(target) and kind is bool):
-        return value
-    else:
-        expected = "text" if pa.types.is_string(target) else "a boolean" if pa.types.is_boolean(target) else "a number"
-    unreadable(row, column.name, f"not {expected}: {shorten(value)}")
-    return None
+def _convert(values: Sequence[Any], column: PlannedColumn, begin: int, unreadable: ReportUnreadable) -> list[Any]:
+    """Return values converted to the type of their column, with None (reported) for those of another kind."""
+    in_lists = is_list(column.type)
+    element = column.type.value_type if in_lists else column.type
+    is_number = _KINDS[element] <= _NUMBERS
+    allowed, noun = (_NUMBERS, "a number") if is_number else (_KINDS[element], _NOUNS[element])
+    expected = f"a list of {'numbers' if is_number else 'text'}" if in_lists else noun
+    is_float = pa.types.is_floating(element)
+    converted: list[Any] = []
+    for row, value in enumerate(values, begin):
+        reason = None
+        if in_lists and type(value) is list:
+            if others := [part for part in value if type(part) not in allowed]:
+                reason = f"there is {shorten(others[0])} in it"
+            elif is_float:
+                value = [_to_float(part) for part in value]
+        elif in_lists or type(value) not in allowed:
+            reason = shorten(value)
+        elif is_float:
+            value = _to_float(value)
+        if reason is not None and value is not None:
+            unreadable(row, column.name, f"not {expected}: {reason}")
+            value = None
+        converted.append(value)
+    return converted
 
 
 def _to_float(value: float) -> float:
@@ -238,6 +226,6 @@ def _to_float(value: float) -> float:
         return float("inf") if value > 0 else float("-inf")
 
 
-def _fits_int64(value: float) -> bool:
-    """Return whether an integer fits in 64 bits."""
-    return -(2**63) <= value < 2**63
+def _fit_int64(lowest: int, highest: int) -> bool:
+    """Return whether integers between two bounds fit in 64 bits."""
+    return lowest >= -(2**63) and highest < 2**63

@@ -6,12 +6,13 @@ that error is no longer small. How far it moves ΔW is estimated to first order,
 roots of sums of squares in place of sums, because roundings are independent).
 """
 
-# I in_features · O out_features · K directions kept
+# I in_features · J = I + 1 · O out_features · K directions kept
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from adapters.errors import IllConditioned
 from adapters.lora.adapter import Adapter
@@ -40,29 +41,6 @@ _MARGIN = 32.0
 _WEAK_DIRECTION = 1e-9
 
 
-class _Noise(NamedTuple):
-    """Rounding errors: ε times the peaks of the sums.
-
-    Sums about zero have an error of √(nearᵢ·nearⱼ). Sums about means have that error with the peaks about the means,
-    and from the rounding of the means √(nearᵢ·farⱼ) + √(farᵢ·nearⱼ), with the peaks about zero.
-    """
-
-    near_I: Tensor
-    far_I: Tensor
-    near_square: Tensor
-    far_square: Tensor
-
-    def of_gram(self, scale_I: Tensor) -> float:
-        """Return a bound on the norm of the error of scale·G·scale."""
-        near, far = ((peak_I * scale_I.square()).sum() for peak_I in (self.near_I, self.far_I))
-        return float(near + 2 * (near * far).sqrt())
-
-    def of_fit(self, solution_IO: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the squared size of δ(XᵀR) − δ(XᵀX)·ΔWᵀ in row i, divided by its own peak, for near and for far."""
-        squares_I = solution_IO.square().sum(1)
-        return (self.near_I @ squares_I) + self.near_square, (self.far_I @ squares_I) + self.far_square
-
-
 def forget(
     kept: Statistics,
     gone: Statistics,
@@ -88,57 +66,69 @@ def forget(
             given=f"{gone.rows} rows",
             expected="some rows that stay; to forget all of them, delete the adapter",
         )
-    noise = _noise(kept, rest, bias=bias)
+    noise_2J = _noise(kept, rest, bias=bias)
     # Not `sums_for`, which treats a column whose sum of squares has become negative as constant.
     sums = Sums(rest.gram_II, rest.cross_IO, rest.spread) if bias else rest.about_zero()
-    _check_remainder(sums, noise)
+    _check_remainder(sums, noise_2J)
     decomposition = spectrum(sums.gram_II, sums.gram_II.new_tensor(ridge))
-    _check_free_directions(sums, decomposition, noise, ridge=ridge)
-    _check_movement(sums, decomposition, noise, ridge=ridge, rank=rank, prior_OI=prior_OI)
+    _check_free_directions(sums, decomposition, noise_2J, ridge=ridge)
+    _check_movement(sums, decomposition, noise_2J, ridge=ridge, rank=rank, prior_OI=prior_OI)
     return rest
 
 
-def _noise(kept: Statistics, rest: Statistics, *, bias: bool) -> _Noise:
-    # A column that was always constant, or always 0, has no rounding error.
-    live_I = sums_for(kept, bias=bias).gram_II.diagonal() > 0
+def _noise(kept: Statistics, rest: Statistics, *, bias: bool) -> Tensor:
+    """Return the rounding errors ε·p of each column of x and, last, of the squared residuals, (2, I + 1): near and far.
+
+    Sums about zero have an error of √(nearᵢ·nearⱼ). Sums about means have that error with the peaks about the means,
+    and from the rounding of the means √(nearᵢ·farⱼ) + √(farᵢ·nearⱼ), with the peaks about zero.
+    """
     about_means_J, about_zero_J = _EPSILON * rest.peak_2J
-    near_J, far_J = (about_means_J, about_zero_J) if bias else (about_zero_J, torch.zeros_like(about_zero_J))
-    return _Noise(torch.where(live_I, near_J[:-1], 0.0), torch.where(live_I, far_J[:-1], 0.0), near_J[-1], far_J[-1])
+    noise_2J = torch.stack([about_means_J, about_zero_J] if bias else [about_zero_J, torch.zeros_like(about_zero_J)])
+    # A column that was always constant, or always 0, has no rounding error.
+    is_exact_I = sums_for(kept, bias=bias).gram_II.diagonal() <= 0
+    return noise_2J.masked_fill(functional.pad(is_exact_I, (0, 1)), 0.0)
 
 
-def _check_remainder(sums: Sums, noise: _Noise) -> None:
+def _noise_of_gram(noise_2J: Tensor, scale_I: Tensor) -> float:
+    """Return a bound on the norm of the error of scale·G·scale."""
+    near, far = noise_2J[:, :-1] @ scale_I.square()
+    return float(near + 2 * (near * far).sqrt())
+
+
+def _check_remainder(sums: Sums, noise_2J: Tensor) -> None:
     """Raise `IllConditioned` if the remainder has a negative eigenvalue beyond rounding, unlike any sum over rows."""
-    diagonal_I = torch.maximum(sums.gram_II.diagonal(), noise.near_I)
+    diagonal_I = torch.maximum(sums.gram_II.diagonal(), noise_2J[0, :-1])
     scale_I = torch.where(diagonal_I > 0, diagonal_I, 1.0).rsqrt()
     least = torch.linalg.eigvalsh(scale_I[:, None] * sums.gram_II * scale_I)[0]
-    if float(least) < -_MARGIN * noise.of_gram(scale_I):
+    if float(least) < -_MARGIN * _noise_of_gram(noise_2J, scale_I):
         raise _not_in_sums()
 
 
-def _check_free_directions(sums: Sums, decomposition: Spectrum, noise: _Noise, *, ridge: float) -> None:
+def _check_free_directions(sums: Sums, decomposition: Spectrum, noise_2J: Tensor, *, ridge: float) -> None:
     """Raise `IllConditioned` if rounding could have hidden a small eigenvalue among the free directions."""
     absent = int((sums.gram_II.diagonal() + ridge == 0).sum())
     hidden = int((~decomposition.kept_I).sum()) > absent
-    if hidden and noise.of_gram(decomposition.scale_I) > float(eigenvalue_cutoff(decomposition.values_I)):
+    if hidden and _noise_of_gram(noise_2J, decomposition.scale_I) > float(eigenvalue_cutoff(decomposition.values_I)):
         raise _ill_conditioned("in some direction nothing but rounding is left")
 
 
 def _check_movement(
-    sums: Sums, decomposition: Spectrum, noise: _Noise, *, ridge: float, rank: int | None, prior_OI: Tensor | None
+    sums: Sums, decomposition: Spectrum, noise_2J: Tensor, *, ridge: float, rank: int | None, prior_OI: Tensor | None
 ) -> None:
     """Raise `IllConditioned` if rounding could move the solution by more than the tolerance."""
     (solution_IO,), (basis_OR,) = reduced_rank(
         sums.gram_II[None], sums.cross_IO[None], ridge=ridge, rank=sums.cross_IO.shape[1], prior_OI=prior_OI
     )
     directions_IK = decomposition.kept().whitening()
-    near, far = noise.of_fit(solution_IO)
+    # Squared size of δ(XᵀR) − δ(XᵀX)·ΔWᵀ in row i, divided by its own peak.
+    near, far = noise_2J[:, :-1] @ solution_IO.square().sum(1) + noise_2J[:, -1]
     explained = (directions_IK.T @ sums.cross_IO).square().sum()
     if float(explained - sums.square) > _MARGIN * len(directions_IK) * float(near + 2 * (near * far).sqrt()):
         # No fit explains more than the sum of squared residuals.
         raise _not_in_sums()
     inverse_near, inverse_far = (
-        torch.linalg.matrix_norm(directions_IK @ (directions_IK.T * peak_I.sqrt())).square()
-        for peak_I in (noise.near_I, noise.far_I)
+        torch.linalg.matrix_norm(directions_IK @ (directions_IK.T * noise_I.sqrt())).square()
+        for noise_I in noise_2J[:, :-1]
     )
     moved = _MARGIN * (inverse_near * near + inverse_far * near + inverse_near * far).sqrt()
     if rank is not None:

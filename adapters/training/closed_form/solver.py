@@ -112,7 +112,11 @@ def solve_stack(
     for factor in parts:
         factor[~sound_G] = 0.0
     factors = Factors(a_GOR, b_GRI, bias_GO).map(lambda part: part.cpu().contiguous())
-    return factors, [None if sound else _overflow_error() for sound in sound_G.tolist()]
+    expected = "inputs and targets of smaller magnitude, or a ridge"
+    return factors, [
+        None if sound else Diverged("the minimum has factors past what float32 holds", step=1, expected=expected)
+        for sound in sound_G.tolist()
+    ]
 
 
 def loss_of_factors(statistics: Statistics, factors: Factors, *, scaling: float) -> float:
@@ -246,11 +250,3 @@ def _balanced_factors(solution_GIO: Tensor, basis_GOR: Tensor, *, scaling: float
     a_GOR = basis_GOR * weights_G1R
     b_GIR = functional.normalize(right_GIR, dim=-2, eps=0.0).nan_to_num() * weights_G1R
     return a_GOR.float(), b_GIR.mT.float()
-
-
-def _overflow_error() -> Diverged:
-    return Diverged(
-        "the minimum has factors past what float32 holds",
-        step=1,
-        expected="inputs and targets of smaller magnitude, or a ridge",
-    )

@@ -145,12 +145,9 @@ class Statistics:
 
     def _joined(self, other: "Statistics", sign: int) -> "Statistics":
         if self.cross_IO.shape != other.cross_IO.shape:
-            shapes = [tuple(part.cross_IO.shape) for part in (self, other)]
-            raise InvalidCombination(
-                f"statistics of shape {shapes[1]} cannot be joined to those of shape {shapes[0]} (inputs, outputs)",
-                given=str(shapes[1]),
-                expected=f"statistics of shape {shapes[0]}",
-            )
+            own, given = (tuple(part.cross_IO.shape) for part in (self, other))
+            text = f"statistics of shape {given} cannot be joined to those of shape {own} (inputs, outputs)"
+            raise InvalidCombination(text, given=str(given), expected=f"statistics of shape {own}")
         total = self.total + sign * other.total
         share = torch.where(total > 0, sign * other.total / torch.where(total > 0, total, 1.0), 0.0)
         gap_I, gap_O = other.mean_I - self.mean_I, other.mean_O - self.mean_O
@@ -188,51 +185,39 @@ class Statistics:
         return statistics
 
 
+def base_outputs(base: BaseLayer, x_NI: Tensor) -> Tensor:
+    """Return the outputs of the base layer, (…, I) -> (…, O), in the dtype of x."""
+    bias_O = None if base.bias_O is None else base.bias_O.to(x_NI.dtype)
+    return functional.linear(x_NI, base.weight_OI.to(x_NI.dtype), bias_O)
+
+
 def accumulate_data(base: BaseLayer, data: TrainingData, rows_K: Tensor | None = None) -> Statistics:
     """Return the statistics of these rows of the data (None: all), which are read in chunks."""
     parts = data.parts(rows_K, CHUNK_ROWS)
     return accumulate(base, ((part.inputs_NI, part.targets, part.weights_N) for part in parts))
 
 
-def accumulate(base: BaseLayer, chunks: Iterable[Chunk]) -> Statistics:
+def accumulate(base: BaseLayer, chunks: Iterable[Chunk], *, groups: int | None = None) -> Statistics:
     """Return the statistics of all rows. The chunks may have any length; each is dropped before the next one is read.
 
     x (N, I) and y (N, O) are float32; weights (N,) are finite and not negative, or None. The base's device computes.
+    groups: all tensors have a leading dimension G, and so has the result, which is G·(I + O)·I numbers of float64.
+    Padding rows are finite and have weight 0.
     """
-    gathered = Statistics.zeros(base.in_features, base.out_features, device=base.device)
-    for x_NI, y_NO, weights_N in chunks:
-        gathered = _add_in_chunks(base, gathered, x_NI, y_NO, weights_N)
-    return gathered
-
-
-def accumulate_stack(base: BaseLayer, x_GNI: Tensor, y_GNO: Tensor, weights_GN: Tensor | None) -> Statistics:
-    """Return the statistics of G groups as a stack.
-
-    x (G, N, I), y (G, N, O), weights (G, N): padding rows are finite and have weight 0. The result is G·(I + O)·I
-    numbers of float64, so the caller bounds G.
-    """
-    nothing = Statistics.zeros(base.in_features, base.out_features, groups=len(x_GNI), device=base.device)
-    return _add_in_chunks(base, nothing, x_GNI, y_GNO, weights_GN)
-
-
-def _add_in_chunks(
-    base: BaseLayer, gathered: Statistics, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None
-) -> Statistics:
-    groups = gathered.total.numel()
-    chunk_rows = SUM_CHUNK_NUMBERS // (max(1, groups) * (base.in_features + base.out_features))
+    statistics = Statistics.zeros(base.in_features, base.out_features, groups=groups, device=base.device)
+    chunk_rows = SUM_CHUNK_NUMBERS // ((groups or 1) * (base.in_features + base.out_features))
     chunk_rows = min(max(1, chunk_rows), _CHUNK_ROWS)
-    for begin in range(0, x_NI.shape[-2], chunk_rows):
-        rows = slice(begin, begin + chunk_rows)
-        chunk_weights_N = None if weights_N is None else weights_N[..., rows]
-        gathered = gathered.plus(_statistics_of_rows(base, x_NI[..., rows, :], y_NO[..., rows, :], chunk_weights_N))
-    return gathered
+    for x_NI, y_NO, weights_N in chunks:
+        for begin in range(0, x_NI.shape[-2], chunk_rows):
+            rows = slice(begin, begin + chunk_rows)
+            part_N = None if weights_N is None else weights_N[..., rows]
+            statistics = statistics.plus(_statistics_of_rows(base, x_NI[..., rows, :], y_NO[..., rows, :], part_N))
+    return statistics
 
 
 def _statistics_of_rows(base: BaseLayer, x_NI: Tensor, y_NO: Tensor, weights_N: Tensor | None) -> Statistics:
     x_NI, y_NO = (rows.to(base.device).double() for rows in (x_NI, y_NO))
-    r_NO = y_NO - functional.linear(
-        x_NI, base.weight_OI.double(), None if base.bias_O is None else base.bias_O.double()
-    )
+    r_NO = y_NO - base_outputs(base, x_NI)
     if weights_N is None:
         is_counted_N = None
         total, count = x_NI.new_full(x_NI.shape[:-2], x_NI.shape[-2]), torch.tensor(x_NI.shape[-2], device=base.device)

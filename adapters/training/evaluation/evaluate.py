@@ -9,7 +9,7 @@ for each class, so that the versions can be compared.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -34,16 +34,15 @@ from adapters.training.settings import Loss, TrainingSpec
 Labels: TypeAlias = Sequence[str | int]
 
 # Task of a training, by its loss.
-TASKS: Mapping[Loss, Task] = MappingProxyType(
-    {
-        Loss.MSE: Task.REGRESSION,
-        Loss.HUBER: Task.REGRESSION,
-        Loss.COSINE: Task.REGRESSION,
-        Loss.CROSS_ENTROPY: Task.CLASSIFICATION,
-        Loss.BINARY_CROSS_ENTROPY: Task.MULTILABEL,
-        Loss.MULTIPLE_NEGATIVES: Task.RETRIEVAL,
-    }
-)
+TASKS: Mapping[Loss, Task] = {
+    Loss.MSE: Task.REGRESSION,
+    Loss.HUBER: Task.REGRESSION,
+    Loss.COSINE: Task.REGRESSION,
+    Loss.CROSS_ENTROPY: Task.CLASSIFICATION,
+    Loss.BINARY_CROSS_ENTROPY: Task.MULTILABEL,
+    Loss.MULTIPLE_NEGATIVES: Task.RETRIEVAL,
+}
+_PREFIXES = ("", "base_")
 _CLASS_LOSSES = (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
 # Most inputs and outputs that are measured together: as float64, they fit in the processor's cache.
 _CHUNK_NUMBERS = 2**17
@@ -108,10 +107,9 @@ class LabelMatching:
         """
         if spec.loss is Loss.BINARY_CROSS_ENTROPY:
             logits_NC = self.logits(spec.loss, y_NO)
-            return row_losses(replace(spec, classes=None), logits_NC.T.unsqueeze(0), targets.to(y_NO).T.unsqueeze(0))[0]
+            return _losses_of_rows(replace(spec, classes=None), logits_NC, targets)
         own_N = self.outputs_C.to(targets.device)[targets]
-        own_spec = replace(spec, classes=self.labels)
-        losses_N = row_losses(own_spec, y_NO.T.unsqueeze(0), own_N.clamp_min(0).unsqueeze(0))[0]
+        losses_N = _losses_of_rows(replace(spec, classes=self.labels), y_NO, own_N.clamp_min(0))
         return torch.where(own_N >= 0, losses_N, -math.log(_MIN_PROBABILITY))
 
 
@@ -128,9 +126,9 @@ def match_labels(
     ours = range(spec.classes or outputs) if training is None else training
     if list(theirs) == list(ours):
         return None
-    output_of = {label: output for output, label in enumerate(theirs)}
+    output_of, known = {label: output for output, label in enumerate(theirs)}, set(ours)
     outputs_C = torch.tensor([output_of.get(label, -1) for label in ours])
-    others = [output for label, output in output_of.items() if label not in set(ours)]
+    others = [output for label, output in output_of.items() if label not in known]
     return LabelMatching(len(theirs), outputs_C, torch.tensor(others, dtype=torch.int64))
 
 
@@ -185,9 +183,8 @@ def evaluate_factors(
             losses_N = matching.losses(spec, y_NO, part.targets)
             y_NO = matching.logits(spec.loss, y_NO)
         else:
-            targets = part.targets if part.targets.dtype == torch.int64 else part.targets.double()
-            documents_1K = None if documents_N is None else documents_N[part_rows].unsqueeze(0)
-            losses_N = row_losses(spec, y_NO.T.unsqueeze(0), target_columns(targets.unsqueeze(0)), documents_1K)[0]
+            documents_K = None if documents_N is None else documents_N[part_rows]
+            losses_N = _losses_of_rows(spec, y_NO, part.targets, documents_K)
             y_NO = y_NO[:, : spec.classes]
         ones_N = torch.ones_like(losses_N)
         weights_N = ones_N if part.weights_N is None else part.weights_N.double()
@@ -203,6 +200,12 @@ def evaluate_factors(
         spread = max(0.0, squares / weight - (total / weight) ** 2)
         mean = {"loss": total / weight, "error": math.sqrt(spread * weight_squares) / weight}
     return mean | {"accuracy": right / counted} if counted > 0 else mean
+
+
+def _losses_of_rows(spec: TrainingSpec, y_NO: Tensor, targets: Tensor, documents_N: Tensor | None = None) -> Tensor:
+    documents_1N = None if documents_N is None else documents_N.unsqueeze(0)
+    targets = target_columns(_float64(targets).unsqueeze(0))
+    return row_losses(spec, y_NO.T.unsqueeze(0), targets, documents_1N)[0]
 
 
 class ComparedFactors(NamedTuple):
@@ -232,7 +235,7 @@ def compare_on_held_out(
     """
     held = next(data.parts(held_K, data.rows))
     held = held.weighted(None if weights_N is None else weights_N if held_K is None else weights_N[held_K])
-    task, targets = TASKS[spec.loss], held.targets if held.targets.dtype == torch.int64 else held.targets.double()
+    task, targets = TASKS[spec.loss], _float64(held.targets)
     metrics: dict[str, Any] = {"rows": held.rows}
     for name, entry in entries.items():
         # All chunks write to one tensor, because tensors between freed ones would fragment the memory.
@@ -251,16 +254,15 @@ def compare_on_held_out(
 def summarize_targets(data: TrainingData, training_K: Tensor | None, spec: TrainingSpec, outputs: int) -> Tensor:
     """Return the summary of the training rows for the trivial baseline: class counts, or mean targets; float64."""
     classes = spec.classes or outputs
-    total = torch.zeros(classes if TASKS[spec.loss] is Task.CLASSIFICATION else data.targets.shape[-1]).double()
+    is_classes = data.targets.dtype == torch.int64
+    total = torch.zeros(classes if is_classes else data.targets.shape[-1], dtype=torch.float64)
     weight = 0.0
     for part in data.parts(training_K, CHUNK_ROWS):
         weights_N = torch.ones(part.rows).double() if part.weights_N is None else part.weights_N.double().cpu()
         weight += float(weights_N.sum())
-        if part.targets.dtype == torch.int64:
-            total += weights_N @ functional.one_hot(part.targets.cpu(), classes).double()
-        else:
-            total += weights_N @ part.targets.double().cpu()
-    return total if TASKS[spec.loss] is Task.CLASSIFICATION else total / max(weight, 1e-300)
+        targets = part.targets.cpu()
+        total += weights_N @ (functional.one_hot(targets, classes) if is_classes else targets).double()
+    return total if is_classes else total / max(weight, 1e-300)
 
 
 def measure_stack(
@@ -279,15 +281,12 @@ def measure_stack(
     metrics: list[dict[str, Any]] = [{} for _ in factors.a_OR]
     names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     for side, rows in sides.items():
-        measured = list(_measure_side(base, table, spec, rows, factors, own_weights_N)) or [({}, {})] * len(metrics)
-        for of_adapter, of_side in zip(metrics, measured, strict=True):
-            for prefix, values in zip(("", "base_"), of_side, strict=True):
-                of_adapter |= {f"{prefix}{side}_{name}": values.get(name) for name in names}
+        measured = _measure_side(base, table, spec, rows, factors, own_weights_N) if rows else repeat({}, len(metrics))
+        for of_adapter, values in zip(metrics, measured, strict=True):
+            of_adapter |= {
+                f"{prefix}{side}_{name}": values.get(prefix + name) for prefix in _PREFIXES for name in names
+            }
     return metrics
-
-
-# Values of the loss and the accuracy with the factors, and of the base layer alone.
-_Pair: TypeAlias = tuple[Mapping[str, float], Mapping[str, float]]
 
 
 def _measure_side(
@@ -297,23 +296,23 @@ def _measure_side(
     rows: Sequence[Tensor],
     factors: Factors,
     own_weights_N: Tensor | None,
-) -> Iterator[_Pair]:
-    """Yield the values of each adapter."""
-    largest = max(map(len, rows), default=0)
+) -> Iterator[dict[str, float]]:
+    """Yield `loss`, `base_loss` and maybe the accuracies of each adapter on its rows."""
+    largest = max(map(len, rows))
     documents_N = document_ids(spec, table.targets)
-    if documents_N is not None or largest > CHUNK_ROWS:
-        # One by one: with very many rows, or a loss that depends on an adapter's number of rows.
-        for group, rows_K in enumerate(rows):
-            of_factors, of_base = (
-                evaluate_factors(base, table, rows_K.to(base.device), spec, own, documents_N, own_weights_N)
-                for own in (factors.at(group), None)
-            )
-            yield of_factors, of_base
+    if documents_N is None and largest <= CHUNK_ROWS:
+        groups_at_once = max(1, _CHUNK_NUMBERS // (largest * (base.in_features + 2 * base.out_features)))
+        for begin in range(0, len(rows), groups_at_once):
+            chunk = slice(begin, begin + groups_at_once)
+            yield from _measure_together(base, table, spec, rows[chunk], factors.at(chunk), own_weights_N)
         return
-    groups_at_once = max(1, _CHUNK_NUMBERS // max(1, largest * (base.in_features + 2 * base.out_features)))
-    for begin in range(0, len(rows), groups_at_once):
-        chunk = slice(begin, begin + groups_at_once)
-        yield from _measure_together(base, table, spec, rows[chunk], factors.at(chunk), own_weights_N)
+    # One by one: with very many rows, or a loss that depends on an adapter's number of rows.
+    for group, rows_K in enumerate(rows):
+        measured: dict[str, float] = {}
+        for prefix, own in zip(_PREFIXES, (factors.at(group), None), strict=True):
+            of_rows = evaluate_factors(base, table, rows_K.to(base.device), spec, own, documents_N, own_weights_N)
+            measured |= {prefix + name: value for name, value in of_rows.items()}
+        yield measured
 
 
 def _measure_together(
@@ -323,31 +322,34 @@ def _measure_together(
     rows: Sequence[Tensor],
     factors: Factors,
     own_weights_N: Tensor | None,
-) -> Iterator[_Pair]:
+) -> list[dict[str, float]]:
     rows_GK, is_row_GK = pad_to_matrix(rows, base.device)
     x_GKI = table.inputs_NI.index_select(0, rows_GK.flatten()).double().unflatten(0, rows_GK.shape)
-    targets = target_columns(table.targets.index_select(0, rows_GK.flatten()).unflatten(0, rows_GK.shape))
-    targets = targets if targets.dtype == torch.int64 else targets.double()
+    targets = table.targets.index_select(0, rows_GK.flatten()).unflatten(0, rows_GK.shape)
+    targets = target_columns(_float64(targets))
     weights_GK, own_GK = (
         (is_row_GK if weights_N is None else is_row_GK * weights_N[rows_GK]).double()
         for weights_N in (table.weights_N, own_weights_N)
     )
     base_GOK = stack_base_outputs(base, x_GKI)
-    own_factors = factors.map(lambda part: part.to(x_GKI))
-    values: list[list[dict[str, float]]] = []
-    for y_GOK in (add_low_rank_stack(base_GOK, x_GKI, own_factors, spec.scaling), base_GOK):
-        means = {"loss": _weighted_means(row_losses(spec, y_GOK, targets), weights_GK)}
+    adapted_GOK = add_low_rank_stack(base_GOK, x_GKI, factors.map(lambda part: part.to(x_GKI)), spec.scaling)
+    means: dict[str, list[float]] = {}
+    for prefix, y_GOK in zip(_PREFIXES, (adapted_GOK, base_GOK), strict=True):
+        means[f"{prefix}loss"] = _weighted_means(row_losses(spec, y_GOK, targets), weights_GK)
         if spec.loss is Loss.CROSS_ENTROPY:
             is_right_GK = (y_GOK[:, : spec.classes].argmax(dim=1) == targets).double()
-            means["accuracy"] = _weighted_means(is_right_GK, own_GK)
-        values.append([dict(zip(means, of_adapter, strict=True)) for of_adapter in zip(*means.values(), strict=True)])
-    of_factors, of_base = values
-    return zip(of_factors, of_base, strict=True)
+            means[f"{prefix}accuracy"] = _weighted_means(is_right_GK, own_GK)
+    return [dict(zip(means, of_adapter, strict=True)) for of_adapter in zip(*means.values(), strict=True)]
 
 
 def _weighted_means(values_GK: Tensor, weights_GK: Tensor) -> list[float]:
     means: list[float] = ((values_GK * weights_GK).sum(dim=1) / weights_GK.sum(dim=1).clamp_min(1e-300)).tolist()
     return means
+
+
+def _float64(targets: Tensor) -> Tensor:
+    """Return targets in float64; classes as they are."""
+    return targets if targets.dtype == torch.int64 else targets.double()
 
 
 def pad_to_matrix(rows: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

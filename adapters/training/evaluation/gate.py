@@ -64,11 +64,9 @@ class Gate:
         if rows < self.min_rows:
             return GateDecision(False, f"{rows:.4g} held-out rows are fewer than {self.min_rows}", self, values)
         margin = f" by {self.margin:g} or more" if self.margin > 0 else ""
-        for side in ("base", "live"):
+        names = {"base": "the base layer", "live": f"the live version {live.version}" if live else "the live version"}
+        for side, name in names.items():
             if side in values and not self._beats(values["adapter"], values[side]):
-                name = (
-                    "the base layer" if side == "base" else f"the live version {live.version if live else ''}".strip()
-                )
                 return GateDecision(False, f"its {self.metric} does not beat that of {name}{margin}", self, values)
         return GateDecision(True, f"its {self.metric} beats the others{margin}", self, values)
 
@@ -90,14 +88,12 @@ class GateDecision:
 
     def to_json(self, *, moved: bool) -> dict[str, object]:
         """Return the decision as JSON for the job, with whether live has actually moved."""
-        reason = self.reason
-        if self.moves and not moved:
-            reason = "another version has become live since it was compared"
+        is_overtaken = self.moves and not moved
         return {
             "metric": self.gate.metric,
             "margin": self.gate.margin,
             "min_rows": self.gate.min_rows,
             "compared": dict(self.values),
             "moves_live": moved,
-            "reason": reason,
+            "reason": "another version has become live since it was compared" if is_overtaken else self.reason,
         }

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from hashlib import blake2b
 from statistics import NormalDist
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -51,35 +50,30 @@ class Task(StrEnum):
 
 
 # The metrics that are one number and have a better direction: those that a gate can compare.
-HIGHER_IS_BETTER: Mapping[str, bool] = MappingProxyType(
-    {
-        "loss": False,
-        "accuracy": True,
-        "macro_f1": True,
-        "micro_f1": True,
-        "exact_match": True,
-        "calibration_error": False,
-        "r2_mean": True,
-        "mae_mean": False,
-        "rmse": False,
-        "cosine": True,
-        "recall_at_1": True,
-        "recall_at_5": True,
-        "recall_at_10": True,
-        "mrr": True,
-    }
-)
-
+HIGHER_IS_BETTER: Mapping[str, bool] = {
+    "loss": False,
+    "accuracy": True,
+    "macro_f1": True,
+    "micro_f1": True,
+    "exact_match": True,
+    "calibration_error": False,
+    "r2_mean": True,
+    "mae_mean": False,
+    "rmse": False,
+    "cosine": True,
+    "recall_at_1": True,
+    "recall_at_5": True,
+    "recall_at_10": True,
+    "mrr": True,
+}
 # Primary metric of each task.
-PRIMARY: Mapping[Task, str] = MappingProxyType(
-    {
-        Task.CLASSIFICATION: "accuracy",
-        Task.MULTILABEL: "macro_f1",
-        # Not r2_mean, which does not exist on one row or where no target varies.
-        Task.REGRESSION: "rmse",
-        Task.RETRIEVAL: "recall_at_1",
-    }
-)
+PRIMARY: Mapping[Task, str] = {
+    Task.CLASSIFICATION: "accuracy",
+    Task.MULTILABEL: "macro_f1",
+    # Not r2_mean, which does not exist on one row or where no target varies.
+    Task.REGRESSION: "rmse",
+    Task.RETRIEVAL: "recall_at_1",
+}
 
 
 def measure(

@@ -41,10 +41,10 @@ def choose_ridge_and_rank(
     ridges_tried = default_ridges(training, bias=spec.bias) if spec.try_ridges else (spec.ridge,)
     tried: dict[str, Any] = {"ranks": ranks_tried, "ridges": ridges_tried, "bias": spec.bias, "prior_OI": prior_OI}
     if sides.held is None:
-        chosen = cross_validate_ridge(list(_folds(base, sides.training, spec)), **tried)
+        chosen = cross_validate_ridge(list(_folds(base, sides.training.data, spec)), **tried)
         label = "loss of each tenth of the rows, held out in turn,"
     else:
-        chosen = search_ridge(training, accumulate_data(base, sides.held, sides.held_K), **tried)
+        chosen = search_ridge(training, accumulate_data(base, sides.held.data, sides.held.rows_K), **tried)
         label = "held-out loss,"
     ranks, ridges = (sorted({candidate[index] for candidate in chosen.table}) for index in (1, 0))
     note(
@@ -79,10 +79,10 @@ def choose_rate_and_rank(
     because few held-out rows do not distinguish more, and a large rate overshoots. The rank is chosen as in
     `search_ridge`.
     """
-    short = replace(spec, max_steps=min(spec.max_steps or TRIAL_STEPS, TRIAL_STEPS), max_seconds=None)
     # A trial's last step counts, not its best one. With few held-out rows, the best of many evaluations is chance, and
     # the largest rate, whose loss varies most, gains most from it.
-    short = replace(short, patience=None, try_rates=(), try_ranks=())
+    steps = min(spec.max_steps or TRIAL_STEPS, TRIAL_STEPS)
+    short = replace(spec, max_steps=steps, max_seconds=None, patience=None, try_rates=(), try_ranks=())
     if spec.try_rates:
         tried = {rate: trial(replace(short, learning_rate=rate)) for rate in spec.try_rates}
         best = min(tried.values())

@@ -25,8 +25,7 @@ import torch
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
 from adapters.lora.adapter import from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
-from adapters.storage.blobs import FolderBlobs
-from adapters.storage.quarantine import Quarantine
+from adapters.storage.blobs import FolderBlobs, Quarantine
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData
@@ -183,8 +182,8 @@ class _Fit:
         contents = [result.adapter.canonical_bytes]
         if result.statistics is not None:
             contents.append(result.statistics.to_bytes())
-        metrics, spec = result.evaluation.to_json(), asdict(result.spec)
-        self._send(Done(metrics=metrics, history=result.history, spec=spec, contents=contents))
+        done = Done(metrics=result.metrics, history=result.history, spec=asdict(result.spec), contents=contents)
+        self._send(done)
 
     def _fail(self, error: LoraplexError) -> None:
         latest = self._latest

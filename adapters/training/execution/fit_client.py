@@ -149,22 +149,17 @@ class FitRequest:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FitRequest":
         """Read what `to_json` returned."""
-        live = values["live"]
-        typed = {
-            "job": TrainingJob.from_json(values["job"]),
-            "done": tuple(values["done"]),
-            "live": None if live is None else StoredAdapter(**live),
-        }
-        return cls(**{**values, **typed})
+        job, done, live = TrainingJob.from_json(values["job"]), tuple(values["done"]), values["live"]
+        live = None if live is None else StoredAdapter(**live)
+        return cls(**{**values, "job": job, "done": done, "live": live})
 
 
+@dataclass(eq=False)
 class FitterDied(Exception):
     """The child process ended, or was killed, before it had answered."""
 
-    def __init__(self, *, out_of_memory: bool = False) -> None:
-        super().__init__()
-        # Whether its last lines report a failed allocation.
-        self.out_of_memory = out_of_memory
+    out_of_memory: bool = False
+    """Whether its last lines report a failed allocation."""
 
 
 class Fitter:
@@ -193,31 +188,25 @@ class Fitter:
         self._first = json.dumps({"base": dict(base_arguments), "threads": threads, "memory_bytes": memory_bytes})
         self.data_folder = data_folder
         self._stopped_seconds = stopped_seconds
-        self._stopped = StoppedClock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._ready = False
-        self._words: deque[bytes] = deque(maxlen=_LAST_LINES)
-        self._listener: threading.Thread | None = None
 
     def start(self) -> "subprocess.Popen[bytes]":
         """Return the process, started if it does not run."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.kill()
-        self._process = subprocess.Popen(
-            command("adapters.training.execution.fit_child"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        pipe = subprocess.PIPE
+        module = command("adapters.training.execution.fit_child")
+        self._process = subprocess.Popen(module, stdin=pipe, stdout=pipe, stderr=pipe)
         # If the machine or the container runs out of memory, the kernel ends this process and none that serves.
         with suppress(OSError):
             Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000")
-        self._frames, self._words = queue.SimpleQueue(), deque(maxlen=_LAST_LINES)
+        self._frames: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._last_lines: deque[bytes] = deque(maxlen=_LAST_LINES)
         self._stopped = StoppedClock()
         threading.Thread(target=_read_frames, args=(self._process, self._frames), daemon=True).start()
-        self._listener = threading.Thread(target=_pass_on, args=(self._process, self._words), daemon=True)
+        self._listener = threading.Thread(target=_log_lines, args=(self._process, self._last_lines), daemon=True)
         self._listener.start()
         self._send(self._first)
         return self._process
@@ -285,9 +274,9 @@ class Fitter:
             raise self._death() from None
 
     def _death(self) -> FitterDied:
-        assert self._listener is not None
         self._listener.join(1.0)
-        return FitterDied(out_of_memory=any(says_no_memory(line.decode(errors="replace")) for line in self._words))
+        lines = (line.decode(errors="replace") for line in self._last_lines)
+        return FitterDied(out_of_memory=any(map(says_no_memory, lines)))
 
 
 def _give_way(process: int) -> None:
@@ -307,12 +296,12 @@ def says_no_memory(text: str) -> bool:
     return any(words in text for words in _NO_MEMORY)
 
 
-def _pass_on(process: "subprocess.Popen[bytes]", words: "deque[bytes]") -> None:
+def _log_lines(process: "subprocess.Popen[bytes]", last_lines: "deque[bytes]") -> None:
     """Log the lines of its standard error, and keep the newest."""
     assert process.stderr is not None
     with suppress(ValueError, OSError):  # closed, by `kill` or from outside
         for line in process.stderr:
-            words.append(line)
+            last_lines.append(line)
             log.warning("the fit process says: %s", line.decode(errors="replace").rstrip())
 
 

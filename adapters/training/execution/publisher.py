@@ -81,15 +81,14 @@ class Publisher:
         """Publish the adapters of one stack of a fleet, and store the errors of the others; return how many."""
         if frame.failed:
             self._queue.fail_adapters(self._claim, frame.failed)
+        waiting = self._waiting
         publications = [
-            self._publication(
-                self._waiting[position].name, content, metrics, position=position, rows=self._waiting[position].rows
-            )
+            self._publication(waiting[position].name, content, metrics, position=position, rows=waiting[position].rows)
             for (position, metrics), content in zip(frame.trained, frame.contents, strict=True)
         ]
         published = self._catalog.publish(publications, admit=self._admit, record=self._record)
         for position, _ in (*frame.trained, *frame.failed):
-            self._waiting.pop(position, None)
+            waiting.pop(position, None)
         return len(published)
 
     def finish(self, frame: Done) -> bool:
@@ -108,9 +107,8 @@ class Publisher:
         def record(connection: Connection, published: Sequence[Published]) -> None:
             (made,) = published
             if training.is_update and self._gate.moves and not made.moved_live:
-                raise Conflict(
-                    f"another version of {claim.adapter} has become live while this update was computed: send it again"
-                )
+                detail = f"another version of {claim.adapter} has become live while this update was computed"
+                raise Conflict(f"{detail}: send it again")
             self._record(connection, published)
             decisions: dict[str, Any] = {"gate": verdict.to_json(moved=made.moved_live)} if self._gate.compares else {}
             if chosen := _chosen(training.spec, spec):
@@ -134,9 +132,8 @@ class Publisher:
         claim, tally = self._claim, self._queue.tally(self._claim)
         progress = {"step": self._total, "steps": self._total, "loss": None, "adapters": tally}
         if tally["published"] == 0:
-            error = FleetFailed(
-                f"none of the {self._total} groups could be trained; GET /jobs/{claim.id}/adapters says why each failed"
-            )
+            detail = f"none of the {self._total} groups could be trained"
+            error = FleetFailed(f"{detail}; GET /jobs/{claim.id}/adapters says why each failed")
             self._queue.fail(claim, error.members(), progress=progress)
             return False
         self._queue.succeed(claim, result=None, progress=progress, metrics=tally, history=[])
@@ -198,10 +195,8 @@ class Publisher:
         # Its sums are of residuals of the base layer that it was made for.
         live.check_servable(self._base, self._claim.feature_space)
         if live.statistics is None or live.lineage is None or not _is_trained_alike(live.lineage, self._claim.training):
-            raise Conflict(
-                f"{live} has become live since this update was sent, and was trained in another way: send it again",
-                given=str(live),
-            )
+            detail = f"{live} has become live since this update was sent, and was trained in another way"
+            raise Conflict(f"{detail}: send it again", given=str(live))
         return live.statistics
 
 

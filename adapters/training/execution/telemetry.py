@@ -70,9 +70,8 @@ _MOST_PUBLISHES = 200
 class Recorder:
     """Recorder of one run, which passes it to a listener."""
 
-    def __init__(self, job: Job, listener: Listener, now: Callable[[], float] = time.time) -> None:
-        self._listener, self._now = listener, now
-        self._run = Run(job, now())
+    def __init__(self, job: Job, listener: Listener) -> None:
+        self._listener, self._run = listener, Run(job, time.time())
 
     def saw(self, frame: Frame) -> None:
         """Record the epochs of a frame, and whether the fit was resumed."""
@@ -82,14 +81,14 @@ class Recorder:
     @contextmanager
     def publishing(self) -> Iterator[Publish]:
         """Record a publish, unless it fails or makes no adapter."""
-        publish = Publish(self._now())
+        publish = Publish(time.time())
         yield publish
-        publish.ended = self._now()
+        publish.ended = time.time()
         if publish.adapters:
             self._run.publishes = [*self._run.publishes[1 - _MOST_PUBLISHES :], publish]
             self._listener.published(publish)
 
     def end(self, ending: Ending) -> None:
         """Pass the whole run to the listener."""
-        self._run.ending, self._run.ended = ending, self._now()
+        self._run.ending, self._run.ended = ending, time.time()
         self._listener.ran(self._run)

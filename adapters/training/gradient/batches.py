@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters.lora.base_layer import BaseLayer
+from adapters.training.closed_form.statistics import base_outputs
 from adapters.training.data_file import TrainingData
 from adapters.training.gradient.losses import document_ids, target_columns
 from adapters.training.gradient.sampling import StackEntry
@@ -131,12 +132,6 @@ def pad_rows(rows: Sequence[Tensor], lengths_G: Tensor) -> tuple[Tensor, Tensor]
 
 def _starts(lengths_G: Tensor) -> Tensor:
     return lengths_G.cumsum(0) - lengths_G
-
-
-def base_outputs(base: BaseLayer, x_NI: Tensor) -> Tensor:
-    """Return the outputs of the base layer, (N, I) -> (N, O) float32."""
-    bias_O = None if base.bias_O is None else base.bias_O.float()
-    return functional.linear(x_NI, base.weight_OI.float(), bias_O)
 
 
 def stack_base_outputs(base: BaseLayer, x_GKI: Tensor) -> Tensor:

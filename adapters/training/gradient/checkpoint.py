@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -16,14 +16,6 @@ _METADATA_KEY = "loraplex"
 _SUFFIX, _TEMPORARY = ".safetensors", ".tmp"
 
 log = logging.getLogger(__name__)
-
-
-class _File(NamedTuple):
-    """Checkpoint file, complete or being written."""
-
-    job_id: str
-    fence: int
-    path: Path
 
 
 class CheckpointFolder:
@@ -40,9 +32,9 @@ class CheckpointFolder:
         """Return the path of a claim's checkpoint, after moving the latest checkpoint of earlier claims there."""
         path = self._folder / f"{job_id}.{fence}{_SUFFIX}"
         earlier = sorted(
-            (file.fence, file.path)
-            for file in self._files()
-            if file.job_id == job_id and file.fence < fence and file.path.suffix == _SUFFIX
+            (earlier_fence, file)
+            for owner, earlier_fence, file in self._files()
+            if owner == job_id and earlier_fence < fence and file.suffix == _SUFFIX
         )
         while earlier and not path.exists():
             with suppress(FileNotFoundError):
@@ -51,20 +43,21 @@ class CheckpointFolder:
 
     def drop(self, job_id: str) -> None:
         """Remove the checkpoints of a job."""
-        for file in self._files():
-            if file.job_id == job_id:
-                file.path.unlink(missing_ok=True)
+        for owner, _, file in self._files():
+            if owner == job_id:
+                file.unlink(missing_ok=True)
 
     def jobs(self) -> Set[str]:
         """Return the ids of the jobs that have checkpoints."""
-        return {file.job_id for file in self._files()}
+        return {owner for owner, _, _ in self._files()}
 
-    def _files(self) -> Iterator[_File]:
+    def _files(self) -> Iterator[tuple[str, int, Path]]:
+        """Yield job, fence and path of each file, complete or being written."""
         with suppress(FileNotFoundError):
             for path in self._folder.iterdir():
                 job_id, _, fence = path.stem.rpartition(".")
                 if path.suffix in (_SUFFIX, _TEMPORARY) and fence.isdecimal():
-                    yield _File(job_id, int(fence), path)
+                    yield job_id, int(fence), path
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], *, of: str) -> None:

@@ -3,15 +3,15 @@
 # G adapters of a stack · K held-out rows · I in_features · O out_features · P numbers of a state
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors
+from adapters.training.closed_form.statistics import base_outputs
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import evaluate_factors
-from adapters.training.gradient.batches import Batch, base_outputs, is_packed, pack_rows, padded_rows
+from adapters.training.gradient.batches import Batch, is_packed, pack_rows, padded_rows
 from adapters.training.gradient.losses import (
     add_low_rank_stack,
     document_ids,
@@ -22,14 +22,6 @@ from adapters.training.gradient.losses import (
 from adapters.training.gradient.stack import Stack
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import TrainingSpec
-
-
-class _HeldOutBlock(NamedTuple):
-    """Adapters whose packed held-out rows have one shape."""
-
-    positions: Mapping[int, int]
-    """Position in the batch, by entry."""
-    batch: Batch
 
 
 class EarlyStopping:
@@ -79,12 +71,11 @@ class EarlyStopping:
         """Return the held-out losses with the current factors, for these positions of the stack."""
         position_of = {stack.live[position]: position for position in positions}
         losses: dict[int, float] = {}
-        for block in self._blocks:
-            members = [entry for entry in position_of if entry in block.positions]
+        for index_of, batch in self._blocks:
+            members = [entry for entry in position_of if entry in index_of]
             if members:
-                batch = block.batch
-                if len(members) < len(block.positions):
-                    batch = batch.select([block.positions[entry] for entry in members])
+                if len(members) < len(index_of):
+                    batch = batch.select([index_of[entry] for entry in members])
                 factors = stack.factors([position_of[entry] for entry in members])
                 y_GOK = add_low_rank_stack(batch.base_GOK, batch.x_GKI, factors, self._spec.scaling)
                 losses_G = weighted_mean(row_losses(self._spec, y_GOK, batch.targets), batch.weights_GK)
@@ -114,15 +105,16 @@ class EarlyStopping:
 
 def _pack_held_out(
     base: BaseLayer, data: TrainingData, spec: TrainingSpec, held: Sequence[Tensor]
-) -> list[_HeldOutBlock]:
+) -> list[tuple[Mapping[int, int], Batch]]:
+    """Return a batch of the adapters whose held-out rows have one shape, with the index in it of each entry."""
     entries: dict[int, list[int]] = {}
     for entry, rows_K in enumerate(held):
         if is_packed(len(rows_K), len(rows_K), base):
             length = padded_rows(len(rows_K), base.in_features, base.out_features, spec.rank)
             entries.setdefault(length, []).append(entry)
     return [
-        _HeldOutBlock(
-            {entry: position for position, entry in enumerate(members)},
+        (
+            {entry: index for index, entry in enumerate(members)},
             pack_rows(base, data, [held[entry] for entry in members], [length] * len(members)).batch(length),
         )
         for length, members in entries.items()

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors
+from adapters.training.closed_form.statistics import base_outputs
 from adapters.training.data_file import TrainingData
 from adapters.training.settings import BALANCED, Loss, TrainingSpec
 
@@ -136,8 +137,7 @@ def class_weights(spec: TrainingSpec, classes_N: Tensor, weights_N: Tensor | Non
     if spec.class_weights != BALANCED:
         return torch.tensor(spec.class_weights, dtype=torch.float32, device=classes_N.device)
     weights_N = torch.ones(classes_N.shape, device=classes_N.device) if weights_N is None else weights_N
-    counts_C = torch.zeros(spec.classes or outputs, dtype=torch.float64, device=classes_N.device)
-    counts_C.index_add_(0, classes_N, weights_N.double())
+    counts_C = torch.bincount(classes_N, weights_N.double(), minlength=spec.classes or outputs)
     is_present_C = counts_C > 0
     return torch.where(is_present_C, counts_C.sum() / (is_present_C.sum() * counts_C), 1.0).float()
 
@@ -168,8 +168,7 @@ def target_columns(targets: Tensor) -> Tensor:
 
 def compute_outputs(base: BaseLayer, inputs_NI: Tensor, factors: Factors | None, scaling: float) -> Tensor:
     """Return the outputs with these factors, or of the base layer alone, (N, I) -> (N, O) float64."""
-    bias_O = None if base.bias_O is None else base.bias_O.double()
-    y_NO = functional.linear(inputs_NI.double(), base.weight_OI.double(), bias_O)
+    y_NO = base_outputs(base, inputs_NI.double())
     if factors is None:
         return y_NO
     a_OR, b_RI, own_bias_O = factors.map(lambda part: part.to(y_NO))

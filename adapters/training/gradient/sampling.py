@@ -30,28 +30,14 @@ class Sampler:
         self.held_K: Tensor | None = None
         if spec.split is not None:
             self.training_K, self.held_K = spec.split.sides(rows, self.generator, key_N=key_N, classes_N=classes_N)
+        rows = len(self.training_K)
+        # Rows of a step. If it is all rows, every step has them in a fixed order.
+        self.batch = spec.batch(rows)
+        self.is_full_batch = self.batch == rows
+        self.steps_an_epoch = spec.steps_an_epoch(rows)
+        self.steps = spec.steps(rows)
         # Order of the rows in the current epoch, as positions in `training_K`.
-        self.order_K: Tensor = torch.arange(len(self.training_K))
-
-    @property
-    def batch(self) -> int:
-        """Return the rows of a step."""
-        return self._spec.batch(len(self.training_K))
-
-    @property
-    def is_full_batch(self) -> bool:
-        """Return whether every step has all rows, in a fixed order."""
-        return self.batch == len(self.training_K)
-
-    @property
-    def steps_an_epoch(self) -> int:
-        """Return the steps of an epoch."""
-        return self._spec.steps_an_epoch(len(self.training_K))
-
-    @property
-    def steps(self) -> int:
-        """Return the steps of the training."""
-        return self._spec.steps(len(self.training_K))
+        self.order_K: Tensor = torch.arange(rows)
 
     def draw_factors(self, base: BaseLayer) -> tuple[Tensor, Tensor]:
         """Draw A (O, R) and B (R, I), float32 on the CPU, as `spec.init` says. Not for given factors."""

@@ -82,7 +82,9 @@ def decide(request: TrainingRequest, rows: Rows, holdout: Holdout | None, *, max
         detail = f"{open_names[0]} cannot be auto for a fleet: each group would need another"
         field, expected = field_of(open_names[0]), "a value for all of its groups"
         raise InvalidCombination(detail, field=field, given=AUTO, expected=expected)
-    count = _rows_per_adapter(rows, is_fleet=is_fleet)
+    # Rows that count; of a fleet, whose groups train each by themselves, those of one group.
+    count = rows.count if rows.weights_N is None else int(np.count_nonzero(rows.weights_N))
+    count = max(1, count // (len(rows.fleet.values) if is_fleet and rows.fleet is not None else 1))
     has_few_rows = holdout is None and count < FEW_ROWS and rows.groups is None and settings.early_stopping is None
     has_few_rows &= is_exact or settings.loss in _SCALE_FREE_LOSSES
     if open_names and holdout is None and not has_few_rows and rows.count >= MIN_ROWS:
@@ -120,13 +122,6 @@ def _choose_method(settings: RequestedSettings) -> tuple[Method, str]:
         if is_of_gradients and name in settings.given and getattr(settings, name) != AUTO:
             return Method.ADAMW, f"{name} was given, which closed_form has no use for"
     return Method.CLOSED_FORM, "squared loss has an exact solution: nothing to tune"
-
-
-def _rows_per_adapter(rows: Rows, *, is_fleet: bool) -> int:
-    """Return the rows that count; of a fleet, whose groups train each by themselves, those of one group."""
-    groups = len(rows.fleet.values) if is_fleet and rows.fleet is not None else 1
-    count = rows.count if rows.weights_N is None else int(np.count_nonzero(rows.weights_N))
-    return max(1, count // groups)
 
 
 # Fields of the specification that a setting becomes, and the reason.

@@ -1,5 +1,6 @@
 """Estimate of a training before it is queued: memory of the fit process, and time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapters.training.limits import CHUNK_ROWS, MAX_CACHED_OUTPUTS, MAX_STACK_GROUPS, STACK_NUMBERS, SUM_CHUNK_NUMBERS
@@ -28,14 +29,16 @@ def estimate(
     out_features: int,
     training_rows: int,
     held_rows: int = 0,
-    groups: int | None = None,
-    largest_group: int = 0,
+    group_sizes: Sequence[int] | None = None,
 ) -> Estimate:
-    """Estimate the training of one adapter, or of a fleet of `groups`; the data are read from disk and do not count."""
+    """Estimate the training of one adapter, or of a fleet; the data are read from disk and do not count.
+
+    group_sizes: rows of each group of a fleet.
+    """
     I, O, R = in_features, out_features, spec.rank
     base_bytes = 4 * I * O * 3  # float32, and float64 while it is evaluated
-    if groups is not None:
-        return _of_fleet(spec, I, O, training_rows, groups, largest_group, base_bytes)
+    if group_sizes is not None:
+        return _of_fleet(spec, I, O, training_rows, group_sizes, base_bytes)
     # Rows that are read, those before them, and both again in float64.
     measured = min(CHUNK_ROWS, max(training_rows, held_rows)) * (16 * I + 32 * O)
     held = held_rows * (4 * I + 8 * O * 4)
@@ -66,7 +69,8 @@ def estimate(
     return Estimate(int(_PROCESS_BYTES + base_bytes + needed + measured + held), seconds)
 
 
-def _of_fleet(spec: TrainingSpec, I: int, O: int, rows: int, groups: int, largest: int, base_bytes: int) -> Estimate:
+def _of_fleet(spec: TrainingSpec, I: int, O: int, rows: int, group_sizes: Sequence[int], base_bytes: int) -> Estimate:
+    groups, largest = len(group_sizes), max(group_sizes)
     R, J, together = spec.rank, I + 1, min(MAX_STACK_GROUPS, groups)
     # The rows of a stack: read, padded, and in float64 while they are evaluated.
     in_a_stack = max(largest * (I + 2 * O), min(rows * (I + 2 * O), STACK_NUMBERS))

@@ -75,11 +75,8 @@ def read_holdout(request: TrainingRequest, rows: Rows, *, datasets: Datasets, ba
     if requested is None:
         return Holdout(split=Split(fraction=fraction)) if fraction > 0 else None
     if fraction > 0:
-        raise InvalidCombination(
-            "split and training.validation_fraction both hold rows out: give one of them",
-            field="split",
-            expected="split, or training.validation_fraction",
-        )
+        detail = "split and training.validation_fraction both hold rows out: give one of them"
+        raise InvalidCombination(detail, field="split", expected="split, or training.validation_fraction")
     _check_fields(requested)
     if requested.by is None:
         return Holdout(rows=_held_out_data_set(request, rows, datasets=datasets, base=base))
@@ -109,20 +106,16 @@ def report_split(
     if holdout is None:
         return SplitReport(train=SideReport(rows=rows.count))
     if holdout.rows is not None:
-        return SplitReport(
-            rule={name: holdout.rows.origin[name] for name in ("dataset", "dataset_digest")},
-            train=_side(rows, slice(None)),
-            held_out=_side(holdout.rows, slice(None)),
-            warnings=_repeated_warning(_hashes(rows), _hashes(holdout.rows)),
-        )
+        rule = {name: holdout.rows.origin[name] for name in ("dataset", "dataset_digest")}
+        warnings = _repeated_warning(_hashes(rows), _hashes(holdout.rows))
+        return SplitReport(train=_side(rows), held_out=_side(holdout.rows), rule=rule, warnings=warnings)
     assert holdout.split is not None
     rule = _rule(holdout.split, holdout.column)
     if group_sizes is not None:
-        held_out = _held_out_of_fleet(rows, holdout.split, holdout.key_N, group_sizes)
-        return SplitReport(rule=rule, train=SideReport(rows=rows.count - held_out), held_out=SideReport(rows=held_out))
-    key_N, classes_N = (
-        None if array is None else torch.from_numpy(array) for array in (holdout.key_N, rows.targets.classes_N)
-    )
+        held_out = SideReport(rows=_held_out_of_fleet(rows, holdout.split, holdout.key_N, group_sizes))
+        return SplitReport(train=SideReport(rows=rows.count - held_out.rows), held_out=held_out, rule=rule)
+    arrays = (holdout.key_N, rows.targets.classes_N)
+    key_N, classes_N = (None if array is None else torch.from_numpy(array) for array in arrays)
     sampler = Sampler(spec, rows.count, key_N=key_N, classes_N=classes_N)
     assert sampler.held_K is not None
     training_K, held_K = sampler.training_K.numpy(), sampler.held_K.numpy()
@@ -132,12 +125,8 @@ def report_split(
             raise OutOfRange(detail, field="split", given=0, expected="a row of a weight above 0 on both sides")
     hashes_N = _hashes(rows)
     warnings = _group_warnings(rows, holdout.split, training_K, held_K)
-    return SplitReport(
-        rule=rule,
-        train=_side(rows, training_K),
-        held_out=_side(rows, held_K),
-        warnings=warnings + _repeated_warning(hashes_N[training_K], hashes_N[held_K]),
-    )
+    warnings += _repeated_warning(hashes_N[training_K], hashes_N[held_K])
+    return SplitReport(train=_side(rows, training_K), held_out=_side(rows, held_K), rule=rule, warnings=warnings)
 
 
 def _held_out_of_fleet(rows: Rows, split: Split, key_N: Codes | None, group_sizes: Sequence[int]) -> int:
@@ -146,13 +135,7 @@ def _held_out_of_fleet(rows: Rows, split: Split, key_N: Codes | None, group_size
         held_out = int(key_N.sum())
     else:
         held_out = sum(map(split.held_out_rows, group_sizes))
-    if not 0 < held_out < rows.count:
-        raise OutOfRange(
-            f"the split of each group by itself holds out {held_out} of {rows.count} rows; neither side may be empty",
-            field="split",
-            given=f"{split.fraction:g} by {split.by}",
-            expected="a split that leaves rows on both sides of a group",
-        )
+    split.check_sides(rows.count - held_out, held_out)
     return held_out
 
 
@@ -177,11 +160,8 @@ def _held_out_data_set(request: TrainingRequest, rows: Rows, *, datasets: Datase
 def _check_fields(requested: SplitRequest) -> None:
     needs_column = requested.by in (SplitBy.TIME, SplitBy.COLUMN)
     if (requested.by is None) == (requested.dataset is None):
-        raise InvalidCombination(
-            "split says how rows are drawn (by), or which data set is held out (dataset): one of them",
-            field="split",
-            expected='{"by": …} or {"dataset": reference}',
-        )
+        detail = "split says how rows are drawn (by), or which data set is held out (dataset): one of them"
+        raise InvalidCombination(detail, field="split", expected='{"by": …} or {"dataset": reference}')
     ignored = {
         "column": not needs_column,
         "fraction": requested.by in (SplitBy.COLUMN, None),
@@ -231,14 +211,15 @@ def _rule(split: Split, column: str | None) -> dict[str, Any]:
     return rule
 
 
-def _side(rows: Rows, selected: NDArray[np.int64] | slice) -> SideReport:
+def _side(rows: Rows, rows_K: NDArray[np.int64] | None = None) -> SideReport:
     targets, class_counts = rows.targets, None
+    selected = slice(None) if rows_K is None else rows_K
     if targets.classes_N is not None:
         classes, counts = np.unique(targets.classes_N[selected], return_counts=True)
         names = [targets.labels[index] if targets.labels else int(index) for index in classes[:_MAX_CLASSES_SHOWN]]
         class_counts = {str(name): int(count) for name, count in zip(names, counts, strict=False)}
     return SideReport(
-        rows=rows.count if isinstance(selected, slice) else len(selected),
+        rows=rows.count if rows_K is None else len(rows_K),
         groups=None if rows.groups is None else len(np.unique(rows.groups.codes_N[selected])),
         classes=class_counts,
     )

@@ -2,7 +2,7 @@
 
 # O out_features · I in_features · R rank
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,37 +10,15 @@ import torch
 from safetensors.torch import save
 
 from adapters.arrays import matrix
-from adapters.catalog.adapter_cache import find_adapter
-from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Version
-from adapters.errors import Conflict, InvalidCombination, NotFound, OutOfRange, WrongShape
+from adapters.errors import InvalidCombination, OutOfRange, WrongShape
 from adapters.lora.adapter import MAX_ALPHA, Adapter, check_factors, digest_of, scaling_of
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import parse_reference
 from adapters.training.data_file import Column
 from adapters.training.settings import AUTO, AdapterSource, Init, InitFactors, RequestedSettings
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterFinder:
-    """Lookup of adapters that this service can answer with."""
-
-    catalog: Catalog
-    base: BaseLayer
-    feature_space: str | None
-
-    def find(self, reference: object, *, field: str) -> tuple[Version, Adapter]:
-        """Return the version that a reference means, and its adapter.
-
-        Raises the error about the reference, `NotFound`, or `Conflict` for another base layer or feature space.
-        """
-        parsed = parse_reference(reference, field=field)
-        try:
-            version, adapter = find_adapter(self.catalog, parsed)
-            version.check_servable(self.base, self.feature_space)
-        except (NotFound, Conflict) as error:
-            raise error.at(field=field) from None
-        return version, adapter
+# Lookup of an adapter by its reference, which raises the error about the field with this name.
+FindAdapter = Callable[[object, str], tuple[Version, Adapter]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +53,17 @@ class Initialization:
         return {"start_OR": Column.of(self.a_OR.numpy()), "start_RI": Column.of(self.b_RI.numpy())} | columns
 
 
-def read_initialization(settings: RequestedSettings, adapters: AdapterFinder, *, max_rank: int) -> Initialization:
+def read_initialization(
+    settings: RequestedSettings, find: FindAdapter, *, base: BaseLayer, max_rank: int
+) -> Initialization:
     """Read `training.init` and `training.prior`; raise the error that names the field."""
-    start = _read_init(settings, adapters, max_rank=max_rank)
+    start = _read_init(settings, find, base=base, max_rank=max_rank)
     if settings.prior is None:
         return start
-    return replace(start, prior=adapters.find(settings.prior.adapter, field="training.prior.adapter"))
+    return replace(start, prior=find(settings.prior.adapter, "training.prior.adapter"))
 
 
-def _read_init(settings: RequestedSettings, adapters: AdapterFinder, *, max_rank: int) -> Initialization:
+def _read_init(settings: RequestedSettings, find: FindAdapter, *, base: BaseLayer, max_rank: int) -> Initialization:
     init, field = settings.init, "training.init"
     if isinstance(init, Init):
         return Initialization(init)
@@ -91,13 +71,13 @@ def _read_init(settings: RequestedSettings, adapters: AdapterFinder, *, max_rank
         detail = "rank cannot be auto where training.init gives factors, which have one"
         raise InvalidCombination(detail, field="rank", given=AUTO, expected="the rank of the factors")
     if isinstance(init, AdapterSource):
-        start = _from_adapter(settings, init.adapter, adapters)
+        start = _from_adapter(settings, *find(init.adapter, f"{field}.adapter"))
     else:
         assert isinstance(init, InitFactors)
         a_OR = torch.from_numpy(matrix(init.A, field=f"{field}.A"))
         b_RI = torch.from_numpy(matrix(init.B, field=f"{field}.B"))
         names = (f"{field}.A", f"{field}.B", f"{field}.bias")
-        check_factors(a_OR, b_RI, None, adapters.base, max_rank=max_rank, names=names)
+        check_factors(a_OR, b_RI, None, base, max_rank=max_rank, names=names)
         start = Initialization(Init.FACTORS, a_OR, b_RI)
     assert start.b_RI is not None
     rank = len(start.b_RI)
@@ -116,13 +96,10 @@ def check_label_positions(start: Initialization, labels: Sequence[str | int] | N
     outputs = {label: output for output, label in enumerate(start.labels or ())}
     for output, label in enumerate(labels or ()):
         if outputs.get(label, output) != output:
-            raise InvalidCombination(
-                f"{str(label)[:40]!r} is the label of output {outputs[label]} of {start.parent}, and of output "
-                f"{output} in this training: give data.labels in the order of the adapter",
-                field="training.init.adapter",
-                given=start.parent,
-                expected="an adapter whose labels are those of the same outputs",
-            )
+            theirs = f"{str(label)[:40]!r} is the label of output {outputs[label]} of {start.parent}"
+            detail = f"{theirs}, and of output {output} in this training: give data.labels in the order of the adapter"
+            field, expected = "training.init.adapter", "an adapter whose labels are those of the same outputs"
+            raise InvalidCombination(detail, field=field, given=start.parent, expected=expected)
 
 
 def prior_columns(prior: Adapter | None) -> dict[str, Column]:
@@ -136,9 +113,8 @@ def prior_columns(prior: Adapter | None) -> dict[str, Column]:
     return {"prior_OR": Column.of(scaled_OR.numpy()), "prior_RI": Column.of(prior.b_RI.numpy())}
 
 
-def _from_adapter(settings: RequestedSettings, reference: object, adapters: AdapterFinder) -> Initialization:
+def _from_adapter(settings: RequestedSettings, version: Version, adapter: Adapter) -> Initialization:
     """Start from the ΔW of an adapter: with its alpha, or with A rescaled to the requested alpha."""
-    version, adapter = adapters.find(reference, field="training.init.adapter")
     start = Initialization(Init.FACTORS, adapter.a_OR, adapter.b_RI, str(version), labels=adapter.labels)
     if settings.alpha is None or settings.alpha == AUTO:
         if adapter.alpha <= 0:

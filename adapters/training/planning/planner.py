@@ -1,43 +1,46 @@
 """Planner: checks a training request in full, decides what it leaves open, and makes a training job of it."""
 
 # N rows · I in_features · O out_features
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from adapters.arrays import vector
+from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
+from adapters.catalog.versions import Version
 from adapters.datasets.store import Datasets
 from adapters.errors import (
+    Conflict,
     EstimateTooLarge,
+    IgnoredField,
     InvalidCombination,
-    InvalidName,
-    LoraplexError,
     MissingField,
+    NoStatistics,
+    NotFound,
     OutOfRange,
-    RankTooLarge,
 )
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import Provenance, TrainingJob
+from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import check_name
+from adapters.names import Reference, check_name, parse_reference
 from adapters.training.data_file import Column, write_data_file
 from adapters.training.planning.auto import Decisions, decide
 from adapters.training.planning.estimate import Estimate, estimate
 from adapters.training.planning.holdout import Holdout, SplitReport, read_holdout, report_split
 from adapters.training.planning.initialization import (
-    AdapterFinder,
     Initialization,
     check_label_positions,
+    prior_columns,
     read_initialization,
 )
-from adapters.training.planning.request import RowSource, TrainingRequest, nothing_held_out
-from adapters.training.planning.rows import Groups, Rows, read_rows
+from adapters.training.planning.request import RowSource, TrainingRequest, UpdateRequest, nothing_held_out
+from adapters.training.planning.rows import Rows, read_rows
 from adapters.training.planning.targets import Labels
 from adapters.training.settings import (
     AUTO,
@@ -51,7 +54,6 @@ from adapters.training.settings import (
     unused_settings,
 )
 
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _ALWAYS_SHOWN = frozenset(
     {"method", "loss", "epochs", "learning_rate", "batch_size", "seed", "init", "validation_fraction", "ridge"}
 )
@@ -97,10 +99,18 @@ class Planner:
     feature_space: str | None
     limits: PlanningLimits
 
-    @property
-    def adapters(self) -> AdapterFinder:
-        """Return the lookup of adapters that a training may start from or shrink towards."""
-        return AdapterFinder(catalog=self.catalog, base=self.base, feature_space=self.feature_space)
+    def find_adapter(self, reference: object, field: str) -> tuple[Version, Adapter]:
+        """Return the version that a reference means, and its adapter, if this service can answer with it.
+
+        Raises the error about the reference, `NotFound`, or `Conflict` for another base layer or feature space.
+        """
+        parsed = parse_reference(reference, field=field)
+        try:
+            version, adapter = find_adapter(self.catalog, parsed)
+            version.check_servable(self.base, self.feature_space)
+        except (NotFound, Conflict) as error:
+            raise error.at(field=field) from None
+        return version, adapter
 
     def read_rows(self, source: RowSource, loss: Loss, *, field: str) -> Rows:
         """Read and check rows; raise the `InvalidInput` that names the field and the row."""
@@ -114,17 +124,16 @@ class Planner:
         settings, base, limits = request.settings, self.base, self.limits
         if not request.is_fleet:
             check_name(request.name)
-        if settings.rank != AUTO and settings.rank > limits.max_rank:
-            detail = f"rank is {str(settings.rank)[:20]}, at most {limits.max_rank} is accepted"
-            expected = f"a rank of at most {limits.max_rank}"
-            raise RankTooLarge(detail, field="rank", given=settings.rank, expected=expected)
-        settings.check()
-        start = read_initialization(settings, self.adapters, max_rank=limits.max_rank)
+        settings.check(max_rank=limits.max_rank)
+        # 1. Read what the request refers to, and check each part by itself.
+        start = read_initialization(settings, self.find_adapter, base=base, max_rank=limits.max_rank)
         rows = self.read_rows(request.rows, settings.loss, field="data")
         check_label_positions(start, rows.targets.labels)
-        adapters = _adapters(request, rows, max_groups=limits.max_groups)
+        name = str(request.name)
+        adapters = rows.job_adapters(name, is_fleet=request.is_fleet, max_groups=limits.max_groups)
         sizes = [adapter.rows for adapter in adapters] if request.is_fleet else None
         holdout = read_holdout(request, rows, datasets=self.datasets, base=base)
+        # 2. Decide what the request leaves open, and check that the parts go together.
         max_rank = min(base.in_features, base.out_features, limits.max_rank)
         decisions = decide(request, rows, holdout, max_rank=max_rank)
         holdout = decisions.holdout
@@ -133,6 +142,7 @@ class Planner:
         _check_used(request, rows, holdout)
         split = _report_split(request, rows, holdout, spec, sizes)
         training_rows, labels = split.train.rows, rows.targets.labels
+        # 3. Check the cost, and describe the training.
         spec.check_steps(training_rows)
         cost = self.estimate(spec, training_rows, held_rows=split.held_out.rows, group_sizes=sizes)
         provenance = Provenance(
@@ -161,7 +171,77 @@ class Planner:
             | {name: value for name, value in optional.items() if value},
         )
         columns = _columns(rows, holdout, is_fleet=request.is_fleet) | start.columns()
-        return Plan(name=str(request.name), adapters=tuple(adapters), job=job, estimate=cost, columns=columns)
+        return Plan(name=name, adapters=tuple(adapters), job=job, estimate=cost, columns=columns)
+
+    def updatable_version(self, name: str) -> Version:
+        """Return the live version of an adapter if it can be updated.
+
+        Raises `NotFound`, `Conflict` for another base layer or feature space, and `NoStatistics`.
+        """
+        version = self.catalog.find(Reference(check_name(name)))
+        version.check_servable(self.base, self.feature_space)
+        if version.statistics is None or version.lineage is None:
+            detail = f"{version} was trained without keep_statistics: train it again with it"
+            expected = 'an adapter trained by closed_form with "keep_statistics": true'
+            raise NoStatistics(detail, field="name", given=name, expected=expected)
+        return version
+
+    def plan_update(self, version: Version, request: UpdateRequest) -> Plan:
+        """Check an update of a version that `updatable_version` returned: rows to add and to forget in a closed form.
+
+        Nothing is stored. Raises the `InvalidInput`, `NotFound` or `Conflict` that names the field.
+        """
+        if not request.rows:
+            raise MissingField("an update adds rows, or forgets rows", field="add", expected="add, forget, or both")
+        rows = {field: self.read_rows(source, Loss.MSE, field=field) for field, source in request.rows.items()}
+        for field, part in rows.items():
+            if part.groups is not None or part.fleet is not None:
+                detail = f"{field}: groups have no effect here: leave them out"
+                raise IgnoredField(detail, field=field, expected="rows without groups")
+        lineage: Mapping[str, Any] = version.lineage or {}
+        spec = replace(TrainingSpec.from_json(lineage["spec"]), split=None)
+        gate = request.publish.make_gate(spec.loss, holds_out=False, is_fleet=False)
+        parent, prior = str(version), lineage.get("prior")
+        # Without rows to add, there are empty arrays.
+        empty = {"inputs_NI": (0, self.base.in_features), "targets": (0, self.base.out_features)}
+        columns = {name: Column.of(np.zeros(shape, np.float32)) for name, shape in empty.items()}
+        columns |= self._prior_columns(prior)
+        for prefix, field in (("", "add"), ("gone_", "forget")):
+            if field in rows:
+                columns |= rows[field].columns(prefix)
+        count = sum(part.count for part in rows.values())
+        data = {field: part.description() for field, part in rows.items()}
+        job = TrainingJob(
+            spec=spec,
+            gate=gate,
+            labels=None if version.labels is None else tuple(version.labels),
+            steps=1,
+            adapters=1,
+            is_fleet=False,
+            is_update=True,
+            provenance=Provenance(data=data, parent=parent, prior=prior),
+            description={
+                "name": version.adapter,
+                "rank": spec.rank,
+                "alpha": spec.alpha,
+                "update": {"of": parent, **data},
+                "training": {"method": spec.method, "loss": spec.loss, "ridge": spec.ridge, "bias": spec.bias},
+                "publish": request.publish.as_sent,
+            },
+        )
+        adapters, cost = (JobAdapter(version.adapter, None, count),), self.estimate(spec, count)
+        return Plan(name=version.adapter, adapters=adapters, job=job, estimate=cost, columns=columns)
+
+    def _prior_columns(self, reference: str | None) -> dict[str, Column]:
+        """Return the columns of the adapter that a version shrinks towards; raise `Conflict` if it is gone."""
+        if reference is None:
+            return {}
+        try:
+            return prior_columns(self.find_adapter(reference, "name")[1])
+        except NotFound:
+            detail = f"the adapter that it shrinks towards, {reference}, is gone: train it again"
+            expected = "a prior that is still there"
+            raise Conflict(detail, field="name", given=reference, expected=expected) from None
 
     def estimate(
         self, spec: TrainingSpec, training_rows: int, *, held_rows: int = 0, group_sizes: Sequence[int] | None = None
@@ -173,18 +253,13 @@ class Planner:
             out_features=self.base.out_features,
             training_rows=training_rows,
             held_rows=held_rows,
-            groups=None if group_sizes is None else len(group_sizes),
-            largest_group=max(group_sizes or [0]),
+            group_sizes=group_sizes,
         )
         limit = self.limits.trainer_memory_bytes
         if cost.memory_bytes > limit:
-            raise EstimateTooLarge(
-                f"the training is estimated to need {cost.memory_bytes} bytes of memory, a trainer may use {limit} "
-                "(LORAPLEX_TRAINER_MEMORY_BYTES)",
-                field="data",
-                given=cost.memory_bytes,
-                expected=f"a training of at most {limit} bytes",
-            )
+            given, expected = cost.memory_bytes, f"at most {limit} bytes (LORAPLEX_TRAINER_MEMORY_BYTES)"
+            detail = f"the training is estimated to need {given} bytes of memory; a trainer may use {expected}"
+            raise EstimateTooLarge(detail, field="data", given=given, expected=expected)
         return cost
 
 
@@ -203,50 +278,6 @@ def submit(plan: Plan, queue: JobQueue, *, job_id: str, planner: Planner, max_qu
         data=plan.write_data,
         max_queued=max_queued,
     )
-
-
-def _adapters(request: TrainingRequest, rows: Rows, *, max_groups: int) -> list[JobAdapter]:
-    """Return the adapters to train: of a fleet, one for each group, in the order of the group codes."""
-    name, group_by = str(request.name), rows.origin.get("group_by")
-    if request.is_fleet:
-        groups = _fleet_groups(name, rows, max_groups=max_groups)
-        sizes = np.bincount(groups.codes_N, minlength=len(groups.values))
-        return [
-            JobAdapter(_expand(name, value), str(value), int(size), position=position)
-            for position, (value, size) in enumerate(zip(groups.values, sizes, strict=True))
-        ]
-    if group_by is not None:
-        detail = f"data.group_by trains an adapter a group: the name has to have {{{group_by}}}"
-        raise InvalidCombination(detail, field="name", expected=f"a template such as acme-{{{group_by}}}")
-    return [JobAdapter(name, None, rows.count)]
-
-
-def _fleet_groups(template: str, rows: Rows, *, max_groups: int) -> Groups:
-    """Return the groups of a fleet if the template of its names, such as `acme-{tenant}`, has their column."""
-    placeholders = _PLACEHOLDER.findall(template)
-    if not placeholders:
-        check_name(template)
-    is_inline = rows.table is None
-    column = "group" if is_inline else rows.origin.get("group_by")
-    if rows.fleet is None:
-        field = "data.groups" if is_inline else "data.group_by"
-        detail = f"name has a placeholder, so each group gets an adapter: say with {field} which group a row is of"
-        raise MissingField(detail, field=field, given=template, expected="groups, or a name without a placeholder")
-    if placeholders != [column]:
-        detail = f"name has to have {{{column}}}, once, and no other placeholder"
-        raise InvalidName(detail, field="name", given=template, expected=f"a template such as acme-{{{column}}}")
-    count = len(rows.fleet.values)
-    if count > max_groups:
-        detail = f"the fleet has {count} groups, at most {max_groups} are accepted (LORAPLEX_MAX_GROUPS)"
-        raise OutOfRange(detail, field="data", given=f"{count} groups", expected=f"at most {max_groups} groups")
-    return rows.fleet
-
-
-def _expand(template: str, value: str | int) -> str:
-    try:
-        return check_name(_PLACEHOLDER.sub(lambda _: str(value), template))
-    except LoraplexError as error:
-        raise error.explain(before=f"the group {str(value)[:80]!r} makes no name: ") from None
 
 
 def _resolve(

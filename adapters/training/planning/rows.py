@@ -1,6 +1,7 @@
 """Rows of a training, inline or from a data set: checked in full, and read part by part."""
 
 # N rows · I in_features · O out_features · C labels · M documents
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +9,20 @@ from typing import Any
 import numpy as np
 
 from adapters.arrays import Float32, matrix, one_per_row, vector
-from adapters.datasets.selectors import ColumnSelector, parse_selector
+from adapters.datasets.columns import ColumnSelector, parse_selector
 from adapters.datasets.store import Datasets, DatasetVersion
 from adapters.datasets.table import Table
-from adapters.errors import BadRow, BadRows, OutOfRange
+from adapters.errors import BadRow, BadRows, InvalidCombination, InvalidName, LoraplexError, MissingField, OutOfRange
+from adapters.jobs.job_adapters import JobAdapter
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import parse_reference
+from adapters.names import check_name, parse_reference
 from adapters.training.data_file import Column, rows_digest
 from adapters.training.limits import MAX_DATASET_ROWS
 from adapters.training.planning.request import DatasetColumns, InlineRows, RowSource
-from adapters.training.planning.targets import Codes, TargetReader, Targets, check_one_kind, check_width, read_numbers
+from adapters.training.planning.targets import Codes, TargetReader, Targets, check_one_kind, read_numbers
 from adapters.training.settings import Loss, no_effect
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +59,25 @@ class Rows:
         """Return N."""
         return self.inputs.shape[0]
 
+    def job_adapters(self, name: str, *, is_fleet: bool, max_groups: int) -> list[JobAdapter]:
+        """Return the adapters to train: of a fleet, one for each group, in the order of the group codes.
+
+        name: of a fleet, the template of its names, such as `acme-{tenant}`. Raises the `InvalidInput` that names the
+        field.
+        """
+        group_by = self.origin.get("group_by")
+        if is_fleet:
+            groups = _fleet_groups(name, self, "group" if self.table is None else group_by, max_groups=max_groups)
+            sizes = np.bincount(groups.codes_N, minlength=len(groups.values)).tolist()
+            return [
+                JobAdapter(_expand(name, value), str(value), size, position=position)
+                for position, (value, size) in enumerate(zip(groups.values, sizes, strict=True))
+            ]
+        if group_by is not None:
+            detail = f"data.group_by trains an adapter a group: the name has to have {{{group_by}}}"
+            raise InvalidCombination(detail, field="name", expected=f"a template such as acme-{{{group_by}}}")
+        return [JobAdapter(name, None, self.count)]
+
     def description(self) -> dict[str, Any]:
         """Return what the rows are, as a job and a version show it."""
         return {**self.origin, "rows": self.count, "digest": rows_digest(self.columns())}
@@ -78,7 +101,7 @@ def read_rows(source: RowSource, loss: Loss, *, datasets: Datasets, base: BaseLa
     else:
         rows = _inline_rows(source, targets, base=base, field=field)
     if rows.weights_N is not None:
-        _check_weights(rows.weights_N, field=f"{field}.weight" if rows.table else f"{field}.weights")
+        _check_weights(rows.weights_N, field=f"{field}.weights" if rows.table is None else f"{field}.weight")
     return rows
 
 
@@ -106,19 +129,15 @@ def _dataset_rows(
 ) -> Rows:
     version, table = _open_table(datasets, source.dataset, field=f"{field}.dataset")
     if table.rows > MAX_DATASET_ROWS:
-        raise OutOfRange(
-            f"{field}.dataset has {table.rows} rows; one training takes at most {MAX_DATASET_ROWS}",
-            field=f"{field}.dataset",
-            given=f"{table.rows} rows",
-            expected=f"at most {MAX_DATASET_ROWS} rows",
-        )
+        given, expected = f"{table.rows} rows", f"at most {MAX_DATASET_ROWS} rows"
+        detail = f"{field}.dataset has {given}; one training takes {expected}"
+        raise OutOfRange(detail, field=f"{field}.dataset", given=given, expected=expected)
     inputs = parse_selector(source.inputs, field=f"{field}.inputs")
     target_columns = parse_selector(source.targets, field=f"{field}.targets")
     weights_N = corpus = None
     if source.weight is not None:
-        column = ColumnSelector(column=source.weight)
-        check_width(table, column, 1, field=f"{field}.weight")
-        weights_N = np.ascontiguousarray(table.numbers(column, field=f"{field}.weight")[:, 0])
+        weights = read_numbers(table, ColumnSelector(column=source.weight), 1, field=f"{field}.weight")
+        weights_N = np.concatenate([part_N1[:, 0] for part_N1 in weights.parts()])
     if source.corpus is not None:
         documents = parse_selector(source.corpus.documents, field=f"{field}.corpus.documents")
         _, documents_table = _open_table(datasets, source.corpus.dataset, field=f"{field}.corpus.dataset")
@@ -167,3 +186,29 @@ def _inline_groups(value: object, rows: int, *, field: str) -> Groups:
     values = sorted(set(groups))
     code_of = {group: code for code, group in enumerate(values)}
     return Groups(np.array([code_of[group] for group in groups], np.int64), values)
+
+
+def _fleet_groups(template: str, rows: Rows, column: object, *, max_groups: int) -> Groups:
+    """Return the groups of a fleet if the template of its names has the placeholder for their column."""
+    placeholders = _PLACEHOLDER.findall(template)
+    if not placeholders:
+        check_name(template)
+    if rows.fleet is None:
+        field = "data.groups" if rows.table is None else "data.group_by"
+        detail = f"name has a placeholder, so each group gets an adapter: say with {field} which group a row is of"
+        raise MissingField(detail, field=field, given=template, expected="groups, or a name without a placeholder")
+    if placeholders != [column]:
+        detail = f"name has to have {{{column}}}, once, and no other placeholder"
+        raise InvalidName(detail, field="name", given=template, expected=f"a template such as acme-{{{column}}}")
+    count = len(rows.fleet.values)
+    if count > max_groups:
+        detail = f"the fleet has {count} groups, at most {max_groups} are accepted (LORAPLEX_MAX_GROUPS)"
+        raise OutOfRange(detail, field="data", given=f"{count} groups", expected=f"at most {max_groups} groups")
+    return rows.fleet
+
+
+def _expand(template: str, value: str | int) -> str:
+    try:
+        return check_name(_PLACEHOLDER.sub(lambda _: str(value), template))
+    except LoraplexError as error:
+        raise error.explain(before=f"the group {str(value)[:80]!r} makes no name: ") from None

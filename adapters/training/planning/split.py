@@ -54,26 +54,25 @@ class Split:
         classes_N: (N,) int64, read with `stratify`. Raises `OutOfRange` if a side would be empty.
         """
         held_N = torch.zeros(rows, dtype=torch.bool)
-        if self.by is SplitBy.ROWS and not (self.stratify and classes_N is not None):
-            held_N[torch.randperm(rows, generator=generator)[: self.held_out_rows(rows)]] = True
-        elif self.by is SplitBy.ROWS:
-            assert classes_N is not None
-            for rows_K in _members(classes_N):
+        if self.by is SplitBy.ROWS:
+            strata = _members(classes_N) if self.stratify and classes_N is not None else [torch.arange(rows)]
+            for rows_K in strata:
                 order_K = torch.randperm(len(rows_K), generator=generator)
                 held_N[rows_K[order_K[: self.held_out_rows(len(rows_K))]]] = True
         else:
             assert key_N is not None
             held_N = self._by_key(key_N, generator)
         training_K, held_K = (~held_N).nonzero()[:, 0], held_N.nonzero()[:, 0]
-        if len(training_K) == 0 or len(held_K) == 0:
-            raise OutOfRange(
-                f"the split of {rows} rows leaves {len(training_K)} rows to train on and {len(held_K)} to validate "
-                "on; neither may be empty",
-                field="split",
-                given=f"{self.fraction:g} by {self.by}",
-                expected="a split that leaves rows on both sides",
-            )
+        self.check_sides(len(training_K), len(held_K))
         return training_K, held_K
+
+    def check_sides(self, training_rows: int, held_out_rows: int) -> None:
+        """Raise `OutOfRange` if the split leaves a side empty."""
+        if not training_rows or not held_out_rows:
+            counts = f"{training_rows} rows to train on and {held_out_rows} to validate on"
+            detail = f"the split of {training_rows + held_out_rows} rows leaves {counts}; neither may be empty"
+            given, expected = f"{self.fraction:g} by {self.by}", "a split that leaves rows on both sides"
+            raise OutOfRange(detail, field="split", given=given, expected=expected)
 
     def _by_key(self, key_N: Tensor, generator: torch.Generator) -> Tensor:
         rows = len(key_N)

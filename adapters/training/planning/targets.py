@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.arrays import Float32, is_finite, matrix, one_per_row
-from adapters.datasets.selectors import ColumnSelector
+from adapters.datasets.columns import ColumnSelector
 from adapters.datasets.table import Table
 from adapters.errors import (
     MAX_BAD_ROWS,
@@ -105,12 +105,8 @@ class TargetReader:
 
     def _check_has_classes(self) -> None:
         if self.labels is not None and self.loss not in (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY):
-            raise InvalidCombination(
-                f"labels name classes, and {self.loss} has none",
-                field=self._labels_field,
-                given=self.labels,
-                expected="labels with cross_entropy or binary_cross_entropy",
-            )
+            detail, expected = f"labels name classes, and {self.loss} has none", "no labels, or a loss with classes"
+            raise InvalidCombination(detail, field=self._labels_field, given=self.labels, expected=expected)
 
     @property
     def _labels_field(self) -> str:
@@ -173,13 +169,9 @@ class TargetReader:
             return check_labels(self.labels, field=self._labels_field, outputs=self.outputs)
         names = sorted(values, key=lambda name: (str(type(name)), name))
         if not MIN_LABELS <= len(names) <= self.outputs:
-            raise OutOfRange(
-                f"{self.field} has {len(names)} different labels ({_listed(names)}); at least {MIN_LABELS}, and at "
-                f"most one for each of the layer's {self.outputs} outputs",
-                field=self.field,
-                given=f"{len(names)} labels",
-                expected=f"{MIN_LABELS} to {self.outputs} different labels",
-            )
+            expected = f"{MIN_LABELS} to {self.outputs} labels, at most one for each output"
+            detail = f"{self.field} has {len(names)} different labels ({_listed(names)}), expected {expected}"
+            raise OutOfRange(detail, field=self.field, given=f"{len(names)} labels", expected=expected)
         return check_labels(names, field=self.field, outputs=self.outputs)
 
     def _shares(self, column: Column) -> Targets:
@@ -195,14 +187,11 @@ class TargetReader:
         for part_NC in column.parts():
             wrong = np.argwhere((part_NC < 0) | (part_NC > 1))
             if len(wrong):
-                row, output = map(int, wrong[0])
-                raise OutOfRange(
-                    f"{self.field}, row {begin + row}, column {output}: not from 0 to 1",
-                    field=self.field,
-                    row=begin + row,
-                    given=float(part_NC[row, output]),
-                    expected="0 where the label does not hold, 1 where it does",
-                )
+                index, output = map(int, wrong[0])
+                row, given = begin + index, float(part_NC[index, output])
+                detail = f"{self.field}, row {row}, column {output}: not from 0 to 1"
+                expected = "0 where the label does not hold, 1 where it does"
+                raise OutOfRange(detail, field=self.field, row=row, given=given, expected=expected)
             begin += len(part_NC)
         return Targets(column, labels)
 
@@ -227,7 +216,9 @@ def check_one_kind(names: Sequence[object], *, field: str) -> None:
 
 def read_numbers(table: Table, selection: ColumnSelector, width: int, *, field: str) -> Column:
     """Return columns of numbers, checked in full and read part by part; raise `WrongShape` and `BadRows`."""
-    check_width(table, selection, width, field=field)
+    actual = table.width(selection, field=field)
+    if actual != width:
+        raise _wrong_width(field, actual, f"{width} numbers")
     table.check_numbers(selection, field=field)
     step = max(1, _NUMBERS_PER_PART // width)
 
@@ -236,13 +227,6 @@ def read_numbers(table: Table, selection: ColumnSelector, width: int, *, field: 
             yield table.numbers(selection, field=field, begin=begin, end=begin + step)
 
     return Column("F32", (table.rows, width), parts)
-
-
-def check_width(table: Table, selection: ColumnSelector, expected: int, *, field: str) -> None:
-    """Raise `WrongShape` if columns have another number of entries per row."""
-    width = table.width(selection, field=field)
-    if width != expected:
-        raise _wrong_width(field, width, f"{expected} numbers")
 
 
 def _wrong_width(field: str, width: int, expected: str) -> WrongShape:

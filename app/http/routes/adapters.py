@@ -28,7 +28,6 @@ from adapters.peft.archive import pack, unpack
 from adapters.peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft.weights import DEFAULT_MODULE, TENSOR_FILE, check_module, read_peft, write_peft
 from adapters.training.planning.planner import Plan, submit
-from adapters.training.planning.updates import plan_update, updatable_version
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, object_of_body, read_as, read_bytes
 from app.http.paging import NamePage, Page, QueryFields, QueryFlag, QueryInteger, page_of, read_cursor, version_in_path
 from app.http.preconditions import etag, precondition
@@ -279,8 +278,8 @@ def _plan_training(service: Service, body: object) -> Plan:
 
 
 def _plan_update(service: Service, name: str, body: object) -> Plan:
-    version = updatable_version(service.planner, name)
-    return plan_update(service.planner, version, update_request(body))
+    version = service.planner.updatable_version(name)
+    return service.planner.plan_update(version, update_request(body))
 
 
 async def _queue(plan: Callable[[], Plan], service: Service, response: Response) -> JobWithHistory:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field
 
 from adapters.jobs.job import JobStatus
-from adapters.jobs.revert import SkipReason
+from adapters.jobs.job_adapters import SkipReason
 from app.http.errors import JobProblem
 from app.http.schemas.fields import AnswerBody, PageBody, ShownAs
 

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapters.datasets.selectors import ColumnSelector
+from adapters.datasets.columns import ColumnSelector
 from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.datasets.validation import Column

@@ -1,7 +1,5 @@
 """Asynchronous client of a loraplex service."""
 
-# ruff: noqa: ASYNC109  # both clients have the same parameters, so `timeout` is one of them
-
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -16,9 +14,9 @@ from loraplex import decode
 from loraplex._async.connection import AsyncConnection
 from loraplex._async.jobs import AsyncJob, wait_for, watch
 from loraplex._async.predict import AsyncPredictor, read_rows
-from loraplex._async.uploads import AsyncTrainingRows, upload_file, upload_table
+from loraplex._async.uploads import AsyncTrainingRows, upload_table
 from loraplex.arrays import Encode, numbers
-from loraplex.calls import Call, conditions, given, path, planning_call
+from loraplex.calls import Call, conditions, given, path, planning_call, upload_call
 from loraplex.errors import InvalidCombination, LoraplexError
 from loraplex.inference import prediction, references_of
 from loraplex.peft_files import read_source, unpack
@@ -235,9 +233,8 @@ class AsyncClient:
         factors: dict[str, Any] = given({"A": A, "B": B, "alpha": alpha, "bias": bias, "labels": labels})
         if (source is None) == (not factors):
             expected = "a PEFT model, a folder or a zip; or A and B"
-            raise InvalidCombination(
-                "an adapter comes from a source or from factors", field="source", expected=expected
-            )
+            detail = "an adapter comes from a source or from factors"
+            raise InvalidCombination(detail, field="source", expected=expected)
         where, headers = path("adapters", name), conditions(if_match, if_none_match)
         if source is None:
             # Labels are not converted: an array would turn numbers beside texts into texts, which the service refuses.
@@ -308,7 +305,8 @@ class AsyncClient:
         headers = conditions(if_match, if_none_match)
         if isinstance(source, str | Path):
             headers["Content-Type"] = media_type(Path(source), content_type)
-            return await upload_file(self._connection, name, Path(source), headers=headers, timeout=timeout)
+            call = upload_call(name, Path(source), headers=headers, timeout=timeout)
+            return await self._connection.fetch(call, decode.dataset_version)
         if content_type is not None:
             headers["Content-Type"] = content_type
         write = partial(write_table, source)

@@ -1,7 +1,5 @@
 """Connection of the asynchronous client: calls with retries, lists page by page, and streams."""
 
-# ruff: noqa: ASYNC109  # both clients have the same parameters, so `timeout` is one of them
-
 import asyncio
 import random
 import time
@@ -112,8 +110,8 @@ class AsyncConnection:
         end = time.monotonic() + seconds
         content = bytearray()
         with errors_of_httpx(self.settings.url):
-            # A thread cannot be interrupted. The blocking client's timeout limits each read, and the body's is checked
-            # after each chunk: if the head or the body comes slowly, an attempt may take up to twice its time.
+            # A thread cannot be interrupted, so the blocking client has no `limit`. The timeout of httpx limits each of
+            # its reads: an attempt takes longer if the head comes slowly, and up to twice its time if the body does.
             async with limit(seconds + _MOMENT_SECONDS):
                 request = self._request(call, httpx.Timeout(seconds, pool=None))
                 async with aclosing(await self._http.send(request, stream=True)) as response:

@@ -1,7 +1,5 @@
 """Jobs of the asynchronous client: what can be done with one, its events, and waiting for its end."""
 
-# ruff: noqa: ASYNC109  # both clients have the same parameters, so `timeout` is one of them
-
 import asyncio
 import math
 import random
@@ -96,10 +94,8 @@ async def watch(connection: AsyncConnection, job_id: str, *, until: float = math
                 # The stream was alive, so it may end any number of times: some proxies limit the time of each.
                 breaks = 0
             elif breaks >= settings.retries:
-                raise BadAnswer(
-                    f"the events of job {job_id} ended {breaks + 1} times before anything was told",
-                    expected="a stream of events, open until the job has ended",
-                )
+                detail = f"the event stream of job {job_id} ended {breaks + 1} times without an event"
+                raise BadAnswer(detail, expected="a stream of events, open until the job has ended")
         except (Unreachable, TimedOut):
             # A proxy that holds back one stream holds back the next one too.
             if silent or breaks >= settings.retries:
@@ -138,11 +134,9 @@ async def wait_for(
                 return job
             left = end - time.monotonic()
             if left <= 0:
-                raise TimedOut(
-                    f"job {job_id} is still {job.status}, and goes on: it was waited for as long as was asked",
-                    given=str(job.status),
-                    expected=f'more time; client.job("{job_id}") is the same job later',
-                )
+                detail = f"job {job_id} is still {job.status} after the timeout of the wait, and continues"
+                expected = f'more time; client.job("{job_id}") is the same job later'
+                raise TimedOut(detail, given=str(job.status), expected=expected)
             await asyncio.sleep(min(pause, left))
             pause = min(1.5 * pause, _LONGEST_PAUSE)
 

@@ -1,27 +1,15 @@
 """Predictions of the asynchronous client: texts through the encoder, and rows in as few requests as possible."""
 
-# both clients have the same parameters, so `timeout` is one of them
-
 # N rows · I in_features
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loraplex import inference
 from loraplex._async.connection import AsyncConnection
 from loraplex.arrays import Encode, Float32, Rows, encode_rows, is_text, rows_of
 from loraplex.errors import BadAnswer, InvalidInput, LoraplexError, OutOfRange
-from loraplex.inference import (
-    MAX_ROWS,
-    Part,
-    binary_call,
-    count_from,
-    json_call,
-    model_path,
-    read_binary,
-    read_json,
-    slices,
-)
 
 # Statuses that stand for several codes: an answer under `/v2` gives the code only in words.
 # 500 and 503 are not among them: a service in trouble is not sent the same request again. They raise `InternalError`
@@ -51,9 +39,9 @@ class AsyncPredictor:
     """Fields of the request that ask for classes; empty for outputs."""
     timeout: float | None
 
-    async def predict(self, references: Sequence[str | None], x_NI: Float32) -> list[Part]:
+    async def predict(self, references: Sequence[str | None], x_NI: Float32) -> list[inference.Part]:
         """Return the answers to all rows, each with its reference, in as few requests as possible."""
-        as_json = self.by_row or bool(self.options) or model_path(references[0]) is None
+        as_json = self.by_row or bool(self.options) or inference.model_path(references[0]) is None
         try:
             return await self._send_all(references, x_NI, as_json=as_json)
         except InvalidInput as error:
@@ -62,25 +50,25 @@ class AsyncPredictor:
                 raise
             config = "/v2/models/__base__/config"
             max_rows = await self.connection.get(config, lambda value: int(value["max_batch_size"]))
-            if max_rows >= min(MAX_ROWS, len(x_NI)):
+            if max_rows >= min(inference.MAX_ROWS, len(x_NI)):
                 raise
         return await self._send_all(references, x_NI, as_json=as_json, max_rows=max_rows)
 
     async def _send_all(
-        self, references: Sequence[str | None], x_NI: Float32, *, as_json: bool, max_rows: int = MAX_ROWS
-    ) -> list[Part]:
+        self, references: Sequence[str | None], x_NI: Float32, *, as_json: bool, max_rows: int = inference.MAX_ROWS
+    ) -> list[inference.Part]:
         send = self._send_json if as_json else self._send_binary
         pins: dict[str | None, str] = {}
         parts = []
-        for cut in slices(*x_NI.shape, max_rows=max_rows, as_json=as_json):
+        for cut in inference.slices(*x_NI.shape, max_rows=max_rows, as_json=as_json):
             row_references = references[cut]
             try:
                 part = await send([pins.get(reference, reference) for reference in row_references], x_NI[cut])
             except LoraplexError as error:
-                count_from(error, cut.start)
+                inference.count_from(error, cut.start)
                 raise
             if not len(row_references) == len(part.values) == len(part.versions_N):
-                detail = f"{len(row_references)} rows were asked for, and others answered"
+                detail = f"the answer to {len(row_references)} rows has another number of rows"
                 raise BadAnswer(detail, expected="an output for each row")
             for reference, version in dict(zip(row_references, part.versions_N, strict=True)).items():
                 if version is not None:
@@ -88,11 +76,12 @@ class AsyncPredictor:
             parts.append(part)
         return parts
 
-    async def _send_binary(self, references: Sequence[str | None], x_NI: Float32) -> Part:
-        where = model_path(references[0])
+    async def _send_binary(self, references: Sequence[str | None], x_NI: Float32) -> inference.Part:
+        where = inference.model_path(references[0])
         assert where is not None
         try:
-            return read_binary(await self.connection.send(binary_call(where, x_NI, timeout=self.timeout)))
+            call = inference.binary_call(where, x_NI, timeout=self.timeout)
+            return inference.read_binary(await self.connection.send(call))
         except LoraplexError as error:
             if error.status not in _AMBIGUOUS:
                 raise
@@ -104,6 +93,6 @@ class AsyncPredictor:
                     raise precise from None
             raise
 
-    async def _send_json(self, references: Sequence[str | None], x_NI: Float32) -> Part:
-        call = json_call(references, x_NI, by_row=self.by_row, options=self.options, timeout=self.timeout)
-        return read_json(await self.connection.send(call), has_labels=bool(self.options))
+    async def _send_json(self, references: Sequence[str | None], x_NI: Float32) -> inference.Part:
+        call = inference.json_call(references, x_NI, by_row=self.by_row, options=self.options, timeout=self.timeout)
+        return inference.read_json(await self.connection.send(call), has_labels=bool(self.options))

@@ -1,6 +1,4 @@
-"""Data sets that the asynchronous client uploads: files, tables, and rows that are too large for a training request."""
-
-# ruff: noqa: ASYNC109  # both clients have the same parameters, so `timeout` is one of them
+"""Data sets that the asynchronous client makes: of tables, and of rows that are too large for a training request."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -20,14 +18,6 @@ from loraplex.errors import LoraplexError
 from loraplex.results import DatasetVersion
 
 
-async def upload_file(
-    connection: AsyncConnection, name: str, file: Path, *, headers: Mapping[str, str], timeout: float | None
-) -> DatasetVersion:
-    """Upload a file as a data set; the headers have its content type."""
-    call = upload_call(name, file, headers=headers, timeout=timeout)
-    return await connection.fetch(call, dataset_version)
-
-
 async def upload_table(
     connection: AsyncConnection,
     name: str,
@@ -36,13 +26,11 @@ async def upload_table(
     headers: Mapping[str, str],
     timeout: float | None,
 ) -> DatasetVersion:
-    """Upload what `write` writes to a file; it returns the content type, which `headers` may override."""
+    """Upload what `write` writes to a file; it returns the content type, unless `headers` have another."""
     with TemporaryDirectory(prefix="loraplex-") as folder:
         file = Path(folder) / "table"
-        content_type = await asyncio.to_thread(write, file)
-        return await upload_file(
-            connection, name, file, headers={"Content-Type": content_type, **headers}, timeout=timeout
-        )
+        headers = {"Content-Type": await asyncio.to_thread(write, file), **headers}
+        return await connection.fetch(upload_call(name, file, headers=headers, timeout=timeout), dataset_version)
 
 
 class AsyncTrainingRows:

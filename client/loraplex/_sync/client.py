@@ -14,9 +14,9 @@ from loraplex import decode
 from loraplex._sync.connection import Connection
 from loraplex._sync.jobs import Job, wait_for, watch
 from loraplex._sync.predict import Predictor, read_rows
-from loraplex._sync.uploads import TrainingRows, upload_file, upload_table
+from loraplex._sync.uploads import TrainingRows, upload_table
 from loraplex.arrays import Encode, numbers
-from loraplex.calls import Call, conditions, given, path, planning_call
+from loraplex.calls import Call, conditions, given, path, planning_call, upload_call
 from loraplex.errors import InvalidCombination, LoraplexError
 from loraplex.inference import prediction, references_of
 from loraplex.peft_files import read_source, unpack
@@ -231,9 +231,8 @@ class Client:
         factors: dict[str, Any] = given({"A": A, "B": B, "alpha": alpha, "bias": bias, "labels": labels})
         if (source is None) == (not factors):
             expected = "a PEFT model, a folder or a zip; or A and B"
-            raise InvalidCombination(
-                "an adapter comes from a source or from factors", field="source", expected=expected
-            )
+            detail = "an adapter comes from a source or from factors"
+            raise InvalidCombination(detail, field="source", expected=expected)
         where, headers = path("adapters", name), conditions(if_match, if_none_match)
         if source is None:
             # Labels are not converted: an array would turn numbers beside texts into texts, which the service refuses.
@@ -304,7 +303,8 @@ class Client:
         headers = conditions(if_match, if_none_match)
         if isinstance(source, str | Path):
             headers["Content-Type"] = media_type(Path(source), content_type)
-            return upload_file(self._connection, name, Path(source), headers=headers, timeout=timeout)
+            call = upload_call(name, Path(source), headers=headers, timeout=timeout)
+            return self._connection.fetch(call, decode.dataset_version)
         if content_type is not None:
             headers["Content-Type"] = content_type
         write = partial(write_table, source)

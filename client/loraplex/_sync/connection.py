@@ -110,8 +110,8 @@ class Connection:
         end = time.monotonic() + seconds
         content = bytearray()
         with errors_of_httpx(self.settings.url):
-            # A thread cannot be interrupted. The blocking client's timeout limits each read, and the body's is checked
-            # after each chunk: if the head or the body comes slowly, an attempt may take up to twice its time.
+            # A thread cannot be interrupted, so the blocking client has no `limit`. The timeout of httpx limits each of
+            # its reads: an attempt takes longer if the head comes slowly, and up to twice its time if the body does.
             with limit(seconds + _MOMENT_SECONDS):
                 request = self._request(call, httpx.Timeout(seconds, pool=None))
                 with closing(self._http.send(request, stream=True)) as response:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adapters.storage.quarantine import Quarantine
+from adapters.storage.blobs import Quarantine
 from app.processes.store_guard import guarded_store
 from app.settings import EXIT_CONFIG, Settings
 from tests.support.service import LORAPLEX, ServiceProcess, environment, eventually, free_port, serving

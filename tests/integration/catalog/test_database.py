@@ -42,10 +42,10 @@ def test_the_migrations_make_the_same_columns_keys_and_indexes_one_by_one(catalo
 
 
 def _shape(inspector: sa.Inspector, table: str) -> list[object]:
-    columns = [
+    columns = sorted(
         (column["name"], str(column["type"]), column["nullable"], column.get("primary_key"))
         for column in inspector.get_columns(table)
-    ]
+    )
     indexes = sorted((str(index["name"]), tuple(index["column_names"])) for index in inspector.get_indexes(table))
     unique = [tuple(constraint["column_names"]) for constraint in inspector.get_unique_constraints(table)]
     return [columns, indexes, unique, inspector.get_pk_constraint(table)["constrained_columns"]]

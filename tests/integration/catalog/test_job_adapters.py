@@ -14,9 +14,9 @@ import torch
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterDeleted, BadRows, ClaimLost, StorageFull
-from adapters.jobs.job import MAX_LOG_LINES, JobStatus
+from adapters.jobs.job import JobStatus
 from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
-from adapters.jobs.queue import JobQueue
+from adapters.jobs.queue import MAX_LOG_LINES, JobQueue
 from adapters.lora.adapter import delta_norms
 from adapters.names import Reference
 from tests.support.catalog_factories import (

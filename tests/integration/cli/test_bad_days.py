@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.integration.cli.conftest import DIGITS, ROOT, SECONDS, Ended, Run, hear_ctrl_c, invoke
-from tests.integration.cli.test_talking import at_a_terminal
+from tests.integration.cli.test_output import at_a_terminal
 from tests.support.service import LORAPLEX, ServiceProcess, environment
 
 Ask = Callable[..., Any]

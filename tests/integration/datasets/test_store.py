@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from adapters.catalog.catalog import Catalog
+from adapters.datasets.columns import ColumnSelector
 from adapters.datasets.ingest import Format, Ingestion, upload_file
-from adapters.datasets.selectors import ColumnSelector
 from adapters.datasets.store import Datasets, DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import (

@@ -12,7 +12,7 @@ from adapters.datasets.table import Table
 from adapters.storage.blobs import FolderBlobs
 from app.http.errors import known_failure
 from tests.conftest import Serve
-from tests.integration.serving.test_direct import THROUGH_ASGI
+from tests.integration.serving.test_fast_path import THROUGH_ASGI
 
 UPLOAD = {"A": [[1.0]] * 2, "B": [[1.0] * 10]}
 QUESTION = {"adapter": "acme", "inputs": [[0.0] * 10]}

@@ -45,8 +45,7 @@ class Case:
             out_features=self.out_features,
             training_rows=self.rows - held_rows,
             held_rows=held_rows,
-            groups=self.groups,
-            largest_group=0 if self.groups is None else -(-self.rows // self.groups),
+            group_sizes=None if self.groups is None else [-(-self.rows // self.groups)] * self.groups,
         )
 
     def write(self, path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from adapters.catalog.versions import Published
 from adapters.jobs.job import Job
-from adapters.jobs.revert import SkipReason
+from adapters.jobs.job_adapters import SkipReason
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from adapters.arrays import Float32
 from adapters.errors import LoraplexError
 from app.serving.oip.request import MAX_CACHED_BYTES, InferHeader, read_exactly, read_header_cached, read_infer_fast
-from tests.unit.app.serving.test_questions import AWKWARD, MANY, MAX_ROWS, NUMBERS, TOKENS
+from tests.unit.app.serving.test_request import AWKWARD, MANY, MAX_ROWS, NUMBERS, TOKENS
 
 I = 3
 MORE_TOKENS = [*TOKENS, b'"data":', b'"data"', b'"d\\u0061ta":[1,2,3],', b'\\"data\\":[', b'"id":"', b'"shape":[1,3],']

@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters.errors import BlobCorrupt, InvalidCombination
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form import statistics as module
-from adapters.training.closed_form.statistics import Statistics, accumulate, accumulate_stack
+from adapters.training.closed_form.statistics import Statistics, accumulate
 from tests.support.dense_oracle import Float64
 from tests.unit.adapters.training.closed_form.closed_form_oracle import Problem, numbers, stacked
 
@@ -183,7 +183,7 @@ def test_groups_of_different_lengths_come_to_the_same_together_as_each_alone(mon
         x_GNI[group, :length], y_GNO[group, :length], weights_GN[group, :length] = chunk[0], chunk[1], chunk[2]
         alone.append(accumulate(problem.base, [chunk]))
     monkeypatch.setattr(module, "SUM_CHUNK_NUMBERS", 4 * 10 * 11)
-    stack = accumulate_stack(problem.base, x_GNI, y_GNO, weights_GN)
+    stack = accumulate(problem.base, [(x_GNI, y_GNO, weights_GN)], groups=4)
     for group, one in enumerate(alone):
         _assert_same(stack[group], one)
     _assert_same(stacked(alone), stack)
@@ -192,7 +192,7 @@ def test_groups_of_different_lengths_come_to_the_same_together_as_each_alone(mon
 def test_without_weights_every_row_of_a_stack_counts_once() -> None:
     problem = _problem(weighted=False)
     x_NI, y_NO, _ = problem.chunk()
-    stack = accumulate_stack(problem.base, x_NI.reshape(3, 30, 6), y_NO.reshape(3, 30, 4), None)
+    stack = accumulate(problem.base, [(x_NI.reshape(3, 30, 6), y_NO.reshape(3, 30, 4), None)], groups=3)
     assert stack.count.tolist() == [30, 30, 30]
     for group in range(3):
         _assert_same(stack[group], problem.statistics(slice(30 * group, 30 * group + 30)))

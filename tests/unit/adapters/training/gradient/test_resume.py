@@ -72,7 +72,7 @@ class Attempts:
 
         kept = CheckpointOptions(self.path, seconds=seconds, note=self.notes.append)
         try:
-            return fit(BASE, _data(spec) if data is None else data, spec, watcher=Watcher(report, kept=kept))
+            return fit(BASE, _data(spec) if data is None else data, spec, watcher=Watcher(report, checkpoint=kept))
         except _Death:
             return None
 
