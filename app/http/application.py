@@ -1,12 +1,11 @@
 """The application: every call and page, and the middleware around them."""
 
-from functools import partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.http.endpoints import ENDPOINTS, Endpoint, build_router
+from app.http.endpoints import build_router
 from app.http.errors import add_error_handlers
 from app.http.middleware import Middleware
 from app.openapi.document import router as document_router
@@ -19,24 +18,7 @@ def create_app(service: Service) -> ASGIApp:
     """Return the ASGI application that answers for `service`."""
     app = build_routes()
     app.state.service = service
-
-    def body_limit(endpoint: Endpoint | None) -> int:
-        settings = service.settings
-        if endpoint is not None and endpoint.is_streamed:
-            return settings.max_dataset_bytes
-        own = None if endpoint is None else endpoint.body_limit
-        return settings.max_body_bytes if own is None else min(own, settings.max_body_bytes)
-
-    return Middleware(
-        app,
-        asgi_calls={
-            endpoint.path: partial(endpoint.asgi, service) for endpoint in ENDPOINTS if endpoint.asgi is not None
-        },
-        body_limit=body_limit,
-        memory=service.bodies,
-        observer=service.observer,
-        host_policy=service.host_policy,
-    )
+    return Middleware(app, service)
 
 
 def build_routes() -> FastAPI:

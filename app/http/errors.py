@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import ErrorDetails
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
@@ -21,7 +20,6 @@ from adapters import errors as domain
 from adapters.arrays import is_finite
 from adapters.errors import InvalidInput, LoraplexError, MissingField, NotFinite, StorageFull, UnknownField, shorten
 from app.http.host_policy import CrossSite, HostNotAllowed
-from app.observability.records import NOT_ANSWERED
 
 _OBJECTS = ("model_type", "model_attributes_type", "dict_type")
 _NUMBERS = ("int_type", "float_type")
@@ -296,21 +294,16 @@ def add_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
 
     for kind in (LoraplexError, RequestValidationError, OSError, Exception):
         app.add_exception_handler(kind, _answer_known_failure)
-    app.add_exception_handler(ClientDisconnect, _answer_disconnect)
     app.add_exception_handler(HTTPException, answer_framework_error)
 
 
 async def _answer_known_failure(request: Request, error: Exception) -> Response:
     known = known_failure(error)
     if known is None:
-        raise error  # a defect, which the middleware logs and answers
+        raise error  # for the middleware, which logs a defect and answers it
     if isinstance(error, OSError) and isinstance(known, StorageFull):
         await run_in_threadpool(request.app.state.service.catalog.quarantine.empty)
     return answer_at(request.scope["path"], known)
-
-
-async def _answer_disconnect(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=NOT_ANSWERED)  # the client has closed the connection
 
 
 def known_fields(model: type[BaseModel], location: Sequence[int | str]) -> tuple[list[str], str | None]:

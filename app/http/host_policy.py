@@ -75,7 +75,8 @@ class HostPolicy:
         headers = [header for header in scope["headers"] if header[0] in _HEADERS_READ]
         hosts = _values(headers, b"host")
         target = scope["state"].get("target_authority")
-        if not (self._allows_any or (method in SAFE_METHODS and _is_health(path))):
+        is_health = path in _HEALTH_PATHS or path.startswith(_HEALTH_PREFIX)
+        if not (self._allows_any or (method in SAFE_METHODS and is_health)):
             # HTTP/1.0 has no Host header.
             if len(hosts) != 1 and (hosts or scope["http_version"] != "1.0"):
                 raise _not_allowed(f"the request has {len(hosts) or 'no'} Host headers; it needs exactly one", hosts)
@@ -164,10 +165,6 @@ def _check_origin(headers: Headers, hosts: Sequence[bytes]) -> None:
 
 def _not_allowed(detail: str, hosts: Sequence[bytes]) -> HostNotAllowed:
     return HostNotAllowed(detail, field="Host", given=", ".join(map(_text, hosts)), expected=_EXPECTED_HOST)
-
-
-def _is_health(path: str) -> bool:
-    return path in _HEALTH_PATHS or path.startswith(_HEALTH_PREFIX)
 
 
 def _values(headers: Headers, name: bytes) -> list[bytes]:

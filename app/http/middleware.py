@@ -4,20 +4,21 @@ import asyncio
 import logging
 import re
 import secrets
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import count
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.bodies import BodyMemory
-from app.http.endpoints import Endpoint, find_endpoint
+from app.http.endpoints import ENDPOINTS, Endpoint, find_endpoint
 from app.http.errors import InternalError, TooManyBytes, answer_at, known_failure, too_large
-from app.http.host_policy import HostPolicy
-from app.observability.observer import Observer
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, OTHER, RequestRecord
+from app.service import Service
 
 _REQUEST_ID = b"x-request-id"
 _CLIENT_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -31,27 +32,20 @@ log = logging.getLogger(__name__)
 
 
 class Middleware:
-    """Wraps `app`, and calls the endpoints of `asgi_calls` (by path) in place of it.
+    """Wraps `app`, and calls the ASGI callables of the endpoint table in place of it.
 
     A client's own `X-Request-Id` is kept if it is 1 to 64 characters of A-Z a-z 0-9 . _ -; every answer has one.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        asgi_calls: Mapping[str, ASGIApp],
-        body_limit: Callable[[Endpoint | None], int],
-        memory: BodyMemory,
-        observer: Observer,
-        host_policy: HostPolicy,
-    ) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._asgi_calls = asgi_calls
-        self._body_limit = body_limit
-        self._memory = memory
-        self._observer = observer
-        self._host_policy = host_policy
+        self._asgi_calls = {call.path: partial(call.asgi, service) for call in ENDPOINTS if call.asgi is not None}
+        self._settings = service.settings
+        self._memory = service.bodies
+        # Bodies that are streamed to a file.
+        self._uncounted = BodyMemory(sys.maxsize)
+        self._observer = service.observer
+        self._host_policy = service.host_policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -59,11 +53,18 @@ class Middleware:
             await self._app(scope, receive, send)
             return
         endpoint = find_endpoint(scope["method"], scope["path"])
-        is_streamed = endpoint is not None and endpoint.is_streamed
-        memory = None if is_streamed else self._memory
-        exchange = _Exchange(scope, receive, send, body_limit=self._body_limit(endpoint), memory=memory)
+        limit, memory = self._settings.max_body_bytes, self._memory
+        if endpoint is not None and endpoint.is_streamed:
+            limit, memory = self._settings.max_dataset_bytes, self._uncounted
+        elif endpoint is not None and endpoint.body_limit is not None:
+            limit = min(limit, endpoint.body_limit)
+        exchange = _Exchange(scope, receive, send, body_limit=limit, memory=memory)
         try:
-            self._check_head(exchange)
+            # What a request can be refused with before its body is read.
+            if "refusal" in exchange.state:  # set by the connection, which found the request malformed
+                raise exchange.state["refusal"]
+            self._host_policy.check(scope)
+            exchange.check_length()
             exchange.endpoint = endpoint
             app = self._app if endpoint is None else self._asgi_calls.get(endpoint.path, self._app)
             await app(scope, exchange.receive, exchange.send)
@@ -74,13 +75,6 @@ class Middleware:
         finally:
             exchange.release_memory()
             self._observe(exchange)
-
-    def _check_head(self, exchange: "_Exchange") -> None:
-        """Raise the error that a request can be refused with before its body is read."""
-        if "refusal" in exchange.state:  # set by the connection, which found the request malformed
-            raise exchange.state["refusal"]
-        self._host_policy.check(exchange.scope)
-        exchange.check_length()
 
     def _observe(self, exchange: "_Exchange") -> None:
         scope, state = exchange.scope, exchange.state
@@ -111,9 +105,7 @@ class _Exchange:
         *("_receive", "_send", "_body_limit", "_memory", "_read_bytes", "_held_bytes", "_has_ended"),
     )
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, body_limit: int, memory: BodyMemory | None
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, body_limit: int, memory: BodyMemory) -> None:
         self.scope = scope
         self.state = scope.setdefault("state", {})
         # The fast path may have read the head already, and then left the request to ASGI.
@@ -149,7 +141,7 @@ class _Exchange:
         length = int(self.headers.get(b"content-length", b"0"))
         if length > self._body_limit:
             raise too_large(self._body_limit)
-        if self._memory is not None and not self._memory.has_room(length):
+        if not self._memory.has_room(length):
             raise self._memory.full()
 
     async def receive(self) -> Message:
@@ -164,7 +156,13 @@ class _Exchange:
             raise self.state["refusal"]
         if self._read_bytes > self._body_limit:
             raise too_large(self._body_limit)
-        self._hold_memory(size)
+        try:
+            self._memory.take(size)
+        except TooManyBytes:
+            # Released before the answer is sent, because other bodies that arrive now need the room.
+            self.release_memory()
+            raise
+        self._held_bytes += size
         return message
 
     async def send(self, message: Message) -> None:
@@ -190,20 +188,9 @@ class _Exchange:
 
     def release_memory(self) -> None:
         """Give back the memory that the body was counted with."""
-        if self._memory is not None and self._held_bytes:
+        if self._held_bytes:
             self._memory.release(self._held_bytes)
             self._held_bytes = 0
-
-    def _hold_memory(self, size: int) -> None:
-        if self._memory is None:
-            return
-        try:
-            self._memory.take(size)
-        except TooManyBytes:
-            # Released before the answer is sent, because other bodies that arrive now need the room.
-            self.release_memory()
-            raise
-        self._held_bytes += size
 
 
 def request_id_of(headers: Mapping[bytes, bytes]) -> bytes:

@@ -1,17 +1,15 @@
 """Preconditions: `If-Match` and `If-None-Match` (RFC 9110, section 13.1), and the feature space of a request."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from fastapi import Request
 
+from adapters.catalog.catalog import Precondition
 from adapters.errors import FeatureSpaceMismatch, PreconditionFailed
 
 _STRONG_TAG = re.compile(r'(?:^|[\s,])"([\x21\x23-\x7e\x80-\xff]*)"(?=$|[\s,])')
 _ANY = re.compile(r"(?:^|,)\s*\*\s*(?:,|$)")
-
-# Called with whether the name exists and the digest of its live version; raises `PreconditionFailed`.
-Precondition = Callable[[bool, str | None], None]
 
 
 def etag(digest: str) -> str:

@@ -47,15 +47,14 @@ PARAMETERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
     ),
     "X-Feature-Space": ("Name of the encoder of the inputs; 409 if this service has another one.", _STRING),
-    "X-Request-Timeout": (
-        "Seconds that the client waits; after that, 503.", {"type": "number", "exclusiveMinimum": 0}
-    ),
+    "X-Request-Timeout": ("Seconds that the client waits; after that, 503.", {"type": "number", "exclusiveMinimum": 0}),
     "If-Match": ("Only if the live (or newest) version has one of these entity tags.", _STRING),
     "If-None-Match": ("Only if it has none of these; `*`: only if the name is new.", _STRING),
     "Inference-Header-Content-Length": (
-        "Number of bytes of JSON; the rest of the body is the tensor's data.", {"type": "integer", "minimum": 0}
+        "Number of bytes of JSON; the rest of the body is the tensor's data.",
+        {"type": "integer", "minimum": 0},
     ),
-}  # fmt: skip
+}
 # Header of answers → description and schema.
 HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "X-Request-Id": ("Id of the request in the service's log.", _STRING),
@@ -71,9 +70,10 @@ HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "Content-Disposition": ("File name of the download.", _STRING),
     "Inference-Header-Content-Length": (
-        "Number of bytes of JSON, if the rest of the body is binary.", {"type": "integer"}
+        "Number of bytes of JSON, if the rest of the body is binary.",
+        {"type": "integer"},
     ),
-}  # fmt: skip
+}
 _JSON = ("not_json", "duplicate_key", "missing_field", "unknown_field", "wrong_type", "out_of_range", "not_finite")
 _QUERY = ("unknown_field", "wrong_type", "out_of_range", "invalid_combination")
 _EVERY_CALL = ("internal_error", "head_too_large", "not_http", "too_many_open_files")
@@ -233,7 +233,7 @@ def responses(codes: Iterable[str], *, protocol: bool) -> dict[str, Any]:
         content: Mapping[str, Any] = {
             MEDIA_TYPE: {
                 "schema": {"$ref": "#/components/schemas/Problem", "properties": {"code": {"enum": codes_here}}},
-                "example": _example(codes_here[0], status),
+                "example": dict(EXAMPLE) if codes_here[0] == EXAMPLE["code"] else _example(codes_here[0], status),
             }
         }
         if protocol:
@@ -247,8 +247,6 @@ def responses(codes: Iterable[str], *, protocol: bool) -> dict[str, Any]:
 
 
 def _example(code: str, status: int) -> dict[str, Any]:
-    if code == EXAMPLE["code"]:
-        return dict(EXAMPLE)
     title = TITLES[code]
     return {"type": f"urn:loraplex:{code}", "title": title, "status": status, "detail": title, "code": code}
 

@@ -123,23 +123,19 @@ def _purge_hourly(quarantine: Quarantine, stop: threading.Event) -> None:
 
 def _mark(running: Path) -> list[tuple[Path, int]]:
     """Create the mark of this process; return it with its lock, which no child process inherits."""
+    path = running / f"{uuid.uuid4().hex}.lock"
+    # Locked before it gets the name that others search for. Otherwise they could take it for abandoned.
+    fresh = path.with_suffix(".new")
     try:
-        return [_create_mark(running)]
+        running.mkdir(exist_ok=True)
+        lock = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fresh.rename(path)
     except OSError as error:
         # For example on a full disk, from which the service can still serve.
         log.warning("an unclean end of this process will not be noticed: %s", error)
         return []
-
-
-def _create_mark(running: Path) -> tuple[Path, int]:
-    running.mkdir(exist_ok=True)
-    path = running / f"{uuid.uuid4().hex}.lock"
-    # Locked before it gets the name that others search for. Otherwise they could take it for abandoned.
-    fresh = path.with_suffix(".new")
-    lock = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    fresh.rename(path)
-    return path, lock
+    return [(path, lock)]
 
 
 def _lock_abandoned(running: Path) -> list[tuple[Path, int]]:

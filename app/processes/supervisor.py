@@ -72,10 +72,10 @@ def serve(settings: Settings) -> int:
 
 def _clean_metrics(settings: Settings) -> None:
     """Remove the metrics of an earlier run's processes, so that counters begin at zero."""
-    counts = {"worker": settings.workers, "trainer": settings.trainers}
     try:
-        for role in [role for role, count in counts.items() if count]:
-            clean_slots(settings.data_dir / METRICS, role)
+        for role, count in (("worker", settings.workers), ("trainer", settings.trainers)):
+            if count:
+                clean_slots(settings.data_dir / METRICS, role)
     except OSError as error:
         log.warning("the metrics of an earlier run cannot be removed: %s", error)
 

@@ -258,18 +258,16 @@ def _from_json(value: dict[str, object], service: Service) -> tuple[Adapter, Non
         )
     upload: schemas.FactorsUpload | schemas.PeftUpload
     if peft_names:
-        upload = peft = read_as(schemas.PeftUpload, value)
-        a, b, alpha, bias = peft.lora_B, peft.lora_A, peft.lora_alpha, None
-        names = ("lora_B", "lora_A", "bias")
+        upload, names = read_as(schemas.PeftUpload, value), ("lora_B", "lora_A", "bias")
     else:
-        upload = own = read_as(schemas.FactorsUpload, value)
-        a, b, alpha, bias = own.A, own.B, own.alpha, own.bias
-        names = ("A", "B", "bias")
-    a_OR, b_RI = torch.from_numpy(matrix(a, field=names[0])), torch.from_numpy(matrix(b, field=names[1]))
+        upload, names = read_as(schemas.FactorsUpload, value), ("A", "B", "bias")
+    a_OR = torch.from_numpy(matrix(upload.A, field=names[0]))
+    b_RI = torch.from_numpy(matrix(upload.B, field=names[1]))
     outputs = service.base.out_features
+    bias = upload.bias
     bias_O = None if bias is None else torch.from_numpy(vector(bias, field="bias", length=outputs))
     check_factors(a_OR, b_RI, bias_O, service.base, max_rank=service.settings.max_rank, names=names)
-    checked_alpha = check_alpha(b_RI.shape[0] if alpha is None else alpha)
+    checked_alpha = check_alpha(b_RI.shape[0] if upload.alpha is None else upload.alpha)
     labels = check_labels(upload.labels, field="labels", outputs=outputs) if upload.gave("labels") else None
     feature_space = service.settings.feature_space
     return Adapter(a_OR, b_RI, bias_O, checked_alpha, feature_space=feature_space, labels=labels), None

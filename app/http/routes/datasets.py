@@ -11,14 +11,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from adapters.datasets.ingest import CONTENT_TYPES, Ingestion, upload_file
-from adapters.datasets.store import DatasetVersion
+from adapters.datasets.store import DatasetVersion, Precondition
 from adapters.datasets.table import Table
 from adapters.names import Reference, check_name, check_prefix
 from app.http.bodies import content_type
 from app.http.paging import NamePage, Page, QueryFields, QueryInteger, read_cursor, version_in_path
-from app.http.preconditions import Precondition, etag, precondition
+from app.http.preconditions import etag, precondition
 from app.http.schemas import datasets as schemas
 from app.service import Service, ServiceOf
+from app.serving.asgi import wait_for_disconnect
 
 _WRITE_BYTES = 2**20
 
@@ -112,7 +113,7 @@ async def _read_dataset(
             max_bytes=service.settings.max_dataset_bytes,
         )
         adding = asyncio.create_task(_add_dataset(name, reading, kind, service, precondition))
-        disconnect = asyncio.create_task(_wait_for_disconnect(request))
+        disconnect = asyncio.create_task(wait_for_disconnect(request.receive))
         try:
             await asyncio.wait((adding, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if not adding.done():
@@ -157,8 +158,3 @@ def _write(raw: IO[bytes], content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[raw.write(view) :]
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -1,7 +1,7 @@
 """Adapters, their versions and uploads as clients see them."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
@@ -26,9 +26,10 @@ class FactorsUpload(RequestBody):
 class PeftUpload(RequestBody):
     """Factors of an adapter under PEFT's names, which are swapped."""
 
-    lora_A: Matrix = Field(description="(r, in)")
-    lora_B: Matrix = Field(description="(out, r)")
-    lora_alpha: Alpha = Field(None, ge=-1e6, le=1e6, description="Defaults to the rank, so that s = 1.")
+    B: Matrix = Field(alias="lora_A", description="(r, in)")
+    A: Matrix = Field(alias="lora_B", description="(out, r)")
+    alpha: Alpha = Field(None, alias="lora_alpha", ge=-1e6, le=1e6, description="Defaults to the rank, so that s = 1.")
+    bias: ClassVar[None] = None
     labels: Labels = Field(None, description="Class labels of the first outputs.")
 
 

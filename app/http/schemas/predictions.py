@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from app.http.schemas.fields import NOT_NULL, Matrix, RequestBody, ShownAs
 
@@ -12,17 +12,21 @@ Datatype = Literal["FP32", "FP64", "FP16", "BF16"]
 OUTPUTS, PROBABILITIES, LABELS = MEMBERS = ("outputs", "probabilities", "labels")
 
 
+Reference = Annotated[Any, ShownAs(str | None)]
+References = Annotated[Any, ShownAs(list[str | None])]
+
+
+def _one_of(*fields: list[JsonValue]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"oneOf": [{"required": names} for names in fields]})
+
+
 class PredictRequest(RequestBody):
     """Rows, with one adapter for all of them or one for each row."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["adapter"]}, {"required": ["adapters"]}]})
+    model_config = _one_of(["adapter"], ["adapters"])
 
-    adapter: Annotated[Any, ShownAs(str | None)] = Field(
-        None, description="Reference (`acme`, `acme@3`), or null for the bare base layer."
-    )
-    adapters: Annotated[Any, ShownAs(list[str | None])] = Field(
-        None, description="Instead of `adapter`: a reference or null for each row."
-    )
+    adapter: Reference = Field(None, description="Reference (`acme`, `acme@3`), or null for the bare base layer.")
+    adapters: References = Field(None, description="Instead of `adapter`: a reference or null for each row.")
     inputs: Matrix = Field(description="Rows of `in_features` numbers.")
     members: Annotated[list[Any], NOT_NULL, Field(json_schema_extra={"items": {"enum": [*MEMBERS]}})] = Field(
         [OUTPUTS], alias="return", description="Members of the answer, each at most once."
@@ -43,15 +47,11 @@ class AdapterRef(BaseModel):
 class PredictAnswer(BaseModel):
     """One answer for each row, with the members that `return` lists, and the version that computed it."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": ["adapter"]}, {"required": ["adapters", "row_adapters"]}]}
-    )
+    model_config = _one_of(["adapter"], ["adapters", "row_adapters"])
 
     outputs: Matrix = Field(None, description="Rows of `out_features` numbers.")
     probabilities: Matrix = Field(None, description="Probability of each class; with `top_k`, of the most probable.")
-    labels: list[Any] = Field(
-        default=[], description="Most probable class of each row; with `top_k`, a list of classes."
-    )
+    labels: list[Any] = Field(default=[], description="Most probable class of each row; with `top_k`, a list of them.")
     adapter: AdapterRef | None = Field(None, description="Null for the bare base layer.")
     adapters: list[AdapterRef] = Field(default=[], description="For a request with `adapters`: the distinct versions.")
     row_adapters: list[int | None] = Field(default=[], description="For each row, its index in `adapters`.")

@@ -114,12 +114,10 @@ def _field(name: str, setting: Setting, models: Mapping[Any, Any]) -> Any:
     elif isinstance(kind, type) and issubclass(kind, StrEnum):
         words = [*kind, AUTO] if setting.takes_auto else [*kind]
         kind = Literal[tuple(map(str, words))]
-    elif setting.bounds:
-        optional = kind | None if setting.takes_null else kind
-        bounds = _bounds(setting)
-        kind = Annotated[optional, bounds, OR_AUTO] if setting.takes_auto else Annotated[optional, bounds]
-    elif setting.takes_null:
-        kind = kind | None
+    else:
+        kind = kind | None if setting.takes_null else kind
+        kind = Annotated[kind, _bounds(setting)] if setting.bounds else kind
+        kind = Annotated[kind, OR_AUTO] if setting.takes_auto else kind
     default = str(default) if isinstance(default, StrEnum) else default
     return kind, Field(default, description=setting.description)
 
