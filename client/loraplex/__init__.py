@@ -7,118 +7,22 @@ with Client("http://127.0.0.1:8000") as client:
     client.predict("acme", x).outputs
 """
 
-# ruff: noqa: F403, F405  # `__all__` has the names of both modules that are public
+# ruff: noqa: F403  # all errors and results are public
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from loraplex import errors, results
 from loraplex.errors import *
-from loraplex.progress import Display
+from loraplex.progress import Display as Display
 from loraplex.results import *
 
 if TYPE_CHECKING:
-    from loraplex._async.client import AsyncClient
-    from loraplex._async.jobs import AsyncJob
-    from loraplex._sync.client import Client
-    from loraplex._sync.jobs import Job
-
-__all__ = [
-    "Adapter",
-    "AdapterDeleted",
-    "AdapterNotFound",
-    "AdapterNotLive",
-    "AdapterRef",
-    "AliasNotFound",
-    "AsyncClient",
-    "AsyncJob",
-    "Back",
-    "BadAnswer",
-    "BadRow",
-    "BadRows",
-    "Base",
-    "BaseChanged",
-    "BaseMismatch",
-    "BaseNotLoadable",
-    "BlobCorrupt",
-    "BodyTooLarge",
-    "CatalogBusy",
-    "CatalogNotLoadable",
-    "ClaimLost",
-    "Client",
-    "Column",
-    "Conflict",
-    "Dataset",
-    "DatasetNotFound",
-    "DatasetVersion",
-    "Display",
-    "Diverged",
-    "DuplicateKey",
-    "Estimate",
-    "EstimateTooLarge",
-    "Event",
-    "FeatureSpaceMismatch",
-    "FitFailed",
-    "FleetFailed",
-    "IgnoredField",
-    "IllConditioned",
-    "InternalError",
-    "InvalidArchive",
-    "InvalidCombination",
-    "InvalidCursor",
-    "InvalidDataset",
-    "InvalidInput",
-    "InvalidName",
-    "InvalidReference",
-    "InvalidSafetensors",
-    "InvalidUpload",
-    "Job",
-    "JobAdapter",
-    "JobCancelled",
-    "JobEnded",
-    "JobFailed",
-    "JobFields",
-    "JobNotEnded",
-    "JobNotFound",
-    "JobStatus",
-    "Label",
-    "LogLine",
-    "LoraplexError",
-    "LossPoint",
-    "MethodNotAllowed",
-    "MissingField",
-    "NoStatistics",
-    "NotFinite",
-    "NotFound",
-    "NotJson",
-    "NotReady",
-    "OutOfMemory",
-    "OutOfRange",
-    "OutputNotFinite",
-    "PeftUnsupported",
-    "PreconditionFailed",
-    "Prediction",
-    "Preview",
-    "Progress",
-    "QueueFull",
-    "RankTooLarge",
-    "RequestTimeout",
-    "Reverted",
-    "RouteNotFound",
-    "Skipped",
-    "StorageFailed",
-    "StorageFull",
-    "TimedOut",
-    "TooManyBytes",
-    "TrainingFailed",
-    "UnknownField",
-    "Unreachable",
-    "UnsupportedMediaType",
-    "Version",
-    "VersionNotFound",
-    "WorkerDied",
-    "WrongShape",
-    "WrongType",
-]
+    from loraplex._async.client import AsyncClient as AsyncClient
+    from loraplex._async.jobs import AsyncJob as AsyncJob
+    from loraplex._sync.client import Client as Client
+    from loraplex._sync.jobs import Job as Job
 
 _CLIENTS = {
     "AsyncClient": "loraplex._async.client",
@@ -126,6 +30,19 @@ _CLIENTS = {
     "Client": "loraplex._sync.client",
     "Job": "loraplex._sync.jobs",
 }
+
+
+def _classes(*modules: ModuleType) -> list[str]:
+    """Return the names of the public classes that are defined in these modules."""
+    named = ((name, value, module.__name__) for module in modules for name, value in vars(module).items())
+    return [
+        name
+        for name, value, module in named
+        if name[0] != "_" and getattr(value, "__module__", "") == module and isinstance(value, type)
+    ]
+
+
+__all__ = ["Display", *_CLIENTS, *_classes(errors, results)]
 
 if not TYPE_CHECKING:
     # They bring httpx and numpy, which the command line does without until it asks a service: at each key press of a
