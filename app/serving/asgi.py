@@ -116,12 +116,13 @@ def submit(
     return service.batcher.infer(
         request,
         timeout_seconds=timeout_seconds,
-        disconnected=partial(_wait_for_disconnect, receive),
+        disconnected=partial(wait_for_disconnect, receive),
         on_entry=partial(scope["state"].__setitem__, "queue_entry"),
     )
 
 
-async def _wait_for_disconnect(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client has disconnected. The body must have been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
