@@ -55,7 +55,7 @@ docs: .venv/dev.stamp  ## build the documentation site into build/site; a broken
 screenshots: .venv/dev.stamp  ## take docs/screenshots anew, with Chromium
 	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/acceptance/browser/test_views.py
 
-check: .venv/dev.stamp docs  ## ruff, mypy, import contracts, spelling, prose, and the documentation site
+check: .venv/dev.stamp docs  ## ruff, mypy, import contracts, layout, spelling, prose, and the documentation site
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
@@ -63,6 +63,7 @@ check: .venv/dev.stamp docs  ## ruff, mypy, import contracts, spelling, prose, a
 	$(BIN)/python -m scripts.generate_client --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m scripts.structure
 
 # BENCH=quick is over in a few minutes; BENCH="engine service" runs these sections only.
 bench: benchmarks/.venv/run.stamp  ## measure it beside its peers, half an hour; writes benchmarks/RESULTS.md
