@@ -172,4 +172,8 @@ class FastPathProtocol(GuardedHttpProtocol):
         cycle.response_complete = True
         if not cycle.keep_alive:
             self.transport.close()
-        self.on_response_complete()
+        if self.pipeline:
+            self.on_response_complete()
+        else:  # the common case, without a call
+            self.server_state.total_requests += 1
+            self.idle_since = self.loop.time()
