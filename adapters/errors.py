@@ -62,7 +62,8 @@ class LoraplexError(Exception):
     code: ClassVar[str] = "error"
 
     def __init_subclass__(cls) -> None:
-        cls.code = re.sub(r"(?<!^)[A-Z]", r"_\g<0>", cls.__name__).lower()
+        if "code" not in cls.__dict__:
+            cls.code = re.sub(r"(?<!^)[A-Z]", r"_\g<0>", cls.__name__).lower()
 
     def __init__(
         self,

@@ -257,7 +257,9 @@ def parse_selector(value: object, *, field: str) -> ColumnSelector:
         what = "a list of names" if key == "columns" else "a string"
         raise WrongType(f"{field} must be {what}", field=field, given=argument, expected=_EXPECTED)
     if not argument and key != "column":
-        raise OutOfRange(f"{field} is empty", field=field, given=argument, expected="one or more names or characters")
+        raise OutOfRange(
+            f"{field} must not be empty", field=field, given=argument, expected="one or more names or characters"
+        )
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         detail = f"{field} names {repeated[0]!r} twice"
         raise OutOfRange(detail, field=field, given=repeated[0], expected="each name once")

@@ -78,7 +78,8 @@ class Table:
             widths = WidthCounter()
             for _, batch in self._batches(names, 0, self.rows):
                 widths.add(batch.column(0))
-            self._widths[names[0]] = widths.usual() or 0
+            # If most lists are empty, rows of one number: the others are reported as bad rows.
+            self._widths[names[0]] = widths.usual() or 1
         return self._widths[names[0]]
 
     def numbers(self, selection: ColumnSelector, *, field: str, begin: int = 0, end: int | None = None) -> Float32:

@@ -93,7 +93,7 @@ def load_base_layer(
 
 
 def _choose_device(device: str) -> torch.device:
-    has_cuda = torch.cuda.is_available()
+    has_cuda = device != "cpu" and torch.cuda.is_available()
     try:
         target = torch.device(device if device != "auto" else "cuda" if has_cuda else "cpu")
     except RuntimeError:

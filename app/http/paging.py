@@ -83,13 +83,16 @@ def make_cursor(list_key: str, position: str | int) -> str:
     return base64.urlsafe_b64encode(json.dumps(members).encode()).decode().rstrip("=")
 
 
-def read_cursor(list_key: str, cursor: str | None) -> Any:
-    """Return the position in a cursor of the same list, or None for None; raise `InvalidCursor`."""
+def read_cursor(list_key: str, cursor: str | None, kind: type[str] | type[int]) -> Any:
+    """Return the position in a cursor of the same list, or None for None; raise `InvalidCursor`.
+
+    `kind`: the type of the list's positions, names or numbers.
+    """
     if cursor is None:
         return None
     try:
         position, checksum = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True))
-        is_canonical = _is_position(position) and make_cursor(list_key, position) == cursor
+        is_canonical = _is_position(position, kind) and make_cursor(list_key, position) == cursor
         if is_canonical and checksum == _checksum(list_key, position):
             return position
     except (ValueError, TypeError, RecursionError):
@@ -107,9 +110,11 @@ def page_of(
     return data, make_cursor(list_key, position(data[-1])) if len(items) > limit else None
 
 
-def _is_position(position: object) -> bool:
+def _is_position(position: Any, kind: type[str] | type[int]) -> bool:
     """Return whether this is a name, or a number that the database can hold: clients can compute the checksum."""
-    return (isinstance(position, str) and position.isascii()) or (type(position) is int and 0 <= position < 2**63)
+    if type(position) is not kind:
+        return False
+    return position.isascii() if isinstance(position, str) else 0 <= position < 2**63
 
 
 def _checksum(list_key: str, position: str | int) -> str:

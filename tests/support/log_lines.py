@@ -1,6 +1,11 @@
 """The lines that a service has logged."""
 
 import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +26,17 @@ def line_of(log: Path, request_id: str) -> dict[str, Any]:
 
     (line,) = eventually(found, what=f"the line of {request_id}")
     return dict(line)
+
+
+@contextmanager
+def logging_restored() -> Iterator[None]:
+    """Undo what `serve` and `trainer` set up: lines to a standard error that is closed afterwards."""
+    root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
+        sys.excepthook, threading.excepthook = hooks

@@ -54,7 +54,7 @@ def _header(path: str) -> list[str]:
         return next(csv.reader(io.StringIO(text, newline="")), [])
     except (UnicodeDecodeError, csv.Error) as error:
         row = max(0, start[: error.start].count(b"\n") - 1) if isinstance(error, UnicodeDecodeError) else None
-        detail = f"the beginning of the file is not CSV in UTF-8: {error}"
+        detail = f"the file is not CSV in UTF-8: {error}"
         raise InvalidDataset(detail, row=row, expected="CSV in UTF-8 with a header line") from None
 
 

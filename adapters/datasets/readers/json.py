@@ -123,8 +123,8 @@ class _ValueCounts:
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that are not blank, with their numbers, which count from 1."""
     with open(path, "rb") as file:
-        for number, line in enumerate(iter(partial(file.readline, MAX_ROW_BYTES + 1), b""), 1):
-            if len(line) > MAX_ROW_BYTES:
+        for number, line in enumerate(iter(partial(file.readline, MAX_ROW_BYTES + 2), b""), 1):
+            if len(line.removesuffix(b"\n")) > MAX_ROW_BYTES:
                 detail = f"line {number} has more than {MAX_ROW_BYTES} bytes"
                 raise InvalidDataset(detail, expected="one object a line")
             if number == 1:

@@ -307,7 +307,10 @@ def _log_lines(process: "subprocess.Popen[bytes]", last_lines: "deque[bytes]") -
 
 def _read_frames(process: "subprocess.Popen[bytes]", frames: "queue.SimpleQueue[Frame | None]") -> None:
     assert process.stdout is not None
-    with suppress(ValueError):  # the pipe was closed by `kill`
-        while (frame := Frame.read(process.stdout)) is not None:  # type: ignore[arg-type]  # it is buffered
-            frames.put(frame)
-    frames.put(None)
+    try:
+        with suppress(ValueError):  # the pipe was closed by `kill`
+            while (frame := Frame.read(process.stdout)) is not None:  # type: ignore[arg-type]  # it is buffered
+                frames.put(frame)
+    finally:
+        # Also after a frame that cannot be read, because the trainer would wait for the next one without end.
+        frames.put(None)

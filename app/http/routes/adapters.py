@@ -96,7 +96,7 @@ def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf) -> sc
     `GET /adapters/{name}` includes these lists.
     """
     list_key = f"adapters {check_prefix(query.prefix)}"
-    after = read_cursor(list_key, query.cursor) or ""
+    after = read_cursor(list_key, query.cursor, str) or ""
     page = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
     data, next_cursor = page_of(list_key, page, query.limit, attrgetter("name"))
     body = partial(schemas.AdapterEntryBody.served_by, service.base, service.settings.feature_space)
@@ -114,7 +114,7 @@ def list_adapter_versions(name: str, query: Annotated[Page, Query()], service: S
     `GET /adapters/{name}/versions/{version}` includes these lists.
     """
     list_key = f"versions {check_name(name)}"
-    before = read_cursor(list_key, query.cursor)
+    before = read_cursor(list_key, query.cursor, int)
     page = service.catalog.versions(name, before=before, limit=query.limit + 1)
     return query.answer(schemas.VersionPage, list_key, page, "version")
 

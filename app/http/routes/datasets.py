@@ -49,7 +49,7 @@ async def upload_dataset(
 def list_datasets(query: Annotated[NamePage, Query()], service: ServiceOf) -> schemas.DatasetPage:
     """List data sets in byte order of name, without their reports."""
     list_key = f"datasets {check_prefix(query.prefix)}"
-    after = read_cursor(list_key, query.cursor) or ""
+    after = read_cursor(list_key, query.cursor, str) or ""
     page = service.datasets.list(prefix=query.prefix, after=after, limit=query.limit + 1)
     return query.answer(schemas.DatasetPage, list_key, page, "name")
 
@@ -64,7 +64,7 @@ def show_dataset(name: str, service: ServiceOf) -> schemas.DatasetBody:
 def list_dataset_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> schemas.DatasetVersionPage:
     """List a data set's versions, newest first, without their reports."""
     list_key = f"dataset versions {check_name(name)}"
-    before = read_cursor(list_key, query.cursor)
+    before = read_cursor(list_key, query.cursor, int)
     page = service.datasets.versions(name, before=before, limit=query.limit + 1)
     return query.answer(schemas.DatasetVersionPage, list_key, page, "version")
 

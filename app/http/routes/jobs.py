@@ -47,7 +47,7 @@ def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobPag
     adapter = None if query.adapter is None else check_name(query.adapter, field="adapter")
     status = None if query.status is None else JobStatus(query.status)
     list_key = f"jobs {status} {adapter} {query.prefix}"
-    before = read_cursor(list_key, query.cursor)
+    before = read_cursor(list_key, query.cursor, int)
     page = service.queue.list(status=status, adapter=adapter, prefix=query.prefix, before=before, limit=query.limit + 1)
     return query.answer(JobPage, list_key, page, "sequence")
 
@@ -61,7 +61,7 @@ def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], s
     """List the adapters of a job in its order: one, or those of a fleet."""
     outcome = None if query.status is None else AdapterStatus(query.status)
     list_key = f"adapters of job {job_id} {outcome}"
-    after = read_cursor(list_key, query.cursor)
+    after = read_cursor(list_key, query.cursor, int)
     page = service.queue.adapters(job_id, outcome=outcome, after=after, limit=query.limit + 1)
     return query.answer(JobAdapterPage, list_key, page, "position")
 

@@ -18,7 +18,7 @@ def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor
     """Show the adapters whose names begin with `prefix`."""
     prefix = prefix.strip()
     list_key = f"adapters {check_prefix(prefix)}"
-    after = read_cursor(list_key, cursor or None) or ""
+    after = read_cursor(list_key, cursor or None, str) or ""
     listed = service.catalog.adapters(prefix=prefix, after=after, limit=_ADAPTERS_PER_PAGE + 1)
     data, next_cursor = page_of(list_key, listed, _ADAPTERS_PER_PAGE, lambda adapter: adapter.name)
     return render(
@@ -38,7 +38,7 @@ def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor
 def show_adapter(request: Request, service: ServiceOf, name: str, cursor: str | None = None) -> Response:
     """Show one adapter with its versions, newest first."""
     list_key = f"versions {check_name(name)}"
-    before = read_cursor(list_key, cursor or None)
+    before = read_cursor(list_key, cursor or None, int)
     adapter = service.catalog.adapter(name)
     listed = service.catalog.versions(name, before=before, limit=_VERSIONS_PER_PAGE + 1)
     data, next_cursor = page_of(list_key, listed, _VERSIONS_PER_PAGE, lambda version: version.version)

@@ -41,7 +41,7 @@ def list_datasets(request: Request, service: ServiceOf, prefix: str = "", cursor
     """Show the data sets and the upload form."""
     prefix = prefix.strip()
     list_key = f"datasets {check_prefix(prefix)}"
-    after = read_cursor(list_key, cursor or None) or ""
+    after = read_cursor(list_key, cursor or None, str) or ""
     listed = list(service.datasets.list(prefix=prefix, after=after, limit=_DATASETS_PER_PAGE + 1))
     data, next_cursor = page_of(list_key, listed, _DATASETS_PER_PAGE, lambda dataset: dataset.name)
     return render(

@@ -26,7 +26,7 @@ def list_jobs(
     adapter = adapter.strip()
     name = check_name(adapter, field="adapter") if adapter else None
     list_key = f"jobs {chosen} {name}"
-    before = read_cursor(list_key, cursor or None)
+    before = read_cursor(list_key, cursor or None, int)
     listed = service.queue.list(status=chosen, adapter=name, before=before, limit=_JOBS_PER_PAGE + 1)
     data, next_cursor = page_of(list_key, listed, _JOBS_PER_PAGE, lambda job: job.sequence)
     return render(
@@ -47,7 +47,7 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
     """Show one job; a refresh renders only its results."""
     job = service.queue.get(job_id)
     list_key = f"adapters of job {job_id} None"
-    after = read_cursor(list_key, cursor or None)
+    after = read_cursor(list_key, cursor or None, int)
     listed = list(service.queue.adapters(job_id, after=after, limit=_ADAPTERS_PER_PAGE + 1))
     adapters, next_cursor = page_of(list_key, listed, _ADAPTERS_PER_PAGE, lambda adapter: adapter.position)
     return render(

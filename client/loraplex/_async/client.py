@@ -44,7 +44,7 @@ _ROWS = ("inputs", "targets", "weights", "groups", "labels", "corpus")
 
 
 class AsyncClient:
-    """Client of a loraplex service. Tasks of one event loop may share it; close it, or use it in an `async with`.
+    """Client of a loraplex service. Tasks of one event loop may share it; close it, or use it in `async with`.
 
     `url` is the address of the service, by default `LORAPLEX_URL` or http://127.0.0.1:8000. With `encode`, such as the
     `encode` method of a SentenceTransformer, every method that takes inputs takes texts too. `feature_space` names that

@@ -100,7 +100,9 @@ class Table:
 
 def pairs(values: Mapping[str, object]) -> Table:
     """Return a table of names and values; only values of several words may take several lines."""
-    return Table(("", "value"), values.items(), folds="value", has_header=False)
+    # Numbers in full, because they are settings that may be copied.
+    rows = ((name, None if value is None else str(value)) for name, value in values.items())
+    return Table(("", "value"), rows, folds="value", has_header=False)
 
 
 def cell_text(value: object) -> str:

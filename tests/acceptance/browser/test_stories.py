@@ -221,7 +221,7 @@ def test_a_refusal_is_shown_beside_the_form_and_its_field_marked(
     page.get_by_label("Epochs").fill("")
     page.get_by_label("Inputs").select_option(label="Other columns …")
     page.get_by_role("button", name="Train", exact=True).click()
-    expect(page.get_by_role("alert")).to_have_text("Columns must name at least one column.")
+    expect(page.get_by_role("alert")).to_have_text("Columns must not be empty.")
     expect(page.get_by_role("textbox", name="Columns")).to_be_focused()
 
 

@@ -11,6 +11,7 @@ import pytest
 from app.processes.trainer import run_trainer
 from app.settings import EXIT_CONFIG, Settings, SettingsError, load_settings
 from tests.support.deadlines import scaled
+from tests.support.log_lines import logging_restored
 from tests.support.service import LORAPLEX, environment, free_port
 
 pytestmark = pytest.mark.slow
@@ -114,7 +115,7 @@ def test_a_service_without_its_base_layer_ends(tmp_path: Path) -> None:
 
 def test_a_trainer_without_its_base_layer_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(data_dir=tmp_path / "data", base=str(tmp_path / "missing.safetensors"))
-    with pytest.raises(SystemExit) as ended:
+    with logging_restored(), pytest.raises(SystemExit) as ended:
         run_trainer(settings, threading.Event())
     assert ended.value.code == EXIT_CONFIG
     assert "missing.safetensors" in capsys.readouterr().err

@@ -5,14 +5,11 @@ closed file descriptors start the console script.
 """
 
 import json
-import logging
 import os
 import signal
 import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import pytest
 from loraplex.cli.root import cli
 from typer.testing import CliRunner
 
+from tests.support.log_lines import logging_restored
 from tests.support.service import ServiceProcess, environment
 
 ROOT = Path(__file__).parents[3]
@@ -62,23 +60,9 @@ def invoke(
     """
     command = list(map(str, arguments))
     env: dict[str, str | None] = {**dict.fromkeys(os.environ), **environment(url=url), **(variables or {})}
-    with chdir(cwd or Path.cwd()), _logging_restored():
+    with chdir(cwd or Path.cwd()), logging_restored():
         result = CliRunner().invoke(cli, command, stdin, env, catch_exceptions=False, prog_name="loraplex")
     return Ended(command, result.exit_code, result.stdout, result.stderr)
-
-
-@contextmanager
-def _logging_restored() -> Iterator[None]:
-    """Undo what `serve` and `trainer` set up: lines to the runner's standard error, which is closed afterwards."""
-    root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
-    handlers, level = list(root.handlers), root.level
-    try:
-        yield
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        logging.captureWarnings(False)
-        sys.excepthook, threading.excepthook = hooks
 
 
 @pytest.fixture(scope="package")

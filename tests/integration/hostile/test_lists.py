@@ -136,6 +136,10 @@ def test_a_cursor_that_was_changed_is_refused(target: Target, path: str, change:
     [
         ("/adapters", "adapters ", 10**30),
         ("/adapters", "adapters ", "\ud800"),
+        ("/adapters", "adapters ", 5),
+        ("/datasets", "datasets ", 3),
+        ("/adapters/acme/versions", "versions acme", "acme"),
+        ("/jobs", "jobs None None", "acme"),
         ("/adapters/acme/versions", "versions acme", 10**30),
         ("/adapters/acme/versions", "versions acme", 2**63),
         ("/jobs", "jobs None None", 10**30),

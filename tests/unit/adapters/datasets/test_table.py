@@ -108,6 +108,16 @@ def test_of_many_bad_rows_the_first_twenty_are_named(tmp_path: Path) -> None:
     assert [row for row, _, _ in _bad(caught)] == list(range(20))
 
 
+def test_lists_that_are_all_empty_are_bad_rows_of_one_number(tmp_path: Path) -> None:
+    table, scores = (
+        table_of(tmp_path, pa.table({"scores": lists([[], []], pa.float64())})),
+        ColumnSelector(column="scores"),
+    )
+    assert table.width(scores, field="targets") == 1
+    with pytest.raises(BadRows):
+        table.check_numbers(scores, field="targets")
+
+
 def test_lists_of_another_width_are_bad_rows(tmp_path: Path) -> None:
     rows: list[list[float] | None] = [[1.0, 2.0]] * 10_000 + [[3.0], None, [4.0, float("inf")]] + [[5.0, 6.0]] * 10
     table = table_of(tmp_path, pa.table({"e": lists(rows, pa.float64())}))
