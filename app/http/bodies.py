@@ -37,12 +37,9 @@ def content_type(header: str, *accepted: str) -> str:
     """Return the type in a header, without parameters; raise `UnsupportedMediaType` if it is not in `accepted`."""
     media_type = header.partition(";")[0].strip().lower()
     if media_type not in accepted:
-        raise UnsupportedMediaType(
-            f"the content type is {media_type or 'missing'}; this call takes {', '.join(accepted)}",
-            field="Content-Type",
-            given=media_type,
-            expected=", ".join(accepted),
-        )
+        expected = ", ".join(accepted)
+        detail = f"the content type is {media_type or 'missing'}; this call takes {expected}"
+        raise UnsupportedMediaType(detail, field="Content-Type", given=media_type, expected=expected)
     return media_type
 
 
@@ -116,11 +113,9 @@ class BodyMemory:
 
     def full(self) -> TooManyBytes:
         """Return the error for a body that has no room."""
-        return TooManyBytes(
-            f"at most {self.limit} bytes of request bodies may be in memory (LORAPLEX_MAX_INFLIGHT_BODY_BYTES): try"
-            " again in a moment",
-            expected=f"at most {self.limit} bytes in flight",
-        )
+        limit, setting = f"at most {self.limit} bytes", "LORAPLEX_MAX_INFLIGHT_BODY_BYTES"
+        detail = f"{limit} of request bodies may be in memory ({setting}): try again in a moment"
+        return TooManyBytes(detail, expected=f"{limit} in flight")
 
     def _trim(self) -> None:
         self._is_trim_due = False
@@ -167,9 +162,8 @@ class JsonBodies:
             async with asyncio.timeout(_MAX_WAIT_SECONDS):
                 await self._processes.acquire()
         except TimeoutError:
-            raise RequestTimeout(
-                f"{what} waited {_MAX_WAIT_SECONDS:g} s for other large bodies to be read; try again"
-            ) from None
+            detail = f"{what} waited {_MAX_WAIT_SECONDS:g} s for other large bodies to be read; try again"
+            raise RequestTimeout(detail) from None
         try:
             return await asyncio.to_thread(read_in_process, body, longest=longest, columns=self._columns, what=what)
         finally:
