@@ -101,7 +101,7 @@ class Table:
 def pairs(values: Mapping[str, object]) -> Table:
     """Return a table of names and values; only values of several words may take several lines."""
     # Numbers in full, because they are settings that may be copied.
-    rows = ((name, None if value is None else str(value)) for name, value in values.items())
+    rows = [(name, None if value is None else str(value)) for name, value in values.items()]
     return Table(("", "value"), rows, folds="value", has_header=False)
 
 
