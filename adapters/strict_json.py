@@ -57,7 +57,7 @@ def nested_too_deeply(what: str) -> NotJson:
 
 def repeated_key(key: str) -> DuplicateKey:
     """Return the error for a key that one object has twice."""
-    return DuplicateKey(f"the key {key!r} stands twice in one object", field=key)
+    return DuplicateKey(f"the key {key!r} is twice in one object", field=key)
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

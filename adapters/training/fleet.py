@@ -42,7 +42,7 @@ class Outcome:
 
 
 class FleetSource:
-    """The seam that the rows of a fleet come from. This one is one table, in which the rows of a group may be anywhere.
+    """Source of the rows of a fleet: the seam `FleetSource`. Here, one table with the rows of a group in any order.
 
     A source over many files or machines must promise the same. `stacks` has each position of a group exactly once.
     Which groups share a stack, and the order of the stacks, depends on the data, the base layer and the specification

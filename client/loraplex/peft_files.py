@@ -69,7 +69,7 @@ def unpack(content: bytes, folder: Path) -> Path:
                 raise BadAnswer(f"the download holds {names}", expected=_BOTH)
             for member in members:
                 if member.compress_type not in _COMPRESSIONS or member.file_size > max_bytes[member.filename]:
-                    raise BadAnswer("the download is packed as no adapter is", expected=_BOTH)
+                    raise BadAnswer("the download has an unknown form", expected=_BOTH)
             files = {name: archive.read(name) for name in FILES}
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
         raise BadAnswer(f"the download is no zip that can be read: {error}", expected=_BOTH) from None

@@ -31,7 +31,7 @@ def open_csv(path: str) -> Source:
     """Open a CSV file with a header line; raise `InvalidDataset`, or `BadRows` for rows of a wrong length."""
     names = _header(path)
     if not names:
-        raise InvalidDataset("the first line is empty; the names of the columns stand there")
+        raise InvalidDataset("the first line is empty; it must have the names of the columns")
     check_names(names)
     seen: list[Counter[str]] = [Counter() for _ in names]
     rows = 0

@@ -37,7 +37,7 @@ from adapters.training.execution.fit_client import (
     Note,
     Outcomes,
     Progress,
-    says_no_memory,
+    is_allocation_failure,
 )
 from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import fit_fleet
@@ -114,7 +114,7 @@ class _Fit:
             self._fail(OutOfMemory(f"the fit ran out of memory: {error}"))
         except Exception as error:
             traceback.print_exc()
-            kind = OutOfMemory if says_no_memory(str(error)) else FitFailed
+            kind = OutOfMemory if is_allocation_failure(str(error)) else FitFailed
             self._fail(kind(f"{type(error).__name__}: {str(error)[:300]}"))
 
     def _fit(self) -> None:

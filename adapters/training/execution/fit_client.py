@@ -163,7 +163,7 @@ class FitterDied(Exception):
 
 
 class Fitter:
-    """The seam behind which a fit runs. This one is a child process that has torch and the base layer loaded.
+    """Runs fits: the seam `Fitter`. Here, in a child process that has torch and the base layer loaded.
 
     It serves job after job, so that a small one does not pay for the start. After a kill it is started again.
 
@@ -218,7 +218,7 @@ class Fitter:
         """
         process = self.start()
         if not self._ready and self.next_frame(seconds) is not None:
-            _give_way(process.pid)
+            _lower_priority(process.pid)
             self._ready = True
         return self._ready
 
@@ -276,10 +276,10 @@ class Fitter:
     def _death(self) -> FitterDied:
         self._listener.join(1.0)
         lines = (line.decode(errors="replace") for line in self._last_lines)
-        return FitterDied(out_of_memory=any(map(says_no_memory, lines)))
+        return FitterDied(out_of_memory=any(map(is_allocation_failure, lines)))
 
 
-def _give_way(process: int) -> None:
+def _lower_priority(process: int) -> None:
     """Schedule all threads of a process only when a core is idle, so that serving comes first.
 
     Call it after the process has loaded what it needs: on busy cores the start would take minutes.
@@ -291,7 +291,7 @@ def _give_way(process: int) -> None:
                 os.sched_setscheduler(int(thread), os.SCHED_IDLE, os.sched_param(0))
 
 
-def says_no_memory(text: str) -> bool:
+def is_allocation_failure(text: str) -> bool:
     """Return whether an error text reports a failed allocation, for which torch has no type."""
     return any(words in text for words in _NO_MEMORY)
 

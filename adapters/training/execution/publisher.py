@@ -215,7 +215,7 @@ def _is_trained_alike(lineage: Mapping[str, Any], training: TrainingJob) -> bool
 def _read_fitted(content: bytes) -> Adapter:
     adapter = from_canonical_bytes(content)
     if digest_of(content) != adapter.digest:
-        raise FitFailed("a fitted adapter did not arrive whole")
+        raise FitFailed("a fitted adapter is incomplete")
     return adapter
 
 

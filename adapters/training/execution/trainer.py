@@ -29,7 +29,7 @@ from adapters.training.gradient.training_loop import SECONDS_BETWEEN_CHECKPOINTS
 
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # Interval of the checks for a cancelled job, and for a new job in the queue.
-SECONDS_BETWEEN_LOOKS = 0.2
+POLL_SECONDS = 0.2
 
 # Errors that are no fault of a job: its lease runs out, and another attempt may succeed.
 _TRANSIENT = (CatalogBusy, StorageFailed, TooManyOpenFiles)
@@ -59,7 +59,7 @@ class Trainer:
         try:
             while not self.stop.is_set():
                 try:
-                    ready = self.fitter.is_ready(SECONDS_BETWEEN_LOOKS)
+                    ready = self.fitter.is_ready(POLL_SECONDS)
                 except FitterDied:
                     log.error("the fit process cannot start; the next attempt is in %g s", pause)
                     self.fitter.kill()
@@ -69,7 +69,7 @@ class Trainer:
                 if ready:
                     pause = _SHORTEST_PAUSE_SECONDS
                     if not self._work_once():
-                        self.stop.wait(SECONDS_BETWEEN_LOOKS)
+                        self.stop.wait(POLL_SECONDS)
         finally:
             self.fitter.kill()
 
@@ -144,7 +144,7 @@ class Trainer:
         pace = _Pace(claim.training.steps, self.monotonic)
         heartbeat_at = self.monotonic() + heartbeat_seconds
         while True:
-            frame = self.fitter.next_frame(SECONDS_BETWEEN_LOOKS)
+            frame = self.fitter.next_frame(POLL_SECONDS)
             if self.stop.is_set():
                 self.fitter.kill()
                 self.queue.release(claim)

@@ -164,5 +164,5 @@ def _resume(stack: Stack, stopping: EarlyStopping | None, checkpoint: Checkpoint
     if stopping is not None:
         stopping.best_step, stopping.best_loss = metadata["best_step"], metadata["best_loss"]
         stopping.without = metadata["without"]
-    checkpoint.note(f"goes on from the checkpoint at step {stack.step}")
+    checkpoint.note(f"continues from the checkpoint at step {stack.step}")
     return float(metadata["spent"])

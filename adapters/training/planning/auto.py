@@ -72,7 +72,7 @@ def decide(request: TrainingRequest, rows: Rows, holdout: Holdout | None, *, max
     method = settings.method
     if method == AUTO:
         method, reasons["method"] = _choose_method(settings)
-        context = f"with {method}, which auto came to ({reasons['method']})"
+        context = f"with {method}, which auto chose ({reasons['method']})"
         settings.check_used_by(method, context, unless_auto=True)
     is_exact, is_fleet = method is Method.CLOSED_FORM, request.is_fleet
     # Settings that held-out rows would choose.
@@ -120,7 +120,7 @@ def _choose_method(settings: RequestedSettings) -> tuple[Method, str]:
     for name, setting in SETTINGS.items():
         is_of_gradients = set(setting.methods) <= set(GRADIENT_METHODS)
         if is_of_gradients and name in settings.given and getattr(settings, name) != AUTO:
-            return Method.ADAMW, f"{name} was given, which closed_form has no use for"
+            return Method.ADAMW, f"{name} was given, and closed_form does not use it"
     return Method.CLOSED_FORM, "squared loss has an exact solution: nothing to tune"
 
 
@@ -167,7 +167,7 @@ def _epochs(evidence: _Evidence) -> _Choice:
         reason += f": {evidence} are too few to hold some out and stop by them"
     elif evidence.decides_by is not None and settings.early_stopping is None:
         values["patience"] = _PATIENCE
-        reason += f"; fewer where {_PATIENCE} evaluations of the held-out loss brought nothing"
+        reason += f"; fewer if the held-out loss does not improve in {_PATIENCE} evaluations"
     return values, reason
 
 

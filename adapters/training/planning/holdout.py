@@ -234,7 +234,7 @@ def _group_warnings(
         held, target = len(held_K), split.held_out_rows(rows.count)
         if 2 * abs(held - target) <= target:
             return ()
-        return (f"{held} rows are held out, where {target} were asked for: the groups are too large to come nearer",)
+        return (f"{held} rows are held out instead of {target}, because whole groups are held out and they are large",)
     codes_N = rows.groups.codes_N
     shared = len(np.intersect1d(codes_N[training_K], codes_N[held_K]))
     return (f"{shared} groups have rows on both sides: a split by group would keep them apart",) if shared else ()

@@ -75,7 +75,7 @@ def infer_inputs(columns: Sequence[Column], base: Base, *, taken: Collection[str
         by_stem[name.rstrip("0123456789")].append(name)
     alike = [names for names in by_stem.values() if len(names) == width]
     if len(alike) == 1:
-        return selection_of(alike[0]), f"{listed(alike[0])}: the columns that are called so"
+        return selection_of(alike[0]), f"{listed(alike[0])}, by the names of the columns"
     lists = [column.name for column in free if _is_list(column) and column.width == width]
     if len(lists) == 1:
         return selection_of(lists), f"{lists[0]}: the column of {width} numbers"

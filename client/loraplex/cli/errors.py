@@ -48,11 +48,11 @@ _STATUSES = (
     (errors.JobFailed | errors.JobCancelled, JOB_ENDED_BADLY),
 )
 _NOT_RUNNING = "Is the service running at {url}? Start it with `loraplex serve`, or say where it is by --url."
-_NOT_OURS = "Is {url} the address of a loraplex service? Say where it is by --url or LORAPLEX_URL."
-_LISTED = "`loraplex {}` lists those that there are."
+_OTHER_SERVICE = "Is {url} the address of a loraplex service? Say where it is by --url or LORAPLEX_URL."
+_LISTED = "`loraplex {}` lists the existing ones."
 _HINTS = (
     (errors.Unreachable, _NOT_RUNNING),
-    (errors.BadAnswer | errors.RouteNotFound, _NOT_OURS),
+    (errors.BadAnswer | errors.RouteNotFound, _OTHER_SERVICE),
     (errors.AdapterNotFound, _LISTED.format("adapters")),
     (errors.DatasetNotFound, _LISTED.format("dataset list")),
     (errors.JobNotFound, _LISTED.format("jobs")),
@@ -102,7 +102,7 @@ def _bad_file(error: OSError) -> BadFile:
 def _hint(error: LoraplexError, url: str) -> str:
     # An answer that has neither the form of the service nor that of `/v2` comes from a proxy.
     if error.status is not None and not {"code", "error"} & error.members.keys():
-        return _NOT_OURS.format(url=url)
+        return _OTHER_SERVICE.format(url=url)
     return next((hint.format(url=url) for kind, hint in _HINTS if isinstance(error, kind)), _position(error))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _NARROWEST = 80
 # Fields that a list leaves out. The client sets them to empty values.
 _NOT_IN_LISTS = ("history", "log", "columns", "bad_rows", "lineage")
-_OF_PROBLEMS = ("title", "status", "detail", "code", "field", "row", "given", "expected", "request_id")
+_PROBLEM_FIELDS = ("title", "status", "detail", "code", "field", "row", "given", "expected", "request_id")
 
 
 def console(*, stderr: bool) -> "Console":
@@ -165,7 +165,7 @@ def plain(value: Any, *, listed: bool = False) -> Any:
 
 def problem(error: LoraplexError) -> dict[str, Any]:
     """Return an error in the form of a problem (RFC 9457), also if the client raised it."""
-    known = {"type": f"urn:loraplex:{error.code}"} | {name: getattr(error, name) for name in _OF_PROBLEMS}
+    known = {"type": f"urn:loraplex:{error.code}"} | {name: getattr(error, name) for name in _PROBLEM_FIELDS}
     # The client may have more precise values, such as the row among all rows that were sent in parts.
     members = {**error.members, **{name: value for name, value in known.items() if value is not None}}
     return {name: plain(value) for name, value in members.items() if value is not None}

@@ -249,7 +249,8 @@ def _replacing(file: Path) -> Iterator[Path]:
     """Open a temporary file that replaces `file` when it is complete, and leave `file` unchanged after an error."""
     file = file.resolve()
     if file.exists() and not (file.is_file() and os.access(file, os.W_OK)):
-        yield file  # a pipe or a device, which take things as they come; else opening it says what is wrong
+        # A pipe or a device, or a file that cannot be written, which opening it reports.
+        yield file
         return
     part = file.with_name(f".loraplex-{os.getpid()}")
     try:

@@ -130,7 +130,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise WrongUsage(f"{question} Nobody can be asked here: say --yes.")
+        raise WrongUsage(f"{question} There is no terminal to ask on: add --yes.")
     if not typer.confirm(question, err=True):
         raise typer.Exit(REFUSED)
 

@@ -17,7 +17,7 @@ from tests.support.service import wait_for_job
 
 Digests = Mapping[str | None, str]
 """Of each group of a fleet; under None where the job trains one adapter."""
-GOES_ON = "goes on from the checkpoint at step"
+GOES_ON = "continues from the checkpoint at step"
 _ROWS, _GROUPS, _ROWS_A_GROUP = 240, 600, 5
 _SPLIT = {"by": "rows", "fraction": 0.25}
 _STOPPING = {"patience": 1000, "evaluate_every": 20}

@@ -11,7 +11,7 @@ from tests.support.service import eventually, serving
 
 pytestmark = pytest.mark.slow
 
-GOES_ON = "goes on from the checkpoint at step "
+GOES_ON = "continues from the checkpoint at step "
 
 
 def _names(folder: Path) -> set[str]:

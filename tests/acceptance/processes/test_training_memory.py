@@ -15,7 +15,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from adapters.training.execution.fit_client import Fitter, FitterDied, _log_lines, says_no_memory
+from adapters.training.execution.fit_client import Fitter, FitterDied, _log_lines, is_allocation_failure
 from app.bootstrap import open_fitter
 from app.settings import Settings
 from tests.conftest import Serve
@@ -149,7 +149,7 @@ def test_a_fit_whose_process_aborts_for_want_of_memory_is_known_by_its_last_word
     words: deque[bytes] = deque(maxlen=20)
     with subprocess.Popen([sys.executable, "-c", dying], stderr=subprocess.PIPE) as process:
         _log_lines(process, words)
-    assert any(says_no_memory(line.decode()) for line in words) is expected
+    assert any(is_allocation_failure(line.decode()) for line in words) is expected
     # Whoever reads the trainer's log reads it there too.
     assert caplog.text.count("early") == 100
 

@@ -152,7 +152,7 @@ def test_a_fit_that_goes_on_without_its_trainer_writes_into_its_own_checkpoint_a
     finally:
         held_up.__exit__(None, None, None)
     assert (job["status"], job["attempt"]) == ("succeeded", 2)
-    assert [line["text"].startswith("goes on from the checkpoint at step") for line in job["log"]] == [True]
+    assert [line["text"].startswith("continues from the checkpoint at step") for line in job["log"]] == [True]
     eventually(lambda: _refused(trainer, job_id), what="the refusal")
     assert client.get(f"/jobs/{job_id}").json() == job
     assert versions(client, "late-alone") == [1]

@@ -72,7 +72,7 @@ def test_nothing_is_deleted_unless_somebody_says_yes(run: Run, ask: Ask, kept: s
     assert ask("adapter", kept)["adapter"]["name"] == kept
     assert ask("delete", kept, "--yes") == {"deleted": kept}
     ended = run("delete", kept, "--yes", status=1)
-    assert ended.stderr == f"loraplex: there is no adapter '{kept}'\n`loraplex adapters` lists those that there are.\n"
+    assert ended.stderr == f"loraplex: there is no adapter '{kept}'\n`loraplex adapters` lists the existing ones.\n"
 
 
 def test_an_error_for_machines_is_a_problem(run: Run) -> None:

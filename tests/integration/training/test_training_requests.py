@@ -105,7 +105,7 @@ def test_what_auto_came_to_is_shown_with_its_reason(trained: httpx.Client) -> No
     spec = spec_of(trained, data=LABELS, training={"method": "auto", "loss": "cross_entropy"})
     assert spec["auto"] == {"method": "cross_entropy has no exact solution"}
     spec = spec_of(trained, training={"method": "auto", "epochs": 3})
-    assert spec["auto"] == {"method": "epochs was given, which closed_form has no use for"}
+    assert spec["auto"] == {"method": "epochs was given, and closed_form does not use it"}
     assert spec["training"] == PLAIN | {"method": "adamw", "epochs": 3}
     assert "auto" not in spec_of(trained)
 

@@ -56,7 +56,7 @@ def test_a_side_that_is_more_than_half_off_for_large_groups_is_warned_of(
     data = NUMBERS | {"groups": [row % 2 for row in range(ROWS)]}
     spec = spec_of(trained, data=data, split={"by": "group", "fraction": wanted / ROWS})
     assert spec["split"]["held_out"]["rows"] == 12
-    detail = f"12 rows are held out, where {wanted} were asked for: the groups are too large to come nearer"
+    detail = f"12 rows are held out instead of {wanted}, because whole groups are held out and they are large"
     assert spec.get("warnings", []) == [detail] * warned
 
 

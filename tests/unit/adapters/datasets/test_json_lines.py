@@ -90,7 +90,7 @@ def test_lines_that_are_no_objects_are_named_with_the_reason(tmp_path: Path) -> 
     rows = {row.row: row.reason for row in caught.value.rows}
     assert list(rows) == [1, 2, 3, 4, 5, 6]
     assert "line 2 is not an object" in rows[1]
-    assert "'x' stands twice" in rows[2]
+    assert "'x' is twice" in rows[2]
     assert "not JSON" in rows[3]
     assert "surrogate" in rows[4]
     assert "not an object" in rows[5]

@@ -109,7 +109,7 @@ def test_after_any_deaths_it_ends_as_if_it_had_never_died(name: str, seed: int, 
     for death in _some_steps(last, seed):
         assert attempts.until(death, spec) is None
         assert attempts.reported == list(range(before + 1, death + 1))
-        assert attempts.notes == ([f"goes on from the checkpoint at step {before}"] if before else [])
+        assert attempts.notes == ([f"continues from the checkpoint at step {before}"] if before else [])
         before = death
     done = attempts.to_the_end(spec)
     assert attempts.reported == list(range(before + 1, last + 1))
