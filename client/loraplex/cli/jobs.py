@@ -159,7 +159,7 @@ def _still_running(job_id: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Interrupted(
-            f"The job is still running. To follow it: loraplex jobs --follow {job_id}\nTo end it: loraplex cancel {job_id}"
+            f"The job continues. To follow it: loraplex jobs --follow {job_id}\nTo end it: loraplex cancel {job_id}"
         ) from None
 
 

@@ -68,7 +68,7 @@ def test_what_is_downloaded_can_be_uploaded_again(run: Run, ask: Ask, kept: str,
 
 
 def test_nothing_is_deleted_unless_somebody_says_yes(run: Run, ask: Ask, kept: str) -> None:
-    assert "say --yes" in run("delete", kept, status=2).stderr
+    assert "add --yes" in run("delete", kept, status=2).stderr
     assert ask("adapter", kept)["adapter"]["name"] == kept
     assert ask("delete", kept, "--yes") == {"deleted": kept}
     ended = run("delete", kept, "--yes", status=1)

@@ -128,7 +128,7 @@ def test_any_locale_takes_what_is_said(url: str, hostile: Path, encoding: str) -
         ("adapters --json >&-", 0, ""),
         ("adapter nobody 2>&-", 1, ""),
         ("predict acme - <&-", 1, "standard input has no rows"),
-        ("delete acme <&-", 2, "say --yes"),
+        ("delete acme <&-", 2, "add --yes"),
         ("adapters > /dev/full", 1, "No space left"),
         ("adapters --json > /dev/full", 1, "No space left"),
     ],

@@ -57,7 +57,7 @@ def test_some_of_its_rows_are_shown(run: Run, ask: Ask, people: Path) -> None:
 
 
 def test_nothing_is_deleted_unless_somebody_says_yes(run: Run, ask: Ask, people: Path) -> None:
-    assert "say --yes" in run("dataset", "delete", "people", status=2).stderr
+    assert "add --yes" in run("dataset", "delete", "people", status=2).stderr
     assert ask("dataset", "show", "people")["rows"] == 5
 
 
