@@ -167,9 +167,8 @@ class JsonBodies:
             async with asyncio.timeout(_MAX_WAIT_SECONDS):
                 await self._processes.acquire()
         except TimeoutError:
-            raise RequestTimeout(
-                f"{what} waited {_MAX_WAIT_SECONDS:g} s for other large bodies to be read; try again"
-            ) from None
+            detail = f"{what} waited {_MAX_WAIT_SECONDS:g} s for other large bodies to be read; try again"
+            raise RequestTimeout(detail) from None
         try:
             return await asyncio.to_thread(read_in_process, body, longest=longest, columns=self._columns, what=what)
         finally:

@@ -4,9 +4,9 @@ import asyncio
 from typing import Annotated
 
 from fastapi import Header
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
-from adapters.errors import LoraplexError
 from app.http.errors import NotReady
 from app.http.schemas.adapters import BaseBody
 from app.service import ServiceOf
@@ -31,9 +31,7 @@ async def check_ready(service: ServiceOf) -> dict[str, str]:
         raise NotReady("the service is stopping")
     try:
         await asyncio.to_thread(service.catalog.revision)
-    except LoraplexError:
-        raise
-    except Exception as error:
+    except (SQLAlchemyError, OSError) as error:
         raise NotReady("the catalogue cannot be read") from error
     return {"status": "ready"}
 
