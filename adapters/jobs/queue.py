@@ -188,8 +188,7 @@ class JobQueue:
                 if _claimable(connection, self._now(), base) is None:
                     return None
             with self._database.write() as connection:
-                job = _claimable(connection, self._now(), base)
-                if job is None:
+                if (job := _claimable(connection, self._now(), base)) is None:
                     return None
                 if job.attempt < MAX_ATTEMPTS:
                     now = self._now()

@@ -4,7 +4,6 @@ import asyncio
 from typing import Annotated
 
 from fastapi import Header
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 
 from app.http.errors import NotReady
@@ -29,10 +28,8 @@ async def check_ready(service: ServiceOf) -> dict[str, str]:
     """Check that the base layer is loaded, the catalogue can be read and the service is not draining."""
     if service.draining:
         raise NotReady("the service is stopping")
-    try:
-        await asyncio.to_thread(service.catalog.revision)
-    except (SQLAlchemyError, OSError) as error:
-        raise NotReady("the catalogue cannot be read") from error
+    if not await asyncio.to_thread(service.catalog.is_readable):
+        raise NotReady("the catalogue cannot be read")
     return {"status": "ready"}
 
 
