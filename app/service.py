@@ -152,10 +152,10 @@ class Service:
         self.host_policy = HostPolicy(settings.host, settings.allowed_hosts)
         self.bodies = BodyMemory(settings.max_inflight_body_bytes)
         self.json = JsonBodies(base)
-        # Of the event loop: it keeps its memory from body to body.
+        # Only for the event loop, because it keeps its memory from body to body.
         self.parser = simdjson.Parser()
         self.writes = WriteThreads()
-        # How many requests to train are looked at together: each may take memory for all rows of a data set.
+        # Held while a request to train is checked and planned: it may take memory for all rows of a data set.
         self.plannings = asyncio.Semaphore(2)
         # Held while an uploaded data set is read: each reading may take up to 1 GiB of memory.
         self.readings = asyncio.Semaphore(2)
@@ -168,7 +168,7 @@ class Service:
         self.job_events = JobEvents(self.queue, draining=lambda: self.draining)
 
     def close(self) -> None:
-        """Pass on what was observed; end the threads; give back the connections and this process's place."""
+        """Send the remaining telemetry, stop the threads, and close the database connections and the metrics."""
         for part in (
             *(self.observer, self.batcher, self.job_events, self.resolver),
             *(self.catalog, self.catalog_figures, self.metrics),

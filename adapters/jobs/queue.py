@@ -219,8 +219,7 @@ class JobQueue:
         """Renew the lease and store the progress, and the history if it is given; raise `ClaimLost`."""
         values: dict[str, Any] = {} if history is None else {"history": list(history)}
         with self._claimed(claim) as connection:
-            lease_until = self._now() + self._lease_seconds
-            _update(connection, claim, lease_until=lease_until, progress=progress, **values)
+            _update(connection, claim, lease_until=self._now() + self._lease_seconds, progress=progress, **values)
 
     def append_log(self, claim: Job, text: str) -> None:
         """Append a line to the job's log, and drop the oldest line of a full one; raise `ClaimLost`."""

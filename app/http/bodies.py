@@ -37,12 +37,9 @@ def content_type(header: str, *accepted: str) -> str:
     """Return the type in a header, without parameters; raise `UnsupportedMediaType` if it is not in `accepted`."""
     media_type = header.partition(";")[0].strip().lower()
     if media_type not in accepted:
-        raise UnsupportedMediaType(
-            f"the content type is {media_type or 'missing'}; this call takes {', '.join(accepted)}",
-            field="Content-Type",
-            given=media_type,
-            expected=", ".join(accepted),
-        )
+        expected = ", ".join(accepted)
+        detail = f"the content type is {media_type or 'missing'}; this call takes {expected}"
+        raise UnsupportedMediaType(detail, field="Content-Type", given=media_type, expected=expected)
     return media_type
 
 
@@ -116,11 +113,9 @@ class BodyMemory:
 
     def full(self) -> TooManyBytes:
         """Return the error for a body that has no room."""
-        return TooManyBytes(
-            f"at most {self.limit} bytes of request bodies may be in memory (LORAPLEX_MAX_INFLIGHT_BODY_BYTES): try"
-            " again in a moment",
-            expected=f"at most {self.limit} bytes in flight",
-        )
+        limit, setting = f"at most {self.limit} bytes", "LORAPLEX_MAX_INFLIGHT_BODY_BYTES"
+        detail = f"{limit} of request bodies may be in memory ({setting}): try again in a moment"
+        return TooManyBytes(detail, expected=f"{limit} in flight")
 
     def _trim(self) -> None:
         self._is_trim_due = False

@@ -82,11 +82,8 @@ class HostPolicy:
                 raise _not_allowed(f"the request has {len(hosts) or 'no'} Host headers; it needs exactly one", hosts)
             for host in [*hosts, *([] if target is None else [target])]:
                 if not self.accepts(host):
-                    raise _not_allowed(
-                        f"the service does not answer to the host '{shorten(_text(host))}'; if that is its name, add "
-                        "it to LORAPLEX_ALLOWED_HOSTS",
-                        [host],
-                    )
+                    detail = f"the service does not answer to the host '{shorten(_text(host))}'; if that is its name,"
+                    raise _not_allowed(f"{detail} add it to LORAPLEX_ALLOWED_HOSTS", [host])
         if method not in SAFE_METHODS:
             _check_origin(headers, hosts if target is None else [*hosts, target])
 
@@ -143,24 +140,16 @@ def authority_of(target: bytes) -> bytes | None:
 def _check_origin(headers: Headers, hosts: Sequence[bytes]) -> None:
     for site in _values(headers, b"sec-fetch-site"):
         if site.strip().lower() == b"cross-site":
-            raise CrossSite(
-                "the request comes from a page of another site",
-                field="Sec-Fetch-Site",
-                given=_text(site),
-                expected="same-origin, same-site or none",
-            )
+            detail, expected = "the request comes from a page of another site", "same-origin, same-site or none"
+            raise CrossSite(detail, field="Sec-Fetch-Site", given=_text(site), expected=expected)
     for origin in map(_text, _values(headers, b"origin")):
         # Scheme and port are not compared: a proxy that ends TLS changes the one and may leave the other out of `Host`.
         match = _ORIGIN.fullmatch(origin)
         name = None if match is None else host_name(match[1])
         if name is None or {host_name(_text(host)) for host in hosts} != {name}:
-            raise CrossSite(
-                f"the request comes from a page of {shorten(origin)}, which is not the host that it is addressed to; a "
-                "proxy in front has to pass the client's Host on",
-                field="Origin",
-                given=origin,
-                expected="the host of the Host header",
-            )
+            detail = f"the request comes from a page of {shorten(origin)}, which is not the host that it is addressed"
+            detail += " to; a proxy in front has to pass the client's Host on"
+            raise CrossSite(detail, field="Origin", given=origin, expected="the host of the Host header")
 
 
 def _not_allowed(detail: str, hosts: Sequence[bytes]) -> HostNotAllowed:

@@ -14,9 +14,10 @@ from itertools import count
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adapters.errors import shorten
 from app.http.bodies import BodyMemory
 from app.http.endpoints import ENDPOINTS, Endpoint, find_endpoint
-from app.http.errors import InternalError, TooManyBytes, answer_at, known_failure, too_large
+from app.http.errors import InternalError, RouteNotFound, TooManyBytes, answer_at, known_failure, too_large
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, OTHER, RequestRecord
 from app.service import Service
 
@@ -65,6 +66,9 @@ class Middleware:
                 raise exchange.state["refusal"]
             self._host_policy.check(scope)
             exchange.check_length()
+            # The framework also matches a path with a line feed at its end.
+            if endpoint is None and find_endpoint(scope["method"], scope["path"].removesuffix("\n")):
+                raise RouteNotFound(f"there is nothing at {shorten(scope['path'])}")
             exchange.endpoint = endpoint
             app = self._app if endpoint is None else self._asgi_calls.get(endpoint.path, self._app)
             await app(scope, exchange.receive, exchange.send)

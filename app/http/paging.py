@@ -59,9 +59,8 @@ async def check_query_fields(request: Request) -> None:
     for field in request.query_params:
         values = request.query_params.getlist(field)
         if len(values) > 1:
-            raise InvalidCombination(
-                f"{shorten(field)} is in the query {len(values)} times", field=field, given=values, expected="it once"
-            )
+            detail = f"{shorten(field)} is in the query {len(values)} times"
+            raise InvalidCombination(detail, field=field, given=values, expected="it once")
 
 
 class NamePage(Page):
@@ -94,9 +93,8 @@ def read_cursor(list_key: str, cursor: str | None) -> Any:
             return position
     except (ValueError, TypeError, RecursionError):
         pass
-    raise InvalidCursor(
-        "cursor was not issued by this service for this list", field="cursor", given=cursor, expected="a next_cursor"
-    )
+    detail = "cursor was not issued by this service for this list"
+    raise InvalidCursor(detail, field="cursor", given=cursor, expected="a next_cursor")
 
 
 def page_of(

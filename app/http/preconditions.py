@@ -42,12 +42,8 @@ def check_feature_space(headers: Iterable[tuple[bytes, bytes]], feature_space: s
     """
     for name, value in headers:
         if name == b"x-feature-space" and (theirs := value.decode("utf-8", "replace")) != feature_space:
-            raise FeatureSpaceMismatch(
-                f"the request is for the feature space {theirs!r}, this service has {feature_space!r}",
-                field="X-Feature-Space",
-                given=theirs,
-                expected=feature_space,
-            )
+            detail = f"the request is for the feature space {theirs!r}, this service has {feature_space!r}"
+            raise FeatureSpaceMismatch(detail, field="X-Feature-Space", given=theirs, expected=feature_space)
 
 
 def _header(request: Request, name: str) -> str | None:

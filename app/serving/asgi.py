@@ -14,7 +14,7 @@ from fastapi import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from adapters.errors import OutOfRange
+from adapters.errors import OutOfRange, WrongType
 from adapters.names import MAX_REFERENCE_CHARACTERS
 from app.http import preconditions
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type
@@ -40,8 +40,8 @@ _HINT = ": send fewer rows in each request, or the binary form (POST /v2/models/
 async def post_predict() -> Response:
     """One adapter for all rows (`adapter`), or each row its own (`adapters`); `null` is the bare base layer.
 
-    Requests that wait are computed together, whatever adapters they name. `return` asks for probabilities and labels,
-    and `top_k` for so many of them.
+    Requests that wait are computed together, whatever adapters they name. `return` asks for probabilities and labels;
+    `top_k` limits them to that number of the most probable classes.
     """
     raise NotImplementedError("the middleware calls `predict`")
 
@@ -104,8 +104,10 @@ def timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
     if value is None:
         return None
     text, field, expected = value.decode("latin-1").strip(), "X-Request-Timeout", "seconds, more than 0"
-    if not _NUMBER.fullmatch(text) or not 0 < float(text) < math.inf:
-        raise OutOfRange(f"{field} is not a number of {expected}", field=field, given=text, expected=expected)
+    is_number = _NUMBER.fullmatch(text) is not None
+    if not is_number or not 0 < float(text) < math.inf:
+        kind = OutOfRange if is_number else WrongType
+        raise kind(f"{field} is not a number of {expected}", field=field, given=text, expected=expected)
     return float(text)
 
 

@@ -163,11 +163,15 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def is_overdue(self, now: float) -> bool:
         """Return whether the client has neither sent nor read anything for too long."""
-        silence = self.silence(now)
-        if silence is None:
-            return False
-        phase, since = silence
-        return now - since > (self.timeout_keep_alive, HEAD_SECONDS, MESSAGE_SECONDS)[phase]
+        stalled_since = self.transport.stalled_since(now)  # type: ignore[attr-defined]
+        if stalled_since is not None and now - stalled_since > MESSAGE_SECONDS:
+            return True
+        if self.parser is None:
+            return False  # A request was refused or the connection is lost: it closes once everything is sent.
+        # A client may read an answer before it sends more of a head, but not before it sends more of a body.
+        if not self._must_send() or (stalled_since is not None and self.stage != BODY):
+            self._silent_since = self.idle_since = now
+        return now - self._waiting_since() > (self.timeout_keep_alive, HEAD_SECONDS, MESSAGE_SECONDS)[self.stage]
 
     def silence(self, now: float) -> tuple[Phase, float] | None:
         """Return what the client has stopped in, and since when it has neither sent nor read anything.
@@ -175,18 +179,21 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         Return None if the connection is closing or the client waits for the service.
         """
         stalled_since = self.transport.stalled_since(now)  # type: ignore[attr-defined]
-        if stalled_since is None and self.parser is None:
-            return None  # A request was refused or the connection is lost: it closes once everything is sent.
+        if stalled_since is not None:
+            return Phase.MESSAGE, stalled_since
+        if self.parser is None:
+            return None
+        return (self.stage, self._waiting_since()) if self._must_send() else None
+
+    def _must_send(self) -> bool:
+        """Return whether the service waits for the client: for more of a body that it reads, or for a request."""
         if self.stage == BODY:
-            # The service reads the body.
-            is_its_turn = not (self.flow.read_paused or getattr(self.cycle, "waiting_for_100_continue", False))
-        else:
-            is_its_turn = getattr(self.cycle, "response_complete", True)
-        if stalled_since is None and is_its_turn:
-            return self.stage, self.idle_since if self.stage == BETWEEN_REQUESTS else self._silent_since
-        # The times begin again once the client has read everything, or the service has done its part.
-        self._silent_since = self.idle_since = now
-        return None if stalled_since is None else (BODY, stalled_since)
+            return not (self.flow.read_paused or getattr(self.cycle, "waiting_for_100_continue", False))
+        return getattr(self.cycle, "response_complete", True)
+
+    def _waiting_since(self) -> float:
+        """Return since when the service waits for the client."""
+        return self.idle_since if self.stage == BETWEEN_REQUESTS else self._silent_since
 
     def close_now(self) -> None:
         """Close the connection, without the data that the client has not read."""

@@ -104,15 +104,15 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
-def limit_connections(wanted: int) -> int:
-    """Return how many of the `wanted` connections the limit of open files allows.
+def limit_connections(max_connections: int) -> int:
+    """Return how many connections the limit of open files allows, `max_connections` at most.
 
     A quarter of the files is kept for the database, stored files and uploads.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
-        return wanted
-    return max(1, min(wanted, soft - max(_LEAST_RESERVED_FILES, soft // 4)))
+        return max_connections
+    return max(1, min(max_connections, soft - max(_LEAST_RESERVED_FILES, soft // 4)))
 
 
 _MOST_HELD_BYTES = 2**16

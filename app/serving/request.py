@@ -1,7 +1,7 @@
 """The body of `POST /predict` → one float32 array, the references of its rows and the members of the answer.
 
-First by a fast parser that makes no Python number per element. What that one does not take as it stands, an error or
-a number past 64 bits, is decided by the exact one: the two never disagree on what they both take.
+A fast parser, which makes no Python number of an element, reads most bodies. The exact parser reads those that it
+leaves: those with an error, and unusual ones, such as those with options. What both can read, both read alike.
 """
 
 from collections.abc import Sequence

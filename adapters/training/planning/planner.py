@@ -291,7 +291,8 @@ def _resolve(
     if settings.early_stopping is not None and holdout is None:
         raise nothing_held_out("early_stopping looks at the loss of held-out rows")
     shared = SETTINGS.keys() & TrainingSpec.__dataclass_fields__.keys()
-    values: dict[str, Any] = {name: getattr(settings, name) for name in shared}
+    # What the method does not use may have been left to the data, and keeps its default.
+    values: dict[str, Any] = {name: value for name in shared if (value := getattr(settings, name)) != AUTO}
     if settings.early_stopping is not None:
         values |= asdict(settings.early_stopping)
     values |= decisions.values

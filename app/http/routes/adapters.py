@@ -191,12 +191,9 @@ def _check_list_count(body: bytearray, base: BaseLayer, max_rank: int) -> None:
     max_rows = 2 * (base.in_features + base.out_features + max_rank)
     lists = count_lists(body)
     if lists > max_rows + (base.out_features + 1) * MAX_LABEL_CHARACTERS:
-        raise WrongShape(
-            f"the body has {lists} lists; the factors of an adapter of this layer have at most {max_rows // 2} rows",
-            field="body",
-            given=f"{lists} lists",
-            expected=f"at most {max_rows // 2} rows",
-        )
+        count, expected = f"{lists} lists", f"at most {max_rows // 2} rows"
+        detail = f"the body has {count}; the factors of an adapter of this layer have {expected}"
+        raise WrongShape(detail, field="body", given=count, expected=expected)
 
 
 async def _read_multipart(request: Request) -> dict[str, bytes]:
@@ -250,12 +247,9 @@ def _from_json(value: dict[str, object], service: Service) -> tuple[Adapter, Non
     own_names = sorted(value.keys() & {"A", "B", "alpha", "bias"})
     peft_names = sorted(value.keys() & {"lora_A", "lora_B", "lora_alpha"})
     if own_names and peft_names:
-        raise UnknownField(
-            f"{peft_names[0]} does not go with {own_names[0]}: send A and B, or PEFT's lora_A and lora_B",
-            field=peft_names[0],
-            given=peft_names[0],
-            expected="one set of names",
-        )
+        name = peft_names[0]
+        detail = f"{name} does not go with {own_names[0]}: send A and B, or PEFT's lora_A and lora_B"
+        raise UnknownField(detail, field=name, given=name, expected="one set of names")
     upload: schemas.FactorsUpload | schemas.PeftUpload
     if peft_names:
         upload, names = read_as(schemas.PeftUpload, value), ("lora_B", "lora_A", "bias")

@@ -39,6 +39,7 @@ MAX_CACHED_BYTES = 1024
 _CACHED_HEADERS = 1024
 _VERSION = re.compile(r"[1-9][0-9]*")
 _MAX_VERSION_DIGITS = 200
+_DATATYPES = f"one of {', '.join(DTYPES)}"
 # Triton reads 32 bits. A number above that of the classes means all of them.
 _MOST_CLASSES = 2**32
 # Fields of each object, with their types.
@@ -46,9 +47,8 @@ _REQUEST_FIELDS = {"id": str, "model_name": str, "parameters": dict, INPUT: list
 _INPUT_FIELDS = {"name": str, "shape": list, "datatype": str, "parameters": dict, "data": list}
 _OUTPUT_FIELDS = {"name": str, "parameters": dict}
 _TYPE_NAMES: Mapping[type, str] = {str: "a string", dict: "an object", list: "a list"}
-_FLAGS = ("binary_data", "binary_data_output")
-# Parameters of extensions that the service does not support, and that would change the answer.
-_NOT_SERVED = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+# Parameters of a tensor whose numbers are elsewhere, in an extension that the service does not support.
+_NOT_SERVED = frozenset({"shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +104,30 @@ def header_of(value: object, *, columns: int, max_rows: int) -> InferHeader:
     tensor = _read_tensor(request[INPUT], INPUT, _INPUT_FIELDS, required=("name", "shape", "datatype"))
     output = _read_tensor(request[OUTPUT], OUTPUT, _OUTPUT_FIELDS, required=("name",)) if request.get(OUTPUT) else {}
     shape, datatype = tensor["shape"], tensor["datatype"]
+    field, expected = "inputs.shape", f"[rows, {columns}] with 1 to {max_rows} rows"
     # Booleans are ints to Python. Nothing is multiplied before each number is known to be small.
-    if any(type(size) is not int for size in shape) or shape[1:] != [columns] or not 1 <= shape[0] <= max_rows:
-        raise _invalid(errors.WrongShape, "inputs.shape", shape, f"[rows, {columns}] with 1 to {max_rows} rows")
-    if datatype not in DTYPES:
-        raise _invalid(errors.OutOfRange, "inputs.datatype", datatype, f"one of {', '.join(DTYPES)}")
+    _check(all(type(size) is int for size in shape), errors.WrongType, field, shape, expected)
+    _check(shape[1:] == [columns] and shape[0] >= 1, errors.WrongShape, field, shape, expected)
+    _check(shape[0] <= max_rows, errors.OutOfRange, field, shape, expected)
+    _check(datatype in DTYPES, errors.OutOfRange, "inputs.datatype", datatype, _DATATYPES)
     parameters, output_parameters = request.get("parameters", {}), output.get("parameters", {})
-    timeout, classes = parameters.get("timeout", 0), output_parameters.get("classification")
-    if type(timeout) is not int or not 0 <= timeout < 2**63:
-        raise _invalid(errors.OutOfRange, "parameters.timeout", timeout, "a whole number of microseconds, 0 for none")
-    if classes is not None and (type(classes) is not int or not 1 <= classes < _MOST_CLASSES):
-        raise _invalid(errors.OutOfRange, "outputs.parameters.classification", classes, "1 to 2^32 - 1")
+    timeout, expected = parameters.get("timeout", 0), "a whole number of microseconds, 0 for none"
+    _check(type(timeout) is int and 0 <= timeout < 2**63, errors.WrongType, "parameters.timeout", timeout, expected)
+    classes = output_parameters.get("classification")
+    if classes is not None:
+        field, expected = "outputs.parameters.classification", "a whole number from 1 to 2^32 - 1"
+        _check(type(classes) is int, errors.WrongType, field, classes, expected)
+        _check(1 <= classes < _MOST_CLASSES, errors.OutOfRange, field, classes, expected)
+    field, binary_output = "outputs.parameters.binary_data", output_parameters.get("binary_data")
+    if binary_output is None:
+        field, binary_output = "parameters.binary_data_output", parameters.get("binary_data_output", False)
+    _check(isinstance(binary_output, bool), errors.WrongType, field, binary_output, "true or false")
     return InferHeader(
         rows=shape[0],
         datatype=datatype,
         binary_bytes=_binary_bytes(tensor, shape[0] * columns, datatype),
         data=tensor.get("data"),
-        binary_output=output_parameters.get("binary_data", parameters.get("binary_data_output", False)),
+        binary_output=binary_output,
         id=request.get("id"),
         model_name=request.get("model_name"),
         timeout_seconds=timeout / 1e6 if timeout else None,
@@ -142,10 +149,14 @@ def _read_tensor(
 ) -> dict[str, Any]:
     """Return the only tensor of a list, which is called as the field is."""
     if len(tensors) != 1:
-        raise _invalid(errors.WrongShape, field, f"{len(tensors)} tensors", f"1 tensor called {field}")
+        kind = errors.WrongShape if field == INPUT else errors.InvalidCombination
+        raise _invalid(kind, field, f"{len(tensors)} tensors", f"1 tensor called {field}")
     tensor = _read_object(tensors[0], field, types, required=required)
     if tensor["name"] != field:
         raise _invalid(errors.UnknownField, f"{field}.name", tensor["name"], f"{field}, the only one of the model")
+    for key in _NOT_SERVED & tensor.get("parameters", {}).keys():
+        location, expected = f"{field}.parameters.{key}", "only the extensions binary_tensor_data and classification"
+        raise _invalid(InvalidInput, location, tensor["parameters"][key], expected)
     return tensor
 
 
@@ -165,12 +176,9 @@ def _read_object(value: object, field: str, types: Mapping[str, type], *, requir
             detail = f"{within}{key} is missing"
             raise errors.MissingField(detail, field=f"{within}{key}", expected=_TYPE_NAMES[types[key]])
     for key, entry in value.get("parameters", {}).items():
-        location = f"{within}parameters.{key}"
-        if key in _NOT_SERVED:
-            raise _invalid(InvalidInput, location, entry, "only the extensions binary_tensor_data and classification")
-        if not isinstance(entry, bool if key in _FLAGS else str | int | float):
-            kinds = "true or false" if key in _FLAGS else "a string, a number or a boolean"
-            raise _invalid(errors.WrongType, location, entry, kinds)
+        if not isinstance(entry, str | int | float):
+            expected = "a string, a number or a boolean"
+            raise _invalid(errors.WrongType, f"{within}parameters.{key}", entry, expected)
     return value
 
 
@@ -178,26 +186,31 @@ def _binary_bytes(tensor: Mapping[str, Any], numbers: int, datatype: str) -> int
     """Return the size of the binary data of an input; None if its numbers are in `data`."""
     size = tensor.get("parameters", {}).get("binary_data_size")
     if (size is None) != ("data" in tensor):
+        kind = errors.MissingField if size is None else errors.InvalidCombination
         detail = "inputs must have either data or the parameter binary_data_size"
-        raise errors.InvalidCombination(detail, field="inputs.data", expected="one of the two")
+        raise kind(detail, field="inputs.data", expected="one of the two")
     if size is None:
         if datatype == "BF16":
             raise _invalid(errors.InvalidCombination, "inputs.datatype", datatype, "FP32, or BF16 as binary data")
         return None
-    expected = numbers * DTYPES[datatype].itemsize
-    if type(size) is not int or size != expected:
-        field = "inputs.parameters.binary_data_size"
-        raise _invalid(errors.WrongShape, field, size, f"{expected} bytes, which {numbers} numbers of {datatype} take")
-    return expected
+    field, needed = "inputs.parameters.binary_data_size", numbers * DTYPES[datatype].itemsize
+    expected = f"{needed} bytes, which {numbers} numbers of {datatype} take"
+    _check(type(size) is int, errors.WrongType, field, size, expected)
+    _check(size == needed, errors.WrongShape, field, size, expected)
+    return needed
 
 
-def _invalid(kind: type[InvalidInput], field: str, given: object, expected: str) -> InvalidInput:
-    return kind(
-        f"{shorten(field)} is {shorten(given)}; expected {expected}", field=field, given=given, expected=expected
-    )
+def _check(is_valid: bool, kind: type[InvalidInput], field: str, value: object, expected: str) -> None:
+    if not is_valid:
+        raise _invalid(kind, field, value, expected)
 
 
-# Around the rows: more than those there are in any text that is remembered and plain.
+def _invalid(kind: type[InvalidInput], field: str, value: object, expected: str) -> InvalidInput:
+    detail = f"{shorten(field)} is {shorten(value)}; expected {expected}"
+    return kind(detail, field=field, given=value, expected=expected)
+
+
+# Opening brackets besides those of the rows that a body for the fast parser may have; a plain one has fewer.
 _MOST_LISTS = 100
 _DATA = re.compile(rb'"data"[ \t\r\n]*:[ \t\r\n]*(?=\[)')
 _ROWS = re.compile(rb"\[[ \t\r\n]*\[")
@@ -224,8 +237,8 @@ def read_infer_fast(
     if len(body) > COUNTED_BYTES and count_lists(body) > max_rows + _MOST_LISTS:
         return None
     try:
-        # Without its numbers, the text is short, and much the same from request to request. In the tensor's data, where
-        # alone a list may stand under that name, it has none: had the name been anywhere else, this would be an error.
+        # The text without the numbers is short, and nearly the same in each request, so its header is cached. It has
+        # `"data":[]`, which only a tensor may have: if this "data" is anywhere else, reading the header fails.
         header = read_header_cached(b"%b[]%b" % (body[:begin], body[end:]), columns, max_rows)
         numbers = body[begin:end]
         array = (parser or simdjson.Parser()).parse(numbers)
@@ -262,11 +275,13 @@ def read_exactly(
         text = json_bytes(body, header_length)
         is_cached = len(text) < len(body) and len(text) <= MAX_CACHED_BYTES
         header = (read_header_cached if is_cached else read_header_cached.__wrapped__)(text, columns, max_rows)
-    rest = 0 if header_length is None else len(body) - header_length
-    if rest != (header.binary_bytes or 0):
-        size = f"{header.binary_bytes or 0} bytes"
-        detail = f"{rest} bytes follow the JSON, whose length is {HEADER_LENGTH}, and binary_data_size says {size}"
-        raise errors.WrongShape(detail, field=HEADER_LENGTH, given=header_length, expected=size)
+    expected, rest = header.binary_bytes or 0, 0 if header_length is None else len(body) - header_length
+    if expected and header_length is None:
+        detail = f"{HEADER_LENGTH} is missing: without it the whole body is JSON, and it has a binary_data_size"
+        raise errors.MissingField(detail, field=HEADER_LENGTH, expected="how many bytes of the body are JSON")
+    if rest != expected:
+        detail = f"{rest} bytes follow the JSON, and binary_data_size says {expected}"
+        raise errors.WrongShape(detail, field=HEADER_LENGTH, given=f"{rest} bytes", expected=f"{expected} bytes")
     return header, _from_json(header, columns) if header.data is not None else _from_bytes(body, rest, header, columns)
 
 
@@ -275,7 +290,8 @@ def _raw_header(size: int, columns: int, max_rows: int) -> InferHeader:
     row_bytes = columns * DTYPES["FP32"].itemsize
     rows, rest = divmod(size, row_bytes)
     if rest or not 1 <= rows <= max_rows:
-        raise _invalid(errors.WrongShape, "body", f"{size} bytes", f"1 to {max_rows} rows of {row_bytes} bytes each")
+        kind = errors.WrongShape if rest or not rows else errors.OutOfRange
+        raise _invalid(kind, "body", f"{size} bytes", f"1 to {max_rows} rows of {row_bytes} bytes each")
     return InferHeader(rows, "FP32", size, None, True)
 
 

@@ -4,6 +4,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 """
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import orjson
@@ -37,7 +38,7 @@ def write_classes(
         check_label_size(size, field="outputs.parameters.classification")
     begin = _begin(header, model, version, "BYTES", (rows, count))
     if header.binary_output:
-        return _with_binary_data(begin, b"".join(parts))
+        return _with_binary_data(begin, parts)
     return b'%b"data":[%b]}]}' % (begin, b",".join(parts)), None
 
 
@@ -67,7 +68,7 @@ def write_infer_response(
     begin = _begin(header, model, version, "FP32", outputs_NO.shape)
     if data is not None:
         return b'%b"data":%b}]}' % (begin, data), None
-    return _with_binary_data(begin, outputs_NO.astype(DTYPES["FP32"], copy=False).tobytes())
+    return _with_binary_data(begin, [outputs_NO.astype(DTYPES["FP32"], copy=False).tobytes()])
 
 
 def _begin(header: InferHeader, model: str, version: Version | None, datatype: str, shape: tuple[int, ...]) -> bytes:
@@ -80,6 +81,6 @@ def _begin(header: InferHeader, model: str, version: Version | None, datatype: s
     ).encode()
 
 
-def _with_binary_data(begin: bytes, content: bytes) -> tuple[bytes, int]:
-    text = b'%b"parameters":{"binary_data_size":%d}}]}' % (begin, len(content))
-    return text + content, len(text)
+def _with_binary_data(begin: bytes, parts: Sequence[bytes]) -> tuple[bytes, int]:
+    text = b'%b"parameters":{"binary_data_size":%d}}]}' % (begin, sum(map(len, parts)))
+    return b"".join([text, *parts]), len(text)

@@ -217,7 +217,7 @@ class State(StrEnum):
     """Whether a model answers."""
 
     READY = "READY"
-    """It does."""
+    """The model answers."""
     UNAVAILABLE = "UNAVAILABLE"
     """No version is live, or the live one was made for another base or feature space."""
 
@@ -283,7 +283,7 @@ def show_configuration(name: str, service: ServiceOf, version: str | None = None
 
 
 def model_ready(name: str, service: ServiceOf, version: str | None = None) -> ModelReady:
-    """Whether a model answers; one that does not, because it is not there or was made for another base, is a 4xx."""
+    """Confirm that a model answers. A model that is missing, or made for another base, gives a 4xx error."""
     _require(service, name, version)
     return ModelReady(name=name, ready=True)
 

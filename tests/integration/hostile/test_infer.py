@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from adapters.errors import LoraplexError
+from app.serving.oip.request import check_model_name, read_exactly
 from tests.integration.hostile.bodies import IN, JSON, LEFT_OUT, NOT_FINITE, NOT_NUMBERS, ROW, Raw, to_json, with_number
 from tests.integration.hostile.case import Case, Target
 from tests.integration.hostile.conftest import MAX_ROWS
@@ -189,7 +191,7 @@ FIELDS = [
     _in_json("take null for the request", "wrong_type", "the request", request=None),
     _in_json("take an input without a name", "missing_field", "inputs.name", name=LEFT_OUT),
     _in_json("take an input of another name", "unknown_field", "x_1", name="x_1"),
-    _in_json("take an input of no name", "unknown_field", "inputs", name=None),
+    _in_json("take an input of no name", "wrong_type", "inputs", name=None),
     _in_json("take an unknown field of an input", "unknown_field", "dtype", dtype="FP32"),
     _in_json("take null for an input's parameters", "wrong_type", "inputs.parameters", parameters=None),
     _in_json("take shared memory", "invalid_input", "shared_memory_region", parameters={"shared_memory_region": "r"}),
@@ -225,3 +227,22 @@ FIELDS = [
 @pytest.mark.parametrize("case", SHAPES + DATATYPES + NUMBERS + BITS + DATA + FIELDS, ids=lambda case: case.name)
 def test_infer_refuses_to(target: Target, case: Case) -> None:
     target.refuses_in_protocol(case)
+
+
+def check_code(case: Case) -> None:
+    """Fails unless the error has the code of the case, which the log and the traces have; the answer does not."""
+    with pytest.raises(LoraplexError) as raised:
+        _read(case)
+    assert raised.value.code == case.code, raised.value
+
+
+def _read(case: Case) -> None:
+    assert isinstance(case.body, bytes)
+    length = case.headers.get(LENGTH)
+    header, _ = read_exactly(case.body, None if length is None else int(length), IN, MAX_ROWS)
+    check_model_name(header, "acme")
+
+
+@pytest.mark.parametrize("case", SHAPES + DATATYPES + BITS + DATA + FIELDS, ids=lambda case: case.name)
+def test_the_log_has_the_code_of_who_tries_to(case: Case) -> None:
+    check_code(case)

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.hostile.bodies import IN, JSON, LEFT_OUT, ROW, to_json
 from tests.integration.hostile.case import Case, Target, protocol_error_of
 from tests.integration.hostile.conftest import MAX_BODY_BYTES, MAX_PREDICT_JSON_BYTES, MAX_ROWS
-from tests.integration.hostile.test_infer import CONTENT, INFER, LENGTH, infer, named
+from tests.integration.hostile.test_infer import CONTENT, INFER, LENGTH, check_code, infer, named
 
 SIZE = len(CONTENT)
 
@@ -44,13 +44,14 @@ LENGTHS = [
         (MAX_PREDICT_JSON_BYTES + 1, "body_too_large", [str(MAX_PREDICT_JSON_BYTES)]),
         (2**31, "body_too_large", [str(2**31)]),
     )
-] + [
+]
+BODIES = [
     infer(title, code, *says, body=body, length=length)
     for title, code, says, body, length in (
         ("take JSON cut short", "not_json", ["not JSON"], GOOD + CONTENT, len(GOOD) - 1),
         ("take a byte of the tensor for JSON", "not_json", ["JSON"], GOOD + CONTENT, len(GOOD) + 1),
         ("take all of a binary body for JSON", "not_json", ["JSON"], GOOD + CONTENT, LEFT_OUT),
-        ("take the tensor's size without its start", "missing_field", [LENGTH], GOOD, LEFT_OUT),
+        ("take the tensor's size without its start", "missing_field", [LENGTH, "whole body is JSON"], GOOD, LEFT_OUT),
         ("take a tensor that is not there", "wrong_shape", ["0 bytes follow"], GOOD, len(GOOD)),
         ("take a tensor cut short", "wrong_shape", ["39 bytes", "40"], GOOD + CONTENT[:-1], len(GOOD)),
         ("take a tensor with a byte more", "wrong_shape", ["41 bytes"], GOOD + CONTENT + b"\0", len(GOOD)),
@@ -149,13 +150,20 @@ PATHS = [
         ("acme/versions/1/2/infer", "route_not_found", ["1/2"]),
         ("acme/infer/", "route_not_found", ["infer/"]),
         ("acme/versions/infer", "method_not_allowed", ["versions/infer"]),
+        ("acme/infer%0A", "route_not_found", ["acme/infer"]),
+        ("acme/versions/1/infer%0A", "route_not_found", ["1/infer"]),
     )
 ]
 
 
-@pytest.mark.parametrize("case", LENGTHS + SIZES + TEXTS + HEADERS + PATHS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", LENGTHS + BODIES + SIZES + TEXTS + HEADERS + PATHS, ids=lambda case: case.name)
 def test_infer_refuses_to(target: Target, case: Case) -> None:
     target.refuses_in_protocol(case)
+
+
+@pytest.mark.parametrize("case", BODIES + SIZES, ids=lambda case: case.name)
+def test_the_log_has_the_code_of_who_tries_to(case: Case) -> None:
+    check_code(case)
 
 
 def test_too_much_json_is_refused_although_nobody_says_how_much(target: Target) -> None:

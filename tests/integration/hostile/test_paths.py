@@ -99,7 +99,13 @@ NOWHERE = [
         "/.env": "/.env",
         "/static/%2e%2e/%2e%2e/etc/passwd": "passwd",
         f"/{'x' * 5000}": "xxxx",
+        "/base%0A": "/base",
+        "/jobs%0A": "/jobs",
+        "/adapters/acme/versions%0A": "/adapters/acme/versions",
     }.items()
+] + [
+    _case("post to a path with a newline at its end", "POST", "/predict%0A", "route_not_found", "/predict", body=b"{}"),
+    _case("cancel with a newline at its end", "POST", "/jobs/x/cancel%0A", "route_not_found", "/jobs/x/cancel"),
 ]
 
 METHODS = [

@@ -103,6 +103,21 @@ def test_only_what_is_short_is_remembered() -> None:
     assert read_header_cached.cache_info().currsize == 0
 
 
+def test_parameters_that_have_no_meaning_where_they_are_may_have_any_value() -> None:
+    others = {"x": 1.5, "shared_memory": "r", "data": "d"}
+    tensor = {"name": "inputs", "shape": [1, I], "datatype": "FP32", "data": [1, 2, 3]}
+    request = {
+        "parameters": others | {"shared_memory_region": "r", "binary_data": "yes"},
+        "inputs": [tensor | {"parameters": others | {"binary_data": 1, "binary_data_output": "yes"}}],
+        "outputs": [{"name": "outputs", "parameters": others | {"binary_data_output": 1, "binary_data_size": "x"}}],
+    }
+
+    header, inputs_NI = read_exactly(json.dumps(request).encode(), None, I, MAX_ROWS)
+
+    assert inputs_NI.tolist() == [[1, 2, 3]]
+    assert not header.binary_output
+
+
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("indent", [None, 1])
 def test_the_fast_reading_takes_what_clients_send(nested: bool, indent: int | None) -> None:
