@@ -79,13 +79,13 @@ def warn_about_adapters(database: SqliteDatabase, base: BaseLayer, feature_space
             by_base[fingerprint] += adapters
         elif space is not None and space != feature_space:
             by_space[repr(space)] += adapters
-    advice = "They answer 409 %s: start the service with the one that they were made for (%s), or make them again"
+    advice = "Such adapters answer 409 %s: start the service with the one they were made for (%s), or make them again"
     _warn(
-        *("live adapter(s) made for another base layer", base.fingerprint, by_base),
+        *("live adapter was", "live adapters were", "made for another base layer", base.fingerprint, by_base),
         advice % ("base_mismatch", "LORAPLEX_BASE"),
     )
     _warn(
-        *("live adapter(s) made for another feature space", repr(feature_space), by_space),
+        *("live adapter was", "live adapters were", "made for another feature space", repr(feature_space), by_space),
         advice % ("feature_space_mismatch", "LORAPLEX_FEATURE_SPACE"),
     )
 
@@ -94,19 +94,23 @@ def warn_about_jobs(database: SqliteDatabase, base: BaseLayer) -> None:
     """Log how many queued jobs are for another base layer; raise `CatalogBusy`."""
     by_base = Counter(count_queued_by_base(database))
     del by_base[base.fingerprint]
-    advice = "They wait for a trainer that has it, or until they are cancelled"
-    _warn("queued job(s) for another base layer", base.fingerprint, by_base, advice)
+    advice = "Such jobs wait for a trainer that has it, or until they are cancelled"
+    _warn("queued job is", "queued jobs are", "for another base layer", base.fingerprint, by_base, advice)
 
 
-def _warn(subject: str, ours: str, counts: "Counter[str]", advice: str) -> None:
-    """Log the sum of counts, the largest of them with their names, and the sum of the others."""
+def _warn(one: str, many: str, purpose: str, ours: str, counts: "Counter[str]", advice: str) -> None:
+    """Log the sum of counts, the largest of them with their names, and the sum of the others.
+
+    `one` and `many` are the subject with its verb, in the singular and in the plural.
+    """
     if not counts:
         return
     largest = counts.most_common(_MAX_LISTED)
     listed = ", ".join(f"{total} for {name}" for name, total in largest)
     rest = counts.total() - sum(total for _, total in largest)
     others = f" and {rest} for others" if rest else ""
-    log.warning("%d %s than this service's, %s: %s%s. %s", counts.total(), subject, ours, listed, others, advice)
+    subject = f"{counts.total()} {one if counts.total() == 1 else many} {purpose}"
+    log.warning("%s than this service's, %s: %s%s. %s", subject, ours, listed, others, advice)
 
 
 def open_tracing(settings: Settings, *, process: str) -> "Tracing | None":

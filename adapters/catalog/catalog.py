@@ -136,6 +136,14 @@ class Catalog:
         with self.database.read() as connection:
             return int(connection.scalars(sa.select(catalog.c.revision)).one())
 
+    def is_readable(self) -> bool:
+        """Return whether the revision can be read; raise what `SqliteDatabase.read` raises."""
+        try:
+            self.revision()
+        except (sa.exc.SQLAlchemyError, OSError):
+            return False
+        return True
+
     def adapter(self, name: str) -> AdapterSummary:
         """Return one adapter; raise `AdapterNotFound`."""
         with self.database.read() as connection:

@@ -188,8 +188,7 @@ class JobQueue:
                 if _claimable(connection, self._now(), base) is None:
                     return None
             with self._database.write() as connection:
-                job = _claimable(connection, self._now(), base)
-                if job is None:
+                if (job := _claimable(connection, self._now(), base)) is None:
                     return None
                 if job.attempt < MAX_ATTEMPTS:
                     now = self._now()
@@ -220,8 +219,7 @@ class JobQueue:
         """Renew the lease and store the progress, and the history if it is given; raise `ClaimLost`."""
         values: dict[str, Any] = {} if history is None else {"history": list(history)}
         with self._claimed(claim) as connection:
-            lease_until = self._now() + self._lease_seconds
-            _update(connection, claim, lease_until=lease_until, progress=progress, **values)
+            _update(connection, claim, lease_until=self._now() + self._lease_seconds, progress=progress, **values)
 
     def append_log(self, claim: Job, text: str) -> None:
         """Append a line to the job's log, and drop the oldest line of a full one; raise `ClaimLost`."""
@@ -277,12 +275,22 @@ class JobQueue:
         _check_claim(connection, claim)
         job_adapters.record(connection, claim.id, published)
 
-    def succeed(self, claim: Job, *, connection: Connection | None = None, **outcome: Any) -> None:
-        """End the job with its `result`, `progress`, `metrics` and `history`. Raises `ClaimLost`.
+    def succeed(
+        self,
+        claim: Job,
+        *,
+        result: Mapping[str, Any] | None,
+        progress: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        history: Sequence[Any],
+        connection: Connection | None = None,
+    ) -> None:
+        """End the job. Raises `ClaimLost`.
 
         With a transaction of the caller, `connection`, the data stay: the caller calls `remove_data` after the commit.
         """
         with self._claimed(claim, connection) as transaction:
+            outcome = {"result": result, "progress": progress, "metrics": metrics, "history": history}
             self._end(transaction, claim, JobStatus.SUCCEEDED, **outcome)
         if connection is None:
             self.remove_data(claim)
@@ -358,4 +366,4 @@ def _check_room(connection: Connection, max_queued: int, base: str) -> None:
     queued = (jobs.c.status == JobStatus.QUEUED, jobs.c.base == base)
     waiting = connection.scalars(sa.select(sa.func.count()).select_from(jobs).where(*queued)).one()
     if waiting >= max_queued:
-        raise QueueFull(f"{waiting} jobs wait already, as many as may", expected=f"fewer than {max_queued}")
+        raise QueueFull(f"the queue is full: {waiting} jobs are queued", expected=f"fewer than {max_queued}")

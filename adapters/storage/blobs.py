@@ -17,7 +17,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -32,8 +32,7 @@ BLOBS = "blobs"
 STORE_ID = "store-id"
 # Error numbers of a full disk, of a disk that fails, and of a process without file descriptors.
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FORBIDDEN = {errno.EACCES, errno.EPERM}
-_FAILED = {errno.EIO, errno.EROFS, *_FORBIDDEN}
+_FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
@@ -60,7 +59,10 @@ def blob_key(name: str) -> str:
 
 
 def blob_names(blobs: Path, *, with_temporary: bool = False) -> list[str]:
-    """Return the names of the blobs in a folder, and of the temporary files if asked; none if there is no folder."""
+    """Return the names of the blobs in a folder, and of its temporary files too if `with_temporary` is true.
+
+    There are none if there is no folder.
+    """
     with suppress(FileNotFoundError), os.scandir(blobs) as entries:
         return [entry.name for entry in entries if _is_blob(entry, with_temporary=with_temporary)]
     return []
@@ -78,8 +80,8 @@ class Quarantine:
         """Move files here, then remove the oldest ones if there are too many bytes; return how many were moved."""
         moved = [path.name for path in paths if self._move(path, self.folder / f"{self._time()}-{path.name}")]
         if moved:
-            first = ", ".join(moved[:_MAX_NAMES_LOGGED])
-            log.warning("moved %d files that no row refers to into %s: %s …", len(moved), self.folder, first)
+            names = ", ".join(moved[:_MAX_NAMES_LOGGED]) + (", …" if len(moved) > _MAX_NAMES_LOGGED else "")
+            log.warning("moved %d files that no row refers to into %s: %s", len(moved), self.folder, names)
             self._remove(moved_by=-math.inf)
         return len(moved)
 
@@ -106,11 +108,10 @@ class Quarantine:
         try:
             self.folder.mkdir(exist_ok=True)
             _move(path, target)
-        except FileNotFoundError:
-            return False
         except OSError as error:
-            # On a full disk, for one. It is no reason not to start: the next sweep tries again.
-            log.warning("%s cannot be moved into %s: %s", path, self.folder, error)
+            # A full disk, for example, is no reason not to start: the next sweep tries again.
+            if not isinstance(error, FileNotFoundError):
+                log.warning("%s cannot be moved into %s: %s", path, self.folder, error)
             return False
         return True
 
@@ -200,9 +201,9 @@ class FolderBlobs:
     def read(self, name: str, *, offset: int = 0, length: int = -1) -> bytes:
         """Return `length` bytes from `offset` on, or all if it is -1.
 
-        Raises `BlobCorrupt` if they are missing, and `StorageFailed` if this process may not read the file.
+        Raises `BlobCorrupt` if they are missing, and `StorageFailed` if the file cannot be read now.
         """
-        try:
+        with _reading(name):
             # No file object: each of its system calls would release the interpreter lock.
             # Non-blocking: a pipe in place of the file must not block the thread.
             file = os.open(f"{self._folder}/{name}", os.O_RDONLY | os.O_NONBLOCK)
@@ -210,14 +211,6 @@ class FolderBlobs:
                 content = os.pread(file, os.fstat(file).st_size if length < 0 else length, offset)
             finally:
                 os.close(file)
-        except OSError as error:
-            detail = f"the file of a stored adapter or data set cannot be read: {name} ({_reason(error)})"
-            if error.errno in _FORBIDDEN:
-                log.error("%s", detail)
-                raise StorageFailed(detail) from error
-            if error.errno in NO_DESCRIPTORS:
-                raise
-            raise BlobCorrupt(detail) from error
         if length >= 0 and len(content) != length:
             raise BlobCorrupt(f"the file {name} ends before byte {offset + length}")
         return content
@@ -245,10 +238,8 @@ class FolderBlobs:
         mapped file would end the process. Its digest is not computed, because data may be larger than memory.
         """
         path = self._folder / name
-        try:
+        with _reading(name):
             status = path.stat()
-        except OSError as error:
-            raise BlobCorrupt(f"the file of a stored adapter or data set is missing: {name}") from error
         if not stat.S_ISREG(status.st_mode):
             raise BlobCorrupt(f"the file of a stored adapter or data set is not a regular file: {name}")
         if size is not None and status.st_size != size:
@@ -256,13 +247,16 @@ class FolderBlobs:
         return path
 
     def has_digest(self, name: str, digest: str, *, offset: int = 0, length: int | None = None) -> bool:
-        """Return whether a blob, or `length` bytes of it from `offset` on, is there and has this digest."""
+        """Return whether a blob, or `length` bytes of it from `offset` on, is there and has this digest.
+
+        Raises `StorageFailed` if the file cannot be read now, which does not mean that it is corrupt.
+        """
         try:
-            with self.local(name).open("rb") as file:
+            with _reading(name), self.local(name).open("rb") as file:
                 file.seek(offset)
                 content = hashlib.file_digest(file, "sha256") if length is None else hashlib.sha256(file.read(length))
                 return f"sha256:{content.hexdigest()}" == digest
-        except (OSError, BlobCorrupt):
+        except BlobCorrupt:
             return False
 
     def remove(self, names: Iterable[str]) -> None:
@@ -287,9 +281,29 @@ class FolderBlobs:
         Files whose days in quarantine are over are removed first.
         """
         temporary = [name for name in names if name.endswith(_TEMPORARY)]
-        self.remove(temporary)
+        # A folder of such a name, or a file that this process may not remove, is not one of ours.
+        removed = sum(_unlink(self._folder / name, ignored=(IsADirectoryError, PermissionError)) for name in temporary)
         self._quarantine.purge()
-        return len(temporary) + self._quarantine.take(self._folder / name for name in set(names).difference(temporary))
+        blobs = sorted(set(names).difference(temporary))
+        return removed + self._quarantine.take(self._folder / name for name in blobs)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Translate the errors of reading a blob: only one that is missing is corrupt.
+
+    Without file descriptors, the `OSError` is raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_DESCRIPTORS:
+            raise
+        detail = f"the file of a stored adapter or data set cannot be read: {name} ({_reason(error)})"
+        if error.errno not in _FAILED:
+            raise BlobCorrupt(detail) from error
+        log.error("%s", detail)
+        raise StorageFailed(detail) from error
 
 
 def storage_error(error: OSError, *, what: str) -> LoraplexError | None:
@@ -345,11 +359,12 @@ def _move(path: Path, target: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _unlink(path: Path) -> bool:
-    """Remove a file, if it is there; log an error. Return whether it is gone."""
+def _unlink(path: Path, *, ignored: tuple[type[OSError], ...] = ()) -> bool:
+    """Remove a file, if it is there; log an error that is not `ignored`. Return whether it is gone."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("the file %s cannot be removed: %s", path, error)
+        if not isinstance(error, ignored):
+            log.warning("the file %s cannot be removed: %s", path, error)
         return False
     return True

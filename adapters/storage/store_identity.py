@@ -43,9 +43,9 @@ class CatalogIdentity(NamedTuple):
     store_id: str | None
     """None if an older release wrote the catalogue."""
     revision: int
-    references: frozenset[str]
+    references: frozenset[str] = frozenset()
     """Names of the blobs that rows refer to; empty if they were not read."""
-    pending: frozenset[str]
+    pending: frozenset[str] = frozenset()
     """Keys of the blobs that are being written, if the references were read."""
 
 
@@ -262,18 +262,12 @@ def _read_catalog(path: Path, *, with_references: bool) -> CatalogIdentity | Non
             return None
         store_id = "store_id" if "store_id" in columns else "NULL"
         row = connection.execute(f"SELECT {store_id}, revision FROM catalog").fetchone()
-        references: set[str] = set()
-        pending: frozenset[str] = frozenset()
-        if with_references:
-            if _columns(connection, "pending_blobs"):
-                pending = frozenset(key for (key,) in connection.execute("SELECT key FROM pending_blobs"))
-            for table, column in _REFERENCES:
-                if column in _columns(connection, table):
-                    statement = f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL"
-                    references.update(file for (file,) in connection.execute(statement))
         if row is None:
             return None
-        return CatalogIdentity(*_checked(path, row), frozenset(references), pending)
+        if not with_references:
+            return CatalogIdentity(*_checked(path, row))
+        references = frozenset[str]().union(*(_values(connection, table, column) for table, column in _REFERENCES))
+        return CatalogIdentity(*_checked(path, row), references, _values(connection, "pending_blobs", "key"))
 
 
 def _checked(path: Path, row: tuple[object, object] | None) -> tuple[str | None, int]:
@@ -304,6 +298,14 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise CatalogNotLoadable(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _values(connection: sqlite3.Connection, table: str, column: str) -> frozenset[str]:
+    """Return the values of a column; none if an older release wrote the catalogue without the column."""
+    if column not in _columns(connection, table):
+        return frozenset()
+    rows = connection.execute(f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL")
+    return frozenset(value for (value,) in rows)
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> set[str]:

@@ -141,7 +141,7 @@ class _Members(BaseModel):
     given: str | None = Field(None, description="Given value, cut to 100 characters.")
     expected: str | None = Field(None, description="What is valid instead.")
     outcome: Literal["unknown"] | None = Field(
-        None, description="`unknown`: it may have been stored; look before you repeat it."
+        None, description="`unknown`: the change may have been stored. Check this before you repeat the request."
     )
     rows: list[BadRowBody] | None = Field(None, description="With `bad_rows`: up to 20 rows with reasons.")
 
@@ -181,9 +181,12 @@ class ProblemResponse(Response):
         await super().__call__(scope, receive, send)
 
 
-def problem(error: LoraplexError) -> Response:
-    """Return the answer to a request that failed with `error`."""
-    status = STATUS[error.code]
+def problem(error: LoraplexError, *, as_text: bool = False) -> Response:
+    """Return the answer to a request that failed with `error`.
+
+    `as_text` is the form of the Open Inference Protocol: one text, which includes the given value.
+    """
+    status, members = STATUS[error.code], error.members()
     headers = {}
     # A client must not repeat a request whose outcome is unknown without checking first.
     if status in RETRIED and not error.outcome_unknown:
@@ -191,28 +194,18 @@ def problem(error: LoraplexError) -> Response:
     if status == 413 or error.code == TooManyBytes.code:
         # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
+    content, media_type = members | {"status": status}, MEDIA_TYPE
+    if as_text:
+        text, given = str(members["detail"]), str(members.get("given", ""))
+        content, media_type = {"error": text if given in text else f"{text}; given: {given}"}, "application/json"
     # ASCII, because a lone surrogate in the client's text cannot be encoded as UTF-8.
-    body = json.dumps(error.members() | {"status": status}, ensure_ascii=True, allow_nan=False)
-    return ProblemResponse(error.code, body, status, headers, MEDIA_TYPE)
+    body = json.dumps(content, ensure_ascii=True, allow_nan=False)
+    return ProblemResponse(error.code, body, status, headers, media_type)
 
 
 def answer_at(path: str, error: LoraplexError) -> Response:
     """Return the answer to a request that failed, in the form of the path's protocol."""
-    return protocol_error(error) if path == "/v2" or path.startswith("/v2/") else problem(error)
-
-
-def protocol_error(error: LoraplexError) -> Response:
-    """Return the answer in the form of the Open Inference Protocol: one text, which includes the given value."""
-    members = error.members()
-    given = str(members.get("given", ""))
-    text = str(members["detail"])
-    if given not in text:
-        text = f"{text}; given: {given}"
-    answer = problem(error)
-    answer.body = json.dumps({"error": text}).encode()
-    answer.headers["Content-Length"] = str(len(answer.body))
-    answer.headers["Content-Type"] = "application/json"
-    return answer
+    return problem(error, as_text=path == "/v2" or path.startswith("/v2/"))
 
 
 def known_failure(error: Exception) -> LoraplexError | None:

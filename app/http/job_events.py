@@ -138,8 +138,8 @@ class JobEvents:
     def subscribe(self, job_id: str, state: JobState) -> Iterator[Subscription]:
         """Hold a subscription to a job whose state has just been read; raise `QueueFull` if there are too many."""
         if len(self._subscriptions) >= self.max_subscribers:
-            limit = self.max_subscribers
-            raise QueueFull(f"{limit} clients watch jobs already, as many as may", expected=f"fewer than {limit}")
+            detail = f"this worker streams the events of jobs to {self.max_subscribers} clients already, its limit"
+            raise QueueFull(detail, expected=f"fewer than {self.max_subscribers}")
         subscription = Subscription(job_id, state)
         self._subscriptions.add(subscription)
         # A poll since `state` was read may have taken a change without this subscription. The next poll reads again.

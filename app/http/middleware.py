@@ -61,7 +61,7 @@ class Middleware:
             limit = min(limit, endpoint.body_limit)
         exchange = _Exchange(scope, receive, send, body_limit=limit, memory=memory)
         try:
-            # What a request can be refused with before its body is read.
+            # Checks that need only the head: they refuse a request before its body is read.
             if "refusal" in exchange.state:  # set by the connection, which found the request malformed
                 raise exchange.state["refusal"]
             self._host_policy.check(scope)
@@ -85,20 +85,9 @@ class Middleware:
         status, code = exchange.status, state.get("code")
         if status in (0, NOT_ANSWERED):
             status, code = NOT_ANSWERED, NO_ANSWER
-        self._observer.finish_request(
-            RequestRecord(
-                exchange.route,
-                scope["method"],
-                status,
-                exchange.began,
-                exchange.request_id,
-                scope["path"],
-                exchange.headers,
-                code,
-                state.get("queue_entry"),
-                state.get("publish"),
-            )
-        )
+        request = exchange.route, scope["method"], status, exchange.began, exchange.request_id, scope["path"]
+        record = RequestRecord(*request, exchange.headers, code, state.get("queue_entry"), state.get("publish"))
+        self._observer.finish_request(record)
 
 
 class _Exchange:

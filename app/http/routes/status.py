@@ -6,7 +6,6 @@ from typing import Annotated
 from fastapi import Header
 from starlette.responses import Response
 
-from adapters.errors import LoraplexError
 from app.http.errors import NotReady
 from app.http.schemas.adapters import BaseBody
 from app.service import ServiceOf
@@ -29,12 +28,8 @@ async def check_ready(service: ServiceOf) -> dict[str, str]:
     """Check that the base layer is loaded, the catalogue can be read and the service is not draining."""
     if service.draining:
         raise NotReady("the service is stopping")
-    try:
-        await asyncio.to_thread(service.catalog.revision)
-    except LoraplexError:
-        raise
-    except Exception as error:
-        raise NotReady("the catalogue cannot be read") from error
+    if not await asyncio.to_thread(service.catalog.is_readable):
+        raise NotReady("the catalogue cannot be read")
     return {"status": "ready"}
 
 

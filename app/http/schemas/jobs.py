@@ -92,8 +92,8 @@ class JobAdapterPage(PageBody[JobAdapterBody]):
     """Page of the list of a job's adapters."""
 
 
-class BackBody(AnswerBody):
-    """Live alias that was restored. If `to` is null, no version is live now."""
+class RestoredAliasBody(AnswerBody):
+    """Live alias that a revert moved back. If `to` is null, no version is live now."""
 
     name: str
     version: int = Field(serialization_alias="from")
@@ -112,5 +112,5 @@ class SkippedBody(AnswerBody):
 class RevertBody(AnswerBody):
     """Result of a revert: every adapter of the job is in one of the two lists."""
 
-    reverted: list[BackBody]
+    reverted: list[RestoredAliasBody]
     skipped: list[SkippedBody]

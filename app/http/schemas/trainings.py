@@ -39,8 +39,8 @@ _SELECTORS = {"column": _STRING, "columns": {"type": "array", "items": _STRING},
 _SELECTED = {
     "oneOf": [{"type": "object", "properties": {name: kind}, "required": [name]} for name, kind in _SELECTORS.items()]
 }
-_GROUP = "One string or whole number a row: what a split by group keeps together."
-_CORPUS = "Rows of numbers: the documents that held-out queries are to find their own among."
+_GROUP = "One string or whole number a row. A split by group keeps rows of the same group together."
+_CORPUS = "Rows of numbers: the documents. Each held-out query is searched for its own document in them."
 _LABELS = "What the first outputs are called, as classes."
 _DATASET = "Reference to a data set: name, or name@3."
 Vector = list[float]
@@ -77,7 +77,7 @@ class DatasetData(RequestBody):
     inputs: Selected
     targets: Selected
     weight: Column = Field(None, description="A column of numbers ≥ 0: what each row counts.")
-    group: Column = Field(None, description="A column: what a split by group keeps together.")
+    group: Column = Field(None, description="A column. A split by group keeps rows of the same value together.")
     group_by: Column = Field(None, description="A column: one adapter for each of its values, a fleet.")
     labels: Labels = Field(None, description=_LABELS)
     corpus: Annotated[CorpusBody | None, NOT_NULL] = None
@@ -193,7 +193,7 @@ class UpdateRequest(RequestBody):
 
 
 class PlanBody(BaseModel):
-    """What would be trained, as far as that is known before it is."""
+    """Plan of a training: the resolved settings, the estimated cost, and the number of adapters."""
 
     spec: dict[str, Any]
     estimate: dict[str, float]

@@ -40,8 +40,7 @@ def take_slot(folder: Path, role: str) -> ProcessSlot | None:
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(1, _MAX_SLOTS + 1):
             name = f"{role}-{number}"
-            lock = _lock(folder / f"{name}.lock")
-            if lock is not None:
+            if (lock := _lock(folder / f"{name}.lock")) is not None:
                 return ProcessSlot(name, folder / f"{name}.json", lock)
     except OSError as error:
         log.warning("this process's metrics are not shared with the others: %s", error)
@@ -56,8 +55,7 @@ def clean_slots(folder: Path, role: str) -> None:
     locks: list[int] = []
     try:
         for path in folder.glob(f"{role}-*.lock"):
-            lock = _lock(path)
-            if lock is None:
+            if (lock := _lock(path)) is None:
                 return
             locks.append(lock)
         # Lock files stay: a process that opened one would lock a file that no longer has a name.

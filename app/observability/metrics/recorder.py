@@ -91,18 +91,26 @@ class MetricValues:
         """Return the values of the metrics that fulfil a condition."""
         return MetricValues((key, value) for key, value in self.items() if condition(key[0]))
 
-    def to_json(self) -> list[Any]:
-        """Return the form that `from_json` reads."""
-        return [[metric.name, labels, np.asarray(value).tolist()] for (metric, labels), value in self.items()]
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that `from_json` reads, in every release: an upgrade must not lose counters."""
+        numbers, tallies = [], []
+        for (metric, labels), value in self.items():
+            *counts, last = np.atleast_1d(value).tolist()
+            if metric.shape:
+                tallies.append([metric.name, labels, counts, last])
+            else:
+                numbers.append([metric.name, labels, last])
+        return {"numbers": numbers, "tallies": tallies}
 
     @classmethod
     def from_json(cls, stored: Any) -> "MetricValues":
         """Read the form of `to_json`, without metrics that no longer exist or have changed.
 
-        Raises `ValueError`, `TypeError` or `OverflowError` if it is malformed.
+        Raises `ValueError`, `TypeError`, `KeyError` or `OverflowError` if it is malformed.
         """
         values: dict[Key, Value] = {}
-        for name, labels, entry in stored:
+        histograms = ([name, labels, [*counts, total]] for name, labels, counts, total in stored["tallies"])
+        for name, labels, entry in [*stored["numbers"], *histograms]:
             metric, value = DEFINITIONS.get(name), np.asarray(entry, dtype=np.float64)
             if metric is None or len(labels) != len(metric.labels) or value.shape != metric.shape:
                 continue
@@ -124,7 +132,6 @@ class ProcessMetrics(NamedTuple):
 
     name: str
     values: MetricValues
-    """Without gauges if the process is dead."""
     is_alive: bool
 
 
@@ -142,14 +149,16 @@ class Metrics(MetricValues):
         """
         self._folder = folder
         self._slot = None if folder is None else take_slot(folder, role)
-        stored = None if self._slot is None else _read(self._slot.file)
+        # Files that were logged as malformed.
+        self._malformed: set[Path] = set()
+        stored = None if self._slot is None else self._read(self._slot.file)
         super().__init__([] if stored is None else stored.values.only(_is_counted).items())
         # Name of the process, such as `worker-2`.
         self.process = f"{role}-1" if self._slot is None else self._slot.name
         self._routes: set[str] = set()
         self._collector: Callable[[], None] | None = None
         self._has_failed_to_write = False
-        self._write_lock = threading.Lock()
+        self._write_lock = threading.RLock()
         self._closed = threading.Event()
         self._writer = threading.Thread(target=self._write_on, name="metrics", daemon=True)
         for metric, labels in _ZEROS:
@@ -166,8 +175,9 @@ class Metrics(MetricValues):
             return
         self._writer.join()
         self.collect()
-        self._write(has_ended=True)
+        # One hold of the lock: a scrape in between would write that this process is alive.
         with self._write_lock:
+            self._write(has_ended=True)
             self._slot.release()
             self._slot = None
 
@@ -205,10 +215,26 @@ class Metrics(MetricValues):
         with suppress(OSError):
             paths = [] if self._folder is None else sorted(self._folder.glob("*.json"))
         for path in paths:
-            if path == own or not _SLOT_NAME.fullmatch(path.stem) or (stored := _read(path)) is None:
+            if path == own or not _SLOT_NAME.fullmatch(path.stem) or (process := self._read(path)) is None:
                 continue
-            is_alive = abs(time.time() - stored.written_at) < DEAD_AFTER_SECONDS
-            yield ProcessMetrics(path.stem, stored.values if is_alive else stored.values.only(_outlives), is_alive)
+            yield process if process.is_alive else process._replace(values=process.values.only(_outlives))
+
+    def _read(self, path: Path) -> ProcessMetrics | None:
+        """Return the content of a file. A malformed one stays: a process of another release may have written it."""
+        try:
+            content = orjson.loads(path.read_bytes())
+            is_alive = abs(time.time() - float(content["written_at"])) < DEAD_AFTER_SECONDS
+            return ProcessMetrics(path.stem, MetricValues.from_json(content), is_alive)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # The error may be temporary, such as too many open files.
+            log.warning("the metrics in %s cannot be read now: %s", path.name, error)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            if path not in self._malformed:
+                log.warning("%s does not hold metrics, and is not counted: %s", path.name, error)
+            self._malformed.add(path)
+        return None
 
     def _write_on(self) -> None:
         quiet = 0
@@ -226,7 +252,7 @@ class Metrics(MetricValues):
                 return
             self.changed = False
             temporary = self._slot.file.with_suffix(".tmp")
-            content = {"written_at": 0.0 if has_ended else time.time(), "values": self.to_json()}
+            content = {"written_at": 0.0 if has_ended else time.time(), **self.to_json()}
             try:
                 temporary.write_bytes(orjson.dumps(content))
                 temporary.replace(self._slot.file)
@@ -251,29 +277,6 @@ def _note_process(values: MetricValues, process: str) -> None:
         lines = (_PROC / "stat").read_text().splitlines()
         booted = next(float(line.split()[1]) for line in lines if line.startswith("btime "))
         values.put(d.START_TIME, booted + int(fields[_STARTED_AFTER_BOOT]) / os.sysconf("SC_CLK_TCK"), process)
-
-
-class _Stored(NamedTuple):
-    written_at: float
-    values: MetricValues
-
-
-def _read(path: Path) -> _Stored | None:
-    """Return the content of a file; remove a malformed one, which a live process writes again."""
-    try:
-        content = orjson.loads(path.read_bytes())
-        return _Stored(float(content["written_at"]), MetricValues.from_json(content["values"]))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        # The error may be temporary, such as too many open files.
-        log.warning("the metrics in %s cannot be read now: %s", path.name, error)
-        return None
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        log.warning("%s does not hold metrics, and is not counted: %s", path.name, error)
-        with suppress(OSError):
-            path.unlink()
-        return None
 
 
 def _is_counted(metric: Definition) -> bool:

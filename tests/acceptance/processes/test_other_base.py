@@ -29,12 +29,12 @@ def test_they_say_so_once_at_their_start(tmp_path: Path) -> None:
         eventually(lambda: len(_warnings(second.log)) == 2, what="two warnings")
         assert second.client.get("/adapters").json()["data"][0]["problem"] == "base_mismatch"
     adapters, jobs = _warnings(second.log)
-    assert "2 live adapter(s) made for another base layer" in adapters
+    assert "2 live adapters were made for another base layer" in adapters
     assert "base_mismatch" in adapters
-    assert "1 queued job(s) for another base layer" in jobs
+    assert "1 queued job is for another base layer" in jobs
     for line in (adapters, jobs):
         assert made_for in line
         assert '"level":"warning"' in line
     with TrainerProcess(folder, base="random:10,2,43") as trainer:
         eventually(lambda: _warnings(trainer.log), what="a warning")
-    assert "1 queued job(s) for another base layer" in _warnings(trainer.log)[0]
+    assert "1 queued job is for another base layer" in _warnings(trainer.log)[0]

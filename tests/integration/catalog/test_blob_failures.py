@@ -21,6 +21,7 @@ from tests.support.catalog_factories import (
     make_adapter,
     publication,
     put,
+    quarantined_files,
     referenced_files,
     stored_files,
     submit,
@@ -156,3 +157,31 @@ def test_what_is_no_file_in_place_of_a_blob_is_corrupt_and_repaired(
     again = put(catalog, "acme", 1)
     assert (again.version, again.digest) == (version.version, version.digest)
     assert len(catalog.blobs.read(again.file, offset=again.offset, length=again.bytes)) == version.bytes
+
+
+@pytest.mark.parametrize(
+    ("code", "answered"),
+    [(errno.EACCES, "storage_failed"), (errno.EIO, "storage_failed"), (errno.EMFILE, "too_many_open_files")],
+)
+def test_a_stored_file_that_cannot_be_read_now_is_not_replaced(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, code: int, answered: str
+) -> None:
+    client, service = serve()
+    uploads: dict[str, dict[str, Any]] = {
+        "/adapters/acme": {"json": as_upload(make_adapter(1))},
+        "/datasets/rows": {"content": b"x\n1\n", "headers": {"Content-Type": "text/csv"}},
+    }
+    for path, body in uploads.items():
+        client.put(path, **body).raise_for_status()
+    folder = service.settings.data_dir
+    stored = stored_files(folder)
+    for path, body in uploads.items():
+        with monkeypatch.context() as patched:
+            for file in stored:
+                patched.setattr(Path, "open", _failing(code, Path.open, on=file))
+            answer = client.put(path, **body)
+        assert (answer.status_code, answer.json()["code"]) == (503, answered), answer.text
+        assert client.put(path, **body).status_code == 200
+    assert quarantined_files(folder) == set()
+    service.catalog.sweep()
+    assert stored_files(folder) == stored

@@ -233,7 +233,9 @@ def test_the_name_of_a_blob_has_the_revision_of_when_it_was_written(
     other.database.close()
 
 
-def test_what_is_no_file_of_ours_stays_and_stops_no_sweep(tmp_path: Path, clock: _Clock) -> None:
+def test_what_is_no_file_of_ours_stays_and_stops_no_sweep(
+    tmp_path: Path, clock: _Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "data"
     catalog = Catalog(folder, now=clock, quarantine_days=0)
     orphan = write_orphan(catalog, b"orphan")
@@ -244,8 +246,21 @@ def test_what_is_no_file_of_ours_stays_and_stops_no_sweep(tmp_path: Path, clock:
         catalog.sweep()
         clock.seconds += 60
     assert all(path.is_dir() for path in foreign)
+    assert "folder" not in caplog.text
     assert not (folder / "blobs" / orphan).exists()
     catalog.database.close()
+
+
+@pytest.mark.parametrize("orphans", [5, 6])
+def test_orphans_are_moved_in_the_order_of_their_names_and_the_first_are_logged(
+    tmp_path: Path, clock: _Clock, caplog: pytest.LogCaptureFixture, orphans: int
+) -> None:
+    catalog = Catalog(tmp_path / "data", now=clock)
+    names = sorted(write_orphan(catalog, b"orphan") for _ in range(orphans))
+    assert catalog.sweep() == orphans
+    (line,) = caplog.messages
+    assert line.endswith(f"quarantine: {', '.join(names[:5])}" + (", …" if orphans > 5 else ""))
+    catalog.close()
 
 
 def test_a_file_in_place_of_the_quarantine_stops_no_sweep(tmp_path: Path, clock: _Clock) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.observability.metrics.definitions import QUEUE_ROWS
-from app.observability.metrics.process_slot import clean_slots
+from app.observability.metrics.process_slot import ProcessSlot, clean_slots
 from app.observability.metrics.recorder import Metrics, sum_values
 from tests.support.metrics_exposition import Shown, series, shown_of
 
@@ -79,7 +80,7 @@ def test_a_service_that_is_started_begins_at_zero_unless_one_of_its_processes_li
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"{", b"[]", b'{"written_at": 1}', b"\xff" * 100, b'{"written_at": 1, "values": [[1]]}']
+    "damage", [b"", b"{", b"[]", b'{"written_at": 1}', b"\xff" * 100, b'{"written_at": 1, "numbers": [[1]]}']
 )
 def test_a_damaged_file_counts_as_none_and_is_written_anew(
     tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
@@ -91,6 +92,7 @@ def test_a_damaged_file_counts_as_none_and_is_written_anew(
     for _ in range(3):
         assert _all(metrics)[PUBLISHED] == 3
     assert len([record for record in caplog.records if "does not hold metrics" in record.message]) == 2
+    assert (tmp_path / "worker-9.json").read_bytes() == damage, "another release may have written it"
     metrics.close()
     again = Metrics(tmp_path, "worker")
     assert again.process == "worker-1"
@@ -98,12 +100,44 @@ def test_a_damaged_file_counts_as_none_and_is_written_anew(
     again.close()
 
 
+def test_the_file_has_the_form_that_other_releases_read_and_write(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, "trainer")
+    metrics.record_publish(0.1, 3)
+    metrics.close()
+    content = json.loads((tmp_path / "trainer-1.json").read_bytes())
+    assert content.keys() == {"written_at", "numbers", "tallies"}
+    assert content["written_at"] == 0
+    assert ["loraplex_adapters_published_total", ["upload"], 3.0] in content["numbers"]
+    ((name, labels, counts, total),) = content["tallies"]
+    assert (name, labels, sum(counts), total) == ("loraplex_publish_seconds", ["upload"], 1, pytest.approx(0.1))
+    again = Metrics(tmp_path, "trainer")
+    assert _all(again)[PUBLISHED] == 3
+    again.close()
+
+
+def test_a_scrape_during_the_end_does_not_write_that_the_process_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(tmp_path, "trainer")
+    scrapes: list[threading.Thread] = []
+    release = ProcessSlot.release
+
+    def scrape_first(slot: ProcessSlot) -> None:
+        scrapes.append(threading.Thread(target=metrics.all_processes))
+        scrapes[-1].start()
+        scrapes[-1].join(0.2)
+        release(slot)
+
+    monkeypatch.setattr(ProcessSlot, "release", scrape_first)
+    metrics.close()
+    scrapes[0].join()
+    assert json.loads((tmp_path / "trainer-1.json").read_bytes())["written_at"] == 0
+
+
 def test_counts_of_another_shape_are_no_metrics(tmp_path: Path) -> None:
-    values = [
-        ["loraplex_publish_seconds", ["upload"], [[1]] * 16],
-        ["loraplex_adapters_published_total", ["upload"], [7]],
-    ]
-    (tmp_path / "worker-9.json").write_text(json.dumps({"written_at": 1, "values": values}))
+    numbers = [["loraplex_adapters_published_total", ["upload"], [7]]]
+    tallies = [["loraplex_publish_seconds", ["upload"], [[1]] * 15, 1]]
+    (tmp_path / "worker-9.json").write_text(json.dumps({"written_at": 1, "numbers": numbers, "tallies": tallies}))
     metrics = Metrics(tmp_path, "worker")
     metrics.record_publish(0.1, 3)
     assert _all(metrics)[PUBLISHED] == 3

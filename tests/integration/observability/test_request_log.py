@@ -3,6 +3,7 @@
 import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -180,3 +181,27 @@ def test_nobody_reads_any_more_and_nothing_is_raised() -> None:
     assert writer.put([b"line\n"]) == 0
     writer.close(10)
     os.close(writing)
+
+
+@pytest.mark.parametrize(("is_pipe", "calls"), [(True, 25), (False, 2)])
+def test_a_write_has_64_kib_and_to_a_pipe_as_many_bytes_as_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_pipe: bool, calls: int
+) -> None:
+    reading, writing = os.pipe() if is_pipe else (None, os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT))
+    sizes: list[int] = []
+    write = os.write
+
+    def counted(descriptor: int, part: bytes) -> int:
+        if descriptor == writing:
+            sizes.append(len(part))
+            return len(part)
+        return write(descriptor, part)
+
+    monkeypatch.setattr(os, "write", counted)
+    writer = LineWriter(writing)
+    assert writer.put([b"x" * 999 + b"\n"] * 100) == 0
+    writer.close(10)
+    assert (len(sizes), sum(sizes)) == (calls, 100_000)
+    for descriptor in (reading, writing):
+        if descriptor is not None:
+            os.close(descriptor)

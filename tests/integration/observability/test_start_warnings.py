@@ -50,12 +50,12 @@ def test_live_versions_of_other_base_layers_are_counted(
     catalog.delete("old-5")
     warn_about_adapters(catalog.database, HERE, None)
     (line,) = _warned(caplog)
-    assert line.startswith(f"6 live adapter(s) made for another base layer than this service's, {HERE.fingerprint}")
-    assert f"6 for {ELSEWHERE.fingerprint}. They answer 409 base_mismatch" in line
+    assert line.startswith(f"6 live adapters were made for another base layer than this service's, {HERE.fingerprint}")
+    assert f"6 for {ELSEWHERE.fingerprint}. Such adapters answer 409 base_mismatch" in line
     caplog.clear()
     warn_about_adapters(catalog.database, ELSEWHERE, None)
     (line,) = _warned(caplog)
-    assert line.startswith("2 live adapter(s) made for another base layer")
+    assert line.startswith("2 live adapters were made for another base layer")
 
 
 def test_live_versions_of_other_feature_spaces_are_counted(catalog: Catalog, caplog: pytest.LogCaptureFixture) -> None:
@@ -68,9 +68,9 @@ def test_live_versions_of_other_feature_spaces_are_counted(catalog: Catalog, cap
         _publish(catalog, name, base, space)
     warn_about_adapters(catalog.database, HERE, "mine")
     of_base, of_space = _warned(caplog)
-    assert of_base.startswith("1 live adapter(s) made for another base layer")
-    assert of_space.startswith("1 live adapter(s) made for another feature space than this service's, 'mine'")
-    assert "1 for 'theirs'. They answer 409 feature_space_mismatch" in of_space
+    assert of_base.startswith("1 live adapter was made for another base layer")
+    assert of_space.startswith("1 live adapter was made for another feature space than this service's, 'mine'")
+    assert "1 for 'theirs'. Such adapters answer 409 feature_space_mismatch" in of_space
 
 
 def test_of_many_base_layers_the_commonest_are_named(catalog: Catalog, caplog: pytest.LogCaptureFixture) -> None:
@@ -81,9 +81,9 @@ def test_of_many_base_layers_the_commonest_are_named(catalog: Catalog, caplog: p
     submit(queue, "again", base="sha256:7")
     warn_about_jobs(catalog.database, HERE)
     (line,) = _warned(caplog)
-    assert line.startswith(f"9 queued job(s) for another base layer than this service's, {HERE.fingerprint}: 2 for ")
+    assert line.startswith(f"9 queued jobs are for another base layer than this service's, {HERE.fingerprint}: 2 for ")
     assert "2 for sha256:7, 1 for sha256:0" in line
-    assert "and 3 for others. They wait" in line
+    assert "and 3 for others. Such jobs wait" in line
 
 
 def test_a_folder_of_this_base_layer_is_nothing_to_warn_about(

@@ -64,12 +64,10 @@ def test_what_is_written_is_read_again() -> None:
 
 
 def test_a_metric_that_another_release_defined_otherwise_is_left_out() -> None:
-    stored = [
-        ["loraplex_gone_total", [], 1.0],
-        [PUBLISHED.name, [], 1.0],
-        [PUBLISHED.name, ["job"], 2.0],
-        [BATCH_ROWS.name, [], [1, 2, 3, 4.0]],
-    ]
+    stored = {
+        "numbers": [["loraplex_gone_total", [], 1.0], [PUBLISHED.name, [], 1.0], [PUBLISHED.name, ["job"], 2.0]],
+        "tallies": [[BATCH_ROWS.name, [], [1, 2, 3], 4.0]],
+    }
     assert shown_of(MetricValues.from_json(stored)) == {series("adapters_published_total", source="job"): 2}
 
 
