@@ -92,7 +92,7 @@ class JobAdapterPage(PageBody[JobAdapterBody]):
     """Page of the list of a job's adapters."""
 
 
-class RestoredAliasBody(AnswerBody):
+class BackBody(AnswerBody):
     """Live alias that a revert moved back. If `to` is null, no version is live now."""
 
     name: str
@@ -112,5 +112,5 @@ class SkippedBody(AnswerBody):
 class RevertBody(AnswerBody):
     """Result of a revert: every adapter of the job is in one of the two lists."""
 
-    reverted: list[RestoredAliasBody]
+    reverted: list[BackBody]
     skipped: list[SkippedBody]
