@@ -18,6 +18,7 @@ import pytest
 
 from tests.acceptance.crash.oracle import BASE
 from tests.acceptance.crash.training_cases import (
+    GOES_ON,
     KINDS,
     Digests,
     check_versions,
@@ -179,7 +180,7 @@ def test_a_training_whose_trainer_dies_goes_on_from_its_last_checkpoint_and_ends
     job, digests = house.check_end(job_id, calm)
     assert (job["status"], job["attempt"]) == ("succeeded", 3)
     assert times_gone_on(job) == 2
-    steps = [int(line["text"].rsplit(" ", 1)[1]) for line in job["log"] if "goes on" in line["text"]]
+    steps = [int(line["text"].rsplit(" ", 1)[1]) for line in job["log"] if GOES_ON in line["text"]]
     assert 0 < steps[0] < steps[1] < job["progress"]["steps"]
     check_versions(house.service.data_dir, {job_id: digests})
     eventually(lambda: checkpoints(house.service.data_dir) == [], what="the removal of the checkpoints")
