@@ -169,7 +169,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if self.parser is None:
             return False  # A request was refused or the connection is lost: it closes once everything is sent.
         # A client may read an answer before it sends more of a head, but not before it sends more of a body.
-        if not self._must_send() or (stalled_since is not None and self.stage != BODY):
+        if not self._must_send() or (stalled_since is not None and self.stage is not BODY):
             self._silent_since = self.idle_since = now
         return now - self._waiting_since() > (self.timeout_keep_alive, HEAD_SECONDS, MESSAGE_SECONDS)[self.stage]
 
@@ -187,13 +187,13 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def _must_send(self) -> bool:
         """Return whether the service waits for the client: for more of a body that it reads, or for a request."""
-        if self.stage == BODY:
+        if self.stage is BODY:
             return not (self.flow.read_paused or getattr(self.cycle, "waiting_for_100_continue", False))
         return getattr(self.cycle, "response_complete", True)
 
     def _waiting_since(self) -> float:
         """Return since when the service waits for the client."""
-        return self.idle_since if self.stage == BETWEEN_REQUESTS else self._silent_since
+        return self.idle_since if self.stage is BETWEEN_REQUESTS else self._silent_since
 
     def close_now(self) -> None:
         """Close the connection, without the data that the client has not read."""
@@ -213,14 +213,14 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse(_error_of(error))
             return
-        if self.stage == BETWEEN_REQUESTS:
+        if self.stage is BETWEEN_REQUESTS:
             self.head_bytes = 0
         elif self.parser is not None:
             self._count_bytes(data)
 
     def _count_bytes(self, data: bytes | memoryview) -> None:
         """Add a piece to the byte counters if it ends inside a head or a body."""
-        if self.stage == HEAD:
+        if self.stage is HEAD:
             if self.head_bytes <= 0:
                 self._silent_since = self.loop.time()
             # If the head began inside the piece, its share of the piece is unknown: count 1, so that the counter is
@@ -286,12 +286,12 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         """
         if self._is_resuming:
             self.stage = BODY  # The head that `_resume_body` made belongs to a request that has an ASGI call.
-        url = self.url if self.stage == HEAD else b""
+        url = self.url if self.stage is HEAD else b""
         method = self.parser.get_method().decode() if url else OTHER
         self.parser = None  # type: ignore[assignment]
         self.transport.lingers = True  # type: ignore[attr-defined]
         before: RequestResponseCycle | None = self.cycle
-        if self.stage == BODY:
+        if self.stage is BODY:
             assert before is not None
             self.stage = BETWEEN_REQUESTS
             if before.response_complete:

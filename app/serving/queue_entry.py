@@ -186,6 +186,8 @@ class QueueEntry:
 
     def release(self) -> None:
         """Stop watching. Must be called when the future has ended or is cancelled."""
+        if self._watch is None and self._watch_timer is None:
+            return
         for watch in (self._watch, self._watch_timer):
             if watch is not None:
                 watch.cancel()

@@ -4,7 +4,6 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 """
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 import orjson
@@ -14,6 +13,9 @@ from adapters.catalog.versions import Version
 from adapters.lora.labels import most_probable
 from app.serving.oip.request import BASE_VERSION, DTYPES, OUTPUT, InferHeader
 from app.serving.response import check_label_size, select_classes, split_rows
+
+# End of the JSON of an answer whose values follow it as bytes.
+_BINARY_DATA = b'%b"parameters":{"binary_data_size":%d}}]}'
 
 # N rows · O out_features · C classes of one adapter · T the largest of them
 
@@ -38,7 +40,8 @@ def write_classes(
         check_label_size(size, field="outputs.parameters.classification")
     begin = _begin(header, model, version, "BYTES", (rows, count))
     if header.binary_output:
-        return _with_binary_data(begin, parts)
+        text = _BINARY_DATA % (begin, size)
+        return b"".join([text, *parts]), len(text)
     return b'%b"data":[%b]}]}' % (begin, b",".join(parts)), None
 
 
@@ -68,7 +71,9 @@ def write_infer_response(
     begin = _begin(header, model, version, "FP32", outputs_NO.shape)
     if data is not None:
         return b'%b"data":%b}]}' % (begin, data), None
-    return _with_binary_data(begin, [outputs_NO.astype(DTYPES["FP32"], copy=False).tobytes()])
+    tensor = outputs_NO.astype(DTYPES["FP32"], copy=False).tobytes()
+    text = _BINARY_DATA % (begin, len(tensor))
+    return text + tensor, len(text)
 
 
 def _begin(header: InferHeader, model: str, version: Version | None, datatype: str, shape: tuple[int, ...]) -> bytes:
@@ -79,8 +84,3 @@ def _begin(header: InferHeader, model: str, version: Version | None, datatype: s
         f'{{"model_name":"{model}","model_version":"{BASE_VERSION if version is None else version.version}",{about}'
         f'"outputs":[{{"name":"{OUTPUT}","datatype":"{datatype}","shape":[{rows},{columns}],'
     ).encode()
-
-
-def _with_binary_data(begin: bytes, parts: Sequence[bytes]) -> tuple[bytes, int]:
-    text = b'%b"parameters":{"binary_data_size":%d}}]}' % (begin, sum(map(len, parts)))
-    return b"".join([text, *parts]), len(text)
