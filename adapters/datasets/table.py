@@ -1,9 +1,9 @@
 """Reader of a stored data set, memory-mapped: columns as float32 rows, as class codes, or as lists of labels."""
 
 # N rows · C columns
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import accumulate, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ _MAX_READERS = 8
 _MAX_EXACT_FLOAT = 2.0**53
 # Most bytes of text in a column of names: they are encoded in memory, and Arrow's text arrays end at 2 GiB.
 _MAX_TEXT_BYTES = 2**29
+# Bad rows of one array: the index of each in the array, and the reason.
+_Reasons = list[tuple[int, str]]
 
 # Arrow's default allocator keeps freed memory, and this process goes on to answer requests.
 pa.set_memory_pool(pa.system_memory_pool())
@@ -45,8 +47,8 @@ class Table:
         # Only one column, because reading a batch takes time for each column.
         reader = self._reader((0,))
         counts = [reader.get_batch(batch).num_rows for batch in range(reader.num_record_batches)]
+        # First row of each batch and, last, the number of rows.
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        # N.
         self.rows = int(self._starts[-1])
 
     @classmethod
@@ -108,12 +110,9 @@ class Table:
         column_type = self._type(column, field)
         if is_list(column_type):
             raise _wrong_type(column, column_type, field, "a column of text or of whole numbers")
-        arrays = []
-        for array, bad in self._arrays(column, field):
-            if pa.types.is_floating(column_type):
-                array, not_whole = _to_int64(array)
-                bad.extend((int(row), f"not a whole number: {value}") for row, value in not_whole)
-            arrays.append(array.cast(pa.int64()) if pa.types.is_boolean(column_type) else array)
+        arrays = self._converted(column, field, _to_int64 if pa.types.is_floating(column_type) else _unchanged)
+        if pa.types.is_boolean(column_type):
+            arrays = [array.cast(pa.int64()) for array in arrays]
         return _encode(arrays)
 
     def order(self, column: str, *, field: str) -> NDArray[np.int64]:
@@ -121,11 +120,8 @@ class Table:
 
         Raises the errors of `codes`, and `BadRows` for NaN.
         """
-        parts = []
-        for array, bad in self._arrays(column, field):
-            bad.extend((int(row), "not a number") for row in rows_where(pc.is_nan(array)))
-            parts.append(array.to_numpy(zero_copy_only=False).astype(np.float64))
-        ranks: NDArray[np.int64] = np.unique(np.concatenate(parts), return_inverse=True)[1]
+        values_N = np.concatenate(self._converted(column, field, _to_float64))
+        ranks: NDArray[np.int64] = np.unique(values_N, return_inverse=True)[1]
         return ranks.astype(np.int64)
 
     def lists_labels(self, column: str, *, numbers: bool, field: str) -> bool:
@@ -150,12 +146,11 @@ class Table:
             pa.types.is_string(column_type.value_type) or pa.types.is_integer(column_type.value_type)
         ):
             raise _wrong_type(column, column_type, field, "a column of lists of text or of whole numbers")
-        rows, labels, start = [], [], 0
-        for array, _ in self._arrays(column, field):
-            rows.append(start + pc.list_parent_indices(array).to_numpy())
-            labels.append(array.flatten())
-            start += len(array)
-        codes, values = _encode(labels)
+        arrays = self._converted(column, field, _unchanged)
+        starts = accumulate(map(len, arrays), initial=0)
+        # The parent of a label is the index of its row in the array.
+        rows = [start + pc.list_parent_indices(array).to_numpy() for start, array in zip(starts, arrays, strict=False)]
+        codes, values = _encode([array.flatten() for array in arrays])
         return np.concatenate(rows), codes, values
 
     def preview(self, offset: int, limit: int) -> list[dict[str, Any]]:
@@ -178,7 +173,8 @@ class Table:
     def _blocks(self, selection: ColumnSelector, field: str, begin: int, end: int) -> Iterator[tuple[int, Float32]]:
         """Yield the rows from `begin` to `end` in blocks of numbers, each with the index of its first row.
 
-        Raises `BadRows` at the end, or as soon as there are enough bad rows.
+        From the first bad row on, nothing is yielded, and the rest is read for more bad rows. Raises `BadRows` after
+        the last batch, or as soon as there are enough.
         """
         names, width = self._names(selection, field), self.width(selection, field=field)
         bad: list[BadRow] = []
@@ -195,13 +191,14 @@ class Table:
                 yield start, _to_matrix([batch.column(name) for name in names], width)
         _raise_bad_rows(bad, field)
 
-    def _arrays(self, column: str, field: str) -> Iterator[tuple[Any, list[tuple[int, str]]]]:
-        """Yield the arrays of one column, each with a list to which the caller appends its bad rows.
+    def _converted(self, column: str, field: str, convert: Callable[[Any], tuple[Any, _Reasons]]) -> list[Any]:
+        """Return one column as a list of converted arrays, one for each batch.
 
-        Raises `BadRows` for those and for nulls at the end, or as soon as there are enough, and `OutOfRange` for too
-        much text.
+        `convert` returns the converted array and its bad rows, apart from nulls. Raises `BadRows` for these and for
+        nulls after the last batch, or as soon as there are enough, and `OutOfRange` for too much text.
         """
         self._type(column, field)
+        arrays: list[Any] = []
         bad: list[BadRow] = []
         text_bytes = 0
         for start, batch in self._batches((column,), 0, self.rows):
@@ -212,14 +209,20 @@ class Table:
                 detail = f"{field}: the texts of the column {shorten(column)!r} take more than {_MAX_TEXT_BYTES} bytes"
                 expected = f"names: at most {_MAX_TEXT_BYTES} bytes in all rows"
                 raise OutOfRange(detail, field=field, given=column, expected=expected)
-            reasons = [(int(row), "null") for row in rows_where(array.is_null())]
-            yield array, reasons
-            bad += [BadRow(start + row, column, reason) for row, reason in sorted(reasons)[:MAX_BAD_ROWS]]
+            converted, reasons = convert(array)
+            arrays.append(converted)
+            nulls = [(int(row), "null") for row in rows_where(array.is_null())]
+            bad += [BadRow(start + row, column, reason) for row, reason in sorted(nulls + reasons)[:MAX_BAD_ROWS]]
             if len(bad) >= MAX_BAD_ROWS:
                 break
         _raise_bad_rows(bad, field)
+        return arrays
 
     def _names(self, selection: ColumnSelector, field: str) -> tuple[str, ...]:
+        """Return the selected columns; raise `InvalidInput` for a missing one, and `WrongType` for one without numbers.
+
+        Only a selection of one `column` may be a column of lists.
+        """
         if selection.prefix is not None:
             names = tuple(name for name in self._types if name.startswith(selection.prefix))
             if not names:
@@ -272,15 +275,27 @@ def _to_matrix(arrays: Sequence[Any], width: int) -> Float32:
     return out_NC
 
 
-def _to_int64(array: Any) -> tuple[Any, list[tuple[int, float]]]:
-    """Return whole floats as int64, and the rows and values of the others."""
+def _unchanged(array: Any) -> tuple[Any, _Reasons]:
+    """Return the array, and no bad rows."""
+    return array, []
+
+
+def _to_int64(array: Any) -> tuple[Any, _Reasons]:
+    """Return whole floats as int64, with 0 for the others, and the rows of those with the reason."""
     values = array.fill_null(0).to_numpy()
     is_whole = (np.floor(values) == values) & (np.abs(values) <= _MAX_EXACT_FLOAT)
-    others = [(row, values[row]) for row in np.flatnonzero(~is_whole)[:MAX_BAD_ROWS]]
-    return pa.array(np.where(is_whole, values, 0).astype(np.int64)), others
+    bad = [(int(row), f"not a whole number: {values[row]}") for row in np.flatnonzero(~is_whole)[:MAX_BAD_ROWS]]
+    return pa.array(np.where(is_whole, values, 0).astype(np.int64)), bad
+
+
+def _to_float64(array: Any) -> tuple[NDArray[np.float64], _Reasons]:
+    """Return floats as float64, and the rows with NaN."""
+    bad = [(int(row), "not a number") for row in rows_where(pc.is_nan(array))]
+    return array.to_numpy(zero_copy_only=False).astype(np.float64), bad
 
 
 def _encode(arrays: Sequence[Any]) -> tuple[NDArray[np.int64], list[str | int]]:
+    """Return the codes of all entries, and the sorted distinct values that they index."""
     encoded = pa.chunked_array(arrays).dictionary_encode().combine_chunks()
     order = pc.array_sort_indices(encoded.dictionary).to_numpy()
     codes: NDArray[np.int64] = np.argsort(order)[encoded.indices.to_numpy()]
@@ -294,7 +309,7 @@ def _wrong_type(column: str, column_type: Any, field: str, expected: str) -> Wro
 
 
 def _raise_bad_rows(bad: Sequence[BadRow], field: str) -> None:
-    """Raise `BadRows` if there are any."""
+    """Raise `BadRows` if there are any; it has the first `MAX_BAD_ROWS` of them."""
     if bad:
         row, column, reason = bad[0]
         detail = f"{field}: row {row}, column {shorten(column)!r}: {reason}"

@@ -1,8 +1,27 @@
 """Reader of one large JSON body in a process with a memory limit, so that a hostile body cannot exhaust the service.
 
-The service calls `read_in_process`, and the process runs `main`. Standard input has one line of JSON, the request, and
-then the body. It stays open until the answer is read: the process exits when it is closed. Standard output has one line
-of JSON, the head, and then the parts: long lists as JSON texts, and arrays as raw float32.
+Two processes run this file. The service calls `read_in_process`, which starts the reader process. The reader process
+runs `main`. They exchange, in this order:
+
+1. Request, from the service to the reader's standard input: one line of JSON with the `length` of the body in bytes,
+   `what`, `longest`, `columns` and `memory_bytes`. The body follows.
+2. Head, from the reader's standard output to the service: one line of JSON, which is one of
+   - `{"value": …, "parts": [size, …]}`: the encoded value, and the size of each part that follows;
+   - `{"error": class, "members": {…}}`: an error of the body, which the service raises;
+   - `{"out_of_memory": true}` or `{"failed": traceback}`: the service refuses the body, and logs the traceback.
+3. Parts, also from the reader: up to `_ENTRIES_PER_LINE` entries of a list as JSON, whose size is its number of bytes;
+   or an array as raw float32, whose size is its shape.
+
+The service keeps the reader's standard input open until it has the answer. The reader exits when it is closed, so that
+it does not outlive the service.
+
+In an encoded value, a list is `[encoding, content]`, an object has encoded members, and other values are as in JSON.
+The content of a list is, by encoding:
+
+- `_PLAIN`: the encoded entries.
+- `_LINES`: the indices of the parts with the entries.
+- `_LONG`: a `TruncatedList` as an object: its `length`, its `first` entries and, for a table, the faults `odd` and
+  `bad`, or the index of the part with its `array`.
 """
 
 # N rows · C columns
@@ -17,7 +36,7 @@ import threading
 import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, repeat
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -41,7 +60,7 @@ _SECONDS_TO_END = 1.0
 _ATTEMPTS = 2
 # Bytes of what a process wrote to standard error that are logged.
 _STDERR_KEPT = 4000
-# Encoding of a list: entries in the head, entries in parts after the head, or a `TruncatedList`.
+# Encoding of a list; the docstring of this module has the content of each.
 _PLAIN, _LINES, _LONG = range(3)
 _MAX_PLAIN_ENTRIES = 1000
 _ENTRIES_PER_LINE = 5000
@@ -53,6 +72,10 @@ _ERROR_MEMBERS = ("detail", "field", "row", "given", "expected")
 _CONTAINERS = {list, dict, TruncatedList}
 
 log = logging.getLogger(__name__)
+
+
+# These functions run in the service, up to `main`. They send the request and the body, receive the head and the parts,
+# and decode them.
 
 
 def read_in_process(
@@ -80,6 +103,7 @@ def read_in_process(
         timer = threading.Timer(_MAX_SECONDS, process.kill)
         timer.start()
         try:
+            # A reader that ends early may not have read the whole body. Its answer says why.
             with suppress(BrokenPipeError):
                 process.stdin.write(request + b"\n")
                 process.stdin.write(body)
@@ -87,7 +111,7 @@ def read_in_process(
             return _receive(process.stdout, what)
         except (EOFError, ValueError):
             _log_end(process)
-            # Once the time is up, the timer has killed it.
+            # A negative status is the signal that killed it. Once the time is up, the timer has done that.
             if process.returncode >= 0 or not timer.is_alive():
                 break
             log.warning("the process that read a JSON body was killed by another one")
@@ -131,7 +155,7 @@ def _receive(pipe: IO[bytes], what: str) -> object:
 
 
 def _read_part(pipe: IO[bytes], size: int | list[int]) -> Any:
-    """Return a long list, whose size is its length as JSON in bytes, or an array, whose size is its shape."""
+    """Return the entries of a list, whose size is its number of bytes, or an array, whose size is its shape."""
     if isinstance(size, int):
         return json.loads(pipe.read(size), parse_int=whole_number)
     numbers_NC: Float32 = np.empty(size, np.float32)
@@ -157,8 +181,13 @@ def _decode_value(encoded: Any, parts: list[Any]) -> Any:
     return TruncatedList([_decode_value(entry, parts) for entry in content["first"]], content["length"], table)
 
 
+# From here on, everything runs in the reader process. It receives the request and the body, limits its own memory,
+# parses the body, and encodes and sends the head and the parts.
+
+
 def main() -> None:
-    """Read one request and its body from standard input, and write the answer to standard output."""
+    """Read one request and its body from standard input, write the answer to standard output, and exit."""
+    # The process ends after one body, and a collection would visit millions of objects.
     gc.disable()
     request = json.loads(sys.stdin.buffer.readline())
     # Lower the priority: the service's short requests must not wait for a large body.
@@ -185,7 +214,7 @@ def main() -> None:
         head = {"out_of_memory": True}
     except Exception:
         head = {"failed": traceback.format_exc()}
-    # If the answer is cut short, the parent process refuses the body.
+    # If the answer is cut short, the service refuses the body.
     with suppress(MemoryError, BrokenPipeError):
         writer.write(head, sys.stdout.buffer)
     # Do not flush the rest of a broken answer.
@@ -200,7 +229,7 @@ def _lower_limit(kind: int, most: int) -> None:
 
 
 def _exit_on_closed_input(body_is_read: threading.Event) -> None:
-    """Exit when standard input is closed after the body, which also happens if the parent process dies."""
+    """Exit when standard input is closed after the body, which also happens if the service dies."""
     body_is_read.wait()
     while os.read(0, 1024):
         pass
@@ -208,10 +237,10 @@ def _exit_on_closed_input(body_is_read: threading.Event) -> None:
 
 
 class AnswerWriter:
-    """Encoder of one value for the parent process.
+    """Encoder of one value for the service. It collects the parts while `head` encodes the value; `write` sends them.
 
-    Call `head`, then `write`. A list longer than `longest`, and than the longest table, is cut to its first entries.
-    `what` names the text in errors.
+    A list longer than `longest`, and than the longest table, is cut to its first entries. `what` names the text in
+    errors.
     """
 
     def __init__(self, *, longest: int, what: str) -> None:
@@ -226,8 +255,9 @@ class AnswerWriter:
         Raises `NotJson` for more than `MAX_LEVELS` levels, and `OutOfRange` for a string of more than
         `_MAX_TEXT_CHARACTERS` characters and for more than `MAX_JSON_BYTES` without arrays.
         """
-        self._measure(value, MAX_LEVELS)
-        encoded = self._encode(value, "", self._longest)
+        # A list with an entry for each row, such as labels, is as long as the table.
+        longest = max(self._longest, _rows_of_longest_table(value, MAX_LEVELS, self._what))
+        encoded = self._encode(value, "", longest)
         line_bytes = sum(size for size in self._sizes if isinstance(size, int))
         if len(json.dumps(encoded)) + line_bytes > MAX_JSON_BYTES:
             expected = f"at most {MAX_JSON_BYTES} bytes of JSON besides rows of numbers; a data set may have more"
@@ -240,28 +270,6 @@ class AnswerWriter:
         if "value" in head:
             file.writelines(self._parts)
         file.flush()
-
-    def _measure(self, value: Any, levels: int) -> None:
-        """Raise `NotJson` if a value has more levels of lists and objects; note the rows of its longest table."""
-        entries: Iterable[Any]
-        if isinstance(value, TruncatedList):
-            # A list with an entry for each row, such as labels, is as long as the table.
-            self._longest = max(self._longest, len(value))
-            table = value.table
-            assert table is not None
-            entries = [value[0], *(table.odd or ()), *(table.bad or ())]
-        elif isinstance(value, list):
-            entries = value
-        elif isinstance(value, dict):
-            entries = value.values()
-        else:
-            return
-        if not levels:
-            raise nested_too_deeply(self._what)
-        # Most lists have millions of numbers or strings, and no lists.
-        if not _CONTAINERS.isdisjoint(map(type, entries)):
-            for entry in entries:
-                self._measure(entry, levels - 1)
 
     def _encode(self, value: Any, field: str, longest: int) -> Any:
         """Return the value with each list replaced by `[encoding, content]`.
@@ -308,6 +316,32 @@ class AnswerWriter:
         if table.numbers_NC is not None:
             encoded["array"] = self._add_part(table.numbers_NC.data.cast("B"), table.numbers_NC.shape)
         return encoded
+
+
+def _rows_of_longest_table(value: Any, levels: int, what: str) -> int:
+    """Return the rows of the longest table in a value, or 0 without one.
+
+    Raises `NotJson` if the value has more than `levels` levels of lists and objects. One pass does both, because lists
+    may have millions of entries.
+    """
+    rows = 0
+    entries: Iterable[Any]
+    if isinstance(value, TruncatedList):
+        table = value.table
+        assert table is not None
+        rows, entries = len(value), [value[0], *(table.odd or ()), *(table.bad or ())]
+    elif isinstance(value, list):
+        entries = value
+    elif isinstance(value, dict):
+        entries = value.values()
+    else:
+        return 0
+    if not levels:
+        raise nested_too_deeply(what)
+    # Most lists have millions of numbers or strings, and no lists.
+    if not _CONTAINERS.isdisjoint(map(type, entries)):
+        rows = max(rows, max(map(_rows_of_longest_table, entries, repeat(levels - 1), repeat(what))))
+    return rows
 
 
 def _checked_text(text: str, field: str) -> str:
