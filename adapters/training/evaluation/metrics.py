@@ -200,7 +200,7 @@ def _multilabel(logits_NK: Tensor, targets_NK: Tensor, weights: Tensor) -> Metri
 
 
 def wilson(share: float | None, rows: float) -> list[float] | None:
-    """Return the 95 % score interval [low, high] of a proportion on so many (effective) rows; None without any.
+    """Return the 95 % score interval [low, high] of a proportion over an effective number of rows; None without rows.
 
     (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), Wilson 1927.
     """

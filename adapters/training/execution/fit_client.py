@@ -69,7 +69,7 @@ class Note(Frame):
 
     text: str
     resumed: bool = False
-    """Whether the fit goes on from a checkpoint."""
+    """Whether the fit continues from a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ class SideReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitReport:
-    """How rows are held out, and the rows on each side."""
+    """Report on a split: its rule, and the rows that are trained on and held out."""
 
     train: SideReport
     held_out: SideReport = SideReport(rows=0)

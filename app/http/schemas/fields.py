@@ -1,4 +1,4 @@
-"""What the schemas share: bases of bodies and pages, and field types.
+"""Bases of bodies and pages, and the field types that schemas share.
 
 Arrays are `Any` here, and `adapters.arrays` checks them: it is as strict as pydantic and much faster. `ShownAs`,
 `NotNull` and `OrAuto` describe a field whose own type is not precise.

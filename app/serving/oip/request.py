@@ -70,7 +70,7 @@ class InferHeader:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it has neither a timeout nor asks for classes."""
+        """Return whether the request has no timeout and asks for no classes."""
         return self.timeout_seconds is None and self.classes is None
 
 
