@@ -68,6 +68,25 @@ class Schedule(StrEnum):
     """Half a cosine (Loshchilov & Hutter 2017, eq. 5) to the same end."""
 
 
+class Candidate(StrEnum):
+    """What `method: auto` compares."""
+
+    BASE = "base"
+    """ΔW = 0: the base layer as it is."""
+    RIDGE = "ridge"
+    """Ridge towards the base layer."""
+    RIDGE_IN_BASE_METRIC = "ridge_in_base_metric"
+    """Ridge towards the base layer, with the penalty in the metric of W."""
+    OWN_HEAD = "own_head"
+    """A layer of its own that ignores the base layer: ΔW = W* - W, at full rank."""
+    FLEET_MEAN = "fleet_mean"
+    """What the other groups of the fleet have in common, and a ridge towards it."""
+    CLUSTER_MEAN = "cluster_mean"
+    """What a part of the other groups has in common, and a ridge towards it."""
+    ADAMW = "adamw"
+    """AdamW, with a rate and a number of steps that the training rows choose."""
+
+
 GRADIENT_METHODS = (Method.ADAMW, Method.SGD)
 _EXACT_METHODS = (Method.CLOSED_FORM,)
 
@@ -250,6 +269,7 @@ _FROM_JSON: Mapping[str, Callable[[Any], Any]] = {
     "init": Init,
     "schedule": Schedule,
     "split": Split.from_json,
+    "candidates": lambda names: tuple(map(Candidate, names)),
 }
 
 
@@ -302,6 +322,10 @@ class TrainingSpec:
     """Whether the held-out loss chooses the ridge."""
     alpha_is_rank: bool = False
     """Whether alpha is the chosen rank."""
+    candidates: tuple[Candidate, ...] = ()
+    """Candidates that `auto` compares, with `rank` as the largest rank; empty trains exactly `method`."""
+    try_bias: bool = False
+    """Whether the candidates are tried with a bias and without one; otherwise `bias` says."""
 
     @property
     def scaling(self) -> float:

@@ -24,6 +24,8 @@ class SplitBy(StrEnum):
     """The latest rows are held out."""
     COLUMN = "column"
     """A column names the held-out rows."""
+    HASH = "hash"
+    """A hash of the row, or of its group, decides, so that a row that is held out once is always held out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
