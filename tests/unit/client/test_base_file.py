@@ -13,7 +13,6 @@ from loraplex import AsyncClient, Client, InvalidCombination, InvalidInput, Wron
 from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.special import softmax
-from sklearn.base import BaseEstimator
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -116,7 +115,7 @@ def test_classes_are_labels_as_in_a_data_set(classes: Any, labels: tuple[int, ..
     assert _outputs(file)[1].labels == tuple(names)
 
 
-class _Scaled(BaseEstimator):
+class _Scaled:
     """Estimator whose predictions are not those of its coefficients."""
 
     coef_, intercept_ = np.ones((3, 4)), np.zeros(3)
@@ -197,7 +196,7 @@ def test_a_module_that_does_more_than_its_linear_is_refused(file: Path) -> None:
 
 def _dense(folder: Path, activation: str | None) -> Path:
     folder.mkdir(parents=True)
-    config = {"in_features": 4, "out_features": 3, "bias": True}
+    config: dict[str, Any] = {"in_features": 4, "out_features": 3, "bias": True}
     config |= {} if activation is None else {"activation_function": activation}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
