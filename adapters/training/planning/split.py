@@ -59,7 +59,7 @@ class Split:
         if self.by is not SplitBy.HASH:
             return True
         assert key_N is not None
-        return rows >= FEW_ROWS and 0 < int(self._by_hash(key_N).sum()) < rows
+        return rows >= FEW_ROWS and 0 < int(self.held_by_hash(key_N).sum()) < rows
 
     def sides(
         self, rows: int, generator: torch.Generator, *, key_N: Tensor | None = None, classes_N: Tensor | None = None
@@ -90,7 +90,8 @@ class Split:
             given, expected = f"{self.fraction:g} by {self.by}", "a split that leaves rows on both sides"
             raise OutOfRange(detail, field="split", given=given, expected=expected)
 
-    def _by_hash(self, key_N: Tensor) -> Tensor:
+    def held_by_hash(self, key_N: Tensor) -> Tensor:
+        """Return which rows a hash holds out if there are enough, (N,) bool."""
         return key_N < int(self.fraction * _KEYS)
 
     def _by_key(self, key_N: Tensor, generator: torch.Generator) -> Tensor:
@@ -99,7 +100,7 @@ class Split:
         if self.by is SplitBy.COLUMN:
             return key_N == 1
         if self.by is SplitBy.HASH:
-            return self._by_hash(key_N)
+            return self.held_by_hash(key_N)
         if self.by is SplitBy.TIME:
             # Stable: of rows at the same time, those that come later in the data count as later.
             held_N[torch.argsort(key_N, stable=True)[rows - self.held_out_rows(rows) :]] = True
