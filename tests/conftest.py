@@ -28,7 +28,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 torch.set_num_threads(1)
 
 # httpx reads the certificates of the authorities for each client anew, which takes 20 ms of a core.
-httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[assignment]
+httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
 _KINDS = ("acceptance", "integration", "unit")
 """In the order in which they run: the longest groups first, so that no worker is left with one at the end."""

@@ -138,7 +138,7 @@ def _running(command: str, folder: Path, env: dict[str, str], url: str) -> Itera
 def _running_here(command: str, folder: Path, env: dict[str, str], _: str) -> Iterator[None]:
     """Run the service with the settings that this command gives it, and without seconds of imports for each process."""
     settings = _settings(command, folder, env)
-    with serving(settings, trainer=True, port=settings.port):
+    with serving(settings, trainer=settings.trainers > 0, port=settings.port):
         yield
 
 
