@@ -1,7 +1,7 @@
 """Features in which a ridge is applied: the inputs, or the inputs in the metric of W, with a constant for the bias.
 
-A ridge on coefficients of x·L penalises tr(ΔW·Σ⁻¹·ΔWᵀ) for Σ = L·Lᵀ. With Σ ∝ 0.9·WᵀW + 0.1·1, it costs little to change
-ΔW along directions that the base layer reads, and much along those that it ignores.
+A ridge on coefficients of x·L penalises tr(ΔW·Σ⁻¹·ΔWᵀ) for Σ = L·Lᵀ. With Σ ∝ 0.9·WᵀW + 0.1·1, it costs little to
+change ΔW along directions that the base layer reads, and much along those that it ignores.
 """
 
 # G groups · N rows · I in_features · J features · C outputs of the task

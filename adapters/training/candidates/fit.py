@@ -65,6 +65,12 @@ class Context:
     live: Mapping[int, LiveVersion]
 
     @property
+    def names(self) -> dict[str, Any]:
+        """Return the feature space and the labels of the adapters."""
+        labels = None if self.labels is None else tuple(self.labels)
+        return {"feature_space": self.feature_space, "labels": labels}
+
+    @property
     def outputs(self) -> int:
         """Return C, the outputs that the task uses."""
         return self.spec.classes or self.base.out_features
@@ -165,7 +171,7 @@ def _scale_of(context: Context, rows_N: Tensor) -> float:
     return min(totals, key=lambda scale: totals[scale])
 
 
-def _starts(context: Context, scales: Sequence[float], models: Sequence[CommonModel | ClusterModel]) -> list[Start]:
+def _starts(scales: Sequence[float], models: Sequence[CommonModel | ClusterModel]) -> list[Start]:
     starts = [Start(Candidate.BASE, Candidate.RIDGE, scale) for scale in scales]
     # From the outputs as they are, a row that the base layer gets right for sure changes nothing.
     starts += [Start(Candidate.BASE, Candidate.RIDGE, 1.0, scale) for scale in scales if scale < 1]
@@ -195,8 +201,13 @@ def fit_fleet_auto(
     assert data.groups_N is not None
     order_N = torch.argsort(data.groups_N, stable=True)
     rows = dict(enumerate(order_N.split(torch.bincount(data.groups_N).tolist())))
-    yield from _fit_groups(Context(base, data, spec, Scores(spec.loss), labels, feature_space, live or {}),
-                           rows, done=done, wants_prior=wants_prior, progress=progress)
+    yield from _fit_groups(
+        Context(base, data, spec, Scores(spec.loss), labels, feature_space, live or {}),
+        rows,
+        done=done,
+        wants_prior=wants_prior,
+        progress=progress,
+    )
 
 
 def fit_auto(
@@ -210,6 +221,7 @@ def fit_auto(
     watcher: Watcher = Watcher(),  # noqa: B008 - immutable
 ) -> AutoFit:
     """Fit one adapter."""
+    del watcher
     context = Context(base, data, spec, Scores(spec.loss), labels, feature_space, {} if live is None else {0: live})
     ((result,),) = _fit_groups(context, {0: torch.arange(data.rows)}, is_fleet=False)
     return result
@@ -244,7 +256,7 @@ def _fit_groups(
         if Candidate.CLUSTER_MEAN in allowed:
             models += fit_clusters(of_groups, scores, len(rows), mean, seed=spec.seed)
         del cached
-    starts = _starts(context, scales, models if wants_mean else [])
+    starts = _starts(scales, models if wants_mean else [])
     candidates = Candidates(
         base=context.base,
         scores=scores,
@@ -252,9 +264,7 @@ def _fit_groups(
         maps=maps,
         common_map=common_map if models else None,
         combinations=list(
-            small.combinations_of(
-                starts, maps, allowed, common_map=common_map, steps=scores.steps, ridges=small.RIDGES
-            )
+            small.combinations_of(starts, maps, allowed, common_map=common_map, steps=scores.steps, ridges=small.RIDGES)
         ),
         max_rank=spec.rank,
     )
@@ -289,8 +299,15 @@ def _fit_groups(
             pick = int(search.picks_GEX[index, -1, int(chosen_GE[index, -1])])
             composed = candidates.compose(stack, index, combination, pick)
             results.append(
-                _finish(context, candidates, stack, index, position, rows[position], combination, composed,
-                        of_stack[index], others, _tried(candidates, search, index, combination))
+                _finish(
+                    context,
+                    position,
+                    rows[position],
+                    composed,
+                    of_stack[index],
+                    others,
+                    _tried(candidates, search, index, combination),
+                )
             )
         progress(1, 0.0)
         yield [result for result in results if result.position not in done]
@@ -309,9 +326,7 @@ def gain_of(errors: Mapping[str, Tensor]) -> tuple[float, float]:
     return float(gains_K @ weights_K), float(weights_K[judged_K].sum())
 
 
-def _compare(
-    context: Context, stack: Stack, errors_GN: Tensor, rows: Mapping[int, Tensor]
-) -> list[dict[str, Tensor]]:
+def _compare(context: Context, stack: Stack, errors_GN: Tensor, rows: Mapping[int, Tensor]) -> list[dict[str, Tensor]]:
     """Return, for each group of a stack, the errors of its rows by what is compared, and their weights."""
     scores, base, spec = context.scores, context.base, context.spec
     matching = base_matching(base, context.labels, spec)
@@ -395,12 +410,8 @@ def _settings(candidates: Candidates, combination: Combination) -> dict[str, Any
 
 def _finish(
     context: Context,
-    candidates: Candidates,
-    stack: Stack,
-    index: int,
     position: int,
     rows_K: Tensor,
-    combination: Combination,
     composed: Composed,
     errors: Mapping[str, Tensor],
     others_gain: float | None,
@@ -408,8 +419,11 @@ def _finish(
 ) -> AutoFit:
     spec, scores = context.spec, context.scores
     rank = min(spec.rank, small.needed_rank(composed.delta_CI))
-    names = {"feature_space": context.feature_space, "labels": None if context.labels is None else tuple(context.labels)}
-    adapter = composed.adapter(rank, context.base.out_features, **names)
+    names = {
+        "feature_space": context.feature_space,
+        "labels": None if context.labels is None else tuple(context.labels),
+    }
+    adapter = composed.adapter(rank, context.base.out_features, **context.names)
     compared = {name: values for name, values in errors.items() if name != "weights"}
     evaluation, judgement = judge(
         compared,
@@ -421,7 +435,9 @@ def _finish(
     )
     keys_K = row_keys(context.data, rows_K, context.labels)
     evidence = RowEvidence(keys_K, errors["adapter"].numpy().astype(np.float32))
-    chosen = replace(spec, rank=rank, alpha=float(rank), candidates=(), try_bias=False, bias=composed.bias_C is not None)
+    chosen = replace(
+        spec, rank=rank, alpha=float(rank), candidates=(), try_bias=False, bias=composed.bias_C is not None
+    )
     factors = Factors(adapter.a_OR, adapter.b_RI, adapter.bias_O)
     metrics: dict[str, Any] = {}
     for prefix, own in (("", factors), ("base_", None)):
@@ -430,9 +446,7 @@ def _finish(
         if "accuracy" in values:
             metrics[f"{prefix}train_accuracy"] = values["accuracy"]
     report = AdapterReport(evaluation=evaluation, judgement=judgement, auto=auto | {"rows": len(rows_K)})
-    return AutoFit(
-        position=position, adapter=adapter, metrics=metrics, report=report, evidence=evidence, spec=chosen
-    )
+    return AutoFit(position=position, adapter=adapter, metrics=metrics, report=report, evidence=evidence, spec=chosen)
 
 
 def _prior(context: Context, features: FeatureMap, model: CommonModel, scale: float, position: int) -> AutoFit:
@@ -440,11 +454,14 @@ def _prior(context: Context, features: FeatureMap, model: CommonModel, scale: fl
     delta_CI, bias_C = features.update(model.step * model.theta_JC, None)
     composed = Composed(delta_CI / scale, None if bias_C is None else bias_C / scale)
     rank = min(context.spec.rank, small.needed_rank(composed.delta_CI))
-    names = {"feature_space": context.feature_space, "labels": None if context.labels is None else tuple(context.labels)}
+    names = {
+        "feature_space": context.feature_space,
+        "labels": None if context.labels is None else tuple(context.labels),
+    }
     chosen = replace(context.spec, rank=rank, alpha=float(rank), candidates=(), try_bias=False)
     return AutoFit(
         position=position,
-        adapter=composed.adapter(rank, context.base.out_features, **names),
+        adapter=composed.adapter(rank, context.base.out_features, **context.names),
         metrics={},
         report=AdapterReport(),
         evidence=None,

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 _ROUNDING = 1e-10
 
 
@@ -94,7 +93,7 @@ class LeaveOut:
         self._shape = G, F, M, N
 
     def coefficients(self, residuals_GNC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the residuals of each row without its fold, (G, N, C), and the coefficients α of each fit, (G, E, N, C).
+        """Return the residuals of each row without its fold, (G, N, C), and α of each fit, (G, E, N, C).
 
         The rows of the fold that a fit lacks have coefficients of 0 in it.
         """

@@ -2,9 +2,9 @@
 
 A candidate changes outputs z by one ridge regression on the negative gradient of the loss at z, times a step. For
 squared error that is the residual, and the step is 1. For classes it is y - softmax(z), as in gradient boosting
-(Friedman 2001, section 4.6); a step of 2 with the whole residual is the one that a bound of the curvature guarantees to
-lower the loss (Böhning & Lindsay 1988). So a base layer of logits need not be brought to the scale of 0 and 1, and every
-fit stays linear in its residuals, which exact leave-out formulas need.
+(Friedman 2001, section 4.6); a step of 2 with the whole residual is the one that a bound of the curvature guarantees
+to lower the loss (Böhning & Lindsay 1988). So logits need not be brought to the scale of 0 and 1, and every fit stays
+linear in its residuals, which exact leave-out formulas need.
 """
 
 # G groups · N rows · C outputs of the task

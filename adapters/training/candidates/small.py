@@ -181,9 +181,7 @@ class Candidates:
     def _leave_out(self, stack: Stack, features: int, ridge: float, folds: Sets, units: Sets | None) -> LeaveOut:
         feature_map = self.maps[features]
         phi_GNJ = feature_map(stack.x_GNI)
-        P_GNN = precision(
-            phi_GNJ @ phi_GNJ.mT, ridge, stack.weights_GN, free_intercept=feature_map.free_intercept
-        )
+        P_GNN = precision(phi_GNJ @ phi_GNJ.mT, ridge, stack.weights_GN, free_intercept=feature_map.free_intercept)
         return LeaveOut(P_GNN, folds, units)
 
     def compose(self, stack: Stack, index: int, combination: Combination, pick: int) -> "Composed":
