@@ -90,4 +90,5 @@ def base_metric_factor(base: BaseLayer) -> Tensor:
     I, trace = len(gram_II), float(gram_II.diagonal().sum())
     share = _METRIC_SHARE if trace > 0 else 0.0
     metric_II = share * gram_II * (I / trace if trace > 0 else 0.0)
-    return torch.linalg.cholesky(metric_II + (1 - share) * torch.eye(I, dtype=torch.float64))
+    factor_II: Tensor = torch.linalg.cholesky(metric_II + (1 - share) * torch.eye(I, dtype=torch.float64))
+    return factor_II

@@ -419,10 +419,6 @@ def _finish(
 ) -> AutoFit:
     spec, scores = context.spec, context.scores
     rank = min(spec.rank, small.needed_rank(composed.delta_CI))
-    names = {
-        "feature_space": context.feature_space,
-        "labels": None if context.labels is None else tuple(context.labels),
-    }
     adapter = composed.adapter(rank, context.base.out_features, **context.names)
     compared = {name: values for name, values in errors.items() if name != "weights"}
     evaluation, judgement = judge(
@@ -454,10 +450,6 @@ def _prior(context: Context, features: FeatureMap, model: CommonModel, scale: fl
     delta_CI, bias_C = features.update(model.step * model.theta_JC, None)
     composed = Composed(delta_CI / scale, None if bias_C is None else bias_C / scale)
     rank = min(context.spec.rank, small.needed_rank(composed.delta_CI))
-    names = {
-        "feature_space": context.feature_space,
-        "labels": None if context.labels is None else tuple(context.labels),
-    }
     chosen = replace(context.spec, rank=rank, alpha=float(rank), candidates=(), try_bias=False)
     return AutoFit(
         position=position,

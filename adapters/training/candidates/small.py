@@ -12,7 +12,7 @@ All groups of a fleet go through the same steps; one adapter alone is a fleet of
 # G groups of a stack · N rows of a group, padded · I in_features · J features · C outputs of the task · O out_features
 # F outer folds · E = F + 1 fits: without each fold, and of all rows · X combinations · R rank
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +76,11 @@ class Stack:
     """int64; -1 for padding."""
     units_GN: Tensor | None
     """int64: rows that leave together have equal numbers, -1 for padding; None if each leaves alone."""
+
+    def one(self, index: int) -> "Stack":
+        """Return the stack of one of the groups."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Stack(**{name: None if part is None else part[index : index + 1] for name, part in parts.items()})
 
     def common_rows(self, features: FeatureMap, scale: float) -> GroupRows:
         """Return the rows as the regressions over all groups take them."""
@@ -171,7 +176,7 @@ class Candidates:
         fold_GNC, alpha_GENC = leave_out.coefficients(residuals_GNC)
         change_GENC = (residuals_GNC[:, None] - leave_out.unit_residuals(alpha_GENC)).float()
         z_G1NC, y_G1NC = z_GNC[:, None].float(), y_GNC[:, None].float()
-        results = {}
+        results: dict[tuple[int, int | None, float, float], tuple[Tensor, Tensor]] = {}
         for step in scores.steps:
             losses_GEN = scores.losses(scale * (z_G1NC + step * change_GENC), y_G1NC)
             errors_GN = scores.errors(z_GNC + step * (residuals_GNC - fold_GNC), y_GNC).float()
@@ -186,12 +191,7 @@ class Candidates:
 
     def compose(self, stack: Stack, index: int, combination: Combination, pick: int) -> "Composed":
         """Return the update that a combination makes for one group, fitted to all of its rows."""
-        one = Stack(
-            *(None if part is None else part[index : index + 1] for part in (
-                stack.groups, stack.x_GNI, stack.outputs_GNC, stack.y_GNC, stack.weights_GN, stack.folds_GN,
-                stack.units_GN,
-            ))
-        )  # fmt: skip
+        one = stack.one(index)
         start = self.starts[combination.starts[pick]]
         C, I = stack.y_GNC.shape[-1], self.base.in_features
         z_NC = start.scale * one.outputs_GNC[0]
