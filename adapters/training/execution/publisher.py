@@ -70,7 +70,7 @@ class Publisher:
             base=claim.base,
             feature_space=claim.feature_space,
             data=claim.data_file,
-            done=tuple(position for position in range(self._total) if position not in self._waiting),
+            done=tuple(position for position in range(training.positions) if position not in self._waiting),
             live=stored,
             statistics=self._find_statistics() if training.is_update else None,
             checkpoint_seconds=checkpoint_seconds,

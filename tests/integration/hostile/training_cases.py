@@ -28,7 +28,9 @@ def case(
     training: Any = LEFT_OUT,
     **body: Any,
 ) -> Case:
-    """A request of which everything but `body` and `training` is good."""
+    """A request of which everything but `body` and `training` is good; by adamw if it names no method."""
+    if training is LEFT_OUT or isinstance(training, dict):
+        training = {"method": "adamw"} | (training if isinstance(training, dict) else {})
     content = {"name": "fresh", "rank": 2, "data": NUMBERS, "training": training} | body
     return Case(
         name=title,
