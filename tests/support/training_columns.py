@@ -25,6 +25,8 @@ COLUMNS: dict[str, Any] = {
 }
 DATA: dict[str, Any] = {"dataset": "columns@1", "inputs": {"column": "x"}, "targets": {"column": "y"}}
 """A request's words for them."""
+UNEVALUATED = "no rows are held out, so nothing is evaluated: live moves to the new version, however good it is"
+"""The warning of a job that publishes without an evaluation, although it was not asked to."""
 
 
 def put(client: httpx.Client, name: str, columns: Any) -> None:
