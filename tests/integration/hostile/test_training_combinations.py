@@ -111,7 +111,7 @@ IGNORED = [
             field="training.batch_size",
             training={"loss": "multiple_negatives", "method": method},
         )
-        for method in ("adamw", "sgd", "auto")
+        for method in ("adamw", "sgd")
     ),
 ]
 
