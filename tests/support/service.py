@@ -56,7 +56,8 @@ def wait_for_job(client: httpx.Client, job_id: str, *, seconds: float = DEADLINE
 
 
 def train(client: httpx.Client, **body: Any) -> dict[str, Any]:
-    """Train, and return the job once it has ended."""
+    """Train, by adamw if the request names no method, and return the job once it has ended."""
+    body["training"] = {"method": "adamw"} | body.get("training", {})
     answer = client.post("/adapters", json=body)
     assert answer.status_code == 202, answer.text
     return wait_for_job(client, answer.json()["id"])
@@ -64,7 +65,7 @@ def train(client: httpx.Client, **body: Any) -> dict[str, Any]:
 
 @contextmanager
 def serving(
-    settings: Settings, *, trainer: bool = False, own_fitter: bool = False, keep_alive_seconds: int = 60
+    settings: Settings, *, trainer: bool = False, own_fitter: bool = False, keep_alive_seconds: int = 60, port: int = 0
 ) -> Iterator[tuple[httpx.Client, Service]]:
     """Run one worker in a thread, on a real socket; with `trainer`, one that trains too.
 
@@ -85,7 +86,7 @@ def serving(
         timeout_keep_alive=keep_alive_seconds,
     )
     server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     threads = [threading.Thread(target=server.run, kwargs={"sockets": [listener]})]
     stop, fitters = threading.Event(), ExitStack()
     if trainer:

@@ -55,7 +55,8 @@ class Publisher:
     @property
     def _prior_position(self) -> int | None:
         """Position of a fleet's mean, which is behind the groups."""
-        return None if self._claim.training.fleet_prior is None else self._total - 1
+        training = self._claim.training
+        return None if training.fleet_prior is None else training.positions - 1
 
     def tally(self) -> dict[str, int] | None:
         """Return how many adapters of a fleet are published and failed; None for a job of one adapter."""
@@ -75,7 +76,7 @@ class Publisher:
             base=claim.base,
             feature_space=claim.feature_space,
             data=claim.data_file,
-            done=tuple(position for position in range(self._total) if position not in self._waiting),
+            done=tuple(position for position in range(training.positions) if position not in self._waiting),
             live=self._stored,
             wants_prior=self._prior_position in self._waiting,
             statistics=self._find_statistics() if training.is_update else None,
@@ -243,7 +244,8 @@ class Publisher:
         warnings = list(report.warnings)
         if report.evaluation is not None:
             warnings += warnings_of(report.evaluation, None if stored is None else stored.unjudged)
-        elif self._gate.when is When.IF_NOT_WORSE:
+        elif self._gate.when is When.IF_NOT_WORSE and self._claim.training.provenance.split is not None:
+            # Without a split, the warnings of the plan say so.
             warnings.append(NOT_EVALUATED)
         return PublishReport(replace(report, warnings=tuple(warnings)), decision)
 
@@ -364,6 +366,8 @@ def why_unjudged(live: Version, training: TrainingJob, *, has_evidence: bool) ->
 
 def _chosen(requested: TrainingSpec, spec: TrainingSpec) -> dict[str, Any]:
     """Return the settings that the held-out rows have chosen, by name."""
+    if requested.candidates:
+        return {}
     were_open = {"rank": requested.try_ranks, "learning_rate": requested.try_rates, "ridge": requested.try_ridges}
     return {name: getattr(spec, name) for name, is_open in were_open.items() if is_open}
 

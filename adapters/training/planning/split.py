@@ -14,6 +14,8 @@ from adapters.errors import OutOfRange
 
 # Rows below which a hash holds none out: a fifth of them says little, and the training misses them.
 FEW_ROWS = 100
+# Folds of the cross-validation that evaluates adapters of few rows.
+FOLDS = 5
 _KEYS = 2**63
 
 
@@ -61,6 +63,10 @@ class Split:
         assert key_N is not None
         return rows >= FEW_ROWS and 0 < int(self.held_by_hash(key_N).sum()) < rows
 
+    def held_by_hash(self, key_N: Tensor) -> Tensor:
+        """Return (N,) bool: whether the hash of a row, from `row_keys`, holds it out."""
+        return key_N < int(self.fraction * _KEYS)
+
     def sides(
         self, rows: int, generator: torch.Generator, *, key_N: Tensor | None = None, classes_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -89,10 +95,6 @@ class Split:
             detail = f"the split of {training_rows + held_out_rows} rows leaves {counts}; neither may be empty"
             given, expected = f"{self.fraction:g} by {self.by}", "a split that leaves rows on both sides"
             raise OutOfRange(detail, field="split", given=given, expected=expected)
-
-    def held_by_hash(self, key_N: Tensor) -> Tensor:
-        """Return which rows a hash holds out if there are enough, (N,) bool."""
-        return key_N < int(self.fraction * _KEYS)
 
     def _by_key(self, key_N: Tensor, generator: torch.Generator) -> Tensor:
         rows = len(key_N)
