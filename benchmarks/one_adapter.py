@@ -3,7 +3,6 @@
 # N rows · T test rows · I in_features · O out_features · C classes
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ LARGE = {"digits": (200, 1_000), "texts": (5_000, 4_000)}
 _RENAMED_SHARE = 0.5
 ERROR_ROWS, FLIPPED = 400, 40
 _FOLDS = 5
+_ROWS_PER_REQUEST = 1_000
 _CALIFORNIA_ROWS = 20_640
 
 
@@ -51,7 +51,7 @@ def measure_large(data: str, seed: int, folder: Path) -> Json:
     predicted["peft"], rate = tuned_peft(base, x_NI, y_N, x_TI, seed=seed)
     with serving_layer(folder, weight_CI, bias_C, labels) as server:
         job = _train(server, "auto", x_NI, [labels[number] for number in y_N])
-        predicted["auto"] = np.array([labels.index(label) for label in _predict(server, "auto", x_TI, "labels")])
+        predicted["auto"] = np.argmax(_outputs(server, "auto", x_TI), axis=1)
     accuracy = {name: float((classes_T == own_N[test_N]).mean()) for name, classes_T in predicted.items()}
     say(f"quality: {data} {seed}, {rows:,} rows: " + ", ".join(f"{name} {own:.4f}" for name, own in accuracy.items()))
     return {
@@ -121,7 +121,7 @@ def _cross_validate(server: Server, table: _Regression) -> Json:
         x_NI, y_NO, x_TI = inputs_NI[training_N], targets_NO[training_N], inputs_NI[test_N]
         jobs.append(_train(server, f"fold-{number}", x_NI, y_NO))
         # Version 1, so that there is an answer if it is not live.
-        ours.append(_predict(server, f"fold-{number}@1", x_TI, "outputs"))
+        ours.append(_outputs(server, f"fold-{number}@1", x_TI))
         ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 29)))
         theirs.append(ridge.fit(x_NI, y_NO).predict(x_TI).reshape(len(x_TI), -1))
         truth.append(targets_NO[test_N])
@@ -187,16 +187,11 @@ def _train(server: Server, name: str, inputs_NI: Inputs, targets: Any) -> Json:
     return train(server, {"name": name, "data": columns_of(f"{name}-rows")})
 
 
-def _predict(server: Server, reference: str, inputs_TI: Inputs, member: str) -> list[Any]:
-    answers: list[Any] = []
-    for chunk_TI in _chunks(inputs_TI):
-        answer = predict(server, reference, chunk_TI, **{"return": [member]})
+def _outputs(server: Server, reference: str, inputs_TI: Inputs) -> Any:
+    outputs: list[list[float]] = []
+    for begin in range(0, len(inputs_TI), _ROWS_PER_REQUEST):
+        answer = predict(server, reference, inputs_TI[begin : begin + _ROWS_PER_REQUEST])
         if answer is None:
             raise BenchFailed(f"{reference} has no version that answers")
-        answers += answer[member]
-    return answers
-
-
-def _chunks(inputs_TI: Inputs) -> Iterator[Inputs]:
-    for begin in range(0, len(inputs_TI), 500):
-        yield inputs_TI[begin : begin + 500]
+        outputs += answer["outputs"]
+    return np.array(outputs)

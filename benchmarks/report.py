@@ -246,11 +246,12 @@ def _quality(results: Results) -> Iterable[str]:
         return
     found = results["quality"]
     yield (
-        "## Quality\n\nAccuracy on test rows, the mean over tenants and seeds. In brackets: the share of tenants that are "
-        "harmed, which is more than a percentage point below the base layer with a paired z below -1.64. Each world "
-        f"has {found['worlds'][0]['tenants']} tenants with 10 to 50 rows. `auto` and the defaults before (AdamW, rank "
-        "8, 50 epochs, always published) are what the tenants' names answer after one fleet was trained through the "
-        "service. The candidates are each measured alone. The ceiling is a head that was trained on all rows."
+        "## Quality\n\nAccuracy on test rows, the mean over tenants and seeds. In brackets: the share of tenants that "
+        "are harmed, which is more than a percentage point below the base layer with a paired z below -1.64. Each "
+        f"world has {found['worlds'][0]['tenants']} tenants with 10 to 50 rows. `auto` and the defaults before "
+        "(AdamW, rank 8, 50 epochs, always published) are what the tenants' names answer after one fleet was trained "
+        "through the service. The candidates are each measured alone. The ceiling is a head that was trained on all "
+        "rows."
     )
     for data in dict.fromkeys(world["data"] for world in found["worlds"]):
         yield f"### {data.capitalize()}\n\n" + table(["", *WORLDS.values()], _world_lines(found["worlds"], data))
@@ -305,9 +306,9 @@ def _quality_of_numbers(found: Any) -> Iterable[str]:
     lines = [[f"{one['auto_seconds']:.1f}", f"{one['adamw_seconds']:.1f}"] for one in fleet["rounds"]]
     peak, idle = (f"{fleet[name] / 2**20:,.0f} MiB" for name in ("peak_bytes", "idle_bytes"))
     yield (
-        f"A fleet of {fleet['groups']:,} adapters, {fleet['layer']}, 10 to 50 rows each, published. The process that "
-        f"fits had at most {peak} in memory; {idle} before. {fleet['different_digests']} digests differ between runs.\n\n"
-        + table(["`auto`, seconds", "AdamW with its defaults, seconds"], lines)
+        f"A fleet of {fleet['groups']:,} adapters, {fleet['layer']}, 10 to 50 rows each, published. The process "
+        f"that fits had at most {peak} in memory; {idle} before. Digests that differ between runs: "
+        f"{fleet['different_digests']}.\n\n" + table(["`auto`, seconds", "AdamW with its defaults, seconds"], lines)
     )
     lines = [
         [
