@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from adapters.jobs.training_job import TrainingJob
+from adapters.jobs.training_job import JobKind, TrainingJob
 
 
 class JobStatus(StrEnum):
@@ -55,6 +55,8 @@ class JobState:
     metrics: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
+    report: Mapping[str, Any] | None = None
+    """`evaluation`, `decision`, `auto` and `warnings` of the fit; of a fleet that has ended, `summary`."""
     log: Sequence[LogLine] = ()
     """Its newest lines."""
 
@@ -85,11 +87,17 @@ class Job(JobState):
     """The blob with its own data; None once the job has ended."""
     history: Sequence[tuple[int, float | None]]
 
+    @property
+    def kind(self) -> JobKind:
+        """Return what the job does."""
+        return self.training.kind
+
 
 def job_from_row(row: sa.Row[Any]) -> Job:
     """Return the job that a row of the table of jobs describes."""
     values = row._asdict()
-    values.pop("tenant")
+    for name in ("tenant", "kind"):
+        values.pop(name)
     history = [(step, loss) for step, loss in values.get("history", ())]
     training = TrainingJob.from_json(values.pop("spec"))
     return Job(**values | _parsed(values) | {"training": training, "history": history})

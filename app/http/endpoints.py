@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -212,6 +213,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=("queue_full",),
         answers={200: ("The events", {jobs.EVENT_STREAM: str}), 204: ("The client has received the last event", None)},
     ),
+    Endpoint("GET", "/jobs/{job_id}/suspects", jobs.list_suspects, "List a job's suspects", errors=("no_suspects",)),
     Endpoint(*("POST", "/jobs/{job_id}/cancel", jobs.cancel_job, "Cancel a job"), errors=("job_ended",)),
     Endpoint(
         *("POST", "/jobs/{job_id}/revert", jobs.revert_job, "Take back what a job made live"), errors=("job_not_ended",)
@@ -276,8 +278,9 @@ def find_endpoint(method: str, path: str) -> Endpoint | None:
     return next((endpoint for pattern, endpoint in _PATTERNS.get(method, ()) if pattern.fullmatch(path)), None)
 
 
+@cache
 def build_router() -> APIRouter:
-    """Return FastAPI's router for all endpoints."""
+    """Return FastAPI's router for all endpoints. It keeps nothing of an application that includes it."""
     router = APIRouter()
     for endpoint in ENDPOINTS:
         router.add_api_route(

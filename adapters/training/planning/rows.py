@@ -95,7 +95,9 @@ def read_rows(source: RowSource, loss: Loss, *, datasets: Datasets, base: BaseLa
     """
     if source.corpus is not None and loss is not Loss.MULTIPLE_NEGATIVES:
         raise no_effect(f"{field}.corpus", f"with {loss}, which searches no documents")
-    targets = TargetReader(loss=loss, outputs=base.out_features, labels=source.labels, field=f"{field}.targets")
+    targets = TargetReader(
+        loss=loss, outputs=base.out_features, labels=source.labels, field=f"{field}.targets", base_labels=base.labels
+    )
     if isinstance(source, DatasetColumns):
         rows = _dataset_rows(source, targets, datasets=datasets, base=base, field=field)
     else:
