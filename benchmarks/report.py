@@ -330,6 +330,6 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _short(figure: float) -> str:
-    if 0 < figure < 0.005:
-        return f"{figure:.1g}"
+    if 0 < abs(figure) < 0.1:
+        return f"{figure:.2g}"
     return f"{figure:,.0f}" if figure >= 100 else f"{figure:.1f}" if figure >= 10 else f"{figure:.2f}"
