@@ -72,7 +72,7 @@ class Publisher:
             base=claim.base,
             feature_space=claim.feature_space,
             data=claim.data_file,
-            done=tuple(position for position in range(self._total) if position not in self._waiting),
+            done=tuple(position for position in range(training.positions) if position not in self._waiting),
             live={} if stored is None else {0: stored},
             statistics=self._find_statistics() if training.is_update else None,
             checkpoint_seconds=checkpoint_seconds,
@@ -206,6 +206,8 @@ class Publisher:
 
 def _chosen(requested: TrainingSpec, spec: TrainingSpec) -> dict[str, Any]:
     """Return the settings that the held-out rows have chosen, by name."""
+    if requested.candidates:
+        return {}
     were_open = {"rank": requested.try_ranks, "learning_rate": requested.try_rates, "ridge": requested.try_ridges}
     return {name: getattr(spec, name) for name, is_open in were_open.items() if is_open}
 

@@ -20,7 +20,6 @@ def test_a_file_a_name_and_a_target_make_an_adapter_that_is_right_most_of_the_ti
     assert base < 0.3
     assert trivial < 0.3
     assert "acme@1 is live" in trained.stdout
-    assert re.search(r"^chosen: rank \d+, learning_rate 0\.\d+$", trained.stdout, re.MULTILINE)
 
 
 def test_what_is_inferred_is_said_and_what_to_do_next(trained: Ended) -> None:
@@ -123,7 +122,7 @@ def test_rows_that_cannot_be_trained_on_are_named(run: Run, tmp_path: Path) -> N
 
 def test_a_refusal_of_the_service_names_the_field(run: Run, trained: Ended) -> None:
     data = ("--dataset", "turned-digits")
-    assert "training.ridge" in run("train", *data, *OF_DIGITS, "--ridge", 1, status=1).stderr
+    assert "training.ridge" in run("train", *data, *OF_DIGITS, "--ridge", 1, "--epochs", 3, status=1).stderr
 
 
 def test_an_update_of_what_is_trained_is_another_version(run: Run, ask: Ask) -> None:
