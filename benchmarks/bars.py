@@ -189,7 +189,7 @@ def wide_fleet(results: Results, figure: Callable[[Any], float]) -> float | None
 
 
 def _auto_over_adamw(fleet: Any) -> float:
-    return median(each["auto_seconds"] / each["adamw_seconds"] for each in fleet["rounds"])
+    return float(median(each["auto_seconds"] / each["adamw_seconds"] for each in fleet["rounds"]))
 
 
 def _area_over_cleanlab(record: Any) -> float:

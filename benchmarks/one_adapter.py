@@ -106,7 +106,7 @@ def measure_regression(folder: Path) -> list[Json]:
         for base, weight_OI in (("zero", np.zeros((O, I), np.float32)), ("random", random_OI)):
             with serving_layer(folder / f"{name}-{base}", weight_OI, np.zeros(O, np.float32)) as server:
                 records.append({"data": name, "base": base} | _cross_validate(server, table))
-            say("quality: {data}, {base} base: R² {auto:.4f}, RidgeCV {ridge:.4f}".format(**records[-1]))
+            say(f"quality: {name}, {base} base: R² {records[-1]['auto']:.4f}, RidgeCV {records[-1]['ridge']:.4f}")
     return records
 
 

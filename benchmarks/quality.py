@@ -104,7 +104,8 @@ def measure_newcomers(data: str, seed: int, folder: Path) -> Json:
         upload(server, "rows", table_of(members.tenants, members.labels))
         columns = columns_of("rows", group_by="tenant")
         train_fleet(server, {"name": "old-{tenant}", "fleet_prior": "start", "data": columns})
-        predicted["prior"] = [_classes(server, "start", members.labels, tenant) for tenant in newcomers]
+        prior = [{"name": "start", "moved_live": True}] * len(newcomers)
+        predicted["prior"] = live_classes(server, members, newcomers, prior)
         alone = [
             _train_alone(server, f"alone-{name_of(number)}", own, members.labels)
             for number, own in enumerate(newcomers)
