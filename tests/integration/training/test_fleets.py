@@ -357,8 +357,8 @@ def test_some_groups_of_a_fleet_are_trained_again_beside_the_others_rows(
     first = _adapters(client, train(client, **body))
     plan = service.planner.plan(training_request(body), only_groups={"ben", "dee"})
     assert [(each.group, each.position) for each in plan.adapters] == [("ben", 1), ("dee", 3)]
-    limits = {"planner": service.planner, "max_queued": 10}
-    job = wait_for_job(client, submit(plan, service.queue, job_id=service.new_id(), **limits).id)
+    queued = submit(plan, service.queue, job_id=service.new_id(), planner=service.planner, max_queued=10)
+    job = wait_for_job(client, queued.id)
     assert job["status"] == "succeeded", job["error"]
     second = _adapters(client, job)
     assert {group: each["version"] for group, each in second.items()} == {"ben": 2, "dee": 2}
