@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
-from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import FolderBlobs, Quarantine
@@ -48,7 +47,7 @@ from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient.stack import History
 from adapters.training.gradient.training_loop import CheckpointOptions, Epochs
-from adapters.training.planning.split import SplitBy
+from adapters.training.planning.split import Split, SplitBy
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -166,7 +165,7 @@ class _Fit:
             if stored.evidence is not None:
                 evidence = RowEvidence.from_bytes(stored.evidence)
             elif stored.is_of_job and stored.unjudged is None:
-                evidence = _evidence_by_hash(data, position, request.job)
+                evidence = _evidence_by_hash(data, position, request.job.spec.split, request.job.labels)
             versions[position] = LiveVersion(adapter, evidence, stored.unjudged)
         return versions
 
@@ -236,18 +235,20 @@ class _Fit:
         (frame if self._epochs is None else replace(frame, epochs=self._epochs.take())).write(self._out)
 
 
-def _evidence_by_hash(data: TrainingData, position: int, job: TrainingJob) -> RowEvidence | None:
+def _evidence_by_hash(
+    data: TrainingData, position: int, split: Split | None, labels: Sequence[str | int] | None
+) -> RowEvidence | None:
     """Return evidence that a version was trained on the rows that a hash does not hold out, without their errors.
 
     It is needed only if all rows of the adapter are evaluated: of many rows, only those that are held out are.
     """
-    split, key_N = job.spec.split, data.key_N
+    key_N = data.key_N
     if split is None or split.by is not SplitBy.HASH or key_N is None:
         return None
     rows_K = torch.arange(data.rows) if data.groups_N is None else (data.groups_N == position).nonzero()[:, 0]
     if split.holds_out(len(rows_K), key_N[rows_K]):
         return None
-    keys_K = row_keys(data, rows_K[~split.held_by_hash(key_N[rows_K])], job.labels)
+    keys_K = row_keys(data, rows_K[~split.held_by_hash(key_N[rows_K])], labels)
     return RowEvidence(keys_K, np.full(len(keys_K), np.nan, np.float32))
 
 

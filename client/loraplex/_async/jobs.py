@@ -13,6 +13,7 @@ from loraplex._async.connection import SILENCE_SECONDS, AsyncConnection
 from loraplex.calls import Call, path
 from loraplex.errors import BadAnswer, QueueFull, TimedOut, Unreachable
 from loraplex.events import EventParser, is_last
+from loraplex.frames import AsyncListing
 from loraplex.progress import Display, display
 from loraplex.results import Event, JobAdapter, JobFields, Reverted
 from loraplex.transport import seconds_to_wait
@@ -52,7 +53,7 @@ class AsyncJob(JobFields):
         """Cancel the job; raise `JobEnded` if it has already ended."""
         return await self.client.cancel(self.id)
 
-    def adapters(self, *, status: str | None = None, limit: int | None = None) -> AsyncIterator[JobAdapter]:
+    def adapters(self, *, status: str | None = None, limit: int | None = None) -> AsyncListing[JobAdapter]:
         """Iterate over the adapters that the job trains; `status` is `waiting`, `published` or `failed`."""
         return self.client.job_adapters(self.id, status=status, limit=limit)
 

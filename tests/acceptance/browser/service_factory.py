@@ -51,7 +51,7 @@ def start_long_job(client: httpx.Client, name: str) -> str:
     """A training that would go on for a long time; returns its id."""
     generator = np.random.default_rng(1)
     data = {"inputs": generator.standard_normal((64, 64)).tolist(), "targets": generator.integers(0, 10, 64).tolist()}
-    training = {"loss": "cross_entropy", "epochs": 5_000_000, "learning_rate": 1e-4}
+    training = {"method": "adamw", "loss": "cross_entropy", "epochs": 5_000_000, "learning_rate": 1e-4}
     answer = client.post("/adapters", json={"name": name, "rank": 4, "data": data, "training": training})
     job: dict[str, Any] = answer.raise_for_status().json()
     return str(job["id"])
