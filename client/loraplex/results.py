@@ -333,7 +333,3 @@ class Preview(Tabular):
     offset: int
     rows: Sequence[Mapping[str, Any]]
     next_offset: int | None
-
-    def _columns(self) -> Columns:
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        return {name: [row.get(name) for row in self.rows] for name in names}
