@@ -35,6 +35,7 @@ from adapters.training.evaluation.metrics import (
     measure,
     wilson,
 )
+from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import TrainingSpec
 
 # Figure by which the entries are compared: a mean over rows, so that two entries can be compared row by row.
@@ -153,9 +154,13 @@ def _scores(task: Task, outputs_NK: Tensor, targets: Tensor) -> Tensor:
     """Return the score of each row, (N,) float64: right or not, the share of right labels, or the squared error."""
     if task is Task.CLASSIFICATION:
         return (outputs_NK.argmax(dim=1) == targets).double()
-    if task is Task.MULTILABEL:
-        return ((outputs_NK > 0) == (targets > THRESHOLD)).double().mean(dim=1)
-    return (outputs_NK - targets).square().mean(dim=1)
+    scores = []
+    for output_NK, target_NK in zip(outputs_NK.split(CHUNK_ROWS), targets.split(CHUNK_ROWS), strict=True):
+        if task is Task.MULTILABEL:
+            scores.append(((output_NK > 0) == (target_NK > THRESHOLD)).double().mean(dim=1))
+        else:
+            scores.append((output_NK - target_NK).square().mean(dim=1))
+    return torch.cat(scores)
 
 
 def _gain(task: Task, scores_N: Tensor, first_N: Tensor, data: TrainingData) -> tuple[Number, Number]:
@@ -202,7 +207,7 @@ def _class_figures(
             weights_N = weights_N[weights_N > 0].double()
         counts = _count_classes(answers_N, targets, weights_N, len(names))
     else:
-        counts = _count_labels(outputs_NK > 0, targets > THRESHOLD, weights_N)
+        counts = _count_labels(outputs_NK, targets, weights_N)
     shown_S = (counts.present_K + counts.said_K > 0).nonzero()[:, 0]
     if task is Task.CLASSIFICATION and len(shown_S) <= MAX_CONFUSION_CLASSES:
         classes = len(shown_S)
@@ -213,13 +218,13 @@ def _class_figures(
     if len(shown_S) > MAX_REPORTED_OUTPUTS:
         return {"classes": None, "confusion": None}
     f1_K = f1(*(count_K.double() for count_K in counts))
-    classes_shown = []
+    figures = []
     for number in shown_S.tolist():
         hit, present, said = (count_K[number].item() for count_K in counts)
         precision, recall = hit / said if said else None, hit / present if present else None
-        figures = {"precision": precision, "recall": recall, "f1": float(f1_K[number])}
-        classes_shown.append({"label": names[number], "rows": present, **figures})
-    return {"classes": classes_shown, "confusion": confusion}
+        values = {"precision": precision, "recall": recall, "f1": float(f1_K[number])}
+        figures.append({"label": names[number], "rows": present, **values})
+    return {"classes": figures, "confusion": confusion}
 
 
 def _count_classes(answers_N: Tensor, classes_N: Tensor, weights_N: Tensor | None, classes: int) -> _Counts:
@@ -233,11 +238,15 @@ def _count_classes(answers_N: Tensor, classes_N: Tensor, weights_N: Tensor | Non
     )
 
 
-def _count_labels(is_said_NC: Tensor, is_present_NC: Tensor, weights_N: Tensor | None) -> _Counts:
-    parts_NC = (is_said_NC & is_present_NC, is_present_NC, is_said_NC)
-    if weights_N is None:
-        return _Counts(*(part_NC.sum(dim=0) for part_NC in parts_NC))
-    return _Counts(*(weights_N.double() @ part_NC.double() for part_NC in parts_NC))
+def _count_labels(outputs_NC: Tensor, targets_NC: Tensor, weights_N: Tensor | None) -> _Counts:
+    counts = torch.zeros(3, targets_NC.shape[1], dtype=torch.float64, device=targets_NC.device)
+    own_N = targets_NC.new_ones(len(targets_NC)) if weights_N is None else weights_N.double()
+    parts = (tensor.split(CHUNK_ROWS) for tensor in (outputs_NC, targets_NC, own_N))
+    for output_NC, target_NC, weight_N in zip(*parts, strict=True):
+        is_said_NC, is_present_NC = output_NC > 0, target_NC > THRESHOLD
+        for count_C, part_NC in zip(counts, (is_said_NC & is_present_NC, is_present_NC, is_said_NC), strict=True):
+            count_C += weight_N @ part_NC.double()
+    return _Counts(*(counts.long() if weights_N is None else counts))
 
 
 def _count_rows(targets: Tensor, is_missing_C: Tensor) -> int:
