@@ -92,7 +92,7 @@ def _shape(base: BaseLayer, spec: TrainingSpec, size: int) -> tuple[int, bool] |
     """Return what the groups of a stack have in common by their size; a group with None is trained alone."""
     if spec.is_exact:
         return 0, True
-    splits_by_size = spec.split is not None and spec.split.by not in (SplitBy.GROUP, SplitBy.COLUMN)
+    splits_by_size = spec.split is not None and spec.split.by in (SplitBy.ROWS, SplitBy.TIME)
     held = spec.split.held_out_rows(size) if spec.split is not None and splits_by_size else 0
     return batch_shape(base, spec, max(1, size - held))
 

@@ -21,7 +21,7 @@ from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
 from adapters.training.evaluation.evaluate import Evaluation, why_unmatched
-from adapters.training.evaluation.gate import GateDecision
+from adapters.training.evaluation.gate import GateDecision, When
 from adapters.training.execution.fit_client import Done, FitRequest, Outcomes, StoredAdapter
 from adapters.training.settings import TrainingSpec
 
@@ -110,7 +110,9 @@ class Publisher:
                 detail = f"another version of {claim.adapter} has become live while this update was computed"
                 raise Conflict(f"{detail}: send it again")
             self._record(connection, published)
-            decisions: dict[str, Any] = {"gate": verdict.to_json(moved=made.moved_live)} if self._gate.compares else {}
+            decisions: dict[str, Any] = {}
+            if self._gate.when is When.IF_BETTER:
+                decisions["gate"] = verdict.to_json(moved=made.moved_live)
             if chosen := _chosen(training.spec, spec):
                 decisions["chosen"] = chosen
             version = made.version
@@ -168,7 +170,7 @@ class Publisher:
             position=position,
             metrics=metrics,
             moves_live=self._gate.moves if verdict is None else verdict.moves,
-            checks_live=self._gate.compares or claim.training.is_update,
+            checks_live=(self._gate.compares and not self._is_fleet) or claim.training.is_update,
             expected_live=None if live is None else live.version,
             lineage=self._lineage(rows, spec),
             statistics=statistics,
