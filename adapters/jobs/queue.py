@@ -281,7 +281,7 @@ class JobQueue:
         *,
         result: Mapping[str, Any] | None,
         progress: Mapping[str, Any],
-        metrics: Mapping[str, Any],
+        metrics: Mapping[str, Any] | None,
         history: Sequence[Any],
         connection: Connection | None = None,
     ) -> None:

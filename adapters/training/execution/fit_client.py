@@ -107,6 +107,8 @@ class Done(Frame):
     history: Sequence[tuple[int, float]] = ()
     spec: Mapping[str, Any] | None = None
     """The specification with the settings that held-out rows have chosen; None for a fleet."""
+    result: Mapping[str, Any] | None = None
+    """Result of an evaluation, which has no contents."""
 
 
 _FRAMES: Mapping[str, type[Frame]] = {kind.__name__: kind for kind in (Frame, Note, Progress, Failed, Outcomes, Done)}
@@ -119,6 +121,23 @@ class StoredAdapter:
     blob: str
     offset: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredVersion:
+    """Version that an evaluation compares, or the base layer."""
+
+    reference: str | None
+    """`name@version`; None for the base layer."""
+    digest: str | None = None
+    """Digest of its canonical bytes; None for the base layer, and for a version that is gone."""
+    blob: str = ""
+    offset: int = 0
+    bytes: int = 0
+    loss: str | None = None
+    """What it was trained with."""
+    problem: str | None = None
+    """Why it cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +156,8 @@ class FitRequest:
     """The live version, if the gate compares with it."""
     statistics: str | None = None
     """Blob of the statistics that an update starts from."""
+    compared: tuple[StoredVersion, ...] = ()
+    """Versions that an evaluation compares."""
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints."""
     times_epochs: bool = False
@@ -151,7 +172,8 @@ class FitRequest:
         """Read what `to_json` returned."""
         job, done, live = TrainingJob.from_json(values["job"]), tuple(values["done"]), values["live"]
         live = None if live is None else StoredAdapter(**live)
-        return cls(**{**values, "job": job, "done": done, "live": live})
+        compared = tuple(StoredVersion(**version) for version in values["compared"])
+        return cls(**{**values, "job": job, "done": done, "live": live, "compared": compared})
 
 
 @dataclass(eq=False)

@@ -30,6 +30,8 @@ Codes = NDArray[np.int64]
 Labels = tuple[str | int, ...]
 # Labels that an error lists at most.
 _MAX_LISTED = 20
+# Most labels of the rows of an evaluation.
+MAX_EVALUATED_LABELS = 10_000
 _NUMBERS_PER_PART = 2**21
 _CLASSES_HINT = '; for one class a row, say "loss": "cross_entropy" in training'
 
@@ -58,6 +60,8 @@ class TargetReader:
     labels: object
     """Labels sent with the data, or None; then they are inferred if the classes are strings."""
     field: str
+    are_evaluated: bool = False
+    """Whether the targets are those of an evaluation: labels that occur, which need no output each."""
 
     def read_inline(self, value: object, *, rows: int) -> Targets:
         """Read targets in the request itself."""
@@ -131,7 +135,7 @@ class TargetReader:
 
     def _classes(self, codes_N: Codes, values: Sequence[Any]) -> Targets:
         """Return one class per row; integers without labels are indices of outputs."""
-        if self.labels is not None or not all(type(value) is int for value in values):
+        if self.labels is not None or self.are_evaluated or not all(type(value) is int for value in values):
             labels, classes_N = self._positions(codes_N, values)
             return Targets(Column.of(classes_N), labels, classes_N)
         for code, value in enumerate(values):
@@ -168,11 +172,23 @@ class TargetReader:
         if self.labels is not None:
             return check_labels(self.labels, field=self._labels_field, outputs=self.outputs)
         names = sorted(values, key=lambda name: (str(type(name)), name))
+        if self.are_evaluated:
+            return self._evaluated_labels(names)
         if not MIN_LABELS <= len(names) <= self.outputs:
             expected = f"{MIN_LABELS} to {self.outputs} labels, at most one for each output"
             detail = f"{self.field} has {len(names)} different labels ({_listed(names)}), expected {expected}"
             raise OutOfRange(detail, field=self.field, given=f"{len(names)} labels", expected=expected)
         return check_labels(names, field=self.field, outputs=self.outputs)
+
+    def _evaluated_labels(self, names: Sequence[str | int]) -> Labels:
+        """Return the labels of an evaluation, which may be others than an adapter answers with."""
+        if len(names) > MAX_EVALUATED_LABELS:
+            detail, expected = (
+                f"{self.field} has {len(names)} different labels",
+                f"at most {MAX_EVALUATED_LABELS} labels",
+            )
+            raise OutOfRange(detail, field=self.field, given=f"{len(names)} labels", expected=expected)
+        return check_labels(names, field=self.field, outputs=len(names), least=min(len(names), MIN_LABELS))
 
     def _shares(self, column: Column) -> Targets:
         """Return numbers from 0 to 1 as targets, one for each class."""

@@ -29,6 +29,40 @@ class ResultBody(BaseModel):
     digest: str
 
 
+class ClassFiguresBody(BaseModel):
+    """Figures of one class of the rows, or of one label."""
+
+    label: str | int
+    rows: float = Field(description="Rows of the class, or the sum of their weights.")
+    precision: float | None
+    recall: float | None
+    f1: float
+
+
+class EvaluatedBody(BaseModel):
+    """Figures of one adapter, or of the base layer."""
+
+    adapter: str | None = Field(description="`name@version`; null for the base layer.")
+    figure: float | None = Field(description="The metric of the evaluation; null if the outputs could not be matched.")
+    interval: tuple[float, float] | None = Field(description="95 % interval of the figure.")
+    gain: float | None = Field(description="Mean gain per row over the first entry, positive if better.")
+    gain_error: float | None = Field(description="Standard error of the gain.")
+    metrics: dict[str, Any] | None
+    classes: list[ClassFiguresBody] | None = Field(description="Of the classes that are true or answered.")
+    confusion: list[list[float]] | None = Field(description="Rows by truth and answer, in the order of `classes`.")
+    missing_labels: list[str | int] = Field(description="Labels of the rows that it cannot answer with; the first 20.")
+    missing_rows: int
+    problem: str | None = Field(description="Why it could not be evaluated on the rows.")
+
+
+class EvaluationResultBody(BaseModel):
+    """Result of an evaluation: all entries on the same rows."""
+
+    metric: str = Field(description="`accuracy`, `label_accuracy`, or `mse`, of which lower is better.")
+    rows: int
+    adapters: list[EvaluatedBody]
+
+
 Metrics = Annotated[
     dict[str, Any] | None, Field(description="Losses and metrics by name; docs/training.md lists them.")
 ]
@@ -49,7 +83,7 @@ class JobBody(AnswerBody):
     attempt: int
     progress: Annotated[dict[str, Any] | None, ShownAs(ProgressBody | None)]
     metrics: Metrics
-    result: Annotated[dict[str, Any] | None, ShownAs(ResultBody | None)]
+    result: Annotated[dict[str, Any] | None, ShownAs(ResultBody | EvaluationResultBody | None)]
     error: Error
     spec: Annotated[dict[str, Any], BeforeValidator(lambda training: training.description)] = Field(
         validation_alias="training", description="The resolved settings, with rows and digest in place of inline data."
