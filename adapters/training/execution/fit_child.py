@@ -161,7 +161,7 @@ class _Fit:
 
     def _read_version(self, stored: StoredVersion) -> ComparedVersion:
         """Return a version with its adapter; one that is damaged, or was deleted meanwhile, has a problem."""
-        labels, adapter, problem = self._base.labels or self._request.job.output_labels, None, stored.problem
+        labels, adapter, problem = self._request.job.output_labels, None, stored.problem
         if problem is None and stored.digest is not None:
             try:
                 content = self._blobs.read(stored.blob, offset=stored.offset, length=stored.bytes)

@@ -1,6 +1,7 @@
 """Jobs, their adapters and their results as clients see them."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -8,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from adapters.jobs.job import JobStatus
 from adapters.jobs.job_adapters import SkipReason
 from app.http.errors import JobProblem
+from app.http.schemas.adapters import without_lists
 from app.http.schemas.fields import AnswerBody, PageBody, ShownAs
 
 
@@ -71,8 +73,20 @@ Error = Annotated[dict[str, Any] | None, ShownAs(JobProblem | None)]
 StoredLoss = Annotated[float, BeforeValidator(lambda loss: math.nan if loss is None else loss)]
 
 
+def _without_classes(result: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return a result without the lists whose size grows with the classes of an evaluation."""
+    if result is None or "adapters" not in result:
+        return result
+    left_out = {"classes": None, "confusion": None}
+    adapters = [entry | left_out | {"metrics": without_lists(entry["metrics"])} for entry in result["adapters"]]
+    return {**result, "adapters": adapters}
+
+
+_SHOWN_RESULT = ShownAs(ResultBody | EvaluationResultBody | None)
+
+
 class JobBody(AnswerBody):
-    """Training job."""
+    """Job, without the figures of each class of an evaluation."""
 
     id: str
     status: Annotated[str, ShownAs(JobStatus)]
@@ -83,7 +97,7 @@ class JobBody(AnswerBody):
     attempt: int
     progress: Annotated[dict[str, Any] | None, ShownAs(ProgressBody | None)]
     metrics: Metrics
-    result: Annotated[dict[str, Any] | None, ShownAs(ResultBody | EvaluationResultBody | None)]
+    result: Annotated[dict[str, Any] | None, BeforeValidator(_without_classes), _SHOWN_RESULT]
     error: Error
     spec: Annotated[dict[str, Any], BeforeValidator(lambda training: training.description)] = Field(
         validation_alias="training", description="The resolved settings, with rows and digest in place of inline data."
@@ -98,7 +112,9 @@ class LogLine(AnswerBody):
 
 
 class JobWithHistory(JobBody):
-    """Training job with its loss history and its log."""
+    """Job with its loss history and its log."""
+
+    result: Annotated[dict[str, Any] | None, _SHOWN_RESULT]
 
     history: list[tuple[int, StoredLoss]]
     log: list[LogLine]
