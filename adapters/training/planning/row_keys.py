@@ -27,7 +27,7 @@ def keys_of_groups(codes_N: Codes, values: Sequence[str | int]) -> Codes:
 
 def _row_bytes(part_NI: Float32) -> Iterable[memoryview]:
     # 0 and -0 are the same number.
-    content = memoryview(np.ascontiguousarray(part_NI + np.float32(0))).cast("B")
+    content = np.ascontiguousarray(part_NI + np.float32(0)).view(np.uint8).reshape(-1).data
     width = 4 * part_NI.shape[1]
     return (content[begin : begin + width] for begin in range(0, len(content), width))
 

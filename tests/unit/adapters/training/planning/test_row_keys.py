@@ -13,7 +13,8 @@ X_NI = np.random.default_rng(5).normal(size=(5000, 3)).astype(np.float32)
 
 def test_a_row_has_its_key_in_every_table_and_part() -> None:
     key_N = keys_of_rows(Column.of(X_NI))
-    assert (key_N.dtype, key_N.shape, key_N.min() >= 0) == (np.int64, (5000,), True)
+    assert key_N.dtype == np.int64
+    assert key_N.min() >= 0
     order_N = np.random.default_rng(6).permutation(5000)
     parts = np.array_split(X_NI[order_N], 7)
     assert (keys_of_rows(Column("F32", X_NI.shape, lambda: iter(parts))) == key_N[order_N]).all()

@@ -136,7 +136,7 @@ def test_a_column_holds_out_the_rows_that_it_says() -> None:
 
 
 def test_a_hash_holds_out_the_same_rows_of_any_table() -> None:
-    split, key_N = Split(by=SplitBy.HASH), torch.arange(200) * (2**63 // 200)
+    split, key_N = Split(by=SplitBy.HASH), torch.arange(200) * (2**63 // 200) + 2**50
     assert _sides(split, 200, 3, key_N=key_N)[1] == list(range(40))
     shuffled_N = torch.randperm(200)
     assert sorted(shuffled_N[_sides(split, 200, 4, key_N=key_N[shuffled_N])[1]].tolist()) == list(range(40))
