@@ -17,7 +17,7 @@ MAX_LABEL = 2**53
 
 
 def check_labels(value: object, *, field: str, outputs: int, least: int = MIN_LABELS) -> tuple[str | int, ...]:
-    """Return the labels: `least` to `outputs` distinct strings of 1 to 200 characters, or distinct integers within ±2⁵³.
+    """Return the labels: `least` to `outputs` distinct strings of 1 to 200 characters, or integers within ±2⁵³.
 
     Raises `WrongType`, `NotFinite`, `OutOfRange`, or `InvalidCombination` (a duplicate label, or strings and numbers),
     with the position.

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import torch
 
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
-from adapters.lora.adapter import digest_of, from_canonical_bytes
+from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import FolderBlobs, Quarantine
 from adapters.training.closed_form.refit import refit
@@ -39,7 +39,9 @@ from adapters.training.execution.fit_client import (
     Note,
     Outcomes,
     Progress,
+    StoredAdapter,
     StoredVersion,
+    Trained,
     is_allocation_failure,
 )
 from adapters.training.fit import Fit, Watcher, fit
@@ -139,10 +141,8 @@ class _Fit:
                 self._checkpoint, request.checkpoint_seconds, lambda text: self._send(Note(text=text, resumed=True))
             )
             watcher = Watcher(self._report, lambda text: self._send(Note(text=text)), checkpoint, self._epochs)
-            live = request.live
-            present = None
-            if live is not None:
-                present = from_canonical_bytes(self._blobs.read(live.blob, offset=live.offset, length=live.bytes))
+            live = request.live.get(0)
+            present = None if live is None else self._read_adapter(live)
             result = fit(base, data, spec, feature_space=feature_space, labels=labels, present=present, watcher=watcher)
             self._finish(result)
 
@@ -164,7 +164,7 @@ class _Fit:
         labels, adapter, problem = self._request.job.output_labels, None, stored.problem
         if problem is None and stored.digest is not None:
             try:
-                content = self._blobs.read(stored.blob, offset=stored.offset, length=stored.bytes)
+                content = self._blobs.read(stored.blob, offset=stored.offset, length=stored.length)
                 if digest_of(content) != stored.digest:
                     raise BlobCorrupt("its stored bytes are not those that were published")
                 adapter = from_canonical_bytes(content)
@@ -174,6 +174,11 @@ class _Fit:
         return ComparedVersion(
             reference=stored.reference, adapter=adapter, labels=labels, loss=stored.loss, problem=problem
         )
+
+    def _read_adapter(self, stored: StoredAdapter) -> Adapter | None:
+        if stored.blob is None:
+            return None
+        return from_canonical_bytes(self._blobs.read(stored.blob, offset=stored.offset, length=stored.length))
 
     def _fit_fleet(self, data: TrainingData) -> None:
         request, done = self._request, frozenset(self._request.done)
@@ -192,7 +197,7 @@ class _Fit:
             trained = [(outcome, outcome.adapter) for outcome in outcomes if outcome.adapter is not None]
             self._send(
                 Outcomes(
-                    trained=[(outcome.position, outcome.metrics) for outcome, _ in trained],
+                    trained=[Trained(outcome.position, outcome.metrics) for outcome, _ in trained],
                     failed=[(outcome.position, outcome.error.members()) for outcome in outcomes if outcome.error],
                     contents=[adapter.canonical_bytes for _, adapter in trained],
                 )
@@ -206,10 +211,10 @@ class _Fit:
             self._send(self._latest)
 
     def _finish(self, result: Fit) -> None:
-        contents = [result.adapter.canonical_bytes]
-        if result.statistics is not None:
-            contents.append(result.statistics.to_bytes())
-        done = Done(metrics=result.metrics, history=result.history, spec=asdict(result.spec), contents=contents)
+        attached = {} if result.statistics is None else {"statistics": result.statistics.to_bytes()}
+        contents = [result.adapter.canonical_bytes, *attached.values()]
+        spec = asdict(result.spec)
+        done = Done(metrics=result.metrics, history=result.history, spec=spec, also=[*attached], contents=contents)
         self._send(done)
 
     def _fail(self, error: LoraplexError) -> None:

@@ -64,14 +64,14 @@ class Publisher:
         if live is not None and live.base == self._base.fingerprint:
             self._unmatched = why_unmatched(live.labels, live.loss, training.labels, training.spec.loss)
             if self._unmatched is None:
-                stored = StoredAdapter(live.file, live.offset, live.bytes)
+                stored = StoredAdapter(blob=live.file, offset=live.offset, length=live.bytes)
         return FitRequest(
             job=training,
             base=claim.base,
             feature_space=claim.feature_space,
             data=claim.data_file,
             done=tuple(position for position in range(self._total) if position not in self._waiting),
-            live=stored,
+            live={} if stored is None else {0: stored},
             statistics=self._find_statistics() if training.is_update else None,
             compared=tuple(map(self._find_compared, training.compared)),
             checkpoint_seconds=checkpoint_seconds,
@@ -85,10 +85,10 @@ class Publisher:
         waiting = self._waiting
         publications = [
             self._publication(waiting[position].name, content, metrics, position=position, rows=waiting[position].rows)
-            for (position, metrics), content in zip(frame.trained, frame.contents, strict=True)
+            for (position, metrics, *_), content in zip(frame.trained, frame.contents, strict=False)
         ]
         published = self._catalog.publish(publications, admit=self._admit, record=self._record)
-        for position, _ in (*frame.trained, *frame.failed):
+        for position in (*(trained.position for trained in frame.trained), *(position for position, _ in frame.failed)):
             waiting.pop(position, None)
         return len(published)
 
@@ -101,9 +101,9 @@ class Publisher:
         claim, training = self._claim, self._claim.training
         verdict = self._gate.decide(Evaluation.from_json(frame.metrics).held_out, self._live, unmatched=self._unmatched)
         assert frame.spec is not None
-        spec, (content, *statistics) = TrainingSpec.from_json(frame.spec), frame.contents
+        spec, content = TrainingSpec.from_json(frame.spec), frame.contents[0]
         publication = self._publication(
-            claim.adapter, content, frame.metrics, spec=spec, verdict=verdict, statistics=next(iter(statistics), None)
+            claim.adapter, content, frame.metrics, spec=spec, verdict=verdict, statistics=frame.attachment("statistics")
         )
         step, loss = frame.history[-1] if frame.history else (training.steps, None)
 
@@ -209,7 +209,7 @@ class Publisher:
             digest=version.digest,
             blob=version.file,
             offset=version.offset,
-            bytes=version.bytes,
+            length=version.bytes,
             loss=version.loss,
         )
 

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.jobs.job import TRANSITIONS, Job, JobStatus
+from adapters.jobs.job_adapters import Selection
 from adapters.names import check_name
 from app.http.paging import page_of, read_cursor
 from app.service import ServiceOf
@@ -48,7 +49,7 @@ def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | No
     job = service.queue.get(job_id)
     list_key = f"adapters of job {job_id} None"
     after = read_cursor(list_key, cursor or None, int)
-    listed = list(service.queue.adapters(job_id, after=after, limit=_ADAPTERS_PER_PAGE + 1))
+    listed = list(service.queue.adapters(job_id, Selection(after=after, limit=_ADAPTERS_PER_PAGE + 1)))
     adapters, next_cursor = page_of(list_key, listed, _ADAPTERS_PER_PAGE, lambda adapter: adapter.position)
     return render(
         request,

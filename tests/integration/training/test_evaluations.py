@@ -67,7 +67,7 @@ def _said(client: httpx.Client, adapter: str | None) -> list[str]:
 def test_adapters_and_the_base_layer_are_compared_by_what_they_answer(client: httpx.Client) -> None:
     versions = {name: client.get(f"/adapters/{name}").json()["versions"] for name in ("one", "other")}
     job = _evaluate(client, ["one", "other@1", None], FRESH_ROWS | {"labels": HEAD})
-    assert job["metrics"] is None
+    assert (job["kind"], job["metrics"]) == ("evaluation", None)
     assert job["spec"]["adapters"] == ["one@1", "other@1", None]
     assert job["spec"]["loss"] == "cross_entropy"
     assert job["progress"]["step"] == job["progress"]["steps"] == 3
