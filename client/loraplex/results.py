@@ -166,11 +166,11 @@ class Evaluation:
     """Figures of an adapter, and of what it is compared with, on rows that neither trained nor chose it."""
 
     by: str
-    """`held_out` or `cross_validation`."""
+    """`held_out`, `cross_validation`, `leave_one_out` or `training`."""
     rows: int
     metric: str
     """`accuracy` and `label_accuracy` are better if they are higher, `mse` and `loss` if they are lower."""
-    adapter: float
+    adapter: float | None
     base: float | None
     live: float | None
     """Of the version that was live; None if there was none, or if it cannot be compared."""
@@ -256,7 +256,9 @@ class JobFields:
     decision: Decision | None = None
     auto: Comparison | None = None
     summary: FleetOutcomes | None = None
-    """Of a fleet that has ended."""
+    """Of a fleet."""
+    warnings: Sequence[str] = ()
+    """Findings of the fit; `spec` has the warnings about the settings."""
     history: Sequence[LossPoint] = ()
     """Losses during the training; empty in a list of jobs."""
     log: Sequence[LogLine] = ()
@@ -289,9 +291,14 @@ class JobAdapter:
     error: LoraplexError | None
     moved_live: bool
     replaced: int | None
+    outcome: Outcome | None = None
+    """None if nothing was evaluated."""
+    gain: float | None = None
+    """Mean gain per row over what the name answered with before."""
     evaluation: Evaluation | None = None
     decision: Decision | None = None
     auto: Comparison | None = None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from loraplex.cli.errors import Interrupted, WrongUsage
-from loraplex.cli.output import Table, console, pairs, when
+from loraplex.cli.output import Table, alert, console, pairs, when
 from loraplex.cli.session import Session, argument, command, complete_adapter, complete_job, option
 from loraplex.cli.summary import adapter_table, comparison, evaluation, fleet_summary, held_out, is_live, outcome_lines
 from loraplex.errors import BadAnswer, JobCancelled, JobFailed, QueueFull, TimedOut, Unreachable
@@ -139,7 +139,7 @@ def follow(session: Session, job_id: str, *, rows: Path | None = None) -> JobFie
 def _result(session: Session, job: JobFields) -> list[list[Any]]:
     """Return the parts of the result of a job: what was compared, how good it is, and what is live."""
     parts = [comparison(job.auto), evaluation(job.evaluation), held_out(job.metrics), fleet_summary(session, job)]
-    return [*parts, outcome_lines(job)]
+    return [*parts, [alert(f"WARNING: {warning}") for warning in job.warnings], outcome_lines(job)]
 
 
 def note_warnings(session: Session, spec: Any) -> None:

@@ -25,7 +25,7 @@ _WITHOUT_EVALUATION = (
 )
 _SUBJECTS = {"adapter": "adapter", "base": "bare base", "trivial": "trivial guess", "live": "live before"}
 _EVALUATED = {"adapter": "adapter", "live": "live before", "base": "bare base", "guess": "trivial guess"}
-_ROWS = {"held_out": "held-out", "cross_validation": "cross-validated"}
+_ROWS = {"held_out": "held-out", "cross_validation": "cross-validated", "leave_one_out": "left-out"}
 _MAX_NAMED = 3
 
 
@@ -101,13 +101,11 @@ def adapter_table(adapters: Iterable[JobAdapter]) -> Table:
     """Return a table of adapters of a job with their outcomes."""
     rows = []
     for adapter in adapters:
-        decision, metric = adapter.decision, headline_of(adapter)
-        outcome = "failed" if adapter.error else (decision and decision.outcome) or None
-        reason = adapter.error.detail if adapter.error else decision.reason if decision else None
+        metric, decision = headline_of(adapter), adapter.decision
         figures = (None, None) if metric is None else (metric.own, metric.base)
         live = "yes" if adapter.moved_live else "no" if adapter.version else None
-        gain = None if decision is None else decision.gain
-        rows.append((adapter.name, f"{adapter.rows:,}", outcome, gain, *figures, live, reason))
+        reason = adapter.error.detail if adapter.error else decision.reason if decision else None
+        rows.append((adapter.name, f"{adapter.rows:,}", adapter.outcome, adapter.gain, *figures, live, reason))
     return Table(
         ("adapter", "rows", "outcome", "gain", "figure", "base", "live", "reason"),
         rows,
@@ -128,7 +126,7 @@ def _arrow(metric: str) -> str:
 def headline_of(adapter: JobAdapter) -> Headline | None:
     """Return the most important metric of an adapter of a job: that of its evaluation, if it has one."""
     value = adapter.evaluation
-    if value is None:
+    if value is None or value.adapter is None:
         return headline(adapter.metrics)
     return Headline(_ROWS.get(value.by, value.by), value.metric, value.adapter, value.base)
 
