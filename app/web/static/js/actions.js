@@ -17,7 +17,9 @@ async function act(button) {
   button.disabled = true;
   try {
     const answer = await call(method, url, body, ifMatch ? { "If-Match": `"${ifMatch}"` } : {});
-    showAfterwards(answer && answer.reverted ? describeRevert(answer) : notice, next);
+    // A call that makes a job leads to it.
+    const address = answer && answer.id ? next.replace("{id}", encodeURIComponent(answer.id)) : next;
+    showAfterwards(answer && answer.reverted ? describeRevert(answer) : notice, address);
   } catch (error) {
     button.disabled = false;
     showProblem(output, error);
