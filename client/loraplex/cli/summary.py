@@ -89,7 +89,8 @@ def comparison(value: Comparison | None) -> list[Any]:
     heading = f"{_name(value.metric)} {_arrow(value.metric)}"
     rows = []
     for tried in value.candidates:
-        settings = ", ".join(f"{_name(name)} {cell_text(of)}" for name, of in tried.settings.items() if of is not None)
+        values = {name: ("no", "yes")[of] if isinstance(of, bool) else of for name, of in tried.settings.items()}
+        settings = ", ".join(f"{_name(name)} {cell_text(of)}" for name, of in values.items() if of is not None)
         note = f"skipped: {tried.skipped}" if tried.skipped else settings
         rows.append((f"{_name(tried.candidate)}{' *' * (tried.candidate == value.taken)}", tried.figure, note))
     title = f"What auto compared, on {plural(value.rows, 'row')} by {_name(value.by)}"
