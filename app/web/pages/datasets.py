@@ -184,7 +184,7 @@ def _wide_choices(columns: Sequence[Column], width: int) -> Iterable[Choice]:
         group = [column for column in columns if column.name.startswith(prefix)]
         if len(group) > 1 and all(column.type in _NUMBERS for column in group):
             label, names = f"{prefix}… ({len(group)} columns)", [column.name for column in group]
-            yield Choice(label, ColumnSelector(prefix=prefix), names, len(group) == width, Loss.MSE)
+            yield Choice(label, ColumnSelector(prefix=prefix), names, len(group) == width)
 
 
 def _can_be_target(column: Column, width: int) -> bool:

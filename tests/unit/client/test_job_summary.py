@@ -1,4 +1,4 @@
-"""What the command line says of a job's evaluation, of what auto compared, and of the decision, from the JSON of a job."""
+"""What the command line says of a job: its evaluation, what auto compared, and the decision."""
 
 from typing import Any
 
