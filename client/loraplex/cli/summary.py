@@ -106,7 +106,10 @@ def adapter_table(adapters: Iterable[JobAdapter]) -> Table:
         figures = (None, None) if metric is None else (metric.own, metric.base)
         live = "yes" if adapter.moved_live else "no" if adapter.version else None
         reason = adapter.error.detail if adapter.error else decision.reason if decision else None
-        rows.append((adapter.name, f"{adapter.rows:,}", adapter.outcome, adapter.gain, *figures, live, reason))
+        # The name of a group that is no valid name says little about it.
+        is_renamed = adapter.group is not None and adapter.group not in adapter.name
+        name = f"{adapter.name} ({adapter.group})" if is_renamed else adapter.name
+        rows.append((name, f"{adapter.rows:,}", adapter.outcome, adapter.gain, *figures, live, reason))
     return Table(
         ("adapter", "rows", "outcome", "gain", "figure", "base", "live", "reason"),
         rows,

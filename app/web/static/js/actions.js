@@ -12,7 +12,7 @@ document.addEventListener("click", (event) => {
 
 async function act(button) {
   const { method, url, body, next, notice, ifMatch } = button.dataset;
-  const output = (button.closest("dialog") || document).querySelector("[data-problem]");
+  const output = (button.closest("dialog, [data-actions]") || document).querySelector("[data-problem]");
   clearProblem(output);
   button.disabled = true;
   try {
