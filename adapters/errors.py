@@ -15,7 +15,7 @@
     │   └── DatasetNotFound · JobNotFound
     ├── Conflict
     │   ├── BaseMismatch · FeatureSpaceMismatch
-    │   └── JobEnded · JobNotEnded · NoStatistics
+    │   └── JobEnded · JobNotEnded · NoStatistics · NoSuspects
     ├── PreconditionFailed · QueueFull · RequestTimeout · CatalogBusy
     ├── StorageFull · StorageFailed · TooManyOpenFiles
     ├── BlobCorrupt
@@ -307,6 +307,10 @@ class JobEnded(Conflict):
 
 class JobNotEnded(Conflict):
     """The job has not ended yet."""
+
+
+class NoSuspects(Conflict):
+    """The job has found no suspects: it has no classes, or has not ended."""
 
 
 class NoStatistics(Conflict):

@@ -4,7 +4,7 @@ The statements that they consist of are in `queries`. `Resolver` caches, for ser
 as the catalogue does not change.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate, compress
@@ -131,6 +131,18 @@ class Catalog:
         with self.database.read() as connection:
             return queries.find_all(connection, references)
 
+    def live_versions(
+        self, names: Collection[str], *, instead: Mapping[str, int | None] | None = None
+    ) -> dict[str, tuple[Version, bytes | None]]:
+        """Return the live version of each of these names, with its evidence; names without one are absent.
+
+        instead: numbers of versions to return in place of live, by name; None for none.
+        """
+        with self.database.read() as connection:
+            numbers = queries.alias_targets(connection, names, LIVE) | dict(instead or {})
+            keys = [(name, number) for name, number in numbers.items() if number is not None]
+            return {entry[0].adapter: entry for entry in queries.versions_at(connection, keys)}
+
     def revision(self) -> int:
         """Return the number that every publish, delete and roll back raises, and nothing else does."""
         with self.database.read() as connection:
@@ -158,12 +170,10 @@ class Catalog:
 
     def versions(self, name: str, *, before: int | None = None, limit: int = 100) -> list[Version]:
         """Return an adapter's versions below `before`, newest first; raise `AdapterNotFound`."""
-        is_below = versions.c.version < (MAX_VERSION + 1 if before is None else before)
-        statement = sa.select(versions).where(versions.c.tenant == TENANT, versions.c.adapter == name, is_below)
-        statement = statement.order_by(versions.c.version.desc()).limit(limit)
+        below = MAX_VERSION + 1 if before is None else before
         with self.database.read() as connection:
             queries.require(connection, name)
-            return [queries.version_from_row(row) for row in connection.execute(statement)]
+            return queries.list_versions(connection, name, below=below, limit=limit)
 
     def version_numbers(self, name: str) -> list[int]:
         """Return the numbers of all versions of an adapter, oldest first; raise `AdapterNotFound`."""
@@ -221,7 +231,8 @@ def _insert(connection: Connection, drafts: Sequence[_Draft]) -> list[Published]
         version, replaced = replace(draft, version=number), before if moves else None
         position = publication.position
         published.append(Published(position=position, version=version, moved_live=moves, replaced=replaced))
-    queries.insert_versions(connection, [item.version for item in published])
+    evidence = (publication.evidence for publication, _ in drafts)
+    queries.insert_versions(connection, zip((item.version for item in published), evidence, strict=True))
     queries.set_alias(connection, LIVE, moved)
     queries.increment_revision(connection)
     return published

@@ -1,6 +1,6 @@
 """Statements on the catalogue's rows, each within a transaction that the caller holds."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,9 +15,12 @@ _OF_ADAPTER = adapters.c.tenant == TENANT
 _OF_VERSION = versions.c.tenant == TENANT
 _OF_ALIAS = aliases.c.tenant == TENANT
 _IS_TARGET = (aliases.c.adapter == versions.c.adapter) & (aliases.c.version == versions.c.version)
+# Versions that an error lists.
+_LISTED_VERSIONS = 10
 _FIELDS = frozenset(Version.__dataclass_fields__)
+_DESCRIBED = [column for column in versions.c if column.name not in ("tenant", "evidence")]
 # The columns that serving needs of a version, which is cached: metrics and lineage may be long.
-_SERVED = [column for column in versions.c if column.name not in ("tenant", "metrics", "lineage")]
+_SERVED = [column for column in _DESCRIBED if column.name not in ("metrics", "lineage")]
 _NUMBERED = sa.select(*_SERVED).where(
     _OF_VERSION,
     versions.c.adapter.in_(sa.bindparam("names", expanding=True)),
@@ -79,8 +82,10 @@ def find(connection: Connection, reference: Reference) -> Version:
         return get_version(connection, name, number)
     if reference.alias != LIVE:
         raise AliasNotFound(f"{name!r} has no alias {reference.alias!r}", field="adapter", given=str(reference))
-    existing = ", ".join(f"{name}@{number}" for number in _newest_numbers(connection, name))
-    detail = f"no version of {name!r} is live; there are: {existing}"
+    newest = _newest(connection, name)
+    existing = ", ".join(f"{name}@{row.version}" for row in newest)
+    trained = next((f"; job {row.job} trained {name}@{row.version}" for row in newest if row.job is not None), "")
+    detail = f"no version of {name!r} is live; there are: {existing}{trained}"
     raise AdapterNotLive(detail, field="adapter", given=name, expected=existing)
 
 
@@ -111,10 +116,10 @@ def get_version(connection: Connection, name: str, number: int) -> Version:
     """Return one version of an adapter that exists; raise `VersionNotFound`."""
     row = None
     if number <= MAX_VERSION:
-        statement = sa.select(versions).where(_OF_VERSION, versions.c.adapter == name, versions.c.version == number)
+        statement = sa.select(*_DESCRIBED).where(_OF_VERSION, versions.c.adapter == name, versions.c.version == number)
         row = connection.execute(statement).one_or_none()
     if row is None:
-        existing = ", ".join(str(number) for number in _newest_numbers(connection, name))
+        existing = ", ".join(str(row.version) for row in _newest(connection, name))
         detail = f"{name!r} has no version {shorten(number)}; there are: {existing}"
         raise VersionNotFound(detail, field="version", given=number, expected=f"one of {existing}")
     return version_from_row(row)
@@ -152,10 +157,28 @@ def allocate_numbers(
     return numbers
 
 
-def insert_versions(connection: Connection, new: Sequence[Version]) -> None:
-    """Add the rows of versions."""
-    values = [{name: getattr(version, name) for name in _FIELDS} | {"tenant": TENANT} for version in new]
+def insert_versions(connection: Connection, new: Iterable[tuple[Version, bytes | None]]) -> None:
+    """Add the rows of versions, each with its evidence."""
+    common = {"tenant": TENANT}
+    values = [
+        {name: getattr(version, name) for name in _FIELDS} | common | {"evidence": evidence}
+        for version, evidence in new
+    ]
     connection.execute(sa.insert(versions), values)
+
+
+def versions_at(connection: Connection, keys: Iterable[tuple[str, int]]) -> Iterator[tuple[Version, bytes | None]]:
+    """Yield the versions at these pairs of a name and a number that exist, each with its evidence."""
+    statement = sa.select(*_DESCRIBED, versions.c.evidence).where(_OF_VERSION)
+    for row in rows_in(connection, statement, sa.tuple_(versions.c.adapter, versions.c.version), keys):
+        yield version_from_row(row), row.evidence
+
+
+def list_versions(connection: Connection, name: str, *, below: int, limit: int) -> list[Version]:
+    """Return an adapter's versions with numbers below one, newest first."""
+    statement = sa.select(*_DESCRIBED).where(_OF_VERSION, versions.c.adapter == name, versions.c.version < below)
+    rows = connection.execute(statement.order_by(versions.c.version.desc()).limit(limit))
+    return [version_from_row(row) for row in rows]
 
 
 def relocate_version(connection: Connection, version: Version, moved: Version) -> set[str]:
@@ -219,7 +242,7 @@ def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSumma
     counted = totals.where(versions.c.adapter.in_(names)).group_by(versions.c.adapter)
     pointing = sa.select(aliases).where(_OF_ALIAS, aliases.c.adapter.in_(names)).order_by(aliases.c.alias)
     is_live = (_OF_ALIAS, aliases.c.alias == LIVE, versions.c.adapter.in_(names))
-    living = sa.select(versions).join(aliases, _IS_TARGET).where(_OF_VERSION, *is_live)
+    living = sa.select(*_DESCRIBED).join(aliases, _IS_TARGET).where(_OF_VERSION, *is_live)
     created_at = {row.name: row.created_at for row in connection.execute(created)}
     counts = {row.adapter: row.total for row in connection.execute(counted)}
     live = {row.adapter: version_from_row(row) for row in connection.execute(living)}
@@ -238,10 +261,10 @@ def summaries(connection: Connection, names: Sequence[str]) -> list[AdapterSumma
     ]
 
 
-def _newest_numbers(connection: Connection, name: str) -> Sequence[int]:
-    statement = sa.select(versions.c.version).where(_OF_VERSION, versions.c.adapter == name)
-    statement = statement.order_by(versions.c.version.desc()).limit(10)
-    return connection.scalars(statement).all()
+def _newest(connection: Connection, name: str) -> Sequence[sa.Row[*tuple[Any, ...]]]:
+    """Return the numbers of an adapter's newest versions, newest first, each with the job that trained it."""
+    statement = sa.select(versions.c.version, versions.c.job).where(_OF_VERSION, versions.c.adapter == name)
+    return connection.execute(statement.order_by(versions.c.version.desc()).limit(_LISTED_VERSIONS)).all()
 
 
 def _is_used(connection: Connection, file: str) -> bool:

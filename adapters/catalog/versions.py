@@ -117,6 +117,8 @@ class Publication:
     lineage: Mapping[str, object] | None = None
     statistics: bytes | None = None
     """Sums of a closed form, as `adapters.training.closed_form.statistics` writes them, kept with the version."""
+    evidence: bytes | None = None
+    """Out-of-sample errors of its training rows, as `RowEvidence.to_bytes` writes them, kept with the version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

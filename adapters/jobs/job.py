@@ -25,6 +25,17 @@ class JobStatus(StrEnum):
     """A client ended it. Of a fleet, what was published before stays."""
 
 
+class JobKind(StrEnum):
+    """What a job does."""
+
+    TRAIN = "train"
+    """It trains an adapter or a fleet."""
+    UPDATE = "update"
+    """It adds rows to an adapter, and forgets rows of it."""
+    EVALUATION = "evaluation"
+    """It compares adapters on rows, and publishes nothing."""
+
+
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
     # To queued: a trainer that stops releases the job. To running: another trainer claims it after its lease expired.
@@ -55,6 +66,8 @@ class JobState:
     metrics: Mapping[str, Any] | None
     result: Mapping[str, Any] | None
     error: Mapping[str, Any] | None
+    report: Mapping[str, Any] | None = None
+    """`evaluation`, `decision`, `auto` and `warnings` of the fit; of a fleet that has ended, `summary`."""
     log: Sequence[LogLine] = ()
     """Its newest lines."""
 
@@ -71,6 +84,7 @@ class Job(JobState):
     sequence: int
     """Position in the order in which jobs were queued."""
     id: str
+    kind: JobKind
     adapter: str
     """The name that it trains, or the template of a fleet's names."""
     created_at: str
@@ -86,13 +100,20 @@ class Job(JobState):
     history: Sequence[tuple[int, float | None]]
 
 
+def training_kind(training: TrainingJob) -> JobKind:
+    """Return the kind of a job that trains."""
+    return JobKind.UPDATE if training.is_update else JobKind.TRAIN
+
+
 def job_from_row(row: sa.Row[Any]) -> Job:
     """Return the job that a row of the table of jobs describes."""
     values = row._asdict()
     values.pop("tenant")
     history = [(step, loss) for step, loss in values.get("history", ())]
     training = TrainingJob.from_json(values.pop("spec"))
-    return Job(**values | _parsed(values) | {"training": training, "history": history})
+    # Older releases did not store it.
+    kind = training_kind(training) if values["kind"] is None else JobKind(values["kind"])
+    return Job(**values | _parsed(values) | {"kind": kind, "training": training, "history": history})
 
 
 def state_from_row(row: sa.Row[Any]) -> JobState:

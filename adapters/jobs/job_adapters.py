@@ -3,9 +3,10 @@
 `revert` points each live alias that the job moved back at the version that was live before.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,6 +32,26 @@ class AdapterStatus(StrEnum):
     """It has a version."""
     FAILED = "failed"
     """It has an error."""
+
+
+class AdapterOutcome(StrEnum):
+    """How an adapter of a job compares with what its name answered with before."""
+
+    BETTER = "better"
+    SAME = "same"
+    """The difference is within its standard error."""
+    WORSE = "worse"
+    FAILED = "failed"
+    """It was not trained."""
+
+
+class Order(StrEnum):
+    """Order of the adapters of a job in a list."""
+
+    POSITION = "position"
+    NAME = "name"
+    GAIN = "gain"
+    """The smallest gain first; adapters without one are last."""
 
 
 _CONDITIONS: Mapping[AdapterStatus, sa.ColumnElement[bool]] = {
@@ -60,8 +81,29 @@ class JobAdapter:
     """Whether its publish moved live."""
     replaced: int | None = None
     """Number of the version that was live before; None if none was."""
+    outcome: str | None = None
+    """An `AdapterOutcome`; None if it was not evaluated."""
+    gain: float | None = None
+    """Mean gain per row over what its name answered with before."""
+    report: Mapping[str, Any] | None = None
+    """`evaluation`, `decision`, `auto` and `warnings` of its fit."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """A part of the adapters of a job, in an order."""
+
+    status: AdapterStatus | None = None
+    outcomes: Collection[AdapterOutcome] = ()
+    """Empty for all."""
+    order: Order = Order.POSITION
+    after: int | None = None
+    """Position of the adapter behind which it begins."""
+    limit: int | None = None
+
+
+ALL, WAITING = Selection(), Selection(status=AdapterStatus.WAITING)
+NO_REPORTS: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
 _FIELDS = [_columns[name] for name in JobAdapter.__dataclass_fields__]
 
 
@@ -75,21 +117,45 @@ def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter]) 
     connection.execute(sa.insert(job_adapters), values)
 
 
-def list_adapters(
-    connection: Connection,
-    job_id: str,
-    *,
-    outcome: AdapterStatus | None = None,
-    after: int | None = None,
-    limit: int | None = None,
-) -> list[JobAdapter]:
-    """Return a job's adapters behind position `after`, in their order, of one outcome or of all."""
-    statement = sa.select(*_FIELDS).where(_columns.job == job_id).order_by(_columns.position).limit(limit)
-    if outcome is not None:
-        statement = statement.where(_CONDITIONS[outcome])
-    if after is not None:
-        statement = statement.where(_columns.position > after)
+def list_adapters(connection: Connection, job_id: str, selection: Selection = ALL) -> list[JobAdapter]:
+    """Return the selected adapters of a job, in the order of the selection."""
+    of_job = _columns.job == job_id
+    sort_keys = {Order.NAME: (_columns.name,), Order.GAIN: (_columns.gain.asc().nulls_last(), _columns.position)}
+    statement = sa.select(*_FIELDS).where(of_job).limit(selection.limit)
+    statement = statement.order_by(*sort_keys.get(selection.order, (_columns.position,)))
+    if selection.status is not None:
+        statement = statement.where(_CONDITIONS[selection.status])
+    if selection.outcomes:
+        statement = statement.where(_columns.outcome.in_(selection.outcomes))
+    if selection.after is not None:
+        last = sa.select(*_FIELDS).where(of_job, _columns.position == selection.after)
+        row = connection.execute(last).one_or_none()
+        statement = statement.where(sa.false() if row is None else _is_behind(row, selection.order))
     return [JobAdapter(**row._mapping) for row in connection.execute(statement)]
+
+
+def _is_behind(last: sa.Row[Any], order: Order) -> sa.ColumnElement[bool]:
+    """Return the condition for the adapters that follow one in this order."""
+    is_later, has_none = _columns.position > last.position, _columns.gain.is_(None)
+    if order is Order.NAME:
+        return sa.and_(_columns.name > last.name)
+    if order is Order.POSITION:
+        return sa.and_(is_later)
+    if last.gain is None:
+        return sa.and_(has_none, is_later)
+    return sa.or_(_columns.gain > last.gain, sa.and_(_columns.gain == last.gain, is_later), has_none)
+
+
+def summarize(connection: Connection, job_id: str) -> dict[str, int]:
+    """Return the numbers of a job's adapters by outcome, and of those whose live alias moved.
+
+    The prior of a fleet has no group and does not count.
+    """
+    counts = (sa.func.count(), sa.func.count(sa.case((_columns.moved_live, 1))))
+    statement = sa.select(_columns.outcome, *counts).where(_columns.job == job_id, _columns.group.is_not(None))
+    rows = connection.execute(statement.group_by(_columns.outcome)).all()
+    totals = {outcome: number for outcome, number, _ in rows}
+    return {str(name): totals.get(name, 0) for name in AdapterOutcome} | {"moved": sum(moved for *_, moved in rows)}
 
 
 def count_adapters(connection: Connection, job_id: str) -> dict[str, int]:
@@ -130,23 +196,30 @@ def admit(connection: Connection, claim: Job, publications: Sequence[Publication
     return [position not in failures for position in positions]
 
 
-def record(connection: Connection, job_id: str, published: Sequence[Published]) -> None:
-    """Store the version of each published adapter, found by its position."""
+def record(
+    connection: Connection, job_id: str, published: Sequence[Published], reports: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Store the version and the report of each published adapter, found by its position."""
     rows = []
     for item in published:
         row = {name: getattr(item.version, name) for name in ("version", "digest", "metrics")}
+        report = None if item.position is None else reports.get(item.position)
+        decision = (report or {}).get("decision") or {}
+        row |= {"report": report, "outcome": decision.get("outcome"), "gain": decision.get("gain")}
         rows.append(row | {"b_position": item.position, "moved_live": item.moved_live, "replaced": item.replaced})
     _set(connection, job_id, rows)
 
 
 def fail(connection: Connection, job_id: str, failures: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
     """Store the errors of the adapters at these positions."""
-    _set(connection, job_id, [{"b_position": position, "error": dict(error)} for position, error in failures])
+    values = {"outcome": AdapterOutcome.FAILED}
+    _set(connection, job_id, [{"b_position": position, "error": dict(error), **values} for position, error in failures])
 
 
 def fail_waiting(connection: Connection, job_id: str, error: Mapping[str, Any]) -> None:
     """Store the error that ended the job in the rows of its adapters that have neither version nor error."""
-    connection.execute(sa.update(job_adapters).where(_columns.job == job_id, _WAITS).values(error=dict(error)))
+    failed = {"error": dict(error), "outcome": AdapterOutcome.FAILED}
+    connection.execute(sa.update(job_adapters).where(_columns.job == job_id, _WAITS).values(failed))
 
 
 def _set(connection: Connection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ The values are in `job`, and the statements on the adapters of a job in `job_ada
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,10 +13,20 @@ from sqlalchemy.engine import Connection
 
 from adapters.catalog.versions import Publication, Published
 from adapters.clock import rfc3339
-from adapters.errors import ClaimLost, JobEnded, JobNotEnded, JobNotFound, QueueFull, WorkerDied
+from adapters.errors import ClaimLost, JobEnded, JobNotEnded, JobNotFound, NoSuspects, QueueFull, WorkerDied
 from adapters.jobs import job_adapters
-from adapters.jobs.job import TRANSITIONS, Job, JobState, JobStatus, LogLine, job_from_row, state_from_row
-from adapters.jobs.job_adapters import AdapterStatus, JobAdapter, RevertResult, revert
+from adapters.jobs.job import (
+    TRANSITIONS,
+    Job,
+    JobKind,
+    JobState,
+    JobStatus,
+    LogLine,
+    job_from_row,
+    state_from_row,
+    training_kind,
+)
+from adapters.jobs.job_adapters import ALL, NO_REPORTS, WAITING, JobAdapter, RevertResult, Selection, revert
 from adapters.jobs.training_job import TrainingJob
 from adapters.storage import schema
 from adapters.storage.blob_writer import BlobWriter
@@ -30,7 +41,8 @@ _MAX_LINE_CHARACTERS = 500
 # Sorts after every character of an id.
 _AFTER_ALL = "\U0010ffff"
 _STATE = [jobs.c[name] for name in JobState.__dataclass_fields__]
-_LISTED = [column for column in jobs.c if column.name not in ("history", "log")]
+_SHOWN = [column for column in jobs.c if column.name != "suspects"]
+_LISTED = [column for column in _SHOWN if column.name not in ("history", "log")]
 
 
 class JobQueue:
@@ -59,6 +71,7 @@ class JobQueue:
         training: TrainingJob,
         data: Content | None,
         max_queued: int,
+        kind: JobKind | None = None,
     ) -> Job:
         """Store the data, then the job: both are durable when this returns.
 
@@ -71,6 +84,7 @@ class JobQueue:
         with self._writer.upload() as upload:
             values = {
                 "id": job_id,
+                "kind": kind or training_kind(training),
                 "tenant": TENANT,
                 "adapter": adapter,
                 "status": JobStatus.QUEUED,
@@ -96,9 +110,13 @@ class JobQueue:
         return self._database.commit_watch()
 
     def get(self, job_id: str) -> Job:
-        """Return one job; raise `JobNotFound`."""
+        """Return one job, of a fleet with its summary so far; raise `JobNotFound`."""
         with self._database.read() as connection:
-            return _get(connection, job_id)
+            job = _get(connection, job_id)
+            if not job.training.is_fleet or "summary" in (job.report or {}):
+                return job
+            summary = job_adapters.summarize(connection, job_id)
+        return replace(job, report={**(job.report or {}), "summary": summary})
 
     def list(
         self,
@@ -140,13 +158,22 @@ class JobQueue:
             statement = sa.select(jobs.c.id, *_STATE).where(jobs.c.id.in_(job_ids))
             return {row.id: state_from_row(row) for row in connection.execute(statement)}
 
-    def adapters(
-        self, job_id: str, *, outcome: AdapterStatus | None = None, after: int | None = None, limit: int | None = None
-    ) -> Sequence[JobAdapter]:
-        """Return the adapters of a job behind position `after`, in their order; raise `JobNotFound`."""
+    def adapters(self, job_id: str, selection: Selection = ALL) -> Sequence[JobAdapter]:
+        """Return the selected adapters of a job; raise `JobNotFound`."""
         with self._database.read() as connection:
             _require(connection, job_id)
-            return job_adapters.list_adapters(connection, job_id, outcome=outcome, after=after, limit=limit)
+            return job_adapters.list_adapters(connection, job_id, selection)
+
+    def suspects(self, job_id: str) -> Sequence[Mapping[str, Any]]:
+        """Return the rows whose label the other rows contradict, worst first; raise `JobNotFound` or `NoSuspects`."""
+        with self._database.read() as connection:
+            _require(connection, job_id)
+            statement = sa.select(jobs.c.suspects, jobs.c.status).where(jobs.c.id == job_id)
+            suspects, status = connection.execute(statement).one()
+        if suspects is None:
+            detail = f"job {job_id} is {status} and has no suspects: they are found in the labels of one adapter"
+            raise NoSuspects(detail, field="id", given=job_id, expected="a job that trained one adapter on classes")
+        return list(suspects)
 
     def revert(self, job_id: str) -> RevertResult:
         """Point back each live alias that the job moved and that still points at its version.
@@ -233,7 +260,7 @@ class JobQueue:
         """Return the job's adapters that have neither version nor error; raise `ClaimLost`."""
         with self._database.read() as connection:
             _check_claim(connection, claim)
-            return job_adapters.list_adapters(connection, claim.id, outcome=AdapterStatus.WAITING)
+            return job_adapters.list_adapters(connection, claim.id, WAITING)
 
     def tally(self, claim: Job) -> dict[str, int]:
         """Return the numbers of the job's adapters that are `published` and `failed`, and the `total`."""
@@ -270,10 +297,19 @@ class JobQueue:
         _check_claim(connection, claim)
         return job_adapters.admit(connection, claim, publications)
 
-    def record(self, connection: Connection, claim: Job, published: Sequence[Published]) -> None:
-        """Store the versions of the job's adapters, as `record` of `Catalog.publish`. Raises `ClaimLost`."""
+    def record(
+        self,
+        connection: Connection,
+        claim: Job,
+        published: Sequence[Published],
+        reports: Mapping[int, Mapping[str, Any]] = NO_REPORTS,
+    ) -> None:
+        """Store the versions of the job's adapters, as `record` of `Catalog.publish`. Raises `ClaimLost`.
+
+        reports: of the adapters at these positions.
+        """
         _check_claim(connection, claim)
-        job_adapters.record(connection, claim.id, published)
+        job_adapters.record(connection, claim.id, published, reports)
 
     def succeed(
         self,
@@ -283,6 +319,8 @@ class JobQueue:
         progress: Mapping[str, Any],
         metrics: Mapping[str, Any],
         history: Sequence[Any],
+        report: Mapping[str, Any] | None = None,
+        suspects: Sequence[Mapping[str, Any]] | None = None,
         connection: Connection | None = None,
     ) -> None:
         """End the job. Raises `ClaimLost`.
@@ -290,8 +328,8 @@ class JobQueue:
         With a transaction of the caller, `connection`, the data stay: the caller calls `remove_data` after the commit.
         """
         with self._claimed(claim, connection) as transaction:
-            outcome = {"result": result, "progress": progress, "metrics": metrics, "history": history}
-            self._end(transaction, claim, JobStatus.SUCCEEDED, **outcome)
+            values = {"result": result, "progress": progress, "metrics": metrics, "history": history}
+            self._end(transaction, claim, JobStatus.SUCCEEDED, **values, report=report, suspects=suspects)
         if connection is None:
             self.remove_data(claim)
 
@@ -310,13 +348,16 @@ class JobQueue:
     def _end(self, connection: Connection, job: Job, status: JobStatus, **values: Any) -> Job:
         if status is JobStatus.FAILED:
             job_adapters.fail_waiting(connection, job.id, values["error"])
+        if job.training.is_fleet:
+            # Stored, because a list of jobs would count the adapters of each again.
+            values["report"] = {**(values.get("report") or {}), "summary": job_adapters.summarize(connection, job.id)}
         values |= {"finished_at": rfc3339(self._now()), "lease_until": None, "data_file": None}
         return _change_status(connection, job, status, **values)
 
 
 def _get(connection: Connection, job_id: str) -> Job:
     _require(connection, job_id)
-    return job_from_row(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
+    return job_from_row(connection.execute(sa.select(*_SHOWN).where(jobs.c.id == job_id)).one())
 
 
 def _require(connection: Connection, job_id: str) -> None:
@@ -352,7 +393,7 @@ def _claimable(connection: Connection, now: float, base: str) -> Job | None:
     """Return the oldest job for this base layer, by its fingerprint, that is queued or whose lease has expired."""
     expired = (jobs.c.status == JobStatus.RUNNING) & (jobs.c.lease_until <= now)
     # Found by the index on status, which leaves few jobs: an index on the base would find every job that there was.
-    statement = sa.select(jobs).where((jobs.c.status == JobStatus.QUEUED) | expired, jobs.c.base == base)
+    statement = sa.select(*_SHOWN).where((jobs.c.status == JobStatus.QUEUED) | expired, jobs.c.base == base)
     row = connection.execute(statement.order_by(jobs.c.sequence).limit(1)).one_or_none()
     return None if row is None else job_from_row(row)
 

@@ -2,10 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 from adapters.training.evaluation.gate import Gate
 from adapters.training.settings import TrainingSpec
+
+
+class JobKind(StrEnum):
+    """What a job does with its rows."""
+
+    TRAIN = "train"
+    """It trains an adapter, or a fleet."""
+    UPDATE = "update"
+    """It refits the live version from its statistics, with rows added and rows removed."""
+    EVALUATION = "evaluation"
+    """It compares adapters, and publishes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +46,25 @@ class TrainingJob:
     adapters: int
     """Adapters that it trains."""
     is_fleet: bool
-    is_update: bool
-    """Whether the fit starts from the statistics of the live version."""
+    kind: JobKind = JobKind.TRAIN
     provenance: Provenance
     description: Mapping[str, Any]
     """Resolved settings as clients read them: `spec` of `GET /jobs/{id}`."""
+    fleet_prior: str | None = None
+    """Name of the adapter with the mean of a fleet; its position is the number of groups."""
+    request: Mapping[str, Any] | None = None
+    """The request as it was sent, to plan it again; None if its rows were inline."""
+
+    @property
+    def is_update(self) -> bool:
+        """Return whether the fit starts from the statistics of the live version."""
+        return self.kind is JobKind.UPDATE
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that the queue stores, in the layout of the first release.
 
-        Services of two versions may share a data folder during an update, so both have to read it.
+        Services of two versions may share a data folder during an update, so both have to read it. Each ignores
+        members that it does not read.
         """
         return {
             "shown": dict(self.description),
@@ -55,6 +76,9 @@ class TrainingJob:
             "labels": None if self.labels is None else list(self.labels),
             "update": self.is_update,
             "lineage": self.lineage(),
+            "kind": self.kind,
+            "fleet_prior": self.fleet_prior,
+            "request": self.request,
         }
 
     def lineage(self, spec: TrainingSpec | None = None) -> dict[str, Any]:
@@ -80,7 +104,9 @@ class TrainingJob:
             steps=values.get("steps", 1),
             adapters=values.get("adapters", 1),
             is_fleet=values.get("fleet", False),
-            is_update=values.get("update", False),
+            kind=JobKind(values.get("kind", JobKind.UPDATE if values.get("update") else JobKind.TRAIN)),
+            fleet_prior=values.get("fleet_prior"),
+            request=values.get("request"),
             provenance=Provenance(
                 data=lineage.get("data") or {}, **{name: lineage.get(name) for name in ("split", "parent", "prior")}
             ),

@@ -72,6 +72,9 @@ versions = sa.Table(
     *_columns(BIG_INTEGER, "offset", "bytes"),
     # The blob with the sums that a closed form came from, if the job kept them.
     *_columns(sa.String, "statistics", nullable=True),
+    # Keys and out-of-sample errors of the rows that it was trained on, as `RowEvidence` writes them. Only a training
+    # reads it.
+    *_columns(sa.LargeBinary, "evidence", nullable=True),
 )
 
 aliases = sa.Table(
@@ -100,6 +103,10 @@ jobs = sa.Table(
     *_columns(sa.Float, "lease_until", nullable=True),
     *_columns(_JSON, "spec", "history"),
     *_columns(_JSON, "progress", "metrics", "result", "error", "log", nullable=True),
+    # Null in the rows of older releases, whose spec says it.
+    *_columns(sa.String, "kind", nullable=True),
+    # Evaluation, decision and what `auto` chose; of a fleet, the summary of its adapters.
+    *_columns(_JSON, "report", "suspects", nullable=True),
     sqlite_autoincrement=True,
 )
 
@@ -117,7 +124,13 @@ job_adapters = sa.Table(
     # Whether publishing moved live, and where live pointed before (null: nowhere).
     *_columns(sa.Boolean, "moved_live"),
     *_columns(BIG_INTEGER, "version", "replaced", nullable=True),
+    # Last, so that a count does not read the reports, which are long.
+    *_columns(sa.String, "outcome", nullable=True),
+    *_columns(sa.Float, "gain", nullable=True),
+    *_columns(_JSON, "report", nullable=True),
 )
+for _name in ("name", "outcome", "gain"):
+    sa.Index(f"ix_job_adapters_job_{_name}", job_adapters.c.job, job_adapters.c[_name])
 
 datasets = sa.Table(
     "datasets",

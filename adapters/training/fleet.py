@@ -92,7 +92,7 @@ def _shape(base: BaseLayer, spec: TrainingSpec, size: int) -> tuple[int, bool] |
     """Return what the groups of a stack have in common by their size; a group with None is trained alone."""
     if spec.is_exact:
         return 0, True
-    splits_by_size = spec.split is not None and spec.split.by not in (SplitBy.GROUP, SplitBy.COLUMN)
+    splits_by_size = spec.split is not None and spec.split.by in (SplitBy.ROWS, SplitBy.TIME)
     held = spec.split.held_out_rows(size) if spec.split is not None and splits_by_size else 0
     return batch_shape(base, spec, max(1, size - held))
 
@@ -121,17 +121,21 @@ def fit_fleet(
         if all(position in done for position in positions):
             continue
         table, rows = source.read(positions)
-        groups, outcomes = _split_groups(table, spec, dict(zip(positions, rows, strict=True)))
-        if groups:
+        split_groups, outcomes = _split_groups(table, spec, dict(zip(positions, rows, strict=True)))
+        # A hash may hold rows of some groups out, and none of others.
+        for holds_out in (True, False):
+            groups = [group for group in split_groups if (group.held_K is not None) == holds_out]
+            if not groups:
+                continue
             factors, errors, metrics = _fit_stack(base, table, spec, groups, progress)
             factors = factors.map(Tensor.cpu)
-        for index, group in enumerate(groups):
-            if (error := errors[index]) is not None:
-                outcomes.append(Outcome(group.position, None, {}, error))
-                continue
-            own, names = factors.at(index).map(Tensor.contiguous), None if labels is None else tuple(labels)
-            adapter = Adapter(*own, spec.alpha, spec.rslora, feature_space, names)
-            outcomes.append(Outcome(group.position, adapter, metrics[index]))
+            for index, group in enumerate(groups):
+                if (error := errors[index]) is not None:
+                    outcomes.append(Outcome(group.position, None, {}, error))
+                    continue
+                own, names = factors.at(index).map(Tensor.contiguous), None if labels is None else tuple(labels)
+                adapter = Adapter(*own, spec.alpha, spec.rslora, feature_space, names)
+                outcomes.append(Outcome(group.position, adapter, metrics[index]))
         yield [outcome for outcome in outcomes if outcome.position not in done]
 
 
@@ -240,7 +244,7 @@ def _descend(
         members = [groups[index] for index in indices]
         entries = [StackEntry(group.sampler, group.training_K, starts[group.sampler]) for group in members]
         held = [group.held_K for group in members if group.held_K is not None]
-        held_out = HeldOut(table, held) if spec.patience is not None else None
+        held_out = HeldOut(table, held) if spec.patience is not None and held else None
         results, _ = run_training_loop(
             base, table, spec, entries, report=lambda step, loss, _: progress(step, loss), held_out=held_out
         )

@@ -326,6 +326,8 @@ class TrainingSpec:
     """Candidates that `auto` compares, with `rank` as the largest rank; empty trains exactly `method`."""
     try_bias: bool = False
     """Whether the candidates are tried with a bias and without one; otherwise `bias` says."""
+    try_steps: bool = False
+    """Whether the candidate `adamw` chooses its number of steps, at most those of `epochs`."""
 
     @property
     def scaling(self) -> float:

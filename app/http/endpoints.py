@@ -212,6 +212,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         errors=("queue_full",),
         answers={200: ("The events", {jobs.EVENT_STREAM: str}), 204: ("The client has received the last event", None)},
     ),
+    Endpoint("GET", "/jobs/{job_id}/suspects", jobs.list_suspects, "List a job's suspects", errors=("no_suspects",)),
     Endpoint(*("POST", "/jobs/{job_id}/cancel", jobs.cancel_job, "Cancel a job"), errors=("job_ended",)),
     Endpoint(
         *("POST", "/jobs/{job_id}/revert", jobs.revert_job, "Take back what a job made live"), errors=("job_not_ended",)

@@ -21,6 +21,8 @@ from adapters.errors import CatalogBusy, QueueFull
 from adapters.jobs.job import TRANSITIONS, JobState, JobStatus
 from adapters.jobs.queue import JobQueue
 
+# Members of a job's report that come with its last status.
+_REPORTED = ("evaluation", "decision", "auto", "summary")
 _HEARTBEAT = format_sse_event(comment="heartbeat")
 _EVENT_ID = re.compile(
     r"(?P<job>[0-9a-f]{8})\.(?P<fence>[0-9]{1,18})\.(?P<status>-|" + "|".join(JobStatus) + ")"
@@ -95,7 +97,8 @@ def events_since(state: JobState, position: StreamPosition) -> Iterator[Event]:
             yield Event("metrics", state.metrics, position)
         position = replace(position, status=state.status, fence=state.fence)
         end = {"status": state.status, "attempt": state.attempt, "result": state.result, "error": state.error}
-        yield Event("status", end, position)
+        reported = {name: (state.report or {}).get(name) for name in _REPORTED}
+        yield Event("status", end | reported, position)
 
 
 @dataclass(eq=False, slots=True)

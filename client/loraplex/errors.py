@@ -15,7 +15,7 @@
     │   └── DatasetNotFound · JobNotFound
     ├── Conflict
     │   ├── BaseMismatch · FeatureSpaceMismatch
-    │   └── JobEnded · JobNotEnded · NoStatistics
+    │   └── JobEnded · JobNotEnded · NoStatistics · NoSuspects
     ├── PreconditionFailed
     ├── QueueFull · RequestTimeout
     ├── CatalogBusy
@@ -250,6 +250,10 @@ class JobNotEnded(Conflict):
 
 class NoStatistics(Conflict):
     """The version was trained without keep_statistics."""
+
+
+class NoSuspects(Conflict):
+    """The job has found no suspects: it has no classes, or has not ended."""
 
 
 class PreconditionFailed(LoraplexError):

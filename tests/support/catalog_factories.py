@@ -58,7 +58,6 @@ def training_job(**description: Any) -> TrainingJob:
         steps=9,
         adapters=1,
         is_fleet=False,
-        is_update=False,
         provenance=Provenance(data={}),
         description=description,
     )

@@ -1,4 +1,4 @@
-"""Publish gate: whether a new version becomes live, always, never, or if it is better on held-out rows."""
+"""Publish gate: whether a new version becomes live, always, never, or depending on its evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ class When(StrEnum):
 
     ALWAYS = "always"
     NEVER = "never"
+    IF_NOT_WORSE = "if_not_worse"
+    """If it is not worse than what the name answers with now, or if nothing was evaluated."""
     IF_BETTER = "if_better"
     """If a held-out metric is better than that of the base layer and of the live version."""
 
@@ -32,12 +34,12 @@ class Gate:
     @property
     def compares(self) -> bool:
         """Return whether the live version has to be measured too."""
-        return self.when is When.IF_BETTER
+        return self.when in (When.IF_NOT_WORSE, When.IF_BETTER)
 
     @property
     def moves(self) -> bool:
-        """Return whether live moves whatever the metrics are."""
-        return self.when is When.ALWAYS
+        """Return whether live moves if nothing was evaluated."""
+        return self.when in (When.ALWAYS, When.IF_NOT_WORSE)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Gate":
@@ -52,7 +54,7 @@ class Gate:
         unmatched: why the outputs of `live` could not be matched to the classes, if so. Live then does not move, as the
         two versions were not compared.
         """
-        if not self.compares:
+        if self.when is not When.IF_BETTER:
             return GateDecision(self.moves, "", self, {})
         assert held_out is not None
         values = {side: held_out[side].get(self.metric) for side in ("adapter", "base", "live") if side in held_out}

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 import torch
 
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
-from adapters.lora.adapter import from_canonical_bytes
+from adapters.lora.adapter import Adapter, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import FolderBlobs, Quarantine
 from adapters.training.closed_form.refit import refit
@@ -37,6 +37,8 @@ from adapters.training.execution.fit_client import (
     Note,
     Outcomes,
     Progress,
+    StoredAdapter,
+    Trained,
     is_allocation_failure,
 )
 from adapters.training.fit import Fit, Watcher, fit
@@ -134,10 +136,8 @@ class _Fit:
                 self._checkpoint, request.checkpoint_seconds, lambda text: self._send(Note(text=text, resumed=True))
             )
             watcher = Watcher(self._report, lambda text: self._send(Note(text=text)), checkpoint, self._epochs)
-            live = request.live
-            present = None
-            if live is not None:
-                present = from_canonical_bytes(self._blobs.read(live.blob, offset=live.offset, length=live.bytes))
+            live = request.live.get(0)
+            present = None if live is None else self._read_adapter(live)
             result = fit(base, data, spec, feature_space=feature_space, labels=labels, present=present, watcher=watcher)
             self._finish(result)
 
@@ -147,6 +147,11 @@ class _Fit:
             return TrainingData.open(self._blobs.local(self._request.data))
         except BlobCorrupt as error:
             raise FitFailed(error.detail) from None
+
+    def _read_adapter(self, stored: StoredAdapter) -> Adapter | None:
+        if stored.blob is None:
+            return None
+        return from_canonical_bytes(self._blobs.read(stored.blob, offset=stored.offset, length=stored.length))
 
     def _fit_fleet(self, data: TrainingData) -> None:
         request, done = self._request, frozenset(self._request.done)
@@ -165,7 +170,7 @@ class _Fit:
             trained = [(outcome, outcome.adapter) for outcome in outcomes if outcome.adapter is not None]
             self._send(
                 Outcomes(
-                    trained=[(outcome.position, outcome.metrics) for outcome, _ in trained],
+                    trained=[Trained(outcome.position, outcome.metrics) for outcome, _ in trained],
                     failed=[(outcome.position, outcome.error.members()) for outcome in outcomes if outcome.error],
                     contents=[adapter.canonical_bytes for _, adapter in trained],
                 )
@@ -179,10 +184,10 @@ class _Fit:
             self._send(self._latest)
 
     def _finish(self, result: Fit) -> None:
-        contents = [result.adapter.canonical_bytes]
-        if result.statistics is not None:
-            contents.append(result.statistics.to_bytes())
-        done = Done(metrics=result.metrics, history=result.history, spec=asdict(result.spec), contents=contents)
+        attached = {} if result.statistics is None else {"statistics": result.statistics.to_bytes()}
+        contents = [result.adapter.canonical_bytes, *attached.values()]
+        spec = asdict(result.spec)
+        done = Done(metrics=result.metrics, history=result.history, spec=spec, also=[*attached], contents=contents)
         self._send(done)
 
     def _fail(self, error: LoraplexError) -> None:

@@ -1,5 +1,6 @@
 """Client of the child process that fits: the values that the two exchange, and the life of the process."""
 
+import base64
 import json
 import logging
 import math
@@ -10,9 +11,9 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from adapters.child_process import StoppedClock, command
 from adapters.jobs.training_job import TrainingJob
@@ -43,7 +44,7 @@ class Frame:
 
     def write(self, file: BinaryIO) -> None:
         """Write a line of JSON with the lengths of the contents, and the contents."""
-        members = {field.name: getattr(self, field.name) for field in fields(self)}
+        members = {member.name: getattr(self, member.name) for member in fields(self)}
         members |= {"kind": type(self).__name__, "contents": [len(content) for content in self.contents]}
         file.write(b"".join((json.dumps(members).encode(), b"\n", *self.contents)))
         file.flush()
@@ -89,36 +90,79 @@ class Failed(Progress):
     """Members of the problem."""
 
 
+class Trained(NamedTuple):
+    """An adapter of a fleet that was trained."""
+
+    position: int
+    metrics: Mapping[str, Any]
+    report: Mapping[str, Any] | None = None
+    """`AdapterReport.to_json`; None if nothing was evaluated and nothing was chosen."""
+    spec: Mapping[str, Any] | None = None
+    """The specification with the settings that `auto` has chosen; None if it has chosen nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcomes(Frame):
-    """End of a stack of a fleet. The contents are the adapters that were trained."""
+    """End of a stack of a fleet. The contents are the adapters that were trained, then the evidence of some of them."""
 
-    trained: Sequence[tuple[int, Mapping[str, Any]]]
-    """Position and metrics of each adapter."""
+    trained: Sequence[Trained]
     failed: Sequence[tuple[int, Mapping[str, Any]]]
     """Position and error of each group without an adapter."""
+    evidence: Sequence[int] = ()
+    """Positions of the adapters whose evidence is among the contents, in order."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trained", [Trained(*members) for members in self.trained])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done(Frame):
-    """End of a fit. The contents are the adapter and the statistics to keep; a fleet's adapters came in `Outcomes`."""
+    """End of a fit. The contents are the adapter and `also`; a fleet's adapters came in `Outcomes`."""
 
     metrics: Mapping[str, Any]
     history: Sequence[tuple[int, float]] = ()
     spec: Mapping[str, Any] | None = None
-    """The specification with the settings that held-out rows have chosen; None for a fleet."""
+    """The specification with the settings that the rows have chosen; None for a fleet."""
+    report: Mapping[str, Any] | None = None
+    """`AdapterReport.to_json`; None if nothing was evaluated and nothing was chosen."""
+    suspects: Sequence[Mapping[str, Any]] | None = None
+    """Rows whose label the other rows contradict, worst first; None if they were not looked for."""
+    also: Sequence[str] = ()
+    """What follows the adapter in the contents, in order: `statistics`, `evidence`. Both are kept with the version."""
+
+    def attachment(self, kind: str) -> bytes | None:
+        """Return what was attached to the adapter, if it was."""
+        return self.contents[1 + self.also.index(kind)] if kind in self.also else None
 
 
 _FRAMES: Mapping[str, type[Frame]] = {kind.__name__: kind for kind in (Frame, Note, Progress, Failed, Outcomes, Done)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredAdapter:
-    """Canonical bytes of an adapter within a blob."""
+    """A live version: the canonical bytes of its adapter within a blob, and what is known of the rows it comes from."""
 
-    blob: str
+    blob: str | None
+    """None if its outputs cannot be compared at all."""
     offset: int
-    bytes: int
+    length: int
+    evidence: bytes | None = None
+    """`RowEvidence.to_bytes` of its training rows, if it was trained on all rows with cross-validation."""
+    splits_by_hash: bool = False
+    """Whether the rows with a hash above the held-out share were trained on, and no others."""
+    unjudged: str | None = None
+    """Why it cannot be compared on rows that it was not trained on, if so."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        evidence = None if self.evidence is None else base64.b64encode(self.evidence).decode()
+        return asdict(self) | {"evidence": evidence}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "StoredAdapter":
+        """Read what `to_json` returned."""
+        text = values["evidence"]
+        return cls(**{**values, "evidence": None if text is None else base64.b64decode(text)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,8 +177,10 @@ class FitRequest:
     """Blob of the data file."""
     done: tuple[int, ...] = ()
     """Positions of a fleet's adapters that have a version or an error."""
-    live: StoredAdapter | None = None
-    """The live version, if the gate compares with it."""
+    live: Mapping[int, StoredAdapter] = field(default_factory=dict)
+    """Live versions by the position of the adapter, if the publish rule compares with them."""
+    wants_prior: bool = False
+    """Whether a fleet's mean is wanted too, at the position after the last group's."""
     statistics: str | None = None
     """Blob of the statistics that an update starts from."""
     checkpoint_seconds: float = 60.0
@@ -144,13 +190,15 @@ class FitRequest:
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
-        return {**asdict(self), "job": self.job.to_json()}
+        members = {member.name: getattr(self, member.name) for member in fields(self)}
+        live = {str(position): stored.to_json() for position, stored in self.live.items()}
+        return {**members, "job": self.job.to_json(), "live": live}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FitRequest":
         """Read what `to_json` returned."""
-        job, done, live = TrainingJob.from_json(values["job"]), tuple(values["done"]), values["live"]
-        live = None if live is None else StoredAdapter(**live)
+        job, done = TrainingJob.from_json(values["job"]), tuple(values["done"])
+        live = {int(position): StoredAdapter.from_json(stored) for position, stored in values["live"].items()}
         return cls(**{**values, "job": job, "done": done, "live": live})
 
 

@@ -21,7 +21,7 @@ from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
 from adapters.training.evaluation.evaluate import Evaluation, why_unmatched
-from adapters.training.evaluation.gate import GateDecision
+from adapters.training.evaluation.gate import GateDecision, When
 from adapters.training.execution.fit_client import Done, FitRequest, Outcomes, StoredAdapter
 from adapters.training.settings import TrainingSpec
 
@@ -64,14 +64,14 @@ class Publisher:
         if live is not None and live.base == self._base.fingerprint:
             self._unmatched = why_unmatched(live.labels, live.loss, training.labels, training.spec.loss)
             if self._unmatched is None:
-                stored = StoredAdapter(live.file, live.offset, live.bytes)
+                stored = StoredAdapter(blob=live.file, offset=live.offset, length=live.bytes)
         return FitRequest(
             job=training,
             base=claim.base,
             feature_space=claim.feature_space,
             data=claim.data_file,
             done=tuple(position for position in range(self._total) if position not in self._waiting),
-            live=stored,
+            live={} if stored is None else {0: stored},
             statistics=self._find_statistics() if training.is_update else None,
             checkpoint_seconds=checkpoint_seconds,
             times_epochs=times_epochs,
@@ -84,10 +84,10 @@ class Publisher:
         waiting = self._waiting
         publications = [
             self._publication(waiting[position].name, content, metrics, position=position, rows=waiting[position].rows)
-            for (position, metrics), content in zip(frame.trained, frame.contents, strict=True)
+            for (position, metrics, *_), content in zip(frame.trained, frame.contents, strict=False)
         ]
         published = self._catalog.publish(publications, admit=self._admit, record=self._record)
-        for position, _ in (*frame.trained, *frame.failed):
+        for position in (*(trained.position for trained in frame.trained), *(position for position, _ in frame.failed)):
             waiting.pop(position, None)
         return len(published)
 
@@ -98,9 +98,9 @@ class Publisher:
         claim, training = self._claim, self._claim.training
         verdict = self._gate.decide(Evaluation.from_json(frame.metrics).held_out, self._live, unmatched=self._unmatched)
         assert frame.spec is not None
-        spec, (content, *statistics) = TrainingSpec.from_json(frame.spec), frame.contents
+        spec, content = TrainingSpec.from_json(frame.spec), frame.contents[0]
         publication = self._publication(
-            claim.adapter, content, frame.metrics, spec=spec, verdict=verdict, statistics=next(iter(statistics), None)
+            claim.adapter, content, frame.metrics, spec=spec, verdict=verdict, statistics=frame.attachment("statistics")
         )
         step, loss = frame.history[-1] if frame.history else (training.steps, None)
 
@@ -110,7 +110,9 @@ class Publisher:
                 detail = f"another version of {claim.adapter} has become live while this update was computed"
                 raise Conflict(f"{detail}: send it again")
             self._record(connection, published)
-            decisions: dict[str, Any] = {"gate": verdict.to_json(moved=made.moved_live)} if self._gate.compares else {}
+            decisions: dict[str, Any] = {}
+            if self._gate.when is When.IF_BETTER:
+                decisions["gate"] = verdict.to_json(moved=made.moved_live)
             if chosen := _chosen(training.spec, spec):
                 decisions["chosen"] = chosen
             version = made.version
@@ -168,7 +170,7 @@ class Publisher:
             position=position,
             metrics=metrics,
             moves_live=self._gate.moves if verdict is None else verdict.moves,
-            checks_live=self._gate.compares or claim.training.is_update,
+            checks_live=(self._gate.compares and not self._is_fleet) or claim.training.is_update,
             expected_live=None if live is None else live.version,
             lineage=self._lineage(rows, spec),
             statistics=statistics,

@@ -26,9 +26,9 @@ class Sampler:
         self.generator = torch.Generator().manual_seed(spec.seed)
         # Indices of the rows to train on, sorted.
         self.training_K: Tensor = torch.arange(rows)
-        # Indices of the held-out rows, sorted; None without a split.
+        # Indices of the held-out rows, sorted; None if none are held out.
         self.held_K: Tensor | None = None
-        if spec.split is not None:
+        if spec.split is not None and spec.split.holds_out(rows, key_N):
             self.training_K, self.held_K = spec.split.sides(rows, self.generator, key_N=key_N, classes_N=classes_N)
         rows = len(self.training_K)
         # Rows of a step. If it is all rows, every step has them in a fixed order.

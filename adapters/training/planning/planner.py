@@ -25,7 +25,7 @@ from adapters.errors import (
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.jobs.queue import JobQueue
-from adapters.jobs.training_job import Provenance, TrainingJob
+from adapters.jobs.training_job import JobKind, Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, check_name, parse_reference
@@ -165,7 +165,6 @@ class Planner:
             steps=len(adapters) if request.is_fleet else spec.steps(training_rows),
             adapters=len(adapters),
             is_fleet=request.is_fleet,
-            is_update=False,
             provenance=provenance,
             description=_describe(request, spec, start, provenance)
             | {name: value for name, value in optional.items() if value},
@@ -218,7 +217,7 @@ class Planner:
             steps=1,
             adapters=1,
             is_fleet=False,
-            is_update=True,
+            kind=JobKind.UPDATE,
             provenance=Provenance(data=data, parent=parent, prior=prior),
             description={
                 "name": version.adapter,

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from adapters.errors import OutOfRange
 
+# Rows below which a hash holds none out: a fifth of them says little, and the training misses them.
+FEW_ROWS = 100
+_KEYS = 2**63
+
 
 class SplitBy(StrEnum):
     """What decides whether a row is trained on or held out."""
@@ -44,16 +48,26 @@ class Split:
         return None if values is None else cls(**{**values, "by": SplitBy(values["by"])})
 
     def held_out_rows(self, rows: int) -> int:
-        """Return how many of `rows` rows the fraction holds out."""
+        """Return how many of `rows` rows the fraction holds out, or a hash about as many."""
         return math.floor(rows * self.fraction + 0.5)
+
+    def holds_out(self, rows: int, key_N: Tensor | None = None) -> bool:
+        """Return whether rows of one adapter are held out.
+
+        Only a hash may hold none out: of fewer than `FEW_ROWS` rows, and if every key would be on one side.
+        """
+        if self.by is not SplitBy.HASH:
+            return True
+        assert key_N is not None
+        return rows >= FEW_ROWS and 0 < int(self._by_hash(key_N).sum()) < rows
 
     def sides(
         self, rows: int, generator: torch.Generator, *, key_N: Tensor | None = None, classes_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the sorted row numbers of both sides, training first: int64, disjoint, together all rows.
 
-        key_N: (N,) int64, by `by`: the row's group, its position in time, or 1 for a held-out row.
-        classes_N: (N,) int64, read with `stratify`. Raises `OutOfRange` if a side would be empty.
+        key_N: (N,) int64, by `by`: the row's group, its position in time, 1 for a held-out row, or its hash from
+        `row_keys`. classes_N: (N,) int64, read with `stratify`. Raises `OutOfRange` if a side would be empty.
         """
         held_N = torch.zeros(rows, dtype=torch.bool)
         if self.by is SplitBy.ROWS:
@@ -76,11 +90,16 @@ class Split:
             given, expected = f"{self.fraction:g} by {self.by}", "a split that leaves rows on both sides"
             raise OutOfRange(detail, field="split", given=given, expected=expected)
 
+    def _by_hash(self, key_N: Tensor) -> Tensor:
+        return key_N < int(self.fraction * _KEYS)
+
     def _by_key(self, key_N: Tensor, generator: torch.Generator) -> Tensor:
         rows = len(key_N)
         held_N = torch.zeros(rows, dtype=torch.bool)
         if self.by is SplitBy.COLUMN:
             return key_N == 1
+        if self.by is SplitBy.HASH:
+            return self._by_hash(key_N)
         if self.by is SplitBy.TIME:
             # Stable: of rows at the same time, those that come later in the data count as later.
             held_N[torch.argsort(key_N, stable=True)[rows - self.held_out_rows(rows) :]] = True

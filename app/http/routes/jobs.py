@@ -9,11 +9,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from adapters.jobs.job import JobStatus
-from adapters.jobs.job_adapters import AdapterStatus
+from adapters.jobs.job_adapters import AdapterOutcome, AdapterStatus, Order, Selection
 from adapters.names import check_name
 from app.http.job_events import Subscription, read_event_id
-from app.http.paging import Page, QueryStatus, read_cursor
-from app.http.schemas.jobs import JobAdapterPage, JobPage, JobWithHistory, RevertBody
+from app.http.paging import Page, QueryStatus, page_of, read_cursor
+from app.http.schemas.jobs import JobAdapterPage, JobPage, JobWithHistory, RevertBody, SuspectBody, SuspectPage
 from app.service import ServiceOf
 
 EVENT_STREAM = "text/event-stream"
@@ -33,6 +33,10 @@ class JobAdapterQuery(Page):
     """Query of the list of a job's adapters."""
 
     status: Literal["waiting", "published", "failed"] | None = None
+    outcome: Literal["better", "same", "worse", "failed"] | None = None
+    sort: Literal["name", "gain"] | None = Field(
+        None, description="By name, or by gain with the smallest first; in the order of the job if left out."
+    )
 
 
 async def _subscription(job_id: str, service: ServiceOf) -> AsyncIterator[Subscription]:
@@ -59,11 +63,29 @@ def show_job(job_id: str, service: ServiceOf) -> JobWithHistory:
 
 def list_job_adapters(job_id: str, query: Annotated[JobAdapterQuery, Query()], service: ServiceOf) -> JobAdapterPage:
     """List the adapters of a job in its order: one, or those of a fleet."""
-    outcome = None if query.status is None else AdapterStatus(query.status)
-    list_key = f"adapters of job {job_id} {outcome}"
-    after = read_cursor(list_key, query.cursor, int)
-    page = service.queue.adapters(job_id, outcome=outcome, after=after, limit=query.limit + 1)
-    return query.answer(JobAdapterPage, list_key, page, "position")
+    status = None if query.status is None else AdapterStatus(query.status)
+    list_key = f"adapters of job {job_id} {status} {query.outcome} {query.sort}"
+    selection = Selection(
+        status=status,
+        outcomes=() if query.outcome is None else (AdapterOutcome(query.outcome),),
+        order=Order.POSITION if query.sort is None else Order(query.sort),
+        after=read_cursor(list_key, query.cursor, int),
+        limit=query.limit + 1,
+    )
+    return query.answer(JobAdapterPage, list_key, service.queue.adapters(job_id, selection), "position")
+
+
+def list_suspects(job_id: str, query: Annotated[Page, Query()], service: ServiceOf) -> SuspectPage:
+    """List the rows whose label the other rows contradict, worst first: at most 200.
+
+    Each comes with the label that the other rows suggest.
+    """
+    list_key = f"suspects of job {job_id}"
+    first = read_cursor(list_key, query.cursor, int) or 0
+    suspects = service.queue.suspects(job_id)
+    numbered = list(enumerate(suspects[first:], start=first + 1))[: query.limit + 1]
+    data, next_cursor = page_of(list_key, numbered, query.limit, lambda entry: entry[0])
+    return SuspectPage(data=[SuspectBody.of(suspect) for _, suspect in data], next_cursor=next_cursor)
 
 
 async def watch_job(

@@ -1,14 +1,15 @@
 """Jobs, their adapters and their results as clients see them."""
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import AliasPath, BaseModel, BeforeValidator, Field
 
-from adapters.jobs.job import JobStatus
-from adapters.jobs.job_adapters import SkipReason
+from adapters.jobs.job import JobKind, JobStatus
+from adapters.jobs.job_adapters import AdapterOutcome, SkipReason
+from adapters.training.settings import Candidate
 from app.http.errors import JobProblem
-from app.http.schemas.fields import AnswerBody, PageBody, ShownAs
+from app.http.schemas.fields import AnswerBody, PageBody, RequestBody, ShownAs
 
 
 class ProgressBody(BaseModel):
@@ -29,6 +30,68 @@ class ResultBody(BaseModel):
     digest: str
 
 
+class EvaluationBody(BaseModel):
+    """Figures of the adapter, the base layer, the live version and a trivial guess, all on the same rows."""
+
+    by: Literal["held_out", "cross_validation", "leave_one_out", "training"]
+    rows: int
+    metric: Literal["accuracy", "mse", "label_accuracy", "loss"]
+    adapter: float | None
+    base: float | None
+    live: float | None = Field(description="Null if no version was live, or if it could not be compared.")
+    guess: float | None = Field(description="The most frequent class, or the mean target, of the training rows.")
+    intervals: dict[str, Any] = Field(description="Interval of 95 % by figure: low and high.")
+    gain: float | None = Field(description="Mean gain per row over what the name answered with before.")
+    gain_error: float | None = Field(description="Standard error of the gain.")
+
+
+class DecisionBody(BaseModel):
+    """Whether live moved to the new version, and why."""
+
+    moved: bool
+    reason: str
+    outcome: Literal["better", "same", "worse"] | None
+    gain: float | None
+
+
+class CandidateBody(BaseModel):
+    """One candidate of `method: auto`."""
+
+    candidate: Annotated[str, ShownAs(Candidate)]
+    figure: float | None
+    settings: dict[str, Any]
+    skipped: str | None = Field(description="Why it was not tried; null if it was.")
+
+
+class AutoBody(BaseModel):
+    """What `method: auto` tried, and what it took."""
+
+    metric: Literal["log_loss", "mse"]
+    rows: int
+    by: str
+    taken: Annotated[str, ShownAs(Candidate)]
+    reason: str
+    candidates: list[CandidateBody]
+
+
+class SummaryBody(BaseModel):
+    """Adapters of a fleet by outcome, and those whose live version moved."""
+
+    better: int
+    same: int
+    worse: int
+    failed: int
+    moved: int
+
+
+def _reported(name: str, *, default: object = None, description: str | None = None) -> Any:
+    """Return the declaration of a field that is a member of the report of a job or of an adapter."""
+    return Field(default, validation_alias=AliasPath("report", name), description=description)
+
+
+Evaluation = Annotated[dict[str, Any] | None, ShownAs(EvaluationBody | None)]
+Decision = Annotated[dict[str, Any] | None, ShownAs(DecisionBody | None)]
+Auto = Annotated[dict[str, Any] | None, ShownAs(AutoBody | None)]
 Metrics = Annotated[
     dict[str, Any] | None, Field(description="Losses and metrics by name; docs/training.md lists them.")
 ]
@@ -41,6 +104,7 @@ class JobBody(AnswerBody):
     """Training job."""
 
     id: str
+    kind: Annotated[str, ShownAs(JobKind)]
     status: Annotated[str, ShownAs(JobStatus)]
     adapter: str
     created_at: str
@@ -54,6 +118,13 @@ class JobBody(AnswerBody):
     spec: Annotated[dict[str, Any], BeforeValidator(lambda training: training.description)] = Field(
         validation_alias="training", description="The resolved settings, with rows and digest in place of inline data."
     )
+    evaluation: Evaluation = _reported("evaluation")
+    decision: Decision = _reported("decision")
+    auto: Auto = _reported("auto")
+    summary: Annotated[dict[str, Any] | None, ShownAs(SummaryBody | None)] = _reported(
+        "summary", description="Of a fleet: its adapters by outcome."
+    )
+    warnings: list[str] = _reported("warnings", default=[], description="Findings of the fit; `spec` has the plan's.")
 
 
 class LogLine(AnswerBody):
@@ -86,10 +157,38 @@ class JobAdapterBody(AnswerBody):
     error: Error
     moved_live: bool
     replaced: int | None
+    outcome: Annotated[str | None, ShownAs(AdapterOutcome | None)] = Field(
+        description="Comparison with what the name answered with before; null if nothing was evaluated."
+    )
+    gain: float | None
+    evaluation: Evaluation = _reported("evaluation")
+    decision: Decision = _reported("decision")
+    auto: Auto = _reported("auto")
+    warnings: list[str] = _reported("warnings", default=[])
 
 
 class JobAdapterPage(PageBody[JobAdapterBody]):
     """Page of the list of a job's adapters."""
+
+
+class SuspectBody(AnswerBody):
+    """Row whose label the other rows contradict."""
+
+    row: int
+    label: str | int
+    suggested: str | int = Field(description="The label that the other rows suggest.")
+    score: float = Field(description="The higher, the stronger is the contradiction.")
+
+
+class SuspectPage(PageBody[SuspectBody]):
+    """Page of the list of a job's suspects."""
+
+
+class RetryRequest(RequestBody):
+    """Part of a job to train again."""
+
+    outcomes: list[AdapterOutcome] = Field([AdapterOutcome.FAILED], min_length=1)
+    training: dict[str, Any] = Field({}, description="Settings of a training, in place of the job's.")
 
 
 class BackBody(AnswerBody):

@@ -19,7 +19,7 @@ from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.errors import JobNotFound
 from adapters.jobs.job import JobStatus
-from adapters.jobs.job_adapters import AdapterStatus
+from adapters.jobs.job_adapters import AdapterStatus, Selection
 from adapters.jobs.queue import JobQueue
 from adapters.names import Reference
 from adapters.storage.schema import pending_blobs
@@ -123,7 +123,7 @@ def test_a_batch_of_a_fleet_is_published_whole_or_not_at_all(catalog: Catalog, p
     claim = queue.get("fleet")
     assert claim.status is JobStatus.RUNNING
     assert [one.name for one in queue.waiting(claim)] == FLEET[done:]
-    published = queue.adapters("fleet", outcome=AdapterStatus.PUBLISHED)
+    published = queue.adapters("fleet", Selection(status=AdapterStatus.PUBLISHED))
     assert [one.name for one in published] == FLEET[:done]
     for one in published:
         version, adapter = find_adapter(catalog, Reference(one.name))

@@ -15,7 +15,7 @@ from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.errors import AdapterDeleted, BadRows, ClaimLost, StorageFull
 from adapters.jobs.job import JobStatus
-from adapters.jobs.job_adapters import AdapterStatus, JobAdapter
+from adapters.jobs.job_adapters import AdapterStatus, JobAdapter, Selection
 from adapters.jobs.queue import MAX_LOG_LINES, JobQueue
 from adapters.lora.adapter import delta_norms
 from adapters.names import Reference
@@ -39,7 +39,7 @@ ERROR = {"code": "diverged", "detail": "the loss stopped being finite"}
 
 
 def _outcomes(queue: JobQueue, outcome: AdapterStatus, job_id: str = "j") -> list[str]:
-    return [adapter.name for adapter in queue.adapters(job_id, outcome=outcome)]
+    return [adapter.name for adapter in queue.adapters(job_id, Selection(status=outcome))]
 
 
 def test_a_fleet_goes_batch_by_batch_and_what_is_published_is_served_at_once(catalog: Catalog, queue: JobQueue) -> None:
@@ -51,12 +51,12 @@ def test_a_fleet_goes_batch_by_batch_and_what_is_published_is_served_at_once(cat
     assert _outcomes(queue, AdapterStatus.PUBLISHED) == NAMES[:4]
     assert [one.name for one in queue.waiting(claim)] == NAMES[5:]
     assert queue.tally(claim) == {"published": 4, "failed": 1, "total": 6}
-    for one in queue.adapters("j", outcome=AdapterStatus.PUBLISHED):
+    for one in queue.adapters("j", Selection(status=AdapterStatus.PUBLISHED)):
         version, adapter = find_adapter(catalog, Reference(one.name))
         assert (one.version, one.digest, one.metrics) == (1, version.digest, {"train_loss": 0.5})
         assert (one.moved_live, one.replaced, one.group) == (True, None, one.name)
         assert adapter.digest == make_adapter(one.position).digest
-    (failed,) = queue.adapters("j", outcome=AdapterStatus.FAILED)
+    (failed,) = queue.adapters("j", Selection(status=AdapterStatus.FAILED))
     assert (failed.name, failed.version, failed.error) == (NAMES[4], None, ERROR)
     assert queue.get("j").status is JobStatus.RUNNING
 

@@ -112,9 +112,11 @@ def test_whatever_the_method_each_group_s_adapter_is_the_one_trained_alone(chang
 @pytest.mark.parametrize("patience", [None, 2])
 @pytest.mark.parametrize("by", list(SplitBy))
 def test_whatever_the_split_each_group_is_split_and_stopped_as_if_alone(by: SplitBy, patience: int | None) -> None:
-    data = _table(LARGER)
+    # A hash holds rows out of the two large groups only.
+    data = _table([*LARGER, 130, 110])
     key_N = torch.randint(0, 6, (data.rows,), generator=torch.Generator().manual_seed(4))
-    data = replace(data, key_N=key_N % 2 if by is SplitBy.COLUMN else key_N)
+    keys = {SplitBy.COLUMN: key_N % 2, SplitBy.HASH: key_N * 2**60}
+    data = replace(data, key_N=keys.get(by, key_N))
     spec = replace(SPEC, split=Split(by=by, fraction=0.3), patience=patience, batch_size=8, epochs=12)
     _check_each_is_the_one_trained_alone(data, spec)
 

@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from adapters.errors import OutOfRange
 from adapters.training.planning.split import Split, SplitBy
-from adapters.training.settings import BALANCED, Init, Loss, Method, Schedule, TrainingSpec
+from adapters.training.settings import BALANCED, Candidate, Init, Loss, Method, Schedule, TrainingSpec
 
 SPEC = TrainingSpec(rank=2, alpha=2.0)
 Scheduler = Callable[[torch.optim.Optimizer, int], lr_scheduler.LRScheduler]
@@ -54,6 +54,9 @@ def test_what_is_left_out_is_the_contract_s_default() -> None:
         "try_rates": (),
         "try_ridges": False,
         "alpha_is_rank": False,
+        "candidates": (),
+        "try_bias": False,
+        "try_steps": False,
     }
     assert asdict(SPEC) == of_the_contract | switched_off
 
@@ -73,6 +76,7 @@ def test_a_spec_survives_json(class_weights: str | tuple[float, ...] | None, spl
         split=split,
         try_ranks=(1, 2),
         try_rates=(0.1, 0.01),
+        candidates=(Candidate.BASE, Candidate.ADAMW),
     )
     again = TrainingSpec.from_json(json.loads(json.dumps(asdict(spec))))
     assert again == spec

@@ -45,6 +45,11 @@ def test_always_and_never_look_at_nothing(when: When, moves: bool, held_out: dic
     assert gate.decide(held_out, LIVE).values == {}
 
 
+def test_without_a_judgement_nothing_is_worse() -> None:
+    gate = Gate(when=When.IF_NOT_WORSE)
+    assert (gate.compares, gate.moves, gate.decide(None, None).moves) == (True, True, True)
+
+
 @pytest.mark.parametrize(
     ("adapter", "base", "live", "moves"),
     [

@@ -133,3 +133,18 @@ def test_a_column_holds_out_the_rows_that_it_says() -> None:
     for side in (0, 1):
         with pytest.raises(OutOfRange):
             _sides(Split(by=SplitBy.COLUMN), 6, key_N=torch.full((6,), side))
+
+
+def test_a_hash_holds_out_the_same_rows_of_any_table() -> None:
+    split, key_N = Split(by=SplitBy.HASH), torch.arange(200) * (2**63 // 200) + 2**50
+    assert _sides(split, 200, 3, key_N=key_N)[1] == list(range(40))
+    shuffled_N = torch.randperm(200)
+    assert sorted(shuffled_N[_sides(split, 200, 4, key_N=key_N[shuffled_N])[1]].tolist()) == list(range(40))
+
+
+def test_a_hash_holds_none_out_of_few_rows_or_if_all_would_be_on_one_side() -> None:
+    split, low, high = Split(by=SplitBy.HASH), torch.zeros(100).long(), torch.full((100,), 2**62)
+    mixed = torch.cat([low[:1], high[1:]])
+    assert [split.holds_out(100, key_N) for key_N in (mixed, low, high)] == [True, False, False]
+    assert not split.holds_out(99, mixed[:99])
+    assert Split().holds_out(1)
