@@ -134,6 +134,7 @@ def test_the_decision_says_why_and_how_to_undo_it() -> None:
 def test_adapters_are_listed_with_outcome_gain_and_figures() -> None:
     failed = ADAPTER | {
         "name": "acme-us",
+        "group": "us",
         "version": None,
         "outcome": "failed",
         "gain": None,
