@@ -1,5 +1,7 @@
 """Commands `train` and `retry`: their options, and the request that the options and the columns of a data set make."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from loraplex.cli.jobs import Id, find_id, follow, note_warnings
 from loraplex.cli.output import pairs, size
 from loraplex.cli.session import Session, argument, command, complete_adapter, complete_dataset, option
 from loraplex.defaults import DEFAULTS, Loss, Method, Publish, SplitBy
+from loraplex.errors import InvalidInput
 from loraplex.results import DatasetVersion, Estimate, JobFields, Json, Outcome, succeeded
 
 PANEL = "Train and ask"
@@ -169,10 +172,11 @@ def train(session: Session, rows: RowOptions, options: AdapterOptions, how: Trai
         **({"training": training} if training else {}),
         **options.request(by="rows" if rows.group is None else "group"),
     }
-    if options.dry_run:
-        _show_estimate(session, session.client.estimate(**request))
-        return
-    job = session.client.train(**request)
+    with _hint_at_loss(session, rows.targets, dataset, given=how.loss):
+        if options.dry_run:
+            _show_estimate(session, session.client.estimate(**request))
+            return
+        job = session.client.train(**request)
     _note_loss(session, job.spec, given=how.loss)
     if options.no_wait:
         session.give(job, _how_to_follow(job))
@@ -200,6 +204,21 @@ def retry(
         session.give(job, _how_to_follow(job))
     else:
         succeeded(follow(session, job.id))
+
+
+@contextmanager
+def _hint_at_loss(
+    session: Session, targets: Sequence[str], dataset: DatasetVersion, *, given: str | None
+) -> Iterator[None]:
+    """Name the option for classes or labels if the service refuses targets that it took for numbers."""
+    try:
+        yield
+    except InvalidInput as error:
+        if given is None and (error.field or "").startswith("data.targets"):
+            is_list = any(column.type.startswith("list") for column in dataset.columns if column.name in targets)
+            kind, loss = ("labels", "binary_cross_entropy") if is_list else ("classes", "cross_entropy")
+            session.note(f"note: if {listed(targets)} has {kind}, add --loss {loss}")
+        raise
 
 
 def _note_loss(session: Session, spec: Json, *, given: str | None) -> None:
