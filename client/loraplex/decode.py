@@ -97,6 +97,11 @@ def _evaluated_adapter(value: Any) -> results.EvaluatedAdapter:
     return build(results.EvaluatedAdapter, value, classes=_optional(_class_figures, value["classes"]))
 
 
+def evaluation(value: Any) -> results.Evaluation:
+    """Decode an evaluation, whose `live` is a figure and not a version."""
+    return build(results.Evaluation, value, live=value["live"])
+
+
 def error_of_job(members: Mapping[str, Any] | None) -> LoraplexError | None:
     """Return the error of a job, or of one of its adapters."""
     return None if members is None else _error(members, errors.TrainingFailed)
@@ -114,6 +119,12 @@ _NESTED: Mapping[str, Callable[[Any], Any]] = {
     "error": error_of_job,
     "history": partial(_each, results.LossPoint._make),
     "log": partial(_each, log_line),
+    "evaluation": partial(_optional, evaluation),
+    "decision": partial(_optional, partial(build, results.Decision)),
+    "outcome": partial(_optional, results.Outcome),
+    "auto": partial(_optional, partial(build, results.Comparison)),
+    "candidates": partial(_each, partial(build, results.Candidate)),
+    "summary": partial(_optional, partial(build, results.FleetOutcomes)),
 }
 
 

@@ -151,6 +151,85 @@ class Progress:
     """Of a fleet: `published`, `failed`, `total`."""
 
 
+class Outcome(StrEnum):
+    """How an adapter compares with what its name answered with before it."""
+
+    BETTER = "better"
+    SAME = "same"
+    WORSE = "worse"
+    FAILED = "failed"
+    """The adapter of a fleet was not trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Figures of an adapter, and of what it is compared with, on rows that neither trained nor chose it."""
+
+    by: str
+    """`held_out`, `cross_validation`, `leave_one_out` or `training`."""
+    rows: int
+    metric: str
+    """`accuracy` and `label_accuracy` are better if they are higher, `mse` and `loss` if they are lower."""
+    adapter: float | None
+    base: float | None
+    live: float | None
+    """Of the version that was live; None if there was none, or if it cannot be compared."""
+    guess: float | None
+    """Of the best constant answer, such as the most frequent class."""
+    intervals: Mapping[str, Sequence[float]]
+    """95 % intervals of the figures, by their names."""
+    gain: float | None
+    """Mean gain per row over the live version, or over the base layer if there is none."""
+    gain_error: float | None
+    """Standard error of the gain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Whether live moved to the new version, and the reason."""
+
+    moved: bool
+    reason: str
+    outcome: Outcome | None
+    """None without an evaluation."""
+    gain: float | None
+    """Gain that decided; in a fleet, with a part of the gain of the other groups."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What `method: auto` tried, or the reason for not trying it."""
+
+    candidate: str
+    figure: float | None
+    settings: Json
+    skipped: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What `method: auto` compared, and what it took."""
+
+    metric: str
+    """`log_loss` or `mse`: lower is better."""
+    rows: int
+    by: str
+    taken: str
+    reason: str
+    candidates: Sequence[Candidate]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetOutcomes:
+    """Number of adapters of a fleet by outcome, and of those that are live."""
+
+    better: int
+    same: int
+    worse: int
+    failed: int
+    moved: int
+
+
 class ClassFigures(NamedTuple):
     """Figures of one class, or of one label of several per row."""
 
@@ -218,6 +297,8 @@ class JobFields:
     """Training job, in the state in which it was fetched."""
 
     id: str
+    kind: str = "train"
+    """`train`, `update` or `evaluation`."""
     status: JobStatus
     adapter: str
     """Name of the adapter; of a fleet, its template."""
@@ -233,6 +314,14 @@ class JobFields:
     """The reason for the failure, as the error that it would raise."""
     spec: Json
     """The resolved settings."""
+    evaluation: Evaluation | None = None
+    """None if nothing was evaluated, and for a fleet, whose adapters have one each."""
+    decision: Decision | None = None
+    auto: Comparison | None = None
+    summary: FleetOutcomes | None = None
+    """Of a fleet."""
+    warnings: Sequence[str] = ()
+    """Findings of the fit; `spec` has the warnings about the settings."""
     history: Sequence[LossPoint] = ()
     """Losses during the training; empty in a list of jobs."""
     log: Sequence[LogLine] = ()
@@ -265,6 +354,14 @@ class JobAdapter:
     error: LoraplexError | None
     moved_live: bool
     replaced: int | None
+    outcome: Outcome | None = None
+    """None if nothing was evaluated."""
+    gain: float | None = None
+    """Mean gain per row over what the name answered with before."""
+    evaluation: Evaluation | None = None
+    decision: Decision | None = None
+    auto: Comparison | None = None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

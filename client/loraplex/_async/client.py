@@ -16,7 +16,7 @@ from loraplex._async.jobs import AsyncJob, wait_for, watch
 from loraplex._async.predict import AsyncPredictor, read_rows
 from loraplex._async.uploads import AsyncTrainingRows, upload_table
 from loraplex.arrays import Encode, numbers
-from loraplex.calls import Call, conditions, given, path, planning_call, upload_call
+from loraplex.calls import UNSET, Call, Unset, conditions, given, path, planning_call, upload_call
 from loraplex.errors import InvalidCombination, LoraplexError
 from loraplex.inference import prediction, references_of
 from loraplex.peft_files import read_source, unpack
@@ -102,7 +102,6 @@ class AsyncClient:
         self,
         name: str,
         *,
-        rank: int | str,
         inputs: Any = None,
         targets: Any = None,
         weights: Any = None,
@@ -110,26 +109,29 @@ class AsyncClient:
         labels: Sequence[str | int] | None = None,
         corpus: Any = None,
         data: Mapping[str, Any] | None = None,
-        training: Mapping[str, Any] | None = None,
-        split: Mapping[str, Any] | None = None,
-        publish: str | Mapping[str, Any] | None = None,
+        rank: int | str | None = None,
         alpha: float | str | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | str | Unset | None = UNSET,
+        publish: str | Mapping[str, Any] | None = None,
+        fleet_prior: str | None = None,
         timeout: float | None = None,
     ) -> AsyncJob:
         """Queue the training of an adapter or of a fleet; the arguments are the fields of `POST /adapters`.
 
         The rows are `inputs` and `targets`, with optional weights and groups, or `data`, such as columns of a data set.
-        Large arrays are sent as a temporary data set, which is deleted once the job has its rows.
+        An argument that is left out is not sent, and the service decides; `split=None` holds no rows out. Large arrays
+        are sent as a temporary data set, which is deleted once the job has its rows.
         """
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
-        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}
+        body = given(settings) | ({} if split is UNSET else {"split": split})
         return await self._train(self._read_job, name, dict(rows), data, body, timeout=timeout)
 
     async def estimate(
         self,
         name: str,
         *,
-        rank: int | str,
         inputs: Any = None,
         targets: Any = None,
         weights: Any = None,
@@ -137,15 +139,18 @@ class AsyncClient:
         labels: Sequence[str | int] | None = None,
         corpus: Any = None,
         data: Mapping[str, Any] | None = None,
-        training: Mapping[str, Any] | None = None,
-        split: Mapping[str, Any] | None = None,
-        publish: str | Mapping[str, Any] | None = None,
+        rank: int | str | None = None,
         alpha: float | str | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | str | Unset | None = UNSET,
+        publish: str | Mapping[str, Any] | None = None,
+        fleet_prior: str | None = None,
         timeout: float | None = None,
     ) -> Estimate:
         """Check the arguments of `train`, and return the resolved settings with the estimated memory and time."""
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
-        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}
+        body = given(settings) | ({} if split is UNSET else {"split": split})
         return await self._train(decode.estimate, name, dict(rows), data, body, timeout=timeout, dry_run=True)
 
     async def update(
@@ -209,11 +214,17 @@ class AsyncClient:
         return self._connection.pages("/jobs", self._read_job, query, limit=limit)
 
     def job_adapters(
-        self, job_id: str, *, status: str | None = None, limit: int | None = None
+        self,
+        job_id: str,
+        *,
+        status: str | None = None,
+        outcome: str | None = None,
+        sort: str | None = None,
+        limit: int | None = None,
     ) -> AsyncIterator[JobAdapter]:
-        """Iterate over the adapters that a job trains; `status` is `waiting`, `published` or `failed`."""
-        where = path("jobs", job_id, "adapters")
-        return self._connection.pages(where, decode.job_adapter, {"status": status}, limit=limit)
+        """Iterate over the adapters that a job trains, as `AsyncJob.adapters` does."""
+        query = {"status": status, "outcome": outcome, "sort": sort}
+        return self._connection.pages(path("jobs", job_id, "adapters"), decode.job_adapter, query, limit=limit)
 
     def suspects(self, job_id: str, *, limit: int | None = None) -> AsyncIterator[Suspect]:
         """Iterate over the rows of a job whose label the other rows contradict, as `AsyncJob.suspects` does."""
@@ -231,6 +242,20 @@ class AsyncClient:
     async def cancel(self, job_id: str) -> AsyncJob:
         """Cancel a job; raise `JobEnded` if it has already ended."""
         return await self._connection.fetch(Call("POST", path("jobs", job_id, "cancel")), self._read_job)
+
+    async def retry(
+        self,
+        job_id: str,
+        *,
+        outcomes: Sequence[str] | None = None,
+        training: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncJob:
+        """Queue the training of some adapters of a job again, as `AsyncJob.retry` does."""
+        call = planning_call(
+            path("jobs", job_id, "retry"), given({"outcomes": outcomes, "training": training}), timeout=timeout
+        )
+        return await self._connection.fetch(call, self._read_job)
 
     async def revert(self, job_id: str) -> Reverted:
         """Point the live aliases that a job moved back to the versions before; raise `JobNotEnded` if it is running."""
@@ -401,7 +426,7 @@ class AsyncClient:
         timeout: float | None,
         dry_run: bool = False,
     ) -> T:
-        body = {"name": name, **given(body)}
+        body = {"name": name, **body}
         query = {"dry_run": "true"} if dry_run else {}
         return await self._plan(read, "/adapters", body, given(rows), data, timeout=timeout, query=query)
 

@@ -81,7 +81,7 @@ def test_no_color_is_no_color(url: str, trained: Ended) -> None:
 
 
 def test_deleting_asks_at_a_terminal(run: Run, ask: Ask, url: str, trained: Ended) -> None:
-    how = ("--rank", 2, "--method", "adamw", "--epochs", 1)
+    how = ("--rank", 2, "--method", "adamw", "--loss", "cross_entropy", "--epochs", 1)
     run("train", "--dataset", "turned-digits", "--name", "asked-for", "--target", "digit", *how)
     said, status = at_a_terminal("delete", "asked-for", url=url, typed="n\r")
     assert status == 1
