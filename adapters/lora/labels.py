@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from adapters.arrays import Float32, is_finite
 from adapters.errors import InvalidCombination, LoraplexError, NotFinite, OutOfRange, WrongType, shorten
 
+Labels = tuple[str | int, ...]
+
 MIN_LABELS = 2
 MAX_LABEL_CHARACTERS = 200
 # Largest numeric label. A client that reads JSON numbers as float64 would confuse larger ones.
 MAX_LABEL = 2**53
 
 
-def check_labels(value: object, *, field: str, outputs: int, least: int = MIN_LABELS) -> tuple[str | int, ...]:
+def check_labels(value: object, *, field: str, outputs: int, least: int = MIN_LABELS) -> Labels:
     """Return the labels: `least` to `outputs` distinct strings of 1 to 200 characters, or integers within ±2⁵³.
 
     Raises `WrongType`, `NotFinite`, `OutOfRange`, or `InvalidCombination` (a duplicate label, or strings and numbers),

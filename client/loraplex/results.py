@@ -89,6 +89,8 @@ class Base:
     device: str
     fingerprint: str
     feature_space: str | None
+    labels: Sequence[str | int] | None = None
+    """Labels of the first outputs; None if there are none."""
     source: str
 
 

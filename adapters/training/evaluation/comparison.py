@@ -56,7 +56,7 @@ class ComparedVersion:
     adapter: Adapter | None = None
     """None for the base layer, and for a version that cannot be compared."""
     labels: Labels | None = None
-    """Labels of its first outputs; without them, each output is called by its number."""
+    """Labels of its first outputs, if it has some of its own."""
     loss: str | None = None
     """What it was trained with, if that is known."""
     problem: str | None = None
@@ -83,19 +83,23 @@ def compare_versions(
     versions: Iterable[ComparedVersion],
     *,
     labels: Labels | None,
+    output_labels: Labels | None = None,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> dict[str, Any]:
     """Return the result of an evaluation: the figures of each version on all rows, in order.
 
     `versions` is read one by one, so that only one adapter is in memory. labels: those of the classes of the rows,
-    which the outputs are matched to. progress: called with the number of versions done.
+    which the outputs are matched to; None if they are the numbers of outputs. output_labels: those of outputs without
+    labels of their own, which are called by their numbers otherwise. progress: called with the number of versions done.
     """
     data = data.to(base.device)
-    names = labels if labels is not None else range(spec.classes or base.out_features)
+    positions = range(base.out_features)
+    names = positions[: spec.classes] if labels is None else labels
+    default_names = positions if labels is None or output_labels is None else output_labels
     entries: list[dict[str, Any]] = []
     first_N = None
     for version in versions:
-        output_names = range(base.out_features) if version.labels is None else version.labels
+        output_names = default_names if version.labels is None else version.labels
         problem = version.problem or why_unmatched(output_names, version.loss, names, spec.loss)
         entry: dict[str, Any] = {"adapter": version.reference, "problem": problem}
         if problem is None:

@@ -114,16 +114,24 @@ class LabelMatching:
 
 
 def match_labels(
-    version: Labels | None, training: Labels | None, spec: TrainingSpec, *, outputs: int
+    version: Labels | None,
+    training: Labels | None,
+    spec: TrainingSpec,
+    *,
+    outputs: int,
+    base_labels: Labels | None = None,
 ) -> LabelMatching | None:
     """Return how to match a version's outputs, or None if they are in the order of the training's classes already.
 
-    Outputs that are numbers to hit have no labels, and stay in their order.
+    Outputs that are numbers to hit have no labels, and stay in their order. base_labels: those of a version or training
+    without labels of its own.
     """
     if spec.loss not in _CLASS_LOSSES or version == training:
         return None
-    theirs = range(outputs) if version is None else version
-    ours = range(spec.classes or outputs) if training is None else training
+    # Outputs without a label have names that no label equals, unless labels are the numbers of outputs.
+    unnamed = range(outputs) if base_labels is None else [(output,) for output in range(len(base_labels), outputs)]
+    theirs: Sequence[object] = version or base_labels or range(outputs)
+    ours: Sequence[object] = training or [*(base_labels or ()), *unnamed][: spec.classes]
     if list(theirs) == list(ours):
         return None
     output_of, known = {label: output for output, label in enumerate(theirs)}, set(ours)
@@ -132,11 +140,26 @@ def match_labels(
     return LabelMatching(len(theirs), outputs_C, torch.tensor(others, dtype=torch.int64))
 
 
-def why_unmatched(version: Labels | None, version_loss: object, training: Labels | None, loss: Loss) -> str | None:
+def base_matching(base: BaseLayer, labels: Labels | None, spec: TrainingSpec) -> LabelMatching | None:
+    """Return how to match the outputs of the base layer, or None if they are in the order of the classes already.
+
+    Without labels on both sides, output k is class k. With other labels than those of the training, it has none of the
+    classes, and is never right.
+    """
+    if base.labels is None or labels is None:
+        return None
+    return match_labels(base.labels, labels, spec, outputs=base.out_features)
+
+
+def why_unmatched(
+    version: Labels | None, version_loss: object, training: Labels | None, loss: Loss, base_labels: Labels | None = None
+) -> str | None:
     """Say why a version's outputs cannot be matched to the classes of a training; None if they can.
 
-    version_loss: what the version was trained with, None if that is not known.
+    version_loss: what the version was trained with, None if that is not known. base_labels: those of a version or
+    training without labels of its own.
     """
+    version, training = version or base_labels, training or base_labels
     if loss not in _CLASS_LOSSES:
         return None
     if version_loss in _CLASS_LOSSES and version_loss != loss:

@@ -156,23 +156,34 @@ class _Fit:
     def _compare(self, data: TrainingData) -> None:
         job, versions = self._request.job, map(self._read_version, self._request.compared)
         progress = partial(self._report, loss=None, history=[])
-        result = compare_versions(self._base, data, job.spec, versions, labels=job.labels, progress=progress)
+        result = compare_versions(
+            self._base,
+            data,
+            job.spec,
+            versions,
+            labels=job.labels,
+            output_labels=self._base.labels or job.output_labels,
+            progress=progress,
+        )
         self._send(Done(metrics={}, result=result))
 
     def _read_version(self, stored: StoredVersion) -> ComparedVersion:
         """Return a version with its adapter; one that is damaged, or was deleted meanwhile, has a problem."""
-        labels, adapter, problem = self._request.job.output_labels, None, stored.problem
+        adapter, problem = None, stored.problem
         if problem is None and stored.digest is not None:
             try:
                 content = self._blobs.read(stored.blob, offset=stored.offset, length=stored.length)
                 if digest_of(content) != stored.digest:
                     raise BlobCorrupt("its stored bytes are not those that were published")
                 adapter = from_canonical_bytes(content)
-                labels = adapter.labels or labels
             except BlobCorrupt as error:
                 problem = error.detail
         return ComparedVersion(
-            reference=stored.reference, adapter=adapter, labels=labels, loss=stored.loss, problem=problem
+            reference=stored.reference,
+            adapter=adapter,
+            labels=None if adapter is None else adapter.labels,
+            loss=stored.loss,
+            problem=problem,
         )
 
     def _read_adapter(self, stored: StoredAdapter) -> Adapter | None:

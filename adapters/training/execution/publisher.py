@@ -62,7 +62,9 @@ class Publisher:
                 self._live = self._catalog.find(Reference(claim.adapter))
         live = self._live
         if live is not None and live.base == self._base.fingerprint:
-            self._unmatched = why_unmatched(live.labels, live.loss, training.labels, training.spec.loss)
+            self._unmatched = why_unmatched(
+                live.labels, live.loss, training.labels, training.spec.loss, self._base.labels
+            )
             if self._unmatched is None:
                 stored = StoredAdapter(blob=live.file, offset=live.offset, length=live.bytes)
         return FitRequest(

@@ -28,6 +28,7 @@ from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import JobKind, Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
+from adapters.lora.labels import Labels
 from adapters.names import Reference, check_name, parse_reference
 from adapters.training.data_file import Column, write_data_file
 from adapters.training.planning.auto import Decisions, decide
@@ -41,7 +42,6 @@ from adapters.training.planning.initialization import (
 )
 from adapters.training.planning.request import RowSource, TrainingRequest, UpdateRequest, nothing_held_out
 from adapters.training.planning.rows import Rows, read_rows
-from adapters.training.planning.targets import Labels
 from adapters.training.settings import (
     AUTO,
     BALANCED,
@@ -406,6 +406,11 @@ def _describe(
 def _label_warnings(request: TrainingRequest, labels: Labels | None, base: BaseLayer) -> list[str]:
     if labels is None or request.rows.labels is not None or base.weight_norm == 0:
         return []
+    if base.labels is not None:
+        if not set(labels).isdisjoint(base.labels):
+            return []
+        unknown = f"none of the labels is one of the base layer's ({str(base.labels[0])[:40]!r}, …)"
+        return [f"{unknown}: they were sorted, and output 0 is {str(labels[0])[:40]!r}"]
     return [
         f"the labels were taken from the data and sorted: output 0 is {str(labels[0])[:40]!r}; where the base "
         "layer's outputs have an order of their own, give data.labels"

@@ -109,6 +109,7 @@ def read_rows(
         labels=source.labels,
         field=f"{field}.targets",
         are_evaluated=are_evaluated,
+        base_labels=base.labels,
     )
     if isinstance(source, DatasetColumns):
         rows = _dataset_rows(source, targets, datasets=datasets, base=base, field=field)

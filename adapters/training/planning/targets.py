@@ -22,12 +22,11 @@ from adapters.errors import (
     WrongType,
     shorten,
 )
-from adapters.lora.labels import MIN_LABELS, check_labels
+from adapters.lora.labels import MIN_LABELS, Labels, check_labels
 from adapters.training.data_file import Column
 from adapters.training.settings import Loss
 
 Codes = NDArray[np.int64]
-Labels = tuple[str | int, ...]
 # Labels that an error lists at most.
 _MAX_LISTED = 20
 # Most labels of the rows of an evaluation.
@@ -60,6 +59,8 @@ class TargetReader:
     labels: object
     """Labels sent with the data, or None; then they are inferred if the classes are strings."""
     field: str
+    base_labels: Labels | None = None
+    """Labels of the base layer: one that occurs in the rows keeps its output."""
     are_evaluated: bool = False
     """Whether the targets are those of an evaluation: labels that occur, which need no output each."""
 
@@ -134,8 +135,10 @@ class TargetReader:
         return Targets(_indicators(len(lists), rows_K, classes_K, len(labels)), labels)
 
     def _classes(self, codes_N: Codes, values: Sequence[Any]) -> Targets:
-        """Return one class per row; integers without labels are indices of outputs."""
-        if self.labels is not None or self.are_evaluated or not all(type(value) is int for value in values):
+        """Return one class per row; integers are indices of outputs, unless there are labels that they may be."""
+        are_labels = self.labels is not None or self.are_evaluated
+        are_labels |= self.base_labels is not None and type(self.base_labels[0]) is int
+        if are_labels or not all(type(value) is int for value in values):
             labels, classes_N = self._positions(codes_N, values)
             return Targets(Column.of(classes_N), labels, classes_N)
         for code, value in enumerate(values):
@@ -168,12 +171,24 @@ class TargetReader:
         return labels, np.array([position_of[value] for value in values], np.int64)[codes_K]
 
     def _known_labels(self, values: Sequence[str | int]) -> Labels:
-        """Return the labels that were sent, or those that occur, sorted; errors about the latter name the targets."""
+        """Return the labels that were sent, or those that occur, sorted; errors about the latter name the targets.
+
+        If labels of the base layer occur, all of them come first, so that each keeps its output.
+        """
         if self.labels is not None:
             return check_labels(self.labels, field=self._labels_field, outputs=self.outputs)
         names = sorted(values, key=lambda name: (str(type(name)), name))
         if self.are_evaluated:
             return self._evaluated_labels(names)
+        known = dict.fromkeys(self.base_labels or ())
+        new = [name for name in names if name not in known]
+        if len(new) < len(names):
+            free, count = self.outputs - len(known), f"{len(new)} labels that the base layer lacks"
+            if len(new) > free:
+                detail = f"{self.field} has {count} ({_listed(new)}), and {free} of its outputs have no label"
+                expected = f"at most {free} new labels, or the labels of all outputs in {self._labels_field}"
+                raise OutOfRange(detail, field=self.field, given=count, expected=expected)
+            return check_labels([*known, *new], field=self.field, outputs=self.outputs)
         if not MIN_LABELS <= len(names) <= self.outputs:
             expected = f"{MIN_LABELS} to {self.outputs} labels, at most one for each output"
             detail = f"{self.field} has {len(names)} different labels ({_listed(names)}), expected {expected}"

@@ -126,6 +126,7 @@ class BaseBody(BaseModel):
     device: str
     fingerprint: str
     feature_space: str | None
+    labels: list[str | int] | None = Field(description="Labels of the first outputs; null if there are none.")
     source: str
 
 

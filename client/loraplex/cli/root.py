@@ -13,6 +13,7 @@ from loraplex.cli import adapters, datasets, jobs
 from loraplex.cli import evaluate as evaluating
 from loraplex.cli import predict as predicting
 from loraplex.cli import train as training
+from loraplex.cli.columns import listed
 from loraplex.cli.errors import REFUSED
 from loraplex.cli.output import pairs
 from loraplex.cli.session import AsJson, Session, Url, command
@@ -107,6 +108,7 @@ def base(session: Session) -> None:
         "numbers out": layer.out_features,
         "bias": "yes" if layer.bias else "no",
         "held in": f"{layer.dtype} on {layer.device}",
+        "labels": None if layer.labels is None else listed(list(map(str, layer.labels)), "labels"),
         "encoder": layer.feature_space,
         "fingerprint": layer.fingerprint,
     }
