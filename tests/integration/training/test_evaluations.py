@@ -128,6 +128,20 @@ def test_a_data_set_with_weights_may_hold_the_rows(client: httpx.Client) -> None
     assert entry["figure"] == pytest.approx(accuracy_score(TRUTH, _said(client, "other"), sample_weight=weights))
 
 
+def test_a_page_shows_the_entries_and_offers_nothing_to_try_or_revert(client: httpx.Client) -> None:
+    job = _evaluate(client, ["one", None], FRESH_ROWS)
+    page = client.get(f"/ui/jobs/{job['id']}").raise_for_status().text
+    for text in (
+        "Evaluation of one@1, base layer",
+        "On 240 rows",
+        'href="/ui/adapters/one"',
+        "It has none of the labels",
+    ):
+        assert text in page
+    assert "Try it" not in page
+    assert "Revert" not in page
+
+
 def test_a_list_of_jobs_leaves_the_figures_by_class_out(client: httpx.Client) -> None:
     _evaluate(client, ["one"], FRESH_ROWS)
     (entry,) = client.get("/jobs", params={"limit": 1}).json()["data"][0]["result"]["adapters"]
