@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasPath, BaseModel, BeforeValidator, Field
 
-from adapters.jobs.job import JobKind, JobStatus
+from adapters.jobs.job import JobStatus
 from adapters.jobs.job_adapters import AdapterOutcome, SkipReason
+from adapters.jobs.training_job import JobKind
 from adapters.training.settings import Candidate
 from app.http.errors import JobProblem
 from app.http.schemas.adapters import without_lists
