@@ -138,8 +138,8 @@ def test_a_page_shows_the_entries_and_offers_nothing_to_try_or_revert(client: ht
         "It has none of the labels",
     ):
         assert text in page
-    assert "Try it" not in page
-    assert "Revert" not in page
+    assert "Show adapter" not in page
+    assert "Revert…" not in page
 
 
 def test_a_list_of_jobs_leaves_the_figures_by_class_out(client: httpx.Client) -> None:
