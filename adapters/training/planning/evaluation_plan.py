@@ -9,8 +9,8 @@ from adapters.names import parse_reference
 from adapters.training.evaluation.gate import Gate, When
 from adapters.training.planning.planner import Plan, Planner, count_classes
 from adapters.training.planning.request import EvaluationRequest
-from adapters.training.planning.rows import Rows
-from adapters.training.settings import Loss, TrainingSpec, no_effect
+from adapters.training.planning.rows import Rows, loss_of
+from adapters.training.settings import TrainingSpec, no_effect
 
 MAX_COMPARED = 100
 _MAX_NAMED = 3
@@ -23,7 +23,7 @@ def plan_evaluation(planner: Planner, request: EvaluationRequest) -> Plan:
     """
     versions = _find_versions(planner, request.adapters)
     compared = tuple(None if version is None else str(version) for version in versions)
-    loss = Loss.CROSS_ENTROPY
+    loss = loss_of(request.rows, datasets=planner.datasets, base=planner.base)
     rows = planner.read_rows(request.rows, loss, field="data", are_evaluated=True)
     _check_used(rows)
     spec = TrainingSpec(rank=1, alpha=1.0, loss=loss, classes=count_classes(rows, planner.base.out_features))

@@ -19,7 +19,15 @@ from adapters.names import check_name, parse_reference
 from adapters.training.data_file import Column, rows_digest
 from adapters.training.limits import MAX_DATASET_ROWS
 from adapters.training.planning.request import DatasetColumns, InlineRows, RowSource
-from adapters.training.planning.targets import Codes, TargetReader, Targets, check_one_kind, read_numbers
+from adapters.training.planning.targets import (
+    Codes,
+    TargetReader,
+    Targets,
+    check_one_kind,
+    infer_loss,
+    infer_loss_of_columns,
+    read_numbers,
+)
 from adapters.training.settings import Loss, no_effect
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
@@ -118,6 +126,17 @@ def read_rows(
     if rows.weights_N is not None:
         _check_weights(rows.weights_N, field=f"{field}.weights" if rows.table is None else f"{field}.weight")
     return rows
+
+
+def loss_of(source: RowSource, *, datasets: Datasets, base: BaseLayer) -> Loss:
+    """Return the loss for the targets of a request that leaves it open; raise the error that names the field."""
+    has_labels = source.labels is not None
+    if isinstance(source, InlineRows):
+        return infer_loss(source.targets, has_labels=has_labels, outputs=base.out_features)
+    _, table = _open_table(datasets, source.dataset, field="data.dataset")
+    field = "data.targets"
+    selection = parse_selector(source.targets, field=field)
+    return infer_loss_of_columns(table, selection, has_labels=has_labels, outputs=base.out_features, field=field)
 
 
 def _inline_rows(source: InlineRows, targets: TargetReader, *, base: BaseLayer, field: str) -> Rows:
