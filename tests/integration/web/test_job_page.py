@@ -35,7 +35,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         not_moved = {"moved": False, "reason": "its gain is below 0", "outcome": "worse", "gain": -0.05}
         report = {"evaluation": EVALUATION, "auto": AUTO, "decision": not_moved, "warnings": [LOSES]}
         _end(service, "single", {0: report}, report=report)
-        training = replace(training_job(), is_fleet=True)
+        renamed = [{"group": "Kunde 0", "name": "kunde-0-1a2b3c4d"}]
+        described = training_job(renamed=renamed, renamed_count=120, warnings=["few rows"])
+        training = replace(described, is_fleet=True)
         submit_fleet(service.queue, [*OUTCOMES, "lost"], "fleet", base=base, training=training)
         reports = {
             position: {
@@ -135,6 +137,13 @@ def test_the_adapters_of_a_fleet_are_shown_by_outcome_and_by_gain(
     answer = pages.get("/ui/jobs/fleet", params=query)
     assert _names(answer) == names
     assert "all better 1 same 1 worse 2 failed 1 Live moved for 2 adapters." in _words(answer)
+
+
+def test_groups_without_a_valid_name_and_warnings_about_the_settings_are_listed(pages: httpx.Client) -> None:
+    text = _words(pages.get("/ui/jobs/fleet"))
+    assert "120 groups without a valid name Kunde 0 : kunde-0-1a2b3c4d and 119 more" in text
+    assert "Note. few rows." in text
+    assert "renamed" not in text
 
 
 def test_a_refresh_keeps_the_outcome_that_is_shown(pages: httpx.Client) -> None:
