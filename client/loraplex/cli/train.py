@@ -269,6 +269,7 @@ def _show_estimate(session: Session, estimate: Estimate) -> None:
         **{name: value for name, value in training if value is not None and name != "validation_fraction"},
         "rows": spec["data"]["rows"],
         "held out": held_out,
+        "evaluation": f"{split['folds']}-fold cross-validation" if "folds" in split else None,
         "memory": f"about {size(estimate.memory_bytes)}",
         "time": f"about {estimate.seconds:.3g} s",
     }
