@@ -44,7 +44,7 @@ END = event("status", {"status": "succeeded", "attempt": 1, "result": ENDED["res
 
 def test_a_job_is_waited_for_and_says_what_came_of_it(start: Start) -> None:
     client = start(trainer=True)
-    job = client.train("acme", rank=2, inputs=X, targets=Y)
+    job = client.train("acme", rank=2, inputs=X, targets=Y, training={"method": "adamw"})
     assert job.status is JobStatus.QUEUED
     done = job.wait(timeout=60)
     assert (done.status, str(done.result)) == (JobStatus.SUCCEEDED, "acme@1")
