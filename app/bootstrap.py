@@ -32,13 +32,15 @@ def load_base(settings: Settings) -> BaseLayer:
 
 def base_arguments(settings: Settings) -> dict[str, str]:
     """Return the arguments of `load_base_layer`, which the fit process calls too."""
-    return {
+    arguments = {
         "source": settings.base,
         "weight_key": settings.base_weight_key,
         "bias_key": settings.base_bias_key,
+        "labels": settings.base_labels,
         "device": settings.device,
         "dtype": settings.dtype,
     }
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 def open_fitter(settings: Settings) -> Fitter:

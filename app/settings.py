@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     """Name of W in the safetensors file."""
     base_bias_key: str = Field("bias", min_length=1)
     """Name of b in the file, which may have none."""
+    base_labels: str | None = Field(None, min_length=1)
+    """Labels of the first outputs of the base layer: a JSON list, or the path of a file with one. By default, the entry
+    `labels` in the metadata of the base layer's file, if there is one."""
     feature_space: str | None = Field(None, min_length=1, max_length=200)
     """Name of the encoder that feeds the layer, such as `minilm-l6-v2@1`. It is recorded in versions and checked,
     because the width alone does not distinguish encoders."""
@@ -136,6 +139,11 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_if_file(cls, base: str) -> str:
         return str(Path(base).absolute()) if base != BUNDLED and Path(base).is_file() else base
+
+    @field_validator("base_labels")
+    @classmethod
+    def _absolute_if_path(cls, setting: str | None) -> str | None:
+        return setting if setting is None or setting.lstrip().startswith("[") else str(Path(setting).absolute())
 
     @field_validator("allowed_hosts")
     @classmethod

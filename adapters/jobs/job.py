@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from adapters.jobs.training_job import TrainingJob
+from adapters.jobs.training_job import JobKind, TrainingJob
 
 
 class JobStatus(StrEnum):
@@ -23,17 +23,6 @@ class JobStatus(StrEnum):
     """It ended with an error. Of a fleet, what was published before stays."""
     CANCELLED = "cancelled"
     """A client ended it. Of a fleet, what was published before stays."""
-
-
-class JobKind(StrEnum):
-    """What a job does."""
-
-    TRAIN = "train"
-    """It trains an adapter or a fleet."""
-    UPDATE = "update"
-    """It adds rows to an adapter, and forgets rows of it."""
-    EVALUATION = "evaluation"
-    """It compares adapters on rows, and publishes nothing."""
 
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
@@ -84,7 +73,6 @@ class Job(JobState):
     sequence: int
     """Position in the order in which jobs were queued."""
     id: str
-    kind: JobKind
     adapter: str
     """The name that it trains, or the template of a fleet's names."""
     created_at: str
@@ -99,21 +87,20 @@ class Job(JobState):
     """The blob with its own data; None once the job has ended."""
     history: Sequence[tuple[int, float | None]]
 
-
-def training_kind(training: TrainingJob) -> JobKind:
-    """Return the kind of a job that trains."""
-    return JobKind.UPDATE if training.is_update else JobKind.TRAIN
+    @property
+    def kind(self) -> JobKind:
+        """Return what the job does."""
+        return self.training.kind
 
 
 def job_from_row(row: sa.Row[Any]) -> Job:
     """Return the job that a row of the table of jobs describes."""
     values = row._asdict()
-    values.pop("tenant")
+    for name in ("tenant", "kind"):
+        values.pop(name)
     history = [(step, loss) for step, loss in values.get("history", ())]
     training = TrainingJob.from_json(values.pop("spec"))
-    # Older releases did not store it.
-    kind = training_kind(training) if values["kind"] is None else JobKind(values["kind"])
-    return Job(**values | _parsed(values) | {"kind": kind, "training": training, "history": history})
+    return Job(**values | _parsed(values) | {"training": training, "history": history})
 
 
 def state_from_row(row: sa.Row[Any]) -> JobState:

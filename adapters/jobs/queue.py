@@ -15,17 +15,7 @@ from adapters.catalog.versions import Publication, Published
 from adapters.clock import rfc3339
 from adapters.errors import ClaimLost, JobEnded, JobNotEnded, JobNotFound, NoSuspects, QueueFull, WorkerDied
 from adapters.jobs import job_adapters
-from adapters.jobs.job import (
-    TRANSITIONS,
-    Job,
-    JobKind,
-    JobState,
-    JobStatus,
-    LogLine,
-    job_from_row,
-    state_from_row,
-    training_kind,
-)
+from adapters.jobs.job import TRANSITIONS, Job, JobState, JobStatus, LogLine, job_from_row, state_from_row
 from adapters.jobs.job_adapters import ALL, NO_REPORTS, WAITING, JobAdapter, RevertResult, Selection, revert
 from adapters.jobs.training_job import TrainingJob
 from adapters.storage import schema
@@ -71,7 +61,6 @@ class JobQueue:
         training: TrainingJob,
         data: Content | None,
         max_queued: int,
-        kind: JobKind | None = None,
     ) -> Job:
         """Store the data, then the job: both are durable when this returns.
 
@@ -84,7 +73,7 @@ class JobQueue:
         with self._writer.upload() as upload:
             values = {
                 "id": job_id,
-                "kind": kind or training_kind(training),
+                "kind": training.kind,
                 "tenant": TENANT,
                 "adapter": adapter,
                 "status": JobStatus.QUEUED,
@@ -317,7 +306,7 @@ class JobQueue:
         *,
         result: Mapping[str, Any] | None,
         progress: Mapping[str, Any],
-        metrics: Mapping[str, Any],
+        metrics: Mapping[str, Any] | None,
         history: Sequence[Any],
         report: Mapping[str, Any] | None = None,
         suspects: Sequence[Mapping[str, Any]] | None = None,

@@ -12,7 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from adapters.errors import BaseNotLoadable
+from adapters import strict_json
+from adapters.errors import BaseNotLoadable, LoraplexError
+from adapters.lora.labels import Labels, check_labels
 
 # Source name of the classifier in this package: 8×8 digits, 64 → 10.
 BUNDLED = "digits"
@@ -36,6 +38,8 @@ class BaseLayer:
     source: str
     fingerprint: str
     weight_norm: float
+    labels: Labels | None = None
+    """Labels of the first outputs, which are no part of the fingerprint."""
 
     @cached_property
     def in_features(self) -> int:
@@ -67,29 +71,44 @@ class BaseLayer:
 
 
 def load_base_layer(
-    source: str, *, weight_key: str = "weight", bias_key: str = "bias", device: str = "auto", dtype: str = "float32"
+    source: str,
+    *,
+    weight_key: str = "weight",
+    bias_key: str = "bias",
+    labels: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
 ) -> BaseLayer:
     """Load the layer that `source` names: `digits`, a safetensors path, or a generated layer.
 
     `random:IN,OUT,SEED` is `torch.manual_seed(SEED); torch.randn(OUT, IN)` with a zero bias; `identity:DIM`
-    and `zeros:IN,OUT` have no bias. Raises `BaseNotLoadable` with the reason.
+    and `zeros:IN,OUT` have no bias. labels: a JSON list or the path of one, in place of the entry `labels` in the
+    file's metadata. Raises `BaseNotLoadable` with the reason.
     """
     target = _choose_device(device)
     # bfloat16 is five times slower than float32 on a CPU, and less exact.
     memory_dtype = getattr(torch, dtype) if target.type == "cuda" else torch.float32
+    recorded = None
     try:
         if generated := _GENERATED.fullmatch(source):
             weight, bias = _generate(source, generated[1], generated[2])
         else:
-            weight, bias = _read_file(BUNDLED_FILE if source == BUNDLED else Path(source), weight_key, bias_key)
+            path = BUNDLED_FILE if source == BUNDLED else Path(source)
+            weight, bias, recorded = _read_file(path, weight_key, bias_key)
         _check_tensors(source, weight, bias)
         weight_OI = weight.to(target, memory_dtype)
         bias_O = None if bias is None else bias.to(target, memory_dtype)
     except RuntimeError as error:
         # The device does not exist, or has too little memory.
         raise BaseNotLoadable(f"base {source!r} cannot be loaded onto {device}: {error}") from None
-    norm = float(torch.linalg.vector_norm(weight.double()))
-    return BaseLayer(weight_OI, bias_O, source, fingerprint=_fingerprint(weight, bias), weight_norm=norm)
+    return BaseLayer(
+        weight_OI,
+        bias_O,
+        source,
+        fingerprint=_fingerprint(weight, bias),
+        weight_norm=float(torch.linalg.vector_norm(weight.double())),
+        labels=_read_labels(source, setting=labels, recorded=recorded, outputs=len(weight)),
+    )
 
 
 def _choose_device(device: str) -> torch.device:
@@ -121,7 +140,8 @@ def _generate(source: str, kind: str, numbers: str) -> tuple[Tensor, Tensor | No
     return torch.randn(parts[1], parts[0], generator=generator), torch.zeros(parts[1])
 
 
-def _read_file(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None]:
+def _read_file(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tensor | None, str | None]:
+    """Return the weight, the bias, and the entry `labels` of the metadata."""
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
@@ -131,9 +151,29 @@ def _read_file(path: Path, weight_key: str, bias_key: str) -> tuple[Tensor, Tens
             # Cloned, because the file is mapped: a program that overwrites it must not change the layer.
             weight = file.get_tensor(weight_key).clone()
             bias = file.get_tensor(bias_key).clone() if bias_key in names else None
+            recorded = (file.metadata() or {}).get("labels")
     except (OSError, SafetensorError) as error:
         raise BaseNotLoadable(f"the base layer {str(path)!r} cannot be read: {error}") from None
-    return weight, bias
+    return weight, bias, recorded
+
+
+def _read_labels(source: str, *, setting: str | None, recorded: str | None, outputs: int) -> Labels | None:
+    """Return the labels of the setting, otherwise those in the metadata, otherwise None."""
+    origin, text = f"the labels in the metadata of {source}", recorded
+    if setting is not None:
+        is_list = setting.lstrip().startswith("[")
+        origin = "the labels of the base layer" if is_list else f"the labels of the base layer, {setting},"
+        try:
+            text = setting if is_list else Path(setting).read_text("utf-8")
+        except (OSError, ValueError) as error:
+            raise BaseNotLoadable(f"{origin} cannot be read: {error}") from None
+    if text is None:
+        return None
+    try:
+        value = strict_json.parse(text.encode(errors="surrogateescape"), what=origin)
+        return check_labels(value, field=origin, outputs=outputs)
+    except LoraplexError as error:
+        raise BaseNotLoadable(f"{error.detail}; expected {error.expected}") from None
 
 
 def _check_tensors(source: str, weight: Tensor, bias: Tensor | None) -> None:

@@ -19,6 +19,8 @@ from adapters.training.evaluation import selection
 from adapters.training.evaluation.evaluate import (
     ComparedFactors,
     Evaluation,
+    LabelMatching,
+    base_matching,
     compare_on_held_out,
     evaluate_factors,
     match_labels,
@@ -200,14 +202,15 @@ def _evaluate(
     present: the live version, which is evaluated on the held-out rows too. statistics: those of the training side.
     labels: those of the classes. Raises `Diverged` if a loss is not finite.
     """
-    losses = _evaluate_sides(base, sides, spec, factors, statistics)
+    of_base = base_matching(base, labels, spec)
+    losses = _evaluate_sides(base, sides, spec, factors, statistics, of_base)
     if any(value is not None and not math.isfinite(value) for value in losses.values()):
         raise Diverged("the trained layer's loss is not finite", step=1)
     if sides.held is None:
         return Evaluation(losses=losses)
-    compared = {"adapter": ComparedFactors(factors, spec.scaling), "base": ComparedFactors(None, 1.0)}
+    compared = {"adapter": ComparedFactors(factors, spec.scaling), "base": ComparedFactors(None, 1.0, of_base)}
     if present is not None:
-        matching = match_labels(present.labels, labels, spec, outputs=base.out_features)
+        matching = match_labels(present.labels, labels, spec, outputs=base.out_features, base_labels=base.labels)
         live = Factors(present.a_OR, present.b_RI, present.bias_O)
         compared["live"] = ComparedFactors(live, present.scaling, matching)
     table, rows_K, own_weights_N = sides.held
@@ -227,7 +230,12 @@ def _evaluate(
 
 
 def _evaluate_sides(
-    base: BaseLayer, sides: Sides, spec: TrainingSpec, factors: Factors, statistics: Statistics | None
+    base: BaseLayer,
+    sides: Sides,
+    spec: TrainingSpec,
+    factors: Factors,
+    statistics: Statistics | None,
+    of_base: LabelMatching | None,
 ) -> dict[str, float | None]:
     """Return the job's losses, and with classes the accuracies, of the factors and of the base layer on both sides."""
     losses: dict[str, float | None] = {}
@@ -235,12 +243,12 @@ def _evaluate_sides(
     for side_name, side in {"train": sides.training, "validation": sides.held}.items():
         sums = statistics if side is sides.training else None
         documents_N = None if side is None else document_ids(spec, side.data.targets)
-        for prefix, evaluated in (("", factors), ("base_", None)):
+        for prefix, evaluated, matching in (("", factors, None), ("base_", None, of_base)):
             loss = None if sums is None else _loss_from_sums(sums, spec, evaluated)
             values: Mapping[str, float] = {} if loss is None else {"loss": loss}
             if loss is None and side is not None:
                 table, rows_K, own_weights_N = side
-                values = evaluate_factors(base, table, rows_K, spec, evaluated, documents_N, own_weights_N)
+                values = evaluate_factors(base, table, rows_K, spec, evaluated, documents_N, own_weights_N, matching)
             losses |= {f"{prefix}{side_name}_{name}": values.get(name) for name in names}
     return losses
 

@@ -61,7 +61,7 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
     if request.options is None:
         content = write_response(request, result, await write_many_numbers(result.outputs_NO))
     else:
-        members = await asyncio.to_thread(write_options, request.options, result)
+        members = await asyncio.to_thread(write_options, request.options, result, service.base.labels)
         content = write_response(request, result, members, MEMBERS_FORMAT)
     await send_response(send, content, predict_headers(result))
 

@@ -11,7 +11,7 @@ import orjson
 from adapters.arrays import Float32
 from adapters.catalog.versions import Version
 from adapters.errors import OutOfRange
-from adapters.lora.labels import most_probable, sigmoid, softmax
+from adapters.lora.labels import Labels, most_probable, sigmoid, softmax
 from adapters.training.settings import Loss
 from app.http.schemas.predictions import LABELS, OUTPUTS, PROBABILITIES
 from app.serving.queue_entry import InferenceResult
@@ -80,15 +80,15 @@ def _by_row(described: list[dict[str, object] | None], choice_N: Sequence[int]) 
 MAX_LABEL_BYTES = 2**26
 
 
-def write_options(options: PredictOptions, result: InferenceResult) -> bytes:
+def write_options(options: PredictOptions, result: InferenceResult, base_labels: Labels | None) -> bytes:
     """Return the members of an answer as JSON without the braces; raise `OutOfRange` if the labels are too long.
 
-    Call it in a thread: some thousand rows with a thousand classes take a while.
+    base_labels: see `select_classes`. Call it in a thread: some thousand rows with a thousand classes take a while.
     """
     parts: dict[str, list[bytes]] = {name: [] for name in options.members}
     label_bytes = 0
     for block in split_rows(*result.outputs_NO.shape):
-        for name, rows in _write_block(options, result, block).items():
+        for name, rows in _write_block(options, result, base_labels, block).items():
             parts[name].append(write_numbers(rows)[1:-1])
         label_bytes += len(parts[LABELS][-1]) if LABELS in parts else 0
         check_label_size(label_bytes, field="top_k")
@@ -108,13 +108,20 @@ def check_label_size(label_bytes: int, *, field: str) -> None:
         raise OutOfRange(f"{field} asks for too much: expected {expected}", field=field, expected=expected)
 
 
-def select_classes(version: Version | None, x_NO: Float32) -> tuple[Sequence[str | int] | None, Float32]:
-    """Return the labels of a version, None if it has none, and the outputs of its classes, (N, O) -> (N, C)."""
-    labels = None if version is None else version.labels
+def select_classes(
+    version: Version | None, base_labels: Labels | None, x_NO: Float32
+) -> tuple[Sequence[str | int] | None, Float32]:
+    """Return the labels of a version, and the outputs of its classes, (N, O) -> (N, C).
+
+    The bare base layer, and a version without labels of its own, have the labels of the base layer, if there are some.
+    """
+    labels = base_labels if version is None or version.labels is None else version.labels
     return labels, x_NO if labels is None else x_NO[:, : len(labels)]
 
 
-def _write_block(options: PredictOptions, result: InferenceResult, block: slice) -> dict[str, list[Any]]:
+def _write_block(
+    options: PredictOptions, result: InferenceResult, base_labels: Labels | None, block: slice
+) -> dict[str, list[Any]]:
     """Return the values of each member for a block of rows; each row has the classes of its own adapter."""
     x_NO, choice_N = result.outputs_NO[block], result.choice_N[block]
     rows_by_choice: dict[int, list[int]] = {}
@@ -122,15 +129,17 @@ def _write_block(options: PredictOptions, result: InferenceResult, block: slice)
         rows_by_choice.setdefault(choice, []).append(row)
     members: dict[str, list[Any]] = {name: [None] * len(choice_N) for name in options.members}
     for choice, rows in rows_by_choice.items():
-        for name, values in _select(options, result.versions[choice], x_NO[rows]).items():
+        selected = select_classes(result.versions[choice], base_labels, x_NO[rows])
+        for name, values in _select(options, result.versions[choice], x_NO[rows], *selected).items():
             for row, value in zip(rows, values, strict=True):
                 members[name][row] = value
     return members
 
 
-def _select(options: PredictOptions, version: Version | None, x_NO: Float32) -> dict[str, Sequence[Any]]:
-    """Return the values of each member for rows of one version."""
-    labels, x_NC = select_classes(version, x_NO)
+def _select(
+    options: PredictOptions, version: Version | None, x_NO: Float32, labels: Sequence[str | int] | None, x_NC: Float32
+) -> dict[str, Sequence[Any]]:
+    """Return the values of each member for rows of one version, with the labels and outputs of its classes."""
     members: dict[str, Sequence[Any]] = {}
     if OUTPUTS in options.members:
         members[OUTPUTS] = list(x_NO)

@@ -89,6 +89,8 @@ class Base:
     device: str
     fingerprint: str
     feature_space: str | None
+    labels: Sequence[str | int] | None = None
+    """Labels of the first outputs; None if there are none."""
     source: str
 
 
@@ -230,6 +232,68 @@ class FleetOutcomes:
     moved: int
 
 
+class ClassFigures(NamedTuple):
+    """Figures of one class, or of one label of several per row."""
+
+    label: str | int
+    rows: float
+    """Rows of the class, or the sum of their weights."""
+    precision: float | None
+    """Share of right answers among the rows with this answer; None if there are none."""
+    recall: float | None
+    """Share of right answers among the rows of the class; None if there are none."""
+    f1: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedAdapter:
+    """Figures of one adapter, or of the base layer, in the result of an evaluation."""
+
+    adapter: str | None
+    """`name@version`; None for the base layer."""
+    figure: float | None
+    """The metric of the evaluation; None if the outputs could not be matched to the rows."""
+    interval: Sequence[float] | None
+    """95 % interval of the figure: low and high."""
+    gain: float | None
+    """Mean gain per row over the first entry, positive if better; None for the first entry."""
+    gain_error: float | None
+    """Standard error of the gain."""
+    metrics: Json | None
+    classes: Sequence[ClassFigures] | None
+    """Of the classes that are true or answered; None for numbers, and for more than 1,000 classes."""
+    confusion: Sequence[Sequence[float]] | None
+    """Rows by true class and answer, in the order of `classes`; None for more than 50 classes."""
+    missing_labels: Sequence[str | int]
+    """Labels of the rows that it cannot answer with: the first 20."""
+    missing_rows: int
+    """Rows that have such a label."""
+    problem: str | None
+    """Why it could not be evaluated on the rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationResult:
+    """Result of an evaluation: several adapters side by side on the same rows."""
+
+    metric: str
+    """`accuracy` and `label_accuracy` are better if they are higher, `mse` if it is lower."""
+    rows: int
+    adapters: Sequence[EvaluatedAdapter]
+    """In the order of the request."""
+
+
+class Suspect(NamedTuple):
+    """Row whose label the other rows contradict."""
+
+    row: int
+    label: str | int
+    suggested: str | int
+    """The label that the other rows suggest."""
+    score: float
+    """The higher, the stronger is the contradiction."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFields:
     """Training job, in the state in which it was fetched."""
@@ -246,7 +310,8 @@ class JobFields:
     attempt: int
     progress: Progress | None
     metrics: Json | None
-    result: AdapterRef | None
+    result: AdapterRef | EvaluationResult | None
+    """The version of its adapter, or the result of an evaluation; None for a fleet."""
     error: LoraplexError | None
     """The reason for the failure, as the error that it would raise."""
     spec: Json

@@ -4,7 +4,7 @@
 import os
 import sqlite3
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 from adapters.catalog.catalog import Catalog, Record
 from adapters.catalog.versions import Publication, Published, Source, Version
 from adapters.jobs.job import Job
-from adapters.jobs.job_adapters import JobAdapter
+from adapters.jobs.job_adapters import NO_REPORTS, JobAdapter
 from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
@@ -99,12 +99,13 @@ def publish_for(
     trained: Sequence[JobAdapter],
     *,
     record: Record | None = None,
+    reports: Mapping[int, Mapping[str, Any]] = NO_REPORTS,
     **fields: Any,
 ) -> list[Published]:
     """Publish these of a job's adapters as its trainer does; the seed of each is its position."""
 
     def both(connection: Connection, published: Sequence[Published]) -> None:
-        queue.record(connection, claim, published)
+        queue.record(connection, claim, published, reports)
         if record is not None:
             record(connection, published)
 

@@ -114,16 +114,24 @@ class LabelMatching:
 
 
 def match_labels(
-    version: Labels | None, training: Labels | None, spec: TrainingSpec, *, outputs: int
+    version: Labels | None,
+    training: Labels | None,
+    spec: TrainingSpec,
+    *,
+    outputs: int,
+    base_labels: Labels | None = None,
 ) -> LabelMatching | None:
     """Return how to match a version's outputs, or None if they are in the order of the training's classes already.
 
-    Outputs that are numbers to hit have no labels, and stay in their order.
+    Outputs that are numbers to hit have no labels, and stay in their order. base_labels: those of a version or training
+    without labels of its own.
     """
     if spec.loss not in _CLASS_LOSSES or version == training:
         return None
-    theirs = range(outputs) if version is None else version
-    ours = range(spec.classes or outputs) if training is None else training
+    # Outputs without a label have names that no label equals, unless labels are the numbers of outputs.
+    unnamed = range(outputs) if base_labels is None else [(output,) for output in range(len(base_labels), outputs)]
+    theirs: Sequence[object] = version or base_labels or range(outputs)
+    ours: Sequence[object] = training or [*(base_labels or ()), *unnamed][: spec.classes]
     if list(theirs) == list(ours):
         return None
     output_of, known = {label: output for output, label in enumerate(theirs)}, set(ours)
@@ -132,17 +140,32 @@ def match_labels(
     return LabelMatching(len(theirs), outputs_C, torch.tensor(others, dtype=torch.int64))
 
 
-def why_unmatched(version: Labels | None, version_loss: object, training: Labels | None, loss: Loss) -> str | None:
+def base_matching(base: BaseLayer, labels: Labels | None, spec: TrainingSpec) -> LabelMatching | None:
+    """Return how to match the outputs of the base layer, or None if they are in the order of the classes already.
+
+    Without labels on both sides, output k is class k. With other labels than those of the training, it has none of the
+    classes, and is never right.
+    """
+    if base.labels is None or labels is None:
+        return None
+    return match_labels(base.labels, labels, spec, outputs=base.out_features)
+
+
+def why_unmatched(
+    version: Labels | None, version_loss: object, training: Labels | None, loss: Loss, base_labels: Labels | None = None
+) -> str | None:
     """Say why a version's outputs cannot be matched to the classes of a training; None if they can.
 
-    version_loss: what the version was trained with, None if that is not known.
+    version_loss: what the version was trained with, None if that is not known. base_labels: those of a version or
+    training without labels of its own.
     """
+    version, training = version or base_labels, training or base_labels
     if loss not in _CLASS_LOSSES:
         return None
     if version_loss in _CLASS_LOSSES and version_loss != loss:
-        return f"it was trained with {version_loss}, and this training is one with {loss}"
+        return f"it was trained with {version_loss}, and the rows are for {loss}"
     if version is not None and training is not None:
-        return None if set(version) & set(training) else "it has none of the labels of this training"
+        return None if set(version) & set(training) else "it has none of the labels of the rows"
     if version is None and not _are_positions(training):
         return "it has no labels, and this training has"
     if training is None and not _are_positions(version):
@@ -238,17 +261,24 @@ def compare_on_held_out(
     task, targets = TASKS[spec.loss], _float64(held.targets)
     metrics: dict[str, Any] = {"rows": held.rows}
     for name, entry in entries.items():
-        # All chunks write to one tensor, because tensors between freed ones would fragment the memory.
-        y_NO = held.inputs_NI.new_empty(held.rows, base.out_features, dtype=torch.float64)
-        for begin in range(0, held.rows, CHUNK_ROWS):
-            chunk = slice(begin, begin + CHUNK_ROWS)
-            y_NO[chunk] = compute_outputs(base, held.inputs_NI[chunk], entry.factors, entry.scaling)
-        classes = spec.classes
-        if entry.matching is not None:
-            y_NO, classes = entry.matching.logits(spec.loss, y_NO), None
-        metrics[name] = measure(task, y_NO, targets, weights_N=held.weights_N, classes=classes, corpus_MO=corpus_MO)
+        y_NO = compared_outputs(base, held.inputs_NI, spec, entry)
+        metrics[name] = measure(task, y_NO, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
     metrics["trivial"] = measure_trivial(task, summary, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
     return metrics
+
+
+def compared_outputs(base: BaseLayer, inputs_NI: Tensor, spec: TrainingSpec, entry: ComparedFactors) -> Tensor:
+    """Return the outputs that the task uses, in the order of its classes: (N, I) -> (N, C or more) float64.
+
+    See `LabelMatching.logits` for those of an entry with other labels.
+    """
+    rows = len(inputs_NI)
+    # All chunks write to one tensor, because tensors between freed ones would fragment the memory.
+    y_NO = inputs_NI.new_empty(rows, base.out_features, dtype=torch.float64)
+    for begin in range(0, rows, CHUNK_ROWS):
+        chunk = slice(begin, begin + CHUNK_ROWS)
+        y_NO[chunk] = compute_outputs(base, inputs_NI[chunk], entry.factors, entry.scaling)
+    return y_NO[:, : spec.classes] if entry.matching is None else entry.matching.logits(spec.loss, y_NO)
 
 
 def summarize_targets(data: TrainingData, training_K: Tensor | None, spec: TrainingSpec, outputs: int) -> Tensor:

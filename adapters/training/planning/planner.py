@@ -28,6 +28,7 @@ from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import JobKind, Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
+from adapters.lora.labels import Labels
 from adapters.names import Reference, check_name, parse_reference
 from adapters.training.data_file import Column, write_data_file
 from adapters.training.planning.auto import Decisions, decide
@@ -41,7 +42,6 @@ from adapters.training.planning.initialization import (
 )
 from adapters.training.planning.request import RowSource, TrainingRequest, UpdateRequest, nothing_held_out
 from adapters.training.planning.rows import Rows, read_rows
-from adapters.training.planning.targets import Labels
 from adapters.training.settings import (
     AUTO,
     BALANCED,
@@ -112,9 +112,9 @@ class Planner:
             raise error.at(field=field) from None
         return version, adapter
 
-    def read_rows(self, source: RowSource, loss: Loss, *, field: str) -> Rows:
+    def read_rows(self, source: RowSource, loss: Loss, *, field: str, are_evaluated: bool = False) -> Rows:
         """Read and check rows; raise the `InvalidInput` that names the field and the row."""
-        return read_rows(source, loss, datasets=self.datasets, base=self.base, field=field)
+        return read_rows(source, loss, datasets=self.datasets, base=self.base, field=field, are_evaluated=are_evaluated)
 
     def plan(self, request: TrainingRequest) -> Plan:
         """Check a request and decide what it leaves open; nothing is stored.
@@ -298,7 +298,7 @@ def _resolve(
     has_own_alpha = settings.alpha is not None and settings.alpha != AUTO
     if not has_own_alpha:
         values["alpha"] = values["rank"] if start.alpha is None else start.alpha
-    classes = _classes(rows, outputs)
+    classes = count_classes(rows, outputs)
     values |= {
         "alpha": float(values["alpha"]),
         "alpha_is_rank": not has_own_alpha and start.alpha is None,
@@ -312,7 +312,7 @@ def _resolve(
     return TrainingSpec(**values)
 
 
-def _classes(rows: Rows, outputs: int) -> int | None:
+def count_classes(rows: Rows, outputs: int) -> int | None:
     """Return the number of outputs that the task uses; None if it uses all."""
     targets, classes = rows.targets, None
     if targets.labels is not None:
@@ -406,6 +406,11 @@ def _describe(
 def _label_warnings(request: TrainingRequest, labels: Labels | None, base: BaseLayer) -> list[str]:
     if labels is None or request.rows.labels is not None or base.weight_norm == 0:
         return []
+    if base.labels is not None:
+        if not set(labels).isdisjoint(base.labels):
+            return []
+        unknown = f"none of the labels is one of the base layer's ({str(base.labels[0])[:40]!r}, …)"
+        return [f"{unknown}: they were sorted, and output 0 is {str(labels[0])[:40]!r}"]
     return [
         f"the labels were taken from the data and sorted: output 0 is {str(labels[0])[:40]!r}; where the base "
         "layer's outputs have an order of their own, give data.labels"

@@ -22,14 +22,15 @@ from adapters.errors import (
     WrongType,
     shorten,
 )
-from adapters.lora.labels import MIN_LABELS, check_labels
+from adapters.lora.labels import MIN_LABELS, Labels, check_labels
 from adapters.training.data_file import Column
 from adapters.training.settings import Loss
 
 Codes = NDArray[np.int64]
-Labels = tuple[str | int, ...]
 # Labels that an error lists at most.
 _MAX_LISTED = 20
+# Most labels of the rows of an evaluation.
+MAX_EVALUATED_LABELS = 10_000
 _NUMBERS_PER_PART = 2**21
 _CLASSES_HINT = '; for one class a row, say "loss": "cross_entropy" in training'
 
@@ -58,6 +59,10 @@ class TargetReader:
     labels: object
     """Labels sent with the data, or None; then they are inferred if the classes are strings."""
     field: str
+    base_labels: Labels | None = None
+    """Labels of the base layer: one that occurs in the rows keeps its output."""
+    are_evaluated: bool = False
+    """Whether the targets are those of an evaluation: labels that occur, which need no output each."""
 
     def read_inline(self, value: object, *, rows: int) -> Targets:
         """Read targets in the request itself."""
@@ -130,8 +135,10 @@ class TargetReader:
         return Targets(_indicators(len(lists), rows_K, classes_K, len(labels)), labels)
 
     def _classes(self, codes_N: Codes, values: Sequence[Any]) -> Targets:
-        """Return one class per row; integers without labels are indices of outputs."""
-        if self.labels is not None or not all(type(value) is int for value in values):
+        """Return one class per row; integers are indices of outputs, unless there are labels that they may be."""
+        are_labels = self.labels is not None or self.are_evaluated
+        are_labels |= self.base_labels is not None and type(self.base_labels[0]) is int
+        if are_labels or not all(type(value) is int for value in values):
             labels, classes_N = self._positions(codes_N, values)
             return Targets(Column.of(classes_N), labels, classes_N)
         for code, value in enumerate(values):
@@ -164,15 +171,39 @@ class TargetReader:
         return labels, np.array([position_of[value] for value in values], np.int64)[codes_K]
 
     def _known_labels(self, values: Sequence[str | int]) -> Labels:
-        """Return the labels that were sent, or those that occur, sorted; errors about the latter name the targets."""
+        """Return the labels that were sent, or those that occur, sorted; errors about the latter name the targets.
+
+        If labels of the base layer occur, all of them come first, so that each keeps its output.
+        """
         if self.labels is not None:
             return check_labels(self.labels, field=self._labels_field, outputs=self.outputs)
         names = sorted(values, key=lambda name: (str(type(name)), name))
+        if self.are_evaluated:
+            return self._evaluated_labels(names)
+        known = dict.fromkeys(self.base_labels or ())
+        new = [name for name in names if name not in known]
+        if len(new) < len(names):
+            free, count = self.outputs - len(known), f"{len(new)} labels that the base layer lacks"
+            if len(new) > free:
+                detail = f"{self.field} has {count} ({_listed(new)}), and {free} of its outputs have no label"
+                expected = f"at most {free} new labels, or the labels of all outputs in {self._labels_field}"
+                raise OutOfRange(detail, field=self.field, given=count, expected=expected)
+            return check_labels([*known, *new], field=self.field, outputs=self.outputs)
         if not MIN_LABELS <= len(names) <= self.outputs:
             expected = f"{MIN_LABELS} to {self.outputs} labels, at most one for each output"
             detail = f"{self.field} has {len(names)} different labels ({_listed(names)}), expected {expected}"
             raise OutOfRange(detail, field=self.field, given=f"{len(names)} labels", expected=expected)
         return check_labels(names, field=self.field, outputs=self.outputs)
+
+    def _evaluated_labels(self, names: Sequence[str | int]) -> Labels:
+        """Return the labels of an evaluation, which may be others than an adapter answers with."""
+        if len(names) > MAX_EVALUATED_LABELS:
+            detail, expected = (
+                f"{self.field} has {len(names)} different labels",
+                f"at most {MAX_EVALUATED_LABELS} labels",
+            )
+            raise OutOfRange(detail, field=self.field, given=f"{len(names)} labels", expected=expected)
+        return check_labels(names, field=self.field, outputs=len(names), least=min(len(names), MIN_LABELS))
 
     def _shares(self, column: Column) -> Targets:
         """Return numbers from 0 to 1 as targets, one for each class."""

@@ -12,9 +12,10 @@ from app.service import ServiceOf
 
 
 def show_base(service: ServiceOf) -> BaseBody:
-    """Show the frozen layer: its shape, fingerprint and feature space."""
+    """Show the frozen layer: its shape, fingerprint, feature space and labels."""
     base = service.base
-    own = {name: getattr(base, name) for name in ("in_features", "out_features", "dtype", "fingerprint", "source")}
+    shown = ("in_features", "out_features", "dtype", "fingerprint", "labels", "source")
+    own = {name: getattr(base, name) for name in shown}
     feature_space = service.settings.feature_space
     return BaseBody(**own, bias=base.bias_O is not None, device=str(base.device), feature_space=feature_space)
 

@@ -10,7 +10,7 @@ import orjson
 
 from adapters.arrays import Float32
 from adapters.catalog.versions import Version
-from adapters.lora.labels import most_probable
+from adapters.lora.labels import Labels, most_probable
 from app.serving.oip.request import BASE_VERSION, DTYPES, OUTPUT, InferHeader
 from app.serving.response import check_label_size, select_classes, split_rows
 
@@ -21,7 +21,7 @@ _BINARY_DATA = b'%b"parameters":{"binary_data_size":%d}}]}'
 
 
 def write_classes(
-    header: InferHeader, model: str, version: Version | None, outputs_NO: Float32
+    header: InferHeader, model: str, version: Version | None, outputs_NO: Float32, base_labels: Labels | None
 ) -> tuple[bytes, int | None]:
     """Return the body of an answer, and the length of its JSON if binary data follows.
 
@@ -29,7 +29,7 @@ def write_classes(
     the requested number of classes, at most C. Call it in a thread. Raises `OutOfRange` if the answer is too large.
     """
     assert header.classes is not None
-    labels, x_NC = select_classes(version, outputs_NO)
+    labels, x_NC = select_classes(version, base_labels, outputs_NO)
     suffixes = [f":{index}" if labels is None else f":{index}:{labels[index]}" for index in range(x_NC.shape[1])]
     rows, count = len(x_NC), min(header.classes, x_NC.shape[1])
     parts: list[bytes] = []

@@ -19,6 +19,7 @@ from adapters.arrays import Float32
 from adapters.catalog.versions import AdapterSummary
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
 from adapters.lora.base_layer import BaseLayer
+from adapters.lora.labels import Labels
 from app.http.bodies import parse_object, read_as, read_bytes
 from app.http.errors import BodyTooLarge, UnsupportedMediaType
 from app.http.routes.status import check_ready
@@ -79,7 +80,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
     waits = [seconds for seconds in (timeout, header.timeout_seconds) if seconds is not None]
     request = InferenceRequest(inputs_NI, [reference])
     result = await asgi.submit(service, scope, receive, request, timeout_seconds=min(waits, default=None))
-    content, text_length = await _write(header, model, result)
+    content, text_length = await _write(header, model, result, service.base.labels)
     await asgi.send_response(send, content, infer_headers(result, text_length))
 
 
@@ -105,10 +106,12 @@ def is_small(body: bytes, header_length: int | None) -> bool:
     return len(body) <= _BINARY_INLINE and text_bytes <= _JSON_INLINE
 
 
-async def _write(header: InferHeader, model: str, result: InferenceResult) -> tuple[bytes, int | None]:
+async def _write(
+    header: InferHeader, model: str, result: InferenceResult, base_labels: Labels | None
+) -> tuple[bytes, int | None]:
     version, outputs_NO = result.versions[0], result.outputs_NO
     if header.classes is not None:
-        return await asyncio.to_thread(write_classes, header, model, version, outputs_NO)
+        return await asyncio.to_thread(write_classes, header, model, version, outputs_NO, base_labels)
     data = None if header.binary_output else await write_many_numbers(outputs_NO.reshape(-1))
     return write_infer_response(header, model, version, outputs_NO, data)
 

@@ -33,6 +33,7 @@ from loraplex.results import (
     Prediction,
     Preview,
     Reverted,
+    Suspect,
     Version,
     succeeded,
 )
@@ -172,6 +173,27 @@ class AsyncClient:
             call = planning_call(path("adapters", name, "update"), body, timeout=timeout)
             return await self._connection.fetch(call, self._read_job)
 
+    async def evaluate(
+        self,
+        adapters: str | Sequence[str | None] | None,
+        *,
+        inputs: Any = None,
+        targets: Any = None,
+        weights: Any = None,
+        labels: Sequence[str | int] | None = None,
+        data: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncJob:
+        """Queue the evaluation of adapters (None is the base layer) on labelled rows that none was trained on.
+
+        The rows are given as in `train`. The `result` of the job that has ended is an `EvaluationResult`, whose entries
+        are in the order of `adapters`; gains are over the first. Outputs are matched to targets by label. `labels` are
+        those of outputs that have none of their own. Nothing is published.
+        """
+        rows = given({"inputs": inputs, "targets": targets, "weights": weights, "labels": labels})
+        body = {"adapters": [adapters] if adapters is None or isinstance(adapters, str) else list(adapters)}
+        return await self._plan(self._read_job, "/evaluations", body, rows, data, timeout=timeout)
+
     async def job(self, job_id: str) -> AsyncJob:
         """Return the current state of a job."""
         return await self._connection.get(path("jobs", job_id), self._read_job)
@@ -203,6 +225,10 @@ class AsyncClient:
         """Iterate over the adapters that a job trains, as `AsyncJob.adapters` does."""
         query = {"status": status, "outcome": outcome, "sort": sort}
         return self._connection.pages(path("jobs", job_id, "adapters"), decode.job_adapter, query, limit=limit)
+
+    def suspects(self, job_id: str, *, limit: int | None = None) -> AsyncIterator[Suspect]:
+        """Iterate over the rows of a job whose label the other rows contradict, as `AsyncJob.suspects` does."""
+        return self._connection.pages(path("jobs", job_id, "suspects"), decode.suspect, limit=limit)
 
     def events(self, job_id: str) -> AsyncIterator[Event]:
         """Iterate over the events of a job until it ends; a broken connection is opened again."""
@@ -400,15 +426,29 @@ class AsyncClient:
         timeout: float | None,
         dry_run: bool = False,
     ) -> T:
-        rows = given(rows)
+        body = {"name": name, **body}
+        query = {"dry_run": "true"} if dry_run else {}
+        return await self._plan(read, "/adapters", body, given(rows), data, timeout=timeout, query=query)
+
+    async def _plan(
+        self,
+        read: Callable[[Any], T],
+        where: str,
+        body: Mapping[str, Any],
+        rows: Mapping[str, Any],
+        data: Any,
+        *,
+        timeout: float | None,
+        query: Mapping[str, str] | None = None,
+    ) -> T:
+        """Send a request with its rows, or with those of `data`; one with a query changes nothing."""
         if (data is None) == (not rows):
             expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
             raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)
-        query = {"dry_run": "true"} if dry_run else {}
+        fleet = "{" in body.get("name", "")
         async with aclosing(AsyncTrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
-            data = await sent.prepare(rows or data, field="data", fleet="{" in name)
-            whole = {"name": name, **body, "data": data}
-            call = planning_call("/adapters", whole, safe=dry_run, query=query, timeout=timeout)
+            whole = {**body, "data": await sent.prepare(rows or data, field="data", fleet=fleet)}
+            call = planning_call(where, whole, safe=bool(query), query=query, timeout=timeout)
             return await self._connection.fetch(call, read)
 
     def _read_job(self, value: Any) -> AsyncJob:

@@ -14,7 +14,7 @@ from loraplex.calls import Call, path
 from loraplex.errors import BadAnswer, QueueFull, TimedOut, Unreachable
 from loraplex.events import EventParser, is_last
 from loraplex.progress import Display, display
-from loraplex.results import Event, JobAdapter, JobFields, Reverted
+from loraplex.results import Event, JobAdapter, JobFields, Reverted, Suspect
 from loraplex.transport import seconds_to_wait
 
 if TYPE_CHECKING:
@@ -79,6 +79,13 @@ class Job(JobFields):
         Raises `DataGone` if the service no longer has the rows: they were in the request, or were deleted.
         """
         return self.client.retry(self.id, outcomes=outcomes, training=training, timeout=timeout)
+
+    def suspects(self, *, limit: int | None = None) -> Iterator[Suspect]:
+        """Iterate over the rows whose label the other rows contradict, worst first.
+
+        Raises `NoSuspects` if none were looked for: they are those of one adapter with one class per row.
+        """
+        return self.client.suspects(self.id, limit=limit)
 
     def revert(self) -> Reverted:
         """Point the live aliases that the job moved back; raise `JobNotEnded` if it is running."""

@@ -51,11 +51,11 @@ def split_names(text: str) -> list[str]:
     return names
 
 
-def listed(names: Sequence[str]) -> str:
-    """Return names as text, without the middle of a long list."""
+def listed(names: Sequence[str], what: str = "columns") -> str:
+    """Return names as text, without the middle of a long list of `what`."""
     if len(names) <= _MAX_LISTED:
         return ", ".join(names)
-    return f"{names[0]}, {names[1]} … {names[-1]} ({len(names)} columns)"
+    return f"{names[0]}, {names[1]} … {names[-1]} ({len(names)} {what})"
 
 
 def infer_inputs(columns: Sequence[Column], base: Base, *, taken: Collection[str]) -> tuple[Selection, str]:

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from loraplex.cli.errors import Interrupted, WrongUsage
+from loraplex.cli.evaluation_tables import evaluation_tables
 from loraplex.cli.output import Table, alert, console, pairs, when
 from loraplex.cli.session import Session, argument, command, complete_adapter, complete_job, option
 from loraplex.cli.summary import adapter_table, comparison, evaluation, fleet_summary, held_out, is_live, outcome_lines
 from loraplex.errors import BadAnswer, JobCancelled, JobFailed, QueueFull, TimedOut, Unreachable
 from loraplex.progress import Display, display
-from loraplex.results import JobFields, JobStatus, Outcome, succeeded
+from loraplex.results import AdapterRef, EvaluationResult, JobFields, JobStatus, Outcome, succeeded
 
 PANEL = "Jobs and data sets"
 Id = Annotated[str, argument("ID", "Id of the job, or its first 4 or more characters.", autocompletion=complete_job)]
@@ -131,7 +132,7 @@ def follow(session: Session, job_id: str, *, rows: Path | None = None) -> JobFie
     note_warnings(session, job.spec)
     is_done = job.status is JobStatus.SUCCEEDED
     session.give(job, *_separated(*(_result(session, job) if is_done else ())))
-    if is_done and job.result is not None:
+    if is_done and isinstance(job.result, AdapterRef):
         name = job.result.name if is_live(job) else str(job.result)
         session.note(f"next: loraplex predict {name} {f'{shlex.quote(str(rows))} --limit 5' if rows else 'FILE'}")
     return job
@@ -139,6 +140,8 @@ def follow(session: Session, job_id: str, *, rows: Path | None = None) -> JobFie
 
 def _result(session: Session, job: JobFields) -> list[list[Any]]:
     """Return the parts of the result of a job: what was compared, how good it is, and what is live."""
+    if isinstance(job.result, EvaluationResult):
+        return [evaluation_tables(job.result)]
     parts = [comparison(job.auto), evaluation(job.evaluation), held_out(job.metrics), fleet_summary(session, job)]
     return [*parts, [alert(f"WARNING: {warning}") for warning in job.warnings], outcome_lines(job)]
 

@@ -10,8 +10,10 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from loraplex.cli import adapters, datasets, jobs
+from loraplex.cli import evaluate as evaluating
 from loraplex.cli import predict as predicting
 from loraplex.cli import train as training
+from loraplex.cli.columns import listed
 from loraplex.cli.errors import REFUSED
 from loraplex.cli.output import pairs
 from loraplex.cli.session import AsJson, Session, Url, command
@@ -106,6 +108,7 @@ def base(session: Session) -> None:
         "numbers out": layer.out_features,
         "bias": "yes" if layer.bias else "no",
         "held in": f"{layer.dtype} on {layer.device}",
+        "labels": None if layer.labels is None else listed(list(map(str, layer.labels)), "labels"),
         "encoder": layer.feature_space,
         "fingerprint": layer.fingerprint,
     }
@@ -135,6 +138,6 @@ def status(session: Session) -> None:
         raise typer.Exit(REFUSED)
 
 
-for commands in (training.app, predicting.app, adapters.app, jobs.app, _service):
+for commands in (training.app, predicting.app, evaluating.app, adapters.app, jobs.app, _service):
     cli.add_typer(commands)
 cli.add_typer(datasets.app, name="dataset", rich_help_panel=jobs.PANEL)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from loraplex.cli.output import Table, alert, cell_text, pairs, plural
 from loraplex.cli.session import Session
-from loraplex.results import Comparison, Evaluation, FleetOutcomes, JobAdapter, JobFields
+from loraplex.results import AdapterRef, Comparison, Evaluation, FleetOutcomes, JobAdapter, JobFields
 
 # Metrics of docs/metrics.md, in the order of their display.
 _METRICS = (
@@ -172,10 +172,12 @@ def outcome_lines(job: JobFields) -> list[Any]:
         lines.append("chosen: " + ", ".join(f"{name} {cell_text(value)}" for name, value in metrics["chosen"].items()))
     if "published" in metrics:
         lines.append(f"published {metrics['published']} of {metrics['total']} adapters, {metrics['failed']} failed")
-    if job.result is not None and is_live(job):
+    if not isinstance(job.result, AdapterRef):
+        return lines
+    if is_live(job):
         reason = f": {job.decision.reason}" if job.decision else ""
         lines.append(f"{job.result} is live{reason}")
-    elif job.result is not None:
+    else:
         undo = f"loraplex rollback {job.result.name} {job.result.version}"
         why = _reason_against(job)
         lines.append(alert(f"{job.result} was made, and live did not move: {why}. To make it live: {undo}"))

@@ -25,6 +25,7 @@ _TRAINING = ("method", "loss", "bias", "epochs", "learning_rate", "batch_size", 
 app = typer.Typer()
 _data = partial(option, panel="Data")
 _run = partial(option, panel="This run")
+ONE_SOURCE = "Give the rows: FILE to upload, or --dataset NAME for one that is there. One of the two."
 NoWait = Annotated[bool, _run("Do not wait for the job.", "--no-wait")]
 
 
@@ -62,13 +63,9 @@ class _Given:
 
 
 @dataclass(kw_only=True)
-class RowOptions(_Given):
-    """Arguments and options of `train` that name the adapter and its rows; None if an option is not given."""
+class TableOptions(_Given):
+    """Options that name the columns of a table with targets; None if an option is not given."""
 
-    file: Annotated[Path | None, argument("FILE", f"{FORMATS}; uploaded as a data set.")] = None
-    name: Annotated[
-        str, option("Name of the adapter; if it exists, it gets a new version.", autocompletion=complete_adapter)
-    ]
     target: Annotated[str, _data("Target column; several numeric columns as a,b,c.")]
     dataset: Annotated[str | None, _data("Existing data set, instead of FILE.", autocompletion=complete_dataset)] = None
     dataset_name: Annotated[str | None, _data("Name of the data set.", show_default="the file's name")] = None
@@ -77,15 +74,54 @@ class RowOptions(_Given):
     input_column: Annotated[str | None, _data("Input column that contains lists, such as embeddings.")] = None
     weight: Annotated[str | None, _data("Column with the weights of the rows.")] = None
     labels: Annotated[str | None, _data("Names of the outputs, in order, as a,b,c.")] = None
-    group: Annotated[str | None, _data("Column whose values a split keeps together, such as customer.")] = None
-    group_by: Annotated[str | None, _data("Column with one adapter for each value: a fleet.")] = None
 
     def __post_init__(self) -> None:
         # Contradictions are reported before a file is uploaded.
-        if (self.file is None) == (self.dataset is None):
-            raise WrongUsage("Give the rows: FILE to upload, or --dataset NAME for one that is there. One of the two.")
         self.targets = split_names(self.target)
         self.selection = selected(self.inputs, self.input_prefix, self.input_column)
+
+    def roles(self) -> dict[str, Any]:
+        """Return the given columns that are neither inputs nor targets, by their members of `data`."""
+        return self.given("weight")
+
+    def put_table(self, session: Session, file: Path | None) -> DatasetVersion:
+        """Upload the file, or find the data set; raise `WrongUsage` if neither or both are given."""
+        if (file is None) == (self.dataset is None):
+            raise WrongUsage(ONE_SOURCE)
+        if file is None:
+            return find_dataset(session, self.dataset or "")
+        return put_dataset(session, self.dataset_name or name_of(file), file)
+
+    def data(self, session: Session, dataset: DatasetVersion, *, split_column: str | None = None) -> Json:
+        """Return the `data` of a request, and print the inputs if they are inferred; raise `WrongUsage`."""
+        names = [column.name for column in dataset.columns]
+        missing = [name for name in self.targets if name not in names]
+        if missing:
+            raise WrongUsage(f"There is no column {listed(missing)}; the columns are {listed(names)}.")
+        inputs, roles = self.selection, self.roles()
+        if inputs is None:
+            taken = {*self.targets, *roles.values(), *([] if split_column is None else [split_column])}
+            inputs, why = infer_inputs(dataset.columns, session.client.base(), taken=taken)
+            session.note(f"inputs: {why}")
+        labels = {} if self.labels is None else {"labels": split_names(self.labels)}
+        reference = f"{dataset.dataset}@{dataset.version}"
+        return {"dataset": reference, "inputs": inputs, "targets": selection_of(self.targets), **roles, **labels}
+
+
+@dataclass(kw_only=True)
+class RowOptions(TableOptions):
+    """Arguments and options of `train` that name the adapter and its rows; None if an option is not given."""
+
+    file: Annotated[Path | None, argument("FILE", f"{FORMATS}; uploaded as a data set.")] = None
+    name: Annotated[
+        str, option("Name of the adapter; if it exists, it gets a new version.", autocompletion=complete_adapter)
+    ]
+    group: Annotated[str | None, _data("Column whose values a split keeps together, such as customer.")] = None
+    group_by: Annotated[str | None, _data("Column with one adapter for each value: a fleet.")] = None
+
+    def roles(self) -> dict[str, Any]:
+        """Return the given columns that are neither inputs nor targets, by their members of `data`."""
+        return self.given("weight", "group", "group_by")
 
 
 @dataclass(kw_only=True)
@@ -170,14 +206,11 @@ class AdapterOptions(_Given):
 @command(app, "train", panel=PANEL, example="Example: loraplex train tickets.csv --name acme --target queue")
 def train(session: Session, rows: RowOptions, options: AdapterOptions, how: TrainingOptions) -> None:
     """Train an adapter from a file, and wait for its version and its evaluation."""
-    if rows.file is None:
-        dataset = find_dataset(session, rows.dataset or "")
-    else:
-        dataset = put_dataset(session, rows.dataset_name or name_of(rows.file), rows.file)
+    dataset = rows.put_table(session, rows.file)
     training = how.training()
     request = {
         "name": _name(session, rows),
-        "data": _data_of(session, rows, dataset, split_column=options.split_column),
+        "data": rows.data(session, dataset, split_column=options.split_column),
         **({"training": training} if training else {}),
         **options.request(by="rows" if rows.group is None else "group"),
     }
@@ -188,7 +221,7 @@ def train(session: Session, rows: RowOptions, options: AdapterOptions, how: Trai
         job = session.client.train(**request)
     _note_loss(session, job.spec, given=how.loss)
     if options.no_wait:
-        session.give(job, _how_to_follow(job))
+        session.give(job, how_to_follow(job))
     else:
         succeeded(follow(session, job.id, rows=rows.file))
 
@@ -210,7 +243,7 @@ def retry(
     training = how.training()
     job = session.client.retry(find_id(session, id), outcomes=outcome or None, training=training or None)
     if no_wait:
-        session.give(job, _how_to_follow(job))
+        session.give(job, how_to_follow(job))
     else:
         succeeded(follow(session, job.id))
 
@@ -236,7 +269,8 @@ def _note_loss(session: Session, spec: Json, *, given: str | None) -> None:
         session.note(f"loss: {spec['training']['loss']}{f', as {reason}' if reason else ''} (another one: --loss)")
 
 
-def _how_to_follow(job: JobFields) -> str:
+def how_to_follow(job: JobFields) -> str:
+    """Return what to say about a job that is not waited for."""
     return f"{job.id} is {job.status}. To follow it: loraplex jobs --follow {job.id}"
 
 
@@ -246,23 +280,6 @@ def _name(session: Session, rows: RowOptions) -> str:
     name = f"{rows.name}-{{{rows.group_by}}}"
     session.note(f"names: {name}, one adapter for each {rows.group_by}")
     return name
-
-
-def _data_of(session: Session, rows: RowOptions, dataset: DatasetVersion, *, split_column: str | None) -> Json:
-    """Return the `data` of a request, and print the inputs if they are inferred; raise `WrongUsage`."""
-    names = [column.name for column in dataset.columns]
-    missing = [name for name in rows.targets if name not in names]
-    if missing:
-        raise WrongUsage(f"There is no column {listed(missing)}; the columns are {listed(names)}.")
-    roles = rows.given("weight", "group", "group_by")
-    inputs = rows.selection
-    if inputs is None:
-        taken = {*rows.targets, *roles.values(), *([] if split_column is None else [split_column])}
-        inputs, why = infer_inputs(dataset.columns, session.client.base(), taken=taken)
-        session.note(f"inputs: {why}")
-    labels = {} if rows.labels is None else {"labels": split_names(rows.labels)}
-    reference = f"{dataset.dataset}@{dataset.version}"
-    return {"dataset": reference, "inputs": inputs, "targets": selection_of(rows.targets), **roles, **labels}
 
 
 def _show_estimate(session: Session, estimate: Estimate) -> None:

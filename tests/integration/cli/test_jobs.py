@@ -109,8 +109,8 @@ def test_machines_get_jobs_as_the_api_has_them(run: Run, ask: Ask, trained: Ende
     of_acme = {"adapter": "acme", "status": "succeeded", "limit": "1"}
     (listed,) = service.client.get("/jobs", params=of_acme).json()["data"]
     shown = service.client.get(f"/jobs/{job['id']}").json()
-    assert _told(job) == listed
-    assert _told(ask("job", job["id"])) == shown
+    assert _told(job).items() <= listed.items()
+    assert _told(ask("job", job["id"])).items() <= shown.items()
     assert len(shown["history"]) > 1
 
 

@@ -110,6 +110,7 @@ def test_a_job_is_told_from_its_place_in_the_queue_to_its_end(both: tuple[httpx.
         "attempt": 1,
         "result": {"name": "acme", "version": 1, "digest": version.digest},
         "error": None,
+        **dict.fromkeys(("evaluation", "decision", "auto", "summary")),
     }
 
 

@@ -1,5 +1,6 @@
 """A job's adapters, and taking back what it published."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,44 @@ def test_a_job_lists_its_adapters_with_what_became_of_them(both: tuple[httpx.Cli
         "error": None,
         "moved_live": True,
         "replaced": 1,
+        **dict.fromkeys(("outcome", "gain", "evaluation", "decision", "auto")),
+        "warnings": [],
     }
     failed = listed["data"][2]
     assert (failed["name"], failed["version"], failed["error"]) == ("c", None, {"code": "diverged", "detail": "no"})
+
+
+def _pages(client: httpx.Client, **query: Any) -> list[str]:
+    """Names on all pages of a job's adapters, two to a page."""
+    names: list[str] = []
+    while True:
+        page = client.get("/jobs/j/adapters", params={"limit": 2, **query}).raise_for_status().json()
+        names += [one["name"] for one in page["data"]]
+        assert len(page["data"]) <= 2
+        if page["next_cursor"] is None:
+            return names
+        query["cursor"] = page["next_cursor"]
+
+
+def test_a_fleet_is_listed_by_outcome_and_gain_and_has_a_summary(both: tuple[httpx.Client, Service]) -> None:
+    client, service = both
+    gains = {"f": 0.1, "e": -0.2, "d": None, "c": 0.1, "b": 0.0}
+    submit_fleet(service.queue, [*gains, "a"], training=replace(TRAINING, is_fleet=True))
+    claim = claimed(service.queue)
+    outcomes = {"f": "better", "e": "worse", "d": None, "c": "better", "b": "same"}
+    decisions = [{"outcome": outcomes[name], "gain": gain, "moved": True} for name, gain in gains.items()]
+    reports = {position: {"decision": decision} for position, decision in enumerate(decisions)}
+    _publish(service, claim, list(gains), reports=reports, moves_live=True)
+    service.queue.fail_adapters(claim, [(5, {"code": "diverged"})])
+    assert _pages(client, sort="gain") == ["e", "b", "f", "c", "d", "a"]
+    assert _pages(client, sort="name") == ["a", "b", "c", "d", "e", "f"]
+    assert _pages(client, sort="gain", outcome="better") == ["f", "c"]
+    assert (_pages(client, outcome="worse"), _pages(client, outcome="failed")) == (["e"], ["a"])
+    assert _pages(client, outcome="same", status="published") == ["b"]
+    summary = {"better": 2, "same": 1, "worse": 1, "failed": 1, "moved": 5}
+    assert client.get("/jobs/j").json()["summary"] == summary
+    service.queue.cancel("j")
+    assert client.get("/jobs/j").json()["summary"] == client.get("/jobs").json()["data"][0]["summary"] == summary
 
 
 def test_a_jobs_adapters_are_paged_and_chosen_by_what_became_of_them(both: tuple[httpx.Client, Service]) -> None:

@@ -1,6 +1,7 @@
 """The base layer: where it comes from, what its fingerprint tells apart, and that nothing changes it."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +197,46 @@ def test_on_the_cpu_it_is_held_in_float32_whatever_is_set() -> None:
 def test_a_device_that_cannot_hold_it_is_refused(device: str, dtype: str) -> None:
     with pytest.raises(BaseNotLoadable):
         load_base_layer("identity:3", device=device, dtype=dtype)
+
+
+def test_labels_come_from_the_setting_or_the_metadata_and_leave_the_fingerprint_alone(
+    path: Path, tmp_path: Path
+) -> None:
+    plain = _load(path, {"weight": WEIGHT, "bias": BIAS})
+    save_file({"weight": WEIGHT, "bias": BIAS}, path, metadata={"labels": '["b", "a"]', "format": "pt"})
+    listed = tmp_path / "labels.json"
+    listed.write_text("[7, -3]\n")
+    by_setting = {None: ("b", "a"), ' ["x", "é"]': ("x", "é"), str(listed): (7, -3)}
+    loaded = {setting: load_base_layer(str(path), labels=setting, device="cpu") for setting in by_setting}
+    assert {setting: base.labels for setting, base in loaded.items()} == by_setting
+    assert plain.labels is None
+    assert {base.fingerprint for base in loaded.values()} == {plain.fingerprint}
+    assert load_base_layer("random:3,2,1", labels='["a", "b"]').labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (["a", "b", "c"], "3 entries; the layer has 2 outputs"),
+        (["a"], "1 entries; the layer has 2 outputs"),
+        (["a", "a"], "already at position 0"),
+        (["a", 1], "strings and numbers together"),
+        ([0, 1.5], "neither a string nor a whole number"),
+        ([0, True], "neither a string nor a whole number"),
+        ({"a": 0}, "must be a list of labels"),
+        ("not JSON", "is not JSON"),
+    ],
+)
+def test_labels_that_cannot_name_the_outputs_are_refused_with_the_reason(
+    path: Path, labels: object, reason: str
+) -> None:
+    text = labels if isinstance(labels, str) else json.dumps(labels)
+    save_file({"weight": WEIGHT}, path, metadata={"labels": text})
+    with pytest.raises(BaseNotLoadable, match=reason):
+        load_base_layer(str(path))
+    listed = path.with_suffix(".json")
+    listed.write_text(text)
+    with pytest.raises(BaseNotLoadable, match=reason):
+        load_base_layer("random:3,2,1", labels=str(listed))
+    with pytest.raises(BaseNotLoadable, match="cannot be read"):
+        load_base_layer("random:3,2,1", labels=str(listed) + ".gone")

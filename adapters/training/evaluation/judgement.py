@@ -1,0 +1,207 @@
+"""Judgement of a new adapter on rows that neither trained nor chose it: is it better than what answers now?
+
+The gain of a row is the error of what answers now minus that of the adapter. The errors are 0 or 1 for classes, and
+squared errors for numbers.
+"""
+
+# N rows
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapters.lora.adapter import Adapter
+
+# Rows of the other groups' mean gain that are added to the rows of a group.
+PSEUDO_ROWS = 20
+CONFIDENCE = 0.95
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+_EVIDENCE = np.dtype([("key", "<i8"), ("error", "<f4")])
+
+
+class Outcome(StrEnum):
+    """How an adapter compares with what its name answers with now."""
+
+    BETTER = "better"
+    """Its gain is larger than the standard error."""
+    SAME = "same"
+    """Its gain is within the standard error."""
+    WORSE = "worse"
+    """Its loss is larger than the standard error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """Whether an adapter may become live, and why."""
+
+    outcome: Outcome
+    gain: float
+    """Mean gain per row, shrunk towards the other groups' mean."""
+    error: float
+    """Standard error of the mean gain."""
+    moves: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterReport:
+    """What a job says about one adapter, beside its losses."""
+
+    evaluation: Mapping[str, Any] | None = None
+    """The figures of all that was compared; None if nothing was evaluated."""
+    judgement: Judgement | None = None
+    auto: Mapping[str, Any] | None = None
+    """What `method: auto` tried, and what it took."""
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "AdapterReport":
+        """Read what `to_json` returned."""
+        judgement = values["judgement"]
+        if judgement is not None:
+            judgement = Judgement(**{**judgement, "outcome": Outcome(judgement["outcome"])})
+        return cls(**{**values, "judgement": judgement, "warnings": tuple(values["warnings"])})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowEvidence:
+    """Rows that a version was trained on, and its errors on them when they were left out.
+
+    keys_N: (N,) int64, a hash of each row with its target. errors_N: (N,) float32, NaN where there is none.
+    """
+
+    keys_N: NDArray[np.int64]
+    errors_N: NDArray[np.float32]
+
+    def to_bytes(self) -> bytes:
+        """Return what `from_bytes` reads: 12 bytes per row, little-endian."""
+        rows = np.empty(len(self.keys_N), _EVIDENCE)
+        rows["key"], rows["error"] = self.keys_N, self.errors_N
+        return rows.tobytes()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "RowEvidence":
+        """Read what `to_bytes` returned."""
+        rows = np.frombuffer(content, _EVIDENCE)
+        return cls(rows["key"].astype(np.int64), rows["error"].astype(np.float32))
+
+    def look_up(self, keys_K: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Return whether each row was trained on, (K,), and the error when it was left out, NaN where there is none."""
+        order = np.argsort(self.keys_N, kind="stable")
+        positions = np.minimum(np.searchsorted(self.keys_N[order], keys_K), len(order) - 1)
+        if len(order) == 0:
+            return np.zeros(len(keys_K), bool), np.full(len(keys_K), np.nan, np.float32)
+        trained_K = self.keys_N[order][positions] == keys_K
+        return trained_K, np.where(trained_K, self.errors_N[order][positions], np.float32(np.nan))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveVersion:
+    """The live version that a new adapter is compared with."""
+
+    adapter: Adapter | None
+    """None if it cannot be compared."""
+    evidence: RowEvidence | None = None
+    unjudged: str | None = None
+    """Why it cannot be compared."""
+
+
+def judge(
+    errors: Mapping[str, Tensor],
+    *,
+    by: str,
+    metric: str,
+    is_regression: bool,
+    weights_N: Tensor | None = None,
+    others_gain: float | None = None,
+) -> tuple[dict[str, Any], Judgement]:
+    """Return the evaluation, and the judgement by it, from the errors on the same rows.
+
+    errors: by `adapter`, `base`, `guess` and maybe `live`, (N,) float64 each; NaN in `live` is a row on which it
+    cannot be judged. metric: a name that begins with `accuracy` or ends with it is shown as 1 - error. others_gain: the
+    mean gain per row of the other groups of a fleet.
+    """
+    weights_N = torch.ones_like(errors["adapter"]) if weights_N is None else weights_N.double()
+    live_N = errors.get("live")
+    judged_N = None if live_N is None else torch.isfinite(live_N) & (weights_N > 0)
+    has_live = judged_N is not None and bool(judged_N.any())
+    # Everything is compared on the same rows: those on which the live version can be judged, if there is one.
+    selected_N = judged_N if has_live and judged_N is not None else weights_N > 0
+    own = {name: errors_N[selected_N] for name, errors_N in errors.items() if name != "live" or has_live}
+    weights_K = weights_N[selected_N]
+    compared = "live" if has_live else "base"
+    gain, error, rows = _gain(own[compared] - own["adapter"], weights_K, is_bounded=not is_regression)
+    means = {name: _mean(errors_K, weights_K) for name, errors_K in own.items()}
+    shrunk = gain
+    if others_gain is not None:
+        shrunk = (rows * gain + PSEUDO_ROWS * others_gain) / (rows + PSEUDO_ROWS)
+    evaluation = _evaluation(own, means, weights_K, metric=metric, is_bounded=not is_regression)
+    evaluation = {"by": by, "rows": len(weights_K), "metric": metric, **evaluation}
+    evaluation |= {"live": evaluation.get("live"), "gain": gain, "gain_error": error}
+    return evaluation, _decide(shrunk, error, means, compared, is_regression=is_regression)
+
+
+def _decide(gain: float, error: float, means: Mapping[str, float], compared: str, *, is_regression: bool) -> Judgement:
+    outcome = Outcome.BETTER if gain > error else Outcome.WORSE if gain < -error else Outcome.SAME
+    other = "the live version" if compared == "live" else "the base layer"
+    reason = f"its gain over {other} is {gain:.3g} a row, with a standard error of {error:.2g}"
+    moves = gain >= 0
+    if is_regression and means["adapter"] > means["guess"]:
+        # R² below 0: whoever asks would be better served by a constant.
+        moves, reason = False, f"it is worse than the mean of the targets (R² below 0); {reason}"
+    return Judgement(outcome=outcome, gain=gain, error=error, moves=moves, reason=reason)
+
+
+def _gain(gains_K: Tensor, weights_K: Tensor, *, is_bounded: bool) -> tuple[float, float, float]:
+    """Return the weighted mean, its standard error, and the effective number of rows.
+
+    For classes, one success and one failure are added to the error, so that equal answers on a few rows are not taken
+    for certainty (Agresti & Min 2005).
+    """
+    total = float(weights_K.sum())
+    mean = float(gains_K @ weights_K) / total
+    rows = total**2 / float(weights_K.square().sum())
+    squares = float(gains_K.square() @ weights_K) / total * rows + (2.0 if is_bounded else 0.0)
+    count = rows + (2.0 if is_bounded else 0.0)
+    center = mean * rows / count
+    variance = max(0.0, squares / count - center**2)
+    return mean, math.sqrt(variance / max(1.0, count - (0.0 if is_bounded else 1.0))), rows
+
+
+def _evaluation(
+    errors: Mapping[str, Tensor], means: Mapping[str, float], weights_K: Tensor, *, metric: str, is_bounded: bool
+) -> dict[str, Any]:
+    """Return the figure of each, and its interval with 95 % confidence."""
+    is_share = metric.endswith("accuracy")
+    figures = {name: 1 - mean if is_share else mean for name, mean in means.items()}
+    rows = float(weights_K.sum()) ** 2 / float(weights_K.square().sum())
+    intervals = {}
+    for name, figure in figures.items():
+        if is_share and is_bounded:
+            intervals[name] = wilson_interval(figure, rows)
+        else:
+            _, error, _ = _gain(errors[name], weights_K, is_bounded=False)
+            intervals[name] = [figure - _Z * error, figure + _Z * error]
+    return {**figures, "intervals": intervals}
+
+
+def wilson_interval(share: float, rows: float) -> Sequence[float]:
+    """Return the interval of a share of `rows` rows with 95 % confidence (Wilson 1927)."""
+    spread = _Z * math.sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
+    center, scale = share + _Z**2 / (2 * rows), 1 + _Z**2 / rows
+    return [max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)]
+
+
+def _mean(errors_K: Tensor, weights_K: Tensor) -> float:
+    return float(errors_K @ weights_K) / float(weights_K.sum())
