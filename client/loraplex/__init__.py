@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from loraplex._async.jobs import AsyncJob as AsyncJob
     from loraplex._sync.client import Client as Client
     from loraplex._sync.jobs import Job as Job
+    from loraplex.base_file import make_base as make_base
 
-_CLIENTS = {
+_LAZY = {
     "AsyncClient": "loraplex._async.client",
     "AsyncJob": "loraplex._async.jobs",
     "Client": "loraplex._sync.client",
     "Job": "loraplex._sync.jobs",
+    "make_base": "loraplex.base_file",
 }
 
 
@@ -42,15 +44,15 @@ def _classes(*modules: ModuleType) -> list[str]:
     ]
 
 
-__all__ = ["Display", *_CLIENTS, *_classes(errors, results)]
+__all__ = ["Display", *_LAZY, *_classes(errors, results)]
 
 if not TYPE_CHECKING:
     # They bring httpx and numpy, which the command line does without until it asks a service: at each key press of a
     # shell's completion too. Hidden from type checkers, for which any name would be one of this module otherwise.
     def __getattr__(name: str) -> Any:
-        if name not in _CLIENTS:
+        if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(_CLIENTS[name]), name)
+        value = globals()[name] = getattr(import_module(_LAZY[name]), name)
         return value
 
     def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Judgement of a new adapter on rows that neither trained nor chose it: is it better than what answers now?
+"""Judgement of a new adapter, on rows that neither trained nor chose it, against what its name answers with now.
 
 The gain of a row is the error of what answers now minus that of the adapter. The errors are 0 or 1 for classes, and
 squared errors for numbers.

@@ -16,6 +16,7 @@ from loraplex._async.jobs import AsyncJob, wait_for, watch
 from loraplex._async.predict import AsyncPredictor, read_rows
 from loraplex._async.uploads import AsyncTrainingRows, upload_table
 from loraplex.arrays import Encode, numbers
+from loraplex.base_file import make_base
 from loraplex.calls import UNSET, Call, Unset, conditions, given, path, planning_call, upload_call
 from loraplex.errors import InvalidCombination, LoraplexError
 from loraplex.inference import prediction, references_of
@@ -54,6 +55,8 @@ class AsyncClient:
     two minutes more, unless they are given a timeout of their own. A call is retried only if that is safe. Every error
     is a `LoraplexError`.
     """
+
+    make_base = staticmethod(make_base)
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from loraplex._sync.jobs import Job, wait_for, watch
 from loraplex._sync.predict import Predictor, read_rows
 from loraplex._sync.uploads import TrainingRows, upload_table
 from loraplex.arrays import Encode, numbers
+from loraplex.base_file import make_base
 from loraplex.calls import UNSET, Call, Unset, conditions, given, path, planning_call, upload_call
 from loraplex.errors import InvalidCombination, LoraplexError
 from loraplex.inference import prediction, references_of
@@ -54,6 +55,8 @@ class Client:
     two minutes more, unless they are given a timeout of their own. A call is retried only if that is safe. Every error
     is a `LoraplexError`.
     """
+
+    make_base = staticmethod(make_base)
 
     def __init__(
         self,

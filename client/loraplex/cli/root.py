@@ -1,4 +1,4 @@
-"""Root of the command line: `base`, `status`, and the commands of the other modules and of other distributions."""
+"""Root of the command line: `status`, and the commands of the other modules and of other distributions."""
 
 import sys
 from collections.abc import Iterable
@@ -9,11 +9,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from loraplex.cli import adapters, datasets, jobs
+from loraplex.cli import adapters, base, datasets, jobs
 from loraplex.cli import evaluate as evaluating
 from loraplex.cli import predict as predicting
 from loraplex.cli import train as training
-from loraplex.cli.columns import listed
 from loraplex.cli.errors import REFUSED
 from loraplex.cli.output import pairs
 from loraplex.cli.session import AsJson, Session, Url, command
@@ -98,23 +97,6 @@ def root(
     """Read the options before the command; `command` looks them up."""
 
 
-@command(_service, "base", panel=_PANEL)
-def base(session: Session) -> None:
-    """Show the base layer."""
-    layer = session.client.base()
-    about = {
-        "source": layer.source,
-        "numbers in": layer.in_features,
-        "numbers out": layer.out_features,
-        "bias": "yes" if layer.bias else "no",
-        "held in": f"{layer.dtype} on {layer.device}",
-        "labels": None if layer.labels is None else listed(list(map(str, layer.labels)), "labels"),
-        "encoder": layer.feature_space,
-        "fingerprint": layer.fingerprint,
-    }
-    session.give(layer, pairs(about))
-
-
 @command(_service, "status", panel=_PANEL)
 def status(session: Session) -> None:
     """Show whether the service answers, with the number of its adapters and jobs."""
@@ -140,4 +122,5 @@ def status(session: Session) -> None:
 
 for commands in (training.app, predicting.app, evaluating.app, adapters.app, jobs.app, _service):
     cli.add_typer(commands)
+cli.add_typer(base.app, name="base", rich_help_panel=_PANEL)
 cli.add_typer(datasets.app, name="dataset", rich_help_panel=jobs.PANEL)
