@@ -3,12 +3,13 @@
 # N rows · K labels in all rows · O outputs · C classes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.arrays import Float32, is_finite, matrix, one_per_row
+from adapters.arrays import Float32, TruncatedList, is_finite, matrix, one_per_row
 from adapters.datasets.columns import ColumnSelector
 from adapters.datasets.table import Table
 from adapters.errors import (
@@ -45,6 +46,41 @@ class Targets:
     """Labels of the classes, if they have names."""
     classes_N: Codes | None = None
     """The targets if they are one class per row."""
+
+
+def infer_loss(value: object, *, has_labels: bool, outputs: int) -> Loss:
+    """Return the loss for targets in a request: of classes, of lists of labels, or of numbers.
+
+    Strings are classes, and so is one whole number per row if labels are given, or if the layer has several outputs
+    and a row would need as many numbers. Other numbers are numbers, 0 and 1 too, unless labels are given.
+    """
+    if not isinstance(value, list) or not value:
+        return Loss.MSE
+    # Of a `TruncatedList` too, whose other entries cannot be iterated. Rows of another kind are errors of the reader.
+    first = value[0]
+    if isinstance(first, list):
+        names = first if isinstance(value, TruncatedList) else chain.from_iterable(filter(_is_list, value))
+        is_named = has_labels or isinstance(next(iter(names), None), str)
+        return Loss.BINARY_CROSS_ENTROPY if is_named else Loss.MSE
+    are_classes = has_labels or isinstance(first, str) or (type(first) is int and outputs > 1)
+    return Loss.CROSS_ENTROPY if are_classes else Loss.MSE
+
+
+def _is_list(row: object) -> bool:
+    return isinstance(row, list)
+
+
+def infer_loss_of_columns(
+    table: Table, selection: ColumnSelector, *, has_labels: bool, outputs: int, field: str
+) -> Loss:
+    """Return the loss for targets in columns of a data set, as `infer_loss`; raise `InvalidInput`."""
+    if selection.column is None:
+        return Loss.BINARY_CROSS_ENTROPY if has_labels else Loss.MSE
+    column_type = table.type_of(selection.column, field=field)
+    if column_type.startswith("list"):
+        return Loss.BINARY_CROSS_ENTROPY if has_labels or "string" in column_type else Loss.MSE
+    are_classes = has_labels or column_type == "string" or (outputs > 1 and not column_type.startswith("float"))
+    return Loss.CROSS_ENTROPY if are_classes else Loss.MSE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
