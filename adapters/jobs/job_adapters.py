@@ -108,14 +108,14 @@ _FIELDS = [_columns[name] for name in JobAdapter.__dataclass_fields__]
 
 
 def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter]) -> None:
-    """Store the adapters that a job trains, in that order, each with the current number of deletions of its name."""
+    """Store the adapters that a job trains, each with the current number of deletions of its name."""
     if not adapters:
         return
     deletions = queries.deletions(connection, [adapter.name for adapter in adapters])
     values = []
-    for position, adapter in enumerate(adapters):
+    for adapter in adapters:
         row = {name: getattr(adapter, name) for name in JobAdapter.__dataclass_fields__}
-        values.append(row | {"job": job_id, "position": position, "deletions": deletions.get(adapter.name, 0)})
+        values.append(row | {"job": job_id, "deletions": deletions.get(adapter.name, 0)})
     connection.execute(sa.insert(job_adapters), values)
 
 

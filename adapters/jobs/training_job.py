@@ -45,6 +45,8 @@ class TrainingJob:
     """Steps of the fit at most; of a fleet, its adapters."""
     adapters: int
     """Adapters that it trains."""
+    positions: int = 1
+    """Adapters that its data are for: more if it trains only some groups of a fleet."""
     is_fleet: bool
     kind: JobKind = JobKind.TRAIN
     provenance: Provenance
@@ -53,7 +55,7 @@ class TrainingJob:
     fleet_prior: str | None = None
     """Name of the adapter with the mean of a fleet; its position is the number of groups."""
     request: Mapping[str, Any] | None = None
-    """The request as it was sent, to plan it again; None if its rows were inline."""
+    """The request as it was sent, to plan it again; None if rows or factors were in it."""
     compared: tuple[str | None, ...] = ()
     """Versions that an evaluation compares, each as `name@version`; None for the base layer."""
     output_labels: tuple[str | int, ...] | None = None
@@ -77,6 +79,7 @@ class TrainingJob:
             "publish": asdict(self.gate),
             "fleet": self.is_fleet,
             "adapters": self.adapters,
+            "positions": self.positions,
             "labels": None if self.labels is None else list(self.labels),
             "update": self.is_update,
             "lineage": self.lineage(),
@@ -112,6 +115,7 @@ class TrainingJob:
             labels=labels,
             steps=values.get("steps", 1),
             adapters=values.get("adapters", 1),
+            positions=values.get("positions", values.get("adapters", 1)),
             is_fleet=values.get("fleet", False),
             kind=JobKind(values.get("kind", JobKind.UPDATE if values.get("update") else JobKind.TRAIN)),
             fleet_prior=values.get("fleet_prior"),

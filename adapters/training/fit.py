@@ -111,7 +111,10 @@ def fit(
         )
         history = []
     else:
-        spec = selection.choose_rate_and_rank(spec, lambda trial: _trial(base, data, sides, trial), note=watcher.note)
+        if sides.held is not None:
+            spec = selection.choose_rate_and_rank(
+                spec, lambda trial: _trial(base, data, sides, trial), note=watcher.note
+            )
         # A new sampler, so that the trials do not change what follows.
         sampler = _sampler(spec, data)
         trained, history = _train(base, data, sides, spec, sampler, watcher)

@@ -106,6 +106,8 @@ class Setting:
     is_top_level: bool = False
     """Whether it is a member of the request itself, and not of its `training`."""
     description: str | None = None
+    exact_default: Any = None
+    """Its value in a request that names a method and leaves it out, if that is not the default."""
     # `settings_of` reads the rest from the field itself.
     kind: Any = None
     """Its type, without null and auto."""
@@ -131,7 +133,8 @@ def settings_of(model: type) -> Mapping[str, Setting]:
         kinds = get_args(annotation) or (annotation,)
         (kind,) = (kind for kind in kinds if kind not in (NoneType, Auto))
         takes = {"takes_null": NoneType in kinds, "takes_auto": Auto in kinds}
-        table[field.name] = replace(declaration, kind=kind, default=field.default, **takes)
+        exact = field.default if declaration.exact_default is None else declaration.exact_default
+        table[field.name] = replace(declaration, kind=kind, default=field.default, exact_default=exact, **takes)
     return MappingProxyType(table)
 
 
@@ -161,16 +164,20 @@ class AdapterSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestedSettings:
-    """Settings of a training as requested: the table of all settings, one declaration per line."""
+    """Settings of a training as requested: the table of all settings, one declaration per line.
 
-    rank: Annotated[int | Auto, Setting(ge=1, is_top_level=True)]
+    The defaults are those of a request that leaves the method to the data, which then decide `auto` settings and those
+    that only some methods use.
+    """
+
+    rank: Annotated[int | Auto, Setting(ge=1, is_top_level=True, exact_default=4)] = AUTO
     alpha: Annotated[
         float | Auto | None,
         Setting(gt=0, le=MAX_ALPHA, is_top_level=True, description="Defaults to the rank, so that s = 1."),
     ] = None
-    method: Annotated[Method | Auto, Setting()] = Method.ADAMW
-    loss: Annotated[Loss, Setting()] = Loss.MSE
-    bias: Annotated[bool, Setting(description="Train the factor `bias` too.")] = False
+    method: Annotated[Method | Auto, Setting(exact_default=Method.ADAMW)] = AUTO
+    loss: Annotated[Loss | Auto, Setting(exact_default=Loss.MSE)] = AUTO
+    bias: Annotated[bool | Auto, Setting(exact_default=False, description="Train the factor `bias` too.")] = AUTO
     epochs: Annotated[int | Auto, Setting(ge=1, le=10_000_000, methods=GRADIENT_METHODS)] = 50
     learning_rate: Annotated[float | Auto, Setting(gt=0, le=1e6, methods=GRADIENT_METHODS)] = 0.01
     batch_size: Annotated[
@@ -204,10 +211,31 @@ class RequestedSettings:
     prior: Annotated[AdapterSource | None, Setting(methods=_EXACT_METHODS)] = None
     keep_statistics: Annotated[bool, Setting(methods=_EXACT_METHODS)] = False
     given: frozenset[str] = frozenset()
-    """Settings under `training` that the client sent."""
+    """Fields of the request, and of its `training`, that the client sent."""
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Return whether a setting makes sense only for the exact minimum, so that the method is not open."""
+        return self.prior is not None or self.keep_statistics
+
+    def complete(self, loss: Loss, *, is_fleet: bool, max_rank: int) -> "RequestedSettings":
+        """Return the settings with this loss, and with a value or `auto` for every setting that was left out.
+
+        They are `auto` if the method is open, or if it is closed_form because of `prior` or `keep_statistics`. If the
+        request names a method, or if a fleet has a prior, they have the values of a named method.
+        """
+        method = Method.CLOSED_FORM if self.method == AUTO and self.needs_statistics else self.method
+        is_open = self.method == AUTO and not (self.needs_statistics and is_fleet)
+        left_out = [name for name, setting in SETTINGS.items() if setting.takes_auto and name not in self.given]
+        values: dict[str, Any] = {name: AUTO if is_open else SETTINGS[name].exact_default for name in left_out}
+        if values.get("rank", AUTO) != AUTO:
+            values["rank"] = min(values["rank"], max_rank)
+        if method != AUTO and "bias" not in self.given:
+            values["bias"] = SETTINGS["bias"].exact_default
+        return replace(self, **values | {"loss": loss, "method": method})
 
     def check(self, *, max_rank: int) -> None:
-        """Check that the service accepts the rank, and that the settings go together.
+        """Check complete settings: that the service accepts the rank, and that the settings go together.
 
         Raises `RankTooLarge`, `IgnoredField`, `InvalidCombination` or `MissingField`.
         """
@@ -220,8 +248,14 @@ class RequestedSettings:
         if self.method == Method.CLOSED_FORM and self.loss is not Loss.MSE:
             detail = f"closed_form minimises squared error; {self.loss} has no exact solution: use adamw or sgd"
             raise InvalidCombination(detail, field="training.loss", given=self.loss, expected="mse with closed_form")
-        if self.method != AUTO:
-            self.check_used_by(self.method, f"with {self.method}")
+        if self.method == AUTO:
+            return
+        self.check_used_by(self.method, f"with {self.method}")
+        if self.bias == AUTO:
+            detail = f"bias can be auto only with the method auto, which tries both; {self.method} was given"
+            raise InvalidCombination(
+                detail, field="training.bias", given=AUTO, expected=f"a boolean with {self.method}"
+            )
         if self.loss is Loss.MULTIPLE_NEGATIVES and "batch_size" not in self.given:
             detail = "multiple_negatives takes the negatives from the row's batch: say how large it is"
             raise MissingField(detail, field="training.batch_size", expected="a batch_size, or auto")
@@ -250,7 +284,7 @@ def no_effect(field: str, context: str, **details: Any) -> IgnoredField:
 
 # Every setting, by name.
 SETTINGS = settings_of(RequestedSettings)
-_default = {name: setting.default for name, setting in SETTINGS.items()}
+_default = {name: setting.exact_default for name, setting in SETTINGS.items()}
 
 
 def field_of(name: str) -> str:

@@ -5,24 +5,26 @@ from typing import Final, Literal
 
 Method = Literal["auto", "adamw", "sgd", "closed_form"]
 
-Loss = Literal["mse", "huber", "cross_entropy", "binary_cross_entropy", "cosine", "multiple_negatives"]
+Loss = Literal["auto", "mse", "huber", "cross_entropy", "binary_cross_entropy", "cosine", "multiple_negatives"]
 
-SplitBy = Literal["none", "rows", "group", "time", "column"]
+SplitBy = Literal["auto", "none", "rows", "group", "time", "column"]
 
-Publish = Literal["always", "never", "if-better"]
+Publish = Literal["always", "never", "if-not-worse", "if-better"]
 
 DEFAULTS: Final[dict[str, str | int | float | bool]] = {
-    "publish": "always",
+    "publish": "if_not_worse",
+    "rank": "auto",
+    "split": "auto",
     "batch_size": 64,
-    "bias": False,
+    "bias": "auto",
     "epochs": 50,
     "huber_delta": 1.0,
     "init": "zero_delta",
     "keep_statistics": False,
     "label_smoothing": 0.0,
     "learning_rate": 0.01,
-    "loss": "mse",
-    "method": "adamw",
+    "loss": "auto",
+    "method": "auto",
     "momentum": 0,
     "ridge": 0,
     "schedule": "constant",

@@ -77,7 +77,8 @@ def submit(queue: JobQueue, job_id: str = "j", *, adapter: str = "acme", **field
 
 def submit_fleet(queue: JobQueue, names: Sequence[str], job_id: str = "j", **fields: Any) -> Job:
     """Queue a job that trains these."""
-    return _submit(queue, job_id, adapter="{tenant}", adapters=[JobAdapter(name, name, 1) for name in names], **fields)
+    adapters = [JobAdapter(name, name, 1, position=position) for position, name in enumerate(names)]
+    return _submit(queue, job_id, adapter="{tenant}", adapters=adapters, **fields)
 
 
 def _submit(queue: JobQueue, job_id: str, **fields: Any) -> Job:

@@ -72,7 +72,7 @@ class Publisher:
             base=claim.base,
             feature_space=claim.feature_space,
             data=claim.data_file,
-            done=tuple(position for position in range(self._total) if position not in self._waiting),
+            done=tuple(position for position in range(training.positions) if position not in self._waiting),
             live={} if stored is None else {0: stored},
             statistics=self._find_statistics() if training.is_update else None,
             compared=tuple(map(self._find_compared, training.compared)),

@@ -10,8 +10,18 @@ from adapters.errors import InvalidCombination
 from adapters.training.planning.holdout import Holdout
 from adapters.training.planning.request import TrainingRequest
 from adapters.training.planning.rows import Rows
-from adapters.training.planning.split import Split, SplitBy
-from adapters.training.settings import AUTO, GRADIENT_METHODS, SETTINGS, Loss, Method, RequestedSettings, field_of
+from adapters.training.planning.split import FEW_ROWS, Split, SplitBy
+from adapters.training.settings import (
+    AUTO,
+    GRADIENT_METHODS,
+    SETTINGS,
+    Candidate,
+    Init,
+    Loss,
+    Method,
+    RequestedSettings,
+    field_of,
+)
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
@@ -19,8 +29,6 @@ LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 FALLBACK_RATE = 0.01
 # Rows below which held-out rows decide nothing, not even in turn.
 MIN_ROWS = 10
-# Rows below which none are held out to decide by: a fifth of them says little, and training misses them.
-FEW_ROWS = 100
 FEW_ROWS_RANK = 16
 FULL_BATCH_ROWS = 256
 STEPS = 1000
@@ -30,6 +38,10 @@ _PATIENCE = 20
 _BATCH_SIZE = 64
 # Losses for which the size of the targets does not say how far the factors have to go.
 _SCALE_FREE_LOSSES = (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY, Loss.COSINE, Loss.MULTIPLE_NEGATIVES)
+# Losses that the candidates of one decomposition minimise, of classes by their codes.
+_EXACT_LOSSES = (Loss.MSE, Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
+# Settings of a loss that only gradient descent takes into account.
+_GRADIENT_SETTINGS = ("label_smoothing", "class_weights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,29 +74,30 @@ class _Evidence:
         return f"about {self.rows} rows a group" if self.is_fleet else f"{self.rows} rows"
 
 
-def decide(request: TrainingRequest, rows: Rows, holdout: Holdout | None, *, max_rank: int) -> Decisions:
-    """Decide everything that the request leaves to the data.
+def decide(
+    request: TrainingRequest, rows: Rows, holdout: Holdout | None, *, full_rank: int, rank_limit: int
+) -> Decisions:
+    """Decide everything that a complete request leaves to the data.
 
-    holdout: what the request holds out. max_rank: the largest rank that the layer can use and the service accepts.
-    Raises `IgnoredField` or `InvalidCombination`.
+    holdout: what the request holds out. full_rank: the largest rank that the layer can use. rank_limit: the largest
+    that the service accepts. Raises `IgnoredField` or `InvalidCombination`.
     """
-    settings, reasons = request.settings, {}
-    method = settings.method
-    if method == AUTO:
-        method, reasons["method"] = _choose_method(settings)
-        context = f"with {method}, which auto chose ({reasons['method']})"
-        settings.check_used_by(method, context, unless_auto=True)
-    is_exact, is_fleet = method is Method.CLOSED_FORM, request.is_fleet
+    settings = request.settings
+    if settings.method == AUTO:
+        return _compare(request, rows, holdout, full_rank=full_rank, rank_limit=rank_limit)
+    is_exact, is_fleet = settings.method is Method.CLOSED_FORM, request.is_fleet
+    reasons: dict[str, str] = {}
+    if holdout is not None and (is_fleet or not holdout.holds_rows_out):
+        # A named method is not cross-validated.
+        holdout = None if holdout.split is not None and holdout.split.by is SplitBy.HASH else holdout
     # Settings that held-out rows would choose.
-    candidates = ("rank", "ridge") if is_exact else ("rank", "learning_rate")
-    open_names = [name for name in candidates if getattr(settings, name) == AUTO]
+    choices = ("rank", "ridge") if is_exact else ("rank", "learning_rate")
+    open_names = [name for name in choices if getattr(settings, name) == AUTO]
     if is_fleet and open_names:
         detail = f"{open_names[0]} cannot be auto for a fleet: each group would need another"
-        field, expected = field_of(open_names[0]), "a value for all of its groups"
+        field, expected = field_of(open_names[0]), "a value for all of its groups, or no method"
         raise InvalidCombination(detail, field=field, given=AUTO, expected=expected)
-    # Rows that count; of a fleet, whose groups train each by themselves, those of one group.
-    count = rows.count if rows.weights_N is None else int(np.count_nonzero(rows.weights_N))
-    count = max(1, count // (len(rows.fleet.values) if is_fleet and rows.fleet is not None else 1))
+    count = _rows_each(rows, is_fleet=is_fleet)
     has_few_rows = holdout is None and count < FEW_ROWS and rows.groups is None and settings.early_stopping is None
     has_few_rows &= is_exact or settings.loss in _SCALE_FREE_LOSSES
     if open_names and holdout is None and not has_few_rows and rows.count >= MIN_ROWS:
@@ -102,26 +115,91 @@ def decide(request: TrainingRequest, rows: Rows, holdout: Holdout | None, *, max
         rows=count,
         is_fleet=is_fleet,
         is_exact=is_exact,
-        max_rank=min(max_rank, RANKS[-1]),
+        max_rank=min(full_rank, rank_limit, RANKS[-1]),
         has_few_rows=has_few_rows,
         decides_by=decides_by,
     )
     values: dict[str, Any] = {}
     for name, choose in _CHOICES.items():
-        if getattr(settings, name) == AUTO and method in SETTINGS[name].methods:
+        if getattr(settings, name) == AUTO and settings.method in SETTINGS[name].methods:
             chosen, reasons[name] = choose(evidence)
             values |= chosen
+    return Decisions(method=Method(settings.method), holdout=holdout, values=values, reasons=reasons)
+
+
+def _compare(
+    request: TrainingRequest, rows: Rows, holdout: Holdout | None, *, full_rank: int, rank_limit: int
+) -> Decisions:
+    """Decide which candidates the fit compares; it chooses among them, and everything about them, by the rows."""
+    settings, is_fleet = request.settings, request.is_fleet
+    rank_bound = rank_limit if settings.rank == AUTO else settings.rank
+    names, reasons = _choose_candidates(settings, rows, is_fleet=is_fleet)
+    if Candidate.OWN_HEAD in names and full_rank > rank_bound:
+        names.remove(Candidate.OWN_HEAD)
+        reasons[Candidate.OWN_HEAD] = f"it needs rank {full_rank}, and at most {rank_bound} is allowed"
+    candidates, count = tuple(names), _rows_each(rows, is_fleet=is_fleet)
+    is_exact = settings.loss is Loss.MSE and Candidate.RIDGE in candidates
+    evidence = _Evidence(
+        settings=settings,
+        rows=count,
+        is_fleet=is_fleet,
+        is_exact=is_exact,
+        max_rank=min(full_rank, rank_bound),
+        has_few_rows=count < FEW_ROWS and settings.loss in _SCALE_FREE_LOSSES,
+        decides_by=None,
+    )
+    values: dict[str, Any] = {
+        "candidates": candidates,
+        # Factors that are given may have a larger rank than the layer can use.
+        "rank": min(full_rank, rank_bound) if isinstance(settings.init, Init) else rank_bound,
+        "bias": settings.bias is True,
+        "try_bias": settings.bias == AUTO,
+        "try_ridges": Candidate.RIDGE in candidates and settings.ridge == AUTO,
+    }
+    if Candidate.ADAMW in candidates:
+        values["try_steps"] = settings.epochs == AUTO and settings.max_steps is None
+        values["try_rates"] = LEARNING_RATES if settings.learning_rate == AUTO else ()
+        for name, choose in (("batch_size", _batch_size), ("epochs", _epochs)):
+            values |= choose(evidence)[0] if getattr(settings, name) == AUTO else {}
+    method = Method.CLOSED_FORM if is_exact else Method.ADAMW
     return Decisions(method=method, holdout=holdout, values=values, reasons=reasons)
 
 
-def _choose_method(settings: RequestedSettings) -> tuple[Method, str]:
-    if settings.loss is not Loss.MSE:
-        return Method.ADAMW, f"{settings.loss} has no exact solution"
-    for name, setting in SETTINGS.items():
-        is_of_gradients = set(setting.methods) <= set(GRADIENT_METHODS)
-        if is_of_gradients and name in settings.given and getattr(settings, name) != AUTO:
-            return Method.ADAMW, f"{name} was given, and closed_form does not use it"
-    return Method.CLOSED_FORM, "squared loss has an exact solution: nothing to tune"
+def _choose_candidates(
+    settings: RequestedSettings, rows: Rows, *, is_fleet: bool
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Return the candidates that the settings and the rows leave, and the reasons against others, by name."""
+    reason = ""
+    if settings.loss not in _EXACT_LOSSES:
+        reason = f"{settings.loss} has no exact solution"
+    elif names := [name for name in SETTINGS if name in settings.given and _is_of_gradients(settings, name)]:
+        reason = f"{names[0]} was given, and only gradient descent uses it"
+    if reason:
+        settings.check_used_by(Method.ADAMW, f"with adamw, which auto chose ({reason})", unless_auto=True)
+        return [Candidate.BASE, Candidate.ADAMW], {"method": reason}
+    candidates = [Candidate.BASE, Candidate.RIDGE, Candidate.RIDGE_IN_BASE_METRIC, Candidate.OWN_HEAD]
+    if is_fleet:
+        candidates += [Candidate.FLEET_MEAN, Candidate.CLUSTER_MEAN]
+    most = rows.count if not is_fleet or rows.fleet is None else int(np.bincount(rows.fleet.codes_N).max())
+    if settings.ridge != AUTO:
+        return candidates, {Candidate.ADAMW: "ridge was given, and adamw does not use it"}
+    if most < FEW_ROWS:
+        return candidates, {Candidate.ADAMW: f"{most} rows are fewer than {FEW_ROWS}"}
+    return [*candidates, Candidate.ADAMW], {}
+
+
+def _is_of_gradients(settings: RequestedSettings, name: str) -> bool:
+    """Return whether the value of a setting makes a difference to gradient descent only."""
+    value, setting = getattr(settings, name), SETTINGS[name]
+    if name in _GRADIENT_SETTINGS:
+        return bool(value != setting.default)
+    return set(setting.methods) <= set(GRADIENT_METHODS) and value != AUTO
+
+
+def _rows_each(rows: Rows, *, is_fleet: bool) -> int:
+    """Return the rows with a weight; of a fleet, whose groups train each by themselves, those of one group."""
+    count = rows.count if rows.weights_N is None else int(np.count_nonzero(rows.weights_N))
+    return max(1, count // (len(rows.fleet.values) if is_fleet and rows.fleet is not None else 1))
 
 
 # Fields of the specification that a setting becomes, and the reason.

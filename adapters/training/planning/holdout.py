@@ -14,10 +14,11 @@ from adapters.errors import InvalidCombination, MissingField, OutOfRange, WrongS
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.gradient.sampling import Sampler
 from adapters.training.planning.request import DatasetColumns, SplitRequest, TrainingRequest
+from adapters.training.planning.row_keys import keys_of_groups, keys_of_rows
 from adapters.training.planning.rows import Rows, read_rows
-from adapters.training.planning.split import Split, SplitBy
+from adapters.training.planning.split import FOLDS, Split, SplitBy
 from adapters.training.planning.targets import Codes
-from adapters.training.settings import TrainingSpec, no_effect
+from adapters.training.settings import Loss, TrainingSpec, no_effect
 
 _HELD_OUT_VALUES = {1: 1, 0: 0, "validation": 1, "train": 0}
 _MAX_CLASSES_SHOWN = 100
@@ -34,6 +35,12 @@ class Holdout:
     """Column of the data set that the key was read from."""
     rows: Rows | None = None
     """A data set that is held out whole."""
+
+    @property
+    def holds_rows_out(self) -> bool:
+        """Return whether rows of one adapter are held out, and not cross-validated because they are few."""
+        key_N = None if self.key_N is None else torch.from_numpy(self.key_N)
+        return self.split is None or self.split.holds_out(0 if key_N is None else len(key_N), key_N)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +66,8 @@ class SplitReport:
     held_out: SideReport = SideReport(rows=0)
     rule: Mapping[str, Any] | None = None
     """How rows are held out, as a job and a version show it; None if none are."""
+    cross_validated: Mapping[str, int] | None = None
+    """Of a fleet with large and small groups: the adapters that are cross-validated, and their rows."""
     warnings: tuple[str, ...] = ()
     """Reasons why held-out metrics may be too good, or the split not as requested."""
 
@@ -66,7 +75,10 @@ class SplitReport:
         """Return the split as a job shows it, without the warnings; empty if no rows are held out."""
         if self.rule is None:
             return {}
-        return {**self.rule, "train": self.train.to_json(), "held_out": self.held_out.to_json()}
+        shown: dict[str, Any] = {**self.rule, "train": self.train.to_json()}
+        if self.held_out.rows:
+            shown["held_out"] = self.held_out.to_json()
+        return shown if self.cross_validated is None else {**shown, "cross_validated": self.cross_validated}
 
 
 def read_holdout(request: TrainingRequest, rows: Rows, *, datasets: Datasets, base: BaseLayer) -> Holdout | None:
@@ -74,6 +86,8 @@ def read_holdout(request: TrainingRequest, rows: Rows, *, datasets: Datasets, ba
     requested, fraction = request.split, request.settings.validation_fraction
     if requested is None:
         return Holdout(split=Split(fraction=fraction)) if fraction > 0 else None
+    if not isinstance(requested, SplitRequest):
+        return Holdout(split=Split(by=SplitBy.HASH), key_N=_hash_key(request, rows))
     if fraction > 0:
         detail = "split and training.validation_fraction both hold rows out: give one of them"
         raise InvalidCombination(detail, field="split", expected="split, or training.validation_fraction")
@@ -111,6 +125,8 @@ def report_split(
         return SplitReport(train=_side(rows), held_out=_side(holdout.rows), rule=rule, warnings=warnings)
     assert holdout.split is not None
     rule = _rule(holdout.split, holdout.column)
+    if holdout.split.by is SplitBy.HASH and (group_sizes is not None or not holdout.holds_rows_out):
+        return _report_hash(rows, holdout, is_fleet=group_sizes is not None)
     if group_sizes is not None:
         held_out = SideReport(rows=_held_out_of_fleet(rows, holdout.split, holdout.key_N, group_sizes))
         return SplitReport(train=SideReport(rows=rows.count - held_out.rows), held_out=held_out, rule=rule)
@@ -129,6 +145,35 @@ def report_split(
     return SplitReport(train=_side(rows, training_K), held_out=_side(rows, held_K), rule=rule, warnings=warnings)
 
 
+def _hash_key(request: TrainingRequest, rows: Rows) -> Codes:
+    """Return (N,) the hash of each row, or of its group; the groups of a fleet in the request are its adapters."""
+    if rows.groups is None or (request.is_fleet and rows.table is None):
+        return keys_of_rows(rows.inputs)
+    return keys_of_groups(rows.groups.codes_N, rows.groups.values)
+
+
+def _report_hash(rows: Rows, holdout: Holdout, *, is_fleet: bool) -> SplitReport:
+    """Report a split by hash of a fleet, or of few rows, which are cross-validated instead."""
+    assert holdout.split is not None
+    assert holdout.key_N is not None
+    codes_N = rows.fleet.codes_N if is_fleet and rows.fleet is not None else np.zeros(rows.count, np.int64)
+    order_N, sizes_G = np.argsort(codes_N, kind="stable"), np.bincount(codes_N)
+    keys_of_G = torch.from_numpy(holdout.key_N[order_N]).split(sizes_G.tolist())
+    held_out = cross_validated = cross_validated_rows = 0
+    for keys_K in keys_of_G:
+        if holdout.split.holds_out(len(keys_K), keys_K):
+            held_out += int(holdout.split.held_by_hash(keys_K).sum())
+        else:
+            cross_validated += 1
+            cross_validated_rows += len(keys_K)
+    if not held_out:
+        return SplitReport(train=_side(rows), rule={"by": "cross_validation", "folds": FOLDS})
+    some = {"adapters": cross_validated, "rows": cross_validated_rows} if cross_validated else None
+    rule = _rule(holdout.split, None)
+    train, held = SideReport(rows=rows.count - held_out), SideReport(rows=held_out)
+    return SplitReport(train=train, held_out=held, rule=rule, cross_validated=some)
+
+
 def _held_out_of_fleet(rows: Rows, split: Split, key_N: Codes | None, group_sizes: Sequence[int]) -> int:
     """Return the held-out rows of a fleet, whose groups are split one by one in the fit."""
     if split.by is SplitBy.COLUMN and key_N is not None:
@@ -141,14 +186,14 @@ def _held_out_of_fleet(rows: Rows, split: Split, key_N: Codes | None, group_size
 
 def _held_out_data_set(request: TrainingRequest, rows: Rows, *, datasets: Datasets, base: BaseLayer) -> Rows:
     """Return the data set that is held out whole, read by the columns of the training rows."""
-    assert request.split is not None
+    assert isinstance(request.split, SplitRequest)
     dataset = request.split.dataset
     if not isinstance(request.rows, DatasetColumns):
         detail = "split.dataset is read by the columns of the training data, which are in the request"
         expected = "training data from a data set too"
         raise InvalidCombination(detail, field="split.dataset", given=dataset, expected=expected)
     source = replace(request.rows, dataset=dataset, labels=rows.targets.labels, corpus=None, group_by=None)
-    held_out = read_rows(source, request.settings.loss, datasets=datasets, base=base, field="split")
+    held_out = read_rows(source, Loss(request.settings.loss), datasets=datasets, base=base, field="split")
     widths = [part.targets.column.shape[1:] for part in (held_out, rows)]
     if widths[0] != widths[1]:
         given, expected = (f"{width[0]} targets" for width in widths)

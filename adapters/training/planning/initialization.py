@@ -37,6 +37,11 @@ class Initialization:
     prior: tuple[Version, Adapter] | None = None
     """The adapter that a closed form shrinks towards."""
 
+    @property
+    def rank(self) -> int | None:
+        """Return the rank of the factors; None if they are drawn."""
+        return None if self.b_RI is None else len(self.b_RI)
+
     def description(self) -> Any:
         """Return the JSON value that the job shows for `init`."""
         if self.parent is not None:
@@ -67,9 +72,6 @@ def _read_init(settings: RequestedSettings, find: FindAdapter, *, base: BaseLaye
     init, field = settings.init, "training.init"
     if isinstance(init, Init):
         return Initialization(init)
-    if settings.rank == AUTO:
-        detail = "rank cannot be auto where training.init gives factors, which have one"
-        raise InvalidCombination(detail, field="rank", given=AUTO, expected="the rank of the factors")
     if isinstance(init, AdapterSource):
         start = _from_adapter(settings, *find(init.adapter, f"{field}.adapter"))
     else:
@@ -79,9 +81,8 @@ def _read_init(settings: RequestedSettings, find: FindAdapter, *, base: BaseLaye
         names = (f"{field}.A", f"{field}.B", f"{field}.bias")
         check_factors(a_OR, b_RI, None, base, max_rank=max_rank, names=names)
         start = Initialization(Init.FACTORS, a_OR, b_RI)
-    assert start.b_RI is not None
-    rank = len(start.b_RI)
-    if rank != settings.rank:
+    rank = start.rank
+    if rank != settings.rank and settings.rank != AUTO and "rank" in settings.given:
         detail = f"training.init has rank {rank}, the request has rank {settings.rank}"
         raise WrongShape(detail, field=field, given=f"rank {rank}", expected=f"rank {settings.rank}")
     return start

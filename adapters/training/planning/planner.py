@@ -1,7 +1,7 @@
 """Planner: checks a training request in full, decides what it leaves open, and makes a training job of it."""
 
 # N rows · I in_features · O out_features
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, BinaryIO
 
@@ -31,6 +31,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.lora.labels import Labels
 from adapters.names import Reference, check_name, parse_reference
 from adapters.training.data_file import Column, write_data_file
+from adapters.training.evaluation.gate import Gate, When
 from adapters.training.planning.auto import Decisions, decide
 from adapters.training.planning.estimate import Estimate, estimate
 from adapters.training.planning.holdout import Holdout, SplitReport, read_holdout, report_split
@@ -41,22 +42,27 @@ from adapters.training.planning.initialization import (
     read_initialization,
 )
 from adapters.training.planning.request import RowSource, TrainingRequest, UpdateRequest, nothing_held_out
-from adapters.training.planning.rows import Rows, read_rows
+from adapters.training.planning.rows import Rows, loss_of, read_rows, renamed
 from adapters.training.settings import (
     AUTO,
     BALANCED,
     SETTINGS,
+    Candidate,
     EarlyStopping,
     Init,
+    InitFactors,
     Loss,
     TrainingSpec,
     no_effect,
     unused_settings,
 )
 
+# Settings that a job shows, whether they were sent or not: of a named method, and if auto compares.
 _ALWAYS_SHOWN = frozenset(
     {"method", "loss", "epochs", "learning_rate", "batch_size", "seed", "init", "validation_fraction", "ridge"}
 )
+_ALWAYS_SHOWN_OF_AUTO = frozenset({"method", "loss", "bias", "seed"})
+_MAX_RENAMED_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,33 +122,42 @@ class Planner:
         """Read and check rows; raise the `InvalidInput` that names the field and the row."""
         return read_rows(source, loss, datasets=self.datasets, base=self.base, field=field, are_evaluated=are_evaluated)
 
-    def plan(self, request: TrainingRequest) -> Plan:
+    def plan(self, request: TrainingRequest, *, only_groups: Collection[str | None] | None = None) -> Plan:
         """Check a request and decide what it leaves open; nothing is stored.
 
-        Raises the `InvalidInput`, `NotFound` or `Conflict` that names the field.
+        only_groups: train only these groups of a fleet, with all rows; None is the fleet's prior. Raises the
+        `InvalidInput`, `NotFound` or `Conflict` that names the field.
         """
-        settings, base, limits = request.settings, self.base, self.limits
+        base, limits = self.base, self.limits
         if not request.is_fleet:
             check_name(request.name)
+        request = request.complete(self._loss(request), max_rank=limits.max_rank)
+        settings, name = request.settings, str(request.name)
         settings.check(max_rank=limits.max_rank)
         # 1. Read what the request refers to, and check each part by itself.
         start = read_initialization(settings, self.find_adapter, base=base, max_rank=limits.max_rank)
-        rows = self.read_rows(request.rows, settings.loss, field="data")
+        if start.rank is not None:
+            settings = replace(settings, rank=start.rank)
+            request = replace(request, settings=settings)
+        rows = self.read_rows(request.rows, Loss(settings.loss), field="data")
         check_label_positions(start, rows.targets.labels)
-        name = str(request.name)
         adapters = rows.job_adapters(name, is_fleet=request.is_fleet, max_groups=limits.max_groups)
         sizes = [adapter.rows for adapter in adapters] if request.is_fleet else None
         holdout = read_holdout(request, rows, datasets=self.datasets, base=base)
         # 2. Decide what the request leaves open, and check that the parts go together.
-        max_rank = min(base.in_features, base.out_features, limits.max_rank)
-        decisions = decide(request, rows, holdout, max_rank=max_rank)
+        full_rank = min(base.in_features, base.out_features)
+        decisions = decide(request, rows, holdout, full_rank=full_rank, rank_limit=limits.max_rank)
         holdout = decisions.holdout
         spec = _resolve(request, rows, start, decisions, outputs=base.out_features)
-        gate = request.publish.make_gate(spec.loss, holds_out=holdout is not None, is_fleet=request.is_fleet)
         _check_used(request, rows, holdout)
         split = _report_split(request, rows, holdout, spec, sizes)
-        training_rows, labels = split.train.rows, rows.targets.labels
+        gate = request.publish.make_gate(spec.loss, holds_out=split.held_out.rows > 0, is_fleet=request.is_fleet)
+        adapters = self._add_prior(request, adapters, spec, rows.count)
+        positions = len(adapters)
+        if only_groups is not None:
+            adapters = [adapter for adapter in adapters if adapter.group in only_groups]
         # 3. Check the cost, and describe the training.
+        training_rows, labels = split.train.rows, rows.targets.labels
         spec.check_steps(training_rows)
         cost = self.estimate(spec, training_rows, held_rows=split.held_out.rows, group_sizes=sizes)
         provenance = Provenance(
@@ -151,10 +166,14 @@ class Planner:
             parent=start.parent,
             prior=None if start.prior is None else str(start.prior[0]),
         )
+        renames = renamed(name, adapters)
         optional = {
+            "fleet_prior": request.fleet_prior,
+            "renamed": renames[:_MAX_RENAMED_SHOWN],
+            "renamed_count": len(renames),
             "labels": None if labels is None else list(labels),
             "rslora": spec.rslora and spec.init is Init.FACTORS,
-            "warnings": [*_label_warnings(request, labels, base), *split.warnings],
+            "warnings": [*_label_warnings(request, labels, base), *split.warnings, *_unevaluated(gate, holdout)],
             "split": split.to_json(),
             "auto": dict(decisions.reasons),
         }
@@ -164,13 +183,44 @@ class Planner:
             labels=labels,
             steps=len(adapters) if request.is_fleet else spec.steps(training_rows),
             adapters=len(adapters),
+            positions=positions,
             is_fleet=request.is_fleet,
+            fleet_prior=None if request.fleet_prior is None else str(request.fleet_prior),
+            request=None if rows.table is None or isinstance(settings.init, InitFactors) else request.body,
             provenance=provenance,
             description=_describe(request, spec, start, provenance)
             | {name: value for name, value in optional.items() if value},
         )
         columns = _columns(rows, holdout, is_fleet=request.is_fleet) | start.columns()
         return Plan(name=name, adapters=tuple(adapters), job=job, estimate=cost, columns=columns)
+
+    def _loss(self, request: TrainingRequest) -> Loss:
+        """Return the loss of a request; the targets decide it if it is open."""
+        settings = request.settings
+        if settings.loss != AUTO:
+            return Loss(settings.loss)
+        if settings.method != AUTO and "loss" not in settings.given:
+            return Loss(SETTINGS["loss"].exact_default)
+        return loss_of(request.rows, datasets=self.datasets, base=self.base)
+
+    def _add_prior(
+        self, request: TrainingRequest, adapters: Sequence[JobAdapter], spec: TrainingSpec, rows: int
+    ) -> list[JobAdapter]:
+        """Return the adapters with that of the fleet's mean, if one is to be published; raise `InvalidCombination`."""
+        name, field = request.fleet_prior, "fleet_prior"
+        if name is None:
+            return list(adapters)
+        checked = check_name(name, field=field)
+        detail = None
+        if not request.is_fleet:
+            detail = "fleet_prior publishes what the groups of a fleet have in common, and this is no fleet"
+        elif Candidate.FLEET_MEAN not in spec.candidates:
+            detail = "fleet_prior needs the candidates of one decomposition, which the other settings leave out"
+        elif any(adapter.name == checked for adapter in adapters):
+            detail = f"fleet_prior: {checked} is the name of one of the fleet's adapters"
+        if detail is not None:
+            raise InvalidCombination(detail, field=field, given=name, expected="another name, or no fleet_prior")
+        return [*adapters, JobAdapter(checked, None, rows, position=len(adapters))]
 
     def updatable_version(self, name: str) -> Version:
         """Return the live version of an adapter if it can be updated.
@@ -192,6 +242,9 @@ class Planner:
         """
         if not request.rows:
             raise MissingField("an update adds rows, or forgets rows", field="add", expected="add, forget, or both")
+        if request.publish.when is When.IF_NOT_WORSE:
+            detail, expected = "publish if_not_worse: an update is not evaluated", "always or never"
+            raise InvalidCombination(detail, field="publish", given=request.publish.as_sent, expected=expected)
         rows = {field: self.read_rows(source, Loss.MSE, field=field) for field, source in request.rows.items()}
         for field, part in rows.items():
             if part.groups is not None or part.fleet is not None:
@@ -287,7 +340,7 @@ def _resolve(
     Raises the `InvalidInput` that names the field.
     """
     settings, holdout = request.settings, decisions.holdout
-    if settings.early_stopping is not None and holdout is None:
+    if settings.early_stopping is not None and holdout is None and settings.method != AUTO:
         raise nothing_held_out("early_stopping looks at the loss of held-out rows")
     shared = SETTINGS.keys() & TrainingSpec.__dataclass_fields__.keys()
     # What the method does not use may have been left to the data, and keeps its default.
@@ -378,11 +431,17 @@ def _describe(
 ) -> dict[str, Any]:
     """Return the resolved settings as the job shows them: what the method uses, and the data by digest."""
     settings = request.settings
-    shown = (_ALWAYS_SHOWN | settings.given) - set(unused_settings(spec.method))
+    if spec.candidates:
+        shown = _ALWAYS_SHOWN_OF_AUTO | settings.given
+    else:
+        shown = (_ALWAYS_SHOWN | settings.given) - set(unused_settings(spec.method))
     # Only the held-out rows decide these, in the fit.
-    open_names = {"learning_rate": bool(spec.try_rates), "ridge": spec.try_ridges}
-    training = {}
-    for name in filter(shown.__contains__, SETTINGS):
+    open_names = {"learning_rate": bool(spec.try_rates), "ridge": spec.try_ridges, "bias": spec.try_bias}
+    open_names |= {"method": bool(spec.candidates), "epochs": spec.try_steps}
+    training: dict[str, Any] = {}
+    for name, setting in SETTINGS.items():
+        if setting.is_top_level or name not in shown:
+            continue
         value = getattr(settings, name)
         if name == "init":
             value = start.description()
@@ -393,14 +452,24 @@ def _describe(
         elif value == AUTO and not open_names.get(name, False):
             value = getattr(spec, name)
         training[name] = value
+    if spec.candidates:
+        training["candidates"] = list(spec.candidates)
+    has_open_rank = bool(spec.try_ranks or spec.candidates)
     return {
         "name": request.name,
-        "rank": AUTO if spec.try_ranks else spec.rank,
-        "alpha": AUTO if spec.try_ranks and spec.alpha_is_rank else spec.alpha,
+        "rank": settings.rank if has_open_rank else spec.rank,
+        "alpha": AUTO if has_open_rank and spec.alpha_is_rank else spec.alpha,
         "data": provenance.data,
         "training": training,
         "publish": request.publish.as_sent,
     }
+
+
+def _unevaluated(gate: Gate, holdout: Holdout | None) -> list[str]:
+    """Return a warning if live moves although nothing is evaluated and the request does not ask for that."""
+    if gate.when is not When.IF_NOT_WORSE or holdout is not None:
+        return []
+    return ["no rows are held out, so nothing is evaluated: live moves to the new version, however good it is"]
 
 
 def _label_warnings(request: TrainingRequest, labels: Labels | None, base: BaseLayer) -> list[str]:

@@ -1,15 +1,15 @@
 """Training request as values: what the delivery layer has parsed, and the planner has not checked yet."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
 from adapters.errors import InvalidCombination, MissingField
 from adapters.training.evaluation.evaluate import TASKS
 from adapters.training.evaluation.gate import Gate, When
 from adapters.training.evaluation.metrics import Task
 from adapters.training.planning.split import Split, SplitBy
-from adapters.training.settings import Loss, RequestedSettings, Setting, no_effect
+from adapters.training.settings import AUTO, Auto, Loss, RequestedSettings, Setting, no_effect
 
 # Metrics that a gate may compare, by the task of the loss.
 GATE_METRICS: Mapping[Task, tuple[str, ...]] = {
@@ -75,13 +75,13 @@ class SplitRequest:
 class PublishRequest:
     """When live moves to the new version."""
 
-    when: When = When.ALWAYS
+    when: Annotated[When, Setting()] = When.IF_NOT_WORSE
     metric: str = _GATE.metric
     margin: Annotated[float, Setting(ge=0, le=1e30)] = _GATE.margin
     min_rows: Annotated[int, Setting(ge=1, le=10**9)] = _GATE.min_rows
     given: frozenset[str] = frozenset()
     """Fields that the client sent."""
-    as_sent: object = When.ALWAYS.value
+    as_sent: object = When.IF_NOT_WORSE.value
     """JSON value that the job shows."""
 
     def make_gate(self, loss: Loss, *, holds_out: bool, is_fleet: bool) -> Gate:
@@ -90,13 +90,13 @@ class PublishRequest:
         Raises `IgnoredField`, `InvalidCombination` or `MissingField`.
         """
         gate = Gate(when=self.when, metric=self.metric, margin=self.margin, min_rows=self.min_rows)
-        if not gate.compares:
+        if gate.when is not When.IF_BETTER:
             for name in ("metric", "margin", "min_rows"):
                 if name in self.given:
                     raise no_effect(f"publish.{name}", f"with {self.when}", given=getattr(self, name))
             return gate
         if is_fleet:
-            detail, expected = "publish if_better compares one adapter, and a fleet trains many", "always or never"
+            detail, expected = "publish if_better compares one adapter, and a fleet trains many", "if_not_worse"
             raise InvalidCombination(detail, field="publish.when", given=self.when, expected=expected)
         if not holds_out:
             raise nothing_held_out("publish if_better compares on held-out rows")
@@ -120,14 +120,37 @@ class TrainingRequest:
     name: object
     """Name of the adapter, or the template of a fleet's names."""
     rows: RowSource
-    split: SplitRequest | None = None
+    split: Annotated[SplitRequest | Auto | None, Setting()] = AUTO
+    """`auto` holds rows out by their hash, and cross-validates few rows; None holds nothing out."""
     settings: RequestedSettings
     publish: PublishRequest = field(default_factory=PublishRequest)
+    fleet_prior: object = None
+    """Name of the adapter with the mean of a fleet."""
+    body: Mapping[str, Any] | None = None
+    """The request as it was sent."""
 
     @property
     def is_fleet(self) -> bool:
         """Return whether the name is a template."""
         return isinstance(self.name, str) and "{" in self.name
+
+    def complete(self, loss: Loss, *, max_rank: int) -> "TrainingRequest":
+        """Return the request with complete settings for targets of this loss, and with the split that they imply.
+
+        A method that is named is not evaluated, and neither is anything with a `validation_fraction` of 0, unless a
+        split is given.
+        """
+        given, split = self.settings.given, self.split
+        if split == AUTO and (
+            "validation_fraction" in given or (self.settings.method != AUTO and "split" not in given)
+        ):
+            split = None
+        settings = self.settings.complete(loss, is_fleet=self.is_fleet, max_rank=max_rank)
+        return replace(self, settings=settings, split=split)
+
+
+def _always() -> PublishRequest:
+    return PublishRequest(when=When.ALWAYS, as_sent=When.ALWAYS.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +159,7 @@ class UpdateRequest:
 
     rows: Mapping[str, RowSource]
     """By field: `add`, `forget`."""
-    publish: PublishRequest = field(default_factory=PublishRequest)
+    publish: PublishRequest = field(default_factory=_always)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,9 @@
 """Rows of a training, inline or from a data set: checked in full, and read part by part."""
 
 # N rows · I in_features · O out_features · C labels · M documents
+import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,8 @@ from adapters.training.planning.targets import (
 from adapters.training.settings import Loss, no_effect
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_NO_SLUG = re.compile(r"[^a-z0-9]+")
+_MAX_SLUG_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,9 +81,10 @@ class Rows:
         if is_fleet:
             groups = _fleet_groups(name, self, "group" if self.table is None else group_by, max_groups=max_groups)
             sizes = np.bincount(groups.codes_N, minlength=len(groups.values)).tolist()
+            names = _expand(name, groups.values)
             return [
-                JobAdapter(_expand(name, value), str(value), size, position=position)
-                for position, (value, size) in enumerate(zip(groups.values, sizes, strict=True))
+                JobAdapter(adapter, str(value), size, position=position)
+                for position, (adapter, value, size) in enumerate(zip(names, groups.values, sizes, strict=True))
             ]
         if group_by is not None:
             detail = f"data.group_by trains an adapter a group: the name has to have {{{group_by}}}"
@@ -241,8 +246,44 @@ def _fleet_groups(template: str, rows: Rows, column: object, *, max_groups: int)
     return rows.fleet
 
 
-def _expand(template: str, value: str | int) -> str:
-    try:
-        return check_name(_PLACEHOLDER.sub(lambda _: str(value), template))
-    except LoraplexError as error:
-        raise error.explain(before=f"the group {str(value)[:80]!r} makes no name: ") from None
+def _expand(template: str, values: Sequence[str | int]) -> list[str]:
+    """Return the name of each group's adapter; raise `InvalidName`, and `InvalidCombination` for a name of two groups.
+
+    A value that makes no valid name is replaced by its slug and its hash, which are the same in every job.
+    """
+    group_of: dict[str, str | int] = {}
+    for value in values:
+        name = _fill(template, value)
+        try:
+            check_name(name)
+        except LoraplexError as error:
+            try:
+                name = check_name(_fill(template, _slug(str(value))))
+            except LoraplexError:
+                raise error.explain(before=f"the group {str(value)[:80]!r} makes no name: ") from None
+        if name in group_of:
+            first, second = (repr(str(group)[:80]) for group in (group_of[name], value))
+            detail, expected = f"the groups {first} and {second} both make the name {name}", "groups of different names"
+            raise InvalidCombination(detail, field="name", given=name, expected=expected)
+        group_of[name] = value
+    return list(group_of)
+
+
+def renamed(template: str, adapters: Sequence[JobAdapter]) -> list[dict[str, str]]:
+    """Return the adapters of groups whose value is not in the name as it is."""
+    return [
+        {"group": adapter.group, "name": adapter.name}
+        for adapter in adapters
+        if adapter.group is not None and adapter.name != _fill(template, adapter.group)
+    ]
+
+
+def _fill(template: str, value: object) -> str:
+    return _PLACEHOLDER.sub(lambda _: str(value), template)
+
+
+def _slug(value: str) -> str:
+    """Return `<slug>-<8 hex digits>`: the letters and digits of a value as lower-case ASCII, and its SHA-256."""
+    plain = "".join(char for char in unicodedata.normalize("NFKD", value) if not unicodedata.combining(char))
+    slug = _NO_SLUG.sub("-", plain.lower()).strip("-")[:_MAX_SLUG_CHARACTERS].rstrip("-") or "group"
+    return f"{slug}-{hashlib.sha256(value.encode(errors='surrogatepass')).hexdigest()[:8]}"

@@ -14,6 +14,8 @@ from adapters.errors import OutOfRange
 
 # Rows below which a hash holds none out: a fifth of them says little, and the training misses them.
 FEW_ROWS = 100
+# Folds of the cross-validation that evaluates adapters of few rows.
+FOLDS = 5
 _KEYS = 2**63
 
 
@@ -59,7 +61,11 @@ class Split:
         if self.by is not SplitBy.HASH:
             return True
         assert key_N is not None
-        return rows >= FEW_ROWS and 0 < int(self._by_hash(key_N).sum()) < rows
+        return rows >= FEW_ROWS and 0 < int(self.held_by_hash(key_N).sum()) < rows
+
+    def held_by_hash(self, key_N: Tensor) -> Tensor:
+        """Return (N,) bool: whether the hash of a row, from `row_keys`, holds it out."""
+        return key_N < int(self.fraction * _KEYS)
 
     def sides(
         self, rows: int, generator: torch.Generator, *, key_N: Tensor | None = None, classes_N: Tensor | None = None
@@ -90,16 +96,13 @@ class Split:
             given, expected = f"{self.fraction:g} by {self.by}", "a split that leaves rows on both sides"
             raise OutOfRange(detail, field="split", given=given, expected=expected)
 
-    def _by_hash(self, key_N: Tensor) -> Tensor:
-        return key_N < int(self.fraction * _KEYS)
-
     def _by_key(self, key_N: Tensor, generator: torch.Generator) -> Tensor:
         rows = len(key_N)
         held_N = torch.zeros(rows, dtype=torch.bool)
         if self.by is SplitBy.COLUMN:
             return key_N == 1
         if self.by is SplitBy.HASH:
-            return self._by_hash(key_N)
+            return self.held_by_hash(key_N)
         if self.by is SplitBy.TIME:
             # Stable: of rows at the same time, those that come later in the data count as later.
             held_N[torch.argsort(key_N, stable=True)[rows - self.held_out_rows(rows) :]] = True

@@ -44,6 +44,8 @@ _GROUP = "One string or whole number a row. A split by group keeps rows of the s
 _CORPUS = "Rows of numbers: the documents. Each held-out query is searched for its own document in them."
 _LABELS = "What the first outputs are called, as classes."
 _DATASET = "Reference to a data set: name, or name@3."
+# Values of `publish` that are no object.
+_WORDS = (When.ALWAYS, When.NEVER, When.IF_NOT_WORSE)
 Vector = list[float]
 Selected = Annotated[Any, Field(json_schema_extra=_SELECTED)]
 Column = Annotated[str | None, NOT_NULL]
@@ -146,6 +148,7 @@ TrainingBody = _model(
     {EarlyStopping: EarlyStoppingBody, AdapterSource: PriorBody},
 )
 _SPLIT, _PUBLISH = settings_of(domain.SplitRequest), settings_of(domain.PublishRequest)
+_REQUEST = settings_of(domain.TrainingRequest)
 
 
 class SplitBody(RequestBody):
@@ -161,28 +164,33 @@ class SplitBody(RequestBody):
 class GateBody(RequestBody):
     """When live moves."""
 
-    when: Literal["always", "never", "if_better"]
+    when: Literal["always", "never", "if_not_worse", "if_better"]
     metric: Metric = "loss"
     margin: float = _declared(_PUBLISH["margin"])
     min_rows: int = _declared(_PUBLISH["min_rows"])
 
 
 Rows = Annotated[Any, ShownAs(InlineData | DatasetData)]
-Publish = Annotated[Any, ShownAs(Literal["always", "never"] | GateBody)]
+Publish = Annotated[Any, ShownAs(Literal["always", "never", "if_not_worse"] | GateBody)]
 
 
 class TrainRequest(RequestBody):
     """An adapter to train, or a fleet of them."""
 
     name: Reference = Field(description="A name; for a fleet a template such as acme-{tenant}.")
-    rank: Annotated[int, _bounds(SETTINGS["rank"]), OR_AUTO]
+    rank: Annotated[int, _bounds(SETTINGS["rank"]), OR_AUTO] = SETTINGS["rank"].default
     alpha: Annotated[float | None, NOT_NULL, _bounds(SETTINGS["alpha"]), OR_AUTO] = Field(
         None, description=SETTINGS["alpha"].description
     )
     data: Rows = Field(description="Rows inline, or columns of a data set.")
-    split: SplitBody | None = None
+    split: Annotated[SplitBody | None, OR_AUTO] = Field(
+        _REQUEST["split"].default, description="Which rows are held out; null holds none out and evaluates nothing."
+    )
     training: TrainingBody = Field(default_factory=TrainingBody)  # type: ignore[valid-type]  # it is built from a table
-    publish: Publish = Field("always", description="When `live` moves to the new version.")
+    publish: Publish = Field(_PUBLISH["when"].default, description="When `live` moves to the new version.")
+    fleet_prior: Annotated[Any, NOT_NULL, ShownAs(str)] = Field(
+        None, description="Of a fleet: name of an adapter for what its groups have in common, for tenants without rows."
+    )
 
 
 class UpdateRequest(RequestBody):
@@ -215,13 +223,18 @@ class PlanBody(BaseModel):
 
 def training_request(body: object) -> domain.TrainingRequest:
     """Return a training request from its JSON value; raise `InvalidInput` for its first error."""
-    request = read_as(TrainRequest, object_of_body(body))
+    sent = object_of_body(body)
+    request = read_as(TrainRequest, sent)
+    training: RequestBody = request.training
+    given = frozenset(request.model_fields_set | training.model_fields_set)
     return domain.TrainingRequest(
         name=request.name,
         rows=_row_source(request.data, field="data"),
-        split=None if request.split is None else _split(request.split),
-        settings=_settings(request.training, rank=request.rank, alpha=request.alpha),
+        split=_split(request.split) if isinstance(request.split, SplitBody) else request.split,
+        settings=_settings(training, rank=request.rank, alpha=request.alpha, given=given),
         publish=_publish(request.publish),
+        fleet_prior=request.fleet_prior,
+        body=sent,
     )
 
 
@@ -255,7 +268,7 @@ def _split(body: SplitBody) -> domain.SplitRequest:
     return domain.SplitRequest(**dict(body) | {"by": by}, given=frozenset(body.model_fields_set))
 
 
-def _settings(body: RequestBody, *, rank: Any, alpha: Any) -> RequestedSettings:
+def _settings(body: RequestBody, *, rank: Any, alpha: Any, given: frozenset[str]) -> RequestedSettings:
     values: dict[str, Any] = {"rank": rank, "alpha": alpha, **dict(body)}
     for name, setting in SETTINGS.items():
         if isinstance(setting.kind, type) and issubclass(setting.kind, StrEnum) and values[name] != AUTO:
@@ -264,7 +277,7 @@ def _settings(body: RequestBody, *, rank: Any, alpha: Any) -> RequestedSettings:
     values["early_stopping"] = None if stopping is None else EarlyStopping(**dict(stopping))
     values["prior"] = None if prior is None else AdapterSource(prior.adapter)
     values["init"] = _init(values["init"])
-    return RequestedSettings(**values, given=frozenset(body.model_fields_set))
+    return RequestedSettings(**values, given=given)
 
 
 def _init(value: object) -> object:
@@ -285,8 +298,8 @@ def _publish(value: object) -> domain.PublishRequest:
         body = read_as(GateBody, value, within="publish")
         members = dict(body) | {"when": When(body.when)}
         return domain.PublishRequest(**members, given=frozenset(body.model_fields_set), as_sent=value)
-    if isinstance(value, str) and value in (When.ALWAYS, When.NEVER):
+    if isinstance(value, str) and value in _WORDS:
         return domain.PublishRequest(when=When(value), as_sent=value)
-    expected = '"always", "never" or {"when": "if_better", …}'
+    expected = '"always", "never", "if_not_worse" or {"when": "if_better", …}'
     error = OutOfRange if isinstance(value, str) else WrongType
     raise error(f"publish must be {expected}", field="publish", given=value, expected=expected)

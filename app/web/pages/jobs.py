@@ -17,6 +17,8 @@ from app.web.pages.rendering import PageRouter, render
 
 _JOBS_PER_PAGE = 25
 _ADAPTERS_PER_PAGE = 50
+# Members of the description that are not among the settings on the page.
+_SHOWN_APART = ("data", "name", "warnings", "renamed", "renamed_count")
 _NO_REPORT: Mapping[str, Any] = {"evaluation": None, "decision": None, "auto": None, "summary": None, "warnings": ()}
 router = PageRouter()
 
@@ -83,6 +85,9 @@ def show_job(
         next_cursor=next_cursor,
         settings=_settings(job),
         data=job.training.description.get("data"),
+        notes=job.training.description.get("warnings") or (),
+        renamed=job.training.description.get("renamed") or (),
+        renamed_count=job.training.description.get("renamed_count", 0),
     )
 
 
@@ -94,7 +99,7 @@ def _retried(job: Job) -> list[str]:
 
 def _settings(job: Job) -> list[tuple[str, str]]:
     """Return the resolved settings as names and values; the page shows the data separately."""
-    shown = {name: value for name, value in job.training.description.items() if name not in ("data", "name")}
+    shown = {name: value for name, value in job.training.description.items() if name not in _SHOWN_APART}
     return [(name, _format(value)) for name, value in _flat(shown)]
 
 

@@ -25,6 +25,7 @@ _FOLLOW = "Follow this job until it ends: its id, or its first 4 or more charact
 _ID_LENGTH = 32
 _SHORTEST_PREFIX = 4
 _MAX_CANDIDATES = 5
+_MAX_RENAMED = 3
 # Errors after which `wait` polls the job, because it has no event stream.
 _NO_EVENTS = (QueueFull, TimedOut, Unreachable, BadAnswer)
 app = typer.Typer()
@@ -146,9 +147,14 @@ def _result(session: Session, job: JobFields) -> list[list[Any]]:
 
 
 def note_warnings(session: Session, spec: Any) -> None:
-    """Print the warnings about the settings of a training."""
+    """Print the warnings about the settings of a training, and the groups of a fleet that have other names."""
     for warning in spec.get("warnings", ()):
         session.note(f"note: {warning}")
+    renamed = spec.get("renamed", ())
+    for group in renamed[:_MAX_RENAMED]:
+        session.note(f"note: the group '{group['group']}' is no valid name: its adapter is {group['name']}")
+    if len(renamed) > _MAX_RENAMED:
+        session.note(f"note: {spec['renamed_count'] - _MAX_RENAMED:,} more groups have other names")
 
 
 def _follow_in_lines(session: Session, job_id: str) -> JobFields:

@@ -31,14 +31,18 @@ NoWait = Annotated[bool, _run("Do not wait for the job.", "--no-wait")]
 
 def _setting(text: str, name: str, *names: str, panel: str = "How to train", **settings: Any) -> Any:
     """Return the declaration of an option that is sent only if it is given, with the default of the service."""
-    default = DEFAULTS.get(name)
-    shown = False if default is None else f"{default:g}" if isinstance(default, float) else str(default)
-    return option(text, *names, panel=panel, **{"show_default": shown} | settings)
+    return option(text, *names, panel=panel, **{"show_default": _default(name) or False} | settings)
+
+
+def _default(name: str) -> str:
+    """Return the default of a setting as text; empty if it is null."""
+    default = DEFAULTS.get(name, "")
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _method_setting(text: str, name: str) -> Any:
     """Return the declaration of an option whose default is chosen, unless --method names one."""
-    return _setting(text, name, show_default=f"auto; {DEFAULTS[name]} with --method")
+    return _setting(text, name, show_default=f"auto; {_default(name)} with --method")
 
 
 _evaluation = partial(_setting, panel="Evaluation and publishing")
@@ -163,7 +167,12 @@ class AdapterOptions(_Given):
         str | None, _evaluation("The column of --split time and --split column.", "split.column")
     ] = None
     held_out: Annotated[float | None, _evaluation("Fraction of the rows that is held out.", "split.fraction")] = None
-    publish: Annotated[Publish | None, _evaluation("When the new version becomes live.", "publish")] = None
+    publish: Annotated[
+        Publish | None,
+        _evaluation(
+            "When the new version becomes live.", "publish", show_default=_default("publish").replace("_", "-")
+        ),
+    ] = None
     metric: Annotated[
         str | None, _evaluation("Metric that --publish if-better compares, such as accuracy.", "publish.metric")
     ] = None
@@ -286,6 +295,7 @@ def _show_estimate(session: Session, estimate: Estimate) -> None:
         **{name: value for name, value in training if value is not None and name != "validation_fraction"},
         "rows": spec["data"]["rows"],
         "held out": held_out,
+        "evaluation": f"{split['folds']}-fold cross-validation" if "folds" in split else None,
         "memory": f"about {size(estimate.memory_bytes)}",
         "time": f"about {estimate.seconds:.3g} s",
     }

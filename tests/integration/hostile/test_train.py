@@ -7,6 +7,7 @@ import pytest
 from tests.integration.hostile.bodies import JSON, LEFT_OUT, NOT_FINITE, NOT_NUMBERS, OUT, ROW, Raw, to_json
 from tests.integration.hostile.case import Case, Target
 from tests.integration.hostile.conftest import MAX_RANK
+from tests.integration.hostile.training_cases import by_adamw
 
 DATA = {"inputs": [ROW] * 4, "targets": [[1.0] * OUT] * 4}
 WHOLE_NUMBERS = {"a fraction": 1.5, "2.0": 2.0, "2e0": Raw("2e0"), "a string of digits": "2"} | NOT_NUMBERS
@@ -15,7 +16,7 @@ WHOLE_NUMBERS = {"a fraction": 1.5, "2.0": 2.0, "2e0": Raw("2e0"), "a string of 
 def _case(
     title: str, code: str, /, *says: str, field: str | None = None, training: Any = LEFT_OUT, **body: Any
 ) -> Case:
-    content = {"name": "fresh", "rank": 2, "data": DATA, "training": training} | body
+    content = {"name": "fresh", "rank": 2, "data": DATA, "training": by_adamw(training)} | body
     return Case(
         name=title,
         method="POST",
@@ -35,7 +36,6 @@ def _setting(title: str, code: str, /, *says: str, **training: Any) -> Case:
 
 FIELDS = [
     _case("train without a name", "missing_field", field="name", name=LEFT_OUT),
-    _case("train without a rank", "missing_field", field="rank", rank=LEFT_OUT),
     _case("train without data", "missing_field", field="data", data=LEFT_OUT),
     _case("train without inputs", "missing_field", field="data.inputs", data={"targets": DATA["targets"]}),
     _case("train without targets", "missing_field", field="data.targets", data={"inputs": DATA["inputs"]}),
@@ -156,7 +156,7 @@ COMBINATIONS = [
         _setting(f"ignore ridge with {method}", "ignored_field", method, ridge=0, method=method)
         for method in ("adamw", "sgd")
     ),
-    _setting("ignore ridge where the method is the default", "ignored_field", "adamw", ridge=0.5),
+    _setting("ignore ridge where auto comes to adamw", "ignored_field", "adamw", ridge=0.5, epochs=3, method="auto"),
     _case(
         "fit classes in closed form",
         "invalid_combination",

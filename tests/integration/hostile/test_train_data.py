@@ -18,6 +18,7 @@ from tests.integration.hostile.bodies import (
 from tests.integration.hostile.case import Case, Target
 from tests.integration.hostile.conftest import MAX_RANK
 from tests.integration.hostile.test_references import INVALID_NAMES, INVALID_REFERENCES, UNANSWERABLE
+from tests.integration.hostile.training_cases import by_adamw
 
 TARGET = [1.0] * OUT
 A, B = [[1.0, 0.5]] * OUT, [[1.0] * IN] * 2
@@ -25,6 +26,7 @@ A, B = [[1.0, 0.5]] * OUT, [[1.0] * IN] * 2
 
 def _case(title: str, code: str, /, *says: str, field: str | None = None, row: int | None = None, **body: Any) -> Case:
     content = {"name": "fresh", "rank": 2, "data": {"inputs": [ROW] * 3, "targets": [TARGET] * 3}} | body
+    content["training"] = by_adamw(body.get("training", {}))
     return Case(
         name=title,
         method="POST",

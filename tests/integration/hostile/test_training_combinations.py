@@ -4,16 +4,14 @@ from typing import Any
 
 import pytest
 
-from tests.integration.hostile.bodies import OUT, ROW, Raw
+from tests.integration.hostile.bodies import Raw
 from tests.integration.hostile.case import Case, Target
 from tests.integration.hostile.test_training_settings import OUTSIDE
 from tests.integration.hostile.training_cases import CLASSES, CROSS, NUMBERS, beside, case, setting
 
 USELESS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-    ("ridge", CLASSES, {"ridge": 0.5} | CROSS),
     ("a ridge beside epochs", NUMBERS, {"ridge": 0.5, "epochs": 3}),
-    ("a prior", CLASSES, {"prior": {"adapter": "acme"}} | CROSS),
-    ("keep_statistics", NUMBERS, {"keep_statistics": True, "epochs": 3}),
+    ("keep_statistics", NUMBERS, {"keep_statistics": False, "epochs": 3}),
     ("momentum", NUMBERS, {"momentum": 0.5}),
 ]
 """Settings of which the first has no use once auto has come to adamw."""
@@ -37,10 +35,10 @@ OF_LOSSES: dict[str, tuple[Any, str]] = {
 LEFT_TO_THE_DATA = [
     *(
         setting(f"leave {name} to the data", "wrong_type", "auto", **beside(name, "auto"))
-        for name in (*OUTSIDE, "seed", "bias", "validation_fraction", "early_stopping", "prior")
+        for name in (*OUTSIDE, "seed", "validation_fraction", "early_stopping", "prior")
         if name != "learning_rate"
     ),
-    *(setting(f"leave {name} to the data", "out_of_range", "auto", **{name: "auto"}) for name in ("loss", "schedule")),
+    setting("leave the schedule to the data", "out_of_range", "auto", schedule="auto"),
     setting("leave class_weights to the data", "wrong_type", "auto", class_weights="auto", data=CLASSES, **CROSS),
     setting("leave the start to the data", "wrong_type", "auto", init="auto"),
     *(
@@ -49,6 +47,14 @@ LEFT_TO_THE_DATA = [
     ),
     case("take the rank in capitals", "wrong_type", "AUTO", field="rank", rank="AUTO"),
     case("take alpha in capitals", "wrong_type", "AUTO", field="alpha", alpha="AUTO"),
+    setting("try a bias with a method", "invalid_combination", "adamw", bias="auto", method="adamw"),
+    case(
+        "shrink towards a prior by another loss",
+        "invalid_combination",
+        "closed_form",
+        field="training.loss",
+        training={"method": "auto", "loss": "huber", "prior": {"adapter": "acme"}},
+    ),
     case("leave the publish to the data", "out_of_range", "auto", field="publish", publish="auto"),
     *(
         setting(
@@ -63,22 +69,6 @@ LEFT_TO_THE_DATA = [
     *(
         setting(f"leave the ridge to the data with {method}", "ignored_field", method, ridge="auto", method=method)
         for method in ("adamw", "sgd")
-    ),
-    case(
-        "choose a rank for factors that are given",
-        "invalid_combination",
-        "auto",
-        field="rank",
-        rank="auto",
-        training={"init": {"A": [[1.0]] * OUT, "B": [ROW]}},
-    ),
-    case(
-        "choose a rank for an adapter that is given",
-        "invalid_combination",
-        "auto",
-        field="rank",
-        rank="auto",
-        training={"init": {"adapter": "acme"}},
     ),
     *(
         setting(
@@ -121,7 +111,7 @@ IGNORED = [
             field="training.batch_size",
             training={"loss": "multiple_negatives", "method": method},
         )
-        for method in ("adamw", "sgd", "auto")
+        for method in ("adamw", "sgd")
     ),
 ]
 

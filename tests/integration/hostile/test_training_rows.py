@@ -106,10 +106,16 @@ FLEETS = [
         name="acme-{group}",
         groups=None,
     ),
-    _fleet("train a fleet of a bad name", "invalid_name", "a/b", name="acme-{group}", groups=["a/b", "b", "b"]),
-    _fleet("train a fleet of an empty name", "invalid_name", name="{group}", groups=["", "b", "b"]),
+    _fleet(
+        "train two groups of one name",
+        "invalid_combination",
+        "'a b'",
+        "'a-b-c8687a08'",
+        name="acme-{group}",
+        groups=["a b", "a-b-c8687a08", "b"],
+    ),
     _fleet("train a fleet under a bad name", "invalid_name", name="../{group}"),
-    _fleet("train a fleet of long names", "invalid_name", name="acme-{group}", groups=["x" * 128, "b", "b"]),
+    _fleet("train a fleet of long names", "invalid_name", name="x" * 100 + "-{group}", groups=["y" * 40, "b", "b"]),
     *(
         _fleet(f"leave the {name} of a fleet open", "invalid_combination", field=field, name="acme-{group}", **body)
         for name, field, body in (

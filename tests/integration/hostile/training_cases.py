@@ -17,6 +17,13 @@ _METHOD = {"momentum": "sgd"}
 _LOSS = {"huber_delta": "huber", "label_smoothing": "cross_entropy", "temperature": "multiple_negatives"}
 
 
+def by_adamw(training: Any) -> Any:
+    """The settings, by adamw if they name no method."""
+    if training is LEFT_OUT:
+        return {"method": "adamw"}
+    return training | {"method": training.get("method", "adamw")} if isinstance(training, dict) else training
+
+
 def case(
     title: str,
     code: str,
@@ -28,8 +35,8 @@ def case(
     training: Any = LEFT_OUT,
     **body: Any,
 ) -> Case:
-    """A request of which everything but `body` and `training` is good."""
-    content = {"name": "fresh", "rank": 2, "data": NUMBERS, "training": training} | body
+    """A request of which everything but `body` and `training` is good; by adamw if it names no method."""
+    content = {"name": "fresh", "rank": 2, "data": NUMBERS, "training": by_adamw(training)} | body
     return Case(
         name=title,
         method="POST",

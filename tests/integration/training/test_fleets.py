@@ -1,5 +1,6 @@
 """Fleets over HTTP: one table, an adapter a group; what becomes of each, and what cancels, deletes and reverts do."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.integration.training.conftest import Running
 from tests.support.catalog_factories import stored_files
 from tests.support.service import eventually, train, wait_for_job
 from tests.support.training_columns import put
-from tests.support.training_oracle import BIAS, INPUTS, OUTPUTS, RANK, WEIGHT, A, B, published_delta
+from tests.support.training_oracle import BIAS, INPUTS, NUMBERS, OUTPUTS, RANK, WEIGHT, A, B, X, Y, published_delta
 
 SIZES = {"ann": 9, "ben": 4, "cy": 21, "dee": 9}
 TRAINING = {"epochs": 8, "batch_size": 8, "learning_rate": 0.05}
@@ -41,6 +42,10 @@ def _of_group(data: dict[str, Any], group: object) -> dict[str, Any]:
     return {name: [data[name][row] for row in mine] for name in ("inputs", "targets")}
 
 
+def _hash(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()[:8]
+
+
 def _adapters(client: httpx.Client, job: dict[str, Any], **query: Any) -> dict[str, dict[str, Any]]:
     """What the job says of each, by its group."""
     page = client.get(f"/jobs/{job['id']}/adapters", params={"limit": 1000} | query).raise_for_status().json()
@@ -57,7 +62,8 @@ def _submit_slow(client: httpx.Client, name: str) -> dict[str, Any]:
     inputs, targets, groups = _rows([16 * (1 + number) for number in range(_SLOW)])
     data = {"inputs": inputs, "targets": targets, "groups": groups}
     training = {"epochs": 400, "batch_size": None}
-    answer = client.post("/adapters", json={"name": name, "rank": 1, "data": data, "training": training})
+    body = {"name": name, "rank": 1, "data": data, "training": {"method": "adamw"} | training}
+    answer = client.post("/adapters", json=body)
     assert answer.status_code == 202, answer.text
     job: dict[str, Any] = answer.json()
     return job
@@ -289,7 +295,7 @@ def grouped(running: Running) -> dict[str, Any]:
         ("acme-{group}", {}, "invalid_name", "name", "{tenant}"),
         ("{tenant}-{tenant}", {}, "invalid_name", "name", "once"),
         ("{tenant}-{x}", {}, "invalid_name", "name", "no other"),
-        ("acme-{tenant}", {}, "invalid_name", None, "'b c'"),
+        ("acme {tenant}", {}, "invalid_name", None, "'a'"),
     ],
 )
 def test_a_template_that_does_not_go_with_the_data_is_refused(
@@ -307,6 +313,37 @@ def test_a_template_that_does_not_go_with_the_data_is_refused(
     assert code in (None, problem["code"])
     assert field in (None, problem["field"])
     assert says in f"{problem['detail']} {problem.get('given')}"
+
+
+def test_a_group_whose_value_makes_no_name_has_its_slug_and_its_hash_in_every_job(trained: httpx.Client) -> None:
+    names = {
+        "Kunde 0": f"acme-kunde-0-{_hash('Kunde 0')}",
+        "Müller & Söhne": f"acme-muller-sohne-{_hash('Müller & Söhne')}",
+        "日本": f"acme-group-{_hash('日本')}",
+        "plain": "acme-plain",
+    }
+    for groups in (list(names), [*names, "another"]):
+        rows = len(groups) * 2
+        data = {"inputs": X[:rows].tolist(), "targets": Y[:rows].tolist(), "groups": groups * 2}
+        job = train(trained, name="acme-{group}", data=data, publish="never")
+        assert {group: each["name"] for group, each in _adapters(trained, job).items()}.items() >= names.items()
+        assert {entry["group"]: entry["name"] for entry in job["spec"]["renamed"]}.items() < names.items()
+        assert job["spec"]["renamed_count"] == 3
+
+
+def test_a_fleet_prior_is_one_more_adapter_of_the_job(trained: httpx.Client) -> None:
+    body = {"name": "some-{group}", "data": _inline(), "training": {"method": "auto"}, "fleet_prior": "start"}
+    plan = trained.post("/adapters?dry_run=true", json=body).raise_for_status().json()
+    assert (plan["adapters"], plan["spec"]["fleet_prior"]) == (len(SIZES) + 1, "start")
+    for changed, says in (
+        ({"fleet_prior": "some-ann"}, "some-ann"),
+        ({"name": "some", "data": NUMBERS}, "no fleet"),
+        ({"training": {"epochs": 3}}, "candidates"),
+        ({"training": {"method": "adamw"}}, "candidates"),
+    ):
+        problem = trained.post("/adapters", json=body | changed).json()
+        assert (problem["code"], problem["field"]) == ("invalid_combination", "fleet_prior")
+        assert says in problem["detail"]
 
 
 def test_a_fleet_of_too_many_groups_is_refused_before_anything_is_stored(serve: Serve) -> None:

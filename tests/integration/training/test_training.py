@@ -10,6 +10,7 @@ import torch
 from tests.integration.training.conftest import Running
 from tests.support import training_oracle as world
 from tests.support.service import train
+from tests.support.training_columns import UNEVALUATED
 from tests.support.training_oracle import CLASSES, LABELS, NUMBERS, RANK, ROWS, cross_entropy, mse, published_delta
 
 
@@ -101,7 +102,8 @@ def test_the_job_shows_its_settings_in_full_and_its_data_by_digest(trained: http
         "name": "spec",
         "rank": RANK,
         "alpha": RANK,
-        "publish": "always",
+        "publish": "if_not_worse",
+        "warnings": [UNEVALUATED],
         "training": {
             "method": "adamw",
             "loss": "mse",
@@ -128,7 +130,7 @@ def test_the_closed_form_s_settings_are_those_that_it_uses(trained: httpx.Client
 
 
 def test_a_job_answers_from_the_moment_it_is_queued(trained: httpx.Client) -> None:
-    answer = trained.post("/adapters", json={"name": "queued", "rank": RANK, "data": NUMBERS})
+    answer = trained.post("/adapters", json={"name": "queued", "data": NUMBERS})
     job = answer.json()
     assert answer.status_code == 202
     assert answer.headers["location"] == f"/jobs/{job['id']}"

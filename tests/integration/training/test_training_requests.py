@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import Serve
 from tests.support.service import train, wait_for_job
-from tests.support.training_columns import GROUPS, HALF, plan_of, spec_of
+from tests.support.training_columns import GROUPS, HALF, UNEVALUATED, plan_of, spec_of
 from tests.support.training_oracle import INPUTS, LABELS, NUMBERS, OUTPUTS, RANK, ROWS, X, Y
 
 PLAIN = {
@@ -48,7 +48,59 @@ def test_a_dry_run_says_what_the_job_then_says_and_stores_nothing(serve: Serve) 
 def test_a_plain_request_shows_what_it_always_has(trained: httpx.Client) -> None:
     spec = spec_of(trained)
     assert spec.pop("data").keys() == {"rows", "digest"}
-    assert spec == {"name": "plan", "rank": RANK, "alpha": RANK, "training": PLAIN, "publish": "always"}
+    rest = {"publish": "if_not_worse", "warnings": [UNEVALUATED]}
+    assert spec == {"name": "plan", "rank": RANK, "alpha": RANK, "training": PLAIN} | rest
+
+
+def test_a_request_that_names_a_method_has_the_plain_values_of_what_it_leaves_out(trained: httpx.Client) -> None:
+    body = {"name": "plan", "data": NUMBERS, "training": {"method": "adamw"}}
+    spec = trained.post("/adapters?dry_run=true", json=body).json()["spec"]
+    assert (spec["rank"], spec["alpha"], spec["training"]) == (4, 4.0, PLAIN)
+    assert "split" not in spec
+    # Numbers are not classes then.
+    classes = trained.post("/adapters?dry_run=true", json=body | {"data": LABELS}).json()
+    assert (classes["code"], classes["field"]) == ("wrong_type", "data.targets")
+
+
+def test_a_request_of_a_name_and_rows_alone_compares_and_evaluates(trained: httpx.Client) -> None:
+    spec = trained.post("/adapters?dry_run=true", json={"name": "plan", "data": LABELS}).json()["spec"]
+    assert (spec["rank"], spec["alpha"], spec["publish"]) == ("auto", "auto", "if_not_worse")
+    candidates = ["base", "ridge", "ridge_in_base_metric", "own_head"]
+    training = {"method": "auto", "loss": "cross_entropy", "bias": "auto", "seed": 0, "candidates": candidates}
+    assert spec["training"] == training
+    assert spec["split"]["by"] == "cross_validation"
+    assert (spec["split"]["folds"], spec["split"]["train"]["rows"]) == (5, ROWS)
+    assert spec["auto"] == {"adamw": f"{ROWS} rows are fewer than 100"}
+    assert "warnings" not in spec
+
+
+def test_a_hundred_rows_are_held_out_by_their_hash(trained: httpx.Client) -> None:
+    x_NI = torch.randn(200, INPUTS, generator=torch.Generator().manual_seed(1))
+    data: dict[str, Any] = {"inputs": x_NI.tolist(), "targets": x_NI[:, :OUTPUTS].tolist()}
+    spec = trained.post("/adapters?dry_run=true", json={"name": "plan", "data": data}).json()["spec"]
+    assert spec["training"]["loss"] == "mse"
+    assert spec["training"]["candidates"][-1] == "adamw"
+    split = spec["split"]
+    assert (split["by"], split["fraction"]) == ("hash", 0.2)
+    assert split["train"]["rows"] + split["held_out"]["rows"] == 200
+    assert 20 < split["held_out"]["rows"] < 60
+    # Of a fleet, only the groups of a hundred rows.
+    fleet = {"name": "plan-{group}", "data": data | {"groups": ["a"] * 150 + ["b"] * 50}}
+    split = trained.post("/adapters?dry_run=true", json=fleet).json()["spec"]["split"]
+    assert (split["by"], split["cross_validated"]) == ("hash", {"adapters": 1, "rows": 50})
+    assert split["train"]["rows"] + split["held_out"]["rows"] == 200
+
+
+@pytest.mark.parametrize(
+    "body", [{"split": None}, {"training": {"validation_fraction": 0}}, {"training": {"method": "adamw"}}], ids=str
+)
+def test_without_held_out_rows_the_job_warns_that_nothing_is_evaluated(
+    trained: httpx.Client, body: dict[str, Any]
+) -> None:
+    spec = trained.post("/adapters?dry_run=true", json={"name": "plan", "data": NUMBERS} | body).json()["spec"]
+    assert spec["warnings"] == [UNEVALUATED]
+    asked = {"name": "plan", "data": NUMBERS, "publish": "always"} | body
+    assert "warnings" not in trained.post("/adapters?dry_run=true", json=asked).json()["spec"]
 
 
 @pytest.mark.parametrize(
@@ -98,16 +150,23 @@ def test_a_gate_is_shown_as_it_was_given(trained: httpx.Client) -> None:
     assert spec_of(trained, split=HALF, publish=gate)["publish"] == gate
 
 
-def test_what_auto_came_to_is_shown_with_its_reason(trained: httpx.Client) -> None:
-    spec = spec_of(trained, training={"method": "auto"})
-    assert spec["training"]["method"] == "closed_form"
-    assert spec["auto"] == {"method": "squared loss has an exact solution: nothing to tune"}
-    spec = spec_of(trained, data=LABELS, training={"method": "auto", "loss": "cross_entropy"})
-    assert spec["auto"] == {"method": "cross_entropy has no exact solution"}
-    spec = spec_of(trained, training={"method": "auto", "epochs": 3})
-    assert spec["auto"] == {"method": "epochs was given, and closed_form does not use it"}
-    assert spec["training"] == PLAIN | {"method": "adamw", "epochs": 3}
-    assert "auto" not in spec_of(trained)
+def test_a_setting_that_some_methods_use_leaves_these(trained: httpx.Client) -> None:
+    def candidates(data: dict[str, Any] = NUMBERS, **training: Any) -> Any:
+        spec = spec_of(trained, data=data, training={"method": "auto"} | training)
+        return spec["training"]["candidates"], spec.get("auto")
+
+    descent = ["base", "adamw"]
+    assert candidates(epochs=3) == (descent, {"method": "epochs was given, and only gradient descent uses it"})
+    assert candidates(loss="huber") == (descent, {"method": "huber has no exact solution"})
+    smoothed = candidates(LABELS, label_smoothing=0.1)
+    assert smoothed == (descent, {"method": "label_smoothing was given, and only gradient descent uses it"})
+    exact, reasons = candidates(ridge=0.5)
+    assert exact == ["base", "ridge", "ridge_in_base_metric"]
+    assert reasons.keys() == {"adamw", "own_head"}
+    assert reasons["own_head"] == f"it needs rank {OUTPUTS}, and at most {RANK} is allowed"
+    # What only the exact minimum has is not compared.
+    spec = spec_of(trained, training={"method": "auto", "keep_statistics": True})["training"]
+    assert (spec["method"], "candidates" in spec) == ("closed_form", False)
 
 
 def test_what_held_out_rows_decide_stays_open_until_they_have(trained: httpx.Client) -> None:
