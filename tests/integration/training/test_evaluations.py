@@ -2,6 +2,7 @@
 
 # N rows · I in_features · O out_features
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -126,6 +127,25 @@ def test_a_data_set_with_weights_may_hold_the_rows(client: httpx.Client) -> None
     assert job["spec"]["data"]["dataset"] == "fresh@1"
     (entry,) = job["result"]["adapters"]
     assert entry["figure"] == pytest.approx(accuracy_score(TRUTH, _said(client, "other"), sample_weight=weights))
+
+
+def test_a_version_that_was_deleted_while_the_job_waited_leaves_the_others(tmp_path: Path) -> None:
+    settings = Settings(base="random:10,2,42", data_dir=tmp_path / "data")
+    rows = {"inputs": DRAW.normal(size=(8, 10)).tolist(), "targets": [0, 1] * 4}
+    with serving(settings) as (client, _):
+        for name in ("gone", "kept"):
+            client.put(f"/adapters/{name}", json={"A": [[1.0], [0.0]], "B": [[1.0] * 10]}).raise_for_status()
+        queued = client.post("/evaluations", json={"adapters": ["gone", "kept", None], "data": rows}).json()
+        client.delete("/adapters/gone").raise_for_status()
+        # Another adapter under the name is not the version that was meant.
+        client.put("/adapters/gone", json={"A": [[0.0], [1.0]], "B": [[1.0] * 10]}).raise_for_status()
+    with serving(settings, trainer=True) as (client, _):
+        job = wait_for_job(client, queued["id"])
+    gone, kept, base = job["result"]["adapters"]
+    assert (gone["adapter"], gone["figure"]) == ("gone@1", None)
+    assert "deleted" in gone["problem"]
+    assert (kept["problem"], base["problem"]) == (None, None)
+    assert kept["figure"] is not None
 
 
 def test_a_page_shows_the_entries_and_offers_nothing_to_try_or_revert(client: httpx.Client) -> None:
