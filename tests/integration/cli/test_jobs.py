@@ -38,7 +38,7 @@ def test_a_job_that_is_followed_is_json_lines_for_machines(run: Run, ask: Ask, t
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     assert events[-1]["event"] == "status"
     assert events[-1]["data"]["status"] == "succeeded"
-    assert {"metrics", "log", "progress"} <= {event["event"] for event in events}
+    assert {"metrics", "progress"} <= {event["event"] for event in events}
     assert ended.stderr == ""
 
 
