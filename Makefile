@@ -36,10 +36,11 @@ test: .venv/dev.stamp  ## run the tests but the slow ones, in under five minutes
 
 test-all: .venv/dev.stamp  ## run all tests, as CI does; those with a bound in seconds run alone at the end
 	@$(PYTEST) $(PARALLEL) -m "not timing"
-	@$(PYTEST) -m timing
+	@$(PYTEST) -m timing $$(grep -rl --include=*.py mark.timing tests)
 
-test-soak: .venv/dev.stamp  ## run the long forms of the kill tests, about an hour
-	@CRASH_KILLS=50 TRAINING_KILLS=50 $(PYTEST) -m soak --timeout 7200
+test-soak: .venv/dev.stamp  ## run the long forms of the kill tests and of others that draw at random, about an hour
+	@CRASH_KILLS=50 TRAINING_KILLS=50 TRAINING_CANCELS=100 FRAMED_STREAMS=10000 METRIC_NAMES=20000 REPLACEMENTS=1000 \
+		$(PYTEST) -m soak --timeout 7200
 
 # Not those with a bound in seconds: they would measure the coverage tool.
 coverage: .venv/dev.stamp  ## run the tests of `make test`, and show the lines that they do not reach; writes build/coverage/html

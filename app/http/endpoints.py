@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from functools import cache
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -286,8 +287,9 @@ def find_endpoint(method: str, path: str) -> Endpoint | None:
     return next((endpoint for pattern, endpoint in _PATTERNS.get(method, ()) if pattern.fullmatch(path)), None)
 
 
+@cache
 def build_router() -> APIRouter:
-    """Return FastAPI's router for all endpoints."""
+    """Return FastAPI's router for all endpoints. It keeps nothing of an application that includes it."""
     router = APIRouter()
     for endpoint in ENDPOINTS:
         router.add_api_route(

@@ -65,7 +65,7 @@ def train(client: httpx.Client, **body: Any) -> dict[str, Any]:
 
 @contextmanager
 def serving(
-    settings: Settings, *, trainer: bool = False, own_fitter: bool = False, keep_alive_seconds: int = 60
+    settings: Settings, *, trainer: bool = False, own_fitter: bool = False, keep_alive_seconds: int = 60, port: int = 0
 ) -> Iterator[tuple[httpx.Client, Service]]:
     """Run one worker in a thread, on a real socket; with `trainer`, one that trains too.
 
@@ -86,7 +86,7 @@ def serving(
         timeout_keep_alive=keep_alive_seconds,
     )
     server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     threads = [threading.Thread(target=server.run, kwargs={"sockets": [listener]})]
     stop, fitters = threading.Event(), ExitStack()
     if trainer:

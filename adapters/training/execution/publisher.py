@@ -232,6 +232,8 @@ class Publisher:
 
 def _chosen(requested: TrainingSpec, spec: TrainingSpec) -> dict[str, Any]:
     """Return the settings that the held-out rows have chosen, by name."""
+    if requested.candidates:
+        return {}
     were_open = {"rank": requested.try_ranks, "learning_rate": requested.try_rates, "ridge": requested.try_ridges}
     return {name: getattr(spec, name) for name, is_open in were_open.items() if is_open}
 

@@ -16,7 +16,7 @@ from tests.acceptance.crash.load import Load, train_one
 from tests.acceptance.crash.oracle import BASE
 from tests.support.service import ServiceProcess
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 KILLS = int(os.environ.get("CRASH_KILLS", "3"))
 LONG = KILLS > 10

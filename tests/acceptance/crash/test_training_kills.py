@@ -31,9 +31,9 @@ from tests.support.catalog_factories import referenced_files, stored_files
 from tests.support.process_tree import FIT, TrainerProcess, running, session_of
 from tests.support.service import ServiceProcess, eventually, wait_for_job
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
-KILLS = int(os.environ.get("TRAINING_KILLS", "5"))
+KILLS = int(os.environ.get("TRAINING_KILLS", "4"))
 LEASE_SECONDS = 1
 TRAINERS = 2
 _LONGEST_PAUSE_SECONDS = 1.5

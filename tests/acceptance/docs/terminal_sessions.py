@@ -2,18 +2,23 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
+from unittest.mock import patch
 
 import httpx
+import typer
 
+from app import cli
+from app.settings import Settings, load_settings
 from tests.acceptance.docs.executable_pages import ADDRESS, ROOT, Block, check_output
-from tests.support.service import environment, eventually, free_port
+from tests.support.service import environment, eventually, free_port, serving
 
 _SECONDS = 60.0
 _END = "-- end of block --"
@@ -73,7 +78,9 @@ def terminal(language: str, folder: Path, env: dict[str, str]) -> Iterator[Termi
 class Reader:
     """Somebody who does what a page says, block by block, in a folder like the project's."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, *, starts_processes: bool = True) -> None:
+        """Without `starts_processes`, the services that the reader starts run in this process."""
+        self._start = _running if starts_processes else _running_here
         self._folder = folder
         self._stack = stack
         self._services = stack.enter_context(ExitStack())
@@ -97,7 +104,7 @@ class Reader:
     def serve(self, command: str) -> None:
         """Start the service as this command does, in place of the one that runs, and wait until it is ready."""
         self._services.close()
-        self._services.enter_context(_running(command, self._folder, self._env, f"http://{self.address}"))
+        self._services.enter_context(self._start(command, self._folder, self._env, f"http://{self.address}"))
 
     def _terminal(self, language: str) -> Terminal:
         if language not in self._terminals:
@@ -125,3 +132,24 @@ def _running(command: str, folder: Path, env: dict[str, str], url: str) -> Itera
         finally:
             process.terminate()
             process.wait(_SECONDS)
+
+
+@contextmanager
+def _running_here(command: str, folder: Path, env: dict[str, str], _: str) -> Iterator[None]:
+    """Run the service with the settings that this command gives it, and without seconds of imports for each process."""
+    settings = _settings(command, folder, env)
+    with serving(settings, trainer=settings.trainers > 0, port=settings.port):
+        yield
+
+
+def _settings(command: str, folder: Path, env: dict[str, str]) -> Settings:
+    """Return the settings of `NAME=value loraplex serve --option value`, in this folder and environment."""
+    words = shlex.split(command)
+    place = words.index("serve")
+    assigned = dict(word.split("=", 1) for word in words[: place - 1])
+    parser = typer.Typer()
+    parser.command()(cli.serve)
+    options = typer.main.get_command(parser).make_context("serve", words[place + 1 :]).params
+    assert not options.pop("accept_catalog")
+    with patch.dict(os.environ, env | assigned, clear=True), chdir(folder):
+        return load_settings(options)

@@ -1,4 +1,8 @@
-"""The tutorial, the how-tos and the maths run as written, block by block, and print what their pages show."""
+"""The tutorial, the how-tos and the maths run as written, block by block, and print what their pages show.
+
+The services of the tutorial are started by its commands, as that of the README is. Those of the other pages run in the
+process of the tests, with the settings that the commands give them: a start takes six seconds of a core.
+"""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,12 +15,13 @@ from tests.acceptance.docs.terminal_sessions import Reader
 pytestmark = pytest.mark.slow
 
 DOCS = ROOT / "docs"
+TUTORIAL = DOCS / "tutorial.md"
 PROXY = DOCS / "how-to" / "behind-a-proxy.md"
 """It wants nginx, a certificate and a host name: test_proxy.py."""
 PAGES = [
     page
     for page in [
-        DOCS / "tutorial.md",
+        TUTORIAL,
         DOCS / "adapter-format.md",
         DOCS / "reference" / "domain.md",
         *sorted((DOCS / "how-to").glob("*.md")),
@@ -30,8 +35,8 @@ PAGES = [
 @pytest.mark.timeout(240)
 def test_a_page_runs_as_written_and_prints_what_it_shows(page: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        Reader(tmp_path, stack).follow(blocks(page.read_text()))
+        Reader(tmp_path, stack, starts_processes=page == TUTORIAL).follow(blocks(page.read_text()))
 
 
 def test_no_how_to_is_left_out() -> None:
-    assert {*(DOCS / "how-to").glob("*.md"), DOCS / "tutorial.md"} - {PROXY} <= set(PAGES)
+    assert {*(DOCS / "how-to").glob("*.md"), TUTORIAL} - {PROXY} <= set(PAGES)

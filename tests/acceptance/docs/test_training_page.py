@@ -20,7 +20,7 @@ from adapters.training.gradient import training_loop as descent
 from adapters.training.limits import MAX_STEPS
 from adapters.training.planning import auto
 from adapters.training.planning.request import GATE_METRICS
-from adapters.training.planning.split import SplitBy
+from adapters.training.planning.split import FEW_ROWS, FOLDS, SplitBy
 from adapters.training.settings import AUTO, SETTINGS, Init, Loss, Method, Schedule
 from app.http.schemas import trainings as schemas
 from app.http.schemas.fields import OR_AUTO, RequestBody, not_null
@@ -169,7 +169,7 @@ def test_every_choice_has_its_line() -> None:
         "binary_cross_entropy",
     ]
     assert sorted(_first_column("## Losses")) == sorted(Loss)
-    assert _first_column("| `by` | held out are |") == list(SplitBy)
+    assert _first_column("| `by` | held out are |") == [by for by in SplitBy if by is not SplitBy.HASH]
     assert _first_column("| `init` | start |")[:2] == [Init.ZERO_DELTA, Init.RANDN]
     assert _first_column("| method | update with rate η, gradient g |") == [Method.ADAMW, Method.SGD]
     assert f"\n## {Method.CLOSED_FORM}\n" in PAGE
@@ -200,7 +200,8 @@ def test_what_auto_becomes_is_what_the_code_decides() -> None:
     assert f"about {auto.STEPS} steps" in told["epochs"]
     section = PAGE.partition("\n## auto\n")[2].partition("\n## ")[0]
     for words in (
-        f"Fewer than {auto.FEW_ROWS} rows",
+        f"{FOLDS}-fold cross-validation",
+        f"Fewer than {FEW_ROWS} rows",
         f"Fewer than {auto.MIN_ROWS} rows",
         f"min({auto.FEW_ROWS_RANK}, ",
         f"about {auto.FEW_ROWS_STEPS} steps",

@@ -1,4 +1,4 @@
-"""One service for all tests that leave it as they found it: `serve --trainers 0`, and a trainer apart."""
+"""Services for all tests that leave them as they found them: `serve --trainers 0`, and a trainer apart."""
 
 import time
 from collections.abc import Iterator
@@ -36,4 +36,12 @@ def service(tmp_path_factory: pytest.TempPathFactory, elsewhere: Path) -> Iterat
 def trainer(service: ServiceProcess, elsewhere: Path) -> Iterator[TrainerProcess]:
     """One trainer for it."""
     with TrainerProcess(service.data_dir, cwd=elsewhere, lease_seconds=LEASE_SECONDS) as started:
+        yield started
+
+
+@pytest.fixture(scope="package")
+def lone_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """One worker that nobody trains for, and that logs no requests; a row has 64 numbers."""
+    folder = tmp_path_factory.mktemp("lone") / "data"
+    with ServiceProcess(folder, base="random:64,10,1", trainers=0, log_requests="none") as started:
         yield started

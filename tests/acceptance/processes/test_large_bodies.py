@@ -3,7 +3,7 @@
 import http.client
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import psutil  # type: ignore[import-untyped]
@@ -42,47 +42,37 @@ def _training() -> bytes:
     return settings + b",".join([ROW] * rows) + b"]}}"
 
 
-def _requests(kind: str) -> Sequence[Request]:
-    """What comes at once."""
-    few = b'{"adapter":null,"inputs":['
-    tensor = b'{"inputs":[{"name":"inputs","shape":[1,64],"datatype":"FP32","data":['
-    short = _filled(b'{"name":"a","rank":1,"data":{"inputs":[', b"[1.5]", b"]}}", LARGE)
-    return {
-        "short rows": [("POST", "/adapters", short)] * 2,
-        "one flat list": [("POST", "/adapters", _filled(b'{"data":[', b"1", b"]}", LARGE))],
-        "nested lists": [("POST", "/adapters", b"[" * LARGE)],
-        "one string": [("POST", "/adapters", b'{"name":"' + b"a" * LARGE + b'"}')],
-        "keys twice": [("POST", "/adapters", _filled(b"{", b'"a":1', b"}", LARGE))],
-        "a valid training": [("POST", "/adapters", _training())],
-        "empty rows": [("POST", "/predict", _filled(few, b"[]", b"]}", JSON_BYTES))] * 4,
-        "many keys": [("POST", "/predict", _keys(JSON_BYTES))] * 4,
-        "many keys of half a megabyte": [("POST", "/predict", _keys(2**19))] * 8,
-        "empty rows of a tensor": [("POST", INFER, _filled(tensor, b"[]", b"]}]}", JSON_BYTES))] * 4,
-        "many keys of a tensor": [("POST", INFER, _keys(JSON_BYTES))] * 4,
-    }[kind]
+def _json(path: str, body: bytes) -> Request:
+    return "POST", path, body
 
 
-KINDS = {
-    "short rows": 422,
-    "one flat list": 422,
-    "nested lists": 400,
-    "one string": 422,
-    "keys twice": 422,
-    "a valid training": 202,
-    "empty rows": 422,
-    "many keys": 422,
-    "many keys of half a megabyte": 422,
-    "empty rows of a tensor": 422,
-    "many keys of a tensor": 422,
+def _predict(unit: bytes) -> Request:
+    return _json("/predict", _filled(b'{"adapter":null,"inputs":[', unit, b"]}", JSON_BYTES))
+
+
+def _infer(unit: bytes) -> Request:
+    head = b'{"inputs":[{"name":"inputs","shape":[1,64],"datatype":"FP32","data":['
+    return _json(INFER, _filled(head, unit, b"]}]}", JSON_BYTES))
+
+
+def _train(head: bytes, unit: bytes, tail: bytes) -> Request:
+    return _json("/adapters", _filled(head, unit, tail, LARGE))
+
+
+KINDS: dict[str, tuple[int, Callable[[], Sequence[Request]]]] = {
+    "short rows": (422, lambda: [_train(b'{"name":"a","rank":1,"data":{"inputs":[', b"[1.5]", b"]}}")] * 2),
+    "one flat list": (422, lambda: [_train(b'{"data":[', b"1", b"]}")]),
+    "nested lists": (400, lambda: [_json("/adapters", b"[" * LARGE)]),
+    "one string": (422, lambda: [_json("/adapters", b'{"name":"' + b"a" * LARGE + b'"}')]),
+    "keys twice": (422, lambda: [_train(b"{", b'"a":1', b"}")]),
+    "a valid training": (202, lambda: [_json("/adapters", _training())]),
+    "empty rows": (422, lambda: [_predict(b"[]")] * 4),
+    "many keys": (422, lambda: [_json("/predict", _keys(JSON_BYTES))] * 4),
+    "many keys of half a megabyte": (422, lambda: [_json("/predict", _keys(2**19))] * 8),
+    "empty rows of a tensor": (422, lambda: [_infer(b"[]")] * 4),
+    "many keys of a tensor": (422, lambda: [_json(INFER, _keys(JSON_BYTES))] * 4),
 }
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """One worker that nobody trains for."""
-    folder = tmp_path_factory.mktemp("service") / "data"
-    with ServiceProcess(folder, base=f"random:{IN},10,1", trainers=0, log_requests="none") as started:
-        yield started
+"""The status of each kind, and what comes at once: made when it is sent, because it takes a second to make all."""
 
 
 def _memory_bytes(service: ServiceProcess) -> int:
@@ -95,20 +85,19 @@ def _memory_bytes(service: ServiceProcess) -> int:
     return total
 
 
-@pytest.mark.parametrize(("kind", "status"), KINDS.items(), ids=KINDS)
-def test_small_requests_do_not_wait_and_the_memory_is_given_back(
-    service: ServiceProcess, kind: str, status: int
-) -> None:
-    requests = _requests(kind)
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_requests_do_not_wait_and_the_memory_is_given_back(lone_worker: ServiceProcess, kind: str) -> None:
+    status, make = KINDS[kind]
+    requests = make()
     statuses: list[int] = []
 
     def send(method: str, path: str, body: bytes) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=300)
+        connection = http.client.HTTPConnection("127.0.0.1", lone_worker.port, timeout=300)
         connection.request(method, path, body, JSON)
         statuses.append(connection.getresponse().status)
         connection.close()
 
-    small = http.client.HTTPConnection("127.0.0.1", service.port, timeout=300)
+    small = http.client.HTTPConnection("127.0.0.1", lone_worker.port, timeout=300)
     question = b'{"adapter":null,"inputs":[' + ROW + b"]}"
 
     def ask() -> float:
@@ -121,30 +110,30 @@ def test_small_requests_do_not_wait_and_the_memory_is_given_back(
 
     for _ in range(20):
         ask()
-    idle = _memory_bytes(service)
+    idle = _memory_bytes(lone_worker)
     senders = [threading.Thread(target=send, args=request) for request in requests]
     for sender in senders:
         sender.start()
     waits, peak = [0.0], idle
     while any(sender.is_alive() for sender in senders):
         waits.append(ask())
-        peak = max(peak, _memory_bytes(service))
+        peak = max(peak, _memory_bytes(lone_worker))
         time.sleep(0.02)
     small.close()
     print(f"{kind}: at most {max(waits):.2f} s, {(peak - idle) / 2**20:.0f} MiB more")
     assert statuses == [status] * len(requests)
     assert max(waits) < LONGEST_SECONDS
     assert peak - idle < MOST_PEAK_BYTES
-    eventually(lambda: _memory_bytes(service) - idle < MOST_KEPT_BYTES, seconds=20, what="memory given back")
+    eventually(lambda: _memory_bytes(lone_worker) - idle < MOST_KEPT_BYTES, seconds=20, what="memory given back")
 
 
-def test_bodies_that_are_held_open_take_no_more_than_the_limit(service: ServiceProcess) -> None:
+def test_bodies_that_are_held_open_take_no_more_than_the_limit(lone_worker: ServiceProcess) -> None:
     body = b" " * LARGE
-    idle = _memory_bytes(service)
+    idle = _memory_bytes(lone_worker)
     connections = []
     refused = 0
     for _ in range(24):
-        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", lone_worker.port, timeout=60)
         connections.append(connection)
         connection.putrequest("POST", "/adapters")
         connection.putheader("Content-Type", "application/json")
@@ -160,9 +149,9 @@ def test_bodies_that_are_held_open_take_no_more_than_the_limit(service: ServiceP
         assert answer.status in (400, 503)
         refused += answer.status == 503
         connection.close()
-    held = _memory_bytes(service) - idle
+    held = _memory_bytes(lone_worker) - idle
     print(f"{refused} refused")
     assert 24 - refused <= 512 * 2**20 // LARGE
     assert 0 < refused < 24
     assert held < MOST_PEAK_BYTES
-    eventually(lambda: _memory_bytes(service) - idle < MOST_KEPT_BYTES, seconds=20, what="memory given back")
+    eventually(lambda: _memory_bytes(lone_worker) - idle < MOST_KEPT_BYTES, seconds=20, what="memory given back")

@@ -4,7 +4,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -30,13 +29,6 @@ FLOODS = {
 }
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """One worker."""
-    with ServiceProcess(tmp_path_factory.mktemp("heads") / "data", base="identity:4", trainers=0) as started:
-        yield started
-
-
 def flood(port: int, start: bytes, part: bytes, times: int) -> bytes:
     """Send a start and then a part many times, as long as the service takes it; return what it answers."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
@@ -52,19 +44,21 @@ def flood(port: int, start: bytes, part: bytes, times: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_others_are_answered_beside_a_head_without_end(service: ServiceProcess, kind: str) -> None:
-    question = {"adapter": None, "inputs": [[0.0] * 4]}
-    service.client.post("/predict", json=question).raise_for_status()
-    worker = the(service.process.pid, WORKER)
+def test_others_are_answered_beside_a_head_without_end(lone_worker: ServiceProcess, kind: str) -> None:
+    question = {"adapter": None, "inputs": [[0.0] * 64]}
+    lone_worker.client.post("/predict", json=question).raise_for_status()
+    worker = the(lone_worker.process.pid, WORKER)
     before = worker.memory_info().rss
     answers: list[bytes] = []
-    threads = [threading.Thread(target=lambda: answers.append(flood(service.port, *FLOODS[kind]))) for _ in range(2)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(flood(lone_worker.port, *FLOODS[kind]))) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     most_seconds, most_bytes = 0.0, before
     while any(thread.is_alive() for thread in threads):
         began = time.monotonic()
-        service.client.post("/predict", json=question).raise_for_status()
+        lone_worker.client.post("/predict", json=question).raise_for_status()
         most_seconds = max(most_seconds, time.monotonic() - began)
         most_bytes = max(most_bytes, worker.memory_info().rss)
     assert [re.findall(rb"HTTP/1.1 431 .*head_too_large", answer, re.S) != [] for answer in answers] == [True, True]

@@ -81,6 +81,7 @@ def _seconds_to_cancel(service: ServiceProcess, kind: str, name: str, pause: flo
 
 
 @pytest.mark.timing
+@pytest.mark.soak
 @pytest.mark.timeout(120 + 6 * CANCELS)
 def test_a_cancelled_training_is_at_work_no_more_within_a_second(wide: ServiceProcess) -> None:
     seed = int(os.environ.get("CRASH_SEED", random.SystemRandom().getrandbits(32)))

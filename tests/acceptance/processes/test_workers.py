@@ -1,7 +1,11 @@
-"""Several workers, one catalogue: what was acknowledged is what every later request uses, whoever answers it."""
+"""Several workers, one catalogue: what was acknowledged is what every later request uses, whoever answers it.
+
+`REPLACEMENTS=1000` runs the long form.
+"""
 
 import http.client
 import json
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +19,7 @@ from tests.support.service import ServiceProcess, eventually
 
 pytestmark = pytest.mark.slow
 
-REPLACEMENTS = 1000
+REPLACEMENTS = int(os.environ.get("REPLACEMENTS", "250"))
 WORKERS, READERS = 3, 2
 """Processes that answer, and connections that each of them is asked over all the while."""
 ROWS = [[1.0] * 64]
@@ -86,6 +90,7 @@ def _predict(client: Client) -> tuple[int, Any]:
     return client.ask("POST", "/predict", QUESTION)
 
 
+@pytest.mark.soak
 def test_no_worker_answers_from_a_version_that_was_replaced(service: ServiceProcess, clients_of: Clients) -> None:
     (writer, *_), *others = clients_of.values()
     readers = {pid: clients[1 : 1 + READERS] for pid, clients in clients_of.items()}

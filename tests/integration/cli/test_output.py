@@ -63,7 +63,8 @@ def at_a_terminal(
 
 def test_a_training_is_a_bar_at_a_terminal(url: str, trained: Ended) -> None:
     data = ("--dataset", "turned-digits", "--name", "watched", "--target", "digit")
-    said, status = at_a_terminal("train", *data, url=url)
+    how = ("--method", "adamw", "--loss", "cross_entropy", "--epochs", 300, "--split", "rows")
+    said, status = at_a_terminal("train", *data, *how, url=url)
     assert status == 0
     assert "━" in said
     assert re.search(r"watched .*━.* [1-9]\d*%.* loss 0\.\d+", said)

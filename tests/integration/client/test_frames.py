@@ -57,6 +57,9 @@ TYPES = {
     "day": ("string", None),
 }
 
+ONE_CLIENT = pytest.mark.parametrize("connect", ["sync"], indirect=True)
+"""What both clients share, the reading of rows and tables, is tried with the one that blocks."""
+
 
 @pytest.mark.parametrize("frame", [PANDAS, POLARS], ids=["pandas", "polars"])
 def test_a_data_frame_is_a_data_set_with_its_missing_values(start: Start, frame: Any) -> None:
@@ -75,12 +78,14 @@ def test_a_data_frame_is_a_data_set_with_its_missing_values(start: Start, frame:
     assert rows[2]["text"] == "c"
 
 
+@ONE_CLIENT
 def test_pandas_and_polars_give_the_same_rows(start: Start) -> None:
     client = start()
     assert client.put_dataset("frame", PANDAS).version == 1
     assert client.put_dataset("frame", POLARS).version == 1
 
 
+@ONE_CLIENT
 def test_whatever_gives_arrow_streams_is_a_table(start: Start) -> None:
     client = start()
     table = pa.table({"a": [1, 2], "b": ["x", "y"]})
@@ -93,6 +98,7 @@ def test_whatever_gives_arrow_streams_is_a_table(start: Start) -> None:
     assert {client.put_dataset("table", source).digest for source in given} == {client.dataset("table").newest.digest}
 
 
+@ONE_CLIENT
 @pytest.mark.parametrize(
     ("frame", "error", "column"),
     [
@@ -138,6 +144,7 @@ def test_the_index_of_a_data_frame_is_no_column(tmp_path: Any) -> None:
     assert pa.ipc.open_stream((tmp_path / "table").read_bytes()).schema.names == list(PANDAS.columns)
 
 
+@ONE_CLIENT
 @pytest.mark.parametrize("inline", [True, False], ids=["inline", "data set"])
 def test_one_number_a_row_is_a_target_of_a_layer_with_one_output(
     start: Start, monkeypatch: pytest.MonkeyPatch, inline: bool
@@ -157,6 +164,7 @@ def test_a_training_on_one_number_a_row_learns_it(start: Start) -> None:
     np.testing.assert_allclose(client.predict("acme", X).outputs[:, 0], targets, rtol=1e-3, atol=1e-3)
 
 
+@ONE_CLIENT
 @pytest.mark.parametrize("inline", [True, False], ids=["inline", "data set"])
 def test_a_column_of_vectors_is_rows(start: Start, monkeypatch: pytest.MonkeyPatch, inline: bool) -> None:
     monkeypatch.setattr(training_rows, "INLINE_NUMBERS", 10**6 if inline else 10)
@@ -182,6 +190,7 @@ def test_a_column_of_vectors_is_rows(start: Start, monkeypatch: pytest.MonkeyPat
     np.testing.assert_array_equal(client.predict(None, pd.Series(list(X))).outputs, client.predict(None, X).outputs)
 
 
+@ONE_CLIENT
 def test_columns_of_several_types_of_numbers_are_rows(start: Start) -> None:
     client = start(base="random:3,2,42")
     frame = pd.DataFrame({"a": pd.array([1, 2], dtype="Int64"), "b": pd.array([0.5, 1.5], dtype="Float64"), "c": 1.0})
@@ -190,6 +199,7 @@ def test_columns_of_several_types_of_numbers_are_rows(start: Start) -> None:
     )
 
 
+@ONE_CLIENT
 def test_a_column_of_lists_of_labels_is_a_target(start: Start) -> None:
     client = start()
     training = {"loss": "binary_cross_entropy", "epochs": 1}
@@ -201,6 +211,7 @@ def test_a_column_of_lists_of_labels_is_a_target(start: Start) -> None:
     assert listed.spec["data"]["digest"] == framed.spec["data"]["digest"]
 
 
+@ONE_CLIENT
 def test_vectors_that_do_not_fit_are_named(start: Start) -> None:
     client = start()
     with pytest.raises(WrongShape, match="inputs is no array: its rows differ in length"):

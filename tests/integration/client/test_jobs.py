@@ -140,7 +140,7 @@ def test_a_list_goes_on_with_the_next_page(connect: Connect, scripted: Scripted)
 
 
 def test_adapters_of_a_job_are_trained_again_by_outcome(connect: Connect, scripted: Scripted) -> None:
-    listed = {"data": [], "next_cursor": None}
+    listed: dict[str, Any] = {"data": [], "next_cursor": None}
     scripted.plan([reply(200, JOB), reply(200, listed), reply(202, JOB | {"id": "j2"}), problem(409, "data_gone")])
     job = connect(scripted.url).job("j1")
     assert list(job.adapters(outcome="worse", sort="gain")) == []

@@ -83,6 +83,9 @@ _BAD_CHUNKS = (
     b"5;a\nhello",
 )
 
+REFUSED = (*_AMBIGUOUS, *_BAD_TARGETS, *_BAD_CHUNKS)
+"""Of these each is refused for a reason of its own."""
+
 
 @dataclass
 class Expected:

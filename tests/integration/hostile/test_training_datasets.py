@@ -142,7 +142,7 @@ DOCUMENTS = [
 BAD_FLEETS: list[tuple[str, str, tuple[str, ...], str, dict[str, Any]]] = [
     ("acme-{name}", "missing_field", ("acme-{name}",), "data.group_by", {}),
     ("acme-{group}", "invalid_name", ("acme-{group}",), "name", {"group_by": "name"}),
-    ("acme-{slash}", "invalid_name", ("a/b",), "name", {"group_by": "slash"}),
+    ("acme/{slash}", "invalid_name", ("a/b",), "name", {"group_by": "slash"}),
     ("acme-{far}", "out_of_range", ("3 groups", "2"), "data", {"group_by": "far"}),
 ]
 FLEETS = [

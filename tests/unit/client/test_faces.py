@@ -35,6 +35,8 @@ def test_what_waits_is_awaited() -> None:
         if isinstance(member, property):
             assert not inspect.iscoroutinefunction(member.fget)
             continue
+        if isinstance(inspect.getattr_static(AsyncClient, name), staticmethod):
+            continue
         assert inspect.iscoroutinefunction(member) or "AsyncIterator" in str(inspect.signature(member))
 
 
