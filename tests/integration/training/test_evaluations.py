@@ -125,6 +125,7 @@ def test_a_data_set_with_weights_may_hold_the_rows(client: httpx.Client) -> None
     data = {"dataset": "fresh", "inputs": {"prefix": "x"}, "targets": {"column": "name"}, "weight": "weight"}
     job = _evaluate(client, ["other"], data)
     assert job["spec"]["data"]["dataset"] == "fresh@1"
+    assert "warnings" not in job["spec"]
     (entry,) = job["result"]["adapters"]
     assert entry["figure"] == pytest.approx(accuracy_score(TRUTH, _said(client, "other"), sample_weight=weights))
 
@@ -160,6 +161,12 @@ def test_a_page_shows_the_entries_and_offers_nothing_to_try_or_revert(client: ht
         assert text in page
     assert "Show adapter" not in page
     assert "Revert…" not in page
+
+
+def test_an_adapter_that_was_trained_on_the_rows_is_named_in_a_warning(client: httpx.Client) -> None:
+    rows = {"inputs": X.tolist(), "targets": CLASSES, "labels": HEAD}
+    (warning,) = _evaluate(client, ["other", "one", None, "one"], rows)["spec"]["warnings"]
+    assert warning.startswith("one@1 was trained on")
 
 
 def test_a_list_of_jobs_leaves_the_figures_by_class_out(client: httpx.Client) -> None:
