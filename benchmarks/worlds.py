@@ -58,6 +58,8 @@ class Source:
     unrelated: int
     own: int
     few: int
+    has_rows_for_all: bool
+    """Whether no two tenants have a row in common."""
 
 
 def _digits() -> tuple[Inputs, Classes]:
@@ -66,8 +68,10 @@ def _digits() -> tuple[Inputs, Classes]:
 
 
 SOURCES = {
-    "texts": Source(encoded_texts, 5_000, 3_200, industry=10, shared=11, unrelated=11, own=3, few=5),
-    "digits": Source(_digits, 500, 800, industry=5, shared=6, unrelated=6, own=2, few=3),
+    "texts": Source(
+        encoded_texts, 5_000, 3_200, industry=10, shared=11, unrelated=11, own=3, few=5, has_rows_for_all=True
+    ),
+    "digits": Source(_digits, 500, 800, industry=5, shared=6, unrelated=6, own=2, few=3, has_rows_for_all=False),
 }
 
 
@@ -131,6 +135,8 @@ def world(kind: str, data: str, seed: int, *, tenants: int = TENANTS) -> World:
         labels_C = rename(number)
         sizes = (FEWEST_ROWS, MOST_ROWS + 1) if number < tenants else (NEWCOMER_ROWS, NEWCOMER_ROWS + 1)
         rows_K = _draw(pool_N[labels_C[classes_N[pool_N]] >= 0], int(generator.integers(*sizes)), generator)
+        if source.has_rows_for_all:
+            pool_N = np.setdiff1d(pool_N, rows_K, assume_unique=True)
         rows_T = _draw(test_N[labels_C[classes_N[test_N]] >= 0], _MOST_TEST_ROWS, generator)
         ceiling = _accuracy(head, labels_C >= 0, inputs_NI[rows_T], classes_N[rows_T])
         own_K, own_T = labels_C[classes_N[rows_K]], labels_C[classes_N[rows_T]]
