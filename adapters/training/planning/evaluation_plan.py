@@ -1,6 +1,7 @@
 """Plan of an evaluation: the versions to compare, resolved when it is queued, and the rows to compare them on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from adapters.catalog.versions import Version
 from adapters.errors import Conflict, NotFound
@@ -9,8 +10,8 @@ from adapters.names import parse_reference
 from adapters.training.evaluation.gate import Gate, When
 from adapters.training.planning.planner import Plan, Planner, count_classes
 from adapters.training.planning.request import EvaluationRequest
-from adapters.training.planning.rows import Rows
-from adapters.training.settings import Loss, TrainingSpec, no_effect
+from adapters.training.planning.rows import Rows, loss_of
+from adapters.training.settings import TrainingSpec, no_effect
 
 MAX_COMPARED = 100
 _MAX_NAMED = 3
@@ -23,12 +24,12 @@ def plan_evaluation(planner: Planner, request: EvaluationRequest) -> Plan:
     """
     versions = _find_versions(planner, request.adapters)
     compared = tuple(None if version is None else str(version) for version in versions)
-    loss = Loss.CROSS_ENTROPY
+    loss = loss_of(request.rows, datasets=planner.datasets, base=planner.base)
     rows = planner.read_rows(request.rows, loss, field="data", are_evaluated=True)
     _check_used(rows)
     spec = TrainingSpec(rank=1, alpha=1.0, loss=loss, classes=count_classes(rows, planner.base.out_features))
     labels, data = rows.targets.labels, rows.description()
-    named = {} if labels is None else {"labels": list(labels)}
+    optional = {"labels": labels, "warnings": _warn_of_training_rows(versions, data)}
     job = TrainingJob(
         spec=spec,
         gate=Gate(when=When.NEVER),
@@ -38,7 +39,8 @@ def plan_evaluation(planner: Planner, request: EvaluationRequest) -> Plan:
         is_fleet=False,
         kind=JobKind.EVALUATION,
         provenance=Provenance(data=data),
-        description={"adapters": list(compared), "data": data, "loss": loss, **named},
+        description={"adapters": list(compared), "data": data, "loss": loss}
+        | {name: list(values) for name, values in optional.items() if values},
         compared=compared,
         output_labels=None if request.rows.labels is None else labels,
     )
@@ -69,6 +71,16 @@ def _check_used(rows: Rows) -> None:
     for part, name in names.items():
         if getattr(rows, part) is not None:
             raise no_effect(f"data.{name}", "in an evaluation, which splits no rows")
+
+
+def _warn_of_training_rows(versions: Sequence[Version | None], data: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each version that was trained on the same data set, or on the same rows of a request."""
+    warnings = []
+    for version in dict.fromkeys(version for version in versions if version is not None):
+        trained_on: Any = (version.lineage or {}).get("data") or {}
+        if any(name in data and trained_on.get(name) == data[name] for name in ("dataset_digest", "digest")):
+            warnings.append(f"{version} was trained on rows of the same data: its figures may be too good")
+    return warnings
 
 
 def _name_of(compared: Sequence[str | None]) -> str:

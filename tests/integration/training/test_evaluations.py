@@ -2,6 +2,7 @@
 
 # N rows · I in_features · O out_features
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -124,8 +125,28 @@ def test_a_data_set_with_weights_may_hold_the_rows(client: httpx.Client) -> None
     data = {"dataset": "fresh", "inputs": {"prefix": "x"}, "targets": {"column": "name"}, "weight": "weight"}
     job = _evaluate(client, ["other"], data)
     assert job["spec"]["data"]["dataset"] == "fresh@1"
+    assert "warnings" not in job["spec"]
     (entry,) = job["result"]["adapters"]
     assert entry["figure"] == pytest.approx(accuracy_score(TRUTH, _said(client, "other"), sample_weight=weights))
+
+
+def test_a_version_that_was_deleted_while_the_job_waited_leaves_the_others(tmp_path: Path) -> None:
+    settings = Settings(base="random:10,2,42", data_dir=tmp_path / "data")
+    rows = {"inputs": DRAW.normal(size=(8, 10)).tolist(), "targets": [0, 1] * 4}
+    with serving(settings) as (client, _):
+        for name in ("gone", "kept"):
+            client.put(f"/adapters/{name}", json={"A": [[1.0], [0.0]], "B": [[1.0] * 10]}).raise_for_status()
+        queued = client.post("/evaluations", json={"adapters": ["gone", "kept", None], "data": rows}).json()
+        client.delete("/adapters/gone").raise_for_status()
+        # Another adapter under the name is not the version that was meant.
+        client.put("/adapters/gone", json={"A": [[0.0], [1.0]], "B": [[1.0] * 10]}).raise_for_status()
+    with serving(settings, trainer=True) as (client, _):
+        job = wait_for_job(client, queued["id"])
+    gone, kept, base = job["result"]["adapters"]
+    assert (gone["adapter"], gone["figure"]) == ("gone@1", None)
+    assert "deleted" in gone["problem"]
+    assert (kept["problem"], base["problem"]) == (None, None)
+    assert kept["figure"] is not None
 
 
 def test_a_page_shows_the_entries_and_offers_nothing_to_try_or_revert(client: httpx.Client) -> None:
@@ -138,8 +159,14 @@ def test_a_page_shows_the_entries_and_offers_nothing_to_try_or_revert(client: ht
         "It has none of the labels",
     ):
         assert text in page
-    assert "Try it" not in page
-    assert "Revert" not in page
+    assert "Show adapter" not in page
+    assert "Revert…" not in page
+
+
+def test_an_adapter_that_was_trained_on_the_rows_is_named_in_a_warning(client: httpx.Client) -> None:
+    rows = {"inputs": X.tolist(), "targets": CLASSES, "labels": HEAD}
+    (warning,) = _evaluate(client, ["other", "one", None, "one"], rows)["spec"]["warnings"]
+    assert warning.startswith("one@1 was trained on")
 
 
 def test_a_list_of_jobs_leaves_the_figures_by_class_out(client: httpx.Client) -> None:
