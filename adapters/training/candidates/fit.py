@@ -1,213 +1,40 @@
 """Fit of what `method: auto` takes: for one adapter, and for each adapter of a fleet."""
 
 # G groups of a stack · N rows of a group, padded · K rows of one group · C outputs of the task · X combinations
-import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.errors import LoraplexError
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
-from adapters.training.candidates import small
-from adapters.training.candidates.features import FeatureMap, Moments, feature_map
+from adapters.training.candidates import large, small
+from adapters.training.candidates.descent import Descent, choose_descent, split_in_parts, train_descent
+from adapters.training.candidates.descent_only import fit_descent_only
+from adapters.training.candidates.features import FeatureMap, Kind, Moments, feature_map
 from adapters.training.candidates.fleet_mean import ClusterModel, CommonModel, GroupRows, fit_clusters, fit_mean
-from adapters.training.candidates.scores import Scores
+from adapters.training.candidates.outcome import AutoFit, Tried, finish, gain_of, prior_fit
+from adapters.training.candidates.scores import LINEAR_LOSSES, Scores
 from adapters.training.candidates.small import Candidates, Combination, Composed, Search, Stack, Start
-from adapters.training.closed_form.solver import Factors
-from adapters.training.closed_form.statistics import base_outputs
+from adapters.training.candidates.task import FitTask, Labels, Sides
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation.evaluate import base_matching, evaluate_factors, match_labels
-from adapters.training.evaluation.judgement import AdapterReport, LiveVersion, RowEvidence, judge
+from adapters.training.evaluation.judgement import LiveVersion
 from adapters.training.fit import Watcher
-from adapters.training.settings import Candidate, Loss, TrainingSpec
+from adapters.training.planning.split import FEW_ROWS
+from adapters.training.settings import Candidate, TrainingSpec
 
-Labels = Sequence[str | int] | None
-# Fewest rows of an adapter of which a fifth is held out; fewer are evaluated by cross-validation.
-MIN_HELD_OUT_ROWS = 100
 _STACK_GROUPS = 64
-_MAX_SUSPECTS = 200
+# Training rows up to which leave-one-out chooses; beyond them, a fifth of them does.
+_MAX_LEFT_OUT_ROWS = 500
+_INNER_PARTS = 5
+# Least relative improvement of AdamW over the best closed form for which it is taken.
+_MIN_IMPROVEMENT = 1e-3
 
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class AutoFit:
-    """How the fit of one adapter ended."""
-
-    position: int
-    adapter: Adapter | None
-    metrics: dict[str, Any]
-    report: AdapterReport | None
-    """None if the fit failed."""
-    evidence: RowEvidence | None
-    """Rows that it was trained on, if they are so few that all of them were."""
-    spec: TrainingSpec
-    """The specification with everything that was chosen."""
-    error: LoraplexError | None = None
-    suspects: Sequence[Mapping[str, Any]] | None = None
-    """Rows whose label the other rows contradict, worst first; only of one adapter, with classes."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Context:
-    """What all groups of a fit share."""
-
-    base: BaseLayer
-    data: TrainingData
-    spec: TrainingSpec
-    scores: Scores
-    labels: Labels
-    feature_space: str | None
-    live: Mapping[int, LiveVersion]
-
-    @property
-    def names(self) -> dict[str, Any]:
-        """Return the feature space and the labels of the adapters."""
-        labels = None if self.labels is None else tuple(self.labels)
-        return {"feature_space": self.feature_space, "labels": labels}
-
-    @property
-    def outputs(self) -> int:
-        """Return C, the outputs that the task uses."""
-        return self.spec.classes or self.base.out_features
-
-
-def row_keys(data: TrainingData, rows_K: Tensor, labels: Labels) -> NDArray[np.int64]:
-    """Return a hash of each row with its target, (K,) int64: the same for the same row in every training."""
-    inputs_KI = np.ascontiguousarray(data.inputs_NI[rows_K].numpy() + np.float32(0))
-    targets = data.targets[rows_K].numpy()
-    contents = []
-    for x_I, target in zip(inputs_KI, targets, strict=True):
-        name = repr(labels[int(target)]).encode() if target.ndim == 0 and labels is not None else target.tobytes()
-        contents.append(hashlib.blake2b(x_I.tobytes() + name, digest_size=8).digest())
-    return np.frombuffer(b"".join(contents), "<i8").astype(np.int64)
-
-
-def _stacks_of(rows: Mapping[int, Tensor]) -> Iterator[list[int]]:
-    """Yield the numbers of groups in stacks of about one size, the smallest groups first."""
-    order = sorted(rows, key=lambda group: (len(rows[group]), group))
-    for begin in range(0, len(order), _STACK_GROUPS):
-        yield order[begin : begin + _STACK_GROUPS]
-
-
-def _read_stack(context: Context, rows: Mapping[int, Tensor], positions: Sequence[int]) -> Stack:
-    """Read the rows of groups, padded to the largest."""
-    data, base, scores, C = context.data, context.base, context.scores, context.outputs
-    N = max(len(rows[position]) for position in positions)
-    index_GN = torch.zeros(len(positions), N, dtype=torch.int64)
-    weights_GN = torch.zeros(len(positions), N, dtype=torch.float64)
-    folds_GN, units_GN = torch.full_like(index_GN, -1), torch.full_like(index_GN, -1)
-    has_units = False
-    for group, position in enumerate(positions):
-        rows_K = rows[position]
-        K = len(rows_K)
-        index_GN[group, :K] = rows_K
-        weights_GN[group, :K] = 1.0 if data.weights_N is None else data.weights_N[rows_K].double()
-        keys_K = rows_K if data.key_N is None else data.key_N[rows_K]
-        classes_K = data.targets[rows_K] if data.targets.dtype == torch.int64 else None
-        folds_GN[group, :K] = small.outer_folds(keys_K, classes_K, context.spec.seed)
-        units_K = small.units_of(keys_K)
-        has_units |= units_K is not None
-        units_GN[group, :K] = torch.arange(K) if units_K is None else units_K
-    x_GNI = data.inputs_NI[index_GN].double()
-    outputs_GNO = base_outputs(base, x_GNI)
-    y_GNC = scores.wide(data.targets[index_GN], C)
-    return Stack(
-        groups=torch.tensor(positions),
-        x_GNI=x_GNI,
-        outputs_GNC=outputs_GNO[..., :C],
-        y_GNC=y_GNC,
-        weights_GN=weights_GN,
-        folds_GN=folds_GN,
-        units_GN=units_GN if has_units else None,
-    )
-
-
-def _moments(context: Context, rows_N: Tensor) -> Moments:
-    """Return mean and covariance of the inputs of these rows."""
-    I = context.base.in_features
-    total, mean_I, square_II = 0, torch.zeros(I, dtype=torch.float64), torch.zeros(I, I, dtype=torch.float64)
-    for begin in range(0, len(rows_N), 8192):
-        x_NI = context.data.inputs_NI[rows_N[begin : begin + 8192]].double()
-        if total == 0:
-            shift_I = x_NI.mean(0)
-        x_NI = x_NI - shift_I
-        mean_I += x_NI.sum(0)
-        square_II += x_NI.T @ x_NI
-        total += len(x_NI)
-    mean_I /= total
-    return Moments(mean_I + shift_I, square_II / total - mean_I[:, None] * mean_I)
-
-
-def _feature_maps(context: Context, moments: Moments, allowed: frozenset[Candidate]) -> tuple[list[FeatureMap], int]:
-    """Return the features that are tried, and the position of those of the regressions over all groups."""
-    spec = context.spec
-    biases = (True, False) if spec.try_bias else (spec.bias,)
-    in_metric = (True,) if Candidate.RIDGE not in allowed and Candidate.OWN_HEAD not in allowed else (True, False)
-    maps = [
-        feature_map(
-            context.base, moments, in_base_metric=is_metric, bias=bias, free_intercept=context.scores.is_regression
-        )
-        for bias in biases
-        for is_metric in in_metric
-    ]
-    return maps, 0
-
-
-def _scale_of(context: Context, rows_N: Tensor) -> float:
-    """Return the scale of the base layer's outputs with the least loss on these rows."""
-    scores = context.scores
-    totals = dict.fromkeys(scores.scales, 0.0)
-    for begin in range(0, len(rows_N), 8192):
-        part_N = rows_N[begin : begin + 8192]
-        z_NC = base_outputs(context.base, context.data.inputs_NI[part_N].double())[:, : context.outputs]
-        y_NC = scores.wide(context.data.targets[part_N], context.outputs)
-        for scale in totals:
-            totals[scale] += float(scores.losses(scale * z_NC, y_NC).sum())
-    return min(totals, key=lambda scale: totals[scale])
-
-
-def _starts(scales: Sequence[float], models: Sequence[CommonModel | ClusterModel]) -> list[Start]:
-    starts = [Start(Candidate.BASE, Candidate.RIDGE, scale) for scale in scales]
-    # From the outputs as they are, a row that the base layer gets right for sure changes nothing.
-    starts += [Start(Candidate.BASE, Candidate.RIDGE, 1.0, scale) for scale in scales if scale < 1]
-    starts.append(Start(Candidate.OWN_HEAD, Candidate.OWN_HEAD, 0.0))
-    for number, model in enumerate(models):
-        candidate = Candidate.FLEET_MEAN if number == 0 else Candidate.CLUSTER_MEAN
-        starts.append(Start(candidate, candidate, scales[0], model=model))
-    return starts
-
-
-def fit_fleet_auto(
-    base: BaseLayer,
-    data: TrainingData,
-    spec: TrainingSpec,
-    *,
-    labels: Labels = None,
-    feature_space: str | None = None,
-    live: Mapping[int, LiveVersion] | None = None,
-    done: Collection[int] = (),
-    wants_prior: bool = False,
-    progress: Any = lambda _step, _loss: None,
-) -> Iterator[list[AutoFit]]:
-    """Fit an adapter for each code of `data.groups_N`; yield them stack by stack.
-
-    With `wants_prior`, the last one is what all groups have in common, at the position behind the groups.
-    """
-    assert data.groups_N is not None
-    order_N = torch.argsort(data.groups_N, stable=True)
-    rows = dict(enumerate(order_N.split(torch.bincount(data.groups_N).tolist())))
-    yield from _fit_groups(
-        Context(base, data, spec, Scores(spec.loss), labels, feature_space, live or {}),
-        rows,
-        done=done,
-        wants_prior=wants_prior,
-        progress=progress,
-    )
+Progress = Callable[[int, float], None]
 
 
 def fit_auto(
@@ -220,242 +47,403 @@ def fit_auto(
     live: LiveVersion | None = None,
     watcher: Watcher = Watcher(),  # noqa: B008 - immutable
 ) -> AutoFit:
-    """Fit one adapter."""
-    del watcher
-    context = Context(base, data, spec, Scores(spec.loss), labels, feature_space, {} if live is None else {0: live})
-    ((result,),) = _fit_groups(context, {0: torch.arange(data.rows)}, is_fleet=False)
+    """Fit one adapter. The same base, data, spec and thread count give the same adapter, bit for bit.
+
+    live: the version that answers now. Raises `Diverged`, and `OutOfRange` if a split leaves a side empty.
+    """
+    task = FitTask(base, data, spec, Scores(spec.loss), labels, feature_space, {} if live is None else {0: live})
+    if spec.loss not in LINEAR_LOSSES or Candidate.RIDGE not in spec.candidates:
+        return fit_descent_only(task, torch.arange(data.rows), 0, watcher)
+    results = [result for part in _fit_groups(task, {0: torch.arange(data.rows)}, watcher=watcher) for result in part]
+    (result,) = results
+    if result.error is not None:
+        raise result.error
     return result
 
 
-def _fit_groups(
-    context: Context,
-    rows: Mapping[int, Tensor],
+def fit_fleet_auto(
+    base: BaseLayer,
+    data: TrainingData,
+    spec: TrainingSpec,
     *,
-    is_fleet: bool = True,
+    labels: Labels = None,
+    feature_space: str | None = None,
+    live: Mapping[int, LiveVersion] | None = None,
     done: Collection[int] = (),
     wants_prior: bool = False,
-    progress: Any = lambda _step, _loss: None,
+    progress: Progress = lambda _step, _loss: None,
 ) -> Iterator[list[AutoFit]]:
-    spec, scores = context.spec, context.scores
-    allowed = frozenset(spec.candidates)
-    every_N = torch.cat(list(rows.values()))
-    moments = _moments(context, every_N)
-    maps, common_map = _feature_maps(context, moments, allowed)
-    scales = (_scale_of(context, every_N),) if is_fleet else scores.scales
-    stacks = [(positions, _read_stack(context, rows, positions)) for positions in _stacks_of(rows)]
-    models: list[CommonModel | ClusterModel] = []
+    """Fit an adapter for each code of `data.groups_N`; yield them stack by stack, without those that are `done`.
+
+    With `wants_prior`, the last one is what all groups have in common, at the position behind the groups.
+    """
+    assert data.groups_N is not None
+    order_N = torch.argsort(data.groups_N, stable=True)
+    rows = dict(enumerate(order_N.split(torch.bincount(data.groups_N).tolist())))
+    task = FitTask(base, data, spec, Scores(spec.loss), labels, feature_space, live or {})
+    if spec.loss not in LINEAR_LOSSES or Candidate.RIDGE not in spec.candidates:
+        for position, rows_K in rows.items():
+            if position not in done:
+                yield [_or_error(position, spec, partial(fit_descent_only, task, rows_K, position, Watcher()))]
+                progress(1, 0.0)
+        return
+    watcher = Watcher(report=lambda step, loss, _history: progress(step, loss))
+    for part in _fit_groups(task, rows, is_fleet=True, wants_prior=wants_prior, watcher=watcher, done=done):
+        yield [result for result in part if result.position not in done]
+
+
+def _or_error(position: int, spec: TrainingSpec, fit: Callable[[], AutoFit]) -> AutoFit:
+    try:
+        return fit()
+    except LoraplexError as error:
+        return AutoFit(position=position, spec=spec, error=error)
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """One adapter on its way: its rows, and what was chosen for it."""
+
+    position: int
+    rows_K: Tensor
+    sides: Sides
+    fold_errors_K: Tensor | None = None
+    """Errors of the training rows in outer folds."""
+    composed: Composed | None = None
+    descent: Descent | None = None
+    tried: Tried | None = None
+    adapter: Adapter | None = None
+    error: LoraplexError | None = None
+    left_out_NC: Tensor | None = None
+    """Outputs of the training rows when they are left out."""
+    errors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """What is tried, with the regressions over all groups."""
+
+    candidates: Candidates
+    moments: Moments
+    mean: CommonModel | None
+    scale: float
+
+
+def _fit_groups(
+    task: FitTask,
+    rows: Mapping[int, Tensor],
+    *,
+    watcher: Watcher,
+    is_fleet: bool = False,
+    wants_prior: bool = False,
+    done: Collection[int] = (),
+) -> Iterator[list[AutoFit]]:
+    groups, failed = [], []
+    for position, rows_K in rows.items():
+        try:
+            groups.append(_Group(position, rows_K, task.sides(rows_K)))
+        except LoraplexError as error:
+            failed.append(AutoFit(position=position, spec=task.spec, error=error))
+    if failed:
+        yield failed
+    if not groups:
+        return
+    few = [group for group in groups if len(group.sides.training_K) <= _MAX_LEFT_OUT_ROWS]
+    many = [group for group in groups if len(group.sides.training_K) > _MAX_LEFT_OUT_ROWS]
+    few.sort(key=lambda group: (len(group.sides.training_K), group.position))
+    parts = [few[begin : begin + _STACK_GROUPS] for begin in range(0, len(few), _STACK_GROUPS)]
+    stacks = [task.stack([g.position for g in part], [g.sides.training_K for g in part]) for part in parts]
+    plan = _plan(task, groups, stacks, is_fleet=is_fleet, groups_in_all=len(rows), wants_prior=wants_prior)
+    _choose(plan.candidates, parts, stacks)
+    for group in few:
+        if group.position not in done:
+            _try_descent(task, group)
+    for group in many:
+        if group.position not in done:
+            _fit_many(task, plan, group)
+    for group in groups:
+        if group.position not in done or is_fleet:
+            _make_adapter(task, plan, group, watcher)
+    gains = {group.position: gain_of(group.errors) for group in groups if group.errors}
+    total, count = sum(gain for gain, _ in gains.values()), sum(weight for _, weight in gains.values())
+    for part in [*parts, *([group] for group in many)]:
+        results = []
+        for group in part:
+            gain, weight = gains.get(group.position, (0.0, 0.0))
+            others = (total - gain) / (count - weight) if is_fleet and count > weight else None
+            results.append(_result(task, group, others, is_fleet=is_fleet))
+        watcher.report(1, 0.0, [])
+        yield results
+    if wants_prior and plan.mean is not None:
+        features = plan.candidates.maps[plan.candidates.common_map or 0]
+        yield [prior_fit(task, features, plan.mean, plan.scale, plan.moments, len(rows))]
+
+
+def _plan(
+    task: FitTask, groups: Sequence[_Group], stacks: Sequence[Stack], *, is_fleet: bool, groups_in_all: int,
+    wants_prior: bool,
+) -> _Plan:  # fmt: skip
+    """Return what is tried: starts, features and ridges, with the regressions over all groups."""
+    spec, scores, allowed = task.spec, task.scores, frozenset(task.spec.candidates)
+    training_N = torch.cat([group.sides.training_K for group in groups])
+    moments = task.moments(training_N)
+    maps = _feature_maps(task, moments)
+    # A group alone tries all scales; the rows of many groups, or many rows, give one.
+    has_one_scale = is_fleet or len(training_N) > _MAX_LEFT_OUT_ROWS
+    scales = (task.scale(training_N),) if has_one_scale else scores.scales
+    mean, models = None, list[CommonModel | ClusterModel]()
     wants_mean = bool(allowed & {Candidate.FLEET_MEAN, Candidate.CLUSTER_MEAN})
-    if is_fleet and len(rows) > 1 and (wants_mean or wants_prior):
-        cached = [stack.common_rows(maps[common_map], scales[0]) for _, stack in stacks]
+    if is_fleet and stacks and groups_in_all > 1 and (wants_mean or wants_prior):
+        cached = [stack.common_rows(maps[0], scales[0]) for stack in stacks]
 
         def of_groups() -> list[GroupRows]:
             return cached
 
-        mean = fit_mean(of_groups, scores, len(rows))
-        models = [mean]
+        mean = fit_mean(of_groups, scores, groups_in_all)
+        if wants_mean:
+            models.append(mean)
         if Candidate.CLUSTER_MEAN in allowed:
-            models += fit_clusters(of_groups, scores, len(rows), mean, seed=spec.seed)
-        del cached
-    starts = _starts(scales, models if wants_mean else [])
+            models += fit_clusters(of_groups, scores, groups_in_all, mean, seed=spec.seed)
+    starts = _starts(scales, models, allowed)
+    ridges: Sequence[float] = scores.ridges
+    if not spec.try_ridges:
+        # The client's ridge is for the inputs as they are.
+        ridges = (max(spec.ridge / maps[-1].scale ** 2, 1e-9),)
+    combinations = small.combinations_of(starts, maps, allowed, common_map=0, steps=scores.steps, ridges=ridges)
     candidates = Candidates(
-        base=context.base,
-        scores=scores,
-        starts=starts,
-        maps=maps,
-        common_map=common_map if models else None,
-        combinations=list(
-            small.combinations_of(starts, maps, allowed, common_map=common_map, steps=scores.steps, ridges=small.RIDGES)
-        ),
-        max_rank=spec.rank,
-    )
-    searches = [candidates.search(stack) for _, stack in stacks]
-    totals_X = sum(search.losses_GEX[:, -1].sum(0) for search in searches)
-    weight = float(sum(search.weights_GE[:, -1].sum() for search in searches))
-    chosen = []
-    for search in searches:
-        others_X = None
-        if is_fleet and len(rows) > 1:
-            own_GX, own_G1 = search.losses_GEX[:, -1], search.weights_GE[:, -1:]
-            others_X = (totals_X - own_GX) / (weight - own_G1).clamp_min(1e-300)
-        chosen.append(small.choose(search, others_X))
-    errors = [
-        small.chosen_errors(search, chosen_GE, stack.folds_GN)
-        for search, chosen_GE, (_, stack) in zip(searches, chosen, stacks, strict=True)
+        base=task.base, scores=scores, starts=starts, maps=maps, common_map=0 if models else None,
+        combinations=list(combinations), max_rank=spec.rank,
+    )  # fmt: skip
+    return _Plan(candidates, moments, mean, scales[0])
+
+
+def _feature_maps(task: FitTask, moments: Moments) -> list[FeatureMap]:
+    """Return the features that are tried, those of the regressions over all groups first."""
+    spec, is_regression = task.spec, task.scores.is_regression
+    biases = (True, False) if spec.try_bias else (spec.bias,)
+    kinds: tuple[Kind, ...] = ("base_metric", "inputs", "standardized") if is_regression else ("base_metric", "inputs")
+    return [
+        feature_map(task.base, moments, kind=kind, bias=bias, free_intercept=is_regression)
+        for bias in biases
+        for kind in kinds
     ]
-    raw = [_compare(context, stack, errors_GN, rows) for (_, stack), errors_GN in zip(stacks, errors, strict=True)]
-    total_gain, total_rows = 0.0, 0.0
-    for of_stack in raw:
-        for gain, count in (gain_of(compared) for compared in of_stack):
-            total_gain += gain
-            total_rows += count
-    for (positions, stack), search, chosen_GE, of_stack in zip(stacks, searches, chosen, raw, strict=True):
-        if all(position in done for position in positions):
+
+
+def _starts(
+    scales: Sequence[float], models: Sequence[CommonModel | ClusterModel], allowed: frozenset[Candidate]
+) -> list[Start]:
+    starts = [Start(Candidate.BASE, Candidate.RIDGE, scale) for scale in scales]
+    # From the outputs as they are, a row that the base layer gets right for sure changes nothing.
+    starts += [Start(Candidate.BASE, Candidate.RIDGE, 1.0, scale) for scale in scales if scale < 1]
+    if Candidate.OWN_HEAD in allowed:
+        starts.append(Start(Candidate.OWN_HEAD, Candidate.OWN_HEAD, 0.0))
+    for number, model in enumerate(models):
+        candidate = Candidate.FLEET_MEAN if number == 0 else Candidate.CLUSTER_MEAN
+        starts.append(Start(candidate, candidate, scales[0], model=model))
+    return starts
+
+
+def _choose(candidates: Candidates, parts: Sequence[Sequence[_Group]], stacks: Sequence[Stack]) -> None:
+    """Choose a combination for each group of few rows, by its losses of rows left out and the other groups' mean."""
+    searches = [candidates.search(stack) for stack in stacks]
+    if not searches:
+        return
+    totals_X = torch.stack([search.losses_GEX[:, -1].sum(0) for search in searches]).sum(0)
+    weight = sum(float(search.weights_GE[:, -1].sum()) for search in searches)
+    for part, stack, search in zip(parts, stacks, searches, strict=True):
+        own_GX, own_G1 = search.losses_GEX[:, -1], search.weights_GE[:, -1:]
+        others_X = None
+        if sum(map(len, parts)) > 1:
+            others_X = (totals_X - own_GX) / (weight - own_G1).clamp_min(1e-300)
+        chosen_GE = small.choose(search, others_X)
+        errors_GN = small.chosen_errors(search, chosen_GE, stack.folds_GN)
+        for index, group in enumerate(part):
+            chosen = int(chosen_GE[index, -1])
+            combination, pick = candidates.combinations[chosen], int(search.picks_GEX[index, -1, chosen])
+            group.composed = candidates.compose(stack, index, combination, pick)
+            group.tried = _tried(candidates, search, index, chosen, has_others=others_X is not None)
+            if candidates.max_rank < min(stack.y_GNC.shape[-1], candidates.base.in_features):
+                errors_GN[index] = _bounded_errors(candidates, stack, search, index, chosen_GE[index])
+            group.fold_errors_K = errors_GN[index, : len(group.sides.training_K)]
+            if len(parts) == len(part) == 1:
+                group.left_out_NC = candidates.left_out_outputs(stack, combination)
+
+
+def _bounded_errors(candidates: Candidates, stack: Stack, search: Search, index: int, chosen_E: Tensor) -> Tensor:
+    """Return the errors of a group's rows in outer folds, (N,), with every fit bounded to the largest rank."""
+    one = stack.one(index)
+    errors_N = torch.zeros(one.weights_GN.shape[1], dtype=torch.float64)
+    for fold, chosen in enumerate(chosen_E[:-1].tolist()):
+        held_N = one.folds_GN[0] == fold
+        if not bool(held_N.any()):
             continue
-        results = []
-        for index, position in enumerate(positions):
-            gain, count = gain_of(of_stack[index])
-            others = (total_gain - gain) / (total_rows - count) if is_fleet and total_rows > count else None
-            combination = candidates.combinations[int(chosen_GE[index, -1])]
-            pick = int(search.picks_GEX[index, -1, int(chosen_GE[index, -1])])
-            composed = candidates.compose(stack, index, combination, pick)
-            results.append(
-                _finish(
-                    context,
-                    position,
-                    rows[position],
-                    composed,
-                    of_stack[index],
-                    others,
-                    _tried(candidates, search, index, combination),
-                )
-            )
-        progress(1, 0.0)
-        yield [result for result in results if result.position not in done]
-    if wants_prior and models:
-        yield [_prior(context, maps[common_map], mean, scales[0], len(rows))]
+        rest = replace(one, weights_GN=one.weights_GN * ~held_N)
+        combination, pick = candidates.combinations[chosen], int(search.picks_GEX[index, fold, chosen])
+        composed = candidates.compose(rest, 0, combination, pick)
+        bounded, _ = composed.reduced(torch.eye(one.x_GNI.shape[-1], dtype=torch.float64), candidates.max_rank)
+        y_NC = one.outputs_GNC[0] + bounded.outputs(one.x_GNI[0])
+        errors_N = torch.where(held_N, candidates.scores.errors(y_NC, one.y_GNC[0]), errors_N)
+    return errors_N
 
 
-def gain_of(errors: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Return the summed gain of a group's rows, and their weight."""
-    weights_K = errors["weights"]
-    other = errors.get("live", errors["base"])
-    judged_K = torch.isfinite(other) if bool(torch.isfinite(other).any()) else torch.zeros_like(other, dtype=torch.bool)
-    if not bool(judged_K.any()):
-        other, judged_K = errors["base"], torch.ones_like(judged_K)
-    gains_K = torch.where(judged_K, other - errors["adapter"], 0.0)
-    return float(gains_K @ weights_K), float(weights_K[judged_K].sum())
-
-
-def _compare(context: Context, stack: Stack, errors_GN: Tensor, rows: Mapping[int, Tensor]) -> list[dict[str, Tensor]]:
-    """Return, for each group of a stack, the errors of its rows by what is compared, and their weights."""
-    scores, base, spec = context.scores, context.base, context.spec
-    matching = base_matching(base, context.labels, spec)
-    results = []
-    for index, position in enumerate(stack.groups.tolist()):
-        rows_K = rows[position]
-        K = len(rows_K)
-        y_KC, weights_K = stack.y_GNC[index, :K], stack.weights_GN[index, :K]
-        folds_K = stack.folds_GN[index, :K]
-        guesses = [scores.guess(y_KC, weights_K * (folds_K != fold)) for fold in range(small.FOLDS)]
-        guess_KC = torch.stack([guesses[fold][0] for fold in folds_K.tolist()])
-        base_K = scores.errors(stack.outputs_GNC[index, :K], y_KC)
-        if matching is not None:
-            base_K = scores.errors(
-                matching.logits(spec.loss, base_outputs(base, stack.x_GNI[index, :K])),
-                scores.wide(context.data.targets[rows_K], len(matching.outputs_C) + len(matching.others_E)),
-            )
-        compared = {
-            "adapter": errors_GN[index, :K],
-            "base": base_K,
-            "guess": scores.errors(guess_KC, y_KC),
-            "weights": weights_K,
-        }
-        live = context.live.get(position)
-        if live is not None and live.adapter is not None:
-            compared["live"] = _live_errors(context, live, stack.x_GNI[index, :K], rows_K)
-        results.append(compared)
-    return results
-
-
-def _live_errors(context: Context, live: LiveVersion, x_KI: Tensor, rows_K: Tensor) -> Tensor:
-    """Return the errors of the live version, (K,): those of rows that it was trained on are as it was without them."""
-    adapter, spec, scores = live.adapter, context.spec, context.scores
-    assert adapter is not None
-    y_KO = base_outputs(context.base, x_KI)
-    y_KO = y_KO + adapter.scaling * (x_KI @ adapter.b_RI.T.double()) @ adapter.a_OR.T.double()
-    if adapter.bias_O is not None:
-        y_KO = y_KO + adapter.scaling * adapter.bias_O.double()
-    matching = match_labels(adapter.labels, context.labels, spec, outputs=context.base.out_features)
-    targets = context.data.targets[rows_K]
-    if matching is None:
-        errors_K = scores.errors(y_KO[:, : context.outputs], scores.wide(targets, context.outputs))
-    else:
-        width = context.outputs
-        if spec.loss is Loss.CROSS_ENTROPY:
-            width = len(matching.outputs_C) + len(matching.others_E)
-        errors_K = scores.errors(matching.logits(spec.loss, y_KO), scores.wide(targets, width))
-    if live.evidence is not None:
-        trained_K, left_out_K = live.evidence.look_up(row_keys(context.data, rows_K, context.labels))
-        errors_K = torch.where(torch.from_numpy(trained_K), torch.from_numpy(left_out_K).double(), errors_K)
-    return errors_K
-
-
-def _tried(candidates: Candidates, search: Search, index: int, taken: Combination) -> dict[str, Any]:
-    """Return what was tried for one group: the best setting of each candidate by its losses of left-out rows."""
-    weight = max(float(search.weights_GE[index, -1]), 1e-300)
-    means = (search.losses_GEX[index, -1] / weight).tolist()
+def _tried(candidates: Candidates, search: Search, index: int, taken: int, *, has_others: bool) -> Tried:
+    """Return the best setting of each candidate by its own losses of rows left out."""
+    means_X = search.losses_GEX[index, -1] / search.weights_GE[index, -1].clamp_min(1e-300)
     best: dict[Candidate, tuple[float, Combination]] = {}
-    for combination, mean in zip(candidates.combinations, means, strict=True):
+    for combination, mean in zip(candidates.combinations, means_X.tolist(), strict=True):
         name = candidates.candidate(combination)
         if name not in best or mean < best[name][0]:
             best[name] = mean, combination
-    name = candidates.candidate(taken)
-    best[name] = means[candidates.combinations.index(taken)], taken
-    entries = [
-        {"candidate": str(candidate), "figure": figure, "settings": _settings(candidates, combination), "skipped": None}
-        for candidate, (figure, combination) in best.items()
+    combination = candidates.combinations[taken]
+    name = candidates.candidate(combination)
+    best[name] = float(means_X[taken]), combination
+    reason = "its rows have the least loss when they are left out"
+    if has_others:
+        reason += f", beside {small.PSEUDO_ROWS} rows of the other groups' mean loss"
+    figures = {candidate: (figure, candidates.settings(own)) for candidate, (figure, own) in best.items()}
+    return Tried(candidates.scores, "leave_one_out", name, reason, figures)
+
+
+def _try_descent(task: FitTask, group: _Group) -> None:
+    """Compare AdamW with what was chosen, if there are enough rows."""
+    training_K, tried = group.sides.training_K, group.tried
+    if Candidate.ADAMW not in task.spec.candidates or len(group.rows_K) < FEW_ROWS or tried is None:
+        return
+    parts = split_in_parts(task.keys(training_K), training_K, _INNER_PARTS)
+    _compare_descent(task, group, parts, tried.figures[tried.taken][0])
+
+
+def _compare_descent(task: FitTask, group: _Group, parts: Sequence[tuple[Tensor, Tensor]], best: float) -> None:
+    tried = group.tried
+    assert tried is not None
+    bias = task.spec.bias or task.spec.try_bias
+    descent = choose_descent(task.base, task.data, task.spec, parts, bias=bias)
+    settings = {"learning_rate": descent.spec.learning_rate, "steps": descent.spec.max_steps, "bias": bias}
+    figures = {**tried.figures, Candidate.ADAMW: (descent.loss, settings)}
+    group.tried = tried._replace(figures=figures)
+    if descent.loss < best * (1 - _MIN_IMPROVEMENT):
+        group.descent = descent
+        reason = "its loss is the least on training rows that it was not trained on"
+        group.tried = group.tried._replace(taken=Candidate.ADAMW, reason=reason)
+
+
+def _fit_many(task: FitTask, plan: _Plan, group: _Group) -> None:
+    """Choose for an adapter with many rows by a fifth of its training rows, and fit the choice to all of them."""
+    candidates, training_K = plan.candidates, group.sides.training_K
+    parts = split_in_parts(task.keys(training_K), training_K, 1)
+    ((chosen_K, testing_K),) = parts
+    plain = [index for index, start in enumerate(candidates.starts) if start.model is None]
+    starts = [candidates.starts[index] for index in plain]
+    combinations = [
+        replace_start(combination, plain) for combination in candidates.combinations if combination.starts[0] in plain
     ]
-    metric = "mse" if candidates.scores.is_regression else "log_loss"
-    reason = f"the least {metric} of rows left out, with {small.PSEUDO_ROWS} rows of the other groups' mean"
-    return {"metric": metric, "by": "leave_one_out", "taken": str(name), "reason": reason, "candidates": entries}
+
+    def chunks(rows_K: Tensor) -> Callable[[], Iterator[large.Chunk]]:
+        def read() -> Iterator[large.Chunk]:
+            for x_NI, z_NC, y_NC, weights_N in task.chunks(rows_K):
+                yield large.Chunk(x_NI, [start.scale * z_NC for start in starts], y_NC, weights_N)
+
+        return read
+
+    scored = large.search(
+        large.Reader(chunks(chosen_K), chunks(testing_K)),
+        candidates.maps,
+        combinations,
+        [start.loss_scale for start in starts],
+        task.scores,
+        max_rank=candidates.max_rank,
+    )
+    best = min(scored, key=lambda one: one.loss)
+    named = replace(candidates, starts=starts)
+    figures: dict[Candidate, tuple[float, dict[str, Any]]] = {}
+    for one in scored:
+        name = named.candidate(one.combination)
+        if name not in figures or one.loss < figures[name][0]:
+            figures[name] = one.loss, named.settings(one.combination)
+    taken = named.candidate(best.combination)
+    group.tried = Tried(
+        task.scores, "held_out", taken, "its loss on a fifth of the training rows is the least", figures
+    )
+    _compare_descent(task, group, parts, best.loss) if Candidate.ADAMW in task.spec.candidates else None
+    if group.descent is None:
+        group.composed = large.compose(chunks(training_K), candidates.maps, best, starts, task)
 
 
-def _settings(candidates: Candidates, combination: Combination) -> dict[str, Any]:
-    if combination.features is None:
-        return {}
-    feature_map = candidates.maps[combination.features]
-    bias = feature_map.constant is not None or feature_map.free_intercept
-    return {"ridge": combination.ridge, "step": combination.step, "bias": bias}
+def replace_start(combination: Combination, plain: Sequence[int]) -> Combination:
+    """Return a combination with the number of its start among these."""
+    return combination._replace(starts=(plain.index(combination.starts[0]),))
 
 
-def _finish(
-    context: Context,
-    position: int,
-    rows_K: Tensor,
-    composed: Composed,
-    errors: Mapping[str, Tensor],
-    others_gain: float | None,
-    auto: dict[str, Any],
-) -> AutoFit:
-    spec, scores = context.spec, context.scores
-    rank = min(spec.rank, small.needed_rank(composed.delta_CI))
-    adapter = composed.adapter(rank, context.base.out_features, **context.names)
-    compared = {name: values for name, values in errors.items() if name != "weights"}
-    evaluation, judgement = judge(
-        compared,
-        by="cross_validation",
-        metric=scores.metric,
-        is_regression=scores.is_regression,
-        weights_N=errors["weights"],
+def _make_adapter(task: FitTask, plan: _Plan, group: _Group, watcher: Watcher) -> None:
+    """Make the adapter of what was chosen, and the errors by which it is judged."""
+    try:
+        if group.descent is not None:
+            factors, _ = train_descent(
+                task.base, task.data, group.descent.spec, group.sides.training_K, watcher.checkpoint
+            )
+            group.adapter = Adapter(*factors, group.descent.spec.alpha, group.descent.spec.rslora, **task.names)
+        else:
+            assert group.composed is not None
+            reduced, basis_CR = group.composed.reduced(plan.moments.covariance_II, plan.candidates.max_rank)
+            group.adapter = reduced.adapter(basis_CR, task.base.out_features, **task.names)
+        _measure(task, group)
+    except LoraplexError as error:
+        group.error = error
+
+
+def _measure(task: FitTask, group: _Group) -> None:
+    sides = group.sides
+    assert group.adapter is not None
+    if sides.held is None and not sides.is_cross_validated:
+        return
+    training = task.data.take(sides.training_K)
+    table = training if sides.held is None else sides.held
+    y_KC = task.scores.wide(table.targets, task.outputs)
+    weights_K = torch.ones(table.rows) if table.weights_N is None else table.weights_N
+    group.errors = {"weights": weights_K.double(), "base": task.base_errors(table)}
+    if sides.held is None:
+        assert group.fold_errors_K is not None
+        group.errors["adapter"] = group.fold_errors_K
+        classes_K = training.targets if training.targets.dtype == torch.int64 else None
+        folds_K = small.outer_folds(task.keys(sides.training_K), classes_K, task.spec.seed)
+        guesses = [task.scores.guess(y_KC, weights_K.double() * (folds_K != fold)) for fold in range(small.FOLDS)]
+        guess_KC = torch.stack([guesses[fold][0] for fold in folds_K.tolist()])
+    else:
+        group.errors["adapter"] = task.live_errors(group.adapter, table)
+        weights_T = torch.ones(training.rows) if training.weights_N is None else training.weights_N
+        guess_KC = task.scores.guess(task.scores.wide(training.targets, task.outputs), weights_T.double())
+        guess_KC = guess_KC.expand(table.rows, -1)
+    group.errors["guess"] = task.scores.errors(guess_KC, y_KC)
+    live = task.live.get(group.position)
+    if live is not None and live.adapter is not None:
+        errors_K = task.live_errors(live.adapter, table)
+        if live.evidence is not None and task.data.held_out is None:
+            rows_K = _judged_rows(group)
+            trained_K, left_out_K = live.evidence.look_up(task.row_keys(rows_K))
+            errors_K = torch.where(torch.from_numpy(trained_K), torch.from_numpy(left_out_K).double(), errors_K)
+        group.errors["live"] = errors_K
+
+
+def _judged_rows(group: _Group) -> Tensor:
+    """Return the rows of the data on which an adapter is judged."""
+    if group.sides.held is None:
+        return group.sides.training_K
+    is_training = torch.isin(group.rows_K, group.sides.training_K)
+    return group.rows_K[~is_training]
+
+
+def _result(task: FitTask, group: _Group, others_gain: float | None, *, is_fleet: bool) -> AutoFit:
+    if group.error is not None:
+        return AutoFit(position=group.position, spec=task.spec, error=group.error)
+    assert group.adapter is not None
+    assert group.tried is not None
+    return finish(
+        task,
+        group.position,
+        group.adapter,
+        group.sides,
+        group.tried,
+        group.errors,
         others_gain=others_gain,
-    )
-    keys_K = row_keys(context.data, rows_K, context.labels)
-    evidence = RowEvidence(keys_K, errors["adapter"].numpy().astype(np.float32))
-    chosen = replace(
-        spec, rank=rank, alpha=float(rank), candidates=(), try_bias=False, bias=composed.bias_C is not None
-    )
-    factors = Factors(adapter.a_OR, adapter.b_RI, adapter.bias_O)
-    metrics: dict[str, Any] = {}
-    for prefix, own in (("", factors), ("base_", None)):
-        values = evaluate_factors(context.base, context.data, rows_K, chosen, own)
-        metrics[f"{prefix}train_loss"] = values["loss"]
-        if "accuracy" in values:
-            metrics[f"{prefix}train_accuracy"] = values["accuracy"]
-    report = AdapterReport(evaluation=evaluation, judgement=judgement, auto=auto | {"rows": len(rows_K)})
-    return AutoFit(position=position, adapter=adapter, metrics=metrics, report=report, evidence=evidence, spec=chosen)
-
-
-def _prior(context: Context, features: FeatureMap, model: CommonModel, scale: float, position: int) -> AutoFit:
-    """Return the adapter of what all groups have in common, for names without rows."""
-    delta_CI, bias_C = features.update(model.step * model.theta_JC, None)
-    composed = Composed(delta_CI / scale, None if bias_C is None else bias_C / scale)
-    rank = min(context.spec.rank, small.needed_rank(composed.delta_CI))
-    chosen = replace(context.spec, rank=rank, alpha=float(rank), candidates=(), try_bias=False)
-    return AutoFit(
-        position=position,
-        adapter=composed.adapter(rank, context.base.out_features, **context.names),
-        metrics={},
-        report=AdapterReport(),
-        evidence=None,
-        spec=chosen,
+        descent=group.descent,
+        left_out_NC=None if is_fleet else group.left_out_NC,
     )
