@@ -7,7 +7,7 @@ for each class, so that the versions can be compared.
 # G adapters of a stack · N rows · K rows of one part · I in_features · O out_features · M documents
 # C classes of the training · L labels of a version · E of these that the training lacks
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
@@ -163,9 +163,9 @@ def why_unmatched(
     if loss not in _CLASS_LOSSES:
         return None
     if version_loss in _CLASS_LOSSES and version_loss != loss:
-        return f"it was trained with {version_loss}, and this training is one with {loss}"
+        return f"it was trained with {version_loss}, and the rows are for {loss}"
     if version is not None and training is not None:
-        return None if set(version) & set(training) else "it has none of the labels of this training"
+        return None if set(version) & set(training) else "it has none of the labels of the rows"
     if version is None and not _are_positions(training):
         return "it has no labels, and this training has"
     if training is None and not _are_positions(version):
@@ -261,17 +261,24 @@ def compare_on_held_out(
     task, targets = TASKS[spec.loss], _float64(held.targets)
     metrics: dict[str, Any] = {"rows": held.rows}
     for name, entry in entries.items():
-        # All chunks write to one tensor, because tensors between freed ones would fragment the memory.
-        y_NO = held.inputs_NI.new_empty(held.rows, base.out_features, dtype=torch.float64)
-        for begin in range(0, held.rows, CHUNK_ROWS):
-            chunk = slice(begin, begin + CHUNK_ROWS)
-            y_NO[chunk] = compute_outputs(base, held.inputs_NI[chunk], entry.factors, entry.scaling)
-        classes = spec.classes
-        if entry.matching is not None:
-            y_NO, classes = entry.matching.logits(spec.loss, y_NO), None
-        metrics[name] = measure(task, y_NO, targets, weights_N=held.weights_N, classes=classes, corpus_MO=corpus_MO)
+        y_NO = compared_outputs(base, held.inputs_NI, spec, entry)
+        metrics[name] = measure(task, y_NO, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
     metrics["trivial"] = measure_trivial(task, summary, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
     return metrics
+
+
+def compared_outputs(base: BaseLayer, inputs_NI: Tensor, spec: TrainingSpec, entry: ComparedFactors) -> Tensor:
+    """Return the outputs that the task uses, in the order of its classes: (N, I) -> (N, C or more) float64.
+
+    See `LabelMatching.logits` for those of an entry with other labels.
+    """
+    rows = len(inputs_NI)
+    # All chunks write to one tensor, because tensors between freed ones would fragment the memory.
+    y_NO = inputs_NI.new_empty(rows, base.out_features, dtype=torch.float64)
+    for begin in range(0, rows, CHUNK_ROWS):
+        chunk = slice(begin, begin + CHUNK_ROWS)
+        y_NO[chunk] = compute_outputs(base, inputs_NI[chunk], entry.factors, entry.scaling)
+    return y_NO[:, : spec.classes] if entry.matching is None else entry.matching.logits(spec.loss, y_NO)
 
 
 def summarize_targets(data: TrainingData, training_K: Tensor | None, spec: TrainingSpec, outputs: int) -> Tensor:
@@ -295,16 +302,20 @@ def measure_stack(
     sides: Mapping[str, Sequence[Tensor]],
     factors: Factors,
     own_weights_N: Tensor | None,
+    of_base: LabelMatching | None = None,
 ) -> list[dict[str, Any]]:
     """Return the losses, and for classes the accuracies, of each adapter and of the base layer, on each part.
 
     `sides` has the indices in `table` of each adapter's rows, by name of the part; the list is empty if no adapter has
-    rows there. own_weights_N: (N,), the row weights without class weights, for the accuracy.
+    rows there. own_weights_N: (N,), the row weights without class weights, for the accuracy. of_base: which outputs of
+    the base layer are the classes, if they are not the first ones in order.
     """
     metrics: list[dict[str, Any]] = [{} for _ in factors.a_OR]
     names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     for side, rows in sides.items():
-        measured = _measure_side(base, table, spec, rows, factors, own_weights_N) if rows else repeat({}, len(metrics))
+        measured: Iterable[dict[str, float]] = repeat({}, len(metrics))
+        if rows:
+            measured = _measure_side(base, table, spec, rows, factors, own_weights_N, of_base)
         for of_adapter, values in zip(metrics, measured, strict=True):
             of_adapter |= {
                 f"{prefix}{side}_{name}": values.get(prefix + name) for prefix in _PREFIXES for name in names
@@ -319,6 +330,7 @@ def _measure_side(
     rows: Sequence[Tensor],
     factors: Factors,
     own_weights_N: Tensor | None,
+    of_base: LabelMatching | None,
 ) -> Iterator[dict[str, float]]:
     """Yield `loss`, `base_loss` and maybe the accuracies of each adapter on its rows."""
     largest = max(map(len, rows))
@@ -327,13 +339,14 @@ def _measure_side(
         groups_at_once = max(1, _CHUNK_NUMBERS // (largest * (base.in_features + 2 * base.out_features)))
         for begin in range(0, len(rows), groups_at_once):
             chunk = slice(begin, begin + groups_at_once)
-            yield from _measure_together(base, table, spec, rows[chunk], factors.at(chunk), own_weights_N)
+            yield from _measure_together(base, table, spec, rows[chunk], factors.at(chunk), own_weights_N, of_base)
         return
     # One by one: with very many rows, or a loss that depends on an adapter's number of rows.
     for group, rows_K in enumerate(rows):
         measured: dict[str, float] = {}
-        for prefix, own in zip(_PREFIXES, (factors.at(group), None), strict=True):
-            of_rows = evaluate_factors(base, table, rows_K.to(base.device), spec, own, documents_N, own_weights_N)
+        rows_K = rows_K.to(base.device)
+        for prefix, own, matching in zip(_PREFIXES, (factors.at(group), None), (None, of_base), strict=True):
+            of_rows = evaluate_factors(base, table, rows_K, spec, own, documents_N, own_weights_N, matching)
             measured |= {prefix + name: value for name, value in of_rows.items()}
         yield measured
 
@@ -345,6 +358,7 @@ def _measure_together(
     rows: Sequence[Tensor],
     factors: Factors,
     own_weights_N: Tensor | None,
+    of_base: LabelMatching | None,
 ) -> list[dict[str, float]]:
     rows_GK, is_row_GK = pad_to_matrix(rows, base.device)
     x_GKI = table.inputs_NI.index_select(0, rows_GK.flatten()).double().unflatten(0, rows_GK.shape)
@@ -357,11 +371,18 @@ def _measure_together(
     base_GOK = stack_base_outputs(base, x_GKI)
     adapted_GOK = add_low_rank_stack(base_GOK, x_GKI, factors.map(lambda part: part.to(x_GKI)), spec.scaling)
     means: dict[str, list[float]] = {}
-    for prefix, y_GOK in zip(_PREFIXES, (adapted_GOK, base_GOK), strict=True):
-        means[f"{prefix}loss"] = _weighted_means(row_losses(spec, y_GOK, targets), weights_GK)
+    for prefix, y_GOK, matching in zip(_PREFIXES, (adapted_GOK, base_GOK), (None, of_base), strict=True):
+        if matching is None:
+            losses_GK, y_GCK = row_losses(spec, y_GOK, targets), y_GOK[:, : spec.classes]
+        else:
+            # Row by row, as `LabelMatching` takes them.
+            G, y_TO = len(y_GOK), y_GOK.transpose(1, 2).flatten(0, 1)
+            rows_T = (targets.transpose(1, 2) if targets.dim() == 3 else targets).flatten(0, 1)
+            losses_GK = matching.losses(spec, y_TO, rows_T).view(G, -1)
+            y_GCK = matching.logits(spec.loss, y_TO).unflatten(0, (G, -1)).transpose(1, 2)
+        means[f"{prefix}loss"] = _weighted_means(losses_GK, weights_GK)
         if spec.loss is Loss.CROSS_ENTROPY:
-            is_right_GK = (y_GOK[:, : spec.classes].argmax(dim=1) == targets).double()
-            means[f"{prefix}accuracy"] = _weighted_means(is_right_GK, own_GK)
+            means[f"{prefix}accuracy"] = _weighted_means((y_GCK.argmax(dim=1) == targets).double(), own_GK)
     return [dict(zip(means, of_adapter, strict=True)) for of_adapter in zip(*means.values(), strict=True)]
 
 

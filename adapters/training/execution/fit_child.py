@@ -17,18 +17,20 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
-from adapters.lora.adapter import Adapter, from_canonical_bytes
+from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import FolderBlobs, Quarantine
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData
+from adapters.training.evaluation.comparison import ComparedVersion, compare_versions
 from adapters.training.execution.fit_client import (
     Done,
     Failed,
@@ -38,6 +40,7 @@ from adapters.training.execution.fit_client import (
     Outcomes,
     Progress,
     StoredAdapter,
+    StoredVersion,
     Trained,
     is_allocation_failure,
 )
@@ -126,7 +129,9 @@ class _Fit:
             raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request.base)
         data = self._open_data()
         spec, feature_space, labels = request.job.spec, request.feature_space, request.job.labels
-        if request.statistics is not None:
+        if request.compared:
+            self._compare(data)
+        elif request.statistics is not None:
             statistics = Statistics.from_bytes(self._blobs.read(request.statistics))
             self._finish(refit(base, statistics, data, spec, feature_space=feature_space, labels=labels))
         elif data.groups_N is not None:
@@ -147,6 +152,39 @@ class _Fit:
             return TrainingData.open(self._blobs.local(self._request.data))
         except BlobCorrupt as error:
             raise FitFailed(error.detail) from None
+
+    def _compare(self, data: TrainingData) -> None:
+        job, versions = self._request.job, map(self._read_version, self._request.compared)
+        progress = partial(self._report, loss=None, history=[])
+        result = compare_versions(
+            self._base,
+            data,
+            job.spec,
+            versions,
+            labels=job.labels,
+            output_labels=self._base.labels or job.output_labels,
+            progress=progress,
+        )
+        self._send(Done(metrics={}, result=result))
+
+    def _read_version(self, stored: StoredVersion) -> ComparedVersion:
+        """Return a version with its adapter; one that is damaged, or was deleted meanwhile, has a problem."""
+        adapter, problem = None, stored.problem
+        if problem is None and stored.digest is not None:
+            try:
+                content = self._blobs.read(stored.blob, offset=stored.offset, length=stored.length)
+                if digest_of(content) != stored.digest:
+                    raise BlobCorrupt("its stored bytes are not those that were published")
+                adapter = from_canonical_bytes(content)
+            except BlobCorrupt as error:
+                problem = error.detail
+        return ComparedVersion(
+            reference=stored.reference,
+            adapter=adapter,
+            labels=None if adapter is None else adapter.labels,
+            loss=stored.loss,
+            problem=problem,
+        )
 
     def _read_adapter(self, stored: StoredAdapter) -> Adapter | None:
         if stored.blob is None:
@@ -177,7 +215,7 @@ class _Fit:
             )
         self._send(Done(metrics={}))
 
-    def _report(self, step: int, loss: float, history: History) -> None:
+    def _report(self, step: int, loss: float | None, history: History) -> None:
         self._latest = Progress(step=step, loss=loss, history=history)
         if time.monotonic() - self._reported_at >= _SECONDS_BETWEEN_REPORTS:
             self._reported_at = time.monotonic()

@@ -19,10 +19,10 @@ from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import Reference
+from adapters.names import Reference, parse_reference
 from adapters.training.evaluation.evaluate import Evaluation, why_unmatched
 from adapters.training.evaluation.gate import GateDecision, When
-from adapters.training.execution.fit_client import Done, FitRequest, Outcomes, StoredAdapter
+from adapters.training.execution.fit_client import Done, FitRequest, Outcomes, StoredAdapter, StoredVersion
 from adapters.training.settings import TrainingSpec
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class Publisher:
             done=tuple(position for position in range(training.positions) if position not in self._waiting),
             live={} if stored is None else {0: stored},
             statistics=self._find_statistics() if training.is_update else None,
+            compared=tuple(map(self._find_compared, training.compared)),
             checkpoint_seconds=checkpoint_seconds,
             times_epochs=times_epochs,
         )
@@ -97,6 +98,8 @@ class Publisher:
         """End the job with the version of its adapter, or with the tally of its fleet; return whether it succeeded."""
         if self._is_fleet:
             return self._finish_fleet()
+        if frame.result is not None:
+            return self._finish_evaluation(frame.result)
         claim, training = self._claim, self._claim.training
         verdict = self._gate.decide(Evaluation.from_json(frame.metrics).held_out, self._live, unmatched=self._unmatched)
         assert frame.spec is not None
@@ -144,6 +147,12 @@ class Publisher:
         log.info("job %s published %d of %d adapters", claim.id, tally["published"], self._total)
         return True
 
+    def _finish_evaluation(self, result: Mapping[str, Any]) -> bool:
+        steps = self._claim.training.steps
+        progress = {"step": steps, "steps": steps, "loss": None}
+        self._queue.succeed(self._claim, result=result, progress=progress, metrics=None, history=[])
+        return True
+
     def _admit(self, connection: Connection, publications: Sequence[Publication]) -> Sequence[bool]:
         return self._queue.admit(connection, self._claim, publications)
 
@@ -188,6 +197,23 @@ class Publisher:
         if claim.training.is_update and self._live is not None:
             lineage["parent"] = str(self._live)
         return lineage | {"code": _code_version(), "seconds": seconds_since(claim.started_at, self._queue.now())}
+
+    def _find_compared(self, reference: str | None) -> StoredVersion:
+        """Return where the version of an evaluation is stored; one that is gone has a problem."""
+        if reference is None:
+            return StoredVersion(reference=None)
+        try:
+            version = self._catalog.find(parse_reference(reference))
+        except NotFound:
+            return StoredVersion(reference=reference, problem="it was deleted after this evaluation was queued")
+        return StoredVersion(
+            reference=reference,
+            digest=version.digest,
+            blob=version.file,
+            offset=version.offset,
+            length=version.bytes,
+            loss=version.loss,
+        )
 
     def _find_statistics(self) -> str:
         """Return the blob of the live version's statistics, which earlier updates in the queue have changed.

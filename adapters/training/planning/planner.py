@@ -118,9 +118,9 @@ class Planner:
             raise error.at(field=field) from None
         return version, adapter
 
-    def read_rows(self, source: RowSource, loss: Loss, *, field: str) -> Rows:
+    def read_rows(self, source: RowSource, loss: Loss, *, field: str, are_evaluated: bool = False) -> Rows:
         """Read and check rows; raise the `InvalidInput` that names the field and the row."""
-        return read_rows(source, loss, datasets=self.datasets, base=self.base, field=field)
+        return read_rows(source, loss, datasets=self.datasets, base=self.base, field=field, are_evaluated=are_evaluated)
 
     def plan(self, request: TrainingRequest, *, only_groups: Collection[str | None] | None = None) -> Plan:
         """Check a request and decide what it leaves open; nothing is stored.
@@ -352,7 +352,7 @@ def _resolve(
     has_own_alpha = settings.alpha is not None and settings.alpha != AUTO
     if not has_own_alpha:
         values["alpha"] = values["rank"] if start.alpha is None else start.alpha
-    classes = _classes(rows, outputs)
+    classes = count_classes(rows, outputs)
     values |= {
         "alpha": float(values["alpha"]),
         "alpha_is_rank": not has_own_alpha and start.alpha is None,
@@ -366,7 +366,7 @@ def _resolve(
     return TrainingSpec(**values)
 
 
-def _classes(rows: Rows, outputs: int) -> int | None:
+def count_classes(rows: Rows, outputs: int) -> int | None:
     """Return the number of outputs that the task uses; None if it uses all."""
     targets, classes = rows.targets, None
     if targets.labels is not None:

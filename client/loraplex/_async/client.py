@@ -17,27 +17,30 @@ from loraplex._async.predict import AsyncPredictor, read_rows
 from loraplex._async.uploads import AsyncTrainingRows, upload_table
 from loraplex.arrays import Encode, numbers
 from loraplex.base_file import make_base
-from loraplex.calls import Call, conditions, given, path, planning_call, upload_call
+from loraplex.calls import UNSET, Call, Unset, conditions, given, path, planning_call, upload_call
 from loraplex.errors import InvalidCombination, LoraplexError
+from loraplex.frames import AsyncListing
 from loraplex.inference import prediction, references_of
 from loraplex.peft_files import read_source, unpack
 from loraplex.progress import Display
 from loraplex.results import (
     Adapter,
     Base,
+    Classification,
     Dataset,
     DatasetVersion,
     Estimate,
     Event,
     JobAdapter,
-    Label,
     Prediction,
     Preview,
     Reverted,
+    Suspect,
     Version,
     succeeded,
 )
 from loraplex.tables import media_type, write_table
+from loraplex.training_rows import rows_of_table
 from loraplex.transport import settings
 
 T = TypeVar("T")
@@ -82,8 +85,9 @@ class AsyncClient:
     ) -> Prediction:
         """Return the layer's outputs for rows, with one adapter for all rows (None is the base layer) or one per row.
 
-        `inputs` is (rows, in_features) or one row, as a NumPy array, a tensor or nested lists, or texts if the client
-        has an encoder. Rows that do not fit in one request are sent in several, and the same versions answer all.
+        `inputs` is (rows, in_features) or one row: a NumPy array, a tensor, nested lists, or a DataFrame or table of
+        pandas, polars or Arrow; or texts if the client has an encoder. Rows that do not fit in one request are sent in
+        several, and the same versions answer all.
         """
         rows = await read_rows(inputs, self._encode)
         references, by_row = references_of(adapter, len(rows.x_NI))
@@ -92,62 +96,70 @@ class AsyncClient:
 
     async def classify(
         self, adapter: str | Sequence[str | None] | None, inputs: Any, *, top_k: int = 1, timeout: float | None = None
-    ) -> list[list[Label]]:
+    ) -> Classification:
         """Return the `top_k` most probable classes of each row, in order of probability."""
         rows = await read_rows(inputs, self._encode)
         references, by_row = references_of(adapter, len(rows.x_NI))
         options = {"return": ["labels", "probabilities"], "top_k": top_k}
         predictor = AsyncPredictor(connection=self._connection, by_row=by_row, options=options, timeout=timeout)
-        return [labels for part in await predictor.predict(references, rows.x_NI) for labels in part.values]
+        parts = await predictor.predict(references, rows.x_NI)
+        return Classification(labels for part in parts for labels in part.values)
 
     async def train(
         self,
         name: str,
         *,
-        rank: int | str,
         inputs: Any = None,
         targets: Any = None,
         weights: Any = None,
         groups: Any = None,
         labels: Sequence[str | int] | None = None,
         corpus: Any = None,
-        data: Mapping[str, Any] | None = None,
-        training: Mapping[str, Any] | None = None,
-        split: Mapping[str, Any] | None = None,
-        publish: str | Mapping[str, Any] | None = None,
+        data: Any = None,
+        rank: int | str | None = None,
         alpha: float | str | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | str | Unset | None = UNSET,
+        publish: str | Mapping[str, Any] | None = None,
+        fleet_prior: str | None = None,
         timeout: float | None = None,
     ) -> AsyncJob:
         """Queue the training of an adapter or of a fleet; the arguments are the fields of `POST /adapters`.
 
         The rows are `inputs` and `targets`, with optional weights and groups, or `data`, such as columns of a data set.
-        Large arrays are sent as a temporary data set, which is deleted once the job has its rows.
+        If `data` is a pandas or polars DataFrame or an Arrow table, `targets`, `weights`, `groups` and `inputs` are
+        names of its columns; by default, the inputs are all other columns. An argument that is left out is not sent,
+        and the service decides; `split=None` holds no rows out. Large arrays are sent as a temporary data set, which is
+        deleted once the job has its rows.
         """
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
-        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}
+        body = given(settings) | ({} if split is UNSET else {"split": split})
         return await self._train(self._read_job, name, dict(rows), data, body, timeout=timeout)
 
     async def estimate(
         self,
         name: str,
         *,
-        rank: int | str,
         inputs: Any = None,
         targets: Any = None,
         weights: Any = None,
         groups: Any = None,
         labels: Sequence[str | int] | None = None,
         corpus: Any = None,
-        data: Mapping[str, Any] | None = None,
-        training: Mapping[str, Any] | None = None,
-        split: Mapping[str, Any] | None = None,
-        publish: str | Mapping[str, Any] | None = None,
+        data: Any = None,
+        rank: int | str | None = None,
         alpha: float | str | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | str | Unset | None = UNSET,
+        publish: str | Mapping[str, Any] | None = None,
+        fleet_prior: str | None = None,
         timeout: float | None = None,
     ) -> Estimate:
         """Check the arguments of `train`, and return the resolved settings with the estimated memory and time."""
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
-        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}
+        body = given(settings) | ({} if split is UNSET else {"split": split})
         return await self._train(decode.estimate, name, dict(rows), data, body, timeout=timeout, dry_run=True)
 
     async def update(
@@ -170,6 +182,27 @@ class AsyncClient:
             call = planning_call(path("adapters", name, "update"), body, timeout=timeout)
             return await self._connection.fetch(call, self._read_job)
 
+    async def evaluate(
+        self,
+        adapters: str | Sequence[str | None] | None,
+        *,
+        inputs: Any = None,
+        targets: Any = None,
+        weights: Any = None,
+        labels: Sequence[str | int] | None = None,
+        data: Any = None,
+        timeout: float | None = None,
+    ) -> AsyncJob:
+        """Queue the evaluation of adapters (None is the base layer) on labelled rows that none was trained on.
+
+        The rows are given as in `train`. The `result` of the job that has ended is an `EvaluationResult`, whose entries
+        are in the order of `adapters`; gains are over the first. Outputs are matched to targets by label. `labels` are
+        those of outputs that have none of their own. Nothing is published.
+        """
+        rows = {"inputs": inputs, "targets": targets, "weights": weights, "labels": labels}
+        body = {"adapters": [adapters] if adapters is None or isinstance(adapters, str) else list(adapters)}
+        return await self._plan(self._read_job, "/evaluations", body, rows, data, timeout=timeout)
+
     async def job(self, job_id: str) -> AsyncJob:
         """Return the current state of a job."""
         return await self._connection.get(path("jobs", job_id), self._read_job)
@@ -181,7 +214,7 @@ class AsyncClient:
         adapter: str | None = None,
         prefix: str | None = None,
         limit: int | None = None,
-    ) -> AsyncIterator[AsyncJob]:
+    ) -> AsyncListing[AsyncJob]:
         """Iterate over jobs, newest first and without their histories; `limit` is the most to return.
 
         `prefix` is the beginning of a job id, of at least 4 characters.
@@ -190,11 +223,21 @@ class AsyncClient:
         return self._connection.pages("/jobs", self._read_job, query, limit=limit)
 
     def job_adapters(
-        self, job_id: str, *, status: str | None = None, limit: int | None = None
-    ) -> AsyncIterator[JobAdapter]:
-        """Iterate over the adapters that a job trains; `status` is `waiting`, `published` or `failed`."""
-        where = path("jobs", job_id, "adapters")
-        return self._connection.pages(where, decode.job_adapter, {"status": status}, limit=limit)
+        self,
+        job_id: str,
+        *,
+        status: str | None = None,
+        outcome: str | None = None,
+        sort: str | None = None,
+        limit: int | None = None,
+    ) -> AsyncListing[JobAdapter]:
+        """Iterate over the adapters that a job trains, as `AsyncJob.adapters` does."""
+        query = {"status": status, "outcome": outcome, "sort": sort}
+        return self._connection.pages(path("jobs", job_id, "adapters"), decode.job_adapter, query, limit=limit)
+
+    def suspects(self, job_id: str, *, limit: int | None = None) -> AsyncListing[Suspect]:
+        """Iterate over the rows of a job whose label the other rows contradict, as `AsyncJob.suspects` does."""
+        return self._connection.pages(path("jobs", job_id, "suspects"), decode.suspect, limit=limit)
 
     def events(self, job_id: str) -> AsyncIterator[Event]:
         """Iterate over the events of a job until it ends; a broken connection is opened again."""
@@ -208,6 +251,20 @@ class AsyncClient:
     async def cancel(self, job_id: str) -> AsyncJob:
         """Cancel a job; raise `JobEnded` if it has already ended."""
         return await self._connection.fetch(Call("POST", path("jobs", job_id, "cancel")), self._read_job)
+
+    async def retry(
+        self,
+        job_id: str,
+        *,
+        outcomes: Sequence[str] | None = None,
+        training: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncJob:
+        """Queue the training of some adapters of a job again, as `AsyncJob.retry` does."""
+        call = planning_call(
+            path("jobs", job_id, "retry"), given({"outcomes": outcomes, "training": training}), timeout=timeout
+        )
+        return await self._connection.fetch(call, self._read_job)
 
     async def revert(self, job_id: str) -> Reverted:
         """Point the live aliases that a job moved back to the versions before; raise `JobNotEnded` if it is running."""
@@ -264,7 +321,7 @@ class AsyncClient:
         answer = await self._connection.send(call)
         return await asyncio.to_thread(unpack, answer.content, Path(folder))
 
-    def adapters(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Adapter]:
+    def adapters(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncListing[Adapter]:
         """Iterate over adapters in byte order of their names; `limit` is the most to return."""
         return self._connection.pages("/adapters", decode.adapter, {"prefix": prefix}, limit=limit)
 
@@ -272,7 +329,7 @@ class AsyncClient:
         """Return an adapter and its live version."""
         return await self._connection.get(path("adapters", name), decode.adapter)
 
-    def versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[Version]:
+    def versions(self, name: str, *, limit: int | None = None) -> AsyncListing[Version]:
         """Iterate over the versions of an adapter, newest first."""
         return self._connection.pages(path("adapters", name, "versions"), decode.version, limit=limit)
 
@@ -315,7 +372,7 @@ class AsyncClient:
         write = partial(write_table, source)
         return await upload_table(self._connection, name, write, headers=headers, timeout=timeout)
 
-    def datasets(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Dataset]:
+    def datasets(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncListing[Dataset]:
         """Iterate over data sets in byte order of their names, without their reports."""
         return self._connection.pages("/datasets", decode.dataset, {"prefix": prefix}, limit=limit)
 
@@ -323,7 +380,7 @@ class AsyncClient:
         """Return a data set with the report of its newest version."""
         return await self._connection.get(path("datasets", name), decode.dataset)
 
-    def dataset_versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[DatasetVersion]:
+    def dataset_versions(self, name: str, *, limit: int | None = None) -> AsyncListing[DatasetVersion]:
         """Iterate over the versions of a data set, newest first, without their reports."""
         return self._connection.pages(path("datasets", name, "versions"), decode.dataset_version, limit=limit)
 
@@ -378,15 +435,30 @@ class AsyncClient:
         timeout: float | None,
         dry_run: bool = False,
     ) -> T:
-        rows = given(rows)
+        body = {"name": name, **body}
+        query = {"dry_run": "true"} if dry_run else {}
+        return await self._plan(read, "/adapters", body, rows, data, timeout=timeout, query=query)
+
+    async def _plan(
+        self,
+        read: Callable[[Any], T],
+        where: str,
+        body: Mapping[str, Any],
+        rows: Mapping[str, Any],
+        data: Any,
+        *,
+        timeout: float | None,
+        query: Mapping[str, str] | None = None,
+    ) -> T:
+        """Send a request with its rows, or with those of `data`; one with a query changes nothing."""
+        rows, data = rows_of_table(given(rows), data)
         if (data is None) == (not rows):
             expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
             raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)
-        query = {"dry_run": "true"} if dry_run else {}
+        fleet = "{" in body.get("name", "")
         async with aclosing(AsyncTrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
-            data = await sent.prepare(rows or data, field="data", fleet="{" in name)
-            whole = {"name": name, **given(body), "data": data}
-            call = planning_call("/adapters", whole, safe=dry_run, query=query, timeout=timeout)
+            whole = {**body, "data": await sent.prepare(rows or data, field="data", fleet=fleet)}
+            call = planning_call(where, whole, safe=bool(query), query=query, timeout=timeout)
             return await self._connection.fetch(call, read)
 
     def _read_job(self, value: Any) -> AsyncJob:
