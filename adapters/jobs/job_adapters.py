@@ -109,6 +109,8 @@ _FIELDS = [_columns[name] for name in JobAdapter.__dataclass_fields__]
 
 def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter]) -> None:
     """Store the adapters that a job trains, each with the current number of deletions of its name."""
+    if not adapters:
+        return
     deletions = queries.deletions(connection, [adapter.name for adapter in adapters])
     values = []
     for adapter in adapters:

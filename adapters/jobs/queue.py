@@ -306,7 +306,7 @@ class JobQueue:
         *,
         result: Mapping[str, Any] | None,
         progress: Mapping[str, Any],
-        metrics: Mapping[str, Any],
+        metrics: Mapping[str, Any] | None,
         history: Sequence[Any],
         report: Mapping[str, Any] | None = None,
         suspects: Sequence[Mapping[str, Any]] | None = None,

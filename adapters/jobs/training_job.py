@@ -56,6 +56,10 @@ class TrainingJob:
     """Name of the adapter with the mean of a fleet; its position is the number of groups."""
     request: Mapping[str, Any] | None = None
     """The request as it was sent, to plan it again; None if rows or factors were in it."""
+    compared: tuple[str | None, ...] = ()
+    """Versions that an evaluation compares, each as `name@version`; None for the base layer."""
+    output_labels: tuple[str | int, ...] | None = None
+    """Labels of outputs that have none of their own, in an evaluation."""
 
     @property
     def is_update(self) -> bool:
@@ -82,6 +86,8 @@ class TrainingJob:
             "kind": self.kind,
             "fleet_prior": self.fleet_prior,
             "request": self.request,
+            "compared": list(self.compared),
+            "output_labels": None if self.output_labels is None else list(self.output_labels),
         }
 
     def lineage(self, spec: TrainingSpec | None = None) -> dict[str, Any]:
@@ -99,11 +105,14 @@ class TrainingJob:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainingJob":
         """Read what `to_json` returned, here or in an earlier release; members that are missing have defaults."""
-        labels, lineage = values.get("labels"), values.get("lineage") or {}
+        labels, output_labels = (
+            None if values.get(name) is None else tuple(values[name]) for name in ("labels", "output_labels")
+        )
+        lineage = values.get("lineage") or {}
         return cls(
             spec=TrainingSpec.from_json(values.get("resolved") or {"rank": 1, "alpha": 1.0}),
             gate=Gate.from_json(values.get("publish") or {"when": "always"}),
-            labels=None if labels is None else tuple(labels),
+            labels=labels,
             steps=values.get("steps", 1),
             adapters=values.get("adapters", 1),
             positions=values.get("positions", values.get("adapters", 1)),
@@ -111,6 +120,8 @@ class TrainingJob:
             kind=JobKind(values.get("kind", JobKind.UPDATE if values.get("update") else JobKind.TRAIN)),
             fleet_prior=values.get("fleet_prior"),
             request=values.get("request"),
+            compared=tuple(values.get("compared") or ()),
+            output_labels=output_labels,
             provenance=Provenance(
                 data=lineage.get("data") or {}, **{name: lineage.get(name) for name in ("split", "parent", "prior")}
             ),

@@ -18,16 +18,16 @@ MAX_LABEL_CHARACTERS = 200
 MAX_LABEL = 2**53
 
 
-def check_labels(value: object, *, field: str, outputs: int) -> Labels:
-    """Return the labels: 2 to `outputs` distinct strings of 1 to 200 characters, or distinct integers within ±2⁵³.
+def check_labels(value: object, *, field: str, outputs: int, least: int = MIN_LABELS) -> Labels:
+    """Return the labels: `least` to `outputs` distinct strings of 1 to 200 characters, or integers within ±2⁵³.
 
     Raises `WrongType`, `NotFinite`, `OutOfRange`, or `InvalidCombination` (a duplicate label, or strings and numbers),
     with the position.
     """
-    expected = f"{MIN_LABELS} to {outputs} different strings, or as many whole numbers"
+    expected = f"{least} to {outputs} different strings, or as many whole numbers"
     if not isinstance(value, list | tuple):
         raise WrongType(f"{field} must be a list of labels", field=field, given=value, expected=expected)
-    if not MIN_LABELS <= len(value) <= outputs:
+    if not least <= len(value) <= outputs:
         count = f"{len(value)} entries"
         detail = f"{field} has {count}; the layer has {outputs} outputs, and each can have one label"
         raise OutOfRange(detail, field=field, given=count, expected=expected)

@@ -258,7 +258,7 @@ def _judge(
     judged = {name: entry for name, entry in compared.items() if name != "live" or unjudged is None}
     errors = held_out_errors(base, table, rows_K, spec, judged, guess_C=guess_C)
     weights_N = own_weights_N if own_weights_N is None or rows_K is None else own_weights_N[rows_K]
-    return report_of(errors, spec.loss, None if weights_N is None else weights_N.cpu())
+    return report_of(errors, spec.loss, None if weights_N is None else weights_N.cpu(), unjudged=unjudged)
 
 
 def _evaluate_sides(

@@ -241,10 +241,12 @@ def _judge_stack(
     total = sum(one["rows"] * one["gain"] for one in alone)
     rows = sum(one["rows"] for one in alone)
     reports = []
-    for (errors, weights_N), one in zip(compared, alone, strict=True):
+    for group, (errors, weights_N), one in zip(groups, compared, alone, strict=True):
         others = rows - one["rows"]
         others_gain = (total - one["rows"] * one["gain"]) / others if others else None
-        reports.append(report_of(errors, spec.loss, weights_N, others_gain=others_gain))
+        version = live.get(group.position)
+        unjudged = None if version is None else version.unjudged
+        reports.append(report_of(errors, spec.loss, weights_N, unjudged=unjudged, others_gain=others_gain))
     return reports
 
 

@@ -26,7 +26,7 @@ from app.http.schemas.adapters import FactorsUpload, LiveRequest, PeftFiles, Pef
 from app.http.schemas.datasets import DatasetVersionBody
 from app.http.schemas.jobs import JobWithHistory
 from app.http.schemas.predictions import InferAnswer, InferRequest, PredictAnswer, PredictRequest
-from app.http.schemas.trainings import PlanBody, TrainRequest, UpdateRequest
+from app.http.schemas.trainings import EvaluateRequest, PlanBody, TrainRequest, UpdateRequest
 from app.service import ServiceOf
 from app.serving import asgi
 from app.serving.asgi import EndpointHandler
@@ -106,7 +106,9 @@ class Endpoint:
     def tag(self) -> str:
         """Group of the call in the OpenAPI document."""
         first = self.path.split("/")[1]
-        return {"v2": OIP, "healthz": "health", "readyz": "health", "metrics": "health"}.get(first, first)
+        return {"evaluations": "jobs", "v2": OIP, "healthz": "health", "readyz": "health", "metrics": "health"}.get(
+            first, first
+        )
 
 
 _INFER: dict[str, Any] = {
@@ -181,6 +183,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answers={202: ("The queued job", JobWithHistory)},
     ),
     Endpoint("DELETE", "/adapters/{name}", adapters.delete_adapter, "Delete an adapter", status=204),
+    Endpoint(
+        *("POST", "/evaluations", adapters.evaluate_adapters, "Compare adapters on labelled rows"),
+        body={JSON: EvaluateRequest},
+        errors=(*_TRAINS, "invalid_name"),
+        status=202,
+        answers={202: ("The queued job", JobWithHistory)},
+    ),
     # --- data sets
     Endpoint(
         *("PUT", "/datasets/{name}", datasets.upload_dataset, "Upload a data set"),

@@ -5,8 +5,9 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from loraplex.errors import InvalidInput, InvalidName
 
@@ -19,6 +20,15 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _READING_SECONDS = 120.0
 _READING_SECONDS_A_BYTE = 2.0**-20
 _NAMES = "1 to 128 of A-Z a-z 0-9 . _ -, the first a letter or a digit"
+
+
+class Unset(Enum):
+    """Type of the value of an argument that is not sent although None would be."""
+
+    UNSET = "the default of the service"
+
+
+UNSET: Final = Unset.UNSET
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,24 @@ dataset = partial(build, results.Dataset)
 dataset_version = partial(build, results.DatasetVersion)
 job_adapter = partial(build, results.JobAdapter)
 preview = partial(build, results.Preview)
+suspect = partial(build, results.Suspect)
+_class_figures = partial(_each, partial(build, results.ClassFigures))
+
+
+def result(value: Any) -> results.AdapterRef | results.EvaluationResult:
+    """Decode the result of a job: a version, or the entries of an evaluation."""
+    if "adapters" not in value:
+        return reference(value)
+    return build(results.EvaluationResult, value, adapters=_each(_evaluated_adapter, value["adapters"]))
+
+
+def _evaluated_adapter(value: Any) -> results.EvaluatedAdapter:
+    return build(results.EvaluatedAdapter, value, classes=_optional(_class_figures, value["classes"]))
+
+
+def evaluation(value: Any) -> results.Evaluation:
+    """Decode an evaluation, whose `live` is a figure and not a version."""
+    return build(results.Evaluation, value, live=value["live"])
 
 
 def error_of_job(members: Mapping[str, Any] | None) -> LoraplexError | None:
@@ -97,10 +115,16 @@ _NESTED: Mapping[str, Callable[[Any], Any]] = {
     "bad_rows": partial(_each, partial(build, BadRow)),
     "status": results.JobStatus,
     "progress": partial(_optional, progress),
-    "result": partial(_optional, reference),
+    "result": partial(_optional, result),
     "error": error_of_job,
     "history": partial(_each, results.LossPoint._make),
     "log": partial(_each, log_line),
+    "evaluation": partial(_optional, evaluation),
+    "decision": partial(_optional, partial(build, results.Decision)),
+    "outcome": partial(_optional, results.Outcome),
+    "auto": partial(_optional, partial(build, results.Comparison)),
+    "candidates": partial(_each, partial(build, results.Candidate)),
+    "summary": partial(_optional, partial(build, results.FleetOutcomes)),
 }
 
 

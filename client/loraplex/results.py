@@ -189,11 +189,154 @@ class Progress:
     """Of a fleet: `published`, `failed`, `total`."""
 
 
+class Outcome(StrEnum):
+    """How an adapter compares with what its name answered with before it."""
+
+    BETTER = "better"
+    SAME = "same"
+    WORSE = "worse"
+    FAILED = "failed"
+    """The adapter of a fleet was not trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Figures of an adapter, and of what it is compared with, on rows that neither trained nor chose it."""
+
+    by: str
+    """`held_out`, `cross_validation`, `leave_one_out` or `training`."""
+    rows: int
+    metric: str
+    """`accuracy` and `label_accuracy` are better if they are higher, `mse` and `loss` if they are lower."""
+    adapter: float | None
+    base: float | None
+    live: float | None
+    """Of the version that was live; None if there was none, or if it cannot be compared."""
+    guess: float | None
+    """Of the best constant answer, such as the most frequent class."""
+    intervals: Mapping[str, Sequence[float]]
+    """95 % intervals of the figures, by their names."""
+    gain: float | None
+    """Mean gain per row over the live version, or over the base layer if there is none."""
+    gain_error: float | None
+    """Standard error of the gain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """Whether live moved to the new version, and the reason."""
+
+    moved: bool
+    reason: str
+    outcome: Outcome | None
+    """None without an evaluation."""
+    gain: float | None
+    """Gain that decided; in a fleet, with a part of the gain of the other groups."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """What `method: auto` tried, or the reason for not trying it."""
+
+    candidate: str
+    figure: float | None
+    settings: Json
+    skipped: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What `method: auto` compared, and what it took."""
+
+    metric: str
+    """`log_loss` or `mse`: lower is better."""
+    rows: int
+    by: str
+    taken: str
+    reason: str
+    candidates: Sequence[Candidate]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetOutcomes:
+    """Number of adapters of a fleet by outcome, and of those that are live."""
+
+    better: int
+    same: int
+    worse: int
+    failed: int
+    moved: int
+
+
+class ClassFigures(NamedTuple):
+    """Figures of one class, or of one label of several per row."""
+
+    label: str | int
+    rows: float
+    """Rows of the class, or the sum of their weights."""
+    precision: float | None
+    """Share of right answers among the rows with this answer; None if there are none."""
+    recall: float | None
+    """Share of right answers among the rows of the class; None if there are none."""
+    f1: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedAdapter(Tabular):
+    """Figures of one adapter, or of the base layer, in the result of an evaluation."""
+
+    adapter: str | None
+    """`name@version`; None for the base layer."""
+    figure: float | None
+    """The metric of the evaluation; None if the outputs could not be matched to the rows."""
+    interval: Sequence[float] | None
+    """95 % interval of the figure: low and high."""
+    gain: float | None
+    """Mean gain per row over the first entry, positive if better; None for the first entry."""
+    gain_error: float | None
+    """Standard error of the gain."""
+    metrics: Json | None
+    classes: Sequence[ClassFigures] | None
+    """Of the classes that are true or answered; None for numbers, and for more than 1,000 classes."""
+    confusion: Sequence[Sequence[float]] | None
+    """Rows by true class and answer, in the order of `classes`; None for more than 50 classes."""
+    missing_labels: Sequence[str | int]
+    """Labels of the rows that it cannot answer with: the first 20."""
+    missing_rows: int
+    """Rows that have such a label."""
+    problem: str | None
+    """Why it could not be evaluated on the rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationResult(Tabular):
+    """Result of an evaluation: several adapters side by side on the same rows."""
+
+    metric: str
+    """`accuracy` and `label_accuracy` are better if they are higher, `mse` if it is lower."""
+    rows: int
+    adapters: Sequence[EvaluatedAdapter]
+    """In the order of the request."""
+
+
+class Suspect(NamedTuple):
+    """Row whose label the other rows contradict."""
+
+    row: int
+    label: str | int
+    suggested: str | int
+    """The label that the other rows suggest."""
+    score: float
+    """The higher, the stronger is the contradiction."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFields(Tabular):
     """Training job, in the state in which it was fetched."""
 
     id: str
+    kind: str = "train"
+    """`train`, `update` or `evaluation`."""
     status: JobStatus
     adapter: str
     """Name of the adapter; of a fleet, its template."""
@@ -203,11 +346,20 @@ class JobFields(Tabular):
     attempt: int
     progress: Progress | None
     metrics: Json | None
-    result: AdapterRef | None
+    result: AdapterRef | EvaluationResult | None
+    """The version of its adapter, or the result of an evaluation; None for a fleet."""
     error: LoraplexError | None
     """The reason for the failure, as the error that it would raise."""
     spec: Json
     """The resolved settings."""
+    evaluation: Evaluation | None = None
+    """None if nothing was evaluated, and for a fleet, whose adapters have one each."""
+    decision: Decision | None = None
+    auto: Comparison | None = None
+    summary: FleetOutcomes | None = None
+    """Of a fleet."""
+    warnings: Sequence[str] = ()
+    """Findings of the fit; `spec` has the warnings about the settings."""
     history: Sequence[LossPoint] = ()
     """Losses during the training; empty in a list of jobs."""
     log: Sequence[LogLine] = ()
@@ -240,6 +392,14 @@ class JobAdapter(Tabular):
     error: LoraplexError | None
     moved_live: bool
     replaced: int | None
+    outcome: Outcome | None = None
+    """None if nothing was evaluated."""
+    gain: float | None = None
+    """Mean gain per row over what the name answered with before."""
+    evaluation: Evaluation | None = None
+    decision: Decision | None = None
+    auto: Comparison | None = None
+    warnings: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,7 +493,3 @@ class Preview(Tabular):
     offset: int
     rows: Sequence[Mapping[str, Any]]
     next_offset: int | None
-
-    def _columns(self) -> Columns:
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        return {name: [row.get(name) for row in self.rows] for name in names}

@@ -163,9 +163,9 @@ def why_unmatched(
     if loss not in _CLASS_LOSSES:
         return None
     if version_loss in _CLASS_LOSSES and version_loss != loss:
-        return f"it was trained with {version_loss}, and this training is one with {loss}"
+        return f"it was trained with {version_loss}, and the rows are for {loss}"
     if version is not None and training is not None:
-        return None if set(version) & set(training) else "it has none of the labels of this training"
+        return None if set(version) & set(training) else "it has none of the labels of the rows"
     if version is None and not _are_positions(training):
         return "it has no labels, and this training has"
     if training is None and not _are_positions(version):
@@ -261,17 +261,24 @@ def compare_on_held_out(
     task, targets = TASKS[spec.loss], _float64(held.targets)
     metrics: dict[str, Any] = {"rows": held.rows}
     for name, entry in entries.items():
-        # All chunks write to one tensor, because tensors between freed ones would fragment the memory.
-        y_NO = held.inputs_NI.new_empty(held.rows, base.out_features, dtype=torch.float64)
-        for begin in range(0, held.rows, CHUNK_ROWS):
-            chunk = slice(begin, begin + CHUNK_ROWS)
-            y_NO[chunk] = compute_outputs(base, held.inputs_NI[chunk], entry.factors, entry.scaling)
-        classes = spec.classes
-        if entry.matching is not None:
-            y_NO, classes = entry.matching.logits(spec.loss, y_NO), None
-        metrics[name] = measure(task, y_NO, targets, weights_N=held.weights_N, classes=classes, corpus_MO=corpus_MO)
+        y_NO = compared_outputs(base, held.inputs_NI, spec, entry)
+        metrics[name] = measure(task, y_NO, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
     metrics["trivial"] = measure_trivial(task, summary, targets, weights_N=held.weights_N, corpus_MO=corpus_MO)
     return metrics
+
+
+def compared_outputs(base: BaseLayer, inputs_NI: Tensor, spec: TrainingSpec, entry: ComparedFactors) -> Tensor:
+    """Return the outputs that the task uses, in the order of its classes: (N, I) -> (N, C or more) float64.
+
+    See `LabelMatching.logits` for those of an entry with other labels.
+    """
+    rows = len(inputs_NI)
+    # All chunks write to one tensor, because tensors between freed ones would fragment the memory.
+    y_NO = inputs_NI.new_empty(rows, base.out_features, dtype=torch.float64)
+    for begin in range(0, rows, CHUNK_ROWS):
+        chunk = slice(begin, begin + CHUNK_ROWS)
+        y_NO[chunk] = compute_outputs(base, inputs_NI[chunk], entry.factors, entry.scaling)
+    return y_NO[:, : spec.classes] if entry.matching is None else entry.matching.logits(spec.loss, y_NO)
 
 
 def summarize_targets(data: TrainingData, training_K: Tensor | None, spec: TrainingSpec, outputs: int) -> Tensor:

@@ -18,6 +18,8 @@ from torch.nn import functional
 # The largest temporary: 8 MiB of float64.
 CHUNK_ELEMENTS = 2**20
 CONFIDENCE = 0.95
+# Quantile of the normal distribution for it.
+CONFIDENCE_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 BINS = 15
 # Most classes for which the confusion matrix is reported.
 MAX_CONFUSION_CLASSES = 50
@@ -28,7 +30,6 @@ MAX_REPORTED_OUTPUTS = 1000
 CUTOFFS = (1, 5, 10)
 # Largest difference of cosines that is rounding (at most O·ε); they then count as equal.
 _TIE = 1e-12
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 # Value of a metric. None is undefined; no value is infinite or NaN.
 Number = float | int | None
@@ -206,7 +207,7 @@ def wilson(share: float | None, rows: float) -> list[float] | None:
     """
     if share is None or rows <= 0:
         return None
-    squared = _Z * _Z / rows
+    squared = CONFIDENCE_Z * CONFIDENCE_Z / rows
     middle = share + squared / 2
     spread = math.sqrt(squared * max(0.0, share * (1 - share)) + squared * squared / 4)
     low = max(0.0, (middle - spread) / (1 + squared))

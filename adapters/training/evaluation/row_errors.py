@@ -1,15 +1,18 @@
 """Error of each held-out row, by which an adapter is judged: 0 or 1 for classes, the squared error for numbers."""
 
 # N rows · K rows of one part · C classes or labels · O out_features
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import ComparedFactors, summarize_targets
-from adapters.training.evaluation.judgement import AdapterReport, judge
+from adapters.training.evaluation.judgement import AdapterReport, judge, warnings_of
 from adapters.training.evaluation.metrics import THRESHOLD
 from adapters.training.gradient.losses import compute_outputs, document_ids, row_losses, target_columns
 from adapters.training.limits import CHUNK_ROWS
@@ -63,12 +66,27 @@ def guess_outputs(data: TrainingData, training_K: Tensor | None, spec: TrainingS
     return summary_C.to(data.inputs_NI.device)
 
 
+def row_keys(data: TrainingData, rows_K: Tensor, labels: Sequence[str | int] | None) -> NDArray[np.int64]:
+    """Return a hash of each row with its target, (K,) int64: the same for the same row in every training."""
+    contents = []
+    inputs_KI = np.ascontiguousarray(data.inputs_NI[rows_K].numpy() + np.float32(0))
+    for x_I, target in zip(inputs_KI, data.targets[rows_K].numpy(), strict=True):
+        name = repr(labels[int(target)]).encode() if labels and target.ndim == 0 else target.tobytes()
+        contents.append(blake2b(x_I.tobytes() + name, digest_size=8).digest())
+    return np.frombuffer(b"".join(contents), "<i8").astype(np.int64)
+
+
 def report_of(
-    errors: Mapping[str, Tensor], loss: Loss, weights_N: Tensor | None, *, others_gain: float | None = None
+    errors: Mapping[str, Tensor],
+    loss: Loss,
+    weights_N: Tensor | None,
+    *,
+    unjudged: str | None = None,
+    others_gain: float | None = None,
 ) -> AdapterReport:
     """Return the report on an adapter from the errors on held-out rows, and their weights, (N,).
 
-    others_gain: see `judge`.
+    unjudged: why the live version was not compared, if one is live and was not. others_gain: see `judge`.
     """
     evaluation, judgement = judge(
         errors,
@@ -78,7 +96,8 @@ def report_of(
         weights_N=weights_N,
         others_gain=others_gain,
     )
-    return AdapterReport(evaluation=evaluation, judgement=judgement)
+    warnings = tuple(warnings_of(evaluation, unjudged))
+    return AdapterReport(evaluation=evaluation, judgement=judgement, warnings=warnings)
 
 
 def _parts(

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,14 +25,17 @@ import numpy as np
 import torch
 
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
-from adapters.lora.adapter import from_canonical_bytes
+from adapters.lora.adapter import digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import FolderBlobs, Quarantine
-from adapters.training.candidates.fit import AutoFit, fit_auto, fit_fleet_auto, row_keys
+from adapters.training.candidates.auto_fit import fit_auto, fit_fleet_auto
+from adapters.training.candidates.outcome import AutoFit
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData
+from adapters.training.evaluation.comparison import ComparedVersion, compare_versions
 from adapters.training.evaluation.judgement import LiveVersion, RowEvidence
+from adapters.training.evaluation.row_errors import row_keys
 from adapters.training.execution.fit_client import (
     Done,
     Failed,
@@ -40,6 +44,7 @@ from adapters.training.execution.fit_client import (
     Note,
     Outcomes,
     Progress,
+    StoredVersion,
     Trained,
     is_allocation_failure,
 )
@@ -129,7 +134,9 @@ class _Fit:
             raise BaseChanged("the base layer's file has changed", given=base.fingerprint, expected=request.base)
         data = self._open_data()
         spec, feature_space, labels = request.job.spec, request.feature_space, request.job.labels
-        if request.statistics is not None:
+        if request.compared:
+            self._compare(data)
+        elif request.statistics is not None:
             statistics = Statistics.from_bytes(self._blobs.read(request.statistics))
             self._finish(refit(base, statistics, data, spec, feature_space=feature_space, labels=labels))
         elif data.groups_N is not None:
@@ -142,7 +149,7 @@ class _Fit:
             live = self._read_live(data).get(0)
             names: dict[str, Any] = {"feature_space": feature_space, "labels": labels, "watcher": watcher}
             if spec.candidates:
-                self._finish_auto(fit_auto(base, data, spec, live=live, **names))
+                self._finish_auto(fit_auto(base, data, spec, live=_judgeable(live), **names))
                 return
             present, unjudged = (None, None) if live is None else (live.adapter, live.unjudged)
             self._finish(fit(base, data, spec, present=present, unjudged=unjudged, **names))
@@ -169,6 +176,39 @@ class _Fit:
             versions[position] = LiveVersion(adapter, evidence, stored.unjudged)
         return versions
 
+    def _compare(self, data: TrainingData) -> None:
+        job, versions = self._request.job, map(self._read_version, self._request.compared)
+        progress = partial(self._report, loss=None, history=[])
+        result = compare_versions(
+            self._base,
+            data,
+            job.spec,
+            versions,
+            labels=job.labels,
+            output_labels=self._base.labels or job.output_labels,
+            progress=progress,
+        )
+        self._send(Done(metrics={}, result=result))
+
+    def _read_version(self, stored: StoredVersion) -> ComparedVersion:
+        """Return a version with its adapter; one that is damaged, or was deleted meanwhile, has a problem."""
+        adapter, problem = None, stored.problem
+        if problem is None and stored.digest is not None:
+            try:
+                content = self._blobs.read(stored.blob, offset=stored.offset, length=stored.length)
+                if digest_of(content) != stored.digest:
+                    raise BlobCorrupt("its stored bytes are not those that were published")
+                adapter = from_canonical_bytes(content)
+            except BlobCorrupt as error:
+                problem = error.detail
+        return ComparedVersion(
+            reference=stored.reference,
+            adapter=adapter,
+            labels=None if adapter is None else adapter.labels,
+            loss=stored.loss,
+            problem=problem,
+        )
+
     def _fit_fleet(self, data: TrainingData) -> None:
         request, done = self._request, frozenset(self._request.done)
         finished, live = len(done), self._read_live(data)
@@ -182,6 +222,7 @@ class _Fit:
         spec = request.job.spec
         stacks: Iterator[Sequence[Outcome | AutoFit]]
         if spec.candidates:
+            arguments["live"] = {position: _judgeable(version) for position, version in live.items()}
             stacks = fit_fleet_auto(self._base, data, spec, wants_prior=request.wants_prior, **arguments)
         else:
             stacks = fit_fleet(self._base, data, spec, **arguments)
@@ -190,7 +231,7 @@ class _Fit:
             self._send(_stack_frame(outcomes))
         self._send(Done(metrics={}))
 
-    def _report(self, step: int, loss: float, history: History) -> None:
+    def _report(self, step: int, loss: float | None, history: History) -> None:
         self._latest = Progress(step=step, loss=loss, history=history)
         if time.monotonic() - self._reported_at >= _SECONDS_BETWEEN_REPORTS:
             self._reported_at = time.monotonic()
@@ -233,6 +274,11 @@ class _Fit:
     def _send(self, frame: Frame) -> None:
         """Write a frame with the epochs that have ended since the last one."""
         (frame if self._epochs is None else replace(frame, epochs=self._epochs.take())).write(self._out)
+
+
+def _judgeable(live: LiveVersion | None) -> LiveVersion | None:
+    """Return a live version without its adapter if it cannot be judged: only `if_better` may compare it then."""
+    return live if live is None or live.unjudged is None else replace(live, adapter=None)
 
 
 def _evidence_by_hash(

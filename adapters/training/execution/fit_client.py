@@ -127,6 +127,8 @@ class Done(Frame):
     """`AdapterReport.to_json`; None if nothing was evaluated and nothing was chosen."""
     suspects: Sequence[Mapping[str, Any]] | None = None
     """Rows whose label the other rows contradict, worst first; None if they were not looked for."""
+    result: Mapping[str, Any] | None = None
+    """Result of an evaluation, which has no contents."""
     also: Sequence[str] = ()
     """What follows the adapter in the contents, in order: `statistics`, `evidence`. Both are kept with the version."""
 
@@ -166,6 +168,23 @@ class StoredAdapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredVersion:
+    """Version that an evaluation compares, or the base layer."""
+
+    reference: str | None
+    """`name@version`; None for the base layer."""
+    digest: str | None = None
+    """Digest of its canonical bytes; None for the base layer, and for a version that is gone."""
+    blob: str = ""
+    offset: int = 0
+    length: int = 0
+    loss: str | None = None
+    """What it was trained with."""
+    problem: str | None = None
+    """Why it cannot be compared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitRequest:
     """Request for the fit of one claimed job. Data is named by blob, wherever the fit runs."""
 
@@ -183,6 +202,8 @@ class FitRequest:
     """Whether a fleet's mean is wanted too, at the position after the last group's."""
     statistics: str | None = None
     """Blob of the statistics that an update starts from."""
+    compared: tuple[StoredVersion, ...] = ()
+    """Versions that an evaluation compares."""
     checkpoint_seconds: float = 60.0
     """Time between two checkpoints."""
     times_epochs: bool = False
@@ -192,14 +213,16 @@ class FitRequest:
         """Return what `from_json` reads."""
         members = {member.name: getattr(self, member.name) for member in fields(self)}
         live = {str(position): stored.to_json() for position, stored in self.live.items()}
-        return {**members, "job": self.job.to_json(), "live": live}
+        compared = list(map(asdict, self.compared))
+        return {**members, "job": self.job.to_json(), "live": live, "compared": compared}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FitRequest":
         """Read what `to_json` returned."""
         job, done = TrainingJob.from_json(values["job"]), tuple(values["done"])
         live = {int(position): StoredAdapter.from_json(stored) for position, stored in values["live"].items()}
-        return cls(**{**values, "job": job, "done": done, "live": live})
+        compared = tuple(StoredVersion(**version) for version in values["compared"])
+        return cls(**{**values, "job": job, "done": done, "live": live, "compared": compared})
 
 
 @dataclass(eq=False)

@@ -13,18 +13,18 @@ from sqlalchemy.engine import Connection
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Publication, Published, Source, Version
 from adapters.clock import seconds_since
-from adapters.errors import Conflict, FitFailed, FleetFailed
+from adapters.errors import Conflict, FitFailed, FleetFailed, NotFound
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import AdapterStatus, Selection
 from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import Reference
+from adapters.names import Reference, parse_reference
 from adapters.training.evaluation.evaluate import Evaluation, why_unmatched
 from adapters.training.evaluation.gate import NOT_EVALUATED, GateDecision, When
-from adapters.training.evaluation.judgement import AdapterReport, warnings_of
-from adapters.training.execution.fit_client import Done, FitRequest, Outcomes, StoredAdapter
+from adapters.training.evaluation.judgement import AdapterReport
+from adapters.training.execution.fit_client import Done, FitRequest, Outcomes, StoredAdapter, StoredVersion
 from adapters.training.planning.split import FEW_ROWS, SplitBy
 from adapters.training.settings import TrainingSpec
 
@@ -80,6 +80,7 @@ class Publisher:
             live=self._stored,
             wants_prior=self._prior_position in self._waiting,
             statistics=self._find_statistics() if training.is_update else None,
+            compared=tuple(map(self._find_compared, training.compared)),
             checkpoint_seconds=checkpoint_seconds,
             times_epochs=times_epochs,
         )
@@ -149,6 +150,8 @@ class Publisher:
         """End the job with the version of its adapter, or with the tally of its fleet; return whether it succeeded."""
         if self._is_fleet:
             return self._finish_fleet()
+        if frame.result is not None:
+            return self._finish_evaluation(frame.result)
         claim, training = self._claim, self._claim.training
         report = self._report(0, frame.metrics, frame.report)
         assert frame.spec is not None
@@ -242,12 +245,17 @@ class Publisher:
             judgement=report.judgement,
         )
         warnings = list(report.warnings)
-        if report.evaluation is not None:
-            warnings += warnings_of(report.evaluation, None if stored is None else stored.unjudged)
-        elif self._gate.when is When.IF_NOT_WORSE and self._claim.training.provenance.split is not None:
+        is_unevaluated = report.evaluation is None and self._gate.when is When.IF_NOT_WORSE
+        if is_unevaluated and self._claim.training.provenance.split is not None:
             # Without a split, the warnings of the plan say so.
             warnings.append(NOT_EVALUATED)
         return PublishReport(replace(report, warnings=tuple(warnings)), decision)
+
+    def _finish_evaluation(self, result: Mapping[str, Any]) -> bool:
+        steps = self._claim.training.steps
+        progress = {"step": steps, "steps": steps, "loss": None}
+        self._queue.succeed(self._claim, result=result, progress=progress, metrics=None, history=[])
+        return True
 
     def _admit(self, connection: Connection, publications: Sequence[Publication]) -> Sequence[bool]:
         return self._queue.admit(connection, self._claim, publications)
@@ -303,6 +311,23 @@ class Publisher:
         if claim.training.is_update and self._live:
             lineage["parent"] = str(self._live[0])
         return lineage | {"code": _code_version(), "seconds": seconds_since(claim.started_at, self._queue.now())}
+
+    def _find_compared(self, reference: str | None) -> StoredVersion:
+        """Return where the version of an evaluation is stored; one that is gone has a problem."""
+        if reference is None:
+            return StoredVersion(reference=None)
+        try:
+            version = self._catalog.find(parse_reference(reference))
+        except NotFound:
+            return StoredVersion(reference=reference, problem="it was deleted after this evaluation was queued")
+        return StoredVersion(
+            reference=reference,
+            digest=version.digest,
+            blob=version.file,
+            offset=version.offset,
+            length=version.bytes,
+            loss=version.loss,
+        )
 
     def _find_statistics(self) -> str:
         """Return the blob of the live version's statistics, which earlier updates in the queue have changed.

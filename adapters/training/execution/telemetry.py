@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from adapters.jobs.job import Job
+from adapters.jobs.training_job import JobKind
 from adapters.training.execution.fit_client import Frame, Note
 from adapters.training.gradient.training_loop import Epoch
 
@@ -50,8 +51,9 @@ class Run:
 
     @property
     def method(self) -> str:
-        """Return the method of the training."""
-        return self.job.training.spec.method.value
+        """Return the method of the training, or `evaluation`."""
+        training = self.job.training
+        return str(training.kind if training.kind is JobKind.EVALUATION else training.spec.method)
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ class Trainer:
             if isinstance(frame, Done):
                 with recorder.publishing() as publish:
                     succeeded = publisher.finish(frame)
-                    publish.adapters = 0 if claim.training.is_fleet else 1
+                    publish.adapters = 0 if claim.training.is_fleet else claim.training.adapters
                 return Ending.SUCCEEDED if succeeded else Ending.FAILED
             if isinstance(frame, Outcomes):
                 with recorder.publishing() as publish:

@@ -52,6 +52,7 @@ from adapters.training.settings import (
     Init,
     InitFactors,
     Loss,
+    Method,
     TrainingSpec,
     no_effect,
     unused_settings,
@@ -118,9 +119,9 @@ class Planner:
             raise error.at(field=field) from None
         return version, adapter
 
-    def read_rows(self, source: RowSource, loss: Loss, *, field: str) -> Rows:
+    def read_rows(self, source: RowSource, loss: Loss, *, field: str, are_evaluated: bool = False) -> Rows:
         """Read and check rows; raise the `InvalidInput` that names the field and the row."""
-        return read_rows(source, loss, datasets=self.datasets, base=self.base, field=field)
+        return read_rows(source, loss, datasets=self.datasets, base=self.base, field=field, are_evaluated=are_evaluated)
 
     def plan(self, request: TrainingRequest, *, only_groups: Collection[str | None] | None = None) -> Plan:
         """Check a request and decide what it leaves open; nothing is stored.
@@ -352,7 +353,7 @@ def _resolve(
     has_own_alpha = settings.alpha is not None and settings.alpha != AUTO
     if not has_own_alpha:
         values["alpha"] = values["rank"] if start.alpha is None else start.alpha
-    classes = _classes(rows, outputs)
+    classes = count_classes(rows, outputs)
     values |= {
         "alpha": float(values["alpha"]),
         "alpha_is_rank": not has_own_alpha and start.alpha is None,
@@ -366,7 +367,7 @@ def _resolve(
     return TrainingSpec(**values)
 
 
-def _classes(rows: Rows, outputs: int) -> int | None:
+def count_classes(rows: Rows, outputs: int) -> int | None:
     """Return the number of outputs that the task uses; None if it uses all."""
     targets, classes = rows.targets, None
     if targets.labels is not None:
@@ -432,10 +433,10 @@ def _describe(
 ) -> dict[str, Any]:
     """Return the resolved settings as the job shows them: what the method uses, and the data by digest."""
     settings = request.settings
-    if spec.candidates:
+    if settings.method == AUTO:
         shown = _ALWAYS_SHOWN_OF_AUTO | settings.given
     else:
-        shown = (_ALWAYS_SHOWN | settings.given) - set(unused_settings(spec.method))
+        shown = (_ALWAYS_SHOWN | settings.given) - set(unused_settings(Method(settings.method)))
     # Only the held-out rows decide these, in the fit.
     open_names = {"learning_rate": bool(spec.try_rates), "ridge": spec.try_ridges, "bias": spec.try_bias}
     open_names |= {"method": bool(spec.candidates), "epochs": spec.try_steps}
@@ -453,7 +454,7 @@ def _describe(
         elif value == AUTO and not open_names.get(name, False):
             value = getattr(spec, name)
         training[name] = value
-    if spec.candidates:
+    if settings.method == AUTO:
         training["candidates"] = list(spec.candidates)
     has_open_rank = bool(spec.try_ranks or spec.candidates)
     return {

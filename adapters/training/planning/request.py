@@ -1,6 +1,6 @@
 """Training request as values: what the delivery layer has parsed, and the planner has not checked yet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -160,3 +160,12 @@ class UpdateRequest:
     rows: Mapping[str, RowSource]
     """By field: `add`, `forget`."""
     publish: PublishRequest = field(default_factory=_always)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRequest:
+    """Request to compare adapters on labelled rows."""
+
+    adapters: Sequence[object]
+    """References, and None for the base layer."""
+    rows: RowSource

@@ -101,15 +101,28 @@ class Rows:
         return columns if self.weights_N is None else columns | {f"{prefix}weights_N": Column.of(self.weights_N)}
 
 
-def read_rows(source: RowSource, loss: Loss, *, datasets: Datasets, base: BaseLayer, field: str = "data") -> Rows:
+def read_rows(
+    source: RowSource,
+    loss: Loss,
+    *,
+    datasets: Datasets,
+    base: BaseLayer,
+    field: str = "data",
+    are_evaluated: bool = False,
+) -> Rows:
     """Read and check the rows of a request for targets of this loss.
 
-    Raises the `InvalidInput` that names the field and the row.
+    are_evaluated: whether they are rows of an evaluation. Raises the `InvalidInput` that names the field and the row.
     """
     if source.corpus is not None and loss is not Loss.MULTIPLE_NEGATIVES:
         raise no_effect(f"{field}.corpus", f"with {loss}, which searches no documents")
     targets = TargetReader(
-        loss=loss, outputs=base.out_features, labels=source.labels, field=f"{field}.targets", base_labels=base.labels
+        loss=loss,
+        outputs=base.out_features,
+        labels=source.labels,
+        field=f"{field}.targets",
+        are_evaluated=are_evaluated,
+        base_labels=base.labels,
     )
     if isinstance(source, DatasetColumns):
         rows = _dataset_rows(source, targets, datasets=datasets, base=base, field=field)

@@ -30,6 +30,8 @@ from adapters.training.settings import Loss
 Codes = NDArray[np.int64]
 # Labels that an error lists at most.
 _MAX_LISTED = 20
+# Most labels of the rows of an evaluation.
+MAX_EVALUATED_LABELS = 10_000
 _NUMBERS_PER_PART = 2**21
 _CLASSES_HINT = '; for one class a row, say "loss": "cross_entropy" in training'
 
@@ -95,6 +97,8 @@ class TargetReader:
     field: str
     base_labels: Labels | None = None
     """Labels of the base layer: one that occurs in the rows keeps its output."""
+    are_evaluated: bool = False
+    """Whether the targets are those of an evaluation: labels that occur, which need no output each."""
 
     def read_inline(self, value: object, *, rows: int) -> Targets:
         """Read targets in the request itself."""
@@ -168,7 +172,8 @@ class TargetReader:
 
     def _classes(self, codes_N: Codes, values: Sequence[Any]) -> Targets:
         """Return one class per row; integers are indices of outputs, unless there are labels that they may be."""
-        are_labels = self.labels is not None or (self.base_labels is not None and type(self.base_labels[0]) is int)
+        are_labels = self.labels is not None or self.are_evaluated
+        are_labels |= self.base_labels is not None and type(self.base_labels[0]) is int
         if are_labels or not all(type(value) is int for value in values):
             labels, classes_N = self._positions(codes_N, values)
             return Targets(Column.of(classes_N), labels, classes_N)
@@ -209,6 +214,8 @@ class TargetReader:
         if self.labels is not None:
             return check_labels(self.labels, field=self._labels_field, outputs=self.outputs)
         names = sorted(values, key=lambda name: (str(type(name)), name))
+        if self.are_evaluated:
+            return self._evaluated_labels(names)
         known = dict.fromkeys(self.base_labels or ())
         new = [name for name in names if name not in known]
         if len(new) < len(names):
@@ -223,6 +230,16 @@ class TargetReader:
             detail = f"{self.field} has {len(names)} different labels ({_listed(names)}), expected {expected}"
             raise OutOfRange(detail, field=self.field, given=f"{len(names)} labels", expected=expected)
         return check_labels(names, field=self.field, outputs=self.outputs)
+
+    def _evaluated_labels(self, names: Sequence[str | int]) -> Labels:
+        """Return the labels of an evaluation, which may be others than an adapter answers with."""
+        if len(names) > MAX_EVALUATED_LABELS:
+            detail, expected = (
+                f"{self.field} has {len(names)} different labels",
+                f"at most {MAX_EVALUATED_LABELS} labels",
+            )
+            raise OutOfRange(detail, field=self.field, given=f"{len(names)} labels", expected=expected)
+        return check_labels(names, field=self.field, outputs=len(names), least=min(len(names), MIN_LABELS))
 
     def _shares(self, column: Column) -> Targets:
         """Return numbers from 0 to 1 as targets, one for each class."""

@@ -27,13 +27,14 @@ from adapters.names import Reference, check_name, check_prefix
 from adapters.peft.archive import pack, unpack
 from adapters.peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft.weights import DEFAULT_MODULE, TENSOR_FILE, check_module, read_peft, write_peft
+from adapters.training.planning.evaluation_plan import plan_evaluation
 from adapters.training.planning.planner import Plan, submit
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, object_of_body, read_as, read_bytes
 from app.http.paging import NamePage, Page, QueryFields, QueryFlag, QueryInteger, page_of, read_cursor, version_in_path
 from app.http.preconditions import etag, precondition
 from app.http.schemas import adapters as schemas
 from app.http.schemas.jobs import JobWithHistory
-from app.http.schemas.trainings import training_request, update_request
+from app.http.schemas.trainings import evaluation_request, training_request, update_request
 from app.service import Service, ServiceOf
 from app.serving.request import count_lists
 
@@ -147,6 +148,16 @@ async def update_adapter(name: str, request: Request, response: Response, servic
     body = await service.json.read(request)
     async with service.writes.turn(service.plannings):
         return await _queue(partial(_plan_update, service, name, body), service, response)
+
+
+async def evaluate_adapters(request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
+    """Compare adapters, and the base layer, on the same labelled rows. Nothing is published.
+
+    The result has the metrics of each, the figures of each class, and the gain over the first.
+    """
+    body = await service.json.read(request)
+    async with service.writes.turn(service.plannings):
+        return await _queue(partial(_plan_evaluation, service, body), service, response)
 
 
 async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
@@ -274,6 +285,10 @@ def _plan_training(service: Service, body: object) -> Plan:
 def _plan_update(service: Service, name: str, body: object) -> Plan:
     version = service.planner.updatable_version(name)
     return service.planner.plan_update(version, update_request(body))
+
+
+def _plan_evaluation(service: Service, body: object) -> Plan:
+    return plan_evaluation(service.planner, evaluation_request(body))
 
 
 async def _queue(plan: Callable[[], Plan], service: Service, response: Response) -> JobWithHistory:

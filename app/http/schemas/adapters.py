@@ -46,18 +46,18 @@ class LiveRequest(RequestBody):
     version: int = Field(ge=1)
 
 
-def _without_lists(members: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def without_lists(members: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return members without lists, which have an entry for each output, class or column; intervals are kept."""
     if members is None:
         return None
     return {
-        name: _without_lists(value) if isinstance(value, Mapping) else value
+        name: without_lists(value) if isinstance(value, Mapping) else value
         for name, value in members.items()
         if not isinstance(value, list) or name.endswith("_interval")
     }
 
 
-WithoutLists = Annotated[dict[str, Any] | None, BeforeValidator(_without_lists)]
+WithoutLists = Annotated[dict[str, Any] | None, BeforeValidator(without_lists)]
 
 
 class VersionEntryBody(AnswerBody):

@@ -1,6 +1,7 @@
 """Jobs, their adapters and their results as clients see them."""
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AliasPath, BaseModel, BeforeValidator, Field
@@ -10,6 +11,7 @@ from adapters.jobs.job_adapters import AdapterOutcome, SkipReason
 from adapters.jobs.training_job import JobKind
 from adapters.training.settings import Candidate
 from app.http.errors import JobProblem
+from app.http.schemas.adapters import without_lists
 from app.http.schemas.fields import AnswerBody, PageBody, RequestBody, ShownAs
 
 
@@ -29,6 +31,40 @@ class ResultBody(BaseModel):
     name: str
     version: int
     digest: str
+
+
+class ClassFiguresBody(BaseModel):
+    """Figures of one class of the rows, or of one label."""
+
+    label: str | int
+    rows: float = Field(description="Rows of the class, or the sum of their weights.")
+    precision: float | None
+    recall: float | None
+    f1: float
+
+
+class EvaluatedBody(BaseModel):
+    """Figures of one adapter, or of the base layer."""
+
+    adapter: str | None = Field(description="`name@version`; null for the base layer.")
+    figure: float | None = Field(description="The metric of the evaluation; null if the outputs could not be matched.")
+    interval: tuple[float, float] | None = Field(description="95 % interval of the figure.")
+    gain: float | None = Field(description="Mean gain per row over the first entry, positive if better.")
+    gain_error: float | None = Field(description="Standard error of the gain.")
+    metrics: dict[str, Any] | None
+    classes: list[ClassFiguresBody] | None = Field(description="Of the classes that are true or answered.")
+    confusion: list[list[float]] | None = Field(description="Rows by truth and answer, in the order of `classes`.")
+    missing_labels: list[str | int] = Field(description="Labels of the rows that it cannot answer with; the first 20.")
+    missing_rows: int
+    problem: str | None = Field(description="Why it could not be evaluated on the rows.")
+
+
+class EvaluationResultBody(BaseModel):
+    """Result of an evaluation: all entries on the same rows."""
+
+    metric: str = Field(description="`accuracy`, `label_accuracy`, or `mse`, of which lower is better.")
+    rows: int
+    adapters: list[EvaluatedBody]
 
 
 class EvaluationBody(BaseModel):
@@ -101,8 +137,20 @@ Error = Annotated[dict[str, Any] | None, ShownAs(JobProblem | None)]
 StoredLoss = Annotated[float, BeforeValidator(lambda loss: math.nan if loss is None else loss)]
 
 
+def _without_classes(result: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return a result without the lists whose size grows with the classes of an evaluation."""
+    if result is None or "adapters" not in result:
+        return result
+    left_out = {"classes": None, "confusion": None}
+    adapters = [entry | left_out | {"metrics": without_lists(entry["metrics"])} for entry in result["adapters"]]
+    return {**result, "adapters": adapters}
+
+
+_SHOWN_RESULT = ShownAs(ResultBody | EvaluationResultBody | None)
+
+
 class JobBody(AnswerBody):
-    """Training job."""
+    """Job, without the figures of each class of an evaluation."""
 
     id: str
     kind: Annotated[str, ShownAs(JobKind)]
@@ -114,7 +162,7 @@ class JobBody(AnswerBody):
     attempt: int
     progress: Annotated[dict[str, Any] | None, ShownAs(ProgressBody | None)]
     metrics: Metrics
-    result: Annotated[dict[str, Any] | None, ShownAs(ResultBody | None)]
+    result: Annotated[dict[str, Any] | None, BeforeValidator(_without_classes), _SHOWN_RESULT]
     error: Error
     spec: Annotated[dict[str, Any], BeforeValidator(lambda training: training.description)] = Field(
         validation_alias="training", description="The resolved settings, with rows and digest in place of inline data."
@@ -136,7 +184,9 @@ class LogLine(AnswerBody):
 
 
 class JobWithHistory(JobBody):
-    """Training job with its loss history and its log."""
+    """Job with its loss history and its log."""
+
+    result: Annotated[dict[str, Any] | None, _SHOWN_RESULT]
 
     history: list[tuple[int, StoredLoss]]
     log: list[LogLine]

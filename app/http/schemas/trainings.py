@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, create_model
 from adapters.errors import OutOfRange, WrongType
 from adapters.training.evaluation.gate import When
 from adapters.training.planning import request as domain
+from adapters.training.planning.evaluation_plan import MAX_COMPARED
 from adapters.training.planning.split import SplitBy
 from adapters.training.settings import (
     AUTO,
@@ -200,6 +201,18 @@ class UpdateRequest(RequestBody):
     publish: Publish = "always"
 
 
+class EvaluateRequest(RequestBody):
+    """Adapters to compare, and the labelled rows to compare them on."""
+
+    adapters: Annotated[
+        list[Any],
+        Field(min_length=1, max_length=MAX_COMPARED, json_schema_extra={"items": {"type": ["string", "null"]}}),
+    ] = Field(
+        description="References (`acme`, `acme@3`), and null for the bare base layer. The first is compared with."
+    )
+    data: Rows = Field(description="Rows, as for training; outputs are matched to their targets by label.")
+
+
 class PlanBody(BaseModel):
     """Plan of a training: the resolved settings, the estimated cost, and the number of adapters."""
 
@@ -232,6 +245,12 @@ def update_request(body: object) -> domain.UpdateRequest:
         field: _row_source(getattr(request, field), field=field) for field in ("add", "forget") if request.gave(field)
     }
     return domain.UpdateRequest(rows=rows, publish=_publish(request.publish))
+
+
+def evaluation_request(body: object) -> domain.EvaluationRequest:
+    """Return an evaluation request from its JSON value; raise `InvalidInput` for its first error."""
+    request = read_as(EvaluateRequest, object_of_body(body))
+    return domain.EvaluationRequest(adapters=request.adapters, rows=_row_source(request.data, field="data"))
 
 
 def _row_source(value: object, *, field: str) -> domain.RowSource:

@@ -15,7 +15,9 @@ from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.datasets.validation import Column
 from adapters.names import Reference, check_name, check_prefix
-from adapters.training.settings import Loss, Method
+from adapters.training.evaluation.gate import When
+from adapters.training.planning.request import PublishRequest, SplitRequest
+from adapters.training.settings import AUTO, SETTINGS, Loss, Method, field_of
 from app.http.paging import page_of, read_cursor
 from app.service import Service, ServiceOf
 from app.web.pages.rendering import PageRouter, render
@@ -99,7 +101,22 @@ def _form(service: Service, version: DatasetVersion) -> dict[str, Any]:
         "groups": group_choices(version.columns, input_names),
         "losses": list(Loss),
         "methods": list(Method),
+        "publish": list(When),
+        "defaults": _defaults(),
         "max_rank": service.settings.max_rank,
+    }
+
+
+def _defaults() -> dict[str, str]:
+    """Return the default of each field of the form as text, by its path in a request."""
+    defaults = {field_of(name): str(setting.default) for name, setting in SETTINGS.items()}
+    for name, setting in SETTINGS.items():
+        if setting.takes_auto and setting.methods != tuple(Method):
+            defaults[field_of(name)] = f"{AUTO}; {setting.default} with a method"
+    return defaults | {
+        "split": AUTO,
+        "split.fraction": f"{SplitRequest().fraction:g}",
+        "publish": PublishRequest().when,
     }
 
 
@@ -113,8 +130,6 @@ class Choice:
     """Names of the columns that are selected."""
     fits: bool = True
     """Whether a row of them is as wide as the layer."""
-    loss: Loss | None = None
-    """Usual loss for such a target."""
 
     @property
     def json(self) -> str:
@@ -138,9 +153,8 @@ def input_choices(columns: Sequence[Column], width: int) -> list[Choice]:
 def target_choices(columns: Sequence[Column], input_names: Collection[str], width: int) -> list[Choice]:
     """Return the choices of targets for a layer with `width` outputs, the likeliest first."""
     others = _without(columns, input_names)
-    losses = ((column.name, _usual_loss(column, width)) for column in others)
     choices = [choice for choice in _wide_choices(others, width) if choice.fits]
-    choices += [_column_choice(name, loss) for name, loss in losses if loss is not None]
+    choices += [_column_choice(column.name) for column in others if _can_be_target(column, width)]
     return choices[:_MAX_TARGETS]
 
 
@@ -154,8 +168,8 @@ def _without(columns: Sequence[Column], names: Collection[str]) -> list[Column]:
     return [column for column in columns if column.name not in excluded]
 
 
-def _column_choice(name: str, loss: Loss | None = None) -> Choice:
-    return Choice(name, ColumnSelector(column=name), [name], loss=loss)
+def _column_choice(name: str) -> Choice:
+    return Choice(name, ColumnSelector(column=name), [name])
 
 
 def _wide_choices(columns: Sequence[Column], width: int) -> Iterable[Choice]:
@@ -163,20 +177,18 @@ def _wide_choices(columns: Sequence[Column], width: int) -> Iterable[Choice]:
     for column in columns:
         if column.width is not None:
             label, selection = f"{column.name} (lists of {column.width})", ColumnSelector(column=column.name)
-            yield Choice(label, selection, [column.name], column.width == width, Loss.MSE)
+            yield Choice(label, selection, [column.name], column.width == width)
     numbered = (_NUMBERED.fullmatch(column.name) for column in columns)
     prefixes = Counter(match["prefix"] for match in numbered if match and match["prefix"])
     for prefix, _ in prefixes.most_common(_MAX_PREFIXES):
         group = [column for column in columns if column.name.startswith(prefix)]
         if len(group) > 1 and all(column.type in _NUMBERS for column in group):
             label, names = f"{prefix}… ({len(group)} columns)", [column.name for column in group]
-            yield Choice(label, ColumnSelector(prefix=prefix), names, len(group) == width, Loss.MSE)
+            yield Choice(label, ColumnSelector(prefix=prefix), names, len(group) == width)
 
 
-def _usual_loss(column: Column, width: int) -> Loss | None:
-    """Return the usual loss for a target column, or None if it cannot be a target of this layer."""
+def _can_be_target(column: Column, width: int) -> bool:
+    """Return whether one column can be the target of a layer with `width` outputs: classes, labels or numbers."""
     if column.type in ("list<string>", "list<int64>"):
-        return Loss.BINARY_CROSS_ENTROPY if column.width != width else None
-    if width == 1:
-        return Loss.MSE if column.type in _NUMBERS else None
-    return Loss.CROSS_ENTROPY if column.type in _NAMES else None
+        return column.width != width
+    return column.type in (_NUMBERS if width == 1 else _NAMES)

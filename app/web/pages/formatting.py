@@ -21,8 +21,12 @@ _LABELS = {
     "mae_mean": "Mean absolute error",
     "rmse": "RMSE",
     "mrr": "MRR",
+    "mse": "Mean squared error",
 }
 _MODELS = {"adapter": "Adapter", "base": "Base layer", "trivial": "Trivial guess", "live": "Previous live"}
+_EVALUATED = {"adapter": "Adapter", "live": "Live before", "base": "Base layer", "guess": "Trivial guess"}
+_ROWS = {"held_out": "held-out", "cross_validation": "cross-validated", "leave_one_out": "left-out"}
+_LOWER_IS_BETTER = ("mse", "loss", "log_loss")
 _MAIN_METRICS = (*PRIMARY.values(), "loss")
 
 
@@ -126,11 +130,23 @@ class HeldOut(NamedTuple):
     measures: list[Measure]
 
 
+class Evaluation(NamedTuple):
+    """Figures of the models that an evaluation compares."""
+
+    title: str
+    metric: str
+    higher_is_better: bool
+    figures: list[tuple[str, float, Any]]
+    """Model, figure and interval; the interval may be None."""
+    gain: str | None
+    """The gain with its standard error, in words."""
+
+
 class Headline(NamedTuple):
     """Metric that a list shows."""
 
     rows: str
-    """Rows that it was computed on: `held-out` or `training`."""
+    """Rows that it was computed on: `held-out`, `cross-validated` or `training`."""
     name: str
     adapter: float
     base: float | None
@@ -153,9 +169,43 @@ def losses(metrics: Mapping[str, Any] | None) -> list[tuple[str, Any, Any]]:
     return [(metric(name), values[f"train_{name}"], values.get(f"base_train_{name}")) for name in names]
 
 
-def headline(metrics: Mapping[str, Any] | None) -> Headline | None:
-    """Return the main metric on held-out rows, or the loss on training rows."""
+def evaluation(report: Mapping[str, Any] | None) -> Evaluation | None:
+    """Return the evaluation of a report as a table; None without one."""
+    values = (report or {}).get("evaluation")
+    if values is None:
+        return None
+    figures = [
+        (label, values[model], (values.get("intervals") or {}).get(model))
+        for model, label in _EVALUATED.items()
+        if values.get(model) is not None
+    ]
+    kind = _ROWS.get(values["by"], values["by"])
+    gain = None
+    if values.get("gain") is not None:
+        over = "the base layer" if values.get("live") is None else "the version that was live"
+        gain = f"Gain over {over}: {signed(values['gain'])} ± {figure(values.get('gain_error'))} per row."
+    title = f"On {count(values['rows'], f'{kind} row')}"
+    return Evaluation(title, values["metric"], is_higher_better(values["metric"]), figures, gain)
+
+
+def is_higher_better(name: str) -> bool:
+    """Return whether a higher figure of this metric is better."""
+    return name not in _LOWER_IS_BETTER
+
+
+def signed(number: object) -> str:
+    """Format a number as `figure` does, with its sign."""
+    text = figure(number)
+    return f"+{text}" if isinstance(number, int | float) and number > 0 else text.replace("-", "−", 1)
+
+
+def headline(metrics: Mapping[str, Any] | None, report: Mapping[str, Any] | None = None) -> Headline | None:
+    """Return the figure of the evaluation, the main metric on held-out rows, or the loss on training rows."""
     values = metrics or {}
+    evaluated = (report or {}).get("evaluation")
+    if evaluated is not None and evaluated["adapter"] is not None:
+        kind = _ROWS.get(evaluated["by"], evaluated["by"])
+        return Headline(kind, evaluated["metric"], evaluated["adapter"], evaluated["base"])
     comparison = _comparison(values)
     if comparison is not None:
         for name in _MAIN_METRICS:
@@ -193,6 +243,6 @@ def _measure(name: str, comparison: Mapping[str, Any], models: Sequence[str]) ->
     return Measure(name, is_better, tuple(values), best)
 
 
-_FUNCTIONS = whole, figure, size, count, when, clock, lasted, short, part, metric, inline, sentence
-_TABLES = held_out, losses, headline
+_FUNCTIONS = whole, figure, signed, size, count, when, clock, lasted, short, part, metric, inline, sentence
+_TABLES = held_out, losses, headline, evaluation, is_higher_better
 FILTERS = {function.__name__: function for function in (*_FUNCTIONS, *_TABLES)}

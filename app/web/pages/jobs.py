@@ -1,20 +1,25 @@
 """Pages `/ui/jobs`: the queue, and one job with its progress."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.jobs.job import TRANSITIONS, Job, JobStatus
-from adapters.jobs.job_adapters import Selection
+from adapters.jobs.job_adapters import AdapterOutcome, Order, Selection
 from adapters.names import check_name
 from app.http.paging import page_of, read_cursor
 from app.service import ServiceOf
+from app.web.pages.formatting import part
 from app.web.pages.rendering import PageRouter, render
 
 _JOBS_PER_PAGE = 25
 _ADAPTERS_PER_PAGE = 50
+# Members of the description that are not among the settings on the page.
+_SHOWN_APART = ("data", "name", "warnings", "renamed", "renamed_count")
+_NO_REPORT: Mapping[str, Any] = {"evaluation": None, "decision": None, "auto": None, "summary": None, "warnings": ()}
 router = PageRouter()
 
 
@@ -44,32 +49,57 @@ def list_jobs(
 
 
 @router.page("/ui/jobs/{job_id}")
-def show_job(request: Request, service: ServiceOf, job_id: str, cursor: str | None = None) -> Response:
-    """Show one job; a refresh renders only its results."""
+def show_job(
+    request: Request, service: ServiceOf, job_id: str, outcome: str = "", sort: str = "", cursor: str | None = None
+) -> Response:
+    """Show one job; a refresh renders only its results. Of a fleet, show the adapters with one outcome, or all."""
     job = service.queue.get(job_id)
-    list_key = f"adapters of job {job_id} None"
-    after = read_cursor(list_key, cursor or None, int)
-    listed = list(service.queue.adapters(job_id, Selection(after=after, limit=_ADAPTERS_PER_PAGE + 1)))
+    chosen = AdapterOutcome(outcome) if outcome in list(AdapterOutcome) else None
+    order = Order(sort) if sort in (Order.GAIN, Order.NAME) else Order.POSITION
+    list_key = f"adapters of job {job_id} {chosen} {order}"
+    selection = Selection(
+        outcomes=() if chosen is None else (chosen,),
+        order=order,
+        after=read_cursor(list_key, cursor or None, int),
+        limit=_ADAPTERS_PER_PAGE + 1,
+    )
+    listed = list(service.queue.adapters(job_id, selection))
     adapters, next_cursor = page_of(list_key, listed, _ADAPTERS_PER_PAGE, lambda adapter: adapter.position)
+    ended = not TRANSITIONS[job.status]
     return render(
         request,
         "job.html",
         part="fragments/job_parts.html",
         job=job,
-        ended=not TRANSITIONS[job.status],
+        report={**_NO_REPORT, **(job.report or {})},
+        here=f"/ui/jobs/{part(job_id)}",
+        path=f"/jobs/{part(job_id)}",
+        ended=ended,
         fleet=job.training.is_fleet,
         other_base=job.base != service.base.fingerprint,
+        outcome=chosen or "",
+        sort="" if order is Order.POSITION else order,
+        retried=_retried(job) if ended else [],
         adapters=adapters,
         cursor=cursor,
         next_cursor=next_cursor,
         settings=_settings(job),
         data=job.training.description.get("data"),
+        notes=job.training.description.get("warnings") or (),
+        renamed=job.training.description.get("renamed") or (),
+        renamed_count=job.training.description.get("renamed_count", 0),
     )
+
+
+def _retried(job: Job) -> list[str]:
+    """Return the outcomes of a fleet whose adapters may be trained again."""
+    summary = (job.report or {}).get("summary") or {}
+    return [outcome for outcome in (AdapterOutcome.FAILED, AdapterOutcome.WORSE) if summary.get(outcome)]
 
 
 def _settings(job: Job) -> list[tuple[str, str]]:
     """Return the resolved settings as names and values; the page shows the data separately."""
-    shown = {name: value for name, value in job.training.description.items() if name not in ("data", "name")}
+    shown = {name: value for name, value in job.training.description.items() if name not in _SHOWN_APART}
     return [(name, _format(value)) for name, value in _flat(shown)]
 
 

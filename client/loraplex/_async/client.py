@@ -17,7 +17,7 @@ from loraplex._async.predict import AsyncPredictor, read_rows
 from loraplex._async.uploads import AsyncTrainingRows, upload_table
 from loraplex.arrays import Encode, numbers
 from loraplex.base_file import make_base
-from loraplex.calls import Call, conditions, given, path, planning_call, upload_call
+from loraplex.calls import UNSET, Call, Unset, conditions, given, path, planning_call, upload_call
 from loraplex.errors import InvalidCombination, LoraplexError
 from loraplex.frames import AsyncListing
 from loraplex.inference import prediction, references_of
@@ -35,6 +35,7 @@ from loraplex.results import (
     Prediction,
     Preview,
     Reverted,
+    Suspect,
     Version,
     succeeded,
 )
@@ -108,7 +109,6 @@ class AsyncClient:
         self,
         name: str,
         *,
-        rank: int | str,
         inputs: Any = None,
         targets: Any = None,
         weights: Any = None,
@@ -116,28 +116,31 @@ class AsyncClient:
         labels: Sequence[str | int] | None = None,
         corpus: Any = None,
         data: Any = None,
-        training: Mapping[str, Any] | None = None,
-        split: Mapping[str, Any] | None = None,
-        publish: str | Mapping[str, Any] | None = None,
+        rank: int | str | None = None,
         alpha: float | str | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | str | Unset | None = UNSET,
+        publish: str | Mapping[str, Any] | None = None,
+        fleet_prior: str | None = None,
         timeout: float | None = None,
     ) -> AsyncJob:
         """Queue the training of an adapter or of a fleet; the arguments are the fields of `POST /adapters`.
 
         The rows are `inputs` and `targets`, with optional weights and groups, or `data`, such as columns of a data set.
         If `data` is a pandas or polars DataFrame or an Arrow table, `targets`, `weights`, `groups` and `inputs` are
-        names of its columns; by default, the inputs are all other columns.
-        Large arrays are sent as a temporary data set, which is deleted once the job has its rows.
+        names of its columns; by default, the inputs are all other columns. An argument that is left out is not sent,
+        and the service decides; `split=None` holds no rows out. Large arrays are sent as a temporary data set, which is
+        deleted once the job has its rows.
         """
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
-        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}
+        body = given(settings) | ({} if split is UNSET else {"split": split})
         return await self._train(self._read_job, name, dict(rows), data, body, timeout=timeout)
 
     async def estimate(
         self,
         name: str,
         *,
-        rank: int | str,
         inputs: Any = None,
         targets: Any = None,
         weights: Any = None,
@@ -145,15 +148,18 @@ class AsyncClient:
         labels: Sequence[str | int] | None = None,
         corpus: Any = None,
         data: Any = None,
-        training: Mapping[str, Any] | None = None,
-        split: Mapping[str, Any] | None = None,
-        publish: str | Mapping[str, Any] | None = None,
+        rank: int | str | None = None,
         alpha: float | str | None = None,
+        training: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | str | Unset | None = UNSET,
+        publish: str | Mapping[str, Any] | None = None,
+        fleet_prior: str | None = None,
         timeout: float | None = None,
     ) -> Estimate:
         """Check the arguments of `train`, and return the resolved settings with the estimated memory and time."""
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
-        body = {"rank": rank, "alpha": alpha, "training": training, "split": split, "publish": publish}
+        settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}
+        body = given(settings) | ({} if split is UNSET else {"split": split})
         return await self._train(decode.estimate, name, dict(rows), data, body, timeout=timeout, dry_run=True)
 
     async def update(
@@ -176,6 +182,27 @@ class AsyncClient:
             call = planning_call(path("adapters", name, "update"), body, timeout=timeout)
             return await self._connection.fetch(call, self._read_job)
 
+    async def evaluate(
+        self,
+        adapters: str | Sequence[str | None] | None,
+        *,
+        inputs: Any = None,
+        targets: Any = None,
+        weights: Any = None,
+        labels: Sequence[str | int] | None = None,
+        data: Any = None,
+        timeout: float | None = None,
+    ) -> AsyncJob:
+        """Queue the evaluation of adapters (None is the base layer) on labelled rows that none was trained on.
+
+        The rows are given as in `train`. The `result` of the job that has ended is an `EvaluationResult`, whose entries
+        are in the order of `adapters`; gains are over the first. Outputs are matched to targets by label. `labels` are
+        those of outputs that have none of their own. Nothing is published.
+        """
+        rows = {"inputs": inputs, "targets": targets, "weights": weights, "labels": labels}
+        body = {"adapters": [adapters] if adapters is None or isinstance(adapters, str) else list(adapters)}
+        return await self._plan(self._read_job, "/evaluations", body, rows, data, timeout=timeout)
+
     async def job(self, job_id: str) -> AsyncJob:
         """Return the current state of a job."""
         return await self._connection.get(path("jobs", job_id), self._read_job)
@@ -196,11 +223,21 @@ class AsyncClient:
         return self._connection.pages("/jobs", self._read_job, query, limit=limit)
 
     def job_adapters(
-        self, job_id: str, *, status: str | None = None, limit: int | None = None
+        self,
+        job_id: str,
+        *,
+        status: str | None = None,
+        outcome: str | None = None,
+        sort: str | None = None,
+        limit: int | None = None,
     ) -> AsyncListing[JobAdapter]:
-        """Iterate over the adapters that a job trains; `status` is `waiting`, `published` or `failed`."""
-        where = path("jobs", job_id, "adapters")
-        return self._connection.pages(where, decode.job_adapter, {"status": status}, limit=limit)
+        """Iterate over the adapters that a job trains, as `AsyncJob.adapters` does."""
+        query = {"status": status, "outcome": outcome, "sort": sort}
+        return self._connection.pages(path("jobs", job_id, "adapters"), decode.job_adapter, query, limit=limit)
+
+    def suspects(self, job_id: str, *, limit: int | None = None) -> AsyncListing[Suspect]:
+        """Iterate over the rows of a job whose label the other rows contradict, as `AsyncJob.suspects` does."""
+        return self._connection.pages(path("jobs", job_id, "suspects"), decode.suspect, limit=limit)
 
     def events(self, job_id: str) -> AsyncIterator[Event]:
         """Iterate over the events of a job until it ends; a broken connection is opened again."""
@@ -214,6 +251,20 @@ class AsyncClient:
     async def cancel(self, job_id: str) -> AsyncJob:
         """Cancel a job; raise `JobEnded` if it has already ended."""
         return await self._connection.fetch(Call("POST", path("jobs", job_id, "cancel")), self._read_job)
+
+    async def retry(
+        self,
+        job_id: str,
+        *,
+        outcomes: Sequence[str] | None = None,
+        training: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncJob:
+        """Queue the training of some adapters of a job again, as `AsyncJob.retry` does."""
+        call = planning_call(
+            path("jobs", job_id, "retry"), given({"outcomes": outcomes, "training": training}), timeout=timeout
+        )
+        return await self._connection.fetch(call, self._read_job)
 
     async def revert(self, job_id: str) -> Reverted:
         """Point the live aliases that a job moved back to the versions before; raise `JobNotEnded` if it is running."""
@@ -384,15 +435,30 @@ class AsyncClient:
         timeout: float | None,
         dry_run: bool = False,
     ) -> T:
+        body = {"name": name, **body}
+        query = {"dry_run": "true"} if dry_run else {}
+        return await self._plan(read, "/adapters", body, rows, data, timeout=timeout, query=query)
+
+    async def _plan(
+        self,
+        read: Callable[[Any], T],
+        where: str,
+        body: Mapping[str, Any],
+        rows: Mapping[str, Any],
+        data: Any,
+        *,
+        timeout: float | None,
+        query: Mapping[str, str] | None = None,
+    ) -> T:
+        """Send a request with its rows, or with those of `data`; one with a query changes nothing."""
         rows, data = rows_of_table(given(rows), data)
         if (data is None) == (not rows):
             expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
             raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)
-        query = {"dry_run": "true"} if dry_run else {}
+        fleet = "{" in body.get("name", "")
         async with aclosing(AsyncTrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
-            data = await sent.prepare(rows or data, field="data", fleet="{" in name)
-            whole = {"name": name, **given(body), "data": data}
-            call = planning_call("/adapters", whole, safe=dry_run, query=query, timeout=timeout)
+            whole = {**body, "data": await sent.prepare(rows or data, field="data", fleet=fleet)}
+            call = planning_call(where, whole, safe=bool(query), query=query, timeout=timeout)
             return await self._connection.fetch(call, read)
 
     def _read_job(self, value: Any) -> AsyncJob:

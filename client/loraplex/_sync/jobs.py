@@ -4,7 +4,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from loraplex.errors import BadAnswer, QueueFull, TimedOut, Unreachable
 from loraplex.events import EventParser, is_last
 from loraplex.frames import Listing
 from loraplex.progress import Display, display
-from loraplex.results import Event, JobAdapter, JobFields, Reverted
+from loraplex.results import Event, JobAdapter, JobFields, Reverted, Suspect
 from loraplex.transport import seconds_to_wait
 
 if TYPE_CHECKING:
@@ -53,9 +53,40 @@ class Job(JobFields):
         """Cancel the job; raise `JobEnded` if it has already ended."""
         return self.client.cancel(self.id)
 
-    def adapters(self, *, status: str | None = None, limit: int | None = None) -> Listing[JobAdapter]:
-        """Iterate over the adapters that the job trains; `status` is `waiting`, `published` or `failed`."""
-        return self.client.job_adapters(self.id, status=status, limit=limit)
+    def adapters(
+        self,
+        *,
+        status: str | None = None,
+        outcome: str | None = None,
+        sort: str | None = None,
+        limit: int | None = None,
+    ) -> Listing[JobAdapter]:
+        """Iterate over the adapters that the job trains.
+
+        `status` is `waiting`, `published` or `failed`, `outcome` is `better`, `same`, `worse` or `failed`, and `sort`
+        is `gain` or `name`.
+        """
+        return self.client.job_adapters(self.id, status=status, outcome=outcome, sort=sort, limit=limit)
+
+    def retry(
+        self,
+        *,
+        outcomes: Sequence[str] | None = None,
+        training: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+    ) -> "Job":
+        """Queue the training of the adapters with these outcomes again, with `training` in place of some settings.
+
+        Raises `DataGone` if the service no longer has the rows: they were in the request, or were deleted.
+        """
+        return self.client.retry(self.id, outcomes=outcomes, training=training, timeout=timeout)
+
+    def suspects(self, *, limit: int | None = None) -> Listing[Suspect]:
+        """Iterate over the rows whose label the other rows contradict, worst first.
+
+        Raises `NoSuspects` if none were looked for: they are those of one adapter with one class per row.
+        """
+        return self.client.suspects(self.id, limit=limit)
 
     def revert(self) -> Reverted:
         """Point the live aliases that the job moved back; raise `JobNotEnded` if it is running."""

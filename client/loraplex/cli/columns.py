@@ -1,4 +1,4 @@
-"""Columns of a table: which ones are inputs, and which loss fits the targets, from options or from their types."""
+"""Columns of a table: which ones are inputs, from options or from their names and types."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,7 +11,6 @@ from loraplex.results import Base, Column
 # Columns in the form of the API: `{"column": name}`, `{"columns": names}` or `{"prefix": text}`.
 Selection = Mapping[str, Any]
 _MAX_LISTED = 5
-_CLASSES = ("int64", "bool")
 _NUMBERS = ("int64", "float32", "float64")
 
 
@@ -84,27 +83,6 @@ def infer_inputs(columns: Sequence[Column], base: Base, *, taken: Collection[str
     raise WrongUsage(
         f"The base layer takes {plural(width, 'number')} a row, and there are {candidates}: say which by --inputs, "
         "--input-prefix or --input-column."
-    )
-
-
-def infer_loss(columns: Sequence[Column], targets: Sequence[str], base: Base) -> tuple[str, str]:
-    """Return the loss for the type of the targets, and the reason; raise `WrongUsage` if there is none."""
-    if len(targets) > 1:
-        return "mse", f"{len(targets)} columns of numbers"
-    column = next(column for column in columns if column.name == targets[0])
-    if _is_list(column):
-        if column.width is None:
-            return "binary_cross_entropy", f"{column.name} has several labels a row"
-        return "mse", f"{column.name} has {plural(column.width, 'number')} a row"
-    if column.type == "string":
-        return "cross_entropy", f"{column.name} is text: one class a row"
-    if base.out_features == 1:
-        return "mse", f"{column.name} is a number"
-    if column.type in _CLASSES:
-        return "cross_entropy", f"{column.name} is whole numbers: one class a row"
-    raise WrongUsage(
-        f"{column.name} is one number with a fraction a row, and the base layer gives {base.out_features}: name "
-        f"{base.out_features} columns or one of lists by --target, or say --loss cross_entropy if they are classes."
     )
 
 

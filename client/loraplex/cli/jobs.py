@@ -6,17 +6,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from loraplex.cli.errors import Interrupted, WrongUsage
-from loraplex.cli.output import Table, console, pairs, when
+from loraplex.cli.evaluation_tables import evaluation_tables
+from loraplex.cli.output import Table, alert, console, pairs, when
 from loraplex.cli.session import Session, argument, command, complete_adapter, complete_job, option
-from loraplex.cli.summary import fleet_summary, held_out, is_live, outcome
+from loraplex.cli.summary import adapter_table, comparison, evaluation, fleet_summary, held_out, is_live, outcome_lines
 from loraplex.errors import BadAnswer, JobCancelled, JobFailed, QueueFull, TimedOut, Unreachable
 from loraplex.progress import Display, display
-from loraplex.results import JobFields, JobStatus, succeeded
+from loraplex.results import AdapterRef, EvaluationResult, JobFields, JobStatus, Outcome, succeeded
 
 PANEL = "Jobs and data sets"
 Id = Annotated[str, argument("ID", "Id of the job, or its first 4 or more characters.", autocompletion=complete_job)]
@@ -24,6 +25,7 @@ _FOLLOW = "Follow this job until it ends: its id, or its first 4 or more charact
 _ID_LENGTH = 32
 _SHORTEST_PREFIX = 4
 _MAX_CANDIDATES = 5
+_MAX_RENAMED = 3
 # Errors after which `wait` polls the job, because it has no event stream.
 _NO_EVENTS = (QueueFull, TimedOut, Unreachable, BadAnswer)
 app = typer.Typer()
@@ -56,9 +58,21 @@ def jobs(
 
 
 @command(app, "job", panel=PANEL)
-def show_job(session: Session, id: Id) -> None:
-    """Show one job: its status, its result and its log."""
-    job = session.client.job(find_id(session, id))
+def show_job(
+    session: Session,
+    id: Id,
+    *,
+    outcome: Annotated[Outcome | None, option("List the adapters of a fleet with this outcome.")] = None,
+    sort: Annotated[Literal["gain", "name"] | None, option("List the adapters of a fleet in this order.")] = None,
+    limit: Annotated[int | None, option("Maximum number of adapters to list.", min=1)] = None,
+) -> None:
+    """Show one job: its status, its evaluation, its result and its log; or list the adapters that it trained."""
+    job_id = find_id(session, id)
+    if outcome is not None or sort is not None or limit is not None:
+        adapters = list(session.client.job_adapters(job_id, outcome=outcome, sort=sort, limit=limit))
+        session.give(adapters, adapter_table(adapters) if adapters else "There are none.")
+        return
+    job = session.client.job(job_id)
     steps, loss = _progress(job)
     about = {
         "job": job.id,
@@ -73,9 +87,8 @@ def show_job(session: Session, id: Id) -> None:
         "error": None if job.error is None else f"{job.error.detail} ({job.error.code})",
     }
     log = [f"{when(line.time)}  {line.text}" for line in job.log]
-    session.give(
-        job, *_separated([pairs(about)], held_out(job.metrics), fleet_summary(session, job), outcome(job), log)
-    )
+    session.give(job, *_separated([pairs(about)], *_result(session, job), log))
+    note_warnings(session, job.spec)
 
 
 @command(app, "cancel", panel=PANEL)
@@ -118,18 +131,30 @@ def follow(session: Session, job_id: str, *, rows: Path | None = None) -> JobFie
         job = _wait(session, job_id, Display() if session.as_json else display(console(stderr=True)))
     note_warnings(session, job.spec)
     is_done = job.status is JobStatus.SUCCEEDED
-    result = (held_out(job.metrics), fleet_summary(session, job), outcome(job)) if is_done else ()
-    session.give(job, *_separated(*result))
-    if is_done and job.result is not None:
+    session.give(job, *_separated(*(_result(session, job) if is_done else ())))
+    if is_done and isinstance(job.result, AdapterRef):
         name = job.result.name if is_live(job) else str(job.result)
         session.note(f"next: loraplex predict {name} {f'{shlex.quote(str(rows))} --limit 5' if rows else 'FILE'}")
     return job
 
 
+def _result(session: Session, job: JobFields) -> list[list[Any]]:
+    """Return the parts of the result of a job: what was compared, how good it is, and what is live."""
+    if isinstance(job.result, EvaluationResult):
+        return [evaluation_tables(job.result)]
+    parts = [comparison(job.auto), evaluation(job.evaluation), held_out(job.metrics), fleet_summary(session, job)]
+    return [*parts, [alert(f"WARNING: {warning}") for warning in job.warnings], outcome_lines(job)]
+
+
 def note_warnings(session: Session, spec: Any) -> None:
-    """Print the warnings about the settings of a training."""
+    """Print the warnings about the settings of a training, and the groups of a fleet that have other names."""
     for warning in spec.get("warnings", ()):
         session.note(f"note: {warning}")
+    renamed = spec.get("renamed", ())
+    for group in renamed[:_MAX_RENAMED]:
+        session.note(f"note: the group '{group['group']}' is no valid name: its adapter is {group['name']}")
+    if len(renamed) > _MAX_RENAMED:
+        session.note(f"note: {spec['renamed_count'] - _MAX_RENAMED:,} more groups have other names")
 
 
 def _follow_in_lines(session: Session, job_id: str) -> JobFields:

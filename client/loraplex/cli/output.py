@@ -14,6 +14,7 @@ from loraplex.results import Back, Estimate, JobFields, LossPoint
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table as RichTable
+    from rich.text import Text
 
 # A narrower terminal breaks the lines of a table itself, because columns without width would lose their content.
 _NARROWEST = 80
@@ -103,6 +104,13 @@ def pairs(values: Mapping[str, object]) -> Table:
     # Numbers in full, because they are settings that may be copied.
     rows = [(name, None if value is None else str(value)) for name, value in values.items()]
     return Table(("", "value"), rows, folds="value", has_header=False)
+
+
+def alert(text: str) -> "Text":
+    """Return a line that a terminal shows in bold red."""
+    from rich.text import Text
+
+    return Text(escape(text), style="bold red")
 
 
 def cell_text(value: object) -> str:

@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from loraplex.cli import adapters, base, datasets, jobs
+from loraplex.cli import evaluate as evaluating
 from loraplex.cli import predict as predicting
 from loraplex.cli import train as training
 from loraplex.cli.errors import REFUSED
@@ -119,7 +120,7 @@ def status(session: Session) -> None:
         raise typer.Exit(REFUSED)
 
 
-for commands in (training.app, predicting.app, adapters.app, jobs.app, _service):
+for commands in (training.app, predicting.app, evaluating.app, adapters.app, jobs.app, _service):
     cli.add_typer(commands)
 cli.add_typer(base.app, name="base", rich_help_panel=_PANEL)
 cli.add_typer(datasets.app, name="dataset", rich_help_panel=jobs.PANEL)

@@ -83,11 +83,17 @@ def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], pag
     expect(page.get_by_text("Every cell can be used for training.")).to_be_visible()
     expect(page.get_by_label("Inputs")).to_have_value('{"prefix": "pixel_"}')
     expect(page.get_by_label("Target")).to_have_value('{"column": "digit"}')
-    expect(page.get_by_label("Loss")).to_have_value("cross_entropy")
     page.get_by_label("Name of the adapter").fill("acme")
     page.get_by_role("button", name="Check").click()
-    expect(page.locator("[data-estimate]")).to_contain_text("400 rows are used for training, and 100 are held out.")
-    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.locator("[data-estimate]")).to_contain_text(
+        re.compile(r"\d+ rows are used for training, and \d+ are held out\.")
+    )
+    expect(page.locator("[data-estimate]")).to_contain_text("loss cross entropy")
+    with page.expect_request("**/adapters") as request:
+        page.get_by_role("button", name="Train", exact=True).click()
+    body: Any = request.value.post_data_json
+    assert body.keys() == {"name", "data"}
+    assert body["data"].keys() == {"dataset", "inputs", "targets"}
 
     expect(page.get_by_role("heading", level=1)).to_have_text("Training of acme")
     expect(page.locator("#outcome .badge")).to_have_text("succeeded", timeout=SLOWLY)
@@ -95,9 +101,14 @@ def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], pag
     expect(page.locator("#notice")).to_be_empty()
     expect(page.locator("[data-chart]")).to_have_attribute("aria-label", re.compile(r"Loss by step: .+ at step 1, "))
     expect(page.locator("[data-log]")).to_contain_text("rank")
-    accuracy = page.get_by_role("row", name=re.compile("Accuracy.*higher is better"))
-    adapter, base = (float(re.sub(r"[^\d.]", "", text)) for text in accuracy.get_by_role("cell").all_inner_texts()[:2])
+    evaluation = page.get_by_role("group", name="Evaluation")
+    expect(evaluation.get_by_role("columnheader", name="Accuracy")).to_be_visible()
+    figures = (
+        evaluation.get_by_role("row", name=model).get_by_role("cell").first for model in ("Adapter", "Base layer")
+    )
+    adapter, base = (float(figure.inner_text()) for figure in figures)
     assert adapter > 0.8 > 0.3 > base
+    expect(page.get_by_role("group", name="Candidates").get_by_text("taken")).to_be_visible()
     page.get_by_role("link", name="Try it").last.click()
 
     arrive(page, "Try it")
@@ -208,9 +219,9 @@ def test_a_refusal_is_shown_beside_the_form_and_its_field_marked(
     expect(name).to_have_attribute("aria-invalid", "true")
     expect(name).to_be_focused()
     name.fill("acme")
-    page.get_by_text("Advanced").click()
+    page.get_by_text("More settings").click()
     page.get_by_label("Epochs").fill("many")
-    page.get_by_text("Advanced").click()
+    page.get_by_text("More settings").click()
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_label("Epochs")).to_be_focused()
     expect(page.get_by_role("alert")).to_have_text("Epochs must be a whole number, or auto.")

@@ -144,7 +144,7 @@ def test_an_open_dialog_and_an_open_menu_have_no_faults_either(page_at: PageAt, 
     expect(page.get_by_role("dialog")).to_contain_text("2 versions")
     axe(page)
     page = page_at(running[0], "/ui/datasets/turned-digits", scheme="dark", view=NARROW)
-    page.get_by_text("Advanced").click()
+    page.get_by_text("More settings").click()
     axe(page)
     assert _sticks_out(page) <= 0
 

@@ -21,13 +21,14 @@ def test_the_examples_run_one_after_the_other(
     monkeypatch.setenv("LORAPLEX_URL", str(http.base_url))
     monkeypatch.chdir(ROOT)
     examples = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(examples) == 6
+    assert len(examples) == 7
     code = "\n".join(examples).replace("/tmp/acme", str(tmp_path / "acme"))
     exec(compile(code, "client/README.md", "exec"), {"__name__": "readme"})
     shown = capsys.readouterr().out.splitlines()
-    name, accuracy = shown[0].split()
-    assert name == "acme@1"
-    assert float(accuracy) > 0.8
-    assert shown[3] == "(0, None, 0)"
+    name, metric, accuracy, base = shown[0].split()
+    assert (name, metric) == ("acme@1", "accuracy")
+    assert float(accuracy) > 0.8 > float(base)
+    assert shown[1].startswith("True ")
+    assert shown[5] == "(0, None, 0)"
     assert any(line.startswith("adapter_not_found 404") for line in shown)
     assert any("status {'status': 'succeeded'" in line for line in shown)

@@ -9,7 +9,7 @@ from app.settings import Settings
 from tests.integration.cli.conftest import DIGITS, Run
 from tests.support.service import serving, train
 
-HOW = ("--rank", 2, "--epochs", 2, "--learning-rate", 0.01)
+HOW = ("--method", "adamw", "--loss", "cross_entropy", "--epochs", 2)
 MANY = 1_005
 
 

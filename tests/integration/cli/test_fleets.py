@@ -23,7 +23,7 @@ def fleet(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     head, *rows = DIGITS.read_text().splitlines()
     lines = [f"{row},{TEAMS[place % len(TEAMS)]}" for place, row in enumerate(rows)]
     file.write_text("\n".join([f"{head},team", *lines]) + "\n")
-    how = ("--rank", 4, "--epochs", 40, "--method", "adamw")
+    how = ("--rank", 4, "--epochs", 40, "--method", "adamw", "--loss", "cross_entropy", "--split", "rows")
     return run("train", file, "--name", "team", "--target", "digit", "--group-by", "team", *how)
 
 

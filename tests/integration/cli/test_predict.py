@@ -175,7 +175,7 @@ def test_a_table_of_numbers_tells_how_often_it_is_right(run: Run, trained: Ended
 
 def test_what_train_takes_predict_is_offered_for(run: Run, trained: Ended, tmp_path: Path) -> None:
     pq.write_table(pa.csv.read_csv(DIGITS), tmp_path / "digits.parquet")
-    how = ("--rank", 2, "--method", "adamw", "--epochs", 1)
+    how = ("--rank", 2, "--method", "adamw", "--loss", "cross_entropy", "--epochs", 1)
     ended = run("train", tmp_path / "digits.parquet", "--name", "columnar", "--target", "digit", *how)
     assert f"next: loraplex predict columnar {tmp_path / 'digits.parquet'} --limit 5" in ended.stderr
 
@@ -218,7 +218,7 @@ def test_rows_of_two_widths_are_named(run: Run, trained: Ended, tmp_path: Path) 
 def test_an_adapter_without_a_live_version_is_said_to_have_none(
     run: Run, service: ServiceProcess, trained: Ended
 ) -> None:
-    how = ("--rank", 2, "--method", "adamw", "--epochs", 1, "--publish", "never")
+    how = ("--rank", 2, "--method", "adamw", "--loss", "cross_entropy", "--epochs", 1, "--publish", "never")
     made = run("train", DIGITS, "--name", "unborn", "--target", "digit", *how)
     assert "unborn@1 was made, and live did not move" in made.stdout
     assert "none of the versions of unborn is live" in run("predict", "unborn", DIGITS, status=1).stderr
@@ -296,7 +296,7 @@ def test_the_target_is_no_input_wherever_it_stands(run: Run, trained: Ended, tmp
 def test_columns_that_are_called_by_numbers_are_known_from_the_training(run: Run, ask: Ask, tmp_path: Path) -> None:
     _, *rows = DIGITS.read_text().splitlines()
     (tmp_path / "numbered.csv").write_text("\n".join([",".join(map(str, range(65))), *rows]) + "\n")
-    how = ("--rank", 2, "--epochs", 1, "--learning-rate", 0.01)
+    how = ("--method", "adamw", "--loss", "cross_entropy", "--epochs", 1)
     run("train", tmp_path / "numbered.csv", "--name", "numbered", "--target", "64", *how)
     ended = run("predict", "numbered", tmp_path / "numbered.csv", "--limit", 5)
     assert ended.stderr == "inputs: 0, 1 … 63 (64 columns); not used: 64\n"

@@ -14,6 +14,7 @@ from loraplex import (
     AsyncJob,
     BadAnswer,
     Client,
+    Conflict,
     Display,
     Diverged,
     InvalidName,
@@ -136,6 +137,21 @@ def test_a_list_goes_on_with_the_next_page(connect: Connect, scripted: Scripted)
     assert "cursor" not in first
     assert "cursor=c%2F1" in second
     assert "status=queued" in second
+
+
+def test_adapters_of_a_job_are_trained_again_by_outcome(connect: Connect, scripted: Scripted) -> None:
+    listed: dict[str, Any] = {"data": [], "next_cursor": None}
+    scripted.plan([reply(200, JOB), reply(200, listed), reply(202, JOB | {"id": "j2"}), problem(409, "data_gone")])
+    job = connect(scripted.url).job("j1")
+    assert list(job.adapters(outcome="worse", sort="gain")) == []
+    assert "outcome=worse&sort=gain" in scripted.asked[-1].line
+    assert job.retry(outcomes=["failed", "worse"], training={"bias": False}).id == "j2"
+    assert scripted.asked[-1].line.startswith("POST /jobs/j1/retry ")
+    assert json.loads(scripted.asked[-1].body) == {"outcomes": ["failed", "worse"], "training": {"bias": False}}
+    with pytest.raises(Conflict) as refused:
+        job.retry()
+    assert refused.value.code == "data_gone"
+    assert json.loads(scripted.asked[-1].body) == {}
 
 
 def test_what_is_not_there_or_has_no_name_is_said(start: Start) -> None:

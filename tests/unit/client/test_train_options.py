@@ -3,43 +3,31 @@
 from typing import Any, get_args
 
 import pytest
-from loraplex.cli import train
+from loraplex import defaults
 from loraplex.cli.root import cli
 from typer.main import get_command
 
-from adapters.training.evaluation.gate import Gate, When
-from adapters.training.planning import split
-from adapters.training.planning.split import Split, SplitBy
-from adapters.training.settings import AUTO, SETTINGS, Loss, Method, Setting
+from adapters.training.evaluation.gate import When
+from adapters.training.planning.split import SplitBy
+from adapters.training.settings import AUTO, SETTINGS, Loss, Method
 
 _ROOT: Any = get_command(cli)
 OPTIONS = {option.name: option for option in _ROOT.commands["train"].params}
 
 
-def _shown_default(name: str) -> object:
-    return getattr(OPTIONS[name], "show_default", None)
-
-
 def test_the_choices_are_those_of_the_service() -> None:
-    assert get_args(train.Loss) == tuple(Loss)
-    assert sorted(get_args(train.Method)) == sorted([AUTO, *Method])
-    assert sorted(get_args(train.SplitBy)) == sorted(["none", *(by for by in SplitBy if by != "hash")])
-    assert {publish.replace("-", "_") for publish in get_args(train.Publish)} <= set(When)
+    assert get_args(defaults.Loss) == (AUTO, *Loss)
+    assert sorted(get_args(defaults.Method)) == sorted([AUTO, *Method])
+    assert sorted(get_args(defaults.SplitBy)) == sorted([AUTO, "none", *set(SplitBy) - {SplitBy.HASH}])
+    assert sorted(publish.replace("-", "_") for publish in get_args(defaults.Publish)) == sorted(When)
 
 
-@pytest.mark.parametrize("name", sorted(SETTINGS.keys() & OPTIONS.keys() - {"method", "loss", "rank", "alpha"}))
-def test_a_setting_s_option_has_its_type_and_its_default(name: str) -> None:
-    setting: Setting = SETTINGS[name]
-    assert OPTIONS[name].type_descriptor.annotation is setting.kind
-    assert _shown_default(name) == (AUTO if setting.takes_auto else str(setting.default))
+@pytest.mark.parametrize("name", sorted(SETTINGS.keys() & OPTIONS.keys() - {"method", "loss", "rank", "prior"}))
+def test_a_setting_s_option_has_its_type(name: str) -> None:
+    assert OPTIONS[name].type_descriptor.annotation is SETTINGS[name].kind
 
 
-def test_the_options_of_the_split_and_of_the_gate_have_their_defaults() -> None:
-    gate = Gate()
-    assert _shown_default("held_out") == str(Split().fraction)
-    assert (_shown_default("metric"), _shown_default("margin")) == (gate.metric, f"{gate.margin:g}")
-
-
-def test_the_numbers_that_the_command_line_repeats_are_those_of_the_service() -> None:
-    assert train._FEW_ROWS == split.FEW_ROWS
-    assert SETTINGS["learning_rate"].default == train._FLEET_RATE
+def test_a_retry_has_the_options_of_a_training_that_are_settings() -> None:
+    retry = {option.name for option in _ROOT.commands["retry"].params}
+    under_training = {name for name, setting in SETTINGS.items() if not setting.is_top_level}
+    assert retry & SETTINGS.keys() == OPTIONS.keys() & under_training

@@ -12,12 +12,14 @@ document.addEventListener("click", (event) => {
 
 async function act(button) {
   const { method, url, body, next, notice, ifMatch } = button.dataset;
-  const output = (button.closest("dialog") || document).querySelector("[data-problem]");
+  const output = (button.closest("dialog, [data-actions]") || document).querySelector("[data-problem]");
   clearProblem(output);
   button.disabled = true;
   try {
     const answer = await call(method, url, body, ifMatch ? { "If-Match": `"${ifMatch}"` } : {});
-    showAfterwards(answer && answer.reverted ? describeRevert(answer) : notice, next);
+    // A call that makes a job leads to it.
+    const address = answer && answer.id ? next.replace("{id}", encodeURIComponent(answer.id)) : next;
+    showAfterwards(answer && answer.reverted ? describeRevert(answer) : notice, address);
   } catch (error) {
     button.disabled = false;
     showProblem(output, error);

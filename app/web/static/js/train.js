@@ -10,33 +10,47 @@ const COUNT = "a whole number, or auto";
 const NUMBER = "a number, or auto";
 const SETTINGS = { epochs: COUNT, learning_rate: NUMBER, batch_size: COUNT, ridge: NUMBER, seed: "a whole number" };
 
-/** Return the body of POST /adapters; throw a Problem with the field of a text that is not a number. */
+/**
+ * Return the body of POST /adapters, which has only what was entered: the service has the defaults. Throw a Problem with
+ * the field of a text that is not a number.
+ */
 function request() {
-  const loss = fields.loss.value;
-  const training = { method: fields.method.value, loss };
+  const training = { ...entered("method"), ...entered("loss") };
+  if (fields.bias.value) training.bias = fields.bias.value === "true";
   for (const [name, expected] of Object.entries(SETTINGS)) {
     const text = fields[name].value.trim();
     if (text) training[name] = numberOrAuto(text, `training.${name}`, expected);
   }
-  if (training.method !== "closed_form" && !(training.method === "auto" && loss === "mse")) {
-    for (const name of ["epochs", "learning_rate", "batch_size"]) training[name] ??= "auto";
-  } else if (training.method === "closed_form") {
-    training.ridge ??= "auto";
-  }
-  if (fields.bias.checked) training.bias = true;
-  const data = { dataset: form.dataset.dataset, inputs: inputs(), targets: fields.target.value ? JSON.parse(fields.target.value) : {} };
+  const target = fields.target.value ? JSON.parse(fields.target.value) : {};
+  const data = { dataset: form.dataset.dataset, inputs: inputs(), targets: target, ...entered("group"), ...entered("group_by") };
   const labels = lines(fields.labels.value);
   if (labels.length) data.labels = labels;
-  const split = fields.split.selectedOptions[0];
-  const body = { name: fields.name.value.trim(), rank: numberOrAuto(fields.rank.value.trim(), "rank", COUNT), data, training };
-  if (split.value === "group") {
-    data.group = split.dataset.column;
-    body.split = { by: "group", fraction: 0.2 };
-  } else if (split.value) {
-    body.split = { by: "rows", fraction: split.value === "tenth" ? 0.1 : 0.2 };
-  }
-  if (fields.gate.checked && split.value) body.publish = { when: "if_better" };
+  const body = { name: adapterName(data.group_by), data, ...entered("publish"), ...split(data.group) };
+  if (fields.rank.value.trim()) body.rank = numberOrAuto(fields.rank.value.trim(), "rank", COUNT);
+  if (Object.keys(training).length) body.training = training;
+  if (data.group_by) Object.assign(body, entered("fleet_prior"));
+  if (body.publish === "if_better") body.publish = { when: "if_better" };
   return body;
+}
+
+/** Return a member of the request, or none if its field is empty or not there. */
+function entered(field) {
+  const value = fields[field]?.value.trim();
+  return value ? { [field]: value } : {};
+}
+
+function adapterName(column) {
+  const text = fields.name.value.trim();
+  return column && text && !text.includes("{") ? `${text}-{${column}}` : text;
+}
+
+function split(group) {
+  if (fields.split.value === "none") return { split: null };
+  if (!fields.split.value) return {};
+  const shape = { by: group ? "group" : "rows" };
+  const text = fields.fraction.value.trim();
+  if (text) shape.fraction = numberOrAuto(text, "split.fraction", "a number");
+  return { split: shape };
 }
 
 function inputs() {
@@ -56,17 +70,11 @@ function lines(text) {
   return text.split("\n").map((line) => line.trim()).filter(Boolean);
 }
 
-function suggestLoss() {
-  const loss = fields.target.selectedOptions[0]?.dataset.loss;
-  if (loss) fields.loss.value = loss;
-}
-
-function offerColumns() {
+function offer() {
   form.querySelector("[data-named-columns]").hidden = fields.inputs.value !== "";
-}
-
-function offerGate() {
-  fields.gate.disabled = fields.split.value === "";
+  form.querySelector("[data-fraction]").hidden = fields.split.value !== "rows";
+  const fleet = form.querySelector("[data-fleet]");
+  if (fleet) fleet.hidden = fields.group_by.value === "";
 }
 
 async function send(url, button) {
@@ -85,13 +93,13 @@ async function send(url, button) {
 
 function showPlan(plan) {
   const { seconds, memory_bytes: memory } = plan.estimate;
-  const { split, training, rank, auto } = plan.spec;
+  const { split, training, rank, auto, warnings } = plan.spec;
   const sentences = [
     `The training takes about ${seconds < 1 ? "a second" : `${Math.ceil(seconds)} seconds`} and ${Math.ceil(memory / 2 ** 20)} MiB of memory.`,
-    split ? `${split.train.rows} rows are used for training, and ${split.held_out.rows} are held out.` : "No rows are held out, so the result is not measured.",
+    split ? describeSplit(split) : "No rows are held out, so the result is not measured.",
     `Method ${training.method.replaceAll("_", " ")}, loss ${training.loss.replaceAll("_", " ")}, rank ${rank}.`,
-    ...Object.entries(auto || {}).map(([name, reason]) => `${name.replaceAll("_", " ")}: ${reason}.`),
-    ...(split?.warnings || []).map((warning) => `Warning: ${warning}.`),
+    ...Object.entries(auto || {}).map(([setting, reason]) => `${setting.replaceAll("_", " ")}: ${reason}.`),
+    ...[...(split?.warnings || []), ...(warnings || [])].map((warning) => `Warning: ${warning}.`),
   ];
   const list = document.createElement("ul");
   for (const text of sentences) {
@@ -100,6 +108,10 @@ function showPlan(plan) {
     list.append(item);
   }
   estimate.replaceChildren(list);
+}
+
+function describeSplit({ train, held_out: heldOut }) {
+  return heldOut ? `${train.rows} rows are used for training, and ${heldOut.rows} are held out.` : "The result is measured on rows that are left out in turn.";
 }
 
 form.addEventListener("submit", async (event) => {
@@ -111,9 +123,5 @@ form.querySelector("[data-check]").addEventListener("click", async (event) => {
   const plan = await send("/adapters?dry_run=true", event.currentTarget);
   if (plan) showPlan(plan);
 });
-fields.target.addEventListener("change", suggestLoss);
-fields.inputs.addEventListener("change", offerColumns);
-fields.split.addEventListener("change", offerGate);
-suggestLoss();
-offerColumns();
-offerGate();
+form.addEventListener("change", offer);
+offer();

@@ -66,6 +66,18 @@ CROSS_ENTROPY = """
 """
 
 
+def test_an_evaluation_is_read_as_it_was_written() -> None:
+    job = replace(
+        training_job(adapters=["acme@3", None]),
+        kind=JobKind.EVALUATION,
+        adapters=0,
+        labels=("a", "b", "c"),
+        compared=("acme@3", None),
+        output_labels=("b", "a"),
+    )
+    assert TrainingJob.from_json(json.loads(json.dumps(job.to_json()))) == job
+
+
 def _part(whole: Any, of: Any) -> Any:
     """The members of `whole`, at every depth, that `of` has too."""
     if not isinstance(whole, dict) or not isinstance(of, dict):
