@@ -7,7 +7,7 @@ from itertools import chain
 
 import numpy as np
 import torch
-from adapters.training.candidates.fit import fit_fleet_auto
+from adapters.training.candidates.auto_fit import fit_fleet_auto
 from numpy.typing import NDArray
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
