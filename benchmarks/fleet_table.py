@@ -2,13 +2,12 @@
 
 # N rows · K rows of one tenant · I in_features · O out_features
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from benchmarks.jobs import arrow_stream
 from benchmarks.requests import Shape
 from benchmarks.stores import load_base
 from benchmarks.tenants import factors, name_of
@@ -31,15 +30,8 @@ class Table:
 
     def arrow(self) -> memoryview:
         """Return the Arrow stream with the columns `x`, `y` and `tenant`."""
-        columns = {
-            "x": pa.FixedSizeListArray.from_arrays(self.inputs_NI.reshape(-1), self.inputs_NI.shape[1]),
-            "y": pa.FixedSizeListArray.from_arrays(self.targets_NO.reshape(-1), self.targets_NO.shape[1]),
-            "tenant": pa.array([name_of(tenant) for tenant in self.tenants_N]),
-        }
-        batch, stream = pa.RecordBatch.from_pydict(columns), BytesIO()
-        with pa.ipc.new_stream(stream, batch.schema) as writer:
-            writer.write_batch(batch)
-        return stream.getbuffer()
+        tenants = [name_of(tenant) for tenant in self.tenants_N]
+        return arrow_stream(x=self.inputs_NI, y=self.targets_NO, tenant=tenants)
 
 
 def make_table(shape: Shape, *, tenants: int, rows: int, rank: int) -> Table:

@@ -24,6 +24,9 @@ _PACKAGES = (
     "peft",
     "litserve",
     "ray",
+    "scikit-learn",
+    "cleanlab",
+    "wordllama",
 )
 
 

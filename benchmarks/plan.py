@@ -40,6 +40,8 @@ class Plan:
     """Of the fleet's, one after the other in plain torch."""
     fits_alone: int
     """Groups that are trained again as jobs of their own."""
+    quality_seeds: int
+    """Of each world, and of each table with many rows."""
 
 
 FULL = Plan(
@@ -64,6 +66,7 @@ FULL = Plan(
     large_fleet_groups=10_000,
     plain_fits=1_000,
     fits_alone=40,
+    quality_seeds=2,
 )
 QUICK = Plan(
     engine_shapes=(SMALL, WIDE),
@@ -87,4 +90,5 @@ QUICK = Plan(
     large_fleet_groups=2_000,
     plain_fits=200,
     fits_alone=8,
+    quality_seeds=1,
 )

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraplex import errors, results
 from loraplex.errors import *
+from loraplex.frames import to_pandas as to_pandas
+from loraplex.frames import to_polars as to_polars
 from loraplex.progress import Display as Display
 from loraplex.results import *
 
@@ -44,7 +46,7 @@ def _classes(*modules: ModuleType) -> list[str]:
     ]
 
 
-__all__ = ["Display", *_LAZY, *_classes(errors, results)]
+__all__ = ["Display", "to_pandas", "to_polars", *_LAZY, *_classes(errors, results)]
 
 if not TYPE_CHECKING:
     # They bring httpx and numpy, which the command line does without until it asks a service: at each key press of a

@@ -4,6 +4,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ class Rows:
     """True if the input was a single row, without a dimension for rows."""
     device: Any
     """Device of the tensor that was given; None if none was."""
+    index: Any = None
+    """Index of the pandas object that was given; None if none was."""
 
     def answer(self, outputs_NO: Float32) -> Any:
         """Return outputs in the form of the input: a tensor for a tensor, one row for one row."""
@@ -33,6 +36,13 @@ class Rows:
 
 def is_text(value: object) -> bool:
     """Return whether these are texts for an encoder: a string, a list of strings, or an array of them."""
+    # An Arrow stream alone can be read once only, so it is not looked at here.
+    columns = table_columns(value) if hasattr(value, "__array__") else None
+    if columns is not None and len(columns) == 1:
+        value = columns[0][1]
+    # A column of pandas, polars or Arrow; Arrow's have no shape.
+    if hasattr(value, "__array__") and len(getattr(value, "shape", (0,))) == 1 and not _is_tensor(value):
+        value = np.asarray(value)
     if isinstance(value, np.ndarray):
         return value.dtype.kind == "U" or (value.dtype == object and all(isinstance(text, str) for text in value.flat))
     return isinstance(value, str) or (
@@ -49,7 +59,13 @@ def rows_of(value: object, *, field: str = "inputs") -> Rows:
     if x.ndim not in (1, 2) or 0 in x.shape:
         expected = "(rows, columns), or (columns,) for one row; at least one of each"
         raise WrongShape(f"{field} has the shape {x.shape}", field=field, given=x.shape, expected=expected)
-    return Rows(np.atleast_2d(x), x.ndim == 1, value.device if _is_tensor(value) else None)  # type: ignore[attr-defined]
+    device = getattr(value, "device", None) if _is_tensor(value) else None
+    return Rows(np.atleast_2d(x), x.ndim == 1, device, rows_index(value))
+
+
+def rows_index(value: object) -> Any:
+    """Return the index of a pandas object, and None for anything else."""
+    return getattr(value, "index", None) if hasattr(value, "iloc") else None
 
 
 def numbers(value: object, *, field: str) -> Float32:
@@ -86,6 +102,11 @@ def array(value: object, *, field: str) -> NDArray[Any]:
     """Return any array-like as a NumPy array; raise `WrongShape` if its rows differ in length."""
     if _is_tensor(value):
         value = _from_tensor(value, field)
+    columns = table_columns(value)
+    if columns is not None:
+        # Many columns of numbers take long one by one.
+        whole = np.asarray(value) if hasattr(value, "__array__") else np.empty(0, object)
+        return whole if whole.dtype.kind in "iuf" else stack_columns(columns, field=field)
     try:
         values = np.asarray(lists_of_vectors(value, field=field))
         # pandas has columns of several numeric types as objects.
@@ -94,6 +115,37 @@ def array(value: object, *, field: str) -> NDArray[Any]:
     except ValueError:
         detail = f"{field} is no array: its rows differ in length"
         raise WrongShape(detail, field=field, expected="rows of one length") from None
+
+
+def table_columns(value: Any) -> list[tuple[str, Any]] | None:
+    """Return the named columns of a pandas or polars DataFrame or an Arrow table; None for anything else."""
+    if hasattr(value, "__arrow_c_stream__") and not hasattr(value, "__array__"):
+        # Such as a reader of record batches, or a relation of DuckDB.
+        value = import_module("pyarrow").table(value)
+    if hasattr(value, "iloc") and hasattr(value, "columns"):
+        return [(str(name), value.iloc[:, index]) for index, name in enumerate(value.columns)]
+    if hasattr(value, "get_columns"):
+        return [(column.name, column) for column in value.get_columns()]
+    if hasattr(value, "column_names") and hasattr(value, "itercolumns"):
+        return list(zip(value.column_names, value.itercolumns(), strict=True))
+    return None
+
+
+def stack_columns(columns: Sequence[tuple[str, Any]], *, field: str) -> NDArray[Any]:
+    """Return columns of numbers or of vectors side by side, (N, I), or one column of anything else, (N, 1).
+
+    Raises `WrongType` for one of several columns that has no numbers, with its name.
+    """
+    arrays = []
+    for name, column in columns:
+        values = array(column, field=f"{field}, column {name}")
+        if values.dtype.kind not in "iufb" and len(columns) > 1:
+            detail, kind = f"{field}: the column {name!r} has no numbers", str(values.dtype)
+            raise WrongType(detail, field=field, given=kind, expected="columns of numbers: select them")
+        arrays.append(values[:, np.newaxis] if values.ndim == 1 else values)
+    if not arrays:
+        raise WrongShape(f"{field} has no columns", field=field, given=0, expected="a column")
+    return np.hstack(arrays)
 
 
 def lists_of_vectors(value: Any, *, field: str) -> Any:
@@ -154,4 +206,4 @@ def encode_rows(inputs: Any, encode: Encode | None, *, field: str) -> Rows:
         shape, expected = rows.x_NI.shape, f"({len(texts)}, columns)"
         detail = f"the encoder made {shape} numbers of {len(texts)} texts"
         raise WrongShape(detail, field=field, given=shape, expected=expected)
-    return Rows(rows.x_NI, isinstance(inputs, str), None)
+    return Rows(rows.x_NI, isinstance(inputs, str), None, rows_index(inputs))

@@ -81,6 +81,7 @@ def prediction(rows: Rows, parts: Sequence[Part], *, by_row: bool) -> Prediction
         row_adapters=tuple(None if version is None else index[version] for version in versions_N) if by_row else None,
         queue_ms=sum(part.queue_ms for part in parts),
         forward_ms=sum(part.forward_ms for part in parts),
+        index=rows.index,
     )
 
 

@@ -1,11 +1,12 @@
 """Results of calls, as values. Fields that a newer service adds are ignored."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 from loraplex.errors import BadRow, JobCancelled, JobFailed, LoraplexError
+from loraplex.frames import Columns, Tabular, to_pandas
 
 Json = Mapping[str, Any]
 
@@ -60,7 +61,7 @@ class LogLine(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
+class Prediction(Tabular):
     """Outputs of the layer for some rows."""
 
     outputs: Any
@@ -76,10 +77,45 @@ class Prediction:
     """Time of waiting in the service; the sum if the request was sent in parts."""
     forward_ms: float = 0.0
     """Time of computation; the sum if the request was sent in parts."""
+    index: Any = field(default=None, repr=False, compare=False)
+    """Index of the pandas DataFrame or Series that was given, which `to_pandas` keeps; otherwise None."""
+
+    def to_pandas(self) -> Any:
+        """Return a row of outputs for each row: `output_0`, …, after the `adapter` if each row has its own."""
+        frame = to_pandas(self)
+        return frame if self.index is None else frame.set_index(self.index)
+
+    def _columns(self) -> Columns:
+        from loraplex.arrays import array  # imports numpy
+
+        outputs = array(self.outputs, field="outputs")
+        columns: dict[str, Any] = {}
+        if self.row_adapters is not None:
+            columns["adapter"] = [None if row is None else str(self.adapters[row]) for row in self.row_adapters]
+        columns |= {f"output_{output}": outputs[..., output].reshape(-1) for output in range(outputs.shape[-1])}
+        return columns
+
+
+class Classification(list[list[Label]], Tabular):
+    """The most probable classes of each row, in order of probability."""
+
+    __slots__ = ()
+
+    def _columns(self) -> Columns:
+        width = max(map(len, self), default=0)
+        columns: dict[str, Sequence[Any]] = {}
+        for rank in range(width):
+            suffix = "" if width == 1 else f"_{rank + 1}"
+            labels = [row[rank] if rank < len(row) else None for row in self]
+            columns |= {
+                f"{name}{suffix}": [None if label is None else getattr(label, name) for label in labels]
+                for name in Label._fields
+            }
+        return columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
+class Base(Tabular):
     """The base layer."""
 
     in_features: int
@@ -95,7 +131,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class Version(Tabular):
     """Immutable version of an adapter."""
 
     adapter: str
@@ -127,7 +163,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adapter:
+class Adapter(Tabular):
     """An adapter."""
 
     name: str
@@ -295,7 +331,7 @@ class Suspect(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobFields:
+class JobFields(Tabular):
     """Training job, in the state in which it was fetched."""
 
     id: str
@@ -344,7 +380,7 @@ def succeeded(job: J) -> J:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobAdapter:
+class JobAdapter(Tabular):
     """Adapter that a job trains."""
 
     name: str
@@ -422,7 +458,7 @@ class Column(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetVersion:
+class DatasetVersion(Tabular):
     """Immutable version of a data set."""
 
     dataset: str
@@ -439,7 +475,7 @@ class DatasetVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dataset:
+class Dataset(Tabular):
     """A data set."""
 
     name: str
@@ -449,7 +485,7 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Preview:
+class Preview(Tabular):
     """Rows of a data set."""
 
     dataset: str
@@ -457,3 +493,7 @@ class Preview:
     offset: int
     rows: Sequence[Mapping[str, Any]]
     next_offset: int | None
+
+    def _columns(self) -> Columns:
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        return {name: [row.get(name) for row in self.rows] for name in names}

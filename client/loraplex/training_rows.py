@@ -7,15 +7,50 @@ from typing import Any
 
 import numpy as np
 
-from loraplex.arrays import array, finite, lists_of_vectors
+from loraplex.arrays import array, finite, lists_of_vectors, stack_columns, table_columns
 from loraplex.calls import encoded
-from loraplex.errors import WrongShape, WrongType
+from loraplex.errors import InvalidCombination, InvalidInput, WrongShape, WrongType
 from loraplex.tables import LINES, write_table
 
 # Numbers of inputs, targets and the rest that are sent in the request: about 4 MiB of JSON.
 INLINE_NUMBERS = 200_000
+_IN_TABLE = ("inputs", "targets", "weights", "groups")
 ARRAYS = ("targets", "weights", "groups", "corpus")
 """Fields of the rows, beside the inputs, that have a value for each row or document."""
+
+
+def rows_of_table(rows: Mapping[str, Any], data: Any) -> tuple[Mapping[str, Any], Any]:
+    """Return the rows of a table as arrays, with no data; return rows and data unchanged if the data are no table.
+
+    In a table, the inputs, targets, weights and groups are names of columns. The inputs may be a list of them, and so
+    may the targets; by default, the inputs are all other columns.
+    """
+    table = None if isinstance(data, Mapping) else table_columns(data)
+    if table is None:
+        return rows, data
+    columns = dict(table)
+    names = {name: _names(rows[name]) for name in _IN_TABLE if name in rows}
+    if "targets" not in names:
+        detail = "the rows are a table: say which of its columns are the targets"
+        raise InvalidCombination(detail, field="targets", expected='targets="name of a column"')
+    taken = {name for columns_taken in names.values() for name in columns_taken}
+    names.setdefault("inputs", [name for name in columns if name not in taken])
+    missing = [name for selected in names.values() for name in selected if name not in columns]
+    if missing:
+        present = ", ".join(list(columns)[:20])
+        detail = f"the table has no column {missing[0]!r}; it has: {present}"
+        raise InvalidInput(detail, field="data", given=missing[0], expected="a column of the table")
+    arrays = {
+        name: columns[selected[0]]
+        if len(selected) == 1
+        else stack_columns([(column, columns[column]) for column in selected], field=f"data.{name}")
+        for name, selected in names.items()
+    }
+    return {**rows, **arrays}, None
+
+
+def _names(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(map(str, value))
 
 
 def fits_in_request(rows: Mapping[str, Any]) -> bool:
@@ -67,6 +102,11 @@ def values_of(value: Any, *, field: str) -> Any:
 
     Raises `WrongType` for a list of several types, which an array would convert to one: ["cat", 1] to two texts.
     """
+    columns = table_columns(value)
+    if columns is not None and len(columns) == 1:
+        value = columns[0][1]
+    elif columns is not None:
+        value = stack_columns(columns, field=field)
     value = lists_of_vectors(value, field=field)
     if isinstance(value, list | tuple):
         if all(isinstance(row, list | tuple) for row in value):

@@ -99,7 +99,7 @@ def solve_stack(
     sound_G = torch.isfinite(sums.gram_II).all(-1).all(-1) & torch.isfinite(sums.cross_IO).all(-1).all(-1)
     gram_GII, cross_GIO = (torch.where(sound_G[:, None, None], sum_GIJ, 0.0) for sum_GIJ in sums[:2])
     solution_GIO, basis_GOR = reduced_rank(gram_GII, cross_GIO, ridge=ridge, rank=rank, prior_OI=prior_OI)
-    a_GOR, b_GRI = _balanced_factors(solution_GIO, basis_GOR, scaling=scaling)
+    a_GOR, b_GRI = balanced_factors(solution_GIO, basis_GOR, scaling=scaling)
     bias_GO = None
     if bias:
         # From the rounded factors, so that the bias corrects the effect of their rounding at the mean.
@@ -240,7 +240,7 @@ def _right_singular(matrix_KO: Tensor, most: int, of: Tensor | None = None) -> T
     return strong_KO[:most]
 
 
-def _balanced_factors(solution_GIO: Tensor, basis_GOR: Tensor, *, scaling: float) -> tuple[Tensor, Tensor]:
+def balanced_factors(solution_GIO: Tensor, basis_GOR: Tensor, *, scaling: float) -> tuple[Tensor, Tensor]:
     """Return balanced factors: column k of A and row k of B have equal norms, and A's largest entry is positive."""
     right_GIR = solution_GIO @ basis_GOR
     norms_GR = torch.linalg.vector_norm(right_GIR, dim=-2)

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from adapters.training.limits import CHUNK_ROWS, MAX_CACHED_OUTPUTS, MAX_STACK_GROUPS, STACK_NUMBERS, SUM_CHUNK_NUMBERS
-from adapters.training.settings import Loss, TrainingSpec
+from adapters.training.planning.split import FEW_ROWS, FOLDS
+from adapters.training.settings import Candidate, Loss, TrainingSpec
 
 # Memory of torch, a base layer of a few MiB, and small fits.
 _PROCESS_BYTES = 320 * 2**20
@@ -12,6 +15,9 @@ _FLOPS_A_SECOND = 5e9
 # Cost of the smallest step.
 _SECONDS_A_STEP = 2e-4
 _RETRIEVAL_TILE = 2**21
+# What the candidates are tried with together, and the small groups of a stack.
+_SETTINGS_TRIED = 500
+_CANDIDATE_GROUPS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,9 @@ def estimate(
     """
     I, O, R = in_features, out_features, spec.rank
     base_bytes = 4 * I * O * 3  # float32, and float64 while it is evaluated
+    if spec.candidates:
+        rows = training_rows + held_rows
+        return _of_candidates(spec, I, O, rows, [rows] if group_sizes is None else group_sizes, base_bytes)
     if group_sizes is not None:
         return _of_fleet(spec, I, O, training_rows, group_sizes, base_bytes)
     # Rows that are read, those before them, and both again in float64.
@@ -67,6 +76,28 @@ def estimate(
         seconds = spec.steps(training_rows) * a_step + (trials - 1) * min(200, spec.steps(training_rows)) * a_step
     seconds += (training_rows + held_rows) * 4.0 * I * O / _FLOPS_A_SECOND
     return Estimate(int(_PROCESS_BYTES + base_bytes + needed + measured + held), seconds)
+
+
+def _of_candidates(
+    spec: TrainingSpec, I: int, O: int, rows: int, group_sizes: Sequence[int], base_bytes: int
+) -> Estimate:
+    J, sizes = I + 1, np.minimum(group_sizes, 2**31)
+    # Rows of small groups stay in memory, with an error for each setting that is tried; others are read in chunks.
+    small_rows = int(sizes[sizes < FEW_ROWS].sum())
+    kept = small_rows * (12 * I + 40 * O + 4 * _SETTINGS_TRIED)
+    read = 8 * 5 * min(int(sizes.max()) * (I + 2 * O), SUM_CHUNK_NUMBERS)
+    # Kernels of a stack for each fold, or sums of one large group.
+    widest = min(int(sizes.max()), J)
+    together = min(_CANDIDATE_GROUPS, len(sizes)) if widest < J else 1
+    decomposed = 8 * together * widest * (widest + O) * 2 * FOLDS + 8 * J * (J + O) * 10
+    operations = 2.0 * float((np.minimum(sizes, J).astype(float) ** 2 * (sizes + 25 * np.minimum(sizes, J))).sum())
+    seconds = 2 * (FOLDS + 1) * operations / _FLOPS_A_SECOND + 4e-9 * _SETTINGS_TRIED * (FOLDS + 1) * rows * (I + O)
+    if Candidate.ADAMW in spec.candidates:
+        a_step = _SECONDS_A_STEP + min(rows, spec.batch_size or rows) * 6.0 * spec.rank * (I + O) / _FLOPS_A_SECOND
+        large = int((sizes >= FEW_ROWS).sum())
+        seconds += large * (1 + len(spec.try_rates)) * spec.steps(max(1, rows // len(sizes))) * a_step
+        read += 4 * MAX_CACHED_OUTPUTS if rows * O > MAX_CACHED_OUTPUTS else 4 * rows * O
+    return Estimate(int(_PROCESS_BYTES + base_bytes + kept + read + decomposed), seconds)
 
 
 def _of_fleet(spec: TrainingSpec, I: int, O: int, rows: int, group_sizes: Sequence[int], base_bytes: int) -> Estimate:

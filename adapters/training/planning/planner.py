@@ -129,18 +129,9 @@ class Planner:
         `InvalidInput`, `NotFound` or `Conflict` that names the field.
         """
         base, limits = self.base, self.limits
-        if not request.is_fleet:
-            check_name(request.name)
-        request = request.complete(self._loss(request), max_rank=limits.max_rank)
-        settings, name = request.settings, str(request.name)
-        settings.check(max_rank=limits.max_rank)
         # 1. Read what the request refers to, and check each part by itself.
-        start = read_initialization(settings, self.find_adapter, base=base, max_rank=limits.max_rank)
-        if start.rank is not None:
-            settings = replace(settings, rank=start.rank)
-            request = replace(request, settings=settings)
-        rows = self.read_rows(request.rows, Loss(settings.loss), field="data")
-        check_label_positions(start, rows.targets.labels)
+        request, start, rows = self._read(request)
+        name = str(request.name)
         adapters = rows.job_adapters(name, is_fleet=request.is_fleet, max_groups=limits.max_groups)
         sizes = [adapter.rows for adapter in adapters] if request.is_fleet else None
         holdout = read_holdout(request, rows, datasets=self.datasets, base=base)
@@ -152,7 +143,7 @@ class Planner:
         _check_used(request, rows, holdout)
         split = _report_split(request, rows, holdout, spec, sizes)
         gate = request.publish.make_gate(spec.loss, holds_out=split.held_out.rows > 0, is_fleet=request.is_fleet)
-        adapters = self._add_prior(request, adapters, spec, rows.count)
+        adapters = _add_prior(request, adapters, spec, rows.count)
         positions = len(adapters)
         if only_groups is not None:
             adapters = [adapter for adapter in adapters if adapter.group in only_groups]
@@ -160,17 +151,13 @@ class Planner:
         training_rows, labels = split.train.rows, rows.targets.labels
         spec.check_steps(training_rows)
         cost = self.estimate(spec, training_rows, held_rows=split.held_out.rows, group_sizes=sizes)
-        provenance = Provenance(
-            data=rows.description(),
-            split=split.rule,
-            parent=start.parent,
-            prior=None if start.prior is None else str(start.prior[0]),
-        )
-        renames = renamed(name, adapters)
+        prior = None if start.prior is None else str(start.prior[0])
+        provenance = Provenance(data=rows.description(), split=split.rule, parent=start.parent, prior=prior)
+        names = renamed(name, adapters)
         optional = {
             "fleet_prior": request.fleet_prior,
-            "renamed": renames[:_MAX_RENAMED_SHOWN],
-            "renamed_count": len(renames),
+            "renamed": names[:_MAX_RENAMED_SHOWN],
+            "renamed_count": len(names),
             "labels": None if labels is None else list(labels),
             "rslora": spec.rslora and spec.init is Init.FACTORS,
             "warnings": [*_label_warnings(request, labels, base), *split.warnings, *_unevaluated(gate, holdout)],
@@ -186,13 +173,26 @@ class Planner:
             positions=positions,
             is_fleet=request.is_fleet,
             fleet_prior=None if request.fleet_prior is None else str(request.fleet_prior),
-            request=None if rows.table is None or isinstance(settings.init, InitFactors) else request.body,
+            request=None if rows.table is None or isinstance(request.settings.init, InitFactors) else request.body,
             provenance=provenance,
-            description=_describe(request, spec, start, provenance)
-            | {name: value for name, value in optional.items() if value},
+            description=_describe(request, spec, start, provenance) | {k: v for k, v in optional.items() if v},
         )
         columns = _columns(rows, holdout, is_fleet=request.is_fleet) | start.columns()
         return Plan(name=name, adapters=tuple(adapters), job=job, estimate=cost, columns=columns)
+
+    def _read(self, request: TrainingRequest) -> tuple[TrainingRequest, Initialization, Rows]:
+        """Return a complete request, where its factors start, and its rows."""
+        max_rank = self.limits.max_rank
+        if not request.is_fleet:
+            check_name(request.name)
+        request = request.complete(self._loss(request), max_rank=max_rank)
+        request.settings.check(max_rank=max_rank)
+        start = read_initialization(request.settings, self.find_adapter, base=self.base, max_rank=max_rank)
+        if start.rank is not None:
+            request = replace(request, settings=replace(request.settings, rank=start.rank))
+        rows = self.read_rows(request.rows, Loss(request.settings.loss), field="data")
+        check_label_positions(start, rows.targets.labels)
+        return request, start, rows
 
     def _loss(self, request: TrainingRequest) -> Loss:
         """Return the loss of a request; the targets decide it if it is open."""
@@ -202,25 +202,6 @@ class Planner:
         if settings.method != AUTO and "loss" not in settings.given:
             return Loss(SETTINGS["loss"].exact_default)
         return loss_of(request.rows, datasets=self.datasets, base=self.base)
-
-    def _add_prior(
-        self, request: TrainingRequest, adapters: Sequence[JobAdapter], spec: TrainingSpec, rows: int
-    ) -> list[JobAdapter]:
-        """Return the adapters with that of the fleet's mean, if one is to be published; raise `InvalidCombination`."""
-        name, field = request.fleet_prior, "fleet_prior"
-        if name is None:
-            return list(adapters)
-        checked = check_name(name, field=field)
-        detail = None
-        if not request.is_fleet:
-            detail = "fleet_prior publishes what the groups of a fleet have in common, and this is no fleet"
-        elif Candidate.FLEET_MEAN not in spec.candidates:
-            detail = "fleet_prior needs the candidates of one decomposition, which the other settings leave out"
-        elif any(adapter.name == checked for adapter in adapters):
-            detail = f"fleet_prior: {checked} is the name of one of the fleet's adapters"
-        if detail is not None:
-            raise InvalidCombination(detail, field=field, given=name, expected="another name, or no fleet_prior")
-        return [*adapters, JobAdapter(checked, None, rows, position=len(adapters))]
 
     def updatable_version(self, name: str) -> Version:
         """Return the live version of an adapter if it can be updated.
@@ -330,6 +311,26 @@ def submit(plan: Plan, queue: JobQueue, *, job_id: str, planner: Planner, max_qu
         data=plan.write_data,
         max_queued=max_queued,
     )
+
+
+def _add_prior(
+    request: TrainingRequest, adapters: Sequence[JobAdapter], spec: TrainingSpec, rows: int
+) -> list[JobAdapter]:
+    """Return the adapters with that of the fleet's mean, if one is to be published; raise `InvalidCombination`."""
+    name, field = request.fleet_prior, "fleet_prior"
+    if name is None:
+        return list(adapters)
+    checked = check_name(name, field=field)
+    detail = None
+    if not request.is_fleet:
+        detail = "fleet_prior publishes what the groups of a fleet have in common, and this is no fleet"
+    elif Candidate.FLEET_MEAN not in spec.candidates:
+        detail = "fleet_prior needs the candidates of one decomposition, which the other settings leave out"
+    elif any(adapter.name == checked for adapter in adapters):
+        detail = f"fleet_prior: {checked} is the name of one of the fleet's adapters"
+    if detail is not None:
+        raise InvalidCombination(detail, field=field, given=name, expected="another name, or no fleet_prior")
+    return [*adapters, JobAdapter(checked, None, rows, position=len(adapters))]
 
 
 def _resolve(

@@ -19,18 +19,19 @@ from loraplex.arrays import Encode, numbers
 from loraplex.base_file import make_base
 from loraplex.calls import UNSET, Call, Unset, conditions, given, path, planning_call, upload_call
 from loraplex.errors import InvalidCombination, LoraplexError
+from loraplex.frames import AsyncListing
 from loraplex.inference import prediction, references_of
 from loraplex.peft_files import read_source, unpack
 from loraplex.progress import Display
 from loraplex.results import (
     Adapter,
     Base,
+    Classification,
     Dataset,
     DatasetVersion,
     Estimate,
     Event,
     JobAdapter,
-    Label,
     Prediction,
     Preview,
     Reverted,
@@ -39,6 +40,7 @@ from loraplex.results import (
     succeeded,
 )
 from loraplex.tables import media_type, write_table
+from loraplex.training_rows import rows_of_table
 from loraplex.transport import settings
 
 T = TypeVar("T")
@@ -83,8 +85,9 @@ class AsyncClient:
     ) -> Prediction:
         """Return the layer's outputs for rows, with one adapter for all rows (None is the base layer) or one per row.
 
-        `inputs` is (rows, in_features) or one row, as a NumPy array, a tensor or nested lists, or texts if the client
-        has an encoder. Rows that do not fit in one request are sent in several, and the same versions answer all.
+        `inputs` is (rows, in_features) or one row: a NumPy array, a tensor, nested lists, or a DataFrame or table of
+        pandas, polars or Arrow; or texts if the client has an encoder. Rows that do not fit in one request are sent in
+        several, and the same versions answer all.
         """
         rows = await read_rows(inputs, self._encode)
         references, by_row = references_of(adapter, len(rows.x_NI))
@@ -93,13 +96,14 @@ class AsyncClient:
 
     async def classify(
         self, adapter: str | Sequence[str | None] | None, inputs: Any, *, top_k: int = 1, timeout: float | None = None
-    ) -> list[list[Label]]:
+    ) -> Classification:
         """Return the `top_k` most probable classes of each row, in order of probability."""
         rows = await read_rows(inputs, self._encode)
         references, by_row = references_of(adapter, len(rows.x_NI))
         options = {"return": ["labels", "probabilities"], "top_k": top_k}
         predictor = AsyncPredictor(connection=self._connection, by_row=by_row, options=options, timeout=timeout)
-        return [labels for part in await predictor.predict(references, rows.x_NI) for labels in part.values]
+        parts = await predictor.predict(references, rows.x_NI)
+        return Classification(labels for part in parts for labels in part.values)
 
     async def train(
         self,
@@ -111,7 +115,7 @@ class AsyncClient:
         groups: Any = None,
         labels: Sequence[str | int] | None = None,
         corpus: Any = None,
-        data: Mapping[str, Any] | None = None,
+        data: Any = None,
         rank: int | str | None = None,
         alpha: float | str | None = None,
         training: Mapping[str, Any] | None = None,
@@ -123,8 +127,10 @@ class AsyncClient:
         """Queue the training of an adapter or of a fleet; the arguments are the fields of `POST /adapters`.
 
         The rows are `inputs` and `targets`, with optional weights and groups, or `data`, such as columns of a data set.
-        An argument that is left out is not sent, and the service decides; `split=None` holds no rows out. Large arrays
-        are sent as a temporary data set, which is deleted once the job has its rows.
+        If `data` is a pandas or polars DataFrame or an Arrow table, `targets`, `weights`, `groups` and `inputs` are
+        names of its columns; by default, the inputs are all other columns. An argument that is left out is not sent, and
+        the service decides; `split=None` holds no rows out. Large arrays are sent as a temporary data set, which is
+        deleted once the job has its rows.
         """
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
         settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}
@@ -141,7 +147,7 @@ class AsyncClient:
         groups: Any = None,
         labels: Sequence[str | int] | None = None,
         corpus: Any = None,
-        data: Mapping[str, Any] | None = None,
+        data: Any = None,
         rank: int | str | None = None,
         alpha: float | str | None = None,
         training: Mapping[str, Any] | None = None,
@@ -208,7 +214,7 @@ class AsyncClient:
         adapter: str | None = None,
         prefix: str | None = None,
         limit: int | None = None,
-    ) -> AsyncIterator[AsyncJob]:
+    ) -> AsyncListing[AsyncJob]:
         """Iterate over jobs, newest first and without their histories; `limit` is the most to return.
 
         `prefix` is the beginning of a job id, of at least 4 characters.
@@ -224,12 +230,12 @@ class AsyncClient:
         outcome: str | None = None,
         sort: str | None = None,
         limit: int | None = None,
-    ) -> AsyncIterator[JobAdapter]:
+    ) -> AsyncListing[JobAdapter]:
         """Iterate over the adapters that a job trains, as `AsyncJob.adapters` does."""
         query = {"status": status, "outcome": outcome, "sort": sort}
         return self._connection.pages(path("jobs", job_id, "adapters"), decode.job_adapter, query, limit=limit)
 
-    def suspects(self, job_id: str, *, limit: int | None = None) -> AsyncIterator[Suspect]:
+    def suspects(self, job_id: str, *, limit: int | None = None) -> AsyncListing[Suspect]:
         """Iterate over the rows of a job whose label the other rows contradict, as `AsyncJob.suspects` does."""
         return self._connection.pages(path("jobs", job_id, "suspects"), decode.suspect, limit=limit)
 
@@ -315,7 +321,7 @@ class AsyncClient:
         answer = await self._connection.send(call)
         return await asyncio.to_thread(unpack, answer.content, Path(folder))
 
-    def adapters(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Adapter]:
+    def adapters(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncListing[Adapter]:
         """Iterate over adapters in byte order of their names; `limit` is the most to return."""
         return self._connection.pages("/adapters", decode.adapter, {"prefix": prefix}, limit=limit)
 
@@ -323,7 +329,7 @@ class AsyncClient:
         """Return an adapter and its live version."""
         return await self._connection.get(path("adapters", name), decode.adapter)
 
-    def versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[Version]:
+    def versions(self, name: str, *, limit: int | None = None) -> AsyncListing[Version]:
         """Iterate over the versions of an adapter, newest first."""
         return self._connection.pages(path("adapters", name, "versions"), decode.version, limit=limit)
 
@@ -366,7 +372,7 @@ class AsyncClient:
         write = partial(write_table, source)
         return await upload_table(self._connection, name, write, headers=headers, timeout=timeout)
 
-    def datasets(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncIterator[Dataset]:
+    def datasets(self, *, prefix: str | None = None, limit: int | None = None) -> AsyncListing[Dataset]:
         """Iterate over data sets in byte order of their names, without their reports."""
         return self._connection.pages("/datasets", decode.dataset, {"prefix": prefix}, limit=limit)
 
@@ -374,7 +380,7 @@ class AsyncClient:
         """Return a data set with the report of its newest version."""
         return await self._connection.get(path("datasets", name), decode.dataset)
 
-    def dataset_versions(self, name: str, *, limit: int | None = None) -> AsyncIterator[DatasetVersion]:
+    def dataset_versions(self, name: str, *, limit: int | None = None) -> AsyncListing[DatasetVersion]:
         """Iterate over the versions of a data set, newest first, without their reports."""
         return self._connection.pages(path("datasets", name, "versions"), decode.dataset_version, limit=limit)
 
@@ -445,6 +451,7 @@ class AsyncClient:
         query: Mapping[str, str] | None = None,
     ) -> T:
         """Send a request with its rows, or with those of `data`; one with a query changes nothing."""
+        rows, data = rows_of_table(rows, data)
         if (data is None) == (not rows):
             expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
             raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)

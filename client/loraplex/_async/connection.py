@@ -14,6 +14,7 @@ import httpx
 from loraplex.calls import Call, Query, encoded, given
 from loraplex.decode import Answer
 from loraplex.errors import InvalidInput, LoraplexError
+from loraplex.frames import AsyncListing
 from loraplex.transport import (
     Settings,
     answer_of,
@@ -62,10 +63,15 @@ class AsyncConnection:
         """Return what `read` makes of the JSON at this path."""
         return await self.fetch(Call("GET", path, safe=True, query=query or {}, timeout=timeout), read)
 
-    async def pages(
+    def pages(
         self, path: str, read: Callable[[Any], T], query: Query | None = None, *, limit: int | None
+    ) -> AsyncListing[T]:
+        """Return at most `limit` items of a list; each page is requested when it is needed."""
+        return AsyncListing(self._pages(path, read, query, limit=limit))
+
+    async def _pages(
+        self, path: str, read: Callable[[Any], T], query: Query | None, *, limit: int | None
     ) -> AsyncIterator[T]:
-        """Yield at most `limit` items of a list; each page is requested when it is needed."""
         if limit is not None and limit < 0:
             raise InvalidInput(f"limit is {limit}", field="limit", given=limit, expected="0 or more, or None")
         left, cursor = limit, None

@@ -13,6 +13,7 @@ from loraplex._async.connection import SILENCE_SECONDS, AsyncConnection
 from loraplex.calls import Call, path
 from loraplex.errors import BadAnswer, QueueFull, TimedOut, Unreachable
 from loraplex.events import EventParser, is_last
+from loraplex.frames import AsyncListing
 from loraplex.progress import Display, display
 from loraplex.results import Event, JobAdapter, JobFields, Reverted, Suspect
 from loraplex.transport import seconds_to_wait
@@ -59,7 +60,7 @@ class AsyncJob(JobFields):
         outcome: str | None = None,
         sort: str | None = None,
         limit: int | None = None,
-    ) -> AsyncIterator[JobAdapter]:
+    ) -> AsyncListing[JobAdapter]:
         """Iterate over the adapters that the job trains.
 
         `status` is `waiting`, `published` or `failed`, `outcome` is `better`, `same`, `worse` or `failed`, and `sort`
@@ -80,7 +81,7 @@ class AsyncJob(JobFields):
         """
         return await self.client.retry(self.id, outcomes=outcomes, training=training, timeout=timeout)
 
-    def suspects(self, *, limit: int | None = None) -> AsyncIterator[Suspect]:
+    def suspects(self, *, limit: int | None = None) -> AsyncListing[Suspect]:
         """Iterate over the rows whose label the other rows contradict, worst first.
 
         Raises `NoSuspects` if none were looked for: they are those of one adapter with one class per row.

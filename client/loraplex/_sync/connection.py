@@ -14,6 +14,7 @@ import httpx
 from loraplex.calls import Call, Query, encoded, given
 from loraplex.decode import Answer
 from loraplex.errors import InvalidInput, LoraplexError
+from loraplex.frames import Listing
 from loraplex.transport import (
     Settings,
     answer_of,
@@ -64,8 +65,11 @@ class Connection:
 
     def pages(
         self, path: str, read: Callable[[Any], T], query: Query | None = None, *, limit: int | None
-    ) -> Iterator[T]:
-        """Yield at most `limit` items of a list; each page is requested when it is needed."""
+    ) -> Listing[T]:
+        """Return at most `limit` items of a list; each page is requested when it is needed."""
+        return Listing(self._pages(path, read, query, limit=limit))
+
+    def _pages(self, path: str, read: Callable[[Any], T], query: Query | None, *, limit: int | None) -> Iterator[T]:
         if limit is not None and limit < 0:
             raise InvalidInput(f"limit is {limit}", field="limit", given=limit, expected="0 or more, or None")
         left, cursor = limit, None

@@ -13,6 +13,7 @@ from loraplex._sync.connection import SILENCE_SECONDS, Connection
 from loraplex.calls import Call, path
 from loraplex.errors import BadAnswer, QueueFull, TimedOut, Unreachable
 from loraplex.events import EventParser, is_last
+from loraplex.frames import Listing
 from loraplex.progress import Display, display
 from loraplex.results import Event, JobAdapter, JobFields, Reverted, Suspect
 from loraplex.transport import seconds_to_wait
@@ -59,7 +60,7 @@ class Job(JobFields):
         outcome: str | None = None,
         sort: str | None = None,
         limit: int | None = None,
-    ) -> Iterator[JobAdapter]:
+    ) -> Listing[JobAdapter]:
         """Iterate over the adapters that the job trains.
 
         `status` is `waiting`, `published` or `failed`, `outcome` is `better`, `same`, `worse` or `failed`, and `sort`
@@ -80,7 +81,7 @@ class Job(JobFields):
         """
         return self.client.retry(self.id, outcomes=outcomes, training=training, timeout=timeout)
 
-    def suspects(self, *, limit: int | None = None) -> Iterator[Suspect]:
+    def suspects(self, *, limit: int | None = None) -> Listing[Suspect]:
         """Iterate over the rows whose label the other rows contradict, worst first.
 
         Raises `NoSuspects` if none were looked for: they are those of one adapter with one class per row.

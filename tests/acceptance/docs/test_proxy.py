@@ -110,7 +110,7 @@ def test_bodies_are_bounded_as_the_service_bounds_them(through: httpx.Client) ->
 
 def test_events_come_one_by_one(through: httpx.Client, service: httpx.Client) -> None:
     rows = {"inputs": [[0] * 64] * 64, "targets": [0] * 64}
-    training = {"loss": "cross_entropy", "epochs": 100_000, "max_seconds": 60}
+    training = {"method": "adamw", "loss": "cross_entropy", "epochs": 100_000, "max_seconds": 60}
     job = service.post("/adapters", json={"name": "a", "rank": 1, "data": rows, "training": training}).json()
     with through.stream("GET", f"/jobs/{job['id']}/events") as stream:
         # The job is still going on: a proxy that kept events back would have sent nothing yet.

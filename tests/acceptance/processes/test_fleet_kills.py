@@ -18,6 +18,9 @@ _GROUPS = 20
 """Of sizes so different that most are a batch of their own."""
 
 
+_STOPPING = {"patience": 1000, "evaluate_every": 10}
+
+
 def _submit(client: httpx.Client, name: str) -> str:
     generator = np.random.default_rng(7)
     groups = generator.permutation(np.repeat(np.arange(_GROUPS), 16 * np.arange(1, _GROUPS + 1)))
@@ -29,7 +32,7 @@ def _submit(client: httpx.Client, name: str) -> str:
         "rank": 2,
         "data": {side: rows.tolist() for side, rows in data.items()} | {"groups": groups.tolist()},
         "split": {"by": "rows", "fraction": 0.25},
-        "training": {"epochs": 1200, "batch_size": None, "early_stopping": {"patience": 1000, "evaluate_every": 10}},
+        "training": {"method": "adamw", "epochs": 1200, "batch_size": None, "early_stopping": _STOPPING},
     }
     answer = client.post("/adapters", json=body)
     assert answer.status_code == 202, answer.text

@@ -33,7 +33,7 @@ _ROW = [1.0] + [0.0] * (WIDTH - 1)
 
 def _body(name: str, **training: Any) -> dict[str, Any]:
     data = {"inputs": [_ROW, _ROW[::-1]], "targets": [_ROW[::-1], _ROW]}
-    return {"name": name, "rank": 2, "data": data, "training": training}
+    return {"name": name, "rank": 2, "data": data, "training": {"method": "adamw"} | training}
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,8 @@ def _submit(client: httpx.Client, name: str, *, fleet: bool = False, **training:
     data = _rows(rows, client.get("/base").json())
     if fleet:
         name, data = f"{name}-{{group}}", {**data, "groups": [row % _GROUPS for row in range(rows)]}
-    answer = client.post("/adapters", json={"name": name, "rank": 2, "data": data, "training": training})
+    body = {"name": name, "rank": 2, "data": data, "training": {"method": "adamw"} | training}
+    answer = client.post("/adapters", json=body)
     assert answer.status_code == 202, answer.text
     job_id: str = answer.json()["id"]
     return job_id

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from adapters.training.planning.planner import submit
+from app.http.schemas.trainings import training_request
 from tests.conftest import Serve
 from tests.integration.training.conftest import Running
 from tests.support.catalog_factories import stored_files
@@ -344,6 +346,25 @@ def test_a_fleet_prior_is_one_more_adapter_of_the_job(trained: httpx.Client) -> 
         problem = trained.post("/adapters", json=body | changed).json()
         assert (problem["code"], problem["field"]) == ("invalid_combination", "fleet_prior")
         assert says in problem["detail"]
+
+
+@pytest.mark.parametrize("training", [{"method": "adamw"} | TRAINING, {"method": "auto"}], ids=["adamw", "auto"])
+def test_some_groups_of_a_fleet_are_trained_again_beside_the_others_rows(
+    running: Running, training: dict[str, Any]
+) -> None:
+    client, service = running
+    body = {"name": f"part-{training['method']}-{{group}}", "data": _inline(), "training": training}
+    first = _adapters(client, train(client, **body))
+    plan = service.planner.plan(training_request(body), only_groups={"ben", "dee"})
+    assert [(each.group, each.position) for each in plan.adapters] == [("ben", 1), ("dee", 3)]
+    queued = submit(plan, service.queue, job_id=service.new_id(), planner=service.planner, max_queued=10)
+    job = wait_for_job(client, queued.id)
+    assert job["status"] == "succeeded", job["error"]
+    second = _adapters(client, job)
+    assert {group: each["version"] for group, each in second.items()} == {"ben": 2, "dee": 2}
+    assert {group: each["digest"] for group, each in second.items()} == {
+        group: first[group]["digest"] for group in second
+    }
 
 
 def test_a_fleet_of_too_many_groups_is_refused_before_anything_is_stored(serve: Serve) -> None:

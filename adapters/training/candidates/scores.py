@@ -1,0 +1,78 @@
+"""Losses, errors and residuals of the outputs of a task, for stacks of groups.
+
+A candidate changes outputs z by one ridge regression on the negative gradient of the loss at z, times a step. For
+squared error that is the residual, and the step is 1. For classes it is y - softmax(z), as in gradient boosting
+(Friedman 2001, section 4.6); a step of 2 with the whole residual is the one that a bound of the curvature guarantees
+to lower the loss (Böhning & Lindsay 1988). So logits need not be brought to the scale of 0 and 1, and every fit stays
+linear in its residuals, which exact leave-out formulas need.
+"""
+
+# G groups · N rows · C outputs of the task
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters.training.settings import Loss
+
+LINEAR_LOSSES = (Loss.MSE, Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of one task; `loss` is one of `LINEAR_LOSSES`. The leading dimensions of all arguments broadcast."""
+
+    loss: Loss
+
+    @property
+    def is_regression(self) -> bool:
+        """Return whether the targets are numbers to hit."""
+        return self.loss is Loss.MSE
+
+    @property
+    def metric(self) -> str:
+        """Return the name of the figure that `errors` averages to."""
+        return {Loss.MSE: "mse", Loss.CROSS_ENTROPY: "accuracy"}.get(self.loss, "label_accuracy")
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """Return the steps to try."""
+        return (1.0,) if self.is_regression else (1.0, 3.0, 10.0)
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Return the scales of the base layer's outputs to try: 1, and less for a base layer that is too sure."""
+        return (1.0,) if self.is_regression else (1.0, 0.7, 0.5, 0.35, 0.25, 0.15, 0.1)
+
+    def wide(self, targets: Tensor, outputs: int) -> Tensor:
+        """Return the targets as numbers, (…, N, C) float64."""
+        return functional.one_hot(targets, outputs).double() if self.loss is Loss.CROSS_ENTROPY else targets.double()
+
+    def residuals(self, z_NC: Tensor, y_NC: Tensor) -> Tensor:
+        """Return the negative gradient of the loss, up to a factor, (…, N, C); y_NC is from `wide`."""
+        if self.is_regression:
+            return y_NC - z_NC
+        return y_NC - (torch.softmax(z_NC, dim=-1) if self.loss is Loss.CROSS_ENTROPY else torch.sigmoid(z_NC))
+
+    def losses(self, z_NC: Tensor, y_NC: Tensor) -> Tensor:
+        """Return the loss of each row, (…, N)."""
+        if self.is_regression:
+            return (z_NC - y_NC).square().mean(-1)
+        if self.loss is Loss.CROSS_ENTROPY:
+            return torch.logsumexp(z_NC, dim=-1) - (z_NC * y_NC).sum(-1)
+        return (functional.softplus(z_NC) - z_NC * y_NC).mean(-1)
+
+    def errors(self, z_NC: Tensor, y_NC: Tensor) -> Tensor:
+        """Return the error of each row that a judgement counts, (…, N): wrong or not, or the squared error."""
+        if self.is_regression:
+            return self.losses(z_NC, y_NC)
+        if self.loss is Loss.CROSS_ENTROPY:
+            return (z_NC.argmax(-1) != y_NC.argmax(-1)).to(z_NC.dtype)
+        return ((z_NC > 0) != (y_NC > 0.5)).to(z_NC.dtype).mean(-1)
+
+    def guess(self, y_GNC: Tensor, weights_GN: Tensor) -> Tensor:
+        """Return the outputs of the trivial guess from these rows, (…, 1, C): the mean, frequencies, or log odds."""
+        total = weights_GN.sum(-1)[..., None].clamp_min(1e-300)
+        mean_GC = (y_GNC * weights_GN[..., None]).sum(-2) / total
+        return (mean_GC if self.loss is not Loss.BINARY_CROSS_ENTROPY else torch.logit(mean_GC, eps=1e-9))[..., None, :]

@@ -1,0 +1,353 @@
+"""Candidates for adapters with few rows: every choice by leave-one-out, every figure by outer folds.
+
+All groups of a fleet go through the same steps; one adapter alone is a fleet of one group without a mean.
+
+1. `Search` computes, for each combination of start, features, ridge and step, the losses of rows left out: of all rows,
+   and of the rows without each outer fold. It also computes the errors of the rows of each fold.
+2. `choose` takes the combination with the least loss, where a group has some rows of the other groups' mean loss beside
+   its own, so that a tiny group does not choose by noise.
+3. `compose` makes the adapter of the combination.
+"""
+
+# G groups of a stack · N rows of a group, padded · I in_features · J features · C outputs of the task · O out_features
+# F outer folds · E = F + 1 fits: without each fold, and of all rows · X combinations · R rank
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.candidates.features import FeatureMap
+from adapters.training.candidates.fleet_mean import ClusterModel, CommonModel, GroupRows
+from adapters.training.candidates.leave_out import LeaveOut, Sets, precision
+from adapters.training.candidates.scores import Scores
+from adapters.training.closed_form.solver import balanced_factors
+from adapters.training.settings import Candidate
+
+FOLDS = 5
+# Rows of the other groups' mean loss that count beside a group's own.
+PSEUDO_ROWS = 100
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+# Relative increase of the loss up to which a smaller rank is preferred.
+_LOSS_TOLERANCE = 1e-3
+
+
+class Start(NamedTuple):
+    """Outputs that a candidate starts from."""
+
+    candidate: Candidate
+    """What it is called without a ridge of the group's own."""
+    with_ridge: Candidate
+    scale: float
+    """Scale of the base layer's outputs; 0 without them."""
+    loss_scale: float = 1.0
+    """Scale of the new outputs for the loss."""
+    model: CommonModel | ClusterModel | None = None
+
+
+class Combination(NamedTuple):
+    """One setting of everything that leave-one-out chooses."""
+
+    starts: tuple[int, ...]
+    """Of several starts, the rows that are not left out choose one: clusters."""
+    features: int | None
+    """None without a ridge of the group's own."""
+    ridge: float
+    step: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stack:
+    """Rows of groups of about one size, padded with rows of weight 0."""
+
+    groups: Tensor
+    """(G,) int64: numbers of the groups."""
+    x_GNI: Tensor
+    outputs_GNC: Tensor
+    """Of the base layer, as they are."""
+    y_GNC: Tensor
+    weights_GN: Tensor
+    folds_GN: Tensor
+    """int64; -1 for padding."""
+    units_GN: Tensor | None
+    """int64: rows that leave together have equal numbers, -1 for padding; None if each leaves alone."""
+
+    def one(self, index: int) -> "Stack":
+        """Return the stack of one of the groups."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Stack(**{name: None if part is None else part[index : index + 1] for name, part in parts.items()})
+
+    def common_rows(self, features: FeatureMap, scale: float) -> GroupRows:
+        """Return the rows as the regressions over all groups take them."""
+        features_GNJ = features(self.x_GNI).float() * (self.weights_GN > 0)[..., None]
+        return GroupRows(self.groups, features_GNJ, scale * self.outputs_GNC, self.y_GNC, self.weights_GN)
+
+
+class Search(NamedTuple):
+    """Losses and errors of a stack for all combinations."""
+
+    losses_GEX: Tensor
+    """Sums over the rows of each fit of their losses when they are left out, float64."""
+    weights_GE: Tensor
+    """Sums of the weights of these rows."""
+    errors_GXN: Tensor
+    """Error of each row without its fold, float32."""
+    picks_GEX: Tensor
+    """Number of the start among those of the combination, int8."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Candidates:
+    """All that is tried for each group of a fleet."""
+
+    base: BaseLayer
+    scores: Scores
+    starts: Sequence[Start]
+    maps: Sequence[FeatureMap]
+    common_map: int | None
+    """The features of the regressions over all groups."""
+    combinations: Sequence[Combination]
+    max_rank: int
+
+    def candidate(self, combination: Combination) -> Candidate:
+        """Return what a combination is called."""
+        start = self.starts[combination.starts[0]]
+        if combination.features is None:
+            return start.candidate
+        if start.with_ridge is Candidate.RIDGE and self.maps[combination.features].factor_IJ is not None:
+            return Candidate.RIDGE_IN_BASE_METRIC
+        return start.with_ridge
+
+    def _start_outputs(self, stack: Stack) -> list[Tensor]:
+        """Return the outputs (G, N, C) of each start, for each group without its own rows."""
+        outputs = []
+        for start in self.starts:
+            z_GNC = start.scale * stack.outputs_GNC
+            if start.model is not None and self.common_map is not None:
+                rows = stack.common_rows(self.maps[self.common_map], start.scale).double()
+                z_GNC = z_GNC + start.model.without_own_rows(rows, self.scores)[0]
+            outputs.append(z_GNC)
+        return outputs
+
+    def search(self, stack: Stack) -> Search:
+        """Compute the losses and errors of all combinations."""
+        G, N = stack.weights_GN.shape
+        folds, units = Sets.of(stack.folds_GN, FOLDS), None
+        if stack.units_GN is not None:
+            units = Sets.of(stack.units_GN, int(stack.units_GN.max()) + 1)
+        starts = self._start_outputs(stack)
+        # Rows that take part in each fit.
+        in_fit_GEN = torch.cat(
+            [stack.folds_GN[:, None, :] != torch.arange(FOLDS)[:, None], torch.ones(G, 1, N, dtype=torch.bool)], dim=1
+        )
+        weights_GEN = stack.weights_GN[:, None] * in_fit_GEN
+        losses, errors, picks = [], [], []
+        by_key: dict[tuple[int, int | None, float, float], tuple[Tensor, Tensor]] = {}
+        for combination in self.combinations:
+            for start in combination.starts:
+                key = (start, *combination[1:])
+                if key not in by_key:
+                    by_key |= self._scores_of(stack, starts, start, combination, folds, units)
+            of_starts = [by_key[(start, *combination[1:])] for start in combination.starts]
+            loss_GE, error_GN, pick_GE = _pick(of_starts, weights_GEN, stack.folds_GN)
+            losses.append(loss_GE)
+            errors.append(error_GN)
+            picks.append(pick_GE)
+        return Search(
+            torch.stack(losses, dim=-1), weights_GEN.sum(-1), torch.stack(errors, dim=1), torch.stack(picks, dim=-1)
+        )
+
+    def _scores_of(
+        self, stack: Stack, starts: Sequence[Tensor], start: int, like: Combination, folds: Sets, units: Sets | None
+    ) -> dict[tuple[int, int | None, float, float], tuple[Tensor, Tensor]]:
+        """Return, by combination, the losses of rows left out of each fit (G, E, N) and the errors of folds (G, N)."""
+        scores, z_GNC, y_GNC, scale = self.scores, starts[start], stack.y_GNC, self.starts[start].loss_scale
+        if like.features is None:
+            losses_GN = scores.losses(scale * z_GNC, y_GNC)
+            losses_GEN = losses_GN[:, None].expand(-1, FOLDS + 1, -1).float()
+            return {(start, None, 0.0, 0.0): (losses_GEN, scores.errors(z_GNC, y_GNC).float())}
+        leave_out = self._leave_out(stack, like.features, like.ridge, folds, units)
+        residuals_GNC = scores.residuals(z_GNC, y_GNC)
+        fold_GNC, alpha_GENC = leave_out.coefficients(residuals_GNC)
+        change_GENC = (residuals_GNC[:, None] - leave_out.unit_residuals(alpha_GENC)).float()
+        z_G1NC, y_G1NC = z_GNC[:, None].float(), y_GNC[:, None].float()
+        results: dict[tuple[int, int | None, float, float], tuple[Tensor, Tensor]] = {}
+        for step in scores.steps:
+            losses_GEN = scores.losses(scale * (z_G1NC + step * change_GENC), y_G1NC)
+            errors_GN = scores.errors(z_GNC + step * (residuals_GNC - fold_GNC), y_GNC).float()
+            results[start, like.features, like.ridge, step] = losses_GEN, errors_GN
+        return results
+
+    def _leave_out(self, stack: Stack, features: int, ridge: float, folds: Sets, units: Sets | None) -> LeaveOut:
+        feature_map = self.maps[features]
+        phi_GNJ = feature_map(stack.x_GNI)
+        P_GNN = precision(phi_GNJ @ phi_GNJ.mT, ridge, stack.weights_GN, free_intercept=feature_map.free_intercept)
+        return LeaveOut(P_GNN, folds, units)
+
+    def compose(self, stack: Stack, index: int, combination: Combination, pick: int) -> "Composed":
+        """Return the update that a combination makes for one group, fitted to all of its rows."""
+        one = stack.one(index)
+        start = self.starts[combination.starts[pick]]
+        C, I = stack.y_GNC.shape[-1], self.base.in_features
+        z_NC = start.scale * one.outputs_GNC[0]
+        delta_CI, bias_C = torch.zeros(C, I, dtype=torch.float64), None
+        if start.model is not None and self.common_map is not None:
+            common = self.maps[self.common_map]
+            change_GNC, theta_GJC = start.model.without_own_rows(
+                one.common_rows(common, start.scale).double(), self.scores
+            )
+            z_NC = z_NC + change_GNC[0]
+            delta_CI, bias_C = common.update(theta_GJC[0], None)
+        if combination.features is not None:
+            own_CI, own_bias_C = self._own_update(one, z_NC, combination)
+            delta_CI = delta_CI + own_CI
+            if own_bias_C is not None:
+                bias_C = own_bias_C if bias_C is None else bias_C + own_bias_C
+        if start.scale == 0:
+            delta_CI = delta_CI - self.base.weight_OI[:C].double()
+            base_bias_O = self.base.bias_O
+            if base_bias_O is not None:
+                bias_C = (0.0 if bias_C is None else bias_C) - base_bias_O[:C].double()
+        else:
+            delta_CI, bias_C = delta_CI / start.scale, None if bias_C is None else bias_C / start.scale
+        return Composed(delta_CI, bias_C)
+
+    def _own_update(self, one: Stack, z_NC: Tensor, combination: Combination) -> tuple[Tensor, Tensor | None]:
+        """Return ΔW (C, I) and the change of the bias of the ridge on the group's own rows."""
+        assert combination.features is not None
+        feature_map = self.maps[combination.features]
+        phi_GNJ = feature_map(one.x_GNI)
+        weights_GN = one.weights_GN
+        kernel_GNN = phi_GNJ @ phi_GNJ.mT
+        residuals_NC = self.scores.residuals(z_NC, one.y_GNC[0])
+        free = feature_map.free_intercept
+        P_NN = precision(kernel_GNN, combination.ridge, weights_GN, free_intercept=free)[0]
+        alpha_NC = combination.step * (P_NN @ residuals_NC)
+        intercept_C = None
+        if free:
+            counts_N = weights_GN[0] > 0
+            rest_NC = combination.step * residuals_NC - kernel_GNN[0] @ alpha_NC
+            noise_NC = alpha_NC * (combination.ridge / weights_GN[0].clamp_min(1e-300))[:, None]
+            intercept_C = (rest_NC - noise_NC)[counts_N].mean(0)
+        return feature_map.update(phi_GNJ[0].T @ alpha_NC, intercept_C)
+
+
+class Composed(NamedTuple):
+    """Update of the base layer, in float64."""
+
+    delta_CI: Tensor
+    bias_C: Tensor | None
+
+    def adapter(self, rank: int, outputs: int, **names: Any) -> Adapter:
+        """Return the adapter of the best approximation of this rank, with alpha equal to the rank."""
+        C = len(self.delta_CI)
+        basis_CR = leading_outputs(self.delta_CI, rank)
+        basis_OR = functional.pad(basis_CR, (0, 0, 0, outputs - C))
+        solution_IO = functional.pad(self.delta_CI.T, (0, outputs - C))
+        a_GOR, b_GRI = balanced_factors(solution_IO[None], basis_OR[None], scaling=1.0)
+        bias_O = None
+        if self.bias_C is not None:
+            bias_O = functional.pad(self.bias_C.float(), (0, outputs - C)).contiguous()
+        return Adapter(a_GOR[0].contiguous(), b_GRI[0].contiguous(), bias_O, float(rank), **names)
+
+
+def leading_outputs(delta_CI: Tensor, rank: int) -> Tensor:
+    """Return an orthonormal basis (C, R) of the outputs that ΔW changes most; zeros beyond its rank."""
+    gram_CC = delta_CI @ delta_CI.T
+    values_C, vectors_CC = torch.linalg.eigh(gram_CC)
+    keep = values_C > values_C[-1:].clamp_min(0) * 1e-14
+    basis_CR = (vectors_CC * keep).flip(-1)[:, :rank]
+    return functional.pad(basis_CR, (0, rank - basis_CR.shape[1]))
+
+
+def needed_rank(delta_CI: Tensor) -> int:
+    """Return the rank of ΔW, at least 1."""
+    values_C = torch.linalg.eigvalsh(delta_CI @ delta_CI.T)
+    return max(1, int((values_C > values_C[-1].clamp_min(0) * 1e-12).sum())) if float(values_C[-1]) > 0 else 1
+
+
+def _pick(
+    of_starts: Sequence[tuple[Tensor, Tensor]], weights_GEN: Tensor, folds_GN: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the summed losses (G, E), the errors (G, N) and the picked starts (G, E) of a combination.
+
+    Of several starts, each row takes the one with the least loss on the other rows of the fit, and the rows of a fold
+    the one with the least loss on the rows outside.
+    """
+    weights_GEN = weights_GEN.float()
+    if len(of_starts) == 1:
+        losses_GEN, errors_GN = of_starts[0]
+        picks_GE = torch.zeros(losses_GEN.shape[:2], dtype=torch.int8)
+        return (losses_GEN * weights_GEN).sum(-1).double(), errors_GN, picks_GE
+    losses_SGEN = torch.stack([losses for losses, _ in of_starts]) * weights_GEN
+    totals_SGE1 = losses_SGEN.sum(-1, keepdim=True)
+    without_SGEN = totals_SGE1 - losses_SGEN
+    picked_GEN = losses_SGEN.gather(0, without_SGEN.argmin(0, keepdim=True))[0]
+    picks_GE = totals_SGE1[..., 0].argmin(0)
+    errors_SGN = torch.stack([errors for _, errors in of_starts])
+    start_GN = picks_GE.gather(1, folds_GN.clamp_min(0))
+    return picked_GEN.sum(-1).double(), errors_SGN.gather(0, start_GN[None])[0], picks_GE.to(torch.int8)
+
+
+def choose(search: Search, others_X: Tensor | None) -> Tensor:
+    """Return the combination with the least loss for each fit, (G, E) int64.
+
+    others_X: (G, X), the mean loss per row of the other groups; None without any.
+    """
+    losses_GEX, weights_GE1 = search.losses_GEX, search.weights_GE[..., None]
+    if others_X is None:
+        return (losses_GEX / weights_GE1.clamp_min(1e-300)).argmin(-1)
+    return ((losses_GEX + PSEUDO_ROWS * others_X[:, None]) / (weights_GE1 + PSEUDO_ROWS)).argmin(-1)
+
+
+def chosen_errors(search: Search, chosen_GE: Tensor, folds_GN: Tensor) -> Tensor:
+    """Return the error of each row by the combination that the rows outside its fold chose, (G, N) float64."""
+    combination_GN = chosen_GE.gather(1, folds_GN.clamp_min(0))
+    return search.errors_GXN.gather(1, combination_GN[:, None])[:, 0].double()
+
+
+def outer_folds(keys_N: Tensor, classes_N: Tensor | None, seed: int) -> Tensor:
+    """Return the fold of each row, (N,) int64: rows of one key in one fold, and classes spread over the folds."""
+    first_of: dict[int, int] = {}
+    for row, key in enumerate(keys_N.tolist()):
+        first_of.setdefault(key, row)
+    classes = [0] * len(keys_N) if classes_N is None else classes_N.tolist()
+    order = sorted(first_of, key=lambda key: (classes[first_of[key]], key))
+    fold_of = {key: (position + seed) % FOLDS for position, key in enumerate(order)}
+    return torch.tensor([fold_of[key] for key in keys_N.tolist()])
+
+
+def units_of(keys_N: Tensor) -> Tensor | None:
+    """Return equal numbers for rows of equal keys, (N,) int64; None if all keys differ."""
+    codes_N = torch.unique(keys_N, return_inverse=True)[1]
+    return None if int(codes_N.max()) + 1 == len(keys_N) else codes_N
+
+
+def combinations_of(
+    starts: Sequence[Start], maps: Sequence[FeatureMap], allowed: frozenset[Candidate], *,
+    common_map: int | None, steps: Sequence[float], ridges: Sequence[float],
+) -> Iterator[Combination]:  # fmt: skip
+    """Yield what is tried."""
+    clusters = tuple(i for i, start in enumerate(starts) if start.candidate is Candidate.CLUSTER_MEAN)
+    for i, start in enumerate(starts):
+        if i in clusters and i != clusters[0]:
+            continue
+        members = clusters if i in clusters else (i,)
+        if start.scale > 0 or start.model is not None:
+            yield Combination(members, None, 0.0, 0.0)
+        for features, feature_map in enumerate(maps):
+            name = start.with_ridge
+            if name is Candidate.RIDGE and feature_map.factor_IJ is not None:
+                name = Candidate.RIDGE_IN_BASE_METRIC
+            has_bias = feature_map.constant is not None or feature_map.free_intercept
+            if name not in allowed or (start.model is not None and features != common_map):
+                continue
+            if name is Candidate.OWN_HEAD and not has_bias and any(m.constant or m.free_intercept for m in maps):
+                continue
+            for ridge in ridges:
+                yield from (Combination(members, features, ridge, step) for step in steps)
