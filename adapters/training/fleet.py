@@ -17,7 +17,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.closed_form.solver import Factors, solve_stack
 from adapters.training.closed_form.statistics import accumulate
 from adapters.training.data_file import TrainingData
-from adapters.training.evaluation.evaluate import measure_stack, pad_to_matrix
+from adapters.training.evaluation.evaluate import LabelMatching, base_matching, measure_stack, pad_to_matrix
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
 from adapters.training.gradient.sampling import Sampler, StackEntry, initial_factors
@@ -116,7 +116,7 @@ def fit_fleet(
 
     Stacks in which every position is in `done` are passed over.
     """
-    source = FleetSource(data)
+    source, of_base = FleetSource(data), base_matching(base, labels, spec)
     for positions in source.stacks(base, spec):
         if all(position in done for position in positions):
             continue
@@ -127,7 +127,7 @@ def fit_fleet(
             groups = [group for group in split_groups if (group.held_K is not None) == holds_out]
             if not groups:
                 continue
-            factors, errors, metrics = _fit_stack(base, table, spec, groups, progress)
+            factors, errors, metrics = _fit_stack(base, table, spec, groups, progress, of_base)
             factors = factors.map(Tensor.cpu)
             for index, group in enumerate(groups):
                 if (error := errors[index]) is not None:
@@ -183,7 +183,12 @@ def _split_groups(
 
 
 def _fit_stack(
-    base: BaseLayer, table: TrainingData, spec: TrainingSpec, groups: Sequence[_Group], progress: Progress
+    base: BaseLayer,
+    table: TrainingData,
+    spec: TrainingSpec,
+    groups: Sequence[_Group],
+    progress: Progress,
+    of_base: LabelMatching | None,
 ) -> tuple[Factors, Sequence[LoraplexError | None], list[dict[str, Any]]]:
     """Return the factors of each group, the error of each or None, and the metrics of each."""
     is_weighted = not spec.is_exact and (spec.class_weights is not None or table.weights_N is not None)
@@ -194,7 +199,7 @@ def _fit_stack(
     factors, errors = (_solve if spec.is_exact else _descend)(base, table, spec, groups, progress)
     held = [group.held_K for group in groups if group.held_K is not None]
     sides = {"train": [group.training_K for group in groups], "validation": held}
-    metrics = measure_stack(base, table, spec, sides, factors, own_weights_N)
+    metrics = measure_stack(base, table, spec, sides, factors, own_weights_N, of_base)
     for index, values in enumerate(metrics):
         if errors[index] is None and not all(value is None or math.isfinite(value) for value in values.values()):
             errors[index] = Diverged("the trained layer's loss is not finite", step=1)

@@ -383,7 +383,7 @@ class TrainingSpec:
 
     def steps(self, training_rows: int) -> int:
         """Return the largest number of steps of the training."""
-        if self.is_exact:
+        if self.is_exact or (self.candidates and Candidate.ADAMW not in self.candidates):
             return 1
         steps = self.epochs * self.steps_an_epoch(training_rows)
         return steps if self.max_steps is None else min(steps, self.max_steps)

@@ -26,6 +26,7 @@ _SHOWN: Mapping[str, Sequence[str]] = {
     "Adapter": ("name", "live.version", "versions", "live.rank", "live.labels", "problem", "created_at"),
     "Version": ("adapter", "version", "rank", "alpha", "labels", "bytes", "source", "created_at"),
     "JobFields": ("id", "kind", "status", "adapter", "created_at", "finished_at", "result.version", "error"),
+    "EvaluatedAdapter": ("adapter", "figure", "interval", "gain", "gain_error", "missing_rows", "problem"),
     "JobAdapter": ("name", "group", "rows", "version", "outcome", "gain", "moved_live", "error"),
 }
 _MAX_ROWS, _MAX_COLUMNS, _MAX_CHARACTERS = 20, 12, 80
@@ -33,13 +34,13 @@ _MAX_ROWS, _MAX_COLUMNS, _MAX_CHARACTERS = 20, 12, 80
 
 def to_pandas(results: Any) -> Any:
     """Return a pandas DataFrame of one result of the client, or of several, such as `client.adapters()`."""
-    return _library("pandas").DataFrame(_columns(results))
+    return _library("pandas").DataFrame(columns_of(results))
 
 
 def to_polars(results: Any) -> Any:
     """Return a polars DataFrame of one result of the client, or of several, such as `client.adapters()`."""
     polars = _library("polars")
-    return polars.DataFrame([_series(polars, name, values) for name, values in _columns(results).items()])
+    return polars.DataFrame([_series(polars, name, values) for name, values in columns_of(results).items()])
 
 
 class Tabular:
@@ -57,7 +58,7 @@ class Tabular:
 
     def _columns(self) -> Columns:
         """Return the columns of the DataFrame: one row, unless the result overrides this."""
-        return _columns([self])
+        return columns_of([self])
 
     def _repr_html_(self) -> str:
         columns = self._columns()
@@ -89,7 +90,7 @@ class Listing(Iterator[T]):
         # The items that are shown are kept for the iteration.
         self._peeked.extend(islice(self._items, max(0, _MAX_ROWS + 1 - len(self._peeked))))
         items = list(self._peeked)
-        return _table(_shown(_columns(items), *items[:1]))
+        return _table(_shown(columns_of(items), *items[:1]))
 
 
 class AsyncListing(AsyncIterator[T]):
@@ -117,7 +118,7 @@ def _library(name: str) -> Any:
         raise ImportError(f"to_{name} needs {name}, which is not installed: pip install {name}", name=name) from error
 
 
-def _columns(results: Any) -> Columns:
+def columns_of(results: Any) -> Columns:
     """Return the columns of one result, or of an iterable of results; each value is None if a result lacks it."""
     if isinstance(results, Tabular):
         return results._columns()

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 from loraplex.errors import BadRow, JobCancelled, JobFailed, LoraplexError
-from loraplex.frames import Columns, Tabular, to_pandas
+from loraplex.frames import Columns, Tabular, columns_of, to_pandas
 
 Json = Mapping[str, Any]
 
@@ -282,7 +282,7 @@ class ClassFigures(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluatedAdapter:
+class EvaluatedAdapter(Tabular):
     """Figures of one adapter, or of the base layer, in the result of an evaluation."""
 
     adapter: str | None
@@ -309,7 +309,7 @@ class EvaluatedAdapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationResult:
+class EvaluationResult(Tabular):
     """Result of an evaluation: several adapters side by side on the same rows."""
 
     metric: str
@@ -317,6 +317,9 @@ class EvaluationResult:
     rows: int
     adapters: Sequence[EvaluatedAdapter]
     """In the order of the request."""
+
+    def _columns(self) -> Columns:
+        return columns_of(self.adapters)
 
 
 class Suspect(NamedTuple):

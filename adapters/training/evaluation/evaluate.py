@@ -7,7 +7,7 @@ for each class, so that the versions can be compared.
 # G adapters of a stack · N rows · K rows of one part · I in_features · O out_features · M documents
 # C classes of the training · L labels of a version · E of these that the training lacks
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias
@@ -302,16 +302,20 @@ def measure_stack(
     sides: Mapping[str, Sequence[Tensor]],
     factors: Factors,
     own_weights_N: Tensor | None,
+    of_base: LabelMatching | None = None,
 ) -> list[dict[str, Any]]:
     """Return the losses, and for classes the accuracies, of each adapter and of the base layer, on each part.
 
     `sides` has the indices in `table` of each adapter's rows, by name of the part; the list is empty if no adapter has
-    rows there. own_weights_N: (N,), the row weights without class weights, for the accuracy.
+    rows there. own_weights_N: (N,), the row weights without class weights, for the accuracy. of_base: which outputs of
+    the base layer are the classes, if they are not the first ones in order.
     """
     metrics: list[dict[str, Any]] = [{} for _ in factors.a_OR]
     names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     for side, rows in sides.items():
-        measured = _measure_side(base, table, spec, rows, factors, own_weights_N) if rows else repeat({}, len(metrics))
+        measured: Iterable[dict[str, float]] = repeat({}, len(metrics))
+        if rows:
+            measured = _measure_side(base, table, spec, rows, factors, own_weights_N, of_base)
         for of_adapter, values in zip(metrics, measured, strict=True):
             of_adapter |= {
                 f"{prefix}{side}_{name}": values.get(prefix + name) for prefix in _PREFIXES for name in names
@@ -326,6 +330,7 @@ def _measure_side(
     rows: Sequence[Tensor],
     factors: Factors,
     own_weights_N: Tensor | None,
+    of_base: LabelMatching | None,
 ) -> Iterator[dict[str, float]]:
     """Yield `loss`, `base_loss` and maybe the accuracies of each adapter on its rows."""
     largest = max(map(len, rows))
@@ -334,13 +339,14 @@ def _measure_side(
         groups_at_once = max(1, _CHUNK_NUMBERS // (largest * (base.in_features + 2 * base.out_features)))
         for begin in range(0, len(rows), groups_at_once):
             chunk = slice(begin, begin + groups_at_once)
-            yield from _measure_together(base, table, spec, rows[chunk], factors.at(chunk), own_weights_N)
+            yield from _measure_together(base, table, spec, rows[chunk], factors.at(chunk), own_weights_N, of_base)
         return
     # One by one: with very many rows, or a loss that depends on an adapter's number of rows.
     for group, rows_K in enumerate(rows):
         measured: dict[str, float] = {}
-        for prefix, own in zip(_PREFIXES, (factors.at(group), None), strict=True):
-            of_rows = evaluate_factors(base, table, rows_K.to(base.device), spec, own, documents_N, own_weights_N)
+        rows_K = rows_K.to(base.device)
+        for prefix, own, matching in zip(_PREFIXES, (factors.at(group), None), (None, of_base), strict=True):
+            of_rows = evaluate_factors(base, table, rows_K, spec, own, documents_N, own_weights_N, matching)
             measured |= {prefix + name: value for name, value in of_rows.items()}
         yield measured
 
@@ -352,6 +358,7 @@ def _measure_together(
     rows: Sequence[Tensor],
     factors: Factors,
     own_weights_N: Tensor | None,
+    of_base: LabelMatching | None,
 ) -> list[dict[str, float]]:
     rows_GK, is_row_GK = pad_to_matrix(rows, base.device)
     x_GKI = table.inputs_NI.index_select(0, rows_GK.flatten()).double().unflatten(0, rows_GK.shape)
@@ -364,11 +371,18 @@ def _measure_together(
     base_GOK = stack_base_outputs(base, x_GKI)
     adapted_GOK = add_low_rank_stack(base_GOK, x_GKI, factors.map(lambda part: part.to(x_GKI)), spec.scaling)
     means: dict[str, list[float]] = {}
-    for prefix, y_GOK in zip(_PREFIXES, (adapted_GOK, base_GOK), strict=True):
-        means[f"{prefix}loss"] = _weighted_means(row_losses(spec, y_GOK, targets), weights_GK)
+    for prefix, y_GOK, matching in zip(_PREFIXES, (adapted_GOK, base_GOK), (None, of_base), strict=True):
+        if matching is None:
+            losses_GK, y_GCK = row_losses(spec, y_GOK, targets), y_GOK[:, : spec.classes]
+        else:
+            # Row by row, as `LabelMatching` takes them.
+            G, y_TO = len(y_GOK), y_GOK.transpose(1, 2).flatten(0, 1)
+            rows_T = (targets.transpose(1, 2) if targets.dim() == 3 else targets).flatten(0, 1)
+            losses_GK = matching.losses(spec, y_TO, rows_T).view(G, -1)
+            y_GCK = matching.logits(spec.loss, y_TO).unflatten(0, (G, -1)).transpose(1, 2)
+        means[f"{prefix}loss"] = _weighted_means(losses_GK, weights_GK)
         if spec.loss is Loss.CROSS_ENTROPY:
-            is_right_GK = (y_GOK[:, : spec.classes].argmax(dim=1) == targets).double()
-            means[f"{prefix}accuracy"] = _weighted_means(is_right_GK, own_GK)
+            means[f"{prefix}accuracy"] = _weighted_means((y_GCK.argmax(dim=1) == targets).double(), own_GK)
     return [dict(zip(means, of_adapter, strict=True)) for of_adapter in zip(*means.values(), strict=True)]
 
 

@@ -191,7 +191,7 @@ class AsyncClient:
         targets: Any = None,
         weights: Any = None,
         labels: Sequence[str | int] | None = None,
-        data: Mapping[str, Any] | None = None,
+        data: Any = None,
         timeout: float | None = None,
     ) -> AsyncJob:
         """Queue the evaluation of adapters (None is the base layer) on labelled rows that none was trained on.
@@ -200,7 +200,7 @@ class AsyncClient:
         are in the order of `adapters`; gains are over the first. Outputs are matched to targets by label. `labels` are
         those of outputs that have none of their own. Nothing is published.
         """
-        rows = given({"inputs": inputs, "targets": targets, "weights": weights, "labels": labels})
+        rows = {"inputs": inputs, "targets": targets, "weights": weights, "labels": labels}
         body = {"adapters": [adapters] if adapters is None or isinstance(adapters, str) else list(adapters)}
         return await self._plan(self._read_job, "/evaluations", body, rows, data, timeout=timeout)
 
@@ -438,7 +438,7 @@ class AsyncClient:
     ) -> T:
         body = {"name": name, **body}
         query = {"dry_run": "true"} if dry_run else {}
-        return await self._plan(read, "/adapters", body, given(rows), data, timeout=timeout, query=query)
+        return await self._plan(read, "/adapters", body, rows, data, timeout=timeout, query=query)
 
     async def _plan(
         self,
@@ -452,7 +452,7 @@ class AsyncClient:
         query: Mapping[str, str] | None = None,
     ) -> T:
         """Send a request with its rows, or with those of `data`; one with a query changes nothing."""
-        rows, data = rows_of_table(rows, data)
+        rows, data = rows_of_table(given(rows), data)
         if (data is None) == (not rows):
             expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
             raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)

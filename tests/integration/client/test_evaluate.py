@@ -1,6 +1,7 @@
 """`evaluate`: several adapters side by side on rows of any form, and the rows with doubtful labels."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from loraplex import AdapterNotFound, EvaluationResult, InvalidCombination, Suspect, training_rows
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
@@ -40,6 +41,17 @@ def test_adapters_are_evaluated_on_arrays(start: Start, monkeypatch: pytest.Monk
     assert result.adapters[0].gain is None
     assert result.adapters[1].gain == pytest.approx(np.mean(said[1] == TRUTH) - np.mean(said[0] == TRUTH))
     assert list(client.datasets()) == []
+    frame = result.to_pandas()
+    assert frame["adapter"].tolist()[:2] == ["short@1", "long@1"]
+    assert frame["metrics.accuracy"].tolist() == [entry.figure for entry in result.adapters]
+    assert "long@1" in result._repr_html_()
+
+
+def test_the_rows_may_be_a_data_frame(start: Start) -> None:
+    client = start()
+    table = pd.DataFrame(FRESH, columns=[f"x{column}" for column in range(10)]).assign(answer=TRUTH)
+    spec = client.evaluate([None], data=table, targets="answer").spec
+    assert (spec["loss"], spec["labels"], spec["data"]["rows"]) == ("cross_entropy", ["no", "yes"], 90)
 
 
 def test_one_adapter_needs_no_list_and_rows_are_needed(start: Start) -> None:

@@ -106,6 +106,17 @@ FLEETS = [
         name="acme-{group}",
         groups=None,
     ),
+    *(
+        _fleet(f"publish a fleet's prior as {prior!r}", code, field="fleet_prior", name="acme-{group}", **body)
+        for code, prior, body in (
+            ("invalid_name", "a b", {"fleet_prior": "a b"}),
+            ("wrong_type", 7, {"fleet_prior": 7}),
+            ("wrong_type", None, {"fleet_prior": None}),
+            ("invalid_combination", "acme-b", {"fleet_prior": "acme-b", "training": {"method": "auto"}}),
+            ("invalid_combination", "prior", {"fleet_prior": "prior", "training": {"method": "adamw"}}),
+        )
+    ),
+    case("publish the prior of no fleet", "invalid_combination", field="fleet_prior", fleet_prior="prior"),
     _fleet(
         "train two groups of one name",
         "invalid_combination",

@@ -76,6 +76,25 @@ def test_a_base_layer_without_any_of_the_labels_is_never_right(client: httpx.Cli
     assert metrics["held_out"]["base"]["loss"] == pytest.approx(-np.log(np.finfo(np.float64).eps))
 
 
+@pytest.mark.parametrize(
+    ("targets", "accuracies"),
+    [(SAID, (1, 1)), (np.where(X[:, 0] > 0, "new", SAID), (0.1, 0.9)), (np.where(X[:, 0] > 0, "yes", "no"), (0, 0))],
+    ids=["its own", "known and new", "other"],
+)
+def test_the_base_layer_is_matched_by_label_for_each_adapter_of_a_fleet(
+    client: httpx.Client, targets: Any, accuracies: tuple[float, float]
+) -> None:
+    groups = [f"g{row % 3}" for row in range(ROWS)]
+    rows = {"inputs": X.tolist(), "targets": list(targets), "groups": groups}
+    job = train(client, name="fleet-{group}", rank=1, data=rows, split=SPLIT, training=BRIEF, publish="always")
+    assert job["status"] == "succeeded", job["error"]
+    for adapter in client.get(f"/jobs/{job['id']}/adapters").raise_for_status().json()["data"]:
+        low, high = accuracies
+        assert low <= adapter["metrics"]["base_validation_accuracy"] <= high
+        if high == 0:
+            assert adapter["metrics"]["base_train_loss"] == pytest.approx(-np.log(np.finfo(np.float64).eps))
+
+
 def test_answers_name_the_classes_of_the_base_layer(client: httpx.Client) -> None:
     factors = {"A": [[0.0]] * O, "B": [[1.0] * I]}
     client.put("/adapters/unlabelled", json=factors).raise_for_status()

@@ -91,6 +91,16 @@ def test_a_hundred_rows_are_held_out_by_their_hash(trained: httpx.Client) -> Non
     assert split["train"]["rows"] + split["held_out"]["rows"] == 200
 
 
+def test_a_hash_keeps_groups_and_equal_rows_on_one_side(trained: httpx.Client) -> None:
+    x_NI = torch.randn(150, INPUTS, generator=torch.Generator().manual_seed(2)).tolist()
+    data: dict[str, Any] = {"inputs": x_NI * 2, "targets": [row[:OUTPUTS] for row in x_NI] * 2}
+    for grouped in (data, data | {"groups": [f"g{row % 50}" for row in range(300)]}):
+        spec = trained.post("/adapters?dry_run=true", json={"name": "plan", "data": grouped}).json()["spec"]
+        assert "warnings" not in spec
+        assert spec["split"]["held_out"]["rows"] > 0
+    assert spec["split"]["train"]["groups"] + spec["split"]["held_out"]["groups"] == 50
+
+
 @pytest.mark.parametrize(
     "body", [{"split": None}, {"training": {"validation_fraction": 0}}, {"training": {"method": "adamw"}}], ids=str
 )
