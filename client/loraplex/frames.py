@@ -29,6 +29,8 @@ _SHOWN: Mapping[str, Sequence[str]] = {
     "EvaluatedAdapter": ("adapter", "figure", "interval", "gain", "gain_error", "missing_rows", "problem"),
     "JobAdapter": ("name", "group", "rows", "version", "outcome", "gain", "moved_live", "error"),
 }
+# Member whose items are the rows of a result, by the name of its class.
+_ROWS: Mapping[str, str] = {"EvaluationResult": "adapters", "Preview": "rows"}
 _MAX_ROWS, _MAX_COLUMNS, _MAX_CHARACTERS = 20, 12, 80
 
 
@@ -57,13 +59,14 @@ class Tabular:
         return to_polars(self)
 
     def _columns(self) -> Columns:
-        """Return the columns of the DataFrame: one row, unless the result overrides this."""
-        return columns_of([self])
+        """Return the columns of the DataFrame: one row, or one for each item of the member in `_ROWS`."""
+        member = _ROWS.get(type(self).__name__)
+        return columns_of([self] if member is None else getattr(self, member))
 
     def _repr_html_(self) -> str:
         columns = self._columns()
         if any(len(values) != 1 for values in columns.values()):
-            return _table(columns)
+            return _table(_shown(columns))
         shown = _shown(columns, self)
         return _table({"": list(shown), "value": [values[0] for values in shown.values()]}, max_rows=len(shown))
 

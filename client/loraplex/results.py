@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 from loraplex.errors import BadRow, JobCancelled, JobFailed, LoraplexError
-from loraplex.frames import Columns, Tabular, columns_of, to_pandas
+from loraplex.frames import Columns, Tabular, to_pandas
 
 Json = Mapping[str, Any]
 
@@ -318,9 +318,6 @@ class EvaluationResult(Tabular):
     adapters: Sequence[EvaluatedAdapter]
     """In the order of the request."""
 
-    def _columns(self) -> Columns:
-        return columns_of(self.adapters)
-
 
 class Suspect(NamedTuple):
     """Row whose label the other rows contradict."""
@@ -496,7 +493,3 @@ class Preview(Tabular):
     offset: int
     rows: Sequence[Mapping[str, Any]]
     next_offset: int | None
-
-    def _columns(self) -> Columns:
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        return {name: [row.get(name) for row in self.rows] for name in names}

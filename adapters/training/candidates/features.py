@@ -6,13 +6,15 @@ change ΔW along directions that the base layer reads, and much along those that
 
 # G groups · N rows · I in_features · J features · C outputs of the task
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adapters.lora.base_layer import BaseLayer
 
+# What L is: W's own metric, 1, or the inverse standard deviations of the inputs.
+Kind = Literal["base_metric", "inputs", "standardized"]
 _METRIC_SHARE = 0.9
 # Square of the constant for classes, relative to the mean square of the other features: the bias has a penalty too,
 # because a few rows say little about the frequencies of classes.
@@ -37,6 +39,7 @@ class FeatureMap:
     """c; None without a bias, or with one that has no penalty (`free_intercept`)."""
     scale: float
     free_intercept: bool
+    is_base_metric: bool
 
     def __call__(self, x_NI: Tensor) -> Tensor:
         """Return the features of inputs (…, N, I) float64, (…, N, J)."""
@@ -59,20 +62,25 @@ class FeatureMap:
         return delta_IC.mT, bias_C
 
 
-def feature_map(
-    base: BaseLayer, moments: Moments, *, in_base_metric: bool, bias: bool, free_intercept: bool
-) -> FeatureMap:
+def feature_map(base: BaseLayer, moments: Moments, *, kind: Kind, bias: bool, free_intercept: bool) -> FeatureMap:
     """Return the features for a kind of ridge, scaled so that the mean square of φ(x) is about 1."""
     mean_I = moments.mean_I if bias else torch.zeros_like(moments.mean_I)
-    factor_II = base_metric_factor(base) if in_base_metric else None
     second_II = moments.covariance_II
     if not bias:
         second_II = second_II + moments.mean_I[:, None] * moments.mean_I
+    factor_II = None
+    if kind == "base_metric":
+        factor_II = base_metric_factor(base)
+    elif kind == "standardized":
+        deviation_I = second_II.diagonal().clamp_min(0).sqrt()
+        # A column that is constant up to rounding stays as small as it is.
+        least = 1e-6 * float(deviation_I.max())
+        factor_II = torch.diag(torch.where(deviation_I > least, deviation_I, 1.0).reciprocal())
     if factor_II is None:
         square = float(second_II.diagonal().sum())
     else:
         square = float((factor_II * (second_II @ factor_II)).sum())
-    square = square or 1.0
+    square = square if square > 0 else 1.0
     has_constant = bias and not free_intercept
     return FeatureMap(
         factor_IJ=factor_II,
@@ -80,6 +88,7 @@ def feature_map(
         constant=(_CONSTANT_SQUARE * square) ** 0.5 if has_constant else None,
         scale=square**0.5,
         free_intercept=bias and free_intercept,
+        is_base_metric=kind == "base_metric",
     )
 
 

@@ -31,14 +31,26 @@ class Scores:
         return self.loss is Loss.MSE
 
     @property
+    def is_shares(self) -> bool:
+        """Return whether the targets are shares of labels."""
+        return self.loss is Loss.BINARY_CROSS_ENTROPY
+
+    @property
     def metric(self) -> str:
         """Return the name of the figure that `errors` averages to."""
-        return {Loss.MSE: "mse", Loss.CROSS_ENTROPY: "accuracy"}.get(self.loss, "label_accuracy")
+        names = {Loss.MSE: "mse", Loss.CROSS_ENTROPY: "accuracy", Loss.BINARY_CROSS_ENTROPY: "label_accuracy"}
+        return names.get(self.loss, "loss")
 
     @property
     def steps(self) -> tuple[float, ...]:
         """Return the steps to try."""
         return (1.0,) if self.is_regression else (1.0, 3.0, 10.0)
+
+    @property
+    def ridges(self) -> tuple[float, ...]:
+        """Return the ridges to try, for features whose mean square is 1."""
+        more = (1e-4, 1e-3, 1e-2) if self.is_regression else ()
+        return (*more, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
     @property
     def scales(self) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ All groups of a fleet go through the same steps; one adapter alone is a fleet of
 # G groups of a stack · N rows of a group, padded · I in_features · J features · C outputs of the task · O out_features
 # F outer folds · E = F + 1 fits: without each fold, and of all rows · X combinations · R rank
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -31,10 +31,8 @@ from adapters.training.settings import Candidate
 FOLDS = 5
 # Rows of the other groups' mean loss that count beside a group's own.
 PSEUDO_ROWS = 100
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-RANKS = (1, 2, 4, 8, 16, 32, 64)
-# Relative increase of the loss up to which a smaller rank is preferred.
-_LOSS_TOLERANCE = 1e-3
+# Share of the energy of the change of the outputs that a smaller rank may lose.
+_LOST_ENERGY = 1e-4
 
 
 class Start(NamedTuple):
@@ -48,6 +46,15 @@ class Start(NamedTuple):
     loss_scale: float = 1.0
     """Scale of the new outputs for the loss."""
     model: CommonModel | ClusterModel | None = None
+
+    def from_base(self, delta_CI: Tensor, bias_C: Tensor | None, base: BaseLayer) -> "Composed":
+        """Return the update of the base layer that has the same answers as an update of these outputs."""
+        if self.scale > 0:
+            return Composed(delta_CI / self.scale, None if bias_C is None else bias_C / self.scale)
+        C = len(delta_CI)
+        if base.bias_O is not None:
+            bias_C = (0.0 if bias_C is None else bias_C) - base.bias_O[:C].double()
+        return Composed(delta_CI - base.weight_OI[:C].double(), bias_C)
 
 
 class Combination(NamedTuple):
@@ -80,7 +87,7 @@ class Stack:
     def one(self, index: int) -> "Stack":
         """Return the stack of one of the groups."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Stack(**{name: None if part is None else part[index : index + 1] for name, part in parts.items()})
+        return replace(self, **{name: part[index : index + 1] for name, part in parts.items() if part is not None})
 
     def common_rows(self, features: FeatureMap, scale: float) -> GroupRows:
         """Return the rows as the regressions over all groups take them."""
@@ -119,9 +126,31 @@ class Candidates:
         start = self.starts[combination.starts[0]]
         if combination.features is None:
             return start.candidate
-        if start.with_ridge is Candidate.RIDGE and self.maps[combination.features].factor_IJ is not None:
+        if start.with_ridge is Candidate.RIDGE and self.maps[combination.features].is_base_metric:
             return Candidate.RIDGE_IN_BASE_METRIC
         return start.with_ridge
+
+    def settings(self, combination: Combination) -> dict[str, Any]:
+        """Return the settings of a combination, as a job shows them."""
+        if combination.features is None:
+            return {}
+        features = self.maps[combination.features]
+        bias = features.constant is not None or features.free_intercept
+        return {"ridge": combination.ridge, "step": combination.step, "bias": bias}
+
+    def left_out_outputs(self, stack: Stack, combination: Combination) -> Tensor:
+        """Return the outputs (N, C) of the rows of a stack of one group, each without its unit."""
+        z_GNC = self._start_outputs(stack)[combination.starts[0]]
+        if combination.features is None:
+            return z_GNC[0]
+        folds = Sets.of(stack.folds_GN, FOLDS)
+        units = None if stack.units_GN is None else Sets.of(stack.units_GN, int(stack.units_GN.max()) + 1)
+        leave_out = self._leave_out(stack, combination.features, combination.ridge, folds, units)
+        residuals_GNC = self.scores.residuals(z_GNC, stack.y_GNC)
+        _, alpha_GENC = leave_out.coefficients(residuals_GNC)
+        left_GNC = leave_out.unit_residuals(alpha_GENC)[:, -1]
+        outputs_GNC: Tensor = z_GNC + combination.step * (residuals_GNC - left_GNC)
+        return outputs_GNC[0]
 
     def _start_outputs(self, stack: Stack) -> list[Tensor]:
         """Return the outputs (G, N, C) of each start, for each group without its own rows."""
@@ -208,14 +237,7 @@ class Candidates:
             delta_CI = delta_CI + own_CI
             if own_bias_C is not None:
                 bias_C = own_bias_C if bias_C is None else bias_C + own_bias_C
-        if start.scale == 0:
-            delta_CI = delta_CI - self.base.weight_OI[:C].double()
-            base_bias_O = self.base.bias_O
-            if base_bias_O is not None:
-                bias_C = (0.0 if bias_C is None else bias_C) - base_bias_O[:C].double()
-        else:
-            delta_CI, bias_C = delta_CI / start.scale, None if bias_C is None else bias_C / start.scale
-        return Composed(delta_CI, bias_C)
+        return start.from_base(delta_CI, bias_C, self.base)
 
     def _own_update(self, one: Stack, z_NC: Tensor, combination: Combination) -> tuple[Tensor, Tensor | None]:
         """Return ΔW (C, I) and the change of the bias of the ridge on the group's own rows."""
@@ -243,10 +265,35 @@ class Composed(NamedTuple):
     delta_CI: Tensor
     bias_C: Tensor | None
 
-    def adapter(self, rank: int, outputs: int, **names: Any) -> Adapter:
-        """Return the adapter of the best approximation of this rank, with alpha equal to the rank."""
-        C = len(self.delta_CI)
-        basis_CR = leading_outputs(self.delta_CI, rank)
+    def bounded(self, rank: int) -> "Composed":
+        """Return the best approximation of this rank."""
+        if rank >= min(self.delta_CI.shape):
+            return self
+        basis_CR = torch.linalg.eigh(self.delta_CI @ self.delta_CI.T)[1].flip(1)[:, :rank]
+        return Composed(basis_CR @ (basis_CR.T @ self.delta_CI), self.bias_C)
+
+    def outputs(self, x_NI: Tensor) -> Tensor:
+        """Return the change of the outputs, (N, C)."""
+        change_NC = x_NI @ self.delta_CI.T
+        return change_NC if self.bias_C is None else change_NC + self.bias_C
+
+    def reduced(self, covariance_II: Tensor, max_rank: int) -> tuple["Composed", Tensor]:
+        """Return the update at the smallest rank that loses no visible part of it, and a basis of its outputs (C, R).
+
+        The part is measured by the change of the outputs for inputs of this covariance.
+        """
+        spread = covariance_II.diagonal().mean() * 0.1
+        moved_CI = self.delta_CI @ covariance_II + spread * self.delta_CI
+        values_C, vectors_CC = torch.linalg.eigh(moved_CI @ self.delta_CI.T)
+        values_C, vectors_CC = values_C.flip(0).clamp_min(0), vectors_CC.flip(1)
+        lost_C = values_C.sum() - values_C.cumsum(0)
+        rank = int((lost_C > _LOST_ENERGY * values_C.sum()).sum()) + 1
+        basis_CR = vectors_CC[:, : min(rank, max_rank, len(values_C))]
+        return Composed(basis_CR @ (basis_CR.T @ self.delta_CI), self.bias_C), basis_CR
+
+    def adapter(self, basis_CR: Tensor, outputs: int, **names: Any) -> Adapter:
+        """Return the adapter with the outputs of this basis, with alpha equal to the rank."""
+        C, rank = basis_CR.shape
         basis_OR = functional.pad(basis_CR, (0, 0, 0, outputs - C))
         solution_IO = functional.pad(self.delta_CI.T, (0, outputs - C))
         a_GOR, b_GRI = balanced_factors(solution_IO[None], basis_OR[None], scaling=1.0)
@@ -254,21 +301,6 @@ class Composed(NamedTuple):
         if self.bias_C is not None:
             bias_O = functional.pad(self.bias_C.float(), (0, outputs - C)).contiguous()
         return Adapter(a_GOR[0].contiguous(), b_GRI[0].contiguous(), bias_O, float(rank), **names)
-
-
-def leading_outputs(delta_CI: Tensor, rank: int) -> Tensor:
-    """Return an orthonormal basis (C, R) of the outputs that ΔW changes most; zeros beyond its rank."""
-    gram_CC = delta_CI @ delta_CI.T
-    values_C, vectors_CC = torch.linalg.eigh(gram_CC)
-    keep = values_C > values_C[-1:].clamp_min(0) * 1e-14
-    basis_CR = (vectors_CC * keep).flip(-1)[:, :rank]
-    return functional.pad(basis_CR, (0, rank - basis_CR.shape[1]))
-
-
-def needed_rank(delta_CI: Tensor) -> int:
-    """Return the rank of ΔW, at least 1."""
-    values_C = torch.linalg.eigvalsh(delta_CI @ delta_CI.T)
-    return max(1, int((values_C > values_C[-1].clamp_min(0) * 1e-12).sum())) if float(values_C[-1]) > 0 else 1
 
 
 def _pick(
@@ -342,7 +374,7 @@ def combinations_of(
             yield Combination(members, None, 0.0, 0.0)
         for features, feature_map in enumerate(maps):
             name = start.with_ridge
-            if name is Candidate.RIDGE and feature_map.factor_IJ is not None:
+            if name is Candidate.RIDGE and feature_map.is_base_metric:
                 name = Candidate.RIDGE_IN_BASE_METRIC
             has_bias = feature_map.constant is not None or feature_map.free_intercept
             if name not in allowed or (start.model is not None and features != common_map):

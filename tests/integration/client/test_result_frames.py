@@ -115,6 +115,14 @@ def test_classes_are_data_frames(client: Any) -> None:
     assert both.columns == ["label_1", "probability_1", "label_2", "probability_2"]
 
 
+def test_rows_of_a_data_set_are_a_data_frame(client: Any) -> None:
+    client.put_dataset("rows", TABLE)
+    for preview in (client.preview("rows", limit=3), client.preview("rows", limit=1)):
+        frame = preview.to_pandas()
+        assert frame["kind"].to_list() == KINDS[: len(preview.rows)].tolist()
+        np.testing.assert_allclose(frame["x"], X[: len(frame), 0])
+
+
 def test_a_notebook_shows_tables_whose_texts_are_escaped(client: Any) -> None:
     version = client.version("acme", 1)
     shown = _Cells(version._repr_html_())

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from app.bootstrap import load_base
 from app.settings import EXIT_CONFIG, Settings, exit_if_unusable
-from tests.support.service import serving, train
+from tests.support.service import serving, train, wait_for_job
 
 I, O, ROWS = 6, 5, 300
 DRAW = np.random.default_rng(4)
@@ -93,6 +93,15 @@ def test_the_base_layer_is_matched_by_label_for_each_adapter_of_a_fleet(
         assert low <= adapter["metrics"]["base_validation_accuracy"] <= high
         if high == 0:
             assert adapter["metrics"]["base_train_loss"] == pytest.approx(-np.log(np.finfo(np.float64).eps))
+
+
+def test_an_evaluation_matches_the_base_layer_and_versions_without_labels_by_its_labels(client: httpx.Client) -> None:
+    client.put("/adapters/silent", json={"A": [[0.0]] * O, "B": [[1.0] * I]}).raise_for_status()
+    rows = {"inputs": X.tolist(), "targets": SAID.tolist()}
+    body = {"adapters": [None, "silent"], "data": rows}
+    job = client.post("/evaluations", json=body).raise_for_status().json()
+    ended = wait_for_job(client, job["id"])
+    assert [entry["figure"] for entry in ended["result"]["adapters"]] == [1, 1]
 
 
 def test_answers_name_the_classes_of_the_base_layer(client: httpx.Client) -> None:

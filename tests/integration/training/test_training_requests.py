@@ -179,6 +179,14 @@ def test_a_setting_that_some_methods_use_leaves_these(trained: httpx.Client) -> 
     assert (spec["method"], "candidates" in spec) == ("closed_form", False)
 
 
+def test_the_closed_form_takes_classes_as_a_ridge(trained: httpx.Client) -> None:
+    training = {"method": "closed_form", "loss": "cross_entropy", "ridge": 0.5}
+    spec = spec_of(trained, data=LABELS, training=training)
+    shown = {"method": "closed_form", "loss": "cross_entropy", "seed": 0, "validation_fraction": 0, "ridge": 0.5}
+    assert (spec["rank"], spec["training"], spec["warnings"]) == (RANK, shown, [UNEVALUATED])
+    assert spec_of(trained, data=LABELS, training=training | {"ridge": "auto"})["training"]["ridge"] == "auto"
+
+
 def test_what_held_out_rows_decide_stays_open_until_they_have(trained: httpx.Client) -> None:
     training = {"method": "closed_form", "ridge": "auto"}
     spec = spec_of(trained, rank="auto", training=training, split=HALF)

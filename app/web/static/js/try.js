@@ -15,6 +15,7 @@ const paste = document.getElementById("numbers");
 const dataset = document.getElementById("row-dataset");
 const number = document.getElementById("row-number");
 const labelsByDigest = new Map();
+const baseLabels = JSON.parse(root.dataset.labels);
 let answers = null;
 let timer = 0;
 let latestRequest = 0;
@@ -75,11 +76,16 @@ async function loadLabels({ name, version, digest }) {
   labelsByDigest.set(digest, labels);
 }
 
+/** Return the labels of a version; those of the base layer for the base layer, and for a version without its own. */
+function labelsOf(version) {
+  return (version && labelsByDigest.get(version.digest)) ?? baseLabels;
+}
+
 function showAnswers() {
   if (!answers) return;
   const isProbability = root.querySelector("[name=numbers]:checked").value === "probabilities";
   const tables = answers.map(({ reference, version, outputs, probabilities }) => {
-    const labels = version ? labelsByDigest.get(version.digest) : null;
+    const labels = labelsOf(version);
     const values = isProbability ? probabilities : outputs;
     return barTable({ title: reference ?? "Base layer", note: version ? `version ${version.version}` : "without an adapter", values, labels, isProbability });
   });
@@ -90,7 +96,7 @@ function showAnswers() {
 function summarize({ reference, version, probabilities }) {
   const highest = Math.max(...probabilities);
   const index = probabilities.indexOf(highest);
-  const label = (version && labelsByDigest.get(version.digest)?.[index]) ?? index;
+  const label = labelsOf(version)?.[index] ?? index;
   return `${reference ?? "Base"}: ${label} (${percent(highest)})`;
 }
 

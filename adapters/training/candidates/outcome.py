@@ -1,0 +1,190 @@
+"""What the fit of one adapter ended with: the adapter, its judgement, what was tried, and suspect rows."""
+
+# K rows of one adapter · C outputs of the task
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.errors import LoraplexError
+from adapters.lora.adapter import Adapter
+from adapters.training.candidates.descent import Descent
+from adapters.training.candidates.features import FeatureMap, Moments
+from adapters.training.candidates.fleet_mean import CommonModel
+from adapters.training.candidates.scores import Scores
+from adapters.training.candidates.small import Composed
+from adapters.training.candidates.task import FitTask, Sides
+from adapters.training.closed_form.solver import Factors
+from adapters.training.evaluation.evaluate import evaluate_factors
+from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge
+from adapters.training.settings import Candidate, Loss, TrainingSpec
+
+# Most rows whose labels are doubted.
+MAX_SUSPECTS = 200
+
+
+class Tried(NamedTuple):
+    """What was tried for one adapter."""
+
+    scores: Scores
+    by: str
+    """How the rows decided: `leave_one_out`, or `held_out` for a part of the training rows."""
+    taken: Candidate
+    reason: str
+    figures: Mapping[Candidate, tuple[float, Mapping[str, Any]]]
+    """Mean loss and settings of each candidate."""
+
+    def to_json(self, rows: int) -> dict[str, Any]:
+        """Return what a job shows as `auto`."""
+        candidates = [
+            {"candidate": str(name), "figure": figure, "settings": dict(settings), "skipped": None}
+            for name, (figure, settings) in self.figures.items()
+        ]
+        metric = "mse" if self.scores.is_regression else "log_loss"
+        return {
+            "metric": metric if self.scores.loss in (Loss.MSE, Loss.CROSS_ENTROPY) else "loss",
+            "rows": rows,
+            "by": self.by,
+            "taken": str(self.taken),
+            "reason": self.reason,
+            "candidates": candidates,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class AutoFit:
+    """How the fit of one adapter ended."""
+
+    position: int
+    spec: TrainingSpec
+    """The specification with everything that was chosen."""
+    adapter: Adapter | None = None
+    """None if the fit failed."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    report: AdapterReport | None = None
+    evidence: RowEvidence | None = None
+    """Rows that it was trained on, if they are so few that all of them were."""
+    error: LoraplexError | None = None
+    suspects: Sequence[Mapping[str, Any]] | None = None
+    """Rows whose label the other rows contradict, worst first; only of one adapter, with classes."""
+
+
+def gain_of(errors: Mapping[str, Tensor]) -> tuple[float, float]:
+    """Return the summed gain of an adapter's rows over what answers now, and the weight of these rows."""
+    weights_K, other_K = errors["weights"], errors.get("live", errors["base"])
+    judged_K = torch.isfinite(other_K)
+    if not bool(judged_K.any()):
+        other_K, judged_K = errors["base"], torch.ones_like(judged_K)
+    gains_K = torch.where(judged_K, other_K - errors["adapter"], 0.0)
+    return float(gains_K @ weights_K), float(weights_K[judged_K].sum())
+
+
+def finish(
+    task: FitTask,
+    position: int,
+    adapter: Adapter,
+    sides: Sides,
+    tried: Tried,
+    errors: Mapping[str, Tensor],
+    *,
+    others_gain: float | None,
+    descent: Descent | None,
+    left_out_NC: Tensor | None,
+) -> AutoFit:
+    """Judge an adapter, and collect what its job says about it."""
+    scores, rows_K = task.scores, sides.training_K
+    evaluation, judgement, warnings = None, None, list[str]()
+    if errors:
+        evaluation, judgement = judge(
+            {name: errors_K for name, errors_K in errors.items() if name != "weights"},
+            by="held_out" if sides.held is not None else "cross_validation",
+            metric=scores.metric,
+            is_regression=scores.is_regression,
+            weights_N=errors["weights"],
+            others_gain=others_gain,
+        )
+        warnings = _warnings(task, position, errors, evaluation)
+    evidence = None
+    if sides.is_cross_validated and errors:
+        evidence = RowEvidence(task.row_keys(rows_K), errors["adapter"].numpy().astype(np.float32))
+    spec = task.spec if descent is None else descent.spec
+    chosen = replace(spec, rank=adapter.rank, alpha=adapter.alpha, candidates=(), try_bias=False, try_ridges=False)
+    chosen = replace(chosen, bias=adapter.bias_O is not None)
+    report = AdapterReport(
+        evaluation=evaluation, judgement=judgement, auto=tried.to_json(len(rows_K)), warnings=tuple(warnings)
+    )
+    return AutoFit(
+        position=position,
+        spec=chosen,
+        adapter=adapter,
+        metrics=_losses(task, adapter, sides, chosen),
+        report=report,
+        evidence=evidence,
+        suspects=None if left_out_NC is None else _suspects(task, rows_K, left_out_NC),
+    )
+
+
+def _warnings(task: FitTask, position: int, errors: Mapping[str, Tensor], evaluation: Mapping[str, Any]) -> list[str]:
+    """Return what the user should not miss about an evaluation."""
+    weights_K = errors["weights"]
+    means = {name: float(torch.nan_to_num(values_K) @ weights_K) for name, values_K in errors.items()}
+    warnings = []
+    if means["adapter"] > means["guess"]:
+        constant = "the mean of the targets" if task.scores.is_regression else "always answering the commonest class"
+        warnings.append(f"the adapter is worse than {constant} on rows that it was not trained on")
+    if means["base"] > means["guess"] and not task.scores.is_regression and task.base.weight_norm > 0:
+        warnings.append("the base layer is worse than the trivial guess here: are its labels in another order?")
+    live = task.live.get(position)
+    if live is not None and evaluation["live"] is None:
+        why = live.unjudged or "it was trained on all of these rows"
+        warnings.append(f"the live version was not compared: {why}")
+    return warnings
+
+
+def _losses(task: FitTask, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
+    """Return the losses on both sides, and with classes the accuracies, of the adapter and of the base layer."""
+    factors = Factors(adapter.a_OR, adapter.b_RI, adapter.bias_O)
+    names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
+    losses: dict[str, Any] = {}
+    for prefix, evaluated in (("", factors), ("base_", None)):
+        for side, table, rows_K in (("train", task.data, sides.training_K), ("validation", sides.held, None)):
+            values = {} if table is None else evaluate_factors(task.base, table, rows_K, spec, evaluated)
+            losses |= {f"{prefix}{side}_{name}": values.get(name) for name in names}
+    return losses
+
+
+def _suspects(task: FitTask, rows_K: Tensor, left_out_KC: Tensor) -> list[dict[str, Any]] | None:
+    """Return the rows whose label the other rows contradict, by the margin of another label; None without classes."""
+    if task.spec.loss is not Loss.CROSS_ENTROPY:
+        return None
+    classes_K = task.data.targets[rows_K]
+    own_K1 = left_out_KC.gather(1, classes_K[:, None])
+    others_KC = left_out_KC.scatter(1, classes_K[:, None], -torch.inf)
+    margins_K, suggested_K = (others_KC - own_K1).max(1)
+    order_K = torch.argsort(margins_K, descending=True)
+    labels: Sequence[str | int] = range(task.outputs) if task.labels is None else task.labels
+    return [
+        {
+            "row": int(rows_K[k]),
+            "label": labels[int(classes_K[k])],
+            "suggested": labels[int(suggested_K[k])],
+            "score": float(margins_K[k]),
+        }
+        for k in order_K[:MAX_SUSPECTS].tolist()
+        if float(margins_K[k]) > 0
+    ]
+
+
+def prior_fit(
+    task: FitTask, features: FeatureMap, model: CommonModel, scale: float, moments: Moments, position: int
+) -> AutoFit:
+    """Return the adapter of what all groups have in common, for names without rows."""
+    delta_CI, bias_C = features.update(model.step * model.theta_JC, None)
+    composed = Composed(delta_CI / scale, None if bias_C is None else bias_C / scale)
+    reduced, basis_CR = composed.reduced(moments.covariance_II, task.spec.rank)
+    adapter = reduced.adapter(basis_CR, task.base.out_features, **task.names)
+    spec = replace(task.spec, rank=adapter.rank, alpha=adapter.alpha, candidates=(), try_bias=False)
+    return AutoFit(position=position, spec=spec, adapter=adapter, report=AdapterReport())

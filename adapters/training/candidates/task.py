@@ -1,0 +1,180 @@
+"""What the adapters of one fit share: base layer, rows and scores, and how their rows are read."""
+
+# G groups of a stack · N rows of a group, padded · K rows of one group · I in_features · C outputs of the task
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapters.lora.adapter import Adapter
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.candidates import small
+from adapters.training.candidates.features import Moments
+from adapters.training.candidates.scores import Scores
+from adapters.training.candidates.small import Stack
+from adapters.training.closed_form.statistics import base_outputs
+from adapters.training.data_file import TrainingData
+from adapters.training.evaluation.evaluate import LabelMatching, base_matching, match_labels
+from adapters.training.evaluation.judgement import LiveVersion
+from adapters.training.gradient.sampling import Sampler
+from adapters.training.limits import CHUNK_ROWS
+from adapters.training.planning.split import SplitBy
+from adapters.training.settings import Loss, TrainingSpec
+
+Labels = Sequence[str | int] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """Rows of one adapter: those that train it and choose, and those that do neither."""
+
+    training_K: Tensor
+    """int64: rows of the data."""
+    held: TrainingData | None
+    """Held-out rows; None if none are."""
+    is_cross_validated: bool
+    """Whether the training rows evaluate too, in outer folds."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FitTask:
+    """Base layer, rows, settings and scores of a fit."""
+
+    base: BaseLayer
+    data: TrainingData
+    spec: TrainingSpec
+    scores: Scores
+    labels: Labels
+    feature_space: str | None
+    live: Mapping[int, LiveVersion]
+    """By group."""
+
+    @property
+    def outputs(self) -> int:
+        """Return C, the outputs that the task uses."""
+        return self.spec.classes or self.base.out_features
+
+    @property
+    def names(self) -> dict[str, Any]:
+        """Return the feature space and the labels of the adapters."""
+        labels = None if self.labels is None else tuple(self.labels)
+        return {"feature_space": self.feature_space, "labels": labels}
+
+    def sides(self, rows_K: Tensor) -> Sides:
+        """Divide the rows of one adapter; raise `OutOfRange` if a split that was requested leaves a side empty."""
+        data, spec = self.data, self.spec
+        if data.held_out is not None:
+            return Sides(rows_K, data.held_out, is_cross_validated=False)
+        if spec.split is None:
+            return Sides(rows_K, None, is_cross_validated=False)
+        keys_K = None if data.key_N is None else data.key_N[rows_K]
+        if spec.split.by is SplitBy.HASH and not spec.split.holds_out(len(rows_K), keys_K):
+            return Sides(rows_K, None, is_cross_validated=True)
+        classes_K = data.targets[rows_K] if data.targets.dtype == torch.int64 else None
+        sampler = Sampler(spec, len(rows_K), key_N=keys_K, classes_N=classes_K)
+        assert sampler.held_K is not None
+        return Sides(rows_K[sampler.training_K], data.take(rows_K[sampler.held_K]), is_cross_validated=False)
+
+    def keys(self, rows_K: Tensor) -> Tensor:
+        """Return equal numbers for rows that stay together, (K,) int64."""
+        keys_N, by = self.data.key_N, None if self.spec.split is None else self.spec.split.by
+        return rows_K if keys_N is None or by not in (SplitBy.HASH, SplitBy.GROUP) else keys_N[rows_K]
+
+    def row_keys(self, rows_K: Tensor) -> NDArray[np.int64]:
+        """Return a hash of each row with its target, (K,) int64: the same for the same row in every training."""
+        contents = []
+        inputs_KI = np.ascontiguousarray(self.data.inputs_NI[rows_K].numpy() + np.float32(0))
+        for x_I, target in zip(inputs_KI, self.data.targets[rows_K].numpy(), strict=True):
+            is_named = target.ndim == 0 and self.labels is not None
+            name = repr(self.labels[int(target)]).encode() if is_named and self.labels else target.tobytes()
+            contents.append(hashlib.blake2b(x_I.tobytes() + name, digest_size=8).digest())
+        return np.frombuffer(b"".join(contents), "<i8").astype(np.int64)
+
+    def chunks(self, rows_K: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield inputs (N, I), outputs of the base layer (N, C), targets (N, C) and weights (N,), float64, in parts."""
+        for part in self.data.parts(rows_K, CHUNK_ROWS):
+            x_NI = part.inputs_NI.double()
+            weights_N = torch.ones(part.rows) if part.weights_N is None else part.weights_N
+            z_NC = base_outputs(self.base, x_NI)[:, : self.outputs]
+            yield x_NI, z_NC, self.scores.wide(part.targets, self.outputs), weights_N.double()
+
+    def stack(self, groups: Sequence[int], rows: Sequence[Tensor]) -> Stack:
+        """Read the rows of groups, padded to the largest."""
+        G, N = len(groups), max(map(len, rows))
+        index_GN = torch.zeros(G, N, dtype=torch.int64)
+        weights_GN = torch.zeros(G, N, dtype=torch.float64)
+        folds_GN, units_GN, has_units = torch.full_like(index_GN, -1), torch.full_like(index_GN, -1), False
+        for index, rows_K in enumerate(rows):
+            K = len(rows_K)
+            index_GN[index, :K] = rows_K
+            weights_GN[index, :K] = 1.0 if self.data.weights_N is None else self.data.weights_N[rows_K].double()
+            classes_K = self.data.targets[rows_K] if self.data.targets.dtype == torch.int64 else None
+            keys_K = self.keys(rows_K)
+            folds_GN[index, :K] = small.outer_folds(keys_K, classes_K, self.spec.seed)
+            units_K = small.units_of(keys_K)
+            has_units |= units_K is not None
+            units_GN[index, :K] = torch.arange(K) if units_K is None else units_K
+        x_GNI = self.data.inputs_NI[index_GN].double()
+        return Stack(
+            groups=torch.tensor(groups),
+            x_GNI=x_GNI,
+            outputs_GNC=base_outputs(self.base, x_GNI)[..., : self.outputs],
+            y_GNC=self.scores.wide(self.data.targets[index_GN], self.outputs),
+            weights_GN=weights_GN,
+            folds_GN=folds_GN,
+            units_GN=units_GN if has_units else None,
+        )
+
+    def moments(self, rows_N: Tensor) -> Moments:
+        """Return mean and covariance of the inputs of these rows."""
+        I = self.base.in_features
+        shift_I = self.data.inputs_NI[rows_N[:CHUNK_ROWS]].double().mean(0)
+        mean_I, square_II = torch.zeros(I, dtype=torch.float64), torch.zeros(I, I, dtype=torch.float64)
+        for begin in range(0, len(rows_N), CHUNK_ROWS):
+            x_NI = self.data.inputs_NI[rows_N[begin : begin + CHUNK_ROWS]].double() - shift_I
+            mean_I += x_NI.sum(0)
+            square_II += x_NI.T @ x_NI
+        mean_I /= len(rows_N)
+        return Moments(mean_I + shift_I, square_II / len(rows_N) - mean_I[:, None] * mean_I)
+
+    def scale(self, rows_N: Tensor) -> float:
+        """Return the scale of the base layer's outputs with the least loss on these rows."""
+        totals = dict.fromkeys(self.scores.scales, 0.0)
+        if len(totals) > 1:
+            for _, z_NC, y_NC, weights_N in self.chunks(rows_N):
+                for scale in totals:
+                    totals[scale] += float(self.scores.losses(scale * z_NC, y_NC) @ weights_N)
+        return min(totals, key=lambda scale: totals[scale])
+
+    def base_errors(self, table: TrainingData) -> Tensor:
+        """Return the errors of the base layer on these rows, (K,): its outputs are matched to the classes by label."""
+        y_KO = base_outputs(self.base, table.inputs_NI.double())
+        return self._errors(y_KO, table.targets, base_matching(self.base, self.labels, self.spec))
+
+    def live_errors(self, adapter: Adapter, table: TrainingData) -> Tensor:
+        """Return the errors of a live version on these rows, (K,)."""
+        matching = match_labels(adapter.labels, self.labels, self.spec, outputs=self.base.out_features)
+        return self._errors(adapter_outputs(self.base, adapter, table.inputs_NI), table.targets, matching)
+
+    def _errors(self, y_KO: Tensor, targets: Tensor, matching: LabelMatching | None) -> Tensor:
+        width = self.outputs
+        if matching is None:
+            return self.scores.errors(y_KO[:, :width], self.scores.wide(targets, width))
+        if self.spec.loss is Loss.CROSS_ENTROPY:
+            width = len(matching.outputs_C) + len(matching.others_E)
+        return self.scores.errors(matching.logits(self.spec.loss, y_KO), self.scores.wide(targets, width))
+
+
+def adapter_outputs(base: BaseLayer, adapter: Adapter, inputs_KI: Tensor) -> Tensor:
+    """Return the outputs with an adapter, (K, I) -> (K, O) float64."""
+    x_KI = inputs_KI.double()
+    y_KO = base_outputs(base, x_KI) + adapter.scaling * (x_KI @ adapter.b_RI.T.double()) @ adapter.a_OR.T.double()
+    return y_KO if adapter.bias_O is None else y_KO + adapter.scaling * adapter.bias_O.double()
+
+
+Progress = Callable[[int, float], None]
