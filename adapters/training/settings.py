@@ -89,6 +89,10 @@ class Candidate(StrEnum):
 
 GRADIENT_METHODS = (Method.ADAMW, Method.SGD)
 _EXACT_METHODS = (Method.CLOSED_FORM,)
+# Losses with a ridge that one decomposition minimises: of classes, in a few steps.
+RIDGE_LOSSES = (Loss.MSE, Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
+# Settings of a loss that only gradient descent takes into account.
+GRADIENT_LOSS_SETTINGS = ("label_smoothing", "class_weights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,9 +249,8 @@ class RequestedSettings:
         for name, setting in SETTINGS.items():
             if name in self.given and self.loss not in setting.losses:
                 raise self.ignored(name, f"with {self.loss}")
-        if self.method == Method.CLOSED_FORM and self.loss is not Loss.MSE:
-            detail = f"closed_form minimises squared error; {self.loss} has no exact solution: use adamw or sgd"
-            raise InvalidCombination(detail, field="training.loss", given=self.loss, expected="mse with closed_form")
+        if self.method == Method.CLOSED_FORM:
+            self._check_closed_form()
         if self.method == AUTO:
             return
         self.check_used_by(self.method, f"with {self.method}")
@@ -259,6 +262,16 @@ class RequestedSettings:
         if self.loss is Loss.MULTIPLE_NEGATIVES and "batch_size" not in self.given:
             detail = "multiple_negatives takes the negatives from the row's batch: say how large it is"
             raise MissingField(detail, field="training.batch_size", expected="a batch_size, or auto")
+
+    def _check_closed_form(self) -> None:
+        accepted = (Loss.MSE,) if self.needs_statistics else RIDGE_LOSSES
+        if self.loss not in accepted:
+            expected = f"{' or '.join(accepted)} with closed_form"
+            detail = f"closed_form minimises squared error, or a ridge loss of classes, and here no {self.loss}"
+            raise InvalidCombination(detail, field="training.loss", given=self.loss, expected=expected)
+        for name in GRADIENT_LOSS_SETTINGS:
+            if name in self.given:
+                raise self.ignored(name, "with closed_form")
 
     def check_used_by(self, method: Method, context: str, *, unless_auto: bool = False) -> None:
         """Raise `IgnoredField` for a setting that was sent and that the method does not use."""

@@ -13,7 +13,9 @@ from adapters.training.planning.rows import Rows
 from adapters.training.planning.split import FEW_ROWS, Split, SplitBy
 from adapters.training.settings import (
     AUTO,
+    GRADIENT_LOSS_SETTINGS,
     GRADIENT_METHODS,
+    RIDGE_LOSSES,
     SETTINGS,
     Candidate,
     Init,
@@ -38,10 +40,6 @@ _PATIENCE = 20
 _BATCH_SIZE = 64
 # Losses for which the size of the targets does not say how far the factors have to go.
 _SCALE_FREE_LOSSES = (Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY, Loss.COSINE, Loss.MULTIPLE_NEGATIVES)
-# Losses that the candidates of one decomposition minimise, of classes by their codes.
-_EXACT_LOSSES = (Loss.MSE, Loss.CROSS_ENTROPY, Loss.BINARY_CROSS_ENTROPY)
-# Settings of a loss that only gradient descent takes into account.
-_GRADIENT_SETTINGS = ("label_smoothing", "class_weights")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +81,7 @@ def decide(
     that the service accepts. Raises `IgnoredField` or `InvalidCombination`.
     """
     settings = request.settings
-    if settings.method == AUTO:
+    if settings.method == AUTO or (settings.method is Method.CLOSED_FORM and settings.loss is not Loss.MSE):
         return _compare(request, rows, holdout, full_rank=full_rank, rank_limit=rank_limit)
     is_exact, is_fleet = settings.method is Method.CLOSED_FORM, request.is_fleet
     reasons: dict[str, str] = {}
@@ -169,8 +167,10 @@ def _choose_candidates(
     settings: RequestedSettings, rows: Rows, *, is_fleet: bool
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Return the candidates that the settings and the rows leave, and the reasons against others, by name."""
+    if settings.method is Method.CLOSED_FORM:
+        return [Candidate.RIDGE], {}
     reason = ""
-    if settings.loss not in _EXACT_LOSSES:
+    if settings.loss not in RIDGE_LOSSES:
         reason = f"{settings.loss} has no exact solution"
     elif names := [name for name in SETTINGS if name in settings.given and _is_of_gradients(settings, name)]:
         reason = f"{names[0]} was given, and only gradient descent uses it"
@@ -191,7 +191,7 @@ def _choose_candidates(
 def _is_of_gradients(settings: RequestedSettings, name: str) -> bool:
     """Return whether the value of a setting makes a difference to gradient descent only."""
     value, setting = getattr(settings, name), SETTINGS[name]
-    if name in _GRADIENT_SETTINGS:
+    if name in GRADIENT_LOSS_SETTINGS:
         return bool(value != setting.default)
     return set(setting.methods) <= set(GRADIENT_METHODS) and value != AUTO
 

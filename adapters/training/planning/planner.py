@@ -52,6 +52,7 @@ from adapters.training.settings import (
     Init,
     InitFactors,
     Loss,
+    Method,
     TrainingSpec,
     no_effect,
     unused_settings,
@@ -432,10 +433,10 @@ def _describe(
 ) -> dict[str, Any]:
     """Return the resolved settings as the job shows them: what the method uses, and the data by digest."""
     settings = request.settings
-    if spec.candidates:
+    if settings.method == AUTO:
         shown = _ALWAYS_SHOWN_OF_AUTO | settings.given
     else:
-        shown = (_ALWAYS_SHOWN | settings.given) - set(unused_settings(spec.method))
+        shown = (_ALWAYS_SHOWN | settings.given) - set(unused_settings(Method(settings.method)))
     # Only the held-out rows decide these, in the fit.
     open_names = {"learning_rate": bool(spec.try_rates), "ridge": spec.try_ridges, "bias": spec.try_bias}
     open_names |= {"method": bool(spec.candidates), "epochs": spec.try_steps}
@@ -453,7 +454,7 @@ def _describe(
         elif value == AUTO and not open_names.get(name, False):
             value = getattr(spec, name)
         training[name] = value
-    if spec.candidates:
+    if settings.method == AUTO:
         training["candidates"] = list(spec.candidates)
     has_open_rank = bool(spec.try_ranks or spec.candidates)
     return {

@@ -157,14 +157,6 @@ COMBINATIONS = [
         for method in ("adamw", "sgd")
     ),
     _setting("ignore ridge where auto comes to adamw", "ignored_field", "adamw", ridge=0.5, epochs=3, method="auto"),
-    _case(
-        "fit classes in closed form",
-        "invalid_combination",
-        "closed_form",
-        "cross_entropy",
-        training={"method": "closed_form", "loss": "cross_entropy"},
-        data={"inputs": [ROW] * 2, "targets": [0, 1]},
-    ),
 ]
 
 

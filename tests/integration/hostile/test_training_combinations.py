@@ -47,6 +47,22 @@ LEFT_TO_THE_DATA = [
     ),
     case("take the rank in capitals", "wrong_type", "AUTO", field="rank", rank="AUTO"),
     case("take alpha in capitals", "wrong_type", "AUTO", field="alpha", alpha="AUTO"),
+    *(
+        setting(f"ignore {name} with classes in closed form", "ignored_field", "closed_form", **settings)
+        for name, settings in (
+            ("label_smoothing", {"label_smoothing": 0.1, "method": "closed_form", "loss": "cross_entropy"}),
+            ("class_weights", {"class_weights": "balanced", "method": "closed_form", "loss": "cross_entropy"}),
+        )
+    ),
+    setting(
+        "keep statistics of classes",
+        "invalid_combination",
+        "cross_entropy",
+        loss="cross_entropy",
+        method="closed_form",
+        keep_statistics=True,
+        data=CLASSES,
+    ),
     setting("try a bias with a method", "invalid_combination", "adamw", bias="auto", method="adamw"),
     case(
         "shrink towards a prior by another loss",
@@ -102,7 +118,7 @@ IGNORED = [
         setting(
             f"fit {loss} in closed form", "invalid_combination", "closed_form", loss, loss=loss, method="closed_form"
         )
-        for loss in ("huber", "binary_cross_entropy", "cosine", "multiple_negatives")
+        for loss in ("huber", "cosine", "multiple_negatives")
     ),
     *(
         case(

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import training_oracle as world
 from tests.support.service import train
-from tests.support.training_oracle import LABELS, NUMBERS, RANK, published_delta
+from tests.support.training_oracle import NUMBERS, RANK, published_delta
 
 
 def _train(client: httpx.Client, name: str, **body: Any) -> dict[str, Any]:
@@ -82,8 +82,8 @@ def test_a_field_that_the_method_would_ignore_is_refused(
     assert method in answer.json()["detail"]
 
 
-def test_cross_entropy_in_closed_form_is_refused_with_the_reason(trained: httpx.Client) -> None:
-    body = {"method": "closed_form", "loss": "cross_entropy"}
-    answer = trained.post("/adapters", json={"name": "a", "rank": 1, "data": LABELS, "training": body})
+def test_huber_in_closed_form_is_refused_with_the_reason(trained: httpx.Client) -> None:
+    body = {"method": "closed_form", "loss": "huber"}
+    answer = trained.post("/adapters", json={"name": "a", "rank": 1, "data": NUMBERS, "training": body})
     assert answer.status_code == 422
     assert "squared error" in answer.json()["detail"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.conftest import Serve
+from tests.integration.training.conftest import Running
 from tests.support.service import train, wait_for_job
-from tests.support.training_columns import GROUPS, HALF, UNEVALUATED, plan_of, spec_of
+from tests.support.training_columns import COLUMNS, DATA, GROUPS, HALF, UNEVALUATED, plan_of, put, spec_of
 from tests.support.training_oracle import INPUTS, LABELS, NUMBERS, OUTPUTS, RANK, ROWS, X, Y
 
 PLAIN = {
@@ -179,6 +180,14 @@ def test_a_setting_that_some_methods_use_leaves_these(trained: httpx.Client) -> 
     assert (spec["method"], "candidates" in spec) == ("closed_form", False)
 
 
+def test_the_closed_form_takes_classes_as_a_ridge(trained: httpx.Client) -> None:
+    training = {"method": "closed_form", "loss": "cross_entropy", "ridge": 0.5}
+    spec = spec_of(trained, data=LABELS, training=training)
+    shown = {"method": "closed_form", "loss": "cross_entropy", "seed": 0, "validation_fraction": 0, "ridge": 0.5}
+    assert (spec["rank"], spec["training"], spec["warnings"]) == (RANK, shown, [UNEVALUATED])
+    assert spec_of(trained, data=LABELS, training=training | {"ridge": "auto"})["training"]["ridge"] == "auto"
+
+
 def test_what_held_out_rows_decide_stays_open_until_they_have(trained: httpx.Client) -> None:
     training = {"method": "closed_form", "ridge": "auto"}
     spec = spec_of(trained, rank="auto", training=training, split=HALF)
@@ -193,6 +202,21 @@ def test_what_held_out_rows_decide_stays_open_until_they_have(trained: httpx.Cli
     assert version["lineage"]["spec"]["rank"] == version["rank"]
     assert version["lineage"]["spec"]["ridge"] >= 0
     assert [line["text"] for line in job["log"] if line["text"].startswith(f"rank {version['rank']} of ")]
+
+
+def test_a_job_keeps_its_request_if_its_rows_are_in_a_data_set(running: Running) -> None:
+    client, service = running
+    put(client, "kept", {name: COLUMNS[name] for name in ("x", "y", "tenant")})
+    rows = DATA | {"dataset": "kept", "group_by": "tenant"}
+    body: dict[str, Any] = {"name": "kept-{tenant}", "data": rows, "training": {"method": "sgd", "epochs": 1}}
+    factors = {"init": {"A": [[0.0]] * OUTPUTS, "B": [[0.0] * INPUTS]}}
+    for sent, kept in (
+        (body, body),
+        ({"name": "kept", "data": NUMBERS}, None),
+        (body | {"training": {"method": "sgd", "epochs": 1} | factors}, None),
+    ):
+        job_id = client.post("/adapters", json=sent).raise_for_status().json()["id"]
+        assert service.queue.get(job_id).training.request == kept
 
 
 def test_a_rank_that_is_left_open_stays_within_the_service_s_limit(serve: Serve) -> None:
