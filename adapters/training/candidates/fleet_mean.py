@@ -29,7 +29,7 @@ _ROUNDS = 3
 _PARTS, _FEW_PARTS, _MANY_GROUPS = 5, 2, 200
 _SKETCH_FEATURES = 32
 # Groups by which ridge and step of a mean are chosen.
-_CHOOSING_GROUPS = 200
+_CHOOSING_GROUPS = 100
 
 
 class GroupRows(NamedTuple):
@@ -175,7 +175,7 @@ def _fit_clusters_of(
             break
         cluster_of = assigned
     clusters = cluster_of[is_used].unique().tolist()
-    return [_choose(stacks, scores, cluster_of == cluster) for cluster in clusters]
+    return [_choose(stacks, scores, cluster_of == cluster, (mean.ridge / 3, mean.ridge)) for cluster in clusters]
 
 
 def _members(stacks: Stacks, is_member: Tensor) -> Iterable[GroupRows]:
@@ -191,7 +191,7 @@ def _fit(stacks: Stacks, scores: Scores, is_member: Tensor, ridge: float, step: 
     return sums.model(ridge, step, is_member)
 
 
-def _choose(stacks: Stacks, scores: Scores, is_member: Tensor) -> CommonModel:
+def _choose(stacks: Stacks, scores: Scores, is_member: Tensor, ridges: Sequence[float] = RIDGES) -> CommonModel:
     """Return the regression over these groups, with ridge and step chosen by the loss of groups left out in turn."""
     sums = _Sums.of((rows.double() for rows in _members(stacks, is_member)), scores)
     assert sums is not None
@@ -199,7 +199,7 @@ def _choose(stacks: Stacks, scores: Scores, is_member: Tensor) -> CommonModel:
     chosen[is_member.nonzero()[:_CHOOSING_GROUPS, 0]] = True
     steps = (1.0,) if scores.is_regression else CLASS_STEPS
     best: tuple[float, float, float] | None = None
-    for ridge in RIDGES:
+    for ridge in ridges:
         model = sums.model(ridge, 1.0, is_member)
         totals = dict.fromkeys(steps, 0.0)
         for rows in _members(stacks, chosen):

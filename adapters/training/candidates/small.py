@@ -57,6 +57,10 @@ class Start(NamedTuple):
         return Composed(delta_CI - base.weight_OI[:C].double(), bias_C)
 
 
+# Start, features, ridge and step.
+_Key = tuple[int, int | None, float, float]
+
+
 class Combination(NamedTuple):
     """One setting of everything that leave-one-out chooses."""
 
@@ -169,19 +173,14 @@ class Candidates:
         folds, units = Sets.of(stack.folds_GN, FOLDS), None
         if stack.units_GN is not None:
             units = Sets.of(stack.units_GN, int(stack.units_GN.max()) + 1)
-        starts = self._start_outputs(stack)
         # Rows that take part in each fit.
         in_fit_GEN = torch.cat(
             [stack.folds_GN[:, None, :] != torch.arange(FOLDS)[:, None], torch.ones(G, 1, N, dtype=torch.bool)], dim=1
         )
         weights_GEN = stack.weights_GN[:, None] * in_fit_GEN
+        by_key = self._scores_of_all(stack, folds, units)
         losses, errors, picks = [], [], []
-        by_key: dict[tuple[int, int | None, float, float], tuple[Tensor, Tensor]] = {}
         for combination in self.combinations:
-            for start in combination.starts:
-                key = (start, *combination[1:])
-                if key not in by_key:
-                    by_key |= self._scores_of(stack, starts, start, combination, folds, units)
             of_starts = [by_key[(start, *combination[1:])] for start in combination.starts]
             loss_GE, error_GN, pick_GE = _pick(of_starts, weights_GEN, stack.folds_GN)
             losses.append(loss_GE)
@@ -191,25 +190,39 @@ class Candidates:
             torch.stack(losses, dim=-1), weights_GEN.sum(-1), torch.stack(errors, dim=1), torch.stack(picks, dim=-1)
         )
 
-    def _scores_of(
-        self, stack: Stack, starts: Sequence[Tensor], start: int, like: Combination, folds: Sets, units: Sets | None
-    ) -> dict[tuple[int, int | None, float, float], tuple[Tensor, Tensor]]:
-        """Return, by combination, the losses of rows left out of each fit (G, E, N) and the errors of folds (G, N)."""
-        scores, z_GNC, y_GNC, scale = self.scores, starts[start], stack.y_GNC, self.starts[start].loss_scale
-        if like.features is None:
-            losses_GN = scores.losses(scale * z_GNC, y_GNC)
-            losses_GEN = losses_GN[:, None].expand(-1, FOLDS + 1, -1).float()
-            return {(start, None, 0.0, 0.0): (losses_GEN, scores.errors(z_GNC, y_GNC).float())}
-        leave_out = self._leave_out(stack, like.features, like.ridge, folds, units)
-        residuals_GNC = scores.residuals(z_GNC, y_GNC)
-        fold_GNC, alpha_GENC = leave_out.coefficients(residuals_GNC)
-        change_GENC = (residuals_GNC[:, None] - leave_out.unit_residuals(alpha_GENC)).float()
-        z_G1NC, y_G1NC = z_GNC[:, None].float(), y_GNC[:, None].float()
-        results: dict[tuple[int, int | None, float, float], tuple[Tensor, Tensor]] = {}
-        for step in scores.steps:
-            losses_GEN = scores.losses(scale * (z_G1NC + step * change_GENC), y_G1NC)
-            errors_GN = scores.errors(z_GNC + step * (residuals_GNC - fold_GNC), y_GNC).float()
-            results[start, like.features, like.ridge, step] = losses_GEN, errors_GN
+    def _scores_of_all(self, stack: Stack, folds: Sets, units: Sets | None) -> dict[_Key, tuple[Tensor, Tensor]]:
+        """Return, by start and setting, the losses of rows left out of each fit (G, E, N) and the errors of folds."""
+        scores, y_GNC = self.scores, stack.y_GNC
+        starts = self._start_outputs(stack)
+        residuals = [scores.residuals(z_GNC, y_GNC) for z_GNC in starts]
+        results: dict[_Key, tuple[Tensor, Tensor]] = {}
+        for number, z_GNC in enumerate(starts):
+            losses_GN = scores.losses(self.starts[number].loss_scale * z_GNC, y_GNC).float()
+            losses_GEN = losses_GN[:, None].expand(-1, FOLDS + 1, -1)
+            results[number, None, 0.0, 0.0] = losses_GEN, scores.errors(z_GNC, y_GNC).float()
+        settings = dict.fromkeys((combination.features, combination.ridge) for combination in self.combinations)
+        for features, feature_map in enumerate(self.maps):
+            phi_GNJ = feature_map(stack.x_GNI)
+            kernel_GNN = phi_GNJ @ phi_GNJ.mT
+            for ridge in [ridge for of, ridge in settings if of == features]:
+                P_GNN = precision(kernel_GNN, ridge, stack.weights_GN, free_intercept=feature_map.free_intercept)
+                leave_out = LeaveOut(P_GNN, folds, units)
+                numbers = {
+                    start
+                    for combination in self.combinations
+                    if combination[1:3] == (features, ridge)
+                    for start in combination.starts
+                }
+                for number in sorted(numbers):
+                    fold_GNC, alpha_GENC = leave_out.coefficients(residuals[number])
+                    left_GENC = leave_out.unit_residuals(alpha_GENC)
+                    change_GENC = (residuals[number][:, None] - left_GENC).float()
+                    for step in scores.steps:
+                        scale, z_G1NC = self.starts[number].loss_scale, starts[number][:, None].float()
+                        outputs_GENC = torch.add(z_G1NC, change_GENC, alpha=step)
+                        losses_GEN = scores.losses(scale * outputs_GENC, y_GNC[:, None].float())
+                        outputs_GNC = starts[number] + step * (residuals[number] - fold_GNC)
+                        results[number, features, ridge, step] = losses_GEN, scores.errors(outputs_GNC, y_GNC).float()
         return results
 
     def _leave_out(self, stack: Stack, features: int, ridge: float, folds: Sets, units: Sets | None) -> LeaveOut:
