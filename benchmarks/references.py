@@ -7,7 +7,6 @@ from itertools import chain
 
 import numpy as np
 import torch
-from adapters.training.candidates.auto_fit import fit_fleet_auto
 from numpy.typing import NDArray
 from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
+from adapters.training.candidates.auto_fit import fit_fleet_auto
 from adapters.training.data_file import TrainingData
 from adapters.training.settings import Candidate, Loss, TrainingSpec
 from benchmarks.worlds import Classes, Inputs, Tenant, World

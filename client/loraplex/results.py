@@ -269,11 +269,10 @@ class FleetOutcomes:
 
 
 class ClassFigures(NamedTuple):
-    """Figures of one class, or of one label of several per row."""
+    """Figures of one class, or of one label of several per row; `rows` is a sum of weights if there are some."""
 
     label: str | int
     rows: float
-    """Rows of the class, or the sum of their weights."""
     precision: float | None
     """Share of right answers among the rows with this answer; None if there are none."""
     recall: float | None
@@ -301,22 +300,20 @@ class EvaluatedAdapter(Tabular):
     confusion: Sequence[Sequence[float]] | None
     """Rows by true class and answer, in the order of `classes`; None for more than 50 classes."""
     missing_labels: Sequence[str | int]
-    """Labels of the rows that it cannot answer with: the first 20."""
+    """Labels of the rows that it cannot answer with, the first 20; and the number of rows that have such a label."""
     missing_rows: int
-    """Rows that have such a label."""
     problem: str | None
     """Why it could not be evaluated on the rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult(Tabular):
-    """Result of an evaluation: several adapters side by side on the same rows."""
+    """Result of an evaluation: several adapters side by side on the same rows, in the order of the request."""
 
     metric: str
     """`accuracy` and `label_accuracy` are better if they are higher, `mse` if it is lower."""
     rows: int
     adapters: Sequence[EvaluatedAdapter]
-    """In the order of the request."""
 
 
 class Suspect(NamedTuple):

@@ -158,7 +158,10 @@ class FitTask:
 
     def live_errors(self, adapter: Adapter, table: TrainingData) -> Tensor:
         """Return the errors of a live version on these rows, (K,)."""
-        matching = match_labels(adapter.labels, self.labels, self.spec, outputs=self.base.out_features)
+        base = self.base
+        matching = match_labels(
+            adapter.labels, self.labels, self.spec, outputs=base.out_features, base_labels=base.labels
+        )
         return self._errors(adapter_outputs(self.base, adapter, table.inputs_NI), table.targets, matching)
 
     def _errors(self, y_KO: Tensor, targets: Tensor, matching: LabelMatching | None) -> Tensor:

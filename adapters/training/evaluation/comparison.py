@@ -90,17 +90,17 @@ def compare_versions(
 
     `versions` is read one by one, so that only one adapter is in memory. labels: those of the classes of the rows,
     which the outputs are matched to; None if they are the numbers of outputs. output_labels: those of outputs without
-    labels of their own, otherwise those of the base layer, or the numbers of the outputs if the rows have numbers and
-    the base layer has names. progress: called with the number of versions done.
+    labels of their own. If the base layer has labels of the same kind as the rows, these are used instead; without
+    either, outputs are called by their numbers. progress: called with the number of versions done.
     """
     data = data.to(base.device)
     positions = range(base.out_features)
     names = positions[: spec.classes] if labels is None else labels
     default_names: Labels = positions
-    if labels is not None and output_labels is not None:
-        default_names = output_labels
-    elif labels is not None and base.labels is not None and type(labels[0]) is type(base.labels[0]):
+    if labels is not None and base.labels is not None and type(labels[0]) is type(base.labels[0]):
         default_names = base.labels
+    elif labels is not None and output_labels is not None:
+        default_names = output_labels
     entries: list[dict[str, Any]] = []
     first_N = None
     for version in versions:

@@ -157,13 +157,7 @@ class _Fit:
         job, versions = self._request.job, map(self._read_version, self._request.compared)
         progress = partial(self._report, loss=None, history=[])
         result = compare_versions(
-            self._base,
-            data,
-            job.spec,
-            versions,
-            labels=job.labels,
-            output_labels=self._base.labels or job.output_labels,
-            progress=progress,
+            self._base, data, job.spec, versions, labels=job.labels, output_labels=job.output_labels, progress=progress
         )
         self._send(Done(metrics={}, result=result))
 

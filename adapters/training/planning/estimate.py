@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adapters.errors import EstimateTooLarge
 from adapters.training.limits import CHUNK_ROWS, MAX_CACHED_OUTPUTS, MAX_STACK_GROUPS, STACK_NUMBERS, SUM_CHUNK_NUMBERS
 from adapters.training.planning.split import FEW_ROWS, FOLDS
 from adapters.training.settings import Candidate, Loss, TrainingSpec
@@ -26,6 +27,14 @@ class Estimate:
 
     memory_bytes: int
     seconds: float
+
+    def check(self, limit: int) -> "Estimate":
+        """Return the estimate; raise `EstimateTooLarge` if it needs more memory than a trainer may use."""
+        if self.memory_bytes > limit:
+            given, expected = self.memory_bytes, f"at most {limit} bytes (LORAPLEX_TRAINER_MEMORY_BYTES)"
+            detail = f"the job is estimated to need {given} bytes of memory; a trainer may use {expected}"
+            raise EstimateTooLarge(detail, field="data", given=given, expected=expected)
+        return self
 
 
 def estimate(
@@ -76,6 +85,18 @@ def estimate(
         seconds = spec.steps(training_rows) * a_step + (trials - 1) * min(200, spec.steps(training_rows)) * a_step
     seconds += (training_rows + held_rows) * 4.0 * I * O / _FLOPS_A_SECOND
     return Estimate(int(_PROCESS_BYTES + base_bytes + needed + measured + held), seconds)
+
+
+def estimate_evaluation(
+    spec: TrainingSpec, *, in_features: int, out_features: int, rows: int, adapters: int
+) -> Estimate:
+    """Estimate the evaluation of `adapters` versions, one after the other, on the same rows."""
+    I, O, C = in_features, out_features, spec.classes or out_features
+    # In float64: the outputs, those of the classes while they are matched, and the targets.
+    of_a_row = 16 * O + 24 * C + 64
+    chunk = min(CHUNK_ROWS, rows) * (16 * I + 32 * O)
+    seconds = adapters * rows * 4.0 * I * O / _FLOPS_A_SECOND
+    return Estimate(_PROCESS_BYTES + 12 * I * O + rows * of_a_row + chunk, seconds)
 
 
 def _of_candidates(

@@ -8,6 +8,7 @@ from adapters.errors import Conflict, NotFound
 from adapters.jobs.training_job import JobKind, Provenance, TrainingJob
 from adapters.names import parse_reference
 from adapters.training.evaluation.gate import Gate, When
+from adapters.training.planning.estimate import estimate_evaluation
 from adapters.training.planning.planner import Plan, Planner, count_classes
 from adapters.training.planning.request import EvaluationRequest
 from adapters.training.planning.rows import Rows, loss_of
@@ -44,7 +45,13 @@ def plan_evaluation(planner: Planner, request: EvaluationRequest) -> Plan:
         compared=compared,
         output_labels=None if request.rows.labels is None else labels,
     )
-    cost = planner.estimate(spec, 1, held_rows=rows.count)
+    cost = estimate_evaluation(
+        spec,
+        in_features=planner.base.in_features,
+        out_features=planner.base.out_features,
+        rows=rows.count,
+        adapters=len(compared),
+    ).check(planner.limits.trainer_memory_bytes)
     return Plan(name=_name_of(compared), adapters=(), job=job, estimate=cost, columns=rows.columns())
 
 

@@ -12,16 +12,7 @@ from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Version
 from adapters.datasets.store import Datasets
-from adapters.errors import (
-    Conflict,
-    EstimateTooLarge,
-    IgnoredField,
-    InvalidCombination,
-    MissingField,
-    NoStatistics,
-    NotFound,
-    OutOfRange,
-)
+from adapters.errors import Conflict, IgnoredField, InvalidCombination, MissingField, NoStatistics, NotFound, OutOfRange
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.jobs.queue import JobQueue
@@ -281,20 +272,14 @@ class Planner:
         self, spec: TrainingSpec, training_rows: int, *, held_rows: int = 0, group_sizes: Sequence[int] | None = None
     ) -> Estimate:
         """Estimate the cost of a training; raise `EstimateTooLarge` if no trainer may use as much memory."""
-        cost = estimate(
+        return estimate(
             spec,
             in_features=self.base.in_features,
             out_features=self.base.out_features,
             training_rows=training_rows,
             held_rows=held_rows,
             group_sizes=group_sizes,
-        )
-        limit = self.limits.trainer_memory_bytes
-        if cost.memory_bytes > limit:
-            given, expected = cost.memory_bytes, f"at most {limit} bytes (LORAPLEX_TRAINER_MEMORY_BYTES)"
-            detail = f"the training is estimated to need {given} bytes of memory; a trainer may use {expected}"
-            raise EstimateTooLarge(detail, field="data", given=given, expected=expected)
-        return cost
+        ).check(self.limits.trainer_memory_bytes)
 
 
 def submit(plan: Plan, queue: JobQueue, *, job_id: str, planner: Planner, max_queued: int) -> Job:

@@ -116,5 +116,7 @@ def _flat(members: dict[str, Any], within: str = "") -> list[tuple[str, Any]]:
 
 
 def _format(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = ", ".join(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 400 else f"{text[:400]} …"

@@ -128,9 +128,10 @@ class Client:
 
         The rows are `inputs` and `targets`, with optional weights and groups, or `data`, such as columns of a data set.
         If `data` is a pandas or polars DataFrame or an Arrow table, `targets`, `weights`, `groups` and `inputs` are
-        names of its columns; by default, the inputs are all other columns. An argument that is left out is not sent,
-        and the service decides; `split=None` holds no rows out. Large arrays are sent as a temporary data set, which is
-        deleted once the job has its rows.
+        names of its columns; by default, the inputs are all other columns. Large arrays are sent as a temporary data
+        set, which is deleted once the job has its rows.
+
+        An argument that is left out is not sent, and the service decides; `split=None` holds no rows out.
         """
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
         settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}

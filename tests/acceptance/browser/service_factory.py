@@ -27,8 +27,8 @@ def filled(folder: Path) -> Iterator[tuple[httpx.Client, Service]]:
         put_dataset(client, "people", BAD_TABLE)
         upload(client, *(f"tenant-{number:03}" for number in range(30)), LONG_NAME)
         train(client, name="acme", rank=2, data=ROWS, split={"by": "rows"}, training=FIT)
-        train(client, name="acme", data=ROWS)
-        train(client, name="team-{digit}", data=ROWS | {"group_by": "digit"})
+        train(client, name="acme", data=ROWS, training={"method": "auto"})
+        train(client, name="team-{digit}", data=ROWS | {"group_by": "digit"}, training={"method": "auto"})
         rows = np.random.default_rng(0).standard_normal((8, 74)).tolist()
         diverging = {"inputs": [row[:64] for row in rows], "targets": [row[64:] for row in rows]}
         train(client, name="broken", rank=1, data=diverging, training={"method": "sgd", "learning_rate": 1e6})

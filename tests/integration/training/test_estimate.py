@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adapters.training.data_file import TrainingData, write_data_file
-from adapters.training.planning.estimate import Estimate, estimate
+from adapters.training.planning.estimate import Estimate, estimate, estimate_evaluation
 from adapters.training.planning.split import Split
 from adapters.training.settings import Loss, Method, TrainingSpec
 from tests.support.data_file_columns import columns_of
@@ -34,9 +34,13 @@ class Case:
     in_features: int
     out_features: int
     groups: int | None = None
+    is_evaluation: bool = False
 
     def estimate(self) -> Estimate:
         """As a request has it, from the shape alone."""
+        if self.is_evaluation:
+            shape = {"in_features": self.in_features, "out_features": self.out_features}
+            return estimate_evaluation(self.spec, **shape, rows=self.rows, adapters=2)
         split = self.spec.split
         held_rows = 0 if split is None else split.held_out_rows(self.rows)
         return estimate(
@@ -70,6 +74,8 @@ CASES = {
     "exact": Case(replace(EXACT, bias=True), 5_000, 384, 192),
     "exact, of very many rows": Case(replace(EXACT, split=Split()), 150_000, 50, 10),
     "exact, searched": Case(replace(EXACT, split=Split(), try_ridges=True, try_ranks=(1, 8)), 3_000, 384, 100),
+    "evaluation": Case(replace(SPEC, loss=Loss.CROSS_ENTROPY), 60_000, 64, 100, is_evaluation=True),
+    "evaluation of numbers": Case(SPEC, 60_000, 64, 100, is_evaluation=True),
     "fleet": Case(replace(STOPPED, loss=Loss.CROSS_ENTROPY), 10_000, 128, 10, groups=100),
     "fleet, negatives": Case(
         replace(SPEC, loss=Loss.MULTIPLE_NEGATIVES, batch_size=256, max_steps=6), 12_000, 16, 16, groups=40
@@ -101,6 +107,7 @@ class Measuring:
             "in_features": case.in_features,
             "out_features": case.out_features,
             "spec": asdict(case.spec),
+            "is_evaluation": case.is_evaluation,
             "memory_bytes": memory_bytes,
         }
         self.process.stdin.write(json.dumps(asked) + "\n")
