@@ -115,7 +115,8 @@ class LeaveOut:
             P_GSDN = units.gather(P_GENN[:, fit])
             columns = units.rows_GSM[:, :, None, :].expand(-1, -1, P_GSDN.shape[2], -1)
             P_GSDD = P_GSDN.gather(-1, columns) * units.is_row_GSM[:, :, None, :]
-            empty_GSD = units.gather(self._diagonal_GEN[:, fit, :, None])[..., 0].isinf()
+            lacks_GN1 = self._diagonal_GEN[:, fit, :, None].isinf().double()
+            empty_GSD = (units.gather(lacks_GN1)[..., 0] > 0) | ~units.is_row_GSM
             P_GSDD = torch.where(empty_GSD[..., None] | empty_GSD[..., None, :], 0.0, P_GSDD)
             block = P_GSDD + torch.diag_embed(empty_GSD.double())
             results.append(units.scatter(torch.linalg.solve(block, units.gather(alpha_GENC[:, fit])), N))

@@ -20,7 +20,7 @@ from adapters.training.candidates.task import FitTask, Sides
 from adapters.training.closed_form.solver import Factors
 from adapters.training.evaluation.evaluate import evaluate_factors
 from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge
-from adapters.training.settings import Candidate, Loss, TrainingSpec
+from adapters.training.settings import Candidate, Loss, Method, TrainingSpec
 
 # Most rows whose labels are doubted.
 MAX_SUSPECTS = 200
@@ -112,7 +112,8 @@ def finish(
         evidence = RowEvidence(task.row_keys(rows_K), errors["adapter"].numpy().astype(np.float32))
     spec = task.spec if descent is None else descent.spec
     chosen = replace(spec, rank=adapter.rank, alpha=adapter.alpha, candidates=(), try_bias=False, try_ridges=False)
-    chosen = replace(chosen, bias=adapter.bias_O is not None)
+    method = Method.CLOSED_FORM if descent is None else Method.ADAMW
+    chosen = replace(chosen, bias=adapter.bias_O is not None, method=method)
     report = AdapterReport(
         evaluation=evaluation, judgement=judgement, auto=tried.to_json(len(rows_K)), warnings=tuple(warnings)
     )

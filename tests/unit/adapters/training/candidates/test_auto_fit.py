@@ -1,0 +1,171 @@
+"""What `auto` takes, against scikit-learn, and the promises about what it evaluates."""
+
+# N rows · I in_features · C classes
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_diabetes, load_digits
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.training.candidates.auto_fit import fit_auto, fit_fleet_auto
+from adapters.training.candidates.outcome import AutoFit
+from adapters.training.data_file import Column, TrainingData
+from adapters.training.evaluation.judgement import LiveVersion
+from adapters.training.planning.row_keys import keys_of_rows
+from adapters.training.planning.split import Split, SplitBy
+from adapters.training.settings import Candidate, Loss, TrainingSpec
+
+EXACT = (Candidate.BASE, Candidate.RIDGE, Candidate.RIDGE_IN_BASE_METRIC, Candidate.OWN_HEAD)
+FLEET = (*EXACT, Candidate.FLEET_MEAN, Candidate.CLUSTER_MEAN)
+SPEC = TrainingSpec(
+    rank=64, alpha=64.0, alpha_is_rank=True, candidates=EXACT, try_bias=True, try_ridges=True,
+    split=Split(by=SplitBy.HASH),
+)  # fmt: skip
+CLASSES = replace(SPEC, loss=Loss.CROSS_ENTROPY)
+
+
+def with_keys(inputs_NI: np.ndarray, targets: np.ndarray, groups_N: Tensor | None = None) -> TrainingData:
+    """Return training data with the keys by which rows are held out."""
+    inputs = inputs_NI.astype(np.float32)
+    keys_N = torch.from_numpy(keys_of_rows(Column.of(inputs)))
+    numbers = torch.from_numpy(targets if targets.dtype == np.int64 else targets.astype(np.float32))
+    return TrainingData(torch.from_numpy(inputs), numbers, key_N=keys_N, groups_N=groups_N)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return the digits in a random order."""
+    inputs_NI, classes_N = load_digits(return_X_y=True)
+    order_N = np.random.default_rng(5).permutation(len(classes_N))
+    return inputs_NI[order_N] / 16, classes_N[order_N].astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseLayer:
+    """Return the digits layer of the package."""
+    return load_base_layer("digits", device="cpu")
+
+
+def evaluation_of(result: AutoFit) -> dict[str, float]:
+    """Return the figures of a fit."""
+    assert result.report is not None
+    assert result.report.evaluation is not None
+    return dict(result.report.evaluation)
+
+
+def test_regression_beside_ridge() -> None:
+    inputs_NI, targets_N = load_diabetes(return_X_y=True)
+    data = with_keys(inputs_NI, targets_N[:, None])
+    figures = evaluation_of(fit_auto(load_base_layer("zeros:10,1"), data, SPEC))
+    assert SPEC.split is not None
+    held_N = SPEC.split.held_by_hash(data.key_N).numpy()  # type: ignore[arg-type]
+    model = RidgeCV(np.logspace(-5, 3, 30)).fit(inputs_NI[~held_N], targets_N[~held_N])
+    error = np.square(model.predict(inputs_NI[held_N]) - targets_N[held_N]).mean()
+    assert figures["by"] == "held_out"
+    assert figures["rows"] == held_N.sum()
+    assert 1 - figures["adapter"] / figures["guess"] > 1 - error / figures["guess"] - 0.01
+
+
+def test_regression_worse_than_the_mean_does_not_move() -> None:
+    generator = np.random.default_rng(0)
+    data = with_keys(generator.standard_normal((12, 8)), generator.standard_normal((12, 1)) * 5 + 100)
+    result = fit_auto(load_base_layer("zeros:8,1"), data, SPEC)
+    assert result.report is not None
+    assert result.report.judgement is not None
+    figures = evaluation_of(result)
+    assert result.report.judgement.moves == (figures["adapter"] <= figures["guess"])
+
+
+def test_few_rows_of_classes(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    # Classes in another order than the base layer's.
+    renamed_N = (classes_N + 3) % 10
+    result = fit_auto(base, with_keys(inputs_NI[:60], renamed_N[:60]), CLASSES)
+    figures = evaluation_of(result)
+    assert figures["by"] == "cross_validation"
+    assert result.adapter is not None
+    adapter = result.adapter
+    x_NI = torch.from_numpy(inputs_NI[60:]).double()
+    y_NO = base.forward(x_NI.float()).double() + adapter.scaling * (
+        x_NI @ adapter.b_RI.double().T @ adapter.a_OR.double().T
+        + (0 if adapter.bias_O is None else adapter.bias_O.double())
+    )
+    accuracy = float((y_NO.argmax(1).numpy() == renamed_N[60:]).mean())
+    assert accuracy > 0.8
+    assert abs(figures["adapter"] - accuracy) < 0.15
+
+
+def test_nothing_to_change_keeps_the_base(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    result = fit_auto(base, with_keys(inputs_NI[:40], classes_N[:40]), CLASSES)
+    figures = evaluation_of(result)
+    assert figures["adapter"] >= figures["base"] - 0.05
+
+
+def test_same_bits_again(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    groups_N = torch.arange(300) % 30
+    data = with_keys(inputs_NI[:300], (classes_N[:300] + 2) % 10, groups_N)
+    spec = replace(CLASSES, candidates=FLEET)
+    first, second = (
+        {fit.position: fit for part in fit_fleet_auto(base, data, spec, wants_prior=True) for fit in part}
+        for _ in range(2)
+    )
+    assert sorted(first) == list(range(31))
+    for position, fit in first.items():
+        assert fit.adapter is not None
+        other = second[position].adapter
+        assert other is not None
+        assert fit.adapter.digest == other.digest
+
+
+def test_one_row_and_duplicates(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    one = fit_auto(base, with_keys(inputs_NI[:1], classes_N[:1]), CLASSES)
+    assert one.adapter is not None
+    repeated = with_keys(np.repeat(inputs_NI[:20], 3, axis=0), np.repeat((classes_N[:20] + 1) % 10, 3))
+    # A copy of a row that stayed would give its label away.
+    alone = with_keys(inputs_NI[:20], (classes_N[:20] + 1) % 10)
+    figures = [evaluation_of(fit_auto(base, data, CLASSES)) for data in (repeated, alone)]
+    assert abs(figures[0]["adapter"] - figures[1]["adapter"]) <= 0.15
+
+
+def test_rank_bound_counts_in_the_folds(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    data = with_keys(inputs_NI[:80], (classes_N[:80] + 3) % 10)
+    bounded = fit_auto(base, data, replace(CLASSES, rank=2, alpha=2.0))
+    assert bounded.adapter is not None
+    assert bounded.adapter.rank <= 2
+    assert evaluation_of(bounded)["adapter"] < evaluation_of(fit_auto(base, data, CLASSES))["adapter"] - 0.1
+
+
+def test_live_is_judged_by_its_own_left_out_errors(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    data = with_keys(inputs_NI[:60], (classes_N[:60] + 3) % 10)
+    first = fit_auto(base, data, CLASSES)
+    assert first.evidence is not None
+    again = fit_auto(base, data, CLASSES, live=LiveVersion(first.adapter, first.evidence))
+    figures = evaluation_of(again)
+    assert figures["live"] == figures["adapter"]
+    unfair = evaluation_of(fit_auto(base, data, CLASSES, live=LiveVersion(first.adapter)))
+    assert unfair["live"] > figures["live"]
+
+
+def test_suspects(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    generator = np.random.default_rng(2)
+    wrong_N = generator.random(90) < 0.15
+    labels_N = np.where(wrong_N, (classes_N[:90] + generator.integers(1, 10, 90)) % 10, classes_N[:90])
+    result = fit_auto(base, with_keys(inputs_NI[:90], labels_N), CLASSES)
+    assert result.suspects is not None
+    scores_N = np.zeros(90)
+    for suspect in result.suspects:
+        scores_N[suspect["row"]] = suspect["score"]
+    assert roc_auc_score(wrong_N, scores_N) > 0.9
+    worst = result.suspects[0]
+    assert worst["suggested"] == classes_N[worst["row"]]
