@@ -19,13 +19,14 @@ from adapters.training.evaluation import selection
 from adapters.training.evaluation.evaluate import (
     ComparedFactors,
     Evaluation,
-    LabelMatching,
     base_matching,
     compare_on_held_out,
     evaluate_factors,
     match_labels,
     summarize_targets,
 )
+from adapters.training.evaluation.judgement import AdapterReport
+from adapters.training.evaluation.row_errors import guess_outputs, held_out_errors, report_of
 from adapters.training.gradient.losses import class_weights, document_ids, row_weights
 from adapters.training.gradient.sampling import Sampler, StackEntry, initial_factors
 from adapters.training.gradient.stack import History, ReportStep, TrainedFactors
@@ -47,6 +48,8 @@ class Fit:
     """The requested specification, with the settings that held-out rows have chosen."""
     statistics: Statistics | None = None
     """Statistics of the closed form, if they are to be kept."""
+    report: AdapterReport | None = None
+    """None if no rows are held out."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -91,12 +94,14 @@ def fit(
     feature_space: str | None = None,
     labels: Sequence[str | int] | None = None,
     present: Adapter | None = None,
+    unjudged: str | None = None,
     watcher: Watcher = Watcher(),  # noqa: B008 - immutable
 ) -> Fit:
     """Train one adapter. The same base, data, spec and thread count give the same adapter, bit for bit.
 
     labels: stored in the adapter. present: the live version, which is evaluated on the held-out rows too, its outputs
-    matched to the classes by label. Raises `Diverged`, and `OutOfRange` if the split leaves a side empty.
+    matched to the classes by label. unjudged: why the adapter cannot be judged against it, if so. Raises `Diverged`,
+    and `OutOfRange` if the split leaves a side empty.
     """
     sampler = _sampler(spec, data)
     sides = _split(base, data, spec, sampler)
@@ -121,14 +126,16 @@ def fit(
         factors = trained.factors.map(Tensor.cpu)
         if trained.step != trained.steps or trained.steps < sampler.steps:
             watcher.note(f"took {trained.steps} of {sampler.steps} steps; the factors are those of step {trained.step}")
-    evaluation = _evaluate(base, sides, spec, factors, present, statistics, labels=labels)
+    compared = compared_factors(base, spec, factors, present, labels)
+    evaluation = _evaluate(base, sides, spec, compared, present, statistics)
+    report = None if sides.held is None else _judge(base, sides, spec, compared, unjudged)
     if spec.is_exact:
         losses = evaluation.losses
         history = [(0, losses["base_train_loss"]), (1, losses["train_loss"])]  # type: ignore[list-item]  # no None here
         watcher.report(1, history[-1][1], history)
     names = None if labels is None else tuple(labels)
     adapter = Adapter(*factors, spec.alpha, spec.rslora, feature_space, names)
-    return Fit(adapter, evaluation, history, spec, statistics if spec.keep_statistics else None)
+    return Fit(adapter, evaluation, history, spec, statistics if spec.keep_statistics else None, report)
 
 
 def _sampler(spec: TrainingSpec, data: TrainingData) -> Sampler:
@@ -190,32 +197,39 @@ def _trial(base: BaseLayer, data: TrainingData, sides: Sides, trial: TrainingSpe
     return selection.TrialLoss(losses["loss"], losses["error"])
 
 
-def _evaluate(
-    base: BaseLayer,
-    sides: Sides,
-    spec: TrainingSpec,
-    factors: Factors,
-    present: Adapter | None,
-    statistics: Statistics | None = None,
-    *,
-    labels: Sequence[str | int] | None = None,
-) -> Evaluation:
-    """Evaluate factors, as they are stored, and the base layer on both sides, and all metrics on the held-out side.
-
-    present: the live version, which is evaluated on the held-out rows too. statistics: those of the training side.
-    labels: those of the classes. Raises `Diverged` if a loss is not finite.
-    """
-    of_base = base_matching(base, labels, spec)
-    losses = _evaluate_sides(base, sides, spec, factors, statistics, of_base)
-    if any(value is not None and not math.isfinite(value) for value in losses.values()):
-        raise Diverged("the trained layer's loss is not finite", step=1)
-    if sides.held is None:
-        return Evaluation(losses=losses)
-    compared = {"adapter": ComparedFactors(factors, spec.scaling), "base": ComparedFactors(None, 1.0, of_base)}
+def compared_factors(
+    base: BaseLayer, spec: TrainingSpec, factors: Factors, present: Adapter | None, labels: Sequence[str | int] | None
+) -> dict[str, ComparedFactors]:
+    """Return what is compared on the held-out rows, with the outputs of each matched to the labels of the classes."""
+    compared = {
+        "adapter": ComparedFactors(factors, spec.scaling),
+        "base": ComparedFactors(None, 1.0, base_matching(base, labels, spec)),
+    }
     if present is not None:
         matching = match_labels(present.labels, labels, spec, outputs=base.out_features, base_labels=base.labels)
         live = Factors(present.a_OR, present.b_RI, present.bias_O)
         compared["live"] = ComparedFactors(live, present.scaling, matching)
+    return compared
+
+
+def _evaluate(
+    base: BaseLayer,
+    sides: Sides,
+    spec: TrainingSpec,
+    compared: Mapping[str, ComparedFactors],
+    present: Adapter | None,
+    statistics: Statistics | None = None,
+) -> Evaluation:
+    """Evaluate factors, as they are stored, and the base layer on both sides, and all metrics on the held-out side.
+
+    present: the live version, if it is compared. statistics: those of the training side. Raises `Diverged` if a loss is
+    not finite.
+    """
+    losses = _evaluate_sides(base, sides, spec, compared, statistics)
+    if any(value is not None and not math.isfinite(value) for value in losses.values()):
+        raise Diverged("the trained layer's loss is not finite", step=1)
+    if sides.held is None:
+        return Evaluation(losses=losses)
     table, rows_K, own_weights_N = sides.held
     training, training_K, training_weights_N = sides.training
     summary = summarize_targets(training.weighted(training_weights_N), training_K, spec, base.out_features)
@@ -225,34 +239,49 @@ def _evaluate(
     held_out["adapter"]["loss"] = losses["validation_loss"]
     held_out["base"]["loss"] = losses["base_validation_loss"]
     if present is not None:
+        factors, _, matching = compared["live"]
         documents_N = document_ids(spec, table.targets)
         live_spec = replace(spec, alpha=present.alpha, rank=present.rank, rslora=present.rslora)
-        live_losses = evaluate_factors(base, table, rows_K, live_spec, live, documents_N, matching=matching)
+        live_losses = evaluate_factors(base, table, rows_K, live_spec, factors, documents_N, matching=matching)
         held_out["live"]["loss"] = live_losses["loss"]
     return Evaluation(losses=losses, held_out=held_out)
+
+
+def _judge(
+    base: BaseLayer, sides: Sides, spec: TrainingSpec, compared: Mapping[str, ComparedFactors], unjudged: str | None
+) -> AdapterReport:
+    """Judge an adapter on the held-out rows."""
+    assert sides.held is not None
+    table, rows_K, own_weights_N = sides.held
+    training, training_K, training_weights_N = sides.training
+    guess_C = guess_outputs(training.weighted(training_weights_N), training_K, spec, base.out_features)
+    judged = {name: entry for name, entry in compared.items() if name != "live" or unjudged is None}
+    errors = held_out_errors(base, table, rows_K, spec, judged, guess_C=guess_C)
+    weights_N = own_weights_N if own_weights_N is None or rows_K is None else own_weights_N[rows_K]
+    return report_of(errors, spec.loss, None if weights_N is None else weights_N.cpu(), unjudged=unjudged)
 
 
 def _evaluate_sides(
     base: BaseLayer,
     sides: Sides,
     spec: TrainingSpec,
-    factors: Factors,
+    compared: Mapping[str, ComparedFactors],
     statistics: Statistics | None,
-    of_base: LabelMatching | None,
 ) -> dict[str, float | None]:
     """Return the job's losses, and with classes the accuracies, of the factors and of the base layer on both sides."""
     losses: dict[str, float | None] = {}
-    names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
+    figures = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     for side_name, side in {"train": sides.training, "validation": sides.held}.items():
         sums = statistics if side is sides.training else None
         documents_N = None if side is None else document_ids(spec, side.data.targets)
-        for prefix, evaluated, matching in (("", factors, None), ("base_", None, of_base)):
+        for prefix, name in (("", "adapter"), ("base_", "base")):
+            evaluated, _, matching = compared[name]
             loss = None if sums is None else _loss_from_sums(sums, spec, evaluated)
             values: Mapping[str, float] = {} if loss is None else {"loss": loss}
             if loss is None and side is not None:
                 table, rows_K, own_weights_N = side
                 values = evaluate_factors(base, table, rows_K, spec, evaluated, documents_N, own_weights_N, matching)
-            losses |= {f"{prefix}{side_name}_{name}": values.get(name) for name in names}
+            losses |= {f"{prefix}{side_name}_{figure}": values.get(figure) for figure in figures}
     return losses
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from adapters.training.closed_form.solver import Factors, solve_stack
 from adapters.training.closed_form.statistics import accumulate
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import LabelMatching, base_matching, measure_stack, pad_to_matrix
+from adapters.training.evaluation.judgement import AdapterReport, LiveVersion
+from adapters.training.evaluation.row_errors import guess_outputs, held_out_errors, report_of
+from adapters.training.fit import compared_factors
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
 from adapters.training.gradient.sampling import Sampler, StackEntry, initial_factors
@@ -27,6 +31,7 @@ from adapters.training.limits import MAX_STACK_GROUPS, STACK_NUMBERS
 from adapters.training.planning.split import SplitBy
 from adapters.training.settings import TrainingSpec
 
+NO_VERSIONS: Mapping[int, LiveVersion] = MappingProxyType({})
 # Callback with a stack's step, and the mean of its groups' losses.
 Progress = Callable[[int, float], None]
 
@@ -39,6 +44,8 @@ class Outcome:
     adapter: Adapter | None
     metrics: dict[str, Any]
     error: LoraplexError | None = None
+    report: AdapterReport | None = None
+    """None if no rows of the group are held out."""
 
 
 class FleetSource:
@@ -110,11 +117,12 @@ def fit_fleet(
     done: Collection[int] = (),
     feature_space: str | None = None,
     labels: Sequence[str | int] | None = None,
+    live: Mapping[int, LiveVersion] = NO_VERSIONS,
     progress: Progress = lambda _step, _loss: None,
 ) -> Iterator[list[Outcome]]:
     """Train an adapter for each code of `data.groups_N` as `fit` would on the rows of the group; yield stack by stack.
 
-    Stacks in which every position is in `done` are passed over.
+    Stacks in which every position is in `done` are passed over. live: the versions to compare with, by code.
     """
     source, of_base = FleetSource(data), base_matching(base, labels, spec)
     for positions in source.stacks(base, spec):
@@ -128,6 +136,9 @@ def fit_fleet(
             if not groups:
                 continue
             factors, errors, metrics = _fit_stack(base, table, spec, groups, progress, of_base)
+            reports: Sequence[AdapterReport | None] = [None] * len(groups)
+            if holds_out:
+                reports = _judge_stack(base, table, spec, groups, factors, live, labels)
             factors = factors.map(Tensor.cpu)
             for index, group in enumerate(groups):
                 if (error := errors[index]) is not None:
@@ -135,7 +146,7 @@ def fit_fleet(
                     continue
                 own, names = factors.at(index).map(Tensor.contiguous), None if labels is None else tuple(labels)
                 adapter = Adapter(*own, spec.alpha, spec.rslora, feature_space, names)
-                outcomes.append(Outcome(group.position, adapter, metrics[index]))
+                outcomes.append(Outcome(group.position, adapter, metrics[index], report=reports[index]))
         yield [outcome for outcome in outcomes if outcome.position not in done]
 
 
@@ -204,6 +215,39 @@ def _fit_stack(
         if errors[index] is None and not all(value is None or math.isfinite(value) for value in values.values()):
             errors[index] = Diverged("the trained layer's loss is not finite", step=1)
     return factors, errors, metrics
+
+
+def _judge_stack(
+    base: BaseLayer,
+    table: TrainingData,
+    spec: TrainingSpec,
+    groups: Sequence[_Group],
+    factors: Factors,
+    live: Mapping[int, LiveVersion],
+    labels: Sequence[str | int] | None,
+) -> list[AdapterReport]:
+    """Judge the adapter of each group on its held-out rows, its gain shrunk towards that of the other groups."""
+    table, compared = table.to(base.device), []
+    for index, group in enumerate(groups):
+        assert group.held_K is not None
+        version = live.get(group.position)
+        present = None if version is None or version.unjudged is not None else version.adapter
+        held, training_K = table.take(group.held_K), group.training_K
+        guess_C = guess_outputs(table, training_K, spec, base.out_features)
+        entries = compared_factors(base, spec, factors.at(index), present, labels)
+        errors = held_out_errors(base, held, None, spec, entries, guess_C=guess_C)
+        compared.append((errors, None if held.weights_N is None else held.weights_N.cpu()))
+    alone = [report_of(errors, spec.loss, weights_N).evaluation or {} for errors, weights_N in compared]
+    total = sum(one["rows"] * one["gain"] for one in alone)
+    rows = sum(one["rows"] for one in alone)
+    reports = []
+    for group, (errors, weights_N), one in zip(groups, compared, alone, strict=True):
+        others = rows - one["rows"]
+        others_gain = (total - one["rows"] * one["gain"]) / others if others else None
+        version = live.get(group.position)
+        unjudged = None if version is None else version.unjudged
+        reports.append(report_of(errors, spec.loss, weights_N, unjudged=unjudged, others_gain=others_gain))
+    return reports
 
 
 def _balanced(table: TrainingData, spec: TrainingSpec, groups: Sequence[_Group], outputs: int) -> Tensor:

@@ -383,7 +383,7 @@ def combinations_of(
         if i in clusters and i != clusters[0]:
             continue
         members = clusters if i in clusters else (i,)
-        if start.scale > 0 or start.model is not None:
+        if start.candidate in allowed and start.candidate is not Candidate.OWN_HEAD:
             yield Combination(members, None, 0.0, 0.0)
         for features, feature_map in enumerate(maps):
             name = start.with_ridge

@@ -1,7 +1,6 @@
 """What the adapters of one fit share: base layer, rows and scores, and how their rows are read."""
 
 # G groups of a stack · N rows of a group, padded · K rows of one group · I in_features · C outputs of the task
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from adapters.training.closed_form.statistics import base_outputs
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import LabelMatching, base_matching, match_labels
 from adapters.training.evaluation.judgement import LiveVersion
+from adapters.training.evaluation.row_errors import row_keys
 from adapters.training.gradient.sampling import Sampler
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.planning.split import SplitBy
@@ -87,13 +87,7 @@ class FitTask:
 
     def row_keys(self, rows_K: Tensor) -> NDArray[np.int64]:
         """Return a hash of each row with its target, (K,) int64: the same for the same row in every training."""
-        contents = []
-        inputs_KI = np.ascontiguousarray(self.data.inputs_NI[rows_K].numpy() + np.float32(0))
-        for x_I, target in zip(inputs_KI, self.data.targets[rows_K].numpy(), strict=True):
-            is_named = target.ndim == 0 and self.labels is not None
-            name = repr(self.labels[int(target)]).encode() if is_named and self.labels else target.tobytes()
-            contents.append(hashlib.blake2b(x_I.tobytes() + name, digest_size=8).digest())
-        return np.frombuffer(b"".join(contents), "<i8").astype(np.int64)
+        return row_keys(self.data, rows_K, self.labels)
 
     def chunks(self, rows_K: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield inputs (N, I), outputs of the base layer (N, C), targets (N, C) and weights (N,), float64, in parts."""

@@ -1,12 +1,15 @@
 """Publish gate: whether a new version becomes live, always, never, or depending on its evaluation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from adapters.catalog.versions import Version
+from adapters.training.evaluation.judgement import Judgement
 from adapters.training.evaluation.metrics import HIGHER_IS_BETTER
+
+NOT_EVALUATED = "nothing was evaluated: no rows were held out"
 
 
 class When(StrEnum):
@@ -47,16 +50,36 @@ class Gate:
         return cls(**{**values, "when": When(values["when"])})
 
     def decide(
-        self, held_out: Mapping[str, Any] | None, live: Version | None, *, unmatched: str | None = None
+        self,
+        held_out: Mapping[str, Any] | None,
+        live: Version | None,
+        *,
+        unmatched: str | None = None,
+        judgement: Judgement | None = None,
     ) -> "GateDecision":
         """Return the decision. `held_out` has `rows` and the metrics of `adapter`, `base` and, if there is one, `live`.
 
-        unmatched: why the outputs of `live` could not be matched to the classes, if so. Live then does not move, as the
-        two versions were not compared.
+        unmatched: why the outputs of `live` could not be matched to the classes, if so. With `if_better`, live then
+        does not move, as the two versions were not compared. judgement: None if nothing was evaluated.
         """
+        decision = self._decide(held_out, live, unmatched, judgement)
+        return replace(decision, judgement=judgement)
+
+    def _decide(
+        self,
+        held_out: Mapping[str, Any] | None,
+        live: Version | None,
+        unmatched: str | None,
+        judgement: Judgement | None,
+    ) -> "GateDecision":
+        if self.when is When.IF_NOT_WORSE:
+            if judgement is None:
+                return GateDecision(True, NOT_EVALUATED, self, {})
+            return GateDecision(judgement.moves, judgement.reason, self, {})
         if self.when is not When.IF_BETTER:
-            return GateDecision(self.moves, "", self, {})
-        assert held_out is not None
+            return GateDecision(self.moves, f"publish is {self.when}", self, {})
+        if held_out is None:
+            return GateDecision(False, NOT_EVALUATED, self, {})
         values = {side: held_out[side].get(self.metric) for side in ("adapter", "base", "live") if side in held_out}
         if unmatched is not None and live is not None:
             reason = f"it cannot be compared with the live version {live.version}: {unmatched}"
@@ -87,15 +110,29 @@ class GateDecision:
     reason: str
     gate: Gate
     values: Mapping[str, float | None]
+    judgement: Judgement | None = None
 
     def to_json(self, *, moved: bool) -> dict[str, object]:
-        """Return the decision as JSON for the job, with whether live has actually moved."""
-        is_overtaken = self.moves and not moved
+        """Return the metrics that it compared as JSON, with whether live has actually moved."""
         return {
             "metric": self.gate.metric,
             "margin": self.gate.margin,
             "min_rows": self.gate.min_rows,
             "compared": dict(self.values),
             "moves_live": moved,
-            "reason": "another version has become live since it was compared" if is_overtaken else self.reason,
+            "reason": self._reason(moved=moved),
         }
+
+    def summarize(self, *, moved: bool) -> dict[str, object]:
+        """Return `decision` of a job or an adapter, with whether live has actually moved."""
+        judgement = self.judgement
+        return {
+            "moved": moved,
+            "reason": self._reason(moved=moved),
+            "outcome": None if judgement is None else judgement.outcome,
+            "gain": None if judgement is None else judgement.gain,
+        }
+
+    def _reason(self, *, moved: bool) -> str:
+        is_overtaken = self.moves and not moved
+        return "another version has become live since it was compared" if is_overtaken else self.reason

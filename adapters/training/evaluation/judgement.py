@@ -6,7 +6,7 @@ squared errors for numbers.
 
 # N rows
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from statistics import NormalDist
@@ -150,6 +150,25 @@ def judge(
     evaluation = {"by": by, "rows": len(weights_K), "metric": metric, **evaluation}
     evaluation |= {"live": evaluation.get("live"), "gain": gain, "gain_error": error}
     return evaluation, _decide(shrunk, error, means, compared, is_regression=is_regression)
+
+
+def warnings_of(evaluation: Mapping[str, Any], unjudged: str | None) -> Iterator[str]:
+    """Yield what a user should know about an evaluation.
+
+    unjudged: why the live version was not compared, if one is live and was not.
+    """
+    if unjudged is not None:
+        yield f"the live version was not compared: {unjudged}"
+    guess, metric = evaluation["guess"], evaluation["metric"]
+    sign = 1 if metric.endswith("accuracy") else -1
+    if sign * (evaluation["adapter"] - guess) < 0:
+        figures = f"{metric} {evaluation['adapter']:.3g} against {guess:.3g}"
+        yield f"the adapter is worse than a trivial guess: {figures}"
+    # The end of the interval that is better: a few rows must not warn by chance.
+    best = max(sign * bound for bound in evaluation["intervals"]["base"])
+    if best < sign * guess:
+        figures = f"{metric} {evaluation['base']:.3g} against {guess:.3g}"
+        yield f"the base layer is worse than a trivial guess: {figures}; are its labels in the order of its outputs?"
 
 
 def _decide(gain: float, error: float, means: Mapping[str, float], compared: str, *, is_regression: bool) -> Judgement:

@@ -14,23 +14,28 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
-from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
+from adapters.lora.adapter import digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import FolderBlobs, Quarantine
+from adapters.training.candidates.auto_fit import fit_auto, fit_fleet_auto
+from adapters.training.candidates.outcome import AutoFit
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.comparison import ComparedVersion, compare_versions
+from adapters.training.evaluation.judgement import LiveVersion, RowEvidence
+from adapters.training.evaluation.row_errors import row_keys
 from adapters.training.execution.fit_client import (
     Done,
     Failed,
@@ -39,15 +44,15 @@ from adapters.training.execution.fit_client import (
     Note,
     Outcomes,
     Progress,
-    StoredAdapter,
     StoredVersion,
     Trained,
     is_allocation_failure,
 )
 from adapters.training.fit import Fit, Watcher, fit
-from adapters.training.fleet import fit_fleet
+from adapters.training.fleet import Outcome, fit_fleet
 from adapters.training.gradient.stack import History
 from adapters.training.gradient.training_loop import CheckpointOptions, Epochs
+from adapters.training.planning.split import Split, SplitBy
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -141,10 +146,13 @@ class _Fit:
                 self._checkpoint, request.checkpoint_seconds, lambda text: self._send(Note(text=text, resumed=True))
             )
             watcher = Watcher(self._report, lambda text: self._send(Note(text=text)), checkpoint, self._epochs)
-            live = request.live.get(0)
-            present = None if live is None else self._read_adapter(live)
-            result = fit(base, data, spec, feature_space=feature_space, labels=labels, present=present, watcher=watcher)
-            self._finish(result)
+            live = self._read_live(data).get(0)
+            names: dict[str, Any] = {"feature_space": feature_space, "labels": labels, "watcher": watcher}
+            if spec.candidates:
+                self._finish_auto(fit_auto(base, data, spec, live=_judgeable(live), **names))
+                return
+            present, unjudged = (None, None) if live is None else (live.adapter, live.unjudged)
+            self._finish(fit(base, data, spec, present=present, unjudged=unjudged, **names))
 
     def _open_data(self) -> TrainingData:
         """Open the job's data; raise `FitFailed` if they are missing, as after some restores."""
@@ -152,6 +160,21 @@ class _Fit:
             return TrainingData.open(self._blobs.local(self._request.data))
         except BlobCorrupt as error:
             raise FitFailed(error.detail) from None
+
+    def _read_live(self, data: TrainingData) -> dict[int, LiveVersion]:
+        """Read the live versions to compare with, by the position of the adapter."""
+        request, versions = self._request, {}
+        for position, stored in request.live.items():
+            adapter = evidence = None
+            if stored.blob is not None:
+                content = self._blobs.read(stored.blob, offset=stored.offset, length=stored.length)
+                adapter = from_canonical_bytes(content)
+            if stored.evidence is not None:
+                evidence = RowEvidence.from_bytes(stored.evidence)
+            elif stored.is_of_job and stored.unjudged is None:
+                evidence = _evidence_by_hash(data, position, request.job.spec.split, request.job.labels)
+            versions[position] = LiveVersion(adapter, evidence, stored.unjudged)
+        return versions
 
     def _compare(self, data: TrainingData) -> None:
         job, versions = self._request.job, map(self._read_version, self._request.compared)
@@ -180,33 +203,26 @@ class _Fit:
             problem=problem,
         )
 
-    def _read_adapter(self, stored: StoredAdapter) -> Adapter | None:
-        if stored.blob is None:
-            return None
-        return from_canonical_bytes(self._blobs.read(stored.blob, offset=stored.offset, length=stored.length))
-
     def _fit_fleet(self, data: TrainingData) -> None:
         request, done = self._request, frozenset(self._request.done)
-        finished = len(done)
-        stacks = fit_fleet(
-            self._base,
-            data,
-            request.job.spec,
-            done=done,
-            progress=lambda _step, loss: self._report(finished, loss, []),
-            feature_space=request.feature_space,
-            labels=request.job.labels,
-        )
+        finished, live = len(done), self._read_live(data)
+        arguments: dict[str, Any] = {
+            "done": done,
+            "progress": lambda _step, loss: self._report(finished, loss, []),
+            "feature_space": request.feature_space,
+            "labels": request.job.labels,
+            "live": live,
+        }
+        spec = request.job.spec
+        stacks: Iterator[Sequence[Outcome | AutoFit]]
+        if spec.candidates:
+            arguments["live"] = {position: _judgeable(version) for position, version in live.items()}
+            stacks = fit_fleet_auto(self._base, data, spec, wants_prior=request.wants_prior, **arguments)
+        else:
+            stacks = fit_fleet(self._base, data, spec, **arguments)
         for outcomes in stacks:
             finished += len(outcomes)
-            trained = [(outcome, outcome.adapter) for outcome in outcomes if outcome.adapter is not None]
-            self._send(
-                Outcomes(
-                    trained=[Trained(outcome.position, outcome.metrics) for outcome, _ in trained],
-                    failed=[(outcome.position, outcome.error.members()) for outcome in outcomes if outcome.error],
-                    contents=[adapter.canonical_bytes for _, adapter in trained],
-                )
-            )
+            self._send(_stack_frame(outcomes))
         self._send(Done(metrics={}))
 
     def _report(self, step: int, loss: float | None, history: History) -> None:
@@ -218,9 +234,32 @@ class _Fit:
     def _finish(self, result: Fit) -> None:
         attached = {} if result.statistics is None else {"statistics": result.statistics.to_bytes()}
         contents = [result.adapter.canonical_bytes, *attached.values()]
-        spec = asdict(result.spec)
-        done = Done(metrics=result.metrics, history=result.history, spec=spec, also=[*attached], contents=contents)
-        self._send(done)
+        self._send(
+            Done(
+                metrics=result.metrics,
+                history=result.history,
+                spec=asdict(result.spec),
+                report=None if result.report is None else result.report.to_json(),
+                also=[*attached],
+                contents=contents,
+            )
+        )
+
+    def _finish_auto(self, result: AutoFit) -> None:
+        if result.error is not None:
+            raise result.error
+        assert result.adapter is not None
+        attached = {} if result.evidence is None else {"evidence": result.evidence.to_bytes()}
+        self._send(
+            Done(
+                metrics=result.metrics,
+                spec=asdict(result.spec),
+                report=None if result.report is None else result.report.to_json(),
+                suspects=result.suspects,
+                also=[*attached],
+                contents=[result.adapter.canonical_bytes, *attached.values()],
+            )
+        )
 
     def _fail(self, error: LoraplexError) -> None:
         latest = self._latest
@@ -229,3 +268,41 @@ class _Fit:
     def _send(self, frame: Frame) -> None:
         """Write a frame with the epochs that have ended since the last one."""
         (frame if self._epochs is None else replace(frame, epochs=self._epochs.take())).write(self._out)
+
+
+def _judgeable(live: LiveVersion | None) -> LiveVersion | None:
+    """Return a live version without its adapter if it cannot be judged: only `if_better` may compare it then."""
+    return live if live is None or live.unjudged is None else replace(live, adapter=None)
+
+
+def _evidence_by_hash(
+    data: TrainingData, position: int, split: Split | None, labels: Sequence[str | int] | None
+) -> RowEvidence | None:
+    """Return evidence that a version was trained on the rows that a hash does not hold out, without their errors.
+
+    It is needed only if all rows of the adapter are evaluated: of many rows, only those that are held out are.
+    """
+    key_N = data.key_N
+    if split is None or split.by is not SplitBy.HASH or key_N is None:
+        return None
+    rows_K = torch.arange(data.rows) if data.groups_N is None else (data.groups_N == position).nonzero()[:, 0]
+    if split.holds_out(len(rows_K), key_N[rows_K]):
+        return None
+    keys_K = row_keys(data, rows_K[~split.held_by_hash(key_N[rows_K])], labels)
+    return RowEvidence(keys_K, np.full(len(keys_K), np.nan, np.float32))
+
+
+def _stack_frame(outcomes: Sequence[Outcome | AutoFit]) -> Outcomes:
+    """Return the frame of a stack of a fleet."""
+    trained, contents, evidence = [], [], {}
+    for outcome in outcomes:
+        if outcome.adapter is None:
+            continue
+        report = None if outcome.report is None else outcome.report.to_json()
+        spec = asdict(outcome.spec) if isinstance(outcome, AutoFit) else None
+        trained.append(Trained(outcome.position, outcome.metrics, report, spec))
+        contents.append(outcome.adapter.canonical_bytes)
+        if isinstance(outcome, AutoFit) and outcome.evidence is not None:
+            evidence[outcome.position] = outcome.evidence.to_bytes()
+    failed = [(outcome.position, outcome.error.members()) for outcome in outcomes if outcome.error]
+    return Outcomes(trained=trained, failed=failed, evidence=[*evidence], contents=[*contents, *evidence.values()])

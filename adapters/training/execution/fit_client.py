@@ -150,8 +150,8 @@ class StoredAdapter:
     length: int
     evidence: bytes | None = None
     """`RowEvidence.to_bytes` of its training rows, if it was trained on all rows with cross-validation."""
-    splits_by_hash: bool = False
-    """Whether the rows with a hash above the held-out share were trained on, and no others."""
+    is_of_job: bool = False
+    """Whether a job trained it; without evidence, then not on the rows that the split holds out."""
     unjudged: str | None = None
     """Why it cannot be compared on rows that it was not trained on, if so."""
 

@@ -1,9 +1,9 @@
 """Publisher of a claimed job: the request for its fit, and versions from its frames, under the fencing token."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,17 +15,24 @@ from adapters.catalog.versions import Publication, Published, Source, Version
 from adapters.clock import seconds_since
 from adapters.errors import Conflict, FitFailed, FleetFailed, NotFound
 from adapters.jobs.job import Job
+from adapters.jobs.job_adapters import AdapterStatus, Selection
 from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference, parse_reference
 from adapters.training.evaluation.evaluate import Evaluation, why_unmatched
-from adapters.training.evaluation.gate import GateDecision, When
+from adapters.training.evaluation.gate import NOT_EVALUATED, GateDecision, When
+from adapters.training.evaluation.judgement import AdapterReport
 from adapters.training.execution.fit_client import Done, FitRequest, Outcomes, StoredAdapter, StoredVersion
+from adapters.training.planning.split import FEW_ROWS, SplitBy
 from adapters.training.settings import TrainingSpec
 
 log = logging.getLogger(__name__)
+
+
+# Adapters of a fleet whose reports are read together.
+_REPORTS_AT_ONCE = 1000
 
 
 class Publisher:
@@ -37,13 +44,19 @@ class Publisher:
         self._is_fleet = claim.training.is_fleet
         self._waiting = {adapter.position: adapter for adapter in queue.waiting(claim)}
         self._total: int = claim.training.adapters
-        self._live: Version | None = None
-        self._unmatched: str | None = None
+        self._live: dict[int, Version] = {}
+        self._stored: dict[int, StoredAdapter] = {}
 
     @property
     def finished(self) -> int:
         """Return the number of adapters that have a version or an error."""
         return self._total - len(self._waiting)
+
+    @property
+    def _prior_position(self) -> int | None:
+        """Position of a fleet's mean, which is behind the groups."""
+        training = self._claim.training
+        return None if training.fleet_prior is None else training.positions - 1
 
     def tally(self) -> dict[str, int] | None:
         """Return how many adapters of a fleet are published and failed; None for a job of one adapter."""
@@ -56,42 +69,81 @@ class Publisher:
         """
         claim, training = self._claim, self._claim.training
         assert claim.data_file is not None
-        stored = None
         if self._gate.compares:
-            with suppress(NotFound):
-                self._live = self._catalog.find(Reference(claim.adapter))
-        live = self._live
-        if live is not None and live.base == self._base.fingerprint:
-            self._unmatched = why_unmatched(
-                live.labels, live.loss, training.labels, training.spec.loss, self._base.labels
-            )
-            if self._unmatched is None:
-                stored = StoredAdapter(blob=live.file, offset=live.offset, length=live.bytes)
+            self._find_live()
         return FitRequest(
             job=training,
             base=claim.base,
             feature_space=claim.feature_space,
             data=claim.data_file,
             done=tuple(position for position in range(training.positions) if position not in self._waiting),
-            live={} if stored is None else {0: stored},
+            live=self._stored,
+            wants_prior=self._prior_position in self._waiting,
             statistics=self._find_statistics() if training.is_update else None,
             compared=tuple(map(self._find_compared, training.compared)),
             checkpoint_seconds=checkpoint_seconds,
             times_epochs=times_epochs,
         )
 
+    def _find_live(self) -> None:
+        """Find what the names of the adapters answer with now.
+
+        Of adapters that an earlier attempt has published, it is what they answered with before: the fit needs the same
+        versions again to come to the same decisions.
+        """
+        adapters = [one for one in self._queue.adapters(self._claim.id) if one.position != self._prior_position]
+        before = {adapter.name: adapter.replaced for adapter in adapters if adapter.moved_live}
+        found = self._catalog.live_versions([adapter.name for adapter in adapters], instead=before)
+        for adapter in adapters:
+            if adapter.name in found:
+                version, evidence = found[adapter.name]
+                self._live[adapter.position] = version
+                self._stored[adapter.position] = self._describe_live(version, evidence)
+
+    def _describe_live(self, live: Version, evidence: bytes | None) -> StoredAdapter:
+        training = self._claim.training
+        unmatched: str | None = "it was made for another base layer"
+        if live.base == self._base.fingerprint:
+            labels, of_base = training.labels, self._base.labels
+            unmatched = why_unmatched(live.labels, live.loss, labels, training.spec.loss, of_base)
+        unjudged = unmatched or why_unjudged(live, training, has_evidence=evidence is not None)
+        return StoredAdapter(
+            blob=live.file if unmatched is None else None,
+            offset=live.offset,
+            length=live.bytes,
+            evidence=evidence,
+            is_of_job=live.source is Source.JOB,
+            unjudged=unjudged,
+        )
+
     def publish_outcomes(self, frame: Outcomes) -> int:
         """Publish the adapters of one stack of a fleet, and store the errors of the others; return how many."""
         if frame.failed:
             self._queue.fail_adapters(self._claim, frame.failed)
-        waiting = self._waiting
-        publications = [
-            self._publication(waiting[position].name, content, metrics, position=position, rows=waiting[position].rows)
-            for (position, metrics, *_), content in zip(frame.trained, frame.contents, strict=False)
-        ]
-        published = self._catalog.publish(publications, admit=self._admit, record=self._record)
-        for position in (*(trained.position for trained in frame.trained), *(position for position, _ in frame.failed)):
-            waiting.pop(position, None)
+        evidence = dict(zip(frame.evidence, frame.contents[len(frame.trained) :], strict=True))
+        publications, reports = [], {}
+        for trained, content in zip(frame.trained, frame.contents, strict=False):
+            position, adapter = trained.position, self._waiting[trained.position]
+            report = reports[position] = self._report(position, trained.metrics, trained.report)
+            publications.append(
+                self._publication(
+                    adapter.name,
+                    content,
+                    trained.metrics,
+                    report.decision,
+                    position=position,
+                    rows=adapter.rows,
+                    spec=None if trained.spec is None else TrainingSpec.from_json(trained.spec),
+                    evidence=evidence.get(position),
+                )
+            )
+
+        def record(connection: Connection, published: Sequence[Published]) -> None:
+            self._record(connection, published, reports)
+
+        published = self._catalog.publish(publications, admit=self._admit, record=record)
+        for position in (*reports, *(position for position, _ in frame.failed)):
+            self._waiting.pop(position, None)
         return len(published)
 
     def finish(self, frame: Done) -> bool:
@@ -101,23 +153,31 @@ class Publisher:
         if frame.result is not None:
             return self._finish_evaluation(frame.result)
         claim, training = self._claim, self._claim.training
-        verdict = self._gate.decide(Evaluation.from_json(frame.metrics).held_out, self._live, unmatched=self._unmatched)
+        report = self._report(0, frame.metrics, frame.report)
         assert frame.spec is not None
         spec, content = TrainingSpec.from_json(frame.spec), frame.contents[0]
         publication = self._publication(
-            claim.adapter, content, frame.metrics, spec=spec, verdict=verdict, statistics=frame.attachment("statistics")
+            claim.adapter,
+            content,
+            frame.metrics,
+            report.decision,
+            spec=spec,
+            statistics=frame.attachment("statistics"),
+            evidence=frame.attachment("evidence"),
         )
         step, loss = frame.history[-1] if frame.history else (training.steps, None)
+        for text in report.fit.warnings:
+            self._queue.append_log(claim, text)
 
         def record(connection: Connection, published: Sequence[Published]) -> None:
             (made,) = published
             if training.is_update and self._gate.moves and not made.moved_live:
                 detail = f"another version of {claim.adapter} has become live while this update was computed"
                 raise Conflict(f"{detail}: send it again")
-            self._record(connection, published)
+            self._record(connection, published, {0: report})
             decisions: dict[str, Any] = {}
             if self._gate.when is When.IF_BETTER:
-                decisions["gate"] = verdict.to_json(moved=made.moved_live)
+                decisions["gate"] = report.decision.to_json(moved=made.moved_live)
             if chosen := _chosen(training.spec, spec):
                 decisions["chosen"] = chosen
             version = made.version
@@ -127,6 +187,8 @@ class Publisher:
                 progress={"step": step, "steps": training.steps, "loss": loss},
                 metrics={**frame.metrics, **decisions},
                 history=frame.history,
+                report=report.to_json(moved=made.moved_live),
+                suspects=frame.suspects,
                 connection=connection,
             )
 
@@ -136,16 +198,58 @@ class Publisher:
         return True
 
     def _finish_fleet(self) -> bool:
-        claim, tally = self._claim, self._queue.tally(self._claim)
+        claim = self._claim
+        if self._waiting:
+            # The mean of a fleet of one group, say: the fit has ended without it.
+            missing = FitFailed("the fit ended without an adapter for it").members()
+            self._queue.fail_adapters(claim, [(position, missing) for position in self._waiting])
+        tally = self._queue.tally(claim)
         progress = {"step": self._total, "steps": self._total, "loss": None, "adapters": tally}
         if tally["published"] == 0:
             detail = f"none of the {self._total} groups could be trained"
             error = FleetFailed(f"{detail}; GET /jobs/{claim.id}/adapters says why each failed")
             self._queue.fail(claim, error.members(), progress=progress)
             return False
-        self._queue.succeed(claim, result=None, progress=progress, metrics=tally, history=[])
+        warnings = self._fleet_warnings()
+        for text in warnings:
+            self._queue.append_log(claim, text)
+        self._queue.succeed(
+            claim, result=None, progress=progress, metrics=tally, history=[], report={"warnings": warnings}
+        )
         log.info("job %s published %d of %d adapters", claim.id, tally["published"], self._total)
         return True
+
+    def _fleet_warnings(self) -> list[str]:
+        """Return the warnings about the adapters of the fleet, each with the number of adapters."""
+        counts: Counter[str] = Counter()
+        after: int | None = None
+        selection = Selection(status=AdapterStatus.PUBLISHED, limit=_REPORTS_AT_ONCE)
+        while adapters := self._queue.adapters(self._claim.id, replace(selection, after=after)):
+            after = adapters[-1].position
+            for adapter in adapters:
+                # Without the figures of the adapter, which come after a colon.
+                counts.update({text.partition(":")[0] for text in (adapter.report or {}).get("warnings", ())})
+        return [f"{text}: {count} adapters" for text, count in counts.most_common()]
+
+    def _report(self, position: int, metrics: Mapping[str, Any], reported: Mapping[str, Any] | None) -> "PublishReport":
+        """Return the report on an adapter, with the decision of the gate."""
+        report = AdapterReport() if reported is None else AdapterReport.from_json(reported)
+        if position == self._prior_position:
+            reason = "it is what the groups have in common, and there is nothing to compare it with"
+            return PublishReport(report, GateDecision(self._gate.when is not When.NEVER, reason, self._gate, {}))
+        stored = self._stored.get(position)
+        decision = self._gate.decide(
+            Evaluation.from_json(metrics).held_out,
+            self._live.get(position),
+            unmatched=stored.unjudged if stored is not None and stored.blob is None else None,
+            judgement=report.judgement,
+        )
+        warnings = list(report.warnings)
+        is_unevaluated = report.evaluation is None and self._gate.when is When.IF_NOT_WORSE
+        if is_unevaluated and self._claim.training.provenance.split is not None:
+            # Without a split, the warnings of the plan say so.
+            warnings.append(NOT_EVALUATED)
+        return PublishReport(replace(report, warnings=tuple(warnings)), decision)
 
     def _finish_evaluation(self, result: Mapping[str, Any]) -> bool:
         steps = self._claim.training.steps
@@ -156,22 +260,31 @@ class Publisher:
     def _admit(self, connection: Connection, publications: Sequence[Publication]) -> Sequence[bool]:
         return self._queue.admit(connection, self._claim, publications)
 
-    def _record(self, connection: Connection, published: Sequence[Published]) -> None:
-        self._queue.record(connection, self._claim, published)
+    def _record(
+        self, connection: Connection, published: Sequence[Published], reports: Mapping[int, "PublishReport"]
+    ) -> None:
+        members = {
+            item.position: reports[item.position].to_json(moved=item.moved_live)
+            for item in published
+            if item.position is not None
+        }
+        self._queue.record(connection, self._claim, published, members)
 
     def _publication(
         self,
         name: str,
         content: bytes,
         metrics: Mapping[str, Any],
+        decision: GateDecision,
         *,
         position: int = 0,
         rows: int | None = None,
         spec: TrainingSpec | None = None,
-        verdict: GateDecision | None = None,
         statistics: bytes | None = None,
+        evidence: bytes | None = None,
     ) -> Publication:
-        claim, live = self._claim, self._live
+        claim, live = self._claim, self._live.get(position)
+        is_compared = self._gate.compares and position != self._prior_position
         return Publication(
             name=name,
             adapter=_read_fitted(content),
@@ -180,11 +293,12 @@ class Publisher:
             job=claim.id,
             position=position,
             metrics=metrics,
-            moves_live=self._gate.moves if verdict is None else verdict.moves,
-            checks_live=(self._gate.compares and not self._is_fleet) or claim.training.is_update,
+            moves_live=decision.moves,
+            checks_live=is_compared or claim.training.is_update,
             expected_live=None if live is None else live.version,
             lineage=self._lineage(rows, spec),
             statistics=statistics,
+            evidence=evidence,
         )
 
     def _lineage(self, rows: int | None, spec: TrainingSpec | None) -> dict[str, object]:
@@ -194,8 +308,8 @@ class Publisher:
         lineage = claim.training.lineage(spec)
         if rows is not None:
             lineage["rows"] = rows
-        if claim.training.is_update and self._live is not None:
-            lineage["parent"] = str(self._live)
+        if claim.training.is_update and self._live:
+            lineage["parent"] = str(self._live[0])
         return lineage | {"code": _code_version(), "seconds": seconds_since(claim.started_at, self._queue.now())}
 
     def _find_compared(self, reference: str | None) -> StoredVersion:
@@ -221,13 +335,58 @@ class Publisher:
         Raises `Conflict` if that version was trained in another way than the one that was live when the update was
         sent.
         """
-        self._live = live = self._catalog.find(Reference(self._claim.adapter))
+        self._live[0] = live = self._catalog.find(Reference(self._claim.adapter))
         # Its sums are of residuals of the base layer that it was made for.
         live.check_servable(self._base, self._claim.feature_space)
         if live.statistics is None or live.lineage is None or not _is_trained_alike(live.lineage, self._claim.training):
             detail = f"{live} has become live since this update was sent, and was trained in another way"
             raise Conflict(f"{detail}: send it again", given=str(live))
         return live.statistics
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """Report on an adapter, and the decision whether live moves to it."""
+
+    fit: AdapterReport
+    decision: GateDecision
+
+    def to_json(self, *, moved: bool) -> dict[str, Any]:
+        """Return the report as a job stores it, with whether live has actually moved."""
+        return {
+            "evaluation": self.fit.evaluation,
+            "decision": self.decision.summarize(moved=moved),
+            "auto": self.fit.auto,
+            "warnings": list(self.fit.warnings),
+        }
+
+
+def why_unjudged(live: Version, training: TrainingJob, *, has_evidence: bool) -> str | None:
+    """Say why a version may have been trained on every row that a training evaluates; None if it was not.
+
+    has_evidence: whether it has out-of-sample errors of the rows that it was trained on.
+    """
+    if live.source is Source.UPLOAD:
+        return None
+    lineage, split = live.lineage or {}, training.spec.split
+    if has_evidence:
+        is_by_hash = split is not None and split.by is SplitBy.HASH and bool(training.spec.candidates)
+        return None if is_by_hash and live.loss == training.spec.loss else "it was trained on all of its rows"
+    rule, data = lineage.get("split"), lineage.get("data")
+    if not isinstance(rule, Mapping) or not isinstance(data, Mapping):
+        return "no rows were held out when it was trained"
+    if rule != training.provenance.split:
+        return "other rows were held out when it was trained"
+    if rule.get("by") == SplitBy.HASH:
+        rows = lineage.get("rows", data.get("rows"))
+        is_held_out = isinstance(rows, int) and rows >= FEW_ROWS
+        return None if is_held_out else "no rows were held out when it was trained"
+    if rule.get("by") in (SplitBy.ROWS, SplitBy.GROUP):
+        is_same = (
+            data.get("digest") == training.provenance.data.get("digest") and lineage.get("seed") == training.spec.seed
+        )
+        return None if is_same else "other rows were held out when it was trained"
+    return None
 
 
 def _chosen(requested: TrainingSpec, spec: TrainingSpec) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 # N rows · I in_features · C classes
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def base() -> BaseLayer:
     return load_base_layer("digits", device="cpu")
 
 
-def evaluation_of(result: AutoFit) -> dict[str, float]:
+def evaluation_of(result: AutoFit) -> dict[str, Any]:
     """Return the figures of a fit."""
     assert result.report is not None
     assert result.report.evaluation is not None

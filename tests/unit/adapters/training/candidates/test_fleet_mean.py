@@ -3,7 +3,7 @@
 # G groups · N rows · J features · C outputs
 import torch
 
-from adapters.training.candidates.fleet_mean import GroupRows, fit_clusters, fit_mean
+from adapters.training.candidates.fleet_mean import ClusterModel, CommonModel, GroupRows, fit_clusters, fit_mean
 from adapters.training.candidates.scores import Scores
 from adapters.training.settings import Loss
 
@@ -46,9 +46,10 @@ def test_clusters_of_others() -> None:
         for part, model in enumerate(cluster.models):
             # No group helps to form the clusters that it may take.
             assert not model.is_member[cluster.part_of == part].any()
+    models: list[CommonModel | ClusterModel] = [mean, *clusters]
     losses = [
         SCORES.losses(rows.base_GNC + model.without_own_rows(rows, SCORES)[0], rows.y_GNC).mean(1)
-        for model in (mean, *clusters)
+        for model in models
     ]
     # The best cluster of a group fits its rows much better than the mean of all does.
     assert torch.stack(losses[1:]).amin(0).mean() < 0.8 * losses[0].mean()

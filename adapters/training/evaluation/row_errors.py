@@ -1,0 +1,126 @@
+"""Error of each held-out row, by which an adapter is judged: 0 or 1 for classes, the squared error for numbers."""
+
+# N rows · K rows of one part · C classes or labels · O out_features
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapters.lora.base_layer import BaseLayer
+from adapters.training.data_file import TrainingData
+from adapters.training.evaluation.evaluate import ComparedFactors, summarize_targets
+from adapters.training.evaluation.judgement import AdapterReport, judge, warnings_of
+from adapters.training.evaluation.metrics import THRESHOLD
+from adapters.training.gradient.losses import compute_outputs, document_ids, row_losses, target_columns
+from adapters.training.limits import CHUNK_ROWS
+from adapters.training.settings import Loss, TrainingSpec
+
+# Metric whose mean the errors are, by the loss; the other losses are judged by themselves.
+METRICS: Mapping[Loss, str] = {
+    Loss.MSE: "mse",
+    Loss.HUBER: "mse",
+    Loss.CROSS_ENTROPY: "accuracy",
+    Loss.BINARY_CROSS_ENTROPY: "label_accuracy",
+}
+
+
+def held_out_errors(
+    base: BaseLayer,
+    data: TrainingData,
+    held_K: Tensor | None,
+    spec: TrainingSpec,
+    entries: Mapping[str, ComparedFactors],
+    *,
+    guess_C: Tensor,
+) -> dict[str, Tensor]:
+    """Return the errors of each entry, and of the trivial `guess`, on the same rows, (N,) float64 each.
+
+    held_K: indices of the rows; None means all. guess_C: what `guess_outputs` returned.
+    """
+    documents_N = document_ids(spec, data.targets)
+    errors: dict[str, list[Tensor]] = {name: [] for name in (*entries, "guess")}
+    for part, rows in _parts(data, held_K, spec, has_batches=documents_N is not None):
+        documents_K = None if documents_N is None else documents_N[rows]
+        for name, entry in entries.items():
+            y_KO = compute_outputs(base, part.inputs_NI, entry.factors, entry.scaling)
+            y_KC = y_KO[:, : spec.classes] if entry.matching is None else entry.matching.logits(spec.loss, y_KO)
+            errors[name].append(_errors(spec, y_KC, part.targets, documents_K))
+        errors["guess"].append(_errors(spec, guess_C.expand(part.rows, -1), part.targets, documents_K))
+    return {name: torch.cat(parts).cpu() for name, parts in errors.items()}
+
+
+def guess_outputs(data: TrainingData, training_K: Tensor | None, spec: TrainingSpec, outputs: int) -> Tensor:
+    """Return the outputs of the trivial guess from the training rows, (C,) float64, on the device of the rows.
+
+    They are the counts of the classes, the log odds of the labels, or the mean of the targets. For documents all
+    outputs are 0, which are equally similar to every document.
+    """
+    summary_C = summarize_targets(data, training_K, spec, outputs)
+    if spec.loss is Loss.BINARY_CROSS_ENTROPY:
+        summary_C = summary_C.logit()
+    elif spec.loss is Loss.MULTIPLE_NEGATIVES:
+        summary_C = torch.zeros_like(summary_C)
+    return summary_C.to(data.inputs_NI.device)
+
+
+def row_keys(data: TrainingData, rows_K: Tensor, labels: Sequence[str | int] | None) -> NDArray[np.int64]:
+    """Return a hash of each row with its target, (K,) int64: the same for the same row in every training."""
+    contents = []
+    inputs_KI = np.ascontiguousarray(data.inputs_NI[rows_K].numpy() + np.float32(0))
+    for x_I, target in zip(inputs_KI, data.targets[rows_K].numpy(), strict=True):
+        name = repr(labels[int(target)]).encode() if labels and target.ndim == 0 else target.tobytes()
+        contents.append(blake2b(x_I.tobytes() + name, digest_size=8).digest())
+    return np.frombuffer(b"".join(contents), "<i8").astype(np.int64)
+
+
+def report_of(
+    errors: Mapping[str, Tensor],
+    loss: Loss,
+    weights_N: Tensor | None,
+    *,
+    unjudged: str | None = None,
+    others_gain: float | None = None,
+) -> AdapterReport:
+    """Return the report on an adapter from the errors on held-out rows, and their weights, (N,).
+
+    unjudged: why the live version was not compared, if one is live and was not. others_gain: see `judge`.
+    """
+    evaluation, judgement = judge(
+        errors,
+        by="held_out",
+        metric=METRICS.get(loss, "loss"),
+        is_regression=METRICS.get(loss) == "mse",
+        weights_N=weights_N,
+        others_gain=others_gain,
+    )
+    warnings = tuple(warnings_of(evaluation, unjudged))
+    return AdapterReport(evaluation=evaluation, judgement=judgement, warnings=warnings)
+
+
+def _parts(
+    data: TrainingData, held_K: Tensor | None, spec: TrainingSpec, *, has_batches: bool
+) -> Iterator[tuple[TrainingData, Tensor | slice]]:
+    """Yield the rows in parts, with their positions in the data; a loss within batches needs parts of their size."""
+    rows, begin = data.rows if held_K is None else len(held_K), 0
+    for part in data.parts(held_K, spec.batch(rows) if has_batches else CHUNK_ROWS):
+        chunk = slice(begin, begin + part.rows)
+        yield part, chunk if held_K is None else held_K[chunk]
+        begin += part.rows
+
+
+def _errors(spec: TrainingSpec, y_KC: Tensor, targets: Tensor, documents_K: Tensor | None) -> Tensor:
+    """Return the error of each row, (K,) float64, of outputs (K, C) float64 in the order of the classes."""
+    match spec.loss:
+        case Loss.CROSS_ENTROPY:
+            return (y_KC.argmax(dim=1) != targets).double()
+        case Loss.BINARY_CROSS_ENTROPY:
+            is_wrong_KC = (y_KC > 0) != (targets > THRESHOLD)
+            return is_wrong_KC.double().mean(dim=1)
+        case Loss.MSE | Loss.HUBER:
+            return (y_KC - targets.double()).square().mean(dim=1)
+    documents_1K = None if documents_K is None else documents_K.unsqueeze(0)
+    columns = target_columns(targets.double().unsqueeze(0))
+    return row_losses(spec, y_KC.T.unsqueeze(0), columns, documents_1K)[0]
