@@ -66,7 +66,8 @@ def candidate_alone(world: World, candidate: Candidate) -> list[Classes]:
     inputs_NI = np.concatenate([tenant.inputs_KI for tenant in world.tenants])
     classes_N = np.concatenate([tenant.classes_K for tenant in world.tenants])
     groups_N = np.repeat(np.arange(len(world.tenants)), [len(tenant.classes_K) for tenant in world.tenants])
-    data = TrainingData(*map(torch.from_numpy, (inputs_NI, classes_N)), groups_N=torch.from_numpy(groups_N))
+    inputs, targets, groups = map(torch.from_numpy, (inputs_NI, classes_N, groups_N))
+    data = TrainingData(inputs, targets, groups_N=groups)
     fits = fit_fleet_auto(base, data, closed_form_spec(base, (candidate,)), labels=world.labels)
     adapters = {fit.position: fit.adapter for fit in chain.from_iterable(fits)}
     return [
