@@ -268,7 +268,7 @@ def _choose(task: FitTask, candidates: Candidates, parts: Sequence[Sequence[_Gro
             combination, pick = candidates.combinations[chosen], int(search.picks_GEX[index, -1, chosen])
             group.composed = candidates.compose(stack, index, combination, pick)
             group.tried = _tried(candidates, search, index, chosen, has_others=has_others)
-            if candidates.max_rank < min(stack.y_GNC.shape[-1], candidates.base.in_features):
+            if candidates.is_bounded(stack):
                 errors_GN[index] = _bounded_errors(candidates, stack, search, index, chosen_GE[index])
             group.fold_errors_K = errors_GN[index, : len(group.sides.training_K)]
             if len(parts) == len(part) == 1:

@@ -33,7 +33,7 @@ FOLDS = 5
 # Rows of the other groups' mean loss that count beside a group's own.
 PSEUDO_ROWS = 100
 # Gain of the other groups, in shares of their rows, below which a change is not worth its risk.
-_MIN_GAIN = 0.0125
+_MIN_GAIN = 0.02
 # Standard errors by which a group's own loss is clearly lower: beside other groups, and alone.
 _CLEAR, _CLEAR_ALONE = 2.5, 0.5
 # Rows of a class from which it is spread over the folds by itself.
@@ -143,6 +143,10 @@ class Candidates:
             return Candidate.RIDGE_IN_BASE_METRIC
         return start.with_ridge
 
+    def is_bounded(self, stack: Stack) -> bool:
+        """Return whether the largest rank is less than a candidate may need."""
+        return self.max_rank < min(stack.y_GNC.shape[-1], self.base.in_features)
+
     def settings(self, combination: Combination) -> dict[str, Any]:
         """Return the settings of a combination, as a job shows them."""
         if combination.features is None:
@@ -235,6 +239,9 @@ class Candidates:
                     for step in scores.steps:
                         scale, z_G1NC = self.starts[number].loss_scale, starts[number][:, None].float()
                         outputs_GENC = torch.add(z_G1NC, change_GENC, alpha=step)
+                        if self.is_bounded(stack):
+                            base_G1NC = (self.starts[number].scale * stack.outputs_GNC)[:, None].float()
+                            outputs_GENC = base_G1NC + bound_rank(outputs_GENC - base_G1NC, self.max_rank)
                         losses_GEN = scores.losses(scale * outputs_GENC, y_GNC[:, None].float())
                         outputs_GNC = starts[number] + step * (residuals[number] - fold_GNC)
                         results[number, features, ridge, step] = losses_GEN, scores.errors(outputs_GNC, y_GNC).float()
@@ -285,6 +292,15 @@ class Candidates:
             noise_NC = alpha_NC * (combination.ridge / weights_GN[0].clamp_min(1e-300))[:, None]
             intercept_C = (rest_NC - noise_NC)[counts_N].mean(0)
         return feature_map.update(phi_GNJ[0].T @ alpha_NC, intercept_C)
+
+
+def bound_rank(change_NC: Tensor, rank: int) -> Tensor:
+    """Return the best approximation of a change of outputs, (…, N, C), by a bias and a change of this rank."""
+    mean_1C = change_NC.mean(-2, keepdim=True)
+    centered_NC = change_NC - mean_1C
+    basis_CR = torch.linalg.eigh(centered_NC.mT @ centered_NC)[1][..., -rank:]
+    bounded_NC: Tensor = mean_1C + centered_NC @ basis_CR @ basis_CR.mT
+    return bounded_NC
 
 
 class Composed(NamedTuple):
