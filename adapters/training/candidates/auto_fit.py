@@ -190,7 +190,7 @@ def _plan(
     moments = task.moments(training_N)
     maps = _feature_maps(task, moments)
     # A group alone tries all scales; the rows of many groups, or many rows, give one.
-    has_one_scale = is_fleet or len(training_N) > _MAX_LEFT_OUT_ROWS
+    has_one_scale = is_fleet or len(training_N) >= FEW_ROWS // 2
     scales = (task.scale(training_N),) if has_one_scale else scores.scales
     mean, models = None, list[CommonModel | ClusterModel]()
     wants_mean = bool(allowed & {Candidate.FLEET_MEAN, Candidate.CLUSTER_MEAN})
@@ -221,13 +221,14 @@ def _plan(
 def _feature_maps(task: FitTask, moments: Moments) -> list[FeatureMap]:
     """Return the features that are tried, those of the regressions over all groups first."""
     spec, is_regression = task.spec, task.scores.is_regression
-    biases = (True, False) if spec.try_bias else (spec.bias,)
-    kinds: tuple[Kind, ...] = ("base_metric", "inputs", "standardized") if is_regression else ("base_metric", "inputs")
-    return [
-        feature_map(task.base, moments, kind=kind, bias=bias, free_intercept=is_regression)
-        for bias in biases
-        for kind in kinds
-    ]
+    kinds: tuple[tuple[Kind, bool], ...] = (("base_metric", True), ("inputs", True))
+    if is_regression:
+        kinds = (*kinds, ("standardized", True))
+    if spec.try_bias:
+        kinds = (*kinds, ("base_metric", False))
+    elif not spec.bias:
+        kinds = tuple((kind, False) for kind, _ in kinds)
+    return [feature_map(task.base, moments, kind=kind, bias=bias, free_intercept=is_regression) for kind, bias in kinds]
 
 
 def _starts(

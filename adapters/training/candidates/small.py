@@ -211,8 +211,10 @@ class Candidates:
 
     def _scores_of_all(self, stack: Stack, folds: Sets, units: Sets | None) -> dict[_Key, tuple[Tensor, Tensor]]:
         """Return, by start and setting, the losses of rows left out of each fit (G, E, N) and the errors of folds."""
-        scores, y_GNC = self.scores, stack.y_GNC
-        starts = self._start_outputs(stack)
+        # Classes have ridges that float32 can bear.
+        scores, dtype = self.scores, torch.float64 if self.scores.is_regression else torch.float32
+        y_GNC, weights_GN = stack.y_GNC.to(dtype), stack.weights_GN.to(dtype)
+        starts = [z_GNC.to(dtype) for z_GNC in self._start_outputs(stack)]
         residuals = [scores.residuals(z_GNC, y_GNC) for z_GNC in starts]
         results: dict[_Key, tuple[Tensor, Tensor]] = {}
         for number, z_GNC in enumerate(starts):
@@ -222,9 +224,9 @@ class Candidates:
         settings = dict.fromkeys((combination.features, combination.ridge) for combination in self.combinations)
         for features, feature_map in enumerate(self.maps):
             phi_GNJ = feature_map(stack.x_GNI)
-            kernel_GNN = phi_GNJ @ phi_GNJ.mT
+            kernel_GNN = (phi_GNJ @ phi_GNJ.mT).to(dtype)
             for ridge in [ridge for of, ridge in settings if of == features]:
-                P_GNN = precision(kernel_GNN, ridge, stack.weights_GN, free_intercept=feature_map.free_intercept)
+                P_GNN = precision(kernel_GNN, ridge, weights_GN, free_intercept=feature_map.free_intercept)
                 leave_out = LeaveOut(P_GNN, folds, units)
                 numbers = {
                     start
@@ -460,5 +462,7 @@ def combinations_of(
                 continue
             if name is Candidate.OWN_HEAD and not has_bias and any(m.constant or m.free_intercept for m in maps):
                 continue
-            for ridge in ridges:
+            # Little is left for the group's own rows to add to what all groups have in common.
+            own_ridges = ridges if start.model is None else [ridge for ridge in ridges if ridge >= 1] or ridges
+            for ridge in own_ridges:
                 yield from (Combination(members, features, ridge, step) for step in steps)
