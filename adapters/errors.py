@@ -15,7 +15,7 @@
     │   └── DatasetNotFound · JobNotFound
     ├── Conflict
     │   ├── BaseMismatch · FeatureSpaceMismatch
-    │   └── JobEnded · JobNotEnded · NoStatistics · NoSuspects
+    │   └── JobEnded · JobNotEnded · NoStatistics · NoSuspects · DataGone
     ├── PreconditionFailed · QueueFull · RequestTimeout · CatalogBusy
     ├── StorageFull · StorageFailed · TooManyOpenFiles
     ├── BlobCorrupt
@@ -311,6 +311,10 @@ class JobNotEnded(Conflict):
 
 class NoSuspects(Conflict):
     """The job has found no suspects: it has no classes, or has not ended."""
+
+
+class DataGone(Conflict):
+    """The rows that the job was trained on are no longer stored."""
 
 
 class NoStatistics(Conflict):

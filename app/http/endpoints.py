@@ -24,7 +24,7 @@ from app.http.routes import adapters, datasets, jobs, status
 from app.http.routes.adapters import MULTIPART, ZIP
 from app.http.schemas.adapters import FactorsUpload, LiveRequest, PeftFiles, PeftUpload, VersionBody
 from app.http.schemas.datasets import DatasetVersionBody
-from app.http.schemas.jobs import JobWithHistory
+from app.http.schemas.jobs import JobWithHistory, RetryRequest
 from app.http.schemas.predictions import InferAnswer, InferRequest, PredictAnswer, PredictRequest
 from app.http.schemas.trainings import EvaluateRequest, PlanBody, TrainRequest, UpdateRequest
 from app.service import ServiceOf
@@ -224,6 +224,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint("GET", "/jobs/{job_id}/suspects", jobs.list_suspects, "List a job's suspects", errors=("no_suspects",)),
     Endpoint(*("POST", "/jobs/{job_id}/cancel", jobs.cancel_job, "Cancel a job"), errors=("job_ended",)),
+    Endpoint(
+        *("POST", "/jobs/{job_id}/retry", jobs.retry_job, "Train adapters of a job again"),
+        body={JSON: RetryRequest},
+        errors=(*_TRAINS, "job_not_ended", "data_gone", "conflict", "rank_too_large"),
+        status=202,
+        answers={202: ("The queued job", JobWithHistory)},
+    ),
     Endpoint(
         *("POST", "/jobs/{job_id}/revert", jobs.revert_job, "Take back what a job made live"), errors=("job_not_ended",)
     ),

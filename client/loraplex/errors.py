@@ -15,7 +15,7 @@
     │   └── DatasetNotFound · JobNotFound
     ├── Conflict
     │   ├── BaseMismatch · FeatureSpaceMismatch
-    │   └── JobEnded · JobNotEnded · NoStatistics · NoSuspects
+    │   └── JobEnded · JobNotEnded · NoStatistics · NoSuspects · DataGone
     ├── PreconditionFailed
     ├── QueueFull · RequestTimeout
     ├── CatalogBusy
@@ -254,6 +254,10 @@ class NoStatistics(Conflict):
 
 class NoSuspects(Conflict):
     """The job has found no suspects: it has no classes, or has not ended."""
+
+
+class DataGone(Conflict):
+    """The rows that the job was trained on are no longer stored."""
 
 
 class PreconditionFailed(LoraplexError):

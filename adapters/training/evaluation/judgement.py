@@ -217,6 +217,8 @@ def _evaluation(
 
 def wilson_interval(share: float, rows: float) -> Sequence[float]:
     """Return the interval of a share of `rows` rows with 95 % confidence (Wilson 1927)."""
+    # Rounding may have left it just outside.
+    share = min(1.0, max(0.0, share))
     spread = _Z * math.sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
     center, scale = share + _Z**2 / (2 * rows), 1 + _Z**2 / rows
     return [max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)]

@@ -74,7 +74,7 @@ async def train_adapter(
         if query.dry_run:
             plan = await run_in_threadpool(_plan_training, service, body)
             return JSONResponse(plan.to_json())
-        return await _queue(partial(_plan_training, service, body), service, response)
+        return await queue_plan(partial(_plan_training, service, body), service, response)
 
 
 async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> schemas.VersionBody:
@@ -147,7 +147,7 @@ async def update_adapter(name: str, request: Request, response: Response, servic
     """Refit an adapter exactly with rows added and rows removed. It must be trained with `keep_statistics`."""
     body = await service.json.read(request)
     async with service.writes.turn(service.plannings):
-        return await _queue(partial(_plan_update, service, name, body), service, response)
+        return await queue_plan(partial(_plan_update, service, name, body), service, response)
 
 
 async def evaluate_adapters(request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
@@ -157,7 +157,7 @@ async def evaluate_adapters(request: Request, response: Response, service: Servi
     """
     body = await service.json.read(request)
     async with service.writes.turn(service.plannings):
-        return await _queue(partial(_plan_evaluation, service, body), service, response)
+        return await queue_plan(partial(_plan_evaluation, service, body), service, response)
 
 
 async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
@@ -291,7 +291,7 @@ def _plan_evaluation(service: Service, body: object) -> Plan:
     return plan_evaluation(service.planner, evaluation_request(body))
 
 
-async def _queue(plan: Callable[[], Plan], service: Service, response: Response) -> JobWithHistory:
+async def queue_plan(plan: Callable[[], Plan], service: Service, response: Response) -> JobWithHistory:
     """Plan a training and queue its job, on one thread; return the job."""
 
     def submit_plan() -> Job:

@@ -1,9 +1,10 @@
 """Handlers of `/jobs`: list, show, follow, cancel and revert."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated, Literal
 
-from fastapi import Depends, Header, Query
+from fastapi import Depends, Header, Query, Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
@@ -11,10 +12,23 @@ from starlette.responses import Response, StreamingResponse
 from adapters.jobs.job import JobStatus
 from adapters.jobs.job_adapters import AdapterOutcome, AdapterStatus, Order, Selection
 from adapters.names import check_name
+from adapters.training.planning.planner import Plan
+from adapters.training.planning.retry import retry_groups, retry_request
+from app.http.bodies import object_of_body, read_as
 from app.http.job_events import Subscription, read_event_id
 from app.http.paging import Page, QueryStatus, page_of, read_cursor
-from app.http.schemas.jobs import JobAdapterPage, JobPage, JobWithHistory, RevertBody, SuspectBody, SuspectPage
-from app.service import ServiceOf
+from app.http.routes.adapters import queue_plan
+from app.http.schemas.jobs import (
+    JobAdapterPage,
+    JobPage,
+    JobWithHistory,
+    RetryRequest,
+    RevertBody,
+    SuspectBody,
+    SuspectPage,
+)
+from app.http.schemas.trainings import training_request
+from app.service import Service, ServiceOf
 
 EVENT_STREAM = "text/event-stream"
 
@@ -110,6 +124,23 @@ async def watch_job(
 async def cancel_job(job_id: str, service: ServiceOf) -> JobWithHistory:
     """Cancel a job, which then publishes nothing more. Adapters that a fleet has published remain."""
     return JobWithHistory.of(await service.writes.run(service.queue.cancel, job_id))
+
+
+async def retry_job(job_id: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
+    """Train the failed, or other, adapters of an ended job again, on the same version of its data set.
+
+    `training` replaces settings of the job's request. Of a fleet only the groups with these outcomes are trained.
+    """
+    body = read_as(RetryRequest, object_of_body(await service.json.read(request)))
+    async with service.writes.turn(service.plannings):
+        return await queue_plan(partial(_plan_retry, service, job_id, body), service, response)
+
+
+def _plan_retry(service: Service, job_id: str, body: RetryRequest) -> Plan:
+    job = service.queue.get(job_id)
+    again = training_request(retry_request(job, service.datasets, training=body.training))
+    groups = retry_groups(job, service.queue, [AdapterOutcome(outcome) for outcome in body.outcomes])
+    return service.planner.plan(again, only_groups=groups if job.training.is_fleet else None)
 
 
 async def revert_job(job_id: str, service: ServiceOf) -> RevertBody:

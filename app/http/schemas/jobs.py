@@ -238,7 +238,7 @@ class SuspectPage(PageBody[SuspectBody]):
 class RetryRequest(RequestBody):
     """Part of a job to train again."""
 
-    outcomes: list[AdapterOutcome] = Field([AdapterOutcome.FAILED], min_length=1)
+    outcomes: list[Literal["better", "same", "worse", "failed"]] = Field(["failed"], min_length=1)
     training: dict[str, Any] = Field({}, description="Settings of a training, in place of the job's.")
 
 

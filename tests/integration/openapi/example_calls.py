@@ -28,6 +28,13 @@ class World(NamedTuple):
         job: str = done["id"]
         return job
 
+    def doubted(self) -> str:
+        """Id of a job that has found suspects."""
+        data = FROM_TABLE | {"targets": {"column": "digit"}}
+        body = {"rank": "auto", "split": "auto", "training": {"method": "auto", "loss": "cross_entropy"}}
+        job: str = train(self.client, name="doubted", data=data, **body)["id"]
+        return job
+
     def waiting(self) -> str:
         """Id of a job that has not, because it takes long."""
         training = CROSS_ENTROPY | {"epochs": 10_000, "batch_size": 1}
@@ -71,7 +78,7 @@ def _with_tenants(table: str) -> str:
 def places(operation: str, world: World) -> Mapping[str, str]:
     """What to put into an operation's path."""
     model = {"name": "acme", "version": "1"}
-    made = {"cancel_job": world.waiting, "revert_job": world.published}
+    made = {"cancel_job": world.waiting, "revert_job": world.published, "list_suspects": world.doubted}
     jobs = {"job_id": made[operation]() if operation in made else world.done}
     own: Mapping[str, Mapping[str, str]] = {
         "upload_adapter": {"name": "globex"},

@@ -164,4 +164,4 @@ def test_a_training_does_not_start_from_an_adapter_whose_labels_are_of_other_out
 def test_the_page_shows_why_live_stayed(client: httpx.Client) -> None:
     client.put("/adapters/page", json={"A": [[0.0]] * O, "B": [[0.0] * I]}).raise_for_status()
     job = _train(client, "page", BRIEF, publish=_gate("loss"))
-    assert "it cannot be compared with the live version 1" in client.get(f"/ui/jobs/{job['id']}").text
+    assert "cannot be compared with the live version 1" in client.get(f"/ui/jobs/{job['id']}").text

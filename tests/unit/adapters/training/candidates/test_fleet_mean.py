@@ -48,8 +48,7 @@ def test_clusters_of_others() -> None:
             assert not model.is_member[cluster.part_of == part].any()
     models: list[CommonModel | ClusterModel] = [mean, *clusters]
     losses = [
-        SCORES.losses(rows.base_GNC + model.without_own_rows(rows, SCORES)[0], rows.y_GNC).mean(1)
-        for model in models
+        SCORES.losses(rows.base_GNC + model.without_own_rows(rows, SCORES)[0], rows.y_GNC).mean(1) for model in models
     ]
     # The best cluster of a group fits its rows much better than the mean of all does.
     assert torch.stack(losses[1:]).amin(0).mean() < 0.8 * losses[0].mean()
