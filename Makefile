@@ -67,7 +67,7 @@ check: .venv/dev.stamp docs  ## ruff, mypy, import contracts, layout, spelling, 
 	$(BIN)/python -m scripts.structure
 
 # BENCH=quick is over in a few minutes; BENCH="engine service" runs these sections only.
-bench: benchmarks/.venv/run.stamp  ## measure it beside its peers, half an hour; writes benchmarks/RESULTS.md
+bench: benchmarks/.venv/run.stamp  ## measure it beside its peers, an hour; writes benchmarks/RESULTS.md
 	@command -v wrk >/dev/null || benchmarks/install_wrk.sh
 	@benchmarks/.venv/bin/python -m benchmarks $(patsubst quick,--quick,$(BENCH))
 

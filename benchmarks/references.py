@@ -63,32 +63,25 @@ def tuned_head(inputs_NI: Inputs, classes_N: Classes, test_inputs_TI: Inputs) ->
 def candidate_alone(world: World, candidate: Candidate) -> list[Classes]:
     """Return the classes (T,) that each tenant's adapter predicts if a fleet has only this candidate."""
     base = base_layer(world.weight_CI, world.bias_C)
-    rank = min(world.weight_CI.shape)
-    spec = TrainingSpec(
-        rank=rank, alpha=rank, alpha_is_rank=True, loss=Loss.CROSS_ENTROPY, candidates=(candidate,), try_bias=True
-    )
-    groups = np.repeat(np.arange(len(world.tenants)), [len(tenant.classes_K) for tenant in world.tenants])
-    data = TrainingData(
-        torch.from_numpy(np.concatenate([tenant.inputs_KI for tenant in world.tenants])),
-        torch.from_numpy(np.concatenate([tenant.classes_K for tenant in world.tenants])),
-        groups_N=torch.from_numpy(groups),
-    )
-    fits = fit_fleet_auto(
-        base,
-        data,
-        spec,
-        labels=world.labels,
-        feature_space=None,
-        live={},
-        done=(),
-        progress=lambda _step, _loss: None,
-        wants_prior=False,
-    )
+    inputs_NI = np.concatenate([tenant.inputs_KI for tenant in world.tenants])
+    classes_N = np.concatenate([tenant.classes_K for tenant in world.tenants])
+    groups_N = np.repeat(np.arange(len(world.tenants)), [len(tenant.classes_K) for tenant in world.tenants])
+    inputs, targets, groups = map(torch.from_numpy, (inputs_NI, classes_N, groups_N))
+    data = TrainingData(inputs, targets, groups_N=groups)
+    fits = fit_fleet_auto(base, data, closed_form_spec(base, (candidate,)), labels=world.labels)
     adapters = {fit.position: fit.adapter for fit in chain.from_iterable(fits)}
     return [
         outputs_of(base, adapters[position], tenant.test_inputs_TI).argmax(1)
         for position, tenant in enumerate(world.tenants)
     ]
+
+
+def closed_form_spec(base: BaseLayer, candidates: tuple[Candidate, ...]) -> TrainingSpec:
+    """Return what `auto` plans for classes, with these candidates."""
+    rank = min(base.in_features, base.out_features)
+    return TrainingSpec(
+        rank=rank, alpha=rank, alpha_is_rank=True, loss=Loss.CROSS_ENTROPY, candidates=candidates, try_bias=True
+    )
 
 
 def base_layer(weight_OI: Inputs, bias_O: Inputs | None) -> BaseLayer:

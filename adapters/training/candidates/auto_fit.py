@@ -33,6 +33,8 @@ _MAX_LEFT_OUT_ROWS = 500
 _INNER_PARTS = 5
 # Least relative improvement of AdamW over the best closed form for which it is taken.
 _MIN_IMPROVEMENT = 1e-3
+# Candidates without a closed form.
+_DESCENT_ONLY = frozenset({Candidate.BASE, Candidate.ADAMW})
 
 Progress = Callable[[int, float], None]
 
@@ -52,7 +54,7 @@ def fit_auto(
     live: the version that answers now. Raises `Diverged`, and `OutOfRange` if a split leaves a side empty.
     """
     task = FitTask(base, data, spec, Scores(spec.loss), labels, feature_space, {} if live is None else {0: live})
-    if spec.loss not in LINEAR_LOSSES or Candidate.RIDGE not in spec.candidates:
+    if spec.loss not in LINEAR_LOSSES or _DESCENT_ONLY.issuperset(spec.candidates):
         return fit_descent_only(task, torch.arange(data.rows), 0, watcher)
     results = [result for part in _fit_groups(task, {0: torch.arange(data.rows)}, watcher=watcher) for result in part]
     (result,) = results
@@ -81,7 +83,7 @@ def fit_fleet_auto(
     order_N = torch.argsort(data.groups_N, stable=True)
     rows = dict(enumerate(order_N.split(torch.bincount(data.groups_N).tolist())))
     task = FitTask(base, data, spec, Scores(spec.loss), labels, feature_space, live or {})
-    if spec.loss not in LINEAR_LOSSES or Candidate.RIDGE not in spec.candidates:
+    if spec.loss not in LINEAR_LOSSES or _DESCENT_ONLY.issuperset(spec.candidates):
         for position, rows_K in rows.items():
             if position not in done:
                 yield [_or_error(position, spec, partial(fit_descent_only, task, rows_K, position, Watcher()))]

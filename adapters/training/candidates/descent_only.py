@@ -9,6 +9,7 @@ from adapters.lora.base_layer import BaseLayer
 from adapters.training.candidates import small
 from adapters.training.candidates.descent import Descent, adamw_spec, choose_descent, split_in_parts, train_descent
 from adapters.training.candidates.outcome import AutoFit, Tried, finish
+from adapters.training.candidates.scores import LINEAR_LOSSES, Scores
 from adapters.training.candidates.task import FitTask
 from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
@@ -45,7 +46,7 @@ def fit_descent_only(task: FitTask, rows_K: Tensor, position: int, watcher: Watc
         table = task.data.take(training_K) if sides.held is None else sides.held
         own = Factors(live.adapter.a_OR, live.adapter.b_RI, live.adapter.bias_O)
         spec = adamw_spec(task.spec, bias=True)
-        errors["live"] = _row_losses(task.base, table, spec, own, live.adapter.scaling)
+        errors["live"] = _row_errors(task.base, table, spec, own, live.adapter.scaling)
     tried = Tried(task.scores, "held_out", taken, reason, figures)
     return finish(task, position, adapter, sides, tried, errors, others_gain=None, descent=descent, left_out_NC=None)
 
@@ -94,19 +95,23 @@ def _errors(
     task: FitTask, table: TrainingData, spec: TrainingSpec, entries: dict[str, Factors | None]
 ) -> dict[str, Tensor]:
     weights_N = torch.ones(table.rows) if table.weights_N is None else table.weights_N
-    losses = {name: _row_losses(task.base, table, spec, own, spec.scaling) for name, own in entries.items()}
-    return losses | {"weights": weights_N.double()}
+    errors = {name: _row_errors(task.base, table, spec, own, spec.scaling) for name, own in entries.items()}
+    return errors | {"weights": weights_N.double()}
 
 
-def _row_losses(
+def _row_errors(
     base: BaseLayer, table: TrainingData, spec: TrainingSpec, factors: Factors | None, scaling: float
 ) -> Tensor:
-    """Return the loss of each row, (K,) float64."""
+    """Return the error of each row, (K,) float64."""
     y_KO = compute_outputs(base, table.inputs_NI, factors, scaling)
-    return _losses_of(y_KO, table, spec)
+    return _errors_of(y_KO, table, spec)
 
 
-def _losses_of(y_KO: Tensor, table: TrainingData, spec: TrainingSpec) -> Tensor:
+def _errors_of(y_KO: Tensor, table: TrainingData, spec: TrainingSpec) -> Tensor:
+    """Return the error of each row that a judgement counts: its loss, if the loss has no other."""
+    if spec.loss in LINEAR_LOSSES:
+        scores, y_KC = Scores(spec.loss), y_KO[:, : spec.classes].double()
+        return scores.errors(y_KC, scores.wide(table.targets, y_KC.shape[1]))
     documents_K = document_ids(spec, table.targets)
     targets = table.targets if table.targets.dtype == torch.int64 else table.targets.double()
     documents_1K = None if documents_K is None else documents_K.unsqueeze(0)
@@ -114,7 +119,7 @@ def _losses_of(y_KO: Tensor, table: TrainingData, spec: TrainingSpec) -> Tensor:
 
 
 def _guess_errors(task: FitTask, training: TrainingData, table: TrainingData, spec: TrainingSpec) -> Tensor:
-    """Return the loss of each row of the best constant: class frequencies, or the mean of the targets."""
+    """Return the error of each row of the best constant: class frequencies, or the mean of the targets."""
     C = task.outputs
     if training.targets.dtype == torch.int64:
         counts_C = torch.bincount(training.targets, minlength=C).double()
@@ -123,4 +128,4 @@ def _guess_errors(task: FitTask, training: TrainingData, table: TrainingData, sp
         constant_O = training.targets.double().mean(0)
         if task.scores.is_shares:
             constant_O = torch.logit(constant_O, eps=1e-9)
-    return _losses_of(constant_O.expand(table.rows, -1), table, spec)
+    return _errors_of(constant_O.expand(table.rows, -1), table, spec)

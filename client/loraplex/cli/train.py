@@ -282,6 +282,11 @@ def _name(session: Session, rows: RowOptions) -> str:
     return name
 
 
+def _plain(value: object) -> object:
+    """Return a list of words as text, and any other value as it is."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
 def _show_estimate(session: Session, estimate: Estimate) -> None:
     """Show the settings and the estimate of a training."""
     spec = estimate.spec
@@ -292,7 +297,7 @@ def _show_estimate(session: Session, estimate: Estimate) -> None:
     about = {
         "adapters": estimate.adapters,
         "rank": spec.get("rank"),
-        **{name: value for name, value in training if value is not None and name != "validation_fraction"},
+        **{name: _plain(value) for name, value in training if value is not None and name != "validation_fraction"},
         "rows": spec["data"]["rows"],
         "held out": held_out,
         "evaluation": f"{split['folds']}-fold cross-validation" if "folds" in split else None,

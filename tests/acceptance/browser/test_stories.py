@@ -99,10 +99,15 @@ def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], pag
     expect(page.locator("#outcome .badge")).to_have_text("succeeded", timeout=SLOWLY)
     expect(page.locator("[data-announce]")).to_have_text("The training has succeeded: acme, version 1")
     expect(page.locator("#notice")).to_be_empty()
-    expect(page.locator("[data-chart]")).to_have_attribute("aria-label", re.compile(r"Loss by step: .+ at step 1, "))
-    accuracy = page.get_by_role("row", name=re.compile("Accuracy.*higher is better"))
-    adapter, base = (float(re.sub(r"[^\d.]", "", text)) for text in accuracy.get_by_role("cell").all_inner_texts()[:2])
+    expect(page.locator("[data-caption]")).to_have_text("This training has no loss by step.")
+    evaluation = page.get_by_role("group", name="Evaluation")
+    expect(evaluation.get_by_role("columnheader", name="Accuracy")).to_be_visible()
+    figures = (
+        evaluation.get_by_role("row", name=model).get_by_role("cell").first for model in ("Adapter", "Base layer")
+    )
+    adapter, base = (float(figure.inner_text()) for figure in figures)
     assert adapter > 0.8 > 0.3 > base
+    expect(page.get_by_role("group", name="Candidates").get_by_text("taken")).to_be_visible()
     page.get_by_role("link", name="Try it").last.click()
 
     arrive(page, "Try it")

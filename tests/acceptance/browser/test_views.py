@@ -70,7 +70,10 @@ def _settle(page: Page, name: str, client: httpx.Client) -> None:
         page.get_by_label("Row", exact=True).fill("3")
         expect(page.locator("[data-other-columns]")).to_have_text("Label: 3")
         expect(page.locator("[data-summary]")).to_contain_text("Base: 2 (")
-    if name in ("job", "failed-job"):
+    if name == "job":
+        expect(page.get_by_role("heading", name="What auto compared")).to_be_visible()
+        expect(page.locator("[data-caption]")).to_have_text("This training has no loss by step.")
+    if name == "failed-job":
         expect(page.locator("[data-caption]")).to_contain_text("Loss on the batch of each step")
 
 

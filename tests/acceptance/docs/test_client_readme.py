@@ -21,7 +21,7 @@ def test_the_examples_run_one_after_the_other(
     monkeypatch.setenv("LORAPLEX_URL", str(http.base_url))
     monkeypatch.chdir(ROOT)
     examples = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(examples) == 7
+    assert len(examples) == 8
     code = "\n".join(examples).replace("/tmp/acme", str(tmp_path / "acme"))
     exec(compile(code, "client/README.md", "exec"), {"__name__": "readme"})
     shown = capsys.readouterr().out.splitlines()

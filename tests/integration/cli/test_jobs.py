@@ -46,6 +46,7 @@ def test_a_job_shows_how_it_stands_and_what_it_came_to(run: Run, ask: Ask, train
     (job,) = ask("jobs", "--adapter", "acme", "--limit", 1)
     text = run("job", job["id"]).stdout
     assert "succeeded" in text
+    assert "What auto compared" in text
     assert "held-out rows" in text
     assert "succeeded" in run("cancel", job["id"], status=1).stderr
     row = run("jobs", "--adapter", "acme").stdout.splitlines()[2]

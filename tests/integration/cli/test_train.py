@@ -10,17 +10,22 @@ import pytest
 from tests.integration.cli.conftest import DIGITS, Ended, Run
 
 Ask = Callable[..., Any]
+MODELS = ("adapter", "bare base", "trivial guess")
 OF_DIGITS = ("--name", "digits", "--target", "digit")
 EXACTLY = ("--method", "adamw", "--loss", "cross_entropy")
 
 
 def test_a_file_a_name_and_a_target_make_an_adapter_that_is_right_most_of_the_time(trained: Ended) -> None:
-    (row,) = re.findall(r"^accuracy ↑ +([0-9.]+) \(.*\) +([0-9.]+) +([0-9.]+)$", trained.stdout, re.MULTILINE)
-    adapter, base, trivial = map(float, row)
+    text = trained.stdout
+    figures = (re.findall(rf"^{model} +([0-9.]+) +[0-9.]+ – [0-9.]+ *$", text, re.MULTILINE) for model in MODELS)
+    adapter, base, guess = (float(figure) for (figure,) in figures)
     assert adapter > 0.8
     assert base < 0.3
-    assert trivial < 0.3
-    assert "acme@1 is live" in trained.stdout
+    assert guess < 0.3
+    assert re.search(r"^Accuracy on \d+ held-out rows", text, re.MULTILINE)
+    assert "gain over the bare base: +0." in text
+    assert re.search(r"^acme@1 is live: ", text, re.MULTILINE)
+    assert re.search(r"^\* taken: ", text, re.MULTILINE)
 
 
 def test_what_is_inferred_is_said_and_what_to_do_next(trained: Ended) -> None:

@@ -39,7 +39,8 @@ function addStep(step, loss) {
 function draw() {
   if (at("chart").hidden) return; // a fleet would have a curve for each adapter, and keeps none
   if (!steps.length) {
-    at("caption").textContent = "ended" in root.dataset ? "No step was taken." : "The curve starts with the first step.";
+    at("chart").hidden = "ended" in root.dataset;
+    at("caption").textContent = "ended" in root.dataset ? "This training has no loss by step." : "The curve starts with the first step.";
     return;
   }
   const lowest = Math.min(...values);
