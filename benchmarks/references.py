@@ -80,7 +80,13 @@ def closed_form_spec(base: BaseLayer, candidates: tuple[Candidate, ...]) -> Trai
     """Return what `auto` plans for classes, with these candidates."""
     rank = min(base.in_features, base.out_features)
     return TrainingSpec(
-        rank=rank, alpha=rank, alpha_is_rank=True, loss=Loss.CROSS_ENTROPY, candidates=candidates, try_bias=True
+        rank=rank,
+        alpha=rank,
+        alpha_is_rank=True,
+        loss=Loss.CROSS_ENTROPY,
+        candidates=candidates,
+        try_bias=True,
+        try_ridges=True,
     )
 
 
