@@ -155,7 +155,7 @@ def _fit_groups(
     parts = [few[begin : begin + _STACK_GROUPS] for begin in range(0, len(few), _STACK_GROUPS)]
     stacks = [task.stack([g.position for g in part], [g.sides.training_K for g in part]) for part in parts]
     plan = _plan(task, groups, stacks, is_fleet=is_fleet, groups_in_all=len(rows), wants_prior=wants_prior)
-    _choose(plan.candidates, parts, stacks)
+    _choose(task, plan.candidates, parts, stacks)
     for group in few:
         if group.position not in done:
             _try_descent(task, group)
@@ -190,7 +190,7 @@ def _plan(
     moments = task.moments(training_N)
     maps = _feature_maps(task, moments)
     # A group alone tries all scales; the rows of many groups, or many rows, give one.
-    has_one_scale = is_fleet or len(training_N) > _MAX_LEFT_OUT_ROWS
+    has_one_scale = is_fleet or len(training_N) >= FEW_ROWS // 2
     scales = (task.scale(training_N),) if has_one_scale else scores.scales
     mean, models = None, list[CommonModel | ClusterModel]()
     wants_mean = bool(allowed & {Candidate.FLEET_MEAN, Candidate.CLUSTER_MEAN})
@@ -221,13 +221,14 @@ def _plan(
 def _feature_maps(task: FitTask, moments: Moments) -> list[FeatureMap]:
     """Return the features that are tried, those of the regressions over all groups first."""
     spec, is_regression = task.spec, task.scores.is_regression
-    biases = (True, False) if spec.try_bias else (spec.bias,)
-    kinds: tuple[Kind, ...] = ("base_metric", "inputs", "standardized") if is_regression else ("base_metric", "inputs")
-    return [
-        feature_map(task.base, moments, kind=kind, bias=bias, free_intercept=is_regression)
-        for bias in biases
-        for kind in kinds
-    ]
+    kinds: tuple[tuple[Kind, bool], ...] = (("base_metric", True), ("inputs", True))
+    if is_regression:
+        kinds = (*kinds, ("standardized", True))
+    if spec.try_bias:
+        kinds = (*kinds, ("base_metric", False))
+    elif not spec.bias:
+        kinds = tuple((kind, False) for kind, _ in kinds)
+    return [feature_map(task.base, moments, kind=kind, bias=bias, free_intercept=is_regression) for kind, bias in kinds]
 
 
 def _starts(
@@ -244,26 +245,31 @@ def _starts(
     return starts
 
 
-def _choose(candidates: Candidates, parts: Sequence[Sequence[_Group]], stacks: Sequence[Stack]) -> None:
+def _choose(task: FitTask, candidates: Candidates, parts: Sequence[Sequence[_Group]], stacks: Sequence[Stack]) -> None:
     """Choose a combination for each group of few rows, by its losses of rows left out and the other groups' mean."""
     searches = [candidates.search(stack) for stack in stacks]
     if not searches:
         return
+    has_others = sum(map(len, parts)) > 1
+    can_keep_base = candidates.candidate(candidates.combinations[0]) is Candidate.BASE
     totals_X = torch.stack([search.losses_GEX[:, -1].sum(0) for search in searches]).sum(0)
+    gains = [small.gains(search, stack.weights_GN) for search, stack in zip(searches, stacks, strict=True)]
+    gains_X = torch.stack([gains_GX.sum(0) for gains_GX in gains]).sum(0)
     weight = sum(float(search.weights_GE[:, -1].sum()) for search in searches)
-    for part, stack, search in zip(parts, stacks, searches, strict=True):
-        own_GX, own_G1 = search.losses_GEX[:, -1], search.weights_GE[:, -1:]
-        others_X = None
-        if sum(map(len, parts)) > 1:
-            others_X = (totals_X - own_GX) / (weight - own_G1).clamp_min(1e-300)
-        chosen_GE = small.choose(search, others_X)
+    for part, stack, search, gains_GX in zip(parts, stacks, searches, gains, strict=True):
+        others = None
+        if has_others:
+            rest_G1 = (weight - search.weights_GE[:, -1:]).clamp_min(1e-300)
+            own_GX = search.losses_GEX[:, -1]
+            others = small.Others((totals_X - own_GX) / rest_G1, (gains_X - gains_GX) / rest_G1)
+        chosen_GE = small.choose(search, others, can_keep_base=can_keep_base, is_regression=task.scores.is_regression)
         errors_GN = small.chosen_errors(search, chosen_GE, stack.folds_GN)
         for index, group in enumerate(part):
             chosen = int(chosen_GE[index, -1])
             combination, pick = candidates.combinations[chosen], int(search.picks_GEX[index, -1, chosen])
             group.composed = candidates.compose(stack, index, combination, pick)
-            group.tried = _tried(candidates, search, index, chosen, has_others=others_X is not None)
-            if candidates.max_rank < min(stack.y_GNC.shape[-1], candidates.base.in_features):
+            group.tried = _tried(candidates, search, index, chosen, has_others=has_others)
+            if candidates.is_bounded(stack):
                 errors_GN[index] = _bounded_errors(candidates, stack, search, index, chosen_GE[index])
             group.fold_errors_K = errors_GN[index, : len(group.sides.training_K)]
             if len(parts) == len(part) == 1:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from adapters.training.candidates.scores import Scores
 
-RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)
+RIDGES = (1.0, 5.0, 25.0, 100.0)
 CLASS_STEPS = (1.0, 3.0, 10.0, 30.0, 100.0)
 CLUSTERS = 5
 # Fewest groups for means of clusters.
@@ -29,7 +29,7 @@ _ROUNDS = 3
 _PARTS, _FEW_PARTS, _MANY_GROUPS = 5, 2, 200
 _SKETCH_FEATURES = 32
 # Groups by which ridge and step of a mean are chosen.
-_CHOOSING_GROUPS = 100
+_CHOOSING_GROUPS = 64
 
 
 class GroupRows(NamedTuple):

@@ -132,6 +132,8 @@ def search(
         for ridge, start, theta_JC, intercept_C in sums.solve(
             ridges, starts, free_intercept=feature_map.free_intercept
         ):
+            if max_rank < min(theta_JC.shape):
+                theta_JC = _bounded(theta_JC, max_rank, has_constant=feature_map.constant is not None)
             updates[features, ridge, start] = theta_JC, intercept_C
             changes = [phi_NJ @ theta_JC + intercept_C for _, phi_NJ in testing]
             for step in sorted({combination.step for combination in own}):
@@ -151,6 +153,14 @@ def search(
         )
         scored[scored.index(best)] = Scored(best.combination, loss, rank)
     return scored
+
+
+def _bounded(theta_JC: Tensor, rank: int, *, has_constant: bool) -> Tensor:
+    """Return the best approximation of this rank of all coefficients but that of the constant."""
+    slope_JC = theta_JC[:-1] if has_constant else theta_JC
+    basis_CR = torch.linalg.eigh(slope_JC.T @ slope_JC)[1][:, -rank:]
+    slope_JC = slope_JC @ basis_CR @ basis_CR.T
+    return torch.cat([slope_JC, theta_JC[-1:]]) if has_constant else slope_JC
 
 
 def _choose_rank(

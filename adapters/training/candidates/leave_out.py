@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_ROUNDING = 1e-10
+_TINY = 1e-30
 
 
 class Sets(NamedTuple):
@@ -59,12 +59,12 @@ def precision(kernel_GNN: Tensor, ridge: float, weights_GN: Tensor, *, free_inte
     """
     counts_GN = weights_GN > 0
     counts_GNN = counts_GN[:, :, None] & counts_GN[:, None, :]
-    noise_GN = torch.where(counts_GN, ridge / weights_GN.clamp_min(1e-300), 1.0)
+    noise_GN = torch.where(counts_GN, ridge / weights_GN.clamp_min(_TINY), 1.0)
     factor_GNN = torch.linalg.cholesky(kernel_GNN * counts_GNN + torch.diag_embed(noise_GN))
     P_GNN = torch.cholesky_inverse(factor_GNN) * counts_GNN
     if free_intercept:
         sums_GN = P_GNN.sum(-1)
-        total_G = sums_GN.sum(-1).clamp_min(1e-300)
+        total_G = sums_GN.sum(-1).clamp_min(_TINY)
         P_GNN = P_GNN - sums_GN[:, :, None] * sums_GN[:, None, :] / total_G[:, None, None]
     return P_GNN
 
@@ -84,12 +84,14 @@ class LeaveOut:
         P_GFMM = self._P_GFMN.gather(-1, columns) * folds.is_row_GSM[:, :, None, :]
         # Rows without weight have an empty P; 1 on the diagonal leaves their residuals as they are.
         empty_GFM = P_GFMM.diagonal(dim1=-2, dim2=-1) <= 0
-        self._Q_GFMN = torch.linalg.solve(P_GFMM + torch.diag_embed(empty_GFM.double()), self._P_GFMN)
+        self._Q_GFMN = torch.linalg.solve(P_GFMM + torch.diag_embed(empty_GFM.to(P_GFMM.dtype)), self._P_GFMN)
         diagonal_GN = P_GNN.diagonal(dim1=-2, dim2=-1)
         removed_GFN = (self._P_GFMN * self._Q_GFMN).sum(2)
         diagonal_GEN = torch.cat([diagonal_GN[:, None] - removed_GFN, diagonal_GN[:, None]], dim=1)
         # Of a row that a fit lacks nothing but rounding is left.
-        self._diagonal_GEN = torch.where(diagonal_GEN > _ROUNDING * diagonal_GN[:, None], diagonal_GEN, torch.inf)
+        self._diagonal_GEN = torch.where(
+            diagonal_GEN > 100 * torch.finfo(P_GNN.dtype).eps * diagonal_GN[:, None], diagonal_GEN, torch.inf
+        )
         self._shape = G, F, M, N
 
     def coefficients(self, residuals_GNC: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,9 +117,9 @@ class LeaveOut:
             P_GSDN = units.gather(P_GENN[:, fit])
             columns = units.rows_GSM[:, :, None, :].expand(-1, -1, P_GSDN.shape[2], -1)
             P_GSDD = P_GSDN.gather(-1, columns) * units.is_row_GSM[:, :, None, :]
-            lacks_GN1 = self._diagonal_GEN[:, fit, :, None].isinf().double()
+            lacks_GN1 = self._diagonal_GEN[:, fit, :, None].isinf().to(alpha_GENC.dtype)
             empty_GSD = (units.gather(lacks_GN1)[..., 0] > 0) | ~units.is_row_GSM
             P_GSDD = torch.where(empty_GSD[..., None] | empty_GSD[..., None, :], 0.0, P_GSDD)
-            block = P_GSDD + torch.diag_embed(empty_GSD.double())
+            block = P_GSDD + torch.diag_embed(empty_GSD.to(P_GSDD.dtype))
             results.append(units.scatter(torch.linalg.solve(block, units.gather(alpha_GENC[:, fit])), N))
         return torch.stack(results, dim=1)

@@ -49,8 +49,7 @@ class Scores:
     @property
     def ridges(self) -> tuple[float, ...]:
         """Return the ridges to try, for features whose mean square is 1."""
-        more = (1e-4, 1e-3, 1e-2) if self.is_regression else ()
-        return (*more, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+        return (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0) if self.is_regression else (0.1, 0.3, 1.0, 3.0, 10.0)
 
     @property
     def scales(self) -> tuple[float, ...]:

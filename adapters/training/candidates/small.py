@@ -11,6 +11,7 @@ All groups of a fleet go through the same steps; one adapter alone is a fleet of
 
 # G groups of a stack · N rows of a group, padded · I in_features · J features · C outputs of the task · O out_features
 # F outer folds · E = F + 1 fits: without each fold, and of all rows · X combinations · R rank
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -31,6 +32,12 @@ from adapters.training.settings import Candidate
 FOLDS = 5
 # Rows of the other groups' mean loss that count beside a group's own.
 PSEUDO_ROWS = 100
+# Gain of the other groups, in shares of their rows, below which a change is not worth its risk.
+_MIN_GAIN = 0.02
+# Standard errors by which a group's own loss is clearly lower: beside other groups, and alone.
+_CLEAR, _CLEAR_ALONE = 2.5, 0.5
+# Rows of a class from which it is spread over the folds by itself.
+_MIN_STRATUM_ROWS = 2 * FOLDS
 # Share of the energy of the change of the outputs that a smaller rank may lose.
 _LOST_ENERGY = 1e-4
 
@@ -104,6 +111,8 @@ class Search(NamedTuple):
 
     losses_GEX: Tensor
     """Sums over the rows of each fit of their losses when they are left out, float64."""
+    squares_GEX: Tensor
+    """Sums of the squared differences of these losses from those of the first combination."""
     weights_GE: Tensor
     """Sums of the weights of these rows."""
     errors_GXN: Tensor
@@ -133,6 +142,10 @@ class Candidates:
         if start.with_ridge is Candidate.RIDGE and self.maps[combination.features].is_base_metric:
             return Candidate.RIDGE_IN_BASE_METRIC
         return start.with_ridge
+
+    def is_bounded(self, stack: Stack) -> bool:
+        """Return whether the largest rank is less than a candidate may need."""
+        return self.max_rank < min(stack.y_GNC.shape[-1], self.base.in_features)
 
     def settings(self, combination: Combination) -> dict[str, Any]:
         """Return the settings of a combination, as a job shows them."""
@@ -179,21 +192,29 @@ class Candidates:
         )
         weights_GEN = stack.weights_GN[:, None] * in_fit_GEN
         by_key = self._scores_of_all(stack, folds, units)
-        losses, errors, picks = [], [], []
+        losses, squares, errors, picks, first_GEN = [], [], [], [], None
         for combination in self.combinations:
             of_starts = [by_key[(start, *combination[1:])] for start in combination.starts]
-            loss_GE, error_GN, pick_GE = _pick(of_starts, weights_GEN, stack.folds_GN)
-            losses.append(loss_GE)
+            losses_GEN, error_GN, pick_GE = _pick(of_starts, weights_GEN, stack.folds_GN)
+            first_GEN = losses_GEN if first_GEN is None else first_GEN
+            losses.append((losses_GEN * weights_GEN).sum(-1))
+            squares.append(((losses_GEN - first_GEN).double().square() * weights_GEN).sum(-1))
             errors.append(error_GN)
             picks.append(pick_GE)
         return Search(
-            torch.stack(losses, dim=-1), weights_GEN.sum(-1), torch.stack(errors, dim=1), torch.stack(picks, dim=-1)
+            torch.stack(losses, dim=-1),
+            torch.stack(squares, dim=-1),
+            weights_GEN.sum(-1),
+            torch.stack(errors, dim=1),
+            torch.stack(picks, dim=-1),
         )
 
     def _scores_of_all(self, stack: Stack, folds: Sets, units: Sets | None) -> dict[_Key, tuple[Tensor, Tensor]]:
         """Return, by start and setting, the losses of rows left out of each fit (G, E, N) and the errors of folds."""
-        scores, y_GNC = self.scores, stack.y_GNC
-        starts = self._start_outputs(stack)
+        # Classes have ridges that float32 can bear.
+        scores, dtype = self.scores, torch.float64 if self.scores.is_regression else torch.float32
+        y_GNC, weights_GN = stack.y_GNC.to(dtype), stack.weights_GN.to(dtype)
+        starts = [z_GNC.to(dtype) for z_GNC in self._start_outputs(stack)]
         residuals = [scores.residuals(z_GNC, y_GNC) for z_GNC in starts]
         results: dict[_Key, tuple[Tensor, Tensor]] = {}
         for number, z_GNC in enumerate(starts):
@@ -203,9 +224,9 @@ class Candidates:
         settings = dict.fromkeys((combination.features, combination.ridge) for combination in self.combinations)
         for features, feature_map in enumerate(self.maps):
             phi_GNJ = feature_map(stack.x_GNI)
-            kernel_GNN = phi_GNJ @ phi_GNJ.mT
+            kernel_GNN = (phi_GNJ @ phi_GNJ.mT).to(dtype)
             for ridge in [ridge for of, ridge in settings if of == features]:
-                P_GNN = precision(kernel_GNN, ridge, stack.weights_GN, free_intercept=feature_map.free_intercept)
+                P_GNN = precision(kernel_GNN, ridge, weights_GN, free_intercept=feature_map.free_intercept)
                 leave_out = LeaveOut(P_GNN, folds, units)
                 numbers = {
                     start
@@ -220,6 +241,9 @@ class Candidates:
                     for step in scores.steps:
                         scale, z_G1NC = self.starts[number].loss_scale, starts[number][:, None].float()
                         outputs_GENC = torch.add(z_G1NC, change_GENC, alpha=step)
+                        if self.is_bounded(stack):
+                            base_G1NC = (self.starts[number].scale * stack.outputs_GNC)[:, None].float()
+                            outputs_GENC = base_G1NC + bound_rank(outputs_GENC - base_G1NC, self.max_rank)
                         losses_GEN = scores.losses(scale * outputs_GENC, y_GNC[:, None].float())
                         outputs_GNC = starts[number] + step * (residuals[number] - fold_GNC)
                         results[number, features, ridge, step] = losses_GEN, scores.errors(outputs_GNC, y_GNC).float()
@@ -272,6 +296,15 @@ class Candidates:
         return feature_map.update(phi_GNJ[0].T @ alpha_NC, intercept_C)
 
 
+def bound_rank(change_NC: Tensor, rank: int) -> Tensor:
+    """Return the best approximation of a change of outputs, (…, N, C), by a bias and a change of this rank."""
+    mean_1C = change_NC.mean(-2, keepdim=True)
+    centered_NC = change_NC - mean_1C
+    basis_CR = torch.linalg.eigh(centered_NC.mT @ centered_NC)[1][..., -rank:]
+    bounded_NC: Tensor = mean_1C + centered_NC @ basis_CR @ basis_CR.mT
+    return bounded_NC
+
+
 class Composed(NamedTuple):
     """Update of the base layer, in float64."""
 
@@ -319,35 +352,61 @@ class Composed(NamedTuple):
 def _pick(
     of_starts: Sequence[tuple[Tensor, Tensor]], weights_GEN: Tensor, folds_GN: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the summed losses (G, E), the errors (G, N) and the picked starts (G, E) of a combination.
+    """Return the losses (G, E, N), the errors (G, N) and the picked starts (G, E) of a combination.
 
     Of several starts, each row takes the one with the least loss on the other rows of the fit, and the rows of a fold
     the one with the least loss on the rows outside.
     """
-    weights_GEN = weights_GEN.float()
     if len(of_starts) == 1:
         losses_GEN, errors_GN = of_starts[0]
-        picks_GE = torch.zeros(losses_GEN.shape[:2], dtype=torch.int8)
-        return (losses_GEN * weights_GEN).sum(-1).double(), errors_GN, picks_GE
-    losses_SGEN = torch.stack([losses for losses, _ in of_starts]) * weights_GEN
-    totals_SGE1 = losses_SGEN.sum(-1, keepdim=True)
-    without_SGEN = totals_SGE1 - losses_SGEN
-    picked_GEN = losses_SGEN.gather(0, without_SGEN.argmin(0, keepdim=True))[0]
+        return losses_GEN, errors_GN, torch.zeros(losses_GEN.shape[:2], dtype=torch.int8)
+    losses_SGEN = torch.stack([losses for losses, _ in of_starts])
+    weighted_SGEN = losses_SGEN * weights_GEN.float()
+    totals_SGE1 = weighted_SGEN.sum(-1, keepdim=True)
+    picked_GEN = losses_SGEN.gather(0, (totals_SGE1 - weighted_SGEN).argmin(0, keepdim=True))[0]
     picks_GE = totals_SGE1[..., 0].argmin(0)
     errors_SGN = torch.stack([errors for _, errors in of_starts])
     start_GN = picks_GE.gather(1, folds_GN.clamp_min(0))
-    return picked_GEN.sum(-1).double(), errors_SGN.gather(0, start_GN[None])[0], picks_GE.to(torch.int8)
+    return picked_GEN, errors_SGN.gather(0, start_GN[None])[0], picks_GE.to(torch.int8)
 
 
-def choose(search: Search, others_X: Tensor | None) -> Tensor:
+class Others(NamedTuple):
+    """The other groups of each group of a stack, per row of theirs."""
+
+    losses_GX: Tensor
+    """Mean losses of rows left out."""
+    gains_GX: Tensor
+    """Mean gains over the base layer: 0/1 for classes."""
+
+
+def choose(search: Search, others: Others | None, *, can_keep_base: bool, is_regression: bool) -> Tensor:
     """Return the combination with the least loss for each fit, (G, E) int64.
 
-    others_X: (G, X), the mean loss per row of the other groups; None without any.
+    can_keep_base: whether the first combination is the base layer. For classes, it is kept unless the other groups gain
+    by the combination, or the group's own rows say clearly that they do.
     """
     losses_GEX, weights_GE1 = search.losses_GEX, search.weights_GE[..., None]
-    if others_X is None:
-        return (losses_GEX / weights_GE1.clamp_min(1e-300)).argmin(-1)
-    return ((losses_GEX + PSEUDO_ROWS * others_X[:, None]) / (weights_GE1 + PSEUDO_ROWS)).argmin(-1)
+    means_GEX = losses_GEX / weights_GE1.clamp_min(1e-300)
+    if others is not None:
+        means_GEX = (losses_GEX + PSEUDO_ROWS * others.losses_GX[:, None]) / (weights_GE1 + PSEUDO_ROWS)
+    chosen_GE = means_GEX.argmin(-1)
+    if not can_keep_base or is_regression:
+        return chosen_GE
+    chosen_GE1 = chosen_GE[..., None]
+    rows_GE = search.weights_GE.clamp_min(1.0)
+    gain_GE = (losses_GEX[..., 0] - losses_GEX.gather(-1, chosen_GE1)[..., 0]) / rows_GE
+    squares_GE = search.squares_GEX.gather(-1, chosen_GE1)[..., 0] / rows_GE
+    error_GE = ((squares_GE - gain_GE.square()).clamp_min(0) / rows_GE).sqrt()
+    is_clear_GE = gain_GE > (_CLEAR_ALONE if others is None else _CLEAR) * error_GE
+    if others is not None:
+        is_clear_GE = is_clear_GE | (others.gains_GX.gather(1, chosen_GE) >= _MIN_GAIN)
+    return torch.where(is_clear_GE, chosen_GE, 0)
+
+
+def gains(search: Search, weights_GN: Tensor) -> Tensor:
+    """Return the sum of each group's gains over the first combination in outer folds, (G, X) float64."""
+    fewer_GXN = search.errors_GXN[:, :1] - search.errors_GXN
+    return (fewer_GXN.double() * weights_GN[:, None]).sum(-1)
 
 
 def chosen_errors(search: Search, chosen_GE: Tensor, folds_GN: Tensor) -> Tensor:
@@ -357,13 +416,22 @@ def chosen_errors(search: Search, chosen_GE: Tensor, folds_GN: Tensor) -> Tensor
 
 
 def outer_folds(keys_N: Tensor, classes_N: Tensor | None, seed: int) -> Tensor:
-    """Return the fold of each row, (N,) int64: rows of one key in one fold, and classes spread over the folds."""
+    """Return the fold of each row, (N,) int64: rows of one key in one fold, and classes spread over the folds.
+
+    Classes with few rows are spread together. Each by itself, a row that is left out would find more rows of its class
+    among the others than a new row does, and the figures would be too good.
+    """
     first_of: dict[int, int] = {}
     for row, key in enumerate(keys_N.tolist()):
         first_of.setdefault(key, row)
     classes = [0] * len(keys_N) if classes_N is None else classes_N.tolist()
-    order = sorted(first_of, key=lambda key: (classes[first_of[key]], key))
-    fold_of = {key: (position + seed) % FOLDS for position, key in enumerate(order)}
+    sizes = Counter(classes[row] for row in first_of.values())
+
+    def place(key: int) -> tuple[int, int]:
+        stratum = classes[first_of[key]]
+        return (stratum if sizes[stratum] >= _MIN_STRATUM_ROWS else -1), key
+
+    fold_of = {key: (position + seed) % FOLDS for position, key in enumerate(sorted(first_of, key=place))}
     return torch.tensor([fold_of[key] for key in keys_N.tolist()])
 
 
@@ -394,5 +462,7 @@ def combinations_of(
                 continue
             if name is Candidate.OWN_HEAD and not has_bias and any(m.constant or m.free_intercept for m in maps):
                 continue
-            for ridge in ridges:
+            # Little is left for the group's own rows to add to what all groups have in common.
+            own_ridges = ridges if start.model is None else [ridge for ridge in ridges if ridge >= 1] or ridges
+            for ridge in own_ridges:
                 yield from (Combination(members, features, ridge, step) for step in steps)
