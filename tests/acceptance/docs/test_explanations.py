@@ -89,11 +89,9 @@ def test_the_sizing_page_has_the_measured_figures() -> None:
     [
         f"{small.PSEUDO_ROWS}·the other groups' mean loss",
         f"a fleet of {fleet_mean.MIN_CLUSTERED_GROUPS} groups or more",
-        f"up to {fleet_mean._CHOOSING_GROUPS} of them",
         f"Above {auto_fit._MAX_LEFT_OUT_ROWS} training rows",
         f"from {FEW_ROWS} rows per adapter on",
         f"stopping after {descent._PATIENCE} evaluations",
-        f"by more than {auto_fit._MIN_IMPROVEMENT * 100:g} %",
     ],
 )
 def test_the_page_on_auto_has_the_constants(phrase: str) -> None:
