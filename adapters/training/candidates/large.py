@@ -292,3 +292,26 @@ def compose(
         intercept = step * intercept_C if feature_map.free_intercept else None
         delta_CI, bias_C = feature_map.update(step * theta_JC, intercept)
     return starts[number].from_base(delta_CI, bias_C, task.base).bounded(best.rank)
+
+
+def left_out(
+    chunks: Callable[[], Iterator[Chunk]], maps: Sequence[FeatureMap], best: Scored, starts: Sequence[Start],
+    scores: Scores,
+) -> Tensor:  # fmt: skip
+    """Return the outputs (N, C) of all rows, each by the fit of one step without the row: e / (1 - h)."""
+    (number, *_), features, ridge, step = best.combination
+    scale = starts[number].loss_scale
+    if features is None:
+        return torch.cat([scale * chunk.starts[number] for chunk in chunks()])
+    feature_map = maps[features]
+    sums = _Sums.of(feature_map, (chunk._replace(starts=[chunk.starts[number]]) for chunk in chunks()), scores)
+    identity_JJ = torch.eye(len(sums.gram_JJ), dtype=torch.float64)
+    inverse_JJ = torch.cholesky_inverse(torch.linalg.cholesky(sums.gram_JJ + ridge * identity_JJ))
+    theta_JC, outputs = inverse_JJ @ sums.crosses[0], []
+    for chunk in chunks():
+        z_NC, phi_NJ = chunk.starts[number], feature_map(chunk.x_NI)
+        leverage_N = chunk.weights_N * (phi_NJ @ inverse_JJ * phi_NJ).sum(1)
+        residuals_NC = scores.residuals(z_NC, chunk.y_NC)
+        left_NC = (residuals_NC - phi_NJ @ theta_JC) / (1 - leverage_N).clamp_min(1e-12)[:, None]
+        outputs.append(scale * (z_NC + step * (residuals_NC - left_NC)))
+    return torch.cat(outputs)
