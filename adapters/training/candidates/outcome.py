@@ -18,8 +18,9 @@ from adapters.training.candidates.scores import Scores
 from adapters.training.candidates.small import Composed
 from adapters.training.candidates.task import FitTask, Sides
 from adapters.training.closed_form.solver import Factors
-from adapters.training.evaluation.evaluate import evaluate_factors
 from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge
+from adapters.training.fit import Side, compared_factors, evaluate, evaluate_sides
+from adapters.training.fit import Sides as BothSides
 from adapters.training.settings import Candidate, Loss, Method, TrainingSpec
 
 # Most rows whose labels are doubted.
@@ -121,7 +122,7 @@ def finish(
         position=position,
         spec=chosen,
         adapter=adapter,
-        metrics=_losses(task, adapter, sides, chosen),
+        metrics=_metrics(task, position, adapter, sides, chosen),
         report=report,
         evidence=evidence,
         suspects=suspects,
@@ -145,16 +146,17 @@ def _warnings(task: FitTask, position: int, errors: Mapping[str, Tensor], evalua
     return warnings
 
 
-def _losses(task: FitTask, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
-    """Return the losses on both sides, and with classes the accuracies, of the adapter and of the base layer."""
+def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
+    """Return the losses on both sides, and for one adapter with held-out rows all metrics of what is compared."""
+    live = task.live.get(position)
+    present = None if live is None else live.adapter
     factors = Factors(adapter.a_OR, adapter.b_RI, adapter.bias_O)
-    names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
-    losses: dict[str, Any] = {}
-    for prefix, evaluated in (("", factors), ("base_", None)):
-        for side, table, rows_K in (("train", task.data, sides.training_K), ("validation", sides.held, None)):
-            values = {} if table is None else evaluate_factors(task.base, table, rows_K, spec, evaluated)
-            losses |= {f"{prefix}{side}_{name}": values.get(name) for name in names}
-    return losses
+    compared = compared_factors(task.base, spec, factors, present, task.labels)
+    held = None if sides.held is None else Side(sides.held, None, sides.held.weights_N)
+    both = BothSides(Side(task.data, sides.training_K, task.data.weights_N), held)
+    if task.data.groups_N is not None:
+        return dict(evaluate_sides(task.base, both, spec, compared, None))
+    return evaluate(task.base, both, spec, compared, present).to_json()
 
 
 def suspects_of(task: FitTask, rows_K: Tensor, outputs_KC: Tensor) -> list[dict[str, Any]]:
