@@ -23,6 +23,7 @@ from adapters.training.candidates.small import Candidates, Combination, Composed
 from adapters.training.candidates.task import FitTask, Labels, Sides
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.judgement import LiveVersion
+from adapters.training.evaluation.row_errors import fair_errors
 from adapters.training.fit import Watcher
 from adapters.training.planning.split import FEW_ROWS
 from adapters.training.settings import Candidate, TrainingSpec
@@ -423,20 +424,8 @@ def _measure(task: FitTask, group: _Group) -> None:
     group.errors["guess"] = task.scores.errors(guess_KC, y_KC)
     live = task.live.get(group.position)
     if live is not None and live.adapter is not None:
-        errors_K = task.live_errors(live.adapter, table)
-        if live.evidence is not None and task.data.held_out is None:
-            rows_K = _judged_rows(group)
-            trained_K, left_out_K = live.evidence.look_up(task.row_keys(rows_K))
-            errors_K = torch.where(torch.from_numpy(trained_K), torch.from_numpy(left_out_K).double(), errors_K)
-        group.errors["live"] = errors_K
-
-
-def _judged_rows(group: _Group) -> Tensor:
-    """Return the rows of the data on which an adapter is judged."""
-    if group.sides.held is None:
-        return group.sides.training_K
-    is_training = torch.isin(group.rows_K, group.sides.training_K)
-    return group.rows_K[~is_training]
+        group.errors["live"] = task.live_errors(live.adapter, table)
+        group.errors = fair_errors(group.errors, live, table, None, task.labels)
 
 
 def _result(task: FitTask, group: _Group, others_gain: float | None, *, is_fleet: bool) -> AutoFit:
