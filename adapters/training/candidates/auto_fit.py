@@ -91,7 +91,7 @@ def fit_fleet_auto(
                 progress(1, 0.0)
         return
     watcher = Watcher(report=lambda step, loss, _history: progress(step, loss))
-    for part in _fit_groups(task, rows, is_fleet=True, wants_prior=wants_prior, watcher=watcher, done=done):
+    for part in _fit_groups(task, rows, is_fleet=True, wants_prior=wants_prior, watcher=watcher):
         yield [result for result in part if result.position not in done]
 
 
@@ -132,13 +132,7 @@ class _Plan:
 
 
 def _fit_groups(
-    task: FitTask,
-    rows: Mapping[int, Tensor],
-    *,
-    watcher: Watcher,
-    is_fleet: bool = False,
-    wants_prior: bool = False,
-    done: Collection[int] = (),
+    task: FitTask, rows: Mapping[int, Tensor], *, watcher: Watcher, is_fleet: bool = False, wants_prior: bool = False
 ) -> Iterator[list[AutoFit]]:
     groups, failed = [], []
     for position, rows_K in rows.items():
@@ -158,14 +152,11 @@ def _fit_groups(
     plan = _plan(task, groups, stacks, is_fleet=is_fleet, groups_in_all=len(rows), wants_prior=wants_prior)
     _choose(task, plan.candidates, parts, stacks)
     for group in few:
-        if group.position not in done:
-            _try_descent(task, group)
+        _try_descent(task, group)
     for group in many:
-        if group.position not in done:
-            _fit_many(task, plan, group)
+        _fit_many(task, plan, group)
     for group in groups:
-        if group.position not in done or is_fleet:
-            _make_adapter(task, plan, group, watcher)
+        _make_adapter(task, plan, group, watcher)
     gains = {group.position: gain_of(group.errors) for group in groups if group.errors}
     total, count = sum(gain for gain, _ in gains.values()), sum(weight for _, weight in gains.values())
     for part in [*parts, *([group] for group in many)]:

@@ -128,6 +128,24 @@ def test_same_bits_again(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray])
         assert made.adapter.digest == other.digest
 
 
+def test_a_fleet_goes_on_as_if_it_had_not_stopped(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    # One group of many rows, whose candidates are compared in another way, and stacks of small ones.
+    groups_N = torch.cat([torch.zeros(800, dtype=torch.int64), 1 + torch.arange(900) % 90])
+    data = with_keys(inputs_NI[:1700], (classes_N[:1700] + 2) % 10, groups_N)
+    spec = replace(CLASSES, candidates=FLEET)
+    stacks = [{made.position: made for made in stack} for stack in fit_fleet_auto(base, data, spec)]
+    assert len(stacks) == 3
+    for done in (stacks[0], stacks[-1]):
+        rest = {made.position: made for stack in fit_fleet_auto(base, data, spec, done=set(done)) for made in stack}
+        assert sorted([*done, *rest]) == list(range(91))
+        for position, made in rest.items():
+            (before,) = (stack[position] for stack in stacks if position in stack)
+            assert made.adapter is not None
+            assert before.adapter is not None
+            assert (made.adapter.digest, made.report) == (before.adapter.digest, before.report)
+
+
 def test_one_row_and_duplicates(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
     inputs_NI, classes_N = digits
     one = fit_auto(base, with_keys(inputs_NI[:1], classes_N[:1]), CLASSES)
