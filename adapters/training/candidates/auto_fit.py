@@ -17,23 +17,23 @@ from adapters.training.candidates.descent import Descent, choose_descent, split_
 from adapters.training.candidates.descent_only import fit_descent_only
 from adapters.training.candidates.features import FeatureMap, Kind, Moments, feature_map
 from adapters.training.candidates.fleet_mean import ClusterModel, CommonModel, GroupRows, fit_clusters, fit_mean
-from adapters.training.candidates.outcome import AutoFit, Tried, finish, gain_of, prior_fit
+from adapters.training.candidates.outcome import AutoFit, Tried, finish, gain_of, prior_fit, suspects_of
 from adapters.training.candidates.scores import LINEAR_LOSSES, Scores
 from adapters.training.candidates.small import Candidates, Combination, Composed, Search, Stack, Start
-from adapters.training.candidates.task import FitTask, Labels, Sides
+from adapters.training.candidates.task import FitTask, Labels, Sides, adapter_outputs
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.judgement import LiveVersion
 from adapters.training.evaluation.row_errors import fair_errors
 from adapters.training.fit import Watcher
 from adapters.training.planning.split import FEW_ROWS
-from adapters.training.settings import Candidate, TrainingSpec
+from adapters.training.settings import Candidate, Loss, TrainingSpec
 
 _STACK_GROUPS = 64
 # Training rows up to which leave-one-out chooses; beyond them, a fifth of them does.
 _MAX_LEFT_OUT_ROWS = 500
 _INNER_PARTS = 5
-# Least relative improvement of AdamW over the best closed form for which it is taken.
-_MIN_IMPROVEMENT = 1e-3
+# Least relative improvement of AdamW over the others for which it is taken: it has chosen its steps by the same rows.
+_MIN_IMPROVEMENT = 0.1
 # Candidates without a closed form.
 _DESCENT_ONLY = frozenset({Candidate.BASE, Candidate.ADAMW})
 
@@ -117,7 +117,9 @@ class _Group:
     adapter: Adapter | None = None
     error: LoraplexError | None = None
     left_out_NC: Tensor | None = None
-    """Outputs of the training rows when they are left out."""
+    """Outputs of the training rows when they are left out, on the scale of logits that fit."""
+    scale: float = 1.0
+    """Scale of the adapter's outputs to the same."""
     errors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -265,7 +267,9 @@ def _choose(task: FitTask, candidates: Candidates, parts: Sequence[Sequence[_Gro
                 errors_GN[index] = _bounded_errors(candidates, stack, search, index, chosen_GE[index])
             group.fold_errors_K = errors_GN[index, : len(group.sides.training_K)]
             if len(parts) == len(part) == 1:
-                group.left_out_NC = candidates.left_out_outputs(stack, combination)
+                start = candidates.starts[combination.starts[pick]]
+                group.scale = (start.scale or 1.0) * start.loss_scale
+                group.left_out_NC = start.loss_scale * candidates.left_out_outputs(stack, combination)
 
 
 def _bounded_errors(candidates: Candidates, stack: Stack, search: Search, index: int, chosen_E: Tensor) -> Tensor:
@@ -364,6 +368,11 @@ def _fit_many(task: FitTask, plan: _Plan, group: _Group) -> None:
         task.scores, "held_out", taken, "its loss on a fifth of the training rows is the least", figures
     )
     _compare_descent(task, group, parts, best.loss) if Candidate.ADAMW in task.spec.candidates else None
+    if task.spec.loss is Loss.CROSS_ENTROPY:
+        plain_best = min((one for one in scored if one.combination.step < large.CONVERGED), key=lambda one: one.loss)
+        group.left_out_NC = large.left_out(chunks(training_K), candidates.maps, plain_best, starts, task.scores)
+        start = starts[plain_best.combination.starts[0]]
+        group.scale = (start.scale or 1.0) * start.loss_scale
     if group.descent is None:
         group.composed = large.compose(chunks(training_K), candidates.maps, best, starts, task)
 
@@ -433,5 +442,19 @@ def _result(task: FitTask, group: _Group, others_gain: float | None, *, is_fleet
         group.errors,
         others_gain=others_gain,
         descent=group.descent,
-        left_out_NC=None if is_fleet else group.left_out_NC,
+        suspects=None if is_fleet else _suspects(task, group),
     )
+
+
+def _suspects(task: FitTask, group: _Group) -> list[dict[str, Any]] | None:
+    """Return the rows of an adapter whose label the other rows contradict; None without classes."""
+    if group.left_out_NC is None or task.spec.loss is not Loss.CROSS_ENTROPY:
+        return None
+    rows_K, outputs_KC = group.sides.training_K, group.left_out_NC
+    if group.sides.held is not None and task.data.held_out is None:
+        held_K = _judged_rows(group)
+        assert group.adapter is not None
+        held_KO = adapter_outputs(task.base, group.adapter, task.data.inputs_NI[held_K])
+        rows_K = torch.cat([rows_K, held_K])
+        outputs_KC = torch.cat([outputs_KC, group.scale * held_KO[:, : task.outputs]])
+    return suspects_of(task, rows_K, outputs_KC)

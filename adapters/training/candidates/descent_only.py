@@ -50,7 +50,7 @@ def fit_descent_only(task: FitTask, rows_K: Tensor, position: int, watcher: Watc
         errors["live"] = _row_errors(task.base, table, spec, own, live.adapter.scaling)
         errors = fair_errors(errors, live, table, None, task.labels)
     tried = Tried(task.scores, "held_out", taken, reason, figures)
-    return finish(task, position, adapter, sides, tried, errors, others_gain=None, descent=descent, left_out_NC=None)
+    return finish(task, position, adapter, sides, tried, errors, others_gain=None, descent=descent)
 
 
 def _choose(task: FitTask, training_K: Tensor) -> tuple[Descent, float]:
