@@ -452,7 +452,7 @@ def _suspects(task: FitTask, group: _Group) -> list[dict[str, Any]] | None:
         return None
     rows_K, outputs_KC = group.sides.training_K, group.left_out_NC
     if group.sides.held is not None and task.data.held_out is None:
-        held_K = _judged_rows(group)
+        held_K = group.rows_K[~torch.isin(group.rows_K, group.sides.training_K)]
         assert group.adapter is not None
         held_KO = adapter_outputs(task.base, group.adapter, task.data.inputs_NI[held_K])
         rows_K = torch.cat([rows_K, held_K])
