@@ -18,9 +18,8 @@ from adapters.training.candidates.scores import Scores
 from adapters.training.candidates.small import Composed
 from adapters.training.candidates.task import FitTask, Sides
 from adapters.training.closed_form.solver import Factors
-from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge
-from adapters.training.fit import Side, compared_factors, evaluate, evaluate_sides
-from adapters.training.fit import Sides as BothSides
+from adapters.training.evaluation.evaluate import evaluate_factors
+from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge, warnings_of
 from adapters.training.settings import Candidate, Loss, Method, TrainingSpec
 
 # Most rows whose labels are doubted.
@@ -107,7 +106,8 @@ def finish(
             weights_N=errors["weights"],
             others_gain=others_gain,
         )
-        warnings = _warnings(task, position, errors, evaluation)
+        has_base = task.base.weight_norm > 0
+        warnings = list(warnings_of(evaluation, task.live.get(position), has_base=has_base))
     evidence = None
     if sides.is_cross_validated and errors:
         evidence = RowEvidence(task.row_keys(rows_K), errors["adapter"].numpy().astype(np.float32))
@@ -122,41 +122,23 @@ def finish(
         position=position,
         spec=chosen,
         adapter=adapter,
-        metrics=_metrics(task, position, adapter, sides, chosen),
+        metrics=_losses(task, adapter, sides, chosen),
         report=report,
         evidence=evidence,
         suspects=suspects,
     )
 
 
-def _warnings(task: FitTask, position: int, errors: Mapping[str, Tensor], evaluation: Mapping[str, Any]) -> list[str]:
-    """Return what the user should not miss about an evaluation."""
-    weights_K = errors["weights"]
-    means = {name: float(torch.nan_to_num(values_K) @ weights_K) for name, values_K in errors.items()}
-    warnings = []
-    if means["adapter"] > means["guess"]:
-        constant = "the mean of the targets" if task.scores.is_regression else "always answering the commonest class"
-        warnings.append(f"the adapter is worse than {constant} on rows that it was not trained on")
-    if means["base"] > means["guess"] and not task.scores.is_regression and task.base.weight_norm > 0:
-        warnings.append("the base layer is worse than the trivial guess here: are its labels in another order?")
-    live = task.live.get(position)
-    if live is not None and evaluation["live"] is None:
-        why = live.unjudged or "it was trained on all of these rows"
-        warnings.append(f"the live version was not compared: {why}")
-    return warnings
-
-
-def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
-    """Return the losses on both sides, and for one adapter with held-out rows all metrics of what is compared."""
-    live = task.live.get(position)
-    present = None if live is None else live.adapter
+def _losses(task: FitTask, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
+    """Return the losses on both sides, and with classes the accuracies, of the adapter and of the base layer."""
     factors = Factors(adapter.a_OR, adapter.b_RI, adapter.bias_O)
-    compared = compared_factors(task.base, spec, factors, present, task.labels)
-    held = None if sides.held is None else Side(sides.held, None, sides.held.weights_N)
-    both = BothSides(Side(task.data, sides.training_K, task.data.weights_N), held)
-    if task.data.groups_N is not None:
-        return dict(evaluate_sides(task.base, both, spec, compared, None))
-    return evaluate(task.base, both, spec, compared, present).to_json()
+    names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
+    losses: dict[str, Any] = {}
+    for prefix, evaluated in (("", factors), ("base_", None)):
+        for side, table, rows_K in (("train", task.data, sides.training_K), ("validation", sides.held, None)):
+            values = {} if table is None else evaluate_factors(task.base, table, rows_K, spec, evaluated)
+            losses |= {f"{prefix}{side}_{name}": values.get(name) for name in names}
+    return losses
 
 
 def suspects_of(task: FitTask, rows_K: Tensor, outputs_KC: Tensor) -> list[dict[str, Any]]:
