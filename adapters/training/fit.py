@@ -127,7 +127,7 @@ def fit(
         if trained.step != trained.steps or trained.steps < sampler.steps:
             watcher.note(f"took {trained.steps} of {sampler.steps} steps; the factors are those of step {trained.step}")
     compared = compared_factors(base, spec, factors, present, labels)
-    evaluation = _evaluate(base, sides, spec, compared, present, statistics)
+    evaluation = evaluate_sides(base, sides, spec, compared, present, statistics)
     report = None if sides.held is None else _judge(base, sides, spec, compared, unjudged)
     if spec.is_exact:
         losses = evaluation.losses
@@ -212,7 +212,7 @@ def compared_factors(
     return compared
 
 
-def _evaluate(
+def evaluate_sides(
     base: BaseLayer,
     sides: Sides,
     spec: TrainingSpec,
@@ -225,7 +225,7 @@ def _evaluate(
     present: the live version, if it is compared. statistics: those of the training side. Raises `Diverged` if a loss is
     not finite.
     """
-    losses = _evaluate_sides(base, sides, spec, compared, statistics)
+    losses = _losses_of_sides(base, sides, spec, compared, statistics)
     if any(value is not None and not math.isfinite(value) for value in losses.values()):
         raise Diverged("the trained layer's loss is not finite", step=1)
     if sides.held is None:
@@ -261,7 +261,7 @@ def _judge(
     return report_of(errors, spec.loss, None if weights_N is None else weights_N.cpu(), unjudged=unjudged)
 
 
-def _evaluate_sides(
+def _losses_of_sides(
     base: BaseLayer,
     sides: Sides,
     spec: TrainingSpec,

@@ -20,6 +20,8 @@ from adapters.training.candidates.task import FitTask, Sides
 from adapters.training.closed_form.solver import Factors
 from adapters.training.evaluation.evaluate import evaluate_factors
 from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge
+from adapters.training.fit import Side, compared_factors, evaluate_sides
+from adapters.training.fit import Sides as EvaluatedSides
 from adapters.training.settings import Candidate, Loss, Method, TrainingSpec
 
 # Most rows whose labels are doubted.
@@ -121,7 +123,7 @@ def finish(
         position=position,
         spec=chosen,
         adapter=adapter,
-        metrics=_losses(task, adapter, sides, chosen),
+        metrics=_metrics(task, position, adapter, sides, chosen),
         report=report,
         evidence=evidence,
         suspects=None if left_out_NC is None else _suspects(task, rows_K, left_out_NC),
@@ -145,9 +147,19 @@ def _warnings(task: FitTask, position: int, errors: Mapping[str, Tensor], evalua
     return warnings
 
 
-def _losses(task: FitTask, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
-    """Return the losses on both sides, and with classes the accuracies, of the adapter and of the base layer."""
+def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
+    """Return the losses on both sides, and with classes the accuracies, of the adapter and of the base layer.
+
+    One adapter alone has all metrics on its held-out rows too.
+    """
     factors = Factors(adapter.a_OR, adapter.b_RI, adapter.bias_O)
+    if sides.held is not None and task.data.groups_N is None:
+        live = task.live.get(position)
+        present = None if live is None else live.adapter
+        training = Side(task.data, sides.training_K, task.data.weights_N)
+        evaluated_sides = EvaluatedSides(training, Side(sides.held, None, sides.held.weights_N))
+        compared = compared_factors(task.base, spec, factors, present, task.labels)
+        return evaluate_sides(task.base, evaluated_sides, spec, compared, present).to_json()
     names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     losses: dict[str, Any] = {}
     for prefix, evaluated in (("", factors), ("base_", None)):
