@@ -22,6 +22,7 @@ from adapters.training.evaluation.evaluate import evaluate_factors
 from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge
 from adapters.training.fit import Side, compared_factors, evaluate_sides
 from adapters.training.fit import Sides as EvaluatedSides
+from adapters.training.gradient.losses import document_ids
 from adapters.training.settings import Candidate, Loss, Method, TrainingSpec
 
 # Most rows whose labels are doubted.
@@ -164,7 +165,10 @@ def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec:
     losses: dict[str, Any] = {}
     for prefix, evaluated in (("", factors), ("base_", None)):
         for side, table, rows_K in (("train", task.data, sides.training_K), ("validation", sides.held, None)):
-            values = {} if table is None else evaluate_factors(task.base, table, rows_K, spec, evaluated)
+            values: Mapping[str, float] = {}
+            if table is not None:
+                documents_N = document_ids(spec, table.targets)
+                values = evaluate_factors(task.base, table, rows_K, spec, evaluated, documents_N)
             losses |= {f"{prefix}{side}_{name}": values.get(name) for name in names}
     return losses
 
