@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from adapters.lora.adapter import Adapter
+from adapters.training.candidates import auto_fit, descent, fleet_mean, small
+from adapters.training.evaluation import judgement
+from adapters.training.planning.split import FEW_ROWS
 from tests.acceptance.crash.crash_points import POINTS
 from tests.acceptance.docs.executable_pages import ROOT
 
@@ -79,6 +82,27 @@ def test_the_sizing_page_has_the_measured_figures() -> None:
         lines = ("**loraplex**, 1,000 adapters, uniform", "**loraplex**, 1,000 adapters, uniform, binary")
         column = 2 if len(measured[""]) > 4 else 1
         assert [measured[line][column].split()[0] for line in lines] == rates, layer
+
+
+@pytest.mark.parametrize(
+    "phrase",
+    [
+        f"{small.PSEUDO_ROWS}·the other groups' mean loss",
+        f"a fleet of {fleet_mean.MIN_CLUSTERED_GROUPS} groups or more",
+        f"Above {auto_fit._MAX_LEFT_OUT_ROWS} training rows",
+        f"from {FEW_ROWS} rows per adapter on",
+        f"stopping after {descent._PATIENCE} evaluations",
+    ],
+)
+def test_the_page_on_auto_has_the_constants(phrase: str) -> None:
+    assert phrase in (EXPLANATION / "how-auto-chooses.md").read_text()
+
+
+def test_the_page_on_the_evaluation_has_the_constants() -> None:
+    page = (EXPLANATION / "the-evaluation.md").read_text()
+    assert f"by {judgement.PSEUDO_ROWS} rows of their mean gain" in page
+    assert f"| {FEW_ROWS} or more |" in page
+    assert f"({small.FOLDS} folds)" in page
 
 
 def test_every_crash_point_is_counted() -> None:
