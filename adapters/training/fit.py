@@ -25,8 +25,8 @@ from adapters.training.evaluation.evaluate import (
     match_labels,
     summarize_targets,
 )
-from adapters.training.evaluation.judgement import AdapterReport
-from adapters.training.evaluation.row_errors import guess_outputs, held_out_errors, report_of
+from adapters.training.evaluation.judgement import AdapterReport, LiveVersion
+from adapters.training.evaluation.row_errors import fair_errors, guess_outputs, held_out_errors, report_of
 from adapters.training.gradient.losses import class_weights, document_ids, row_weights
 from adapters.training.gradient.sampling import Sampler, StackEntry, initial_factors
 from adapters.training.gradient.stack import History, ReportStep, TrainedFactors
@@ -93,15 +93,13 @@ def fit(
     *,
     feature_space: str | None = None,
     labels: Sequence[str | int] | None = None,
-    present: Adapter | None = None,
-    unjudged: str | None = None,
+    live: LiveVersion | None = None,
     watcher: Watcher = Watcher(),  # noqa: B008 - immutable
 ) -> Fit:
     """Train one adapter. The same base, data, spec and thread count give the same adapter, bit for bit.
 
-    labels: stored in the adapter. present: the live version, which is evaluated on the held-out rows too, its outputs
-    matched to the classes by label. unjudged: why the adapter cannot be judged against it, if so. Raises `Diverged`,
-    and `OutOfRange` if the split leaves a side empty.
+    labels: stored in the adapter. live: the live version, which is evaluated on the held-out rows too, its outputs
+    matched to the classes by label. Raises `Diverged`, and `OutOfRange` if the split leaves a side empty.
     """
     sampler = _sampler(spec, data)
     sides = _split(base, data, spec, sampler)
@@ -126,9 +124,10 @@ def fit(
         factors = trained.factors.map(Tensor.cpu)
         if trained.step != trained.steps or trained.steps < sampler.steps:
             watcher.note(f"took {trained.steps} of {sampler.steps} steps; the factors are those of step {trained.step}")
+    present = None if live is None else live.adapter
     compared = compared_factors(base, spec, factors, present, labels)
     evaluation = evaluate_sides(base, sides, spec, compared, present, statistics)
-    report = None if sides.held is None else _judge(base, sides, spec, compared, unjudged)
+    report = None if sides.held is None else _judge(base, sides, spec, compared, live, labels)
     if spec.is_exact:
         losses = evaluation.losses
         history = [(0, losses["base_train_loss"]), (1, losses["train_loss"])]  # type: ignore[list-item]  # no None here
@@ -248,15 +247,22 @@ def evaluate_sides(
 
 
 def _judge(
-    base: BaseLayer, sides: Sides, spec: TrainingSpec, compared: Mapping[str, ComparedFactors], unjudged: str | None
+    base: BaseLayer,
+    sides: Sides,
+    spec: TrainingSpec,
+    compared: Mapping[str, ComparedFactors],
+    live: LiveVersion | None,
+    labels: Sequence[str | int] | None,
 ) -> AdapterReport:
     """Judge an adapter on the held-out rows."""
     assert sides.held is not None
     table, rows_K, own_weights_N = sides.held
     training, training_K, training_weights_N = sides.training
     guess_C = guess_outputs(training.weighted(training_weights_N), training_K, spec, base.out_features)
+    unjudged = None if live is None else live.unjudged
     judged = {name: entry for name, entry in compared.items() if name != "live" or unjudged is None}
     errors = held_out_errors(base, table, rows_K, spec, judged, guess_C=guess_C)
+    errors = fair_errors(errors, live, table, rows_K, labels)
     weights_N = own_weights_N if own_weights_N is None or rows_K is None else own_weights_N[rows_K]
     return report_of(errors, spec.loss, None if weights_N is None else weights_N.cpu(), unjudged=unjudged)
 

@@ -20,7 +20,7 @@ from adapters.training.closed_form.statistics import accumulate
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import LabelMatching, base_matching, measure_stack, pad_to_matrix
 from adapters.training.evaluation.judgement import AdapterReport, LiveVersion
-from adapters.training.evaluation.row_errors import guess_outputs, held_out_errors, report_of
+from adapters.training.evaluation.row_errors import fair_errors, guess_outputs, held_out_errors, report_of
 from adapters.training.fit import compared_factors
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
@@ -236,6 +236,7 @@ def _judge_stack(
         guess_C = guess_outputs(table, training_K, spec, base.out_features)
         entries = compared_factors(base, spec, factors.at(index), present, labels)
         errors = held_out_errors(base, held, None, spec, entries, guess_C=guess_C)
+        errors = fair_errors(errors, version, held, None, labels)
         compared.append((errors, None if held.weights_N is None else held.weights_N.cpu()))
     alone = [report_of(errors, spec.loss, weights_N).evaluation or {} for errors, weights_N in compared]
     total = sum(one["rows"] * one["gain"] for one in alone)

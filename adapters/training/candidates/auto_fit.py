@@ -17,22 +17,23 @@ from adapters.training.candidates.descent import Descent, choose_descent, split_
 from adapters.training.candidates.descent_only import fit_descent_only
 from adapters.training.candidates.features import FeatureMap, Kind, Moments, feature_map
 from adapters.training.candidates.fleet_mean import ClusterModel, CommonModel, GroupRows, fit_clusters, fit_mean
-from adapters.training.candidates.outcome import AutoFit, Tried, finish, gain_of, prior_fit
+from adapters.training.candidates.outcome import AutoFit, Tried, finish, gain_of, prior_fit, suspects_of
 from adapters.training.candidates.scores import LINEAR_LOSSES, Scores
 from adapters.training.candidates.small import Candidates, Combination, Composed, Search, Stack, Start
-from adapters.training.candidates.task import FitTask, Labels, Sides
+from adapters.training.candidates.task import FitTask, Labels, Sides, adapter_outputs
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.judgement import LiveVersion
+from adapters.training.evaluation.row_errors import fair_errors
 from adapters.training.fit import Watcher
 from adapters.training.planning.split import FEW_ROWS
-from adapters.training.settings import Candidate, TrainingSpec
+from adapters.training.settings import Candidate, Loss, TrainingSpec
 
 _STACK_GROUPS = 64
 # Training rows up to which leave-one-out chooses; beyond them, a fifth of them does.
 _MAX_LEFT_OUT_ROWS = 500
 _INNER_PARTS = 5
-# Least relative improvement of AdamW over the best closed form for which it is taken.
-_MIN_IMPROVEMENT = 1e-3
+# Least relative improvement of AdamW over the others for which it is taken: it has chosen its steps by the same rows.
+_MIN_IMPROVEMENT = 0.1
 # Candidates without a closed form.
 _DESCENT_ONLY = frozenset({Candidate.BASE, Candidate.ADAMW})
 
@@ -90,7 +91,7 @@ def fit_fleet_auto(
                 progress(1, 0.0)
         return
     watcher = Watcher(report=lambda step, loss, _history: progress(step, loss))
-    for part in _fit_groups(task, rows, is_fleet=True, wants_prior=wants_prior, watcher=watcher, done=done):
+    for part in _fit_groups(task, rows, is_fleet=True, wants_prior=wants_prior, watcher=watcher):
         yield [result for result in part if result.position not in done]
 
 
@@ -116,7 +117,9 @@ class _Group:
     adapter: Adapter | None = None
     error: LoraplexError | None = None
     left_out_NC: Tensor | None = None
-    """Outputs of the training rows when they are left out."""
+    """Outputs of the training rows when they are left out, on the scale of logits that fit."""
+    scale: float = 1.0
+    """Scale of the adapter's outputs to the same."""
     errors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -131,13 +134,7 @@ class _Plan:
 
 
 def _fit_groups(
-    task: FitTask,
-    rows: Mapping[int, Tensor],
-    *,
-    watcher: Watcher,
-    is_fleet: bool = False,
-    wants_prior: bool = False,
-    done: Collection[int] = (),
+    task: FitTask, rows: Mapping[int, Tensor], *, watcher: Watcher, is_fleet: bool = False, wants_prior: bool = False
 ) -> Iterator[list[AutoFit]]:
     groups, failed = [], []
     for position, rows_K in rows.items():
@@ -157,14 +154,11 @@ def _fit_groups(
     plan = _plan(task, groups, stacks, is_fleet=is_fleet, groups_in_all=len(rows), wants_prior=wants_prior)
     _choose(task, plan.candidates, parts, stacks)
     for group in few:
-        if group.position not in done:
-            _try_descent(task, group)
+        _try_descent(task, group)
     for group in many:
-        if group.position not in done:
-            _fit_many(task, plan, group)
+        _fit_many(task, plan, group)
     for group in groups:
-        if group.position not in done or is_fleet:
-            _make_adapter(task, plan, group, watcher)
+        _make_adapter(task, plan, group, watcher)
     gains = {group.position: gain_of(group.errors) for group in groups if group.errors}
     total, count = sum(gain for gain, _ in gains.values()), sum(weight for _, weight in gains.values())
     for part in [*parts, *([group] for group in many)]:
@@ -273,7 +267,9 @@ def _choose(task: FitTask, candidates: Candidates, parts: Sequence[Sequence[_Gro
                 errors_GN[index] = _bounded_errors(candidates, stack, search, index, chosen_GE[index])
             group.fold_errors_K = errors_GN[index, : len(group.sides.training_K)]
             if len(parts) == len(part) == 1:
-                group.left_out_NC = candidates.left_out_outputs(stack, combination)
+                start = candidates.starts[combination.starts[pick]]
+                group.scale = (start.scale or 1.0) * start.loss_scale
+                group.left_out_NC = start.loss_scale * candidates.left_out_outputs(stack, combination)
 
 
 def _bounded_errors(candidates: Candidates, stack: Stack, search: Search, index: int, chosen_E: Tensor) -> Tensor:
@@ -372,6 +368,11 @@ def _fit_many(task: FitTask, plan: _Plan, group: _Group) -> None:
         task.scores, "held_out", taken, "its loss on a fifth of the training rows is the least", figures
     )
     _compare_descent(task, group, parts, best.loss) if Candidate.ADAMW in task.spec.candidates else None
+    if task.spec.loss is Loss.CROSS_ENTROPY:
+        plain_best = min((one for one in scored if one.combination.step < large.CONVERGED), key=lambda one: one.loss)
+        group.left_out_NC = large.left_out(chunks(training_K), candidates.maps, plain_best, starts, task.scores)
+        start = starts[plain_best.combination.starts[0]]
+        group.scale = (start.scale or 1.0) * start.loss_scale
     if group.descent is None:
         group.composed = large.compose(chunks(training_K), candidates.maps, best, starts, task)
 
@@ -423,20 +424,8 @@ def _measure(task: FitTask, group: _Group) -> None:
     group.errors["guess"] = task.scores.errors(guess_KC, y_KC)
     live = task.live.get(group.position)
     if live is not None and live.adapter is not None:
-        errors_K = task.live_errors(live.adapter, table)
-        if live.evidence is not None and task.data.held_out is None:
-            rows_K = _judged_rows(group)
-            trained_K, left_out_K = live.evidence.look_up(task.row_keys(rows_K))
-            errors_K = torch.where(torch.from_numpy(trained_K), torch.from_numpy(left_out_K).double(), errors_K)
-        group.errors["live"] = errors_K
-
-
-def _judged_rows(group: _Group) -> Tensor:
-    """Return the rows of the data on which an adapter is judged."""
-    if group.sides.held is None:
-        return group.sides.training_K
-    is_training = torch.isin(group.rows_K, group.sides.training_K)
-    return group.rows_K[~is_training]
+        group.errors["live"] = task.live_errors(live.adapter, table)
+        group.errors = fair_errors(group.errors, live, table, None, task.labels)
 
 
 def _result(task: FitTask, group: _Group, others_gain: float | None, *, is_fleet: bool) -> AutoFit:
@@ -453,5 +442,19 @@ def _result(task: FitTask, group: _Group, others_gain: float | None, *, is_fleet
         group.errors,
         others_gain=others_gain,
         descent=group.descent,
-        left_out_NC=None if is_fleet else group.left_out_NC,
+        suspects=None if is_fleet else _suspects(task, group),
     )
+
+
+def _suspects(task: FitTask, group: _Group) -> list[dict[str, Any]] | None:
+    """Return the rows of an adapter whose label the other rows contradict; None without classes."""
+    if group.left_out_NC is None or task.spec.loss is not Loss.CROSS_ENTROPY:
+        return None
+    rows_K, outputs_KC = group.sides.training_K, group.left_out_NC
+    if group.sides.held is not None and task.data.held_out is None:
+        held_K = _judged_rows(group)
+        assert group.adapter is not None
+        held_KO = adapter_outputs(task.base, group.adapter, task.data.inputs_NI[held_K])
+        rows_K = torch.cat([rows_K, held_K])
+        outputs_KC = torch.cat([outputs_KC, group.scale * held_KO[:, : task.outputs]])
+    return suspects_of(task, rows_K, outputs_KC)

@@ -1,6 +1,7 @@
 """The candidate AdamW: learning rate and number of steps by rows that a part of the training rows is tested on."""
 
 # N rows · K rows of one part · C outputs of the task
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
@@ -53,31 +54,45 @@ def adamw_spec(spec: TrainingSpec, *, bias: bool) -> TrainingSpec:
 def choose_descent(
     base: BaseLayer, data: TrainingData, spec: TrainingSpec, parts: Sequence[tuple[Tensor, Tensor]], *, bias: bool
 ) -> Descent:
-    """Return the rate and the number of steps with the least loss, over pairs of rows to train on and rows to test on.
+    """Return rate and number of steps by the loss over pairs of rows to train on and rows to test on.
+
+    The rate is the smallest within one standard error of the best (Breiman et al. 1984, section 3.4.3).
 
     All pairs are trained together. The number of steps is the median of the best ones.
     """
     plain = adamw_spec(spec, bias=bias)
-    best: Descent | None = None
+    tried: list[tuple[Descent, float]] = []
     for rate in spec.try_rates or (spec.learning_rate,):
         trial = replace(plain, learning_rate=rate)
         if spec.try_steps:
             trial = replace(trial, patience=spec.patience or _PATIENCE)
         results = _train(base, data, trial, parts)
-        total = weight = 0.0
-        for (_, test_K), result in zip(parts, results, strict=True):
-            if result.error is not None:
-                total, weight = float("inf"), 1.0
-                break
-            documents_N = document_ids(trial, data.targets)
-            loss = evaluate_factors(base, data, test_K, trial, result.factors.map(Tensor.cpu), documents_N)["loss"]
-            total, weight = total + loss * len(test_K), weight + len(test_K)
-        if best is None or total / weight < best.loss:
-            steps = max(1, int(median(result.step for result in results)))
-            chosen = replace(plain, learning_rate=rate, max_steps=steps if spec.try_steps else spec.max_steps)
-            best = Descent(chosen, total / weight)
-    assert best is not None
-    return best
+        steps = max(1, int(median(result.step for result in results)))
+        chosen = replace(plain, learning_rate=rate, max_steps=steps if spec.try_steps else spec.max_steps)
+        loss, error = _test(base, data, trial, parts, results)
+        tried.append((Descent(chosen, loss), error))
+    best, error = min(tried, key=lambda one: one[0].loss)
+    # A large rate whose loss is as low by chance would not be as low again.
+    return next(descent for descent, _ in tried if descent.loss <= best.loss + error)
+
+
+def _test(
+    base: BaseLayer,
+    data: TrainingData,
+    spec: TrainingSpec,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    results: Sequence[TrainedFactors],
+) -> tuple[float, float]:
+    """Return the mean loss on the rows to test on, and its standard error; infinite if a training diverged."""
+    if any(result.error is not None for result in results):
+        return math.inf, 0.0
+    documents_N = document_ids(spec, data.targets)
+    total = square = rows = 0.0
+    for (_, test_K), result in zip(parts, results, strict=True):
+        values = evaluate_factors(base, data, test_K, spec, result.factors.map(Tensor.cpu), documents_N)
+        total, rows = total + values["loss"] * len(test_K), rows + len(test_K)
+        square += (values["error"] * len(test_K)) ** 2
+    return total / rows, math.sqrt(square) / rows
 
 
 def train_descent(

@@ -14,6 +14,7 @@ from adapters.training.candidates.task import FitTask
 from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import evaluate_factors
+from adapters.training.evaluation.row_errors import fair_errors
 from adapters.training.fit import Watcher
 from adapters.training.gradient.losses import compute_outputs, document_ids, row_losses, target_columns
 from adapters.training.settings import Candidate, TrainingSpec
@@ -42,13 +43,14 @@ def fit_descent_only(task: FitTask, rows_K: Tensor, position: int, watcher: Watc
     elif sides.is_cross_validated and len(training_K) > 1:
         errors = _fold_errors(task, training_K)
     live = task.live.get(position)
-    if errors and live is not None and live.adapter is not None and live.evidence is None:
+    if errors and live is not None and live.adapter is not None:
         table = task.data.take(training_K) if sides.held is None else sides.held
         own = Factors(live.adapter.a_OR, live.adapter.b_RI, live.adapter.bias_O)
         spec = adamw_spec(task.spec, bias=True)
         errors["live"] = _row_errors(task.base, table, spec, own, live.adapter.scaling)
+        errors = fair_errors(errors, live, table, None, task.labels)
     tried = Tried(task.scores, "held_out", taken, reason, figures)
-    return finish(task, position, adapter, sides, tried, errors, others_gain=None, descent=descent, left_out_NC=None)
+    return finish(task, position, adapter, sides, tried, errors, others_gain=None, descent=descent)
 
 
 def _choose(task: FitTask, training_K: Tensor) -> tuple[Descent, float]:

@@ -146,14 +146,19 @@ def fit_clusters(stacks: Stacks, scores: Scores, groups: int, mean: CommonModel,
     A cluster that a group has helped to form fits the group's rows better than new ones, even if they are left out of
     the regression. So the groups are divided into parts, and each gets the clusters that the other parts have formed.
     """
-    if groups < MIN_CLUSTERED_GROUPS:
+    # Without the groups that are not in the stacks: they have many rows, or failed.
+    used = torch.cat([rows.groups for rows in stacks()]).sort().values
+    if len(used) < MIN_CLUSTERED_GROUPS:
         return []
-    parts = _FEW_PARTS if groups >= _MANY_GROUPS else _PARTS
-    order = torch.randperm(groups, generator=torch.Generator().manual_seed(seed))
-    part_of = torch.empty_like(order)
-    part_of[order] = torch.arange(groups) % parts
+    parts = _FEW_PARTS if len(used) >= _MANY_GROUPS else _PARTS
+    part_of = torch.full((groups,), -1)
+    part_of[used[torch.randperm(len(used), generator=torch.Generator().manual_seed(seed))]] = (
+        torch.arange(len(used)) % parts
+    )
     points_GS = _sketch(stacks, scores, groups, seed)
-    of_parts = [_fit_clusters_of(stacks, scores, part_of != part, points_GS, mean) for part in range(parts)]
+    of_parts = [
+        _fit_clusters_of(stacks, scores, (part_of >= 0) & (part_of != part), points_GS, mean) for part in range(parts)
+    ]
     return [
         ClusterModel([models[min(cluster, len(models) - 1)] for models in of_parts], part_of)
         for cluster in range(max(map(len, of_parts)))
@@ -227,9 +232,10 @@ def _sketch(stacks: Stacks, scores: Scores, groups: int, seed: int) -> Tensor:
         residuals_GNC = scores.residuals(rows.base_GNC, rows.y_GNC).float()
         moments.append((sketch_GNS.mT @ residuals_GNC).flatten(1))
         order.append(rows.groups)
-    moments_GS = torch.empty(groups, moments[0].shape[1])
-    moments_GS[torch.cat(order)] = torch.cat(moments)
-    return functional.normalize(moments_GS - moments_GS.mean(0), dim=1)
+    used = torch.cat(order)
+    moments_GS = torch.zeros(groups, moments[0].shape[1])
+    moments_GS[used] = torch.cat(moments)
+    return functional.normalize(moments_GS - moments_GS[used.sort().values].mean(0), dim=1)
 
 
 def _initial_clusters(points_GS: Tensor, is_used: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def finish(
     *,
     others_gain: float | None,
     descent: Descent | None,
-    left_out_NC: Tensor | None,
+    suspects: Sequence[Mapping[str, Any]] | None = None,
 ) -> AutoFit:
     """Judge an adapter, and collect what its job says about it."""
     scores, rows_K = task.scores, sides.training_K
@@ -127,7 +127,7 @@ def finish(
         metrics=_metrics(task, position, adapter, sides, chosen),
         report=report,
         evidence=evidence,
-        suspects=None if left_out_NC is None else _suspects(task, rows_K, left_out_NC),
+        suspects=suspects,
     )
 
 
@@ -173,25 +173,25 @@ def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec:
     return losses
 
 
-def _suspects(task: FitTask, rows_K: Tensor, left_out_KC: Tensor) -> list[dict[str, Any]] | None:
-    """Return the rows whose label the other rows contradict, by the margin of another label; None without classes."""
-    if task.spec.loss is not Loss.CROSS_ENTROPY:
-        return None
+def suspects_of(task: FitTask, rows_K: Tensor, outputs_KC: Tensor) -> list[dict[str, Any]]:
+    """Return the rows whose label the other rows contradict, worst first, by -log p of the label.
+
+    outputs_KC: logits of fits without the row.
+    """
     classes_K = task.data.targets[rows_K]
-    own_K1 = left_out_KC.gather(1, classes_K[:, None])
-    others_KC = left_out_KC.scatter(1, classes_K[:, None], -torch.inf)
-    margins_K, suggested_K = (others_KC - own_K1).max(1)
-    order_K = torch.argsort(margins_K, descending=True)
+    scores_K = -torch.log_softmax(outputs_KC, dim=1).gather(1, classes_K[:, None])[:, 0]
+    others_KC = outputs_KC.scatter(1, classes_K[:, None], -torch.inf)
+    suggested_K = others_KC.argmax(1)
+    order_K = torch.argsort(scores_K, descending=True, stable=True)
     labels: Sequence[str | int] = range(task.outputs) if task.labels is None else task.labels
     return [
         {
             "row": int(rows_K[k]),
             "label": labels[int(classes_K[k])],
             "suggested": labels[int(suggested_K[k])],
-            "score": float(margins_K[k]),
+            "score": float(scores_K[k]),
         }
         for k in order_K[:MAX_SUSPECTS].tolist()
-        if float(margins_K[k]) > 0
     ]
 
 

@@ -11,6 +11,7 @@ All groups of a fleet go through the same steps; one adapter alone is a fleet of
 
 # G groups of a stack · N rows of a group, padded · I in_features · J features · C outputs of the task · O out_features
 # F outer folds · E = F + 1 fits: without each fold, and of all rows · X combinations · R rank
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -153,7 +154,8 @@ class Candidates:
             return {}
         features = self.maps[combination.features]
         bias = features.constant is not None or features.free_intercept
-        return {"ridge": combination.ridge, "step": combination.step, "bias": bias}
+        step: float | str = combination.step if math.isfinite(combination.step) else "converged"
+        return {"ridge": combination.ridge, "step": step, "bias": bias}
 
     def left_out_outputs(self, stack: Stack, combination: Combination) -> Tensor:
         """Return the outputs (N, C) of the rows of a stack of one group, each without its unit."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import ComparedFactors, summarize_targets
-from adapters.training.evaluation.judgement import AdapterReport, judge, warnings_of
+from adapters.training.evaluation.judgement import AdapterReport, LiveVersion, judge, warnings_of
 from adapters.training.evaluation.metrics import THRESHOLD
 from adapters.training.gradient.losses import compute_outputs, document_ids, row_losses, target_columns
 from adapters.training.limits import CHUNK_ROWS
@@ -66,11 +66,30 @@ def guess_outputs(data: TrainingData, training_K: Tensor | None, spec: TrainingS
     return summary_C.to(data.inputs_NI.device)
 
 
+def fair_errors(
+    errors: dict[str, Tensor],
+    live: LiveVersion | None,
+    data: TrainingData,
+    held_K: Tensor | None,
+    labels: Sequence[str | int] | None,
+) -> dict[str, Tensor]:
+    """Return what `held_out_errors` returned; on rows that trained the live version, with its error without them.
+
+    That error is NaN where there is none.
+    """
+    if "live" not in errors or live is None or live.evidence is None:
+        return errors
+    rows_K = torch.arange(data.rows) if held_K is None else held_K.cpu()
+    trained_N, left_out_N = live.evidence.look_up(row_keys(data, rows_K, labels))
+    errors_N = torch.where(torch.from_numpy(trained_N), torch.from_numpy(left_out_N).double(), errors["live"])
+    return {**errors, "live": errors_N}
+
+
 def row_keys(data: TrainingData, rows_K: Tensor, labels: Sequence[str | int] | None) -> NDArray[np.int64]:
     """Return a hash of each row with its target, (K,) int64: the same for the same row in every training."""
     contents = []
-    inputs_KI = np.ascontiguousarray(data.inputs_NI[rows_K].numpy() + np.float32(0))
-    for x_I, target in zip(inputs_KI, data.targets[rows_K].numpy(), strict=True):
+    inputs_KI = np.ascontiguousarray(data.inputs_NI[rows_K].cpu().numpy() + np.float32(0))
+    for x_I, target in zip(inputs_KI, data.targets[rows_K].cpu().numpy(), strict=True):
         name = repr(labels[int(target)]).encode() if labels and target.ndim == 0 else target.tobytes()
         contents.append(blake2b(x_I.tobytes() + name, digest_size=8).digest())
     return np.frombuffer(b"".join(contents), "<i8").astype(np.int64)

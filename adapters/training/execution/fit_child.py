@@ -151,8 +151,7 @@ class _Fit:
             if spec.candidates:
                 self._finish_auto(fit_auto(base, data, spec, live=_judgeable(live), **names))
                 return
-            present, unjudged = (None, None) if live is None else (live.adapter, live.unjudged)
-            self._finish(fit(base, data, spec, present=present, unjudged=unjudged, **names))
+            self._finish(fit(base, data, spec, live=live, **names))
 
     def _open_data(self) -> TrainingData:
         """Open the job's data; raise `FitFailed` if they are missing, as after some restores."""

@@ -9,6 +9,8 @@ import httpx
 import pytest
 import torch
 
+from adapters.training.execution.fit_client import Done, FitterDied, Outcomes
+from adapters.training.execution.publisher import Publisher
 from tests.support import training_oracle as world
 from tests.support.service import train, wait_for_job
 
@@ -83,6 +85,57 @@ def test_a_fleet_decides_for_each_adapter_and_is_trained_again_in_part(trained: 
     trained.delete("/datasets/fleet-rows").raise_for_status()
     gone = trained.post(f"/jobs/{first['id']}/retry", json={"outcomes": ["better"]})
     assert (gone.status_code, gone.json()["code"]) == (409, "data_gone")
+
+
+def _fleet(client: httpx.Client, name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Train adapters whose names begin with `name`; return what each ended with, by group."""
+    job = train(client, name=f"{name}-{{tenant}}", data=data, **CLASSES)
+    assert job["status"] == "succeeded", job["error"]
+    adapters = client.get(f"/jobs/{job['id']}/adapters", params={"limit": 1000}).raise_for_status().json()["data"]
+    return {"attempt": job["attempt"]} | {
+        one["group"]: (one["version"], one["digest"], one["evaluation"], one["decision"]) for one in adapters
+    }
+
+
+def test_a_fleet_that_dies_between_two_stacks_decides_as_if_it_had_not(
+    trained: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = [f"t{number % 70}" for number in range(350)]
+    first, second = (_upload(trained, name, _rows(350), groups) for name in ("stack-rows", "more-stack-rows"))
+    assert _fleet(trained, "calm", first) == _fleet(trained, "died", first)
+    calm, published = _fleet(trained, "calm", second), list[int]()
+    publish = Publisher.publish_outcomes
+
+    def publish_and_die(publisher: Publisher, frame: Outcomes) -> int:
+        published.append(publish(publisher, frame))
+        if len(published) == 1:
+            raise FitterDied
+        return published[-1]
+
+    monkeypatch.setattr(Publisher, "publish_outcomes", publish_and_die)
+    died = _fleet(trained, "died", second)
+    # The stack that was published before is not published again, and the version before it is still compared.
+    assert published == [64, 0, 6]
+    assert died == calm | {"attempt": 2}
+    assert {died[group][0] for group in groups} == {2}
+
+
+def test_live_that_moves_while_a_job_runs_stays(trained: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = _rows(60)
+    train(trained, name="overtaken", data=rows, **CLASSES)
+    other = train(trained, name="overtaken", data=rows, **CLASSES | {"publish": "never"})
+    finish = Publisher.finish
+
+    def finish_after_another(publisher: Publisher, frame: Done) -> bool:
+        version = {"version": other["result"]["version"]}
+        trained.put("/adapters/overtaken/aliases/live", json=version).raise_for_status()
+        return finish(publisher, frame)
+
+    monkeypatch.setattr(Publisher, "finish", finish_after_another)
+    job = train(trained, name="overtaken", data=rows, **CLASSES)
+    assert (job["status"], job["decision"]["moved"], job["decision"]["outcome"]) == ("succeeded", False, "same")
+    assert "another version has become live" in job["decision"]["reason"]
+    assert trained.get("/adapters/overtaken").json()["aliases"] == {"live": other["result"]["version"]}
 
 
 def test_rows_in_the_request_cannot_be_trained_on_again(trained: httpx.Client) -> None:

@@ -17,6 +17,9 @@ from adapters.training.candidates.auto_fit import fit_auto, fit_fleet_auto
 from adapters.training.candidates.outcome import AutoFit
 from adapters.training.data_file import Column, TrainingData
 from adapters.training.evaluation.judgement import LiveVersion
+from adapters.training.fit import fit
+from adapters.training.fleet import fit_fleet
+from adapters.training.gradient.sampling import Sampler
 from adapters.training.planning.row_keys import keys_of_rows
 from adapters.training.planning.split import Split, SplitBy
 from adapters.training.settings import Candidate, Loss, TrainingSpec
@@ -118,11 +121,29 @@ def test_same_bits_again(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray])
         for _ in range(2)
     )
     assert sorted(first) == list(range(31))
-    for position, fit in first.items():
-        assert fit.adapter is not None
+    for position, made in first.items():
+        assert made.adapter is not None
         other = second[position].adapter
         assert other is not None
-        assert fit.adapter.digest == other.digest
+        assert made.adapter.digest == other.digest
+
+
+def test_a_fleet_goes_on_as_if_it_had_not_stopped(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    # One group of many rows, whose candidates are compared in another way, and stacks of small ones.
+    groups_N = torch.cat([torch.zeros(800, dtype=torch.int64), 1 + torch.arange(900) % 90])
+    data = with_keys(inputs_NI[:1700], (classes_N[:1700] + 2) % 10, groups_N)
+    spec = replace(CLASSES, candidates=FLEET)
+    stacks = [{made.position: made for made in stack} for stack in fit_fleet_auto(base, data, spec)]
+    assert len(stacks) == 3
+    for done in (stacks[0], stacks[-1]):
+        rest = {made.position: made for stack in fit_fleet_auto(base, data, spec, done=set(done)) for made in stack}
+        assert sorted([*done, *rest]) == list(range(91))
+        for position, made in rest.items():
+            (before,) = (stack[position] for stack in stacks if position in stack)
+            assert made.adapter is not None
+            assert before.adapter is not None
+            assert (made.adapter.digest, made.report) == (before.adapter.digest, before.report)
 
 
 def test_one_row_and_duplicates(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
@@ -155,6 +176,32 @@ def test_live_is_judged_by_its_own_left_out_errors(base: BaseLayer, digits: tupl
     assert figures["live"] == figures["adapter"]
     unfair = evaluation_of(fit_auto(base, data, CLASSES, live=LiveVersion(first.adapter)))
     assert unfair["live"] > figures["live"]
+
+
+def test_a_named_method_judges_live_by_its_left_out_errors_too(
+    base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    inputs_NI, classes_N = digits
+    data = with_keys(inputs_NI[:60], (classes_N[:60] + 3) % 10)
+    first = fit_auto(base, data, CLASSES)
+    assert first.evidence is not None
+    assert first.adapter is not None
+    spec = TrainingSpec(rank=4, alpha=4.0, epochs=2, loss=Loss.CROSS_ENTROPY, split=Split(fraction=0.5))
+    held_N = Sampler(spec, 60).held_K
+    assert held_N is not None
+    left_out = 1 - first.evidence.errors_N[held_N.numpy()].mean()
+    in_sample = fit(base, data, spec, live=LiveVersion(first.adapter)).report
+    assert in_sample is not None
+    assert in_sample.evaluation is not None
+    assert in_sample.evaluation["live"] > left_out
+
+    alone = fit(base, data, spec, live=LiveVersion(first.adapter, first.evidence)).report
+    groups = replace(data, groups_N=torch.zeros(60, dtype=torch.int64))
+    ((of_fleet,),) = fit_fleet(base, groups, spec, live={0: LiveVersion(first.adapter, first.evidence)})
+    for report in (alone, of_fleet.report):
+        assert report is not None
+        assert report.evaluation is not None
+        assert report.evaluation["live"] == pytest.approx(left_out)
 
 
 def test_suspects(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
 from sklearn.utils.class_weight import compute_sample_weight
 from torch import Tensor
 
+from adapters.training.evaluation.judgement import LiveVersion
 from adapters.training.fit import fit
 from adapters.training.settings import BALANCED, Loss, TrainingSpec
 from tests.support.dense_oracle import Float64, random_adapter
@@ -52,9 +53,9 @@ def test_class_weights_are_the_loss_s_alone(given: str | tuple[float, ...], apar
     spec = replace(SPECS["cross_entropy, 3 of 4"], class_weights=given)
     data = data_of(spec, weighted)
     done = (
-        fit(BASE, held_apart(data), replace(spec, split=None), present=LIVE)
+        fit(BASE, held_apart(data), replace(spec, split=None), live=LiveVersion(LIVE))
         if apart
-        else fit(BASE, data, spec, present=LIVE)
+        else fit(BASE, data, spec, live=LiveVersion(LIVE))
     )
     training_K, held_K = sides()
     counted_N = _with_class_weights(given, training_K, weighted)
@@ -104,7 +105,7 @@ def _headline(spec: TrainingSpec, held_K: Tensor, outputs_KO: Tensor, own_K: Flo
 @pytest.mark.parametrize("name", [name for name in SPECS if not name.startswith("cross_entropy")])
 def test_adapter_base_and_live_are_measured_on_the_same_held_out_rows(name: str, weighted: bool) -> None:
     spec = SPECS[name]
-    done = fit(BASE, data_of(spec, weighted), spec, present=LIVE)
+    done = fit(BASE, data_of(spec, weighted), spec, live=LiveVersion(LIVE))
     _, held_K = sides()
     own_K = (WEIGHTS if weighted else torch.ones(ROWS))[held_K].double().numpy()
     for who, adapter in (("adapter", done.adapter), ("base", None), ("live", LIVE)):
@@ -139,5 +140,5 @@ def test_documents_to_search_are_those_that_came_with_the_data() -> None:
 
 def test_a_live_version_of_another_shape_of_rank_is_measured_with_its_own_scaling() -> None:
     live = replace(LIVE, alpha=12.0, rslora=True)
-    held_out = fit(BASE, data_of(SPEC, False), SPEC, present=live).metrics["held_out"]
+    held_out = fit(BASE, data_of(SPEC, False), SPEC, live=LiveVersion(live)).metrics["held_out"]
     assert held_out["live"]["loss"] == pytest.approx(loss_of(SPEC, sides()[1], live, None), rel=1e-9)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adapters.lora.adapter import Adapter
 from adapters.training.evaluation.evaluate import why_unmatched
+from adapters.training.evaluation.judgement import LiveVersion
 from adapters.training.fit import fit
 from adapters.training.settings import Loss
 from tests.support.dense_oracle import Float64, random_adapter
@@ -71,7 +72,7 @@ def _class_loss(live: Names, logits_KL: Float64, truth: Sequence[str | int], smo
 def test_classes_are_matched_by_label(live: Names, smoothing: float, weighted: bool) -> None:
     adapter = replace(LIVE, labels=live)
     spec = replace(OF_CLASSES, label_smoothing=smoothing)
-    done = fit(BASE, data_of(spec, weighted), spec, labels=TRAINED, present=adapter)
+    done = fit(BASE, data_of(spec, weighted), spec, labels=TRAINED, live=LiveVersion(adapter))
     held_K = sides()[1]
     truth = [str(TRAINED[number]) for number in CLASSES[held_K].tolist()]
     logits_KL = _logits(live, held_K, adapter)
@@ -93,7 +94,7 @@ def test_classes_are_matched_by_label(live: Names, smoothing: float, weighted: b
 @pytest.mark.parametrize("live", [("cow", "ant", "bee"), ("cow", "elk", "ant", "bee"), ("bee", "ant"), ("fox", "cow")])
 def test_sets_of_labels_are_matched_by_label(live: Names) -> None:
     adapter = replace(LIVE, labels=live)
-    done = fit(BASE, data_of(OF_SETS, False), OF_SETS, labels=TRAINED, present=adapter)
+    done = fit(BASE, data_of(OF_SETS, False), OF_SETS, labels=TRAINED, live=LiveVersion(adapter))
     held_K = sides()[1]
     logits_KL, true_KC = _logits(live, held_K, adapter), LABELS[held_K].double().numpy()
     least = np.finfo(np.float64).eps
@@ -117,7 +118,7 @@ def test_sets_of_labels_are_matched_by_label(live: Names) -> None:
 def test_an_output_without_a_label_is_called_by_its_number(live: Names | None, trained: Names | None) -> None:
     adapter = replace(LIVE, labels=live)
     spec = OF_CLASSES if trained is not None else replace(OF_CLASSES, classes=None)
-    found = fit(BASE, data_of(spec, False), spec, labels=trained, present=adapter).metrics["held_out"]["live"]
+    found = fit(BASE, data_of(spec, False), spec, labels=trained, live=LiveVersion(adapter)).metrics["held_out"]["live"]
     names, held_K = live or tuple(range(O)), sides()[1]
     said = _said(names, _logits(names, held_K, adapter))
     truth = [str(number) for number in CLASSES[held_K].tolist()]
@@ -128,7 +129,7 @@ def test_an_output_without_a_label_is_called_by_its_number(live: Names | None, t
 def test_numbers_stay_in_their_order(loss: Loss) -> None:
     spec = replace(SPEC, loss=loss)
     found: list[dict[str, Any]] = [
-        fit(BASE, data_of(spec, False), spec, present=replace(LIVE, labels=live)).metrics["held_out"]["live"]
+        fit(BASE, data_of(spec, False), spec, live=LiveVersion(replace(LIVE, labels=live))).metrics["held_out"]["live"]
         for live in (None, ("cow", "ant", "bee"))
     ]
     assert found[0] == found[1]
