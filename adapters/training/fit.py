@@ -259,12 +259,14 @@ def _judge(
     table, rows_K, own_weights_N = sides.held
     training, training_K, training_weights_N = sides.training
     guess_C = guess_outputs(training.weighted(training_weights_N), training_K, spec, base.out_features)
-    unjudged = None if live is None else live.unjudged
-    judged = {name: entry for name, entry in compared.items() if name != "live" or unjudged is None}
+    is_judged = live is None or live.unjudged is None
+    judged = {name: entry for name, entry in compared.items() if name != "live" or is_judged}
     errors = held_out_errors(base, table, rows_K, spec, judged, guess_C=guess_C)
     errors = fair_errors(errors, live, table, rows_K, labels)
     weights_N = own_weights_N if own_weights_N is None or rows_K is None else own_weights_N[rows_K]
-    return report_of(errors, spec.loss, None if weights_N is None else weights_N.cpu(), unjudged=unjudged)
+    return report_of(
+        errors, spec.loss, None if weights_N is None else weights_N.cpu(), live=live, has_base=base.weight_norm > 0
+    )
 
 
 def _losses_of_sides(

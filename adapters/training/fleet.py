@@ -246,8 +246,10 @@ def _judge_stack(
         others = rows - one["rows"]
         others_gain = (total - one["rows"] * one["gain"]) / others if others else None
         version = live.get(group.position)
-        unjudged = None if version is None else version.unjudged
-        reports.append(report_of(errors, spec.loss, weights_N, unjudged=unjudged, others_gain=others_gain))
+        has_base = base.weight_norm > 0
+        reports.append(
+            report_of(errors, spec.loss, weights_N, live=version, has_base=has_base, others_gain=others_gain)
+        )
     return reports
 
 

@@ -19,7 +19,7 @@ from adapters.training.candidates.small import Composed
 from adapters.training.candidates.task import FitTask, Sides
 from adapters.training.closed_form.solver import Factors
 from adapters.training.evaluation.evaluate import evaluate_factors
-from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge
+from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge, warnings_of
 from adapters.training.fit import Side, compared_factors, evaluate_sides
 from adapters.training.fit import Sides as EvaluatedSides
 from adapters.training.gradient.losses import document_ids
@@ -109,7 +109,8 @@ def finish(
             weights_N=errors["weights"],
             others_gain=others_gain,
         )
-        warnings = _warnings(task, position, errors, evaluation)
+        has_base = task.base.weight_norm > 0
+        warnings = list(warnings_of(evaluation, task.live.get(position), has_base=has_base))
     evidence = None
     if sides.is_cross_validated and errors:
         evidence = RowEvidence(task.row_keys(rows_K), errors["adapter"].numpy().astype(np.float32))
@@ -129,23 +130,6 @@ def finish(
         evidence=evidence,
         suspects=suspects,
     )
-
-
-def _warnings(task: FitTask, position: int, errors: Mapping[str, Tensor], evaluation: Mapping[str, Any]) -> list[str]:
-    """Return what the user should not miss about an evaluation."""
-    weights_K = errors["weights"]
-    means = {name: float(torch.nan_to_num(values_K) @ weights_K) for name, values_K in errors.items()}
-    warnings = []
-    if means["adapter"] > means["guess"]:
-        constant = "the mean of the targets" if task.scores.is_regression else "always answering the commonest class"
-        warnings.append(f"the adapter is worse than {constant} on rows that it was not trained on")
-    if means["base"] > means["guess"] and not task.scores.is_regression and task.base.weight_norm > 0:
-        warnings.append("the base layer is worse than the trivial guess here: are its labels in another order?")
-    live = task.live.get(position)
-    if live is not None and evaluation["live"] is None:
-        why = live.unjudged or "it was trained on all of these rows"
-        warnings.append(f"the live version was not compared: {why}")
-    return warnings
 
 
 def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:

@@ -152,13 +152,13 @@ def judge(
     return evaluation, _decide(shrunk, error, means, compared, is_regression=is_regression)
 
 
-def warnings_of(evaluation: Mapping[str, Any], unjudged: str | None) -> Iterator[str]:
+def warnings_of(evaluation: Mapping[str, Any], live: LiveVersion | None, *, has_base: bool) -> Iterator[str]:
     """Yield what a user should know about an evaluation.
 
-    unjudged: why the live version was not compared, if one is live and was not.
+    live: the live version, also if it was not compared. has_base: whether the base layer's weight is not 0.
     """
-    if unjudged is not None:
-        yield f"the live version was not compared: {unjudged}"
+    if live is not None and evaluation["live"] is None:
+        yield f"the live version was not compared: {live.unjudged or 'it was trained on all of these rows'}"
     guess, metric = evaluation["guess"], evaluation["metric"]
     sign = 1 if metric.endswith("accuracy") else -1
     if sign * (evaluation["adapter"] - guess) < 0:
@@ -166,7 +166,7 @@ def warnings_of(evaluation: Mapping[str, Any], unjudged: str | None) -> Iterator
         yield f"the adapter is worse than a trivial guess: {figures}"
     # The end of the interval that is better: a few rows must not warn by chance.
     best = max(sign * bound for bound in evaluation["intervals"]["base"])
-    if best < sign * guess:
+    if has_base and metric.endswith("accuracy") and best < sign * guess:
         figures = f"{metric} {evaluation['base']:.3g} against {guess:.3g}"
         yield f"the base layer is worse than a trivial guess: {figures}; are its labels in the order of its outputs?"
 

@@ -100,12 +100,13 @@ def report_of(
     loss: Loss,
     weights_N: Tensor | None,
     *,
-    unjudged: str | None = None,
+    live: LiveVersion | None = None,
+    has_base: bool = True,
     others_gain: float | None = None,
 ) -> AdapterReport:
     """Return the report on an adapter from the errors on held-out rows, and their weights, (N,).
 
-    unjudged: why the live version was not compared, if one is live and was not. others_gain: see `judge`.
+    live and has_base: see `warnings_of`. others_gain: see `judge`.
     """
     evaluation, judgement = judge(
         errors,
@@ -115,7 +116,7 @@ def report_of(
         weights_N=weights_N,
         others_gain=others_gain,
     )
-    warnings = tuple(warnings_of(evaluation, unjudged))
+    warnings = tuple(warnings_of(evaluation, live, has_base=has_base))
     return AdapterReport(evaluation=evaluation, judgement=judgement, warnings=warnings)
 
 
