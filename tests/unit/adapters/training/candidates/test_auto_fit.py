@@ -243,3 +243,31 @@ def test_suspects(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> Non
     assert roc_auc_score(wrong_N, scores_N) > 0.9
     worst = result.suspects[0]
     assert worst["suggested"] == classes_N[worst["row"]]
+
+
+def test_one_adapter_has_all_metrics_on_its_held_out_rows(
+    base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    result = fit_auto(base, with_keys(digits[0][:200], digits[1][:200]), CLASSES)
+    held_out, evaluation = result.metrics["held_out"], evaluation_of(result)
+    assert held_out["rows"] == evaluation["rows"]
+    assert held_out["adapter"]["accuracy"] == pytest.approx(evaluation["adapter"])
+    assert held_out["base"]["accuracy"] == pytest.approx(evaluation["base"])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_documents_are_measured_without_held_out_rows(groups: int) -> None:
+    base, draw = load_base_layer("random:16,16,1", device="cpu"), np.random.default_rng(0)
+    documents = draw.normal(size=(60, 16)).astype(np.float32)
+    data = with_keys(draw.normal(size=(60, 16)), documents, torch.arange(60) % groups if groups > 1 else None)
+    spec = replace(
+        SPEC, rank=2, alpha=2.0, loss=Loss.MULTIPLE_NEGATIVES, batch_size=16, epochs=2, split=None,
+        candidates=(Candidate.BASE, Candidate.ADAMW),
+    )  # fmt: skip
+    results = (
+        [fit_auto(base, data, spec)]
+        if groups == 1
+        else [fit for part in fit_fleet_auto(base, data, spec) for fit in part]
+    )
+    assert [result.metrics["validation_loss"] for result in results] == [None] * groups
+    assert all(result.metrics["train_loss"] <= result.metrics["base_train_loss"] for result in results)
