@@ -20,7 +20,7 @@ from adapters.training.candidates.fleet_mean import ClusterModel, CommonModel, G
 from adapters.training.candidates.outcome import AutoFit, Tried, finish, gain_of, prior_fit, suspects_of
 from adapters.training.candidates.scores import LINEAR_LOSSES, Scores
 from adapters.training.candidates.small import Candidates, Combination, Composed, Search, Stack, Start
-from adapters.training.candidates.task import FitTask, Labels, Sides, adapter_outputs
+from adapters.training.candidates.task import FitTask, Labels, Sides
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.judgement import LiveVersion
 from adapters.training.evaluation.row_errors import fair_errors
@@ -117,9 +117,7 @@ class _Group:
     adapter: Adapter | None = None
     error: LoraplexError | None = None
     left_out_NC: Tensor | None = None
-    """Outputs of the training rows when they are left out, on the scale of logits that fit."""
-    scale: float = 1.0
-    """Scale of the adapter's outputs to the same."""
+    """Outputs of all rows, each by the combination without the row: for the suspects alone, which choose nothing."""
     errors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -267,9 +265,10 @@ def _choose(task: FitTask, candidates: Candidates, parts: Sequence[Sequence[_Gro
                 errors_GN[index] = _bounded_errors(candidates, stack, search, index, chosen_GE[index])
             group.fold_errors_K = errors_GN[index, : len(group.sides.training_K)]
             if len(parts) == len(part) == 1:
-                start = candidates.starts[combination.starts[pick]]
-                group.scale = (start.scale or 1.0) * start.loss_scale
-                group.left_out_NC = start.loss_scale * candidates.left_out_outputs(stack, combination)
+                everything = stack
+                if len(group.sides.training_K) < len(group.rows_K):
+                    everything = task.stack([group.position], [group.rows_K])
+                group.left_out_NC = candidates.left_out_outputs(everything, combination)
 
 
 def _bounded_errors(candidates: Candidates, stack: Stack, search: Search, index: int, chosen_E: Tensor) -> Tensor:
@@ -370,9 +369,7 @@ def _fit_many(task: FitTask, plan: _Plan, group: _Group) -> None:
     _compare_descent(task, group, parts, best.loss) if Candidate.ADAMW in task.spec.candidates else None
     if task.spec.loss is Loss.CROSS_ENTROPY:
         plain_best = min((one for one in scored if one.combination.step < large.CONVERGED), key=lambda one: one.loss)
-        group.left_out_NC = large.left_out(chunks(training_K), candidates.maps, plain_best, starts, task.scores)
-        start = starts[plain_best.combination.starts[0]]
-        group.scale = (start.scale or 1.0) * start.loss_scale
+        group.left_out_NC = large.left_out(chunks(group.rows_K), candidates.maps, plain_best, starts, task.scores)
     if group.descent is None:
         group.composed = large.compose(chunks(training_K), candidates.maps, best, starts, task)
 
@@ -450,11 +447,5 @@ def _suspects(task: FitTask, group: _Group) -> list[dict[str, Any]] | None:
     """Return the rows of an adapter whose label the other rows contradict; None without classes."""
     if group.left_out_NC is None or task.spec.loss is not Loss.CROSS_ENTROPY:
         return None
-    rows_K, outputs_KC = group.sides.training_K, group.left_out_NC
-    if group.sides.held is not None and task.data.held_out is None:
-        held_K = group.rows_K[~torch.isin(group.rows_K, group.sides.training_K)]
-        assert group.adapter is not None
-        held_KO = adapter_outputs(task.base, group.adapter, task.data.inputs_NI[held_K])
-        rows_K = torch.cat([rows_K, held_K])
-        outputs_KC = torch.cat([outputs_KC, group.scale * held_KO[:, : task.outputs]])
-    return suspects_of(task, rows_K, outputs_KC)
+    rows_K = group.sides.training_K if task.data.held_out is not None else group.rows_K
+    return suspects_of(task, rows_K, group.left_out_NC)

@@ -159,9 +159,10 @@ class Candidates:
 
     def left_out_outputs(self, stack: Stack, combination: Combination) -> Tensor:
         """Return the outputs (N, C) of the rows of a stack of one group, each without its unit."""
+        scale = self.starts[combination.starts[0]].loss_scale
         z_GNC = self._start_outputs(stack)[combination.starts[0]]
         if combination.features is None:
-            return z_GNC[0]
+            return scale * z_GNC[0]
         folds = Sets.of(stack.folds_GN, FOLDS)
         units = None if stack.units_GN is None else Sets.of(stack.units_GN, int(stack.units_GN.max()) + 1)
         leave_out = self._leave_out(stack, combination.features, combination.ridge, folds, units)
@@ -169,7 +170,7 @@ class Candidates:
         _, alpha_GENC = leave_out.coefficients(residuals_GNC)
         left_GNC = leave_out.unit_residuals(alpha_GENC)[:, -1]
         outputs_GNC: Tensor = z_GNC + combination.step * (residuals_GNC - left_GNC)
-        return outputs_GNC[0]
+        return scale * outputs_GNC[0]
 
     def _start_outputs(self, stack: Stack) -> list[Tensor]:
         """Return the outputs (G, N, C) of each start, for each group without its own rows."""

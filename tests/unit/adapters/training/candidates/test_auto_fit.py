@@ -75,6 +75,32 @@ def test_regression_beside_ridge() -> None:
     assert 1 - figures["adapter"] / figures["guess"] > 1 - error / figures["guess"] - 0.01
 
 
+def test_held_out_rows_have_all_metrics_of_what_is_compared(
+    base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    inputs_NI, classes_N = digits
+    data = with_keys(inputs_NI[:150], classes_N[:150])
+    first = fit_auto(base, data, CLASSES)
+    held_out = fit_auto(base, data, CLASSES, live=LiveVersion(first.adapter)).metrics["held_out"]
+    assert held_out.keys() == {"rows", "adapter", "base", "live", "trivial"}
+    assert held_out["adapter"]["accuracy"] == pytest.approx(evaluation_of(first)["adapter"])
+    assert held_out["live"]["loss"] == pytest.approx(held_out["adapter"]["loss"])
+
+
+def test_documents_are_found_by_the_adapter_that_is_taken() -> None:
+    generator = np.random.default_rng(0)
+    data = with_keys(generator.standard_normal((150, 8)), generator.standard_normal((150, 4)))
+    spec = replace(
+        SPEC,
+        loss=Loss.MULTIPLE_NEGATIVES,
+        candidates=(Candidate.BASE, Candidate.ADAMW),
+        rank=2,
+        epochs=2,
+        batch_size=50,
+    )
+    assert "recall_at_1" in fit_auto(load_base_layer("random:8,4,0"), data, spec).metrics["held_out"]["adapter"]
+
+
 def test_regression_worse_than_the_mean_does_not_move() -> None:
     generator = np.random.default_rng(0)
     data = with_keys(generator.standard_normal((12, 8)), generator.standard_normal((12, 1)) * 5 + 100)
