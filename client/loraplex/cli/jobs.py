@@ -142,8 +142,8 @@ def _result(session: Session, job: JobFields) -> list[list[Any]]:
     """Return the parts of the result of a job: what was compared, how good it is, and what is live."""
     if isinstance(job.result, EvaluationResult):
         return [evaluation_tables(job.result)]
-    # Without `held_out`, the metrics on held-out rows are those of the evaluation.
-    has_more = job.evaluation is None or "held_out" in (job.metrics or {})
+    # Without `held_out`, the metrics on held-out rows are those of the evaluation. After a choice, it is enough.
+    has_more = job.evaluation is None or (job.auto is None and "held_out" in (job.metrics or {}))
     metrics = held_out(job.metrics) if has_more else []
     parts = [comparison(job.auto), evaluation(job.evaluation), metrics, fleet_summary(session, job)]
     return [*parts, [alert(f"WARNING: {warning}") for warning in job.warnings], outcome_lines(job)]
