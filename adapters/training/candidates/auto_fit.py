@@ -245,7 +245,8 @@ def _choose(task: FitTask, candidates: Candidates, parts: Sequence[Sequence[_Gro
     if not searches:
         return
     has_others = sum(map(len, parts)) > 1
-    can_keep_base = candidates.candidate(candidates.combinations[0]) is Candidate.BASE
+    first = candidates.combinations[0]
+    can_keep_base = candidates.candidate(first) is Candidate.BASE
     totals_X = torch.stack([search.losses_GEX[:, -1].sum(0) for search in searches]).sum(0)
     gains = [small.gains(search, stack.weights_GN) for search, stack in zip(searches, stacks, strict=True)]
     gains_X = torch.stack([gains_GX.sum(0) for gains_GX in gains]).sum(0)
@@ -265,6 +266,11 @@ def _choose(task: FitTask, candidates: Candidates, parts: Sequence[Sequence[_Gro
             group.tried = _tried(candidates, search, index, chosen, has_others=has_others)
             if candidates.is_bounded(stack):
                 errors_GN[index] = _bounded_errors(candidates, stack, search, index, chosen_GE[index])
+                base_N, weights_N = search.errors_GXN[index, 0].double(), stack.weights_GN[index]
+                if can_keep_base and float((errors_GN[index] - base_N) @ weights_N) > 0:
+                    # The largest rank cannot hold what was chosen.
+                    errors_GN[index], group.composed = base_N, candidates.compose(stack, index, first, 0)
+                    group.tried = _tried(candidates, search, index, 0, has_others=has_others)
             group.fold_errors_K = errors_GN[index, : len(group.sides.training_K)]
             if len(parts) == len(part) == 1:
                 everything = stack

@@ -44,7 +44,7 @@ class Scores:
     @property
     def steps(self) -> tuple[float, ...]:
         """Return the steps to try."""
-        return (1.0,) if self.is_regression else (1.0, 3.0, 10.0)
+        return (1.0,) if self.is_regression else (3.0, 10.0)
 
     @property
     def ridges(self) -> tuple[float, ...]:
