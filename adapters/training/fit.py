@@ -126,7 +126,7 @@ def fit(
             watcher.note(f"took {trained.steps} of {sampler.steps} steps; the factors are those of step {trained.step}")
     present = None if live is None else live.adapter
     compared = compared_factors(base, spec, factors, present, labels)
-    evaluation = _evaluate(base, sides, spec, compared, present, statistics)
+    evaluation = evaluate_sides(base, sides, spec, compared, present, statistics)
     report = None if sides.held is None else _judge(base, sides, spec, compared, live, labels)
     if spec.is_exact:
         losses = evaluation.losses
@@ -211,7 +211,7 @@ def compared_factors(
     return compared
 
 
-def _evaluate(
+def evaluate_sides(
     base: BaseLayer,
     sides: Sides,
     spec: TrainingSpec,
@@ -224,7 +224,7 @@ def _evaluate(
     present: the live version, if it is compared. statistics: those of the training side. Raises `Diverged` if a loss is
     not finite.
     """
-    losses = _evaluate_sides(base, sides, spec, compared, statistics)
+    losses = _losses_of_sides(base, sides, spec, compared, statistics)
     if any(value is not None and not math.isfinite(value) for value in losses.values()):
         raise Diverged("the trained layer's loss is not finite", step=1)
     if sides.held is None:
@@ -269,7 +269,7 @@ def _judge(
     )
 
 
-def _evaluate_sides(
+def _losses_of_sides(
     base: BaseLayer,
     sides: Sides,
     spec: TrainingSpec,

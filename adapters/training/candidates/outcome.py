@@ -20,6 +20,9 @@ from adapters.training.candidates.task import FitTask, Sides
 from adapters.training.closed_form.solver import Factors
 from adapters.training.evaluation.evaluate import evaluate_factors
 from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge, warnings_of
+from adapters.training.fit import Side, compared_factors, evaluate_sides
+from adapters.training.fit import Sides as EvaluatedSides
+from adapters.training.gradient.losses import document_ids
 from adapters.training.settings import Candidate, Loss, Method, TrainingSpec
 
 # Most rows whose labels are doubted.
@@ -122,21 +125,34 @@ def finish(
         position=position,
         spec=chosen,
         adapter=adapter,
-        metrics=_losses(task, adapter, sides, chosen),
+        metrics=_metrics(task, position, adapter, sides, chosen),
         report=report,
         evidence=evidence,
         suspects=suspects,
     )
 
 
-def _losses(task: FitTask, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
-    """Return the losses on both sides, and with classes the accuracies, of the adapter and of the base layer."""
+def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
+    """Return the losses on both sides, and with classes the accuracies, of the adapter and of the base layer.
+
+    One adapter alone has all metrics on its held-out rows too.
+    """
     factors = Factors(adapter.a_OR, adapter.b_RI, adapter.bias_O)
+    if sides.held is not None and task.data.groups_N is None:
+        live = task.live.get(position)
+        present = None if live is None else live.adapter
+        training = Side(task.data, sides.training_K, task.data.weights_N)
+        evaluated_sides = EvaluatedSides(training, Side(sides.held, None, sides.held.weights_N))
+        compared = compared_factors(task.base, spec, factors, present, task.labels)
+        return evaluate_sides(task.base, evaluated_sides, spec, compared, present).to_json()
     names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     losses: dict[str, Any] = {}
     for prefix, evaluated in (("", factors), ("base_", None)):
         for side, table, rows_K in (("train", task.data, sides.training_K), ("validation", sides.held, None)):
-            values = {} if table is None else evaluate_factors(task.base, table, rows_K, spec, evaluated)
+            values: Mapping[str, float] = {}
+            if table is not None:
+                documents_N = document_ids(spec, table.targets)
+                values = evaluate_factors(task.base, table, rows_K, spec, evaluated, documents_N)
             losses |= {f"{prefix}{side}_{name}": values.get(name) for name in names}
     return losses
 

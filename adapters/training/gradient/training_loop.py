@@ -24,6 +24,8 @@ SECONDS_BETWEEN_CHECKPOINTS = 5.0
 # Most epochs of one training that are recorded. Of more epochs, every k-th is recorded.
 MAX_RECORDED_EPOCHS = 200
 _IDENTITY_ROWS = 1024
+# Settings that a loop does not read. A checkpoint of a release without them is still that of the same training.
+_SETTINGS_OF_AUTO = ("candidates", "try_bias", "try_steps")
 
 
 class HeldOut(NamedTuple):
@@ -124,7 +126,8 @@ def run_training_loop(
 
 def _identity(base: BaseLayer, spec: TrainingSpec, stack: Stack, data: TrainingData, held_out: HeldOut | None) -> str:
     """Return a hash that identifies a training: base, spec, initial factors and rows (a sample, if they are many)."""
-    digest = hashlib.sha256(json.dumps([base.fingerprint, asdict(spec)]).encode())
+    settings = {name: value for name, value in asdict(spec).items() if name not in _SETTINGS_OF_AUTO}
+    digest = hashlib.sha256(json.dumps([base.fingerprint, settings]).encode())
     digest.update(stack.factors_GP.cpu().numpy().tobytes())
     parts = [(data, stack.entries[0].rows_K)] + ([] if held_out is None else [(held_out.data, held_out.rows[0])])
     for table, part_K in parts:

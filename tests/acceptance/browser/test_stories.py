@@ -96,7 +96,7 @@ def test_from_a_file_to_a_prediction(training: tuple[httpx.Client, Service], pag
     assert body["data"].keys() == {"dataset", "inputs", "targets"}
 
     expect(page.get_by_role("heading", level=1)).to_have_text("Training of acme")
-    expect(page.locator("#outcome .badge")).to_have_text("succeeded", timeout=SLOWLY)
+    expect(page.locator("#outcome .badge")).to_have_text("succeeded", timeout=2 * SLOWLY)
     expect(page.locator("[data-announce]")).to_have_text("The training has succeeded: acme, version 1")
     expect(page.locator("#notice")).to_be_empty()
     expect(page.locator("[data-caption]")).to_have_text("This training has no loss by step.")

@@ -105,12 +105,14 @@ def test_what_a_job_published_is_taken_back(run: Run, ask: Ask, trained: Ended) 
 
 
 def test_machines_get_jobs_as_the_api_has_them(run: Run, ask: Ask, trained: Ended, service: ServiceProcess) -> None:
-    (job,) = ask("jobs", "--adapter", "acme", "--status", "succeeded", "--limit", 1)
-    of_acme = {"adapter": "acme", "status": "succeeded", "limit": "1"}
-    (listed,) = service.client.get("/jobs", params=of_acme).json()["data"]
+    how = ("--rank", 2, "--method", "adamw", "--loss", "cross_entropy", "--epochs", 1)
+    ask("train", "--dataset", "turned-digits", "--name", "with-history", "--target", "digit", *how)
+    (job,) = ask("jobs", "--adapter", "with-history", "--status", "succeeded", "--limit", 1)
+    query = {"adapter": "with-history", "status": "succeeded", "limit": "1"}
+    (listed,) = service.client.get("/jobs", params=query).json()["data"]
     shown = service.client.get(f"/jobs/{job['id']}").json()
-    assert _told(job).items() <= listed.items()
-    assert _told(ask("job", job["id"])).items() <= shown.items()
+    assert _told(job).items() <= _told(listed).items()
+    assert _told(ask("job", job["id"])).items() <= _told(shown).items()
     assert len(shown["history"]) > 1
 
 
@@ -121,7 +123,7 @@ def test_machines_get_a_revert_as_the_api_has_it(ask: Ask, trained: Ended) -> No
 
 
 def _told(job: Any) -> Any:
-    """A job without what is null in its progress, which the API leaves out."""
+    """A job without what is null in its progress, some of which the API leaves out."""
     return job | {"progress": {name: value for name, value in job["progress"].items() if value is not None}}
 
 

@@ -75,6 +75,32 @@ def test_regression_beside_ridge() -> None:
     assert 1 - figures["adapter"] / figures["guess"] > 1 - error / figures["guess"] - 0.01
 
 
+def test_held_out_rows_have_all_metrics_of_what_is_compared(
+    base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    inputs_NI, classes_N = digits
+    data = with_keys(inputs_NI[:150], classes_N[:150])
+    first = fit_auto(base, data, CLASSES)
+    held_out = fit_auto(base, data, CLASSES, live=LiveVersion(first.adapter)).metrics["held_out"]
+    assert held_out.keys() == {"rows", "adapter", "base", "live", "trivial"}
+    assert held_out["adapter"]["accuracy"] == pytest.approx(evaluation_of(first)["adapter"])
+    assert held_out["live"]["loss"] == pytest.approx(held_out["adapter"]["loss"])
+
+
+def test_documents_are_found_by_the_adapter_that_is_taken() -> None:
+    generator = np.random.default_rng(0)
+    data = with_keys(generator.standard_normal((150, 8)), generator.standard_normal((150, 4)))
+    spec = replace(
+        SPEC,
+        loss=Loss.MULTIPLE_NEGATIVES,
+        candidates=(Candidate.BASE, Candidate.ADAMW),
+        rank=2,
+        epochs=2,
+        batch_size=50,
+    )
+    assert "recall_at_1" in fit_auto(load_base_layer("random:8,4,0"), data, spec).metrics["held_out"]["adapter"]
+
+
 def test_regression_worse_than_the_mean_does_not_move() -> None:
     generator = np.random.default_rng(0)
     data = with_keys(generator.standard_normal((12, 8)), generator.standard_normal((12, 1)) * 5 + 100)
@@ -217,3 +243,31 @@ def test_suspects(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> Non
     assert roc_auc_score(wrong_N, scores_N) > 0.9
     worst = result.suspects[0]
     assert worst["suggested"] == classes_N[worst["row"]]
+
+
+def test_one_adapter_has_all_metrics_on_its_held_out_rows(
+    base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    result = fit_auto(base, with_keys(digits[0][:200], digits[1][:200]), CLASSES)
+    held_out, evaluation = result.metrics["held_out"], evaluation_of(result)
+    assert held_out["rows"] == evaluation["rows"]
+    assert held_out["adapter"]["accuracy"] == pytest.approx(evaluation["adapter"])
+    assert held_out["base"]["accuracy"] == pytest.approx(evaluation["base"])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_documents_are_measured_without_held_out_rows(groups: int) -> None:
+    base, draw = load_base_layer("random:16,16,1", device="cpu"), np.random.default_rng(0)
+    documents = draw.normal(size=(60, 16)).astype(np.float32)
+    data = with_keys(draw.normal(size=(60, 16)), documents, torch.arange(60) % groups if groups > 1 else None)
+    spec = replace(
+        SPEC, rank=2, alpha=2.0, loss=Loss.MULTIPLE_NEGATIVES, batch_size=16, epochs=2, split=None,
+        candidates=(Candidate.BASE, Candidate.ADAMW),
+    )  # fmt: skip
+    results = (
+        [fit_auto(base, data, spec)]
+        if groups == 1
+        else [fit for part in fit_fleet_auto(base, data, spec) for fit in part]
+    )
+    assert [result.metrics["validation_loss"] for result in results] == [None] * groups
+    assert all(result.metrics["train_loss"] <= result.metrics["base_train_loss"] for result in results)
