@@ -32,6 +32,8 @@ _STACK_GROUPS = 64
 # Training rows up to which leave-one-out chooses; beyond them, a fifth of them does.
 _MAX_LEFT_OUT_ROWS = 500
 _INNER_PARTS = 5
+# Rows times classes up to which an adapter's suspects are found.
+_MAX_SUSPECT_NUMBERS = 2**25
 # Least relative improvement of AdamW over the others for which it is taken: it has chosen its steps by the same rows.
 _MIN_IMPROVEMENT = 0.1
 # Candidates without a closed form.
@@ -243,7 +245,8 @@ def _choose(task: FitTask, candidates: Candidates, parts: Sequence[Sequence[_Gro
     if not searches:
         return
     has_others = sum(map(len, parts)) > 1
-    can_keep_base = candidates.candidate(candidates.combinations[0]) is Candidate.BASE
+    first = candidates.combinations[0]
+    can_keep_base = candidates.candidate(first) is Candidate.BASE
     totals_X = torch.stack([search.losses_GEX[:, -1].sum(0) for search in searches]).sum(0)
     gains = [small.gains(search, stack.weights_GN) for search, stack in zip(searches, stacks, strict=True)]
     gains_X = torch.stack([gains_GX.sum(0) for gains_GX in gains]).sum(0)
@@ -263,6 +266,11 @@ def _choose(task: FitTask, candidates: Candidates, parts: Sequence[Sequence[_Gro
             group.tried = _tried(candidates, search, index, chosen, has_others=has_others)
             if candidates.is_bounded(stack):
                 errors_GN[index] = _bounded_errors(candidates, stack, search, index, chosen_GE[index])
+                base_N, weights_N = search.errors_GXN[index, 0].double(), stack.weights_GN[index]
+                if can_keep_base and float((errors_GN[index] - base_N) @ weights_N) > 0:
+                    # The largest rank cannot hold what was chosen.
+                    errors_GN[index], group.composed = base_N, candidates.compose(stack, index, first, 0)
+                    group.tried = _tried(candidates, search, index, 0, has_others=has_others)
             group.fold_errors_K = errors_GN[index, : len(group.sides.training_K)]
             if len(parts) == len(part) == 1:
                 everything = stack
@@ -367,7 +375,7 @@ def _fit_many(task: FitTask, plan: _Plan, group: _Group) -> None:
         task.scores, "held_out", taken, "its loss on a fifth of the training rows is the least", figures
     )
     _compare_descent(task, group, parts, best.loss) if Candidate.ADAMW in task.spec.candidates else None
-    if task.spec.loss is Loss.CROSS_ENTROPY:
+    if task.spec.loss is Loss.CROSS_ENTROPY and len(group.rows_K) * task.outputs <= _MAX_SUSPECT_NUMBERS:
         plain_best = min((one for one in scored if one.combination.step < large.CONVERGED), key=lambda one: one.loss)
         group.left_out_NC = large.left_out(chunks(group.rows_K), candidates.maps, plain_best, starts, task.scores)
     if group.descent is None:
@@ -401,24 +409,21 @@ def _measure(task: FitTask, group: _Group) -> None:
     assert group.adapter is not None
     if sides.held is None and not sides.is_cross_validated:
         return
-    training = task.data.take(sides.training_K)
-    table = training if sides.held is None else sides.held
-    y_KC = task.scores.wide(table.targets, task.outputs)
+    table = task.data.take(sides.training_K) if sides.held is None else sides.held
     weights_K = torch.ones(table.rows) if table.weights_N is None else table.weights_N
     group.errors = {"weights": weights_K.double(), "base": task.base_errors(table)}
     if sides.held is None:
         assert group.fold_errors_K is not None
         group.errors["adapter"] = group.fold_errors_K
-        classes_K = training.targets if training.targets.dtype == torch.int64 else None
+        y_KC = task.scores.wide(table.targets, task.outputs)
+        classes_K = table.targets if table.targets.dtype == torch.int64 else None
         folds_K = small.outer_folds(task.keys(sides.training_K), classes_K, task.spec.seed)
         guesses = [task.scores.guess(y_KC, weights_K.double() * (folds_K != fold)) for fold in range(small.FOLDS)]
         guess_KC = torch.stack([guesses[fold][0] for fold in folds_K.tolist()])
+        group.errors["guess"] = task.scores.errors(guess_KC, y_KC)
     else:
         group.errors["adapter"] = task.live_errors(group.adapter, table)
-        weights_T = torch.ones(training.rows) if training.weights_N is None else training.weights_N
-        guess_KC = task.scores.guess(task.scores.wide(training.targets, task.outputs), weights_T.double())
-        guess_KC = guess_KC.expand(table.rows, -1)
-    group.errors["guess"] = task.scores.errors(guess_KC, y_KC)
+        group.errors["guess"] = task.guess_errors(task.data, sides.training_K, table)
     live = task.live.get(group.position)
     if live is not None and live.adapter is not None:
         group.errors["live"] = task.live_errors(live.adapter, table)

@@ -21,7 +21,9 @@ from adapters.training.gradient.training_loop import CheckpointOptions, HeldOut,
 from adapters.training.settings import Method, TrainingSpec
 
 _PATIENCE = 20
-# Learning rates below the best by its loss that are not worth a run.
+# Rows to test on at most, about.
+_MAX_TEST_ROWS = 20_000
+# Largest rank that it trains.
 _MAX_RANK = 32
 
 
@@ -137,4 +139,7 @@ def split_in_parts(keys_K: Tensor, rows_K: Tensor, parts: int) -> list[tuple[Ten
     """
     unique, codes_K = torch.unique(keys_K, return_inverse=True)
     part_K = codes_K % max(parts, 5 if parts == 1 else min(parts, len(unique)))
+    if parts == 1 and int((part_K == 0).sum()) > _MAX_TEST_ROWS:
+        # More rows to test on would not choose better.
+        part_K = torch.where(codes_K < 5 * _MAX_TEST_ROWS, part_K, 1)
     return [(rows_K[part_K != part], rows_K[part_K == part]) for part in range(parts) if bool((part_K == part).any())]

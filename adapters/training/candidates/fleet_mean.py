@@ -180,7 +180,8 @@ def _fit_clusters_of(
             break
         cluster_of = assigned
     clusters = cluster_of[is_used].unique().tolist()
-    return [_choose(stacks, scores, cluster_of == cluster, (mean.ridge / 3, mean.ridge)) for cluster in clusters]
+    # Fewer rows than the mean has, and so a smaller ridge.
+    return [_fit(stacks, scores, cluster_of == cluster, mean.ridge / 2, mean.step) for cluster in clusters]
 
 
 def _members(stacks: Stacks, is_member: Tensor) -> Iterable[GroupRows]:
@@ -196,7 +197,7 @@ def _fit(stacks: Stacks, scores: Scores, is_member: Tensor, ridge: float, step: 
     return sums.model(ridge, step, is_member)
 
 
-def _choose(stacks: Stacks, scores: Scores, is_member: Tensor, ridges: Sequence[float] = RIDGES) -> CommonModel:
+def _choose(stacks: Stacks, scores: Scores, is_member: Tensor) -> CommonModel:
     """Return the regression over these groups, with ridge and step chosen by the loss of groups left out in turn."""
     sums = _Sums.of((rows.double() for rows in _members(stacks, is_member)), scores)
     assert sums is not None
@@ -204,7 +205,7 @@ def _choose(stacks: Stacks, scores: Scores, is_member: Tensor, ridges: Sequence[
     chosen[is_member.nonzero()[:_CHOOSING_GROUPS, 0]] = True
     steps = (1.0,) if scores.is_regression else CLASS_STEPS
     best: tuple[float, float, float] | None = None
-    for ridge in ridges:
+    for ridge in RIDGES:
         model = sums.model(ridge, 1.0, is_member)
         totals = dict.fromkeys(steps, 0.0)
         for rows in _members(stacks, chosen):

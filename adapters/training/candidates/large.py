@@ -139,8 +139,7 @@ def search(
         for ridge, start, theta_JC, intercept_C in sums.solve(
             ridges, starts, free_intercept=feature_map.free_intercept
         ):
-            if max_rank < min(theta_JC.shape):
-                theta_JC = _bounded(theta_JC, max_rank, has_constant=feature_map.constant is not None)
+            theta_JC = _at_rank(theta_JC, max_rank, feature_map)
             updates[features, ridge, start, False] = theta_JC, intercept_C
             changes = [phi_NJ @ theta_JC + intercept_C for _, phi_NJ in testing]
             for step in sorted({combination.step for combination in own}):
@@ -187,9 +186,7 @@ def _converged(
             return
         for ridge in _CONVERGED_RIDGES:
             theta_JC = minimize(*rows, ridge, scores, theta_JC)
-            bounded_JC = theta_JC
-            if max_rank < min(theta_JC.shape):
-                bounded_JC = _bounded(theta_JC, max_rank, has_constant=feature_map.constant is not None)
+            bounded_JC = _at_rank(theta_JC, max_rank, feature_map)
             total = 0.0
             for chunk in testing:
                 outputs_NC = chunk.starts[start] + feature_map(chunk.x_NI) @ bounded_JC
@@ -234,9 +231,12 @@ def minimize(
     return parameters.detach()
 
 
-def _bounded(theta_JC: Tensor, rank: int, *, has_constant: bool) -> Tensor:
+def _at_rank(theta_JC: Tensor, rank: int, feature_map: FeatureMap) -> Tensor:
     """Return the best approximation of this rank of all coefficients but that of the constant."""
+    has_constant = feature_map.constant is not None
     slope_JC = theta_JC[:-1] if has_constant else theta_JC
+    if rank >= min(slope_JC.shape):
+        return theta_JC
     basis_CR = torch.linalg.eigh(slope_JC.T @ slope_JC)[1][:, -rank:]
     slope_JC = slope_JC @ basis_CR @ basis_CR.T
     return torch.cat([slope_JC, theta_JC[-1:]]) if has_constant else slope_JC
@@ -284,14 +284,15 @@ def compose(
         if step == CONVERGED:
             rows = _in_memory(chunks, feature_map, number)
             assert rows is not None
-            delta_CI, bias_C = feature_map.update(minimize(*rows, ridge, task.scores), None)
-            return starts[number].from_base(delta_CI, bias_C, task.base).bounded(best.rank)
+            theta_JC = _at_rank(minimize(*rows, ridge, task.scores), best.rank, feature_map)
+            return starts[number].from_base(*feature_map.update(theta_JC, None), task.base)
         only = (chunk._replace(starts=[chunk.starts[number]]) for chunk in chunks())
         sums = _Sums.of(feature_map, only, task.scores)
         ((_, _, theta_JC, intercept_C),) = sums.solve([ridge], [0], free_intercept=feature_map.free_intercept)
         intercept = step * intercept_C if feature_map.free_intercept else None
-        delta_CI, bias_C = feature_map.update(step * theta_JC, intercept)
-    return starts[number].from_base(delta_CI, bias_C, task.base).bounded(best.rank)
+        theta_JC = _at_rank(step * theta_JC, best.rank, feature_map)
+        delta_CI, bias_C = feature_map.update(theta_JC, intercept)
+    return starts[number].from_base(delta_CI, bias_C, task.base)
 
 
 def left_out(

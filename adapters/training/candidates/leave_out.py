@@ -84,6 +84,7 @@ class LeaveOut:
         P_GFMM = self._P_GFMN.gather(-1, columns) * folds.is_row_GSM[:, :, None, :]
         # Rows without weight have an empty P; 1 on the diagonal leaves their residuals as they are.
         empty_GFM = P_GFMM.diagonal(dim1=-2, dim2=-1) <= 0
+        self._empty_GFM1 = empty_GFM[..., None]
         self._Q_GFMN = torch.linalg.solve(P_GFMM + torch.diag_embed(empty_GFM.to(P_GFMM.dtype)), self._P_GFMN)
         diagonal_GN = P_GNN.diagonal(dim1=-2, dim2=-1)
         removed_GFN = (self._P_GFMN * self._Q_GFMN).sum(2)
@@ -102,14 +103,17 @@ class LeaveOut:
         G, F, M, N = self._shape
         alpha_GNC = self._P_GNN @ residuals_GNC
         left_GFMC = (self._Q_GFMN.reshape(G, F * M, N) @ residuals_GNC).view(G, F, M, -1)
+        # Without other rows, nothing changes the residual.
+        left_GFMC = torch.where(self._empty_GFM1, self._folds.gather(residuals_GNC), left_GFMC)
         change_GFNC = self._P_GFMN.mT @ left_GFMC
         alpha_GENC = torch.cat([alpha_GNC[:, None] - change_GFNC, alpha_GNC[:, None]], dim=1)
         return self._folds.scatter(left_GFMC, N), alpha_GENC
 
-    def unit_residuals(self, alpha_GENC: Tensor) -> Tensor:
+    def unit_residuals(self, alpha_GENC: Tensor, residuals_GNC: Tensor) -> Tensor:
         """Return the residuals of each row without its unit, in each fit, (G, E, N, C)."""
+        lacks_GEN1 = self._diagonal_GEN.isinf()[..., None]
         if self._units is None:
-            return alpha_GENC / self._diagonal_GEN[..., None]
+            return torch.where(lacks_GEN1, residuals_GNC[:, None], alpha_GENC / self._diagonal_GEN[..., None])
         units, N = self._units, self._shape[-1]
         P_GENN = torch.cat([self._P_GNN[:, None] - self._P_GFMN.mT @ self._Q_GFMN, self._P_GNN[:, None]], dim=1)
         results = []
@@ -122,4 +126,4 @@ class LeaveOut:
             P_GSDD = torch.where(empty_GSD[..., None] | empty_GSD[..., None, :], 0.0, P_GSDD)
             block = P_GSDD + torch.diag_embed(empty_GSD.to(P_GSDD.dtype))
             results.append(units.scatter(torch.linalg.solve(block, units.gather(alpha_GENC[:, fit])), N))
-        return torch.stack(results, dim=1)
+        return torch.where(lacks_GEN1, residuals_GNC[:, None], torch.stack(results, dim=1))

@@ -44,7 +44,7 @@ class Scores:
     @property
     def steps(self) -> tuple[float, ...]:
         """Return the steps to try."""
-        return (1.0,) if self.is_regression else (1.0, 3.0, 10.0)
+        return (1.0,) if self.is_regression else (3.0, 10.0)
 
     @property
     def ridges(self) -> tuple[float, ...]:
@@ -83,7 +83,10 @@ class Scores:
         return ((z_NC > 0) != (y_NC > 0.5)).to(z_NC.dtype).mean(-1)
 
     def guess(self, y_GNC: Tensor, weights_GN: Tensor) -> Tensor:
-        """Return the outputs of the trivial guess from these rows, (…, 1, C): the mean, frequencies, or log odds."""
+        """Return the outputs of the trivial guess from these rows, (…, 1, C)."""
         total = weights_GN.sum(-1)[..., None].clamp_min(1e-300)
-        mean_GC = (y_GNC * weights_GN[..., None]).sum(-2) / total
-        return (mean_GC if self.loss is not Loss.BINARY_CROSS_ENTROPY else torch.logit(mean_GC, eps=1e-9))[..., None, :]
+        return self.guess_of_mean((y_GNC * weights_GN[..., None]).sum(-2) / total)[..., None, :]
+
+    def guess_of_mean(self, mean_C: Tensor) -> Tensor:
+        """Return the outputs of the trivial guess: the mean of the targets, the frequencies, or the log odds."""
+        return torch.logit(mean_C, eps=1e-9) if self.is_shares else mean_C

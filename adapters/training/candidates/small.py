@@ -168,7 +168,7 @@ class Candidates:
         leave_out = self._leave_out(stack, combination.features, combination.ridge, folds, units)
         residuals_GNC = self.scores.residuals(z_GNC, stack.y_GNC)
         _, alpha_GENC = leave_out.coefficients(residuals_GNC)
-        left_GNC = leave_out.unit_residuals(alpha_GENC)[:, -1]
+        left_GNC = leave_out.unit_residuals(alpha_GENC, residuals_GNC)[:, -1]
         outputs_GNC: Tensor = z_GNC + combination.step * (residuals_GNC - left_GNC)
         return scale * outputs_GNC[0]
 
@@ -239,7 +239,7 @@ class Candidates:
                 }
                 for number in sorted(numbers):
                     fold_GNC, alpha_GENC = leave_out.coefficients(residuals[number])
-                    left_GENC = leave_out.unit_residuals(alpha_GENC)
+                    left_GENC = leave_out.unit_residuals(alpha_GENC, residuals[number])
                     change_GENC = (residuals[number][:, None] - left_GENC).float()
                     for step in scores.steps:
                         scale, z_G1NC = self.starts[number].loss_scale, starts[number][:, None].float()
@@ -313,13 +313,6 @@ class Composed(NamedTuple):
 
     delta_CI: Tensor
     bias_C: Tensor | None
-
-    def bounded(self, rank: int) -> "Composed":
-        """Return the best approximation of this rank."""
-        if rank >= min(self.delta_CI.shape):
-            return self
-        basis_CR = torch.linalg.eigh(self.delta_CI @ self.delta_CI.T)[1].flip(1)[:, :rank]
-        return Composed(basis_CR @ (basis_CR.T @ self.delta_CI), self.bias_C)
 
     def outputs(self, x_NI: Tensor) -> Tensor:
         """Return the change of the outputs, (N, C)."""

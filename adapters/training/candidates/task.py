@@ -147,8 +147,11 @@ class FitTask:
 
     def base_errors(self, table: TrainingData) -> Tensor:
         """Return the errors of the base layer on these rows, (K,): its outputs are matched to the classes by label."""
-        y_KO = base_outputs(self.base, table.inputs_NI.double())
-        return self._errors(y_KO, table.targets, base_matching(self.base, self.labels, self.spec))
+        matching = base_matching(self.base, self.labels, self.spec)
+        parts = table.parts(None, CHUNK_ROWS)
+        return torch.cat([
+            self._errors(base_outputs(self.base, part.inputs_NI.double()), part.targets, matching) for part in parts
+        ])  # fmt: skip
 
     def live_errors(self, adapter: Adapter, table: TrainingData) -> Tensor:
         """Return the errors of a live version on these rows, (K,)."""
@@ -156,7 +159,22 @@ class FitTask:
         matching = match_labels(
             adapter.labels, self.labels, self.spec, outputs=base.out_features, base_labels=base.labels
         )
-        return self._errors(adapter_outputs(self.base, adapter, table.inputs_NI), table.targets, matching)
+        parts = table.parts(None, CHUNK_ROWS)
+        return torch.cat([
+            self._errors(adapter_outputs(self.base, adapter, part.inputs_NI), part.targets, matching) for part in parts
+        ])  # fmt: skip
+
+    def guess_errors(self, training: TrainingData, rows_K: Tensor, table: TrainingData) -> Tensor:
+        """Return the errors on a table, (K,), of the trivial guess from these rows of the training data."""
+        C, total_C, weight = self.outputs, torch.zeros(self.outputs, dtype=torch.float64), 0.0
+        for begin in range(0, len(rows_K), CHUNK_ROWS):
+            part_K = rows_K[begin : begin + CHUNK_ROWS]
+            weights_K = torch.ones(len(part_K)) if training.weights_N is None else training.weights_N[part_K]
+            total_C += weights_K.double() @ self.scores.wide(training.targets[part_K], C)
+            weight += float(weights_K.sum())
+        guess_1C = self.scores.guess_of_mean(total_C / max(weight, 1e-300))[None]
+        parts = table.targets.split(CHUNK_ROWS)
+        return torch.cat([self.scores.errors(guess_1C, self.scores.wide(part, C)) for part in parts])
 
     def _errors(self, y_KO: Tensor, targets: Tensor, matching: LabelMatching | None) -> Tensor:
         width = self.outputs
