@@ -42,6 +42,16 @@ def make_older(folder: Path) -> None:
         connection.execute("DROP TABLE pending_blobs")
         for index in ("ix_dataset_versions_file", "ix_versions_statistics", "ix_jobs_data_file"):
             connection.execute(f"DROP INDEX {index}")
+        for name in ("name", "outcome", "gain"):
+            connection.execute(f"DROP INDEX IF EXISTS ix_job_adapters_job_{name}")
+        later = {
+            "versions": ("evidence",),
+            "jobs": ("kind", "report", "suspects"),
+            "job_adapters": ("outcome", "gain", "report"),
+        }
+        for table, columns in later.items():
+            for column in columns:
+                connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("UPDATE alembic_version SET version_num = '0002'")
     (folder / STORE_ID).unlink()
     (folder / "blobs" / STORE_ID).unlink()
