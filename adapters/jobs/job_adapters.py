@@ -35,7 +35,7 @@ class AdapterStatus(StrEnum):
 
 
 class AdapterOutcome(StrEnum):
-    """How an adapter of a job compares with what its name answered with before."""
+    """Outcome of an adapter of a job, compared with what answered under its name before."""
 
     BETTER = "better"
     SAME = "same"

@@ -10,7 +10,7 @@ from adapters.training.settings import TrainingSpec
 
 
 class JobKind(StrEnum):
-    """What a job does with its rows."""
+    """Kind of a job: it trains, updates, or evaluates."""
 
     TRAIN = "train"
     """It trains an adapter, or a fleet."""

@@ -125,7 +125,7 @@ class _Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
-    """What is tried, with the regressions over all groups."""
+    """Candidates to compare, and the regression over all groups that they start from."""
 
     candidates: Candidates
     moments: Moments

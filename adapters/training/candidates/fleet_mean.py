@@ -1,4 +1,4 @@
-"""What the groups of a fleet have in common: ridge regressions over the rows of all groups, or of clusters of them.
+"""Means of a fleet: ridge regressions over the rows of all groups, or of clusters of them.
 
 A group must not see its own rows in what it starts from. The coefficients without group g follow from those with it:
 with A = ΦᵀΦ + ridge·1, θ = A⁻¹·ΦᵀR and the residuals e of its rows,

@@ -1,4 +1,4 @@
-"""What the fit of one adapter ended with: the adapter, its judgement, what was tried, and suspect rows."""
+"""Outcome of the fit of one adapter: the adapter, its judgement, the candidates tried, and suspect rows."""
 
 # K rows of one adapter · C outputs of the task
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ MAX_SUSPECTS = 200
 
 
 class Tried(NamedTuple):
-    """What was tried for one adapter."""
+    """Candidates that were compared for one adapter."""
 
     scores: Scores
     by: str
-    """How the rows decided: `leave_one_out`, or `held_out` for a part of the training rows."""
+    """Rows that chose: `leave_one_out` for each training row in turn, `held_out` for a part of them."""
     taken: Candidate
     reason: str
     figures: Mapping[Candidate, tuple[float, Mapping[str, Any]]]
@@ -59,7 +59,7 @@ class Tried(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class AutoFit:
-    """How the fit of one adapter ended."""
+    """Result of the fit of one adapter: an adapter, or an error."""
 
     position: int
     spec: TrainingSpec

@@ -47,7 +47,7 @@ class Start(NamedTuple):
     """Outputs that a candidate starts from."""
 
     candidate: Candidate
-    """What it is called without a ridge of the group's own."""
+    """Name of the candidate that stops at the start, without a ridge on the group's own rows."""
     with_ridge: Candidate
     scale: float
     """Scale of the base layer's outputs; 0 without them."""

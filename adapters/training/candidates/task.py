@@ -1,4 +1,4 @@
-"""What the adapters of one fit share: base layer, rows and scores, and how their rows are read."""
+"""Fit task: the base layer, rows, settings and scores that all adapters of one fit share."""
 
 # G groups of a stack · N rows of a group, padded · K rows of one group · I in_features · C outputs of the task
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ class Sides:
     held: TrainingData | None
     """Held-out rows; None if none are."""
     is_cross_validated: bool
-    """Whether the training rows evaluate too, in outer folds."""
+    """Whether the adapter is evaluated on its training rows, in outer folds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,7 +58,7 @@ class ComparedVersion:
     labels: Labels | None = None
     """Labels of its first outputs, if it has some of its own."""
     loss: str | None = None
-    """What it was trained with, if that is known."""
+    """Loss of its training; None if it is not known."""
     problem: str | None = None
     """Why it cannot be compared, if that is known before its outputs are computed."""
 
