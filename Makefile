@@ -8,20 +8,21 @@
 PYTHON ?= python3
 TORCH_EXTRA_INDEX_URL ?=
 BENCH ?=
+FAULT ?=
 
 BIN := .venv/bin
 # Twice quiet: only errors.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-soak coverage openapi docs screenshots check bench pairs attacks
+.PHONY: help setup demo serve test test-all test-optimized test-soak fault coverage openapi docs screenshots check bench pairs growth attacks audit release
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
 
 setup: .venv/dev.stamp  ## make .venv for the service and the tests; does nothing when it is current
 
-demo: .venv/run.stamp  ## the whole story on real data, in a minute or two
+demo: .venv/run.stamp  ## train, upload, predict and crash on real data, in a minute or two
 	@$(BIN)/python demo/demo.py
 
 serve: .venv/run.stamp  ## start the service on 127.0.0.1:8000
@@ -38,9 +39,18 @@ test-all: .venv/dev.stamp  ## run all tests, as CI does; those with a bound in s
 	@$(PYTEST) $(PARALLEL) -m "not timing"
 	@$(PYTEST) -m timing $$(grep -rl --include=*.py mark.timing tests)
 
+# Child processes inherit the variable. pytest keeps the assertions of test modules, and says that others are gone.
+test-optimized: .venv/dev.stamp  ## run the tests of units and of hostile requests under `python -O`
+	@PYTHONOPTIMIZE=1 $(PYTEST) $(PARALLEL) -W ignore::pytest.PytestConfigWarning -m "not slow and not timing" \
+		tests/unit tests/integration/hostile
+
 test-soak: .venv/dev.stamp  ## run the long forms of the kill tests and of others that draw at random, about an hour
 	@CRASH_KILLS=50 TRAINING_KILLS=50 TRAINING_CANCELS=100 FRAMED_STREAMS=10000 METRIC_NAMES=20000 REPLACEMENTS=1000 \
 		$(PYTEST) -m soak --timeout 7200
+
+# Results add up in build/fault/results.jsonl, so that it can be interrupted. FAULT=--short runs the short form.
+fault: .venv/dev.stamp  ## break processes, disks, bits, clocks and inputs until every count of docs/reliability.md is reached, hours
+	@$(BIN)/python -m scripts.fault $(FAULT)
 
 # Not those with a bound in seconds: they would measure the coverage tool.
 coverage: .venv/dev.stamp  ## run the tests of `make test`, and show the lines that they do not reach; writes build/coverage/html
@@ -75,8 +85,20 @@ pairs: .venv/dev.stamp  ## compare /predict with another commit: make pairs COMM
 	@command -v wrk >/dev/null || benchmarks/install_wrk.sh
 	@$(BIN)/python -m benchmarks.pairs $(COMMIT)
 
+growth: .venv/dev.stamp  ## measure the catalogue with up to a million adapters; writes benchmarks/GROWTH.md
+	@$(BIN)/python -m benchmarks.growth
+
 attacks: .venv/dev.stamp  ## attack the service and measure what others notice of it; writes benchmarks/ATTACKS.md
 	@$(BIN)/python -m benchmarks.attacks
+
+# The advisories come from PyPI, so this needs a network. pip-audit runs from an environment of its own. --strict: without
+# it, packages whose advisories cannot be read are left out, and "No known vulnerabilities found" is said of the rest.
+audit:  ## look up known vulnerabilities of the locked packages
+	@$(PYTHON) -m venv --clear build/audit && build/audit/bin/pip --disable-pip-version-check install -qq pip-audit
+	@build/audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements.lock
+
+release: .venv/dev.stamp  ## build the wheels, the bill of materials (SBOM) and SHA256SUMS into build/release
+	@rm -rf build/release && $(BIN)/python -m scripts.release build/release
 
 # Also made again when the Python that it points to has gone.
 $(BIN)/python:

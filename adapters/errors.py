@@ -12,18 +12,22 @@
     │   └── OutputNotFinite
     ├── NotFound
     │   ├── AdapterNotFound · VersionNotFound · AliasNotFound · AdapterNotLive
-    │   └── DatasetNotFound · JobNotFound
+    │   └── DatasetNotFound · JobNotFound · TenantNotFound · KeyNotFound
     ├── Conflict
     │   ├── BaseMismatch · FeatureSpaceMismatch
-    │   └── JobEnded · JobNotEnded · NoStatistics · NoSuspects · DataGone
-    ├── PreconditionFailed · QueueFull · RequestTimeout · CatalogBusy
+    │   ├── JobEnded · JobNotEnded · NoStatistics · NoSuspects · DataGone
+    │   └── NameTaken · KeysDisabled
+    ├── Unauthenticated · Forbidden
+    ├── RateLimited · QuotaExceeded
+    ├── PreconditionFailed · QueueFull · RequestTimeout
+    ├── CatalogBusy · CatalogUnavailable
     ├── StorageFull · StorageFailed · TooManyOpenFiles
     ├── BlobCorrupt
     ├── TrainingFailed
     │   ├── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
     │   └── IllConditioned · FleetFailed
     ├── ClaimLost
-    └── BaseNotLoadable · CatalogNotLoadable
+    └── BaseNotLoadable · CatalogNotLoadable · BackupFailed
 
 The first line of a class's docstring, without its period, is the title of the error in every answer. The class's name
 in snake case is its code, which never changes: `NotJson` is `not_json`. `app.http.errors` maps codes to HTTP statuses.
@@ -257,6 +261,10 @@ class EstimateTooLarge(InvalidInput):
     """The training would need more memory than a trainer has."""
 
 
+class IdempotencyKeyReused(InvalidInput):
+    """The idempotency key was sent with another request before."""
+
+
 class OutputNotFinite(InvalidInput):
     """The layer's answer to a row is not finite."""
 
@@ -289,6 +297,14 @@ class JobNotFound(NotFound):
     """There is no job of that id."""
 
 
+class TenantNotFound(NotFound):
+    """There is no tenant of that name."""
+
+
+class KeyNotFound(NotFound):
+    """There is no key of that id."""
+
+
 class Conflict(LoraplexError):
     """The request does not fit the state of what it names."""
 
@@ -313,12 +329,57 @@ class NoSuspects(Conflict):
     """The job has found no suspects: it has no classes, or has not ended."""
 
 
+class NameTaken(Conflict):
+    """An adapter of that name exists."""
+
+
 class DataGone(Conflict):
     """The rows that the job was trained on are no longer stored."""
 
 
 class NoStatistics(Conflict):
     """The version was trained without keep_statistics."""
+
+
+class KeysDisabled(Conflict):
+    """This service has no keys."""
+
+
+class IdempotencyInProgress(Conflict):
+    """The first request with this idempotency key is still running."""
+
+
+class Unauthenticated(LoraplexError):
+    """The request has no key, or none that this service accepts."""
+
+
+class Forbidden(LoraplexError):
+    """The key does not have the scope for this."""
+
+
+class RateLimited(LoraplexError):
+    """The tenant sends more than its limits allow for a second."""
+
+    def __init__(self, detail: str, *, policy: str, per_second: float, wait_seconds: float, expected: str) -> None:
+        """Create the error. `policy` is what the rate counts, and `wait_seconds` says when to try again."""
+        super().__init__(detail, expected=expected)
+        self.policy = policy
+        self.per_second = per_second
+        self.wait_seconds = wait_seconds
+
+
+class QuotaExceeded(LoraplexError):
+    """The tenant would have more than one of its limits allows."""
+
+    def __init__(self, limit: str, *, value: int, used: int, adds: int = 1) -> None:
+        """Create the error of a limit, given its value, what the tenant uses of it and what this would add."""
+        detail = f"the tenant's limit {limit} is {value}: it uses {used}, and this needs {adds} more"
+        super().__init__(detail, expected=f"at most {value}")
+        self.limit, self.value, self.used = limit, value, used
+
+    def members(self) -> dict[str, object]:
+        """Return the members of every error, and the limit with its value and its use."""
+        return super().members() | {"quota": {"limit": self.limit, "value": self.value, "used": self.used}}
 
 
 class PreconditionFailed(LoraplexError):
@@ -335,6 +396,10 @@ class RequestTimeout(LoraplexError):
 
 class CatalogBusy(LoraplexError):
     """The catalogue is locked by another process."""
+
+
+class CatalogUnavailable(LoraplexError):
+    """The catalogue's database cannot be reached."""
 
 
 class StorageFull(LoraplexError):
@@ -407,3 +472,7 @@ class BaseNotLoadable(LoraplexError):
 
 class CatalogNotLoadable(LoraplexError):
     """The catalogue cannot be opened."""
+
+
+class BackupFailed(LoraplexError):
+    """A backup cannot be made or restored."""

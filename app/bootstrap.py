@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING
 
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import count_live_by_base, count_queued_by_base
+from adapters.errors import LoraplexError
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer, load_base_layer
-from adapters.storage.database import SqliteDatabase
+from adapters.storage.database import Database
 from adapters.training.execution.fit_client import Fitter
+from adapters.training.gradient.checkpoint import CheckpointFolder
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from adapters.storage.postgres_database import PostgresDatabase
     from app.observability.tracing import Tracing
 
 # Folder, in the data folder, of the checkpoints of running fits.
 CHECKPOINTS = "checkpoints"
 _MAX_LISTED = 5
+_SECONDS_BEFORE_SWEEP = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +51,67 @@ def open_fitter(settings: Settings) -> Fitter:
     """Return the client of a fit process, which is not started yet."""
     return Fitter(
         base_arguments(settings),
-        data_folder=settings.data_dir,
+        blobs=settings.blob_location,
         threads=settings.trainer_threads,
         memory_bytes=settings.trainer_memory_bytes,
         stopped_seconds=settings.lease_seconds,
     )
 
 
+def open_catalog(settings: Settings) -> Catalog:
+    """Open the catalogue of the data folder, or that of `DATABASE_URL`.
+
+    Raises `CatalogNotLoadable` and `CatalogUnavailable`.
+    """
+    return Catalog(
+        settings.data_dir,
+        now=time.time,
+        blobs=settings.blob_location,
+        trash_days=settings.trash_days,
+        database=open_database(settings),
+    )
+
+
+def open_checkpoints(catalog: Catalog, settings: Settings) -> CheckpointFolder:
+    """Return the checkpoints of fits, with copies in the bucket if there is one."""
+    folder = settings.data_dir / CHECKPOINTS
+    if settings.blob_url is None:
+        return CheckpointFolder(folder)
+    from adapters.storage.object_blobs import ObjectBlobs
+    from adapters.training.execution.checkpoint_objects import CheckpointObjects
+
+    assert isinstance(catalog.blobs, ObjectBlobs)
+    return CheckpointObjects(folder, catalog.blobs)
+
+
+def open_database(settings: Settings) -> "PostgresDatabase | None":
+    """Open the database of `DATABASE_URL`; None if the catalogue is in the data folder."""
+    if settings.database_url is None:
+        return None
+    # The driver is an optional dependency.
+    from adapters.storage.postgres_database import PostgresDatabase
+
+    return PostgresDatabase(settings.database_url, max_stale_seconds=settings.max_stale_seconds)
+
+
 def open_queue(catalog: Catalog, settings: Settings) -> JobQueue:
     """Return the job queue in the catalogue's database."""
     return JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=settings.lease_seconds)
+
+
+def sweep_in_background(catalog: Catalog) -> None:
+    """Sweep what an earlier run has left in a thread, because it takes seconds if there are many blobs."""
+
+    def sweep() -> None:
+        # The processes of a service start one after the other. The sweep begins after all have opened the catalogue,
+        # so that one is enough.
+        time.sleep(_SECONDS_BEFORE_SWEEP)
+        try:
+            catalog.sweep_once()
+        except (LoraplexError, OSError) as error:
+            log.warning("files that an earlier run left are not removed now: %s", error)
+
+    threading.Thread(target=sweep, name="sweep", daemon=True).start()
 
 
 def warn_in_background(*warnings: Callable[[], None]) -> None:
@@ -72,7 +127,7 @@ def warn_in_background(*warnings: Callable[[], None]) -> None:
     threading.Thread(target=warn, name="start-warnings", daemon=True).start()
 
 
-def warn_about_adapters(database: SqliteDatabase, base: BaseLayer, feature_space: str | None) -> None:
+def warn_about_adapters(database: Database, base: BaseLayer, feature_space: str | None) -> None:
     """Log how many live versions were made for another base layer or feature space; raise `CatalogBusy`."""
     by_base: Counter[str] = Counter()
     by_space: Counter[str] = Counter()
@@ -92,7 +147,7 @@ def warn_about_adapters(database: SqliteDatabase, base: BaseLayer, feature_space
     )
 
 
-def warn_about_jobs(database: SqliteDatabase, base: BaseLayer) -> None:
+def warn_about_jobs(database: Database, base: BaseLayer) -> None:
     """Log how many queued jobs are for another base layer; raise `CatalogBusy`."""
     by_base = Counter(count_queued_by_base(database))
     del by_base[base.fingerprint]

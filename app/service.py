@@ -4,7 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -13,13 +13,23 @@ import anyio.to_thread
 import simdjson
 from fastapi import Depends, Request
 
+from adapters.access.audit import AuditLog
+from adapters.access.grants import Grants
+from adapters.access.idempotency import IdempotencyKeys
+from adapters.access.keys import Keys
+from adapters.access.rates import RATES, RateLimiter, SharedBuckets
+from adapters.access.sessions import Sessions
+from adapters.access.tenants import Tenants
+from adapters.access.usage import Usage
 from adapters.catalog.adapter_cache import AdapterCache
-from adapters.catalog.catalog import Catalog, Resolver
+from adapters.catalog.resolver import Resolver
 from adapters.datasets.store import Datasets
-from adapters.errors import CatalogBusy
+from adapters.errors import CatalogBusy, LoraplexError
 from adapters.lora.forward import load_kernel
+from adapters.storage.database import Database
 from adapters.training.planning.planner import Planner, PlanningLimits
-from app.bootstrap import load_base, open_queue, open_tracing
+from app.bootstrap import load_base, open_catalog, open_queue, open_tracing
+from app.http.authentication import Authenticator
 from app.http.bodies import BodyMemory, JsonBodies
 from app.http.host_policy import HostPolicy
 from app.http.job_events import JobEvents
@@ -29,14 +39,16 @@ from app.observability.metrics.process_slot import METRICS
 from app.observability.metrics.recorder import Metrics
 from app.observability.observer import Observer
 from app.observability.request_log import LineWriter, RequestLog
+from app.observability.usage_counter import UsageCounter
 from app.serving.adapter_loader import AdapterLoader
 from app.serving.batcher import Batcher
-from app.settings import Settings
+from app.settings import Auth, Settings
 
 _WRITE_THREADS = 16
 _MAX_WAITING_WRITES = 200
 # Longest wait of a call for a thread that writes, equal to that of a thread for the lock.
 _WRITE_TIMEOUT_SECONDS = 15.0
+_DURABILITY_SECONDS = 10.0
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -110,6 +122,24 @@ class WriteThreads:
             self._waiting -= 1
 
 
+class Durability:
+    """Reasons why the database may lose acknowledged changes, read at most once in ten seconds."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._warnings: list[str] = []
+        self._read_at = -float("inf")
+
+    def warnings(self) -> list[str]:
+        """Return the warnings, in sentences; those of before if the database cannot be reached."""
+        now = time.monotonic()
+        if now - self._read_at >= _DURABILITY_SECONDS:
+            self._read_at = now
+            with suppress(LoraplexError):
+                self._warnings = list(self._database.durability_warnings())
+        return self._warnings
+
+
 class Service:
     """One worker's base layer, catalogue, queue and resident adapters.
 
@@ -122,33 +152,33 @@ class Service:
         self.new_id: Callable[[], str] = lambda: uuid.uuid4().hex
         self.base = base = load_base(settings)
         load_kernel()
-        self.catalog = Catalog(settings.data_dir, now=time.time, quarantine_days=settings.quarantine_days)
-        self.catalog.sweep()
+        self.catalog = open_catalog(settings)
         self.queue = open_queue(self.catalog, settings)
+        self.idempotency = IdempotencyKeys(self.catalog.database, self.catalog.writer, now=time.time)
         self.datasets = Datasets(self.catalog.database, self.catalog.writer, now=time.time)
         self.resolver = Resolver(self.catalog)
+        database, watch = self.catalog.database, self.resolver.watch
+        self.durability = Durability(database)
+        self.keys = Keys(database, now=time.time)
+        self.sessions = Sessions(database, now=time.time)
+        self.tenants = Tenants(database, now=time.time)
+        self.audit = AuditLog(database)
+        self.usage = Usage(database, now=time.time)
+        self.grants = Grants(database, watch, has_keys=settings.auth is Auth.KEYS)
+        self.authenticator = Authenticator(self.grants, database, watch)
+        self.rates = RateLimiter(watch, SharedBuckets(settings.data_dir / RATES))
         self.metrics = Metrics(settings.data_dir / METRICS, "worker")
-        self.observer = _open_observer(settings, self.metrics)
+        self.observer = _open_observer(settings, self.metrics, self.usage)
         cache = AdapterCache(base, self.catalog.blobs, budget_bytes=settings.cache_bytes)
         self.batcher = Batcher(
             base,
             AdapterLoader(base, self.resolver, cache, feature_space=settings.feature_space),
+            self.grants,
             queue_rows=settings.queue_rows,
             batch_rows=settings.max_batch_rows,
             on_batch=self.observer.finish_batch,
         )
         self.observer.watch_queue(self.batcher.state)
-        self.planner = Planner(
-            catalog=self.catalog,
-            datasets=self.datasets,
-            base=base,
-            feature_space=settings.feature_space,
-            limits=PlanningLimits(
-                max_rank=settings.max_rank,
-                max_groups=settings.max_groups,
-                trainer_memory_bytes=settings.trainer_memory_bytes,
-            ),
-        )
         self.host_policy = HostPolicy(settings.host, settings.allowed_hosts)
         self.bodies = BodyMemory(settings.max_inflight_body_bytes)
         self.json = JsonBodies(base)
@@ -167,10 +197,26 @@ class Service:
         )
         self.job_events = JobEvents(self.queue, draining=lambda: self.draining)
 
+    def planner(self, tenant: str) -> Planner:
+        """Return the planner of one tenant's trainings."""
+        settings = self.settings
+        return Planner(
+            tenant=tenant,
+            catalog=self.catalog,
+            datasets=self.datasets,
+            base=self.base,
+            feature_space=settings.feature_space,
+            limits=PlanningLimits(
+                max_rank=settings.max_rank,
+                max_groups=settings.max_groups,
+                trainer_memory_bytes=settings.trainer_memory_bytes,
+            ),
+        )
+
     def close(self) -> None:
         """Send the remaining telemetry, stop the threads, and close the database connections and the metrics."""
         for part in (
-            *(self.observer, self.batcher, self.job_events, self.resolver),
+            *(self.observer, self.batcher, self.job_events, self.rates, self.resolver),
             *(self.catalog, self.catalog_figures, self.metrics),
         ):
             part.close()
@@ -185,8 +231,9 @@ def _service(request: Request) -> Service:
 ServiceOf = Annotated[Service, Depends(_service)]
 
 
-def _open_observer(settings: Settings, metrics: Metrics) -> Observer:
+def _open_observer(settings: Settings, metrics: Metrics, usage: Usage) -> Observer:
     request_log = RequestLog(
         line_of(settings.log_format), LineWriter(), process=metrics.process, log_requests=settings.log_requests
     )
-    return Observer(metrics, request_log, open_tracing(settings, process=metrics.process))
+    tracing = open_tracing(settings, process=metrics.process)
+    return Observer(metrics, request_log, tracing, usage=UsageCounter(usage))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,17 +14,27 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from adapters.errors import BaseNotLoadable, CatalogNotLoadable
+from adapters.storage.blob_location import BlobLocation
 from app.http.host_policy import parse_allowed_hosts
 
 PREFIX = "LORAPLEX_"
+POSTGRESQL = "postgresql+psycopg://"
 BUNDLED = "digits"
 # Exit status (sysexits.h) of a process that cannot start with these settings, so that a restart is useless.
 EXIT_CONFIG = 78
-_CLIENT_SETTINGS = {"LORAPLEX_URL"}
+_CLIENT_SETTINGS = {"LORAPLEX_URL", "LORAPLEX_KEY"}
 
 
 class SettingsError(Exception):
     """Settings with which the service cannot start; the message names each of them."""
+
+
+class Auth(StrEnum):
+    """Whether requests need a key."""
+
+    OPEN = "open"
+    """Every caller may do everything."""
+    KEYS = "keys"
 
 
 class LogFormat(StrEnum):
@@ -67,17 +78,39 @@ class Settings(BaseSettings):
     """Type of W and b on CUDA; on the CPU always float32."""
     data_dir: Annotated[Path, AfterValidator(Path.absolute)] = Path("data")
     """Folder of all persistent data and of temporary files."""
+    database_url: str | None = None
+    """Database of the catalogue: `postgresql+psycopg://user:password@host/name`, which needs the extra `postgres`. By
+    default, a file in the data folder (SQLite)."""
+    max_stale_seconds: float = Field(0, ge=0, le=86_400)
+    """Seconds for which adapters in memory go on answering if the database of `DATABASE_URL` cannot be reached, with
+    `Age` in the answer. With 0, every answer includes every acknowledged change."""
+    blob_url: str | None = Field(None, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9._/-]*)?$")
+    """`s3://bucket/prefix` of the bytes of adapters and data sets; by default they are in a folder in `DATA_DIR`. The
+    usual `AWS_*` variables have the credentials and the region, and `AWS_ENDPOINT_URL` names another server than
+    AWS's. It needs the extra `s3`."""
+    blob_cache_bytes: int = Field(10 * 2**30, ge=0, le=2**50)
+    """Maximum size of the copies of blobs in a bucket, in `DATA_DIR/blob-cache`, in bytes, for all processes of a
+    machine. Files that were used within the last minute may exceed it."""
+    allow_mixed_storage: bool = False
+    """Allow a database of `DATABASE_URL` with blobs in the data folder, which all processes then have to share, and a
+    bucket with SQLite, whose file is on one machine only."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    tls_cert: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    """File (PEM) with the certificate of the service and those that sign it. With it, the service speaks HTTPS only."""
+    tls_key: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    """File (PEM) with the private key of the certificate, without a passphrase."""
     workers: int = Field(1, ge=1, le=64)
     """Number of processes that answer requests, each with its own cache."""
     trainers: int = Field(1, ge=0, le=64)
     """Number of processes that train; 0 if `loraplex trainer` runs separately."""
+    auth: Auth = Auth.OPEN
+    """`keys`: every request needs a key, except health checks and the sign-in page. `open`: anyone who can reach the
+    port may do everything."""
     allow_open: bool = False
-    """Allow listening on other addresses than loopback, although there are no keys: anyone who can reach the port may
-    do everything."""
+    """Allow `AUTH=open` on other addresses than loopback: the network in front of the service is trusted then."""
     allowed_hosts: str | None = None
     """Host names that requests may be addressed to, separated by commas, in addition to `localhost`, `127.0.0.1`,
     `[::1]` and the value of `LORAPLEX_HOST` if it is not a wildcard. Ports are ignored; `*` allows any host."""
@@ -94,8 +127,9 @@ class Settings(BaseSettings):
     max_predict_json_bytes: int = Field(4 * 2**20, ge=1024, le=2**31)
     """Maximum size of the JSON of `/predict` and of `/v2/…/infer`, in bytes, because JSON is parsed in one step."""
     max_inflight_body_bytes: int = Field(512 * 2**20, ge=1024, le=2**44)
-    """Maximum size of all request bodies in memory, in bytes, per worker; beyond it, requests are 503. A larger body
-    than this is never accepted. Data sets are streamed to a file and not counted."""
+    """Maximum size of all request bodies in memory, in bytes, per worker; beyond it, requests are 503, except those of
+    a tenant with less than an equal share. A larger body than this is never accepted. Data sets are streamed to a file
+    and not counted."""
     max_rows: int = Field(4096, ge=1, le=2**20)
     """Maximum number of rows in one predict request."""
     max_rank: int = Field(256, ge=1, le=2**14)
@@ -112,7 +146,8 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(2**30, ge=0, le=2**44)
     """Size of the adapter cache, in bytes, per worker."""
     queue_rows: int = Field(16_384, ge=1, le=2**24)
-    """Maximum number of waiting rows of predict requests, per worker; beyond it, requests are 429."""
+    """Maximum number of waiting rows of predict requests, per worker; beyond it, a request is 429 unless its tenant has
+    less than an equal share."""
     max_batch_rows: int = Field(256, ge=1, le=2**16)
     """Maximum number of rows in a batch. A larger request is split, so that other requests wait for at most one batch.
     """
@@ -124,6 +159,11 @@ class Settings(BaseSettings):
     quarantine_days: int = Field(7, ge=0, le=3650)
     """Days that files to which the catalogue does not refer are kept in `quarantine/`; 0 removes them at the next
     purge."""
+    trash_days: int = Field(7, ge=0, le=3650)
+    """Days that the bytes of deleted adapters are kept, so that they can be restored; 0 removes them at once."""
+    scrub_days: int = Field(30, ge=0, le=3650)
+    """Days within which every stored file is read again in the background and compared with its digest; 0 turns that
+    off."""
     log_format: LogFormat = LogFormat.AUTO
     """`json` (one object per line), `console` (text), or `auto`: `console` if standard error is a terminal, otherwise
     `json`."""
@@ -140,6 +180,15 @@ class Settings(BaseSettings):
     def _absolute_if_file(cls, base: str) -> str:
         return str(Path(base).absolute()) if base != BUNDLED and Path(base).is_file() else base
 
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, setting: str | None) -> str | None:
+        if setting is not None and not setting.startswith(POSTGRESQL):
+            raise ValueError(f"it has to begin with {POSTGRESQL}")
+        if setting is not None and find_spec("psycopg") is None:
+            raise ValueError('the driver is not installed: pip install "loraplex-server[postgres]"')
+        return setting
+
     @field_validator("base_labels")
     @classmethod
     def _absolute_if_path(cls, setting: str | None) -> str | None:
@@ -151,12 +200,46 @@ class Settings(BaseSettings):
         parse_allowed_hosts(setting or "")
         return setting
 
+    @property
+    def blob_location(self) -> BlobLocation:
+        """Location of the blobs."""
+        return BlobLocation(
+            folder=self.data_dir,
+            url=self.blob_url,
+            cache_bytes=self.blob_cache_bytes,
+            quarantine_days=self.quarantine_days,
+        )
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> "Settings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given, missing = ("KEY", "CERT") if self.tls_cert is None else ("CERT", "KEY")
+            raise ValueError(f"{PREFIX}TLS_{given} needs {PREFIX}TLS_{missing}: TLS takes a certificate and its key")
+        return self
+
+    @model_validator(mode="after")
+    def _storage_of_one_kind(self) -> "Settings":
+        if self.blob_url is not None and find_spec("obstore") is None:
+            raise ValueError(f'{PREFIX}BLOB_URL needs an extra: pip install "loraplex-server[s3]"')
+        if self.allow_mixed_storage or (self.database_url is None) == (self.blob_url is None):
+            return self
+        if self.blob_url is None:
+            raise ValueError(
+                f"{PREFIX}DATABASE_URL is set, and blobs are in the folder {PREFIX}DATA_DIR: set "
+                f"{PREFIX}ALLOW_MIXED_STORAGE=true if all processes share that folder"
+            )
+        raise ValueError(
+            f"{PREFIX}BLOB_URL is {self.blob_url}, and the catalogue is SQLite, which is on one machine only: set "
+            f"{PREFIX}ALLOW_MIXED_STORAGE=true if that is on purpose"
+        )
+
     @model_validator(mode="after")
     def _open_only_on_purpose(self) -> "Settings":
-        if not self.allow_open and not _is_loopback(self.host):
+        if self.auth is Auth.OPEN and not self.allow_open and not _is_loopback(self.host):
             raise ValueError(
-                f"{PREFIX}HOST is {self.host}, which is not loopback, and there are no keys: set "
-                f"{PREFIX}ALLOW_OPEN=true where the network in front of the service is trusted"
+                f"{PREFIX}HOST is {self.host}, which is not loopback, and requests need no key: set {PREFIX}AUTH=keys "
+                f"(and create a key with loraplex keys create), or {PREFIX}ALLOW_OPEN=true where the network in front "
+                "of the service is trusted"
             )
         return self
 

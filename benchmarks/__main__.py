@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [engine service training overload start fits quality]`, or `make bench`.
+"""`python -m benchmarks [--quick] [section …]`, or `make bench`; `SECTIONS` has the names.
 
 Writes `results.json` and draws `RESULTS.md` and its pictures from it; `--redraw` only draws. A run of some sections
 keeps what the file has of the others. The quick mode writes beside them, into `benchmarks/quick/`.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine, fits, machine, overload, quality, service, start, training
+from benchmarks import access, engine, fits, limits, machine, overload, quality, service, start, training
 from benchmarks.failures import BenchFailed
 from benchmarks.plan import FULL, QUICK
 from benchmarks.plots import draw
@@ -26,9 +26,12 @@ SECTIONS = {
     "service": service.measure,
     "training": training.measure,
     "overload": overload.measure,
+    "limits": limits.measure,
     "start": start.measure,
     "fits": fits.measure,
     "quality": quality.measure,
+    "keys": access.measure_keys,
+    "tenants": access.measure_tenants,
 }
 
 

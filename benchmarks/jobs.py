@@ -146,5 +146,5 @@ class Published:
 
     def adapter(self, name: str) -> Adapter:
         """Return the live version of an adapter."""
-        version = self._catalog.find(Reference(name))
+        version = self._catalog.find(Reference(name), tenant="default")
         return from_canonical_bytes(self._catalog.blobs.read(version.file, offset=version.offset, length=version.bytes))

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -45,8 +46,9 @@ def describe(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
 
 
 def moment() -> str:
-    """Date and commit."""
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {_commit()}"
+    """Date and commit, and whether this runs in front of what else the machine does (`chrt -r 1`)."""
+    is_real_time = sys.platform == "linux" and os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {_commit()}" + ", real-time priority" * is_real_time
 
 
 def _commit() -> str:

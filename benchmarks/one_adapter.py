@@ -17,7 +17,11 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from adapters.lora.base_layer import BaseLayer
 from adapters.training.candidates.auto_fit import fit_auto
+from adapters.training.candidates.scores import Scores
+from adapters.training.candidates.suspects import MAX_SUSPECTS, find_suspects
+from adapters.training.candidates.task import FitTask
 from adapters.training.data_file import TrainingData
 from adapters.training.settings import Candidate
 from benchmarks.failures import BenchFailed
@@ -25,7 +29,7 @@ from benchmarks.jobs import arrow_stream, columns_of, predict, read, seconds_of,
 from benchmarks.processes import Server
 from benchmarks.progress import say
 from benchmarks.references import base_layer, closed_form_spec, outputs_of, tuned_head, tuned_peft
-from benchmarks.worlds import Inputs, labels_of, logistic_head, rows_of
+from benchmarks.worlds import Classes, Inputs, labels_of, logistic_head, rows_of
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -35,7 +39,7 @@ LARGE = {"digits": (200, 1_000), "texts": (5_000, 4_000)}
 _RENAMED_SHARE = 0.5
 ERROR_ROWS, FLIPPED = 400, 40
 _CLOSED_FORM = (Candidate.BASE, Candidate.RIDGE, Candidate.RIDGE_IN_BASE_METRIC, Candidate.OWN_HEAD)
-"""What finds suspects; with AdamW beside them, a job takes longer."""
+"""With AdamW beside them, a job takes longer."""
 _FOLDS = 5
 _ROWS_PER_REQUEST = 1_000
 _CALIFORNIA_ROWS = 20_640
@@ -149,32 +153,28 @@ def _is_unsafe(job: Json) -> bool:
     return evaluation["adapter"] > evaluation["guess"] and (job["decision"]["moved"] or not job["warnings"])
 
 
-def measure_label_errors(seed: int, folder: Path) -> Json:
-    """Flip a tenth of the labels of 400 texts; return the area under the ROC of the suspects and of cleanlab."""
-    inputs_NI, classes_N = rows_of("texts")
+def measure_label_errors(data: str, seed: int, folder: Path) -> Json:
+    """Flip a tenth of the labels of 400 rows; return the area under the ROC of the suspects and of cleanlab."""
+    inputs_NI, classes_N = rows_of(data)
     C, generator = int(classes_N.max()) + 1, np.random.default_rng(seed)
-    base_N, own_N = np.split(generator.permutation(len(classes_N))[: LARGE["texts"][0] + ERROR_ROWS], [-ERROR_ROWS])
+    base_N, own_N = np.split(generator.permutation(len(classes_N))[: LARGE[data][0] + ERROR_ROWS], [-ERROR_ROWS])
     x_NI, given_N = inputs_NI[own_N], classes_N[own_N].copy()
     flipped_K = generator.permutation(ERROR_ROWS)[:FLIPPED]
     given_N[flipped_K] = (given_N[flipped_K] + generator.integers(1, C, FLIPPED)) % C
     is_flipped_N = np.isin(np.arange(ERROR_ROWS), flipped_K)
     trained = logistic_head(inputs_NI[base_N], classes_N[base_N], classes=C)
     untrained = (np.zeros_like(trained[0]), np.zeros_like(trained[1]))
-    record: Json = {"seed": seed, "rows": ERROR_ROWS, "flipped": FLIPPED}
+    record: Json = {"data": data, "seed": seed, "rows": ERROR_ROWS, "flipped": FLIPPED}
     for name, (weight_CI, bias_C) in {"trained": trained, "zero": untrained}.items():
         with serving_layer(folder / name, weight_CI, bias_C, labels_of(C)) as server:
             job = _train(server, "auto", x_NI, [labels_of(C)[number] for number in given_N])
-            suspects = read(server, f"/jobs/{job['id']}/suspects")["data"]
+            suspects = read(server, f"/jobs/{job['id']}/suspects?limit={MAX_SUSPECTS}")["data"]
         # A row that is not listed is less suspect than the listed ones.
         score_N = np.full(ERROR_ROWS, min(suspect["score"] for suspect in suspects) - 1.0)
         for suspect in suspects:
             score_N[suspect["row"]] = suspect["score"]
         record[name] = {"area": float(roc_auc_score(is_flipped_N, score_N)), "job_seconds": seconds_of(job)}
-    data = TrainingData(torch.from_numpy(x_NI), torch.from_numpy(given_N))
-    base = base_layer(*trained)
-    begin = time.perf_counter()
-    fit_auto(base, data, closed_form_spec(base, _CLOSED_FORM), labels=labels_of(C))
-    record["seconds"] = time.perf_counter() - begin
+    record |= _suspect_seconds(base_layer(*trained), x_NI, given_N)
     begin = time.perf_counter()
     shares_NC = cross_val_predict(
         LogisticRegression(C=10, max_iter=1_000), x_NI, given_N, cv=_FOLDS, method="predict_proba"
@@ -185,11 +185,22 @@ def measure_label_errors(seed: int, folder: Path) -> Json:
         "seconds": time.perf_counter() - begin,
     }
     say(
-        "quality: label errors {}: trained base {:.3f}, zero base {:.3f}, cleanlab {:.3f}".format(
-            seed, *(record[name]["area"] for name in ("trained", "zero", "cleanlab"))
+        "quality: label errors of {} {}: trained base {:.3f}, zero base {:.3f}, cleanlab {:.3f}".format(
+            data, seed, *(record[name]["area"] for name in ("trained", "zero", "cleanlab"))
         )
     )
     return record
+
+
+def _suspect_seconds(base: BaseLayer, inputs_NI: Inputs, classes_N: Classes) -> Json:
+    """Return the seconds of a fit with its suspects, and those of the suspects alone."""
+    data = TrainingData(torch.from_numpy(inputs_NI), torch.from_numpy(classes_N))
+    spec, labels = closed_form_spec(base, _CLOSED_FORM), labels_of(int(classes_N.max()) + 1)
+    begin = time.perf_counter()
+    fit_auto(base, data, spec, labels=labels)
+    fitted = time.perf_counter()
+    find_suspects(FitTask(base, data, spec, Scores(spec.loss), labels, None, {}), torch.arange(data.rows))
+    return {"seconds": fitted - begin, "suspect_seconds": time.perf_counter() - fitted}
 
 
 def _train(server: Server, name: str, inputs_NI: Inputs, targets: Any) -> Json:

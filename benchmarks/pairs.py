@@ -6,7 +6,6 @@ over the other's, with a distribution-free 95 % interval. It writes `benchmarks/
 """
 
 import argparse
-import math
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import machine
+from benchmarks.bars import median_interval
 from benchmarks.layer_servers import touch
 from benchmarks.plan import RANK, SMALL, WIDE
 from benchmarks.processes import ROOT, Server, get, start_service
@@ -22,7 +22,7 @@ from benchmarks.progress import say
 from benchmarks.report import table
 from benchmarks.requests import Mix, Shape, write_requests
 from benchmarks.stores import base_name, make_store_of
-from benchmarks.wrk import load
+from benchmarks.wrk import rate_alone
 
 _CONNECTIONS = 16
 _TENANTS = 1_000
@@ -56,16 +56,6 @@ def main() -> None:
     print(page)
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return a 95 % confidence interval of the median from order statistics (Conover 1999, section 3.2)."""
-    ordered, count = sorted(values), len(values)
-    below, rank = 0.0, 0
-    while (below := below + math.comb(count, rank) / 2**count) <= 0.025:
-        rank += 1
-    rank = max(rank, 1)
-    return ordered[rank - 1], ordered[count - rank]
-
-
 def _summary(ratios: Sequence[float]) -> list[str]:
     low, high = median_interval(ratios)
     figures = f"{median(ratios):.3f}", f"{low:.3f} – {high:.3f}", f"{min(ratios):.3f}", f"{max(ratios):.3f}"
@@ -81,24 +71,18 @@ def _measure(
         for binary in (False, True):
             requests = write_requests(folder / f"requests-{binary}", shape, Mix(_TENANTS), binary=binary)
             for server in servers:
-                _rate(server, requests, _WARM_SECONDS, start=0)
+                rate_alone(server, requests, connections=_CONNECTIONS, seconds=_WARM_SECONDS, start=0)
             ratios = []
             for number in range(pairs):
                 rates = [0.0, 0.0]
                 for which in (0, 1) if number % 2 else (1, 0):
-                    rates[which] = _rate(servers[which], requests, seconds, start=7_919 * number)
+                    rates[which] = rate_alone(
+                        servers[which], requests, connections=_CONNECTIONS, seconds=seconds, start=7_919 * number
+                    )
                 ratios.append(rates[0] / rates[1])
                 form = "binary" if binary else "JSON"
                 say(f"{shape} {form} {number + 1}: {rates[0]:,.0f} / {rates[1]:,.0f} requests/s")
             yield binary, ratios
-
-
-def _rate(server: Server, requests: Path, seconds: float, *, start: int) -> float:
-    server.resume()
-    try:
-        return load(server.port, requests, connections=_CONNECTIONS, seconds=seconds, start=start).requests_per_second
-    finally:
-        server.pause()
 
 
 def _start(root: Path, shape: Shape, folder: Path, stack: ExitStack) -> Server:

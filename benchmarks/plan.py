@@ -42,6 +42,9 @@ class Plan:
     """Groups that are trained again as jobs of their own."""
     quality_seeds: int
     """Of each world, and of each table with many rows."""
+    key_pairs: int
+    tenant_rounds: int
+    tenant_seconds: float
 
 
 FULL = Plan(
@@ -67,6 +70,9 @@ FULL = Plan(
     plain_fits=1_000,
     fits_alone=40,
     quality_seeds=2,
+    key_pairs=24,
+    tenant_rounds=12,
+    tenant_seconds=8,
 )
 QUICK = Plan(
     engine_shapes=(SMALL, WIDE),
@@ -91,4 +97,7 @@ QUICK = Plan(
     plain_fits=200,
     fits_alone=8,
     quality_seeds=1,
+    key_pairs=3,
+    tenant_rounds=2,
+    tenant_seconds=4,
 )

@@ -50,7 +50,7 @@ def measure(plan: Plan, folder: Path) -> Json:
     pairs = [(data, seed) for data in SOURCES for seed in seeds]
     return {
         "fleet": measure_wide_fleet(plan, folder / "fleet"),
-        "label_errors": [measure_label_errors(seed, folder / f"errors-{seed}") for seed in seeds],
+        "label_errors": [measure_label_errors(data, seed, folder / f"errors-{data}-{seed}") for data, seed in pairs],
         "regression": measure_regression(folder / "regression"),
         "large": [measure_large(data, seed, folder / f"large-{data}-{seed}") for data, seed in pairs],
         "newcomers": [measure_newcomers(data, seed, folder / f"newcomers-{data}-{seed}") for data, seed in pairs],

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bars import BARS, Results, cold_milliseconds, over_base
+from benchmarks.bars import BARS, Results, beside_busy_ratios, cold_milliseconds, key_ratios, median_interval, over_base
 from benchmarks.engine import CASES
 from benchmarks.engine_contenders import TITLES as CONTENDERS
 from benchmarks.exact import ADAMW
@@ -49,9 +49,12 @@ def page(results: Results) -> str:
         *_engine(results),
         *_training(results),
         *_overload(results),
+        *_limits(results),
         *_start(results),
         *_fits(results),
         *_quality(results),
+        *_keys(results),
+        *_tenants(results),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -185,6 +188,73 @@ def _overload(results: Results) -> Iterable[str]:
     )
 
 
+def _limits(results: Results) -> Iterable[str]:
+    if "limits" not in results:
+        return
+    found = results["limits"]
+    lines = [
+        [f"`{one['limit']}`", *(f"{one[key]:,.1f}" for key in ("rate", "load", "accepted"))] for one in found["records"]
+    ]
+    yield (
+        f"## Limits\n\nOne tenant, {found['workers']} workers, requests of one row at fixed times, up to ten times the "
+        "limit.\n\n" + table(["limit", "limit, 1/s", "offered, 1/s", "answered with 200, 1/s"], lines)
+    )
+
+
+def _keys(results: Results) -> Iterable[str]:
+    records = results.get("keys", [])
+    if not records:
+        return
+    lines = []
+    for form in ("JSON", "binary"):
+        rates = [median(record[key] for record in records if record["form"] == form) for key in ("open", "keys")]
+        lines.append([form, *(f"{rate:,.0f}" for rate in rates), *_ratio(key_ratios(results, form))])
+    yield (
+        f"## Keys\n\nTwo services of one layer, {records[0]['layer']}, take turns: one without keys (`AUTH=open`), and "
+        "one in which every request has a key (`AUTH=keys`). The ratio is that of the rates of a pair.\n\n"
+        + table(["", "requests/s without", "with", "pairs", "median ratio", "95 % interval"], lines)
+    )
+
+
+def _tenants(results: Results) -> Iterable[str]:
+    if "tenants" not in results:
+        return
+    found, lines = results["tenants"], []
+    rounds = found["rounds"]
+    phases = {"alone": "alone", "busy": "beside the busy tenant", "control": "beside as many health checks"}
+    for phase, title in phases.items():
+        quiet = [record[phase]["quiet"] for record in rounds]
+        beside = [record[phase]["beside"] for record in rounds if record[phase]["beside"] is not None]
+        figures = [_short(median(one[key] for one in quiet)) for key in ("p50_ms", "p99_ms")]
+        sums = [
+            f"{sum(one['answered'].get(status, 0) for one in outcomes):,}"
+            for outcomes, status in ((quiet, "200"), (beside, "200"), (beside, "429"))
+        ]
+        lines.append([title, *figures, f"{sum(one['offered'] for one in quiet):,}", *sums])
+    compared = [
+        [title, *_ratio(beside_busy_ratios(results, figure, over))]
+        for title, figure, over in (
+            ("p50 beside the busy tenant over alone", "p50_ms", "alone"),
+            ("p99 beside the busy tenant over that beside health checks", "p99_ms", "control"),
+        )
+    ]
+    yield (
+        f"## Tenants\n\nA quiet tenant sends {found['rate']:g} requests/s to one worker, on {found['layer']}: alone, "
+        f"beside a busy tenant that sends {found['times_quota']} times its limit of {found['quota']:g} requests/s, and "
+        "beside as many `GET /healthz` with the same headers and bodies. The phases of a round follow each other, in "
+        "an order that changes. Latencies count from when a request is due.\n\n"
+        + table(["", "p50, ms", "p99, ms", "offered", "200", "200 beside", "429 beside"], lines)
+        + "\n\n"
+        + table(["", "rounds", "median ratio", "95 % interval"], compared)
+    )
+
+
+def _ratio(values: Sequence[float]) -> list[str]:
+    """Return the cells of paired ratios: their number, their median and its interval."""
+    low, high = median_interval(values)
+    return [f"{len(values)}", f"{median(values):.3f}", f"{low:.3f} – {high:.3f}"]
+
+
 def _start(results: Results) -> Iterable[str]:
     if "start" not in results:
         return
@@ -312,14 +382,14 @@ def _quality_of_numbers(found: Any) -> Iterable[str]:
     )
     lines = [
         [
-            f"seed {one['seed']}",
+            f"{one['data']}, seed {one['seed']}",
             *(f"{one[name]['area']:.3f}" for name in ("trained", "zero", "cleanlab")),
-            *(f"{seconds:.2f}" for seconds in (one["seconds"], one["cleanlab"]["seconds"])),
+            *(f"{seconds:.2f}" for seconds in (one["suspect_seconds"], one["seconds"], one["cleanlab"]["seconds"])),
         ]
         for one in found["label_errors"]
     ]
     yield "Wrong labels, area under the ROC:\n\n" + table(
-        ["", "suspects", "suspects, zero base", "cleanlab", "suspects, seconds", "cleanlab, seconds"], lines
+        ["", "suspects", "zero base", "cleanlab", "suspects alone, seconds", "with the fit", "cleanlab"], lines
     )
 
 

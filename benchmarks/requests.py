@@ -2,6 +2,7 @@
 
 # N rows · I in_features · O out_features
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,10 @@ def message(path: str, body: bytes, fields: str) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{fields}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def write_requests(folder: Path, shape: Shape, mix: Mix, *, binary: bool) -> Path:
+def write_requests(folder: Path, shape: Shape, mix: Mix, *, binary: bool, key: str | None = None) -> Path:
     """Write the files that `wrk.lua` and the paced client draw from, and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    authorization = b"" if key is None else f"Authorization: Bearer {key}\r\n".encode()
     rows_NI = input_rows(shape)
     form = binary_request if binary else json_request
     distinct = max(len(rows_NI), mix.tenants or 1)
@@ -87,9 +89,23 @@ def write_requests(folder: Path, shape: Shape, mix: Mix, *, binary: bool) -> Pat
     with (folder / "requests.bin").open("wb") as file:
         for number in range(distinct):
             adapter = None if mix.tenants is None else name_of(number % mix.tenants)
-            lengths.append(file.write(form(rows_NI[number % len(rows_NI)].tolist(), adapter)))
+            line, rest = form(rows_NI[number % len(rows_NI)].tolist(), adapter).split(b"\r\n", 1)
+            lengths.append(file.write(line + b"\r\n" + authorization + rest))
     (folder / "lengths.txt").write_text("\n".join(map(str, lengths)) + "\n")
     (folder / "draws.txt").write_text("\n".join(map(str, mix.draws(distinct))) + "\n")
+    return folder
+
+
+def write_health_checks(folder: Path, requests: Path) -> Path:
+    """Write the same requests, with their headers and bodies, as `GET /healthz`, and return their folder."""
+    folder.mkdir(parents=True)
+    shutil.copy(requests / "draws.txt", folder)
+    lengths = []
+    with (requests / "requests.bin").open("rb") as source, (folder / "requests.bin").open("wb") as file:
+        for length in map(int, (requests / "lengths.txt").read_text().split()):
+            _, rest = source.read(length).split(b"\r\n", 1)
+            lengths.append(file.write(b"GET /healthz HTTP/1.1\r\n" + rest))
+    (folder / "lengths.txt").write_text("\n".join(map(str, lengths)) + "\n")
     return folder
 
 

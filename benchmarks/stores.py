@@ -3,10 +3,12 @@
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from adapters.access.tenants import DEFAULT_TENANT
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Publication, Source
 from adapters.lora.adapter import Adapter
@@ -39,8 +41,10 @@ def as_adapter(tenant: Factors) -> Adapter:
     return Adapter(torch.from_numpy(tenant.a_OR), torch.from_numpy(tenant.b_RI), None, alpha=float(tenant.rank))
 
 
-def make_store(folder: Path, shape: Shape, *, tenants: int, rank: int) -> Path:
-    """Return a data folder with that many published adapters; create it if it is missing."""
+def make_store(
+    folder: Path, shape: Shape, *, tenants: int, rank: int, owners: Sequence[str] = (DEFAULT_TENANT,)
+) -> Path:
+    """Create and return a data folder in which each of the owners has that many published adapters."""
     folder.mkdir(parents=True)
     base = load_base(shape)
     catalog = Catalog(folder, now=time.time)
@@ -50,7 +54,8 @@ def make_store(folder: Path, shape: Shape, *, tenants: int, rank: int) -> Path:
             tenant = factors(number, shape.in_features, shape.out_features, rank)
             adapter = as_adapter(tenant)
             publications.append(Publication(name=tenant.name, adapter=adapter, base=base, source=Source.UPLOAD))
-        catalog.publish(publications)
+        for owner in owners:
+            catalog.publish(publications, tenant=owner)
     catalog.database.close()
     return folder
 

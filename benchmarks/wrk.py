@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.failures import BenchFailed
+from benchmarks.processes import Server
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 _PATIENCE_SECONDS = 10.0
@@ -53,6 +54,15 @@ def load(port: int, folder: Path, *, connections: int, seconds: float, start: in
     if process.returncode != 0 or wall > seconds + _PATIENCE_SECONDS + 20:
         raise BenchFailed(f"wrk ended with {process.returncode} after {wall:.0f} s: {output[-500:]}")
     return _read(output.strip().splitlines()[-1], (usage.ru_utime + usage.ru_stime))
+
+
+def rate_alone(server: Server, requests: Path, *, connections: int, seconds: float, start: int) -> float:
+    """Return the requests a second of a stopped server, which continues for that long."""
+    server.resume()
+    try:
+        return load(server.port, requests, connections=connections, seconds=seconds, start=start).requests_per_second
+    finally:
+        server.pause()
 
 
 def _read(line: str, cpu_seconds: float) -> Load:

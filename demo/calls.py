@@ -1,4 +1,4 @@
-"""The calls of loraplex that the story makes: one function each, over httpx."""
+"""HTTP calls of the demo, one function each."""
 
 # N rows · I in_features · O out_features
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
-"""Tell the story of loraplex on real digits: `make demo`, or `.venv/bin/python demo/demo.py`.
+"""Run the demo on real digits: `make demo`, or `.venv/bin/python demo/demo.py`.
 
-The story itself is `demo/story.py`; this file only makes it one that runs by its path.
+The steps are in `demo/story.py`; this file makes them runnable by its path.
 """
 
 import sys

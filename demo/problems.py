@@ -2,10 +2,10 @@
 
 
 class DemoFailed(Exception):
-    """Something did not go as the story says; the message says what."""
+    """A step of the demo had another result than expected; the message says which."""
 
 
 def check(holds: bool, claim: str) -> None:
-    """Raise `DemoFailed` where a claim of the story does not hold."""
+    """Raise `DemoFailed` if a claim of the demo does not hold."""
     if not holds:
         raise DemoFailed(f"The demo claims that {claim}, and here it is not so.")

@@ -1,4 +1,4 @@
-"""What the demo shows: live on a terminal, plain lines where its output goes to a file or a pipe."""
+"""Output of the demo: live on a terminal, plain lines in a file or a pipe."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ _PLAIN_WIDTH = 100
 
 
 class Screen:
-    """The one place that writes to the terminal."""
+    """Console of the demo; nothing else writes to it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
@@ -24,11 +24,11 @@ class Screen:
         self._console.print(f"\n[bold cyan]{title}[/]")
 
     def say(self, sentence: str) -> None:
-        """One sentence of the story."""
+        """Print one sentence."""
         self._console.print(f"  {sentence}")
 
     def fail(self, message: str, log: str) -> None:
-        """Why the demo ends here, with the service's last words."""
+        """Print the end of the service's log, and the reason for which the demo ends."""
         self._console.print("\nThe last lines of the service's log:")
         self._console.print(log, markup=False, style="dim", soft_wrap=True)
         self._console.print(f"\n{message}", markup=False, style="bold red")
@@ -79,7 +79,7 @@ class Screen:
 
 
 def _progress_of(job: dict[str, Any]) -> tuple[int, int | None, str]:
-    """Step, steps and loss, as far as a job has got that may not have begun."""
+    """Return step, steps and loss of a job, which may not have begun."""
     progress = job["progress"] or {}
     loss = progress.get("loss")
     return progress.get("step") or 0, progress.get("steps"), "-" if loss is None else f"{loss:.4f}"

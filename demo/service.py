@@ -36,7 +36,7 @@ class Service:
             raise DemoFailed(f"There is no {script}: run 'make demo', which installs it.")
         command = [str(script), "serve", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--data-dir", str(self._data_dir)]
-        # Settings of the caller's own service would make this another story.
+        # Settings of the caller's own service would change the demo.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("LORAPLEX_")}
         with self._log.open("ab") as log:
             # A session of its own: one signal reaches the whole tree, and only the demo hears Ctrl-C.

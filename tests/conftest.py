@@ -16,7 +16,11 @@ from _pytest.nodeid import NodeId
 
 from app.service import Service
 from app.settings import Settings
+from tests.support.databases import POSTGRES, SQLITE, database_settings, place_database
+from tests.support.fork_server import fork_children_of_the_tests
+from tests.support.postgres_server import PostgresServer
 from tests.support.service import serving
+from tests.support.service_templates import copy_new_catalogs, share_routes
 
 _TESTS = Path(__file__).parent
 
@@ -30,6 +34,10 @@ torch.set_num_threads(1)
 # httpx reads the certificates of the authorities for each client anew, which takes 20 ms of a core.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
+fork_children_of_the_tests()
+copy_new_catalogs()
+share_routes()
+
 _KINDS = ("acceptance", "integration", "unit")
 """In the order in which they run: the longest groups first, so that no worker is left with one at the end."""
 
@@ -41,37 +49,94 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     That is the folder of the package fixture that it uses, and otherwise its file. A slow test that shares nothing is a
     group of its own. A test file may set another group by `pytest.mark.xdist_group`.
     """
+    for item in items:
+        if _needs_server(item):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: _KINDS.index(item.path.relative_to(_TESTS).parts[0]))
+    if not items or not hasattr(items[0].config, "workerinput"):
+        return
+    # The groups of whole folders are the longest.
+    items.sort(key=lambda item: not _fixtures_of(item, "package"))
     for item in items:
         marker = item.get_closest_marker("xdist_group")
         group = marker.args[0] if marker else _group_of(item)
-        if hasattr(item.config, "workerinput"):
-            # pytest-xdist 3.8 appends the group to an attribute that pytest 9.2 does not read.
-            item._id = NodeId.parse(f"{item.nodeid}@{group}")
+        # pytest-xdist 3.8 appends the group to an attribute that pytest 9.2 does not read.
+        item._id = NodeId.parse(f"{item.nodeid}@{group}")
+
+
+def _fixtures_of(item: pytest.Item, *scopes: str) -> list[str]:
+    """The folders or files of its fixtures of these scopes."""
+    # pytest has no public call that tells a fixture's scope.
+    definitions = [definition[-1] for definition in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
+    return sorted(definition.baseid for definition in definitions if definition.scope in scopes)
+
+
+def _database_of(item: pytest.Item) -> str | None:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get("database_kind")
+
+
+def _needs_server(item: pytest.Item) -> bool:
+    """Return whether a test uses PostgreSQL or a bucket."""
+    callspec = getattr(item, "callspec", None)
+    is_bucket = callspec is not None and callspec.params.get("location") == "bucket"
+    fixtures = getattr(item, "fixturenames", ())
+    return is_bucket or _database_of(item) == POSTGRES or "postgres_server" in fixtures or "s3" in fixtures
 
 
 def _group_of(item: pytest.Item) -> str:
-    # pytest has no public call that tells a fixture's scope.
-    definitions = [definition[-1] for definition in item._fixtureinfo.name2fixturedefs.values()]  # type: ignore[attr-defined]
-    packages = sorted(definition.baseid for definition in definitions if definition.scope == "package")
+    packages = _fixtures_of(item, "package")
+    if _database_of(item) == POSTGRES:
+        return POSTGRES  # they share a server
     if packages:
-        return str(packages[0])
-    shares = any(definition.scope in ("module", "class") for definition in definitions)
-    if item.get_closest_marker("slow") is not None and not shares:
+        return packages[0]
+    is_alone = item.get_closest_marker("slow") is not None and not _needs_server(item)
+    if is_alone and not _fixtures_of(item, "module", "class"):
         return item.nodeid
     return item.path.relative_to(_TESTS).as_posix()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests that are marked `on_both_databases` once on each."""
+    marked = metafunc.definition.get_closest_marker
+    if "database_kind" in metafunc.fixturenames and marked("on_both_databases") and not marked("only_on_sqlite"):
+        metafunc.parametrize("database_kind", [SQLITE, POSTGRES], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server, which the tests of one worker share."""
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """The database of a test: SQLite, unless it is marked `on_both_databases`."""
+    return str(getattr(request, "param", os.environ.get("TESTS_DATABASE", SQLITE)))
+
+
+@pytest.fixture
+def data_folder(request: pytest.FixtureRequest, tmp_path: Path, database_kind: str) -> Path:
+    """A data folder, whose catalogue is in the database of the test."""
+    folder = tmp_path / "data"
+    if database_kind == POSTGRES:
+        place_database(folder, request.getfixturevalue("postgres_server").new_database())
+    return folder
 
 
 Serve = Callable[..., tuple[httpx.Client, Service]]
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
+def serve(data_folder: Path) -> Iterator[Serve]:
     """Start one worker with these settings, in this process; `trainer=True` trains too."""
     with ExitStack() as stack:
 
         def start(*, trainer: bool = False, own_fitter: bool = False, **settings: Any) -> tuple[httpx.Client, Service]:
-            chosen: dict[str, Any] = {"data_dir": tmp_path / "data", "base": "random:10,2,42"} | settings
+            chosen: dict[str, Any] = {"data_dir": data_folder, "base": "random:10,2,42"} | settings
+            chosen = database_settings(data_folder) | chosen
             return stack.enter_context(serving(Settings(**chosen), trainer=trainer, own_fitter=own_fitter))
 
         yield start

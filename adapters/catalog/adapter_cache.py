@@ -1,6 +1,7 @@
 """LRU cache of adapters on the base layer's device, bounded in bytes."""
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Version
@@ -8,7 +9,7 @@ from adapters.errors import BlobCorrupt
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer
 from adapters.names import Reference
-from adapters.storage.blobs import FolderBlobs
+from adapters.storage.blobs import BlobPart, Blobs
 
 # Largest adapter that the event loop loads itself: reading and checking it takes about 0.2 ms.
 _SMALL_BYTES = 2**17
@@ -21,7 +22,7 @@ class AdapterCache:
     valid for the request that holds it. All methods but `load` are for one thread.
     """
 
-    def __init__(self, base: BaseLayer, blobs: FolderBlobs, *, budget_bytes: int) -> None:
+    def __init__(self, base: BaseLayer, blobs: Blobs, *, budget_bytes: int) -> None:
         self._base = base
         self._blobs = blobs
         self._budget = budget_bytes
@@ -47,11 +48,20 @@ class AdapterCache:
             self._adapters.move_to_end(digest)
         return adapter
 
-    def load(self, version: Version) -> Adapter:
-        """Read and check a version's adapter, and return it on the base's device; raise `BlobCorrupt`."""
-        adapter = read_adapter(version, self._blobs).to(self._base)
-        self._read_loads += 1
-        return adapter
+    def load(self, versions: Sequence[Version]) -> Iterator[tuple[Version, Adapter | Exception]]:
+        """Read and check adapters; yield each version with its adapter on the base's device, or with its error."""
+        contents = self._blobs.read_parts([_part(version) for version in versions])
+        for version, content in zip(versions, contents, strict=True):
+            if isinstance(content, Exception):
+                yield version, content
+                continue
+            try:
+                adapter = from_canonical_bytes(content).to(self._base)
+            except Exception as error:
+                yield version, error
+                continue
+            self._read_loads += 1
+            yield version, adapter
 
     def load_cached(self, version: Version) -> Adapter | None:
         """Load and cache a small adapter whose bytes the kernel has in memory; return None for others."""
@@ -78,26 +88,28 @@ class AdapterCache:
             self.evictions += 1
 
 
-def find_adapter(catalog: Catalog, reference: Reference) -> tuple[Version, Adapter]:
-    """Return the version that a reference means now, and its adapter, read from its blob.
+def find_adapter(catalog: Catalog, reference: Reference, *, tenant: str) -> tuple[Version, Adapter]:
+    """Return the version that a reference of a tenant means now, and its adapter, read from its blob.
 
     Raises a `NotFound` that lists what exists instead, or `BlobCorrupt`.
     """
-    version = catalog.find(reference)
+    version = catalog.find(reference, tenant=tenant)
     while True:
         try:
             return version, read_adapter(version, catalog.blobs)
         except BlobCorrupt:
             # The version may have been deleted, and created again, between the query and the read.
-            current = catalog.find(reference)
+            current = catalog.find(reference, tenant=tenant)
             if current == version:
                 raise
             version = current
 
 
-def read_adapter(version: Version, blobs: FolderBlobs) -> Adapter:
+def read_adapter(version: Version, blobs: Blobs) -> Adapter:
     """Return a version's adapter, read from its blob; raise `BlobCorrupt` if the bytes do not have its digest."""
-    content = blobs.read(version.file, offset=version.offset, length=version.bytes)
-    if digest_of(content) != version.digest:
-        raise BlobCorrupt(f"the stored bytes of {version} are not those that were published")
+    content = blobs.read(version.file, offset=version.offset, length=version.bytes, digest=version.digest)
     return from_canonical_bytes(content)
+
+
+def _part(version: Version) -> BlobPart:
+    return BlobPart(version.file, version.offset, version.bytes, version.digest)

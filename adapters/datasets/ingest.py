@@ -5,6 +5,7 @@ waits for it. The child, `main`, gets JSON as its argument and answers with JSON
 standard input is closed, which also happens if its parent dies.
 """
 
+import errno
 import json
 import logging
 import os
@@ -26,8 +27,8 @@ import pyarrow as pa
 from adapters.datasets.arrow_file import ArrowFileWriter, min_row_bytes, too_large_error
 from adapters.datasets.columns import PlannedColumn, Source, to_stored_array
 from adapters.datasets.validation import ColumnReport, IngestReport
-from adapters.errors import BadRow, BadRows, InvalidDataset, StorageFull, shorten
-from adapters.storage.blobs import DISK_FULL
+from adapters.errors import BadRow, BadRows, InvalidDataset, StorageFailed, StorageFull, shorten
+from adapters.storage.blobs import DISK_FAILED, DISK_FULL
 
 
 class Format(StrEnum):
@@ -107,7 +108,7 @@ class Ingestion:
     def run(self, out: Path) -> IngestReport:
         """Write the stored form to `out`, and return the report.
 
-        Raises `InvalidDataset`, `BadRows`, `StorageFull`, and `IngestionCancelled` after a `cancel`.
+        Raises `InvalidDataset`, `BadRows`, `StorageFull`, `StorageFailed`, and `IngestionCancelled` after a `cancel`.
         """
         seconds = _MIN_SECONDS + os.fstat(self._raw.fileno()).st_size / _BYTES_PER_SECOND
         too_slow = _unreadable_file(f"the file was not read within {seconds:.0f} seconds")
@@ -169,6 +170,10 @@ class Ingestion:
             raise BadRows(answer["detail"], rows=rows, field=answer["field"])
         if "storage_full" in answer:
             raise StorageFull("the disk is full: the data set could not be stored")
+        if "storage_failed" in answer:
+            detail = f"the data set cannot be written: nothing was stored ({answer['storage_failed']})"
+            log.error("%s", detail)
+            raise StorageFailed(detail)
         if "traceback" in answer:
             log.error("a data set could not be read:\n%s", answer["traceback"])
         raise InvalidDataset(**{name: value for name, value in answer["invalid"].items() if name in _ERROR_MEMBERS})
@@ -273,6 +278,8 @@ def _run_request(request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             return {"storage_full": True}
+        if isinstance(error, OSError) and error.errno in DISK_FAILED:
+            return {"storage_failed": f"{errno.errorcode[error.errno]}: {os.strerror(error.errno)}"}
         # pyarrow's own error is a `MemoryError` too, and a parser in C may wrap one.
         if any(isinstance(cause, MemoryError) for cause in (error, error.__cause__, error.__context__)):
             limit = f"more than {request['memory_bytes']} bytes of memory"

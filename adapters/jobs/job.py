@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from adapters.access.audit import Actor
 from adapters.jobs.training_job import JobKind, TrainingJob
 
 
@@ -70,6 +71,8 @@ class JobState:
 class Job(JobState):
     """One job in the queue."""
 
+    tenant: str
+    """The tenant that it belongs to: its names and references are those of this tenant."""
     sequence: int
     """Position in the order in which jobs were queued."""
     id: str
@@ -86,6 +89,8 @@ class Job(JobState):
     data_file: str | None
     """The blob with its own data; None once the job has ended."""
     history: Sequence[tuple[int, float | None]]
+    submitted_by: Actor
+    """Who submitted it, and makes the changes that its trainer makes."""
 
     @property
     def kind(self) -> JobKind:
@@ -96,11 +101,13 @@ class Job(JobState):
 def job_from_row(row: sa.Row[Any]) -> Job:
     """Return the job that a row of the table of jobs describes."""
     values = row._asdict()
-    for name in ("tenant", "kind"):
-        values.pop(name)
-    history = [(step, loss) for step, loss in values.get("history", ())]
-    training = TrainingJob.from_json(values.pop("spec"))
-    return Job(**values | _parsed(values) | {"training": training, "history": history})
+    values.pop("kind")
+    parsed = _parsed(values) | {
+        "training": TrainingJob.from_json(values.pop("spec")),
+        "history": [(step, loss) for step, loss in values.get("history", ())],
+        "submitted_by": Actor(**values["submitted_by"] or {}),
+    }
+    return Job(**values | parsed)
 
 
 def state_from_row(row: sa.Row[Any]) -> JobState:

@@ -1,10 +1,9 @@
-"""The adapters that a job trains, one or a fleet: their values, and the statements on their rows.
+"""The adapters that a job trains, one or a fleet: their values, the statements on their rows, and the job's tally."""
 
-`revert` points each live alias that the job moved back at the version that was live before.
-"""
-
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
@@ -12,12 +11,20 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from adapters.access.quotas import AdapterQuota
 from adapters.catalog import queries
 from adapters.catalog.versions import Publication, Published
-from adapters.errors import AdapterDeleted
+from adapters.errors import AdapterDeleted, QuotaExceeded
 from adapters.jobs.job import Job
-from adapters.names import LIVE
-from adapters.storage.schema import job_adapters, rows_in
+from adapters.storage.database import Database
+from adapters.storage.pending_blobs import BlobWriter
+from adapters.storage.schema import batched, job_adapters, jobs, rows_in
+from adapters.storage.slices import write_in_slices
+
+# Adapters of a new job that one transaction stores.
+STORED_AT_ONCE = 500
+# Adapters that one transaction reads: it takes some milliseconds.
+_LISTED_AT_ONCE = 1000
 
 _columns = job_adapters.c
 _WAITS = _columns.version.is_(None) & _columns.error.is_(None)
@@ -102,28 +109,74 @@ class Selection:
     limit: int | None = None
 
 
+def _outcome_key(outcome: str) -> str:
+    return f"outcome_{outcome}"
+
+
+_IS_GROUP = _columns.group.is_not(None)
+# What the tally of a job has: counting a fleet after each of its frames would take longer than training it.
+_COUNTS: Mapping[str, sa.ColumnElement[bool]] = {
+    "total": sa.true(),
+    "published": _columns.version.is_not(None),
+    "failed": _columns.error.is_not(None),
+    "waiting": _WAITS,
+    **{_outcome_key(outcome): _IS_GROUP & (_columns.outcome == outcome) for outcome in AdapterOutcome},
+    "moved": _IS_GROUP & _columns.moved_live,
+}
+_COUNTED = [sa.func.count(sa.case((condition, 1))).label(name) for name, condition in _COUNTS.items()]
+
 ALL, WAITING = Selection(), Selection(status=AdapterStatus.WAITING)
 NO_REPORTS: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
 _FIELDS = [_columns[name] for name in JobAdapter.__dataclass_fields__]
+# Without those that may be long.
+_BRIEF = [column for column in _FIELDS if column.name not in ("metrics", "error", "report")]
 
 
-def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter]) -> None:
+def insert(connection: Connection, job_id: str, adapters: Sequence[JobAdapter], *, tenant: str) -> None:
     """Store the adapters that a job trains, each with the current number of deletions of its name."""
     if not adapters:
         return
-    deletions = queries.deletions(connection, [adapter.name for adapter in adapters])
+    deletions = queries.deletions(connection, [adapter.name for adapter in adapters], tenant=tenant)
     values = []
     for adapter in adapters:
         row = {name: getattr(adapter, name) for name in JobAdapter.__dataclass_fields__}
-        values.append(row | {"job": job_id, "deletions": deletions.get(adapter.name, 0)})
+        values.append(row | {"job": job_id, "tenant": tenant, "deletions": deletions.get(adapter.name, 0)})
     connection.execute(sa.insert(job_adapters), values)
 
 
-def list_adapters(connection: Connection, job_id: str, selection: Selection = ALL) -> list[JobAdapter]:
-    """Return the selected adapters of a job, in the order of the selection."""
+@contextmanager
+def storing(
+    database: Database, writer: BlobWriter, job_id: str, adapters: Sequence[JobAdapter], *, tenant: str
+) -> Iterator[Callable[[Connection], None]]:
+    """Store the adapters that a job trains; yield what the transaction that stores the job has to call for that.
+
+    Many adapters are stored before their job, in slices. Without it, no statement finds them.
+    """
+
+    def store(connection: Connection, part: Sequence[JobAdapter]) -> None:
+        insert(connection, job_id, part, tenant=tenant)
+
+    if len(adapters) <= STORED_AT_ONCE:
+        yield lambda connection: store(connection, adapters)
+        return
+    with writer.pending(job_id) as publish:
+        slices = (adapters[first : first + STORED_AT_ONCE] for first in range(0, len(adapters), STORED_AT_ONCE))
+        write_in_slices(database, slices, store)
+        yield publish
+
+
+def tally_of_new(adapters: Sequence[JobAdapter]) -> Mapping[str, int]:
+    """Return the tally of a job that has not begun."""
+    return dict.fromkeys(_COUNTS, 0) | dict.fromkeys(("total", "waiting"), len(adapters))
+
+
+def list_adapters(
+    connection: Connection, job_id: str, selection: Selection = ALL, *, brief: bool = False
+) -> list[JobAdapter]:
+    """Return the selected adapters of a job, in the order of the selection; `brief` leaves out their long members."""
     of_job = _columns.job == job_id
     sort_keys = {Order.NAME: (_columns.name,), Order.GAIN: (_columns.gain.asc().nulls_last(), _columns.position)}
-    statement = sa.select(*_FIELDS).where(of_job).limit(selection.limit)
+    statement = sa.select(*(_BRIEF if brief else _FIELDS)).where(of_job).limit(selection.limit)
     statement = statement.order_by(*sort_keys.get(selection.order, (_columns.position,)))
     if selection.status is not None:
         statement = statement.where(_CONDITIONS[selection.status])
@@ -134,6 +187,27 @@ def list_adapters(connection: Connection, job_id: str, selection: Selection = AL
         row = connection.execute(last).one_or_none()
         statement = statement.where(sa.false() if row is None else _is_behind(row, selection.order))
     return [JobAdapter(**row._mapping) for row in connection.execute(statement)]
+
+
+def list_all(database: Database, job_id: str, selection: Selection) -> list[JobAdapter]:
+    """Return all selected adapters of a job, whatever their number."""
+    parts = slices(database, job_id, replace(selection, limit=_LISTED_AT_ONCE))
+    return [adapter for part in parts for adapter in part]
+
+
+def slices(database: Database, job_id: str, selection: Selection, *, brief: bool = False) -> Iterator[list[JobAdapter]]:
+    """Yield the selected adapters in lists of at most the selection's limit, each read in a transaction of its own.
+
+    Nothing can be committed during such a transaction, and a fleet may have a million adapters.
+    """
+    while True:
+        with database.read() as connection:
+            part = list_adapters(connection, job_id, selection, brief=brief)
+        if part:
+            yield part
+        if len(part) != selection.limit:
+            return
+        selection = replace(selection, after=part[-1].position)
 
 
 def _is_behind(last: sa.Row[Any], order: Order) -> sa.ColumnElement[bool]:
@@ -148,29 +222,29 @@ def _is_behind(last: sa.Row[Any], order: Order) -> sa.ColumnElement[bool]:
     return sa.or_(_columns.gain > last.gain, sa.and_(_columns.gain == last.gain, is_later), has_none)
 
 
-def summarize(connection: Connection, job_id: str) -> dict[str, int]:
+def read_tally(connection: Connection, job_id: str) -> Counter[str]:
+    """Return the tally of a job's adapters; count them if an older release queued the job."""
+    tally = connection.scalars(sa.select(jobs.c.tally).where(jobs.c.id == job_id)).one()
+    return _count(connection, job_id) if tally is None else Counter(tally)
+
+
+def progress_of(tally: Mapping[str, int]) -> dict[str, int]:
+    """Return the numbers of a job's adapters: published, failed, and in total."""
+    return {name: tally[name] for name in ("published", "failed", "total")}
+
+
+def summary_of(tally: Mapping[str, int]) -> dict[str, int]:
     """Return the numbers of a job's adapters by outcome, and of those whose live alias moved.
 
     The prior of a fleet has no group and does not count.
     """
-    counts = (sa.func.count(), sa.func.count(sa.case((_columns.moved_live, 1))))
-    statement = sa.select(_columns.outcome, *counts).where(_columns.job == job_id, _columns.group.is_not(None))
-    rows = connection.execute(statement.group_by(_columns.outcome)).all()
-    totals = {outcome: number for outcome, number, _ in rows}
-    return {str(name): totals.get(name, 0) for name in AdapterOutcome} | {"moved": sum(moved for *_, moved in rows)}
+    return {str(name): tally[_outcome_key(name)] for name in AdapterOutcome} | {"moved": tally["moved"]}
 
 
-def count_adapters(connection: Connection, job_id: str) -> dict[str, int]:
-    """Return the numbers of a job's adapters: published, failed, and in total."""
-    counts = (sa.func.count(_columns.version), sa.func.count(_columns.error), sa.func.count())
-    row = connection.execute(sa.select(*counts).where(_columns.job == job_id)).one()
-    return dict(zip(("published", "failed", "total"), row, strict=True))
-
-
-def deleted_since(connection: Connection, adapters: Iterable[JobAdapter]) -> list[JobAdapter]:
+def deleted_since(connection: Connection, adapters: Iterable[JobAdapter], *, tenant: str) -> list[JobAdapter]:
     """Return those whose names were deleted after the job was queued, whether or not they exist again."""
     adapters = list(adapters)
-    deletions = queries.deletions(connection, [adapter.name for adapter in adapters])
+    deletions = queries.deletions(connection, [adapter.name for adapter in adapters], tenant=tenant)
     return [adapter for adapter in adapters if deletions.get(adapter.name, 0) != adapter.deletions]
 
 
@@ -181,19 +255,30 @@ def adapters_at(connection: Connection, job_id: str, positions: Sequence[int]) -
 
 
 def admit(connection: Connection, claim: Job, publications: Sequence[Publication]) -> list[bool]:
-    """Return which publications of a job may become versions; the others fail, because their names were deleted.
+    """Return which publications of a job may become versions; the others fail.
 
-    Raises `AdapterDeleted` if the job trains only that one, and `ValueError` for a publication without position.
+    Their names were deleted, or they exceed a limit of the tenant. Raises that error if the job trains only that one,
+    and `ValueError` for a publication without position.
     """
     positions = [publication.position for publication in publications if publication.position is not None]
     if len(positions) < len(publications):
         raise ValueError("a job's publication needs a position")
     failures = {}
-    for deleted in deleted_since(connection, adapters_at(connection, claim.id, positions)):
+    adapters = adapters_at(connection, claim.id, positions)
+    for deleted in deleted_since(connection, adapters, tenant=claim.tenant):
         error = AdapterDeleted(f"the adapter {deleted.name!r} was deleted after this job was queued")
         if deleted.name == claim.adapter:
             raise error
         failures[deleted.position] = error.members()
+    if claim.training.is_fleet:
+        # A job of one adapter fails when it is published.
+        quota = AdapterQuota(connection, [publication.name for publication in publications], tenant=claim.tenant)
+        for publication, position in zip(publications, positions, strict=True):
+            try:
+                if position not in failures:
+                    quota.take(publication.name, len(publication.adapter.canonical_bytes))
+            except QuotaExceeded as exceeded:
+                failures[position] = exceeded.members()
     fail(connection, claim.id, list(failures.items()))
     return [position not in failures for position in positions]
 
@@ -218,103 +303,55 @@ def fail(connection: Connection, job_id: str, failures: Sequence[tuple[int, Mapp
     _set(connection, job_id, [{"b_position": position, "error": dict(error), **values} for position, error in failures])
 
 
-def fail_waiting(connection: Connection, job_id: str, error: Mapping[str, Any]) -> None:
-    """Store the error that ended the job in the rows of its adapters that have neither version nor error."""
+def fail_waiting(connection: Connection, job_id: str, error: Mapping[str, Any], *, first: int, last: int) -> None:
+    """Store the error that ended the job in the rows at these positions that have neither version nor error."""
+    are_next = (_columns.job == job_id, _columns.position.between(first, last))
     failed = {"error": dict(error), "outcome": AdapterOutcome.FAILED}
-    connection.execute(sa.update(job_adapters).where(_columns.job == job_id, _WAITS).values(failed))
+    with _tallied(connection, job_id, _columns.position.between(first, last)):
+        connection.execute(sa.update(job_adapters).where(*are_next, _WAITS).values(failed))
+
+
+def last_position(connection: Connection, job_id: str) -> int:
+    """Return the greatest position of a job's adapters; -1 if it has none."""
+    statement = sa.select(sa.func.max(_columns.position)).where(_columns.job == job_id)
+    last = connection.scalars(statement).one()
+    return -1 if last is None else int(last)
 
 
 def _set(connection: Connection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:
-    if rows:
-        is_adapter = (_columns.job == job_id, _columns.position == sa.bindparam("b_position"))
-        connection.execute(sa.update(job_adapters).where(*is_adapter), rows)
+    is_adapter = (_columns.job == job_id, _columns.position == sa.bindparam("b_position"))
+    for part in batched(rows):
+        with _tallied(connection, job_id, _columns.position.in_([row["b_position"] for row in part])):
+            connection.execute(sa.update(job_adapters).where(*is_adapter), part)
 
 
-class SkipReason(StrEnum):
-    """Why an adapter of the job was left as it is."""
-
-    NOT_PUBLISHED = "not_published"
-    """The job published no version of it."""
-    NEVER_LIVE = "never_live"
-    """The job's version did not become live when it was published."""
-    ADAPTER_DELETED = "adapter_deleted"
-    """It was deleted since."""
-    LIVE_MOVED = "live_moved"
-    """Its live alias no longer points at the job's version."""
-    VERSION_GONE = "version_gone"
-    """The version that live pointed at before is no longer there."""
+def find_drift(connection: Connection, job_id: str) -> dict[str, int]:
+    """Return what has to be added to the tally of a job to make it that of a count; empty if it is right."""
+    counted, tally = _count(connection, job_id), read_tally(connection, job_id)
+    return {name: counted[name] - tally[name] for name in _COUNTS if counted[name] != tally[name]}
 
 
-@dataclass(frozen=True, slots=True)
-class RevertedAdapter:
-    """A live alias that was pointed back."""
-
-    name: str
-    version: int
-    """Version of the job, which was live."""
-    to: int | None
-    """Version that is live again; None if none was live before."""
+def correct_tally(connection: Connection, job_id: str, drift: Mapping[str, int]) -> None:
+    """Add to the tally of a job."""
+    tally = read_tally(connection, job_id)
+    tally.update(drift)
+    _store_tally(connection, job_id, tally)
 
 
-@dataclass(frozen=True, slots=True)
-class SkippedAdapter:
-    """An adapter of the job that was left as it is."""
-
-    name: str
-    version: int | None
-    reason: SkipReason
-    detail: str
+def _store_tally(connection: Connection, job_id: str, tally: Mapping[str, int]) -> None:
+    connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(tally=dict(tally)))
 
 
-@dataclass(frozen=True, slots=True)
-class RevertResult:
-    """Result of a revert: every adapter of the job is in one of the two lists."""
-
-    reverted: Sequence[RevertedAdapter]
-    skipped: Sequence[SkippedAdapter]
-
-
-def revert(connection: Connection, job_id: str) -> RevertResult:
-    """Point back every live alias for which that is possible, and increment the revision once."""
-    adapters = list_adapters(connection, job_id)
-    names = [adapter.name for adapter in adapters]
-    live = queries.alias_targets(connection, names, LIVE)
-    deleted = {adapter.position for adapter in deleted_since(connection, adapters)}
-    replaced = [(adapter.name, adapter.replaced) for adapter in adapters if adapter.replaced is not None]
-    existing = queries.existing_versions(connection, replaced)
-    reverted, skipped = [], []
-    for adapter in adapters:
-        is_gone = adapter.replaced is not None and (adapter.name, adapter.replaced) not in existing
-        reason = _reason(adapter, live, is_deleted=adapter.position in deleted, is_gone=is_gone)
-        if reason is not None:
-            current = f"it is {live[adapter.name]}" if adapter.name in live else "nothing is live"
-            detail = _DETAILS[reason].format(adapter=adapter, current=current)
-            skipped.append(SkippedAdapter(adapter.name, adapter.version, reason, detail))
-        elif adapter.version is not None:
-            reverted.append(RevertedAdapter(adapter.name, adapter.version, adapter.replaced))
-    if reverted:
-        queries.set_alias(connection, LIVE, {back.name: back.to for back in reverted if back.to is not None})
-        queries.remove_alias(connection, LIVE, [back.name for back in reverted if back.to is None])
-        queries.increment_revision(connection)
-    return RevertResult(reverted, skipped)
+@contextmanager
+def _tallied(connection: Connection, job_id: str, changed: sa.ColumnElement[bool]) -> Iterator[None]:
+    """Keep the tally of a job while the block changes those of its adapters that a condition selects."""
+    tally, before = read_tally(connection, job_id), _count(connection, job_id, changed)
+    yield
+    tally.update(_count(connection, job_id, changed))
+    tally.subtract(before)
+    _store_tally(connection, job_id, tally)
 
 
-_DETAILS: Mapping[SkipReason, str] = {
-    SkipReason.NOT_PUBLISHED: "the job published no version of {adapter.name}",
-    SkipReason.NEVER_LIVE: "{adapter.name}@{adapter.version} was published without moving live",
-    SkipReason.ADAPTER_DELETED: "{adapter.name} was deleted since",
-    SkipReason.LIVE_MOVED: "live of {adapter.name} is no longer version {adapter.version}: {current}",
-    SkipReason.VERSION_GONE: "{adapter.name}@{adapter.replaced}, which was live before, is no longer there",
-}
-
-
-def _reason(adapter: JobAdapter, live: Mapping[str, int], *, is_deleted: bool, is_gone: bool) -> SkipReason | None:
-    if adapter.version is None:
-        return SkipReason.NOT_PUBLISHED
-    if not adapter.moved_live:
-        return SkipReason.NEVER_LIVE
-    if is_deleted:
-        return SkipReason.ADAPTER_DELETED
-    if live.get(adapter.name) != adapter.version:
-        return SkipReason.LIVE_MOVED
-    return SkipReason.VERSION_GONE if is_gone else None
+def _count(connection: Connection, job_id: str, *conditions: sa.ColumnElement[bool]) -> Counter[str]:
+    row = connection.execute(sa.select(*_COUNTED).where(_columns.job == job_id, *conditions)).one()
+    return Counter(row._asdict())

@@ -4,7 +4,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from struct import Struct
@@ -85,7 +85,7 @@ class Adapter:
         if self.labels is not None:
             metadata["labels"] = list(self.labels)
         tensors = self._tensors
-        assert all(tensor.dtype is torch.float32 for tensor in tensors)
+        _check_float32(tensors)
         text = json.dumps(metadata, separators=(",", ":"), sort_keys=True)
         # Not with `safetensors.save`, which takes a tenth of the time in which a fleet trains an adapter.
         head = _header(text, tuple(tuple(tensor.shape) for tensor in tensors))
@@ -107,7 +107,7 @@ class Adapter:
     def _contiguous(self) -> tuple[Tensor, Tensor, Tensor | None]:
         # After `to`, these are the factors themselves. The kernel reads them by address and cannot check their dtype.
         tensors = self.a_OR.T, self.b_RI, self.bias_O
-        assert all(tensor is None or tensor.dtype is torch.float32 for tensor in tensors)
+        _check_float32(tensor for tensor in tensors if tensor is not None)
         a_RO, b_RI, bias_O = (None if tensor is None else tensor.contiguous() for tensor in tensors)
         assert a_RO is not None
         assert b_RI is not None
@@ -125,6 +125,13 @@ class Adapter:
         a_OR, b_RI = self.a_OR.to(base.weight_OI).T.contiguous().T, self.b_RI.to(base.weight_OI)
         bias_O = None if self.bias_O is None else self.bias_O.to(base.weight_OI)
         return replace(self, a_OR=a_OR, b_RI=b_RI, bias_O=bias_O)
+
+
+def _check_float32(tensors: Iterable[Tensor]) -> None:
+    """Raise `TypeError` for another dtype. It is a check of memory safety: the bytes are read as float32."""
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32:
+            raise TypeError(f"the factors of an adapter must be float32, not {tensor.dtype}")
 
 
 def delta_norms(adapters: Sequence[Adapter]) -> list[float]:

@@ -1,28 +1,25 @@
-"""Immutable files, durable once `write` has returned.
+"""Immutable bytes, durable once `write` has returned.
 
 A blob's name is the catalogue's revision at the time of writing and a random key: `<12 hex digits>-<32 hex digits>`.
 (Older releases wrote the key alone.) A blob is written once, never changed, and belongs to one publish or one job.
 
-Blobs that no row refers to move to the quarantine, and are removed after some days. A file in it is named `<time of its
-move>-<its name in blobs/>`, such as `20261129T154501Z-00000000002a-…`, so that the order of the names is the order of
-the moves. To bring a file back, move it to `blobs/` under the rest of its name.
+`Blobs` is the seam; `FolderBlobs` keeps them as files in a folder, and `adapters.storage.object_blobs` in an S3 bucket.
+Blobs that no row refers to move to the `adapters.storage.quarantine`.
 """
 
 import errno
 import hashlib
 import logging
-import math
 import os
 import re
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, NamedTuple, Protocol, TypeAlias
 
 from adapters.errors import BlobCorrupt, LoraplexError, StorageFailed, StorageFull
+from adapters.storage.quarantine import Quarantine, unlink
 
 # Bytes, or a function that writes them to a file.
 Content: TypeAlias = bytes | Callable[[BinaryIO], object]
@@ -32,17 +29,13 @@ BLOBS = "blobs"
 STORE_ID = "store-id"
 # Error numbers of a full disk, of a disk that fails, and of a process without file descriptors.
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_FAILED = {errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
+# EINTR: a file system over a network may interrupt a rename, and Python repeats only reads, writes and syncs.
+DISK_FAILED = {errno.EIO, errno.EROFS, errno.EINTR}
+_FAILED = DISK_FAILED | {errno.EACCES, errno.EPERM}
 NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _TEMPORARY = ".tmp"
 _NAME = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
-# Largest part of the file system that quarantined files may take.
-SHARE_OF_DISK = 0.05
-DEFAULT_DAYS = 7
-_TIME = "%Y%m%dT%H%M%SZ"
-_TIME_LENGTH = len("20261129T154501Z")
-_SECONDS_A_DAY = 86_400
-_MAX_NAMES_LOGGED = 5
+BLOB_NAME = re.compile(r"(?:[0-9a-f]{12}-)?[0-9a-f]{32}")
 
 log = logging.getLogger(__name__)
 
@@ -68,92 +61,106 @@ def blob_names(blobs: Path, *, with_temporary: bool = False) -> list[str]:
     return []
 
 
-class Quarantine:
-    """The quarantine in one data folder. Safe to use from several processes."""
+class BlobPart(NamedTuple):
+    """Bytes within a blob, and their digest."""
 
-    def __init__(self, folder: Path, *, now: Callable[[], float], days: float = DEFAULT_DAYS) -> None:
-        self.folder = folder / "quarantine"
-        self._now = now
-        self._keep_seconds = days * _SECONDS_A_DAY
+    name: str
+    offset: int
+    length: int
+    digest: str
 
-    def take(self, paths: Iterable[Path]) -> int:
-        """Move files here, then remove the oldest ones if there are too many bytes; return how many were moved."""
-        moved = [path.name for path in paths if self._move(path, self.folder / f"{self._time()}-{path.name}")]
-        if moved:
-            names = ", ".join(moved[:_MAX_NAMES_LOGGED]) + (", …" if len(moved) > _MAX_NAMES_LOGGED else "")
-            log.warning("moved %d files that no row refers to into %s: %s", len(moved), self.folder, names)
-            self._remove(moved_by=-math.inf)
-        return len(moved)
 
-    def keep(self, paths: Iterable[Path]) -> Path:
-        """Move files into a folder of their own in here, which is never removed; return it. Raises `OSError`."""
-        kept = self.folder / f"kept-{self._time()}"
-        kept.mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            _move(path, kept / path.name)
-        return kept
+class Blobs(Protocol):
+    """The seam between the domain and where blobs are stored: immutable bytes under names.
+
+    Every other module reads and removes blobs through these methods, and builds no path of its own. New blobs are
+    written by `adapters.storage.pending_blobs`, which keeps them from sweeps. Safe to use from any thread and from
+    several processes. Every method may raise `StorageFailed`, which means that nothing can be said about a blob now.
+    """
+
+    @property
+    def local_folder(self) -> Path:
+        """Folder on this machine with the blobs, or with copies of some of them."""
+
+    def create_folder(self) -> None:
+        """Create the local folder if it is missing."""
+
+    def write(self, name: str, content: Content) -> None:
+        """Store `content` under a new name; durable before this returns. Raises `StorageFull` and `StorageFailed`.
+
+        After an error, nothing is stored, or a blob that no row refers to.
+        """
+
+    def read(self, name: str, *, offset: int = 0, length: int = -1, digest: str | None = None) -> bytes:
+        """Return `length` bytes from `offset` on, or all if it is -1.
+
+        Raises `BlobCorrupt` if they are missing or do not have the `digest`.
+        """
+
+    def read_parts(self, parts: Sequence[BlobPart]) -> Iterator[bytes | Exception]:
+        """Yield the bytes of each part, in order, or the error that `read` raises for it."""
+
+    def read_cached(self, name: str, *, offset: int, length: int) -> bytearray | None:
+        """Return the bytes without waiting for a disk or a network, unverified; None if that is not possible."""
+
+    def local(self, name: str, *, size: int | None = None, digest: str | None = None) -> Path:
+        """Return the path of a local file with the blob, to be mapped into memory or read in part.
+
+        Raises `BlobCorrupt` if the blob is missing, not of `size` bytes, or does not have the `digest`.
+        """
+
+    def has_digest(self, name: str, digest: str, *, offset: int = 0, length: int | None = None) -> bool:
+        """Return whether the stored blob, or `length` bytes of it from `offset` on, is there and has this digest."""
+
+    def stored_copy(self, name: str) -> AbstractContextManager[Path]:
+        """Return the path of a file with the bytes that are stored now, for a check; there is none if it is missing."""
+
+    def hold(self, name: str, path: Path) -> bool:
+        """Let a file, if there is none yet, keep the bytes of a blob after its removal; return whether it is there.
+
+        Raises `OSError`.
+        """
+
+    def remove(self, names: Iterable[str]) -> int:
+        """Remove blobs whose rows are gone; return their bytes. What cannot be removed is left to the next sweep."""
+
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Move blobs that no row refers to any more into quarantine. Missing ones are skipped."""
+
+    def keep_aside(self, names: Iterable[str]) -> str:
+        """Move blobs to where nothing is removed; return that place."""
+
+    def names(self, *, with_temporary: bool = False) -> list[str]:
+        """Return the names of the blobs, and of temporary files if `with_temporary` is true."""
+
+    def names_after(self, revision: int) -> list[str]:
+        """Return the names of the blobs that were written after a revision of the catalogue."""
+
+    def discard(self, names: Sequence[str]) -> int:
+        """Remove temporary files, move blobs into quarantine, and purge it; return how many."""
 
     def purge(self) -> int:
-        """Remove the files whose days are over, and the oldest ones if there are too many bytes; return the bytes."""
-        return self._remove(moved_by=self._now() - self._keep_seconds)
+        """Remove what has been in quarantine for long enough; return the bytes."""
 
-    def empty(self) -> int:
-        """Remove every file, because the disk is full; return the bytes."""
-        return self._remove(moved_by=math.inf)
+    def read_store_id(self) -> str | None:
+        """Return the id of the store that the blobs belong to; None if there is none."""
 
-    def _time(self) -> str:
-        return datetime.fromtimestamp(self._now(), UTC).strftime(_TIME)
-
-    def _move(self, path: Path, target: Path) -> bool:
-        try:
-            self.folder.mkdir(exist_ok=True)
-            _move(path, target)
-        except OSError as error:
-            # A full disk, for example, is no reason not to start: the next sweep tries again.
-            if not isinstance(error, FileNotFoundError):
-                log.warning("%s cannot be moved into %s: %s", path, self.folder, error)
-            return False
-        return True
-
-    def _remove(self, *, moved_by: float) -> int:
-        """Remove files that were moved by a time, and the oldest while there are too many bytes; return the bytes."""
-        entries = sorted(self._entries())
-        disk = os.statvfs(self.folder.parent)
-        total, most = sum(size for _, _, size in entries), SHARE_OF_DISK * disk.f_frsize * disk.f_blocks
-        count = removed = 0
-        for name, moved_at, size in entries:
-            if moved_at > moved_by and total - removed <= most:
-                break
-            if not _unlink(self.folder / name):
-                continue
-            count, removed = count + 1, removed + size
-        if count:
-            log.warning("removed the %d oldest files in %s, of %d bytes", count, self.folder, removed)
-        return removed
-
-    def _entries(self) -> Iterator[tuple[str, float, int]]:
-        """Yield the name, the time of the move and the bytes of each file."""
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.folder) as files:
-            for file in files:
-                # Entries of other programs are left alone.
-                with suppress(ValueError, FileNotFoundError):
-                    if not file.is_file(follow_symlinks=False):
-                        continue
-                    moved_at = datetime.strptime(file.name[:_TIME_LENGTH], _TIME).replace(tzinfo=UTC).timestamp()
-                    yield file.name, moved_at, file.stat(follow_symlinks=False).st_size
+    def write_store_id(self, store_id: str) -> None:
+        """Record, durably, the store that the blobs belong to."""
 
 
 class FolderBlobs:
-    """The seam `Blobs`: immutable bytes under names, in one folder.
-
-    Every other module reads and removes blobs through these methods, and builds no path of its own. New blobs are
-    written by `adapters.storage.blob_writer`, which keeps them from sweeps.
-    """
+    """Blobs that are files in one folder."""
 
     def __init__(self, folder: Path, *, quarantine: Quarantine) -> None:
         self._data_folder = folder
         self._folder = folder / BLOBS
         self._quarantine = quarantine
+
+    @property
+    def local_folder(self) -> Path:
+        """The folder of the files."""
+        return self._folder
 
     def create_folder(self) -> None:
         """Create the folder if it is missing, durably."""
@@ -198,10 +205,11 @@ class FolderBlobs:
                 raise translated from error
             raise
 
-    def read(self, name: str, *, offset: int = 0, length: int = -1) -> bytes:
+    def read(self, name: str, *, offset: int = 0, length: int = -1, digest: str | None = None) -> bytes:
         """Return `length` bytes from `offset` on, or all if it is -1.
 
-        Raises `BlobCorrupt` if they are missing, and `StorageFailed` if the file cannot be read now.
+        Raises `BlobCorrupt` if they are missing or do not have the `digest`, and `StorageFailed` if the file cannot be
+        read now.
         """
         with _reading(name):
             # No file object: each of its system calls would release the interpreter lock.
@@ -213,29 +221,29 @@ class FolderBlobs:
                 os.close(file)
         if length >= 0 and len(content) != length:
             raise BlobCorrupt(f"the file {name} ends before byte {offset + length}")
+        check_digest(name, content, digest)
         return content
+
+    def read_parts(self, parts: Sequence[BlobPart]) -> Iterator[bytes | Exception]:
+        """Yield the bytes of each part, in order, or the error that `read` raises for it."""
+        for name, offset, length, digest in parts:
+            try:
+                yield self.read(name, offset=offset, length=length, digest=digest)
+            except Exception as error:
+                yield error
 
     def read_cached(self, name: str, *, offset: int, length: int) -> bytearray | None:
         """Return the same bytes if the kernel has them in memory; None instead of waiting for the disk.
 
         The kernel can tell on Linux only, and not on every file system; otherwise the result is None.
         """
-        content = bytearray(length)
-        try:
-            file = os.open(f"{self._folder}/{name}", os.O_RDONLY)
-            try:
-                read = os.preadv(file, [content], offset, os.RWF_NOWAIT)
-            finally:
-                os.close(file)
-        except (AttributeError, OSError):
-            return None
-        return content if read == length else None
+        return read_without_waiting(f"{self._folder}/{name}", offset=offset, length=length)
 
-    def local(self, name: str, *, size: int | None = None) -> Path:
-        """Return the path of a blob's local file, to be mapped into memory or read in part.
+    def local(self, name: str, *, size: int | None = None, digest: str | None = None) -> Path:
+        """Return the path of a blob's file, to be mapped into memory or read in part.
 
         Raises `BlobCorrupt` if it is missing, not a regular file, or not of `size` bytes: reading behind the end of a
-        mapped file would end the process. Its digest is not computed, because data may be larger than memory.
+        mapped file would end the process. Its digest is only computed if one is given.
         """
         path = self._folder / name
         with _reading(name):
@@ -244,6 +252,8 @@ class FolderBlobs:
             raise BlobCorrupt(f"the file of a stored adapter or data set is not a regular file: {name}")
         if size is not None and status.st_size != size:
             raise BlobCorrupt(f"the file {name} has {status.st_size} bytes instead of {size}")
+        if digest is not None and not self.has_digest(name, digest):
+            raise BlobCorrupt(f"the file {name} no longer has the bytes that were stored")
         return path
 
     def has_digest(self, name: str, digest: str, *, offset: int = 0, length: int | None = None) -> bool:
@@ -259,21 +269,65 @@ class FolderBlobs:
         except BlobCorrupt:
             return False
 
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove blobs whose rows are gone. Missing ones are skipped.
+    def remove(self, names: Iterable[str]) -> int:
+        """Remove blobs whose rows are gone; return their bytes. Missing ones are skipped.
 
         A blob that cannot be removed is logged and left to the next sweep: the change that it belongs to is stored.
         """
-        for name in names:
-            _unlink(self._folder / name)
+        removed = 0
+        for path in map(self._folder.joinpath, names):
+            with suppress(OSError):
+                size = path.stat().st_size
+                removed += size if unlink(path) else 0
+        return removed
 
     def set_aside(self, names: Iterable[str]) -> None:
         """Move blobs that no row refers to any more into quarantine. Missing ones are skipped."""
         self._quarantine.take(self._folder / name for name in names)
 
-    def names(self) -> list[str]:
-        """Return the names of the blobs and of the temporary files."""
-        return blob_names(self._folder, with_temporary=True)
+    def keep_aside(self, names: Iterable[str]) -> str:
+        """Move blobs into a folder of the quarantine that is never removed; return it. Raises `OSError`."""
+        return str(self._quarantine.keep(self._folder / name for name in names))
+
+    @contextmanager
+    def stored_copy(self, name: str) -> Iterator[Path]:
+        """Yield the path of a blob's file, which may be missing."""
+        yield self._folder / name
+
+    def hold(self, name: str, path: Path) -> bool:
+        """Make a hard link to a blob's file, which has to be on the same file system; return whether it is there.
+
+        Raises `OSError`.
+        """
+        if not (self._folder / name).is_file():
+            return False
+        try:
+            os.link(self._folder / name, path, follow_symlinks=False)
+        except FileExistsError:
+            return True
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, *, with_temporary: bool = False) -> list[str]:
+        """Return the names of the blobs, and of the temporary files too if `with_temporary` is true."""
+        return blob_names(self._folder, with_temporary=with_temporary)
+
+    def names_after(self, revision: int) -> list[str]:
+        """Return the names of the blobs that were written after a revision of the catalogue."""
+        return [name for name in self.names() if revision_of(name) > revision]
+
+    def purge(self) -> int:
+        """Remove the quarantined files whose days are over; return their bytes."""
+        return self._quarantine.purge()
+
+    def read_store_id(self) -> str | None:
+        """Return the id of the store that the folder belongs to; None if it has none."""
+        return read_id(self._folder / STORE_ID)
+
+    def write_store_id(self, store_id: str) -> None:
+        """Record, durably, the store that the folder belongs to."""
+        write_id(self._folder / STORE_ID, store_id)
 
     def discard(self, names: Sequence[str]) -> int:
         """Remove temporary files and move blobs into quarantine; return how many.
@@ -282,7 +336,7 @@ class FolderBlobs:
         """
         temporary = [name for name in names if name.endswith(_TEMPORARY)]
         # A folder of such a name, or a file that this process may not remove, is not one of ours.
-        removed = sum(_unlink(self._folder / name, ignored=(IsADirectoryError, PermissionError)) for name in temporary)
+        removed = sum(unlink(self._folder / name, ignored=(IsADirectoryError, PermissionError)) for name in temporary)
         self._quarantine.purge()
         blobs = sorted(set(names).difference(temporary))
         return removed + self._quarantine.take(self._folder / name for name in blobs)
@@ -304,6 +358,44 @@ def _reading(name: str) -> Iterator[None]:
             raise BlobCorrupt(detail) from error
         log.error("%s", detail)
         raise StorageFailed(detail) from error
+
+
+def read_without_waiting(path: str, *, offset: int, length: int) -> bytearray | None:
+    """Return bytes of a file if the kernel has them in memory; None instead of waiting for the disk."""
+    content = bytearray(length)
+    try:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            read = os.preadv(file, [content], offset, os.RWF_NOWAIT)
+        finally:
+            os.close(file)
+    except (AttributeError, OSError):
+        return None
+    return content if read == length else None
+
+
+def check_digest(name: str, content: bytes, digest: str | None) -> None:
+    """Raise `BlobCorrupt` if the bytes of a blob do not have a digest; any will do if it is None."""
+    if digest is not None and f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
+        raise BlobCorrupt(f"the stored bytes of the blob {name} are not those that were published")
+
+
+def read_id(path: Path) -> str | None:
+    """Return the id in a file; None if the file is missing or empty. Raises `OSError`."""
+    with suppress(FileNotFoundError):
+        return path.read_text(errors="replace").strip() or None
+    return None
+
+
+def write_id(path: Path, store_id: str) -> None:
+    """Write an id to a file atomically and durably: after a crash, the file has the new or the old content."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(store_id)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
 
 
 def storage_error(error: OSError, *, what: str) -> LoraplexError | None:
@@ -338,33 +430,3 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _move(path: Path, target: Path) -> None:
-    """Move a file, also to another file system: `blobs/` may be a mount of its own."""
-    try:
-        path.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    else:
-        return
-    try:
-        shutil.copyfile(path, target)
-        with target.open("rb") as copy:
-            os.fsync(copy.fileno())
-    except OSError:
-        target.unlink(missing_ok=True)
-        raise
-    path.unlink(missing_ok=True)
-
-
-def _unlink(path: Path, *, ignored: tuple[type[OSError], ...] = ()) -> bool:
-    """Remove a file, if it is there; log an error that is not `ignored`. Return whether it is gone."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        if not isinstance(error, ignored):
-            log.warning("the file %s cannot be removed: %s", path, error)
-        return False
-    return True

@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-# Tenant of every root row until there are keys.
-TENANT = "default"
 # 64 bits on every database. SQLite's INTEGER has them, and only it can number the rows of a table.
 BIG_INTEGER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 # Text that every database orders by its bytes.
@@ -81,6 +79,12 @@ aliases = sa.Table(
     "aliases", metadata, *_key(tenant=sa.String, adapter=NAME, alias=NAME), *_columns(BIG_INTEGER, "version")
 )
 
+# Versions and aliases of deleted adapters (`adapters.catalog.trash`). An adapter made again goes on counting, so that
+# its versions in the two tables never have the same number.
+trashed_versions = versions.to_metadata(metadata, name="trashed_versions")
+trashed_versions.append_column(sa.Column("deleted_at", sa.String, nullable=False, index=True))
+trashed_aliases = aliases.to_metadata(metadata, name="trashed_aliases")
+
 catalog = sa.Table(
     "catalog",
     metadata,
@@ -88,6 +92,13 @@ catalog = sa.Table(
     *_columns(BIG_INTEGER, "revision"),
     # Random; the folder of blobs has the same (`adapters.storage.store_identity`).
     *_columns(sa.String, "store_id", nullable=True),
+    # Incremented if something that processes cache of keys or limits stops being true.
+    sa.Column("access_revision", BIG_INTEGER, nullable=False, server_default="0"),
+)
+
+# The names that each of the last revisions changed. A revision without rows may have changed any name.
+changes = sa.Table(
+    "changes", metadata, *_key(revision=BIG_INTEGER, tenant=sa.String, name=NAME), sqlite_with_rowid=False
 )
 
 jobs = sa.Table(
@@ -96,8 +107,7 @@ jobs = sa.Table(
     sa.Column("sequence", BIG_INTEGER, primary_key=True, autoincrement=True),
     sa.Column("id", NAME, nullable=False, unique=True),
     sa.Column("adapter", NAME, nullable=False, index=True),
-    sa.Column("status", sa.String, nullable=False, index=True),
-    *_columns(sa.String, "tenant", "base", "created_at"),
+    *_columns(sa.String, "status", "tenant", "base", "created_at"),
     *_columns(sa.String, "feature_space", "started_at", "finished_at", "data_file", nullable=True),
     *_columns(sa.Integer, "attempt", "fence"),
     *_columns(sa.Float, "lease_until", nullable=True),
@@ -107,15 +117,26 @@ jobs = sa.Table(
     *_columns(sa.String, "kind", nullable=True),
     # Evaluation, decision and what `auto` chose; of a fleet, the summary of its adapters.
     *_columns(_JSON, "report", "suspects", nullable=True),
+    # Actor of the request that submitted it; null in the rows of older releases.
+    *_columns(_JSON, "submitted_by", nullable=True),
+    # Numbers of the adapters of the job by their state. Null in the rows of older releases, until one of them changes.
+    *_columns(_JSON, "tally", nullable=True),
     sqlite_autoincrement=True,
 )
+
+sa.Index("ix_jobs_tenant_sequence", jobs.c.tenant, jobs.c.sequence)
+sa.Index("ix_jobs_tenant_status", jobs.c.tenant, jobs.c.status, jobs.c.sequence)
+sa.Index("ix_jobs_tenant_id", jobs.c.tenant, jobs.c.id)
+# A claim compares the tenants of the jobs that wait, and when each of them was served.
+sa.Index("ix_jobs_status_tenant", jobs.c.status, jobs.c.base, jobs.c.tenant, jobs.c.sequence)
+sa.Index("ix_jobs_tenant_started_at", jobs.c.tenant, jobs.c.started_at)
 
 # One row for each adapter that a job trains: a fleet has many.
 job_adapters = sa.Table(
     "job_adapters",
     metadata,
     *_key(job=sa.String, position=sa.Integer),
-    sa.Column("name", NAME, nullable=False, index=True),
+    *_columns(NAME, "name"),
     *_columns(BIG_INTEGER, "rows"),
     # How often the name had been deleted when the job was queued.
     *_columns(sa.Integer, "deletions"),
@@ -128,7 +149,10 @@ job_adapters = sa.Table(
     *_columns(sa.String, "outcome", nullable=True),
     *_columns(sa.Float, "gain", nullable=True),
     *_columns(_JSON, "report", nullable=True),
+    # That of the job.
+    sa.Column("tenant", sa.String, nullable=False, server_default="default"),
 )
+sa.Index("ix_job_adapters_tenant_name", job_adapters.c.tenant, job_adapters.c.name, job_adapters.c.job)
 for _name in ("name", "outcome", "gain"):
     sa.Index(f"ix_job_adapters_job_{_name}", job_adapters.c.job, job_adapters.c[_name])
 
@@ -152,9 +176,87 @@ dataset_versions = sa.Table(
     sa.Column("file", sa.String, nullable=False, index=True),
 )
 
-# Keys of the blobs that are being written, or may be next (`adapters.storage.blob_writer`).
+# Keys of the blobs that are being written, or may be next (`adapters.storage.pending_blobs`).
 pending_blobs = sa.Table(
     "pending_blobs", metadata, *_key(key=sa.String), *_columns(sa.String, "owner"), sqlite_with_rowid=False
+)
+
+tenants = sa.Table(
+    "tenants", metadata, *_key(name=NAME), *_columns(sa.String, "created_at"), *_columns(_JSON, "limits")
+)
+
+# What each tenant has (`adapters.storage.totals`).
+totals = sa.Table(
+    "totals",
+    metadata,
+    *_key(tenant=sa.String),
+    *_columns(BIG_INTEGER, "adapters", "versions", "version_bytes", "trashed_bytes", "datasets", "dataset_bytes"),
+)
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    *_key(id=NAME),
+    *_columns(NAME, "tenant"),
+    *_columns(sa.String, "name"),
+    *_columns(_JSON, "scopes"),
+    # SHA-256 of the key's text.
+    *_columns(sa.String, "digest", "created_at"),
+    *_columns(sa.String, "expires_at", "revoked_at", nullable=True),
+)
+sa.Index("ix_keys_tenant", keys.c.tenant, keys.c.id)
+
+# Sessions of the page: each counts as its key.
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    # SHA-256 of the cookie's value.
+    *_key(digest=sa.String),
+    *_columns(NAME, "key"),
+    sa.Column("expires_at", sa.String, nullable=False, index=True),
+)
+
+# Idempotency keys of requests that store jobs (`adapters.access.idempotency`).
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    *_key(tenant=NAME, key=NAME),
+    # The random id of a request, and its process.
+    *_columns(sa.String, "fingerprint", "claim", "owner"),
+    # Null while the request runs.
+    *_columns(sa.String, "job", nullable=True),
+    sa.Column("expires_at", sa.String, nullable=False, index=True),
+)
+
+# Entries of the audit log (`adapters.access.audit`).
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("sequence", BIG_INTEGER, primary_key=True, autoincrement=True),
+    *_columns(sa.String, "time", "action", "resource"),
+    *_columns(NAME, "tenant"),
+    *_columns(sa.String, "key_id", "digest_before", "digest_after", "request_id", "client_address", nullable=True),
+)
+sa.Index("ix_audit_tenant_time", audit.c.tenant, audit.c.time, audit.c.sequence)
+for _name in ("key_id", "resource"):
+    sa.Index(f"ix_audit_tenant_{_name}", audit.c.tenant, audit.c[_name], audit.c.time, audit.c.sequence)
+
+# Hours are numbered from the epoch (`adapters.access.usage`).
+usage = sa.Table(
+    "usage",
+    metadata,
+    *_key(tenant=NAME, dimension=sa.String, hour=BIG_INTEGER, name=NAME),
+    *_columns(BIG_INTEGER, "requests", "rows"),
+    sqlite_with_rowid=False,
+)
+
+# The last batch of counts that each process has added to `usage`.
+usage_writers = sa.Table(
+    "usage_writers",
+    metadata,
+    *_key(id=sa.String),
+    *_columns(BIG_INTEGER, "sequence"),
+    *_columns(sa.String, "stored_at"),
 )
 
 # Only the rows that have a value are in these indexes.

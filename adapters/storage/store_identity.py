@@ -5,8 +5,8 @@ The catalogue and the folder of blobs must belong together, and the catalogue's 
 The store id, a random string, is stored three times:
 
 - in the table `catalog`, with the catalogue's revision;
-- in `blobs/store-id`. This file is written after the catalogue's id is committed. If a crash comes in between, the
-  catalogue has an id and the folder of blobs has none, and the next start writes the file;
+- with the blobs, in `blobs/store-id` or in the object `store-id`. It is written after the catalogue's id is committed.
+  If a crash comes in between, the catalogue has an id and the blobs have none, and the next start writes it;
 - in `store-id` in the data folder, which records the store that was last opened in this folder. A backup that is
   restored into an empty folder does not have this file. The blobs may then be newer than the catalogue, because they
   were copied after it. If the file exists and blobs are newer, an older catalogue was restored next to the live blobs.
@@ -22,17 +22,29 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
 from adapters.errors import CatalogBusy, CatalogNotLoadable
-from adapters.storage.blobs import BLOBS, STORE_ID, blob_key, blob_names, revision_of, sync_folder
+from adapters.storage.blob_location import BlobLocation
+from adapters.storage.blobs import BLOBS, STORE_ID, Blobs, blob_key, revision_of, write_id
+from adapters.storage.blobs import read_id as read_stored_id
 
 CATALOG = "catalog.sqlite3"
+MIGRATION_LOCK = "migrate.lock"
+# Folder, in the data folder, with a locked file for each `serve` and `trainer` that runs.
+# An unlocked file belongs to a process that did not end cleanly.
+RUNNING = "running"
+# The same for each process that writes blobs.
+WRITERS = "writers"
+_MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 _BUSY_SECONDS = 15
 _SECONDS_BEFORE_LOG = 3.0
 _MOST_FINDINGS = 10
-_REFERENCES = (("versions", "file"), ("versions", "statistics"), ("dataset_versions", "file"), ("jobs", "data_file"))
+_REFERENCES = (
+    *(("versions", "file"), ("versions", "statistics"), ("trashed_versions", "file")),
+    *(("dataset_versions", "file"), ("jobs", "data_file")),
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,49 +61,93 @@ class CatalogIdentity(NamedTuple):
     """Keys of the blobs that are being written, if the references were read."""
 
 
-def check_store(folder: Path) -> None:
-    """Raise `CatalogNotLoadable` if the catalogue and the blobs in a data folder do not belong together.
+class IdentifiedCatalog(Protocol):
+    """A catalogue that is not the file in the data folder."""
 
-    Writes nothing, but SQLite rolls back a transaction that a crash left in the catalogue's journal. Raises
-    `CatalogBusy` if the catalogue stays locked for `_BUSY_SECONDS`.
+    name: str
+
+    def identity(self, *, with_references: bool) -> CatalogIdentity | None:
+        """Return store id and revision, and if asked for the blobs that rows refer to."""
+
+    def raise_revision(self, revision: int) -> None:
+        """Raise the revision to that of blobs which are newer."""
+
+
+class CatalogFile:
+    """The catalogue in the data folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CATALOG
+        self.name = str(self.path)
+
+    def identity(self, *, with_references: bool) -> CatalogIdentity | None:
+        """Return store id and revision, and if asked for the blobs that rows refer to; None without a catalogue."""
+        return _read_catalog(self.path, with_references=with_references)
+
+    def raise_revision(self, revision: int) -> None:
+        """Raise the revision to that of blobs which are newer."""
+        with connected(self.path) as connection:
+            connection.execute("PRAGMA journal_mode=TRUNCATE")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("UPDATE catalog SET revision = max(revision, ?)", (revision,))
+
+
+def check_store(folder: Path, catalog: IdentifiedCatalog | None = None, *, blobs: Blobs | None = None) -> None:
+    """Raise `CatalogNotLoadable` if the catalogue and the blobs of a store do not belong together.
+
+    By default, the catalogue is the file in the data folder, and the blobs are there too. Writes nothing, but SQLite
+    rolls back a transaction that a crash left in the catalogue's journal. Raises `CatalogBusy` if the catalogue stays
+    locked for `_BUSY_SECONDS`, and `StorageFailed` if a bucket does not answer.
     """
-    # Read the folder before the catalogue. If another process publishes in between, the catalogue looks newer than the
+    blobs = blobs or BlobLocation(folder=folder).open()
+    # Read the blobs before the catalogue. If another process publishes in between, the catalogue looks newer than the
     # blobs, which is no error. In the other order, the blobs would look newer.
     opened_here = read_id(folder / STORE_ID)
-    folder_id = read_id(folder / BLOBS / STORE_ID)
-    names = _names(folder)
-    catalog = _read_catalog(folder / CATALOG, with_references=folder_id is None)
-    mismatch = _mismatch(folder, catalog, folder_id=folder_id, names=names, opened_here=opened_here)
+    with _readable(folder / BLOBS):
+        folder_id = blobs.read_store_id()
+        names = blobs.names() if folder_id is None else []
+    with suppress(FileNotFoundError), _readable(folder / WRITERS):
+        os.listdir(folder / WRITERS)
+    name = CATALOG if catalog is None else catalog.name
+    catalog = catalog or CatalogFile(folder)
+    identity = catalog.identity(with_references=folder_id is None)
+    if folder_id is not None and identity is not None:
+        # A bucket may have millions of names, so only those that may be newer are listed, and the catalogue is read
+        # again after that.
+        with _readable(folder / BLOBS):
+            names = blobs.names_after(identity.revision)
+        if names:
+            identity = catalog.identity(with_references=False)
+    mismatch = _mismatch(blobs, identity, folder_id=folder_id, names=names, opened_here=opened_here)
     if mismatch is not None:
-        accepted = "make a new, empty catalogue" if catalog is None else "take the catalogue as it is"
+        count = len(_names(folder, blobs))
+        accepted = "make a new, empty catalogue" if identity is None else "take the catalogue as it is"
         raise CatalogNotLoadable(
-            f"{folder}: the catalogue {CATALOG} and the files in {BLOBS}/ do not belong together: {mismatch}.\n"
+            f"{folder}: the catalogue {name} and the files in {BLOBS}/ do not belong together: {mismatch}.\n"
             "- Put back the one that was moved or is not mounted yet. From a backup, restore the catalogue and the"
             " blobs together into a new, empty folder ('Restore' in docs/operations.md).\n"
-            f"- To {accepted}, start once with --accept-catalog. Of the {len(names)} files in {BLOBS}/, those that it"
+            f"- To {accepted}, start once with --accept-catalog. Of the {count} files in {BLOBS}/, those that it"
             f" does not refer to move to {folder / 'quarantine'}/kept-<time>/. Nothing was changed."
         )
 
 
-def newest_revision(folder: Path) -> int:
+def newest_revision(folder: Path, *, blobs: Blobs | None = None) -> int:
     """Return the greatest revision in the names of the blobs; 0 if there are none."""
-    return max(map(revision_of, _names(folder)), default=0)
+    return max(map(revision_of, _names(folder, blobs)), default=0)
 
 
-def unreferenced(folder: Path) -> list[Path]:
+def unreferenced(folder: Path, catalog: IdentifiedCatalog | None = None, *, blobs: Blobs | None = None) -> list[str]:
     """Return the blobs that are neither referenced nor pending in the catalogue: all of them if there is none."""
-    names = _names(folder)
-    catalog = _read_catalog(folder / CATALOG, with_references=True)
-    references, pending = (catalog.references, catalog.pending) if catalog else (frozenset(), frozenset())
-    orphans = [name for name in names if name not in references and blob_key(name) not in pending]
-    return [folder / BLOBS / name for name in sorted(orphans)]
+    names = _names(folder, blobs)
+    identity = (catalog or CatalogFile(folder)).identity(with_references=True)
+    references, pending = (identity.references, identity.pending) if identity else (frozenset(), frozenset())
+    return sorted(name for name in names if name not in references and blob_key(name) not in pending)
 
 
 def read_id(path: Path) -> str | None:
     """Return the id in a file; None if the file is missing or empty. Raises `CatalogNotLoadable`."""
-    with _readable(path), suppress(FileNotFoundError):
-        return path.read_text(errors="replace").strip() or None
-    return None
+    with _readable(path):
+        return read_stored_id(path)
 
 
 def catalog_bytes(folder: Path) -> int:
@@ -102,41 +158,51 @@ def catalog_bytes(folder: Path) -> int:
     return 0
 
 
-def complete_store(folder: Path, *, accept: bool = False, revision_at_least: int = 0) -> None:
+def complete_store(
+    folder: Path,
+    catalog: IdentifiedCatalog | None = None,
+    *,
+    blobs: Blobs | None = None,
+    accept: bool = False,
+    revision_at_least: int = 0,
+) -> None:
     """Write the id files that are missing in a store that was checked and whose database was migrated.
 
     If blobs are newer than the catalogue, as after a restore, the catalogue's revision is raised to the newest blob's,
     so that the next check passes. With `accept`, the catalogue's id overwrites both id files. `revision_at_least` is
     the newest revision among the blobs that were moved to the quarantine.
     """
-    opened_here_file, folder_id_file = folder / STORE_ID, folder / BLOBS / STORE_ID
-    if not accept and (opened_here := read_id(opened_here_file)) is not None and opened_here == read_id(folder_id_file):
-        return
-    with migration_lock(folder), connected(folder / CATALOG) as connection:
-        newest = max(newest_revision(folder), revision_at_least)
-        row = connection.execute("SELECT store_id, revision FROM catalog").fetchone()
-        store_id, revision = _checked(folder / CATALOG, row)
-        if store_id is None:
-            raise damaged(folder / CATALOG, "it has no store id")
+    blobs = blobs or BlobLocation(folder=folder).open()
+    opened_here = read_id(folder / STORE_ID)
+    if not accept and opened_here is not None:
+        with _readable(folder / BLOBS):
+            if opened_here == blobs.read_store_id():
+                return
+    catalog = catalog or CatalogFile(folder)
+    with migration_lock(folder):
+        newest = max(newest_revision(folder, blobs=blobs), revision_at_least)
+        identity = catalog.identity(with_references=False)
+        if identity is None or identity.store_id is None:
+            finding = "its table catalog has no row" if identity is None else "it has no store id"
+            raise damaged(folder / CATALOG, finding)
+        store_id, revision = identity.store_id, identity.revision
         if newest > revision:
-            newer = sum(revision_of(name) > revision for name in _names(folder))
+            newer = sum(revision_of(name) > revision for name in _names(folder, blobs))
             log.warning("the catalogue's revision goes from %d to %d; %d blobs are newer", revision, newest, newer)
-            connection.execute("PRAGMA journal_mode=TRUNCATE")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("UPDATE catalog SET revision = max(revision, ?)", (newest,))
+            catalog.raise_revision(newest)
         # The data folder's file comes last, because newer blobs are an error if it exists. It must not exist before
         # the catalogue's revision is raised.
-        _write_id(folder_id_file, store_id)
-        _write_id(opened_here_file, store_id)
+        blobs.write_store_id(store_id)
+        write_id(folder / STORE_ID, store_id)
 
 
 @contextmanager
 def migration_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock for migrating and completing a store: `_write_id` uses one temporary file for all processes.
+    """Hold the lock for migrating and completing a store: `write_id` uses one temporary file for all processes.
 
     Waits for as long as another process holds it, because a migration may be long, and logs that once.
     """
-    path = folder / "migrate.lock"
+    path = folder / MIGRATION_LOCK
     with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -162,6 +228,9 @@ def connected(path: Path) -> Iterator[sqlite3.Connection]:
         uri = f"file:{quote(str(path))}?mode=rw"
         with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)) as connection:
             yield connection
+    except UnicodeDecodeError as error:
+        # SQLite's message about a damaged schema has bytes of it.
+        raise damaged(path, str(error)) from error
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -175,6 +244,18 @@ def damaged(path: Path, finding: str) -> CatalogNotLoadable:
     """Return the error for a catalogue whose file is corrupt."""
     detail = f"the catalogue {path} is damaged: {finding}; restore it from a backup (docs/operations.md)"
     return CatalogNotLoadable(detail)
+
+
+def check_schema(folder: Path) -> None:
+    """Raise `CatalogNotLoadable` if the tables of a catalogue are those of another release."""
+    newest = max(path.stem[:4] for path in _MIGRATIONS.glob("[0-9]*.py"))
+    with connected(folder / CATALOG) as connection:
+        revisions = [revision for (revision,) in connection.execute("SELECT version_num FROM alembic_version")]
+    if revisions != [newest]:
+        raise CatalogNotLoadable(
+            f"the catalogue {folder / CATALOG} has the tables of another release ({', '.join(revisions)}; this one has"
+            f" {newest}): start the service once to upgrade them"
+        )
 
 
 def check_integrity(path: Path, *, by_table: bool = False) -> None:
@@ -196,41 +277,31 @@ def check_integrity(path: Path, *, by_table: bool = False) -> None:
         raise damaged(path, "; ".join(findings[:_MOST_FINDINGS]))
 
 
-def _write_id(path: Path, store_id: str) -> None:
-    """Write an id to a file atomically and durably: after a crash, the file has the new or the old content."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(store_id)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)
-
-
 def _mismatch(
-    folder: Path, catalog: CatalogIdentity | None, *, folder_id: str | None, names: list[str], opened_here: str | None
+    blobs: Blobs, catalog: CatalogIdentity | None, *, folder_id: str | None, names: list[str], opened_here: str | None
 ) -> str | None:
     """Return why the catalogue and the blobs do not belong together; None if they do."""
     owner_of_blobs = f"the blobs belong to the store {folder_id}"
     if catalog is None:
         if folder_id is None and not names:
             return None
-        blobs = owner_of_blobs if folder_id is not None else f"there are {len(names)} blobs"
-        return f"the catalogue is missing or empty, and {blobs}"
+        rest = owner_of_blobs if folder_id is not None else f"there are {len(names)} blobs"
+        return f"the catalogue is missing or empty, and {rest}"
     if folder_id is None:
-        return _mismatch_without_id(folder, catalog, names=names, opened_here=opened_here)
+        return _mismatch_without_id(blobs, catalog, names=names, opened_here=opened_here)
     if catalog.store_id != folder_id:
         store = catalog.store_id or "of an older release, without an id"
         return f"the catalogue belongs to the store {store}, and {owner_of_blobs}"
     newer = [name for name in names if revision_of(name) > catalog.revision]
     if newer and opened_here == folder_id:
-        revisions = f"it is at revision {catalog.revision}, and {len(newer)} blobs at up to {newest_revision(folder)}"
+        newest = max(map(revision_of, newer))
+        revisions = f"it is at revision {catalog.revision}, and {len(newer)} blobs at up to {newest}"
         return f"the catalogue is older than the blobs: {revisions}"
     return None
 
 
 def _mismatch_without_id(
-    folder: Path, catalog: CatalogIdentity, *, names: list[str], opened_here: str | None
+    blobs: Blobs, catalog: CatalogIdentity, *, names: list[str], opened_here: str | None
 ) -> str | None:
     """Return why a catalogue does not belong to a folder of blobs that has no store id; None if it does."""
     missing = catalog.references.difference(names)
@@ -240,8 +311,8 @@ def _mismatch_without_id(
         if missing and len(missing) == len(catalog.references):
             return f"the catalogue refers to {len(missing)} blobs, and none of them is there"
         return None
-    if read_id(folder / BLOBS / STORE_ID) == catalog.store_id:
-        return None  # Another process wrote the id after `check_store` read the folder.
+    if blobs.read_store_id() == catalog.store_id:
+        return None  # Another process wrote the id after `check_store` read it.
     if missing:
         return f"the folder of blobs has no store id, and {len(missing)} blobs that the catalogue refers to are missing"
     unreferenced_names = set(names).difference(catalog.references)
@@ -282,11 +353,10 @@ def _checked(path: Path, row: tuple[object, object] | None) -> tuple[str | None,
     return store_id, revision
 
 
-def _names(folder: Path) -> list[str]:
-    """Return the names of the blobs in a data folder. Raises `CatalogNotLoadable`."""
-    blobs = folder / BLOBS
-    with _readable(blobs):
-        return blob_names(blobs)
+def _names(folder: Path, blobs: Blobs | None = None) -> list[str]:
+    """Return the names of the blobs of a data folder. Raises `CatalogNotLoadable`."""
+    with _readable(folder / BLOBS):
+        return (blobs or BlobLocation(folder=folder).open()).names()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from adapters.training.evaluation.evaluate import (
     summarize_targets,
 )
 from adapters.training.evaluation.judgement import AdapterReport, LiveVersion
-from adapters.training.evaluation.row_errors import fair_errors, guess_outputs, held_out_errors, report_of
+from adapters.training.evaluation.row_errors import guess_outputs, held_out_errors, replace_trained_errors, report_of
 from adapters.training.gradient.losses import class_weights, document_ids, row_weights
 from adapters.training.gradient.sampling import Sampler, StackEntry, initial_factors
 from adapters.training.gradient.stack import History, ReportStep, TrainedFactors
@@ -262,7 +262,7 @@ def _judge(
     is_judged = live is None or live.unjudged is None
     judged = {name: entry for name, entry in compared.items() if name != "live" or is_judged}
     errors = held_out_errors(base, table, rows_K, spec, judged, guess_C=guess_C)
-    errors = fair_errors(errors, live, table, rows_K, labels)
+    errors = replace_trained_errors(errors, live, table, rows_K, labels)
     weights_N = own_weights_N if own_weights_N is None or rows_K is None else own_weights_N[rows_K]
     return report_of(
         errors, spec.loss, None if weights_N is None else weights_N.cpu(), live=live, has_base=base.weight_norm > 0

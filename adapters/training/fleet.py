@@ -19,8 +19,8 @@ from adapters.training.closed_form.solver import Factors, solve_stack
 from adapters.training.closed_form.statistics import accumulate
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import LabelMatching, base_matching, measure_stack, pad_to_matrix
-from adapters.training.evaluation.judgement import AdapterReport, LiveVersion
-from adapters.training.evaluation.row_errors import fair_errors, guess_outputs, held_out_errors, report_of
+from adapters.training.evaluation.judgement import AdapterReport, LiveVersion, relative_gain
+from adapters.training.evaluation.row_errors import guess_outputs, held_out_errors, replace_trained_errors, report_of
 from adapters.training.fit import compared_factors
 from adapters.training.gradient.batches import batch_shape
 from adapters.training.gradient.losses import class_weights, row_weights
@@ -236,15 +236,23 @@ def _judge_stack(
         guess_C = guess_outputs(table, training_K, spec, base.out_features)
         entries = compared_factors(base, spec, factors.at(index), present, labels)
         errors = held_out_errors(base, held, None, spec, entries, guess_C=guess_C)
-        errors = fair_errors(errors, version, held, None, labels)
+        errors = replace_trained_errors(errors, version, held, None, labels)
         compared.append((errors, None if held.weights_N is None else held.weights_N.cpu()))
     alone = [report_of(errors, spec.loss, weights_N).evaluation or {} for errors, weights_N in compared]
-    total = sum(one["rows"] * one["gain"] for one in alone)
+    gains = [
+        relative_gain(
+            one["gain"],
+            one["base"] if one["live"] is None else one["live"],
+            is_regression=not one["metric"].endswith("accuracy"),
+        )
+        for one in alone
+    ]
+    total = sum(one["rows"] * share for one, (share, _) in zip(alone, gains, strict=True))
     rows = sum(one["rows"] for one in alone)
     reports = []
-    for group, (errors, weights_N), one in zip(groups, compared, alone, strict=True):
+    for group, (errors, weights_N), one, (share, unit) in zip(groups, compared, alone, gains, strict=True):
         others = rows - one["rows"]
-        others_gain = (total - one["rows"] * one["gain"]) / others if others else None
+        others_gain = unit * (total - one["rows"] * share) / others if others else None
         version = live.get(group.position)
         has_base = base.weight_norm > 0
         reports.append(

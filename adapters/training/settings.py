@@ -401,16 +401,6 @@ class TrainingSpec:
         steps = self.epochs * self.steps_an_epoch(training_rows)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step, counted from 1, of `steps`."""
-        if step <= self.warmup_steps:
-            return self.learning_rate * step / self.warmup_steps
-        if self.schedule is Schedule.CONSTANT:
-            return self.learning_rate
-        done = (step - self.warmup_steps - 1) / max(1, steps - self.warmup_steps)
-        share = 1 - done if self.schedule is Schedule.LINEAR else (1 + math.cos(math.pi * done)) / 2
-        return self.learning_rate * share
-
     def check_steps(self, training_rows: int) -> None:
         """Raise `OutOfRange` if the training has more than `MAX_STEPS` steps."""
         steps, batch = self.steps(training_rows), self.batch(training_rows)

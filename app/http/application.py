@@ -2,15 +2,17 @@
 
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp
 
+from adapters.access.keys import Scope
+from app.http.authentication import CallerOf
 from app.http.endpoints import build_router
 from app.http.errors import add_error_handlers
 from app.http.middleware import Middleware
 from app.openapi.document import router as document_router
 from app.service import Service
-from app.web.pages import adapters, datasets, jobs, overview, try_it
+from app.web.pages import adapters, audit, datasets, jobs, overview, sign_in, try_it, usage
 from app.web.pages.rendering import STATIC_PREFIX, StaticAssets
 
 
@@ -18,7 +20,12 @@ def create_app(service: Service) -> ASGIApp:
     """Return the ASGI application that answers for `service`."""
     app = build_routes()
     app.state.service = service
-    return Middleware(app, service)
+    return Middleware(app, service, is_open_page=sign_in.is_open_page, answer=sign_in.answer_error)
+
+
+async def _require_read(caller: CallerOf) -> None:
+    """Raise `Forbidden` if the caller may not see a page; the endpoint table has the scopes of all calls."""
+    caller.require(Scope.READ)
 
 
 def build_routes() -> FastAPI:
@@ -35,9 +42,12 @@ def build_routes() -> FastAPI:
     router = build_router()
     add_error_handlers(app, router.routes)
     app.include_router(router)
-    app.include_router(document_router)
+    app.include_router(sign_in.router)
     # The overview comes last: it also answers every path under /ui that has no page.
-    for page in (adapters, datasets, jobs, try_it, overview):
-        app.include_router(page.router)
+    for pages in (
+        document_router,
+        *(page.router for page in (adapters, datasets, jobs, try_it, usage, audit, overview)),
+    ):
+        app.include_router(pages, dependencies=[Depends(_require_read)])
     app.mount(STATIC_PREFIX, StaticAssets())
     return app

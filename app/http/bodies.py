@@ -1,4 +1,7 @@
-"""Request bodies: their content type, their bytes in memory and their JSON."""
+"""Request bodies: their content type, their bytes in memory and their JSON.
+
+The middleware refuses a body that is too large.
+"""
 
 import asyncio
 import ctypes
@@ -61,6 +64,12 @@ async def read_bytes(request: Request, *, max_bytes: int | None = None, hint: st
     return body
 
 
+async def read_json_bytes(request: Request) -> bytearray:
+    """Return a whole body of JSON; raise `UnsupportedMediaType`."""
+    content_type(request.headers.get("content-type", ""), JSON)
+    return await read_bytes(request)
+
+
 def parse_object(body: bytes | bytearray) -> dict[str, object]:
     """Parse a small JSON object; raise `NotJson`, `DuplicateKey` or `WrongType`."""
     return object_of_body(parse(body))
@@ -86,26 +95,40 @@ def read_as(model: type[Model], value: dict[str, object], *, within: str = "") -
 
 
 class BodyMemory:
-    """Count of the body bytes in memory, from their arrival to the end of their request."""
+    """Count of the body bytes in memory, from their arrival to the end of their request.
+
+    Bodies that one tenant sends slowly can use up the limit, but not the room of others: each tenant may have an equal
+    share of it at any time. All together therefore hold at most twice the limit.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
+        # Bytes of each tenant that has any; None for requests without a caller.
+        self._tenants: dict[str | None, int] = {}
         self._is_trim_due = False
 
-    def has_room(self, size: int) -> bool:
-        """Return whether this number of further bytes is within the limit."""
-        return self.held + size <= self.limit
+    def has_room(self, size: int, tenant: str | None) -> bool:
+        """Return whether a tenant may hold this number of further bytes."""
+        if self.held + size <= self.limit:
+            return True
+        tenants = len(self._tenants.keys() | {tenant})
+        return tenants > 1 and (self._tenants.get(tenant, 0) + size) * tenants <= self.limit
 
-    def take(self, size: int) -> None:
-        """Count bytes that have arrived; raise `TooManyBytes`, and count nothing, past the limit."""
-        if self.held + size > self.limit:
+    def take(self, size: int, tenant: str | None) -> None:
+        """Count bytes that have arrived; raise `TooManyBytes`, and count nothing, if there is no room."""
+        if not self.has_room(size, tenant):
             raise self.full()
-        self.held += size
+        if size:
+            self.held += size
+            self._tenants[tenant] = self._tenants.get(tenant, 0) + size
 
-    def release(self, size: int) -> None:
+    def release(self, size: int, tenant: str | None) -> None:
         """Count bytes down at the end of their request."""
         self.held -= size
+        self._tenants[tenant] -= size
+        if not self._tenants[tenant]:
+            del self._tenants[tenant]
         # One trim serves all requests that end within the interval.
         if size >= LARGE_BYTES and not self._is_trim_due:
             self._is_trim_due = True
@@ -144,8 +167,7 @@ class JsonBodies:
 
     async def read(self, request: Request) -> object:
         """Read and parse the body of a request; raise `UnsupportedMediaType` and what `parse` raises."""
-        content_type(request.headers.get("content-type", ""), JSON)
-        return await self.parse(await read_bytes(request))
+        return await self.parse(await read_json_bytes(request))
 
     async def parse(self, body: bytes | bytearray, *, longest: int = 0, what: str = "the body") -> object:
         """Parse a body; tables of a large one come as `TruncatedList`.

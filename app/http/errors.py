@@ -1,9 +1,10 @@
 """Errors of the HTTP layer, the status of every error code, and errors as problem details (RFC 9457)."""
 
-import errno
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 
 from fastapi import FastAPI, Request
@@ -19,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from adapters import errors as domain
 from adapters.arrays import is_finite
 from adapters.errors import InvalidInput, LoraplexError, MissingField, NotFinite, StorageFull, UnknownField, shorten
+from adapters.storage.blobs import DISK_FAILED, DISK_FULL, NO_DESCRIPTORS
 from app.http.host_policy import CrossSite, HostNotAllowed
 
 _OBJECTS = ("model_type", "model_attributes_type", "dict_type")
@@ -28,6 +30,9 @@ _BOUNDS = ("greater_than", "less_than", "too_long", "too_short")
 _MAX_COMPARED_CHARACTERS = 100
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 1
+# Headers of `rate_limited`, of draft-ietf-httpapi-ratelimit-headers-11.
+RATE_HEADERS = ("RateLimit-Policy", "RateLimit")
+_LONGEST_WINDOW_SECONDS = 3600
 # Statuses with a `Retry-After` header.
 RETRIED = (429, 503)
 
@@ -72,7 +77,8 @@ class InternalError(LoraplexError):
 # in a job's `error`, or at the start of a process.
 _ERRORS: Mapping[int | None, Sequence[type[LoraplexError]]] = {
     400: (NotHttp, domain.NotJson),
-    403: (CrossSite, HostNotAllowed),
+    401: (domain.Unauthenticated,),
+    403: (CrossSite, HostNotAllowed, domain.Forbidden, domain.QuotaExceeded),
     404: (domain.NotFound, RouteNotFound),
     405: (MethodNotAllowed,),
     409: (domain.Conflict,),
@@ -80,15 +86,21 @@ _ERRORS: Mapping[int | None, Sequence[type[LoraplexError]]] = {
     413: (BodyTooLarge,),
     415: (UnsupportedMediaType,),
     422: (InvalidInput,),
-    429: (domain.QueueFull,),
+    429: (domain.QueueFull, domain.RateLimited),
     431: (HeadTooLarge,),
     500: (LoraplexError,),
     503: (
-        *(NotReady, TooManyBytes, domain.BlobCorrupt, domain.CatalogBusy),
+        *(NotReady, TooManyBytes, domain.BlobCorrupt, domain.CatalogBusy, domain.CatalogUnavailable),
         *(domain.RequestTimeout, domain.StorageFailed, domain.TooManyOpenFiles),
     ),
     507: (StorageFull,),
-    None: (domain.TrainingFailed, domain.ClaimLost, domain.BaseNotLoadable, domain.CatalogNotLoadable),
+    None: (
+        domain.TrainingFailed,
+        domain.ClaimLost,
+        domain.BaseNotLoadable,
+        domain.CatalogNotLoadable,
+        domain.BackupFailed,
+    ),
 }
 _STATUS_OF_CLASS = {kind: status for status, kinds in _ERRORS.items() for kind in kinds}
 
@@ -132,6 +144,14 @@ class BadRowBody(BaseModel):
     reason: str
 
 
+class QuotaBody(BaseModel):
+    """Limit of a tenant that a change would exceed."""
+
+    limit: str
+    value: int
+    used: int
+
+
 class _Members(BaseModel):
     type: str = Field(description="`urn:loraplex:` followed by the code.")
     title: str = Field(description="Meaning of the code, always the same text.")
@@ -144,6 +164,7 @@ class _Members(BaseModel):
         None, description="`unknown`: the change may have been stored. Check this before you repeat the request."
     )
     rows: list[BadRowBody] | None = Field(None, description="With `bad_rows`: up to 20 rows with reasons.")
+    quota: QuotaBody | None = Field(None, description="With `quota_exceeded`: the limit, its value and its use.")
 
 
 class Problem(_Members):
@@ -189,8 +210,13 @@ def problem(error: LoraplexError, *, as_text: bool = False) -> Response:
     status, members = STATUS[error.code], error.members()
     headers = {}
     # A client must not repeat a request whose outcome is unknown without checking first.
-    if status in RETRIED and not error.outcome_unknown:
+    is_retried = status in RETRIED or error.code == domain.IdempotencyInProgress.code
+    if is_retried and not error.outcome_unknown:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, domain.RateLimited):
+        headers |= _rate_headers(error)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if status == 413 or error.code == TooManyBytes.code:
         # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
@@ -203,6 +229,20 @@ def problem(error: LoraplexError, *, as_text: bool = False) -> Response:
     return ProblemResponse(error.code, body, status, headers, media_type)
 
 
+def _rate_headers(error: domain.RateLimited) -> dict[str, str]:
+    """Return `RATE_HEADERS`, whose numbers are integers, and `Retry-After`."""
+    # The quota of a window: 0.5 per second is 1 in 2 seconds.
+    rate = Fraction(error.per_second).limit_denominator(_LONGEST_WINDOW_SECONDS)
+    if not rate:
+        rate = Fraction(1, math.ceil(1 / error.per_second))
+    wait_seconds = max(1, math.ceil(error.wait_seconds))
+    return {
+        "Retry-After": str(wait_seconds),
+        RATE_HEADERS[0]: f'"{error.policy}";q={rate.numerator};w={rate.denominator}',
+        RATE_HEADERS[1]: f'"{error.policy}";r=0;t={wait_seconds}',
+    }
+
+
 def answer_at(path: str, error: LoraplexError) -> Response:
     """Return the answer to a request that failed, in the form of the path's protocol."""
     return problem(error, as_text=path == "/v2" or path.startswith("/v2/"))
@@ -211,16 +251,18 @@ def answer_at(path: str, error: LoraplexError) -> Response:
 def known_failure(error: Exception) -> LoraplexError | None:
     """Return the error to answer with, or None if `error` is a defect of the service.
 
-    A full disk and too many open files are known failures.
+    A full disk, a disk that fails and too many open files are known failures.
     """
     if isinstance(error, LoraplexError):
         return error
     if isinstance(error, RequestValidationError):
         return from_request_validation(error)
     code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EDQUOT):
+    if code in DISK_FULL:
         return StorageFull("the disk is full: a temporary file could not be written")
-    if code in (errno.EMFILE, errno.ENFILE):
+    if code in DISK_FAILED:
+        return domain.StorageFailed("the disk failed while a temporary file was written or read")
+    if code in NO_DESCRIPTORS:
         return domain.TooManyOpenFiles("too many files are open: nothing was stored; try again in a moment")
     return None
 

@@ -20,7 +20,7 @@ ANY_HOST = "*"
 # Methods that neither change nor compute anything here.
 SAFE_METHODS = frozenset({"GET", "HEAD"})
 _HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
-_HEALTH_PREFIX = "/v2/health/"
+HEALTH_PREFIX = "/v2/health/"
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(.*)", re.DOTALL)
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,254}))(?::[0-9]{0,5})?")
 _HEADERS_READ = frozenset({b"host", b"origin", b"sec-fetch-site"})
@@ -75,7 +75,7 @@ class HostPolicy:
         headers = [header for header in scope["headers"] if header[0] in _HEADERS_READ]
         hosts = _values(headers, b"host")
         target = scope["state"].get("target_authority")
-        is_health = path in _HEALTH_PATHS or path.startswith(_HEALTH_PREFIX)
+        is_health = path in _HEALTH_PATHS or path.startswith(HEALTH_PREFIX)
         if not (self._allows_any or (method in SAFE_METHODS and is_health)):
             # HTTP/1.0 has no Host header.
             if len(hosts) != 1 and (hosts or scope["http_version"] != "1.0"):

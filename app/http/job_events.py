@@ -8,7 +8,8 @@ import asyncio
 import logging
 import re
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import orjson
 from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
 
-from adapters.errors import CatalogBusy, QueueFull
+from adapters.errors import CatalogBusy, CatalogUnavailable, QueueFull
 from adapters.jobs.job import TRANSITIONS, JobState, JobStatus
 from adapters.jobs.queue import JobQueue
 
@@ -107,6 +108,7 @@ class Subscription:
 
     job_id: str
     state: JobState
+    tenant: str
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -138,12 +140,12 @@ class JobEvents:
         self._changes.close()
 
     @contextmanager
-    def subscribe(self, job_id: str, state: JobState) -> Iterator[Subscription]:
+    def subscribe(self, job_id: str, state: JobState, *, tenant: str) -> Iterator[Subscription]:
         """Hold a subscription to a job whose state has just been read; raise `QueueFull` if there are too many."""
-        if len(self._subscriptions) >= self.max_subscribers:
+        if not self._has_room(tenant):
             detail = f"this worker streams the events of jobs to {self.max_subscribers} clients already, its limit"
             raise QueueFull(detail, expected=f"fewer than {self.max_subscribers}")
-        subscription = Subscription(job_id, state)
+        subscription = Subscription(job_id, state, tenant)
         self._subscriptions.add(subscription)
         # A poll since `state` was read may have taken a change without this subscription. The next poll reads again.
         self._subscription_count += 1
@@ -154,7 +156,15 @@ class JobEvents:
         finally:
             self._subscriptions.discard(subscription)
 
-    async def stream(self, subscription: Subscription, position: StreamPosition) -> AsyncIterator[bytes]:
+    def _has_room(self, tenant: str) -> bool:
+        """Return whether a tenant may open another stream: others cannot use up its equal share of them."""
+        if len(self._subscriptions) < self.max_subscribers:
+            return True
+        streams = Counter(subscription.tenant for subscription in self._subscriptions)
+        tenants = len(streams.keys() | {tenant})
+        return tenants > 1 and (streams[tenant] + 1) * tenants <= self.max_subscribers
+
+    async def stream(self, subscription: Subscription, position: StreamPosition) -> AsyncGenerator[bytes, None]:
         """Yield events as bytes until the job has ended or the service is draining, and heartbeats meanwhile."""
         while True:
             subscription.changed.clear()
@@ -197,7 +207,7 @@ class JobEvents:
             if current == self._polled:
                 return {}
             states = self._queue.states(list(job_ids))
-        except CatalogBusy:
+        except (CatalogBusy, CatalogUnavailable):
             return {}
         self._polled = current
         return states

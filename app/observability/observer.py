@@ -1,4 +1,4 @@
-"""Observer: receives one record of every finished request and batch, and feeds metrics, the request log and traces."""
+"""Observer: receives one record of every finished request and batch, for metrics, the request log, traces and usage."""
 
 # A record costs an append or two while requests are answered; the rest is done for many records at once.
 import asyncio
@@ -13,8 +13,9 @@ from starlette.types import Scope
 
 from app.observability.metrics import definitions as d
 from app.observability.metrics.recorder import Metrics
-from app.observability.records import FAILED, LONGEST_PATH, LogRecord, RequestRecord, Timespan
+from app.observability.records import FAILED, LIMIT_CODES, LONGEST_PATH, LogRecord, RequestRecord, Timespan
 from app.observability.request_log import RequestLog
+from app.observability.usage_counter import UsageCounter
 from app.serving.batcher import QueueState
 from app.serving.queue_entry import BatchRecord
 
@@ -31,8 +32,16 @@ log = logging.getLogger(__name__)
 class Observer:
     """Telemetry of one worker. Every method but `close` must be called on its event loop."""
 
-    def __init__(self, metrics: Metrics, request_log: RequestLog, tracing: "Tracing | None" = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        request_log: RequestLog,
+        tracing: "Tracing | None" = None,
+        *,
+        usage: UsageCounter | None = None,
+    ) -> None:
         self._metrics = metrics
+        self._usage = usage
         self._request_log = request_log
         self._tracing = tracing
         # Arrays, because thousands of float objects would displace from the processor's cache what a batch needs.
@@ -41,6 +50,8 @@ class Observer:
         self._queue_seconds = array("d")
         self._batches: list[BatchRecord] = []
         self._fallbacks: Counter[str] = Counter()
+        # Refused requests by code.
+        self._limited: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
         self._flushed_at = time.perf_counter()
         self._queue_state: Callable[[], QueueState] | None = None
@@ -57,19 +68,25 @@ class Observer:
         """Flush everything after the last request. May be called again."""
         self.flush()
         self._request_log.close()
+        if self._usage is not None:
+            self._usage.close()
         if self._tracing is not None:
             self._tracing.close(_SECONDS_TO_CLOSE)
 
     def finish_request(self, record: RequestRecord) -> None:
         """Record a request that ends now."""
         ended = time.perf_counter()
-        route, method, status, began, _, _, _, _, entry, _ = record
+        route, method, status, began, _, _, _, code, entry, _ = record
         durations = self._durations.get((route, method, status))
         if durations is None:
             durations = self._durations[route, method, status] = array("d")
         durations.append(ended - began)
         if entry is not None and (taken := entry.timing.taken) is not None:
             self._queue_seconds.append(taken - entry.timing.submitted)
+            if status < FAILED and self._usage is not None:
+                self._usage.count(entry)
+        if code is not None and code in LIMIT_CODES:
+            self._limited[code] += 1
         if self._timer is None:
             self._schedule_flush()
         has_line = self._request_log.reserve_line(status >= FAILED)
@@ -99,9 +116,12 @@ class Observer:
         self._metrics.observe(d.QUEUE_SECONDS, self._queue_seconds)
         for reason, requests in self._fallbacks.items():
             self._metrics.add(d.FAST_PATH_FALLBACKS, requests, str(reason))
+        for code, requests in self._limited.items():
+            self._metrics.add(d.LIMITED, requests, code)
         self._durations.clear()
         self._queue_seconds = array("d")
         self._fallbacks.clear()
+        self._limited.clear()
         batches, self._batches = self._batches, []
         self._metrics.observe(d.BATCH_ROWS, [batch.rows for batch in batches])
         self._metrics.observe(d.BATCH_ADAPTERS, [batch.adapters for batch in batches])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from adapters.catalog.versions import Version
+from adapters.errors import QuotaExceeded, RateLimited
 from adapters.names import Reference
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ FAILED = 400
 NOT_ANSWERED = 499
 # Error code recorded for such a request.
 NO_ANSWER = "not_answered"
+# Error codes of requests that a limit of their tenant refuses.
+LIMIT_CODES = (RateLimited.code, QuotaExceeded.code)
 # Route recorded for a path that has none, and method recorded for a method that does not exist.
 OTHER = "other"
 # Largest number of recorded characters of a path, which clients choose.

@@ -11,8 +11,22 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 from starlette.responses import HTMLResponse
 
+from adapters.access.idempotency import MAX_KEY_CHARACTERS
+from adapters.access.keys import PREFIX as KEY_PREFIX
+from adapters.access.keys import Scope
+from app.http.authentication import SESSION_COOKIE, TENANT_HEADER
 from app.http.endpoints import ENDPOINTS, OIP, READ_ERRORS, SCHEMA_REFERENCE, Endpoint
-from app.http.errors import EXAMPLE, MEDIA_TYPE, RETRIED, RETRY_AFTER_SECONDS, STATUS, TITLES, Problem, ProtocolError
+from app.http.errors import (
+    EXAMPLE,
+    MEDIA_TYPE,
+    RATE_HEADERS,
+    RETRIED,
+    RETRY_AFTER_SECONDS,
+    STATUS,
+    TITLES,
+    Problem,
+    ProtocolError,
+)
 from app.web.pages.rendering import CONTENT_SECURITY_POLICY, render
 
 _STRING = {"type": "string"}
@@ -21,6 +35,10 @@ TAGS = {
     "adapters": "Train, upload, download and roll back. Versions never change; a bare name means the `live` version.",
     "datasets": "Versioned files of rows for training.",
     "jobs": "Queued, running and finished trainings.",
+    "keys": "Keys of the service, if it is started with `LORAPLEX_AUTH=keys`, and sessions of its page.",
+    "audit": "Who changed what.",
+    "tenants": "Owners of adapters, data sets, jobs and keys, and their limits.",
+    "usage": "Predictions that were answered, by hour.",
     "base": "The frozen base layer.",
     "health": "Endpoints for load balancers and Prometheus.",
     "Open Inference Protocol": "The same adapters for clients of KServe and Triton. Errors have its own form.",
@@ -32,6 +50,10 @@ Every error is `application/problem+json`; match on `code`. An unknown path is `
 path does not have is `method_not_allowed`. A request to a host that is not the service's is `host_not_allowed` on every
 path except health, and a web page of another host that does more than read is `cross_site`. Each operation lists its
 other codes.
+
+A service that is started with `LORAPLEX_AUTH=keys` needs `Authorization: Bearer <key>` for every path except health,
+including those that do not exist; each operation names the scope that it needs. Without keys, every caller is the
+operator.
 """
 
 
@@ -43,12 +65,18 @@ def _component(header: str) -> str:
 # Header of requests → description and schema.
 PARAMETERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "X-Request-Id": (
-        "Id of this request in the answer and in the log; the service creates one if it is missing.",
-        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+        "Id of this request in the answer and in the log; the service creates one if it is missing, or is not 1 to 64 "
+        "characters of `A-Z a-z 0-9 . _ -`.",
+        _STRING,
     ),
     "X-Feature-Space": ("Name of the encoder of the inputs; 409 if this service has another one.", _STRING),
+    TENANT_HEADER: ("Tenant that the request is for; only an operator may name another than its own.", _STRING),
     "X-Request-Timeout": ("Seconds that the client waits; after that, 503.", {"type": "number", "exclusiveMinimum": 0}),
     "If-Match": ("Only if the live (or newest) version has one of these entity tags.", _STRING),
+    "Idempotency-Key": (
+        "Unique text for this request. Repeating the request with it within 24 hours returns the same job.",
+        {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS, "pattern": "^[ -~]+$"},
+    ),
     "If-None-Match": ("Only if it has none of these; `*`: only if the name is new.", _STRING),
     "Inference-Header-Content-Length": (
         "Number of bytes of JSON; the rest of the body is the tensor's data.",
@@ -62,18 +90,48 @@ HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
         "Seconds to wait before the request is repeated.",
         {"type": "integer", "minimum": 1, "examples": [RETRY_AFTER_SECONDS]},
     ),
+    "RateLimit-Policy": (
+        "With `rate_limited`: the limit, as requests or rows (`q`) in a number of seconds (`w`).",
+        _STRING | {"examples": ['"requests";q=200;w=1']},
+    ),
+    "RateLimit": (
+        "With `rate_limited`: what is left of the limit (`r`), and the seconds until there is more (`t`).",
+        _STRING | {"examples": ['"requests";r=0;t=1']},
+    ),
+    "Idempotent-Replayed": (
+        "`true` if an earlier request with the same idempotency key queued the job.",
+        {"type": "string", "enum": ["true"]},
+    ),
     "Location": ("URL of the job: `/jobs/{id}`.", _STRING),
     "ETag": ("The version's digest in quotes, for `If-Match`.", _STRING),
     "Server-Timing": (
         "Milliseconds of waiting, and of computing the batch.",
         {"type": "string", "examples": ["queue;dur=0.214, forward;dur=0.087"]},
     ),
+    "WWW-Authenticate": ("`Bearer`: send a key.", _STRING),
+    "Set-Cookie": (f"The cookie `{SESSION_COOKIE}`.", _STRING),
     "Content-Disposition": ("File name of the download.", _STRING),
     "Inference-Header-Content-Length": (
         "Number of bytes of JSON, if the rest of the body is binary.",
         {"type": "integer"},
     ),
 }
+# Ways to prove a caller, and the operations that need one name its scope.
+SECURITY_SCHEMES = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": f"{KEY_PREFIX}<id>_<secret>",
+        "description": "A key. A service that is started without keys ignores it.",
+    },
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": SESSION_COOKIE,
+        "description": "A session of the page, which counts as the key it was opened with.",
+    },
+}
+_UNREADABLE = ("catalog_busy", "catalog_unavailable")
 _JSON = ("not_json", "duplicate_key", "missing_field", "unknown_field", "wrong_type", "out_of_range", "not_finite")
 _QUERY = ("unknown_field", "wrong_type", "out_of_range", "invalid_combination")
 _EVERY_CALL = ("internal_error", "head_too_large", "not_http", "too_many_open_files")
@@ -92,6 +150,7 @@ _BY_HEADER = {
     # Calls with this header read the catalogue.
     "X-Feature-Space": ("feature_space_mismatch", *READ_ERRORS),
     "If-Match": ("precondition_failed",),
+    "Idempotency-Key": ("idempotency_key_reused", "idempotency_in_progress", "out_of_range", "invalid_combination"),
     "X-Request-Timeout": ("wrong_type", "out_of_range"),
 }
 router = APIRouter(include_in_schema=False)
@@ -128,6 +187,7 @@ def _build(app: FastAPI) -> dict[str, Any]:
     components["headers"] = {
         _component(name): {"description": text, "schema": schema} for name, (text, schema) in HEADERS.items()
     }
+    components["securitySchemes"] = SECURITY_SCHEMES
     schemas = components["schemas"]
     for model in (Problem, ProtocolError):
         _hoist(TypeAdapter(model).json_schema(ref_template=SCHEMA_REFERENCE), schemas)
@@ -162,6 +222,8 @@ def _complete(endpoint: Endpoint, operation: dict[str, Any], schemas: dict[str, 
     for status, answer in answers.items():
         own = (*endpoint.response_headers, *(("Location",) if status == "202" else ()), "X-Request-Id")
         answer["headers"] = {header: {"$ref": f"#/components/headers/{_component(header)}"} for header in own}
+    # For schemes other than OAuth's, the list names roles (OpenAPI 3.1, 4.8.30).
+    operation["security"] = [] if endpoint.scope is None else [{name: [endpoint.scope]} for name in SECURITY_SCHEMES]
     operation["responses"] = answers | responses(_error_codes(endpoint, operation), protocol=is_oip)
 
 
@@ -202,6 +264,8 @@ def _error_codes(endpoint: Endpoint, operation: Mapping[str, Any]) -> set[str]:
     parameters, body = operation["parameters"], endpoint.body
     rules: list[tuple[object, Iterable[str]]] = [
         (True, (*_EVERY_CALL, *endpoint.errors)),
+        (endpoint.scope is not None, ("unauthenticated", "forbidden", "tenant_not_found", *_UNREADABLE)),
+        (endpoint.scope not in (None, Scope.OPERATOR), ("rate_limited",)),
         (endpoint.tag in _STORED and endpoint.method != "GET", ("storage_full",)),
         ("{version}" in endpoint.path and endpoint.tag != OIP, ("version_not_found", "wrong_type")),
         (any(parameter.get("in") == "query" for parameter in parameters), _QUERY),
@@ -240,8 +304,11 @@ def responses(codes: Iterable[str], *, protocol: bool) -> dict[str, Any]:
             content = {"application/json": {"schema": {"$ref": "#/components/schemas/ProtocolError"}}}
         text = "\n".join(f"- `{code}`: {TITLES[code]}" for code in codes_here)
         response: dict[str, Any] = {"description": text, "content": content}
-        if status in RETRIED:
-            response["headers"] = {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}}
+        headers = ("WWW-Authenticate",) if status == 401 else ("Retry-After",) if status in RETRIED else ()
+        if "rate_limited" in codes_here:
+            headers = (*headers, *RATE_HEADERS)
+        if headers:
+            response["headers"] = {name: {"$ref": f"#/components/headers/{_component(name)}"} for name in headers}
         responses_by_status[str(status)] = response
     return responses_by_status
 

@@ -9,11 +9,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adapters.errors import CatalogBusy, CatalogNotLoadable
-from adapters.storage.blobs import FolderBlobs, Quarantine
+from adapters.errors import CatalogBusy, CatalogNotLoadable, StorageFailed
+from adapters.storage.blobs import Blobs
+from adapters.storage.quarantine import Quarantine
 from adapters.storage.store_identity import (
     CATALOG,
+    RUNNING,
+    WRITERS,
     catalog_bytes,
     check_integrity,
     check_store,
@@ -23,9 +27,9 @@ from adapters.storage.store_identity import (
 )
 from app.settings import Settings, make_data_dir
 
-# Folder, in the data folder, with a locked file for each `serve` and `trainer` that runs.
-# An unlocked file belongs to a process that did not end cleanly.
-RUNNING = "running"
+if TYPE_CHECKING:
+    from adapters.storage.database import Database
+
 # A larger catalogue is checked in the background, and only after an unclean end.
 MAX_BYTES_AT_START = 256 * 2**20
 _SECONDS_BETWEEN_PURGES = 3600.0
@@ -42,12 +46,13 @@ def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]
     """
     make_data_dir(settings)
     folder = settings.data_dir
-    quarantine = Quarantine(folder, now=time.time, days=settings.quarantine_days)
+    blobs = settings.blob_location.open()
     abandoned = _lock_abandoned(folder / RUNNING)
     try:
         if accept_catalog:
-            _accept(folder, quarantine)
-        is_large = _check(folder)
+            _accept(settings, blobs)
+        # Each worker checks a catalogue of `DATABASE_URL` when it opens it.
+        is_large = settings.database_url is None and _check(folder, blobs)
     except BaseException:
         # The marks stay, so that the next start checks again.
         _unlock(abandoned)
@@ -58,7 +63,7 @@ def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]
         threading.Thread(target=_check_in_background, args=(folder, abandoned), daemon=True).start()
     else:
         _remove(abandoned)
-    threading.Thread(target=_purge_hourly, args=(quarantine, stop), daemon=True).start()
+    threading.Thread(target=_purge_hourly, args=(blobs, stop), daemon=True).start()
     try:
         yield
     finally:
@@ -66,41 +71,77 @@ def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]
         _remove(marks)
 
 
-def _check(folder: Path) -> bool:
+@contextmanager
+def opened_database(settings: Settings) -> Iterator["Database"]:
+    """Open the database for one command, whether or not the service runs; create it if it is missing.
+
+    Raises `SettingsError`, `CatalogNotLoadable` and `CatalogUnavailable` as `guarded_store` does.
+    """
+    make_data_dir(settings)
+    folder = settings.data_dir
+    quarantine = Quarantine(folder, now=time.time, days=settings.quarantine_days)
+    blobs = settings.blob_location.open()
+    if settings.database_url is None:
+        check_store(folder, blobs=blobs)
+    database = _open(settings, quarantine)
+    try:
+        if settings.database_url is not None:
+            check_store(folder, database, blobs=blobs)
+        blobs.create_folder()
+        complete_store(folder, database, blobs=blobs)
+        yield database
+    finally:
+        database.close()
+
+
+def _open(settings: Settings, quarantine: Quarantine) -> "Database":
+    # Imported here, because the supervisor does without SQLAlchemy, and most services without the driver.
+    if settings.database_url is not None:
+        from adapters.storage.postgres_database import PostgresDatabase
+
+        return PostgresDatabase(settings.database_url)
+    from adapters.storage.sqlite_database import SqliteDatabase
+
+    return SqliteDatabase(settings.data_dir, make_room=quarantine.empty)
+
+
+def _check(folder: Path, blobs: Blobs) -> bool:
     """Check the store; return whether the catalogue is too large for an integrity check before the start."""
     catalog = folder / CATALOG
     is_large = catalog_bytes(folder) > MAX_BYTES_AT_START
     try:
-        check_store(folder)
+        check_store(folder, blobs=blobs)
         if not is_large:
             check_integrity(catalog)
     except CatalogBusy as error:
         log.warning("the catalogue is not checked: %s", error.detail)
+    except StorageFailed as error:
+        raise CatalogNotLoadable(error.detail) from error
     return is_large
 
 
-def _accept(folder: Path, quarantine: Quarantine) -> None:
+def _accept(settings: Settings, blobs: Blobs) -> None:
     # Imported here, because this process does without SQLAlchemy otherwise.
-    from adapters.storage.blob_writer import BlobWriter
-    from adapters.storage.database import SqliteDatabase
+    from adapters.storage.pending_blobs import BlobWriter, live_owners
 
-    database, blobs = SqliteDatabase(folder), FolderBlobs(folder, quarantine=quarantine)
+    folder = settings.data_dir
+    database = _open(settings, Quarantine(folder, now=time.time, days=settings.quarantine_days))
     blobs.create_folder()
     writer = BlobWriter(database, blobs, folder)
-    if writer.live_owners():
+    if live_owners(folder / WRITERS):
         raise CatalogNotLoadable(
-            f"the catalogue {folder / CATALOG} cannot be accepted while another process publishes: stop it first"
+            f"the catalogue {database.name} cannot be accepted while another process publishes: stop it first"
         )
     writer.delete_stale_rows()
     writer.close()
-    database.close()
-    newest = newest_revision(folder)
+    newest = newest_revision(folder, blobs=blobs)
     # Before the ids are written: while they differ, every start is refused, and sweeps nothing.
-    if orphans := unreferenced(folder):
-        kept = quarantine.keep(orphans)
+    if orphans := unreferenced(folder, database, blobs=blobs):
+        kept = blobs.keep_aside(orphans)
         log.warning("moved %d blobs that the catalogue does not refer to into %s; they stay there", len(orphans), kept)
-    complete_store(folder, accept=True, revision_at_least=newest)
-    log.warning("the catalogue %s is accepted as it is", folder / CATALOG)
+    complete_store(folder, database, blobs=blobs, accept=True, revision_at_least=newest)
+    log.warning("the catalogue %s is accepted as it is", database.name)
+    database.close()
 
 
 def _check_in_background(folder: Path, abandoned: list[tuple[Path, int]]) -> None:
@@ -113,10 +154,10 @@ def _check_in_background(folder: Path, abandoned: list[tuple[Path, int]]) -> Non
         _remove(abandoned)
 
 
-def _purge_hourly(quarantine: Quarantine, stop: threading.Event) -> None:
+def _purge_hourly(blobs: Blobs, stop: threading.Event) -> None:
     while not stop.wait(_SECONDS_BETWEEN_PURGES):
         try:
-            quarantine.purge()
+            blobs.purge()
         except OSError as error:
             log.warning("the quarantine cannot be purged: %s", error)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from adapters.child_process import StoppedClock, command, stop_on_signals
 from app.observability.metrics.process_slot import METRICS, clean_slots
+from app.processes.tls import tls_context
 from app.settings import EXIT_CONFIG, Settings, SettingsError, as_environment, make_data_dir
 
 # Argument of the worker that logs the warnings at the start of a service.
@@ -41,13 +42,16 @@ def serve(settings: Settings) -> int:
     """Run the service until SIGTERM or SIGINT; return the exit status.
 
     The standard input of each child is a pipe from this process, so that the children end when it dies in any way.
-    Raises `SettingsError` if it cannot listen on the address or use the data folder.
+    Raises `SettingsError` if it cannot listen on the address, or use the data folder or the certificate.
     """
+    # The workers read the files themselves; here, because a mistake is reported before anything starts.
+    scheme = "http" if tls_context(settings) is None else "https"
     make_data_dir(settings)
     stop = stop_on_signals()
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    log.info("listening on http://%s:%d, data in %s", f"[{host}]" if ":" in host else host, port, settings.data_dir)
+    address = f"[{host}]" if ":" in host else host
+    log.info("listening on %s://%s:%d, data in %s", scheme, address, port, settings.data_dir)
     worker, trainer = command("app.processes.worker", str(listener.fileno())), command("app.processes.trainer")
     children = [
         _Child(f"worker {index + 1}", worker if index else [*worker, FIRST_WORKER], [listener.fileno()])

@@ -1,15 +1,12 @@
 """Trainer: a process that runs the jobs in the queue."""
 
 import threading
-import time
 from functools import partial
 
 import torch
 
-from adapters.catalog.catalog import Catalog
 from adapters.child_process import on_parent_exit, stop_on_signals
 from adapters.training.execution.trainer import Trainer
-from adapters.training.gradient.checkpoint import CheckpointFolder
 from app import bootstrap
 from app.observability import logs
 from app.observability.metrics.process_slot import METRICS
@@ -26,10 +23,10 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
     torch.set_num_threads(1)
     with exit_if_unusable():
         base = bootstrap.load_base(settings)
-        catalog = Catalog(settings.data_dir, now=time.time, quarantine_days=settings.quarantine_days)
-        catalog.sweep()
+        catalog = bootstrap.open_catalog(settings)
     metrics = Metrics(settings.data_dir / METRICS, "trainer")
     logs.configure(settings.log_format, process=metrics.process)
+    bootstrap.sweep_in_background(catalog)
     if not supervised:
         bootstrap.warn_in_background(partial(bootstrap.warn_about_jobs, catalog.database, base))
     tracing = bootstrap.open_tracing(settings, process=metrics.process)
@@ -41,7 +38,7 @@ def run_trainer(settings: Settings, stop: threading.Event, *, supervised: bool =
             bootstrap.open_fitter(settings),
             stop=stop,
             lease_seconds=settings.lease_seconds,
-            checkpoints=CheckpointFolder(settings.data_dir / bootstrap.CHECKPOINTS),
+            checkpoints=bootstrap.open_checkpoints(catalog, settings),
             listener=listener(metrics, tracing),
         ).run()
     finally:

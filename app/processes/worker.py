@@ -2,9 +2,13 @@
 
 import asyncio
 import gc
+import logging
+import os
 import socket
 import sys
 import tempfile
+import threading
+import time
 from functools import partial
 from threading import Timer
 from types import FrameType
@@ -12,19 +16,30 @@ from types import FrameType
 import torch
 import uvicorn
 
+from adapters.access.idempotency import remove_expired
+from adapters.access.usage import Usage
+from adapters.catalog.catalog import Catalog
 from adapters.child_process import on_parent_exit
+from adapters.errors import LoraplexError
 from adapters.lora import kernel  # noqa: F401 - compiled with all other imports, while the collector is off
-from app.bootstrap import warn_about_adapters, warn_about_jobs, warn_in_background
+from adapters.maintenance.backup import remove_abandoned_links
+from adapters.maintenance.scrub import scrub
+from app import bootstrap
 from app.http.application import create_app
 from app.observability import logs
 from app.processes.supervisor import FIRST_WORKER
+from app.processes.tls import tls_context
 from app.service import Service
 from app.serving.connections import raise_file_limit
 from app.serving.uvicorn_protocol import protocol_factory
-from app.settings import exit_if_unusable, load_settings
+from app.settings import Settings, exit_if_unusable, load_settings
 
 _DRAIN_SECONDS = 0.5
+_SECONDS_BETWEEN_MAINTENANCE = 300.0
+_MAINTENANCE_NICENESS = 10
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
+
+log = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
@@ -56,6 +71,25 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _maintain(catalog: Catalog, usage: Usage, settings: Settings) -> None:
+    """Remove what has expired and read the blobs that are due, every few minutes, for as long as the process runs."""
+    if sys.platform == "linux":
+        # Of this thread alone: requests come first.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _MAINTENANCE_NICENESS)
+    while True:
+        time.sleep(_SECONDS_BETWEEN_MAINTENANCE)
+        try:
+            catalog.purge_trash()
+            remove_expired(catalog.database, now=time.time())
+            usage.remove_expired()
+            remove_abandoned_links(settings.data_dir, catalog.blobs)
+            # The scrub and the doctor read the catalogue in the data folder.
+            if settings.scrub_days and settings.database_url is None:
+                scrub(settings.data_dir, catalog.blobs, days=settings.scrub_days, now=time.time)
+        except (LoraplexError, OSError) as error:
+            log.warning("the data folder cannot be maintained now: %s", error)
+
+
 def main() -> None:
     """Serve until SIGTERM on the socket whose descriptor is the first argument.
 
@@ -70,17 +104,22 @@ def main() -> None:
     temporary.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(temporary)
     with exit_if_unusable():
+        tls = tls_context(settings)
         service = Service(settings)
     logs.configure(settings.log_format, process=service.metrics.process)
+    bootstrap.sweep_in_background(service.catalog)
     if FIRST_WORKER in sys.argv[2:]:
         database, base = service.catalog.database, service.base
-        warn_in_background(
-            partial(warn_about_adapters, database, base, settings.feature_space),
-            partial(warn_about_jobs, database, base),
+        bootstrap.warn_in_background(
+            partial(bootstrap.warn_about_adapters, database, base, settings.feature_space),
+            partial(bootstrap.warn_about_jobs, database, base),
         )
+        arguments = (service.catalog, service.usage, settings)
+        threading.Thread(target=_maintain, args=arguments, name="maintenance", daemon=True).start()
     config = uvicorn.Config(
         create_app(service),
         http=protocol_factory(service),
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from copy import copy
 from typing import Generic, NamedTuple, TypeVar
 
 from adapters.catalog.adapter_cache import AdapterCache
-from adapters.catalog.catalog import Resolver, Snapshot
+from adapters.catalog.resolver import Resolver, Snapshot
 from adapters.catalog.versions import Version
 from adapters.errors import BlobCorrupt, LoraplexError
 from adapters.lora.adapter import Adapter
@@ -21,10 +22,15 @@ _THREADS = 1
 # as long as reading one.
 _INLINE_SECONDS = 0.001
 _REPORT_SECONDS = 0.002
+# Calls that a thread has at a time: the one that it runs, and the next, so that it need not wait for the event loop.
+_CALLS_IN_THREAD = 2
+_NAMES_AT_ONCE = 500
+_LOADS_AT_ONCE = 32
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-_ReferenceKey = tuple[Snapshot, Reference]
+# A snapshot, a tenant, and a reference of the tenant.
+_ReferenceKey = tuple[Snapshot, str, Reference]
 
 
 class CacheStats(NamedTuple):
@@ -40,18 +46,24 @@ class CacheStats(NamedTuple):
 
 
 class SingleFlight(Generic[K, V]):
-    """Loads values in threads: each key once, however many callers wait for it, and many keys with one switch.
+    """Loads values in a thread: each key once, however many callers wait for it, and many keys with one switch.
 
-    `load` runs in a thread, and yields each key with its value or error. Values are not kept.
+    `load` runs in the thread, and yields each key with its value or error. Values are not kept. Tenants take turns, so
+    that no key waits for all of those that another tenant requested before.
     """
 
-    def __init__(self, load: Callable[[Sequence[K]], Iterator[tuple[K, V | Exception]]], threads: Executor) -> None:
+    def __init__(
+        self, load: Callable[[Sequence[K]], Iterator[tuple[K, V | Exception]]], thread: Executor, *, keys_at_once: int
+    ) -> None:
         self._load = load
-        self._threads = threads
+        self._thread = thread
+        self._keys_at_once = keys_at_once
         self._futures: dict[K, asyncio.Future[V]] = {}
-        self._requested: list[K] = []
+        # Keys that were not passed to the thread yet, by tenant.
+        self._requested: dict[str, deque[K]] = {}
+        self._calls = 0
 
-    def get(self, key: K) -> "asyncio.Future[V]":
+    def get(self, key: K, *, tenant: str) -> "asyncio.Future[V]":
         """Return the future of a key's value. It may be shared, so the caller must not cancel it."""
         future = self._futures.get(key)
         if future is None:
@@ -59,12 +71,25 @@ class SingleFlight(Generic[K, V]):
             future = self._futures[key] = loop.create_future()
             if not self._requested:
                 loop.call_soon(self._submit, loop)
-            self._requested.append(key)
+            self._requested.setdefault(tenant, deque()).append(key)
         return future
 
     def _submit(self, loop: asyncio.AbstractEventLoop) -> None:
-        keys, self._requested = self._requested, []
-        self._threads.submit(self._run, loop, keys)
+        """Pass requested keys to the thread, unless it has as many as it needs to stay busy."""
+        while self._requested and self._calls < _CALLS_IN_THREAD:
+            self._calls += 1
+            self._thread.submit(self._run, loop, self._next_keys())
+
+    def _next_keys(self) -> list[K]:
+        """Take one key of each tenant in turn."""
+        keys: list[K] = []
+        while self._requested and len(keys) < self._keys_at_once:
+            tenant = next(iter(self._requested))
+            requested = self._requested.pop(tenant)
+            keys.append(requested.popleft())
+            if requested:
+                self._requested[tenant] = requested
+        return keys
 
     def _run(self, loop: asyncio.AbstractEventLoop, keys: Sequence[K]) -> None:
         missing = dict.fromkeys(keys)
@@ -81,7 +106,12 @@ class SingleFlight(Generic[K, V]):
                     results, reported = [], time.monotonic()
         except Exception as error:
             failure = error
-        loop.call_soon_threadsafe(self._set_results, results + [(key, failure) for key in missing])
+        loop.call_soon_threadsafe(self._end_run, loop, results + [(key, failure) for key in missing])
+
+    def _end_run(self, loop: asyncio.AbstractEventLoop, results: Sequence[tuple[K, V | Exception]]) -> None:
+        self._calls -= 1
+        self._submit(loop)
+        self._set_results(results)
 
     def _set_results(self, results: Sequence[tuple[K, V | Exception]]) -> None:
         for key, result in results:
@@ -101,13 +131,18 @@ class AdapterLoader:
         self._resolver = resolver
         self._cache = cache
         self._feature_space = feature_space
+        self.begin_read = resolver.watch.begin_read
         # Two pools: after a publish even the names of cached adapters are resolved again, which must not wait for slow
         # loads.
         self._resolve_threads = ThreadPoolExecutor(_THREADS, "resolve")
         self._load_threads = ThreadPoolExecutor(_THREADS, "load")
         # Keyed by the snapshot too: a query from before a commit must not answer a request from after it.
-        self._versions: SingleFlight[_ReferenceKey, Version] = SingleFlight(_resolve, self._resolve_threads)
-        self._adapters: SingleFlight[Version, Adapter] = SingleFlight(self._read, self._load_threads)
+        self._versions: SingleFlight[_ReferenceKey, Version] = SingleFlight(
+            _resolve, self._resolve_threads, keys_at_once=_NAMES_AT_ONCE
+        )
+        self._adapters: SingleFlight[Version, Adapter] = SingleFlight(
+            cache.load, self._load_threads, keys_at_once=_LOADS_AT_ONCE
+        )
         self._inline_until = 0.0
         self._hits = self._misses = 0
 
@@ -122,7 +157,10 @@ class AdapterLoader:
         return CacheStats(self._hits, self._misses, cache.loads, cache.evictions, cache.bytes, len(cache))
 
     def current(self) -> Snapshot:
-        """Return the catalogue's current snapshot, for one batch; raise `CatalogBusy`."""
+        """Return the catalogue's current snapshot, for one batch; raise `CatalogBusy`.
+
+        If `begin_read` has returned a future, its result comes first.
+        """
         self._inline_until = time.perf_counter() + _INLINE_SECONDS
         return self._resolver.current()
 
@@ -131,12 +169,13 @@ class AdapterLoader:
         versions: list[Version | None] = []
         adapters: list[Adapter | None] = []
         hits = misses = 0
+        cached_versions = snapshot.cached(entry.grant.caller.tenant)
         for reference in entry.references:
             if reference is None:
                 versions.append(None)
                 adapters.append(None)
                 continue
-            version = snapshot.cached(reference)
+            version = cached_versions.get(reference)
             if version is None:
                 return None
             self._check(version, reference, entry)
@@ -161,13 +200,14 @@ class AdapterLoader:
 
         Raises `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` with the row, or `BlobCorrupt`.
         """
+        tenant = entry.grant.caller.tenant
         previous: list[Version | None] | None = None
         while True:
             versions = await self._find_versions(snapshot, entry)
             cached = [None if version is None else self._cache.get(version.digest) for version in versions]
             # Start all loads before waiting for the first.
             loads = [
-                None if version is None or adapter is not None else self._adapters.get(version)
+                None if version is None or adapter is not None else self._adapters.get(version, tenant=tenant)
                 for version, adapter in zip(versions, cached, strict=True)
             ]
             self._hits += len(cached) - cached.count(None)
@@ -188,10 +228,12 @@ class AdapterLoader:
             return Resolution(versions, adapters)
 
     async def _find_versions(self, snapshot: Snapshot, entry: QueueEntry) -> list[Version | None]:
+        tenant = entry.grant.caller.tenant
+        cached = snapshot.cached(tenant)
         queries = {
-            reference: self._versions.get((snapshot, reference))
+            reference: self._versions.get((snapshot, tenant, reference), tenant=tenant)
             for reference in entry.references
-            if reference is not None and snapshot.cached(reference) is None
+            if reference is not None and reference not in cached
         }
         versions: list[Version | None] = []
         for reference in entry.references:
@@ -199,7 +241,7 @@ class AdapterLoader:
                 versions.append(None)
                 continue
             try:
-                version = snapshot.cached(reference) or await queries[reference]
+                version = cached.get(reference) or await queries[reference]
             except LoraplexError as error:
                 # Other entries may get the same error, and each adds a field and a row of its own.
                 raise _locate(copy(error), reference, entry) from None
@@ -213,19 +255,14 @@ class AdapterLoader:
         except LoraplexError as error:
             raise _locate(error, reference, entry) from None
 
-    def _read(self, versions: Sequence[Version]) -> Iterator[tuple[Version, Adapter | Exception]]:
-        for version in versions:
-            try:
-                yield version, self._cache.load(version)
-            except Exception as error:
-                yield version, error
-
 
 def _resolve(keys: Sequence[_ReferenceKey]) -> Iterator[tuple[_ReferenceKey, Version | Exception]]:
-    for snapshot in {snapshot for snapshot, _ in keys}:
-        references = [reference for key_snapshot, reference in keys if key_snapshot is snapshot]
-        for reference, result in snapshot.versions(references):
-            yield (snapshot, reference), result
+    references: dict[tuple[Snapshot, str], list[Reference]] = {}
+    for snapshot, tenant, reference in keys:
+        references.setdefault((snapshot, tenant), []).append(reference)
+    for (snapshot, tenant), of_tenant in references.items():
+        for reference, result in snapshot.versions(of_tenant, tenant=tenant):
+            yield (snapshot, tenant, reference), result
 
 
 def _locate(error: LoraplexError, reference: Reference, entry: QueueEntry) -> LoraplexError:

@@ -14,6 +14,7 @@ from fastapi import Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from adapters.access.rates import Rate
 from adapters.errors import OutOfRange, WrongType
 from adapters.names import MAX_REFERENCE_CHARACTERS
 from app.http import preconditions
@@ -53,7 +54,7 @@ async def predict(service: Service, scope: Scope, receive: Receive, send: Send) 
         content_type(headers.get(b"content-type", b"").decode("latin-1"), JSON)
     check_feature_space(service, headers, scope)
     timeout = timeout_seconds(headers)
-    await service.batcher.admit(timeout_seconds=timeout)
+    await service.batcher.admit(scope["state"]["grant"].caller.tenant, timeout_seconds=timeout)
     request = await _read_request(
         service, await read_body(headers, receive, max_bytes=max_json_bytes(service), hint=_HINT)
     )
@@ -114,9 +115,14 @@ def timeout_seconds(headers: Mapping[bytes, bytes]) -> float | None:
 def submit(
     service: Service, scope: Scope, receive: Receive, request: InferenceRequest, *, timeout_seconds: float | None
 ) -> Awaitable[InferenceResult]:
-    """Put a request, whose body has been read, into the queue, and return its awaitable result."""
+    """Put a request, whose body has been read, into the queue, and return its awaitable result.
+
+    Raises `RateLimited`.
+    """
+    service.rates.take(scope["state"]["grant"].caller.tenant, Rate.ROWS, len(request.inputs_NI))
     return service.batcher.infer(
         request,
+        scope["state"]["grant"],
         timeout_seconds=timeout_seconds,
         disconnected=partial(wait_for_disconnect, receive),
         on_entry=partial(scope["state"].__setitem__, "queue_entry"),
@@ -131,13 +137,14 @@ async def wait_for_disconnect(receive: Receive) -> None:
 
 def predict_headers(result: InferenceResult) -> Headers:
     """Return the headers of a successful answer to `POST /predict`, without its length."""
-    return _CONTENT_TYPE, server_timing(result)
+    return _CONTENT_TYPE, *result_headers(result)
 
 
-def server_timing(result: InferenceResult) -> tuple[bytes, bytes]:
-    """Return the `Server-Timing` header of an answer, in milliseconds."""
+def result_headers(result: InferenceResult) -> Headers:
+    """Return the `Server-Timing` header of an answer, in milliseconds, and its `Age` if it has one."""
     durations = result.queue_seconds * 1e3, result.forward_seconds * 1e3
-    return b"server-timing", b"queue;dur=%.3f, forward;dur=%.3f" % durations
+    timing = b"server-timing", b"queue;dur=%.3f, forward;dur=%.3f" % durations
+    return (timing, (b"age", b"%d" % math.ceil(result.age_seconds))) if result.age_seconds else (timing,)
 
 
 def max_json_bytes(service: Service) -> int:

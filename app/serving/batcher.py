@@ -8,7 +8,6 @@ locks.
 # N rows of one request · M rows of one batch · I in_features · O out_features
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,14 +16,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from adapters.access.grants import Grant, Grants
 from adapters.arrays import Float32
-from adapters.catalog.catalog import Snapshot
+from adapters.catalog.resolver import Snapshot
 from adapters.errors import CatalogBusy, QueueFull
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.lora.forward import mixed_forward
 from app.serving.adapter_loader import AdapterLoader, CacheStats
 from app.serving.queue_entry import BatchRecord, Disconnected, EntrySlice, InferenceResult, QueueEntry
+from app.serving.ready_queue import ReadyQueue
 from app.serving.request import InferenceRequest
 
 # Largest batch, about 3 ms of work, that is computed on the event loop. A smaller one costs less than the switch to a
@@ -57,6 +58,7 @@ class Batcher:
         self,
         base: BaseLayer,
         loader: AdapterLoader,
+        grants: Grants,
         *,
         queue_rows: int,
         batch_rows: int,
@@ -66,13 +68,18 @@ class Batcher:
         self._on_batch = on_batch
         self._base = base
         self._loader = loader
+        self._grants = grants
         self._queue_rows = queue_rows
         self._batch_rows = batch_rows
         self._arrived: list[QueueEntry] = []
-        # Entries whose adapters are loaded.
-        self._ready: deque[QueueEntry] = deque()
-        # Rows of all entries that are not released.
+        # Entries that arrived before the reading of the revision under way began; None while none is.
+        self._reading: list[QueueEntry] | None = None
+        # Whether a reading has ended, and the next batch has not begun.
+        self._has_read = False
+        self._ready = ReadyQueue()
+        # Rows of all entries that are not released, and those of each tenant that has any.
         self._rows = 0
+        self._tenant_rows: dict[str, int] = {}
         # Time of the last scheduled refusal, in seconds of the monotonic clock.
         self._last_refusal = 0.0
         # Whether a batch is scheduled or being computed.
@@ -95,13 +102,20 @@ class Batcher:
         """Return the state of the queue, for telemetry."""
         return QueueState(self._rows, self._queue_rows, self._loader.stats())
 
-    def has_room(self, rows: int = 1) -> bool:
-        """Return whether the queue has room for more rows. An empty queue takes a request of any size."""
-        return not self._rows or self._rows + rows <= self._queue_rows
+    def has_room(self, tenant: str, rows: int = 1) -> bool:
+        """Return whether the queue has room for more rows of a tenant. An empty queue takes a request of any size.
 
-    async def admit(self, rows: int = 1, *, timeout_seconds: float | None = None) -> None:
+        Others cannot use up the room of a tenant: a full queue still takes one request of a tenant that has none in it,
+        and more as long as the tenant has no more rows than its equal share of the limit.
+        """
+        if not self._rows or self._rows + rows <= self._queue_rows:
+            return True
+        present = self._tenant_rows.get(tenant)
+        return present is None or (present + rows) * len(self._tenant_rows) <= self._queue_rows
+
+    async def admit(self, tenant: str, rows: int = 1, *, timeout_seconds: float | None = None) -> None:
         """Raise `QueueFull` if there is no room, after a delay of at most a second or `timeout_seconds`."""
-        if self.has_room(rows):
+        if self.has_room(tenant, rows):
             return
         now = time.monotonic()
         self._last_refusal = min(max(now, self._last_refusal + _REFUSAL_SECONDS), now + _LONGEST_REFUSAL_SECONDS)
@@ -113,6 +127,7 @@ class Batcher:
     async def infer(
         self,
         request: InferenceRequest,
+        grant: Grant,
         *,
         timeout_seconds: float | None = None,
         disconnected: Disconnected | None = None,
@@ -121,10 +136,11 @@ class Batcher:
         """Return the result of a request; `on_entry` is called with its queue entry.
 
         `timeout_seconds` can only shorten the limit of a minute. Raises `QueueFull`, `RequestTimeout`,
-        `ClientDisconnect`, `OutputNotFinite`, and the errors of `AdapterLoader`.
+        `ClientDisconnect`, `OutputNotFinite`, `Unauthenticated` if the key of `grant` was revoked meanwhile, and the
+        errors of `AdapterLoader`.
         """
-        await self.admit(len(request.inputs_NI), timeout_seconds=timeout_seconds)
-        entry = self.enqueue(request, timeout_seconds=timeout_seconds, disconnected=disconnected)
+        await self.admit(grant.caller.tenant, len(request.inputs_NI), timeout_seconds=timeout_seconds)
+        entry = self.enqueue(request, grant, timeout_seconds=timeout_seconds, disconnected=disconnected)
         on_entry(entry)
         try:
             return await entry.future
@@ -134,6 +150,7 @@ class Batcher:
     def enqueue(
         self,
         request: InferenceRequest,
+        grant: Grant,
         *,
         timeout_seconds: float | None = None,
         disconnected: Disconnected | None = None,
@@ -146,8 +163,10 @@ class Batcher:
             # Once for each batch, because it is a system call.
             self._loop = asyncio.get_running_loop()
         wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
-        entry = QueueEntry(request, self._loop.create_future(), wait_seconds=wait, disconnected=disconnected)
+        entry = QueueEntry(request, grant, self._loop.create_future(), wait_seconds=wait, disconnected=disconnected)
+        tenant = grant.caller.tenant
         self._rows += entry.rows
+        self._tenant_rows[tenant] = self._tenant_rows.get(tenant, 0) + entry.rows
         self._arrived.append(entry)
         if self._is_computing:
             entry.watch()
@@ -157,10 +176,17 @@ class Batcher:
     def release(self, entry: QueueEntry) -> None:
         """Give back the room of an entry that has ended."""
         entry.release()
+        tenant = entry.grant.caller.tenant
         self._rows -= entry.rows
+        rows = self._tenant_rows[tenant] - entry.rows
+        if rows:
+            self._tenant_rows[tenant] = rows
+        else:
+            del self._tenant_rows[tenant]
 
     def _schedule(self) -> None:
-        if not self._is_running and (self._arrived or self._ready):
+        # Entries that arrive during a reading of the revision wait for the next one.
+        if not self._is_running and (self._ready or (self._arrived and self._reading is None)):
             self._is_running = True
             self._loop.call_soon(self._start)
 
@@ -173,10 +199,17 @@ class Batcher:
             self._loop.call_soon(self._start)
             return
         self._seen = 0
+        # After a reading, its batch comes first. The next reading is then for the clients of this batch too: fewer and
+        # larger batches share more.
+        self._has_read, has_read = False, self._has_read
         try:
-            self._resolve_arrived()
-            slices = self._next_batch()
+            if not has_read:
+                self._resolve_arrived()
+            slices = self._ready.take(self._batch_rows, time.perf_counter())
             if slices:
+                for part in slices:
+                    if part.entry.rows_left:
+                        part.entry.watch()
                 self._run(slices)
             else:
                 self._end_batch()
@@ -190,71 +223,72 @@ class Batcher:
             self._fail_all(error)
 
     def _fail_all(self, error: Exception) -> None:
-        for entry in [*self._arrived, *self._ready]:
+        for entry in [*self._arrived, *self._ready.clear()]:
             entry.fail(error)
         self._arrived, self._locked_since, self._is_running = [], None, False
-        self._ready.clear()
 
     def _resolve_arrived(self) -> None:
-        """Resolve the entries that have arrived, with one look at the catalogue's revision; start the loads."""
-        if not self._arrived:
+        """Resolve the entries that have arrived, with one look at the catalogue's revision; start the loads.
+
+        If the look takes a round trip, they are resolved at its end, and what is ready is computed meanwhile.
+        """
+        if not self._arrived or self._reading is not None:
             return
-        snapshot = self._loader.current()
-        self._locked_since = None
-        arrived, self._arrived = self._arrived, []
+        reading = self._loader.begin_read()
+        if reading is None:
+            snapshot = self._loader.current()
+            self._locked_since = None
+            arrived, self._arrived = self._arrived, []
+            self._resolve(arrived, snapshot)
+        else:
+            self._reading, self._arrived = self._arrived, []
+            reading.add_done_callback(self._end_reading)
+
+    def _end_reading(self, reading: "asyncio.Future[float]") -> None:
+        """Resolve the entries that waited for a reading of the revision, and schedule their batch."""
+        arrived, self._reading, self._has_read = self._reading or [], None, True
+        try:
+            self._resolve(arrived, self._loader.current(), age_seconds=reading.result())
+        except Exception as error:
+            for entry in arrived:
+                entry.fail(error)
+        self._schedule()
+
+    def _resolve(self, arrived: Sequence[QueueEntry], snapshot: Snapshot, *, age_seconds: float = 0.0) -> None:
+        """Resolve entries by a snapshot of this age; start the loads."""
         now = time.perf_counter()
         for entry in arrived:
             if entry.has_ended(now):
                 continue
             try:
-                resolution = self._loader.try_cached(snapshot, entry)
+                is_current = self._grants.is_current(entry.grant)
+                resolution = self._loader.try_cached(snapshot, entry) if is_current else None
             except Exception as error:
                 entry.fail(error)
                 continue
             if resolution is None:
                 entry.watch_later()
-                load = self._loop.create_task(self._load(snapshot, entry))
+                load = self._loop.create_task(self._load(snapshot, entry, age_seconds))
                 # The loop has weak references to its tasks only.
                 self._loads.add(load)
                 load.add_done_callback(self._loads.discard)
             else:
-                entry.resolve(resolution, now)
-                self._ready.append(entry)
-                if len(self._ready) > self._batch_rows:
+                entry.resolve(resolution, now, age_seconds)
+                self._ready.add(entry)
+                if self._ready.rows > self._batch_rows:
                     entry.watch()
 
-    async def _load(self, snapshot: Snapshot, entry: QueueEntry) -> None:
+    async def _load(self, snapshot: Snapshot, entry: QueueEntry, age_seconds: float) -> None:
         try:
+            if not self._grants.is_current(entry.grant):
+                await asyncio.to_thread(self._grants.verify, entry.grant.credential)
             resolution = await self._loader.load(snapshot, entry)
-            entry.resolve(resolution, time.perf_counter())
+            entry.resolve(resolution, time.perf_counter(), age_seconds)
         except Exception as error:
             entry.fail(error)
         else:
-            self._ready.append(entry)
+            self._ready.add(entry)
             self._schedule()
-
-    def _next_batch(self) -> list[EntrySlice]:
-        """Take a fair share of rows from each ready entry, then fill the batch in the order of arrival."""
-        now = time.perf_counter()
-        entries: list[QueueEntry] = []
-        while self._ready and len(entries) < self._batch_rows:
-            entry = self._ready.popleft()
-            if not entry.has_ended(now):
-                entries.append(entry)
-        left = [entry.rows_left for entry in entries]
-        if sum(left) <= self._batch_rows:
-            return [entry.take(rows, now) for entry, rows in zip(entries, left, strict=True)]
-        share = self._batch_rows // len(entries)
-        counts = [min(rows, share) for rows in left]
-        room = self._batch_rows - sum(counts)
-        slices = []
-        for entry, count in zip(entries, counts, strict=True):
-            more = min(entry.rows_left - count, room)
-            room -= more
-            slices.append(entry.take(count + more, now))
-            if entry.rows_left:
-                entry.watch()
-        return slices
 
     def _run(self, slices: list[EntrySlice]) -> None:
         choices: dict[Adapter | None, int] = {}
@@ -322,7 +356,7 @@ class Batcher:
             else:
                 part.entry.fail_not_finite(part, y_KO)
             if part.entry.rows_left:
-                self._ready.append(part.entry)
+                self._ready.add(part.entry)
 
     def _end_batch(self) -> None:
         self._is_running = False

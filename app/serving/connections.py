@@ -152,14 +152,16 @@ class BufferedTransport:
         self._flush()
         if self.lingers and not self.is_closing():
             self.lingers = False
-            self._transport.write_eof()
+            if self._transport.can_write_eof():  # TLS cannot close one direction
+                self._transport.write_eof()
             asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.close)
         else:
             self._transport.close()
 
     def close_now(self) -> None:
         """Close without waiting for the client to read."""
-        if self._transport.get_write_buffer_size():
+        # Over TLS, `close` would wait for the client's own end of the session.
+        if self._transport.get_write_buffer_size() or not self._transport.can_write_eof():
             self._transport.abort()
         else:
             self._flush()

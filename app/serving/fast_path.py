@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from adapters.errors import LoraplexError
+from adapters.access.grants import Grant
+from adapters.access.keys import Scope
+from adapters.access.rates import Rate
+from adapters.errors import LoraplexError, RateLimited
 from app.http.endpoints import ENDPOINTS, INFERENCE_HEADER, REQUEST_ID
 from app.http.errors import InternalError, answer_at, known_failure
 from app.http.middleware import request_id_of
@@ -37,11 +40,11 @@ _IMPLEMENTED_HEADERS = frozenset({REQUEST_ID, INFERENCE_HEADER})
 # Headers that change no answer of the endpoints with a fast path, in lower case.
 _PASSIVE_HEADERS = frozenset(
     {
-        # Read here: `host` by the host policy, `connection` by the HTTP parser.
-        *("host", "connection", "content-type", "content-length"),
+        # Read here: `host` by the host policy, `connection` by the HTTP parser, `authorization` by the grants.
+        *("host", "connection", "content-type", "content-length", "authorization"),
         # They describe the client. Every answer has one type and no encoding, whatever the client accepts.
         *("user-agent", "accept", "accept-encoding", "accept-language", "accept-charset", "cache-control", "pragma"),
-        *("referer", "priority", "dnt", "cookie", "authorization", "keep-alive", "from"),
+        *("referer", "priority", "dnt", "cookie", "keep-alive", "from"),
         # Added by proxies.
         *("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto"),
         *("x-forwarded-prefix", "x-forwarded-server", "x-forwarded-scheme", "x-forwarded-ssl", "x-real-ip"),
@@ -70,6 +73,8 @@ class Fallback(StrEnum):
 
     HEADER = "header"
     """A header is not on the allow-list, or there twice."""
+    KEY = "key"
+    """The request has no key that this worker has verified since the last revocation, or one without the scope."""
     HOST = "host"
     """The host policy does not accept the `Host` header."""
     LENGTH = "length"
@@ -86,10 +91,19 @@ class Fallback(StrEnum):
     """The answer has too many numbers to write it on the event loop."""
 
 
-class FastPathRequest(NamedTuple):
-    """A request of the fast path that is in the queue."""
+class AcceptedHead(NamedTuple):
+    """Head of a request that may take the fast path."""
 
-    entry: QueueEntry
+    headers: Mapping[bytes, bytes]
+    grant: Grant
+
+
+class FastPathRequest(NamedTuple):
+    """A request of the fast path that is in the queue, or that a limit of its tenant refuses."""
+
+    entry: QueueEntry | None
+    """None for a request that is refused."""
+    refusal: RateLimited | None
     route: str
     infer: tuple[InferHeader, str] | None
     """Header and model name of an infer request; None for `/predict`."""
@@ -108,6 +122,8 @@ class FastPath:
         self.count_fallback = service.observer.count_fallback
         self._host_policy = service.host_policy
         self._accepted_hosts = service.host_policy.accepted
+        self._grants = service.grants
+        self._rates = service.rates
         self.bodies = service.bodies
         self._base, self._parser = service.base, service.parser
         settings = service.settings
@@ -118,8 +134,8 @@ class FastPath:
         for reason in Fallback:
             service.metrics.add(FAST_PATH_FALLBACKS, 0, reason)
 
-    def accept(self, url: bytes, headers: Headers, *, is_idle: bool) -> Mapping[bytes, bytes] | None:
-        """Return the headers of a POST by name if it may take the fast path, judging by its head, otherwise None.
+    def accept(self, url: bytes, headers: Headers, *, is_idle: bool) -> AcceptedHead | None:
+        """Return the head of a POST if it may take the fast path, otherwise None.
 
         `is_idle` is whether the connection can send the answer as soon as there is one.
         """
@@ -131,49 +147,76 @@ class FastPath:
             return None
         named = dict(headers)
         host, length = named.get(b"host"), named.get(b"content-length", b"")
+        grant = self._grants.of_header(named.get(b"authorization"))
         if not is_idle:
             reason = Fallback.CONNECTION
         elif len(named) != len(headers) or not allowed.issuperset(named):
             reason = Fallback.HEADER
         elif host not in self._accepted_hosts and not self._host_policy.accepts(host):
             reason = Fallback.HOST
+        elif grant is None or not grant.caller.may(Scope.PREDICT):
+            reason = Fallback.KEY
         elif not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS or int(length) > self._max_bytes:
             reason = Fallback.LENGTH
-        elif not self._batcher.has_room():
+        elif not self._batcher.has_room(grant.caller.tenant):
             reason = Fallback.QUEUE
         else:
-            return named
+            return AcceptedHead(named, grant)
         self.count_fallback(reason)
         return None
 
-    def enqueue(self, url: bytes, headers: Mapping[bytes, bytes], body: bytes, began: float) -> FastPathRequest | None:
+    def enqueue(self, url: bytes, head: AcceptedHead, body: bytes, began: float) -> FastPathRequest | None:
         """Put an accepted request into the queue, or return None if its body needs ASGI.
 
-        `began` is the time at which its head was complete.
+        `began` is the time at which its head was complete. A request that a limit refuses is answered at once.
         """
+        headers, grant = head
+        tenant = grant.caller.tenant
+        request = entry = infer = refusal = None
+        reason: Fallback | None = Fallback.BODY
         try:
+            self._rates.take(tenant, Rate.REQUESTS)
             route, infer, request = self._read(url, headers, body)
+            if request is not None:
+                rows = len(request.inputs_NI)
+                reason = self._reason_to_fall_back(tenant, rows)
+                if reason is None:
+                    self._rates.take(tenant, Rate.ROWS, rows)
+        except RateLimited as error:
+            self._rates.refresh()
+            # If its key has been revoked, the answer is 401.
+            reason = None if self._grants.is_current(grant) else Fallback.KEY
+            # The traceback refers to this frame, which refers to the error: a cycle with the body in it.
+            refusal, route = error.with_traceback(None), _route_of(url)
         except Exception as error:
             if not isinstance(error, LoraplexError):
                 log.exception("the fast path could not read a request to %r", url[:100])
-            request = None
-        if request is None:
-            self.count_fallback(Fallback.BODY)
+        if reason is not None:
+            self.count_fallback(reason)
+            if refusal is None:  # ASGI counts it again
+                self._rates.give_back(tenant, Rate.REQUESTS)
             return None
-        rows = len(request.inputs_NI)
-        if rows > self._max_rows or not self._batcher.has_room(rows):
-            self.count_fallback(Fallback.ROWS if rows > self._max_rows else Fallback.QUEUE)
-            return None
-        entry = self._batcher.enqueue(request)
-        return FastPathRequest(entry, route, infer, request_id_of(headers), url.decode(), began, headers)
+        if refusal is None:
+            assert request is not None
+            entry = self._batcher.enqueue(request, grant)
+        return FastPathRequest(entry, refusal, route, infer, request_id_of(headers), url.decode(), began, headers)
+
+    def _reason_to_fall_back(self, tenant: str, rows: int) -> Fallback | None:
+        if rows > self._max_rows:
+            return Fallback.ROWS
+        return None if self._batcher.has_room(tenant, rows) else Fallback.QUEUE
 
     def respond(self, request: FastPathRequest, default_headers: Headers, *, keep_alive: bool) -> bytes | None:
-        """Return the whole answer of a request whose future has ended, or None if the client has disconnected."""
+        """Return the whole answer of a request that is refused or whose future has ended.
+
+        Return None if the client has disconnected.
+        """
         entry = request.entry
-        self._batcher.release(entry)
-        if entry.future.cancelled():
-            self._finish(request, NOT_ANSWERED, NO_ANSWER)
-            return None
+        if entry is not None:
+            self._batcher.release(entry)
+            if entry.future.cancelled():
+                self._finish(request, NOT_ANSWERED, NO_ANSWER)
+                return None
         status, code = 200, None
         try:
             body, headers = _write(request)
@@ -184,7 +227,7 @@ class FastPath:
                 log.exception("POST %s failed", request.route, extra={"request_id": request_id})
                 known = InternalError(f"the service failed on request {request_id}; its log says why")
             code = known.code
-            response = answer_at(request.path, known)
+            response = answer_at(request.path, known.with_traceback(None))
             status, body = response.status_code, bytes(response.body)
             # The length is written below.
             headers = [header for header in response.raw_headers if header[0] != b"content-length"]
@@ -200,7 +243,7 @@ class FastPath:
         )
 
     def _finish(self, request: FastPathRequest, status: int, code: str | None) -> None:
-        entry, route, _, request_id, path, began, headers = request
+        entry, _, route, _, request_id, path, began, headers = request
         record = RequestRecord(route, "POST", status, began, request_id, path, headers, code, entry)
         self._observer.finish_request(record)
 
@@ -213,10 +256,9 @@ class FastPath:
             is_json = headers.get(b"content-type") == JSON_TYPE
             request = read_fast(body, self._base, max_rows=max_rows, parser=parser) if is_json else None
             return PREDICT, None, request
-        match = _INFER_URL.fullmatch(url)
+        route, match = _route_of(url), _INFER_URL.fullmatch(url)
         assert match is not None
         model, version = match[1].decode(), None if match[2] is None else match[2].decode()
-        route = INFER if version is None else INFER_VERSION
         reference = parse_model(model, version)
         length = headers.get(INFERENCE_HEADER_NAME)
         if length is None:
@@ -232,11 +274,23 @@ class FastPath:
         return route, (header, model), InferenceRequest(inputs_NI, [reference])
 
 
+def _route_of(url: bytes) -> str:
+    """Return the template of the route that an accepted URL has."""
+    match = _INFER_URL.fullmatch(url)
+    if match is None:
+        return PREDICT
+    return INFER if match[2] is None else INFER_VERSION
+
+
 def _write(request: FastPathRequest) -> tuple[bytes, Headers]:
-    """Return the body and the headers of a 200; raise the error of the entry."""
-    result = request.entry.future.result()
+    """Return the body and the headers of a 200; raise the refusal, or the error of the entry."""
+    entry = request.entry
+    if entry is None:
+        assert request.refusal is not None
+        raise request.refusal
+    result = entry.future.result()
     if request.infer is None:
-        body = write_response(request.entry.request, result, write_numbers(result.outputs_NO))
+        body = write_response(entry.request, result, write_numbers(result.outputs_NO))
         return body, predict_headers(result)
     header, model = request.infer
     data = None if header.binary_output else write_numbers(result.outputs_NO.reshape(-1))

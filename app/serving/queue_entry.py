@@ -3,13 +3,15 @@
 # N rows of one request · K rows of one slice · O out_features
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from starlette.requests import ClientDisconnect
 
+from adapters.access.grants import Grant
 from adapters.arrays import Float32
 from adapters.catalog.versions import Version
 from adapters.errors import OutputNotFinite, RequestTimeout
@@ -34,6 +36,8 @@ class InferenceResult(NamedTuple):
     """Row n was computed with `versions[choice_N[n]]`."""
     queue_seconds: float
     forward_seconds: float
+    age_seconds: float = 0.0
+    """Age of the catalogue's revision that its references were resolved by; 0 if it was current."""
 
 
 class BatchRecord(NamedTuple):
@@ -82,19 +86,23 @@ class QueueEntry:
     """Queue entry of one inference request: its progress, and the future of its result."""
 
     __slots__ = (
-        *("request", "references", "choice_N", "rows", "future", "timing", "resolution", "rank", "taken_rows"),
+        *("request", "grant", "references", "choice_N", "rows", "future", "timing", "resolution", "rank", "taken_rows"),
+        "age_seconds",
         *("_done_rows", "_outputs_NO", "_disconnected", "_watch", "_watch_timer"),
     )
 
     def __init__(
         self,
         request: InferenceRequest,
+        grant: Grant,
         future: "asyncio.Future[InferenceResult]",
         *,
         wait_seconds: float,
         disconnected: Disconnected | None,
     ) -> None:
         self.request = request
+        # Checked again when the entry is resolved, because its key may have been revoked since.
+        self.grant = grant
         self.future = future
         # Distinct references; row n is for `references[choice_N[n]]`.
         self.references = request.references
@@ -125,9 +133,10 @@ class QueueEntry:
         """Rows that no batch has taken yet."""
         return self.rows - self.taken_rows
 
-    def resolve(self, resolution: Resolution, now: float) -> None:
+    def resolve(self, resolution: Resolution, now: float, age_seconds: float = 0.0) -> None:
         """Fix the versions of all rows. A later delete or publish does not change the result."""
         self.resolution = resolution
+        self.age_seconds = age_seconds
         self.rank = max([0 if adapter is None else adapter.rank for adapter in resolution.adapters])
         self.timing.resolved = now
 
@@ -155,7 +164,8 @@ class QueueEntry:
             assert timing.taken is not None
             assert self.resolution is not None
             queue_seconds, versions = timing.taken - timing.submitted, self.resolution.versions
-            result = InferenceResult(self._outputs_NO, versions, self.choice_N, queue_seconds, timing.forward_seconds)
+            durations = queue_seconds, timing.forward_seconds, self.age_seconds
+            result = InferenceResult(self._outputs_NO, versions, self.choice_N, *durations)
             self.future.set_result(result)
 
     def fail(self, error: Exception) -> None:
@@ -193,6 +203,17 @@ class QueueEntry:
                 watch.cancel()
         # Both refer to this entry: the cycle would keep the adapters until a garbage collection.
         self._watch = self._watch_timer = None
+
+    def rows_by_name(self) -> Mapping[str | None, int]:
+        """Return the number of rows for each adapter by its name, whatever version; None is the bare base layer."""
+        if len(self.references) == 1:
+            reference = self.references[0]
+            return {None if reference is None else reference.name: self.rows}
+        rows: Counter[str | None] = Counter()
+        for choice, count in Counter(self.choice_N).items():
+            reference = self.references[choice]
+            rows[None if reference is None else reference.name] += count
+        return rows
 
     def summarize(self) -> PredictionRecord:
         """Return what telemetry records. It refers to no large array."""

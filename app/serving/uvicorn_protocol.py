@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from app.http.host_policy import authority_of
 from app.service import Service
 from app.serving.connection_guard import BETWEEN_REQUESTS, BODY, HEAD, RESTARTED_IN_PIECE, GuardedHttpProtocol
 from app.serving.connections import OpenConnections, limit_connections
-from app.serving.fast_path import Fallback, FastPath, FastPathRequest
+from app.serving.fast_path import AcceptedHead, Fallback, FastPath, FastPathRequest
 
 
 def protocol_factory(service: Service) -> type[asyncio.Protocol]:
@@ -49,7 +48,7 @@ class FastPathProtocol(GuardedHttpProtocol):
         self._bodies = fast_path.bodies
         # Body so far of a request that the fast path has accepted; None for other requests.
         self._body: bytes | None = None
-        self._named_headers: Mapping[bytes, bytes] = {}
+        self._head: AcceptedHead | None = None
         # Time at which the head of that request was complete.
         self._began = 0.0
         self._request: FastPathRequest | None = None
@@ -58,7 +57,7 @@ class FastPathProtocol(GuardedHttpProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up the current request."""
         super().connection_lost(exc)
-        if self._request is not None:
+        if self._request is not None and self._request.entry is not None:
             self._request.entry.future.cancel()
         self._drop_body()
 
@@ -72,7 +71,7 @@ class FastPathProtocol(GuardedHttpProtocol):
         if self.head_bytes > 0:
             self.check_head_bytes()
         parser = self.parser
-        named = None
+        head = None
         if parser.get_method() == b"POST":
             is_idle = (
                 getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
@@ -80,9 +79,9 @@ class FastPathProtocol(GuardedHttpProtocol):
                 and parser.get_http_version() == "1.1"
                 and not self.flow.write_paused
             )
-            named = self._fast_path.accept(self.url, self.headers, is_idle=is_idle)
-        if named is not None:
-            self._body, self._named_headers = b"", named
+            head = self._fast_path.accept(self.url, self.headers, is_idle=is_idle)
+        if head is not None:
+            self._body, self._head = b"", head
             self._began = time.perf_counter()
         elif self.begin_body():
             self._become_asgi()
@@ -105,7 +104,8 @@ class FastPathProtocol(GuardedHttpProtocol):
     def on_message_complete(self) -> None:
         """Put the complete request into the queue, or leave it to ASGI."""
         if self._body is not None:
-            request = self._fast_path.enqueue(self.url, self._named_headers, self._body, self._began)
+            assert self._head is not None
+            request = self._fast_path.enqueue(self.url, self._head, self._body, self._began)
             if request is not None:
                 self.stage, self.head_bytes = BETWEEN_REQUESTS, RESTARTED_IN_PIECE
                 self._drop_body()
@@ -113,7 +113,10 @@ class FastPathProtocol(GuardedHttpProtocol):
                 # uvicorn queues the requests that follow on this connection until the cycle is complete.
                 self._fast_cycle.response_complete = False
                 self.cycle = self._fast_cycle  # type: ignore[assignment]
-                request.entry.future.add_done_callback(self._respond)
+                if request.entry is None:
+                    self._respond(None)
+                else:
+                    request.entry.future.add_done_callback(self._respond)
                 return
             self._become_asgi()
         super().on_message_complete()

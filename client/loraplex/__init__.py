@@ -13,12 +13,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from loraplex import errors, results
+from loraplex import errors, results, tenants
 from loraplex.errors import *
 from loraplex.frames import to_pandas as to_pandas
 from loraplex.frames import to_polars as to_polars
 from loraplex.progress import Display as Display
 from loraplex.results import *
+from loraplex.tenants import *
 
 if TYPE_CHECKING:
     from loraplex._async.client import AsyncClient as AsyncClient
@@ -46,7 +47,7 @@ def _classes(*modules: ModuleType) -> list[str]:
     ]
 
 
-__all__ = ["Display", "to_pandas", "to_polars", *_LAZY, *_classes(errors, results)]
+__all__ = ["Display", "to_pandas", "to_polars", *_LAZY, *_classes(errors, results, tenants)]
 
 if not TYPE_CHECKING:
     # They bring httpx and numpy, which the command line does without until it asks a service: at each key press of a

@@ -118,7 +118,12 @@ def array(value: object, *, field: str) -> NDArray[Any]:
 
 
 def table_columns(value: Any) -> list[tuple[str, Any]] | None:
-    """Return the named columns of a pandas or polars DataFrame or an Arrow table; None for anything else."""
+    """Return the named columns of a pandas or polars DataFrame or an Arrow table; None for anything else.
+
+    Raises `WrongType` for a polars LazyFrame, which has no rows yet.
+    """
+    if hasattr(value, "collect_schema") and not hasattr(value, "get_columns"):
+        raise WrongType("a LazyFrame has no rows yet", given=type(value).__name__, expected="frame.collect()")
     if hasattr(value, "__arrow_c_stream__") and not hasattr(value, "__array__"):
         # Such as a reader of record batches, or a relation of DuckDB.
         value = import_module("pyarrow").table(value)
@@ -175,8 +180,8 @@ def _from_tensor(tensor: Any, field: str) -> NDArray[Any]:
         # NumPy has no bfloat16.
         narrow = tensor.dtype.is_floating_point and tensor.element_size() < 4
         return (tensor.float() if narrow else tensor).numpy(force=True)  # type: ignore[no-any-return]
-    except (TypeError, RuntimeError) as error:
-        # A sparse or quantized tensor, or one without data.
+    except (TypeError, ValueError, RuntimeError) as error:
+        # A sparse or quantized tensor, or one without data, such as a parameter of a lazy module.
         detail = f"{field} is a tensor that is no array: {error}"
         raise WrongType(detail, field=field, expected="a dense tensor of numbers") from None
 

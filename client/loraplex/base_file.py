@@ -9,10 +9,11 @@ import copy
 import json
 import math
 import os
+import re
 import secrets
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ _CHECKED_ROWS = 16
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _MAX_HEADER_BYTES = 100 * 2**20
 _MAX_LABEL_CHARACTERS, _MAX_LABEL = 200, 2**53
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _UNITS_AT_ONCE = 1024
 _NO_ACTIVATION = "Identity"
 # Layers that change no output of a module in evaluation.
@@ -124,7 +126,7 @@ def _from_arrays(
 ) -> _Layer:
     for key in (weight, bias):
         if key is not None and key not in arrays:
-            present = ", ".join(sorted(arrays)[:20]) or "none"
+            present = ", ".join(sorted(map(str, arrays))[:20]) or "none"
             detail = f"{origin} has no array {key!r}; it has: {present}"
             raise InvalidInput(detail, field="source", given=key, expected="the names of the weight and of the bias")
     weight_OI = array(arrays[weight], field=weight)
@@ -152,10 +154,13 @@ def _from_estimator(estimator: Any) -> _Layer:
         kind = type(head).__name__
         expected = "a fitted linear estimator, a torch module, a folder, a file, or a mapping of arrays"
         raise WrongType(f"a {kind} has no coef_, so it is no base layer", field="source", given=kind, expected=expected)
-    weight_OI = np.atleast_2d(_dense(head.coef_)).astype(np.float64)
-    bias_O = np.broadcast_to(np.ravel(getattr(head, "intercept_", 0.0)).astype(np.float64), len(weight_OI))
+    weight_OI = np.atleast_2d(_float64(head.coef_, field="coef_"))
+    bias_O = np.ravel(_float64(getattr(head, "intercept_", 0.0), field="intercept_"))
+    bias_O = np.broadcast_to(bias_O, len(weight_OI)) if len(bias_O) == 1 else bias_O
     if steps is not None and len(steps) > 1:
-        weight_OI, bias_O = _fold(estimator[:-1], weight_OI, bias_O, features=int(estimator.n_features_in_))
+        # A step that is "passthrough" has no features.
+        features = next((step.n_features_in_ for _, step in steps if hasattr(step, "n_features_in_")), len(weight_OI.T))
+        weight_OI, bias_O = _fold(estimator[:-1], weight_OI, bias_O, features=int(features))
     classes = getattr(head, "classes_", None)
     is_binary = classes is not None and len(classes) == 2 and len(weight_OI) == 1
     if classes is not None and not is_binary and len(classes) != len(weight_OI):
@@ -202,10 +207,21 @@ def _dense(values: Any) -> NDArray[Any]:
     return np.asarray(values.toarray() if hasattr(values, "toarray") else values)
 
 
+def _float64(values: Any, *, field: str) -> Float64:
+    """Return an estimator's numbers; raise `WrongType` for anything else, such as complex ones."""
+    dense = array(_dense(values), field=field)
+    if dense.dtype.kind not in "iuf":
+        detail = f"{field} is no array of numbers: its type is {dense.dtype}"
+        raise WrongType(detail, field="source", given=str(dense.dtype), expected="a fitted linear estimator")
+    converted: Float64 = dense.astype(np.float64)
+    return converted
+
+
 def _classes(classes: Any) -> tuple[str | int, ...] | None:
     """Return an estimator's classes as labels: whole floats and truth values as integers, as in data sets."""
     values = np.asarray(classes)
-    if values.dtype.kind == "b" or (values.dtype.kind == "f" and bool((values == np.floor(values)).all())):
+    is_whole = values.dtype.kind == "f" and bool((abs(values) <= _MAX_LABEL).all() and (values % 1 == 0).all())
+    if values.dtype.kind == "b" or is_whole:
         values = values.astype(np.int64)
     return tuple(values.tolist())
 
@@ -270,13 +286,20 @@ def _read_dense(folder: Path) -> dict[str, NDArray[Any]]:
 
 def _check_labels(labels: Any, *, outputs: int) -> tuple[str | int, ...]:
     """Return the labels, which follow the rules of the service; raise `OutOfRange`, `WrongType` or `WrongShape`."""
-    names = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     expected = f"2 to {outputs} different strings, or as many whole numbers: labels=[…]"
+    names = labels.tolist() if hasattr(labels, "tolist") else labels
+    # A set has no order, and a text is one label.
+    if isinstance(names, str | set | frozenset | Mapping) or not isinstance(names, Iterable):
+        detail = f"the labels are no list: {str(names)[:80]!r}"
+        raise WrongType(detail, field="labels", given=str(names)[:80], expected=expected)
+    # Those of NumPy, as in list(estimator.classes_).
+    names = [name.item() if isinstance(name, np.generic) else name for name in names]
     if not 2 <= len(names) <= outputs:
         detail = f"there are {len(names)} labels for {outputs} outputs"
         raise WrongShape(detail, field="labels", given=len(names), expected=expected)
     for position, name in enumerate(names):
-        is_valid = 1 <= len(name) <= _MAX_LABEL_CHARACTERS if type(name) is str else type(name) is int
+        is_valid = type(name) is int or (type(name) is str and 1 <= len(name) <= _MAX_LABEL_CHARACTERS)
+        is_valid = is_valid and not _SURROGATE.search(str(name))
         if not is_valid or type(name) is not type(names[0]) or (type(name) is int and abs(name) > _MAX_LABEL):
             detail = f"label {position} cannot be used: {str(name)[:80]!r}"
             raise WrongType(detail, field="labels", given=name, expected=expected)
@@ -291,7 +314,7 @@ def _examples(layer: _Layer, check: Any) -> Iterator[tuple[Float32, Any]]:
         if set(check) != {"inputs", "outputs"}:
             expected = '{"inputs": …, "outputs": …}'
             raise InvalidInput(f"check has {', '.join(map(str, check))}", field="check", expected=expected)
-        yield rows_of(check["inputs"], field="check.inputs").x_NI, array(check["outputs"], field="check.outputs")
+        yield rows_of(check["inputs"], field="check.inputs").x_NI, numbers(check["outputs"], field="check.outputs")
     elif check is not None:
         if layer.outputs is None:
             detail = "the source has no outputs to compare with"
@@ -310,7 +333,7 @@ def _compare(x_NI: Float32, weight_OI: Float32, bias_O: Float32 | None, expected
         detail = f"check has {x_NI.shape[1]} columns, and the layer takes {columns}"
         raise WrongShape(detail, field="check", given=x_NI.shape, expected=f"(rows, {columns})")
     y_NO = x_NI.astype(np.float64) @ weight_OI.astype(np.float64).T + (0.0 if bias_O is None else bias_O)
-    expected_NO = np.asarray(expected, np.float64)
+    expected_NO = np.atleast_1d(np.asarray(expected, np.float64))
     expected_NO = expected_NO.reshape(rows, -1) if len(expected_NO) == rows else expected_NO
     if expected_NO.shape != y_NO.shape:
         detail = f"the source has outputs of the shape {expected_NO.shape}, and the layer of {(rows, outputs)}"

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -13,9 +15,10 @@ from loraplex.errors import InvalidInput, InvalidName
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000"
-URL_VARIABLE = "LORAPLEX_URL"
+URL_VARIABLE, KEY_VARIABLE = "LORAPLEX_URL", "LORAPLEX_KEY"
 Query = Mapping[str, str | int | None]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_KEY = re.compile(r"[ -~]{1,255}")
 # Time that the service allows itself for reading rows: two minutes, and a second for each MiB of a file.
 _READING_SECONDS = 120.0
 _READING_SECONDS_A_BYTE = 2.0**-20
@@ -39,7 +42,7 @@ class Call:
     path: str
     _: KW_ONLY
     safe: bool = False
-    """True if the call changes nothing, so that it may be sent again after a lost connection."""
+    """True if the call may be sent again after a lost connection: it changes nothing, or has an idempotency key."""
     query: Query = field(default_factory=dict)
     """Members that are None are left out."""
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -60,11 +63,34 @@ def address(url: str | None = None) -> str:
     return url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
 
 
+def checked_key(idempotency_key: str | None) -> str:
+    """Return an idempotency key, a new one for None; raise `InvalidInput` if it cannot be sent."""
+    if idempotency_key is None:
+        return uuid.uuid4().hex
+    if not _KEY.fullmatch(idempotency_key) or idempotency_key != idempotency_key.strip():
+        expected = "1 to 255 printable ASCII characters, without spaces around them"
+        detail = f"the idempotency key {idempotency_key[:100]!r} cannot be sent"
+        raise InvalidInput(detail, field="idempotency_key", given=idempotency_key, expected=expected)
+    return idempotency_key
+
+
 def planning_call(
-    path: str, body: object, *, timeout: float | None, safe: bool = False, query: Query | None = None
+    path: str, body: object, *, timeout: float | None, idempotency_key: str | None = None, query: Query | None = None
 ) -> Call:
-    """Return a call for which the service checks the rows of a training."""
-    return Call("POST", path, safe=safe, query=query or {}, json=body, timeout=timeout, allowance=_READING_SECONDS)
+    """Return a call for which the service checks the rows of a training.
+
+    One with an idempotency key is safe, and so is one with a query, which changes nothing.
+    """
+    return Call(
+        "POST",
+        path,
+        safe=idempotency_key is not None or bool(query),
+        query=query or {},
+        headers=given({"Idempotency-Key": idempotency_key}),
+        json=body,
+        timeout=timeout,
+        allowance=_READING_SECONDS,
+    )
 
 
 def upload_call(name: str, file: Path, *, headers: Mapping[str, str], timeout: float | None) -> Call:
@@ -91,6 +117,16 @@ def conditions(if_match: str | None = None, if_none_match: str | None = None) ->
     """Return the headers of a condition: a digest, or `*` for any."""
     headers = given({"If-Match": if_match, "If-None-Match": if_none_match})
     return {name: value if value == "*" or value.startswith('"') else f'"{value}"' for name, value in headers.items()}
+
+
+def time_text(time: str | datetime | None, *, field: str) -> str | None:
+    """Return a time as RFC 3339; raise `InvalidInput` for a datetime without a time zone."""
+    if not isinstance(time, datetime):
+        return time
+    if time.tzinfo is None:
+        expected = "such as datetime.now(UTC)"
+        raise InvalidInput(f"{field} has no time zone", field=field, given=str(time), expected=expected)
+    return time.isoformat()
 
 
 def encoded(body: object) -> bytes:

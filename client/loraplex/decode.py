@@ -9,7 +9,7 @@ from http import HTTPStatus
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
-from loraplex import errors, results
+from loraplex import errors, results, tenants
 from loraplex.errors import BadAnswer, BadRow, LoraplexError
 
 T = TypeVar("T")
@@ -83,6 +83,9 @@ dataset_version = partial(build, results.DatasetVersion)
 job_adapter = partial(build, results.JobAdapter)
 preview = partial(build, results.Preview)
 suspect = partial(build, results.Suspect)
+hourly_usage = partial(build, tenants.HourlyUsage)
+audit_entry = partial(build, tenants.AuditEntry)
+tenant = partial(build, tenants.Tenant)
 _class_figures = partial(_each, partial(build, results.ClassFigures))
 
 
@@ -124,6 +127,7 @@ _NESTED: Mapping[str, Callable[[Any], Any]] = {
     "outcome": partial(_optional, results.Outcome),
     "auto": partial(_optional, partial(build, results.Comparison)),
     "candidates": partial(_each, partial(build, results.Candidate)),
+    "limits": partial(build, tenants.Limits),
     "summary": partial(_optional, partial(build, results.FleetOutcomes)),
 }
 

@@ -8,24 +8,27 @@
     │   ├── InvalidUpload
     │   │   └── InvalidSafetensors · InvalidArchive · PeftUnsupported · InvalidDataset
     │   ├── BadRows
-    │   ├── EstimateTooLarge
+    │   ├── EstimateTooLarge · IdempotencyKeyReused
     │   └── OutputNotFinite
     ├── NotFound
     │   ├── AdapterNotFound · VersionNotFound · AliasNotFound · AdapterNotLive
-    │   └── DatasetNotFound · JobNotFound
+    │   └── DatasetNotFound · JobNotFound · TenantNotFound · KeyNotFound
     ├── Conflict
     │   ├── BaseMismatch · FeatureSpaceMismatch
-    │   └── JobEnded · JobNotEnded · NoStatistics · NoSuspects · DataGone
+    │   ├── JobEnded · JobNotEnded · NoStatistics · NoSuspects · DataGone
+    │   └── NameTaken · KeysDisabled · IdempotencyInProgress
+    ├── Unauthenticated · Forbidden
+    ├── RateLimited · QuotaExceeded
     ├── PreconditionFailed
     ├── QueueFull · RequestTimeout
-    ├── CatalogBusy
+    ├── CatalogBusy · CatalogUnavailable
     ├── StorageFull · StorageFailed · TooManyOpenFiles
     ├── BlobCorrupt
     ├── TrainingFailed
     │   ├── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
     │   └── IllConditioned · FleetFailed
     ├── ClaimLost
-    ├── BaseNotLoadable · CatalogNotLoadable
+    ├── BaseNotLoadable · CatalogNotLoadable · BackupFailed
     ├── HostNotAllowed · CrossSite
     ├── BodyTooLarge · HeadTooLarge · NotHttp · UnsupportedMediaType · RouteNotFound · MethodNotAllowed
     ├── NotReady · TooManyBytes · TooManyOpenFiles · InternalError
@@ -196,6 +199,10 @@ class EstimateTooLarge(InvalidInput):
     """The training would need more memory than a trainer has."""
 
 
+class IdempotencyKeyReused(InvalidInput):
+    """The idempotency key was sent with another request before."""
+
+
 class OutputNotFinite(InvalidInput):
     """The layer's answer to a row is not finite."""
 
@@ -226,6 +233,14 @@ class DatasetNotFound(NotFound):
 
 class JobNotFound(NotFound):
     """There is no job of that id."""
+
+
+class TenantNotFound(NotFound):
+    """There is no tenant of that name."""
+
+
+class KeyNotFound(NotFound):
+    """There is no key of that id."""
 
 
 class Conflict(LoraplexError):
@@ -260,6 +275,34 @@ class DataGone(Conflict):
     """The rows that the job was trained on are no longer stored."""
 
 
+class NameTaken(Conflict):
+    """An adapter of that name exists."""
+
+
+class KeysDisabled(Conflict):
+    """This service has no keys."""
+
+
+class IdempotencyInProgress(Conflict):
+    """The first request with this idempotency key is still running."""
+
+
+class Unauthenticated(LoraplexError):
+    """The request has no key, or none that this service accepts."""
+
+
+class Forbidden(LoraplexError):
+    """The key does not have the scope for this."""
+
+
+class RateLimited(LoraplexError):
+    """The tenant sends more than its limits allow for a second."""
+
+
+class QuotaExceeded(LoraplexError):
+    """The tenant would have more than one of its limits allows."""
+
+
 class PreconditionFailed(LoraplexError):
     """A condition in the request's headers does not hold."""
 
@@ -274,6 +317,10 @@ class RequestTimeout(LoraplexError):
 
 class CatalogBusy(LoraplexError):
     """The catalogue is locked by another process."""
+
+
+class CatalogUnavailable(LoraplexError):
+    """The catalogue's database cannot be reached."""
 
 
 class StorageFull(LoraplexError):
@@ -343,6 +390,10 @@ class BaseNotLoadable(LoraplexError):
 
 class CatalogNotLoadable(LoraplexError):
     """The catalogue cannot be opened."""
+
+
+class BackupFailed(LoraplexError):
+    """A backup cannot be made or restored."""
 
 
 class BodyTooLarge(LoraplexError):

@@ -18,7 +18,8 @@ T = TypeVar("T")
 # Values by the name of their column: lists or arrays.
 Columns = Mapping[str, Any]
 
-_TIME = "_at"
+# Endings of the names of times.
+_TIMES = ("_at", "hour")
 # Members that are no values: a job has its client.
 _OMITTED = ("client",)
 # Columns that a notebook shows of a result, by the name of its class. Of others, it shows all that are not nested.
@@ -153,7 +154,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 def _cell(name: str, value: Any) -> Any:
     if isinstance(value, str):
         with suppress(ValueError):
-            return datetime.fromisoformat(value) if name.endswith(_TIME) else str(value)
+            return datetime.fromisoformat(value) if name.endswith(_TIMES) else str(value)
     if isinstance(value, Exception):
         return f"{getattr(value, 'code', 'error')}: {value}"
     if isinstance(value, list | tuple):
@@ -166,6 +167,8 @@ def _is_nested(value: Any) -> bool:
 
 
 def _series(polars: Any, name: str, values: Sequence[Any]) -> Any:
+    if set(map(type, values)) - {type(None)} == {int, float}:
+        values = [None if value is None else float(value) for value in values]
     try:
         return polars.Series(name, values)
     except (TypeError, ValueError, OverflowError, polars.exceptions.PolarsError):

@@ -86,7 +86,9 @@ def _write_arrow(source: Any, file: Path) -> str:
     ipc = import_module("pyarrow.ipc")
     with pyarrow.OSFile(str(file), "wb") as sink, ipc.new_stream(sink, reader.schema) as writer:
         for batch in reader:
-            writer.write_batch(batch)
+            # pyarrow cannot read every empty batch that it writes.
+            if batch.num_rows:
+                writer.write_batch(batch)
     return ARROW
 
 
@@ -99,7 +101,7 @@ def _of_pandas(frame: Any) -> Any:
             if name in columns:
                 raise ValueError("another column has its name")
             columns[name] = pyarrow.Array.from_pandas(frame.iloc[:, index])
-        except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        except (pyarrow.ArrowException, TypeError, ValueError, OverflowError) as error:
             detail, kind = f"the column {name!r} cannot be a column of Arrow: {error}", str(frame.dtypes.iloc[index])
             expected = "values of one type: numbers, booleans, text, dates, or lists of numbers or of text"
             raise WrongType(detail, field=name, given=kind, expected=expected) from None

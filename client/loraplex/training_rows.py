@@ -1,7 +1,7 @@
 """Rows of a training in the form in which they are sent: in the request, or as temporary data sets."""
 
-import secrets
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ def rows_of_table(rows: Mapping[str, Any], data: Any) -> tuple[Mapping[str, Any]
     if table is None:
         return rows, data
     columns = dict(table)
+    if len(columns) < len(table):
+        repeated = next(name for index, (name, _) in enumerate(table) if name in dict(table[:index]))
+        detail = f"the table has two columns {repeated!r}"
+        raise InvalidInput(detail, field="data", given=repeated, expected="columns of different names")
     names = {name: _names(rows[name]) for name in _IN_TABLE if name in rows}
     if "targets" not in names:
         detail = "the rows are a table: say which of its columns are the targets"
@@ -42,7 +46,8 @@ def rows_of_table(rows: Mapping[str, Any], data: Any) -> tuple[Mapping[str, Any]
         raise InvalidInput(detail, field="data", given=missing[0], expected="a column of the table")
     arrays = {
         name: columns[selected[0]]
-        if len(selected) == 1
+        # One column of numbers is no single row of inputs.
+        if len(selected) == 1 and name != "inputs"
         else stack_columns([(column, columns[column]) for column in selected], field=f"data.{name}")
         for name, selected in names.items()
     }
@@ -58,9 +63,17 @@ def fits_in_request(rows: Mapping[str, Any]) -> bool:
     return sum(value.size for value in rows.values() if isinstance(value, np.ndarray)) <= INLINE_NUMBERS
 
 
-def temporary_name() -> str:
-    """Return a new name of a temporary data set."""
-    return f"loraplex-client-{secrets.token_hex(8)}"
+def temporary_name(columns: Mapping[str, Any], key: str) -> str:
+    """Return the name of the temporary data set of a request with an idempotency key.
+
+    A repeated request is the same only if it has the same names, and another one with the same key if it has others.
+    """
+    digest = hashlib.sha256(key.encode())
+    for name, column in columns.items():
+        is_numbers = isinstance(column, np.ndarray) and column.dtype.kind in "biuf"
+        digest.update(encoded([name, str(column.dtype), column.shape] if is_numbers else [name]))
+        digest.update(np.ascontiguousarray(column).data if is_numbers else encoded(column))
+    return f"loraplex-client-{digest.hexdigest()[:32]}"
 
 
 def columns_of(rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +113,8 @@ def write_columns(columns: Mapping[str, Any], file: Path) -> str:
 def values_of(value: Any, *, field: str) -> Any:
     """Return an array, with floats finite as float32; return a list of lists of labels unchanged.
 
-    Raises `WrongType` for a list of several types, which an array would convert to one: ["cat", 1] to two texts.
+    Raises `WrongType` for values of several types, which an array would convert to one (["cat", 1] to two texts), and
+    for those that are neither numbers, text nor truth values, such as a missing label.
     """
     columns = table_columns(value)
     if columns is not None and len(columns) == 1:
@@ -114,14 +128,35 @@ def values_of(value: Any, *, field: str) -> Any:
             if has_names or len({len(row) for row in value}) > 1:
                 return [list(row) for row in value]
         else:
-            types = set(map(type, value))
-            if len({_kind(type_) for type_ in types}) > 1:
-                names = ", ".join(sorted(type_.__name__ for type_ in types))
-                expected = "numbers alone, text alone, or true and false alone"
-                raise WrongType(f"{field} are of several kinds", field=field, given=names, expected=expected)
+            _check_kinds(value, field=field)
     values = array(value, field=field)
+    if values.dtype.kind not in "biufUO":
+        detail, expected = f"{field} are of the type {values.dtype}", "numbers, text, or true and false"
+        raise WrongType(detail, field=field, given=str(values.dtype), expected=expected)
+    if values.dtype.kind == "O" and values.ndim == 1:
+        _check_kinds(values.tolist(), field=field)
     return finite(values, field=field) if values.dtype.kind == "f" else values
 
 
-def _kind(type_: type) -> str:
-    return "text" if issubclass(type_, str) else "truth" if issubclass(type_, bool | np.bool_) else "number"
+def _check_kinds(values: Sequence[Any], *, field: str) -> None:
+    """Raise `WrongType` with the first row that has no number, text or truth value, or for rows of several kinds."""
+    kinds = {type_: _kind(type_) for type_ in set(map(type, values))}
+    for row, value in enumerate(values if None in kinds.values() or len(set(kinds.values())) > 1 else ()):
+        # A text column of pandas has NaN where it has no value.
+        is_missing = isinstance(value, float) and value != value and "text" in kinds.values()
+        if kinds[type(value)] is None or is_missing:
+            detail, expected = f"{field}, row {row}: {str(value)[:80]} cannot be used", "a number, text, true or false"
+            raise WrongType(detail, field=field, row=row, given=str(value)[:80], expected=expected)
+    if len(set(kinds.values())) > 1:
+        names, expected = ", ".join(sorted(type_.__name__ for type_ in kinds)), "numbers, text, or true and false alone"
+        raise WrongType(f"{field} are of several kinds", field=field, given=names, expected=expected)
+
+
+def _kind(type_: type) -> str | None:
+    """Return the kind of the labels of a type; None for one of no labels. Vectors and tensors count as numbers."""
+    if issubclass(type_, str):
+        return "text"
+    if issubclass(type_, bool | np.bool_):
+        return "truth"
+    is_number = issubclass(type_, int | float | np.integer | np.floating | list | tuple) or hasattr(type_, "__array__")
+    return "number" if is_number else None

@@ -1,34 +1,40 @@
 """Settings of a client, the errors of httpx as errors of loraplex, and the rules of retries.
 
+Calls with an idempotency key are repeated as those that change nothing: the service makes one change of them.
+
 | what happened | calls that change nothing | calls that change something |
 |---|---|---|
 | no connection was made | retry | retry: nothing was sent |
 | 429 or 503 from the service itself | retry | retry: it did nothing |
 | 429 or 503 from a proxy | retry | no |
+| `idempotency_in_progress`: an earlier attempt still runs | retry | retry |
 | the connection broke, or the answer is late | retry, while there is time | no |
 | anything else | no | no |
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import PackageNotFoundError, version
 
 import httpx
 
-from loraplex.calls import DEFAULT_URL, URL_VARIABLE, address
+from loraplex.calls import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE, address
 from loraplex.decode import Answer, error_of, is_problem
 from loraplex.errors import (
     BadAnswer,
     CatalogBusy,
+    IdempotencyInProgress,
     InvalidInput,
     LoraplexError,
     NotReady,
     QueueFull,
+    RateLimited,
     TimedOut,
     TooManyBytes,
     Unreachable,
@@ -39,7 +45,7 @@ _HEADER_VALUE = re.compile(r"|[^\x00-\x20\x7f]([^\x00-\x08\x0a-\x1f\x7f]*[^\x00-
 _FIRST_SECONDS = 0.25
 _LONGEST_SECONDS = 8.0
 _BUSY = (429, 503)
-_NOTHING_DONE = (QueueFull, NotReady, CatalogBusy, TooManyBytes)
+_NOTHING_DONE = (QueueFull, RateLimited, NotReady, CatalogBusy, TooManyBytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +56,23 @@ class Settings:
     timeout: float
     """Seconds that a call may take, including retries."""
     retries: int
-    headers: Mapping[bytes, bytes]
+    headers: Mapping[bytes, bytes] = field(repr=False)
+    """One of them may be a key."""
 
 
 def settings(
-    url: str | None, *, feature_space: str | None, timeout: float, retries: int, headers: Mapping[str, str] | None
+    url: str | None,
+    *,
+    key: str | None,
+    feature_space: str | None,
+    timeout: float,
+    retries: int,
+    headers: Mapping[str, str] | None,
 ) -> Settings:
-    """Return checked settings; raise `InvalidInput`."""
+    """Return checked settings; raise `InvalidInput`.
+
+    Without a key, and without a header `Authorization`, the key is that of the environment.
+    """
     url = address(url)
     try:
         parsed = httpx.URL(url)
@@ -69,6 +85,10 @@ def settings(
     if retries < 0:
         raise InvalidInput(f"retries is {retries}", field="retries", given=retries, expected="a whole number from 0 on")
     sent = {"User-Agent": f"loraplex-python/{_version()}", **(headers or {})}
+    if key is None and not any(name.lower() == "authorization" for name in sent):
+        key = os.environ.get(KEY_VARIABLE) or None
+    if key is not None:
+        sent["Authorization"] = f"Bearer {key.strip()}"
     if feature_space is not None:
         sent["X-Feature-Space"] = feature_space
     for name, value in sent.items():
@@ -137,8 +157,8 @@ def answer_of(response: httpx.Response, content: bytes) -> Answer:
 
 
 def may_repeat(error: LoraplexError, *, safe: bool) -> bool:
-    """Return whether the table above allows a retry after an error of a call; `safe` if the call changes nothing."""
-    if isinstance(error, NotSent):
+    """Return whether the table above allows a retry after an error of a call that is `safe` to repeat, or is not."""
+    if isinstance(error, NotSent | IdempotencyInProgress):
         return True
     if safe:
         return isinstance(error, Unreachable | TimedOut) or error.status in _BUSY

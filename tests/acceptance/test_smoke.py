@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.support.catalog_factories import BASE, INPUTS_NI, as_upload, dense_answer
 from tests.support.dense_oracle import random_adapter
@@ -10,11 +11,20 @@ from tests.support.long_jobs import submit_endless, versions, wait_until_it_step
 from tests.support.service import ServiceProcess, train
 
 
-def test_a_service_starts_trains_cancels_and_stops(tmp_path: Path) -> None:
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder that holds packages of our packages' names."""
+    for package in ("app", "adapters"):
+        (tmp_path / "elsewhere" / package).mkdir(parents=True)
+        (tmp_path / "elsewhere" / package / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
+    return tmp_path / "elsewhere"
+
+
+def test_a_service_starts_trains_cancels_and_stops(tmp_path: Path, elsewhere: Path) -> None:
     adapter = random_adapter(BASE.out_features, BASE.in_features, 2)
     rows = INPUTS_NI.tolist()
     targets = dense_answer(adapter).tolist()
-    with ServiceProcess(tmp_path / "data", base=BASE.source) as service:
+    with ServiceProcess(tmp_path / "data", base=BASE.source, cwd=elsewhere) as service:
         client = service.client
         client.put("/adapters/uploaded", json=as_upload(adapter)).raise_for_status()
         answer = client.post("/predict", json={"adapter": "uploaded", "inputs": rows}).raise_for_status()

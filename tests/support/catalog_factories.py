@@ -2,7 +2,6 @@
 
 # N rows · I in_features · O out_features · R rank
 import os
-import sqlite3
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.blobs import STORE_ID
 from adapters.training.evaluation.gate import Gate
 from adapters.training.settings import TrainingSpec
+from tests.support.databases import rows_of
 from tests.support.external_programs import skip_or_fail
 
 BASE = load_base_layer("random:10,2,42")
@@ -46,7 +46,7 @@ def publication(name: str, seed: int = 0, **fields: object) -> Publication:
 
 def put(catalog: Catalog, name: str, seed: int = 0) -> Version:
     """Publish `make_adapter(seed)` under a name."""
-    return catalog.put(publication(name, seed))[0]
+    return catalog.put(publication(name, seed), tenant="default")[0]
 
 
 def training_job(**description: Any) -> TrainingJob:
@@ -72,17 +72,24 @@ def write_orphan(catalog: Catalog, content: bytes) -> str:
 
 def submit(queue: JobQueue, job_id: str = "j", *, adapter: str = "acme", **fields: Any) -> Job:
     """Queue a job that trains one adapter."""
-    return _submit(queue, job_id, adapter=adapter, adapters=[JobAdapter(adapter, None, 1)], **fields)
+    return submit_job(queue, job_id, adapter=adapter, adapters=[JobAdapter(adapter, None, 1)], **fields)
 
 
 def submit_fleet(queue: JobQueue, names: Sequence[str], job_id: str = "j", **fields: Any) -> Job:
     """Queue a job that trains these."""
     adapters = [JobAdapter(name, name, 1, position=position) for position, name in enumerate(names)]
-    return _submit(queue, job_id, adapter="{tenant}", adapters=adapters, **fields)
+    return submit_job(queue, job_id, adapter="{tenant}", adapters=adapters, **fields)
 
 
-def _submit(queue: JobQueue, job_id: str, **fields: Any) -> Job:
-    usual: dict[str, Any] = {"base": "", "feature_space": None, "training": training_job(), "data": b"rows"}
+def submit_job(queue: JobQueue, job_id: str, **fields: Any) -> Job:
+    """Queue a job with these arguments of `JobQueue.submit` and defaults for others."""
+    usual: dict[str, Any] = {
+        "tenant": "default",
+        "base": "",
+        "feature_space": None,
+        "training": training_job(),
+        "data": b"rows",
+    }
     return queue.submit(job_id, **usual | {"max_queued": 100} | fields)
 
 
@@ -114,7 +121,9 @@ def publish_for(
         publication(one.name, one.position, source=Source.JOB, job=claim.id, position=one.position, **fields)
         for one in trained
     ]
-    return catalog.publish(made, admit=lambda at, publications: queue.admit(at, claim, publications), record=both)
+    return catalog.publish(
+        made, admit=lambda at, publications: queue.admit(at, claim, publications), record=both, tenant=claim.tenant
+    )
 
 
 def finish(catalog: Catalog, queue: JobQueue, claim: Job) -> Version:
@@ -125,7 +134,7 @@ def finish(catalog: Catalog, queue: JobQueue, claim: Job) -> Version:
         result = {"name": version.adapter, "version": version.version, "digest": version.digest}
         queue.succeed(claim, result=result, progress={}, metrics={"train_loss": 1.0}, history=[], connection=connection)
 
-    return publish_for(catalog, queue, claim, queue.adapters(claim.id), record=end)[0].version
+    return publish_for(catalog, queue, claim, queue.adapters(claim.id, tenant=claim.tenant), record=end)[0].version
 
 
 def skip_unless_cached(file: Path) -> None:
@@ -165,18 +174,12 @@ def referenced_files(folder: Path) -> set[str]:
     """What the catalogue's rows refer to, read past the code under test."""
     statements = (
         "SELECT file FROM versions",
+        "SELECT file FROM trashed_versions",
         "SELECT statistics FROM versions WHERE statistics IS NOT NULL",
         "SELECT data_file FROM jobs WHERE data_file IS NOT NULL",
+        "SELECT file FROM dataset_versions",
     )
-    return {file for statement in statements for file in _column(folder, statement)}
-
-
-def _column(folder: Path, statement: str) -> Sequence[str]:
-    connection = sqlite3.connect(f"file:{folder / 'catalog.sqlite3'}?mode=ro", uri=True, timeout=15)
-    try:
-        return [str(row[0]) for row in connection.execute(statement)]
-    finally:
-        connection.close()
+    return {str(row[0]) for statement in statements for row in rows_of(folder, statement)}
 
 
 def migrate(path: Path, revision: str) -> None:

@@ -3,6 +3,7 @@
 # N rows · I in_features · O out_features
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -66,6 +67,47 @@ def together(
     return asyncio.run(play())
 
 
+def post_duplicates(
+    urls: Sequence[httpx.URL | str], body: Any, *, key: str, count: int, path: str = "/adapters"
+) -> list[httpx.Response]:
+    """The answers to one request with one idempotency key, sent many times at once to these services in turn.
+
+    Each is sent on a connection of its own when all are open. httpx would take minutes for a thousand connections.
+    """
+    content = json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close", f"Idempotency-Key: {key}"]
+    lines += ["Content-Type: application/json", f"Content-Length: {len(content)}", "", ""]
+    request = "\r\n".join(lines).encode() + content
+
+    async def post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> httpx.Response:
+        writer.write(request)
+        answer = await reader.read()
+        writer.close()
+        head, _, received = answer.partition(b"\r\n\r\n")
+        status, *fields = head.decode("latin-1").split("\r\n")
+        pairs = [(name, value.strip()) for name, _, value in (field.partition(":") for field in fields)]
+        return httpx.Response(int(status.split()[1]), headers=pairs, content=received)
+
+    async def post_all() -> list[httpx.Response]:
+        ports = [httpx.URL(urls[number % len(urls)]).port for number in range(count)]
+        async with asyncio.timeout(4 * _SECONDS):
+            streams = [await asyncio.open_connection("127.0.0.1", port) for port in ports]
+            return await asyncio.gather(*(post(*stream) for stream in streams))
+
+    return asyncio.run(post_all())
+
+
+def check_duplicates(answers: Sequence[httpx.Response], job_id: str) -> Counter[str]:
+    """Check that one answer queued the job, and that the others have it or are refused; count these three."""
+    accepted = [answer for answer in answers if answer.status_code == 202]
+    replayed = [answer for answer in accepted if answer.headers.get("Idempotent-Replayed") == "true"]
+    refused = [code(answer) for answer in answers if answer.status_code != 202]
+    assert {answer.json()["id"] for answer in accepted} == {job_id}
+    assert len(accepted) - len(replayed) == 1
+    assert set(refused) <= {(409, "idempotency_in_progress")}
+    return Counter(queued=1, replayed=len(replayed), refused=len(refused))
+
+
 async def leave(tasks: Sequence[asyncio.Task[httpx.Response]]) -> None:
     """Let clients go away: each that has no answer yet closes its connection."""
     for task in tasks:
@@ -76,7 +118,11 @@ async def leave(tasks: Sequence[asyncio.Task[httpx.Response]]) -> None:
 def publish(catalog: Catalog, base: BaseLayer, adapters: dict[str, Adapter]) -> None:
     """Make each of them the live version of its name, in one transaction."""
     catalog.publish(
-        [Publication(name=name, adapter=adapter, base=base, source=Source.UPLOAD) for name, adapter in adapters.items()]
+        [
+            Publication(name=name, adapter=adapter, base=base, source=Source.UPLOAD)
+            for name, adapter in adapters.items()
+        ],
+        tenant="default",
     )
 
 

@@ -58,7 +58,7 @@ def reused_fitter(settings: Settings) -> Iterator[Fitter]:
     """
     key = settings.model_dump_json(include=_KEYS)
     fitter = _IDLE.pop(key, None) or open_fitter(settings)
-    fitter.data_folder = settings.data_dir
+    fitter.blobs = settings.blob_location
     try:
         yield _ReusedFitter(fitter)
     finally:

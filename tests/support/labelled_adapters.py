@@ -44,7 +44,8 @@ def fill(service: Service) -> None:
                 lineage={"loss": "binary_cross_entropy"} if name == "tags" else None,
             )
             for name, adapter in made.items()
-        ]
+        ],
+        tenant="default",
     )
 
 
@@ -52,7 +53,7 @@ def dense(
     service: Service, name: str | None, x_NI: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = X_NI
 ) -> Float64:
     """(N, C): what the dense layer answers in float64, for the classes of an adapter."""
-    adapter = None if name is None else find_adapter(service.catalog, Reference(name))[1]
+    adapter = None if name is None else find_adapter(service.catalog, Reference(name), tenant="default")[1]
     labels = None if name is None else LABELS[name]
     return answer(service.base, torch.from_numpy(x_NI.astype(np.float64)), adapter)[:, : len(labels or range(O))]
 

@@ -7,7 +7,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.observability.metrics.exposition import exposition
-from app.observability.metrics.recorder import MetricValues
+from app.observability.metrics.metric_values import MetricValues
 from tests.support.service import eventually
 
 Series: TypeAlias = tuple[str, frozenset[tuple[str, str]]]

@@ -1,4 +1,7 @@
-"""What a tenant has: a model with a linear layer somewhere inside, and PEFT to adapt it."""
+"""What a tenant has: a model with a linear layer somewhere inside, and PEFT to adapt it.
+
+PEFT is imported where it is used, here and in the tests: every worker imports every test, and PEFT takes seconds.
+"""
 
 # N rows · I in_features · O out_features
 import zipfile
@@ -8,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from tests.support.dense_oracle import Float64
@@ -43,6 +45,8 @@ def save_adapter(
     model: nn.Module, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0, **config: Any
 ) -> dict[str, bytes]:
     """Let PEFT adapt `model` and save it, every factor drawn at random; returns its files by name."""
+    from peft import LoraConfig, get_peft_model
+
     adapted = get_peft_model(model, LoraConfig(**config))
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in adapted.named_parameters():
@@ -54,6 +58,8 @@ def save_adapter(
 
 def peft_answer(model: nn.Module, folder: Path, x_NI: Tensor) -> Float64:
     """(N, O): what PEFT answers with the adapter in `folder` loaded onto `model`, computed in float64."""
+    from peft import PeftModel
+
     # The model inside: a task type's wrapper would pass it what only language models take.
     adapted = PeftModel.from_pretrained(model, str(folder)).get_base_model().double()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any, TypeAlias
 
 import psutil  # type: ignore[import-untyped]
 
+from tests.support.deadlines import scaled
+from tests.support.fork_server import ForkedPopen
 from tests.support.service import LORAPLEX, ServiceProcess, environment, eventually
 
 Process: TypeAlias = Any  # psutil has no types
@@ -27,6 +30,17 @@ def session_of(leader: int) -> list[Process]:
         except (psutil.NoSuchProcess, ProcessLookupError):
             pass
     return members
+
+
+def children(module: str, of: int | None = None) -> list[Process]:
+    """The children of a process, of this one by default, that run this module."""
+    found = []
+    for child in psutil.Process(of).children():
+        # A zombie has no command line.
+        with suppress(psutil.NoSuchProcess):
+            if module in child.cmdline():
+                found.append(child)
+    return found
 
 
 def running(leader: int, module: str) -> list[Process]:
@@ -87,13 +101,14 @@ def suspended(process: Process) -> Iterator[None]:
 class TrainerProcess:
     """`loraplex trainer` as its users start it, in a session of its own."""
 
-    def __init__(self, data_dir: Path, *, cwd: Path | None = None, **settings: Any) -> None:
+    def __init__(self, data_dir: Path, *, forks: bool = True, **settings: Any) -> None:
+        """Start it, forked unless `forks` is false."""
         self.log = data_dir.parent / f"trainer-{id(self)}.log"
+        popen = ForkedPopen if forks else subprocess.Popen
         with self.log.open("ab") as log:
-            self.process = psutil.Popen(
+            self.process = popen(
                 [LORAPLEX, "trainer", "--data-dir", data_dir],
                 env=environment(**settings),
-                cwd=cwd,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -102,7 +117,7 @@ class TrainerProcess:
     def stop(self) -> int:
         """SIGTERM; its exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return int(self.process.wait(30))
+        return int(self.process.wait(scaled(30)))
 
     def __enter__(self) -> "TrainerProcess":
         return self

@@ -1,6 +1,7 @@
 """The service as the tests run it: in this process behind a real socket, or as its users start it."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ import httpx
 import uvicorn
 
 from adapters.training.execution.trainer import Trainer
-from adapters.training.gradient.checkpoint import CheckpointFolder
-from app.bootstrap import CHECKPOINTS
+from app.bootstrap import open_checkpoints
 from app.http.application import create_app
+from app.processes.tls import tls_context
 from app.service import Service
 from app.serving.uvicorn_protocol import protocol_factory
 from app.settings import LogRequests, Settings
+from tests.support.certificates import trusting
 from tests.support.deadlines import scaled
 from tests.support.fitters import new_fitter, reused_fitter
+from tests.support.fork_server import ForkedPopen
 
 DEADLINE_SECONDS = 60.0
 LORAPLEX = Path(sys.executable).with_name("loraplex")
@@ -75,10 +78,12 @@ def serving(
     """
     if "log_requests" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_requests": LogRequests.NONE})
+    tls = tls_context(settings)
     service = Service(settings)
     config = uvicorn.Config(
         create_app(service),
         http=protocol_factory(service),
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         log_config=None,
         access_log=False,
         ws="none",
@@ -97,14 +102,16 @@ def serving(
             fitters.enter_context(new_fitter(settings) if own_fitter else reused_fitter(settings)),
             stop=stop,
             lease_seconds=settings.lease_seconds,
-            checkpoints=CheckpointFolder(settings.data_dir / CHECKPOINTS),
+            checkpoints=open_checkpoints(service.catalog, settings),
         )
         threads.append(threading.Thread(target=loop.run))
     for thread in threads:
         thread.start()
     try:
         eventually(lambda: server.started, what="the start of the server")
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
+        scheme, verify = ("http", True) if tls is None else ("https", trusting(settings.tls_cert))
+        address = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+        with httpx.Client(base_url=address, timeout=scaled(60), verify=verify) as client:
             yield client, service
     finally:
         server.should_exit = True
@@ -132,15 +139,20 @@ class ServiceProcess:
         cwd: Path | None = None,
         preload: Mapping[str, str] | None = None,
         most_files: int = 0,
+        forks: bool = True,
         **settings: Any,
     ) -> None:
-        """Start it. With `most_files`, its processes may open no more than that."""
+        """Start it. With `most_files`, its processes may open no more than that.
+
+        It is forked (see `fork_server`), unless it depends on its start or `forks` is false.
+        """
         self.data_dir = data_dir
         self.port = port or free_port()
         self.log = data_dir.parent / f"{data_dir.name}.log"
         limited = ["sh", "-c", f'ulimit -n {most_files} && exec "$@"', "sh"] if most_files else []
+        popen = subprocess.Popen if preload or most_files or cwd or not forks else ForkedPopen
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = popen(
                 [*limited, LORAPLEX, "serve", "--port", str(self.port), "--data-dir", data_dir],
                 env=environment(**settings) | dict(preload or {}),
                 cwd=cwd,
@@ -148,7 +160,7 @@ class ServiceProcess:
                 stderr=log,
                 start_new_session=True,
             )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=scaled(60))
 
     def wait_until_ready(self) -> "ServiceProcess":
         """Returns once `/readyz` says so; fails with the log where the process ends instead."""
@@ -165,7 +177,7 @@ class ServiceProcess:
 
     def connect(self) -> httpx.Client:
         """Another client, with a connection of its own."""
-        return httpx.Client(base_url=self.client.base_url, timeout=60)
+        return httpx.Client(base_url=self.client.base_url, timeout=scaled(60))
 
     def kill_group(self) -> None:
         """`kill -9` of the supervisor and all its children at once."""
@@ -194,7 +206,8 @@ class ServiceProcess:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on now, and that no connection gets by itself: the system gives those above 32,767."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port

@@ -8,6 +8,7 @@ import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.support.process_tree import children
 from tests.support.service import eventually
 
 _ROWS = 4_000_000
@@ -27,11 +28,7 @@ def slow_parquet() -> bytes:
 def reader_of(pid: int) -> psutil.Process:
     """The reading process that `pid` has started, once there is one."""
 
-    def found() -> psutil.Process | None:
-        for child in psutil.Process(pid).children():
-            if "adapters.datasets.ingest" in child.cmdline():
-                return child
-        return None
-
-    process: psutil.Process = eventually(found, what="the start of the reading process")
+    (process,) = eventually(
+        lambda: children("adapters.datasets.ingest", of=pid), what="the start of the reading process"
+    )
     return process

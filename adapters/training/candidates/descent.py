@@ -135,9 +135,11 @@ def _train(
 def split_in_parts(keys_K: Tensor, rows_K: Tensor, parts: int) -> list[tuple[Tensor, Tensor]]:
     """Return pairs of rows to train on and to test on; rows of one key are tested together.
 
-    With one part, a fifth is tested on, otherwise each row once.
+    With one part, a fifth is tested on, otherwise each row once. Without two keys, all rows are trained and tested on.
     """
     unique, codes_K = torch.unique(keys_K, return_inverse=True)
+    if len(unique) == 1:
+        return [(rows_K, rows_K)]
     part_K = codes_K % max(parts, 5 if parts == 1 else min(parts, len(unique)))
     if parts == 1 and int((part_K == 0).sum()) > _MAX_TEST_ROWS:
         # More rows to test on would not choose better.

@@ -8,13 +8,13 @@ from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.candidates import small
 from adapters.training.candidates.descent import Descent, adamw_spec, choose_descent, split_in_parts, train_descent
-from adapters.training.candidates.outcome import AutoFit, Tried, finish
+from adapters.training.candidates.fit_result import AutoFit, Tried, finish
 from adapters.training.candidates.scores import LINEAR_LOSSES, Scores
 from adapters.training.candidates.task import FitTask
 from adapters.training.closed_form.solver import Factors
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import evaluate_factors
-from adapters.training.evaluation.row_errors import fair_errors
+from adapters.training.evaluation.row_errors import replace_trained_errors
 from adapters.training.fit import Watcher
 from adapters.training.gradient.losses import compute_outputs, document_ids, row_losses, target_columns
 from adapters.training.settings import Candidate, TrainingSpec
@@ -33,7 +33,7 @@ def fit_descent_only(task: FitTask, rows_K: Tensor, position: int, watcher: Watc
         Candidate.ADAMW: (descent.loss, {"learning_rate": descent.spec.learning_rate, "steps": descent.spec.max_steps}),
     }
     taken = Candidate.ADAMW if descent.loss < base_loss else Candidate.BASE
-    reason = "its loss is the least on training rows that it was not trained on"
+    reason = "it has the lowest loss on training rows that were left out"
     factors = _fit(task, descent, base_loss, training_K, watcher)
     adapter = Adapter(*factors, descent.spec.alpha, descent.spec.rslora, **task.names)
     errors: dict[str, Tensor] = {}
@@ -48,7 +48,7 @@ def fit_descent_only(task: FitTask, rows_K: Tensor, position: int, watcher: Watc
         own = Factors(live.adapter.a_OR, live.adapter.b_RI, live.adapter.bias_O)
         spec = adamw_spec(task.spec, bias=True)
         errors["live"] = _row_errors(task.base, table, spec, own, live.adapter.scaling)
-        errors = fair_errors(errors, live, table, None, task.labels)
+        errors = replace_trained_errors(errors, live, table, None, task.labels)
     tried = Tried(task.scores, "held_out", taken, reason, figures)
     return finish(task, position, adapter, sides, tried, errors, others_gain=None, descent=descent)
 

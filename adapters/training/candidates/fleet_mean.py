@@ -9,7 +9,7 @@ which is exact for a fixed ridge and fixed clusters (Cook & Weisberg 1982, secti
 """
 
 # G groups · N rows of a group, padded · J features · C outputs of the task · K models
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,9 +24,11 @@ CLASS_STEPS = (1.0, 3.0, 10.0, 30.0, 100.0)
 CLUSTERS = 5
 # Fewest groups for means of clusters.
 MIN_CLUSTERED_GROUPS = 4 * CLUSTERS
-_ROUNDS = 3
-# Parts of a fleet that get the clusters of the others; fewer of a large one, to save time.
+# Parts of a fleet that get the clusters of the others, and rounds of their forming; fewer of a large one, to save time.
 _PARTS, _FEW_PARTS, _MANY_GROUPS = 5, 2, 200
+_ROUNDS, _FEW_ROUNDS = 3, 2
+# Most groups of a part that form its clusters; the others join them.
+_FORMING_GROUPS = 150
 _SKETCH_FEATURES = 32
 # Groups by which ridge and step of a mean are chosen.
 _CHOOSING_GROUPS = 64
@@ -47,9 +49,9 @@ class GroupRows(NamedTuple):
         """Return the rows of some of the groups."""
         return GroupRows(*(part[positions] for part in self))
 
-    def double(self) -> "GroupRows":
-        """Return them in float64."""
-        return self._replace(features_GNJ=self.features_GNJ.double())
+    def to(self, dtype: torch.dtype) -> "GroupRows":
+        """Return them with features, and so with results, of this type."""
+        return self._replace(features_GNJ=self.features_GNJ.to(dtype))
 
 
 # Returns the stacks of a fleet; a new iterator per call.
@@ -68,26 +70,37 @@ class CommonModel:
     ridge: float
     step: float
 
-    def without_own_rows(self, rows: GroupRows, scores: Scores) -> tuple[Tensor, Tensor]:
-        """Return for each group the step's change of its outputs, (G, N, C), and the coefficients, (G, J, C).
+    def changes(self, rows: GroupRows, scores: Scores) -> Tensor:
+        """Return the step's change of the outputs of each group, (G, N, C), by the regression without its own rows."""
+        x_GNJ = rows.features_GNJ
+        changes_GNC = x_GNJ @ self.theta_JC.to(x_GNJ.dtype)
+        members, own_GJC = self._own_part(rows, scores)
+        if own_GJC is not None:
+            changes_GNC[members] -= x_GNJ[members] @ own_GJC
+        return changes_GNC.mul_(self.step)
 
-        Both are those of the regression without the rows of the group itself.
-        """
-        dtype = rows.features_GNJ.dtype
-        x_GNJ, roots_GN1 = rows.features_GNJ, rows.weights_GN.sqrt()[..., None].to(dtype)
-        inverse_JJ, theta_JC = self.inverse_JJ.to(dtype), self.theta_JC.to(dtype)
-        theta_GJC = theta_JC.expand(len(x_GNJ), -1, -1)
+    def thetas(self, rows: GroupRows, scores: Scores) -> Tensor:
+        """Return the coefficients that make these changes, (G, J, C)."""
+        thetas_GJC = self.theta_JC.to(rows.features_GNJ.dtype).repeat(len(rows.groups), 1, 1)
+        members, own_GJC = self._own_part(rows, scores)
+        if own_GJC is not None:
+            thetas_GJC[members] -= own_GJC
+        return thetas_GJC.mul_(self.step)
+
+    def _own_part(self, rows: GroupRows, scores: Scores) -> tuple[Tensor, Tensor | None]:
+        """Return the groups that are in the regression, and what their rows add to its coefficients."""
         members = self.is_member[rows.groups].nonzero()[:, 0]
-        if len(members):
-            scaled_GNJ = x_GNJ[members] * roots_GN1[members]
-            residuals_GNC = scores.residuals(rows.base_GNC[members], rows.y_GNC[members]).to(dtype)
-            errors_GNC = roots_GN1[members] * residuals_GNC - scaled_GNJ @ theta_JC
-            influence_GNJ = scaled_GNJ @ inverse_JJ
-            hat_GNN = influence_GNJ @ scaled_GNJ.mT
-            left_GNC = torch.linalg.solve(torch.eye(hat_GNN.shape[-1], dtype=dtype) - hat_GNN, errors_GNC)
-            theta_GJC = theta_GJC.clone()
-            theta_GJC[members] -= influence_GNJ.mT @ left_GNC
-        return self.step * (x_GNJ @ theta_GJC), self.step * theta_GJC
+        if not len(members):
+            return members, None
+        dtype, own = rows.features_GNJ.dtype, rows.at(members)
+        roots_GN1 = own.weights_GN.sqrt()[..., None].to(dtype)
+        scaled_GNJ = own.features_GNJ * roots_GN1
+        residuals_GNC = scores.residuals(own.base_GNC, own.y_GNC).to(dtype)
+        errors_GNC = roots_GN1 * residuals_GNC - scaled_GNJ @ self.theta_JC.to(dtype)
+        influence_GNJ = scaled_GNJ @ self.inverse_JJ.to(dtype)
+        hat_GNN = influence_GNJ @ scaled_GNJ.mT
+        left_GNC = torch.linalg.solve(torch.eye(hat_GNN.shape[-1], dtype=dtype) - hat_GNN, errors_GNC)
+        return members, influence_GNJ.mT @ left_GNC
 
 
 @dataclass(slots=True, eq=False)
@@ -121,23 +134,28 @@ class ClusterModel:
     part_of: Tensor
     """(all groups,) int64."""
 
-    def without_own_rows(self, rows: GroupRows, scores: Scores) -> tuple[Tensor, Tensor]:
-        """Return what `CommonModel.without_own_rows` returns, from the model of each group's part."""
-        parts_G = self.part_of[rows.groups]
-        changes_GNC, thetas_GJC = torch.zeros_like(rows.base_GNC), None
+    def changes(self, rows: GroupRows, scores: Scores) -> Tensor:
+        """Return what `CommonModel.changes` returns, from the model of each group's part."""
+        return self._of_parts(rows, lambda model, own: model.changes(own, scores))
+
+    def thetas(self, rows: GroupRows, scores: Scores) -> Tensor:
+        """Return what `CommonModel.thetas` returns, from the model of each group's part."""
+        return self._of_parts(rows, lambda model, own: model.thetas(own, scores))
+
+    def _of_parts(self, rows: GroupRows, value: Callable[[CommonModel, GroupRows], Tensor]) -> Tensor:
+        parts_G, values, order = self.part_of[rows.groups], [], []
         for part in parts_G.unique().tolist():
-            positions = (parts_G == part).nonzero()[:, 0]
-            change_GNC, theta_GJC = self.models[part].without_own_rows(rows.at(positions), scores)
-            if thetas_GJC is None:
-                thetas_GJC = theta_GJC.new_zeros(len(parts_G), *theta_GJC.shape[1:])
-            changes_GNC[positions], thetas_GJC[positions] = change_GNC.to(changes_GNC.dtype), theta_GJC
-        assert thetas_GJC is not None
-        return changes_GNC, thetas_GJC
+            order.append((parts_G == part).nonzero()[:, 0])
+            values.append(value(self.models[part], rows.at(order[-1])))
+        return torch.cat(values)[torch.cat(order).argsort()]
 
 
 def fit_mean(stacks: Stacks, scores: Scores, groups: int) -> CommonModel:
-    """Return the regression over all groups."""
-    return _choose(stacks, scores, torch.ones(groups, dtype=torch.bool))
+    """Return the regression over all groups of the stacks."""
+    is_member = torch.zeros(groups, dtype=torch.bool)
+    for rows in stacks():
+        is_member[rows.groups] = True
+    return _choose(stacks, scores, is_member)
 
 
 def fit_clusters(stacks: Stacks, scores: Scores, groups: int, mean: CommonModel, *, seed: int) -> list[ClusterModel]:
@@ -150,14 +168,15 @@ def fit_clusters(stacks: Stacks, scores: Scores, groups: int, mean: CommonModel,
     used = torch.cat([rows.groups for rows in stacks()]).sort().values
     if len(used) < MIN_CLUSTERED_GROUPS:
         return []
-    parts = _FEW_PARTS if len(used) >= _MANY_GROUPS else _PARTS
+    parts, rounds = (_FEW_PARTS, _FEW_ROUNDS) if len(used) >= _MANY_GROUPS else (_PARTS, _ROUNDS)
     part_of = torch.full((groups,), -1)
     part_of[used[torch.randperm(len(used), generator=torch.Generator().manual_seed(seed))]] = (
         torch.arange(len(used)) % parts
     )
     points_GS = _sketch(stacks, scores, groups, seed)
     of_parts = [
-        _fit_clusters_of(stacks, scores, (part_of >= 0) & (part_of != part), points_GS, mean) for part in range(parts)
+        _fit_clusters_of(stacks, scores, (part_of >= 0) & (part_of != part), points_GS, mean, rounds)
+        for part in range(parts)
     ]
     return [
         ClusterModel([models[min(cluster, len(models) - 1)] for models in of_parts], part_of)
@@ -166,22 +185,30 @@ def fit_clusters(stacks: Stacks, scores: Scores, groups: int, mean: CommonModel,
 
 
 def _fit_clusters_of(
-    stacks: Stacks, scores: Scores, is_used: Tensor, points_GS: Tensor, mean: CommonModel
+    stacks: Stacks, scores: Scores, is_used: Tensor, points_GS: Tensor, mean: CommonModel, rounds: int
 ) -> list[CommonModel]:
     """Return regressions over clusters of the groups that are used."""
-    cluster_of = _initial_clusters(points_GS, is_used)
-    for _ in range(_ROUNDS):
-        models = [
-            _fit(stacks, scores, cluster_of == cluster, mean.ridge, mean.step)
-            for cluster in cluster_of[is_used].unique().tolist()
-        ]
-        assigned = torch.where(is_used, _assign(stacks, scores, models, is_used), -1)
+    every = -(-int(is_used.sum()) // _FORMING_GROUPS)
+    is_forming = torch.zeros_like(is_used)
+    is_forming[is_used.nonzero()[::every, 0]] = True
+    cluster_of = _initial_clusters(points_GS, is_forming)
+    for _ in range(rounds):
+        models = _fit_each(stacks, scores, cluster_of, mean.ridge, mean.step)
+        assigned = _assign(stacks, scores, models, is_forming)
         if torch.equal(assigned, cluster_of):
             break
         cluster_of = assigned
-    clusters = cluster_of[is_used].unique().tolist()
+    if every > 1:
+        models = _fit_each(stacks, scores, cluster_of, mean.ridge, mean.step)
+        cluster_of = _assign(stacks, scores, models, is_used)
     # Fewer rows than the mean has, and so a smaller ridge.
-    return [_fit(stacks, scores, cluster_of == cluster, mean.ridge / 2, mean.step) for cluster in clusters]
+    return _fit_each(stacks, scores, cluster_of, mean.ridge / 2, mean.step)
+
+
+def _fit_each(stacks: Stacks, scores: Scores, cluster_of: Tensor, ridge: float, step: float) -> list[CommonModel]:
+    """Return a regression over each cluster, (all groups,) int64; groups of cluster -1 are in none."""
+    clusters = cluster_of[cluster_of >= 0].unique().tolist()
+    return [_fit(stacks, scores, cluster_of == cluster, ridge, step) for cluster in clusters]
 
 
 def _members(stacks: Stacks, is_member: Tensor) -> Iterable[GroupRows]:
@@ -199,7 +226,13 @@ def _fit(stacks: Stacks, scores: Scores, is_member: Tensor, ridge: float, step: 
 
 def _choose(stacks: Stacks, scores: Scores, is_member: Tensor) -> CommonModel:
     """Return the regression over these groups, with ridge and step chosen by the loss of groups left out in turn."""
-    sums = _Sums.of((rows.double() for rows in _members(stacks, is_member)), scores)
+
+    def rows_of(groups: Tensor) -> Iterator[GroupRows]:
+        # Classes have ridges that float32 can bear.
+        rows = _members(stacks, groups)
+        return (own.to(torch.float64) for own in rows) if scores.is_regression else iter(rows)
+
+    sums = _Sums.of(rows_of(is_member), scores)
     assert sums is not None
     chosen = torch.zeros_like(is_member)
     chosen[is_member.nonzero()[:_CHOOSING_GROUPS, 0]] = True
@@ -208,8 +241,8 @@ def _choose(stacks: Stacks, scores: Scores, is_member: Tensor) -> CommonModel:
     for ridge in RIDGES:
         model = sums.model(ridge, 1.0, is_member)
         totals = dict.fromkeys(steps, 0.0)
-        for rows in _members(stacks, chosen):
-            change_GNC, _ = model.without_own_rows(rows.double(), scores)
+        for rows in rows_of(chosen):
+            change_GNC = model.changes(rows, scores)
             for step in steps:
                 losses_GN = scores.losses(rows.base_GNC + step * change_GNC, rows.y_GNC)
                 totals[step] += float((losses_GN * rows.weights_GN).sum())
@@ -257,13 +290,15 @@ def _initial_clusters(points_GS: Tensor, is_used: Tensor) -> Tensor:
 
 
 def _assign(stacks: Stacks, scores: Scores, models: Sequence[CommonModel], is_used: Tensor) -> Tensor:
-    """Return for each group the model with the least loss on its rows, without them where they are in the model."""
-    cluster_of = torch.zeros(len(is_used), dtype=torch.int64)
+    """Return for each group that is used the model with the least loss on its rows, -1 for others.
+
+    Where a group's rows are in a model, they are left out.
+    """
+    cluster_of = torch.full((len(is_used),), -1)
     for rows in _members(stacks, is_used):
         losses_KG = []
         for model in models:
-            change_GNC, _ = model.without_own_rows(rows, scores)
-            losses_GN = scores.losses(rows.base_GNC + change_GNC, rows.y_GNC)
+            losses_GN = scores.losses(rows.base_GNC + model.changes(rows, scores), rows.y_GNC)
             losses_KG.append((losses_GN * rows.weights_GN).sum(1))
         cluster_of[rows.groups] = torch.stack(losses_KG).argmin(0)
     return cluster_of

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from adapters.training.candidates.composed import Composed
 from adapters.training.candidates.features import FeatureMap
 from adapters.training.candidates.scores import Scores
-from adapters.training.candidates.small import Combination, Composed, Start
+from adapters.training.candidates.small import Combination, Start
 
 if TYPE_CHECKING:
     from adapters.training.candidates.task import FitTask

@@ -60,6 +60,10 @@ def precision(kernel_GNN: Tensor, ridge: float, weights_GN: Tensor, *, free_inte
     counts_GN = weights_GN > 0
     counts_GNN = counts_GN[:, :, None] & counts_GN[:, None, :]
     noise_GN = torch.where(counts_GN, ridge / weights_GN.clamp_min(_TINY), 1.0)
+    # Past a weight that leaves no visible noise, a row would be interpolated: the matrix would be singular.
+    size_GN = kernel_GNN.diagonal(dim1=-2, dim2=-1)
+    least = 4 * kernel_GNN.shape[-1] * torch.finfo(kernel_GNN.dtype).eps
+    noise_GN = noise_GN.maximum(least * size_GN.amax(-1, keepdim=True))
     factor_GNN = torch.linalg.cholesky(kernel_GNN * counts_GNN + torch.diag_embed(noise_GN))
     P_GNN = torch.cholesky_inverse(factor_GNN) * counts_GNN
     if free_intercept:
@@ -84,46 +88,53 @@ class LeaveOut:
         P_GFMM = self._P_GFMN.gather(-1, columns) * folds.is_row_GSM[:, :, None, :]
         # Rows without weight have an empty P; 1 on the diagonal leaves their residuals as they are.
         empty_GFM = P_GFMM.diagonal(dim1=-2, dim2=-1) <= 0
-        self._empty_GFM1 = empty_GFM[..., None]
-        self._Q_GFMN = torch.linalg.solve(P_GFMM + torch.diag_embed(empty_GFM.to(P_GFMM.dtype)), self._P_GFMN)
+        Q_GFMN = torch.linalg.solve(P_GFMM + torch.diag_embed(empty_GFM.to(P_GFMM.dtype)), self._P_GFMN)
         diagonal_GN = P_GNN.diagonal(dim1=-2, dim2=-1)
-        removed_GFN = (self._P_GFMN * self._Q_GFMN).sum(2)
+        removed_GFN = (self._P_GFMN * Q_GFMN).sum(2)
         diagonal_GEN = torch.cat([diagonal_GN[:, None] - removed_GFN, diagonal_GN[:, None]], dim=1)
         # Of a row that a fit lacks nothing but rounding is left.
-        self._diagonal_GEN = torch.where(
-            diagonal_GEN > 100 * torch.finfo(P_GNN.dtype).eps * diagonal_GN[:, None], diagonal_GEN, torch.inf
-        )
+        has_row_GEN = diagonal_GEN > 100 * torch.finfo(P_GNN.dtype).eps * diagonal_GN[:, None]
+        self._has_row_GE1N = has_row_GEN[:, :, None].to(P_GNN.dtype)
+        self._inverse_GE1N = torch.where(has_row_GEN, diagonal_GEN.reciprocal(), 0.0)[:, :, None]
+        self._Q_GFMN = Q_GFMN
+        # Without other rows, nothing changes the residual.
+        stays_GFM1 = (empty_GFM & folds.is_row_GSM).to(P_GNN.dtype)[..., None]
+        left_GFMN = Q_GFMN.scatter_add(-1, folds.rows_GSM[..., None], stays_GFM1)
+        self._left_GTN = left_GFMN.view(G, F * M, N)
         self._shape = G, F, M, N
 
-    def coefficients(self, residuals_GNC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the residuals of each row without its fold, (G, N, C), and α of each fit, (G, E, N, C).
+    def left_out(self, residuals_GCN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a row's output would change by if it were left out of its own fit.
 
-        The rows of the fold that a fit lacks have coefficients of 0 in it.
+        The first are the residuals of each row without its fold, (G, C, N). The second are the changes of each row's
+        output, its residual less the one without its unit, in each fit, (G, E, C, N). They are 0 for the rows that a
+        fit lacks. Classes come before rows, because what follows is summed over them.
         """
-        G, F, M, N = self._shape
-        alpha_GNC = self._P_GNN @ residuals_GNC
-        left_GFMC = (self._Q_GFMN.reshape(G, F * M, N) @ residuals_GNC).view(G, F, M, -1)
-        # Without other rows, nothing changes the residual.
-        left_GFMC = torch.where(self._empty_GFM1, self._folds.gather(residuals_GNC), left_GFMC)
-        change_GFNC = self._P_GFMN.mT @ left_GFMC
-        alpha_GENC = torch.cat([alpha_GNC[:, None] - change_GFNC, alpha_GNC[:, None]], dim=1)
-        return self._folds.scatter(left_GFMC, N), alpha_GENC
-
-    def unit_residuals(self, alpha_GENC: Tensor, residuals_GNC: Tensor) -> Tensor:
-        """Return the residuals of each row without its unit, in each fit, (G, E, N, C)."""
-        lacks_GEN1 = self._diagonal_GEN.isinf()[..., None]
+        G, F, M, _ = self._shape
+        alpha_GCN = residuals_GCN @ self._P_GNN
+        left_GCT = residuals_GCN @ self._left_GTN.mT
+        left_GFCM = left_GCT.view(G, -1, F, M).transpose(1, 2)
+        alpha_GECN = torch.cat([alpha_GCN[:, None] - left_GFCM @ self._P_GFMN, alpha_GCN[:, None]], dim=1)
+        index_G1T, is_row_G1T = (part.reshape(G, 1, F * M) for part in self._folds)
+        index_GCT = index_G1T.expand_as(left_GCT)
+        fold_GCN = torch.zeros_like(residuals_GCN).scatter_add_(-1, index_GCT, left_GCT * is_row_G1T)
+        own_GECN = residuals_GCN[:, None] * self._has_row_GE1N
         if self._units is None:
-            return torch.where(lacks_GEN1, residuals_GNC[:, None], alpha_GENC / self._diagonal_GEN[..., None])
+            return fold_GCN, own_GECN.addcmul_(alpha_GECN, self._inverse_GE1N, value=-1)
+        return fold_GCN, own_GECN - self._unit_residuals(alpha_GECN) * self._has_row_GE1N
+
+    def _unit_residuals(self, alpha_GECN: Tensor) -> Tensor:
+        """Return the residuals of each row without the rows of its unit, in each fit, (G, E, C, N)."""
         units, N = self._units, self._shape[-1]
+        assert units is not None
         P_GENN = torch.cat([self._P_GNN[:, None] - self._P_GFMN.mT @ self._Q_GFMN, self._P_GNN[:, None]], dim=1)
         results = []
         for fit in range(P_GENN.shape[1]):
             P_GSDN = units.gather(P_GENN[:, fit])
             columns = units.rows_GSM[:, :, None, :].expand(-1, -1, P_GSDN.shape[2], -1)
             P_GSDD = P_GSDN.gather(-1, columns) * units.is_row_GSM[:, :, None, :]
-            lacks_GN1 = self._diagonal_GEN[:, fit, :, None].isinf().to(alpha_GENC.dtype)
-            empty_GSD = (units.gather(lacks_GN1)[..., 0] > 0) | ~units.is_row_GSM
+            empty_GSD = (units.gather(self._has_row_GE1N[:, fit].mT)[..., 0] == 0) | ~units.is_row_GSM
             P_GSDD = torch.where(empty_GSD[..., None] | empty_GSD[..., None, :], 0.0, P_GSDD)
             block = P_GSDD + torch.diag_embed(empty_GSD.to(P_GSDD.dtype))
-            results.append(units.scatter(torch.linalg.solve(block, units.gather(alpha_GENC[:, fit])), N))
-        return torch.where(lacks_GEN1, residuals_GNC[:, None], torch.stack(results, dim=1))
+            results.append(units.scatter(torch.linalg.solve(block, units.gather(alpha_GECN[:, fit].mT)), N).mT)
+        return torch.stack(results, dim=1)

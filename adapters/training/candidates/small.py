@@ -2,11 +2,13 @@
 
 All groups of a fleet go through the same steps; one adapter alone is a fleet of one group without a mean.
 
-1. `Search` computes, for each combination of start, features, ridge and step, the losses of rows left out: of all rows,
-   and of the rows without each outer fold. It also computes the errors of the rows of each fold.
-2. `choose` takes the combination with the least loss, where a group has some rows of the other groups' mean loss beside
-   its own, so that a tiny group does not choose by noise.
-3. `compose` makes the adapter of the combination.
+1. `Candidates.search` computes the loss of each row, left out, for each combination of start, features, ridge and step:
+   once in the fit of all rows, and once in each fit that lacks an outer fold. It also computes the errors of the rows
+   of the folds.
+2. `choice` takes the combination with the lowest loss.
+3. `Candidates.compose` computes the update of the base layer that the combination makes.
+
+A unit is a set of rows that are always left out together, because they have equal inputs or belong to one group.
 """
 
 # G groups of a stack · N rows of a group, padded · I in_features · J features · C outputs of the task · O out_features
@@ -19,53 +21,45 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
+from adapters.training.candidates.composed import Composed
 from adapters.training.candidates.features import FeatureMap
 from adapters.training.candidates.fleet_mean import ClusterModel, CommonModel, GroupRows
 from adapters.training.candidates.leave_out import LeaveOut, Sets, precision
 from adapters.training.candidates.scores import Scores
-from adapters.training.closed_form.solver import balanced_factors
 from adapters.training.settings import Candidate
 
 FOLDS = 5
-# Rows of the other groups' mean loss that count beside a group's own.
-PSEUDO_ROWS = 100
-# Gain of the other groups, in shares of their rows, below which a change is not worth its risk.
-_MIN_GAIN = 0.02
-# Standard errors by which a group's own loss is clearly lower: beside other groups, and alone.
-_CLEAR, _CLEAR_ALONE = 2.5, 0.5
-# Rows of a class from which it is spread over the folds by itself.
+# Rows of a class from which on it is spread over the folds by itself, see `outer_folds`.
 _MIN_STRATUM_ROWS = 2 * FOLDS
-# Share of the energy of the change of the outputs that a smaller rank may lose.
-_LOST_ENERGY = 1e-4
 
 
 class Start(NamedTuple):
     """Outputs that a candidate starts from."""
 
     candidate: Candidate
-    """Name of the candidate that stops at the start, without a ridge on the group's own rows."""
+    """Candidate that has these outputs, without a regression on the group's own rows."""
     with_ridge: Candidate
+    """Candidate that adds such a regression."""
     scale: float
     """Scale of the base layer's outputs; 0 without them."""
     loss_scale: float = 1.0
-    """Scale of the new outputs for the loss."""
+    """Factor of the outputs, start and change, when their loss is computed."""
     model: CommonModel | ClusterModel | None = None
+    """Regression over other groups that is added to the base layer's outputs."""
 
-    def from_base(self, delta_CI: Tensor, bias_C: Tensor | None, base: BaseLayer) -> "Composed":
+    def from_base(self, delta_CI: Tensor, bias_C: Tensor | None, base: BaseLayer) -> Composed:
         """Return the update of the base layer that has the same answers as an update of these outputs."""
         if self.scale > 0:
             return Composed(delta_CI / self.scale, None if bias_C is None else bias_C / self.scale)
-        C = len(delta_CI)
+        C = delta_CI.shape[-2]
         if base.bias_O is not None:
-            bias_C = (0.0 if bias_C is None else bias_C) - base.bias_O[:C].double()
+            bias_C = (torch.zeros_like(delta_CI[..., 0]) if bias_C is None else bias_C) - base.bias_O[:C].double()
         return Composed(delta_CI - base.weight_OI[:C].double(), bias_C)
 
 
-# Start, features, ridge and step.
+# Number of the start, number of the features, ridge and step.
 _Key = tuple[int, int | None, float, float]
 
 
@@ -73,9 +67,9 @@ class Combination(NamedTuple):
     """One setting of everything that leave-one-out chooses."""
 
     starts: tuple[int, ...]
-    """Of several starts, the rows that are not left out choose one: clusters."""
+    """Numbers of starts. Of several (clusters), each fit takes the one with the lowest loss on its rows."""
     features: int | None
-    """None without a ridge of the group's own."""
+    """Number of the features; None without a regression on the group's own rows."""
     ridge: float
     step: float
 
@@ -88,21 +82,23 @@ class Stack:
     """(G,) int64: numbers of the groups."""
     x_GNI: Tensor
     outputs_GNC: Tensor
-    """Of the base layer, as they are."""
+    """Outputs of the base layer, unscaled."""
     y_GNC: Tensor
     weights_GN: Tensor
+    is_shared_GN: Tensor
+    """bool: whether another group has the row too."""
     folds_GN: Tensor
     """int64; -1 for padding."""
     units_GN: Tensor | None
-    """int64: rows that leave together have equal numbers, -1 for padding; None if each leaves alone."""
+    """int64: number of the unit, -1 for padding; None if each row is a unit."""
 
-    def one(self, index: int) -> "Stack":
-        """Return the stack of one of the groups."""
+    def at(self, positions: Tensor) -> "Stack":
+        """Return the stack of some of the groups."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: part[index : index + 1] for name, part in parts.items() if part is not None})
+        return replace(self, **{name: part[positions] for name, part in parts.items() if part is not None})
 
     def common_rows(self, features: FeatureMap, scale: float) -> GroupRows:
-        """Return the rows as the regressions over all groups take them."""
+        """Return the rows for the regressions over all groups."""
         features_GNJ = features(self.x_GNI).float() * (self.weights_GN > 0)[..., None]
         return GroupRows(self.groups, features_GNJ, scale * self.outputs_GNC, self.y_GNC, self.weights_GN)
 
@@ -111,32 +107,45 @@ class Search(NamedTuple):
     """Losses and errors of a stack for all combinations."""
 
     losses_GEX: Tensor
-    """Sums over the rows of each fit of their losses when they are left out, float64."""
+    """Sum of the losses of the rows of each fit, each row left out of it, float64."""
     squares_GEX: Tensor
-    """Sums of the squared differences of these losses from those of the first combination."""
+    """Sum of the squared differences of these losses from those of the first combination, the base layer."""
     weights_GE: Tensor
-    """Sums of the weights of these rows."""
+    """Sum of the weights of these rows."""
     errors_GXN: Tensor
-    """Error of each row without its fold, float32."""
+    """Error of each row in the fit that lacks its fold: float32 for classes, float64 for numbers."""
     picks_GEX: Tensor
-    """Number of the start among those of the combination, int8."""
+    """Start that the fit took, as a position in `Combination.starts`, int8."""
+
+    def of(self, combinations: Sequence[int]) -> "Search":
+        """Return those of some of the combinations."""
+        X = list(combinations)
+        return Search(
+            self.losses_GEX[..., X], self.squares_GEX[..., X], self.weights_GE, self.errors_GXN[:, X],
+            self.picks_GEX[..., X],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Candidates:
-    """All that is tried for each group of a fleet."""
+    """Combinations that are compared for each group, with what they are computed from."""
 
     base: BaseLayer
     scores: Scores
     starts: Sequence[Start]
     maps: Sequence[FeatureMap]
     common_map: int | None
-    """The features of the regressions over all groups."""
+    """Number of the features of the regressions over all groups; None without such regressions."""
     combinations: Sequence[Combination]
     max_rank: int
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Return the type that combinations are compared in: the ridges for classes are large enough for float32."""
+        return torch.float64 if self.scores.is_regression else torch.float32
+
     def candidate(self, combination: Combination) -> Candidate:
-        """Return what a combination is called."""
+        """Return the candidate that a combination belongs to."""
         start = self.starts[combination.starts[0]]
         if combination.features is None:
             return start.candidate
@@ -145,7 +154,7 @@ class Candidates:
         return start.with_ridge
 
     def is_bounded(self, stack: Stack) -> bool:
-        """Return whether the largest rank is less than a candidate may need."""
+        """Return whether a candidate may need a higher rank than is allowed."""
         return self.max_rank < min(stack.y_GNC.shape[-1], self.base.in_features)
 
     def settings(self, combination: Combination) -> dict[str, Any]:
@@ -157,34 +166,24 @@ class Candidates:
         step: float | str = combination.step if math.isfinite(combination.step) else "converged"
         return {"ridge": combination.ridge, "step": step, "bias": bias}
 
-    def left_out_outputs(self, stack: Stack, combination: Combination) -> Tensor:
-        """Return the outputs (N, C) of the rows of a stack of one group, each without its unit."""
-        scale = self.starts[combination.starts[0]].loss_scale
-        z_GNC = self._start_outputs(stack)[combination.starts[0]]
-        if combination.features is None:
-            return scale * z_GNC[0]
-        folds = Sets.of(stack.folds_GN, FOLDS)
-        units = None if stack.units_GN is None else Sets.of(stack.units_GN, int(stack.units_GN.max()) + 1)
-        leave_out = self._leave_out(stack, combination.features, combination.ridge, folds, units)
-        residuals_GNC = self.scores.residuals(z_GNC, stack.y_GNC)
-        _, alpha_GENC = leave_out.coefficients(residuals_GNC)
-        left_GNC = leave_out.unit_residuals(alpha_GENC, residuals_GNC)[:, -1]
-        outputs_GNC: Tensor = z_GNC + combination.step * (residuals_GNC - left_GNC)
-        return scale * outputs_GNC[0]
+    def _start_outputs(self, stack: Stack, dtype: torch.dtype) -> dict[int, Tensor]:
+        """Return the outputs (G, N, C) of each start that is compared, by its number.
 
-    def _start_outputs(self, stack: Stack) -> list[Tensor]:
-        """Return the outputs (G, N, C) of each start, for each group without its own rows."""
-        outputs = []
-        for start in self.starts:
-            z_GNC = start.scale * stack.outputs_GNC
+        Regressions over all groups are without the rows of the group.
+        """
+        outputs, rows = {}, None
+        for number in sorted({number for combination in self.combinations for number in combination.starts}):
+            start = self.starts[number]
+            z_GNC = (start.scale * stack.outputs_GNC).to(dtype)
             if start.model is not None and self.common_map is not None:
-                rows = stack.common_rows(self.maps[self.common_map], start.scale).double()
-                z_GNC = z_GNC + start.model.without_own_rows(rows, self.scores)[0]
-            outputs.append(z_GNC)
+                # All models have the same scale.
+                rows = rows or stack.common_rows(self.maps[self.common_map], start.scale).to(dtype)
+                z_GNC = z_GNC + start.model.changes(rows, self.scores)
+            outputs[number] = z_GNC
         return outputs
 
     def search(self, stack: Stack) -> Search:
-        """Compute the losses and errors of all combinations."""
+        """Return the losses and errors of all combinations."""
         G, N = stack.weights_GN.shape
         folds, units = Sets.of(stack.folds_GN, FOLDS), None
         if stack.units_GN is not None:
@@ -194,7 +193,7 @@ class Candidates:
             [stack.folds_GN[:, None, :] != torch.arange(FOLDS)[:, None], torch.ones(G, 1, N, dtype=torch.bool)], dim=1
         )
         weights_GEN = stack.weights_GN[:, None] * in_fit_GEN
-        by_key = self._scores_of_all(stack, folds, units)
+        by_key = self._losses_and_errors(stack, folds, units)
         losses, squares, errors, picks, first_GEN = [], [], [], [], None
         for combination in self.combinations:
             of_starts = [by_key[(start, *combination[1:])] for start in combination.starts]
@@ -212,91 +211,92 @@ class Candidates:
             torch.stack(picks, dim=-1),
         )
 
-    def _scores_of_all(self, stack: Stack, folds: Sets, units: Sets | None) -> dict[_Key, tuple[Tensor, Tensor]]:
-        """Return, by start and setting, the losses of rows left out of each fit (G, E, N) and the errors of folds."""
-        # Classes have ridges that float32 can bear.
-        scores, dtype = self.scores, torch.float64 if self.scores.is_regression else torch.float32
-        y_GNC, weights_GN = stack.y_GNC.to(dtype), stack.weights_GN.to(dtype)
-        starts = [z_GNC.to(dtype) for z_GNC in self._start_outputs(stack)]
-        residuals = [scores.residuals(z_GNC, y_GNC) for z_GNC in starts]
+    def _losses_and_errors(self, stack: Stack, folds: Sets, units: Sets | None) -> dict[_Key, tuple[Tensor, Tensor]]:
+        """Return for each start and setting the losses of rows left out of each fit, (G, E, N), and errors, (G, N)."""
+        scores, dtype = self.scores, self._dtype
+        weights_GN = stack.weights_GN.to(dtype)
+        # Classes come before rows, because sums over them are faster so.
+        y_GCN = stack.y_GNC.mT.to(dtype).contiguous()
+        starts = {number: z_GNC.mT.contiguous() for number, z_GNC in self._start_outputs(stack, dtype).items()}
+        residuals = {number: scores.residuals(z_GCN, y_GCN, dim=-2) for number, z_GCN in starts.items()}
         results: dict[_Key, tuple[Tensor, Tensor]] = {}
-        for number, z_GNC in enumerate(starts):
-            losses_GN = scores.losses(self.starts[number].loss_scale * z_GNC, y_GNC).float()
+        for number, z_GCN in starts.items():
+            losses_GN = scores.losses(self.starts[number].loss_scale * z_GCN, y_GCN, dim=-2)
             losses_GEN = losses_GN[:, None].expand(-1, FOLDS + 1, -1)
-            results[number, None, 0.0, 0.0] = losses_GEN, scores.errors(z_GNC, y_GNC).float()
-        settings = dict.fromkeys((combination.features, combination.ridge) for combination in self.combinations)
+            results[number, None, 0.0, 0.0] = losses_GEN, scores.errors(z_GCN, y_GCN, dim=-2)
+        numbers_of: dict[tuple[int | None, float], set[int]] = {}
+        for combination in self.combinations:
+            numbers_of.setdefault((combination.features, combination.ridge), set()).update(combination.starts)
         for features, feature_map in enumerate(self.maps):
+            ridges = [ridge for of, ridge in numbers_of if of == features]
+            if not ridges:
+                continue
             phi_GNJ = feature_map(stack.x_GNI)
             kernel_GNN = (phi_GNJ @ phi_GNJ.mT).to(dtype)
-            for ridge in [ridge for of, ridge in settings if of == features]:
+            for ridge in ridges:
                 P_GNN = precision(kernel_GNN, ridge, weights_GN, free_intercept=feature_map.free_intercept)
                 leave_out = LeaveOut(P_GNN, folds, units)
-                numbers = {
-                    start
-                    for combination in self.combinations
-                    if combination[1:3] == (features, ridge)
-                    for start in combination.starts
-                }
-                for number in sorted(numbers):
-                    fold_GNC, alpha_GENC = leave_out.coefficients(residuals[number])
-                    left_GENC = leave_out.unit_residuals(alpha_GENC, residuals[number])
-                    change_GENC = (residuals[number][:, None] - left_GENC).float()
+                for number in sorted(numbers_of[features, ridge]):
+                    fold_GCN, change_GECN = leave_out.left_out(residuals[number])
+                    moved_GCN = residuals[number] - fold_GCN
                     for step in scores.steps:
-                        scale, z_G1NC = self.starts[number].loss_scale, starts[number][:, None].float()
-                        outputs_GENC = torch.add(z_G1NC, change_GENC, alpha=step)
-                        if self.is_bounded(stack):
-                            base_G1NC = (self.starts[number].scale * stack.outputs_GNC)[:, None].float()
-                            outputs_GENC = base_G1NC + bound_rank(outputs_GENC - base_G1NC, self.max_rank)
-                        losses_GEN = scores.losses(scale * outputs_GENC, y_GNC[:, None].float())
-                        outputs_GNC = starts[number] + step * (residuals[number] - fold_GNC)
-                        results[number, features, ridge, step] = losses_GEN, scores.errors(outputs_GNC, y_GNC).float()
+                        losses_GEN = self._left_out_losses(stack, starts[number], number, change_GECN, step, y_GCN)
+                        errors_GN = scores.errors(torch.add(starts[number], moved_GCN, alpha=step), y_GCN, dim=-2)
+                        results[number, features, ridge, step] = losses_GEN, errors_GN
         return results
 
-    def _leave_out(self, stack: Stack, features: int, ridge: float, folds: Sets, units: Sets | None) -> LeaveOut:
-        feature_map = self.maps[features]
-        phi_GNJ = feature_map(stack.x_GNI)
-        P_GNN = precision(phi_GNJ @ phi_GNJ.mT, ridge, stack.weights_GN, free_intercept=feature_map.free_intercept)
-        return LeaveOut(P_GNN, folds, units)
+    def _left_out_losses(
+        self, stack: Stack, z_GCN: Tensor, number: int, change_GECN: Tensor, step: float, y_GCN: Tensor
+    ) -> Tensor:
+        """Return the losses of rows left out of each fit, (G, E, N), with a step from a start."""
+        start = self.starts[number]
+        outputs_GECN = torch.add(z_GCN[:, None], change_GECN, alpha=step)
+        if self.is_bounded(stack):
+            base_G1CN = (start.scale * stack.outputs_GNC).mT[:, None].to(outputs_GECN.dtype)
+            outputs_GECN = base_G1CN + bound_rank((outputs_GECN - base_G1CN).mT, self.max_rank).mT
+        if start.loss_scale != 1:
+            outputs_GECN = start.loss_scale * outputs_GECN
+        return self.scores.losses(outputs_GECN, y_GCN[:, None], dim=-2)
 
-    def compose(self, stack: Stack, index: int, combination: Combination, pick: int) -> "Composed":
-        """Return the update that a combination makes for one group, fitted to all of its rows."""
-        one = stack.one(index)
+    def compose(self, stack: Stack, combination: Combination, pick: int) -> Composed:
+        """Return the update of the base layer by a combination, fitted to all rows of each group of a stack.
+
+        pick: the start, as a position in `combination.starts`.
+        """
         start = self.starts[combination.starts[pick]]
-        C, I = stack.y_GNC.shape[-1], self.base.in_features
-        z_NC = start.scale * one.outputs_GNC[0]
-        delta_CI, bias_C = torch.zeros(C, I, dtype=torch.float64), None
+        G, C, I = len(stack.groups), stack.y_GNC.shape[-1], self.base.in_features
+        z_GNC = start.scale * stack.outputs_GNC
+        delta_GCI, bias_GC = torch.zeros(G, C, I, dtype=torch.float64), None
         if start.model is not None and self.common_map is not None:
             common = self.maps[self.common_map]
-            change_GNC, theta_GJC = start.model.without_own_rows(
-                one.common_rows(common, start.scale).double(), self.scores
-            )
-            z_NC = z_NC + change_GNC[0]
-            delta_CI, bias_C = common.update(theta_GJC[0], None)
+            rows = stack.common_rows(common, start.scale).to(self._dtype)
+            theta_GJC = start.model.thetas(rows, self.scores).double()
+            z_GNC = z_GNC + rows.features_GNJ.double() @ theta_GJC
+            delta_GCI, bias_GC = common.update(theta_GJC, None)
         if combination.features is not None:
-            own_CI, own_bias_C = self._own_update(one, z_NC, combination)
-            delta_CI = delta_CI + own_CI
-            if own_bias_C is not None:
-                bias_C = own_bias_C if bias_C is None else bias_C + own_bias_C
-        return start.from_base(delta_CI, bias_C, self.base)
+            own_GCI, own_bias_GC = self._own_update(stack, z_GNC, combination)
+            delta_GCI = delta_GCI + own_GCI
+            if own_bias_GC is not None:
+                bias_GC = own_bias_GC if bias_GC is None else bias_GC + own_bias_GC
+        return start.from_base(delta_GCI, bias_GC, self.base)
 
-    def _own_update(self, one: Stack, z_NC: Tensor, combination: Combination) -> tuple[Tensor, Tensor | None]:
-        """Return ΔW (C, I) and the change of the bias of the ridge on the group's own rows."""
+    def _own_update(self, stack: Stack, z_GNC: Tensor, combination: Combination) -> tuple[Tensor, Tensor | None]:
+        """Return ΔW (G, C, I) and the change of the bias (G, C) of the ridge on each group's own rows."""
         assert combination.features is not None
-        feature_map = self.maps[combination.features]
-        phi_GNJ = feature_map(one.x_GNI)
-        weights_GN = one.weights_GN
+        feature_map, weights_GN = self.maps[combination.features], stack.weights_GN
+        phi_GNJ = feature_map(stack.x_GNI)
         kernel_GNN = phi_GNJ @ phi_GNJ.mT
-        residuals_NC = self.scores.residuals(z_NC, one.y_GNC[0])
+        residuals_GNC = self.scores.residuals(z_GNC, stack.y_GNC)
         free = feature_map.free_intercept
-        P_NN = precision(kernel_GNN, combination.ridge, weights_GN, free_intercept=free)[0]
-        alpha_NC = combination.step * (P_NN @ residuals_NC)
-        intercept_C = None
+        P_GNN = precision(kernel_GNN, combination.ridge, weights_GN, free_intercept=free)
+        alpha_GNC = combination.step * (P_GNN @ residuals_GNC)
+        intercept_GC = None
         if free:
-            counts_N = weights_GN[0] > 0
-            rest_NC = combination.step * residuals_NC - kernel_GNN[0] @ alpha_NC
-            noise_NC = alpha_NC * (combination.ridge / weights_GN[0].clamp_min(1e-300))[:, None]
-            intercept_C = (rest_NC - noise_NC)[counts_N].mean(0)
-        return feature_map.update(phi_GNJ[0].T @ alpha_NC, intercept_C)
+            counts_GN1 = (weights_GN > 0)[..., None]
+            rest_GNC = combination.step * residuals_GNC - kernel_GNN @ alpha_GNC
+            noise_GNC = alpha_GNC * (combination.ridge / weights_GN.clamp_min(1e-300))[..., None]
+            intercept_GC = torch.where(counts_GN1, rest_GNC - noise_GNC, 0.0).sum(1) / counts_GN1.sum(1)
+        return feature_map.update(phi_GNJ.mT @ alpha_GNC, intercept_GC)
 
 
 def bound_rank(change_NC: Tensor, rank: int) -> Tensor:
@@ -308,56 +308,19 @@ def bound_rank(change_NC: Tensor, rank: int) -> Tensor:
     return bounded_NC
 
 
-class Composed(NamedTuple):
-    """Update of the base layer, in float64."""
-
-    delta_CI: Tensor
-    bias_C: Tensor | None
-
-    def outputs(self, x_NI: Tensor) -> Tensor:
-        """Return the change of the outputs, (N, C)."""
-        change_NC = x_NI @ self.delta_CI.T
-        return change_NC if self.bias_C is None else change_NC + self.bias_C
-
-    def reduced(self, covariance_II: Tensor, max_rank: int) -> tuple["Composed", Tensor]:
-        """Return the update at the smallest rank that loses no visible part of it, and a basis of its outputs (C, R).
-
-        The part is measured by the change of the outputs for inputs of this covariance.
-        """
-        spread = covariance_II.diagonal().mean() * 0.1
-        moved_CI = self.delta_CI @ covariance_II + spread * self.delta_CI
-        values_C, vectors_CC = torch.linalg.eigh(moved_CI @ self.delta_CI.T)
-        values_C, vectors_CC = values_C.flip(0).clamp_min(0), vectors_CC.flip(1)
-        lost_C = values_C.sum() - values_C.cumsum(0)
-        rank = int((lost_C > _LOST_ENERGY * values_C.sum()).sum()) + 1
-        basis_CR = vectors_CC[:, : min(rank, max_rank, len(values_C))]
-        return Composed(basis_CR @ (basis_CR.T @ self.delta_CI), self.bias_C), basis_CR
-
-    def adapter(self, basis_CR: Tensor, outputs: int, **names: Any) -> Adapter:
-        """Return the adapter with the outputs of this basis, with alpha equal to the rank."""
-        C, rank = basis_CR.shape
-        basis_OR = functional.pad(basis_CR, (0, 0, 0, outputs - C))
-        solution_IO = functional.pad(self.delta_CI.T, (0, outputs - C))
-        a_GOR, b_GRI = balanced_factors(solution_IO[None], basis_OR[None], scaling=1.0)
-        bias_O = None
-        if self.bias_C is not None:
-            bias_O = functional.pad(self.bias_C.float(), (0, outputs - C)).contiguous()
-        return Adapter(a_GOR[0].contiguous(), b_GRI[0].contiguous(), bias_O, float(rank), **names)
-
-
 def _pick(
     of_starts: Sequence[tuple[Tensor, Tensor]], weights_GEN: Tensor, folds_GN: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the losses (G, E, N), the errors (G, N) and the picked starts (G, E) of a combination.
 
-    Of several starts, each row takes the one with the least loss on the other rows of the fit, and the rows of a fold
-    the one with the least loss on the rows outside.
+    Of several starts, a row that is left out takes the one with the lowest loss on the other rows of the fit, and the
+    rows of a fold take the one with the lowest loss on the rows outside the fold.
     """
     if len(of_starts) == 1:
         losses_GEN, errors_GN = of_starts[0]
         return losses_GEN, errors_GN, torch.zeros(losses_GEN.shape[:2], dtype=torch.int8)
     losses_SGEN = torch.stack([losses for losses, _ in of_starts])
-    weighted_SGEN = losses_SGEN * weights_GEN.float()
+    weighted_SGEN = losses_SGEN * weights_GEN.to(losses_SGEN.dtype)
     totals_SGE1 = weighted_SGEN.sum(-1, keepdim=True)
     picked_GEN = losses_SGEN.gather(0, (totals_SGE1 - weighted_SGEN).argmin(0, keepdim=True))[0]
     picks_GE = totals_SGE1[..., 0].argmin(0)
@@ -366,56 +329,11 @@ def _pick(
     return picked_GEN, errors_SGN.gather(0, start_GN[None])[0], picks_GE.to(torch.int8)
 
 
-class Others(NamedTuple):
-    """The other groups of each group of a stack, per row of theirs."""
-
-    losses_GX: Tensor
-    """Mean losses of rows left out."""
-    gains_GX: Tensor
-    """Mean gains over the base layer: 0/1 for classes."""
-
-
-def choose(search: Search, others: Others | None, *, can_keep_base: bool, is_regression: bool) -> Tensor:
-    """Return the combination with the least loss for each fit, (G, E) int64.
-
-    can_keep_base: whether the first combination is the base layer. For classes, it is kept unless the other groups gain
-    by the combination, or the group's own rows say clearly that they do.
-    """
-    losses_GEX, weights_GE1 = search.losses_GEX, search.weights_GE[..., None]
-    means_GEX = losses_GEX / weights_GE1.clamp_min(1e-300)
-    if others is not None:
-        means_GEX = (losses_GEX + PSEUDO_ROWS * others.losses_GX[:, None]) / (weights_GE1 + PSEUDO_ROWS)
-    chosen_GE = means_GEX.argmin(-1)
-    if not can_keep_base or is_regression:
-        return chosen_GE
-    chosen_GE1 = chosen_GE[..., None]
-    rows_GE = search.weights_GE.clamp_min(1.0)
-    gain_GE = (losses_GEX[..., 0] - losses_GEX.gather(-1, chosen_GE1)[..., 0]) / rows_GE
-    squares_GE = search.squares_GEX.gather(-1, chosen_GE1)[..., 0] / rows_GE
-    error_GE = ((squares_GE - gain_GE.square()).clamp_min(0) / rows_GE).sqrt()
-    is_clear_GE = gain_GE > (_CLEAR_ALONE if others is None else _CLEAR) * error_GE
-    if others is not None:
-        is_clear_GE = is_clear_GE | (others.gains_GX.gather(1, chosen_GE) >= _MIN_GAIN)
-    return torch.where(is_clear_GE, chosen_GE, 0)
-
-
-def gains(search: Search, weights_GN: Tensor) -> Tensor:
-    """Return the sum of each group's gains over the first combination in outer folds, (G, X) float64."""
-    fewer_GXN = search.errors_GXN[:, :1] - search.errors_GXN
-    return (fewer_GXN.double() * weights_GN[:, None]).sum(-1)
-
-
-def chosen_errors(search: Search, chosen_GE: Tensor, folds_GN: Tensor) -> Tensor:
-    """Return the error of each row by the combination that the rows outside its fold chose, (G, N) float64."""
-    combination_GN = chosen_GE.gather(1, folds_GN.clamp_min(0))
-    return search.errors_GXN.gather(1, combination_GN[:, None])[:, 0].double()
-
-
 def outer_folds(keys_N: Tensor, classes_N: Tensor | None, seed: int) -> Tensor:
     """Return the fold of each row, (N,) int64: rows of one key in one fold, and classes spread over the folds.
 
-    Classes with few rows are spread together. Each by itself, a row that is left out would find more rows of its class
-    among the others than a new row does, and the figures would be too good.
+    Classes with few rows are spread as if they were one class. If each of them were spread evenly, a left-out row would
+    have more rows of its class in its fit than a new row has, and the figures would be too good.
     """
     first_of: dict[int, int] = {}
     for row, key in enumerate(keys_N.tolist()):
@@ -432,7 +350,7 @@ def outer_folds(keys_N: Tensor, classes_N: Tensor | None, seed: int) -> Tensor:
 
 
 def units_of(keys_N: Tensor) -> Tensor | None:
-    """Return equal numbers for rows of equal keys, (N,) int64; None if all keys differ."""
+    """Return the number of the unit of each row, (N,) int64: rows of equal keys; None if all keys differ."""
     codes_N = torch.unique(keys_N, return_inverse=True)[1]
     return None if int(codes_N.max()) + 1 == len(keys_N) else codes_N
 
@@ -441,7 +359,7 @@ def combinations_of(
     starts: Sequence[Start], maps: Sequence[FeatureMap], allowed: frozenset[Candidate], *,
     common_map: int | None, steps: Sequence[float], ridges: Sequence[float],
 ) -> Iterator[Combination]:  # fmt: skip
-    """Yield what is tried."""
+    """Yield the combinations to compare. Steps and ridges apply to those with a regression on the group's own rows."""
     clusters = tuple(i for i, start in enumerate(starts) if start.candidate is Candidate.CLUSTER_MEAN)
     for i, start in enumerate(starts):
         if i in clusters and i != clusters[0]:

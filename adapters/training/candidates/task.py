@@ -1,6 +1,7 @@
 """Fit task: the base layer, rows, settings and scores that all adapters of one fit share."""
 
 # G groups of a stack · N rows of a group, padded · K rows of one group · I in_features · C outputs of the task
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapters.errors import OutOfRange
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.candidates import small
@@ -20,13 +22,15 @@ from adapters.training.closed_form.statistics import base_outputs
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.evaluate import LabelMatching, base_matching, match_labels
 from adapters.training.evaluation.judgement import LiveVersion
-from adapters.training.evaluation.row_errors import row_keys
+from adapters.training.evaluation.row_errors import evidence_keys
 from adapters.training.gradient.sampling import Sampler
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.planning.split import SplitBy
 from adapters.training.settings import Loss, TrainingSpec
 
 Labels = Sequence[str | int] | None
+# Training rows up to which leave-one-out chooses; beyond them, a fifth of them does.
+MAX_LEFT_OUT_ROWS = 500
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +42,7 @@ class Sides:
     held: TrainingData | None
     """Held-out rows; None if none are."""
     is_cross_validated: bool
-    """Whether the adapter is evaluated on its training rows, in outer folds."""
+    """True if the adapter is evaluated on its training rows, in outer folds."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +57,8 @@ class FitTask:
     feature_space: str | None
     live: Mapping[int, LiveVersion]
     """By group."""
+    is_shared_N: Tensor | None = None
+    """(rows,) bool: whether several groups of a fleet have the row; None if no group has others beside it."""
 
     @property
     def outputs(self) -> int:
@@ -66,7 +72,16 @@ class FitTask:
         return {"feature_space": self.feature_space, "labels": labels}
 
     def sides(self, rows_K: Tensor) -> Sides:
-        """Divide the rows of one adapter; raise `OutOfRange` if a split that was requested leaves a side empty."""
+        """Divide the rows of one adapter; raise `OutOfRange` if a side has no row, or none with a weight."""
+        sides = self._divide(rows_K)
+        weights_N, held = self.data.weights_N, sides.held
+        has_training = weights_N is None or bool(weights_N[sides.training_K].any())
+        has_held = held is None or held.weights_N is None or bool(held.weights_N.any())
+        if not (has_training and has_held):
+            raise OutOfRange("no row of the group counts on one side: the weights are all 0", field="weights")
+        return sides
+
+    def _divide(self, rows_K: Tensor) -> Sides:
         data, spec = self.data, self.spec
         if data.held_out is not None:
             return Sides(rows_K, data.held_out, is_cross_validated=False)
@@ -74,7 +89,8 @@ class FitTask:
             return Sides(rows_K, None, is_cross_validated=False)
         keys_K = None if data.key_N is None else data.key_N[rows_K]
         if spec.split.by is SplitBy.HASH and not spec.split.holds_out(len(rows_K), keys_K):
-            return Sides(rows_K, None, is_cross_validated=True)
+            # Many rows of a few groups, all on one side, are not evaluated.
+            return Sides(rows_K, None, is_cross_validated=len(rows_K) <= MAX_LEFT_OUT_ROWS)
         classes_K = data.targets[rows_K] if data.targets.dtype == torch.int64 else None
         sampler = Sampler(spec, len(rows_K), key_N=keys_K, classes_N=classes_K)
         assert sampler.held_K is not None
@@ -85,9 +101,9 @@ class FitTask:
         keys_N, by = self.data.key_N, None if self.spec.split is None else self.spec.split.by
         return rows_K if keys_N is None or by not in (SplitBy.HASH, SplitBy.GROUP) else keys_N[rows_K]
 
-    def row_keys(self, rows_K: Tensor) -> NDArray[np.int64]:
+    def evidence_keys(self, rows_K: Tensor) -> NDArray[np.int64]:
         """Return a hash of each row with its target, (K,) int64: the same for the same row in every training."""
-        return row_keys(self.data, rows_K, self.labels)
+        return evidence_keys(self.data, rows_K, self.labels)
 
     def chunks(self, rows_K: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield inputs (N, I), outputs of the base layer (N, C), targets (N, C) and weights (N,), float64, in parts."""
@@ -114,12 +130,14 @@ class FitTask:
             has_units |= units_K is not None
             units_GN[index, :K] = torch.arange(K) if units_K is None else units_K
         x_GNI = self.data.inputs_NI[index_GN].double()
+        is_shared_N = torch.zeros(self.data.rows, dtype=torch.bool) if self.is_shared_N is None else self.is_shared_N
         return Stack(
             groups=torch.tensor(groups),
             x_GNI=x_GNI,
             outputs_GNC=base_outputs(self.base, x_GNI)[..., : self.outputs],
             y_GNC=self.scores.wide(self.data.targets[index_GN], self.outputs),
             weights_GN=weights_GN,
+            is_shared_GN=is_shared_N[index_GN],
             folds_GN=folds_GN,
             units_GN=units_GN if has_units else None,
         )
@@ -127,10 +145,11 @@ class FitTask:
     def moments(self, rows_N: Tensor) -> Moments:
         """Return mean and covariance of the inputs of these rows."""
         I = self.base.in_features
+        dtype = torch.float64 if self.scores.is_regression else torch.float32
         shift_I = self.data.inputs_NI[rows_N[:CHUNK_ROWS]].double().mean(0)
         mean_I, square_II = torch.zeros(I, dtype=torch.float64), torch.zeros(I, I, dtype=torch.float64)
         for begin in range(0, len(rows_N), CHUNK_ROWS):
-            x_NI = self.data.inputs_NI[rows_N[begin : begin + CHUNK_ROWS]].double() - shift_I
+            x_NI = (self.data.inputs_NI[rows_N[begin : begin + CHUNK_ROWS]].double() - shift_I).to(dtype)
             mean_I += x_NI.sum(0)
             square_II += x_NI.T @ x_NI
         mean_I /= len(rows_N)
@@ -183,6 +202,26 @@ class FitTask:
         if self.spec.loss is Loss.CROSS_ENTROPY:
             width = len(matching.outputs_C) + len(matching.others_E)
         return self.scores.errors(matching.logits(self.spec.loss, y_KO), self.scores.wide(targets, width))
+
+
+def shared_rows(data: TrainingData) -> Tensor | None:
+    """Return for each row whether several groups have it, (N,) bool; None without keys."""
+    if data.key_N is None or data.groups_N is None:
+        return None
+    codes_N = torch.unique(data.key_N, return_inverse=True)[1]
+    groups_N = data.groups_N.long()
+    first, last = (
+        torch.zeros(int(codes_N.max()) + 1, dtype=torch.int64).scatter_reduce(
+            0, codes_N, groups_N, reduce, include_self=False
+        )
+        for reduce in ("amin", "amax")
+    )
+    return (first != last)[codes_N]
+
+
+def sample(rows_K: Tensor) -> Tensor:
+    """Return at most `MAX_LEFT_OUT_ROWS` of a group's rows, evenly spaced, for what all groups have in common."""
+    return rows_K[:: math.ceil(len(rows_K) / MAX_LEFT_OUT_ROWS)]
 
 
 def adapter_outputs(base: BaseLayer, adapter: Adapter, inputs_KI: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Comparison of stored versions and the base layer on the same labelled rows: the result of an evaluation job."""
 
-# N rows · O out_features · C classes of the rows · K these, and the labels that only an entry has · S of these, shown
+# N rows · O out_features · C classes of the rows · K classes of the rows, then labels that only a version has
+# S classes of these that are reported
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from adapters.training.evaluation.metrics import (
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import TrainingSpec
 
-# Figure by which the entries are compared: a mean over rows, so that two entries can be compared row by row.
+# Figure by which the versions are compared: a mean over rows, so that two versions have a gain for each row.
 FIGURES: Mapping[Task, str] = {
     Task.CLASSIFICATION: "accuracy",
     Task.MULTILABEL: "label_accuracy",
@@ -49,18 +50,18 @@ _MAX_MISSING_LABELS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ComparedVersion:
-    """Version that is compared, or the base layer."""
+    """A version to compare, or the base layer."""
 
     reference: str | None
     """`name@version`; None for the base layer."""
     adapter: Adapter | None = None
     """None for the base layer, and for a version that cannot be compared."""
     labels: Labels | None = None
-    """Labels of its first outputs, if it has some of its own."""
+    """Labels of its first outputs; None if it has no labels of its own."""
     loss: str | None = None
     """Loss of its training; None if it is not known."""
     problem: str | None = None
-    """Why it cannot be compared, if that is known before its outputs are computed."""
+    """Reason for which it cannot be compared, if it is known before any outputs are computed."""
 
     @property
     def factors(self) -> Factors | None:
@@ -69,11 +70,14 @@ class ComparedVersion:
 
 
 class _Counts(NamedTuple):
-    """Rows, or their weights, by class: right answers, true classes and answers."""
+    """Rows of each class, or sums of their weights."""
 
     hit_K: Tensor
+    """True class and answer."""
     present_K: Tensor
-    said_K: Tensor
+    """True class."""
+    predicted_K: Tensor
+    """Answer."""
 
 
 def compare_versions(
@@ -88,10 +92,10 @@ def compare_versions(
 ) -> dict[str, Any]:
     """Return the result of an evaluation: the figures of each version on all rows, in order.
 
-    `versions` is read one by one, so that only one adapter is in memory. labels: those of the classes of the rows,
-    which the outputs are matched to; None if they are the numbers of outputs. output_labels: those of outputs without
-    labels of their own. If the base layer has labels of the same kind as the rows, these are used instead; without
-    either, outputs are called by their numbers. progress: called with the number of versions done.
+    versions: read one by one, so that only one adapter is in memory. labels: of the classes of the rows, to which the
+    outputs are matched; None if the classes are numbers of outputs. output_labels: of the outputs of versions without
+    labels of their own; labels of the base layer of the same type go before them. Without either, the label of an
+    output is its number. progress: called with the number of versions done.
     """
     data = data.to(base.device)
     positions = range(base.out_features)
@@ -217,7 +221,7 @@ def _class_figures(
         counts = _count_classes(answers_N, targets, weights_N, len(names))
     else:
         counts = _count_labels(outputs_NK, targets, weights_N)
-    shown_S = (counts.present_K + counts.said_K > 0).nonzero()[:, 0]
+    shown_S = (counts.present_K + counts.predicted_K > 0).nonzero()[:, 0]
     if task is Task.CLASSIFICATION and len(shown_S) <= MAX_CONFUSION_CLASSES:
         classes = len(shown_S)
         number_K = torch.zeros(len(names), dtype=torch.int64, device=shown_S.device)

@@ -1,10 +1,11 @@
-"""Judgement of a new adapter, on rows that neither trained nor chose it, against what its name answers with now.
+"""Judgement of a new adapter against its incumbent: the live version, or the base layer if no version can be compared.
 
-The gain of a row is the error of what answers now minus that of the adapter. The errors are 0 or 1 for classes, and
-squared errors for numbers.
+Both have an error for each row that neither trained nor chose the new adapter: 0 or 1 for classes, the squared error
+for numbers. The gain of a row is the incumbent's error minus that of the new adapter. See
+docs/explanation/the-evaluation.md.
 """
 
-# N rows
+# N rows · K of these, on which everything is compared
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,27 +20,29 @@ from torch import Tensor
 
 from adapters.lora.adapter import Adapter
 
-# Rows of the other groups' mean gain that are added to the rows of a group.
+# Rows with the mean gain of the other groups of a fleet that are added to the rows of a group.
 PSEUDO_ROWS = 20
 CONFIDENCE = 0.95
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+# Differences of squared errors below this share of the largest of them are rounding.
+_ROUNDING = 1e-12
 _EVIDENCE = np.dtype([("key", "<i8"), ("error", "<f4")])
 
 
 class Outcome(StrEnum):
-    """How an adapter compares with what its name answers with now."""
+    """How a new adapter compares with its incumbent."""
 
     BETTER = "better"
-    """Its gain is larger than the standard error."""
+    """Its gain is above the standard error."""
     SAME = "same"
-    """Its gain is within the standard error."""
+    """Its gain is at most one standard error from 0."""
     WORSE = "worse"
-    """Its loss is larger than the standard error."""
+    """Its gain is below minus the standard error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """Whether an adapter may become live, and why."""
+    """Whether a new adapter should become live, and why."""
 
     outcome: Outcome
     gain: float
@@ -52,22 +55,22 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterReport:
-    """What a job says about one adapter, beside its losses."""
+    """Report of a job on one adapter, apart from its losses."""
 
     evaluation: Mapping[str, Any] | None = None
-    """The figures of all that was compared; None if nothing was evaluated."""
+    """Figures of the adapter and of everything that it was compared with; None if nothing was evaluated."""
     judgement: Judgement | None = None
     auto: Mapping[str, Any] | None = None
-    """What `method: auto` tried, and what it took."""
+    """Candidates that `method: auto` compared, and its choice."""
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads."""
+        """Return the report as JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "AdapterReport":
-        """Read what `to_json` returned."""
+        """Return the report from the JSON of `to_json`."""
         judgement = values["judgement"]
         if judgement is not None:
             judgement = Judgement(**{**judgement, "outcome": Outcome(judgement["outcome"])})
@@ -76,28 +79,28 @@ class AdapterReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowEvidence:
-    """Rows that a version was trained on, and its errors on them when they were left out.
+    """Rows that a version was trained on, each with the error of a fit without it, to compare a later version.
 
-    keys_N: (N,) int64, a hash of each row with its target. errors_N: (N,) float32, NaN where there is none.
+    keys_N: (N,) int64, a hash of each row with its target. errors_N: (N,) float32, NaN if there was no such fit.
     """
 
     keys_N: NDArray[np.int64]
     errors_N: NDArray[np.float32]
 
     def to_bytes(self) -> bytes:
-        """Return what `from_bytes` reads: 12 bytes per row, little-endian."""
+        """Return 12 bytes per row, little-endian: key, error."""
         rows = np.empty(len(self.keys_N), _EVIDENCE)
         rows["key"], rows["error"] = self.keys_N, self.errors_N
         return rows.tobytes()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "RowEvidence":
-        """Read what `to_bytes` returned."""
+        """Return the evidence from the bytes of `to_bytes`."""
         rows = np.frombuffer(content, _EVIDENCE)
         return cls(rows["key"].astype(np.int64), rows["error"].astype(np.float32))
 
     def look_up(self, keys_K: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-        """Return whether each row was trained on, (K,), and the error when it was left out, NaN where there is none."""
+        """Return whether each row was trained on, (K,) bool, and its error in a fit without it, (K,), or NaN."""
         order = np.argsort(self.keys_N, kind="stable")
         positions = np.minimum(np.searchsorted(self.keys_N[order], keys_K), len(order) - 1)
         if len(order) == 0:
@@ -108,7 +111,7 @@ class RowEvidence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LiveVersion:
-    """The live version that a new adapter is compared with."""
+    """Live version of the name of a new adapter."""
 
     adapter: Adapter | None
     """None if it cannot be compared."""
@@ -126,10 +129,11 @@ def judge(
     weights_N: Tensor | None = None,
     others_gain: float | None = None,
 ) -> tuple[dict[str, Any], Judgement]:
-    """Return the evaluation, and the judgement by it, from the errors on the same rows.
+    """Return the evaluation and the judgement from the errors of several models on the same rows.
 
-    errors: by `adapter`, `base`, `guess` and maybe `live`, (N,) float64 each; NaN in `live` is a row on which it
-    cannot be judged. metric: a name that begins with `accuracy` or ends with it is shown as 1 - error. others_gain: the
+    errors: (N,) float64 of each of `adapter`, `base`, `guess` and, if there is one, `live`. NaN in `live` is a row on
+    which the live version cannot be judged. by: the origin of the rows, `held_out` or `cross_validation`. metric: name
+    of the figure; it is 1 - mean error if the name ends with `accuracy`, and otherwise the mean error. others_gain:
     mean gain per row of the other groups of a fleet.
     """
     weights_N = torch.ones_like(errors["adapter"]) if weights_N is None else weights_N.double()
@@ -152,19 +156,31 @@ def judge(
     return evaluation, _decide(shrunk, error, means, compared, is_regression=is_regression)
 
 
-def warnings_of(evaluation: Mapping[str, Any], live: LiveVersion | None, *, has_base: bool) -> Iterator[str]:
-    """Yield what a user should know about an evaluation.
+def relative_gain(gain: float, error: float, *, is_regression: bool) -> tuple[float, float]:
+    """Return a group's mean gain as it counts for other groups, and the unit of it.
 
-    live: the live version, also if it was not compared. has_base: whether the base layer's weight is not 0.
+    error: mean error of what answers now. The numbers of two groups may be of different size, so gains of squared
+    errors are shares of that error, from -1 to 1.
+    """
+    if not is_regression:
+        return gain, 1.0
+    return (max(-1.0, min(1.0, gain / error)) if error > 0 else 0.0), error
+
+
+def warnings_of(evaluation: Mapping[str, Any], live: LiveVersion | None, *, has_base: bool) -> Iterator[str]:
+    """Yield warnings: a live version that was not compared, and models that are worse than the trivial guess.
+
+    live: the live version, even if it was not compared. has_base: whether the base layer has weights other than 0.
     """
     if live is not None and evaluation["live"] is None:
         yield f"the live version was not compared: {live.unjudged or 'it was trained on all of these rows'}"
     guess, metric = evaluation["guess"], evaluation["metric"]
     sign = 1 if metric.endswith("accuracy") else -1
-    if sign * (evaluation["adapter"] - guess) < 0:
+    rounding = 0.0 if sign > 0 else _ROUNDING * max(guess, evaluation["adapter"], evaluation["base"])
+    if sign * (evaluation["adapter"] - guess) < -rounding:
         figures = f"{metric} {evaluation['adapter']:.3g} against {guess:.3g}"
         yield f"the adapter is worse than a trivial guess: {figures}"
-    # The end of the interval that is better: a few rows must not warn by chance.
+    # By the better end of the interval, so that a few rows do not cause a warning by chance.
     best = max(sign * bound for bound in evaluation["intervals"]["base"])
     if has_base and metric.endswith("accuracy") and best < sign * guess:
         figures = f"{metric} {evaluation['base']:.3g} against {guess:.3g}"
@@ -176,17 +192,18 @@ def _decide(gain: float, error: float, means: Mapping[str, float], compared: str
     other = "the live version" if compared == "live" else "the base layer"
     reason = f"its gain over {other} is {gain:.3g} a row, with a standard error of {error:.2g}"
     moves = gain >= 0
-    if is_regression and means["adapter"] > means["guess"]:
-        # R² below 0: whoever asks would be better served by a constant.
+    # Of a constant target, both may be 0 up to rounding.
+    if is_regression and means["adapter"] - means["guess"] > _ROUNDING * max(means.values()):
+        # R² below 0: a constant would be a better answer.
         moves, reason = False, f"it is worse than the mean of the targets (R² below 0); {reason}"
     return Judgement(outcome=outcome, gain=gain, error=error, moves=moves, reason=reason)
 
 
 def _gain(gains_K: Tensor, weights_K: Tensor, *, is_bounded: bool) -> tuple[float, float, float]:
-    """Return the weighted mean, its standard error, and the effective number of rows.
+    """Return the weighted mean gain, its standard error, and the effective number of rows.
 
-    For classes, one success and one failure are added to the error, so that equal answers on a few rows are not taken
-    for certainty (Agresti & Min 2005).
+    is_bounded: the gains are of classes, from -1 to 1. The error then counts one more row of gain 1 and one of gain -1,
+    so that it is not 0 if all answers on a few rows are the same (after Agresti & Min 2005).
     """
     total = float(weights_K.sum())
     mean = float(gains_K @ weights_K) / total
@@ -201,7 +218,7 @@ def _gain(gains_K: Tensor, weights_K: Tensor, *, is_bounded: bool) -> tuple[floa
 def _evaluation(
     errors: Mapping[str, Tensor], means: Mapping[str, float], weights_K: Tensor, *, metric: str, is_bounded: bool
 ) -> dict[str, Any]:
-    """Return the figure of each, and its interval with 95 % confidence."""
+    """Return the figure of each model, and the 95 % intervals."""
     is_share = metric.endswith("accuracy")
     figures = {name: 1 - mean if is_share else mean for name, mean in means.items()}
     rows = float(weights_K.sum()) ** 2 / float(weights_K.square().sum())
@@ -216,8 +233,8 @@ def _evaluation(
 
 
 def wilson_interval(share: float, rows: float) -> Sequence[float]:
-    """Return the interval of a share of `rows` rows with 95 % confidence (Wilson 1927)."""
-    # Rounding may have left it just outside.
+    """Return the 95 % interval of a share of `rows` rows (Wilson 1927)."""
+    # Rounding may have put it just outside 0 to 1.
     share = min(1.0, max(0.0, share))
     spread = _Z * math.sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
     center, scale = share + _Z**2 / (2 * rows), 1 + _Z**2 / rows

@@ -1,4 +1,4 @@
-"""Error of each held-out row, by which an adapter is judged: 0 or 1 for classes, the squared error for numbers."""
+"""Errors of models on held-out rows, one per row: 0 or 1 for classes, the squared error for numbers."""
 
 # N rows · K rows of one part · C classes or labels · O out_features
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from adapters.training.gradient.losses import compute_outputs, document_ids, row
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.settings import Loss, TrainingSpec
 
-# Metric whose mean the errors are, by the loss; the other losses are judged by themselves.
+# Metric that the mean error belongs to, by the loss. For the other losses, the error is the loss.
 METRICS: Mapping[Loss, str] = {
     Loss.MSE: "mse",
     Loss.HUBER: "mse",
@@ -36,9 +36,9 @@ def held_out_errors(
     *,
     guess_C: Tensor,
 ) -> dict[str, Tensor]:
-    """Return the errors of each entry, and of the trivial `guess`, on the same rows, (N,) float64 each.
+    """Return the errors of each entry, and of `guess`, the trivial guess, on the same rows, (K,) float64 each.
 
-    held_K: indices of the rows; None means all. guess_C: what `guess_outputs` returned.
+    held_K: indices of the rows; None means all. guess_C: outputs of the trivial guess, see `guess_outputs`.
     """
     documents_N = document_ids(spec, data.targets)
     errors: dict[str, list[Tensor]] = {name: [] for name in (*entries, "guess")}
@@ -55,8 +55,8 @@ def held_out_errors(
 def guess_outputs(data: TrainingData, training_K: Tensor | None, spec: TrainingSpec, outputs: int) -> Tensor:
     """Return the outputs of the trivial guess from the training rows, (C,) float64, on the device of the rows.
 
-    They are the counts of the classes, the log odds of the labels, or the mean of the targets. For documents all
-    outputs are 0, which are equally similar to every document.
+    They are the counts of the classes, the log odds of the labels, or the mean of the targets. With
+    `multiple_negatives`, they are 0, which is equally similar to every document.
     """
     summary_C = summarize_targets(data, training_K, spec, outputs)
     if spec.loss is Loss.BINARY_CROSS_ENTROPY:
@@ -66,33 +66,41 @@ def guess_outputs(data: TrainingData, training_K: Tensor | None, spec: TrainingS
     return summary_C.to(data.inputs_NI.device)
 
 
-def fair_errors(
+def replace_trained_errors(
     errors: dict[str, Tensor],
     live: LiveVersion | None,
     data: TrainingData,
     held_K: Tensor | None,
     labels: Sequence[str | int] | None,
 ) -> dict[str, Tensor]:
-    """Return what `held_out_errors` returned; on rows that trained the live version, with its error without them.
+    """Return `errors` with those of `live` replaced on the rows that the live version was trained on.
 
-    That error is NaN where there is none.
+    Its own error on them would be too low. The error of a fit without the row takes its place, or NaN if there is none.
     """
     if "live" not in errors or live is None or live.evidence is None:
         return errors
     rows_K = torch.arange(data.rows) if held_K is None else held_K.cpu()
-    trained_N, left_out_N = live.evidence.look_up(row_keys(data, rows_K, labels))
+    trained_N, left_out_N = live.evidence.look_up(evidence_keys(data, rows_K, labels))
     errors_N = torch.where(torch.from_numpy(trained_N), torch.from_numpy(left_out_N).double(), errors["live"])
     return {**errors, "live": errors_N}
 
 
-def row_keys(data: TrainingData, rows_K: Tensor, labels: Sequence[str | int] | None) -> NDArray[np.int64]:
-    """Return a hash of each row with its target, (K,) int64: the same for the same row in every training."""
-    contents = []
-    inputs_KI = np.ascontiguousarray(data.inputs_NI[rows_K].cpu().numpy() + np.float32(0))
-    for x_I, target in zip(inputs_KI, data.targets[rows_K].cpu().numpy(), strict=True):
-        name = repr(labels[int(target)]).encode() if labels and target.ndim == 0 else target.tobytes()
-        contents.append(blake2b(x_I.tobytes() + name, digest_size=8).digest())
-    return np.frombuffer(b"".join(contents), "<i8").astype(np.int64)
+def evidence_keys(data: TrainingData, rows_K: Tensor, labels: Sequence[str | int] | None) -> NDArray[np.int64]:
+    """Return a hash of each row with its target, (K,) int64, which is the same in every training."""
+    inputs_KI = data.inputs_NI[rows_K].cpu().numpy() + np.float32(0)
+    targets_K = data.targets[rows_K].cpu().numpy()
+    if labels and targets_K.ndim == 1:
+        names = [repr(label).encode() for label in labels]
+        targets = [names[number] for number in targets_K.tolist()]
+    else:
+        targets = [target.tobytes() for target in targets_K]
+    inputs, size = inputs_KI.tobytes(), inputs_KI.shape[1] * inputs_KI.itemsize
+    begins = range(0, len(inputs), size)
+    hashes = [
+        blake2b(inputs[begin : begin + size] + target, digest_size=8).digest()
+        for begin, target in zip(begins, targets, strict=True)
+    ]
+    return np.frombuffer(b"".join(hashes), "<i8").astype(np.int64)
 
 
 def report_of(

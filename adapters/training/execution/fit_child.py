@@ -27,15 +27,15 @@ import torch
 from adapters.errors import BaseChanged, BaseNotLoadable, BlobCorrupt, FitFailed, LoraplexError, OutOfMemory
 from adapters.lora.adapter import digest_of, from_canonical_bytes
 from adapters.lora.base_layer import BaseLayer, load_base_layer
-from adapters.storage.blobs import FolderBlobs, Quarantine
+from adapters.storage.blob_location import BlobLocation
 from adapters.training.candidates.auto_fit import fit_auto, fit_fleet_auto
-from adapters.training.candidates.outcome import AutoFit
+from adapters.training.candidates.fit_result import AutoFit
 from adapters.training.closed_form.refit import refit
 from adapters.training.closed_form.statistics import Statistics
 from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.comparison import ComparedVersion, compare_versions
 from adapters.training.evaluation.judgement import LiveVersion, RowEvidence
-from adapters.training.evaluation.row_errors import row_keys
+from adapters.training.evaluation.row_errors import evidence_keys
 from adapters.training.execution.fit_client import (
     Done,
     Failed,
@@ -107,8 +107,7 @@ class _Fit:
 
     def __init__(self, message: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
         self._request, self._base, self._out = FitRequest.from_json(message["request"]), base, out
-        folder = Path(message["data_folder"])
-        self._blobs = FolderBlobs(folder, quarantine=Quarantine(folder, now=time.time))
+        self._blobs = BlobLocation.from_json(message["blobs"]).open()
         self._checkpoint = Path(message["checkpoint"])
         self._latest = Progress()
         self._epochs = Epochs() if self._request.times_epochs else None
@@ -287,7 +286,7 @@ def _evidence_by_hash(
     rows_K = torch.arange(data.rows) if data.groups_N is None else (data.groups_N == position).nonzero()[:, 0]
     if split.holds_out(len(rows_K), key_N[rows_K]):
         return None
-    keys_K = row_keys(data, rows_K[~split.held_by_hash(key_N[rows_K])], labels)
+    keys_K = evidence_keys(data, rows_K[~split.held_by_hash(key_N[rows_K])], labels)
     return RowEvidence(keys_K, np.full(len(keys_K), np.nan, np.float32))
 
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from adapters.child_process import StoppedClock, command
 from adapters.jobs.training_job import TrainingJob
+from adapters.storage.blob_location import BlobLocation
 from adapters.training.gradient.training_loop import Epoch
 
 # Messages of the CPU allocator, C++, Python and libgomp about a failed allocation; some abort after it.
@@ -250,14 +251,14 @@ class Fitter:
         self,
         base_arguments: Mapping[str, str],
         *,
-        data_folder: Path,
+        blobs: BlobLocation,
         threads: int,
         memory_bytes: int,
         stopped_seconds: float = math.inf,
     ) -> None:
         """Configure the process; one that is stopped (SIGSTOP) for more than `stopped_seconds` is killed."""
         self._first = json.dumps({"base": dict(base_arguments), "threads": threads, "memory_bytes": memory_bytes})
-        self.data_folder = data_folder
+        self.blobs = blobs
         self._stopped_seconds = stopped_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
@@ -300,8 +301,8 @@ class Fitter:
         """
         while not self.is_ready(1.0):
             pass
-        paths = {"data_folder": str(self.data_folder), "checkpoint": str(checkpoint)}
-        self._send(json.dumps({"request": request.to_json(), **paths}))
+        places = {"blobs": self.blobs.to_json(), "checkpoint": str(checkpoint)}
+        self._send(json.dumps({"request": request.to_json(), **places}))
 
     def next_frame(self, seconds: float) -> Frame | None:
         """Return the next frame, or None if none came in time; raise `FitterDied`."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -10,12 +10,12 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
-from adapters.catalog.catalog import Catalog
+from adapters.catalog.catalog import PACK_ADAPTERS, Catalog, Record
 from adapters.catalog.versions import Publication, Published, Source, Version
 from adapters.clock import seconds_since
-from adapters.errors import Conflict, FitFailed, FleetFailed, NotFound
+from adapters.errors import Conflict, FitFailed, FleetFailed, NotFound, StorageFailed
 from adapters.jobs.job import Job
-from adapters.jobs.job_adapters import AdapterStatus, Selection
+from adapters.jobs.job_adapters import ALL, AdapterStatus, JobAdapter, Selection
 from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import TrainingJob
 from adapters.lora.adapter import Adapter, digest_of, from_canonical_bytes
@@ -38,8 +38,19 @@ _REPORTS_AT_ONCE = 1000
 class Publisher:
     """Publisher of the adapters of one claim."""
 
-    def __init__(self, catalog: Catalog, queue: JobQueue, base: BaseLayer, claim: Job) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        queue: JobQueue,
+        base: BaseLayer,
+        claim: Job,
+        *,
+        on_storage_failure: Callable[[StorageFailed], None],
+    ) -> None:
+        """Prepare to publish. `on_storage_failure` raises the error, or returns to have the publish repeated."""
+        self._on_storage_failure = on_storage_failure
         self._catalog, self._queue, self._base, self._claim = catalog, queue, base, claim
+        self._tenant = claim.tenant
         self._gate = claim.training.gate
         self._is_fleet = claim.training.is_fleet
         self._waiting = {adapter.position: adapter for adapter in queue.waiting(claim)}
@@ -85,15 +96,20 @@ class Publisher:
             times_epochs=times_epochs,
         )
 
+    def _adapters(self, selection: Selection) -> Sequence[JobAdapter]:
+        return self._queue.adapters(self._claim.id, selection, tenant=self._tenant)
+
     def _find_live(self) -> None:
         """Find what the names of the adapters answer with now.
 
         Of adapters that an earlier attempt has published, it is what they answered with before: the fit needs the same
         versions again to come to the same decisions.
         """
-        adapters = [one for one in self._queue.adapters(self._claim.id) if one.position != self._prior_position]
+        listed = self._adapters(ALL)
+        adapters = [adapter for adapter in listed if adapter.position != self._prior_position]
         before = {adapter.name: adapter.replaced for adapter in adapters if adapter.moved_live}
-        found = self._catalog.live_versions([adapter.name for adapter in adapters], instead=before)
+        names = [adapter.name for adapter in adapters]
+        found = self._catalog.live_versions(names, tenant=self._tenant, instead=before)
         for adapter in adapters:
             if adapter.name in found:
                 version, evidence = found[adapter.name]
@@ -141,10 +157,14 @@ class Publisher:
         def record(connection: Connection, published: Sequence[Published]) -> None:
             self._record(connection, published, reports)
 
-        published = self._catalog.publish(publications, admit=self._admit, record=record)
+        published = 0
+        # In parts, because each holds the write lock.
+        for first in range(0, len(publications), PACK_ADAPTERS):
+            part = publications[first : first + PACK_ADAPTERS]
+            published += len(self._publish(part, record))
         for position in (*reports, *(position for position, _ in frame.failed)):
             self._waiting.pop(position, None)
-        return len(published)
+        return published
 
     def finish(self, frame: Done) -> bool:
         """End the job with the version of its adapter, or with the tally of its fleet; return whether it succeeded."""
@@ -192,10 +212,20 @@ class Publisher:
                 connection=connection,
             )
 
-        (made,) = self._catalog.publish([publication], admit=self._admit, record=record)
+        (made,) = self._publish([publication], record)
         self._queue.remove_data(claim)
         log.info("job %s published %s", claim.id, made.version)
         return True
+
+    def _publish(self, publications: Sequence[Publication], record: Record) -> list[Published]:
+        """Publish in one transaction, and again if the blobs could not be stored: a fit may have taken hours."""
+        while True:
+            try:
+                return self._catalog.publish(publications, tenant=self._tenant, admit=self._admit, record=record)
+            except StorageFailed as error:
+                if error.outcome_unknown:
+                    raise
+                self._on_storage_failure(error)
 
     def _finish_fleet(self) -> bool:
         claim = self._claim
@@ -224,7 +254,7 @@ class Publisher:
         counts: Counter[str] = Counter()
         after: int | None = None
         selection = Selection(status=AdapterStatus.PUBLISHED, limit=_REPORTS_AT_ONCE)
-        while adapters := self._queue.adapters(self._claim.id, replace(selection, after=after)):
+        while adapters := self._adapters(replace(selection, after=after)):
             after = adapters[-1].position
             for adapter in adapters:
                 # Without the figures of the adapter, which come after a colon.
@@ -254,6 +284,8 @@ class Publisher:
     def _finish_evaluation(self, result: Mapping[str, Any]) -> bool:
         steps = self._claim.training.steps
         progress = {"step": steps, "steps": steps, "loss": None}
+        adapters = [self._explain_problem(entry) for entry in result["adapters"]]
+        result = {**result, "adapters": adapters}
         self._queue.succeed(self._claim, result=result, progress=progress, metrics=None, history=[])
         return True
 
@@ -312,12 +344,18 @@ class Publisher:
             lineage["parent"] = str(self._live[0])
         return lineage | {"code": _code_version(), "seconds": seconds_since(claim.started_at, self._queue.now())}
 
+    def _explain_problem(self, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return an entry of an evaluation; a version whose file is missing may have been deleted meanwhile."""
+        if entry["problem"] is None:
+            return entry
+        return {**entry, "problem": self._find_compared(entry["adapter"]).problem or entry["problem"]}
+
     def _find_compared(self, reference: str | None) -> StoredVersion:
         """Return where the version of an evaluation is stored; one that is gone has a problem."""
         if reference is None:
             return StoredVersion(reference=None)
         try:
-            version = self._catalog.find(parse_reference(reference))
+            version = self._catalog.find(parse_reference(reference), tenant=self._tenant)
         except NotFound:
             return StoredVersion(reference=reference, problem="it was deleted after this evaluation was queued")
         return StoredVersion(
@@ -335,7 +373,7 @@ class Publisher:
         Raises `Conflict` if that version was trained in another way than the one that was live when the update was
         sent.
         """
-        self._live[0] = live = self._catalog.find(Reference(self._claim.adapter))
+        self._live[0] = live = self._catalog.find(Reference(self._claim.adapter), tenant=self._tenant)
         # Its sums are of residuals of the base layer that it was made for.
         live.check_servable(self._base, self._claim.feature_space)
         if live.statistics is None or live.lineage is None or not _is_trained_alike(live.lineage, self._claim.training):

@@ -1,4 +1,4 @@
-"""Trainer: claims jobs, watches their fits, and publishes the results."""
+"""Trainer: claims jobs, writes the progress of their fits once a second, and publishes the results."""
 
 import logging
 import math
@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
+from adapters.access.audit import acting_as
 from adapters.catalog.catalog import Catalog
 from adapters.errors import (
     CatalogBusy,
+    CatalogUnavailable,
     ClaimLost,
     LoraplexError,
     OutOfMemory,
@@ -31,8 +33,10 @@ _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0
 # Interval of the checks for a cancelled job, and for a new job in the queue.
 POLL_SECONDS = 0.2
 
+# Time for which a publish is repeated while a bucket does not answer.
+SECONDS_TO_PUBLISH = 600.0
 # Errors that are no fault of a job: its lease runs out, and another attempt may succeed.
-_TRANSIENT = (CatalogBusy, StorageFailed, TooManyOpenFiles)
+_TRANSIENT = (CatalogBusy, CatalogUnavailable, StorageFailed, TooManyOpenFiles)
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +105,8 @@ class Trainer:
         """Run a claimed job to its end."""
         recorder, ending = Recorder(claim, self.listener), Ending.LOST
         try:
-            ending = self._watch_fit(claim, recorder)
+            with acting_as(claim.submitted_by):
+                ending = self._watch_fit(claim, recorder)
         except BaseException as error:
             # The fit may still run, and its frames must not be taken for those of the next job.
             self.fitter.kill()
@@ -132,7 +137,11 @@ class Trainer:
 
     def _watch_fit(self, claim: Job, recorder: Recorder) -> Ending:
         """Process the frames of a fit until the job has ended or is handed back; raise `ClaimLost` and `FitterDied`."""
-        publisher = Publisher(self.catalog, self.queue, self.base, claim)
+        progress, history = claim.progress, claim.history
+        wait = _StorageWait(self, claim)
+        publisher = Publisher(
+            *(self.catalog, self.queue, self.base, claim), on_storage_failure=lambda error: wait.pause(error, progress)
+        )
         checkpoint = self.checkpoints.take_over(claim.id, claim.fence)
         # A crash costs the work since the last checkpoint and the rest of the lease, so both are kept similar.
         checkpoint_seconds = min(SECONDS_BETWEEN_CHECKPOINTS, self.lease_seconds / 3)
@@ -140,13 +149,13 @@ class Trainer:
         heartbeat_seconds = min(1.0, self.lease_seconds / 3)
         request = publisher.request(checkpoint_seconds=checkpoint_seconds, times_epochs=self.listener.wants_epochs)
         self.fitter.begin(request, checkpoint=checkpoint)
-        progress, history = claim.progress, claim.history
         pace = _Pace(claim.training.steps, self.monotonic)
         heartbeat_at = self.monotonic() + heartbeat_seconds
         while True:
             frame = self.fitter.next_frame(POLL_SECONDS)
             if self.stop.is_set():
                 self.fitter.kill()
+                self.checkpoints.save(claim.id, claim.fence, waits=True)
                 self.queue.release(claim)
                 return Ending.HANDED_BACK
             if frame is not None:
@@ -175,9 +184,29 @@ class Trainer:
                 if self.monotonic() >= heartbeat_at:
                     heartbeat_at = self.monotonic() + heartbeat_seconds
                     self.queue.heartbeat(claim, progress=progress, history=history)
+                    self.checkpoints.save(claim.id, claim.fence)
             except (*_TRANSIENT, StorageFull) as error:
                 # The fit continues; if the lease runs out meanwhile, the fencing token prevents its publish.
                 log.warning("job %s: %s", claim.id, error.detail)
+
+
+@dataclass(slots=True)
+class _StorageWait:
+    """Pauses between the attempts of one claim to publish, for some minutes in all."""
+
+    trainer: Trainer
+    claim: Job
+    _ends_at: float | None = None
+
+    def pause(self, error: StorageFailed, progress: Mapping[str, Any] | None) -> None:
+        """Wait and renew the lease; raise `error` if the time is up or the trainer stops, and `ClaimLost`."""
+        trainer, now = self.trainer, self.trainer.monotonic()
+        if self._ends_at is None:
+            self._ends_at = now + SECONDS_TO_PUBLISH
+        if now >= self._ends_at or trainer.stop.wait(_SHORTEST_PAUSE_SECONDS):
+            raise error
+        log.warning("job %s: the publish is repeated: %s", self.claim.id, error.detail)
+        trainer.queue.heartbeat(self.claim, progress=progress)
 
 
 @dataclass(slots=True)

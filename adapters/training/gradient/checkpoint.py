@@ -30,16 +30,19 @@ class CheckpointFolder:
 
     def take_over(self, job_id: str, fence: int) -> Path:
         """Return the path of a claim's checkpoint, after moving the latest checkpoint of earlier claims there."""
-        path = self._folder / f"{job_id}.{fence}{_SUFFIX}"
-        earlier = sorted(
-            (earlier_fence, file)
-            for owner, earlier_fence, file in self._files()
-            if owner == job_id and earlier_fence < fence and file.suffix == _SUFFIX
-        )
+        path = self.path_of(job_id, fence)
+        earlier = self._earlier(job_id, fence)
         while earlier and not path.exists():
             with suppress(FileNotFoundError):
                 earlier.pop()[1].rename(path)
         return path
+
+    def path_of(self, job_id: str, fence: int) -> Path:
+        """Return the path of a claim's checkpoint."""
+        return self._folder / f"{job_id}.{fence}{_SUFFIX}"
+
+    def save(self, job_id: str, fence: int, *, waits: bool = False) -> None:
+        """Let trainers elsewhere find a claim's checkpoint; every trainer on this folder finds the file as it is."""
 
     def drop(self, job_id: str) -> None:
         """Remove the checkpoints of a job."""
@@ -50,6 +53,14 @@ class CheckpointFolder:
     def jobs(self) -> Set[str]:
         """Return the ids of the jobs that have checkpoints."""
         return {owner for owner, _, _ in self._files()}
+
+    def _earlier(self, job_id: str, fence: int) -> list[tuple[int, Path]]:
+        """Return fence and path of the checkpoints of earlier claims, in the order of the claims."""
+        return sorted(
+            (earlier_fence, file)
+            for owner, earlier_fence, file in self._files()
+            if owner == job_id and earlier_fence < fence and file.suffix == _SUFFIX
+        )
 
     def _files(self) -> Iterator[tuple[str, int, Path]]:
         """Yield job, fence and path of each file, complete or being written."""

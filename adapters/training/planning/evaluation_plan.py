@@ -25,7 +25,7 @@ def plan_evaluation(planner: Planner, request: EvaluationRequest) -> Plan:
     """
     versions = _find_versions(planner, request.adapters)
     compared = tuple(None if version is None else str(version) for version in versions)
-    loss = loss_of(request.rows, datasets=planner.datasets, base=planner.base)
+    loss = loss_of(request.rows, planner.open_table, base=planner.base)
     rows = planner.read_rows(request.rows, loss, field="data", are_evaluated=True)
     _check_used(rows)
     spec = TrainingSpec(rank=1, alpha=1.0, loss=loss, classes=count_classes(rows, planner.base.out_features))
@@ -64,7 +64,7 @@ def _find_versions(planner: Planner, references: Sequence[object]) -> list[Versi
             continue
         parsed = parse_reference(reference, field="adapters", row=position)
         try:
-            version = planner.catalog.find(parsed)
+            version = planner.catalog.find(parsed, tenant=planner.tenant)
             version.check_servable(planner.base, planner.feature_space)
         except (NotFound, Conflict) as error:
             raise error.at(field="adapters", row=position) from None

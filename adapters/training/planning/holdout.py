@@ -1,4 +1,4 @@
-"""Rows that a request holds out: read and checked, and reported with the training rows before anything is trained."""
+"""Rows that a training request holds out, and the report on both sides of the split, before anything is trained."""
 
 # N rows · K rows of one side · I in_features
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adapters.datasets.store import Datasets
 from adapters.errors import InvalidCombination, MissingField, OutOfRange, WrongShape, WrongType
 from adapters.lora.base_layer import BaseLayer
 from adapters.training.gradient.sampling import Sampler
 from adapters.training.planning.request import DatasetColumns, SplitRequest, TrainingRequest
 from adapters.training.planning.row_keys import keys_of_groups, keys_of_rows
-from adapters.training.planning.rows import Rows, read_rows
+from adapters.training.planning.rows import OpenTable, Rows, read_rows
 from adapters.training.planning.split import FOLDS, Split, SplitBy
 from adapters.training.planning.targets import Codes
 from adapters.training.settings import Loss, TrainingSpec, no_effect
@@ -30,15 +29,15 @@ class Holdout:
 
     split: Split | None = None
     key_N: Codes | None = None
-    """The key that decides the split, see `Split.sides`."""
+    """Values that decide the split, see `Split.sides`: groups, times, a column or hashes."""
     column: str | None = None
     """Column of the data set that the key was read from."""
     rows: Rows | None = None
-    """A data set that is held out whole."""
+    """Rows of a data set of its own, all held out."""
 
     @property
     def holds_rows_out(self) -> bool:
-        """Return whether rows of one adapter are held out, and not cross-validated because they are few."""
+        """Return whether rows are held out; few rows of one adapter are cross-validated instead."""
         key_N = None if self.key_N is None else torch.from_numpy(self.key_N)
         return self.split is None or self.split.holds_out(0 if key_N is None else len(key_N), key_N)
 
@@ -65,11 +64,11 @@ class SplitReport:
     train: SideReport
     held_out: SideReport = SideReport(rows=0)
     rule: Mapping[str, Any] | None = None
-    """How rows are held out, as a job and a version show it; None if none are."""
+    """How rows are held out, as in the JSON of a job and a version; None if none are."""
     cross_validated: Mapping[str, int] | None = None
-    """Of a fleet with large and small groups: the adapters that are cross-validated, and their rows."""
+    """Numbers of adapters and rows that are cross-validated, of a fleet with large and small groups."""
     warnings: tuple[str, ...] = ()
-    """Reasons why held-out metrics may be too good, or the split not as requested."""
+    """Reasons for which held-out metrics may be too good, or the split differs from the request."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the split as a job shows it, without the warnings; empty if no rows are held out."""
@@ -81,8 +80,8 @@ class SplitReport:
         return shown if self.cross_validated is None else {**shown, "cross_validated": self.cross_validated}
 
 
-def read_holdout(request: TrainingRequest, rows: Rows, *, datasets: Datasets, base: BaseLayer) -> Holdout | None:
-    """Read what a request holds out; None if nothing. Raises the `InvalidInput` that names the field."""
+def read_holdout(request: TrainingRequest, rows: Rows, *, open_table: OpenTable, base: BaseLayer) -> Holdout | None:
+    """Read the rows that a request holds out; None if none. Raises the `InvalidInput` that names the field."""
     requested, fraction = request.split, request.settings.validation_fraction
     if requested is None:
         return Holdout(split=Split(fraction=fraction)) if fraction > 0 else None
@@ -93,7 +92,7 @@ def read_holdout(request: TrainingRequest, rows: Rows, *, datasets: Datasets, ba
         raise InvalidCombination(detail, field="split", expected="split, or training.validation_fraction")
     _check_fields(requested)
     if requested.by is None:
-        return Holdout(rows=_held_out_data_set(request, rows, datasets=datasets, base=base))
+        return Holdout(rows=_held_out_data_set(request, rows, open_table=open_table, base=base))
     if requested.stratify and (requested.by is not SplitBy.ROWS or rows.targets.classes_N is None):
         detail = "split.stratify needs one class a row, and a split by rows"
         expected = "cross_entropy with a split by rows"
@@ -184,7 +183,7 @@ def _held_out_of_fleet(rows: Rows, split: Split, key_N: Codes | None, group_size
     return held_out
 
 
-def _held_out_data_set(request: TrainingRequest, rows: Rows, *, datasets: Datasets, base: BaseLayer) -> Rows:
+def _held_out_data_set(request: TrainingRequest, rows: Rows, *, open_table: OpenTable, base: BaseLayer) -> Rows:
     """Return the data set that is held out whole, read by the columns of the training rows."""
     assert isinstance(request.split, SplitRequest)
     dataset = request.split.dataset
@@ -193,7 +192,7 @@ def _held_out_data_set(request: TrainingRequest, rows: Rows, *, datasets: Datase
         expected = "training data from a data set too"
         raise InvalidCombination(detail, field="split.dataset", given=dataset, expected=expected)
     source = replace(request.rows, dataset=dataset, labels=rows.targets.labels, corpus=None, group_by=None)
-    held_out = read_rows(source, Loss(request.settings.loss), datasets=datasets, base=base, field="split")
+    held_out = read_rows(source, Loss(request.settings.loss), open_table, base=base, field="split")
     widths = [part.targets.column.shape[1:] for part in (held_out, rows)]
     if widths[0] != widths[1]:
         given, expected = (f"{width[0]} targets" for width in widths)

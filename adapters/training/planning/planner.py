@@ -11,11 +11,12 @@ from adapters.arrays import vector
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Version
-from adapters.datasets.store import Datasets
+from adapters.datasets.store import Datasets, DatasetVersion
+from adapters.datasets.table import Table
 from adapters.errors import Conflict, IgnoredField, InvalidCombination, MissingField, NoStatistics, NotFound, OutOfRange
 from adapters.jobs.job import Job
 from adapters.jobs.job_adapters import JobAdapter
-from adapters.jobs.queue import JobQueue
+from adapters.jobs.queue import JobQueue, OnSubmit
 from adapters.jobs.training_job import JobKind, Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
@@ -89,8 +90,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
-    """Planner of the trainings of one service."""
+    """Planner of the trainings of one tenant."""
 
+    tenant: str
     catalog: Catalog
     datasets: Datasets
     base: BaseLayer
@@ -104,15 +106,23 @@ class Planner:
         """
         parsed = parse_reference(reference, field=field)
         try:
-            version, adapter = find_adapter(self.catalog, parsed)
+            version, adapter = find_adapter(self.catalog, parsed, tenant=self.tenant)
             version.check_servable(self.base, self.feature_space)
         except (NotFound, Conflict) as error:
             raise error.at(field=field) from None
         return version, adapter
 
+    def open_table(self, reference: object, field: str) -> tuple[DatasetVersion, Table]:
+        """Return the version of a data set that a reference means, and its rows.
+
+        Raises the error about the reference, `NotFound` or `BlobCorrupt`.
+        """
+        version = self.datasets.find(parse_reference(reference, field=field), tenant=self.tenant, field=field)
+        return version, Table.open(self.datasets.local(version, is_read_whole=True))
+
     def read_rows(self, source: RowSource, loss: Loss, *, field: str, are_evaluated: bool = False) -> Rows:
         """Read and check rows; raise the `InvalidInput` that names the field and the row."""
-        return read_rows(source, loss, datasets=self.datasets, base=self.base, field=field, are_evaluated=are_evaluated)
+        return read_rows(source, loss, self.open_table, base=self.base, field=field, are_evaluated=are_evaluated)
 
     def plan(self, request: TrainingRequest, *, only_groups: Collection[str | None] | None = None) -> Plan:
         """Check a request and decide what it leaves open; nothing is stored.
@@ -126,7 +136,7 @@ class Planner:
         name = str(request.name)
         adapters = rows.job_adapters(name, is_fleet=request.is_fleet, max_groups=limits.max_groups)
         sizes = [adapter.rows for adapter in adapters] if request.is_fleet else None
-        holdout = read_holdout(request, rows, datasets=self.datasets, base=base)
+        holdout = read_holdout(request, rows, open_table=self.open_table, base=base)
         # 2. Decide what the request leaves open, and check that the parts go together.
         full_rank = min(base.in_features, base.out_features)
         decisions = decide(request, rows, holdout, full_rank=full_rank, rank_limit=limits.max_rank)
@@ -156,11 +166,13 @@ class Planner:
             "split": split.to_json(),
             "auto": dict(decisions.reasons),
         }
+        # A comparison is one step: each of its candidates has steps of its own.
+        steps = 1 if spec.candidates else spec.steps(training_rows)
         job = TrainingJob(
             spec=spec,
             gate=gate,
             labels=labels,
-            steps=len(adapters) if request.is_fleet else spec.steps(training_rows),
+            steps=len(adapters) if request.is_fleet else steps,
             adapters=len(adapters),
             positions=positions,
             is_fleet=request.is_fleet,
@@ -193,14 +205,14 @@ class Planner:
             return Loss(settings.loss)
         if settings.method != AUTO and "loss" not in settings.given:
             return Loss(SETTINGS["loss"].exact_default)
-        return loss_of(request.rows, datasets=self.datasets, base=self.base)
+        return loss_of(request.rows, self.open_table, base=self.base)
 
     def updatable_version(self, name: str) -> Version:
         """Return the live version of an adapter if it can be updated.
 
         Raises `NotFound`, `Conflict` for another base layer or feature space, and `NoStatistics`.
         """
-        version = self.catalog.find(Reference(check_name(name)))
+        version = self.catalog.find(Reference(check_name(name)), tenant=self.tenant)
         version.check_servable(self.base, self.feature_space)
         if version.statistics is None or version.lineage is None:
             detail = f"{version} was trained without keep_statistics: train it again with it"
@@ -282,13 +294,16 @@ class Planner:
         ).check(self.limits.trainer_memory_bytes)
 
 
-def submit(plan: Plan, queue: JobQueue, *, job_id: str, planner: Planner, max_queued: int) -> Job:
+def submit(
+    plan: Plan, queue: JobQueue, *, job_id: str, planner: Planner, max_queued: int, on_submit: OnSubmit | None = None
+) -> Job:
     """Store the data and the job of a plan; both are durable when this returns.
 
-    Raises `QueueFull` or `StorageFull`; nothing is stored then.
+    `on_submit` is called as in `JobQueue.submit`. Raises `QueueFull` or `StorageFull`; nothing is stored then.
     """
     return queue.submit(
         job_id,
+        tenant=planner.tenant,
         adapter=plan.name,
         adapters=plan.adapters,
         base=planner.base.fingerprint,
@@ -296,6 +311,7 @@ def submit(plan: Plan, queue: JobQueue, *, job_id: str, planner: Planner, max_qu
         training=plan.job,
         data=plan.write_data,
         max_queued=max_queued,
+        on_submit=on_submit,
     )
 
 

@@ -24,7 +24,7 @@ def retry_request(job: Job, datasets: Datasets, *, training: Mapping[str, Any]) 
     if sent is None or reference is None:
         raise _data_gone(job, "the rows of job {} were in the request, and are not kept")
     try:
-        version = datasets.find(parse_reference(reference))
+        version = datasets.find(parse_reference(reference), tenant=job.tenant)
     except NotFound:
         raise _data_gone(job, f"the data set {reference} of job {{}} was deleted") from None
     if version.digest != data.get("dataset_digest"):
@@ -35,7 +35,7 @@ def retry_request(job: Job, datasets: Datasets, *, training: Mapping[str, Any]) 
 
 def retry_groups(job: Job, queue: JobQueue, outcomes: Collection[AdapterOutcome]) -> frozenset[str | None]:
     """Return the groups of a job's adapters with one of these outcomes; raise `Conflict` if there is none."""
-    adapters = queue.adapters(job.id, Selection(outcomes=outcomes))
+    adapters = queue.adapters(job.id, Selection(outcomes=outcomes), tenant=job.tenant)
     if not adapters:
         names = " or ".join(sorted(outcomes))
         raise Conflict(f"job {job.id} has no adapter that is {names}", field="outcomes", given=list(outcomes))

@@ -4,7 +4,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ import numpy as np
 
 from adapters.arrays import Float32, matrix, one_per_row, vector
 from adapters.datasets.columns import ColumnSelector, parse_selector
-from adapters.datasets.store import Datasets, DatasetVersion
+from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import BadRow, BadRows, InvalidCombination, InvalidName, LoraplexError, MissingField, OutOfRange
 from adapters.jobs.job_adapters import JobAdapter
 from adapters.lora.base_layer import BaseLayer
-from adapters.names import check_name, parse_reference
+from adapters.names import check_name
 from adapters.training.data_file import Column, rows_digest
 from adapters.training.limits import MAX_DATASET_ROWS
 from adapters.training.planning.request import DatasetColumns, InlineRows, RowSource
@@ -31,6 +31,9 @@ from adapters.training.planning.targets import (
     read_numbers,
 )
 from adapters.training.settings import Loss, no_effect
+
+# Lookup of a data set by its reference, which raises the error about the field with this name.
+OpenTable = Callable[[object, str], tuple[DatasetVersion, Table]]
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _NO_SLUG = re.compile(r"[^a-z0-9]+")
@@ -104,8 +107,8 @@ class Rows:
 def read_rows(
     source: RowSource,
     loss: Loss,
+    open_table: OpenTable,
     *,
-    datasets: Datasets,
     base: BaseLayer,
     field: str = "data",
     are_evaluated: bool = False,
@@ -125,7 +128,7 @@ def read_rows(
         base_labels=base.labels,
     )
     if isinstance(source, DatasetColumns):
-        rows = _dataset_rows(source, targets, datasets=datasets, base=base, field=field)
+        rows = _dataset_rows(source, targets, open_table, base=base, field=field)
     else:
         rows = _inline_rows(source, targets, base=base, field=field)
     if rows.weights_N is not None:
@@ -133,12 +136,12 @@ def read_rows(
     return rows
 
 
-def loss_of(source: RowSource, *, datasets: Datasets, base: BaseLayer) -> Loss:
+def loss_of(source: RowSource, open_table: OpenTable, *, base: BaseLayer) -> Loss:
     """Return the loss for the targets of a request that leaves it open; raise the error that names the field."""
     has_labels = source.labels is not None
     if isinstance(source, InlineRows):
         return infer_loss(source.targets, has_labels=has_labels, outputs=base.out_features)
-    _, table = _open_table(datasets, source.dataset, field="data.dataset")
+    _, table = open_table(source.dataset, "data.dataset")
     field = "data.targets"
     selection = parse_selector(source.targets, field=field)
     return infer_loss_of_columns(table, selection, has_labels=has_labels, outputs=base.out_features, field=field)
@@ -164,9 +167,9 @@ def _inline_rows(source: InlineRows, targets: TargetReader, *, base: BaseLayer, 
 
 
 def _dataset_rows(
-    source: DatasetColumns, targets: TargetReader, *, datasets: Datasets, base: BaseLayer, field: str
+    source: DatasetColumns, targets: TargetReader, open_table: OpenTable, *, base: BaseLayer, field: str
 ) -> Rows:
-    version, table = _open_table(datasets, source.dataset, field=f"{field}.dataset")
+    version, table = open_table(source.dataset, f"{field}.dataset")
     if table.rows > MAX_DATASET_ROWS:
         given, expected = f"{table.rows} rows", f"at most {MAX_DATASET_ROWS} rows"
         detail = f"{field}.dataset has {given}; one training takes {expected}"
@@ -179,7 +182,7 @@ def _dataset_rows(
         weights_N = np.concatenate([part_N1[:, 0] for part_N1 in weights.parts()])
     if source.corpus is not None:
         documents = parse_selector(source.corpus.documents, field=f"{field}.corpus.documents")
-        _, documents_table = _open_table(datasets, source.corpus.dataset, field=f"{field}.corpus.dataset")
+        _, documents_table = open_table(source.corpus.dataset, f"{field}.corpus.dataset")
         corpus = read_numbers(documents_table, documents, base.out_features, field=f"{field}.corpus.documents")
     columns = {"weight": source.weight, "group": source.group, "group_by": source.group_by}
     return Rows(
@@ -198,11 +201,6 @@ def _dataset_rows(
             **{name: column for name, column in columns.items() if column is not None},
         },
     )
-
-
-def _open_table(datasets: Datasets, reference: object, *, field: str) -> tuple[DatasetVersion, Table]:
-    version = datasets.find(parse_reference(reference, field=field), field=field)
-    return version, Table.open(datasets.local(version))
 
 
 def _check_weights(weights_N: Float32, *, field: str) -> None:

@@ -19,7 +19,6 @@ from adapters.arrays import matrix, vector
 from adapters.catalog.adapter_cache import find_adapter
 from adapters.catalog.versions import AdapterSummary, Publication, Source
 from adapters.errors import InvalidUpload, UnknownField, WrongShape
-from adapters.jobs.job import Job
 from adapters.lora.adapter import Adapter, check_alpha, check_factors
 from adapters.lora.base_layer import BaseLayer
 from adapters.lora.labels import MAX_LABEL_CHARACTERS, check_labels
@@ -28,8 +27,10 @@ from adapters.peft.archive import pack, unpack
 from adapters.peft.config import CONFIG_FILE, MAX_CONFIG_BYTES
 from adapters.peft.weights import DEFAULT_MODULE, TENSOR_FILE, check_module, read_peft, write_peft
 from adapters.training.planning.evaluation_plan import plan_evaluation
-from adapters.training.planning.planner import Plan, submit
+from adapters.training.planning.planner import Plan, Planner
+from app.http.authentication import CallerOf
 from app.http.bodies import JSON, LEAST_LIMIT_BYTES, NUMBER_BYTES, content_type, object_of_body, read_as, read_bytes
+from app.http.job_submission import SubmissionOf
 from app.http.paging import NamePage, Page, QueryFields, QueryFlag, QueryInteger, page_of, read_cursor, version_in_path
 from app.http.preconditions import etag, precondition
 from app.http.schemas import adapters as schemas
@@ -61,109 +62,136 @@ class TrainQuery(QueryFields):
     dry_run: QueryFlag = Field(False, description="Check the request and plan the training, but queue nothing.")
 
 
+class DeleteQuery(QueryFields):
+    """Query of a deletion: whether the bytes are kept."""
+
+    purge: QueryFlag = Field(
+        False,
+        description="Remove the bytes at once, and those of the name that are in the trash. The name may be one that "
+        "only the trash has.",
+    )
+
+
 async def train_adapter(
-    query: Annotated[TrainQuery, Query()], request: Request, response: Response, service: ServiceOf
+    query: Annotated[TrainQuery, Query()], request: Request, service: ServiceOf, submission: SubmissionOf
 ) -> JobWithHistory | JSONResponse:
     """Check the whole request, then queue a job, which is the answer.
 
     The rows are in the request, or in a stored data set. A `name` such as `acme-{tenant}` trains one adapter for each
     value of `data.group_by`. docs/training.md describes every field.
     """
+    if not query.dry_run:
+        return await submission.queue_once(_plan_training)
     body = await service.json.read(request)
     async with service.writes.turn(service.plannings):
-        if query.dry_run:
-            plan = await run_in_threadpool(_plan_training, service, body)
-            return JSONResponse(plan.to_json())
-        return await queue_plan(partial(_plan_training, service, body), service, response)
+        plan = await run_in_threadpool(_plan_training, submission.planner, body)
+        return JSONResponse(plan.to_json())
 
 
-async def upload_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> schemas.VersionBody:
+async def upload_adapter(
+    name: str, request: Request, response: Response, service: ServiceOf, caller: CallerOf
+) -> schemas.VersionBody:
     """Create a version from PEFT files, a zip of them, or JSON (201); if live has the same bytes, return it (200)."""
     check_name(name)
     condition = precondition(request)
     adapter, module = await _read_adapter(request, service)
     publication = Publication(name=name, adapter=adapter, base=service.base, source=Source.UPLOAD, module=module)
     started_at = time.perf_counter()
-    version, is_new = await service.writes.run(service.catalog.put, publication, precondition=condition)
+    put = partial(service.catalog.put, publication, tenant=caller.tenant, precondition=condition)
+    version, is_new = await service.writes.run(put)
     service.observer.finish_publish(request.scope, started_at, is_new=is_new)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
     return schemas.VersionBody.of(version)
 
 
-def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf) -> schemas.AdapterPage:
+def list_adapters(query: Annotated[NamePage, Query()], service: ServiceOf, caller: CallerOf) -> schemas.AdapterPage:
     """List adapters in byte order of name, without the lists in metrics and lineage.
 
     `GET /adapters/{name}` includes these lists.
     """
     list_key = f"adapters {check_prefix(query.prefix)}"
     after = read_cursor(list_key, query.cursor, str) or ""
-    page = service.catalog.adapters(prefix=query.prefix, after=after, limit=query.limit + 1)
+    page = service.catalog.adapters(tenant=caller.tenant, prefix=query.prefix, after=after, limit=query.limit + 1)
     data, next_cursor = page_of(list_key, page, query.limit, attrgetter("name"))
     body = partial(schemas.AdapterEntryBody.served_by, service.base, service.settings.feature_space)
     return schemas.AdapterPage(data=[body(adapter) for adapter in data], next_cursor=next_cursor)
 
 
-def show_adapter(name: str, service: ServiceOf) -> schemas.AdapterBody:
+def show_adapter(name: str, service: ServiceOf, caller: CallerOf) -> schemas.AdapterBody:
     """Show one adapter and its live version."""
-    return _body(service.catalog.adapter(check_name(name)), service)
+    return _body(service.catalog.adapter(check_name(name), tenant=caller.tenant), service)
 
 
-def list_adapter_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> schemas.VersionPage:
+def list_adapter_versions(
+    name: str, query: Annotated[Page, Query()], service: ServiceOf, caller: CallerOf
+) -> schemas.VersionPage:
     """List an adapter's versions, newest first, without the lists in metrics and lineage.
 
     `GET /adapters/{name}/versions/{version}` includes these lists.
     """
     list_key = f"versions {check_name(name)}"
     before = read_cursor(list_key, query.cursor, int)
-    page = service.catalog.versions(name, before=before, limit=query.limit + 1)
+    page = service.catalog.versions(name, tenant=caller.tenant, before=before, limit=query.limit + 1)
     return query.answer(schemas.VersionPage, list_key, page, "version")
 
 
-def show_adapter_version(name: str, version: str, service: ServiceOf) -> schemas.VersionBody:
+def show_adapter_version(name: str, version: str, service: ServiceOf, caller: CallerOf) -> schemas.VersionBody:
     """Show one version."""
-    return schemas.VersionBody.of(service.catalog.find(Reference(check_name(name), version=version_in_path(version))))
+    reference = Reference(check_name(name), version=version_in_path(version))
+    return schemas.VersionBody.of(service.catalog.find(reference, tenant=caller.tenant))
 
 
-def download_adapter(name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf) -> Response:
+def download_adapter(
+    name: str, query: Annotated[DownloadQuery, Query()], service: ServiceOf, caller: CallerOf
+) -> Response:
     """Download a zip; `PeftModel.from_pretrained` loads its files."""
     reference = Reference(check_name(name), version=query.version)
-    version, adapter = find_adapter(service.catalog, reference)
+    version, adapter = find_adapter(service.catalog, reference, tenant=caller.tenant)
     module = check_module(query.module) if query.module is not None else version.module or DEFAULT_MODULE
     archive = pack(write_peft(adapter, module=module, base_fingerprint=version.base))
     disposition = f'attachment; filename="{name}-{version.version}.zip"'
     return Response(archive, media_type=ZIP, headers={"Content-Disposition": disposition})
 
 
-async def set_live(name: str, request: Request, service: ServiceOf) -> schemas.AdapterBody:
+async def set_live(name: str, request: Request, service: ServiceOf, caller: CallerOf) -> schemas.AdapterBody:
     """Make another version live. Every later request for the bare name uses it."""
     check_name(name)
     body = read_as(schemas.LiveRequest, object_of_body(await service.json.read(request)))
-    adapter = await service.writes.run(service.catalog.set_live, name, body.version, precondition=precondition(request))
-    return _body(adapter, service)
+    point = partial(service.catalog.set_live, tenant=caller.tenant, precondition=precondition(request))
+    return _body(await service.writes.run(point, name, body.version), service)
 
 
-async def update_adapter(name: str, request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
+async def update_adapter(name: str, submission: SubmissionOf) -> JobWithHistory:
     """Refit an adapter exactly with rows added and rows removed. It must be trained with `keep_statistics`."""
-    body = await service.json.read(request)
-    async with service.writes.turn(service.plannings):
-        return await queue_plan(partial(_plan_update, service, name, body), service, response)
+    return await submission.queue_once(partial(_plan_update, name))
 
 
-async def evaluate_adapters(request: Request, response: Response, service: ServiceOf) -> JobWithHistory:
+async def evaluate_adapters(submission: SubmissionOf) -> JobWithHistory:
     """Compare adapters, and the base layer, on the same labelled rows. Nothing is published.
 
     The result has the metrics of each, the figures of each class, and the gain over the first.
     """
-    body = await service.json.read(request)
-    async with service.writes.turn(service.plannings):
-        return await queue_plan(partial(_plan_evaluation, service, body), service, response)
+    return await submission.queue_once(_plan_evaluation)
 
 
-async def delete_adapter(name: str, request: Request, service: ServiceOf) -> None:
-    """Delete an adapter with all its versions. If the name is created again, version numbers continue."""
+async def delete_adapter(
+    name: str, query: Annotated[DeleteQuery, Query()], request: Request, service: ServiceOf, caller: CallerOf
+) -> None:
+    """Delete an adapter with all its versions. If the name is created again, version numbers continue.
+
+    The bytes are kept for `TRASH_DAYS`, and `POST /adapters/{name}/restore` brings them back; kept statistics are
+    removed at once.
+    """
     check_name(name)
-    await service.writes.run(service.catalog.delete, name, precondition=precondition(request))
+    delete = partial(service.catalog.delete, tenant=caller.tenant, purge=query.purge)
+    await service.writes.run(delete, name, precondition=precondition(request))
+
+
+async def restore_adapter(name: str, service: ServiceOf, caller: CallerOf) -> schemas.AdapterBody:
+    """Bring back a deleted adapter with all its versions that are in the trash, and with its live version."""
+    restore = partial(service.catalog.restore, tenant=caller.tenant)
+    return _body(await service.writes.run(restore, check_name(name)), service)
 
 
 async def _read_adapter(request: Request, service: Service) -> tuple[Adapter, str | None]:
@@ -278,29 +306,17 @@ def _from_json(value: dict[str, object], service: Service) -> tuple[Adapter, Non
     return Adapter(a_OR, b_RI, bias_O, checked_alpha, feature_space=feature_space, labels=labels), None
 
 
-def _plan_training(service: Service, body: object) -> Plan:
-    return service.planner.plan(training_request(body))
+def _plan_training(planner: Planner, body: object) -> Plan:
+    return planner.plan(training_request(body))
 
 
-def _plan_update(service: Service, name: str, body: object) -> Plan:
-    version = service.planner.updatable_version(name)
-    return service.planner.plan_update(version, update_request(body))
+def _plan_update(name: str, planner: Planner, body: object) -> Plan:
+    version = planner.updatable_version(name)
+    return planner.plan_update(version, update_request(body))
 
 
-def _plan_evaluation(service: Service, body: object) -> Plan:
-    return plan_evaluation(service.planner, evaluation_request(body))
-
-
-async def queue_plan(plan: Callable[[], Plan], service: Service, response: Response) -> JobWithHistory:
-    """Plan a training and queue its job, on one thread; return the job."""
-
-    def submit_plan() -> Job:
-        limit = service.settings.max_queued_jobs
-        return submit(plan(), service.queue, job_id=service.new_id(), planner=service.planner, max_queued=limit)
-
-    job = await service.writes.run(submit_plan)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return JobWithHistory.of(job)
+def _plan_evaluation(planner: Planner, body: object) -> Plan:
+    return plan_evaluation(planner, evaluation_request(body))
 
 
 def _body(adapter: AdapterSummary, service: Service) -> schemas.AdapterBody:

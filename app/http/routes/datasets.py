@@ -1,6 +1,7 @@
 """Handlers of `/datasets`: upload, list, show, preview and delete."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import IO, Annotated
@@ -11,9 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from adapters.datasets.ingest import CONTENT_TYPES, Ingestion, upload_file
-from adapters.datasets.store import DatasetVersion, Precondition
+from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.names import Reference, check_name, check_prefix
+from app.http.authentication import CallerOf
 from app.http.bodies import content_type
 from app.http.paging import NamePage, Page, QueryFields, QueryInteger, read_cursor, version_in_path
 from app.http.preconditions import etag, precondition
@@ -22,6 +24,8 @@ from app.service import Service, ServiceOf
 from app.serving.asgi import wait_for_disconnect
 
 _WRITE_BYTES = 2**20
+# `Datasets.add` with all but what is read from the body.
+_Add = Callable[..., tuple[DatasetVersion, bool]]
 
 
 class PreviewQuery(QueryFields):
@@ -33,52 +37,59 @@ class PreviewQuery(QueryFields):
 
 
 async def upload_dataset(
-    name: str, request: Request, response: Response, service: ServiceOf
+    name: str, request: Request, response: Response, service: ServiceOf, caller: CallerOf
 ) -> schemas.DatasetVersionBody:
     """Create a version from a file (201); if the newest version has the same content, return it (200).
 
     The answer reports the columns, and the rows that cannot be used for training.
     """
     check_name(name)
-    version, is_new = await _read_dataset(name, request, service, precondition(request))
+    add = partial(service.datasets.add, name, tenant=caller.tenant, precondition=precondition(request))
+    version, is_new = await _read_dataset(request, service, add)
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = etag(version.digest)
     return schemas.DatasetVersionBody.of(version)
 
 
-def list_datasets(query: Annotated[NamePage, Query()], service: ServiceOf) -> schemas.DatasetPage:
+def list_datasets(query: Annotated[NamePage, Query()], service: ServiceOf, caller: CallerOf) -> schemas.DatasetPage:
     """List data sets in byte order of name, without their reports."""
     list_key = f"datasets {check_prefix(query.prefix)}"
     after = read_cursor(list_key, query.cursor, str) or ""
-    page = service.datasets.list(prefix=query.prefix, after=after, limit=query.limit + 1)
+    page = service.datasets.list(tenant=caller.tenant, prefix=query.prefix, after=after, limit=query.limit + 1)
     return query.answer(schemas.DatasetPage, list_key, page, "name")
 
 
-def show_dataset(name: str, service: ServiceOf) -> schemas.DatasetBody:
+def show_dataset(name: str, service: ServiceOf, caller: CallerOf) -> schemas.DatasetBody:
     """Show one data set and its newest version."""
-    dataset = service.datasets.get(check_name(name))
-    newest = service.datasets.find(Reference(name, version=dataset.newest.version), field="name")
+    dataset = service.datasets.get(check_name(name), tenant=caller.tenant)
+    reference = Reference(name, version=dataset.newest.version)
+    newest = service.datasets.find(reference, tenant=caller.tenant, field="name")
     return schemas.DatasetBody.of(replace(dataset, newest=newest))
 
 
-def list_dataset_versions(name: str, query: Annotated[Page, Query()], service: ServiceOf) -> schemas.DatasetVersionPage:
+def list_dataset_versions(
+    name: str, query: Annotated[Page, Query()], service: ServiceOf, caller: CallerOf
+) -> schemas.DatasetVersionPage:
     """List a data set's versions, newest first, without their reports."""
     list_key = f"dataset versions {check_name(name)}"
     before = read_cursor(list_key, query.cursor, int)
-    page = service.datasets.versions(name, before=before, limit=query.limit + 1)
+    page = service.datasets.versions(name, tenant=caller.tenant, before=before, limit=query.limit + 1)
     return query.answer(schemas.DatasetVersionPage, list_key, page, "version")
 
 
-def show_dataset_version(name: str, version: str, service: ServiceOf) -> schemas.DatasetVersionBody:
+def show_dataset_version(name: str, version: str, service: ServiceOf, caller: CallerOf) -> schemas.DatasetVersionBody:
     """Show one version."""
     reference = Reference(check_name(name), version=version_in_path(version))
-    return schemas.DatasetVersionBody.of(service.datasets.find(reference, field="version"))
+    return schemas.DatasetVersionBody.of(service.datasets.find(reference, tenant=caller.tenant, field="version"))
 
 
-def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf) -> schemas.PreviewBody:
+def preview_dataset(
+    name: str, query: Annotated[PreviewQuery, Query()], service: ServiceOf, caller: CallerOf
+) -> schemas.PreviewBody:
     """Show some rows of a version. Numbers that are not finite are null."""
     reference = Reference(check_name(name), version=query.version)
-    version = service.datasets.find(reference, field="name" if query.version is None else "version")
+    field = "name" if query.version is None else "version"
+    version = service.datasets.find(reference, tenant=caller.tenant, field=field)
     rows = Table.open(service.datasets.local(version)).preview(query.offset, query.limit)
     end = query.offset + len(rows)
     return schemas.PreviewBody(
@@ -90,16 +101,15 @@ def preview_dataset(name: str, query: Annotated[PreviewQuery, Query()], service:
     )
 
 
-async def delete_dataset(name: str, request: Request, service: ServiceOf) -> None:
+async def delete_dataset(name: str, request: Request, service: ServiceOf, caller: CallerOf) -> None:
     """Delete a data set with all its versions. If the name is created again, version numbers continue."""
     check_name(name)
-    await service.writes.run(service.datasets.delete, name, precondition=precondition(request))
+    delete = partial(service.datasets.delete, tenant=caller.tenant, precondition=precondition(request))
+    await service.writes.run(delete, name)
 
 
-async def _read_dataset(
-    name: str, request: Request, service: Service, precondition: Precondition | None
-) -> tuple[DatasetVersion, bool]:
-    """Read the body into a version of `name`; return it and whether it is new.
+async def _read_dataset(request: Request, service: Service, add: _Add) -> tuple[DatasetVersion, bool]:
+    """Read the body into a version of a data set; return it and whether it is new.
 
     Raises `UnsupportedMediaType`, the errors of the reader, and `ClientDisconnect`, which leaves nothing behind.
     """
@@ -112,7 +122,7 @@ async def _read_dataset(
             memory_bytes=service.settings.trainer_memory_bytes,
             max_bytes=service.settings.max_dataset_bytes,
         )
-        adding = asyncio.create_task(_add_dataset(name, reading, kind, service, precondition))
+        adding = asyncio.create_task(_add_dataset(reading, service, partial(add, content_type=kind)))
         disconnect = asyncio.create_task(wait_for_disconnect(request.receive))
         try:
             await asyncio.wait((adding, disconnect), return_when=asyncio.FIRST_COMPLETED)
@@ -126,12 +136,9 @@ async def _read_dataset(
             await asyncio.wait((adding,))
 
 
-async def _add_dataset(
-    name: str, reading: Ingestion, kind: str, service: Service, precondition: Precondition | None
-) -> tuple[DatasetVersion, bool]:
+async def _add_dataset(reading: Ingestion, service: Service, add: _Add) -> tuple[DatasetVersion, bool]:
     async with service.writes.turn(service.readings):
-        add = partial(service.datasets.add, name, reading, content_type=kind, precondition=precondition)
-        thread = asyncio.create_task(service.writes.run(add))
+        thread = asyncio.create_task(service.writes.run(add, reading))
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:

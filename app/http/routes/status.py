@@ -25,13 +25,21 @@ async def check_alive() -> dict[str, str]:
     return {"status": "alive"}
 
 
-async def check_ready(service: ServiceOf) -> dict[str, str]:
-    """Check that the base layer is loaded, the catalogue can be read and the service is not draining."""
+async def check_ready(service: ServiceOf) -> dict[str, str | list[str]]:
+    """Check that the base layer is loaded, the catalogue can be read and the service is not draining.
+
+    `warnings` says what may lose acknowledged changes, such as settings of PostgreSQL.
+    """
     if service.draining:
         raise NotReady("the service is stopping")
-    if not await asyncio.to_thread(service.catalog.is_readable):
+    reading = service.resolver.watch.begin_read()
+    if reading is not None:
+        # A service that may answer by an older revision is ready.
+        await asyncio.shield(reading)
+    elif not await asyncio.to_thread(service.catalog.is_readable):
         raise NotReady("the catalogue cannot be read")
-    return {"status": "ready"}
+    warnings = await asyncio.to_thread(service.durability.warnings)
+    return {"status": "ready", **({"warnings": warnings} if warnings else {})}
 
 
 async def show_metrics(service: ServiceOf, accept: Annotated[str, Header()] = "") -> Response:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasPath, BaseModel, BeforeValidator, Field
 
 from adapters.jobs.job import JobStatus
-from adapters.jobs.job_adapters import AdapterOutcome, SkipReason
+from adapters.jobs.job_adapters import AdapterOutcome
+from adapters.jobs.revert import SkipReason
 from adapters.jobs.training_job import JobKind
 from adapters.training.settings import Candidate
 from app.http.errors import JobProblem

@@ -66,6 +66,11 @@ FAST_PATH_FALLBACKS = _counter(
     "Small predict and infer requests that the fast path left to ASGI, by reason.",
     "reason",
 )
+LIMITED = _counter(
+    "limited_requests_total",
+    "Requests that a limit of their tenant refused, by error: rate_limited or quota_exceeded.",
+    "code",
+)
 QUEUE_SECONDS = _histogram(
     "queue_seconds", "Time that a predict request waited for its batch to start.", _BATCH_SECONDS
 )
@@ -119,10 +124,17 @@ QUEUED_JOBS_LIMIT = _gauge("queued_jobs_limit", "Maximum number of queued jobs; 
 ADAPTERS = _gauge("adapters", "Adapters in the catalogue.")
 VERSIONS = _gauge("versions", "Versions of all adapters.")
 VERSION_BYTES = _gauge("version_bytes", "Bytes of all versions, on disk.")
+TRASHED_BYTES = _gauge("trashed_bytes", "Bytes of deleted adapters that can be restored, on disk.")
 DATASETS = _gauge("datasets", "Data sets in the catalogue.")
 DATASET_BYTES = _gauge("dataset_bytes", "Bytes of all data sets' versions, on disk.")
 DISK_FREE = _gauge("disk_free_bytes", "Free bytes on the file system of DATA_DIR.")
 DISK_SIZE = _gauge("disk_size_bytes", "Size of the file system of DATA_DIR.")
+
+SCRUB_DAMAGED = _gauge("scrub_damaged_blobs", "Blobs that were missing or damaged when the scrub last read them.")
+SCRUB_FINISHED = _gauge(
+    "scrub_finished_timestamp_seconds",
+    "End of the last complete scrub, in seconds since the epoch; 0 before the first.",
+)
 
 # All of them by name, in the order in which `/metrics` shows them.
 DEFINITIONS: Mapping[str, Definition] = MappingProxyType(

@@ -18,9 +18,11 @@ from prometheus_client.registry import Collector
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.counts import CatalogCounts, count_catalog
 from adapters.lora.base_layer import BaseLayer
+from adapters.maintenance.scrub import read_state
 from app.observability.metrics import definitions as d
 from app.observability.metrics.definitions import DEFINITIONS, Kind
-from app.observability.metrics.recorder import Metrics, MetricValues, sum_values
+from app.observability.metrics.metric_values import MetricValues, sum_values
+from app.observability.metrics.recorder import Metrics
 
 _OPENMETRICS = "application/openmetrics-text"
 _FAMILIES = {Kind.COUNTER: CounterMetricFamily, Kind.GAUGE: GaugeMetricFamily, Kind.HISTOGRAM: HistogramMetricFamily}
@@ -29,6 +31,7 @@ _SHORTEST_SECONDS = 1.0
 # Largest share of time spent counting: a count is used for twenty times as long as it took.
 _SHARE = 0.05
 _PATIENCE_SECONDS = 1.0
+_MAX_TENANTS = 1000
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +49,22 @@ class CatalogMetrics:
         self._now, self._monotonic = now, monotonic
         self._thread = ThreadPoolExecutor(1, "census")
         self._lock = threading.Lock()
-        self._counting: Future[CatalogCounts | None] | None = None
-        self._good_until = 0.0
+        self._counting: dict[str | None, Future[CatalogCounts | None]] = {}
+        self._good_until: dict[str | None, float] = {}
         self._has_failed = False
 
-    def census(self) -> CatalogCounts | None:
-        """Return a recent count; None if the catalogue cannot be read within a second. Call it in a thread."""
+    def census(self, tenant: str | None = None) -> CatalogCounts | None:
+        """Return a recent count of one tenant's rows, or of all tenants'; call it in a thread.
+
+        It is None if the catalogue cannot be read within a second.
+        """
         with self._lock:
-            if self._counting is None or (self._counting.done() and self._monotonic() >= self._good_until):
-                self._counting = self._thread.submit(self._count)
-            counting = self._counting
+            counting = self._counting.get(tenant)
+            if counting is None or (counting.done() and self._monotonic() >= self._good_until.get(tenant, 0.0)):
+                if len(self._counting) >= _MAX_TENANTS:
+                    self._counting.clear()
+                    self._good_until.clear()
+                counting = self._counting[tenant] = self._thread.submit(self._count, tenant)
         try:
             return counting.result(_PATIENCE_SECONDS)
         except TakesTooLong:
@@ -69,6 +78,7 @@ class CatalogMetrics:
             values.put(d.ADAPTERS, census.adapters)
             values.put(d.VERSIONS, census.versions)
             values.put(d.VERSION_BYTES, census.version_bytes)
+            values.put(d.TRASHED_BYTES, census.trashed_bytes)
             values.put(d.DATASETS, census.datasets)
             values.put(d.DATASET_BYTES, census.dataset_bytes)
             values.put(d.OLDEST_QUEUED, census.oldest_queued_seconds)
@@ -81,15 +91,18 @@ class CatalogMetrics:
         else:
             values.put(d.DISK_FREE, usage.free)
             values.put(d.DISK_SIZE, usage.total)
+        state = read_state(self._catalog.folder)
+        values.put(d.SCRUB_DAMAGED, len(state.damaged))
+        values.put(d.SCRUB_FINISHED, state.finished_at or 0)
 
     def close(self) -> None:
         """Stop the thread."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _count(self) -> CatalogCounts | None:
-        begin = self._monotonic()
+    def _count(self, tenant: str | None) -> CatalogCounts | None:
+        begin, self._good_until[tenant] = self._monotonic(), 0.0
         try:
-            census = count_catalog(self._catalog.database, base=self._base, now=self._now())
+            census = count_catalog(self._catalog.database, base=self._base, now=self._now(), tenant=tenant)
         except Exception as error:
             if not self._has_failed:
                 log.warning("the catalogue cannot be counted: %s", error)
@@ -97,7 +110,7 @@ class CatalogMetrics:
             return None
         self._has_failed = False
         end = self._monotonic()
-        self._good_until = end + max(_SHORTEST_SECONDS, (end - begin) / _SHARE)
+        self._good_until[tenant] = end + max(_SHORTEST_SECONDS, (end - begin) / _SHARE)
         return census
 
 

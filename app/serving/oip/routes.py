@@ -20,6 +20,7 @@ from adapters.catalog.versions import AdapterSummary
 from adapters.errors import InvalidCombination, LoraplexError, WrongType
 from adapters.lora.base_layer import BaseLayer
 from adapters.lora.labels import Labels
+from app.http.authentication import CallerOf
 from app.http.bodies import parse_object, read_as, read_bytes
 from app.http.errors import BodyTooLarge, UnsupportedMediaType
 from app.http.routes.status import check_ready
@@ -73,7 +74,7 @@ async def infer(service: Service, scope: Scope, receive: Receive, send: Send) ->
     asgi.check_feature_space(service, headers, scope)
     header_length = _header_length(scope["headers"])
     timeout = asgi.timeout_seconds(headers)
-    await service.batcher.admit(timeout_seconds=timeout)
+    await service.batcher.admit(scope["state"]["grant"].caller.tenant, timeout_seconds=timeout)
     body = await _body(service, headers, receive, header_length)
     header, inputs_NI = await _read(service, body, header_length)
     check_model_name(header, model)
@@ -119,8 +120,8 @@ async def _write(
 def infer_headers(result: InferenceResult, text_length: int | None) -> asgi.Headers:
     """Return the headers of a successful answer, without its length."""
     if text_length is None:
-        return _JSON, asgi.server_timing(result)
-    return _BINARY, (INFERENCE_HEADER_NAME, b"%d" % text_length), asgi.server_timing(result)
+        return _JSON, *asgi.result_headers(result)
+    return _BINARY, (INFERENCE_HEADER_NAME, b"%d" % text_length), *asgi.result_headers(result)
 
 
 def _header_length(headers: list[tuple[bytes, bytes]]) -> int | None:
@@ -258,22 +259,24 @@ async def server_ready(service: ServiceOf) -> dict[str, bool]:
     return {"ready": True}
 
 
-def show_model(name: str, service: ServiceOf, version: str | None = None) -> Metadata:
+def show_model(name: str, service: ServiceOf, caller: CallerOf, version: str | None = None) -> Metadata:
     """Return the metadata of a model: its inputs, its outputs and its versions."""
-    _require(service, name, version)
-    base = service.base
+    _require(service, caller.tenant, name, version)
+    base, versions = service.base, [BASE_VERSION]
+    if name != BASE_MODEL:
+        versions = list(map(str, service.catalog.version_numbers(name, tenant=caller.tenant)))
     return Metadata(
         name=name,
-        versions=[BASE_VERSION] if name == BASE_MODEL else list(map(str, service.catalog.version_numbers(name))),
+        versions=versions,
         platform=_PLATFORM,
         inputs=[Tensor(name=INPUT, datatype="FP32", shape=[-1, base.in_features])],
         outputs=[Tensor(name=OUTPUT, datatype="FP32", shape=[-1, base.out_features])],
     )
 
 
-def show_configuration(name: str, service: ServiceOf, version: str | None = None) -> Configuration:
+def show_configuration(name: str, service: ServiceOf, caller: CallerOf, version: str | None = None) -> Configuration:
     """Return the configuration of a model, in the form of Triton's."""
-    _require(service, name, version)
+    _require(service, caller.tenant, name, version)
     base = service.base
     return Configuration(
         name=name,
@@ -285,35 +288,36 @@ def show_configuration(name: str, service: ServiceOf, version: str | None = None
     )
 
 
-def model_ready(name: str, service: ServiceOf, version: str | None = None) -> ModelReady:
+def model_ready(name: str, service: ServiceOf, caller: CallerOf, version: str | None = None) -> ModelReady:
     """Confirm that a model answers. A model that is missing, or made for another base, gives a 4xx error."""
-    _require(service, name, version)
+    _require(service, caller.tenant, name, version)
     return ModelReady(name=name, ready=True)
 
 
-def list_models(service: ServiceOf) -> list[IndexEntry]:
+def list_models(service: ServiceOf, caller: CallerOf) -> list[IndexEntry]:
     """Return the models, each with its live version."""
     entries = [IndexEntry(name=BASE_MODEL, version=BASE_VERSION)]
     after = ""
-    while page := service.catalog.adapters(after=after, limit=_PAGE):
+    while page := service.catalog.adapters(tenant=caller.tenant, after=after, limit=_PAGE):
         entries += [_index_entry(adapter, service.base, service.settings.feature_space) for adapter in page]
         after = page[-1].name
     return entries
 
 
-async def post_list_models(request: Request, service: ServiceOf) -> list[IndexEntry]:
+async def post_list_models(request: Request, service: ServiceOf, caller: CallerOf) -> list[IndexEntry]:
     """Return the models, or only those that are ready; the body is optional."""
     body = await read_bytes(request)
     index_request = read_as(IndexRequest, parse_object(body) if body.strip() else {})
-    entries = await run_in_threadpool(list_models, service)
+    entries = await run_in_threadpool(list_models, service, caller)
     return [entry for entry in entries if entry.state is State.READY or not index_request.ready]
 
 
-def _require(service: Service, name: str, version: str | None) -> None:
+def _require(service: Service, tenant: str, name: str, version: str | None) -> None:
     """Raise the error that an infer request for the model would get."""
     reference = parse_model(name, version)
     if reference is not None:
-        service.catalog.find(reference).check_servable(service.base, service.settings.feature_space)
+        found = service.catalog.find(reference, tenant=tenant)
+        found.check_servable(service.base, service.settings.feature_space)
 
 
 def _index_entry(adapter: AdapterSummary, base: BaseLayer, feature_space: str | None) -> IndexEntry:

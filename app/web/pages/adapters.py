@@ -4,6 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.names import check_name, check_prefix
+from app.http.authentication import CallerOf
 from app.http.paging import page_of, read_cursor
 from app.service import ServiceOf
 from app.web.pages.rendering import PageRouter, render
@@ -14,12 +15,15 @@ router = PageRouter()
 
 
 @router.page("/ui/adapters")
-def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor: str | None = None) -> Response:
+def list_adapters(
+    request: Request, service: ServiceOf, caller: CallerOf, prefix: str = "", cursor: str | None = None
+) -> Response:
     """Show the adapters whose names begin with `prefix`."""
     prefix = prefix.strip()
     list_key = f"adapters {check_prefix(prefix)}"
     after = read_cursor(list_key, cursor or None, str) or ""
-    listed = service.catalog.adapters(prefix=prefix, after=after, limit=_ADAPTERS_PER_PAGE + 1)
+    limit = _ADAPTERS_PER_PAGE + 1
+    listed = service.catalog.adapters(tenant=caller.tenant, prefix=prefix, after=after, limit=limit)
     data, next_cursor = page_of(list_key, listed, _ADAPTERS_PER_PAGE, lambda adapter: adapter.name)
     return render(
         request,
@@ -35,12 +39,15 @@ def list_adapters(request: Request, service: ServiceOf, prefix: str = "", cursor
 
 
 @router.page("/ui/adapters/{name}")
-def show_adapter(request: Request, service: ServiceOf, name: str, cursor: str | None = None) -> Response:
+def show_adapter(
+    request: Request, service: ServiceOf, caller: CallerOf, name: str, cursor: str | None = None
+) -> Response:
     """Show one adapter with its versions, newest first."""
     list_key = f"versions {check_name(name)}"
     before = read_cursor(list_key, cursor or None, int)
-    adapter = service.catalog.adapter(name)
-    listed = service.catalog.versions(name, before=before, limit=_VERSIONS_PER_PAGE + 1)
+    adapter = service.catalog.adapter(name, tenant=caller.tenant)
+    limit = _VERSIONS_PER_PAGE + 1
+    listed = service.catalog.versions(name, tenant=caller.tenant, before=before, limit=limit)
     data, next_cursor = page_of(list_key, listed, _VERSIONS_PER_PAGE, lambda version: version.version)
     return render(
         request,
@@ -49,6 +56,7 @@ def show_adapter(request: Request, service: ServiceOf, name: str, cursor: str | 
         versions=data,
         base=service.base,
         feature_space=service.settings.feature_space,
+        trash_days=service.settings.trash_days,
         cursor=cursor,
         next_cursor=next_cursor,
     )

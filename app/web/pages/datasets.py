@@ -18,6 +18,7 @@ from adapters.names import Reference, check_name, check_prefix
 from adapters.training.evaluation.gate import When
 from adapters.training.planning.request import PublishRequest, SplitRequest
 from adapters.training.settings import AUTO, SETTINGS, Loss, Method, field_of
+from app.http.authentication import CallerOf
 from app.http.paging import page_of, read_cursor
 from app.service import Service, ServiceOf
 from app.web.pages.rendering import PageRouter, render
@@ -39,12 +40,15 @@ router = PageRouter()
 
 
 @router.page("/ui/datasets")
-def list_datasets(request: Request, service: ServiceOf, prefix: str = "", cursor: str | None = None) -> Response:
+def list_datasets(
+    request: Request, service: ServiceOf, caller: CallerOf, prefix: str = "", cursor: str | None = None
+) -> Response:
     """Show the data sets and the upload form."""
     prefix = prefix.strip()
     list_key = f"datasets {check_prefix(prefix)}"
     after = read_cursor(list_key, cursor or None, str) or ""
-    listed = list(service.datasets.list(prefix=prefix, after=after, limit=_DATASETS_PER_PAGE + 1))
+    limit = _DATASETS_PER_PAGE + 1
+    listed = list(service.datasets.list(tenant=caller.tenant, prefix=prefix, after=after, limit=limit))
     data, next_cursor = page_of(list_key, listed, _DATASETS_PER_PAGE, lambda dataset: dataset.name)
     return render(
         request,
@@ -59,10 +63,11 @@ def list_datasets(request: Request, service: ServiceOf, prefix: str = "", cursor
 
 
 @router.page("/ui/datasets/{name}")
-def show_dataset(request: Request, service: ServiceOf, name: str, offset: int = 0) -> Response:
+def show_dataset(request: Request, service: ServiceOf, caller: CallerOf, name: str, offset: int = 0) -> Response:
     """Show the report of the newest version, some of its rows, and the form that trains from it."""
-    dataset = service.datasets.get(check_name(name))
-    newest = service.datasets.find(Reference(name, version=dataset.newest.version), field="name")
+    dataset = service.datasets.get(check_name(name), tenant=caller.tenant)
+    reference = Reference(name, version=dataset.newest.version)
+    newest = service.datasets.find(reference, tenant=caller.tenant, field="name")
     offset = min(max(0, offset), max(0, newest.rows - 1))
     rows = Table.open(service.datasets.local(newest)).preview(offset, _PREVIEW_ROWS)
     return render(
@@ -77,7 +82,7 @@ def show_dataset(request: Request, service: ServiceOf, name: str, offset: int = 
         rows=rows,
         columns=newest.columns[:_MAX_COLUMNS],
         sample_columns=_first_and_last(newest.columns),
-        versions=service.datasets.versions(name, limit=_MAX_VERSIONS),
+        versions=service.datasets.versions(name, tenant=caller.tenant, limit=_MAX_VERSIONS),
         form=_form(service, newest),
     )
 

@@ -183,7 +183,7 @@ def evaluation(report: Mapping[str, Any] | None) -> Evaluation | None:
     gain = None
     if values.get("gain") is not None:
         over = "the base layer" if values.get("live") is None else "the version that was live"
-        gain = f"Gain over {over}: {signed(values['gain'])} ± {figure(values.get('gain_error'))} per row."
+        gain = f"Gain over {over}: {signed(values['gain'])} per row, standard error {figure(values.get('gain_error'))}."
     title = f"On {count(values['rows'], f'{kind} row')}"
     return Evaluation(title, values["metric"], is_higher_better(values["metric"]), figures, gain)
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from adapters.jobs.job import TRANSITIONS, Job, JobStatus
 from adapters.jobs.job_adapters import AdapterOutcome, Order, Selection
 from adapters.names import check_name
+from app.http.authentication import CallerOf
 from app.http.paging import page_of, read_cursor
 from app.service import ServiceOf
 from app.web.pages.formatting import part
@@ -25,7 +26,12 @@ router = PageRouter()
 
 @router.page("/ui/jobs")
 def list_jobs(
-    request: Request, service: ServiceOf, status: str = "", adapter: str = "", cursor: str | None = None
+    request: Request,
+    service: ServiceOf,
+    caller: CallerOf,
+    status: str = "",
+    adapter: str = "",
+    cursor: str | None = None,
 ) -> Response:
     """Show the jobs, newest first."""
     chosen = JobStatus(status) if status in list(JobStatus) else None
@@ -33,7 +39,8 @@ def list_jobs(
     name = check_name(adapter, field="adapter") if adapter else None
     list_key = f"jobs {chosen} {name}"
     before = read_cursor(list_key, cursor or None, int)
-    listed = service.queue.list(status=chosen, adapter=name, before=before, limit=_JOBS_PER_PAGE + 1)
+    limit = _JOBS_PER_PAGE + 1
+    listed = service.queue.list(tenant=caller.tenant, status=chosen, adapter=name, before=before, limit=limit)
     data, next_cursor = page_of(list_key, listed, _JOBS_PER_PAGE, lambda job: job.sequence)
     return render(
         request,
@@ -50,10 +57,16 @@ def list_jobs(
 
 @router.page("/ui/jobs/{job_id}")
 def show_job(
-    request: Request, service: ServiceOf, job_id: str, outcome: str = "", sort: str = "", cursor: str | None = None
+    request: Request,
+    service: ServiceOf,
+    caller: CallerOf,
+    job_id: str,
+    outcome: str = "",
+    sort: str = "",
+    cursor: str | None = None,
 ) -> Response:
     """Show one job; a refresh renders only its results. Of a fleet, show the adapters with one outcome, or all."""
-    job = service.queue.get(job_id)
+    job = service.queue.get(job_id, tenant=caller.tenant)
     chosen = AdapterOutcome(outcome) if outcome in list(AdapterOutcome) else None
     order = Order(sort) if sort in (Order.GAIN, Order.NAME) else Order.POSITION
     list_key = f"adapters of job {job_id} {chosen} {order}"
@@ -63,7 +76,7 @@ def show_job(
         after=read_cursor(list_key, cursor or None, int),
         limit=_ADAPTERS_PER_PAGE + 1,
     )
-    listed = list(service.queue.adapters(job_id, selection))
+    listed = list(service.queue.adapters(job_id, selection, tenant=caller.tenant))
     adapters, next_cursor = page_of(list_key, listed, _ADAPTERS_PER_PAGE, lambda adapter: adapter.position)
     ended = not TRANSITIONS[job.status]
     return render(

@@ -8,10 +8,12 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from adapters.access.keys import Scope
+from app.http.authentication import CallerOf
 from app.http.endpoints import ENDPOINTS
 from app.http.errors import RouteNotFound
 from app.observability.metrics import definitions as d
-from app.observability.metrics.recorder import sum_values
+from app.observability.metrics.metric_values import sum_values
 from app.service import Service, ServiceOf
 from app.web.pages.rendering import PageRouter, render
 
@@ -21,9 +23,9 @@ router = PageRouter()
 
 
 @router.page("/")
-def show_overview(request: Request, service: ServiceOf) -> Response:
+def show_overview(request: Request, service: ServiceOf, caller: CallerOf) -> Response:
     """Show the overview; a refresh renders only its figures."""
-    census = service.catalog_figures.census()
+    census = service.catalog_figures.census(caller.tenant)
     return render(
         request,
         "overview.html",
@@ -34,14 +36,16 @@ def show_overview(request: Request, service: ServiceOf) -> Response:
         not_ready="It is stopping." if service.draining else None,
         census=census,
         first_steps=census is not None and not census.adapters,
-        jobs=service.queue.list(limit=_NEWEST_JOBS),
+        jobs=service.queue.list(tenant=caller.tenant, limit=_NEWEST_JOBS),
         trainers=service.settings.trainers,
+        shows_traffic=caller.may(Scope.METRICS),
     )
 
 
 @router.get("/ui/throughput", response_model=None)
-async def show_throughput(service: ServiceOf) -> Response:
-    """Return the counters of predictions in all workers. The page shows the difference between two calls."""
+async def show_throughput(service: ServiceOf, caller: CallerOf) -> Response:
+    """Return the counters of predictions of all tenants in all workers. The page shows how they change."""
+    caller.require(Scope.METRICS)
     service.metrics.collect()
     return JSONResponse(await asyncio.to_thread(_predictions, service), headers={"Cache-Control": "no-store"})
 

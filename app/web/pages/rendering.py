@@ -16,6 +16,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from adapters.access.grants import OPEN_GRANT
+from adapters.access.keys import Scope as Access
 from adapters.errors import LoraplexError
 from app.http.errors import STATUS, from_request_validation
 from app.web.pages.formatting import FILTERS
@@ -26,16 +28,13 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+# Those that pages have in addition to, or in place of, `app.http.middleware`.
 _PAGE_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
-    # What a page shows may be gone a moment later. A part of a page has the page's own address.
-    "Cache-Control": "no-store",
+    # A part of a page has the page's own address.
     "Vary": "HX-Request",
 }
-_STATIC_HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
 _TEMPLATE_FOLDER = Path(__file__).parents[1] / "templates"
 Handler = TypeVar("Handler", bound=Callable[..., Response | None])
 
@@ -45,7 +44,12 @@ def render(
 ) -> HTMLResponse:
     """Return the page, or only its `part` if a script requests that."""
     only = part if _requests_part(request) else None
-    html = _environment().get_template(only or template).render(**context, part_only=only is not None)
+    grant = request.scope["state"].get("grant", OPEN_GRANT)  # open pages have none
+    # Without a key, the caller has no tenant of its own.
+    tenant = None if grant.caller.key_id is None else grant.caller.tenant
+    context |= {"part_only": only is not None, "tenant": tenant, "is_signed_in": grant.credential.is_session}
+    context["is_admin"] = "grant" in request.scope["state"] and grant.caller.may(Access.ADMIN)
+    html = _environment().get_template(only or template).render(**context)
     return HTMLResponse(html, status, headers=_PAGE_HEADERS)
 
 
@@ -108,7 +112,6 @@ class StaticAssets(StaticFiles):
         first, _, rest = path.partition(os.sep)
         is_current = first == release()
         answer = await super().get_response(rest if is_current else path, scope)
-        answer.headers.update(_STATIC_HEADERS)
         answer.headers["Cache-Control"] = "public, max-age=31536000, immutable" if is_current else "no-cache"
         return answer
 

@@ -9,6 +9,7 @@ from adapters.datasets.store import DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import InvalidCombination, LoraplexError, OutOfRange
 from adapters.names import Reference, check_name, check_prefix, parse_reference
+from app.http.authentication import CallerOf
 from app.http.errors import problem
 from app.service import ServiceOf
 from app.web.pages.datasets import input_choices
@@ -23,11 +24,12 @@ router = PageRouter()
 
 
 @router.page("/ui/try")
-def show_try(request: Request, service: ServiceOf, prefix: str = "") -> Response:
+def show_try(request: Request, service: ServiceOf, caller: CallerOf, prefix: str = "") -> Response:
     """Show the page; a search renders only the adapters that it offers."""
     prefix = prefix.strip()
     chosen = request.query_params.getlist("adapter")[:MAX_ADAPTERS]
-    offered = service.catalog.adapters(prefix=check_prefix(prefix), limit=_ADAPTERS_OFFERED + 1)
+    limit = _ADAPTERS_OFFERED + 1
+    offered = service.catalog.adapters(tenant=caller.tenant, prefix=check_prefix(prefix), limit=limit)
     if offered and not chosen and not prefix:
         first = offered[0]
         is_served = first.live and not first.serving_problem(service.base, service.settings.feature_space)
@@ -43,15 +45,16 @@ def show_try(request: Request, service: ServiceOf, prefix: str = "") -> Response
         max_adapters=MAX_ADAPTERS,
         base=service.base,
         can_draw=service.base.in_features == _DIGIT_PIXELS,
-        datasets=service.datasets.list(limit=_DATASETS_OFFERED),
+        datasets=service.datasets.list(tenant=caller.tenant, limit=_DATASETS_OFFERED),
     )
 
 
 @router.page("/ui/try/row")
-def read_row(service: ServiceOf, dataset: str = "", row: str = "0") -> Response:
+def read_row(service: ServiceOf, caller: CallerOf, dataset: str = "", row: str = "0") -> Response:
     """Return one row of a data set as the layer's inputs (`values`), and up to five other columns."""
     try:
-        version = service.datasets.find(Reference(check_name(dataset, field="dataset")))
+        reference = Reference(check_name(dataset, field="dataset"))
+        version = service.datasets.find(reference, tenant=caller.tenant)
         return JSONResponse(_row(version, Table.open(service.datasets.local(version)), row, service.base.in_features))
     except LoraplexError as error:
         return problem(error)

@@ -36,9 +36,11 @@ async def upload_table(
 class AsyncTrainingRows:
     """Rows of one training request, with the temporary data sets that hold those that are too large for it."""
 
-    def __init__(self, connection: AsyncConnection, encode: Encode | None, *, timeout: float | None) -> None:
+    def __init__(self, connection: AsyncConnection, encode: Encode | None, *, key: str, timeout: float | None) -> None:
+        """Create the rows of a request with this idempotency key."""
         self._connection = connection
         self._encode = encode
+        self._key = key
         self._timeout = timeout
         self._datasets: list[str] = []
 
@@ -71,7 +73,7 @@ class AsyncTrainingRows:
                 await self._connection.send(Call("DELETE", path("datasets", name)))
 
     async def _upload(self, columns: dict[str, Any]) -> str:
-        name = training_rows.temporary_name()
+        name = await asyncio.to_thread(training_rows.temporary_name, columns, self._key)
         self._datasets.append(name)
         write = partial(training_rows.write_columns, columns)
         await upload_table(self._connection, name, write, headers={}, timeout=self._timeout)

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import httpx
 
 from loraplex import decode
+from loraplex._sync.administration import Administration
 from loraplex._sync.connection import Connection
 from loraplex._sync.jobs import Job, wait_for, watch
 from loraplex._sync.predict import Predictor, read_rows
 from loraplex._sync.uploads import TrainingRows, upload_table
 from loraplex.arrays import Encode, numbers
 from loraplex.base_file import make_base
-from loraplex.calls import UNSET, Call, Unset, conditions, given, path, planning_call, upload_call
+from loraplex.calls import UNSET, Call, Unset, checked_key, conditions, given, path, planning_call, upload_call
 from loraplex.errors import InvalidCombination, LoraplexError
 from loraplex.frames import Listing
 from loraplex.inference import prediction, references_of
@@ -47,10 +48,12 @@ T = TypeVar("T")
 _ROWS = ("inputs", "targets", "weights", "groups", "labels", "corpus")
 
 
-class Client:
+class Client(Administration):
     """Client of a loraplex service. Threads may share it; close it, or use it in `with`.
 
-    `url` is the address of the service, by default `LORAPLEX_URL` or http://127.0.0.1:8000. With `encode`, such as the
+    `url` is the address of the service, by default `LORAPLEX_URL` or http://127.0.0.1:8000. `key` is a key of the
+    service, by default `LORAPLEX_KEY`; neither the client nor its errors show it. `tenant` is the tenant that an
+    operator acts for, by default `default`; other keys have one of their own. With `encode`, such as the
     `encode` method of a SentenceTransformer, every method that takes inputs takes texts too. `feature_space` names that
     encoder; the service refuses inputs from an encoder that its layer was not made for. `timeout` is in seconds for
     each call, including its `retries`. Calls for which the service reads a data set or the rows of a training may take
@@ -64,6 +67,8 @@ class Client:
         self,
         url: str | None = None,
         *,
+        key: str | None = None,
+        tenant: str | None = None,
         encode: Encode | None = None,
         feature_space: str | None = None,
         timeout: float = 30.0,
@@ -71,7 +76,8 @@ class Client:
         headers: Mapping[str, str] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        checked = settings(url, feature_space=feature_space, timeout=timeout, retries=retries, headers=headers)
+        sent = headers if tenant is None else {**(headers or {}), "X-Tenant": tenant}
+        checked = settings(url, key=key, feature_space=feature_space, timeout=timeout, retries=retries, headers=sent)
         self._connection = Connection(checked, transport)
         self._encode = encode
 
@@ -122,6 +128,7 @@ class Client:
         split: Mapping[str, Any] | str | Unset | None = UNSET,
         publish: str | Mapping[str, Any] | None = None,
         fleet_prior: str | None = None,
+        idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> Job:
         """Queue the training of an adapter or of a fleet; the arguments are the fields of `POST /adapters`.
@@ -132,11 +139,16 @@ class Client:
         set, which is deleted once the job has its rows.
 
         An argument that is left out is not sent, and the service decides; `split=None` holds no rows out.
+
+        Each call has an `idempotency_key` of its own by default, so that it is sent again after a lost connection
+        without queueing a second job. To repeat a call in another process, give both the same key: within 24 hours, the
+        second returns the job of the first. Raises `IdempotencyKeyReused` if the arguments differ.
         """
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
         settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}
         body = given(settings) | ({} if split is UNSET else {"split": split})
-        return self._train(self._read_job, name, dict(rows), data, body, timeout=timeout)
+        key = checked_key(idempotency_key)
+        return self._train(self._read_job, name, dict(rows), data, body, timeout=timeout, idempotency_key=key)
 
     def estimate(
         self,
@@ -161,7 +173,7 @@ class Client:
         rows = zip(_ROWS, (inputs, targets, weights, groups, labels, corpus), strict=True)
         settings = {"rank": rank, "alpha": alpha, "training": training, "publish": publish, "fleet_prior": fleet_prior}
         body = given(settings) | ({} if split is UNSET else {"split": split})
-        return self._train(decode.estimate, name, dict(rows), data, body, timeout=timeout, dry_run=True)
+        return self._train(decode.estimate, name, dict(rows), data, body, timeout=timeout)
 
     def update(
         self,
@@ -170,17 +182,21 @@ class Client:
         add: Mapping[str, Any] | None = None,
         forget: Mapping[str, Any] | None = None,
         publish: str | Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> Job:
         """Queue the refit of an adapter that kept its statistics, with rows to add and rows to forget.
 
-        Both are `{"inputs": …, "targets": …, "weights": …}`, or columns of a data set.
+        Both are `{"inputs": …, "targets": …, "weights": …}`, or columns of a data set. `idempotency_key` is as in
+        `train`.
         """
         body: dict[str, Any] = given({"publish": publish})
-        with closing(TrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
+        key = checked_key(idempotency_key)
+        with closing(TrainingRows(self._connection, self._encode, key=key, timeout=timeout)) as sent:
             for field, rows in given({"add": add, "forget": forget}).items():
                 body[field] = sent.prepare(rows, field=field)
-            call = planning_call(path("adapters", name, "update"), body, timeout=timeout)
+            where = path("adapters", name, "update")
+            call = planning_call(where, body, timeout=timeout, idempotency_key=key)
             return self._connection.fetch(call, self._read_job)
 
     def evaluate(
@@ -192,17 +208,19 @@ class Client:
         weights: Any = None,
         labels: Sequence[str | int] | None = None,
         data: Any = None,
+        idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> Job:
         """Queue the evaluation of adapters (None is the base layer) on labelled rows that none was trained on.
 
         The rows are given as in `train`. The `result` of the job that has ended is an `EvaluationResult`, whose entries
         are in the order of `adapters`; gains are over the first. Outputs are matched to targets by label. `labels` are
-        those of outputs that have none of their own. Nothing is published.
+        those of outputs that have none of their own. Nothing is published. `idempotency_key` is as in `train`.
         """
         rows = {"inputs": inputs, "targets": targets, "weights": weights, "labels": labels}
         body = {"adapters": [adapters] if adapters is None or isinstance(adapters, str) else list(adapters)}
-        return self._plan(self._read_job, "/evaluations", body, rows, data, timeout=timeout)
+        key, where = checked_key(idempotency_key), "/evaluations"
+        return self._plan(self._read_job, where, body, rows, data, timeout=timeout, idempotency_key=key)
 
     def job(self, job_id: str) -> Job:
         """Return the current state of a job."""
@@ -344,9 +362,14 @@ class Client:
         call = Call("PUT", where, headers=conditions(if_match), json={"version": version})
         return self._connection.fetch(call, decode.adapter)
 
-    def delete(self, name: str, *, if_match: str | None = None) -> None:
-        """Delete an adapter with all its versions."""
-        self._connection.send(Call("DELETE", path("adapters", name), headers=conditions(if_match)))
+    def delete(self, name: str, *, purge: bool = False, if_match: str | None = None) -> None:
+        """Delete an adapter with all its versions. It can be restored for some days, unless `purge` is true."""
+        query = {"purge": "true" if purge else None}
+        self._connection.send(Call("DELETE", path("adapters", name), headers=conditions(if_match), query=query))
+
+    def restore_adapter(self, name: str) -> Adapter:
+        """Bring back a deleted adapter with all its versions. Raises `NameTaken` if the name exists again."""
+        return self._connection.fetch(Call("POST", path("adapters", name, "restore")), decode.adapter)
 
     def put_dataset(
         self,
@@ -434,11 +457,11 @@ class Client:
         body: Mapping[str, Any],
         *,
         timeout: float | None,
-        dry_run: bool = False,
+        idempotency_key: str | None = None,
     ) -> T:
-        body = {"name": name, **body}
-        query = {"dry_run": "true"} if dry_run else {}
-        return self._plan(read, "/adapters", body, rows, data, timeout=timeout, query=query)
+        body, key = {"name": name, **body}, idempotency_key
+        query = {"dry_run": "true"} if key is None else {}
+        return self._plan(read, "/adapters", body, rows, data, timeout=timeout, idempotency_key=key, query=query)
 
     def _plan(
         self,
@@ -449,17 +472,19 @@ class Client:
         data: Any,
         *,
         timeout: float | None,
+        idempotency_key: str | None,
         query: Mapping[str, str] | None = None,
     ) -> T:
-        """Send a request with its rows, or with those of `data`; one with a query changes nothing."""
+        """Send a request with its rows, or with those of `data`."""
         rows, data = rows_of_table(given(rows), data)
         if (data is None) == (not rows):
             expected = 'inputs=…, targets=…; or data={"dataset": …, "inputs": …, "targets": …}'
             raise InvalidCombination("rows come as inputs and targets, or as data", field="data", expected=expected)
         fleet = "{" in body.get("name", "")
-        with closing(TrainingRows(self._connection, self._encode, timeout=timeout)) as sent:
+        key = checked_key(idempotency_key)
+        with closing(TrainingRows(self._connection, self._encode, key=key, timeout=timeout)) as sent:
             whole = {**body, "data": sent.prepare(rows or data, field="data", fleet=fleet)}
-            call = planning_call(where, whole, safe=bool(query), query=query, timeout=timeout)
+            call = planning_call(where, whole, query=query, timeout=timeout, idempotency_key=idempotency_key)
             return self._connection.fetch(call, read)
 
     def _read_job(self, value: Any) -> Job:

@@ -1,4 +1,4 @@
-"""Commands `adapters`, `adapter`, `upload`, `download`, `rollback` and `delete`."""
+"""Commands `adapters`, `adapter`, `upload`, `download`, `rollback`, `delete` and `undelete`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
+from loraplex.cli.job_summary import headline
 from loraplex.cli.output import Table, pairs, when
 from loraplex.cli.session import Session, Yes, argument, command, complete_adapter, confirm, option
-from loraplex.cli.summary import headline
 from loraplex.errors import AdapterNotLive, VersionNotFound
 from loraplex.results import Adapter, Version
 
@@ -89,11 +89,25 @@ def rollback(
 
 
 @command(app, "delete", panel=PANEL)
-def delete(session: Session, name: Name, *, yes: Yes = False) -> None:
-    """Delete an adapter with all its versions."""
-    confirm(f"Delete the adapter {name} with all its versions?", yes=yes)
-    session.client.delete(name)
+def delete(
+    session: Session,
+    name: Name,
+    *,
+    purge: Annotated[bool, option("Remove the bytes at once, so that it cannot be restored.", "--purge")] = False,
+    yes: Yes = False,
+) -> None:
+    """Delete an adapter with all its versions; `undelete` brings it back for some days."""
+    confirm(f"Delete the adapter {name} with all its versions{' for good' if purge else ''}?", yes=yes)
+    session.client.delete(name, purge=purge)
     session.give({"deleted": name}, f"deleted {name}")
+
+
+@command(app, "undelete", panel=PANEL)
+def undelete(session: Session, name: Name) -> None:
+    """Bring back a deleted adapter with all its versions."""
+    adapter = session.client.restore_adapter(name)
+    live = "none" if adapter.live is None else adapter.live.reference
+    session.give(adapter, f"restored {name} (live: {live})")
 
 
 def _adapter_table(adapters: Sequence[Adapter]) -> Table:

@@ -56,6 +56,7 @@ _HINTS = (
     (errors.AdapterNotFound, _LISTED.format("adapters")),
     (errors.DatasetNotFound, _LISTED.format("dataset list")),
     (errors.JobNotFound, _LISTED.format("jobs")),
+    (errors.Unauthenticated, "`loraplex login --url {url}` keeps a key for it, or set LORAPLEX_KEY."),
     (errors.QueueFull, "It is busy: try again in a moment."),
 )
 _SHOWN_ROWS = 5

@@ -11,7 +11,7 @@ from loraplex.cli.errors import WrongUsage
 from loraplex.cli.jobs import Id, find_id, follow
 from loraplex.cli.output import Table
 from loraplex.cli.session import Session, argument, command, complete_adapter, option
-from loraplex.cli.train import ONE_SOURCE, PANEL, NoWait, TableOptions, how_to_follow
+from loraplex.cli.train import ONE_SOURCE, PANEL, IdempotencyKey, NoWait, TableOptions, how_to_follow
 from loraplex.results import succeeded
 
 _BASE = ("base", "-")
@@ -28,12 +28,13 @@ def evaluate(
     *,
     table: TableOptions,
     no_wait: NoWait = False,
+    idempotency_key: IdempotencyKey = None,
 ) -> None:
     """Compare adapters on labelled rows that none was trained on; gains are over the first. Nothing is published."""
     references, file = _parse(entries, has_dataset=table.dataset is not None)
     dataset = table.put_table(session, file)
     adapters = [None if reference in _BASE else reference for reference in references]
-    job = session.client.evaluate(adapters, data=table.data(session, dataset))
+    job = session.client.evaluate(adapters, data=table.data(session, dataset), idempotency_key=idempotency_key)
     if no_wait:
         session.give(job, how_to_follow(job))
     else:

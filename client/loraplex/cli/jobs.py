@@ -11,10 +11,19 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from loraplex.cli.errors import Interrupted, WrongUsage
-from loraplex.cli.evaluation_tables import evaluation_tables
+from loraplex.cli.evaluation_result import evaluation_tables
+from loraplex.cli.job_summary import (
+    adapter_table,
+    comparison,
+    evaluation,
+    fleet_summary,
+    headline_of,
+    held_out,
+    is_live,
+    outcome_lines,
+)
 from loraplex.cli.output import Table, alert, console, pairs, when
 from loraplex.cli.session import Session, argument, command, complete_adapter, complete_job, option
-from loraplex.cli.summary import adapter_table, comparison, evaluation, fleet_summary, held_out, is_live, outcome_lines
 from loraplex.errors import BadAnswer, JobCancelled, JobFailed, QueueFull, TimedOut, Unreachable
 from loraplex.progress import Display, display
 from loraplex.results import AdapterRef, EvaluationResult, JobFields, JobStatus, Outcome, succeeded
@@ -49,10 +58,13 @@ def jobs(
         return
     found = list(session.client.jobs(status=status, adapter=adapter, limit=limit))
     table = Table(
-        ("id", "adapter", "status", "steps", "training loss", "made"),
-        [(job.id, job.adapter, job.status.value, *_progress(job), when(job.created_at)) for job in found],
-        right=("steps", "training loss"),
-        least=("made", "training loss", "steps"),
+        ("id", "adapter", "status", "steps", "how good", "made"),
+        [
+            (job.id, job.adapter, job.status.value, _progress(job)[0], headline_of(job), when(job.created_at))
+            for job in found
+        ],
+        right=("steps",),
+        least=("made", "steps", "how good"),
     )
     session.give(found, table if found else "There are none.")
 

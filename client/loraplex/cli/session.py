@@ -19,7 +19,8 @@ import typer
 from loraplex.calls import DEFAULT_URL, URL_VARIABLE, address
 from loraplex.cli.errors import REFUSED, WrongUsage, reported
 from loraplex.cli.output import console, plain
-from loraplex.errors import InvalidInput
+from loraplex.cli.profiles import Profile, find_profile
+from loraplex.errors import InvalidInput, LoraplexError
 from loraplex.progress import escape
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from loraplex import Client
 
 # Few retries, because a user waits: an unreachable service is reported within two seconds.
-_RETRIES = 2
+RETRIES = 2
 _COMPLETION_SECONDS = 0.5
 _MAX_COMPLETIONS = 50
 
@@ -36,9 +37,31 @@ _MAX_COMPLETIONS = 50
 class Session:
     """One run of one command."""
 
-    def __init__(self, *, url: str | None, as_json: bool) -> None:
-        self.url = address(url)
+    def __init__(
+        self, *, url: str | None, as_json: bool, profile: str | None = None, tenant: str | None = None
+    ) -> None:
+        self.given_url = url
+        self.given_tenant = tenant
+        self.profile = profile
         self.as_json = as_json
+
+    @cached_property
+    def service(self) -> Profile:
+        """Return the address of the service and the key for it; raise `WrongUsage` and `BadFile`."""
+        return find_profile(self.profile, url=self.given_url)
+
+    @property
+    def url(self) -> str:
+        """Return the address of the service."""
+        return self.service.url
+
+    @property
+    def url_for_hints(self) -> str:
+        """Return the address of the service, also if its profile cannot be read."""
+        try:
+            return self.url
+        except LoraplexError:
+            return address(self.given_url)
 
     @cached_property
     def client(self) -> "Client":
@@ -46,7 +69,8 @@ class Session:
         from loraplex import Client  # imports httpx and numpy
 
         try:
-            return Client(self.url, retries=_RETRIES)
+            tenant = self.given_tenant or self.service.tenant
+            return Client(self.url, key=self.service.key, tenant=tenant, retries=RETRIES)
         except InvalidInput as error:
             raise WrongUsage(f"{error.detail}: say it by --url or {URL_VARIABLE}, such as {DEFAULT_URL}") from None
 
@@ -90,6 +114,10 @@ def argument(metavar: str, text: str, *, show_default: bool | str = False, **set
 
 _URL_HELP = f"Where the service answers, instead of {URL_VARIABLE} or {DEFAULT_URL}."
 Url = Annotated[str | None, option(_URL_HELP, "--url", metavar="URL")]
+_PROFILE_HELP = "Profile with the address and the key, which `loraplex login` makes."
+ProfileName = Annotated[str | None, option(_PROFILE_HELP, "--profile", metavar="NAME")]
+_TENANT_HELP = "Tenant that an operator acts for, instead of that of the profile or `default`."
+TenantName = Annotated[str | None, option(_TENANT_HELP, "--tenant", metavar="NAME")]
 AsJson = Annotated[bool, option("Print JSON instead of tables.", "--json")]
 Yes = Annotated[bool, option("Do not ask for confirmation.", "--yes", "-y")]
 
@@ -97,7 +125,7 @@ Yes = Annotated[bool, option("Do not ask for confirmation.", "--yes", "-y")]
 def command(
     app: typer.Typer, name: str, *, panel: str | None = None, example: str | None = None
 ) -> Callable[[Function], Function]:
-    """Register a function as a command with a session and the options `--url` and `--json`.
+    """Register a function as a command with a session and the options that all commands share.
 
     The fields of a parameter that is a dataclass are options too.
     """
@@ -106,10 +134,23 @@ def command(
         _, *own = inspect.signature(function).parameters.values()
         groups: dict[str, Any] = {one.name: one.annotation for one in own if is_dataclass(one.annotation)}
 
-        def run(ctx: typer.Context, *, url: Url = None, as_json: AsJson = False, **arguments: Any) -> None:
+        def run(
+            ctx: typer.Context,
+            *,
+            url: Url = None,
+            profile: ProfileName = None,
+            tenant: TenantName = None,
+            as_json: AsJson = False,
+            **arguments: Any,
+        ) -> None:
             before = ctx.find_root().params
-            session = Session(url=url or before["url"], as_json=as_json or before["as_json"])
-            with closing(session), reported(session.url, as_json=session.as_json):
+            session = Session(
+                url=url or before["url"],
+                profile=profile or before["profile"],
+                tenant=tenant or before["tenant"],
+                as_json=as_json or before["as_json"],
+            )
+            with closing(session), reported(session.url_for_hints, as_json=session.as_json):
                 for group, kind in groups.items():
                     arguments[group] = kind(**{field.name: arguments.pop(field.name) for field in fields(kind)})
                 function(session, **arguments)
@@ -154,11 +195,16 @@ def _first(member: str, path: str) -> list[str]:
     """Return a member of each of the first items of a list of the service; nothing if it does not answer."""
     # The client is not used, because its import would delay each completion.
     from http.client import HTTPException
-    from urllib.request import urlopen
+    from urllib.request import Request, urlopen
 
-    url = f"{address().rstrip('/')}/{path}&limit={_MAX_COMPLETIONS}"
     try:
-        with urlopen(url, timeout=_COMPLETION_SECONDS) as answer:
+        service = find_profile(None, url=None)
+        request = Request(f"{service.url.rstrip('/')}/{path}&limit={_MAX_COMPLETIONS}")
+        if service.key is not None:
+            request.add_header("Authorization", f"Bearer {service.key}")
+        if service.tenant is not None:
+            request.add_header("X-Tenant", service.tenant)
+        with urlopen(request, timeout=_COMPLETION_SECONDS) as answer:
             return [str(item[member]) for item in json.load(answer)["data"]]
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+    except (LoraplexError, OSError, HTTPException, ValueError, KeyError, TypeError):
         return []

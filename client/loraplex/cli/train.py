@@ -27,6 +27,10 @@ _data = partial(option, panel="Data")
 _run = partial(option, panel="This run")
 ONE_SOURCE = "Give the rows: FILE to upload, or --dataset NAME for one that is there. One of the two."
 NoWait = Annotated[bool, _run("Do not wait for the job.", "--no-wait")]
+IdempotencyKey = Annotated[
+    str | None,
+    _run("Text that names this run: repeated with it within a day, the command shows the same job.", metavar="KEY"),
+]
 
 
 def _setting(text: str, name: str, *names: str, panel: str = "How to train", **settings: Any) -> Any:
@@ -178,6 +182,7 @@ class AdapterOptions(_Given):
     ] = None
     margin: Annotated[float | None, _evaluation("Minimum improvement of the metric.", "publish.margin")] = None
     no_wait: NoWait = False
+    idempotency_key: IdempotencyKey = None
     dry_run: Annotated[bool, _run("Print what would be trained. FILE is uploaded in any case.", "--dry-run")] = False
 
     def __post_init__(self) -> None:
@@ -218,7 +223,7 @@ def train(session: Session, rows: RowOptions, options: AdapterOptions, how: Trai
         if options.dry_run:
             _show_estimate(session, session.client.estimate(**request))
             return
-        job = session.client.train(**request)
+        job = session.client.train(**request, idempotency_key=options.idempotency_key)
     _note_loss(session, job.spec, given=how.loss)
     if options.no_wait:
         session.give(job, how_to_follow(job))

@@ -10,10 +10,13 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from app.service import Service
+from app.settings import Auth
+from tests.acceptance.browser.accessibility import axe
 from tests.acceptance.browser.conftest import PageAt, arrive
 from tests.acceptance.browser.page_errors import Troubles
 from tests.acceptance.browser.service_factory import DIGITS, ended, put_dataset, start_long_job, upload
 from tests.conftest import Serve
+from tests.support.keys import ALL_OF_A_TENANT, make_key
 from tests.support.service import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.slow
@@ -185,7 +188,7 @@ def test_versions_are_rolled_back_and_an_adapter_deleted_once_that_is_confirmed(
     page.get_by_role("button", name="Delete…").click()
     dialog = page.get_by_role("dialog")
     expect(dialog).to_contain_text("This deletes all 2 versions")
-    dialog.get_by_role("button", name="Delete permanently").click()
+    dialog.get_by_role("button", name="Delete it").click()
     expect(page.locator("#notice")).to_have_text("acme was deleted")
     assert digits.get("/adapters/acme").status_code == 404
 
@@ -197,7 +200,7 @@ def test_what_has_changed_meanwhile_is_not_deleted_by_mistake(
     page = page_at(digits, "/ui/adapters/acme")
     digits.put("/adapters/acme", json={"A": [[1.0]] * 10, "B": [[0.02] * 64]}).raise_for_status()
     page.get_by_role("button", name="Delete…").click()
-    page.get_by_role("dialog").get_by_role("button", name="Delete permanently").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete it").click()
     troubles.allow("status of 412")
     expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("changed since the page was loaded")
     assert digits.get("/adapters/acme").json()["versions"] == 2
@@ -309,7 +312,7 @@ def test_what_could_not_be_had_is_told_until_it_can_be_had_again(
     upload(digits, "acme", "globex")
     page = page_at(digits, "/ui/adapters/acme")
     page.get_by_role("button", name="Delete…").click()
-    page.get_by_role("button", name="Delete permanently").click()
+    page.get_by_role("button", name="Delete it").click()
     notice, status, prefix = page.locator("#notice"), page.locator("#status"), page.get_by_label("Name begins with")
     expect(notice).to_have_text("acme was deleted")
     prefix.fill("g")
@@ -367,7 +370,7 @@ def test_the_keyboard_is_enough(digits: httpx.Client, page_at: PageAt) -> None:
     keys.press("Escape")
     expect(focused).to_have_text("Delete…")
     keys.press("Enter")
-    _tab_to(page, "Delete permanently")
+    _tab_to(page, "Delete it")
     keys.press("Enter")
     expect(page.locator("#notice")).to_have_text("globex was deleted")
 
@@ -418,3 +421,57 @@ def test_the_id_of_a_job_is_there_to_be_used(digits: httpx.Client, page_at: Page
     expect(shown).to_have_attribute("title", job_id)
     page.goto(f"/ui/jobs/{job_id}")
     expect(page.get_by_text(f"Job {job_id}")).to_be_visible()
+
+
+def test_a_user_signs_in_with_a_key_and_the_session_ends_with_it(
+    serve: Serve, page_at: PageAt, troubles: Troubles
+) -> None:
+    troubles.allow("status of 401")
+    client, service = serve(base="digits", auth=Auth.KEYS)
+    key = make_key(service.keys, "acme", *ALL_OF_A_TENANT)
+    page = page_at(client, "/ui/datasets")
+    arrive(page, "Sign in")
+    page.get_by_label("Key").fill(key.text[:-1])
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("not a key of the form lpx_")
+    axe(page)
+    page.get_by_label("Key").fill(key.text)
+    page.get_by_role("button", name="Sign in").click()
+    arrive(page, "Data sets")
+    cookies = {cookie["name"]: cookie for cookie in page.context.cookies()}
+    assert (cookies["loraplex_session"]["httpOnly"], cookies["loraplex_session"]["sameSite"]) == (True, "Strict")
+    kept = str(page.evaluate("document.cookie + JSON.stringify({...localStorage, ...sessionStorage})"))
+    assert not [secret for secret in ("lpx_", cookies["loraplex_session"]["value"]) if secret in kept]
+    page.set_viewport_size({"width": 360, "height": 780})
+    axe(page)
+    page.get_by_role("button", name="Sign out").click()
+    arrive(page, "Sign in")
+    page.goto("/ui/datasets")
+    arrive(page, "Sign in")
+    page.get_by_label("Key").fill(key.text)
+    page.get_by_role("button", name="Sign in").click()
+    arrive(page, "Data sets")
+    service.keys.revoke(key.key.id, tenant=None, by_operator=True)
+    page.get_by_role("link", name="Jobs", exact=True).click()
+    arrive(page, "Sign in")
+    expect(page.get_by_role("alert")).to_contain_text(f"The key {key.key.id} was revoked")
+
+
+def test_the_usage_of_a_tenant_is_shown_by_adapter_and_by_key(serve: Serve, page_at: PageAt) -> None:
+    client, service = serve(base="digits")
+    upload(client, "acme")
+    for adapter in ("acme", "acme", None):
+        client.post("/predict", json={"adapter": adapter, "inputs": [[0.0] * 64] * 7}).raise_for_status()
+    service.observer.close()
+    page = page_at(client)
+    page.get_by_role("link", name="Usage", exact=True).click()
+    arrive(page, "Usage")
+    figures = page.get_by_role("region", name="Figures")
+    expect(figures).to_have_text(re.compile(r"3\s+requests\s+21\s+rows"))
+    expect(page.get_by_role("row", name="acme 2 14")).to_be_visible()
+    expect(page.get_by_role("row", name="base layer 1 7")).to_be_visible()
+    page.get_by_label("By", exact=True).select_option("key")
+    expect(page.get_by_role("row", name="without a key 3 21")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"/ui/usage\?by=key$"))
+    page.get_by_text("Figures of each hour").click()
+    axe(page)

@@ -38,6 +38,8 @@ VIEWS = {
     "dataset": "/ui/datasets/turned-digits",
     "bad-rows": "/ui/datasets/people",
     "try": "/ui/try?adapter=acme",
+    "usage": "/ui/usage",
+    "audit": "/ui/audit",
 }
 FIRST = "first-steps"
 SHOWN = {name for name in VIEWS if name not in ("fleet", "failed-job", "bad-rows")}
@@ -64,6 +66,8 @@ def _settle(page: Page, name: str, client: httpx.Client) -> None:
     """Let what scripts add be there."""
     if name == "overview" and PICTURED:
         _traffic(page, client)
+    if name == "usage" and PICTURED:
+        _used(page, client)
     if name == "try":
         page.get_by_role("radio", name="A stored row").check()
         page.get_by_label("Data set").select_option("turned-digits")
@@ -86,6 +90,15 @@ def _traffic(page: Page, client: httpx.Client) -> None:
         return int(page.locator("#traffic").get_attribute("data-samples") or 0) >= 8
 
     eventually(enough, what="a curve")
+
+
+def _used(page: Page, client: httpx.Client) -> None:
+    """Ask for predictions of several adapters, and show the page once they are counted."""
+    for number in range(12):
+        body = {"adapter": f"tenant-{number:03}", "inputs": [[0] * 64] * (3 * number + 1)}
+        client.post("/predict", json=body).raise_for_status()
+    eventually(lambda: len(client.get("/usage?by=adapter").json()["data"]) >= 12, what="the usage")
+    page.reload()
 
 
 def _sticks_out(page: Page) -> int:

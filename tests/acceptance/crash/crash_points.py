@@ -22,15 +22,23 @@ from sqlalchemy.engine import Connection
 from adapters.catalog import queries
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Published
+from adapters.jobs import job_adapters
+from adapters.jobs import queue as jobs_queue
 from adapters.jobs.job import Job
 from adapters.jobs.queue import JobQueue
-from adapters.storage.blob_writer import BlobWriter, Upload
+from adapters.storage import slices
 from adapters.storage.blobs import FolderBlobs
+from adapters.storage.pending_blobs import BlobWriter, Upload
+from adapters.storage.sqlite_database import SqliteDatabase
 from tests.support.catalog_factories import claimed, publication, publish_for, put, submit, submit_fleet
 
 FLEET = [f"tenant-{number:02}" for number in range(40)]
 FIRST_BATCH = 20
 """Of the fleet's adapters, published before anything dies."""
+REVERTED = [f"reverted-{number:02}" for number in range(10)]
+"""Adapters with a first version, and a live one of a fleet that has ended."""
+REVERTED_AT_ONCE = 4
+STORED_AT_ONCE = 16
 
 
 def die(*_: object, **__: object) -> None:
@@ -43,7 +51,7 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.catalog = Catalog(folder, now=time.time)
+        self.catalog = Catalog(folder, now=time.time, trash_days=0)
         # The first blob of a process makes its lock and commits pending rows: the points are those of a later one.
         with self.catalog.writer.upload() as upload:
             upload.write(b"removed at once")
@@ -67,16 +75,18 @@ class House:
 
     def fleet(self) -> object:
         """Publish many adapters at once, more than SQLite keeps in memory before it commits."""
-        return self.catalog.publish([publication(f"device-{n:04}", n) for n in range(150)], record=self.before_commit)
+        return self.catalog.publish(
+            [publication(f"device-{n:04}", n) for n in range(150)], record=self.before_commit, tenant="default"
+        )
 
     def delete(self) -> object:
         """Delete acme."""
-        self.catalog.delete("acme")
+        self.catalog.delete("acme", tenant="default")
         return None
 
     def finish(self) -> object:
         """Publish what the claimed job made."""
-        claim = self.queue.get("claimed")
+        claim = self.queue.get("claimed", tenant="default")
 
         def succeed(connection: Connection, published: Sequence[Published]) -> None:
             self.queue.record(connection, claim, published)
@@ -84,19 +94,29 @@ class House:
             self.queue.succeed(claim, result=result, progress={}, metrics={}, history=[], connection=connection)
             self.before_commit()
 
-        made = self.catalog.publish([publication("acme", 3, job=claim.id, position=0)], record=succeed)
+        made = self.catalog.publish(
+            [publication("acme", 3, job=claim.id, position=0)], record=succeed, tenant="default"
+        )
         self.queue.remove_data(claim)
         return made
 
     def publish_a_batch(self) -> object:
         """Publish the second half of the claimed fleet."""
-        claim = self.queue.get("fleet")
+        claim = self.queue.get("fleet", tenant="default")
         rest = self.queue.waiting(claim)
         return publish_for(self.catalog, self.queue, claim, rest, record=self.before_commit)
 
     def cancel(self) -> object:
         """Cancel the claimed job."""
-        return self.queue.cancel("claimed")
+        return self.queue.cancel("claimed", tenant="default")
+
+    def revert(self) -> object:
+        """Revert the fleet that has ended, in slices."""
+        return self.queue.revert("ended", tenant="default")
+
+    def submit_large(self) -> object:
+        """Queue a job whose adapters are stored in slices."""
+        return submit_fleet(self.queue, FLEET, "large")
 
     def submit_another(self) -> object:
         """Queue a job."""
@@ -104,6 +124,25 @@ class House:
 
     def before_commit(self, *_: object) -> None:
         """Where the last statement has run."""
+
+
+def _at_slice(number: int, owner: Any, name: str, *, after: bool = False) -> Callable[[House], None]:
+    """Die in a slice of a change, counted from 1, in place of a call of a module or after it."""
+
+    def patch(_: House) -> None:
+        jobs_queue.REVERTED_AT_ONCE, job_adapters.STORED_AT_ONCE = REVERTED_AT_ONCE, STORED_AT_ONCE
+        original, earlier = getattr(owner, name), iter(range(1, number))
+
+        def called(*arguments: Any, **named: Any) -> Any:
+            if next(earlier, None) is None:
+                if after:
+                    original(*arguments, **named)
+                die()
+            return original(*arguments, **named)
+
+        setattr(owner, name, called)
+
+    return patch
 
 
 def _instead(owner: Any, name: str, *, after: bool = False) -> Callable[[House], None]:
@@ -122,8 +161,13 @@ def _instead(owner: Any, name: str, *, after: bool = False) -> Callable[[House],
     return patch
 
 
+def _engine(house: House) -> sa.Engine:
+    assert isinstance(house.catalog.database, SqliteDatabase)
+    return house.catalog.database._engine
+
+
 def _at_commit(house: House) -> None:
-    sa.event.listen(house.catalog.database._engine, "commit", die)
+    sa.event.listen(_engine(house), "commit", die)
 
 
 def _at_commit_of_any(_: House) -> None:
@@ -144,10 +188,8 @@ def _after_commit(house: House) -> None:
 
 def _spill(house: House) -> None:
     """Let SQLite write pages of the open transaction into its file, so that a hot journal is left to undo them."""
-    house.catalog.database._engine.dispose()
-    sa.event.listen(
-        house.catalog.database._engine, "connect", lambda connection, _: connection.execute("PRAGMA cache_size=5")
-    )
+    _engine(house).dispose()
+    sa.event.listen(_engine(house), "connect", lambda connection, _: connection.execute("PRAGMA cache_size=5"))
     house.before_commit = die  # type: ignore[method-assign]
 
 
@@ -189,6 +231,13 @@ POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
     ),
     "a batch is recorded, not committed": (House.publish_a_batch, _in_last_statement),
     "a batch is committed, the job is not told": (House.publish_a_batch, _after_commit),
+    "the first slice of a revert is not committed": (House.revert, _at_slice(1, jobs_queue, "revert", after=True)),
+    "the first slice of a revert is committed": (House.revert, _at_slice(1, slices, "let_others_write")),
+    "the second slice of a revert is not committed": (House.revert, _at_slice(2, jobs_queue, "revert", after=True)),
+    "the second slice of a revert is committed": (House.revert, _at_slice(2, slices, "let_others_write")),
+    "a part of a job's adapters is stored": (House.submit_large, _at_slice(2, slices, "let_others_write")),
+    "a job's adapters are stored, its row is not": (House.submit_large, _at_slice(2, jobs_queue, "_check_room")),
+    "a large job is about to commit": (House.submit_large, _at_slice(1, jobs_queue, "_record", after=True)),
     "the cancel is about to commit": (House.cancel, _at_commit),
     "the cancel is committed, the data is there": (House.cancel, _after_commit),
 }
@@ -197,6 +246,11 @@ POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
 def make_start(folder: Path) -> None:
     """A data folder as each child finds it."""
     house = House(folder)
+    house.catalog.publish([publication(name, 100) for name in REVERTED], tenant="default")
+    submit_fleet(house.queue, REVERTED, "ended", data=None)
+    claim = claimed(house.queue)
+    publish_for(house.catalog, house.queue, claim, house.queue.waiting(claim))
+    house.queue.cancel("ended", tenant="default")
     put(house.catalog, "acme", 1)
     house.submit("claimed")
     assert house.queue.claim(base="") is not None

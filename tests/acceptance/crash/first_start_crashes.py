@@ -19,44 +19,34 @@ from typing import Any
 import sqlalchemy as sa
 
 from adapters.catalog.catalog import Catalog
-from adapters.storage.blobs import STORE_ID
 from tests.acceptance.crash.crash_points import die
-from tests.support.catalog_factories import put
+from tests.support.catalog_factories import migrate, put
 
 _CALLS = {"os.mkdir", "os.rename", "os.remove", "sqlite3.connect", "fcntl.flock"}
 
 
 def make_older(folder: Path) -> None:
     """A store as the release before store ids left it: with a blob of a crash, and half of one."""
-    catalog = Catalog(folder, now=time.time)
+    newer, blobs = folder.with_name(f"{folder.name}-newer"), folder / "blobs"
+    catalog = Catalog(newer, now=time.time)
     for seed, name in enumerate(("acme", "zeta")):
         put(catalog, name, seed)
-    catalog.database.close()
+    catalog.close()
+    blobs.mkdir(parents=True)
+    migrate(folder / "catalog.sqlite3", "0002")
     with closing(sqlite3.connect(folder / "catalog.sqlite3", isolation_level=None)) as connection:
-        for (file,) in connection.execute("SELECT file FROM versions").fetchall():
+        connection.execute("ATTACH ? AS newer", (str(newer / "catalog.sqlite3"),))
+        for table in ("adapters", "versions", "aliases"):
+            columns = ", ".join(f'"{row[1]}"' for row in connection.execute(f"PRAGMA main.table_info({table})"))
+            connection.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM newer.{table}")
+        connection.execute("UPDATE catalog SET revision = (SELECT revision FROM newer.catalog)")
+        for (file,) in connection.execute("SELECT file FROM main.versions").fetchall():
             plain = file.rpartition("-")[2]
-            (folder / "blobs" / file).rename(folder / "blobs" / plain)
-            connection.execute("UPDATE versions SET file = ? WHERE file = ?", (plain, file))
-        connection.execute("ALTER TABLE catalog DROP COLUMN store_id")
-        connection.execute("ALTER TABLE versions DROP COLUMN loss")
-        connection.execute("DROP TABLE pending_blobs")
-        for index in ("ix_dataset_versions_file", "ix_versions_statistics", "ix_jobs_data_file"):
-            connection.execute(f"DROP INDEX {index}")
-        for name in ("name", "outcome", "gain"):
-            connection.execute(f"DROP INDEX IF EXISTS ix_job_adapters_job_{name}")
-        later = {
-            "versions": ("evidence",),
-            "jobs": ("kind", "report", "suspects"),
-            "job_adapters": ("outcome", "gain", "report"),
-        }
-        for table, columns in later.items():
-            for column in columns:
-                connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        connection.execute("UPDATE alembic_version SET version_num = '0002'")
-    (folder / STORE_ID).unlink()
-    (folder / "blobs" / STORE_ID).unlink()
-    (folder / "blobs" / ("0" * 32)).write_bytes(b"no row ever came")
-    (folder / "blobs" / ("1" * 32 + ".tmp")).write_bytes(b"half")
+            (newer / "blobs" / file).rename(blobs / plain)
+            connection.execute("UPDATE main.versions SET file = ? WHERE file = ?", (plain, file))
+    shutil.rmtree(newer)
+    (blobs / ("0" * 32)).write_bytes(b"no row ever came")
+    (blobs / ("1" * 32 + ".tmp")).write_bytes(b"half")
 
 
 def _open(folder: Path) -> None:

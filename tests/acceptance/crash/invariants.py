@@ -5,6 +5,7 @@ import io
 import json
 import sqlite3
 import zipfile
+from collections.abc import Collection
 from contextlib import closing
 from typing import Any
 
@@ -35,8 +36,11 @@ def check_after_restart(service: ServiceProcess, ledger: Ledger) -> None:
                 assert check_answers(service.client, ledger, [f"{name}@{version['version']}"])
 
 
-def check_at_the_end(service: ServiceProcess, ledger: Ledger) -> None:
-    """Every job ends, acknowledged or not, and published what it says it did, once."""
+def check_at_the_end(service: ServiceProcess, ledger: Ledger, *, failures: Collection[str] = ()) -> None:
+    """Every job ends, acknowledged or not, and published what it says it did, once.
+
+    `failures` are codes with which jobs may fail, besides those of trainers that died and adapters that are gone.
+    """
 
     def all_jobs() -> list[dict[str, Any]]:
         jobs: list[dict[str, Any]] = []
@@ -62,7 +66,7 @@ def check_at_the_end(service: ServiceProcess, ledger: Ledger) -> None:
         for version in _versions(service.client, name)
     }
     for job in jobs:
-        _check_ended(job, ledger, published.get(job["id"]))
+        _check_ended(job, ledger, published.get(job["id"]), failures)
         ledger.count(f"jobs {job['status']}" + (f": {job['error']['code']}" if job["error"] else ""))
 
 
@@ -84,7 +88,7 @@ def _check_files(service: ServiceProcess) -> None:
 
 def _settle(client: httpx.Client, ledger: Ledger, mine: Uploaded) -> None:
     """The old state or the new one, and from here on it is certain which."""
-    seen = _state(client, ledger, mine.name)
+    seen = state_of(client, ledger, mine.name)
     candidates = [mine.state] if mine.in_flight is None else [mine.state, mine.in_flight]
     matching = [state for state in candidates if (dict(state.versions), state.live) == seen]
     assert matching, f"{mine.name} is {seen}, which is none of {candidates}"
@@ -92,7 +96,8 @@ def _settle(client: httpx.Client, ledger: Ledger, mine: Uploaded) -> None:
     mine.state, mine.in_flight = matching[-1], None
 
 
-def _state(client: httpx.Client, ledger: Ledger, name: str) -> tuple[dict[int, str], int | None]:
+def state_of(client: httpx.Client, ledger: Ledger, name: str) -> tuple[dict[int, str], int | None]:
+    """The digests of the versions by number, and the live version."""
     answered = client.get(f"/adapters/{name}")
     if answered.status_code == 404:
         assert answered.json()["code"] == "adapter_not_found"
@@ -131,7 +136,9 @@ def _check_served(client: httpx.Client, ledger: Ledger, mine: Uploaded) -> None:
     np.testing.assert_array_equal(by_side["A"], upload.b_RI)
 
 
-def _check_ended(job: dict[str, Any], ledger: Ledger, version: dict[str, Any] | None) -> None:
+def _check_ended(
+    job: dict[str, Any], ledger: Ledger, version: dict[str, Any] | None, failures: Collection[str]
+) -> None:
     known = ledger.jobs.get(job["id"])
     status, who = job["status"], f"job {job['id']}: {job['status']}, {job['error']}"
     if known is not None:
@@ -146,6 +153,6 @@ def _check_ended(job: dict[str, Any], ledger: Ledger, version: dict[str, Any] | 
     else:
         assert version is None, who
     if status == "failed":
-        assert job["error"]["code"] in ("worker_died", "adapter_deleted"), who
+        assert job["error"]["code"] in ("worker_died", "adapter_deleted", *failures), who
         assert job["error"]["code"] != "worker_died" or job["attempt"] == 3, who
         assert job["error"]["code"] != "adapter_deleted" or known is None or known.deleted in (True, None), who

@@ -43,6 +43,8 @@ class Uploaded:
     state: State = field(default_factory=State)
     in_flight: State | None = None
     """Where the call that was not answered leads."""
+    history: list[State] = field(default_factory=lambda: [State()])
+    """The states that were acknowledged, the oldest first."""
 
 
 @dataclass(slots=True)

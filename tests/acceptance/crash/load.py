@@ -15,13 +15,17 @@ from tests.support.service import ServiceProcess, wait_for_job
 
 _OUTSTANDING_JOBS = 4
 _BUSY = 503
+_DISK_FULL = 507
+_REFUSED = (_BUSY, _DISK_FULL)
 
 
 class Load:
     """Threads that upload, train and ask; they end when the connection does, or at the first thing that is wrong."""
 
-    def __init__(self, service: ServiceProcess, ledger: Ledger, seed: int) -> None:
+    def __init__(self, service: ServiceProcess, ledger: Ledger, seed: int, *, pause_seconds: float = 0.0) -> None:
+        """Start them. Each waits for up to twice `pause_seconds` before a call."""
         self._service = service
+        self._pause_seconds = pause_seconds
         self._ledger = ledger
         self.failed = threading.Event()
         self.failures: list[BaseException] = []
@@ -50,7 +54,7 @@ class Load:
     def _loop(self, step: Callable[[httpx.Client, random.Random], None], draw: random.Random) -> None:
         try:
             with self._service.connect() as client:
-                while not self._stop.is_set():
+                while not self._stop.wait(draw.uniform(0, 2 * self._pause_seconds)):
                     step(client, draw)
         except httpx.TransportError:
             pass  # killed
@@ -61,7 +65,10 @@ class Load:
 
 def change(ledger: Ledger, names: Sequence[Uploaded], client: httpx.Client, draw: random.Random) -> None:
     """Upload, replace, upload again, roll back or delete: one call, whose outcome is certain once it is answered."""
-    mine = draw.choice(names)
+    settled = [name for name in names if name.in_flight is None]
+    if not settled:
+        return
+    mine = draw.choice(settled)
     state, path = mine.state, f"/adapters/{mine.name}"
     action = draw.random() if state.versions else 0.0
     if action < 0.7:
@@ -76,11 +83,14 @@ def change(ledger: Ledger, names: Sequence[Uploaded], client: httpx.Client, draw
         after, call = state.after_delete(), partial(client.delete, path)
     mine.in_flight = after
     answered = call()
-    if answered.status_code == _BUSY:
-        mine.in_flight = None
+    if answered.status_code in _REFUSED:
+        ledger.count(f"changes refused: {answered.json()['code']}")
+        if answered.json().get("outcome") != "unknown":
+            mine.in_flight = None
         return
     _check_acknowledged(ledger, mine.name, state, after, answered)
     mine.state, mine.in_flight = after, None
+    mine.history.append(after)
     ledger.count("changes acknowledged")
 
 
@@ -123,7 +133,7 @@ def train_one(client: httpx.Client, ledger: Ledger) -> None:
 def _submit(client: httpx.Client, ledger: Ledger, name: str, *, doomed: bool) -> str | None:
     ledger.count("jobs sent")
     answered = client.post("/adapters", json={"name": name, **recipes()[name.split("-")[1]].body})
-    if answered.status_code == _BUSY:
+    if answered.status_code in _REFUSED:
         return None
     assert answered.status_code == 202, answered.text
     job_id: str = answered.json()["id"]
@@ -136,8 +146,8 @@ def _cancel(client: httpx.Client, ledger: Ledger, job_id: str) -> None:
     job = ledger.jobs[job_id]
     was, job.cancelled = job.cancelled, job.cancelled or None
     answered = client.post(f"/jobs/{job_id}/cancel")
-    assert answered.status_code in (200, 409, _BUSY), answered.text
-    job.cancelled = {200: True, 409: False, _BUSY: was}[answered.status_code]
+    assert answered.status_code in (200, 409, *_REFUSED), answered.text
+    job.cancelled = {200: True, 409: False}.get(answered.status_code, was)
     if answered.status_code == 200:
         job.ended = answered.json()
         assert job.ended["status"] == "cancelled"
@@ -150,7 +160,7 @@ def _delete(client: httpx.Client, ledger: Ledger, name: str) -> None:
     for job in before:
         job.deleted = None
     answered = client.delete(f"/adapters/{name}")
-    assert answered.status_code in (204, 404, _BUSY), answered.text
+    assert answered.status_code in (204, 404, *_REFUSED), answered.text
     for job, deleted in zip(before, was, strict=True):
         job.deleted = True if answered.status_code == 204 else deleted
     if answered.status_code == 204:

@@ -21,9 +21,10 @@ from adapters.errors import JobNotFound
 from adapters.jobs.job import JobStatus
 from adapters.jobs.job_adapters import AdapterStatus, Selection
 from adapters.jobs.queue import JobQueue
+from adapters.jobs.revert import SkipReason
 from adapters.names import Reference
 from adapters.storage.schema import pending_blobs
-from tests.acceptance.crash.crash_points import FIRST_BATCH, FLEET, POINTS
+from tests.acceptance.crash.crash_points import FIRST_BATCH, FLEET, POINTS, REVERTED, REVERTED_AT_ONCE, STORED_AT_ONCE
 from tests.support.catalog_factories import make_adapter, publish_for, put, referenced_files, stored_files
 
 FILES_LEFT = {
@@ -38,7 +39,7 @@ FILES_LEFT = {
     "the revision has moved, not committed": 1,
     "the replacement is about to commit": 1,
     "the same bytes lie there twice": 1,
-    "a fleet's pages are in the file, not committed": 1,
+    "a fleet's pages are in the file, not committed": 3,
     "the deletion is committed, the files are there": 1,
     "the job's data is there, its row is not": 1,
     "the job has published, not committed": 1,
@@ -46,6 +47,9 @@ FILES_LEFT = {
     "a batch's blob is durable, no row yet": 1,
     "a batch's versions are in, nothing else": 1,
     "a batch is recorded, not committed": 1,
+    "a part of a job's adapters is stored": 1,
+    "a job's adapters are stored, its row is not": 1,
+    "a large job is about to commit": 1,
     "the cancel is committed, the data is there": 1,
 }
 """How many files nobody refers to after each crash; otherwise none."""
@@ -88,8 +92,8 @@ def catalog(folder: Path) -> Iterator[Catalog]:
 
 def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: str) -> None:
     queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
-    names = [adapter.name for adapter in catalog.adapters() if adapter.name not in FLEET]
-    job = queue.get("claimed")
+    names = [adapter.name for adapter in catalog.adapters(tenant="default") if adapter.name not in (*FLEET, *REVERTED)]
+    job = queue.get("claimed", tenant="default")
     if point == "the deletion is committed, the files are there":
         assert names == []
     else:
@@ -99,8 +103,8 @@ def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: st
             "the job's publish is committed, its data is there": (3, 2),
         }.get(point, (1, 1))
         assert names == ["acme"]
-        version, adapter = find_adapter(catalog, Reference("acme"))
-        assert version.version == number == catalog.adapter("acme").versions
+        version, adapter = find_adapter(catalog, Reference("acme"), tenant="default")
+        assert version.version == number == catalog.adapter("acme", tenant="default").versions
         assert adapter.digest == version.digest == make_adapter(seed).digest
     ended = {
         "the job's publish is committed, its data is there": JobStatus.SUCCEEDED,
@@ -111,38 +115,79 @@ def test_a_crash_leaves_the_old_state_or_the_new_one(catalog: Catalog, point: st
     if job.data_file is not None:
         assert catalog.blobs.read(job.data_file) == b"rows"
     if point == "the job is committed, not answered":
-        assert queue.get("another").status is JobStatus.QUEUED
+        assert queue.get("another", tenant="default").status is JobStatus.QUEUED
     else:
         with pytest.raises(JobNotFound):
-            queue.get("another")
+            queue.get("another", tenant="default")
 
 
 def test_a_batch_of_a_fleet_is_published_whole_or_not_at_all(catalog: Catalog, point: str) -> None:
     queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     done = len(FLEET) if point == "a batch is committed, the job is not told" else FIRST_BATCH
-    claim = queue.get("fleet")
+    claim = queue.get("fleet", tenant="default")
     assert claim.status is JobStatus.RUNNING
     assert [one.name for one in queue.waiting(claim)] == FLEET[done:]
-    published = queue.adapters("fleet", Selection(status=AdapterStatus.PUBLISHED))
+    published = queue.adapters("fleet", Selection(status=AdapterStatus.PUBLISHED), tenant="default")
     assert [one.name for one in published] == FLEET[:done]
     for one in published:
-        version, adapter = find_adapter(catalog, Reference(one.name))
+        version, adapter = find_adapter(catalog, Reference(one.name), tenant="default")
         assert (version.version, version.digest, version.job) == (one.version, one.digest, "fleet")
         assert adapter.digest == make_adapter(one.position).digest
-    assert {adapter.name for adapter in catalog.adapters()} - {"acme"} == set(FLEET[:done])
+    names = {adapter.name for adapter in catalog.adapters(tenant="default")}
+    assert names - {"acme", *REVERTED} == set(FLEET[:done])
     # The next attempt goes on where it was, and a name that was rolled back counts from where it was.
     rest = publish_for(catalog, queue, claim, queue.waiting(claim))
     assert {one.version.version for one in rest} <= {1}
     assert queue.tally(claim) == {"published": len(FLEET), "failed": 0, "total": len(FLEET)}
 
 
+def test_a_revert_that_was_cut_off_keeps_whole_slices_and_is_finished_by_the_next(catalog: Catalog, point: str) -> None:
+    slices = {
+        "the first slice of a revert is committed": 1,
+        "the second slice of a revert is not committed": 1,
+        "the second slice of a revert is committed": 2,
+    }
+    done = slices.get(point, 0) * REVERTED_AT_ONCE
+
+    def live() -> list[int]:
+        return [catalog.adapter(name, tenant="default").aliases["live"] for name in REVERTED]
+
+    assert live() == [1] * done + [2] * (len(REVERTED) - done)
+    queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
+    rest = queue.revert("ended", tenant="default")
+    assert [adapter.name for adapter in rest.reverted] == REVERTED[done:]
+    assert [(adapter.name, adapter.reason) for adapter in rest.skipped] == [
+        (name, SkipReason.LIVE_MOVED) for name in REVERTED[:done]
+    ]
+    assert live() == [1] * len(REVERTED)
+
+
+ADAPTERS_LEFT = {
+    "a part of a job's adapters is stored": 2 * STORED_AT_ONCE,
+    "a job's adapters are stored, its row is not": len(FLEET),
+    "a large job is about to commit": len(FLEET),
+}
+"""Number of rows of adapters without a job that a crash at a point leaves; 0 at all other points."""
+
+
+def _adapters_of_no_job(folder: Path) -> int:
+    with closing(connect(folder / "catalog.sqlite3")) as connection:
+        statement = "SELECT COUNT(*) FROM job_adapters WHERE job NOT IN (SELECT id FROM jobs)"
+        (number,) = connection.execute(statement).fetchone()
+    return int(number)
+
+
 def test_a_sweep_removes_what_a_crash_left(folder: Path, point: str) -> None:
     opened = Catalog(folder, now=time.time)
+    assert _adapters_of_no_job(folder) == ADAPTERS_LEFT.get(point, 0)
+    queue = JobQueue(opened.database, opened.writer, now=time.time, lease_seconds=15)
+    assert [job.id for job in queue.list(tenant="default", adapter=FLEET[0])] == ["fleet"]
     left = stored_files(folder) - referenced_files(folder)
     assert len(left) == FILES_LEFT.get(point, 0)
     assert referenced_files(folder) <= stored_files(folder)
     assert opened.sweep() == len(left)
     assert stored_files(folder) == referenced_files(folder)
+    assert _adapters_of_no_job(folder) == 0
     with opened.database.read() as connection:
         assert connection.scalars(sa.select(pending_blobs.c.key)).all() == []
     assert list((folder / "writers").glob("*.lock")) == []
@@ -161,5 +206,9 @@ def test_a_commit_that_was_cut_off_in_the_file_leaves_pages_to_undo(crashed: dic
 
 
 def test_after_a_crash_the_numbers_go_on(catalog: Catalog) -> None:
-    taken = [version.version for version in catalog.versions("acme")] if catalog.adapters(prefix="acme") else [1]
+    taken = (
+        [version.version for version in catalog.versions("acme", tenant="default")]
+        if catalog.adapters(prefix="acme", tenant="default")
+        else [1]
+    )
     assert put(catalog, "acme", 9).version == max(taken) + 1

@@ -39,11 +39,13 @@ def test_a_store_whose_first_start_was_killed_starts(crashed: dict[str, list[Pat
         for _ in range(2):
             opened = Catalog(folder, now=time.time)
             opened.sweep()
-            names = [adapter.name for adapter in opened.adapters()]
+            names = [adapter.name for adapter in opened.adapters(tenant="default")]
             assert [name for name in names if name != "first"] == (["acme", "zeta"] if kind == "old" else []), folder
             for name in names:
                 seed = {"acme": 0, "zeta": 1, "first": 7}[name]
-                assert find_adapter(opened, Reference(name))[1].digest == make_adapter(seed).digest, folder
+                assert find_adapter(opened, Reference(name), tenant="default")[1].digest == make_adapter(seed).digest, (
+                    folder
+                )
             assert stored_files(folder) == referenced_files(folder), folder
             opened.database.close()
         assert ("0" * 32 in quarantined_files(folder)) == (kind == "old"), folder

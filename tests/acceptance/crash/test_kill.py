@@ -1,6 +1,6 @@
 """`kill -9` of the whole tree at random moments: nothing acknowledged lost, nothing torn, every job ends.
 
-`CRASH_KILLS=50` runs the long form; `CRASH_SEED` repeats the draws of a run that failed.
+`CRASH_KILLS=50` runs the long form; `FAULT_SEED` repeats the draws of a run that failed.
 """
 
 import os
@@ -14,6 +14,8 @@ from tests.acceptance.crash.invariants import check_after_restart, check_at_the_
 from tests.acceptance.crash.ledger import Ledger
 from tests.acceptance.crash.load import Load, train_one
 from tests.acceptance.crash.oracle import BASE
+from tests.support.deadlines import scaled
+from tests.support.fault_results import chosen_seed, recorded
 from tests.support.service import ServiceProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
@@ -24,23 +26,21 @@ _LONGEST_LOAD_SECONDS = 4.0 if LONG else 2.0
 _LONGEST_START_SECONDS = 4.0
 
 
-@pytest.mark.timeout(240 + 60 * KILLS)
+@pytest.mark.timeout(scaled(240 + 60 * KILLS))
 def test_nothing_acknowledged_is_lost_by_kills_at_random_moments(tmp_path: Path) -> None:
-    seed = int(os.environ.get("CRASH_SEED", random.SystemRandom().getrandbits(32)))
+    seed = chosen_seed()
     draw = random.Random(seed)
     ledger = Ledger(random.Random(draw.getrandbits(64)), writers=3, names=3)
-    try:
+    with recorded("kills under load", seed) as counts:
         for _ in range(KILLS):
             if LONG and draw.random() < 0.2:
                 _kill_while_it_starts(tmp_path / "data", draw)
             _load_and_kill(tmp_path / "data", ledger, draw)
+            counts["kills"] += 1
         with _service(tmp_path / "data") as service:
             check_after_restart(service, ledger)
             check_at_the_end(service, ledger)
-    except BaseException as error:
-        error.add_note(f"repeat the draws with CRASH_SEED={seed}")
-        raise
-    print(f"seed {seed}, {KILLS} kills under load:", dict(ledger.counts))
+        counts.update(ledger.counts)
     for what in ("changes acknowledged", "jobs acknowledged", "batches checked"):
         assert ledger.counts[what] >= KILLS, ledger.counts
 

@@ -1,7 +1,7 @@
 """`kill -9` of trainers and of their fits at random moments: every job ends, none publishes twice, and one that goes
 on from a checkpoint ends in the same bytes as one that nothing happened to.
 
-`TRAINING_KILLS=100` runs the long form; `CRASH_SEED` repeats the draws of a run that failed.
+`TRAINING_KILLS=100` runs the long form; `FAULT_SEED` repeats the draws of a run that failed.
 """
 
 import os
@@ -28,6 +28,8 @@ from tests.acceptance.crash.training_cases import (
     undisturbed,
 )
 from tests.support.catalog_factories import referenced_files, stored_files
+from tests.support.deadlines import scaled
+from tests.support.fault_results import chosen_seed, recorded
 from tests.support.process_tree import FIT, TrainerProcess, running, session_of
 from tests.support.service import ServiceProcess, eventually, wait_for_job
 
@@ -194,15 +196,13 @@ def _written_after(file: Path, earlier: int) -> int | None:
     return None
 
 
-@pytest.mark.timeout(240 + 20 * KILLS)
+@pytest.mark.timeout(scaled(240 + 20 * KILLS))
 def test_every_job_ends_once_and_the_same_whatever_is_killed(house: House, calm: dict[str, Digests]) -> None:
-    seed = int(os.environ.get("CRASH_SEED", random.SystemRandom().getrandbits(32)))
-    try:
+    seed = chosen_seed()
+    with recorded("kills of trainers", seed) as counts:
         told = _kill_at_random(house, calm, random.Random(seed))
-    except BaseException as error:
-        error.add_note(f"repeat the draws with CRASH_SEED={seed}")
-        raise
-    print(f"seed {seed}, {KILLS} kills: {dict(sorted(told.items()))}")
+        counts.update(told)
+        counts["kills"] = KILLS
     assert KILLS < _OFTEN or told["attempts that went on from a checkpoint"] > KILLS / _OFTEN
 
 

@@ -56,14 +56,22 @@ def submit(client: httpx.Client, kind: str, name: str) -> str:
 
 def undisturbed(client: httpx.Client) -> dict[str, Digests]:
     """What each kind ends in."""
-    jobs = {kind: submit(client, kind, f"calm-{kind}") for kind in KINDS}
     digests = {}
-    for kind, job_id in jobs.items():
-        job = wait_for_job(client, job_id)
-        assert (job["status"], job["attempt"]) == ("succeeded", 1), job
+    for kind in KINDS:
+        job = _run_in_one_attempt(client, kind)
         digests[kind] = published(client, job)
         assert len(digests[kind]) == (_GROUPS if kind.startswith("fleet") else 1)
     return digests
+
+
+def _run_in_one_attempt(client: httpx.Client, kind: str) -> Mapping[str, Any]:
+    """Train until nothing has disturbed a training: on a busy machine its short lease can run out."""
+    for turn in range(5):
+        job = wait_for_job(client, submit(client, kind, f"calm-{turn}-{kind}"))
+        assert job["status"] == "succeeded", job["error"]
+        if job["attempt"] == 1:
+            return job
+    raise AssertionError(f"no training of the kind {kind} ended in its first attempt")
 
 
 def published(client: httpx.Client, job: Mapping[str, Any]) -> Digests:

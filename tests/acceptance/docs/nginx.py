@@ -2,7 +2,7 @@
 
 import os
 import re
-import ssl
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from tests.acceptance.docs.executable_pages import ADDRESS, ROOT
+from tests.support.certificates import trusting
 from tests.support.external_programs import program
 from tests.support.service import eventually, free_port
 
@@ -41,7 +42,8 @@ class Proxy:
 
     def __init__(self, folder: Path, service: str) -> None:
         self.folder = folder
-        self.port, self.plain_port = free_port(), free_port()
+        with socket.create_server(("127.0.0.1", 0)) as held:  # so that they are two
+            self.port, self.plain_port = free_port(), held.getsockname()[1]
         self.url = f"https://localhost:{self.port}"
         self._names = {
             "/etc/nginx/": f"{folder}/",
@@ -62,7 +64,7 @@ class Proxy:
 
     def client(self, *, auth: tuple[str, str] | None = PASSWORD) -> httpx.Client:
         """Talks through the proxy."""
-        return httpx.Client(base_url=self.url, verify=trusting(self.folder), auth=auth, timeout=30)
+        return httpx.Client(base_url=self.url, verify=trusting(self.folder / "fullchain.pem"), auth=auth, timeout=30)
 
     @contextmanager
     def running(self, site: str) -> Iterator[None]:
@@ -87,24 +89,3 @@ class Proxy:
                 return client.get("/readyz").status_code == 200
         except httpx.TransportError:
             return False
-
-
-def trusting(folder: Path) -> ssl.SSLContext:
-    """What a client needs that is to believe the certificate."""
-    return ssl.create_default_context(cafile=folder / "fullchain.pem")
-
-
-def make_certificate(folder: Path) -> None:
-    """For localhost, signed by itself."""
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    key = [
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-keyout",
-        str(folder / "privkey.pem"),
-    ]
-    command = [program("openssl"), "req", "-x509", "-days", "1", *key, "-out", str(folder / "fullchain.pem"), *names]
-    subprocess.run(command, check=True, capture_output=True)

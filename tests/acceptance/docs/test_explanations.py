@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapters.lora.adapter import Adapter
-from adapters.training.candidates import auto_fit, descent, fleet_mean, small
+from adapters.training.candidates import choice, descent, fleet_mean, small, task
 from adapters.training.evaluation import judgement
 from adapters.training.planning.split import FEW_ROWS
 from tests.acceptance.crash.crash_points import POINTS
@@ -87,9 +87,9 @@ def test_the_sizing_page_has_the_measured_figures() -> None:
 @pytest.mark.parametrize(
     "phrase",
     [
-        f"{small.PSEUDO_ROWS}·the other groups' mean loss",
+        f"{choice.PSEUDO_ROWS}·the other groups' mean loss",
         f"a fleet of {fleet_mean.MIN_CLUSTERED_GROUPS} groups or more",
-        f"Above {auto_fit._MAX_LEFT_OUT_ROWS} training rows",
+        f"Above {task.MAX_LEFT_OUT_ROWS} training rows",
         f"from {FEW_ROWS} rows per adapter on",
         f"stopping after {descent._PATIENCE} evaluations",
     ],

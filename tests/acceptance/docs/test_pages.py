@@ -1,7 +1,7 @@
 """The tutorial, the how-tos and the maths run as written, block by block, and print what their pages show.
 
-The services of the tutorial are started by its commands, as that of the README is. Those of the other pages run in the
-process of the tests, with the settings that the commands give them: a start takes six seconds of a core.
+Their services run in the process of the tests, with the settings that the commands give them: a start takes six seconds
+of a core. Only that of the README is started by its command.
 """
 
 from contextlib import ExitStack
@@ -35,7 +35,7 @@ PAGES = [
 @pytest.mark.timeout(240)
 def test_a_page_runs_as_written_and_prints_what_it_shows(page: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        Reader(tmp_path, stack, starts_processes=page == TUTORIAL).follow(blocks(page.read_text()))
+        Reader(tmp_path, stack, starts_processes=False).follow(blocks(page.read_text()))
 
 
 def test_no_how_to_is_left_out() -> None:

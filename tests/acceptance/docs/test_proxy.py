@@ -15,8 +15,10 @@ import httpx
 import pytest
 
 from tests.acceptance.docs.executable_pages import blocks, check_output
-from tests.acceptance.docs.nginx import ASKING, CONFIG, PAGE, PASSWORD, Proxy, make_certificate, trusting
+from tests.acceptance.docs.nginx import ASKING, CONFIG, PAGE, PASSWORD, Proxy
 from tests.conftest import Serve
+from tests.support.certificates import make_certificate, trusting
+from tests.support.service import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -93,11 +95,13 @@ def test_a_request_id_goes_through_and_into_the_log(proxy: Proxy, through: httpx
     assert through.get("/base", headers={"X-Request-Id": "order-4711"}).headers["X-Request-Id"] == "order-4711"
     made = through.get("/base", headers={"X-Request-Id": "not one id"}).headers["X-Request-Id"]
     assert len(made) == 32
-    log = (proxy.folder / "loraplex.log").read_text()
+    # nginx writes the line after the answer.
+    log = eventually(
+        lambda: made in (text := (proxy.folder / "loraplex.log").read_text()) and text, what="the line of the request"
+    )
     assert "alice [" in log
     assert " 200 " in log
     assert "order-4711" in log
-    assert made in log
 
 
 def test_bodies_are_bounded_as_the_service_bounds_them(through: httpx.Client) -> None:
@@ -123,7 +127,7 @@ def _told(proxy: Proxy, sent: bytes) -> bytes:
     """What the proxy says to a client that sends this and no more, until the proxy hangs up."""
     with (
         socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as plain,
-        trusting(proxy.folder).wrap_socket(plain, server_hostname="localhost") as connection,
+        trusting(proxy.folder / "fullchain.pem").wrap_socket(plain, server_hostname="localhost") as connection,
         connection.makefile("rb") as answer,
     ):
         connection.sendall(sent)

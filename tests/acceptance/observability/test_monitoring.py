@@ -27,6 +27,8 @@ NOT_SHOWN = {
     "loraplex_fast_path_fallbacks_total",
     "loraplex_process_start_time_seconds",
     "loraplex_resident_adapters",
+    "loraplex_scrub_finished_timestamp_seconds",
+    "loraplex_trashed_bytes",
 }
 """Of use in other people's queries."""
 

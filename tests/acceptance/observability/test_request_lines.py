@@ -12,6 +12,7 @@ from itertools import count
 import httpx
 import pytest
 
+from tests.support.deadlines import scaled
 from tests.support.log_lines import line_of, lines
 from tests.support.service import ServiceProcess, eventually
 
@@ -224,7 +225,7 @@ def test_the_lines_of_requests_are_written_before_the_service_ends(tmp_path_fact
         ids = [predict(service, adapter="nobody", inputs=ROWS).headers["x-request-id"] for _ in range(50)]
         succeeded = predict(service, adapter=None, inputs=ROWS).headers["x-request-id"]
         service.process.send_signal(signal.SIGTERM)
-        assert service.process.wait(30) == 0
+        assert service.process.wait(scaled(30)) == 0
     logged = [line["request_id"] for line in lines(service.log) if line["event"] == "request"]
     assert [each for each in logged if each in ids] == ids
     assert succeeded not in logged

@@ -15,12 +15,14 @@ pytestmark = pytest.mark.slow
 BODY = {"adapter": None, "inputs": [[1.0] * 10]}
 PREDICTED = {"route": "/predict", "method": "POST", "status": "200"}
 REQUESTS, CONNECTIONS = 60, 12
+ROWS_LIMIT = 2 * 16_384
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """Two workers and a trainer."""
+    """Two workers and a trainer, once the values of all three are shown."""
     with ServiceProcess(tmp_path_factory.mktemp("counted") / "data", base="random:10,2,42", workers=2) as service:
+        scraped(service.client, lambda shown: shown.get(series("queue_rows_limit")) == ROWS_LIMIT, what="both workers")
         scraped(service.client, lambda shown: total(shown, "processes") == 3, what="all three processes")
         yield service
 
@@ -60,7 +62,7 @@ def test_every_answer_has_the_requests_of_both_workers(service: ServiceProcess) 
     scraped(service.client, lambda shown: wanted.items() <= shown.items(), what="all requests")
     for shown in _scrapes(service):
         assert wanted.items() <= shown.items()
-        assert shown[series("queue_rows_limit")] == 2 * 16_384
+        assert shown[series("queue_rows_limit")] == ROWS_LIMIT
         assert {
             process for (name, labels), _ in shown.items() if name.endswith("open_fds") for _, process in labels
         } == {"worker-1", "worker-2", "trainer-1"}

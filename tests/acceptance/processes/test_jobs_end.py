@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import httpx
-import psutil  # type: ignore[import-untyped]
 import pytest
 
 from adapters.errors import StorageFull
@@ -13,8 +12,9 @@ from app.service import Service
 from app.settings import Settings
 from tests.conftest import Serve
 from tests.support.catalog_factories import stored_files
+from tests.support.deadlines import scaled
 from tests.support.long_jobs import submit, submit_endless, versions, wait_until_it_runs
-from tests.support.process_tree import FIT, Process, suspended
+from tests.support.process_tree import FIT, Process, children, suspended
 from tests.support.service import eventually, serving, wait_for_job
 
 pytestmark = pytest.mark.slow
@@ -22,8 +22,7 @@ pytestmark = pytest.mark.slow
 
 def _fit_process() -> Process | None:
     """The process that fits for the trainer in this process."""
-    children = psutil.Process().children()
-    return next((child for child in children if FIT in child.cmdline()), None)
+    return next(iter(children(FIT)), None)
 
 
 def _ready_fit(client: httpx.Client) -> Process:
@@ -79,7 +78,7 @@ def test_an_end_that_cannot_be_written_is_found_again_when_the_lease_has_run_out
         patched.setattr(service.queue, "succeed", _full)
         patched.setattr(service.queue, "fail", full)
         job_id = submit(client, "unheard")
-        assert refused.wait(30)
+        assert refused.wait(scaled(30))
     job = wait_for_job(client, job_id)
     assert job["status"] == "succeeded"
     assert job["attempt"] > 1
@@ -122,7 +121,7 @@ def test_a_heartbeat_that_cannot_be_written_does_not_end_a_fit(
         patched.setattr(service.queue, "heartbeat", full)
         with suspended(_ready_fit(client)):
             job_id = submit(client, "breathless")
-            assert refused.wait(30)
+            assert refused.wait(scaled(30))
     assert wait_for_job(client, job_id)["status"] == "succeeded"
     assert versions(client, "breathless") == [1]
 
@@ -134,7 +133,7 @@ def test_what_changed_since_a_job_was_queued_ends_it(training: tuple[httpx.Clien
         wait_until_it_runs(client, submit(client, "first"))  # the others wait behind it
         client.put("/adapters/gone", json={"A": [[1.0], [1.0]], "B": [[1.0] * 10]}).raise_for_status()
         deleted, untouched, cancelled = (submit(client, name) for name in ("gone", "other", "other"))
-        client.delete("/adapters/gone").raise_for_status()
+        client.delete("/adapters/gone?purge=true").raise_for_status()
         for _ in range(2):
             answer = client.post(f"/jobs/{cancelled}/cancel")
             assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")

@@ -100,7 +100,7 @@ def test_a_worker_that_is_stopped_in_a_commit_holds_the_catalogue_no_longer_than
         assert _put(service, "one").status_code == 201
         assert time.monotonic() - begin < scaled(4 * LEASE_SECONDS)
         with pytest.raises(httpx.TransportError):
-            lost.result(30)
+            lost.result(scaled(30))
         with service.connect() as client:
             assert [each["name"] for each in client.get("/adapters").json()["data"]] == ["kept", "one"]
         assert all_gone([stopped])

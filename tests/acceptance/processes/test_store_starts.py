@@ -12,9 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adapters.storage.blobs import Quarantine
+from adapters.storage.quarantine import Quarantine
+from app.bootstrap import open_catalog
 from app.processes.store_guard import guarded_store
 from app.settings import EXIT_CONFIG, Settings
+from tests.support.deadlines import scaled
 from tests.support.service import LORAPLEX, ServiceProcess, environment, eventually, free_port, serving
 
 pytestmark = pytest.mark.slow
@@ -49,7 +51,7 @@ def _refused(folder: Path, command: str = "serve") -> str:
         env=environment(base=BASE),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=scaled(60),
     )
     assert ended.returncode == EXIT_CONFIG, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -284,7 +286,10 @@ def test_a_restore_made_while_the_service_published_starts_and_has_what_the_copy
             for (number,) in versions:
                 answer = client.post("/predict", json={"adapter": f"kept@{number}", "inputs": ROWS})
                 assert answer.status_code == 200, answer.text
-        assert len(_quarantined(restored)) == newer
+            # As a process of the service does soon after its start.
+            with closing(open_catalog(Settings(data_dir=restored, base=BASE))) as catalog:
+                catalog.sweep_once()
+            assert len(_quarantined(restored)) == newer
 
 
 def _damage_a_page(catalog: Path) -> None:

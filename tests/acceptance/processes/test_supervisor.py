@@ -90,7 +90,7 @@ def _job(folder: Path, job_id: str) -> Job:
     """A job of a service that is down."""
     catalog = Catalog(folder, now=time.time)
     try:
-        return JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=1).get(job_id)
+        return JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=1).get(job_id, tenant="default")
     finally:
         catalog.database.close()
 

@@ -1,6 +1,6 @@
 """From a cancel to the end of the work on its job, for jobs of every kind, at random moments.
 
-`TRAINING_CANCELS=100` runs the long form; `CRASH_SEED` repeats the draws of a run that failed.
+`TRAINING_CANCELS=100` runs the long form; `FAULT_SEED` repeats the draws of a run that failed.
 """
 
 import os
@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.support.fault_results import chosen_seed
 from tests.support.long_jobs import versions
 from tests.support.process_tree import FIT, Process, is_running, running
 from tests.support.service import ServiceProcess, eventually, wait_for_job
@@ -39,7 +40,7 @@ _SHORT = {"method": "sgd", "epochs": 1, "learning_rate": 1e-6}
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """A service with trainers, whose layer is as wide as a sentence encoder's."""
     folder = tmp_path_factory.mktemp("cancels") / "data"
-    with ServiceProcess(folder, base=BASE, trainers=_TRAINERS) as started:
+    with ServiceProcess(folder, base=BASE, trainers=_TRAINERS, forks=False) as started:
         yield started
 
 
@@ -84,7 +85,7 @@ def _seconds_to_cancel(service: ServiceProcess, kind: str, name: str, pause: flo
 @pytest.mark.soak
 @pytest.mark.timeout(120 + 6 * CANCELS)
 def test_a_cancelled_training_is_at_work_no_more_within_a_second(wide: ServiceProcess) -> None:
-    seed = int(os.environ.get("CRASH_SEED", random.SystemRandom().getrandbits(32)))
+    seed = chosen_seed()
     draw = random.Random(seed)
     measured: list[float] = []
     number = 0

@@ -13,6 +13,7 @@ import pytest
 from pyarrow import ipc
 
 from app.settings import Settings
+from tests.support.fork_server import own_starts
 from tests.support.service import serving, wait_for_job
 from tests.support.training_oracle import published_delta
 
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.slow
 I, O, ROWS, PART = 512, 3, 310_000, 10_000
 MEMORY_BYTES = 600 * 2**20
 SEED = 5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_starts() -> Iterator[None]:
+    with own_starts():
+        yield
 
 
 @cache

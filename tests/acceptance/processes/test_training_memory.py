@@ -19,6 +19,7 @@ from adapters.training.execution.fit_client import Fitter, FitterDied, _log_line
 from app.bootstrap import open_fitter
 from app.settings import Settings
 from tests.conftest import Serve
+from tests.support.fork_server import own_starts
 from tests.support.process_tree import FIT, Process, TrainerProcess, is_running, the
 from tests.support.service import ServiceProcess, eventually, serving, wait_for_job
 
@@ -29,6 +30,12 @@ BASE = f"identity:{WIDTH}"
 LITTLE = 2**29
 """The least that a trainer may be given. A closed form on this layer has several matrices of 32 MB at once."""
 _ROW = [1.0] + [0.0] * (WIDTH - 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_starts() -> Iterator[None]:
+    with own_starts():
+        yield
 
 
 def _body(name: str, **training: Any) -> dict[str, Any]:
@@ -46,7 +53,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
 @pytest.fixture(scope="module")
 def trainer(service: ServiceProcess) -> Iterator[TrainerProcess]:
     """It has less."""
-    with TrainerProcess(service.data_dir, base=BASE, trainer_memory_bytes=LITTLE) as started:
+    with TrainerProcess(service.data_dir, base=BASE, trainer_memory_bytes=LITTLE, forks=False) as started:
         yield started
 
 
@@ -177,11 +184,9 @@ def test_it_is_what_the_kernel_ends_first_and_that_is_no_fault_of_its_job() -> N
 
 @contextmanager
 def _fit_process(threads: int) -> Iterator[tuple[Fitter, Process]]:
-    before = set(psutil.Process().children())
     fitter = open_fitter(Settings(base="zeros:2,2", trainer_threads=threads, trainer_memory_bytes=LITTLE))
     try:
         assert eventually(lambda: fitter.is_ready(0.1), what="a process that fits")
-        (process,) = set(psutil.Process().children()) - before
-        yield fitter, process
+        yield fitter, psutil.Process(fitter.start().pid)
     finally:
         fitter.kill()

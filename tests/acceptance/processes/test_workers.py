@@ -19,7 +19,7 @@ from tests.support.service import ServiceProcess, eventually
 
 pytestmark = pytest.mark.slow
 
-REPLACEMENTS = int(os.environ.get("REPLACEMENTS", "250"))
+REPLACEMENTS = int(os.environ.get("REPLACEMENTS", "120"))
 WORKERS, READERS = 3, 2
 """Processes that answer, and connections that each of them is asked over all the while."""
 ROWS = [[1.0] * 64]

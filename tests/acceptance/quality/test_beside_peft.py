@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from adapters.lora.base_layer import BaseLayer, load_base_layer
@@ -47,6 +46,8 @@ class Net(nn.Module):
 
 def _with_peft(base: BaseLayer, data: TrainingData, seed: int) -> float:
     """Its own start and its own order of rows, of the same distributions."""
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(seed)
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=["linear"])
     model = get_peft_model(Net(base), config)

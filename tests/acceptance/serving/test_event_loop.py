@@ -35,7 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
     catalog = Catalog(folder, now=time.time)
     publish(catalog, BASE, {"wide": random_adapter(BASE.out_features, BASE.in_features, WIDEST_RANK)})
     catalog.database.close()
-    with ServiceProcess(folder, base=BASE.source, trainers=0, max_rank=WIDEST_RANK) as started:
+    with ServiceProcess(folder, base=BASE.source, trainers=0, max_rank=WIDEST_RANK, forks=False) as started:
         yield started
 
 

@@ -58,7 +58,8 @@ def _is_right(given_O: Any, number: int) -> bool:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """One worker on a catalogue of ten thousand, which are published while it starts: that takes a core each."""
     folder: Path = tmp_path_factory.mktemp("fleet") / "data"
-    starting = ServiceProcess(folder, base=BASE, trainers=0, cache_bytes=RESIDENT * _adapter(0).memory_bytes)
+    room = RESIDENT * _adapter(0).memory_bytes
+    starting = ServiceProcess(folder, base=BASE, trainers=0, cache_bytes=room, forks=False)
     catalog = Catalog(folder, now=time.time)
     for first in range(0, ADAPTERS, 1000):
         publish(catalog, BASE_LAYER, {f"tenant-{number}": _adapter(number) for number in range(first, first + 1000)})

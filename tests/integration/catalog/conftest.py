@@ -8,18 +8,19 @@ import pytest
 
 from adapters.catalog.catalog import Catalog
 from adapters.jobs.queue import JobQueue
+from tests.support.databases import open_catalog
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(data_folder: Path) -> Path:
     """Where the catalogue lies."""
-    return tmp_path / "data"
+    return data_folder
 
 
 @pytest.fixture
 def catalog(folder: Path) -> Iterator[Catalog]:
     """An empty catalogue."""
-    opened = Catalog(folder, now=time.time)
+    opened = open_catalog(folder, now=time.time)
     yield opened
     opened.database.close()
 

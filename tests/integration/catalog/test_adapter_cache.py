@@ -30,6 +30,7 @@ from tests.support.catalog_factories import (
     put,
     skip_unless_cached,
 )
+from tests.support.deadlines import scaled
 
 ADAPTERS = 60
 ONE = make_adapter(0).memory_bytes
@@ -37,14 +38,20 @@ ONE = make_adapter(0).memory_bytes
 
 def _fleet(catalog: Catalog) -> list[str]:
     names = [f"tenant-{seed}" for seed in range(ADAPTERS)]
-    catalog.publish([publication(name, seed) for seed, name in enumerate(names)])
+    catalog.publish([publication(name, seed) for seed, name in enumerate(names)], tenant="default")
     return names
+
+
+def _load(residency: AdapterCache, version: Version) -> Adapter:
+    ((_, adapter),) = residency.load([version])
+    assert isinstance(adapter, Adapter)
+    return adapter
 
 
 def _use(residency: AdapterCache, version: Version) -> Adapter:
     adapter = residency.get(version.digest)
     if adapter is None:
-        adapter = residency.load(version)
+        adapter = _load(residency, version)
         residency.add(version.digest, adapter)
     return adapter
 
@@ -59,7 +66,7 @@ def test_it_keeps_to_its_budget_and_answers_right(catalog: Catalog, room: int) -
     for _ in range(2 * ADAPTERS):
         seed = order.randrange(ADAPTERS)
         drawn.add(seed)
-        adapter = _use(residency, catalog.find(Reference(names[seed])))
+        adapter = _use(residency, catalog.find(Reference(names[seed]), tenant="default"))
         answer = mixed_forward(BASE, INPUTS_NI, [adapter], [0] * len(INPUTS_NI))
         torch.testing.assert_close(answer.double(), dense_answer(make_adapter(seed)), rtol=1e-5, atol=1e-5)
         loaded.append(weakref.ref(adapter))
@@ -82,7 +89,7 @@ def test_the_least_recently_used_leaves_first(catalog: Catalog) -> None:
 
 def test_one_that_is_larger_than_the_budget_answers_and_drives_nobody_out(catalog: Catalog) -> None:
     small = put(catalog, "small", 1)
-    large = catalog.publish([publication("large", adapter=make_adapter(2, rank=50))])[0].version
+    large = catalog.publish([publication("large", adapter=make_adapter(2, rank=50))], tenant="default")[0].version
     residency = AdapterCache(BASE, catalog.blobs, budget_bytes=2 * ONE)
     kept = _use(residency, small)
     assert _use(residency, large).a_OR.equal(make_adapter(2, rank=50).a_OR)
@@ -112,7 +119,7 @@ def test_one_that_is_kept_twice_counts_once(catalog: Catalog) -> None:
     a, b = put(catalog, "a", 1), put(catalog, "b", 2)
     residency = AdapterCache(BASE, catalog.blobs, budget_bytes=2 * ONE)
     for _ in range(3):
-        residency.add(a.digest, residency.load(a))
+        residency.add(a.digest, _load(residency, a))
     _use(residency, b)
     assert residency.get(a.digest) is not None
 
@@ -120,9 +127,9 @@ def test_one_that_is_kept_twice_counts_once(catalog: Catalog) -> None:
 def test_an_adapter_in_hand_answers_after_it_was_deleted(catalog: Catalog) -> None:
     residency = AdapterCache(BASE, catalog.blobs, budget_bytes=0)
     held = _use(residency, put(catalog, "acme", 1))
-    catalog.delete("acme")
+    catalog.delete("acme", tenant="default")
     with pytest.raises(AdapterNotFound):
-        catalog.find(Reference("acme"))
+        catalog.find(Reference("acme"), tenant="default")
     answer = mixed_forward(BASE, INPUTS_NI, [held], [0] * len(INPUTS_NI))
     torch.testing.assert_close(answer.double(), dense_answer(make_adapter(1)), rtol=1e-5, atol=1e-5)
 
@@ -137,7 +144,7 @@ def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: p
 
     def held_up(*arguments: Any) -> torch.Tensor:
         reached.set()
-        assert may_go_on.wait(30)
+        assert may_go_on.wait(scaled(30))
         return mixed_forward(*arguments)
 
     with ThreadPoolExecutor(2) as pool:
@@ -145,14 +152,14 @@ def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: p
             patched.setattr(app.serving.batcher, "mixed_forward", held_up)
             body = {"adapter": "acme", "inputs": INPUTS_NI.tolist()}
             begun = pool.submit(client.post, "/predict", json=body)
-            assert reached.wait(30)
+            assert reached.wait(scaled(30))
         if change == "deleted":
             client.delete("/adapters/acme").raise_for_status()
         else:
             client.put("/adapters/acme", json=as_upload(make_adapter(2))).raise_for_status()
         later = pool.submit(client.post, "/predict", json=body)
         may_go_on.set()
-        answer, after = begun.result(30), later.result(30)
+        answer, after = begun.result(scaled(30)), later.result(scaled(30))
     if change == "deleted":
         assert after.status_code == 404
     else:
@@ -164,7 +171,7 @@ def test_a_request_that_has_begun_keeps_its_adapter(serve: Serve, monkeypatch: p
 
 
 def test_what_the_kernel_has_in_memory_is_taken_at_once(catalog: Catalog) -> None:
-    version = catalog.find(Reference(_fleet(catalog)[7]))
+    version = catalog.find(Reference(_fleet(catalog)[7]), tenant="default")
     skip_unless_cached(catalog.blobs.local(version.file))
     residency = AdapterCache(BASE, catalog.blobs, budget_bytes=100 * ONE)
     adapter = residency.load_cached(version)
@@ -177,16 +184,16 @@ def test_what_the_kernel_has_in_memory_is_taken_at_once(catalog: Catalog) -> Non
 def test_where_the_kernel_cannot_tell_nothing_is_taken_at_once(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = catalog.find(Reference(_fleet(catalog)[7]))
+    version = catalog.find(Reference(_fleet(catalog)[7]), tenant="default")
     monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
     residency = AdapterCache(BASE, catalog.blobs, budget_bytes=100 * ONE)
     assert residency.load_cached(version) is None
-    assert residency.load(version).memory_bytes == ONE
+    assert _load(residency, version).memory_bytes == ONE
 
 
 def test_what_is_taken_at_once_is_checked_like_everything_else(catalog: Catalog) -> None:
     names = _fleet(catalog)
-    version = catalog.find(Reference(names[7]))
+    version = catalog.find(Reference(names[7]), tenant="default")
     residency = AdapterCache(BASE, catalog.blobs, budget_bytes=100 * ONE)
     path = catalog.blobs.local(version.file)
     content = bytearray(path.read_bytes())
@@ -199,5 +206,8 @@ def test_what_is_taken_at_once_is_checked_like_everything_else(catalog: Catalog)
     assert residency.load_cached(version) is None
     assert residency.get(version.digest) is None
     assert (
-        AdapterCache(BASE, catalog.blobs, budget_bytes=ONE // 2).load_cached(catalog.find(Reference(names[8]))) is None
+        AdapterCache(BASE, catalog.blobs, budget_bytes=ONE // 2).load_cached(
+            catalog.find(Reference(names[8]), tenant="default")
+        )
+        is None
     )

@@ -28,7 +28,7 @@ from tests.support.catalog_factories import (
 )
 
 ROWS = {"adapter": "acme", "inputs": [[0.0] * 10]}
-CODES = [errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM]
+CODES = [errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EINTR]
 
 
 def _failing(code: int, real: Callable[..., Any] | None = None, *, on: str = "") -> Callable[..., Any]:
@@ -46,7 +46,7 @@ def test_the_files_of_a_publish_are_synced_before_their_names(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = DiskCalls(monkeypatch)
-    version = catalog.put(publication("acme", statistics=b"sums"))[0]
+    version = catalog.put(publication("acme", statistics=b"sums"), tenant="default")[0]
     assert version.statistics is not None
     for file in (version.file, version.statistics):
         calls.assert_durable(catalog.blobs.local(file))
@@ -60,7 +60,7 @@ def test_the_file_of_a_data_set_is_synced_before_its_name(
     with upload_file(folder / "tmp") as raw:
         raw.write(b"x,y\n1,a\n")
         reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
-        version, _ = datasets.add("rows", reading, content_type="text/csv")
+        version, _ = datasets.add("rows", reading, content_type="text/csv", tenant="default")
     calls.assert_durable(catalog.blobs.local(version.file))
 
 
@@ -127,7 +127,7 @@ def test_a_service_whose_blobs_cannot_be_written_or_read_answers_503(
             assert (answer.status_code, answer.json()["code"]) == (503, "storage_failed"), answer.text
             assert "EACCES" in answer.json()["detail"]
     assert client.post("/predict", json=ROWS).status_code == 200
-    assert service.catalog.adapter("acme").versions == 1
+    assert service.catalog.adapter("acme", tenant="default").versions == 1
 
 
 def test_a_deletion_is_stored_although_its_blob_cannot_be_removed(
@@ -136,7 +136,7 @@ def test_a_deletion_is_stored_although_its_blob_cannot_be_removed(
     version = put(catalog, "acme", 1)
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", _failing(errno.EIO))
-        catalog.delete("acme")
+        catalog.delete("acme", tenant="default", purge=True)
     assert f"{version.file} cannot be removed" in caplog.text
     assert stored_files(folder) == {version.file}
     catalog.sweep()

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import adapters.storage.database
+import adapters.storage.sqlite_database
 from tests.conftest import Serve
 from tests.support.catalog_factories import INPUTS_NI, as_upload, make_adapter, referenced_files, stored_files
+from tests.support.deadlines import scaled
 from tests.support.service import eventually
 
 
@@ -30,7 +31,7 @@ class _Lock:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for locks a fifth of a second, not fifteen."""
-    monkeypatch.setattr(adapters.storage.database, "_BUSY_MILLISECONDS", 200)
+    monkeypatch.setattr(adapters.storage.sqlite_database, "_BUSY_MILLISECONDS", 200)
 
 
 def test_a_write_waits_for_a_short_lock(serve: Serve) -> None:
@@ -44,7 +45,7 @@ def test_a_write_waits_for_a_short_lock(serve: Serve) -> None:
         eventually(lambda: len(stored_files(service.settings.data_dir)) == 2, what="the blob of the upload")
         assert not upload.done()
         lock.release()
-        assert upload.result(30).status_code == 201
+        assert upload.result(scaled(30)).status_code == 201
 
 
 def test_a_long_lock_is_answered_and_the_same_upload_works_later(impatient: None, serve: Serve) -> None:
@@ -91,7 +92,7 @@ def test_a_prediction_waits_out_a_commit(serve: Serve) -> None:
     lock = _Lock(service.settings.data_dir)
     with ThreadPoolExecutor(1) as pool:
         prediction = pool.submit(client.post, "/predict", json={"adapter": "acme", "inputs": INPUTS_NI.tolist()})
-        assert looked.wait(30)
+        assert looked.wait(scaled(30))
         assert not prediction.done()
         lock.release()
-        assert prediction.result(30).json()["adapter"]["version"] == 1
+        assert prediction.result(scaled(30)).json()["adapter"]["version"] == 1

@@ -46,7 +46,7 @@ def harm(serve: Serve) -> Callable[[Callable[[Path], None]], httpx.Client]:
         client, service = serve(cache_bytes=0)
         for seed, name in enumerate(("good", "bad")):
             client.put(f"/adapters/{name}", json=as_upload(make_adapter(seed))).raise_for_status()
-        action(service.catalog.blobs.local(service.catalog.find(Reference("bad")).file))
+        action(service.catalog.blobs.local(service.catalog.find(Reference("bad"), tenant="default").file))
         return client
 
     return make
@@ -99,19 +99,25 @@ def test_a_sound_copy_stays_where_it_is(serve: Serve) -> None:
     client, service = serve()
     for status in (201, 200):
         assert client.put("/adapters/acme", json=as_upload(make_adapter(1))).status_code == status
-        file, revision = service.catalog.find(Reference("acme")).file, service.catalog.revision()
-    assert (service.catalog.find(Reference("acme")).file, service.catalog.revision()) == (file, 1) == (file, revision)
+        file, revision = service.catalog.find(Reference("acme"), tenant="default").file, service.catalog.revision()
+    assert (
+        (service.catalog.find(Reference("acme"), tenant="default").file, service.catalog.revision())
+        == (file, 1)
+        == (file, revision)
+    )
 
 
 def test_one_of_a_fleet_is_repaired_and_the_others_keep_their_file(catalog: Catalog, folder: Path) -> None:
-    first, second = (one.version for one in catalog.publish([publication("a", 1), publication("b", 2)]))
+    first, second = (
+        one.version for one in catalog.publish([publication("a", 1), publication("b", 2)], tenant="default")
+    )
     _flip(catalog.blobs.local(second.file))
-    repaired, is_new = catalog.put(publication("b", 2))
+    repaired, is_new = catalog.put(publication("b", 2), tenant="default")
     assert not is_new
-    assert repaired == catalog.find(Reference("b"))
+    assert repaired == catalog.find(Reference("b"), tenant="default")
     assert (repaired.version, repaired.digest, repaired.offset) == (1, second.digest, 0)
     assert read_adapter(repaired, catalog.blobs).digest == second.digest
-    assert read_adapter(catalog.find(Reference("a")), catalog.blobs).digest == first.digest
+    assert read_adapter(catalog.find(Reference("a"), tenant="default"), catalog.blobs).digest == first.digest
     assert stored_files(folder) == {first.file, repaired.file}
 
 
@@ -145,11 +151,11 @@ def _meet_a_deletion(service: Service, name: str) -> None:
     finders = {finder: getattr(service.catalog, finder) for finder in ("find", "find_all")}
 
     def then_delete(find: Callable[..., object]) -> Callable[..., object]:
-        def found(*asked: object) -> object:
-            result = find(*asked)
+        def found(*asked: object, **options: object) -> object:
+            result = find(*asked, **options)
             for finder, own in finders.items():
                 setattr(service.catalog, finder, own)
-            service.catalog.delete(name)
+            service.catalog.delete(name, tenant="default", purge=True)
             return result
 
         return found
@@ -182,9 +188,9 @@ def test_what_was_made_again_between_the_look_and_the_read_is_answered_as_it_is_
     client.put("/adapters/acme", json=as_upload(make_adapter(1))).raise_for_status()
     delete = service.catalog.delete
 
-    def delete_and_make_again(name: str) -> None:
-        delete(name)
-        service.catalog.put(publication("acme", 2))
+    def delete_and_make_again(name: str, *, tenant: str, purge: bool) -> None:
+        delete(name, tenant=tenant, purge=purge)
+        service.catalog.put(publication("acme", 2), tenant="default")
 
     for _ in range(3):
         service.catalog.delete = delete_and_make_again  # type: ignore[method-assign,assignment]

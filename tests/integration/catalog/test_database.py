@@ -18,7 +18,7 @@ from tests.support.catalog_factories import put
 _OPEN_AT_ONCE = """
 import sys
 from pathlib import Path
-from adapters.storage.database import SqliteDatabase
+from adapters.storage.sqlite_database import SqliteDatabase
 print("imported", flush=True)
 sys.stdin.readline()
 SqliteDatabase(Path(sys.argv[1])).close()
@@ -105,7 +105,7 @@ def test_processes_that_open_a_new_folder_at_once_all_find_its_tables_made_once(
 def test_opening_a_folder_again_keeps_what_is_in_it(catalog: Catalog, folder: Path) -> None:
     put(catalog, "acme")
     again = Catalog(folder, now=lambda: 0.0)
-    assert [adapter.name for adapter in again.adapters()] == ["acme"]
+    assert [adapter.name for adapter in again.adapters(tenant="default")] == ["acme"]
     again.database.close()
 
 

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import re
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +18,8 @@ import pytest
 import sqlalchemy as sa
 
 from adapters.catalog.catalog import Catalog
-from adapters.errors import StorageFailed, TooManyOpenFiles
+from adapters.errors import LoraplexError, StorageFailed, TooManyOpenFiles
+from adapters.storage.sqlite_database import SqliteDatabase
 from tests.conftest import Serve
 from tests.support.catalog_factories import as_upload, make_adapter, put, referenced_files, stored_files
 from tests.support.failing_disk import SYNC, TRUNCATE, WRITE, FailingDisk
@@ -67,45 +71,61 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> FailingDisk:
     return FailingDisk(tmp_path_factory.mktemp("failing"))
 
 
-class _Change:
-    """One change in a process of its own, step by step."""
+class _Changes:
+    """A process that makes changes on the failing disk, step by step, each in a fork of it."""
 
-    def __init__(self, folder: Path, change: str, disk: FailingDisk) -> None:
+    def __init__(self, disk: FailingDisk) -> None:
+        self.disk = disk
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.catalog.change_on_failing_disk", str(folder), change],
+            [sys.executable, "-m", "tests.integration.catalog.change_on_failing_disk"],
             env=os.environ | disk.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
-    def step(self) -> dict[str, Any]:
+    def begin(self, folder: Path, change: str) -> None:
+        self._send(json.dumps([str(folder), change]))
+        self._step()
+
+    def go_on(self) -> dict[str, Any]:
+        self._send("")
+        return self._step()
+
+    def end(self) -> None:
+        self._send("")
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+
+    def _step(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         said: dict[str, Any] = json.loads(self._process.stdout.readline())
         return said
 
-    def go_on(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-
-    def __enter__(self) -> "_Change":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
+    def close(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
 
 
-def _check(folder: Path, change: str, disk: FailingDisk, fault: Fault) -> None:
-    with _Change(folder, change, disk) as process:
-        process.step()
-        disk.fail(fault.call, file=fault.file, error=fault.error, first=fault.first, count=fault.times)
-        process.go_on()
-        error = process.step()["error"]
-        disk.heal()
-        process.go_on()
-        stored = process.step()["stored"]
+@pytest.fixture(scope="module")
+def changes(disk: FailingDisk) -> Iterator[_Changes]:
+    """The process, which has imported what it needs."""
+    started = _Changes(disk)
+    yield started
+    started.close()
+
+
+def _check(folder: Path, change: str, changes: _Changes, fault: Fault) -> None:
+    changes.begin(folder, change)
+    changes.disk.fail(fault.call, file=fault.file, error=fault.error, first=fault.first, count=fault.times)
+    error = changes.go_on()["error"]
+    changes.disk.heal()
+    stored = changes.go_on()["stored"]
+    changes.end()
     assert (error["code"], error.get("outcome")) == (fault.code, "unknown" if fault.is_unknown else None)
     assert ("it is unknown whether the change was stored" in error["detail"]) is fault.is_unknown
     assert ("nothing was stored" in error["detail"]) is not fault.is_unknown
@@ -118,26 +138,26 @@ def _check(folder: Path, change: str, disk: FailingDisk, fault: Fault) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
 def test_a_publish_that_the_disk_failed_says_truly_what_was_stored(
-    tmp_path: Path, disk: FailingDisk, fault: Fault
+    tmp_path: Path, changes: _Changes, fault: Fault
 ) -> None:
-    _check(tmp_path / "data", "publish", disk, fault)
+    _check(tmp_path / "data", "publish", changes, fault)
     opened = Catalog(tmp_path / "data", now=lambda: 0.0)
-    assert opened.adapter("acme").live is not None
+    assert opened.adapter("acme", tenant="default").live is not None
     opened.sweep()
     assert stored_files(tmp_path / "data") == referenced_files(tmp_path / "data")
     opened.database.close()
 
 
-def test_a_full_disk_that_shows_in_a_sync_is_storage_full(tmp_path: Path, disk: FailingDisk) -> None:
-    _check(tmp_path / "data", "delete", disk, Fault(SYNC, ALL, errno.ENOSPC, 1, ALWAYS, FULL, False))
+def test_a_full_disk_that_shows_in_a_sync_is_storage_full(tmp_path: Path, changes: _Changes) -> None:
+    _check(tmp_path / "data", "delete", changes, Fault(SYNC, ALL, errno.ENOSPC, 1, ALWAYS, FULL, False))
 
 
 @pytest.mark.parametrize("name", ["the database's sync", "the sync of the truncated journal"])
 @pytest.mark.parametrize("change", ["train", "add"])
 def test_the_file_of_a_change_stays_unless_it_was_certainly_not_stored(
-    tmp_path: Path, disk: FailingDisk, change: str, name: str
+    tmp_path: Path, changes: _Changes, change: str, name: str
 ) -> None:
-    _check(tmp_path / "data", change, disk, FAULTS[name])
+    _check(tmp_path / "data", change, changes, FAULTS[name])
 
 
 def test_the_answer_says_that_the_disk_is_full_or_that_the_outcome_is_unknown(
@@ -199,7 +219,50 @@ def test_a_catalogue_that_is_overwritten_while_the_service_runs_is_storage_faile
     assert client.put("/adapters/acme", json=as_upload(make_adapter(2))).json()["version"] == 2
 
 
+@pytest.mark.parametrize("column", ["created_at", "metrics"])
+def test_a_flipped_bit_in_the_name_of_a_column_is_storage_failed(catalog: Catalog, folder: Path, column: str) -> None:
+    put(catalog, "acme")
+    file = folder / CATALOG
+    good = file.read_bytes()
+    flipped = column[:-1] + chr(ord(column[-1]) ^ 1)
+    file.write_bytes(good.replace(f"\t{column} ".encode(), f"\t{flipped} ".encode()))
+    assert file.read_bytes() != good
+    damaged = Catalog(folder, now=lambda: 1.0)
+    with pytest.raises(StorageFailed, match="damaged"):
+        damaged.versions("acme", tenant="default")
+    with pytest.raises(StorageFailed, match="damaged"):
+        put(damaged, "acme", seed=2)
+    damaged.close()
+
+
+def test_rows_and_indexes_that_contradict_each_other_are_storage_failed(catalog: Catalog, folder: Path) -> None:
+    put(catalog, "acme")
+    file = folder / CATALOG
+    good, outcomes, kinds = file.read_bytes(), set(), set()
+    # The name in each row and in each index, one at a time.
+    for found in re.finditer(b"defaultacme", good):
+        file.write_bytes(good[: found.end() - 1] + b"d" + good[found.end() :])
+        damaged = Catalog(folder, now=lambda: 1.0)
+        for read in (damaged.adapters, partial(damaged.adapter, "acme"), partial(damaged.versions, "acme")):
+            try:
+                read(tenant="default")
+                outcomes.add("")
+            except LoraplexError as error:
+                outcomes.add(error.code)
+        # What is raised because rows are missing is an error of the disk, if SQLite finds damage.
+        with pytest.raises((StorageFailed, KeyError)) as raised, damaged.database.read():
+            raise KeyError("acme")
+        kinds.add(raised.type)
+        damaged.close()
+    assert outcomes <= {"", "adapter_not_found", "storage_failed"}
+    assert StorageFailed in kinds
+    file.write_bytes(good)
+    with pytest.raises(KeyError), catalog.database.read():
+        raise KeyError("acme")
+
+
 def test_a_catalogue_that_became_read_only_is_storage_failed(catalog: Catalog, folder: Path) -> None:
+    assert isinstance(catalog.database, SqliteDatabase)
     engine = catalog.database._engine
     sa.event.listen(engine, "connect", lambda connection, _record: connection.execute("PRAGMA query_only=1"))
     engine.dispose()
@@ -237,4 +300,4 @@ def test_a_process_without_descriptors_is_too_many_open_files(
     with pytest.raises(TooManyOpenFiles, match="nothing was stored"), database.write() as connection:
         connection.exec_driver_sql(move)
     with database.read(), pytest.raises(TooManyOpenFiles):
-        catalog.adapters()
+        catalog.adapters(tenant="default")

@@ -14,7 +14,7 @@ from adapters.catalog.catalog import Catalog
 from adapters.errors import CatalogBusy, PreconditionFailed, StorageFailed
 from adapters.jobs.queue import JobQueue
 from adapters.storage.blobs import blob_key
-from tests.support.catalog_factories import publication, put, quarantined_files, stored_files, submit
+from tests.support.catalog_factories import publication, put, quarantined_files, stored_files, submit, write_orphan
 
 
 @pytest.fixture
@@ -79,6 +79,26 @@ def test_a_sweep_takes_the_blobs_of_a_writer_that_has_ended(catalog: Catalog, ot
     assert _pending(folder) == set()
 
 
+def test_of_processes_that_start_together_one_sweeps(folder: Path) -> None:
+    now = [100.0]
+    started = [Catalog(folder, now=lambda: now[0]) for _ in range(3)]
+    write_orphan(started[0], b"left by a crash")
+    now[0] = 101.0
+    assert [catalog.sweep_once() for catalog in started] == [1, 0, 0]
+    # A process that was started again, after a crash that left another blob.
+    write_orphan(started[0], b"left by another crash")
+    restarted = Catalog(folder, now=lambda: now[0])
+    now[0] = 102.0
+    assert [catalog.sweep_once() for catalog in (started[1], restarted)] == [0, 1]
+    # A clock that was set back says nothing about the order.
+    now[0] = 50.0
+    write_orphan(started[0], b"left by a third")
+    late = Catalog(folder, now=lambda: now[0])
+    assert late.sweep_once() == 1
+    for catalog in (*started, restarted, late):
+        catalog.close()
+
+
 def test_a_writer_sweeps_what_it_gave_up_itself(catalog: Catalog, folder: Path) -> None:
     with pytest.raises(StorageFailed):
         _write_and_raise(catalog, StorageFailed("was it stored?", outcome_unknown=True))
@@ -107,9 +127,9 @@ def test_a_publish_whose_pending_row_was_deleted_stores_nothing(catalog: Catalog
         return [True]
 
     with pytest.raises(CatalogBusy, match="deleted while it was written"):
-        catalog.publish([publication("acme", 2)], admit=delete_rows)
+        catalog.publish([publication("acme", 2)], admit=delete_rows, tenant="default")
     assert stored_files(folder) == {kept.file}
-    (published,) = catalog.publish([publication("acme", 2)])
+    (published,) = catalog.publish([publication("acme", 2)], tenant="default")
     assert published.version.version == 2
     assert read_adapter(published.version, catalog.blobs).digest == published.version.digest
 
@@ -129,7 +149,9 @@ def test_a_change_that_writes_a_blob_commits_once(
     monkeypatch.setattr(catalog.database, "write", counted)
     put(catalog, "acme", 1)
     assert len(commits) == 1
-    catalog.publish([publication(f"device-{number}", number, statistics=b"sums") for number in range(3)])
+    catalog.publish(
+        [publication(f"device-{number}", number, statistics=b"sums") for number in range(3)], tenant="default"
+    )
     assert len(commits) == 2
     submit(queue)
     assert len(commits) == 3

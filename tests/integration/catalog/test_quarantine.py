@@ -13,6 +13,7 @@ from adapters.catalog.catalog import Catalog
 from adapters.datasets.ingest import Format, Ingestion, upload_file
 from adapters.datasets.store import Datasets
 from adapters.errors import StorageFull
+from adapters.storage.blob_location import BlobLocation
 from adapters.storage.store_identity import check_store
 from app.service import Service
 from tests.conftest import Serve
@@ -43,7 +44,7 @@ def open_catalog(folder: Path, clock: _Clock) -> Iterator[Callable[[float], Cata
     opened: list[Catalog] = []
 
     def make(days: float) -> Catalog:
-        opened.append(Catalog(folder, now=clock, quarantine_days=days))
+        opened.append(Catalog(folder, now=clock, blobs=BlobLocation(folder=folder, quarantine_days=days)))
         return opened[-1]
 
     yield make
@@ -95,7 +96,7 @@ def test_deletions_and_refusals_leave_nothing_in_quarantine(
     catalog = open_catalog(7)
     put(catalog, "acme", 1)
     put(catalog, "acme", 1)
-    catalog.delete("acme")
+    catalog.delete("acme", tenant="default", purge=True)
     assert catalog.sweep() == 0
     assert not (folder / "quarantine").exists()
 
@@ -115,7 +116,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_the_quarantine_holds_a_twentieth_of_the_disk_and_the_oldest_go_first(disk: Path, clock: _Clock) -> None:
-    catalog = Catalog(disk / "data", now=clock, quarantine_days=7)
+    catalog = Catalog(disk / "data", now=clock)
     orphans = []
     for _ in range(8):
         orphans.append(write_orphan(catalog, bytes(50_000)))
@@ -127,7 +128,7 @@ def test_the_quarantine_holds_a_twentieth_of_the_disk_and_the_oldest_go_first(di
 
 
 def test_a_full_disk_empties_the_quarantine_and_the_blob_is_stored(disk: Path, clock: _Clock) -> None:
-    catalog = Catalog(disk / "data", now=clock, quarantine_days=7)
+    catalog = Catalog(disk / "data", now=clock)
     write_orphan(catalog, bytes(150_000))
     catalog.sweep()
     free = shutil.disk_usage(disk).free
@@ -138,16 +139,16 @@ def test_a_full_disk_empties_the_quarantine_and_the_blob_is_stored(disk: Path, c
     assert catalog.blobs.read(write_orphan(catalog, bytes(150_000))) == bytes(150_000)
 
     (disk / "others").unlink()
-    orphan = catalog.blobs.local(write_orphan(catalog, bytes(150_000)))
+    orphan = catalog.blobs.local(write_orphan(catalog, bytes(200_000)))
     shutil.move(orphan, disk / "data" / "quarantine" / f"20010909T014640Z-{orphan.name}")
-    (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - 60_000))
+    (disk / "others").write_bytes(bytes(shutil.disk_usage(disk).free - 120_000))
     put(catalog, "acme", 1)
     with upload_file(disk) as raw:
         raw.write(b"x\n" + b"1\n" * 15_000)
         (disk / "more").write_bytes(bytes(max(0, shutil.disk_usage(disk).free - 30_000)))
         reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
         datasets = Datasets(catalog.database, catalog.writer, now=clock)
-        assert datasets.add("rows", reading, content_type="text/csv")[0].rows == 15_000
+        assert datasets.add("rows", reading, content_type="text/csv", tenant="default")[0].rows == 15_000
     assert quarantined_files(disk / "data") == set()
     catalog.database.close()
 
@@ -237,7 +238,7 @@ def test_what_is_no_file_of_ours_stays_and_stops_no_sweep(
     tmp_path: Path, clock: _Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "data"
-    catalog = Catalog(folder, now=clock, quarantine_days=0)
+    catalog = Catalog(folder, now=clock, blobs=BlobLocation(folder=folder, quarantine_days=0))
     orphan = write_orphan(catalog, b"orphan")
     foreign = [folder / "quarantine" / "20200101T000000Z-folder", folder / "blobs" / "folder.tmp"]
     for path in foreign:
@@ -265,7 +266,7 @@ def test_orphans_are_moved_in_the_order_of_their_names_and_the_first_are_logged(
 
 def test_a_file_in_place_of_the_quarantine_stops_no_sweep(tmp_path: Path, clock: _Clock) -> None:
     folder = tmp_path / "data"
-    catalog = Catalog(folder, now=clock, quarantine_days=7)
+    catalog = Catalog(folder, now=clock, blobs=BlobLocation(folder=folder, quarantine_days=7))
     orphan = write_orphan(catalog, b"orphan")
     (folder / "quarantine").touch()
     catalog.sweep()

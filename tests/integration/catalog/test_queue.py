@@ -13,6 +13,9 @@ from adapters.errors import AdapterDeleted, ClaimLost, JobEnded, QueueFull
 from adapters.jobs.job import JobStatus
 from adapters.jobs.queue import MAX_ATTEMPTS, JobQueue
 from tests.support.catalog_factories import claimed, finish, put, referenced_files, stored_files, submit
+from tests.support.databases import on_both_databases
+
+pytestmark = on_both_databases
 
 LEASE_SECONDS = 15.0
 
@@ -48,13 +51,14 @@ def test_a_trainer_takes_the_jobs_of_its_own_base_layer_alone(queue: JobQueue, c
         submit(queue, job_id, base=base)
     assert [claimed(queue, base="b").id for _ in range(2)] == ["first", "second"]
     assert queue.claim(base="b") is None
-    assert (queue.get("old").status, queue.get("old").attempt) == (JobStatus.QUEUED, 0)
+    old = queue.get("old", tenant="default")
+    assert (old.status, old.attempt) == (JobStatus.QUEUED, 0)
     held = claimed(queue, base="a")
     # Nor does it take over, or end, one whose trainer died.
     for _ in range(MAX_ATTEMPTS):
         clock.now += LEASE_SECONDS
         assert queue.claim(base="c") is None
-    assert queue.get("old").status is JobStatus.RUNNING
+    assert queue.get("old", tenant="default").status is JobStatus.RUNNING
     assert claimed(queue, base="a").fence == held.fence + 1
 
 
@@ -68,11 +72,71 @@ def test_jobs_for_another_base_layer_do_not_fill_the_queue(queue: JobQueue) -> N
             submit(queue, "e", base=base, max_queued=2)
 
 
-def test_a_claim_looks_at_jobs_by_their_status(catalog: Catalog, queue: JobQueue) -> None:
+def _backlogs(queue: JobQueue, **jobs: int) -> None:
+    """Queue so many jobs of each tenant, all of the first before those of the next."""
+    for tenant, count in jobs.items():
+        for number in range(count):
+            submit(queue, f"{tenant}-{number}", tenant=tenant)
+
+
+def test_claims_take_turns_between_tenants_and_keep_the_order_of_each(queue: JobQueue, clock: _Clock) -> None:
+    _backlogs(queue, busy=4, quiet=2, late=1)
+    order = []
+    for _ in range(7):
+        # One trainer: each job ends before the next claim.
+        job = claimed(queue)
+        order.append(job.id)
+        clock.now += 1
+        queue.fail(job, {"code": "diverged"}, history=[])
+    assert order == ["busy-0", "quiet-0", "late-0", "busy-1", "quiet-1", "busy-2", "busy-3"]
+
+
+def test_the_tenant_with_the_fewest_running_jobs_is_served_first(queue: JobQueue, clock: _Clock) -> None:
+    _backlogs(queue, busy=3, quiet=2)
+    first = claimed(queue)
+    clock.now += 1
+    second = claimed(queue)
+    assert (first.id, second.id) == ("busy-0", "quiet-0")
+    clock.now += 1
+    queue.fail(second, {"code": "diverged"}, history=[])
+    # The busy tenant was served less recently, but still has a job.
+    assert claimed(queue).id == "quiet-1"
+    # A job whose trainer died does not run, and is the oldest of its tenant.
+    clock.now += LEASE_SECONDS
+    assert claimed(queue).id == "busy-0"
+
+
+def test_a_tenant_that_was_served_before_the_clock_was_set_back_keeps_its_turns(queue: JobQueue, clock: _Clock) -> None:
+    _backlogs(queue, a=3, b=3)
+    order = ""
+    for _ in range(5):
+        job = claimed(queue)
+        order += job.tenant
+        queue.fail(job, {"code": "diverged"}, history=[])
+        clock.now += 1 if len(order) > 1 else -1000
+    # As if neither had been served before the clock was set back.
+    assert order == "aabab"
+
+
+def test_two_trainers_at_once_never_claim_one_job_and_serve_both_tenants(queue: JobQueue) -> None:
+    _backlogs(queue, busy=8, quiet=4)
+
+    def work() -> list[str]:
+        return [claimed(queue).id for _ in range(4)]
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = (future.result(timeout=60) for future in [threads.submit(work), threads.submit(work)])
+    # Nothing ends, so that the two tenants have as many running jobs after every second claim.
+    claims = [f"{tenant}-{number}" for tenant in ("busy", "quiet") for number in range(4)]
+    assert sorted([*first, *second]) == claims
+
+
+@pytest.mark.only_on_sqlite
+def test_a_claim_reads_indexes_alone_until_it_has_chosen_a_job(catalog: Catalog, queue: JobQueue) -> None:
     plans: list[str] = []
 
     def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if statement.startswith("SELECT jobs."):
+        if "FROM jobs" in statement:
             plan = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
             plans.extend(str(row[3]) for row in plan)
 
@@ -81,8 +145,10 @@ def test_a_claim_looks_at_jobs_by_their_status(catalog: Catalog, queue: JobQueue
         assert queue.claim(base="b") is None
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", explain)
-    assert [plan for plan in plans if "SEARCH jobs USING INDEX ix_jobs_status (status=?)" in plan]
-    assert not [plan for plan in plans if "SCAN" in plan]
+    searched = [plan for plan in plans if "jobs" in plan or "other" in plan]
+    assert len(searched) == 5
+    assert "SEARCH jobs USING COVERING INDEX ix_jobs_status_tenant (status=? AND base=?)" in searched
+    assert all(" INDEX ix_jobs_" in plan and plan.startswith("SEARCH") for plan in searched)
 
 
 def test_a_lease_that_is_renewed_is_kept_and_one_that_is_not_is_lost(queue: JobQueue, clock: _Clock) -> None:
@@ -111,8 +177,8 @@ def test_a_late_publish_is_refused_by_its_fence(catalog: Catalog, queue: JobQueu
         finish(catalog, queue, late)
     with pytest.raises(ClaimLost):
         finish(catalog, queue, in_time)
-    assert catalog.versions("acme") == [version]
-    assert queue.get("j").result == {"name": "acme", "version": 1, "digest": version.digest}
+    assert catalog.versions("acme", tenant="default") == [version]
+    assert queue.get("j", tenant="default").result == {"name": "acme", "version": 1, "digest": version.digest}
     queue.remove_data(late)
     assert stored_files(folder) == {version.file}
 
@@ -123,7 +189,7 @@ def test_the_third_death_ends_a_job(queue: JobQueue, clock: _Clock, folder: Path
         assert claimed(queue).attempt == attempt
         clock.now += LEASE_SECONDS
     assert queue.claim(base="") is None
-    job = queue.get("j")
+    job = queue.get("j", tenant="default")
     assert (job.status, job.attempt) == (JobStatus.FAILED, 3)
     assert job.error is not None
     assert job.error["code"] == "worker_died"
@@ -138,7 +204,7 @@ def test_a_job_that_kills_its_trainers_does_not_hold_up_the_next_one(queue: JobQ
         assert claimed(queue).id == "deadly"
         clock.now += LEASE_SECONDS
     assert claimed(queue).id == "harmless"
-    assert queue.get("deadly").status is JobStatus.FAILED
+    assert queue.get("deadly", tenant="default").status is JobStatus.FAILED
 
 
 def test_a_lease_that_was_handed_back_does_not_count(queue: JobQueue) -> None:
@@ -147,7 +213,8 @@ def test_a_lease_that_was_handed_back_does_not_count(queue: JobQueue) -> None:
         claim = claimed(queue)
         assert claim.attempt == 1
         queue.release(claim)
-        assert (queue.get("j").status, queue.get("j").attempt) == (JobStatus.QUEUED, 0)
+        job = queue.get("j", tenant="default")
+        assert (job.status, job.attempt) == (JobStatus.QUEUED, 0)
     with pytest.raises(ClaimLost):
         queue.release(claim)
 
@@ -164,9 +231,9 @@ def test_a_cancelled_job_stays_so_and_publishes_nothing(
 ) -> None:
     submit(queue)
     claim = claimed(queue) if running else None
-    cancelled = queue.cancel("j")
+    cancelled = queue.cancel("j", tenant="default")
     assert cancelled.status is JobStatus.CANCELLED
-    assert queue.cancel("j") == cancelled
+    assert queue.cancel("j", tenant="default") == cancelled
     assert queue.claim(base="") is None
     if claim is not None:
         with pytest.raises(ClaimLost):
@@ -175,7 +242,7 @@ def test_a_cancelled_job_stays_so_and_publishes_nothing(
             finish(catalog, queue, claim)
         with pytest.raises(ClaimLost):
             queue.fail(claim, {"code": "diverged"}, history=[])
-    assert catalog.adapters() == []
+    assert catalog.adapters(tenant="default") == []
     assert stored_files(folder) == set()
 
 
@@ -186,17 +253,17 @@ def test_an_ended_job_cannot_be_cancelled(catalog: Catalog, queue: JobQueue) -> 
     queue.fail(claimed(queue), {"code": "diverged"}, history=[])
     for job_id in ("ok", "not ok"):
         with pytest.raises(JobEnded):
-            queue.cancel(job_id)
+            queue.cancel(job_id, tenant="default")
 
 
 def test_a_job_of_an_adapter_that_was_deleted_since_publishes_nothing(catalog: Catalog, queue: JobQueue) -> None:
     put(catalog, "acme", 1)
     submit(queue)
-    catalog.delete("acme")
+    catalog.delete("acme", tenant="default")
     put(catalog, "acme", 2)
     with pytest.raises(AdapterDeleted):
         finish(catalog, queue, claimed(queue))
-    assert [version.version for version in catalog.versions("acme")] == [2]
+    assert [version.version for version in catalog.versions("acme", tenant="default")] == [2]
 
 
 def test_a_full_queue_refuses_and_stores_nothing(queue: JobQueue, folder: Path) -> None:
@@ -224,6 +291,6 @@ def test_of_two_submitters_at_once_only_one_gets_the_last_place(queue: JobQueue,
         errors = [future.exception() for future in submitted]
     assert [type(error) for error in errors if error is not None] == [QueueFull], errors
     accepted = [future.result().id for future, error in zip(submitted, errors, strict=True) if error is None]
-    assert [job.id for job in queue.list()] == [*accepted, "first"]
+    assert [job.id for job in queue.list(tenant="default")] == [*accepted, "first"]
     assert stored_files(folder) == referenced_files(folder)
     assert len(stored_files(folder)) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import adapters.storage.blobs
-import adapters.storage.database
+import adapters.storage.sqlite_database
 from adapters.catalog.catalog import Catalog
 from adapters.errors import StorageFull
 from adapters.jobs.queue import JobQueue
@@ -66,10 +66,10 @@ def test_a_blob_that_does_not_fit_leaves_nothing(
     with pytest.raises(StorageFull):
         put(catalog, "acme", 2)
     with pytest.raises(StorageFull):
-        catalog.publish([publication("b", 3)])
+        catalog.publish([publication("b", 3)], tenant="default")
     monkeypatch.undo()
     assert stored_files(folder) == {kept.file}
-    assert [adapter.live for adapter in catalog.adapters()] == [kept]
+    assert [adapter.live for adapter in catalog.adapters(tenant="default")] == [kept]
     assert put(catalog, "acme", 2).version == 2
 
 
@@ -78,13 +78,13 @@ def full_catalog(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on, whoever opens the catalogue's file cannot make it longer: SQLite says that the disk is full."""
     with catalog.database.read() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-    configure = adapters.storage.database._configure
+    configure = adapters.storage.sqlite_database._configure
 
     def configure_full(connection: sqlite3.Connection, record: object) -> None:
         configure(connection, record)
         connection.execute(f"PRAGMA max_page_count={pages}")
 
-    monkeypatch.setattr(adapters.storage.database, "_configure", configure_full)
+    monkeypatch.setattr(adapters.storage.sqlite_database, "_configure", configure_full)
 
 
 def test_a_catalogue_that_cannot_grow_refuses_and_keeps_what_it_has(full_catalog: None, folder: Path) -> None:
@@ -100,10 +100,11 @@ def test_a_catalogue_that_cannot_grow_refuses_and_keeps_what_it_has(full_catalog
         put_more()
     assert stored
     assert stored_files(folder) == referenced_files(folder)
-    versions = opened.versions("acme", limit=1000)
+    versions = opened.versions("acme", limit=1000, tenant="default")
     assert [version.digest for version in reversed(versions)] == [adapter.digest for adapter in stored]
-    # A deletion makes room.
-    opened.delete("acme")
+    with pytest.raises(StorageFull, match="purge=true"):
+        opened.delete("acme", tenant="default")
+    opened.delete("acme", tenant="default", purge=True)
     assert put(opened, "acme", 1).version == len(stored) + 1
     opened.database.close()
 
@@ -176,4 +177,4 @@ def test_a_real_disk_fills_up_and_what_was_acknowledged_stays(serve: Serve, smal
     # The operator gives it room, and all works as before.
     subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True, capture_output=True)
     assert client.put("/adapters/late", json=as_upload(make_adapter(1))).status_code == 201
-    assert client.delete("/adapters/tenant-0").status_code == 204
+    assert client.delete("/adapters/tenant-0?purge=true").status_code == 204

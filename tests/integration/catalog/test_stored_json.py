@@ -20,13 +20,13 @@ _COLUMNS = (
 
 def test_numbers_that_are_not_finite_are_stored_as_null(catalog: Catalog, folder: Path) -> None:
     metrics = {"loss": NAN, "curve": [1.5, math.inf, (-math.inf, "NaN")], "rows": 3}
-    catalog.publish([publication("acme", metrics=metrics, lineage={"loss": "mse", "best": NAN})])
+    catalog.publish([publication("acme", metrics=metrics, lineage={"loss": "mse", "best": NAN})], tenant="default")
     with closing(sqlite3.connect(folder / "catalog.sqlite3")) as connection:
         ((stored, lineage),) = connection.execute("SELECT metrics, lineage FROM versions").fetchall()
     expected = {"loss": None, "curve": [1.5, None, [None, "NaN"]], "rows": 3}
     assert json.loads(stored, parse_constant=_refuse) == expected
     assert json.loads(lineage, parse_constant=_refuse) == {"loss": "mse", "best": None}
-    assert catalog.find(Reference("acme")).metrics == expected
+    assert catalog.find(Reference("acme"), tenant="default").metrics == expected
 
 
 def test_rows_of_older_releases_with_nan_are_read_and_get_their_loss(tmp_path: Path) -> None:
@@ -48,11 +48,11 @@ def test_rows_of_older_releases_with_nan_are_read_and_get_their_loss(tmp_path: P
         )
     catalog = Catalog(tmp_path, now=time.time)
     with closing(catalog):
-        served = catalog.find_all([Reference(name) for name in lineages])
+        served = catalog.find_all([Reference(name) for name in lineages], tenant="default")
         assert {name: served[Reference(name)].loss for name in lineages} == {
             name: None if lineage is None else "mse" for name, lineage in lineages.items()
         }
-        version = catalog.find(Reference("a-0001"))
+        version = catalog.find(Reference("a-0001"), tenant="default")
     assert version.metrics is not None
     assert version.lineage is not None
     assert math.isnan(version.metrics["error"])  # type: ignore[arg-type]

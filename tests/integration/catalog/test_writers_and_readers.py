@@ -13,7 +13,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-import adapters.storage.database
+import adapters.storage.sqlite_database
 from adapters.errors import CatalogBusy
 from app.service import WriteThreads
 from tests.conftest import Serve
@@ -90,7 +90,7 @@ def test_sixty_blocked_writers_do_not_keep_a_reader_waiting(tmp_path: Path) -> N
 def test_calls_that_wait_too_long_for_the_lock_are_refused_and_leave_nothing(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapters.storage.database, "_BUSY_MILLISECONDS", 300)
+    monkeypatch.setattr(adapters.storage.sqlite_database, "_BUSY_MILLISECONDS", 300)
     client, service = serve()
     service.writes = WriteThreads(threads=2, timeout_seconds=0.3)
     folder = service.settings.data_dir
@@ -99,7 +99,7 @@ def test_calls_that_wait_too_long_for_the_lock_are_refused_and_leave_nothing(
         trainings = [pool.submit(client.post, "/adapters", json=TRAINING) for _ in range(12)]
         begin = time.monotonic()
         for future in uploads + trainings:
-            answer = future.result(30)
+            answer = future.result(scaled(30))
             assert (answer.status_code, answer.json()["code"]) == (503, "catalog_busy")
             assert int(answer.headers["Retry-After"]) >= 1
         # Not one pair after another, each with the whole time to wait.

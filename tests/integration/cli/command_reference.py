@@ -48,8 +48,12 @@ def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield f"{path} {name}", below
     if path == "loraplex":
         for entry in sorted(entry_points(group="loraplex.commands"), key=lambda entry: entry.name):
+            loaded = entry.load()
+            if isinstance(loaded, typer.Typer):
+                yield from list(_walk(get_command(loaded), f"loraplex {entry.name}"))[1:]
+                continue
             app = typer.Typer(add_completion=False)
-            app.command(entry.name)(entry.load())
+            app.command(entry.name)(loaded)
             yield f"loraplex {entry.name}", get_command(app)
 
 
@@ -63,7 +67,7 @@ def _usage(path: str, command: Any) -> str:
 
 
 def _table(command: Any) -> Iterator[str]:
-    shown = [each for each in command.params if each.name not in (*_OF_TYPER, "url", "as_json")]
+    shown = [each for each in command.params if each.name not in (*_OF_TYPER, "url", "profile", "as_json")]
     if not shown:
         return
     yield "\n| | value | default | |\n|---|---|---|---|"

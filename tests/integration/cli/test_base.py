@@ -35,7 +35,7 @@ def test_make_writes_a_file_that_the_service_starts_with(run: Run, tmp_path: Pat
         assert file.metadata() == {"labels": stored}
         np.testing.assert_array_equal(file.get_tensor("weight"), COEF)
     if labels == "cat,dog":
-        with ServiceProcess(tmp_path / "data", base=str(tmp_path / "base.safetensors")) as service:
+        with ServiceProcess(tmp_path / "data", base=str(tmp_path / "base.safetensors"), trainers=0) as service:
             shown = invoke("base", url=str(service.client.base_url)).stdout
             assert "cat, dog" in shown
             assert service.client.get("/base").json()["labels"] == ["cat", "dog"]

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from loraplex.cli.job_summary import summarize
 from loraplex.cli.output import console
-from loraplex.cli.summary import summarize
 from loraplex.errors import LoraplexError
 from loraplex.results import JobAdapter
 

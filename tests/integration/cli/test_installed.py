@@ -36,7 +36,9 @@ def test_the_script_is_the_client_s_and_the_service_s_commands_are_its_own() -> 
     scripts = {entry.name: entry.value for entry in distribution("loraplex").entry_points}
     assert scripts == {"loraplex": "loraplex.cli:main"}
     found = {entry.name: (entry.value, entry.dist.name if entry.dist else "") for entry in _commands()}
-    assert found == {"serve": ("app.cli:serve", "loraplex-server"), "trainer": ("app.cli:trainer", "loraplex-server")}
+    modules = dict.fromkeys(("keys", "serve", "trainer"), "cli")
+    modules |= dict.fromkeys(("backup", "doctor", "gc", "restore"), "cli_maintenance")
+    assert found == {name: (f"app.{module}:{name}", "loraplex-server") for name, module in modules.items()}
 
 
 def test_it_says_its_version(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.integration.cli.conftest import DIGITS, Ended, Run
 
 Ask = Callable[..., Any]
-MODELS = ("adapter", "bare base", "trivial guess")
+MODELS = ("adapter", "base layer", "trivial guess")
 OF_DIGITS = ("--name", "digits", "--target", "digit")
 EXACTLY = ("--method", "adamw", "--loss", "cross_entropy")
 
@@ -23,7 +23,7 @@ def test_a_file_a_name_and_a_target_make_an_adapter_that_is_right_most_of_the_ti
     assert base < 0.3
     assert guess < 0.3
     assert re.search(r"^Accuracy on \d+ held-out rows", text, re.MULTILINE)
-    assert "gain over the bare base: +0." in text
+    assert "gain over the base layer: +0." in text
     assert re.search(r"^acme@1 is live: ", text, re.MULTILINE)
     assert re.search(r"^\* taken: ", text, re.MULTILINE)
 

@@ -20,8 +20,8 @@ Start = Callable[..., Any]
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """A client of a url, with the arguments of `Client`."""
     with ExitStack() as stack:
-        loop = asyncio.new_event_loop()
-        stack.callback(loop.close)
+        # As `asyncio.run` does, it closes generators that a test leaves before their end.
+        loop = stack.enter_context(asyncio.Runner()).get_loop()
 
         def open_client(url: str, **arguments: Any) -> Any:
             if request.param == "sync":

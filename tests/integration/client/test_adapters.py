@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 from loraplex import (
@@ -46,6 +45,8 @@ class Model(torch.nn.Module):
 
 
 def peft_model(name: str = "default") -> Any:
+    import peft
+
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["head"])
     model = peft.get_peft_model(Model(), config, adapter_name=name)
     for parameter in model.parameters():
@@ -85,11 +86,13 @@ def test_files_of_1970_are_uploaded_too(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_download_loads_in_peft(start: Start, tmp_path: Path) -> None:
+    from peft import PeftModel
+
     client = start()
     client.upload("acme", A=RNG.normal(size=(2, 3)), B=RNG.normal(size=(3, 10)), alpha=1.5)
     folder = client.download("acme", tmp_path / "a" / "b", module="head")
     assert sorted(file.name for file in folder.iterdir()) == [CONFIG, TENSORS]
-    loaded = peft.PeftModel.from_pretrained(Model(), folder)
+    loaded = PeftModel.from_pretrained(Model(), folder)
     x = RNG.normal(size=(4, 10)).astype(np.float32)
     with torch.no_grad():
         expected = loaded(torch.from_numpy(x)).numpy()

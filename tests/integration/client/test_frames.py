@@ -9,8 +9,10 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from loraplex import InvalidDataset, NotFinite, WrongShape, WrongType, training_rows
+from loraplex import InvalidDataset, InvalidInput, NotFinite, WrongShape, WrongType, to_polars, training_rows
+from loraplex.arrays import rows_of
 from loraplex.tables import write_table
+from loraplex.training_rows import rows_of_table, values_of
 
 from tests.integration.client.conftest import Start
 
@@ -99,18 +101,60 @@ def test_whatever_gives_arrow_streams_is_a_table(start: Start) -> None:
 
 
 @ONE_CLIENT
+def test_empty_chunks_of_a_table_are_no_rows(start: Start) -> None:
+    table = pa.table({"a": pa.chunked_array([[], [1.0, 2.0]], pa.float64()), "b": pa.chunked_array([["x"], [], ["y"]])})
+    client = start()
+    assert client.put_dataset("table", table).rows == 2
+    assert [row["b"] for row in client.preview("table").rows] == ["x", "y"]
+
+
+TIME = pd.Timestamp("2026-01-01", tz="Europe/Zurich")
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "words"),
+    [
+        (pd.DataFrame([[1, 2, 3]], columns=["a", "a", "y"]), InvalidInput, "two columns 'a'"),
+        (pd.DataFrame([[1, 2, 3]], columns=["1", 1, "y"]), InvalidInput, "two columns '1'"),
+        (pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["y", "y"]), InvalidInput, "two columns 'y'"),
+        (pd.DataFrame({"a": [1, 2], "y": ["u", None]}), WrongType, "targets, row 1: .* cannot be used"),
+        (pd.DataFrame({"a": [1, 2], "y": pd.array([True, None], "boolean")}), WrongType, "targets, row 1"),
+        (pl.DataFrame({"a": [1, 2], "y": [None, "u"]}), WrongType, "targets, row 0: None"),
+        (pd.DataFrame({"a": [1, 2], "y": [TIME, TIME]}), WrongType, "targets, row 0: 2026"),
+        (pd.DataFrame({"a": [1], "y": np.array(["2026-01-01"], "M8[ns]")}), WrongType, "type datetime64"),
+        (pd.DataFrame({"a": [1, 2], "y": np.array(["u", 1], object)}), WrongType, "several kinds"),
+        (pl.LazyFrame({"a": [1], "y": ["u"]}), WrongType, "LazyFrame has no rows yet"),
+    ],
+)
+def test_a_table_that_is_no_training_is_refused_with_the_row(frame: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        values_of(rows_of_table({"targets": "y"}, frame)[0]["targets"], field="targets")
+
+
+@pytest.mark.parametrize("make", [pd.DataFrame, pl.DataFrame, pa.table])
+def test_a_table_with_one_column_of_inputs_has_a_row_for_each_number(make: Any) -> None:
+    rows, _ = rows_of_table({"targets": "y"}, make({"a": [1.0, 2.0, 3.0], "y": ["u", "v", "u"]}))
+    np.testing.assert_array_equal(rows_of(rows["inputs"]).x_NI, [[1], [2], [3]])
+
+
+def test_whole_numbers_among_others_stay_numbers_in_polars() -> None:
+    assert to_polars([{"figure": 1}, {"figure": 0.5}, {"figure": None}])["figure"].to_list() == [1, 0.5, None]
+
+
+@ONE_CLIENT
 @pytest.mark.parametrize(
     ("frame", "error", "column"),
     [
         (pd.DataFrame({"ok": [1, 2], "mixed": [1, "a"]}), WrongType, "mixed"),
         (pd.DataFrame({"ok": [1, 2], "things": [object(), object()]}), WrongType, "things"),
         (pd.DataFrame([[1, 2]], columns=["twice", "twice"]), WrongType, "twice"),
+        (pd.DataFrame({"ok": [1], "huge": np.array([2**70], object)}), WrongType, "huge"),
         (pd.DataFrame({"ok": [1, 2], "took": pd.to_timedelta([1, 2])}), InvalidDataset, "took"),
         (pl.DataFrame({"ok": [1, 2], "took": pl.Series([1, 2]).cast(pl.Duration("us"))}), InvalidDataset, "took"),
         (pl.DataFrame({"ok": [1], "pair": [{"x": 1}]}), InvalidDataset, "pair"),
         (pd.Series([1, 2]), WrongType, None),
     ],
-    ids=["mixed", "objects", "twice", "pandas duration", "polars duration", "struct", "series"],
+    ids=["mixed", "objects", "twice", "huge", "pandas duration", "polars duration", "struct", "series"],
 )
 def test_what_cannot_be_a_column_is_named(start: Start, frame: Any, error: type[Exception], column: str | None) -> None:
     client = start()

@@ -12,7 +12,9 @@ from loraplex import (
     BadAnswer,
     CatalogBusy,
     Client,
+    IdempotencyKeyReused,
     InternalError,
+    InvalidInput,
     NotReady,
     QueueFull,
     StorageFailed,
@@ -58,12 +60,13 @@ ROWS: dict[str, Any] = {"inputs": [[1.0, 2.0]], "targets": [[1.0]]}
     "failing",
     [
         problem(429, "queue_full"),
+        problem(429, "rate_limited"),
         problem(503, "not_ready"),
         problem(503, "catalog_busy"),
         reply(503, b"<html>no backend</html>", kind="text/html"),
         hang_up,
     ],
-    ids=["429", "503", "busy", "proxy", "hang-up"],
+    ids=["429", "limit", "503", "busy", "proxy", "hang-up"],
 )
 def test_a_call_that_changes_nothing_is_sent_again(connect: Connect, scripted: Scripted, failing: Script) -> None:
     scripted.plan([failing, failing, reply(200, BASE)])
@@ -71,11 +74,11 @@ def test_a_call_that_changes_nothing_is_sent_again(connect: Connect, scripted: S
     assert [asked.line for asked in scripted.asked] == ["GET /base HTTP/1.1"] * 3
 
 
-@pytest.mark.parametrize("code", ["queue_full", "not_ready", "catalog_busy"])
+@pytest.mark.parametrize("code", ["queue_full", "rate_limited", "not_ready", "catalog_busy"])
 def test_a_training_is_sent_again_where_the_service_says_that_it_did_nothing(
     connect: Connect, scripted: Scripted, code: str
 ) -> None:
-    scripted.plan([problem(429 if code == "queue_full" else 503, code), reply(202, JOB)])
+    scripted.plan([problem(429 if code in ("queue_full", "rate_limited") else 503, code), reply(202, JOB)])
     assert connect(scripted.url).train("acme", rank=1, **ROWS).id == "j1"
     first, second = scripted.asked
     assert first.body == second.body != b""
@@ -95,16 +98,58 @@ def test_a_training_is_sent_again_where_the_service_says_that_it_did_nothing(
     ],
     ids=["hang-up", "proxy's 503", "proxy's 429", "another code", "disk", "newer", "500", "502"],
 )
-def test_a_training_that_may_have_been_queued_is_not_sent_again(
+def test_a_change_that_may_have_been_made_is_not_sent_again(
     connect: Connect, scripted: Scripted, failing: Script, error: type[Exception]
 ) -> None:
     scripted.plan([failing, reply(202, JOB)])
     with pytest.raises(error):
-        connect(scripted.url).train("acme", rank=1, **ROWS)
+        connect(scripted.url).retry("j1")
     assert len(scripted.asked) == 1
 
 
-@pytest.mark.parametrize("call", ["upload", "delete", "roll_back", "cancel", "revert", "update"])
+@pytest.mark.parametrize(
+    ("call", "failing"),
+    [
+        ("train", hang_up),
+        ("train", reply(503, b"no backend", kind="text/plain")),
+        ("train", problem(503, "storage_failed")),
+        ("update", hang_up),
+        ("evaluate", hang_up),
+    ],
+    ids=["train", "proxy", "disk", "update", "evaluate"],
+)
+def test_a_job_that_may_have_been_queued_is_asked_for_again_with_its_key(
+    connect: Connect, scripted: Scripted, failing: Script, call: str
+) -> None:
+    arguments: dict[str, Any] = {
+        "train": {"name": "acme", **ROWS},
+        "update": {"name": "acme", "add": ROWS},
+        "evaluate": {"adapters": "acme", **ROWS},
+    }
+    running = problem(409, "idempotency_in_progress", Retry_After="0")
+    scripted.plan([failing, running, reply(202, JOB, Idempotent_Replayed="true"), reply(202, JOB)])
+    client = connect(scripted.url)
+    for _ in range(2):
+        assert getattr(client, call)(**arguments[call]).id == "j1"
+    keys = [asked.headers["idempotency-key"] for asked in scripted.asked]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+    assert len({asked.body for asked in scripted.asked}) == 1
+
+
+def test_a_job_is_asked_for_by_a_key_of_the_caller_s_own(connect: Connect, scripted: Scripted) -> None:
+    scripted.plan([reply(202, JOB), problem(422, "idempotency_key_reused")])
+    client = connect(scripted.url)
+    assert client.train("acme", idempotency_key="nightly", **ROWS).id == "j1"
+    with pytest.raises(IdempotencyKeyReused):
+        client.train("other", idempotency_key="nightly", **ROWS)
+    assert [asked.headers["idempotency-key"] for asked in scripted.asked] == ["nightly"] * 2
+    for key in ("", " x", "a\nb", "\N{SNOWMAN}", "k" * 256):
+        with pytest.raises(InvalidInput, match="idempotency key"):
+            client.train("acme", idempotency_key=key, **ROWS)
+    assert len(scripted.asked) == 2
+
+
+@pytest.mark.parametrize("call", ["upload", "delete", "roll_back", "cancel", "revert", "retry"])
 def test_no_call_that_changes_something_is_sent_again_after_a_lost_connection(
     connect: Connect, scripted: Scripted, call: str
 ) -> None:
@@ -114,7 +159,7 @@ def test_no_call_that_changes_something_is_sent_again_after_a_lost_connection(
         "roll_back": {"name": "acme", "version": 1},
         "cancel": {"job_id": "j1"},
         "revert": {"job_id": "j1"},
-        "update": {"name": "acme", "add": ROWS},
+        "retry": {"job_id": "j1"},
     }
     with pytest.raises(Unreachable, match="broke"):
         getattr(connect(scripted.url), call)(**arguments[call])
@@ -142,8 +187,9 @@ def test_a_file_is_read_from_its_beginning_each_time(connect: Connect, scripted:
     assert scripted.asked[0].headers["content-length"] == str(file.stat().st_size)
 
 
-def test_retry_after_is_waited_for(scripted: Scripted) -> None:
-    scripted.plan([problem(503, "not_ready", Retry_After="1"), reply(200, BASE)])
+@pytest.mark.parametrize(("status", "code"), [(503, "not_ready"), (429, "rate_limited")])
+def test_retry_after_is_waited_for(scripted: Scripted, status: int, code: str) -> None:
+    scripted.plan([problem(status, code, Retry_After="1"), reply(200, BASE)])
     begun = time.monotonic()
     with Client(scripted.url) as client:
         client.base()

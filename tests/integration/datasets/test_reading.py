@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,19 @@ import pytest
 from adapters.datasets import ingest as module
 from adapters.datasets.ingest import Format, Ingestion, IngestionCancelled, upload_file
 from adapters.datasets.validation import IngestReport
-from adapters.errors import BadRows, InvalidDataset, StorageFull
+from adapters.errors import BadRows, InvalidDataset, LoraplexError, StorageFailed, StorageFull
 from tests.support.data_set_files import arrow_stream, parquet
+from tests.support.fork_server import own_starts
 from tests.support.service import DEADLINE_SECONDS, eventually
 from tests.support.slow_data_set import reader_of, slow_parquet
 
 _MEMORY_BYTES = 2**28
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_processes() -> Iterator[None]:
+    with own_starts():
+        yield
 
 
 def _read(folder: Path, content: bytes, kind: Format, *, max_bytes: int = 2**32) -> IngestReport:
@@ -75,11 +82,15 @@ def test_errors_come_back_with_all_they_say(tmp_path: Path) -> None:
     assert [bad.row for bad in rows.value.rows] == [0]
 
 
-def test_a_full_disk_is_storage_full(tmp_path: Path) -> None:
+# A write to the first bytes of a process's memory is EIO.
+@pytest.mark.parametrize(("out", "expected"), [("/dev/full", StorageFull), ("/proc/self/mem", StorageFailed)])
+def test_a_disk_that_is_full_or_fails_is_no_fault_of_the_file(
+    tmp_path: Path, out: str, expected: type[LoraplexError]
+) -> None:
     with upload_file(tmp_path) as raw:
         raw.write(b"x\n1\n")
-        with pytest.raises(StorageFull):
-            Ingestion(raw, Format.CSV, memory_bytes=_MEMORY_BYTES, max_bytes=2**20).run(Path("/dev/full"))
+        with pytest.raises(expected):
+            Ingestion(raw, Format.CSV, memory_bytes=_MEMORY_BYTES, max_bytes=2**20).run(Path(out))
 
 
 def test_nothing_of_an_upload_has_a_name(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from adapters.catalog.catalog import Catalog
 from adapters.datasets.columns import ColumnSelector
 from adapters.datasets.ingest import Format, Ingestion, upload_file
 from adapters.datasets.store import Datasets, DatasetVersion
 from adapters.datasets.table import Table
 from adapters.errors import (
     AliasNotFound,
+    BlobCorrupt,
     DatasetNotFound,
     InvalidDataset,
     NotFound,
@@ -20,6 +20,9 @@ from adapters.errors import (
 )
 from adapters.names import parse_reference
 from tests.support.catalog_factories import put, stored_files
+from tests.support.databases import on_both_databases, open_catalog
+
+pytestmark = on_both_databases
 
 
 class Store:
@@ -27,22 +30,22 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.catalog = Catalog(folder, now=lambda: 1.0)
+        self.catalog = open_catalog(folder, now=lambda: 1.0)
         self.datasets = Datasets(self.catalog.database, self.catalog.writer, now=lambda: 1.0)
 
     def add(self, name: str, text: str) -> tuple[DatasetVersion, bool]:
         with upload_file(self.folder / "tmp") as raw:
             raw.write(text.encode())
             reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
-            return self.datasets.add(name, reading, content_type="text/csv")
+            return self.datasets.add(name, reading, content_type="text/csv", tenant="default")
 
     def files(self) -> set[str]:
         return stored_files(self.folder) | {path.name for path in (self.folder / "tmp").iterdir()}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    made = Store(tmp_path / "data")
+def store(data_folder: Path) -> Iterator[Store]:
+    made = Store(data_folder)
     yield made
     made.catalog.database.close()
 
@@ -55,10 +58,10 @@ def test_versions_are_numbered_and_references_find_them(store: Store) -> None:
     assert (first.rows, first.content_type, first.created_at) == (2, "text/csv", "1970-01-01T00:00:01.000000Z")
     assert [(bad.row, bad.column, bad.reason) for bad in first.bad_rows] == [(1, "y", "null")]
     for reference, found in (("rows", second), ("rows@live", second), ("rows@1", first), ("rows@2", second)):
-        assert store.datasets.find(parse_reference(reference)) == found
-    assert [entry.version for entry in store.datasets.versions("rows")] == [2, 1]
-    assert [entry.version for entry in store.datasets.versions("rows", before=2)] == [1]
-    summary = store.datasets.get("rows")
+        assert store.datasets.find(parse_reference(reference), tenant="default") == found
+    assert [entry.version for entry in store.datasets.versions("rows", tenant="default")] == [2, 1]
+    assert [entry.version for entry in store.datasets.versions("rows", before=2, tenant="default")] == [1]
+    summary = store.datasets.get("rows", tenant="default")
     assert (summary.newest.version, summary.versions) == (2, 2)
     table = Table.open(store.datasets.local(first))
     assert table.numbers(ColumnSelector(column="x"), field="inputs").tolist() == [[1.0], [2.0]]
@@ -76,7 +79,7 @@ def test_versions_are_numbered_and_references_find_them(store: Store) -> None:
 def test_a_reference_to_nothing_says_what_is_missing(store: Store, reference: str, error: type[NotFound]) -> None:
     store.add("rows", "x\n1\n")
     with pytest.raises(error) as caught:
-        store.datasets.find(parse_reference(reference), field="data.dataset")
+        store.datasets.find(parse_reference(reference), field="data.dataset", tenant="default")
     assert caught.value.field == "data.dataset"
 
 
@@ -93,21 +96,36 @@ def test_a_deleted_name_leaves_no_file_and_goes_on_counting(store: Store) -> Non
     store.add("rows", "x\n1\n")
     store.add("rows", "x\n2\n")
     kept, _ = store.add("other", "x\n1\n")
-    store.datasets.delete("rows")
+    store.datasets.delete("rows", tenant="default")
     assert store.files() == {kept.file}
     for gone in (store.datasets.get, store.datasets.versions, store.datasets.delete):
         with pytest.raises(DatasetNotFound):
-            gone("rows")
+            gone("rows", tenant="default")
     assert store.add("rows", "x\n1\n")[0].version == 3
-    assert [summary.name for summary in store.datasets.list()] == ["other", "rows"]
+    assert [summary.name for summary in store.datasets.list(tenant="default")] == ["other", "rows"]
 
 
 def test_lists_go_by_prefix_in_byte_order(store: Store) -> None:
     for name in ("b", "a-2", "a-1", "B", "a"):
         store.add(name, "x\n1\n")
-    names = [summary.name for summary in store.datasets.list()]
+    names = [summary.name for summary in store.datasets.list(tenant="default")]
     assert names == ["B", "a", "a-1", "a-2", "b"]
-    assert [summary.name for summary in store.datasets.list(prefix="a", after="a", limit=1)] == ["a-1"]
+    assert [summary.name for summary in store.datasets.list(prefix="a", after="a", limit=1, tenant="default")] == [
+        "a-1"
+    ]
+
+
+def test_a_table_with_a_flipped_bit_is_not_opened(store: Store) -> None:
+    version, _ = store.add("rows", "x\n1\n2\n")
+    path = store.datasets.local(version)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BlobCorrupt, match="rows@1"):
+        store.datasets.local(version, is_read_whole=True)
+    again = Datasets(store.catalog.database, store.catalog.writer, now=lambda: 1.0)
+    with pytest.raises(BlobCorrupt, match="rows@1"):
+        again.local(version)
 
 
 def test_what_is_refused_leaves_nothing(store: Store) -> None:
@@ -116,7 +134,7 @@ def test_what_is_refused_leaves_nothing(store: Store) -> None:
     with pytest.raises(InvalidDataset, match="stored in more than"):
         store.add("rows", "x\n" + "1\n" * 200_000)
     assert store.files() == set()
-    assert store.datasets.list() == []
+    assert store.datasets.list(tenant="default") == []
 
 
 def test_a_failed_condition_leaves_nothing(store: Store) -> None:
@@ -127,7 +145,7 @@ def test_a_failed_condition_leaves_nothing(store: Store) -> None:
         raw.write(b"x\n1\n")
         reading = Ingestion(raw, Format.CSV, memory_bytes=2**28, max_bytes=2**20)
         with pytest.raises(PreconditionFailed, match="False None"):
-            store.datasets.add("rows", reading, content_type="text/csv", precondition=refuse)
+            store.datasets.add("rows", reading, content_type="text/csv", precondition=refuse, tenant="default")
     assert store.files() == set()
 
 

@@ -70,7 +70,7 @@ class Target:
         return {
             "answer": answer,
             "revision": self.service.catalog.revision(),  # every publish, delete and roll back raises it
-            "jobs": [(job.id, job.status) for job in self.service.queue.list()],
+            "jobs": [(job.id, job.status) for job in self.service.queue.list(tenant="default")],
             "blobs": sorted((path.name, path.stat().st_size) for path in (folder / "blobs").iterdir()),
             "folder": sorted(path.name for path in folder.iterdir()),
         }

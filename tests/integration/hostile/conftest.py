@@ -71,4 +71,4 @@ def _publish(
     adapter = Adapter(torch.ones(OUT, 2), torch.ones(2, IN), None, alpha, feature_space=feature_space)
     base = base or service.base
     publication = Publication(name=name, adapter=adapter, base=base, source=Source.UPLOAD, moves_live=live)
-    service.catalog.publish([publication])
+    service.catalog.publish([publication], tenant="default")

@@ -20,6 +20,7 @@ from tests.integration.hostile.case import Case, Target, problem_of
 from tests.integration.hostile.conftest import settings_for
 from tests.support.catalog_factories import stored_files
 from tests.support.data_set_files import arrow_stream, lists, npz, parquet
+from tests.support.fork_server import own_starts
 from tests.support.service import eventually, serving
 from tests.support.slow_data_set import reader_of, slow_parquet
 from tests.unit.adapters.datasets.test_npz import header, zipped
@@ -244,7 +245,7 @@ def test_a_client_that_goes_away_while_its_file_is_read_ends_the_reading(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     settings = settings_for(tmp_path_factory.mktemp("leaves") / "data", feature_space=None)
-    with serving(settings) as (client, service):
+    with own_starts(), serving(settings) as (client, service):
         with _request(client, len(slow_parquet())) as connection:
             connection.sendall(slow_parquet())
             process = reader_of(os.getpid())
@@ -254,7 +255,7 @@ def test_a_client_that_goes_away_while_its_file_is_read_ends_the_reading(
 
 def test_a_reading_process_that_is_killed_is_a_refusal(tmp_path_factory: pytest.TempPathFactory) -> None:
     settings = settings_for(tmp_path_factory.mktemp("killed") / "data", feature_space=None)
-    with serving(settings) as (client, service):
+    with own_starts(), serving(settings) as (client, service):
         killer = threading.Thread(target=lambda: reader_of(os.getpid()).kill())
         killer.start()
         answer = client.put("/datasets/fresh", content=slow_parquet(), headers={"Content-Type": PARQUET})

@@ -170,7 +170,8 @@ def test_no_request_is_answered_that_was_not_sent_as_one_and_both_paths_answer_a
     service = Service(settings)
     adapter = random_adapter(IN, IN, 1, seed=1)
     service.catalog.publish(
-        [Publication(name=VICTIM, adapter=adapter, base=service.base, source=Source.UPLOAD, moves_live=True)]
+        [Publication(name=VICTIM, adapter=adapter, base=service.base, source=Source.UPLOAD, moves_live=True)],
+        tenant="default",
     )
     revision = service.catalog.revision()
     with monkeypatch.context() as patched:

@@ -20,12 +20,14 @@ JSON = "application/json"
 
 
 @contextmanager
-def _half_sent(client: httpx.Client, target: str, size: int, length: int, kind: str = JSON) -> Iterator[socket.socket]:
+def _half_sent(
+    client: httpx.Client, target: str, size: int, length: int, kind: str = JSON, tenant: str = "default"
+) -> Iterator[socket.socket]:
     """A connection that has sent `size` bytes of a body of `length`."""
     url = client.base_url
     with socket.create_connection((url.host, url.port or 0), timeout=30) as connection:
-        head = f"{target} HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
-        connection.sendall(head.encode() + b" " * size)
+        head = f"{target} HTTP/1.1\r\nHost: {url.host}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
+        connection.sendall(f"{head}X-Tenant: {tenant}\r\n\r\n".encode() + b" " * size)
         yield connection
 
 
@@ -76,6 +78,19 @@ def test_a_body_of_unknown_length_is_refused_where_it_passes_the_limit(serve: Se
     client, service = serve(max_inflight_body_bytes=LIMIT)
     answer = client.post("/adapters", content=iter([b" " * 2**16] * 5), headers={"Content-Type": JSON})
     assert (answer.status_code, answer.json()["code"]) == (503, "too_many_bytes")
+    _held(service, 0)
+
+
+def test_the_slow_bodies_of_one_tenant_leave_room_for_those_of_another(serve: Serve) -> None:
+    client, service = serve(max_inflight_body_bytes=LIMIT)
+    client.put("/tenants/acme", json={}).raise_for_status()
+    body = {"adapter": None, "inputs": [[0.0] * 10]}
+    with _half_sent(client, "PUT /adapters/a", LIMIT - 1, LIMIT):
+        _held(service, LIMIT - 1)
+        assert client.post("/predict", json=body).status_code == 503
+        assert client.post("/predict", json=body, headers={"X-Tenant": "acme"}).status_code == 200
+        with _half_sent(client, "PUT /adapters/a", LIMIT // 2, LIMIT // 2 + 1, tenant="acme") as last:
+            assert last.recv(100).startswith(b"HTTP/1.1 503"), "more than an equal share"
     _held(service, 0)
 
 

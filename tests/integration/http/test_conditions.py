@@ -1,5 +1,7 @@
 """If-Match and If-None-Match on the digest of what is live (RFC 9110, section 13.1)."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,8 +9,10 @@ import httpx
 import pytest
 
 from app.settings import Settings
+from tests.conftest import Serve
 from tests.support.service import serving
 
+MOVES, ROUNDS = 100, 6
 OTHER = '"sha256:' + "0" * 64 + '"'
 
 
@@ -112,3 +116,25 @@ def test_delete_and_roll_back_are_conditional_too(client: httpx.Client, live: st
 def test_of_two_who_saw_the_same_version_one_replaces_it(client: httpx.Client, live: str) -> None:
     answers = [client.put("/adapters/acme", json=_factors(n), headers={"If-Match": live}).status_code for n in (2, 3)]
     assert answers == [201, 412]
+
+
+@pytest.mark.slow
+def test_of_many_racing_moves_of_live_one_wins_each_round(serve: Serve) -> None:
+    # Two workers on one data folder.
+    clients = [serve()[0] for _ in range(2)]
+    tags = [clients[0].put("/adapters/acme", json=_factors(factor)).headers["etag"] for factor in (1, 2)]
+
+    async def race(client: httpx.AsyncClient, number: int) -> Counter[int]:
+        # Odd rounds move back what even ones moved: the live version is 2 at the beginning.
+        target, live = (1, tags[1]) if number % 2 == 0 else (2, tags[0])
+        urls = [f"{clients[move % 2].base_url}/adapters/acme/aliases/live" for move in range(MOVES)]
+        moves = (client.put(url, json={"version": target}, headers={"If-Match": live}) for url in urls)
+        return Counter([answer.status_code for answer in await asyncio.gather(*moves)])
+
+    async def scene() -> list[Counter[int]]:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+            return [await race(client, number) for number in range(ROUNDS)]
+
+    assert asyncio.run(scene()) == [{200: 1, 412: MOVES - 1}] * ROUNDS
+    assert clients[1].get("/adapters/acme").json()["aliases"] == {"live": 2}

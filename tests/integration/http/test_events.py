@@ -156,7 +156,7 @@ def test_a_client_that_was_away_is_told_only_what_is_new(both: tuple[httpx.Clien
     service.queue.release(claim)
     with _watch(client, after=last.id) as stream:
         assert [_short(stream.next()) for _ in range(2)] == [("status", "queued"), ("log", "two")]
-        service.queue.cancel("j")
+        service.queue.cancel("j", tenant="default")
         assert [_short(one) for one in stream.rest()] == [("status", "cancelled")]
 
 
@@ -166,7 +166,7 @@ def test_an_id_that_is_not_of_this_job_begins_at_the_beginning(
 ) -> None:
     client, service = both
     _run(service)
-    service.queue.cancel("j")
+    service.queue.cancel("j", tenant="default")
     whole = [told.name for told in _all(client)]
     assert whole == ["progress", "status"]
     headers = {b"Last-Event-ID": foreign.encode()}
@@ -210,6 +210,21 @@ def test_watchers_are_bounded_and_one_that_goes_makes_room(both: tuple[httpx.Cli
     eventually(there_is_room, what="room for a watcher")
 
 
+def test_the_watchers_of_one_tenant_leave_room_for_another(both: tuple[httpx.Client, Service]) -> None:
+    client, service = both
+    service.job_events.max_subscribers = 2
+    _run(service)
+    client.put("/tenants/acme", json={}).raise_for_status()
+    submit(service.queue, "k", training=TRAINING, tenant="acme")
+    with ExitStack() as stack:
+        held = [stack.enter_context(_watch(client)) for _ in range(2)]
+        assert [stream.next().name for stream in held] == ["status", "status"]
+        in_acme = {"X-Tenant": "acme"}
+        first = stack.enter_context(client.stream("GET", "/jobs/k/events", headers=in_acme))
+        second = stack.enter_context(client.stream("GET", "/jobs/k/events", headers=in_acme))
+        assert (first.status_code, second.status_code) == (200, 429)
+
+
 def test_a_change_that_came_before_the_watcher_was_known_is_told(both: tuple[httpx.Client, Service]) -> None:
     client, service = both
     claim = _run(service)
@@ -217,9 +232,9 @@ def test_a_change_that_came_before_the_watcher_was_known_is_told(both: tuple[htt
         first.next()
         states = service.queue.state
 
-        def late(job_id: str) -> JobState:
+        def late(job_id: str, *, tenant: str) -> JobState:
             # Read for the second watcher, then changed, looked at and told to the first: all before the second is one.
-            state = states(job_id)
+            state = states(job_id, tenant=tenant)
             service.queue.heartbeat(claim, progress={"step": 8})
             while first.next().data.get("step") != 8:
                 pass
@@ -265,7 +280,7 @@ def test_of_a_fleet_the_progress_counts_its_adapters(both: tuple[httpx.Client, S
     claim = claimed(queue)
     publish_for(service.catalog, queue, claim, queue.waiting(claim)[:2])
     queue.heartbeat(claim, progress={"adapters": queue.tally(claim)})
-    queue.cancel("j")
+    queue.cancel("j", tenant="default")
     assert _all(client)[0].data == {"adapters": {"published": 2, "failed": 0, "total": 3}}
 
 

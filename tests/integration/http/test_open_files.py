@@ -10,7 +10,6 @@ import pytest
 
 from adapters.datasets.table import Table
 from adapters.storage.blobs import FolderBlobs
-from app.http.errors import known_failure
 from tests.conftest import Serve
 from tests.integration.serving.test_fast_path import THROUGH_ASGI
 
@@ -62,7 +61,3 @@ def test_a_data_set_that_cannot_be_opened_now_is_not_called_damaged(
     monkeypatch.setattr(pa, "memory_map", failing(errno.EMFILE))
     with pytest.raises(OSError, match="Too many open files"):
         Table.open(tmp_path / "a")
-
-
-def test_another_failure_of_the_system_is_a_defect() -> None:
-    assert known_failure(OSError(errno.EIO, "I/O error")) is None

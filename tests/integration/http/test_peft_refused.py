@@ -10,9 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from peft import IA3Config, LoHaConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from app.settings import Settings
 from tests.support.peft_model import FILES, Net, as_parts, as_zip, save_adapter
@@ -52,19 +50,29 @@ def _lora(**config: Any) -> Callable[[Path], Files]:
     return save
 
 
-def _other(config: PeftConfig) -> Callable[[Path], Files]:
+def _other(config: str, **values: Any) -> Callable[[Path], Files]:
     def save(folder: Path) -> Files:
-        get_peft_model(_net(), config).save_pretrained(str(folder))
+        import peft
+
+        adapted = peft.get_peft_model(_net(), getattr(peft, config)(target_modules=["linear"], **values))
+        adapted.save_pretrained(str(folder))
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     return save
 
 
-def _of(other: nn.Module) -> Callable[[Path], Files]:
+def _of(other: Callable[[], nn.Module]) -> Callable[[Path], Files]:
     def save(folder: Path) -> Files:
-        return save_adapter(_net(other=other), folder, r=RANK, lora_alpha=RANK, target_modules=["other"])
+        return save_adapter(_net(other=other()), folder, r=RANK, lora_alpha=RANK, target_modules=["other"])
 
     return save
+
+
+def _transposed() -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    layer: nn.Module = Conv1D(OUTPUTS, INPUTS)
+    return layer
 
 
 TENSORS = "adapter_model.safetensors"
@@ -87,16 +95,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Files], str, str]] = {
     "a pattern that is a regex": (_lora(alpha_pattern={"lin.*": 4}), "peft_unsupported", "alpha_pattern"),
     "another layer": (_lora(target_modules=["wide"]), "wrong_shape", "lora_B.weight"),
     "a rank past the limit": (_lora(r=257), "rank_too_large", "lora_A.weight"),
-    "an embedding": (_of(nn.Embedding(INPUTS, OUTPUTS)), "peft_unsupported", TENSORS),
-    "a convolution": (_of(nn.Conv2d(INPUTS, OUTPUTS, 1)), "wrong_shape", "lora_B.weight"),
-    "a transposed layer": (_of(Conv1D(OUTPUTS, INPUTS)), "peft_unsupported", "fan_in_fan_out"),
-    "IA3": (
-        _other(IA3Config(target_modules=["linear"], feedforward_modules=["linear"])),
-        "peft_unsupported",
-        "peft_type",
-    ),
-    "LoHa": (_other(LoHaConfig(r=RANK, target_modules=["linear"])), "peft_unsupported", "peft_type"),
-    "VeRA": (_other(VeraConfig(r=RANK, target_modules=["linear"])), "peft_unsupported", "peft_type"),
+    "an embedding": (_of(lambda: nn.Embedding(INPUTS, OUTPUTS)), "peft_unsupported", TENSORS),
+    "a convolution": (_of(lambda: nn.Conv2d(INPUTS, OUTPUTS, 1)), "wrong_shape", "lora_B.weight"),
+    "a transposed layer": (_of(_transposed), "peft_unsupported", "fan_in_fan_out"),
+    "IA3": (_other("IA3Config", feedforward_modules=["linear"]), "peft_unsupported", "peft_type"),
+    "LoHa": (_other("LoHaConfig", r=RANK), "peft_unsupported", "peft_type"),
+    "VeRA": (_other("VeraConfig", r=RANK), "peft_unsupported", "peft_type"),
 }
 
 

@@ -20,9 +20,9 @@ from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import load_base_layer
 from app.observability.metrics import exposition as figures_of
 from app.observability.metrics.exposition import CatalogMetrics
-from app.observability.metrics.recorder import MetricValues
+from app.observability.metrics.metric_values import MetricValues
 from tests.conftest import Serve
-from tests.support.catalog_factories import submit
+from tests.support.catalog_factories import BASE, publication, submit
 from tests.support.concurrent_clients import publish
 from tests.support.deadlines import scaled
 from tests.support.metrics_exposition import scrape, scraped, series, shown_of, total
@@ -35,6 +35,22 @@ MOST_SECONDS = 5.0
 def _adapter(seed: int) -> Adapter:
     draw = torch.Generator().manual_seed(seed)
     return Adapter(torch.randn(2, 1, generator=draw), torch.randn(1, 10, generator=draw), None, alpha=1.0)
+
+
+def test_the_counts_of_tenants_are_their_own_and_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = Catalog(tmp_path, now=lambda: 0.0)
+    monkeypatch.setattr(census, "_NAMES_AT_ONCE", 3)
+    names = {"a": range(7), "default": range(2, 5), "z": range(10)}
+    for tenant, numbers in names.items():
+        catalog.publish([publication(f"name-{number}", number) for number in numbers], tenant=tenant)
+    catalog.publish([publication("name-3")], tenant="z")
+    catalog.delete("name-2", tenant="a")
+    counts = [census.count_catalog(catalog.database, base="", now=0.0, tenant=tenant) for tenant in (*names, None)]
+    assert [(one.adapters, one.versions) for one in counts] == [(6, 6), (3, 3), (10, 11), (19, 20)]
+    assert sum(one.version_bytes for one in counts[:3]) == counts[3].version_bytes
+    assert sum(one.trashed_bytes for one in counts[:3]) == counts[0].trashed_bytes == counts[3].trashed_bytes > 0
+    assert census.count_live_by_base(catalog.database) == {(BASE.fingerprint, None): 19}
+    catalog.close()
 
 
 def test_it_shows_what_is_there(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +136,7 @@ def test_those_who_ask_at_once_share_one_count(tmp_path: Path, monkeypatch: pyte
 def test_a_locked_catalogue_keeps_a_scrape_from_nothing_else(serve: Serve, tmp_path: Path) -> None:
     client, service = serve()
     service.metrics.record_publish(0.1, 7)
-    lock = sqlite3.connect(service.catalog.database.path, isolation_level=None)
+    lock = sqlite3.connect(service.catalog.database.name, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     began = time.monotonic()
     shown = scrape(client)
@@ -136,7 +152,7 @@ def test_a_locked_catalogue_keeps_a_scrape_from_nothing_else(serve: Serve, tmp_p
 
 def test_a_broken_catalogue_does_not_either(serve: Serve) -> None:
     client, service = serve()
-    path = service.catalog.database.path
+    path = Path(service.catalog.database.name)
     service.catalog.database.close()
     path.write_bytes(np.random.default_rng(0).bytes(8192))
     shown = eventually(lambda: scrape(client))

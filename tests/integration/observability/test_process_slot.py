@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from app.observability.metrics.definitions import QUEUE_ROWS
+from app.observability.metrics.metric_values import sum_values
 from app.observability.metrics.process_slot import ProcessSlot, clean_slots
-from app.observability.metrics.recorder import Metrics, sum_values
+from app.observability.metrics.recorder import Metrics
 from tests.support.metrics_exposition import Shown, series, shown_of
 
 PUBLISHED = series("adapters_published_total", source="upload")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import psutil  # type: ignore[import-untyped]
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -18,14 +17,15 @@ from adapters.training.execution.trainer import Trainer
 from adapters.training.gradient.checkpoint import CheckpointFolder
 from adapters.training.gradient.training_loop import MAX_RECORDED_EPOCHS
 from app.bootstrap import CHECKPOINTS
-from app.observability.metrics.recorder import Metrics, sum_values
+from app.observability.metrics.metric_values import sum_values
+from app.observability.metrics.recorder import Metrics
 from app.observability.tracing import Tracing
 from app.observability.training import listener
 from app.settings import Settings
 from tests.support.fitters import reused_fitter
 from tests.support.long_jobs import submit_endless, wait_until_it_runs, wait_until_it_steps
 from tests.support.metrics_exposition import series, shown_of
-from tests.support.process_tree import FIT
+from tests.support.process_tree import FIT, children
 from tests.support.service import DEADLINE_SECONDS, eventually, serving, train
 
 DATA = {"inputs": [[float(row % 7), 1.0] for row in range(20)], "targets": [[float(row % 3)] for row in range(20)]}
@@ -154,9 +154,8 @@ def test_a_run_whose_process_dies_says_so_and_the_next_goes_on_from_its_checkpoi
     job_id = submit_endless(told.client)
     wait_until_it_steps(told.client, job_id)
     eventually(lambda: list((told.folder / CHECKPOINTS).glob(f"{job_id}.*.safetensors")), what="a checkpoint")
-    for process in psutil.Process().children():
-        if FIT in process.cmdline():
-            process.kill()
+    for process in children(FIT):
+        process.kill()
     assert told.run().ending is Ending.DIED
     wait_until_it_steps(told.client, job_id, attempt=2)
     told.client.post(f"/jobs/{job_id}/cancel").raise_for_status()

@@ -30,7 +30,9 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
 def _publish(catalog: Catalog, name: str, base: BaseLayer, space: str | None = None, *, live: bool = True) -> None:
     made = random_adapter(2, 10, 1)
     adapter = Adapter(made.a_OR, made.b_RI, None, made.alpha, feature_space=space)
-    catalog.publish([Publication(name=name, adapter=adapter, base=base, source=Source.UPLOAD, moves_live=live)])
+    catalog.publish(
+        [Publication(name=name, adapter=adapter, base=base, source=Source.UPLOAD, moves_live=live)], tenant="default"
+    )
 
 
 def _warned(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -47,7 +49,7 @@ def test_live_versions_of_other_base_layers_are_counted(
     _publish(catalog, "own", HERE)
     _publish(catalog, "old-3", HERE)  # what is live of it now is of this base layer
     _publish(catalog, "draft", ELSEWHERE, live=False)
-    catalog.delete("old-5")
+    catalog.delete("old-5", tenant="default")
     warn_about_adapters(catalog.database, HERE, None)
     (line,) = _warned(caplog)
     assert line.startswith(f"6 live adapters were made for another base layer than this service's, {HERE.fingerprint}")

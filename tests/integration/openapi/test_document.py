@@ -41,8 +41,11 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_component_is_referred_to() -> None:
-    named = {f"#/components/{kind}/{name}" for kind, all_of in DOCUMENT["components"].items() for name in all_of}
+    components = dict(DOCUMENT["components"])
+    schemes = components.pop("securitySchemes")
+    named = {f"#/components/{kind}/{name}" for kind, all_of in components.items() for name in all_of}
     assert named == set(_found(DOCUMENT, "$ref"))
+    assert set(schemes) == {name for one in OPERATIONS for way in one.said["security"] for name in way}
 
 
 def test_every_schema_is_a_json_schema() -> None:
@@ -74,7 +77,10 @@ def test_an_operation_says_all_that_it_may_answer(operation: Operation) -> None:
     statuses = {status: said for status, said in operation.said["responses"].items() if not status.startswith("2")}
     assert len(statuses) < len(operation.said["responses"])
     for status, said in statuses.items():
-        assert ("Retry-After" in said["headers"]) if int(status) in RETRIED else ("headers" not in said)
+        headers = {"WWW-Authenticate"} if status == "401" else {"Retry-After"} if int(status) in RETRIED else set()
+        if "`rate_limited`" in said["description"]:
+            headers |= {"RateLimit-Policy", "RateLimit"}
+        assert set(said.get("headers", ())) == headers
         kind = "application/json" if operation.path.startswith("/v2") else MEDIA_TYPE
         assert list(said["content"]) == [kind]
         assert re.findall(r"^- `(\w+)`: [A-Z]", said["description"], re.MULTILINE)

@@ -30,5 +30,5 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
                 publication = Publication(
                     name=name, adapter=adapter, base=service.base, source=Source.UPLOAD, moves_live=name != "draft"
                 )
-                service.catalog.publish([publication])
+                service.catalog.publish([publication], tenant="default")
         yield client, service

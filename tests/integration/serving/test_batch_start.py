@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adapters.access.grants import OPEN_GRANT
 from adapters.errors import QueueFull
 from app.service import Service
 from app.serving.queue_entry import InferenceResult
@@ -27,9 +28,9 @@ def test_what_a_turn_of_the_loop_brings_joins_the_batch_that_is_about_to_start(s
     question = InferenceRequest(np.ones((1, service.base.in_features), np.float32), [None])
 
     async def scene() -> tuple[InferenceResult, InferenceResult]:
-        first = asyncio.create_task(service.batcher.infer(question))
+        first = asyncio.create_task(service.batcher.infer(question, OPEN_GRANT))
         await asyncio.sleep(0)
-        return await asyncio.gather(first, service.batcher.infer(question))
+        return await asyncio.gather(first, service.batcher.infer(question, OPEN_GRANT))
 
     first, second = asyncio.run(scene())
     # To the nanosecond: they were measured once.
@@ -43,13 +44,13 @@ def test_a_crowd_is_refused_one_by_one_and_none_later_than_it_would_wait(tmp_pat
 
     async def told(begin: float, timeout_seconds: float | None = None) -> float:
         with pytest.raises(QueueFull):
-            await service.batcher.admit(timeout_seconds=timeout_seconds)
+            await service.batcher.admit("default", timeout_seconds=timeout_seconds)
         return time.monotonic() - begin
 
     async def scene() -> tuple[list[float], float]:
         # As if a batch were being computed all the time.
         service.batcher._is_running = True
-        waiting = asyncio.create_task(service.batcher.infer(question))
+        waiting = asyncio.create_task(service.batcher.infer(question, OPEN_GRANT))
         await asyncio.sleep(0)
         begin = time.monotonic()
         crowd = asyncio.gather(*(told(begin) for _ in range(100)))

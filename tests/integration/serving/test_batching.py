@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from adapters.access.grants import OPEN_GRANT, Caller, Grant
+from adapters.errors import QueueFull
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.names import Reference
@@ -163,7 +165,7 @@ def test_an_output_that_is_not_finite_is_the_error_of_its_request_alone(tenants:
 
 
 def _harm(service: Service, name: str) -> None:
-    file = service.catalog.blobs.local(service.catalog.find(Reference(name)).file)
+    file = service.catalog.blobs.local(service.catalog.find(Reference(name), tenant="default").file)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -178,7 +180,7 @@ def test_an_adapter_that_cannot_answer_is_the_error_of_its_request_alone(tenants
     for name in ("deleted", "corrupt"):
         make(name)
     make("foreign", on=load_base_layer(f"zeros:{base.in_features},{base.out_features}"))
-    service.catalog.delete("deleted")
+    service.catalog.delete("deleted", tenant="default")
     _harm(service, "corrupt")
     wrong = {
         "nobody": (404, "adapter_not_found"),
@@ -200,6 +202,44 @@ def test_an_adapter_that_cannot_answer_is_the_error_of_its_request_alone(tenants
     _only_these_fail(tenants, bad)
 
 
+def _grant(tenant: str) -> Grant:
+    return Grant(Caller(None, tenant, frozenset()))
+
+
+def test_a_full_queue_still_takes_the_requests_of_a_quiet_tenant(tmp_path: Path) -> None:
+    service = Service(Settings(data_dir=tmp_path, base="identity:4", queue_rows=8, max_batch_rows=4))
+    batcher, order = service.batcher, list[str]()
+
+    async def ask(tenant: str, rows: int = 1) -> None:
+        await batcher.infer(Rows(np.ones((rows, 4), np.float32), [None]), _grant(tenant))
+        order.append(tenant)
+
+    async def scene() -> None:
+        # As if a batch were being computed all the time.
+        batcher._is_running = True
+        asked = [asyncio.create_task(ask("busy")) for _ in range(8)]
+        await asyncio.sleep(0)
+        assert not batcher.has_room("busy")
+        # One request of any size, then more up to its share: a half.
+        assert batcher.has_room("quiet", 100)
+        asked += [asyncio.create_task(ask("quiet", rows)) for rows in (2, 1)]
+        await asyncio.sleep(0)
+        assert batcher.has_room("quiet")
+        assert not batcher.has_room("quiet", 2)
+        with pytest.raises(QueueFull):
+            await batcher.admit("busy")
+        batcher._is_running = False
+        batcher._schedule()
+        await asyncio.gather(*asked)
+        assert batcher.state().rows == 0
+
+    asyncio.run(scene())
+    service.close()
+    # Two rows of each tenant in each batch, as long as both have some.
+    assert sorted(order[:4]) == ["busy", "busy", "quiet", "quiet"]
+    assert order[4:] == ["busy"] * 6
+
+
 def test_requests_that_wait_share_a_batch_equally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service = Service(Settings(data_dir=tmp_path, base="identity:4", max_batch_rows=9))
     batcher = service.batcher
@@ -215,12 +255,12 @@ def test_requests_that_wait_share_a_batch_equally(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(batcher, "_run", record)
 
     async def ask_together() -> list[InferenceResult]:
-        return await asyncio.gather(*(batcher.infer(Rows(x_NI, [None])) for x_NI in inputs))
+        return await asyncio.gather(*(batcher.infer(Rows(x_NI, [None]), OPEN_GRANT) for x_NI in inputs))
 
     outcomes = asyncio.run(ask_together())
     service.close()
 
-    # A request that needs less than its share leaves the rest of it to the others, the first of them first.
-    assert batches == [{20: (0, 5), 5: (0, 3), 1: (0, 1)}, {20: (5, 12), 5: (3, 5)}, {20: (12, 20)}]
+    # A request that needs less than its share leaves the rest of it to the others.
+    assert batches == [{20: (0, 4), 5: (0, 4), 1: (0, 1)}, {20: (4, 12), 5: (4, 5)}, {20: (12, 20)}]
     for x_NI, outcome in zip(inputs, outcomes, strict=True):
         np.testing.assert_allclose(outcome.outputs_NO, x_NI, rtol=TOLERANCE)

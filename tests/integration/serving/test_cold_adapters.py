@@ -38,7 +38,7 @@ class Disk:
 
     def hold(self, service: Service, names: Sequence[str]) -> None:
         """From here on reading these takes until `give`."""
-        versions = [service.catalog.find(Reference(name)) for name in names]
+        versions = [service.catalog.find(Reference(name), tenant="default") for name in names]
         self.slow = {(version.file, version.offset) for version in versions}
 
     def wait(self, place: tuple[str, int]) -> None:
@@ -58,9 +58,9 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     """A slow one."""
     disk, read, cached = Disk(), FolderBlobs.read, FolderBlobs.read_cached
 
-    def slowly(self: FolderBlobs, name: str, *, offset: int = 0, length: int = -1) -> bytes:
+    def slowly(self: FolderBlobs, name: str, *, offset: int = 0, **part: Any) -> bytes:
         disk.wait((name, offset))
-        return read(self, name, offset=offset, length=length)
+        return read(self, name, offset=offset, **part)
 
     def never(self: FolderBlobs, name: str, *, offset: int, length: int) -> bytearray | None:
         return None if (name, offset) in disk.slow else cached(self, name, offset=offset, length=length)
@@ -129,7 +129,7 @@ def test_what_the_kernel_has_in_memory_needs_no_thread(serve: Serve, monkeypatch
     for name in SEEDS:
         # What it means is known from here on.
         client.post("/predict", json=_body(name)).raise_for_status()
-    skip_unless_cached(service.catalog.blobs.local(service.catalog.find(Reference("warm")).file))
+    skip_unless_cached(service.catalog.blobs.local(service.catalog.find(Reference("warm"), tenant="default").file))
 
     def by_a_thread(*_: object, **__: object) -> bytes:
         raise AssertionError("a thread read it")
@@ -142,7 +142,7 @@ def test_what_the_kernel_has_in_memory_needs_no_thread(serve: Serve, monkeypatch
 def test_a_read_that_fails_is_everybody_s_error_who_waited_and_is_tried_again(serve: Serve, disk: Disk) -> None:
     client, service = _serve(serve)
     disk.hold(service, ["cold-0"])
-    blob = service.catalog.blobs.local(service.catalog.find(Reference("cold-0")).file)
+    blob = service.catalog.blobs.local(service.catalog.find(Reference("cold-0"), tenant="default").file)
     kept = blob.read_bytes()
 
     async def scene(crowd: Crowd) -> list[httpx.Response]:

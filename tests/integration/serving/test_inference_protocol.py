@@ -46,7 +46,11 @@ def _input(x_NI: NDArray[Any] = X_NI, datatype: str = "FP32", *, binary: bool = 
 def _wanted(models: Running, name: str, x_NI: NDArray[Any], version: int | None = None) -> Float64:
     """What the dense layer answers in float64."""
     service = models[1]
-    adapter = None if name == "__base__" else find_adapter(service.catalog, Reference(name, version=version))[1]
+    adapter = (
+        None
+        if name == "__base__"
+        else find_adapter(service.catalog, Reference(name, version=version), tenant="default")[1]
+    )
     return answer(service.base, torch.from_numpy(x_NI.astype(np.float64)), adapter)
 
 

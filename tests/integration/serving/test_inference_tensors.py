@@ -89,7 +89,9 @@ def test_the_tensor_may_begin_at_any_byte(models: Running, padding: int) -> None
     x_NI = np.array([ROW, ROW[::-1]], np.float64)
     body, headers = _request(x_NI, "FP64", "binary", id="x" * padding)
     service = models[1]
-    wanted = answer(service.base, torch.from_numpy(x_NI), find_adapter(service.catalog, Reference("acme"))[1])
+    wanted = answer(
+        service.base, torch.from_numpy(x_NI), find_adapter(service.catalog, Reference("acme"), tenant="default")[1]
+    )
     assert relative_error(_ask(models, body, headers), wanted) < 1e-5
 
 

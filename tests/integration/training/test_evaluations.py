@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, confusion_matrix, mean_squared_error, precision_recall_fscore_support
 
+from adapters.training.execution.fit_client import FitRequest
+from adapters.training.execution.publisher import Publisher
 from app.settings import Settings
 from tests.support.service import serving, train, wait_for_job
 
@@ -147,6 +149,30 @@ def test_a_version_that_was_deleted_while_the_job_waited_leaves_the_others(tmp_p
     assert "deleted" in gone["problem"]
     assert (kept["problem"], base["problem"]) == (None, None)
     assert kept["figure"] is not None
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_a_version_whose_file_is_gone_while_the_job_runs_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_deleted: bool
+) -> None:
+    settings = Settings(base="random:10,2,42", data_dir=tmp_path / "data", trash_days=0)
+    rows = {"inputs": DRAW.normal(size=(8, 10)).tolist(), "targets": [0, 1] * 4}
+    with serving(settings, trainer=True) as (client, _):
+        request = Publisher.request
+
+        def request_and_delete(publisher: Publisher, **options: Any) -> FitRequest:
+            asked = request(publisher, **options)
+            (tmp_path / "data" / "blobs" / asked.compared[0].blob).unlink()
+            if is_deleted:
+                client.delete("/adapters/gone").raise_for_status()
+            return asked
+
+        monkeypatch.setattr(Publisher, "request", request_and_delete)
+        for name in ("gone", "kept"):
+            client.put(f"/adapters/{name}", json={"A": [[1.0], [0.0]], "B": [[1.0] * 10]}).raise_for_status()
+        gone, kept = _evaluate(client, ["gone", "kept"], rows)["result"]["adapters"]
+    assert ("was deleted" in gone["problem"], "cannot be read" in gone["problem"]) == (is_deleted, not is_deleted)
+    assert (gone["figure"], kept["problem"]) == (None, None)
 
 
 def test_a_page_shows_the_entries_and_offers_nothing_to_try_or_revert(client: httpx.Client) -> None:

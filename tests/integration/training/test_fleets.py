@@ -355,9 +355,10 @@ def test_some_groups_of_a_fleet_are_trained_again_beside_the_others_rows(
     client, service = running
     body = {"name": f"part-{training['method']}-{{group}}", "data": _inline(), "training": training}
     first = _adapters(client, train(client, **body))
-    plan = service.planner.plan(training_request(body), only_groups={"ben", "dee"})
+    planner = service.planner("default")
+    plan = planner.plan(training_request(body), only_groups={"ben", "dee"})
     assert [(each.group, each.position) for each in plan.adapters] == [("ben", 1), ("dee", 3)]
-    queued = submit(plan, service.queue, job_id=service.new_id(), planner=service.planner, max_queued=10)
+    queued = submit(plan, service.queue, job_id=service.new_id(), planner=planner, max_queued=10)
     job = wait_for_job(client, queued.id)
     assert job["status"] == "succeeded", job["error"]
     second = _adapters(client, job)

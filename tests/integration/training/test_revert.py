@@ -9,7 +9,7 @@ import pytest
 
 from adapters.catalog.versions import Published
 from adapters.jobs.job import Job
-from adapters.jobs.job_adapters import SkipReason
+from adapters.jobs.revert import SkipReason
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.catalog_factories import (
@@ -65,8 +65,8 @@ def test_a_revert_moves_back_what_it_can_and_says_why_of_the_rest(both: tuple[ht
     service.queue.fail_adapters(claim, [(5, {"code": "diverged"})])
     service.queue.succeed(claim, result=None, progress={}, metrics={}, history=[])
     put(service.catalog, "moved", 200)
-    service.catalog.delete("gone")
-    service.catalog.delete("again")
+    service.catalog.delete("gone", tenant="default")
+    service.catalog.delete("again", tenant="default")
     put(service.catalog, "again", 300)
     revision = service.catalog.revision()
 
@@ -97,7 +97,7 @@ def test_what_was_reverted_is_what_the_next_request_gets(both: tuple[httpx.Clien
     put(service.catalog, "old", 100)
     claim = _fleet(service, ["old", "new"])
     _publish(service, claim, ["old", "new"])
-    service.queue.cancel("j")
+    service.queue.cancel("j", tenant="default")
     ask = [{"adapter": name, "inputs": ROWS} for name in ("old", "new", "old@2")]
     assert client.post("/predict", json=ask[0]).json()["adapter"]["version"] == 2
     _revert(client)
@@ -111,7 +111,7 @@ def test_a_second_revert_moves_nothing(both: tuple[httpx.Client, Service]) -> No
     client, service = both
     put(service.catalog, "a", 100)
     _publish(service, _fleet(service, ["a", "b"]), ["a", "b"])
-    service.queue.cancel("j")
+    service.queue.cancel("j", tenant="default")
     assert len(_revert(client)["reverted"]) == 2
     revision = service.catalog.revision()
     again = _revert(client)
@@ -197,7 +197,7 @@ def test_a_fleet_is_listed_by_outcome_and_gain_and_has_a_summary(both: tuple[htt
     assert _pages(client, outcome="same", status="published") == ["b"]
     summary = {"better": 2, "same": 1, "worse": 1, "failed": 1, "moved": 5}
     assert client.get("/jobs/j").json()["summary"] == summary
-    service.queue.cancel("j")
+    service.queue.cancel("j", tenant="default")
     assert client.get("/jobs/j").json()["summary"] == client.get("/jobs").json()["data"][0]["summary"] == summary
 
 

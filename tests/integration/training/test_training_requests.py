@@ -216,7 +216,7 @@ def test_a_job_keeps_its_request_if_its_rows_are_in_a_data_set(running: Running)
         (body | {"training": {"method": "sgd", "epochs": 1} | factors}, None),
     ):
         job_id = client.post("/adapters", json=sent).raise_for_status().json()["id"]
-        assert service.queue.get(job_id).training.request == kept
+        assert service.queue.get(job_id, tenant="default").training.request == kept
 
 
 def test_a_rank_that_is_left_open_stays_within_the_service_s_limit(serve: Serve) -> None:

@@ -103,9 +103,8 @@ def test_a_version_of_an_adapter_starts_it_and_the_job_says_which(trained: httpx
         body = {"A": (factor * A).tolist(), "B": B.tolist()}
         assert trained.put("/adapters/old", json=body).json()["version"] == factor
     for reference, factor in (("old@1", 1), ("old@2", 2), ("old", 2), ("old@live", 2)):
-        answer = trained.post(
-            "/adapters", json={"name": "x", "rank": RANK, "data": NUMBERS, "training": {"init": {"adapter": reference}}}
-        )
+        training = ONE_STEP | {"init": {"adapter": reference}}
+        answer = trained.post("/adapters", json={"name": "x", "rank": RANK, "data": NUMBERS, "training": training})
         assert answer.json()["spec"]["training"]["init"] == {"adapter": f"old@{factor}"}
     assert _same(_start(trained, {"adapter": "old@1"})[1], PRODUCT)
 

@@ -106,6 +106,8 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
 
     def train(_client: Client, **arguments: Any) -> Any:
+        # Not a part of the body.
+        assert arguments.pop("idempotency_key") is None
         made.append(arguments)
         raise httpx.HTTPError("not sent")
 

@@ -85,6 +85,7 @@ def _end(
         [made(adapter) for adapter in queue.waiting(claim)],
         admit=lambda connection, publications: queue.admit(connection, claim, publications),
         record=record,
+        tenant="default",
     )
     version = published[0].version
     result = {"name": version.adapter, "version": version.version, "digest": version.digest} if report else None
@@ -110,7 +111,7 @@ def test_a_version_that_is_not_live_is_said_not_to_be_and_can_be_made_live(pages
     assert "On 40 cross-validated rows" in text
     assert "Adapter 0.85 0.709 to 0.929" in text
     assert "Trivial guess 0.1 –" in text
-    assert "Gain over the base layer: +0.425 ± 0.0812 per row." in text
+    assert "Gain over the base layer: +0.425 per row, standard error 0.0812." in text
     assert "ridge taken 0.522 ridge 3, rank 4, bias yes" in text
     assert "own head – not tried: rank 64 is above 8" in text
     (button,) = [given for _, given in Markup(answer.text).elements if given.get("data-method") == "PUT"]

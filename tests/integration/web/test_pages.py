@@ -64,7 +64,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         table = f'"{HOSTILE.replace(chr(34), chr(34) * 2)}",label\n' + "1,a\n,b\n"
         client.put("/datasets/t", content=table, headers={"Content-Type": "text/csv"}).raise_for_status()
         submit(service.queue, "j", training=training_job(rank=1, note=HOSTILE))
-        service.queue.cancel("j")
+        service.queue.cancel("j", tenant="default")
         yield client, service
 
 
@@ -218,7 +218,8 @@ def _publish(catalog: Catalog, service: Service, many: int) -> None:
         [
             Publication(name=f"tenant-{number:04}", adapter=adapter, base=service.base, source=Source.UPLOAD)
             for number in range(many)
-        ]
+        ],
+        tenant="default",
     )
 
 

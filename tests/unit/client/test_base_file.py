@@ -248,6 +248,13 @@ def test_a_file_that_is_no_arrays_is_refused(name: str, content: bytes, file: Pa
     assert not file.exists()
 
 
+def _with(**fitted: Any) -> Any:
+    """A fitted classifier with other values after the fit."""
+    classifier = RidgeClassifier().fit(X, KINDS)
+    vars(classifier).update(fitted)
+    return classifier
+
+
 @pytest.mark.parametrize(
     ("source", "labels", "error"),
     [
@@ -259,11 +266,34 @@ def test_a_file_that_is_no_arrays_is_refused(name: str, content: bytes, file: Pa
         ({"weight": np.ones((2, 3))}, ["a", 1], WrongType),
         ({"weight": np.ones((2, 3))}, ["a", "a"], InvalidInput),
         ({"weight": np.full((2, 3), np.nan)}, None, InvalidInput),
+        ({1: np.ones((2, 3))}, None, InvalidInput),
+        ({"weight": np.ones((2, 3))}, "ab", WrongType),
+        ({"weight": np.ones((2, 3))}, {"a", "b"}, WrongType),
+        ({"weight": np.ones((2, 3))}, 2, WrongType),
+        ({"weight": np.ones((2, 3))}, ["a", "\ud800"], WrongType),
+        (_with(coef_=np.ones((3, 4)) * 1j), None, WrongType),
+        (_with(coef_=None), None, WrongType),
+        (_with(intercept_=np.ones(2)), None, WrongShape),
+        (_with(classes_=np.array([0, 1, np.inf])), None, WrongType),
+        (nn.LazyLinear(3), None, WrongType),
     ],
 )
 def test_what_cannot_be_a_base_layer_is_refused(source: Any, labels: Any, error: type[Exception], file: Path) -> None:
     with pytest.raises(error):
         make_base(source, file, labels=labels)
+    assert not list(file.parent.iterdir())
+
+
+def test_labels_of_an_estimator_may_be_its_classes(file: Path) -> None:
+    classifier = make_pipeline("passthrough", StandardScaler(), LogisticRegression()).fit(X, NAMES)
+    make_base(classifier, file, labels=list(classifier.classes_))
+    assert _outputs(file)[1].labels == ("setosa", "versicolor", "virginica")
+
+
+@pytest.mark.parametrize("outputs", [3, [["a", "b"]]])
+def test_outputs_to_check_that_are_no_rows_of_numbers_are_refused(outputs: Any, file: Path) -> None:
+    with pytest.raises((WrongShape, WrongType), match="outputs"):
+        make_base({"weight": np.ones((2, 3))}, file, check={"inputs": [[1, 2, 3]], "outputs": outputs})
     assert not list(file.parent.iterdir())
 
 

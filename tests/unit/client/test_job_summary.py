@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 from loraplex import decode
+from loraplex.cli.job_summary import adapter_table, comparison, evaluation, outcome_lines
 from loraplex.cli.output import console, plain
-from loraplex.cli.summary import adapter_table, comparison, evaluation, outcome_lines
 from loraplex.results import JobFields
 
 from tests.support.job_reports import AUTO, DECISION, EVALUATION
@@ -79,10 +79,10 @@ def test_an_evaluation_has_every_figure_with_its_interval_and_the_gain_with_its_
     text = _words(evaluation(_job().evaluation))
     assert "Accuracy on 40 cross-validated rows" in text
     assert "adapter 0.85 0.7093 – 0.9294" in text
-    assert "bare base 0.425 0.2851 – 0.578" in text
+    assert "base layer 0.425 0.2851 – 0.578" in text
     assert "trivial guess 0.1 –" in text
     assert "live before" not in text
-    assert "gain over the bare base: +0.425 ± 0.0812 a row" in text
+    assert "gain over the base layer: +0.425 per row, standard error 0.0812" in text
 
 
 def test_an_adapter_that_was_live_is_what_the_gain_is_over() -> None:
@@ -93,7 +93,7 @@ def test_an_adapter_that_was_live_is_what_the_gain_is_over() -> None:
 
 def test_what_auto_compared_has_each_candidate_and_what_was_taken() -> None:
     lines = [" ".join(line.split()) for line in _shown(comparison(_job().auto)).splitlines()]
-    assert "What auto compared, on 40 rows by leave one out" in lines
+    assert "What auto compared: loss on 40 left-out rows" in lines
     assert "base 1.9" in lines
     assert "ridge * 0.5222 ridge 3, rank 4, bias yes" in lines
     assert "own head – skipped: rank 64 is above 8" in lines

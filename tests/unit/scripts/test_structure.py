@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.structure import figures, main, measure
+from scripts.structure import MAX_MODULES, figures, main, measure
 
 LARGE = "# why\n" * 2 + "x = 1\n" * 40
 """A module within every limit: not small, and with enough comments for its lines of code."""
@@ -42,7 +42,7 @@ def test_a_project_within_the_limits_passes(project: Project, capsys: pytest.Cap
     root = project({"adapters/module.py": LARGE})
     assert main(["--root", str(root)]) == 0
     printed = capsys.readouterr().out
-    assert "modules                                                1  at most 200\n" in printed
+    assert f"modules                                                1  at most {MAX_MODULES}\n" in printed
     assert "\n\n" not in printed
 
 

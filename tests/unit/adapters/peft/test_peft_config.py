@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from peft.utils.other import get_pattern_key
 
 from adapters.errors import LoraplexError, MissingField, NotJson, OutOfRange, PeftUnsupported, WrongType
 from adapters.peft.config import PeftConfig, read_config
@@ -26,6 +25,8 @@ def test_the_least_config_is_rank_and_alpha() -> None:
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(module=PATHS, keys=st.lists(PATHS, max_size=3, unique=True), cut=st.integers(0, 8))
 def test_a_pattern_means_for_a_module_what_peft_takes_it_for(module: str, keys: list[str], cut: int) -> None:
+    from peft.utils.other import get_pattern_key
+
     # Ends of the path, so that there is something to match.
     keys = list(dict.fromkeys([*keys, module[cut:] or module]))
     assume(all(keys))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import StorageFailed
-from adapters.storage.blobs import FolderBlobs, Quarantine
+from adapters.storage.blobs import FolderBlobs
+from adapters.storage.quarantine import Quarantine
 
 CONTENT = b"0123456789"
 

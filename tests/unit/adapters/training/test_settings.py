@@ -10,6 +10,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from adapters.errors import OutOfRange
+from adapters.training.gradient.optimizer import learning_rate
 from adapters.training.planning.split import Split, SplitBy
 from adapters.training.settings import BALANCED, Candidate, Init, Loss, Method, Schedule, TrainingSpec
 
@@ -137,7 +138,7 @@ def test_rates_are_those_of_torch_s_schedulers_after_a_straight_warm_up(
     schedule: Schedule, steps: int, warmup_steps: int
 ) -> None:
     spec = replace(SPEC, schedule=schedule, warmup_steps=warmup_steps, learning_rate=0.3)
-    rates = [spec.rate(step, steps) for step in range(1, steps + 1)]
+    rates = [learning_rate(spec, step, steps) for step in range(1, steps + 1)]
     growing = [0.3 * step / warmup_steps for step in range(1, min(warmup_steps, steps) + 1)]
     after = _torch_s(SCHEDULERS[schedule], 0.3, max(0, steps - warmup_steps))
     assert rates == pytest.approx(growing + after, rel=1e-9)

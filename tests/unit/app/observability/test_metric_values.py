@@ -18,7 +18,7 @@ from app.observability.metrics.definitions import (
     Kind,
 )
 from app.observability.metrics.exposition import exposition
-from app.observability.metrics.recorder import MetricValues, sum_values
+from app.observability.metrics.metric_values import MetricValues, sum_values
 from tests.support.metrics_exposition import read, series, shown_of
 
 OBSERVED = st.lists(

@@ -16,7 +16,7 @@ from app.serving.request import InferenceRequest, read_fast, request_from_json
 
 BASE = load_base_layer("random:3,2,1")
 MAX_ROWS = 5
-MANY = settings(max_examples=1500, deadline=None, derandomize=True, database=None)
+MANY = settings(max_examples=700, deadline=None, derandomize=True, database=None)
 
 NUMBERS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False),

@@ -12,9 +12,12 @@ from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from adapters.errors import Diverged
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.training.candidates.auto_fit import fit_auto, fit_fleet_auto
-from adapters.training.candidates.outcome import AutoFit
+from adapters.training.candidates.composed import Composed
+from adapters.training.candidates.fit_result import AutoFit
+from adapters.training.candidates.task import shared_rows
 from adapters.training.data_file import Column, TrainingData
 from adapters.training.evaluation.judgement import LiveVersion
 from adapters.training.fit import fit
@@ -192,6 +195,32 @@ def test_rank_bound_counts_in_the_folds(base: BaseLayer, digits: tuple[np.ndarra
     assert evaluation_of(bounded)["adapter"] < evaluation_of(fit_auto(base, data, CLASSES))["adapter"] - 0.1
 
 
+def test_a_bounded_rank_does_not_make_tenants_worse(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    draw = np.random.default_rng(2)
+    names_TC, rows_TN = np.tile(np.arange(10), (16, 1)), draw.permutation(600)[: 16 * 30].reshape(16, 30)
+    for names_C in names_TC:
+        renamed = draw.permutation(10)[:6]
+        names_C[renamed] = np.roll(renamed, 1)
+    targets = np.concatenate([names_C[classes_N[rows_N]] for names_C, rows_N in zip(names_TC, rows_TN, strict=True)])
+    data = with_keys(inputs_NI[rows_TN.ravel()], targets, torch.arange(16).repeat_interleave(30))
+    results = [one for part in fit_fleet_auto(base, data, replace(CLASSES, rank=1, candidates=FLEET)) for one in part]
+    fresh_NI = torch.from_numpy(inputs_NI[600:]).float()
+    worse = 0
+    for result in results:
+        assert result.adapter is not None
+        names_C = names_TC[result.position]
+        change_NO = fresh_NI @ result.adapter.b_RI.T @ result.adapter.a_OR.T * result.adapter.scaling
+        change_NO = change_NO if result.adapter.bias_O is None else change_NO + result.adapter.bias_O
+        before_N, after_N = (
+            y_NO.argmax(1).numpy() for y_NO in (base.forward(fresh_NI), base.forward(fresh_NI) + change_NO)
+        )
+        worse += int(
+            np.mean(after_N == names_C[classes_N[600:]]) < np.mean(before_N == names_C[classes_N[600:]]) - 0.01
+        )
+    assert worse == 0
+
+
 def test_live_is_judged_by_its_own_left_out_errors(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
     inputs_NI, classes_N = digits
     data = with_keys(inputs_NI[:60], (classes_N[:60] + 3) % 10)
@@ -271,3 +300,102 @@ def test_documents_are_measured_without_held_out_rows(groups: int) -> None:
     )
     assert [result.metrics["validation_loss"] for result in results] == [None] * groups
     assert all(result.metrics["train_loss"] <= result.metrics["base_train_loss"] for result in results)
+
+
+def test_a_group_without_weight_fails_alone(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    groups_N = torch.arange(60) % 3
+    data = with_keys(inputs_NI[:60], (classes_N[:60] + 1) % 10, groups_N)
+    data = replace(data, weights_N=(groups_N != 1).float())
+    fits = {
+        fit.position: fit for part in fit_fleet_auto(base, data, replace(CLASSES, candidates=FLEET)) for fit in part
+    }
+    assert [fits[position].error is None for position in range(3)] == [True, False, True]
+
+
+def test_factors_past_float32_fail() -> None:
+    composed = Composed(torch.full((1, 4), 1e80, dtype=torch.float64), None)
+    with pytest.raises(Diverged):
+        composed.adapter(torch.eye(4, dtype=torch.float64), 1, outputs=1, feature_space=None, labels=None)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_prior_of_groups_with_many_rows(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray], groups: int) -> None:
+    inputs_NI, classes_N = digits
+    groups_N = torch.arange(1500) % groups
+    data = with_keys(inputs_NI[:1500], (classes_N[:1500] + 3) % 10, groups_N)
+    spec = replace(CLASSES, candidates=FLEET)
+    fits = [fit for part in fit_fleet_auto(base, data, spec, wants_prior=True) for fit in part]
+    assert sorted(fit.position for fit in fits) == list(range(groups + 1))
+    assert all(fit.adapter is not None for fit in fits)
+
+
+@pytest.mark.parametrize("attack", ["inputs", "targets", "weights"])
+def test_a_group_of_another_size_changes_no_other_group(attack: str) -> None:
+    draw, hostile = np.random.default_rng(7), 3
+    weight_CI, groups_N = draw.normal(size=(3, 8)), np.repeat(np.arange(12), 25)
+    inputs_NI = draw.normal(size=(300, 8)).astype(np.float32)
+    classes_N = (inputs_NI @ weight_CI.T).argmax(1)
+    targets = inputs_NI @ weight_CI.T if attack == "targets" else classes_N
+    is_hostile_N = groups_N == hostile
+    sizes_N = np.where(is_hostile_N, 1e30, 1.0)
+    data = with_keys(inputs_NI, targets, torch.from_numpy(groups_N))
+    changed = {
+        "inputs": lambda: with_keys(inputs_NI * sizes_N[:, None], targets, data.groups_N),
+        "targets": lambda: with_keys(inputs_NI, targets * sizes_N[:, None], data.groups_N),
+        "weights": lambda: replace(data, weights_N=torch.from_numpy(sizes_N).float()),
+    }[attack]()
+    assert data.key_N is not None
+    assert data.groups_N is not None
+    rest_N = torch.from_numpy(np.flatnonzero(~is_hostile_N))
+    rest_groups_N = data.groups_N[rest_N] - (data.groups_N[rest_N] > hostile).long()
+    rest = replace(data.take(rest_N), key_N=data.key_N[rest_N], groups_N=rest_groups_N)
+    base = BaseLayer(torch.from_numpy(draw.normal(size=(3, 8)).astype(np.float32)), None, "", "", 1.0)
+    spec = replace(SPEC, candidates=FLEET, loss=Loss.MSE if attack == "targets" else Loss.CROSS_ENTROPY)
+    attacked = {result.position: result for part in fit_fleet_auto(base, changed, spec) for result in part}
+    alone = {result.position: result for part in fit_fleet_auto(base, rest, spec) for result in part}
+    assert attacked.keys() == set(range(12))
+    for position, expected in alone.items():
+        result = attacked[position + (position >= hostile)]
+        assert evaluation_of(result)["adapter"] == pytest.approx(evaluation_of(expected)["adapter"], abs=1e-9)
+        assert result.report is not None
+        assert expected.report is not None
+        assert result.report.judgement == expected.report.judgement
+        assert result.adapter is not None
+        assert expected.adapter is not None
+        delta_OI = result.adapter.a_OR @ result.adapter.b_RI
+        expected_OI = expected.adapter.a_OR @ expected.adapter.b_RI
+        torch.testing.assert_close(delta_OI, expected_OI, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_of_one_input_are_trained_on(base: BaseLayer, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    inputs_NI, classes_N = digits
+    for rows in (200, 700):
+        data = with_keys(np.repeat(inputs_NI[:1], rows, axis=0), classes_N[:rows])
+        result = fit_auto(base, data, replace(CLASSES, candidates=(*EXACT, Candidate.ADAMW)))
+        assert result.adapter is not None
+        assert result.report is not None
+        # They cannot be divided. The few are judged in folds, without others to learn from, and the many are not.
+        assert (result.report.evaluation is None) == (rows == 700)
+
+
+def test_numbers_that_keep_the_base_gain_nothing() -> None:
+    draw = np.random.default_rng(3)
+    base = BaseLayer(torch.from_numpy(draw.normal(size=(4, 6)).astype(np.float32)), None, "", "", 1.0)
+    targets = draw.normal(size=(40, 4))
+    targets[1] *= 1e20
+    result = fit_auto(base, with_keys(draw.normal(size=(40, 6)), targets), replace(SPEC, loss=Loss.MSE))
+    evaluation = evaluation_of(result)
+    assert evaluation["adapter"] == pytest.approx(evaluation["base"], rel=0.2)
+    constant = fit_auto(base, with_keys(draw.normal(size=(40, 6)), np.ones((40, 4))), replace(SPEC, loss=Loss.MSE))
+    assert constant.report is not None
+    assert constant.report.judgement is not None
+    assert (constant.report.judgement.moves, constant.report.warnings) == (True, ())
+
+
+def test_rows_of_other_groups_do_not_count_for_the_gain_of_a_fleet() -> None:
+    keys_N, groups_N = torch.tensor([1, 2, 2, 3, 3, 4]), torch.tensor([0, 0, 1, 1, 1, 2])
+    data = replace(with_keys(np.zeros((6, 2)), np.zeros(6, np.int64), groups_N), key_N=keys_N)
+    shared_N = shared_rows(data)
+    assert shared_N is not None
+    assert shared_N.tolist() == [False, True, True, False, False, False]

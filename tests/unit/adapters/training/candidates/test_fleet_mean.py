@@ -26,7 +26,7 @@ def make_rows(groups: int, kinds: int) -> GroupRows:
 def test_mean_without_a_group() -> None:
     rows = make_rows(8, 1)
     mean = fit_mean(lambda: [rows], SCORES, 8)
-    change_GNC, theta_GJC = mean.without_own_rows(rows, SCORES)
+    change_GNC, theta_GJC = mean.changes(rows, SCORES), mean.thetas(rows, SCORES)
     residuals_GNC = SCORES.residuals(rows.base_GNC, rows.y_GNC)
     for group in range(8):
         others = [other for other in range(8) if other != group]
@@ -47,9 +47,7 @@ def test_clusters_of_others() -> None:
             # No group helps to form the clusters that it may take.
             assert not model.is_member[cluster.part_of == part].any()
     models: list[CommonModel | ClusterModel] = [mean, *clusters]
-    losses = [
-        SCORES.losses(rows.base_GNC + model.without_own_rows(rows, SCORES)[0], rows.y_GNC).mean(1) for model in models
-    ]
+    losses = [SCORES.losses(rows.base_GNC + model.changes(rows, SCORES), rows.y_GNC).mean(1) for model in models]
     # The best cluster of a group fits its rows much better than the mean of all does.
     assert torch.stack(losses[1:]).amin(0).mean() < 0.8 * losses[0].mean()
 

@@ -43,8 +43,8 @@ def test_refits(groups: tuple[Tensor, Tensor, Tensor, Tensor], *, free_intercept
     P_GNN = precision(phi_GNJ @ phi_GNJ.mT, RIDGE, weights_GN, free_intercept=free_intercept)
     units = None if units_GN is None else Sets.of(units_GN, 5)
     leave_out = LeaveOut(P_GNN, Sets.of(folds_GN, FOLDS), units)
-    fold_GNC, alpha_GENC = leave_out.coefficients(residuals_GNC)
-    unit_GENC = leave_out.unit_residuals(alpha_GENC, residuals_GNC)
+    fold_GCN, change_GECN = leave_out.left_out(residuals_GNC.mT)
+    fold_GNC, unit_GENC = fold_GCN.mT, residuals_GNC[:, None] - change_GECN.mT
     for group in range(2):
         rows = [row for row in range(7) if weights_GN[group, row] > 0]
         for row in rows:
@@ -73,6 +73,6 @@ def test_one_row_learns_nothing_from_itself() -> None:
     weights_GN, residuals_GNC = torch.ones(1, 1).double(), torch.full((1, 1, 2), 3.0).double()
     P_GNN = precision(torch.ones(1, 1, 1).double(), RIDGE, weights_GN, free_intercept=True)
     leave_out = LeaveOut(P_GNN, Sets.of(torch.zeros(1, 1, dtype=torch.int64), FOLDS), None)
-    fold_GNC, alpha_GENC = leave_out.coefficients(residuals_GNC)
-    assert torch.equal(fold_GNC, residuals_GNC)
-    assert torch.equal(leave_out.unit_residuals(alpha_GENC, residuals_GNC)[:, -1], residuals_GNC)
+    fold_GCN, change_GECN = leave_out.left_out(residuals_GNC.mT)
+    assert torch.equal(fold_GCN, residuals_GNC.mT)
+    assert not change_GECN[:, -1].any()

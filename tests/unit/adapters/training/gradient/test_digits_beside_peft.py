@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -47,6 +46,8 @@ def digits() -> tuple[TrainingData, TrainingData]:
 
 
 def _with_peft(base: BaseLayer, data: TrainingData, held_out: TrainingData, seed: int) -> float:
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(seed)
     model = get_peft_model(Net(base), LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["linear"]))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

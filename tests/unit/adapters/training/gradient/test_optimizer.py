@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapters.training.gradient.stack import Optimizer
+from adapters.training.gradient.optimizer import Optimizer
 from adapters.training.settings import Method, TrainingSpec
 
 G, P, STEPS = 4, 11, 25

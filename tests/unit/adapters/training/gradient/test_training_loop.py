@@ -14,6 +14,7 @@ from torch import Tensor
 from adapters.lora.adapter import Adapter
 from adapters.training.data_file import TrainingData
 from adapters.training.fit import fit
+from adapters.training.gradient.optimizer import learning_rate
 from adapters.training.settings import Init, Loss, Method, Schedule, TrainingSpec
 from tests.support.dense_oracle import layer, random_adapter, relative_error
 from tests.unit.adapters.training.loss_oracle import Descended, descend_by_hand
@@ -68,7 +69,7 @@ def _by_hand(data: TrainingData, spec: TrainingSpec) -> Descended:
     steps = min(spec.epochs * math.ceil(data.rows / (spec.batch_size or data.rows)), spec.max_steps or 10**9)
     batches = list(islice(_batches(spec, data.rows), steps))
     start = (START.a_OR, START.b_RI)
-    return descend_by_hand(BASE, data, spec, start, batches, lambda step: spec.rate(step, steps))
+    return descend_by_hand(BASE, data, spec, start, batches, lambda step: learning_rate(spec, step, steps))
 
 
 def _assert_is(adapter: Adapter, wanted: Descended) -> None:

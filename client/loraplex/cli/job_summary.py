@@ -23,8 +23,8 @@ _WITHOUT_EVALUATION = (
     ("held-out", "loss", "validation_loss"),
     ("training", "loss", "train_loss"),
 )
-_SUBJECTS = {"adapter": "adapter", "base": "bare base", "trivial": "trivial guess", "live": "live before"}
-_EVALUATED = {"adapter": "adapter", "live": "live before", "base": "bare base", "guess": "trivial guess"}
+_SUBJECTS = {"adapter": "adapter", "base": "base layer", "trivial": "trivial guess", "live": "live before"}
+_EVALUATED = {"adapter": "adapter", "live": "live before", "base": "base layer", "guess": "trivial guess"}
 _ROWS = {"held_out": "held-out", "cross_validation": "cross-validated", "leave_one_out": "left-out"}
 _MAX_NAMED = 3
 
@@ -77,8 +77,8 @@ def evaluation(value: Evaluation | None) -> list[Any]:
     title = f"{name.capitalize()} on {plural(value.rows, f'{_ROWS.get(value.by, value.by)} row')}"
     lines: list[Any] = [Table(("", heading, "95 % interval"), rows, title=title, right=(heading,))]
     if value.gain is not None:
-        over = "bare base" if value.live is None else "live version before"
-        lines.append(f"gain over the {over}: {value.gain:+.4g} ± {cell_text(value.gain_error)} a row")
+        over = "base layer" if value.live is None else "live version before"
+        lines.append(f"gain over the {over}: {value.gain:+.4g} per row, standard error {cell_text(value.gain_error)}")
     return lines
 
 
@@ -93,7 +93,10 @@ def comparison(value: Comparison | None) -> list[Any]:
         settings = ", ".join(f"{_name(name)} {cell_text(of)}" for name, of in values.items() if of is not None)
         note = f"skipped: {tried.skipped}" if tried.skipped else settings
         rows.append((f"{_name(tried.candidate)}{' *' * (tried.candidate == value.taken)}", tried.figure, note))
-    title = f"What auto compared, on {plural(value.rows, 'row')} by {_name(value.by)}"
+    rows_left_out = plural(value.rows, "left-out row")
+    if value.by == "held_out":
+        rows_left_out = f"a fifth of {plural(value.rows, 'training row')}"
+    title = f"What auto compared: loss on {rows_left_out}"
     table = Table(("candidate", heading, "settings"), rows, title=title, right=(heading,), folds="settings")
     return [table, f"* taken: {_name(value.taken)}, {value.reason}"]
 
@@ -127,11 +130,11 @@ def _arrow(metric: str) -> str:
     return "↓" if metric in _LOWER_IS_BETTER else "↑"
 
 
-def headline_of(adapter: JobAdapter) -> Headline | None:
-    """Return the most important metric of an adapter of a job: that of its evaluation, if it has one."""
-    value = adapter.evaluation
+def headline_of(trained: JobAdapter | JobFields) -> Headline | None:
+    """Return the most important metric of an adapter of a job, or of its only one: that of its evaluation, if any."""
+    value = trained.evaluation
     if value is None or value.adapter is None:
-        return headline(adapter.metrics)
+        return headline(trained.metrics)
     return Headline(_ROWS.get(value.by, value.by), value.metric, value.adapter, value.base)
 
 
@@ -167,7 +170,7 @@ def outcome_lines(job: JobFields) -> list[Any]:
     lines: list[Any] = []
     if metrics.get("train_loss") is not None:
         own, base = cell_text(metrics["train_loss"]), cell_text(metrics.get("base_train_loss"))
-        lines.append(f"loss on the rows that it was trained on: {own} (bare base: {base})")
+        lines.append(f"loss on the training rows: {own} (base layer: {base})")
     if metrics.get("chosen"):
         lines.append("chosen: " + ", ".join(f"{name} {cell_text(value)}" for name, value in metrics["chosen"].items()))
     if "published" in metrics:

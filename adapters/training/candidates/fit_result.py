@@ -1,4 +1,4 @@
-"""Outcome of the fit of one adapter: the adapter, its judgement, the candidates tried, and suspect rows."""
+"""Result of the fit of one adapter: the adapter, its evaluation, and the candidates that were compared."""
 
 # K rows of one adapter · C outputs of the task
 from collections.abc import Mapping, Sequence
@@ -8,25 +8,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from adapters.errors import LoraplexError
 from adapters.lora.adapter import Adapter
+from adapters.training.candidates.composed import Composed
 from adapters.training.candidates.descent import Descent
 from adapters.training.candidates.features import FeatureMap, Moments
 from adapters.training.candidates.fleet_mean import CommonModel
 from adapters.training.candidates.scores import Scores
-from adapters.training.candidates.small import Composed
 from adapters.training.candidates.task import FitTask, Sides
 from adapters.training.closed_form.solver import Factors
-from adapters.training.evaluation.evaluate import evaluate_factors
-from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge, warnings_of
+from adapters.training.evaluation.evaluate import evaluate_factors, measure_stack
+from adapters.training.evaluation.judgement import AdapterReport, RowEvidence, judge, relative_gain, warnings_of
 from adapters.training.fit import Side, compared_factors, evaluate_sides
 from adapters.training.fit import Sides as EvaluatedSides
 from adapters.training.gradient.losses import document_ids
 from adapters.training.settings import Candidate, Loss, Method, TrainingSpec
-
-# Most rows whose labels are doubted.
-MAX_SUSPECTS = 200
 
 
 class Tried(NamedTuple):
@@ -34,14 +32,14 @@ class Tried(NamedTuple):
 
     scores: Scores
     by: str
-    """Rows that chose: `leave_one_out` for each training row in turn, `held_out` for a part of them."""
+    """Training rows that the losses are of: all, each left out in turn (`leave_one_out`), or a part (`held_out`)."""
     taken: Candidate
     reason: str
     figures: Mapping[Candidate, tuple[float, Mapping[str, Any]]]
     """Mean loss and settings of each candidate."""
 
     def to_json(self, rows: int) -> dict[str, Any]:
-        """Return what a job shows as `auto`."""
+        """Return the member `auto` of a job. `rows`: the training rows."""
         candidates = [
             {"candidate": str(name), "figure": figure, "settings": dict(settings), "skipped": None}
             for name, (figure, settings) in self.figures.items()
@@ -69,20 +67,33 @@ class AutoFit:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     report: AdapterReport | None = None
     evidence: RowEvidence | None = None
-    """Rows that it was trained on, if they are so few that all of them were."""
+    """Rows that it was trained on, and their errors, if it was cross-validated."""
     error: LoraplexError | None = None
     suspects: Sequence[Mapping[str, Any]] | None = None
     """Rows whose label the other rows contradict, worst first; only of one adapter, with classes."""
 
 
-def gain_of(errors: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Return the summed gain of an adapter's rows over what answers now, and the weight of these rows."""
+class GroupGain(NamedTuple):
+    """Gain of a group's adapter over the live version or else the base layer, as it counts for the other groups."""
+
+    total: float
+    """Sum over its rows, in units."""
+    weight: float
+    """Of these rows."""
+    unit: float
+
+
+def gain_of(errors: Mapping[str, Tensor], scores: Scores) -> GroupGain:
+    """Return the gain of an adapter over the live version or else the base layer."""
     weights_K, other_K = errors["weights"], errors.get("live", errors["base"])
     judged_K = torch.isfinite(other_K)
     if not bool(judged_K.any()):
         other_K, judged_K = errors["base"], torch.ones_like(judged_K)
-    gains_K = torch.where(judged_K, other_K - errors["adapter"], 0.0)
-    return float(gains_K @ weights_K), float(weights_K[judged_K].sum())
+    gains_K, weight = torch.where(judged_K, other_K - errors["adapter"], 0.0), float(weights_K[judged_K].sum())
+    error = float(torch.where(judged_K, other_K, 0.0) @ weights_K) / max(weight, 1e-300)
+    gain = float(gains_K @ weights_K) / max(weight, 1e-300)
+    share, unit = relative_gain(gain, error, is_regression=scores.is_regression)
+    return GroupGain(share * weight, weight, unit)
 
 
 def finish(
@@ -95,9 +106,13 @@ def finish(
     *,
     others_gain: float | None,
     descent: Descent | None,
+    metrics: Mapping[str, Any] | None = None,
     suspects: Sequence[Mapping[str, Any]] | None = None,
 ) -> AutoFit:
-    """Judge an adapter, and collect what its job says about it."""
+    """Judge an adapter by `errors`, and return it with its report; without errors, nothing is evaluated.
+
+    metrics: what `stack_metrics` returned for it.
+    """
     scores, rows_K = task.scores, sides.training_K
     evaluation, judgement, warnings = None, None, list[str]()
     if errors:
@@ -113,11 +128,14 @@ def finish(
         warnings = list(warnings_of(evaluation, task.live.get(position), has_base=has_base))
     evidence = None
     if sides.is_cross_validated and errors:
-        evidence = RowEvidence(task.row_keys(rows_K), errors["adapter"].numpy().astype(np.float32))
+        largest = float(np.finfo(np.float32).max)
+        errors_K = errors["adapter"].clamp(max=largest).numpy().astype(np.float32)
+        evidence = RowEvidence(task.evidence_keys(rows_K), errors_K)
     spec = task.spec if descent is None else descent.spec
-    chosen = replace(spec, rank=adapter.rank, alpha=adapter.alpha, candidates=(), try_bias=False, try_ridges=False)
-    method = Method.CLOSED_FORM if descent is None else Method.ADAMW
-    chosen = replace(chosen, bias=adapter.bias_O is not None, method=method)
+    chosen = replace(
+        spec, method=Method.CLOSED_FORM if descent is None else Method.ADAMW, rank=adapter.rank, alpha=adapter.alpha,
+        bias=adapter.bias_O is not None, candidates=(), try_bias=False, try_ridges=False,
+    )  # fmt: skip
     report = AdapterReport(
         evaluation=evaluation, judgement=judgement, auto=tried.to_json(len(rows_K)), warnings=tuple(warnings)
     )
@@ -125,11 +143,30 @@ def finish(
         position=position,
         spec=chosen,
         adapter=adapter,
-        metrics=_metrics(task, position, adapter, sides, chosen),
+        metrics=_metrics(task, position, adapter, sides, chosen) if metrics is None else metrics,
         report=report,
         evidence=evidence,
         suspects=suspects,
     )
+
+
+def stack_metrics(task: FitTask, adapters: Sequence[Adapter], rows: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Return what a job shows as metrics of adapters without held-out rows, by the rows that each was trained on.
+
+    The scaling of all adapters is 1.
+    """
+    rank = max(adapter.rank for adapter in adapters)
+    padding = [rank - adapter.rank for adapter in adapters]
+    a_GOR = torch.stack([pad(own.a_OR, (0, more)) for own, more in zip(adapters, padding, strict=True)])
+    b_GRI = torch.stack([pad(own.b_RI, (0, 0, 0, more)) for own, more in zip(adapters, padding, strict=True)])
+    bias_GO = torch.zeros(a_GOR.shape[:2])
+    for index, adapter in enumerate(adapters):
+        if adapter.bias_O is not None:
+            bias_GO[index] = adapter.bias_O
+    spec = replace(task.spec, rank=rank, alpha=float(rank), rslora=False)
+    data = task.data.take(torch.cat([*rows]))
+    sides = {"train": torch.arange(data.rows).split([*map(len, rows)]), "validation": ()}
+    return measure_stack(task.base, data, spec, sides, Factors(a_GOR, b_GRI, bias_GO), data.weights_N)
 
 
 def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec: TrainingSpec) -> dict[str, Any]:
@@ -157,35 +194,12 @@ def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec:
     return losses
 
 
-def suspects_of(task: FitTask, rows_K: Tensor, outputs_KC: Tensor) -> list[dict[str, Any]]:
-    """Return the rows whose label the other rows contradict, worst first, by -log p of the label.
-
-    outputs_KC: logits of fits without the row.
-    """
-    classes_K = task.data.targets[rows_K]
-    scores_K = -torch.log_softmax(outputs_KC, dim=1).gather(1, classes_K[:, None])[:, 0]
-    others_KC = outputs_KC.scatter(1, classes_K[:, None], -torch.inf)
-    suggested_K = others_KC.argmax(1)
-    order_K = torch.argsort(scores_K, descending=True, stable=True)
-    labels: Sequence[str | int] = range(task.outputs) if task.labels is None else task.labels
-    return [
-        {
-            "row": int(rows_K[k]),
-            "label": labels[int(classes_K[k])],
-            "suggested": labels[int(suggested_K[k])],
-            "score": float(scores_K[k]),
-        }
-        for k in order_K[:MAX_SUSPECTS].tolist()
-    ]
-
-
 def prior_fit(
     task: FitTask, features: FeatureMap, model: CommonModel, scale: float, moments: Moments, position: int
 ) -> AutoFit:
     """Return the adapter of what all groups have in common, for names without rows."""
     delta_CI, bias_C = features.update(model.step * model.theta_JC, None)
     composed = Composed(delta_CI / scale, None if bias_C is None else bias_C / scale)
-    reduced, basis_CR = composed.reduced(moments.covariance_II, task.spec.rank)
-    adapter = reduced.adapter(basis_CR, task.base.out_features, **task.names)
+    adapter = composed.adapter(moments.covariance_II, task.spec.rank, task.base.out_features, **task.names)
     spec = replace(task.spec, rank=adapter.rank, alpha=adapter.alpha, candidates=(), try_bias=False)
     return AutoFit(position=position, spec=spec, adapter=adapter, report=AdapterReport())

@@ -1,8 +1,11 @@
-"""Writing blobs, so that a sweep never takes one before a row refers to it.
+"""Pending-blob rows, which protect a new blob from the sweep until a row refers to it.
 
 Before a file is written, its key (the random part of its name) has a committed row in `pending_blobs`. The transaction
 that stores a row which refers to the file deletes the pending row. Every file that a publish needs is therefore pending
 or referenced at each moment, and a file that is neither was left by a crash or by a change that failed.
+
+The adapters of a large job are stored before the job, in several transactions. Meanwhile the job's id is pending, and
+the transaction that stores the job deletes that row. Without it, a sweep deletes the adapters.
 
 Pending rows cost no commit of their own: the transaction that deletes one inserts the next, which this process keeps
 for its next file. Only a process that has none left, such as at its first write, commits a few.
@@ -19,7 +22,7 @@ import threading
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,23 +30,38 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters.errors import CatalogBusy, LoraplexError
-from adapters.storage.blobs import Content, FolderBlobs, blob_key, storage_error
-from adapters.storage.database import SqliteDatabase
-from adapters.storage.schema import batched, catalog, dataset_versions, jobs, pending_blobs, versions
+from adapters.storage.blobs import Blobs, Content, blob_key, storage_error
+from adapters.storage.database import Database
+from adapters.storage.schema import (
+    batched,
+    catalog,
+    dataset_versions,
+    job_adapters,
+    jobs,
+    pending_blobs,
+    trashed_versions,
+    versions,
+)
+from adapters.storage.slices import delete_in_slices
+from adapters.storage.store_identity import WRITERS
 
-# Folder, in the data folder, of the owners' lock files.
-WRITERS = "writers"
 _LOCK_SUFFIX = ".lock"
+# Held by the process that sweeps; has the time when the last sweep began.
+_SWEEP_LOCK = "sweep.lock"
+_TIME_BYTES = 32
 _KEYS_AT_ONCE = 8
 _KEY = pending_blobs.c.key
 _REPLACE = sa.update(pending_blobs).where(sa.bindparam("used") == _KEY).values(key=sa.bindparam("next_key"))
-_REFERENCES = (versions.c.file, versions.c.statistics, dataset_versions.c.file, jobs.c.data_file)
+_REFERENCES = (
+    *(versions.c.file, versions.c.statistics, trashed_versions.c.file),
+    *(dataset_versions.c.file, jobs.c.data_file),
+)
 
 
 class Upload:
     """The blobs of one change: each is written, then published by the transaction of the change."""
 
-    def __init__(self, new_name: Callable[[], str], blobs: FolderBlobs) -> None:
+    def __init__(self, new_name: Callable[[], str], blobs: Blobs) -> None:
         self._new_name = new_name
         self._blobs = blobs
         # Names of the blobs that were written, or begun.
@@ -54,7 +72,7 @@ class Upload:
         self.is_lost = False
 
     def write(self, content: Content) -> str:
-        """Store `content` durably and return its name. Raises what `FolderBlobs.write` and the database raise."""
+        """Store `content` durably and return its name. Raises what `Blobs.write` and the database raise."""
         self.names.append(self._new_name())
         self._blobs.write(self.names[-1], content)
         return self.names[-1]
@@ -78,18 +96,17 @@ class BlobWriter:
     Safe to use from any thread and, on one folder, from several processes.
     """
 
-    def __init__(self, database: SqliteDatabase, blobs: FolderBlobs, folder: Path) -> None:
+    def __init__(self, database: Database, blobs: Blobs, folder: Path) -> None:
         self.blobs = blobs
         self._database = database
         self._folder = folder / WRITERS
         self._owner = uuid.uuid4().hex
         # A descriptor, closed with this object: an open file object would warn about it.
+        self._locks = database.writer_locks()
         self._release: weakref.finalize[[int], BlobWriter] | None = None
         self._reserving = threading.Lock()
         self._free_keys: deque[str] = deque()
         self._abandoned: list[str] = []
-        self._watch = database.catalog_watch()
-        self._watching = threading.Lock()
         with database.read() as connection:
             self._revision = int(connection.scalars(sa.select(catalog.c.revision)).one())
 
@@ -117,7 +134,7 @@ class BlobWriter:
         Return the number of both. The writes of other processes go on meanwhile: the files are listed first, so the
         pending row of each was committed before the rows are read.
         """
-        names = self.blobs.names()
+        names = self.blobs.names(with_temporary=True)
         self.delete_stale_rows()
         unreferenced: list[str] = []
         # A part at a time, so that no read keeps a writer waiting for long.
@@ -128,36 +145,92 @@ class BlobWriter:
             unreferenced += [name for name in part if name not in referenced and blob_key(name) not in pending]
         return self.blobs.discard(unreferenced)
 
-    def delete_stale_rows(self) -> None:
-        """Delete the pending rows whose owners have ended, and those that this process gave up."""
-        with self._database.read() as connection:
-            owners = connection.scalars(sa.select(pending_blobs.c.owner).distinct()).all()
-        # After the rows: an owner's lock is held before its first row is committed.
-        live = self.live_owners()
-        stale = [owner for owner in owners if owner not in live]
-        abandoned, self._abandoned = self._abandoned, []
-        if not stale and not abandoned:
-            return
-        with self._database.write() as connection:
-            for column, values in ((_KEY, abandoned), (pending_blobs.c.owner, stale)):
-                for part in batched(values):
-                    connection.execute(sa.delete(pending_blobs).where(column.in_(part)))
+    def sweep_since(self, opened_at: float, *, now: Callable[[], float]) -> int:
+        """Sweep, unless another process has begun a sweep after `opened_at`; return what `sweep` does.
 
-    def live_owners(self) -> set[str]:
-        """Return the owners whose locks are held, in this process and others; remove the files of the others."""
-        live = set()
-        # Not `glob`, which takes a file in place of the folder for an empty folder.
-        with suppress(FileNotFoundError):
-            for path in map(self._folder.joinpath, os.listdir(self._folder)):
-                if path.suffix == _LOCK_SUFFIX and _is_locked(path):
-                    live.add(path.stem)
-                elif path.suffix == _LOCK_SUFFIX:
-                    path.unlink(missing_ok=True)
-        return live
+        Processes that start together wait for each other, and one of them sweeps. `now` is the clock of `opened_at`.
+        """
+        lock = os.open(self._folder.parent / _SWEEP_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            begun_at = now()
+            with suppress(ValueError):
+                if opened_at < float(os.pread(lock, _TIME_BYTES, 0)) <= begun_at:
+                    return 0
+            number = self.sweep()
+            os.pwrite(lock, f"{begun_at:<{_TIME_BYTES}.6f}".encode(), 0)
+            return number
+        finally:
+            os.close(lock)
+
+    def delete_stale_rows(self) -> None:
+        """Delete the pending rows whose owners have ended, and those that this process gave up.
+
+        Before the row of a job that was not stored, its adapters are deleted.
+        """
+        abandoned = set(self._abandoned)
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(_KEY, pending_blobs.c.owner)).all()
+        # After the rows: an owner's lock is held before its first row is committed.
+        live = self._live({row.owner for row in rows})
+        stale = abandoned.union(row.key for row in rows if row.owner not in live)
+        for part in batched(stale):
+            trained = job_adapters.c.job
+            has_job = sa.exists().where(jobs.c.id == trained)
+            with self._database.read() as connection:
+                job_ids = connection.scalars(sa.select(trained).where(trained.in_(part), ~has_job).distinct()).all()
+            for job_id in job_ids:
+                delete_in_slices(self._database, job_adapters.c.position, job_adapters.c.job == job_id)
+            with self._database.write() as connection:
+                connection.execute(sa.delete(pending_blobs).where(_KEY.in_(part)))
+        self._abandoned = [key for key in self._abandoned if key not in abandoned]
+
+    @contextmanager
+    def pending(self, key: str) -> Iterator[Callable[[Connection], None]]:
+        """Hold a pending row under the id of a job whose adapters are stored before it.
+
+        Yield what the transaction that stores the job has to call: it deletes the row, and raises `CatalogBusy` if it
+        is gone, because a sweep may have deleted the adapters. After an error, the adapters are deleted.
+        """
+        row = {"key": key, "owner": self.hold_owner()}
+        with self._database.write() as connection:
+            connection.execute(sa.insert(pending_blobs).values(row))
+
+        def publish(connection: Connection) -> None:
+            if connection.execute(sa.delete(pending_blobs).where(pending_blobs.c.key == key)).rowcount != 1:
+                raise CatalogBusy(f"the pending row of the job {key} was deleted while it was stored; try again")
+
+        try:
+            yield publish
+        except BaseException:
+            self._abandoned.append(key)
+            # If the outcome is unknown and the job is stored, so is the deletion of its row.
+            with suppress(LoraplexError):
+                self.delete_stale_rows()
+            raise
+
+    def hold_owner(self) -> str:
+        """Return the id of this owner, whose lock is held from now on. Raises `StorageFailed`."""
+        with self._reserving:
+            self._hold_lock()
+        return self._owner
+
+    def is_other_live(self, owner: str) -> bool:
+        """Return whether an id is that of another owner, of any process, that has not ended."""
+        if owner == self._owner:
+            return False
+        if self._locks is not None:
+            return bool(self._locks.live([owner]))
+        return _is_locked(self._folder / f"{owner}{_LOCK_SUFFIX}")
+
+    def _live(self, owners: Collection[str]) -> set[str]:
+        """Return those of these owners that have not ended; remove the locks of the others."""
+        return live_owners(self._folder, cleans=True) if self._locks is None else self._locks.live(owners)
 
     def close(self) -> None:
         """End this owner: its pending rows are stale from now on."""
-        self._watch.close()
+        if self._locks is not None:
+            self._locks.release()
         if self._release is not None:
             (self._folder / f"{self._owner}{_LOCK_SUFFIX}").unlink(missing_ok=True)
             self._release()
@@ -165,8 +238,8 @@ class BlobWriter:
     def _new_name(self) -> str:
         """Return the name for a new blob, whose key has a committed pending row."""
         # If the catalogue is locked at this moment, take the last revision seen: a write does not wait for it.
-        with self._watching, suppress(CatalogBusy):
-            self._revision = self._watch.revision()
+        with suppress(CatalogBusy):
+            self._revision = self._database.revision()
         return f"{self._revision:012x}-{self._take_key()}"
 
     def _take_key(self) -> str:
@@ -191,6 +264,9 @@ class BlobWriter:
 
     def _hold_lock(self) -> None:
         """Make the lock file of this owner and lock it, if that was not done before. Raises `StorageFailed`."""
+        if self._locks is not None:
+            self._locks.hold(self._owner)
+            return
         if self._release is not None:
             return
         path = self._folder / f"{self._owner}{_LOCK_SUFFIX}"
@@ -223,6 +299,19 @@ class BlobWriter:
             self._free_keys.extend(keys)
         else:
             self._abandoned += keys
+
+
+def live_owners(writers: Path, *, cleans: bool = False) -> set[str]:
+    """Return the owners whose locks in a folder are held, by any process; with `cleans`, remove the other files."""
+    live = set()
+    # Not `glob`, which takes a file in place of the folder for an empty folder.
+    with suppress(FileNotFoundError):
+        for path in map(writers.joinpath, os.listdir(writers)):
+            if path.suffix == _LOCK_SUFFIX and _is_locked(path):
+                live.add(path.stem)
+            elif path.suffix == _LOCK_SUFFIX and cleans:
+                path.unlink(missing_ok=True)
+    return live
 
 
 def _referenced(connection: Connection, names: Sequence[str]) -> set[str]:

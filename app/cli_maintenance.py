@@ -1,0 +1,206 @@
+"""Commands `loraplex doctor`, `backup`, `restore` and `gc`, which the client's command line loads as plugins.
+
+They work on the data folder, beside a running service or without one.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adapters.errors import LoraplexError
+from app.cli import DataDir
+from app.settings import Settings, SettingsError, exit_if_unusable, load_settings
+
+if TYPE_CHECKING:
+    from adapters.maintenance.doctor import Finding
+
+# Exit status if something is wrong with the data folder, or the command could not do what it is for.
+_FAILED = 1
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Name the command line as the actor of all changes; print an error of the domain, and end the process."""
+    from adapters.access.audit import COMMAND_LINE, acting_as
+
+    try:
+        with exit_if_unusable(), acting_as(COMMAND_LINE):
+            yield
+    except LoraplexError as error:
+        print(f"loraplex: {error.detail}", file=sys.stderr)
+        sys.exit(_FAILED)
+
+
+def _settings(data_dir: Path | None, *, takes_postgres: bool = False) -> Settings:
+    settings = load_settings({"data_dir": data_dir})
+    if settings.database_url is not None and not takes_postgres:
+        detail = "this command works on a catalogue in the data folder: use pg_dump and a copy of the blobs"
+        raise SettingsError(f"LORAPLEX_DATABASE_URL is set, and {detail}")
+    if not settings.data_dir.is_dir():
+        raise SettingsError(f"there is no data folder {settings.data_dir}")
+    return settings
+
+
+def doctor(
+    data_dir: DataDir = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Repair what can be repaired: restore lost bytes from another copy, move orphans to quarantine, and "
+            "build damaged indexes again.",
+        ),
+    ] = False,
+    remove_lost: Annotated[
+        bool,
+        typer.Option("--remove-lost", help="With --repair, also remove the versions whose bytes have no other copy."),
+    ] = False,
+) -> None:
+    """Check the catalogue, every reference and every digest; exit with status 1 if anything is wrong."""
+    from adapters.maintenance.doctor import diagnose
+    from adapters.maintenance.scrub import read_state
+
+    if remove_lost and not repair:
+        raise typer.BadParameter("it needs --repair", param_hint="--remove-lost")
+    with _reported():
+        settings = load_settings({"data_dir": data_dir})
+        if settings.database_url is not None:
+            _check_database(settings)
+            return
+        settings = _settings(data_dir)
+        folder, blobs = settings.data_dir, settings.blob_location.open()
+        diagnosis = diagnose(folder, blobs)
+        _print_findings(diagnosis.findings)
+        state = read_state(folder)
+        last = "none was completed yet"
+        if state.finished_at is not None:
+            last = f"the last one ended at {datetime.fromtimestamp(state.finished_at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        print(f"checked {diagnosis.blobs} blobs: {len(diagnosis.findings)} findings")
+        print(f"scrub: {last}; {len(state.damaged)} damaged blobs")
+        left = len(diagnosis.findings)
+        if repair and diagnosis.findings:
+            from adapters.maintenance.repair import repair as repair_findings
+
+            repairs = repair_findings(folder, diagnosis, blobs, remove_lost=remove_lost)
+            for finding, is_repaired, action in repairs:
+                print(f"{'repaired' if is_repaired else 'left':10} {finding.subject}: {action}")
+            left = sum(not one.is_repaired for one in repairs)
+    if left:
+        sys.exit(_FAILED)
+
+
+def _check_database(settings: Settings) -> None:
+    """Check that the catalogue and the blobs belong together, and that changes are durable; exit with 1 otherwise."""
+    from app.processes.store_guard import opened_database
+
+    with opened_database(settings) as database:
+        warnings = database.durability_warnings()
+    for warning in warnings:
+        print(f"{'not_durable':20} {warning}")
+    print(f"the catalogue and the blobs belong together: {len(warnings)} findings")
+    if warnings:
+        sys.exit(_FAILED)
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The tar file to write; it is replaced at the end.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Write the catalogue and all blobs to one file, consistently, while the service runs."""
+    from adapters.maintenance.backup import back_up
+
+    with _reported():
+        settings = _settings(data_dir)
+        made = back_up(settings.data_dir, file, settings.blob_location.open())
+    print(f"{file}: revision {made.revision}, {made.blobs} blobs, {made.bytes:,} bytes")
+    for damage in made.damages:
+        print(f"{damage.problem:20} {damage.part}: {damage.detail}")
+    if made.damages:
+        sys.exit(_FAILED)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `loraplex backup` wrote.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Create a data folder from a backup. The folder, and the bucket's prefix if there is one, must be empty."""
+    from adapters.maintenance.restore import restore as restore_backup
+
+    with _reported():
+        settings = load_settings({"data_dir": data_dir})
+        folder = settings.data_dir
+        restored = restore_backup(file, folder, settings.blob_location if settings.blob_url else None)
+    print(f"{folder}: revision {restored.revision}, {restored.blobs} blobs, every digest checked")
+    _print_findings(restored.findings)
+    if restored.findings:
+        sys.exit(_FAILED)
+
+
+def gc(
+    data_dir: DataDir = None,
+    vacuum: Annotated[
+        bool,
+        typer.Option(
+            "--vacuum", help="Also shrink the catalogue's file. Changes wait meanwhile, about a second for 100 MB."
+        ),
+    ] = False,
+    audit_days: Annotated[
+        float | None,
+        typer.Option(
+            "--audit-days",
+            min=0,
+            help="Also remove the entries of the audit log that are older than this number of days.",
+        ),
+    ] = None,
+) -> None:
+    """Remove what has expired, such as deleted adapters, and move files without a row to quarantine."""
+    from adapters.access.audit import AuditLog
+    from adapters.access.idempotency import remove_expired
+    from adapters.access.tenants import DEFAULT_TENANT
+    from adapters.access.usage import Usage
+    from adapters.clock import rfc3339
+    from adapters.maintenance.backup import remove_abandoned_links
+    from adapters.storage.quarantine import SECONDS_A_DAY
+    from adapters.storage.store_identity import CATALOG, check_schema, connected
+    from app.bootstrap import open_catalog
+
+    with _reported():
+        settings = _settings(data_dir, takes_postgres=not vacuum)
+        folder = settings.data_dir
+        if settings.database_url is None:
+            check_schema(folder)
+        catalog = open_catalog(settings)
+        try:
+            trash, purged, swept = catalog.purge_trash(), catalog.blobs.purge(), catalog.sweep()
+            keys = remove_expired(catalog.database, now=time.time())
+            hours = Usage(catalog.database, now=time.time).remove_expired()
+            removed = None
+            if audit_days is not None:
+                until = rfc3339(max(0.0, time.time() - audit_days * SECONDS_A_DAY))
+                removed = AuditLog(catalog.database).remove_before(until, tenant=DEFAULT_TENANT)
+        finally:
+            catalog.close()
+        remove_abandoned_links(folder, catalog.blobs)
+        print(f"trash: {trash:,} bytes freed")
+        print(f"usage: {hours:,} entries removed")
+        print(f"quarantine: {purged:,} bytes freed, {swept} files moved into it or removed")
+        print(f"idempotency keys: {keys} expired ones removed")
+        if removed is not None:
+            print(f"audit log: {removed:,} entries removed")
+        if vacuum:
+            before = (folder / CATALOG).stat().st_size
+            with connected(folder / CATALOG) as connection:
+                connection.execute("PRAGMA journal_mode=TRUNCATE")
+                connection.execute("VACUUM")
+            print(f"catalogue: {before - (folder / CATALOG).stat().st_size:,} bytes freed")
+
+
+def _print_findings(findings: "list[Finding] | tuple[Finding, ...]") -> None:
+    for finding in findings:
+        print(f"{finding.problem:20} {finding.subject}: {finding.detail}")

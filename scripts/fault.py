@@ -1,0 +1,212 @@
+"""Run the fault harness until every check has been done as often as it has to be.
+
+    python -m scripts.fault                   go on where the last run ended
+    python -m scripts.fault kills "clock"     only the checks whose names begin with one of these
+    python -m scripts.fault --short           the short form of every check
+    python -m scripts.fault --table           only write the table in docs/reliability.md
+
+Each run of a check has a new seed and appends one line to build/fault/results.jsonl. The lines of all runs are summed,
+so that the harness can be interrupted and resumed. A check that has failed is not run again before the next start.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "build" / "fault" / "results.jsonl"
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- results: written by `python -m scripts.fault --table` -->", "<!-- end of the results -->"
+_LONGEST_SECONDS = 7200
+# What the names of counts say of which the largest is shown, and not the sum.
+_LARGEST = (" at most", "upper end", " a second")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Check of the harness, which is a file of tests."""
+
+    name: str
+    """Name in the table."""
+    tests: str
+    """File of its tests."""
+    recorded: str
+    """Prefix of the names of its lines in the results."""
+    unit: str
+    """Count that is summed."""
+    target: int
+    variable: str
+    """Environment variable with how much a run does."""
+    amount: int
+    """Value of that variable in the full form."""
+
+
+_FOLDER = "tests/acceptance/fault"
+_OVERLOAD = f"{_FOLDER}/test_overload.py"
+CHECKS = (
+    Check(
+        "kill -9 under load", "tests/acceptance/crash/test_kill.py", "kills under load", "kills", 200, "CRASH_KILLS", 20
+    ),
+    Check(
+        "kill -9 of trainers and fits",
+        "tests/acceptance/crash/test_training_kills.py",
+        "kills of trainers",
+        "kills",
+        200,
+        "TRAINING_KILLS",
+        25,
+    ),
+    Check(
+        "SIGTERM under load",
+        f"{_FOLDER}/test_signals.py",
+        "stops and terminations",
+        "terminations",
+        50,
+        "FAULT_SIGTERMS",
+        10,
+    ),
+    Check(
+        "ENOSPC, EIO, EINTR at storage calls",
+        f"{_FOLDER}/test_storage_faults.py",
+        "storage faults",
+        "changes",
+        10,
+        "FAULT_POINTS",
+        0,
+    ),
+    Check("full disk", f"{_FOLDER}/test_full_disk.py", "full disk", "times", 50, "FAULT_FULL_DISKS", 10),
+    Check("backups under load", f"{_FOLDER}/test_backups.py", "backups under load", "backups", 20, "FAULT_BACKUPS", 5),
+    Check("flipped bits", f"{_FOLDER}/test_damage.py", "flipped bits", "flips", 1000, "FAULT_FLIPS", 200),
+    Check("clock jumps", f"{_FOLDER}/test_clock_jumps.py", "clock jumps", "jumps", 100, "FAULT_JUMPS", 20),
+    Check(
+        "steps of the state machine",
+        f"{_FOLDER}/test_catalog_machine.py",
+        "catalogue machine",
+        "steps",
+        10_000,
+        "FAULT_STEPS",
+        2500,
+    ),
+    Check("fuzz inputs", f"{_FOLDER}/test_fuzz.py", "fuzzing", "inputs", 1_000_000, "FAULT_INPUTS", 50_000),
+    Check("Schemathesis cases", f"{_FOLDER}/test_schemathesis.py", "Schemathesis", "cases", 5000, "FAULT_CASES", 2500),
+    Check("overload, 3-fold and 10-fold", _OVERLOAD, "overload", "seconds", 120, "FAULT_LOAD_SECONDS", 60),
+    Check("slow and idle clients", _OVERLOAD, "slow and idle clients", "seconds", 60, "FAULT_LOAD_SECONDS", 60),
+    Check("minutes of churn", f"{_FOLDER}/test_churn.py", "churn", "minutes", 30, "FAULT_CHURN_MINUTES", 30),
+)
+
+
+def read_results(file: Path = RESULTS) -> list[Mapping[str, Any]]:
+    """Return the recorded runs, oldest first. A last line that was cut off by a kill is skipped."""
+    runs = []
+    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
+        try:
+            runs.append(json.loads(line))
+        except ValueError:
+            continue
+    return runs
+
+
+def of_check(check: Check, runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the runs of a check."""
+    return [run for run in runs if run["check"].startswith(check.recorded)]
+
+
+def done(check: Check, runs: Sequence[Mapping[str, Any]]) -> int:
+    """Return how much of a check has been done without a failure."""
+    return sum(run["counts"].get(check.unit, 0) for run in of_check(check, runs) if run["failure"] is None)
+
+
+def run_once(check: Check, *, is_short: bool) -> bool:
+    """Run the tests of a check with a new seed; return whether they passed."""
+    seed = str(random.SystemRandom().getrandbits(31))
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"FAULT_RESULTS": str(RESULTS), "FAULT_SEED": seed}
+    environment["FAULT_COMMIT"] = commit.stdout.strip() or "unknown"
+    if not is_short:
+        environment[check.variable] = str(check.amount)
+    print(f"{check.name}: seed {seed}", flush=True)
+    pytest = [sys.executable, "-m", "pytest", "-n", "0", "-x", "--timeout", str(_LONGEST_SECONDS), check.tests]
+    return subprocess.run(pytest, cwd=ROOT, env=environment, check=False).returncode == 0
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the results as a Markdown table."""
+    lines = [
+        "| check | done | target | runs | failed | seeds | commits |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for check in CHECKS:
+        its = of_check(check, runs)
+        seeds = list(dict.fromkeys(str(run["seed"]) for run in its))
+        commits = list(dict.fromkeys(str(run["commit"]) for run in its))
+        failed = sum(run["failure"] is not None for run in its)
+        shown = ", ".join(seeds[:6]) + (f" and {len(seeds) - 6} more" if len(seeds) > 6 else "")
+        figures = f"{done(check, runs):,} | {check.target:,} | {len(its)} | {failed}"
+        lines.append(f"| {check.name} | {figures} | {shown or '–'} | {', '.join(commits) or '–'} |")
+    what = "All that was counted, over all runs; of figures with *at most*, *upper end* and *a second*, the largest:"
+    return "\n".join([*lines, "", what, "", *_counts(runs)])
+
+
+def _counts(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what was counted besides, a line for each kind of run."""
+    sums: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for run in runs:
+        for what, count in run["counts"].items():
+            total = sums[run["check"]][what]
+            is_largest = any(words in what for words in _LARGEST)
+            sums[run["check"]][what] = max(total, count) if is_largest else total + count
+    return [
+        f"- {name}: " + ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items()))
+        for name, counts in sorted(sums.items())
+    ]
+
+
+def write_table(page: Path = PAGE) -> None:
+    """Replace the table in the documentation."""
+    text = page.read_text("utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n\n{table(read_results())}\n\n{END}{after}", "utf-8")
+
+
+def main() -> int:
+    """Run what is missing; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="beginnings of the names of checks")
+    parser.add_argument("--short", action="store_true", help="run the short form of each check once")
+    parser.add_argument("--table", action="store_true", help="write the table in docs/reliability.md")
+    arguments = parser.parse_args()
+    if arguments.table:
+        write_table()
+        return 0
+    chosen = [check for check in CHECKS if not arguments.names or check.name.startswith(tuple(arguments.names))]
+    failed = [check.name for check in chosen if not _run(check, is_short=arguments.short)]
+    print(table(read_results()))
+    print("failed: " + ", ".join(failed) if failed else "all passed")
+    return 1 if failed else 0
+
+
+def _run(check: Check, *, is_short: bool) -> bool:
+    """Run a check as often as it needs; return whether every run passed."""
+    if is_short:
+        return run_once(check, is_short=True)
+    while (before := done(check, read_results())) < check.target:
+        if not run_once(check, is_short=False):
+            return False
+        if done(check, read_results()) == before:
+            print(f"{check.name}: its tests were skipped")
+            return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

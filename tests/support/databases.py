@@ -1,0 +1,92 @@
+"""The databases that the tests of storage run on, and their rows, read past the code under test."""
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy.engine import Connection
+
+from adapters.catalog.catalog import Catalog
+from adapters.storage.database import Database
+from adapters.storage.sqlite_database import SqliteDatabase
+
+if TYPE_CHECKING:
+    import psycopg
+
+SQLITE, POSTGRES = "sqlite", "postgres"
+on_both_databases = pytest.mark.on_both_databases
+"""Marks tests that run once on each database, if they use the fixture `database_kind`."""
+# In a data folder of a test: the URL of its database, if that is not a file in the folder.
+_URL = "database-url"
+
+
+def place_database(folder: Path, url: str) -> None:
+    """Have what opens the catalogue of a folder here take this database."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _URL).write_text(url)
+
+
+def database_url(folder: Path) -> str | None:
+    """The URL of the database of a folder; None for SQLite."""
+    file = folder / _URL
+    return file.read_text() if file.exists() else None
+
+
+def _postgres_without_clock(url: str) -> Database:
+    """Open a database whose leases follow the clock of the test."""
+    # The driver is an extra.
+    from adapters.storage.postgres_database import PostgresDatabase
+
+    class Timeless(PostgresDatabase):
+        def server_time(self, _connection: Connection) -> float | None:
+            return None
+
+    return Timeless(url)
+
+
+def _connect(url: str) -> "psycopg.Connection[tuple[Any, ...]]":
+    import psycopg
+
+    return psycopg.connect(url.replace("+psycopg", ""))
+
+
+def open_database(folder: Path) -> Database:
+    """Open the database of a folder."""
+    url = database_url(folder)
+    return SqliteDatabase(folder) if url is None else _postgres_without_clock(url)
+
+
+def open_catalog(folder: Path, **arguments: Any) -> Catalog:
+    """Open the catalogue of a folder."""
+    url = database_url(folder)
+    return Catalog(folder, database=None if url is None else _postgres_without_clock(url), **arguments)
+
+
+def database_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a service on the database of a folder."""
+    url = database_url(folder)
+    return {} if url is None else {"database_url": url, "allow_mixed_storage": True}
+
+
+def change_rows(folder: Path, statement: str) -> None:
+    """Execute a statement in portable SQL."""
+    url = database_url(folder)
+    if url is not None:
+        with _connect(url) as connection:
+            connection.execute(statement.encode())
+        return
+    with closing(sqlite3.connect(folder / "catalog.sqlite3")) as file, file:
+        file.execute(statement)
+
+
+def rows_of(folder: Path, statement: str) -> Sequence[tuple[Any, ...]]:
+    """The rows of a statement in portable SQL."""
+    url = database_url(folder)
+    if url is not None:
+        with _connect(url) as connection:
+            return connection.execute(statement.encode()).fetchall()
+    with closing(sqlite3.connect(f"file:{folder / 'catalog.sqlite3'}?mode=ro", uri=True, timeout=15)) as file:
+        return file.execute(statement).fetchall()
