@@ -28,9 +28,9 @@ UNIQUE_NAMES = ("adapters", "app")
 RESOURCE_FOLDERS = frozenset({"routes", "schemas", "pages", "oip"})
 """Folders whose modules are named after their resource, so that other modules may have the same name."""
 
-MAX_MODULES = 244
+MAX_MODULES = 275
 MAX_MODULE_LINES = 500
-MAX_CODE_LINES = 31_700
+MAX_CODE_LINES = 36_500
 MAX_FUNCTION_LINES = 60
 MAX_P95_FUNCTION_LINES = 30
 SMALL_MODULE_LINES = 40
