@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import httpx._transports.default as httpx_transports
@@ -16,11 +16,14 @@ from _pytest.nodeid import NodeId
 
 from app.service import Service
 from app.settings import Settings
-from tests.support.databases import POSTGRES, SQLITE, database_settings, place_database
+from tests.support.databases import CLUSTER, POSTGRES, SQLITE, database_settings, place_bucket, place_database
 from tests.support.fork_server import fork_children_of_the_tests
 from tests.support.postgres_server import PostgresServer
 from tests.support.service import serving
 from tests.support.service_templates import copy_new_catalogs, share_routes
+
+if TYPE_CHECKING:
+    from tests.support.object_server import ObjectServer
 
 _TESTS = Path(__file__).parent
 
@@ -81,13 +84,15 @@ def _needs_server(item: pytest.Item) -> bool:
     callspec = getattr(item, "callspec", None)
     is_bucket = callspec is not None and callspec.params.get("location") == "bucket"
     fixtures = getattr(item, "fixturenames", ())
-    return is_bucket or _database_of(item) == POSTGRES or "postgres_server" in fixtures or "s3" in fixtures
+    return is_bucket or _database_of(item) in (POSTGRES, CLUSTER) or not {"postgres_server", "s3"}.isdisjoint(fixtures)
 
 
 def _group_of(item: pytest.Item) -> str:
     packages = _fixtures_of(item, "package")
-    if _database_of(item) == POSTGRES:
-        return POSTGRES  # they share a server
+    if (kind := _database_of(item)) in (POSTGRES, CLUSTER):
+        return str(kind)  # they share a server
+    if "s3" in getattr(item, "fixturenames", ()):
+        return CLUSTER
     if packages:
         return packages[0]
     is_alone = item.get_closest_marker("slow") is not None and not _needs_server(item)
@@ -97,10 +102,14 @@ def _group_of(item: pytest.Item) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests that are marked `on_both_databases` once on each."""
+    """Run the tests that are marked `on_both_databases` or `on_both_storages` once on each."""
     marked = metafunc.definition.get_closest_marker
-    if "database_kind" in metafunc.fixturenames and marked("on_both_databases") and not marked("only_on_sqlite"):
-        metafunc.parametrize("database_kind", [SQLITE, POSTGRES], indirect=True)
+    if "database_kind" not in metafunc.fixturenames or marked("only_on_sqlite"):
+        return
+    for mark, other in (("on_both_storages", CLUSTER), ("on_both_databases", POSTGRES)):
+        if marked(mark):
+            metafunc.parametrize("database_kind", [SQLITE, other], indirect=True)
+            return
 
 
 @pytest.fixture(scope="session")
@@ -111,19 +120,41 @@ def postgres_server() -> Iterator[PostgresServer]:
     server.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator["ObjectServer"]:
+    """An S3 server, which the tests of one worker share; the variables of this process name it."""
+    # What it needs is an extra.
+    from tests.support.object_server import object_server
+
+    with object_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(scope="session")
 def database_kind(request: pytest.FixtureRequest) -> str:
-    """The database of a test: SQLite, unless it is marked `on_both_databases`."""
+    """The storage of a test: SQLite and a folder, unless a mark or `TESTS_DATABASE` asks for another."""
     return str(getattr(request, "param", os.environ.get("TESTS_DATABASE", SQLITE)))
 
 
 @pytest.fixture
 def data_folder(request: pytest.FixtureRequest, tmp_path: Path, database_kind: str) -> Path:
-    """A data folder, whose catalogue is in the database of the test."""
+    """A data folder, whose catalogue and blobs are where the test has them."""
     folder = tmp_path / "data"
-    if database_kind == POSTGRES:
-        place_database(folder, request.getfixturevalue("postgres_server").new_database())
+    place_storage(request, folder, database_kind)
     return folder
+
+
+def place_storage(request: pytest.FixtureRequest, folder: Path, kind: str) -> None:
+    """Give a folder a database and a bucket of its own, as its kind of storage has them."""
+    if kind in (POSTGRES, CLUSTER):
+        place_database(folder, request.getfixturevalue("postgres_server").new_database())
+    if kind == CLUSTER:
+        request.getfixturevalue("s3")
+        from tests.support.object_server import new_url
+
+        place_bucket(folder, new_url())
 
 
 Serve = Callable[..., tuple[httpx.Client, Service]]

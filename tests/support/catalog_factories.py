@@ -21,10 +21,11 @@ from adapters.jobs.queue import JobQueue
 from adapters.jobs.training_job import Provenance, TrainingJob
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.storage.blob_location import BlobLocation
 from adapters.storage.blobs import STORE_ID
 from adapters.training.evaluation.gate import Gate
 from adapters.training.settings import TrainingSpec
-from tests.support.databases import rows_of
+from tests.support.databases import blob_location, rows_of
 from tests.support.external_programs import skip_or_fail
 
 BASE = load_base_layer("random:10,2,42")
@@ -161,13 +162,24 @@ def dense_answer(adapter: Adapter | None, x_NI: torch.Tensor = INPUTS_NI, base: 
 
 
 def stored_files(folder: Path) -> set[str]:
-    """What lies in the folder of blobs, but for its store id."""
+    """What lies in the folder of blobs, or of objects, but for its store id."""
+    if (location := blob_location(folder)).url is not None:
+        return _objects_in(location, "blobs")
     return {path.name for path in (folder / "blobs").iterdir()} - {STORE_ID}
 
 
 def quarantined_files(folder: Path) -> set[str]:
     """The blobs that lie in quarantine, by the names that they had."""
+    if (location := blob_location(folder)).url is not None:
+        return {name.partition("-")[2] for name in _objects_in(location, "quarantine")}
     return {path.name.partition("-")[2] for path in (folder / "quarantine").glob("*")}
+
+
+def _objects_in(location: BlobLocation, folder: str) -> set[str]:
+    # What it needs is an extra.
+    from tests.support.object_server import objects_in
+
+    return objects_in(location, folder)
 
 
 def referenced_files(folder: Path) -> set[str]:

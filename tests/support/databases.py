@@ -1,4 +1,11 @@
-"""The databases that the tests of storage run on, and their rows, read past the code under test."""
+"""The storage that tests run on: databases, buckets, and their rows, read past the code under test.
+
+| kind | database | blobs |
+|---|---|---|
+| `SQLITE` | SQLite | the data folder |
+| `POSTGRES` | PostgreSQL | the data folder |
+| `CLUSTER` | PostgreSQL | a bucket |
+"""
 
 import sqlite3
 from collections.abc import Sequence
@@ -10,17 +17,20 @@ import pytest
 from sqlalchemy.engine import Connection
 
 from adapters.catalog.catalog import Catalog
+from adapters.storage.blob_location import BlobLocation
 from adapters.storage.database import Database
 from adapters.storage.sqlite_database import SqliteDatabase
 
 if TYPE_CHECKING:
     import psycopg
 
-SQLITE, POSTGRES = "sqlite", "postgres"
+SQLITE, POSTGRES, CLUSTER = "sqlite", "postgres", "cluster"
 on_both_databases = pytest.mark.on_both_databases
 """Marks tests that run once on each database, if they use the fixture `database_kind`."""
-# In a data folder of a test: the URL of its database, if that is not a file in the folder.
-_URL = "database-url"
+on_both_storages = pytest.mark.on_both_storages
+"""Marks tests that run once on SQLite and a folder, and once on PostgreSQL and a bucket."""
+# In a data folder of a test: the URLs of its database and its bucket, if they are not in the folder.
+_URL, _BUCKET_URL = "database-url", "bucket-url"
 
 
 def place_database(folder: Path, url: str) -> None:
@@ -29,9 +39,23 @@ def place_database(folder: Path, url: str) -> None:
     (folder / _URL).write_text(url)
 
 
+def place_bucket(folder: Path, url: str) -> None:
+    """Have what opens the blobs of a folder here take this prefix of a bucket."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _BUCKET_URL).write_text(url)
+
+
 def database_url(folder: Path) -> str | None:
     """The URL of the database of a folder; None for SQLite."""
-    file = folder / _URL
+    return _url_in(folder / _URL)
+
+
+def blob_location(folder: Path) -> BlobLocation:
+    """The place of the blobs of a folder."""
+    return BlobLocation(folder=folder, url=_url_in(folder / _BUCKET_URL))
+
+
+def _url_in(file: Path) -> str | None:
     return file.read_text() if file.exists() else None
 
 
@@ -62,13 +86,15 @@ def open_database(folder: Path) -> Database:
 def open_catalog(folder: Path, **arguments: Any) -> Catalog:
     """Open the catalogue of a folder."""
     url = database_url(folder)
-    return Catalog(folder, database=None if url is None else _postgres_without_clock(url), **arguments)
+    database = None if url is None else _postgres_without_clock(url)
+    return Catalog(folder, database=database, **{"blobs": blob_location(folder)} | arguments)
 
 
 def database_settings(folder: Path) -> dict[str, Any]:
-    """The settings of a service on the database of a folder."""
-    url = database_url(folder)
-    return {} if url is None else {"database_url": url, "allow_mixed_storage": True}
+    """The settings of a service on the database and the blobs of a folder."""
+    url, blob_url = database_url(folder), blob_location(folder).url
+    chosen = {"database_url": url, "blob_url": blob_url, "allow_mixed_storage": (url is None) != (blob_url is None)}
+    return {name: value for name, value in chosen.items() if value}
 
 
 def change_rows(folder: Path, statement: str) -> None:

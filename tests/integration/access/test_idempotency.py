@@ -22,10 +22,10 @@ from app.service import Service
 from app.settings import Settings
 from tests.support.catalog_factories import submit
 from tests.support.concurrent_clients import check_duplicates, post_duplicates
-from tests.support.databases import database_settings, on_both_databases
+from tests.support.databases import database_settings, on_both_storages
 from tests.support.service import serving, train
 
-pytestmark = on_both_databases
+pytestmark = on_both_storages
 
 I = 4
 ROWS = {"inputs": [[1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]], "targets": [[1.0, 0.0], [0.0, 1.0]]}

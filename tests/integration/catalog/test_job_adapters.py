@@ -35,10 +35,10 @@ from tests.support.catalog_factories import (
     submit_job,
     training_job,
 )
-from tests.support.databases import change_rows, on_both_databases, open_catalog, rows_of
+from tests.support.databases import change_rows, on_both_storages, open_catalog, rows_of
 from tests.support.deadlines import scaled
 
-pytestmark = on_both_databases
+pytestmark = on_both_storages
 
 NAMES = [f"tenant-{number}" for number in range(6)]
 ERROR = {"code": "diverged", "detail": "the loss stopped being finite"}
@@ -190,7 +190,9 @@ def test_the_log_keeps_the_newest_lines_and_their_numbers(catalog: Catalog, queu
     assert (job.progress, job.history) == ({"step": 2}, [(1, 0.5)])
 
 
-def test_data_may_be_written_as_they_come_and_what_fails_leaves_nothing(queue: JobQueue, folder: Path) -> None:
+def test_data_may_be_written_as_they_come_and_what_fails_leaves_nothing(
+    catalog: Catalog, queue: JobQueue, folder: Path
+) -> None:
     def good(file: BinaryIO) -> None:
         for part in (b"a", b"bc"):
             file.write(part)
@@ -204,7 +206,7 @@ def test_data_may_be_written_as_they_come_and_what_fails_leaves_nothing(queue: J
 
     stored = submit(queue, "good", data=good)
     assert stored.data_file is not None
-    assert (folder / "blobs" / stored.data_file).read_bytes() == b"abc"
+    assert catalog.blobs.read(stored.data_file) == b"abc"
     for writer, error in ((bad, BadRows), (full, StorageFull)):
         with pytest.raises(error):
             submit(queue, "bad", data=writer)

@@ -1,8 +1,7 @@
 """Blobs that are being written: no sweep takes them, and their rows cost no commit of their own."""
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,19 +14,21 @@ from adapters.errors import CatalogBusy, PreconditionFailed, StorageFailed
 from adapters.jobs.queue import JobQueue
 from adapters.storage.blobs import blob_key
 from tests.support.catalog_factories import publication, put, quarantined_files, stored_files, submit, write_orphan
+from tests.support.databases import on_both_storages, open_catalog, rows_of
+
+pytestmark = on_both_storages
 
 
 @pytest.fixture
 def other(catalog: Catalog, folder: Path) -> Iterator[Catalog]:
-    """The same folder, opened as a second service does."""
-    opened = Catalog(folder, now=lambda: 0.0)
+    """The same storage, opened as a second service does."""
+    opened = open_catalog(folder, now=lambda: 0.0)
     yield opened
     opened.close()
 
 
 def _pending(folder: Path) -> set[str]:
-    with closing(sqlite3.connect(folder / "catalog.sqlite3", timeout=15)) as connection:
-        return {key for (key,) in connection.execute("SELECT key FROM pending_blobs")}
+    return {key for (key,) in rows_of(folder, "SELECT key FROM pending_blobs")}
 
 
 def _write_and_raise(catalog: Catalog, error: BaseException) -> None:
@@ -81,19 +82,19 @@ def test_a_sweep_takes_the_blobs_of_a_writer_that_has_ended(catalog: Catalog, ot
 
 def test_of_processes_that_start_together_one_sweeps(folder: Path) -> None:
     now = [100.0]
-    started = [Catalog(folder, now=lambda: now[0]) for _ in range(3)]
+    started = [open_catalog(folder, now=lambda: now[0]) for _ in range(3)]
     write_orphan(started[0], b"left by a crash")
     now[0] = 101.0
     assert [catalog.sweep_once() for catalog in started] == [1, 0, 0]
     # A process that was started again, after a crash that left another blob.
     write_orphan(started[0], b"left by another crash")
-    restarted = Catalog(folder, now=lambda: now[0])
+    restarted = open_catalog(folder, now=lambda: now[0])
     now[0] = 102.0
     assert [catalog.sweep_once() for catalog in (started[1], restarted)] == [0, 1]
     # A clock that was set back says nothing about the order.
     now[0] = 50.0
     write_orphan(started[0], b"left by a third")
-    late = Catalog(folder, now=lambda: now[0])
+    late = open_catalog(folder, now=lambda: now[0])
     assert late.sweep_once() == 1
     for catalog in (*started, restarted, late):
         catalog.close()

@@ -13,9 +13,9 @@ from adapters.errors import AdapterDeleted, ClaimLost, JobEnded, QueueFull
 from adapters.jobs.job import JobStatus
 from adapters.jobs.queue import MAX_ATTEMPTS, JobQueue
 from tests.support.catalog_factories import claimed, finish, put, referenced_files, stored_files, submit
-from tests.support.databases import on_both_databases
+from tests.support.databases import on_both_storages
 
-pytestmark = on_both_databases
+pytestmark = on_both_storages
 
 LEASE_SECONDS = 15.0
 

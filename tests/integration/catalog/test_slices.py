@@ -14,9 +14,9 @@ from adapters.storage import slices
 from adapters.storage.schema import idempotency_keys
 from adapters.storage.slices import delete_in_slices, slices_to_delete
 from tests.support.catalog_factories import submit, submit_fleet
-from tests.support.databases import change_rows, on_both_databases, open_catalog, rows_of
+from tests.support.databases import change_rows, on_both_storages, open_catalog, rows_of
 
-pytestmark = on_both_databases
+pytestmark = on_both_storages
 
 NAMES = [f"tenant-{number}" for number in range(10)]
 

@@ -23,9 +23,9 @@ from tests.support.catalog_factories import (
     put,
     stored_files,
 )
-from tests.support.databases import on_both_databases, open_catalog
+from tests.support.databases import on_both_storages, open_catalog
 
-pytestmark = on_both_databases
+pytestmark = on_both_storages
 
 DAY = 86_400
 ROWS = INPUTS_NI.tolist()

@@ -1,4 +1,4 @@
-"""One S3 server for all tests of this folder, and places of blobs in it and in a folder."""
+"""Places of blobs in an S3 server and in a folder, and a proxy in front of the server."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,16 +7,7 @@ import pytest
 
 from adapters.storage.blob_location import BlobLocation
 from tests.support.hostile_proxy import HostileProxy
-from tests.support.object_server import ObjectServer, new_url, object_server
-
-
-@pytest.fixture(scope="package")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    """The server; the variables of this process name it."""
-    with object_server(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
+from tests.support.object_server import ObjectServer, new_url
 
 
 @pytest.fixture
