@@ -15,7 +15,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-optimized test-soak fault coverage openapi docs screenshots check bench pairs growth attacks audit release
+.PHONY: help setup demo serve test test-all test-optimized test-soak fault coverage openapi docs screenshots check bench pairs growth databases attacks audit release
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -87,6 +87,10 @@ pairs: .venv/dev.stamp  ## compare /predict with another commit: make pairs COMM
 
 growth: .venv/dev.stamp  ## measure the catalogue with up to a million adapters; writes benchmarks/GROWTH.md
 	@$(BIN)/python -m benchmarks.growth
+
+databases: .venv/dev.stamp  ## measure /predict on PostgreSQL beside SQLite; writes benchmarks/DATABASES.md
+	@command -v wrk >/dev/null || benchmarks/install_wrk.sh
+	@$(BIN)/python -m benchmarks.databases
 
 attacks: .venv/dev.stamp  ## attack the service and measure what others notice of it; writes benchmarks/ATTACKS.md
 	@$(BIN)/python -m benchmarks.attacks

@@ -13,6 +13,7 @@ from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Publication, Source
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer, load_base_layer
+from adapters.storage.database import Database
 from benchmarks.requests import Shape
 from benchmarks.servers.layer import SEED
 from benchmarks.tenants import Factors, factors
@@ -42,12 +43,21 @@ def as_adapter(tenant: Factors) -> Adapter:
 
 
 def make_store(
-    folder: Path, shape: Shape, *, tenants: int, rank: int, owners: Sequence[str] = (DEFAULT_TENANT,)
+    folder: Path,
+    shape: Shape,
+    *,
+    tenants: int,
+    rank: int,
+    owners: Sequence[str] = (DEFAULT_TENANT,),
+    database: Database | None = None,
 ) -> Path:
-    """Create and return a data folder in which each of the owners has that many published adapters."""
+    """Create and return a data folder in which each of the owners has that many published adapters.
+
+    The catalogue is in the folder too, unless `database` says where it is. The database is closed at the end.
+    """
     folder.mkdir(parents=True)
     base = load_base(shape)
-    catalog = Catalog(folder, now=time.time)
+    catalog = Catalog(folder, now=time.time, database=database)
     for first in range(0, tenants, _AT_ONCE):
         publications = []
         for number in range(first, min(first + _AT_ONCE, tenants)):

@@ -8,9 +8,10 @@ locks.
 # N rows of one request · M rows of one batch · I in_features · O out_features
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,12 @@ import torch
 from adapters.access.grants import Grant, Grants
 from adapters.arrays import Float32
 from adapters.catalog.resolver import Snapshot
-from adapters.errors import CatalogBusy, QueueFull
+from adapters.errors import CatalogBusy, LoraplexError, QueueFull
 from adapters.lora.adapter import Adapter
 from adapters.lora.base_layer import BaseLayer
 from adapters.lora.forward import mixed_forward
 from app.serving.adapter_loader import AdapterLoader, CacheStats
-from app.serving.queue_entry import BatchRecord, Disconnected, EntrySlice, InferenceResult, QueueEntry
+from app.serving.queue_entry import BatchRecord, Disconnected, EntrySlice, InferenceResult, QueueEntry, Resolution
 from app.serving.ready_queue import ReadyQueue
 from app.serving.request import InferenceRequest
 
@@ -41,6 +42,16 @@ _LONGEST_REFUSAL_SECONDS = 1.0
 
 # Outputs of a batch, (M, O), and its record.
 _Outputs = tuple[Float32, BatchRecord]
+
+
+class _Forecast(NamedTuple):
+    """A batch that was computed while the revision was being read, in case nothing has changed."""
+
+    snapshot: Snapshot
+    entries: Sequence[QueueEntry]
+    resolutions: Sequence[Resolution]
+    """Those of the entries by the snapshot."""
+    outputs: _Outputs
 
 
 class QueueState(NamedTuple):
@@ -76,6 +87,8 @@ class Batcher:
         self._reading: list[QueueEntry] | None = None
         # Whether a reading has ended, and the next batch has not begun.
         self._has_read = False
+        # Made during the reading under way, or during the last one.
+        self._forecast: _Forecast | None = None
         self._ready = ReadyQueue()
         # Rows of all entries that are not released, and those of each tenant that has any.
         self._rows = 0
@@ -230,7 +243,8 @@ class Batcher:
     def _resolve_arrived(self) -> None:
         """Resolve the entries that have arrived, with one look at the catalogue's revision; start the loads.
 
-        If the look takes a round trip, they are resolved at its end, and what is ready is computed meanwhile.
+        If the look takes a round trip, they are resolved at its end. Meanwhile what is ready is computed, or if nothing
+        is, a forecast of their batch.
         """
         if not self._arrived or self._reading is not None:
             return
@@ -243,12 +257,16 @@ class Batcher:
         else:
             self._reading, self._arrived = self._arrived, []
             reading.add_done_callback(self._end_reading)
+            self._forecast = None if self._ready else self._make_forecast(self._reading)
 
     def _end_reading(self, reading: "asyncio.Future[float]") -> None:
         """Resolve the entries that waited for a reading of the revision, and schedule their batch."""
         arrived, self._reading, self._has_read = self._reading or [], None, True
         try:
-            self._resolve(arrived, self._loader.current(), age_seconds=reading.result())
+            age_seconds, snapshot = reading.result(), self._loader.current()
+            if self._forecast is not None and self._forecast.snapshot is not snapshot:
+                self._forecast = None
+            self._resolve(arrived, snapshot, age_seconds=age_seconds)
         except Exception as error:
             for entry in arrived:
                 entry.fail(error)
@@ -257,12 +275,15 @@ class Batcher:
     def _resolve(self, arrived: Sequence[QueueEntry], snapshot: Snapshot, *, age_seconds: float = 0.0) -> None:
         """Resolve entries by a snapshot of this age; start the loads."""
         now = time.perf_counter()
-        for entry in arrived:
+        known: Iterable[Resolution | None] = self._forecast.resolutions if self._forecast is not None else repeat(None)
+        for entry, resolution in zip(arrived, known, strict=False):
             if entry.has_ended(now):
                 continue
             try:
-                is_current = self._grants.is_current(entry.grant)
-                resolution = self._loader.try_cached(snapshot, entry) if is_current else None
+                if not self._grants.is_current(entry.grant):
+                    resolution = None
+                elif resolution is None:
+                    resolution = self._loader.try_cached(snapshot, entry)
             except Exception as error:
                 entry.fail(error)
                 continue
@@ -278,6 +299,26 @@ class Batcher:
                 if self._ready.rows > self._batch_rows:
                     entry.watch()
 
+    def _make_forecast(self, entries: Sequence[QueueEntry]) -> _Forecast | None:
+        """Compute a small batch of entries by the revision that was read last; None if any of them is not cached."""
+        if sum(entry.rows for entry in entries) > self._batch_rows:
+            return None
+        try:
+            snapshot, resolutions = self._loader.current(), list[Resolution]()
+            for entry in entries:
+                resolution = self._loader.try_cached(snapshot, entry)
+                if resolution is None:
+                    return None
+                resolutions.append(resolution)
+        except LoraplexError:
+            # To be raised by the resolution that counts.
+            return None
+        forward, is_small = self._prepare(
+            (entry.request.inputs_NI, entry.choice_N, resolution)
+            for entry, resolution in zip(entries, resolutions, strict=True)
+        )
+        return _Forecast(snapshot, entries, resolutions, forward()) if is_small else None
+
     async def _load(self, snapshot: Snapshot, entry: QueueEntry, age_seconds: float) -> None:
         try:
             if not self._grants.is_current(entry.grant):
@@ -291,24 +332,38 @@ class Batcher:
             self._schedule()
 
     def _run(self, slices: list[EntrySlice]) -> None:
-        choices: dict[Adapter | None, int] = {}
-        choice_M: list[int] = []
-        parts: list[Float32] = []
-        ranks = 0
-        for entry, begin, end in slices:
-            assert entry.resolution is not None
-            adapters = entry.resolution.adapters
-            parts.append(entry.request.inputs_NI[begin:end])
-            ranks += (end - begin) * entry.rank
-            for choice in entry.choice_N[begin:end]:
-                choice_M.append(choices.setdefault(adapters[choice], len(choices)))
-        forward = partial(self._forward, parts, list(choices), choice_M)
-        if self._is_small(len(choice_M), ranks):
+        forecast, self._forecast = self._forecast, None
+        if forecast is not None and _is_of(forecast, slices):
+            for part in slices:
+                part.entry.timing.taken = forecast.outputs[1].began
+            self._finish(slices, lambda: forecast.outputs)
+            return
+        forward, is_small = self._prepare(
+            (entry.request.inputs_NI[begin:end], entry.choice_N[begin:end], entry.resolution)
+            for entry, begin, end in slices
+        )
+        if is_small:
             self._finish(slices, forward)
         else:
             self._is_computing = True
             work = self._loop.run_in_executor(self._thread, forward)
             work.add_done_callback(lambda work: self._finish(slices, work.result))
+
+    def _prepare(
+        self, requests: Iterable[tuple[Float32, Sequence[int], Resolution | None]]
+    ) -> tuple[Callable[[], _Outputs], bool]:
+        """Return the forward pass of rows with the choices and resolutions of their requests; whether it is small."""
+        choices: dict[Adapter | None, int] = {}
+        choice_M: list[int] = []
+        parts: list[Float32] = []
+        ranks = 0
+        for inputs_KI, choice_K, resolution in requests:
+            assert resolution is not None
+            parts.append(inputs_KI)
+            ranks += len(choice_K) * resolution.rank
+            for choice in choice_K:
+                choice_M.append(choices.setdefault(resolution.adapters[choice], len(choices)))
+        return partial(self._forward, parts, list(choices), choice_M), self._is_small(len(choice_M), ranks)
 
     def _is_small(self, M: int, ranks: int) -> bool:
         """Return whether a batch of `M` rows is computed on the event loop; `ranks` is the sum of its rows' ranks."""
@@ -361,3 +416,11 @@ class Batcher:
     def _end_batch(self) -> None:
         self._is_running = False
         self._schedule()
+
+
+def _is_of(forecast: _Forecast, slices: Sequence[EntrySlice]) -> bool:
+    """Return whether a batch is the one of a forecast: whole entries, in this order, with these adapters."""
+    return len(slices) == len(forecast.entries) and all(
+        part.entry is entry and part.entry.resolution is resolution and part.end - part.begin == entry.rows
+        for part, entry, resolution in zip(slices, forecast.entries, forecast.resolutions, strict=True)
+    )

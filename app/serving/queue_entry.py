@@ -56,6 +56,11 @@ class Resolution(NamedTuple):
     versions: Sequence[Version | None]
     adapters: Sequence[Adapter | None]
 
+    @property
+    def rank(self) -> int:
+        """Largest rank of the adapters; 0 for the bare base layer alone."""
+        return max([0 if adapter is None else adapter.rank for adapter in self.adapters])
+
 
 @dataclass(slots=True)
 class Timing:
@@ -86,7 +91,7 @@ class QueueEntry:
     """Queue entry of one inference request: its progress, and the future of its result."""
 
     __slots__ = (
-        *("request", "grant", "references", "choice_N", "rows", "future", "timing", "resolution", "rank", "taken_rows"),
+        *("request", "grant", "references", "choice_N", "rows", "future", "timing", "resolution", "taken_rows"),
         "age_seconds",
         *("_done_rows", "_outputs_NO", "_disconnected", "_watch", "_watch_timer"),
     )
@@ -116,8 +121,6 @@ class QueueEntry:
         now = time.perf_counter()
         self.timing = Timing(now, now + wait_seconds)
         self.resolution: Resolution | None = None
-        # Largest rank of its adapters; 0 for the bare base layer alone.
-        self.rank = 0
         # Rows that a batch has taken.
         self.taken_rows = 0
         self._done_rows = 0
@@ -137,7 +140,6 @@ class QueueEntry:
         """Fix the versions of all rows. A later delete or publish does not change the result."""
         self.resolution = resolution
         self.age_seconds = age_seconds
-        self.rank = max([0 if adapter is None else adapter.rank for adapter in resolution.adapters])
         self.timing.resolved = now
 
     def take(self, rows: int, now: float) -> "EntrySlice":
