@@ -66,7 +66,7 @@ docs: .venv/dev.stamp  ## build the documentation site into build/site; a broken
 screenshots: .venv/dev.stamp  ## take docs/screenshots anew, with Chromium
 	@SCREENSHOTS=1 $(BIN)/python -m pytest tests/acceptance/browser/test_views.py
 
-check: .venv/dev.stamp docs  ## ruff, mypy, import contracts, layout, spelling, prose, and the documentation site
+check: .venv/dev.stamp docs  ## ruff, mypy, import contracts, layout, spelling, prose, the Kubernetes manifests, and the documentation site
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
@@ -75,6 +75,7 @@ check: .venv/dev.stamp docs  ## ruff, mypy, import contracts, layout, spelling, 
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m scripts.structure
+	$(BIN)/python -m scripts.kubernetes
 
 # BENCH=quick is over in a few minutes; BENCH="engine service" runs these sections only.
 bench: benchmarks/.venv/run.stamp  ## measure it beside its peers, an hour; writes benchmarks/RESULTS.md
