@@ -14,10 +14,11 @@ import simdjson
 from fastapi import Depends, Request
 
 from adapters.access.audit import AuditLog
+from adapters.access.cluster_rates import ClusterBuckets
 from adapters.access.grants import Grants
 from adapters.access.idempotency import IdempotencyKeys
 from adapters.access.keys import Keys
-from adapters.access.rates import RATES, RateLimiter, SharedBuckets
+from adapters.access.rates import RATES, Buckets, RateLimiter, SharedBuckets
 from adapters.access.sessions import Sessions
 from adapters.access.tenants import Tenants
 from adapters.access.usage import Usage
@@ -166,7 +167,7 @@ class Service:
         self.usage = Usage(database, now=time.time)
         self.grants = Grants(database, watch, has_keys=settings.auth is Auth.KEYS)
         self.authenticator = Authenticator(self.grants, database, watch)
-        self.rates = RateLimiter(watch, SharedBuckets(settings.data_dir / RATES))
+        self.rates = RateLimiter(watch, _open_buckets(settings, database))
         self.metrics = Metrics(settings.data_dir / METRICS, "worker")
         self.observer = _open_observer(settings, self.metrics, self.usage)
         cache = AdapterCache(base, self.catalog.blobs, budget_bytes=settings.cache_bytes)
@@ -229,6 +230,13 @@ def _service(request: Request) -> Service:
 
 # The service as a parameter of a handler.
 ServiceOf = Annotated[Service, Depends(_service)]
+
+
+def _open_buckets(settings: Settings, database: Database) -> Buckets:
+    """Return the token buckets of this machine, or of all machines on the database."""
+    if settings.database_url is None:
+        return SharedBuckets(settings.data_dir / RATES)
+    return ClusterBuckets(database)
 
 
 def _open_observer(settings: Settings, metrics: Metrics, usage: Usage) -> Observer:

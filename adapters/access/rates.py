@@ -1,9 +1,9 @@
-"""Rate limits: the token buckets of tenants, which all workers of a machine share, and what each worker leases of them.
+"""Rate limits: the token buckets of tenants, which all workers share, and what each worker leases of them.
 
 A request takes tokens that its worker has leased before, so it needs no lock and no round trip. A lease has the tokens
 of 20 ms; if they are used up, the worker leases again from `SharedBuckets`. A bucket may go into debt, so that one
 request can have more rows than a second allows; the next lease then waits until the debt is paid. A worker that dies
-takes its leased tokens with it, which are those of 20 ms at most.
+takes its leased tokens with it, which are those of 20 ms at most. `cluster_rates` has the buckets of several machines.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from adapters.access.tenants import Limits
 from adapters.errors import LoraplexError, RateLimited
@@ -27,7 +27,7 @@ from adapters.storage.database import CatalogWatch
 RATES = "rates"
 _LEASE_SECONDS = 0.02
 # Tokens that an idle tenant saves up. A second of them would let a tenant exceed its rate by a third over 3 s.
-_BURST_SECONDS = 0.1
+BURST_SECONDS = 0.1
 _LOCK_TRIES = 20
 _LOCK_PAUSE_SECONDS = 0.00005
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -66,8 +66,18 @@ class Bucket(NamedTuple):
         # the monotonic clock never goes back.
         stored = self if math.isfinite(self.level) and self.at <= now else Bucket(0.0, now)
         filled = stored.level + (now - stored.at) * per_second
-        level = min(filled, _BURST_SECONDS * per_second)
+        level = min(filled, BURST_SECONDS * per_second)
         return (Bucket(level - tokens, now), 0.0) if level >= 0 else (Bucket(level, now), -level / per_second)
+
+
+class Buckets(Protocol):
+    """Token buckets that several processes share: `SharedBuckets` on one machine, `ClusterBuckets` on several."""
+
+    def lease(self, tenant: str, rate: Rate, tokens: float, *, per_second: float) -> float:
+        """Take tokens from a bucket and return 0, or take none and return the seconds after which to try again."""
+
+    def close(self) -> None:
+        """Close what this process has open."""
 
 
 class SharedBuckets:
@@ -186,7 +196,7 @@ class RateLimiter:
     """Rates of all tenants in one worker. For the event loop only."""
 
     def __init__(
-        self, watch: CatalogWatch, buckets: SharedBuckets, *, monotonic: Callable[[], float] = time.monotonic
+        self, watch: CatalogWatch, buckets: Buckets, *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         """Create a limiter. It reads the limits of a tenant again if `watch` has read another access revision since."""
         self._watch = watch
@@ -195,7 +205,7 @@ class RateLimiter:
         self._tenants: dict[str, _TenantRates] = {}
 
     def close(self) -> None:
-        """Close the file of the buckets."""
+        """Close the buckets."""
         self._buckets.close()
 
     def refresh(self) -> None:

@@ -266,7 +266,7 @@ class Catalog:
         return self.writer.sweep()
 
     def sweep_once(self) -> int:
-        """Do the same, unless another process on this machine has begun to since this catalogue was opened."""
+        """Do the same, unless another process has begun to since this catalogue was opened."""
         return self.writer.sweep_since(self._opened_at, now=self._now)
 
     def _delete(

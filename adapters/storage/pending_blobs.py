@@ -44,6 +44,7 @@ from adapters.storage.schema import (
 )
 from adapters.storage.slices import delete_in_slices
 from adapters.storage.store_identity import WRITERS
+from adapters.storage.turns import Task, take_turn
 
 _LOCK_SUFFIX = ".lock"
 # Held by the process that sweeps; has the time when the last sweep began.
@@ -148,8 +149,11 @@ class BlobWriter:
     def sweep_since(self, opened_at: float, *, now: Callable[[], float]) -> int:
         """Sweep, unless another process has begun a sweep after `opened_at`; return what `sweep` does.
 
-        Processes that start together wait for each other, and one of them sweeps. `now` is the clock of `opened_at`.
+        Processes that start together on one machine wait for each other, and one of them sweeps. Of processes on
+        several machines, one sweeps, and the others do not wait. `now` is the clock of `opened_at`.
         """
+        if self._locks is not None:
+            return self.sweep_in_turn(seconds=now() - opened_at, now=now)
         lock = os.open(self._folder.parent / _SWEEP_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -162,6 +166,10 @@ class BlobWriter:
             return number
         finally:
             os.close(lock)
+
+    def sweep_in_turn(self, *, seconds: float, now: Callable[[], float]) -> int:
+        """Sweep, unless a process of any machine has begun to in the last `seconds`; return what `sweep` does."""
+        return self.sweep() if take_turn(self._database, Task.SWEEP, seconds=seconds, now=now) else 0
 
     def delete_stale_rows(self) -> None:
         """Delete the pending rows whose owners have ended, and those that this process gave up.

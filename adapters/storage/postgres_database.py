@@ -307,14 +307,21 @@ def _lock_key(owner: str) -> int:
 
 def _session(url: sa.URL) -> dict[str, Any]:
     """Return the arguments of every connection; those in the URL take precedence."""
-    options = f"-c lock_timeout={_LOCK_SECONDS}s -c idle_in_transaction_session_timeout={_IDLE_SECONDS}s -c jit=off"
+    # The server notices too that a host is gone, and then releases the locks of its sessions.
+    probes = {"idle": _NETWORK_SECONDS, "interval": 2, "count": 3}
+    settings = {
+        "lock_timeout": f"{_LOCK_SECONDS}s",
+        "idle_in_transaction_session_timeout": f"{_IDLE_SECONDS}s",
+        "tcp_user_timeout": f"{_NETWORK_SECONDS}s",
+        **{f"tcp_keepalives_{name}": value for name, value in probes.items()},
+        "jit": "off",
+    }
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     arguments = {
         "application_name": "loraplex",
         "connect_timeout": _CONNECT_SECONDS,
         "tcp_user_timeout": _NETWORK_SECONDS * 1000,
-        "keepalives_idle": _NETWORK_SECONDS,
-        "keepalives_interval": 2,
-        "keepalives_count": 3,
+        **{f"keepalives_{name}": value for name, value in probes.items()},
         # Of several hosts, the primary. A standby would answer with an older revision.
         "target_session_attrs": "read-write",
     }

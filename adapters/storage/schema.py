@@ -259,6 +259,18 @@ usage_writers = sa.Table(
     *_columns(sa.String, "stored_at"),
 )
 
+# Token buckets of tenants on several machines (`adapters.access.cluster_rates`).
+rate_buckets = sa.Table(
+    "rate_buckets",
+    metadata,
+    *_key(tenant=NAME, rate=sa.String),
+    # `at` is a time by the clock of the database.
+    *_columns(sa.Float, "per_second", "level", "at"),
+)
+
+# When each task of maintenance was last begun (`turns`).
+turns = sa.Table("turns", metadata, *_key(task=sa.String), *_columns(sa.Float, "began_at"))
+
 # Only the rows that have a value are in these indexes.
 for _column in (versions.c.statistics, jobs.c.data_file):
     _name, _present = f"ix_{_column.table.name}_{_column.name}", _column.is_not(None)

@@ -63,7 +63,9 @@ def guarded_store(settings: Settings, *, accept_catalog: bool) -> Iterator[None]
         threading.Thread(target=_check_in_background, args=(folder, abandoned), daemon=True).start()
     else:
         _remove(abandoned)
-    threading.Thread(target=_purge_hourly, args=(blobs, stop), daemon=True).start()
+    if settings.database_url is None:
+        # On several machines, workers take turns.
+        threading.Thread(target=_purge_hourly, args=(blobs, stop), daemon=True).start()
     try:
         yield
     finally:

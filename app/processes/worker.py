@@ -24,6 +24,7 @@ from adapters.errors import LoraplexError
 from adapters.lora import kernel  # noqa: F401 - compiled with all other imports, while the collector is off
 from adapters.maintenance.backup import remove_abandoned_links
 from adapters.maintenance.scrub import scrub
+from adapters.storage.turns import Task, take_turn
 from app import bootstrap
 from app.http.application import create_app
 from app.observability import logs
@@ -36,6 +37,9 @@ from app.settings import Settings, exit_if_unusable, load_settings
 
 _DRAIN_SECONDS = 0.5
 _SECONDS_BETWEEN_MAINTENANCE = 300.0
+# Of that time: a process that has the next turn is a little late, or a little early.
+_TURN_SHARE = 0.8
+_SECONDS_BETWEEN_SWEEPS = 3600.0
 _MAINTENANCE_NICENESS = 10
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
 
@@ -79,15 +83,31 @@ def _maintain(catalog: Catalog, usage: Usage, settings: Settings) -> None:
     while True:
         time.sleep(_SECONDS_BETWEEN_MAINTENANCE)
         try:
-            catalog.purge_trash()
-            remove_expired(catalog.database, now=time.time())
-            usage.remove_expired()
             remove_abandoned_links(settings.data_dir, catalog.blobs)
+            if settings.database_url is not None:
+                _maintain_in_turn(catalog, usage)
+                continue
+            _expire(catalog, usage)
             # The scrub and the doctor read the catalogue in the data folder.
-            if settings.scrub_days and settings.database_url is None:
+            if settings.scrub_days:
                 scrub(settings.data_dir, catalog.blobs, days=settings.scrub_days, now=time.time)
         except (LoraplexError, OSError) as error:
             log.warning("the data folder cannot be maintained now: %s", error)
+
+
+def _maintain_in_turn(catalog: Catalog, usage: Usage) -> None:
+    """Do what no process of the cluster has done for a while: a sweep too, because no machine may start for weeks."""
+    seconds = _TURN_SHARE * _SECONDS_BETWEEN_MAINTENANCE
+    if take_turn(catalog.database, Task.EXPIRE, seconds=seconds, now=time.time):
+        _expire(catalog, usage)
+        catalog.blobs.purge()
+    catalog.writer.sweep_in_turn(seconds=_SECONDS_BETWEEN_SWEEPS, now=time.time)
+
+
+def _expire(catalog: Catalog, usage: Usage) -> None:
+    catalog.purge_trash()
+    remove_expired(catalog.database, now=time.time())
+    usage.remove_expired()
 
 
 def main() -> None:

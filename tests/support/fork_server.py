@@ -50,16 +50,10 @@ _ENDLESS_EPOCHS, _REST_SECONDS = 100_000, 0.005
 _LOCK = threading.Lock()
 _LOWER_PRIORITY = fit_client._lower_priority
 
-_READER = "adapters.datasets.ingest"
+_READER, _FIT = "adapters.datasets.ingest", "adapters.training.execution.fit_child"
 _IMPORTS = {
     "readers": (_READER, *(f"adapters.datasets.readers.{name}" for name in ("arrow", "csv", "json", "npz"))),
-    "service": (
-        "app.processes.worker",
-        "app.processes.trainer",
-        "app.cli",
-        "loraplex.cli",
-        "adapters.training.execution.fit_child",
-    ),
+    "service": ("app.processes.worker", "app.processes.trainer", "app.cli", "loraplex.cli", _FIT),
 }
 """Modules that each kind of server imports."""
 
@@ -174,9 +168,15 @@ def _show_command_line(command: Sequence[str]) -> None:
 
 
 class _ChildPopen(subprocess.Popen[bytes]):
-    """`Popen` in a forked process: it forks this process."""
+    """`Popen` in a forked process: it forks this process.
+
+    A fit is started anew if the blobs are in a bucket, because obstore's threads do not survive a fork of its trainer.
+    """
 
     def _execute_child(self, *arguments: Any) -> None:
+        if "LORAPLEX_BLOB_URL" in os.environ and _FIT in arguments[0]:
+            super()._execute_child(*arguments)  # type: ignore[misc]
+            return
         program, streams = _Program.of(arguments)
         sys.stdout.flush()
         self.pid = os.fork()

@@ -1,0 +1,139 @@
+"""Rate limits of tenants on several machines: the token buckets are rows of the database.
+
+A request waits for no round trip. Each worker counts by a bucket of its own, which has the tenant's whole rate, and
+adds what it has counted to the shared bucket afterwards, every 50 ms at most, from a thread. If that leaves the shared
+bucket in debt, the worker refuses until the debt is paid. So a tenant can exceed its rate only for a moment, by what
+its workers accept before they settle, and pays for it: over seconds, the workers of all machines accept the rate.
+
+If the database cannot be reached, each worker limits the rates by itself.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from adapters.access.rates import BURST_SECONDS, Bucket, Rate
+from adapters.errors import LoraplexError
+from adapters.storage.database import Database
+from adapters.storage.schema import rate_buckets
+
+_SETTLE_SECONDS = 0.05
+_SECONDS_TO_CLOSE = 1.0
+_SERVER_TIME: sa.ColumnElement[float] = sa.literal_column("extract(epoch FROM clock_timestamp())::float8")
+
+log = logging.getLogger(__name__)
+
+
+class _Key(NamedTuple):
+    tenant: str
+    rate: Rate
+
+
+@dataclass(slots=True)
+class _Share:
+    """What this worker has counted of one rate of one tenant."""
+
+    bucket: Bucket
+    per_second: float
+    unsettled: float = 0.0
+    closed_until: float = 0.0
+    """Monotonic time at which the debt of the shared bucket is paid."""
+
+
+class ClusterBuckets:
+    """Buckets of all tenants in the database, for all processes of all machines."""
+
+    def __init__(self, database: Database, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Create buckets, whose thread starts with the first lease."""
+        self._database = database
+        self._monotonic = monotonic
+        self._shares: dict[_Key, _Share] = {}
+        self._lock = threading.Lock()
+        self._due, self._closing = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._has_failed = False
+
+    def close(self) -> None:
+        """End the thread. What was counted in the last moment is lost."""
+        self._closing.set()
+        self._due.set()
+        if self._thread is not None:
+            self._thread.join(_SECONDS_TO_CLOSE)
+
+    def lease(self, tenant: str, rate: Rate, tokens: float, *, per_second: float) -> float:
+        """Take tokens from a bucket and return 0, or take none and return the seconds after which to try again."""
+        now = self._monotonic()
+        with self._lock:
+            share = self._shares.setdefault(_Key(tenant, rate), _Share(Bucket(0.0, now), per_second))
+            if share.closed_until > now:
+                return share.closed_until - now
+            share.per_second = per_second
+            share.bucket, wait = share.bucket.lease(tokens, per_second=per_second, now=now)
+            if wait > 0:
+                return wait
+            share.unsettled += tokens
+        self._due.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._settle_often, name="rates", daemon=True)
+            self._thread.start()
+        return 0.0
+
+    def _settle_often(self) -> None:
+        while not self._closing.wait(_SETTLE_SECONDS):
+            self._due.wait()
+            self._due.clear()
+            if not self._closing.is_set():
+                self.settle()
+
+    def settle(self) -> None:
+        """Take what this worker has counted from the shared buckets, and refuse while they are in debt."""
+        with self._lock:
+            spent = {key: share for key, share in self._shares.items() if share.unsettled}
+            rows = [
+                {**key._asdict(), "per_second": share.per_second, "level": -share.unsettled}
+                for key, share in spent.items()
+            ]
+            # Also if that fails: a debt from an outage would shut the tenant out after it.
+            for share in spent.values():
+                share.unsettled = 0.0
+        if not rows:
+            return
+        try:
+            levels = self._spend(rows)
+            self._has_failed = False
+        except LoraplexError as error:
+            if not self._has_failed:
+                log.warning("each worker limits the rates of tenants by itself: %s", error.detail)
+            self._has_failed = True
+            return
+        now = self._monotonic()
+        with self._lock:
+            for key, level in levels.items():
+                share = self._shares[key]
+                if level < 0:
+                    share.closed_until = now - level / share.per_second
+                    # All workers go on at that moment, so none has saved up anything.
+                    share.bucket = Bucket(0.0, share.closed_until)
+
+    def _spend(self, rows: list[dict[str, object]]) -> Mapping[_Key, float]:
+        """Add the levels of rows, which are negative, to the shared buckets; return the new levels."""
+        # In one order in all processes, so that they do not lock each other out.
+        rows = sorted(rows, key=lambda row: (row["tenant"], row["rate"]))
+        statement = insert(rate_buckets).values([{**row, "at": _SERVER_TIME} for row in rows])
+        new, old = statement.excluded, rate_buckets.c
+        filled = old.level + sa.func.greatest(new.at - old.at, 0.0) * new.per_second
+        level = sa.func.least(filled, BURST_SECONDS * new.per_second) + new.level
+        statement = statement.on_conflict_do_update(
+            index_elements=[old.tenant, old.rate],
+            set_={"level": level, "at": sa.func.greatest(new.at, old.at), "per_second": new.per_second},
+        )
+        # Not `write`: nobody who writes to the catalogue has to wait.
+        with self._database.write_job() as connection:
+            result = connection.execute(statement.returning(old.tenant, old.rate, old.level))
+            return {_Key(tenant, Rate(rate)): level for tenant, rate, level in result}

@@ -1,0 +1,72 @@
+"""Two machines with two workers each, under more requests than a tenant may send: together they accept its rate."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.object_server import ObjectServer, new_url
+from tests.support.postgres_server import PostgresServer
+from tests.support.service import ServiceProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
+
+MACHINES, CONNECTIONS, SECONDS = 2, 6, 4.0
+FIRST_SECONDS = 1.0
+"""Before anything is counted: the workers may accept more until they have settled once."""
+
+
+@pytest.fixture(scope="module")
+def machines(
+    tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer, s3: ObjectServer
+) -> Iterator[list[ServiceProcess]]:
+    assert s3.process.poll() is None
+    folder: Path = tmp_path_factory.mktemp("machines")
+    storage: dict[str, Any] = {"database_url": postgres_server.new_database(), "blob_url": new_url()}
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                ServiceProcess(folder / str(number), base="random:4,2,3", workers=2, trainers=0, **storage)
+            )
+            for number in range(MACHINES)
+        ]
+
+
+def _accepted(machines: list[ServiceProcess], *, rows: int = 1, connections: tuple[int, ...]) -> list[int]:
+    """Send as much as there is time for, and count what each machine accepts in `SECONDS`."""
+    body = {"adapter": None, "inputs": [[1.0] * 4] * rows}
+    begin = time.monotonic() + FIRST_SECONDS
+    accepted: Counter[int] = Counter()
+    statuses: Counter[int] = Counter()
+
+    def send(number: int) -> None:
+        with machines[number].connect() as client:
+            while (now := time.monotonic()) < begin + SECONDS:
+                answer = client.post("/predict", json=body)
+                statuses[answer.status_code] += 1
+                if now >= begin and answer.status_code == 200:
+                    accepted[number] += 1
+                time.sleep(0.005)
+
+    numbers = [number for number, count in enumerate(connections) for _ in range(count)]
+    threads = [threading.Thread(target=send, args=(number,)) for number in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {200, 429}
+    return [accepted[number] for number in range(MACHINES)]
+
+
+@pytest.mark.parametrize("connections", [(CONNECTIONS, CONNECTIONS), (CONNECTIONS, 1)])
+def test_two_machines_accept_the_rate_of_requests(machines: list[ServiceProcess], connections: tuple[int, int]) -> None:
+    machines[0].client.put("/tenants/default", json={"limits": {"requests_per_second": 100}}).raise_for_status()
+    accepted = _accepted(machines, connections=connections)
+    print(f"accepted by each machine: {accepted}, {sum(accepted) / SECONDS} a second")
+    assert all(accepted)
+    assert sum(accepted) / SECONDS == pytest.approx(100, rel=0.1)
