@@ -2,6 +2,8 @@
 
 import ipaddress
 import os
+import re
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -155,7 +157,13 @@ class Settings(BaseSettings):
     """Seconds after its last heartbeat after which a trainer counts as dead, and after which a stopped child process
     (SIGSTOP) is killed."""
     shutdown_grace_seconds: float = Field(30, ge=1, le=3600)
-    """Seconds that requests in flight have to finish after SIGTERM."""
+    """Seconds that requests in flight have to finish after SIGTERM, `DRAIN_SECONDS` included."""
+    drain_seconds: float = Field(0.5, ge=0, le=3600)
+    """Seconds after SIGTERM in which the service still accepts requests, while `/readyz` answers 503 and each answer
+    closes its connection. A load balancer needs that long to notice; fewer than `SHUTDOWN_GRACE_SECONDS`."""
+    replica_name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """Name of this replica in the header `X-Served-By` of each answer. By default, the host name if `DATABASE_URL` is
+    set, and otherwise answers have no such header."""
     quarantine_days: int = Field(7, ge=0, le=3650)
     """Days that files to which the catalogue does not refer are kept in `quarantine/`; 0 removes them at the next
     purge."""
@@ -209,6 +217,22 @@ class Settings(BaseSettings):
             cache_bytes=self.blob_cache_bytes,
             quarantine_days=self.quarantine_days,
         )
+
+    @property
+    def served_by(self) -> str | None:
+        """Value of `X-Served-By`; None for no such header."""
+        if self.replica_name is not None or self.database_url is None:
+            return self.replica_name
+        return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64]
+
+    @model_validator(mode="after")
+    def _drain_within_grace(self) -> "Settings":
+        if self.drain_seconds >= self.shutdown_grace_seconds:
+            raise ValueError(
+                f"{PREFIX}DRAIN_SECONDS is {self.drain_seconds:g}, and has to be less than "
+                f"{PREFIX}SHUTDOWN_GRACE_SECONDS, which is {self.shutdown_grace_seconds:g}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _certificate_with_key(self) -> "Settings":

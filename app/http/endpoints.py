@@ -38,6 +38,7 @@ from app.serving import asgi
 from app.serving.asgi import EndpointHandler
 from app.serving.oip import routes as oip
 
+SERVED_BY = "X-Served-By"
 REQUEST_ID, FEATURE_SPACE, REQUEST_TIMEOUT = "X-Request-Id", "X-Feature-Space", "X-Request-Timeout"
 IF_MATCH, IF_NONE_MATCH = "If-Match", "If-None-Match"
 INFERENCE_HEADER, SERVER_TIMING = "Inference-Header-Content-Length", "Server-Timing"

@@ -15,7 +15,7 @@ from adapters.access.idempotency import MAX_KEY_CHARACTERS
 from adapters.access.keys import PREFIX as KEY_PREFIX
 from adapters.access.keys import Scope
 from app.http.authentication import SESSION_COOKIE, TENANT_HEADER
-from app.http.endpoints import ENDPOINTS, OIP, READ_ERRORS, SCHEMA_REFERENCE, Endpoint
+from app.http.endpoints import ENDPOINTS, OIP, READ_ERRORS, SCHEMA_REFERENCE, SERVED_BY, Endpoint
 from app.http.errors import (
     EXAMPLE,
     MEDIA_TYPE,
@@ -44,7 +44,8 @@ TAGS = {
     "Open Inference Protocol": "The same adapters for clients of KServe and Triton. Errors have its own form.",
 }
 _ABOUT = """A request names an adapter by reference: `acme` (its live version), `acme@3` or `acme@live`. Lists have
-pages: pass `limit`, and `cursor` with the `next_cursor` of the previous page. Every answer has an `X-Request-Id`.
+pages: pass `limit`, and `cursor` with the `next_cursor` of the previous page. Every answer has an `X-Request-Id`,
+and an `X-Served-By` if the service is one of several replicas.
 
 Every error is `application/problem+json`; match on `code`. An unknown path is `route_not_found`, and a method that a
 path does not have is `method_not_allowed`. A request to a host that is not the service's is `host_not_allowed` on every
@@ -86,6 +87,7 @@ PARAMETERS: Mapping[str, tuple[str, dict[str, Any]]] = {
 # Header of answers → description and schema.
 HEADERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "X-Request-Id": ("Id of the request in the service's log.", _STRING),
+    SERVED_BY: ("Name of the replica that answered, if the service is one of several.", _STRING),
     "Retry-After": (
         "Seconds to wait before the request is repeated.",
         {"type": "integer", "minimum": 1, "examples": [RETRY_AFTER_SECONDS]},
@@ -220,7 +222,7 @@ def _complete(endpoint: Endpoint, operation: dict[str, Any], schemas: dict[str, 
         for content in holder.get("content", {}).values():
             content["schema"] = _hoist(content.get("schema", {}), schemas)
     for status, answer in answers.items():
-        own = (*endpoint.response_headers, *(("Location",) if status == "202" else ()), "X-Request-Id")
+        own = (*endpoint.response_headers, *(("Location",) if status == "202" else ()), "X-Request-Id", SERVED_BY)
         answer["headers"] = {header: {"$ref": f"#/components/headers/{_component(header)}"} for header in own}
     # For schemes other than OAuth's, the list names roles (OpenAPI 3.1, 4.8.30).
     operation["security"] = [] if endpoint.scope is None else [{name: [endpoint.scope]} for name in SECURITY_SCHEMES]

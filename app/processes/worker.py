@@ -32,10 +32,9 @@ from app.processes.supervisor import FIRST_WORKER
 from app.processes.tls import tls_context
 from app.service import Service
 from app.serving.connections import raise_file_limit
-from app.serving.uvicorn_protocol import protocol_factory
+from app.serving.uvicorn_protocol import answer_headers, protocol_factory
 from app.settings import Settings, exit_if_unusable, load_settings
 
-_DRAIN_SECONDS = 0.5
 _SECONDS_BETWEEN_MAINTENANCE = 300.0
 # Of that time: a process that has the next turn is a little late, or a little early.
 _TURN_SHARE = 0.8
@@ -47,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which reports that it is not ready for a moment before it stops."""
+    """uvicorn's server, which answers requests for a while after SIGTERM, and reports that it is not ready."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -60,7 +59,7 @@ class _Server(uvicorn.Server):
             return
         # uvicorn closes the listener immediately. A load balancer needs a moment to see that `/readyz` fails.
         self._service.draining = True
-        Timer(_DRAIN_SECONDS, super().handle_exit, (sig, frame)).start()
+        Timer(self._service.settings.drain_seconds, super().handle_exit, (sig, frame)).start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down, and close the observer, because uvicorn then raises the signal again and the process ends."""
@@ -136,9 +135,11 @@ def main() -> None:
         )
         arguments = (service.catalog, service.usage, settings)
         threading.Thread(target=_maintain, args=arguments, name="maintenance", daemon=True).start()
+    grace_seconds = settings.shutdown_grace_seconds - settings.drain_seconds
     config = uvicorn.Config(
         create_app(service),
         http=protocol_factory(service),
+        headers=answer_headers(settings),
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         log_config=None,
         access_log=False,
@@ -148,7 +149,7 @@ def main() -> None:
         # Longer than clients keep idle connections. Otherwise one could be closed while its client sends a request.
         timeout_keep_alive=75,
         # Shorter than the supervisor's grace period, after which it kills the worker.
-        timeout_graceful_shutdown=int(max(settings.shutdown_grace_seconds - 2, settings.shutdown_grace_seconds / 2)),
+        timeout_graceful_shutdown=int(max(grace_seconds - 2, grace_seconds / 2)),
     )
     server = _Server(config, service)
     # These objects live as long as the process. A collection of them takes 0.2 s, in which no request is answered.

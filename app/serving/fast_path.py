@@ -80,7 +80,7 @@ class Fallback(StrEnum):
     LENGTH = "length"
     """The body has no Content-Length, or is too large for the event loop."""
     CONNECTION = "connection"
-    """The connection closes, waits for an earlier answer, or its client reads too slowly."""
+    """The connection closes, waits for an earlier answer, or its client reads too slowly, or the service drains."""
     QUEUE = "queue"
     """The queue is full."""
     MEMORY = "memory"
@@ -130,6 +130,9 @@ class FastPath:
         self._max_request_rows = settings.max_rows
         self._max_bytes = min(MAX_INLINE_BYTES, settings.max_predict_json_bytes, settings.max_body_bytes)
         self._max_rows = MAX_INLINE_NUMBERS // service.base.out_features
+        # The constant headers of all answers, and their lines.
+        self._default_headers: Headers = ()
+        self._default_lines = b""
         # A counter that does not exist yet cannot be told from one that nothing exports.
         for reason in Fallback:
             service.metrics.add(FAST_PATH_FALLBACKS, 0, reason)
@@ -232,11 +235,13 @@ class FastPath:
             # The length is written below.
             headers = [header for header in response.raw_headers if header[0] != b"content-length"]
         self._finish(request, status, code)
-        lines = [b"%b: %b\r\n" % header for header in (*default_headers, *headers)]
-        return b"%bcontent-length: %d\r\n%bx-request-id: %b\r\n%b%b" % (
+        if default_headers is not self._default_headers:  # uvicorn makes another list each second, for the date
+            self._default_headers, self._default_lines = default_headers, _write_headers(default_headers)
+        return b"%bcontent-length: %d\r\n%b%bx-request-id: %b\r\n%b%b" % (
             STATUS_LINE[status],
             len(body),
-            b"".join(lines),
+            self._default_lines,
+            _write_headers(headers),
             request.request_id,
             b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
             body,
@@ -272,6 +277,10 @@ class FastPath:
         header, inputs_NI = parsed
         check_model_name(header, model)
         return route, (header, model), InferenceRequest(inputs_NI, [reference])
+
+
+def _write_headers(headers: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def _route_of(url: bytes) -> str:

@@ -8,12 +8,14 @@ from typing import Any, cast
 import httptools
 
 from adapters.errors import LoraplexError
+from app.http.endpoints import SERVED_BY
 from app.http.errors import NotHttp
 from app.http.host_policy import authority_of
 from app.service import Service
 from app.serving.connection_guard import BETWEEN_REQUESTS, BODY, HEAD, RESTARTED_IN_PIECE, GuardedHttpProtocol
 from app.serving.connections import OpenConnections, limit_connections
 from app.serving.fast_path import AcceptedHead, Fallback, FastPath, FastPathRequest
+from app.settings import Settings
 
 
 def protocol_factory(service: Service) -> type[asyncio.Protocol]:
@@ -21,11 +23,17 @@ def protocol_factory(service: Service) -> type[asyncio.Protocol]:
     settings = service.settings
     factory = partial(
         FastPathProtocol,
+        service=service,
         fast_path=FastPath(service),
         open_connections=OpenConnections(limit_connections(settings.max_connections)),
         max_head_bytes=settings.max_head_bytes,
     )
     return cast("type[asyncio.Protocol]", factory)
+
+
+def answer_headers(settings: Settings) -> list[tuple[str, str]]:
+    """Return the constant headers of every answer (uvicorn's setting `headers`)."""
+    return [] if settings.served_by is None else [(SERVED_BY, settings.served_by)]
 
 
 class _FastPathCycle:
@@ -40,10 +48,14 @@ class _FastPathCycle:
 
 
 class FastPathProtocol(GuardedHttpProtocol):
-    """One connection. Requests that the fast path does not accept go to the ASGI application."""
+    """One connection. Requests that the fast path does not accept go to the ASGI application.
 
-    def __init__(self, *args: Any, fast_path: FastPath, **named: Any) -> None:
+    While the service drains, that is each of them, and the connection is closed after its answer.
+    """
+
+    def __init__(self, *args: Any, service: Service, fast_path: FastPath, **named: Any) -> None:
         super().__init__(*args, **named)
+        self._service = service
         self._fast_path = fast_path
         self._bodies = fast_path.bodies
         # Body so far of a request that the fast path has accepted; None for other requests.
@@ -78,6 +90,7 @@ class FastPathProtocol(GuardedHttpProtocol):
                 and parser.should_keep_alive()
                 and parser.get_http_version() == "1.1"
                 and not self.flow.write_paused
+                and not self._service.draining
             )
             head = self._fast_path.accept(self.url, self.headers, is_idle=is_idle)
         if head is not None:
@@ -142,6 +155,8 @@ class FastPathProtocol(GuardedHttpProtocol):
                     raise httptools.HttpParserInvalidURLError
                 self.scope["state"]["target_authority"] = authority_of(url)
             super().on_headers_complete()
+            if self._service.draining:
+                self.cycle.keep_alive = False
         except httptools.HttpParserInvalidURLError as error:
             raise NotHttp("this is not an HTTP/1.1 request: its address cannot be read") from error
         body, self._body = self._body, None

@@ -101,6 +101,11 @@ class LoraplexError(Exception):
         return str(self.members.get("title") or (type(self).__doc__ or "").partition("\n")[0].rstrip("."))
 
     @property
+    def served_by(self) -> str | None:
+        """Return the name of the replica that answered, if the service is one of several."""
+        return self.headers.get("x-served-by")
+
+    @property
     def outcome_unknown(self) -> bool:
         """Return whether the change may have been stored in spite of the error: check before you repeat it."""
         return self.members.get("outcome") == "unknown"

@@ -131,7 +131,12 @@ class Cluster:
         self._counts = {"api": apis, "trainer": trainers}
         self._folder = folder
         self._delay_seconds = delay_seconds
-        self._settings = {"base": _BASE, "lease_seconds": 5, "shutdown_grace_seconds": 20} | settings
+        self._settings = {
+            "base": _BASE,
+            "lease_seconds": 5,
+            "shutdown_grace_seconds": 20,
+            "drain_seconds": 2,
+        } | settings
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as opened:
             self.postgres = PostgresServer() if postgres is None else postgres
@@ -158,15 +163,22 @@ class Cluster:
 
     def new_replica(self, name: str, command: str, **settings: Any) -> Replica:
         """Another `serve` or `trainer`, which is not started. It is killed at the end."""
-        own = {"database_url": self._url_for_replicas, "blob_url": self.blob_url}
+        own = {"database_url": self._url_for_replicas, "blob_url": self.blob_url, "replica_name": name}
         variables = environment(**(self._settings | own | settings)) | self.objects.environment
         replica = Replica(name, command, self._folder, variables)
         self._closing.callback(replica.close)
         return replica
 
-    def wait_until_balanced(self) -> None:
-        """Wait until HAProxy answers for each replica that runs."""
-        eventually(lambda: self._proxy_answers(), what="an answer of HAProxy")
+    def wait_until_balanced(self, *apis: Replica) -> None:
+        """Wait until HAProxy sends requests to these replicas; to the first two if none is named."""
+        missing = {api.name for api in apis or self.apis[:2]}
+
+        def has_seen_all() -> bool:
+            with suppress(httpx.TransportError):
+                missing.discard(self.client.get("/base").headers.get("x-served-by", ""))
+            return not missing
+
+        eventually(has_seen_all, what=f"an answer of {missing} through HAProxy")
 
     def __enter__(self) -> "Cluster":
         try:
@@ -210,9 +222,3 @@ class Cluster:
         self._closing.callback(self.client.close)
         self._closing.callback(proxy.wait)
         self._closing.callback(proxy.kill)
-
-    def _proxy_answers(self) -> bool:
-        try:
-            return self.client.get("/base").status_code == 200
-        except httpx.TransportError:
-            return False

@@ -21,7 +21,7 @@ from app.bootstrap import open_checkpoints
 from app.http.application import create_app
 from app.processes.tls import tls_context
 from app.service import Service
-from app.serving.uvicorn_protocol import protocol_factory
+from app.serving.uvicorn_protocol import answer_headers, protocol_factory
 from app.settings import LogRequests, Settings
 from tests.support.certificates import trusting
 from tests.support.deadlines import scaled
@@ -83,6 +83,7 @@ def serving(
     config = uvicorn.Config(
         create_app(service),
         http=protocol_factory(service),
+        headers=answer_headers(settings),
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         log_config=None,
         access_log=False,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _NARROWEST = 80
 # Fields that a list leaves out. The client sets them to empty values.
 _NOT_IN_LISTS = ("history", "log", "columns", "bad_rows", "lineage")
-_PROBLEM_FIELDS = ("title", "status", "detail", "code", "field", "row", "given", "expected", "request_id")
+_PROBLEM_FIELDS = ("title", "status", "detail", "code", "field", "row", "given", "expected", "request_id", "served_by")
 
 
 def console(*, stderr: bool) -> "Console":

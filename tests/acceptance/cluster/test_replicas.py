@@ -1,12 +1,36 @@
-"""Replicas behind HAProxy: what one has acknowledged holds on the others."""
+"""Replicas behind HAProxy: what one has acknowledged holds on the others, and one that stops fails no request."""
 
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
 import numpy as np
 import pytest
 
 from tests.support.cluster import Cluster
-from tests.support.service import train
+from tests.support.concurrent_clients import outputs
+from tests.support.service import eventually, train
 
 pytestmark = pytest.mark.slow
+
+CLIENTS = 4
+NAMES = [f"name-{number}" for number in range(24)]
+X = [[0.5] * 10]
+
+
+def _upload(client: httpx.Client, name: str, value: float) -> dict[str, object]:
+    """Make a version that adds `value` to both outputs of `X`; return it."""
+    answer = client.put(f"/adapters/{name}", json={"A": [[value], [value]], "B": [[0.2] * 10]})
+    assert answer.status_code in (200, 201), answer.text
+    version: dict[str, object] = answer.json()
+    return version
+
+
+def _infer(client: httpx.Client, name: str) -> httpx.Response:
+    tensor = {"name": "inputs", "shape": [1, 10], "datatype": "FP32", "data": X[0]}
+    return client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
 
 
 def test_a_training_through_the_proxy_answers_on_every_replica(cluster: Cluster) -> None:
@@ -18,3 +42,103 @@ def test_a_training_through_the_proxy_answers_on_every_replica(cluster: Cluster)
     answers = [api.client.post("/predict", json=request).json() for api in cluster.apis]
     assert answers[0]["adapter"]["digest"] == job["result"]["digest"]
     assert answers[0] == answers[1] == cluster.client.post("/predict", json=request).json()
+
+
+def test_what_one_replica_has_acknowledged_the_other_answers_with(cluster: Cluster) -> None:
+    one, other = cluster.apis[0].client, cluster.apis[1].client
+    base_NO = outputs(other.post("/predict", json={"adapter": None, "inputs": X}))
+    for number in range(1, 11):
+        version = _upload(one, "alternating", float(number))
+        answer = other.post("/predict", json={"adapter": "alternating", "inputs": X})
+        assert answer.headers["x-served-by"] == "api-2"
+        assert answer.json()["adapter"]["digest"] == version["digest"]
+        np.testing.assert_allclose(outputs(answer) - base_NO, number, rtol=1e-5)
+        one, other = other, one
+        assert other.get("/adapters/alternating").json()["live"]["version"] == number
+        one, other = other, one
+    assert one.delete("/adapters/alternating").status_code == 204
+    assert other.post("/predict", json={"adapter": "alternating", "inputs": X}).status_code == 404
+
+
+def test_each_name_has_its_replica_under_v2_and_both_replicas_have_some(cluster: Cluster) -> None:
+    for name in NAMES:
+        _upload(cluster.client, name, 1.0)
+    by_name: dict[str, set[str]] = {name: set() for name in NAMES}
+    for _ in range(3):
+        with cluster.connect() as client:
+            for name in NAMES:
+                for answer in (
+                    _infer(client, name),
+                    client.get(f"/v2/models/{name}"),
+                    client.get(f"/v2/models/{name}/ready"),
+                ):
+                    assert answer.status_code == 200, answer.text
+                    by_name[name].add(answer.headers["x-served-by"])
+    assert all(len(replicas) == 1 for replicas in by_name.values()), by_name
+    spread = Counter(replica for replicas in by_name.values() for replica in replicas)
+    assert spread.keys() == {"api-1", "api-2"}
+    print(f"names by replica: {dict(spread)}")
+
+
+class _Load:
+    """Requests of each kind from several clients, one after the other, and what became of them."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[tuple[str, int]] = Counter()
+        """By replica and status."""
+        self.failed: list[str] = []
+        self._stop = threading.Event()
+
+    @contextmanager
+    def on(self, cluster: Cluster) -> Iterator["_Load"]:
+        """Send them until the end of the block."""
+        threads = [threading.Thread(target=self._run, args=(cluster, index)) for index in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def wait_for(self, more: int) -> None:
+        """Wait for that many more answers."""
+        goal = self.answers.total() + more
+        eventually(lambda: self.answers.total() >= goal, what=f"{goal} answers")
+
+    def _run(self, cluster: Cluster, index: int) -> None:
+        with cluster.connect() as client:
+            while not self._stop.is_set():
+                for name in NAMES[index::CLIENTS]:
+                    predict = {"adapter": name, "inputs": X}
+                    self._note(lambda: client.post("/predict", json=predict))  # noqa: B023 - called at once
+                    self._note(lambda: _infer(client, name))  # noqa: B023
+                    self._note(lambda: client.get(f"/adapters/{name}"))  # noqa: B023
+                    self._note(lambda: client.put("/adapters/same", json={"A": [[1.0], [1.0]], "B": [[1.0] * 10]}))
+
+    def _note(self, send) -> None:  # type: ignore[no-untyped-def]
+        try:
+            answer = send()
+        except httpx.TransportError as error:
+            self.failed.append(repr(error))
+            return
+        self.answers[answer.headers.get("x-served-by", "haproxy"), answer.status_code] += 1
+        if answer.status_code >= 300:
+            self.failed.append(f"{answer.status_code} {answer.text}")
+
+
+def test_a_rolling_restart_fails_no_request(cluster: Cluster) -> None:
+    for name in NAMES:
+        _upload(cluster.client, name, 1.0)
+    with _Load().on(cluster) as load:
+        load.wait_for(100)
+        for api in cluster.apis:
+            assert api.stop() == 0
+            load.wait_for(50)
+            api.start()
+            api.wait_until_ready()
+            cluster.wait_until_balanced(api)
+            load.wait_for(50)
+    print(f"answers: {dict(load.answers)}")
+    assert load.failed == []

@@ -46,6 +46,8 @@ def _refused(arguments: list[str], seconds: float, **settings: object) -> str:
         ({"dtype": "float16"}, "LORAPLEX_DTYPE"),
         ({"lease_seconds": "nan"}, "LORAPLEX_LEASE_SECONDS"),
         ({"shutdown_grace_seconds": 0}, "LORAPLEX_SHUTDOWN_GRACE_SECONDS"),
+        ({"drain_seconds": 30}, "LORAPLEX_DRAIN_SECONDS is 30, and has to be less than LORAPLEX_SHUTDOWN_GRACE"),
+        ({"replica_name": "east 1"}, "LORAPLEX_REPLICA_NAME"),
         ({"max_body_bytes": 1}, "LORAPLEX_MAX_BODY_BYTES"),
         ({"cache_bytes": "1 GiB"}, "LORAPLEX_CACHE_BYTES"),
         ({"base": ""}, "LORAPLEX_BASE"),

@@ -14,7 +14,7 @@ from tests.support.service import serving
 @pytest.fixture(scope="package")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A service with the bundled base layer, on which every call of the document works."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("openapi") / "data", auth=Auth.KEYS)
+    settings = Settings(data_dir=tmp_path_factory.mktemp("openapi") / "data", auth=Auth.KEYS, replica_name="east-1")
     with serving(settings, trainer=True) as (client, service):
         operator = service.keys.create(tenant=DEFAULT_TENANT, name="tests", scopes=[Scope.OPERATOR])
         yield furnish(client, operator.text)
