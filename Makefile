@@ -15,7 +15,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-optimized test-soak fault coverage openapi docs screenshots check bench pairs growth databases attacks audit release
+.PHONY: help setup demo serve test test-all test-optimized test-soak fault coverage openapi docs screenshots check bench pairs growth databases coherence attacks audit release
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ growth: .venv/dev.stamp  ## measure the catalogue with up to a million adapters;
 databases: .venv/dev.stamp  ## measure /predict on PostgreSQL beside SQLite; writes benchmarks/DATABASES.md
 	@command -v wrk >/dev/null || benchmarks/install_wrk.sh
 	@$(BIN)/python -m benchmarks.databases
+
+coherence: .venv/dev.stamp  ## measure how a batch on PostgreSQL sees every change, and the alternatives; writes benchmarks/COHERENCE.md
+	@$(BIN)/python -m benchmarks.coherence
 
 attacks: .venv/dev.stamp  ## attack the service and measure what others notice of it; writes benchmarks/ATTACKS.md
 	@$(BIN)/python -m benchmarks.attacks
