@@ -185,8 +185,9 @@ def _memory_bytes(settings: Settings, *, trains: bool) -> float:
         return _TRAINER_BYTES + settings.trainer_memory_bytes
     return (
         _API_BYTES
-        + min(_DATASET_READER_BYTES, settings.trainer_memory_bytes)
-        + settings.workers * (_CACHED_SHARE * settings.cache_bytes + 2 * settings.max_inflight_body_bytes)
+        + 2 * min(_DATASET_READER_BYTES, settings.trainer_memory_bytes)
+        + _CACHED_SHARE * settings.cache_bytes
+        + 2 * settings.max_inflight_body_bytes
     )
 
 

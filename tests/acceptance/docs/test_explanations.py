@@ -38,6 +38,13 @@ def test_what_is_not_met_is_said() -> None:
     assert all(figure in page for figure in missed)
 
 
+def test_the_figures_of_coherence_are_the_measured_ones() -> None:
+    page = (EXPLANATION / "coherence.md").read_text().partition("\n## Measured\n")[2]
+    measured = _rows((ROOT / "benchmarks" / "COHERENCE.md").read_text())
+    assert len(_rows(page)) > 10
+    assert [row for row in _rows(page) if row not in measured] == []
+
+
 def test_the_readme_s_figures_are_the_measured_ones() -> None:
     readme = (ROOT / "README.md").read_text()
     rates = {row[0]: row[1:] for row in _rows(readme) if row[-1].endswith("/s")}
