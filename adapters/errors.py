@@ -27,7 +27,7 @@
     │   ├── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
     │   └── IllConditioned · FleetFailed
     ├── ClaimLost
-    └── BaseNotLoadable · CatalogNotLoadable · BackupFailed
+    └── BaseNotLoadable · CatalogNotLoadable · BackupFailed · MigrationFailed
 
 The first line of a class's docstring, without its period, is the title of the error in every answer. The class's name
 in snake case is its code, which never changes: `NotJson` is `not_json`. `app.http.errors` maps codes to HTTP statuses.
@@ -476,3 +476,7 @@ class CatalogNotLoadable(LoraplexError):
 
 class BackupFailed(LoraplexError):
     """A backup cannot be made or restored."""
+
+
+class MigrationFailed(LoraplexError):
+    """A store cannot be copied to other storage."""

@@ -13,6 +13,7 @@ from adapters.errors import LoraplexError
 from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.database import Database
+from adapters.storage.store_identity import CHECKPOINTS
 from adapters.training.execution.fit_client import Fitter
 from adapters.training.gradient.checkpoint import CheckpointFolder
 from app.settings import Settings
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from adapters.storage.postgres_database import PostgresDatabase
     from app.observability.tracing import Tracing
 
-# Folder, in the data folder, of the checkpoints of running fits.
-CHECKPOINTS = "checkpoints"
 _MAX_LISTED = 5
 _SECONDS_BEFORE_SWEEP = 2.0
 

@@ -25,7 +25,7 @@ _FAILED = 1
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
+def reported() -> Iterator[None]:
     """Name the command line as the actor of all changes; print an error of the domain, and end the process."""
     from adapters.access.audit import COMMAND_LINE, acting_as
 
@@ -68,7 +68,7 @@ def doctor(
 
     if remove_lost and not repair:
         raise typer.BadParameter("it needs --repair", param_hint="--remove-lost")
-    with _reported():
+    with reported():
         settings = load_settings({"data_dir": data_dir})
         if settings.database_url is not None:
             _check_database(settings)
@@ -115,7 +115,7 @@ def backup(
     """Write the catalogue and all blobs to one file, consistently, while the service runs."""
     from adapters.maintenance.backup import back_up
 
-    with _reported():
+    with reported():
         settings = _settings(data_dir)
         made = back_up(settings.data_dir, file, settings.blob_location.open())
     print(f"{file}: revision {made.revision}, {made.blobs} blobs, {made.bytes:,} bytes")
@@ -132,7 +132,7 @@ def restore(
     """Create a data folder from a backup. The folder, and the bucket's prefix if there is one, must be empty."""
     from adapters.maintenance.restore import restore as restore_backup
 
-    with _reported():
+    with reported():
         settings = load_settings({"data_dir": data_dir})
         folder = settings.data_dir
         restored = restore_backup(file, folder, settings.blob_location if settings.blob_url else None)
@@ -170,7 +170,7 @@ def gc(
     from adapters.storage.store_identity import CATALOG, check_schema, connected
     from app.bootstrap import open_catalog
 
-    with _reported():
+    with reported():
         settings = _settings(data_dir, takes_postgres=not vacuum)
         folder = settings.data_dir
         if settings.database_url is None:

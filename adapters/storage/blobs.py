@@ -12,9 +12,11 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol, TypeAlias
 
@@ -90,6 +92,9 @@ class Blobs(Protocol):
 
         After an error, nothing is stored, or a blob that no row refers to.
         """
+
+    def write_file(self, name: str, path: Path) -> None:
+        """Store the content of a file as `write` does, without a local copy of what is stored elsewhere."""
 
     def read(self, name: str, *, offset: int = 0, length: int = -1, digest: str | None = None) -> bytes:
         """Return `length` bytes from `offset` on, or all if it is -1.
@@ -204,6 +209,11 @@ class FolderBlobs:
             if isinstance(error, OSError) and (translated := storage_error(error, what=what)):
                 raise translated from error
             raise
+
+    def write_file(self, name: str, path: Path) -> None:
+        """Store a copy of a file; raise what `write` raises."""
+        with path.open("rb") as source:
+            self.write(name, partial(shutil.copyfileobj, source))
 
     def read(self, name: str, *, offset: int = 0, length: int = -1, digest: str | None = None) -> bytes:
         """Return `length` bytes from `offset` on, or all if it is -1.

@@ -116,14 +116,14 @@ class ObjectBlobs:
                 else:
                     file.write(content)
                 file.flush()
-                self._put(name, Path(file.name))
+                self.write_file(name, Path(file.name))
         except OSError as error:
             if translated := storage_error(error, what="a temporary file"):
                 raise translated from error
             raise
 
-    def _put(self, name: str, path: Path) -> None:
-        """Upload a file, and let the server compare the SHA-256 of what it receives."""
+    def write_file(self, name: str, path: Path) -> None:
+        """Upload a file under a new name, and let the server compare the SHA-256 of what it receives."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size, attributes = path.stat().st_size, {_DIGEST: digest}

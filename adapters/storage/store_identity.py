@@ -37,10 +37,14 @@ MIGRATION_LOCK = "migrate.lock"
 RUNNING = "running"
 # The same for each process that writes blobs.
 WRITERS = "writers"
+# Folder, in the data folder, of the checkpoints of running fits.
+CHECKPOINTS = "checkpoints"
 _MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 _BUSY_SECONDS = 15
 _SECONDS_BEFORE_LOG = 3.0
 _MOST_FINDINGS = 10
+# Begins the store id of a catalogue that `adapters.maintenance.migration` has not completed.
+UNFINISHED = "unfinished-copy-of-"
 _REFERENCES = (
     *(("versions", "file"), ("versions", "statistics"), ("trashed_versions", "file")),
     *(("dataset_versions", "file"), ("jobs", "data_file")),
@@ -111,6 +115,7 @@ def check_store(folder: Path, catalog: IdentifiedCatalog | None = None, *, blobs
     name = CATALOG if catalog is None else catalog.name
     catalog = catalog or CatalogFile(folder)
     identity = catalog.identity(with_references=folder_id is None)
+    refuse_unfinished(catalog.name, identity)
     if folder_id is not None and identity is not None:
         # A bucket may have millions of names, so only those that may be newer are listed, and the catalogue is read
         # again after that.
@@ -128,6 +133,15 @@ def check_store(folder: Path, catalog: IdentifiedCatalog | None = None, *, blobs
             " blobs together into a new, empty folder ('Restore' in docs/operations.md).\n"
             f"- To {accepted}, start once with --accept-catalog. Of the {count} files in {BLOBS}/, those that it"
             f" does not refer to move to {folder / 'quarantine'}/kept-<time>/. Nothing was changed."
+        )
+
+
+def refuse_unfinished(name: str, identity: CatalogIdentity | None) -> None:
+    """Raise `CatalogNotLoadable` if a catalogue is a copy of another one, and not complete."""
+    if identity is not None and identity.store_id is not None and identity.store_id.startswith(UNFINISHED):
+        raise CatalogNotLoadable(
+            f"the catalogue {name} is an unfinished copy of the store {identity.store_id.removeprefix(UNFINISHED)}: "
+            "repeat the command that made it (loraplex migrate or loraplex restore)"
         )
 
 

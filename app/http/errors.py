@@ -100,6 +100,7 @@ _ERRORS: Mapping[int | None, Sequence[type[LoraplexError]]] = {
         domain.BaseNotLoadable,
         domain.CatalogNotLoadable,
         domain.BackupFailed,
+        domain.MigrationFailed,
     ),
 }
 _STATUS_OF_CLASS = {kind: status for status, kinds in _ERRORS.items() for kind in kinds}

@@ -23,6 +23,7 @@ from adapters.storage.store_identity import (
     check_store,
     complete_store,
     newest_revision,
+    refuse_unfinished,
     unreferenced,
 )
 from app.settings import Settings, make_data_dir
@@ -128,6 +129,7 @@ def _accept(settings: Settings, blobs: Blobs) -> None:
 
     folder = settings.data_dir
     database = _open(settings, Quarantine(folder, now=time.time, days=settings.quarantine_days))
+    refuse_unfinished(database.name, database.identity(with_references=False))
     blobs.create_folder()
     writer = BlobWriter(database, blobs, folder)
     if live_owners(folder / WRITERS):

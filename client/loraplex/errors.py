@@ -28,7 +28,7 @@
     │   ├── Diverged · WorkerDied · AdapterDeleted · BaseChanged · OutOfMemory · FitFailed
     │   └── IllConditioned · FleetFailed
     ├── ClaimLost
-    ├── BaseNotLoadable · CatalogNotLoadable · BackupFailed
+    ├── BaseNotLoadable · CatalogNotLoadable · BackupFailed · MigrationFailed
     ├── HostNotAllowed · CrossSite
     ├── BodyTooLarge · HeadTooLarge · NotHttp · UnsupportedMediaType · RouteNotFound · MethodNotAllowed
     ├── NotReady · TooManyBytes · TooManyOpenFiles · InternalError
@@ -399,6 +399,10 @@ class CatalogNotLoadable(LoraplexError):
 
 class BackupFailed(LoraplexError):
     """A backup cannot be made or restored."""
+
+
+class MigrationFailed(LoraplexError):
+    """A store cannot be copied to other storage."""
 
 
 class BodyTooLarge(LoraplexError):

@@ -31,6 +31,7 @@ _HELP = {
     "backup": "Write the data folder to one file while the service runs.",
     "doctor": "Check the data folder, and repair it.",
     "gc": "Remove what is due from the trash, the quarantine and the usage.",
+    "migrate": "Copy a data folder to PostgreSQL and a bucket, or back.",
     "restore": "Create a data folder from a backup.",
     "serve": "Answer requests and train, until SIGTERM.",
     "keys": "Create, list and revoke keys, in the data folder itself.",

@@ -37,6 +37,7 @@ def test_the_script_is_the_client_s_and_the_service_s_commands_are_its_own() -> 
     assert scripts == {"loraplex": "loraplex.cli:main"}
     found = {entry.name: (entry.value, entry.dist.name if entry.dist else "") for entry in _commands()}
     modules = dict.fromkeys(("keys", "serve", "trainer"), "cli")
+    modules["migrate"] = "cli_migrate"
     modules |= dict.fromkeys(("backup", "doctor", "gc", "restore"), "cli_maintenance")
     assert found == {name: (f"app.{module}:{name}", "loraplex-server") for name, module in modules.items()}
 

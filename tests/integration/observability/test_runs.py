@@ -12,11 +12,11 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from adapters.storage.store_identity import CHECKPOINTS
 from adapters.training.execution.telemetry import Ending, Listener, Publish, Run
 from adapters.training.execution.trainer import Trainer
 from adapters.training.gradient.checkpoint import CheckpointFolder
 from adapters.training.gradient.training_loop import MAX_RECORDED_EPOCHS
-from app.bootstrap import CHECKPOINTS
 from app.observability.metrics.metric_values import sum_values
 from app.observability.metrics.recorder import Metrics
 from app.observability.tracing import Tracing
