@@ -1,8 +1,9 @@
 """Fixtures that all tests may use, and the groups in which tests run on one worker."""
 
+import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,17 @@ share_routes()
 
 _KINDS = ("acceptance", "integration", "unit")
 """In the order in which they run: the longest groups first, so that no worker is left with one at the end."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Leave the tests and what they import, a million objects, out of all later garbage collections."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -109,6 +109,9 @@ class _Program:
             if self.command[0].endswith("/loraplex"):
                 sys.argv = [*self.command]
                 import_module("loraplex.cli").main()
+            elif self.command[1] == "-c":
+                sys.argv = ["-c", *self.command[3:]]
+                exec(self.command[2], {"__name__": "__main__"})
             else:
                 # python -P -m MODULE ARGUMENT…
                 sys.argv = [*self.command[3:]]
@@ -186,7 +189,10 @@ class _ChildPopen(subprocess.Popen[bytes]):
 
 
 class ForkedPopen(subprocess.Popen[bytes]):
-    """`Popen` in the tests' process: a server forks itself. Only for the console script and `python -P -m`."""
+    """`Popen` in the tests' process: a server forks itself.
+
+    Only for the console script, `python -P -m` and `python -c`.
+    """
 
     def _execute_child(self, *arguments: Any) -> None:
         if not CAN_FORK:
@@ -196,6 +202,18 @@ class ForkedPopen(subprocess.Popen[bytes]):
         server = _Server.of("readers" if _READER in program.command else "service")
         self.pid = server.fork(program, [*streams, *program.pass_fds])
         _parent_after_fork(self, arguments)
+
+
+def run_code(code: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[bytes]:
+    """Run `python -c CODE ARGUMENT…` in a forked process, and return how it ended and what it wrote."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    with ForkedPopen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def _parent_after_fork(process: Any, arguments: Sequence[Any]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+import torch
 from sqlalchemy.engine import Connection
 
 from adapters.catalog import queries
@@ -263,6 +264,8 @@ def make_start(folder: Path) -> None:
 def main() -> None:
     """Die at each point; the parent goes on, and says how each child ended."""
     folder, ended = Path(sys.argv[1]), {}
+    # A process with more threads should not be forked.
+    torch.set_num_threads(1)
     make_start(folder / "start")
     for number, (point, (action, patch)) in enumerate(POINTS.items()):
         child = os.fork()

@@ -1,11 +1,8 @@
 """A crash at each point of a publish: the old state or the new one, and no file that a sweep would not find."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -26,6 +23,7 @@ from adapters.names import Reference
 from adapters.storage.schema import pending_blobs
 from tests.acceptance.crash.crash_points import FIRST_BATCH, FLEET, POINTS, REVERTED, REVERTED_AT_ONCE, STORED_AT_ONCE
 from tests.support.catalog_factories import make_adapter, publish_for, put, referenced_files, stored_files
+from tests.support.fork_server import run_code
 
 FILES_LEFT = {
     "the pending key is replaced, not committed": 1,
@@ -59,10 +57,7 @@ FILES_LEFT = {
 def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """For each point the data folder of a process that died there."""
     folder = tmp_path_factory.mktemp("crashed")
-    # One thread: a process with more should not be forked.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.acceptance.crash.crash_points", str(folder)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    ended = run_code("from tests.acceptance.crash.crash_points import main; main()", folder)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == dict.fromkeys(POINTS, signal.SIGKILL)
     return {point: folder / str(number) for number, point in enumerate(POINTS)}

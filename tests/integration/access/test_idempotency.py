@@ -1,7 +1,5 @@
 """A request that is repeated with its idempotency key: one job, whichever worker answers."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ from app.settings import Settings
 from tests.support.catalog_factories import submit
 from tests.support.concurrent_clients import check_duplicates, post_duplicates
 from tests.support.databases import database_settings, on_both_storages
+from tests.support.fork_server import run_code
 from tests.support.service import serving, train
 
 pytestmark = on_both_storages
@@ -273,7 +272,7 @@ def test_a_claim_that_could_not_be_released_does_not_block_its_own_process(catal
 def test_a_key_ends_with_the_process_that_claimed_it(tmp_path: Path) -> None:
     """`kill -9` after the claim, while the job's data are written, and before the commit."""
     steps = ("claim", "data", "commit")
-    subprocess.run([sys.executable, "-c", _DYING, tmp_path, *steps], timeout=120, check=True)
+    run_code(_DYING, tmp_path, *steps).check_returncode()
     for step in steps:
         settings = Settings(data_dir=tmp_path / step)
         with closing(open_catalog(settings)) as catalog:

@@ -14,6 +14,7 @@ from adapters.catalog.catalog import Catalog
 from adapters.errors import CatalogNotLoadable
 from adapters.storage.schema import metadata
 from tests.support.catalog_factories import put
+from tests.support.fork_server import ForkedPopen
 
 _OPEN_AT_ONCE = """
 import sys
@@ -76,21 +77,20 @@ def test_the_writing_connection_has_the_same_settings(catalog: Catalog) -> None:
 def test_processes_that_open_a_new_folder_at_once_all_find_its_tables_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     openers = [
-        subprocess.Popen(
+        ForkedPopen(
             [sys.executable, "-c", _OPEN_AT_ONCE, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
         for _ in range(3)
     ]
     for opener in openers:
         assert opener.stdout is not None
-        assert opener.stdout.readline() == "imported\n"
+        assert opener.stdout.readline() == b"imported\n"
     for opener in openers:
         assert opener.stdin is not None
-        opener.stdin.write("go\n")
+        opener.stdin.write(b"go\n")
         opener.stdin.flush()
     errors = [opener.communicate(timeout=60)[1] for opener in openers]
     assert [opener.returncode for opener in openers] == [0, 0, 0], errors

@@ -3,6 +3,7 @@
 import multiprocessing
 import random
 import sqlite3
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -21,8 +22,10 @@ from adapters.names import Reference
 from adapters.storage import sqlite_database
 from adapters.storage.schema import catalog as catalog_table
 from tests.support.catalog_factories import publication, put, submit
+from tests.support.fork_server import ForkedPopen
 
 ACME = Reference("acme")
+_ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -228,8 +231,18 @@ _NAMES = [f"name-{number}" for number in range(12)]
 _TENANTS = ("default", "another")
 
 
-def _change_at_random(folder: Path, pipe: Connection) -> None:
-    """Change the catalogue in a process of its own; send, after each change, what the names of each tenant mean."""
+_CHANGING = """
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tests.integration.catalog.test_resolver import change_at_random
+
+change_at_random(Path(sys.argv[1]), Connection(int(sys.argv[2])))
+"""
+
+
+def change_at_random(folder: Path, pipe: Connection) -> None:
+    """Change the catalogue, in a process of its own; send, after each change, what the names of each tenant mean."""
     catalog, draw = Catalog(folder, now=lambda: 0.0), random.Random(3)
     states: dict[str, dict[str, list[int]]] = {tenant: {} for tenant in _TENANTS}
     while pipe.recv():
@@ -256,10 +269,10 @@ def _change_at_random(folder: Path, pipe: Connection) -> None:
 def test_what_another_process_has_changed_is_never_stale_after_its_acknowledgement(
     catalog: Catalog, resolver: Resolver, folder: Path
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_change_at_random, args=(folder, theirs))
-    process.start()
+    ours, theirs = multiprocessing.Pipe()
+    with theirs:
+        command = [sys.executable, "-c", _CHANGING, str(folder), str(theirs.fileno())]
+        process = ForkedPopen(command, cwd=_ROOT, pass_fds=[theirs.fileno()])
     means: dict[str, dict[str, list[int]]] = {tenant: {} for tenant in _TENANTS}
     try:
         for _ in range(60):
@@ -275,8 +288,8 @@ def test_what_another_process_has_changed_is_never_stale_after_its_acknowledgeme
                     expected += [number if number in numbers else None for number in range(1, 5)]
                     assert list(_all(snapshot, references, each).values()) == expected, (each, name)
         ours.send(False)
-        process.join(30)
-        assert process.exitcode == 0
+        assert process.wait(30) == 0
     finally:
         process.kill()
-        process.join()
+        process.wait()
+        ours.close()

@@ -105,7 +105,7 @@ def test_neither_do_names_files_columns_and_messages(run: Run, tmp_path: Path) -
     assert r"a\x1b[31m[red]\nb\u202e" in said
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", pytest.param("latin-1", marks=pytest.mark.slow)])
 def test_any_locale_takes_what_is_said(url: str, hostile: Path, encoding: str) -> None:
     asked = f"{LORAPLEX} predict hostile - --limit 10 < {shlex.quote(str(hostile))}"
     for line in (asked, f"{LORAPLEX} dataset show hostile-rows", f"{LORAPLEX} train --help"):
@@ -125,12 +125,12 @@ def test_any_locale_takes_what_is_said(url: str, hostile: Path, encoding: str) -
     ("line", "status", "said"),
     [
         ("adapters >&-", 0, ""),
-        ("adapters --json >&-", 0, ""),
+        pytest.param("adapters --json >&-", 0, "", marks=pytest.mark.slow),
         ("adapter nobody 2>&-", 1, ""),
         ("predict acme - <&-", 1, "standard input has no rows"),
         ("delete acme <&-", 2, "add --yes"),
         ("adapters > /dev/full", 1, "No space left"),
-        ("adapters --json > /dev/full", 1, "No space left"),
+        pytest.param("adapters --json > /dev/full", 1, "No space left", marks=pytest.mark.slow),
     ],
 )
 def test_closed_and_full_outputs_are_no_surprise(url: str, trained: Ended, line: str, status: int, said: str) -> None:
@@ -157,6 +157,7 @@ def test_a_narrow_terminal_loses_no_cell(url: str, trained: Ended, ask: Ask) -> 
     assert f"{label['probability']:.4g}" in said
 
 
+@pytest.mark.slow
 def test_ids_and_numbers_stay_whole_in_a_terminal_of_80_columns(url: str, trained: Ended, ask: Ask) -> None:
     jobs = [job["id"] for job in ask("jobs", "--adapter", "acme")]
     made = ask("adapter", "acme")["versions"][0]["created_at"][:10]

@@ -46,7 +46,9 @@ def test_it_says_its_version(tmp_path: Path) -> None:
     assert _said(LORAPLEX, "--version", cwd=tmp_path) == f"loraplex {distribution('loraplex').version}\n"
 
 
-@pytest.mark.parametrize("command", [(LORAPLEX,), _RUN], ids=["script", "module"])
+@pytest.mark.parametrize(
+    "command", [pytest.param((LORAPLEX,), id="script"), pytest.param(_RUN, id="module", marks=pytest.mark.slow)]
+)
 def test_a_folder_called_app_is_not_in_the_way(command: tuple[object, ...], elsewhere: Path) -> None:
     text = _said(*command, "--help", cwd=elsewhere)
     for name in ("train", "predict", "serve", "trainer"):
@@ -98,7 +100,9 @@ def test_help_and_completion_import_neither_the_service_nor_the_client(
     assert not loaded & {"torch", "app", "adapters", "fastapi", "sqlalchemy", "pyarrow", "httpx", "numpy"}
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    "shell", ["bash", pytest.param("zsh", marks=pytest.mark.slow), pytest.param("fish", marks=pytest.mark.slow)]
+)
 def test_shells_are_told_how_to_complete(shell: str, tmp_path: Path) -> None:
     found = _said(LORAPLEX, "--show-completion", shell, cwd=tmp_path, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_LORAPLEX_COMPLETE" in found

@@ -72,6 +72,7 @@ def test_a_training_is_a_bar_at_a_terminal(url: str, trained: Ended) -> None:
     assert "watched@1 is live" in said
 
 
+@pytest.mark.slow
 def test_no_color_is_no_color(url: str, trained: Ended) -> None:
     colored, _ = at_a_terminal("adapters", url=url)
     plain, status = at_a_terminal("adapters", url=url, no_color="1")
@@ -160,6 +161,7 @@ def test_the_page_has_every_command_and_option_as_the_code_has_it() -> None:
     assert page == page_from_the_code(page), "write it anew: python -m tests.integration.cli.command_reference"
 
 
+@pytest.mark.slow
 def test_the_page_s_quick_start_runs_as_written(url: str, trained: Ended, tmp_path: Path) -> None:
     found = re.search(r"<!-- session:.*?-->\n```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert found is not None

@@ -23,7 +23,9 @@ from loraplex import (
 from loraplex.peft_files import pack, unpack
 from safetensors.torch import load_file
 
-from tests.integration.client.conftest import Start
+from tests.conftest import Serve
+from tests.integration.client.conftest import Connect, Start
+from tests.support.catalog_factories import publication
 
 RNG = np.random.default_rng(11)
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -187,10 +189,11 @@ def test_labels_are_sent_as_they_are_given(start: Start) -> None:
             client.upload("acme", **factors, labels=refused)
 
 
-def test_adapters_are_listed_rolled_back_and_deleted(start: Start) -> None:
-    client = start()
-    for n in range(230):
-        client.upload(f"a{n:03}", A=np.ones((2, 1)), B=np.ones((1, 10)))
+def test_adapters_are_listed_rolled_back_and_deleted(serve: Serve, connect: Connect) -> None:
+    server, service = serve()
+    client = connect(str(server.base_url))
+    client.upload("a000", A=np.ones((2, 1)), B=np.ones((1, 10)))
+    service.catalog.publish([publication(f"a{n:03}") for n in range(1, 230)], tenant="default")
     assert [adapter.name for adapter in client.adapters(prefix="a")] == [f"a{n:03}" for n in range(230)]
     assert [adapter.name for adapter in client.adapters(limit=101)][-1] == "a100"
     assert list(client.adapters(prefix="b")) == []

@@ -4,7 +4,6 @@ import io
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from adapters.maintenance.restore import restore
 from adapters.names import Reference
 from tests.integration.maintenance.conftest import Filled
 from tests.support.catalog_factories import make_adapter, put, stored_files, write_orphan
+from tests.support.fork_server import run_code
 
 
 def test_a_backup_has_the_catalogue_and_the_blobs_and_nothing_else(filled: Filled, tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ else:
 
 def _killed(step: int, command: str, folder: Path, file: Path) -> bool:
     """Run a command that kills itself before it copies this many files; return whether it was killed."""
-    code = subprocess.run([sys.executable, "-c", _KILLED, str(step), command, folder, file], check=False).returncode
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
+    ended = run_code(_KILLED, step, command, folder, file)
+    assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
+    return ended.returncode != 0
 
 
 def test_a_killed_backup_leaves_the_file_as_it_was_and_the_next_one_works(filled: Filled, tmp_path: Path) -> None:

@@ -1,9 +1,6 @@
 """What all processes print, whoever logs it."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +11,8 @@ from app.service import Service
 from app.settings import LogRequests
 from tests.conftest import Serve
 from tests.integration.observability.memory_log import Kept
-from tests.support.service import environment, eventually
-
-ROOT = Path(__file__).parents[3]
+from tests.support.fork_server import run_code
+from tests.support.service import eventually
 
 
 def logged(script: str, form: str = "json") -> str:
@@ -25,11 +21,9 @@ def logged(script: str, form: str = "json") -> str:
         "import logging, warnings\nfrom app.observability import logs\nfrom app.settings import LogFormat\n"
         f"logs.configure(LogFormat({form!r}), process='worker-1')\nlog = logging.getLogger('app.somewhere')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", head + script], capture_output=True, text=True, check=True, cwd=ROOT, env=environment()
-    )
-    assert done.stdout == ""
-    return done.stderr
+    done = run_code(head + script)
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    return done.stderr.decode()
 
 
 def objects(script: str) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ def test_any_request_has_an_answer_of_the_document(
     models: Running, document: Document, path: str, mode: GenerationMode
 ) -> None:
     for names in (ACME, None):
-        _answers(models, document, path, names, mode=mode, examples=25, are_accepted=False)
+        _answers(models, document, path, names, mode=mode, examples=15, are_accepted=False)
 
 
 @pytest.mark.parametrize("names", [ACME, BASE], ids=["adapter", "base"])
@@ -173,7 +173,7 @@ def test_any_request_has_an_answer_of_the_document(
 def test_a_request_that_fits_the_model_is_answered(
     models: Running, document: Document, path: str, names: Mapping[str, str]
 ) -> None:
-    exchanges = _answers(models, _for_the_model(document, FINITE), path, names, examples=60)
+    exchanges = _answers(models, _for_the_model(document, FINITE), path, names, examples=40)
     for case, answer in exchanges:
         assert answer.status_code == 200
         (tensor,) = answer.json()["outputs"]
@@ -189,5 +189,5 @@ def test_a_request_that_fits_the_model_is_answered(
 @pytest.mark.parametrize("path", INFERS)
 def test_a_request_that_does_not_fit_the_model_is_refused(models: Running, document: Document, path: str) -> None:
     narrowed = _for_the_model(document, NUMBER)
-    for _, answer in _answers(models, narrowed, path, ACME, mode=GenerationMode.NEGATIVE, examples=60):
+    for _, answer in _answers(models, narrowed, path, ACME, mode=GenerationMode.NEGATIVE, examples=30):
         assert answer.status_code in (400, 422)

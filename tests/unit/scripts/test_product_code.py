@@ -2,7 +2,6 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,24 @@ UNPICKLING_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "jo
 UNPICKLING_CALLS = {"torch.load", "pd.read_pickle", "yaml.load", "torch.jit.load", "torch.hub.load"}
 
 
-def _nodes() -> Iterator[tuple[Path, ast.AST]]:
-    for path in MODULES:
-        for node in ast.walk(ast.parse(path.read_text())):
-            yield path.relative_to(ROOT), node
+Nodes = list[tuple[Path, ast.AST]]
 
 
-def test_no_module_imports_or_calls_what_unpickles() -> None:
+@pytest.fixture(scope="module")
+def nodes() -> Nodes:
+    """All nodes of the modules that the tests look at, which are those of calls, their arguments, and statements."""
+    kinds = (ast.Assert, ast.Call, ast.Import, ast.ImportFrom, ast.keyword)
+    return [
+        (path.relative_to(ROOT), node)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, kinds)
+    ]
+
+
+def test_no_module_imports_or_calls_what_unpickles(nodes: Nodes) -> None:
     found = []
-    for path, node in _nodes():
+    for path, node in nodes:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         found += [(path, name) for name in names if name.partition(".")[0] in UNPICKLING_MODULES]
@@ -32,8 +40,8 @@ def test_no_module_imports_or_calls_what_unpickles() -> None:
     assert not found
 
 
-def test_numpy_reads_files_only_without_pickle() -> None:
-    calls = [(path, ast.unparse(node)) for path, node in _nodes() if isinstance(node, ast.Call)
+def test_numpy_reads_files_only_without_pickle(nodes: Nodes) -> None:
+    calls = [(path, ast.unparse(node)) for path, node in nodes if isinstance(node, ast.Call)
              and ast.unparse(node.func) in ("np.load", "numpy.load")]  # fmt: skip
     assert calls
     assert all("allow_pickle=False" in call for _, call in calls)
@@ -42,8 +50,8 @@ def test_numpy_reads_files_only_without_pickle() -> None:
 _NARROWS = re.compile(r"[\w.]+ is not None|isinstance\([\w.]+, \w+\)")
 
 
-def test_an_assertion_only_tells_the_type_checker_what_holds() -> None:
-    asserted = [(path, ast.unparse(node.test)) for path, node in _nodes() if isinstance(node, ast.Assert)]
+def test_an_assertion_only_tells_the_type_checker_what_holds(nodes: Nodes) -> None:
+    asserted = [(path, ast.unparse(node.test)) for path, node in nodes if isinstance(node, ast.Assert)]
     assert asserted
     assert not [found for found in asserted if not _NARROWS.fullmatch(found[1])]
 
