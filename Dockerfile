@@ -20,8 +20,15 @@ RUN pip install -q ${TORCH_EXTRA_INDEX_URL:+--extra-index-url "$TORCH_EXTRA_INDE
     && find torch/bin -mindepth 1 ! -name torch_shm_manager -delete \
     && find . -name '*.a' -delete
 
+# The extras of pyproject.toml, separated by commas: these two are for several machines, and need 30 MB. Empty means none.
+ARG EXTRAS=postgres,s3
+COPY pyproject.toml requirements-dev.lock ./
+RUN python -c 'import sys, tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+        print(*(package for name in sys.argv[1].split(",") if name for package in extras[name]), sep="\n")' "$EXTRAS" > extras.txt \
+    && pip install -q -c requirements.lock -c requirements-dev.lock -r extras.txt
+
 # Apart from the dependencies, so that a change to the project is a layer of its own, of a few hundred KB.
-COPY pyproject.toml README.md LICENSE ./
+COPY README.md LICENSE ./
 COPY adapters adapters
 COPY app app
 COPY client client

@@ -1,5 +1,6 @@
 """Replicas behind HAProxy: what one has acknowledged holds on the others, and one that stops fails no request."""
 
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, Replica
 from tests.support.concurrent_clients import outputs
+from tests.support.long_jobs import submit_endless
 from tests.support.service import eventually, train
 
 pytestmark = pytest.mark.slow
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.slow
 CLIENTS = 4
 NAMES = [f"name-{number}" for number in range(24)]
 X = [[0.5] * 10]
+TENSOR = {"name": "inputs", "shape": [1, 10], "datatype": "FP32", "data": X[0]}
 
 
 def _upload(client: httpx.Client, name: str, value: float) -> dict[str, object]:
@@ -26,11 +29,6 @@ def _upload(client: httpx.Client, name: str, value: float) -> dict[str, object]:
     assert answer.status_code in (200, 201), answer.text
     version: dict[str, object] = answer.json()
     return version
-
-
-def _infer(client: httpx.Client, name: str) -> httpx.Response:
-    tensor = {"name": "inputs", "shape": [1, 10], "datatype": "FP32", "data": X[0]}
-    return client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
 
 
 def test_a_training_through_the_proxy_answers_on_every_replica(cluster: Cluster) -> None:
@@ -68,7 +66,7 @@ def test_each_name_has_its_replica_under_v2_and_both_replicas_have_some(cluster:
         with cluster.connect() as client:
             for name in NAMES:
                 for answer in (
-                    _infer(client, name),
+                    client.post(f"/v2/models/{name}/infer", json={"inputs": [TENSOR]}),
                     client.get(f"/v2/models/{name}"),
                     client.get(f"/v2/models/{name}/ready"),
                 ):
@@ -111,21 +109,20 @@ class _Load:
         with cluster.connect() as client:
             while not self._stop.is_set():
                 for name in NAMES[index::CLIENTS]:
-                    predict = {"adapter": name, "inputs": X}
-                    self._note(lambda: client.post("/predict", json=predict))  # noqa: B023 - called at once
-                    self._note(lambda: _infer(client, name))  # noqa: B023
-                    self._note(lambda: client.get(f"/adapters/{name}"))  # noqa: B023
-                    self._note(lambda: client.put("/adapters/same", json={"A": [[1.0], [1.0]], "B": [[1.0] * 10]}))
+                    self._send(client, "POST", "/predict", {"adapter": name, "inputs": X})
+                    self._send(client, "POST", f"/v2/models/{name}/infer", {"inputs": [TENSOR]})
+                    self._send(client, "GET", f"/adapters/{name}")
+                    self._send(client, "PUT", "/adapters/same", {"A": [[1.0], [1.0]], "B": [[1.0] * 10]})
 
-    def _note(self, send) -> None:  # type: ignore[no-untyped-def]
+    def _send(self, client: httpx.Client, method: str, path: str, body: object = None) -> None:
         try:
-            answer = send()
+            answer = client.request(method, path, json=body)
         except httpx.TransportError as error:
-            self.failed.append(repr(error))
+            self.failed.append(f"{method} {path}: {error!r}")
             return
         self.answers[answer.headers.get("x-served-by", "haproxy"), answer.status_code] += 1
         if answer.status_code >= 300:
-            self.failed.append(f"{answer.status_code} {answer.text}")
+            self.failed.append(f"{method} {path}: {answer.status_code} {answer.text}")
 
 
 def test_a_rolling_restart_fails_no_request(cluster: Cluster) -> None:
@@ -142,3 +139,62 @@ def test_a_rolling_restart_fails_no_request(cluster: Cluster) -> None:
             load.wait_for(50)
     print(f"answers: {dict(load.answers)}")
     assert load.failed == []
+
+
+def test_a_killed_replica_costs_at_most_the_requests_that_it_had(cluster: Cluster) -> None:
+    for name in NAMES:
+        _upload(cluster.client, name, 1.0)
+    killed, other = cluster.apis
+    with _Load().on(cluster) as load:
+        load.wait_for(100)
+        before = load.answers[other.name, 200]
+        killed.kill()
+        eventually(lambda: load.answers[other.name, 200] > before + 100, what="answers of the other replica")
+        killed.start()
+        killed.wait_until_ready()
+        cluster.wait_until_balanced(killed)
+        load.wait_for(50)
+    print(f"answers: {dict(load.answers)}, failed: {load.failed}")
+    assert len(load.failed) <= CLIENTS
+
+
+def test_a_replica_starts_with_an_empty_folder_and_with_that_of_another(cluster: Cluster) -> None:
+    version = _upload(cluster.client, "kept", 2.0)
+    emptied, source = cluster.apis
+    assert emptied.stop() == 0
+    shutil.rmtree(emptied.folder)
+    emptied.start()
+    third = cluster.new_replica("api-3", "serve")
+    # Files are made and removed there meanwhile.
+    shutil.copytree(source.folder, third.folder, ignore=shutil.ignore_patterns("tmp"))
+    third.start()
+    for replica in (emptied, third):
+        replica.wait_until_ready()
+        answer = replica.client.post("/predict", json={"adapter": "kept", "inputs": X})
+        assert answer.headers["x-served-by"] == replica.name
+        assert answer.json()["adapter"]["digest"] == version["digest"]
+    assert third.stop() == 0
+    cluster.wait_until_balanced()
+
+
+def test_a_trainer_that_stops_hands_its_job_to_the_other_with_its_checkpoint(cluster: Cluster) -> None:
+    job_id = submit_endless(cluster.client, "endless")
+
+    def holders() -> list[Replica]:
+        name = f"{job_id}.1.safetensors"
+        return [trainer for trainer in cluster.trainers if (trainer.folder / "checkpoints" / name).exists()]
+
+    (holder,) = eventually(holders, what="a checkpoint")
+    assert holder.stop() == 0
+    # A lease that has to run out would count as an attempt.
+    job = cluster.client.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["attempt"]) in (("queued", 0), ("running", 1))
+
+    def log() -> list[str]:
+        return [line["text"] for line in cluster.client.get(f"/jobs/{job_id}").json()["log"]]
+
+    text = "continues from the checkpoint at step "
+    eventually(lambda: any(line.startswith(text) for line in log()), what="the other trainer's attempt")
+    assert cluster.client.get(f"/jobs/{job_id}").json()["attempt"] == 1
+    cluster.client.post(f"/jobs/{job_id}/cancel").raise_for_status()
+    holder.start()
