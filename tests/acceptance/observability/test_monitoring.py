@@ -1,5 +1,6 @@
 """Alerts and dashboard: sound by Prometheus' own tools, and about metrics that there are."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 
 from app.http.host_policy import HostPolicy
 from app.observability.metrics.definitions import DEFINITIONS
+from scripts.kubernetes import ADAPTER
 from tests.acceptance.observability.monitoring_files import (
     ALERTS,
     DASHBOARD,
@@ -104,3 +106,28 @@ def test_what_the_stack_pulls_is_pinned_and_listens_on_this_machine_alone() -> N
         assert service["image"].rpartition(":")[2][0] in "v0123456789"
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
         assert service["read_only"] is True
+
+
+def test_the_time_that_kubernetes_scales_by_is_that_of_each_pod(tmp_path: Path) -> None:
+    (rule,) = yaml.safe_load(ADAPTER.read_text())["rules"]["custom"]
+    # As the adapter fills it in, for the pods of a namespace.
+    parts = {"Series": "loraplex_queue_seconds_bucket", "LabelMatchers": 'namespace="loraplex"', "GroupBy": "pod"}
+    query = re.sub(r"<<\.(\w+)>>", lambda match: parts[match[1]], rule["metricsQuery"])
+    # Of the requests of a pod, half wait for less than 10 ms, and the other half for up to 50 ms; or none arrive.
+    rates = {"busy": {"0.01": 300, "0.05": 600, "+Inf": 600}, "idle": {"0.01": 0, "0.05": 0, "+Inf": 0}}
+    series = [
+        {
+            "series": f'loraplex_queue_seconds_bucket{{namespace="loraplex", pod="{pod}", le="{bound}"}}',
+            "values": f"0+{rate}x20",
+        }
+        for pod, buckets in rates.items()
+        for bound, rate in buckets.items()
+    ]
+    samples = [{"labels": '{pod="busy"}', "value": 0.042}, {"labels": '{pod="idle"}', "value": 0}]
+    check = {"expr": query, "eval_time": "10m", "exp_samples": samples}
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": [check]}
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"evaluation_interval": "1m", "tests": [test]}))
+    run = subprocess.run(
+        [program("promtool"), "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
