@@ -33,7 +33,8 @@ _PREPARE = (
 )
 # Seconds after which a reading gives its connection up.
 _READ_SECONDS = 2.0
-_CONNECT_SECONDS = 3.0
+# Seconds for each host of the URL, the least that the driver takes: one that is gone must not keep others from a try.
+_CONNECT_SECONDS = 2
 # More than a catalogue has revisions.
 _REVISIONS = 2**48
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 0.5
@@ -62,7 +63,7 @@ class PostgresCatalogWatch:
     def __init__(self, arguments: Mapping[str, Any], *, max_stale_seconds: float = 0.0) -> None:
         """Create a watch that connects with these arguments of psycopg when it is first used."""
         self.access_revision = -1
-        self._arguments = dict(arguments)
+        self._arguments = {**arguments, "connect_timeout": _CONNECT_SECONDS}
         self._max_stale_seconds = max_stale_seconds
         self._loop: asyncio.AbstractEventLoop
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -155,9 +156,14 @@ class PostgresCatalogWatch:
         assert pgconn is not None
         try:
             pgconn.consume_input()
+            if pgconn.is_busy():
+                # uvloop reports a socket with an error once, and there may be data before the error: read up to it.
+                pgconn.consume_input()
             while not pgconn.is_busy():
                 result = pgconn.get_result()
                 if result is not None:
+                    if result.status != pq.ExecStatus.TUPLES_OK:
+                        raise psycopg.OperationalError(result.get_error_message())
                     self._results.append(result)
                     continue
                 if pgconn.status != pq.ConnStatus.OK:
@@ -171,8 +177,6 @@ class PostgresCatalogWatch:
 
     def _take(self, results: Sequence[pq.abc.PGresult]) -> None:
         (result,) = results
-        if result.status != pq.ExecStatus.TUPLES_OK:
-            raise psycopg.OperationalError(result.get_error_message())
         if self._is_reading_limits:
             self._limits = orjson.loads(result.get_value(0, 0) or b"{}")
         elif self._take_revision(result):
@@ -233,8 +237,8 @@ class PostgresCatalogWatch:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                async with asyncio.timeout(_CONNECT_SECONDS):
-                    connection = await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True)
+                connection = await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True)
+                async with asyncio.timeout(_READ_SECONDS):
                     await connection.execute(_PREPARE)
                 break
             except (psycopg.Error, OSError, TimeoutError) as error:

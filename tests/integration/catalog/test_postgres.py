@@ -1,6 +1,7 @@
 """PostgreSQL: its schema, its locks, its watch, and what happens while the server is away."""
 
 import asyncio
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import httpx
 import psycopg
 import pytest
 import sqlalchemy as sa
+import uvloop
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
@@ -267,6 +269,44 @@ def test_adapters_in_memory_answer_for_some_seconds_with_their_age(
 def _failed(client: httpx.Client) -> httpx.Response | None:
     answer = client.post("/predict", json=BODY)
     return None if answer.status_code == 200 else answer
+
+
+def test_a_reading_that_is_sent_to_a_server_that_has_just_ended_fails_at_once(
+    catalog: Catalog, postgres_server: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def read() -> None:
+        with closing(Resolver(catalog)) as resolver:
+            for is_up in (True, False):
+                if not is_up:
+                    postgres_server.kill()  # the event loop has not read its last message yet
+                reading = resolver.watch.begin_read()
+                assert reading is not None
+                if is_up:
+                    await reading
+                else:
+                    with pytest.raises(CatalogUnavailable):
+                        await reading
+
+    try:
+        uvloop.run(read())
+    finally:
+        postgres_server.start()
+    assert "is lost" in caplog.text
+    assert "it does not answer" not in caplog.text
+
+
+def test_a_host_that_does_not_answer_is_passed_over(
+    tmp_path: Path, catalog: Catalog, url: str, postgres_server: PostgresServer
+) -> None:
+    put(catalog, "acme", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"host=127.0.0.1:{silent.getsockname()[1]}&host=127.0.0.1:{postgres_server.port}"
+        both = f"postgresql+psycopg://loraplex@/{url.rpartition('/')[2]}?{hosts}"
+        settings = Settings(
+            data_dir=tmp_path / "data", base="random:10,2,42", database_url=both, allow_mixed_storage=True
+        )
+        with serving(settings) as (client, _):
+            eventually(lambda: client.post("/predict", json=BODY).status_code == 200, what="an answer")
 
 
 def test_a_service_says_why_changes_may_be_lost(serve: Serve, postgres_server: PostgresServer) -> None:
