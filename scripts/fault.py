@@ -37,7 +37,7 @@ class Check:
     name: str
     """Name in the table."""
     tests: str
-    """File of its tests."""
+    """File of its tests, or the id of one."""
     recorded: str
     """Prefix of the names of its lines in the results."""
     unit: str
@@ -51,6 +51,10 @@ class Check:
 
 _FOLDER = "tests/acceptance/fault"
 _OVERLOAD = f"{_FOLDER}/test_overload.py"
+_REPLICAS = "tests/acceptance/replicas"
+_KILLS = f"{_REPLICAS}/test_replica_kills.py::test_a_killed_replica_costs_no_more_than_its_requests_in_flight"
+_RESTARTS = f"{_REPLICAS}/test_database_restarts.py"
+_COHERENCE = f"{_REPLICAS}/test_coherence.py::test_no_acknowledged_change_is_missing"
 CHECKS = (
     Check(
         "kill -9 under load", "tests/acceptance/crash/test_kill.py", "kills under load", "kills", 200, "CRASH_KILLS", 20
@@ -100,6 +104,82 @@ CHECKS = (
     Check("overload, 3-fold and 10-fold", _OVERLOAD, "overload", "seconds", 120, "FAULT_LOAD_SECONDS", 60),
     Check("slow and idle clients", _OVERLOAD, "slow and idle clients", "seconds", 60, "FAULT_LOAD_SECONDS", 60),
     Check("minutes of churn", f"{_FOLDER}/test_churn.py", "churn", "minutes", 30, "FAULT_CHURN_MINUTES", 30),
+    Check(
+        "changes asked for on another replica",
+        f"{_COHERENCE}_on_the_other_replica",
+        "coherence",
+        "cases",
+        10_000,
+        "FAULT_CHANGES",
+        10_000,
+    ),
+    Check(
+        "changes around a stop of the other replica",
+        f"{_COHERENCE}_on_a_replica_that_was_stopped",
+        "stopped coherence",
+        "cases",
+        1000,
+        "FAULT_CHANGES",
+        1000,
+    ),
+    Check(
+        "changes with 1 ms more per round trip",
+        f"{_COHERENCE}_with_a_slow_network",
+        "slow coherence",
+        "cases",
+        1000,
+        "FAULT_CHANGES",
+        1000,
+    ),
+    Check("kill -9 of a replica", f"{_KILLS}[direct]", "kills of replicas", "kills", 100, "FAULT_REPLICA_KILLS", 50),
+    Check(
+        "kill -9 of a replica behind HAProxy",
+        f"{_KILLS}[proxied]",
+        "kills behind HAProxy",
+        "kills",
+        100,
+        "FAULT_REPLICA_KILLS",
+        50,
+    ),
+    Check(
+        "restarts of PostgreSQL",
+        f"{_RESTARTS}::test_while_postgresql_is_away_answers_are_503_and_nothing_acknowledged_is_lost",
+        "restarts of PostgreSQL",
+        "restarts",
+        20,
+        "FAULT_DATABASE_RESTARTS",
+        20,
+    ),
+    Check(
+        "failovers to a standby", f"{_REPLICAS}/test_failover.py", "failovers", "failovers", 10, "FAULT_FAILOVERS", 10
+    ),
+    Check(
+        "seconds of answers from memory",
+        f"{_RESTARTS}::test_with_max_stale_seconds_adapters_in_memory_answer_for_that_long_and_say_their_age",
+        "answers from memory",
+        "seconds",
+        30,
+        "FAULT_STALE_SECONDS",
+        30,
+    ),
+    Check(
+        "seconds without S3",
+        f"{_REPLICAS}/test_bucket_outage.py",
+        "outage of S3",
+        "seconds",
+        60,
+        "FAULT_BUCKET_SECONDS",
+        60,
+    ),
+    Check(
+        "stops in a write",
+        f"{_REPLICAS}/test_stopped_writer.py",
+        "stops in a write",
+        "stops",
+        10,
+        "FAULT_STOPPED_WRITES",
+        10,
+    ),
 )
 
 

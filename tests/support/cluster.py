@@ -120,9 +120,11 @@ class Cluster:
         trainers: int = 2,
         delay_seconds: float = 0.0,
         postgres: PostgresServer | None = None,
+        database_url: str | None = None,
+        objects: ObjectServer | None = None,
         **settings: Any,
     ) -> None:
-        """Start PostgreSQL, or use the given server with a database of its own, and the S3 server.
+        """Start PostgreSQL, or use the given server with a database of its own or the given one, and the S3 server.
 
         `delay_seconds` is added to each round trip between the replicas and PostgreSQL. HAProxy balances the first two
         of `apis`.
@@ -142,8 +144,8 @@ class Cluster:
             self.postgres = PostgresServer() if postgres is None else postgres
             if postgres is None:
                 opened.callback(self.postgres.close)
-            self.objects: ObjectServer = opened.enter_context(object_server(folder / "s3"))
-            self.database_url = self.postgres.new_database()
+            self.objects = opened.enter_context(object_server(folder / "s3")) if objects is None else objects
+            self.database_url = database_url or self.postgres.new_database()
             self.blob_url = new_url()
             self._closing = opened.pop_all()
         self.apis: list[Replica] = []

@@ -34,7 +34,8 @@ def _programs() -> Path:
 class PostgresServer:
     """A server that `start` starts and `kill` ends as a crash does. It syncs nothing unless it is `durable`."""
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, standby_of: "PostgresServer | None" = None) -> None:
+        """Start an empty server, or a hot standby that is a copy of another."""
         if find_spec("psycopg") is None:
             skip_or_fail("psycopg is not installed")
         self._programs = _programs()
@@ -56,7 +57,11 @@ class PostgresServer:
             "fsync": "on" if durable else "off",
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", f"--username={_USER}")
+        if standby_of is None:
+            encoding = ("--encoding=UTF8", "--locale=C.UTF-8")
+            self._run("initdb", "--auth=trust", *encoding, "--no-sync", f"--username={_USER}")
+        else:
+            self._copy(standby_of)
         self.start()
 
     def start(self, **settings: object) -> None:
@@ -77,19 +82,49 @@ class PostgresServer:
             assert time.monotonic() < give_up, (self.folder / "log").read_text()[-2000:]
             time.sleep(0.02)
 
-    def kill(self) -> None:
-        """End every process of the server without a chance to write anything."""
+    def kill(self, number: signal.Signals = signal.SIGQUIT) -> None:
+        """End every process of the server without a chance to write anything: by itself, or by SIGKILL to each."""
         assert self._process is not None
         # The children end when they notice that the first process has died; a new server waits for them.
-        self._process.send_signal(signal.SIGQUIT)
+        if number == signal.SIGKILL:
+            self.send(number)
+        else:
+            self._process.send_signal(number)
         self._process.wait(30)
+
+    def follow(self, primary: "PostgresServer") -> None:
+        """Begin anew as a hot standby of another server, after a `kill`."""
+        shutil.rmtree(self.folder / "data")
+        self._copy(primary)
+        self.start()
+
+    def promote(self) -> None:
+        """Make a standby the primary, and wait until it accepts changes."""
+        import psycopg
+
+        with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
+            assert connection.execute("SELECT pg_promote(true, 30)").fetchone() == (True,)
+
+    def change_setting(self, name: str, value: str) -> None:
+        """Set a setting that takes effect without a restart."""
+        import psycopg
+
+        with psycopg.connect(self.dsn("postgres"), autocommit=True) as connection:
+            connection.execute(f"ALTER SYSTEM SET {name} = '{value}'".encode())
+            connection.execute("SELECT pg_reload_conf()")
+
+    def _copy(self, primary: "PostgresServer") -> None:
+        address = ("--host=127.0.0.1", f"--port={primary.port}", f"--username={_USER}")
+        self._run("pg_basebackup", *address, "--checkpoint=fast", "--no-sync", "--write-recovery-conf")
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to every process of the server."""
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):
-            os.kill(pid, number)
+            # A child may have ended meanwhile.
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def close(self) -> None:
         """End the server, and remove its folder."""
