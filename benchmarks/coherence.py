@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import psycopg
 import uvloop
 
@@ -46,7 +47,7 @@ Line = tuple[str, str, str]
 def main() -> None:
     """Measure, and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coherence", description=__doc__.partition(":")[0])
-    parser.add_argument("--readings", type=int, default=3_000, help="readings of each kind")
+    parser.add_argument("--readings", type=int, default=10_000, help="readings of each kind")
     parser.add_argument("--changes", type=int, default=1_000, help="changes that are read after their acknowledgement")
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each round of commits")
     options = parser.parse_args()
@@ -95,13 +96,22 @@ async def _readings(url: str, dsn: str, count: int) -> list[Line]:
         async def select() -> None:
             await (await connection.execute(_REVISION)).fetchone()
 
+        server = psutil.Process(connection.info.backend_pid)
+        began = _cpu_seconds(server)
         statement = await _time_each(select, count)
+        on_server = (_cpu_seconds(server) - began) / count * _MICROSECONDS
     return [
         ("the revision row, read by the service: time", service[0], "µs"),
         ("the revision row, read by the service: CPU time of the event loop", service[1], "µs"),
         ("the same row by an asynchronous connection of psycopg: time", statement[0], "µs"),
         ("the same row by an asynchronous connection of psycopg: CPU time of the event loop", statement[1], "µs"),
+        ("the same row: CPU time of PostgreSQL", _number(on_server), "µs"),
     ]
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 async def _time_each(read: Callable[[], Awaitable[None]], count: int) -> tuple[str, str]:
