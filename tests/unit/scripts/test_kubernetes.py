@@ -13,6 +13,8 @@ from app.settings import Settings
 from scripts import kubernetes
 from tests.support.external_programs import skip_or_fail
 
+# They run kubectl, and `make check` checks the manifests too.
+pytestmark = pytest.mark.slow
 OVERLAYS = [folder for folder in kubernetes.kustomizations() if folder != kubernetes.BASE]
 Document = dict[str, Any]
 Change = Callable[[dict[str, Document]], object]
