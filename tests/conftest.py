@@ -1,4 +1,8 @@
-"""Fixtures that all tests may use, and the groups in which tests run on one worker."""
+"""Fixtures that all tests may use, and the groups in which tests run on one worker.
+
+The process that only hands the tests to its workers reads this file too. Torch and the service take four seconds of a
+core to import, and they are imported only where tests run.
+"""
 
 import gc
 import os
@@ -12,19 +16,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import httpx._transports.default as httpx_transports
 import pytest
-import torch
 from _pytest.nodeid import NodeId
 
-from app.service import Service
-from app.settings import Settings
-from tests.support.databases import CLUSTER, POSTGRES, SQLITE, database_settings, place_bucket, place_database
-from tests.support.fork_server import fork_children_of_the_tests
-from tests.support.postgres_server import PostgresServer
-from tests.support.service import serving
-from tests.support.service_templates import copy_new_catalogs, share_routes
+from tests.support.storage_kinds import CLUSTER, POSTGRES, SQLITE
 
 if TYPE_CHECKING:
+    from app.service import Service
     from tests.support.object_server import ObjectServer
+    from tests.support.postgres_server import PostgresServer
 
 _TESTS = Path(__file__).parent
 
@@ -33,14 +32,8 @@ _TESTS = Path(__file__).parent
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-torch.set_num_threads(1)
-
 # httpx reads the certificates of the authorities for each client anew, which takes 20 ms of a core.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
-
-fork_children_of_the_tests()
-copy_new_catalogs()
-share_routes()
 
 _KINDS = ("acceptance", "integration", "unit")
 """In the order in which they run: the longest groups first, so that no worker is left with one at the end."""
@@ -51,10 +44,25 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
     """Leave the tests and what they import, a million objects, out of all later garbage collections."""
     gc.disable()
     try:
+        if session.config.getoption("dist", "no") == "no":
+            _prepare_process()
         return (yield)
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _prepare_process() -> None:
+    """Let what tests start in this process share what is the same for all."""
+    import torch
+
+    from tests.support.fork_server import fork_children_of_the_tests
+    from tests.support.service_templates import copy_new_catalogs, share_routes
+
+    torch.set_num_threads(1)
+    fork_children_of_the_tests()
+    copy_new_catalogs()
+    share_routes()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -125,8 +133,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
+def postgres_server() -> Iterator["PostgresServer"]:
     """A PostgreSQL server, which the tests of one worker share."""
+    from tests.support.postgres_server import PostgresServer
+
     server = PostgresServer()
     yield server
     server.close()
@@ -160,6 +170,8 @@ def data_folder(request: pytest.FixtureRequest, tmp_path: Path, database_kind: s
 
 def place_storage(request: pytest.FixtureRequest, folder: Path, kind: str) -> None:
     """Give a folder a database and a bucket of its own, as its kind of storage has them."""
+    from tests.support.databases import place_bucket, place_database
+
     if kind in (POSTGRES, CLUSTER):
         place_database(folder, request.getfixturevalue("postgres_server").new_database())
     if kind == CLUSTER:
@@ -169,15 +181,21 @@ def place_storage(request: pytest.FixtureRequest, folder: Path, kind: str) -> No
         place_bucket(folder, new_url())
 
 
-Serve = Callable[..., tuple[httpx.Client, Service]]
+Serve = Callable[..., "tuple[httpx.Client, Service]"]
 
 
 @pytest.fixture
 def serve(data_folder: Path) -> Iterator[Serve]:
     """Start one worker with these settings, in this process; `trainer=True` trains too."""
+    from app.settings import Settings
+    from tests.support.databases import database_settings
+    from tests.support.service import serving
+
     with ExitStack() as stack:
 
-        def start(*, trainer: bool = False, own_fitter: bool = False, **settings: Any) -> tuple[httpx.Client, Service]:
+        def start(
+            *, trainer: bool = False, own_fitter: bool = False, **settings: Any
+        ) -> "tuple[httpx.Client, Service]":
             chosen: dict[str, Any] = {"data_dir": data_folder, "base": "random:10,2,42"} | settings
             chosen = database_settings(data_folder) | chosen
             return stack.enter_context(serving(Settings(**chosen), trainer=trainer, own_fitter=own_fitter))

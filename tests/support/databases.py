@@ -1,11 +1,4 @@
-"""The storage that tests run on: databases, buckets, and their rows, read past the code under test.
-
-| kind | database | blobs |
-|---|---|---|
-| `SQLITE` | SQLite | the data folder |
-| `POSTGRES` | PostgreSQL | the data folder |
-| `CLUSTER` | PostgreSQL | a bucket |
-"""
+"""The databases and buckets that tests run on, and their rows, read past the code under test."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -13,7 +6,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from sqlalchemy.engine import Connection
 
 from adapters.catalog.catalog import Catalog
@@ -24,11 +16,6 @@ from adapters.storage.sqlite_database import SqliteDatabase
 if TYPE_CHECKING:
     import psycopg
 
-SQLITE, POSTGRES, CLUSTER = "sqlite", "postgres", "cluster"
-on_both_databases = pytest.mark.on_both_databases
-"""Marks tests that run once on each database, if they use the fixture `database_kind`."""
-on_both_storages = pytest.mark.on_both_storages
-"""Marks tests that run once on SQLite and a folder, and once on PostgreSQL and a bucket."""
 # In a data folder of a test: the URLs of its database and its bucket, if they are not in the folder.
 _URL, _BUCKET_URL = "database-url", "bucket-url"
 

@@ -12,9 +12,9 @@ from adapters.access.rates import Rate
 from adapters.errors import CatalogUnavailable
 from adapters.storage.postgres_database import PostgresDatabase
 from adapters.storage.schema import rate_buckets
-from tests.support.databases import POSTGRES
 from tests.support.postgres_server import PostgresServer
 from tests.support.service import eventually
+from tests.support.storage_kinds import POSTGRES
 
 # A token takes 100 s: the time that a test takes is nothing.
 PER_SECOND = 0.01

@@ -20,9 +20,10 @@ from app.service import Service
 from app.settings import Settings
 from tests.support.catalog_factories import submit
 from tests.support.concurrent_clients import check_duplicates, post_duplicates
-from tests.support.databases import database_settings, on_both_storages
+from tests.support.databases import database_settings
 from tests.support.fork_server import run_code
 from tests.support.service import serving, train
+from tests.support.storage_kinds import on_both_storages
 
 pytestmark = on_both_storages
 

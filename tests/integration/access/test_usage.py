@@ -26,10 +26,11 @@ from app.serving.queue_entry import QueueEntry
 from app.serving.request import InferenceRequest
 from app.settings import Auth, Settings
 from tests.support.catalog_factories import as_upload
-from tests.support.databases import on_both_databases, open_database
+from tests.support.databases import open_database
 from tests.support.dense_oracle import random_adapter
 from tests.support.keys import ALL_OF_A_TENANT, bearer, make_key
 from tests.support.service import serving
+from tests.support.storage_kinds import on_both_databases
 
 pytestmark = on_both_databases
 

@@ -35,8 +35,9 @@ from tests.support.catalog_factories import (
     submit_job,
     training_job,
 )
-from tests.support.databases import change_rows, on_both_storages, open_catalog, rows_of
+from tests.support.databases import change_rows, open_catalog, rows_of
 from tests.support.deadlines import scaled
+from tests.support.storage_kinds import on_both_storages
 
 pytestmark = on_both_storages
 

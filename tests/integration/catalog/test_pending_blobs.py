@@ -14,7 +14,8 @@ from adapters.errors import CatalogBusy, PreconditionFailed, StorageFailed
 from adapters.jobs.queue import JobQueue
 from adapters.storage.blobs import blob_key
 from tests.support.catalog_factories import publication, put, quarantined_files, stored_files, submit, write_orphan
-from tests.support.databases import on_both_storages, open_catalog, rows_of
+from tests.support.databases import open_catalog, rows_of
+from tests.support.storage_kinds import on_both_storages
 
 pytestmark = on_both_storages
 

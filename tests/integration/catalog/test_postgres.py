@@ -26,9 +26,10 @@ from adapters.storage.schema import keys, metadata, pending_blobs
 from app.settings import Settings
 from tests.conftest import Serve
 from tests.support.catalog_factories import as_upload, claimed, make_adapter, publication, put, submit
-from tests.support.databases import POSTGRES, place_database
+from tests.support.databases import place_database
 from tests.support.postgres_server import PostgresServer
 from tests.support.service import eventually, serving, train
+from tests.support.storage_kinds import POSTGRES
 
 ACME = Reference("acme")
 BODY = {"adapter": "acme", "inputs": [[1.0] * 10]}

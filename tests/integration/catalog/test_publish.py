@@ -11,7 +11,8 @@ from adapters.errors import AdapterNotFound, VersionNotFound
 from adapters.lora.adapter import digest_of
 from adapters.names import Reference
 from tests.support.catalog_factories import make_adapter, publication, put, referenced_files, stored_files, write_orphan
-from tests.support.databases import on_both_storages, open_catalog
+from tests.support.databases import open_catalog
+from tests.support.storage_kinds import on_both_storages
 
 pytestmark = on_both_storages
 

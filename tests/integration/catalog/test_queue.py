@@ -13,7 +13,7 @@ from adapters.errors import AdapterDeleted, ClaimLost, JobEnded, QueueFull
 from adapters.jobs.job import JobStatus
 from adapters.jobs.queue import MAX_ATTEMPTS, JobQueue
 from tests.support.catalog_factories import claimed, finish, put, referenced_files, stored_files, submit
-from tests.support.databases import on_both_storages
+from tests.support.storage_kinds import on_both_storages
 
 pytestmark = on_both_storages
 

@@ -14,7 +14,8 @@ from adapters.storage import slices
 from adapters.storage.schema import idempotency_keys
 from adapters.storage.slices import delete_in_slices, slices_to_delete
 from tests.support.catalog_factories import submit, submit_fleet
-from tests.support.databases import change_rows, on_both_storages, open_catalog, rows_of
+from tests.support.databases import change_rows, open_catalog, rows_of
+from tests.support.storage_kinds import on_both_storages
 
 pytestmark = on_both_storages
 

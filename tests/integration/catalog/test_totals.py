@@ -13,7 +13,8 @@ from adapters.datasets.store import Datasets
 from adapters.errors import LoraplexError, NotFound
 from adapters.storage.totals import count_rows, find_drift, read_totals
 from tests.support.catalog_factories import publication
-from tests.support.databases import on_both_databases, open_catalog
+from tests.support.databases import open_catalog
+from tests.support.storage_kinds import on_both_databases
 from tests.support.totals_oracle import count_totals, stored_totals
 
 pytestmark = on_both_databases

@@ -23,7 +23,8 @@ from tests.support.catalog_factories import (
     put,
     stored_files,
 )
-from tests.support.databases import on_both_storages, open_catalog
+from tests.support.databases import open_catalog
+from tests.support.storage_kinds import on_both_storages
 
 pytestmark = on_both_storages
 

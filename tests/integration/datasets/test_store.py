@@ -20,7 +20,8 @@ from adapters.errors import (
 )
 from adapters.names import parse_reference
 from tests.support.catalog_factories import put, stored_files, write_orphan
-from tests.support.databases import on_both_storages, open_catalog
+from tests.support.databases import open_catalog
+from tests.support.storage_kinds import on_both_storages
 
 pytestmark = on_both_storages
 

@@ -5,7 +5,8 @@ from contextlib import closing
 from pathlib import Path
 
 from adapters.storage.turns import Task, take_turn
-from tests.support.databases import on_both_databases, open_database
+from tests.support.databases import open_database
+from tests.support.storage_kinds import on_both_databases
 
 pytestmark = on_both_databases
 
