@@ -1,6 +1,7 @@
 """What a tenant has: a model with a linear layer somewhere inside, and PEFT to adapt it.
 
-PEFT is imported where it is used, here and in the tests: every worker imports every test, and PEFT takes seconds.
+PEFT is imported where it is used, here and in the tests: every worker imports every test, and PEFT takes seconds. Tests
+that use it are marked `uses_peft`, so that only one worker imports it.
 """
 
 # N rows · I in_features · O out_features
@@ -10,11 +11,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.support.dense_oracle import Float64
 
+uses_peft = pytest.mark.xdist_group("peft")
 FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 

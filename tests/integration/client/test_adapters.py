@@ -26,6 +26,9 @@ from safetensors.torch import load_file
 from tests.conftest import Serve
 from tests.integration.client.conftest import Connect, Start
 from tests.support.catalog_factories import publication
+from tests.support.peft_model import uses_peft
+
+pytestmark = uses_peft
 
 RNG = np.random.default_rng(11)
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from app.settings import Settings
 from tests.support.dense_oracle import Float64, relative_error
-from tests.support.peft_model import FILES, Net, as_parts, as_zip, peft_answer, save_adapter
+from tests.support.peft_model import FILES, Net, as_parts, as_zip, peft_answer, save_adapter, uses_peft
 from tests.support.service import serving
 
 INPUTS, OUTPUTS = 9, 6
@@ -28,6 +28,7 @@ ROWS = torch.randn(8, INPUTS, generator=GENERATOR)
 TOLERANCE = 1e-5
 
 pytestmark = [
+    uses_peft,
     # PEFT takes the vector that is the bias of lora_bias for a matrix that lost a dimension.
     pytest.mark.filterwarnings("ignore:.*invalid shape.*lora_B.bias:Warning"),
     # One kind has patterns for other modules on purpose.

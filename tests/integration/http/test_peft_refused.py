@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from app.settings import Settings
-from tests.support.peft_model import FILES, Net, as_parts, as_zip, save_adapter
+from tests.support.peft_model import FILES, Net, as_parts, as_zip, save_adapter, uses_peft
 from tests.support.service import serving
 
 # Wide enough for PiSSA and OLoRA to decompose; the base of `client`.
@@ -21,7 +21,7 @@ INPUTS, OUTPUTS, RANK = 10, 2, 2
 Files = dict[str, bytes]
 
 # PEFT says that it corrects fan_in_fan_out for a transposed layer; the corrected file is what is refused.
-pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+pytestmark = [uses_peft, pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from adapters.errors import LoraplexError, MissingField, NotJson, OutOfRange, PeftUnsupported, WrongType
 from adapters.peft.config import PeftConfig, read_config
+from tests.support.peft_model import uses_peft
 
 LEAST = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
 PATHS = st.lists(st.text("ab_0-", min_size=1, max_size=2), min_size=1, max_size=4).map(".".join)
@@ -22,6 +23,7 @@ def test_the_least_config_is_rank_and_alpha() -> None:
     assert _read() == PeftConfig(rank=4, alpha=8, rslora=False, has_bias=False, rank_pattern={}, alpha_pattern={})
 
 
+@uses_peft
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(module=PATHS, keys=st.lists(PATHS, max_size=3, unique=True), cut=st.integers(0, 8))
 def test_a_pattern_means_for_a_module_what_peft_takes_it_for(module: str, keys: list[str], cut: int) -> None:

@@ -14,6 +14,9 @@ from adapters.training.data_file import TrainingData
 from adapters.training.fit import fit
 from adapters.training.settings import Loss, TrainingSpec
 from tests.support.dense_oracle import answer
+from tests.support.peft_model import uses_peft
+
+pytestmark = uses_peft
 
 # All rows a step, to the end: on mini-batches one seed is up to eight points from another, with PEFT as with ours.
 RANK, BATCH, EPOCHS, RATE = 4, 900, 400, 0.02
