@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,8 @@ COMPOSE = (
     *("--project-name", "loraplex-check", "--file", "docker-compose.yml"),
 )
 SERVICES = ("api", "trainer")
+SCALE = ("docker", "compose", "--ansi", "never", "--file", "deploy/compose.scale.yml")
+SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 METRICS_SECONDS = 10
 # Empty: torch from where pip finds it by itself. Port 0: any free one. A person's settings, and .env, stay out.
 ENVIRONMENT: Mapping[str, str] = {
@@ -175,6 +178,24 @@ def check_monitoring() -> None:
         say(f"{name} is there with --profile obs: {asked[name]['image']}")
 
 
+def check_scale() -> None:
+    """Check the file for several replicas, which does not work without its secrets. Its images are in registries."""
+    for values, succeeds in (({}, False), (dict.fromkeys(SECRETS, "secret"), True)):
+        # In another folder, because a person's deploy/.env stays out.
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, ".env").write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+            command = (*SCALE, "--project-directory", folder, "config", "--quiet")
+            done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=False, capture_output=True, text=True)
+        expect((done.returncode == 0) is succeeds, f"deploy/compose.scale.yml with {values}: {done.stderr}")
+    say("deploy/compose.scale.yml is valid, and not without its secrets")
+
+
+def check_extras() -> None:
+    """Check that the image has what PostgreSQL and a bucket need."""
+    compose("exec", "-T", "api", "python", "-c", "import obstore, psycopg; psycopg.pq.version()")
+    say("the image has the extras")
+
+
 def check_stop() -> None:
     """Both services end by themselves when asked to."""
     started = time.monotonic()
@@ -210,6 +231,8 @@ def check() -> None:
     say(f"trained and asked {digest[:19]}…")
     check_confinement()
     check_monitoring()
+    check_extras()
+    check_scale()
 
     check_stop()
     compose("down")
