@@ -18,7 +18,14 @@ from alembic.runtime.migration import MigrationContext
 
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.resolver import Resolver
-from adapters.errors import CatalogBusy, CatalogUnavailable, ClaimLost, OutOfRange, PreconditionFailed
+from adapters.errors import (
+    CatalogBusy,
+    CatalogNotLoadable,
+    CatalogUnavailable,
+    ClaimLost,
+    OutOfRange,
+    PreconditionFailed,
+)
 from adapters.jobs.queue import JobQueue
 from adapters.names import Reference
 from adapters.storage.postgres_database import PostgresDatabase
@@ -27,6 +34,7 @@ from app.settings import Settings
 from tests.conftest import Serve
 from tests.support.catalog_factories import as_upload, claimed, make_adapter, publication, put, submit
 from tests.support.databases import place_database
+from tests.support.deadlines import scaled
 from tests.support.postgres_server import PostgresServer
 from tests.support.service import eventually, serving, train
 from tests.support.storage_kinds import POSTGRES
@@ -355,3 +363,38 @@ def test_a_database_that_is_away_is_unavailable(catalog: Catalog, postgres_serve
             pass
     finally:
         postgres_server.start()
+
+
+@pytest.mark.slow
+def test_while_the_synchronous_standby_is_gone_changes_wait_and_readers_do_not() -> None:
+    with closing(PostgresServer()) as server, ThreadPoolExecutor(1) as threads:
+        url = server.new_database()
+        with psycopg.connect(server.dsn("postgres"), autocommit=True) as connection:
+
+            def set_standby(name: str) -> None:
+                connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'".encode())
+                connection.execute("SELECT pg_reload_conf()")
+
+            def is_waiting() -> bool:
+                row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+                return row.fetchone() == (1,)
+
+            with closing(PostgresDatabase(url)) as database:
+                set_standby("gone")
+                eventually(lambda: connection.execute("SHOW synchronous_standby_names").fetchone() == ("gone",))
+                change = threads.submit(database.raise_revision, 5)
+                eventually(is_waiting, what="a commit that waits for the standby")
+                with pytest.raises(CatalogBusy):
+                    database.raise_revision(6)
+                # It is not visible before its standby has it, and not acknowledged.
+                assert (database.revision(), change.done()) == (0, False)
+                set_standby("")
+                change.result(scaled(30))
+                assert database.revision() == 5
+
+
+def test_the_tables_of_a_newer_release_are_refused(url: str) -> None:
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(CatalogNotLoadable, match="Can't locate revision identified by '9999'"):
+        PostgresDatabase(url)
