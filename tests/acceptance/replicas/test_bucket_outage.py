@@ -21,7 +21,7 @@ from tests.support.replica_client import Answer, Connection, question, sample
 from tests.support.service import eventually
 
 SECONDS = chosen_count("FAULT_BUCKET_SECONDS", 3)
-_COLD = 5
+_COLD = 2
 _PAUSE_SECONDS = 0.05
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(scaled(240 + 3 * SECONDS))]
