@@ -25,7 +25,8 @@ ARG EXTRAS=postgres,s3
 COPY pyproject.toml requirements-dev.lock ./
 RUN python -c 'import sys, tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
         print(*(package for name in sys.argv[1].split(",") if name for package in extras[name]), sep="\n")' "$EXTRAS" > extras.txt \
-    && pip install -q -c requirements.lock -c requirements-dev.lock -r extras.txt
+    && sed 's/\[.*\]//' requirements.lock requirements-dev.lock > constraints.txt \
+    && pip install -q -c constraints.txt -r extras.txt
 
 # Apart from the dependencies, so that a change to the project is a layer of its own, of a few hundred KB.
 COPY README.md LICENSE ./
