@@ -6,7 +6,7 @@ They work on the data folder, beside a running service or without one.
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +15,11 @@ import typer
 
 from adapters.errors import LoraplexError
 from app.cli import DataDir
-from app.settings import Settings, SettingsError, exit_if_unusable, load_settings
+from app.settings import Settings, SettingsError, exit_if_unusable, load_settings, make_data_dir
 
 if TYPE_CHECKING:
     from adapters.maintenance.doctor import Finding
+    from adapters.storage.postgres_database import PostgresDatabase
 
 # Exit status if something is wrong with the data folder, or the command could not do what it is for.
 _FAILED = 1
@@ -37,14 +38,27 @@ def reported() -> Iterator[None]:
         sys.exit(_FAILED)
 
 
-def _settings(data_dir: Path | None, *, takes_postgres: bool = False) -> Settings:
+def _settings(data_dir: Path | None) -> Settings:
     settings = load_settings({"data_dir": data_dir})
-    if settings.database_url is not None and not takes_postgres:
-        detail = "this command works on a catalogue in the data folder: use pg_dump and a copy of the blobs"
-        raise SettingsError(f"LORAPLEX_DATABASE_URL is set, and {detail}")
-    if not settings.data_dir.is_dir():
+    if settings.database_url is not None and settings.blob_url is not None:
+        # There is nothing in it that cannot be made again.
+        make_data_dir(settings)
+    elif not settings.data_dir.is_dir():
         raise SettingsError(f"there is no data folder {settings.data_dir}")
     return settings
+
+
+@contextmanager
+def _opened_database(settings: Settings) -> "Iterator[PostgresDatabase | None]":
+    """Open the database of `DATABASE_URL`; None if the catalogue is in the data folder."""
+    if settings.database_url is None:
+        yield None
+        return
+    # The driver is an optional dependency.
+    from adapters.storage.postgres_database import PostgresDatabase
+
+    with closing(PostgresDatabase(settings.database_url)) as database:
+        yield database
 
 
 def doctor(
@@ -68,14 +82,9 @@ def doctor(
 
     if remove_lost and not repair:
         raise typer.BadParameter("it needs --repair", param_hint="--remove-lost")
-    with reported():
-        settings = load_settings({"data_dir": data_dir})
-        if settings.database_url is not None:
-            _check_database(settings)
-            return
-        settings = _settings(data_dir)
+    with reported(), _opened_database(settings := _settings(data_dir)) as database:
         folder, blobs = settings.data_dir, settings.blob_location.open()
-        diagnosis = diagnose(folder, blobs)
+        diagnosis = diagnose(folder, blobs, database)
         _print_findings(diagnosis.findings)
         state = read_state(folder)
         last = "none was completed yet"
@@ -87,24 +96,11 @@ def doctor(
         if repair and diagnosis.findings:
             from adapters.maintenance.repair import repair as repair_findings
 
-            repairs = repair_findings(folder, diagnosis, blobs, remove_lost=remove_lost)
+            repairs = repair_findings(folder, diagnosis, blobs, database, remove_lost=remove_lost)
             for finding, is_repaired, action in repairs:
                 print(f"{'repaired' if is_repaired else 'left':10} {finding.subject}: {action}")
             left = sum(not one.is_repaired for one in repairs)
     if left:
-        sys.exit(_FAILED)
-
-
-def _check_database(settings: Settings) -> None:
-    """Check that the catalogue and the blobs belong together, and that changes are durable; exit with 1 otherwise."""
-    from app.processes.store_guard import opened_database
-
-    with opened_database(settings) as database:
-        warnings = database.durability_warnings()
-    for warning in warnings:
-        print(f"{'not_durable':20} {warning}")
-    print(f"the catalogue and the blobs belong together: {len(warnings)} findings")
-    if warnings:
         sys.exit(_FAILED)
 
 
@@ -115,9 +111,8 @@ def backup(
     """Write the catalogue and all blobs to one file, consistently, while the service runs."""
     from adapters.maintenance.backup import back_up
 
-    with reported():
-        settings = _settings(data_dir)
-        made = back_up(settings.data_dir, file, settings.blob_location.open())
+    with reported(), _opened_database(settings := _settings(data_dir)) as database:
+        made = back_up(settings.data_dir, file, settings.blob_location.open(), database)
     print(f"{file}: revision {made.revision}, {made.blobs} blobs, {made.bytes:,} bytes")
     for damage in made.damages:
         print(f"{damage.problem:20} {damage.part}: {damage.detail}")
@@ -129,13 +124,12 @@ def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `loraplex backup` wrote.")],
     data_dir: DataDir = None,
 ) -> None:
-    """Create a data folder from a backup. The folder, and the bucket's prefix if there is one, must be empty."""
+    """Create a store from a backup. The data folder, and the database and the prefix of the settings, must be empty."""
     from adapters.maintenance.restore import restore as restore_backup
 
-    with reported():
-        settings = load_settings({"data_dir": data_dir})
+    with reported(), _opened_database(settings := load_settings({"data_dir": data_dir})) as database:
         folder = settings.data_dir
-        restored = restore_backup(file, folder, settings.blob_location if settings.blob_url else None)
+        restored = restore_backup(file, folder, settings.blob_location if settings.blob_url else None, database)
     print(f"{folder}: revision {restored.revision}, {restored.blobs} blobs, every digest checked")
     _print_findings(restored.findings)
     if restored.findings:
@@ -147,7 +141,9 @@ def gc(
     vacuum: Annotated[
         bool,
         typer.Option(
-            "--vacuum", help="Also shrink the catalogue's file. Changes wait meanwhile, about a second for 100 MB."
+            "--vacuum",
+            help="Also shrink the catalogue's file: changes wait meanwhile, about a second for 100 MB. On PostgreSQL, "
+            "run VACUUM (ANALYZE), beside which changes go on.",
         ),
     ] = False,
     audit_days: Annotated[
@@ -171,7 +167,7 @@ def gc(
     from app.bootstrap import open_catalog
 
     with reported():
-        settings = _settings(data_dir, takes_postgres=not vacuum)
+        settings = _settings(data_dir)
         folder = settings.data_dir
         if settings.database_url is None:
             check_schema(folder)
@@ -193,7 +189,11 @@ def gc(
         print(f"idempotency keys: {keys} expired ones removed")
         if removed is not None:
             print(f"audit log: {removed:,} entries removed")
-        if vacuum:
+        if vacuum and settings.database_url is not None:
+            with _opened_database(settings) as database:
+                assert database is not None
+                print(f"catalogue: {database.vacuum():,} bytes freed")
+        elif vacuum:
             before = (folder / CATALOG).stat().st_size
             with connected(folder / CATALOG) as connection:
                 connection.execute("PRAGMA journal_mode=TRUNCATE")

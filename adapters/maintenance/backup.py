@@ -3,7 +3,7 @@
 | member | content |
 |---|---|
 | `backup.json` | form of the backup, store id, revision, number and bytes of the blobs |
-| `catalog.sqlite3` | the catalogue in one read transaction, without pending blobs |
+| `catalog.sqlite3` | the catalogue in one read transaction, without pending blobs; from PostgreSQL too |
 | `blobs/store-id`, `blobs/<name>` | the blobs that it refers to |
 | `DAMAGED` | the blobs that were missing or damaged when the backup was made, if there were any |
 | `SHA256SUMS` | the SHA-256 of each of these, in the form of `sha256sum` |
@@ -31,8 +31,11 @@ from typing import BinaryIO, NamedTuple
 
 from adapters.errors import BackupFailed, CatalogNotLoadable
 from adapters.maintenance.blob_checks import Damage, damage_of, read_parts, referenced_files
+from adapters.maintenance.catalog_reader import CatalogReader, opened_reader
+from adapters.maintenance.snapshot import copy_database, remove_pending
 from adapters.storage.blob_location import BlobLocation
 from adapters.storage.blobs import BLOB_NAME, BLOBS, STORE_ID, Blobs, storage_error, sync_folder
+from adapters.storage.database import Database
 from adapters.storage.schema import batched
 from adapters.storage.store_identity import CATALOG, catalog_bytes, check_integrity, check_store, connected
 
@@ -58,25 +61,25 @@ class Backup:
     """Blobs that are missing or damaged in the data folder, and therefore in the backup."""
 
 
-def back_up(folder: Path, target: Path, blobs: Blobs | None = None) -> Backup:
+def back_up(folder: Path, target: Path, blobs: Blobs | None = None, database: Database | None = None) -> Backup:
     """Write a backup of a data folder to a file, durably and atomically: after a crash, `target` is as it was.
 
-    The blobs are in the folder by default. The backup has everything that was acknowledged before this call. Raises
-    `BackupFailed`, `CatalogNotLoadable` if the catalogue is damaged or does not belong to the blobs, and
-    `StorageFailed` if a bucket does not answer. Damaged blobs do not stop it, but then an existing file is not
+    The catalogue and the blobs are in the folder by default. The backup has everything that was acknowledged before
+    this call. Raises `BackupFailed`, `CatalogNotLoadable` if the catalogue is damaged or does not belong to the blobs,
+    and `StorageFailed` if a bucket does not answer. Damaged blobs do not stop it, but then an existing file is not
     replaced.
     """
     blobs = blobs or BlobLocation(folder=folder).open()
     if target.resolve().is_relative_to(folder.resolve()):
         raise BackupFailed(f"{target} is inside the data folder")
-    if catalog_bytes(folder) == 0:
+    if database is None and catalog_bytes(folder) == 0:
         raise CatalogNotLoadable(f"{folder} has no catalogue {CATALOG}: there is nothing to back up")
-    check_store(folder, blobs=blobs)
+    check_store(folder, database, blobs=blobs)
     partial = target.with_name(f"{target.name}.partial")
     with _held_blobs(folder, blobs) as held, _written(partial, target) as archive:
-        missing = _take_snapshot(folder, blobs, held)
+        missing = _take_snapshot(folder, database, blobs, held)
         check_integrity(held / CATALOG)
-        with connected(held / CATALOG) as catalog:
+        with opened_reader(held) as catalog:
             backup = _write(archive, catalog, held, missing)
         if backup.damages and target.exists():
             raise BackupFailed(f"{target} was not replaced, because {len(backup.damages)} blobs are missing or damaged")
@@ -138,7 +141,7 @@ def _written(partial: Path, target: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _take_snapshot(folder: Path, blobs: Blobs, held: Path) -> set[str]:
+def _take_snapshot(folder: Path, database: Database | None, blobs: Blobs, held: Path) -> set[str]:
     """Copy the catalogue, and link the blobs that it refers to; return those that are missing.
 
     A blob that is deleted between the two steps is missing in this copy, and the next one does not refer to it. One
@@ -146,12 +149,13 @@ def _take_snapshot(folder: Path, blobs: Blobs, held: Path) -> set[str]:
     """
     missing: set[str] | None = None
     for _ in range(_MOST_SNAPSHOTS):
-        with connected(folder / CATALOG) as live, closing(sqlite3.connect(held / CATALOG)) as copy:
-            live.backup(copy)
-        with connected(held / CATALOG) as catalog:
-            if catalog.execute("PRAGMA table_info(pending_blobs)").fetchone():
-                # Their owners are not part of the backup.
-                catalog.execute("DELETE FROM pending_blobs")
+        if database is None:
+            with connected(folder / CATALOG) as live, closing(sqlite3.connect(held / CATALOG)) as copy:
+                live.backup(copy)
+            remove_pending(held / CATALOG)
+        else:
+            copy_database(database, held / CATALOG)
+        with opened_reader(held) as catalog:
             before, missing = missing, _hold(blobs, held, referenced_files(catalog))
         if not missing or missing == before:
             return missing
@@ -170,10 +174,10 @@ def _hold(blobs: Blobs, held: Path, names: Iterable[str]) -> set[str]:
     return missing
 
 
-def _write(archive: BinaryIO, catalog: sqlite3.Connection, held: Path, missing: set[str]) -> Backup:
+def _write(archive: BinaryIO, catalog: CatalogReader, held: Path, missing: set[str]) -> Backup:
     """Write the members of a backup."""
     names = sorted(set(referenced_files(catalog)) - missing)
-    store_id, revision = catalog.execute("SELECT store_id, revision FROM catalog").fetchone()
+    ((store_id, revision),) = catalog.rows("SELECT store_id, revision FROM catalog")
     sizes = {name: (held / name).stat().st_size for name in (CATALOG, *names)}
     info = {
         "format": FORMAT,

@@ -1,12 +1,8 @@
-"""Checks of blobs against the rows of a catalogue that refer to them.
-
-The catalogue is read as it is: one of an older release may lack tables and columns, and it is never migrated here.
-"""
+"""Checks of blobs against the rows of a catalogue that refer to them."""
 
 import errno
 import hashlib
 import os
-import sqlite3
 import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,13 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from adapters.access.tenants import DEFAULT_TENANT
-from adapters.errors import CatalogNotLoadable
+from adapters.maintenance.catalog_reader import CatalogReader
 from adapters.storage.blobs import NO_DESCRIPTORS, Blobs
 from adapters.storage.schema import batched
 
 _CHUNK_BYTES = 2**20
-# Names that one short statement reads, during which no other process can commit.
-_NAMES_AT_ONCE = 10_000
 
 
 class Problem(StrEnum):
@@ -45,6 +39,8 @@ class Problem(StrEnum):
     """The system cannot read a blob."""
     WRONG_TOTAL = "wrong_total"
     """The totals of a tenant, or the tally of a job, are not those of a count."""
+    NOT_DURABLE = "not_durable"
+    """The database may lose changes that were acknowledged."""
     ORPHAN = "orphan"
     """No row refers to a blob, and no process is writing it."""
 
@@ -92,44 +88,32 @@ SOURCES = (
 )
 
 
-def sources_in(connection: sqlite3.Connection) -> list[Source]:
+def sources_in(catalog: CatalogReader) -> list[Source]:
     """Return the columns that refer to blobs and exist in a catalogue."""
-    return [
-        source
-        for source in SOURCES
-        if source.column in {row[1] for row in connection.execute(f"PRAGMA table_info({source.table})")}
-    ]
+    return [source for source in SOURCES if source.column in catalog.columns(source.table)]
 
 
-def read_parts(connection: sqlite3.Connection, files: Iterable[str]) -> Mapping[str, Sequence[Part]]:
+def read_parts(catalog: CatalogReader, files: Iterable[str]) -> Mapping[str, Sequence[Part]]:
     """Return what the rows expect of these blobs; blobs that no row refers to are absent."""
     parts: defaultdict[str, list[Part]] = defaultdict(list)
-    sources = sources_in(connection)
+    sources = sources_in(catalog)
     for some in batched(files):
         for source in sources:
             columns = ", ".join((source.column, *source.location, *source.key))
             marks = ", ".join("?" * len(some))
             statement = f"SELECT {columns} FROM {source.table} WHERE {source.column} IN ({marks})"
-            for file, offset, length, digest, *key in connection.execute(statement, some).fetchall():
+            for file, offset, length, digest, *key in catalog.rows(statement, some):
                 parts[file].append(Part(source, tuple(key), file, offset, length, digest))
     return parts
 
 
-def referenced_files(connection: sqlite3.Connection) -> Iterator[str]:
+def referenced_files(catalog: CatalogReader) -> Iterator[str]:
     """Yield the names of the blobs that rows refer to; one may come more than once.
 
     Raises `CatalogNotLoadable` if the names are not in order, as those of a damaged index.
     """
-    for source in sources_in(connection):
-        column, after = source.column, ""
-        statement = f"SELECT DISTINCT {column} FROM {source.table} WHERE {column} > ? ORDER BY {column} LIMIT ?"
-        while rows := connection.execute(statement, (after, _NAMES_AT_ONCE)).fetchall():
-            yield from (name for (name,) in rows)
-            ((last,),) = rows[-1:]
-            if last <= after:
-                # Otherwise the same names would come again without end.
-                raise CatalogNotLoadable(f"the catalogue is damaged: the index of {source.table}.{column} has no order")
-            after = last
+    for source in sources_in(catalog):
+        yield from catalog.distinct(source.table, source.column)
 
 
 class Damage(NamedTuple):

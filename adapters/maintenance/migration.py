@@ -25,6 +25,7 @@ import sqlalchemy as sa
 
 from adapters.errors import MigrationFailed
 from adapters.maintenance.blob_checks import Damage, Part, Problem, damage_of, read_parts, referenced_files
+from adapters.maintenance.catalog_reader import opened_reader
 from adapters.maintenance.snapshot import copy_database, long_read, snapshot_of_folder
 from adapters.maintenance.table_copy import Report, TableSum, copied_tables, copy_tables, finish_copy, sum_tables
 from adapters.storage.blob_location import BlobLocation
@@ -33,7 +34,7 @@ from adapters.storage.database import Database
 from adapters.storage.pending_blobs import live_owners
 from adapters.storage.schema import batched, catalog, tenants
 from adapters.storage.sqlite_database import SqliteDatabase
-from adapters.storage.store_identity import CATALOG, CHECKPOINTS, RUNNING, UNFINISHED, WRITERS, connected
+from adapters.storage.store_identity import CATALOG, CHECKPOINTS, RUNNING, UNFINISHED, WRITERS
 
 if TYPE_CHECKING:
     from adapters.storage.object_blobs import ObjectBlobs
@@ -127,7 +128,9 @@ def move_to_servers(folder: Path, database: Database, blobs: "ObjectBlobs", opti
             if _state(folder) != before:
                 raise MigrationFailed(f"the catalogue of {folder} was changed during the copy: repeat the command")
 
-        tables = copy_rows(snapshot, database, is_complete=is_complete, check_source=check_source, options=options)
+        tables = copy_rows(
+            snapshot, database, is_complete=is_complete, check_source=check_source, report=options.report
+        )
     return Move(
         store_id=store_id, revision=revision, is_complete=True, blobs=counts, checkpoints=len(saved), tables=tables
     )
@@ -216,8 +219,8 @@ def copy_rows(
     database: Database,
     *,
     is_complete: bool,
-    check_source: Callable[[], object],
-    options: MoveOptions,
+    check_source: Callable[[], object] = lambda: None,
+    report: Report = lambda _: None,
 ) -> Mapping[str, TableSum]:
     """Copy every table and complete the target, or compare the tables if it is complete; return their sums.
 
@@ -225,7 +228,7 @@ def copy_rows(
     """
     with snapshot.read() as source:
         if not is_complete:
-            sums = copy_tables(source, database, report=options.report)
+            sums = copy_tables(source, database, report=report)
             check_source()
             with database.write() as connection:
                 finish_copy(source, connection)
@@ -251,14 +254,14 @@ def copy_blobs(
 
     Raises `MigrationFailed` with what is damaged or missing in the source, after all others were copied.
     """
-    with connected(snapshot.path) as connection:
-        referenced = sorted(set(referenced_files(connection)))
+    with opened_reader(snapshot.path.parent) as reader:
+        referenced = sorted(set(referenced_files(reader)))
         there = set(target.names())
         progress = _Progress(len(referenced), options.report)
         copier = _BlobCopier(source, target, there, options=options, only_compares=only_compares)
         with ThreadPoolExecutor(_THREADS) as pool:
             for names in batched(referenced):
-                parts = read_parts(connection, names)
+                parts = read_parts(reader, names)
                 for outcome in pool.map(copier.copy, names, (parts[name] for name in names)):
                     progress.add(outcome)
     if progress.damages:

@@ -10,6 +10,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -20,10 +21,12 @@ from adapters.access import audit
 from adapters.access.audit import Action, Change
 from adapters.errors import CatalogNotLoadable
 from adapters.maintenance.blob_checks import SOURCES, Part, Problem, damage_of, read_parts
+from adapters.maintenance.catalog_reader import opened_reader
 from adapters.maintenance.doctor import Diagnosis, Finding, diagnose, find_drifts, integrity_findings
 from adapters.storage import schema
 from adapters.storage.blob_location import BlobLocation
 from adapters.storage.blobs import BLOBS, Blobs, sync_folder
+from adapters.storage.database import Database
 from adapters.storage.pending_blobs import BlobWriter, live_owners
 from adapters.storage.quarantine import Quarantine
 from adapters.storage.sqlite_database import SqliteDatabase
@@ -51,27 +54,34 @@ class Owner(NamedTuple):
 
 
 def repair(
-    folder: Path, diagnosis: Diagnosis, blobs: Blobs | None = None, *, remove_lost: bool = False
+    folder: Path,
+    diagnosis: Diagnosis,
+    blobs: Blobs | None = None,
+    database: Database | None = None,
+    *,
+    remove_lost: bool = False,
 ) -> list[Repair]:
     """Repair what can be repaired; return what was done about each finding, in the same order.
 
-    blobs: those in the folder by default.
+    blobs, database: those in the folder by default.
     remove_lost: remove the versions whose bytes have no other copy, the statistics that are lost, and the aliases that
     point to no version. Raises `CatalogNotLoadable` if the tables are those of another release.
     """
     if diagnosis.has(Problem.STORE_MISMATCH):
         return [Repair(finding, False, _ADVICE.get(finding.problem, "not repaired")) for finding in diagnosis.findings]
-    check_schema(folder)
     done: list[Repair] = []
-    if damage := integrity_findings(folder):
-        left = _rebuild_indexes(folder)
-        if left:
-            return [Repair(finding, False, _ADVICE.get(finding.problem, "not repaired")) for finding in left]
-        done = [Repair(finding, True, "the indexes were built again") for finding in damage]
-        # The damage may have hidden the rest.
-        diagnosis = diagnose(folder, blobs)
+    if database is None:
+        check_schema(folder)
+        if damage := integrity_findings(folder):
+            left = _rebuild_indexes(folder)
+            if left:
+                return [Repair(finding, False, _ADVICE.get(finding.problem, "not repaired")) for finding in left]
+            done = [Repair(finding, True, "the indexes were built again") for finding in damage]
+            # The damage may have hidden the rest.
+            diagnosis = diagnose(folder, blobs)
     with ExitStack() as stack:
-        surgeon = _Surgeon(folder, blobs or BlobLocation(folder=folder).open(), stack, remove_lost=remove_lost)
+        blobs = blobs or BlobLocation(folder=folder).open()
+        surgeon = _Surgeon(folder, blobs, database, stack, remove_lost=remove_lost)
         return [*done, *(Repair(finding, *surgeon.treat(finding)) for finding in diagnosis.findings)]
 
 
@@ -80,6 +90,7 @@ _ADVICE = {
     Problem.STORE_MISMATCH: "not repaired: see 'A start that is refused' in docs/operations.md",
     Problem.DAMAGED_CATALOG: _DAMAGED,
     Problem.DAMAGED_INDEX: _DAMAGED,
+    Problem.NOT_DURABLE: "not repaired: change the settings of the server",
 }
 
 
@@ -134,13 +145,15 @@ def _copy_tables(catalog: Path, target: Path) -> None:
 
 
 class _Surgeon:
-    """Repairs one data folder."""
+    """Repairs one store."""
 
-    def __init__(self, folder: Path, blobs: Blobs, stack: ExitStack, *, remove_lost: bool) -> None:
+    def __init__(
+        self, folder: Path, blobs: Blobs, database: Database | None, stack: ExitStack, *, remove_lost: bool
+    ) -> None:
         self._folder = folder
         self._remove_lost = remove_lost
-        self._database = SqliteDatabase(folder)
-        stack.callback(self._database.close)
+        self._opened = partial(opened_reader, folder, database)
+        self._database: Database = database or stack.enter_context(closing(SqliteDatabase(folder)))
         self._quarantine = Quarantine(folder, now=time.time)
         self._blobs = blobs
         self._writer = BlobWriter(self._database, self._blobs, folder)
@@ -156,9 +169,18 @@ class _Surgeon:
             return self._restore(finding.part)
         if finding.problem is Problem.WRONG_TOTAL:
             return self._correct()
+        if finding.problem is Problem.DAMAGED_INDEX:
+            return self._rebuild(finding)
         if finding.problem is Problem.DANGLING_REFERENCE and self._remove_lost:
             return self._remove_dangling(finding)
         return False, _ADVICE.get(finding.problem, "not repaired")
+
+    def _rebuild(self, finding: Finding) -> tuple[bool, str]:
+        """Build an index of PostgreSQL again; writers of its table wait meanwhile."""
+        with self._database.write() as connection:
+            quoted = connection.dialect.identifier_preparer.quote_identifier(finding.subject)
+            connection.execute(sa.text(f"REINDEX INDEX {quoted}"))
+        return True, "the index was built again"
 
     def _sweep(self, finding: Finding) -> tuple[bool, str]:
         if self._swept is None:
@@ -211,15 +233,15 @@ class _Surgeon:
 
     def _rows_with(self, digest: str, length: int) -> list[tuple[str, int]]:
         """Return the blob and offset of each row whose bytes have this digest."""
-        with connected(self._folder / CATALOG) as connection:
+        with self._opened() as catalog:
             return [
-                row
+                (file, offset)
                 for source in SOURCES
                 if source.location[2] != "NULL"
-                for row in connection.execute(
+                for file, offset in catalog.rows(
                     f"SELECT {source.column}, {source.location[0]} FROM {source.table} WHERE digest = ? AND bytes = ?",
                     (digest, length),
-                ).fetchall()
+                )
             ]
 
     def _remove(self, part: Part) -> tuple[bool, str]:
@@ -266,8 +288,8 @@ class _Surgeon:
 
     def _set_aside_unused(self, file: str) -> None:
         """Move a damaged blob to quarantine if no row refers to it any more."""
-        with connected(self._folder / CATALOG) as connection:
-            is_used = bool(read_parts(connection, [file]))
+        with self._opened() as catalog:
+            is_used = bool(read_parts(catalog, [file]))
         if not is_used:
             self._blobs.set_aside([file])
 

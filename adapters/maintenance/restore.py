@@ -8,6 +8,7 @@ it.
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,11 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from adapters.errors import BackupFailed, CatalogNotLoadable, StorageFailed
+from adapters.errors import BackupFailed, CatalogNotLoadable, CatalogUnavailable, MigrationFailed, StorageFailed
 from adapters.maintenance.backup import DAMAGED, FORMAT, INFO, SUMS, Member, read_members
 from adapters.maintenance.doctor import Finding, diagnose
+from adapters.maintenance.migration import begin_copy, copy_rows
+from adapters.maintenance.snapshot import snapshot_of_folder
 from adapters.storage.blob_location import BlobLocation
 from adapters.storage.blobs import BLOB_NAME, BLOBS, STORE_ID, Blobs, storage_error, sync_folder
+from adapters.storage.database import Database
 from adapters.storage.store_identity import CATALOG, MIGRATION_LOCK, connected, read_id
 
 _MAX_INFO_BYTES = 2**24
@@ -42,13 +46,15 @@ class Restored:
     """Damage that the data folder had when the backup was made."""
 
 
-def restore(source: Path, folder: Path, location: BlobLocation | None = None) -> Restored:
+def restore(
+    source: Path, folder: Path, location: BlobLocation | None = None, database: Database | None = None
+) -> Restored:
     """Create a data folder from a backup. Raises `BackupFailed`, and then nothing was created.
 
-    The folder must be missing or empty. With a `location`, which must be that of no store, the blobs move there; a
-    restore that failed can be repeated.
+    The folder must be missing or empty. With a `location`, which must be that of no store, the blobs move there; with a
+    `database`, which must be empty, the rows. A restore that failed can be repeated: no service accepts what it left.
     """
-    if location is not None and (store_id := location.open().read_store_id()) is not None:
+    if database is None and location is not None and (store_id := location.open().read_store_id()) is not None:
         raise BackupFailed(f"the bucket belongs to the store {store_id}: restore into a new prefix")
     try:
         with source.open("rb", buffering=_BUFFER_BYTES) as archive, _new_folder(folder) as fresh:
@@ -60,14 +66,33 @@ def restore(source: Path, folder: Path, location: BlobLocation | None = None) ->
                 (fresh / name).unlink(missing_ok=True)
             if findings and not is_damaged:
                 raise BackupFailed(f"the backup is damaged: {findings[0].subject}: {findings[0].detail}")
-            if location is not None:
+            if database is not None:
+                _move_rows(fresh, location, database)
+            elif location is not None:
                 _move_blobs(fresh, replace(location, folder=fresh).open(), info["store_id"])
-    except (CatalogNotLoadable, StorageFailed) as error:
+    except (CatalogNotLoadable, CatalogUnavailable, MigrationFailed, StorageFailed) as error:
         raise BackupFailed(f"the backup cannot be used: {error.detail}") from error
     except OSError as error:
         reason = storage_error(error, what=str(folder)) or error
         raise BackupFailed(f"the backup cannot be restored: {reason}") from error
     return Restored(info["revision"], info["blobs"], findings)
+
+
+def _move_rows(fresh: Path, location: BlobLocation | None, database: Database) -> None:
+    """Copy the rows of a restored folder to a database, and the blobs to a bucket if they belong there."""
+    with (
+        tempfile.TemporaryDirectory(dir=fresh, prefix="catalog-") as scratch,
+        snapshot_of_folder(fresh, Path(scratch)) as snapshot,
+    ):
+        identity = snapshot.identity(with_references=False)
+        assert identity is not None
+        assert identity.store_id is not None
+        blobs = replace(location or BlobLocation(folder=fresh), folder=fresh).open()
+        is_complete = begin_copy(database, blobs, identity.store_id)
+        if location is not None and not is_complete:
+            _move_blobs(fresh, blobs, identity.store_id)
+        copy_rows(snapshot, database, is_complete=is_complete)
+    (fresh / CATALOG).unlink()
 
 
 def _move_blobs(fresh: Path, blobs: Blobs, store_id: str) -> None:
@@ -100,9 +125,10 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             sync_folder(path)
         if is_mount:
             for name in (BLOBS, CATALOG):
-                (fresh / name).rename(folder / name)
+                if (fresh / name).exists():
+                    (fresh / name).rename(folder / name)
                 sync_folder(folder)
-            fresh.rmdir()
+            shutil.rmtree(fresh)
         else:
             # It replaces an empty folder, but not one that another process has put something into.
             fresh.rename(folder)

@@ -10,21 +10,25 @@ import json
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from adapters.maintenance.blob_checks import read_parts, referenced_files, stored_damage
+from adapters.maintenance.catalog_reader import CatalogReader, opened_reader
 from adapters.maintenance.doctor import confirmed_damage
 from adapters.storage.blob_location import BlobLocation
 from adapters.storage.blobs import Blobs
+from adapters.storage.database import Database, WriterLocks
 from adapters.storage.quarantine import SECONDS_A_DAY
 from adapters.storage.schema import batched
-from adapters.storage.store_identity import CATALOG, connected
 
 _STATE = "scrub.json"
 _MAX_FINDINGS = 1000
+# Owner of the lock of the one process that scrubs what several machines share.
+_SCRUBBER = "7363727562626572" + 16 * "0"
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,26 @@ class ScrubState:
     """Description of the damage of each blob that was damaged when it was last read, by name."""
 
 
+class ScrubTurn:
+    """Choice of the one process that scrubs a store which several machines share: the first one, until it ends."""
+
+    def __init__(self, locks: WriterLocks | None) -> None:
+        self._locks = locks
+        self._is_ours = False
+
+    def take(self) -> bool:
+        """Return whether this process is the one. Raises `CatalogBusy` and `CatalogUnavailable`."""
+        if self._locks is None:
+            return True
+        if not self._is_ours and self._locks.live([_SCRUBBER]):
+            return False
+        # Until the lock is held: after a lost connection, another process may have it.
+        self._is_ours = False
+        self._locks.hold(_SCRUBBER)
+        self._is_ours = True
+        return True
+
+
 def read_state(folder: Path) -> ScrubState:
     """Return the state of the scrub; that of one that has not begun if there is none or it is malformed."""
     with suppress(OSError, ValueError, TypeError):
@@ -55,11 +79,14 @@ def scrub(
     folder: Path,
     blobs: Blobs | None = None,
     *,
+    database: Database | None = None,
     days: float,
     now: Callable[[], float],
     stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Check the blobs that are due, in the folder by default; return their number. New damage is logged.
+
+    The catalogue is that of the database, or the file in the folder.
 
     Does nothing while another process scrubs the folder. Raises `CatalogBusy`, `CatalogNotLoadable`, `OSError`, and
     `StorageFailed` if a bucket does not answer.
@@ -75,11 +102,11 @@ def scrub(
         if began_at is None or began_at > now():  # the clock went back
             began_at = state.began_at = now()
         # Those that are missing too.
-        with connected(folder / CATALOG) as catalog:
+        with opened_reader(folder, database) as catalog:
             names = sorted(set(referenced_files(catalog)))
         share = min(1.0, (now() - began_at) / (days * SECONDS_A_DAY / 2))
         due = names[bisect_right(names, state.position) : round(share * len(names))]
-        count = _check(folder, blobs, due, state, stop=stop)
+        count = _check(partial(opened_reader, folder, database), blobs, due, state, stop=stop)
         if share == 1.0 and count == len(due):
             state.began_at, state.position, state.finished_at = now(), "", now()
         # A blob that was deleted, or replaced by a new one, is no finding any more.
@@ -88,11 +115,18 @@ def scrub(
         return count
 
 
-def _check(folder: Path, blobs: Blobs, names: list[str], state: ScrubState, *, stop: Callable[[], bool]) -> int:
+def _check(
+    opened: Callable[[], AbstractContextManager[CatalogReader]],
+    blobs: Blobs,
+    names: list[str],
+    state: ScrubState,
+    *,
+    stop: Callable[[], bool],
+) -> int:
     """Check blobs in order, and change the state; return how many were checked before `stop` was true."""
     count = 0
     for some in batched(names):
-        with connected(folder / CATALOG) as catalog:
+        with opened() as catalog:
             expected = read_parts(catalog, some)
             for name in some:
                 if stop():

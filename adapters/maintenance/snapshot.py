@@ -53,9 +53,13 @@ def copy_file(catalog: Path, target: Path) -> None:
         if code != sqlite3.SQLITE_READONLY_ROLLBACK:
             raise CatalogNotLoadable(f"the catalogue {catalog} cannot be read: {error}") from error
         _copy_with_journal(catalog, target)
-    with connected(target) as connection:
+    remove_pending(target)
+
+
+def remove_pending(path: Path) -> None:
+    """Remove the pending blobs and the unstored jobs from a copy of a catalogue, because their owners are elsewhere."""
+    with connected(path) as connection:
         if connection.execute("PRAGMA table_info(pending_blobs)").fetchone():
-            # Their owners are not part of the copy.
             connection.execute(_UNSTORED)
             connection.execute("DELETE FROM pending_blobs")
 

@@ -23,7 +23,7 @@ from adapters.child_process import on_parent_exit
 from adapters.errors import LoraplexError
 from adapters.lora import kernel  # noqa: F401 - compiled with all other imports, while the collector is off
 from adapters.maintenance.backup import remove_abandoned_links
-from adapters.maintenance.scrub import scrub
+from adapters.maintenance.scrub import ScrubTurn, scrub
 from adapters.storage.turns import Task, take_turn
 from app import bootstrap
 from app.http.application import create_app
@@ -79,17 +79,18 @@ def _maintain(catalog: Catalog, usage: Usage, settings: Settings) -> None:
     if sys.platform == "linux":
         # Of this thread alone: requests come first.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _MAINTENANCE_NICENESS)
+    database = None if settings.database_url is None else catalog.database
+    scrub_turn = ScrubTurn(catalog.database.writer_locks())
     while True:
         time.sleep(_SECONDS_BETWEEN_MAINTENANCE)
         try:
             remove_abandoned_links(settings.data_dir, catalog.blobs)
-            if settings.database_url is not None:
+            if database is None:
+                _expire(catalog, usage)
+            else:
                 _maintain_in_turn(catalog, usage)
-                continue
-            _expire(catalog, usage)
-            # The scrub and the doctor read the catalogue in the data folder.
-            if settings.scrub_days:
-                scrub(settings.data_dir, catalog.blobs, days=settings.scrub_days, now=time.time)
+            if settings.scrub_days and scrub_turn.take():
+                scrub(settings.data_dir, catalog.blobs, database=database, days=settings.scrub_days, now=time.time)
         except (LoraplexError, OSError) as error:
             log.warning("the data folder cannot be maintained now: %s", error)
 

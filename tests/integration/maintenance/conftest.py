@@ -16,6 +16,7 @@ from adapters.catalog.versions import Version
 from adapters.clock import rfc3339
 from adapters.jobs.queue import JobQueue
 from adapters.storage.blob_location import BlobLocation
+from adapters.storage.database import Database
 from adapters.storage.schema import dataset_versions, datasets
 from adapters.storage.totals import add_to_totals
 from tests.support.catalog_factories import publication, put, submit
@@ -64,9 +65,9 @@ class Filled:
             return connection.execute(statement, values).fetchall()
 
 
-def fill(folder: Path, blobs: BlobLocation | None = None) -> Filled:
+def fill(folder: Path, blobs: BlobLocation | None = None, database: Database | None = None) -> Filled:
     """Open a catalogue in a folder, and publish one blob of each kind."""
-    catalog = Catalog(folder, now=time.time, blobs=blobs)
+    catalog = Catalog(folder, now=time.time, blobs=blobs, database=database)
     queue = JobQueue(catalog.database, catalog.writer, now=time.time, lease_seconds=15)
     acme = put(catalog, "acme", 1)
     pack = [
