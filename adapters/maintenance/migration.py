@@ -191,7 +191,7 @@ def begin_copy(database: Database, blobs: Blobs, store_id: str) -> bool:
         is_empty = all(_is_empty(connection, table) for table in copied_tables())
     unfinished = f"{UNFINISHED}{store_id}"
     advice = "take an empty database and an empty prefix"
-    if catalog_id == blobs_id == store_id:
+    if catalog_id == blobs_id == store_id and not is_empty:
         return True
     if blobs_id not in (None, store_id):
         raise MigrationFailed(f"the blobs of the target belong to the store {blobs_id}, not to {store_id}: {advice}")

@@ -92,10 +92,8 @@ def test_each_fault_is_found_and_repaired(opened: Opened, url: str, location: Bl
     orphan = write_orphan(filled.catalog, b"no row")
     execute(url, "UPDATE aliases SET version = 9 WHERE adapter = 'a'")
     execute(url, "UPDATE totals SET adapters = adapters + 2")
-    execute(url, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_versions_file'::regclass")
     found = {(one.problem, one.subject) for one in findings_of(filled, database, location)}
     assert found == {
-        (Problem.DAMAGED_INDEX, "ix_versions_file"),
         (Problem.DANGLING_REFERENCE, "aliases a@live"),
         (Problem.MISSING_BLOB, "adapter acme@1"),
         (Problem.WRONG_BYTES, "data set rows@1"),
@@ -118,6 +116,16 @@ def test_what_a_process_is_writing_is_no_orphan(opened: Opened, location: BlobLo
         name = upload.write(b"on its way")
         assert findings_of(filled, database, location) == []
         assert name in filled.catalog.blobs.names()
+
+
+def test_an_index_whose_creation_did_not_end_is_built_again(opened: Opened, url: str, location: BlobLocation) -> None:
+    filled, database = opened
+    execute(url, "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_versions_file'::regclass")
+    (finding,) = findings_of(filled, database, location)
+    assert (finding.problem, finding.subject) == (Problem.DAMAGED_INDEX, "ix_versions_file")
+    blobs = location.open()
+    repair(filled.folder, diagnose(filled.folder, blobs, database), blobs, database)
+    assert findings_of(filled, database, location) == []
 
 
 def test_an_index_with_wrong_entries_is_found_if_the_extension_is_there(
@@ -152,8 +160,9 @@ def test_one_process_of_several_scrubs(opened: Opened, url: str, location: BlobL
     for now in (began, began + 2 * 86_400):
         scrub(filled.folder, location.open(), database=database, days=2, now=lambda now=now: now)  # type: ignore[misc]
     assert list(read_state(filled.folder).damaged) == [filled.acme.file]
-    first, second = ScrubTurn(database.writer_locks()), ScrubTurn(PostgresDatabase(url).writer_locks())
-    assert (first.take(), second.take(), first.take()) == (True, False, True)
+    with closing(PostgresDatabase(url)) as other:
+        first, second = ScrubTurn(database.writer_locks()), ScrubTurn(other.writer_locks())
+        assert (first.take(), second.take(), first.take()) == (True, False, True)
 
 
 def test_a_backup_can_be_restored_on_each_kind_of_storage(
@@ -269,6 +278,7 @@ def test_the_commands_work_on_the_storage_of_the_settings(
     assert collected.stdout.splitlines()[-1].startswith("catalogue: ")
     backup = run("backup", tmp_path / "backup.tar")
     assert (backup.exit_code, "7 blobs" in backup.stdout) == (0, True), backup.output
+    put(filled.catalog, "later", 40)
     refused = run("restore", tmp_path / "backup.tar", "--data-dir", tmp_path / "new")
     assert refused.exit_code == 1
     monkeypatch.setenv("LORAPLEX_DATABASE_URL", postgres_server.new_database())
