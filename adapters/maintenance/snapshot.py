@@ -4,6 +4,7 @@ The source is only read. Backups have such a file, and a store is copied to othe
 """
 
 import hashlib
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from adapters.clock import rfc3339
 from adapters.errors import CatalogBusy, CatalogNotLoadable
 from adapters.maintenance.table_copy import Report, copy_tables, finish_copy
 from adapters.storage.database import Database
-from adapters.storage.schema import job_adapters, jobs, pending_blobs
+from adapters.storage.schema import catalog, job_adapters, jobs, pending_blobs, tenants
 from adapters.storage.sqlite_database import SqliteDatabase
 from adapters.storage.store_identity import CATALOG, check_integrity, connected
 
@@ -101,24 +103,24 @@ def long_read(database: Database) -> Iterator[Connection]:
 def snapshot_of_folder(folder: Path, scratch: Path) -> Iterator[SqliteDatabase]:
     """Yield a copy of the catalogue of a data folder, upgraded to the tables of this release and checked.
 
-    One of a release that had no store ids gets one that depends on its content alone.
+    What the upgrade of an older catalogue makes up depends on its file alone, so that a repetition has the same rows.
     """
     if not (folder / CATALOG).exists():
         raise CatalogNotLoadable(f"{folder} has no catalogue {CATALOG}")
     copy_file(folder / CATALOG, scratch / CATALOG)
     check_integrity(scratch / CATALOG)
-    has_id = _has_id(scratch / CATALOG)
-    with closing(SqliteDatabase(scratch)) as database:
-        if not has_id:
-            with (folder / CATALOG).open("rb") as file:
+    with connected(scratch / CATALOG) as old:
+        has_tenants, has_ids = (
+            column in {row[1] for row in old.execute(f"PRAGMA table_info({table})")}
+            for table, column in (("tenants", "name"), ("catalog", "store_id"))
+        )
+        has_id = has_ids and old.execute("SELECT store_id FROM catalog").fetchone()[0] is not None
+    with closing(SqliteDatabase(scratch)) as database, (folder / CATALOG).open("rb") as file:
+        with database.write() as connection:
+            if not has_id:
                 store_id = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-            with database.write() as connection:
-                connection.execute(sa.text("UPDATE catalog SET store_id = :id"), {"id": store_id})
+                connection.execute(sa.update(catalog).values(store_id=store_id))
+            if not has_tenants:
+                created_at = rfc3339(os.fstat(file.fileno()).st_mtime)
+                connection.execute(sa.update(tenants).values(created_at=created_at))
         yield database
-
-
-def _has_id(path: Path) -> bool:
-    with connected(path) as connection:
-        if "store_id" not in {row[1] for row in connection.execute("PRAGMA table_info(catalog)")}:
-            return False
-        return any(store_id for (store_id,) in connection.execute("SELECT store_id FROM catalog"))
