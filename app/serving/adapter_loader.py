@@ -168,8 +168,8 @@ class AdapterLoader:
         """Return the resolution of an entry without waiting, or None if it needs `load`; raise the errors of `load`."""
         versions: list[Version | None] = []
         adapters: list[Adapter | None] = []
-        hits = misses = 0
-        cached_versions = snapshot.cached(entry.grant.caller.tenant)
+        hits = misses = rank = 0
+        cached_versions = snapshot.cached(entry.tenant)
         for reference in entry.references:
             if reference is None:
                 versions.append(None)
@@ -178,7 +178,10 @@ class AdapterLoader:
             version = cached_versions.get(reference)
             if version is None:
                 return None
-            self._check(version, reference, entry)
+            try:
+                version.check_servable(self._base, self._feature_space)
+            except LoraplexError as error:
+                raise _locate(error, reference, entry) from None
             adapter = self._cache.get(version.digest)
             if adapter is not None:
                 hits += 1
@@ -190,17 +193,19 @@ class AdapterLoader:
                     return None  # `load` starts again, and counts the hits and misses
             versions.append(version)
             adapters.append(adapter)
+            if adapter.rank > rank:
+                rank = adapter.rank
         self._hits += hits
         if misses:
             self._misses += misses
-        return Resolution(versions, adapters)
+        return Resolution(versions, adapters, rank)
 
     async def load(self, snapshot: Snapshot, entry: QueueEntry) -> Resolution:
         """Resolve an entry with queries to the catalogue, and load its adapters from their blobs.
 
         Raises `NotFound`, `BaseMismatch` or `FeatureSpaceMismatch` with the row, or `BlobCorrupt`.
         """
-        tenant = entry.grant.caller.tenant
+        tenant = entry.tenant
         previous: list[Version | None] | None = None
         while True:
             versions = await self._find_versions(snapshot, entry)
@@ -225,10 +230,10 @@ class AdapterLoader:
             for version, adapter in zip(versions, adapters, strict=True):
                 if version is not None and adapter is not None:
                     self._cache.add(version.digest, adapter)
-            return Resolution(versions, adapters)
+            return Resolution(versions, adapters, max(0 if adapter is None else adapter.rank for adapter in adapters))
 
     async def _find_versions(self, snapshot: Snapshot, entry: QueueEntry) -> list[Version | None]:
-        tenant = entry.grant.caller.tenant
+        tenant = entry.tenant
         cached = snapshot.cached(tenant)
         queries = {
             reference: self._versions.get((snapshot, tenant, reference), tenant=tenant)

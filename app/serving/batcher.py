@@ -177,7 +177,7 @@ class Batcher:
             self._loop = asyncio.get_running_loop()
         wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
         entry = QueueEntry(request, grant, self._loop.create_future(), wait_seconds=wait, disconnected=disconnected)
-        tenant = grant.caller.tenant
+        tenant = entry.tenant
         self._rows += entry.rows
         self._tenant_rows[tenant] = self._tenant_rows.get(tenant, 0) + entry.rows
         self._arrived.append(entry)
@@ -189,7 +189,7 @@ class Batcher:
     def release(self, entry: QueueEntry) -> None:
         """Give back the room of an entry that has ended."""
         entry.release()
-        tenant = entry.grant.caller.tenant
+        tenant = entry.tenant
         self._rows -= entry.rows
         rows = self._tenant_rows[tenant] - entry.rows
         if rows:
@@ -276,11 +276,12 @@ class Batcher:
         """Resolve entries by a snapshot of this age; start the loads."""
         now = time.perf_counter()
         known: Iterable[Resolution | None] = self._forecast.resolutions if self._forecast is not None else repeat(None)
+        is_current = self._grants.is_current
         for entry, resolution in zip(arrived, known, strict=False):
             if entry.has_ended(now):
                 continue
             try:
-                if not self._grants.is_current(entry.grant):
+                if not is_current(entry.grant):
                     resolution = None
                 elif resolution is None:
                     resolution = self._loader.try_cached(snapshot, entry)
@@ -313,10 +314,7 @@ class Batcher:
         except LoraplexError:
             # To be raised by the resolution that counts.
             return None
-        forward, is_small = self._prepare(
-            (entry.request.inputs_NI, entry.choice_N, resolution)
-            for entry, resolution in zip(entries, resolutions, strict=True)
-        )
+        forward, is_small = self._prepare([EntrySlice(entry, 0, entry.rows) for entry in entries], resolutions)
         return _Forecast(snapshot, entries, resolutions, forward()) if is_small else None
 
     async def _load(self, snapshot: Snapshot, entry: QueueEntry, age_seconds: float) -> None:
@@ -338,10 +336,7 @@ class Batcher:
                 part.entry.timing.taken = forecast.outputs[1].began
             self._finish(slices, lambda: forecast.outputs)
             return
-        forward, is_small = self._prepare(
-            (entry.request.inputs_NI[begin:end], entry.choice_N[begin:end], entry.resolution)
-            for entry, begin, end in slices
-        )
+        forward, is_small = self._prepare(slices, [part.entry.resolution for part in slices])
         if is_small:
             self._finish(slices, forward)
         else:
@@ -350,19 +345,20 @@ class Batcher:
             work.add_done_callback(lambda work: self._finish(slices, work.result))
 
     def _prepare(
-        self, requests: Iterable[tuple[Float32, Sequence[int], Resolution | None]]
+        self, slices: Sequence[EntrySlice], resolutions: Sequence[Resolution | None]
     ) -> tuple[Callable[[], _Outputs], bool]:
-        """Return the forward pass of rows with the choices and resolutions of their requests; whether it is small."""
+        """Return the forward pass of slices with the resolutions of their entries, and whether it is small."""
         choices: dict[Adapter | None, int] = {}
         choice_M: list[int] = []
         parts: list[Float32] = []
         ranks = 0
-        for inputs_KI, choice_K, resolution in requests:
+        for (entry, begin, end), resolution in zip(slices, resolutions, strict=True):
             assert resolution is not None
-            parts.append(inputs_KI)
-            ranks += len(choice_K) * resolution.rank
-            for choice in choice_K:
-                choice_M.append(choices.setdefault(resolution.adapters[choice], len(choices)))
+            adapters = resolution.adapters
+            parts.append(entry.request.inputs_NI[begin:end])
+            ranks += (end - begin) * resolution.rank
+            for choice in entry.choice_N[begin:end]:
+                choice_M.append(choices.setdefault(adapters[choice], len(choices)))
         return partial(self._forward, parts, list(choices), choice_M), self._is_small(len(choice_M), ranks)
 
     def _is_small(self, M: int, ranks: int) -> bool:

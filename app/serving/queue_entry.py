@@ -55,11 +55,8 @@ class Resolution(NamedTuple):
 
     versions: Sequence[Version | None]
     adapters: Sequence[Adapter | None]
-
-    @property
-    def rank(self) -> int:
-        """Largest rank of the adapters; 0 for the bare base layer alone."""
-        return max([0 if adapter is None else adapter.rank for adapter in self.adapters])
+    rank: int
+    """Largest rank of the adapters; 0 for the bare base layer alone."""
 
 
 @dataclass(slots=True)
@@ -91,8 +88,8 @@ class QueueEntry:
     """Queue entry of one inference request: its progress, and the future of its result."""
 
     __slots__ = (
-        *("request", "grant", "references", "choice_N", "rows", "future", "timing", "resolution", "taken_rows"),
-        "age_seconds",
+        *("request", "grant", "tenant", "references", "choice_N", "rows", "future", "timing", "resolution"),
+        *("taken_rows", "age_seconds"),
         *("_done_rows", "_outputs_NO", "_disconnected", "_watch", "_watch_timer"),
     )
 
@@ -108,6 +105,7 @@ class QueueEntry:
         self.request = request
         # Checked again when the entry is resolved, because its key may have been revoked since.
         self.grant = grant
+        self.tenant = grant.caller.tenant
         self.future = future
         # Distinct references; row n is for `references[choice_N[n]]`.
         self.references = request.references
@@ -166,9 +164,10 @@ class QueueEntry:
             assert timing.taken is not None
             assert self.resolution is not None
             queue_seconds, versions = timing.taken - timing.submitted, self.resolution.versions
-            durations = queue_seconds, timing.forward_seconds, self.age_seconds
-            result = InferenceResult(self._outputs_NO, versions, self.choice_N, *durations)
-            self.future.set_result(result)
+            forward_seconds, age_seconds = timing.forward_seconds, self.age_seconds
+            self.future.set_result(
+                InferenceResult(self._outputs_NO, versions, self.choice_N, queue_seconds, forward_seconds, age_seconds)
+            )
 
     def fail(self, error: Exception) -> None:
         """Set an error as the result, unless there is a result already."""
