@@ -99,6 +99,8 @@ class AcceptedHead(NamedTuple):
 
     headers: Mapping[bytes, bytes]
     grant: Grant
+    infer: re.Match[bytes] | None
+    """Match of `_INFER_URL`; None for `/predict`."""
 
 
 class FastPathRequest(NamedTuple):
@@ -146,14 +148,14 @@ class FastPath:
         `is_idle` is whether the connection can send the answer as soon as there is one.
         """
         if url == _PREDICT_URL:
-            allowed = ALLOWED_HEADERS[PREDICT]
-        elif _INFER_URL.fullmatch(url) is not None:
-            allowed = ALLOWED_HEADERS[INFER]
+            infer, allowed = None, ALLOWED_HEADERS[PREDICT]
         else:
-            return None
+            infer, allowed = _INFER_URL.fullmatch(url), ALLOWED_HEADERS[INFER]
+            if infer is None:
+                return None
         named = dict(headers)
         host, length = named.get(b"host"), named.get(b"content-length", b"")
-        grant = self._grants.of_header(named.get(b"authorization"))
+        grant = self._grants.of_header(named.get(b"authorization")) if self._grants.has_keys else OPEN_GRANT
         if not is_idle:
             reason = Fallback.CONNECTION
         elif len(named) != len(headers) or not allowed.issuperset(named):
@@ -167,7 +169,7 @@ class FastPath:
         elif not self._batcher.has_room(grant.caller.tenant):
             reason = Fallback.QUEUE
         else:
-            return AcceptedHead(named, grant)
+            return AcceptedHead(named, grant, infer)
         self.count_fallback(reason)
         return None
 
@@ -176,12 +178,12 @@ class FastPath:
 
         `began` is the time at which its head was complete. A request that a limit refuses is answered at once.
         """
-        headers, grant = head
+        headers, grant, match = head
         tenant = grant.caller.tenant
         reason = entry = infer = refusal = None
         try:
             self._rates.take(tenant, _REQUESTS)
-            route, infer, request = self._read(url, headers, body)
+            infer, request = self._read(match, headers, body)
             if request is None:
                 reason = Fallback.BODY
             else:
@@ -198,7 +200,7 @@ class FastPath:
             # If its key has been revoked, the answer is 401.
             reason = None if self._grants.is_current(grant) else Fallback.KEY
             # The traceback refers to this frame, which refers to the error: a cycle with the body in it.
-            refusal, route = error.with_traceback(None), _route_of(url)
+            refusal = error.with_traceback(None)
         except Exception as error:
             reason = Fallback.BODY
             if not isinstance(error, LoraplexError):
@@ -208,6 +210,7 @@ class FastPath:
             if refusal is None:  # ASGI counts it again
                 self._rates.give_back(tenant, _REQUESTS)
             return None
+        route = PREDICT if match is None else INFER if match[2] is None else INFER_VERSION
         return FastPathRequest(entry, refusal, route, infer, request_id_of(headers), url.decode(), began, headers)
 
     def respond(self, request: FastPathRequest, default_headers: Headers, *, keep_alive: bool) -> bytes | None:
@@ -254,18 +257,15 @@ class FastPath:
         self._observer.finish_request(record)
 
     def _read(
-        self, url: bytes, headers: Mapping[bytes, bytes], body: bytes
-    ) -> tuple[str, tuple[InferHeader, str] | None, InferenceRequest | None]:
-        """Return the route, the header and the model of an infer request, and the request if its body is plain."""
+        self, match: re.Match[bytes] | None, headers: Mapping[bytes, bytes], body: bytes
+    ) -> tuple[tuple[InferHeader, str] | None, InferenceRequest | None]:
+        """Return the header and the model of an infer request, and the request if its body is plain."""
         columns, max_rows, parser = self._base.in_features, self._max_request_rows, self._parser
-        if url == _PREDICT_URL:
+        if match is None:
             is_json = headers.get(b"content-type") == JSON_TYPE
-            request = read_fast(body, self._base, max_rows=max_rows, parser=parser) if is_json else None
-            return PREDICT, None, request
-        route, match = _route_of(url), _INFER_URL.fullmatch(url)
-        assert match is not None
-        model, version = match[1].decode(), None if match[2] is None else match[2].decode()
-        reference = parse_model(model, version)
+            return None, read_fast(body, self._base, max_rows=max_rows, parser=parser) if is_json else None
+        model, version = match[1].decode(), match[2]
+        reference = parse_model(model, None if version is None else version.decode())
         length = headers.get(INFERENCE_HEADER_NAME)
         if length is None:
             parsed = read_infer_fast(body, columns, max_rows, parser=parser)
@@ -274,22 +274,14 @@ class FastPath:
             is_inline = is_small(body, header_length)
             parsed = read_exactly(body, header_length, columns, max_rows) if is_inline else None
         if parsed is None or not parsed[0].is_plain:
-            return route, None, None
+            return None, None
         header, inputs_NI = parsed
         check_model_name(header, model)
-        return route, (header, model), InferenceRequest(inputs_NI, [reference])
+        return (header, model), InferenceRequest(inputs_NI, [reference])
 
 
 def _write_headers(headers: Headers) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
-
-
-def _route_of(url: bytes) -> str:
-    """Return the template of the route that an accepted URL has."""
-    match = _INFER_URL.fullmatch(url)
-    if match is None:
-        return PREDICT
-    return INFER if match[2] is None else INFER_VERSION
 
 
 def _write(request: FastPathRequest) -> tuple[bytes, Headers]:
