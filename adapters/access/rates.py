@@ -217,17 +217,19 @@ class RateLimiter:
             if self._watch.begin_read() is None:
                 self._watch.revision()
 
-    def take(self, tenant: str, rate: Rate, tokens: int = 1) -> None:
-        """Count requests or rows of a tenant; raise `RateLimited` if they exceed its rate."""
+    def take(self, tenant: str, rate: Rate, tokens: int = 1) -> bool:
+        """Count requests or rows of a tenant, and return whether it has any rate; raise `RateLimited` past it."""
         rates = self._tenants.get(tenant)
         if rates is None or rates.revision != self._watch.access_revision:
             rates = self._load(tenant, rates)
+        if not rates.allowances:
+            return False
         allowance = rates.allowances.get(rate)
-        if allowance is None:
-            return
-        if allowance.tokens < tokens:
-            self._lease(tenant, rate, allowance, tokens - allowance.tokens)
-        allowance.tokens -= tokens
+        if allowance is not None:
+            if allowance.tokens < tokens:
+                self._lease(tenant, rate, allowance, tokens - allowance.tokens)
+            allowance.tokens -= tokens
+        return True
 
     def give_back(self, tenant: str, rate: Rate) -> None:
         """Undo a `take` of one token, because the request will be counted again."""

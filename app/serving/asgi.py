@@ -34,6 +34,8 @@ MAX_INLINE_BYTES = 2**18
 MAX_FAST_JSON_BYTES = 2**24
 JSON_TYPE = JSON.encode()
 _CONTENT_TYPE = (b"content-type", JSON_TYPE)
+# Value of the `Server-Timing` header of an answer, in milliseconds.
+TIMING = b"queue;dur=%.3f, forward;dur=%.3f"
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _HINT = ": send fewer rows in each request, or the binary form (POST /v2/models/{name}/infer with binary tensors)"
 
@@ -142,8 +144,7 @@ def predict_headers(result: InferenceResult) -> Headers:
 
 def result_headers(result: InferenceResult) -> Headers:
     """Return the `Server-Timing` header of an answer, in milliseconds, and its `Age` if it has one."""
-    durations = result.queue_seconds * 1e3, result.forward_seconds * 1e3
-    timing = b"server-timing", b"queue;dur=%.3f, forward;dur=%.3f" % durations
+    timing = b"server-timing", TIMING % (result.queue_seconds * 1e3, result.forward_seconds * 1e3)
     return (timing, (b"age", b"%d" % math.ceil(result.age_seconds))) if result.age_seconds else (timing,)
 
 

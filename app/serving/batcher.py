@@ -183,7 +183,8 @@ class Batcher:
         self._arrived.append(entry)
         if self._is_computing:
             entry.watch()
-        self._schedule()
+        if not self._is_running:
+            self._schedule()
         return entry
 
     def release(self, entry: QueueEntry) -> None:

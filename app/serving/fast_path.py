@@ -22,10 +22,10 @@ from app.http.middleware import request_id_of
 from app.observability.metrics.definitions import FAST_PATH_FALLBACKS
 from app.observability.records import NO_ANSWER, NOT_ANSWERED, RequestRecord
 from app.service import Service
-from app.serving.asgi import JSON_TYPE, MAX_INLINE_BYTES, Headers, predict_headers
+from app.serving.asgi import JSON_TYPE, MAX_INLINE_BYTES, TIMING, Headers, result_headers
 from app.serving.oip.request import InferHeader, check_model_name, parse_model, read_exactly, read_infer_fast
 from app.serving.oip.response import write_infer_response
-from app.serving.oip.routes import INFERENCE_HEADER_NAME, infer_headers, is_small, parse_length
+from app.serving.oip.routes import BINARY_TYPE, INFERENCE_HEADER_NAME, is_small, parse_length
 from app.serving.queue_entry import QueueEntry
 from app.serving.request import InferenceRequest, read_fast
 from app.serving.response import MAX_INLINE_NUMBERS, write_numbers, write_response
@@ -65,6 +65,10 @@ ALLOWED_HEADERS: Mapping[str, frozenset[bytes]] = {
     if endpoint.asgi is not None
 }
 
+_JSON_LINES = b"content-type: %b\r\n" % JSON_TYPE
+# To be formatted with the length of the JSON.
+_BINARY_LINES = b"content-type: %b\r\n%b: %%d\r\n" % (BINARY_TYPE, INFERENCE_HEADER_NAME)
+_TIMED_LINES = b"%bserver-timing: " + TIMING + b"\r\n"
 # Members of enumerations that every request needs: looking one up in its class takes 50 ns.
 _PREDICT_SCOPE, _REQUESTS, _ROWS = Scope.PREDICT, Rate.REQUESTS, Rate.ROWS
 
@@ -182,7 +186,7 @@ class FastPath:
         tenant = grant.caller.tenant
         reason = entry = infer = refusal = None
         try:
-            self._rates.take(tenant, _REQUESTS)
+            has_rates = self._rates.take(tenant, _REQUESTS)
             infer, request = self._read(match, headers, body)
             if request is None:
                 reason = Fallback.BODY
@@ -193,7 +197,8 @@ class FastPath:
                 elif not self._batcher.has_room(tenant, rows):
                     reason = Fallback.QUEUE
                 else:
-                    self._rates.take(tenant, _ROWS, rows)
+                    if has_rates:
+                        self._rates.take(tenant, _ROWS, rows)
                     entry = self._batcher.enqueue(request, grant)
         except RateLimited as error:
             self._rates.refresh()
@@ -226,7 +231,7 @@ class FastPath:
                 return None
         status, code = 200, None
         try:
-            body, headers = _write(request)
+            body, lines = _write(request)
         except Exception as error:
             known = known_failure(error)
             if known is None:
@@ -237,7 +242,7 @@ class FastPath:
             response = answer_at(request.path, known.with_traceback(None))
             status, body = response.status_code, bytes(response.body)
             # The length is written below.
-            headers = [header for header in response.raw_headers if header[0] != b"content-length"]
+            lines = _write_headers([header for header in response.raw_headers if header[0] != b"content-length"])
         self._finish(request, status, code)
         if default_headers is not self._default_headers:  # uvicorn makes another list each second, for the date
             self._default_headers, self._default_lines = default_headers, _write_headers(default_headers)
@@ -245,7 +250,7 @@ class FastPath:
             STATUS_LINE[status],
             len(body),
             self._default_lines,
-            _write_headers(headers),
+            lines,
             request.request_id,
             b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
             body,
@@ -284,17 +289,22 @@ def _write_headers(headers: Headers) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-def _write(request: FastPathRequest) -> tuple[bytes, Headers]:
-    """Return the body and the headers of a 200; raise the refusal, or the error of the entry."""
+def _write(request: FastPathRequest) -> tuple[bytes, bytes]:
+    """Return the body and the header lines of a 200; raise the refusal, or the error of the entry."""
     entry = request.entry
     if entry is None:
         assert request.refusal is not None
         raise request.refusal
     result = entry.future.result()
+    type_lines = _JSON_LINES
     if request.infer is None:
         body = write_response(entry.request, result, write_numbers(result.outputs_NO))
-        return body, predict_headers(result)
-    header, model = request.infer
-    data = None if header.binary_output else write_numbers(result.outputs_NO.reshape(-1))
-    body, json_length = write_infer_response(header, model, result.versions[0], result.outputs_NO, data)
-    return body, infer_headers(result, json_length)
+    else:
+        header, model = request.infer
+        data = None if header.binary_output else write_numbers(result.outputs_NO.reshape(-1))
+        body, json_length = write_infer_response(header, model, result.versions[0], result.outputs_NO, data)
+        if json_length is not None:
+            type_lines = _BINARY_LINES % json_length
+    if result.age_seconds:
+        return body, type_lines + _write_headers(result_headers(result))
+    return body, _TIMED_LINES % (type_lines, result.queue_seconds * 1e3, result.forward_seconds * 1e3)

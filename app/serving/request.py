@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simdjson
 
-from adapters.arrays import Float32, matrix
+from adapters.arrays import Float32, matrix, sum_of_squares
 from adapters.errors import (
     InvalidCombination,
     InvalidInput,
@@ -94,8 +94,7 @@ def has_lists(text: bytes, count: int) -> bool:
 def _float32(flat: Any, rows: int, columns: int) -> Float32 | None:
     if flat.size != rows * columns:
         return None
-    # The sum of squares is one call. It says enough of all usual numbers.
-    if not flat.dot(flat) <= _LARGEST and np.maximum.reduce(np.abs(flat)) > _LARGEST:
+    if sum_of_squares(flat) > _LARGEST and np.maximum.reduce(np.abs(flat)) > _LARGEST:
         return None
     x_NC: Float32 = flat.astype(np.float32).reshape(rows, columns)
     return x_NC

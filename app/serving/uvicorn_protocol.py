@@ -60,6 +60,8 @@ class FastPathProtocol(GuardedHttpProtocol):
         self._bodies = fast_path.bodies
         # Body so far of a request that the fast path has accepted; None for other requests.
         self._body: bytes | None = None
+        # Bytes of it that are counted in `_bodies`.
+        self._held_bytes = 0
         self._head: AcceptedHead | None = None
         # Time at which the head of that request was complete.
         self._began = 0.0
@@ -107,16 +109,10 @@ class FastPathProtocol(GuardedHttpProtocol):
             super().on_body(body)
             return
         self._body += body
-        bodies = self._bodies
-        bodies.held += len(body)
-        if bodies.held > bodies.limit:
-            # The ASGI application refuses it.
-            self._fast_path.count_fallback(Fallback.MEMORY)
-            self._become_asgi()
 
     def on_message_complete(self) -> None:
         """Put the complete request into the queue, or leave it to ASGI."""
-        if self._body is not None:
+        if self._body is not None and self._has_room():
             assert self._head is not None
             request = self._fast_path.enqueue(self.url, self._head, self._body, self._began)
             if request is not None:
@@ -141,6 +137,22 @@ class FastPathProtocol(GuardedHttpProtocol):
             self._become_asgi()
         super().shutdown()
 
+    def _count_bytes(self, data: bytes | memoryview) -> None:
+        """Count the kept part of a body too. One that arrives in a piece with its head is gone at the end of it."""
+        super()._count_bytes(data)
+        if self._body is not None and self._has_room():
+            self._bodies.held += len(self._body) - self._held_bytes
+            self._held_bytes = len(self._body)
+
+    def _has_room(self) -> bool:
+        """Return whether there is memory for the body so far. If not, the ASGI application refuses it."""
+        assert self._body is not None
+        if self._bodies.held + len(self._body) - self._held_bytes <= self._bodies.limit:
+            return True
+        self._fast_path.count_fallback(Fallback.MEMORY)
+        self._become_asgi()
+        return False
+
     def _become_asgi(self) -> None:
         """Make an ASGI call of the request as far as it has been read."""
         url, headers, expect_100_continue = self.url, self.headers, self.expect_100_continue
@@ -159,18 +171,19 @@ class FastPathProtocol(GuardedHttpProtocol):
                 self.cycle.keep_alive = False
         except httptools.HttpParserInvalidURLError as error:
             raise NotHttp("this is not an HTTP/1.1 request: its address cannot be read") from error
-        body, self._body = self._body, None
+        body = self._body
+        # The middleware counts the body again when it receives it.
+        self._drop_body()
         if body:
-            # The middleware counts the body again when it receives it.
-            self._bodies.held -= len(body)
             super().on_body(body)
         # Trailers are added here, so that they do not become headers of the ASGI call.
         self.headers = []
 
     def _drop_body(self) -> None:
-        if self._body is not None:
-            self._bodies.held -= len(self._body)
-            self._body = None
+        self._body = None
+        if self._held_bytes:
+            self._bodies.held -= self._held_bytes
+            self._held_bytes = 0
 
     def _refuse(self, error: LoraplexError) -> None:
         """Refuse the current request. One of the fast path has no ASGI call, as if its head were not complete."""

@@ -16,7 +16,7 @@ import simdjson
 from numpy.typing import NDArray
 
 from adapters import errors
-from adapters.arrays import Float32, matrix
+from adapters.arrays import Float32, matrix, sum_of_squares
 from adapters.errors import InvalidInput, LoraplexError, shorten
 from adapters.names import Reference, check_name
 from adapters.strict_json import parse
@@ -326,9 +326,7 @@ def _from_bytes(body: bytes, size: int, header: InferHeader, columns: int) -> Fl
 
 def _finite(x_NI: Float32, numbers: NDArray[Any], datatype: str) -> Float32:
     """Return an array if it is finite; raise `NotFinite` with the first of the `numbers` before the conversion."""
-    # The sum of squares is one call. It is finite for all usual numbers.
-    x = x_NI.reshape(-1)
-    if math.isfinite(x.dot(x)):
+    if math.isfinite(sum_of_squares(x_NI.reshape(-1))):
         return x_NI
     finite_NI = np.isfinite(x_NI)
     if finite_NI.all():

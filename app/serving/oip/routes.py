@@ -52,7 +52,8 @@ _MAX_DIGITS = 12
 _JSON_INLINE = 2**14
 _BINARY_INLINE = 2**18
 INFERENCE_HEADER_NAME = HEADER_LENGTH.lower().encode()
-_JSON, _BINARY = (b"content-type", b"application/json"), (b"content-type", b"application/octet-stream")
+BINARY_TYPE = b"application/octet-stream"
+_JSON, _BINARY = (b"content-type", b"application/json"), (b"content-type", BINARY_TYPE)
 
 
 async def post_infer(name: str, version: str | None = None) -> Response:
