@@ -6,8 +6,8 @@ PostgreSQL, an S3 server, `loraplex serve` without trainers, `loraplex trainer`,
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -209,18 +209,32 @@ class Cluster:
             replica.start()
         for replica in self.replicas:
             replica.wait_until_ready()
-        self._start_proxy()
+        self._start_proxy(HAPROXY_CONFIG, self._closing)
         self.wait_until_balanced()
 
-    def _start_proxy(self) -> None:
+    @contextmanager
+    def another_proxy(self, config: Path) -> Iterator[None]:
+        """Use another HAProxy, with this configuration, in the block."""
+        port, client = self.port, self.client
+        try:
+            with ExitStack() as closing:
+                self.port = free_port()
+                self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=scaled(60))
+                self._start_proxy(config, closing)
+                self.wait_until_balanced()
+                yield
+        finally:
+            self.port, self.client = port, client
+
+    def _start_proxy(self, config: Path, closing: ExitStack) -> None:
         addresses = {f"API_{number + 1}": f"127.0.0.1:{api.port}" for number, api in enumerate(self.apis)}
         with (self._folder / "haproxy.log").open("ab") as log:
             proxy = subprocess.Popen(
-                [program("haproxy"), "-db", "-f", HAPROXY_CONFIG],
+                [program("haproxy"), "-db", "-f", config],
                 env=os.environ | addresses | {"BIND": f"127.0.0.1:{self.port}"},
                 stdout=log,
                 stderr=log,
             )
-        self._closing.callback(self.client.close)
-        self._closing.callback(proxy.wait)
-        self._closing.callback(proxy.kill)
+        closing.callback(self.client.close)
+        closing.callback(proxy.wait)
+        closing.callback(proxy.kill)
