@@ -1,6 +1,8 @@
 """Start of API workers and trainers: what both open from the settings, and the warnings that they log."""
 
 import logging
+import os
+import secrets
 import threading
 import time
 from collections import Counter
@@ -14,9 +16,9 @@ from adapters.jobs.queue import JobQueue
 from adapters.lora.base_layer import BaseLayer, load_base_layer
 from adapters.storage.database import Database
 from adapters.storage.store_identity import CHECKPOINTS
-from adapters.training.execution.fit_client import Fitter
+from adapters.training.execution.fit_client import ChildFitter, Fitter
 from adapters.training.gradient.checkpoint import CheckpointFolder
-from app.settings import Settings
+from app.settings import LOCAL, RAY_CLIENT, Settings
 
 if TYPE_CHECKING:
     from adapters.storage.postgres_database import PostgresDatabase
@@ -47,8 +49,38 @@ def base_arguments(settings: Settings) -> dict[str, str]:
 
 
 def open_fitter(settings: Settings) -> Fitter:
+    """Return what runs the fits: a child process, or tasks of a Ray cluster. Nothing is started yet."""
+    if settings.executor == LOCAL:
+        return open_child_fitter(settings)
+    # A cluster of this machine reports nothing to Ray's authors, and takes no request without a token that only its
+    # processes have. A cluster elsewhere has settings of its own.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    is_client = settings.executor.startswith(RAY_CLIENT)
+    if is_client:
+        # A call blocks for as long as Ray Client tries to connect again, and a trainer has a lease to keep.
+        os.environ.setdefault("RAY_CLIENT_RECONNECT_GRACE_PERIOD", "5")
+    else:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    record_factory = logging.getLogRecordFactory()
+    # The extra `ray` installs what this needs.
+    from adapters.training.execution.fit_task import FitProcess
+    from adapters.training.execution.ray_fitter import RayFitter
+
+    # The import of ray adds a member to the records of every logger.
+    logging.setLogRecordFactory(record_factory)
+    process = FitProcess(
+        base=base_arguments(settings),
+        blobs=settings.blob_location,
+        threads=settings.trainer_threads,
+        memory_bytes=settings.trainer_memory_bytes,
+        stopped_seconds=settings.lease_seconds,
+    )
+    return RayFitter(process, address=settings.executor if is_client else None, gpus=settings.ray_gpus)
+
+
+def open_child_fitter(settings: Settings) -> ChildFitter:
     """Return the client of a fit process, which is not started yet."""
-    return Fitter(
+    return ChildFitter(
         base_arguments(settings),
         blobs=settings.blob_location,
         threads=settings.trainer_threads,

@@ -21,6 +21,8 @@ from app.http.host_policy import parse_allowed_hosts
 
 PREFIX = "LORAPLEX_"
 POSTGRESQL = "postgresql+psycopg://"
+# Values of `EXECUTOR`: child processes, and the beginning of the address of a cluster.
+LOCAL, RAY_CLIENT = "local", "ray://"
 BUNDLED = "digits"
 # Exit status (sysexits.h) of a process that cannot start with these settings, so that a restart is useless.
 EXIT_CONFIG = 78
@@ -95,7 +97,7 @@ class Settings(BaseSettings):
     machine. Files that were used within the last minute may exceed it."""
     allow_mixed_storage: bool = False
     """Allow a database of `DATABASE_URL` with blobs in the data folder, which all processes then have to share, and a
-    bucket with SQLite, whose file is on one machine only."""
+    bucket with SQLite, whose file is on one machine only. Allow a Ray cluster whose nodes share the data folder."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(8000, ge=0, le=65535)
@@ -145,6 +147,12 @@ class Settings(BaseSettings):
     is estimated to need more is refused."""
     trainer_threads: int = Field(1, ge=1, le=256)
     """Threads of a fit. Another number may result in other digests."""
+    executor: str = Field("local", pattern=r"^(local|ray|ray://[A-Za-z0-9._-]+:[0-9]{1,5})$")
+    """Where fits run: `local` (a child process of the trainer), `ray` (a Ray cluster that each trainer starts on its
+    machine), or `ray://host:port` (Ray Client of a cluster). Ray needs the extra `ray`, and a cluster needs `BLOB_URL`,
+    or `ALLOW_MIXED_STORAGE=true` if its nodes share `DATA_DIR`."""
+    ray_gpus: float = Field(0, ge=0, le=64)
+    """GPUs that a fit asks for on a Ray cluster, such as 0.5 for two fits on a GPU; with 0, fits run on CPUs there."""
     cache_bytes: int = Field(2**30, ge=0, le=2**44)
     """Size of the adapter cache, in bytes, per worker."""
     queue_rows: int = Field(16_384, ge=1, le=2**24)
@@ -256,6 +264,17 @@ class Settings(BaseSettings):
             f"{PREFIX}BLOB_URL is {self.blob_url}, and the catalogue is SQLite, which is on one machine only: set "
             f"{PREFIX}ALLOW_MIXED_STORAGE=true if that is on purpose"
         )
+
+    @model_validator(mode="after")
+    def _cluster_that_finds_the_blobs(self) -> "Settings":
+        if self.executor != LOCAL and find_spec("ray") is None:
+            raise ValueError(f'{PREFIX}EXECUTOR={self.executor} needs an extra: pip install "loraplex-server[ray]"')
+        if self.executor.startswith(RAY_CLIENT) and self.blob_url is None and not self.allow_mixed_storage:
+            raise ValueError(
+                f"{PREFIX}EXECUTOR is {self.executor}, and blobs are in the folder {PREFIX}DATA_DIR: set "
+                f"{PREFIX}BLOB_URL, or {PREFIX}ALLOW_MIXED_STORAGE=true if all nodes share that folder"
+            )
+        return self
 
     @model_validator(mode="after")
     def _open_only_on_purpose(self) -> "Settings":

@@ -60,6 +60,8 @@ class TrainingJob:
     """Versions that an evaluation compares, each as `name@version`; None for the base layer."""
     output_labels: tuple[str | int, ...] | None = None
     """Labels of outputs that have none of their own, in an evaluation."""
+    memory_bytes: int | None = None
+    """Memory that its fit is estimated to need; None in jobs of earlier releases."""
 
     @property
     def is_update(self) -> bool:
@@ -88,6 +90,7 @@ class TrainingJob:
             "request": self.request,
             "compared": list(self.compared),
             "output_labels": None if self.output_labels is None else list(self.output_labels),
+            "memory_bytes": self.memory_bytes,
         }
 
     def lineage(self, spec: TrainingSpec | None = None) -> dict[str, Any]:
@@ -122,6 +125,7 @@ class TrainingJob:
             request=values.get("request"),
             compared=tuple(values.get("compared") or ()),
             output_labels=output_labels,
+            memory_bytes=values.get("memory_bytes"),
             provenance=Provenance(
                 data=lineage.get("data") or {}, **{name: lineage.get(name) for name in ("split", "parent", "prior")}
             ),

@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
@@ -64,6 +65,11 @@ class FleetSource:
         order_N = torch.argsort(data.groups_N, stable=True)
         self._rows = order_N.split(torch.bincount(data.groups_N).tolist())
 
+    def share(self, base: BaseLayer, spec: TrainingSpec, share: tuple[int, int]) -> Iterator[list[int]]:
+        """Yield the stacks of one of several shares, `(share, shares)`: each has small and large groups."""
+        first, shares = share
+        return islice(self.stacks(base, spec), first, None, shares)
+
     def stacks(self, base: BaseLayer, spec: TrainingSpec) -> Iterator[list[int]]:
         """Yield the positions of groups of one shape, as many as are fast together, from the smallest groups on."""
         stack: list[int] = []
@@ -119,13 +125,15 @@ def fit_fleet(
     labels: Sequence[str | int] | None = None,
     live: Mapping[int, LiveVersion] = NO_VERSIONS,
     progress: Progress = lambda _step, _loss: None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[list[Outcome]]:
     """Train an adapter for each code of `data.groups_N` as `fit` would on the rows of the group; yield stack by stack.
 
-    Stacks in which every position is in `done` are passed over. live: the versions to compare with, by code.
+    Stacks in which every position is in `done` are passed over. live: the versions to compare with, by code. share: the
+    share of the stacks, and the number of shares.
     """
     source, of_base = FleetSource(data), base_matching(base, labels, spec)
-    for positions in source.stacks(base, spec):
+    for positions in source.share(base, spec, share):
         if all(position in done for position in positions):
             continue
         table, rows = source.read(positions)

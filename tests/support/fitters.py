@@ -6,22 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.training.execution.fit_client import Done, Failed, FitRequest, Fitter, FitterDied, Frame
-from app.bootstrap import open_fitter
+from adapters.training.execution.fit_client import ChildFitter, Done, Failed, FitRequest, FitterDied, Frame
+from app.bootstrap import open_child_fitter
 from app.settings import Settings
 
 _MOST_IDLE = 2
 """Processes that are kept. Each has torch in its memory."""
 _KEYS = {"base", "base_weight_key", "base_bias_key", "device", "dtype", "trainer_threads", "trainer_memory_bytes"}
-_IDLE: "dict[str, Fitter]" = {}
+_IDLE: "dict[str, ChildFitter]" = {}
 # The kernel kills a fit process when the thread that started it ends, so one thread starts all of them.
 _STARTER = ThreadPoolExecutor(1, "start-fitter")
 
 
-class _ReusedFitter(Fitter):
+class _ReusedFitter(ChildFitter):
     """Fitter whose `kill` leaves an idle process alone."""
 
-    def __init__(self, fitter: Fitter) -> None:
+    def __init__(self, fitter: ChildFitter) -> None:
         self._fitter = fitter
         self._is_idle = False
 
@@ -51,13 +51,13 @@ class _ReusedFitter(Fitter):
 
 
 @contextmanager
-def reused_fitter(settings: Settings) -> Iterator[Fitter]:
+def reused_fitter(settings: Settings) -> Iterator[ChildFitter]:
     """Yield a fitter for these settings, with the process of an earlier test if there is one.
 
     A process that loads its base layer from a file is never reused: the file may have been replaced.
     """
     key = settings.model_dump_json(include=_KEYS)
-    fitter = _IDLE.pop(key, None) or open_fitter(settings)
+    fitter = _IDLE.pop(key, None) or open_child_fitter(settings)
     fitter.blobs = settings.blob_location
     try:
         yield _ReusedFitter(fitter)
@@ -71,10 +71,10 @@ def reused_fitter(settings: Settings) -> Iterator[Fitter]:
 
 
 @contextmanager
-def new_fitter(settings: Settings) -> Iterator[Fitter]:
+def new_fitter(settings: Settings) -> Iterator[ChildFitter]:
     """Yield a fitter whose process is the only one of this process and ends with it, for tests that look for it."""
     end_idle_fitters()
-    fitter = open_fitter(settings)
+    fitter = open_child_fitter(settings)
     try:
         yield fitter
     finally:

@@ -14,10 +14,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,7 +50,7 @@ from adapters.training.execution.fit_client import (
     is_allocation_failure,
 )
 from adapters.training.fit import Fit, Watcher, fit
-from adapters.training.fleet import Outcome, fit_fleet
+from adapters.training.fleet import FleetSource, Outcome, fit_fleet
 from adapters.training.gradient.stack import History
 from adapters.training.gradient.training_loop import CheckpointOptions, Epochs
 from adapters.training.planning.split import Split, SplitBy
@@ -162,7 +163,12 @@ class _Fit:
     def _read_live(self, data: TrainingData) -> dict[int, LiveVersion]:
         """Read the live versions to compare with, by the position of the adapter."""
         request, versions = self._request, {}
-        for position, stored in request.live.items():
+        positions: Iterable[int] = request.live
+        if request.live and request.share != (0, 1):
+            stacks = FleetSource(data).share(self._base, request.job.spec, request.share)
+            positions = request.live.keys() & chain.from_iterable(stacks)
+        for position in positions:
+            stored = request.live[position]
             adapter = evidence = None
             if stored.blob is not None:
                 content = self._blobs.read(stored.blob, offset=stored.offset, length=stored.length)
@@ -217,7 +223,7 @@ class _Fit:
             arguments["live"] = {position: _judgeable(version) for position, version in live.items()}
             stacks = fit_fleet_auto(self._base, data, spec, wants_prior=request.wants_prior, **arguments)
         else:
-            stacks = fit_fleet(self._base, data, spec, **arguments)
+            stacks = fit_fleet(self._base, data, spec, share=request.share, **arguments)
         for outcomes in stacks:
             finished += len(outcomes)
             self._send(_stack_frame(outcomes))

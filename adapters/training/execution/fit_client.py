@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from adapters.child_process import StoppedClock, command
 from adapters.jobs.training_job import TrainingJob
@@ -209,6 +209,8 @@ class FitRequest:
     """Time between two checkpoints."""
     times_epochs: bool = False
     """Whether the frames report the times of epochs."""
+    share: tuple[int, int] = (0, 1)
+    """Share of a fleet, and number of shares: a stack belongs to the share of its number modulo the shares."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads."""
@@ -223,7 +225,8 @@ class FitRequest:
         job, done = TrainingJob.from_json(values["job"]), tuple(values["done"])
         live = {int(position): StoredAdapter.from_json(stored) for position, stored in values["live"].items()}
         compared = tuple(StoredVersion(**version) for version in values["compared"])
-        return cls(**{**values, "job": job, "done": done, "live": live, "compared": compared})
+        share = tuple(values["share"])
+        return cls(**{**values, "job": job, "done": done, "live": live, "compared": compared, "share": share})
 
 
 @dataclass(eq=False)
@@ -234,17 +237,43 @@ class FitterDied(Exception):
     """Whether its last lines report a failed allocation."""
 
 
-class Fitter:
-    """Runs fits: the seam `Fitter`. Here, in a child process that has torch and the base layer loaded.
+class Fitter(Protocol):
+    """The seam between the trainer and where its fits run.
+
+    A fit reads what a `FitRequest` names from the shared blobs and writes nothing there: publishing stays with the
+    trainer, under its fencing token. A fitter serves one request at a time, and its frames come in order: any number of
+    `Note`, `Progress` and `Outcomes`, then one `Done` or `Failed`.
+    """
+
+    def is_ready(self, seconds: float) -> bool:
+        """Return whether a request can begin; start what a fit needs if it does not run, and wait `seconds`.
+
+        Raises `FitterDied` if it cannot be started.
+        """
+
+    def begin(self, request: FitRequest, *, checkpoint: Path = Path()) -> None:
+        """Start a fit; its frames come from `next_frame`. Raises `FitterDied`.
+
+        checkpoint: the file, on this machine, that the fit continues from, and that has its checkpoints.
+        """
+
+    def next_frame(self, seconds: float) -> Frame | None:
+        """Return the next frame, or None if none came in time, so that the trainer can keep its lease.
+
+        Raises `FitterDied` if no more frames will come.
+        """
+
+    def kill(self) -> None:
+        """End the fit immediately. No frame of the request comes after this.
+
+        The fit may be repeated: the same request gives the same adapters.
+        """
+
+
+class ChildFitter:
+    """Fitter that runs fits in a child process with torch and the base layer in its memory.
 
     It serves job after job, so that a small one does not pay for the start. After a kill it is started again.
-
-    A fitter that runs elsewhere, such as a remote task, must promise the same. It reads what a `FitRequest` names from
-    the shared blobs and writes nothing there: publishing stays with the trainer, under its fencing token. It serves one
-    request at a time, and its frames come in order: any number of `Note`, `Progress` and `Outcomes`, then one `Done` or
-    `Failed`. `next_frame` returns in time, so that the trainer can keep its lease, and raises `FitterDied` if no more
-    frames will come. After `kill` returns, no frame of the request comes, and the fit may be repeated: the same request
-    gives the same adapters.
     """
 
     def __init__(

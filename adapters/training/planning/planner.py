@@ -308,7 +308,7 @@ def submit(
         adapters=plan.adapters,
         base=planner.base.fingerprint,
         feature_space=planner.feature_space,
-        training=plan.job,
+        training=replace(plan.job, memory_bytes=plan.estimate.memory_bytes),
         data=plan.write_data,
         max_queued=max_queued,
         on_submit=on_submit,

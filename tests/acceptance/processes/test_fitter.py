@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from adapters.lora.base_layer import load_base_layer
 from adapters.storage.blob_location import BlobLocation
-from adapters.training.execution.fit_client import Done, Failed, FitRequest, Fitter, Frame, _read_frames
+from adapters.training.execution.fit_client import ChildFitter, Done, Failed, FitRequest, Frame, _read_frames
 from tests.support.catalog_factories import training_job
 from tests.support.fork_server import own_starts
 from tests.support.service import eventually
@@ -34,7 +34,7 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
     of_the_trainer = load_base_layer(str(file))
     save_file({"weight": torch.ones(2, 10)}, file)
     # A process that fits starts late, after a cancel for one, and reads the file anew.
-    fitter = Fitter({"source": str(file)}, blobs=BlobLocation(folder=Path()), threads=1, memory_bytes=2**31)
+    fitter = ChildFitter({"source": str(file)}, blobs=BlobLocation(folder=Path()), threads=1, memory_bytes=2**31)
     try:
         fitter.begin(FitRequest(job=training_job(), base=of_the_trainer.fingerprint, feature_space=None, data=""))
         frame = eventually(lambda: fitter.next_frame(0.1), what="a frame")
@@ -46,7 +46,7 @@ def test_a_base_file_that_was_replaced_under_a_trainer_is_never_trained_on(tmp_p
 
 @pytest.mark.usefixtures("_own_starts")
 def test_it_runs_where_nothing_else_wants_the_core_once_it_has_loaded_what_it_needs() -> None:
-    fitter = Fitter({"source": "zeros:2,2"}, blobs=BlobLocation(folder=Path()), threads=1, memory_bytes=2**31)
+    fitter = ChildFitter({"source": "zeros:2,2"}, blobs=BlobLocation(folder=Path()), threads=1, memory_bytes=2**31)
     try:
         process = fitter.start()
         assert os.sched_getscheduler(process.pid) == os.sched_getscheduler(0) != os.SCHED_IDLE
@@ -58,7 +58,7 @@ def test_it_runs_where_nothing_else_wants_the_core_once_it_has_loaded_what_it_ne
 
 @pytest.mark.usefixtures("_own_starts")
 def test_a_thread_that_has_ended_keeps_no_other_from_that_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    fitter = Fitter({"source": "zeros:2,2"}, blobs=BlobLocation(folder=Path()), threads=1, memory_bytes=2**31)
+    fitter = ChildFitter({"source": "zeros:2,2"}, blobs=BlobLocation(folder=Path()), threads=1, memory_bytes=2**31)
     try:
         process = fitter.start()
         ended = str(2**30)  # above every id that the kernel gives
@@ -72,7 +72,7 @@ def test_a_thread_that_has_ended_keeps_no_other_from_that_class(monkeypatch: pyt
 @pytest.mark.usefixtures("_own_starts")
 def test_it_runs_on_systems_without_that_class(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "SCHED_IDLE", raising=False)
-    fitter = Fitter({"source": "zeros:2,2"}, blobs=BlobLocation(folder=Path()), threads=1, memory_bytes=2**31)
+    fitter = ChildFitter({"source": "zeros:2,2"}, blobs=BlobLocation(folder=Path()), threads=1, memory_bytes=2**31)
     try:
         assert eventually(lambda: fitter.is_ready(0.1), what="a process that fits")
     finally:

@@ -15,8 +15,8 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from adapters.training.execution.fit_client import Fitter, FitterDied, _log_lines, is_allocation_failure
-from app.bootstrap import open_fitter
+from adapters.training.execution.fit_client import ChildFitter, FitterDied, _log_lines, is_allocation_failure
+from app.bootstrap import open_child_fitter
 from app.settings import Settings
 from tests.conftest import Serve
 from tests.support.fork_server import own_starts
@@ -128,6 +128,9 @@ def test_a_dry_run_says_what_would_be_trained_and_stores_nothing(serve: Serve, t
     # What is queued then is what was said.
     job = client.post("/adapters", json=body).json()
     assert job["spec"] == plan["spec"]
+    claim = service.queue.claim(base=service.base.fingerprint)
+    assert claim is not None
+    assert claim.training.memory_bytes == plan["estimate"]["memory_bytes"]
 
 
 @pytest.mark.parametrize("query", ["dry_run=maybe", "dry_run=", "dryrun=true"])
@@ -183,8 +186,8 @@ def test_it_is_what_the_kernel_ends_first_and_that_is_no_fault_of_its_job() -> N
 
 
 @contextmanager
-def _fit_process(threads: int) -> Iterator[tuple[Fitter, Process]]:
-    fitter = open_fitter(Settings(base="zeros:2,2", trainer_threads=threads, trainer_memory_bytes=LITTLE))
+def _fit_process(threads: int) -> Iterator[tuple[ChildFitter, Process]]:
+    fitter = open_child_fitter(Settings(base="zeros:2,2", trainer_threads=threads, trainer_memory_bytes=LITTLE))
     try:
         assert eventually(lambda: fitter.is_ready(0.1), what="a process that fits")
         yield fitter, psutil.Process(fitter.start().pid)

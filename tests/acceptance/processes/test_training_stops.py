@@ -15,7 +15,7 @@ import pytest
 
 from adapters.jobs.job import JobStatus
 from adapters.jobs.queue import JobQueue
-from adapters.training.execution.fit_client import Fitter
+from adapters.training.execution.fit_client import ChildFitter
 from app.service import Service
 from tests.conftest import Serve
 from tests.support.long_jobs import submit, versions
@@ -169,7 +169,7 @@ def _fit() -> Any:
 def test_the_fence_alone_refuses_what_comes_too_late(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     client, service = serve(trainer=True, own_fitter=True, lease_seconds=1)
     # A trainer that looks at its lease nowhere but where it publishes, and waits for a fit that stands still.
-    monkeypatch.setattr(Fitter, "_end_if_stopped", lambda _: None)
+    monkeypatch.setattr(ChildFitter, "_end_if_stopped", lambda _: None)
     monkeypatch.setattr(service.queue, "check_claim", lambda _: None)
     monkeypatch.setattr(service.queue, "heartbeat", lambda *_, **__: None)
     assert wait_for_job(client, submit(client, "first"))["status"] == "succeeded"

@@ -253,3 +253,18 @@ def test_the_table_is_only_read() -> None:
     for spec in (SPEC, EXACT):
         _fleet(data, spec)
     assert all(map(torch.equal, before, (tensor for tensor in watched if tensor is not None)))
+
+
+@pytest.mark.parametrize("spec", [SPEC, EXACT])
+def test_shares_give_together_what_the_whole_fleet_gives(spec: TrainingSpec) -> None:
+    data = _table(SIZES)
+    whole = _fleet(data, spec)
+    shares = [
+        [outcome for stack in fit_fleet(BASE, data, spec, share=(share, 3)) for outcome in stack] for share in range(3)
+    ]
+    together = sorted((outcome for share in shares for outcome in share), key=lambda outcome: outcome.position)
+    assert [outcome.position for outcome in together] == [outcome.position for outcome in whole]
+    for outcome, expected in zip(together, whole, strict=True):
+        assert outcome.adapter is not None
+        assert expected.adapter is not None
+        assert outcome.adapter.canonical_bytes == expected.adapter.canonical_bytes

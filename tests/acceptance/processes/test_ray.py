@@ -1,0 +1,209 @@
+"""Fits on a real Ray cluster of two nodes: what local fits give, also after the death of a node."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from tests.support.long_jobs import submit_endless, versions, wait_until_it_steps
+from tests.support.object_server import new_url, object_server
+from tests.support.process_tree import FIT, Process, TrainerProcess, is_running
+from tests.support.ray_cluster import RayCluster
+from tests.support.service import ServiceProcess, eventually, train, wait_for_job
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+LEASE_SECONDS = 6
+GROUPS = 24
+"""Of sizes so different that most are a stack of their own."""
+WIDTH = 2000
+"""Of a base layer for which a closed form needs more than `LITTLE`."""
+LITTLE = 2**29
+SETTINGS: dict[str, Any] = {"base": "random:5,3,1", "lease_seconds": LEASE_SECONDS, "trainers": 0}
+
+
+def _fits(cluster: RayCluster) -> list[Process]:
+    """The processes on all nodes that fit."""
+    found = []
+    for node in cluster.processes:
+        for process in psutil.Process(node.pid).children(recursive=True):
+            try:
+                if FIT in process.cmdline():
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                pass
+    return found
+
+
+def _rows(sizes: list[int]) -> dict[str, Any]:
+    generator = np.random.default_rng(7)
+    groups = generator.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    inputs, targets = (generator.normal(size=(len(groups), width)).round(3).tolist() for width in (5, 3))
+    return {"inputs": inputs, "targets": targets, "groups": groups.tolist()}
+
+
+def _submit_fleet(client: httpx.Client, name: str, *, epochs: int = 1200) -> str:
+    body = {
+        "name": f"{name}-{{group}}",
+        "rank": 2,
+        "data": _rows([16 * (1 + number) for number in range(GROUPS)]),
+        "split": {"by": "rows", "fraction": 0.25},
+        "training": {"method": "adamw", "epochs": epochs, "batch_size": None},
+    }
+    answer = client.post("/adapters", json=body)
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
+def _published(client: httpx.Client, job_id: str) -> dict[str, tuple[int, str]]:
+    query: dict[str, Any] = {"status": "published", "limit": 1000}
+    page = client.get(f"/jobs/{job_id}/adapters", params=query).raise_for_status().json()
+    return {entry["group"]: (entry["version"], entry["digest"]) for entry in page["data"]}
+
+
+def _fit(client: httpx.Client, name: str, **training: Any) -> dict[str, Any]:
+    data = _rows([60])
+    del data["groups"]
+    return train(client, name=name, rank=2, data=data, training={"epochs": 30, "batch_size": 16} | training)
+
+
+def _comparable(job: dict[str, Any]) -> dict[str, Any]:
+    """A job without its name, its times and what differs from run to run."""
+    ignored = {"id", "adapter", "created_at", "started_at", "finished_at", "spec", "result", "log", "seconds"}
+    progress = {name: value for name, value in job["progress"].items() if name != "seconds_left"}
+    return {name: value for name, value in job.items() if name not in ignored} | {"progress": progress}
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The variables that a server of buckets is found by."""
+    with object_server(tmp_path_factory.mktemp("bucket")) as server:
+        yield server.environment
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket: dict[str, str]) -> Iterator[RayCluster]:
+    cluster = RayCluster(environment=bucket)
+    try:
+        cluster.add_node()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    with ServiceProcess(tmp_path_factory.mktemp("ray") / "data", **SETTINGS) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def local(service: ServiceProcess) -> dict[str, Any]:
+    """What a local trainer makes of the same requests: a job of one adapter, and the digests of a fleet."""
+    with TrainerProcess(service.data_dir, **SETTINGS):
+        fleet = _submit_fleet(service.client, "local")
+        job = _fit(service.client, "local")
+        assert wait_for_job(service.client, fleet)["status"] == "succeeded"
+    return {"job": job, "fleet": _published(service.client, fleet)}
+
+
+def _trainer(data_dir: Path, cluster: RayCluster, **settings: Any) -> TrainerProcess:
+    patch = pytest.MonkeyPatch()
+    with patch.context() as environment:
+        for name, value in cluster.environment.items():
+            environment.setenv(name, value)
+        of_cluster = {"executor": cluster.address, "allow_mixed_storage": True}
+        return TrainerProcess(data_dir, forks=False, **SETTINGS | of_cluster | settings)
+
+
+@pytest.fixture(scope="module")
+def trainer(service: ServiceProcess, cluster: RayCluster, local: dict[str, Any]) -> Iterator[TrainerProcess]:
+    with _trainer(service.data_dir, cluster) as started:
+        yield started
+
+
+def _both_nodes(cluster: RayCluster) -> None:
+    if len(cluster.processes) < 2:
+        cluster.add_node()
+
+
+@pytest.mark.usefixtures("trainer")
+def test_a_fit_gives_the_same_job_and_the_same_bytes(service: ServiceProcess, local: dict[str, Any]) -> None:
+    job = _fit(service.client, "ray")
+    assert job["result"]["digest"] == local["job"]["result"]["digest"]
+    assert _comparable(job) == _comparable(local["job"])
+
+
+def test_of_a_fleet_whose_node_dies_every_group_is_published_once(
+    service: ServiceProcess, cluster: RayCluster, trainer: TrainerProcess, local: dict[str, Any]
+) -> None:
+    _both_nodes(cluster)
+    client = service.client
+    job_id = _submit_fleet(client, "killed")
+    eventually(lambda: len(_published(client, job_id)) >= GROUPS // 3, what="a third of the adapters")
+    before = _published(client, job_id)
+    cluster.kill_node(cluster.processes[-1])
+    job = wait_for_job(client, job_id)
+    assert (job["status"], job["attempt"]) == ("succeeded", 1)
+    assert len(before) < GROUPS
+    assert job["metrics"] == {"published": GROUPS, "failed": 0, "total": GROUPS}
+    assert "a task died" in trainer.log.read_text()
+    # One version each, with the bytes of the local run.
+    assert _published(client, job_id) == local["fleet"]
+    assert all(versions(client, f"killed-{group}") == [1] for group in range(GROUPS))
+
+
+@pytest.mark.usefixtures("trainer")
+def test_a_fit_whose_node_dies_goes_on_from_its_checkpoint(service: ServiceProcess, cluster: RayCluster) -> None:
+    _both_nodes(cluster)
+    client = service.client
+    job_id = submit_endless(client, "moved")
+    wait_until_it_steps(client, job_id)
+    eventually((service.data_dir / "checkpoints" / f"{job_id}.1.safetensors").exists, what="a checkpoint")
+    (fit,) = [process for process in _fits(cluster) if process.cpu_percent(0.2) > 1]
+    (node,) = [node for node in cluster.processes if psutil.Process(node.pid) in fit.parents()]
+    if node is cluster.processes[0]:
+        # The head node holds the cluster together.
+        fit.kill()
+    else:
+        cluster.kill_node(node)
+    wait_until_it_steps(client, job_id, attempt=2)
+    assert "continues from the checkpoint at step" in json.dumps(client.get(f"/jobs/{job_id}").json()["log"])
+    client.post(f"/jobs/{job_id}/cancel").raise_for_status()
+
+
+@pytest.mark.usefixtures("trainer")
+def test_a_cancelled_fit_ends_on_its_node(service: ServiceProcess, cluster: RayCluster) -> None:
+    client = service.client
+    job_id = submit_endless(client, "cancelled")
+    wait_until_it_steps(client, job_id)
+    busy = [process for process in _fits(cluster) if process.cpu_percent(0.2) > 1]
+    assert busy
+    assert client.post(f"/jobs/{job_id}/cancel").raise_for_status().json()["status"] == "cancelled"
+    eventually(lambda: not any(map(is_running, busy)), what="the end of its process")
+    assert versions(client, "cancelled") == []
+    assert _fit(client, "after")["status"] == "succeeded"
+
+
+def test_nodes_read_a_bucket_and_a_fit_without_memory_fails_alone(
+    cluster: RayCluster, bucket: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in bucket.items():
+        monkeypatch.setenv(name, value)
+    url = new_url()
+    settings = SETTINGS | {"base": f"identity:{WIDTH}", "blob_url": url, "allow_mixed_storage": True}
+    row = [1.0] + [0.0] * (WIDTH - 1)
+    data = {"inputs": [row, row[::-1]], "targets": [row[::-1], row]}
+    with ExitStack() as stack:
+        service = stack.enter_context(ServiceProcess(tmp_path / "data", forks=False, **settings))
+        stack.enter_context(_trainer(service.data_dir, cluster, **settings, trainer_memory_bytes=LITTLE))
+        large = train(service.client, name="large", rank=2, data=data, training={"method": "closed_form"})
+        assert (large["status"], large["error"]["code"], large["attempt"]) == ("failed", "out_of_memory", 1)
+        small = train(service.client, name="small", rank=2, data=data, training={"epochs": 2})
+        assert (small["status"], small["attempt"]) == ("succeeded", 1)
