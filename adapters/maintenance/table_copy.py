@@ -58,7 +58,8 @@ def copy_tables(source: Connection, target: Database, *, report: Report) -> dict
             sums[table.name] = before
             continue
         expected = _replace(source, target, table, is_empty=is_empty)
-        report(f"table {table.name}: {expected.rows:,} rows")
+        if expected.rows:
+            report(f"table {table.name}: {expected.rows:,} rows")
         with target.read() as connection:
             sums[table.name] = _sum(connection, table)
         if sums[table.name] != expected:
