@@ -62,6 +62,8 @@ class TrainingJob:
     """Labels of outputs that have none of their own, in an evaluation."""
     memory_bytes: int | None = None
     """Memory that its fit is estimated to need; None in jobs of earlier releases."""
+    scratch_bytes: int = 0
+    """Disk space of a fit whose rows do not fit in memory, about; 0 if they do."""
 
     @property
     def is_update(self) -> bool:
@@ -91,6 +93,7 @@ class TrainingJob:
             "compared": list(self.compared),
             "output_labels": None if self.output_labels is None else list(self.output_labels),
             "memory_bytes": self.memory_bytes,
+            "scratch_bytes": self.scratch_bytes,
         }
 
     def lineage(self, spec: TrainingSpec | None = None) -> dict[str, Any]:
@@ -126,6 +129,7 @@ class TrainingJob:
             compared=tuple(values.get("compared") or ()),
             output_labels=output_labels,
             memory_bytes=values.get("memory_bytes"),
+            scratch_bytes=values.get("scratch_bytes", 0),
             provenance=Provenance(
                 data=lineage.get("data") or {}, **{name: lineage.get(name) for name in ("split", "parent", "prior")}
             ),

@@ -3,6 +3,7 @@
 # N rows · I in_features · O out_features · R rank · M documents
 import hashlib
 import json
+import mmap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -58,6 +59,7 @@ class TrainingData:
     gone_inputs_NI: Tensor | None = None
     gone_targets: Tensor | None = None
     gone_weights_N: Tensor | None = None
+    mapping: mmap.mmap | None = None
 
     @property
     def rows(self) -> int:
@@ -89,9 +91,11 @@ class TrainingData:
         """Return these rows."""
         weights_K = None if self.weights_N is None else self.weights_N[rows_K]
         # `index_select` is three times as fast as indexing.
-        return TrainingData(
+        rows = TrainingData(
             self.inputs_NI.index_select(0, rows_K), self.targets.index_select(0, rows_K), weights_N=weights_K
         )
+        self.release()
+        return rows
 
     def parts(self, rows_K: Tensor | None, most: int) -> "Iterator[TrainingData]":
         """Yield these rows (None: all) in chunks of at most `most` rows, as rows on disk may not fit in memory."""
@@ -102,6 +106,12 @@ class TrainingData:
             else:
                 weights_K = None if self.weights_N is None else self.weights_N[chunk]
                 yield TrainingData(self.inputs_NI[chunk], self.targets[chunk], weights_N=weights_K)
+                self.release()
+
+    def release(self) -> None:
+        """Let go of the pages of a file larger than memory that were read; they are read again when they are needed."""
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
 
     def weighted(self, weights_N: Tensor | None) -> "TrainingData":
         """Return the same rows with other weights."""
@@ -117,21 +127,55 @@ class TrainingData:
     @classmethod
     def open(cls, path: Path) -> "TrainingData":
         """Open the file that `write_data_file` wrote. It is mapped: read on demand, and not to be written to."""
-        # Not with safetensors, whose private mapping counts towards the memory limit of the process.
-        content = np.memmap(path, dtype=np.uint8, mode="r")
-        begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
-        tensors = {}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            for name, entry in json.loads(content[8:begin].tobytes()).items():
-                first, last = entry["data_offsets"]
-                flat = torch.from_numpy(content[begin + first : begin + last])
-                tensors[name] = flat.view(_DTYPES[entry["dtype"]]).view(entry["shape"])
-        return cls(**tensors)
+        with path.open("rb") as file:
+            return cls.of_file(file)
+
+    @classmethod
+    def of_file(cls, file: BinaryIO, *, releases: bool = False) -> "TrainingData":
+        """Map an open file, which may be closed then; with `releases`, pages that were read are released."""
+        mapping, content = map_file(file)
+        tensors = {name: _tensor(content, entry) for name, entry in read_entries(content).items()}
+        return cls(**tensors, mapping=mapping if releases else None)
 
 
+class Entry(NamedTuple):
+    """Tensor of a data file."""
+
+    dtype: str
+    shape: Sequence[int]
+    begin: int
+    """Its first byte in the file."""
+    end: int
+
+
+def map_file(file: BinaryIO) -> tuple[mmap.mmap, NDArray[np.uint8]]:
+    """Return a shared mapping of a file, and its bytes; they stay readable after the file is closed."""
+    # Not with safetensors, whose private mapping counts towards the memory limit of the process.
+    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return mapping, np.frombuffer(mapping, np.uint8)
+
+
+def read_entries(content: NDArray[np.uint8]) -> dict[str, Entry]:
+    """Return the tensors of a data file by name."""
+    begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:begin].tobytes())
+    return {
+        name: Entry(entry["dtype"], entry["shape"], *(begin + offset for offset in entry["data_offsets"]))
+        for name, entry in header.items()
+    }
+
+
+def _tensor(content: NDArray[np.uint8], entry: Entry) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        flat = torch.from_numpy(content[entry.begin : entry.end])
+    return flat.view(_DTYPES[entry.dtype]).view(entry.shape)
+
+
+# Tensors with an entry for each row.
+ROW_TENSORS = frozenset({"inputs_NI", "targets", "weights_N", "key_N", "groups_N"})
 _FACTOR_TENSORS = frozenset({"start_OR", "start_RI", "prior_OR", "prior_RI"})
-_HOST_TENSORS = _FACTOR_TENSORS | {"key_N", "groups_N"}
+_HOST_TENSORS = _FACTOR_TENSORS | {"key_N", "groups_N", "mapping"}
 
 
 def write_data_file(columns: Mapping[str, Column], file: BinaryIO) -> None:

@@ -52,6 +52,9 @@ class Outcome:
 class FleetSource:
     """Source of the rows of a fleet: the seam `FleetSource`. Here, one table with the rows of a group in any order.
 
+    For a table larger than memory, it is a copy on disk in the order of `stacks`, see `Scratch.sort_by_group`: then a
+    stack is read as one piece.
+
     A source over many files or machines must promise the same. `stacks` has each position of a group exactly once.
     Which groups share a stack, and the order of the stacks, depends on the data, the base layer and the specification
     alone, so that another attempt after a death gives the adapters that the first one would have given. The rows of a
@@ -97,6 +100,7 @@ class FleetSource:
             weights_N=taken.weights_N,
             key_N=None if data.key_N is None else data.key_N[rows_N],
             groups_N=None,
+            mapping=None,
         )
         return table, list(torch.arange(len(rows_N)).split(sizes))
 

@@ -8,6 +8,7 @@ of its training rows (`large`).
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from adapters.training.data_file import TrainingData
 from adapters.training.evaluation.judgement import LiveVersion
 from adapters.training.fit import Watcher
 from adapters.training.planning.split import FEW_ROWS
+from adapters.training.scratch import Scratch
 from adapters.training.settings import Candidate, Loss, TrainingSpec
 
 _STACK_GROUPS = 64
@@ -84,15 +86,17 @@ def fit_fleet_auto(
     done: Collection[int] = (),
     wants_prior: bool = False,
     progress: Progress = lambda _step, _loss: None,
+    scratch: Scratch | None = None,
 ) -> Iterator[list[AutoFit]]:
     """Fit an adapter for each code of `data.groups_N`; yield them stack by stack, without those that are `done`.
 
-    With `wants_prior`, the last one is the prior of the fleet, at the position after the groups.
+    With `wants_prior`, the last one is the prior of the fleet, at the position after the groups. scratch: disk space
+    for a fleet that does not fit in memory.
     """
     assert data.groups_N is not None
     order_N = torch.argsort(data.groups_N, stable=True)
     rows = dict(enumerate(order_N.split(torch.bincount(data.groups_N).tolist())))
-    task = FitTask(base, data, spec, Scores(spec.loss), labels, feature_space, live or {}, shared_rows(data))
+    task = FitTask(base, data, spec, Scores(spec.loss), labels, feature_space, live or {}, shared_rows(data), scratch)
     if spec.loss not in LINEAR_LOSSES or _DESCENT_ONLY.issuperset(spec.candidates):
         for position, rows_K in rows.items():
             if position not in done:
@@ -158,16 +162,16 @@ def _fit_groups(
     many = [group for group in groups if len(group.sides.training_K) > MAX_LEFT_OUT_ROWS]
     few.sort(key=lambda group: (len(group.sides.training_K), group.position))
     parts = [few[begin : begin + _STACK_GROUPS] for begin in range(0, len(few), _STACK_GROUPS)]
-    stacks = [task.stack([g.position for g in part], [g.sides.training_K for g in part]) for part in parts]
+    stacks = task.list_of(task.stack([g.position for g in part], [g.sides.training_K for g in part]) for part in parts)
     plan = _plan(task, groups, stacks, groups_in_all=groups_in_all, wants_prior=wants_prior)
     _choose(task, plan, parts, stacks)
     for part, stack in zip(parts, stacks, strict=True):
         compare_with_base(task, part, stack)
     for group in few:
         _try_descent(task, group)
+        _make_adapter(task, plan, group, watcher)
     for group in many:
         _fit_many(task, plan, group)
-    for group in groups:
         _make_adapter(task, plan, group, watcher)
     gains = {group.position: gain_of(group.errors, task.scores) for group in groups if group.errors}
     total, count = sum(gain.total for gain in gains.values()), sum(gain.weight for gain in gains.values())
@@ -179,6 +183,7 @@ def _fit_groups(
                 others = gain.unit * (total - gain.total) / (count - gain.weight)
             results.append(_result(task, group, others, metrics.get(group.position), is_fleet=is_fleet))
         watcher.report(1, 0.0, [])
+        task.data.release()
         yield results
     if wants_prior and plan.mean is not None and groups_in_all is not None:
         features = plan.candidates.maps[plan.candidates.common_map or 0]
@@ -205,10 +210,10 @@ def _plan(
     wants_mean = bool(allowed & {Candidate.FLEET_MEAN, Candidate.CLUSTER_MEAN}) and len(groups) > 1
     if groups_in_all is not None and (wants_prior or wants_mean):
         with_many = [group for group in groups if len(group.sides.training_K) > MAX_LEFT_OUT_ROWS]
-        sampled = [task.stack([group.position], [sample(group.sides.training_K)]) for group in with_many]
-        cached = [stack.common_rows(maps[0], scales[0]) for stack in (*stacks, *sampled)]
+        sampled = (task.stack([group.position], [sample(group.sides.training_K)]) for group in with_many)
+        cached = task.list_of(stack.common_rows(maps[0], scales[0]) for stack in chain(stacks, sampled))
 
-        def of_groups() -> list[GroupRows]:
+        def of_groups() -> Sequence[GroupRows]:
             return cached
 
         mean = fit_mean(of_groups, scores, groups_in_all)
@@ -260,7 +265,7 @@ def _choose(task: FitTask, plan: _Plan, parts: Sequence[Sequence[Group]], stacks
     """Choose a combination for each group with few rows, by its left-out rows and those of the other groups."""
     if not stacks:
         return
-    candidates, searches = search_all(plan.candidates, stacks)
+    candidates, searches = search_all(plan.candidates, stacks, task.list_of)
     has_others = sum(map(len, parts)) > 1
     can_keep_base = candidates.candidate(candidates.combinations[0]) is Candidate.BASE
     choices = list(choose_all(candidates, stacks, searches))
@@ -303,7 +308,7 @@ def _compose(
                 if isinstance(adapter, LoraplexError):
                     part[index].error = adapter
                 else:
-                    part[index].adapter = adapter
+                    part[index].read_adapter = task.keep(adapter)
 
 
 def _fold_errors(candidates: Candidates, moments: Moments, stack: Stack, search: Search, chosen_GE: Tensor) -> Tensor:
@@ -421,7 +426,8 @@ def _fit_many(task: FitTask, plan: _Plan, group: Group) -> None:
     group.tried = Tried(task.scores, "held_out", taken, reason, figures)
     if Candidate.ADAMW in task.spec.candidates:
         _compare_descent(task, group, parts, best.loss)
-    has_suspects = task.spec.loss is Loss.CROSS_ENTROPY and len(group.rows_K) > _MAX_KERNEL_ROWS
+    is_fleet = task.data.groups_N is not None
+    has_suspects = not is_fleet and task.spec.loss is Loss.CROSS_ENTROPY and len(group.rows_K) > _MAX_KERNEL_ROWS
     if has_suspects and len(group.rows_K) * task.outputs <= _MAX_SUSPECT_NUMBERS:
         plain_best = min((one for one in scored if one.combination.step < large.CONVERGED), key=lambda one: one.loss)
         group.left_out_NC = large.left_out(chunks(group.rows_K), candidates.maps, plain_best, starts, task.scores)
@@ -441,12 +447,14 @@ def _make_adapter(task: FitTask, plan: _Plan, group: Group, watcher: Watcher) ->
             factors, _ = train_descent(
                 task.base, task.data, group.descent.spec, group.sides.training_K, watcher.checkpoint
             )
-            group.adapter = Adapter(*factors, group.descent.spec.alpha, group.descent.spec.rslora, **task.names)
+            adapter = Adapter(*factors, group.descent.spec.alpha, group.descent.spec.rslora, **task.names)
+            group.read_adapter = task.keep(adapter)
         elif group.composed is not None:
-            group.adapter = group.composed.adapter(
+            adapter = group.composed.adapter(
                 plan.moments.covariance_II, plan.candidates.max_rank, task.base.out_features, **task.names
             )
-        if group.adapter is not None:
+            group.read_adapter, group.composed = task.keep(adapter), None
+        if group.read_adapter is not None:
             measure_errors(task, group)
     except LoraplexError as error:
         group.error = error
@@ -457,12 +465,13 @@ def _result(
 ) -> AutoFit:
     if group.error is not None:
         return AutoFit(position=group.position, spec=task.spec, error=group.error)
-    assert group.adapter is not None
+    adapter = group.adapter
+    assert adapter is not None
     assert group.tried is not None
     return finish(
         task,
         group.position,
-        group.adapter,
+        adapter,
         group.sides,
         group.tried,
         group.errors,

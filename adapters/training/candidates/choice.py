@@ -5,7 +5,7 @@ choose by noise.
 """
 
 # G groups of a stack · N rows of a group, padded · E fits of `small` · X combinations
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -146,23 +146,25 @@ def worth_their_risk(
         yield is_worth_G
 
 
-def search_all(candidates: Candidates, stacks: Sequence[Stack]) -> tuple[Candidates, list[Search]]:
-    """Return what was compared for the groups of all stacks, and their losses and errors.
+def search_all(
+    candidates: Candidates, stacks: Sequence[Stack], list_of: Callable[[Iterable[Search]], Sequence[Search]]
+) -> tuple[Candidates, Sequence[Search]]:
+    """Return what was compared for the groups of all stacks, and their losses and errors as a list by `list_of`.
 
     Comparing all combinations takes most of the time of a large fleet. There, some of the stacks decide which are
     compared for all: those that one of their groups chooses in any of its fits, and the best of each candidate.
     """
     every = len(stacks) // _DECIDING_STACKS
     if every < 2:
-        return candidates, [candidates.search(stack) for stack in stacks]
+        return candidates, list_of(candidates.search(stack) for stack in stacks)
     deciding = range(every // 2, len(stacks), every)
     searches = {number: candidates.search(stacks[number]) for number in deciding}
     kept = _worth_comparing(candidates, [stacks[number] for number in deciding], list(searches.values()))
     narrowed = replace(candidates, combinations=[candidates.combinations[index] for index in kept])
-    return narrowed, [
+    return narrowed, list_of(
         searches[number].of(kept) if number in searches else narrowed.search(stack)
         for number, stack in enumerate(stacks)
-    ]
+    )
 
 
 def _worth_comparing(candidates: Candidates, stacks: Sequence[Stack], searches: Sequence[Search]) -> list[int]:

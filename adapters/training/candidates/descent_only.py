@@ -37,14 +37,15 @@ def fit_descent_only(task: FitTask, rows_K: Tensor, position: int, watcher: Watc
     factors = _fit(task, descent, base_loss, training_K, watcher)
     adapter = Adapter(*factors, descent.spec.alpha, descent.spec.rslora, **task.names)
     errors: dict[str, Tensor] = {}
-    if sides.held is not None:
-        errors = _errors(task, sides.held, descent.spec, {"adapter": factors, "base": None})
-        errors["guess"] = _guess_errors(task, task.data.take(training_K), sides.held, descent.spec)
+    held = sides.held
+    if held is not None:
+        errors = _errors(task, held, descent.spec, {"adapter": factors, "base": None})
+        errors["guess"] = _guess_errors(task, task.data.take(training_K), held, descent.spec)
     elif sides.is_cross_validated and len(training_K) > 1:
         errors = _fold_errors(task, training_K)
     live = task.live.get(position)
     if errors and live is not None and live.adapter is not None:
-        table = task.data.take(training_K) if sides.held is None else sides.held
+        table = task.data.take(training_K) if held is None else held
         own = Factors(live.adapter.a_OR, live.adapter.b_RI, live.adapter.bias_O)
         spec = adamw_spec(task.spec, bias=True)
         errors["live"] = _row_errors(task.base, table, spec, own, live.adapter.scaling)

@@ -118,7 +118,7 @@ def finish(
     if errors:
         evaluation, judgement = judge(
             {name: errors_K for name, errors_K in errors.items() if name != "weights"},
-            by="held_out" if sides.held is not None else "cross_validation",
+            by="held_out" if sides.read_held is not None else "cross_validation",
             metric=scores.metric,
             is_regression=scores.is_regression,
             weights_N=errors["weights"],
@@ -175,17 +175,18 @@ def _metrics(task: FitTask, position: int, adapter: Adapter, sides: Sides, spec:
     One adapter alone has all metrics on its held-out rows too.
     """
     factors = Factors(adapter.a_OR, adapter.b_RI, adapter.bias_O)
-    if sides.held is not None and task.data.groups_N is None:
+    held = sides.held
+    if held is not None and task.data.groups_N is None:
         live = task.live.get(position)
         present = None if live is None else live.adapter
         training = Side(task.data, sides.training_K, task.data.weights_N)
-        evaluated_sides = EvaluatedSides(training, Side(sides.held, None, sides.held.weights_N))
+        evaluated_sides = EvaluatedSides(training, Side(held, None, held.weights_N))
         compared = compared_factors(task.base, spec, factors, present, task.labels)
         return evaluate_sides(task.base, evaluated_sides, spec, compared, present).to_json()
     names = ("loss", "accuracy") if spec.loss is Loss.CROSS_ENTROPY else ("loss",)
     losses: dict[str, Any] = {}
     for prefix, evaluated in (("", factors), ("base_", None)):
-        for side, table, rows_K in (("train", task.data, sides.training_K), ("validation", sides.held, None)):
+        for side, table, rows_K in (("train", task.data, sides.training_K), ("validation", held, None)):
             values: Mapping[str, float] = {}
             if table is not None:
                 documents_N = document_ids(spec, table.targets)

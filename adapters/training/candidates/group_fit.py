@@ -1,7 +1,7 @@
 """Groups of a fleet on their way to adapters: their rows and choices, and the errors by which each is judged."""
 
 # G groups of a stack · N rows of a group, padded · K rows of one group · C outputs of the task
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +32,17 @@ class Group:
     """Of many rows."""
     descent: Descent | None = None
     tried: Tried | None = None
-    adapter: Adapter | None = None
+    read_adapter: Callable[[], Adapter] | None = None
+    """Reader of the adapter; None without one."""
     error: LoraplexError | None = None
     left_out_NC: Tensor | None = None
     """Outputs of all rows, each by a fit of the choice without the row; for the suspects only."""
     errors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """Return the adapter; None without one."""
+        return None if self.read_adapter is None else self.read_adapter()
 
 
 def compare_with_base(task: FitTask, part: Sequence[Group], stack: Stack) -> None:
@@ -54,7 +60,8 @@ def compare_with_base(task: FitTask, part: Sequence[Group], stack: Stack) -> Non
         guess_GN = torch.where(is_held_GN, errors_GN, guess_GN)
     for index, size, base_K in zip(few, sizes, base_errors.split(sizes), strict=True):
         group = part[index]
-        group.errors = {"weights": stack.weights_GN[index, :size], "base": base_K}
+        # A view of a stack would keep all of it in memory.
+        group.errors = {"weights": stack.weights_GN[index, :size].clone(), "base": base_K}
         assert group.fold_errors_K is not None
         group.errors |= {"adapter": group.fold_errors_K, "guess": guess_GN[index, :size]}
 
@@ -64,17 +71,17 @@ def measure_errors(task: FitTask, group: Group) -> None:
 
     The rows are the held-out ones or, if the adapter is cross-validated, all training rows in their outer folds.
     """
-    sides = group.sides
-    assert group.adapter is not None
-    if sides.held is not None:
-        table = sides.held
+    sides, adapter = group.sides, group.adapter
+    assert adapter is not None
+    table = sides.held
+    if table is not None:
         weights_K = torch.ones(table.rows) if table.weights_N is None else table.weights_N
         group.errors = {"weights": weights_K.double(), "base": task.base_errors(table)}
-        group.errors["adapter"] = task.live_errors(group.adapter, table)
+        group.errors["adapter"] = task.live_errors(adapter, table)
         group.errors["guess"] = task.guess_errors(task.data, sides.training_K, table)
     live = task.live.get(group.position)
     if group.errors and live is not None and live.adapter is not None:
-        table = sides.held or task.data.take(sides.training_K)
+        table = table or task.data.take(sides.training_K)
         group.errors["live"] = task.live_errors(live.adapter, table)
         group.errors = replace_trained_errors(group.errors, live, table, None, task.labels)
 
@@ -82,9 +89,12 @@ def measure_errors(task: FitTask, group: Group) -> None:
 def metrics_of_stack(task: FitTask, part: Sequence[Group]) -> dict[int, dict[str, Any]]:
     """Return the metrics of the adapters of a stack, by position, as far as they are measured together."""
     together = {
-        group.position: (group.adapter, group.sides.training_K)
+        group.position: (adapter, group.sides.training_K)
         for group in part
-        if group.adapter is not None and group.descent is None and group.error is None and group.sides.held is None
+        if (adapter := group.adapter) is not None
+        and group.descent is None
+        and group.error is None
+        and group.sides.read_held is None
     }
     if not together:
         return {}

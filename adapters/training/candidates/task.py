@@ -2,9 +2,10 @@
 
 # G groups of a stack · N rows of a group, padded · K rows of one group · I in_features · C outputs of the task
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +27,14 @@ from adapters.training.evaluation.row_errors import evidence_keys
 from adapters.training.gradient.sampling import Sampler
 from adapters.training.limits import CHUNK_ROWS
 from adapters.training.planning.split import SplitBy
+from adapters.training.scratch import Scratch
 from adapters.training.settings import Loss, TrainingSpec
 
 Labels = Sequence[str | int] | None
 # Training rows up to which leave-one-out chooses; beyond them, a fifth of them does.
 MAX_LEFT_OUT_ROWS = 500
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,10 +43,15 @@ class Sides:
 
     training_K: Tensor
     """int64: rows of the data."""
-    held: TrainingData | None
-    """Held-out rows; None if none are."""
+    read_held: Callable[[], TrainingData] | None
+    """Reader of the held-out rows; None if none are. All of a fleet's would not fit in memory."""
     is_cross_validated: bool
     """True if the adapter is evaluated on its training rows, in outer folds."""
+
+    @property
+    def held(self) -> TrainingData | None:
+        """Return the held-out rows; None if none are."""
+        return None if self.read_held is None else self.read_held()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +68,16 @@ class FitTask:
     """By group."""
     is_shared_N: Tensor | None = None
     """(rows,) bool: whether several groups of a fleet have the row; None if no group has others beside it."""
+    scratch: Scratch | None = None
+    """Disk space for values of all groups that do not fit in memory; None if they fit."""
+
+    def list_of(self, items: Iterable[T]) -> Sequence[T]:
+        """Return a list of values with tensors, on disk if there is scratch space."""
+        return list(items) if self.scratch is None else self.scratch.list_of(items)
+
+    def keep(self, item: T) -> Callable[[], T]:
+        """Keep a value with tensors, on disk if there is scratch space; return its reader."""
+        return (lambda: item) if self.scratch is None else self.scratch.keep(item)
 
     @property
     def outputs(self) -> int:
@@ -74,7 +93,8 @@ class FitTask:
     def sides(self, rows_K: Tensor) -> Sides:
         """Divide the rows of one adapter; raise `OutOfRange` if a side has no row, or none with a weight."""
         sides = self._divide(rows_K)
-        weights_N, held = self.data.weights_N, sides.held
+        weights_N = self.data.weights_N
+        held = None if weights_N is None and self.data.held_out is None else sides.held
         has_training = weights_N is None or bool(weights_N[sides.training_K].any())
         has_held = held is None or held.weights_N is None or bool(held.weights_N.any())
         if not (has_training and has_held):
@@ -83,8 +103,8 @@ class FitTask:
 
     def _divide(self, rows_K: Tensor) -> Sides:
         data, spec = self.data, self.spec
-        if data.held_out is not None:
-            return Sides(rows_K, data.held_out, is_cross_validated=False)
+        if (held_out := data.held_out) is not None:
+            return Sides(rows_K, lambda: held_out, is_cross_validated=False)
         if spec.split is None:
             return Sides(rows_K, None, is_cross_validated=False)
         keys_K = None if data.key_N is None else data.key_N[rows_K]
@@ -94,7 +114,8 @@ class FitTask:
         classes_K = data.targets[rows_K] if data.targets.dtype == torch.int64 else None
         sampler = Sampler(spec, len(rows_K), key_N=keys_K, classes_N=classes_K)
         assert sampler.held_K is not None
-        return Sides(rows_K[sampler.training_K], data.take(rows_K[sampler.held_K]), is_cross_validated=False)
+        read_held = partial(data.take, rows_K[sampler.held_K])
+        return Sides(rows_K[sampler.training_K], read_held, is_cross_validated=False)
 
     def keys(self, rows_K: Tensor) -> Tensor:
         """Return equal numbers for rows that stay together, (K,) int64."""
@@ -131,11 +152,13 @@ class FitTask:
             units_GN[index, :K] = torch.arange(K) if units_K is None else units_K
         x_GNI = self.data.inputs_NI[index_GN].double()
         is_shared_N = torch.zeros(self.data.rows, dtype=torch.bool) if self.is_shared_N is None else self.is_shared_N
+        y_GNC = self.scores.wide(self.data.targets[index_GN], self.outputs)
+        self.data.release()
         return Stack(
             groups=torch.tensor(groups),
             x_GNI=x_GNI,
             outputs_GNC=base_outputs(self.base, x_GNI)[..., : self.outputs],
-            y_GNC=self.scores.wide(self.data.targets[index_GN], self.outputs),
+            y_GNC=y_GNC,
             weights_GN=weights_GN,
             is_shared_GN=is_shared_N[index_GN],
             folds_GN=folds_GN,
@@ -152,6 +175,7 @@ class FitTask:
             x_NI = (self.data.inputs_NI[rows_N[begin : begin + CHUNK_ROWS]].double() - shift_I).to(dtype)
             mean_I += x_NI.sum(0)
             square_II += x_NI.T @ x_NI
+            self.data.release()
         mean_I /= len(rows_N)
         return Moments(mean_I + shift_I, square_II / len(rows_N) - mean_I[:, None] * mean_I)
 

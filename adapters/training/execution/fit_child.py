@@ -53,7 +53,9 @@ from adapters.training.fit import Fit, Watcher, fit
 from adapters.training.fleet import FleetSource, Outcome, fit_fleet
 from adapters.training.gradient.stack import History
 from adapters.training.gradient.training_loop import CheckpointOptions, Epochs
+from adapters.training.planning.estimate import PROCESS_BYTES
 from adapters.training.planning.split import Split, SplitBy
+from adapters.training.scratch import SCRATCH, Scratch
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PR_SET_PDEATHSIG = 1
@@ -79,7 +81,7 @@ def main() -> None:
         sys.exit(f"loraplex: {error.detail}")
     Frame().write(out)
     while True:
-        _Fit(json.loads(requests.get()), base, out).serve()
+        _Fit(json.loads(requests.get()), base, out, memory_bytes=first["memory_bytes"]).serve()
 
 
 def _die_with_the_trainer() -> None:
@@ -106,9 +108,11 @@ def _claim_stdout() -> BinaryIO:
 class _Fit:
     """Fit of one request, from its data to its last frame."""
 
-    def __init__(self, message: Mapping[str, Any], base: BaseLayer, out: BinaryIO) -> None:
+    def __init__(self, message: Mapping[str, Any], base: BaseLayer, out: BinaryIO, *, memory_bytes: int) -> None:
         self._request, self._base, self._out = FitRequest.from_json(message["request"]), base, out
-        self._blobs = BlobLocation.from_json(message["blobs"]).open()
+        location = BlobLocation.from_json(message["blobs"])
+        self._blobs, self._scratch_folder, self._memory_bytes = location.open(), location.folder / SCRATCH, memory_bytes
+        self._scratch: Scratch | None = None
         self._checkpoint = Path(message["checkpoint"])
         self._latest = Progress()
         self._epochs = Epochs() if self._request.times_epochs else None
@@ -156,9 +160,18 @@ class _Fit:
     def _open_data(self) -> TrainingData:
         """Open the job's data; raise `FitFailed` if they are missing, as after some restores."""
         try:
-            return TrainingData.open(self._blobs.local(self._request.data))
+            path = self._blobs.local(self._request.data)
         except BlobCorrupt as error:
             raise FitFailed(error.detail) from None
+        size = self._request.job.scratch_bytes
+        if not size:
+            return TrainingData.open(path)
+        self._scratch = Scratch(self._scratch_folder, size=size, memory_bytes=self._memory_bytes - PROCESS_BYTES)
+        began = time.monotonic()
+        data, buckets = self._scratch.sort_by_group(path)
+        took = f"{path.stat().st_size} bytes, {buckets} buckets, {time.monotonic() - began:.1f} s"
+        self._send(Note(text=f"the rows do not fit in memory, and were sorted by group on disk ({took})"))
+        return data
 
     def _read_live(self, data: TrainingData) -> dict[int, LiveVersion]:
         """Read the live versions to compare with, by the position of the adapter."""
@@ -221,7 +234,8 @@ class _Fit:
         stacks: Iterator[Sequence[Outcome | AutoFit]]
         if spec.candidates:
             arguments["live"] = {position: _judgeable(version) for position, version in live.items()}
-            stacks = fit_fleet_auto(self._base, data, spec, wants_prior=request.wants_prior, **arguments)
+            arguments |= {"wants_prior": request.wants_prior, "scratch": self._scratch}
+            stacks = fit_fleet_auto(self._base, data, spec, **arguments)
         else:
             stacks = fit_fleet(self._base, data, spec, share=request.share, **arguments)
         for outcomes in stacks:

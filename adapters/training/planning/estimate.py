@@ -11,8 +11,11 @@ from adapters.training.planning.split import FEW_ROWS, FOLDS
 from adapters.training.settings import Candidate, Loss, TrainingSpec
 
 # Memory of torch, a base layer of a few MiB, and small fits.
-_PROCESS_BYTES = 320 * 2**20
+PROCESS_BYTES = 320 * 2**20
+# Memory for each row and each group of a fleet whose rows are sorted on disk: places, keys, errors and choices.
+_ROW_BYTES, _GROUP_BYTES = 200, 16 * 2**10
 _FLOPS_A_SECOND = 5e9
+_SCRATCH_BYTES_A_SECOND = 2e8
 # Cost of the smallest step.
 _SECONDS_A_STEP = 2e-4
 _RETRIEVAL_TILE = 2**21
@@ -27,6 +30,8 @@ class Estimate:
 
     memory_bytes: int
     seconds: float
+    scratch_bytes: int = 0
+    """Disk space for the rows of a fleet that do not fit in memory; 0 if they do."""
 
     def check(self, limit: int) -> "Estimate":
         """Return the estimate; raise `EstimateTooLarge` if it needs more memory than a trainer may use."""
@@ -84,7 +89,29 @@ def estimate(
         a_step = _SECONDS_A_STEP + batch * a_row / _FLOPS_A_SECOND
         seconds = spec.steps(training_rows) * a_step + (trials - 1) * min(200, spec.steps(training_rows)) * a_step
     seconds += (training_rows + held_rows) * 4.0 * I * O / _FLOPS_A_SECOND
-    return Estimate(int(_PROCESS_BYTES + base_bytes + needed + measured + held), seconds)
+    return Estimate(int(PROCESS_BYTES + base_bytes + needed + measured + held), seconds)
+
+
+def estimate_fleet(
+    spec: TrainingSpec, *, in_features: int, out_features: int, held_rows: int, group_sizes: Sequence[int], limit: int
+) -> Estimate:
+    """Estimate a fleet for a trainer with so much memory.
+
+    If its rows or what is computed from them would exceed the memory, they are on disk, in the order of the groups.
+    """
+    I, O, rows = in_features, out_features, sum(group_sizes)
+    shape = {"in_features": I, "out_features": O, "training_rows": rows - held_rows, "held_rows": held_rows}
+    in_memory = estimate(spec, **shape, group_sizes=group_sizes)
+    # Rows with their weight, key and group.
+    table = rows * (4 * I + 4 * max(O, 2) + 20)
+    if max(in_memory.memory_bytes, table) <= limit:
+        return in_memory
+    kept = _kept_of_candidates(I, O, group_sizes) if spec.candidates else 0
+    indices = rows * _ROW_BYTES + len(group_sizes) * _GROUP_BYTES
+    # The adapters of all groups are chosen before the first is published.
+    adapters = len(group_sizes) * 4 * (spec.rank * (I + O) + O) if spec.candidates else 0
+    memory = in_memory.memory_bytes - kept + indices
+    return Estimate(memory, in_memory.seconds + 4 * table / _SCRATCH_BYTES_A_SECOND, table + kept + adapters)
 
 
 def estimate_evaluation(
@@ -96,16 +123,14 @@ def estimate_evaluation(
     of_a_row = 16 * O + 24 * C + 64
     chunk = min(CHUNK_ROWS, rows) * (16 * I + 32 * O)
     seconds = adapters * rows * 4.0 * I * O / _FLOPS_A_SECOND
-    return Estimate(_PROCESS_BYTES + 12 * I * O + rows * of_a_row + chunk, seconds)
+    return Estimate(PROCESS_BYTES + 12 * I * O + rows * of_a_row + chunk, seconds)
 
 
 def _of_candidates(
     spec: TrainingSpec, I: int, O: int, rows: int, group_sizes: Sequence[int], base_bytes: int
 ) -> Estimate:
     J, sizes = I + 1, np.minimum(group_sizes, 2**31)
-    # Rows of small groups stay in memory, with an error for each setting that is tried; others are read in chunks.
-    small_rows = int(sizes[sizes < FEW_ROWS].sum())
-    kept = small_rows * (12 * I + 40 * O + 4 * _SETTINGS_TRIED)
+    kept = _kept_of_candidates(I, O, group_sizes)
     read = 8 * 5 * min(int(sizes.max()) * (I + 2 * O), SUM_CHUNK_NUMBERS)
     # Kernels of a stack for each fold, or sums of one large group.
     widest = min(int(sizes.max()), J)
@@ -118,7 +143,13 @@ def _of_candidates(
         large = int((sizes >= FEW_ROWS).sum())
         seconds += large * (1 + len(spec.try_rates)) * spec.steps(max(1, rows // len(sizes))) * a_step
         read += 4 * MAX_CACHED_OUTPUTS if rows * O > MAX_CACHED_OUTPUTS else 4 * rows * O
-    return Estimate(int(_PROCESS_BYTES + base_bytes + kept + read + decomposed), seconds)
+    return Estimate(int(PROCESS_BYTES + base_bytes + kept + read + decomposed), seconds)
+
+
+def _kept_of_candidates(I: int, O: int, group_sizes: Sequence[int]) -> int:
+    """Return the bytes of the small groups' rows, with an error for each setting; other rows are read in chunks."""
+    sizes = np.asarray(group_sizes)
+    return int(sizes[sizes < FEW_ROWS].sum()) * (12 * I + 40 * O + 4 * _SETTINGS_TRIED)
 
 
 def _of_fleet(spec: TrainingSpec, I: int, O: int, rows: int, group_sizes: Sequence[int], base_bytes: int) -> Estimate:
@@ -141,4 +172,4 @@ def _of_fleet(spec: TrainingSpec, I: int, O: int, rows: int, group_sizes: Sequen
         steps = spec.steps(middle)
         seconds = groups * steps * (2e-6 + spec.batch(middle) * 6.0 * R * (I + O) / _FLOPS_A_SECOND)
     seconds += groups * 2e-4 + rows * 8.0 * I * O / _FLOPS_A_SECOND
-    return Estimate(int(_PROCESS_BYTES + base_bytes + needed), seconds)
+    return Estimate(int(PROCESS_BYTES + base_bytes + needed), seconds)

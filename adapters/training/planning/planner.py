@@ -25,7 +25,7 @@ from adapters.names import Reference, check_name, parse_reference
 from adapters.training.data_file import Column, write_data_file
 from adapters.training.evaluation.gate import Gate, When
 from adapters.training.planning.auto import Decisions, decide
-from adapters.training.planning.estimate import Estimate, estimate
+from adapters.training.planning.estimate import Estimate, estimate, estimate_fleet
 from adapters.training.planning.holdout import Holdout, SplitReport, read_holdout, report_split
 from adapters.training.planning.initialization import (
     Initialization,
@@ -180,6 +180,7 @@ class Planner:
             request=None if rows.table is None or isinstance(request.settings.init, InitFactors) else request.body,
             provenance=provenance,
             description=_describe(request, spec, start, provenance) | {k: v for k, v in optional.items() if v},
+            scratch_bytes=cost.scratch_bytes,
         )
         columns = _columns(rows, holdout, is_fleet=request.is_fleet) | start.columns()
         return Plan(name=name, adapters=tuple(adapters), job=job, estimate=cost, columns=columns)
@@ -284,14 +285,14 @@ class Planner:
         self, spec: TrainingSpec, training_rows: int, *, held_rows: int = 0, group_sizes: Sequence[int] | None = None
     ) -> Estimate:
         """Estimate the cost of a training; raise `EstimateTooLarge` if no trainer may use as much memory."""
-        return estimate(
-            spec,
-            in_features=self.base.in_features,
-            out_features=self.base.out_features,
-            training_rows=training_rows,
-            held_rows=held_rows,
-            group_sizes=group_sizes,
-        ).check(self.limits.trainer_memory_bytes)
+        limit = self.limits.trainer_memory_bytes
+        I, O = self.base.in_features, self.base.out_features
+        shape: dict[str, Any] = {"in_features": I, "out_features": O, "held_rows": held_rows}
+        if group_sizes is None:
+            cost = estimate(spec, **shape, training_rows=training_rows)
+        else:
+            cost = estimate_fleet(spec, **shape, group_sizes=group_sizes, limit=limit)
+        return cost.check(limit)
 
 
 def submit(

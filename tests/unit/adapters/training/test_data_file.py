@@ -65,7 +65,7 @@ def test_what_is_stored_is_read_back(data: TrainingData, tmp_path: Path) -> None
 
 def test_the_file_is_one_that_safetensors_reads(tmp_path: Path) -> None:
     with safe_open(_written(EVERYTHING, tmp_path / "rows"), framework="np") as stored:
-        assert set(stored.keys()) == {field.name for field in fields(TrainingData)}
+        assert set(stored.keys()) == {field.name for field in fields(TrainingData)} - {"mapping"}
         for name in stored.keys():  # noqa: SIM118 - not a mapping
             np.testing.assert_array_equal(stored.get_tensor(name), getattr(EVERYTHING, name).numpy())
 

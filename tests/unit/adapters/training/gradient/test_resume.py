@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_the_checkpoint_of_another_training_is_not_taken_over(name: str, attempt
 
 def test_a_checkpoint_of_other_held_out_rows_is_not_taken_over(attempts: Attempts) -> None:
     spec = replace(SPEC, patience=50)
-    held = {"held_inputs_NI": INPUTS[:7], "held_targets": NUMBERS.targets[:7]}
+    held: dict[str, Any] = {"held_inputs_NI": INPUTS[:7], "held_targets": NUMBERS.targets[:7]}
     assert attempts.until(11, spec, replace(NUMBERS, **held)) is None
     assert attempts.until(12, spec, replace(NUMBERS, **held)) is None
     assert attempts.reported == [12]
