@@ -407,6 +407,8 @@ class Estimate:
     memory_bytes: float
     seconds: float
     adapters: int
+    scratch_bytes: float = 0
+    """Disk space of the trainer for a fleet that does not fit in its memory; 0 if it fits."""
 
 
 class Back(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 from adapters.training.candidates.task import FitTask
 from adapters.training.closed_form.statistics import base_outputs
 from adapters.training.data_file import TrainingData
-from adapters.training.limits import CHUNK_ROWS
+from adapters.training.limits import CHUNK_ROWS, SUM_CHUNK_NUMBERS
 
 # Squares of inputs and of residuals, and weights, relative to the median over the groups, above which a group is fitted
 # by itself.
@@ -31,9 +31,11 @@ def outlying_groups(task: FitTask, rows: Mapping[int, Tensor]) -> frozenset[int]
     center_I = _center(task, [rows[position] for position in positions])
     sizes_N = torch.tensor([len(rows[position]) for position in positions])
     group_N = torch.repeat_interleave(torch.arange(len(positions)), sizes_N)
-    parts = task.data.parts(torch.cat([rows[position] for position in positions]), CHUNK_ROWS)
-    measured = [_sizes(task, part, center_I) for part in parts]
-    means_3G = torch.zeros(3, len(positions), dtype=torch.float64).index_add_(1, group_N, torch.cat(measured, dim=1))
+    chunk_rows = min(CHUNK_ROWS, max(1, SUM_CHUNK_NUMBERS // (4 * task.base.in_features)))
+    parts = task.data.parts(torch.cat([rows[position] for position in positions]), chunk_rows)
+    means_3G = torch.zeros(3, len(positions), dtype=torch.float64)
+    for part, group_K in zip(parts, group_N.split(chunk_rows), strict=True):
+        means_3G.index_add_(1, group_K, _sizes(task, part, center_I))
     means_3G /= sizes_N
     limits_3 = torch.tensor([_MAX_SQUARE, _MAX_SQUARE, _MAX_WEIGHT], dtype=torch.float64)
     medians_31 = means_3G.median(1, keepdim=True).values

@@ -59,6 +59,9 @@ from adapters.training.scratch import SCRATCH, Scratch
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _PR_SET_PDEATHSIG = 1
+# Parameter of mallopt: allocations of this size and more are mapped, and returned when they are freed.
+_M_MMAP_THRESHOLD = -3
+_LEAST_MAPPED_BYTES, _LARGEST_THRESHOLD = 2**18, 2**25
 
 
 def main() -> None:
@@ -89,6 +92,13 @@ def _die_with_the_trainer() -> None:
     # Only Linux has prctl.
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _set_mapped_from(size: int) -> None:
+    """Let the allocator map all allocations of this size and more."""
+    # Only glibc has mallopt.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, size)
 
 
 def _read_requests(requests: "queue.SimpleQueue[str]") -> None:
@@ -130,6 +140,9 @@ class _Fit:
             traceback.print_exc()
             kind = OutOfMemory if is_allocation_failure(str(error)) else FitFailed
             self._fail(kind(f"{type(error).__name__}: {str(error)[:300]}"))
+        finally:
+            if self._request.job.scratch_bytes:
+                _set_mapped_from(_LARGEST_THRESHOLD)
 
     def _fit(self) -> None:
         request, base = self._request, self._base
@@ -166,6 +179,8 @@ class _Fit:
         size = self._request.job.scratch_bytes
         if not size:
             return TrainingData.open(path)
+        # Close to the limit, the gaps between small values that stay and large ones that are freed would exceed it.
+        _set_mapped_from(_LEAST_MAPPED_BYTES)
         self._scratch = Scratch(self._scratch_folder, size=size, memory_bytes=self._memory_bytes - PROCESS_BYTES)
         began = time.monotonic()
         data, buckets = self._scratch.sort_by_group(path)

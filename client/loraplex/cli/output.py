@@ -151,7 +151,7 @@ def plain(value: Any, *, listed: bool = False) -> Any:
     if isinstance(value, Back):
         return {"name": value.name, "from": value.version, "to": value.to}
     if isinstance(value, Estimate):
-        takes = {"memory_bytes": value.memory_bytes, "seconds": value.seconds}
+        takes = {name: getattr(value, name) for name in ("memory_bytes", "seconds", "scratch_bytes")}
         return {"spec": plain(value.spec), "estimate": takes, "adapters": value.adapters}
     if is_dataclass(value):
         # A job with methods also has a client, which is not part of the value.

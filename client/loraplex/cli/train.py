@@ -307,6 +307,7 @@ def _show_estimate(session: Session, estimate: Estimate) -> None:
         "held out": held_out,
         "evaluation": f"{split['folds']}-fold cross-validation" if "folds" in split else None,
         "memory": f"about {size(estimate.memory_bytes)}",
+        "scratch space": f"about {size(estimate.scratch_bytes)}" if estimate.scratch_bytes else None,
         "time": f"about {estimate.seconds:.3g} s",
     }
     session.give(estimate, pairs(about))

@@ -56,7 +56,7 @@ def test_a_dry_run_trains_nothing_and_says_what_would_be(run: Run, ask: Ask) -> 
     plan = ask("train", DIGITS, *OF_DIGITS, *how)
     assert plan.keys() == {"spec", "estimate", "adapters"}
     assert plan["adapters"] == 1
-    assert plan["estimate"].keys() == {"memory_bytes", "seconds"}
+    assert plan["estimate"].keys() == {"memory_bytes", "seconds", "scratch_bytes"}
     assert plan["spec"]["split"]["held_out"]["rows"] == 250
     shown = run("train", DIGITS, *OF_DIGITS, *how).stdout
     assert "250 of them, by time" in shown
