@@ -8,6 +8,7 @@ which do not count towards the memory limit of the process.
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 import weakref
@@ -73,8 +74,7 @@ class Scratch:
         place_N[order_N] = np.arange(len(order_N))
         with self._file() as sorted_file:
             fd = sorted_file.fileno()
-            with _storage_full():
-                os.posix_fallocate(fd, 0, len(content))
+            _reserve(fd, len(content))
             _write(fd, content[: min(entry.begin for entry in entries.values())], 0)
             for name, entry in entries.items():
                 of_tensor = content[entry.begin : entry.end]
@@ -222,6 +222,15 @@ def _group_order(groups_N: NDArray[np.int64]) -> NDArray[np.int64]:
     rank_G = np.empty_like(sizes_G)
     rank_G[np.argsort(sizes_G, kind="stable")] = np.arange(len(sizes_G))
     return np.argsort(rank_G[groups_N], kind="stable")
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Give a file its size, and the disk space for it; raise `StorageFull`."""
+    with _storage_full():
+        if sys.platform == "darwin":
+            os.truncate(fd, size)
+        else:
+            os.posix_fallocate(fd, 0, size)
 
 
 def _write(fd: int, content: Bytes, offset: int) -> None:

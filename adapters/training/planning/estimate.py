@@ -106,12 +106,15 @@ def estimate_fleet(
     table = rows * (4 * I + 4 * max(O, 2) + 20)
     if max(in_memory.memory_bytes, table) <= limit:
         return in_memory
-    kept = _kept_of_candidates(I, O, group_sizes) if spec.candidates else 0
-    indices = rows * _ROW_BYTES + len(group_sizes) * _GROUP_BYTES
-    # The adapters of all groups are chosen before the first is published.
-    adapters = len(group_sizes) * 4 * (spec.rank * (I + O) + O) if spec.candidates else 0
-    memory = in_memory.memory_bytes - kept + indices
-    return Estimate(memory, in_memory.seconds + 4 * table / _SCRATCH_BYTES_A_SECOND, table + kept + adapters)
+    seconds = in_memory.seconds + 4 * table / _SCRATCH_BYTES_A_SECOND
+    if not spec.candidates:
+        return Estimate(in_memory.memory_bytes + 16 * rows, seconds, table)
+    kept, groups = _kept_of_candidates(I, O, group_sizes), len(group_sizes)
+    # Rows of all groups are read in chunks, whatever the size of a group.
+    read = 8 * 5 * min(rows, CHUNK_ROWS) * (I + 2 * O)
+    memory = in_memory.memory_bytes - kept + read + rows * _ROW_BYTES + groups * _GROUP_BYTES
+    # All adapters are chosen before the first is published.
+    return Estimate(memory, seconds, table + kept + groups * 4 * (spec.rank * (I + O) + O))
 
 
 def estimate_evaluation(
