@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pytest
 import torch
 
+from adapters.training.planning import planner
+from adapters.training.planning.estimate import Estimate, estimate_fleet
 from adapters.training.planning.planner import submit
 from app.http.schemas.trainings import training_request
 from tests.conftest import Serve
@@ -102,6 +105,41 @@ def test_each_group_gets_the_adapter_that_it_gets_alone(trained: httpx.Client, f
         for name, value in told["metrics"].items():
             wanted = alone["metrics"][name]
             assert value is None if wanted is None else value == pytest.approx(wanted, rel=1e-9)
+
+
+def _estimate_scratch(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Plan fleets as if they did not fit in memory."""
+
+    def on_disk(*arguments: Any, **names: Any) -> Estimate:
+        return replace(estimate_fleet(*arguments, **names), scratch_bytes=size)
+
+    monkeypatch.setattr(planner, "estimate_fleet", on_disk)
+
+
+@pytest.mark.parametrize("method", ["adamw", "closed_form", "auto"])
+def test_a_fleet_that_does_not_fit_in_memory_gets_the_same_adapters(
+    trained: httpx.Client, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    body: dict[str, Any] = {"rank": RANK, "data": _inline(), "training": {"method": method}, "publish": "always"}
+    in_memory = train(trained, name=f"memory-{method}-{{group}}", **body)
+    _estimate_scratch(monkeypatch, 2**20)
+    on_disk = train(trained, name=f"disk-{method}-{{group}}", **body)
+    assert on_disk["metrics"] == in_memory["metrics"] == {"published": 4, "failed": 0, "total": 4}
+    digests = [
+        {group: told["digest"] for group, told in _adapters(trained, job).items()} for job in (in_memory, on_disk)
+    ]
+    assert digests[0] == digests[1]
+    said = ["sorted by group on disk" in " ".join(line["text"] for line in job["log"]) for job in (in_memory, on_disk)]
+    assert said == [False, True]
+
+
+def test_a_fleet_for_which_the_disk_is_too_small_fails_before_it_begins(
+    trained: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _estimate_scratch(monkeypatch, 2**60)
+    job = train(trained, name="huge-{group}", rank=RANK, data=_inline(), training=TRAINING)
+    assert (job["status"], job["error"]["code"]) == ("failed", "storage_full")
+    assert job["error"]["expected"] == f"about {2**60} free bytes"
 
 
 def test_a_fleet_s_adapters_answer_with_their_own_layer(trained: httpx.Client, fleet: Any) -> None:
