@@ -325,7 +325,8 @@ class RayFitter:
 def _count_shares(request: FitRequest) -> int:
     """Return the number of tasks: 1 unless it is a fleet whose stacks do not depend on each other."""
     job = request.job
-    if not job.is_fleet or job.spec.candidates:
+    # Each task of a fleet that does not fit in memory would sort all rows.
+    if not job.is_fleet or job.spec.candidates or job.scratch_bytes:
         return 1
     cores = int(ray.cluster_resources().get("CPU", 1))
     return max(1, min(_SHARES_A_CORE * cores, job.positions - len(request.done)))
