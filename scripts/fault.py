@@ -52,7 +52,6 @@ class Check:
 _FOLDER = "tests/acceptance/fault"
 _OVERLOAD = f"{_FOLDER}/test_overload.py"
 _REPLICAS = "tests/acceptance/replicas"
-_KILLS = f"{_REPLICAS}/test_replica_kills.py::test_a_killed_replica_costs_no_more_than_its_requests_in_flight"
 _RESTARTS = f"{_REPLICAS}/test_database_restarts.py"
 _COHERENCE = f"{_REPLICAS}/test_coherence.py::test_no_acknowledged_change_is_missing"
 CHECKS = (
@@ -131,11 +130,10 @@ CHECKS = (
         "FAULT_CHANGES",
         1000,
     ),
-    Check("kill -9 of a replica", f"{_KILLS}[direct]", "kills of replicas", "kills", 100, "FAULT_REPLICA_KILLS", 50),
     Check(
-        "kill -9 of a replica behind HAProxy",
-        f"{_KILLS}[proxied]",
-        "kills behind HAProxy",
+        "kill -9 of a replica",
+        f"{_REPLICAS}/test_replica_kills.py",
+        "kills of replicas",
         "kills",
         100,
         "FAULT_REPLICA_KILLS",

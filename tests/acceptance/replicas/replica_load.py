@@ -95,12 +95,10 @@ class ReplicaLoad:
         clients: int = 4,
         publishes: bool = True,
         may_refuse: bool = False,
-        proxy_port: int | None = None,
     ) -> None:
         """Begin with a version of each name. If `may_refuse`, answers may also be 503.
 
-        Such an answer needs `Retry-After`, unless its outcome is unknown. With the port of a proxy, all requests go
-        through it.
+        Such an answer needs `Retry-After`, unless its outcome is unknown.
         """
         self.history = History()
         self.counts: Counter[str] = Counter()
@@ -108,9 +106,7 @@ class ReplicaLoad:
         self.outcomes: list[Outcome] = []
         self._replicas = replicas
         self._may_refuse = may_refuse
-        self._is_proxied = proxy_port is not None
-        self._ports = [replica.port for replica in replicas] if proxy_port is None else [proxy_port]
-        self._targets = [_Target() for _ in self._ports]
+        self._targets = [_Target() for _ in replicas]
         self._names = [f"name-{number}" for number in range(names)]
         self._outputs = {sample(number).digest: sample(number).outputs for number in range(SAMPLES)}
         self._seed = names
@@ -149,24 +145,22 @@ class ReplicaLoad:
         assert not self.mistakes, self.mistakes
 
     def kill(self, number: int) -> int:
-        """Kill a replica; return its requests in flight at that moment, or those of all replicas behind a proxy."""
-        target = self._targets[0 if self._is_proxied else number]
+        """Kill a replica; return its requests in flight at that moment, once they have ended."""
+        target = self._targets[number]
         with target.lock:
-            target.is_up = self._is_proxied
+            target.is_up = False
             self._replicas[number].kill()
             in_flight = target.in_flight
-        if not self._is_proxied:
-            eventually(lambda: target.in_flight == 0, what="the end of the requests to a replica that was killed")
+        eventually(lambda: target.in_flight == 0, what="the end of the requests to a replica that was killed")
         return in_flight
 
     def start(self, number: int) -> None:
         """Start a replica again."""
         self._replicas[number].start()
         self._replicas[number].wait_until_ready()
-        if not self._is_proxied:
-            target = self._targets[number]
-            with target.lock:
-                target.is_up, target.starts = True, target.starts + 1
+        target = self._targets[number]
+        with target.lock:
+            target.is_up, target.starts = True, target.starts + 1
 
     def seconds_to_answer(self, returned_at: float) -> list[float]:
         """Wait until each replica has predicted and published again; return the seconds that each of these took."""
@@ -197,7 +191,7 @@ class ReplicaLoad:
         return sum(target.unanswered for target in self._targets)
 
     def _run(self, work: Callable[["_Client"], None], draw: random.Random) -> None:
-        client = _Client(self._ports, self._targets, draw)
+        client = _Client([replica.port for replica in self._replicas], self._targets, draw)
         try:
             while not self._stop.is_set() and not self.mistakes:
                 work(client)
@@ -264,10 +258,7 @@ class _Client:
         number = self._choose()
         target = self._targets[number]
         try:
-            answer = self._connection(number).ask(method, path, body)
-            if answer.headers["content-type"] == "text/html" or b"no replica is ready" in answer.content:
-                raise HTTPException("the proxy has no answer")
-            return number, answer
+            return number, self._connection(number).ask(method, path, body)
         except (OSError, HTTPException):
             with target.lock:
                 target.unanswered += 1
