@@ -48,7 +48,8 @@ test-soak: .venv/dev.stamp  ## run the long forms of the kill tests and of other
 	@CRASH_KILLS=50 TRAINING_KILLS=50 TRAINING_CANCELS=100 FRAMED_STREAMS=10000 METRIC_NAMES=20000 REPLACEMENTS=1000 \
 		$(PYTEST) -m soak --timeout 7200
 
-# Results add up in build/fault/results.jsonl, so that it can be interrupted. FAULT=--short runs the short form.
+# Results add up in build/fault/results.jsonl, so that it can be interrupted. FAULT=--short runs the short form, and
+# FAULT="--storage cluster" runs it on PostgreSQL and an S3 server.
 fault: .venv/dev.stamp  ## break processes, disks, bits, clocks and inputs until every count of docs/reliability.md is reached, hours
 	@$(BIN)/python -m scripts.fault $(FAULT)
 

@@ -3,6 +3,7 @@
     python -m scripts.fault                   go on where the last run ended
     python -m scripts.fault kills "clock"     only the checks whose names begin with one of these
     python -m scripts.fault --short           the short form of every check
+    python -m scripts.fault --storage cluster  on PostgreSQL and an S3 server that the tests start
     python -m scripts.fault --table           only write the table in docs/reliability.md
 
 Each run of a check has a new seed and appends one line to build/fault/results.jsonl. The lines of all runs are summed,
@@ -26,6 +27,8 @@ RESULTS = ROOT / "build" / "fault" / "results.jsonl"
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- results: written by `python -m scripts.fault --table` -->", "<!-- end of the results -->"
 _LONGEST_SECONDS = 7200
+# Kinds of storage in `tests.support.databases`.
+EMBEDDED, CLUSTER = "sqlite", "cluster"
 # What the names of counts say of which the largest is shown, and not the sum.
 _LARGEST = (" at most", "upper end", " a second")
 
@@ -47,6 +50,8 @@ class Check:
     """Environment variable with how much a run does."""
     amount: int
     """Value of that variable in the full form."""
+    of_one_machine: str | None = None
+    """Why it is not run on PostgreSQL and a bucket; None if it is."""
 
 
 _FOLDER = "tests/acceptance/fault"
@@ -84,11 +89,48 @@ CHECKS = (
         10,
         "FAULT_POINTS",
         0,
+        "the calls are those of a file system",
     ),
-    Check("full disk", f"{_FOLDER}/test_full_disk.py", "full disk", "times", 50, "FAULT_FULL_DISKS", 10),
-    Check("backups under load", f"{_FOLDER}/test_backups.py", "backups under load", "backups", 20, "FAULT_BACKUPS", 5),
-    Check("flipped bits", f"{_FOLDER}/test_damage.py", "flipped bits", "flips", 1000, "FAULT_FLIPS", 200),
-    Check("clock jumps", f"{_FOLDER}/test_clock_jumps.py", "clock jumps", "jumps", 100, "FAULT_JUMPS", 20),
+    Check(
+        "full disk",
+        f"{_FOLDER}/test_full_disk.py",
+        "full disk",
+        "times",
+        50,
+        "FAULT_FULL_DISKS",
+        10,
+        "the disk is that of the data folder",
+    ),
+    Check(
+        "backups under load",
+        f"{_FOLDER}/test_backups.py",
+        "backups under load",
+        "backups",
+        20,
+        "FAULT_BACKUPS",
+        5,
+        "the backup is of one data folder",
+    ),
+    Check(
+        "flipped bits",
+        f"{_FOLDER}/test_damage.py",
+        "flipped bits",
+        "flips",
+        1000,
+        "FAULT_FLIPS",
+        200,
+        "the bits are those of files in the data folder",
+    ),
+    Check(
+        "clock jumps",
+        f"{_FOLDER}/test_clock_jumps.py",
+        "clock jumps",
+        "jumps",
+        100,
+        "FAULT_JUMPS",
+        20,
+        "a bucket refuses requests that are signed by a wrong clock",
+    ),
     Check(
         "steps of the state machine",
         f"{_FOLDER}/test_catalog_machine.py",
@@ -192,6 +234,11 @@ def read_results(file: Path = RESULTS) -> list[Mapping[str, Any]]:
     return runs
 
 
+def on_storage(storage: str, runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the runs on a kind of storage."""
+    return [run for run in runs if run.get("storage", EMBEDDED) == storage]
+
+
 def of_check(check: Check, runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Return the runs of a check."""
     return [run for run in runs if run["check"].startswith(check.recorded)]
@@ -202,12 +249,12 @@ def done(check: Check, runs: Sequence[Mapping[str, Any]]) -> int:
     return sum(run["counts"].get(check.unit, 0) for run in of_check(check, runs) if run["failure"] is None)
 
 
-def run_once(check: Check, *, is_short: bool) -> bool:
+def run_once(check: Check, *, is_short: bool, storage: str) -> bool:
     """Run the tests of a check with a new seed; return whether they passed."""
     seed = str(random.SystemRandom().getrandbits(31))
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    environment = os.environ | {"FAULT_RESULTS": str(RESULTS), "FAULT_SEED": seed}
+    environment = os.environ | {"FAULT_RESULTS": str(RESULTS), "FAULT_SEED": seed, "TESTS_DATABASE": storage}
     environment["FAULT_COMMIT"] = commit.stdout.strip() or "unknown"
     if not is_short:
         environment[check.variable] = str(check.amount)
@@ -234,6 +281,13 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "", what, "", *_counts(runs)])
 
 
+def _tables(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the tables of both kinds of storage, if there are runs on the second."""
+    cluster = on_storage(CLUSTER, runs)
+    tables = [table(on_storage(EMBEDDED, runs))]
+    return "\n\n".join([*tables, *(["On PostgreSQL and an S3 server:", table(cluster)] if cluster else [])])
+
+
 def _counts(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what was counted besides, a line for each kind of run."""
     sums: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -253,7 +307,7 @@ def write_table(page: Path = PAGE) -> None:
     text = page.read_text("utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n\n{table(read_results())}\n\n{END}{after}", "utf-8")
+    page.write_text(f"{before}{BEGIN}\n\n{_tables(read_results())}\n\n{END}{after}", "utf-8")
 
 
 def main() -> int:
@@ -261,26 +315,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of the names of checks")
     parser.add_argument("--short", action="store_true", help="run the short form of each check once")
+    parser.add_argument("--storage", choices=(EMBEDDED, CLUSTER), default=EMBEDDED, help="the storage of the services")
     parser.add_argument("--table", action="store_true", help="write the table in docs/reliability.md")
     arguments = parser.parse_args()
     if arguments.table:
         write_table()
         return 0
+    storage = arguments.storage
     chosen = [check for check in CHECKS if not arguments.names or check.name.startswith(tuple(arguments.names))]
-    failed = [check.name for check in chosen if not _run(check, is_short=arguments.short)]
-    print(table(read_results()))
+    for check in chosen:
+        if storage == CLUSTER and check.of_one_machine is not None:
+            print(f"{check.name} is skipped: {check.of_one_machine}")
+    if storage == CLUSTER:
+        chosen = [check for check in chosen if check.of_one_machine is None]
+    failed = [check.name for check in chosen if not _run(check, is_short=arguments.short, storage=storage)]
+    print(table(on_storage(storage, read_results())))
     print("failed: " + ", ".join(failed) if failed else "all passed")
     return 1 if failed else 0
 
 
-def _run(check: Check, *, is_short: bool) -> bool:
+def _run(check: Check, *, is_short: bool, storage: str) -> bool:
     """Run a check as often as it needs; return whether every run passed."""
     if is_short:
-        return run_once(check, is_short=True)
-    while (before := done(check, read_results())) < check.target:
-        if not run_once(check, is_short=False):
+        return run_once(check, is_short=True, storage=storage)
+    while (before := done(check, on_storage(storage, read_results()))) < check.target:
+        if not run_once(check, is_short=False, storage=storage):
             return False
-        if done(check, read_results()) == before:
+        if done(check, on_storage(storage, read_results())) == before:
             print(f"{check.name}: its tests were skipped")
             return False
     return True

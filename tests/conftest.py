@@ -35,6 +35,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # httpx reads the certificates of the authorities for each client anew, which takes 20 ms of a core.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
+_SAMPLED = [_TESTS / "integration" / name for name in ("access", "hostile")]
+"""Folders whose tests, each with one of its parameters, run on PostgreSQL and a bucket too."""
 _KINDS = ("acceptance", "integration", "unit")
 """In the order in which they run: the longest groups first, so that no worker is left with one at the end."""
 
@@ -72,6 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     That is the folder of the package fixture that it uses, and otherwise its file. A slow test that shares nothing is a
     group of its own. A test file may set another group by `pytest.mark.xdist_group`.
     """
+    _sample(items)
     for item in items:
         if _needs_server(item):
             item.add_marker(pytest.mark.slow)
@@ -85,6 +88,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = marker.args[0] if marker else _group_of(item)
         # pytest-xdist 3.8 appends the group to an attribute that pytest 9.2 does not read.
         item._id = NodeId.parse(f"{item.nodeid}@{group}")
+
+
+def _is_sampled(item: pytest.Item) -> bool:
+    """Return whether a test runs with one of its parameters on PostgreSQL and a bucket, besides its mark."""
+    return item.path.parent in _SAMPLED and item.get_closest_marker("only_on_sqlite") is None
+
+
+def _sample(items: list[pytest.Item]) -> None:
+    """Leave one item on PostgreSQL and a bucket of each function that has many parameters."""
+    if os.environ.get("TESTS_DATABASE"):
+        return
+    functions: set[str] = set()
+    kept = []
+    for item in items:
+        if _database_of(item) == CLUSTER and _is_sampled(item) and not item.get_closest_marker("on_both_storages"):
+            function = item.nodeid.partition("[")[0]
+            if function in functions:
+                continue
+            functions.add(function)
+        kept.append(item)
+    items[:] = kept
 
 
 def _fixtures_of(item: pytest.Item, *scopes: str) -> list[str]:
@@ -124,12 +148,13 @@ def _group_of(item: pytest.Item) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests that are marked `on_both_databases` or `on_both_storages` once on each."""
     marked = metafunc.definition.get_closest_marker
-    if "database_kind" not in metafunc.fixturenames or marked("only_on_sqlite"):
-        return
-    for mark, other in (("on_both_storages", CLUSTER), ("on_both_databases", POSTGRES)):
-        if marked(mark):
-            metafunc.parametrize("database_kind", [SQLITE, other], indirect=True)
-            return
+    marks = {"only_on_sqlite": [SQLITE], "on_both_storages": [SQLITE, CLUSTER], "on_both_databases": [SQLITE, POSTGRES]}
+    kinds = next((kinds for mark, kinds in marks.items() if marked(mark)), None)
+    if kinds is None and _is_sampled(metafunc.definition):
+        kinds = [SQLITE, CLUSTER]
+    if "database_kind" in metafunc.fixturenames and kinds:
+        chosen = os.environ.get("TESTS_DATABASE")
+        metafunc.parametrize("database_kind", [chosen] if chosen and len(kinds) > 1 else kinds, indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -166,6 +191,23 @@ def data_folder(request: pytest.FixtureRequest, tmp_path: Path, database_kind: s
     folder = tmp_path / "data"
     place_storage(request, folder, database_kind)
     return folder
+
+
+NewFolder = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def new_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, database_kind: str
+) -> NewFolder:
+    """Make a data folder like `data_folder`, for fixtures that tests share."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name) / "data"
+        place_storage(request, folder, database_kind)
+        return folder
+
+    return make
 
 
 def place_storage(request: pytest.FixtureRequest, folder: Path, kind: str) -> None:

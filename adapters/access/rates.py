@@ -6,6 +6,7 @@ request can have more rows than a second allows; the next lease then waits until
 takes its leased tokens with it, which are those of 20 ms at most. `cluster_rates` has the buckets of several machines.
 """
 
+import asyncio
 import fcntl
 import logging
 import math
@@ -216,6 +217,15 @@ class RateLimiter:
         with suppress(LoraplexError):
             if self._watch.begin_read() is None:
                 self._watch.revision()
+
+    async def refresh_now(self) -> None:
+        """Read the access revision, and wait for it if that takes a round trip."""
+        with suppress(LoraplexError):
+            reading = self._watch.begin_read()
+            if reading is None:
+                self._watch.revision()
+            else:
+                await asyncio.shield(reading)
 
     def take(self, tenant: str, rate: Rate, tokens: int = 1) -> bool:
         """Count requests or rows of a tenant, and return whether it has any rate; raise `RateLimited` past it."""

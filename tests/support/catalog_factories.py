@@ -168,6 +168,15 @@ def stored_files(folder: Path) -> set[str]:
     return {path.name for path in (folder / "blobs").iterdir()} - {STORE_ID}
 
 
+def stored_bytes(folder: Path, name: str) -> bytes:
+    """The bytes of a blob, read past the code under test."""
+    if (location := blob_location(folder)).url is None:
+        return (folder / "blobs" / name).read_bytes()
+    from tests.support.object_server import bucket_of
+
+    return bytes(bucket_of(location).get(f"blobs/{name}").bytes())
+
+
 def quarantined_files(folder: Path) -> set[str]:
     """The blobs that lie in quarantine, by the names that they had."""
     if (location := blob_location(folder)).url is not None:

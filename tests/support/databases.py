@@ -1,11 +1,14 @@
 """The databases and buckets that tests run on, and their rows, read past the code under test."""
 
+import shutil
 import sqlite3
+import uuid
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters.catalog.catalog import Catalog
@@ -42,6 +45,36 @@ def blob_location(folder: Path) -> BlobLocation:
     return BlobLocation(folder=folder, url=_url_in(folder / _BUCKET_URL))
 
 
+def forget_machine(folder: Path) -> None:
+    """Leave of a data folder what another machine has: the URLs of its database and its bucket."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (_URL, _BUCKET_URL):
+            path.unlink()
+
+
+def copy_storage(source: Path, target: Path) -> Path:
+    """Copy a data folder, its database and its bucket; no process may use them."""
+    shutil.copytree(source, target)
+    if (url := database_url(source)) is not None:
+        name, copy = sa.make_url(url).database, f"test_{uuid.uuid4().hex}"
+        with _connect(_with_database(url, "postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {copy} TEMPLATE {name}".encode())
+        place_database(target, _with_database(url, copy))
+    if (location := blob_location(source)).url is not None:
+        # What it needs is an extra.
+        from tests.support.object_server import copy_objects, new_url
+
+        place_bucket(target, new_url())
+        copy_objects(location, blob_location(target))
+    return target
+
+
+def _with_database(url: str, name: str) -> str:
+    return sa.make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
 def _url_in(file: Path) -> str | None:
     return file.read_text() if file.exists() else None
 
@@ -58,10 +91,10 @@ def _postgres_without_clock(url: str) -> Database:
     return Timeless(url)
 
 
-def _connect(url: str) -> "psycopg.Connection[tuple[Any, ...]]":
+def _connect(url: str, *, autocommit: bool = False) -> "psycopg.Connection[tuple[Any, ...]]":
     import psycopg
 
-    return psycopg.connect(url.replace("+psycopg", ""))
+    return psycopg.connect(url.replace("+psycopg", ""), autocommit=autocommit)
 
 
 def open_database(folder: Path) -> Database:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 RESULTS = "FAULT_RESULTS"
 """Environment variable with the file that each run appends one line to. `make fault` sets it."""
+STORAGE = "TESTS_DATABASE"
+"""Environment variable with the kind of storage (`tests.support.databases`), if it is not SQLite and a folder."""
 SEED = "FAULT_SEED"
 """Environment variable with the seed of a run that is to be repeated."""
 
@@ -42,6 +44,7 @@ def recorded(check: str, seed: int) -> Iterator[Counter[str]]:
     finally:
         line = {
             "check": check,
+            "storage": os.environ.get(STORAGE) or "sqlite",
             "seed": seed,
             "counts": dict(sorted(counts.items())),
             "failure": failure,

@@ -66,6 +66,15 @@ def objects_in(location: BlobLocation, folder: str) -> set[str]:
     return {entry["path"].removeprefix(f"{folder}/") for chunk in chunks for entry in chunk}
 
 
+def copy_objects(source: BlobLocation, target: BlobLocation) -> None:
+    """Copy the objects of a location to another one."""
+    bucket = bucket_of(target)
+    for chunk in bucket_of(source).list():
+        for entry in chunk:
+            found = bucket_of(source).get(entry["path"])
+            bucket.put(entry["path"], bytes(found.bytes()), attributes=found.attributes)
+
+
 @contextmanager
 def object_server(folder: Path, *, port: int | None = None) -> Iterator[ObjectServer]:
     """Start a server whose data is in a folder; skips, or fails, the test if it is not installed."""

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import psutil  # type: ignore[import-untyped]
 
+from tests.support.databases import database_settings
 from tests.support.deadlines import scaled
 from tests.support.fork_server import ForkedPopen
 from tests.support.service import LORAPLEX, ServiceProcess, environment, eventually
@@ -108,7 +109,7 @@ class TrainerProcess:
         with self.log.open("ab") as log:
             self.process = popen(
                 [LORAPLEX, "trainer", "--data-dir", data_dir],
-                env=environment(**settings),
+                env=environment(**database_settings(data_dir) | settings),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -24,6 +24,7 @@ from app.service import Service
 from app.serving.uvicorn_protocol import answer_headers, protocol_factory
 from app.settings import LogRequests, Settings
 from tests.support.certificates import trusting
+from tests.support.databases import database_settings
 from tests.support.deadlines import scaled
 from tests.support.fitters import new_fitter, reused_fitter
 from tests.support.fork_server import ForkedPopen
@@ -76,6 +77,8 @@ def serving(
 
     Requests are logged where the settings ask for it by name: thousands of lines would drown what a test says.
     """
+    # The data folder may name another database and a bucket.
+    settings = settings.model_copy(update=database_settings(settings.data_dir))
     if "log_requests" not in settings.model_fields_set:
         settings = settings.model_copy(update={"log_requests": LogRequests.NONE})
     tls = tls_context(settings)
@@ -145,7 +148,8 @@ class ServiceProcess:
     ) -> None:
         """Start it. With `most_files`, its processes may open no more than that.
 
-        It is forked (see `fork_server`), unless it depends on its start or `forks` is false.
+        The data folder may name another database and a bucket (see `databases`). The process is forked (see
+        `fork_server`), unless it depends on its start or `forks` is false.
         """
         self.data_dir = data_dir
         self.port = port or free_port()
@@ -155,7 +159,7 @@ class ServiceProcess:
         with self.log.open("ab") as log:
             self.process = popen(
                 [*limited, LORAPLEX, "serve", "--port", str(self.port), "--data-dir", data_dir],
-                env=environment(**settings) | dict(preload or {}),
+                env=environment(**database_settings(data_dir) | settings) | dict(preload or {}),
                 cwd=cwd,
                 stdout=log,
                 stderr=log,

@@ -22,6 +22,7 @@ async def sign_in(request: Request, service: ServiceOf) -> Response:
     grant = await run_in_threadpool(service.grants.verify, Credential(body.key.strip()))
     assert grant.caller.key_id is not None
     # The middleware counts a request by its key, and this one has it in its body.
+    await service.rates.refresh_now()
     service.rates.take(grant.caller.tenant, Rate.REQUESTS)
     token = await service.writes.run(service.sessions.open, grant.caller.key_id)
     answer = Response(status_code=204, headers={"Cache-Control": "no-store"})

@@ -1,18 +1,18 @@
 """Dies by `kill -9` at each point of a publish, a deletion or the life of a job.
 
-`python -m tests.acceptance.crash.crash_points FOLDER` makes one data folder a point, each by a child of its own,
+`python -m tests.acceptance.crash.crash_points FOLDER KIND` makes one data folder a point, each by a child of its own,
 all from the same start: `acme` with one version, a job that a trainer has claimed, and one of a fleet of which half
-is published.
+is published. `FOLDER/start` names the database and the bucket, if there are any.
 """
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,16 @@ import torch
 from sqlalchemy.engine import Connection
 
 from adapters.catalog import queries
-from adapters.catalog.catalog import Catalog
 from adapters.catalog.versions import Published
 from adapters.jobs import job_adapters
 from adapters.jobs import queue as jobs_queue
 from adapters.jobs.job import Job
 from adapters.jobs.queue import JobQueue
 from adapters.storage import slices
-from adapters.storage.blobs import FolderBlobs
 from adapters.storage.pending_blobs import BlobWriter, Upload
-from adapters.storage.sqlite_database import SqliteDatabase
 from tests.support.catalog_factories import claimed, publication, publish_for, put, submit, submit_fleet
+from tests.support.databases import copy_storage, open_catalog
+from tests.support.storage_kinds import CLUSTER
 
 FLEET = [f"tenant-{number:02}" for number in range(40)]
 FIRST_BATCH = 20
@@ -52,7 +51,7 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.catalog = Catalog(folder, now=time.time, trash_days=0)
+        self.catalog = open_catalog(folder, now=time.time, trash_days=0)
         # The first blob of a process makes its lock and commits pending rows: the points are those of a later one.
         with self.catalog.writer.upload() as upload:
             upload.write(b"removed at once")
@@ -68,7 +67,7 @@ class House:
 
     def replace_at_first(self) -> object:
         """Publish version 2 of acme as the first change of a process."""
-        return put(Catalog(self.folder, now=time.time), "acme", 2)
+        return put(open_catalog(self.folder, now=time.time), "acme", 2)
 
     def replace_by_the_same(self) -> object:
         """Upload what is live."""
@@ -162,17 +161,32 @@ def _instead(owner: Any, name: str, *, after: bool = False) -> Callable[[House],
     return patch
 
 
+def _instead_of_blobs(name: str, *, after: bool = False) -> Callable[[House], None]:
+    """Die in place of a call of the blobs, in a folder or in a bucket, or after it."""
+    return lambda house: _instead(type(house.catalog.blobs), name, after=after)(house)
+
+
 def _engine(house: House) -> sa.Engine:
-    assert isinstance(house.catalog.database, SqliteDatabase)
-    return house.catalog.database._engine
+    engine: sa.Engine = house.catalog.database._engine  # type: ignore[attr-defined]
+    return engine
 
 
 def _at_commit(house: House) -> None:
-    sa.event.listen(_engine(house), "commit", die)
+    """Die in place of the commit of a write, in any database of the process."""
+    for name in ("write", "write_job"):
+        # In the class that defines it, which is that of other databases too.
+        kind = next(kind for kind in type(house.catalog.database).__mro__ if name in vars(kind))
+        setattr(kind, name, _cut_off(getattr(kind, name)))
 
 
-def _at_commit_of_any(_: House) -> None:
-    sa.event.listen(sa.Engine, "commit", die)
+def _cut_off(write: Callable[[Any], AbstractContextManager[Connection]]) -> Callable[[Any], Any]:
+    @contextmanager
+    def cut_off(database: Any) -> Iterator[Connection]:
+        with write(database) as connection:
+            yield connection
+            die()
+
+    return cut_off
 
 
 def _after_commit(house: House) -> None:
@@ -204,28 +218,28 @@ POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
         House.replace_at_first,
         _instead(BlobWriter, "_hold_lock", after=True),
     ),
-    "keys are pending, not committed": (House.replace_at_first, _at_commit_of_any),
-    "keys are pending, no file": (House.replace, _instead(FolderBlobs, "write")),
+    "keys are pending, not committed": (House.replace_at_first, _at_commit),
+    "keys are pending, no file": (House.replace, _instead_of_blobs("write")),
     "the pending key is replaced, not committed": (House.replace, _instead(Upload, "publish", after=True)),
     "the blob is written, not synced": (House.replace, _instead(os, "fsync")),
     "the blob is synced, not renamed": (House.replace, _instead(os, "fsync", after=True)),
     "the blob is about to be renamed": (House.replace, _instead(Path, "rename")),
     "the blob is renamed, its folder not synced": (House.replace, _instead(Path, "rename", after=True)),
-    "the blob is durable, no row yet": (House.replace, _instead(FolderBlobs, "write", after=True)),
+    "the blob is durable, no row yet": (House.replace, _instead_of_blobs("write", after=True)),
     "the version's row is in, not committed": (House.replace, _instead(queries, "insert_versions", after=True)),
     "live has moved, not committed": (House.replace, _instead(queries, "set_alias", after=True)),
     "the revision has moved, not committed": (House.replace, _instead(queries, "increment_revision", after=True)),
     "the replacement is about to commit": (House.replace, _at_commit),
     "the replacement is committed, not answered": (House.replace, _after_commit),
-    "the same bytes lie there twice": (House.replace_by_the_same, _instead(FolderBlobs, "remove")),
+    "the same bytes lie there twice": (House.replace_by_the_same, _instead_of_blobs("remove")),
     "a fleet's pages are in the file, not committed": (House.fleet, _spill),
     "the deletion is about to commit": (House.delete, _at_commit),
     "the deletion is committed, the files are there": (House.delete, _after_commit),
-    "the job's data is there, its row is not": (House.submit_another, _instead(FolderBlobs, "write", after=True)),
+    "the job's data is there, its row is not": (House.submit_another, _instead_of_blobs("write", after=True)),
     "the job is committed, not answered": (House.submit_another, _after_commit),
     "the job has published, not committed": (House.finish, _in_last_statement),
     "the job's publish is committed, its data is there": (House.finish, _after_commit),
-    "a batch's blob is durable, no row yet": (House.publish_a_batch, _instead(FolderBlobs, "write", after=True)),
+    "a batch's blob is durable, no row yet": (House.publish_a_batch, _instead_of_blobs("write", after=True)),
     "a batch's versions are in, nothing else": (
         House.publish_a_batch,
         _instead(queries, "insert_versions", after=True),
@@ -242,6 +256,35 @@ POINTS: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
     "the cancel is about to commit": (House.cancel, _at_commit),
     "the cancel is committed, the data is there": (House.cancel, _after_commit),
 }
+
+
+_OF_A_CLUSTER = (
+    *("adapters.storage.object_blobs", "adapters.storage.postgres_database"),
+    *("psycopg", "sqlalchemy.dialects.postgresql.psycopg", "tests.support.object_server"),
+)
+OF_ONE_MACHINE = (
+    "the writer's lock has no name",
+    "the blob is written, not synced",
+    "the blob is synced, not renamed",
+    "the blob is about to be renamed",
+    "the blob is renamed, its folder not synced",
+    "a fleet's pages are in the file, not committed",
+)
+"""Points in calls of a file system, or in SQLite's file."""
+OF_A_BUCKET: dict[str, tuple[Callable[[House], object], Callable[[House], None]]] = {
+    "the object is about to be uploaded": (House.replace, _instead_of_blobs("write_file")),
+    "the object is uploaded, its copy here is not complete": (
+        House.replace,
+        _instead_of_blobs("write_file", after=True),
+    ),
+}
+
+
+def points_on(kind: str) -> Mapping[str, tuple[Callable[[House], object], Callable[[House], None]]]:
+    """The points of a kind of storage."""
+    if kind != CLUSTER:
+        return POINTS
+    return {name: point for name, point in POINTS.items() if name not in OF_ONE_MACHINE} | OF_A_BUCKET
 
 
 def make_start(folder: Path) -> None:
@@ -266,11 +309,19 @@ def main() -> None:
     folder, ended = Path(sys.argv[1]), {}
     # A process with more threads should not be forked.
     torch.set_num_threads(1)
-    make_start(folder / "start")
-    for number, (point, (action, patch)) in enumerate(POINTS.items()):
+    if sys.argv[2] == CLUSTER:
+        # Once, and not in each child.
+        for name in _OF_A_CLUSTER:
+            import_module(name)
+    # By a child too: threads of this process, such as obstore's, would not survive the forks.
+    if os.fork() == 0:
+        make_start(folder / "start")
+        os._exit(0)
+    assert os.wait()[1] == 0, "no start"
+    for number, (point, (action, patch)) in enumerate(points_on(sys.argv[2]).items()):
         child = os.fork()
         if child == 0:
-            house = House(Path(shutil.copytree(folder / "start", folder / str(number))))
+            house = House(copy_storage(folder / "start", folder / str(number)))
             patch(house)
             action(house)
             os._exit(1)

@@ -3,10 +3,8 @@
 import hashlib
 import io
 import json
-import sqlite3
 import zipfile
 from collections.abc import Collection
-from contextlib import closing
 from typing import Any
 
 import httpx
@@ -15,7 +13,8 @@ from safetensors.numpy import load
 
 from tests.acceptance.crash.ledger import Ledger, State, Uploaded
 from tests.acceptance.crash.load import check_answers, look_at
-from tests.support.catalog_factories import referenced_files, stored_files
+from tests.support.catalog_factories import referenced_files, stored_bytes, stored_files
+from tests.support.databases import database_url, rows_of
 from tests.support.service import ServiceProcess, eventually
 
 
@@ -77,12 +76,11 @@ def _check_files(service: ServiceProcess) -> None:
         seconds=10,
         what="the removal of what nobody refers to",
     )
-    catalog = f"file:{service.data_dir / 'catalog.sqlite3'}?mode=ro"
-    with closing(sqlite3.connect(catalog, uri=True, timeout=15)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        rows = connection.execute('SELECT adapter, version, digest, file, "offset", bytes FROM versions').fetchall()
+    if database_url(service.data_dir) is None:
+        assert rows_of(service.data_dir, "PRAGMA integrity_check") == [("ok",)]
+    rows = rows_of(service.data_dir, 'SELECT adapter, version, digest, file, "offset", bytes FROM versions')
     for name, version, digest, file, offset, length in rows:
-        content = (service.data_dir / "blobs" / file).read_bytes()[offset : offset + length]
+        content = stored_bytes(service.data_dir, file)[offset : offset + length]
         assert f"sha256:{hashlib.sha256(content).hexdigest()}" == digest, f"{name}@{version} is torn"
 
 

@@ -1,7 +1,6 @@
 """A crash at each point of a publish: the old state or the new one, and no file that a sweep would not find."""
 
 import json
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -21,9 +20,24 @@ from adapters.jobs.queue import JobQueue
 from adapters.jobs.revert import SkipReason
 from adapters.names import Reference
 from adapters.storage.schema import pending_blobs
-from tests.acceptance.crash.crash_points import FIRST_BATCH, FLEET, POINTS, REVERTED, REVERTED_AT_ONCE, STORED_AT_ONCE
+from tests.acceptance.crash.crash_points import (
+    FIRST_BATCH,
+    FLEET,
+    OF_A_BUCKET,
+    POINTS,
+    REVERTED,
+    REVERTED_AT_ONCE,
+    STORED_AT_ONCE,
+    points_on,
+)
+from tests.conftest import place_storage
 from tests.support.catalog_factories import make_adapter, publish_for, put, referenced_files, stored_files
+from tests.support.databases import copy_storage, open_catalog, rows_of
+from tests.support.deadlines import scaled
 from tests.support.fork_server import run_code
+from tests.support.storage_kinds import on_both_storages
+
+pytestmark = on_both_storages
 
 FILES_LEFT = {
     "the pending key is replaced, not committed": 1,
@@ -36,6 +50,7 @@ FILES_LEFT = {
     "live has moved, not committed": 1,
     "the revision has moved, not committed": 1,
     "the replacement is about to commit": 1,
+    "the object is uploaded, its copy here is not complete": 1,
     "the same bytes lie there twice": 1,
     "a fleet's pages are in the file, not committed": 3,
     "the deletion is committed, the files are there": 1,
@@ -54,32 +69,40 @@ FILES_LEFT = {
 
 
 @pytest.fixture(scope="module")
-def crashed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def crashed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, database_kind: str
+) -> dict[str, Path]:
     """For each point the data folder of a process that died there."""
     folder = tmp_path_factory.mktemp("crashed")
-    ended = run_code("from tests.acceptance.crash.crash_points import main; main()", folder)
+    (folder / "start").mkdir()
+    place_storage(request, folder / "start", database_kind)
+    code = "from tests.acceptance.crash.crash_points import main; main()"
+    ended = run_code(code, folder, database_kind, timeout=scaled(200))
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == dict.fromkeys(POINTS, signal.SIGKILL)
-    return {point: folder / str(number) for number, point in enumerate(POINTS)}
+    points = points_on(database_kind)
+    assert json.loads(ended.stdout) == dict.fromkeys(points, signal.SIGKILL)
+    return {point: folder / str(number) for number, point in enumerate(points)}
 
 
-@pytest.fixture(params=POINTS)
-def point(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=[*POINTS, *OF_A_BUCKET])
+def point(request: pytest.FixtureRequest, database_kind: str) -> str:
     """Where it died."""
     chosen: str = request.param
+    if chosen not in points_on(database_kind):
+        pytest.skip(f"{chosen}: this storage has no such point")
     return chosen
 
 
 @pytest.fixture
 def folder(crashed: dict[str, Path], point: str, tmp_path: Path) -> Path:
     """A copy of what it left."""
-    return Path(shutil.copytree(crashed[point], tmp_path / "data"))
+    return copy_storage(crashed[point], tmp_path / "data")
 
 
 @pytest.fixture
 def catalog(folder: Path) -> Iterator[Catalog]:
     """The folder, opened again and swept, as every start does."""
-    opened = Catalog(folder, now=time.time)
+    opened = open_catalog(folder, now=time.time)
     opened.sweep()
     yield opened
     opened.database.close()
@@ -166,14 +189,12 @@ ADAPTERS_LEFT = {
 
 
 def _adapters_of_no_job(folder: Path) -> int:
-    with closing(connect(folder / "catalog.sqlite3")) as connection:
-        statement = "SELECT COUNT(*) FROM job_adapters WHERE job NOT IN (SELECT id FROM jobs)"
-        (number,) = connection.execute(statement).fetchone()
+    ((number,),) = rows_of(folder, "SELECT COUNT(*) FROM job_adapters WHERE job NOT IN (SELECT id FROM jobs)")
     return int(number)
 
 
 def test_a_sweep_removes_what_a_crash_left(folder: Path, point: str) -> None:
-    opened = Catalog(folder, now=time.time)
+    opened = open_catalog(folder, now=time.time)
     assert _adapters_of_no_job(folder) == ADAPTERS_LEFT.get(point, 0)
     queue = JobQueue(opened.database, opened.writer, now=time.time, lease_seconds=15)
     assert [job.id for job in queue.list(tenant="default", adapter=FLEET[0])] == ["fleet"]
@@ -189,11 +210,13 @@ def test_a_sweep_removes_what_a_crash_left(folder: Path, point: str) -> None:
     opened.database.close()
 
 
+@pytest.mark.only_on_sqlite
 def test_a_crash_leaves_a_sound_catalogue(folder: Path) -> None:
     with closing(connect(folder / "catalog.sqlite3")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.only_on_sqlite
 def test_a_commit_that_was_cut_off_in_the_file_leaves_pages_to_undo(crashed: dict[str, Path]) -> None:
     folder = crashed["a fleet's pages are in the file, not committed"]
     assert (folder / "catalog.sqlite3-journal").stat().st_size > 0

@@ -14,11 +14,13 @@ from tests.acceptance.crash.invariants import check_after_restart, check_at_the_
 from tests.acceptance.crash.ledger import Ledger
 from tests.acceptance.crash.load import Load, train_one
 from tests.acceptance.crash.oracle import BASE
+from tests.support.databases import database_url, forget_machine
 from tests.support.deadlines import scaled
 from tests.support.fault_results import chosen_seed, recorded
 from tests.support.service import ServiceProcess
+from tests.support.storage_kinds import on_both_storages
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, on_both_storages]
 
 KILLS = int(os.environ.get("CRASH_KILLS", "3"))
 LONG = KILLS > 10
@@ -27,17 +29,20 @@ _LONGEST_START_SECONDS = 4.0
 
 
 @pytest.mark.timeout(scaled(240 + 60 * KILLS))
-def test_nothing_acknowledged_is_lost_by_kills_at_random_moments(tmp_path: Path) -> None:
+def test_nothing_acknowledged_is_lost_by_kills_at_random_moments(data_folder: Path) -> None:
     seed = chosen_seed()
     draw = random.Random(seed)
     ledger = Ledger(random.Random(draw.getrandbits(64)), writers=3, names=3)
     with recorded("kills under load", seed) as counts:
         for _ in range(KILLS):
             if LONG and draw.random() < 0.2:
-                _kill_while_it_starts(tmp_path / "data", draw)
-            _load_and_kill(tmp_path / "data", ledger, draw)
+                _kill_while_it_starts(data_folder, draw)
+            _load_and_kill(data_folder, ledger, draw)
             counts["kills"] += 1
-        with _service(tmp_path / "data") as service:
+            if database_url(data_folder) is not None and draw.random() < 0.5:
+                # It goes on on another machine.
+                forget_machine(data_folder)
+        with _service(data_folder) as service:
             check_after_restart(service, ledger)
             check_at_the_end(service, ledger)
         counts.update(ledger.counts)

@@ -27,6 +27,7 @@ from tests.acceptance.crash.training_cases import (
     times_gone_on,
     undisturbed,
 )
+from tests.conftest import place_storage
 from tests.support.catalog_factories import referenced_files, stored_files
 from tests.support.deadlines import scaled
 from tests.support.fault_results import chosen_seed, recorded
@@ -112,9 +113,13 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, database_kind: str
+) -> Iterator[House]:
     """With trainers that have started."""
-    made = House(tmp_path_factory.mktemp("kills"))
+    folder = tmp_path_factory.mktemp("kills")
+    place_storage(request, folder / "data", database_kind)
+    made = House(folder)
     try:
         made.start_trainers()
         made.service.wait_until_ready()

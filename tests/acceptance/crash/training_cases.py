@@ -1,10 +1,8 @@
 """Trainings of every kind, long enough to be killed on their way, and what each ends in when nothing happens to it."""
 
 # N rows · I in_features · O out_features
-import sqlite3
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import httpx
 import numpy as np
 
 from tests.acceptance.crash.oracle import IN, OUT
+from tests.support.databases import rows_of
 from tests.support.service import wait_for_job
 
 Digests = Mapping[str | None, str]
@@ -84,8 +83,7 @@ def published(client: httpx.Client, job: Mapping[str, Any]) -> Digests:
 
 def check_versions(folder: Path, jobs: Mapping[str, Digests]) -> None:
     """The catalogue has exactly these versions of these jobs: none publishes twice, and none in another's name."""
-    with closing(sqlite3.connect(f"file:{folder / 'catalog.sqlite3'}?mode=ro", uri=True, timeout=15)) as connection:
-        rows = connection.execute("SELECT job, version, digest FROM versions").fetchall()
+    rows = rows_of(folder, "SELECT job, version, digest FROM versions")
     found: dict[str, Counter[str]] = {job_id: Counter() for job_id in jobs}
     for job_id, version, digest in rows:
         if job_id in found:

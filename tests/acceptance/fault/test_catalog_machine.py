@@ -24,9 +24,9 @@ _STEPS_AN_EXAMPLE = 50
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[ServiceProcess]:
+def service(data_folder: Path) -> Iterator[ServiceProcess]:
     """A service of two workers that trains."""
-    with ServiceProcess(tmp_path / "data", base=BASE, workers=2, max_queued_jobs=1000) as started:
+    with ServiceProcess(data_folder, base=BASE, workers=2, max_queued_jobs=1000) as started:
         yield started
 
 

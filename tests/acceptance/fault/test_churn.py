@@ -34,7 +34,7 @@ _PAUSE_SECONDS = 0.1
 
 
 @pytest.mark.timeout(scaled(300 + 3 * (_SECONDS + _WARM_UP_SECONDS)))
-def test_memory_and_descriptors_do_not_grow_under_churn(tmp_path: Path) -> None:
+def test_memory_and_descriptors_do_not_grow_under_churn(data_folder: Path) -> None:
     seed = chosen_seed()
     draw = random.Random(seed)
     ledger = Ledger(random.Random(draw.getrandbits(64)), writers=3, names=3)
@@ -48,7 +48,7 @@ def test_memory_and_descriptors_do_not_grow_under_churn(tmp_path: Path) -> None:
                 "trash_days": 0,
                 "max_queued_jobs": 1000,
             }
-            with ServiceProcess(tmp_path / "data", **settings) as service:
+            with ServiceProcess(data_folder, **settings) as service:
                 load = Load(service, ledger, draw.getrandbits(64), pause_seconds=_PAUSE_SECONDS)
                 try:
                     load.failed.wait(_WARM_UP_SECONDS)

@@ -5,6 +5,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from adapters.access.keys import Scope
 from app.settings import Auth, Settings
 from tests.acceptance.crash.oracle import BASE
+from tests.support.databases import database_settings
 from tests.support.deadlines import scaled
 from tests.support.fault_results import chosen_count, chosen_seed, recorded
 from tests.support.keys import bearer, make_key
@@ -33,10 +35,10 @@ _STEPS_AN_EXAMPLE = 10
 
 
 @pytest.fixture
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def client(data_folder: Path) -> Iterator[httpx.Client]:
     """A client of a service that trains, with the key of an operator."""
-    folder = tmp_path_factory.mktemp("schemathesis") / "data"
-    own = Settings(data_dir=folder, base=BASE, auth=Auth.KEYS, max_queued_jobs=10_000)
+    chosen: dict[str, Any] = {"data_dir": data_folder, "base": BASE} | database_settings(data_folder)
+    own = Settings(auth=Auth.KEYS, max_queued_jobs=10_000, **chosen)
     with serving(own, trainer=True) as (connected, service):
         connected.headers.update(bearer(make_key(service.keys, "default", Scope.OPERATOR)))
         yield connected

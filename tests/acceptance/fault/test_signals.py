@@ -29,19 +29,19 @@ _MOST_STOPS = 3
 
 
 @pytest.mark.timeout(scaled(240 + 60 * SIGTERMS))
-def test_nothing_acknowledged_is_lost_by_processes_that_stop_or_are_terminated(tmp_path: Path) -> None:
+def test_nothing_acknowledged_is_lost_by_processes_that_stop_or_are_terminated(data_folder: Path) -> None:
     seed = chosen_seed()
     draw = random.Random(seed)
     ledger = Ledger(random.Random(draw.getrandbits(64)), writers=3, names=3)
     with recorded("stops and terminations", seed) as counts:
         try:
             for _ in range(SIGTERMS):
-                with _service(tmp_path / "data") as service:
+                with _service(data_folder) as service:
                     check_after_restart(service, ledger)
                     for _ in range(draw.randint(1, _MOST_STOPS)):
                         _stop_one(service, ledger, draw, counts)
                     _terminate(service, ledger, draw, counts)
-            with _service(tmp_path / "data") as service:
+            with _service(data_folder) as service:
                 check_after_restart(service, ledger)
                 check_at_the_end(service, ledger)
         finally:

@@ -11,6 +11,7 @@ from adapters.access.keys import IssuedKey, Keys, Scope
 from adapters.access.tenants import DEFAULT_TENANT
 from app.service import Service
 from app.settings import Auth, Settings
+from tests.conftest import NewFolder
 from tests.support.keys import ALL_OF_A_TENANT, bearer, checksum, make_key
 from tests.support.service import serving
 
@@ -33,9 +34,9 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="package")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(new_folder: NewFolder) -> Iterator[World]:
     """A worker that requires keys."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("keys"), base=f"random:{I},2,3", auth=Auth.KEYS)
+    settings = Settings(data_dir=new_folder("keys"), base=f"random:{I},2,3", auth=Auth.KEYS)
     with serving(settings) as (client, service):
         keys = service.keys
         # A clock of yesterday makes a key that has expired since.

@@ -2,23 +2,24 @@
 
 import json
 import re
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from adapters.access import audit
 from adapters.access.keys import IssuedKey, Scope
 from adapters.errors import StorageFailed
-from adapters.storage.sqlite_database import SqliteDatabase
+from adapters.storage.schema import metadata
 from app.http.endpoints import ENDPOINTS, Endpoint
 from app.service import Service
 from app.settings import Auth, Settings
+from tests.conftest import NewFolder
 from tests.support.catalog_factories import as_upload, claimed, finish, make_adapter, submit
 from tests.support.keys import ALL_OF_A_TENANT, bearer, make_key
 from tests.support.service import serving, train
@@ -55,18 +56,20 @@ class AuditWorld(NamedTuple):
         return [row for name, row in self.rows() if name == "audit"]
 
     def rows(self) -> list[tuple[str, dict[str, Any]]]:
-        """All rows of the catalogue, except the blobs that may be written next."""
-        with closing(sqlite3.connect(self.service.catalog.database.name)) as connection:
-            connection.row_factory = sqlite3.Row
-            tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()
-            names = [row[0] for row in tables if row[0] not in ("pending_blobs", "sqlite_sequence")]
-            return [(name, dict(row)) for name in names for row in connection.execute(f"SELECT * FROM {name}")]
+        """All rows of the catalogue, except the blobs that may be written next and what a thread counts."""
+        tables = [table for name, table in metadata.tables.items() if name not in ("pending_blobs", "rate_buckets")]
+        with self.service.catalog.database.read() as connection:
+            return [
+                (table.name, dict(row))
+                for table in tables
+                for row in connection.execute(sa.select(table).order_by(*table.primary_key)).mappings()
+            ]
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AuditWorld]:
+def audited(new_folder: NewFolder) -> Iterator[AuditWorld]:
     """A worker whose tenant has an adapter with statistics, which a trainer has published before."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("audit"), base="random:10,2,42", auth=Auth.KEYS)
+    settings = Settings(data_dir=new_folder("audit"), base="random:10,2,42", auth=Auth.KEYS)
     with serving(settings, trainer=True) as (client, service):
         key = make_key(service.keys, TENANT, *ALL_OF_A_TENANT)
         operator = make_key(service.keys, "default", Scope.OPERATOR)
@@ -283,8 +286,9 @@ def test_an_entry_and_its_change_are_stored_together_or_not_at_all(
         if failing == "entry":
             patched.setattr(audit, "rfc3339", _fail)
         else:
-            write = SqliteDatabase.write
-            patched.setattr(SqliteDatabase, "write", lambda self: _failing_with_an_entry(write(self)))
+            kind = type(audited.service.catalog.database)
+            write = kind.write
+            patched.setattr(kind, "write", lambda self: _failing_with_an_entry(write(self)))
         answer = _send(audited, CHANGES[call], url, fields)
     assert answer.status_code >= 500
     assert audited.rows() == before

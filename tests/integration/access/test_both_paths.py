@@ -11,6 +11,7 @@ from adapters.access.keys import IssuedKey, Scope
 from adapters.access.tenants import DEFAULT_TENANT
 from app.service import Service
 from app.settings import Auth, Settings
+from tests.conftest import NewFolder
 from tests.integration.access.conftest import TENANT, I, World
 from tests.support.catalog_factories import submit
 from tests.support.keys import bearer, make_key, told
@@ -64,9 +65,9 @@ def test_a_key_is_found_however_its_scheme_is_written(world: World) -> None:
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[httpx.Client, Service]]]:
+def workers(new_folder: NewFolder) -> Iterator[list[tuple[httpx.Client, Service]]]:
     """Two workers on one data folder."""
-    folder: Path = tmp_path_factory.mktemp("workers")
+    folder: Path = new_folder("workers")
     settings = Settings(data_dir=folder, base=f"random:{I},2,3", auth=Auth.KEYS)
     with serving(settings) as one, serving(settings) as two:
         yield [one, two]

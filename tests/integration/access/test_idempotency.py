@@ -18,6 +18,7 @@ from adapters.storage.pending_blobs import BlobWriter
 from app.bootstrap import open_catalog, open_queue
 from app.service import Service
 from app.settings import Settings
+from tests.conftest import NewFolder
 from tests.support.catalog_factories import submit
 from tests.support.concurrent_clients import check_duplicates, post_duplicates
 from tests.support.databases import database_settings
@@ -48,9 +49,9 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(new_folder: NewFolder) -> Iterator[Pair]:
     """Two workers."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("idempotency"), base=f"random:{I},2,3", max_queued_jobs=1000)
+    settings = Settings(data_dir=new_folder("idempotency"), base=f"random:{I},2,3", max_queued_jobs=1000)
     with serving(settings) as one, serving(settings) as other:
         yield Pair(one, other)
 
@@ -82,8 +83,8 @@ def test_a_repetition_shows_the_job_as_it_is_then(pair: Pair) -> None:
     assert (answer.status_code, answer.json()["id"], answer.json()["status"]) == (202, job_id, "cancelled")
 
 
-def test_an_update_is_queued_once(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path / "data", base=f"random:{I},2,3")
+def test_an_update_is_queued_once(data_folder: Path) -> None:
+    settings = Settings(data_dir=data_folder, base=f"random:{I},2,3")
     data = ROWS
     with serving(settings, trainer=True) as (client, _):
         train(client, name="acme", rank=1, data=data, training={"method": "closed_form", "keep_statistics": True})

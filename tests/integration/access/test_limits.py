@@ -17,6 +17,7 @@ from adapters.access.tenants import DEFAULT_TENANT
 from adapters.errors import RateLimited
 from app.service import Service
 from app.settings import Auth, Settings
+from tests.conftest import NewFolder
 from tests.support.catalog_factories import as_upload, claimed, submit
 from tests.support.dense_oracle import random_adapter
 from tests.support.keys import ALL_OF_A_TENANT, bearer, make_key, told
@@ -56,8 +57,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("limits"), base=f"random:{I},{O},3", auth=Auth.KEYS)
+def world(new_folder: NewFolder) -> Iterator[World]:
+    settings = Settings(data_dir=new_folder("limits"), base=f"random:{I},{O},3", auth=Auth.KEYS)
     with serving(settings, trainer=True) as (client, service), ExitStack() as stack:
         yield World(client, service, stack)
 
@@ -231,8 +232,8 @@ def test_groups_of_a_fleet_beyond_a_quota_fail_one_by_one(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["adapters", "queued_jobs", "dataset_bytes"])
-def test_of_racing_requests_at_a_quota_exactly_one_succeeds(kind: str, tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, base=f"random:{I},{O},3")
+def test_of_racing_requests_at_a_quota_exactly_one_succeeds(kind: str, data_folder: Path) -> None:
+    settings = Settings(data_dir=data_folder, base=f"random:{I},{O},3")
     calls: dict[str, Callable[[httpx.Client, str], httpx.Response]] = {
         "adapters": lambda client, name: client.put(f"/adapters/{name}", json=_factors(1)),
         "queued_jobs": lambda client, name: client.post("/adapters", json=_training(name)),

@@ -17,6 +17,7 @@ from adapters.lora.adapter import Adapter
 from app.http.endpoints import ENDPOINTS, Endpoint
 from app.service import Service
 from app.settings import Auth, Settings
+from tests.conftest import NewFolder
 from tests.integration.access.test_every_route import PAGES
 from tests.support.catalog_factories import as_upload, referenced_files, stored_files
 from tests.support.dense_oracle import answer, random_adapter, relative_error
@@ -63,9 +64,9 @@ def _table(seed: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(new_folder: NewFolder) -> Iterator[Pair]:
     """A worker with a trainer, and two tenants; one has adapters, data sets and jobs that the other does not."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("tenants"), base=f"random:{I},{O},3", auth=Auth.KEYS)
+    settings = Settings(data_dir=new_folder("tenants"), base=f"random:{I},{O},3", auth=Auth.KEYS)
     with serving(settings, trainer=True) as (client, service):
         headers = [bearer(make_key(service.keys, tenant, *ALL_OF_A_TENANT)) for tenant in ("owner", "other")]
         with (
@@ -229,8 +230,8 @@ def test_what_one_does_with_a_name_leaves_the_other_as_it_was(pair: Pair) -> Non
     assert (restored["versions"], restored["aliases"]) == (2, {"live": 2})
 
 
-def test_a_restart_keeps_both_and_the_sweep_removes_the_files_of_neither(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, base=f"random:{I},{O},3")
+def test_a_restart_keeps_both_and_the_sweep_removes_the_files_of_neither(data_folder: Path) -> None:
+    settings = Settings(data_dir=data_folder, base=f"random:{I},{O},3")
     own = {name: random_adapter(O, I, 2, seed=seed) for seed, name in enumerate(("default", "other"))}
     with serving(settings) as (client, _):
         assert client.put("/tenants/other", json={"limits": {}}).status_code == 201
@@ -240,7 +241,7 @@ def test_a_restart_keeps_both_and_the_sweep_removes_the_files_of_neither(tmp_pat
         client.delete("/adapters/gone?purge=true", headers={"X-Tenant": "other"}).raise_for_status()
     with serving(settings) as (client, service):
         assert service.catalog.sweep() == 0
-        assert stored_files(tmp_path) == referenced_files(tmp_path)
+        assert stored_files(data_folder) == referenced_files(data_folder)
         for name, adapter in own.items():
             body = {"adapter": "shared", "inputs": INPUTS_NI.tolist()}
             given = client.post("/predict", json=body, headers={"X-Tenant": name}).raise_for_status().json()

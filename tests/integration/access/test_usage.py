@@ -25,14 +25,15 @@ from app.service import Service
 from app.serving.queue_entry import QueueEntry
 from app.serving.request import InferenceRequest
 from app.settings import Auth, Settings
+from tests.conftest import NewFolder
 from tests.support.catalog_factories import as_upload
 from tests.support.databases import open_database
 from tests.support.dense_oracle import random_adapter
 from tests.support.keys import ALL_OF_A_TENANT, bearer, make_key
 from tests.support.service import serving
-from tests.support.storage_kinds import on_both_databases
+from tests.support.storage_kinds import on_both_storages
 
-pytestmark = on_both_databases
+pytestmark = on_both_storages
 
 I, O = 4, 2
 ROW = [1.0] * I
@@ -60,8 +61,8 @@ class World(NamedTuple):
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with serving(Settings(data_dir=tmp_path, base=f"random:{I},{O},3", auth=Auth.KEYS)) as (client, service):
+def world(data_folder: Path) -> Iterator[World]:
+    with serving(Settings(data_dir=data_folder, base=f"random:{I},{O},3", auth=Auth.KEYS)) as (client, service):
         key = make_key(service.keys, "acme", *ALL_OF_A_TENANT)
         for name in ("a", "b"):
             body = as_upload(random_adapter(O, I, 2, seed=1))
@@ -145,8 +146,8 @@ def test_a_tenant_sees_its_own_usage_and_an_operator_that_of_any(world: World) -
     assert _sums(shown, "key") == keys
 
 
-def test_without_keys_the_key_is_null(tmp_path: Path) -> None:
-    with serving(Settings(data_dir=tmp_path, base=f"random:{I},{O},3")) as (client, service):
+def test_without_keys_the_key_is_null(data_folder: Path) -> None:
+    with serving(Settings(data_dir=data_folder, base=f"random:{I},{O},3")) as (client, service):
         client.post("/predict", json={"adapter": None, "inputs": [ROW]}).raise_for_status()
         service.observer.close()
         [line] = client.get("/usage", params={"by": "key"}).raise_for_status().json()["data"]
@@ -185,9 +186,9 @@ def _stamp(hour: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def filled(new_folder: NewFolder) -> Iterator[httpx.Client]:
     """A service with some hours of two adapters."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("usage"), base=f"random:{I},{O},3")
+    settings = Settings(data_dir=new_folder("usage"), base=f"random:{I},{O},3")
     with serving(settings) as (client, service):
         counts = [
             UsageCount(UsageSlot(DEFAULT_TENANT, by, NOON // HOUR + hour, name), hour + 1, 10 * (hour + 1))

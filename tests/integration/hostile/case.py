@@ -10,6 +10,7 @@ import httpx
 
 from adapters.errors import MAX_BAD_ROWS
 from app.service import Service
+from tests.support.catalog_factories import stored_bytes, stored_files
 
 _PAGE = (Path(__file__).parents[3] / "docs" / "errors.md").read_text()
 DOCUMENTED = {
@@ -71,7 +72,7 @@ class Target:
             "answer": answer,
             "revision": self.service.catalog.revision(),  # every publish, delete and roll back raises it
             "jobs": [(job.id, job.status) for job in self.service.queue.list(tenant="default")],
-            "blobs": sorted((path.name, path.stat().st_size) for path in (folder / "blobs").iterdir()),
+            "blobs": sorted((name, len(stored_bytes(folder, name))) for name in stored_files(folder)),
             "folder": sorted(path.name for path in folder.iterdir()),
         }
 

@@ -13,6 +13,7 @@ from adapters.lora.base_layer import BaseLayer
 from app.bootstrap import load_base
 from app.service import Service
 from app.settings import Settings
+from tests.conftest import NewFolder
 from tests.integration.hostile.bodies import IN, OUT
 from tests.integration.hostile.case import Target
 from tests.support.service import serving
@@ -37,9 +38,9 @@ def settings_for(data_dir: Path, **changes: object) -> Settings:
 
 
 @pytest.fixture(scope="package")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def target(new_folder: NewFolder) -> Iterator[Target]:
     """One worker with adapters of every kind, two jobs that wait and one that failed: no case may change it."""
-    settings = settings_for(tmp_path_factory.mktemp("hostile") / "data")
+    settings = settings_for(new_folder("hostile"))
     with serving(settings) as (client, service):
         for a in ([[1.0, 0.0], [0.5, 2.0]], [[0.0, 1.0], [1.0, 0.0]]):
             client.put("/adapters/acme", json={"A": a, "B": [[1.0] * IN, [0.5] * IN]}).raise_for_status()

@@ -51,7 +51,7 @@ DATA: dict[str, Any] = {"dataset": "rows", "inputs": {"column": "x"}, "targets":
 def stored_data_sets(folder: Path) -> Iterator[Target]:
     """One worker with an adapter, and COLUMNS and OTHER as data sets: no case may change it."""
     kind = {"Content-Type": "application/vnd.apache.arrow.stream"}
-    with serving(settings_for(folder / "data", max_groups=2)) as (client, service):
+    with serving(settings_for(folder, max_groups=2)) as (client, service):
         client.put("/adapters/acme", json={"A": [[1.0], [0.5]], "B": [[1.0] * IN]}).raise_for_status()
         for name, table in (("rows", COLUMNS), ("other", OTHER)):
             client.put(f"/datasets/{name}", content=arrow_stream(pa.table(table)), headers=kind).raise_for_status()

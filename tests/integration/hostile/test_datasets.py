@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from app.service import Service
+from tests.conftest import NewFolder
 from tests.integration.hostile.case import Case, Target, problem_of
 from tests.integration.hostile.conftest import settings_for
 from tests.support.catalog_factories import stored_files
@@ -32,10 +33,10 @@ _MEMORY_BYTES = 2**29
 
 
 @pytest.fixture(scope="module")
-def tried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def tried(new_folder: NewFolder) -> Iterator[Target]:
     """One worker with an adapter and a data set: no case may change it."""
     settings = settings_for(
-        tmp_path_factory.mktemp("datasets") / "data",
+        new_folder("datasets"),
         feature_space=None,
         max_dataset_bytes=MAX_DATASET_BYTES,
         trainer_memory_bytes=_MEMORY_BYTES,
@@ -241,10 +242,8 @@ def test_a_client_that_goes_away_in_the_middle_leaves_nothing(tried: Target, sen
     assert _left(tried.service) == before
 
 
-def test_a_client_that_goes_away_while_its_file_is_read_ends_the_reading(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    settings = settings_for(tmp_path_factory.mktemp("leaves") / "data", feature_space=None)
+def test_a_client_that_goes_away_while_its_file_is_read_ends_the_reading(new_folder: NewFolder) -> None:
+    settings = settings_for(new_folder("leaves"), feature_space=None)
     with own_starts(), serving(settings) as (client, service):
         with _request(client, len(slow_parquet())) as connection:
             connection.sendall(slow_parquet())
@@ -253,8 +252,8 @@ def test_a_client_that_goes_away_while_its_file_is_read_ends_the_reading(
         eventually(lambda: not _left(service), what="the removal of its file")
 
 
-def test_a_reading_process_that_is_killed_is_a_refusal(tmp_path_factory: pytest.TempPathFactory) -> None:
-    settings = settings_for(tmp_path_factory.mktemp("killed") / "data", feature_space=None)
+def test_a_reading_process_that_is_killed_is_a_refusal(new_folder: NewFolder) -> None:
+    settings = settings_for(new_folder("killed"), feature_space=None)
     with own_starts(), serving(settings) as (client, service):
         killer = threading.Thread(target=lambda: reader_of(os.getpid()).kill())
         killer.start()

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import NewFolder
 from tests.integration.hostile.bodies import (
     A_NAME,
     B_NAME,
@@ -101,9 +102,9 @@ SWAPS = st.lists(st.tuples(st.integers(0, 1 << 16), st.sampled_from(AWKWARD)), m
 
 
 @pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def worker(new_folder: NewFolder) -> Iterator[httpx.Client]:
     """A worker with one adapter, and room for every job that a mutation may still be."""
-    folder = tmp_path_factory.mktemp("mutations") / "data"
+    folder = new_folder("mutations")
     with serving(settings_for(folder, max_queued_jobs=10**6)) as (client, _):
         _send(client, UPLOAD._replace(path="/adapters/acme")).raise_for_status()
         yield client

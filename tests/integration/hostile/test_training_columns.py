@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import NewFolder
 from tests.integration.hostile.bodies import NOT_NUMBERS, ROW
 from tests.integration.hostile.case import Case, Target
 from tests.integration.hostile.data_set_cases import HALVES, ROWS, X, of_columns, stored_data_sets
@@ -13,8 +14,8 @@ from tests.integration.hostile.training_cases import BINARY, CROSS
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    with stored_data_sets(tmp_path_factory.mktemp("stored")) as target:
+def stored(new_folder: NewFolder) -> Iterator[Target]:
+    with stored_data_sets(new_folder("stored")) as target:
         yield target
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import NewFolder
 from tests.integration.hostile.bodies import OUT
 from tests.integration.hostile.case import Case, Target
 from tests.integration.hostile.data_set_cases import DATA, of_columns, stored_data_sets
@@ -12,8 +13,8 @@ from tests.integration.hostile.training_cases import BINARY, CROSS, NEGATIVES, c
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    with stored_data_sets(tmp_path_factory.mktemp("stored")) as target:
+def stored(new_folder: NewFolder) -> Iterator[Target]:
+    with stored_data_sets(new_folder("stored")) as target:
         yield target
 
 
