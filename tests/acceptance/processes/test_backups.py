@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
+from tests.support.fork_server import ForkedPopen
 from tests.support.service import LORAPLEX, ServiceProcess, environment
 
 pytestmark = pytest.mark.slow
 
 
 def _run(*arguments: Any, status: int = 0) -> str:
-    ended = subprocess.run(
-        [LORAPLEX, *map(str, arguments)], env=environment(), capture_output=True, text=True, timeout=120, check=False
-    )
-    assert ended.returncode == status, ended.stdout + ended.stderr
-    return ended.stdout
+    command = [str(LORAPLEX), *map(str, arguments)]
+    with ForkedPopen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        output, errors = (text.decode() for text in process.communicate(timeout=120))
+    assert process.returncode == status, output + errors
+    return output
 
 
 def _body(number: int) -> dict[str, Any]:
