@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -160,6 +161,7 @@ class RayFitter:
             if self._mailbox is None and not self._connection.is_alive():
                 self.close()
                 raise FitterDied
+            _restore_signal_handlers()
         return self._mailbox is not None
 
     def begin(self, request: FitRequest, *, checkpoint: Path = Path()) -> None:
@@ -320,6 +322,13 @@ class RayFitter:
             self._submit(share)
         except Exception as error:
             raise self._lose_cluster(error) from error
+
+
+def _restore_signal_handlers() -> None:
+    """Install the handlers of this process again: the core of ray replaces that of SIGTERM, and would abort."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.getsignal(number))
 
 
 def _count_shares(request: FitRequest) -> int:

@@ -1,6 +1,9 @@
 """Fits on a real Ray cluster of two nodes: what local fits give, also after the death of a node."""
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -207,3 +210,23 @@ def test_nodes_read_a_bucket_and_a_fit_without_memory_fails_alone(
         assert (large["status"], large["error"]["code"], large["attempt"]) == ("failed", "out_of_memory", 1)
         small = train(service.client, name="small", rank=2, data=data, training={"epochs": 2})
         assert (small["status"], small["attempt"]) == ("succeeded", 1)
+
+
+def test_a_trainer_starts_a_cluster_of_its_own_and_leaves_nothing_behind(
+    local: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The paths of Ray's sockets are in it.
+    monkeypatch.setenv("TMPDIR", tempfile.mkdtemp(prefix="ray-"))
+    with (
+        ServiceProcess(tmp_path / "data", **SETTINGS) as service,
+        TrainerProcess(service.data_dir, forks=False, **SETTINGS, executor="ray") as trainer,
+    ):
+        job = _fit(service.client, "own")
+        assert job["result"]["digest"] == local["job"]["result"]["digest"]
+        processes = psutil.Process(trainer.process.pid).children(recursive=True)
+        assert any("raylet" in process.name() for process in processes)
+        assert trainer.stop() == 0
+        eventually(lambda: not any(map(is_running, processes)), what="the end of its cluster")
+        assert "_ray" not in trainer.log.read_text()
+    assert list(Path(os.environ["TMPDIR"]).glob("loraplex-*")) == []
+    shutil.rmtree(os.environ["TMPDIR"])
