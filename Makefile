@@ -90,6 +90,9 @@ pairs: .venv/dev.stamp  ## compare /predict with another commit: make pairs COMM
 growth: .venv/dev.stamp  ## measure the catalogue with up to a million adapters; writes benchmarks/GROWTH.md
 	@$(BIN)/python -m benchmarks.growth
 
+large-fleets: .venv/dev.stamp  ## measure a fleet of three times a trainer's memory; writes benchmarks/LARGE_FLEETS.md
+	@$(BIN)/python -m benchmarks.large_fleets
+
 databases: .venv/dev.stamp  ## measure /predict on PostgreSQL beside SQLite; writes benchmarks/DATABASES.md
 	@command -v wrk >/dev/null || benchmarks/install_wrk.sh
 	@$(BIN)/python -m benchmarks.databases
