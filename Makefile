@@ -15,7 +15,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-optimized test-soak fault coverage openapi docs screenshots check bench pairs growth databases coherence attacks audit release
+.PHONY: help setup demo serve test test-all test-optimized test-soak fault coverage openapi docs screenshots check bench pairs growth large-fleets databases coherence attacks audit release
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)

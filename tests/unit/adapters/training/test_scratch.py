@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from adapters.errors import StorageFull
@@ -184,3 +185,20 @@ def test_a_disk_that_fills_up_is_the_error(path: Path, scratch: Scratch, monkeyp
         scratch.sort_by_group(path)
     with pytest.raises(StorageFull):
         scratch.keep(_Pair(torch.ones(1), None, ""))
+
+
+def test_the_closed_form_of_each_group_on_disk_is_its_ridge_regression(path: Path, scratch: Scratch) -> None:
+    spec = TrainingSpec(rank=O, alpha=float(O), method=Method.CLOSED_FORM, ridge=2.0)
+    data, _ = scratch.sort_by_group(path)
+    data = replace(data, prior_OR=None, prior_RI=None)
+    outcomes = [outcome for stack in fit_fleet(BASE, data, spec) for outcome in stack]
+    assert len(outcomes) == GROUPS
+    for outcome in outcomes:
+        assert outcome.adapter is not None
+        rows_K = DATA.groups_N == outcome.position
+        assert DATA.weights_N is not None
+        x_KI, weights_K = DATA.inputs_NI[rows_K].double(), DATA.weights_N[rows_K].double()
+        residuals_KO = DATA.targets[rows_K].double() - x_KI @ BASE.weight_OI.double().T
+        expected = Ridge(alpha=2.0, fit_intercept=False).fit(x_KI.numpy(), residuals_KO.numpy(), weights_K.numpy())
+        delta_OI = outcome.adapter.scaling * (outcome.adapter.a_OR @ outcome.adapter.b_RI).double()
+        torch.testing.assert_close(delta_OI, torch.from_numpy(expected.coef_), rtol=1e-4, atol=1e-5)
