@@ -28,11 +28,8 @@ from adapters.training.fleet import fit_fleet
 from adapters.training.planning.estimate import PROCESS_BYTES
 from adapters.training.scratch import Scratch
 from adapters.training.settings import TrainingSpec
-from benchmarks import machine
-from benchmarks.processes import ROOT
-from benchmarks.progress import say
-from benchmarks.report import table
 
+_ROOT = Path(__file__).parents[1]
 _LIMIT = 2**29
 _I, _O, _GROUPS, _BLOCK = 1_000, 8, 8_000, 20_000
 _ROWS = 3 * _LIMIT // (4 * _I) // _BLOCK * _BLOCK + _BLOCK
@@ -49,6 +46,9 @@ def main() -> None:
     if options.fit is not None:
         print(json.dumps(_fit(options.fit[0], Path(options.fit[1]))))
         return
+    # Not at the top: the process that fits has no more in memory than that of a trainer.
+    from benchmarks.progress import say
+
     with tempfile.TemporaryDirectory(prefix="loraplex-fleets-") as folder:
         path = Path(folder, "rows")
         with path.open("wb") as file:
@@ -57,11 +57,11 @@ def main() -> None:
         for form in ("sorted on disk", "unsorted"):
             say(f"a fleet of {size / 2**20:,.0f} MiB, {form}")
             command = [sys.executable, "-m", "benchmarks.large_fleets", "--fit", form, folder]
-            answer = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+            answer = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
             rows.append((form, json.loads(answer)))
-    page = ROOT / "benchmarks" / "LARGE_FLEETS.md"
+    page = _ROOT / "benchmarks" / "LARGE_FLEETS.md"
     page.write_text(_page(rows, options.rows, size))
-    say(f"{page.relative_to(ROOT)} is written")
+    say(f"{page.relative_to(_ROOT)} is written")
 
 
 def _columns(rows: int) -> Mapping[str, Column]:
@@ -107,6 +107,9 @@ def _fit(form: str, folder: Path) -> dict[str, Any]:
 
 def _page(rows: list[tuple[str, dict[str, Any]]], count: int, size: int) -> str:
     """Return the page with the figures."""
+    from benchmarks import machine
+    from benchmarks.report import table
+
     facts = machine.describe(_PACKAGES)
     lines = [
         (
