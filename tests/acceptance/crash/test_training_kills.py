@@ -33,8 +33,9 @@ from tests.support.deadlines import scaled
 from tests.support.fault_results import chosen_seed, recorded
 from tests.support.process_tree import FIT, TrainerProcess, running, session_of
 from tests.support.service import ServiceProcess, eventually, wait_for_job
+from tests.support.storage_kinds import on_both_storages
 
-pytestmark = [pytest.mark.slow, pytest.mark.soak]
+pytestmark = [pytest.mark.slow, pytest.mark.soak, on_both_storages]
 
 KILLS = int(os.environ.get("TRAINING_KILLS", "4"))
 LEASE_SECONDS = 1
