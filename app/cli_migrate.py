@@ -101,10 +101,10 @@ def _print(move: "Move") -> None:
     print(f"blobs: {counts.copied:,} copied ({counts.bytes:,} bytes), {counts.present:,} there already")
     if counts.missing:
         print(f"blobs: {counts.missing:,} were removed meanwhile")
-    if move.is_complete:
+    if move.tables:
         rows = sum(table.rows for table in move.tables.values())
-        print(
-            f"rows: {rows:,} in {len(move.tables)} tables, and {move.checkpoints} checkpoints; every digest is the same"
-        )
+        print(f"rows: {rows:,} in {len(move.tables)} tables, with the same digests; {move.checkpoints} checkpoints")
+    elif move.is_complete:
+        print("the target was complete already: only its blobs were compared")
     else:
         print("no rows were copied: stop the service, and repeat the command without --blobs-only")

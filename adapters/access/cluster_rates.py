@@ -1,11 +1,11 @@
 """Rate limits of tenants on several machines: the token buckets are rows of the database.
 
-A request waits for no round trip. Each worker counts by a bucket of its own, which has the tenant's whole rate, and
-adds what it has counted to the shared bucket afterwards, every 50 ms at most, from a thread. If that leaves the shared
-bucket in debt, the worker refuses until the debt is paid. So a tenant can exceed its rate only for a moment, by what
-its workers accept before they settle, and pays for it: over seconds, the workers of all machines accept the rate.
+No request waits for the database. Each worker counts with a bucket of its own, which has the tenant's whole rate, and a
+thread takes the counted tokens from the shared bucket, at most once in 50 ms. While the shared bucket is in debt, the
+worker refuses. A tenant can exceed its rate for a moment, by what all workers accept between two such settlements, and
+the debt makes up for it: averaged over seconds, the rate holds on all machines together.
 
-If the database cannot be reached, each worker limits the rates by itself.
+If the database cannot be reached, each worker enforces the whole rate by itself.
 """
 
 import logging
@@ -37,7 +37,7 @@ class _Key(NamedTuple):
 
 @dataclass(slots=True)
 class _Share:
-    """What this worker has counted of one rate of one tenant."""
+    """This worker's bucket of one rate of one tenant, and the tokens that were not taken from the shared bucket yet."""
 
     bucket: Bucket
     per_second: float
@@ -60,7 +60,7 @@ class ClusterBuckets:
         self._has_failed = False
 
     def close(self) -> None:
-        """End the thread. What was counted in the last moment is lost."""
+        """End the thread, and wait up to a second for it. Tokens that were not settled are lost."""
         self._closing.set()
         self._due.set()
         if self._thread is not None:
@@ -99,7 +99,7 @@ class ClusterBuckets:
                 {**key._asdict(), "per_second": share.per_second, "level": -share.unsettled}
                 for key, share in spent.items()
             ]
-            # Also if that fails: a debt from an outage would shut the tenant out after it.
+            # Even if the transaction fails: the tokens of an outage would be a debt that blocks the tenant after it.
             for share in spent.values():
                 share.unsettled = 0.0
         if not rows:
@@ -118,12 +118,12 @@ class ClusterBuckets:
                 share = self._shares[key]
                 if level < 0:
                     share.closed_until = now - level / share.per_second
-                    # All workers go on at that moment, so none has saved up anything.
+                    # All workers resume at that moment, with empty buckets, so that no burst follows.
                     share.bucket = Bucket(0.0, share.closed_until)
 
     def _spend(self, rows: list[dict[str, object]]) -> Mapping[_Key, float]:
         """Add the levels of rows, which are negative, to the shared buckets; return the new levels."""
-        # In one order in all processes, so that they do not lock each other out.
+        # In one order in all processes, to avoid deadlocks.
         rows = sorted(rows, key=lambda row: (row["tenant"], row["rate"]))
         statement = insert(rate_buckets).values([{**row, "at": _SERVER_TIME} for row in rows])
         new, old = statement.excluded, rate_buckets.c
@@ -133,7 +133,7 @@ class ClusterBuckets:
             index_elements=[old.tenant, old.rate],
             set_={"level": level, "at": sa.func.greatest(new.at, old.at), "per_second": new.per_second},
         )
-        # Not `write`: nobody who writes to the catalogue has to wait.
+        # It does not take the catalogue's lock, so that publishes do not wait.
         with self._database.write_job() as connection:
             result = connection.execute(statement.returning(old.tenant, old.rate, old.level))
             return {_Key(tenant, Rate(rate)): level for tenant, rate, level in result}

@@ -1,12 +1,15 @@
 """Moves of a store between a data folder and PostgreSQL with a bucket. The source is only read.
 
-1. The bucket gets the store's id, and the target's catalogue one that says that it is unfinished. From now on, every
-   service refuses the target, and a repetition of the command accepts it.
-2. Each blob is compared with the digests of its rows, copied, and read back.
-3. The rows of each table are copied in batches, and the sums of the tables are compared.
+To PostgreSQL and a bucket:
+
+1. The bucket gets the store's id, and the target's catalogue the id `unfinished-copy-of-` with the store's. From now
+   on, every service refuses the target, and a repetition of the command accepts it.
+2. Each blob is compared with the digests of its rows, copied, and read back. Checkpoints are copied.
+3. The rows of each table are copied in batches. The number of rows and a digest of each table are compared.
 4. In one transaction, the target's catalogue gets the store's id and its revision: the copy is complete.
 
-In the other direction, the rows are in the file `catalog.sqlite3`, which gets its name in the last step.
+To a folder, the rows are first copied to a file elsewhere, and then the blobs. The file gets its name,
+`catalog.sqlite3`, in the last step; a folder without it is unfinished.
 """
 
 import hashlib
@@ -45,7 +48,7 @@ _THREADS = 4
 _MOST_LISTED = 20
 _SECONDS_BETWEEN_REPORTS = 2.0
 _CHECKPOINT = re.compile(r"([^.]+\.\d+)\.safetensors")
-# Sessions of the role that services connect with, other than those of this command.
+# Sessions of this command's role, other than its own. Services that connect with another role are not seen.
 _SESSIONS = sa.text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user"
     " AND backend_type = 'client backend' AND application_name <> :application"
@@ -72,7 +75,7 @@ class Move:
     store_id: str
     revision: int
     is_complete: bool
-    """False if only the blobs were copied."""
+    """Whether the target is complete; after a move of the blobs alone, by an earlier run."""
     blobs: BlobCounts
     checkpoints: int = 0
     tables: Mapping[str, TableSum] = field(default_factory=dict)
@@ -92,7 +95,7 @@ class MoveOptions:
 
 
 def open_postgres(url: str) -> "PostgresDatabase":
-    """Open a PostgreSQL database under a name that tells this command from services."""
+    """Open a PostgreSQL database with an `application_name` that distinguishes this command from services."""
     # The extra `postgres` installs what this needs.
     from adapters.storage.postgres_database import PostgresDatabase
 

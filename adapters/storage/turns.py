@@ -1,7 +1,7 @@
-"""Turns: a task of maintenance that one process of a cluster does, and the others then leave.
+"""Turns: periodic tasks of maintenance, each done by one process of all machines at a time.
 
-A turn is a row with the time at which a task was last begun. It is taken in a transaction, so that one process wins. It
-is not held: if the process dies, another one takes the next turn.
+A row has the time at which a task was last begun. It is set in a transaction, so that one process wins. There is no
+lock: if the process dies, another one does the task when its interval has passed.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,16 @@ class Task(StrEnum):
     """A task of maintenance."""
 
     SWEEP = "sweep"
-    """Remove the blobs that are neither pending nor referenced."""
+    """Move the blobs that are neither pending nor referenced into quarantine."""
     EXPIRE = "expire"
     """Remove what has expired: the trash, idempotency keys, usage, the quarantine."""
 
 
 def take_turn(database: Database, task: Task, *, seconds: float, now: Callable[[], float]) -> bool:
-    """Return whether this process is to do a task: no process has begun it in the last `seconds`.
+    """Store that this process begins a task, and return True; False if any process began it in the last `seconds`.
 
-    The time is that of the database if it has a clock, otherwise `now`. Raises what `Database.write` raises.
+    The time is that of the database if it has a clock, otherwise `now`, in seconds since the epoch. Raises what
+    `Database.write` raises.
     """
     with database.write() as connection:
         time = database.server_time(connection)

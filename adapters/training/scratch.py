@@ -30,7 +30,7 @@ from adapters.training.data_file import ROW_TENSORS, TrainingData, map_file, rea
 
 # Folder, in the data folder, of the scratch files of a fit.
 SCRATCH = "scratch"
-# Rows of a bucket: longer writes with more, and three times as much memory.
+# Bounds of the size of a bucket. Larger ones are written in longer pieces, and sorting one takes three times its size.
 _MIN_BUCKET_BYTES, _MAX_BUCKET_BYTES = 2**20, 2**26
 # Each tensor begins at a multiple of this, as in memory: the alignment decides how some sums are rounded.
 _ALIGNMENT = 64
@@ -45,6 +45,7 @@ class Scratch:
     def __init__(self, folder: Path, *, size: int, memory_bytes: int) -> None:
         """Check that `size` bytes are free; raise `StorageFull` if they are not.
 
+        size: the `scratch_bytes` of the job's estimate.
         memory_bytes: memory that sorting may use, beside about 40 bytes for each row.
         """
         with _storage_full():
@@ -60,7 +61,7 @@ class Scratch:
         self._kept: ScratchList[Any] = self.list_of(())
 
     def sort_by_group(self, path: Path) -> tuple[TrainingData, int]:
-        """Return a copy of a fleet's data file with the rows of each group together, and the number of buckets.
+        """Return a copy of a fleet's data file with the rows of each group together, and the most buckets of a tensor.
 
         Groups are ordered by size and then by code, so that stacks are read from the beginning to the end. The rows of
         a group keep their order. Raises `StorageFull`.
@@ -104,10 +105,13 @@ class Scratch:
     def _permute(
         self, parts: Iterator[Bytes], order_N: NDArray[np.int64], place_N: NDArray[np.int64], target: "_At"
     ) -> int:
-        """Write the rows of a source in an order; return the number of buckets.
+        """Write the rows of a source in an order, by an external bucket sort; return the number of buckets.
 
-        A bucket is a part of the target. Its rows are first gathered in the order of the source, and sorted then.
+        A bucket is K rows of the target. First each row of the source is appended to its bucket, then each bucket is
+        sorted in memory.
         parts: the rows of the source, (K, B) each, the last with fewer rows.
+        order_N: row of the source for each row of the target.
+        place_N: its inverse, the row of the target for each row of the source.
         """
         N, begin, filled = len(order_N), 0, np.zeros(0, np.int64)
         for part_KB in parts:
@@ -123,6 +127,7 @@ class Scratch:
             begin += K
         for begin in range(0, N, K):
             order_K, offset = order_N[begin : begin + K], target.begin + begin * B
+            # In the order of the source: the rank of a row's number there is its position in the bucket.
             gathered_KB = _read(target.fd, len(order_K) * B, offset).reshape(-1, B)
             _write(target.fd, gathered_KB[np.argsort(np.argsort(order_K))], offset)
         return len(filled)
@@ -136,7 +141,7 @@ class Scratch:
 
 
 class _At(NamedTuple):
-    """Place in a file."""
+    """Offset in an open file, in bytes."""
 
     fd: int
     begin: int
@@ -156,7 +161,8 @@ class _Record(NamedTuple):
 class ScratchList(Sequence[T], Generic[T]):
     """List of named tuples or dataclasses whose tensors are on disk.
 
-    An item that is taken is mapped, and not to be written to. It is in memory as long as it is referred to.
+    The tensors of an item are mappings of the file, which must not be written to. A mapping lasts as long as any
+    reference to one of them.
     """
 
     def __init__(self, fd: int, items: Iterable[T]) -> None:
@@ -217,7 +223,7 @@ class ScratchList(Sequence[T], Generic[T]):
 
 
 def _group_order(groups_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows by size of the group, by group, and by number, (N,) int64."""
+    """Return the numbers of the rows, ordered by size of the group, by group, and by number, (N,) int64."""
     sizes_G = np.bincount(groups_N)
     rank_G = np.empty_like(sizes_G)
     rank_G[np.argsort(sizes_G, kind="stable")] = np.arange(len(sizes_G))
@@ -253,9 +259,10 @@ def _read(fd: int, size: int, offset: int) -> Bytes:
 
 @contextmanager
 def _storage_full() -> Iterator[None]:
+    """Raise `StorageFull` in place of an error of the system that means a full disk."""
     try:
         yield
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise StorageFull("the disk is full: the rows of the fit could not be sorted by group") from error
+        raise StorageFull("the disk is full: the scratch files of the fit could not be written") from error

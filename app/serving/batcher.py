@@ -45,7 +45,10 @@ _Outputs = tuple[Float32, BatchRecord]
 
 
 class _Forecast(NamedTuple):
-    """A batch that was computed while the revision was being read, in case nothing has changed."""
+    """A batch that was computed speculatively, by the last known snapshot, while the revision was being read.
+
+    It is used if the snapshot is unchanged, and dropped otherwise.
+    """
 
     snapshot: Snapshot
     entries: Sequence[QueueEntry]
@@ -278,12 +281,13 @@ class Batcher:
         now = time.perf_counter()
         known: Iterable[Resolution | None] = self._forecast.resolutions if self._forecast is not None else repeat(None)
         is_current = self._grants.is_current
+        # The entries of a forecast are those that have arrived, in the same order.
         for entry, resolution in zip(arrived, known, strict=False):
             if entry.has_ended(now):
                 continue
             try:
                 if not is_current(entry.grant):
-                    resolution = None
+                    resolution = None  # `_load` verifies the key again
                 elif resolution is None:
                     resolution = self._loader.try_cached(snapshot, entry)
             except Exception as error:
@@ -302,7 +306,10 @@ class Batcher:
                     entry.watch()
 
     def _make_forecast(self, entries: Sequence[QueueEntry]) -> _Forecast | None:
-        """Compute a small batch of entries by the revision that was read last; None if any of them is not cached."""
+        """Compute a batch of entries by the revision that was read last.
+
+        Return None if any of them is not cached or cannot be resolved, or if they are too many for the event loop.
+        """
         if sum(entry.rows for entry in entries) > self._batch_rows:
             return None
         try:

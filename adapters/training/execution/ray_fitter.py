@@ -35,10 +35,10 @@ from adapters.training.execution.fit_task import (
 )
 from adapters.training.execution.mailbox import Item, Mailbox
 
-_SECONDS_OF_A_POLL = 0.5
+_POLL_SECONDS = 0.5
 _SECONDS_BEFORE_NOTE = 10.0
 # More shares than cores: what a dead node leaves is spread over the others.
-_SHARES_A_CORE = 4
+_SHARES_PER_CORE = 4
 # Deaths of the tasks of one share, after which the job has its next attempt.
 _MAX_DEATHS = 3
 _OBJECT_STORE_BYTES = 512 * 2**20
@@ -129,7 +129,7 @@ class _Connection(threading.Thread):
 
 
 class RayFitter:
-    """Fitter on a Ray cluster: on one of this machine, or on that of an address. It serves one request at a time."""
+    """Fitter on a Ray cluster: one started on this machine, or a running one. It serves one request at a time."""
 
     def __init__(self, process: FitProcess, *, address: str | None = None, gpus: float = 0) -> None:
         """Configure the tasks; `is_ready` connects to the cluster.
@@ -180,8 +180,8 @@ class RayFitter:
             for share in self._shares:
                 self._submit(share)
             if not _is_feasible(options):
-                asked = ", ".join(f"{name}={amount}" for name, amount in options.items())
-                text = f"no node of the cluster has what the fit asks for, {asked}: it waits for one"
+                required = ", ".join(f"{name}={amount}" for name, amount in options.items())
+                text = f"no node of the cluster has what the fit asks for, {required}: it waits for one"
                 self._frames.append(Note(text=text))
         except Exception as error:
             raise self._lose_cluster(error) from error
@@ -191,7 +191,7 @@ class RayFitter:
         now = time.monotonic()
         ends_at = now + seconds
         if now - self._received_at > self._process.stopped_seconds:
-            # The trainer has not asked for long, and the tasks were waiting for room in the mailbox.
+            # The trainer has not polled for that long. Tasks may have waited for a full mailbox: that is no silence.
             for share in self._shares:
                 share.heard_at = None if share.heard_at is None else now
         while not self._frames:
@@ -209,6 +209,7 @@ class RayFitter:
 
     def _cancel(self) -> None:
         shares, self._shares, self._request = self._shares, [], None
+        # What cancelled tasks still send to the mailbox has the old number, and is dropped.
         self._number += 1
         for share in shares:
             if share.task is not None:
@@ -224,7 +225,10 @@ class RayFitter:
             connection.close()
 
     def _lose_cluster(self, error: Exception) -> FitterDied:
-        """Return the error after a call to the cluster failed: Ray Client raises errors of several libraries."""
+        """Log a failed call, close the connection, and return the error to raise.
+
+        Ray Client raises errors of several libraries.
+        """
         log.error("the Ray cluster does not answer: %s", error)
         self.close()
         return FitterDied()
@@ -242,7 +246,7 @@ class RayFitter:
         """Wait for items of the mailbox and for the ends of tasks."""
         try:
             if self._poll is None:
-                self._poll, self._polled_at = self._mailbox.take.remote(_SECONDS_OF_A_POLL), time.monotonic()
+                self._poll, self._polled_at = self._mailbox.take.remote(_POLL_SECONDS), time.monotonic()
             tasks = [share.task for share in self._shares if share.task is not None]
             ready, _ = ray.wait([self._poll, *tasks], timeout=seconds, num_returns=1)
             items = None
@@ -338,14 +342,14 @@ def _count_shares(request: FitRequest) -> int:
     if not job.is_fleet or job.spec.candidates or job.scratch_bytes:
         return 1
     cores = int(ray.cluster_resources().get("CPU", 1))
-    return max(1, min(_SHARES_A_CORE * cores, job.positions - len(request.done)))
+    return max(1, min(_SHARES_PER_CORE * cores, job.positions - len(request.done)))
 
 
 def _is_feasible(options: Mapping[str, Any]) -> bool:
     """Return whether a node of the cluster has what a task asks for, if nothing else ran there."""
-    asked = {"CPU": options["num_cpus"], "memory": options["memory"], "GPU": options["num_gpus"]}
+    required = {"CPU": options["num_cpus"], "memory": options["memory"], "GPU": options["num_gpus"]}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return any(all(node.get(name, 0) >= amount for name, amount in asked.items()) for node in nodes)
+    return any(all(node.get(name, 0) >= amount for name, amount in required.items()) for node in nodes)
 
 
 def _error_of(task: Any) -> Exception | None:
