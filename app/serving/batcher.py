@@ -261,14 +261,17 @@ class Batcher:
         else:
             self._reading, self._arrived = self._arrived, []
             reading.add_done_callback(self._end_reading)
-            self._forecast = None if self._ready else self._make_forecast(self._reading)
+            self._forecast = None
+            if not self._ready:
+                self._forecast = self._make_forecast(self._reading)
 
     def _end_reading(self, reading: "asyncio.Future[float]") -> None:
         """Resolve the entries that waited for a reading of the revision, and schedule their batch."""
         arrived, self._reading, self._has_read = self._reading or [], None, True
         try:
             age_seconds, snapshot = reading.result(), self._loader.current()
-            if self._forecast is not None and self._forecast.snapshot is not snapshot:
+            forecast = self._forecast
+            if forecast is not None and (forecast.snapshot is not snapshot or forecast.entries is not arrived):
                 self._forecast = None
             self._resolve(arrived, snapshot, age_seconds=age_seconds)
         except Exception as error:

@@ -166,7 +166,7 @@ class FastPath:
             reason = Fallback.HEADER
         elif host not in self._accepted_hosts and not self._host_policy.accepts(host):
             reason = Fallback.HOST
-        elif grant is not OPEN_GRANT and (grant is None or not grant.caller.may(_PREDICT_SCOPE)):
+        elif grant is None or (grant is not OPEN_GRANT and not self._may_predict(grant)):
             reason = Fallback.KEY
         elif not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS or int(length) > self._max_bytes:
             reason = Fallback.LENGTH
@@ -176,6 +176,10 @@ class FastPath:
             return AcceptedHead(named, grant, infer)
         self.count_fallback(reason)
         return None
+
+    def _may_predict(self, grant: Grant) -> bool:
+        """Return whether a grant has the scope, and was verified since the last revocation."""
+        return grant.caller.may(_PREDICT_SCOPE) and self._grants.is_current(grant)
 
     def enqueue(self, url: bytes, head: AcceptedHead, body: bytes, began: float) -> FastPathRequest | None:
         """Put an accepted request into the queue, or return None if its body needs ASGI.

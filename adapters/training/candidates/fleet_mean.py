@@ -164,8 +164,8 @@ def fit_clusters(stacks: Stacks, scores: Scores, groups: int, mean: CommonModel,
     A cluster that a group has helped to form fits the group's rows better than new ones, even if they are left out of
     the regression. So the groups are divided into parts, and each gets the clusters that the other parts have formed.
     """
-    # Without the groups that are not in the stacks: they have many rows, or failed.
-    used = torch.cat([rows.groups for rows in stacks()]).sort().values
+    # Without the groups that are not in the stacks: they have many rows, or failed. Copies, as in `_sketch`.
+    used = torch.cat([rows.groups.clone() for rows in stacks()]).sort().values
     if len(used) < MIN_CLUSTERED_GROUPS:
         return []
     parts, rounds = (_FEW_PARTS, _FEW_ROUNDS) if len(used) >= _MANY_GROUPS else (_PARTS, _ROUNDS)
@@ -265,7 +265,8 @@ def _sketch(stacks: Stacks, scores: Scores, groups: int, seed: int) -> Tensor:
         sketch_GNS = rows.features_GNJ.float() @ projection_JS * rows.weights_GN[..., None].float()
         residuals_GNC = scores.residuals(rows.base_GNC, rows.y_GNC).float()
         moments.append((sketch_GNS.mT @ residuals_GNC).flatten(1))
-        order.append(rows.groups)
+        # A copy, because a tensor that is kept would keep the mapping of its record, and a file descriptor.
+        order.append(rows.groups.clone())
     used = torch.cat(order)
     moments_GS = torch.zeros(groups, moments[0].shape[1])
     moments_GS[used] = torch.cat(moments)

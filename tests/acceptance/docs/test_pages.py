@@ -20,6 +20,8 @@ PROXY = DOCS / "how-to" / "behind-a-proxy.md"
 """It wants nginx, a certificate and a host name: test_proxy.py."""
 MACHINES = DOCS / "how-to" / "more-than-one-machine.md"
 """It wants PostgreSQL, a bucket and HAProxy: test_more_than_one_machine.py."""
+MOVE = DOCS / "how-to" / "move-to-postgresql-and-s3.md"
+"""Its commands name servers that do not exist: tests/acceptance/test_move.py runs them on others."""
 PAGES = [
     page
     for page in [
@@ -41,4 +43,4 @@ def test_a_page_runs_as_written_and_prints_what_it_shows(page: Path, tmp_path: P
 
 
 def test_no_how_to_is_left_out() -> None:
-    assert {*(DOCS / "how-to").glob("*.md"), TUTORIAL} - {PROXY, MACHINES} <= set(PAGES)
+    assert {*(DOCS / "how-to").glob("*.md"), TUTORIAL} - {PROXY, MACHINES, MOVE} <= set(PAGES)

@@ -56,6 +56,24 @@ def test_a_verified_key_takes_the_fast_path(world: World) -> None:
     assert _fallbacks(world) == before
 
 
+def test_a_key_is_verified_once_after_another_was_revoked(world: World) -> None:
+    headers = bearer(world.scoped[Scope.PREDICT])
+    another = make_key(world.service.keys, TENANT, Scope.PREDICT)
+    world.client.post("/predict", json=BODY, headers=headers)
+    operator = {**bearer(world.operator), "X-Tenant": TENANT}
+    world.client.delete(f"/keys/{another.key.id}", headers=operator).raise_for_status()
+    # The batch of the first one reads the revocation, the second one is verified.
+    for _ in range(2):
+        world.client.post("/predict", json=BODY, headers=headers).raise_for_status()
+    before = _fallbacks(world)
+    for _ in range(5):
+        world.client.post("/predict", json=BODY, headers=headers).raise_for_status()
+    assert _fallbacks(world) == before
+    grant = world.service.grants.of_header(headers["Authorization"].encode())
+    assert grant is not None
+    assert world.service.grants.is_current(grant)
+
+
 def test_a_key_is_found_however_its_scheme_is_written(world: World) -> None:
     text = world.scoped[Scope.PREDICT].text
     for header in (f"bearer {text}", f"BEARER  {text}", f"Bearer{' ' * 1000}{text}"):

@@ -63,7 +63,7 @@ def at_a_terminal(
 
 def test_a_training_is_a_bar_at_a_terminal(url: str, trained: Ended) -> None:
     data = ("--dataset", "turned-digits", "--name", "watched", "--target", "digit")
-    how = ("--method", "adamw", "--loss", "cross_entropy", "--epochs", 1000, "--split", "rows")
+    how = ("--method", "adamw", "--loss", "cross_entropy", "--epochs", 4000, "--split", "rows")
     said, status = at_a_terminal("train", *data, *how, url=url)
     assert status == 0
     assert "━" in said

@@ -137,6 +137,32 @@ def test_a_request_that_ends_during_the_reading_changes_no_other(service: Servic
     np.testing.assert_allclose(result.outputs_NO, expected, rtol=1e-5)
 
 
+def test_a_forecast_is_for_its_own_requests_alone(service: Service, readings: _Readings) -> None:
+    publish(service.catalog, service.base, {"other": NEW})
+
+    async def fail_to_make_the_next(request: Coroutine[Any, Any, InferenceResult]) -> InferenceResult:
+        # Its only request is cancelled, so that no batch takes this forecast.
+        cancelled = asyncio.create_task(request)
+        reading = await readings.next()
+        cancelled.cancel()
+        await asyncio.sleep(0)
+        reading.set_result(0.0)
+        await asyncio.sleep(0.01)
+        other = InferenceRequest(X_1I, [Reference("other")])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.batcher, "_make_forecast", _fail)
+            task = asyncio.create_task(service.batcher.infer(other, OPEN_GRANT))
+            (await readings.next()).set_result(0.0)
+            return await task
+
+    result = _run(service, readings, fail_to_make_the_next)
+    np.testing.assert_allclose(result.outputs_NO, _expected(service, NEW), rtol=1e-5)
+
+
+def _fail(*_: object) -> None:
+    raise MemoryError
+
+
 def test_a_failed_reading_fails_the_requests_whatever_was_computed(service: Service, readings: _Readings) -> None:
     async def fail(request: Coroutine[Any, Any, InferenceResult]) -> None:
         task = asyncio.create_task(request)
