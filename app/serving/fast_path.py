@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -16,6 +17,7 @@ from adapters.access.grants import OPEN_GRANT, Grant
 from adapters.access.keys import Scope
 from adapters.access.rates import Rate
 from adapters.errors import LoraplexError, RateLimited
+from adapters.names import Reference
 from app.http.endpoints import ENDPOINTS, INFERENCE_HEADER, REQUEST_ID
 from app.http.errors import InternalError, answer_at, known_failure
 from app.http.middleware import request_id_of
@@ -273,8 +275,7 @@ class FastPath:
         if match is None:
             is_json = headers.get(b"content-type") == JSON_TYPE
             return None, read_fast(body, self._base, max_rows=max_rows, parser=parser) if is_json else None
-        model, version = match[1].decode(), match[2]
-        reference = parse_model(model, None if version is None else version.decode())
+        model, reference = _parse_model(match[1], match[2])
         length = headers.get(INFERENCE_HEADER_NAME)
         if length is None:
             parsed = read_infer_fast(body, columns, max_rows, parser=parser)
@@ -287,6 +288,14 @@ class FastPath:
         header, inputs_NI = parsed
         check_model_name(header, model)
         return (header, model), InferenceRequest(inputs_NI, [reference])
+
+
+# Cached, because most requests repeat the references of earlier ones.
+@lru_cache(2**15)
+def _parse_model(name: bytes, version: bytes | None) -> tuple[str, Reference | None]:
+    """Return the name of a model in an infer URL, and its reference; raise what `parse_model` raises."""
+    model = name.decode()
+    return model, parse_model(model, None if version is None else version.decode())
 
 
 def _write_headers(headers: Headers) -> bytes:
