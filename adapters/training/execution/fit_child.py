@@ -176,15 +176,19 @@ class _Fit:
             path = self._blobs.local(self._request.data)
         except BlobCorrupt as error:
             raise FitFailed(error.detail) from None
-        size = self._request.job.scratch_bytes
-        if not size:
+        scratch_bytes = self._request.job.scratch_bytes
+        if not scratch_bytes:
             return TrainingData.open(path)
         # Close to the limit, the gaps between small values that stay and large ones that are freed would exceed it.
         _set_mapped_from(_LEAST_MAPPED_BYTES)
-        self._scratch = Scratch(self._scratch_folder, size=size, memory_bytes=self._memory_bytes - PROCESS_BYTES)
+        self._scratch = Scratch(
+            self._scratch_folder, size=scratch_bytes, memory_bytes=self._memory_bytes - PROCESS_BYTES
+        )
         began = time.monotonic()
+        # Before the sort, during which a cache may evict the file.
+        size = path.stat().st_size
         data, buckets = self._scratch.sort_by_group(path)
-        took = f"{path.stat().st_size} bytes, {buckets} buckets, {time.monotonic() - began:.1f} s"
+        took = f"{size} bytes, {buckets} buckets, {time.monotonic() - began:.1f} s"
         self._send(Note(text=f"the rows do not fit in memory, and were sorted by group on disk ({took})"))
         return data
 
