@@ -174,7 +174,9 @@ class BlobWriter:
     def delete_stale_rows(self) -> None:
         """Delete the pending rows whose owners have ended, and those that this process gave up.
 
-        Before the row of a job that was not stored, its adapters are deleted.
+        Before the row of a job that was not stored, its adapters are deleted. That takes several transactions, and on
+        PostgreSQL a writer that lost its lock may still run: the row first gets an owner that nobody is, so that
+        the writer cannot store the job meanwhile.
         """
         abandoned = set(self._abandoned)
         with self._database.read() as connection:
@@ -187,6 +189,12 @@ class BlobWriter:
             has_job = sa.exists().where(jobs.c.id == trained)
             with self._database.read() as connection:
                 job_ids = connection.scalars(sa.select(trained).where(trained.in_(part), ~has_job).distinct()).all()
+            if job_ids:
+                with self._database.write() as connection:
+                    taken = sa.update(pending_blobs).where(_KEY.in_(job_ids)).values(owner=uuid.uuid4().hex)
+                    connection.execute(taken)
+                    # A writer may have stored its job before this transaction.
+                    job_ids = sorted(set(job_ids).difference(_stored_jobs(connection, job_ids)))
             for job_id in job_ids:
                 delete_in_slices(self._database, job_adapters.c.position, job_adapters.c.job == job_id)
             with self._database.write() as connection:
@@ -198,14 +206,16 @@ class BlobWriter:
         """Hold a pending row under the id of a job whose adapters are stored before it.
 
         Yield what the transaction that stores the job has to call: it deletes the row, and raises `CatalogBusy` if it
-        is gone, because a sweep may have deleted the adapters. After an error, the adapters are deleted.
+        is gone or of another owner, because a sweep may have deleted the adapters. After an error, the adapters are
+        deleted.
         """
         row = {"key": key, "owner": self.hold_owner()}
         with self._database.write() as connection:
             connection.execute(sa.insert(pending_blobs).values(row))
 
         def publish(connection: Connection) -> None:
-            if connection.execute(sa.delete(pending_blobs).where(pending_blobs.c.key == key)).rowcount != 1:
+            is_mine = (pending_blobs.c.key == key) & (pending_blobs.c.owner == self._owner)
+            if connection.execute(sa.delete(pending_blobs).where(is_mine)).rowcount != 1:
                 raise CatalogBusy(f"the pending row of the job {key} was deleted while it was stored; try again")
 
         try:
@@ -325,6 +335,10 @@ def live_owners(writers: Path, *, cleans: bool = False) -> set[str]:
 def _referenced(connection: Connection, names: Sequence[str]) -> set[str]:
     """Return those of the blobs of these names that rows of any table refer to."""
     return {name for column in _REFERENCES for name in connection.scalars(sa.select(column).where(column.in_(names)))}
+
+
+def _stored_jobs(connection: Connection, job_ids: Sequence[str]) -> Sequence[str]:
+    return connection.scalars(sa.select(jobs.c.id).where(jobs.c.id.in_(job_ids))).all()
 
 
 def _is_locked(path: Path) -> bool:

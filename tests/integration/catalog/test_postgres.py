@@ -351,6 +351,30 @@ def test_a_sweep_spares_what_a_process_of_another_machine_is_writing(
     put(elsewhere, "acme", 2)
 
 
+def test_a_writer_that_lost_its_lock_stores_no_job_whose_adapters_a_sweep_deletes(
+    catalog: Catalog, elsewhere: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals: list[str] = []
+    with catalog.writer.pending("half") as publish, monkeypatch.context() as patch:
+
+        def publish_meanwhile(*_: object) -> None:
+            try:
+                with catalog.database.write() as connection:
+                    publish(connection)
+            except CatalogBusy as error:
+                refusals.append(error.detail)
+
+        with catalog.database.write() as connection:
+            connection.exec_driver_sql(
+                "INSERT INTO job_adapters (job, position, name, rows, deletions, moved_live)"
+                " VALUES ('half', 0, 'x', 1, 0, false)"
+            )
+        catalog.writer.close()
+        patch.setattr("adapters.storage.pending_blobs.delete_in_slices", publish_meanwhile)
+        elsewhere.writer.delete_stale_rows()
+    assert refusals == ["the pending row of the job half was deleted while it was stored; try again"]
+
+
 def test_a_text_with_nul_is_refused_and_no_defect(catalog: Catalog) -> None:
     with pytest.raises(OutOfRange, match="NUL"), catalog.database.read() as connection:
         connection.execute(sa.select(keys.c.id).where(keys.c.name == "a\0b"))
