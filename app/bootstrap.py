@@ -89,8 +89,8 @@ def open_child_fitter(settings: Settings) -> ChildFitter:
     )
 
 
-def open_catalog(settings: Settings) -> Catalog:
-    """Open the catalogue of the data folder, or that of `DATABASE_URL`.
+def open_catalog(settings: Settings, *, migrates: bool = True) -> Catalog:
+    """Open the catalogue of the data folder, or that of `DATABASE_URL`, whose tables are not upgraded on request.
 
     Raises `CatalogNotLoadable` and `CatalogUnavailable`.
     """
@@ -99,7 +99,7 @@ def open_catalog(settings: Settings) -> Catalog:
         now=time.time,
         blobs=settings.blob_location,
         trash_days=settings.trash_days,
-        database=open_database(settings),
+        database=open_database(settings, migrates=migrates),
     )
 
 
@@ -115,14 +115,14 @@ def open_checkpoints(catalog: Catalog, settings: Settings) -> CheckpointFolder:
     return CheckpointObjects(folder, catalog.blobs)
 
 
-def open_database(settings: Settings) -> "PostgresDatabase | None":
+def open_database(settings: Settings, *, migrates: bool = True) -> "PostgresDatabase | None":
     """Open the database of `DATABASE_URL`; None if the catalogue is in the data folder."""
     if settings.database_url is None:
         return None
     # The driver is an optional dependency.
     from adapters.storage.postgres_database import PostgresDatabase
 
-    return PostgresDatabase(settings.database_url, max_stale_seconds=settings.max_stale_seconds)
+    return PostgresDatabase(settings.database_url, max_stale_seconds=settings.max_stale_seconds, migrates=migrates)
 
 
 def open_queue(catalog: Catalog, settings: Settings) -> JobQueue:

@@ -49,15 +49,18 @@ def _settings(data_dir: Path | None) -> Settings:
 
 
 @contextmanager
-def _opened_database(settings: Settings) -> "Iterator[PostgresDatabase | None]":
-    """Open the database of `DATABASE_URL`; None if the catalogue is in the data folder."""
+def _opened_database(settings: Settings, *, migrates: bool = False) -> "Iterator[PostgresDatabase | None]":
+    """Open the database of `DATABASE_URL`; None if the catalogue is in the data folder.
+
+    Only a restore migrates its tables, which are empty: those of a store may be used by services of an older release.
+    """
     if settings.database_url is None:
         yield None
         return
     # The driver is an optional dependency.
     from adapters.storage.postgres_database import PostgresDatabase
 
-    with closing(PostgresDatabase(settings.database_url)) as database:
+    with closing(PostgresDatabase(settings.database_url, migrates=migrates)) as database:
         yield database
 
 
@@ -127,7 +130,7 @@ def restore(
     """Create a store from a backup. The data folder, and the database and the prefix of the settings, must be empty."""
     from adapters.maintenance.restore import restore as restore_backup
 
-    with reported(), _opened_database(settings := load_settings({"data_dir": data_dir})) as database:
+    with reported(), _opened_database(settings := load_settings({"data_dir": data_dir}), migrates=True) as database:
         folder = settings.data_dir
         restored = restore_backup(file, folder, settings.blob_location if settings.blob_url else None, database)
     print(f"{folder}: revision {restored.revision}, {restored.blobs} blobs, every digest checked")
@@ -171,7 +174,7 @@ def gc(
         folder = settings.data_dir
         if settings.database_url is None:
             check_schema(folder)
-        catalog = open_catalog(settings)
+        catalog = open_catalog(settings, migrates=False)
         try:
             trash, purged, swept = catalog.purge_trash(), catalog.blobs.purge(), catalog.sweep()
             keys = remove_expired(catalog.database, now=time.time())

@@ -94,7 +94,7 @@ class DatabaseReader:
             return connection.exec_driver_sql(statement.replace("?", "%s"), tuple(values)).all()
 
     def columns(self, table: str) -> Set[str]:
-        """Return the names of the columns of a table: opening the database has migrated it."""
+        """Return the names of the columns of a table: a database is opened with the tables of this release only."""
         return set(metadata.tables[table].columns.keys())
 
     def rows_where(self, table: str, columns: str, condition: str) -> Iterator[Sequence[Any]]:

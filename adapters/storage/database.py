@@ -13,8 +13,11 @@ from typing import Any, Protocol
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
+from adapters.errors import CatalogNotLoadable
 from adapters.storage.store_identity import IdentifiedCatalog
 from adapters.strict_json import replace_nan
 
@@ -125,10 +128,28 @@ class Database(IdentifiedCatalog, Protocol):
 
 def migrate(connection: Connection) -> None:
     """Create the tables, or bring them up to date, in the transaction of a connection."""
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def check_tables(connection: Connection, name: str) -> None:
+    """Raise `CatalogNotLoadable` if a database has no tables, or those of another release."""
+    versions = MigrationContext.configure(connection).get_current_heads()
+    newest = ScriptDirectory.from_config(_config()).get_current_head()
+    if not versions:
+        raise CatalogNotLoadable(f"the catalogue {name} has no tables: no service has been started with it")
+    if versions != (newest,):
+        raise CatalogNotLoadable(
+            f"the catalogue {name} has the tables of another release: {', '.join(versions)}; this one has {newest}. Use"
+            " the release that its services have, or start a service of this one to upgrade them"
+        )
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
 
 
 def to_json(value: object) -> str:

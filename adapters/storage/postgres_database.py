@@ -34,7 +34,7 @@ from adapters.errors import (
     StorageFailed,
     StorageFull,
 )
-from adapters.storage.database import UNKNOWN_OUTCOME, migrate, to_json
+from adapters.storage.database import UNKNOWN_OUTCOME, check_tables, migrate, to_json
 from adapters.storage.postgres_watch import CallCounter, PostgresCatalogWatch
 from adapters.storage.schema import catalog, dataset_versions, jobs, metadata, pending_blobs, trashed_versions, versions
 from adapters.storage.store_identity import CatalogIdentity
@@ -91,10 +91,14 @@ log = logging.getLogger(__name__)
 
 
 class PostgresDatabase:
-    """Transactions on the catalogue in a PostgreSQL database. Opening it migrates its tables."""
+    """Transactions on the catalogue in a PostgreSQL database. Opening it migrates its tables by default."""
 
-    def __init__(self, url: str, *, max_stale_seconds: float = 0.0) -> None:
-        """Connect, and wait for a server that is starting; raise `CatalogUnavailable` or `CatalogNotLoadable`."""
+    def __init__(self, url: str, *, max_stale_seconds: float = 0.0, migrates: bool = True) -> None:
+        """Connect, and wait for a server that is starting; raise `CatalogUnavailable` or `CatalogNotLoadable`.
+
+        Without `migrates`, tables of another release are an error: a command must not upgrade them under services that
+        are older.
+        """
         parsed = sa.make_url(url)
         self.name = parsed.render_as_string()
         self._max_stale_seconds = max_stale_seconds
@@ -112,9 +116,12 @@ class PostgresDatabase:
         _, arguments = self._engine.dialect.create_connect_args(parsed)
         self._arguments = {**arguments, **_session(parsed)}
         try:
-            self._migrate()
-        except CommandError as error:
-            raise CatalogNotLoadable(f"the catalogue {self.name} cannot be opened: {error}") from error
+            self._open(_MIGRATE if migrates else _READ)
+        except BaseException as error:
+            self._engine.dispose()
+            if isinstance(error, CommandError):
+                raise CatalogNotLoadable(f"the catalogue {self.name} cannot be opened: {error}") from error
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -213,13 +220,16 @@ class PostgresDatabase:
             locks.release()
         self._engine.dispose()
 
-    def _migrate(self) -> None:
+    def _open(self, begin: str) -> None:
         give_up = time.monotonic() + _START_SECONDS
         while True:
             try:
                 # Replicas start together: one migrates, the others wait and then have nothing to do.
-                with self._transaction(_MIGRATE) as connection:
-                    migrate(connection)
+                with self._transaction(begin) as connection:
+                    if begin == _MIGRATE:
+                        migrate(connection)
+                    else:
+                        check_tables(connection, self.name)
                 return
             except CatalogUnavailable as error:
                 if time.monotonic() > give_up:

@@ -285,3 +285,13 @@ def test_the_commands_work_on_the_storage_of_the_settings(
     monkeypatch.delenv("LORAPLEX_BLOB_URL", raising=False)
     restored = run("restore", tmp_path / "backup.tar", "--data-dir", tmp_path / "new")
     assert (restored.exit_code, "7 blobs, every digest checked" in restored.stdout) == (0, True), restored.output
+
+
+@pytest.mark.parametrize("command", ["doctor", "backup", "gc"])
+def test_commands_leave_the_tables_of_another_release_as_they_are(
+    run: Run, url: str, tmp_path: Path, command: str
+) -> None:
+    execute(url, "UPDATE alembic_version SET version_num = '0001'")
+    refused = run(command, *([tmp_path / "backup.tar"] if command == "backup" else []))
+    assert (refused.exit_code, "has the tables of another release: 0001;" in refused.stderr) == (78, True)
+    assert execute(url, "SELECT version_num FROM alembic_version") == [("0001",)]
