@@ -80,7 +80,8 @@ def _move(settings: Settings, scratch: Path, *, to_folder: bool, blobs_only: boo
     assert settings.database_url is not None
     assert isinstance(blobs, ObjectBlobs)
     move = move_to_folder if to_folder else move_to_servers
-    with closing(open_postgres(settings.database_url)) as database:
+    # The source may be used by services of an older release.
+    with closing(open_postgres(settings.database_url, migrates=not to_folder)) as database:
         return move(settings.data_dir, database, blobs, options)
 
 
@@ -99,6 +100,8 @@ def _print(move: "Move") -> None:
     counts = move.blobs
     print(f"store {move.store_id}, revision {move.revision}")
     print(f"blobs: {counts.copied:,} copied ({counts.bytes:,} bytes), {counts.present:,} there already")
+    if counts.trusted:
+        print(f"blobs: {counts.trusted:,} of those there already were trusted, and not compared")
     if counts.missing:
         print(f"blobs: {counts.missing:,} were removed meanwhile")
     if move.tables:

@@ -2,8 +2,9 @@
 
 To PostgreSQL and a bucket:
 
-1. The bucket gets the store's id, and the target's catalogue the id `unfinished-copy-of-` with the store's. From now
-   on, every service refuses the target, and a repetition of the command accepts it.
+1. The target's catalogue gets the id `unfinished-copy-of-` with the store's, and then the bucket the store's id. From
+   now on, every service refuses the target, and a repetition of the command accepts it. A bucket that has the store's
+   id without such a catalogue is in use, and refused.
 2. Each blob is compared with the digests of its rows, copied, and read back. Checkpoints are copied.
 3. The rows of each table are copied in batches. The number of rows and a digest of each table are compared.
 4. In one transaction, the target's catalogue gets the store's id and its revision: the copy is complete.
@@ -48,10 +49,12 @@ _THREADS = 4
 _MOST_LISTED = 20
 _SECONDS_BETWEEN_REPORTS = 2.0
 _CHECKPOINT = re.compile(r"([^.]+\.\d+)\.safetensors")
-# Sessions of this command's role, other than its own. Services that connect with another role are not seen.
+# Sessions of any role, other than this command's. PostgreSQL hides the type of other roles' sessions; its own workers
+# have no role.
 _SESSIONS = sa.text(
-    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user"
-    " AND backend_type = 'client backend' AND application_name <> :application"
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usesysid IS NOT NULL"
+    " AND coalesce(backend_type, 'client backend') = 'client backend'"
+    " AND application_name IS DISTINCT FROM :application"
 )
 
 
@@ -64,6 +67,8 @@ class BlobCounts:
     """Bytes of the copied ones."""
     present: int = 0
     """Those that an earlier run had copied."""
+    trusted: int = 0
+    """Those of them that were not compared."""
     missing: int = 0
     """Those that were removed while the service ran."""
 
@@ -90,17 +95,17 @@ class MoveOptions:
     blobs_only: bool = False
     """Copy the blobs, beside a running service, and no rows."""
     trusts_copies: bool = False
-    """Do not read the blobs again that an earlier run has copied."""
+    """Do not read the blobs again that an earlier run has copied, unless the target is complete."""
     report: Report = lambda _: None
 
 
-def open_postgres(url: str) -> "PostgresDatabase":
+def open_postgres(url: str, *, migrates: bool) -> "PostgresDatabase":
     """Open a PostgreSQL database with an `application_name` that distinguishes this command from services."""
     # The extra `postgres` installs what this needs.
     from adapters.storage.postgres_database import PostgresDatabase
 
     named = sa.make_url(url).update_query_dict({"application_name": APPLICATION})
-    return PostgresDatabase(named.render_as_string(hide_password=False))
+    return PostgresDatabase(named.render_as_string(hide_password=False), migrates=migrates)
 
 
 def move_to_servers(folder: Path, database: Database, blobs: "ObjectBlobs", options: MoveOptions) -> Move:
@@ -118,7 +123,7 @@ def move_to_servers(folder: Path, database: Database, blobs: "ObjectBlobs", opti
             store_id, revision = connection.execute(sa.select(catalog.c.store_id, catalog.c.revision)).one()
         if (folder_id := source_blobs.read_store_id()) not in (None, store_id):
             raise MigrationFailed(f"the catalogue belongs to the store {store_id}, and the blobs to {folder_id}")
-        is_complete = begin_copy(database, blobs, store_id)
+        is_complete = begin_copy(database, store_id, blobs)
         counts = copy_blobs(snapshot, source_blobs, blobs, options=options, only_compares=is_complete)
         if options.blobs_only:
             return Move(store_id=store_id, revision=revision, is_complete=is_complete, blobs=counts)
@@ -156,26 +161,30 @@ def move_to_folder(folder: Path, database: Database, blobs: "ObjectBlobs", optio
         raise MigrationFailed(f"{folder} has another store, or a complete copy: take an empty folder")
     if target.read_store_id() is None and folder.exists() and any(folder.iterdir()):
         raise MigrationFailed(f"{folder} is not empty: take an empty folder")
-    copy_database(database, options.scratch / CATALOG, report=options.report)
+    copied = copy_database(database, options.scratch / CATALOG, report=options.report)
     with closing(SqliteDatabase(options.scratch)) as snapshot:
         target.create_folder()
         target.write_store_id(identity.store_id)
+        # What a run that was killed was writing.
+        target.remove(set(target.names(with_temporary=True)).difference(target.names()))
         counts = copy_blobs(snapshot, blobs, target, options=options)
         with snapshot.read() as connection:
-            revision, tables = connection.scalars(sa.select(catalog.c.revision)).one(), sum_tables(connection)
+            row, tables = connection.execute(sa.select(catalog)).one(), sum_tables(connection)
     if options.blobs_only:
-        return Move(store_id=identity.store_id, revision=revision, is_complete=False, blobs=counts)
+        return Move(store_id=identity.store_id, revision=row.revision, is_complete=False, blobs=counts)
     names = blobs.checkpoints()
     for name in names:
         (folder / CHECKPOINTS).mkdir(exist_ok=True)
         blobs.fetch_checkpoint(name, folder / CHECKPOINTS / f"{name}.safetensors")
     _check_has_no_sessions(database)
-    if database.revision() != revision:
-        raise MigrationFailed(f"the catalogue {database.name} was changed during the copy: repeat the command")
+    with long_read(database) as connection:
+        # The revision alone would not do: jobs, keys and usage do not raise it.
+        if connection.execute(sa.select(catalog)).one() != row or sum_tables(connection) != copied:
+            raise MigrationFailed(f"the catalogue {database.name} was changed during the copy: repeat the command")
     place_catalog(options.scratch / CATALOG, folder)
     return Move(
         store_id=identity.store_id,
-        revision=revision,
+        revision=row.revision,
         is_complete=True,
         blobs=counts,
         checkpoints=len(names),
@@ -183,29 +192,37 @@ def move_to_folder(folder: Path, database: Database, blobs: "ObjectBlobs", optio
     )
 
 
-def begin_copy(database: Database, blobs: Blobs, store_id: str) -> bool:
+def begin_copy(database: Database, store_id: str, blobs: "ObjectBlobs | None" = None) -> bool:
     """Make sure that a service refuses the target until the copy is complete; return whether it is complete already.
 
-    Raises `MigrationFailed` if the target is neither empty nor a copy of the store.
+    Without `blobs`, only the rows are copied. Raises `MigrationFailed` if the target is neither empty nor a copy of the
+    store. A bucket of the same store whose catalogue is not the target's belongs to a service.
     """
-    blobs_id = blobs.read_store_id()
+    blobs_id = None if blobs is None else blobs.read_store_id()
     with database.read() as connection:
         catalog_id = connection.scalars(sa.select(catalog.c.store_id)).one()
         is_empty = all(_is_empty(connection, table) for table in copied_tables())
     unfinished = f"{UNFINISHED}{store_id}"
     advice = "take an empty database and an empty prefix"
-    if catalog_id == blobs_id == store_id and not is_empty:
+    if catalog_id == store_id and (blobs_id == store_id or (blobs is None and not is_empty)):
         return True
     if blobs_id not in (None, store_id):
         raise MigrationFailed(f"the blobs of the target belong to the store {blobs_id}, not to {store_id}: {advice}")
     if catalog_id != unfinished and not is_empty:
         raise MigrationFailed(f"the catalogue {database.name} has the store {catalog_id}, not {store_id}: {advice}")
-    if blobs_id is None and blobs.names():
+    if blobs is not None and blobs_id == store_id and catalog_id != unfinished:
+        raise MigrationFailed(
+            f"{blobs.url} has the blobs of the store {store_id}, and the catalogue {database.name} is no copy of it: a "
+            f"service may use them, so {advice}"
+        )
+    if blobs is not None and blobs_id is None and blobs.names():
         raise MigrationFailed(f"the target has blobs that belong to no store: {advice}")
-    blobs.create_folder()
-    blobs.write_store_id(store_id)
+    # Before the bucket's id, with which a repetition is only accepted if the catalogue has this one.
     with database.write() as connection:
         connection.execute(sa.update(catalog).values(store_id=unfinished))
+    if blobs is not None:
+        blobs.create_folder()
+        blobs.write_store_id(store_id)
     return False
 
 
@@ -271,7 +288,7 @@ def copy_blobs(
         raise _damaged_source(progress.damages)
     if not (options.blobs_only or only_compares):
         # Of an earlier run beside the service, which has removed them since.
-        target.remove(there.difference(referenced))
+        target.set_aside(there.difference(referenced))
     return progress.counts
 
 
@@ -292,6 +309,8 @@ class _Outcome(NamedTuple):
     """None if it was not copied."""
     is_missing: bool = False
     """Whether it was removed while the service ran."""
+    is_trusted: bool = False
+    """Whether a copy that is there was not compared."""
     damages: Sequence[Damage] = ()
 
 
@@ -315,6 +334,7 @@ class _Progress:
             self.counts.missing += 1
         elif not outcome.damages:
             self.counts.present += 1
+            self.counts.trusted += outcome.is_trusted
         self._done += 1
         if self._done == self._total or time.monotonic() - self._reported_at > _SECONDS_BETWEEN_REPORTS:
             self._reported_at = time.monotonic()
@@ -335,8 +355,8 @@ class _BlobCopier:
     def copy(self, name: str, parts: Sequence[Part]) -> _Outcome:
         """Copy a blob unless the target has it; return what became of it."""
         is_there = name in self._there
-        if is_there and self._options.trusts_copies:
-            return _Outcome()
+        if is_there and self._options.trusts_copies and not self._only_compares:
+            return _Outcome(is_trusted=True)
         with self._source.stored_copy(name) as path:
             # Before the check of the parts: if the file changes after it, the copy does not have this digest.
             digest = _digest_of(path)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from adapters.errors import BackupFailed, CatalogNotLoadable, CatalogUnavailable, MigrationFailed, StorageFailed
 from adapters.maintenance.backup import DAMAGED, FORMAT, INFO, SUMS, Member, read_members
@@ -25,6 +25,9 @@ from adapters.storage.blob_location import BlobLocation
 from adapters.storage.blobs import BLOB_NAME, BLOBS, STORE_ID, Blobs, storage_error, sync_folder
 from adapters.storage.database import Database
 from adapters.storage.store_identity import CATALOG, MIGRATION_LOCK, connected, read_id
+
+if TYPE_CHECKING:
+    from adapters.storage.object_blobs import ObjectBlobs
 
 _MAX_INFO_BYTES = 2**24
 _MAX_ID_BYTES = 256
@@ -51,7 +54,7 @@ def restore(
 ) -> Restored:
     """Create a data folder from a backup. Raises `BackupFailed`, and then nothing was created.
 
-    The folder must be missing or empty. With a `location`, which must be that of no store, the blobs move there; with a
+    The folder must be missing or empty. With a `location`, a bucket's prefix of no store, the blobs move there; with a
     `database`, which must be empty, the rows. A restore that failed can be repeated: no service accepts what it left.
     """
     if database is None and location is not None and (store_id := location.open().read_store_id()) is not None:
@@ -87,12 +90,20 @@ def _move_rows(fresh: Path, location: BlobLocation | None, database: Database) -
         identity = snapshot.identity(with_references=False)
         assert identity is not None
         assert identity.store_id is not None
-        blobs = replace(location or BlobLocation(folder=fresh), folder=fresh).open()
-        is_complete = begin_copy(database, blobs, identity.store_id)
-        if location is not None and not is_complete:
+        blobs = _open_bucket(replace(location, folder=fresh)) if location is not None else None
+        is_complete = begin_copy(database, identity.store_id, blobs)
+        if blobs is not None and not is_complete:
             _move_blobs(fresh, blobs, identity.store_id)
         copy_rows(snapshot, database, is_complete=is_complete)
     (fresh / CATALOG).unlink()
+
+
+def _open_bucket(location: BlobLocation) -> "ObjectBlobs":
+    from adapters.storage.object_blobs import ObjectBlobs
+
+    blobs = location.open()
+    assert isinstance(blobs, ObjectBlobs)
+    return blobs
 
 
 def _move_blobs(fresh: Path, blobs: Blobs, store_id: str) -> None:

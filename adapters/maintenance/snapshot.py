@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from adapters.clock import rfc3339
 from adapters.errors import CatalogBusy, CatalogNotLoadable
-from adapters.maintenance.table_copy import Report, copy_tables, finish_copy
+from adapters.maintenance.table_copy import Report, TableSum, copy_tables, finish_copy
 from adapters.storage.database import Database
 from adapters.storage.schema import catalog, job_adapters, jobs, pending_blobs, tenants
 from adapters.storage.sqlite_database import SqliteDatabase
@@ -66,18 +66,22 @@ def remove_pending(path: Path) -> None:
             connection.execute("DELETE FROM pending_blobs")
 
 
-def copy_database(database: Database, target: Path, *, report: Report = lambda _: None) -> None:
-    """Copy the catalogue of a database to a new SQLite file; raise what reading it raises."""
+def copy_database(database: Database, target: Path, *, report: Report = lambda _: None) -> dict[str, TableSum]:
+    """Copy the catalogue of a database to a new SQLite file; raise what reading it raises.
+
+    Return the sums of the tables of the database, which has the adapters of jobs that are being stored too.
+    """
     folder = target.with_name(f"{target.name}.new")
     folder.mkdir()
     with closing(SqliteDatabase(folder)) as copy, long_read(database) as source:
-        copy_tables(source, copy, report=report)
+        sums = copy_tables(source, copy, report=report)
         with copy.write() as connection:
             finish_copy(source, connection)
             for job_id in source.scalars(_UNSTORED_JOBS).all():
                 connection.execute(sa.delete(job_adapters).where(job_adapters.c.job == job_id))
     (folder / CATALOG).rename(target)
     shutil.rmtree(folder)
+    return sums
 
 
 def _copy_with_journal(catalog: Path, target: Path) -> None:

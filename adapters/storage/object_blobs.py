@@ -69,11 +69,11 @@ class ObjectBlobs:
 
     def __init__(self, url: str, cache: BlobCache, *, now: Callable[[], float], quarantine_days: float) -> None:
         """Connect to nothing yet. `url` is `s3://bucket/prefix`; credentials come from the `AWS_*` variables."""
-        self._url = url.rstrip("/")
+        self.url = url.rstrip("/")
         # A plain HTTP endpoint is one that AWS_ENDPOINT_URL names.
         self._quick, self._long, self._uploads = (
             S3Store.from_url(
-                self._url,
+                self.url,
                 config={"checksum_algorithm": "SHA256"},
                 client_options={"allow_http": True, **timeouts},
                 retry_config=_RETRIES,
@@ -335,7 +335,7 @@ class ObjectBlobs:
         """Move blobs to where nothing is removed; return the URL of that place."""
         target = f"{_KEPT}/{time_prefix(self._now())}/"
         self._move(names, target)
-        return f"{self._url}/{target}"
+        return f"{self.url}/{target}"
 
     def _move(self, names: Iterable[str], target: str) -> int:
         moved = 0
@@ -346,7 +346,7 @@ class ObjectBlobs:
                 self._quick.delete(_key(name))
                 moved += 1
         if moved:
-            log.warning("moved %d blobs that no row refers to to %s/%s", moved, self._url, target)
+            log.warning("moved %d blobs that no row refers to to %s/%s", moved, self.url, target)
         return moved
 
     def names(self, *, with_temporary: bool = False) -> list[str]:  # noqa: ARG002 - a bucket has no temporary objects

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from adapters.maintenance.restore import restore
 from adapters.maintenance.scrub import read_state, scrub
 from adapters.names import Reference
 from adapters.storage.blob_location import BLOB_CACHE, BlobLocation
-from adapters.storage.store_identity import check_store
+from adapters.storage.postgres_database import PostgresDatabase
+from adapters.storage.store_identity import UNFINISHED, check_store
 from tests.integration.maintenance.conftest import Filled, fill
 from tests.support.catalog_factories import make_adapter, put, write_orphan
 from tests.support.hostile_proxy import HostileProxy, refuse
 from tests.support.object_server import bucket_of, new_url, objects_in
+from tests.support.postgres_server import PostgresServer
 
 
 @pytest.fixture
@@ -103,6 +106,20 @@ def test_a_backup_is_restored_into_a_folder_and_into_another_prefix(
     assert read_adapter(found, catalog.blobs).digest == make_adapter(1).digest
     catalog.close()
     assert diagnose(fresh.folder, fresh.open()).findings == []
+
+
+def test_the_bucket_of_a_service_is_no_place_for_a_restore_to_a_new_database(
+    filled: Filled, in_bucket: BlobLocation, tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    file, stored = tmp_path / "backup.tar", objects_in(in_bucket, "blobs")
+    back_up(filled.folder, file, in_bucket.open())
+    with closing(PostgresDatabase(postgres_server.new_database())) as database:
+        with pytest.raises(BackupFailed, match="has the blobs of the store"):
+            restore(file, tmp_path / "other", in_bucket, database)
+        identity = database.identity(with_references=False)
+    assert identity is not None
+    assert not str(identity.store_id).startswith(UNFINISHED)
+    assert objects_in(in_bucket, "blobs") == stored
 
 
 def test_a_catalogue_and_the_bucket_of_another_store_are_refused(filled: Filled, tmp_path: Path) -> None:

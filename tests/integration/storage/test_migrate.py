@@ -5,6 +5,7 @@ import json
 import sqlite3
 import subprocess
 import time
+import uuid
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typer.testing import CliRunner, Result
 
 from adapters.catalog.adapter_cache import read_adapter
 from adapters.catalog.catalog import Catalog
-from adapters.errors import CatalogNotLoadable
+from adapters.errors import CatalogNotLoadable, StorageFailed
 from adapters.jobs.queue import JobQueue
+from adapters.maintenance import migration
 from adapters.maintenance.doctor import diagnose
 from adapters.names import Reference
 from adapters.storage.blob_location import BlobLocation
@@ -30,7 +32,7 @@ from tests.support.catalog_factories import make_adapter, put, submit
 from tests.support.databases import rows_of
 from tests.support.object_server import ObjectServer, bucket_of, new_url, objects_in
 from tests.support.postgres_server import PostgresServer
-from tests.support.service import LORAPLEX, environment
+from tests.support.service import LORAPLEX, environment, eventually
 
 Row = tuple[Any, ...]
 # Of processes, and not of the store.
@@ -213,8 +215,10 @@ def test_blobs_are_copied_beside_a_service_and_the_rest_when_it_has_stopped(tmp_
     last = run(*arguments, "--trust-copies", "--json")
     assert last.exit_code == 0, last.output
     counts = json.loads(last.stdout)["blobs"]
-    assert (counts["copied"], counts["present"]) == (1, 5)
+    assert (counts["copied"], counts["present"], counts["trusted"]) == (1, 5, 5)
     assert_is_copy(target, filled.folder)
+    # No row refers to it, but it is not for this command to remove bytes.
+    assert len(objects_in(target.location, "quarantine")) == 1
 
 
 def test_damage_in_the_source_is_reported_and_nothing_is_published(source: Path, target: Target) -> None:
@@ -288,6 +292,110 @@ def is_unfinished(target: Target) -> bool:
     except CatalogNotLoadable as error:
         return "unfinished copy" in error.detail
     return False
+
+
+def test_the_bucket_of_a_service_is_refused_with_a_new_database(
+    source: Path, target: Target, postgres_server: PostgresServer
+) -> None:
+    assert run(*target.arguments(), "--data-dir", source).exit_code == 0
+    with closing(target.open()) as catalog:
+        put(catalog, "new", 77)
+    before = objects_in(target.location, "blobs")
+    database = ["--to-database", postgres_server.new_database()]
+    refused = run(*database, *target.arguments()[2:], "--data-dir", source)
+    assert (refused.exit_code, f"{target.location.url} has the blobs of the store" in refused.stderr) == (1, True)
+    assert objects_in(target.location, "blobs") == before
+    assert objects_in(target.location, "quarantine") == set()
+
+
+def test_a_first_run_that_ended_before_the_bucket_had_its_id_is_repeated(
+    source: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageFailed("the power failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("adapters.storage.object_blobs.ObjectBlobs.write_store_id", fail)
+        assert run(*target.arguments(), "--data-dir", source).exit_code == 1
+    assert is_unfinished(target)
+    assert run(*target.arguments(), "--data-dir", source).exit_code == 0
+    assert_is_copy(target, source)
+
+
+def test_a_copy_back_of_rows_that_were_changed_meanwhile_is_refused(
+    source: Path, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    assert run(*target.arguments(), "--data-dir", source).exit_code == 0
+
+    def copy_and_change(*arguments: Any, **options: Any) -> migration.BlobCounts:
+        # The revision stays as it is.
+        url = target.url.replace("+psycopg", "")
+        with psycopg.connect(url, application_name=migration.APPLICATION) as connection:
+            connection.execute("UPDATE usage SET requests = requests + 1")
+        return copy_blobs(*arguments, **options)
+
+    copy_blobs = migration.copy_blobs
+    with monkeypatch.context() as patch:
+        patch.setattr(migration, "copy_blobs", copy_and_change)
+        changed = run(*target.arguments("from"), "--data-dir", tmp_path / "back")
+    assert (changed.exit_code, "was changed during the copy" in changed.stderr) == (1, True), changed.output
+    assert not (tmp_path / "back" / "catalog.sqlite3").exists()
+    assert run(*target.arguments("from"), "--data-dir", tmp_path / "back").exit_code == 0
+
+
+def test_sessions_of_another_role_keep_rows_from_being_copied_back(
+    source: Path, target: Target, tmp_path: Path, postgres_server: PostgresServer
+) -> None:
+    import psycopg
+
+    assert run(*target.arguments(), "--data-dir", source).exit_code == 0
+    role = f"reader_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN IN ROLE pg_read_all_data".encode())
+    url = sa.make_url(target.url).set(username=role).render_as_string(hide_password=False)
+    arguments = ["--from-database", url, *target.arguments("from")[2:], "--data-dir", tmp_path / "back"]
+    with psycopg.connect(target.url.replace("+psycopg", "")):
+        refused = run(*arguments)
+    assert (refused.exit_code, "stop all services" in refused.stderr) == (1, True), refused.output
+    eventually(lambda: run(*arguments).exit_code == 0, what="the end of the session")
+
+
+def test_a_copy_back_that_was_killed_while_it_wrote_a_blob_is_repeated(
+    source: Path, target: Target, tmp_path: Path
+) -> None:
+    assert run(*target.arguments(), "--data-dir", source).exit_code == 0
+    arguments = (*target.arguments("from"), "--data-dir", tmp_path / "back")
+    assert run(*arguments, "--blobs-only").exit_code == 0
+    blobs = tmp_path / "back" / "blobs"
+    name = min(objects_in(target.location, "blobs"))
+    (blobs / name).unlink()
+    (blobs / f"{name}.tmp").write_bytes(b"half")
+    again = run(*arguments)
+    assert again.exit_code == 0, again.output
+    assert {path.name for path in blobs.iterdir()} == {path.name for path in (source / "blobs").iterdir()}
+
+
+def test_a_copy_back_leaves_the_tables_of_another_release_as_they_are(target: Target, tmp_path: Path) -> None:
+    import psycopg
+
+    with psycopg.connect(target.url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        refused = run(*target.arguments("from"), "--data-dir", tmp_path / "back")
+        assert (refused.exit_code, "has the tables of another release: 0001;" in refused.stderr) == (78, True)
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+
+
+def test_copies_are_trusted_before_the_target_is_complete_and_the_result_says_so(source: Path, target: Target) -> None:
+    assert run(*target.arguments(), "--data-dir", source, "--blobs-only").exit_code == 0
+    trusting = (*target.arguments(), "--data-dir", source, "--trust-copies")
+    assert "6 of those there already were trusted, and not compared" in run(*trusting).stdout
+    compared = run(*trusting)
+    assert (compared.exit_code, "trusted" in compared.stdout) == (0, False), compared.output
+    bucket_of(target.location).put(f"blobs/{min(objects_in(target.location, 'blobs'))}", b"other")
+    damaged = run(*trusting)
+    assert (damaged.exit_code, "is missing or damaged there" in damaged.stderr) == (1, True), damaged.output
 
 
 KILLED_AT = ["blobs: ", "table adapters", "table versions", "table usage"]
