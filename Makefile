@@ -15,7 +15,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-all test-optimized test-soak fault coverage openapi docs screenshots check bench pairs growth large-fleets databases coherence attacks audit release
+.PHONY: help setup demo serve test test-all test-optimized test-soak fault coverage openapi docs screenshots check bench pairs growth large-fleets ray databases coherence attacks audit release
 
 help:  ## list the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ growth: .venv/dev.stamp  ## measure the catalogue with up to a million adapters;
 
 large-fleets: .venv/dev.stamp  ## measure a fleet of three times a trainer's memory; writes benchmarks/LARGE_FLEETS.md
 	@$(BIN)/python -m benchmarks.large_fleets
+
+ray: .venv/dev.stamp  ## measure a fleet on a Ray cluster, one node of which is killed; writes benchmarks/RAY.md
+	@$(BIN)/python -m benchmarks.ray_fleet
 
 databases: .venv/dev.stamp  ## measure /predict on PostgreSQL beside SQLite; writes benchmarks/DATABASES.md
 	@command -v wrk >/dev/null || benchmarks/install_wrk.sh
