@@ -25,6 +25,8 @@ from adapters.storage.schema import rate_buckets
 
 _SETTLE_SECONDS = 0.05
 _SECONDS_TO_CLOSE = 1.0
+# More than the clocks of a primary and of its standby differ.
+_MAX_CLOCK_ERROR_SECONDS = 10.0
 _SERVER_TIME: sa.ColumnElement[float] = sa.literal_column("extract(epoch FROM clock_timestamp())::float8")
 
 log = logging.getLogger(__name__)
@@ -71,9 +73,11 @@ class ClusterBuckets:
         now = self._monotonic()
         with self._lock:
             share = self._shares.setdefault(_Key(tenant, rate), _Share(Bucket(0.0, now), per_second))
+            if share.per_second != per_second:
+                # The shared bucket still has the debt, which is now paid at the new rate.
+                share.per_second, share.bucket, share.closed_until = per_second, Bucket(0.0, now), 0.0
             if share.closed_until > now:
                 return share.closed_until - now
-            share.per_second = per_second
             share.bucket, wait = share.bucket.lease(tokens, per_second=per_second, now=now)
             if wait > 0:
                 return wait
@@ -107,9 +111,10 @@ class ClusterBuckets:
         try:
             levels = self._spend(rows)
             self._has_failed = False
-        except LoraplexError as error:
+        except Exception as error:  # the thread goes on
             if not self._has_failed:
-                log.warning("each worker limits the rates of tenants by itself: %s", error.detail)
+                is_defect = not isinstance(error, LoraplexError)
+                log.warning("each worker limits the rates of tenants by itself: %s", error, exc_info=is_defect)
             self._has_failed = True
             return
         now = self._monotonic()
@@ -127,11 +132,13 @@ class ClusterBuckets:
         rows = sorted(rows, key=lambda row: (row["tenant"], row["rate"]))
         statement = insert(rate_buckets).values([{**row, "at": _SERVER_TIME} for row in rows])
         new, old = statement.excluded, rate_buckets.c
+        # A row of the future begins anew: the clock was set back, and the row would get no tokens until then.
+        is_future = old.at > new.at + _MAX_CLOCK_ERROR_SECONDS
         filled = old.level + sa.func.greatest(new.at - old.at, 0.0) * new.per_second
-        level = sa.func.least(filled, BURST_SECONDS * new.per_second) + new.level
+        level = sa.case((is_future, 0.0), else_=sa.func.least(filled, BURST_SECONDS * new.per_second)) + new.level
+        at = sa.case((is_future, new.at), else_=sa.func.greatest(new.at, old.at))
         statement = statement.on_conflict_do_update(
-            index_elements=[old.tenant, old.rate],
-            set_={"level": level, "at": sa.func.greatest(new.at, old.at), "per_second": new.per_second},
+            index_elements=[old.tenant, old.rate], set_={"level": level, "at": at, "per_second": new.per_second}
         )
         # It does not take the catalogue's lock, so that publishes do not wait.
         with self._database.write_job() as connection:

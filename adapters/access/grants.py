@@ -69,7 +69,7 @@ class Grant(NamedTuple):
     ends: float = math.inf
     """When the key or the session expires, in seconds since the epoch."""
     revision: int | None = None
-    """Access revision at which that was read; None if it holds at every one."""
+    """Access revision at which that was read, with the epoch of the watch; None if it holds at every one."""
     credential: Credential = Credential("")
 
 
@@ -118,8 +118,11 @@ class Grants:
     def verify(self, credential: Credential) -> Grant:
         """Return the grant of a credential as the catalogue is now; raise `Unauthenticated`."""
         verify = self._sessions.verify if credential.is_session else self._keys.verify
+        # Before the key: if the watch connects to another server meanwhile, the key has to be read again.
+        epoch = self._watch.epoch
         key, ends_at, revision = verify(credential.text)
-        return Grant(_caller(key), math.inf if ends_at is None else parse_rfc3339(ends_at), revision, credential)
+        ends = math.inf if ends_at is None else parse_rfc3339(ends_at)
+        return Grant(_caller(key), ends, epoch + revision, credential)
 
 
 def _caller(key: Key) -> Caller:

@@ -5,8 +5,9 @@ before. It takes some microseconds of the event loop, because it uses libpq itse
 reader of the socket that stays registered. The statement returns the revision with the changes since the last one, so
 that both are of one snapshot.
 
-If the connection is lost, the readings that wait for it wait for one attempt to connect. While that fails, readings
-fail at once, and attempts go on in the background.
+If the connection is lost, the readings that wait for it wait for one attempt to connect, for some seconds at most. If
+it fails, or the new connection is lost before a reading succeeds, readings fail at once, and attempts go on in the
+background.
 """
 
 import asyncio
@@ -64,6 +65,9 @@ class PostgresCatalogWatch:
         """Create a watch that connects with these arguments of psycopg when it is first used."""
         self.access_revision = -1
         self._arguments = {**arguments, "connect_timeout": _CONNECT_SECONDS}
+        hosts = 1 + str(arguments.get("host", "")).count(",")
+        # That the name of a host is looked up takes some time too, which the driver does not limit.
+        self._patience_seconds = _CONNECT_SECONDS * hosts + 1
         self._max_stale_seconds = max_stale_seconds
         self._loop: asyncio.AbstractEventLoop
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -71,8 +75,10 @@ class PostgresCatalogWatch:
         # Descriptor that the event loop reads. A copy, because libpq closes its own when the connection is lost.
         self._socket = -1
         self._connecting: asyncio.Task[None] | None = None
-        # Whether the last attempt to connect has failed.
+        # Whether readings without a connection fail at once.
         self._is_down = False
+        # Connections that were lost since the last reading that succeeded.
+        self._losses = 0
         self._is_closed = False
         # Future of the reading under way, and of the next one, for which readers wait meanwhile.
         self._reading: asyncio.Future[float] | None = None
@@ -83,9 +89,11 @@ class PostgresCatalogWatch:
         self._began = 0.0
         # Monotonic time at which the last reading that succeeded began.
         self._read_at = -float("inf")
-        # Number of connections, in the upper bits of a revision: another server may have other changes of a number.
-        self._epoch = 0
+        # Number of connections, in the upper bits of both revisions: a number may be another change on another server.
+        self.epoch = 0
         self._revision = -1
+        # Access revision whose limits are being read.
+        self._next_access_revision = -1
         # Changes after the revision `_listed_from`; None if anything may have changed.
         self._listed_from = -1
         self._changes: Sequence[tuple[int, str, str]] | None = None
@@ -105,15 +113,15 @@ class PostgresCatalogWatch:
 
     def revision(self) -> int:
         """Return the revision that was read last."""
-        return self._epoch + self._revision
+        return self.epoch + self._revision
 
     def changes_since(self, revision: int) -> Sequence[tuple[str, str]] | None:
         """Return the tenant and name of each change after a revision, up to the one that was read last."""
-        listed_from, changes = self._epoch + self._listed_from, self._changes
+        listed_from, changes = self.epoch + self._listed_from, self._changes
         self._listed_from, self._changes = self._revision, ()
         if revision < listed_from or changes is None:
             return None
-        return [(tenant, name) for number, tenant, name in changes if self._epoch + number > revision]
+        return [(tenant, name) for number, tenant, name in changes if self.epoch + number > revision]
 
     def limits(self, tenant: str) -> Mapping[str, Any]:
         """Return the limits of a tenant at the access revision that was read last."""
@@ -136,7 +144,7 @@ class PostgresCatalogWatch:
             if self._connecting is None:
                 self._connecting = self._loop.create_task(self._connect())
             elif self._is_down:
-                self._fail("it does not accept connections")
+                self._fail()
             return
         self._timeout = self._loop.call_later(_READ_SECONDS, self._lose, "it does not answer")
         self._is_reading_limits = False
@@ -179,12 +187,16 @@ class PostgresCatalogWatch:
         (result,) = results
         if self._is_reading_limits:
             self._limits = orjson.loads(result.get_value(0, 0) or b"{}")
+            self.access_revision = self._next_access_revision
         elif self._take_revision(result):
             # Another access revision: the limits of tenants may have changed with it.
             self._is_reading_limits = True
             self._send(_LIMITS, ())
             return
         self._read_at = self._began
+        self._losses = 0
+        if self._is_down:
+            self._turn_up()
         self._end(0.0)
 
     def _take_revision(self, result: pq.abc.PGresult) -> bool:
@@ -193,9 +205,9 @@ class PostgresCatalogWatch:
         if revision != self._revision:
             self._changes = _changes_in(result, after=self._listed_from, revision=revision)
             self._revision = revision
-        is_other = access_revision != self.access_revision or self._limits is None
-        self.access_revision = access_revision
-        return is_other
+        # Its limits have to arrive before anyone sees it: until then, the old limits are those of the old one.
+        self._next_access_revision = self.epoch + access_revision
+        return self._next_access_revision != self.access_revision
 
     def _end(self, age_seconds: float) -> None:
         """End the reading under way, and begin the next one if anyone waits for it."""
@@ -208,7 +220,7 @@ class PostgresCatalogWatch:
         if self._reading is not None:
             self._begin()
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self) -> None:
         """End the reading under way without a connection: with an older revision, or with an error."""
         age = time.monotonic() - self._read_at
         if age <= self._max_stale_seconds:
@@ -216,49 +228,77 @@ class PostgresCatalogWatch:
             return
         reading, self._reading, self._next = self._reading, self._next, None
         if reading is not None and not reading.done():
-            reading.set_exception(CatalogUnavailable(f"the catalogue's database cannot be reached: {reason}"))
+            reading.set_exception(CatalogUnavailable("the catalogue's database cannot be reached: it does not answer"))
             reading.exception()  # otherwise asyncio logs an exception that no caller has retrieved
         if self._reading is not None:
             self._begin()
 
     def _lose(self, reason: str) -> None:
         """Give the connection up, and connect anew."""
-        log.warning("the connection that watches the catalogue is lost: %s", " ".join(reason.split()))
+        if not self._is_down:
+            log.warning("the connection that watches the catalogue is lost: %s", " ".join(reason.split()))
         if self._timeout is not None:
             self._timeout.cancel()
             self._timeout = None
         if self._pgconn is not None:
             self._detach()
-        if self._connecting is None and not self._is_closed:
+        if self._is_closed:
+            return
+        self._losses += 1
+        if self._connecting is None:
             self._connecting = self._loop.create_task(self._connect())
+        if self._losses > 1:
+            self._turn_down(reason)
+
+    def _turn_down(self, reason: str) -> None:
+        """Fail the reading that waits, and those that follow until there is a connection."""
+        if not self._is_down:
+            log.warning("the catalogue's database cannot be reached: %s", " ".join(reason.split()))
+        self._is_down = True
+        self._fail()
+
+    def _turn_up(self) -> None:
+        log.warning("the catalogue's database can be reached again")
+        self._is_down = False
 
     async def _connect(self) -> None:
         """Connect, however long it takes, and send the statement of the reading that waits."""
         pause = _FIRST_PAUSE_SECONDS
+        if self._losses > 1:
+            # The server accepts connections whose statements fail.
+            await asyncio.sleep(min(pause * 2 ** min(self._losses - 2, 8), _LONGEST_PAUSE_SECONDS))
         while True:
+            patience = self._loop.call_later(self._patience_seconds, self._turn_down, "it does not answer")
             try:
-                connection = await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True)
-                async with asyncio.timeout(_READ_SECONDS):
-                    await connection.execute(_PREPARE)
+                connection = await self._open()
                 break
             except (psycopg.Error, OSError, TimeoutError) as error:
-                reason = " ".join(str(error).split()) or "it does not answer"
-                if not self._is_down:
-                    log.warning("the catalogue's database cannot be reached: %s", reason)
-                self._is_down = True
-                self._fail("it does not accept connections")
+                self._turn_down(str(error) or "it does not answer")
+            finally:
+                patience.cancel()
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        if self._is_down:
-            log.warning("the catalogue's database can be reached again")
-        self._is_down, self._connecting = False, None
+        self._connecting = None
+        if self._is_down and self._losses < 2:
+            self._turn_up()
         self._connection, self._pgconn = connection, connection.pgconn
         self._socket = os.dup(self._pgconn.socket)
-        self._epoch += _REVISIONS
+        self.epoch += _REVISIONS
         self._listed_from, self._revision, self._changes, self._results = -1, -1, None, []
         self._loop.add_reader(self._socket, self._receive)
         if self._reading is not None:
             self._begin()
+
+    async def _open(self) -> "psycopg.AsyncConnection[Any]":
+        """Return a new connection with the statements prepared."""
+        connection = await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True)
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                await connection.execute(_PREPARE)
+        except BaseException:
+            connection.pgconn.finish()
+            raise
+        return connection
 
     def _detach(self) -> None:
         """Close the connection."""

@@ -225,6 +225,7 @@ class SqliteCatalogWatch(SqliteCommitWatch):
     """The seam `CatalogWatch`: the catalogue's revision, checked before every batch. For one thread at a time."""
 
     _seen = _revision = -1
+    epoch = 0
     access_revision = -1
     """Access revision at the last call of `revision`: it changes if a key is revoked or a limit is set."""
 

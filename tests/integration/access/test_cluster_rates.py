@@ -89,6 +89,47 @@ def test_a_debt_is_paid_by_the_clock_of_the_database(
     eventually(lambda: _level(database) == pytest.approx(0.1 * PER_SECOND - 3), what="the settlement")
 
 
+def test_a_higher_rate_applies_at_once_and_pays_the_debt(worker: Callable[[], ClusterBuckets]) -> None:
+    buckets = worker()
+    assert _take(buckets, 10) == 0
+    buckets.settle()
+    eventually(lambda: _waits_for(buckets, 10), what="the settlement")
+    higher = 1000 * PER_SECOND
+    assert _take(buckets, per_second=higher) == 0
+    buckets.settle()
+    eventually(lambda: 0 < _take(buckets, per_second=higher) <= 11 / higher, what="the settlement")
+
+
+def test_a_bucket_of_the_future_begins_anew(worker: Callable[[], ClusterBuckets], database: PostgresDatabase) -> None:
+    one, other = worker(), worker()
+    assert _take(one, 10) == 0
+    one.settle()
+    eventually(lambda: _level(database) == pytest.approx(-10), what="the settlement")
+    with database.write() as connection:
+        connection.execute(sa.update(rate_buckets).values(at=rate_buckets.c.at + 3600))
+    assert _take(other) == 0
+    eventually(lambda: _waits_for(other, 1), what="the settlement")
+
+
+def test_a_defect_does_not_end_the_settlements(
+    worker: Callable[[], ClusterBuckets],
+    database: PostgresDatabase,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> AbstractContextManager[sa.Connection]:
+        raise RuntimeError("a defect")
+
+    buckets = worker()
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "write_job", fail)
+        assert _take(buckets) == 0
+        eventually(lambda: "a defect" in caplog.text, what="the warning")
+    assert "Traceback" in caplog.text
+    assert _take(buckets, tenant="globex") == 0
+    eventually(lambda: _level(database) == -1, what="the settlement")
+
+
 def test_a_settlement_waits_for_no_writer_of_the_catalogue(
     worker: Callable[[], ClusterBuckets], database: PostgresDatabase
 ) -> None:
