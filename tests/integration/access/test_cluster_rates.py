@@ -108,7 +108,7 @@ def test_a_bucket_of_the_future_begins_anew(worker: Callable[[], ClusterBuckets]
     with database.write() as connection:
         connection.execute(sa.update(rate_buckets).values(at=rate_buckets.c.at + 3600))
     assert _take(other) == 0
-    eventually(lambda: _waits_for(other, 1), what="the settlement")
+    eventually(lambda: _level(database) == pytest.approx(-1), what="the settlement")
 
 
 def test_a_defect_does_not_end_the_settlements(
