@@ -85,12 +85,16 @@ class _Program:
         streams = (values["p2cread"], values["c2pwrite"], values["errwrite"])
         return program, [number if fd == -1 else fd for number, fd in enumerate(streams)]
 
+    def lead_session(self) -> None:
+        """Begin a session of its own if the program wants one and does not have it yet."""
+        if self.is_session_leader and os.getsid(0) != os.getpid():
+            os.setsid()
+
     def become(self, fds: Sequence[int]) -> NoReturn:
         """Run in this process, which was just forked, with `fds` as its standard streams and its `pass_fds`."""
         try:
             _forget_the_parent()
-            if self.is_session_leader:
-                os.setsid()
+            self.lead_session()
             _move_descriptors(fds, [0, 1, 2, *self.pass_fds])
             os.chdir(self.folder)
             os.environ.clear()
@@ -355,12 +359,13 @@ def _fork_orphan(program: _Program, fds: Sequence[int]) -> int:
     is_orphan, tell = os.pipe()
     parent = os.fork()
     if parent == 0:
-        child = os.fork()
-        if child == 0:
+        if os.fork() == 0:
+            # First, because a test that ends at once kills what it finds in the session.
+            program.lead_session()
+            os.write(writing, str(os.getpid()).encode())
             # It may ask to be killed when its parent ends.
             os.read(is_orphan, 1)
             program.become(fds)
-        os.write(writing, str(child).encode())
         os._exit(0)
     os.waitpid(parent, 0)
     os.write(tell, b".")
