@@ -303,7 +303,7 @@ def _damaged_source(damages: Sequence[Damage]) -> MigrationFailed:
 
 
 class _Outcome(NamedTuple):
-    """What became of one blob."""
+    """Result of copying one blob."""
 
     copied_bytes: int | None = None
     """None if it was not copied."""

@@ -43,7 +43,7 @@ class CatalogWatch(Protocol):
     access_revision: int
     """Access revision at the last reading: it changes if a key is revoked or a limit is set."""
     epoch: int
-    """What both revisions have in addition to the number in the catalogue; another one after each connection."""
+    """Multiple of a large number that is added to both revisions, a higher one after each connection; 0 on SQLite."""
 
     def begin_read(self) -> "asyncio.Future[float] | None":
         """Begin to read the revision, and return a future that ends when it has been read; None if nothing is to wait.

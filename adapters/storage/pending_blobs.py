@@ -175,7 +175,7 @@ class BlobWriter:
         """Delete the pending rows whose owners have ended, and those that this process gave up.
 
         Before the row of a job that was not stored, its adapters are deleted. That takes several transactions, and on
-        PostgreSQL a writer that lost its lock may still run: the row first gets an owner that nobody is, so that
+        PostgreSQL a writer that lost its lock may still run: the row first gets an owner that does not exist, so that
         the writer cannot store the job meanwhile.
         """
         abandoned = set(self._abandoned)

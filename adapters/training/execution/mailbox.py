@@ -9,7 +9,7 @@ _MAX_BYTES = 64 * 2**20
 
 
 class Item(NamedTuple):
-    """What a task sends."""
+    """Message from a task to the trainer."""
 
     request: int
     """Number of the request that the task belongs to."""
