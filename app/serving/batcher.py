@@ -156,30 +156,34 @@ class Batcher:
         errors of `AdapterLoader`.
         """
         await self.admit(grant.caller.tenant, len(request.inputs_NI), timeout_seconds=timeout_seconds)
-        entry = self.enqueue(request, grant, timeout_seconds=timeout_seconds, disconnected=disconnected)
+        ended = asyncio.Event()
+        entry = self.enqueue(request, grant, ended.set, timeout_seconds=timeout_seconds, disconnected=disconnected)
         on_entry(entry)
         try:
-            return await entry.future
+            await ended.wait()
+            return entry.result()
         finally:
+            entry.cancel()
             self.release(entry)
 
     def enqueue(
         self,
         request: InferenceRequest,
         grant: Grant,
+        on_end: Callable[[], None],
         *,
         timeout_seconds: float | None = None,
         disconnected: Disconnected | None = None,
     ) -> QueueEntry:
         """Put a request into the queue, which must have room, and return its entry.
 
-        The future of the entry ends as `infer` does. Call `release` when it has ended, or after cancelling it.
+        `on_end` is called when the entry has the result or the error of `infer`. Then call `release`.
         """
         if not self._arrived:
             # Once for each batch, because it is a system call.
             self._loop = asyncio.get_running_loop()
         wait = _LONGEST_WAIT_SECONDS if timeout_seconds is None else min(timeout_seconds, _LONGEST_WAIT_SECONDS)
-        entry = QueueEntry(request, grant, self._loop.create_future(), wait_seconds=wait, disconnected=disconnected)
+        entry = QueueEntry(request, grant, on_end, wait_seconds=wait, disconnected=disconnected)
         tenant = entry.tenant
         self._rows += entry.rows
         self._tenant_rows[tenant] = self._tenant_rows.get(tenant, 0) + entry.rows

@@ -6,10 +6,10 @@ allow-list of its endpoint. All other requests fall back to ASGI, and a metric c
 
 import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import lru_cache
-from typing import NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -100,28 +100,32 @@ class Fallback(StrEnum):
     """The answer has too many numbers to write it on the event loop."""
 
 
-class AcceptedHead(NamedTuple):
-    """Head of a request that may take the fast path."""
+class FastPathRequest:
+    """A request that the fast path has accepted, from its complete head to its answer."""
 
-    headers: Mapping[bytes, bytes]
-    grant: Grant
-    infer: re.Match[bytes] | None
-    """Match of `_INFER_URL`; None for `/predict`."""
+    __slots__ = ("began", "entry", "grant", "headers", "infer", "match", "refusal", "request_id", "url")
 
+    def __init__(self, url: bytes, match: re.Match[bytes] | None, headers: Mapping[bytes, bytes], grant: Grant) -> None:
+        self.url = url
+        # Match of `_INFER_URL`; None for `/predict`.
+        self.match = match
+        self.headers = headers
+        self.grant = grant
+        # Time at which the head was complete.
+        self.began = time.perf_counter()
+        # None until it is in the queue, and if a limit of its tenant refuses it.
+        self.entry: QueueEntry | None = None
+        self.refusal: RateLimited | None = None
+        # Header and model name of an infer request; None for `/predict`.
+        self.infer: tuple[InferHeader, str] | None = None
+        self.request_id = b""
 
-class FastPathRequest(NamedTuple):
-    """A request of the fast path that is in the queue, or that a limit of its tenant refuses."""
-
-    entry: QueueEntry | None
-    """None for a request that is refused."""
-    refusal: RateLimited | None
-    route: str
-    infer: tuple[InferHeader, str] | None
-    """Header and model name of an infer request; None for `/predict`."""
-    request_id: bytes
-    path: str
-    began: float
-    headers: Mapping[bytes, bytes]
+    @property
+    def route(self) -> str:
+        """Template of the route."""
+        if self.match is None:
+            return PREDICT
+        return INFER if self.match[2] is None else INFER_VERSION
 
 
 class FastPath:
@@ -148,16 +152,16 @@ class FastPath:
         for reason in Fallback:
             service.metrics.add(FAST_PATH_FALLBACKS, 0, reason)
 
-    def accept(self, url: bytes, headers: Headers, *, is_idle: bool) -> AcceptedHead | None:
-        """Return the head of a POST if it may take the fast path, otherwise None.
+    def accept(self, url: bytes, headers: Headers, *, is_idle: bool) -> FastPathRequest | None:
+        """Return a POST whose head is complete if it may take the fast path, otherwise None.
 
         `is_idle` is whether the connection can send the answer as soon as there is one.
         """
         if url == _PREDICT_URL:
-            infer, allowed = None, ALLOWED_HEADERS[PREDICT]
+            match, allowed = None, ALLOWED_HEADERS[PREDICT]
         else:
-            infer, allowed = _INFER_URL.fullmatch(url), ALLOWED_HEADERS[INFER]
-            if infer is None:
+            match, allowed = _INFER_URL.fullmatch(url), ALLOWED_HEADERS[INFER]
+            if match is None:
                 return None
         named = dict(headers)
         host, length = named.get(b"host"), named.get(b"content-length", b"")
@@ -175,7 +179,7 @@ class FastPath:
         elif not self._batcher.has_room(grant.caller.tenant):
             reason = Fallback.QUEUE
         else:
-            return AcceptedHead(named, grant, infer)
+            return FastPathRequest(url, match, named, grant)
         self.count_fallback(reason)
         return None
 
@@ -183,21 +187,21 @@ class FastPath:
         """Return whether a grant has the scope, and was verified since the last revocation."""
         return grant.caller.may(_PREDICT_SCOPE) and self._grants.is_current(grant)
 
-    def enqueue(self, url: bytes, head: AcceptedHead, body: bytes, began: float) -> FastPathRequest | None:
-        """Put an accepted request into the queue, or return None if its body needs ASGI.
+    def enqueue(self, request: FastPathRequest, body: bytes, on_end: Callable[[], None]) -> bool:
+        """Put a request into the queue, or return False if its body needs ASGI.
 
-        `began` is the time at which its head was complete. A request that a limit refuses is answered at once.
+        `on_end` is called when `respond` has its answer. A request without an entry is refused, and has one now.
         """
-        headers, grant, match = head
+        grant = request.grant
         tenant = grant.caller.tenant
-        reason = entry = infer = refusal = None
+        reason = None
         try:
             has_rates = self._rates.take(tenant, _REQUESTS)
-            infer, request = self._read(match, headers, body)
-            if request is None:
+            inference = self._read(request, body)
+            if inference is None:
                 reason = Fallback.BODY
             else:
-                rows = len(request.inputs_NI)
+                rows = len(inference.inputs_NI)
                 if rows > self._max_rows:
                     reason = Fallback.ROWS
                 elif not self._batcher.has_room(tenant, rows):
@@ -205,34 +209,34 @@ class FastPath:
                 else:
                     if has_rates:
                         self._rates.take(tenant, _ROWS, rows)
-                    entry = self._batcher.enqueue(request, grant)
+                    request.entry = self._batcher.enqueue(inference, grant, on_end)
         except RateLimited as error:
             self._rates.refresh()
             # If its key has been revoked, the answer is 401.
             reason = None if self._grants.is_current(grant) else Fallback.KEY
             # The traceback refers to this frame, which refers to the error: a cycle with the body in it.
-            refusal = error.with_traceback(None)
+            request.refusal = error.with_traceback(None)
         except Exception as error:
             reason = Fallback.BODY
             if not isinstance(error, LoraplexError):
-                log.exception("the fast path could not read a request to %r", url[:100])
+                log.exception("the fast path could not read a request to %r", request.url[:100])
         if reason is not None:
             self.count_fallback(reason)
-            if refusal is None:  # ASGI counts it again
+            if request.refusal is None:  # ASGI counts it again
                 self._rates.give_back(tenant, _REQUESTS)
-            return None
-        route = PREDICT if match is None else INFER if match[2] is None else INFER_VERSION
-        return FastPathRequest(entry, refusal, route, infer, request_id_of(headers), url.decode(), began, headers)
+            return False
+        request.request_id = request_id_of(request.headers)
+        return True
 
     def respond(self, request: FastPathRequest, default_headers: Headers, *, keep_alive: bool) -> bytes | None:
-        """Return the whole answer of a request that is refused or whose future has ended.
+        """Return the whole answer of a request that is refused or whose entry has ended.
 
         Return None if the client has disconnected.
         """
         entry = request.entry
         if entry is not None:
             self._batcher.release(entry)
-            if entry.future.cancelled():
+            if entry.is_cancelled:
                 self._finish(request, NOT_ANSWERED, NO_ANSWER)
                 return None
         status, code = 200, None
@@ -245,7 +249,7 @@ class FastPath:
                 log.exception("POST %s failed", request.route, extra={"request_id": request_id})
                 known = InternalError(f"the service failed on request {request_id}; its log says why")
             code = known.code
-            response = answer_at(request.path, known.with_traceback(None))
+            response = answer_at(request.url.decode(), known.with_traceback(None))
             status, body = response.status_code, bytes(response.body)
             # The length is written below.
             lines = _write_headers([header for header in response.raw_headers if header[0] != b"content-length"])
@@ -263,20 +267,21 @@ class FastPath:
         )
 
     def _finish(self, request: FastPathRequest, status: int, code: str | None) -> None:
-        entry, _, route, _, request_id, path, began, headers = request
-        record = RequestRecord(route, "POST", status, began, request_id, path, headers, code, entry)
+        path, began, headers = request.url.decode(), request.began, request.headers
+        record = RequestRecord(
+            request.route, "POST", status, began, request.request_id, path, headers, code, request.entry
+        )
         self._observer.finish_request(record)
 
-    def _read(
-        self, match: re.Match[bytes] | None, headers: Mapping[bytes, bytes], body: bytes
-    ) -> tuple[tuple[InferHeader, str] | None, InferenceRequest | None]:
-        """Return the header and the model of an infer request, and the request if its body is plain."""
+    def _read(self, request: FastPathRequest, body: bytes) -> InferenceRequest | None:
+        """Return what a request asks for, or None if its body is not plain; set `infer`."""
         columns, max_rows, parser = self._base.in_features, self._max_request_rows, self._parser
+        match = request.match
         if match is None:
-            is_json = headers.get(b"content-type") == JSON_TYPE
-            return None, read_fast(body, self._base, max_rows=max_rows, parser=parser) if is_json else None
+            is_json = request.headers.get(b"content-type") == JSON_TYPE
+            return read_fast(body, self._base, max_rows=max_rows, parser=parser) if is_json else None
         model, reference = _parse_model(match[1], match[2])
-        length = headers.get(INFERENCE_HEADER_NAME)
+        length = request.headers.get(INFERENCE_HEADER_NAME)
         if length is None:
             parsed = read_infer_fast(body, columns, max_rows, parser=parser)
         else:
@@ -284,10 +289,11 @@ class FastPath:
             is_inline = is_small(body, header_length)
             parsed = read_exactly(body, header_length, columns, max_rows) if is_inline else None
         if parsed is None or not parsed[0].is_plain:
-            return None, None
+            return None
         header, inputs_NI = parsed
         check_model_name(header, model)
-        return (header, model), InferenceRequest(inputs_NI, [reference])
+        request.infer = header, model
+        return InferenceRequest(inputs_NI, [reference])
 
 
 # Cached, because most requests repeat the references of earlier ones.
@@ -308,7 +314,7 @@ def _write(request: FastPathRequest) -> tuple[bytes, bytes]:
     if entry is None:
         assert request.refusal is not None
         raise request.refusal
-    result = entry.future.result()
+    result = entry.result()
     type_lines = _JSON_LINES
     if request.infer is None:
         body = write_response(entry.request, result, write_numbers(result.outputs_NO))

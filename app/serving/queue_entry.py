@@ -2,6 +2,7 @@
 
 # N rows of one request · K rows of one slice · O out_features
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ _WATCH_DELAY_SECONDS = 0.02
 
 # Callable that returns when the client has disconnected.
 Disconnected = Callable[[], Awaitable[None]]
+
+log = logging.getLogger(__name__)
 
 
 class InferenceResult(NamedTuple):
@@ -85,19 +88,23 @@ class Timing:
 
 
 class QueueEntry:
-    """Queue entry of one inference request: its progress, and the future of its result."""
+    """Queue entry of one inference request: its progress and its result.
+
+    It calls `on_end` once, as soon as it has a result or an error. A future would take a callback of the event loop for
+    each entry.
+    """
 
     __slots__ = (
-        *("request", "grant", "tenant", "references", "choice_N", "rows", "future", "timing", "resolution"),
-        *("taken_rows", "age_seconds"),
-        *("_done_rows", "_outputs_NO", "_disconnected", "_watch", "_watch_timer"),
+        *("request", "grant", "tenant", "references", "choice_N", "rows", "timing", "resolution", "taken_rows"),
+        *("age_seconds", "_on_end", "_outcome", "_done_rows", "_outputs_NO", "_disconnected"),
+        *("_watch", "_watch_timer"),
     )
 
     def __init__(
         self,
         request: InferenceRequest,
         grant: Grant,
-        future: "asyncio.Future[InferenceResult]",
+        on_end: Callable[[], None],
         *,
         wait_seconds: float,
         disconnected: Disconnected | None,
@@ -106,7 +113,8 @@ class QueueEntry:
         # Checked again when the entry is resolved, because its key may have been revoked since.
         self.grant = grant
         self.tenant = grant.caller.tenant
-        self.future = future
+        self._on_end = on_end
+        self._outcome: InferenceResult | Exception | None = None
         # Distinct references; row n is for `references[choice_N[n]]`.
         self.references = request.references
         if request.by_row:
@@ -160,19 +168,23 @@ class QueueEntry:
             if self._outputs_NO is None:
                 self._outputs_NO = np.empty((self.rows, outputs_KO.shape[1]), dtype=np.float32)
             self._outputs_NO[part.begin : part.end] = outputs_KO
-        if self._done_rows == self.rows and not self.future.done():
+        if self._done_rows == self.rows and self._outcome is None:
             assert timing.taken is not None
             assert self.resolution is not None
             queue_seconds, versions = timing.taken - timing.submitted, self.resolution.versions
             forward_seconds, age_seconds = timing.forward_seconds, self.age_seconds
-            self.future.set_result(
+            self._end(
                 InferenceResult(self._outputs_NO, versions, self.choice_N, queue_seconds, forward_seconds, age_seconds)
             )
 
     def fail(self, error: Exception) -> None:
-        """Set an error as the result, unless there is a result already."""
-        if not self.future.done():
-            self.future.set_exception(error)
+        """End with an error, unless the entry has ended."""
+        if self._outcome is None:
+            self._end(error)
+
+    def cancel(self) -> None:
+        """End without a result, unless the entry has ended: its client has disconnected."""
+        self.fail(ClientDisconnect())
 
     def fail_not_finite(self, part: "EntrySlice", outputs_KO: Float32) -> None:
         """Fail because of the first row of a slice whose outputs are not finite."""
@@ -181,14 +193,27 @@ class QueueEntry:
         self.fail(OutputNotFinite(detail, field="inputs", row=row, expected=expected))
 
     def has_ended(self, now: float) -> bool:
-        """Return whether there is a result. An entry whose deadline has passed fails first."""
+        """Return whether there is a result or an error. An entry whose deadline has passed fails first."""
         if now > self.timing.deadline:
             self.fail(self.timing.timeout_error())
-        return self.future.done()
+        return self._outcome is not None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the client disconnected before the entry ended."""
+        return isinstance(self._outcome, ClientDisconnect)
+
+    def result(self) -> InferenceResult:
+        """Return the result of an entry that has ended, or raise its error."""
+        outcome = self._outcome
+        assert outcome is not None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def watch(self) -> None:
         """Fail from now on as soon as the client disconnects or the deadline passes."""
-        if self._watch is None and not self.future.done():
+        if self._watch is None and self._outcome is None:
             self._watch = asyncio.get_running_loop().create_task(self._fail_if_abandoned())
 
     def watch_later(self) -> None:
@@ -196,7 +221,7 @@ class QueueEntry:
         self._watch_timer = asyncio.get_running_loop().call_later(_WATCH_DELAY_SECONDS, self.watch)
 
     def release(self) -> None:
-        """Stop watching. Must be called when the future has ended or is cancelled."""
+        """Stop watching. Must be called when the entry has ended."""
         if self._watch is None and self._watch_timer is None:
             return
         for watch in (self._watch, self._watch_timer):
@@ -236,7 +261,14 @@ class QueueEntry:
         except TimeoutError:
             self.fail(self.timing.timeout_error())
         else:
-            self.fail(ClientDisconnect())
+            self.cancel()
+
+    def _end(self, outcome: InferenceResult | Exception) -> None:
+        self._outcome = outcome
+        try:
+            self._on_end()
+        except Exception:  # a defect in the answer to one request must not fail the others of its batch
+            log.exception("a request could not be answered")
 
 
 class EntrySlice(NamedTuple):

@@ -1,7 +1,6 @@
 """uvicorn's connection protocol with the fast path: small plain requests never become an ASGI call."""
 
 import asyncio
-import time
 from functools import partial
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from app.http.host_policy import authority_of
 from app.service import Service
 from app.serving.connection_guard import BETWEEN_REQUESTS, BODY, HEAD, RESTARTED_IN_PIECE, GuardedHttpProtocol
 from app.serving.connections import OpenConnections, limit_connections
-from app.serving.fast_path import AcceptedHead, Fallback, FastPath, FastPathRequest
+from app.serving.fast_path import Fallback, FastPath, FastPathRequest
 from app.settings import Settings
 
 
@@ -58,13 +57,11 @@ class FastPathProtocol(GuardedHttpProtocol):
         self._service = service
         self._fast_path = fast_path
         self._bodies = fast_path.bodies
-        # Body so far of a request that the fast path has accepted; None for other requests.
+        # Body so far of a request that the fast path has accepted and that is not complete.
         self._body: bytes | None = None
         # Bytes of it that are counted in `_bodies`.
         self._held_bytes = 0
-        self._head: AcceptedHead | None = None
-        # Time at which the head of that request was complete.
-        self._began = 0.0
+        # Request that the fast path has accepted and not answered.
         self._request: FastPathRequest | None = None
         self._fast_cycle = _FastPathCycle()
 
@@ -72,7 +69,7 @@ class FastPathProtocol(GuardedHttpProtocol):
         """Give up the current request."""
         super().connection_lost(exc)
         if self._request is not None and self._request.entry is not None:
-            self._request.entry.future.cancel()
+            self._request.entry.cancel()
         self._drop_body()
 
     def on_message_begin(self) -> None:
@@ -85,7 +82,7 @@ class FastPathProtocol(GuardedHttpProtocol):
         if self.head_bytes > 0:
             self.check_head_bytes()
         parser = self.parser
-        head = None
+        request = None
         if parser.get_method() == b"POST":
             is_idle = (
                 getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
@@ -94,10 +91,9 @@ class FastPathProtocol(GuardedHttpProtocol):
                 and not self.flow.write_paused
                 and not self._service.draining
             )
-            head = self._fast_path.accept(self.url, self.headers, is_idle=is_idle)
-        if head is not None:
-            self._body, self._head = b"", head
-            self._began = time.perf_counter()
+            request = self._fast_path.accept(self.url, self.headers, is_idle=is_idle)
+        if request is not None:
+            self._body, self._request = b"", request
         elif self.begin_body():
             self._become_asgi()
         # Set last, because a request whose head is refused has no ASGI call yet.
@@ -113,19 +109,16 @@ class FastPathProtocol(GuardedHttpProtocol):
     def on_message_complete(self) -> None:
         """Put the complete request into the queue, or leave it to ASGI."""
         if self._body is not None and self._has_room():
-            assert self._head is not None
-            request = self._fast_path.enqueue(self.url, self._head, self._body, self._began)
-            if request is not None:
+            request = self._request
+            assert request is not None
+            if self._fast_path.enqueue(request, self._body, self._respond):
                 self.stage, self.head_bytes = BETWEEN_REQUESTS, RESTARTED_IN_PIECE
                 self._drop_body()
-                self._request = request
                 # uvicorn queues the requests that follow on this connection until the cycle is complete.
                 self._fast_cycle.response_complete = False
                 self.cycle = self._fast_cycle  # type: ignore[assignment]
                 if request.entry is None:
-                    self._respond(None)
-                else:
-                    request.entry.future.add_done_callback(self._respond)
+                    self._respond()
                 return
             self._become_asgi()
         super().on_message_complete()
@@ -160,7 +153,9 @@ class FastPathProtocol(GuardedHttpProtocol):
         self.url, self.expect_100_continue = url, expect_100_continue
         self.headers.extend(headers)
         if self._body is not None:
-            self.scope["state"]["began"] = self._began
+            assert self._request is not None
+            self.scope["state"]["began"] = self._request.began
+            self._request = None
         try:
             if not url.startswith(b"/"):
                 if httptools.parse_url(url).path is None:  # as in `http://host`
@@ -189,10 +184,11 @@ class FastPathProtocol(GuardedHttpProtocol):
         """Refuse the current request. One of the fast path has no ASGI call, as if its head were not complete."""
         if self._body is not None:
             self._drop_body()
+            self._request = None
             self.stage = HEAD
         super()._refuse(error)
 
-    def _respond(self, _future: object) -> None:
+    def _respond(self) -> None:
         request, self._request = self._request, None
         assert request is not None
         cycle = self._fast_cycle

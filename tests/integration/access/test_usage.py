@@ -304,8 +304,7 @@ def _entry(*names: str | None, caller: Caller = OPERATOR) -> QueueEntry:
     references = [None if name is None else Reference(name) for name in names]
     rows = np.zeros((len(names), I), np.float32)
     request = InferenceRequest(rows, references, by_row=len(names) > 1)
-    future: Any = None
-    return QueueEntry(request, Grant(caller), future, wait_seconds=1, disconnected=None)
+    return QueueEntry(request, Grant(caller), lambda: None, wait_seconds=1, disconnected=None)
 
 
 def test_a_request_counts_in_the_hour_in_which_it_was_answered(store: Store) -> None:

@@ -1,11 +1,8 @@
 """Tenants and entries have fair shares of each batch, counted in rows."""
 
-import asyncio
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,18 +14,10 @@ from app.serving.request import InferenceRequest
 NOW = 0.0
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that does not run, for the futures of entries."""
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
-
-def _entry(loop: asyncio.AbstractEventLoop, tenant: str, rows: int = 1) -> QueueEntry:
+def _entry(tenant: str, rows: int = 1) -> QueueEntry:
     request = InferenceRequest(np.zeros((rows, 2), np.float32), [None])
     grant = Grant(Caller(None, tenant, frozenset()))
-    return QueueEntry(request, grant, loop.create_future(), wait_seconds=60, disconnected=None)
+    return QueueEntry(request, grant, lambda: None, wait_seconds=60, disconnected=None)
 
 
 def _take(queue: ReadyQueue, room: int) -> Counter[str]:
@@ -54,36 +43,34 @@ def test_shares_use_all_of_the_room_and_only_a_smaller_request_gets_less(rows: l
     assert not short or min(short) >= max(shares) - 1
 
 
-def test_one_row_of_a_quiet_tenant_joins_the_next_batch(loop: asyncio.AbstractEventLoop) -> None:
+def test_one_row_of_a_quiet_tenant_joins_the_next_batch() -> None:
     queue = ReadyQueue()
-    busy = [_entry(loop, "busy", 1 + number % 3) for number in range(1000)]
+    busy = [_entry("busy", 1 + number % 3) for number in range(1000)]
     for entry in busy:
         queue.add(entry)
     assert _take(queue, 8) == {"busy": 8}
-    row = _entry(loop, "quiet")
+    row = _entry("quiet")
     queue.add(row)
     assert _take(queue, 8) == {"quiet": 1, "busy": 7}
     assert row.rows_left == 0
 
 
-def test_tenants_with_backlogs_get_as_many_rows_however_many_requests_they_send(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
+def test_tenants_with_backlogs_get_as_many_rows_however_many_requests_they_send() -> None:
     queue = ReadyQueue()
     for _ in range(100):
-        queue.add(_entry(loop, "many small"))
+        queue.add(_entry("many small"))
     for tenant in ("one large", "another"):
-        queue.add(_entry(loop, tenant, 100))
+        queue.add(_entry(tenant, 100))
     taken = sum((_take(queue, 10) for _ in range(6)), Counter[str]())
     # The remainder of each batch goes to each in turn.
     assert taken == {"many small": 20, "one large": 20, "another": 20}
 
 
-def test_more_tenants_than_rows_take_turns(loop: asyncio.AbstractEventLoop) -> None:
+def test_more_tenants_than_rows_take_turns() -> None:
     queue = ReadyQueue()
     tenants = [f"t{number}" for number in range(6)]
     for tenant in tenants:
-        queue.add(_entry(loop, tenant, 9))
+        queue.add(_entry(tenant, 9))
     assert [sorted(_take(queue, 4)) for _ in range(3)] == [
         ["t0", "t1", "t2", "t3"],
         ["t0", "t1", "t4", "t5"],
@@ -91,13 +78,13 @@ def test_more_tenants_than_rows_take_turns(loop: asyncio.AbstractEventLoop) -> N
     ]
 
 
-def test_entries_that_have_ended_take_no_rows_from_their_tenant(loop: asyncio.AbstractEventLoop) -> None:
+def test_entries_that_have_ended_take_no_rows_from_their_tenant() -> None:
     queue = ReadyQueue()
-    entries = [_entry(loop, tenant) for tenant in ("busy", "quiet") for _ in range(6)]
+    entries = [_entry(tenant) for tenant in ("busy", "quiet") for _ in range(6)]
     for entry in entries:
         queue.add(entry)
     for entry in entries[:4]:
-        entry.future.cancel()
+        entry.cancel()
     assert _take(queue, 4) == {"busy": 2, "quiet": 2}
     assert _take(queue, 4) == {"quiet": 4}
     assert (queue.rows, bool(queue)) == (0, False)
