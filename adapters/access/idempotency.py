@@ -119,7 +119,7 @@ class IdempotencyKeys:
         row = connection.execute(sa.select(idempotency_keys).where(*_of_key(request))).one_or_none()
         if row is None or row.expires_at <= rfc3339(self._now()):
             return None
-        if row.job is None and not self._writer.is_other_live(row.owner):
+        if row.job is None and not self._writer.is_other_live(row.owner, connection):
             return None
         _check_repetition(request, row.fingerprint)
         if row.job is None:

@@ -80,8 +80,12 @@ class WriterLocks(Protocol):
     def hold(self, owner: str) -> None:
         """Hold the lock of an owner from now on; raise `CatalogUnavailable`."""
 
-    def live(self, owners: Collection[str]) -> set[str]:
-        """Return those of these owners whose locks are held, by any process."""
+    def live(self, owners: Collection[str], connection: Connection | None = None) -> set[str]:
+        """Return those of these owners whose locks are held, by any process.
+
+        Who is in a transaction gives its connection: if each transaction waited for a second connection of the pool,
+        those that hold the last ones would wait for each other.
+        """
 
     def release(self) -> None:
         """Release the lock."""

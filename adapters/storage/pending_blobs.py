@@ -233,12 +233,12 @@ class BlobWriter:
             self._hold_lock()
         return self._owner
 
-    def is_other_live(self, owner: str) -> bool:
-        """Return whether an id is that of another owner, of any process, that has not ended."""
+    def is_other_live(self, owner: str, connection: Connection) -> bool:
+        """Return, in a transaction, whether an id is that of another owner, of any process, that has not ended."""
         if owner == self._owner:
             return False
         if self._locks is not None:
-            return bool(self._locks.live([owner]))
+            return bool(self._locks.live([owner], connection))
         return _is_locked(self._folder / f"{owner}{_LOCK_SUFFIX}")
 
     def _live(self, owners: Collection[str]) -> set[str]:

@@ -309,10 +309,12 @@ class PostgresWriterLocks:
                 raise
             raise ours from error
 
-    def live(self, owners: Collection[str]) -> set[str]:
+    def live(self, owners: Collection[str], connection: Connection | None = None) -> set[str]:
         """Return those of these owners whose locks are held, by any process."""
-        with self._database.read() as connection:
-            held = {(row.classid << 32) + row.objid for row in connection.execute(_ADVISORY_LOCKS)}
+        if connection is None:
+            with self._database.read() as own:
+                return self.live(owners, own)
+        held = {(row.classid << 32) + row.objid for row in connection.execute(_ADVISORY_LOCKS)}
         return {owner for owner in owners if _lock_key(owner) % 2**64 in held}
 
     def release(self) -> None:

@@ -155,7 +155,7 @@ def test_without_keys_the_key_is_null(data_folder: Path) -> None:
 
 
 def test_the_page_shows_the_usage_of_the_last_day_to_an_admin(world: World) -> None:
-    world.service.tenants.put("acme", Limits(adapters=5, requests_per_second=200))
+    world.service.tenants.put("acme", Limits(adapters=5, requests_per_second=2000))
     for body in ({"adapter": "a", "inputs": [ROW] * 2}, {"adapters": ["b", None], "inputs": [ROW] * 2}):
         world.client.post("/predict", json=body, headers=bearer(world.key)).raise_for_status()
     world.service.observer.close()
@@ -171,7 +171,7 @@ def test_the_page_shows_the_usage_of_the_last_day_to_an_admin(world: World) -> N
     page = world.client.get("/ui/usage", headers=bearer(world.key)).text
     assert len(re.findall("<rect", page)) == 24
     assert re.findall(r"Adapters</th>\s*<td[^>]*>(.*?)</td>\s*<td[^>]*>(.*?)</td>", page) == [("2", "5")]
-    assert re.findall(r"Requests per second</th>\s*<td[^>]*>(.*?)</td>\s*<td[^>]*>(.*?)</td>", page) == [("–", "200")]
+    assert re.findall(r"Requests per second</th>\s*<td[^>]*>(.*?)</td>\s*<td[^>]*>(.*?)</td>", page) == [("–", "2,000")]
     assert 'href="/ui/usage"' in world.client.get("/", headers=bearer(world.key)).text
     reader = bearer(make_key(world.service.keys, "acme", Scope.READ))
     assert world.client.get("/ui/usage", headers=reader).status_code == 403

@@ -16,6 +16,7 @@ import uvloop
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from adapters.access.idempotency import IdempotencyKeys, IdempotentRequest
 from adapters.catalog.catalog import Catalog
 from adapters.catalog.resolver import Resolver
 from adapters.errors import (
@@ -23,11 +24,13 @@ from adapters.errors import (
     CatalogNotLoadable,
     CatalogUnavailable,
     ClaimLost,
+    IdempotencyInProgress,
     OutOfRange,
     PreconditionFailed,
 )
 from adapters.jobs.queue import JobQueue
 from adapters.names import Reference
+from adapters.storage import postgres_database
 from adapters.storage.postgres_database import PostgresDatabase
 from adapters.storage.schema import keys, metadata, pending_blobs
 from app.settings import Settings
@@ -334,6 +337,21 @@ def test_a_service_says_why_changes_may_be_lost(serve: Serve, postgres_server: P
             connection.execute("SELECT pg_reload_conf()")
 
 
+def test_a_transaction_needs_no_second_connection(
+    catalog: Catalog, elsewhere: Catalog, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it did, transactions that hold all connections of the pool would wait for each other."""
+    monkeypatch.setattr(postgres_database, "_POOL_SIZE", 1)
+    monkeypatch.setattr(postgres_database, "_MAX_OVERFLOW", 0)
+    request = IdempotentRequest("default", "k", "0" * 64)
+    assert IdempotencyKeys(elsewhere.database, elsewhere.writer, now=time.time).claim(request) is None
+    with closing(PostgresDatabase(url)) as database:
+        keys = IdempotencyKeys(database, catalog.writer, now=time.time)
+        for look in (keys.find, keys.claim):
+            with pytest.raises(IdempotencyInProgress):
+                look(request)
+
+
 def test_a_sweep_spares_what_a_process_of_another_machine_is_writing(
     catalog: Catalog, elsewhere: Catalog, postgres_server: PostgresServer
 ) -> None:
@@ -342,11 +360,12 @@ def test_a_sweep_spares_what_a_process_of_another_machine_is_writing(
         mine = set(connection.scalars(sa.select(pending_blobs.c.owner)))
     assert len(mine) == 1
     elsewhere.writer.delete_stale_rows()
-    assert elsewhere.writer.is_other_live(*mine)
+    with catalog.database.read() as connection:
+        assert elsewhere.writer.is_other_live(*mine, connection)
     catalog.writer.close()
     elsewhere.writer.delete_stale_rows()
-    assert not elsewhere.writer.is_other_live(*mine)
     with catalog.database.read() as connection:
+        assert not elsewhere.writer.is_other_live(*mine, connection)
         assert not mine.intersection(connection.scalars(sa.select(pending_blobs.c.owner)))
     put(elsewhere, "acme", 2)
 
