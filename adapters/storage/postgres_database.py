@@ -226,6 +226,7 @@ class PostgresDatabase:
             try:
                 # Replicas start together: one migrates, the others wait and then have nothing to do.
                 with self._transaction(begin) as connection:
+                    self._check_encoding(connection)
                     if begin == _MIGRATE:
                         migrate(connection)
                     else:
@@ -236,6 +237,12 @@ class PostgresDatabase:
                     raise
                 log.warning("the catalogue cannot be opened yet: %s", error.detail)
             time.sleep(_START_PAUSE_SECONDS)
+
+    def _check_encoding(self, connection: Connection) -> None:
+        encoding = connection.scalar(sa.text("SHOW server_encoding"))
+        if encoding != "UTF8":
+            detail = f"the database {self.name} has the encoding {encoding}: create it with ENCODING 'UTF8'"
+            raise CatalogNotLoadable(detail)
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[Connection]:
@@ -347,6 +354,7 @@ def _session(url: sa.URL) -> dict[str, Any]:
     options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     arguments = {
         "application_name": "loraplex",
+        "client_encoding": "UTF8",
         "connect_timeout": _CONNECT_SECONDS,
         "tcp_user_timeout": _NETWORK_SECONDS * 1000,
         **{f"keepalives_{name}": value for name, value in probes.items()},

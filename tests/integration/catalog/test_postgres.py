@@ -71,6 +71,16 @@ def test_the_migrations_make_the_tables_that_the_code_describes(catalog: Catalog
         assert compare_metadata(context, metadata) == []
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_of_another_encoding_is_refused(postgres_server: PostgresServer, encoding: str) -> None:
+    with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS foreign_text")
+        connection.execute(f"CREATE DATABASE foreign_text ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+    url = postgres_server.dsn("foreign_text").replace("postgresql:", "postgresql+psycopg:")
+    with pytest.raises(CatalogNotLoadable, match=f"has the encoding {encoding}"):
+        PostgresDatabase(url)
+
+
 def test_processes_that_open_an_empty_database_at_once_migrate_it_once(postgres_server: PostgresServer) -> None:
     with psycopg.connect(postgres_server.dsn("postgres"), autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS empty")
@@ -357,16 +367,15 @@ def test_a_sweep_spares_what_a_process_of_another_machine_is_writing(
 ) -> None:
     put(catalog, "acme", 1)
     with catalog.database.read() as connection:
-        mine = set(connection.scalars(sa.select(pending_blobs.c.owner)))
-    assert len(mine) == 1
+        (mine,) = set(connection.scalars(sa.select(pending_blobs.c.owner)))
     elsewhere.writer.delete_stale_rows()
     with catalog.database.read() as connection:
-        assert elsewhere.writer.is_other_live(*mine, connection)
+        assert elsewhere.writer.is_other_live(mine, connection)
     catalog.writer.close()
     elsewhere.writer.delete_stale_rows()
     with catalog.database.read() as connection:
-        assert not elsewhere.writer.is_other_live(*mine, connection)
-        assert not mine.intersection(connection.scalars(sa.select(pending_blobs.c.owner)))
+        assert not elsewhere.writer.is_other_live(mine, connection)
+        assert mine not in connection.scalars(sa.select(pending_blobs.c.owner)).all()
     put(elsewhere, "acme", 2)
 
 
