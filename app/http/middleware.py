@@ -146,8 +146,8 @@ class Middleware:
         status, code = exchange.status, state.get("code")
         if status in (0, NOT_ANSWERED):
             status, code = NOT_ANSWERED, NO_ANSWER
-        request = exchange.route, scope["method"], status, exchange.began, exchange.request_id, scope["path"]
-        record = RequestRecord(*request, exchange.headers, code, state.get("queue_entry"), state.get("publish"))
+        request = exchange.route, scope["method"], scope["path"], exchange.headers, exchange.request_id, exchange.began
+        record = RequestRecord(*request, status, code, state.get("queue_entry"), state.get("publish"))
         self._observer.finish_request(record)
 
 

@@ -76,11 +76,12 @@ class Observer:
     def finish_request(self, record: RequestRecord) -> None:
         """Record a request that ends now."""
         ended = time.perf_counter()
-        route, method, status, began, _, _, _, code, entry, _ = record
-        durations = self._durations.get((route, method, status))
+        status, code, entry = record.status, record.code, record.entry
+        key = record.route, record.method, status
+        durations = self._durations.get(key)
         if durations is None:
-            durations = self._durations[route, method, status] = array("d")
-        durations.append(ended - began)
+            durations = self._durations[key] = array("d")
+        durations.append(ended - record.began)
         if entry is not None and (taken := entry.timing.taken) is not None:
             self._queue_seconds.append(taken - entry.timing.submitted)
             if status < FAILED and self._usage is not None:
@@ -144,9 +145,17 @@ class Observer:
 
     def _describe(self, record: RequestRecord, ended: float, *, has_line: bool) -> None:
         """Trace a request and log it, as far as both are wanted."""
-        route, method, status, began, request_id, path, _, code, entry, _ = record
-        prediction = None if entry is None else entry.summarize()
-        line = LogRecord(route, method, status, began, ended, request_id, path[:LONGEST_PATH], code, prediction)
+        line = LogRecord(
+            record.route,
+            record.method,
+            record.status,
+            record.began,
+            ended,
+            record.request_id,
+            record.path[:LONGEST_PATH],
+            record.code,
+            None if record.entry is None else record.entry.summarize(),
+        )
         if self._tracing is not None:
             line = line._replace(trace_id=self._trace(self._tracing, line, record))
         if has_line:

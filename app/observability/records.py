@@ -1,6 +1,7 @@
 """Records of finished requests, from which metrics, the request log and traces are made."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from adapters.catalog.versions import Version
@@ -31,19 +32,20 @@ class Timespan(NamedTuple):
     ended: float
 
 
-class RequestRecord(NamedTuple):
+@dataclass(slots=True, eq=False)
+class RequestRecord:
     """A finished request, as its handler reports it; times of `time.perf_counter`, in seconds."""
 
     route: str
     """Template of the route, such as `/adapters/{name}`."""
     method: str
-    status: int
-    began: float
-    request_id: bytes
     path: str
     """Without the query."""
     headers: Mapping[bytes, bytes]
     """Headers of the request, for the parent of its trace."""
+    request_id: bytes
+    began: float
+    status: int = NOT_ANSWERED
     code: str | None = None
     """Error code, if it failed."""
     entry: "QueueEntry | None" = None

@@ -60,11 +60,11 @@ class UsageCounter:
         self._now = now
         self._monotonic = monotonic
         # Requests of one adapter in the hour `_hour` that are not in `_counts` yet.
-        self._recent: list[_Recent] = []
+        self._recent: deque[_Recent] = deque()
         self._hour = 0.0
         # Since the last flush: requests, rows, and the requests whose first adapter this is.
         self._counts: dict[_Slot, list[int]] = {}
-        # Held by `count`, and by the thread for as long as it takes to exchange the dictionary.
+        # Held by whoever moves `_recent` to `_counts`. Appending to `_recent` needs no lock.
         self._lock = threading.Lock()
         self._writer = secrets.token_hex(8)
         self._sequence = 1
@@ -82,15 +82,16 @@ class UsageCounter:
         """Count an answered prediction."""
         caller, references = entry.grant.caller, entry.references
         hour = self._now() // HOUR_SECONDS
-        with self._lock:
-            if hour != self._hour or len(self._recent) >= _RECENT:
+        if hour != self._hour or len(self._recent) >= _RECENT:
+            with self._lock:
                 self._count_recent()
                 self._hour = hour
-            if len(references) == 1:
-                reference = references[0]
-                name = None if reference is None else reference.name
-                self._recent.append((caller.tenant, caller.key_id, name, entry.rows))
-                return
+        if len(references) == 1:
+            reference = references[0]
+            name = None if reference is None else reference.name
+            self._recent.append((caller.tenant, caller.key_id, name, entry.rows))
+            return
+        with self._lock:
             for index, (name, rows) in enumerate(entry.rows_by_name().items()):
                 self._add((caller.tenant, caller.key_id, hour, name), 1, rows, int(not index))
 
@@ -115,7 +116,7 @@ class UsageCounter:
             log.error("the usage of some requests could not be stored, and is lost: the process ends")
 
     def _count_recent(self) -> None:
-        recent, self._recent = self._recent, []
+        recent = [self._recent.popleft() for _ in range(len(self._recent))]
         for (tenant, key_id, name, rows), requests in Counter(recent).items():
             self._add((tenant, key_id, self._hour, name), requests, requests * rows, requests)
 

@@ -367,8 +367,9 @@ class Batcher:
         choice_M: list[int] = []
         parts: list[Float32] = []
         ranks = 0
-        for (entry, begin, end), resolution in zip(slices, resolutions, strict=True):
+        for part, resolution in zip(slices, resolutions, strict=True):
             assert resolution is not None
+            entry, begin, end = part.entry, part.begin, part.end
             adapters = resolution.adapters
             parts.append(entry.request.inputs_NI[begin:end])
             ranks += (end - begin) * resolution.rank

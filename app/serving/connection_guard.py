@@ -67,7 +67,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, and close it if there are too many."""
-        super().connection_made(BufferedTransport(transport))  # type: ignore[arg-type]
+        super().connection_made(BufferedTransport(transport, self._open_connections.flushes))  # type: ignore[arg-type]
         self.idle_since = self.loop.time()
         if not self._open_connections.add(self):
             self.transport.close()

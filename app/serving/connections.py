@@ -42,6 +42,8 @@ class OpenConnections:
     """
 
     def __init__(self, limit: int) -> None:
+        # Shared by the transports of all connections.
+        self.flushes = FlushQueue()
         self._limit = limit
         self._connections: set[GuardedHttpProtocol] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -122,14 +124,14 @@ _LINGER_SECONDS = 2.0
 class BufferedTransport:
     """A transport that holds what is written in one turn of the loop until the next turn."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, flushes: "FlushQueue") -> None:
         self._transport = transport
+        self._flushes = flushes
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._flushed_bytes = 0
         self._sent_bytes = -1
         self._sent_at = 0.0
-        self._call_soon = asyncio.get_running_loop().call_soon
         self.is_closing = transport.is_closing
         # Whether `close` leaves a client that still sends some time to read the answer: bytes that come to a closed
         # connection make its kernel drop what it has received.
@@ -141,15 +143,15 @@ class BufferedTransport:
     def write(self, data: bytes) -> None:
         """Send `data` after all that was given before."""
         if not self._held:
-            self._call_soon(self._flush)
+            self._flushes.add(self)
         self._held.append(data)
         self._held_bytes += len(data)
         if self._held_bytes > _MOST_HELD_BYTES:
-            self._flush()
+            self.flush()
 
     def close(self) -> None:
         """Close once everything is sent."""
-        self._flush()
+        self.flush()
         if self.lingers and not self.is_closing():
             self.lingers = False
             if self._transport.can_write_eof():  # TLS cannot close one direction
@@ -164,7 +166,7 @@ class BufferedTransport:
         if self._transport.get_write_buffer_size() or not self._transport.can_write_eof():
             self._transport.abort()
         else:
-            self._flush()
+            self.flush()
             self._transport.close()
 
     def stalled_since(self, now: float) -> float | None:
@@ -186,9 +188,31 @@ class BufferedTransport:
             return int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
         return 0
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Pass on what is held."""
         if self._held:
             self._flushed_bytes += self._held_bytes
             held, self._held, self._held_bytes = self._held, [], 0
             if not self.is_closing():
                 self._transport.writelines(held)
+
+
+class FlushQueue:
+    """Transports of one event loop that hold data. One callback flushes all of them in the next turn."""
+
+    def __init__(self) -> None:
+        self._transports: list[BufferedTransport] = []
+
+    def add(self, transport: BufferedTransport) -> None:
+        """Flush a transport in the next turn of the loop."""
+        if not self._transports:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._transports.append(transport)
+
+    def _flush(self) -> None:
+        transports, self._transports = self._transports, []
+        for transport in transports:
+            try:
+                transport.flush()
+            except Exception:  # the other clients get their answers
+                log.exception("an answer could not be sent")

@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
@@ -22,13 +23,12 @@ from app.http.endpoints import ENDPOINTS, INFERENCE_HEADER, REQUEST_ID
 from app.http.errors import InternalError, answer_at, known_failure
 from app.http.middleware import request_id_of
 from app.observability.metrics.definitions import FAST_PATH_FALLBACKS
-from app.observability.records import NO_ANSWER, NOT_ANSWERED, RequestRecord
+from app.observability.records import NO_ANSWER, RequestRecord
 from app.service import Service
 from app.serving.asgi import JSON_TYPE, MAX_INLINE_BYTES, TIMING, Headers, result_headers
 from app.serving.oip.request import InferHeader, check_model_name, parse_model, read_exactly, read_infer_fast
 from app.serving.oip.response import write_infer_response
 from app.serving.oip.routes import BINARY_TYPE, INFERENCE_HEADER_NAME, is_small, parse_length
-from app.serving.queue_entry import QueueEntry
 from app.serving.request import InferenceRequest, read_fast
 from app.serving.response import MAX_INLINE_NUMBERS, write_numbers, write_response
 
@@ -100,32 +100,17 @@ class Fallback(StrEnum):
     """The answer has too many numbers to write it on the event loop."""
 
 
-class FastPathRequest:
-    """A request that the fast path has accepted, from its complete head to its answer."""
+@dataclass(slots=True, eq=False)
+class FastPathRequest(RequestRecord):
+    """A request that the fast path has accepted: its record, which is complete when it is answered."""
 
-    __slots__ = ("began", "entry", "grant", "headers", "infer", "match", "refusal", "request_id", "url")
-
-    def __init__(self, url: bytes, match: re.Match[bytes] | None, headers: Mapping[bytes, bytes], grant: Grant) -> None:
-        self.url = url
-        # Match of `_INFER_URL`; None for `/predict`.
-        self.match = match
-        self.headers = headers
-        self.grant = grant
-        # Time at which the head was complete.
-        self.began = time.perf_counter()
-        # None until it is in the queue, and if a limit of its tenant refuses it.
-        self.entry: QueueEntry | None = None
-        self.refusal: RateLimited | None = None
-        # Header and model name of an infer request; None for `/predict`.
-        self.infer: tuple[InferHeader, str] | None = None
-        self.request_id = b""
-
-    @property
-    def route(self) -> str:
-        """Template of the route."""
-        if self.match is None:
-            return PREDICT
-        return INFER if self.match[2] is None else INFER_VERSION
+    grant: Grant = OPEN_GRANT
+    match: re.Match[bytes] | None = None
+    """Match of `_INFER_URL`; None for `/predict`."""
+    infer: tuple[InferHeader, str] | None = None
+    """Header and model name of an infer request; None for `/predict`."""
+    refusal: RateLimited | None = None
+    """Error of a request that a limit of its tenant refuses. It gets no entry."""
 
 
 class FastPath:
@@ -158,11 +143,12 @@ class FastPath:
         `is_idle` is whether the connection can send the answer as soon as there is one.
         """
         if url == _PREDICT_URL:
-            match, allowed = None, ALLOWED_HEADERS[PREDICT]
+            match, route, allowed = None, PREDICT, ALLOWED_HEADERS[PREDICT]
         else:
             match, allowed = _INFER_URL.fullmatch(url), ALLOWED_HEADERS[INFER]
             if match is None:
                 return None
+            route = INFER if match[2] is None else INFER_VERSION
         named = dict(headers)
         host, length = named.get(b"host"), named.get(b"content-length", b"")
         grant = self._grants.of_header(named.get(b"authorization")) if self._grants.has_keys else OPEN_GRANT
@@ -179,7 +165,8 @@ class FastPath:
         elif not self._batcher.has_room(grant.caller.tenant):
             reason = Fallback.QUEUE
         else:
-            return FastPathRequest(url, match, named, grant)
+            began = time.perf_counter()
+            return FastPathRequest(route, "POST", url.decode(), named, b"", began, grant=grant, match=match)
         self.count_fallback(reason)
         return None
 
@@ -219,7 +206,7 @@ class FastPath:
         except Exception as error:
             reason = Fallback.BODY
             if not isinstance(error, LoraplexError):
-                log.exception("the fast path could not read a request to %r", request.url[:100])
+                log.exception("the fast path could not read a request to %r", request.path[:100])
         if reason is not None:
             self.count_fallback(reason)
             if request.refusal is None:  # ASGI counts it again
@@ -237,9 +224,10 @@ class FastPath:
         if entry is not None:
             self._batcher.release(entry)
             if entry.is_cancelled:
-                self._finish(request, NOT_ANSWERED, NO_ANSWER)
+                request.code = NO_ANSWER
+                self._observer.finish_request(request)
                 return None
-        status, code = 200, None
+        request.status = 200
         try:
             body, lines = _write(request)
         except Exception as error:
@@ -248,16 +236,15 @@ class FastPath:
                 request_id = request.request_id.decode()
                 log.exception("POST %s failed", request.route, extra={"request_id": request_id})
                 known = InternalError(f"the service failed on request {request_id}; its log says why")
-            code = known.code
-            response = answer_at(request.url.decode(), known.with_traceback(None))
-            status, body = response.status_code, bytes(response.body)
+            response = answer_at(request.path, known.with_traceback(None))
+            request.status, request.code, body = response.status_code, known.code, bytes(response.body)
             # The length is written below.
             lines = _write_headers([header for header in response.raw_headers if header[0] != b"content-length"])
-        self._finish(request, status, code)
+        self._observer.finish_request(request)
         if default_headers is not self._default_headers:  # uvicorn makes another list each second, for the date
             self._default_headers, self._default_lines = default_headers, _write_headers(default_headers)
         return b"%bcontent-length: %d\r\n%b%bx-request-id: %b\r\n%b%b" % (
-            STATUS_LINE[status],
+            STATUS_LINE[request.status],
             len(body),
             self._default_lines,
             lines,
@@ -265,13 +252,6 @@ class FastPath:
             b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
             body,
         )
-
-    def _finish(self, request: FastPathRequest, status: int, code: str | None) -> None:
-        path, began, headers = request.url.decode(), request.began, request.headers
-        record = RequestRecord(
-            request.route, "POST", status, began, request.request_id, path, headers, code, request.entry
-        )
-        self._observer.finish_request(record)
 
     def _read(self, request: FastPathRequest, body: bytes) -> InferenceRequest | None:
         """Return what a request asks for, or None if its body is not plain; set `infer`."""

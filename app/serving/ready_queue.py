@@ -79,7 +79,7 @@ class ReadyQueue:
 
     def add(self, entry: QueueEntry) -> None:
         """Add an entry, behind the others of its tenant."""
-        tenant, rows = entry.tenant, entry.rows - entry.taken_rows
+        tenant, rows = entry.tenant, entry.rows_left
         queue = self._tenants.get(tenant)
         if queue is None:
             queue = self._tenants[tenant] = _TenantQueue()

@@ -5,6 +5,7 @@ leaves: those with an error, and unusual ones, such as those with options. What 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,8 @@ class PredictOptions(NamedTuple):
     """Number of most probable classes. None means all probabilities, and one label for each row."""
 
 
-class InferenceRequest(NamedTuple):
+@dataclass(slots=True, eq=False)
+class InferenceRequest:
     """Rows of one request, and the adapter of each."""
 
     inputs_NI: Float32

@@ -113,7 +113,9 @@ class FastPathProtocol(GuardedHttpProtocol):
             assert request is not None
             if self._fast_path.enqueue(request, self._body, self._respond):
                 self.stage, self.head_bytes = BETWEEN_REQUESTS, RESTARTED_IN_PIECE
-                self._drop_body()
+                self._body = None
+                if self._held_bytes:
+                    self._drop_body()
                 # uvicorn queues the requests that follow on this connection until the cycle is complete.
                 self._fast_cycle.response_complete = False
                 self.cycle = self._fast_cycle  # type: ignore[assignment]

@@ -249,7 +249,7 @@ def test_requests_that_wait_share_a_batch_equally(tmp_path: Path, monkeypatch: p
     run = batcher._run
 
     def record(slices: list[EntrySlice]) -> None:
-        batches.append({ticket.rows: (begin, end) for ticket, begin, end in slices})
+        batches.append({part.entry.rows: (part.begin, part.end) for part in slices})
         run(slices)
 
     monkeypatch.setattr(batcher, "_run", record)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.serving.connections import BufferedTransport
+from app.serving.connections import BufferedTransport, FlushQueue
 
 
 class _Server(asyncio.Protocol):
@@ -11,7 +11,7 @@ class _Server(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        joined = BufferedTransport(transport)
+        joined = BufferedTransport(transport, FlushQueue())
         for data in self._writes:
             joined.write(data)
         joined.close()
@@ -46,7 +46,7 @@ class _Recorder(asyncio.Transport):
 
 
 async def _turns(recorder: _Recorder) -> list[list[bytes]]:
-    joined = BufferedTransport(recorder)
+    joined = BufferedTransport(recorder, FlushQueue())
     seen = []
     for writes in ([b"head", b"body"], [b"more"]):
         for data in writes:
@@ -71,7 +71,7 @@ def test_the_writes_of_a_turn_leave_as_one_in_the_next_turn_and_none_after_the_c
 
 
 async def _flushes(recorder: _Recorder) -> list[list[bytes]]:
-    joined = BufferedTransport(recorder)
+    joined = BufferedTransport(recorder, FlushQueue())
     seen = []
     for data in (b"x" * (2**16 - 1), b"y", b"z", b"end"):
         joined.write(data)
