@@ -25,6 +25,7 @@ from adapters.storage.database import Database
 from adapters.storage.schema import batched, jobs, metadata
 from adapters.storage.sqlite_database import SqliteDatabase
 from adapters.storage.store_identity import CATALOG, catalog_bytes, check_schema, check_store
+from adapters.storage.turns import Task, last_turn
 
 # A larger catalogue is checked a table at a time, because no other process can commit meanwhile.
 _MAX_BYTES_AT_ONCE = 256 * 2**20
@@ -151,6 +152,8 @@ class Drift(NamedTuple):
     """Counted numbers less stored ones, by name."""
     correct: Callable[[Connection], None]
     """Adds the differences to the totals."""
+    last_correction: float | None
+    """Last turn of `Task.CORRECT` before the count. If there is a later one, the differences may be added already."""
 
 
 def find_drifts(database: Database) -> Iterator[Drift]:
@@ -159,17 +162,19 @@ def find_drifts(database: Database) -> Iterator[Drift]:
     A count and its totals are read in one transaction, during which no other process can commit.
     """
     with database.read() as connection:
+        last = last_turn(connection, Task.CORRECT)
         of_tenants = totals.find_drift(connection)
         job_ids = connection.scalars(sa.select(jobs.c.id)).all()
     for tenant, differences in of_tenants.items():
         changes: dict[str, Any] = {"tenant": tenant, **differences}
-        yield Drift(f"totals of the tenant {tenant}", differences, partial(totals.add_to_totals, **changes))
+        yield Drift(f"totals of the tenant {tenant}", differences, partial(totals.add_to_totals, **changes), last)
     for job_id in job_ids:
         with database.read() as connection:
+            last = last_turn(connection, Task.CORRECT)
             differences = job_adapters.find_drift(connection, job_id)
         if differences:
             correct = partial(job_adapters.correct_tally, job_id=job_id, drift=differences)
-            yield Drift(f"tally of the job {job_id}", differences, correct)
+            yield Drift(f"tally of the job {job_id}", differences, correct, last)
 
 
 def _wrong_totals(folder: Path, database: Database | None) -> list[Finding]:

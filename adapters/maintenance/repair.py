@@ -30,8 +30,9 @@ from adapters.storage.database import Database
 from adapters.storage.pending_blobs import BlobWriter, live_owners
 from adapters.storage.quarantine import Quarantine
 from adapters.storage.sqlite_database import SqliteDatabase
-from adapters.storage.store_identity import CATALOG, RUNNING, check_schema, connected, migration_lock
+from adapters.storage.store_identity import CATALOG, RUNNING, check_schema, connected
 from adapters.storage.totals import add_to_totals
+from adapters.storage.turns import Task, last_turn, store_turn
 
 _CHUNK_BYTES = 2**20
 _LOST = (Problem.MISSING_BLOB, Problem.SHORT_BLOB, Problem.WRONG_BYTES)
@@ -279,12 +280,20 @@ class _Surgeon:
 
     def _correct(self) -> tuple[bool, str]:
         """Add to the totals and tallies what a count says they lack. Changes meanwhile add to them as always."""
-        # Two repairs at once would both add it.
-        with migration_lock(self._folder):
-            for drift in find_drifts(self._database):
-                with self._database.write() as connection:
-                    drift.correct(connection)
+        while not self._correct_once():
+            pass
         return True, "it was corrected by a count"
+
+    def _correct_once(self) -> bool:
+        """Count once; return whether all corrections were made. A repair on another machine may make them too."""
+        own: float | None = None
+        for drift in find_drifts(self._database):
+            with self._database.write() as connection:
+                if last_turn(connection, Task.CORRECT) not in (drift.last_correction, own):
+                    return False
+                drift.correct(connection)
+                own = store_turn(self._database, connection, Task.CORRECT, now=time.time)
+        return True
 
     def _set_aside_unused(self, file: str) -> None:
         """Move a damaged blob to quarantine if no row refers to it any more."""

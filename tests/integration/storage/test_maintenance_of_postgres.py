@@ -19,7 +19,7 @@ from adapters.errors import BackupFailed, CatalogNotLoadable
 from adapters.jobs.queue import JobQueue
 from adapters.maintenance.backup import back_up
 from adapters.maintenance.blob_checks import Problem
-from adapters.maintenance.doctor import Finding, diagnose
+from adapters.maintenance.doctor import Drift, Finding, diagnose, find_drifts
 from adapters.maintenance.repair import repair
 from adapters.maintenance.restore import restore
 from adapters.maintenance.scrub import ScrubTurn, read_state, scrub
@@ -108,6 +108,37 @@ def test_each_fault_is_found_and_repaired(opened: Opened, url: str, location: Bl
         read_adapter(filled.catalog.find(Reference("acme"), tenant="default"), blobs).digest == make_adapter(1).digest
     )
     assert execute(url, "SELECT count(*) FROM dataset_versions") == [(0,)]
+
+
+def test_repairs_on_two_machines_at_once_correct_each_total_and_tally_once(
+    opened: Opened, url: str, location: BlobLocation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled, database = opened
+    submit_fleet(filled.queue, ["x", "y", "z"], "fleet")
+    right = rows_in(url, "totals")
+    execute(url, "UPDATE totals SET adapters = adapters + 2")
+    execute(url, 'UPDATE jobs SET tally = \'{"total": 3, "waiting": 1, "failed": 2}\' WHERE id = \'fleet\'')
+    blobs = location.open()
+    diagnosis = diagnose(filled.folder, blobs, database)
+    counts: list[list[str]] = []
+
+    def count_before_the_other_corrects(_: PostgresDatabase) -> Iterator[Drift]:
+        """Have another machine repair all after the first count of this one."""
+        drifts = list(find_drifts(database))
+        counts.append([drift.subject for drift in drifts])
+        if len(counts) == 1:
+            with monkeypatch.context() as other, closing(PostgresDatabase(url)) as elsewhere:
+                other.setattr("adapters.maintenance.repair.find_drifts", find_drifts)
+                repair(tmp_path / "other", diagnosis, blobs, elsewhere)
+        yield from drifts
+
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr("adapters.maintenance.repair.find_drifts", count_before_the_other_corrects)
+    repair(filled.folder, diagnosis, blobs, database)
+    assert counts[0] == ["totals of the tenant default", "tally of the job fleet"]
+    assert not any(counts[1:])
+    assert rows_in(url, "totals") == right
+    assert findings_of(filled, database, location) == []
 
 
 def test_what_a_process_is_writing_is_no_orphan(opened: Opened, location: BlobLocation) -> None:
