@@ -57,6 +57,7 @@ _QUICK_PUT_BYTES = 2**20
 _MOST_BYTES_BETWEEN = 2**17
 _DOWNLOADS = 3
 _BEHIND_THE_END = "416 Range Not Satisfiable"
+_NO_BUCKET = "NoSuchBucket"
 _MOST_CHARACTERS_LOGGED = 300
 
 P = ParamSpec("P")
@@ -477,7 +478,8 @@ def _asking(what: str, *, missing: bool = True) -> Iterator[None]:
         if _BEHIND_THE_END in str(error):
             raise BlobCorrupt(f"{what} is shorter than its row says") from error
         log.error("%s: %s", what, " ".join(str(error).split())[:_MOST_CHARACTERS_LOGGED])
-        raise StorageFailed(f"{what} cannot be read or written now: the bucket does not answer as it should") from error
+        reason = "does not exist" if _NO_BUCKET in str(error) else "does not answer as it should"
+        raise StorageFailed(f"{what} cannot be read or written now: the bucket {reason}") from error
 
 
 @contextmanager

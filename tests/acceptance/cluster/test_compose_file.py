@@ -51,6 +51,14 @@ def test_a_drain_is_longer_than_haproxy_takes_to_notice_it() -> None:
     assert notices < min(float(service["environment"]["LORAPLEX_DRAIN_SECONDS"]) for service in OURS)
 
 
+def test_replicas_start_when_the_bucket_was_made() -> None:
+    for service in OURS:
+        bucket = re.fullmatch(r"s3://(\w+)/.*", service["environment"]["LORAPLEX_BLOB_URL"])
+        assert bucket is not None
+        assert f's3.bucket.create -name {bucket[1]}"' in SERVICES["bucket"]["command"][0]
+        assert service["depends_on"]["bucket"] == {"condition": "service_completed_successfully"}
+
+
 def test_no_secret_has_a_default() -> None:
     text = (FOLDER / "compose.scale.yml").read_text()
     for secret in SECRETS:

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -144,3 +145,9 @@ def test_blobs_that_cannot_be_removed_now_are_left(blobs: Blobs, proxy: HostileP
         blobs.set_aside([NAME])
         assert blobs.purge() == 0
     assert objects_in(in_bucket, "blobs") == {NAME}
+
+
+def test_an_error_says_that_the_bucket_does_not_exist(in_bucket: BlobLocation) -> None:
+    blobs = replace(in_bucket, url="s3://there-is-no-such-bucket/store").open()
+    with pytest.raises(StorageFailed, match="the bucket does not exist"):
+        blobs.names()
