@@ -16,7 +16,7 @@ from app.cli_maintenance import reported
 from app.settings import Settings, SettingsError, load_settings, make_data_dir
 
 if TYPE_CHECKING:
-    from adapters.maintenance.migration import Move
+    from adapters.maintenance.move import Move
 
 
 def migrate(
@@ -69,7 +69,7 @@ def migrate(
 
 def _move(settings: Settings, scratch: Path, *, to_folder: bool, blobs_only: bool, trusts_copies: bool) -> "Move":
     # Imported late, because the drivers are optional, and `loraplex --help` loads this module.
-    from adapters.maintenance.migration import MoveOptions, move_to_folder, move_to_servers, open_postgres
+    from adapters.maintenance.move import MoveOptions, move_to_folder, move_to_servers, open_postgres
     from adapters.storage.object_blobs import ObjectBlobs
 
     catalog = scratch / "catalog"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from adapters.errors import BackupFailed, CatalogNotLoadable, CatalogUnavailable, MigrationFailed, StorageFailed
 from adapters.maintenance.backup import DAMAGED, FORMAT, INFO, SUMS, Member, read_members
 from adapters.maintenance.doctor import Finding, diagnose
-from adapters.maintenance.migration import begin_copy, copy_rows
+from adapters.maintenance.move import begin_copy, copy_rows
 from adapters.maintenance.snapshot import snapshot_of_folder
 from adapters.storage.blob_location import BlobLocation
 from adapters.storage.blobs import BLOB_NAME, BLOBS, STORE_ID, Blobs, storage_error, sync_folder

@@ -43,7 +43,7 @@ _MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 _BUSY_SECONDS = 15
 _SECONDS_BEFORE_LOG = 3.0
 _MOST_FINDINGS = 10
-# Begins the store id of a catalogue that `adapters.maintenance.migration` has not completed.
+# Begins the store id of a catalogue that `adapters.maintenance.move` has not completed.
 UNFINISHED = "unfinished-copy-of-"
 _REFERENCES = (
     *(("versions", "file"), ("versions", "statistics"), ("trashed_versions", "file")),

@@ -240,7 +240,7 @@ def test_a_restore_that_failed_is_repeated_and_no_service_accepts_what_it_left(
     arguments = (tmp_path / "backup.tar", place.folder, place if place.url else None)
     with closing(PostgresDatabase(postgres_server.new_database())) as other:
         with monkeypatch.context() as patch:
-            patch.setattr("adapters.maintenance.migration.finish_copy", _fail)
+            patch.setattr("adapters.maintenance.move.finish_copy", _fail)
             with pytest.raises(ZeroDivisionError, match="power"):
                 restore(*arguments, other)
         with pytest.raises(CatalogNotLoadable, match="unfinished copy"):

@@ -19,7 +19,7 @@ from adapters.catalog.adapter_cache import read_adapter
 from adapters.catalog.catalog import Catalog
 from adapters.errors import CatalogNotLoadable, StorageFailed
 from adapters.jobs.queue import JobQueue
-from adapters.maintenance import migration
+from adapters.maintenance import move
 from adapters.maintenance.doctor import diagnose
 from adapters.names import Reference
 from adapters.storage.blob_location import BlobLocation
@@ -329,16 +329,16 @@ def test_a_copy_back_of_rows_that_were_changed_meanwhile_is_refused(
 
     assert run(*target.arguments(), "--data-dir", source).exit_code == 0
 
-    def copy_and_change(*arguments: Any, **options: Any) -> migration.BlobCounts:
+    def copy_and_change(*arguments: Any, **options: Any) -> move.BlobCounts:
         # The revision stays as it is.
         url = target.url.replace("+psycopg", "")
-        with psycopg.connect(url, application_name=migration.APPLICATION) as connection:
+        with psycopg.connect(url, application_name=move.APPLICATION) as connection:
             connection.execute("UPDATE usage SET requests = requests + 1")
         return copy_blobs(*arguments, **options)
 
-    copy_blobs = migration.copy_blobs
+    copy_blobs = move.copy_blobs
     with monkeypatch.context() as patch:
-        patch.setattr(migration, "copy_blobs", copy_and_change)
+        patch.setattr(move, "copy_blobs", copy_and_change)
         changed = run(*target.arguments("from"), "--data-dir", tmp_path / "back")
     assert (changed.exit_code, "was changed during the copy" in changed.stderr) == (1, True), changed.output
     assert not (tmp_path / "back" / "catalog.sqlite3").exists()
