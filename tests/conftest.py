@@ -32,6 +32,10 @@ _TESTS = Path(__file__).parent
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Several processes share the cores. OpenBLAS's threads then wait for one another, and a regression of scikit-learn
+# takes ten seconds instead of a hundredth.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 # httpx reads the certificates of the authorities for each client anew, which takes 20 ms of a core.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 

@@ -22,7 +22,7 @@ from tests.support.storage_kinds import on_both_storages
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak, on_both_storages]
 
-KILLS = int(os.environ.get("CRASH_KILLS", "3"))
+KILLS = int(os.environ.get("CRASH_KILLS", "2"))
 LONG = KILLS > 10
 _LONGEST_LOAD_SECONDS = 4.0 if LONG else 2.0
 _LONGEST_START_SECONDS = 4.0

@@ -22,7 +22,7 @@ from tests.support.service import ServiceProcess, eventually
 
 pytestmark = pytest.mark.slow
 
-TIMES = chosen_count("FAULT_FULL_DISKS", 2)
+TIMES = chosen_count("FAULT_FULL_DISKS", 1)
 _DISK_MIB = 64
 _LONGEST_LOAD_SECONDS = 2.0
 

@@ -1,6 +1,7 @@
 """A thousand duplicates at once, with one idempotency key, over two worker processes: one job."""
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from tests.support.databases import database_url
 from tests.support.service import ServiceProcess
 from tests.support.storage_kinds import on_both_storages
 
-DUPLICATES, ROUNDS, ROWS, SEED = 1000, 3, 200, 19
+DUPLICATES, ROWS, SEED = 1000, 200, 19
+ROUNDS = int(os.environ.get("DUPLICATE_ROUNDS", "1"))
 I, O = 8, 2
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @on_both_storages
 def test_a_thousand_duplicates_over_two_workers_make_one_job(data_folder: Path) -> None:
     draw = random.Random(SEED)

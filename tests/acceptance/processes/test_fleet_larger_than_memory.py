@@ -1,6 +1,11 @@
-"""A fleet over a Parquet table of three times the trainer's memory limit is fitted within that limit."""
+"""A fleet over a Parquet table that is larger than the trainer's memory limit is fitted within that limit.
+
+`LARGE_FLEET_TIMES` is how many times the limit the table has.
+"""
 
 # N rows · I in_features · O out_features
+import math
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -18,11 +23,12 @@ from tests.support.service import ServiceProcess, wait_for_job
 
 pytestmark = pytest.mark.slow
 
-I, O, GROUPS = 512, 2, 4_000
+I, O, GROUPS = 512, 2, 1_000
+TIMES = float(os.environ.get("LARGE_FLEET_TIMES", "1.25"))
 LIMIT = 2**29
 """The least that a trainer may be given."""
 PART = 20_000
-PARTS = -(-3 * LIMIT // (4 * I * PART))
+PARTS = math.ceil(TIMES * LIMIT / (4 * I * PART))
 SECONDS = 600.0
 
 
@@ -67,11 +73,12 @@ def _peak_bytes(process: Any) -> int:
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a_fleet_of_three_times_the_memory_limit_is_fitted_within_it(tmp_path: Path) -> None:
+def test_a_fleet_that_is_larger_than_the_memory_limit_is_fitted_within_it(tmp_path: Path) -> None:
     file = tmp_path / "rows.parquet"
     _write_parquet(file)
-    assert file.stat().st_size > 3 * LIMIT
+    assert file.stat().st_size > TIMES * LIMIT
     settings: dict[str, Any] = {"base": f"zeros:{I},{O}", "trainer_memory_bytes": LIMIT}
     training = {"method": "adamw", "max_steps": 10}
     with ServiceProcess(tmp_path / "data", trainers=0, **settings) as service:

@@ -1,5 +1,6 @@
 """The fast path and the ASGI application give the same answer to each kind of key, and refuse a revoked one at once."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.support.keys import bearer, make_key, told
 from tests.support.metrics_exposition import read, series
 from tests.support.service import serving
 
+REVOCATIONS = int(os.environ.get("REVOCATIONS", "6"))
 THROUGH_ASGI = {"X-Request-Timeout": "50"}
 """A header that changes nothing here, and that only the ASGI application reads."""
 BODY = {"adapter": None, "inputs": [[1.0] * I]}
@@ -91,15 +93,15 @@ def workers(new_folder: NewFolder) -> Iterator[list[tuple[httpx.Client, Service]
         yield [one, two]
 
 
-@pytest.mark.parametrize("keys_revoked", [6, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.soak
 def test_no_request_succeeds_on_any_worker_after_a_revocation_was_acknowledged(
-    workers: list[tuple[httpx.Client, Service]], keys_revoked: int
+    workers: list[tuple[httpx.Client, Service]],
 ) -> None:
     keys = workers[0][1].keys
     operator = make_key(keys, DEFAULT_TENANT, Scope.OPERATOR)
     stays = make_key(keys, DEFAULT_TENANT, Scope.PREDICT)
     refused = 0
-    for _ in range(keys_revoked):
+    for _ in range(REVOCATIONS):
         key = make_key(keys, DEFAULT_TENANT, Scope.PREDICT, Scope.READ)
         for client, _ in workers:
             assert [_predict(client, key), _predict(client, key)] == [200, 200]
@@ -117,7 +119,7 @@ def test_no_request_succeeds_on_any_worker_after_a_revocation_was_acknowledged(
             thread.join()
         assert set(statuses) == {401}
         refused += len(statuses)
-    assert refused == 42 * keys_revoked
+    assert refused == 42 * REVOCATIONS
     assert [_predict(client, stays) for client, _ in workers] == [200, 200]
 
 
