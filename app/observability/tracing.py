@@ -108,16 +108,16 @@ def _parts(record: RequestRecord) -> Iterator[tuple[str, float, float, Attribute
     """Yield name, begin, end and attributes of the spans below a request's span."""
     if record.publish is not None:
         yield "publish", record.publish.began, record.publish.ended, {}
-    if record.entry is None or record.entry.timing.resolved is None:
+    entry = record.entry
+    if entry is None or entry.resolved is None:
         return
-    timing, resolved = record.entry.timing, record.entry.timing.resolved
-    yield "resolve", timing.submitted, resolved, {}
-    if timing.taken is None:
+    yield "resolve", entry.submitted, entry.resolved, {}
+    if entry.taken is None:
         return
-    yield "queue", resolved, timing.taken, {}
-    if timing.batch is not None:
-        attributes = {"loraplex.batch.rows": timing.batch.rows, "loraplex.batch.adapters": timing.batch.adapters}
-        yield "forward", timing.taken, timing.batch.ended, attributes
+    yield "queue", entry.resolved, entry.taken, {}
+    if entry.batch is not None:
+        attributes = {"loraplex.batch.rows": entry.batch.rows, "loraplex.batch.adapters": entry.batch.adapters}
+        yield "forward", entry.taken, entry.batch.ended, attributes
 
 
 def _nanoseconds(seconds: float) -> int:

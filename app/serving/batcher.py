@@ -348,7 +348,7 @@ class Batcher:
         forecast, self._forecast = self._forecast, None
         if forecast is not None and _is_of(forecast, slices):
             for part in slices:
-                part.entry.timing.taken = forecast.outputs[1].began
+                part.entry.taken = forecast.outputs[1].began
             self._finish(slices, lambda: forecast.outputs)
             return
         forward, is_small = self._prepare(slices, [part.entry.resolution for part in slices])

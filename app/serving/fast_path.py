@@ -137,10 +137,12 @@ class FastPath:
         for reason in Fallback:
             service.metrics.add(FAST_PATH_FALLBACKS, 0, reason)
 
-    def accept(self, url: bytes, headers: Headers, *, is_idle: bool) -> FastPathRequest | None:
+    def accept(
+        self, url: bytes, headers: Headers, *, is_idle: bool, http_version: Callable[[], str]
+    ) -> FastPathRequest | None:
         """Return a POST whose head is complete if it may take the fast path, otherwise None.
 
-        `is_idle` is whether the connection can send the answer as soon as there is one.
+        `is_idle` is whether the connection stays open, and can send the answer as soon as there is one.
         """
         if url == _PREDICT_URL:
             match, route, allowed = None, PREDICT, ALLOWED_HEADERS[PREDICT]
@@ -152,7 +154,8 @@ class FastPath:
         named = dict(headers)
         host, length = named.get(b"host"), named.get(b"content-length", b"")
         grant = self._grants.of_header(named.get(b"authorization")) if self._grants.has_keys else OPEN_GRANT
-        if not is_idle:
+        # No other version keeps a connection open without a `Connection` header. Making the version takes 0.3 µs.
+        if not is_idle or (b"connection" in named and http_version() != "1.1"):
             reason = Fallback.CONNECTION
         elif len(named) != len(headers) or not allowed.issuperset(named):
             reason = Fallback.HEADER

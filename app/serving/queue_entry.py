@@ -66,31 +66,6 @@ class Resolution:
     """Largest rank of the adapters; 0 for the bare base layer alone."""
 
 
-@dataclass(slots=True)
-class Timing:
-    """Times of one entry, those of `time.perf_counter` in seconds; None for a step that has not been reached."""
-
-    submitted: float
-    deadline: float
-    resolved: float | None = None
-    taken: float | None = None
-    """Start of the first batch that has rows of the entry."""
-    batch: BatchRecord | None = None
-    """Last batch that had rows of the entry."""
-    forward_seconds: float = 0.0
-
-    @property
-    def queue_seconds(self) -> float | None:
-        """Time from the arrival to the first batch, if there was one."""
-        return None if self.taken is None else self.taken - self.submitted
-
-    def timeout_error(self) -> RequestTimeout:
-        """Return the error of an entry whose deadline has passed."""
-        waited = time.perf_counter() - self.submitted
-        allowed = self.deadline - self.submitted
-        return RequestTimeout(f"the request waited {waited:.3g} s, and its limit is {allowed:.3g} s")
-
-
 class QueueEntry:
     """Queue entry of one inference request: its progress and its result.
 
@@ -99,9 +74,9 @@ class QueueEntry:
     """
 
     __slots__ = (
-        *("request", "grant", "tenant", "references", "choice_N", "rows", "rows_left", "timing", "resolution"),
-        *("age_seconds", "_on_end", "_outcome", "_done_rows", "_outputs_NO", "_disconnected"),
-        *("_watch", "_watch_timer"),
+        *("request", "grant", "tenant", "references", "choice_N", "rows", "rows_left", "resolution", "age_seconds"),
+        *("submitted", "deadline", "resolved", "taken", "batch", "forward_seconds"),
+        *("_on_end", "_outcome", "_done_rows", "_outputs_NO", "_disconnected", "_watch", "_watch_timer"),
     )
 
     def __init__(
@@ -128,8 +103,15 @@ class QueueEntry:
         else:
             self.choice_N = [0] * len(request.inputs_NI)
         self.rows = len(self.choice_N)
-        now = time.perf_counter()
-        self.timing = Timing(now, now + wait_seconds)
+        # Times are those of `time.perf_counter`, in seconds; None for a step that has not been reached.
+        self.submitted = time.perf_counter()
+        self.deadline = self.submitted + wait_seconds
+        self.resolved: float | None = None
+        # Start of the first batch that has rows of the entry.
+        self.taken: float | None = None
+        # Last batch that had rows of the entry.
+        self.batch: BatchRecord | None = None
+        self.forward_seconds = 0.0
         self.resolution: Resolution | None = None
         # Rows that no batch has taken yet.
         self.rows_left = self.rows
@@ -145,21 +127,20 @@ class QueueEntry:
         """Fix the versions of all rows. A later delete or publish does not change the result."""
         self.resolution = resolution
         self.age_seconds = age_seconds
-        self.timing.resolved = now
+        self.resolved = now
 
     def take(self, rows: int, now: float) -> "EntrySlice":
         """Return the next rows, for a batch that begins `now`."""
-        if self.timing.taken is None:
-            self.timing.taken = now
+        if self.taken is None:
+            self.taken = now
         begin = self.rows - self.rows_left
         self.rows_left -= rows
         return EntrySlice(self, begin, begin + rows)
 
     def add_outputs(self, part: "EntrySlice", outputs_KO: Float32, batch: BatchRecord) -> None:
         """Store the outputs of a slice, (K, O); after the last slice, set the result."""
-        timing = self.timing
-        timing.batch = batch
-        timing.forward_seconds += batch.ended - batch.began
+        self.batch = batch
+        self.forward_seconds += batch.ended - batch.began
         self._done_rows += len(outputs_KO)
         if len(outputs_KO) == self.rows:
             self._outputs_NO = outputs_KO
@@ -168,10 +149,10 @@ class QueueEntry:
                 self._outputs_NO = np.empty((self.rows, outputs_KO.shape[1]), dtype=np.float32)
             self._outputs_NO[part.begin : part.end] = outputs_KO
         if self._done_rows == self.rows and self._outcome is None:
-            assert timing.taken is not None
+            assert self.taken is not None
             assert self.resolution is not None
-            queue_seconds, versions = timing.taken - timing.submitted, self.resolution.versions
-            forward_seconds, age_seconds = timing.forward_seconds, self.age_seconds
+            queue_seconds, versions = self.taken - self.submitted, self.resolution.versions
+            forward_seconds, age_seconds = self.forward_seconds, self.age_seconds
             self._end(
                 InferenceResult(self._outputs_NO, versions, self.choice_N, queue_seconds, forward_seconds, age_seconds)
             )
@@ -193,8 +174,8 @@ class QueueEntry:
 
     def has_ended(self, now: float) -> bool:
         """Return whether there is a result or an error. An entry whose deadline has passed fails first."""
-        if now > self.timing.deadline:
-            self.fail(self.timing.timeout_error())
+        if now > self.deadline:
+            self.fail(self._timeout_error())
         return self._outcome is not None
 
     @property
@@ -249,18 +230,23 @@ class QueueEntry:
             by_row,
             len({version.digest for version in versions if version is not None}) if by_row else 1,
             self.rows,
-            self.timing.queue_seconds,
-            self.timing.forward_seconds,
+            None if self.taken is None else self.taken - self.submitted,
+            self.forward_seconds,
         )
 
     async def _fail_if_abandoned(self) -> None:
         try:
-            async with asyncio.timeout(self.timing.deadline - time.perf_counter()):
+            async with asyncio.timeout(self.deadline - time.perf_counter()):
                 await (self._disconnected() if self._disconnected is not None else asyncio.Event().wait())
         except TimeoutError:
-            self.fail(self.timing.timeout_error())
+            self.fail(self._timeout_error())
         else:
             self.cancel()
+
+    def _timeout_error(self) -> RequestTimeout:
+        waited = time.perf_counter() - self.submitted
+        allowed = self.deadline - self.submitted
+        return RequestTimeout(f"the request waited {waited:.3g} s, and its limit is {allowed:.3g} s")
 
     def _end(self, outcome: InferenceResult | Exception) -> None:
         self._outcome = outcome

@@ -87,11 +87,12 @@ class FastPathProtocol(GuardedHttpProtocol):
             is_idle = (
                 getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
                 and parser.should_keep_alive()
-                and parser.get_http_version() == "1.1"
                 and not self.flow.write_paused
                 and not self._service.draining
             )
-            request = self._fast_path.accept(self.url, self.headers, is_idle=is_idle)
+            request = self._fast_path.accept(
+                self.url, self.headers, is_idle=is_idle, http_version=parser.get_http_version
+            )
         if request is not None:
             self._body, self._request = b"", request
         elif self.begin_body():

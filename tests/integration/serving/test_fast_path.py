@@ -363,6 +363,20 @@ def test_a_body_may_come_in_pieces(world: tuple[httpx.Client, Service], calls: l
     assert calls == []
 
 
+def test_another_version_of_http_is_left_to_asgi_although_it_keeps_the_connection(
+    world: tuple[httpx.Client, Service], calls: list[str]
+) -> None:
+    client, _ = world
+    path, body, headers = TAKEN["an adapter"]
+    whole = message(path, body, headers | {"Connection": "keep-alive"}, version="1.0")
+
+    with connect(client) as connection:
+        connection.sendall(whole)
+        head, _, _ = connection.recv(2**16).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert calls == ["/predict"]
+
+
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_connection_that_is_not_to_be_kept_is_closed_after_its_answer(
     world: tuple[httpx.Client, Service], version: str
