@@ -32,6 +32,12 @@ _TENANTS = 1_000
 _DELAY_MS = 1
 _WARM_SECONDS = 2.0
 _SQLITE, _LOOPBACK, _DELAYED = "SQLite", "PostgreSQL", f"PostgreSQL + {_DELAY_MS} ms"
+_WITH_DELAY = (
+    "A connection sends its next request after the answer to the last one. With 1 ms more for each, 16 connections "
+    "cannot send more than 16,000 requests per second, however fast the service is. Their requests share a batch: they "
+    "are answered together and come back together, so that there is nothing else to compute during the reading. With "
+    "more connections, or a layer that takes longer, the next requests arrive meanwhile."
+)
 _PACKAGES = ("torch", "numpy", "uvicorn", "uvloop", "httptools", "sqlalchemy", "psycopg")
 
 
@@ -58,7 +64,7 @@ def main() -> None:
         f"{_TENANTS:,} adapters of rank {RANK}, one worker; the load generator, the service and PostgreSQL share the "
         f"machine. Measured {machine.moment()}.\n\n"
         + table(heads, lines)
-        + "\n\n"
+        + f"\n\n{_WITH_DELAY}\n\n"
         + table(["", ""], machine.describe(_PACKAGES).items())
         + "\n"
     )

@@ -2,8 +2,9 @@
 
 A reading begins after the last request that it is for has arrived, and its statement sees every commit acknowledged
 before. It takes some microseconds of the event loop, because it uses libpq itself: one prepared statement, and one
-reader of the socket that stays registered. The statement returns the revision with the changes since the last one, so
-that both are of one snapshot.
+reader of the socket that stays registered. If the revision is another one, a second statement returns it again with the
+changes since the last one, so that both are of one snapshot. It takes the server twice as long, so that it comes first
+only if the last reading found a change.
 
 If the connection is lost, the readings that wait for it wait for one attempt to connect, for some seconds at most. If
 it fails, or the new connection is lost before a reading succeeds, readings fail at once, and attempts go on in the
@@ -24,9 +25,10 @@ from psycopg import pq
 from adapters.errors import CatalogBusy, CatalogUnavailable
 from adapters.storage.database import MAX_CHANGES
 
-_REVISION, _LIMITS = b"loraplex_revision", b"loraplex_limits"
+_REVISION, _CHANGES, _LIMITS = b"loraplex_revision", b"loraplex_changes", b"loraplex_limits"
 _PREPARE = (
-    f"PREPARE {_REVISION.decode()} (bigint) AS "
+    f"PREPARE {_REVISION.decode()} AS SELECT revision, access_revision FROM catalog;"
+    f"PREPARE {_CHANGES.decode()} (bigint) AS "
     "SELECT catalog.revision, catalog.access_revision, changes.revision, changes.tenant, changes.name FROM catalog"
     f" LEFT JOIN changes ON changes.revision > $1 ORDER BY changes.revision LIMIT {MAX_CHANGES + 1};"
     f"PREPARE {_LIMITS.decode()} AS "
@@ -85,7 +87,10 @@ class PostgresCatalogWatch:
         self._next: asyncio.Future[float] | None = None
         self._timeout: asyncio.TimerHandle | None = None
         self._results: list[pq.abc.PGresult] = []
-        self._is_reading_limits = False
+        # Name of the statement whose result is awaited.
+        self._statement = _REVISION
+        # Whether the last reading found a change, so that the next one may find another.
+        self._is_changing = True
         self._began = 0.0
         # Monotonic time at which the last reading that succeeded began.
         self._read_at = -float("inf")
@@ -147,11 +152,12 @@ class PostgresCatalogWatch:
                 self._fail()
             return
         self._timeout = self._loop.call_later(_READ_SECONDS, self._lose, "it does not answer")
-        self._is_reading_limits = False
-        self._send(_REVISION, [b"%d" % self._listed_from])
+        self._send(_CHANGES if self._is_changing else _REVISION)
 
-    def _send(self, statement: bytes, parameters: Sequence[bytes]) -> None:
+    def _send(self, statement: bytes) -> None:
         assert self._pgconn is not None
+        parameters = [b"%d" % self._listed_from] if statement is _CHANGES else []
+        self._statement = statement
         try:
             self._pgconn.send_query_prepared(statement, parameters)
             self._pgconn.flush()
@@ -185,29 +191,31 @@ class PostgresCatalogWatch:
 
     def _take(self, results: Sequence[pq.abc.PGresult]) -> None:
         (result,) = results
-        if self._is_reading_limits:
+        if self._statement is _LIMITS:
             self._limits = orjson.loads(result.get_value(0, 0) or b"{}")
             self.access_revision = self._next_access_revision
-        elif self._take_revision(result):
-            # Another access revision: the limits of tenants may have changed with it.
-            self._is_reading_limits = True
-            self._send(_LIMITS, ())
-            return
+        else:
+            revision, access_revision = int(result.get_value(0, 0) or 0), int(result.get_value(0, 1) or 0)
+            is_changed = revision != self._revision
+            if self._statement is _CHANGES:
+                self._is_changing = is_changed
+                if is_changed:
+                    self._changes = _changes_in(result, after=self._listed_from, revision=revision)
+                    self._revision = revision
+            elif is_changed:
+                self._send(_CHANGES)
+                return
+            # Another access revision: the limits of tenants may have changed with it. They have to arrive before anyone
+            # sees it: until then, the old limits are those of the old one.
+            self._next_access_revision = self.epoch + access_revision
+            if self._next_access_revision != self.access_revision:
+                self._send(_LIMITS)
+                return
         self._read_at = self._began
         self._losses = 0
         if self._is_down:
             self._turn_up()
         self._end(0.0)
-
-    def _take_revision(self, result: pq.abc.PGresult) -> bool:
-        """Store the revision and the changes; return whether the limits have to be read."""
-        revision, access_revision = int(result.get_value(0, 0) or 0), int(result.get_value(0, 1) or 0)
-        if revision != self._revision:
-            self._changes = _changes_in(result, after=self._listed_from, revision=revision)
-            self._revision = revision
-        # Its limits have to arrive before anyone sees it: until then, the old limits are those of the old one.
-        self._next_access_revision = self.epoch + access_revision
-        return self._next_access_revision != self.access_revision
 
     def _end(self, age_seconds: float) -> None:
         """End the reading under way, and begin the next one if anyone waits for it."""
@@ -285,6 +293,7 @@ class PostgresCatalogWatch:
         self._socket = os.dup(self._pgconn.socket)
         self.epoch += _REVISIONS
         self._listed_from, self._revision, self._changes, self._results = -1, -1, None, []
+        self._is_changing = True
         self._loop.add_reader(self._socket, self._receive)
         if self._reading is not None:
             self._begin()
