@@ -21,11 +21,12 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.acceptance.browser.page_errors import Troubles
 from tests.acceptance.browser.viewports import DESKTOP, Scheme, View
+from tests.support.deadlines import scaled
 from tests.support.external_programs import program
 
 PageAt = Callable[..., Page]
 """`page_at(client, path, view=DESKTOP, scheme="light")`"""
-_MILLISECONDS = 15_000
+_MILLISECONDS = scaled(15_000)
 REBOUND_HOST = "rebound.test"
 """A name that the browser resolves to loopback, as after DNS rebinding."""
 _QUIET = (

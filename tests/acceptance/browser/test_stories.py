@@ -16,12 +16,13 @@ from tests.acceptance.browser.conftest import PageAt, arrive
 from tests.acceptance.browser.page_errors import Troubles
 from tests.acceptance.browser.service_factory import DIGITS, ended, put_dataset, start_long_job, upload
 from tests.conftest import Serve
+from tests.support.deadlines import scaled
 from tests.support.keys import ALL_OF_A_TENANT, make_key
 from tests.support.service import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.slow
 
-SLOWLY = DEADLINE_SECONDS * 1000
+SLOWLY = scaled(DEADLINE_SECONDS * 1000)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Any
 from unittest.mock import patch
 
 import httpx
@@ -18,6 +18,8 @@ import typer
 from app import cli
 from app.settings import Settings, load_settings
 from tests.acceptance.docs.executable_pages import ADDRESS, ROOT, Block, check_output
+from tests.support.fork_server import ForkedPopen
+from tests.support.forked_commands import copy_environment, forked_commands
 from tests.support.service import environment, eventually, free_port, serving
 
 _SECONDS = 60.0
@@ -63,10 +65,11 @@ class Terminal:
 def terminal(language: str, folder: Path, env: dict[str, str]) -> Iterator[Terminal]:
     """One that is open in this folder."""
     command = [sys.executable, "-c", _PYTHON] if language == "python" else ["bash", "--norc", "-s"]
+    popen: Any = ForkedPopen if language == "python" else subprocess.Popen
     pipe = subprocess.PIPE
     with (
         TemporaryFile() as errors,
-        subprocess.Popen(command, cwd=folder, env=env, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
+        popen(command, cwd=folder, env=env, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
     ):
         try:
             yield Terminal(language, process, errors)
@@ -79,18 +82,21 @@ class Reader:
     """Somebody who does what a page says, block by block, in a folder like the project's."""
 
     def __init__(self, folder: Path, stack: ExitStack, *, starts_processes: bool = True) -> None:
-        """Without `starts_processes`, the services that the reader starts run in this process."""
+        """Without `starts_processes`, the services run in this process, and what the reader calls is forked."""
         self._start = _running if starts_processes else _running_here
         self._folder = folder
         self._stack = stack
         self._services = stack.enter_context(ExitStack())
         self._terminals: dict[str, Terminal] = {}
         self.address = f"127.0.0.1:{free_port()}"
-        bin_folder = Path(sys.executable).parent
+        if starts_processes:
+            bin_folder = Path(sys.executable).parent
+            (folder / ".venv").symlink_to(bin_folder.parent)
+        else:
+            bin_folder = stack.enter_context(forked_commands(copy_environment(folder / ".venv")))
         self._env = environment(url=f"http://{self.address}", port=self.address.rpartition(":")[2])
         self._env |= {"PATH": f"{bin_folder}:{os.environ['PATH']}", "COLUMNS": "120"}
-        for name, target in (("examples", ROOT / "examples"), (".venv", bin_folder.parent)):
-            (folder / name).symlink_to(target)
+        (folder / "examples").symlink_to(ROOT / "examples")
 
     def follow(self, page_blocks: list[Block]) -> None:
         """Run them all; each prints what the page says."""

@@ -13,6 +13,7 @@ import pytest
 
 from tests.acceptance.docs.executable_pages import ROOT, blocks, check_output
 from tests.support.external_programs import program
+from tests.support.forked_commands import forked_commands
 from tests.support.object_server import new_url, object_server
 from tests.support.postgres_server import PostgresServer
 from tests.support.process_tree import session_of
@@ -36,8 +37,11 @@ class _Machines:
         } | names
         (settings,) = re.findall(r"```ini\n(.*?)```", PAGE, re.DOTALL)
         (folder / "loraplex.env").write_text(self._here(settings))
-        self.variables = environment() | {"PATH": f"{LORAPLEX.parent}:{os.environ['PATH']}"}
         self._started = ExitStack()
+        programs = folder / "bin"
+        programs.mkdir()
+        self._started.enter_context(forked_commands(programs))
+        self.variables = environment() | {"PATH": f"{programs}:{LORAPLEX.parent}:{os.environ['PATH']}"}
 
     def run(self, code: str) -> str:
         """Run a block, and return what it prints."""
